@@ -1,0 +1,1 @@
+"""The hub: where truth is computed and kept."""

@@ -1,0 +1,244 @@
+"""What a viewer sees of a run: the structs the hub serves, and how a frame changes them. Pure.
+
+The hub sends one ``Snapshot`` on demand and small ``Frame`` deltas a few times a second. ``Snapshot.apply`` is the only
+way a viewer's picture changes, so every viewer that saw the same frames shows the same thing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from rltop.collectors.wire import Counts, FlagState
+
+MAX_STEPS = 20_000
+MAX_EVENTS = 2_000
+MAX_FLAG_CHANGES = 1_000
+"""Bounds on what a viewer (and the hub, for serving) holds; the oldest go first."""
+
+TERMINAL = frozenset({"applied", "refused", "timed_out"})
+"""States in which a flag change is closed."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One training step, measured.
+
+    Attributes:
+        step: the trainer's number, from 0.
+        closed: wall clock of the hub when it closed, seconds.
+        policy_version: weights after the step; None if the trainer did not say.
+        partial: closed by a timeout, with ranks missing.
+        values: by metric name (``rltop.backend.metrics``); a metric that can't be computed is None, never NaN.
+        engines: the per-engine subset of the metrics, by engine id; tokens whose engine is not known are absent.
+        unjoined: trainer sequences without their rollout, by reason.
+        trainer: the scalars the trainer passed to ``step(metrics=...)``.
+    """
+
+    step: int
+    closed: float
+    policy_version: int | None
+    partial: bool
+    values: dict[str, float | None]
+    engines: dict[str, dict[str, float | None]] = {}
+    unjoined: dict[str, int] = {}
+    trainer: dict[str, float] = {}
+
+
+class Engine(msgspec.Struct, frozen=True):
+    """One engine as last heard of.
+
+    ``health`` is ``live``, ``silent`` (no word for some seconds) or ``gone`` (said goodbye). ``lag`` is in versions
+    behind the trainer. ``tokens_per_s`` is over the last few seconds; ``prefix_hit_rate`` cached over prompt tokens,
+    likewise recent; ``gap`` is the last step's ``logp_abs_diff_mean`` of this engine.
+    """
+
+    id: str
+    health: str
+    last_seen: float
+    host: str
+    pid: int
+    vllm_version: str
+    step: int
+    policy_version: int | None
+    version_source: str
+    lag: int | None
+    tokens: int
+    tokens_per_s: float | None
+    running: int
+    waiting: int
+    kv_usage: float | None
+    prefix_hit_rate: float | None
+    gap: float | None
+    flags: dict[str, FlagState]
+    flag_epoch: int
+    fingerprint: dict[str, str]
+    finished: int = 0
+    aborted: int = 0
+    without_logprobs: int = 0
+    paused: bool = False
+    update_open: bool = False
+    counts: dict[str, Counts] = {}
+    faults: dict[str, int] = {}
+
+
+class Trainer(msgspec.Struct, frozen=True):
+    """The trainer as last heard of; ``ranks`` maps rank to the wall clock of its last word."""
+
+    health: str = "absent"
+    world_size: int = 0
+    ranks: dict[str, float] = {}
+    step: int | None = None
+    policy_version: int | None = None
+    counts: dict[str, Counts] = {}
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened: a flag change, an engine that came or went, a weight update, lost records.
+
+    ``severity`` is ``info``, ``warn`` or ``error``; ``step`` the last closed step at the time; ``number`` rises by one
+    per event of this hub.
+    """
+
+    number: int
+    time: float
+    severity: str
+    kind: str
+    text: str
+    step: int | None = None
+    engine: str | None = None
+
+
+class FlagChange(msgspec.Struct, frozen=True):
+    """A command's life on one engine. ``command`` is shared by the engines of one fleet-wide command.
+
+    ``state``: requested, accepted, draining, then one of ``TERMINAL``. ``step`` is the last closed step when it was
+    requested. The rest is as in ``wire.CommandUpdate``.
+    """
+
+    command: str
+    engine: str
+    flag: str
+    wanted: str
+    state: str
+    requested: float
+    who: str = ""
+    host: str = ""
+    why: str = ""
+    step: int | None = None
+    reason: str = ""
+    old: str | None = None
+    new: str | None = None
+    engine_step: int | None = None
+    policy_version: int | None = None
+    in_flight: int | None = None
+    lost_requests: int | None = None
+    milliseconds: float | None = None
+    closed: float | None = None
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """What changed since the last frame. ``seq`` rises by one per frame within a hub's ``epoch``.
+
+    A changed engine, step, or flag change is sent whole; an empty frame is a heartbeat.
+    """
+
+    epoch: str
+    seq: int
+    time: float
+    engines: dict[str, Engine] = {}
+    trainer: Trainer | None = None
+    steps: list[Step] = []
+    events: list[Event] = []
+    flag_changes: list[FlagChange] = []
+    counters: dict[str, int] = {}
+
+
+class Snapshot(msgspec.Struct):
+    """The whole picture as of frame ``seq`` of hub ``epoch``.
+
+    ``steps`` and ``flag_changes`` are keyed (by step number; by command and engine) and in order of arrival.
+    ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records.
+    """
+
+    run: str
+    epoch: str
+    seq: int
+    started: float
+    time: float
+    engines: dict[str, Engine] = {}
+    trainer: Trainer = Trainer()
+    steps: dict[int, Step] = {}
+    events: list[Event] = []
+    flag_changes: dict[str, FlagChange] = {}
+    counters: dict[str, int] = {}
+
+    def apply(self, frame: Frame) -> None:
+        """Take in the next frame.
+
+        Raises:
+            ValueError: the frame is of another epoch, or one was missed; ask for a snapshot again.
+        """
+        if frame.epoch != self.epoch or frame.seq != self.seq + 1:
+            raise ValueError(f"frame {frame.epoch}/{frame.seq} does not follow {self.epoch}/{self.seq}")
+        self.seq = frame.seq
+        self.time = frame.time
+        self.engines.update(frame.engines)
+        if frame.trainer is not None:
+            self.trainer = frame.trainer
+        self.steps.update({step.step: step for step in frame.steps})
+        self.events.extend(frame.events)
+        self.flag_changes.update({change_key(change): change for change in frame.flag_changes})
+        self.counters.update(frame.counters)
+        while len(self.steps) > MAX_STEPS:
+            del self.steps[next(iter(self.steps))]
+        while len(self.flag_changes) > MAX_FLAG_CHANGES:
+            del self.flag_changes[next(iter(self.flag_changes))]
+        del self.events[:-MAX_EVENTS]
+
+
+def change_key(change: FlagChange) -> str:
+    """The key of a flag change in ``Snapshot.flag_changes``."""
+    return f"{change.command}@{change.engine}"
+
+
+# --- questions a viewer may ask (query socket, one msgpack frame each way) -------------------------------------------
+
+
+class Ask(msgspec.Struct, frozen=True, tag=True):
+    """Base of every question; ``id`` comes back in the answer."""
+
+    id: str
+
+
+class AskSnapshot(Ask, frozen=True, tag="snapshot"):
+    """The whole picture. Answer: ``Answer.snapshot``."""
+
+
+class AskSet(Ask, frozen=True, tag="set"):
+    """Switch a flag on the named engines (None: all that are live). Answer: ``Answer.command``, or ``error``.
+
+    The command's life then goes by in frames. ``who``, ``host`` and ``why`` are for the record.
+    """
+
+    flag: str
+    value: str
+    engines: list[str] | None = None
+    who: str = ""
+    host: str = ""
+    why: str = ""
+    timeout_s: float = 30.0
+
+
+class AskStop(Ask, frozen=True, tag="stop"):
+    """End the hub, in good order."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Answer to the question with this ``id``; ``error`` says what was wrong with it."""
+
+    id: str
+    error: str | None = None
+    snapshot: Snapshot | None = None
+    command: str | None = None
+
+
+Question = AskSnapshot | AskSet | AskStop

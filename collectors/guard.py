@@ -1,0 +1,48 @@
+"""The border between a host and us: nothing of ours is ever raised into vLLM or a trainer.
+
+Every call from the host goes through ``Guard.run``. It is the only place in the collectors that catches ``Exception``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+MAX_FAULTS = 20
+"""After so many faults at one place that place is switched off for the rest of the process."""
+
+log = logging.getLogger("rltop")
+
+
+class Guard:
+    """Counts and contains our own faults, by place.
+
+    The first fault of a place is logged with its traceback, later ones are only counted; after ``MAX_FAULTS`` the
+    place is off and costs one dictionary look-up. Safe from any thread.
+    """
+
+    def __init__(self) -> None:
+        self.faults: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def run(self, place: str, call: Callable[..., T], *args: Any) -> T | None:
+        """Call ``call(*args)``; None if it raised, or if ``place`` is off. Never raises an ``Exception``."""
+        if self.faults.get(place, 0) >= MAX_FAULTS:
+            return None
+        try:
+            return call(*args)
+        except Exception:  # noqa: BLE001 - the one place that may
+            self._note(place)
+            return None
+
+    def _note(self, place: str) -> None:
+        with self._lock:
+            count = self.faults[place] = self.faults.get(place, 0) + 1
+        if count == 1:
+            log.warning("rltop: a fault in %s was contained; the run is not affected", place, exc_info=True)
+        elif count == MAX_FAULTS:
+            log.warning("rltop: %s failed %d times and is now off", place, count)

@@ -1,0 +1,415 @@
+"""Every message between collectors and the hub: append-only structs, one version, size limits.
+
+A data message (PUSH -> PULL) is ``[Envelope, body, array, array, ...]``: two msgpack frames and raw little-endian
+arrays that the body names in order. A control message (DEALER <-> ROUTER) is one msgpack frame.
+
+Rules of the wire: fields are only ever appended, with defaults; an unknown tag is counted, not fatal; nothing is
+allocated before sizes, dtypes and lengths were checked; no pickle. ``docs/wire.md`` says the same for other languages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+PROTO = 1
+"""Major version of the wire. A hub reads no other major version; it counts and names the sender instead."""
+
+MAX_FRAMES = 32
+MAX_FRAME_BYTES = 64 << 20
+"""Limits on one data message. Larger batches are split by the sender."""
+
+DTYPES: dict[str, np.dtype[Any]] = {"i4": np.dtype("<i4"), "f4": np.dtype("<f4"), "u1": np.dtype("u1")}
+"""The element types an array frame may have."""
+
+UNKNOWN_VERSION = -1
+"""In integer version arrays: not known, or not computed."""
+
+
+class WireError(ValueError):
+    """A frame from outside that does not keep to the wire's rules."""
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    """Who sent a data message, and where it stands in what that sender sent.
+
+    Attributes:
+        proto: ``PROTO`` of the sender.
+        source: stable name of the sender: an engine id (``e0``), or ``trainer/<rank>``.
+        epoch: random id of this life of the sender's process; ``seq`` starts at 0 in each.
+        seq: number of this message within the epoch; a hole is a loss in transit.
+        sent: wall clock of the sender, seconds.
+    """
+
+    proto: int
+    source: str
+    epoch: str
+    seq: int
+    sent: float
+
+
+class Array(msgspec.Struct, frozen=True, array_like=True):
+    """One array frame: its name in the body's documentation, its dtype (a key of ``DTYPES``), its length."""
+
+    name: str
+    dtype: str
+    size: int
+
+
+class Body(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Base of every tagged message."""
+
+
+# --- engine -> hub ----------------------------------------------------------------------------------------------
+
+
+class VersionRun(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens from ``start`` to the next run were sampled under one flag epoch and one policy version.
+
+    ``version`` is None where vLLM carries none; see ``Rollout.version_source``.
+    """
+
+    start: int
+    flag_epoch: int
+    version: int | None = None
+
+
+class Rollout(msgspec.Struct, frozen=True, array_like=True):
+    """One finished or aborted request.
+
+    Attributes:
+        request_id: as in the engine core (vLLM appends 8 hex digits to the caller's).
+        prompt_size: prompt tokens, in ``Rollouts.prompt_ids``.
+        size: sampled tokens, in ``Rollouts.token_ids`` and ``Rollouts.logprobs``.
+        finish_reason: ``stop``, ``length``, ``abort`` or ``error``.
+        runs: per-token flag epoch and policy version, run-length encoded; empty when ``size`` is 0.
+        version_source: ``engine`` (vLLM's own label), ``inferred`` (from observed update calls) or ``unknown``.
+        has_logprobs: False if the request did not ask for logprobs; its entries in ``logprobs`` are NaN.
+        cached_tokens: prompt tokens read from the prefix cache; None where vLLM did not say.
+        lookup_off: the prefix-cache lookup was off when the request was first scheduled.
+        sampling: the sampling parameters that shape the distribution (temperature, top_p, top_k, min_p, penalties,
+            seed), where set.
+        arrived, scheduled, finished: wall clock of the engine, seconds; ``scheduled`` is 0.0 if it never was.
+        first_step: engine step at which the request was first scheduled; -1 if it never was.
+    """
+
+    request_id: str
+    prompt_size: int
+    size: int
+    finish_reason: str
+    runs: list[VersionRun]
+    version_source: str
+    has_logprobs: bool
+    cached_tokens: int | None = None
+    lookup_off: bool = False
+    sampling: dict[str, float] = {}
+    arrived: float = 0.0
+    scheduled: float = 0.0
+    finished: float = 0.0
+    first_step: int = -1
+
+
+class Rollouts(Body, frozen=True, array_like=True, tag="rollouts"):
+    """Finished requests of one engine.
+
+    Arrays, concatenated in the order of ``rollouts``: ``prompt_ids`` i4, ``token_ids`` i4, ``logprobs`` f4 (nats;
+    NaN where not recorded).
+    """
+
+    engine: str
+    rollouts: list[Rollout]
+    arrays: list[Array]
+
+
+class FlagState(msgspec.Struct, frozen=True, array_like=True):
+    """One flag as read from the live objects of an engine.
+
+    ``value`` is one of the flag's values, or None where this engine has no such thing; ``reason`` says why it is not
+    ``switchable``, and may carry the launch option that would make it so.
+    """
+
+    value: str | None
+    switchable: bool
+    reason: str = ""
+
+
+class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
+    """What became of a command on one engine. Sent on the control socket, and repeated in ``EngineState.commands``.
+
+    Attributes:
+        id: id of the command.
+        state: ``accepted``, ``draining``, ``applied``, ``refused``, ``timed_out``.
+        reason: why it was refused, or what there is to know about how it was applied.
+        old, new: the flag's value as read back before and after.
+        engine_step: engine step at whose boundary it happened.
+        policy_version: weights at that moment, None if unknown.
+        in_flight: requests running or waiting at that moment.
+        lost_requests: of those, how many are neither alive nor properly finished afterwards.
+        milliseconds: how long the engine's own thread was busy with the switch.
+        time: wall clock of the engine, seconds.
+    """
+
+    id: str
+    engine: str
+    flag: str
+    state: str
+    reason: str = ""
+    old: str | None = None
+    new: str | None = None
+    engine_step: int | None = None
+    policy_version: int | None = None
+    in_flight: int | None = None
+    lost_requests: int | None = None
+    milliseconds: float | None = None
+    time: float = 0.0
+
+
+class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
+    """An engine as it is now. Sent once a second and after every switch; complete, so a new hub needs nothing else.
+
+    Attributes:
+        engine: id of the engine.
+        step: engine steps executed since the collector attached.
+        policy_version: version of the weights in use; None if unknown.
+        version_source: as in ``Rollout``.
+        weight_label: vLLM's own label of the weights, verbatim.
+        running, waiting: requests in the scheduler.
+        kv_usage: used share of the KV cache, 0 to 1.
+        prompt_tokens, generated_tokens: counters since the collector attached.
+        cached_tokens: counter, prompt tokens read from the prefix cache.
+        flags: by flag name.
+        flag_epoch: number of applied switches since the collector attached.
+        fingerprint: facts read from the live objects (vLLM version, runner, dtype, ...), for people and for comparison.
+        commands: the last commands this engine closed, newest last.
+        paused: generation is paused. update_open: a weight update is under way.
+    """
+
+    engine: str
+    host: str
+    pid: int
+    step: int
+    policy_version: int | None
+    version_source: str
+    weight_label: str | None
+    running: int
+    waiting: int
+    kv_usage: float | None
+    prompt_tokens: int
+    generated_tokens: int
+    cached_tokens: int
+    finished: int
+    aborted: int
+    without_logprobs: int
+    flags: dict[str, FlagState]
+    flag_epoch: int
+    fingerprint: dict[str, str]
+    commands: list[CommandUpdate] = []
+    paused: bool = False
+    update_open: bool = False
+    weight_updates: int = 0
+
+
+# --- trainer -> hub ---------------------------------------------------------------------------------------------
+
+
+class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
+    """Rows that one rank trained on in one step, and what is known of every trained token.
+
+    Arrays. Per row, concatenated: ``row_ids`` i4 and ``row_mask`` u1 (``row_sizes`` entries per row, cut after the
+    last trained token), ``prompt_ids`` i4 (``prompt_sizes`` per row; absent if the rows contain their prompts).
+    ``row_sizes`` i4 [rows], ``prompt_sizes`` i4 [rows], ``rewards`` f4 [rows].
+    Per trained token (where ``row_mask`` is 1), concatenated in row order: ``rollout_logprobs`` f4 and
+    ``trainer_logprobs`` f4 always; ``old_logprobs`` f4, ``entropy`` f4, ``advantages`` f4, ``rollout_versions`` i4,
+    ``old_versions`` i4 (``UNKNOWN_VERSION`` where not computed), ``clipped`` u1 where given. All in nats.
+
+    ``update`` numbers the optimizer updates on the same rollouts, from 0. ``clip_low`` and ``clip_high`` bound the
+    ratio; ``ratio_base`` names its denominator, ``rollout`` or ``old``; ``objective`` is ``ppo`` or ``gspo``.
+    """
+
+    step: int
+    update: int
+    rank: int
+    rows: int
+    arrays: list[Array]
+    policy_version: int | None = None
+    temperature: float | None = None
+    clip_low: float | None = None
+    clip_high: float | None = None
+    ratio_base: str = "rollout"
+    objective: str = "ppo"
+
+
+class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
+    """A rank has passed all it had for ``step``. The step closes when ``world_size`` ranks have said so."""
+
+    step: int
+    rank: int
+    world_size: int
+    policy_version: int | None = None
+    metrics: dict[str, float] = {}
+    time: float = 0.0
+
+
+# --- any collector -> hub ---------------------------------------------------------------------------------------
+
+
+class Counts(msgspec.Struct, frozen=True, array_like=True):
+    """What became of the records of one kind: ``offered == sent + dropped + queued``, always."""
+
+    offered: int = 0
+    sent: int = 0
+    dropped: int = 0
+    queued: int = 0
+
+
+class Health(Body, frozen=True, array_like=True, tag="health"):
+    """Once a second: what this collector lost, and whether the loop it watches still turns.
+
+    ``loop_count`` rises with every turn of the host's loop, ``loop_age`` is the seconds since it last rose;
+    ``faults`` counts exceptions that the guard kept from the host, by place.
+    """
+
+    counts: dict[str, Counts]
+    queue_bytes: int
+    queue_limit_bytes: int
+    loop_count: int = 0
+    loop_age: float = 0.0
+    faults: dict[str, int] = {}
+
+
+# --- control socket ---------------------------------------------------------------------------------------------
+
+
+class Register(Body, frozen=True, array_like=True, tag="register"):
+    """First message on the control socket, and after every reconnect: which source this connection belongs to."""
+
+    proto: int
+    source: str
+    epoch: str
+    role: str
+
+
+class Bye(Body, frozen=True, array_like=True, tag="bye"):
+    """The sender's last word: ``sent`` data messages left in this epoch. The hub answers ``ByeAck``."""
+
+    source: str
+    epoch: str
+    sent: int
+
+
+class ByeAck(Body, frozen=True, array_like=True, tag="bye_ack"):
+    """The hub has everything up to the sender's ``Bye``."""
+
+    epoch: str
+
+
+class Welcome(Body, frozen=True, array_like=True, tag="welcome"):
+    """Answer to ``Register``: which hub this is. Also sent when a new hub hears from a source it does not know."""
+
+    hub_epoch: str
+
+
+class Command(Body, frozen=True, array_like=True, tag="command"):
+    """Set one flag of the receiving engine. Idempotent by ``id``; void after ``deadline`` (hub's wall clock)."""
+
+    id: str
+    flag: str
+    value: str
+    deadline: float
+
+
+EngineBody = Rollouts | EngineState | Health
+TrainerBody = Sequences | StepClosed | Health
+DataBody = Rollouts | EngineState | Sequences | StepClosed | Health
+ControlToHub = Register | CommandUpdate | Bye
+ControlToCollector = Welcome | Command | ByeAck
+
+_encoder = msgspec.msgpack.Encoder()
+_envelope_decoder = msgspec.msgpack.Decoder(Envelope)
+_data_decoder: msgspec.msgpack.Decoder[DataBody] = msgspec.msgpack.Decoder(DataBody)
+_to_hub_decoder: msgspec.msgpack.Decoder[ControlToHub] = msgspec.msgpack.Decoder(ControlToHub)
+_to_collector_decoder: msgspec.msgpack.Decoder[ControlToCollector] = msgspec.msgpack.Decoder(ControlToCollector)
+
+T = TypeVar("T")
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def describe(arrays: Arrays) -> list[Array]:
+    """The ``Array`` entries for arrays whose dtypes are already those of the wire.
+
+    Raises:
+        WireError: a dtype or a number of axes that the wire does not carry.
+    """
+    named = {dtype: name for name, dtype in DTYPES.items()}
+    described = []
+    for name, array in arrays.items():
+        if array.dtype not in named or array.ndim != 1:
+            raise WireError(f"{name}: {array.dtype} with {array.ndim} axes; the wire carries 1-D i4, f4, u1")
+        described.append(Array(name, named[array.dtype], array.size))
+    return described
+
+
+def encode_data(envelope: Envelope, body: DataBody, arrays: Arrays) -> list[bytes | memoryview]:
+    """The frames of one data message. ``arrays`` must be contiguous and described in the body, in the same order."""
+    frames: list[bytes | memoryview] = [_encoder.encode(envelope), _encoder.encode(body)]
+    frames += [array.data.cast("B") if array.size else b"" for array in arrays.values()]
+    return frames
+
+
+def decode_data(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, DataBody, Arrays]:
+    """Check and decode one data message; the arrays are views of the frames, read-only.
+
+    Raises:
+        WireError: too many or too large frames, another major version, an unknown message, or arrays that do not fit
+            their description.
+    """
+    if not 2 <= len(frames) <= MAX_FRAMES:
+        raise WireError(f"{len(frames)} frames; a data message has 2 to {MAX_FRAMES}")
+    if any(len(frame) > MAX_FRAME_BYTES for frame in frames):
+        raise WireError(f"a frame of more than {MAX_FRAME_BYTES} bytes")
+    try:
+        envelope = _envelope_decoder.decode(frames[0])
+        if envelope.proto != PROTO:
+            raise WireError(f"{envelope.source} speaks wire version {envelope.proto}, this hub {PROTO}")
+        body = _data_decoder.decode(frames[1])
+    except msgspec.DecodeError as error:  # also ValidationError
+        raise WireError(str(error)) from error
+    described = getattr(body, "arrays", [])
+    if len(described) != len(frames) - 2:
+        raise WireError(f"{len(described)} arrays described, {len(frames) - 2} sent")
+    arrays: Arrays = {}
+    for entry, frame in zip(described, frames[2:], strict=True):
+        dtype = DTYPES.get(entry.dtype)
+        if dtype is None or entry.size < 0 or entry.name in arrays or len(frame) != entry.size * dtype.itemsize:
+            raise WireError(f"array {entry.name!r}: {entry.dtype} x {entry.size} does not fit {len(frame)} bytes")
+        arrays[entry.name] = np.frombuffer(frame, dtype)
+    return envelope, body, arrays
+
+
+def encode(body: Body) -> bytes:
+    """One control message."""
+    return _encoder.encode(body)
+
+
+def decode_to_hub(frame: bytes) -> ControlToHub:
+    """Check and decode a control message from a collector. Raises ``WireError``."""
+    return _decode_control(_to_hub_decoder, frame)
+
+
+def decode_to_collector(frame: bytes) -> ControlToCollector:
+    """Check and decode a control message from the hub. Raises ``WireError``."""
+    return _decode_control(_to_collector_decoder, frame)
+
+
+def _decode_control(decoder: msgspec.msgpack.Decoder[T], frame: bytes) -> T:
+    if len(frame) > 1 << 20:
+        raise WireError(f"a control message of {len(frame)} bytes")
+    try:
+        return decoder.decode(frame)
+    except msgspec.DecodeError as error:
+        raise WireError(str(error)) from error

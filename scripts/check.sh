@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Static checks: formatting, lint, types over code and tests, and the one-way rule of imports.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=${RLTOP_BIN:-.venv/bin}
+
+# The three folders are the packages rltop.tui, rltop.backend, rltop.collectors; mypy and import-linter follow no import
+# hook of an editable install, so they read the packages through links.
+mkdir -p build/tree/rltop
+for package in tui backend collectors; do ln -sfn "../../../$package" "build/tree/rltop/$package"; done
+
+"$bin/ruff" format --check .
+"$bin/ruff" check .
+MYPYPATH=build/tree "$bin/mypy" --explicit-package-bases --namespace-packages \
+    -p rltop.collectors -p rltop.backend -p rltop.tui
+MYPYPATH=build/tree "$bin/mypy" --explicit-package-bases --namespace-packages tests
+PYTHONPATH=build/tree "$bin/lint-imports"

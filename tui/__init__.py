@@ -1,0 +1,1 @@
+"""Views of a run: the dashboard and the command line."""
