@@ -1,0 +1,18 @@
+# make demo    a real run on this machine, with the dashboard on a terminal
+# make test    the checks and all tests, real engines included
+# make setup   only the environment (.venv); the others call it
+PYTHON ?= python3
+
+.PHONY: demo test check setup
+
+demo: setup
+	@.venv/bin/rltop demo $(ARGS)
+
+test: check
+	@.venv/bin/python -m pytest $(ARGS)
+
+check: setup
+	@scripts/check.sh
+
+setup:
+	@$(PYTHON) scripts/setup.py

