@@ -1,0 +1,279 @@
+"""The command line: the same facts as the dashboard, as text or JSON, from the same client.
+
+Nothing heavy is imported before a command needs it: ``rltop status`` loads no Textual and ``rltop --help`` no ZeroMQ.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rltop.collectors import rundir as rundirs
+from rltop.collectors.flags import BY_NAME, FLAGS
+from rltop.collectors.rundir import RunDir, RunDirError
+
+if TYPE_CHECKING:
+    from rltop.backend.client import Client
+
+FLAG_HELP = "\n\n\b\n" + "\n".join(f"{flag.name:<18}{'|'.join(flag.values):<10}{flag.summary}" for flag in FLAGS)
+
+
+class _Commands(click.Group):
+    """A group whose unknown first word is a run to show: ``rltop``, ``rltop sort`` and ``rltop top sort`` all work."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {"--help", "-h", "--version"}
+        if not args or (args[0] not in self.commands and args[0] not in own):
+            args = ["top", *args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RunDirError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def choose_run(name: str | None) -> RunDir:
+    """The run that ``name`` means: a run's name, a path of a run directory, or, if None, the only one that is live.
+
+    Raises:
+        click.ClickException: there is none, or more than one.
+    """
+    from rltop.collectors.launch import list_runs
+
+    if name is not None:
+        return RunDir(Path(name).absolute()) if "/" in name else rundirs.for_run(name)
+    if (named := rundirs.from_environment()) is not None:
+        return named
+    live = [rundir for rundir, hub in list_runs(rundirs.home()) if hub is not None]
+    if len(live) == 1:
+        return live[0]
+    if live:
+        names = ", ".join(sorted(rundir.run for rundir in live))
+        raise click.ClickException(f"{len(live)} runs are live: {names}. Name one.")
+    raise click.ClickException(
+        f"no run is live under {rundirs.home()} (RLTOP_HOME). "
+        "`rltop demo` starts one; `rltop runs` lists what is there."
+    )
+
+
+def _client(run: str | None) -> Client:
+    from rltop.backend.client import Client
+
+    return Client(choose_run(run))
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _run_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--run", "run", metavar="RUN", help="Run name or directory (default: the only live one).")(
+        command
+    )
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="rltop", prog_name="rltop")
+def main() -> None:
+    """Top for live reinforcement-learning runs on language models.
+
+    Without a command: the dashboard of the only live run, or of RUN. Detaching (q) never touches the run.
+    """
+
+
+@main.command()
+@click.argument("run", required=False)
+@click.option("--control", is_flag=True, help="Allow switching flags from the dashboard (default: read-only).")
+@click.option("--fps", type=click.FloatRange(0.5, 10), default=4.0, show_default=True, help="Repaints per second.")
+def top(run: str | None, control: bool, fps: float) -> None:
+    """Show the dashboard of RUN (what `rltop` alone does)."""
+    _need_terminal()
+    from rltop.collectors.launch import LaunchError, ensure_hub
+    from rltop.tui.app import run_dashboard
+
+    rundir = choose_run(run)
+    if not rundir.path.is_dir():
+        raise click.ClickException(f"no run {rundir.run!r} in {rundir.path.parent}; `rltop runs` lists what is there")
+    try:
+        ensure_hub(rundir)
+    except LaunchError as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(run_dashboard(rundir, control=control, fps=fps))
+
+
+def _need_terminal() -> None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise click.ClickException("the dashboard needs a terminal; `rltop status [--json]` prints the same facts")
+
+
+@main.command()
+@_as_json
+def runs(as_json: bool) -> None:
+    """List the runs on this machine."""
+    from rltop.collectors.launch import list_runs
+
+    found = list_runs(rundirs.home())
+    rows = [
+        {
+            "run": rundir.run,
+            "live": hub is not None,
+            "hub_pid": hub.pid if hub else None,
+            "started": hub.started if hub else None,
+            "directory": str(rundir.path),
+        }
+        for rundir, hub in found
+    ]
+    if as_json:
+        _print_json({"home": str(rundirs.home()), "runs": rows})
+        return
+    if not rows:
+        click.echo(f"no runs under {rundirs.home()}; `rltop demo` starts one")
+    for row in rows:
+        state = f"live, hub {row['hub_pid']}" if row["live"] else "no hub"
+        click.echo(f"{row['run']:<24} {state:<20} {row['directory']}")
+
+
+@main.command()
+@click.argument("run", required=False)
+@_as_json
+def status(run: str | None, as_json: bool) -> None:
+    """Print what the dashboard shows: engines, flags, steps, flag changes."""
+    from rltop.backend import report
+    from rltop.backend.client import HubUnreachable
+
+    client = _client(run)
+    try:
+        snapshot = client.snapshot()
+    except HubUnreachable as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        client.close()
+    if as_json:
+        _print_json(report.as_json(snapshot))
+    else:
+        click.echo(report.as_text(snapshot))
+
+
+@main.command(name="set", help="Switch FLAG to VALUE on the live engines, and wait for what became of it." + FLAG_HELP)
+@click.argument("flag", type=click.Choice(list(BY_NAME)))
+@click.argument("value")
+@_run_option
+@click.option("--engine", "engines", multiple=True, metavar="ID", help="Only this engine (may be repeated).")
+@click.option("--reason", "why", default="", help="Why, for the record.")
+@click.option("--timeout", type=click.FloatRange(1, 3600), default=30.0, show_default=True, help="Seconds to wait.")
+@_as_json
+def set_flag(
+    flag: str, value: str, run: str | None, engines: tuple[str, ...], why: str, timeout: float, as_json: bool
+) -> None:
+    """Exit code 0 only if every engine applied it."""
+    from rltop.backend import report
+    from rltop.backend.client import CommandError, HubUnreachable
+
+    client = _client(run)
+    try:
+        changes = client.set_flag(flag, value, engines=list(engines) or None, why=why, timeout_s=timeout)
+    except (CommandError, HubUnreachable) as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        client.close()
+    if as_json:
+        _print_json({"flag_changes": [report.flag_change_json(change) for change in changes]})
+    else:
+        for change in changes:
+            click.echo(report.flag_change_text(change))
+    sys.exit(0 if all(change.state == "applied" for change in changes) else 1)
+
+
+@main.command()
+@click.argument("run", required=False)
+@click.option("--stop", is_flag=True, help="End the hub instead; the run itself goes on.")
+def hub(run: str | None, stop: bool) -> None:
+    """Start the hub of RUN in the background, or say that it is there."""
+    from rltop.collectors.launch import LaunchError, ensure_hub, find_hub
+
+    rundir = choose_run(run)
+    if stop:
+        from rltop.backend.client import Client, HubUnreachable
+
+        if find_hub(rundir) is None:
+            raise click.ClickException(f"run {rundir.run!r} has no hub")
+        client = Client(rundir)
+        try:
+            client.stop_hub()
+        except HubUnreachable as error:
+            raise click.ClickException(str(error)) from error
+        finally:
+            client.close()
+        click.echo(f"hub of run {rundir.run!r} stopped")
+        return
+    try:
+        info = ensure_hub(rundir)
+    except LaunchError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"hub of run {rundir.run!r}: process {info.pid}, {rundir.path}")
+
+
+@main.command()
+@click.option("--run", "run", default="sort", show_default=True, metavar="RUN", help="Name of the run.")
+@click.option("--headless", is_flag=True, help="No dashboard: a line per step (the default without a terminal).")
+@click.option("--steps", type=click.IntRange(1), default=60, show_default=True, help="Optimizer steps.")
+@click.option("--set", "settings", multiple=True, metavar="N:FLAG=VALUE", help="Switch FLAG when step N closes.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0.1, 2.0), default=1.0, show_default=True)
+@click.option("--engines", type=click.IntRange(1, 8), default=2, show_default=True, help="vLLM engines.")
+@click.option("--objective", type=click.Choice(["ppo", "gspo"]), default="ppo", show_default=True)
+@click.option("--matched", type=click.IntRange(0), default=16, show_default=True,
+              help="Sequences a step whose old_logprobs are recomputed under their own rollout versions.")  # fmt: skip
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write the whole run as one JSON object.")  # fmt: skip
+def demo(
+    run: str,
+    headless: bool,
+    steps: int,
+    settings: tuple[str, ...],
+    seed: int,
+    temperature: float,
+    engines: int,
+    objective: str,
+    matched: int,
+    json_path: Path | None,
+) -> None:
+    """Run real RL on this machine: vLLM engines and a GRPO trainer on the CPU, with the dashboard.
+
+    Exit code 0 only if the run finished.
+    """
+    from rltop.backend.demo import run as demo_run
+
+    try:
+        options = demo_run.DemoOptions(
+            run=run,
+            steps=steps,
+            settings=tuple(demo_run.parse_setting(text) for text in settings),
+            seed=seed,
+            temperature=temperature,
+            engines=engines,
+            objective=objective,
+            matched=matched,
+            json_path=json_path,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if headless or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        sys.exit(demo_run.run_headless(options))
+    from rltop.tui.demo import run_with_dashboard
+
+    sys.exit(run_with_dashboard(options))
+
+
+if __name__ == "__main__":
+    main()
