@@ -67,6 +67,7 @@ class Sender:
         encode: see ``Encode``.
         on_message: called on the sender's thread for every ``wire.Command`` (and ``Welcome``) from the hub.
         periodic: called on the sender's thread once a second; may call ``offer`` and ``reply``.
+        tick: called on the sender's thread at every turn, about every ``TICK_S``; may call ``offer`` and ``reply``.
         vital: kinds that are shed last.
         limit_bytes: bound on what the queue refers to.
         guard: contains faults of ``encode``, ``on_message`` and ``periodic``.
@@ -81,6 +82,7 @@ class Sender:
         *,
         on_message: Callable[[wire.ControlToCollector], None] | None = None,
         periodic: Callable[[], None] | None = None,
+        tick: Callable[[], None] | None = None,
         vital: frozenset[str] = frozenset(),
         limit_bytes: int = 64 << 20,
         guard: Guard | None = None,
@@ -93,6 +95,7 @@ class Sender:
         self._encode = encode
         self._on_message = on_message
         self._periodic = periodic
+        self._tick = tick
         self._vital = vital
         self._limit = limit_bytes
         self._bulk_limit = int(limit_bytes * (1 - VITAL_SHARE))
@@ -140,6 +143,13 @@ class Sender:
             self._bytes += nbytes
             self._queue.append((kind, nbytes, item))
         return True
+
+    def lost(self, kind: str, count: int) -> None:
+        """Count records that were lost before they could be offered."""
+        with self._count_lock:
+            counts = self._kinds.setdefault(kind, _Kind())
+            counts.offered += count
+            counts.dropped += count
 
     def reply(self, message: wire.ControlToHub) -> None:
         """Queue a message for the control socket. From any thread."""
@@ -219,11 +229,14 @@ class Sender:
                 next_health = now + HEALTH_PERIOD_S
                 if self._periodic is not None:
                     self.guard.run("periodic", self._periodic)
-                pending.append(("", 0, self._frames(self.health(), {})))
+                if not pending:  # behind a backlog it would only be old news, and one more thing to hold
+                    pending.append(("", 0, self._frames(self.health(), {})))
                 # Again every few seconds: a new hub on the same path must learn which engine this connection is.
                 if now - registered >= 3 * HEALTH_PERIOD_S:
                     registered = now
                     self.reply(wire.Register(wire.PROTO, self.source, self.epoch, self.role))
+            if self._tick is not None:
+                self.guard.run("tick", self._tick)
             self._take(pending)
             self._send(data, pending)
             self._converse(control)
@@ -240,8 +253,8 @@ class Sender:
             control.poll(TICK_S * 1000, zmq.POLLIN)
 
     def _take(self, pending: deque[tuple[str, int, list[Any]]]) -> None:
-        """Encode what is queued, unless ZeroMQ still owes us the last lot."""
-        if any(kind not in self._vital and kind for kind, _, _ in pending):
+        """Encode what is queued, unless ZeroMQ still owes us the last lot (the queue is bounded, the lot is not)."""
+        if len(pending) >= SEND_HWM or any(kind not in self._vital and kind for kind, _, _ in pending):
             return
         taken: dict[str, list[Any]] = {}
         freed = 0
