@@ -1,1 +1,18 @@
 """Collectors: the part of rltop that runs inside engines and trainers. Light, and never in the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rltop.collectors.trainer import TrainerCollector
+
+__all__ = ["TrainerCollector"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "TrainerCollector":  # on first use: an engine that imports the plugin needs none of it
+        from rltop.collectors.trainer import TrainerCollector
+
+        return TrainerCollector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

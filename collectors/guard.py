@@ -39,6 +39,11 @@ class Guard:
             self._note(place)
             return None
 
+    def reset(self) -> None:
+        """Forget every fault: in a forked child, where the lock may be held by a thread that is not there."""
+        self.faults.clear()
+        self._lock = threading.Lock()
+
     def _note(self, place: str) -> None:
         with self._lock:
             count = self.faults[place] = self.faults.get(place, 0) + 1

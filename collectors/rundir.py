@@ -111,17 +111,25 @@ def for_run(run: str, environ: Mapping[str, str] = os.environ) -> RunDir:
     return RunDir(home(environ) / run)
 
 
+def at(hub: str) -> RunDir:
+    """The run directory with this path.
+
+    Raises:
+        RunDirError: not a local directory. A hub is reached over the network only with keys, and this version has none.
+    """
+    if "://" in hub:
+        raise RunDirError(f"hub {hub}: only a local run directory is served; network addresses are refused")
+    return RunDir(Path(hub).absolute())
+
+
 def from_environment(environ: Mapping[str, str] = os.environ) -> RunDir | None:
     """The run directory that ``RLTOP_HUB`` or ``RLTOP_RUN`` names; None if neither is set.
 
     Raises:
-        RunDirError: ``RLTOP_HUB`` is not a local directory. A hub is reached over the network only with keys, and
-            this version has none.
+        RunDirError: see ``at`` and ``for_run``.
     """
     if hub := environ.get("RLTOP_HUB"):
-        if "://" in hub:
-            raise RunDirError(f"RLTOP_HUB={hub}: only a local run directory is served; network addresses are refused")
-        return RunDir(Path(hub).absolute())
+        return at(hub)
     if run := environ.get("RLTOP_RUN"):
         return for_run(run, environ)
     return None

@@ -1,60 +1,58 @@
-"""The way out of a host: a bounded queue, one daemon thread, two sockets. Offering never blocks and never raises.
+"""The way out of a host: a bounded outbox, one daemon thread, two sockets. Offering never blocks and never raises.
 
-The host's thread appends a reference and returns. The thread wakes every ``TICK_S``, turns what is queued into
-messages with the collector's own ``encode``, and sends without waiting. When the hub is away or slow the queue fills
-to its bound and new bulk records are dropped whole and counted; vital kinds have room of their own. For every kind
-``offered == sent + dropped + queued`` at all times.
+The host's thread leaves a reference and returns. The thread wakes every ``TICK_S``, turns what is queued into messages
+with the collector's own ``encode``, one at a time, and sends without waiting. Order is kept. While the hub is away or
+slow the outbox fills to its bound and sheds. ``sent`` means taken by ZeroMQ: what that loses when a hub dies shows as a
+hole in ``Envelope.seq``.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from rltop.collectors import wire
 from rltop.collectors.guard import Guard
+from rltop.collectors.outbox import Lot, Outbox
 from rltop.collectors.rundir import RunDir
 
 TICK_S = 0.01
 """How often the thread looks at the queue."""
 
+BURST = 64
+"""Messages sent in a row before commands get a hearing."""
+
 HEALTH_PERIOD_S = 1.0
 """How often a health record leaves, and ``periodic`` is called."""
 
-SEND_HWM = 256
-"""Messages that may wait inside ZeroMQ, so that memory stays within the queue's bound plus this many messages."""
+REGISTER_PERIOD_S = 3.0
+"""How often ``Register`` is repeated: a new hub on the same path must learn whose connection this is."""
+
+SEND_HWM = 64
+"""Messages that may wait inside ZeroMQ. Memory stays within the outbox's bound plus as many messages."""
 
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 2000
 
-VITAL_SHARE = 0.1
-"""Share of the byte limit that only vital kinds may use: scalars and state survive when bulk is shed."""
+MAX_REPLIES = 1024
+"""Control messages that may wait for a hub; of more, the oldest are forgotten (state repeats what they said)."""
 
 BYE_TIMEOUT_S = 2.0
-"""How long ``close`` waits for the hub to confirm the last message (LINGER loses messages on ipc)."""
+"""How long ``close`` goes on without progress. The hub confirms the last message, since LINGER loses some on ipc."""
 
-log = logging.getLogger("rltop")
+Message = tuple[wire.DataBody, wire.Arrays]
 
 
 class Encode(Protocol):
-    """Turns queued items of one kind into messages; runs on the sender's thread."""
+    """Turns queued items of one kind into messages; runs on the sender's thread, and may be a generator."""
 
-    def __call__(self, kind: str, items: list[Any], /) -> Iterable[tuple[wire.DataBody, wire.Arrays]]:
+    def __call__(self, kind: str, items: list[Any], /) -> Iterable[Message]:
         """The messages that carry ``items``, which are all of one kind and in the order they were offered."""
-
-
-@dataclass
-class _Kind:
-    offered: int = 0
-    sent: int = 0
-    dropped: int = 0
 
 
 class Sender:
@@ -64,13 +62,14 @@ class Sender:
         rundir: where the hub listens. The hub need not be there: what cannot be sent is dropped and counted.
         source: name of this collector in every message: an engine id, or ``trainer/<rank>``.
         role: ``engine`` or ``trainer``.
-        encode: see ``Encode``.
+        encode: see ``Encode``. A fault in it drops the items it was given, and counts them.
         on_message: called on the sender's thread for every ``wire.Command`` (and ``Welcome``) from the hub.
         periodic: called on the sender's thread once a second; may call ``offer`` and ``reply``.
-        tick: called on the sender's thread at every turn, about every ``TICK_S``; may call ``offer`` and ``reply``.
+        tick: called on the sender's thread at every turn, about every ``TICK_S``, and once more when closing; may call
+            ``offer`` and ``reply``.
         vital: kinds that are shed last.
-        limit_bytes: bound on what the queue refers to.
-        guard: contains faults of ``encode``, ``on_message`` and ``periodic``.
+        limit_bytes: bound on what the outbox refers to, until it is sent.
+        guard: contains faults of ``encode``, ``on_message``, ``periodic`` and ``tick``.
     """
 
     def __init__(
@@ -91,104 +90,93 @@ class Sender:
         self.source = source
         self.role = role
         self.guard = guard or Guard()
-        self.loop_count = 0
         self._encode = encode
         self._on_message = on_message
         self._periodic = periodic
         self._tick = tick
         self._vital = vital
-        self._limit = limit_bytes
-        self._bulk_limit = int(limit_bytes * (1 - VITAL_SHARE))
+        self._limit_bytes = limit_bytes
         self._reset()
         _senders.add(self)
 
     def _reset(self) -> None:
         """A fresh life: in a new sender, and in a forked child, whose inherited records belong to the parent."""
         self.epoch = uuid.uuid4().hex[:16]
-        self._queue: deque[tuple[str, int, Any]] = deque()
-        self._replies: deque[wire.Body] = deque()
-        self._bytes = 0
-        self._kinds: dict[str, _Kind] = {}
+        self.loop_count = 0
+        self._loop_seen = (0, time.monotonic())
+        self._outbox = Outbox(self._limit_bytes, self._vital)
+        self._replies: deque[wire.ControlToHub] = deque(maxlen=MAX_REPLIES)
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
-        self._count_lock = threading.Lock()
         self._closing = threading.Event()
-        self._farewell = False
+        self._give_up = 0.0  # when a closing thread ends, whatever is left
         self._acknowledged = threading.Event()
         self._seq = 0
+        self._lot: Lot | None = None
+        self._messages: Iterator[list[Any]] = iter(())  # of the lot, made as they can be sent
+        self._frames: list[Any] = []  # of the message that is due, less the envelope
+
+    # --- any thread ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the thread, once. Called by the first ``offer`` too, so that a collector made before a fork works."""
         with self._start_lock:
             if self._thread is None and not self._closing.is_set():
-                thread = threading.Thread(target=self._run, name=f"rltop-{self.source}", daemon=True)
-                self._thread = thread
-                thread.start()
+                self._thread = threading.Thread(target=self._run, name=f"rltop-{self.source}", daemon=True)
+                self._thread.start()
 
     def offer(self, kind: str, nbytes: int, item: Any) -> bool:
         """Queue ``item``, of about ``nbytes`` bytes, or drop it and count. Returns whether it was queued.
 
-        Takes one uncontended lock for the counters: the host's threads and the sender's may meet here, for
-        microseconds at most. Never blocks on I/O, never raises.
+        Never blocks on I/O, never raises.
         """
         if self._thread is None:
             self.start()
-        with self._count_lock:
-            counts = self._kinds.setdefault(kind, _Kind())
-            counts.offered += 1
-            limit = self._limit if kind in self._vital else self._bulk_limit
-            if self._bytes + nbytes > limit or self._closing.is_set():
-                counts.dropped += 1
-                return False
-            self._bytes += nbytes
-            self._queue.append((kind, nbytes, item))
-        return True
+        return self._outbox.offer(kind, nbytes, item)
+
+    def has_room(self, kind: str, nbytes: int) -> bool:
+        """Whether an offer of that size would be queued now: to ask before a large copy is made."""
+        return self._outbox.has_room(kind, nbytes)
 
     def lost(self, kind: str, count: int) -> None:
         """Count records that were lost before they could be offered."""
-        with self._count_lock:
-            counts = self._kinds.setdefault(kind, _Kind())
-            counts.offered += count
-            counts.dropped += count
+        self._outbox.lost(kind, count)
 
     def reply(self, message: wire.ControlToHub) -> None:
-        """Queue a message for the control socket. From any thread."""
-        if len(self._replies) < 1024:
-            self._replies.append(message)
+        """Queue a message for the control socket."""
+        self._replies.append(message)
 
     def health(self) -> wire.Health:
         """What became of every record so far, and how the host's loop is."""
-        with self._count_lock:
-            counts = {
-                name: wire.Counts(k.offered, k.sent, k.dropped, k.offered - k.sent - k.dropped)
-                for name, k in self._kinds.items()
-            }
-            queued = self._bytes
-        return wire.Health(counts, queued, self._limit, self.loop_count, self._loop_age(), dict(self.guard.faults))
+        age = time.monotonic() - self._loop_seen[1]
+        box, faults = self._outbox, dict(self.guard.faults)
+        return wire.Health(box.counts(), box.nbytes, box.limit_bytes, self.loop_count, age, faults)
 
     def close(self, timeout: float = 5.0) -> bool:
         """Send what is queued, say goodbye, and end the thread. True if the hub confirmed the last message.
 
-        Bounded by ``timeout`` seconds; what could not be sent by then is counted as dropped. Idempotent.
+        Bounded by ``timeout`` seconds, and by ``BYE_TIMEOUT_S`` without progress; what could not be sent by then is
+        counted as dropped. Idempotent.
         """
-        self._closing.set()
-        thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
+        with self._start_lock:  # no thread starts behind our back
+            if not self._closing.is_set():
+                self._give_up = time.monotonic() + timeout
+                self._closing.set()
+        if self._thread is None:
+            self._outbox.shut()
+        else:
+            self._thread.join(timeout)
         return self._acknowledged.is_set()
 
     # --- the sender's own thread --------------------------------------------------------------------------------
 
-    def _loop_age(self) -> float:
-        return time.monotonic() - self._loop_seen[1] if hasattr(self, "_loop_seen") else 0.0
-
     def _run(self) -> None:
         self.guard.run("sender", self._serve)
-        with self._count_lock:  # nobody will send what is left
-            while self._queue:
-                kind, nbytes, _ = self._queue.popleft()
-                self._bytes -= nbytes
-                self._kinds[kind].dropped += 1
+        self._outbox.shut()
+        while lot := self._lot or self._outbox.take():  # nobody will send what is left
+            self._outbox.settle(lot, sent=False)
+            self._lot = None
+        self._messages, self._frames = iter(()), []
 
     def _serve(self) -> None:
         import zmq  # here, not above: a dormant collector never loads it
@@ -201,125 +189,112 @@ class Sender:
                 socket.linger = 0
                 socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
                 socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-                socket.setsockopt(zmq.IMMEDIATE, 1)
+                socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a hub that is not there
             data.sndhwm = SEND_HWM
-            control.setsockopt(zmq.MAXMSGSIZE, 1 << 20)
+            control.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
             control.setsockopt(zmq.ROUTING_ID, f"{self.source}#{self.epoch}".encode())
             data.connect(self.rundir.ingest)
             control.connect(self.rundir.control)
-            self._turn(data, control)
+            self._work(data, control)
+            self._say_goodbye(data, control)
         finally:
             data.close()
             control.close()
             context.term()
 
-    def _turn(self, data: Any, control: Any) -> None:
-        import zmq
-
-        next_health = 0.0
-        registered = 0.0
-        pending: deque[tuple[str, int, list[Any]]] = deque()  # (kind, records, frames) not yet taken by ZeroMQ
-        deadline = 0.0
-        self._loop_seen = (self.loop_count, time.monotonic())
-        while True:
+    def _work(self, data: Any, control: Any) -> None:
+        """Turn until told to close."""
+        next_health = next_register = 0.0
+        closing = False
+        while not closing:
+            closing = self._closing.is_set()  # then this is the last turn: what tick offers in it still counts
             now = time.monotonic()
             if self.loop_count != self._loop_seen[0]:
                 self._loop_seen = (self.loop_count, now)
+            if now >= next_register and _say(control, self._register()):
+                next_register = now + REGISTER_PERIOD_S
             if now >= next_health:
                 next_health = now + HEALTH_PERIOD_S
                 if self._periodic is not None:
                     self.guard.run("periodic", self._periodic)
-                if not pending:  # behind a backlog it would only be old news, and one more thing to hold
-                    pending.append(("", 0, self._frames(self.health(), {})))
-                # Again every few seconds: a new hub on the same path must learn which engine this connection is.
-                if now - registered >= 3 * HEALTH_PERIOD_S:
-                    registered = now
-                    self.reply(wire.Register(wire.PROTO, self.source, self.epoch, self.role))
+                self._post_health(data)
             if self._tick is not None:
                 self.guard.run("tick", self._tick)
-            self._take(pending)
-            self._send(data, pending)
-            self._converse(control)
-            if self._closing.is_set():
-                if not deadline:
-                    deadline = now + BYE_TIMEOUT_S
-                if not pending and not self._queue and not self._farewell:
-                    self._farewell = True
-                    self.reply(wire.Bye(self.source, self.epoch, self._seq))
-                if self._acknowledged.is_set() or now >= deadline:
-                    for kind, records, _ in pending:
-                        self._settle(kind, records, sent=False)
-                    return
-            control.poll(TICK_S * 1000, zmq.POLLIN)
+            self._turn(data, control)
 
-    def _take(self, pending: deque[tuple[str, int, list[Any]]]) -> None:
-        """Encode what is queued, unless ZeroMQ still owes us the last lot (the queue is bounded, the lot is not)."""
-        if len(pending) >= SEND_HWM or any(kind not in self._vital and kind for kind, _, _ in pending):
-            return
-        taken: dict[str, list[Any]] = {}
-        freed = 0
-        for _ in range(len(self._queue)):
-            kind, nbytes, item = self._queue.popleft()
-            taken.setdefault(kind, []).append(item)
-            freed += nbytes
-        with self._count_lock:
-            self._bytes -= freed
-        for kind, items in taken.items():
-            messages = self.guard.run("encode", lambda k=kind, i=items: list(self._encode(k, i)))
-            if not messages:  # nothing to say (state folded into later messages), or a contained fault
-                self._settle(kind, len(items), sent=messages is not None)
-                continue
-            for body, arrays in messages[:-1]:
-                pending.append((kind, 0, self._frames(body, arrays)))
-            body, arrays = messages[-1]
-            pending.append((kind, len(items), self._frames(body, arrays)))
-
-    def _frames(self, body: wire.DataBody, arrays: wire.Arrays) -> list[Any]:
-        envelope = wire.Envelope(wire.PROTO, self.source, self.epoch, self._seq, time.time())
-        self._seq += 1
-        return list(wire.encode_data(envelope, body, arrays))
-
-    def _send(self, data: Any, pending: deque[tuple[str, int, list[Any]]]) -> None:
-        import zmq
-
-        while pending:
-            kind, records, frames = pending[0]
-            try:
-                data.send_multipart(frames, zmq.NOBLOCK)
-            except zmq.Again:
-                # The hub is away or behind. Bulk waits here (the queue behind it fills and sheds), news gets old.
-                if not kind:
-                    pending.popleft()
-                    continue
+    def _say_goodbye(self, data: Any, control: Any) -> None:
+        """Send what is left, then ``Bye``; end when the hub confirms, or when nothing moves any more."""
+        self._outbox.shut()
+        said, seq, progress = False, self._seq, time.monotonic()
+        while not self._acknowledged.is_set():
+            if not said and self._lot is None and not self._load_next():
+                self._post_health(data)  # the last word on what was dropped
+                self.reply(wire.Bye(self.source, self.epoch, self._seq))
+                said = True
+            self._turn(data, control)
+            now = time.monotonic()
+            if self._seq != seq:
+                seq, progress = self._seq, now
+            if now >= min(progress + BYE_TIMEOUT_S, self._give_up):
                 return
-            pending.popleft()
-            self._settle(kind, records, sent=True)
 
-    def _settle(self, kind: str, records: int, *, sent: bool) -> None:
-        if not records:
-            return
-        with self._count_lock:
-            counts = self._kinds[kind]
-            if sent:
-                counts.sent += records
-            else:
-                counts.dropped += records
-
-    def _converse(self, control: Any) -> None:
+    def _turn(self, data: Any, control: Any) -> None:
         import zmq
 
-        while self._replies:
-            try:
-                control.send(wire.encode(self._replies[0]), zmq.NOBLOCK)
-            except zmq.Again:
-                break
+        idle = self._pump(data)
+        while self._replies and _say(control, self._replies[0]):
             self._replies.popleft()
+        timeout_ms = TICK_S * 1000 if idle else 0
+        while control.poll(timeout_ms, zmq.POLLIN):
+            self.guard.run("control", self._hear, control.recv(zmq.NOBLOCK))
+            timeout_ms = 0
+
+    def _pump(self, data: Any) -> bool:
+        """Send what can be sent, up to a burst. Returns whether there is nothing to do before the next tick."""
+        for _ in range(BURST):
+            if not self._frames and not self._load_next():
+                return True
+            if not self._post(data, self._frames):
+                return True  # the hub is away or behind; the outbox behind this message fills and sheds
+            self._frames = []
+        return False
+
+    def _load_next(self) -> bool:
+        """Make the frames of the next message that is due; False if nothing is queued."""
         while True:
-            try:
-                frame = control.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self.guard.run("control", self._hear, frame)
+            if self._lot is None:
+                self._lot = self._outbox.take()
+                if self._lot is None:
+                    return False
+                self._messages = self._encoded(self._lot)
+            frames = self.guard.run("encode", next, self._messages, _END)
+            if frames is not None and frames is not _END:
+                self._frames = frames
+                return True
+            self._outbox.settle(self._lot, sent=frames is _END)  # all its messages are out, or one can't be made
+            self._lot = None
+
+    def _encoded(self, lot: Lot) -> Iterator[list[Any]]:
+        for body, arrays in self._encode(lot.kind, lot.items):
+            yield wire.encode_body(body, arrays)
+
+    def _post(self, data: Any, frames: list[Any]) -> bool:
+        """Hand one message to ZeroMQ; False if it takes none now. Only what it took uses up a sequence number."""
+        import zmq
+
+        envelope = wire.Envelope(wire.PROTO, self.source, self.epoch, self._seq, time.time())
+        try:
+            data.send_multipart([wire.encode_envelope(envelope), *frames], zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        self._seq += 1
+        return True
+
+    def _post_health(self, data: Any) -> None:
+        self._post(data, wire.encode_body(self.health(), {}))  # or not: old news is no news
+
+    def _register(self) -> wire.Register:
+        return wire.Register(wire.PROTO, self.source, self.epoch, self.role)
 
     def _hear(self, frame: bytes) -> None:
         message = wire.decode_to_collector(frame)
@@ -330,12 +305,27 @@ class Sender:
             self._on_message(message)
 
 
+def _say(control: Any, message: wire.ControlToHub) -> bool:
+    """Send a control message; False if there is no hub to take it now."""
+    import zmq
+
+    try:
+        control.send(wire.encode(message), zmq.NOBLOCK)
+    except zmq.Again:
+        return False
+    return True
+
+
+_END: list[Any] = []
+"""A lot has no further message."""
+
 _senders: weakref.WeakSet[Sender] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     for sender in list(_senders):
         sender._reset()  # a thread and sockets do not survive a fork; messages sent on them vanish silently
+        sender.guard.reset()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -23,6 +23,10 @@ MAX_FRAMES = 32
 MAX_FRAME_BYTES = 64 << 20
 """Limits on one data message. Larger batches are split by the sender."""
 
+MAX_HEADER_BYTES = 8 << 20
+MAX_CONTROL_BYTES = 1 << 20
+"""Limits on a frame that is decoded into objects: an envelope or body, a control message."""
+
 DTYPES: dict[str, np.dtype[Any]] = {"i4": np.dtype("<i4"), "f4": np.dtype("<f4"), "u1": np.dtype("u1")}
 """The element types an array frame may have."""
 
@@ -334,6 +338,9 @@ _data_decoder: msgspec.msgpack.Decoder[DataBody] = msgspec.msgpack.Decoder(DataB
 _to_hub_decoder: msgspec.msgpack.Decoder[ControlToHub] = msgspec.msgpack.Decoder(ControlToHub)
 _to_collector_decoder: msgspec.msgpack.Decoder[ControlToCollector] = msgspec.msgpack.Decoder(ControlToCollector)
 
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises on bytes from outside; ValidationError is a DecodeError."""
+
 T = TypeVar("T")
 
 Arrays = dict[str, NDArray[Any]]
@@ -355,9 +362,24 @@ def describe(arrays: Arrays) -> list[Array]:
 
 
 def encode_data(envelope: Envelope, body: DataBody, arrays: Arrays) -> list[bytes | memoryview]:
-    """The frames of one data message. ``arrays`` must be contiguous and described in the body, in the same order."""
-    frames: list[bytes | memoryview] = [_encoder.encode(envelope), _encoder.encode(body)]
+    """The frames of one data message: ``encode_envelope`` and ``encode_body``."""
+    return [encode_envelope(envelope), *encode_body(body, arrays)]
+
+
+def encode_envelope(envelope: Envelope) -> bytes:
+    """The first frame of a data message."""
+    return _encoder.encode(envelope)
+
+
+def encode_body(body: DataBody, arrays: Arrays) -> list[bytes | memoryview]:
+    """The other frames. ``arrays`` must be contiguous and described in the body, in the same order.
+
+    Raises:
+        WireError: the message is beyond the limits that ``decode_data`` sets.
+    """
+    frames: list[bytes | memoryview] = [_encoder.encode(body)]
     frames += [array.data.cast("B") if array.size else b"" for array in arrays.values()]
+    _check_limits([b"", *frames])
     return frames
 
 
@@ -368,16 +390,13 @@ def decode_data(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, DataBod
         WireError: too many or too large frames, another major version, an unknown message, or arrays that do not fit
             their description.
     """
-    if not 2 <= len(frames) <= MAX_FRAMES:
-        raise WireError(f"{len(frames)} frames; a data message has 2 to {MAX_FRAMES}")
-    if any(len(frame) > MAX_FRAME_BYTES for frame in frames):
-        raise WireError(f"a frame of more than {MAX_FRAME_BYTES} bytes")
+    _check_limits(frames)
     try:
         envelope = _envelope_decoder.decode(frames[0])
         if envelope.proto != PROTO:
             raise WireError(f"{envelope.source} speaks wire version {envelope.proto}, this hub {PROTO}")
         body = _data_decoder.decode(frames[1])
-    except msgspec.DecodeError as error:  # also ValidationError
+    except _MALFORMED as error:
         raise WireError(str(error)) from error
     described = getattr(body, "arrays", [])
     if len(described) != len(frames) - 2:
@@ -389,6 +408,15 @@ def decode_data(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, DataBod
             raise WireError(f"array {entry.name!r}: {entry.dtype} x {entry.size} does not fit {len(frame)} bytes")
         arrays[entry.name] = np.frombuffer(frame, dtype)
     return envelope, body, arrays
+
+
+def _check_limits(frames: Sequence[bytes | memoryview]) -> None:
+    if not 2 <= len(frames) <= MAX_FRAMES:
+        raise WireError(f"{len(frames)} frames; a data message has 2 to {MAX_FRAMES}")
+    if any(len(frame) > MAX_HEADER_BYTES for frame in frames[:2]):
+        raise WireError(f"a header frame of more than {MAX_HEADER_BYTES} bytes")
+    if any(len(frame) > MAX_FRAME_BYTES for frame in frames[2:]):
+        raise WireError(f"an array frame of more than {MAX_FRAME_BYTES} bytes")
 
 
 def encode(body: Body) -> bytes:
@@ -407,9 +435,9 @@ def decode_to_collector(frame: bytes) -> ControlToCollector:
 
 
 def _decode_control(decoder: msgspec.msgpack.Decoder[T], frame: bytes) -> T:
-    if len(frame) > 1 << 20:
-        raise WireError(f"a control message of {len(frame)} bytes")
+    if len(frame) > MAX_CONTROL_BYTES:
+        raise WireError(f"a control message of {len(frame)} bytes; at most {MAX_CONTROL_BYTES}")
     try:
         return decoder.decode(frame)
-    except msgspec.DecodeError as error:
+    except _MALFORMED as error:
         raise WireError(str(error)) from error

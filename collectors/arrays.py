@@ -1,0 +1,153 @@
+"""Arrays of a trainer, by protocol: torch (any device, any float dtype) or numpy, whole or as a list of rows.
+
+The caller's thread looks at shapes and dtypes (``Given``) and copies (``Given.copy``); nothing there reads a value, so
+no device is waited for. The sender's thread reads the values (``Copy.read``). Torch is never imported, only met.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Given:
+    """One argument as the caller gave it.
+
+    Attributes:
+        name: of the argument, for messages.
+        parts: torch tensors or numpy arrays; one, or one [time] per row where ``ragged``.
+        shape: of the one part; where ``ragged``, the length of each row.
+        ragged: the argument is a list of rows.
+    """
+
+    name: str
+    parts: tuple[Any, ...]
+    shape: tuple[int, ...]
+    ragged: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Size of a copy."""
+        return sum(int(part.nbytes) for part in self.parts)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether reading a value now would wait for a device."""
+        return any(_is_tensor(part) and part.device.type != "cpu" for part in self.parts)
+
+    def describe(self) -> str:
+        """The shape, for messages."""
+        return f"rows of lengths {short(self.shape)}" if self.ragged else f"shape {list(self.shape)}"
+
+    def copy(self) -> Copy:
+        """A copy that later changes to the argument don't reach. Does not wait for a device where torch can."""
+        if not _is_tensor(self.parts[0] if self.parts else None):
+            flat = [np.ravel(part) for part in self.parts] or [np.empty(0)]
+            return Copy(np.concatenate(flat))
+        return _copy_tensors(self.parts)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The flat copy of an argument, perhaps still under way; ``ready`` is a ``torch.cuda.Event`` then."""
+
+    host: Any
+    ready: Any = None
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Entries ``start`` to ``stop``: floats as float32 or float64, the rest as it is. Waits for the device."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        part = self.host[start:stop]
+        if _is_tensor(part):
+            if part.is_floating_point() and part.element_size() < 4:
+                part = part.float()  # numpy has no bfloat16
+            part = part.numpy()
+        array: NDArray[Any] = part
+        return array if array.dtype.kind in "biuf" else array.astype(np.float32)
+
+
+def given(name: str, value: Any, *, integer: bool = False) -> Given:
+    """Look at an argument.
+
+    Args:
+        name: of the argument, for messages.
+        value: a torch tensor, anything numpy makes a numeric array of, or a list of 1-D ones of these.
+        integer: floats are refused.
+
+    Raises:
+        ValueError: not numeric, of the wrong kind, or a list of rows that are not 1-D or not all of one kind.
+    """
+    if isinstance(value, list | tuple) and value and _is_row(value[0]):
+        parts = tuple(_part(f"{name}[{index}]", item, integer) for index, item in enumerate(value))
+        for index, part in enumerate(parts):
+            if part.ndim != 1 or type(part) is not type(parts[0]) or _device(part) != _device(parts[0]):
+                raise ValueError(
+                    f"{name}[{index}]: {type(part).__name__} of shape {list(part.shape)} on {_device(part)}; expected "
+                    f"1-D as every row, of one library and on one device ({_device(parts[0])})"
+                )
+        return Given(name, parts, tuple(int(part.shape[0]) for part in parts), ragged=True)
+    part = _part(name, value, integer)
+    return Given(name, (part,), tuple(part.shape))
+
+
+def short(values: Any) -> str:
+    """The first few values, for messages."""
+    shown = [value.item() if isinstance(value, np.generic) else value for value in values[:6]]
+    return f"[{', '.join(map(str, shown))}{', ...' if len(values) > 6 else ''}]"
+
+
+def _part(name: str, value: Any, integer: bool) -> Any:
+    """One tensor or numpy array of a numeric dtype; raises ``ValueError``."""
+    if _is_tensor(value):
+        part = value.detach()
+        kind = "f" if part.is_floating_point() else "c" if part.is_complex() else "i"
+    else:
+        try:
+            part = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: numpy can't read it: {error}") from error
+        # ml_dtypes (bfloat16, float8) look like raw bytes to numpy, by kind.
+        kind = "f" if "float" in part.dtype.name else part.dtype.kind
+    if kind not in "biuf" or (integer and kind == "f" and math.prod(part.shape)):
+        raise ValueError(f"{name}: dtype {part.dtype}; expected {'integers' if integer else 'numbers'}")
+    return part
+
+
+def _copy_tensors(parts: tuple[Any, ...]) -> Copy:
+    torch = sys.modules["torch"]
+    on_cuda = parts[0].device.type == "cuda"
+    dtype = parts[0].dtype
+    for part in parts[1:]:
+        dtype = torch.promote_types(dtype, part.dtype)
+    with torch.no_grad():
+        host = torch.empty(sum(part.numel() for part in parts), dtype=dtype, pin_memory=on_cuda)
+        start = 0
+        for part in parts:
+            stop = start + part.numel()
+            host[start:stop].view(part.shape).copy_(part, non_blocking=on_cuda)
+            start = stop
+    if not on_cuda:
+        return Copy(host)
+    ready = torch.cuda.Event()
+    ready.record(torch.cuda.current_stream(parts[0].device))
+    return Copy(host, ready)
+
+
+def _is_tensor(value: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
+
+
+def _device(part: Any) -> str:
+    return str(part.device) if _is_tensor(part) else "cpu"
