@@ -1,1 +1,37 @@
-"""The engine collector: a vLLM plugin, dormant unless it is told where the hub is."""
+"""The engine collector: a vLLM plugin, dormant unless it is told where the hub is.
+
+vLLM calls ``register`` in the front end, in every engine-core process and in every worker. Only the process that runs
+an engine's loop is ever tapped, and only once its loop begins.
+"""
+
+from __future__ import annotations
+
+import logging
+
+log = logging.getLogger("rltop")
+
+_refused: set[str] = set()
+
+
+def register() -> None:
+    """Entry point of ``vllm.general_plugins``: total, idempotent, and free unless RLTOP_HUB or RLTOP_RUN is set."""
+    from rltop.collectors.guard import Guard
+    from rltop.collectors.rundir import RunDirError, from_environment
+
+    try:
+        rundir = from_environment()
+    except RunDirError as error:
+        if str(error) not in _refused:
+            _refused.add(str(error))
+            log.warning("rltop: the engine collector stays off: %s", error)
+        return
+    if rundir is None:
+        return
+    guard = Guard()
+    guard.run("register", _hook, rundir, guard)
+
+
+def _hook(rundir: object, guard: object) -> None:
+    from rltop.collectors.vllm.agent import hook
+
+    hook(rundir, guard)  # type: ignore[arg-type] # imported only where it is used, so that a dormant plugin is light

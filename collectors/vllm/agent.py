@@ -1,0 +1,227 @@
+"""One agent per engine: owns the tap, the assembler, the sender and the commands, and says which thread does what.
+
+The engine's thread appends references (``tap.Tap``) and, between two steps, executes what stands in ``_pending``.
+The sender's thread does all the rest: assembling, encoding, answering commands, reading the engine's state.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from rltop.collectors import wire
+from rltop.collectors.guard import MAX_FAULTS, Guard
+from rltop.collectors.rundir import RunDir
+from rltop.collectors.sender import Sender
+from rltop.collectors.vllm import seams, switches
+from rltop.collectors.vllm.assemble import Assembler, Finished
+from rltop.collectors.vllm.commands import Commands
+from rltop.collectors.vllm.fingerprint import fingerprint
+from rltop.collectors.vllm.tap import Tap, version_of
+
+MESSAGE_BYTES = 1 << 20
+"""Aimed at size of one message of rollouts."""
+
+STATE_BYTES = 4096
+FLUSH_S = 1.0
+CLOSE_S = 2.5
+"""Bounds on what the end of an engine waits for us; vLLM kills it after some 5 seconds."""
+
+log = logging.getLogger("rltop")
+
+
+def hook(rundir: RunDir, guard: Guard) -> None:
+    """Have an agent attached to every engine that starts in this process."""
+    for problem in seams.install(lambda engine: Agent(engine, rundir, guard).close, guard):
+        log.warning("rltop: %s; engines of this kind are not seen", problem)
+
+
+def engine_id(engine: Any, environ: Mapping[str, str] = os.environ) -> str:
+    """``RLTOP_ENGINE``, else ``<short host>-<pid>``; with ``/dp<rank>`` where several ranks share one name.
+
+    vLLM makes ranks of a dense model independent (``data_parallel_size`` reads 1 again) but keeps their index.
+    """
+    parallel = engine.vllm_config.parallel_config
+    rank = getattr(engine, "engine_index", None) or getattr(parallel, "data_parallel_index", 0) or 0
+    name = environ.get("RLTOP_ENGINE") or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
+    return f"{name}/dp{rank}" if rank or getattr(parallel, "data_parallel_size", 1) > 1 else name
+
+
+class Agent:
+    """Watches one engine core, and switches its flags.
+
+    Raises nothing into the engine: hooks run behind the guard. ``close`` is idempotent and bounded.
+    """
+
+    def __init__(self, engine: Any, rundir: RunDir, guard: Guard) -> None:
+        self.engine = engine
+        self.guard = guard
+        self.id = engine_id(engine)
+        self.tap = Tap(engine)
+        self.assembler = Assembler()
+        self.facts = fingerprint(engine)
+        self.sender = Sender(
+            rundir,
+            self.id,
+            "engine",
+            self._encode,
+            on_message=self._hear,
+            periodic=self._every_second,
+            tick=self._tick,
+            vital=frozenset({"state"}),
+            guard=guard,
+        )
+        self.commands = Commands(engine, self.id, self.tap, self._version, self._announce)
+        self._counted_drops = 0
+        self._lost_requests = 0
+        self._taps = seams.Taps(engine, self._hooks(), guard)
+        for seam, reason in self._taps.missing.items():
+            self.facts[f"missing {seam}"] = reason
+            log.warning("rltop: %s: %s", seam, reason)
+        if any(seam in self._taps.missing for seam in seams.ESSENTIAL):
+            log.warning("rltop: engine %s publishes no rollouts", self.id)
+        self.sender.start()
+        atexit.register(self.close)
+
+    def _hooks(self) -> dict[str, seams.Hook]:
+        tap = self.tap
+
+        def on_step(result: Any) -> None:
+            self.sender.loop_count += 1
+            tap.on_step(result)
+
+        hooks: dict[str, seams.Hook] = {
+            "step": on_step,
+            "schedule": tap.on_schedule,
+            "add": tap.on_add,
+            "finish": tap.on_finish,
+            "rpc": tap.on_rpc,
+        }
+        if hasattr(self.engine, "input_queue"):
+            hooks["boundary"] = self.commands.at_boundary
+        return hooks
+
+    def close(self) -> None:
+        """Publish what is finished, say goodbye, and leave the engine as it was found. Bounded in time."""
+        atexit.unregister(self.close)
+        self._taps.undo()
+        deadline = time.monotonic() + FLUSH_S
+        while self.tap.taken != self.tap.put and time.monotonic() < deadline:
+            time.sleep(0.005)
+        self._announce()
+        self.sender.close(CLOSE_S)
+
+    # --- the sender's thread --------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """Turn what the engine's thread noted down into whole rollouts."""
+        tap, assembler = self.tap, self.assembler
+        weight = 0
+        for _ in range(len(tap.records)):
+            record = tap.records.popleft()
+            weight += record.weight
+            if self.guard.run("assemble", assembler.apply, record) is None:
+                assembler.hole()
+        if self.guard.faults.get("step", 0) >= MAX_FAULTS:
+            assembler.hole()  # no more steps are seen
+        assembler.lost_requests(tap.shed_requests - self._lost_requests)
+        self._lost_requests = tap.shed_requests
+        if assembler.dropped != self._counted_drops:
+            self.sender.lost("rollouts", assembler.dropped - self._counted_drops)
+            self._counted_drops = assembler.dropped
+        for finished in assembler.take():
+            self.sender.offer("rollouts", finished.nbytes, finished)
+        tap.taken += weight  # last: ``close`` waits for it
+        for update in self.commands.take_updates():
+            self.sender.reply(update)
+
+    def _every_second(self) -> None:
+        self.commands.check()
+        self._announce()
+
+    def _announce(self) -> None:
+        """Send the state, read when it is encoded. From any thread."""
+        self.sender.offer("state", STATE_BYTES, None)
+
+    def _hear(self, message: wire.ControlToCollector) -> None:
+        if isinstance(message, wire.Command):
+            self.commands.receive(message)
+        self._announce()
+
+    def _encode(self, kind: str, items: list[Any], /) -> Iterable[tuple[wire.DataBody, wire.Arrays]]:
+        if kind == "state":
+            return [(self.state(), {})]
+        return self._messages(items)
+
+    def _messages(self, items: list[Finished]) -> Iterable[tuple[wire.DataBody, wire.Arrays]]:
+        lot: list[Finished] = []
+        size = 0
+        for item in items:
+            lot.append(item)
+            size += item.nbytes
+            if size >= MESSAGE_BYTES:
+                yield _message(self.id, lot)
+                lot, size = [], 0
+        if lot:
+            yield _message(self.id, lot)
+
+    def _version(self) -> tuple[int | None, str]:
+        return version_of(getattr(self.engine, "_weight_version", None), self.tap.inferred)
+
+    def state(self) -> wire.EngineState:
+        """The engine as it is now: plain reads and lengths only, so from any thread."""
+        scheduler = self.engine.scheduler
+        pause = getattr(getattr(scheduler, "pause_state", None), "name", "UNPAUSED")
+        version, source = self._version()
+        label = getattr(self.engine, "_weight_version", None)
+        assembler = self.assembler
+        facts = self.facts
+        if assembler.misplaced:
+            facts = facts | {"misplaced logprobs": str(assembler.misplaced)}
+        return wire.EngineState(
+            engine=self.id,
+            host=platform.node(),
+            pid=os.getpid(),
+            step=self.tap.step,
+            policy_version=version,
+            version_source=source,
+            weight_label=None if label is None else str(label),
+            running=len(scheduler.running),
+            waiting=sum(len(getattr(scheduler, name, ())) for name in ("waiting", "kv_holding_waiting")),
+            kv_usage=_kv_usage(scheduler),
+            prompt_tokens=assembler.prompt_tokens,
+            generated_tokens=assembler.generated_tokens,
+            cached_tokens=assembler.cached_tokens,
+            finished=assembler.finished_count,
+            aborted=assembler.aborted,
+            without_logprobs=assembler.without_logprobs,
+            flags=switches.states(self.engine),
+            flag_epoch=self.tap.epoch,
+            fingerprint=facts,
+            commands=self.commands.closed(),
+            paused=pause != "UNPAUSED",
+            update_open=self.tap.update_open,
+            weight_updates=self.tap.updates,
+        )
+
+
+def _kv_usage(scheduler: Any) -> float | None:
+    usage = getattr(getattr(scheduler, "kv_cache_manager", None), "usage", None)
+    return None if usage is None else float(usage)
+
+
+def _message(engine: str, lot: list[Finished]) -> tuple[wire.DataBody, wire.Arrays]:
+    arrays: wire.Arrays = {
+        "prompt_ids": np.concatenate([item.prompt_ids for item in lot]),
+        "token_ids": np.concatenate([item.token_ids for item in lot]),
+        "logprobs": np.concatenate([item.logprobs for item in lot]),
+    }
+    return wire.Rollouts(engine, [item.rollout for item in lot], wire.describe(arrays)), arrays

@@ -1,0 +1,252 @@
+"""From a stream of references to whole rollouts. Runs on the sender's thread; works on duck-typed objects.
+
+A request is published once, whole, or dropped whole and counted: after a hole in the stream every request that may be
+part of it is dropped, so a rollout never misses a token it claims to have. ``added == published + dropped + alive``.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rltop.collectors.vllm.tap import Added, Record, Scheduled, Stepped, version_of
+from rltop.collectors.wire import Rollout, VersionRun
+
+ALIVE_LIMIT_BYTES = 256 << 20
+"""Bound on the tokens of requests still running; beyond it the request that grows is dropped whole."""
+
+TOKEN_BYTES = 8
+
+SAMPLING = {
+    "temperature": None,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "seed": None,
+}
+"""Sampling parameters that shape the distribution, with the value at which each does nothing (None: always told)."""
+
+
+class Finished(NamedTuple):
+    """A whole rollout: its facts, and its arrays (i4, i4, f4; logprobs in nats, NaN where not recorded)."""
+
+    rollout: Rollout
+    prompt_ids: NDArray[np.int32]
+    token_ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+
+    @property
+    def nbytes(self) -> int:
+        """About how much memory it holds."""
+        return self.prompt_ids.nbytes + self.token_ids.nbytes + self.logprobs.nbytes + 1024
+
+
+@dataclass(slots=True)
+class _Alive:
+    prompt_ids: NDArray[np.int32]
+    arrived: float
+    asked: bool
+    skips_lookup: bool
+    sampling: dict[str, float]
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    logprobs: array[float] = field(default_factory=lambda: array("f"))
+    runs: list[VersionRun] = field(default_factory=list)
+    source: str = "unknown"
+    cached: int | None = None
+    lookup_off: bool = False
+    scheduled: float = 0.0
+    first_step: int = -1
+    recorded: bool = False
+
+
+class Assembler:
+    """Applies records in order; collects finished rollouts in ``finished`` until they are taken.
+
+    Attributes:
+        added, published, dropped: requests, so that ``added == published + dropped + alive`` at all times.
+        misplaced: sampled tokens whose logprob was not in column 0 of what vLLM recorded; their logprob is NaN.
+        prompt_tokens, generated_tokens, cached_tokens, finished_count, aborted, without_logprobs: counters.
+    """
+
+    def __init__(self, alive_limit_bytes: int = ALIVE_LIMIT_BYTES) -> None:
+        self.finished: list[Finished] = []
+        self.added = self.published = self.dropped = 0
+        self.misplaced = 0
+        self.prompt_tokens = self.generated_tokens = self.cached_tokens = 0
+        self.finished_count = self.aborted = self.without_logprobs = 0
+        self._alive: dict[str, _Alive] = {}
+        self._alive_bytes = 0
+        self._alive_limit = alive_limit_bytes
+        self._shed = 0
+
+    @property
+    def alive(self) -> int:
+        """Requests that are neither published nor dropped."""
+        return len(self._alive)
+
+    def take(self) -> list[Finished]:
+        """What was finished since the last call."""
+        finished, self.finished = self.finished, []
+        return finished
+
+    def hole(self) -> None:
+        """Something of the stream was lost: drop whatever may have been part of it."""
+        self.dropped += len(self._alive)
+        self._alive.clear()
+        self._alive_bytes = 0
+
+    def lost_requests(self, count: int) -> None:
+        """Requests that were never seen here, because their arrival was shed."""
+        self.added += count
+        self.dropped += count
+
+    def catch_up(self, shed: int) -> None:
+        """Note how many records had been lost by now."""
+        if shed != self._shed:
+            self._shed = shed
+            self.hole()
+
+    def apply(self, record: Record) -> bool:
+        """Take in the next record. True, so that a guard can tell it from a contained fault."""
+        self.catch_up(record.shed)
+        if isinstance(record, Stepped):
+            self._stepped(record)
+        elif isinstance(record, Added):
+            self._add(record)
+        elif isinstance(record, Scheduled):
+            self._schedule(record)
+        else:
+            for request_id, reason in record.requests:
+                self._finish(request_id, reason, record.time)
+        return True
+
+    def _add(self, record: Added) -> None:
+        request = record.request
+        params = getattr(request, "sampling_params", None)
+        if params is None or getattr(request, "resumable", False) or request.request_id in self._alive:
+            return  # pooling, or a session fed in turns: not rollouts
+        prompt = request.prompt_token_ids
+        asked = getattr(params, "num_logprobs", None) is not None or getattr(params, "logprobs", None) is not None
+        alive = _Alive(
+            prompt_ids=np.asarray(prompt if prompt is not None else [], np.int32),
+            arrived=float(getattr(request, "arrival_time", record.time)),
+            asked=asked,
+            skips_lookup=bool(getattr(request, "skip_reading_prefix_cache", False)),
+            sampling=sampling_of(params),
+        )
+        self.added += 1
+        self._alive[request.request_id] = alive
+        self._alive_bytes += alive.prompt_ids.nbytes
+
+    def _schedule(self, record: Scheduled) -> None:
+        for new in record.new_requests:
+            alive = self._alive.get(new.req_id)
+            if alive is not None and alive.first_step < 0:  # some runners list resumed requests here again
+                alive.scheduled = record.time
+                alive.first_step = record.step
+                alive.lookup_off = alive.skips_lookup or not record.lookup
+
+    def _stepped(self, record: Stepped) -> None:
+        for of_client in record.outputs.values():
+            version, source = version_of(getattr(of_client, "weight_version", None), record.inferred)
+            for output in of_client.outputs:
+                alive = self._alive.get(output.request_id)
+                if alive is None:
+                    continue
+                if output.new_token_ids:
+                    self._tokens(alive, output, record.epoch, version, source)
+                if output.finish_reason is not None:
+                    self._finish(output.request_id, str(output.finish_reason), record.time)
+                elif self._alive_bytes > self._alive_limit:
+                    self._drop(output.request_id)
+
+    def _tokens(self, alive: _Alive, output: Any, epoch: int, version: int | None, source: str) -> None:
+        tokens = output.new_token_ids
+        if not alive.tokens:
+            self._first(alive, output)
+        if not alive.runs or alive.runs[-1].version != version or alive.runs[-1].flag_epoch != epoch:
+            alive.runs.append(VersionRun(len(alive.tokens), epoch, version))
+            if source != "unknown" and alive.source != "engine":
+                alive.source = source
+        alive.tokens.extend(tokens)
+        recorded = output.new_logprobs
+        if recorded is None:
+            alive.logprobs.extend([math.nan] * len(tokens))
+        else:
+            alive.recorded = True
+            for row, token in enumerate(tokens):
+                alive.logprobs.append(self._logprob(recorded, row, token))
+        self._alive_bytes += TOKEN_BYTES * len(tokens)
+        self.generated_tokens += len(tokens)
+
+    def _logprob(self, recorded: Any, row: int, token: int) -> float:
+        """Column 0 holds the sampled token (``Sampler.gather_logprobs``); anything else is not what we think it is."""
+        if recorded.logprob_token_ids[row, 0] != token:
+            self.misplaced += 1
+            return math.nan
+        return float(recorded.logprobs[row, 0])
+
+    def _first(self, alive: _Alive, output: Any) -> None:
+        """Cached tokens as of the first scheduling: vLLM does not set them again after a preemption."""
+        stats = getattr(output, "prefill_stats", None)
+        cached = getattr(stats, "num_cached_tokens", None) if stats is not None else None
+        if cached is None:
+            cached = getattr(output, "num_cached_tokens", None)
+        alive.cached = None if cached is None or cached < 0 else int(cached)
+        self.prompt_tokens += alive.prompt_ids.size
+        self.cached_tokens += alive.cached or 0
+
+    def _drop(self, request_id: str) -> None:
+        alive = self._alive.pop(request_id)
+        self._alive_bytes -= alive.prompt_ids.nbytes + TOKEN_BYTES * len(alive.tokens)
+        self.dropped += 1
+
+    def _finish(self, request_id: str, reason: str, time: float) -> None:
+        alive = self._alive.pop(request_id, None)
+        if alive is None:
+            return
+        size = len(alive.tokens)
+        self._alive_bytes -= alive.prompt_ids.nbytes + TOKEN_BYTES * size
+        rollout = Rollout(
+            request_id=request_id,
+            prompt_size=alive.prompt_ids.size,
+            size=size,
+            finish_reason=reason,
+            runs=alive.runs,
+            version_source=alive.source,
+            has_logprobs=alive.recorded or (alive.asked and not size),
+            cached_tokens=alive.cached,
+            lookup_off=alive.lookup_off,
+            sampling=alive.sampling,
+            arrived=alive.arrived,
+            scheduled=alive.scheduled,
+            finished=time,
+            first_step=alive.first_step,
+        )
+        self.published += 1
+        self.finished_count += reason != "abort"
+        self.aborted += reason == "abort"
+        self.without_logprobs += not rollout.has_logprobs
+        arrays = (np.frombuffer(alive.tokens, np.int32), np.frombuffer(alive.logprobs, np.float32)) if size else _NONE
+        self.finished.append(Finished(rollout, alive.prompt_ids, *arrays))
+
+
+_NONE = (np.empty(0, np.int32), np.empty(0, np.float32))
+
+
+def sampling_of(params: Any) -> dict[str, float]:
+    """The parameters of ``SAMPLING`` that are set to something that matters."""
+    found = {}
+    for name, idle in SAMPLING.items():
+        value = getattr(params, name, None)
+        if isinstance(value, int | float) and value != idle and math.isfinite(value):
+            found[name] = float(value)
+    return found

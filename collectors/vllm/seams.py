@@ -1,0 +1,220 @@
+"""Where the collector touches vLLM: the only file that names vLLM objects to patch.
+
+Every seam wraps, none pastes: arguments pass through untouched, the host's exceptions pass unchanged, and what is ours
+runs after the original, behind the guard. A seam that is missing or looks different costs one capability, which then
+says so; nothing else changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rltop.collectors.guard import Guard
+
+MODULE = "vllm.v1.engine.core"
+"""The module of the engine core; loaded wherever vLLM runs or starts an engine."""
+
+CLIENT_MODULE = "vllm.v1.engine.core_client"
+
+LOOPS = ("EngineCoreProc", "DPEngineCoreProc")
+"""Classes with a ``run_busy_loop`` of their own: the data-parallel one overrides it. Entered once, engine complete."""
+
+Hook = Callable[..., None]
+"""Runs after the original: ``hook(result, *args, **kwargs)``, with the original's arguments."""
+
+Attach = Callable[[Any], Callable[[], None]]
+"""Called with a complete engine core; returns what to do when the engine ends."""
+
+
+class HostFailure(BaseException):
+    """Carries an exception of the host's own code, met while we ran it, past the guard and back to the host."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One method of a live engine that we listen to.
+
+    Attributes:
+        name: of the capability, and of the place in the guard's counts.
+        path: from the engine core to the object that has the method; empty for the engine core itself.
+        method: its name.
+        parameters: the leading parameters it must have for our reading of its arguments to be right.
+        why: what is lost without it.
+        seen: versions of vLLM it was read in.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    method: str
+    parameters: tuple[str, ...]
+    why: str
+    seen: str
+
+
+SEAMS: tuple[Seam, ...] = (
+    Seam("step", (), "step_fn", (), "tokens, logprobs, versions: the outputs of every step", "0.18.1 0.26.0 0.32.0"),
+    Seam("schedule", ("scheduler",), "schedule", (), "first scheduling: time, step, cache lookup", "0.18.1 0.32.0"),
+    Seam("add", ("scheduler",), "add_request", ("request",), "prompts and sampling parameters", "0.18.1 0.32.0"),
+    Seam(
+        "finish",
+        ("scheduler",),
+        "finish_requests",
+        ("request_ids", "finished_status"),
+        "aborted requests: they bypass the outputs of the step",
+        "0.26.0 0.32.0",
+    ),
+    Seam("rpc", (), "collective_rpc", ("method",), "weight updates: when one is open, how many there were", "0.32.0"),
+    Seam(
+        "boundary",
+        (),
+        "_handle_client_request",
+        ("request_type", "request"),
+        "the step boundary where switches run; reached when idle or paused too",
+        "0.18.1 0.26.0 0.32.0",
+    ),
+)
+
+ESSENTIAL = ("step", "add")
+"""Without these there is nothing to publish."""
+
+
+def wrap(original: Callable[..., Any], place: str, hook: Hook, guard: Guard) -> Callable[..., Any]:
+    """``original`` followed by ``hook``. The result and the host's exceptions are the original's.
+
+    ``functools.wraps`` matters: vLLM converts the arguments of utility calls by the signature of what it calls.
+    """
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        try:
+            guard.run(place, functools.partial(hook, **kwargs) if kwargs else hook, result, *args)
+        except HostFailure as failure:
+            raise failure.error from failure.error.__cause__
+        return result
+
+    return wrapped
+
+
+def fault_of(seam: Seam, owner: Any) -> str:
+    """Why ``seam`` can't be used on ``owner``; empty if it can."""
+    method = getattr(owner, seam.method, None)
+    if not callable(method):
+        return f"{seam.method} is not there"
+    try:
+        parameters = tuple(inspect.signature(method).parameters)
+    except (TypeError, ValueError):
+        return f"{seam.method} has no signature"
+    if parameters[: len(seam.parameters)] != seam.parameters:
+        return f"{seam.method} takes {parameters}, not {seam.parameters}"
+    return ""
+
+
+class Taps:
+    """The seams of one live engine: put in by ``__init__``, taken out by ``undo``.
+
+    ``missing`` maps the name of each seam that could not be used to the reason.
+    """
+
+    def __init__(self, engine: Any, hooks: dict[str, Hook], guard: Guard) -> None:
+        self.missing: dict[str, str] = {}
+        self._undo: list[Callable[[], None]] = []
+        for seam in SEAMS:
+            if seam.name not in hooks:
+                continue
+            owner = engine
+            for name in seam.path:
+                owner = getattr(owner, name, None)
+            if fault := fault_of(seam, owner):
+                self.missing[seam.name] = f"{fault} (lost: {seam.why})"
+                continue
+            self._put(owner, seam.method, wrap(getattr(owner, seam.method), seam.name, hooks[seam.name], guard))
+
+    def _put(self, owner: Any, method: str, wrapped: Callable[..., Any]) -> None:
+        """Shadow the method on the instance; the class, and other engines, stay as they are."""
+        self._undo.append(functools.partial(_restore, owner, method, vars(owner).get(method)))
+        setattr(owner, method, wrapped)
+
+    def undo(self) -> None:
+        """Leave the engine as it was found."""
+        while self._undo:
+            self._undo.pop()()
+
+
+def _restore(owner: Any, method: str, previous: Any) -> None:
+    if previous is None:
+        delattr(owner, method)
+    else:
+        setattr(owner, method, previous)
+
+
+def install(attach: Attach, guard: Guard) -> list[str]:
+    """Have ``attach`` called for every engine that starts in this process. Idempotent; returns what could not be done.
+
+    Wrapping ``EngineCore.__init__`` would be too late: vLLM loads plugins inside it.
+    """
+    module = importlib.import_module(MODULE)
+    problems = [
+        f"{MODULE}.{name}.run_busy_loop is not there"
+        for name in LOOPS
+        if not _wrap_class(getattr(module, name, None), "run_busy_loop", _loop, attach, guard)
+    ]
+    client = getattr(importlib.import_module(CLIENT_MODULE), "InprocClient", None)
+    if not _wrap_class(client, "__init__", _inproc, attach, guard):
+        problems.append(f"{CLIENT_MODULE}.InprocClient is not there")
+    return problems
+
+
+def uninstall() -> None:
+    """Undo ``install`` for engines that have not started yet."""
+    while _classes:
+        owner, method, original = _classes.pop()
+        setattr(owner, method, original)
+
+
+_classes: list[tuple[Any, str, Any]] = []
+
+
+def _wrap_class(owner: Any, method: str, make: Callable[..., Any], attach: Attach, guard: Guard) -> bool:
+    original = vars(owner).get(method) if owner is not None else None
+    if original is None:
+        return False
+    if (owner, method) not in [(o, m) for o, m, _ in _classes]:
+        setattr(owner, method, make(original, attach, guard))
+        _classes.append((owner, method, original))
+    return True
+
+
+def _loop(original: Callable[..., Any], attach: Attach, guard: Guard) -> Callable[..., Any]:
+    """Around ``fault_tolerant_wrapper`` too, so once per engine however often the loop is re-entered."""
+
+    @functools.wraps(original)
+    def run_busy_loop(engine: Any, *args: Any, **kwargs: Any) -> Any:
+        detach = guard.run("attach", attach, engine)
+        try:
+            return original(engine, *args, **kwargs)
+        finally:
+            if detach is not None:
+                guard.run("detach", detach)
+
+    return run_busy_loop
+
+
+def _inproc(original: Callable[..., Any], attach: Attach, guard: Guard) -> Callable[..., Any]:
+    """The in-process engine has no loop; its client builds it and keeps it for the life of the process."""
+
+    @functools.wraps(original)
+    def __init__(client: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(client, *args, **kwargs)
+        guard.run("attach", lambda: attach(client.engine_core))
+
+    return __init__

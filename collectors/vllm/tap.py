@@ -1,0 +1,211 @@
+"""The engine's own thread: what it notes down, and nothing more.
+
+Every method here runs inside vLLM's step. Each appends at most one tuple of references; what they mean is worked out
+by ``Assembler`` on the sender's thread, which drains the queue about every 10 ms.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, Literal, NamedTuple
+
+BACKLOG_LIMIT = 1 << 16
+"""Request outputs that may wait for the sender's thread: about 64 MiB of vLLM's objects, seconds of a fast engine."""
+
+
+class Added(NamedTuple):
+    """A request entered the scheduler.
+
+    Here and below, ``shed`` is the number of records lost before this one, ``weight`` what it counts for in the bound.
+    """
+
+    shed: int
+    weight: int
+    request: Any
+    time: float
+
+
+class Scheduled(NamedTuple):
+    """Requests were scheduled, some for the first time; ``lookup``: whether the prefix cache was looked up."""
+
+    shed: int
+    weight: int
+    new_requests: list[Any]
+    time: float
+    step: int
+    lookup: bool
+
+
+class Stepped(NamedTuple):
+    """One step's outputs by client, as vLLM hands them to its front ends; ``inferred``: see ``Tap.inferred``."""
+
+    shed: int
+    weight: int
+    outputs: dict[int, Any]
+    time: float
+    epoch: int
+    inferred: int | None
+
+
+class Ended(NamedTuple):
+    """Requests were ended from outside a step: ``(request_id, finish reason)``."""
+
+    shed: int
+    weight: int
+    requests: list[tuple[str, str]]
+    time: float
+
+
+Record = Added | Scheduled | Stepped | Ended
+
+UPDATE_OPENS = frozenset({"start_weight_update", "start_draft_weight_update"})
+UPDATE_CLOSES = frozenset({"finish_weight_update"})
+UPDATE_WHOLE = frozenset({"reload_weights"})
+UPDATE_PART = frozenset({"update_weights"})
+"""Methods of ``collective_rpc`` by which weights change. ``update_weights`` with none open is a whole update."""
+
+VERSION_KEYS = ("weight_version", "policy_version", "version", "step")
+"""Where a caller's own number may stand in ``update_info``."""
+
+
+class Tap:
+    """What the engine's thread writes, and the few numbers that the sender's thread reads from it.
+
+    Attributes:
+        records: for the sender's thread, oldest first.
+        step: batches executed since the tap was put in.
+        epoch: flag epoch; raised by an applied switch.
+        update_open: a weight update is under way.
+        updates: weight updates that were finished.
+        inferred: version of the weights as far as the update calls tell; None before the first.
+        shed, shed_requests: records, and whole requests among them, that found the queue full.
+        put, taken: weight that went in (written by the engine's thread only) and was dealt with (sender's thread only).
+        finished_ids: while a switch drains, the requests that finished meanwhile; else None.
+    """
+
+    def __init__(self, engine: Any, backlog_limit: int = BACKLOG_LIMIT) -> None:
+        self.records: deque[Record] = deque()
+        self.step = 0
+        self.epoch = 0
+        self.update_open = False
+        self.updates = 0
+        self.inferred: int | None = None
+        self.shed = 0
+        self.shed_requests = 0
+        self.finished_ids: set[str] | None = None
+        self.put = 0
+        self.taken = 0
+        self._limit = backlog_limit
+        self._manager = getattr(engine.scheduler, "kv_cache_manager", None)
+        self._next_version: int | None = None
+
+    def _put(self, record: Record) -> bool:
+        """Bounded by outputs, not records: a step's weight is the requests in it."""
+        if self.put - self.taken >= self._limit:
+            self.shed += 1
+            return False
+        self.put += record.weight
+        self.records.append(record)
+        return True
+
+    # --- hooks; see seams.SEAMS -----------------------------------------------------------------------------------
+
+    def on_add(self, _result: Any, request: Any) -> None:
+        """``Scheduler.add_request(request)``."""
+        if not self._put(Added(self.shed, 1, request, time.time())):
+            self.shed_requests += 1
+
+    def on_schedule(self, output: Any, *_args: Any, **_kwargs: Any) -> None:
+        """``Scheduler.schedule() -> SchedulerOutput``."""
+        if new := output.scheduled_new_reqs:
+            lookup = bool(getattr(self._manager, "enable_caching", False))
+            self._put(Scheduled(self.shed, len(new), new, time.time(), self.step, lookup))
+
+    def on_step(self, result: Any) -> None:
+        """``EngineCore.step_fn() -> (outputs by client or None, executed)``."""
+        self.shed += 1  # taken back below: a fault in between leaves a hole that is seen
+        outputs, executed = result
+        if executed:
+            self.step += 1
+        size = 0
+        for of_client in outputs.values() if outputs else ():
+            size += len(of_client.outputs)
+        self.shed -= 1
+        if size:
+            self._put(Stepped(self.shed, size, outputs, time.time(), self.epoch, self.inferred))
+            if self.finished_ids is not None:
+                self.finished_ids.update(
+                    o.request_id for c in outputs.values() for o in c.outputs if o.finish_reason is not None
+                )
+
+    def on_finish(self, requests: Any, request_ids: Any, finished_status: Any) -> None:  # noqa: ARG002 - host's names
+        """``Scheduler.finish_requests(request_ids, finished_status) -> [Request]``, or ``[(id, client)]``."""
+        if not requests:
+            return
+        reason = "error" if "ERROR" in str(getattr(finished_status, "name", finished_status)) else "abort"
+        ended = [(_id_of(item), reason) for item in requests]
+        if self.finished_ids is not None:
+            self.finished_ids.update(request_id for request_id, _ in ended)
+        self._put(Ended(self.shed, len(ended), ended, time.time()))
+
+    def on_rpc(
+        self,
+        _result: Any,
+        method: Any,
+        timeout: Any = None,  # noqa: ARG002 - the host's names, by which it may be called
+        args: Any = (),  # noqa: ARG002
+        kwargs: Any = None,
+    ) -> None:
+        """``EngineCore.collective_rpc(method, timeout, args, kwargs)``, after it succeeded on every worker."""
+        if method in UPDATE_OPENS:
+            self.update_open = True
+        elif method in UPDATE_PART:
+            self._next_version = _version_in(kwargs)
+            if not self.update_open:
+                self._updated()
+        elif method in UPDATE_CLOSES:
+            self.update_open = False
+            self._updated()
+        elif method in UPDATE_WHOLE:
+            self._updated()
+
+    def _updated(self) -> None:
+        self.updates += 1
+        self.inferred = self._next_version if self._next_version is not None else self.updates
+        self._next_version = None
+
+
+def _id_of(item: Any) -> str:
+    return str(item[0] if isinstance(item, tuple) else item.request_id)
+
+
+def _version_in(kwargs: Any) -> int | None:
+    info = kwargs.get("update_info") if isinstance(kwargs, dict) else None
+    for key in VERSION_KEYS:
+        value = info.get(key) if isinstance(info, dict) else None
+        if isinstance(value, int | str):
+            return label_version(str(value))
+    return None
+
+
+def label_version(label: Any) -> int | None:
+    """The number at the end of vLLM's opaque weight label; None for ``default`` or where there is none.
+
+    >>> label_version("step-12"), label_version("default"), label_version(None)
+    (12, None, None)
+    """
+    text = str(label) if label is not None else ""
+    digits = text[len(text.rstrip("0123456789")) :]
+    return int(digits) if digits and len(digits) < 10 else None
+
+
+Source = Literal["engine", "inferred", "unknown"]
+
+
+def version_of(label: Any, inferred: int | None) -> tuple[int | None, Source]:
+    """Version and where it comes from: vLLM's own label first, then the observed update calls."""
+    version = label_version(label)
+    if version is not None:
+        return version, "engine"
+    return inferred, "unknown" if inferred is None else "inferred"
