@@ -301,8 +301,8 @@ class Sender:
         if isinstance(message, wire.ByeAck):
             if message.epoch == self.epoch:
                 self._acknowledged.set()
-        elif self._on_message is not None:
-            self._on_message(message)
+        elif self._on_message is not None:  # under a place of its own: the hub's confirmation is heard regardless
+            self.guard.run("on_message", self._on_message, message)
 
 
 def _say(control: Any, message: wire.ControlToHub) -> bool:

@@ -1,0 +1,138 @@
+"""The wire's bytes are frozen: what was once sent is read for ever, and what is appended does not disturb.
+
+``wire_golden.json`` holds the msgpack frame of every message as hex. A change here is a change of the wire: append
+fields with defaults, and add a new entry; never edit one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import numpy as np
+import pytest
+
+from rltop.collectors import wire
+
+GOLDEN: dict[str, str] = json.loads((Path(__file__).parent / "wire_golden.json").read_text())
+
+ENVELOPE = wire.Envelope(1, "trainer/0", "0123456789abcdef", 42, 1700000000.25)
+
+COMMAND_UPDATE = wire.CommandUpdate(
+    "c1", "e0", "prefix_caching", "applied", "done", "on", "off", 100, 7, 12, 0, 1.5, 1700000001.0
+)
+
+ARRAYS: dict[str, wire.Arrays] = {
+    "rollouts": {
+        "prompt_ids": np.array([1, 2, 3], "<i4"),
+        "token_ids": np.array([4, 5], "<i4"),
+        "logprobs": np.array([-0.5, np.nan], "<f4"),
+    },
+    "sequences": {"row_sizes": np.array([2], "<i4"), "row_mask": np.array([1, 1], "u1")},
+}
+
+MESSAGES: dict[str, wire.Body] = {
+    "rollouts": wire.Rollouts(
+        "e0",
+        [
+            wire.Rollout(
+                "r-1",
+                3,
+                2,
+                "stop",
+                [wire.VersionRun(0, 1, 7), wire.VersionRun(1, 1)],
+                "engine",
+                True,
+                2,
+                False,
+                {"temperature": 0.5},
+                1.0,
+                2.0,
+                3.0,
+                9,
+            )
+        ],
+        wire.describe(ARRAYS["rollouts"]),
+    ),
+    "engine_state": wire.EngineState(
+        "e0",
+        "host",
+        123,
+        100,
+        7,
+        "engine",
+        "7",
+        3,
+        1,
+        0.25,
+        1000,
+        2000,
+        500,
+        30,
+        1,
+        0,
+        {"prefix_caching": wire.FlagState("on", True), "async_scheduling": wire.FlagState(None, False, "why")},
+        2,
+        {"vllm": "0.32.0"},
+        [COMMAND_UPDATE],
+        False,
+        True,
+        6,
+    ),
+    "sequences": wire.Sequences(5, 1, 2, 1, wire.describe(ARRAYS["sequences"]), 7, 0.5, 0.75, 1.25, "old", "gspo"),
+    "step_closed": wire.StepClosed(5, 2, 4, 8, {"grad_norm": 1.5}, 1700000002.0),
+    "health": wire.Health({"step": wire.Counts(10, 7, 1, 2)}, 100, 1000, 55, 0.5, {"encode": 1}),
+    "command_update": COMMAND_UPDATE,
+    "register": wire.Register(1, "e0", "0123456789abcdef", "engine"),
+    "bye": wire.Bye("e0", "0123456789abcdef", 43),
+    "bye_ack": wire.ByeAck("0123456789abcdef"),
+    "welcome": wire.Welcome("fedcba9876543210"),
+    "command": wire.Command("c1", "prefix_caching", "off", 1700000003.0),
+}
+
+
+def decoder_for(body: wire.Body) -> Any:
+    """Decodes the union that the message belongs to, as its receiver does."""
+    for union in (wire.DataBody, wire.ControlToHub, wire.ControlToCollector):
+        if type(body) in get_args(union):
+            return msgspec.msgpack.Decoder(union)
+    raise AssertionError(f"{type(body).__name__} belongs to no union")
+
+
+def test_every_message_of_the_wire_is_here() -> None:
+    every = {cls for union in (wire.DataBody, wire.ControlToHub, wire.ControlToCollector) for cls in get_args(union)}
+    assert {type(body) for body in MESSAGES.values()} == every
+    assert set(GOLDEN) == {"envelope", *MESSAGES}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_bytes_that_were_once_sent_are_read_and_sent_again_alike(name: str) -> None:
+    frame = bytes.fromhex(GOLDEN[name])
+    assert decoder_for(MESSAGES[name]).decode(frame) == MESSAGES[name]
+    # Fields appended since then may follow; what was there has not moved.
+    now, then = msgspec.msgpack.decode(wire.encode(MESSAGES[name])), msgspec.msgpack.decode(frame)
+    assert now[: len(then)] == then
+
+
+def test_the_envelope_is_frozen_too() -> None:
+    assert wire.encode_envelope(ENVELOPE).hex() == GOLDEN["envelope"]
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_an_old_reader_ignores_fields_appended_later(name: str) -> None:
+    newer = [*msgspec.msgpack.decode(bytes.fromhex(GOLDEN[name])), {"a field": [1, "of a later version"]}, None]
+    assert decoder_for(MESSAGES[name]).decode(msgspec.msgpack.encode(newer)) == MESSAGES[name]
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_new_reader_fills_in_what_an_old_sender_did_not_know(name: str) -> None:
+    fields = msgspec.structs.fields(type(MESSAGES[name]))
+    required = sum(field.required for field in fields)
+    frame = msgspec.msgpack.decode(bytes.fromhex(GOLDEN[name]))
+    older = decoder_for(MESSAGES[name]).decode(msgspec.msgpack.encode(frame[: 1 + required]))
+    for field in fields[required:]:
+        default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+        assert getattr(older, field.name) == default
+    assert [field.required for field in fields] == sorted((field.required for field in fields), reverse=True)
