@@ -242,3 +242,28 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 Question = AskSnapshot | AskSet | AskStop
+
+_encoder = msgspec.msgpack.Encoder()
+_question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
+_answer_decoder = msgspec.msgpack.Decoder(Answer)
+_frame_decoder = msgspec.msgpack.Decoder(Frame)
+
+
+def encode(message: Frame | Answer | Question) -> bytes:
+    """One message of the view or query socket."""
+    return _encoder.encode(message)
+
+
+def decode_question(frame: bytes) -> Question:
+    """Check and decode a question. Raises ``ValueError``."""
+    return _question_decoder.decode(frame)
+
+
+def decode_answer(frame: bytes) -> Answer:
+    """Check and decode an answer. Raises ``ValueError``."""
+    return _answer_decoder.decode(frame)
+
+
+def decode_frame(frame: bytes) -> Frame:
+    """Check and decode a frame. Raises ``ValueError``."""
+    return _frame_decoder.decode(frame)

@@ -1,0 +1,263 @@
+"""The one client of a hub, for the dashboard, the command line and the demo. One thread, never waits unasked.
+
+Subscribe, see a first frame, ask for a snapshot, drop the frames it contains, apply the rest. A missed frame or
+another hub (a new epoch) starts this over, while the picture so far stays.
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import zmq
+
+from rltop.backend import view
+from rltop.backend.control import GRACE_S
+from rltop.collectors.rundir import RunDir
+
+LOST_S = 3.0
+"""The hub sends a frame at least once a second; after this long without one it is lost."""
+
+RETRY_S = 2.0
+"""How long an unanswered request for a snapshot stands before it is asked again."""
+
+ANSWER_S = 5.0
+"""How long the blocking calls wait for an answer."""
+
+MAX_BUFFERED = 1_000
+MAX_ANSWERS = 256
+
+
+class HubUnreachable(RuntimeError):  # noqa: N818 - says what it is
+    """No hub answers for this run; the message says what to do."""
+
+
+class CommandError(ValueError):
+    """The hub refused a command as such: no such flag, value or engine."""
+
+
+class Client:
+    """Follows the hub of ``rundir``. Not safe for several threads.
+
+    Attributes:
+        view: the picture so far; None before the first, kept (stale) while the hub is away.
+        answers: to questions asked with ``ask``, by id.
+    """
+
+    def __init__(self, rundir: RunDir) -> None:
+        self.rundir = rundir
+        self.view: view.Snapshot | None = None
+        self.answers: dict[str, view.Answer] = {}
+        self._heard: float | None = None
+        self._buffer: list[view.Frame] = []
+        self._snapshot_asked: tuple[str, float] | None = None
+        self._context = zmq.Context()
+        self._frames = self._connect(zmq.SUB, rundir.view)
+        self._frames.subscribe(b"")
+        self._questions = self._connect(zmq.DEALER, rundir.query)
+        self._poller = zmq.Poller()
+        self._poller.register(self._frames, zmq.POLLIN)
+        self._poller.register(self._questions, zmq.POLLIN)
+
+    def _connect(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
+        made = self._context.socket(kind)
+        made.linger = 0
+        made.setsockopt(zmq.RECONNECT_IVL, 100)
+        made.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        made.setsockopt(zmq.IMMEDIATE, 1)  # a question asked of a dead hub must not reach the next one
+        made.connect(endpoint)
+        return made
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the hub was last heard of; infinite before."""
+        return float("inf") if self._heard is None else time.monotonic() - self._heard
+
+    @property
+    def state(self) -> str:
+        """``connecting`` before the first picture, ``live``, or ``lost``."""
+        if self.view is None:
+            return "connecting"
+        return "live" if self.age_s <= LOST_S else "lost"
+
+    def poll(self, timeout_s: float = 0.0) -> bool:
+        """Take in what is there, waiting at most ``timeout_s`` for the first of it. True if the picture changed."""
+        changed = False
+        ready = dict(self._poller.poll(int(max(timeout_s, 0.0) * 1000)))
+        if self._frames in ready:
+            for raw in _drain(self._frames):
+                changed |= self._take_frame(view.decode_frame(raw))
+        if self._questions in ready:
+            for raw in _drain(self._questions):
+                changed |= self._take_answer(view.decode_answer(raw))
+        self._chase_snapshot()
+        return changed
+
+    def wait(self, until: Callable[[Client], bool], timeout_s: float) -> bool:
+        """Poll until ``until(self)`` holds, at most ``timeout_s``. Whether it did."""
+        deadline = time.monotonic() + timeout_s
+        while not until(self):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self.poll(min(left, 0.25))
+        return True
+
+    def ask(self, question: view.Question) -> None:
+        """Send a question; its answer shows up in ``answers``, at once with an error if no hub is connected."""
+        if not self._send(question):
+            self._keep(view.Answer(question.id, error=self._advice()))
+
+    def set_flag(
+        self,
+        flag: str,
+        value: str,
+        *,
+        engines: Sequence[str] | None = None,
+        who: str | None = None,
+        host: str | None = None,
+        why: str = "",
+        timeout_s: float = 30.0,
+    ) -> list[view.FlagChange]:
+        """Switch a flag and follow it to its end on every engine; waits at most a little over ``timeout_s``.
+
+        ``engines`` None means all live ones; ``who`` and ``host`` default to this user and machine.
+
+        Raises:
+            CommandError: no such flag, value or engine, or the hub was lost before the command ended.
+            HubUnreachable: no hub answers.
+        """
+        self.snapshot()
+        question = view.AskSet(
+            uuid.uuid4().hex, flag, value, list(engines) if engines is not None else None,
+            who or getpass.getuser(), host or socket.gethostname(), why, timeout_s,
+        )  # fmt: skip
+        answer = self._answer(question)
+        if answer.command is None:
+            raise CommandError(answer.error or "the hub gave no command")
+        # The command and its changes come in one frame after the answer; each engine's change then lives to its end.
+        self.wait(lambda c: (found := c._changes(answer.command)) != [] and _closed(found), timeout_s + GRACE_S + 2.0)
+        changes = self._changes(answer.command)
+        if not changes or not _closed(changes):
+            raise CommandError(f"command {answer.command} was sent, but the hub was lost before it ended")
+        return changes
+
+    def snapshot(self, timeout_s: float = 5.0) -> view.Snapshot:
+        """The present picture, waiting for the hub if need be.
+
+        Raises:
+            HubUnreachable: no hub answers within ``timeout_s``.
+        """
+        if not self.wait(lambda c: c.state == "live", timeout_s):
+            raise HubUnreachable(self._advice())
+        assert self.view is not None
+        return self.view
+
+    def stop_hub(self) -> None:
+        """Tell the hub to end; the run goes on. Raises ``HubUnreachable``."""
+        self.snapshot()
+        self._answer(view.AskStop(uuid.uuid4().hex))
+
+    def close(self) -> None:
+        """Close the sockets. Idempotent."""
+        if not self._context.closed:
+            self._frames.close()
+            self._questions.close()
+            self._context.term()
+
+    def _answer(self, question: view.Question) -> view.Answer:
+        self.ask(question)
+        if not self.wait(lambda c: question.id in c.answers, ANSWER_S):
+            raise HubUnreachable(self._advice())
+        return self.answers.pop(question.id)
+
+    def _advice(self) -> str:
+        return f"no hub answers for run {self.rundir.run} ({self.rundir.path}); start one with: rltop hub"
+
+    def _changes(self, command: str | None) -> list[view.FlagChange]:
+        return [c for c in self.view.flag_changes.values() if c.command == command] if self.view else []
+
+    def _send(self, question: view.Question) -> bool:
+        try:
+            self._questions.send(view.encode(question), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def _chase_snapshot(self) -> None:
+        """Ask for a snapshot if frames wait for one and no request is on its way."""
+        now = time.monotonic()
+        if not self._buffer or (self._snapshot_asked and now - self._snapshot_asked[1] < RETRY_S):
+            return
+        question = view.AskSnapshot(uuid.uuid4().hex)
+        if self._send(question):
+            self._snapshot_asked = question.id, now
+
+    def _take_frame(self, frame: view.Frame) -> bool:
+        self._heard = time.monotonic()
+        if self.view is not None and not self._buffer and _follows(self.view, frame):
+            self.view.apply(frame)
+            return True
+        self._buffer.append(frame)
+        del self._buffer[:-MAX_BUFFERED]
+        return False
+
+    def _take_answer(self, answer: view.Answer) -> bool:
+        if answer.snapshot is None:
+            self._keep(answer)
+            return False
+        if self._snapshot_asked is None or answer.id != self._snapshot_asked[0]:
+            self._keep(answer)  # asked for by the caller, or too late to be of use
+            return False
+        self._snapshot_asked = None
+        self._heard = time.monotonic()
+        waiting, self._buffer = self._buffer, []
+        return self._start_over(answer.snapshot, waiting)
+
+    def _start_over(self, picture: view.Snapshot, waiting: list[view.Frame]) -> bool:
+        """Take a snapshot and the frames that came while it was on its way; what does not fit waits for another."""
+        epoch = waiting[-1].epoch if waiting else picture.epoch
+        waiting = [frame for frame in waiting if frame.epoch == epoch]
+        if epoch != picture.epoch:  # the answer of a hub that has since been replaced
+            self._buffer = waiting
+            return False
+        for place, frame in enumerate(waiting):
+            if frame.seq > picture.seq + 1:
+                self._buffer = waiting[place:]
+                break
+            if frame.seq > picture.seq:
+                picture.apply(frame)
+        self.view = picture
+        return True
+
+    def _keep(self, answer: view.Answer) -> None:
+        self.answers[answer.id] = answer
+        while len(self.answers) > MAX_ANSWERS:
+            del self.answers[next(iter(self.answers))]
+
+
+def _drain(source: zmq.Socket[bytes]) -> list[bytes]:
+    frames = []
+    while True:
+        try:
+            frames.append(source.recv(zmq.NOBLOCK))
+        except zmq.Again:
+            return frames
+
+
+def _follows(picture: view.Snapshot, frame: view.Frame) -> bool:
+    return frame.epoch == picture.epoch and frame.seq == picture.seq + 1
+
+
+def _closed(changes: list[view.FlagChange]) -> bool:
+    return all(change.state in view.TERMINAL for change in changes)

@@ -1,0 +1,169 @@
+"""The hub's second thread: feeds the pure core from two lanes and hands out what it says.
+
+Control and questions have a lane of their own and go first, so a big step delays a command by one data message at
+most. The data lane is bounded by bytes: when it is full the I/O thread stops reading, ZeroMQ's own bound fills, and
+the collectors drop and count.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import zmq
+
+from rltop.backend import view
+from rltop.backend.state import Effect, Reply, Send, State, Stop
+from rltop.collectors import wire
+from rltop.collectors.guard import Guard
+
+DATA_LANE_BYTES = 256 << 20
+
+FRAME_PERIOD_S = 0.2
+"""Frames go out at 5 Hz when something changed."""
+
+HEARTBEAT_S = 1.0
+"""And once a second when nothing did."""
+
+VIEW, CONTROL, QUERY, STOP = b"view", b"control", b"query", b"stop"
+"""First frame of what goes to the I/O thread: which socket it is for."""
+
+Call = Callable[[float], list[Effect] | None]
+
+
+class Core(threading.Thread):
+    """Runs ``State``.
+
+    Args:
+        state: the core; touched by this thread alone once started.
+        clock: wall clock that never steps back, seconds.
+        context: of the hub; ``outbox`` is an inproc address whose PULL end the I/O thread reads.
+        outbox: where frames and messages go, as ``[socket, *frames]``.
+    """
+
+    def __init__(
+        self, state: State, clock: Callable[[], float], context: zmq.Context[zmq.Socket[bytes]], outbox: str
+    ) -> None:
+        super().__init__(name="rltop-core", daemon=True)
+        self._state = state
+        self._clock = clock
+        self._context = context
+        self._address = outbox
+        self._urgent: deque[Call] = deque()
+        self._data: deque[list[bytes]] = deque()
+        self._data_bytes = 0
+        self._wake = threading.Condition()
+        self._ended = False
+        self._frame_wanted = False
+        self._guard = Guard()
+
+    # --- from the I/O thread ------------------------------------------------------------------------------------
+
+    def has_room(self) -> bool:
+        """Whether the data lane takes more."""
+        return self._data_bytes < DATA_LANE_BYTES
+
+    def put_data(self, frames: list[bytes]) -> None:
+        """Queue a data message."""
+        with self._wake:
+            self._data.append(frames)
+            self._data_bytes += sum(len(frame) for frame in frames)
+            self._wake.notify()
+
+    def put(self, call: Call) -> None:
+        """Queue something urgent: called with the time, on the core's thread."""
+        with self._wake:
+            self._urgent.append(call)
+            self._wake.notify()
+
+    def put_control(self, sender: str, frame: bytes) -> None:
+        """Queue a collector's control message."""
+        self.put(lambda now: self._guard.run("control", self._state.control, sender, frame, now))
+
+    def put_question(self, client: bytes, frame: bytes) -> None:
+        """Queue a viewer's question."""
+        self.put(lambda now: self._state.ask(client, frame, now))
+
+    def put_undelivered(self, receiver: str, frame: bytes) -> None:
+        """Queue the news that a control message has no receiver."""
+        self.put(lambda now: self._state.undelivered(receiver, frame, now))
+
+    def put_counter(self, name: str) -> None:
+        """Raise a counter that viewers see."""
+        self.put(lambda _: self._state.count(name))
+
+    def put_viewer(self) -> None:
+        """A viewer subscribed: show it a frame at once, so that it knows where the stream stands."""
+        self._frame_wanted = True
+        self.put(lambda _: None)
+
+    def end(self) -> None:
+        """Finish what is queued, send a last frame, and end."""
+        with self._wake:
+            self._ended = True
+            self._wake.notify()
+
+    # --- the core's thread --------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """See ``threading.Thread``."""
+        self._outbox = self._context.socket(zmq.PUSH)
+        self._outbox.linger = 0
+        self._outbox.connect(self._address)
+        try:
+            self._turn()
+        finally:
+            self._outbox.send_multipart([STOP])
+            self._outbox.close(1000)
+
+    def _turn(self) -> None:
+        next_tick = next_beat = 0.0
+        while True:
+            now = self._clock()
+            if now >= next_tick or self._frame_wanted:
+                next_tick = now + FRAME_PERIOD_S
+                self._perform(self._state.tick(now))
+                if self._publish(now, heartbeat=now >= next_beat or self._frame_wanted):
+                    next_beat, self._frame_wanted = now + HEARTBEAT_S, False
+            call, frames = self._next(next_tick - self._clock())
+            if call is not None:
+                self._perform(call(self._clock()) or [])
+            elif frames is not None:
+                # A fault of ours in one kind of message must not take the view of the run away.
+                self._perform(self._guard.run("data", self._state.data, frames, self._clock()) or [])
+            elif self._ended:
+                self._perform(self._state.tick(self._clock()))
+                self._publish(self._clock(), heartbeat=True)
+                return
+
+    def _next(self, timeout: float) -> tuple[Call | None, list[bytes] | None]:
+        with self._wake:
+            if not (self._urgent or self._data or self._ended):
+                self._wake.wait(max(timeout, 0.0))
+            if self._urgent:
+                return self._urgent.popleft(), None
+            if self._data:
+                frames = self._data.popleft()
+                self._data_bytes -= sum(len(frame) for frame in frames)
+                return None, frames
+            return None, None
+
+    def _publish(self, now: float, *, heartbeat: bool) -> bool:
+        faults = sum(self._guard.faults.values())
+        if faults > self._state.snapshot.counters.get("faults", 0):
+            self._state.count("faults", faults - self._state.snapshot.counters.get("faults", 0))
+        frame = self._state.frame(now, heartbeat=heartbeat)
+        if frame is None:
+            return False
+        self._outbox.send_multipart([VIEW, view.encode(frame)])
+        return True
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._outbox.send_multipart([CONTROL, effect.to.encode(), wire.encode(effect.message)])
+            elif isinstance(effect, Reply):
+                self._outbox.send_multipart([QUERY, effect.to, view.encode(effect.answer)])
+            elif isinstance(effect, Stop):
+                self._outbox.send_multipart([STOP])

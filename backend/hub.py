@@ -1,0 +1,232 @@
+"""The hub process: ``python -m rltop.backend.hub RUNDIR``. Owns the lock, the sockets and the life of one run's hub.
+
+This thread only moves messages between sockets and the core's thread (``rltop.backend.core``). It serves ipc in the
+run's 0700 directory and nothing else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import zmq
+
+from rltop.backend import core as hub_core
+from rltop.backend.core import Core
+from rltop.backend.state import State
+from rltop.collectors import wire
+from rltop.collectors.rundir import RunDir, RunDirError
+
+POLL_MS = 100
+"""Longest wait for a message; bounds how long a signal goes unnoticed."""
+
+DRAIN = 512
+"""Messages taken from one socket before the others get their turn."""
+
+MAX_CONTROL_BYTES = 1 << 20
+VIEW_HWM = 64
+"""Frames that may wait for one viewer (13 s); a viewer that is slower misses some and asks for a snapshot."""
+
+OUTBOX = "inproc://outbox"
+
+log = logging.getLogger("rltop.hub")
+
+
+class Hub:
+    """The sockets and the two threads of a hub; the lock of ``rundir`` must be held."""
+
+    def __init__(self, rundir: RunDir) -> None:
+        self._rundir = rundir
+        self._context = zmq.Context()
+        self._stopping = False
+        wall, steady = time.time(), time.monotonic()
+        clock: Callable[[], float] = lambda: wall + time.monotonic() - steady  # noqa: E731
+        self.epoch = uuid.uuid4().hex[:16]
+        self.started = wall
+        self._outbox = self._context.socket(zmq.PULL)
+        self._outbox.bind(OUTBOX)
+        state = State(rundir.run, self.epoch, wall, lambda: uuid.uuid4().hex[:12])
+        self._core = Core(state, clock, self._context, OUTBOX)
+
+    def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        """End ``run`` in good order. Safe in a signal handler."""
+        self._stopping = True
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Serve until told to stop. ``ready`` is called once the sockets are bound."""
+        self._bind()
+        self._core.start()
+        ready()
+        try:
+            while not self._stopping and self._core.is_alive():
+                self._turn()
+        finally:
+            self._end()
+
+    def _bind(self) -> None:
+        # An old hub's socket files are replaced by bind; the lock says that no living hub owns them.
+        self._ingest = self._socket(zmq.PULL, self._rundir.ingest, wire.MAX_FRAME_BYTES)
+        self._control = self._socket(zmq.ROUTER, self._rundir.control, MAX_CONTROL_BYTES)
+        self._query = self._socket(zmq.ROUTER, self._rundir.query, MAX_CONTROL_BYTES)
+        self._view = self._socket(zmq.XPUB, self._rundir.view, MAX_CONTROL_BYTES)
+        self._poller = zmq.Poller()
+        for polled in (self._outbox, self._control, self._query, self._view, self._ingest):
+            self._poller.register(polled, zmq.POLLIN)
+        self._reading = True
+
+    def _socket(self, kind: int, endpoint: str, max_bytes: int) -> zmq.Socket[bytes]:
+        made = self._context.socket(kind)
+        made.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+        made.linger = 0
+        if kind == zmq.ROUTER:
+            made.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        if endpoint == self._rundir.control:
+            made.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if kind == zmq.XPUB:
+            made.sndhwm = VIEW_HWM
+            made.setsockopt(zmq.XPUB_VERBOSE, 1)
+        made.bind(endpoint)
+        return made
+
+    def _turn(self) -> None:
+        ready = dict(self._poller.poll(POLL_MS))
+        if self._outbox in ready:
+            self._forward()
+        if self._control in ready:
+            self._drain(self._control, self._take_control)
+        if self._query in ready:
+            self._drain(self._query, self._take_question)
+        if self._view in ready:
+            self._drain(self._view, self._take_subscription)
+        if self._ingest in ready:
+            self._drain(self._ingest, self._core.put_data, self._core.has_room)
+        self._set_reading(self._core.has_room())
+
+    def _set_reading(self, reading: bool) -> None:
+        """Stop polling ingest while the core has no room: what waits is then for ZeroMQ and the collectors to bound."""
+        if reading != self._reading:
+            self._reading = reading
+            self._poller.modify(self._ingest, zmq.POLLIN if reading else 0)
+            if not reading:
+                self._core.put_counter("ingest_stalls")
+
+    def _drain(
+        self, source: zmq.Socket[bytes], take: Callable[[list[bytes]], None], more: Callable[[], bool] = lambda: True
+    ) -> None:
+        for _ in range(DRAIN):
+            if not more():
+                return
+            try:
+                frames = source.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            take(frames)
+
+    def _take_control(self, frames: list[bytes]) -> None:
+        if len(frames) == 2:
+            self._core.put_control(frames[0].decode(errors="replace"), frames[1])
+        else:
+            self._core.put_counter("invalid")
+
+    def _take_question(self, frames: list[bytes]) -> None:
+        if len(frames) == 2:
+            self._core.put_question(frames[0], frames[1])
+        else:
+            self._core.put_counter("invalid")
+
+    def _take_subscription(self, frames: list[bytes]) -> None:
+        if frames[0][:1] == b"\x01":
+            self._core.put_viewer()
+
+    def _forward(self) -> None:
+        while True:
+            try:
+                where, *frames = self._outbox.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if where == hub_core.VIEW:
+                self._view.send_multipart(frames, zmq.NOBLOCK)  # drops for a slow viewer, never waits
+            elif where == hub_core.QUERY:
+                self._query.send_multipart(frames, zmq.NOBLOCK)  # drops where the viewer has gone
+            elif where == hub_core.CONTROL:
+                self._send_control(frames)
+            else:
+                self._stopping = True
+
+    def _send_control(self, frames: list[bytes]) -> None:
+        try:
+            self._control.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.ZMQError as error:  # no such peer, or its queue is full
+            log.info("control message to %s: %s", frames[0], error)
+            self._core.put_undelivered(frames[0].decode(errors="replace"), frames[1])
+
+    def _end(self) -> None:
+        if self._core.is_alive():
+            self._core.end()
+        self._core.join(10)
+        self._forward()
+        for ended in (self._outbox, self._control, self._query, self._view, self._ingest):
+            ended.close(500)
+        self._context.term()
+
+
+def _write_info(rundir: RunDir, hub: Hub) -> None:
+    info = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": hub.started,
+        "epoch": hub.epoch,
+        "proto": wire.PROTO,
+    }
+    partial = rundir.info.with_suffix(".partial")
+    partial.write_text(json.dumps(info))
+    partial.replace(rundir.info)
+
+
+def main(rundir: RunDir) -> int:
+    """Run the hub of ``rundir`` until it is told to stop. Returns the exit code: 0 also when another hub has the run.
+
+    Raises:
+        RunDirError: the directory can't be used.
+    """
+    rundir.create()
+    with rundir.lock.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("run %s has a hub already", rundir.run)
+            return 0
+        hub = Hub(rundir)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, hub.stop)
+        try:
+            hub.run(lambda: _write_info(rundir, hub))
+        finally:
+            rundir.info.unlink(missing_ok=True)
+        return 0
+
+
+def _command(arguments: list[str]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if len(arguments) != 1 or "://" in arguments[0]:
+        log.error("usage: python -m rltop.backend.hub RUNDIR (a local directory; network addresses are refused)")
+        return 2
+    try:
+        return main(RunDir(Path(arguments[0]).absolute()))
+    except RunDirError as error:
+        log.error("%s", error)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(_command(sys.argv[1:]))

@@ -1,0 +1,177 @@
+"""A picture of a run as JSON and as plain text. Pure; the same facts as the dashboard's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rltop.backend import view
+
+STEP_METRICS = (
+    "tokens",
+    "joined_fraction",
+    "reward_mean",
+    "logp_diff_mean",
+    "logp_abs_diff_mean",
+    "ratio_mean",
+    "kl_k1",
+    "kl_k3",
+    "clip_frac_low",
+    "clip_frac_high",
+    "entropy",
+    "ess",
+    "lag_mean",
+    "prefix_hit_rate",
+)
+"""What a report says of a step beside its number and policy version."""
+
+_COUNTS = frozenset({"tokens"})
+_LAST_STEPS, _LAST_CHANGES, _LAST_EVENTS = 10, 10, 10
+
+
+def as_json(snapshot: view.Snapshot) -> dict[str, Any]:
+    """The report of ``rltop status --json`` and ``rltop demo --json``.
+
+    Logprobs, gaps and entropy in nats, ess and rates in [0, 1], lag in versions; unknown is None, never NaN.
+    """
+    steps = sorted(snapshot.steps.values(), key=lambda step: step.step)
+    return {
+        "run": snapshot.run,
+        "engines": [_engine_json(engine) for _, engine in sorted(snapshot.engines.items())],
+        "steps": [_step_json(step) for step in steps],
+        "flag_changes": [flag_change_json(change) for change in snapshot.flag_changes.values()],
+    }
+
+
+def _engine_json(engine: view.Engine) -> dict[str, Any]:
+    flags = {
+        name: {"value": flag.value, "switchable": flag.switchable, "reason": flag.reason or None}
+        for name, flag in engine.flags.items()
+    }
+    return {
+        "id": engine.id,
+        "vllm_version": engine.vllm_version or None,
+        "policy_version": engine.policy_version,
+        "tokens": engine.tokens,
+        "flags": flags,
+    }
+
+
+def _step_json(step: view.Step) -> dict[str, Any]:
+    values = {name: _finite(step.values.get(name)) for name in STEP_METRICS}
+    counts = {name: int(value) for name in _COUNTS if (value := values[name]) is not None}
+    return {"step": step.step, "policy_version": step.policy_version, **values, **counts}
+
+
+def flag_change_json(change: view.FlagChange) -> dict[str, Any]:
+    """One command on one engine; ``outcome`` is its state, ``to`` the value asked for."""
+    return {
+        "flag": change.flag,
+        "engine": change.engine,
+        "from": change.old,
+        "to": change.wanted or change.new,
+        "outcome": change.state,
+        "engine_step": change.engine_step,
+        "policy_version": change.policy_version,
+        "in_flight": change.in_flight,
+        "lost_requests": change.lost_requests,
+        "milliseconds": _finite(change.milliseconds),
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def flag_change_text(change: view.FlagChange) -> str:
+    """One line on what became of a command on one engine."""
+    words = [f"{change.engine}: {change.flag} {change.old or '?'} > {change.wanted or change.new}", change.state]
+    if change.engine_step is not None:
+        words.append(f"at engine step {change.engine_step}")
+    if change.policy_version is not None:
+        words.append(f"policy version {change.policy_version}")
+    if change.in_flight is not None:
+        words.append(f"{change.in_flight} requests in flight, {change.lost_requests or 0} lost")
+    if change.milliseconds is not None:
+        words.append(f"{change.milliseconds:.1f} ms")
+    line = ", ".join(words)
+    return f"{line} ({change.reason})" if change.reason else line
+
+
+def as_text(snapshot: view.Snapshot) -> str:
+    """The picture for a person without a dashboard: engines, last steps, last flag changes and events."""
+    trainer = snapshot.trainer
+    blocks = [
+        f"run {snapshot.run}: trainer {trainer.health}, step {_whole(trainer.step)}, "
+        f"policy version {_whole(trainer.policy_version)}",
+        "engines\n" + _table(_ENGINE_HEADS, [_engine_row(e) for _, e in sorted(snapshot.engines.items())]),
+        "steps\n"
+        + _table(
+            _STEP_HEADS, [_step_row(s) for s in sorted(snapshot.steps.values(), key=lambda s: s.step)][-_LAST_STEPS:]
+        ),
+    ]
+    if snapshot.flag_changes:
+        changes = list(snapshot.flag_changes.values())[-_LAST_CHANGES:]
+        blocks.append("flag changes\n" + "\n".join("  " + flag_change_text(change) for change in changes))
+    if snapshot.events:
+        lines = [f"  {event.severity:<5} {event.kind:<8} {event.text}" for event in snapshot.events[-_LAST_EVENTS:]]
+        blocks.append("events\n" + "\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+_ENGINE_HEADS = (
+    "engine", "health", "vLLM", "version", "lag", "tok/s", "running", "waiting", "KV", "hits", "gap", "flags",
+)  # fmt: skip
+_STEP_HEADS = (
+    "step",
+    "reward",
+    "gap",
+    "k1",
+    "k3",
+    "clip low",
+    "high",
+    "entropy",
+    "ESS",
+    "lag",
+    "hits",
+    "joined",
+    "tokens",
+)
+
+
+def _engine_row(engine: view.Engine) -> tuple[str, ...]:
+    flags = " ".join(f"{name}={flag.value or 'none'}" for name, flag in engine.flags.items())
+    return (
+        engine.id, engine.health, engine.vllm_version or "-", _whole(engine.policy_version), _whole(engine.lag),
+        _number(engine.tokens_per_s), str(engine.running), str(engine.waiting), _percent(engine.kv_usage),
+        _percent(engine.prefix_hit_rate), _number(engine.gap), flags,
+    )  # fmt: skip
+
+
+def _step_row(step: view.Step) -> tuple[str, ...]:
+    values = step.values.get
+    plain = [_number(values(name)) for name in ("reward_mean", "logp_abs_diff_mean", "kl_k1", "kl_k3")]
+    clip = [_percent(values(name)) for name in ("clip_frac_low", "clip_frac_high")]
+    rest = [_number(values(name)) for name in ("entropy", "ess", "lag_mean")]
+    shares = [_percent(values(name)) for name in ("prefix_hit_rate", "joined_fraction")]
+    return (f"{step.step}{'*' if step.partial else ''}", *plain, *clip, *rest, *shares, _whole(values("tokens")))
+
+
+def _whole(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    if not rows:
+        return "  none yet"
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows))
+    return "\n".join("  " + line.rstrip() for line in lines)

@@ -1,0 +1,113 @@
+"""Who sends: epochs, holes in what arrived, and who has said goodbye. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from rltop.backend.engines import SILENT_S
+from rltop.collectors import wire
+
+BYE_PATIENCE_S = 1.0
+"""How long a goodbye waits for messages that were sent before it; then they are counted as lost. The sender waits
+``sender.BYE_TIMEOUT_S``, which is longer."""
+
+
+@dataclass(slots=True)
+class Source:
+    """One sender in its present life (epoch)."""
+
+    name: str
+    epoch: str
+    last_seen: float
+    next_seq: int
+    health: str = "live"
+    lost: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    bye: wire.Bye | None = None
+    bye_deadline: float = 0.0
+
+    @property
+    def is_trainer(self) -> bool:
+        """A trainer rank rather than an engine."""
+        return self.name.startswith("trainer/")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What a message told about its source: ``new``, ``restarted``, ``back`` after silence, with ``lost`` before it."""
+
+    source: Source
+    new: bool = False
+    restarted: bool = False
+    back: bool = False
+    lost: int = 0
+
+
+class Sources:
+    """All senders, by name."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Source] = {}
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter(list(self._known.values()))
+
+    def get(self, name: str) -> Source | None:
+        """The source of that name."""
+        return self._known.get(name)
+
+    def arrived(self, envelope: wire.Envelope, now: float) -> Arrival:
+        """A data message came in.
+
+        What a source sent before this hub first heard of its epoch is not counted as lost: another hub had it.
+        """
+        source = self._known.get(envelope.source)
+        if source is None or source.epoch != envelope.epoch:
+            fresh = self._known[envelope.source] = Source(envelope.source, envelope.epoch, now, envelope.seq + 1)
+            return Arrival(fresh, new=source is None, restarted=source is not None)
+        lost = max(envelope.seq - source.next_seq, 0)
+        source.next_seq = max(source.next_seq, envelope.seq + 1)
+        source.lost += lost
+        back = source.health == "silent"
+        if source.health != "gone":
+            source.health = "live"
+        source.last_seen = now
+        return Arrival(source, back=back, lost=lost)
+
+    def goodbye(self, bye: wire.Bye, now: float) -> None:
+        """A source has sent its last message; see ``leaving``."""
+        source = self._known.get(bye.source)
+        if source is None or source.epoch != bye.epoch:
+            source = self._known[bye.source] = Source(bye.source, bye.epoch, now, bye.sent)
+        if source.bye is None:
+            source.bye, source.bye_deadline = bye, now + BYE_PATIENCE_S
+
+    def leaving(self, now: float) -> list[tuple[Source, int]]:
+        """Sources whose every message before the goodbye is here, or was waited for long enough, with how many are not.
+
+        They are gone from here on; each is returned once per goodbye, also a repeated one.
+        """
+        left = []
+        for source in self._known.values():
+            if source.bye is None:
+                continue
+            missing = max(source.bye.sent - source.next_seq, 0)
+            if not missing or now >= source.bye_deadline:
+                source.next_seq = max(source.next_seq, source.bye.sent)
+                source.lost += missing
+                source.health, source.bye = "gone", None
+                left.append((source, missing))
+        return left
+
+    def falling_silent(self, now: float) -> list[Source]:
+        """Sources that were live and have not been heard of for ``SILENT_S``."""
+        quiet = [s for s in self._known.values() if s.health == "live" and now - s.last_seen > SILENT_S]
+        for source in quiet:
+            source.health = "silent"
+        return quiet
+
+    def trainer_health(self) -> str:
+        """Of all trainer ranks: live if one is, then silent, then gone; absent if there is none."""
+        found = {source.health for source in self._known.values() if source.is_trainer}
+        return next((health for health in ("live", "silent", "gone") if health in found), "absent")

@@ -1,0 +1,325 @@
+"""The hub's core: what arrives goes in, frames and messages to send come out. Pure: no sockets, threads, files, clocks.
+
+The picture that viewers have is changed by frames alone, here as there: ``frame`` makes the next one and applies it to
+``snapshot``, so a snapshot with the frames after it is always what the hub has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rltop.backend import view
+from rltop.backend.control import Commands, Order, RejectedError
+from rltop.backend.engines import Engines, TrainerRanks
+from rltop.backend.join import Index
+from rltop.backend.sources import Arrival, Source, Sources
+from rltop.backend.steps import Steps
+from rltop.collectors import wire
+
+MAX_SKEW = 2
+"""Engines that differ by more policy versions than this are worth a warning: a rolling update passes through 1."""
+
+LOSS_EVENT_PERIOD_S = 10.0
+"""Losses of one source are told at most this often; the counters have them all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Effect: a control message to the collector with this identity (``<source>#<epoch>``)."""
+
+    to: str
+    message: wire.Body
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Effect: an answer to the viewer with this identity."""
+
+    to: bytes
+    answer: view.Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Effect: end the hub."""
+
+
+Effect = Send | Reply | Stop
+
+
+def identity(source: str, epoch: str) -> str:
+    """Address of a collector on the control socket."""
+    return f"{source}#{epoch}"
+
+
+class State:
+    """Everything a hub knows.
+
+    Args:
+        run: the run's name.
+        epoch: id of this life of the hub.
+        now: wall clock that never steps back, seconds; every method takes the present one.
+        new_id: makes ids of commands.
+    """
+
+    def __init__(self, run: str, epoch: str, now: float, new_id: Callable[[], str]) -> None:
+        self.snapshot = view.Snapshot(run, epoch, 0, now, now)
+        self._index = Index()
+        self._steps = Steps(self._index)
+        self._sources = Sources()
+        self._engines = Engines()
+        self._trainer = TrainerRanks()
+        self._commands = Commands(new_id)
+        self._new_steps: list[view.Step] = []
+        self._events: list[view.Event] = []
+        self._event_number = 0
+        self._counters: dict[str, int] = {}
+        self._last_step: int | None = None
+        self._skewed = False
+        self._losses: dict[str, tuple[float, int]] = {}  # per source: when last told, how many since
+
+    # --- what comes in ------------------------------------------------------------------------------------------
+
+    def data(self, frames: list[bytes], now: float) -> list[Effect]:
+        """A data message, as received. Malformed ones are counted and named, never fatal."""
+        self.count("messages")
+        self.count("bytes", sum(len(frame) for frame in frames))
+        try:
+            envelope, body, arrays = wire.decode_data(frames)
+        except wire.WireError as error:
+            self.invalid(str(error), now)
+            return []
+        effects = self._arrived(self._sources.arrived(envelope, now), now)
+        try:
+            self._take(envelope, body, arrays, now)
+        except wire.WireError as error:
+            self.invalid(f"{envelope.source}: {error}", now)
+        return effects
+
+    def control(self, sender: str, frame: bytes, now: float) -> list[Effect]:
+        """A control message from the collector with identity ``sender``."""
+        try:
+            message = wire.decode_to_hub(frame)
+        except wire.WireError as error:
+            self.invalid(f"{sender}: {error}", now)
+            return []
+        source, _, epoch = sender.rpartition("#")
+        if isinstance(message, wire.CommandUpdate):
+            if message.engine != source:
+                self.invalid(f"{sender} speaks for engine {message.engine}", now)
+            else:
+                self._command_update(message, now)
+            return []
+        if (message.source, message.epoch) != (source, epoch):
+            self.invalid(f"{sender} speaks for {identity(message.source, message.epoch)}", now)
+            return []
+        if isinstance(message, wire.Register):
+            return self._register(message)
+        self._sources.goodbye(message, now)
+        return self._farewells(now)
+
+    def ask(self, client: bytes, frame: bytes, now: float) -> list[Effect]:
+        """A question from a viewer."""
+        try:
+            question = view.decode_question(frame)
+        except ValueError as error:
+            self.invalid(f"a viewer: {error}", now)
+            return []
+        if isinstance(question, view.AskSnapshot):
+            return [Reply(client, view.Answer(question.id, snapshot=self.snapshot))]
+        if isinstance(question, view.AskStop):
+            return [Reply(client, view.Answer(question.id)), Stop()]
+        try:
+            command, orders = self._commands.ask(
+                question, self._engines.health, self._engines.live, now, self._last_step
+            )
+        except RejectedError as error:
+            return [Reply(client, view.Answer(question.id, error=str(error)))]
+        where = "all engines" if question.engines is None else ", ".join(question.engines)
+        who = f" ({question.who}@{question.host})" if question.who else ""
+        self._event(now, "info", "flag", f"{question.flag} {question.value} asked of {where}{who}")
+        return [Reply(client, view.Answer(question.id, command=command)), *self._orders(orders)]
+
+    def undelivered(self, receiver: str, frame: bytes, now: float) -> None:
+        """A control message could not be delivered."""
+        message = wire.decode_to_collector(frame)
+        if not isinstance(message, wire.Command):
+            return
+        if change := self._commands.unreachable(receiver.rpartition("#")[0], message.id, now):
+            self._flag_event(change, now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time has passed: to be called several times a second."""
+        for step in self._steps.tick(now):
+            self._closed(step, now)
+        for source in self._sources.falling_silent(now):
+            self._event(now, "warn", _kind(source), f"{source.name} is silent", engine=_engine(source))
+            self._engines.set_health(source.name, "silent")
+        for change in self._commands.tick(now):
+            self._flag_event(change, now)
+        self._tell_losses(now)
+        self._watch_skew(now)
+        self._trainer.set_health(self._sources.trainer_health())
+        self._counters["evicted_rollouts"] = self._index.evicted
+        self._counters["late_rows"] = self._steps.late_rows
+        self._counters["settled_early"] = self._steps.settled_early
+        return self._farewells(now)
+
+    # --- what goes out ------------------------------------------------------------------------------------------
+
+    def frame(self, now: float, *, heartbeat: bool = False) -> view.Frame | None:
+        """The next frame, applied to ``snapshot``; None if nothing changed and no heartbeat is due."""
+        shown = self.snapshot.counters
+        frame = view.Frame(
+            self.snapshot.epoch,
+            self.snapshot.seq + 1,
+            now,
+            self._engines.take_changed(),
+            self._trainer.take_changed(),
+            self._new_steps,
+            self._events,
+            self._commands.take_changed(),
+            {name: count for name, count in self._counters.items() if shown.get(name, 0) != count},
+        )
+        self._new_steps, self._events = [], []
+        changed = frame.engines or frame.trainer or frame.steps or frame.events or frame.flag_changes or frame.counters
+        if not (changed or heartbeat):
+            return None
+        self.snapshot.apply(frame)
+        return frame
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _take(self, envelope: wire.Envelope, body: wire.DataBody, arrays: wire.Arrays, now: float) -> None:
+        if isinstance(body, wire.Rollouts):
+            self._index.add(body, arrays)
+        elif isinstance(body, wire.EngineState):
+            self._engines.report(envelope, body, now)
+            for update in body.commands:
+                self._command_update(update, now)
+        elif isinstance(body, wire.Sequences):
+            self._trainer.rows(body)
+            self._engines.set_trainer_version(self._trainer.version)
+            self._steps.rows(envelope.epoch, body, arrays, now)
+        elif isinstance(body, wire.StepClosed):
+            self._trainer.closed(body)
+            self._engines.set_trainer_version(self._trainer.version)
+            self._steps.closed(envelope.epoch, body, now)
+        else:
+            self._health(envelope, body, now)
+
+    def _arrived(self, arrival: Arrival, now: float) -> list[Effect]:
+        source = arrival.source
+        if arrival.new or arrival.restarted:
+            severity, what = ("warn", "restarted") if arrival.restarted else ("info", "appeared")
+            self._event(now, severity, _kind(source), f"{source.name} {what}", engine=_engine(source))
+            if source.is_trainer and arrival.restarted:
+                self._trainer.new_epoch()
+                self._steps.new_epoch()
+            return [Send(identity(source.name, source.epoch), wire.Welcome(self.snapshot.epoch))]
+        if arrival.back:
+            self._event(now, "info", _kind(source), f"{source.name} is back", engine=_engine(source))
+        if arrival.lost:
+            self._lost(source, arrival.lost)
+        return []
+
+    def _register(self, message: wire.Register) -> list[Effect]:
+        if message.proto != wire.PROTO:
+            self.count("invalid")
+            return []
+        to = identity(message.source, message.epoch)
+        return [Send(to, wire.Welcome(self.snapshot.epoch)), *self._orders(self._commands.unanswered(message.source))]
+
+    def _orders(self, orders: list[Order]) -> list[Effect]:
+        effects: list[Effect] = []
+        for order in orders:
+            source = self._sources.get(order.engine)
+            assert source is not None  # only engines that were heard of are live
+            effects.append(Send(identity(source.name, source.epoch), order.command))
+        return effects
+
+    def _command_update(self, update: wire.CommandUpdate, now: float) -> None:
+        if (change := self._commands.update(update, now)) and change.state in view.TERMINAL:
+            self._flag_event(change, now)
+
+    def _flag_event(self, change: view.FlagChange, now: float) -> None:
+        text = f"{change.flag} {change.old or '?'} > {change.new or change.wanted or '?'} {change.state}"
+        if change.state == "applied" and change.engine_step is not None:
+            text += f" at engine step {change.engine_step}, {change.in_flight} in flight, {change.lost_requests} lost"
+        if change.reason:
+            text += f": {change.reason}"
+        self._event(now, "info" if change.state == "applied" else "warn", "flag", text, engine=change.engine)
+
+    def _closed(self, step: view.Step, now: float) -> None:
+        self._new_steps.append(step)
+        self._last_step = step.step
+        self.count("unjoined_rows", sum(step.unjoined.values()))
+        for engine, values in step.engines.items():
+            self._engines.set_gap(engine, values["logp_abs_diff_mean"])
+        if step.partial:
+            self._event(now, "warn", "step", f"step {step.step} closed without all its ranks")
+
+    def _health(self, envelope: wire.Envelope, health: wire.Health, now: float) -> None:
+        source = self._sources.get(envelope.source)
+        assert source is not None
+        for place, faults in health.faults.items():
+            if faults > source.faults.get(place, 0):
+                text = f"{source.name}: {faults} faults in {place} were contained; the run is not affected"
+                self._event(now, "error", "fault", text, engine=_engine(source))
+        source.faults = health.faults
+        if source.is_trainer:
+            self._trainer.record(source.name, health, now)
+        else:
+            self._engines.record(source.name, health, now)
+
+    def _farewells(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for source, missing in self._sources.leaving(now):
+            if missing:
+                self._lost(source, missing)
+            self._engines.set_health(source.name, "gone")
+            self._event(now, "info", _kind(source), f"{source.name} said goodbye", engine=_engine(source))
+            if source.is_trainer and self._sources.trainer_health() == "gone":
+                self._steps.trainer_gone(now)
+            effects.append(Send(identity(source.name, source.epoch), wire.ByeAck(source.epoch)))
+        return effects
+
+    def _lost(self, source: Source, lost: int) -> None:
+        self.count("lost_messages", lost)
+        told, untold = self._losses.get(source.name, (float("-inf"), 0))
+        self._losses[source.name] = told, untold + lost
+
+    def _tell_losses(self, now: float) -> None:
+        for name, (told, untold) in self._losses.items():
+            if untold and now - told >= LOSS_EVENT_PERIOD_S:
+                self._losses[name] = now, 0
+                self._event(now, "warn", "lost", f"{untold} messages of {name} were lost on the way")
+
+    def _watch_skew(self, now: float) -> None:
+        skew = self._engines.skew()
+        if skew > MAX_SKEW and not self._skewed:
+            self._event(now, "warn", "skew", f"live engines differ by {skew} policy versions")
+        self._skewed = skew > MAX_SKEW
+
+    def invalid(self, why: str, now: float) -> None:
+        """A message that does not keep to the wire's rules."""
+        self.count("invalid")
+        if self._counters["invalid"] & (self._counters["invalid"] - 1) == 0:  # told at 1, 2, 4, 8, ...
+            self._event(now, "warn", "invalid", f"invalid message ({self._counters['invalid']} so far): {why[:300]}")
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Raise a counter of the hub."""
+        self._counters[name] = self._counters.get(name, 0) + by
+
+    def _event(self, now: float, severity: str, kind: str, text: str, *, engine: str | None = None) -> None:
+        self._events.append(view.Event(self._event_number, now, severity, kind, text, self._last_step, engine))
+        self._event_number += 1
+
+
+def _kind(source: Source) -> str:
+    return "trainer" if source.is_trainer else "engine"
+
+
+def _engine(source: Source) -> str | None:
+    return None if source.is_trainer else source.name

@@ -1,0 +1,187 @@
+"""Steps of the trainer: rows and closes come in, a measured ``view.Step`` goes out. Pure.
+
+A step closes when all ranks have closed it, or ``PARTIAL_S`` after the first did (marked partial). It then waits at
+most ``GRACE_S`` for rollouts that are still on their way, is measured, and is done; rows that come later are counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from rltop.backend import metrics, view
+from rltop.backend.batch import Batch
+from rltop.backend.join import Index
+from rltop.backend.measure import UNKNOWN_ENGINE, measure
+from rltop.backend.summary import Summary
+from rltop.collectors import wire
+
+PARTIAL_S = 60.0
+"""How long a step waits for its other ranks after the first has closed it (or after a later step was done)."""
+
+GRACE_S = 2.0
+"""How long a closed step waits for rollouts: engines publish within a fraction of a second of finishing."""
+
+MAX_OPEN = 64
+MAX_WAITING_BYTES = 1 << 30
+"""Steps open at a time, and what rows that wait for rollouts may hold; the oldest are settled early and counted."""
+
+
+@dataclass(slots=True)
+class Assembly:
+    """A step being put together; ``epochs`` says which life of each rank it is from."""
+
+    step: int
+    epochs: dict[int, str] = field(default_factory=dict)
+    ranks: set[int] = field(default_factory=set)
+    world_size: int = 1
+    policy_version: int | None = None
+    scalars: dict[str, float] = field(default_factory=dict)
+    waiting: list[Batch] = field(default_factory=list)
+    parts: dict[str, Summary] = field(default_factory=dict)
+    unjoined: Counter[str] = field(default_factory=Counter)
+    deadline: float | None = None
+    closed: float | None = None
+    partial: bool = False
+
+    def absorb(self, batch: Batch) -> None:
+        """Measure a batch and let its arrays go."""
+        for engine, part in measure(batch).items():
+            self.parts[engine] = self.parts[engine] + part if engine in self.parts else part
+        if batch.body.update == 0:
+            self.unjoined += batch.unjoined()
+
+    def close(self, now: float, *, partial: bool) -> None:
+        """No more rows are expected."""
+        if self.closed is None:
+            self.closed, self.partial = now, partial
+
+    def result(self) -> view.Step:
+        """The measured step."""
+        engines = {e: metrics.engine_values(p) for e, p in sorted(self.parts.items()) if e != UNKNOWN_ENGINE}
+        values = metrics.values(sum(self.parts.values(), Summary()))
+        assert self.closed is not None
+        return view.Step(
+            self.step,
+            self.closed,
+            self.policy_version,
+            self.partial,
+            values,
+            engines,
+            dict(self.unjoined),
+            self.scalars,
+        )
+
+
+class Steps:
+    """All open steps.
+
+    Attributes:
+        late_rows: rows that came after their step was measured. settled_early: batches that waited for rollouts until
+            there was no room.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self.late_rows = 0
+        self.settled_early = 0
+        self._index = index
+        self._open: dict[int, Assembly] = {}
+        self._done: set[int] = set()
+
+    def new_epoch(self) -> None:
+        """The trainer started anew, perhaps from an earlier step: its steps may come again."""
+        self._done.clear()
+
+    def rows(self, epoch: str, body: wire.Sequences, arrays: wire.Arrays, now: float) -> None:
+        """Rows of a step, from the rank's life ``epoch``. Raises ``WireError`` if they are not well formed."""
+        batch = Batch(body, arrays)
+        if body.step in self._done:
+            self.late_rows += batch.rows if body.update == 0 else 0
+            return
+        assembly = self._assembly(body.step, body.rank, epoch)
+        if body.update:  # gives clip rates only: not worth waiting for
+            batch.join(self._index, surely=False)
+            assembly.absorb(batch)
+        elif batch.join(self._index, surely=True):
+            assembly.absorb(batch)
+        else:
+            assembly.waiting.append(batch)
+            self._make_room(now)
+
+    def closed(self, epoch: str, body: wire.StepClosed, now: float) -> None:
+        """A rank has passed all it had."""
+        if body.step in self._done:
+            return
+        assembly = self._assembly(body.step, body.rank, epoch)
+        assembly.ranks.add(body.rank)
+        assembly.world_size = max(body.world_size, 1)
+        if body.policy_version is not None:
+            assembly.policy_version = body.policy_version
+        # One scalar of a name: the lowest rank's, whichever closes first.
+        assembly.scalars = (
+            {**assembly.scalars, **body.metrics} if body.rank == 0 else {**body.metrics, **assembly.scalars}
+        )
+        if assembly.deadline is None:
+            assembly.deadline = now + PARTIAL_S
+        if len(assembly.ranks) >= assembly.world_size:
+            assembly.close(now, partial=False)
+
+    def trainer_gone(self, now: float) -> None:
+        """The whole trainer said goodbye: what it left open will not be closed by it."""
+        for assembly in self._open.values():
+            assembly.close(now, partial=True)
+
+    def tick(self, now: float) -> list[view.Step]:
+        """Join what can be joined by now; the steps that are done."""
+        return [step for assembly in list(self._open.values()) if (step := self._advance(assembly, now)) is not None]
+
+    def _assembly(self, step: int, rank: int, epoch: str) -> Assembly:
+        assembly = self._open.get(step)
+        if assembly is None or assembly.epochs.get(rank, epoch) != epoch:  # a restarted trainer repeats the step
+            assembly = self._open[step] = Assembly(step)
+        assembly.epochs[rank] = epoch
+        return assembly
+
+    def _advance(self, assembly: Assembly, now: float) -> view.Step | None:
+        if assembly.deadline is not None and now >= assembly.deadline:
+            assembly.close(now, partial=True)
+        self._join(assembly, surely=True)
+        if assembly.closed is None:
+            return None
+        self._join(assembly, surely=False)
+        if assembly.waiting and now < assembly.closed + GRACE_S:
+            return None
+        return self._finish(assembly, now)
+
+    def _join(self, assembly: Assembly, *, surely: bool) -> None:
+        waiting = []
+        for batch in assembly.waiting:
+            if batch.join(self._index, surely=surely):
+                assembly.absorb(batch)
+            else:
+                waiting.append(batch)
+        assembly.waiting = waiting
+
+    def _finish(self, assembly: Assembly, now: float) -> view.Step:
+        for batch in assembly.waiting:
+            assembly.absorb(batch)
+        del self._open[assembly.step]
+        self._done.add(assembly.step)
+        for other in self._open.values():  # an earlier step that nobody closed must not stay for ever
+            if other.step < assembly.step and other.deadline is None:
+                other.deadline = now + PARTIAL_S
+        return assembly.result()
+
+    def _make_room(self, now: float) -> None:
+        batches = [(a, b) for a in self._open.values() for b in a.waiting]
+        held = sum(batch.nbytes for _, batch in batches)
+        for assembly, batch in batches:
+            if held <= MAX_WAITING_BYTES:
+                break
+            batch.join(self._index, surely=False)
+            assembly.absorb(batch)
+            assembly.waiting.remove(batch)
+            held -= batch.nbytes
+            self.settled_early += 1
+        for assembly in list(self._open.values())[: max(len(self._open) - MAX_OPEN, 0)]:
+            assembly.close(now, partial=True)
