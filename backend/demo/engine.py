@@ -1,0 +1,231 @@
+"""One rollout engine of the demo: a vLLM ``AsyncLLM`` that answers granted tickets and takes weights while it does.
+
+``python -m rltop.backend.demo.engine JOB`` with ``JOB`` a JSON ``EngineJob``; ``run.py`` sets the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from rltop.backend.demo import messages, task
+from rltop.backend.demo.jobs import GROUP_SIZE, EngineJob, decode, end_with_parent
+
+SLOTS = 16
+"""Requests that run at once. Half of what a step grants, so that an update meets requests that run and some that wait:
+the first become sequences of two versions, the others of one."""
+
+SHUTDOWN_S = 10.0
+"""How long the engine's processes may take to end, so that their collectors can say goodbye."""
+
+MIDWAY_TOKENS = 2
+"""Tokens a request must have before an update interrupts it. Answers have 11 or more: plenty are left to sample."""
+
+
+class Rollouts:
+    """Answers tickets on one engine.
+
+    Args:
+        engine: a running ``AsyncLLM``.
+        job: who we are.
+        send: takes every message to the trainer.
+    """
+
+    def __init__(self, engine: Any, job: EngineJob, send: Any) -> None:
+        self._engine = engine
+        self._job = job
+        self._send = send
+        self._open: set[int] = set()
+        self._sizes: dict[str, int] = {}
+        self._moved = asyncio.Condition()
+
+    def open(self, tickets: Sequence[int]) -> None:
+        """Count tickets as in flight from this moment on, before any of them is answered."""
+        self._open.update(tickets)
+
+    async def answer(self, ticket: int) -> None:
+        """Sample one group and send it."""
+        prompt = task.prompt(self._job.seed, ticket)
+        samples = await asyncio.gather(*(self._sample(ticket, number, prompt) for number in range(GROUP_SIZE)))
+        await self._send(messages.Group(self._job.engine, ticket, prompt, list(samples)))
+        async with self._moved:
+            self._open.discard(ticket)
+            self._moved.notify_all()
+
+    async def update(self, update: messages.Update) -> None:
+        """Load new weights between two steps of the engine, with requests in flight if there are any to come.
+
+        Requests keep the tokens they have; their KV is computed anew under the new weights.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._midway()
+        in_flight, began = len(self._sizes), time.perf_counter()
+        await self._engine.pause_generation(mode="keep", clear_cache=True)
+        paused = time.perf_counter()
+        await self._engine.start_weight_update()
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info={"path": update.path}))
+        await self._engine.finish_weight_update(str(update.version))
+        loaded = time.perf_counter()
+        await self._engine.resume_generation()
+        pause_ms, load_ms = (paused - began) * 1e3, (loaded - paused) * 1e3
+        await self._send(messages.Updated(self._job.engine, update.version, in_flight, pause_ms, load_ms))
+
+    async def _midway(self) -> None:
+        """Wait until a group's worth of requests is in the middle of its answer, or no ticket is open at all.
+
+        The trainer grants tickets before it sends an update, so that there is something in flight; running requests
+        always get there, so the wait ends.
+        """
+
+        def ready() -> bool:
+            return not self._open or sum(size >= MIDWAY_TOKENS for size in self._sizes.values()) >= GROUP_SIZE
+
+        async with self._moved:
+            await self._moved.wait_for(ready)
+
+    async def _sample(self, ticket: int, number: int, prompt: list[int]) -> messages.Sample:
+        request = f"t{ticket}-{number}"
+        params = _sampling(self._job, ticket, number)
+        output = None
+        await self._note(request, 0)
+        async for output in self._engine.generate({"prompt_token_ids": prompt}, params, request):
+            await self._note(request, len(output.outputs[0].token_ids))
+        await self._note(request, None)
+        assert output is not None
+        return as_sample(output.outputs[0])
+
+    async def _note(self, request: str, size: int | None) -> None:
+        async with self._moved:
+            if size is None:
+                del self._sizes[request]
+            else:
+                self._sizes[request] = size
+            self._moved.notify_all()
+
+
+def as_sample(completion: Any) -> messages.Sample:
+    """A finished vLLM ``CompletionOutput`` as a message, with the weight version of every token."""
+    tokens = list(completion.token_ids)
+    logprobs = [entry[token].logprob for token, entry in zip(tokens, completion.logprobs, strict=True)]
+    return messages.Sample(tokens, logprobs, token_versions(completion.weight_versions, len(tokens)))
+
+
+def token_versions(spans: Sequence[Any], size: int) -> list[int]:
+    """Per token the version its span ``[start, end)`` names.
+
+    Raises:
+        ValueError: the spans do not cover the tokens once each, in order.
+    """
+    versions = [int(span.version) for span in spans for _ in range(span.start, span.end)]
+    if len(versions) != size or [span.start for span in spans] != [0, *(span.end for span in spans)][:-1]:
+        raise ValueError(f"weight version spans {spans} do not cover {size} tokens")
+    return versions
+
+
+def _sampling(job: EngineJob, ticket: int, number: int) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=job.temperature,
+        max_tokens=task.MAX_ANSWER,
+        stop_token_ids=[task.EOS],
+        logprobs=0,
+        detokenize=False,
+        seed=random.Random(f"{job.seed}/{ticket}/{number}").getrandbits(31),  # noqa: S311 - sampling, not a secret
+        output_kind=RequestOutputKind.CUMULATIVE,
+    )
+
+
+def boot(job: EngineJob) -> Any:
+    """The engine, as an RL framework would start one."""
+    from vllm.config import WeightTransferConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_engine_args(
+        AsyncEngineArgs(
+            model=job.model,
+            skip_tokenizer_init=True,
+            max_model_len=128,
+            max_num_seqs=SLOTS,
+            block_size=task.PREFIX_SIZE,
+            dtype="float32",
+            seed=job.seed,
+            enforce_eager=True,
+            logprobs_mode="processed_logprobs",
+            enable_prefix_caching=True,
+            async_scheduling=True,
+            worker_extension_cls="rltop.backend.demo.weights.WorkerExtension",
+            weight_transfer_config=WeightTransferConfig(backend="rltop_file"),
+        )
+    )
+
+
+async def serve(job: EngineJob) -> None:
+    """Boot, then do what the trainer says until SIGTERM.
+
+    Raises:
+        Exception: whatever ended a rollout or an update; the process ends with it.
+    """
+    from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+    began = time.perf_counter()
+    engine = boot(job)
+    context = zmq.asyncio.Context()
+    socket = context.socket(zmq.DEALER)
+    try:
+        await engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
+        await engine.update_weight_version("0")
+        socket.setsockopt(zmq.ROUTING_ID, job.engine.encode())
+        socket.connect(job.socket)
+
+        async def send(message: messages.ToTrainer) -> None:
+            await socket.send(messages.encode(message))
+
+        await send(messages.Ready(job.engine, time.perf_counter() - began))
+        await _until_terminated(_converse(socket, Rollouts(engine, job, send)))
+    finally:
+        context.destroy(linger=0)
+        engine.shutdown(timeout=SHUTDOWN_S)
+
+
+async def _converse(socket: Any, rollouts: Rollouts) -> None:
+    updates: asyncio.Queue[messages.Update] = asyncio.Queue()
+
+    async def update_in_order() -> None:
+        while True:
+            await rollouts.update(await updates.get())
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(update_in_order())
+        while True:
+            message = messages.to_engine.decode(await socket.recv())
+            if isinstance(message, messages.Update):
+                updates.put_nowait(message)
+                continue
+            rollouts.open(message.tickets)
+            for ticket in message.tickets:
+                tasks.create_task(rollouts.answer(ticket))
+
+
+async def _until_terminated(work: Any) -> None:
+    worker = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await worker
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    asyncio.run(serve(decode(sys.argv[1], EngineJob)))

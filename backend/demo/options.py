@@ -1,0 +1,94 @@
+"""What a demo run is told: plain data, checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rltop.collectors.flags import BY_NAME
+
+MODEL = Path(__file__).parent / "sort-sft"
+"""The checkpoint that training starts from; ``pretrain.py`` makes such a one."""
+
+OBJECTIVES = ("ppo", "gspo")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Set ``flag`` to ``value`` on all engines when ``step`` closes."""
+
+    step: int
+    flag: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.step}:{self.flag}={self.value}"
+
+
+def parse_setting(text: str) -> Setting:
+    """Read ``N:FLAG=VALUE``.
+
+    Raises:
+        ValueError: another form, an unknown flag or value; the message names what there is.
+    """
+    number, colon, rest = text.partition(":")
+    flag, equals, value = rest.partition("=")
+    if not (colon and equals and number.isascii() and number.isdigit()):
+        raise ValueError(f"--set {text!r}: expected N:FLAG=VALUE, such as 5:prefix_caching=off")
+    if flag not in BY_NAME:
+        raise ValueError(f"--set {text!r}: no flag {flag!r}; there are {', '.join(BY_NAME)}")
+    if value not in BY_NAME[flag].values:
+        raise ValueError(f"--set {text!r}: {flag} can be {' or '.join(BY_NAME[flag].values)}, not {value!r}")
+    return Setting(int(number), flag, value)
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """One demo run.
+
+    Attributes:
+        run: its name; the run directory is found by it.
+        steps: optimizer steps.
+        settings: flags to switch, and when.
+        seed: of prompts, sampling, and the choice of matched sequences.
+        temperature: of sampling and of the trainer's logprobs.
+        engines: how many vLLM engines.
+        objective: ``ppo`` or ``gspo``.
+        matched: sequences a step whose logprobs are recomputed under their own rollout versions.
+        json_path: where the whole run is written as one JSON object.
+        keep_hub: leave the hub running at the end, for whoever still looks.
+
+    Raises:
+        ValueError: a value that can't be run, named.
+    """
+
+    run: str = "sort"
+    steps: int = 60
+    settings: tuple[Setting, ...] = ()
+    seed: int = 0
+    temperature: float = 1.0
+    engines: int = 2
+    objective: str = "ppo"
+    matched: int = 16
+    json_path: Path | None = None
+    keep_hub: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps: {self.steps}; expected 1 or more")
+        if not 1 <= self.engines <= 8:
+            raise ValueError(f"engines: {self.engines}; expected 1 to 8")
+        if not 0 < self.temperature <= 10:
+            raise ValueError(f"temperature: {self.temperature}; expected more than 0, at most 10")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective: {self.objective!r}; expected {' or '.join(OBJECTIVES)}")
+        if self.matched < 0:
+            raise ValueError(f"matched: {self.matched}; expected 0 or more")
+        for setting in self.settings:
+            if setting.step >= self.steps:
+                raise ValueError(f"--set {setting}: the last of {self.steps} steps is {self.steps - 1}")
+
+    @property
+    def engine_ids(self) -> list[str]:
+        """``e0``, ``e1``, ..."""
+        return [f"e{index}" for index in range(self.engines)]

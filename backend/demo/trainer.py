@@ -1,0 +1,198 @@
+"""The demo's trainer: GRPO on the sorting task, in a process of its own, watched by rltop as any trainer would be.
+
+``python -m rltop.backend.demo.trainer JOB`` with ``JOB`` a JSON ``TrainerJob``. Prints one JSON ``Progress`` a line.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from rltop.backend.demo import messages, policy, task
+from rltop.backend.demo.fleet import Fleet
+from rltop.backend.demo.jobs import (
+    AHEAD,
+    GRADIENT_NORM,
+    LEARNING_RATE,
+    SNAPSHOTS,
+    EngineUp,
+    Progress,
+    StepDone,
+    TrainerJob,
+    decode,
+    end_with_parent,
+)
+from rltop.backend.demo.objective import OBJECTIVES, group_advantages
+from rltop.collectors import TrainerCollector
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What a step trains on: ``[batch, time]`` tensors beside the batch; ``rewards`` and ``advantages`` ``[batch]``."""
+
+    prompts: list[Tensor]
+    batch: policy.Batch
+    logprobs: Tensor
+    versions: Tensor
+    rewards: Tensor
+    advantages: Tensor
+
+
+def gather(groups: list[messages.Group]) -> Rollouts:
+    """Stack the samples of all groups and reckon rewards and advantages."""
+    prompts = [group.prompt for group in groups for _ in group.samples]
+    samples = [sample for group in groups for sample in group.samples]
+    rewards = torch.tensor(
+        [task.reward(prompt, sample.token_ids) for prompt, sample in zip(prompts, samples, strict=True)]
+    )
+    return Rollouts(
+        prompts=[torch.tensor(prompt) for prompt in prompts],
+        batch=policy.make_batch(prompts, [sample.token_ids for sample in samples]),
+        logprobs=policy.padded([sample.logprobs for sample in samples], 0.0),
+        versions=policy.padded([sample.versions for sample in samples], -1).long(),
+        rewards=rewards,
+        advantages=group_advantages(rewards.view(len(groups), -1)).flatten(),
+    )
+
+
+def spanning_share(rollouts: Rollouts) -> float:
+    """Share of the sequences whose tokens are of more than one version."""
+    real = rollouts.batch.mask > 0
+    newest = rollouts.versions.masked_fill(~real, -1).amax(1)
+    oldest = rollouts.versions.masked_fill(~real, torch.iinfo(torch.long).max).amin(1)
+    return float((newest > oldest).float().mean())
+
+
+def pick_matched(seed: int, step: int, size: int, batch: int) -> Tensor:
+    """The rows whose ``old_logprobs`` are recomputed: ``size`` of ``batch``, a function of seed and step."""
+    rng = random.Random(f"matched/{seed}/{step}")  # noqa: S311 - a sample, not a secret
+    return torch.tensor(sorted(rng.sample(range(batch), min(size, batch))), dtype=torch.long)
+
+
+class Trainer:
+    """One optimizer step per batch of rollouts; weights go out after every step."""
+
+    def __init__(self, job: TrainerJob) -> None:
+        self._job = job
+        self._objective = OBJECTIVES[job.objective]
+        self._model = load_model(job.model)
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+        self._snapshots = policy.Snapshots(self._model, SNAPSHOTS)
+        self._snapshots.take(0)
+        self._collector = TrainerCollector(run=job.run, rank=0, world_size=1)
+        self._fleet = Fleet(
+            job.socket, job.engines, Path(job.weights), lambda ready: say(EngineUp(ready.engine, ready.boot_s))
+        )
+
+    def run(self) -> None:
+        """Train all steps, then wait until the engines have the last weights."""
+        self._fleet.wait_ready()
+        for step in range(min(AHEAD, self._job.steps)):
+            self._fleet.grant(step)
+        for step in range(self._job.steps):
+            began = time.perf_counter()
+            rollouts = gather(self._fleet.collect(step))
+            waited = time.perf_counter()
+            grad_norm = self._train(step, rollouts)
+            trained = time.perf_counter()
+            metrics = {
+                "grad_norm": grad_norm,
+                "spanning_share": spanning_share(rollouts),
+                "wait_s": waited - began,
+                "train_s": trained - waited,
+                **self._update_metrics(),
+            }
+            self._collector.step(step, policy_version=step + 1, metrics=metrics)
+            self._hand_out(step)
+            say(StepDone(step, {**metrics, "step_s": time.perf_counter() - began}))
+        self._fleet.settle()
+
+    def close(self) -> None:
+        """Say goodbye to the hub and leave the engines."""
+        self._collector.close()
+        self._fleet.close()
+
+    def _train(self, step: int, rollouts: Rollouts) -> float:
+        """One optimizer step; returns the norm of the gradient before clipping."""
+        batch, job = rollouts.batch, self._job
+        new, entropy = policy.logprobs_and_entropy(self._model, batch, job.temperature)
+        loss = self._objective.loss(new, rollouts.logprobs, rollouts.advantages, batch.mask)
+        rows = pick_matched(job.seed, step, job.matched, len(rollouts.prompts))
+        old, old_version = self._snapshots.logprobs(batch, rollouts.versions, rows, job.temperature)
+        self._collector.sequences(
+            step,
+            token_ids=batch.answers,
+            rollout_logprobs=rollouts.logprobs,
+            trainer_logprobs=new,
+            mask=batch.mask,
+            prompt_ids=rollouts.prompts,
+            old_logprobs=old,
+            advantages=rollouts.advantages,
+            rewards=rollouts.rewards,
+            entropy=entropy,
+            policy_version=step,
+            rollout_versions=rollouts.versions,
+            old_version=old_version,
+            temperature=job.temperature,
+            clip_low=self._objective.clip_low,
+            clip_high=self._objective.clip_high,
+            ratio_base="rollout",
+            objective="gspo" if self._objective.name == "gspo" else "ppo",
+        )
+        self._optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), GRADIENT_NORM)
+        self._optimizer.step()
+        return float(norm)
+
+    def _hand_out(self, step: int) -> None:
+        """Tickets first, weights second: the update meets requests in flight."""
+        if step + AHEAD < self._job.steps:
+            self._fleet.grant(step + AHEAD)
+        self._fleet.publish(step + 1, self._snapshots.take(step + 1))
+
+    def _update_metrics(self) -> dict[str, float]:
+        updates = self._fleet.take_updates()
+        if not updates:
+            return {}
+        return {
+            "update_ms": statistics.fmean(update.pause_ms + update.load_ms for update in updates),
+            "interrupted": float(sum(update.in_flight for update in updates)),
+        }
+
+
+def load_model(path: str) -> Any:
+    """The checkpoint in fp32, for training on the CPU."""
+    from transformers import Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32).train()
+
+
+def say(progress: Progress) -> None:
+    """One line for the supervisor."""
+    sys.stdout.buffer.write(msgspec.json.encode(progress) + b"\n")
+    sys.stdout.flush()
+
+
+def main(argument: str) -> None:
+    """Run the job to its end; a fault ends the process with its traceback in the log."""
+    job = decode(argument, TrainerJob)
+    torch.manual_seed(job.seed)
+    torch.set_num_threads(1)
+    trainer = Trainer(job)
+    trainer.run()
+    trainer.close()
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    main(sys.argv[1])

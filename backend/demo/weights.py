@@ -1,0 +1,84 @@
+"""The worker's half of the demo's weight updates: a CPU backend for vLLM's weight-transfer API.
+
+vLLM 0.32 has backends for GPUs only, but the name of a backend is free and the registry is public. This one reads a
+safetensors file, normally in /dev/shm. Importing the module registers it; vLLM imports it in every worker because
+``worker_extension_cls`` names ``WorkerExtension``.
+
+On the CPU a loaded linear layer is packed for oneDNN and its ``weight`` is left empty, so new weights must go through
+vLLM's layerwise reload, which unpacks, loads and packs again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.torch import load_file
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+BACKEND = "rltop_file"
+"""Name of the backend in ``WeightTransferConfig``."""
+
+
+@dataclass
+class FileInit(WeightTransferInitInfo):  # type: ignore[misc] # vLLM's base has no types here
+    """Nothing to agree on beforehand."""
+
+
+@dataclass
+class FileUpdate(WeightTransferUpdateInfo):  # type: ignore[misc] # vLLM's base has no types here
+    """``path``: a safetensors file with the whole model, under the names of its checkpoint."""
+
+    path: str
+
+
+class FileWeightTransfer(WeightTransferEngine):  # type: ignore[misc] # vLLM's base has no types here
+    """Loads whole checkpoints from a file between two steps of a paused engine."""
+
+    init_info_cls = FileInit
+    update_info_cls = FileUpdate
+
+    def init_transfer_engine(self, init_info: FileInit) -> None:
+        """Nothing to prepare."""
+
+    def start_weight_update(self) -> None:
+        """Unpack the layers."""
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load the file. Overridden because the base synchronises an accelerator, which is not there."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: FileUpdate) -> None:
+        """Load the file."""
+        self.model.load_weights(load_file(update_info.path).items())
+
+    def finish_weight_update(self) -> None:
+        """Pack the layers again."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        _pack_tied_head(self.model)
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+def _pack_tied_head(model: Any) -> None:
+    """Pack a head that shares the embedding's weight: layerwise reload (0.32) forgets it and keeps the old head."""
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    dispatch_cpu_unquantized_gemm(model.lm_head, remove_weight=False)
+
+
+class WorkerExtension:
+    """Mixed into vLLM's worker by ``worker_extension_cls``; importing its module registered the backend."""
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransfer)
