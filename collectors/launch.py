@@ -77,6 +77,7 @@ def ensure_hub(rundir: RunDir, *, timeout_s: float = 15.0) -> HubInfo:
 
 
 def _start(rundir: RunDir, deadline: float) -> HubInfo:
+    _forget_dead_hub(rundir)
     command = [sys.executable, "-m", "rltop.backend.hub", str(rundir.path)]
     with rundir.log.open("ab") as log:
         hub = subprocess.Popen(
@@ -92,6 +93,13 @@ def _start(rundir: RunDir, deadline: float) -> HubInfo:
     hub.kill()
     hub.wait()
     raise LaunchError(f"the hub of {rundir.path} was not ready in time and was ended{_tail(rundir.log)}")
+
+
+def _forget_dead_hub(rundir: RunDir) -> None:
+    """Remove what a killed hub said of itself, so that ``hub.json`` beside a held lock means a hub that is ready."""
+    with rundir.lock.open("ab") as lock, contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        rundir.info.unlink(missing_ok=True)
 
 
 _started: list[subprocess.Popen[bytes]] = []
