@@ -1,0 +1,202 @@
+"""Pictures of runs as a hub would serve them, made by hand and the same every time, and a client that holds one."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from rltop.backend import view
+from rltop.backend.view import Answer, AskSet, Engine, Event, FlagChange, Question, Snapshot, Step, Trainer, change_key
+from rltop.collectors.wire import Counts, FlagState
+
+START = 1_790_000_000.0
+"""Wall clock at which every picture's run began."""
+
+STEP_S = 4.0
+
+
+@dataclass
+class HeldClient:
+    """A client whose hub is the test: it shows what the test puts there and keeps what was asked."""
+
+    view: Snapshot | None = None
+    state: str = "live"
+    age_s: float = 0.1
+    answers: dict[str, Answer] = field(default_factory=dict)
+    asked: list[Question] = field(default_factory=list)
+    changed: bool = True
+
+    def poll(self, timeout_s: float = 0.0) -> bool:
+        changed, self.changed = self.changed, False
+        return changed
+
+    def ask(self, question: Question) -> None:
+        self.asked.append(question)
+
+    def show(self, snapshot: Snapshot) -> None:
+        self.view, self.changed = snapshot, True
+
+
+def flags(caching: str = "on", scheduling: str = "on") -> dict[str, FlagState]:
+    return {"prefix_caching": FlagState(caching, True), "async_scheduling": FlagState(scheduling, True)}
+
+
+def step(number: int) -> Step:
+    """Step ``number`` of a healthy run whose prefix caching goes off after step 10."""
+    rng = random.Random(number)
+    learned = 1 - math.exp(-number / 18)
+    gap = 0.011 + 0.004 * rng.random() + (0.004 if number > 20 else 0)
+    k3 = gap * gap * (0.6 + 0.2 * rng.random())
+    values: dict[str, float | None] = {
+        "logp_abs_diff_mean": gap,
+        "logp_abs_diff_p95": gap * (2.9 + 0.4 * rng.random()),
+        "clip_frac_low": 0.012 + 0.006 * rng.random(),
+        "clip_frac_high": 0.004 + 0.004 * rng.random(),
+        "kl_k3": k3,
+        "kl_k1": k3 + 6e-5 * (rng.random() - 0.5),
+        "entropy": 0.9 - 0.5 * learned + 0.03 * rng.random(),
+        "reward_mean": 0.5 + 0.33 * learned + 0.05 * (rng.random() - 0.5),
+        "lag_mean": 0.8 + 0.5 * rng.random(),
+        "lag_max": float(rng.choice((2, 2, 3))),
+        "tokens": float(2600 + rng.randrange(300)),
+        "joined_fraction": 1.0,
+        "prefix_hit_rate": 0.62 if number <= 10 else 0.0,
+    }
+    return Step(number, START + 20 + STEP_S * number, number + 1, partial=False, values=values)
+
+
+def engine(name: str = "e0", **changes: Any) -> Engine:
+    base = Engine(
+        id=name,
+        health="live",
+        last_seen=START + 180,
+        host="node-a",
+        pid=4000 + int(name[1:]),
+        vllm_version="0.32.0",
+        step=4211 + 7 * int(name[1:]),
+        policy_version=40,
+        version_source="engine",
+        lag=0,
+        tokens=51_300,
+        tokens_per_s=312.0 + 9 * int(name[1:]),
+        running=16,
+        waiting=3,
+        kv_usage=0.374,
+        prefix_hit_rate=0.62,
+        gap=0.0143,
+        flags=flags(),
+        flag_epoch=0,
+        fingerprint={
+            "vllm": "0.32.0",
+            "dtype": "bfloat16",
+            "attention": "TORCH_SDPA",
+            "logprobs_mode": "processed_logprobs",
+        },
+        finished=1312,
+        aborted=0,
+        counts={"rollouts": Counts(1312, 1312, 0, 0)},
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+def change(
+    name: str, flag: str, wanted: str, state: str, *, command: str, at_step: int = 10, **facts: Any
+) -> FlagChange:
+    base = FlagChange(
+        command=command, engine=name, flag=flag, wanted=wanted, state=state, requested=START + 20 + STEP_S * at_step,
+        who="ada", host="node-a", step=at_step,
+    )  # fmt: skip
+    return msgspec.structs.replace(base, **facts)
+
+
+def applied(name: str, flag: str, wanted: str, *, command: str, at_step: int = 10, **facts: Any) -> FlagChange:
+    known: dict[str, Any] = {
+        "old": "off" if wanted == "on" else "on", "new": wanted, "engine_step": 1204, "policy_version": at_step,
+        "in_flight": 19, "lost_requests": 0, "milliseconds": 1.84, "closed": START + 21 + STEP_S * at_step,
+    }  # fmt: skip
+    return change(name, flag, wanted, "applied", command=command, at_step=at_step, **(known | facts))
+
+
+def event(
+    number: int, text: str, severity: str = "info", *, at_step: int | None = None, on: str | None = None
+) -> Event:
+    when = START + 2 * number if at_step is None else START + 20 + STEP_S * at_step
+    return Event(number, when, severity, "test", text, at_step, on)
+
+
+def picture(**parts: Any) -> Snapshot:
+    base = Snapshot(run="sort", epoch="h1", seq=100, started=START, time=START + 20, trainer=Trainer("live", 1))
+    return msgspec.structs.replace(base, **parts)
+
+
+def healthy(steps: int = 40, engines: int = 2) -> Snapshot:
+    """A run of ``steps`` steps in which prefix caching was switched off at step 10."""
+    changes = [applied(f"e{i}", "prefix_caching", "off", command="c1") for i in range(engines)]
+    events = [event(0, "trainer appeared: 1 rank")]
+    events += [event(1 + i, f"e{i} appeared: vLLM 0.32.0", on=f"e{i}") for i in range(engines)]
+    events += [
+        event(20 + i, "prefix_caching on -> off at engine step 1204, 19 in flight, 0 lost", at_step=10, on=f"e{i}")
+        for i in range(engines)
+    ]
+    return picture(
+        engines={
+            f"e{i}": engine(f"e{i}", flags=flags("off"), flag_epoch=1, prefix_hit_rate=0.0) for i in range(engines)
+        },
+        trainer=Trainer("live", 1, {"0": START + 180}, steps - 1, steps),
+        steps={number: step(number) for number in range(steps)},
+        events=events,
+        flag_changes={change_key(c): c for c in changes},
+        time=START + 20 + STEP_S * steps,
+    )
+
+
+def no_steps() -> Snapshot:
+    """Engines are there, the trainer too, nothing was trained yet."""
+    return picture(
+        engines={
+            "e0": engine(gap=None, prefix_hit_rate=None, policy_version=None, lag=None),
+            "e1": engine("e1", gap=None),
+        },
+        events=[event(0, "e0 appeared: vLLM 0.32.0", on="e0")],
+    )
+
+
+def switched() -> Snapshot:
+    """One engine refused what the other took; a second switch is under way."""
+    fixed = FlagState("off", False, "async scheduling is not supported with this executor")
+    changes = [
+        applied("e0", "async_scheduling", "on", command="c2", at_step=20),
+        change("e1", "async_scheduling", "on", "refused", command="c2", at_step=20, reason=fixed.reason, old="off"),
+        change("e0", "prefix_caching", "off", "draining", command="c3", at_step=39, in_flight=17),
+        change("e1", "prefix_caching", "off", "timed_out", command="c3", at_step=39, reason="no answer from engine"),
+    ]
+    shown = healthy()
+    shown.engines = {
+        "e0": engine("e0"),
+        "e1": engine("e1", flags={"prefix_caching": FlagState("on", True), "async_scheduling": fixed}),
+    }
+    shown.flag_changes |= {change_key(c): c for c in changes}
+    shown.events += [event(30, "async_scheduling on refused: " + fixed.reason, "warn", at_step=20, on="e1")]
+    return shown
+
+
+def troubled() -> Snapshot:
+    """Many engines; one silent, one gone, one that lost records, one whose version is inferred."""
+    shown = healthy(engines=12)
+    shown.engines["e3"] = engine("e3", health="silent", tokens_per_s=None)
+    shown.engines["e7"] = engine("e7", health="gone", tokens_per_s=None, kv_usage=None, running=0, waiting=0)
+    shown.engines["e8"] = engine("e8", counts={"rollouts": Counts(1312, 1300, 12, 0)}, faults={"tap": 2})
+    shown.engines["e9"] = engine("e9", version_source="inferred", vllm_version="0.18.1", lag=3, policy_version=37)
+    shown.engines["e10"] = engine("e10", without_logprobs=41, gap=None)
+    shown.events += [
+        event(90, "e3 is silent: no word for 6 s", "warn", at_step=38, on="e3"),
+        event(91, "e7 said goodbye", "error", at_step=39, on="e7"),
+    ]
+    return shown
+
+
+__all__ = ["AskSet", "HeldClient", "view"]

@@ -1,0 +1,307 @@
+"""The dashboard: one client, one timer, views that are drawn from the client's picture and hold nothing of the run."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from textual.app import App, ComposeResult
+from textual.widgets import ContentSwitcher
+
+from rltop.backend.client import Client
+from rltop.backend.view import AskSet, Engine, Snapshot
+from rltop.collectors.rundir import RunDir
+from rltop.tui import status
+from rltop.tui.commands import BY_ID, NEEDS_CONTROL
+from rltop.tui.control import Control, Target
+from rltop.tui.dialogs import ConfirmSwitch, engine_page, help_page
+from rltop.tui.history import X_AXES, History
+from rltop.tui.link import Pace, backlog
+from rltop.tui.overview import Overview
+from rltop.tui.palette import CommandPalette, key_bindings
+from rltop.tui.plot import Sight
+from rltop.tui.rows import Rows
+from rltop.tui.source import Source, hold
+from rltop.tui.table import Table
+
+WINDOWS: tuple[float | None, ...] = (None, 300.0, 100.0, 30.0)
+"""Time ranges, in units of the x axis; None is the whole run."""
+
+MIN_FPS, MAX_FPS = 0.5, 10.0
+
+UNANSWERED_S = 5.0
+"""A question that the hub has not answered by then is said to be unanswered."""
+
+
+class RltopApp(App[int]):
+    """``top`` for one run.
+
+    Args:
+        client: where the picture comes from; the app polls it and never closes it.
+        run: the run's name.
+        control: flags may be switched; otherwise the keys say why not.
+        fps: repaints per second at most.
+        clock: monotonic seconds.
+    """
+
+    CSS_PATH = "app.tcss"
+    TITLE = "rltop"
+    COMMANDS = {CommandPalette}  # noqa: RUF012 - as Textual declares it
+    ENABLE_COMMAND_PALETTE = True
+    BINDINGS = key_bindings()
+
+    def __init__(
+        self,
+        client: Source,
+        run: str,
+        *,
+        control: bool = False,
+        fps: float = 4.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self.animation_level = "none"
+        self.theme = "ansi-dark"
+        self.client = client
+        self.run_name = run
+        self.control = control
+        self.history = History()
+        self.sight = Sight()
+        self.pace = Pace(fps)
+        self._clock = clock
+        self._frozen: Snapshot | None = None
+        self._dirty = True
+        self._asked: dict[str, tuple[str, float]] = {}
+        self._header, self._footer = Rows(id="header"), Rows(id="footer")
+        self._overview, self._control = Overview(id="overview"), Control(allowed=control, id="control")
+        self._views = ContentSwitcher(self._overview, self._control, initial="overview")
+
+    def compose(self) -> ComposeResult:
+        """A line, a view, a line."""
+        yield self._header
+        yield self._views
+        yield self._footer
+
+    def on_mount(self) -> None:
+        """Start the one timer."""
+        self._overview.query_one("#fleet").focus()
+        self._timer = self.set_interval(1 / self.pace.hz, self.tick)
+        self.call_after_refresh(self.tick)
+
+    def on_resize(self) -> None:
+        """Lines have another length."""
+        self._dirty = True
+        self.call_after_refresh(self.paint)
+
+    # --- the picture ------------------------------------------------------------------------------------------------
+
+    @property
+    def view(self) -> Snapshot | None:
+        """The picture that is shown: the client's, or the one that was frozen."""
+        return self._frozen if self._frozen is not None else self.client.view
+
+    def tick(self) -> None:
+        """Take what has come; paint if the link keeps up and nothing stands in front."""
+        changed = self.client.poll()
+        self._dirty |= changed and self._frozen is None
+        self._take_answers()
+        if len(self.screen_stack) == 1 and self.pace.tick(self._clock(), backlog(self)):
+            self.paint()
+
+    def paint(self) -> None:
+        """Bring the screen up to date. Costs little where nothing changed."""
+        view = self.view
+        width = self.size.width
+        with self.batch_update():
+            if self._dirty and view is not None:
+                self._dirty = False
+                self.history.update(view.steps)
+                if self._views.current == "overview":
+                    self._overview.paint(view, self.history, self.sight)
+                else:
+                    self._control.paint(view)
+            self._header.show([status.header(self.run_name, view, self._state(), width)])
+            self._footer.show([status.footer(str(self._views.current), control=self.control, width=width)])
+
+    def _state(self) -> status.ViewState:
+        frozen_at = behind = None
+        if self._frozen is not None:
+            frozen_at = max(self._frozen.steps, default=-1)
+            behind = max(self.client.view.steps if self.client.view else (), default=-1) - frozen_at
+        return status.ViewState(
+            state=self.client.state,
+            age_s=self.client.age_s,
+            frozen_at=frozen_at,
+            behind=behind or 0,
+            reading=self.sight.cursor,
+            slow_hz=self.pace.painting_hz if self.pace.slow else None,
+        )
+
+    def _look(self, **changes: Any) -> None:
+        self.sight = replace(self.sight, **changes)
+        self._repaint()
+
+    def _repaint(self) -> None:
+        self._dirty = True
+        self.paint()
+
+    # --- commands ---------------------------------------------------------------------------------------------------
+
+    def action_command(self, command_id: str) -> None:
+        """What every key is bound to."""
+        self.command(command_id)
+
+    def command(self, command_id: str) -> None:
+        """Do a command of the table, or say why not."""
+        if BY_ID[command_id].needs_control and not self.control:
+            self.notify(NEEDS_CONTROL, severity="warning", timeout=4)
+            return
+        self._doing()[command_id]()
+
+    def _doing(self) -> dict[str, Callable[[], object]]:
+        """What each command of the table does."""
+        return {
+            "help": lambda: self.push_screen(help_page(control=self.control)),
+            "palette": self.action_command_palette,
+            "overview": partial(self._go, "overview", "#fleet"),
+            "control": partial(self._go, "control", "#flags"),
+            "journal": partial(self._go, "control", "#journal"),
+            "freeze": self._freeze,
+            "zoom": self._zoom,
+            "window": lambda: self._look(window=_after(WINDOWS, self.sight.window)),
+            "x_axis": lambda: self._look(axis=_after(X_AXES, self.sight.axis)),
+            "y_axis": lambda: self._look(log=not self.sight.log),
+            "step_back": partial(self._read, -1),
+            "step_forward": partial(self._read, 1),
+            "step_back_ten": partial(self._read, -10),
+            "step_forward_ten": partial(self._read, 10),
+            "latest": lambda: self._look(cursor=None),
+            "slower": lambda: self._set_fps(max(self.pace.hz / 2, MIN_FPS)),
+            "faster": lambda: self._set_fps(min(self.pace.hz * 2, MAX_FPS)),
+            "next_pane": lambda: self.screen.focus_next(),
+            "previous_pane": lambda: self.screen.focus_previous(),
+            "down": lambda: self._on_table(lambda table: table.move(1)),
+            "up": lambda: self._on_table(lambda table: table.move(-1)),
+            "page_down": lambda: self._on_table(lambda table: table.move(10)),
+            "page_up": lambda: self._on_table(lambda table: table.move(-10)),
+            "top": lambda: self._on_table(lambda table: table.move(-len(table.items))),
+            "bottom": lambda: self._on_table(lambda table: table.move(len(table.items))),
+            "sort": lambda: self._on_table(Table.sort_next),
+            "sort_reverse": lambda: self._on_table(Table.sort_reverse),
+            "open": lambda: self._on_table(Table.choose),
+            "back": self._back,
+            "switch": self._ask_switch,
+            "screenshot": lambda: self.notify(f"saved {self.save_screenshot()}", timeout=4),
+            "quit": lambda: self.exit(0),
+        }
+
+    def _freeze(self) -> None:
+        view = self.client.view
+        self._frozen = None if self._frozen is not None or view is None else hold(view)
+        self._repaint()
+
+    def _zoom(self) -> None:
+        if self._views.current == "overview":
+            self._overview.zoom()
+            self._repaint()
+
+    def _back(self) -> None:
+        if self._overview.has_class("zoomed") and self._views.current == "overview":
+            self._zoom()
+        else:
+            self._go("overview", "#fleet")
+
+    def on_table_chosen(self, event: Table.Chosen) -> None:
+        """Enter on a line: facts of an engine, or the question before a switch."""
+        if isinstance(event.item, Engine):
+            self.push_screen(engine_page(event.item))
+        elif isinstance(event.item, Target):
+            self.command("switch")
+
+    def _go(self, view: str, focus: str) -> None:
+        self._views.current = view
+        self.query_one(focus).focus()
+        self._dirty = True
+        self.call_after_refresh(self.paint)
+
+    def _read(self, by: int) -> None:
+        steps = self.history.steps
+        if steps:
+            place = len(steps) - 1 if self.sight.cursor is None else self.history.index(self.sight.cursor) or 0
+            place = min(max(place + by, 0), len(steps) - 1)
+            self._look(cursor=steps[place].step if place < len(steps) - 1 else None)
+
+    def _on_table(self, do: Callable[[Table[Any]], object]) -> None:
+        if isinstance(self.focused, Table):
+            do(self.focused)
+            self._control.explain()
+
+    def _set_fps(self, hz: float) -> None:
+        self.pace = Pace(hz)
+        self._timer.stop()
+        self._timer = self.set_interval(1 / hz, self.tick)
+        self.notify(f"painting at most {hz:g} times a second", timeout=2)
+
+    # --- switching --------------------------------------------------------------------------------------------------
+
+    def _ask_switch(self) -> None:
+        target = self._control.selected
+        if self._views.current != "control" or target is None:
+            self._go("control", "#flags")
+        elif target.refusal:
+            self.notify(f"{target.where}: {target.refusal}", severity="warning", timeout=6)
+        else:
+            self.push_screen(ConfirmSwitch(target), partial(self._switch, target))
+
+    def _switch(self, target: Target, value: str | None) -> None:
+        """The question was answered; ``value`` is None for No."""
+        if value is not None:
+            question = AskSet(
+                uuid.uuid4().hex, target.flag.name, value, list(target.engines), who=_user(), host=socket.gethostname()
+            )
+            self.client.ask(question)
+            self._asked[question.id] = (f"{target.flag.name} {value} on {target.where}", self._clock())
+            self._frozen = None
+        self._repaint()
+
+    def _take_answers(self) -> None:
+        for question, (what, asked) in list(self._asked.items()):
+            answer = self.client.answers.pop(question, None)
+            if answer is not None and answer.error:
+                self.notify(f"{what}: {answer.error}", severity="error", timeout=10)
+            elif answer is None and self._clock() - asked > UNANSWERED_S:
+                self.notify(f"{what}: the hub has not answered; it may still happen", severity="warning", timeout=10)
+            elif answer is None:
+                continue
+            del self._asked[question]
+
+
+def _after(choices: tuple[Any, ...], now: Any) -> Any:
+    return choices[(choices.index(now) + 1) % len(choices)]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no name for this number
+        return str(os.getuid())
+
+
+def run_dashboard(rundir: RunDir, *, control: bool, fps: float = 4.0) -> int:
+    """Show the dashboard of a run until the person leaves it. Returns the exit status."""
+    client = Client(rundir)
+    try:
+        app = RltopApp(client, rundir.run, control=control, fps=fps)
+        app.run()
+    finally:
+        client.close()
+    if app.return_code == 0:
+        print(f"detached from {rundir.run}; the run goes on")  # noqa: T201 - the last word, on the terminal
+    return app.return_code or 0

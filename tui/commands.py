@@ -1,0 +1,78 @@
+"""Every command of the dashboard, once: keys, palette, help and footer are made from this table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NEEDS_CONTROL = "read-only: start with --control to switch flags"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One thing a person can ask for. ``RltopApp`` knows how by its id.
+
+    Attributes:
+        id: its name, with underscores.
+        keys: Textual key names, the usual one first.
+        shown: the keys as printed.
+        title: two or three words.
+        help: one line, what it does.
+        group: heading in the help.
+        needs_control: changes the run; greyed with the reason unless control was asked for.
+        footer: word in the footer; empty keeps it out.
+    """
+
+    id: str
+    keys: tuple[str, ...]
+    shown: str
+    title: str
+    help: str
+    group: str
+    needs_control: bool = False
+    footer: str = ""
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("help", ("question_mark", "f1", "h"), "? F1 h", "Help", "all keys and signs", "Application", footer="help"),
+    Command("palette", ("colon", "ctrl+p"), ": ctrl+p", "Commands", "find a command by name", "Application",
+            footer="commands"),
+    Command("overview", ("1", "0"), "1 0", "Overview", "plots, fleet and events", "Views", footer="overview"),
+    Command("control", ("6", "F"), "6 F", "Control", "every flag of every engine, and what became of each switch",
+            "Views", footer="control"),
+    Command("journal", ("at",), "@", "Flag changes", "go to the log of flag changes", "Views"),
+    Command("freeze", ("space",), "space", "Freeze", "hold the picture still; data keep arriving", "Looking",
+            footer="freeze"),
+    Command("zoom", ("z",), "z", "Maximise", "the focused pane alone, and back", "Looking", footer="zoom"),
+    Command("window", ("w",), "w", "Time range", "whole run, last 300, 100, 30 steps", "Looking"),
+    Command("x_axis", ("x",), "x", "X axis", "training step, policy version, minutes", "Looking"),
+    Command("y_axis", ("y",), "y", "Y axis", "linear or logarithmic; what is not above 0 stands on the floor",
+            "Looking"),
+    Command("step_back", ("left_square_bracket",), "[", "Step back", "read all plots one step earlier", "Looking"),
+    Command("step_forward", ("right_square_bracket",), "]", "Step forward", "read all plots one step later", "Looking"),
+    Command("step_back_ten", ("left_curly_bracket",), "{", "Ten steps back", "read all plots ten steps earlier",
+            "Looking"),
+    Command("step_forward_ten", ("right_curly_bracket",), "}", "Ten steps forward", "read all plots ten steps later",
+            "Looking"),
+    Command("latest", ("end",), "end", "Latest step", "read all plots at the latest step again", "Looking"),
+    Command("slower", ("less_than_sign",), "<", "Repaint slower", "halve the rate of repainting, never of measuring",
+            "Looking"),
+    Command("faster", ("greater_than_sign",), ">", "Repaint faster", "double the rate of repainting", "Looking"),
+    Command("next_pane", ("tab",), "tab", "Next pane", "focus the next plot or table", "Moving"),
+    Command("previous_pane", ("shift+tab",), "shift+tab", "Previous pane", "focus the one before", "Moving"),
+    Command("down", ("down", "j"), "down j", "Down", "next line of the table", "Moving"),
+    Command("up", ("up", "k"), "up k", "Up", "line before", "Moving"),
+    Command("page_down", ("pagedown", "ctrl+d"), "pgdn ctrl+d", "Page down", "ten lines on", "Moving"),
+    Command("page_up", ("pageup", "ctrl+u"), "pgup ctrl+u", "Page up", "ten lines back", "Moving"),
+    Command("top", ("g", "home"), "g home", "Top", "first line", "Moving"),
+    Command("bottom", ("G",), "G", "Bottom", "last line", "Moving"),
+    Command("sort", ("s",), "s", "Sort", "sort the table by the next column", "Moving"),
+    Command("sort_reverse", ("S",), "S", "Reverse", "turn the order of the table round", "Moving"),
+    Command("open", ("enter",), "enter", "Open", "facts of the engine under the cursor", "Moving"),
+    Command("back", ("escape",), "esc", "Back", "leave zoom, or go back to the overview", "Moving"),
+    Command("switch", ("t",), "t", "Switch a flag", "switch the flag under the cursor of the control view; asks first",
+            "Control", needs_control=True, footer="switch"),
+    Command("screenshot", ("ctrl+s", "P"), "P ctrl+s", "Screenshot", "save the screen as SVG", "Application"),
+    Command("quit", ("q", "ctrl+c"), "q ctrl+c", "Detach", "leave; the run goes on", "Application", footer="detach"),
+)  # fmt: skip
+
+BY_ID: dict[str, Command] = {command.id: command for command in COMMANDS}

@@ -1,0 +1,81 @@
+"""The steps of a picture as numpy columns, made when asked for: what the plots draw from."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from rltop.backend.view import FlagChange, Step
+from rltop.tui import look
+from rltop.tui.canvas import Floats, Marker
+
+XAxis = Literal["step", "version", "minutes"]
+X_AXES: tuple[XAxis, ...] = ("step", "version", "minutes")
+"""What the x axis of every plot may count: training steps, policy versions, minutes since the first step."""
+
+
+class History:
+    """Columns over steps, in order of step; NaN where a step lacks the figure. Kept until the steps change."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self._columns: dict[str, Floats] = {}
+
+    def update(self, steps: Mapping[int, Step]) -> bool:
+        """Take the steps of the current picture; True if they are not those of before."""
+        current = list(steps.values())
+        if any(a.step > b.step for a, b in pairwise(current)):
+            current.sort(key=lambda step: step.step)
+        if len(current) == len(self.steps) and all(map(operator.is_, current, self.steps)):
+            return False
+        self.steps = current
+        self._columns.clear()
+        return True
+
+    def column(self, metric: str) -> Floats:
+        """The metric of every step, [steps], NaN where it is not known."""
+        return self._column(metric, lambda: (step.values.get(metric) for step in self.steps))
+
+    def numbers(self) -> Floats:
+        """The number of every step, [steps]."""
+        return self._column("#step", lambda: (step.step for step in self.steps))
+
+    def x(self, axis: XAxis) -> Floats:
+        """Where every step stands on the x axis, [steps]."""
+        if axis == "step":
+            return self.numbers()
+        if axis == "version":
+            return self._column("#version", lambda: (step.policy_version for step in self.steps))
+        start = self.steps[0].closed if self.steps else 0.0
+        return self._column("#minutes", lambda: ((step.closed - start) / 60 for step in self.steps))
+
+    def index(self, number: float) -> int | None:
+        """Place of the last step up to ``number``; None if there is none."""
+        place = int(np.searchsorted(self.numbers(), number, side="right")) - 1
+        return place if place >= 0 else None
+
+    def _column(self, name: str, values: Callable[[], Iterable[float | None]]) -> Floats:
+        if name not in self._columns:
+            # None becomes NaN here.
+            self._columns[name] = np.array(list(values()), dtype=np.float64)
+        return self._columns[name]
+
+
+def markers(changes: Iterable[FlagChange], history: History, axis: XAxis) -> tuple[Marker, ...]:
+    """One marker per applied switch and step, between the step before it and the next."""
+    switches = {
+        (-1 if change.step is None else change.step, look.flag_label(change.flag, change.new or change.wanted))
+        for change in changes
+        if change.state == "applied"
+    }
+    x, numbers = history.x(axis), history.numbers()
+    known = np.isfinite(x)
+    if not known.any():
+        return ()
+    return tuple(
+        Marker(float(np.interp(step + 0.5, numbers[known], x[known])), label) for step, label in sorted(switches)
+    )

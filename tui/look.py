@@ -1,0 +1,126 @@
+"""How facts look: the palette, the signs that stand beside every colour, numbers in few characters, rows of text.
+
+Colours are 256-colour numbers in the order of Okabe and Ito, told apart by people who see red and green alike, on dark
+and light backgrounds; the background is the terminal's own. Each costs 11 bytes on the wire, a true colour 19.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from rich.cells import set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+
+PLAIN = Style()
+FAINT = Style(color="color(244)")
+STRONG = Style(bold=True)
+HEAD = Style(color="color(250)", underline=True)
+CURSOR = Style(reverse=True)
+GOOD = Style(color="color(36)")
+WARN = Style(color="color(214)")
+BAD = Style(color="color(202)", bold=True)
+MARK = Style(color="color(175)")
+ALARM = Style(reverse=True, bold=True)
+SERIES = (Style(color="color(74)"), Style(color="color(214)"), Style(color="color(36)"))
+"""First, second and third line of a plot."""
+
+SEVERITY = {"info": ("·", PLAIN), "warn": ("▲", WARN), "error": ("✖", BAD)}
+"""Sign and style of an event, by severity."""
+
+OUTCOME = {
+    "requested": ("○", FAINT),
+    "accepted": ("◔", PLAIN),
+    "draining": ("◑", PLAIN),
+    "applied": ("✔", GOOD),
+    "refused": ("✖", BAD),
+    "timed_out": ("▲", WARN),
+}
+"""Sign and style of a flag change, by state."""
+
+UNKNOWN = "-"
+"""Stands for a figure that is not known. Never 0, never blank."""
+
+Part = tuple[str, Style]
+
+
+def clean(text: str, width: int) -> str:
+    """``text`` in exactly ``width`` cells: cut with an ellipsis or padded; what a terminal would act on becomes '?'.
+
+    Names and reasons come from other machines: an escape sequence in one must not reach the terminal.
+    """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else "?" for c in text)
+    if _cells(text) <= width:
+        return text + " " * (width - _cells(text))
+    return set_cell_size(text, max(width - 1, 0)) + "…" * (width > 0)
+
+
+def row(parts: Iterable[Part], width: int) -> Strip:
+    """One line of ``width`` cells; the last parts fall off where there is no room."""
+    segments, used = [], 0
+    for text, style in parts:
+        if used >= width:
+            break
+        segment = Segment(clean(text, min(_cells(text), width - used)), style)
+        segments.append(segment)
+        used += segment.cell_length
+    return Strip([*segments, Segment(" " * (width - used))] if used < width else segments, width)
+
+
+def length(parts: Iterable[Part]) -> int:
+    """Cells that the parts need."""
+    return sum(_cells(text) for text, _ in parts)
+
+
+def _cells(text: str) -> int:
+    return len(text) if text.isascii() else Segment(text).cell_length
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number in ``digits`` significant digits and at most ``digits + 4`` characters: 0.0123, 4.1e-04, 12.3k."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size < 1e-3:
+        return f"{value:.{max(digits - 2, 0)}e}".replace("e-0", "e-")
+    if size < 1000:
+        decimals = max(digits - 1 - math.floor(math.log10(size)), 0)
+        return f"{value:.{min(decimals, 4)}f}"
+    for limit, unit in ((1e6, "k"), (1e9, "M"), (1e12, "G")):
+        if size < limit * 0.9995:
+            return figure(value / (limit / 1e3), digits) + unit
+    return f"{value:.0e}"
+
+
+def percent(share: float | None) -> str:
+    """A share of one as a percentage: 4.2%, 100%."""
+    if share is None or not math.isfinite(share):
+        return UNKNOWN
+    return f"{100 * share:.{0 if share >= 0.0995 else 1}f}%"
+
+
+def whole(value: int | None) -> str:
+    """An integer, or unknown."""
+    return UNKNOWN if value is None else str(value)
+
+
+def duration(seconds: float) -> str:
+    """A span of time in at most 4 characters: 8s, 12m, 3.5h, 4d."""
+    if seconds < 100:
+        return f"{max(seconds, 0):.0f}s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f}m"
+    if seconds < 36_000:
+        return f"{seconds / 3600:.1f}h"
+    return f"{seconds / 3600:.0f}h" if seconds < 360_000 else f"{seconds / 86_400:.0f}d"
+
+
+def flag_label(flag: str, value: str | None) -> str:
+    """The short name of a switch, as on the charts: ``pc-`` is prefix_caching off, ``as+`` async_scheduling on."""
+    initials = "".join(word[0] for word in flag.split("_") if word)
+    return initials + {"on": "+", "off": "-", None: "?"}.get(value, f"={value}")

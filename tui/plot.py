@@ -1,0 +1,147 @@
+"""A plot: a title that doubles as the legend, and a canvas under it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from textual.strip import Strip
+
+from rltop.backend import metrics
+from rltop.backend.view import FlagChange
+from rltop.tui import canvas, look
+from rltop.tui.history import History, XAxis, markers
+from rltop.tui.rows import Rows
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a plot: its name in the legend and the metric it shows."""
+
+    label: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a plot shows.
+
+    Attributes:
+        id: short name, also its title where there is no room.
+        title: its title.
+        series: the most telling first; its unit and thresholds are the chart's.
+    """
+
+    id: str
+    title: str
+    series: tuple[Series, ...]
+
+    @property
+    def metric(self) -> metrics.Metric:
+        """The metric that the chart is about."""
+        return metrics.BY_NAME[self.series[0].metric]
+
+    @property
+    def factor(self) -> float:
+        """What values are multiplied with to be shown: shares of one are shown in percent."""
+        return 100.0 if self.metric.unit == "share" else 1.0
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Where the metric begins to be worth a look, as shown."""
+        known = self.metric.thresholds
+        return () if known is None else tuple(level * self.factor for level in (known.amber, known.red) if level > 0)
+
+    def figure(self, value: float | None, digits: int) -> str:
+        """A value of one of the series, in few characters."""
+        return look.percent(value) if self.metric.unit == "share" else look.figure(value, digits)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How all plots look at the run: what x counts, how far back, log or not, which step is read out."""
+
+    axis: XAxis = "step"
+    window: float | None = None
+    log: bool = False
+    cursor: int | None = None
+
+
+class Plot(Rows, can_focus=True):
+    """One chart of the run."""
+
+    def __init__(self, chart: Chart) -> None:
+        super().__init__(id=f"plot-{chart.id}", classes="pane plot")
+        self.chart = chart
+        self._drawn: tuple[History, list[FlagChange], Sight] = (History(), [], Sight())
+
+    def on_resize(self) -> None:
+        """Draw the same again, in the new size."""
+        self.draw(*self._drawn)
+
+    def on_focus(self) -> None:
+        """The focus shows in the title."""
+        self.draw(*self._drawn)
+
+    def on_blur(self) -> None:
+        """The focus went on."""
+        self.draw(*self._drawn)
+
+    def draw(self, history: History, changes: list[FlagChange], sight: Sight) -> None:
+        """Draw the run as it is now."""
+        self._drawn = (history, changes, sight)
+        width, height = self.size
+        if not width or not height:
+            return
+        place = history.index(math.inf if sight.cursor is None else sight.cursor)
+        rows = [self._title(history, place, width)]
+        if history.steps:
+            rows += canvas.draw(self._picture(history, changes, sight), width, height - 1)
+        else:
+            rows += [look.row((), width), look.row([("no step has closed yet", look.FAINT)], width)]
+        self.show(rows)
+
+    def _picture(self, history: History, changes: list[FlagChange], sight: Sight) -> canvas.Picture:
+        x = history.x(sight.axis)
+        known = x[np.isfinite(x)]
+        first, last = (float(known[0]), float(known[-1])) if known.size else (0.0, 1.0)
+        linked = np.diff(history.numbers()) == 1
+        lines = tuple(
+            canvas.Line(series.label, x, history.column(series.metric) * self.chart.factor, linked, style, dashed=i > 0)
+            for i, (series, style) in enumerate(zip(self.chart.series, look.SERIES, strict=False))
+        )
+        at = None if sight.cursor is None else history.index(sight.cursor)
+        return canvas.Picture(
+            x_range=canvas.page(first, last, sight.window),
+            lines=lines[::-1],
+            markers=markers(changes, history, sight.axis),
+            levels=self.chart.levels,
+            cursor=None if at is None else float(x[at]),
+            log=sight.log,
+        )
+
+    def _title(self, history: History, place: int | None, width: int) -> Strip:
+        """Name, unit and every series with its figure at the last step, or the one read out; short where need be."""
+        values = [
+            None if place is None else history.steps[place].values.get(series.metric) for series in self.chart.series
+        ]
+        unit = {"": "", "share": " %"}.get(self.chart.metric.unit, f" {self.chart.metric.unit}")
+        long, middle, short = f"{self.chart.title}{unit}", f"{self.chart.id}{unit}", self.chart.id
+        parts: list[look.Part] = []
+        for name, gap, digits, labelled in (
+            (long, 2, 3, True),
+            (middle, 1, 3, True),
+            (short, 1, 3, True),
+            (short, 1, 2, True),
+            (middle, 1, 2, False),
+        ):
+            parts = [(name, look.CURSOR if self.has_focus else look.STRONG)]
+            for i, (series, value) in enumerate(zip(self.chart.series, values, strict=True)):
+                line, style = ("━" if i == 0 else "╍"), look.SERIES[i]
+                parts.append((" " * gap, look.PLAIN))
+                parts.append((f"{line}{series.label} " if labelled else line, style))
+                parts.append((self.chart.figure(value, digits), look.PLAIN))
+            if look.length(parts) <= width:
+                break
+        return look.row(parts, width)

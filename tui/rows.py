@@ -1,0 +1,67 @@
+"""The one way anything is painted: a widget of ready-made lines that repaints only what changed.
+
+Textual sends every cell of a dirty region again and clips a region on its right side only, so a changed line is one
+region from its left edge to its last changed cell: what changes most belongs to the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import get_character_cell_size
+from rich.style import Style
+from textual.geometry import Region
+from textual.strip import Strip
+from textual.widget import Widget
+
+
+class Rows(Widget):
+    """Lines of text. Whoever has new ones calls ``show``."""
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - as Widget's
+        super().__init__(id=id, classes=classes)
+        self._rows: list[Strip] = []
+
+    def show(self, rows: Sequence[Strip]) -> None:
+        """Make these the lines of the widget, from the top."""
+        blank = Strip.blank(self.size.width)
+        old, self._rows = self._rows, list(rows)
+        dirty = []
+        for y in range(min(self.size.height, max(len(old), len(rows)))):
+            before, after = (lines[y] if y < len(lines) else blank for lines in (old, rows))
+            if (end := changed_until(before, after)) > 0:
+                dirty.append(Region(0, y, end, 1))
+        if dirty:
+            self.refresh(*dirty)
+
+    def render_line(self, y: int) -> Strip:
+        """One line, as Textual asks for it."""
+        if y >= len(self._rows):
+            return Strip.blank(self.size.width)
+        return self._rows[y].adjust_cell_length(self.size.width)
+
+
+def set_height(widget: Widget, rows: int) -> None:
+    """Make the widget so many lines high. A new layout costs a whole repaint: only where the number is new."""
+    height = widget.styles.height
+    if height is None or height.value != rows:
+        widget.styles.height = rows
+
+
+def changed_until(old: Strip, new: Strip) -> int:
+    """Cells up to and including the last one that differs; 0 for equal lines."""
+    if old == new:
+        return 0
+    before, after = _cells(old), _cells(new)
+    if len(before) != len(after):
+        return max(len(before), len(after))
+    return next((i for i in range(len(after), 0, -1) if before[i - 1] != after[i - 1]), 0)
+
+
+def _cells(strip: Strip) -> list[tuple[str, Style | None]]:
+    cells: list[tuple[str, Style | None]] = []
+    for text, style, _ in strip:
+        # A blank without reverse or underline looks the same in every colour.
+        bare = None if style is None or not (style.reverse or style.underline) else style
+        cells += [(c, bare if c == " " else style) for c in text for _ in range(get_character_cell_size(c))]
+    return cells

@@ -1,0 +1,103 @@
+"""The first and the last line of the screen: what state the run and the view are in, and which keys there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.style import Style
+from textual.strip import Strip
+
+from rltop.backend.view import Snapshot
+from rltop.tui import look
+from rltop.tui.commands import COMMANDS
+
+
+@dataclass(frozen=True)
+class ViewState:
+    """All that the first line says beside the facts of the run.
+
+    ``frozen_at`` is the step at which the view was frozen (-1 before the first), ``behind`` how many steps closed
+    since; ``reading`` the step that the plots read out, if not the latest; ``slow_hz`` how often a slow link is
+    painted; ``note`` the answer to the last key.
+    """
+
+    state: str
+    age_s: float
+    frozen_at: int | None = None
+    behind: int = 0
+    reading: int | None = None
+    slow_hz: float | None = None
+
+
+def header(run: str, view: Snapshot | None, state: ViewState, width: int) -> Strip:
+    """The first line. What is wrong comes before what is so."""
+    parts: list[look.Part] = [(" rltop ", look.CURSOR), (f" {run} ", look.STRONG)]
+    alarm = _alarm(view, state)
+    if alarm:
+        parts += [(f" {alarm} ", look.ALARM), (" ", look.PLAIN)]
+    else:
+        parts += [("● ", look.GOOD), ("live  ", look.PLAIN)]
+    if view is not None:
+        for name, value, style in facts(view):
+            fact = [(f"{name} ", look.FAINT), (f"{value}  ", style)]
+            if look.length([*parts, *fact]) <= width + 2:
+                parts += fact
+    return look.row(parts, width)
+
+
+def _alarm(view: Snapshot | None, state: ViewState) -> str:
+    said = []
+    if state.state == "lost":
+        said.append(f"✖ hub lost {look.duration(state.age_s)}: the run goes on; reconnecting")
+    elif state.state != "live":
+        said.append("◌ connecting: waiting for the hub" if view is None else "◌ reconnecting")
+    if state.frozen_at is not None:
+        at = f"at step {state.frozen_at}" if state.frozen_at >= 0 else "before the first step"
+        said.append(f"‖ frozen {at}" + (f", +{state.behind} new" if state.behind else ""))
+    if state.reading is not None:
+        said.append(f"reading step {state.reading}")
+    if state.slow_hz is not None:
+        said.append(f"▲ link slow, painting at {state.slow_hz:.1f} Hz")
+    return " · ".join(said)
+
+
+def facts(view: Snapshot) -> list[tuple[str, str, Style]]:
+    """Name, value and style of what the first line says of the run, the most important first."""
+    live = sum(engine.health == "live" for engine in view.engines.values())
+    total = len(view.engines)
+    last = next(reversed(view.steps.values()), None)
+    trainer = view.trainer
+    step = trainer.step if trainer.step is not None else last.step if last else None
+    found = [
+        ("step", look.whole(step), look.STRONG),
+        ("policy", look.whole(trainer.policy_version), look.PLAIN),
+        ("engines", f"{live}/{total}", look.PLAIN if live == total and total else look.WARN),
+    ]
+    if trainer.health != "live":
+        found.append(("trainer", trainer.health, look.WARN))
+    counts = [*trainer.counts.values(), *(c for engine in view.engines.values() for c in engine.counts.values())]
+    lost = sum(kind.dropped for kind in counts)
+    if lost:
+        found.append(("records lost", str(lost), look.WARN))
+    if last is not None:
+        joined = last.values.get("joined_fraction")
+        found.append(("joined", look.percent(joined), look.WARN if (joined or 0) < 0.99 else look.PLAIN))
+    rates = [e.tokens_per_s for e in view.engines.values() if e.tokens_per_s is not None and e.health == "live"]
+    found.append(("tok/s", look.figure(sum(rates)) if rates else look.UNKNOWN, look.PLAIN))
+    if last is not None:
+        found.append(("tokens/step", look.figure(last.values.get("tokens")), look.PLAIN))
+    found.append(("up", look.duration(view.time - view.started), look.FAINT))
+    return found
+
+
+def footer(where: str, *, control: bool, width: int) -> Strip:
+    """The last line: the keys worth knowing, those that are not allowed greyed."""
+    parts: list[look.Part] = []
+    for command in COMMANDS:
+        if command.footer and command.id != where:
+            off = command.needs_control and not control
+            key = command.shown.split()[0]
+            parts += [(f" {key}", look.FAINT if off else look.STRONG), (f" {command.footer} ", look.FAINT)]
+    if not control:
+        parts.append((" read-only", look.FAINT))
+    return look.row(parts, width)
