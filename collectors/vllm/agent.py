@@ -67,7 +67,7 @@ class Agent:
         self.id = engine_id(engine)
         self.tap = Tap(engine)
         self.assembler = Assembler()
-        self.facts = fingerprint(engine)
+        self.facts = guard.run("fingerprint", fingerprint, engine) or {}
         self.sender = Sender(
             rundir,
             self.id,

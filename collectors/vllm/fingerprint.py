@@ -12,45 +12,35 @@ RESTORED = "RLTOP_DEMO_ASYNC_RESTORED"
 """Set by rltop's demo where it put async scheduling back on a platform that turns it off."""
 
 
-def _runner(engine: Any) -> Any:
-    """The model runner, where the worker lives in this process (one device); else None."""
-    wrapper = getattr(engine.model_executor, "driver_worker", None)
-    worker = getattr(wrapper, "worker", wrapper)
-    return getattr(worker, "model_runner", None)
+def _attention(runner: Any) -> str:
+    names = {group.backend.get_name() for of_cache in runner.attn_groups for group in of_cache}
+    return ", ".join(sorted(names))
 
 
-def _model_runner(engine: Any) -> str | None:
-    runner = _runner(engine)
-    if runner is not None:
-        return "V2" if ".gpu.model_runner" in type(runner).__module__ else "V1"
-    known = getattr(engine.vllm_config, "use_v2_model_runner", None)
-    return None if known is None else ("V2" if known else "V1")
+def _head_dtype(runner: Any) -> Any:
+    processor = getattr(runner.model, "logits_processor", None)
+    found = getattr(processor, "head_dtype", None)
+    return runner.model_config.head_dtype if found is None else found
 
 
-def _attention(engine: Any) -> str | None:
-    groups = getattr(_runner(engine), "attn_groups", None) or []
-    names = {group.backend.get_name() for of_cache in groups for group in of_cache}
-    return ", ".join(sorted(names)) or None
+def _device(runner: Any) -> str:
+    kind = str(runner.device)
+    return f"{kind} {sys.modules['torch'].cuda.get_device_name(runner.device)}" if kind.startswith("cuda") else kind
 
 
-def _logprobs_mode(engine: Any) -> str | None:
-    live = getattr(getattr(_runner(engine), "sampler", None), "logprobs_mode", None)
-    return live or getattr(engine.vllm_config.model_config, "logprobs_mode", None)
+WORKER_FACTS: dict[str, Callable[[Any], Any]] = {
+    "model_runner": lambda runner: "V2" if ".gpu.model_runner" in type(runner).__module__ else "V1",
+    "attention_backend": _attention,
+    "logprobs_mode": lambda runner: runner.sampler.logprobs_mode,
+    "head_dtype": _head_dtype,
+    "device": _device,
+}
+"""Facts of a model runner, which may live in another process."""
 
 
-def _head_dtype(engine: Any) -> str | None:
-    model = getattr(_runner(engine), "model", None)
-    processor = getattr(model, "logits_processor", None)
-    found = getattr(processor, "head_dtype", None) or getattr(engine.vllm_config.model_config, "head_dtype", None)
-    return _plain(found)
-
-
-def _device(engine: Any) -> str | None:
-    torch = sys.modules.get("torch")
-    kind = getattr(engine.vllm_config.device_config, "device_type", None)
-    if kind == "cuda" and torch is not None and torch.cuda.is_initialized():
-        return str(torch.cuda.get_device_name())
-    return kind
+def worker_facts(worker: Any) -> dict[str, str]:
+    """Runs in a worker, called through vLLM's own ``collective_rpc``."""
+    return _read(WORKER_FACTS, getattr(getattr(worker, "worker", worker), "model_runner", None))
 
 
 def _async(engine: Any) -> str:
@@ -84,11 +74,7 @@ FACTS: dict[str, Callable[[Any], Any]] = {
     "model": lambda engine: engine.vllm_config.model_config.model,
     "dtype": lambda engine: engine.vllm_config.model_config.dtype,
     "quantization": lambda engine: engine.vllm_config.model_config.quantization,
-    "head_dtype": _head_dtype,
     "kv_cache_dtype": lambda engine: engine.vllm_config.cache_config.cache_dtype,
-    "model_runner": _model_runner,
-    "attention_backend": _attention,
-    "logprobs_mode": _logprobs_mode,
     "prefix_caching": _prefix,
     "async_scheduling": _async,
     "block_size": lambda engine: engine.vllm_config.cache_config.block_size,
@@ -99,20 +85,30 @@ FACTS: dict[str, Callable[[Any], Any]] = {
     "parallel": _parallel,
     "speculative": lambda engine: getattr(engine.vllm_config.speculative_config, "method", None),
     "default_sampling": _sampling,
-    "device": _device,
     "platform": lambda _: platform.platform(),
     "torch_version": lambda _: sys.modules["torch"].__version__,
     "python_version": lambda _: platform.python_version(),
 }
-"""What is told of an engine, and where it stands."""
+"""Facts of an engine core."""
 
 
 def fingerprint(engine: Any) -> dict[str, str]:
-    """The facts that this engine has. Never raises: objects differ from version to version, absent is an answer."""
+    """The facts that this engine has. Call it before the engine takes work: it asks the workers."""
+    found = _read(FACTS, engine)
+    workers = engine.model_executor.collective_rpc(worker_facts)
+    for name in WORKER_FACTS:
+        values = sorted({facts[name] for facts in workers if name in facts})
+        if values:
+            found[name] = ", ".join(values)
+    return found
+
+
+def _read(facts: dict[str, Callable[[Any], Any]], source: Any) -> dict[str, str]:
+    """Objects differ from version to version: absent is an answer."""
     found = {}
-    for name, read in FACTS.items():
+    for name, read in facts.items():
         try:
-            value = _plain(read(engine))
+            value = _plain(read(source))
         except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError):
             continue
         if value is not None:

@@ -1,0 +1,236 @@
+"""The collector on a real engine: what the front end returned is what arrives, and the switches switch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rltop.collectors import wire
+from tests.harness import HubStandIn, wait_for
+from tests.live_engine import ENVIRONMENT, MODEL, LiveEngine
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
+
+ENGINE = "e0"
+IN_FLIGHT = 40
+
+Arrived = tuple[wire.Rollout, list[int], list[int], list[float]]
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubStandIn]:
+    with HubStandIn() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def engine(hub: HubStandIn) -> Iterator[LiveEngine]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.setenv("RLTOP_HUB", str(hub.rundir.path))
+        patch.setenv("RLTOP_ENGINE", ENGINE)
+        engine = LiveEngine()
+        yield engine
+        engine.close()
+    wait_for(lambda: [bye for bye in hub.byes if bye.source == ENGINE], "the collector says goodbye")
+
+
+def prompt(number: int, size: int = 20) -> list[int]:
+    return [3] + [5 + (number * 7 + i * i) % 100 for i in range(size - 1)]
+
+
+def arrived(hub: HubStandIn, name: str) -> Arrived:
+    """The rollout of the request that the front end calls ``name``: vLLM appends 8 hex digits."""
+
+    def find() -> Arrived | None:
+        return next((found for key, found in hub.rollouts().items() if key.rsplit("-", 1)[0] == name), None)
+
+    return wait_for(find, f"rollout {name}")
+
+
+def told(output: Any) -> tuple[list[int], list[float]]:
+    """Tokens and logprobs as the front end returned them."""
+    completion = output.outputs[0]
+    tokens = list(completion.token_ids)
+    return tokens, [entry[token].logprob for token, entry in zip(tokens, completion.logprobs, strict=True)]
+
+
+def switch(hub: HubStandIn, flag: str, value: str, tag: str) -> wire.CommandUpdate:
+    hub.command(ENGINE, flag, value, f"{tag}-{flag}-{value}")
+    update = hub.closed(f"{tag}-{flag}-{value}")
+    assert (update.state, update.new, update.lost_requests) == ("applied", value, 0), update
+    states = [u.state for u in hub.updates if u.id == update.id]
+    assert states == ["accepted", "applied"]
+    return update
+
+
+def check_equal(hub: HubStandIn, name: str, output: Any) -> wire.Rollout:
+    """The record equals what the front end returned, to the last bit of float32."""
+    rollout, prompts, tokens, logprobs = arrived(hub, name)
+    assert prompts == output.prompt_token_ids
+    assert (tokens, logprobs) == told(output)
+    assert rollout.finish_reason == output.outputs[0].finish_reason
+    assert rollout.cached_tokens == output.num_cached_tokens
+    return rollout
+
+
+def test_finished_rollouts_arrive_with_the_tokens_and_logprobs_the_front_end_returned(
+    engine: LiveEngine, hub: HubStandIn
+) -> None:
+    running = {f"plain{i}": engine.generate(f"plain{i}", prompt(i), 10 + i, seed=i) for i in range(12)}
+    for i, (name, work) in enumerate(running.items()):
+        rollout = check_equal(hub, name, work.result(60))
+        assert rollout.size == 10 + i
+        assert rollout.has_logprobs
+        assert rollout.sampling == {"temperature": 1.0, "seed": float(i)}
+        assert rollout.arrived <= rollout.scheduled < rollout.finished
+        assert rollout.first_step >= 0
+
+
+def test_a_request_without_logprobs_is_published_and_counted(engine: LiveEngine, hub: HubStandIn) -> None:
+    output = engine.generate("bare", prompt(0), 8, seed=1, logprobs=None).result(60)
+    rollout, _, tokens, logprobs = arrived(hub, "bare")
+    assert not rollout.has_logprobs
+    assert tokens == list(output.outputs[0].token_ids)
+    assert all(value != value for value in logprobs)
+    wait_for(lambda: hub.states()[-1].without_logprobs == 1, "the count of requests without logprobs")
+
+
+def test_aborted_requests_arrive_with_what_the_core_has(engine: LiveEngine, hub: HubStandIn) -> None:
+    names = [f"cut{i}" for i in range(6)]
+    running = [engine.generate(name, prompt(i), 400, seed=i) for i, name in enumerate(names)]
+    engine.wait_running(names)
+    for work in running:
+        work.cancel()
+    for name in names:
+        rollout, _, tokens, logprobs = arrived(hub, name)
+        seen = engine.progress[name]
+        assert rollout.finish_reason == "abort"
+        assert tokens[: len(seen)] == seen
+        assert rollout.size == len(tokens) == len(logprobs) < 400
+    wait_for(lambda: hub.states()[-1].aborted >= 6, "the count of aborted requests")
+
+
+def test_prefix_caching_switches_with_requests_in_flight(engine: LiveEngine, hub: HubStandIn) -> None:
+    names = [f"hold{i}" for i in range(IN_FLIGHT)]
+    held = [engine.generate(name, prompt(i), 240, seed=i) for i, name in enumerate(names)]
+    engine.wait_running(names)
+    shared = prompt(99, 100)
+    engine.generate("warm", shared, 2, seed=0).result(60)
+    hit = engine.generate("hit", shared, 2, seed=0).result(60)
+    assert hit.num_cached_tokens == 96
+    off = switch(hub, "prefix_caching", "off", "pc")
+    assert off.in_flight is not None
+    assert off.in_flight >= 32
+    cold = [engine.generate(f"cold{i}", shared, 2, seed=i) for i in range(4)]
+    for i, work in enumerate(cold):
+        rollout = check_equal(hub, f"cold{i}", work.result(60))
+        assert rollout.scheduled >= off.time
+        assert rollout.lookup_off
+        assert rollout.cached_tokens == 0
+    on = switch(hub, "prefix_caching", "on", "pc")
+    assert on.in_flight is not None
+    assert on.in_flight >= 32
+    again = engine.generate("again", shared, 2, seed=0).result(60)
+    assert again.num_cached_tokens == 0  # what was cached before the switch is never hit
+    rollout = check_equal(hub, "hit2", engine.generate("hit2", shared, 2, seed=0).result(60))
+    assert rollout.cached_tokens == 96
+    assert not rollout.lookup_off
+    epochs = set()
+    for name, work in zip(names, held, strict=True):
+        rollout = check_equal(hub, name, work.result(60))
+        assert rollout.size == 240
+        epochs.add(tuple(run.flag_epoch for run in rollout.runs))
+    first = hub.states()[0].flag_epoch
+    assert any(len(of_one) >= 2 for of_one in epochs), (epochs, first)
+    assert hub.states()[-1].flags["prefix_caching"] == wire.FlagState("on", True)
+
+
+def test_async_scheduling_switches_in_flight_and_no_seeded_token_changes(engine: LiveEngine, hub: HubStandIn) -> None:
+    def batch(tag: str) -> list[Any]:
+        return [engine.generate(f"{tag}{i}", prompt(i), 96, seed=1000 + i) for i in range(IN_FLIGHT)]
+
+    before = [told(work.result(60))[0] for work in batch("before")]
+    running = batch("during")
+    engine.wait_running([f"during{i}" for i in range(IN_FLIGHT)])
+    off = switch(hub, "async_scheduling", "off", "as")
+    assert off.in_flight == IN_FLIGHT
+    during = [told(work.result(60))[0] for work in running]
+    slow = [told(work.result(60))[0] for work in batch("slow")]
+    running = batch("back")
+    engine.wait_running([f"back{i}" for i in range(IN_FLIGHT)])
+    on = switch(hub, "async_scheduling", "on", "as")
+    assert on.in_flight == IN_FLIGHT
+    back = [told(work.result(60))[0] for work in running]
+    assert before == during == slow == back
+    for i in range(IN_FLIGHT):
+        rollout, _, tokens, _ = arrived(hub, f"during{i}")
+        assert tokens == before[i]
+        assert len(rollout.runs) == 2
+        assert rollout.runs[1].flag_epoch == rollout.runs[0].flag_epoch + 1
+
+
+def test_a_command_for_an_idle_engine_runs_and_one_for_the_present_value_changes_nothing(
+    engine: LiveEngine, hub: HubStandIn
+) -> None:
+    wait_for(lambda: hub.states()[-1].running == 0, "an idle engine")
+    switch(hub, "async_scheduling", "off", "idle")
+    switch(hub, "async_scheduling", "on", "idle")
+    epoch = wait_for(lambda: hub.states()[-1], "a state").flag_epoch
+    again = switch(hub, "async_scheduling", "on", "again")
+    assert again.reason == "already on"
+    hub.command(ENGINE, "async_scheduling", "on", again.id)  # the same command once more: answered, not executed
+    wait_for(lambda: len([u for u in hub.updates if u.id == again.id and u.state == "applied"]) == 2, "an answer")
+    shown = wait_for(lambda: hub.states()[-1], "a state")
+    assert [u.id for u in shown.commands].count(again.id) == 1
+    assert shown.flag_epoch == epoch
+
+
+def test_a_switch_waits_for_an_open_weight_update_and_versions_stand_per_token(
+    engine: LiveEngine, hub: HubStandIn
+) -> None:
+    from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+    names = [f"over{i}" for i in range(IN_FLIGHT)]
+    running = [engine.generate(name, prompt(i), 120, seed=i) for i, name in enumerate(names)]
+    engine.wait_running(names)
+    engine.run(engine.llm.pause_generation(mode="keep", clear_cache=True))  # preempts all, drops what was in flight
+    engine.run(engine.llm.start_weight_update())
+    hub.command(ENGINE, "prefix_caching", "off", "late", timeout=1.0)
+    assert hub.closed("late").state == "timed_out"
+    hub.command(ENGINE, "prefix_caching", "off", "patient")
+    wait_for(lambda: [u for u in hub.updates if u.id == "patient" and u.state == "draining"], "it says it waits")
+    assert hub.states()[-1].flags["prefix_caching"].value == "on"
+    update = WeightTransferUpdateRequest(update_info={"path": str(Path(MODEL) / "model.safetensors")})
+    engine.run(engine.llm.update_weights(update))
+    engine.run(engine.llm.finish_weight_update("step-7"))
+    patient = hub.closed("patient")
+    assert (patient.state, patient.in_flight, patient.lost_requests) == ("applied", IN_FLIGHT, 0)
+    state = wait_for(lambda: next((s for s in hub.states() if s.policy_version == 7), None), "the new version")
+    assert (state.version_source, state.weight_label, state.weight_updates) == ("engine", "step-7", 1)
+    wait_for(lambda: hub.states()[-1].paused, "the pause")
+    engine.run(engine.llm.resume_generation())
+    for name, work in zip(names, running, strict=True):
+        output = work.result(60)
+        rollout = check_equal(hub, name, output)
+        versions = [(span.start, span.version) for span in output.outputs[0].weight_versions]
+        assert [(run.start, "default" if run.version is None else f"step-{run.version}") for run in rollout.runs] == (
+            versions
+        )
+        assert rollout.size == 120
+    switch(hub, "prefix_caching", "on", "end")
+
+
+def test_nothing_was_lost_and_nothing_failed(engine: LiveEngine, hub: HubStandIn) -> None:
+    counts = wait_for(lambda: hub.health()[-1:], "health")[0]
+    assert counts.faults == {}
+    assert counts.counts["rollouts"].dropped == 0
+    facts = hub.states()[-1].fingerprint
+    assert facts["vllm_version"].startswith("0.")
+    assert facts["async_scheduling"].endswith("(restored by rltop's demo on this platform)")
+    assert facts["attention_backend"]
+    assert not [name for name in facts if name.startswith("missing")]
