@@ -81,6 +81,7 @@ class Batch:
         for number, span in enumerate(self.spans):
             self._row_spans.setdefault(span.row, []).append(number)
         self._keys: dict[int, list[bytes]] = {}
+        self._padded: set[int] = set()
         self.waiting: dict[int, str] = dict.fromkeys(self._row_spans, "")
         self.nbytes = sum(array.nbytes for array in arrays.values())
         self._generation = -1
@@ -145,7 +146,10 @@ class Batch:
             hit = self._continued(number, tokens)
             if hit is None:
                 recorded = logprobs[span.token : span.token + span.end - span.start]
-                found = index.find(key, tokens[span.start : span.end], recorded, use, surely=surely)
+                found = index.find(
+                    key, tokens[span.start : span.end], recorded, use,
+                    same_length=surely, same_logprobs=surely or row in self._padded,
+                )  # fmt: skip
                 if isinstance(found, str):
                     reason = reason or found
                     continue
@@ -165,12 +169,17 @@ class Batch:
         return Hit(hit.record, hit.offset + span.start - before.start)
 
     def _known_keys(self, row: int, index: Index) -> list[bytes]:
-        """The prompt hash of each span of the row, without padding where a known prompt shows how long that is."""
+        """The prompt hash of each span of the row, without padding where a known prompt shows how long that is.
+
+        A prompt that starts with a repeated token looks like a padded shorter one, so such rows join only where the
+        logprobs agree too.
+        """
         keys = self._keys.get(row)
         if keys is None:
             keys = self._keys[row] = self._hash(row, 0)
         if not any(index.knows(key) for key in keys) and (skip := index.padding(self._prefix(row))):
             keys = self._keys[row] = self._hash(row, skip)
+            self._padded.add(row)
         return keys
 
     def _whole(self, row: int) -> tuple[Ints, int]:

@@ -168,12 +168,20 @@ class Index:
         return 0
 
     def find(
-        self, prompt: bytes, tokens: Ints, logprobs: NDArray[np.float32], use: Use, *, surely: bool
+        self,
+        prompt: bytes,
+        tokens: Ints,
+        logprobs: NDArray[np.float32],
+        use: Use,
+        *,
+        same_length: bool,
+        same_logprobs: bool,
     ) -> Record | str:
         """The rollout of this prompt whose tokens start with ``tokens`` [n], or the reason why there is none.
 
-        ``surely`` asks for the same length and the same logprobs (to a bfloat16 cast); otherwise the nearest free
-        rollout is taken. A record that is returned is claimed for ``use``.
+        Of several free ones the nearest by logprobs [n]. It is ``UNSURE`` if that has more tokens and ``same_length``
+        is asked for, or other logprobs (beyond a cast to bfloat16) and ``same_logprobs`` is. A record that is returned
+        is claimed for ``use``.
         """
         heads = self._prompts.get(prompt)
         if heads is None:
@@ -187,7 +195,7 @@ class Index:
         if not free:
             return TAKEN
         best = free[0] if len(free) == 1 else min(free, key=lambda r: _distance(r, logprobs))
-        if surely and (best.tokens.size != size or not _agree(best, logprobs)):
+        if (same_length and best.tokens.size != size) or (same_logprobs and not _agree(best, logprobs)):
             return UNSURE
         best.uses.add(use)
         return best

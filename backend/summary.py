@@ -58,7 +58,8 @@ class Gap:
 
     Attributes:
         n: tokens with finite d. invalid: tokens without. clamped: tokens with ``|d| > CLAMP``.
-        sums: of d, |d|, clamped d, x = exp(clamped d) - 1, x squared, and x - clamped d.
+        sums: of d, |d|, clamped d, x = exp(clamped d) - 1, x squared, x - clamped d, ratio = exp(clamped d), ratio
+            squared (x and the ratio both, since each loses digits where the other does not).
         low, high: extremes of d.
         bins: histogram of d.
     """
@@ -66,7 +67,7 @@ class Gap:
     n: int = 0
     invalid: int = 0
     clamped: int = 0
-    sums: Floats = field(default_factory=lambda: np.zeros(6))
+    sums: Floats = field(default_factory=lambda: np.zeros(8))
     low: float = math.inf
     high: float = -math.inf
     bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2 * _SIDE + 1, np.int64))
@@ -87,10 +88,19 @@ class Gap:
             if not d.size:
                 return
         held = np.clip(d, -CLAMP, CLAMP)
-        x = np.expm1(held)
+        x, ratio = np.expm1(held), np.exp(held)
         self.n += d.size
         self.clamped += int(np.count_nonzero(held != d))
-        self.sums += (d.sum(), np.abs(d).sum(), held.sum(), x.sum(), x @ x, (x - held).sum())
+        self.sums += (
+            d.sum(),
+            np.abs(d).sum(),
+            held.sum(),
+            x.sum(),
+            x @ x,
+            (x - held).sum(),
+            ratio.sum(),
+            ratio @ ratio,
+        )
         self.low, self.high = min(self.low, float(d.min())), max(self.high, float(d.max()))
         self.bins += _bins(d)
 
@@ -132,8 +142,7 @@ class Gap:
     @property
     def ratio(self) -> float | None:
         """Mean of exp(d) (clamped)."""
-        mean = self._mean(3)
-        return None if mean is None else 1.0 + mean
+        return self._mean(6)
 
     @property
     def ratio_se(self) -> float | None:
@@ -148,9 +157,7 @@ class Gap:
         """(sum of ratios)^2 / (n * sum of squared ratios), in [0, 1]."""
         if not self.n:
             return None
-        total = self.n + float(self.sums[3])
-        squares = self.n + 2 * float(self.sums[3]) + float(self.sums[4])
-        return min(total * total / (self.n * squares), 1.0)
+        return min(float(self.sums[6]) ** 2 / (self.n * float(self.sums[7])), 1.0)
 
     @property
     def least(self) -> float | None:
