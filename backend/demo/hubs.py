@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 from rltop.backend.client import Client, HubUnreachable
 from rltop.collectors.launch import HubInfo, ensure_hub, find_hub
 from rltop.collectors.rundir import RunDir
+
+STOP_S = 10.0
+"""How long a hub may take to end after it was told to."""
+
+POLL_S = 0.05
 
 
 class RunInUseError(RuntimeError):
@@ -23,17 +29,22 @@ def fresh_hub(rundir: RunDir) -> tuple[HubInfo, bool]:
         LaunchError: no hub could be started.
     """
     found = find_hub(rundir)
-    if found is not None and not _has_past(rundir):
-        return found, False
-    stop_hub(rundir)
+    if found is not None:
+        if not _has_past(rundir):
+            return found, False
+        stop_hub(rundir, found)
     return ensure_hub(rundir), True
 
 
-def stop_hub(rundir: RunDir) -> None:
-    """End the run's hub, if there is one."""
-    if find_hub(rundir) is not None:
-        with Client(rundir) as client, contextlib.suppress(HubUnreachable):
-            client.stop_hub()
+def stop_hub(rundir: RunDir, hub: HubInfo) -> None:
+    """End this hub of the run, and wait until it is gone. One that died or was replaced since is left alone."""
+    if find_hub(rundir) != hub:
+        return
+    with Client(rundir) as client, contextlib.suppress(HubUnreachable):
+        client.stop_hub()
+    deadline = time.monotonic() + STOP_S
+    while find_hub(rundir) == hub and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 def _has_past(rundir: RunDir) -> bool:

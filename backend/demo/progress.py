@@ -20,6 +20,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("reward", "reward_mean", ".3f"),
     ("gap", "logp_abs_diff_mean", ".4f"),
     ("k3", "kl_k3", ".5f"),
+    ("backend", "backend_abs_diff_mean", ".1e"),
     ("clip lo", "clip_frac_low", ".3f"),
     ("clip hi", "clip_frac_high", ".3f"),
     ("entropy", "entropy", ".3f"),
@@ -35,15 +36,16 @@ _line: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 
 class Progress:
-    """Prints to ``out``; trouble goes to standard error."""
+    """Prints to ``out``; trouble goes to standard error. ``steps``: how many the run has."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, steps: int) -> None:
         self._out = out
+        self._steps = steps
         self._began = time.monotonic()
         self._spoke = self._began
         self._booting: list[str] = []
         self._trained: list[StepDone] = []
-        self._hub_live = True
+        self._hub = "connecting"
 
     def say(self, text: str) -> None:
         """One line, now."""
@@ -75,11 +77,12 @@ class Progress:
         values = (_cell(step.values.get(metric), spec) for _, metric, spec in COLUMNS)
         self.say(f"{step.step:4d} " + " ".join(values) + (" (partial)" if step.partial else ""))
 
-    def tick(self, *, hub_live: bool) -> None:
-        """Say that something slow goes on, and when the hub goes or comes back."""
-        if hub_live != self._hub_live:
-            self._hub_live = hub_live
-            self.trouble("the hub is back" if hub_live else "the hub is away; training goes on")
+    def tick(self, hub: str) -> None:
+        """Say that something slow goes on, and when the hub (``Client.state``) goes or comes back."""
+        if hub != self._hub:
+            if "lost" in (hub, self._hub):
+                self.trouble("the hub is away; training goes on" if hub == "lost" else "the hub is back")
+            self._hub = hub
         if time.monotonic() - self._spoke > PERIOD_S:
             waiting = f"booting engine {', '.join(self._booting)}" if self._booting else self._training()
             self.say(f"{waiting} ...")
@@ -96,7 +99,7 @@ class Progress:
         )
 
     def _training(self) -> str:
-        return f"training, step {self._trained[-1].step + 1 if self._trained else 0}"
+        return f"training, step {len(self._trained)}" if len(self._trained) < self._steps else "finishing"
 
 
 def _cell(value: float | None, spec: str) -> str:

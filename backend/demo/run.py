@@ -27,10 +27,12 @@ from rltop.backend.demo import jobs, messages
 from rltop.backend.demo.children import Child, end_all
 from rltop.backend.demo.follow import Follower
 from rltop.backend.demo.hubs import RunInUseError, fresh_hub, stop_hub
-from rltop.backend.demo.options import MODEL, DemoOptions
+from rltop.backend.demo.options import MODEL, DemoOptions, Setting, parse_setting
 from rltop.backend.demo.progress import Progress, spans
-from rltop.collectors.launch import LaunchError
+from rltop.collectors.launch import HubInfo, LaunchError
 from rltop.collectors.rundir import RunDir, RunDirError, for_run
+
+__all__ = ["Demo", "DemoError", "DemoOptions", "RunInUseError", "Setting", "parse_setting", "run_headless", "start"]
 
 NEEDED = ("vllm", "torch", "transformers", "safetensors")
 
@@ -74,7 +76,7 @@ def run_headless(options: DemoOptions, out: TextIO | None = None) -> int:
         0 only if all steps were trained, trainer and engines were well to the end, and every ``--set`` was applied on
         every engine; 1 if not; 128 + n after signal n.
     """
-    progress = Progress(out or sys.stdout)
+    progress = Progress(out or sys.stdout, options.steps)
     try:
         with _signals() as caught, contextlib.ExitStack() as stack:
             return _Run(options, progress, caught, stack).go()
@@ -125,7 +127,7 @@ class _Run:
         hub, ours = fresh_hub(self._rundir)
         self._progress.say(f"run {self._options.run!r}: hub is process {hub.pid}, directory {self._rundir.path}")
         if ours and not self._options.keep_hub:
-            self._stack.callback(stop_hub, self._rundir)
+            self._stack.callback(stop_hub, self._rundir, hub)
 
     def _start_children(self, weights: Path) -> list[Child]:
         options, directory = self._options, self._rundir.path
@@ -164,7 +166,7 @@ class _Run:
             self._progress.step(step)
         for line in trainer.lines() if trainer else []:
             self._progress.hear(line)
-        self._progress.tick(hub_live=self._follower.live)
+        self._progress.tick(hub=self._follower.client.state)
 
     def _check_alive(self, engines: list[Child]) -> None:
         for engine in engines:
@@ -184,6 +186,7 @@ class _Run:
         while self._follower.live and self._follower.unsettled() and time.monotonic() < deadline:
             self._turn()
             self._check_alive(engines)
+        self._check_alive(engines)
 
     def _verdict(self) -> int:
         options, follower = self._options, self._follower
@@ -256,10 +259,11 @@ class Demo:
         log: what the supervisor prints.
     """
 
-    def __init__(self, rundir: RunDir, process: Child) -> None:
+    def __init__(self, rundir: RunDir, process: Child, hub: HubInfo | None) -> None:
         self.rundir = rundir
         self.log = process.log
         self._process = process
+        self._hub = hub
 
     @property
     def exit_code(self) -> int | None:
@@ -267,9 +271,13 @@ class Demo:
         return self._process.exit_code
 
     def stop(self) -> int:
-        """End the run, if it still goes on, and its hub; blocks for the seconds that takes. Returns the exit code."""
+        """End the run, if it still goes on, and the hub that was started for it; blocks for the seconds that takes.
+
+        Returns the exit code.
+        """
         end_all([self._process], grace_s=STOP_GRACE_S)
-        stop_hub(self.rundir)
+        if self._hub is not None:
+            stop_hub(self.rundir, self._hub)
         assert self.exit_code is not None
         return self.exit_code
 
@@ -291,9 +299,10 @@ def start(options: DemoOptions) -> Demo:
     rundir = for_run(options.run)
     rundir.create()
     with _only_demo(rundir):  # not while another demo runs: its hub would be taken for one that was left behind
-        fresh_hub(rundir)
+        hub, ours = fresh_hub(rundir)
     told = dataclasses.replace(options, keep_hub=True)
-    return Demo(rundir, Child("demo", "rltop.backend.demo.run", told, {}, rundir.path / "demo.log"))
+    supervisor = Child("demo", "rltop.backend.demo.run", told, {}, rundir.path / "demo.log")
+    return Demo(rundir, supervisor, hub if ours else None)
 
 
 if __name__ == "__main__":
