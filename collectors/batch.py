@@ -23,7 +23,11 @@ LEVELS: dict[str, tuple[Level, ...]] = {
     "rollout_versions": ("token", "row", "all"),
     "old_version": ("token", "row", "all"),
 }
-"""How many values each argument may have: one per trained token, one per row, one for all."""
+"""How many values each argument may have: one per token, one per row, one for all. The first that fits counts (packed
+rows that are as many as their tokens leave no other way to tell)."""
+
+NO_ROWS = (0,)
+"""The shape of an empty list: a rank may get no rows at times."""
 
 WIRE_NAMES = {"old_version": "old_versions"}
 """Arguments whose column has another name on the wire."""
@@ -107,9 +111,7 @@ def check(
 def _rows(ids: Given, cu_seqlens: Any) -> tuple[Given | Ints, int]:
     """Row sizes (or cu_seqlens, where they can only be read later) and the number of rows."""
     if cu_seqlens is None:
-        if ids.shape == (0,) and not ids.ragged:  # an empty list: a rank that got no rows this time
-            return np.zeros(0, np.int64), 0
-        if not ids.ragged and len(ids.shape) != 2:
+        if not ids.ragged and len(ids.shape) != 2 and ids.shape != NO_ROWS:
             raise ValueError(
                 f"token_ids: {ids.describe()} without cu_seqlens; expected [batch, time], or [tokens] with cu_seqlens, "
                 "or a list of 1-D arrays"
@@ -126,8 +128,8 @@ def _rows(ids: Given, cu_seqlens: Any) -> tuple[Given | Ints, int]:
 
 def _sizes(argument: Given) -> Ints:
     """Entries per row of a list of rows or a [batch, time] array."""
-    if argument.ragged:
-        return np.array(argument.shape, np.int64)
+    if argument.ragged or argument.shape == NO_ROWS:
+        return np.array(argument.shape if argument.ragged else (), np.int64)
     return np.full(argument.shape[0], argument.shape[1], np.int64)
 
 
@@ -153,7 +155,7 @@ def _prompts(prompt_ids: Any, rows: int) -> Given:
     if prompts.ragged:
         fits = len(prompts.shape) == rows
     else:
-        fits = (len(prompts.shape) == 2 and prompts.shape[0] == rows) or (prompts.shape == (0,) and rows == 0)
+        fits = prompts.shape[:1] == (rows,) and (len(prompts.shape) == 2 or prompts.shape == NO_ROWS)
     if not fits:
         raise ValueError(f"prompt_ids: {prompts.describe()}; expected [{rows}, P] or a list of {rows} 1-D arrays")
     return prompts

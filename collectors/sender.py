@@ -8,6 +8,7 @@ hole in ``Envelope.seq``.
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import time
@@ -122,6 +123,8 @@ class Sender:
         """Start the thread, once. Called by the first ``offer`` too, so that a collector made before a fork works."""
         with self._start_lock:
             if self._thread is None and not self._closing.is_set():
+                # Not in the thread: a fork in the middle of an import would leave the child half a module for ever.
+                self.guard.run("sender", importlib.import_module, "zmq")
                 self._thread = threading.Thread(target=self._run, name=f"rltop-{self.source}", daemon=True)
                 self._thread.start()
 
@@ -179,7 +182,7 @@ class Sender:
         self._messages, self._frames = iter(()), []
 
     def _serve(self) -> None:
-        import zmq  # here, not above: a dormant collector never loads it
+        import zmq
 
         context = zmq.Context()
         data = context.socket(zmq.PUSH)

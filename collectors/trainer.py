@@ -176,10 +176,12 @@ class TrainerCollector:
         }
         checked = check(head, token_ids, mask, prompt_ids, rewards, cu_seqlens, columns)
         self._sender.loop_count += 1
-        if self._sender.has_room("sequences", checked.nbytes):
-            self._guard.run("sequences", lambda: self._sender.offer("sequences", checked.nbytes, checked.copy()))
-        else:
+        room = self._sender.has_room("sequences", checked.nbytes)  # what would be dropped is not copied first
+        copied = self._guard.run("sequences", checked.copy) if room else None
+        if copied is None:
             self._sender.lost("sequences", 1)
+        else:
+            self._sender.offer("sequences", checked.nbytes, copied)
 
     def step(self, step: int, policy_version: int | None = None, metrics: Mapping[str, Any] | None = None) -> None:
         """Close ``step`` for this rank: it has passed all it had. The hub measures when every rank has said so.
@@ -197,7 +199,11 @@ class TrainerCollector:
             _count("step", step), self._rank, self._world_size, _version(policy_version), time=time.time()
         )
         self._sender.loop_count += 1
-        self._guard.run("step", self._close_step, closed, checked)
+        copied = self._guard.run("step", lambda: {name: value.copy() for name, value in checked.items()})
+        if copied is None:
+            self._sender.lost("step", 1)
+        else:
+            self._sender.offer("step", STEP_BYTES, _Closed(closed, copied))
 
     def close(self, timeout: float = 5.0) -> bool:
         """Send what is queued and say goodbye. True if the hub confirmed that it has everything.
@@ -213,10 +219,6 @@ class TrainerCollector:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _close_step(self, closed: wire.StepClosed, metrics: dict[str, Given]) -> None:
-        copies = {name: value.copy() for name, value in metrics.items()}
-        self._sender.offer("step", STEP_BYTES, _Closed(closed, copies))
 
 
 @dataclass(frozen=True)

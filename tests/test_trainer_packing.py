@@ -1,0 +1,246 @@
+"""What arrives of a ``sequences()`` call equals what the arrays say, in every form and library they may come in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from rltop.collectors import packing, wire
+from rltop.collectors.batch import check
+
+FORMS = ("batch", "packed", "list")
+LIBRARIES = ("numpy", "torch")
+HEAD = wire.Sequences(3, 0, 0, 0, [])
+
+
+@dataclass
+class Row:
+    """One row, in plain Python: the oracle's side."""
+
+    ids: list[int]
+    mask: list[int]
+    prompt: list[int]
+    reward: float
+    rollout: list[float]
+    trainer: list[float]
+    versions: list[float]
+
+
+floats = st.floats(width=32, allow_nan=True, allow_infinity=True)
+
+
+@st.composite
+def rows(draw: st.DrawFn, size: int | None = None) -> Row:
+    n = draw(st.integers(0, 6)) if size is None else size
+
+    def many(element: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
+        return st.lists(element, min_size=n, max_size=n)
+
+    return Row(
+        draw(many(st.integers(-100, 2**31 - 1))),
+        draw(many(st.integers(0, 1))),
+        draw(st.lists(st.integers(0, 9), max_size=4)),
+        draw(floats),
+        draw(many(floats)),
+        draw(many(floats)),
+        draw(many(st.sampled_from([float("nan"), -1.0, 0.0, 7.0]))),
+    )
+
+
+def shaped(form: str, library: str, per_row: list[list[Any]], dtype: str) -> Any:
+    """One per-token argument in the form and of the library asked for."""
+    make: Any = (
+        (lambda x: np.array(x, dtype))
+        if library == "numpy"
+        else (lambda x: torch.tensor(x, dtype=getattr(torch, dtype)))
+    )
+    if form == "list":
+        return [make(row) for row in per_row]
+    flat = make([value for row in per_row for value in row])
+    return flat if form == "packed" else flat.reshape(len(per_row), len(per_row[0]))
+
+
+def sent(batch: packing.Batch) -> tuple[list[wire.Sequences], dict[str, NDArray[Any]]]:
+    """The messages, and their arrays put together."""
+    messages = list(packing.pack(batch))
+    names = messages[0][1] if messages else {}
+    for body, arrays in messages:
+        assert body.arrays == wire.describe(arrays)
+        wire.decode_data([bytes(f) for f in wire.encode_data(wire.Envelope(1, "t", "e", 0, 0.0), body, arrays)])
+    return [body for body, _ in messages], {
+        name: np.concatenate([arrays[name] for _, arrays in messages]) for name in names
+    }
+
+
+def same(seen: NDArray[Any], expected: list[Any], dtype: str) -> None:
+    assert seen.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(seen, np.array(expected, dtype))
+
+
+@given(st.data())
+def test_messages_say_what_the_arrays_say(data: st.DataObject) -> None:
+    form, library = data.draw(st.sampled_from(FORMS)), data.draw(st.sampled_from(LIBRARIES))
+    size = data.draw(st.integers(0, 6)) if form == "batch" else None
+    given_rows: list[Row] = data.draw(st.lists(rows(size), min_size=1, max_size=5))
+    message_bytes = data.draw(st.sampled_from([1, 150, 1 << 20]))
+
+    def tokens(name: str, dtype: str) -> Any:
+        return shaped(form, library, [getattr(row, name) for row in given_rows], dtype)
+
+    sizes = [len(row.ids) for row in given_rows]
+    # As many packed rows as tokens: [batch] and [tokens] are the same shape, and are taken as per token.
+    assume(form != "packed" or sum(sizes) != len(sizes) or set(sizes) == {1})
+    checked = check(
+        HEAD,
+        tokens("ids", "int64"),
+        tokens("mask", data.draw(st.sampled_from(["bool", "int64", "float32"]))),
+        [np.array(row.prompt, np.int64) for row in given_rows],
+        [row.reward for row in given_rows],
+        np.cumsum([0, *sizes]) if form == "packed" else None,
+        {
+            "rollout_logprobs": tokens("rollout", "float32"),
+            "trainer_logprobs": tokens("trainer", "float64"),
+            "advantages": [row.reward for row in given_rows],
+            "rollout_versions": tokens("versions", "float32"),
+            "old_version": 4,
+            "clipped": None,
+        },
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "MESSAGE_BYTES", message_bytes)
+        bodies, arrays = sent(checked.copy())
+
+    kept = [max((t + 1 for t, m in enumerate(row.mask) if m), default=0) for row in given_rows]
+    trained = [(row, t) for row in given_rows for t, m in enumerate(row.mask) if m]
+    assert sum(body.rows for body in bodies) == len(given_rows)
+    if message_bytes == 1:
+        assert len(bodies) == len(given_rows)
+    same(arrays["row_sizes"], kept, "<i4")
+    same(arrays["row_ids"], [i for row, k in zip(given_rows, kept, strict=True) for i in row.ids[:k]], "<i4")
+    same(arrays["row_mask"], [m for row, k in zip(given_rows, kept, strict=True) for m in row.mask[:k]], "u1")
+    same(arrays["prompt_sizes"], [len(row.prompt) for row in given_rows], "<i4")
+    same(arrays["prompt_ids"], [i for row in given_rows for i in row.prompt], "<i4")
+    same(arrays["rewards"], [row.reward for row in given_rows], "<f4")
+    same(arrays["rollout_logprobs"], [row.rollout[t] for row, t in trained], "<f4")
+    same(arrays["trainer_logprobs"], [row.trainer[t] for row, t in trained], "<f4")
+    same(arrays["advantages"], [row.reward for row, _ in trained], "<f4")
+    same(
+        arrays["rollout_versions"],
+        [int(max(-1, v)) if (v := row.versions[t]) == v else -1 for row, t in trained],
+        "<i4",
+    )
+    same(arrays["old_versions"], [4] * len(trained), "<i4")
+    assert "clipped" not in arrays
+    assert "entropy" not in arrays
+
+
+def simple(**changes: Any) -> packing.Batch:
+    ids = changes.pop("token_ids", np.arange(12).reshape(3, 4))
+    arguments: dict[str, Any] = {"mask": np.ones((3, 4)), "prompt_ids": None, "rewards": None, "cu_seqlens": None}
+    columns: dict[str, Any] = {"rollout_logprobs": np.zeros((3, 4)), "trainer_logprobs": np.zeros((3, 4))}
+    for name, value in changes.items():
+        (arguments if name in arguments else columns)[name] = value
+    return check(HEAD, ids, columns=columns, **arguments).copy()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_every_float_dtype_of_torch_arrives_as_float32(dtype: torch.dtype) -> None:
+    values = torch.linspace(-3, 0, 12, dtype=torch.float64).reshape(3, 4).to(dtype).requires_grad_()
+    _, arrays = sent(simple(trainer_logprobs=values))
+    np.testing.assert_array_equal(arrays["trainer_logprobs"], values.detach().float().flatten().numpy())
+
+
+@pytest.mark.parametrize("values", [torch.zeros(3, 4), np.zeros((3, 4))])
+def test_later_changes_to_an_argument_do_not_reach_what_is_sent(values: Any) -> None:
+    batch = simple(entropy=values, advantages=values[:, 0])
+    values += 1
+    _, arrays = sent(batch)
+    assert not arrays["entropy"].any()
+    assert not arrays["advantages"].any()
+
+
+def test_views_in_any_memory_order_are_read_row_by_row() -> None:
+    wide = np.arange(24.0).reshape(4, 6)
+    for view in (wide.T[:3], torch.from_numpy(wide).T[:3], wide[:3, ::-1][:, :4], wide[:3, 1:5]):
+        _, arrays = sent(simple(entropy=view))
+        np.testing.assert_array_equal(arrays["entropy"], np.asarray(view).flatten())
+
+
+def test_doubles_that_float32_does_not_hold_travel_as_infinity() -> None:
+    _, arrays = sent(simple(entropy=np.full((3, 4), -1e300)))
+    assert (arrays["entropy"] == -np.inf).all()
+
+
+def test_mixed_precision_rows_keep_the_finer_one() -> None:
+    ids = [np.arange(2), np.arange(1)]
+    values = [torch.tensor([1.0, 2.0], dtype=torch.bfloat16), torch.tensor([0.1], dtype=torch.float32)]
+    plain = [np.zeros(2), np.zeros(1)]
+    _, arrays = sent(
+        simple(token_ids=ids, mask=plain, rollout_logprobs=plain, trainer_logprobs=plain, clipped=plain, entropy=values)
+    )
+    assert arrays["entropy"].size == 0  # nothing is trained on
+    _, arrays = sent(
+        simple(token_ids=ids, mask=[[1, 1], [1]], rollout_logprobs=plain, trainer_logprobs=plain, entropy=values)
+    )
+    same(arrays["entropy"], [1.0, 2.0, 0.1], "<f4")
+
+
+def test_a_padded_prompt_array_is_passed_on_whole() -> None:
+    prompts = torch.arange(6).reshape(3, 2)
+    _, arrays = sent(simple(prompt_ids=prompts))
+    same(arrays["prompt_sizes"], [2, 2, 2], "<i4")
+    same(arrays["prompt_ids"], [0, 1, 2, 3, 4, 5], "<i4")
+
+
+def test_rows_of_no_length_and_no_rows_at_all() -> None:
+    empty = np.zeros((3, 0))
+    bodies, arrays = sent(
+        simple(token_ids=empty.astype(int), mask=empty, rollout_logprobs=empty, trainer_logprobs=empty)
+    )
+    assert [body.rows for body in bodies] == [3]
+    assert arrays["row_ids"].size == 0
+    none: list[Any] = [[], np.zeros((0, 4), int), torch.zeros(0, 4, dtype=torch.long)]
+    for nothing in none:
+        batch = simple(
+            token_ids=nothing,
+            mask=nothing,
+            rollout_logprobs=nothing,
+            trainer_logprobs=nothing,
+            rewards=[],
+            prompt_ids=[],
+        )
+        assert sent(batch) == ([], {})
+
+
+@given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 4000))
+def test_blocks_cover_all_rows_once_and_keep_to_the_size_unless_of_one_row(count: int, weight: int, limit: int) -> None:
+    weights = (np.arange(count) * 37 % weight + 1).astype(np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "MESSAGE_BYTES", limit)
+        blocks = list(packing._blocks(weights))
+    assert [first for first, _ in blocks] == [0, *[last for _, last in blocks[:-1]]]
+    assert blocks[-1][1] == count
+    for first, last in blocks:
+        assert last == first + 1 or weights[first:last].sum() <= limit
+
+
+def test_ids_beyond_the_wire_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"token_ids.*int32"):
+        sent(simple(token_ids=np.full((3, 4), 2**31)))
+
+
+@given(st.lists(st.integers(-3, 9), min_size=1, max_size=6), st.integers(0, 9))
+def test_cumulative_sizes_are_taken_only_if_they_rise_from_nothing_to_all(bounds: list[int], tokens: int) -> None:
+    right = bounds[0] == 0 and bounds[-1] == tokens and bounds == sorted(bounds)
+    if right:
+        assert packing.row_sizes(np.array(bounds), tokens).sum() == tokens
+    else:
+        with pytest.raises(ValueError, match=rf"cu_seqlens.*0 to {tokens}"):
+            packing.row_sizes(np.array(bounds), tokens)
