@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 __all__ = ["TrainerCollector"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     if name == "TrainerCollector":  # on first use: an engine that imports the plugin needs none of it
         from rltop.collectors.trainer import TrainerCollector

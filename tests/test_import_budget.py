@@ -1,0 +1,46 @@
+"""What an import costs its host: a fresh interpreter imports the module, and nothing heavy may come along."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "vllm", "transformers", "textual", "ray"}
+
+BUDGET = [
+    ("rltop.collectors", HEAVY | {"zmq", "numpy", "msgspec", "rltop.backend", "rltop.tui"}),
+    ("rltop.collectors.trainer", HEAVY | {"zmq", "rltop.backend", "rltop.tui"}),
+    ("rltop.collectors.launch", HEAVY | {"zmq", "rltop.backend", "rltop.tui"}),
+    ("rltop.collectors.vllm", HEAVY | {"zmq", "rltop.backend", "rltop.tui"}),
+    ("rltop.backend.view", HEAVY | {"zmq", "rltop.tui"}),
+    ("rltop.backend.hub", HEAVY | {"rltop.tui"}),
+    ("rltop.tui.cli", HEAVY | {"zmq"}),
+]
+
+
+@pytest.mark.parametrize(("module", "forbidden"), BUDGET, ids=[module for module, _ in BUDGET])
+def test_an_import_brings_nothing_heavy(module: str, forbidden: set[str]) -> None:
+    script = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()
+    assert module in loaded
+    assert forbidden.isdisjoint(loaded)
+
+
+def test_the_trainer_collector_is_loaded_on_first_use() -> None:
+    script = (
+        "import sys, rltop.collectors as c; before = 'rltop.collectors.trainer' in sys.modules; "
+        "from rltop.collectors import TrainerCollector as t; print(before, t.__module__, 'TrainerCollector' in dir(c))"
+    )
+    seen = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert seen.stdout.split() == ["False", "rltop.collectors.trainer", "True"]
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    import rltop.collectors
+
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = rltop.collectors.Nothing
