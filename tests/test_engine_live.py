@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rltop.collectors import wire
+from rltop.collectors.vllm import switches
 from tests.harness import HubStandIn, wait_for
 from tests.live_engine import ENVIRONMENT, MODEL, LiveEngine
 
@@ -223,6 +225,14 @@ def test_a_switch_waits_for_an_open_weight_update_and_versions_stand_per_token(
         )
         assert rollout.size == 120
     switch(hub, "prefix_caching", "on", "end")
+
+
+def test_an_engine_started_without_async_scheduling_is_told_by_its_scheduler(engine: LiveEngine) -> None:
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    assert switches.is_async(SimpleNamespace(scheduler=object.__new__(AsyncScheduler)))
+    assert not switches.is_async(SimpleNamespace(scheduler=object.__new__(Scheduler)))
 
 
 def test_nothing_was_lost_and_nothing_failed(engine: LiveEngine, hub: HubStandIn) -> None:

@@ -32,7 +32,7 @@ MESSAGE_BYTES = 1 << 20
 
 STATE_BYTES = 4096
 FLUSH_S = 1.0
-CLOSE_S = 2.5
+CLOSE_S = 1.0
 """Bounds on what the end of an engine waits for us; vLLM kills it after some 5 seconds."""
 
 log = logging.getLogger("rltop")

@@ -95,12 +95,13 @@ def _depths(engine: Any) -> tuple[int, int]:
     return config.parallel_config.pipeline_parallel_size, config.max_concurrent_batches
 
 
-def _is_async(engine: Any) -> bool:
+def is_async(engine: Any) -> bool:
+    """Whether the engine was started with async scheduling: its scheduler is an ``AsyncScheduler``."""
     return any(base.__name__ == "AsyncScheduler" for base in type(engine.scheduler).__mro__)
 
 
 def _read_async(engine: Any) -> str | None:
-    if not _is_async(engine) or getattr(engine, "batch_queue", None) is None:
+    if not is_async(engine) or getattr(engine, "batch_queue", None) is None:
         return "off"
     return "on" if engine.batch_queue_size > _depths(engine)[0] else "off"
 
@@ -108,7 +109,7 @@ def _read_async(engine: Any) -> str | None:
 def _async_obstacle(engine: Any) -> str:
     if common := _common_obstacle(engine):
         return common
-    if not _is_async(engine):
+    if not is_async(engine):
         return _launch("async_scheduling", f"started with it off: the scheduler is a {type(engine.scheduler).__name__}")
     if getattr(engine, "batch_queue", None) is None:
         return _launch("async_scheduling", "started without a batch queue")

@@ -1,0 +1,149 @@
+"""Objects shaped like vLLM's, for what needs no engine: the collector reads attributes, not classes."""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class LogprobsLists(NamedTuple):
+    logprob_token_ids: Any
+    logprobs: Any
+
+
+@dataclass
+class Output:
+    request_id: str
+    new_token_ids: list[int]
+    new_logprobs: LogprobsLists | None = None
+    finish_reason: str | None = None
+    prefill_stats: Any = None
+
+
+@dataclass
+class Outputs:
+    outputs: list[Output]
+    weight_version: str | None = None
+
+
+def output(name: str, tokens: list[int], *, finish: str | None = None, cached: int | None = None) -> Output:
+    """An output whose logprob of token t is -t/8 (exact in float32), beside one other candidate."""
+    ids = np.array([[token, token + 1] for token in tokens], np.int32).reshape(-1, 2)
+    logprobs = np.array([[-token / 8, -9.0] for token in tokens], np.float32).reshape(-1, 2)
+    stats = None if cached is None else SimpleNamespace(num_cached_tokens=cached)
+    return Output(name, tokens, LogprobsLists(ids, logprobs), finish, stats)
+
+
+def request(name: str, prompt: list[int] | None = None, **params: Any) -> Any:
+    sampling = SimpleNamespace(**{"logprobs": 0, "temperature": 1.0, "top_p": 1.0, "seed": None} | params)
+    return SimpleNamespace(
+        request_id=name, prompt_token_ids=prompt or [1, 2, 3], sampling_params=sampling, arrival_time=100.0
+    )
+
+
+class Block(SimpleNamespace):
+    block_id: int
+    ref_cnt: int
+    block_hash: Any
+
+
+class BlockPool:
+    def __init__(self) -> None:
+        self.enable_caching = True
+        self.blocks = [Block(block_id=i, ref_cnt=i % 2, block_hash=None if i == 3 else i) for i in range(8)]
+        self.evicted: list[int] = []
+
+    def evict_blocks(self, block_ids: set[int]) -> None:
+        self.evicted += sorted(block_ids)
+        for block_id in block_ids:
+            self.blocks[block_id].block_hash = None
+
+
+class UnitaryKVCacheCoordinator:
+    pass
+
+
+class KVCacheCoordinatorNoPrefixCache:
+    pass
+
+
+class Scheduler:
+    def __init__(self) -> None:
+        self.requests: dict[str, Any] = {}
+        self.running: list[Any] = []
+        self.waiting: list[Any] = []
+        self.connector: Any = None
+        self.kv_cache_manager = SimpleNamespace(
+            enable_caching=True, block_pool=BlockPool(), coordinator=UnitaryKVCacheCoordinator(), usage=0.25
+        )
+
+    def add_request(self, request: Any) -> str:
+        self.requests[request.request_id] = request
+        return "added"
+
+    def schedule(self, throttle_prefills: bool = False) -> Any:
+        return SimpleNamespace(scheduled_new_reqs=[])
+
+    def has_requests(self) -> bool:
+        return bool(self.requests)
+
+    def finish_requests(self, request_ids: Any, finished_status: Any) -> list[Any]:
+        return [self.requests.pop(name) for name in request_ids if name in self.requests]
+
+
+class AsyncScheduler(Scheduler):
+    pass
+
+
+@dataclass
+class EngineCore:
+    """An engine core whose batches in flight are the outputs in ``batch_queue``."""
+
+    scheduler: Any = field(default_factory=AsyncScheduler)
+
+    def __post_init__(self) -> None:
+        self.input_queue: queue.Queue[Any] = queue.Queue()
+        self.output_queue: queue.Queue[Any] = queue.Queue()
+        self.batch_queue_size = 2
+        self.batch_queue: deque[Any] | None = deque(maxlen=2)
+        self.request_block_hasher = object()
+        self.updates: list[str] = []
+        self._weight_version = "default"
+        self.model_executor = SimpleNamespace(collective_rpc=lambda call: [])
+        self.vllm_config = SimpleNamespace(
+            parallel_config=SimpleNamespace(pipeline_parallel_size=1, data_parallel_size=1, data_parallel_index=0),
+            max_concurrent_batches=2,
+            speculative_config=None,
+        )
+        self.step_fn = self.step_with_batch_queue
+
+    def step_with_batch_queue(self) -> tuple[dict[int, Outputs] | None, bool]:
+        assert self.batch_queue is not None
+        if self.scheduler.has_requests():
+            self.scheduler.schedule()
+        if not self.batch_queue:
+            return None, False
+        outputs = self.batch_queue.pop()
+        for of_client in outputs.values():
+            for item in of_client.outputs:
+                if item.finish_reason is not None:
+                    del self.scheduler.requests[item.request_id]
+        return outputs, True
+
+    def _process_engine_step(self) -> bool:
+        outputs, executed = self.step_fn()
+        for item in outputs.items() if outputs else ():
+            self.output_queue.put_nowait(item)
+        return executed
+
+    def _handle_client_request(self, request_type: Any, request: Any) -> str:
+        return "handled"
+
+    def collective_rpc(self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None) -> list[str]:
+        self.updates.append(method)
+        return [f"did {method}"]

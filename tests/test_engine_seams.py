@@ -1,0 +1,235 @@
+"""The collector inside a host: dormant unless asked, and whatever breaks in it, the host's results are the host's."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rltop.collectors.guard import Guard
+from rltop.collectors.rundir import RunDir
+from rltop.collectors.vllm import agent, register, seams
+from tests.engine_doubles import EngineCore, Outputs, output, request
+from tests.harness import HubStandIn, wait_for
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RLTOP_HUB", "RLTOP_RUN", "RLTOP_ENGINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def python(code: str, **environment: str) -> str:
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PATH": "", **environment}
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout + ran.stderr
+
+
+HEAVY = "import sys; print(sorted(set(sys.modules) & {'torch', 'vllm', 'zmq', 'textual', 'ray', 'rltop.backend'}))"
+
+
+def test_a_dormant_plugin_imports_nothing_heavy_and_touches_nothing() -> None:
+    assert python(f"from rltop.collectors.vllm import register; register(); register(); {HEAVY}").strip() == "[]"
+
+
+def test_the_plugin_imports_no_host_by_itself() -> None:
+    assert "torch" not in python(f"import rltop.collectors.vllm.agent; {HEAVY}")
+
+
+def test_an_address_that_is_not_served_is_logged_once_and_not_raised() -> None:
+    said = python("from rltop.collectors.vllm import register; register(); register()", RLTOP_HUB="tcp://1.2.3.4:5")
+    assert said.count("network addresses are refused") == 1
+
+
+def test_without_vllm_an_active_plugin_is_contained(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLTOP_RUN", "nowhere")
+    monkeypatch.setattr(seams, "MODULE", "no_such_vllm")
+    register()
+
+
+@pytest.fixture
+def loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module with vLLM's two loops, of which one overrides the other."""
+
+    class EngineCoreProc(EngineCore):
+        def run_busy_loop(self) -> None:
+            raise SystemExit
+
+    class DPEngineCoreProc(EngineCoreProc):
+        def run_busy_loop(self) -> None:
+            raise SystemExit
+
+    class InprocClient:
+        def __init__(self) -> None:
+            self.engine_core = EngineCore()
+
+    module = SimpleNamespace(**{c.__name__: c for c in (EngineCoreProc, DPEngineCoreProc, InprocClient)})
+    monkeypatch.setitem(sys.modules, seams.MODULE, module)
+    monkeypatch.setitem(sys.modules, seams.CLIENT_MODULE, module)
+    yield module
+    seams.uninstall()
+
+
+def test_every_kind_of_loop_attaches_once_and_detaches_at_its_end(loops: Any) -> None:
+    seen: list[str] = []
+
+    def attach(engine: Any) -> Any:
+        seen.append(f"attach {type(engine).__name__}")
+        return lambda: seen.append("detach")
+
+    for _ in range(2):  # vLLM may load plugins more than once
+        assert seams.install(attach, Guard()) == []
+    for name in seams.LOOPS:
+        with pytest.raises(SystemExit):
+            getattr(loops, name)().run_busy_loop()
+    assert seen == ["attach EngineCoreProc", "detach", "attach DPEngineCoreProc", "detach"]
+    loops.InprocClient()
+    assert seen[4:] == ["attach EngineCore"]
+    seams.uninstall()
+    with pytest.raises(SystemExit):
+        loops.EngineCoreProc().run_busy_loop()
+    assert len(seen) == 5
+
+
+def test_an_attach_that_raises_leaves_the_loop_alone(loops: Any) -> None:
+    guard = Guard()
+    seams.install(lambda engine: 1 // 0, guard)  # type: ignore[arg-type, return-value]
+    with pytest.raises(SystemExit):
+        loops.EngineCoreProc().run_busy_loop()
+    assert guard.faults == {"attach": 1}
+
+
+def test_a_loop_that_is_not_there_is_named(loops: Any) -> None:
+    del loops.DPEngineCoreProc
+    assert seams.install(lambda engine: lambda: None, Guard()) == [
+        f"{seams.MODULE}.DPEngineCoreProc.run_busy_loop is not there"
+    ]
+
+
+def calls(engine: EngineCore) -> list[Any]:
+    """What the host gets back from every method that is tapped."""
+    assert engine.batch_queue is not None
+    results: list[Any] = [engine.scheduler.add_request(request("a")), engine.scheduler.schedule(throttle_prefills=True)]
+    engine.batch_queue.append({0: Outputs([output("a", [5])])})
+    results += [engine.step_fn(), engine._handle_client_request("WAKEUP", None)]
+    results += [engine.collective_rpc("start_weight_update"), engine.collective_rpc("x", 1.0, args=(), kwargs={})]
+    results.append([r.request_id for r in engine.scheduler.finish_requests(["a"], "FINISHED_ABORTED")])
+    return results
+
+
+def raises(*args: Any, **kwargs: Any) -> None:
+    raise ValueError("sabotage")
+
+
+def none(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+NAMES = [seam.name for seam in seams.SEAMS]
+
+
+@pytest.mark.parametrize("hook", [raises, none])
+def test_the_hosts_results_do_not_depend_on_ours(hook: Any) -> None:
+    guard = Guard()
+    engine = EngineCore()
+    taps = seams.Taps(engine, dict.fromkeys(NAMES, hook), guard)
+    assert taps.missing == {}
+    for _ in range(30):  # past the point where a place is switched off
+        assert str(calls(engine)) == str(calls(EngineCore()))
+    assert set(guard.faults) == (set(NAMES) if hook is raises else set())
+    taps.undo()
+    assert "step_fn" in vars(engine)
+    assert not {"_handle_client_request", "collective_rpc"} & set(vars(engine))
+    assert "schedule" not in vars(engine.scheduler)
+
+
+def test_the_hosts_exceptions_pass_unchanged() -> None:
+    engine = EngineCore()
+    error = RuntimeError("the host's own")
+
+    def dies() -> Any:
+        raise error
+
+    engine.step_fn = dies
+    seams.Taps(engine, {"step": raises}, Guard())
+    with pytest.raises(RuntimeError) as caught:
+        engine.step_fn()
+    assert caught.value is error
+
+
+CHANGES = [(seam, kind) for seam in seams.SEAMS for kind in ("renamed", "none", "other signature")]
+
+
+@pytest.mark.parametrize(
+    ("seam", "kind"),
+    [(seam, kind) for seam, kind in CHANGES if seam.parameters or kind != "other signature"],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_seam_that_is_not_what_it_was_costs_one_capability(seam: seams.Seam, kind: str) -> None:
+    engine = EngineCore()
+    owner = engine.scheduler if seam.path else engine
+    replacement = (lambda self, something, else_: None) if kind == "other signature" else None
+    if seam.method in vars(owner):  # step_fn is set on the instance
+        setattr(owner, seam.method, None)
+    else:
+        body = {seam.method: replacement if kind != "renamed" else property(lambda self: self.no_such_attribute)}
+        owner.__class__ = type("Changed", (type(owner),), body)
+    guard = Guard()
+    taps = seams.Taps(engine, dict.fromkeys(NAMES, none), guard)
+    assert list(taps.missing) == [seam.name]
+    assert seam.why in taps.missing[seam.name]
+
+
+def test_utility_calls_still_see_the_originals_signature() -> None:
+    """VLLM converts a utility call's arguments by the signature of the method, and counts them."""
+    engine = EngineCore()
+    seams.Taps(engine, {"rpc": none}, Guard())
+    assert list(inspect.signature(engine.collective_rpc).parameters) == ["method", "timeout", "args", "kwargs"]
+
+
+def test_ranks_of_one_name_are_told_apart() -> None:
+    engine = EngineCore()
+    assert agent.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0"
+    engine.vllm_config.parallel_config.data_parallel_index = 1
+    assert agent.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0/dp1"
+    engine.vllm_config.parallel_config.data_parallel_index = 0
+    engine.vllm_config.parallel_config.data_parallel_size = 2
+    assert agent.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0/dp0"
+    assert "-" in agent.engine_id(engine, {})
+
+
+def test_an_engine_is_watched_to_its_end_without_a_hub(tmp_path: Path, quiet: None) -> None:
+    engine = EngineCore()
+    guard = Guard()
+    watcher = agent.Agent(engine, RunDir(tmp_path), guard)
+    expected = calls(EngineCore())
+    assert str(calls(engine)) == str(expected)
+    watcher.close()
+    assert watcher.assembler.published == 1
+    assert guard.faults == {}
+
+
+def test_rollouts_and_state_reach_the_hub_and_the_last_word_too(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLTOP_ENGINE", "e7")
+    with HubStandIn() as hub:
+        engine = EngineCore()
+        watcher = agent.Agent(engine, hub.rundir, Guard())
+        wait_for(lambda: hub.knows("e7"), "the engine registers")
+        calls(engine)
+        watcher.close()
+        assert [bye.source for bye in hub.byes] == ["e7"]
+        (found,) = hub.rollouts().values()
+        assert (found[0].request_id, found[1], found[2], found[3]) == ("a", [1, 2, 3], [5], [-5 / 8])
+        state = hub.states()[-1]
+        assert (state.step, state.generated_tokens, state.aborted, state.update_open) == (1, 1, 1, True)
+        assert state.flags["prefix_caching"].value == "on"
+        assert "step_fn" in vars(engine)
+        assert "finish_requests" not in vars(engine.scheduler)

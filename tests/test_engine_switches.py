@@ -1,0 +1,298 @@
+"""Commands and switches on duck-typed engines: refused with a reason, whole or undone, never twice, never too late."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from enum import Enum
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rltop.collectors.flags import BY_NAME
+from rltop.collectors.guard import Guard
+from rltop.collectors.vllm import switches
+from rltop.collectors.vllm.commands import REMEMBERED, Commands
+from rltop.collectors.vllm.seams import Hook, HostFailure, Taps
+from rltop.collectors.vllm.tap import Stepped, Tap
+from rltop.collectors.wire import Command, CommandUpdate
+from tests.engine_doubles import (
+    EngineCore,
+    KVCacheCoordinatorNoPrefixCache,
+    Outputs,
+    Scheduler,
+    output,
+    request,
+)
+
+
+class Kinds(Enum):
+    ADD = 0
+    ABORT = 1
+    WAKEUP = 5
+
+
+class Desk:
+    """One engine with its commands, driven by hand: ``send`` is the sender's thread, ``boundary`` the engine's."""
+
+    def __init__(self, engine: EngineCore | None = None) -> None:
+        self.engine = engine or EngineCore()
+        self.tap = Tap(self.engine)
+        self.announced = 0
+        self.guard = Guard()
+        self.commands = Commands(self.engine, "e0", self.tap, lambda: (3, "engine"), self._announce)
+        hooks: dict[str, Hook] = {
+            "step": self.tap.on_step,
+            "finish": self.tap.on_finish,
+            "boundary": self.commands.at_boundary,
+        }
+        self.taps = Taps(self.engine, hooks, self.guard)
+
+    def _announce(self) -> None:
+        self.announced += 1
+
+    def send(self, flag: str, value: str, id: str = "c", seconds: float = 60) -> list[CommandUpdate]:  # noqa: A002
+        self.commands.receive(Command(id, flag, value, time.time() + seconds))
+        return self.commands.take_updates()
+
+    def boundary(self) -> list[CommandUpdate]:
+        assert self.engine._handle_client_request(Kinds.WAKEUP, None) == "handled"
+        return self.commands.take_updates()
+
+
+@pytest.fixture(autouse=True)
+def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine", SimpleNamespace(EngineCoreRequestType=Kinds))
+
+
+def in_flight(engine: EngineCore, *names: str) -> None:
+    for name in names:
+        engine.scheduler.add_request(request(name))
+
+
+def test_a_switch_drains_the_batches_in_flight_and_loses_nobody() -> None:
+    desk = Desk()
+    in_flight(desk.engine, "a", "b")
+    assert desk.engine.batch_queue is not None
+    desk.engine.batch_queue.append({0: Outputs([output("a", [1], finish="stop"), output("b", [1])])})
+    assert [u.state for u in desk.send("async_scheduling", "off")] == ["accepted"]
+    assert desk.engine.input_queue.get_nowait() == (Kinds.WAKEUP, None)
+    assert desk.engine.batch_queue_size == 2  # nothing happens before the boundary
+    (update,) = desk.boundary()
+    assert (update.state, update.old, update.new) == ("applied", "on", "off")
+    assert (update.in_flight, update.lost_requests, update.policy_version) == (2, 0, 3)
+    assert (desk.engine.batch_queue_size, desk.engine.batch_queue) == (1, deque(maxlen=1))
+    assert desk.engine.output_queue.get_nowait()[0] == 0
+    assert [record.epoch for record in desk.tap.records if isinstance(record, Stepped)] == [0]
+    assert desk.tap.epoch == 1
+    assert "has_requests" not in vars(desk.engine.scheduler)
+    desk.send("async_scheduling", "on", "back")
+    assert desk.boundary()[0].new == "on"
+    assert desk.engine.batch_queue_size == 2
+
+
+def test_prefix_caching_evicts_what_no_request_holds_and_leaves_the_pool_as_it_is() -> None:
+    desk = Desk()
+    manager = desk.engine.scheduler.kv_cache_manager
+    desk.send("prefix_caching", "off")
+    assert desk.boundary()[0].new == "off"
+    assert not manager.enable_caching
+    assert manager.block_pool.enable_caching
+    assert manager.block_pool.evicted == [0, 2, 4, 6]
+    manager.block_pool.blocks[2].block_hash = "hashed meanwhile"
+    desk.send("prefix_caching", "on", "again")
+    assert desk.boundary()[0].new == "on"
+    assert manager.block_pool.evicted == [0, 2, 4, 6, 2]
+
+
+def test_the_present_value_is_applied_without_a_drain_and_without_a_new_epoch() -> None:
+    desk = Desk()
+    assert desk.engine.batch_queue is not None
+    desk.engine.batch_queue.append({0: Outputs([])})
+    desk.send("prefix_caching", "on")
+    (update,) = desk.boundary()
+    assert (update.state, update.reason, update.lost_requests) == ("applied", "already on", 0)
+    assert len(desk.engine.batch_queue) == 1
+    assert desk.tap.epoch == 0
+
+
+def test_a_failing_switch_is_undone_and_refused() -> None:
+    desk = Desk()
+    manager = desk.engine.scheduler.kv_cache_manager
+
+    def broken(block_ids: set[int]) -> None:
+        raise KeyError("block")
+
+    manager.block_pool.evict_blocks = broken
+    desk.send("prefix_caching", "off")
+    (update,) = desk.boundary()
+    assert update.state == "refused"
+    assert "undone" in update.reason
+    assert manager.enable_caching
+    assert desk.tap.epoch == 0
+    assert desk.guard.faults == {"boundary": 1}
+
+
+def test_a_switch_that_does_not_take_is_noticed_by_the_read_back() -> None:
+    class Stubborn(SimpleNamespace):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name != "enable_caching":
+                super().__setattr__(name, value)
+
+    desk = Desk()
+    manager = desk.engine.scheduler.kv_cache_manager
+    desk.engine.scheduler.kv_cache_manager = Stubborn(**vars(manager))
+    vars(desk.engine.scheduler.kv_cache_manager)["enable_caching"] = True
+    desk.send("prefix_caching", "off")
+    (update,) = desk.boundary()
+    assert update.state == "refused"
+    assert "still reads on" in update.reason
+
+
+def test_the_engines_own_failure_while_draining_reaches_the_engine_unchanged() -> None:
+    desk = Desk()
+
+    def dies() -> Any:
+        raise RuntimeError("the model executor failed")
+
+    assert desk.engine.batch_queue is not None
+    desk.engine.batch_queue.append({0: Outputs([])})
+    desk.engine.step_fn = dies
+    desk.send("async_scheduling", "off")
+    with pytest.raises(RuntimeError, match="the model executor failed"):
+        desk.boundary()
+    (update,) = desk.commands.take_updates()
+    assert update.state == "refused"
+    assert "has_requests" not in vars(desk.engine.scheduler)
+    assert desk.guard.faults == {}
+
+
+def test_requests_that_vanish_in_a_drain_are_counted_as_lost() -> None:
+    desk = Desk()
+    in_flight(desk.engine, "a", "b", "c")
+
+    class Forgetful(dict[int, Outputs]):
+        def values(self) -> Any:
+            desk.engine.scheduler.requests.pop("b", None)
+            return super().values()
+
+    assert desk.engine.batch_queue is not None
+    desk.engine.batch_queue.append(Forgetful({0: Outputs([output("a", [1], finish="stop")])}))
+    desk.send("async_scheduling", "off")
+    (update,) = desk.boundary()
+    assert (update.state, update.in_flight, update.lost_requests) == ("applied", 3, 1)
+
+
+def test_a_switch_waits_while_a_weight_update_is_open() -> None:
+    desk = Desk()
+    desk.tap.on_rpc(None, "start_weight_update")
+    desk.send("prefix_caching", "off")
+    assert [u.state for u in desk.boundary()] == ["draining"]
+    assert desk.boundary() == []  # said once
+    assert desk.engine.scheduler.kv_cache_manager.enable_caching
+    desk.tap.on_rpc(None, "finish_weight_update")
+    assert [u.state for u in desk.boundary()] == ["applied"]
+
+
+def test_a_command_that_waits_too_long_times_out_and_is_never_executed() -> None:
+    desk = Desk()
+    desk.tap.on_rpc(None, "start_weight_update")
+    desk.send("prefix_caching", "off", seconds=0.01)
+    desk.boundary()
+    deadline = time.monotonic() + 5
+    while not (updates := desk.commands.take_updates()) and time.monotonic() < deadline:
+        desk.commands.check()
+    assert [u.state for u in updates] == ["timed_out"]
+    desk.tap.on_rpc(None, "finish_weight_update")
+    assert desk.boundary() == []
+    assert desk.engine.scheduler.kv_cache_manager.enable_caching
+
+
+def test_a_late_command_is_void() -> None:
+    desk = Desk()
+    assert [u.state for u in desk.send("prefix_caching", "off", seconds=-1)] == ["timed_out"]
+    assert desk.engine.input_queue.empty()
+
+
+def test_a_repeated_command_is_answered_and_not_executed_again() -> None:
+    desk = Desk()
+    desk.send("prefix_caching", "off", "x")
+    desk.boundary()
+    assert [u.state for u in desk.send("prefix_caching", "off", "x")] == ["applied"]
+    assert desk.boundary() == []
+    assert [u.id for u in desk.commands.closed()] == ["x"]
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    desk = Desk()
+    for number in range(REMEMBERED + 50):
+        desk.send("no_such_flag", "on", f"c{number}")
+    assert len(desk.commands._known) == REMEMBERED
+    assert [u.id for u in desk.commands.closed()] == [f"c{n}" for n in range(REMEMBERED + 34, REMEMBERED + 50)]
+
+
+def test_unknown_flags_and_values_are_refused_with_what_there_is() -> None:
+    desk = Desk()
+    (unknown,) = desk.send("prefix_cachin", "on", "1")
+    assert unknown.state == "refused"
+    assert "prefix_caching" in unknown.reason
+    (value,) = desk.send("prefix_caching", "maybe", "2")
+    assert value.state == "refused"
+    assert "on, off" in value.reason
+
+
+def refusal(engine: EngineCore, flag: str) -> str:
+    state = switches.states(engine)[flag]
+    (update,) = Desk(engine).send(flag, "off" if state.value == "on" else "on")
+    assert (update.state, update.reason) == ("refused", state.reason)
+    assert not state.switchable
+    return state.reason
+
+
+def test_started_off_is_refused_with_the_launch_option() -> None:
+    engine = EngineCore(Scheduler())
+    engine.batch_queue = None
+    assert BY_NAME["async_scheduling"].launch in refusal(engine, "async_scheduling")
+    assert switches.states(engine)["async_scheduling"].value == "off"
+    engine = EngineCore()
+    engine.scheduler.kv_cache_manager.coordinator = KVCacheCoordinatorNoPrefixCache()
+    engine.scheduler.kv_cache_manager.enable_caching = False
+    assert BY_NAME["prefix_caching"].launch in refusal(engine, "prefix_caching")
+
+
+def test_what_a_switch_does_not_cover_is_refused() -> None:
+    engine = EngineCore()
+    engine.scheduler.connector = object()
+    assert "connector" in refusal(engine, "prefix_caching")
+    assert "connector" in refusal(engine, "async_scheduling")
+    engine = EngineCore()
+    engine.vllm_config.speculative_config = object()
+    assert "speculative" in refusal(engine, "async_scheduling")
+    engine = EngineCore()
+    engine.vllm_config.max_concurrent_batches = engine.vllm_config.parallel_config.pipeline_parallel_size = 4
+    assert "4 deep" in refusal(engine, "async_scheduling")
+    engine = EngineCore()
+    engine.scheduler.kv_cache_manager.coordinator = type("HybridKVCacheCoordinator", (), {})()
+    assert "HybridKVCacheCoordinator" in refusal(engine, "prefix_caching")
+    engine = EngineCore()
+    del engine.scheduler.kv_cache_manager.block_pool.blocks
+    assert "evict" in refusal(engine, "prefix_caching")
+
+
+def test_drain_puts_back_what_it_masked_even_where_it_was_masked_before() -> None:
+    engine = EngineCore()
+    mine = engine.scheduler.has_requests = lambda: False
+    switches.drain(engine)
+    assert engine.scheduler.has_requests is mine
+
+    def dies() -> bool:
+        raise ValueError("step")
+
+    assert engine.batch_queue is not None
+    engine.batch_queue.append({})
+    engine._process_engine_step = dies  # type: ignore[method-assign]
+    with pytest.raises(HostFailure):
+        switches.drain(engine)
+    assert engine.scheduler.has_requests is mine
