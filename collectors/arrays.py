@@ -55,22 +55,27 @@ class Given:
 
 @dataclass(frozen=True)
 class Copy:
-    """The flat copy of an argument, perhaps still under way; ``ready`` is a ``torch.cuda.Event`` then."""
+    """The flat copy of an argument.
 
-    host: Any
+    It is numpy throughout: an interpreter that ends while a daemon thread is inside torch aborts its host.
+
+    Attributes:
+        host: [entries], in the argument's own dtype; bfloat16, which numpy lacks, as int16 where ``bfloat16`` says so.
+        ready: a ``torch.cuda.Event`` that says when a device has written it; None if it is there.
+    """
+
+    host: NDArray[Any]
+    bfloat16: bool = False
     ready: Any = None
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Entries ``start`` to ``stop``: floats as float32 or float64, the rest as it is. Waits for the device."""
+        """Entries ``start`` to ``stop`` in a dtype that numpy computes with. Waits for the device."""
         if self.ready is not None:
             self.ready.synchronize()
         part = self.host[start:stop]
-        if _is_tensor(part):
-            if part.is_floating_point() and part.element_size() < 4:
-                part = part.float()  # numpy has no bfloat16
-            part = part.numpy()
-        array: NDArray[Any] = part
-        return array if array.dtype.kind in "biuf" else array.astype(np.float32)
+        if self.bfloat16:  # the upper half of a float32
+            return (part.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return part if part.dtype.kind in "biuf" else part.astype(np.float32)
 
 
 def given(name: str, value: Any, *, integer: bool = False) -> Given:
@@ -113,8 +118,9 @@ def _part(name: str, value: Any, integer: bool) -> Any:
             part = np.asarray(value)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}: numpy can't read it: {error}") from error
-        # ml_dtypes (bfloat16, float8) look like raw bytes to numpy, by kind.
-        kind = "f" if "float" in part.dtype.name else part.dtype.kind
+        kind = part.dtype.kind
+        if kind == "V" and "float" in part.dtype.name:  # ml_dtypes (bfloat16, float8): raw bytes to numpy, by kind
+            kind = "f"
     if kind not in "biuf" or (integer and kind == "f" and math.prod(part.shape)):
         raise ValueError(f"{name}: dtype {part.dtype}; expected {'integers' if integer else 'numbers'}")
     return part
@@ -122,22 +128,31 @@ def _part(name: str, value: Any, integer: bool) -> Any:
 
 def _copy_tensors(parts: tuple[Any, ...]) -> Copy:
     torch = sys.modules["torch"]
-    on_cuda = parts[0].device.type == "cuda"
     dtype = parts[0].dtype
     for part in parts[1:]:
         dtype = torch.promote_types(dtype, part.dtype)
-    with torch.no_grad():
-        host = torch.empty(sum(part.numel() for part in parts), dtype=dtype, pin_memory=on_cuda)
-        start = 0
-        for part in parts:
-            stop = start + part.numel()
-            host[start:stop].view(part.shape).copy_(part, non_blocking=on_cuda)
-            start = stop
-    if not on_cuda:
-        return Copy(host)
-    ready = torch.cuda.Event()
-    ready.record(torch.cuda.current_stream(parts[0].device))
-    return Copy(host, ready)
+    bfloat16 = dtype == torch.bfloat16
+    if dtype.itemsize == 1 and dtype.is_floating_point:  # float8, by whatever name: neither numpy nor promotion has it
+        dtype = torch.float32
+    stored = torch.int16 if bfloat16 else dtype
+    count = sum(part.numel() for part in parts)
+    if parts[0].device.type == "cuda":
+        pinned = torch.empty(count, dtype=stored, pin_memory=True)
+        _fill(pinned.view(dtype), parts, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(parts[0].device))
+        return Copy(pinned.numpy(), bfloat16, ready)
+    host = np.empty(count, str(stored).removeprefix("torch."))
+    _fill(torch.from_numpy(host).view(dtype), parts, non_blocking=False)
+    return Copy(host, bfloat16)
+
+
+def _fill(target: Any, parts: tuple[Any, ...], *, non_blocking: bool) -> None:
+    start = 0
+    for part in parts:
+        stop = start + part.numel()
+        target[start:stop].view(part.shape).copy_(part, non_blocking=non_blocking)
+        start = stop
 
 
 def _is_tensor(value: object) -> bool:

@@ -8,6 +8,7 @@ hole in ``Envelope.seq``.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import threading
@@ -45,6 +46,9 @@ MAX_REPLIES = 1024
 
 BYE_TIMEOUT_S = 2.0
 """How long ``close`` goes on without progress. The hub confirms the last message, since LINGER loses some on ipc."""
+
+EXIT_TIMEOUT_S = 2.0
+"""How long the end of the interpreter waits for a sender that nobody closed."""
 
 Message = tuple[wire.DataBody, wire.Arrays]
 
@@ -331,4 +335,11 @@ def _after_fork() -> None:
         sender.guard.reset()
 
 
+def _at_exit() -> None:
+    # Nobody closed them. A daemon thread that outlives the interpreter may be cut off inside somebody's C++ and abort.
+    for sender in list(_senders):
+        sender.close(EXIT_TIMEOUT_S)
+
+
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

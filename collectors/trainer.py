@@ -176,12 +176,13 @@ class TrainerCollector:
         }
         checked = check(head, token_ids, mask, prompt_ids, rewards, cu_seqlens, columns)
         self._sender.loop_count += 1
-        room = self._sender.has_room("sequences", checked.nbytes)  # what would be dropped is not copied first
+        nbytes = checked.nbytes
+        room = self._sender.has_room("sequences", nbytes)  # what would be dropped is not copied first
         copied = self._guard.run("sequences", checked.copy) if room else None
         if copied is None:
             self._sender.lost("sequences", 1)
         else:
-            self._sender.offer("sequences", checked.nbytes, copied)
+            self._sender.offer("sequences", nbytes, copied)
 
     def step(self, step: int, policy_version: int | None = None, metrics: Mapping[str, Any] | None = None) -> None:
         """Close ``step`` for this rank: it has passed all it had. The hub measures when every rank has said so.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from rltop.collectors import TrainerCollector, arrays, batch, rundir, trainer, wire
+from rltop.collectors import TrainerCollector, arrays, batch, trainer, wire
 from tests.receiver import Receiver, run_directory, wait_until
 
 IDS = np.arange(6).reshape(2, 3)
@@ -270,5 +270,26 @@ def test_a_process_that_forks_and_ends_leaves_nothing_behind() -> None:
         assert sorted(body.step for body in hub.bodies(wire.StepClosed)) == [0, 1, 2]
 
 
-def test_the_names_of_a_run_directory_come_from_one_place() -> None:
-    assert rundir.at("relative").path.is_absolute()
+ENDING = """
+import sys, torch
+from rltop.collectors import TrainerCollector
+collector = TrainerCollector(hub=sys.argv[1], start_hub=False)
+big = torch.zeros(64, 4096, dtype=torch.bfloat16)
+for step in range(8):
+    collector.sequences(step, token_ids=big.int(), rollout_logprobs=big, trainer_logprobs=big, mask=big == 0)
+    collector.step(step)
+"""
+
+
+@pytest.mark.parametrize("hub_is_there", [True, False])
+def test_a_trainer_that_ends_without_closing_ends_well(hub_is_there: bool) -> None:
+    with run_directory() as directory:
+        command = [sys.executable, "-c", ENDING, str(directory.path)]
+        if not hub_is_there:
+            ended = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
+            assert (ended.returncode, ended.stderr) == (0, "")
+            return
+        with Receiver(directory) as hub:
+            ended = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
+            assert (ended.returncode, ended.stderr) == (0, "")
+            assert [body.step for body in hub.bodies(wire.StepClosed)] == list(range(8))

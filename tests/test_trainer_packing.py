@@ -244,3 +244,27 @@ def test_cumulative_sizes_are_taken_only_if_they_rise_from_nothing_to_all(bounds
     else:
         with pytest.raises(ValueError, match=rf"cu_seqlens.*0 to {tokens}"):
             packing.row_sizes(np.array(bounds), tokens)
+
+
+def test_float8_of_torch_and_bfloat16_of_numpy_are_read() -> None:
+    values = torch.linspace(-3, 0, 12).reshape(3, 4).to(torch.float8_e4m3fn)
+    _, arrays = sent(simple(entropy=values))
+    same(arrays["entropy"], values.float().flatten().tolist(), "<f4")
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    rounded = np.linspace(-3, 0, 12).reshape(3, 4).astype(ml_dtypes.bfloat16)
+    _, arrays = sent(simple(entropy=rounded))
+    same(arrays["entropy"], rounded.astype(np.float32).flatten().tolist(), "<f4")
+
+
+@given(st.lists(st.integers(0, 2**16 - 1), min_size=4, max_size=4))
+def test_every_bfloat16_arrives_as_the_same_number(bits: list[int]) -> None:
+    values = torch.tensor(bits, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).reshape(1, 4)
+    batch = simple(
+        token_ids=[[1, 2, 3, 4]],
+        mask=[[1] * 4],
+        rollout_logprobs=[np.zeros(4)],
+        trainer_logprobs=[np.zeros(4)],
+        entropy=[values[0]],
+    )
+    _, arrays = sent(batch)
+    np.testing.assert_array_equal(arrays["entropy"], values[0].float().numpy())
