@@ -20,15 +20,16 @@ import zmq.asyncio
 from rltop.backend.demo import messages, task
 from rltop.backend.demo.jobs import GROUP_SIZE, EngineJob, decode, end_with_parent
 
-SLOTS = 16
-"""Requests that run at once. Half of what a step grants, so that an update meets requests that run and some that wait:
-the first become sequences of two versions, the others of one."""
+SLOTS = 8
+"""Requests that run at once: a quarter of what a step grants to each of two engines. An update then finds requests that
+run, which become sequences of two versions, and some that wait; and it may be late by several answers' time, as on a
+busy machine it is, and still find both."""
 
 SHUTDOWN_S = 10.0
 """How long the engine's processes may take to end, so that their collectors can say goodbye."""
 
-MIDWAY_TOKENS = 2
-"""Tokens a request must have before an update interrupts it. Answers have 11 or more: plenty are left to sample."""
+MIDWAY_REQUESTS, MIDWAY_TOKENS = 4, 2
+"""An update waits until so many requests have so many tokens. Answers have 11 or more: plenty are left to sample."""
 
 
 class Rollouts:
@@ -81,14 +82,15 @@ class Rollouts:
         await self._send(messages.Updated(self._job.engine, update.version, in_flight, pause_ms, load_ms))
 
     async def _midway(self) -> None:
-        """Wait until a group's worth of requests is in the middle of its answer, or no ticket is open at all.
+        """Wait until some requests are in the middle of their answers, or no ticket is open at all.
 
         The trainer grants tickets before it sends an update, so that there is something in flight; running requests
         always get there, so the wait ends.
         """
 
         def ready() -> bool:
-            return not self._open or sum(size >= MIDWAY_TOKENS for size in self._sizes.values()) >= GROUP_SIZE
+            midway = sum(size >= MIDWAY_TOKENS for size in self._sizes.values())
+            return not self._open or midway >= MIDWAY_REQUESTS
 
         async with self._moved:
             await self._moved.wait_for(ready)

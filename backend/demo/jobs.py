@@ -89,7 +89,7 @@ def decode(argument: str, kind: type[T]) -> T:
 
 
 def end_with_parent() -> None:
-    """End this process when its standard input closes: politely, then with its whole group.
+    """End this process and its group when its standard input closes: politely, then for good.
 
     A byte on standard input means: go on without me.
     """
@@ -97,7 +97,7 @@ def end_with_parent() -> None:
     def watch() -> None:
         if os.read(sys.stdin.fileno(), 1):
             return
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.killpg(0, signal.SIGTERM)
         time.sleep(END_GRACE_S)
         os.killpg(0, signal.SIGKILL)
 

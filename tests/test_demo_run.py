@@ -1,0 +1,155 @@
+"""The demo itself: real engines, a real trainer, switched live; and the same without its hub for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rltop.backend.client import Client
+from rltop.backend.demo.run import Demo, DemoOptions, parse_setting, start
+from rltop.backend.report import STEP_METRICS
+from rltop.backend.view import Step
+from rltop.collectors.launch import ensure_hub, find_hub
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+DEADLINE_S = 400.0
+SEQUENCES = 64
+NOISE_NATS = 2e-5
+"""What fp32 logprobs of one model differ by between vLLM and torch on the CPU; seen: 1e-7 mean."""
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="rl", dir="/tmp"))
+    monkeypatch.setenv("RLTOP_HOME", str(path))
+    yield path
+    shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def running(options: DemoOptions) -> Iterator[tuple[Demo, Client]]:
+    demo = start(options)
+    try:
+        with Client(demo.rundir) as client:
+            yield demo, client
+    finally:
+        demo.stop()
+
+
+def until(demo: Demo, client: Client, condition: Callable[[], object]) -> None:
+    """Poll until the condition holds; the demo must not fail before."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        client.poll(0.1)
+        assert demo.exit_code in (None, 0), demo.log.read_text()
+        assert time.monotonic() < deadline, demo.log.read_text()
+
+
+def processes_of(home: Path) -> list[str]:
+    """Live processes that were told of this test's directory, in their arguments or environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            if str(home).encode() in told and int(process.name) != os.getpid():
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+def check_report(report: dict[str, Any], steps: int) -> None:
+    assert set(report) == {"run", "engines", "steps", "flag_changes"}
+    assert [engine["id"] for engine in report["engines"]] == ["e0", "e1"]
+    for engine in report["engines"]:
+        assert engine["vllm_version"].startswith("0.")
+        assert engine["policy_version"] == steps
+        assert engine["tokens"] > 0
+        assert engine["flags"]["prefix_caching"] == {"value": "off", "switchable": True, "reason": None}
+        assert engine["flags"]["async_scheduling"]["value"] == "off"
+    assert [step["step"] for step in report["steps"]] == list(range(steps))
+    for step in report["steps"]:
+        assert set(step) == {"step", "policy_version", *STEP_METRICS}
+        assert None not in step.values()
+        assert step["joined_fraction"] >= 0.99
+        assert step["policy_version"] == step["step"] + 1
+        assert step["lag_mean"] <= 2.0
+
+
+def check_changes(changes: list[dict[str, Any]], wanted: list[tuple[str, str]]) -> None:
+    expected = sorted((flag, value, engine) for flag, value in wanted for engine in ("e0", "e1"))
+    assert sorted((change["flag"], change["to"], change["engine"]) for change in changes) == expected
+    for change in changes:
+        assert change["outcome"] == "applied", change
+        assert change["lost_requests"] == 0, change
+        assert change["from"] == "on"
+
+
+def check_steps(steps: list[Step]) -> None:
+    spanning = [step.trainer["spanning_share"] for step in steps]
+    assert sum(spanning) / len(spanning) >= 0.05, spanning
+    for step in steps:
+        assert step.values["backend_tokens"]
+        gap = step.values["backend_abs_diff_mean"]
+        assert gap is not None
+        assert gap < NOISE_NATS, step
+
+
+def test_a_headless_run_is_switched_live_and_reported_whole(home: Path) -> None:
+    steps = 10
+    options = DemoOptions(
+        run="whole",
+        steps=steps,
+        settings=(parse_setting("2:prefix_caching=off"), parse_setting("4:async_scheduling=off")),
+        json_path=home / "out.json",
+    )
+    with running(options) as (demo, client):
+        until(demo, client, lambda: demo.exit_code is not None and client.view and steps - 1 in client.view.steps)
+        assert client.view is not None
+        assert client.view.trainer.health == "gone"
+        check_steps([client.view.steps[step] for step in range(steps)])
+    report = json.loads((home / "out.json").read_text())
+    check_report(report, steps)
+    check_changes(report["flag_changes"], [("prefix_caching", "off"), ("async_scheduling", "off")])
+    hits = [step["prefix_hit_rate"] for step in report["steps"]]
+    assert min(hits[:3]) > 0.3
+    assert max(hits[6:]) == 0.0
+    assert processes_of(home) == []
+    assert not list((home / "whole").glob("*.safetensors"))
+
+
+def test_training_goes_on_without_its_hub_and_another_hub_takes_over(home: Path) -> None:
+    steps = 12
+    with running(DemoOptions(run="hubless", steps=steps, engines=1, json_path=home / "out.json")) as (demo, client):
+        until(demo, client, lambda: client.view and 2 in client.view.steps)
+        hub = find_hub(demo.rundir)
+        assert hub is not None
+        os.kill(hub.pid, signal.SIGKILL)
+        until(demo, client, lambda: find_hub(demo.rundir) is None)
+        second = ensure_hub(demo.rundir)
+        assert second.epoch != hub.epoch
+        until(demo, client, lambda: client.view and client.view.epoch == second.epoch and client.view.steps)
+        until(demo, client, lambda: demo.exit_code is not None)
+        assert demo.exit_code == 0
+        os.kill(second.pid, signal.SIGTERM)
+        until(demo, client, lambda: find_hub(demo.rundir) is None)
+    seen = [step["step"] for step in json.loads((home / "out.json").read_text())["steps"]]
+    assert seen[:3] == [0, 1, 2]
+    assert seen[-1] == steps - 1
+    assert processes_of(home) == []
+
+
+def test_a_run_that_is_stopped_while_it_boots_leaves_nothing(home: Path) -> None:
+    with running(DemoOptions(run="stopped")) as (demo, client):
+        until(demo, client, lambda: (demo.rundir.path / "e1.log").exists())
+    assert demo.exit_code == 128 + signal.SIGTERM
+    assert processes_of(home) == []
