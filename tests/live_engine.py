@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 MODEL = Path(rltop.backend.demo.__file__).parent / "sort-sft"
 BLOCK = 32
+BOOT_S = 300.0
 RESULT_S = 120.0
 
 ENVIRONMENT = {
@@ -35,7 +36,7 @@ class LiveEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.llm: Any = self.run(self._boot())
+        self.llm: Any = self.start(self._boot()).result(BOOT_S)
 
     async def _boot(self) -> Any:
         from vllm import AsyncEngineArgs

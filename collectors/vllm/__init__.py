@@ -7,6 +7,11 @@ an engine's loop is ever tapped, and only once its loop begins.
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rltop.collectors.guard import Guard
+    from rltop.collectors.rundir import RunDir
 
 log = logging.getLogger("rltop")
 
@@ -31,7 +36,7 @@ def register() -> None:
     guard.run("register", _hook, rundir, guard)
 
 
-def _hook(rundir: object, guard: object) -> None:
-    from rltop.collectors.vllm.agent import hook
+def _hook(rundir: RunDir, guard: Guard) -> None:
+    from rltop.collectors.vllm.agent import hook  # not above: a dormant plugin loads neither numpy nor msgspec
 
-    hook(rundir, guard)  # type: ignore[arg-type] # imported only where it is used, so that a dormant plugin is light
+    hook(rundir, guard)

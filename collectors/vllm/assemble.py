@@ -189,10 +189,10 @@ class Assembler:
 
     def _logprob(self, recorded: Any, row: int, token: int) -> float:
         """Column 0 holds the sampled token (``Sampler.gather_logprobs``); anything else is not what we think it is."""
-        if recorded.logprob_token_ids[row, 0] != token:
+        if recorded.logprob_token_ids.item(row, 0) != token:
             self.misplaced += 1
             return math.nan
-        return float(recorded.logprobs[row, 0])
+        return float(recorded.logprobs.item(row, 0))
 
     def _first(self, alive: _Alive, output: Any) -> None:
         """Cached tokens as of the first scheduling: vLLM does not set them again after a preemption."""

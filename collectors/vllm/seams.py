@@ -83,6 +83,8 @@ SEAMS: tuple[Seam, ...] = (
     ),
 )
 
+_classes: list[tuple[Any, str, Any]] = []
+
 ESSENTIAL = ("step", "add")
 """Without these there is nothing to publish."""
 
@@ -179,9 +181,6 @@ def uninstall() -> None:
     while _classes:
         owner, method, original = _classes.pop()
         setattr(owner, method, original)
-
-
-_classes: list[tuple[Any, str, Any]] = []
 
 
 def _wrap_class(owner: Any, method: str, make: Callable[..., Any], attach: Attach, guard: Guard) -> bool:
