@@ -151,6 +151,7 @@ class State:
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed: to be called several times a second."""
+        effects = self._farewells(now)
         for step in self._steps.tick(now):
             self._closed(step, now)
         for source in self._sources.falling_silent(now):
@@ -164,7 +165,7 @@ class State:
         self._counters["evicted_rollouts"] = self._index.evicted
         self._counters["late_rows"] = self._steps.late_rows
         self._counters["settled_early"] = self._steps.settled_early
-        return self._farewells(now)
+        return effects
 
     # --- what goes out ------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random as randoms
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,10 +68,10 @@ def fleets(draw: st.DrawFn) -> list[Written]:
 
 @given(fleets(), st.randoms(use_true_random=False), st.booleans(), st.integers(0, 3))
 def test_every_row_joins_its_own_rollout_in_any_order(
-    fleet: list[Written], random: np.random.Generator, prompt_apart: bool, pad: int
+    fleet: list[Written], random: randoms.Random, prompt_apart: bool, pad: int
 ) -> None:
     order = list(range(len(fleet)))
-    random.shuffle(order)  # type: ignore[arg-type]
+    random.shuffle(order)
     batch = batch_of(*(trained(fleet[i], prompt_apart=prompt_apart, pad=pad) for i in order))
     assert settled(index_of(*fleet), batch).joined == len(fleet)
     assert engines(batch) == [fleet[i].engine for i in order]
@@ -126,7 +127,9 @@ def test_a_longer_engine_record_joins_once_the_exact_ones_are_out(
 def test_a_row_of_several_requests_joins_each_by_all_that_went_before(
     prompt: list[int], turns: list[tuple[list[int], list[int]]], pad: int, prompt_apart: bool
 ) -> None:
-    made, context, ids, mask, recorded = [], list(prompt), [], [], []
+    made: list[Written] = []
+    context, ids, mask = list(prompt), list[int](), list[int]()
+    recorded: list[float] = []
     for number, (completion, reply) in enumerate(turns):
         made.append(Written(list(context), completion, logprobs_of(completion, number), engine=f"e{number}"))
         ids += [*completion, *reply]

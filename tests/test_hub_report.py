@@ -1,0 +1,73 @@
+"""The report of a picture: the promised keys, nothing that is not JSON, and text for people."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rltop.backend import metrics, report, view
+from rltop.collectors.wire import FlagState
+
+STEP_KEYS = {
+    "step", "policy_version", "tokens", "joined_fraction", "reward_mean", "logp_diff_mean", "logp_abs_diff_mean",
+    "ratio_mean", "kl_k1", "kl_k3", "clip_frac_low", "clip_frac_high", "entropy", "ess", "lag_mean", "prefix_hit_rate",
+}  # fmt: skip
+ENGINE_KEYS = {"id", "vllm_version", "policy_version", "tokens", "flags"}
+CHANGE_KEYS = {
+    "flag", "engine", "from", "to", "outcome", "engine_step", "policy_version", "in_flight", "lost_requests",
+    "milliseconds",
+}  # fmt: skip
+
+values = st.dictionaries(st.sampled_from(sorted(metrics.BY_NAME)), st.none() | st.floats())
+
+
+def picture(steps: list[dict[str, float | None]]) -> view.Snapshot:
+    engine = view.Engine(
+        "e0", "live", 1.0, "h", 1, "0.32.0", 5, 3, "engine", 1, 1234, 55.5, 1, 0, 0.5, None, 0.01,
+        {"prefix_caching": FlagState("on", True), "async_scheduling": FlagState(None, False, "started without")}, 0, {},
+    )  # fmt: skip
+    change = view.FlagChange(
+        "c1", "e0", "prefix_caching", "off", "applied", 1.0, old="on", new="off", engine_step=9, policy_version=3,
+        in_flight=4, lost_requests=0, milliseconds=1.25, reason="as asked",
+    )  # fmt: skip
+    return view.Snapshot(
+        "sort", "h1", 1, 0.0, 1.0,
+        engines={"e0": engine},
+        steps={n: view.Step(n, 1.0, n + 1, False, found) for n, found in enumerate(steps)},
+        events=[view.Event(0, 1.0, "warn", "lost", "3 messages of e0 were lost on the way")],
+        flag_changes={view.change_key(change): change},
+    )  # fmt: skip
+
+
+@given(st.lists(values, max_size=5))
+def test_the_report_has_the_promised_keys_and_is_strict_json(steps: list[dict[str, float | None]]) -> None:
+    made = json.loads(json.dumps(report.as_json(picture(steps)), allow_nan=False))
+    assert set(made) == {"run", "engines", "steps", "flag_changes"}
+    assert all(set(step) == STEP_KEYS for step in made["steps"])
+    assert all(set(engine) == ENGINE_KEYS for engine in made["engines"])
+    assert all(set(change) == CHANGE_KEYS for change in made["flag_changes"])
+    assert set(made["engines"][0]["flags"]["async_scheduling"]) == {"value", "switchable", "reason"}
+    for given_values, step in zip(steps, made["steps"], strict=True):
+        for name in report.STEP_METRICS:
+            value = given_values.get(name)
+            expected = value if value is not None and math.isfinite(value) else None
+            assert step[name] == (int(expected) if name == "tokens" and expected is not None else expected)
+
+
+def test_the_report_says_what_became_of_a_flag_change() -> None:
+    (change,) = report.as_json(picture([]))["flag_changes"]
+    assert change == {
+        "flag": "prefix_caching", "engine": "e0", "from": "on", "to": "off", "outcome": "applied", "engine_step": 9,
+        "policy_version": 3, "in_flight": 4, "lost_requests": 0, "milliseconds": 1.25,
+    }  # fmt: skip
+
+
+def test_the_text_has_engines_steps_changes_and_events() -> None:
+    text = report.as_text(picture([{"kl_k3": 1.5e-3, "joined_fraction": 0.995}]))
+    for part in ("run sort", "0.32.0", "prefix_caching=on", "async_scheduling=none", "0.0015", "99.5%",
+                 "e0: prefix_caching on > off, applied, at engine step 9", "3 messages of e0"):  # fmt: skip
+        assert part in text
+    assert "none yet" in report.as_text(view.Snapshot("r", "h", 0, 0.0, 0.0))
