@@ -6,6 +6,7 @@ run's 0700 directory and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -18,6 +19,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 import zmq
 
@@ -29,6 +31,9 @@ from rltop.collectors.rundir import RunDir, RunDirError
 
 POLL_MS = 100
 """Longest wait for a message; bounds how long a signal goes unnoticed."""
+
+LOCK_TRIES = 5
+"""Attempts at the lock, ``POLL_MS`` apart."""
 
 DRAIN = 512
 """Messages taken from one socket before the others get their turn."""
@@ -193,6 +198,16 @@ def _write_info(rundir: RunDir, hub: Hub) -> None:
     partial.replace(rundir.info)
 
 
+def _own(lock: IO[str]) -> bool:
+    """Take the lock for life; False if another hub has it. Who only looks, shares it for a moment (``find_hub``)."""
+    for _ in range(LOCK_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(POLL_MS / 1000)
+    return False
+
+
 def main(rundir: RunDir) -> int:
     """Run the hub of ``rundir`` until it is told to stop. Returns the exit code: 0 also when another hub has the run.
 
@@ -201,11 +216,10 @@ def main(rundir: RunDir) -> int:
     """
     rundir.create()
     with rundir.lock.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _own(lock):
             log.info("run %s has a hub already", rundir.run)
             return 0
+        rundir.info.unlink(missing_ok=True)  # of a hub that was killed: beside a held lock it would be taken for ours
         hub = Hub(rundir)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, hub.stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from rltop.collectors import TrainerCollector, launch
@@ -192,3 +194,23 @@ def test_unreadable_facts_about_a_hub_are_no_hub() -> None:
             rundir.info.write_text('{"pid": 1, "host": "h", "started": 1.5, "epoch": "e", "proto": 1, "more": []}')
             assert find_hub(rundir) == HubInfo(1, "h", 1.5, "e", 1)
         assert find_hub(rundir) is None
+
+
+def test_somebody_who_only_looks_does_not_keep_a_hub_from_its_lock() -> None:
+    with run_directory() as rundir, hubs_ended(rundir), rundir.lock.open("wb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        command = [sys.executable, "-m", "rltop.backend.hub", str(rundir.path)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as hub:
+            try:
+                files = Path(f"/proc/{hub.pid}/fd")
+                wait_until(lambda: any(file.resolve() == rundir.lock for file in files.iterdir()))
+                fcntl.flock(looking, fcntl.LOCK_UN)
+                wait_until(lambda: find_hub(rundir))
+            finally:
+                hub.terminate()
+
+
+def test_what_a_killed_hub_said_of_itself_is_not_taken_for_the_next_one() -> None:
+    with run_directory() as rundir, hubs_ended(rundir):
+        rundir.info.write_bytes(msgspec.json.encode(HubInfo(1, "h", 0.0, "of a killed hub", 1)))
+        assert ensure_hub(rundir).epoch != "of a killed hub"
