@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 
-from rltop.backend.client import Client, HubUnreachable
+from rltop.backend.client import Client
+from rltop.backend.demo.children import group_members
 from rltop.collectors.launch import HubInfo, ensure_hub, find_hub
 from rltop.collectors.rundir import RunDir
 
 STOP_S = 10.0
-"""How long a hub may take to end after it was told to."""
+"""How long a hub, which leads a session of its own, may take to end after it was told to."""
 
 POLL_S = 0.05
 
@@ -37,14 +40,15 @@ def fresh_hub(rundir: RunDir) -> tuple[HubInfo, bool]:
 
 
 def stop_hub(rundir: RunDir, hub: HubInfo) -> None:
-    """End this hub of the run, and wait until it is gone. One that died or was replaced since is left alone."""
+    """End this hub of the run, and wait until its process is gone. One that died or was replaced is left alone."""
     if find_hub(rundir) != hub:
         return
-    with Client(rundir) as client, contextlib.suppress(HubUnreachable):
-        client.stop_hub()
-    deadline = time.monotonic() + STOP_S
-    while find_hub(rundir) == hub and time.monotonic() < deadline:
-        time.sleep(POLL_S)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(hub.pid, number)
+        deadline = time.monotonic() + STOP_S
+        while group_members(hub.pid) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
 
 
 def _has_past(rundir: RunDir) -> bool:
