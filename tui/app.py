@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from textual.app import App, ComposeResult
+from textual.command import CommandPalette as Palette
 from textual.widgets import ContentSwitcher
 
 from rltop.backend.client import Client
@@ -54,7 +55,7 @@ class RltopApp(App[int]):
     CSS_PATH = "app.tcss"
     TITLE = "rltop"
     COMMANDS = {CommandPalette}  # noqa: RUF012 - as Textual declares it
-    ENABLE_COMMAND_PALETTE = True
+    ENABLE_COMMAND_PALETTE = False  # its key is one of ours
     BINDINGS = key_bindings()
 
     def __init__(
@@ -169,7 +170,7 @@ class RltopApp(App[int]):
         """What each command of the table does."""
         return {
             "help": lambda: self.push_screen(help_page(control=self.control)),
-            "palette": self.action_command_palette,
+            "palette": lambda: self.push_screen(Palette()),
             "overview": partial(self._go, "overview", "#fleet"),
             "control": partial(self._go, "control", "#flags"),
             "journal": partial(self._go, "control", "#journal"),

@@ -19,7 +19,7 @@ from rltop.tui import look
 
 Floats = NDArray[np.float64]
 
-GUTTER = 7
+GUTTER = 8
 """Cells left of the dots: the numbers of the value axis and the axis itself."""
 
 _BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
@@ -49,7 +49,10 @@ class Marker:
 
 @dataclass(frozen=True)
 class Picture:
-    """All there is to draw. ``lines`` are drawn in order, the last on top; ``levels`` are drawn where in range."""
+    """All there is to draw. ``lines`` are drawn in order, the last on top; ``levels`` are drawn where in range.
+
+    ``x_name`` stands before the x axis, in at most ``GUTTER - 1`` characters.
+    """
 
     x_range: tuple[float, float]
     lines: tuple[Line, ...] = ()
@@ -57,6 +60,7 @@ class Picture:
     levels: tuple[float, ...] = ()
     cursor: float | None = None
     log: bool = False
+    x_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,16 +83,16 @@ class Scale:
         """The number that stands at ``tick``, in at most ``GUTTER - 1`` characters."""
         if self.log:
             return f"1e{round(tick)}"
-        step = self.ticks[1] - self.ticks[0]
+        decimals = max(0, -math.floor(math.log10(self.ticks[1] - self.ticks[0]) + 1e-9))
         largest = max(abs(self.low), abs(self.high))
+        text = f"{tick:.{decimals}f}" if tick else "0"
         if largest >= 10_000:
-            return look.figure(tick)
-        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-        if decimals > 3:
-            return (
-                f"{tick:.{max(0, decimals + math.floor(math.log10(largest)))}e}".replace("e-0", "e-") if tick else "0"
-            )
-        return f"{tick:.{decimals}f}"
+            text = look.figure(tick)
+        elif decimals > 3 and tick:
+            power = math.floor(math.log10(largest) + 1e-9)
+            mantissa, exponent = f"{tick:.{max(0, decimals + power)}e}".split("e")
+            text = f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+        return text if len(text) < GUTTER else f"{tick:.0e}"
 
 
 def nice_step(span: float, parts: int) -> float:
@@ -287,7 +291,7 @@ def _x_axis(picture: Picture, inner: int, width: int) -> Strip:
     for marker in picture.markers:
         if low <= marker.x <= high:
             _write(cells, marker.x, picture.x_range, f"▲{marker.label}", look.MARK)
-    return look.row([(" " * (GUTTER - 1) + "└", look.FAINT), *_runs(cells)], width)
+    return look.row([(picture.x_name.rjust(GUTTER - 1) + "└", look.FAINT), *_runs(cells)], width)
 
 
 def _write(cells: list[tuple[str, Style]], x: float, x_range: tuple[float, float], text: str, style: Style) -> None:

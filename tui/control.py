@@ -138,7 +138,7 @@ def _now(target: Target) -> look.Part:
 
 
 def _switch(target: Target) -> look.Part:
-    return (f"can be {'/'.join(target.choices)}", look.PLAIN) if not target.refusal else ("fixed", look.FAINT)
+    return ("/".join(target.choices), look.PLAIN) if not target.refusal else ("fixed", look.FAINT)
 
 
 def _last(target: Target) -> look.Part:
@@ -151,7 +151,7 @@ TARGETS: tuple[Column[Target], ...] = (
     Column("flag", 16, _flag, right=False),
     Column("where", 10, _where, right=False),
     Column("now", 6, _now, right=False),
-    Column("switch", 13, _switch, right=False),
+    Column("can be", 6, _switch, right=False),
     Column("last change, or why not", 20, _last, right=False),
 )
 
@@ -221,10 +221,11 @@ class Control(Vertical):
         if target is None:
             about.show([])
             return
-        gate = ("t switch", look.STRONG) if self._allowed else (NEEDS_CONTROL, look.FAINT)
-        head: list[look.Part] = [(target.flag.name, look.STRONG), (f"  {target.flag.summary}   ", look.PLAIN), gate]
+        head: list[look.Part] = [(target.flag.name, look.STRONG), (f"  {target.flag.summary}", look.PLAIN)]
         lines: list[list[look.Part]] = [[], head]
         lines += [[(line, look.PLAIN)] for line in wrap(target.flag.effect, width)]
+        if not self._allowed:
+            lines.append([(NEEDS_CONTROL, look.WARN)])
         if target.refusal:
             said = f"{target.where}: {target.refusal}. To be able to, start the engine with {target.flag.launch}"
             lines += [
@@ -235,7 +236,7 @@ class Control(Vertical):
 
     def on_resize(self, event: Resize) -> None:
         """The explanation needs more lines where it is narrow."""
-        self.query_one("#about").styles.height = 7 if event.size.width < 100 else 6
+        self.query_one("#about").styles.height = 8 if event.size.width < 100 else 7
         self._make_room(len(self.query_one("#flags", Table).items))
         self.call_after_refresh(self.explain)
 

@@ -153,8 +153,8 @@ def engine_page(engine: Engine) -> Page:
         "engine": f"{engine.id} on {engine.host}, pid {engine.pid}, {engine.health}",
         "vLLM": engine.vllm_version,
         "policy": f"{look.whole(engine.policy_version)} ({engine.version_source}), lag {look.whole(engine.lag)}",
-        "requests": f"{engine.running} running, {engine.waiting} waiting, {engine.finished} finished, "
-        f"{engine.aborted} aborted, {engine.without_logprobs} without logprobs",
+        "requests": f"{engine.running} running, {engine.waiting} waiting, {engine.finished} finished",
+        "of those finished": f"{engine.aborted} aborted, {engine.without_logprobs} without logprobs",
     }
     facts |= {
         name: f"{state.value or look.UNKNOWN}" + ("" if state.switchable else f", fixed: {state.reason}")

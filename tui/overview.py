@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical
-from textual.events import Resize
 
 from rltop.backend.view import Engine, Event, Snapshot
 from rltop.collectors.wire import FlagState
@@ -25,6 +24,9 @@ CHARTS: tuple[Chart, ...] = (
     Chart("entropy", "entropy", (Series("mean", "entropy"),)),
     Chart("lag", "policy lag", (Series("mean", "lag_mean"), Series("max", "lag_max"))),
 )
+
+LOWEST = 5
+"""Lines below which a plot says nothing; where there are fewer, the last plots are left out."""
 
 HEALTH = {"live": ("●", look.GOOD), "silent": ("◌", look.WARN), "gone": ("✖", look.BAD)}
 
@@ -118,10 +120,8 @@ class Overview(Vertical):
         self.query_one("#fleet", Table).set_items(list(by_id(view.engines.values())))
         self.query_one("#events", Table).set_items(view.events[::-1])
 
-    def on_resize(self, event: Resize) -> None:
-        """Fewer plots beside each other where it is narrow."""
-        width = event.size.width
-        self.query_one("#plots").styles.grid_size_columns = 3 if width >= 76 else 2 if width >= 50 else 1
+    def on_resize(self) -> None:
+        """Fewer plots where it is narrow or low."""
         self._make_room(None)
 
     def zoom(self) -> None:
@@ -137,8 +137,15 @@ class Overview(Vertical):
         fleet, events = self.query_one("#fleet", Table), self.query_one("#events", Table)
         count = len(fleet.items) if engines is None else engines
         height = self.size.height
-        set_height(fleet, 1 + min(max(count, 1), max(2, height // 4)))
-        set_height(events, max(4, height // 5))
+        fleet_rows = 1 + min(max(count, 1), max(2, height // 4))
+        event_rows = max(4, height // 5)
+        set_height(fleet, fleet_rows)
+        set_height(events, event_rows)
+        across = 3 if self.size.width >= 76 else 2 if self.size.width >= 50 else 1
+        down = max(1, (height - fleet_rows - event_rows) // LOWEST)
+        self.query_one("#plots").styles.grid_size_columns = across
+        for place, plot in enumerate(self.query(Plot)):
+            plot.set_class(place >= across * down, "spare")
 
 
 def by_id(engines: Iterable[Engine]) -> list[Engine]:

@@ -119,6 +119,7 @@ class Plot(Rows, can_focus=True):
             levels=self.chart.levels,
             cursor=None if at is None else float(x[at]),
             log=sight.log,
+            x_name=sight.axis,
         )
 
     def _title(self, history: History, place: int | None, width: int) -> Strip:

@@ -40,7 +40,7 @@ def header(run: str, view: Snapshot | None, state: ViewState, width: int) -> Str
     if view is not None:
         for name, value, style in facts(view):
             fact = [(f"{name} ", look.FAINT), (f"{value}  ", style)]
-            if look.length([*parts, *fact]) <= width + 2:
+            if look.length([*parts, *fact]) - 2 <= width:
                 parts += fact
     return look.row(parts, width)
 
@@ -91,13 +91,14 @@ def facts(view: Snapshot) -> list[tuple[str, str, Style]]:
 
 
 def footer(where: str, *, control: bool, width: int) -> Strip:
-    """The last line: the keys worth knowing, those that are not allowed greyed."""
+    """The last line: the keys worth knowing, those that are not allowed greyed; what does not fit is left out."""
     parts: list[look.Part] = []
     for command in COMMANDS:
         if command.footer and command.id != where:
             off = command.needs_control and not control
             key = command.shown.split()[0]
-            parts += [(f" {key}", look.FAINT if off else look.STRONG), (f" {command.footer} ", look.FAINT)]
-    if not control:
-        parts.append((" read-only", look.FAINT))
-    return look.row(parts, width)
+            shown = [(f" {key}", look.FAINT if off else look.STRONG), (f" {command.footer} ", look.FAINT)]
+            parts += shown if look.length([*parts, *shown]) <= width else []
+    gate = [] if control else [("read-only", look.WARN)]
+    room = width - look.length(parts) - look.length(gate)
+    return look.row([*parts, (" " * room, look.PLAIN), *gate] if room >= 0 else parts, width)

@@ -160,10 +160,11 @@ class Table(Rows, Generic[T], can_focus=True):
         for column in columns:
             sign = ("▴" if self._reverse else "▾") if column is self._sorted else ""
             titles.append((column.title + sign, look.HEAD))
-        more = len(self.items) - max(self.size.height - 1, 0)
-        if more > 0 and titles:
-            titles[-1] = (f"{titles[-1][0]}  ({self._place() + 1}/{len(self.items)})", look.HEAD)
-        return self._cells(columns, titles, width, look.HEAD)
+        head = self._cells(columns, titles, width, look.HEAD)
+        if len(self.items) <= self.size.height - 1:
+            return head
+        where = f" {self._place() + 1}/{len(self.items)}"
+        return Strip.join([head.crop(0, max(width - len(where), 0)), look.row([(where, look.HEAD)], len(where))])
 
     def _line(self, columns: Sequence[Column[T]], item: T, width: int) -> Strip:
         cells = [column.cell(item) for column in columns]

@@ -1,0 +1,140 @@
+"""The dashboard on a real terminal of a given size: what it sends is counted and shown on an emulated screen.
+
+``python -m tests.terminal FD`` is the other side: a dashboard whose run moves by one message of ``FD``:
+``e`` one engine's figures, ``s`` a step, ``n`` eight engines' figures and a step now and then, ``f`` all plots at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import pyte
+
+from rltop.tui.app import RltopApp
+from tests import pictures
+from tests.pictures import HeldClient
+
+PATIENCE_S = 60.0
+"""How long a screen may take to show what it must. Only a failing test waits that long."""
+
+
+class Terminal:
+    """A dashboard in a child process on a pseudo-terminal."""
+
+    def __init__(self, columns: int, lines: int, *, fps: float = 10.0) -> None:
+        self.bytes = 0
+        self._screen = pyte.Screen(columns, lines)
+        self._stream = pyte.ByteStream(self._screen)
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        told, self._tell = os.pipe()
+        environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.terminal", str(told), str(fps)],
+            stdin=slave, stdout=slave, stderr=slave, pass_fds=(told,), start_new_session=True, env=environment,
+        )  # fmt: skip
+        os.close(slave)
+        os.close(told)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        os.close(self._master)
+        os.close(self._tell)
+
+    def tell(self, messages: str) -> None:
+        """Let the run move; one message is taken at each tick."""
+        os.write(self._tell, messages.encode())
+
+    def wait_until_told(self) -> None:
+        """Until the run has taken all messages; reads nothing of what the dashboard sends meanwhile."""
+        deadline = time.monotonic() + PATIENCE_S
+        while int.from_bytes(fcntl.ioctl(self._tell, termios.FIONREAD, bytes(4)), sys.byteorder):
+            assert time.monotonic() < deadline, "the run does not move"
+            time.sleep(0.05)
+
+    def press(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self._screen.display)
+
+    def read(self, timeout_s: float) -> int:
+        """Take what the dashboard has sent, waiting up to ``timeout_s`` for the first of it."""
+        if not select.select([self._master], [], [], timeout_s)[0]:
+            return 0
+        data = os.read(self._master, 1 << 16)
+        self.bytes += len(data)
+        self._stream.feed(data)
+        return len(data)
+
+    def wait_for(self, shown: Callable[[str], bool]) -> None:
+        """Read until the screen is as wanted."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not shown(self.text):
+            assert time.monotonic() < deadline, self.text
+            self.read(0.5)
+
+
+class ToldClient(HeldClient):
+    """Moves when the test says so, by one message a tick."""
+
+    def __init__(self, told: int) -> None:
+        super().__init__(pictures.healthy(engines=8))
+        os.set_blocking(told, False)
+        self._told = told
+        self._moves = 0
+
+    def poll(self, timeout_s: float = 0.0) -> bool:
+        try:
+            message = os.read(self._told, 1).decode()
+        except BlockingIOError:
+            message = ""
+        if message:
+            self._move(message)
+        return super().poll(timeout_s)
+
+    def _move(self, message: str) -> None:
+        view = self.view
+        assert view is not None
+        self._moves += 1
+        self.changed = True
+        for i in range({"e": 1, "n": 8}.get(message, 0)):
+            view.engines[f"e{i}"] = pictures.engine(
+                f"e{i}", tokens_per_s=300.0 + self._moves, running=10 + self._moves * (i + 3) % 7,
+                waiting=self._moves * (i + 1) % 5, kv_usage=0.3 + 0.05 * (self._moves * (i + 5) % 9),
+            )  # fmt: skip
+        if message == "s" or (message == "n" and self._moves % 8 == 0):
+            number = len(view.steps)
+            view.steps[number] = pictures.step(number)
+            view.trainer = msgspec.structs.replace(view.trainer, step=number)
+        if message == "f":
+            view.steps = {n: msgspec.structs.replace(pictures.step(n + self._moves), step=n) for n in range(200)}
+
+
+def main(told: int, fps: float) -> int:
+    fcntl.ioctl(sys.stdin, termios.TIOCSCTTY, 0)  # as a login's terminal: its end is this session's end
+    app = RltopApp(ToldClient(told), "sort", fps=fps)
+    app.run()
+    return app.return_code or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), float(sys.argv[2])))

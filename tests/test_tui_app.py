@@ -1,0 +1,233 @@
+"""What keys do, and what the dashboard does as the hub comes, goes and returns."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from textual.widgets import ContentSwitcher
+
+from rltop.backend.view import Answer, AskSet, Engine, Snapshot, change_key
+from rltop.tui.app import UNANSWERED_S, RltopApp
+from rltop.tui.commands import NEEDS_CONTROL
+from rltop.tui.dialogs import ConfirmSwitch
+from rltop.tui.overview import Overview
+from rltop.tui.plot import Plot
+from rltop.tui.table import Table
+from tests import pictures
+from tests.pictures import HeldClient
+from tests.screens import dashboard, screen_text, settle
+
+SIZE = (120, 36)
+
+
+def notes(app: RltopApp) -> list[str]:
+    return [note.message for note in app._notifications]
+
+
+async def test_the_screen_follows_the_run_from_nothing_to_loss_and_return() -> None:
+    client = HeldClient(None, "connecting")
+    async with dashboard(client, SIZE) as (app, pilot):
+        assert "connecting: waiting for the hub" in screen_text(app)
+        client.state = "live"
+        client.show(pictures.no_steps())
+        await settle(app, pilot)
+        assert "no step has closed yet" in screen_text(app)
+        client.show(pictures.healthy())
+        await settle(app, pilot)
+        assert "step 39" in screen_text(app)
+        client.state, client.age_s = "lost", 12.0
+        await settle(app, pilot)
+        assert "hub lost 12s: the run goes on; reconnecting" in screen_text(app)
+        assert "0.0143" in screen_text(app)
+        client.state, client.age_s = "live", 0.1
+        client.show(msgspec.structs.replace(pictures.healthy(5), epoch="h2"))
+        await settle(app, pilot)
+        assert "hub lost" not in screen_text(app)
+        assert "step 4 " in screen_text(app)
+
+
+async def test_freezing_holds_the_picture_and_counts_what_came_since() -> None:
+    shown = pictures.healthy()
+    client = HeldClient(shown)
+    async with dashboard(client, SIZE) as (app, pilot):
+        await pilot.press("space")
+        await settle(app, pilot)
+        before = screen_text(app)
+        assert "frozen at step 39 " in before
+        shown.engines["e0"] = pictures.engine("e0", tokens_per_s=999.0)
+        shown.steps[40] = pictures.step(40)
+        client.changed = True
+        await settle(app, pilot)
+        after = screen_text(app)
+        assert "+1 new" in after
+        assert after.splitlines()[1:] == before.splitlines()[1:]
+        await pilot.press("space")
+        await settle(app, pilot)
+        assert "999" in screen_text(app)
+        assert "frozen" not in screen_text(app)
+
+
+async def test_read_only_says_why_and_asks_nothing() -> None:
+    client = HeldClient(pictures.switched())
+    async with dashboard(client, SIZE) as (app, pilot):
+        await pilot.press("6", "t")
+        assert NEEDS_CONTROL in notes(app)
+        await pilot.press("enter")
+        assert len(app.screen_stack) == 1
+        assert client.asked == []
+
+
+@pytest.mark.parametrize("keys", [("n",), ("escape",), ("enter",), ("q",), ("right", "left", "enter")])
+async def test_a_switch_needs_more_than_one_careless_key(keys: tuple[str, ...]) -> None:
+    client = HeldClient(pictures.switched())
+    async with dashboard(client, SIZE, control=True) as (app, pilot):
+        await pilot.press("6", "t")
+        await pilot.pause()
+        assert isinstance(app.screen, ConfirmSwitch)
+        await pilot.press(*keys)
+        await pilot.pause()
+        assert len(app.screen_stack) == 1
+        assert client.asked == []
+
+
+@pytest.mark.parametrize("keys", [("y",), ("right", "enter")])
+async def test_a_switch_asks_the_hub_for_the_engines_shown(keys: tuple[str, ...]) -> None:
+    client = HeldClient(pictures.switched())
+    async with dashboard(client, SIZE, control=True) as (_, pilot):
+        await pilot.press("6", "t", *keys)
+        await pilot.pause()
+        (asked,) = client.asked
+        assert isinstance(asked, AskSet)
+        assert (asked.flag, asked.value, asked.engines) == ("prefix_caching", "off", ["e0", "e1"])
+        assert asked.who
+        assert asked.host
+
+
+async def test_one_engine_alone_can_be_switched_and_a_fixed_one_cannot() -> None:
+    client = HeldClient(pictures.switched())
+    async with dashboard(client, SIZE, control=True) as (app, pilot):
+        await pilot.press("6", "j", "t", "y")
+        await pilot.pause()
+        assert [asked.engines for asked in client.asked if isinstance(asked, AskSet)] == [["e0"]]
+        await pilot.press("G", "t")
+        await pilot.pause()
+        assert len(app.screen_stack) == 1
+        assert any("not supported with this executor" in note for note in notes(app))
+
+
+async def test_a_mixed_fleet_can_be_switched_either_way() -> None:
+    client = HeldClient(pictures.switched())
+    async with dashboard(client, SIZE, control=True) as (_, pilot):
+        await pilot.press("6", "j", "j", "j", "t", "v", "v", "v", "y")
+        await pilot.pause()
+        assert [(a.flag, a.value) for a in client.asked if isinstance(a, AskSet)] == [("async_scheduling", "off")]
+
+
+async def test_a_refused_question_and_an_unanswered_one_are_told() -> None:
+    client = HeldClient(pictures.switched())
+    async with dashboard(client, SIZE, control=True) as (app, pilot):
+        await pilot.press("6", "t", "y")
+        await pilot.pause()
+        client.answers[client.asked[0].id] = Answer(client.asked[0].id, error="one controller at a time")
+        await settle(app, pilot)
+        assert "prefix_caching off on fleet: one controller at a time" in notes(app)
+        await pilot.press("t", "y")
+        await pilot.pause()
+        app._clock = lambda: 100.0 + UNANSWERED_S + 1
+        await settle(app, pilot)
+        assert any("the hub has not answered" in note for note in notes(app))
+
+
+async def test_a_command_can_be_followed_from_request_to_end() -> None:
+    shown = pictures.healthy()
+    client = HeldClient(shown)
+    async with dashboard(client, SIZE, control=True) as (app, pilot):
+        await pilot.press("6")
+        for state, sign in (("requested", "○"), ("accepted", "◔"), ("draining", "◑")):
+            change = pictures.change("e0", "prefix_caching", "on", state, command="c9", at_step=39)
+            shown.flag_changes[change_key(change)] = change
+            client.changed = True
+            await settle(app, pilot)
+            assert f"{sign} pc+ {state}" in screen_text(app)
+        done = pictures.applied("e0", "prefix_caching", "on", command="c9", at_step=39, engine_step=5120)
+        shown.flag_changes[change_key(done)] = done
+        client.changed = True
+        await settle(app, pilot)
+        assert "✔ pc+ applied, engine step 5120, policy 39, 19 in flight, 0 lost, 1.84 ms" in screen_text(app)
+
+
+async def test_the_cursor_stays_on_its_engine_when_the_order_changes() -> None:
+    async with dashboard(HeldClient(pictures.troubled()), SIZE) as (app, pilot):
+        table: Table[Engine] = app.query_one("#fleet", Table)
+        await pilot.press("j", "j", "j", "j")
+        assert table.selected is table.items[4]
+        await pilot.press("s", "s", "S")
+        assert table.selected
+        assert table.selected.id == "e4"
+        assert table.items[-1].tokens_per_s is None
+        assert table.items[0].tokens_per_s == max(e.tokens_per_s or 0 for e in table.items)
+
+
+async def test_a_smaller_terminal_keeps_what_matters() -> None:
+    async with dashboard(HeldClient(pictures.healthy()), (160, 48)) as (app, pilot):
+        assert "node-a" in screen_text(app)
+        await pilot.resize_terminal(60, 20)
+        await settle(app, pilot)
+        small = screen_text(app)
+        assert "node-a" not in small
+        assert "● e0" in small
+        assert "gap" in small
+        assert max(map(len, small.replace("⟦", "").replace("⟧", "").splitlines())) <= 60
+        await pilot.resize_terminal(160, 48)
+        await settle(app, pilot)
+        assert "node-a" in screen_text(app)
+
+
+async def test_zoom_shows_one_pane_and_goes_back() -> None:
+    async with dashboard(HeldClient(pictures.healthy()), SIZE) as (app, pilot):
+        await pilot.press("shift+tab", "z")
+        await settle(app, pilot)
+        shown = [plot for plot in app.query(Plot) if plot.display and plot.size.height > 0 and plot.region.height > 0]
+        assert [plot.chart.id for plot in shown if plot in app.screen._compositor.visible_widgets] == ["lag"]
+        await pilot.press("escape")
+        await settle(app, pilot)
+        assert not app.query_one(Overview).has_class("zoomed")
+        assert app.query_one("#fleet") in app.screen._compositor.visible_widgets
+
+
+async def test_the_axes_and_the_step_read_out_are_shared_by_all_plots() -> None:
+    async with dashboard(HeldClient(pictures.healthy()), SIZE) as (app, pilot):
+        await pilot.press("{", "[", "]")
+        await settle(app, pilot)
+        assert "reading step 29" in screen_text(app)
+        await pilot.press("end", "x", "y")
+        await settle(app, pilot)
+        assert "reading" not in screen_text(app)
+        assert screen_text(app).count("version└") == len(app.query(Plot))
+        assert "1e-" in screen_text(app)
+
+
+async def test_views_and_leaving() -> None:
+    async with dashboard(HeldClient(pictures.healthy()), SIZE) as (app, pilot):
+        views = app.query_one(ContentSwitcher)
+        for key, view in (
+            ("6", "control"),
+            ("1", "overview"),
+            ("F", "control"),
+            ("escape", "overview"),
+            ("@", "control"),
+        ):
+            await pilot.press(key)
+            assert views.current == view
+        await pilot.press("q")
+    assert app.return_code == 0
+
+
+async def test_an_engine_name_cannot_write_to_the_terminal() -> None:
+    shown = pictures.healthy()
+    shown.engines["e0"] = pictures.engine("e0", host="\x1b]0;owned\x07", vllm_version="0.3\x1b[2J")
+    async with dashboard(HeldClient(shown), (160, 48)) as (app, pilot):
+        assert "\x1b" not in screen_text(app)
+        await pilot.press("enter")
+        await pilot.pause()
+        assert "\x1b" not in screen_text(app)

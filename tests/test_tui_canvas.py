@@ -1,0 +1,149 @@
+"""The canvas draws every finite figure, bridges no gap, and holds still while data grow."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rich.style import Style
+from textual.strip import Strip
+
+from rltop.tui import canvas, look
+from rltop.tui.canvas import Line, Marker, Picture
+
+WIDTH, HEIGHT = 47, 9
+"""Below 50 cells there are no names at the ends of lines: all of the row right of the axis is dots."""
+
+finite = st.floats(-1e6, 1e6).map(lambda v: 0.0 if abs(v) < 1e-9 else v)
+figures = st.lists(st.none() | finite, min_size=1, max_size=60)
+
+
+def line(values: list[float | None], *, dashed: bool = False, label: str = "a") -> Line:
+    y = np.array(values, dtype=np.float64)
+    return Line(label, np.arange(y.size, dtype=np.float64), y, np.ones(y.size - 1, np.bool_), Style(), dashed)
+
+
+def dots(rows: list[Strip]) -> NDArray[np.bool_]:
+    """Lit dots of the drawn lines, bottom row first, [4 * rows, 2 * cells]."""
+    lit = np.zeros((4 * (len(rows) - 1), 2 * (WIDTH - canvas.GUTTER)), np.bool_)
+    bits = {0: (0, 0), 1: (1, 0), 2: (2, 0), 3: (0, 1), 4: (1, 1), 5: (2, 1), 6: (3, 0), 7: (3, 1)}
+    for y, strip in enumerate(rows[:-1]):
+        for x, character in enumerate(strip.text[canvas.GUTTER :]):
+            for bit, (down, right) in bits.items():
+                if character != " " and (ord(character) - 0x2800) >> bit & 1:
+                    lit[4 * y + down, 2 * x + right] = True
+    return lit[::-1]
+
+
+@given(figures, st.booleans())
+def test_every_finite_figure_is_a_lit_dot(values: list[float | None], dashed: bool) -> None:
+    drawn = line(values, dashed=dashed)
+    reach = (0.0, max(len(values) - 1, 1.0))
+    lit = dots(canvas.draw(Picture(reach, (drawn,)), WIDTH, HEIGHT))
+    axis = canvas.scale((drawn,), 2)
+    tall, wide = lit.shape
+    for i, value in enumerate(values):
+        if value is not None:
+            y = min(max((value - axis.low) / (axis.high - axis.low), 0.0), 1.0) * (tall - 1)
+            x = i / reach[1] * (wide - 1)
+            near = lit[math.floor(y) : math.ceil(y) + 1, math.floor(x) : math.ceil(x) + 1]
+            assert near.any(), (i, value)
+
+
+@given(finite, finite)
+def test_a_missing_figure_leaves_a_gap(left: float, right: float) -> None:
+    lit = dots(canvas.draw(Picture((0, 4), (line([left, left, None, right, right]),)), WIDTH, HEIGHT))
+    columns = np.asarray(lit.any(axis=0))
+    quarter = (columns.size - 1) / 4
+    assert columns[: round(quarter) + 1].all()
+    assert not columns[round(quarter) + 1 : round(3 * quarter)].any()
+
+
+def test_figures_that_do_not_belong_together_are_not_joined() -> None:
+    apart = Line("a", np.array([0.0, 4.0]), np.array([1.0, 2.0]), np.array([False]), Style())
+    assert dots(canvas.draw(Picture((0, 4), (apart,)), WIDTH, HEIGHT)).sum() == 2
+
+
+@given(st.lists(figures, max_size=3), st.booleans())
+def test_the_value_axis_holds_every_figure_and_its_numbers_fit(many: list[list[float | None]], log: bool) -> None:
+    axis = canvas.scale(tuple(line(values) for values in many), 3, log=log)
+    assert axis.low < axis.high
+    assert axis.ticks[0] >= axis.low - 1e-9 * abs(axis.low)
+    assert len(axis.ticks) >= 2
+    assert all(len(axis.label(tick)) < canvas.GUTTER for tick in axis.ticks)
+    if axis.high - axis.low > 0.01 * max(abs(axis.low), abs(axis.high)):
+        assert len({axis.label(tick) for tick in axis.ticks}) == len(axis.ticks)
+    for value in (value for values in many for value in values if value is not None):
+        if not axis.log:
+            assert axis.low - 1e-6 * abs(axis.low) <= value <= axis.high + 1e-6 * abs(axis.high)
+        elif value > 0:
+            assert axis.low - 1e-9 <= math.log10(value) <= axis.high + 1e-9
+
+
+@given(st.floats(0, 30_000), st.floats(0, 30_000), st.none() | st.sampled_from([30.0, 100.0, 300.0]))
+def test_the_page_holds_the_latest(first: float, span: float, window: float | None) -> None:
+    low, high = canvas.page(first, first + span, window)
+    assert low < high
+    assert high >= first + span - 1e-6
+    if window is None or span <= window:
+        assert low <= first
+    else:
+        assert high - low == window
+
+
+def test_the_page_holds_still_while_steps_arrive() -> None:
+    whole = [canvas.page(0, last) for last in range(2_000)]
+    assert len(set(whole)) < 25
+    windowed = [canvas.page(0, last, 100.0) for last in range(2_000)]
+    assert len(set(windowed)) < 2_000 / 25 + 15
+
+
+@given(figures, st.integers(8, 200), st.integers(2, 40), st.booleans())
+def test_every_row_is_as_wide_as_the_canvas(values: list[float | None], width: int, height: int, log: bool) -> None:
+    picture = Picture((0, 60), (line(values), line(values[::-1], label="other")), (Marker(3, "pc-"),), (0.5,), 7.0, log)
+    rows = canvas.draw(picture, width, height)
+    assert len(rows) == height
+    assert {strip.cell_length for strip in rows} == {width}
+
+
+def test_a_marker_and_a_threshold_never_hide_or_fake_data() -> None:
+    data = line([1.0] * 5)
+    plain = dots(canvas.draw(Picture((0, 4), (data,)), WIDTH, HEIGHT))
+    marked = Picture((0, 4), (data,), (Marker(2, "pc-"),), levels=(1.0, 0.5), cursor=1.0)
+    cells = plain.reshape(HEIGHT - 1, 4, -1, 2).any(axis=(1, 3))
+    shown = dots(canvas.draw(marked, WIDTH, HEIGHT)).reshape(HEIGHT - 1, 4, -1, 2)
+    kept = shown.transpose(0, 2, 1, 3)[cells]
+    assert (kept == plain.reshape(HEIGHT - 1, 4, -1, 2).transpose(0, 2, 1, 3)[cells]).all()
+    assert shown.any(axis=(1, 3)).sum() > cells.sum()
+
+
+def test_markers_stand_on_the_x_axis_with_their_name() -> None:
+    rows = canvas.draw(Picture((0, 40), (line([1.0] * 40),), (Marker(10.5, "pc-"),)), WIDTH, HEIGHT)
+    assert "▲pc-" in rows[-1].text
+    assert rows[-1].text.lstrip().startswith("└0")
+
+
+def test_names_stand_at_the_end_of_their_lines_where_there_is_room() -> None:
+    two = (line([1.0] * 9, label="low"), line([5.0] * 9, label="high"))
+    rows = [strip.text for strip in canvas.draw(Picture((0, 8), two), 60, 12)]
+    named = {word: y for y, text in enumerate(rows) for word in ("low", "high") if text.rstrip().endswith(word)}
+    assert named["high"] < named["low"]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(2, 4))
+def test_a_figure_is_short_and_close(value: float, digits: int) -> None:
+    text = look.figure(value, digits)
+    assert len(text) <= digits + 6
+    units = {"k": 1e3, "M": 1e6, "G": 1e9}
+    read = float(text.rstrip("kMG")) * units.get(text[-1], 1.0)
+    assert math.isclose(read, value, rel_tol=0.5 * 10.0 ** (2 - digits), abs_tol=0) or (abs(value) >= 1e12)
+
+
+@given(st.text(max_size=40), st.integers(0, 30))
+def test_text_from_outside_is_as_wide_as_asked_and_cannot_act(text: str, width: int) -> None:
+    shown = look.clean(text, width)
+    assert Strip(list(look.row([(shown, look.PLAIN)], width))).cell_length == width
+    assert shown.isprintable()

@@ -1,0 +1,79 @@
+"""One table of commands feeds keys, palette, help and footer: they agree."""
+
+from __future__ import annotations
+
+from textual.binding import Binding
+
+from rltop.backend.metrics import BY_NAME
+from rltop.collectors.flags import FLAGS
+from rltop.tui.app import RltopApp
+from rltop.tui.commands import COMMANDS, NEEDS_CONTROL
+from rltop.tui.overview import CHARTS
+from tests import pictures
+from tests.pictures import HeldClient
+from tests.screens import dashboard, screen_text
+
+
+def test_ids_and_keys_are_given_once() -> None:
+    ids = [command.id for command in COMMANDS]
+    keys = [key for command in COMMANDS for key in command.keys]
+    assert len(set(ids)) == len(ids)
+    assert len(set(keys)) == len(keys)
+
+
+async def test_every_command_is_done_and_bound_to_all_its_keys() -> None:
+    async with dashboard(HeldClient(pictures.healthy()), (80, 24)) as (app, _):
+        assert set(app._doing()) == {command.id for command in COMMANDS}
+        for command in COMMANDS:
+            for key in command.keys:
+                bound = app._bindings.get_bindings_for_key(key)
+                assert f"command('{command.id}')" in [binding.action for binding in bound], key
+                assert all(isinstance(binding, Binding) for binding in bound)
+
+
+async def test_no_key_of_a_focused_pane_or_screen_hides_a_command() -> None:
+    async with dashboard(HeldClient(pictures.healthy()), (80, 24)) as (app, pilot):
+        for view in ("1", "6"):
+            await pilot.press(view)
+            active = app.screen.active_bindings
+            for command in COMMANDS:
+                for key in command.keys:
+                    action = active[key].binding.action
+                    assert action in (f"command('{command.id}')", "app.focus_next", "app.focus_previous"), (key, action)
+
+
+async def test_help_and_palette_list_every_command_chart_and_flag() -> None:
+    async with dashboard(HeldClient(pictures.healthy()), (160, 90)) as (app, pilot):
+        await pilot.press("?")
+        await pilot.pause()
+        text = screen_text(app)
+        for command in COMMANDS:
+            assert f"{command.title}: {command.help}" in text
+        for chart in CHARTS:
+            for series in chart.series:
+                assert series.metric in BY_NAME
+                assert f"{chart.id} {series.label}" in text
+        for flag in FLAGS:
+            assert flag.summary in text
+        assert NEEDS_CONTROL in text
+        await pilot.press("escape", "colon")
+        await pilot.pause()
+        await app.workers.wait_for_complete()
+        await pilot.press(*"freeze")
+        await pilot.pause()
+        await wait_for_text(app, pilot, "hold the picture still")
+
+
+async def wait_for_text(app: RltopApp, pilot: object, text: str) -> None:
+    for _ in range(200):
+        if text in screen_text(app):
+            return
+        await pilot.pause(0.02)  # type: ignore[attr-defined]
+    raise AssertionError(f"{text!r} never showed:\n{screen_text(app)}")
+
+
+async def test_the_footer_greys_nothing_silently() -> None:
+    async with dashboard(HeldClient(pictures.healthy()), (120, 36)) as (app, _):
+        last = screen_text(app).splitlines()[-1]
+        assert last.endswith("read-only")
+        assert all(f"{c.shown.split()[0]} {c.footer}" in last for c in COMMANDS if c.footer and c.id != "overview")
