@@ -83,10 +83,10 @@ def _start(rundir: RunDir, deadline: float) -> HubInfo:
         hub = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True, cwd="/"
         )
-    _started.append(hub)
     while time.monotonic() < deadline:
         if info := find_hub(rundir):
-            return info  # ours, or that of somebody who was quicker and did not ask us
+            hub.returncode = 0  # let go of: it outlives us, and a handle collected before its process would warn
+            return info  # of ours, or of somebody's who was quicker and did not ask us
         if hub.poll():
             raise LaunchError(f"the hub of {rundir.path} ended with exit code {hub.returncode}{_tail(rundir.log)}")
         time.sleep(POLL_S)
@@ -100,10 +100,6 @@ def _forget_dead_hub(rundir: RunDir) -> None:
     with rundir.lock.open("ab") as lock, contextlib.suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         rundir.info.unlink(missing_ok=True)
-
-
-_started: list[subprocess.Popen[bytes]] = []
-"""Hubs are meant to outlive us; a handle that is collected while its process runs would warn."""
 
 
 def _read_info(rundir: RunDir) -> HubInfo | None:
