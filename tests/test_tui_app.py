@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from textual.widgets import ContentSwitcher
 
-from rltop.backend.view import Answer, AskSet, Engine, Snapshot, change_key
+from rltop.backend.view import Answer, AskSet, Engine, change_key
 from rltop.tui.app import UNANSWERED_S, RltopApp
 from rltop.tui.commands import NEEDS_CONTROL
 from rltop.tui.dialogs import ConfirmSwitch
@@ -162,10 +162,27 @@ async def test_the_cursor_stays_on_its_engine_when_the_order_changes() -> None:
         await pilot.press("j", "j", "j", "j")
         assert table.selected is table.items[4]
         await pilot.press("s", "s", "S")
-        assert table.selected
+        assert table.selected is not None
         assert table.selected.id == "e4"
         assert table.items[-1].tokens_per_s is None
         assert table.items[0].tokens_per_s == max(e.tokens_per_s or 0 for e in table.items)
+
+
+async def test_a_log_shows_the_newest_until_someone_reads_on() -> None:
+    shown = pictures.healthy()
+    client = HeldClient(shown)
+    async with dashboard(client, SIZE) as (app, pilot):
+        for number in range(100, 130):
+            shown.events.append(pictures.event(number, f"happening {number}"))
+            client.changed = True
+            await settle(app, pilot)
+        assert "happening 129" in screen_text(app)
+        app.query_one("#events").focus()
+        await pilot.press("j", "j")
+        shown.events.append(pictures.event(130, "happening 130"))
+        client.changed = True
+        await settle(app, pilot)
+        assert "⟦" in next(line for line in screen_text(app).splitlines() if "happening 127" in line)
 
 
 async def test_a_smaller_terminal_keeps_what_matters() -> None:

@@ -198,7 +198,7 @@ class Control(Vertical):
             TARGETS, lambda t: f"{t.flag.name}@{t.engine or ''}", empty="no engine has reported yet", id="flags"
         )
         yield Rows(id="about")
-        yield Table(JOURNAL, change_key, empty="no flag was switched yet", id="journal", selectable=False)
+        yield Table(JOURNAL, change_key, empty="no flag was switched yet", id="journal", log=True)
 
     @property
     def selected(self) -> Target | None:

@@ -19,10 +19,14 @@ X_AXES: tuple[XAxis, ...] = ("step", "version", "minutes")
 
 
 class History:
-    """Columns over steps, in order of step; NaN where a step lacks the figure. Kept until the steps change."""
+    """Columns over steps, in order of step; NaN where a step lacks the figure. Kept until the steps change.
+
+    ``revision`` rises whenever they do.
+    """
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
+        self.revision = 0
         self._columns: dict[str, Floats] = {}
 
     def update(self, steps: Mapping[int, Step]) -> bool:
@@ -33,6 +37,7 @@ class History:
         if len(current) == len(self.steps) and all(map(operator.is_, current, self.steps)):
             return False
         self.steps = current
+        self.revision += 1
         self._columns.clear()
         return True
 

@@ -11,7 +11,7 @@ from textual.containers import Container, Vertical
 from rltop.backend.view import Engine, Event, Snapshot
 from rltop.collectors.wire import FlagState
 from rltop.tui import look
-from rltop.tui.history import History
+from rltop.tui.history import History, markers
 from rltop.tui.plot import Chart, Plot, Series, Sight
 from rltop.tui.rows import set_height
 from rltop.tui.table import Column, Table
@@ -102,21 +102,25 @@ EVENTS: tuple[Column[Event], ...] = (
 class Overview(Vertical):
     """All of a run on one screen."""
 
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as Widget's
+        super().__init__(id=id)
+        self._drawn: object = None
+
     def compose(self) -> ComposeResult:
         """Plots above, tables below."""
         with Container(id="plots"):
             yield from (Plot(chart) for chart in CHARTS)
         yield Table(FLEET, lambda engine: engine.id, empty="no engine has reported yet", id="fleet")
-        yield Table(
-            EVENTS, lambda event: str(event.number), empty="nothing happened yet", id="events", selectable=False
-        )
+        yield Table(EVENTS, lambda event: str(event.number), empty="nothing happened yet", id="events", log=True)
 
     def paint(self, view: Snapshot, history: History, sight: Sight) -> None:
         """Show the run as it is in ``view``."""
         self._make_room(len(view.engines))
-        changes = list(view.flag_changes.values())
-        for plot in self.query(Plot):
-            plot.draw(history, changes, sight)
+        marks = markers(view.flag_changes.values(), history, sight.axis)
+        if (drawn := (history.revision, marks, sight)) != self._drawn:
+            self._drawn = drawn
+            for plot in self.query(Plot):
+                plot.draw(history, marks, sight)
         self.query_one("#fleet", Table).set_items(list(by_id(view.engines.values())))
         self.query_one("#events", Table).set_items(view.events[::-1])
 

@@ -9,9 +9,8 @@ import numpy as np
 from textual.strip import Strip
 
 from rltop.backend import metrics
-from rltop.backend.view import FlagChange
 from rltop.tui import canvas, look
-from rltop.tui.history import History, XAxis, markers
+from rltop.tui.history import History, XAxis
 from rltop.tui.rows import Rows
 
 
@@ -74,7 +73,7 @@ class Plot(Rows, can_focus=True):
     def __init__(self, chart: Chart) -> None:
         super().__init__(id=f"plot-{chart.id}", classes="pane plot")
         self.chart = chart
-        self._drawn: tuple[History, list[FlagChange], Sight] = (History(), [], Sight())
+        self._drawn: tuple[History, tuple[canvas.Marker, ...], Sight] = (History(), (), Sight())
 
     def on_resize(self) -> None:
         """Draw the same again, in the new size."""
@@ -88,21 +87,21 @@ class Plot(Rows, can_focus=True):
         """The focus went on."""
         self.draw(*self._drawn)
 
-    def draw(self, history: History, changes: list[FlagChange], sight: Sight) -> None:
-        """Draw the run as it is now."""
-        self._drawn = (history, changes, sight)
+    def draw(self, history: History, marks: tuple[canvas.Marker, ...], sight: Sight) -> None:
+        """Draw the run as it is now; ``marks`` are what happened, on the x axis of ``sight``."""
+        self._drawn = (history, marks, sight)
         width, height = self.size
         if not width or not height:
             return
         place = history.index(math.inf if sight.cursor is None else sight.cursor)
         rows = [self._title(history, place, width)]
         if history.steps:
-            rows += canvas.draw(self._picture(history, changes, sight), width, height - 1)
+            rows += canvas.draw(self._picture(history, marks, sight), width, height - 1)
         else:
             rows += [look.row((), width), look.row([("no step has closed yet", look.FAINT)], width)]
         self.show(rows)
 
-    def _picture(self, history: History, changes: list[FlagChange], sight: Sight) -> canvas.Picture:
+    def _picture(self, history: History, marks: tuple[canvas.Marker, ...], sight: Sight) -> canvas.Picture:
         x = history.x(sight.axis)
         known = x[np.isfinite(x)]
         first, last = (float(known[0]), float(known[-1])) if known.size else (0.0, 1.0)
@@ -115,7 +114,7 @@ class Plot(Rows, can_focus=True):
         return canvas.Picture(
             x_range=canvas.page(first, last, sight.window),
             lines=lines[::-1],
-            markers=markers(changes, history, sight.axis),
+            markers=marks,
             levels=self.chart.levels,
             cursor=None if at is None else float(x[at]),
             log=sight.log,

@@ -49,7 +49,10 @@ def fit(columns: Sequence[Column[T]], width: int) -> list[Column[T]]:
 
 
 class Table(Rows, Generic[T], can_focus=True):
-    """Items under a head, one line each, with a cursor that stays on its item however the order changes."""
+    """Items under a head, one line each, with a cursor that stays on its item however the order changes.
+
+    In a log, newest first, the cursor on the first line stays on the first line, and nothing can be chosen.
+    """
 
     class Chosen(Message):
         """Enter, or a second click, on an item."""
@@ -66,14 +69,14 @@ class Table(Rows, Generic[T], can_focus=True):
         *,
         empty: str,
         id: str | None = None,  # noqa: A002 - as Widget's
-        selectable: bool = True,
+        log: bool = False,
     ) -> None:
         super().__init__(id=id, classes="pane")
         self.items: list[T] = []
         self._columns = columns
         self._key = key
         self._empty = empty
-        self._selectable = selectable
+        self._log = log
         self._at: str | None = None
         self._top = 0
         self._sorted: Column[T] | None = None
@@ -82,20 +85,20 @@ class Table(Rows, Generic[T], can_focus=True):
     @property
     def selected(self) -> T | None:
         """The item under the cursor."""
-        return next((item for item in self.items if self._key(item) == self._at), None)
+        return self.items[self._place()] if self.items else None
 
     def set_items(self, items: Sequence[T]) -> None:
         """Show these items; the cursor stays on its item, or goes to the first."""
         self.items = self._in_order(items)
-        if self.selected is None and self.items:
-            self._at = self._key(self.items[0])
+        if self._at is None and self.items:
+            self._hold(0)
         self.paint()
 
     def move(self, by: int) -> None:
         """Move the cursor by so many items, within the table."""
         if self.items:
             place = min(max(self._place() + by, 0), len(self.items) - 1)
-            self._at = self._key(self.items[place])
+            self._hold(place)
             self.paint()
 
     def sort_next(self) -> None:
@@ -115,7 +118,9 @@ class Table(Rows, Generic[T], can_focus=True):
         self._top = min(max(self._top, self._place() - body + 1), self._place(), max(len(self.items) - body, 0))
         columns = fit(self._columns, width)
         lines = [self._head(columns, width)]
-        lines += [self._line(columns, item, width) for item in self.items[self._top : self._top + body]]
+        place = self._place() if self.has_focus else -1
+        shown = enumerate(self.items[self._top : self._top + body], self._top)
+        lines += [self._line(columns, item, width, at=i == place) for i, item in shown]
         if not self.items:
             lines.append(look.row([(self._empty, look.FAINT)], width))
         self.show(lines)
@@ -142,10 +147,15 @@ class Table(Rows, Generic[T], can_focus=True):
 
     def choose(self) -> None:
         """Tell who listens that the item under the cursor was chosen."""
-        if self._selectable and self.selected is not None:
+        if not self._log and self.selected is not None:
             self.post_message(self.Chosen(self, self.selected))
 
+    def _hold(self, place: int) -> None:
+        self._at = None if self._log and place == 0 else self._key(self.items[place])
+
     def _place(self) -> int:
+        if self._at is None:
+            return 0
         return next((i for i, item in enumerate(self.items) if self._key(item) == self._at), 0)
 
     def _in_order(self, items: Sequence[T]) -> list[T]:
@@ -166,9 +176,9 @@ class Table(Rows, Generic[T], can_focus=True):
         where = f" {self._place() + 1}/{len(self.items)}"
         return Strip.join([head.crop(0, max(width - len(where), 0)), look.row([(where, look.HEAD)], len(where))])
 
-    def _line(self, columns: Sequence[Column[T]], item: T, width: int) -> Strip:
+    def _line(self, columns: Sequence[Column[T]], item: T, width: int, *, at: bool) -> Strip:
         cells = [column.cell(item) for column in columns]
-        if self.has_focus and self._key(item) == self._at:
+        if at:
             cells = [(text, look.CURSOR) for text, _ in cells]
             return self._cells(columns, cells, width, look.CURSOR)
         return self._cells(columns, cells, width, look.PLAIN)
