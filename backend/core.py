@@ -40,6 +40,9 @@ class Core(threading.Thread):
         clock: wall clock that never steps back, seconds.
         context: of the hub; ``outbox`` is an inproc address whose PULL end the I/O thread reads.
         outbox: where frames and messages go, as ``[socket, *frames]``.
+
+    Attributes:
+        failed: once the thread is over: it died of a fault.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Core(threading.Thread):
         self._ended = False
         self._frame_wanted = False
         self._guard = Guard()
+        self.failed = True  # until it has ended as told
 
     # --- from the I/O thread ------------------------------------------------------------------------------------
 
@@ -99,7 +103,7 @@ class Core(threading.Thread):
         self.put(lambda _: None)
 
     def end(self) -> None:
-        """Finish what is queued, send a last frame, and end."""
+        """Answer what was asked, send a last frame, and end; data that still waits is let go."""
         with self._wake:
             self._ended = True
             self._wake.notify()
@@ -135,6 +139,7 @@ class Core(threading.Thread):
             elif self._ended:
                 self._perform(self._state.tick(self._clock()))
                 self._publish(self._clock(), heartbeat=True)
+                self.failed = False
                 return
 
     def _next(self, timeout: float) -> tuple[Call | None, list[bytes] | None]:
@@ -143,7 +148,7 @@ class Core(threading.Thread):
                 self._wake.wait(max(timeout, 0.0))
             if self._urgent:
                 return self._urgent.popleft(), None
-            if self._data:
+            if self._data and not self._ended:
                 frames = self._data.popleft()
                 self._data_bytes -= sum(len(frame) for frame in frames)
                 return None, frames

@@ -35,8 +35,8 @@ POLL_MS = 100
 LOCK_TRIES = 5
 """Attempts at the lock, ``POLL_MS`` apart."""
 
-DRAIN = 512
-"""Messages taken from one socket before the others get their turn."""
+DRAIN = 16
+"""Messages taken from one socket before the others get their turn; a data message may have megabytes."""
 
 MAX_CONTROL_BYTES = 1 << 20
 VIEW_HWM = 64
@@ -67,8 +67,8 @@ class Hub:
         """End ``run`` in good order. Safe in a signal handler."""
         self._stopping = True
 
-    def run(self, ready: Callable[[], None]) -> None:
-        """Serve until told to stop. ``ready`` is called once the sockets are bound."""
+    def run(self, ready: Callable[[], None]) -> bool:
+        """Serve until told to stop; ``ready`` is called once the sockets are bound. False if the core died of a fault."""
         self._bind()
         self._core.start()
         ready()
@@ -77,6 +77,7 @@ class Hub:
                 self._turn()
         finally:
             self._end()
+        return not self._core.failed
 
     def _bind(self) -> None:
         # An old hub's socket files are replaced by bind; the lock says that no living hub owns them.
@@ -224,10 +225,9 @@ def main(rundir: RunDir) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, hub.stop)
         try:
-            hub.run(lambda: _write_info(rundir, hub))
+            return 0 if hub.run(lambda: _write_info(rundir, hub)) else 1
         finally:
             rundir.info.unlink(missing_ok=True)
-        return 0
 
 
 def _command(arguments: list[str]) -> int:

@@ -87,15 +87,14 @@ def _add_tokens(batch: Batch, parts: list[Summary], engines: NDArray[np.int64], 
 
 def _add_spans(batch: Batch, parts: list[Summary], engines: NDArray[np.int64], versions: NDArray[np.int32]) -> None:
     known = versions != wire.UNKNOWN_VERSION
-    rows = batch.token_rows[known]
-    least = np.full(batch.rows, np.iinfo(np.int32).max)
-    greatest = np.full(batch.rows, np.iinfo(np.int32).min)
-    np.minimum.at(least, rows, versions[known])
-    np.maximum.at(greatest, rows, versions[known])
+    rows, labels = batch.token_rows[known], versions[known]
+    changes = (labels[1:] != labels[:-1]) & (rows[1:] == rows[:-1])
+    versioned = np.bincount(rows, minlength=batch.rows) > 0
+    spanning = np.bincount(rows[1:][changes], minlength=batch.rows) > 0
     for engine, part in enumerate(parts):
         here = engines == engine
-        part.versioned = int(np.count_nonzero(here & (least <= greatest)))
-        part.spanning = int(np.count_nonzero(here & (least < greatest)))
+        part.versioned = int(np.count_nonzero(here & versioned))
+        part.spanning = int(np.count_nonzero(here & spanning))
 
 
 def _add_rows(batch: Batch, parts: list[Summary], engines: NDArray[np.int64]) -> None:

@@ -35,13 +35,20 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What a message told about its source: ``new``, ``restarted``, ``back`` after silence, with ``lost`` before it."""
+    """What a message told about its source.
+
+    ``news`` is ``appeared``, ``restarted`` (a new life without a goodbye from the last), ``returned`` (with one),
+    ``is back`` (after silence) or empty; ``lost`` messages went before it.
+    """
 
     source: Source
-    new: bool = False
-    restarted: bool = False
-    back: bool = False
+    news: str = ""
     lost: int = 0
+
+    @property
+    def new_life(self) -> bool:
+        """First message of its epoch here."""
+        return self.news in {"appeared", "restarted", "returned"}
 
 
 class Sources:
@@ -65,7 +72,9 @@ class Sources:
         source = self._known.get(envelope.source)
         if source is None or source.epoch != envelope.epoch:
             fresh = self._known[envelope.source] = Source(envelope.source, envelope.epoch, now, envelope.seq + 1)
-            return Arrival(fresh, new=source is None, restarted=source is not None)
+            if source is None:
+                return Arrival(fresh, "appeared")
+            return Arrival(fresh, "returned" if source.health == "gone" else "restarted")
         lost = max(envelope.seq - source.next_seq, 0)
         source.next_seq = max(source.next_seq, envelope.seq + 1)
         source.lost += lost
@@ -73,7 +82,7 @@ class Sources:
         if source.health != "gone":
             source.health = "live"
         source.last_seen = now
-        return Arrival(source, back=back, lost=lost)
+        return Arrival(source, "is back" if back else "", lost)
 
     def goodbye(self, bye: wire.Bye, now: float) -> None:
         """A source has sent its last message; see ``leaving``."""

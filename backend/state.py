@@ -211,19 +211,18 @@ class State:
             self._health(envelope, body, now)
 
     def _arrived(self, arrival: Arrival, now: float) -> list[Effect]:
-        source = arrival.source
-        if arrival.new or arrival.restarted:
-            severity, what = ("warn", "restarted") if arrival.restarted else ("info", "appeared")
-            self._event(now, severity, _kind(source), f"{source.name} {what}", engine=_engine(source))
-            if source.is_trainer and arrival.restarted:
-                self._trainer.new_epoch()
-                self._steps.new_epoch()
-            return [Send(identity(source.name, source.epoch), wire.Welcome(self.snapshot.epoch))]
-        if arrival.back:
-            self._event(now, "info", _kind(source), f"{source.name} is back", engine=_engine(source))
+        source, news = arrival.source, arrival.news
+        if news:
+            severity = "warn" if news == "restarted" else "info"
+            self._event(now, severity, _kind(source), f"{source.name} {news}", engine=_engine(source))
         if arrival.lost:
             self._lost(source, arrival.lost)
-        return []
+        if not arrival.new_life:
+            return []
+        if source.is_trainer and news != "appeared":
+            self._trainer.new_epoch()
+            self._steps.new_epoch()
+        return [Send(identity(source.name, source.epoch), wire.Welcome(self.snapshot.epoch))]
 
     def _register(self, message: wire.Register) -> list[Effect]:
         if message.proto != wire.PROTO:

@@ -36,6 +36,11 @@ def test_engines_appear_fall_silent_come_back_restart_and_leave() -> None:
     assert hub.texts == ["e0 appeared", "e0 is silent", "e0 is back", "e0 restarted", "e0 said goodbye"]
     hub.later(SILENT_S + 1)
     assert hub.picture.engines["e0"].health == "gone"
+    hub.sources["e0"] = Source("e0", "life-3")
+    hub.engine("e0")
+    hub.later()
+    assert hub.texts[-1] == "e0 returned"
+    assert hub.picture.engines["e0"].health == "live"
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=50))

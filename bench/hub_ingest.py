@@ -1,0 +1,148 @@
+"""Tokens per second: through a summary, through the pure core (decode, join, measure), and through a real hub.
+
+    .venv/bin/python bench/hub_ingest.py [--rows 2000] [--tokens 1000]
+
+Engines' rollouts and the trainer's rows of one step are made first; then each stage is timed alone on one core. The
+real hub runs as its own process; its time is from the first message sent to the step seen by a client, and the last
+column asks for a flag while that step is on its way: the time to the answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import zmq
+
+from rltop.backend import view
+from rltop.backend.client import Client
+from rltop.backend.state import State
+from rltop.backend.summary import Gap
+from rltop.collectors import wire
+from rltop.collectors.rundir import RunDir
+
+ROWS_PER_MESSAGE = 50
+PROMPT = 100
+
+
+def messages(rows: int, tokens: int) -> tuple[list[list[bytes]], list[list[bytes]]]:
+    """Frames of two engines' rollouts and of one rank's rows with the close, for one step."""
+    rng = np.random.default_rng(0)
+    engines: list[list[bytes]] = []
+    trainer: list[list[bytes]] = []
+    seqs = {"e0": 0, "e1": 0, "trainer/0": 0}
+
+    def frames(source: str, body: wire.DataBody, arrays: wire.Arrays) -> list[bytes]:
+        envelope = wire.Envelope(wire.PROTO, source, "bench", seqs[source], time.time())
+        seqs[source] += 1
+        return [bytes(frame) for frame in wire.encode_data(envelope, body, arrays)]
+
+    for number, start in enumerate(range(0, rows, ROWS_PER_MESSAGE)):
+        n, engine = min(ROWS_PER_MESSAGE, rows - start), f"e{number % 2}"
+        prompts = rng.integers(0, 30_000, (n, PROMPT)).astype("<i4")
+        ids = rng.integers(0, 30_000, (n, tokens)).astype("<i4")
+        logprobs = -rng.exponential(1, (n, tokens)).astype("<f4")
+        made: wire.Arrays = {"prompt_ids": prompts.ravel(), "token_ids": ids.ravel(), "logprobs": logprobs.ravel()}
+        entry = [
+            wire.Rollout(f"r{start + i}", PROMPT, tokens, "stop", [wire.VersionRun(0, 0, 3)], "engine", True, 96)
+            for i in range(n)
+        ]
+        engines.append(frames(engine, wire.Rollouts(engine, entry, wire.describe(made)), made))
+        rows_of: wire.Arrays = {
+            "row_ids": np.concatenate([prompts, ids], axis=1).ravel(),
+            "row_mask": np.repeat(np.array([[0] * PROMPT + [1] * tokens], "u1"), n, axis=0).ravel(),
+            "row_sizes": np.full(n, PROMPT + tokens, "<i4"),
+            "rewards": rng.random(n).astype("<f4"),
+            "rollout_logprobs": logprobs.ravel(),
+            "trainer_logprobs": (logprobs + rng.normal(0, 0.02, logprobs.shape)).astype("<f4").ravel(),
+            "advantages": rng.normal(size=n * tokens).astype("<f4"),
+            "entropy": rng.random(n * tokens).astype("<f4"),
+        }
+        body = wire.Sequences(0, 0, 0, n, wire.describe(rows_of), policy_version=4, clip_low=0.8, clip_high=1.28)
+        trainer.append(frames("trainer/0", body, rows_of))
+    trainer.append(frames("trainer/0", wire.StepClosed(0, 0, 1, 5), {}))
+    return engines, trainer
+
+
+def summary(total: int) -> float:
+    d = np.random.default_rng(1).normal(0, 0.02, total)
+    start = time.process_time()
+    Gap.of(d)
+    return total / (time.process_time() - start)
+
+
+def core(engines: list[list[bytes]], trainer: list[list[bytes]], total: int) -> tuple[float, float]:
+    """Tokens per second of CPU, and the longest that one message took in ms."""
+    state = State("bench", "h", 0.0, lambda: "c")
+    longest = 0.0
+    start = time.process_time()
+    for frames in engines + trainer:
+        before = time.perf_counter()
+        state.data(frames, 0.0)
+        longest = max(longest, time.perf_counter() - before)
+    state.tick(1.0)
+    state.frame(1.0)
+    spent = time.process_time() - start
+    assert state.snapshot.steps[0].values["joined_fraction"] == 1.0
+    return total / spent, longest * 1000
+
+
+def hub(engines: list[list[bytes]], trainer: list[list[bytes]], total: int) -> tuple[float, float]:
+    """Tokens per second of wall clock through a hub process, and the time to a command's answer meanwhile in ms."""
+    with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as path:
+        Path(path).chmod(0o700)
+        rundir = RunDir(Path(path))
+        process = subprocess.Popen([sys.executable, "-m", "rltop.backend.hub", path], stderr=subprocess.DEVNULL)
+        context = zmq.Context()
+        try:
+            with Client(rundir) as client:
+                client.snapshot(20)
+                push = context.socket(zmq.PUSH)
+                push.linger = 0
+                push.sndhwm = 0
+                push.connect(rundir.ingest)
+                start = time.perf_counter()
+                for frames in engines + trainer:
+                    push.send_multipart(frames)
+                question = view.AskSet(uuid.uuid4().hex, "prefix_caching", "off")
+                asked = time.perf_counter()
+                client.ask(question)
+                assert client.wait(lambda c: question.id in c.answers, 60)
+                answered = time.perf_counter() - asked
+                assert client.wait(lambda c: c.view is not None and bool(c.view.steps), 60)
+                took = time.perf_counter() - start
+                assert client.view is not None
+                assert client.view.steps[0].values["joined_fraction"] == 1.0
+                push.close()
+                client.stop_hub()
+                return total / took, answered * 1000
+        finally:
+            context.term()
+            if process.poll() is None:
+                process.terminate()
+            process.wait(20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--tokens", type=int, default=1000)
+    options = parser.parse_args()
+    total = options.rows * options.tokens
+    engines, trainer = messages(options.rows, options.tokens)
+    print(f"{total / 1e6:.1f} M tokens in {options.rows} rows")
+    print(f"summary   {summary(total) / 1e6:6.1f} M tokens/s of CPU")
+    speed, longest = core(engines, trainer, total)
+    print(f"core      {speed / 1e6:6.1f} M tokens/s of CPU, longest message {longest:.1f} ms")
+    speed, answered = hub(engines, trainer, total)
+    print(f"hub       {speed / 1e6:6.1f} M tokens/s of wall clock, a question answered meanwhile in {answered:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
