@@ -1,8 +1,8 @@
 """What the engine collector costs: microseconds per step on the engine's thread, and tokens/s with and without it.
 
 ``python bench/engine_step.py [--rounds N] [--swap]`` boots two engines (real, on the CPU), one with the collector and a
-hub's sockets, one without, and runs 64 requests on each in turn; the ratio is over neighbouring rounds. The tap itself is
-measured apart from the model: the wrapped schedule and step functions around a step that does nothing, 64 outputs.
+hub's sockets, one without, and runs 64 requests on each in turn; the ratio is over neighbouring rounds. The tap itself
+is measured apart from the model: wrapped schedule and step functions around a step that does nothing, with 64 outputs.
 """
 
 from __future__ import annotations
