@@ -32,9 +32,9 @@ PATIENCE_S = 60.0
 
 
 class Terminal:
-    """A dashboard in a child process on a pseudo-terminal."""
+    """A dashboard in a child process on a pseudo-terminal, which its session owns as after a login, or not."""
 
-    def __init__(self, columns: int, lines: int, *, fps: float = 10.0) -> None:
+    def __init__(self, columns: int, lines: int, *, fps: float = 10.0, owned: bool = True) -> None:
         self.bytes = 0
         self._screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self._screen)
@@ -43,7 +43,7 @@ class Terminal:
         told, self._tell = os.pipe()
         environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.terminal", str(told), str(fps)],
+            [sys.executable, "-m", "tests.terminal", str(told), str(fps), str(int(owned))],
             stdin=slave, stdout=slave, stderr=slave, pass_fds=(told,), start_new_session=True, env=environment,
         )  # fmt: skip
         os.close(slave)
@@ -55,8 +55,14 @@ class Terminal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        os.close(self._master)
+        self.hang_up()
         os.close(self._tell)
+
+    def hang_up(self) -> None:
+        """Close the terminal, as a lost connection does."""
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
 
     def tell(self, messages: str) -> None:
         """Let the run move; one message is taken at each tick."""
@@ -129,12 +135,13 @@ class ToldClient(HeldClient):
             view.steps = {n: msgspec.structs.replace(pictures.step(n + self._moves), step=n) for n in range(200)}
 
 
-def main(told: int, fps: float) -> int:
-    fcntl.ioctl(sys.stdin, termios.TIOCSCTTY, 0)  # as a login's terminal: its end is this session's end
+def main(told: int, fps: float, owned: int) -> int:
+    if owned:
+        fcntl.ioctl(sys.stdin, termios.TIOCSCTTY, 0)  # as a login's terminal: its end is this session's end
     app = RltopApp(ToldClient(told), "sort", fps=fps)
     app.run()
     return app.return_code or 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), float(sys.argv[2])))
+    sys.exit(main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])))

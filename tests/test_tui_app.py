@@ -46,6 +46,13 @@ async def test_the_screen_follows_the_run_from_nothing_to_loss_and_return() -> N
         assert "step 4 " in screen_text(app)
 
 
+async def test_who_started_the_view_can_have_a_word() -> None:
+    app = RltopApp(HeldClient(pictures.healthy()), "sort", notice=lambda: "boot 2/3: engines")
+    async with app.run_test(size=SIZE) as pilot:
+        await settle(app, pilot)
+        assert "live  boot 2/3: engines  step 39" in screen_text(app)
+
+
 async def test_freezing_holds_the_picture_and_counts_what_came_since() -> None:
     shown = pictures.healthy()
     client = HeldClient(shown)

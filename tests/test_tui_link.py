@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.segment import Segment
@@ -102,12 +102,12 @@ def test_a_link_that_stands_still_is_not_flooded_and_said_to_be_slow() -> None:
         terminal.wait_for(lambda text: "live" in text and "step 200" in text)
 
 
-def test_a_closed_terminal_ends_the_viewer() -> None:
-    terminal = Terminal(80, 24)
-    terminal.wait_for(lambda text: "detach" in text)
-    os.close(terminal._master)
-    assert terminal.process.wait(60) is not None
-    os.close(terminal._tell)
+@pytest.mark.parametrize("owned", [True, False])
+def test_a_closed_terminal_ends_the_viewer(owned: bool) -> None:
+    with Terminal(80, 24, owned=owned) as terminal:
+        terminal.wait_for(lambda text: "detach" in text)
+        terminal.hang_up()
+        assert terminal.process.wait(60) != 0
 
 
 def test_ctrl_c_and_q_detach() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from rltop.tui.commands import BY_ID, NEEDS_CONTROL
 from rltop.tui.control import Control, Target
 from rltop.tui.dialogs import ConfirmSwitch, engine_page, help_page
 from rltop.tui.history import X_AXES, History
-from rltop.tui.link import Pace, backlog
+from rltop.tui.link import Pace, backlog, hung_up
 from rltop.tui.overview import Overview
 from rltop.tui.palette import CommandPalette, key_bindings
 from rltop.tui.plot import Sight
@@ -49,6 +50,7 @@ class RltopApp(App[int]):
         run: the run's name.
         control: flags may be switched; otherwise the keys say why not.
         fps: repaints per second at most.
+        notice: what else the first line should say now; empty for nothing.
         clock: monotonic seconds.
     """
 
@@ -65,6 +67,7 @@ class RltopApp(App[int]):
         *,
         control: bool = False,
         fps: float = 4.0,
+        notice: Callable[[], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
@@ -76,6 +79,7 @@ class RltopApp(App[int]):
         self.history = History()
         self.sight = Sight()
         self.pace = Pace(fps)
+        self._notice = notice
         self._clock = clock
         self._frozen: Snapshot | None = None
         self._dirty = True
@@ -110,6 +114,9 @@ class RltopApp(App[int]):
 
     def tick(self) -> None:
         """Take what has come; paint if the link keeps up and nothing stands in front."""
+        if not self.is_headless and hung_up(sys.stdin.fileno()):
+            self.exit(return_code=1)
+            return
         changed = self.client.poll()
         self._dirty |= changed and self._frozen is None
         self._take_answers()
@@ -143,6 +150,7 @@ class RltopApp(App[int]):
             behind=behind or 0,
             reading=self.sight.cursor,
             slow_hz=self.pace.painting_hz if self.pace.slow else None,
+            notice=self._notice(),
         )
 
     def _look(self, **changes: Any) -> None:
@@ -295,14 +303,32 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def run_dashboard(rundir: RunDir, *, control: bool, fps: float = 4.0) -> int:
-    """Show the dashboard of a run until the person leaves it. Returns the exit status."""
+def run_dashboard(
+    rundir: RunDir,
+    *,
+    control: bool,
+    fps: float = 4.0,
+    notice: Callable[[], str] = str,
+    farewell: str = "detached; the run goes on",
+) -> int:
+    """Show the dashboard of a run until the person leaves it.
+
+    Args:
+        rundir: where the run's hub listens, now or later.
+        control: flags may be switched.
+        fps: repaints per second at most.
+        notice: asked at every repaint for what else the first line should say; empty for nothing.
+        farewell: the last word on the terminal when the person left; empty for none.
+
+    Returns:
+        The exit status.
+    """
     client = Client(rundir)
     try:
-        app = RltopApp(client, rundir.run, control=control, fps=fps)
+        app = RltopApp(client, rundir.run, control=control, fps=fps, notice=notice)
         app.run()
     finally:
         client.close()
-    if app.return_code == 0:
-        print(f"detached from {rundir.run}; the run goes on")  # noqa: T201 - the last word, on the terminal
+    if app.return_code == 0 and farewell:
+        print(farewell)  # noqa: T201 - the last word, on the terminal
     return app.return_code or 0

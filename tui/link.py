@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from typing import Any
 
 MAX_BACKLOG = 1
@@ -18,6 +19,16 @@ def backlog(app: Any) -> int:
     writer = getattr(getattr(app, "_driver", None), "_writer_thread", None)
     queue = getattr(writer, "_queue", None)
     return 0 if queue is None else int(queue.qsize())
+
+
+def hung_up(fd: int) -> bool:
+    """Whether the terminal behind ``fd`` is gone for good.
+
+    Its session is told by a signal; a viewer that nohup or setsid keeps from it would turn round in vain for ever.
+    """
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
 
 
 class Pace:

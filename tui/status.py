@@ -18,7 +18,7 @@ class ViewState:
 
     ``frozen_at`` is the step at which the view was frozen (-1 before the first), ``behind`` how many steps closed
     since; ``reading`` the step that the plots read out, if not the latest; ``slow_hz`` how often a slow link is
-    painted; ``note`` the answer to the last key.
+    painted; ``notice`` what whoever started the view has to say.
     """
 
     state: str
@@ -27,6 +27,7 @@ class ViewState:
     behind: int = 0
     reading: int | None = None
     slow_hz: float | None = None
+    notice: str = ""
 
 
 def header(run: str, view: Snapshot | None, state: ViewState, width: int) -> Strip:
@@ -37,6 +38,8 @@ def header(run: str, view: Snapshot | None, state: ViewState, width: int) -> Str
         parts += [(f" {alarm} ", look.ALARM), (" ", look.PLAIN)]
     else:
         parts += [("● ", look.GOOD), ("live  ", look.PLAIN)]
+    if state.notice:
+        parts.append((f"{state.notice}  ", look.WARN))
     if view is not None:
         for name, value, style in facts(view):
             fact = [(f"{name} ", look.FAINT), (f"{value}  ", style)]
