@@ -68,7 +68,7 @@ class Hub:
         self._stopping = True
 
     def run(self, ready: Callable[[], None]) -> bool:
-        """Serve until told to stop; ``ready`` is called once the sockets are bound. False if the core died of a fault."""
+        """Serve until told to stop. False if the core died of a fault. ``ready``: called once the sockets are bound."""
         self._bind()
         self._core.start()
         ready()
