@@ -38,7 +38,6 @@ class Fleet:
         self.updates: list[messages.Updated] = []
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.bind(socket)
 
     def wait_ready(self) -> None:
@@ -59,11 +58,17 @@ class Fleet:
             self._hear(None)
         return [self._groups.pop(ticket) for ticket in tickets]
 
-    def publish(self, version: int, weights: dict[str, Tensor]) -> None:
-        """Have every engine load ``weights`` as ``version``. Returns at once; the file goes when all have it."""
+    def publish(self, version: int, weights: dict[str, Tensor], step: int | None) -> None:
+        """Have every engine load ``weights`` as ``version``, and hand out the tickets of ``step`` just before.
+
+        Tickets and weights leave together, so that the update meets the new requests in flight. Returns at once; the
+        weights' file goes when all engines have it.
+        """
         path = self._path(version)
         save_file(weights, path)
         self._loading[version] = set(self._engines)
+        if step is not None:
+            self.grant(step)
         for engine in self._engines:
             self._say(engine, messages.Update(version, str(path)))
 

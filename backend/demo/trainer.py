@@ -112,7 +112,8 @@ class Trainer:
                 **self._update_metrics(),
             }
             self._collector.step(step, policy_version=step + 1, metrics=metrics)
-            self._hand_out(step)
+            following = step + AHEAD if step + AHEAD < self._job.steps else None
+            self._fleet.publish(step + 1, self._snapshots.take(step + 1), following)
             say(StepDone(step, {**metrics, "step_s": time.perf_counter() - began}))
         self._fleet.settle()
 
@@ -153,12 +154,6 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), GRADIENT_NORM)
         self._optimizer.step()
         return float(norm)
-
-    def _hand_out(self, step: int) -> None:
-        """Tickets first, weights second: the update meets requests in flight."""
-        if step + AHEAD < self._job.steps:
-            self._fleet.grant(step + AHEAD)
-        self._fleet.publish(step + 1, self._snapshots.take(step + 1))
 
     def _update_metrics(self) -> dict[str, float]:
         updates = self._fleet.take_updates()
