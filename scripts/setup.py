@@ -127,9 +127,7 @@ def main() -> int:
     STAMP.unlink(missing_ok=True)
     LOG.write_text("")
     install_vllm()
-    # Its pins are of older releases than the pytest used here; it works with them, as the tests show.
     pip("rltop and the development tools", "--editable", ".[dev]")
-    pip("snapshot tests", "--no-deps", "pytest-textual-snapshot==1.1.0", "syrupy==7.0.2", "jinja2", "markupsafe")
     step("a first look", PYTHON, "-c", "import torch, vllm, rltop.collectors, rltop.backend, rltop.tui")
     STAMP.write_text(wanted)
     print("setup: ready")
