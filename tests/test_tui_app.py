@@ -192,6 +192,18 @@ async def test_a_log_shows_the_newest_until_someone_reads_on() -> None:
         assert "⟦" in next(line for line in screen_text(app).splitlines() if "happening 127" in line)
 
 
+async def test_a_switch_from_before_the_known_steps_is_on_no_chart() -> None:
+    shown = pictures.healthy()
+    shown.steps = {number: step for number, step in shown.steps.items() if number >= 30}
+    async with dashboard(HeldClient(shown), SIZE) as (app, _):
+        assert "▲" not in screen_text(app)
+    old = pictures.applied("e0", "prefix_caching", "off", command="c0", step=None)
+    shown = pictures.healthy()
+    shown.flag_changes = {change_key(old): old}
+    async with dashboard(HeldClient(shown), SIZE) as (app, _):
+        assert "└▲pc-" in screen_text(app)
+
+
 async def test_a_smaller_terminal_keeps_what_matters() -> None:
     async with dashboard(HeldClient(pictures.healthy()), (160, 48)) as (app, pilot):
         assert "node-a" in screen_text(app)

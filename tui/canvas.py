@@ -158,7 +158,7 @@ class Raster:
     def segments(
         self, x: NDArray[np.intp], y: NDArray[np.intp], linked: NDArray[np.bool_], ink: int, *, dashed: bool
     ) -> None:
-        """Join point i and i+1 where ``linked[i]``; a dashed join leaves every other pair of columns dark."""
+        """Join point i and i+1 where ``linked[i]``; a dashed join leaves every other pair of dots dark."""
         x0, y0, dx, dy = x[:-1][linked], y[:-1][linked], np.diff(x)[linked], np.diff(y)[linked]
         count = np.maximum(np.abs(dx), np.abs(dy)) + 1
         which = np.repeat(np.arange(count.size), count)
@@ -166,7 +166,7 @@ class Raster:
         share = part / np.maximum(count - 1, 1)[which]
         at_x = x0[which] + np.rint(dx[which] * share).astype(np.intp)
         at_y = y0[which] + np.rint(dy[which] * share).astype(np.intp)
-        lit = at_x % 4 < 2 if dashed else slice(None)
+        lit = part % 4 < 2 if dashed else slice(None)
         self.points(at_x[lit], at_y[lit], ink)
 
     def cells(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

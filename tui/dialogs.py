@@ -84,7 +84,10 @@ class ConfirmSwitch(ModalScreen[str | None]):
         )  # fmt: skip
         facts = [
             ("where", f"engine {target.engine}" if target.engine else many),
-            ("in flight", f"{target.in_flight} requests, kept; the switch waits for a step boundary"),
+            (
+                "in flight",
+                f"{target.in_flight} requests when last heard of; all are kept, the switch waits for a step boundary",
+            ),
             ("expect", target.flag.effect),
             ("undo", "switch it back; every change is on the charts and in the log"),
         ]

@@ -71,7 +71,10 @@ class History:
 
 
 def markers(changes: Iterable[FlagChange], history: History, axis: XAxis) -> tuple[Marker, ...]:
-    """One marker per applied switch and step, between the step before it and the next."""
+    """One marker per applied switch and step, between the step before it and the next.
+
+    A switch before the steps that are known (a hub that was restarted has lost the older ones) has no place.
+    """
     switches = {
         (-1 if change.step is None else change.step, look.flag_label(change.flag, change.new or change.wanted))
         for change in changes
@@ -82,5 +85,7 @@ def markers(changes: Iterable[FlagChange], history: History, axis: XAxis) -> tup
     if not known.any():
         return ()
     return tuple(
-        Marker(float(np.interp(step + 0.5, numbers[known], x[known])), label) for step, label in sorted(switches)
+        Marker(float(np.interp(step + 0.5, numbers[known], x[known])), label)
+        for step, label in sorted(switches)
+        if step >= numbers[0] - 1
     )

@@ -67,7 +67,8 @@ def row(parts: Iterable[Part], width: int) -> Strip:
         segment = Segment(clean(text, min(_cells(text), width - used)), style)
         segments.append(segment)
         used += segment.cell_length
-    return Strip([*segments, Segment(" " * (width - used))] if used < width else segments, width)
+    segments += [Segment(" " * (width - used))] if used < width else []
+    return Strip(segments, width).simplify()
 
 
 def length(parts: Iterable[Part]) -> int:

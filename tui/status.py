@@ -89,7 +89,8 @@ def facts(view: Snapshot) -> list[tuple[str, str, Style]]:
     found.append(("tok/s", look.figure(sum(rates)) if rates else look.UNKNOWN, look.PLAIN))
     if last is not None:
         found.append(("tokens/step", look.figure(last.values.get("tokens")), look.PLAIN))
-    found.append(("up", look.duration(view.time - view.started), look.FAINT))
+    # Minutes: a second that ticks would be the only thing that moves on a quiet screen.
+    found.append(("up", f"{max(view.time - view.started, 0) // 60:.0f}m", look.FAINT))
     return found
 
 
