@@ -6,7 +6,7 @@ PYTHON ?= python3
 .PHONY: demo test check setup
 
 demo: setup
-	@.venv/bin/rltop demo $(ARGS) || { code=$$?; [ $$code -eq 130 ] || exit $$code; }  # 130: left before the last step
+	@.venv/bin/rltop demo $(ARGS) || { code=$$?; [ $$code -eq 130 ] || exit $$code; }  # 130: ended by ctrl-c
 
 test: check
 	@.venv/bin/python -m pytest $(ARGS)

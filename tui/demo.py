@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from rltop.tui.app import run_dashboard
 LEFT_EARLY = 130
 """Exit code when the person ended the run before its last step, as a shell gives for ctrl-c."""
 
+LAST_LINES = 3
+POLL_S = 0.25
+
 
 def run_with_dashboard(options: DemoOptions) -> int:
-    """Start the run, show it, and end it when the person leaves the dashboard.
+    """Start the run and show it. Detaching leaves it going, a line per step; ctrl-c then ends it.
 
     Returns:
         As ``run_headless``, or ``LEFT_EARLY``.
@@ -30,15 +34,26 @@ def run_with_dashboard(options: DemoOptions) -> int:
         return 1
     try:
         run_dashboard(demo.rundir, control=True, notice=_notice(demo))
-    finally:
-        finished = demo.exit_code
-        click.echo("ending the hub ..." if finished is not None else "ending engines, trainer and hub ...")
-        demo.stop()
-    if finished is None:
-        click.echo(f"the run was ended before its last step; everything it printed is in {demo.log}")
+        _follow(demo)
+    except KeyboardInterrupt:
+        click.echo("\nending engines, trainer and hub ...")
         return LEFT_EARLY
-    click.echo(_tail(demo.log, 3))
-    return finished
+    finally:
+        code = demo.stop()
+    return code
+
+
+def _follow(demo: Demo) -> None:
+    """Print what the run prints, from its last lines on, until it ends."""
+    if demo.exit_code is None:
+        click.echo(f"detached; the run goes on: ctrl-c ends it, `rltop {demo.rundir.run}` shows it again")
+    with demo.log.open() as log:
+        for line in log.readlines()[-LAST_LINES:]:
+            click.echo(line, nl=False)
+        while demo.exit_code is None:
+            click.echo(log.read(), nl=False)
+            time.sleep(POLL_S)
+        click.echo(log.read(), nl=False)
 
 
 def _notice(demo: Demo) -> Callable[[], str]:
@@ -50,7 +65,7 @@ def _notice(demo: Demo) -> Callable[[], str]:
             said = _tail(demo.log, 1)
             return said if "boot" in said or "is up after" in said else ""
         if code == 0:
-            return "the run has finished; q ends the demo"
+            return "the run has finished; q leaves"
         return f"the run failed (exit code {code}): {_tail(demo.log, 1)}"
 
     return notice
