@@ -243,6 +243,17 @@ async def test_the_axes_and_the_step_read_out_are_shared_by_all_plots() -> None:
         assert "1e-" in screen_text(app)
 
 
+async def test_no_color_leaves_signs_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with dashboard(HeldClient(pictures.troubled()), SIZE) as (app, _):
+        coloured = screen_text(app)
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with dashboard(HeldClient(pictures.troubled()), SIZE) as (app, _):
+        plain = screen_text(app)
+        styles = [segment.style for strip in app.screen._compositor.render_strips() for segment in strip]
+        assert all(style.color is None or style.color.is_default for style in styles if style)
+    assert plain == coloured
+
+
 async def test_views_and_leaving() -> None:
     async with dashboard(HeldClient(pictures.healthy()), SIZE) as (app, pilot):
         views = app.query_one(ContentSwitcher)

@@ -70,7 +70,7 @@ class RltopApp(App[int]):
         notice: Callable[[], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__()
+        super().__init__(ansi_color=True)
         self.animation_level = "none"
         self.theme = "ansi-dark"
         self.client = client

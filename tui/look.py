@@ -67,7 +67,7 @@ def row(parts: Iterable[Part], width: int) -> Strip:
         segment = Segment(clean(text, min(_cells(text), width - used)), style)
         segments.append(segment)
         used += segment.cell_length
-    segments += [Segment(" " * (width - used))] if used < width else []
+    segments += [Segment(" " * (width - used), PLAIN)] if used < width else []
     return Strip(segments, width).simplify()
 
 

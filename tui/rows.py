@@ -14,6 +14,8 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
+from rltop.tui.look import PLAIN
+
 
 class Rows(Widget):
     """Lines of text. Whoever has new ones calls ``show``."""
@@ -24,7 +26,7 @@ class Rows(Widget):
 
     def show(self, rows: Sequence[Strip]) -> None:
         """Make these the lines of the widget, from the top."""
-        blank = Strip.blank(self.size.width)
+        blank = Strip.blank(self.size.width, PLAIN)
         old, self._rows = self._rows, list(rows)
         dirty = []
         for y in range(min(self.size.height, max(len(old), len(rows)))):
@@ -37,8 +39,8 @@ class Rows(Widget):
     def render_line(self, y: int) -> Strip:
         """One line, as Textual asks for it."""
         if y >= len(self._rows):
-            return Strip.blank(self.size.width)
-        return self._rows[y].adjust_cell_length(self.size.width)
+            return Strip.blank(self.size.width, PLAIN)
+        return self._rows[y].adjust_cell_length(self.size.width, PLAIN)
 
 
 def set_height(widget: Widget, rows: int) -> None:
