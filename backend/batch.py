@@ -13,16 +13,6 @@ from numpy.typing import NDArray
 from rltop.backend.join import Hit, Index, Ints
 from rltop.collectors import wire
 
-_PER_TOKEN = {
-    "rollout_logprobs": "f4",
-    "trainer_logprobs": "f4",
-    "old_logprobs": "f4",
-    "entropy": "f4",
-    "advantages": "f4",
-    "rollout_versions": "i4",
-    "old_versions": "i4",
-    "clipped": "u1",
-}
 _REQUIRED = ("row_ids", "row_mask", "row_sizes", "rollout_logprobs", "trainer_logprobs")
 
 
@@ -69,7 +59,7 @@ class Batch:
             raise wire.WireError(f"row_mask: {mask.size} entries for {self._ids.size} row_ids")
         before = np.concatenate([[0], np.cumsum(mask)])  # trained tokens before each position
         self.tokens = int(before[-1])
-        for name in _PER_TOKEN:
+        for name in wire.TOKEN_COLUMNS:
             if name in arrays and arrays[name].size != self.tokens:
                 raise wire.WireError(f"{name}: {arrays[name].size} entries for {self.tokens} trained tokens")
         if "rewards" in arrays and arrays["rewards"].size != self.rows:
@@ -210,9 +200,7 @@ def _check_types(arrays: wire.Arrays) -> None:
     for name in _REQUIRED:
         if name not in arrays:
             raise wire.WireError(f"{name}: missing")
-    expected = _PER_TOKEN | {
-        "row_ids": "i4", "row_mask": "u1", "row_sizes": "i4", "prompt_ids": "i4", "prompt_sizes": "i4", "rewards": "f4",
-    }  # fmt: skip
+    expected = wire.TOKEN_COLUMNS | wire.ROW_COLUMNS
     for name, array in arrays.items():
         if name in expected and array.dtype != wire.DTYPES[expected[name]]:
             raise wire.WireError(f"{name}: {array.dtype}, not {expected[name]}")

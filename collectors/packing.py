@@ -16,18 +16,6 @@ from rltop.collectors.arrays import Copy, short
 MESSAGE_BYTES = 1 << 20
 """What one message aims at; a batch is split between rows, so a single longer row makes a larger one."""
 
-TOKEN_COLUMNS: dict[str, str] = {
-    "rollout_logprobs": "f4",
-    "trainer_logprobs": "f4",
-    "old_logprobs": "f4",
-    "entropy": "f4",
-    "advantages": "f4",
-    "rollout_versions": "i4",
-    "old_versions": "i4",
-    "clipped": "u1",
-}
-"""The arrays of ``wire.Sequences`` that have one entry per trained token, with their element types."""
-
 VERSIONS = frozenset({"rollout_versions", "old_versions"})
 
 Ints = NDArray[np.int64]
@@ -52,7 +40,7 @@ class Batch:
         token_ids, mask: [tokens].
         prompt_ids: concatenated, or None. prompt_sizes: entries per row.
         rewards: [rows], or None.
-        columns: by the names of ``TOKEN_COLUMNS``.
+        columns: by the names of ``wire.TOKEN_COLUMNS``.
     """
 
     head: wire.Sequences
@@ -143,7 +131,7 @@ def _columns(batch: Batch, block: _Block) -> wire.Arrays:
     arrays: wire.Arrays = {}
     for name, column in batch.columns.items():
         values = _spread(column, block)[mask]
-        if TOKEN_COLUMNS[name] == "f4":
+        if wire.TOKEN_COLUMNS[name] == "f4":
             arrays[name] = _floats(values)
         elif name in VERSIONS:
             arrays[name] = _versions(name, values)

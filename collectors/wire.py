@@ -219,6 +219,28 @@ class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
 
 # --- trainer -> hub ---------------------------------------------------------------------------------------------
 
+TOKEN_COLUMNS: dict[str, str] = {
+    "rollout_logprobs": "f4",
+    "trainer_logprobs": "f4",
+    "old_logprobs": "f4",
+    "entropy": "f4",
+    "advantages": "f4",
+    "rollout_versions": "i4",
+    "old_versions": "i4",
+    "clipped": "u1",
+}
+"""The arrays of ``Sequences`` that have one entry per trained token, with their element types."""
+
+ROW_COLUMNS: dict[str, str] = {
+    "row_ids": "i4",
+    "row_mask": "u1",
+    "row_sizes": "i4",
+    "prompt_ids": "i4",
+    "prompt_sizes": "i4",
+    "rewards": "f4",
+}
+"""The other arrays of ``Sequences``, likewise."""
+
 
 class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
     """Rows that one rank trained on in one step, and what is known of every trained token.

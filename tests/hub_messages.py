@@ -81,8 +81,7 @@ def sequences(
     if rows and all(row.reward is not None for row in rows):
         arrays["rewards"] = np.array([row.reward for row in rows], "<f4")
     for name in rows[0].per_token if rows else ():
-        dtype = {"rollout_versions": "i4", "old_versions": "i4", "clipped": "u1"}.get(name, "f4")
-        arrays[name] = _join([row.per_token[name] for row in rows], dtype)
+        arrays[name] = _join([row.per_token[name] for row in rows], wire.TOKEN_COLUMNS[name])
     return wire.Sequences(step, update, rank, len(rows), wire.describe(arrays), **about), arrays
 
 
