@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +52,12 @@ def test_an_address_that_is_not_served_is_logged_once_and_not_raised() -> None:
     assert said.count("network addresses are refused") == 1
 
 
+def test_a_working_directory_that_is_gone_is_contained() -> None:
+    gone = "import os, tempfile; d = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d); "
+    said = python(f"{gone}from rltop.collectors.vllm import register; register(); print('on')", RLTOP_HUB="relative")
+    assert "on" in said.splitlines()
+
+
 def test_without_vllm_an_active_plugin_is_contained(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLTOP_RUN", "nowhere")
     monkeypatch.setattr(seams, "MODULE", "no_such_vllm")
@@ -91,12 +100,43 @@ def test_every_kind_of_loop_attaches_once_and_detaches_at_its_end(loops: Any) ->
         with pytest.raises(SystemExit):
             getattr(loops, name)().run_busy_loop()
     assert seen == ["attach EngineCoreProc", "detach", "attach DPEngineCoreProc", "detach"]
-    loops.InprocClient()
+    client = loops.InprocClient()
     assert seen[4:] == ["attach EngineCore"]
+    del client
+    assert seen[5:] == ["detach"]
     seams.uninstall()
     with pytest.raises(SystemExit):
         loops.EngineCoreProc().run_busy_loop()
-    assert len(seen) == 5
+    assert len(seen) == 6
+
+
+def test_an_engine_in_its_callers_process_is_let_go_with_its_client(loops: Any, tmp_path: Path, quiet: None) -> None:
+    guard = Guard()
+    seams.install(lambda engine: agent.Agent(engine, RunDir(tmp_path), guard).close, guard)
+    client = loops.InprocClient()
+    core = client.engine_core
+    assert "schedule" in vars(core.scheduler)
+    engine = weakref.ref(core)
+    del client
+    assert "schedule" not in vars(core.scheduler)
+    del core
+    wait_for(lambda: not gc.collect() or engine() is None, "the engine is freed")
+    assert engine() is None
+    assert guard.faults == {}
+
+
+def test_the_copy_in_a_forked_child_does_not_speak_for_the_engine(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLTOP_ENGINE", "e7")
+    with HubStandIn() as hub:
+        watcher = agent.Agent(EngineCore(), hub.rundir, Guard())
+        wait_for(lambda: hub.knows("e7"), "the engine registers")
+        child = os.fork()
+        if not child:
+            watcher.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        watcher.close()
+        assert {envelope.epoch for envelope, _, _ in hub.messages} == {watcher.sender.epoch}
 
 
 def test_an_attach_that_raises_leaves_the_loop_alone(loops: Any) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rltop.collectors.guard import Guard
-    from rltop.collectors.rundir import RunDir
 
 log = logging.getLogger("rltop")
 
@@ -21,6 +20,12 @@ _refused: set[str] = set()
 def register() -> None:
     """Entry point of ``vllm.general_plugins``: total, idempotent, and free unless RLTOP_HUB or RLTOP_RUN is set."""
     from rltop.collectors.guard import Guard
+
+    guard = Guard()
+    guard.run("register", _register, guard)
+
+
+def _register(guard: Guard) -> None:
     from rltop.collectors.rundir import RunDirError, from_environment
 
     try:
@@ -30,13 +35,7 @@ def register() -> None:
             _refused.add(str(error))
             log.warning("rltop: the engine collector stays off: %s", error)
         return
-    if rundir is None:
-        return
-    guard = Guard()
-    guard.run("register", _hook, rundir, guard)
+    if rundir is not None:
+        from rltop.collectors.vllm.agent import hook  # not above: a dormant plugin loads neither numpy nor msgspec
 
-
-def _hook(rundir: RunDir, guard: Guard) -> None:
-    from rltop.collectors.vllm.agent import hook  # not above: a dormant plugin loads neither numpy nor msgspec
-
-    hook(rundir, guard)
+        hook(rundir, guard)

@@ -64,6 +64,7 @@ class Agent:
     def __init__(self, engine: Any, rundir: RunDir, guard: Guard) -> None:
         self.engine = engine
         self.guard = guard
+        self._pid = os.getpid()
         self.id = engine_id(engine)
         self.tap = Tap(engine)
         self.assembler = Assembler()
@@ -112,6 +113,8 @@ class Agent:
     def close(self) -> None:
         """Publish what is finished, say goodbye, and leave the engine as it was found. Bounded in time."""
         atexit.unregister(self.close)
+        if os.getpid() != self._pid:
+            return  # a fork's copy: the engine is the parent's to speak for
         self._taps.undo()
         deadline = time.monotonic() + FLUSH_S
         while self.tap.taken != self.tap.put and time.monotonic() < deadline:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -209,11 +210,13 @@ def _loop(original: Callable[..., Any], attach: Attach, guard: Guard) -> Callabl
 
 
 def _inproc(original: Callable[..., Any], attach: Attach, guard: Guard) -> Callable[..., Any]:
-    """The in-process engine has no loop; its client builds it and keeps it for the life of the process."""
+    """The in-process engine has no loop: it lives as long as the client that builds it, and must not outlive it."""
 
     @functools.wraps(original)
     def __init__(client: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(client, *args, **kwargs)
-        guard.run("attach", lambda: attach(client.engine_core))
+        detach = guard.run("attach", attach, client.engine_core)
+        if detach is not None:
+            weakref.finalize(client, guard.run, "detach", detach)
 
     return __init__
