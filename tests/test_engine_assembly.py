@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.collectors.vllm.assemble import Assembler, Finished, sampling_of
+from rltop.collectors.vllm.assemble import REQUEST_BYTES, Assembler, Finished, sampling_of
 from rltop.collectors.vllm.tap import Tap, label_version, version_of
 from rltop.collectors.wire import VersionRun
 from tests.engine_doubles import EngineCore, Outputs, output, request
@@ -186,13 +186,25 @@ def test_a_fault_inside_the_step_hook_is_a_hole() -> None:
 
 
 def test_a_request_that_outgrows_the_bound_is_dropped_whole() -> None:
-    bench = Bench(alive_limit=100)
+    bench = Bench(alive_limit=REQUEST_BYTES + 100)
     bench.add("a")
     for token in range(30):
         bench.step(output("a", [token]))
     bench.step(output("a", [1], finish="stop"))
     assert not bench.drain()
     assert (bench.assembler.dropped, bench.assembler.alive) == (1, 0)
+
+
+def test_requests_that_only_wait_stay_within_the_bound_too() -> None:
+    bench = Bench(alive_limit=10 * REQUEST_BYTES)
+    bench.add(*(f"r{number}" for number in range(1000)))
+    assert not bench.drain()
+    assert bench.assembler.alive <= 11
+    bench.abort(*(f"r{number}" for number in range(1000)))
+    assert len(bench.drain()) == bench.assembler.published == 1000 - bench.assembler.dropped
+    bench.add("later")
+    bench.step(output("later", [1], finish="stop"))
+    assert list(bench.drain()) == ["later"]
 
 
 @st.composite
@@ -242,6 +254,8 @@ def test_every_published_rollout_is_exactly_what_the_engine_put_out(events: list
         assert epochs == [epoch for _, epoch in truth[name]]
     assert bench.assembler.added == seen
     assert bench.conserved()
+    if not bench.tap.shed:
+        assert set(published) == set(truth) - set(started.values())
 
 
 @given(st.text(alphabet="abc-_.", max_size=5), st.integers(0, 999_999))

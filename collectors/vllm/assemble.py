@@ -18,7 +18,10 @@ from rltop.collectors.vllm.tap import Added, Record, Scheduled, Stepped, version
 from rltop.collectors.wire import Rollout, VersionRun
 
 ALIVE_LIMIT_BYTES = 256 << 20
-"""Bound on the tokens of requests still running; beyond it the request that grows is dropped whole."""
+"""Bound on what is kept of unfinished requests; beyond it the request that comes or grows is dropped whole."""
+
+REQUEST_BYTES = 1024
+"""What a request is taken to need beside its tokens."""
 
 TOKEN_BYTES = 8
 
@@ -66,6 +69,11 @@ class _Alive:
     first_step: int = -1
     recorded: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        """About how much memory it holds."""
+        return REQUEST_BYTES + self.prompt_ids.nbytes + TOKEN_BYTES * len(self.tokens)
+
 
 class Assembler:
     """Applies records in order; collects finished rollouts in ``finished`` until they are taken.
@@ -104,7 +112,7 @@ class Assembler:
         self._alive_bytes = 0
 
     def lost_requests(self, count: int) -> None:
-        """Requests that were never seen here, because their arrival was shed."""
+        """Requests that are not followed: their arrival was shed, or there is no room."""
         self.added += count
         self.dropped += count
 
@@ -133,6 +141,9 @@ class Assembler:
         params = getattr(request, "sampling_params", None)
         if params is None or getattr(request, "resumable", False) or request.request_id in self._alive:
             return  # pooling, or a session fed in turns: not rollouts
+        if self._alive_bytes > self._alive_limit:
+            self.lost_requests(1)
+            return
         prompt = request.prompt_token_ids
         asked = getattr(params, "num_logprobs", None) is not None or getattr(params, "logprobs", None) is not None
         alive = _Alive(
@@ -144,7 +155,7 @@ class Assembler:
         )
         self.added += 1
         self._alive[request.request_id] = alive
-        self._alive_bytes += alive.prompt_ids.nbytes
+        self._alive_bytes += alive.nbytes
 
     def _schedule(self, record: Scheduled) -> None:
         for new in record.new_requests:
@@ -206,7 +217,7 @@ class Assembler:
 
     def _drop(self, request_id: str) -> None:
         alive = self._alive.pop(request_id)
-        self._alive_bytes -= alive.prompt_ids.nbytes + TOKEN_BYTES * len(alive.tokens)
+        self._alive_bytes -= alive.nbytes
         self.dropped += 1
 
     def _finish(self, request_id: str, reason: str, time: float) -> None:
@@ -214,7 +225,7 @@ class Assembler:
         if alive is None:
             return
         size = len(alive.tokens)
-        self._alive_bytes -= alive.prompt_ids.nbytes + TOKEN_BYTES * size
+        self._alive_bytes -= alive.nbytes
         rollout = Rollout(
             request_id=request_id,
             prompt_size=alive.prompt_ids.size,
