@@ -210,6 +210,18 @@ def test_a_command_that_waits_too_long_times_out_and_is_never_executed() -> None
     assert desk.engine.scheduler.kv_cache_manager.enable_caching
 
 
+def test_a_command_that_waits_is_not_forgotten_for_the_many_that_came_since() -> None:
+    desk = Desk()
+    desk.tap.on_rpc(None, "start_weight_update")
+    desk.send("prefix_caching", "off", "patient")
+    for number in range(REMEMBERED):
+        desk.send("no_such_flag", "on", f"c{number}")
+    desk.boundary()
+    desk.tap.on_rpc(None, "finish_weight_update")
+    assert [(u.id, u.state) for u in desk.boundary()] == [("patient", "applied")]
+    assert desk.guard.faults == {}
+
+
 def test_a_late_command_is_void() -> None:
     desk = Desk()
     assert [u.state for u in desk.send("prefix_caching", "off", seconds=-1)] == ["timed_out"]

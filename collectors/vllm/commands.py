@@ -103,10 +103,10 @@ class Commands:
 
     def at_boundary(self, *_message: Any, **_kwargs: Any) -> None:
         """After every message to the engine core, between two steps: execute what is pending."""
-        while self._pending:
-            command = self._pending[0]
+        for command in list(self._pending):  # a copy: the sender's thread may take out what waited too long
             if self._tap.update_open and time.time() <= command.deadline:
-                if self._known[command.id].state != "draining":
+                noted = self._known.get(command.id)  # None: so many came since that it was forgotten
+                if noted is None or noted.state != "draining":
                     self._note(self._update(command, "draining", reason=WAITS))
                     self._announce()
                 return
