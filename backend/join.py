@@ -45,7 +45,7 @@ UNSURE = "unsure"
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """One rollout as the index keeps it. ``tokens`` i4 and ``logprobs`` f4 [size]; ``versions`` i4 [size]."""
+    """One rollout as the index keeps it. ``tokens`` i4 and ``logprobs`` f4 [size]."""
 
     engine: str
     rollout: wire.Rollout
@@ -55,9 +55,9 @@ class Record:
     uses: set[Use] = field(default_factory=set)
 
     @property
-    def versions(self) -> Ints:
-        """Policy version per token, ``wire.UNKNOWN_VERSION`` where the engine had none."""
-        versions = np.full(self.tokens.size, wire.UNKNOWN_VERSION, np.int32)
+    def versions(self) -> NDArray[np.int64]:
+        """Policy version per token [size], ``wire.UNKNOWN_VERSION`` where the engine had none."""
+        versions = np.full(self.tokens.size, wire.UNKNOWN_VERSION, np.int64)
         for run in self.rollout.runs:
             versions[max(run.start, 0) :] = wire.UNKNOWN_VERSION if run.version is None else run.version
         return versions

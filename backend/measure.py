@@ -45,10 +45,10 @@ def _row_engines(batch: Batch, span_engines: NDArray[np.int64]) -> NDArray[np.in
     return engines
 
 
-def token_versions(batch: Batch) -> NDArray[np.int32]:
+def token_versions(batch: Batch) -> NDArray[np.int64]:
     """Policy version that sampled each token [tokens]: the engine's label, else the trainer's ``rollout_versions``."""
     given = batch.arrays.get("rollout_versions")
-    versions = np.full(batch.tokens, wire.UNKNOWN_VERSION, np.int32) if given is None else given.copy()
+    versions = np.full(batch.tokens, wire.UNKNOWN_VERSION, np.int64) if given is None else given.astype(np.int64)
     for span, hit in zip(batch.spans, batch.hits, strict=True):
         if hit is None:
             continue
@@ -64,7 +64,7 @@ def _minus(left: NDArray[np.float32], right: NDArray[np.float32]) -> Floats:
         return left.astype(np.float64) - right
 
 
-def _add_tokens(batch: Batch, parts: list[Summary], engines: NDArray[np.int64], versions: NDArray[np.int32]) -> None:
+def _add_tokens(batch: Batch, parts: list[Summary], engines: NDArray[np.int64], versions: NDArray[np.int64]) -> None:
     arrays = batch.arrays
     known = versions != wire.UNKNOWN_VERSION
     gap = _minus(arrays["trainer_logprobs"], arrays["rollout_logprobs"])
@@ -79,13 +79,13 @@ def _add_tokens(batch: Batch, parts: list[Summary], engines: NDArray[np.int64], 
         if "entropy" in arrays:
             part.entropy = Mean.of(arrays["entropy"][here])
         if batch.body.policy_version is not None:
-            part.lag = Mean.of(batch.body.policy_version - versions[here & known].astype(np.int64))
+            part.lag = Mean.of(batch.body.policy_version - versions[here & known])
         if old is not None:
             part.backend = Gap.of(_minus(old, arrays["rollout_logprobs"])[here & matched])
             part.update = Gap.of(_minus(arrays["trainer_logprobs"], old)[here & np.isfinite(old)])
 
 
-def _add_spans(batch: Batch, parts: list[Summary], engines: NDArray[np.int64], versions: NDArray[np.int32]) -> None:
+def _add_spans(batch: Batch, parts: list[Summary], engines: NDArray[np.int64], versions: NDArray[np.int64]) -> None:
     known = versions != wire.UNKNOWN_VERSION
     rows, labels = batch.token_rows[known], versions[known]
     changes = (labels[1:] != labels[:-1]) & (rows[1:] == rows[:-1])
@@ -126,7 +126,7 @@ def _add_clips(
     batch: Batch, parts: list[Summary], token_engines: NDArray[np.int64], row_engines: NDArray[np.int64]
 ) -> None:
     low, high = clips(batch)
-    engines = token_engines if low.size == token_engines.size and not _by_row(batch) else row_engines
+    engines = row_engines if _by_row(batch) else token_engines
     for engine, part in enumerate(parts):
         here = engines == engine
         part.clip_low, part.clip_high = Mean.of(low[here]), Mean.of(high[here])
@@ -144,6 +144,8 @@ def clips(batch: Batch) -> tuple[Floats, Floats]:
     arrays, body = batch.arrays, batch.body
     base = arrays.get("old_logprobs" if body.ratio_base == "old" else "rollout_logprobs")
     advantages = arrays.get("advantages")
+    if base is None and "clipped" in arrays:  # the ratio only tells valid tokens, and a side where nothing else does
+        base = arrays["rollout_logprobs"]
     size = batch.rows if _by_row(batch) else batch.tokens
     nothing = np.full(size, np.nan)
     if base is None or (advantages is None and "clipped" not in arrays):

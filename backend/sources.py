@@ -9,8 +9,8 @@ from rltop.backend.engines import SILENT_S
 from rltop.collectors import wire
 
 BYE_PATIENCE_S = 1.0
-"""How long a goodbye waits for messages that were sent before it; then they are counted as lost. The sender waits
-``sender.BYE_TIMEOUT_S``, which is longer."""
+"""How long a goodbye waits for the next of the messages that were sent before it; then they are counted as lost. The
+sender waits ``sender.BYE_TIMEOUT_S``, which is longer."""
 
 
 @dataclass(slots=True)
@@ -81,8 +81,14 @@ class Sources:
         back = source.health == "silent"
         if source.health != "gone":
             source.health = "live"
-        source.last_seen = now
+        source.last_seen, source.bye_deadline = now, now + BYE_PATIENCE_S
         return Arrival(source, "is back" if back else "", lost)
+
+    def registered(self, register: wire.Register, now: float) -> None:
+        """A word on the control socket: the source is there, though its data may wait its turn."""
+        source = self._known.get(register.source)
+        if source is not None and source.epoch == register.epoch:
+            source.last_seen = now
 
     def goodbye(self, bye: wire.Bye, now: float) -> None:
         """A source has sent its last message; see ``leaving``."""

@@ -115,7 +115,7 @@ class State:
             self.invalid(f"{sender} speaks for {identity(message.source, message.epoch)}", now)
             return []
         if isinstance(message, wire.Register):
-            return self._register(message)
+            return self._register(message, now)
         self._sources.goodbye(message, now)
         return self._farewells(now)
 
@@ -193,6 +193,7 @@ class State:
     # --- inside -------------------------------------------------------------------------------------------------
 
     def _take(self, envelope: wire.Envelope, body: wire.DataBody, arrays: wire.Arrays, now: float) -> None:
+        _check_speaker(envelope, body)
         if isinstance(body, wire.Rollouts):
             self._index.add(body, arrays)
         elif isinstance(body, wire.EngineState):
@@ -224,10 +225,11 @@ class State:
             self._steps.new_epoch()
         return [Send(identity(source.name, source.epoch), wire.Welcome(self.snapshot.epoch))]
 
-    def _register(self, message: wire.Register) -> list[Effect]:
+    def _register(self, message: wire.Register, now: float) -> list[Effect]:
         if message.proto != wire.PROTO:
             self.count("invalid")
             return []
+        self._sources.registered(message, now)
         to = identity(message.source, message.epoch)
         return [Send(to, wire.Welcome(self.snapshot.epoch)), *self._orders(self._commands.unanswered(message.source))]
 
@@ -315,6 +317,18 @@ class State:
     def _event(self, now: float, severity: str, kind: str, text: str, *, engine: str | None = None) -> None:
         self._events.append(view.Event(self._event_number, now, severity, kind, text, self._last_step, engine))
         self._event_number += 1
+
+
+def _check_speaker(envelope: wire.Envelope, body: wire.DataBody) -> None:
+    """Raise ``WireError`` if the message is about another source than its own."""
+    if isinstance(body, wire.Sequences | wire.StepClosed):
+        named = [f"trainer/{body.rank}"]
+    elif isinstance(body, wire.EngineState):
+        named = [body.engine, *(update.engine for update in body.commands)]
+    else:
+        named = [body.engine] if isinstance(body, wire.Rollouts) else []
+    if others := set(named) - {envelope.source}:
+        raise wire.WireError(f"it speaks for {', '.join(sorted(others))}")
 
 
 def _kind(source: Source) -> str:

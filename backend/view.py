@@ -256,7 +256,10 @@ def encode(message: Frame | Answer | Question) -> bytes:
 
 def decode_question(frame: bytes) -> Question:
     """Check and decode a question. Raises ``ValueError``."""
-    return _question_decoder.decode(frame)
+    try:
+        return _question_decoder.decode(frame)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
 
 
 def decode_answer(frame: bytes) -> Answer:

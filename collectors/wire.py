@@ -10,7 +10,7 @@ allocated before sizes, dtypes and lengths were checked; no pickle. ``docs/wire.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -32,6 +32,10 @@ DTYPES: dict[str, np.dtype[Any]] = {"i4": np.dtype("<i4"), "f4": np.dtype("<f4")
 
 UNKNOWN_VERSION = -1
 """In integer version arrays: not known, or not computed."""
+
+
+Version = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+"""A policy version outside of arrays: any number that a trainer counts by, such that a difference fits 64 bits."""
 
 
 class WireError(ValueError):
@@ -79,7 +83,7 @@ class VersionRun(msgspec.Struct, frozen=True, array_like=True):
 
     start: int
     flag_epoch: int
-    version: int | None = None
+    version: Version | None = None
 
 
 class Rollout(msgspec.Struct, frozen=True, array_like=True):
@@ -165,7 +169,7 @@ class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
     old: str | None = None
     new: str | None = None
     engine_step: int | None = None
-    policy_version: int | None = None
+    policy_version: Version | None = None
     in_flight: int | None = None
     lost_requests: int | None = None
     milliseconds: float | None = None
@@ -196,7 +200,7 @@ class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
     host: str
     pid: int
     step: int
-    policy_version: int | None
+    policy_version: Version | None
     version_source: str
     weight_label: str | None
     running: int
@@ -261,7 +265,7 @@ class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
     rank: int
     rows: int
     arrays: list[Array]
-    policy_version: int | None = None
+    policy_version: Version | None = None
     temperature: float | None = None
     clip_low: float | None = None
     clip_high: float | None = None
@@ -275,7 +279,7 @@ class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
     step: int
     rank: int
     world_size: int
-    policy_version: int | None = None
+    policy_version: Version | None = None
     metrics: dict[str, float] = {}
     time: float = 0.0
 

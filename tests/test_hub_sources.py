@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rltop.backend import view
 from rltop.backend.engines import SILENT_S
 from rltop.backend.sources import BYE_PATIENCE_S
+from rltop.backend.steps import GRACE_S
 from rltop.collectors import wire
 from tests.hub_core import Hub, sent
-from tests.hub_messages import Source, engine_state, sequences
+from tests.hub_messages import Source, Trained, Written, engine_state, rollouts, sequences
 
 
 def health(faults: dict[str, int] | None = None, **counts: wire.Counts) -> wire.Health:
@@ -73,6 +74,64 @@ def test_a_goodbye_is_confirmed_once_all_before_it_is_here_or_was_waited_for() -
     assert sent(hub.later(BYE_PATIENCE_S), wire.ByeAck)
     hub.later()
     assert hub.counters["lost_messages"] == 4
+
+
+def test_who_registers_is_there_though_its_data_waits_its_turn() -> None:
+    hub = Hub()
+    hub.engine("e0")
+    for _ in range(4):
+        hub.later(SILENT_S - 1)
+        hub.say("e0", wire.Register(wire.PROTO, "e0", "life-1", "engine"))
+    hub.say("e0", wire.Register(wire.PROTO, "e0", "life-0", "engine"))  # another life's word is not its own
+    assert hub.picture.engines["e0"].health == "live"
+    hub.later(SILENT_S + 1)
+    hub.later()
+    assert hub.picture.engines["e0"].health == "silent"
+
+
+def test_nobody_sends_data_in_anothers_name() -> None:
+    hub = Hub()
+    hub.engine("e0")
+    told = wire.CommandUpdate("c", "e0", "prefix_caching", "applied", new="off")
+    for source, body in (
+        ("e1", engine_state("e2")),
+        ("e1", engine_state("e1", commands=[told])),
+        ("e1", rollouts([Written([1], [5], [-1.0])])[0]),
+        ("e1", wire.StepClosed(0, 0, 1)),
+        ("trainer/1", wire.StepClosed(0, 0, 1)),
+    ):
+        hub.send(source, body, rollouts([Written([1], [5], [-1.0])])[1] if isinstance(body, wire.Rollouts) else {})
+    hub.later()
+    assert hub.counters["invalid"] == 5
+    assert set(hub.picture.engines) == {"e0"}
+    assert not hub.steps
+    assert not hub.picture.flag_changes
+    answer, _ = hub.ask(view.AskSet("q", "prefix_caching", "off"))
+    assert answer.error is None
+
+
+@given(st.integers(-(2**63), 2**64 - 1), st.integers(-(2**63), 2**64 - 1))
+@example(2**40, 2**40 + 1)
+@example(0, 2**63)
+def test_a_version_is_taken_whole_or_refused(sampled: int, policy: int) -> None:
+    hub = Hub()
+    hub.send("e0", *rollouts([Written([1], [5], [-1.0], [sampled])]))
+    hub.send("trainer/0", *sequences([Trained([1, 5], [0, 1], [-1.0], [-1.0])], policy_version=policy))
+    hub.send("trainer/0", wire.StepClosed(0, 0, 1, policy))
+    hub.engine("e0", policy_version=sampled)
+    hub.later(GRACE_S + 0.1)
+    if "invalid" not in hub.counters and sampled != wire.UNKNOWN_VERSION:
+        assert hub.steps[0].values["lag_mean"] == float(policy - sampled)
+        assert hub.picture.engines["e0"].lag == policy - sampled
+    view.encode(hub.ask(view.AskSnapshot("s"))[0])
+
+
+def test_a_deeply_nested_question_is_refused() -> None:
+    hub = Hub()
+    deep = b"\x83\xa4type\xa8snapshot\xa2id\xa1x\xa1z" + b"\x91" * 100_000 + b"\xc0"
+    assert hub.state.ask(b"viewer", deep, hub.now) == []
+    hub.later()
+    assert hub.counters["invalid"] == 1
 
 
 def test_rates_are_over_the_last_seconds_of_the_engines_own_clock() -> None:
