@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from rltop.backend.join import Hit, Index, Ints
 from rltop.collectors import wire
 
+_SPAN_BYTES = 1000  # rough cost of a span's objects beside the arrays
+
 _REQUIRED = ("row_ids", "row_mask", "row_sizes", "rollout_logprobs", "trainer_logprobs")
 
 
@@ -35,7 +37,7 @@ class Batch:
         token_rows: row of each trained token [tokens].
         spans: in row order. hits: per span, its rollout or None.
         waiting: rows not yet joined, with the reason so far.
-        nbytes: what the arrays hold.
+        nbytes: what all this holds, roughly.
 
     Raises:
         WireError: arrays missing, of other types, or of sizes that do not fit each other.
@@ -73,7 +75,8 @@ class Batch:
         self._keys: dict[int, list[bytes]] = {}
         self._padded: set[int] = set()
         self.waiting: dict[int, str] = dict.fromkeys(self._row_spans, "")
-        self.nbytes = sum(array.nbytes for array in arrays.values())
+        held = [*arrays.values(), self.token_rows]
+        self.nbytes = sum(array.nbytes for array in held) + len(self.spans) * _SPAN_BYTES
         self._generation = -1
 
     def _cut(self, mask: NDArray[np.bool_], before: NDArray[np.int64]) -> Iterator[Span]:

@@ -87,6 +87,7 @@ class Steps:
         self._index = index
         self._open: dict[int, Assembly] = {}
         self._done: set[int] = set()
+        self._settled: list[view.Step] = []  # measured before their time, for want of room
 
     def new_epoch(self) -> None:
         """The trainer started anew, perhaps from an earlier step: its steps may come again."""
@@ -98,7 +99,7 @@ class Steps:
         if body.step in self._done:
             self.late_rows += batch.rows if body.update == 0 else 0
             return
-        assembly = self._assembly(body.step, body.rank, epoch)
+        assembly = self._assembly(body.step, body.rank, epoch, now)
         if body.update:  # gives clip rates only: not worth waiting for
             batch.join(self._index, surely=False)
             assembly.absorb(batch)
@@ -106,13 +107,13 @@ class Steps:
             assembly.absorb(batch)
         else:
             assembly.waiting.append(batch)
-            self._make_room(now)
+            self._make_room()
 
     def closed(self, epoch: str, body: wire.StepClosed, now: float) -> None:
         """A rank has passed all it had."""
         if body.step in self._done:
             return
-        assembly = self._assembly(body.step, body.rank, epoch)
+        assembly = self._assembly(body.step, body.rank, epoch, now)
         assembly.ranks.add(body.rank)
         assembly.world_size = max(body.world_size, 1)
         if body.policy_version is not None:
@@ -133,38 +134,43 @@ class Steps:
 
     def tick(self, now: float) -> list[view.Step]:
         """Join what can be joined by now; the steps that are done."""
-        return [step for assembly in list(self._open.values()) if (step := self._advance(assembly, now)) is not None]
+        settled, self._settled = self._settled, []
+        advanced = [self._advance(assembly, now) for assembly in list(self._open.values())]
+        return settled + [step for step in advanced if step is not None]
 
-    def _assembly(self, step: int, rank: int, epoch: str) -> Assembly:
+    def _assembly(self, step: int, rank: int, epoch: str, now: float) -> Assembly:
         assembly = self._open.get(step)
         if assembly is None or assembly.epochs.get(rank, epoch) != epoch:  # a restarted trainer repeats the step
             assembly = self._open[step] = Assembly(step)
+            if len(self._open) > MAX_OPEN:
+                oldest = next(iter(self._open.values()))
+                oldest.close(now, partial=True)
+                self._settled.append(self._finish(oldest, now))
         assembly.epochs[rank] = epoch
         return assembly
 
     def _advance(self, assembly: Assembly, now: float) -> view.Step | None:
         if assembly.deadline is not None and now >= assembly.deadline:
             assembly.close(now, partial=True)
-        self._join(assembly, surely=True)
-        if assembly.closed is None:
-            return None
-        self._join(assembly, surely=False)
-        if assembly.waiting and now < assembly.closed + GRACE_S:
-            return None
-        return self._finish(assembly, now)
-
-    def _join(self, assembly: Assembly, *, surely: bool) -> None:
         waiting = []
         for batch in assembly.waiting:
-            if batch.join(self._index, surely=surely):
+            if batch.join(self._index, surely=True):
                 assembly.absorb(batch)
             else:
                 waiting.append(batch)
         assembly.waiting = waiting
+        if assembly.closed is None or (waiting and now < assembly.closed + GRACE_S):
+            return None
+        return self._finish(assembly, now)
+
+    def _settle(self, assembly: Assembly, batch: Batch) -> None:
+        """Take the nearest rollouts there are for what no sure one came for."""
+        batch.join(self._index, surely=False)
+        assembly.absorb(batch)
 
     def _finish(self, assembly: Assembly, now: float) -> view.Step:
         for batch in assembly.waiting:
-            assembly.absorb(batch)
+            self._settle(assembly, batch)
         del self._open[assembly.step]
         self._done.add(assembly.step)
         for other in self._open.values():  # an earlier step that nobody closed must not stay for ever
@@ -172,16 +178,13 @@ class Steps:
                 other.deadline = now + PARTIAL_S
         return assembly.result()
 
-    def _make_room(self, now: float) -> None:
+    def _make_room(self) -> None:
         batches = [(a, b) for a in self._open.values() for b in a.waiting]
         held = sum(batch.nbytes for _, batch in batches)
         for assembly, batch in batches:
             if held <= MAX_WAITING_BYTES:
                 break
-            batch.join(self._index, surely=False)
-            assembly.absorb(batch)
+            self._settle(assembly, batch)
             assembly.waiting.remove(batch)
             held -= batch.nbytes
             self.settled_early += 1
-        for assembly in list(self._open.values())[: max(len(self._open) - MAX_OPEN, 0)]:
-            assembly.close(now, partial=True)

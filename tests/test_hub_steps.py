@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from rltop.backend.steps import GRACE_S, PARTIAL_S
+from rltop.backend import steps
+from rltop.backend.sources import BYE_PATIENCE_S
+from rltop.backend.steps import GRACE_S, MAX_OPEN, PARTIAL_S
 from rltop.collectors import wire
 from tests import oracles
 from tests.hub_core import Hub, sent
@@ -182,6 +184,26 @@ def test_without_advantages_or_bounds_there_is_no_clip_rate() -> None:
         assert hub.steps[0].values["clip_frac_high"] is None
 
 
+def test_an_explicit_mask_needs_no_old_logprobs() -> None:
+    hub = Hub()
+    one = Trained([1, 2, 3, 4], [0, 1, 1, 1], [-1.0] * 3, [-1.0] * 3,
+                  per_token={"clipped": [1, 1, 0], "advantages": [-1.0, 1.0, 1.0]})  # fmt: skip
+    hub.send("trainer/0", *sequences([one], ratio_base="old"))
+    hub.send("trainer/0", wire.StepClosed(0, 0, 1))
+    hub.later(GRACE_S + 0.1)
+    assert hub.steps[0].values["clip_frac_low"] == hub.steps[0].values["clip_frac_high"] == pytest.approx(1 / 3)
+
+
+def test_a_ratio_at_the_bound_is_not_clipped() -> None:
+    hub = Hub()
+    for number, sign in enumerate((-1.0, 1.0)):
+        at = Trained([1, 5], [0, 1], [-1.0], [-1.0], per_token={"advantages": [sign]})
+        hub.send("trainer/0", *sequences([at], update=number, clip_low=1.0, clip_high=1.0))
+    hub.send("trainer/0", wire.StepClosed(0, 0, 1))
+    hub.later(GRACE_S + 0.1)
+    assert hub.steps[0].values["clip_frac_low"] == hub.steps[0].values["clip_frac_high"] == 0.0
+
+
 def test_a_step_closes_when_all_ranks_have_closed_it() -> None:
     hub = Hub()
     hub.send("e0", *rollouts([Written([1], [5], [-1.0]), Written([1], [6], [-1.0])]))
@@ -224,6 +246,18 @@ def test_a_closed_step_waits_for_rollouts_only_as_long_as_it_must() -> None:
     assert hub.steps[1].values["joined_fraction"] == 1.0
 
 
+def test_a_closed_step_does_not_take_an_earlier_rollout_for_one_on_its_way() -> None:
+    hub = Hub()
+    hub.send("e0", *rollouts([Written([1], [5], [-3.0], [0])]))  # the same tokens, sampled some steps ago
+    hub.send("trainer/0", *sequences([row()], policy_version=7))
+    hub.send("trainer/0", wire.StepClosed(0, 0, 1))
+    hub.later()
+    hub.send("e1", *rollouts([Written([1], [5], [-1.0], [7])], "e1"))
+    hub.later(GRACE_S / 2)
+    assert set(hub.steps[0].engines) == {"e1"}
+    assert hub.steps[0].values["lag_mean"] == 0.0
+
+
 def test_rows_after_their_step_was_measured_are_counted_and_change_nothing() -> None:
     hub = Hub()
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
@@ -261,6 +295,46 @@ def test_a_trainer_that_leaves_closes_what_it_left_open() -> None:
     hub.later()
     assert hub.steps[0].partial
     assert hub.state.snapshot.trainer.health == "gone"
+
+
+def test_a_trainer_that_leaves_while_its_rows_wait_here_loses_none_of_them() -> None:
+    hub = Hub()
+    hub.send("trainer/0", wire.StepClosed(0, 0, 1))
+    late = [hub.source("trainer/0").frames(*sequences([row()], step=1), sent=hub.now) for _ in range(5)]
+    late.append(hub.source("trainer/0").frames(wire.StepClosed(1, 0, 1), sent=hub.now))
+    assert not hub.say("trainer/0", wire.Bye("trainer/0", "life-1", 1 + len(late)))  # it overtook the data
+    for frames in late:
+        hub.later(BYE_PATIENCE_S * 0.9)  # each takes a while to measure
+        hub.state.data(frames, hub.now)
+    acks = sent(hub.later(), wire.ByeAck)
+    hub.later(GRACE_S + 0.1)
+    assert acks == [wire.ByeAck("life-1")]
+    assert hub.steps[1].values["sequences"] == 5.0
+    assert not hub.steps[1].partial
+    assert not hub.counters.get("lost_messages")
+
+
+def test_steps_that_nobody_closes_are_bounded_and_shown() -> None:
+    hub = Hub()
+    hub.send("e0", *rollouts([Written([1], [5], [-1.0])]))
+    for step in range(3 * MAX_OPEN):
+        hub.send("trainer/0", *sequences([row()], step=step))
+    hub.later()
+    assert sorted(hub.steps) == list(range(2 * MAX_OPEN))
+    assert all(step.partial and step.values["joined_fraction"] == 1.0 for step in hub.steps.values())
+
+
+def test_rows_that_wait_are_bounded_by_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "MAX_WAITING_BYTES", 100_000)
+    hub = Hub()
+    for token in range(300):  # a few bytes each on the wire, a thousand here
+        hub.send("trainer/0", *sequences([row(token=token)]))
+    hub.later()
+    assert hub.counters["settled_early"] > 100
+    hub.send("trainer/0", wire.StepClosed(0, 0, 1))
+    hub.later(GRACE_S + 0.1)
+    assert hub.steps[0].values["sequences"] == 300.0
+    assert hub.steps[0].unjoined == {"no_prompt": 300}
 
 
 def test_a_step_that_nobody_closes_does_not_stay_for_ever() -> None:
