@@ -137,7 +137,7 @@ def _copy_tensors(parts: tuple[Any, ...]) -> Copy:
     stored = torch.int16 if bfloat16 else dtype
     count = sum(part.numel() for part in parts)
     if parts[0].device.type == "cuda":
-        pinned = torch.empty(count, dtype=stored, pin_memory=True)
+        pinned = torch.empty(count, dtype=stored, device="cpu", pin_memory=True)  # whatever the default is
         _fill(pinned.view(dtype), parts, non_blocking=True)
         ready = torch.cuda.Event()
         ready.record(torch.cuda.current_stream(parts[0].device))

@@ -78,3 +78,9 @@ def test_cumulative_sizes_on_the_gpu_that_do_not_fit_are_found_when_they_are_rea
     batch = check(wire.Sequences(0, 0, 0, 0, []), zeros.int(), zeros, None, None, bounds, columns).copy()
     with pytest.raises(ValueError, match="cu_seqlens"):
         sent(batch)
+
+
+def test_a_trainer_that_makes_its_tensors_on_the_gpu_by_default_is_heard() -> None:
+    arguments, _ = checked("cuda", "batch")
+    with torch.device("cuda"):
+        assert sent(arguments.copy())["row_ids"].size
