@@ -4,11 +4,14 @@ Conventions. ``d = trainer - rollout`` logprob of the sampled token, in nats; ``
 trained tokens of update 0 unless said otherwise. d is held to +-20 in ratio, k1 and k3, so that
 ``kl_k3 - kl_k1 = ratio_mean - 1`` holds exactly; tokens that this touches are ``clamped_frac``. Tokens with a
 non-finite logprob are ``invalid_frac`` and left out of the rest. What can't be computed is None, never NaN.
+
+``python -m rltop.backend.metrics > docs/metrics.md`` writes the table down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rltop.backend.summary import Summary
@@ -156,3 +159,50 @@ def values(summary: Summary) -> dict[str, float | None]:
 def engine_values(summary: Summary) -> dict[str, float | None]:
     """The metrics that make sense for one engine, of that engine's part of a step."""
     return {metric.name: metric.of(summary) for metric in METRICS if metric.per_engine}
+
+
+def document() -> str:
+    """``docs/metrics.md``: conventions, every metric, thresholds, and names elsewhere."""
+    conventions = (__doc__ or "").split("\n\n")[1].removeprefix("Conventions. ").replace("``", "`")
+    measured = [
+        (f"`{m.name}`", m.unit or "-", m.level, m.formula, m.source, "yes" if m.per_engine else "no") for m in METRICS
+    ]
+    limits = [
+        (f"`{m.name}`", m.bad, f"{m.thresholds.amber:g}", f"{m.thresholds.red:g}", m.thresholds.source)
+        for m in METRICS
+        if m.thresholds
+    ]
+    names = [(f"`{m.name}`", "; ".join(m.aliases)) for m in METRICS if m.aliases]
+    return "\n".join(
+        [
+            "# Metrics",
+            "",
+            "Made from the table in [`backend/metrics.py`](../backend/metrics.py), which is what the hub computes by:",
+            "`python -m rltop.backend.metrics > docs/metrics.md`.",
+            "",
+            conventions,
+            "",
+            *_table(("metric", "unit", "level", "formula", "source", "per engine"), measured),
+            "",
+            "## Thresholds",
+            "",
+            "Starting points, since models differ. Where *bad* is *away from* a value, they are distances from it.",
+            "",
+            *_table(("metric", "bad", "amber", "red", "who says so"), limits),
+            "",
+            "## Names elsewhere",
+            "",
+            *_table(("metric", "framework: key"), names),
+            "",
+        ]
+    )
+
+
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    rule = tuple("---" for _ in heads)
+    escaped = (tuple(cell.replace("|", "\\|") for cell in row) for row in rows)
+    return ["| " + " | ".join(row) + " |" for row in (heads, rule, *escaped)]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rltop.backend import metrics, report
 from rltop.backend.summary import Summary
 
@@ -64,3 +66,10 @@ def test_an_empty_step_has_every_metric_and_none_that_is_made_up() -> None:
 
 def test_reports_name_only_metrics_of_the_table() -> None:
     assert set(report.STEP_METRICS) <= set(metrics.BY_NAME)
+
+
+def test_the_manual_is_the_table() -> None:
+    manual = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    assert manual == metrics.document(), "python -m rltop.backend.metrics > docs/metrics.md"
+    for metric in metrics.METRICS:
+        assert f"| `{metric.name}` |" in manual
