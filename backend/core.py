@@ -2,7 +2,8 @@
 
 Control and questions have a lane of their own and go first, so a big step delays a command by one data message at
 most. The data lane is bounded by bytes: when it is full the I/O thread stops reading, ZeroMQ's own bound fills, and
-the collectors drop and count.
+the collectors drop and count. The urgent lane is bounded by number: what floods it is dropped and counted, and its
+senders say again what matters.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from rltop.collectors import wire
 from rltop.collectors.guard import Guard
 
 DATA_LANE_BYTES = 256 << 20
+_MESSAGE_BYTES = 500  # rough cost of a message's objects beside its frames
+
+MAX_URGENT = 10_000
 
 FRAME_PERIOD_S = 0.2
 """Frames go out at 5 Hz when something changed."""
@@ -59,7 +63,8 @@ class Core(threading.Thread):
         self._wake = threading.Condition()
         self._ended = False
         self._frame_wanted = False
-        self._guard = Guard()
+        self._shed = 0
+        self._guard = Guard(max_faults=None)
         self.failed = True  # until it has ended as told
 
     # --- from the I/O thread ------------------------------------------------------------------------------------
@@ -72,18 +77,21 @@ class Core(threading.Thread):
         """Queue a data message."""
         with self._wake:
             self._data.append(frames)
-            self._data_bytes += sum(len(frame) for frame in frames)
+            self._data_bytes += _cost(frames)
             self._wake.notify()
 
     def put(self, call: Call) -> None:
         """Queue something urgent: called with the time, on the core's thread."""
         with self._wake:
+            if len(self._urgent) >= MAX_URGENT:
+                self._shed += 1
+                return
             self._urgent.append(call)
             self._wake.notify()
 
     def put_control(self, sender: str, frame: bytes) -> None:
         """Queue a collector's control message."""
-        self.put(lambda now: self._guard.run("control", self._state.control, sender, frame, now))
+        self.put(lambda now: self._state.control(sender, frame, now))
 
     def put_question(self, client: bytes, frame: bytes) -> None:
         """Queue a viewer's question."""
@@ -126,18 +134,19 @@ class Core(threading.Thread):
         while True:
             now = self._clock()
             if now >= next_tick or self._frame_wanted:
-                next_tick = now + FRAME_PERIOD_S
-                self._perform(self._state.tick(now))
+                self._perform(self._guard.run("tick", self._state.tick, now) or [])
                 if self._publish(now, heartbeat=now >= next_beat or self._frame_wanted):
                     next_beat, self._frame_wanted = now + HEARTBEAT_S, False
+                next_tick = self._clock() + FRAME_PERIOD_S  # from its end: a long one must leave time for messages
             call, frames = self._next(next_tick - self._clock())
+            # A fault of ours in one message, or in the tick, must not take the view of the run away.
             if call is not None:
-                self._perform(call(self._clock()) or [])
+                effects = self._guard.run("urgent", call, self._clock())
+                self._perform(effects or [])
             elif frames is not None:
-                # A fault of ours in one kind of message must not take the view of the run away.
                 self._perform(self._guard.run("data", self._state.data, frames, self._clock()) or [])
             elif self._ended:
-                self._perform(self._state.tick(self._clock()))
+                self._perform(self._guard.run("tick", self._state.tick, self._clock()) or [])
                 self._publish(self._clock(), heartbeat=True)
                 self.failed = False
                 return
@@ -150,14 +159,13 @@ class Core(threading.Thread):
                 return self._urgent.popleft(), None
             if self._data and not self._ended:
                 frames = self._data.popleft()
-                self._data_bytes -= sum(len(frame) for frame in frames)
+                self._data_bytes -= _cost(frames)
                 return None, frames
             return None, None
 
     def _publish(self, now: float, *, heartbeat: bool) -> bool:
-        faults = sum(self._guard.faults.values())
-        if faults > self._state.snapshot.counters.get("faults", 0):
-            self._state.count("faults", faults - self._state.snapshot.counters.get("faults", 0))
+        for name, total in (("faults", sum(self._guard.faults.values())), ("shed", self._shed)):
+            self._state.count(name, total - self._state.snapshot.counters.get(name, 0))
         frame = self._state.frame(now, heartbeat=heartbeat)
         if frame is None:
             return False
@@ -172,3 +180,7 @@ class Core(threading.Thread):
                 self._outbox.send_multipart([QUERY, effect.to, view.encode(effect.answer)])
             elif isinstance(effect, Stop):
                 self._outbox.send_multipart([STOP])
+
+
+def _cost(frames: list[bytes]) -> int:
+    return _MESSAGE_BYTES + sum(len(frame) for frame in frames)

@@ -6,6 +6,7 @@ Every call from the host goes through ``Guard.run``. It is the only place in the
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -21,17 +22,21 @@ log = logging.getLogger("rltop")
 class Guard:
     """Counts and contains our own faults, by place.
 
-    The first fault of a place is logged with its traceback, later ones are only counted; after ``MAX_FAULTS`` the
+    The first fault of a place is logged with its traceback, later ones are only counted; after ``max_faults`` the
     place is off and costs one dictionary look-up. Safe from any thread.
+
+    Args:
+        max_faults: None never switches a place off: in a process of our own, where there is no host to spare.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_faults: int | None = MAX_FAULTS) -> None:
         self.faults: dict[str, int] = {}
+        self._limit = math.inf if max_faults is None else max_faults
         self._lock = threading.Lock()
 
     def run(self, place: str, call: Callable[..., T], *args: Any) -> T | None:
         """Call ``call(*args)``; None if it raised, or if ``place`` is off. Never raises an ``Exception``."""
-        if self.faults.get(place, 0) >= MAX_FAULTS:
+        if self.faults.get(place, 0) >= self._limit:
             return None
         try:
             return call(*args)
@@ -49,5 +54,5 @@ class Guard:
             count = self.faults[place] = self.faults.get(place, 0) + 1
         if count == 1:
             log.warning("rltop: a fault in %s was contained; the run is not affected", place, exc_info=True)
-        elif count == MAX_FAULTS:
+        elif count == self._limit:
             log.warning("rltop: %s failed %d times and is now off", place, count)
