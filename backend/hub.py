@@ -38,6 +38,9 @@ LOCK_TRIES = 5
 DRAIN = 16
 """Messages taken from one socket before the others get their turn; a data message may have megabytes."""
 
+INGEST_HWM = 64
+"""Data messages that may wait in ZeroMQ for one collector, at about 1 MiB each; the bound is per connection."""
+
 MAX_CONTROL_BYTES = 1 << 20
 VIEW_HWM = 64
 """Frames that may wait for one viewer (13 s); a viewer that is slower misses some and asks for a snapshot."""
@@ -98,6 +101,8 @@ class Hub:
             made.setsockopt(zmq.ROUTER_HANDOVER, 1)
         if endpoint == self._rundir.control:
             made.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if kind == zmq.PULL:
+            made.rcvhwm = INGEST_HWM
         if kind == zmq.XPUB:
             made.sndhwm = VIEW_HWM
             made.setsockopt(zmq.XPUB_VERBOSE, 1)
