@@ -25,7 +25,7 @@ MAX_EVICTED_PROMPTS = 100_000
 """Prompts remembered after their last rollout was evicted, to name the reason of a failed join."""
 
 _HEADS = (8, 4, 2, 1)
-_PADDING_TRIES = 64
+_PADDING_TRIES = 8  # shortest first, which is right unless the prompt itself starts with the padding's token
 _CAST = 2.0**-7
 """Relative error of a logprob cast to bfloat16, twice over."""
 
