@@ -111,12 +111,14 @@ def short(values: Any) -> str:
 def _part(name: str, value: Any, integer: bool) -> Any:
     """One tensor or numpy array of a numeric dtype; raises ``ValueError``."""
     if _is_tensor(value):
+        if value.is_nested or str(value.layout) != "torch.strided":
+            raise ValueError(f"{name}: a nested or sparse tensor; expected a dense one")
         part = value.detach()
         kind = "f" if part.is_floating_point() else "c" if part.is_complex() else "i"
     else:
         try:
             part = np.asarray(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name}: numpy can't read it: {error}") from error
         kind = part.dtype.kind
         if kind == "V" and "float" in part.dtype.name:  # ml_dtypes (bfloat16, float8): raw bytes to numpy, by kind

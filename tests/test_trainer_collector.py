@@ -68,6 +68,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"token_ids": np.zeros((1, 2, 3), int)}, r"token_ids: shape \[1, 2, 3\] without"),
     ({"trainer_logprobs": np.ones((2, 3), complex)}, r"trainer_logprobs: dtype complex128; expected numbers"),
     ({"trainer_logprobs": torch.ones(2, 3, dtype=torch.complex64)}, r"trainer_logprobs: dtype torch.complex64"),
+    ({"entropy": torch.ones(2, 3).to_sparse()}, r"entropy: a nested or sparse tensor; expected a dense one"),
     ({"trainer_logprobs": [["a"], ["b"]]}, r"trainer_logprobs\[0\]: dtype <U1"),
     ({"cu_seqlens": BOUNDS}, r"token_ids: shape \[2, 3\] with cu_seqlens; expected \[tokens\]"),
     (PACKED | {"cu_seqlens": [0, 7]}, r"cu_seqlens: \[0, 7\]; expected to rise from 0 to 6"),
