@@ -5,6 +5,7 @@ Run it, and `rltop example --control` in another terminal:
     VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind .venv/bin/python examples/attach.py
 
 The weights in the engine are never updated here, so the gap grows with every step: that is what staleness looks like.
+The hub stays when the run has ended, for whoever still looks; `rltop hub example --stop` ends it.
 """
 
 import os
@@ -36,15 +37,15 @@ def main(steps: int = 20, batch: int = 32) -> None:
 
     with TrainerCollector(rank=0, world_size=1) as trainer:
         for step in range(steps):
-            problems = [task.make_prompt(rng) for _ in range(batch)]
-            outputs = engine.generate([TokensPrompt(prompt_token_ids=p) for p, _ in problems], sampling, use_tqdm=False)
+            prompts = [task.make_prompt(rng) for _ in range(batch)]
+            outputs = engine.generate([TokensPrompt(prompt_token_ids=p) for p in prompts], sampling, use_tqdm=False)
             answers = [list(o.outputs[0].token_ids) for o in outputs]
             rollout = [torch.tensor([lp[t].logprob for t, lp in zip(a, o.outputs[0].logprobs, strict=True)])
                        for a, o in zip(answers, outputs, strict=True)]  # fmt: skip
-            rewards = torch.tensor([task.reward(a, gold) for a, (_, gold) in zip(answers, problems, strict=True)])
+            rewards = torch.tensor([task.reward(p, a) for p, a in zip(prompts, answers, strict=True)])
             advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
 
-            current = [score(model, prompt, answer) for (prompt, _), answer in zip(problems, answers, strict=True)]
+            current = [score(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
             loss = -torch.cat([a * lp for a, lp in zip(advantages, current, strict=True)]).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -52,7 +53,7 @@ def main(steps: int = 20, batch: int = 32) -> None:
 
             trainer.sequences(step, token_ids=[torch.tensor(a) for a in answers], rollout_logprobs=rollout,
                               trainer_logprobs=current, mask=[torch.ones(len(a)) for a in answers],
-                              prompt_ids=[torch.tensor(p) for p, _ in problems], advantages=advantages,
+                              prompt_ids=[torch.tensor(p) for p in prompts], advantages=advantages,
                               rewards=rewards, policy_version=step, rollout_versions=0)  # fmt: skip
             trainer.step(step, policy_version=step + 1, metrics={"loss": loss.item()})
             print(f"step {step}: reward {rewards.mean():.3f}")
