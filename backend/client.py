@@ -17,6 +17,7 @@ import zmq
 
 from rltop.backend import view
 from rltop.backend.control import GRACE_S
+from rltop.collectors.launch import find_hub
 from rltop.collectors.rundir import RunDir
 
 LOST_S = 3.0
@@ -164,9 +165,13 @@ class Client:
         return self.view
 
     def stop_hub(self) -> None:
-        """Tell the hub to end; the run goes on. Raises ``HubUnreachable``."""
+        """Tell the hub to end, and wait until it has; the run goes on. Raises ``HubUnreachable``."""
         self.snapshot()
-        self._answer(view.AskStop(uuid.uuid4().hex))
+        hub = find_hub(self.rundir)
+        self.ask(view.AskStop(uuid.uuid4().hex))
+        # Its answer may be lost with its end: what counts is that it let go of the run.
+        if not self.wait(lambda c: find_hub(c.rundir) is None or find_hub(c.rundir) != hub, ANSWER_S):
+            raise HubUnreachable(f"the hub of run {self.rundir.run!r} did not end within {ANSWER_S:.0f} s")
 
     def close(self) -> None:
         """Close the sockets. Idempotent."""
@@ -182,7 +187,8 @@ class Client:
         return self.answers.pop(question.id)
 
     def _advice(self) -> str:
-        return f"no hub answers for run {self.rundir.run} ({self.rundir.path}); start one with: rltop hub"
+        run = self.rundir
+        return f"no hub answers for run {run.run!r} in {run.path.parent}; `rltop hub {run.argument}` starts one"
 
     def _changes(self, command: str | None) -> list[view.FlagChange]:
         return [c for c in self.view.flag_changes.values() if c.command == command] if self.view else []

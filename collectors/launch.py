@@ -53,8 +53,7 @@ def list_runs(home: Path) -> list[tuple[RunDir, HubInfo | None]]:
     """The runs in ``home`` (see ``rundir.home``) by name, each with its hub if it lives."""
     if not home.is_dir():
         return []
-    folders = sorted(path for path in home.iterdir() if any((path / name).exists() for name in RUN_ID_FILES))
-    return [(RunDir(path), find_hub(RunDir(path))) for path in folders]
+    return [(RunDir(path), find_hub(RunDir(path))) for path in sorted(home.iterdir()) if _is_run(path)]
 
 
 def ensure_hub(rundir: RunDir, *, timeout_s: float = 15.0) -> HubInfo:
@@ -100,6 +99,11 @@ def _forget_dead_hub(rundir: RunDir) -> None:
     with rundir.lock.open("ab") as lock, contextlib.suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         rundir.info.unlink(missing_ok=True)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a hub ever lived here; what is not ours to look into is no run of ours."""
+    return os.access(path, os.R_OK | os.X_OK) and any((path / name).exists() for name in RUN_ID_FILES)
 
 
 def _read_info(rundir: RunDir) -> HubInfo | None:

@@ -33,6 +33,11 @@ class RunDir:
         return self.path.name
 
     @property
+    def argument(self) -> str:
+        """What means this run on the command line: its name or, where that would mean another run, its path."""
+        return self.run if self.path == home() / self.run else str(self.path)
+
+    @property
     def ingest(self) -> str:
         """Collectors PUSH data here."""
         return self._endpoint("ingest")
@@ -75,19 +80,33 @@ class RunDir:
 
         Raises:
             RunDirError: the path is too long for a socket, or belongs to somebody else, or others can enter it.
+            OSError: it can't be made.
         """
-        longest = len(os.fsencode(self.path / "control.sock"))
-        if longest > SOCKET_PATH_LIMIT:
-            raise RunDirError(
-                f"{self.path}: a socket in it would need {longest} bytes, the system allows {SOCKET_PATH_LIMIT}; "
-                "choose a shorter run name, or set RLTOP_HOME to a shorter directory"
-            )
+        self._check_length()
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.check()
+
+    def check(self) -> None:
+        """See that the directory that is there can be trusted: whoever can write in it could speak as the hub.
+
+        Raises:
+            RunDirError: as ``create``.
+            OSError: there is none, or it can't be looked at.
+        """
+        self._check_length()
         found = self.path.stat()
         if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
             raise RunDirError(
                 f"{self.path}: must belong to you with mode 0700 (it has owner {found.st_uid}, "
                 f"mode {stat.S_IMODE(found.st_mode):04o}); set RLTOP_HOME to a directory of your own"
+            )
+
+    def _check_length(self) -> None:
+        longest = len(os.fsencode(self.path / "control.sock"))
+        if longest > SOCKET_PATH_LIMIT:
+            raise RunDirError(
+                f"{self.path}: a socket in it would need {longest} bytes, the system allows {SOCKET_PATH_LIMIT}; "
+                "choose a shorter run name, or set RLTOP_HOME to a shorter directory"
             )
 
 
