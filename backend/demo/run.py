@@ -95,12 +95,13 @@ class _Run:
         self, options: DemoOptions, progress: Progress, caught: list[int], stack: contextlib.ExitStack
     ) -> None:
         _check_installed()
+        if options.json_path is not None:
+            _check_writable(options.json_path)
         self._options = options
         self._progress = progress
         self._caught = caught
         self._stack = stack
         self._rundir = for_run(options.run)
-        self._rundir.create()
         stack.enter_context(_only_demo(self._rundir))
         self._start_hub()
         client = Client(self._rundir)
@@ -220,7 +221,12 @@ def _check_installed() -> None:
 
 @contextlib.contextmanager
 def _only_demo(rundir: RunDir) -> Iterator[IO[bytes]]:
-    with (rundir.path / "demo.lock").open("wb") as lock:
+    try:
+        rundir.create()
+        opened = (rundir.path / "demo.lock").open("wb")
+    except OSError as error:
+        raise DemoError(f"can't use the run directory: {error}; set RLTOP_HOME to a directory of your own") from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -233,9 +239,21 @@ def _memory_directory() -> str | None:
     return str(shared) if os.access(shared, os.W_OK) else None
 
 
+def _check_writable(path: Path) -> None:
+    """See that a file can be made beside ``path``: before a run of minutes, not after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise DemoError(f"--json {path}: {error}") from error
+
+
 def _write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    try:
+        path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise DemoError(f"--json {path}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -297,7 +315,6 @@ def start(options: DemoOptions) -> Demo:
     """
     _check_installed()
     rundir = for_run(options.run)
-    rundir.create()
     with _only_demo(rundir):  # not while another demo runs: its hub would be taken for one that was left behind
         hub, ours = fresh_hub(rundir)
     told = dataclasses.replace(options, keep_hub=True)
