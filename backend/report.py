@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 from rltop.backend import view
@@ -114,9 +115,14 @@ def as_text(snapshot: view.Snapshot) -> str:
         changes = list(snapshot.flag_changes.values())[-_LAST_CHANGES:]
         blocks.append("flag changes\n" + "\n".join("  " + flag_change_text(change) for change in changes))
     if snapshot.events:
-        lines = [f"  {event.severity:<5} {event.kind:<8} {event.text}" for event in snapshot.events[-_LAST_EVENTS:]]
+        lines = [_event_text(event) for event in snapshot.events[-_LAST_EVENTS:]]
         blocks.append("events\n" + "\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def _event_text(event: view.Event) -> str:
+    at = time.strftime("%H:%M:%S", time.localtime(event.time))
+    return f"  {at} {event.severity:<5} {event.kind:<8} {event.engine or '':<4} {event.text}"
 
 
 _ENGINE_HEADS = (
