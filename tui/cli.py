@@ -44,11 +44,12 @@ def choose_run(name: str | None) -> RunDir:
 
     Raises:
         click.ClickException: there is none, or more than one.
+        RunDirError: the name can't be a run's.
     """
     from rltop.collectors.launch import list_runs
 
     if name is not None:
-        return RunDir(Path(name).absolute()) if "/" in name else rundirs.for_run(name)
+        return rundirs.at(name) if "/" in name else rundirs.for_run(name)
     if (named := rundirs.from_environment()) is not None:
         return named
     live = [rundir for rundir, hub in list_runs(rundirs.home()) if hub is not None]
@@ -56,17 +57,31 @@ def choose_run(name: str | None) -> RunDir:
         return live[0]
     if live:
         names = ", ".join(sorted(rundir.run for rundir in live))
-        raise click.ClickException(f"{len(live)} runs are live: {names}. Name one.")
+        raise click.ClickException(f"{len(live)} runs are live: {names}; name one")
     raise click.ClickException(
-        f"no run is live under {rundirs.home()} (RLTOP_HOME). "
-        "`rltop demo` starts one; `rltop runs` lists what is there."
+        f"no run is live under {rundirs.home()} (RLTOP_HOME). `rltop demo` starts one, `rltop runs` lists what is there"
     )
+
+
+def existing_run(name: str | None) -> RunDir:
+    """The run that ``name`` means, whose directory is there and is this user's own.
+
+    Raises:
+        click.ClickException, RunDirError: as ``choose_run``; or there is no such directory, or it can't be trusted.
+    """
+    rundir = choose_run(name)
+    if not rundir.path.is_dir():
+        raise click.ClickException(
+            f"no run {rundir.run!r} in {rundir.path.parent}; `rltop runs` lists the runs, `rltop --help` the commands"
+        )
+    rundir.check()
+    return rundir
 
 
 def _client(run: str | None) -> Client:
     from rltop.backend.client import Client
 
-    return Client(choose_run(run))
+    return Client(existing_run(run))
 
 
 def _print_json(value: object) -> None:
@@ -82,7 +97,7 @@ def _run_option(command: Callable[..., Any]) -> Callable[..., Any]:
 _as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rltop", prog_name="rltop")
 def main() -> None:
     """Top for live reinforcement-learning runs on language models.
@@ -97,13 +112,16 @@ def main() -> None:
 @click.option("--fps", type=click.FloatRange(0.5, 10), default=4.0, show_default=True, help="Repaints per second.")
 def top(run: str | None, control: bool, fps: float) -> None:
     """Show the dashboard of RUN (what `rltop` alone does)."""
-    _need_terminal()
     from rltop.collectors.launch import LaunchError, ensure_hub
+
+    rundir = existing_run(run)
+    if not _on_terminal():
+        raise click.ClickException(
+            "the dashboard needs a terminal as standard input, output and error; "
+            "`rltop status [--json]` prints the same facts"
+        )
     from rltop.tui.app import run_dashboard
 
-    rundir = choose_run(run)
-    if not rundir.path.is_dir():
-        raise click.ClickException(f"no run {rundir.run!r} in {rundir.path.parent}; `rltop runs` lists what is there")
     try:
         ensure_hub(rundir)
     except LaunchError as error:
@@ -111,9 +129,9 @@ def top(run: str | None, control: bool, fps: float) -> None:
     sys.exit(run_dashboard(rundir, control=control, fps=fps))
 
 
-def _need_terminal() -> None:
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise click.ClickException("the dashboard needs a terminal; `rltop status [--json]` prints the same facts")
+def _on_terminal() -> bool:
+    """Whether a dashboard can be shown: Textual reads standard input and paints on standard error."""
+    return all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
 
 
 @main.command()
@@ -147,25 +165,28 @@ def runs(as_json: bool) -> None:
 @click.argument("run", required=False)
 @_as_json
 def status(run: str | None, as_json: bool) -> None:
-    """Print what the dashboard shows: engines, flags, steps, flag changes."""
+    """Print engines, steps, flag changes and events of RUN."""
     from rltop.backend import report
     from rltop.backend.client import HubUnreachable
 
-    client = _client(run)
     try:
-        snapshot = client.snapshot()
+        with _client(run) as client:
+            snapshot = client.snapshot()
     except HubUnreachable as error:
         raise click.ClickException(str(error)) from error
-    finally:
-        client.close()
     if as_json:
         _print_json(report.as_json(snapshot))
     else:
         click.echo(report.as_text(snapshot))
 
 
-@main.command(name="set", help="Switch FLAG to VALUE on the live engines, and wait for what became of it." + FLAG_HELP)
-@click.argument("flag", type=click.Choice(list(BY_NAME)))
+@main.command(
+    name="set",
+    short_help="Switch a flag on live engines.",
+    help="Switch FLAG to VALUE on the live engines, and wait for what became of it. "
+    "Exit code 0 only if every engine applied it." + FLAG_HELP,
+)
+@click.argument("flag", type=click.Choice(list(BY_NAME)), metavar="FLAG")
 @click.argument("value")
 @_run_option
 @click.option("--engine", "engines", multiple=True, metavar="ID", help="Only this engine (may be repeated).")
@@ -175,17 +196,19 @@ def status(run: str | None, as_json: bool) -> None:
 def set_flag(
     flag: str, value: str, run: str | None, engines: tuple[str, ...], why: str, timeout: float, as_json: bool
 ) -> None:
-    """Exit code 0 only if every engine applied it."""
+    """See the help text above, which is made from the table of flags."""
+    if value not in BY_NAME[flag].values:
+        raise click.BadParameter(
+            f"{flag} can be {' or '.join(BY_NAME[flag].values)}, not {value!r}", param_hint="VALUE"
+        )
     from rltop.backend import report
     from rltop.backend.client import CommandError, HubUnreachable
 
-    client = _client(run)
     try:
-        changes = client.set_flag(flag, value, engines=list(engines) or None, why=why, timeout_s=timeout)
+        with _client(run) as client:
+            changes = client.set_flag(flag, value, engines=list(engines) or None, why=why, timeout_s=timeout)
     except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
-    finally:
-        client.close()
     if as_json:
         _print_json({"flag_changes": [report.flag_change_json(change) for change in changes]})
     else:
@@ -198,24 +221,13 @@ def set_flag(
 @click.argument("run", required=False)
 @click.option("--stop", is_flag=True, help="End the hub instead; the run itself goes on.")
 def hub(run: str | None, stop: bool) -> None:
-    """Start the hub of RUN in the background, or say that it is there."""
-    from rltop.collectors.launch import LaunchError, ensure_hub, find_hub
+    """Start the hub of RUN, in the background, if it has none."""
+    if stop:
+        _stop_hub(existing_run(run))
+        return
+    from rltop.collectors.launch import LaunchError, ensure_hub
 
     rundir = choose_run(run)
-    if stop:
-        from rltop.backend.client import Client, HubUnreachable
-
-        if find_hub(rundir) is None:
-            raise click.ClickException(f"run {rundir.run!r} has no hub")
-        client = Client(rundir)
-        try:
-            client.stop_hub()
-        except HubUnreachable as error:
-            raise click.ClickException(str(error)) from error
-        finally:
-            client.close()
-        click.echo(f"hub of run {rundir.run!r} stopped")
-        return
     try:
         info = ensure_hub(rundir)
     except LaunchError as error:
@@ -223,12 +235,26 @@ def hub(run: str | None, stop: bool) -> None:
     click.echo(f"hub of run {rundir.run!r}: process {info.pid}, {rundir.path}")
 
 
+def _stop_hub(rundir: RunDir) -> None:
+    from rltop.backend.client import Client, HubUnreachable
+    from rltop.collectors.launch import find_hub
+
+    if find_hub(rundir) is None:
+        raise click.ClickException(f"run {rundir.run!r} has no hub")
+    try:
+        with Client(rundir) as client:
+            client.stop_hub()
+    except HubUnreachable as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"hub of run {rundir.run!r} stopped")
+
+
 @main.command()
 @click.option("--run", "run", default="sort", show_default=True, metavar="RUN", help="Name of the run.")
 @click.option("--headless", is_flag=True, help="No dashboard: a line per step (the default without a terminal).")
 @click.option("--steps", type=click.IntRange(1), default=60, show_default=True, help="Optimizer steps.")
 @click.option("--set", "settings", multiple=True, metavar="N:FLAG=VALUE", help="Switch FLAG when step N closes.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0.1, 2.0), default=1.0, show_default=True)
 @click.option("--engines", type=click.IntRange(1, 8), default=2, show_default=True, help="vLLM engines.")
 @click.option("--objective", type=click.Choice(["ppo", "gspo"]), default="ppo", show_default=True)
@@ -248,9 +274,9 @@ def demo(
     matched: int,
     json_path: Path | None,
 ) -> None:
-    """Run real RL on this machine: vLLM engines and a GRPO trainer on the CPU, with the dashboard.
+    """Run real RL on this machine, with the dashboard.
 
-    Exit code 0 only if the run finished.
+    vLLM engines and a GRPO trainer, all on the CPU. Exit code 0 only if the run finished and every --set was applied.
     """
     from rltop.backend.demo import run as demo_run
 
@@ -268,7 +294,7 @@ def demo(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if headless or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if headless or not _on_terminal():
         sys.exit(demo_run.run_headless(options))
     from rltop.tui.demo import run_with_dashboard
 

@@ -1,0 +1,277 @@
+"""The command line on real hubs: what it prints, in JSON where asked, what it says of mistakes, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rltop.backend.client import Client
+from rltop.collectors import wire
+from rltop.collectors.launch import ensure_hub, find_hub
+from rltop.collectors.rundir import RunDir, for_run
+from rltop.collectors.sender import Sender
+from rltop.tui import cli
+from tests.hub_messages import Trained, engine_state, sequences
+from tests.receiver import run_directory, wait_until
+from tests.test_hub_report import CHANGE_KEYS, ENGINE_KEYS, STEP_KEYS
+
+COMMANDS = ("top", "runs", "status", "set", "hub", "demo")
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty ``RLTOP_HOME``; the hubs that were started in it are ended."""
+    for name in ("RLTOP_RUN", "RLTOP_HUB"):
+        monkeypatch.delenv(name, raising=False)
+    with run_directory() as found:
+        monkeypatch.setenv("RLTOP_HOME", str(found.path))
+        yield found.path
+        for path in found.path.iterdir():
+            kill_hub(RunDir(path))
+
+
+def kill_hub(rundir: RunDir) -> None:
+    if info := find_hub(rundir):
+        os.kill(info.pid, signal.SIGKILL)
+        wait_until(lambda: find_hub(rundir) is None)
+
+
+def rltop(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, list(arguments))
+
+
+def answer(*arguments: str) -> Any:
+    """What a command that ends well prints as JSON."""
+    result = rltop(*arguments)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def start_hub(run: str) -> RunDir:
+    rundir = for_run(run)
+    ensure_hub(rundir)
+    return rundir
+
+
+class Engine:
+    """An engine's end of the wire: reports its state, and obeys every command at once, or refuses it."""
+
+    def __init__(self, rundir: RunDir, *, refuses: str = "") -> None:
+        self._refuses = refuses
+        self.sender = Sender(
+            rundir, "e0", "engine", lambda _, items: items, on_message=self._obey, periodic=self._report
+        )
+        self.sender.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sender.close(5)
+
+    def _report(self) -> None:
+        self.sender.offer("state", 100, (engine_state("e0"), {}))
+
+    def _obey(self, message: wire.ControlToCollector) -> None:
+        if isinstance(message, wire.Command):
+            state = "refused" if self._refuses else "applied"
+            self.sender.reply(
+                wire.CommandUpdate(
+                    message.id, "e0", message.flag, state, old="on", new=message.value, engine_step=9, in_flight=2,
+                    lost_requests=0, milliseconds=0.5, reason=self._refuses,
+                )
+            )  # fmt: skip
+
+
+def wait_for_engine(rundir: RunDir) -> None:
+    with Client(rundir) as client:
+        assert client.wait(lambda c: c.view is not None and "e0" in c.view.engines, 30)
+
+
+def test_every_command_explains_itself_in_lines_that_fit() -> None:
+    whole = rltop("--help")
+    assert whole.exit_code == 0
+    assert "..." not in whole.output.partition("Commands:")[2], "a summary was cut off"
+    for command in COMMANDS:
+        result = rltop(command, "-h")
+        assert result.exit_code == 0
+        assert result.output.startswith(f"Usage: main {command} ")
+    assert rltop("--version").output.startswith("rltop, version ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ([], 1, "`rltop demo` starts one"),
+        (["status"], 1, "`rltop runs` lists what is there"),
+        (["hub"], 1, "no run is live"),
+        (["statsu"], 1, "no run 'statsu' .* `rltop --help` the commands"),
+        (["status", "nosuch", "--json"], 1, "no run 'nosuch'"),
+        (["set", "prefix_caching", "off", "--run", "nosuch"], 1, "no run 'nosuch'"),
+        (["hub", "nosuch", "--stop"], 1, "no run 'nosuch'"),
+        (["hub", "a b"], 1, "run name 'a b': use 1 to 64 letters"),
+        (["hub", "a" * 65], 1, "use 1 to 64 letters"),
+        (["hub", "tcp://1.2.3.4:5"], 1, "network addresses are refused"),
+        (["status", "tcp://1.2.3.4:5"], 1, "network addresses are refused"),
+        (["runs", "extra"], 2, "unexpected extra argument"),
+        (["--bogus"], 2, "--bogus"),
+        (["set", "speed", "on"], 2, "prefix_caching"),
+        (["set", "prefix_caching", "maybe"], 2, "prefix_caching can be on or off, not 'maybe'"),
+        (["demo", "--set", "5:prefix_caching"], 2, "expected N:FLAG=VALUE"),
+        (["demo", "--set", "0:speed=on"], 2, "there are prefix_caching, async_scheduling"),
+        (["demo", "--steps", "3", "--set", "3:prefix_caching=off"], 2, "the last of 3 steps is 2"),
+        (["demo", "--seed", "-1"], 2, "--seed"),
+    ],
+)
+def test_a_mistake_is_named_with_what_to_do(home: Path, arguments: list[str], code: int, says: str) -> None:
+    result = rltop(*arguments)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert re.search(says, " ".join(result.stderr.split())), result.stderr
+    assert list(home.iterdir()) == [], "a mistake left something behind"
+
+
+def test_a_hub_is_started_listed_and_ended(home: Path) -> None:
+    assert answer("runs", "--json") == {"home": str(home), "runs": []}
+    assert "no runs under" in rltop("runs").output
+    first, again = rltop("hub", "one"), rltop("hub", "one")
+    assert (first.exit_code, first.output) == (0, again.output)
+    info = find_hub(RunDir(home / "one"))
+    assert info is not None
+    (run,) = answer("runs", "--json")["runs"]
+    assert run == {
+        "run": "one", "live": True, "hub_pid": info.pid, "started": info.started, "directory": str(home / "one"),
+    }  # fmt: skip
+    assert rltop("hub", "--stop").output == "hub of run 'one' stopped\n"
+    assert find_hub(RunDir(home / "one")) is None
+    (run,) = answer("runs", "--json")["runs"]
+    assert (run["live"], run["hub_pid"], run["started"]) == (False, None, None)
+    assert "no hub" in rltop("runs").output
+    twice = rltop("hub", "one", "--stop")
+    assert (twice.exit_code, twice.stderr) == (1, "Error: run 'one' has no hub\n")
+
+
+def test_of_two_live_runs_one_has_to_be_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_hub("one")
+    start_hub("two")
+    assert "2 runs are live: one, two; name one" in rltop("status").stderr
+    assert answer("status", "two", "--json")["run"] == "two"
+    assert answer("status", str(home / "one"), "--json")["run"] == "one"
+    monkeypatch.setenv("RLTOP_RUN", "one")
+    assert answer("status", "--json")["run"] == "one"
+    monkeypatch.setenv("RLTOP_HUB", str(home / "two"))
+    assert answer("status", "--json")["run"] == "two"
+    monkeypatch.setenv("RLTOP_HUB", "tcp://1.2.3.4:5")
+    assert "network addresses are refused" in rltop("status").stderr
+
+
+def test_status_has_the_promised_shape(home: Path) -> None:
+    rundir = start_hub("shape")
+    trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items)
+    trainer.start()
+    with Engine(rundir), Client(rundir) as client:
+        row = Trained([1, 2, 3], [0, 1, 1], [-1.0, -2.0], [-1.0, -2.0])
+        trainer.offer("all", 100, sequences([row], policy_version=2))
+        trainer.offer("all", 100, (wire.StepClosed(0, 0, 1, 3), {}))
+        assert client.wait(lambda c: c.view is not None and bool(c.view.steps and c.view.engines), 30)
+        report = answer("status", "--json")
+        text = rltop("status").output
+    trainer.close(5)
+    assert report.keys() == {"run", "engines", "steps", "flag_changes"}
+    (engine,), (step,) = report["engines"], report["steps"]
+    assert engine.keys() == ENGINE_KEYS
+    assert step.keys() == STEP_KEYS
+    assert (engine["id"], step["step"], step["tokens"], step["ratio_mean"]) == ("e0", 0, 2, 1.0)
+    assert text.startswith("run shape: trainer live, step 0")
+    assert "e0" in text
+    assert "prefix_caching=on" in text
+
+
+def test_set_prints_what_became_of_it_and_fails_unless_applied(home: Path) -> None:
+    rundir = start_hub("flags")
+    nobody = rltop("set", "prefix_caching", "off")
+    assert (nobody.exit_code, nobody.stdout) == (1, "")
+    assert "no engine is live" in nobody.stderr
+    with Engine(rundir):
+        wait_for_engine(rundir)
+        (change,) = answer("set", "prefix_caching", "off", "--json", "--reason", "to see")["flag_changes"]
+        assert change.keys() == CHANGE_KEYS
+        assert (change["engine"], change["outcome"], change["lost_requests"]) == ("e0", "applied", 0)
+        wrong = rltop("set", "prefix_caching", "off", "--engine", "e9")
+        assert (wrong.exit_code, wrong.stderr) == (1, "Error: no engine 'e9'; live engines: e0\n")
+
+
+def test_a_refused_switch_is_exit_code_1_with_the_reason(home: Path) -> None:
+    rundir = start_hub("flags")
+    with Engine(rundir, refuses="launch with --enable-prefix-caching"):
+        wait_for_engine(rundir)
+        as_text = rltop("set", "prefix_caching", "off")
+        as_json = rltop("set", "prefix_caching", "off", "--json")
+    assert (as_text.exit_code, as_json.exit_code) == (1, 1)
+    assert "refused" in as_text.stdout
+    assert "(launch with --enable-prefix-caching)" in as_text.stdout
+    assert json.loads(as_json.stdout)["flag_changes"][0]["outcome"] == "refused"
+
+
+def test_a_hub_that_was_killed_is_missed_by_name(home: Path) -> None:
+    kill_hub(start_hub("gone"))
+    assert "`rltop hub gone` starts one" in rltop("status", "gone").stderr
+    assert rltop("hub", "gone").exit_code == 0
+    assert rltop("status", "gone").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["status", "k"], ["set", "prefix_caching", "off", "--run", "k"], ["hub", "k"]])
+def test_a_directory_that_cannot_be_trusted_or_is_too_long_is_refused(
+    home: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "k").mkdir(mode=0o755)
+    assert "must belong to you with mode 0700" in rltop(*command).stderr
+    long = home / ("x" * 90)
+    (long / "k").mkdir(mode=0o700, parents=True)
+    monkeypatch.setenv("RLTOP_HOME", str(long))
+    result = rltop(*command)
+    assert result.exit_code == 1
+    assert "set RLTOP_HOME to a shorter directory" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["hub", "k"], ["demo", "--headless", "--run", "k"]])
+def test_a_home_that_cannot_be_made_is_named(home: Path, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "file").touch()
+    monkeypatch.setenv("RLTOP_HOME", str(home / "file"))
+    result = rltop(*command)
+    assert result.exit_code == 1
+    assert str(home / "file") in result.stderr
+
+
+def test_the_demo_says_at_once_that_its_report_cannot_be_written(home: Path) -> None:
+    (home / "file").touch()
+    result = rltop("demo", "--headless", "--json", str(home / "file" / "out.json"))
+    assert result.exit_code == 1
+    assert "--json" in result.stderr
+    assert sorted(path.name for path in home.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize("redirected", ["stdin", "stdout", "stderr"])
+def test_the_dashboard_wants_all_of_a_terminal(home: Path, redirected: str) -> None:
+    RunDir(home / "one").create()
+    master, slave = pty.openpty()
+    streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
+    streams[redirected] = subprocess.DEVNULL
+    try:
+        code = subprocess.run([sys.executable, "-m", "rltop.tui.cli", "one"], timeout=60, check=False, **streams)
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert code.returncode == 1
+    assert find_hub(RunDir(home / "one")) is None
