@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from rltop.backend.demo.run import Demo, DemoError, DemoOptions, start
+from rltop.backend.client import HubUnreachable
+from rltop.backend.demo.run import Demo, DemoError, DemoOptions, RunInUseError, start
 from rltop.collectors.launch import LaunchError
 from rltop.collectors.rundir import RunDirError
 from rltop.tui.app import run_dashboard
@@ -29,11 +30,11 @@ def run_with_dashboard(options: DemoOptions) -> int:
     click.echo(f"starting run {options.run!r} ...")
     try:
         demo = start(options)
-    except (DemoError, LaunchError, RunDirError) as error:
+    except (DemoError, RunInUseError, LaunchError, RunDirError, HubUnreachable) as error:
         click.echo(f"rltop demo: {error}", err=True)
         return 1
     try:
-        run_dashboard(demo.rundir, control=True, notice=_notice(demo))
+        run_dashboard(demo.rundir, control=True, notice=_notice(demo), farewell="")
         _follow(demo)
     except KeyboardInterrupt:
         click.echo("\nending engines, trainer and hub ...")
