@@ -197,14 +197,21 @@ def test_unreadable_facts_about_a_hub_are_no_hub() -> None:
         assert find_hub(rundir) is None
 
 
+def open_files(pid: int) -> set[Path]:
+    found = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed while we looked
+            found.add(file.readlink())
+    return found
+
+
 def test_somebody_who_only_looks_does_not_keep_a_hub_from_its_lock() -> None:
     with run_directory() as rundir, hubs_ended(rundir), rundir.lock.open("wb") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         command = [sys.executable, "-m", "rltop.backend.hub", str(rundir.path)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as hub:
             try:
-                files = Path(f"/proc/{hub.pid}/fd")
-                wait_until(lambda: any(file.resolve() == rundir.lock for file in files.iterdir()))
+                wait_until(lambda: rundir.lock in open_files(hub.pid))
                 fcntl.flock(looking, fcntl.LOCK_UN)
                 wait_until(lambda: find_hub(rundir))
             finally:
