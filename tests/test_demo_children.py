@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -83,8 +82,6 @@ import sys, time
 from pathlib import Path
 from rltop.backend.demo.children import Child
 child = Child("orphan", "tests.demo_child", "polite", {}, Path(sys.argv[1]), piped=True)
-if sys.argv[2] == "leave":
-    child.let_go()
 lines = []
 while len(lines) < 2:
     lines += child.lines()
@@ -93,9 +90,9 @@ time.sleep(600)
 """
 
 
-def kill_a_parent(tmp_path: Path, how: str) -> int:
+def kill_a_parent(tmp_path: Path) -> int:
     """Start a parent with a child, kill the parent, and return the child's process id."""
-    command = [sys.executable, "-c", PARENT, str(tmp_path / "log"), how]
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "log")]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert parent.stdout is not None
     with parent.stdout:
@@ -106,13 +103,5 @@ def kill_a_parent(tmp_path: Path, how: str) -> int:
 
 
 def test_a_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
-    child = kill_a_parent(tmp_path, "hold")
+    child = kill_a_parent(tmp_path)
     wait_until(lambda: not group_members(child))
-
-
-def test_a_child_that_was_let_go_lives_on(tmp_path: Path) -> None:
-    child = kill_a_parent(tmp_path, "leave")
-    members = group_members(child)
-    for member in members:
-        os.kill(member, signal.SIGKILL)
-    assert child in members

@@ -95,12 +95,6 @@ class Child:
         """Whether nothing of its group is left."""
         return self.exit_code is not None and not group_members(self.pid)
 
-    def let_go(self) -> None:
-        """Let it live on when we end."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"k")
-        self._process.stdin.flush()
-
     def release(self) -> None:
         """Close our ends of its pipes."""
         for pipe in (self._process.stdin, self._process.stdout):

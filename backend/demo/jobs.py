@@ -89,14 +89,10 @@ def decode(argument: str, kind: type[T]) -> T:
 
 
 def end_with_parent() -> None:
-    """End this process and its group when its standard input closes: politely, then for good.
-
-    A byte on standard input means: go on without me.
-    """
+    """End this process and its group when its standard input closes: politely, then for good."""
 
     def watch() -> None:
-        if os.read(sys.stdin.fileno(), 1):
-            return
+        os.read(sys.stdin.fileno(), 1)
         os.killpg(0, signal.SIGTERM)
         time.sleep(END_GRACE_S)
         os.killpg(0, signal.SIGKILL)

@@ -299,16 +299,12 @@ class Demo:
         assert self.exit_code is not None
         return self.exit_code
 
-    def leave(self) -> None:
-        """Let the run go on without us."""
-        self._process.let_go()
-
 
 def start(options: DemoOptions) -> Demo:
     """Start the run in the background, with its hub up when this returns (a second or two).
 
     The hub stays after the last step, for whoever still looks; ``Demo.stop`` ends it. If the caller dies, the run
-    ends too, unless it was left (``Demo.leave``).
+    ends too.
 
     Raises:
         DemoError, RunInUseError, LaunchError, RunDirError: it can't be started; nothing was left running.
