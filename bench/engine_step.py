@@ -47,8 +47,7 @@ def tap_cost(steps: int = 20_000) -> tuple[float, float]:
 
     bare = min(turn() for _ in range(3))
     tap = Tap(engine, backlog_limit=1 << 40)
-    hooks = {"step": tap.on_step, "schedule": tap.on_schedule}
-    Taps(engine, hooks, Guard())
+    Taps(engine, {"step": tap.on_step, "schedule": tap.on_schedule}, Guard())
     costs = []
     for _ in range(3):
         costs.append(turn())

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def measure(library: str, rows: int, time_: int, repeats: int) -> None:
         copies, calls = [], []
         for step in range(repeats):
             copies.append(timed(copy))
-            calls.append(timed(lambda step=step: collector.sequences(step, **values)))
+            calls.append(timed(partial(collector.sequences, step, **values)))
             deadline = time.monotonic() + 30  # a trainer computes between its steps; the thread sends meanwhile
             while collector._sender.health().counts["sequences"].queued and time.monotonic() < deadline:
                 time.sleep(0.002)
