@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rltop.backend.client import Client
-from rltop.backend.view import FlagChange
+from rltop.backend.view import FlagChange, Step
 from rltop.collectors import TrainerCollector
 from rltop.collectors.flags import FLAGS
 from rltop.collectors.launch import ensure_hub
@@ -56,6 +56,13 @@ def switch(rundir: RunDir, flag: str, value: str) -> FlagChange:
         return client.set_flag(flag, value)[0]
 
 
+def measured(client: Client, step: int) -> Step:
+    """The step as the hub measured it."""
+    client.wait(lambda c: c.view is not None and step in c.view.steps, 30.0)
+    assert client.view is not None
+    return client.view.steps[step]
+
+
 async def batches(engine: Any, rundir: RunDir, tokens: int, vocabulary: int) -> None:
     """A plain batch, then for every flag and each of its values a batch into which it is switched."""
     print("switch                   outcome       ms flight lost   whole  joined      gap   hits")
@@ -79,9 +86,7 @@ async def batches(engine: Any, rundir: RunDir, tokens: int, vocabulary: int) -> 
                 prompt_ids=[np.array(output.prompt_token_ids) for output in outputs],
             )  # fmt: skip
             trainer.step(step)
-            client.wait(lambda c, s=step: c.view is not None and s in c.view.steps, 30.0)
-            assert client.view is not None
-            values = client.view.steps[step].values
+            values = measured(client, step).values
             told = (
                 f"{change.state:8} {change.milliseconds or 0:7.1f} {change.in_flight!s:>6} {change.lost_requests!s:>4}"
                 if change
@@ -94,7 +99,7 @@ async def batches(engine: Any, rundir: RunDir, tokens: int, vocabulary: int) -> 
                 + (f"  {change.reason}" if change and change.reason else ""),
                 flush=True,
             )
-        for name, fact in sorted(next(iter(client.view.engines.values())).fingerprint.items()):
+        for name, fact in sorted(client.snapshot().engines["e0"].fingerprint.items()):
             print(f"  {name}: {fact}")
 
 
