@@ -44,6 +44,30 @@ FLAGS: tuple[Flag, ...] = (
         "of seeded requests do not change.",
         launch="--async-scheduling",
     ),
+    Flag(
+        name="logprobs_mode",
+        values=("raw", "processed"),
+        summary="logprobs before (raw) or after temperature, top-p and top-k",
+        effect="processed: temperature, top-p, top-k and penalties are in the logprobs that the trainer gets, which is "
+        "what an importance ratio needs; with top-p or top-k a fused sampler gives way to a slower one.",
+        launch="--logprobs-mode raw_logprobs or processed_logprobs, without speculative decoding",
+    ),
+    Flag(
+        name="lm_head_fp32",
+        values=("off", "on"),
+        summary="project to the vocabulary in float32",
+        effect="on: logits and logprobs lose less to rounding. On GPUs the projection accumulates into float32, "
+        "elsewhere the whole weight is cast at every step. Changes the tokens that are sampled.",
+        launch="""--hf-overrides '{"head_dtype": "float32"}'""",
+    ),
+    Flag(
+        name="update_clears_cache",
+        values=("caller", "on", "off"),
+        summary="forget cached prefixes at a pause or update",
+        effect="on: running requests are computed anew under the new weights, which costs a prefill of each. off: they "
+        "go on with keys and values of the old weights. No value is right everywhere.",
+        launch="a vLLM whose pauses end in EngineCore._finish_pause (0.32), without sleep mode",
+    ),
 )
 
 BY_NAME: dict[str, Flag] = {flag.name: flag for flag in FLAGS}

@@ -1,6 +1,7 @@
 """The border between a host and us: nothing of ours is ever raised into vLLM or a trainer.
 
-Every call from the host goes through ``Guard.run``. It is the only place in the collectors that catches ``Exception``.
+Every call from the host goes through ``Guard.run``. It is the only place in the collectors that catches
+``Exception``, but for what asks an engine's workers or answers it from there: those faults are answers.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections import deque
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from rltop.collectors.vllm import worker
 
 
 class LogprobsLists(NamedTuple):
@@ -78,6 +81,8 @@ class Scheduler:
         self.running: list[Any] = []
         self.waiting: list[Any] = []
         self.connector: Any = None
+        self.resets: list[bool] = []
+        self.pause_state = SimpleNamespace(name="UNPAUSED")
         self.kv_cache_manager = SimpleNamespace(
             enable_caching=True, block_pool=BlockPool(), coordinator=UnitaryKVCacheCoordinator(), usage=0.25
         )
@@ -89,6 +94,10 @@ class Scheduler:
     def schedule(self, throttle_prefills: bool = False) -> Any:
         return SimpleNamespace(scheduled_new_reqs=[])
 
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        self.resets.append(reset_running_requests)
+        return True
+
     def has_requests(self) -> bool:
         return bool(self.requests)
 
@@ -98,6 +107,94 @@ class Scheduler:
 
 class AsyncScheduler(Scheduler):
     pass
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """Reads as torch's do."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"torch.{self.name}"
+
+
+BFLOAT16, FLOAT32 = Dtype("bfloat16"), Dtype("float32")
+
+
+class Torch:
+    """As much of torch as the head needs."""
+
+    float32 = FLOAT32
+    inference_mode = contextlib.nullcontext
+
+    @staticmethod
+    def zeros(*shape: int, dtype: Dtype, device: Any) -> Any:
+        return SimpleNamespace(shape=shape, dtype=dtype, device=device)
+
+
+class UnquantizedEmbeddingMethod:
+    pass
+
+
+class LogitsProcessor:
+    """Projects in ``head_dtype``, as vLLM 0.32 does; ``deaf`` ignores it."""
+
+    def __init__(self, head_dtype: Dtype) -> None:
+        self.head_dtype = head_dtype
+        self.deaf = False
+
+    def _apply_head(self, lm_head: Any, hidden_states: Any, embedding_bias: Any) -> Any:
+        return SimpleNamespace(dtype=hidden_states.dtype if self.deaf else self.head_dtype)
+
+
+class TopKTopPSampler:
+    def __init__(self) -> None:
+        self.logprobs_mode = "raw_logprobs"
+        self.forward = self.forward_cuda
+
+    def forward_cuda(self) -> str:
+        assert self.logprobs_mode == "raw_logprobs"
+        return "fused"
+
+    def forward_native(self) -> str:
+        return "native"
+
+
+class Sampler:
+    def __init__(self) -> None:
+        self.logprobs_mode = "raw_logprobs"
+        self.topk_topp_sampler = TopKTopPSampler()
+
+
+class Worker:
+    """A rank: the methods that the collector gives it, on a model runner of vLLM's shape."""
+
+    rltop_read_flags = worker.read_flags
+    rltop_write_flag = worker.write_flag
+
+    def __init__(self, dtype: Dtype = BFLOAT16) -> None:
+        weight = SimpleNamespace(shape=(128, 64), device=SimpleNamespace(type="cpu"), numel=lambda: 128 * 64)
+        self.model_runner = SimpleNamespace(
+            sampler=Sampler(),
+            prompt_logprobs_worker=SimpleNamespace(logprobs_mode="raw_logprobs"),
+            model_config=SimpleNamespace(logprobs_mode="raw_logprobs", dtype=dtype, enable_sleep_mode=False),
+            vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=64)),
+            model=SimpleNamespace(
+                logits_processor=LogitsProcessor(dtype),
+                lm_head=SimpleNamespace(quant_method=UnquantizedEmbeddingMethod(), weight=weight),
+            ),
+        )
+
+
+@dataclass
+class Executor:
+    """Two ranks by default."""
+
+    workers: list[Any] = field(default_factory=lambda: [Worker(), Worker()])
+
+    def collective_rpc(self, method: Any, args: tuple[Any, ...] = ()) -> list[Any]:
+        return [getattr(w, method)(*args) if isinstance(method, str) else method(w, *args) for w in self.workers]
 
 
 @dataclass
@@ -114,11 +211,13 @@ class EngineCore:
         self.request_block_hasher = object()
         self.updates: list[str] = []
         self._weight_version = "default"
-        self.model_executor = SimpleNamespace(collective_rpc=lambda call: [])
+        self.model_executor = Executor()
         self.vllm_config = SimpleNamespace(
             parallel_config=SimpleNamespace(pipeline_parallel_size=1, data_parallel_size=1, data_parallel_index=0),
             max_concurrent_batches=2,
             speculative_config=None,
+            lora_config=None,
+            model_config=SimpleNamespace(enable_sleep_mode=False),
         )
         self.step_fn = self.step_with_batch_queue
 
@@ -140,6 +239,14 @@ class EngineCore:
         for item in outputs.items() if outputs else ():
             self.output_queue.put_nowait(item)
         return executed
+
+    def _finish_pause(self, clear_cache: bool) -> None:
+        self.updates.append("synchronize_device")
+        if clear_cache:
+            self.reset_prefix_cache(reset_running_requests=True)
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        return bool(self.scheduler.reset_prefix_cache(reset_running_requests, reset_connector))
 
     def _handle_client_request(self, request_type: Any, request: Any) -> str:
         return "handled"

@@ -67,12 +67,20 @@ class LiveEngine:
         """Begin ``work`` on the engine's loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def generate(self, name: str, prompt: list[int], tokens: int, seed: int, logprobs: int | None = 0) -> Future[Any]:
+    def generate(
+        self,
+        name: str,
+        prompt: list[int],
+        tokens: int,
+        seed: int,
+        logprobs: int | None = 0,
+        temperature: float = 1.0,
+    ) -> Future[Any]:
         """Sample exactly ``tokens`` tokens; the result is vLLM's last ``RequestOutput``. Cancelling it aborts."""
         from vllm import SamplingParams
 
         params = SamplingParams(
-            temperature=1.0, max_tokens=tokens, ignore_eos=True, logprobs=logprobs, seed=seed, detokenize=False
+            temperature=temperature, max_tokens=tokens, ignore_eos=True, logprobs=logprobs, seed=seed, detokenize=False
         )
         self.progress[name] = []
 

@@ -11,6 +11,7 @@ import msgspec
 
 from rltop.backend import view
 from rltop.backend.view import Answer, AskSet, Engine, Event, FlagChange, Question, Snapshot, Step, Trainer, change_key
+from rltop.collectors.flags import FLAGS
 from rltop.collectors.wire import Counts, FlagState
 
 START = 1_790_000_000.0
@@ -42,7 +43,8 @@ class HeldClient:
 
 
 def flags(caching: str = "on", scheduling: str = "on") -> dict[str, FlagState]:
-    return {"prefix_caching": FlagState(caching, True), "async_scheduling": FlagState(scheduling, True)}
+    usual = {flag.name: FlagState(flag.values[0], True) for flag in FLAGS}
+    return usual | {"prefix_caching": FlagState(caching, True), "async_scheduling": FlagState(scheduling, True)}
 
 
 def step(number: int) -> Step:
@@ -177,7 +179,7 @@ def switched() -> Snapshot:
     shown = healthy()
     shown.engines = {
         "e0": engine("e0"),
-        "e1": engine("e1", flags={"prefix_caching": FlagState("on", True), "async_scheduling": fixed}),
+        "e1": engine("e1", flags=flags() | {"async_scheduling": fixed}),
     }
     shown.flag_changes |= {change_key(c): c for c in changes}
     shown.events += [event(30, "async_scheduling on refused: " + fixed.reason, "warn", at_step=20, on="e1")]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rltop.collectors import wire
-from rltop.collectors.vllm import switches
+from rltop.collectors.vllm.scheduler_switches import is_async
 from tests.harness import HubStandIn, wait_for
 from tests.live_engine import ENVIRONMENT, MODEL, LiveEngine
 
@@ -68,6 +70,15 @@ def switch(hub: HubStandIn, flag: str, value: str, tag: str) -> wire.CommandUpda
     states = [u.state for u in hub.updates if u.id == update.id]
     assert states == ["accepted", "applied"]
     return update
+
+
+def fresh(hub: HubStandIn) -> wire.EngineState:
+    """A state that was read after this call: it knows a question that was asked now."""
+    name = f"fresh{len(hub.updates)}"
+    hub.command(ENGINE, "no_such_flag", "on", name)
+    return wait_for(
+        lambda: next((s for s in hub.states() if name in [update.id for update in s.commands]), None), "a fresh state"
+    )
 
 
 def check_equal(hub: HubStandIn, name: str, output: Any) -> wire.Rollout:
@@ -192,6 +203,105 @@ def test_a_command_for_an_idle_engine_runs_and_one_for_the_present_value_changes
     assert shown.flag_epoch == epoch
 
 
+@functools.cache
+def policy() -> Any:
+    from rltop.backend.demo.trainer import load_model
+
+    return load_model(str(MODEL))
+
+
+def policy_logprobs(prompt_ids: list[int], tokens: list[int], temperature: float) -> Any:
+    """Log-probabilities of ``tokens`` [n] by torch alone, at a temperature."""
+    import torch
+
+    with torch.no_grad():
+        logits = policy()(torch.tensor([prompt_ids + tokens])).logits[0, len(prompt_ids) - 1 : -1]
+        logp = torch.log_softmax(logits.float() / temperature, -1)
+        return logp.gather(-1, torch.tensor(tokens)[:, None])[:, 0].double().numpy()
+
+
+def ratios(found: list[Arrived], temperature: float) -> dict[int, Any]:
+    """By flag epoch, pi / mu of every token: what the trainer computes at ``temperature`` against the record."""
+    parts: dict[int, list[Any]] = {}
+    for rollout, prompts, tokens, logprobs in found:
+        ratio = np.exp(policy_logprobs(prompts, tokens, temperature) - np.array(logprobs))
+        ends = [run.start for run in rollout.runs[1:]] + [rollout.size]
+        for run, end in zip(rollout.runs, ends, strict=True):
+            parts.setdefault(run.flag_epoch, []).append(ratio[run.start : end])
+    return {epoch: np.concatenate(of_epoch) for epoch, of_epoch in parts.items()}
+
+
+def test_logprobs_mode_switches_in_flight_and_the_ratio_says_which_it_was(engine: LiveEngine, hub: HubStandIn) -> None:
+    names = [f"warm7-{i}" for i in range(IN_FLIGHT)]
+    running = [engine.generate(name, prompt(i), 150, seed=i, temperature=0.7) for i, name in enumerate(names)]
+    engine.wait_running(names, 40)
+    update = switch(hub, "logprobs_mode", "processed", "lm")
+    assert update.old == "raw"
+    assert update.in_flight == IN_FLIGHT
+    for name, work in zip(names, running, strict=True):
+        assert check_equal(hub, name, work.result(60)).size == 150
+    raw, processed = (values for _, values in sorted(ratios([arrived(hub, name) for name in names], 0.7).items()))
+    error = processed.std() / processed.size**0.5
+    assert abs(raw.mean() - 1) > 10 * raw.std() / raw.size**0.5
+    assert abs(processed.mean() - 1) <= max(3 * error, 1e-5), (processed.mean(), error)
+    assert min(raw.size, processed.size) > 1000
+    assert fresh(hub).fingerprint["logprobs_mode"] == "processed_logprobs"
+    back = switch(hub, "logprobs_mode", "raw", "lm")
+    assert back.old == "processed"
+    check_equal(hub, "raw7", engine.generate("raw7", prompt(1), 200, seed=1, temperature=0.7).result(60))
+    (again,) = ratios([arrived(hub, "raw7")], 1.0).values()
+    assert np.abs(again - 1).max() < 1e-3  # raw: the model's own distribution, whatever the temperature
+
+
+def test_a_float32_head_on_a_float32_model_has_no_effect_and_says_so(engine: LiveEngine, hub: HubStandIn) -> None:
+    def batch(tag: str) -> list[Any]:
+        return [engine.generate(f"{tag}{i}", prompt(i), 96, seed=2000 + i) for i in range(IN_FLIGHT)]
+
+    before = [told(work.result(60)) for work in batch("head")]
+    running = batch("fp32")
+    engine.wait_running([f"fp32{i}" for i in range(IN_FLIGHT)])
+    on = switch(hub, "lm_head_fp32", "on", "lh")
+    assert (on.old, on.in_flight, on.reason) == ("off", IN_FLIGHT, "no effect: the model is float32")
+    facts = fresh(hub).fingerprint
+    assert (facts["head_dtype"], facts["lm_head_fp32 bound"]) == ("float32", "yes")
+    off = switch(hub, "lm_head_fp32", "off", "lh")
+    assert off.in_flight is not None
+    assert off.in_flight >= 32
+    assert [told(work.result(60))[0] for work in running] == [tokens for tokens, _ in before]
+    assert fresh(hub).fingerprint["lm_head_fp32 bound"] == "no override"
+
+
+def resets(hub: HubStandIn) -> int:
+    return int(fresh(hub).fingerprint["prefix cache resets"])
+
+
+def test_the_policy_decides_whether_a_pause_or_an_update_resets_the_cache(engine: LiveEngine, hub: HubStandIn) -> None:
+    names = [f"stale{i}" for i in range(IN_FLIGHT)]
+    running = [engine.generate(name, prompt(i), 480, seed=i) for i, name in enumerate(names)]
+    engine.wait_running(names)
+    found: list[tuple[str, bool | None, int]] = []
+    for number, wanted in enumerate(("caller", "on", "off", "caller")):
+        changed = switch(hub, "update_clears_cache", wanted, f"uc{number}")
+        assert changed.in_flight is not None
+        assert changed.in_flight >= 32
+        for clear in (True, False):
+            before = resets(hub)
+            engine.run(engine.llm.pause_generation(mode="keep", clear_cache=clear))
+            engine.run(engine.llm.resume_generation())
+            found.append((wanted, clear, resets(hub) - before))
+        before = resets(hub)
+        engine.run(engine.llm.collective_rpc("reload_weights"))  # an update without a pause
+        found.append((wanted, None, resets(hub) - before))
+    assert found == [
+        ("caller", True, 1), ("caller", False, 0), ("caller", None, 0),
+        ("on", True, 1), ("on", False, 1), ("on", None, 1),
+        ("off", True, 0), ("off", False, 0), ("off", None, 0),
+        ("caller", True, 1), ("caller", False, 0), ("caller", None, 0),
+    ]  # fmt: skip
+    for name, work in zip(names, running, strict=True):
+        assert check_equal(hub, name, work.result(60)).size == 480
+
+
 def test_a_switch_waits_for_an_open_weight_update_and_versions_stand_per_token(
     engine: LiveEngine, hub: HubStandIn
 ) -> None:
@@ -207,13 +317,14 @@ def test_a_switch_waits_for_an_open_weight_update_and_versions_stand_per_token(
     hub.command(ENGINE, "prefix_caching", "off", "patient")
     wait_for(lambda: [u for u in hub.updates if u.id == "patient" and u.state == "draining"], "it says it waits")
     assert hub.states()[-1].flags["prefix_caching"].value == "on"
+    earlier = hub.states()[-1].weight_updates
     update = WeightTransferUpdateRequest(update_info={"path": str(Path(MODEL) / "model.safetensors")})
     engine.run(engine.llm.update_weights(update))
     engine.run(engine.llm.finish_weight_update("step-7"))
     patient = hub.closed("patient")
     assert (patient.state, patient.in_flight, patient.lost_requests) == ("applied", IN_FLIGHT, 0)
     state = wait_for(lambda: next((s for s in hub.states() if s.policy_version == 7), None), "the new version")
-    assert (state.version_source, state.weight_label, state.weight_updates) == ("engine", "step-7", 1)
+    assert (state.version_source, state.weight_label, state.weight_updates) == ("engine", "step-7", earlier + 1)
     wait_for(lambda: hub.states()[-1].paused, "the pause")
     engine.run(engine.llm.resume_generation())
     for name, work in zip(names, running, strict=True):
@@ -231,8 +342,8 @@ def test_an_engine_started_without_async_scheduling_is_told_by_its_scheduler(eng
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    assert switches.is_async(SimpleNamespace(scheduler=object.__new__(AsyncScheduler)))
-    assert not switches.is_async(SimpleNamespace(scheduler=object.__new__(Scheduler)))
+    assert is_async(SimpleNamespace(scheduler=object.__new__(AsyncScheduler)))
+    assert not is_async(SimpleNamespace(scheduler=object.__new__(Scheduler)))
 
 
 def test_nothing_was_lost_and_nothing_failed(engine: LiveEngine, hub: HubStandIn) -> None:

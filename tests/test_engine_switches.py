@@ -13,9 +13,9 @@ import pytest
 
 from rltop.collectors.flags import BY_NAME
 from rltop.collectors.guard import Guard
-from rltop.collectors.vllm import switches
 from rltop.collectors.vllm.commands import REMEMBERED, Commands
 from rltop.collectors.vllm.seams import Hook, HostFailure, Taps
+from rltop.collectors.vllm.switches import Board, drain
 from rltop.collectors.vllm.tap import Stepped, Tap
 from rltop.collectors.wire import Command, CommandUpdate
 from tests.engine_doubles import (
@@ -42,13 +42,21 @@ class Desk:
         self.tap = Tap(self.engine)
         self.announced = 0
         self.guard = Guard()
-        self.commands = Commands(self.engine, "e0", self.tap, lambda: (3, "engine"), self._announce)
+        self.board = Board(self.engine, self.tap)
+        self.commands = Commands(self.board, "e0", self.tap, lambda: (3, "engine"), self._announce)
         hooks: dict[str, Hook] = {
             "step": self.tap.on_step,
             "finish": self.tap.on_finish,
-            "boundary": self.commands.at_boundary,
+            "rpc": self.tap.on_rpc,
+            "reset": self.tap.on_reset,
+            "boundary": self._at_boundary,
+            "pause": self.board.update.on_pause,
         }
         self.taps = Taps(self.engine, hooks, self.guard)
+
+    def _at_boundary(self, *_message: Any) -> None:
+        self.board.update.at_boundary()
+        self.commands.at_boundary()
 
     def _announce(self) -> None:
         self.announced += 1
@@ -256,8 +264,9 @@ def test_unknown_flags_and_values_are_refused_with_what_there_is() -> None:
 
 
 def refusal(engine: EngineCore, flag: str) -> str:
-    state = switches.states(engine)[flag]
-    (update,) = Desk(engine).send(flag, "off" if state.value == "on" else "on")
+    desk = Desk(engine)
+    state = desk.board.states()[flag]
+    (update,) = desk.send(flag, next(value for value in BY_NAME[flag].values if value != state.value))
     assert (update.state, update.reason) == ("refused", state.reason)
     assert not state.switchable
     return state.reason
@@ -267,7 +276,7 @@ def test_started_off_is_refused_with_the_launch_option() -> None:
     engine = EngineCore(Scheduler())
     engine.batch_queue = None
     assert BY_NAME["async_scheduling"].launch in refusal(engine, "async_scheduling")
-    assert switches.states(engine)["async_scheduling"].value == "off"
+    assert Desk(engine).board.states()["async_scheduling"].value == "off"
     engine = EngineCore()
     engine.scheduler.kv_cache_manager.coordinator = KVCacheCoordinatorNoPrefixCache()
     engine.scheduler.kv_cache_manager.enable_caching = False
@@ -296,7 +305,7 @@ def test_what_a_switch_does_not_cover_is_refused() -> None:
 def test_drain_puts_back_what_it_masked_even_where_it_was_masked_before() -> None:
     engine = EngineCore()
     mine = engine.scheduler.has_requests = lambda: False
-    switches.drain(engine)
+    drain(engine)
     assert engine.scheduler.has_requests is mine
 
     def dies() -> bool:
@@ -306,5 +315,5 @@ def test_drain_puts_back_what_it_masked_even_where_it_was_masked_before() -> Non
     engine.batch_queue.append({})
     engine._process_engine_step = dies  # type: ignore[method-assign]
     with pytest.raises(HostFailure):
-        switches.drain(engine)
+        drain(engine)
     assert engine.scheduler.has_requests is mine

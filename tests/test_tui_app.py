@@ -116,7 +116,7 @@ async def test_one_engine_alone_can_be_switched_and_a_fixed_one_cannot() -> None
         await pilot.press("6", "j", "t", "y")
         await pilot.pause()
         assert [asked.engines for asked in client.asked if isinstance(asked, AskSet)] == [["e0"]]
-        await pilot.press("G", "t")
+        await pilot.press("j", "j", "j", "j", "t")
         await pilot.pause()
         assert len(app.screen_stack) == 1
         assert any("not supported with this executor" in note for note in notes(app))
@@ -160,7 +160,7 @@ async def test_a_command_can_be_followed_from_request_to_end() -> None:
         shown.flag_changes[change_key(done)] = done
         client.changed = True
         await settle(app, pilot)
-        assert "✔ pc+ applied, engine step 5120, policy 39, 19 in flight, 0 lost, 1.84 ms" in screen_text(app)
+        assert "✔ pc+ applied, e.step 5120, policy 39, 19 in flight, 0 lost, 1.84 ms" in screen_text(app)
 
 
 async def test_the_cursor_stays_on_its_engine_when_the_order_changes() -> None:

@@ -20,7 +20,7 @@ from rltop.collectors.rundir import RunDir, RunDirError
 if TYPE_CHECKING:
     from rltop.backend.client import Client
 
-FLAG_HELP = "\n\n\b\n" + "\n".join(f"{flag.name:<18}{'|'.join(flag.values):<10}{flag.summary}" for flag in FLAGS)
+FLAG_HELP = "\n\n\b\n" + "\n".join(f"{flag.name:<21}{'|'.join(flag.values):<15}{flag.summary}" for flag in FLAGS)
 
 
 class _Commands(click.Group):

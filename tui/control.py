@@ -112,7 +112,7 @@ def outcome(change: FlagChange) -> look.Part:
     facts = [f"{sign} {look.flag_label(change.flag, change.wanted)} {change.state.replace('_', ' ')}"]
     if change.state == "applied":
         facts += [
-            f"engine step {look.whole(change.engine_step)}",
+            f"e.step {look.whole(change.engine_step)}",
             f"policy {look.whole(change.policy_version)}",
             f"{look.whole(change.in_flight)} in flight",
             f"{look.whole(change.lost_requests)} lost",
@@ -148,10 +148,10 @@ def _last(target: Target) -> look.Part:
 
 
 TARGETS: tuple[Column[Target], ...] = (
-    Column("flag", 16, _flag, right=False),
+    Column("flag", 19, _flag, right=False),
     Column("where", 10, _where, right=False),
-    Column("now", 6, _now, right=False),
-    Column("can be", 6, _switch, right=False),
+    Column("now", 9, _now, right=False),
+    Column("can be", 9, _switch, right=False),
     Column("last change, or why not", 20, _last, right=False),
 )
 
@@ -171,7 +171,7 @@ def _number(value: float | None) -> look.Part:
 
 JOURNAL: tuple[Column[FlagChange], ...] = (
     Column("time", 8, _clock, right=False),
-    Column("change", 20, lambda c: (f"{c.flag} {c.wanted}", look.PLAIN), sort=lambda c: c.flag, right=False),
+    Column("change", 23, lambda c: (f"{c.flag} {c.wanted}", look.PLAIN), sort=lambda c: c.flag, right=False),
     Column("engine", 7, lambda c: (c.engine, look.PLAIN), sort=lambda c: c.engine, right=False),
     Column("state", 11, _state, sort=lambda c: c.state, right=False),
     Column("step", 5, lambda c: (look.whole(c.step), look.PLAIN), rank=4),
@@ -181,7 +181,7 @@ JOURNAL: tuple[Column[FlagChange], ...] = (
     Column("lost", 4, lambda c: (look.whole(c.lost_requests), look.BAD if c.lost_requests else look.PLAIN)),
     Column("ms", 6, lambda c: _number(c.milliseconds), sort=lambda c: c.milliseconds),
     Column("who", 10, lambda c: (c.who, look.FAINT), rank=5, right=False),
-    Column("reason", 6, lambda c: (c.reason or c.why, look.FAINT), right=False),
+    Column("reason", 5, lambda c: (c.reason or c.why, look.FAINT), right=False),
 )
 
 
@@ -227,7 +227,9 @@ class Control(Vertical):
         if not self._allowed:
             lines.append([(NEEDS_CONTROL, look.WARN)])
         if target.refusal:
-            said = f"{target.where}: {target.refusal}. To be able to, start the engine with {target.flag.launch}"
+            said = f"{target.where}: {target.refusal}"
+            if target.flag.launch not in said:
+                said += f". To be able to, start the engine with {target.flag.launch}"
             lines += [
                 [("✖ " if i == 0 else "  ", look.BAD), (line, look.PLAIN)]
                 for i, line in enumerate(wrap(said, width - 2))

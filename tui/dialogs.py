@@ -145,7 +145,8 @@ def help_page(*, control: bool) -> Page:
     text.append("  ▲pc-        a switch: its first letters, + on, - off; a dotted row is a threshold\n")
     text.append("Flags\n", "bold")
     for flag in FLAGS:
-        text.append(f"  {look.flag_label(flag.name, 'on') + ' ' + look.flag_label(flag.name, 'off'):<12}")
+        labels = " ".join(look.flag_label(flag.name, value, short=True) for value in flag.values)
+        text.append(f"  {labels:<16}")
         text.append(f"{flag.name}: {flag.summary}\n")
     return Page(text)
 

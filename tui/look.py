@@ -121,7 +121,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.0f}h" if seconds < 360_000 else f"{seconds / 86_400:.0f}d"
 
 
-def flag_label(flag: str, value: str | None) -> str:
-    """The short name of a switch, as on the charts: ``pc-`` is prefix_caching off, ``as+`` async_scheduling on."""
+def flag_label(flag: str, value: str | None, *, short: bool = False) -> str:
+    """The short name of a switch: ``pc-`` is prefix_caching off, ``lm=raw`` logprobs_mode raw (``lm=r`` if short)."""
     initials = "".join(word[0] for word in flag.split("_") if word)
-    return initials + {"on": "+", "off": "-", None: "?"}.get(value, f"={value}")
+    return initials + {"on": "+", "off": "-", None: "?"}.get(value, f"={(value or '')[: 1 if short else None]}")

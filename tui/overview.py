@@ -9,6 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 
 from rltop.backend.view import Engine, Event, Snapshot
+from rltop.collectors.flags import FLAGS
 from rltop.collectors.wire import FlagState
 from rltop.tui import look
 from rltop.tui.history import History, markers
@@ -57,8 +58,13 @@ def _state(engine: Engine) -> look.Part:
 
 
 def flags_text(flags: dict[str, FlagState]) -> str:
-    """All flags in few characters: ``pc+ as-``."""
-    return " ".join(look.flag_label(name, state.value) for name, state in sorted(flags.items(), reverse=True))
+    """The flags that are not as usual, in few characters: ``pc- lm=p``."""
+    unusual = [
+        (flag.name, flags[flag.name].value)
+        for flag in FLAGS
+        if flag.name in flags and flags[flag.name].value not in (None, flag.values[0])
+    ]
+    return " ".join(look.flag_label(name, value, short=True) for name, value in unusual) or "usual"
 
 
 # What changes most stands left: a line is sent again up to its last changed cell.

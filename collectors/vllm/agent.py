@@ -21,11 +21,13 @@ from rltop.collectors import wire
 from rltop.collectors.guard import MAX_FAULTS, Guard
 from rltop.collectors.rundir import RunDir
 from rltop.collectors.sender import Sender
-from rltop.collectors.vllm import seams, switches
+from rltop.collectors.vllm import seams
 from rltop.collectors.vllm.assemble import Assembler, Finished
 from rltop.collectors.vllm.commands import Commands
 from rltop.collectors.vllm.fingerprint import fingerprint
+from rltop.collectors.vllm.switches import Board
 from rltop.collectors.vllm.tap import Tap, version_of
+from rltop.collectors.vllm.worker import METHODS
 
 MESSAGE_BYTES = 1 << 20
 """Aimed at size of one message of rollouts."""
@@ -39,7 +41,8 @@ log = logging.getLogger("rltop")
 
 
 def hook(rundir: RunDir, guard: Guard) -> None:
-    """Have an agent attached to every engine that starts in this process."""
+    """Have an agent attached to every engine that starts in this process, and its workers answer it."""
+    guard.run("workers", seams.install_in_workers, METHODS)
     for problem in seams.install(lambda engine: Agent(engine, rundir, guard).close, guard):
         log.warning("rltop: %s; engines of this kind are not seen", problem)
 
@@ -80,7 +83,8 @@ class Agent:
             vital=frozenset({"state"}),
             guard=guard,
         )
-        self.commands = Commands(engine, self.id, self.tap, self._version, self._announce)
+        self.board = Board(engine, self.tap)
+        self.commands = Commands(self.board, self.id, self.tap, self._version, self._announce)
         self._counted_drops = 0
         self._lost_requests = 0
         self._taps = seams.Taps(engine, self._hooks(), guard)
@@ -99,15 +103,20 @@ class Agent:
             self.sender.loop_count += 1
             tap.on_step(result)
 
+        def at_boundary(*_message: Any, **_kwargs: Any) -> None:
+            self.board.update.at_boundary()
+            self.commands.at_boundary()
+
         hooks: dict[str, seams.Hook] = {
             "step": on_step,
             "schedule": tap.on_schedule,
             "add": tap.on_add,
             "finish": tap.on_finish,
             "rpc": tap.on_rpc,
+            "reset": tap.on_reset,
         }
         if hasattr(self.engine, "input_queue"):
-            hooks["boundary"] = self.commands.at_boundary
+            hooks |= {"boundary": at_boundary, "pause": self.board.update.on_pause}
         return hooks
 
     def close(self) -> None:
@@ -186,7 +195,7 @@ class Agent:
         version, source = self._version()
         label = getattr(self.engine, "_weight_version", None)
         assembler = self.assembler
-        facts = self.facts
+        facts = self.facts | self.board.workers.facts() | {"prefix cache resets": str(self.tap.resets)}
         if assembler.misplaced:
             facts = facts | {"misplaced logprobs": str(assembler.misplaced)}
         return wire.EngineState(
@@ -206,7 +215,7 @@ class Agent:
             finished=assembler.finished_count,
             aborted=assembler.aborted,
             without_logprobs=assembler.without_logprobs,
-            flags=switches.states(self.engine),
+            flags=self.board.states(),
             flag_epoch=self.tap.epoch,
             fingerprint=facts,
             commands=self.commands.closed(),

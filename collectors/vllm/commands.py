@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from rltop.collectors.flags import BY_NAME
-from rltop.collectors.vllm import switches
 from rltop.collectors.vllm.seams import HostFailure
+from rltop.collectors.vllm.switches import Board
 from rltop.collectors.vllm.tap import Tap
 from rltop.collectors.wire import Command, CommandUpdate
 
@@ -29,8 +29,8 @@ class Commands:
     """The private queue of one engine's commands.
 
     Args:
-        engine: the engine core.
-        name: its id.
+        board: the switches of the engine core.
+        name: id of the engine.
         tap: tells the step, whether an update is open, and gets the new flag epoch.
         version: policy version in use, and where it is known from.
         announce: have the updates sent, with a fresh state. From any thread.
@@ -38,13 +38,14 @@ class Commands:
 
     def __init__(
         self,
-        engine: Any,
+        board: Board,
         name: str,
         tap: Tap,
         version: Callable[[], tuple[int | None, str]],
         announce: Callable[[], None],
     ) -> None:
-        self._engine = engine
+        self._board = board
+        self._engine = board.engine
         self._name = name
         self._tap = tap
         self._version = version
@@ -62,14 +63,14 @@ class Commands:
             self._updates.append(seen)
             return
         flag = BY_NAME.get(command.flag)
-        if flag is None or command.flag not in switches.SWITCHES:
-            known = ", ".join(switches.SWITCHES)
+        if flag is None or command.flag not in self._board.switches:
+            known = ", ".join(self._board.switches)
             self._close(command, "refused", f"unknown flag {command.flag!r}; this engine knows {known}")
         elif command.value not in flag.values:
             self._close(command, "refused", f"{command.value!r} is not one of {', '.join(flag.values)}")
         elif time.time() > command.deadline:
             self._close(command, "timed_out", "it arrived after its deadline")
-        elif obstacle := switches.SWITCHES[command.flag].obstacle(self._engine):
+        elif obstacle := self._board.switches[command.flag].obstacle():
             self._close(command, "refused", obstacle)
         else:
             self._note(self._update(command, "accepted"))
@@ -118,12 +119,13 @@ class Commands:
 
     def _execute(self, command: Command) -> None:
         engine, tap = self._engine, self._tap
-        switch = switches.SWITCHES[command.flag]
+        switch = self._board.switches[command.flag]
         if time.time() > command.deadline:
             return self._close(command, "timed_out", "its deadline passed before the engine came to a step boundary")
-        if obstacle := switch.obstacle(engine):
+        switch.refresh()
+        if obstacle := switch.obstacle():
             return self._close(command, "refused", obstacle)
-        old = switch.read(engine)
+        old = switch.read()
         before = set(engine.scheduler.requests)
         facts: dict[str, Any] = {
             "old": old,
@@ -137,7 +139,7 @@ class Commands:
         started = time.perf_counter()
         tap.finished_ids = set()
         try:
-            switches.flip(engine, command.flag, command.value)
+            self._board.flip(command.flag, command.value)
         except Exception as error:
             self._close(command, "refused", f"the switch failed and was undone: {error}")
             raise
@@ -148,11 +150,11 @@ class Commands:
             finished, tap.finished_ids = tap.finished_ids, None
         tap.epoch += 1
         facts |= {
-            "new": switch.read(engine),
+            "new": switch.read(),
             "lost_requests": len(before - finished - set(engine.scheduler.requests)),
             "milliseconds": (time.perf_counter() - started) * 1e3,
         }
-        return self._close(command, "applied", "", **facts)
+        return self._close(command, "applied", switch.note(), **facts)
 
     # --- both -----------------------------------------------------------------------------------------------------
 

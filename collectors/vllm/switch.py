@@ -1,0 +1,44 @@
+"""What a switch is, and what several of them need."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from rltop.collectors.flags import BY_NAME
+
+
+class SwitchError(RuntimeError):
+    """The live objects did not do what the switch expected; everything is as it was before."""
+
+
+class Switch(Protocol):
+    """One flag on one engine core."""
+
+    def refresh(self) -> None:
+        """Read anew what only the engine's thread may read."""
+
+    def read(self) -> str | None:
+        """The value, or None where the engine has no such thing. From any thread."""
+
+    def obstacle(self) -> str:
+        """Why it can't be switched on this engine now; empty if it can. From any thread."""
+
+    def write(self, value: str) -> None:
+        """Set it, whole or not at all. On the engine's thread, the batch queue drained."""
+
+    def note(self) -> str:
+        """What else there is to say of an applied switch; often empty."""
+
+
+def launch(flag: str, reason: str) -> str:
+    """A refusal with the way out."""
+    return f"{reason}; start the engine with {BY_NAME[flag].launch}"
+
+
+def common_obstacle(engine: Any) -> str:
+    """What stands against every switch of the scheduler."""
+    if not hasattr(engine, "_process_engine_step"):
+        return "an engine inside its caller's process has no step boundary; unset VLLM_ENABLE_V1_MULTIPROCESSING=0"
+    if getattr(engine.scheduler, "connector", None) is not None:
+        return "a KV connector is in use, whose own cache and transfers this switch does not cover"
+    return ""
