@@ -60,14 +60,6 @@ FLAGS: tuple[Flag, ...] = (
         "elsewhere the whole weight is cast at every step. Changes the tokens that are sampled.",
         launch="""--hf-overrides '{"head_dtype": "float32"}'""",
     ),
-    Flag(
-        name="update_clears_cache",
-        values=("caller", "on", "off"),
-        summary="forget cached prefixes at a pause or update",
-        effect="on: running requests are computed anew under the new weights, which costs a prefill of each. off: they "
-        "go on with keys and values of the old weights. No value is right everywhere.",
-        launch="a vLLM whose pauses end in EngineCore._finish_pause (0.32), without sleep mode",
-    ),
 )
 
 BY_NAME: dict[str, Flag] = {flag.name: flag for flag in FLAGS}

@@ -81,8 +81,6 @@ class Scheduler:
         self.running: list[Any] = []
         self.waiting: list[Any] = []
         self.connector: Any = None
-        self.resets: list[bool] = []
-        self.pause_state = SimpleNamespace(name="UNPAUSED")
         self.kv_cache_manager = SimpleNamespace(
             enable_caching=True, block_pool=BlockPool(), coordinator=UnitaryKVCacheCoordinator(), usage=0.25
         )
@@ -93,10 +91,6 @@ class Scheduler:
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         return SimpleNamespace(scheduled_new_reqs=[])
-
-    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
-        self.resets.append(reset_running_requests)
-        return True
 
     def has_requests(self) -> bool:
         return bool(self.requests)
@@ -217,7 +211,6 @@ class EngineCore:
             max_concurrent_batches=2,
             speculative_config=None,
             lora_config=None,
-            model_config=SimpleNamespace(enable_sleep_mode=False),
         )
         self.step_fn = self.step_with_batch_queue
 
@@ -239,14 +232,6 @@ class EngineCore:
         for item in outputs.items() if outputs else ():
             self.output_queue.put_nowait(item)
         return executed
-
-    def _finish_pause(self, clear_cache: bool) -> None:
-        self.updates.append("synchronize_device")
-        if clear_cache:
-            self.reset_prefix_cache(reset_running_requests=True)
-
-    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
-        return bool(self.scheduler.reset_prefix_cache(reset_running_requests, reset_connector))
 
     def _handle_client_request(self, request_type: Any, request: Any) -> str:
         return "handled"

@@ -271,37 +271,6 @@ def test_a_float32_head_on_a_float32_model_has_no_effect_and_says_so(engine: Liv
     assert fresh(hub).fingerprint["lm_head_fp32 bound"] == "no override"
 
 
-def resets(hub: HubStandIn) -> int:
-    return int(fresh(hub).fingerprint["prefix cache resets"])
-
-
-def test_the_policy_decides_whether_a_pause_or_an_update_resets_the_cache(engine: LiveEngine, hub: HubStandIn) -> None:
-    names = [f"stale{i}" for i in range(IN_FLIGHT)]
-    running = [engine.generate(name, prompt(i), 480, seed=i) for i, name in enumerate(names)]
-    engine.wait_running(names)
-    found: list[tuple[str, bool | None, int]] = []
-    for number, wanted in enumerate(("caller", "on", "off", "caller")):
-        changed = switch(hub, "update_clears_cache", wanted, f"uc{number}")
-        assert changed.in_flight is not None
-        assert changed.in_flight >= 32
-        for clear in (True, False):
-            before = resets(hub)
-            engine.run(engine.llm.pause_generation(mode="keep", clear_cache=clear))
-            engine.run(engine.llm.resume_generation())
-            found.append((wanted, clear, resets(hub) - before))
-        before = resets(hub)
-        engine.run(engine.llm.collective_rpc("reload_weights"))  # an update without a pause
-        found.append((wanted, None, resets(hub) - before))
-    assert found == [
-        ("caller", True, 1), ("caller", False, 0), ("caller", None, 0),
-        ("on", True, 1), ("on", False, 1), ("on", None, 1),
-        ("off", True, 0), ("off", False, 0), ("off", None, 0),
-        ("caller", True, 1), ("caller", False, 0), ("caller", None, 0),
-    ]  # fmt: skip
-    for name, work in zip(names, running, strict=True):
-        assert check_equal(hub, name, work.result(60)).size == 480
-
-
 def test_a_switch_waits_for_an_open_weight_update_and_versions_stand_per_token(
     engine: LiveEngine, hub: HubStandIn
 ) -> None:

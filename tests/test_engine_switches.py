@@ -42,21 +42,14 @@ class Desk:
         self.tap = Tap(self.engine)
         self.announced = 0
         self.guard = Guard()
-        self.board = Board(self.engine, self.tap)
+        self.board = Board(self.engine)
         self.commands = Commands(self.board, "e0", self.tap, lambda: (3, "engine"), self._announce)
         hooks: dict[str, Hook] = {
             "step": self.tap.on_step,
             "finish": self.tap.on_finish,
-            "rpc": self.tap.on_rpc,
-            "reset": self.tap.on_reset,
-            "boundary": self._at_boundary,
-            "pause": self.board.update.on_pause,
+            "boundary": self.commands.at_boundary,
         }
         self.taps = Taps(self.engine, hooks, self.guard)
-
-    def _at_boundary(self, *_message: Any) -> None:
-        self.board.update.at_boundary()
-        self.commands.at_boundary()
 
     def _announce(self) -> None:
         self.announced += 1

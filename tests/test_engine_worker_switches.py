@@ -12,7 +12,6 @@ import pytest
 from rltop.collectors.flags import BY_NAME
 from rltop.collectors.vllm import head, seams
 from rltop.collectors.vllm.switches import Board
-from rltop.collectors.vllm.tap import Tap
 from rltop.collectors.vllm.worker import METHODS
 from tests.engine_doubles import BFLOAT16, FLOAT32, EngineCore, Executor, Outputs, Torch, Worker, output
 from tests.test_engine_switches import Desk, Kinds, in_flight, refusal
@@ -240,7 +239,7 @@ def test_an_engine_in_its_callers_process_refuses_every_flag() -> None:
             vars(self).update(vars(EngineCore()))
 
     engine = InProcess()
-    states = Board(engine, Tap(engine)).states()
+    states = Board(engine).states()
     assert list(states) == list(BY_NAME)
     assert all("VLLM_ENABLE_V1_MULTIPROCESSING" in state.reason for state in states.values())
 
@@ -322,76 +321,3 @@ def test_every_worker_gets_the_methods_once_and_loses_them_again(monkeypatch: py
     assert all(getattr(base, name) is method for name, method in METHODS.items())
     seams.uninstall()
     assert not set(METHODS) & set(vars(base))
-
-
-# --- update_clears_cache ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("policy", "clear", "resets"),
-    [("caller", True, 1), ("caller", False, 0), ("on", True, 1), ("on", False, 1), ("off", True, 0), ("off", False, 0)],
-)
-def test_the_policy_decides_at_a_pause_and_the_device_is_waited_for_in_any_case(
-    policy: str, clear: bool, resets: int
-) -> None:
-    desk = Desk()
-    in_flight(desk.engine, "a")
-    desk.send("update_clears_cache", policy)
-    assert desk.boundary()[0].new == policy
-    assert desk.engine._finish_pause(clear) is None  # type: ignore[func-returns-value]
-    desk.boundary()
-    desk.boundary()
-    assert desk.engine.updates == ["synchronize_device"]
-    assert desk.engine.scheduler.resets == [True] * resets
-    assert desk.tap.resets == resets
-    assert list(desk.engine.scheduler.requests) == ["a"]
-
-
-@pytest.mark.parametrize(("policy", "resets"), [("caller", 0), ("on", 1), ("off", 0)])
-@pytest.mark.parametrize(
-    "calls", [["start_weight_update", "update_weights", "finish_weight_update"], ["reload_weights"]]
-)
-def test_an_update_without_a_pause_is_covered_after_it_finished(policy: str, resets: int, calls: list[str]) -> None:
-    desk = Desk()
-    desk.send("update_clears_cache", policy)
-    desk.boundary()
-    assert desk.engine.batch_queue is not None
-    desk.engine.batch_queue.append({0: Outputs([])})
-    for call in calls:
-        assert desk.engine.scheduler.resets == []
-        desk.engine.collective_rpc(call)
-        desk.boundary()
-    assert desk.engine.scheduler.resets == [True] * resets
-    assert len(desk.engine.batch_queue) == 1 - resets  # drained before the reset
-
-
-def test_an_update_within_a_pause_that_cleared_needs_no_second_reset() -> None:
-    desk = Desk()
-    desk.send("update_clears_cache", "on")
-    desk.boundary()
-    desk.engine.scheduler.pause_state.name = "PAUSED_ALL"
-    desk.engine._finish_pause(clear_cache=False)
-    desk.boundary()
-    desk.engine.collective_rpc("reload_weights")
-    desk.boundary()
-    assert desk.engine.scheduler.resets == [True]
-    desk.engine.scheduler.pause_state.name = "UNPAUSED"
-    desk.engine.collective_rpc("reload_weights")
-    desk.boundary()
-    assert desk.engine.scheduler.resets == [True, True]
-
-
-def test_what_the_update_policy_does_not_cover_is_refused() -> None:
-    engine = EngineCore()
-    engine.scheduler.connector = object()
-    assert "connector" in refusal(engine, "update_clears_cache")
-    engine = EngineCore()
-    engine.vllm_config.model_config.enable_sleep_mode = True
-    assert "sleep mode" in refusal(engine, "update_clears_cache")
-    engine = EngineCore()
-    engine._finish_pause = None  # type: ignore[method-assign, assignment]
-    assert BY_NAME["update_clears_cache"].launch in refusal(engine, "update_clears_cache")
-    assert Desk(engine).board.states()["update_clears_cache"].value is None
-    desk = Desk()
-    desk.taps.undo()
-    assert "does not see" in desk.board.states()["update_clears_cache"].reason

@@ -83,7 +83,7 @@ class Agent:
             vital=frozenset({"state"}),
             guard=guard,
         )
-        self.board = Board(engine, self.tap)
+        self.board = Board(engine)
         self.commands = Commands(self.board, self.id, self.tap, self._version, self._announce)
         self._counted_drops = 0
         self._lost_requests = 0
@@ -103,20 +103,15 @@ class Agent:
             self.sender.loop_count += 1
             tap.on_step(result)
 
-        def at_boundary(*_message: Any, **_kwargs: Any) -> None:
-            self.board.update.at_boundary()
-            self.commands.at_boundary()
-
         hooks: dict[str, seams.Hook] = {
             "step": on_step,
             "schedule": tap.on_schedule,
             "add": tap.on_add,
             "finish": tap.on_finish,
             "rpc": tap.on_rpc,
-            "reset": tap.on_reset,
         }
         if hasattr(self.engine, "input_queue"):
-            hooks |= {"boundary": at_boundary, "pause": self.board.update.on_pause}
+            hooks["boundary"] = self.commands.at_boundary
         return hooks
 
     def close(self) -> None:
@@ -195,7 +190,7 @@ class Agent:
         version, source = self._version()
         label = getattr(self.engine, "_weight_version", None)
         assembler = self.assembler
-        facts = self.facts | self.board.workers.facts() | {"prefix cache resets": str(self.tap.resets)}
+        facts = self.facts | self.board.workers.facts()
         if assembler.misplaced:
             facts = facts | {"misplaced logprobs": str(assembler.misplaced)}
         return wire.EngineState(

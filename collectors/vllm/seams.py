@@ -27,8 +27,8 @@ LOOPS = ("EngineCoreProc", "DPEngineCoreProc")
 
 WORKER_MODULE = "vllm.v1.worker.worker_base"
 
-Hook = Callable[..., Any]
-"""Runs after the original: ``hook(result, *args, **kwargs)``, with the original's arguments; see also ``steer``."""
+Hook = Callable[..., None]
+"""Runs after the original: ``hook(result, *args, **kwargs)``, with the original's arguments."""
 
 Attach = Callable[[Any], Callable[[], None]]
 """Called with a complete engine core; returns what to do when the engine ends."""
@@ -84,18 +84,7 @@ SEAMS: tuple[Seam, ...] = (
         "the step boundary where switches run; reached when idle or paused too",
         "0.18.1 0.26.0 0.32.0",
     ),
-    Seam(
-        "reset",
-        ("scheduler",),
-        "reset_prefix_cache",
-        ("reset_running_requests",),
-        "how often the prefix cache was reset",
-        "0.32.0",
-    ),
 )
-
-PAUSE = Seam("pause", (), "_finish_pause", ("clear_cache",), "update_clears_cache: who decides at a pause", "0.32.0")
-"""The only seam that steers: what it answers is what the original is called with."""
 
 _classes: list[tuple[Any, str, Any]] = []
 
@@ -121,22 +110,6 @@ def wrap(original: Callable[..., Any], place: str, hook: Hook, guard: Guard) -> 
     return wrapped
 
 
-def steer(original: Callable[..., Any], place: str, hook: Hook, guard: Guard) -> Callable[..., Any]:
-    """``original`` with the arguments that ``hook`` answers, or with its own where that is None or failed."""
-
-    @functools.wraps(original)
-    def steered(*args: Any, **kwargs: Any) -> Any:
-        chosen = guard.run(place, functools.partial(hook, **kwargs) if kwargs else hook, *args)
-        return original(*args, **kwargs) if chosen is None else original(*chosen)
-
-    return steered
-
-
-def is_tapped(owner: Any, method: str) -> bool:
-    """Whether a method of this very object is one of ours."""
-    return hasattr(vars(owner).get(method), "__wrapped__")
-
-
 def fault_of(seam: Seam, owner: Any) -> str:
     """Why ``seam`` can't be used on ``owner``; empty if it can."""
     method = getattr(owner, seam.method, None)
@@ -160,7 +133,7 @@ class Taps:
     def __init__(self, engine: Any, hooks: dict[str, Hook], guard: Guard) -> None:
         self.missing: dict[str, str] = {}
         self._undo: list[Callable[[], None]] = []
-        for seam in (*SEAMS, PAUSE):
+        for seam in SEAMS:
             if seam.name not in hooks:
                 continue
             owner = engine
@@ -169,8 +142,7 @@ class Taps:
             if fault := fault_of(seam, owner):
                 self.missing[seam.name] = f"{fault} (lost: {seam.why})"
                 continue
-            make = steer if seam is PAUSE else wrap
-            self._put(owner, seam.method, make(getattr(owner, seam.method), seam.name, hooks[seam.name], guard))
+            self._put(owner, seam.method, wrap(getattr(owner, seam.method), seam.name, hooks[seam.name], guard))
 
     def _put(self, owner: Any, method: str, wrapped: Callable[..., Any]) -> None:
         """Shadow the method on the instance; the class, and other engines, stay as they are."""

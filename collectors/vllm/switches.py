@@ -12,9 +12,6 @@ from typing import Any
 from rltop.collectors.vllm.scheduler_switches import AsyncScheduling, PrefixCaching
 from rltop.collectors.vllm.seams import HostFailure
 from rltop.collectors.vllm.switch import Switch, SwitchError
-from rltop.collectors.vllm.tap import Tap
-from rltop.collectors.vllm.update_switch import FLAG as UPDATE
-from rltop.collectors.vllm.update_switch import UpdateClearsCache
 from rltop.collectors.vllm.worker import WORKER_FLAGS
 from rltop.collectors.vllm.worker_switches import Workers, WorkerSwitch
 from rltop.collectors.wire import FlagState
@@ -26,16 +23,14 @@ class Board:
     Made before the engine takes work: it asks the workers.
     """
 
-    def __init__(self, engine: Any, tap: Tap) -> None:
+    def __init__(self, engine: Any) -> None:
         self.engine = engine
         self.workers = Workers(engine)
         self.workers.refresh()
-        self.update = UpdateClearsCache(engine, lambda: tap.updates, drain)
         self.switches: dict[str, Switch] = {
             "prefix_caching": PrefixCaching(engine),
             "async_scheduling": AsyncScheduling(engine),
             **{flag: WorkerSwitch(flag, engine, self.workers) for flag in WORKER_FLAGS},
-            UPDATE: self.update,
         }
 
     def states(self) -> dict[str, FlagState]:

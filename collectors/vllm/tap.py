@@ -78,7 +78,6 @@ class Tap:
         epoch: flag epoch; raised by an applied switch.
         update_open: a weight update is under way.
         updates: weight updates that were finished.
-        resets: times that the whole prefix cache was reset.
         inferred: version of the weights as far as the update calls tell; None before the first.
         shed, shed_requests: records, and whole requests among them, that found the queue full.
         put, taken: weight that went in (written by the engine's thread only) and was dealt with (sender's thread only).
@@ -91,7 +90,6 @@ class Tap:
         self.epoch = 0
         self.update_open = False
         self.updates = 0
-        self.resets = 0
         self.inferred: int | None = None
         self.shed = 0
         self.shed_requests = 0
@@ -171,10 +169,6 @@ class Tap:
             self._updated()
         elif method in UPDATE_WHOLE:
             self._updated()
-
-    def on_reset(self, done: Any, *_args: Any, **_kwargs: Any) -> None:
-        """``Scheduler.reset_prefix_cache(...) -> bool``."""
-        self.resets += bool(done)
 
     def _updated(self) -> None:
         self.updates += 1
