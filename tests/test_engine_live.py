@@ -190,7 +190,7 @@ def test_async_scheduling_switches_in_flight_and_no_seeded_token_changes(engine:
 def test_a_command_for_an_idle_engine_runs_and_one_for_the_present_value_changes_nothing(
     engine: LiveEngine, hub: HubStandIn
 ) -> None:
-    wait_for(lambda: hub.states()[-1].running == 0, "an idle engine")
+    wait_for(lambda: hub.states() and hub.states()[-1].running == 0, "an idle engine")
     switch(hub, "async_scheduling", "off", "idle")
     switch(hub, "async_scheduling", "on", "idle")
     epoch = wait_for(lambda: hub.states()[-1], "a state").flag_epoch
