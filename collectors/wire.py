@@ -352,8 +352,6 @@ class Command(Body, frozen=True, array_like=True, tag="command"):
     deadline: float
 
 
-EngineBody = Rollouts | EngineState | Health
-TrainerBody = Sequences | StepClosed | Health
 DataBody = Rollouts | EngineState | Sequences | StepClosed | Health
 ControlToHub = Register | CommandUpdate | Bye
 ControlToCollector = Welcome | Command | ByeAck

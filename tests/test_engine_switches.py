@@ -310,3 +310,11 @@ def test_drain_puts_back_what_it_masked_even_where_it_was_masked_before() -> Non
     with pytest.raises(HostFailure):
         drain(engine)
     assert engine.scheduler.has_requests is mine
+
+
+def test_an_engine_whose_step_boundary_is_not_known_switches_nothing_and_says_so() -> None:
+    desk = Desk()
+    vars(desk.engine)["_handle_client_request"] = lambda message: "another vLLM"
+    (update,) = desk.send("prefix_caching", "off")
+    assert update.state == "refused"
+    assert "no step boundary" in update.reason

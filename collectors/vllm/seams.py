@@ -63,6 +63,15 @@ class Seam:
     seen: str
 
 
+BOUNDARY = Seam(
+    "boundary",
+    (),
+    "_handle_client_request",
+    ("request_type", "request"),
+    "the step boundary where switches run; reached when idle or paused too",
+    "0.18.1 0.26.0 0.32.0",
+)
+
 SEAMS: tuple[Seam, ...] = (
     Seam("step", (), "step_fn", (), "tokens, logprobs, versions: the outputs of every step", "0.18.1 0.26.0 0.32.0"),
     Seam("schedule", ("scheduler",), "schedule", (), "first scheduling: time, step, cache lookup", "0.18.1 0.32.0"),
@@ -76,14 +85,7 @@ SEAMS: tuple[Seam, ...] = (
         "0.26.0 0.32.0",
     ),
     Seam("rpc", (), "collective_rpc", ("method",), "weight updates: when one is open, how many there were", "0.32.0"),
-    Seam(
-        "boundary",
-        (),
-        "_handle_client_request",
-        ("request_type", "request"),
-        "the step boundary where switches run; reached when idle or paused too",
-        "0.18.1 0.26.0 0.32.0",
-    ),
+    BOUNDARY,
 )
 
 _classes: list[tuple[Any, str, Any]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from rltop.collectors.flags import BY_NAME
+from rltop.collectors.vllm.seams import BOUNDARY, fault_of
 
 
 class SwitchError(RuntimeError):
@@ -35,10 +36,19 @@ def launch(flag: str, reason: str) -> str:
     return f"{reason}; start the engine with {BY_NAME[flag].launch}"
 
 
-def common_obstacle(engine: Any) -> str:
-    """What stands against every switch of the scheduler."""
+def no_boundary(engine: Any) -> str:
+    """Why nothing can be run between two steps of this engine; empty if it can."""
     if not hasattr(engine, "_process_engine_step"):
         return "an engine inside its caller's process has no step boundary; unset VLLM_ENABLE_V1_MULTIPROCESSING=0"
+    if fault := fault_of(BOUNDARY, engine):
+        return f"this vLLM has no step boundary that is known here: {fault}"
+    return ""
+
+
+def common_obstacle(engine: Any) -> str:
+    """What stands against every switch of the scheduler."""
+    if reason := no_boundary(engine):
+        return reason
     if getattr(engine.scheduler, "connector", None) is not None:
         return "a KV connector is in use, whose own cache and transfers this switch does not cover"
     return ""

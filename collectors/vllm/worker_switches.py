@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rltop.collectors.vllm.switch import SwitchError, launch
+from rltop.collectors.vllm.switch import SwitchError, launch, no_boundary
 from rltop.collectors.vllm.worker import READ, WRITE, Answer
 
 
@@ -72,9 +72,8 @@ class WorkerSwitch:
     def obstacle(self) -> str:
         """Launched in a way that this switch does not cover, or refused by a rank."""
         config = self._engine.vllm_config
-        reason = ""
-        if not hasattr(self._engine, "_process_engine_step"):
-            return "an engine inside its caller's process has no step boundary; unset VLLM_ENABLE_V1_MULTIPROCESSING=0"
+        if reason := no_boundary(self._engine):
+            return reason
         if getattr(config, "speculative_config", None) is not None:
             reason = "speculative decoding is on"
         elif config.parallel_config.pipeline_parallel_size > 1:
