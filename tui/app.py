@@ -25,7 +25,7 @@ from rltop.tui.commands import BY_ID, NEEDS_CONTROL
 from rltop.tui.control import Control, Target
 from rltop.tui.dialogs import ConfirmSwitch, engine_page, help_page
 from rltop.tui.history import X_AXES, History
-from rltop.tui.link import Pace, backlog, hung_up
+from rltop.tui.link import Pace, backlog, end_with_terminal
 from rltop.tui.overview import Overview
 from rltop.tui.palette import CommandPalette, key_bindings
 from rltop.tui.plot import Sight
@@ -96,6 +96,8 @@ class RltopApp(App[int]):
 
     def on_mount(self) -> None:
         """Start the one timer."""
+        if not self.is_headless:
+            end_with_terminal(sys.stdin.fileno())
         self._overview.query_one("#fleet").focus()
         self._timer = self.set_interval(1 / self.pace.hz, self.tick)
         self.call_after_refresh(self.tick)
@@ -114,9 +116,6 @@ class RltopApp(App[int]):
 
     def tick(self) -> None:
         """Take what has come; paint if the link keeps up and nothing stands in front."""
-        if not self.is_headless and hung_up(sys.stdin.fileno()):
-            self.exit(return_code=1)
-            return
         changed = self.client.poll()
         self._dirty |= changed and self._frozen is None
         self._take_answers()

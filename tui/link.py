@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import select
+import threading
 from typing import Any
 
 MAX_BACKLOG = 1
@@ -21,14 +23,21 @@ def backlog(app: Any) -> int:
     return 0 if queue is None else int(queue.qsize())
 
 
-def hung_up(fd: int) -> bool:
-    """Whether the terminal behind ``fd`` is gone for good.
+def end_with_terminal(fd: int) -> None:
+    """End this process, with exit code 1, once the terminal behind ``fd`` is gone for good.
 
-    Its session is told by a signal; a viewer that nohup or setsid keeps from it would turn round in vain for ever.
+    Its session is told by a signal, but nohup and setsid keep that from a viewer, and Textual then turns round in vain
+    or waits for ever for a write to end. So a thread of its own waits, and asks nobody: there is no screen to restore,
+    and a viewer holds nothing.
     """
-    poll = select.poll()
-    poll.register(fd, 0)
-    return any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
+
+    def wait() -> None:
+        poll = select.poll()
+        poll.register(fd, 0)  # hang-up, error and closed are told without being asked for
+        poll.poll()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="rltop-terminal", daemon=True).start()
 
 
 class Pace:
