@@ -46,7 +46,7 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         name="logprobs_mode",
-        values=("raw", "processed"),
+        values=("processed", "raw"),
         summary="logprobs before (raw) or after temperature, top-p and top-k",
         effect="processed: temperature, top-p, top-k and penalties are in the logprobs that the trainer gets, which is "
         "what an importance ratio needs; with top-p or top-k a fused sampler gives way to a slower one.",
