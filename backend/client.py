@@ -129,7 +129,7 @@ class Client:
         host: str | None = None,
         why: str = "",
         timeout_s: float = 30.0,
-    ) -> list[view.FlagChange]:
+    ) -> list[view.Change]:
         """Switch a flag and follow it to its end on every engine; waits at most a little over ``timeout_s``.
 
         ``engines`` None means all live ones; ``who`` and ``host`` default to this user and machine.
@@ -190,8 +190,8 @@ class Client:
         run = self.rundir
         return f"no hub answers for run {run.run!r} in {run.path.parent}; `rltop hub {run.argument}` starts one"
 
-    def _changes(self, command: str | None) -> list[view.FlagChange]:
-        return [c for c in self.view.flag_changes.values() if c.command == command] if self.view else []
+    def _changes(self, command: str | None) -> list[view.Change]:
+        return [c for c in self.view.changes.values() if c.command == command] if self.view else []
 
     def _send(self, question: view.Question) -> bool:
         try:
@@ -265,5 +265,5 @@ def _follows(picture: view.Snapshot, frame: view.Frame) -> bool:
     return frame.epoch == picture.epoch and frame.seq == picture.seq + 1
 
 
-def _closed(changes: list[view.FlagChange]) -> bool:
+def _closed(changes: list[view.Change]) -> bool:
     return all(change.state in view.TERMINAL for change in changes)

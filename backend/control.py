@@ -45,11 +45,11 @@ class Commands:
 
     def __init__(self, new_id: Callable[[], str]) -> None:
         self._new_id = new_id
-        self._changes: dict[str, view.FlagChange] = {}
+        self._changes: dict[str, view.Change] = {}
         self._deadlines: dict[str, float] = {}
         self._closed_here: set[str] = set()
         self._asked: dict[str, str] = {}
-        self._dirty: dict[str, view.FlagChange] = {}
+        self._dirty: dict[str, view.Change] = {}
 
     def ask(
         self, question: view.AskSet, health: Callable[[str], str], live: Collection[str], now: float, step: int | None
@@ -73,7 +73,7 @@ class Commands:
         self._remember(question.id, command.id)
         orders = []
         for engine in engines:
-            change = view.FlagChange(
+            change = view.Change(
                 command.id, engine, question.flag, question.value, "requested", now,
                 who=question.who, host=question.host, why=question.why, step=step,
             )  # fmt: skip
@@ -104,7 +104,7 @@ class Commands:
             )
         return engines
 
-    def update(self, update: wire.CommandUpdate, now: float) -> view.FlagChange | None:
+    def update(self, update: wire.CommandUpdate, now: float) -> view.Change | None:
         """An engine's word on a command. Returns the change if it says something new.
 
         An id that this hub does not know is a command of an earlier hub; once closed it is kept, so that nothing an
@@ -116,7 +116,7 @@ class Commands:
         if before is None:
             if not terminal:
                 return None
-            before = view.FlagChange(
+            before = view.Change(
                 update.id, update.engine, update.flag, update.new or "", update.state, update.time or now,
                 why="asked of an earlier hub",
             )  # fmt: skip
@@ -144,7 +144,7 @@ class Commands:
         self._set(change)
         return change
 
-    def unreachable(self, engine: str, command: str, now: float) -> view.FlagChange | None:
+    def unreachable(self, engine: str, command: str, now: float) -> view.Change | None:
         """The command could not be delivered; it stays open only if the engine has spoken of it."""
         change = self._changes.get(f"{command}@{engine}")
         if change is None or change.state != "requested":
@@ -159,18 +159,18 @@ class Commands:
             if change.engine == engine and change.state == "requested" and key in self._deadlines
         ]
 
-    def tick(self, now: float) -> list[view.FlagChange]:
+    def tick(self, now: float) -> list[view.Change]:
         """Close what no engine closed by its deadline."""
         late = [key for key, deadline in self._deadlines.items() if now > deadline + GRACE_S]
         return [self._close_here(self._changes[key], "timed_out", _silence(self._changes[key]), now) for key in late]
 
-    def take_changed(self) -> list[view.FlagChange]:
+    def take_changed(self) -> list[view.Change]:
         """The changes since the last call, oldest first."""
         changed = list(self._dirty.values())
         self._dirty.clear()
         return changed
 
-    def _close_here(self, change: view.FlagChange, state: str, reason: str, now: float) -> view.FlagChange:
+    def _close_here(self, change: view.Change, state: str, reason: str, now: float) -> view.Change:
         closed = msgspec.structs.replace(change, state=state, reason=reason, closed=now)
         key = view.change_key(change)
         self._deadlines.pop(key, None)
@@ -178,10 +178,10 @@ class Commands:
         self._set(closed)
         return closed
 
-    def _set(self, change: view.FlagChange) -> None:
+    def _set(self, change: view.Change) -> None:
         key = view.change_key(change)
         self._changes[key] = self._dirty[key] = change
-        while len(self._changes) > view.MAX_FLAG_CHANGES:
+        while len(self._changes) > view.MAX_CHANGES:
             oldest = next(iter(self._changes))
             del self._changes[oldest]
             self._deadlines.pop(oldest, None)
@@ -189,11 +189,11 @@ class Commands:
 
     def _remember(self, question: str, command: str) -> None:
         self._asked[question] = command
-        while len(self._asked) > view.MAX_FLAG_CHANGES:
+        while len(self._asked) > view.MAX_CHANGES:
             del self._asked[next(iter(self._asked))]
 
 
-def _silence(change: view.FlagChange) -> str:
+def _silence(change: view.Change) -> str:
     if change.state == "requested":
         return f"no answer from engine {change.engine}"
     return f"engine {change.engine} {change.state} it and said nothing more"

@@ -80,6 +80,7 @@ class Tracked:
             update_open=state.update_open,
             counts=record.counts if record else {},
             faults=record.faults if record else {},
+            timers=state.timers,
         )
 
 
@@ -158,6 +159,7 @@ class TrainerRanks:
     def __init__(self) -> None:
         self._view = view.Trainer()
         self._counts: dict[str, dict[str, wire.Counts]] = {}
+        self._facts: dict[int, dict[str, str]] = {}
         self._changed = False
 
     @property
@@ -178,6 +180,11 @@ class TrainerRanks:
         version, known = body.policy_version, self._view.policy_version
         if version is not None and (known is None or version > known):
             self._set(policy_version=version)
+
+    def facts(self, body: wire.TrainerFacts) -> None:
+        """What a rank says it computes with; the lowest rank's word is shown."""
+        self._facts[body.rank] = body.facts
+        self._set(facts=self._facts[min(self._facts)])
 
     def closed(self, body: wire.StepClosed) -> None:
         """A rank closed a step."""

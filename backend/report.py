@@ -40,7 +40,7 @@ def as_json(snapshot: view.Snapshot) -> dict[str, Any]:
         "run": snapshot.run,
         "engines": [_engine_json(engine) for _, engine in sorted(snapshot.engines.items())],
         "steps": [_step_json(step) for step in steps],
-        "flag_changes": [flag_change_json(change) for change in snapshot.flag_changes.values()],
+        "flag_changes": [change_json(change) for change in snapshot.changes.values()],
     }
 
 
@@ -64,7 +64,7 @@ def _step_json(step: view.Step) -> dict[str, Any]:
     return {"step": step.step, "policy_version": step.policy_version, **values, **counts}
 
 
-def flag_change_json(change: view.FlagChange) -> dict[str, Any]:
+def change_json(change: view.Change) -> dict[str, Any]:
     """One command on one engine; ``outcome`` is its state, ``to`` the value asked for."""
     return {
         "flag": change.flag,
@@ -84,7 +84,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def flag_change_text(change: view.FlagChange) -> str:
+def change_text(change: view.Change) -> str:
     """One line on what became of a command on one engine."""
     words = [f"{change.engine}: {change.flag} {change.old or '?'} > {change.wanted or change.new}", change.state]
     if change.engine_step is not None:
@@ -111,9 +111,9 @@ def as_text(snapshot: view.Snapshot) -> str:
             _STEP_HEADS, [_step_row(s) for s in sorted(snapshot.steps.values(), key=lambda s: s.step)][-_LAST_STEPS:]
         ),
     ]
-    if snapshot.flag_changes:
-        changes = list(snapshot.flag_changes.values())[-_LAST_CHANGES:]
-        blocks.append("flag changes\n" + "\n".join("  " + flag_change_text(change) for change in changes))
+    if snapshot.changes:
+        changes = list(snapshot.changes.values())[-_LAST_CHANGES:]
+        blocks.append("flag changes\n" + "\n".join("  " + change_text(change) for change in changes))
     if snapshot.events:
         lines = [_event_text(event) for event in snapshot.events[-_LAST_EVENTS:]]
         blocks.append("events\n" + "\n".join(lines))

@@ -184,7 +184,7 @@ class State:
             {name: count for name, count in self._counters.items() if shown.get(name, 0) != count},
         )
         self._new_steps, self._events = [], []
-        changed = frame.engines or frame.trainer or frame.steps or frame.events or frame.flag_changes or frame.counters
+        changed = frame.engines or frame.trainer or frame.steps or frame.events or frame.changes or frame.counters
         if not (changed or heartbeat):
             return None
         self.snapshot.apply(frame)
@@ -208,6 +208,8 @@ class State:
             self._trainer.closed(body)
             self._engines.set_trainer_version(self._trainer.version)
             self._steps.closed(envelope.epoch, body, now)
+        elif isinstance(body, wire.TrainerFacts):
+            self._trainer.facts(body)
         else:
             self._health(envelope, body, now)
 
@@ -245,7 +247,7 @@ class State:
         if (change := self._commands.update(update, now)) and change.state in view.TERMINAL:
             self._flag_event(change, now)
 
-    def _flag_event(self, change: view.FlagChange, now: float) -> None:
+    def _flag_event(self, change: view.Change, now: float) -> None:
         text = f"{change.flag} {change.old or '?'} > {change.new or change.wanted or '?'} {change.state}"
         if change.state == "applied" and change.engine_step is not None:
             text += f" at engine step {change.engine_step}, {change.in_flight} in flight, {change.lost_requests} lost"
@@ -321,7 +323,7 @@ class State:
 
 def _check_speaker(envelope: wire.Envelope, body: wire.DataBody) -> None:
     """Raise ``WireError`` if the message is about another source than its own."""
-    if isinstance(body, wire.Sequences | wire.StepClosed):
+    if isinstance(body, wire.Sequences | wire.StepClosed | wire.TrainerFacts):
         named = [f"trainer/{body.rank}"]
     elif isinstance(body, wire.EngineState):
         named = [body.engine, *(update.engine for update in body.commands)]

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import msgspec
 
-from rltop.collectors.wire import Counts, FlagState
+from rltop.collectors.wire import Counts, FlagState, Timer
 
 MAX_STEPS = 20_000
 MAX_EVENTS = 2_000
-MAX_FLAG_CHANGES = 1_000
+MAX_CHANGES = 1_000
 """Bounds on what a viewer (and the hub, for serving) holds; the oldest go first."""
 
-TERMINAL = frozenset({"applied", "refused", "timed_out"})
-"""States in which a flag change is closed."""
+TERMINAL = frozenset({"applied", "refused", "timed_out", "superseded"})
+"""States in which a change is closed."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -78,10 +78,14 @@ class Engine(msgspec.Struct, frozen=True):
     update_open: bool = False
     counts: dict[str, Counts] = {}
     faults: dict[str, int] = {}
+    timers: list[Timer] = []
 
 
 class Trainer(msgspec.Struct, frozen=True):
-    """The trainer as last heard of; ``ranks`` maps rank to the wall clock of its last word."""
+    """The trainer as last heard of; ``ranks`` maps rank to the wall clock of its last word.
+
+    ``facts`` is what it says it computes with (``wire.TrainerFacts``), of the lowest rank.
+    """
 
     health: str = "absent"
     world_size: int = 0
@@ -89,6 +93,7 @@ class Trainer(msgspec.Struct, frozen=True):
     step: int | None = None
     policy_version: int | None = None
     counts: dict[str, Counts] = {}
+    facts: dict[str, str] = {}
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -107,11 +112,12 @@ class Event(msgspec.Struct, frozen=True):
     engine: str | None = None
 
 
-class FlagChange(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True):
     """A command's life on one engine. ``command`` is shared by the engines of one fleet-wide command.
 
     ``state``: requested, accepted, draining, then one of ``TERMINAL``. ``step`` is the last closed step when it was
-    requested. The rest is as in ``wire.CommandUpdate``.
+    requested. ``verb``, ``strict``, ``revert_s`` and ``target`` are as in ``wire.Command``, the rest as in
+    ``wire.CommandUpdate``. ``kept_by`` says who stopped its timer.
     """
 
     command: str
@@ -133,12 +139,21 @@ class FlagChange(msgspec.Struct, frozen=True):
     lost_requests: int | None = None
     milliseconds: float | None = None
     closed: float | None = None
+    verb: str = "set"
+    strict: bool = False
+    revert_s: float | None = None
+    target: str = ""
+    detail: str = ""
+    reverts_at: float | None = None
+    reverts: str = ""
+    flag_epoch: int | None = None
+    kept_by: str = ""
 
 
 class Frame(msgspec.Struct, frozen=True):
     """What changed since the last frame. ``seq`` rises by one per frame within a hub's ``epoch``.
 
-    A changed engine, step, or flag change is sent whole; an empty frame is a heartbeat.
+    A changed engine, step, or change is sent whole; an empty frame is a heartbeat.
     """
 
     epoch: str
@@ -148,14 +163,14 @@ class Frame(msgspec.Struct, frozen=True):
     trainer: Trainer | None = None
     steps: list[Step] = []
     events: list[Event] = []
-    flag_changes: list[FlagChange] = []
+    changes: list[Change] = []
     counters: dict[str, int] = {}
 
 
 class Snapshot(msgspec.Struct):
     """The whole picture as of frame ``seq`` of hub ``epoch``.
 
-    ``steps`` and ``flag_changes`` are keyed (by step number; by command and engine) and in order of arrival.
+    ``steps`` and ``changes`` are keyed (by step number; by command and engine) and in order of arrival.
     ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records.
     """
 
@@ -168,7 +183,7 @@ class Snapshot(msgspec.Struct):
     trainer: Trainer = Trainer()
     steps: dict[int, Step] = {}
     events: list[Event] = []
-    flag_changes: dict[str, FlagChange] = {}
+    changes: dict[str, Change] = {}
     counters: dict[str, int] = {}
 
     def apply(self, frame: Frame) -> None:
@@ -186,17 +201,17 @@ class Snapshot(msgspec.Struct):
             self.trainer = frame.trainer
         self.steps.update({step.step: step for step in frame.steps})
         self.events.extend(frame.events)
-        self.flag_changes.update({change_key(change): change for change in frame.flag_changes})
+        self.changes.update({change_key(change): change for change in frame.changes})
         self.counters.update(frame.counters)
         while len(self.steps) > MAX_STEPS:
             del self.steps[next(iter(self.steps))]
-        while len(self.flag_changes) > MAX_FLAG_CHANGES:
-            del self.flag_changes[next(iter(self.flag_changes))]
+        while len(self.changes) > MAX_CHANGES:
+            del self.changes[next(iter(self.changes))]
         del self.events[:-MAX_EVENTS]
 
 
-def change_key(change: FlagChange) -> str:
-    """The key of a flag change in ``Snapshot.flag_changes``."""
+def change_key(change: Change) -> str:
+    """The key of a change in ``Snapshot.changes``."""
     return f"{change.command}@{change.engine}"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rltop.backend.client import Client
-from rltop.backend.view import FlagChange, Step
+from rltop.backend.view import Change, Step
 from rltop.collectors import TrainerCollector
 from rltop.collectors.flags import FLAGS
 from rltop.collectors.launch import ensure_hub
@@ -50,7 +50,7 @@ async def sample(engine: Any, batch: int, tokens: int, vocabulary: int) -> list[
     return await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(prompts(batch, vocabulary))))
 
 
-def switch(rundir: RunDir, flag: str, value: str) -> FlagChange:
+def switch(rundir: RunDir, flag: str, value: str) -> Change:
     """Ask for the switch as a person would, and wait for what became of it."""
     with Client(rundir) as client:
         return client.set_flag(flag, value)[0]

@@ -137,12 +137,14 @@ class FlagState(msgspec.Struct, frozen=True, array_like=True):
     """One flag as read from the live objects of an engine.
 
     ``value`` is one of the flag's values, or None where this engine has no such thing; ``reason`` says why it is not
-    ``switchable``, and may carry the launch option that would make it so.
+    ``switchable``, and may carry the launch option that would make it so. ``detail`` says which form of the value it
+    is, where there are several (``depth 1`` or ``strict`` of an asynchronous scheduling that is off).
     """
 
     value: str | None
     switchable: bool
     reason: str = ""
+    detail: str = ""
 
 
 class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
@@ -150,7 +152,8 @@ class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
 
     Attributes:
         id: id of the command.
-        state: ``accepted``, ``draining``, ``applied``, ``refused``, ``timed_out``.
+        state: ``accepted``, ``draining``, ``applied``, ``refused``, ``timed_out``, ``superseded`` (a revert that found
+            the flag changed since, and left it alone).
         reason: why it was refused, or what there is to know about how it was applied.
         old, new: the flag's value as read back before and after.
         engine_step: engine step at whose boundary it happened.
@@ -159,6 +162,11 @@ class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
         lost_requests: of those, how many are neither alive nor properly finished afterwards.
         milliseconds: how long the engine's own thread was busy with the switch.
         time: wall clock of the engine, seconds.
+        verb: what was asked, as in ``Command``; ``flag`` is empty where it names none.
+        detail: form of the new value, as in ``FlagState``.
+        reverts_at: wall clock at which the engine will take it back by itself; None if it will not.
+        reverts: id of the command that this one takes back; such a command is the engine's own.
+        flag_epoch: tokens of this flag epoch and later were sampled after it; None if it changed none.
     """
 
     id: str
@@ -174,6 +182,24 @@ class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
     lost_requests: int | None = None
     milliseconds: float | None = None
     time: float = 0.0
+    verb: str = "set"
+    detail: str = ""
+    reverts_at: float | None = None
+    reverts: str = ""
+    flag_epoch: int | None = None
+
+
+class Timer(msgspec.Struct, frozen=True, array_like=True):
+    """The engine will take back what ``command`` did at wall clock ``at``, unless it is kept.
+
+    ``verb`` and ``flag`` are those of the command, ``back_to`` the value that the flag had before.
+    """
+
+    command: str
+    verb: str
+    flag: str
+    back_to: str
+    at: float
 
 
 class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
@@ -194,6 +220,7 @@ class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
         fingerprint: facts read from the live objects (vLLM version, runner, dtype, ...), for people and for comparison.
         commands: the last commands this engine closed, newest last.
         paused: generation is paused. update_open: a weight update is under way.
+        timers: what the engine will take back by itself, soonest first.
     """
 
     engine: str
@@ -219,6 +246,7 @@ class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
     paused: bool = False
     update_open: bool = False
     weight_updates: int = 0
+    timers: list[Timer] = []
 
 
 # --- trainer -> hub ---------------------------------------------------------------------------------------------
@@ -284,6 +312,17 @@ class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
     time: float = 0.0
 
 
+class TrainerFacts(Body, frozen=True, array_like=True, tag="trainer_facts"):
+    """What a trainer rank says it computes with; sent at the start, when it changes, and to every new hub.
+
+    ``facts`` uses the names of ``EngineState.fingerprint`` where both have the same fact (``dtype``, ``head_dtype``),
+    and those of the sampling parameters (``temperature``, ``top_p``, ...), as text.
+    """
+
+    rank: int
+    facts: dict[str, str]
+
+
 # --- any collector -> hub ---------------------------------------------------------------------------------------
 
 
@@ -344,15 +383,27 @@ class Welcome(Body, frozen=True, array_like=True, tag="welcome"):
 
 
 class Command(Body, frozen=True, array_like=True, tag="command"):
-    """Set one flag of the receiving engine. Idempotent by ``id``; void after ``deadline`` (hub's wall clock)."""
+    """What the receiving engine is to do. Idempotent by ``id``; void after ``deadline`` (hub's wall clock).
+
+    Attributes:
+        flag, value: of ``set``: which flag, and to what; empty for the other verbs.
+        verb: ``set``; ``keep`` (stop the timer of ``target``); ``flush_cache``; ``pause``; ``resume``.
+        strict: of ``set``: the strict form of the value, where the flag has one.
+        revert_s: of ``set`` and ``pause``: the engine takes it back by itself after so many seconds; None: never.
+        target: of ``keep``: id of the command to keep.
+    """
 
     id: str
     flag: str
     value: str
     deadline: float
+    verb: str = "set"
+    strict: bool = False
+    revert_s: float | None = None
+    target: str = ""
 
 
-DataBody = Rollouts | EngineState | Sequences | StepClosed | Health
+DataBody = Rollouts | EngineState | Sequences | StepClosed | Health | TrainerFacts
 ControlToHub = Register | CommandUpdate | Bye
 ControlToCollector = Welcome | Command | ByeAck
 

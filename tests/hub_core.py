@@ -40,8 +40,8 @@ class Hub:
         return [event.text for event in self.picture.events]
 
     @property
-    def change(self) -> view.FlagChange:
-        (only,) = self.picture.flag_changes.values()
+    def change(self) -> view.Change:
+        (only,) = self.picture.changes.values()
         return only
 
     def source(self, name: str) -> Source:

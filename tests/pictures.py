@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from rltop.backend import view
-from rltop.backend.view import Answer, AskSet, Engine, Event, FlagChange, Question, Snapshot, Step, Trainer, change_key
+from rltop.backend.view import Answer, AskSet, Change, Engine, Event, Question, Snapshot, Step, Trainer, change_key
 from rltop.collectors.flags import FLAGS
 from rltop.collectors.wire import Counts, FlagState
 
@@ -105,17 +105,15 @@ def engine(name: str = "e0", **changes: Any) -> Engine:
     return msgspec.structs.replace(base, **changes)
 
 
-def change(
-    name: str, flag: str, wanted: str, state: str, *, command: str, at_step: int = 10, **facts: Any
-) -> FlagChange:
-    base = FlagChange(
+def change(name: str, flag: str, wanted: str, state: str, *, command: str, at_step: int = 10, **facts: Any) -> Change:
+    base = Change(
         command=command, engine=name, flag=flag, wanted=wanted, state=state, requested=START + 20 + STEP_S * at_step,
         who="ada", host="node-a", step=at_step,
     )  # fmt: skip
     return msgspec.structs.replace(base, **facts)
 
 
-def applied(name: str, flag: str, wanted: str, *, command: str, at_step: int = 10, **facts: Any) -> FlagChange:
+def applied(name: str, flag: str, wanted: str, *, command: str, at_step: int = 10, **facts: Any) -> Change:
     known: dict[str, Any] = {
         "old": "off" if wanted == "on" else "on", "new": wanted, "engine_step": 1204, "policy_version": at_step,
         "in_flight": 19, "lost_requests": 0, "milliseconds": 1.84, "closed": START + 21 + STEP_S * at_step,
@@ -151,7 +149,7 @@ def healthy(steps: int = 40, engines: int = 2) -> Snapshot:
         trainer=Trainer("live", 1, {"0": START + 180}, steps - 1, steps),
         steps={number: step(number) for number in range(steps)},
         events=events,
-        flag_changes={change_key(c): c for c in changes},
+        changes={change_key(c): c for c in changes},
         time=START + 20 + STEP_S * steps,
     )
 
@@ -181,7 +179,7 @@ def switched() -> Snapshot:
         "e0": engine("e0"),
         "e1": engine("e1", flags=flags() | {"async_scheduling": fixed}),
     }
-    shown.flag_changes |= {change_key(c): c for c in changes}
+    shown.changes |= {change_key(c): c for c in changes}
     shown.events += [event(30, "async_scheduling on refused: " + fixed.reason, "warn", at_step=20, on="e1")]
     return shown
 

@@ -7,7 +7,7 @@ from typing import cast
 from rltop.backend.client import Client
 from rltop.backend.demo.follow import Follower
 from rltop.backend.demo.options import parse_setting
-from rltop.backend.view import Answer, AskSet, FlagChange, Question, Snapshot, Step, change_key
+from rltop.backend.view import Answer, AskSet, Change, Question, Snapshot, Step, change_key
 
 
 class ScriptedHub:
@@ -43,8 +43,8 @@ class ScriptedHub:
 
     def show(self, state: str, engine: str = "e0", reason: str = "") -> None:
         assert self.view is not None
-        change = FlagChange("c1", engine, "prefix_caching", "off", state, 0.0, reason=reason)
-        self.view.flag_changes[change_key(change)] = change
+        change = Change("c1", engine, "prefix_caching", "off", state, 0.0, reason=reason)
+        self.view.changes[change_key(change)] = change
 
 
 def follow(*settings: str) -> tuple[ScriptedHub, Follower]:

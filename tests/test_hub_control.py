@@ -55,7 +55,7 @@ def test_a_wish_that_cannot_be_is_answered_with_what_can(question: view.AskSet, 
     assert named in answer.error
     assert not orders
     hub.later()
-    assert not hub.picture.flag_changes
+    assert not hub.picture.changes
 
 
 def test_without_a_live_engine_there_is_nothing_to_switch() -> None:
@@ -75,14 +75,14 @@ def test_a_command_goes_to_every_live_engine_and_each_closes_its_own() -> None:
     hub.say("e0", update(answer.command, "draining"))
     hub.say("e1", update(answer.command, "refused", "e1", reason="started without it"))
     hub.later()
-    changes = hub.picture.flag_changes
+    changes = hub.picture.changes
     assert changes[f"{answer.command}@e0"].state == "draining"
     assert (changes[f"{answer.command}@e1"].state, changes[f"{answer.command}@e1"].reason) == (
         "refused", "started without it",
     )  # fmt: skip
     hub.say("e0", applied(answer.command))
     hub.later()
-    done = hub.picture.flag_changes[f"{answer.command}@e0"]
+    done = hub.picture.changes[f"{answer.command}@e0"]
     assert (done.state, done.old, done.new, done.engine_step, done.in_flight, done.lost_requests) == (
         "applied", "on", "off", 41, 7, 0,
     )  # fmt: skip
@@ -138,7 +138,7 @@ def test_an_engine_that_is_silent_gone_or_not_connected_refuses_at_once() -> Non
     assert order.to == "e2#life-1"
     hub.state.undelivered(order.to, wire.encode(order.message), hub.now)
     hub.later()
-    changes = hub.picture.flag_changes
+    changes = hub.picture.changes
     assert {key: change.state for key, change in changes.items()} == {
         f"{answer.command}@{engine}": "refused" for engine in ("e0", "e1", "e2")
     }

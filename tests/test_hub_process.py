@@ -154,9 +154,9 @@ def test_a_command_reaches_the_engine_and_its_life_is_followed(
         assert (command.flag, command.value) == ("prefix_caching", "off")
         for state in ("accepted", "accepted", "applied"):
             engine.sender.reply(wire.CommandUpdate(command.id, "e0", command.flag, state, old="on", new="off"))
-        picture = see(client, lambda v: any(c.state == "applied" for c in v.flag_changes.values()))
+        picture = see(client, lambda v: any(c.state == "applied" for c in v.changes.values()))
         assert client.answers["q"].command == command.id
-        (change,) = picture.flag_changes.values()
+        (change,) = picture.changes.values()
         assert (change.who, change.old, change.new) == ("ann", "on", "off")
         with pytest.raises(CommandError, match="prefix_caching"):
             client.set_flag("speed", "on")
@@ -184,9 +184,9 @@ def test_a_killed_hub_takes_nobody_with_it_and_the_next_one_is_found_by_all(
         engine.state["commands"] = [done]  # its acknowledgement has nowhere to go
         second = start_hub(rundir)
         try:
-            picture = see(client, lambda v: v.epoch != first and v.flag_changes and "e0" in v.engines)
+            picture = see(client, lambda v: v.epoch != first and v.changes and "e0" in v.engines)
             assert client.state == "live"
-            assert [c.state for c in picture.flag_changes.values()] == ["applied"]
+            assert [c.state for c in picture.changes.values()] == ["applied"]
             close_step(trainer, 1)
             assert list(see(client, lambda v: v.steps).steps) == [1]
             assert trainer.sender.close(5)  # confirmed by the new hub

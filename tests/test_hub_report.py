@@ -29,7 +29,7 @@ def picture(steps: list[dict[str, float | None]]) -> view.Snapshot:
         "e0", "live", 1.0, "h", 1, "0.32.0", 5, 3, "engine", 1, 1234, 55.5, 1, 0, 0.5, None, 0.01,
         {"prefix_caching": FlagState("on", True), "async_scheduling": FlagState(None, False, "started without")}, 0, {},
     )  # fmt: skip
-    change = view.FlagChange(
+    change = view.Change(
         "c1", "e0", "prefix_caching", "off", "applied", 1.0, old="on", new="off", engine_step=9, policy_version=3,
         in_flight=4, lost_requests=0, milliseconds=1.25, reason="as asked",
     )  # fmt: skip
@@ -38,7 +38,7 @@ def picture(steps: list[dict[str, float | None]]) -> view.Snapshot:
         engines={"e0": engine},
         steps={n: view.Step(n, 1.0, n + 1, False, found) for n, found in enumerate(steps)},
         events=[view.Event(0, 1.0, "warn", "lost", "3 messages of e0 were lost on the way")],
-        flag_changes={view.change_key(change): change},
+        changes={view.change_key(change): change},
     )  # fmt: skip
 
 

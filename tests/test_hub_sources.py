@@ -105,7 +105,7 @@ def test_nobody_sends_data_in_anothers_name() -> None:
     assert hub.counters["invalid"] == 5
     assert set(hub.picture.engines) == {"e0"}
     assert not hub.steps
-    assert not hub.picture.flag_changes
+    assert not hub.picture.changes
     answer, _ = hub.ask(view.AskSet("q", "prefix_caching", "off"))
     assert answer.error is None
 
@@ -220,7 +220,7 @@ def test_a_snapshot_and_the_frames_after_it_are_the_hubs_own_picture(acts: list[
         elif act == "flag":
             hub.ask(view.AskSet(f"q{number}", "prefix_caching", "off"))
         elif act == "ack":
-            for change in hub.picture.flag_changes.values():
+            for change in hub.picture.changes.values():
                 hub.say(change.engine, wire.CommandUpdate(change.command, change.engine, change.flag, "applied"))
         hub.later(SILENT_S + 1 if act == "silence" else 0.2)
         snapshots.append(view.encode(hub.ask(view.AskSnapshot("s"))[0]))

@@ -152,12 +152,12 @@ async def test_a_command_can_be_followed_from_request_to_end() -> None:
         await pilot.press("6")
         for state, sign in (("requested", "○"), ("accepted", "◔"), ("draining", "◑")):
             change = pictures.change("e0", "prefix_caching", "on", state, command="c9", at_step=39)
-            shown.flag_changes[change_key(change)] = change
+            shown.changes[change_key(change)] = change
             client.changed = True
             await settle(app, pilot)
             assert f"{sign} pc+ {state}" in screen_text(app)
         done = pictures.applied("e0", "prefix_caching", "on", command="c9", at_step=39, engine_step=5120)
-        shown.flag_changes[change_key(done)] = done
+        shown.changes[change_key(done)] = done
         client.changed = True
         await settle(app, pilot)
         assert "✔ pc+ applied, e.step 5120, policy 39, 19 in flight, 0 lost, 1.84 ms" in screen_text(app)
@@ -199,7 +199,7 @@ async def test_a_switch_from_before_the_known_steps_is_on_no_chart() -> None:
         assert "▲" not in screen_text(app)
     old = pictures.applied("e0", "prefix_caching", "off", command="c0", step=None)
     shown = pictures.healthy()
-    shown.flag_changes = {change_key(old): old}
+    shown.changes = {change_key(old): old}
     async with dashboard(HeldClient(shown), SIZE) as (app, _):
         assert "└▲pc-" in screen_text(app)
 

@@ -210,10 +210,10 @@ def set_flag(
     except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        _print_json({"flag_changes": [report.flag_change_json(change) for change in changes]})
+        _print_json({"flag_changes": [report.change_json(change) for change in changes]})
     else:
         for change in changes:
-            click.echo(report.flag_change_text(change))
+            click.echo(report.change_text(change))
     sys.exit(0 if all(change.state == "applied" for change in changes) else 1)
 
 

@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.events import Resize
 
-from rltop.backend.view import TERMINAL, Engine, FlagChange, Snapshot, change_key
+from rltop.backend.view import TERMINAL, Change, Engine, Snapshot, change_key
 from rltop.collectors.flags import FLAGS, Flag
 from rltop.collectors.wire import FlagState
 from rltop.tui import look
@@ -42,7 +42,7 @@ class Target:
     engines: tuple[str, ...]
     in_flight: int
     refusal: str
-    last: FlagChange | None
+    last: Change | None
     refusing: tuple[str, ...] = ()
 
     @property
@@ -59,7 +59,7 @@ class Target:
 def targets(view: Snapshot) -> list[Target]:
     """Every flag fleet-wide and on each engine, in the order of the flag table."""
     engines = by_id(view.engines.values())
-    last = {(change.flag, change.engine): change for change in view.flag_changes.values()}
+    last = {(change.flag, change.engine): change for change in view.changes.values()}
     found = []
     for flag in FLAGS:
         each = [_on_engine(flag, engine, last.get((flag.name, engine.id))) for engine in engines]
@@ -67,7 +67,7 @@ def targets(view: Snapshot) -> list[Target]:
     return found
 
 
-def _on_engine(flag: Flag, engine: Engine, last: FlagChange | None) -> Target:
+def _on_engine(flag: Flag, engine: Engine, last: Change | None) -> Target:
     state = engine.flags.get(flag.name, ABSENT)
     live = engine.health == "live"
     refusal = (
@@ -101,12 +101,12 @@ def _on_fleet(flag: Flag, each: list[Target]) -> Target:
     )
 
 
-def _progress(change: FlagChange) -> int:
+def _progress(change: Change) -> int:
     order = ["requested", "accepted", "draining", "timed_out", "refused", "applied"]
     return order.index(change.state) if change.state in order else 0
 
 
-def outcome(change: FlagChange) -> look.Part:
+def outcome(change: Change) -> look.Part:
     """One line on how far a change is, or how it ended."""
     sign, style = look.OUTCOME.get(change.state, ("?", look.WARN))
     facts = [f"{sign} {look.flag_label(change.flag, change.wanted)} {change.state.replace('_', ' ')}"]
@@ -156,11 +156,11 @@ TARGETS: tuple[Column[Target], ...] = (
 )
 
 
-def _clock(change: FlagChange) -> look.Part:
+def _clock(change: Change) -> look.Part:
     return time.strftime("%H:%M:%S", time.localtime(change.requested)), look.FAINT
 
 
-def _state(change: FlagChange) -> look.Part:
+def _state(change: Change) -> look.Part:
     sign, style = look.OUTCOME.get(change.state, ("?", look.WARN))
     return f"{sign} {change.state.replace('_', ' ')}", style
 
@@ -169,7 +169,7 @@ def _number(value: float | None) -> look.Part:
     return look.figure(value), look.PLAIN
 
 
-JOURNAL: tuple[Column[FlagChange], ...] = (
+JOURNAL: tuple[Column[Change], ...] = (
     Column("time", 8, _clock, right=False),
     Column("change", 23, lambda c: (f"{c.flag} {c.wanted}", look.PLAIN), sort=lambda c: c.flag, right=False),
     Column("engine", 7, lambda c: (c.engine, look.PLAIN), sort=lambda c: c.engine, right=False),
@@ -211,7 +211,7 @@ class Control(Vertical):
         found = targets(view) if view.engines else []
         self._make_room(len(found))
         self.query_one("#flags", Table).set_items(found)
-        self.query_one("#journal", Table).set_items(list(view.flag_changes.values())[::-1])
+        self.query_one("#journal", Table).set_items(list(view.changes.values())[::-1])
         self.explain()
 
     def explain(self) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from rltop.backend.view import FlagChange, Step
+from rltop.backend.view import Change, Step
 from rltop.tui import look
 from rltop.tui.canvas import Floats, Marker
 
@@ -70,7 +70,7 @@ class History:
         return self._columns[name]
 
 
-def markers(changes: Iterable[FlagChange], history: History, axis: XAxis) -> tuple[Marker, ...]:
+def markers(changes: Iterable[Change], history: History, axis: XAxis) -> tuple[Marker, ...]:
     """One marker per applied switch and step, between the step before it and the next.
 
     A switch before the steps that are known (a hub that was restarted has lost the older ones) has no place.

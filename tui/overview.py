@@ -122,7 +122,7 @@ class Overview(Vertical):
     def paint(self, view: Snapshot, history: History, sight: Sight) -> None:
         """Show the run as it is in ``view``."""
         self._make_room(len(view.engines))
-        marks = markers(view.flag_changes.values(), history, sight.axis)
+        marks = markers(view.changes.values(), history, sight.axis)
         if (drawn := (history.revision, marks, sight)) != self._drawn:
             self._drawn = drawn
             for plot in self.query(Plot):

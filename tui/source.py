@@ -42,6 +42,6 @@ def hold(view: Snapshot) -> Snapshot:
         engines=dict(view.engines),
         steps=dict(view.steps),
         events=list(view.events),
-        flag_changes=dict(view.flag_changes),
+        changes=dict(view.changes),
         counters=dict(view.counters),
     )

@@ -14,7 +14,7 @@ import msgspec
 
 from rltop.backend.client import Client
 from rltop.backend.demo.options import Setting
-from rltop.backend.view import TERMINAL, AskSet, FlagChange, Snapshot, Step
+from rltop.backend.view import TERMINAL, AskSet, Change, Snapshot, Step
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Follower:
     def __init__(self, client: Client, settings: Sequence[Setting]) -> None:
         self.client = client
         self.steps: dict[int, Step] = {}
-        self.changes: dict[str, FlagChange] = {}
+        self.changes: dict[str, Change] = {}
         self.last: Snapshot | None = None
         self._requests = [Request(setting) for setting in settings]
 
@@ -55,7 +55,7 @@ class Follower:
             return []
         fresh = [step for number, step in sorted(view.steps.items()) if number not in self.steps]
         self.steps.update(view.steps)
-        self.changes.update(view.flag_changes)
+        self.changes.update(view.changes)
         self.last = view
         self._send_due()
         self._read_answers()
@@ -90,9 +90,7 @@ class Follower:
         """All that was seen, as one snapshot; None if no hub was ever seen."""
         if self.last is None:
             return None
-        return msgspec.structs.replace(
-            self.last, steps=dict(sorted(self.steps.items())), flag_changes=dict(self.changes)
-        )
+        return msgspec.structs.replace(self.last, steps=dict(sorted(self.steps.items())), changes=dict(self.changes))
 
     def _send_due(self) -> None:
         view = self.client.view
@@ -114,7 +112,7 @@ class Follower:
             if request.question and (answer := self.client.answers.pop(request.question, None)):
                 request.command, request.error = answer.command or "", answer.error or ""
 
-    def _changes_of(self, request: Request) -> list[FlagChange]:
+    def _changes_of(self, request: Request) -> list[Change]:
         return [change for change in self.changes.values() if request.command and change.command == request.command]
 
     def _closed(self, request: Request) -> bool:
