@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.backend.join import Hit, Index, Ints
+from rltop.backend.join import NO_PROMPT, Hit, Index, Ints
 from rltop.collectors import wire
 
 _SPAN_BYTES = 1000  # rough cost of a span's objects beside the arrays
@@ -72,8 +72,8 @@ class Batch:
         self._row_spans: dict[int, list[int]] = {}
         for number, span in enumerate(self.spans):
             self._row_spans.setdefault(span.row, []).append(number)
-        self._keys: dict[int, list[bytes]] = {}
-        self._padded: set[int] = set()
+        self._keys: dict[tuple[int, int], list[bytes]] = {}
+        self._skips: dict[int, int] = {}
         self.waiting: dict[int, str] = dict.fromkeys(self._row_spans, "")
         held = [*arrays.values(), self.token_rows]
         self.nbytes = sum(array.nbytes for array in held) + len(self.spans) * _SPAN_BYTES
@@ -127,12 +127,34 @@ class Batch:
         return not self.waiting
 
     def _join_row(self, row: int, index: Index, surely: bool) -> str:
+        """Why the row does not join yet; empty if it does.
+
+        A prompt that starts with a repeated token looks like a padded shorter one, and the shorter one's rollout may
+        be known first. So a row is read as it stands and without each padding that a known prompt shows, every time
+        anew, until one reading finds a rollout; it is then read so for good.
+        """
+        found = ""
+        for skip in self._readings(row, index):
+            reason = self._join_as(row, skip, index, surely)
+            if any(self.hits[number] is not None for number in self._row_spans[row]):
+                self._skips[row] = skip
+                return reason
+            found = found if found and reason == NO_PROMPT else reason
+        return found
+
+    def _readings(self, row: int, index: Index) -> list[int]:
+        """How many leading tokens of the row may be padding, in order of trial."""
+        if row in self._skips:
+            return [self._skips[row]]
+        return [0, *index.paddings(self._prefix(row))]
+
+    def _join_as(self, row: int, skip: int, index: Index, surely: bool) -> str:
+        """Join the row without its first ``skip`` tokens; where there are some, only where the logprobs agree."""
         tokens = self._ids[self._edges[row] : self._edges[row + 1]]
         logprobs = self.arrays["rollout_logprobs"]
         use = (self.body.step, self.body.update)
         reason = ""
-        keys = self._known_keys(row, index)
-        for number, key in zip(self._row_spans[row], keys, strict=True):
+        for number, key in zip(self._row_spans[row], self._hashes(row, skip), strict=True):
             if self.hits[number] is not None:
                 continue
             span = self.spans[number]
@@ -141,7 +163,7 @@ class Batch:
                 recorded = logprobs[span.token : span.token + span.end - span.start]
                 found = index.find(
                     key, tokens[span.start : span.end], recorded, use,
-                    same_length=surely, same_logprobs=surely or row in self._padded,
+                    same_length=surely, same_logprobs=surely or skip > 0,
                 )  # fmt: skip
                 if isinstance(found, str):
                     reason = reason or found
@@ -161,20 +183,6 @@ class Batch:
             return None
         return Hit(hit.record, hit.offset + span.start - before.start)
 
-    def _known_keys(self, row: int, index: Index) -> list[bytes]:
-        """The prompt hash of each span of the row, without padding where a known prompt shows how long that is.
-
-        A prompt that starts with a repeated token looks like a padded shorter one, so such rows join only where the
-        logprobs agree too.
-        """
-        keys = self._keys.get(row)
-        if keys is None:
-            keys = self._keys[row] = self._hash(row, 0)
-        if not any(index.knows(key) for key in keys) and (skip := index.padding(self._prefix(row))):
-            keys = self._keys[row] = self._hash(row, skip)
-            self._padded.add(row)
-        return keys
-
     def _whole(self, row: int) -> tuple[Ints, int]:
         """Prompt and row in one, and the size of the prompt."""
         tokens = self._ids[self._edges[row] : self._edges[row + 1]]
@@ -187,7 +195,10 @@ class Batch:
         whole, prompt = self._whole(row)
         return whole[: prompt + self.spans[self._row_spans[row][0]].start]
 
-    def _hash(self, row: int, skip: int) -> list[bytes]:
+    def _hashes(self, row: int, skip: int) -> list[bytes]:
+        """The prompt hash of each span of the row without its first ``skip`` tokens."""
+        if keys := self._keys.get((row, skip)):
+            return keys
         whole, prompt = self._whole(row)
         hasher = hashlib.blake2b(digest_size=16)
         keys, done = [], skip
@@ -196,6 +207,7 @@ class Batch:
             hasher.update(whole[done:start].tobytes())
             keys.append(hasher.copy().digest())
             done = start
+        self._keys[row, skip] = keys
         return keys
 
 

@@ -147,25 +147,22 @@ class Index:
         self.bytes -= _cost(record)
         self.evicted += 1
 
-    def knows(self, prompt: bytes) -> bool:
-        """Whether there is a rollout of this prompt."""
-        return prompt in self._prompts
-
-    def padding(self, prefix: Ints) -> int:
-        """How many leading tokens of ``prefix`` [n] are padding: 0, unless a known prompt is found without them.
+    def paddings(self, prefix: Ints) -> list[int]:
+        """How many leading tokens of ``prefix`` [n] may be padding: a known prompt is found without them.
 
         Padding is a run of one token at the start. Its length is not guessed: what is left must be the prompt of a
         rollout.
         """
-        if prefix.size < 2 or prompt_key(prefix) in self._prompts:
-            return 0
+        if prefix.size < 2:
+            return []
         other = np.flatnonzero(prefix != prefix[0])
         run = int(other[0]) if other.size else prefix.size - 1
         lengths = sorted(length for length in self._lengths if prefix.size - run <= length < prefix.size)
-        for length in lengths[:_PADDING_TRIES]:
-            if prompt_key(prefix[prefix.size - length :]) in self._prompts:
-                return prefix.size - length
-        return 0
+        return [
+            prefix.size - length
+            for length in lengths[:_PADDING_TRIES]
+            if prompt_key(prefix[prefix.size - length :]) in self._prompts
+        ]
 
     def find(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rltop.backend.batch import Batch
@@ -66,6 +66,10 @@ def fleets(draw: st.DrawFn) -> list[Written]:
     return made
 
 
+SHORT_AND_LONG = [Written([1], [1], [-0.4237], engine="e0"), Written([1, 1], [1], [-1.3305], engine="e1")]
+"""The longer prompt, of one repeated token, looks like the shorter one padded with it."""
+
+
 @given(fleets(), st.randoms(use_true_random=False), st.booleans(), st.integers(0, 3))
 def test_every_row_joins_its_own_rollout_in_any_order(
     fleet: list[Written], random: randoms.Random, prompt_apart: bool, pad: int
@@ -77,10 +81,13 @@ def test_every_row_joins_its_own_rollout_in_any_order(
     assert engines(batch) == [fleet[i].engine for i in order]
 
 
-@given(fleets(), st.data())
-def test_rows_that_come_first_join_as_their_rollouts_arrive(fleet: list[Written], data: st.DataObject) -> None:
+@given(fleets().flatmap(lambda fleet: st.tuples(st.just(fleet), st.permutations(fleet))))
+@example((SHORT_AND_LONG, SHORT_AND_LONG))
+@example((SHORT_AND_LONG, SHORT_AND_LONG[::-1]))
+def test_rows_that_come_first_join_as_their_rollouts_arrive(case: tuple[list[Written], list[Written]]) -> None:
+    fleet, arriving = case
     index, batch = Index(), batch_of(*(trained(one) for one in fleet))
-    for one in data.draw(st.permutations(fleet)):
+    for one in arriving:
         index.add(*rollouts([one]))
         batch.join(index, surely=True)
     assert not batch.waiting
