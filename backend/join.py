@@ -45,13 +45,14 @@ UNSURE = "unsure"
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """One rollout as the index keeps it. ``tokens`` i4 and ``logprobs`` f4 [size]."""
+    """One rollout as the index keeps it. ``tokens`` i4 and ``logprobs`` f4 [size]; ``life`` of the engine's process."""
 
     engine: str
     rollout: wire.Rollout
     prompt: bytes
     tokens: Ints
     logprobs: NDArray[np.float32]
+    life: str = ""
     uses: set[Use] = field(default_factory=set)
 
     @property
@@ -92,8 +93,8 @@ class Index:
     def __len__(self) -> int:
         return len(self._records)
 
-    def add(self, body: wire.Rollouts, arrays: wire.Arrays) -> None:
-        """Take in finished requests.
+    def add(self, body: wire.Rollouts, arrays: wire.Arrays, life: str = "") -> None:
+        """Take in finished requests, of the engine's process with this epoch.
 
         Raises:
             WireError: the arrays do not have the sizes that the rollouts say, or one is missing.
@@ -111,7 +112,7 @@ class Index:
             key = prompt_key(prompts[prompt_at : prompt_at + rollout.prompt_size])
             end = at + rollout.size
             if rollout.size:
-                self._insert(Record(body.engine, rollout, key, tokens[at:end], logprobs[at:end]))
+                self._insert(Record(body.engine, rollout, key, tokens[at:end], logprobs[at:end], life))
             prompt_at, at = prompt_at + rollout.prompt_size, end
         self.generation += 1
 

@@ -126,13 +126,14 @@ def _add_clips(
     batch: Batch, parts: list[Summary], token_engines: NDArray[np.int64], row_engines: NDArray[np.int64]
 ) -> None:
     low, high = clips(batch)
-    engines = row_engines if _by_row(batch) else token_engines
+    engines = row_engines if by_row(batch) else token_engines
     for engine, part in enumerate(parts):
         here = engines == engine
         part.clip_low, part.clip_high = Mean.of(low[here]), Mean.of(high[here])
 
 
-def _by_row(batch: Batch) -> bool:
+def by_row(batch: Batch) -> bool:
+    """Whether clips are counted by sequence rather than by token."""
     return batch.body.objective == "gspo" and "clipped" not in batch.arrays
 
 
@@ -146,7 +147,7 @@ def clips(batch: Batch) -> tuple[Floats, Floats]:
     advantages = arrays.get("advantages")
     if base is None and "clipped" in arrays:  # the ratio only tells valid tokens, and a side where nothing else does
         base = arrays["rollout_logprobs"]
-    size = batch.rows if _by_row(batch) else batch.tokens
+    size = batch.rows if by_row(batch) else batch.tokens
     nothing = np.full(size, np.nan)
     if base is None or (advantages is None and "clipped" not in arrays):
         return nothing, nothing
@@ -155,7 +156,7 @@ def clips(batch: Batch) -> tuple[Floats, Floats]:
     if "clipped" in arrays:
         return _clips_of_mask(arrays["clipped"] != 0, d, advantages)
     gain = np.asarray(advantages, np.float64)
-    if _by_row(batch):
+    if by_row(batch):
         d, gain = _row_means(batch, d, gain)
     counted = np.isfinite(d) & np.isfinite(gain)
     ratio = np.exp(np.clip(d, -CLAMP, CLAMP))

@@ -195,7 +195,7 @@ class State:
     def _take(self, envelope: wire.Envelope, body: wire.DataBody, arrays: wire.Arrays, now: float) -> None:
         _check_speaker(envelope, body)
         if isinstance(body, wire.Rollouts):
-            self._index.add(body, arrays)
+            self._index.add(body, arrays, envelope.epoch)
         elif isinstance(body, wire.EngineState):
             self._engines.report(envelope, body, now)
             for update in body.commands:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from rltop.backend import metrics, view
 from rltop.backend.batch import Batch
+from rltop.backend.cells import Cell, Cells, Place, measure_cells
 from rltop.backend.join import Index
 from rltop.backend.measure import UNKNOWN_ENGINE, measure
 from rltop.backend.summary import Summary
@@ -39,6 +40,7 @@ class Assembly:
     scalars: dict[str, float] = field(default_factory=dict)
     waiting: list[Batch] = field(default_factory=list)
     parts: dict[str, Summary] = field(default_factory=dict)
+    cells: dict[Place, Cell] = field(default_factory=dict)
     unjoined: Counter[str] = field(default_factory=Counter)
     deadline: float | None = None
     closed: float | None = None
@@ -48,6 +50,8 @@ class Assembly:
         """Measure a batch and let its arrays go."""
         for engine, part in measure(batch).items():
             self.parts[engine] = self.parts[engine] + part if engine in self.parts else part
+        for place, cell in measure_cells(batch).items():
+            self.cells[place] = self.cells[place] + cell if place in self.cells else cell
         if batch.body.update == 0:
             self.unjoined += batch.unjoined()
 
@@ -78,12 +82,13 @@ class Steps:
 
     Attributes:
         late_rows: rows that came after their step was measured. settled_early: batches that waited for rollouts until
-            there was no room.
+            there was no room. cells: of the steps that are done, for effects.
     """
 
     def __init__(self, index: Index) -> None:
         self.late_rows = 0
         self.settled_early = 0
+        self.cells = Cells()
         self._index = index
         self._open: dict[int, Assembly] = {}
         self._done: set[int] = set()
@@ -176,7 +181,9 @@ class Steps:
         for other in self._open.values():  # an earlier step that nobody closed must not stay for ever
             if other.step < assembly.step and other.deadline is None:
                 other.deadline = now + PARTIAL_S
-        return assembly.result()
+        done = assembly.result()
+        self.cells.add(done.step, done.closed, assembly.cells)
+        return done
 
     def _make_room(self) -> None:
         batches = [(a, b) for a in self._open.values() for b in a.waiting]

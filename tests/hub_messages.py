@@ -14,7 +14,7 @@ from rltop.collectors import wire
 
 @dataclass
 class Written:
-    """One rollout as its engine knows it. ``versions`` per token."""
+    """One rollout as its engine knows it. ``versions`` and flag ``epochs`` per token."""
 
     prompt: Sequence[int]
     tokens: Sequence[int]
@@ -25,12 +25,15 @@ class Written:
     lookup_off: bool = False
     finish_reason: str = "stop"
     has_logprobs: bool = True
+    epochs: Sequence[int] = ()
+    times: tuple[float, float, float] = (0.0, 0.0, 0.0)  # arrived, scheduled, finished
 
     def runs(self) -> list[wire.VersionRun]:
         runs: list[wire.VersionRun] = []
         for at, version in enumerate(self.versions):
-            if not runs or runs[-1].version != version:
-                runs.append(wire.VersionRun(at, 0, version))
+            epoch = self.epochs[at] if self.epochs else 0
+            if not runs or (runs[-1].version, runs[-1].flag_epoch) != (version, epoch):
+                runs.append(wire.VersionRun(at, epoch, version))
         return runs
 
 
@@ -44,7 +47,8 @@ def rollouts(written: Sequence[Written], engine: str | None = None) -> tuple[wir
     entries = [
         wire.Rollout(
             f"r{number}", len(w.prompt), len(w.tokens), w.finish_reason, w.runs(), "engine", w.has_logprobs,
-            cached_tokens=w.cached, lookup_off=w.lookup_off,
+            cached_tokens=w.cached, lookup_off=w.lookup_off, arrived=w.times[0], scheduled=w.times[1],
+            finished=w.times[2],
         )
         for number, w in enumerate(written)
     ]  # fmt: skip
