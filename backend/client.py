@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Self
 
+import msgspec
 import zmq
 
 from rltop.backend import view
@@ -31,6 +32,10 @@ ANSWER_S = 5.0
 
 MAX_BUFFERED = 1_000
 MAX_ANSWERS = 256
+
+
+Watch = Callable[[list[view.Change]], None]
+"""Called with a command's changes, one per engine."""
 
 
 class HubUnreachable(RuntimeError):  # noqa: N818 - says what it is
@@ -129,29 +134,96 @@ class Client:
         host: str | None = None,
         why: str = "",
         timeout_s: float = 30.0,
+        strict: bool = False,
+        revert_s: float | None = None,
+        fraction: float | None = None,
+        watch: Watch | None = None,
     ) -> list[view.Change]:
         """Switch a flag and follow it to its end on every engine; waits at most a little over ``timeout_s``.
 
-        ``engines`` None means all live ones; ``who`` and ``host`` default to this user and machine.
+        ``engines`` None means all live ones, or the ``fraction`` of them; ``who`` and ``host`` default to this user and
+        machine; ``strict`` and ``revert_s`` as in ``view.AskSet``. ``watch`` is called with the changes whenever one
+        has moved on.
 
         Raises:
-            CommandError: no such flag, value or engine, or the hub was lost before the command ended.
+            CommandError: the hub refused it as such, or was lost before the command ended.
             HubUnreachable: no hub answers.
         """
-        self.snapshot()
-        question = view.AskSet(
-            uuid.uuid4().hex, flag, value, list(engines) if engines is not None else None,
-            who or getpass.getuser(), host or socket.gethostname(), why, timeout_s,
+        return self.command(
+            view.AskSet(
+                uuid.uuid4().hex, flag, value, _listed(engines), who or "", host or "", why, timeout_s,
+                strict, revert_s, fraction,
+            ),
+            watch,
         )  # fmt: skip
+
+    def act(
+        self,
+        verb: str,
+        *,
+        engines: Sequence[str] | None = None,
+        revert_s: float | None = None,
+        who: str | None = None,
+        host: str | None = None,
+        why: str = "",
+        timeout_s: float = 30.0,
+        watch: Watch | None = None,
+    ) -> list[view.Change]:
+        """Have engines do ``verb`` (``collectors.actions``), and follow it to its end. Otherwise as ``set_flag``."""
+        return self.command(
+            view.AskAct(uuid.uuid4().hex, verb, _listed(engines), revert_s, who or "", host or "", why, timeout_s),
+            watch,
+        )
+
+    def keep(
+        self,
+        command: str,
+        *,
+        who: str | None = None,
+        host: str | None = None,
+        why: str = "",
+        timeout_s: float = 30.0,
+        watch: Watch | None = None,
+    ) -> list[view.Change]:
+        """Stop the timers of ``command``, on every engine that holds one. Otherwise as ``set_flag``."""
+        return self.command(view.AskKeep(uuid.uuid4().hex, command, who or "", host or "", why, timeout_s), watch)
+
+    def undo(
+        self,
+        command: str,
+        *,
+        who: str | None = None,
+        host: str | None = None,
+        why: str = "",
+        timeout_s: float = 30.0,
+        watch: Watch | None = None,
+    ) -> list[view.Change]:
+        """Bring the engines that ``command`` changed back to what they had before. Otherwise as ``set_flag``."""
+        return self.command(view.AskUndo(uuid.uuid4().hex, command, who or "", host or "", why, timeout_s), watch)
+
+    def command(self, question: view.AskCommand, watch: Watch | None = None) -> list[view.Change]:
+        """Ask for a command and follow it to its end on every engine; see ``set_flag``."""
+        self.snapshot()
+        question = msgspec.structs.replace(
+            question, who=question.who or getpass.getuser(), host=question.host or socket.gethostname()
+        )
         answer = self._answer(question)
         if answer.command is None:
             raise CommandError(answer.error or "the hub gave no command")
         # The command and its changes come in one frame after the answer; each engine's change then lives to its end.
-        self.wait(lambda c: (found := c._changes(answer.command)) != [] and _closed(found), timeout_s + GRACE_S + 2.0)
-        changes = self._changes(answer.command)
-        if not changes or not _closed(changes):
+        seen: list[view.Change] = []
+
+        def ended(client: Client) -> bool:
+            nonlocal seen
+            found = client._changes(answer.command)
+            if watch is not None and found != seen:
+                watch(found)
+            seen = found
+            return found != [] and _closed(found)
+
+        if not self.wait(ended, question.timeout_s + GRACE_S + 2.0):
             raise CommandError(f"command {answer.command} was sent, but the hub was lost before it ended")
-        return changes
+        return seen
 
     def snapshot(self, timeout_s: float = 5.0) -> view.Snapshot:
         """The present picture, waiting for the hub if need be.
@@ -263,6 +335,10 @@ def _drain(source: zmq.Socket[bytes]) -> list[bytes]:
 
 def _follows(picture: view.Snapshot, frame: view.Frame) -> bool:
     return frame.epoch == picture.epoch and frame.seq == picture.seq + 1
+
+
+def _listed(engines: Sequence[str] | None) -> list[str] | None:
+    return None if engines is None else list(engines)
 
 
 def _closed(changes: list[view.Change]) -> bool:

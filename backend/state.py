@@ -130,6 +130,8 @@ class State:
             return [Reply(client, view.Answer(question.id, snapshot=self.snapshot))]
         if isinstance(question, view.AskStop):
             return [Reply(client, view.Answer(question.id)), Stop()]
+        if not isinstance(question, view.AskSet) or question.strict or question.revert_s or question.fraction:
+            return [Reply(client, view.Answer(question.id, error="this hub does not know that kind of command yet"))]
         try:
             command, orders = self._commands.ask(
                 question, self._engines.health, self._engines.live, now, self._last_step

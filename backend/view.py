@@ -231,12 +231,59 @@ class AskSnapshot(Ask, frozen=True, tag="snapshot"):
 class AskSet(Ask, frozen=True, tag="set"):
     """Switch a flag on the named engines (None: all that are live). Answer: ``Answer.command``, or ``error``.
 
-    The command's life then goes by in frames. ``who``, ``host`` and ``why`` are for the record.
+    The command's life then goes by in frames. ``who``, ``host`` and ``why`` are for the record. ``strict`` asks for the
+    strict form of the value; after ``revert_s`` seconds the engines take it back by themselves, unless it is kept;
+    ``fraction`` leaves the choice of engines to the hub: that share of the live ones, at least one, never all.
     """
 
     flag: str
     value: str
     engines: list[str] | None = None
+    who: str = ""
+    host: str = ""
+    why: str = ""
+    timeout_s: float = 30.0
+    strict: bool = False
+    revert_s: float | None = None
+    fraction: float | None = None
+
+
+class AskAct(Ask, frozen=True, tag="act"):
+    """Have engines do something else: ``verb`` is one of ``collectors.actions``. Otherwise as ``AskSet``.
+
+    ``revert_s`` is after how many seconds an engine takes it back by itself, where the action has a guard timer.
+    """
+
+    verb: str
+    engines: list[str] | None = None
+    revert_s: float | None = None
+    who: str = ""
+    host: str = ""
+    why: str = ""
+    timeout_s: float = 30.0
+
+
+class AskKeep(Ask, frozen=True, tag="keep"):
+    """Stop the timers of ``command`` on all engines that hold one. Otherwise as ``AskSet``.
+
+    The answer names a command of its own, whose ``Change.target`` is the one that is kept.
+    """
+
+    command: str
+    who: str = ""
+    host: str = ""
+    why: str = ""
+    timeout_s: float = 30.0
+
+
+class AskUndo(Ask, frozen=True, tag="undo"):
+    """Bring the engines that ``command`` changed back to what they had before. Otherwise as ``AskSet``.
+
+    The answer names a command of its own, whose ``Change.reverts`` is the one that is undone. An engine whose flag was
+    changed since is left alone, and its change closed as ``superseded``.
+    """
+
+    command: str
     who: str = ""
     host: str = ""
     why: str = ""
@@ -256,7 +303,10 @@ class Answer(msgspec.Struct, frozen=True):
     command: str | None = None
 
 
-Question = AskSnapshot | AskSet | AskStop
+AskCommand = AskSet | AskAct | AskKeep | AskUndo
+"""The questions that make a command."""
+
+Question = AskSnapshot | AskCommand | AskStop
 
 _encoder = msgspec.msgpack.Encoder()
 _question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
