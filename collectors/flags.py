@@ -18,6 +18,7 @@ class Flag:
         summary: one line, what it does.
         effect: what to expect of switching it, with its cost.
         launch: what to start the engine with so that the flag can be switched at all.
+        strict: what the strict form of a value does beyond the plain one; empty: there is none.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Flag:
     summary: str
     effect: str
     launch: str
+    strict: str = ""
 
 
 FLAGS: tuple[Flag, ...] = (

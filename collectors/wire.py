@@ -152,8 +152,8 @@ class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
 
     Attributes:
         id: id of the command.
-        state: ``accepted``, ``draining``, ``applied``, ``refused``, ``timed_out``, ``superseded`` (a revert that found
-            the flag changed since, and left it alone).
+        state: ``accepted``, ``draining``, ``applied``, ``refused``, ``timed_out``, ``superseded`` (it was to take
+            something back that was changed since, and left it alone).
         reason: why it was refused, or what there is to know about how it was applied.
         old, new: the flag's value as read back before and after.
         engine_step: engine step at whose boundary it happened.
@@ -165,7 +165,8 @@ class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
         verb: what was asked, as in ``Command``; ``flag`` is empty where it names none.
         detail: form of the new value, as in ``FlagState``.
         reverts_at: wall clock at which the engine will take it back by itself; None if it will not.
-        reverts: id of the command that this one takes back; such a command is the engine's own.
+        reverts: id of the command that this one takes back: at its timer's end (then this one is the engine's own,
+            with the id ``<id>/revert``), or because somebody wants it undone.
         flag_epoch: tokens of this flag epoch and later were sampled after it; None if it changed none.
     """
 
@@ -390,7 +391,8 @@ class Command(Body, frozen=True, array_like=True, tag="command"):
         verb: ``set``; ``keep`` (stop the timer of ``target``); ``flush_cache``; ``pause``; ``resume``.
         strict: of ``set``: the strict form of the value, where the flag has one.
         revert_s: of ``set`` and ``pause``: the engine takes it back by itself after so many seconds; None: never.
-        target: of ``keep``: id of the command to keep.
+        target: of ``keep``: id of the command to keep. Of ``set`` and ``resume``: this takes back what that command
+            did, and does nothing (``superseded``) if that does not stand any more as it was left.
     """
 
     id: str

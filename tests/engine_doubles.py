@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import queue
 from collections import deque
 from dataclasses import dataclass, field
@@ -75,8 +76,15 @@ class KVCacheCoordinatorNoPrefixCache:
     pass
 
 
+class PauseState(enum.IntEnum):
+    UNPAUSED = 0
+    PAUSED_NEW = 1
+    PAUSED_ALL = 2
+
+
 class Scheduler:
     def __init__(self) -> None:
+        self.pause_state: Any = PauseState.UNPAUSED
         self.requests: dict[str, Any] = {}
         self.running: list[Any] = []
         self.waiting: list[Any] = []
@@ -94,6 +102,9 @@ class Scheduler:
 
     def has_requests(self) -> bool:
         return bool(self.requests)
+
+    def set_pause_state(self, pause_state: PauseState) -> None:
+        self.pause_state = pause_state
 
     def finish_requests(self, request_ids: Any, finished_status: Any) -> list[Any]:
         return [self.requests.pop(name) for name in request_ids if name in self.requests]

@@ -18,7 +18,7 @@ import pytest
 from rltop.collectors.guard import Guard
 from rltop.collectors.rundir import RunDir
 from rltop.collectors.vllm import agent, register, seams
-from tests.engine_doubles import EngineCore, Outputs, output, request
+from tests.engine_doubles import EngineCore, Outputs, PauseState, output, request
 from tests.harness import HubStandIn, wait_for
 
 
@@ -162,6 +162,7 @@ def calls(engine: EngineCore) -> list[Any]:
     results += [engine.step_fn(), engine._handle_client_request("WAKEUP", None)]
     results += [engine.collective_rpc("start_weight_update"), engine.collective_rpc("x", 1.0, args=(), kwargs={})]
     results.append([r.request_id for r in engine.scheduler.finish_requests(["a"], "FINISHED_ABORTED")])
+    results.append(engine.scheduler.set_pause_state(PauseState.UNPAUSED))
     return results
 
 

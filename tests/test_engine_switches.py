@@ -13,7 +13,7 @@ import pytest
 
 from rltop.collectors.flags import BY_NAME
 from rltop.collectors.guard import Guard
-from rltop.collectors.vllm.commands import REMEMBERED, Commands
+from rltop.collectors.vllm.commands import CLOSED_SHOWN, REMEMBERED, Commands
 from rltop.collectors.vllm.seams import Hook, HostFailure, Taps
 from rltop.collectors.vllm.switches import Board, drain
 from rltop.collectors.vllm.tap import Stepped, Tap
@@ -48,6 +48,7 @@ class Desk:
             "step": self.tap.on_step,
             "finish": self.tap.on_finish,
             "boundary": self.commands.at_boundary,
+            "pause": self.commands.generation.on_set,
         }
         self.taps = Taps(self.engine, hooks, self.guard)
 
@@ -170,7 +171,7 @@ def test_the_engines_own_failure_while_draining_reaches_the_engine_unchanged() -
     assert desk.guard.faults == {}
 
 
-def test_requests_that_vanish_in_a_drain_are_counted_as_lost() -> None:
+def test_a_switch_that_loses_a_request_is_undone_and_refused() -> None:
     desk = Desk()
     in_flight(desk.engine, "a", "b", "c")
 
@@ -183,7 +184,9 @@ def test_requests_that_vanish_in_a_drain_are_counted_as_lost() -> None:
     desk.engine.batch_queue.append(Forgetful({0: Outputs([output("a", [1], finish="stop")])}))
     desk.send("async_scheduling", "off")
     (update,) = desk.boundary()
-    assert (update.state, update.in_flight, update.lost_requests) == ("applied", 3, 1)
+    assert (update.state, update.in_flight, update.lost_requests) == ("refused", 3, 1)
+    assert (update.old, update.new, update.reason) == ("on", "on", "1 requests were lost, so it was undone")
+    assert desk.engine.batch_queue_size == 2
 
 
 def test_a_switch_waits_while_a_weight_update_is_open() -> None:
@@ -243,7 +246,8 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(REMEMBERED + 50):
         desk.send("no_such_flag", "on", f"c{number}")
     assert len(desk.commands._known) == REMEMBERED
-    assert [u.id for u in desk.commands.closed()] == [f"c{n}" for n in range(REMEMBERED + 34, REMEMBERED + 50)]
+    shown = [f"c{n}" for n in range(REMEMBERED + 50 - CLOSED_SHOWN, REMEMBERED + 50)]
+    assert [u.id for u in desk.commands.closed()] == shown
 
 
 def test_unknown_flags_and_values_are_refused_with_what_there_is() -> None:

@@ -112,6 +112,7 @@ class Agent:
         }
         if hasattr(self.engine, "input_queue"):
             hooks["boundary"] = self.commands.at_boundary
+            hooks["pause"] = self.commands.generation.on_set
         return hooks
 
     def close(self) -> None:
@@ -161,6 +162,8 @@ class Agent:
     def _hear(self, message: wire.ControlToCollector) -> None:
         if isinstance(message, wire.Command):
             self.commands.receive(message)
+        elif isinstance(message, wire.Welcome):
+            self.commands.repeat()
         self._announce()
 
     def _encode(self, kind: str, items: list[Any], /) -> Iterable[tuple[wire.DataBody, wire.Arrays]]:
@@ -217,6 +220,7 @@ class Agent:
             paused=pause != "UNPAUSED",
             update_open=self.tap.update_open,
             weight_updates=self.tap.updates,
+            timers=self.commands.timers(),
         )
 
 

@@ -1,28 +1,49 @@
 """Commands to one engine: taken on the sender's thread, executed on the engine's thread at a step boundary.
 
-requested > accepted > (draining) > applied | refused | timed_out, each once, idempotent by id. Nothing is started
-while a weight update is open or after the command's deadline.
+requested > accepted > (draining) > applied | refused | timed out | superseded, each once, idempotent by id. Nothing is
+started while a weight update is open or after the command's deadline. What a command does for a time only, the engine
+takes back by a command of its own, ``<id>/revert``, that goes the same way: the hub may be gone by then.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from rltop.collectors.actions import BY_VERB, MAX_REVERT_S, subject_of
 from rltop.collectors.flags import BY_NAME
+from rltop.collectors.vllm.actions import PAUSED, GenerationJob, Job, jobs_of
+from rltop.collectors.vllm.leases import Lease, Leases
 from rltop.collectors.vllm.seams import HostFailure
+from rltop.collectors.vllm.switch import SwitchError
 from rltop.collectors.vllm.switches import Board
 from rltop.collectors.vllm.tap import Tap
-from rltop.collectors.wire import Command, CommandUpdate
+from rltop.collectors.wire import Command, CommandUpdate, Timer
 
 REMEMBERED = 256
 """Commands remembered by id, so that one that comes again is answered, not executed again."""
 
-CLOSED_SHOWN = 16
+CLOSED_SHOWN = 32
+"""More than an engine can close while no hub lives: it has one command and one timer for each subject."""
+
 WAITS = "waits for the weight update under way to finish"
+STRICT = "strict"
+"""``FlagState.detail`` of a strict form."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The command that spoke last on a subject, and what the subject was before and after it."""
+
+    command: str
+    value: str | None
+    old: str | None
+    old_strict: bool
 
 
 class Commands:
@@ -44,7 +65,8 @@ class Commands:
         version: Callable[[], tuple[int | None, str]],
         announce: Callable[[], None],
     ) -> None:
-        self._board = board
+        self.generation = GenerationJob(board.engine)
+        self._jobs = jobs_of(board, self.generation)
         self._engine = board.engine
         self._name = name
         self._tap = tap
@@ -54,6 +76,8 @@ class Commands:
         self._updates: deque[CommandUpdate] = deque(maxlen=REMEMBERED)
         self._closed: deque[CommandUpdate] = deque(maxlen=CLOSED_SHOWN)
         self._known: OrderedDict[str, CommandUpdate] = OrderedDict()
+        self._marks: dict[str, Mark] = {}
+        self._leases = Leases()
 
     # --- the sender's thread --------------------------------------------------------------------------------------
 
@@ -61,30 +85,32 @@ class Commands:
         """Accept or refuse a command, and wake the engine for it."""
         if seen := self._known.get(command.id):
             self._updates.append(seen)
-            return
-        flag = BY_NAME.get(command.flag)
-        if flag is None or command.flag not in self._board.switches:
-            known = ", ".join(self._board.switches)
-            self._close(command, "refused", f"unknown flag {command.flag!r}; this engine knows {known}")
-        elif command.value not in flag.values:
-            self._close(command, "refused", f"{command.value!r} is not one of {', '.join(flag.values)}")
         elif time.time() > command.deadline:
             self._close(command, "timed_out", "it arrived after its deadline")
-        elif obstacle := self._board.switches[command.flag].obstacle():
-            self._close(command, "refused", obstacle)
+        elif command.verb == "keep":
+            self._keep(command)
+        elif fault := self._fault_of(command):
+            self._close(command, "refused", fault)
         else:
-            self._note(self._update(command, "accepted"))
-            self._pending.append(command)
-            self._wake()
+            self._accept(command)
 
     def check(self) -> None:
-        """Once a second: expire what waited too long, whether or not the engine moves."""
+        """Once a second: take back what was for a time only, and expire what waited too long, engine moving or not."""
+        for lease in self._leases.running():
+            if lease.verb == "pause" and self.generation.read() != PAUSED and self._leases.end(lease):
+                self._supersede(lease, "somebody else paused or resumed generation since")
+        for lease in self._leases.take_due(time.monotonic()):
+            self._accept(_revert_of(lease))
         for command in list(self._pending):
             if time.time() > command.deadline and self._claim(command):
-                reason = WAITS if self._tap.update_open else "the engine did not come to a step boundary in time"
-                self._close(command, "timed_out", reason)
+                waits = self._waits(command)
+                self._close(command, "timed_out", waits or "the engine did not come to a step boundary in time")
         if self._pending:
             self._wake()
+
+    def repeat(self) -> None:
+        """Tell a new hub of what is under way; what is closed stands in the state."""
+        self._updates.extend(known for command in list(self._pending) if (known := self._known.get(command.id)))
 
     def take_updates(self) -> list[CommandUpdate]:
         """What has to be told since the last call. On the sender's thread only."""
@@ -93,6 +119,47 @@ class Commands:
     def closed(self) -> list[CommandUpdate]:
         """The last commands this engine closed, newest last."""
         return list(self._closed)
+
+    def timers(self) -> list[Timer]:
+        """What the engine will take back by itself, soonest first."""
+        return self._leases.timers()
+
+    def _fault_of(self, command: Command) -> str:
+        """Why the command can't be taken; empty if it can."""
+        flag, action = BY_NAME.get(command.flag), BY_VERB.get(command.verb)
+        if command.verb == "set":
+            if flag is None or command.flag not in self._jobs:
+                known = ", ".join(subject for subject in self._jobs if subject in BY_NAME)
+                return f"unknown flag {command.flag!r}; this engine knows {known}"
+            if command.value not in flag.values:
+                return f"{command.value!r} is not one of {', '.join(flag.values)}"
+            if command.strict and not flag.strict:
+                return f"{flag.name} has no strict form"
+        elif action is None:
+            return f"unknown command {command.verb!r}; this engine knows set, keep, {', '.join(BY_VERB)}"
+        longest = action.max_guard_s if action else MAX_REVERT_S
+        if command.revert_s is not None and not 0 < command.revert_s <= longest:
+            return f"a timer of {command.revert_s} s; more than 0 and at most {longest:.0f} can be asked for"
+        return self._jobs[_subject(command)].obstacle(_value(command), strict=command.strict)
+
+    def _accept(self, command: Command) -> None:
+        self._note(self._update(command, "accepted"))
+        self._pending.append(command)
+        self._wake()
+
+    def _keep(self, command: Command) -> None:
+        lease, target = self._leases.find(command.target), command.target
+        if lease is not None and lease.verb == "pause":
+            self._close(command, "refused", "a pause always ends by itself; `rltop pause` again renews its timer")
+        elif lease is not None and self._leases.keep(lease):
+            now = self._jobs[lease.subject].read()
+            self._close(command, "applied", "its timer is stopped", flag=lease.flag, old=now, new=now)
+        elif self._leases.was_kept(target):
+            self._close(command, "applied", "kept already")
+        elif over := self._known.get(f"{target}/revert"):
+            self._close(command, "refused", f"its time is over: the revert is {over.state}", flag=over.flag)
+        else:
+            self._close(command, "refused", f"no timer of command {target} runs on this engine")
 
     def _wake(self) -> None:
         """An idle or paused engine blocks on its input queue; WAKEUP is newer than 0.18, an empty abort always was."""
@@ -105,58 +172,105 @@ class Commands:
     def at_boundary(self, *_message: Any, **_kwargs: Any) -> None:
         """After every message to the engine core, between two steps: execute what is pending."""
         for command in list(self._pending):  # a copy: the sender's thread may take out what waited too long
-            if self._tap.update_open and time.time() <= command.deadline:
+            if time.time() <= command.deadline and (waits := self._waits(command)):
                 noted = self._known.get(command.id)  # None: so many came since that it was forgotten
                 if noted is None or noted.state != "draining":
-                    self._note(self._update(command, "draining", reason=WAITS))
+                    self._note(self._update(command, "draining", reason=waits))
                     self._announce()
-                return
-            if self._claim(command):
+            elif self._claim(command):
                 try:
                     self._execute(command)
                 finally:
                     self._announce()
 
     def _execute(self, command: Command) -> None:
-        engine, tap = self._engine, self._tap
-        switch = self._board.switches[command.flag]
+        subject, value = _subject(command), _value(command)
+        job, mark = self._jobs[subject], self._marks.get(subject)
         if time.time() > command.deadline:
             return self._close(command, "timed_out", "its deadline passed before the engine came to a step boundary")
-        switch.refresh()
-        if obstacle := switch.obstacle():
-            return self._close(command, "refused", obstacle)
-        old = switch.read()
+        job.refresh()
+        old, old_strict = job.read(), job.detail() == STRICT
+        if command.target and (since := _changed_since(command, mark, old)):
+            return self._close(command, "superseded", since, old=old, new=old)
+        strict = command.strict or (bool(command.target) and mark is not None and mark.old_strict)
+        if obstacle := job.obstacle(value, strict=strict):
+            return self._close(command, "refused", obstacle, old=old, new=old)
+        facts: dict[str, Any] = {"old": old, "new": old, "lost_requests": 0, "milliseconds": 0.0}
+        facts["in_flight"] = len(self._engine.scheduler.requests)
+        if old == value and strict <= old_strict:
+            return self._applied(command, job, Mark(command.id, old, old, old_strict), f"already {old}", facts)
+        return self._switch(command, job, Mark(command.id, None, old, old_strict), strict, facts)
+
+    def _switch(self, command: Command, job: Job, mark: Mark, strict: bool, facts: dict[str, Any]) -> None:
+        """Do it, and count who was lost: if anybody was, it is undone."""
+        engine, tap, value = self._engine, self._tap, _value(command)
         before = set(engine.scheduler.requests)
-        facts: dict[str, Any] = {
-            "old": old,
-            "new": old,
-            "in_flight": len(before),
-            "lost_requests": 0,
-            "milliseconds": 0.0,
-        }
-        if old == command.value:
-            return self._close(command, "applied", f"already {old}", **facts)
         started = time.perf_counter()
         tap.finished_ids = set()
         try:
-            self._board.flip(command.flag, command.value)
+            job.perform(value, strict=strict)
         except Exception as error:
-            self._close(command, "refused", f"the switch failed and was undone: {error}")
+            self._close(command, "refused", f"the switch failed and was undone: {error}", **facts | {"new": job.read()})
+            if isinstance(error, SwitchError):
+                return None  # an answer, no fault of ours: it must not count against the boundary
             raise
         except HostFailure as failure:
             self._close(command, "refused", f"the engine failed while it drained: {failure.error}")
             raise
         finally:
             finished, tap.finished_ids = tap.finished_ids, None
-        tap.epoch += 1
-        facts |= {
-            "new": switch.read(),
-            "lost_requests": len(before - finished - set(engine.scheduler.requests)),
-            "milliseconds": (time.perf_counter() - started) * 1e3,
-        }
-        return self._close(command, "applied", switch.note(), **facts)
+            if command.verb == "set" and (job.read(), job.detail() == STRICT) != (mark.old, mark.old_strict):
+                tap.epoch += 1
+        facts["lost_requests"] = len(before - finished - set(engine.scheduler.requests))
+        facts["milliseconds"] = (time.perf_counter() - started) * 1e3
+        if facts["lost_requests"]:
+            return self._take_back(command, job, mark, facts)
+        facts["new"] = job.read()
+        if command.verb == "set":
+            facts["flag_epoch"] = tap.epoch
+        mark = Mark(command.id, facts["new"], mark.old, mark.old_strict)
+        return self._applied(command, job, mark, job.note(), facts)
+
+    def _take_back(self, command: Command, job: Job, mark: Mark, facts: dict[str, Any]) -> None:
+        reason = f"{facts['lost_requests']} requests were lost, and it could not be undone"
+        try:
+            if command.verb == "set" or BY_VERB[command.verb].undo:
+                job.perform(str(mark.old), strict=mark.old_strict)
+                reason = f"{facts['lost_requests']} requests were lost, so it was undone"
+        finally:
+            self._close(command, "refused", reason, **facts | {"new": job.read()})
+
+    def _applied(self, command: Command, job: Job, mark: Mark, reason: str, facts: dict[str, Any]) -> None:
+        """Close it, with the timer it asked for; it ends the one that ran on the same subject."""
+        subject = _subject(command)
+        self._marks[subject] = mark
+        earlier = self._leases.of(subject)
+        lease = self._lease(command, mark, earlier)
+        superseded = earlier is not None and self._leases.end(earlier)
+        if lease is not None:
+            self._leases.start(lease)
+        at = lease.at if lease is not None else None
+        self._close(command, "applied", reason, **facts, detail=job.detail(), reverts_at=at)
+        if earlier is not None and superseded:
+            self._supersede(earlier, f"{command.id} spoke on {subject} since")
+
+    def _lease(self, command: Command, mark: Mark, earlier: Lease | None) -> Lease | None:
+        """The timer that a command asks for: back to what was before any timer, if that is something else."""
+        action = BY_VERB.get(command.verb)
+        seconds = command.revert_s if command.revert_s is not None else action.guard_s if action else None
+        back_to, strict = (earlier.back_to, earlier.back_strict) if earlier else (mark.old, mark.old_strict)
+        if seconds is None or back_to is None or (back_to, strict) == (mark.value, command.strict):
+            return None
+        return Lease(
+            command.id, _subject(command), command.verb, command.flag, back_to, strict,
+            time.monotonic() + seconds, time.time() + seconds,
+        )  # fmt: skip
 
     # --- both -----------------------------------------------------------------------------------------------------
+
+    def _waits(self, command: Command) -> str:
+        """What the command has to wait for; empty for nothing."""
+        return WAITS if self._tap.update_open else self._jobs[_subject(command)].waits(_value(command))
 
     def _claim(self, command: Command) -> bool:
         """True for exactly one of the threads that want to close this command."""
@@ -166,18 +280,21 @@ class Commands:
             return False
         return True
 
+    def _supersede(self, lease: Lease, reason: str) -> None:
+        now = self._jobs[lease.subject].read()
+        self._close(_revert_of(lease), "superseded", reason, old=now, new=now)
+
     def _update(self, command: Command, state: str, **facts: Any) -> CommandUpdate:
         version, _ = self._version()
-        return CommandUpdate(
-            command.id,
-            self._name,
-            command.flag,
-            state,
-            engine_step=self._tap.step,
-            policy_version=version,
-            time=time.time(),
-            **facts,
-        )
+        about: dict[str, Any] = {
+            "flag": command.flag,
+            "engine_step": self._tap.step,
+            "policy_version": version,
+            "time": time.time(),
+            "verb": command.verb,
+            "reverts": "" if command.verb == "keep" else command.target,
+        }
+        return CommandUpdate(id=command.id, engine=self._name, state=state, **about | facts)
 
     def _close(self, command: Command, state: str, reason: str, **facts: Any) -> None:
         update = self._update(command, state, reason=reason, **facts)
@@ -189,3 +306,30 @@ class Commands:
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         self._updates.append(update)
+
+
+def _subject(command: Command) -> str:
+    return subject_of(command.verb, command.flag)
+
+
+def _value(command: Command) -> str:
+    """What the subject is to read afterwards; empty where it has nothing to read."""
+    return command.value if command.verb == "set" else BY_VERB[command.verb].value
+
+
+def _revert_of(lease: Lease) -> Command:
+    """The engine's own command that ends a lease. It has no deadline: it may have to wait for a weight update."""
+    verb = BY_VERB[lease.verb].undo if lease.verb in BY_VERB else "set"
+    value = lease.back_to if lease.flag else ""
+    return Command(lease.revert, lease.flag, value, math.inf, verb, lease.back_strict, target=lease.command)
+
+
+def _changed_since(command: Command, mark: Mark | None, now: str | None) -> str:
+    """Why what ``command.target`` did does not stand any more; empty if it does."""
+    subject = _subject(command)
+    if mark is None or mark.command != command.target:
+        other = f"by {mark.command}" if mark else "in this life of the engine"
+        return f"left alone: {subject} was last set {other}, not by {command.target}"
+    if now != mark.value:
+        return f"left alone: {subject} reads {now}, not {mark.value} as {command.target} left it; somebody changed it"
+    return ""

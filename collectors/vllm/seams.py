@@ -72,6 +72,15 @@ BOUNDARY = Seam(
     "0.18.1 0.26.0 0.32.0",
 )
 
+PAUSE = Seam(
+    "pause",
+    ("scheduler",),
+    "set_pause_state",
+    ("pause_state",),
+    "whose pause it is: without it generation is not paused or resumed from here",
+    "0.18.1 0.26.0 0.32.0",
+)
+
 SEAMS: tuple[Seam, ...] = (
     Seam("step", (), "step_fn", (), "tokens, logprobs, versions: the outputs of every step", "0.18.1 0.26.0 0.32.0"),
     Seam("schedule", ("scheduler",), "schedule", (), "first scheduling: time, step, cache lookup", "0.18.1 0.32.0"),
@@ -85,6 +94,7 @@ SEAMS: tuple[Seam, ...] = (
         "0.26.0 0.32.0",
     ),
     Seam("rpc", (), "collective_rpc", ("method",), "weight updates: when one is open, how many there were", "0.32.0"),
+    PAUSE,
     BOUNDARY,
 )
 

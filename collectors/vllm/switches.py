@@ -41,13 +41,15 @@ class Board:
             found[name] = FlagState(switch.read(), not obstacle, obstacle)
         return found
 
-    def flip(self, flag: str, value: str) -> None:
+    def flip(self, flag: str, value: str, *, strict: bool = False) -> None:
         """Drain, switch, read back.
 
         Raises:
             SwitchError: it did not take; the old value is back in place.
             HostFailure: see ``drain``.
         """
+        if strict:
+            raise SwitchError(f"{flag} has no strict form on this engine")
         switch = self.switches[flag]
         drain(self.engine)
         old = switch.read()
