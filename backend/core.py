@@ -15,7 +15,8 @@ from collections.abc import Callable
 import zmq
 
 from rltop.backend import view
-from rltop.backend.state import Effect, Reply, Send, State, Stop
+from rltop.backend.audit import AuditFile
+from rltop.backend.state import Audit, Effect, Reply, Send, State, Stop
 from rltop.collectors import wire
 from rltop.collectors.guard import Guard
 
@@ -44,19 +45,26 @@ class Core(threading.Thread):
         clock: wall clock that never steps back, seconds.
         context: of the hub; ``outbox`` is an inproc address whose PULL end the I/O thread reads.
         outbox: where frames and messages go, as ``[socket, *frames]``.
+        audit: where lines of the audit log go, before anything that they are about.
 
     Attributes:
         failed: once the thread is over: it died of a fault.
     """
 
     def __init__(
-        self, state: State, clock: Callable[[], float], context: zmq.Context[zmq.Socket[bytes]], outbox: str
+        self,
+        state: State,
+        clock: Callable[[], float],
+        context: zmq.Context[zmq.Socket[bytes]],
+        outbox: str,
+        audit: AuditFile,
     ) -> None:
         super().__init__(name="rltop-core", daemon=True)
         self._state = state
         self._clock = clock
         self._context = context
         self._address = outbox
+        self._audit = audit
         self._urgent: deque[Call] = deque()
         self._data: deque[list[bytes]] = deque()
         self._data_bytes = 0
@@ -173,6 +181,10 @@ class Core(threading.Thread):
         return True
 
     def _perform(self, effects: list[Effect]) -> None:
+        lines = [effect.line for effect in effects if isinstance(effect, Audit)]
+        if lines or self._audit.waiting:
+            trouble = self._audit.write(lines)
+            self._state.audit_written(trouble, len(self._audit.waiting), self._clock())
         for effect in effects:
             if isinstance(effect, Send):
                 self._outbox.send_multipart([CONTROL, effect.to.encode(), wire.encode(effect.message)])

@@ -10,6 +10,7 @@ import msgspec
 
 from rltop.backend import view
 from rltop.collectors import wire
+from rltop.collectors.actions import BY_VERB
 
 RATE_WINDOW_S = 5.0
 """Tokens per second and the recent prefix hit rate are over about this long."""
@@ -106,6 +107,19 @@ class Engines:
     def health(self, engine: str) -> str:
         """``live``, ``silent``, ``gone``, or ``unknown``."""
         return self._known[engine].health if engine in self._known else "unknown"
+
+    def reads(self, engine: str, subject: str) -> str | None:
+        """What a flag reads on an engine, or whether it generates; None if that is not known."""
+        if (tracked := self._known.get(engine)) is None:
+            return None
+        state = tracked.state
+        if subject == BY_VERB["pause"].subject:
+            return (BY_VERB["pause"] if state.paused else BY_VERB["resume"]).value
+        return state.flags[subject].value if subject in state.flags else None
+
+    def timers(self, engine: str) -> list[wire.Timer]:
+        """What an engine will take back by itself."""
+        return self._known[engine].state.timers if engine in self._known else []
 
     def skew(self) -> int:
         """Greatest difference of the policy versions of live engines."""

@@ -23,9 +23,10 @@ from typing import IO
 
 import zmq
 
+from rltop.backend import audit
 from rltop.backend import core as hub_core
 from rltop.backend.core import Core
-from rltop.backend.state import State
+from rltop.backend.state import Effect, State
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir, RunDirError
 
@@ -64,7 +65,8 @@ class Hub:
         self._outbox = self._context.socket(zmq.PULL)
         self._outbox.bind(OUTBOX)
         state = State(rundir.run, self.epoch, wall, lambda: uuid.uuid4().hex[:12])
-        self._core = Core(state, clock, self._context, OUTBOX)
+        self._core = Core(state, clock, self._context, OUTBOX, audit.AuditFile(rundir.audit))
+        self._core.put(lambda now: _restore(state, rundir.audit, now))  # before anybody is heard
 
     def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
         """End ``run`` in good order. Safe in a signal handler."""
@@ -189,6 +191,16 @@ class Hub:
         for ended in (self._outbox, self._control, self._query, self._view, self._ingest):
             ended.close(500)
         self._context.term()
+
+
+def _restore(state: State, log_file: Path, now: float) -> list[Effect]:
+    """Let ``state`` know what earlier hubs of this run wrote to the audit log."""
+    try:
+        lines, bad = audit.read(log_file)
+    except OSError as error:
+        state.audit_written(f"{log_file}: {error.strerror or error}", 0, now)
+        return []
+    return state.restore(lines, bad, now)
 
 
 def _write_info(rundir: RunDir, hub: Hub) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rltop.backend import view
+from rltop.backend import audit, view
 from rltop.backend.control import Commands, Order, RejectedError
 from rltop.backend.engines import Engines, TrainerRanks
 from rltop.backend.join import Index
@@ -45,7 +45,14 @@ class Stop:
     """Effect: end the hub."""
 
 
-Effect = Send | Reply | Stop
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Effect: a line for the audit log. Stands before the effects that it is about."""
+
+    line: audit.Line
+
+
+Effect = Send | Reply | Stop | Audit
 
 
 def identity(source: str, epoch: str) -> str:
@@ -70,7 +77,7 @@ class State:
         self._sources = Sources()
         self._engines = Engines()
         self._trainer = TrainerRanks()
-        self._commands = Commands(new_id)
+        self._commands = Commands(epoch, new_id, self._engines)
         self._new_steps: list[view.Step] = []
         self._events: list[view.Event] = []
         self._event_number = 0
@@ -78,6 +85,22 @@ class State:
         self._last_step: int | None = None
         self._skewed = False
         self._losses: dict[str, tuple[float, int]] = {}  # per source: when last told, how many since
+        self._audit_trouble = ""
+
+    def restore(self, lines: list[audit.Line], bad: int, now: float) -> list[Effect]:
+        """Take in the audit log that earlier hubs of this run wrote, of which ``bad`` lines can't be read."""
+        self._commands.restore(lines, now)
+        if bad:
+            self._event(now, "warn", "audit", f"{bad} lines of the audit log can't be read; a kill may tear one")
+        return self._spoken([], now)
+
+    def audit_written(self, trouble: str, waiting: int, now: float) -> None:
+        """How the audit log took its lines: ``trouble`` says why it did not, and ``waiting`` lines are not on disk."""
+        if trouble and not self._audit_trouble:
+            self._event(now, "error", "audit", f"the audit log can't be written, {waiting} lines wait: {trouble}")
+        elif self._audit_trouble and not trouble:
+            self._event(now, "info", "audit", "the audit log is written again, nothing is missing")
+        self._audit_trouble = trouble
 
     # --- what comes in ------------------------------------------------------------------------------------------
 
@@ -95,7 +118,7 @@ class State:
             self._take(envelope, body, arrays, now)
         except wire.WireError as error:
             self.invalid(f"{envelope.source}: {error}", now)
-        return effects
+        return self._spoken(effects, now)
 
     def control(self, sender: str, frame: bytes, now: float) -> list[Effect]:
         """A control message from the collector with identity ``sender``."""
@@ -109,15 +132,15 @@ class State:
             if message.engine != source:
                 self.invalid(f"{sender} speaks for engine {message.engine}", now)
             else:
-                self._command_update(message, now)
-            return []
+                self._commands.update(message, now)
+            return self._spoken([], now)
         if (message.source, message.epoch) != (source, epoch):
             self.invalid(f"{sender} speaks for {identity(message.source, message.epoch)}", now)
             return []
         if isinstance(message, wire.Register):
             return self._register(message, now)
         self._sources.goodbye(message, now)
-        return self._farewells(now)
+        return self._spoken(self._farewells(now), now)
 
     def ask(self, client: bytes, frame: bytes, now: float) -> list[Effect]:
         """A question from a viewer."""
@@ -130,26 +153,19 @@ class State:
             return [Reply(client, view.Answer(question.id, snapshot=self.snapshot))]
         if isinstance(question, view.AskStop):
             return [Reply(client, view.Answer(question.id)), Stop()]
-        if not isinstance(question, view.AskSet) or question.strict or question.revert_s or question.fraction:
-            return [Reply(client, view.Answer(question.id, error="this hub does not know that kind of command yet"))]
         try:
-            command, orders = self._commands.ask(
-                question, self._engines.health, self._engines.live, now, self._last_step
-            )
+            command, orders = self._commands.ask(question, now, self._last_step)
         except RejectedError as error:
             return [Reply(client, view.Answer(question.id, error=str(error)))]
-        where = "all engines" if question.engines is None else ", ".join(question.engines)
-        who = f" ({question.who}@{question.host})" if question.who else ""
-        self._event(now, "info", "flag", f"{question.flag} {question.value} asked of {where}{who}")
-        return [Reply(client, view.Answer(question.id, command=command)), *self._orders(orders)]
+        reply = Reply(client, view.Answer(question.id, command=command))
+        return self._spoken([reply, *self._orders(orders)], now)
 
-    def undelivered(self, receiver: str, frame: bytes, now: float) -> None:
+    def undelivered(self, receiver: str, frame: bytes, now: float) -> list[Effect]:
         """A control message could not be delivered."""
         message = wire.decode_to_collector(frame)
-        if not isinstance(message, wire.Command):
-            return
-        if change := self._commands.unreachable(receiver.rpartition("#")[0], message.id, now):
-            self._flag_event(change, now)
+        if isinstance(message, wire.Command):
+            self._commands.unreachable(receiver.rpartition("#")[0], message.id, now)
+        return self._spoken([], now)
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed: to be called several times a second."""
@@ -159,15 +175,14 @@ class State:
         for source in self._sources.falling_silent(now):
             self._event(now, "warn", _kind(source), f"{source.name} is silent", engine=_engine(source))
             self._engines.set_health(source.name, "silent")
-        for change in self._commands.tick(now):
-            self._flag_event(change, now)
+        self._commands.tick(now)
         self._tell_losses(now)
         self._watch_skew(now)
         self._trainer.set_health(self._sources.trainer_health())
         self._counters["evicted_rollouts"] = self._index.evicted
         self._counters["late_rows"] = self._steps.late_rows
         self._counters["settled_early"] = self._steps.settled_early
-        return effects
+        return self._spoken(effects, now)
 
     # --- what goes out ------------------------------------------------------------------------------------------
 
@@ -201,7 +216,7 @@ class State:
         elif isinstance(body, wire.EngineState):
             self._engines.report(envelope, body, now)
             for update in body.commands:
-                self._command_update(update, now)
+                self._commands.update(update, now)
         elif isinstance(body, wire.Sequences):
             self._trainer.rows(body)
             self._engines.set_trainer_version(self._trainer.version)
@@ -224,6 +239,8 @@ class State:
             self._lost(source, arrival.lost)
         if not arrival.new_life:
             return []
+        if news != "appeared" and not source.is_trainer:
+            self._commands.engine_ended(source.name, "was started anew", now)
         if source.is_trainer and news != "appeared":
             self._trainer.new_epoch()
             self._steps.new_epoch()
@@ -245,17 +262,11 @@ class State:
             effects.append(Send(identity(source.name, source.epoch), order.command))
         return effects
 
-    def _command_update(self, update: wire.CommandUpdate, now: float) -> None:
-        if (change := self._commands.update(update, now)) and change.state in view.TERMINAL:
-            self._flag_event(change, now)
-
-    def _flag_event(self, change: view.Change, now: float) -> None:
-        text = f"{change.flag} {change.old or '?'} > {change.new or change.wanted or '?'} {change.state}"
-        if change.state == "applied" and change.engine_step is not None:
-            text += f" at engine step {change.engine_step}, {change.in_flight} in flight, {change.lost_requests} lost"
-        if change.reason:
-            text += f": {change.reason}"
-        self._event(now, "info" if change.state == "applied" else "warn", "flag", text, engine=change.engine)
+    def _spoken(self, effects: list[Effect], now: float) -> list[Effect]:
+        """``effects``, after what the commands have to say: it is on disk before anybody acts on it."""
+        for news in self._commands.take_news():
+            self._event(now, news.severity, "flag", news.text, engine=news.engine)
+        return [*(Audit(line) for line in self._commands.take_lines()), *effects]
 
     def _closed(self, step: view.Step, now: float) -> None:
         self._new_steps.append(step)
@@ -285,6 +296,7 @@ class State:
             if missing:
                 self._lost(source, missing)
             self._engines.set_health(source.name, "gone")
+            self._commands.engine_ended(source.name, "said goodbye", now)
             self._event(now, "info", _kind(source), f"{source.name} said goodbye", engine=_engine(source))
             if source.is_trainer and self._sources.trainer_health() == "gone":
                 self._steps.trainer_gone(now)

@@ -72,6 +72,11 @@ class RunDir:
         """What the hub wrote to standard output and error."""
         return self.path / "hub.log"
 
+    @property
+    def audit(self) -> Path:
+        """Append-only log of all commands, one JSON object a line, written by the hub."""
+        return self.path / "audit.jsonl"
+
     def _endpoint(self, name: str) -> str:
         return f"ipc://{self.path / name}.sock"
 

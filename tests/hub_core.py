@@ -6,7 +6,8 @@ import itertools
 from typing import TypeVar
 
 from rltop.backend import view
-from rltop.backend.state import Effect, Reply, Send, State
+from rltop.backend.audit import Line
+from rltop.backend.state import Audit, Effect, Reply, Send, State
 from rltop.collectors import wire
 from tests.hub_messages import Source, engine_state
 
@@ -21,6 +22,7 @@ class Hub:
         ids = itertools.count()
         self.state = State("run", epoch, self.now, lambda: f"{epoch}-c{next(ids)}")
         self.sources: dict[str, Source] = {}
+        self.lines: list[Line] = []
         self.frames: list[view.Frame] = []
 
     @property
@@ -48,22 +50,35 @@ class Hub:
         return self.sources.setdefault(name, Source(name))
 
     def send(self, source: str, body: wire.DataBody, arrays: wire.Arrays | None = None) -> list[Effect]:
-        return self.state.data(self.source(source).frames(body, arrays, sent=self.now), self.now)
+        return self._logged(self.state.data(self.source(source).frames(body, arrays, sent=self.now), self.now))
 
     def engine(self, name: str, **changes: object) -> list[Effect]:
         return self.send(name, engine_state(name, **changes))
 
     def say(self, source: str, message: wire.Body) -> list[Effect]:
-        return self.state.control(self.source(source).identity, wire.encode(message), self.now)
+        return self._logged(self.state.control(self.source(source).identity, wire.encode(message), self.now))
 
     def ask(self, question: view.Question) -> tuple[view.Answer, list[Send]]:
-        effects = self.state.ask(b"viewer", view.encode(question), self.now)
+        effects = self._logged(self.state.ask(b"viewer", view.encode(question), self.now))
         (answer,) = [effect.answer for effect in effects if isinstance(effect, Reply)]
         return answer, [effect for effect in effects if isinstance(effect, Send)]
 
+    def undelivered(self, order: Send) -> None:
+        self._logged(self.state.undelivered(order.to, wire.encode(order.message), self.now))
+
+    def restore(self, lines: list[Line], bad: int = 0) -> None:
+        self._logged(self.state.restore(lines, bad, self.now))
+
+    def _logged(self, effects: list[Effect]) -> list[Effect]:
+        """Collects the lines of the audit log, which come before everything else."""
+        lines = [effect.line for effect in effects if isinstance(effect, Audit)]
+        assert all(isinstance(effect, Audit) for effect in effects[: len(lines)])
+        self.lines += lines
+        return effects
+
     def later(self, seconds: float = 0.0) -> list[Effect]:
         self.now += seconds
-        effects = self.state.tick(self.now)
+        effects = self._logged(self.state.tick(self.now))
         if frame := self.state.frame(self.now):
             self.frames.append(frame)
         return effects

@@ -136,7 +136,7 @@ def test_an_engine_that_is_silent_gone_or_not_connected_refuses_at_once() -> Non
     answer, orders = hub.ask(wish(engines=["e0", "e1", "e2"]))
     (order,) = orders
     assert order.to == "e2#life-1"
-    hub.state.undelivered(order.to, wire.encode(order.message), hub.now)
+    hub.undelivered(order)
     hub.later()
     changes = hub.picture.changes
     assert {key: change.state for key, change in changes.items()} == {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import zmq
 
 from rltop.backend import core, view
+from rltop.backend.audit import AuditFile
 from rltop.backend.state import Effect, State
 from rltop.collectors.guard import MAX_FAULTS
 from tests.hub_messages import Source, engine_state
@@ -43,7 +45,7 @@ class Bench:
         self.outbox.bind("inproc://outbox")
         self.now = 1000.0
         state = Faulty("run", "h", self.now, lambda: "c")
-        self.core = core.Core(state, self._clock, self.context, "inproc://outbox")
+        self.core = core.Core(state, self._clock, self.context, "inproc://outbox", AuditFile(Path("/dev/null")))
         self.counters: dict[str, int] = {}
         self.engines: set[str] = set()
 

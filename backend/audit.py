@@ -1,0 +1,208 @@
+"""The audit log of a run: who asked what of which engine, why, and what became of it. Append-only, one JSON a line.
+
+``line_of`` and ``changes_of`` are pure; ``AuditFile`` and ``read`` are the only ones that touch the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from rltop.backend import view
+from rltop.collectors.actions import BY_VERB
+
+MAX_WAITING = 10_000
+"""Lines that wait for a disk that takes none; of more, the oldest are given up."""
+
+MODE = 0o600
+
+HALF = "half_switched"
+"""Event of a command as a whole."""
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the log. The fields of ``view.Change`` have their meaning there.
+
+    Attributes:
+        at: UTC, ISO 8601, to the millisecond. time: the same, seconds.
+        event: ``requested``; how it was closed (``applied``, ``reverted``, ``undone``, ``kept``, ``refused``,
+            ``timed_out``, ``superseded``); or ``HALF``, of a command as a whole, ``engine`` empty.
+        requested: when it was asked for, seconds.
+        corrects: the state that this hub had given it in the engine's silence, which this line replaces.
+        hub: epoch of the hub that wrote the line.
+    """
+
+    at: str
+    time: float
+    event: str
+    command: str
+    engine: str
+    verb: str
+    flag: str
+    wanted: str = ""
+    state: str = ""
+    old: str | None = None
+    new: str | None = None
+    detail: str = ""
+    who: str = ""
+    host: str = ""
+    why: str = ""
+    reason: str = ""
+    step: int | None = None
+    engine_step: int | None = None
+    policy_version: int | None = None
+    in_flight: int | None = None
+    lost_requests: int | None = None
+    milliseconds: float | None = None
+    flag_epoch: int | None = None
+    strict: bool = False
+    revert_s: float | None = None
+    reverts_at: float | None = None
+    reverts: str = ""
+    target: str = ""
+    requested: float = 0.0
+    corrects: str = ""
+    hub: str = ""
+
+
+_SHARED = tuple(name for name in Line.__struct_fields__ if name in view.Change.__struct_fields__)
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Line)
+
+
+def event_of(change: view.Change) -> str:
+    """The word for what happened to a change last."""
+    if change.state != "applied":
+        return change.state
+    if change.verb == "keep":
+        return "kept"
+    if change.reverts:
+        return "reverted" if is_own_revert(change) else "undone"
+    return "applied"
+
+
+def is_own_revert(change: view.Change) -> bool:
+    """Whether the engine made this command itself, at the end of a timer."""
+    return bool(change.reverts) and change.command == f"{change.reverts}/revert"
+
+
+def line_of(change: view.Change, now: float, hub: str, *, corrects: str = "", event: str = "") -> Line:
+    """The line that says what became of ``change``."""
+    shared = {name: getattr(change, name) for name in _SHARED}
+    return Line(at=iso(now), time=now, event=event or event_of(change), corrects=corrects, hub=hub, **shared)
+
+
+def changes_of(lines: Iterable[Line]) -> dict[str, view.Change]:
+    """What the log tells of the last ``view.MAX_CHANGES`` changes, by their key, oldest first."""
+    found: dict[str, view.Change] = {}
+    for line in lines:
+        if not line.engine:
+            continue
+        shared = {name: getattr(line, name) for name in _SHARED}
+        change = view.Change(**shared, closed=line.time if line.state in view.TERMINAL else None)
+        found[view.change_key(change)] = change
+        target = f"{line.target}@{line.engine}"
+        if line.event == "kept" and target in found:
+            found[target] = msgspec.structs.replace(found[target], kept_by=line.who, reverts_at=None)
+        while len(found) > view.MAX_CHANGES:
+            del found[next(iter(found))]
+    return found
+
+
+def iso(seconds: float) -> str:
+    """UTC to the millisecond."""
+    whole, thousandths = divmod(round(seconds * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{thousandths:03d}Z"
+
+
+def text_of(line: Line) -> str:
+    """One line for people."""
+    what = line.flag or (BY_VERB[line.verb].word if line.verb in BY_VERB else line.verb)
+    if line.verb == "keep":
+        what = f"keep {line.target}"
+    elif line.event == "requested":
+        what += f" > {line.wanted}" if line.wanted else ""
+    elif line.old is not None or line.new is not None:
+        what += f" {line.old or '?'} > {line.new or '?'}"
+    words = [line.at, f"{line.event:<13}", f"{line.engine or 'fleet':<6}", what, f"[{line.command}]"]
+    if line.who:
+        words.append(f"by {line.who}@{line.host}")
+    if line.why:
+        words.append(f"because {line.why!r}")
+    if line.event == "requested" and line.revert_s is not None:
+        words.append(f"for {line.revert_s:g} s")
+    if line.engine_step is not None and line.event != "requested":
+        words.append(f"at engine step {line.engine_step}")
+    if line.lost_requests is not None:
+        words.append(f"{line.in_flight} in flight, {line.lost_requests} lost")
+    return " ".join(words) + (f": {line.reason}" if line.reason else "")
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> tuple[list[Line], int]:
+    """The lines of the log, oldest first, and how many can't be read. A line that was torn by a kill is one of those.
+
+    Raises:
+        OSError: there is a log and it can't be read.
+    """
+    lines, bad = [], 0
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    for raw in content.split(b"\n"):
+        if not raw:
+            continue
+        try:
+            lines.append(_decoder.decode(raw))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            bad += 1
+    return lines, bad
+
+
+class AuditFile:
+    """Appends lines to a log, each time to the disk itself. What can't be written waits, and is tried again.
+
+    Attributes:
+        waiting: lines that are not on disk yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.waiting: deque[Line] = deque(maxlen=MAX_WAITING)
+
+    def write(self, lines: Iterable[Line] = ()) -> str:
+        """Append ``lines`` after those that wait. Why it could not be done, or nothing. Never raises ``OSError``."""
+        self.waiting.extend(lines)
+        if not self.waiting:
+            return ""
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, MODE)
+            try:
+                self._append(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            return f"{self._path}: {error.strerror or error}"
+        return ""
+
+    def _append(self, descriptor: int) -> None:
+        """Whole lines: the rest of one that was torn, by a kill or a full disk, ends where the next begins."""
+        size = os.fstat(descriptor).st_size
+        whole = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
+        if not whole:
+            os.write(descriptor, b"\n")
+        while self.waiting:
+            content = _encoder.encode(self.waiting[0]) + b"\n"
+            if os.write(descriptor, content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.waiting.popleft()
+        os.fsync(descriptor)
