@@ -7,6 +7,9 @@ import time
 from typing import Any
 
 from rltop.backend import view
+from rltop.backend.spans import span
+from rltop.backend.tell import title
+from rltop.collectors.wire import FlagState, Timer
 
 STEP_METRICS = (
     "tokens",
@@ -46,7 +49,12 @@ def as_json(snapshot: view.Snapshot) -> dict[str, Any]:
 
 def _engine_json(engine: view.Engine) -> dict[str, Any]:
     flags = {
-        name: {"value": flag.value, "switchable": flag.switchable, "reason": flag.reason or None}
+        name: {
+            "value": flag.value,
+            "switchable": flag.switchable,
+            "reason": flag.reason or None,
+            "detail": flag.detail or None,
+        }
         for name, flag in engine.flags.items()
     }
     return {
@@ -55,7 +63,14 @@ def _engine_json(engine: view.Engine) -> dict[str, Any]:
         "policy_version": engine.policy_version,
         "tokens": engine.tokens,
         "flags": flags,
+        "paused": engine.paused,
+        "timers": [_timer_json(timer) for timer in engine.timers],
     }
+
+
+def _timer_json(timer: Timer) -> dict[str, Any]:
+    """What an engine will take back by itself, at wall clock ``at`` in seconds."""
+    return {name: getattr(timer, name) for name in ("command", "verb", "flag", "back_to", "at")}
 
 
 def _step_json(step: view.Step) -> dict[str, Any]:
@@ -77,6 +92,19 @@ def change_json(change: view.Change) -> dict[str, Any]:
         "in_flight": change.in_flight,
         "lost_requests": change.lost_requests,
         "milliseconds": _finite(change.milliseconds),
+        "command": change.command,
+        "verb": change.verb,
+        "detail": change.detail or None,
+        "reason": change.reason or None,
+        "who": change.who or None,
+        "host": change.host or None,
+        "why": change.why or None,
+        "requested": change.requested,
+        "closed": _finite(change.closed),
+        "flag_epoch": change.flag_epoch,
+        "reverts_at": _finite(change.reverts_at),
+        "reverts": change.reverts or None,
+        "kept_by": change.kept_by or None,
     }
 
 
@@ -86,7 +114,8 @@ def _finite(value: float | None) -> float | None:
 
 def change_text(change: view.Change) -> str:
     """One line on what became of a command on one engine."""
-    words = [f"{change.engine}: {change.flag} {change.old or '?'} > {change.wanted or change.new}", change.state]
+    state = change.state.replace("_", " ")
+    words = [f"{change.engine}: {title(change)}", f"{state} ({change.detail})" if change.detail else state]
     if change.engine_step is not None:
         words.append(f"at engine step {change.engine_step}")
     if change.policy_version is not None:
@@ -97,6 +126,17 @@ def change_text(change: view.Change) -> str:
         words.append(f"{change.milliseconds:.1f} ms")
     line = ", ".join(words)
     return f"{line} ({change.reason})" if change.reason else line
+
+
+def timer_texts(snapshot: view.Snapshot) -> list[str]:
+    """One line for each thing that an engine will take back by itself, soonest first."""
+    held = [(timer, engine.id) for engine in snapshot.engines.values() for timer in engine.timers]
+    held.sort(key=lambda pair: pair[0].at)
+    return [
+        f"{engine}: {timer.flag or 'generation'} goes back to {timer.back_to} in {span(timer.at - snapshot.time)} "
+        + (f"(`rltop keep {timer.command}` lets it stay)" if timer.verb == "set" else f"({timer.command})")
+        for timer, engine in held
+    ]
 
 
 def as_text(snapshot: view.Snapshot) -> str:
@@ -111,6 +151,8 @@ def as_text(snapshot: view.Snapshot) -> str:
             _STEP_HEADS, [_step_row(s) for s in sorted(snapshot.steps.values(), key=lambda s: s.step)][-_LAST_STEPS:]
         ),
     ]
+    if timers := timer_texts(snapshot):
+        blocks.append("timers\n" + "\n".join("  " + text for text in timers))
     if snapshot.changes:
         changes = list(snapshot.changes.values())[-_LAST_CHANGES:]
         blocks.append("flag changes\n" + "\n".join("  " + change_text(change) for change in changes))
@@ -146,12 +188,18 @@ _STEP_HEADS = (
 
 
 def _engine_row(engine: view.Engine) -> tuple[str, ...]:
-    flags = " ".join(f"{name}={flag.value or 'none'}" for name, flag in engine.flags.items())
+    flags = " ".join(f"{name}={_flag_text(flag)}" for name, flag in engine.flags.items())
+    health = "paused" if engine.paused and engine.health == "live" else engine.health
     return (
-        engine.id, engine.health, engine.vllm_version or "-", _whole(engine.policy_version), _whole(engine.lag),
+        engine.id, health, engine.vllm_version or "-", _whole(engine.policy_version), _whole(engine.lag),
         _number(engine.tokens_per_s), str(engine.running), str(engine.waiting), _percent(engine.kv_usage),
         _percent(engine.prefix_hit_rate), _number(engine.gap), flags,
     )  # fmt: skip
+
+
+def _flag_text(flag: FlagState) -> str:
+    value = flag.value or "none"
+    return f"{value}({flag.detail})" if flag.detail else value
 
 
 def _step_row(step: view.Step) -> tuple[str, ...]:

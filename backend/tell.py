@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rltop.backend import audit, view
+from rltop.backend.spans import span
 from rltop.collectors.actions import BY_VERB
 
 
@@ -16,21 +17,6 @@ class News:
     severity: str
     text: str
     engine: str | None = None
-
-
-def span(seconds: float) -> str:
-    """A duration as people type it.
-
-    >>> span(90), span(600), span(4000), span(0.5)
-    ('90s', '10m', '1h06m', '0.5s')
-    """
-    if seconds < 120:
-        return f"{seconds:.3g}s" if seconds % 60 or seconds < 60 else f"{seconds / 60:.0f}m"
-    minutes = seconds / 60
-    if minutes < 60:
-        return f"{minutes:.0f}m"
-    hours, rest = divmod(round(minutes), 60)
-    return f"{hours}h{rest:02}m" if rest else f"{hours}h"
 
 
 def asked(question: view.AskCommand, engines: Sequence[str]) -> News:
@@ -75,30 +61,38 @@ def news_of(change: view.Change) -> News:
     return News(severity, text, change.engine)
 
 
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What to type after a command that did not go through on all its engines, and what that does."""
+
+    type: str
+    does: str
+
+
+def remedy(changes: Sequence[view.Change]) -> Remedy | None:
+    """How to make the fleet one again; None where nothing was changed, or nothing can be taken back."""
+    first = changes[0]
+    moved = [c.engine for c in changes if c.state == "applied" and c.old is not None and c.old != c.new]
+    if first.reverts and any(change.state in ("refused", "timed_out") for change in changes):
+        return Remedy(f"rltop undo {first.reverts}", "tries the rest again")
+    if not moved or first.verb == "keep" or (first.verb in BY_VERB and not BY_VERB[first.verb].undo):
+        return None
+    return Remedy(f"rltop undo {first.command}", f"brings back {', '.join(moved)}")
+
+
 def half_switched(changes: Sequence[view.Change]) -> News | None:
     """What to know, and to type, when a closed command holds on some of its engines and not on the others."""
     first = changes[0]
     done = [change for change in changes if change.state == "applied"]
-    rest = [c for c in changes if c.state != "applied" and c.new != c.wanted]
+    rest = [change for change in changes if change.state != "applied" and change.new != change.wanted]
     if not done or not rest or not first.wanted or first.verb == "keep":
         return None
-    what = first.flag or BY_VERB[first.verb].subject
-    by_value: dict[str, list[str]] = {}
+    readings: dict[str, list[str]] = {}
     for change in changes:
-        by_value.setdefault((change.new if change.state == "applied" else change.new or change.old) or "?", []).append(
-            change.engine
-        )
-    values = "; ".join(f"{value} on {', '.join(engines)}" for value, engines in by_value.items())
+        readings.setdefault(change.new or change.old or "?", []).append(change.engine)
+    values = "; ".join(f"{value} on {', '.join(engines)}" for value, engines in readings.items())
     why = "; ".join(f"{change.engine} {change.state.replace('_', ' ')}: {change.reason}" for change in rest)
-    return News("warn", f"{what} is half switched: {values} ({why}). {remedy(changes)}")
-
-
-def remedy(changes: Sequence[view.Change]) -> str:
-    """What to type after a command that was not applied on all its engines."""
-    first = changes[0]
-    moved = [c.engine for c in changes if c.state == "applied" and c.old is not None and c.old != c.new]
-    if first.reverts:
-        return f"`rltop undo {first.reverts}` tries the rest again"
-    if not moved or (first.verb in BY_VERB and not BY_VERB[first.verb].undo):
-        return ""
-    return f"`rltop undo {first.command}` brings back {', '.join(moved)}"
+    what = first.flag or BY_VERB[first.verb].subject
+    found = remedy(changes)
+    advice = f". `{found.type}` {found.does}" if found else ""
+    return News("warn", f"{what} is half switched: {values} ({why}){advice}")

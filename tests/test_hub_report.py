@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.backend import metrics, report, view
-from rltop.collectors.wire import FlagState
+from rltop.collectors.wire import FlagState, Timer
 
 STEP_KEYS = {
     "step", "policy_version", "tokens", "joined_fraction", "reward_mean", "logp_diff_mean", "logp_abs_diff_mean",
     "ratio_mean", "kl_k1", "kl_k3", "clip_frac_low", "clip_frac_high", "entropy", "ess", "lag_mean", "prefix_hit_rate",
 }  # fmt: skip
-ENGINE_KEYS = {"id", "vllm_version", "policy_version", "tokens", "flags"}
+ENGINE_KEYS = {"id", "vllm_version", "policy_version", "tokens", "flags", "paused", "timers"}
 CHANGE_KEYS = {
     "flag", "engine", "from", "to", "outcome", "engine_step", "policy_version", "in_flight", "lost_requests",
-    "milliseconds",
+    "milliseconds", "command", "verb", "detail", "reason", "who", "host", "why", "requested", "closed", "flag_epoch",
+    "reverts_at", "reverts", "kept_by",
 }  # fmt: skip
 
 values = st.dictionaries(st.sampled_from(sorted(metrics.BY_NAME)), st.none() | st.floats())
@@ -49,7 +52,7 @@ def test_the_report_has_the_promised_keys_and_is_strict_json(steps: list[dict[st
     assert all(set(step) == STEP_KEYS for step in made["steps"])
     assert all(set(engine) == ENGINE_KEYS for engine in made["engines"])
     assert all(set(change) == CHANGE_KEYS for change in made["flag_changes"])
-    assert set(made["engines"][0]["flags"]["async_scheduling"]) == {"value", "switchable", "reason"}
+    assert set(made["engines"][0]["flags"]["async_scheduling"]) == {"value", "switchable", "reason", "detail"}
     for given_values, step in zip(steps, made["steps"], strict=True):
         for name in report.STEP_METRICS:
             value = given_values.get(name)
@@ -59,9 +62,24 @@ def test_the_report_has_the_promised_keys_and_is_strict_json(steps: list[dict[st
 
 def test_the_report_says_what_became_of_a_flag_change() -> None:
     (change,) = report.as_json(picture([]))["flag_changes"]
-    assert change == {
+    said = {
         "flag": "prefix_caching", "engine": "e0", "from": "on", "to": "off", "outcome": "applied", "engine_step": 9,
-        "policy_version": 3, "in_flight": 4, "lost_requests": 0, "milliseconds": 1.25,
+        "policy_version": 3, "in_flight": 4, "lost_requests": 0, "milliseconds": 1.25, "command": "c1", "verb": "set",
+        "reason": "as asked", "requested": 1.0,
+    }  # fmt: skip
+    assert change == dict.fromkeys(CHANGE_KEYS) | said
+
+
+def test_the_text_counts_timers_down_and_names_a_paused_engine() -> None:
+    shown = picture([])
+    timers = [Timer("c9", "pause", "", "running", 61.0), Timer("c1", "set", "prefix_caching", "on", 601.0)]
+    shown.engines["e0"] = msgspec.structs.replace(shown.engines["e0"], timers=timers, paused=True)
+    text = report.as_text(shown)
+    assert "e0: prefix_caching goes back to on in 10m (`rltop keep c1` lets it stay)" in text
+    assert "e0: generation goes back to running in 1m (c9)" in text
+    assert re.search(r"e0 +paused ", text)
+    assert report.as_json(shown)["engines"][0]["timers"][1] == {
+        "command": "c1", "verb": "set", "flag": "prefix_caching", "back_to": "on", "at": 601.0,
     }  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def test_other_actions_go_the_same_way() -> None:
     hub = fleet("e0")
     command, orders = ask(hub, act("pause", revert_s=30.0))
     assert orders == {"e0": wire.Command(command, "", "", hub.now + 30.0, "pause", revert_s=30.0)}
-    about = {"old": "running", "new": "paused", "engine_step": 4, "in_flight": 2, "lost_requests": 0}
+    about: dict[str, Any] = {"old": "running", "new": "paused", "engine_step": 4, "in_flight": 2, "lost_requests": 0}
     at = hub.now + 30.0
     hub.say("e0", wire.CommandUpdate(command, "e0", "", "applied", verb="pause", reverts_at=at, **about))
     hub.later()

@@ -5,22 +5,16 @@ Nothing heavy is imported before a command needs it: ``rltop status`` loads no T
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from rltop.collectors import rundir as rundirs
-from rltop.collectors.flags import BY_NAME, FLAGS
 from rltop.collectors.rundir import RunDir, RunDirError
-
-if TYPE_CHECKING:
-    from rltop.backend.client import Client
-
-FLAG_HELP = "\n\n\b\n" + "\n".join(f"{flag.name:<21}{'|'.join(flag.values):<15}{flag.summary}" for flag in FLAGS)
+from rltop.tui import orders
+from rltop.tui.runs import as_json_option, choose_run, client_of, existing_run, print_json
 
 
 class _Commands(click.Group):
@@ -37,64 +31,6 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except RunDirError as error:
             raise click.ClickException(str(error)) from error
-
-
-def choose_run(name: str | None) -> RunDir:
-    """The run that ``name`` means: a run's name, a path of a run directory, or, if None, the only one that is live.
-
-    Raises:
-        click.ClickException: there is none, or more than one.
-        RunDirError: the name can't be a run's.
-    """
-    from rltop.collectors.launch import list_runs
-
-    if name is not None:
-        return rundirs.at(name) if "/" in name else rundirs.for_run(name)
-    if (named := rundirs.from_environment()) is not None:
-        return named
-    live = [rundir for rundir, hub in list_runs(rundirs.home()) if hub is not None]
-    if len(live) == 1:
-        return live[0]
-    if live:
-        names = ", ".join(sorted(rundir.run for rundir in live))
-        raise click.ClickException(f"{len(live)} runs are live: {names}; name one")
-    raise click.ClickException(
-        f"no run is live under {rundirs.home()} (RLTOP_HOME). `rltop demo` starts one, `rltop runs` lists what is there"
-    )
-
-
-def existing_run(name: str | None) -> RunDir:
-    """The run that ``name`` means, whose directory is there and is this user's own.
-
-    Raises:
-        click.ClickException, RunDirError: as ``choose_run``; or there is no such directory, or it can't be trusted.
-    """
-    rundir = choose_run(name)
-    if not rundir.path.is_dir():
-        raise click.ClickException(
-            f"no run {rundir.run!r} in {rundir.path.parent}; `rltop runs` lists the runs, `rltop --help` the commands"
-        )
-    rundir.check()
-    return rundir
-
-
-def _client(run: str | None) -> Client:
-    from rltop.backend.client import Client
-
-    return Client(existing_run(run))
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, allow_nan=False))
-
-
-def _run_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--run", "run", metavar="RUN", help="Run name or directory (default: the only live one).")(
-        command
-    )
-
-
-_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -135,7 +71,7 @@ def _on_terminal() -> bool:
 
 
 @main.command()
-@_as_json
+@as_json_option
 def runs(as_json: bool) -> None:
     """List the runs on this machine."""
     from rltop.collectors.launch import list_runs
@@ -152,7 +88,7 @@ def runs(as_json: bool) -> None:
         for rundir, hub in found
     ]
     if as_json:
-        _print_json({"home": str(rundirs.home()), "runs": rows})
+        print_json({"home": str(rundirs.home()), "runs": rows})
         return
     if not rows:
         click.echo(f"no runs under {rundirs.home()}; `rltop demo` starts one")
@@ -163,58 +99,21 @@ def runs(as_json: bool) -> None:
 
 @main.command()
 @click.argument("run", required=False)
-@_as_json
+@as_json_option
 def status(run: str | None, as_json: bool) -> None:
     """Print engines, steps, flag changes and events of RUN."""
     from rltop.backend import report
     from rltop.backend.client import HubUnreachable
 
     try:
-        with _client(run) as client:
+        with client_of(run) as client:
             snapshot = client.snapshot()
     except HubUnreachable as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        _print_json(report.as_json(snapshot))
+        print_json(report.as_json(snapshot))
     else:
         click.echo(report.as_text(snapshot))
-
-
-@main.command(
-    name="set",
-    short_help="Switch a flag on live engines.",
-    help="Switch FLAG to VALUE on the live engines, and wait for what became of it. "
-    "Exit code 0 only if every engine applied it." + FLAG_HELP,
-)
-@click.argument("flag", type=click.Choice(list(BY_NAME)), metavar="FLAG")
-@click.argument("value")
-@_run_option
-@click.option("--engine", "engines", multiple=True, metavar="ID", help="Only this engine (may be repeated).")
-@click.option("--reason", "why", default="", help="Why, for the record.")
-@click.option("--timeout", type=click.FloatRange(1, 3600), default=30.0, show_default=True, help="Seconds to wait.")
-@_as_json
-def set_flag(
-    flag: str, value: str, run: str | None, engines: tuple[str, ...], why: str, timeout: float, as_json: bool
-) -> None:
-    """See the help text above, which is made from the table of flags."""
-    if value not in BY_NAME[flag].values:
-        raise click.BadParameter(
-            f"{flag} can be {' or '.join(BY_NAME[flag].values)}, not {value!r}", param_hint="VALUE"
-        )
-    from rltop.backend import report
-    from rltop.backend.client import CommandError, HubUnreachable
-
-    try:
-        with _client(run) as client:
-            changes = client.set_flag(flag, value, engines=list(engines) or None, why=why, timeout_s=timeout)
-    except (CommandError, HubUnreachable) as error:
-        raise click.ClickException(str(error)) from error
-    if as_json:
-        _print_json({"flag_changes": [report.change_json(change) for change in changes]})
-    else:
-        for change in changes:
-            click.echo(report.change_text(change))
-    sys.exit(0 if all(change.state == "applied" for change in changes) else 1)
 
 
 @main.command()
@@ -300,6 +199,9 @@ def demo(
 
     sys.exit(run_with_dashboard(options))
 
+
+for made in orders.COMMANDS:
+    main.add_command(made)
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,70 @@
+"""Which run a command line means, and the options that its commands share."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from rltop.collectors import rundir as rundirs
+from rltop.collectors.rundir import RunDir
+
+if TYPE_CHECKING:
+    from rltop.backend.client import Client
+
+
+def choose_run(name: str | None) -> RunDir:
+    """The run that ``name`` means: a run's name, a path of a run directory, or, if None, the only one that is live.
+
+    Raises:
+        click.ClickException: there is none, or more than one.
+        RunDirError: the name can't be a run's.
+    """
+    from rltop.collectors.launch import list_runs
+
+    if name is not None:
+        return rundirs.at(name) if "/" in name else rundirs.for_run(name)
+    if (named := rundirs.from_environment()) is not None:
+        return named
+    live = [rundir for rundir, hub in list_runs(rundirs.home()) if hub is not None]
+    if len(live) == 1:
+        return live[0]
+    if live:
+        names = ", ".join(sorted(rundir.run for rundir in live))
+        raise click.ClickException(f"{len(live)} runs are live: {names}; name one")
+    raise click.ClickException(
+        f"no run is live under {rundirs.home()} (RLTOP_HOME). `rltop demo` starts one, `rltop runs` lists what is there"
+    )
+
+
+def existing_run(name: str | None) -> RunDir:
+    """The run that ``name`` means, whose directory is there and is this user's own.
+
+    Raises:
+        click.ClickException, RunDirError: as ``choose_run``; or there is no such directory, or it can't be trusted.
+    """
+    rundir = choose_run(name)
+    if not rundir.path.is_dir():
+        raise click.ClickException(
+            f"no run {rundir.run!r} in {rundir.path.parent}; `rltop runs` lists the runs, `rltop --help` the commands"
+        )
+    rundir.check()
+    return rundir
+
+
+def client_of(run: str | None) -> Client:
+    """A client of the hub of that run; to be closed. Raises as ``existing_run``."""
+    from rltop.backend.client import Client
+
+    return Client(existing_run(run))
+
+
+def print_json(value: object) -> None:
+    """One JSON object on standard output."""
+    click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+run_option = click.option("--run", "run", metavar="RUN", help="Run name or directory (default: the only live one).")
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
