@@ -26,7 +26,9 @@ from tests.hub_messages import Trained, engine_state, sequences
 from tests.receiver import run_directory, wait_until
 from tests.test_hub_report import CHANGE_KEYS, ENGINE_KEYS, STEP_KEYS
 
-COMMANDS = ("top", "runs", "status", "set", "hub", "demo")
+COMMANDS = (
+    "top", "runs", "status", "set", "keep", "undo", "flush", "pause", "resume", "audit", "hub", "demo",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -127,6 +129,15 @@ def test_every_command_explains_itself_in_lines_that_fit() -> None:
         (["runs", "extra"], 2, "unexpected extra argument"),
         (["--bogus"], 2, "--bogus"),
         (["set", "speed", "on"], 2, "prefix_caching"),
+        (["set", "prefix_caching", "off", "--for", "soon"], 2, "'soon' is no duration; type 90s, 10m"),
+        (["set", "prefix_caching", "off", "--for", "8d"], 2, "8d: more than 0 and at most 7d"),
+        (["set", "prefix_caching", "off", "--fraction", "0"], 2, "--fraction"),
+        (["pause", "--for", "11m"], 2, "at most 10m"),
+        (["keep", "c1"], 1, "no run is live"),
+        (["undo"], 2, "Missing argument 'COMMAND'"),
+        (["audit"], 1, "no run is live"),
+        (["audit", "nosuch"], 1, "no run 'nosuch'"),
+        (["audit", "--since", "yesterday"], 2, "neither a duration \\(2h\\) nor a time"),
         (["set", "prefix_caching", "maybe"], 2, "prefix_caching can be on or off, not 'maybe'"),
         (["demo", "--set", "5:prefix_caching"], 2, "expected N:FLAG=VALUE"),
         (["demo", "--set", "0:speed=on"], 2, "there are prefix_caching, async_scheduling"),

@@ -13,7 +13,7 @@ import click
 from rltop.backend.spans import seconds_of, span
 from rltop.collectors.actions import ACTIONS, MAX_REVERT_S, Action
 from rltop.collectors.flags import BY_NAME, FLAGS
-from rltop.tui.runs import as_json_option, client_of, existing_run, print_json, run_option
+from rltop.tui.runs import as_json_option, client_of, logged_run, print_json, run_option
 
 if TYPE_CHECKING:
     from rltop.backend.client import Client, Watch
@@ -142,7 +142,7 @@ def _only_timer(client: Client) -> str:
     raise click.ClickException("\n".join([f"{len(timers)} commands have timers; name one", *timer_texts(snapshot)]))
 
 
-@click.command()
+@click.command(short_help="Take back what COMMAND changed.")
 @click.argument("command")
 @_options
 def undo(command: str, run: str | None, why: str, timeout: float, as_json: bool) -> None:
@@ -238,7 +238,7 @@ def audit(run: str | None, flag: str | None, engine: str | None, since: float | 
 
     from rltop.backend import audit as log
 
-    path = existing_run(run).audit
+    path = logged_run(run).audit
     try:
         lines, bad = log.read(path)
     except OSError as error:

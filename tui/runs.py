@@ -53,6 +53,19 @@ def existing_run(name: str | None) -> RunDir:
     return rundir
 
 
+def logged_run(name: str | None) -> RunDir:
+    """As ``existing_run``; where no run is live, the only one that has an audit log will do."""
+    from rltop.collectors.launch import list_runs
+
+    try:
+        return existing_run(name)
+    except click.ClickException:
+        logged = [rundir for rundir, _ in list_runs(rundirs.home()) if name is None and rundir.audit.exists()]
+        if len(logged) != 1:
+            raise
+        return existing_run(logged[0].argument)
+
+
 def client_of(run: str | None) -> Client:
     """A client of the hub of that run; to be closed. Raises as ``existing_run``."""
     from rltop.backend.client import Client
