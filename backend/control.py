@@ -21,6 +21,9 @@ from rltop.collectors.actions import BY_VERB, subject_of
 GRACE_S = 2.0
 """The engine itself gives up at the deadline; only silence beyond it is closed here."""
 
+GAP_S = 1.0
+"""Ticks come several times a second; after so long without one this hub itself was away."""
+
 RESTORE_S = 10.0
 """An engine greets a new hub within seconds, with all that it has under way: what it does not name then, it never had,
 or forgot with its life."""
@@ -45,9 +48,10 @@ class Commands:
         hub: epoch of this hub.
         new_id: makes the id of a command.
         fleet: what is known of the engines.
+        now: seconds.
     """
 
-    def __init__(self, hub: str, new_id: Callable[[], str], fleet: Fleet) -> None:
+    def __init__(self, hub: str, new_id: Callable[[], str], fleet: Fleet, now: float) -> None:
         self._hub = hub
         self._new_id = new_id
         self._fleet = fleet
@@ -57,6 +61,7 @@ class Commands:
         self._closed_here: set[str] = set()
         self._asked: dict[str, str] = {}
         self._dirty: dict[str, view.Change] = {}
+        self._ticked = self._hears_until = now
         self._lines: list[audit.Line] = []
         self._news: list[News] = []
 
@@ -155,7 +160,10 @@ class Commands:
         self._deadlines.pop(key, None)
         corrects = before.state if key in self._closed_here else ""
         self._closed_here.discard(key)
-        self._close(change, now, corrects)
+        if corrects == change.state:
+            self._set(change)  # what was told is right; now it is known from the engine
+        else:
+            self._close(change, now, corrects)
 
     def _learned(self, update: wire.CommandUpdate, now: float) -> view.Change:
         """A change this hub did not ask for; of an engine's own revert, who and why are those of what it reverts."""
@@ -190,7 +198,15 @@ class Commands:
         return [Order(engine, order) for key, order in self._orders.items() if self._changes[key].engine == engine]
 
     def tick(self, now: float) -> None:
-        """Close what no engine closed by its deadline."""
+        """Close what no engine closed by its deadline.
+
+        After a gap, when this hub was stopped or starved, engines may have spoken long ago: they are heard first.
+        """
+        if now - self._ticked > GAP_S:
+            self._hears_until = now + GRACE_S
+        self._ticked = now
+        if now < self._hears_until:
+            return
         for key in [key for key, deadline in self._deadlines.items() if now > deadline + GRACE_S]:
             change = self._changes[key]
             self._close_here(change, "timed_out", self._silence(change, ours=key in self._orders), now)

@@ -77,7 +77,7 @@ class State:
         self._sources = Sources()
         self._engines = Engines()
         self._trainer = TrainerRanks()
-        self._commands = Commands(epoch, new_id, self._engines)
+        self._commands = Commands(epoch, new_id, self._engines, now)
         self._new_steps: list[view.Step] = []
         self._events: list[view.Event] = []
         self._event_number = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TypeVar
 
 from rltop.backend import view
@@ -12,6 +13,8 @@ from rltop.collectors import wire
 from tests.hub_messages import Source, engine_state
 
 T = TypeVar("T", bound=wire.Body)
+
+TICK_S = 0.5
 
 
 class Hub:
@@ -77,8 +80,12 @@ class Hub:
         return effects
 
     def later(self, seconds: float = 0.0) -> list[Effect]:
-        self.now += seconds
-        effects = self._logged(self.state.tick(self.now))
+        """Time passes, with ticks in between as a living hub has them."""
+        effects: list[Effect] = []
+        begin, ticks = self.now, max(math.ceil(seconds / TICK_S), 1)
+        for tick in range(1, ticks + 1):
+            self.now = begin + seconds * tick / ticks
+            effects += self._logged(self.state.tick(self.now))
         if frame := self.state.frame(self.now):
             self.frames.append(frame)
         return effects

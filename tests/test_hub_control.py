@@ -127,6 +127,21 @@ def test_an_engine_that_says_nothing_is_timed_out_and_heard_if_it_speaks_later()
     assert hub.change.state == "applied"
 
 
+def test_a_hub_that_was_stopped_hears_what_engines_said_meanwhile_before_it_judges_their_silence() -> None:
+    hub = fleet("e0")
+    answer, _ = hub.ask(wish(timeout_s=10.0))
+    hub.now += 100.0  # no tick, no message: its process was stopped
+    hub.state.tick(hub.now)
+    hub.say("e0", applied(answer.command or ""))
+    hub.later(GRACE_S)
+    assert [line.event for line in hub.lines] == ["requested", "applied"]
+    hub.engine("e0")
+    hub.ask(wish(id="q2", value="on", timeout_s=10.0))
+    hub.now += 100.0
+    hub.later(GRACE_S + 1.0)
+    assert hub.lines[-1].event == "timed_out"
+
+
 def test_an_engine_that_is_silent_gone_or_not_connected_refuses_at_once() -> None:
     hub = fleet("e0", "e1", "e2")
     hub.say("e1", wire.Bye("e1", "life-1", 1))

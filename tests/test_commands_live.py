@@ -1,0 +1,353 @@
+"""A command on a real engine while hubs, viewers and links die: one of the two states, known, and logged once.
+
+The stages are held open by a weight update, which commands wait for, and by stopping the hub's process. With this:
+one engine, a hub process that is killed and started anew, and clients and command lines of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rltop.backend import audit, view
+from rltop.backend.client import Client, CommandError
+from rltop.collectors.rundir import RunDir
+from tests.harness import wait_for
+from tests.live_engine import ENVIRONMENT, MODEL, LiveEngine
+from tests.receiver import run_directory
+from tests.test_cli_orders import Engine as PlayedEngine
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
+
+ENGINE = "e0"
+FLAG = "prefix_caching"
+IN_FLIGHT = 32
+TOKENS = 200
+DEADLINE_S = 60.0
+
+
+class Run:
+    """The run's engine, its hub, and who looks on."""
+
+    def __init__(self, rundir: RunDir, engine: LiveEngine) -> None:
+        self.rundir = rundir
+        self.engine = engine
+        self.hub = self.start_hub()
+        self.client = Client(rundir)
+        self._batches = 0
+
+    def start_hub(self) -> subprocess.Popen[bytes]:
+        """Start a hub where the last one died."""
+        command = [sys.executable, "-m", "rltop.backend.hub", str(self.rundir.path)]
+        self.hub = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        return self.hub
+
+    def kill_hub(self) -> None:
+        """SIGKILL, also where it is stopped: nothing is written or sent any more."""
+        self.hub.kill()
+        self.hub.wait(DEADLINE_S)
+
+    def another_hub(self) -> None:
+        """Start the next hub, and follow it once it knows the engine."""
+        before = self.client.view.epoch if self.client.view else ""
+        self.start_hub()
+        self.see(lambda v: v.epoch != before and ENGINE in v.engines)
+
+    def see(self, condition: Any, seconds: float = DEADLINE_S) -> view.Snapshot:
+        assert self.client.wait(lambda c: c.view is not None and c.state == "live" and bool(condition(c.view)), seconds)
+        assert self.client.view is not None
+        return self.client.view
+
+    def ask(self, value: str, **about: Any) -> str:
+        """Ask for a switch without waiting for its end; the command's id."""
+        question = view.AskSet(uuid.uuid4().hex, FLAG, value, who="ann", host="here", **about)
+        self.client.ask(question)
+        assert self.client.wait(lambda c: question.id in c.answers, DEADLINE_S)
+        answer = self.client.answers[question.id]
+        assert answer.command, answer.error
+        return answer.command
+
+    def change(self, command: str) -> view.Change | None:
+        return self.client.view.changes.get(f"{command}@{ENGINE}") if self.client.view else None
+
+    def until(self, command: str, *states: str) -> view.Change:
+        """Wait for the command to be in one of the states."""
+        self.see(lambda v: (found := v.changes.get(f"{command}@{ENGINE}")) is not None and found.state in states)
+        found = self.change(command)
+        assert found is not None
+        return found
+
+    def settled(self, command: str, *, asked: int = 1) -> view.Change:
+        """How it ended, which is what the flag reads on the engine, and what the log has exactly once."""
+        change = self.until(command, *view.TERMINAL)
+        value = change.wanted if change.state == "applied" else {"on": "off", "off": "on"}[change.wanted]
+        if change.state != "superseded":
+            self.see(lambda v: v.engines[ENGINE].flags[FLAG].value == value)
+        lines, bad = audit.read(self.rundir.audit)
+        mine = [line for line in lines if line.command == command]
+        assert bad == 0
+        assert [line.event for line in mine] == ["requested"] * asked + [audit.event_of(change)], mine
+        assert change.lost_requests in (0, None)
+        return change
+
+    def switch(self, value: str, **about: Any) -> view.Change:
+        (change,) = self.client.set_flag(FLAG, value, **about)
+        assert change.state == "applied", change
+        return change
+
+    def batch(self) -> list[Any]:
+        """Requests in flight."""
+        self._batches += 1
+        names = [f"batch{self._batches}-{i}" for i in range(IN_FLIGHT)]
+        running = [self.engine.generate(n, [3] + [5 + i] * 20, TOKENS, seed=i) for i, n in enumerate(names)]
+        self.engine.wait_running(names)
+        return running
+
+    @contextlib.contextmanager
+    def update(self) -> Iterator[None]:
+        """A weight update is open, with requests in flight, all of which finish whole afterwards."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        llm, running = self.engine.llm, self.batch()
+        self.engine.run(llm.pause_generation(mode="keep", clear_cache=False))
+        self.engine.run(llm.start_weight_update())
+        try:
+            yield
+        finally:
+            request = WeightTransferUpdateRequest(update_info={"path": str(Path(MODEL) / "model.safetensors")})
+            self.engine.run(llm.update_weights(request))
+            self.engine.run(llm.finish_weight_update(f"step-{self._batches}"))
+            self.engine.run(llm.resume_generation())  # answered by a later boundary: what waited has been executed
+            self.finish(running)
+
+    def finish(self, running: list[Any]) -> None:
+        assert all(len(work.result(60).outputs[0].token_ids) == TOKENS for work in running)
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    with run_directory() as rundir, pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.setenv("RLTOP_HUB", str(rundir.path))
+        patch.setenv("RLTOP_ENGINE", ENGINE)
+        engine = LiveEngine()
+        made = Run(rundir, engine)
+        try:
+            yield made
+        finally:
+            made.client.close()
+            engine.close()
+            made.kill_hub()
+
+
+@pytest.fixture(autouse=True)
+def begins_with_the_flag_on(run: Run) -> Iterator[None]:
+    run.see(lambda v: v.engines.get(ENGINE) is not None and v.engines[ENGINE].flags[FLAG].value == "on")
+    yield
+    if run.hub.poll() is not None:
+        run.another_hub()
+    run.switch("on")
+
+
+def test_killed_before_it_read_the_wish_the_hub_leaves_nothing_behind(run: Run) -> None:
+    run.hub.send_signal(signal.SIGSTOP)
+    question = view.AskSet(uuid.uuid4().hex, FLAG, "off")
+    run.client.ask(question)
+    run.kill_hub()
+    before = audit.read(run.rundir.audit)[0]
+    run.another_hub()
+    assert question.id not in run.client.answers
+    assert run.client.view is not None
+    assert run.client.view.engines[ENGINE].flags[FLAG].value == "on"
+    assert audit.read(run.rundir.audit)[0] == before
+
+
+def test_killed_with_the_command_on_its_way_the_next_hub_learns_whether_it_arrived(run: Run) -> None:
+    assert run.client.view is not None
+    pid = run.client.view.engines[ENGINE].pid
+    os.kill(pid, signal.SIGSTOP)  # the engine's process: what is sent to it now waits in the socket
+    try:
+        command = run.ask("off")
+        run.kill_hub()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    run.another_hub()
+    assert run.settled(command).who == "ann"
+
+
+@pytest.mark.parametrize("finished", ["before the next hub", "after it"])
+def test_killed_while_the_command_waits_for_a_weight_update(run: Run, finished: str) -> None:
+    with run.update():
+        command = run.ask("off", timeout_s=120.0)
+        assert "weight update" in run.until(command, "draining").reason
+        run.kill_hub()
+        if finished == "after it":
+            run.another_hub()
+            assert run.until(command, "draining").who == "ann"
+    if finished == "before the next hub":
+        run.another_hub()
+    assert (run.settled(command).state, run.settled(command).in_flight) == ("applied", IN_FLIGHT)
+
+
+def test_killed_after_the_engine_applied_it_and_before_the_hub_heard(run: Run) -> None:
+    with run.update():
+        command = run.ask("off", timeout_s=120.0)
+        run.until(command, "draining")
+        run.hub.send_signal(signal.SIGSTOP)
+    run.kill_hub()
+    assert [line.event for line in audit.read(run.rundir.audit)[0] if line.command == command] == ["requested"]
+    run.another_hub()
+    assert run.settled(command).state == "applied"
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_cut_off_from_the_engine_the_hub_hears_how_it_ended_when_it_is_back(run: Run, in_time: bool) -> None:
+    with run.update():
+        command = run.ask("off", timeout_s=120.0 if in_time else 2.0)
+        run.until(command, "draining")
+        run.hub.send_signal(signal.SIGSTOP)
+        if not in_time:  # the engine gives up by itself, and nobody hears
+            assert not run.client.wait(lambda c: c.view is None, 4.0)
+    run.hub.send_signal(signal.SIGCONT)
+    assert run.settled(command).state == ("applied" if in_time else "timed_out")
+
+
+def test_a_command_outlives_the_command_line_that_gave_it(run: Run) -> None:
+    with run.update():
+        line = subprocess.Popen(
+            [sys.executable, "-m", "rltop.tui.cli", "set", FLAG, "off", "--run", str(run.rundir.path)],
+            stdout=subprocess.DEVNULL,
+        )
+        run.see(lambda v: any(change.state == "draining" for change in v.changes.values()))
+        line.kill()
+        line.wait(DEADLINE_S)
+        assert run.client.view is not None
+        (command,) = [c.command for c in run.client.view.changes.values() if c.state == "draining"]
+    assert run.settled(command).state == "applied"
+
+
+def test_the_engine_takes_back_a_timed_switch_while_no_hub_lives(run: Run) -> None:
+    running = run.batch()
+    change = run.switch("off", revert_s=3.0, who="ann", why="trial")
+    assert change.reverts_at is not None
+    run.kill_hub()
+    over = change.reverts_at + 2.0  # the engine looks once a second
+    wait_for(lambda: time.time() > over, "the timer's end")
+    run.another_hub()
+    revert = run.settled(f"{change.command}/revert", asked=0)
+    assert (revert.state, revert.old, revert.new, revert.reverts) == ("applied", "off", "on", change.command)
+    assert (revert.who, revert.why) == ("ann", "its 3 s are over")
+    run.finish(running)
+
+
+def test_a_timer_is_kept_by_way_of_the_next_hub(run: Run) -> None:
+    change = run.switch("off", revert_s=600.0)
+    run.kill_hub()
+    run.another_hub()
+    (timer,) = run.see(lambda v: v.engines[ENGINE].timers).engines[ENGINE].timers
+    assert (timer.command, timer.flag, timer.back_to) == (change.command, FLAG, "on")
+    (kept,) = run.client.keep(change.command, who="bob")
+    assert kept.state == "applied"
+    run.see(lambda v: not v.engines[ENGINE].timers)
+    assert run.settled(change.command).kept_by == "bob"
+    with pytest.raises(CommandError, match="no command"):
+        run.client.keep("nobody")
+
+
+def test_a_timer_is_superseded_by_a_command_of_the_next_hub(run: Run) -> None:
+    change = run.switch("off", revert_s=600.0)
+    run.kill_hub()
+    run.another_hub()
+    run.switch("on")
+    assert run.settled(f"{change.command}/revert", asked=0).state == "superseded"
+    run.see(lambda v: not v.engines[ENGINE].timers)
+
+
+def test_a_revert_that_falls_into_a_weight_update_waits_for_it(run: Run) -> None:
+    change = run.switch("off", revert_s=2.0)
+    with run.update():
+        assert "weight update" in run.until(f"{change.command}/revert", "draining").reason
+        run.kill_hub()
+        run.another_hub()
+        assert run.until(f"{change.command}/revert", "draining").reverts == change.command
+    assert run.settled(f"{change.command}/revert", asked=0).new == "on"
+
+
+def test_a_fleet_that_ends_half_switched_is_brought_back(run: Run) -> None:
+    played = PlayedEngine(run.rundir, "e1", refuses="started without it")
+    try:
+        run.see(lambda v: "e1" in v.engines)
+        changes = run.client.set_flag(FLAG, "off")
+        assert {change.engine: change.state for change in changes} == {"e0": "applied", "e1": "refused"}
+        command = changes[0].command
+        run.see(lambda v: any(f"`rltop undo {command}` brings back e0" in event.text for event in v.events))
+        (undone,) = run.client.undo(command)
+        assert (undone.state, undone.new, undone.reverts) == ("applied", "on", command)
+        (left,) = run.client.undo(command)
+        assert (left.state, left.new) == ("superseded", "on")
+    finally:
+        played.sender.close(5)
+    run.see(lambda v: v.engines["e1"].health == "gone")
+
+
+def test_a_pause_ends_by_itself_while_no_hub_lives_and_loses_nobody(run: Run) -> None:
+    running = run.batch()
+    (paused,) = run.client.act("pause", revert_s=3.0, who="ann")
+    assert (paused.state, paused.new, paused.in_flight, paused.lost_requests) == ("applied", "paused", IN_FLIGHT, 0)
+    run.see(lambda v: v.engines[ENGINE].paused)
+    seen = dict(run.engine.progress)
+    run.kill_hub()
+    assert seen == run.engine.progress
+    run.finish(running)  # it goes on by itself
+    run.another_hub()
+    revert = run.until(f"{paused.command}/revert", "applied")
+    assert (revert.verb, revert.new, revert.reverts, revert.who) == ("resume", "running", paused.command, "ann")
+
+
+def test_somebody_elses_pause_is_not_resumed(run: Run) -> None:
+    llm = run.engine.llm
+    run.engine.run(llm.pause_generation(mode="keep", clear_cache=False))
+    try:
+        (refused,) = run.client.act("resume")
+        assert (refused.state, "theirs to resume" in refused.reason) == ("refused", True)
+        assert run.engine.run(llm.is_paused())
+    finally:
+        run.engine.run(llm.resume_generation())
+    run.client.act("pause", revert_s=600.0)
+    run.engine.run(llm.resume_generation())  # theirs now: the guard timer has nothing to end
+    run.see(lambda v: not v.engines[ENGINE].timers and not v.engines[ENGINE].paused)
+
+
+def test_a_flushed_cache_is_not_hit_and_says_what_is_left(run: Run) -> None:
+    shared = [3] + [7 + i % 90 for i in range(99)]
+
+    def cached(name: str) -> int:
+        return int(run.engine.generate(name, shared, 2, seed=0).result(60).num_cached_tokens)
+
+    cached("fill")
+    assert cached("hit") == 96
+    (flushed,) = run.client.act("flush_cache")
+    assert (flushed.state, flushed.new) == ("applied", "0 blocks")
+    assert flushed.reason.endswith("blocks evicted, none is left")
+    assert cached("cold") == 0
+    running = run.batch()
+    (held,) = run.client.act("flush_cache")
+    assert "that requests hold stay" in held.reason
+    run.finish(running)
+
+
+def test_nothing_failed_on_the_way(run: Run) -> None:
+    engine = run.see(lambda v: v.engines[ENGINE].counts).engines[ENGINE]
+    assert engine.faults == {}
+    assert not [name for name in engine.fingerprint if name.startswith("missing")]
