@@ -105,12 +105,12 @@ class Run:
         assert change.state == "applied", change
         return change
 
-    def batch(self) -> list[Any]:
-        """Requests in flight."""
+    def batch(self, tokens: int = 3) -> list[Any]:
+        """Requests in flight, each with so many tokens at least."""
         self._batches += 1
         names = [f"batch{self._batches}-{i}" for i in range(IN_FLIGHT)]
         running = [self.engine.generate(n, [3] + [5 + i] * 20, TOKENS, seed=i) for i, n in enumerate(names)]
-        self.engine.wait_running(names)
+        self.engine.wait_running(names, tokens)
         return running
 
     @contextlib.contextmanager
@@ -341,7 +341,7 @@ def test_a_flushed_cache_is_not_hit_and_says_what_is_left(run: Run) -> None:
     assert (flushed.state, flushed.new) == ("applied", "0 blocks")
     assert flushed.reason.endswith("blocks evicted, none is left")
     assert cached("cold") == 0
-    running = run.batch()
+    running = run.batch(tokens=40)  # a block is 32 tokens: each holds one that is cached
     (held,) = run.client.act("flush_cache")
     assert "that requests hold stay" in held.reason
     run.finish(running)
