@@ -46,7 +46,14 @@ def output(name: str, tokens: list[int], *, finish: str | None = None, cached: i
 def request(name: str, prompt: list[int] | None = None, **params: Any) -> Any:
     sampling = SimpleNamespace(**{"logprobs": 0, "temperature": 1.0, "top_p": 1.0, "seed": None} | params)
     return SimpleNamespace(
-        request_id=name, prompt_token_ids=prompt or [1, 2, 3], sampling_params=sampling, arrival_time=100.0
+        request_id=name,
+        prompt_token_ids=prompt or [1, 2, 3],
+        sampling_params=sampling,
+        arrival_time=100.0,
+        output_token_ids=[],
+        num_tokens=len(prompt or [1, 2, 3]),
+        status="RUNNING",
+        structured_output_request=None,
     )
 
 
@@ -89,6 +96,8 @@ class Scheduler:
         self.running: list[Any] = []
         self.waiting: list[Any] = []
         self.connector: Any = None
+        self.resets: list[bool] = []
+        self.kv_cache_config = SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=SimpleNamespace())])
         self.kv_cache_manager = SimpleNamespace(
             enable_caching=True, block_pool=BlockPool(), coordinator=UnitaryKVCacheCoordinator(), usage=0.25
         )
@@ -99,6 +108,12 @@ class Scheduler:
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         return SimpleNamespace(scheduled_new_reqs=[])
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        self.resets.append(reset_running_requests)
+        if reset_running_requests:
+            self.waiting, self.running = self.running + self.waiting, []
+        return True
 
     def has_requests(self) -> bool:
         return bool(self.requests)
@@ -139,7 +154,8 @@ class Torch:
 
 
 class UnquantizedEmbeddingMethod:
-    pass
+    def apply(self, layer: Any, x: Any, bias: Any = None) -> Any:
+        return x
 
 
 class LogitsProcessor:
@@ -181,6 +197,11 @@ class Worker:
     def __init__(self, dtype: Dtype = BFLOAT16) -> None:
         weight = SimpleNamespace(shape=(128, 64), device=SimpleNamespace(type="cpu"), numel=lambda: 128 * 64)
         self.model_runner = SimpleNamespace(
+            use_async_scheduling=True,
+            requests={},
+            input_batch=SimpleNamespace(
+                prev_sampled_token_ids=object(), prev_req_id_to_index={}, sampled_token_ids_cpu=object()
+            ),
             sampler=Sampler(),
             prompt_logprobs_worker=SimpleNamespace(logprobs_mode="raw_logprobs"),
             model_config=SimpleNamespace(logprobs_mode="raw_logprobs", dtype=dtype, enable_sleep_mode=False),
@@ -213,8 +234,10 @@ class EngineCore:
         self.output_queue: queue.Queue[Any] = queue.Queue()
         self.batch_queue_size = 2
         self.batch_queue: deque[Any] | None = deque(maxlen=2)
+        self.async_scheduling = True
         self.request_block_hasher = object()
         self.updates: list[str] = []
+        self.failing: set[str] = set()
         self._weight_version = "default"
         self.model_executor = Executor()
         self.vllm_config = SimpleNamespace(
@@ -222,6 +245,11 @@ class EngineCore:
             max_concurrent_batches=2,
             speculative_config=None,
             lora_config=None,
+            model_config=SimpleNamespace(
+                enable_sleep_mode=False, is_multimodal_model=False, is_encoder_decoder=False, runner_type="generate"
+            ),
+            device_config=SimpleNamespace(device_type="cuda"),
+            scheduler_config=SimpleNamespace(max_num_batched_tokens=64, long_prefill_token_threshold=0),
         )
         self.step_fn = self.step_with_batch_queue
 
@@ -244,9 +272,19 @@ class EngineCore:
             self.output_queue.put_nowait(item)
         return executed
 
+    def pause_scheduler(self, mode: str = "abort", clear_cache: bool = True) -> str:
+        if clear_cache:
+            self.reset_prefix_cache(reset_running_requests=True)
+        return f"paused {mode} {clear_cache}"
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        return bool(self.scheduler.reset_prefix_cache(reset_running_requests, reset_connector))
+
     def _handle_client_request(self, request_type: Any, request: Any) -> str:
         return "handled"
 
     def collective_rpc(self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None) -> list[str]:
         self.updates.append(method)
+        if method in self.failing:
+            raise RuntimeError(f"no {method} today")
         return [f"did {method}"]

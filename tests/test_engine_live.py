@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from rltop.collectors import wire
-from rltop.collectors.vllm.scheduler_switches import is_async
+from rltop.collectors.vllm.needs import is_async
 from tests.harness import HubStandIn, wait_for
 from tests.live_engine import ENVIRONMENT, MODEL, LiveEngine
 
@@ -311,8 +310,8 @@ def test_an_engine_started_without_async_scheduling_is_told_by_its_scheduler(eng
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    assert is_async(SimpleNamespace(scheduler=object.__new__(AsyncScheduler)))
-    assert not is_async(SimpleNamespace(scheduler=object.__new__(Scheduler)))
+    assert is_async(AsyncScheduler)
+    assert not is_async(Scheduler)
 
 
 def test_nothing_was_lost_and_nothing_failed(engine: LiveEngine, hub: HubStandIn) -> None:

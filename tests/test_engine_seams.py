@@ -120,7 +120,7 @@ def test_an_engine_in_its_callers_process_is_let_go_with_its_client(loops: Any, 
     del client
     assert "schedule" not in vars(core.scheduler)
     del core
-    wait_for(lambda: not gc.collect() or engine() is None, "the engine is freed")
+    wait_for(lambda: gc.collect() >= 0 and engine() is None, "the engine is freed")
     assert engine() is None
     assert guard.faults == {}
 
@@ -161,6 +161,7 @@ def calls(engine: EngineCore) -> list[Any]:
     engine.batch_queue.append({0: Outputs([output("a", [5])])})
     results += [engine.step_fn(), engine._handle_client_request("WAKEUP", None)]
     results += [engine.collective_rpc("start_weight_update"), engine.collective_rpc("x", 1.0, args=(), kwargs={})]
+    results += [engine.pause_scheduler("keep"), engine.pause_scheduler(clear_cache=False), engine.reset_prefix_cache()]
     results.append([r.request_id for r in engine.scheduler.finish_requests(["a"], "FINISHED_ABORTED")])
     results.append(engine.scheduler.set_pause_state(PauseState.UNPAUSED))
     return results

@@ -11,18 +11,15 @@ from typing import Any
 
 import pytest
 
-from rltop.collectors.flags import BY_NAME
 from rltop.collectors.guard import Guard
 from rltop.collectors.vllm.commands import CLOSED_SHOWN, REMEMBERED, Commands
-from rltop.collectors.vllm.seams import Hook, HostFailure, Taps
+from rltop.collectors.vllm.seams import FAILED, Hook, HostFailure, Taps
 from rltop.collectors.vllm.switches import Board, drain
 from rltop.collectors.vllm.tap import Stepped, Tap
 from rltop.collectors.wire import Command, CommandUpdate
 from tests.engine_doubles import (
     EngineCore,
-    KVCacheCoordinatorNoPrefixCache,
     Outputs,
-    Scheduler,
     output,
     request,
 )
@@ -39,24 +36,41 @@ class Desk:
 
     def __init__(self, engine: EngineCore | None = None) -> None:
         self.engine = engine or EngineCore()
-        self.tap = Tap(self.engine)
         self.announced = 0
         self.guard = Guard()
         self.board = Board(self.engine)
+        policy = self.board.core.policy
+        self.tap = Tap(self.engine, on_weights=policy.on_weights)
         self.commands = Commands(self.board, "e0", self.tap, lambda: (3, "engine"), self._announce)
         hooks: dict[str, Hook] = {
             "step": self.tap.on_step,
             "finish": self.tap.on_finish,
-            "boundary": self.commands.at_boundary,
+            "rpc": self.tap.on_rpc,
+            "rpc" + FAILED: self.tap.on_rpc_failed,
+            "reset": policy.on_reset,
+            "pausing": policy.on_pause,
             "pause": self.commands.generation.on_set,
+            "boundary": self._at_boundary,
         }
         self.taps = Taps(self.engine, hooks, self.guard)
+
+    def _at_boundary(self, *_message: Any) -> None:
+        self.board.at_boundary()
+        self.commands.at_boundary()
 
     def _announce(self) -> None:
         self.announced += 1
 
-    def send(self, flag: str, value: str, id: str = "c", seconds: float = 60) -> list[CommandUpdate]:  # noqa: A002
-        self.commands.receive(Command(id, flag, value, time.time() + seconds))
+    def send(
+        self,
+        flag: str,
+        value: str,
+        id: str = "c",  # noqa: A002
+        seconds: float = 60,
+        *,
+        strict: bool = False,
+    ) -> list[CommandUpdate]:
+        self.commands.receive(Command(id, flag, value, time.time() + seconds, strict=strict))
         return self.commands.take_updates()
 
     def boundary(self) -> list[CommandUpdate]:
@@ -258,45 +272,6 @@ def test_unknown_flags_and_values_are_refused_with_what_there_is() -> None:
     (value,) = desk.send("prefix_caching", "maybe", "2")
     assert value.state == "refused"
     assert "on, off" in value.reason
-
-
-def refusal(engine: EngineCore, flag: str) -> str:
-    desk = Desk(engine)
-    state = desk.board.states()[flag]
-    (update,) = desk.send(flag, next(value for value in BY_NAME[flag].values if value != state.value))
-    assert (update.state, update.reason) == ("refused", state.reason)
-    assert not state.switchable
-    return state.reason
-
-
-def test_started_off_is_refused_with_the_launch_option() -> None:
-    engine = EngineCore(Scheduler())
-    engine.batch_queue = None
-    assert BY_NAME["async_scheduling"].launch in refusal(engine, "async_scheduling")
-    assert Desk(engine).board.states()["async_scheduling"].value == "off"
-    engine = EngineCore()
-    engine.scheduler.kv_cache_manager.coordinator = KVCacheCoordinatorNoPrefixCache()
-    engine.scheduler.kv_cache_manager.enable_caching = False
-    assert BY_NAME["prefix_caching"].launch in refusal(engine, "prefix_caching")
-
-
-def test_what_a_switch_does_not_cover_is_refused() -> None:
-    engine = EngineCore()
-    engine.scheduler.connector = object()
-    assert "connector" in refusal(engine, "prefix_caching")
-    assert "connector" in refusal(engine, "async_scheduling")
-    engine = EngineCore()
-    engine.vllm_config.speculative_config = object()
-    assert "speculative" in refusal(engine, "async_scheduling")
-    engine = EngineCore()
-    engine.vllm_config.max_concurrent_batches = engine.vllm_config.parallel_config.pipeline_parallel_size = 4
-    assert "4 deep" in refusal(engine, "async_scheduling")
-    engine = EngineCore()
-    engine.scheduler.kv_cache_manager.coordinator = type("HybridKVCacheCoordinator", (), {})()
-    assert "HybridKVCacheCoordinator" in refusal(engine, "prefix_caching")
-    engine = EngineCore()
-    del engine.scheduler.kv_cache_manager.block_pool.blocks
-    assert "evict" in refusal(engine, "prefix_caching")
 
 
 def test_drain_puts_back_what_it_masked_even_where_it_was_masked_before() -> None:

@@ -27,6 +27,9 @@ class Job(Protocol):
     def detail(self) -> str:
         """Which form of it, where there are several. From any thread."""
 
+    def stands(self, value: str, *, strict: bool) -> bool:
+        """Whether there is nothing to do for ``value``. From any thread."""
+
     def obstacle(self, value: str, *, strict: bool) -> str:
         """Why it can't become ``value``; empty if it can. From any thread."""
 
@@ -63,11 +66,15 @@ class FlagJob:
 
     def detail(self) -> str:
         """See ``Job``."""
-        return self._board.states()[self._flag].detail
+        return self._switch.detail()
+
+    def stands(self, value: str, *, strict: bool) -> bool:
+        """See ``Job``."""
+        return self._switch.stands(value, strict)
 
     def obstacle(self, value: str, *, strict: bool) -> str:  # noqa: ARG002 - a switch may be used either way, or not
         """See ``Job``."""
-        return self._switch.obstacle()
+        return self._switch.obstacle(strict)
 
     def waits(self, value: str) -> str:  # noqa: ARG002
         """Weight updates are waited for in any case."""
@@ -109,6 +116,10 @@ class CacheJob:
     def detail(self) -> str:
         """It has one form."""
         return ""
+
+    def stands(self, value: str, *, strict: bool) -> bool:  # noqa: ARG002
+        """It is flushed as often as it is asked for."""
+        return False
 
     def obstacle(self, value: str, *, strict: bool) -> str:  # noqa: ARG002
         """What stands against evicting single blocks stands against the switch of the cache too."""
@@ -160,6 +171,10 @@ class GenerationJob:
     def detail(self) -> str:
         """It has one form."""
         return ""
+
+    def stands(self, value: str, *, strict: bool) -> bool:  # noqa: ARG002
+        """Whether it is so already, by us."""
+        return self.read() == value
 
     def obstacle(self, value: str, *, strict: bool) -> str:  # noqa: ARG002
         """It can't be told who paused; ranks that step together pause together; or the pause is somebody else's."""

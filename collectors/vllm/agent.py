@@ -69,7 +69,8 @@ class Agent:
         self.guard = guard
         self._pid = os.getpid()
         self.id = engine_id(engine)
-        self.tap = Tap(engine)
+        self.board = Board(engine)
+        self.tap = Tap(engine, on_weights=self.board.core.policy.on_weights)
         self.assembler = Assembler()
         self.facts = guard.run("fingerprint", fingerprint, engine) or {}
         self.sender = Sender(
@@ -83,7 +84,6 @@ class Agent:
             vital=frozenset({"state"}),
             guard=guard,
         )
-        self.board = Board(engine)
         self.commands = Commands(self.board, self.id, self.tap, self._version, self._announce)
         self._counted_drops = 0
         self._lost_requests = 0
@@ -103,16 +103,25 @@ class Agent:
             self.sender.loop_count += 1
             tap.on_step(result)
 
+        def at_boundary(*_message: Any, **_kwargs: Any) -> None:
+            self.board.at_boundary()
+            self.commands.at_boundary()
+
         hooks: dict[str, seams.Hook] = {
             "step": on_step,
             "schedule": tap.on_schedule,
             "add": tap.on_add,
             "finish": tap.on_finish,
             "rpc": tap.on_rpc,
+            "rpc" + seams.FAILED: tap.on_rpc_failed,
+            "reset": self.board.core.policy.on_reset,
         }
         if hasattr(self.engine, "input_queue"):
-            hooks["boundary"] = self.commands.at_boundary
-            hooks["pause"] = self.commands.generation.on_set
+            hooks |= {
+                "boundary": at_boundary,
+                seams.PAUSING.name: self.board.core.policy.on_pause,
+                "pause": self.commands.generation.on_set,
+            }
         return hooks
 
     def close(self) -> None:
@@ -193,7 +202,9 @@ class Agent:
         version, source = self._version()
         label = getattr(self.engine, "_weight_version", None)
         assembler = self.assembler
-        facts = self.facts | self.board.workers.facts()
+        facts = self.facts | self.board.facts()
+        if self.tap.torn:
+            facts = facts | {"weights torn": self.tap.torn}
         if assembler.misplaced:
             facts = facts | {"misplaced logprobs": str(assembler.misplaced)}
         return wire.EngineState(

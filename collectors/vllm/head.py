@@ -1,20 +1,24 @@
-"""The projection to the vocabulary in float32: our override of vLLM's ``head_dtype`` on a live model.
+"""The projection to the vocabulary in float32: our override on a live model.
 
-A tied embedding needs nothing of its own: vLLM casts the weight for the projection alone, so the look-up of tokens
-keeps the model's dtype. Whether the setting is *bound* is seen by projecting one row through the live objects.
+Where vLLM knows ``head_dtype`` (0.26.0 on) that is set; it casts the weight for the projection alone. Where it does not
+(0.18.1) the ``apply`` of the head's own quant method is wrapped, and does the same. A tied embedding keeps the model's
+dtype either way: its look-up goes through ``embedding``, never through ``apply``. Whether the setting is *bound* is
+seen by projecting one row through the live objects.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 PLAIN = frozenset({"UnquantizedEmbeddingMethod", "UnquantizedLinearMethod"})
 """Kinds of head whose weight can be cast; any other raises inside the forward, which ends the engine."""
 
 
-def _parts(runner: Any) -> tuple[Any, Any]:
+def parts(runner: Any) -> tuple[Any, Any]:
     """Logits processor and head; of the language model where others stand around it."""
     model = runner.get_model() if hasattr(runner, "get_model") else runner.model
     if not hasattr(model, "logits_processor"):
@@ -27,63 +31,82 @@ def _is_float32(dtype: Any) -> bool:
 
 
 def read(runner: Any) -> str | None:
-    """``on`` while our override holds; None where this vLLM knows no ``head_dtype``."""
-    processor, _ = _parts(runner)
-    if not hasattr(processor, "head_dtype"):
+    """``on`` while our override holds; None where there is no head that it could hold on."""
+    processor, head = parts(runner)
+    if hasattr(processor, "head_dtype"):
+        return "on" if hasattr(processor, "rltop_head_dtype") and _is_float32(processor.head_dtype) else "off"
+    method = getattr(head, "quant_method", None)
+    if processor is None or not hasattr(method, "apply"):
         return None
-    return "on" if hasattr(processor, "rltop_head_dtype") and _is_float32(processor.head_dtype) else "off"
-
-
-def obstacle(runner: Any) -> str:
-    """Why the head can't be switched on this rank; empty if it can."""
-    processor, head = _parts(runner)
-    if getattr(runner.model_config, "enable_sleep_mode", False):
-        return "sleep mode is on: the head's weight may be away"
-    if processor is None:
-        return "this model has no logits processor that we know"
-    if not hasattr(processor, "head_dtype"):
-        return "this vLLM's logits processor knows no head_dtype"
-    if getattr(processor, "logits_as_input", False) or not hasattr(head, "quant_method"):
-        return "this model has no head that we know"
-    if (kind := type(head.quant_method).__name__) not in PLAIN:
-        return f"the head is quantised ({kind})"
-    if hasattr(head, "base_layer"):
-        return "the head goes through LoRA"
-    return "" if note(runner) or hasattr(processor, "rltop_head_dtype") else _memory(runner, head)
+    return "on" if hasattr(vars(method).get("apply"), "rltop_head") else "off"
 
 
 def note(runner: Any) -> str:
     """Why a switch would change nothing; empty if it would."""
-    processor, _ = _parts(runner)
+    processor, _ = parts(runner)
     if _is_float32(runner.model_config.dtype):
         return "no effect: the model is float32"
-    launched = getattr(processor, "rltop_head_dtype", processor.head_dtype)
+    launched = getattr(processor, "rltop_head_dtype", getattr(processor, "head_dtype", None))
     return "no effect: started with a float32 head" if _is_float32(launched) else ""
 
 
-def write(runner: Any, value: str) -> None:
+def write(runner: Any, value: str, _extra: Any) -> None:
     """Put the override in or take it out, and see one row come out as asked."""
-    processor, _ = _parts(runner)
-    if value == "on" and not hasattr(processor, "rltop_head_dtype"):
-        processor.rltop_head_dtype = processor.head_dtype
-        processor.head_dtype = sys.modules["torch"].float32
-    elif value == "off" and hasattr(processor, "rltop_head_dtype"):
-        processor.head_dtype = processor.rltop_head_dtype
-        del processor.rltop_head_dtype
+    if read(runner) != value:
+        processor, head = parts(runner)
+        if hasattr(processor, "head_dtype"):
+            _set_dtype(processor, value)
+        elif value == "on":
+            head.quant_method.apply = _in_float32(head, head.quant_method.apply)
+        else:
+            del head.quant_method.apply
     if value == "on" and not _is_float32(found := projected(runner)):
         raise RuntimeError(f"not bound: asked for float32, a projected row came out as {found}")
 
 
+def _set_dtype(processor: Any, value: str) -> None:
+    if value == "on":
+        processor.rltop_head_dtype = processor.head_dtype
+        processor.head_dtype = sys.modules["torch"].float32
+    else:
+        processor.head_dtype = processor.rltop_head_dtype
+        del processor.rltop_head_dtype
+
+
+def _in_float32(head: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+    """The projection of ``head`` in float32, as vLLM does it where it knows ``head_dtype``; of all else as it was.
+
+    On CUDA the product accumulates into float32 without a copy of the weight.
+    """
+    torch = sys.modules["torch"]
+
+    @functools.wraps(original)
+    def apply(layer: Any, x: Any, bias: Any = None) -> Any:
+        if layer is not head:
+            return original(layer, x, bias)
+        if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16):
+            flat = torch.mm(x.reshape(-1, x.shape[-1]), layer.weight.t(), out_dtype=torch.float32)
+            logits = flat.reshape(*x.shape[:-1], -1)
+            return logits if bias is None else logits + bias.float()
+        return torch.nn.functional.linear(x.float(), layer.weight.float(), None if bias is None else bias.float())
+
+    apply.rltop_head = True  # type: ignore[attr-defined] # by which ``read`` knows it
+    return apply
+
+
 def projected(runner: Any) -> Any:
     """Dtype of the logits of one row, by vLLM's own projection; None where it can't be called alone."""
-    processor, head = _parts(runner)
-    apply = getattr(processor, "_apply_head", None)
-    if apply is None:
+    processor, head = parts(runner)
+    if hasattr(processor, "_apply_head"):
+        project: Callable[[Any], Any] = lambda row: processor._apply_head(head, row, None)  # noqa: E731 - one of two
+    elif not hasattr(processor, "head_dtype"):
+        project = lambda row: head.quant_method.apply(head, row, bias=None)  # noqa: E731
+    else:
         return None
     torch = sys.modules["torch"]
     with torch.inference_mode():
         row = torch.zeros(1, head.weight.shape[-1], dtype=runner.model_config.dtype, device=head.weight.device)
-        return apply(head, row, None).dtype
+        return project(row).dtype
 
 
 def facts(runner: Any) -> dict[str, str]:
@@ -94,8 +117,9 @@ def facts(runner: Any) -> dict[str, str]:
     return {"head_dtype": shown, "lm_head_fp32 bound": bound}
 
 
-def _memory(runner: Any, head: Any) -> str:
-    """Float32 logits of a full batch and, off CUDA, a float32 copy of the weight at every step, have to fit."""
+def memory(runner: Any) -> str:
+    """What is lacking: float32 logits of a full batch and, off CUDA, a float32 copy of the weight have to fit."""
+    _, head = parts(runner)
     rows = runner.vllm_config.scheduler_config.max_num_seqs
     need = 4 * rows * head.weight.shape[0]
     if head.weight.device.type != "cuda":
@@ -103,7 +127,7 @@ def _memory(runner: Any, head: Any) -> str:
     free = free_bytes(head.weight.device)
     if free is None:
         return f"free memory of a {head.weight.device.type} device can't be read"
-    return "" if free > need else f"too little memory: {free >> 20} MiB free, {need >> 20} MiB needed"
+    return "" if free > need else f"{free >> 20} MiB free, {need >> 20} MiB needed"
 
 
 def free_bytes(device: Any) -> int | None:

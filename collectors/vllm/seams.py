@@ -1,8 +1,8 @@
 """Where the collector touches vLLM: the only file that names vLLM objects to patch.
 
-Every seam wraps, none pastes: arguments pass through untouched, the host's exceptions pass unchanged, and what is ours
-runs after the original, behind the guard. A seam that is missing or looks different costs one capability, which then
-says so; nothing else changes.
+Every seam wraps, none pastes: the host's exceptions pass unchanged, and what is ours runs behind the guard, after the
+original and with its arguments; one goes before it and steers (``STEERS``). A seam that is missing or looks different
+costs one capability, which then says so; nothing else changes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ LOOPS = ("EngineCoreProc", "DPEngineCoreProc")
 
 WORKER_MODULE = "vllm.v1.worker.worker_base"
 
-Hook = Callable[..., None]
-"""Runs after the original: ``hook(result, *args, **kwargs)``, with the original's arguments."""
+Hook = Callable[..., Any]
+"""Runs after the original: ``hook(result, *args, **kwargs)``, with the original's arguments; see also ``STEERS``."""
+
+FAILED = " failed"
+"""A hook of this ending after a seam's name runs where the original raised: ``hook(error, *args, **kwargs)``."""
 
 Attach = Callable[[Any], Callable[[], None]]
 """Called with a complete engine core; returns what to do when the engine ends."""
@@ -72,6 +75,17 @@ BOUNDARY = Seam(
     "0.18.1 0.26.0 0.32.0",
 )
 
+RPC = Seam("rpc", (), "collective_rpc", ("method",), "weight updates: when one is open, how many there were", "0.32.0")
+
+PAUSING = Seam(
+    "pausing",
+    (),
+    "pause_scheduler",
+    ("mode", "clear_cache"),
+    "update_clears_cache: whether a pause may clear the cache",
+    "0.18.1 0.26.0 0.32.0",
+)
+
 PAUSE = Seam(
     "pause",
     ("scheduler",),
@@ -93,10 +107,23 @@ SEAMS: tuple[Seam, ...] = (
         "aborted requests: they bypass the outputs of the step",
         "0.26.0 0.32.0",
     ),
-    Seam("rpc", (), "collective_rpc", ("method",), "weight updates: when one is open, how many there were", "0.32.0"),
+    RPC,
+    Seam(
+        "reset",
+        ("scheduler",),
+        "reset_prefix_cache",
+        ("reset_running_requests",),
+        "how often the prefix cache was reset",
+        "0.18.1 0.26.0 0.32.0",
+    ),
+    PAUSING,
     PAUSE,
     BOUNDARY,
 )
+
+STEERS = frozenset({PAUSING.name})
+"""Seams whose hook runs before the original, ``hook(*args, **kwargs)``, and answers with the arguments to use instead,
+or None for the caller's."""
 
 _classes: list[tuple[Any, str, Any]] = []
 
@@ -104,15 +131,23 @@ ESSENTIAL = ("step", "add")
 """Without these there is nothing to publish."""
 
 
-def wrap(original: Callable[..., Any], place: str, hook: Hook, guard: Guard) -> Callable[..., Any]:
-    """``original`` followed by ``hook``. The result and the host's exceptions are the original's.
+def wrap(
+    original: Callable[..., Any], place: str, hook: Hook, guard: Guard, on_failure: Hook | None = None
+) -> Callable[..., Any]:
+    """``original`` followed by ``hook``, or by ``on_failure`` where it raised.
 
-    ``functools.wraps`` matters: vLLM converts the arguments of utility calls by the signature of what it calls.
+    The result and the host's exceptions are the original's. ``functools.wraps`` matters: vLLM converts the arguments of
+    utility calls by the signature of what it calls.
     """
 
     @functools.wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
+        try:
+            result = original(*args, **kwargs)
+        except Exception as error:
+            if on_failure is not None:
+                guard.run(place, functools.partial(on_failure, **kwargs) if kwargs else on_failure, error, *args)
+            raise
         try:
             guard.run(place, functools.partial(hook, **kwargs) if kwargs else hook, result, *args)
         except HostFailure as failure:
@@ -120,6 +155,22 @@ def wrap(original: Callable[..., Any], place: str, hook: Hook, guard: Guard) -> 
         return result
 
     return wrapped
+
+
+def steer(original: Callable[..., Any], place: str, hook: Hook, guard: Guard) -> Callable[..., Any]:
+    """``original`` with the arguments that ``hook`` answers, or with its own where that is None or failed."""
+
+    @functools.wraps(original)
+    def steered(*args: Any, **kwargs: Any) -> Any:
+        chosen = guard.run(place, functools.partial(hook, **kwargs) if kwargs else hook, *args)
+        return original(*args, **kwargs) if chosen is None else original(*chosen)
+
+    return steered
+
+
+def is_tapped(owner: Any, method: str) -> bool:
+    """Whether a method of this very object is one of ours."""
+    return hasattr(vars(owner).get(method), "__wrapped__")
 
 
 def fault_of(seam: Seam, owner: Any) -> str:
@@ -154,7 +205,7 @@ class Taps:
             if fault := fault_of(seam, owner):
                 self.missing[seam.name] = f"{fault} (lost: {seam.why})"
                 continue
-            self._put(owner, seam.method, wrap(getattr(owner, seam.method), seam.name, hooks[seam.name], guard))
+            self._put(owner, seam.method, _made(getattr(owner, seam.method), seam.name, hooks, guard))
 
     def _put(self, owner: Any, method: str, wrapped: Callable[..., Any]) -> None:
         """Shadow the method on the instance; the class, and other engines, stay as they are."""
@@ -165,6 +216,12 @@ class Taps:
         """Leave the engine as it was found."""
         while self._undo:
             self._undo.pop()()
+
+
+def _made(original: Callable[..., Any], name: str, hooks: dict[str, Hook], guard: Guard) -> Callable[..., Any]:
+    if name in STEERS:
+        return steer(original, name, hooks[name], guard)
+    return wrap(original, name, hooks[name], guard, hooks.get(name + FAILED))
 
 
 def _restore(owner: Any, method: str, previous: Any) -> None:

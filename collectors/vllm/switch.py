@@ -1,39 +1,66 @@
-"""What a switch is, and what several of them need."""
+"""What a switch is made of: the objects it works on, a control per flag, and what several of them need."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-from rltop.collectors.flags import BY_NAME
 from rltop.collectors.vllm.seams import BOUNDARY, fault_of
+from rltop.collectors.vllm.update_policy import UpdatePolicy
+from rltop.collectors.vllm.workers import Workers
 
 
 class SwitchError(RuntimeError):
     """The live objects did not do what the switch expected; everything is as it was before."""
 
 
-class Switch(Protocol):
-    """One flag on one engine core."""
+@dataclass
+class Core:
+    """One engine core as the switches see it. Made before the engine takes work: it asks the workers.
 
-    def refresh(self) -> None:
-        """Read anew what only the engine's thread may read."""
+    Attributes:
+        engine: vLLM's engine core.
+        workers: all its ranks.
+        policy: what weight updates do to the cache.
+        scheduler_class: of the scheduler as launched.
+        depth: of the batch queue as launched.
+    """
 
-    def read(self) -> str | None:
-        """The value, or None where the engine has no such thing. From any thread."""
+    engine: Any
+    workers: Workers = field(init=False)
+    policy: UpdatePolicy = field(init=False)
+    scheduler_class: type = field(init=False)
+    depth: int = field(init=False)
 
-    def obstacle(self) -> str:
-        """Why it can't be switched on this engine now; empty if it can. From any thread."""
-
-    def write(self, value: str) -> None:
-        """Set it, whole or not at all. On the engine's thread, the batch queue drained."""
-
-    def note(self) -> str:
-        """What else there is to say of an applied switch; often empty."""
+    def __post_init__(self) -> None:
+        self.workers = Workers(self.engine)
+        self.policy = UpdatePolicy(self.engine)
+        self.scheduler_class = type(self.engine.scheduler)
+        self.depth = getattr(self.engine, "batch_queue_size", 1)
+        self.workers.refresh()
 
 
-def launch(flag: str, reason: str) -> str:
-    """A refusal with the way out."""
-    return f"{reason}; start the engine with {BY_NAME[flag].launch}"
+def nothing(_core: Core) -> str:
+    """Nothing to add."""
+    return ""
+
+
+@dataclass(frozen=True)
+class Control:
+    """The engine's side of one flag.
+
+    Attributes:
+        read: the value, or None where this engine has no such thing. From any thread.
+        write: set it, whole or not at all: ``write(core, value, strict)``. On the engine's thread, the queue drained.
+        detail: which form of the value it is, where there are several. From any thread.
+        note: what else there is to say of an applied switch; often empty.
+    """
+
+    read: Callable[[Core], str | None]
+    write: Callable[[Core, str, bool], None]
+    detail: Callable[[Core], str] = nothing
+    note: Callable[[Core], str] = nothing
 
 
 def no_boundary(engine: Any) -> str:
@@ -45,10 +72,9 @@ def no_boundary(engine: Any) -> str:
     return ""
 
 
-def common_obstacle(engine: Any) -> str:
-    """What stands against every switch of the scheduler."""
-    if reason := no_boundary(engine):
-        return reason
-    if getattr(engine.scheduler, "connector", None) is not None:
-        return "a KV connector is in use, whose own cache and transfers this switch does not cover"
-    return ""
+def preempt_all(engine: Any) -> None:
+    """Have every running request computed anew, by vLLM's own reset of the prefix cache. The batch queue is drained.
+
+    Callers check ``flags.PREEMPTION`` first: the reset raises only after it has preempted some.
+    """
+    engine.scheduler.reset_prefix_cache(reset_running_requests=True)

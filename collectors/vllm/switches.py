@@ -1,20 +1,72 @@
-"""The switches of one engine: what each flag is on the live objects, when it may change, and how.
+"""The switches of one engine: a flag of the table, its control, and what must hold, brought together.
 
-Everything is probed on the objects, never on version numbers. A switch runs on the engine's own thread between two
-steps, with the batch queue drained, so that tokens of batches in flight belong to the time before it; it is whole or
-undone; and what counts is the read-back.
+A switch runs on the engine's own thread between two steps, with the batch queue drained, so that tokens of batches in
+flight belong to the time before it; it is whole or undone; and what counts is the read-back.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from rltop.collectors.vllm.scheduler_switches import AsyncScheduling, PrefixCaching
+from rltop.collectors import needs as table
+from rltop.collectors.flags import FLAGS, PREEMPTION, Flag
+from rltop.collectors.vllm.controls import CONTROLS, STRICT
+from rltop.collectors.vllm.needs import CHECKS
 from rltop.collectors.vllm.seams import HostFailure
-from rltop.collectors.vllm.switch import Switch, SwitchError
-from rltop.collectors.vllm.worker import WORKER_FLAGS
-from rltop.collectors.vllm.worker_switches import Workers, WorkerSwitch
+from rltop.collectors.vllm.switch import Control, Core, SwitchError, preempt_all
 from rltop.collectors.wire import FlagState
+
+
+class Switch:
+    """One flag on one engine core."""
+
+    def __init__(self, flag: Flag, control: Control, core: Core) -> None:
+        self.flag = flag
+        self._control = control
+        self._core = core
+
+    def refresh(self) -> None:
+        """Read anew what only the engine's thread may read."""
+        if "workers_answer" in self.flag.needs + self.flag.strict_needs:
+            self._core.workers.refresh()
+
+    def read(self) -> str | None:
+        """The value, or None where the engine has no such thing. From any thread."""
+        return self._control.read(self._core)
+
+    def detail(self) -> str:
+        """Which form of the value it is, where there are several. From any thread."""
+        return self._control.detail(self._core)
+
+    def obstacle(self, strict: bool = False) -> str:
+        """Why it can't be switched on this engine now; empty if it can. From any thread."""
+        if strict and not self.flag.strict:
+            return f"{self.flag.name} has no strict form"
+        way = strict or self.detail() == STRICT  # the way back takes the same steps
+        for name in self.flag.needs + (self.flag.strict_needs if way else ()):
+            if found := lacking(self._core, self.flag.name, name):
+                need = table.BY_NAME[name]
+                reason = need.reason.format(found)
+                return f"{reason}; start the engine with {self.flag.launch}" if need.relaunch else reason
+        return ""
+
+    def stands(self, value: str, strict: bool = False) -> bool:
+        """Whether a command for this value would change nothing."""
+        return self.read() == value and (not self.detail() or (self.detail() == STRICT) == strict)
+
+    def write(self, value: str, strict: bool = False) -> None:
+        """Set it, whole or not at all. On the engine's thread, the batch queue drained."""
+        self._control.write(self._core, value, strict)
+
+    def note(self) -> str:
+        """What else there is to say of an applied switch; often empty."""
+        return self._control.note(self._core)
+
+
+def lacking(core: Core, flag: str, need: str) -> str:
+    """What was found against ``need``, on the engine core or on a rank; empty if it holds."""
+    check = CHECKS.get(need)
+    return check(core) if check is not None else core.workers.lacking(flag, need)
 
 
 class Board:
@@ -25,43 +77,58 @@ class Board:
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
-        self.workers = Workers(engine)
-        self.workers.refresh()
-        self.switches: dict[str, Switch] = {
-            "prefix_caching": PrefixCaching(engine),
-            "async_scheduling": AsyncScheduling(engine),
-            **{flag: WorkerSwitch(flag, engine, self.workers) for flag in WORKER_FLAGS},
-        }
+        self.core = Core(engine)
+        self.switches = {flag.name: Switch(flag, CONTROLS[flag.name], self.core) for flag in FLAGS}
 
     def states(self) -> dict[str, FlagState]:
         """Every flag as it stands. Only reads, from any thread."""
         found = {}
         for name, switch in self.switches.items():
             obstacle = switch.obstacle()
-            found[name] = FlagState(switch.read(), not obstacle, obstacle)
+            found[name] = FlagState(switch.read(), not obstacle, obstacle, switch.detail())
         return found
 
     def flip(self, flag: str, value: str, *, strict: bool = False) -> None:
         """Drain, switch, read back.
 
         Raises:
-            SwitchError: it did not take; the old value is back in place.
+            SwitchError: it did not take, or can't be done in the strict form; the old value is back in place.
             HostFailure: see ``drain``.
         """
-        if strict:
-            raise SwitchError(f"{flag} has no strict form on this engine")
         switch = self.switches[flag]
         drain(self.engine)
-        old = switch.read()
+        old, old_detail = switch.read(), switch.detail()
+        if strict and (obstacle := switch.obstacle(strict=True)):
+            raise SwitchError(obstacle)
         try:
-            switch.write(value)
+            switch.write(value, strict)
             switch.refresh()
-            if switch.read() != value:
-                raise SwitchError(f"the engine still reads {switch.read()} after the switch")
+            if not switch.stands(value, strict):
+                raise SwitchError(f"the engine still reads {switch.read()} {switch.detail()}".rstrip())
         except Exception:
-            if old is not None and switch.read() != old:
-                switch.write(old)
+            if old is not None and (switch.read(), switch.detail()) != (old, old_detail):
+                switch.write(old, old_detail == STRICT)
             raise
+
+    def at_boundary(self) -> None:
+        """Between two steps: reset the cache for an update that asks for it, if every running request survives that.
+
+        Raises:
+            HostFailure: see ``drain``.
+        """
+        policy = self.core.policy
+        if not policy.due:
+            return
+        policy.due = False
+        drain(self.engine)
+        found = ((table.BY_NAME[name], lacking(self.core, "update_clears_cache", name)) for name in PREEMPTION)
+        policy.skipped = next((need.reason.format(fault) for need, fault in found if fault), "")
+        if not policy.skipped:
+            preempt_all(self.engine)
+
+    def facts(self) -> dict[str, str]:
+        """What the switches know of the engine, for the fingerprint."""
+        return self.core.workers.facts() | self.core.policy.facts()
 
 
 def drain(engine: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 BACKLOG_LIMIT = 1 << 16
@@ -78,18 +79,22 @@ class Tap:
         epoch: flag epoch; raised by an applied switch.
         update_open: a weight update is under way.
         updates: weight updates that were finished.
+        torn: why the weights are neither the old nor the new ones; empty unless the last update failed halfway.
         inferred: version of the weights as far as the update calls tell; None before the first.
         shed, shed_requests: records, and whole requests among them, that found the queue full.
         put, taken: weight that went in (written by the engine's thread only) and was dealt with (sender's thread only).
         finished_ids: while a switch drains, the requests that finished meanwhile; else None.
     """
 
-    def __init__(self, engine: Any, backlog_limit: int = BACKLOG_LIMIT) -> None:
+    def __init__(
+        self, engine: Any, backlog_limit: int = BACKLOG_LIMIT, on_weights: Callable[[], None] | None = None
+    ) -> None:
         self.records: deque[Record] = deque()
         self.step = 0
         self.epoch = 0
         self.update_open = False
         self.updates = 0
+        self.torn = ""
         self.inferred: int | None = None
         self.shed = 0
         self.shed_requests = 0
@@ -97,6 +102,7 @@ class Tap:
         self.put = 0
         self.taken = 0
         self._limit = backlog_limit
+        self._on_weights = on_weights
         self._manager = getattr(engine.scheduler, "kv_cache_manager", None)
         self._next_version: int | None = None
 
@@ -170,8 +176,35 @@ class Tap:
         elif method in UPDATE_WHOLE:
             self._updated()
 
+    def on_rpc_failed(
+        self,
+        error: Exception,
+        method: Any,
+        timeout: Any = None,  # noqa: ARG002 - as above
+        args: Any = (),  # noqa: ARG002
+        kwargs: Any = None,  # noqa: ARG002
+    ) -> None:
+        """The same where it raised on a worker: that update is over, and what it had loaded stays loaded.
+
+        Nothing waits for it any longer. A start that failed has loaded nothing; of everything later it can't be known
+        which weights are the new ones, until an update comes through whole.
+        """
+        if method not in UPDATE_OPENS | UPDATE_PART | UPDATE_CLOSES | UPDATE_WHOLE:
+            return
+        self.update_open = False
+        self._next_version = None
+        if method not in UPDATE_OPENS:
+            self.torn = f"{method} failed at engine step {self.step} ({type(error).__name__}: {error})"
+            self._changed()
+
+    def _changed(self) -> None:
+        if self._on_weights is not None:
+            self._on_weights()
+
     def _updated(self) -> None:
         self.updates += 1
+        self.torn = ""
+        self._changed()
         self.inferred = self._next_version if self._next_version is not None else self.updates
         self._next_version = None
 
