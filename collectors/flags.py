@@ -162,7 +162,9 @@ FLAGS: tuple[Flag, ...] = (
         cost="nothing when it is switched; on costs a prefill of every running request at each update",
         probe="our own policy, where the live engine's pauses and worker calls go through the collector",
         method="off: a pause that asks to clear the cache does not. on: the prefix cache alone is reset after every "
-        "update, paused or not, at the next step boundary. Explicit reset calls stay what they are",
+        "update by vLLM's calls (finish_weight_update, reload_weights, a lone update_weights), paused or not, at the "
+        "next step boundary; where a running request would not survive that it is left, and told. Explicit resets "
+        "stay what they are, and calls of a trainer's own are not known to be updates",
         needs=("boundary", "no_connector", "sees_updates", "no_sleep_mode", "text_only"),
         launch="a text model, without a KV connector and without sleep mode",
         launch_args={"caller": ""},
@@ -191,7 +193,7 @@ def document() -> str:
         lines += [f"- **Read from**: {flag.probe}", f"- **Switched by**: {flag.method}"]
         if flag.strict:
             lines += [f"- **Strict**: {flag.strict}"]
-        lines += [f"- **Can be switched on an engine started with**: `{flag.launch}`"]
+        lines += [f"- **Can be switched on an engine started with**: {flag.launch}"]
         for value in flag.values:
             arguments = flag.launch_args.get(value)
             text = "no launch argument" if arguments is None else f"`{arguments}`" if arguments else "the default"

@@ -28,7 +28,11 @@ class Need:
 
 NEEDS: tuple[Need, ...] = (
     # --- of every switch
-    Need("boundary", "{}", "v1/engine/core.py:1674 EngineCoreProc._handle_client_request"),
+    Need(
+        "boundary",
+        "nothing can run between two steps of this engine: {}",
+        "v1/engine/core.py:1674 EngineCoreProc._handle_client_request",
+    ),
     # --- of the scheduler
     Need(
         "no_connector",
@@ -97,7 +101,7 @@ NEEDS: tuple[Need, ...] = (
         "v1/worker/gpu_model_runner.py:1435, 3546, 4345; v1/worker/gpu_input_batch.py:306",
     ),
     # --- of the workers
-    Need("workers_answer", "{}", "v1/worker/worker_base.py WorkerBase"),
+    Need("workers_answer", "the workers can't be asked: {}", "v1/worker/worker_base.py WorkerBase"),
     Need("ranks_agree", "the ranks differ: {}", "v1/executor/multiproc_executor.py collective_rpc"),
     Need("sampler_mode", "this vLLM's sampler has no logprobs_mode", "v1/sample/sampler.py:70", relaunch=True),
     Need("plain_sampler", "not proven for a {}", "v1/sample/sampler.py", relaunch=True),

@@ -95,10 +95,19 @@ class HubStandIn:
         """Whether the collector has registered."""
         return source in self._peers
 
-    def command(self, source: str, flag: str, value: str, id: str, timeout: float = 30.0) -> None:  # noqa: A002
+    def command(
+        self,
+        source: str,
+        flag: str,
+        value: str,
+        id: str,  # noqa: A002
+        timeout: float = 30.0,
+        *,
+        strict: bool = False,
+    ) -> None:
         """Send a command; its updates arrive in ``updates``."""
         wait_for(lambda: self.knows(source), f"{source} registers")
-        self._outbox.append((source, wire.Command(id, flag, value, time.time() + timeout)))
+        self._outbox.append((source, wire.Command(id, flag, value, time.time() + timeout, strict=strict)))
 
     def closed(self, id: str, timeout: float = 30.0) -> wire.CommandUpdate:  # noqa: A002
         """How the command ended."""

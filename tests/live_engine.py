@@ -1,8 +1,14 @@
-"""A real vLLM engine on the CPU, driven from synchronous tests: one AsyncLLM on an event loop of its own thread."""
+"""A real vLLM engine driven from synchronous tests: one AsyncLLM on an event loop of its own thread.
+
+By default the demo's model on the CPU. ``RLTOP_TEST_DEVICE=cuda`` and ``RLTOP_TEST_MODEL=DIR`` (bf16, no tokenizer) run
+the same tests on a GPU, ``RLTOP_TEST_EAGER=0`` compiled; the model runner is vLLM's own choice by its own variables.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -14,25 +20,45 @@ from tests.harness import wait_for
 
 T = TypeVar("T")
 
-MODEL = Path(rltop.backend.demo.__file__).parent / "sort-sft"
+DEVICE = os.environ.get("RLTOP_TEST_DEVICE", "cpu")
+ON_CPU = DEVICE == "cpu"
+MODEL = Path(os.environ.get("RLTOP_TEST_MODEL") or Path(rltop.backend.demo.__file__).parent / "sort-sft")
+EAGER = os.environ.get("RLTOP_TEST_EAGER", "1") == "1"
 BLOCK = 32
 BOOT_S = 300.0
 RESULT_S = 120.0
 
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "RLTOP_DEMO_ASYNC": "1",
-}
+ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR"} | (
+    {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "RLTOP_DEMO_ASYNC": "1",
+    }
+    if ON_CPU
+    else {}
+)
+
+
+def _launch() -> dict[str, Any]:
+    """What this device is launched with; updates by vLLM's weight-transfer API are the CPU's alone."""
+    if not ON_CPU:
+        return {"dtype": "bfloat16", "gpu_memory_utilization": 0.4, "generation_config": "vllm"}
+    from vllm.config import WeightTransferConfig
+
+    return {
+        "dtype": "float32",
+        "worker_extension_cls": "rltop.backend.demo.weights.WorkerExtension",
+        "weight_transfer_config": WeightTransferConfig(backend="rltop_file"),
+    }
 
 
 class LiveEngine:
     """Boots on construction (some 30 s). ``progress`` maps a request to the tokens its front end has seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, **launch: Any) -> None:
         self.progress: dict[str, list[int]] = {}
+        self._launch = launch
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -40,24 +66,22 @@ class LiveEngine:
 
     async def _boot(self) -> Any:
         from vllm import AsyncEngineArgs
-        from vllm.config import WeightTransferConfig
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        return AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=str(MODEL),
-                skip_tokenizer_init=True,
-                max_model_len=512,
-                max_num_seqs=64,
-                block_size=BLOCK,
-                dtype="float32",
-                enforce_eager=True,
-                async_scheduling=True,
-                disable_log_stats=True,
-                worker_extension_cls="rltop.backend.demo.weights.WorkerExtension",
-                weight_transfer_config=WeightTransferConfig(backend="rltop_file"),
-            )
-        )
+        common: dict[str, Any] = {
+            "model": str(MODEL),
+            "skip_tokenizer_init": True,
+            "max_model_len": 512,
+            "max_num_seqs": 64,
+            # Recomputing all of them fits one step: in chunks, a seeded request would end an engine on the CPU.
+            "max_num_batched_tokens": 16384,
+            "block_size": BLOCK,
+            "enforce_eager": EAGER,
+            "enable_prefix_caching": True,
+            "async_scheduling": True,
+            "disable_log_stats": True,
+        }
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**common | _launch() | self._launch))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work`` on the engine's loop."""
@@ -72,25 +96,33 @@ class LiveEngine:
         name: str,
         prompt: list[int],
         tokens: int,
-        seed: int,
+        seed: int | None,
         logprobs: int | None = 0,
         temperature: float = 1.0,
     ) -> Future[Any]:
         """Sample exactly ``tokens`` tokens; the result is vLLM's last ``RequestOutput``. Cancelling it aborts."""
+        return self.start(self.sample(name, prompt, tokens, seed, logprobs, temperature))
+
+    async def sample(
+        self,
+        name: str,
+        prompt: list[int],
+        tokens: int,
+        seed: int | None,
+        logprobs: int | None = 0,
+        temperature: float = 1.0,
+    ) -> Any:
+        """The same, awaited on the engine's loop."""
         from vllm import SamplingParams
 
         params = SamplingParams(
             temperature=temperature, max_tokens=tokens, ignore_eos=True, logprobs=logprobs, seed=seed, detokenize=False
         )
         self.progress[name] = []
-
-        async def last() -> Any:
-            output = None
-            async for output in self.llm.generate({"prompt_token_ids": prompt}, params, name):
-                self.progress[name] = list(output.outputs[0].token_ids)
-            return output
-
-        return self.start(last())
+        output = None
+        async for output in self.llm.generate({"prompt_token_ids": prompt}, params, name):
+            self.progress[name] = list(output.outputs[0].token_ids)
+        return output
 
     def wait_running(self, names: list[str], tokens: int = 3) -> None:
         """Until every named request has some tokens."""
@@ -107,3 +139,23 @@ class LiveEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+
+@functools.cache
+def _policy() -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.float32 if ON_CPU else torch.bfloat16
+    return AutoModelForCausalLM.from_pretrained(str(MODEL), dtype=dtype).eval().to(DEVICE)
+
+
+def policy_logprobs(prompt: list[int], tokens: list[int], temperature: float) -> Any:
+    """Log-probabilities of ``tokens`` [n] by transformers alone, at a temperature, in double."""
+    import torch
+
+    with torch.no_grad():
+        ids = torch.tensor([prompt + tokens], device=DEVICE)
+        logits = _policy()(ids).logits[0, len(prompt) - 1 : -1]
+        logp = torch.log_softmax(logits.float() / temperature, -1)
+        return logp.gather(-1, ids[0, len(prompt) :, None])[:, 0].double().cpu().numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,15 @@ import numpy as np
 import pytest
 
 from rltop.collectors import wire
+from rltop.collectors.flags import BY_NAME
 from rltop.collectors.vllm.needs import is_async
 from tests.harness import HubStandIn, wait_for
-from tests.live_engine import ENVIRONMENT, MODEL, LiveEngine
+from tests.live_engine import ENVIRONMENT, MODEL, ON_CPU, LiveEngine
+from tests.switchboard import ENGINE, Walk, arrived, by_epoch, check_equal, fresh, prompt, switch, table, told
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.engine if ON_CPU else pytest.mark.gpu, pytest.mark.timeout(420)]
 
-ENGINE = "e0"
 IN_FLIGHT = 40
-
-Arrived = tuple[wire.Rollout, list[int], list[int], list[float]]
 
 
 @pytest.fixture(scope="module")
@@ -40,54 +38,6 @@ def engine(hub: HubStandIn) -> Iterator[LiveEngine]:
         yield engine
         engine.close()
     wait_for(lambda: [bye for bye in hub.byes if bye.source == ENGINE], "the collector says goodbye")
-
-
-def prompt(number: int, size: int = 20) -> list[int]:
-    return [3] + [5 + (number * 7 + i * i) % 100 for i in range(size - 1)]
-
-
-def arrived(hub: HubStandIn, name: str) -> Arrived:
-    """The rollout of the request that the front end calls ``name``: vLLM appends 8 hex digits."""
-
-    def find() -> Arrived | None:
-        return next((found for key, found in hub.rollouts().items() if key.rsplit("-", 1)[0] == name), None)
-
-    return wait_for(find, f"rollout {name}")
-
-
-def told(output: Any) -> tuple[list[int], list[float]]:
-    """Tokens and logprobs as the front end returned them."""
-    completion = output.outputs[0]
-    tokens = list(completion.token_ids)
-    return tokens, [entry[token].logprob for token, entry in zip(tokens, completion.logprobs, strict=True)]
-
-
-def switch(hub: HubStandIn, flag: str, value: str, tag: str) -> wire.CommandUpdate:
-    hub.command(ENGINE, flag, value, f"{tag}-{flag}-{value}")
-    update = hub.closed(f"{tag}-{flag}-{value}")
-    assert (update.state, update.new, update.lost_requests) == ("applied", value, 0), update
-    states = [u.state for u in hub.updates if u.id == update.id]
-    assert states == ["accepted", "applied"]
-    return update
-
-
-def fresh(hub: HubStandIn) -> wire.EngineState:
-    """A state that was read after this call: it knows a question that was asked now."""
-    name = f"fresh{len(hub.updates)}"
-    hub.command(ENGINE, "no_such_flag", "on", name)
-    return wait_for(
-        lambda: next((s for s in hub.states() if name in [update.id for update in s.commands]), None), "a fresh state"
-    )
-
-
-def check_equal(hub: HubStandIn, name: str, output: Any) -> wire.Rollout:
-    """The record equals what the front end returned, to the last bit of float32."""
-    rollout, prompts, tokens, logprobs = arrived(hub, name)
-    assert prompts == output.prompt_token_ids
-    assert (tokens, logprobs) == told(output)
-    assert rollout.finish_reason == output.outputs[0].finish_reason
-    assert rollout.cached_tokens == output.num_cached_tokens
-    return rollout
 
 
 def test_finished_rollouts_arrive_with_the_tokens_and_logprobs_the_front_end_returned(
@@ -202,34 +152,6 @@ def test_a_command_for_an_idle_engine_runs_and_one_for_the_present_value_changes
     assert shown.flag_epoch == epoch
 
 
-@functools.cache
-def policy() -> Any:
-    from rltop.backend.demo.trainer import load_model
-
-    return load_model(str(MODEL))
-
-
-def policy_logprobs(prompt_ids: list[int], tokens: list[int], temperature: float) -> Any:
-    """Log-probabilities of ``tokens`` [n] by torch alone, at a temperature."""
-    import torch
-
-    with torch.no_grad():
-        logits = policy()(torch.tensor([prompt_ids + tokens])).logits[0, len(prompt_ids) - 1 : -1]
-        logp = torch.log_softmax(logits.float() / temperature, -1)
-        return logp.gather(-1, torch.tensor(tokens)[:, None])[:, 0].double().numpy()
-
-
-def ratios(found: list[Arrived], temperature: float) -> dict[int, Any]:
-    """By flag epoch, pi / mu of every token: what the trainer computes at ``temperature`` against the record."""
-    parts: dict[int, list[Any]] = {}
-    for rollout, prompts, tokens, logprobs in found:
-        ratio = np.exp(policy_logprobs(prompts, tokens, temperature) - np.array(logprobs))
-        ends = [run.start for run in rollout.runs[1:]] + [rollout.size]
-        for run, end in zip(rollout.runs, ends, strict=True):
-            parts.setdefault(run.flag_epoch, []).append(ratio[run.start : end])
-    return {epoch: np.concatenate(of_epoch) for epoch, of_epoch in parts.items()}
-
-
 def test_logprobs_mode_switches_in_flight_and_the_ratio_says_which_it_was(engine: LiveEngine, hub: HubStandIn) -> None:
     names = [f"warm7-{i}" for i in range(IN_FLIGHT)]
     running = [engine.generate(name, prompt(i), 150, seed=i, temperature=0.7) for i, name in enumerate(names)]
@@ -239,7 +161,7 @@ def test_logprobs_mode_switches_in_flight_and_the_ratio_says_which_it_was(engine
     assert update.in_flight == IN_FLIGHT
     for name, work in zip(names, running, strict=True):
         assert check_equal(hub, name, work.result(60)).size == 150
-    raw, processed = (values for _, values in sorted(ratios([arrived(hub, name) for name in names], 0.7).items()))
+    raw, processed = (values for _, values in sorted(by_epoch([arrived(hub, name) for name in names], 0.7).items()))
     error = processed.std() / processed.size**0.5
     assert abs(raw.mean() - 1) > 10 * raw.std() / raw.size**0.5
     assert abs(processed.mean() - 1) <= max(3 * error, 1e-5), (processed.mean(), error)
@@ -248,7 +170,7 @@ def test_logprobs_mode_switches_in_flight_and_the_ratio_says_which_it_was(engine
     back = switch(hub, "logprobs_mode", "raw", "lm")
     assert back.old == "processed"
     check_equal(hub, "raw7", engine.generate("raw7", prompt(1), 200, seed=1, temperature=0.7).result(60))
-    (again,) = ratios([arrived(hub, "raw7")], 1.0).values()
+    (again,) = by_epoch([arrived(hub, "raw7")], 1.0).values()
     assert np.abs(again - 1).max() < 1e-3  # raw: the model's own distribution, whatever the temperature
 
 
@@ -270,6 +192,56 @@ def test_a_float32_head_on_a_float32_model_has_no_effect_and_says_so(engine: Liv
     assert fresh(hub).fingerprint["lm_head_fp32 bound"] == "no override"
 
 
+def test_strict_off_keeps_every_request_whole_and_every_logprob_right(engine: LiveEngine, hub: HubStandIn) -> None:
+    names = [f"strict{i}" for i in range(IN_FLIGHT)]
+    running = [engine.generate(name, prompt(i), 200, seed=None) for i, name in enumerate(names)]
+    engine.wait_running(names, 20)
+    for number, (value, strict) in enumerate((("off", True), ("off", False), ("off", True), ("on", False))):
+        update = switch(hub, "async_scheduling", value, f"st{number}", strict=strict)
+        assert update.in_flight == IN_FLIGHT
+        assert fresh(hub).flags["async_scheduling"].detail == update.detail
+        engine.wait_running(names, 40 + 20 * number)
+    for name, work in zip(names, running, strict=True):
+        assert check_equal(hub, name, work.result(60)).size == 200
+    by = by_epoch([arrived(hub, name) for name in names], 1.0)
+    assert len(by) == 5
+    assert max(np.abs(ratio - 1).max() for ratio in by.values()) < 1e-3
+
+
+def test_seeded_requests_that_would_be_recomputed_in_chunks_keep_strict_from_being_done(
+    engine: LiveEngine, hub: HubStandIn
+) -> None:
+    names = [f"long{i}" for i in range(IN_FLIGHT)]
+    running = [engine.generate(name, prompt(i, 400), 100, seed=i) for i, name in enumerate(names)]
+    engine.wait_running(names, 20)
+    hub.command(ENGINE, "async_scheduling", "off", "too-long", strict=True)
+    refused = hub.closed("too-long")
+    assert (refused.state, "in chunks" in refused.reason) == ("refused", True)
+    assert fresh(hub).flags["async_scheduling"].value == "on"
+    for name, work in zip(names, running, strict=True):
+        assert check_equal(hub, name, work.result(60)).size == 100
+
+
+def test_every_flag_in_any_order_with_requests_in_flight(engine: LiveEngine, hub: HubStandIn) -> None:
+    rows = Walk(engine, hub).run()
+    print(table(rows))
+    assert {row.flag for row in rows} == set(BY_NAME)
+    assert sum(len(row.milliseconds) for row in rows) == 20 * len(BY_NAME)
+
+
+def test_a_failed_update_is_told_and_holds_up_nothing(engine: LiveEngine, hub: HubStandIn) -> None:
+    with pytest.raises(Exception, match="reload_weights"):
+        engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": "/nowhere"}))
+    torn = fresh(hub)
+    assert "reload_weights failed" in torn.fingerprint["weights torn"]
+    assert not torn.update_open
+    switch(hub, "prefix_caching", "off", "torn")
+    switch(hub, "prefix_caching", "on", "torn")
+    engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(MODEL)}))
+    assert "weights torn" not in fresh(hub).fingerprint
+
+
+@pytest.mark.skipif(not ON_CPU, reason="needs a backend of vLLM's weight-transfer API")
 def test_a_switch_waits_for_an_open_weight_update_and_versions_stand_per_token(
     engine: LiveEngine, hub: HubStandIn
 ) -> None:

@@ -17,7 +17,7 @@ class Workers:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self._answers: list[dict[str, Answer]] = []
-        self.fault = "the workers were not asked yet"
+        self.fault = "not asked yet"
 
     def refresh(self) -> None:
         """Ask all ranks. Never raises: a worker without our methods is an answer."""
@@ -25,7 +25,7 @@ class Workers:
             self._answers = self._engine.model_executor.collective_rpc(READ)
             self.fault = "" if self._answers else "no worker answered"
         except Exception as fault:  # noqa: BLE001 - whatever an executor raises
-            self._answers, self.fault = [], f"the workers can't be asked ({type(fault).__name__}: {fault})"
+            self._answers, self.fault = [], f"{type(fault).__name__}: {fault}"
 
     def read(self, name: str) -> str | None:
         """The value that all ranks have; ``mixed`` where they differ."""

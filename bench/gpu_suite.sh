@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The judged suite on a GPU machine without network: bench/gpu_suite.sh SETUP MODEL_SCRIPT [--skip PART...]
+# SETUP is sourced to put vLLM on the path; MODEL_SCRIPT DIR makes a model without a tokenizer's help. Runs compiled on the
+# default model runner, then eager on V1, and prints a table for each. Needs no pytest and installs nothing.
+set -uo pipefail
+setup=$1 model_script=$2
+shift 2
+cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+# shellcheck disable=SC1090
+source "$setup" "$work/site"
+
+# What `pip install .` would leave: the packages, and the entry point by which vLLM finds the collector.
+mkdir -p "$work/path/rltop" "$work/path/rltop-0.dist-info"
+for package in tui backend collectors; do ln -s "$PWD/$package" "$work/path/rltop/$package"; done
+printf 'Metadata-Version: 2.1\nName: rltop\nVersion: 0\n' > "$work/path/rltop-0.dist-info/METADATA"
+printf '[vllm.general_plugins]\nrltop = rltop.collectors.vllm:register\n' > "$work/path/rltop-0.dist-info/entry_points.txt"
+export PYTHONPATH=$work/path:$PWD${PYTHONPATH:+:$PYTHONPATH}
+
+python "$model_script" "$work/model" || exit 1
+export RLTOP_TEST_DEVICE=cuda RLTOP_TEST_MODEL=$work/model
+code=0
+RLTOP_TEST_EAGER=0 timeout 270 python -m bench.gpu_suite "$@" || code=1
+VLLM_USE_V2_MODEL_RUNNER=0 RLTOP_TEST_EAGER=1 timeout 270 python -m bench.gpu_suite "$@" || code=1
+rm -rf "$work"
+exit $code
