@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rltop.collectors import wire
-from rltop.collectors.flags import FLAGS
+from rltop.collectors.flags import BY_NAME, FLAGS
 from tests.harness import HubStandIn, wait_for
 from tests.live_engine import ON_CPU, LiveEngine, policy_logprobs
 
@@ -117,6 +117,7 @@ class Traffic:
     """Keeps ``IN_FLIGHT`` requests in flight, each of a size of its own; half begin with the same two blocks."""
 
     engine: LiveEngine
+    name: str
     outputs: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     stopping: bool = False
@@ -130,7 +131,7 @@ class Traffic:
     async def _lane(self, lane: int) -> None:
         number = 0
         while not self.stopping:
-            name = f"walk{lane}.{number}"
+            name = f"{self.name}{lane}.{number}"
             ids = (prompt(1, 64) if lane % 2 else []) + prompt(lane * 1000 + number, 12 + lane % 7)
             self.sizes[name] = 80 + (lane * 13 + number * 29) % 120
             self.outputs[name] = await self.engine.sample(name, ids, self.sizes[name], None, temperature=TEMPERATURE)
@@ -166,13 +167,14 @@ class Move:
         return self.value + (" (strict)" if self.strict else "")
 
 
-def moves(seed: int, start: dict[str, str]) -> Iterator[Move]:
+def moves(seed: int, start: dict[str, str], *, strict: bool) -> Iterator[Move]:
     """``TIMES`` switches of every flag in a random order, each to another value or form than the present one."""
     chance = random.Random(seed)
-    forms = {f.name: [Move(f.name, v) for v in f.values] for f in FLAGS}
-    forms["async_scheduling"].append(Move("async_scheduling", "off", strict=True))
+    forms = {flag.name: [Move(flag.name, value) for value in flag.values] for flag in FLAGS}
+    if strict:
+        forms["async_scheduling"].append(Move("async_scheduling", "off", strict=True))
     present = {name: Move(name, value) for name, value in start.items()}
-    deck = [flag.name for flag in FLAGS for _ in range(TIMES)]
+    deck = [name for name in start for _ in range(TIMES)]
     chance.shuffle(deck)
     for name in deck:
         present[name] = chance.choice([move for move in forms[name] if move != present[name]])
@@ -202,10 +204,26 @@ HEADING = "| switch | times | ms, median (to) | in flight | lost | signature |\n
 
 
 class Walk:
-    """A seeded random walk over all values of all flags, under traffic; ``rows`` is what it saw."""
+    """A seeded random walk over all values of some flags, under traffic; ``rows`` is what it saw.
 
-    def __init__(self, engine: LiveEngine, hub: HubStandIn, seed: int = 20) -> None:
-        self.engine, self.hub, self.seed = engine, hub, seed
+    Args:
+        engine: booted.
+        hub: its hub.
+        flags: to switch.
+        strict: with strict forms among them.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        engine: LiveEngine,
+        hub: HubStandIn,
+        flags: tuple[str, ...] = tuple(BY_NAME),
+        *,
+        strict: bool = True,
+        seed: int = 20,
+    ) -> None:
+        self.engine, self.hub, self.flags, self.strict, self.seed = engine, hub, flags, strict, seed
         self.rows: dict[tuple[str, str], Row] = {}
         self.updates: dict[str, list[int]] = {}
         self.values: list[dict[str, str]] = []
@@ -216,24 +234,24 @@ class Walk:
     def run(self) -> list[Row]:
         """Walk, put everything back, and judge."""
         start = fresh(self.hub)
-        switchable = {name: state.value or "" for name, state in start.flags.items() if state.switchable}
-        first = start.flag_epoch
-        self.values, self.times = [dict(switchable)], [0.0]
-        traffic = Traffic(self.engine)
+        home = {name: state.value or "" for name, state in start.flags.items() if name in self.flags}
+        assert all(start.flags[name].switchable for name in home), start.flags
+        self.values, self.times = [{name: state.value or "" for name, state in start.flags.items()}], [0.0]
+        traffic = Traffic(self.engine, f"walk{start.flag_epoch}-")
         traffic.start()
-        for number, move in enumerate(move for move in moves(self.seed, switchable) if move.flag in switchable):
+        for number, move in enumerate(moves(self.seed, home, strict=self.strict)):
             self._step(number, move, traffic)
         traffic.finish()
-        for flag, value in switchable.items():
+        for flag, value in home.items():
             if self.values[-1][flag] != value:
-                switch(self.hub, flag, value, "home")
-        self._judge(traffic, first)
+                switch(self.hub, flag, value, f"home{start.flag_epoch}")
+        self._judge(traffic, start.flag_epoch)
         return list(self.rows.values())
 
     def _step(self, number: int, move: Move, traffic: Traffic) -> None:
         traffic.wait_tokens(TOKENS_BETWEEN)
         before = self.values[-1]
-        update = switch(self.hub, move.flag, move.value, f"walk{number}", strict=move.strict)
+        update = switch(self.hub, move.flag, move.value, f"walk{len(self.hub.updates)}", strict=move.strict)
         assert update.old == before[move.flag].removesuffix(" (strict)")
         assert update.in_flight is not None
         assert update.in_flight >= AT_LEAST
@@ -297,24 +315,28 @@ class Walk:
         return [found[name] for name in traffic.outputs]
 
     def _judge_ratios(self, records: list[Arrived], first: int) -> None:
-        parts: dict[str, list[Any]] = {}
+        """The ratio says which mode it was, and in whatever form of scheduling, that every token is in its place."""
+        parts: dict[tuple[str, str], list[Any]] = {}
         for epoch, ratio in by_epoch(records[:: max(1, len(records) // RECOMPUTED)], TEMPERATURE).items():
-            parts.setdefault(self.values[epoch - first]["logprobs_mode"], []).append(ratio)
-        for value, pieces in parts.items():
+            values = self.values[epoch - first]
+            parts.setdefault(("logprobs_mode", values["logprobs_mode"]), []).append(ratio)
+            if values["logprobs_mode"] == "processed":
+                parts.setdefault(("async_scheduling", values["async_scheduling"]), []).append(ratio)
+        for (flag, value), pieces in parts.items():
             ratio = np.concatenate(pieces)
             mean, error = ratio.mean(), ratio.std() / ratio.size**0.5
-            self.rows["logprobs_mode", value].signature = f"mean ratio {mean:.5f} ± {error:.5f}, {ratio.size} tokens"
+            if row := self.rows.get((flag, value)):
+                row.signature = f"mean ratio {mean:.5f} ± {error:.5f}, {ratio.size} tokens"
             if value == "raw":
                 assert abs(mean - 1) > max(10 * error, 5 * FLOOR), (mean, error)
             else:
                 assert abs(mean - 1) <= max(3 * error, FLOOR), (mean, error)
                 if ON_CPU:  # token by token: one lost, doubled or out of order would change all after it
                     assert np.abs(ratio - 1).max() < 1e-3
-        assert parts.keys() == {"raw", "processed"}
+        assert {key for key in self.rows if key[0] in {"logprobs_mode", "async_scheduling"}} <= parts.keys()
 
     def _judge_hits(self, records: list[Arrived]) -> None:
-        hits = {"on": 0, "off": 0}
-        prompts = {"on": 0, "off": 0}
+        hits, prompts = {"on": 0, "off": 0}, {"on": 0, "off": 0}
         for rollout, ids, _, _ in records:
             epoch = sum(time <= rollout.scheduled for time in self.times) - 1
             value = self.values[epoch]["prefix_caching"]
@@ -324,7 +346,8 @@ class Walk:
         assert hits["off"] == 0
         assert hits["on"] > 0
         for value, count in hits.items():
-            self.rows["prefix_caching", value].signature = f"{count} of {prompts[value]} prompt tokens hit"
+            if row := self.rows.get(("prefix_caching", value)):
+                row.signature = f"{count} of {prompts[value]} prompt tokens hit"
 
 
 def table(rows: list[Row]) -> str:
