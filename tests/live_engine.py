@@ -101,6 +101,7 @@ class LiveEngine:
         temperature: float = 1.0,
     ) -> Future[Any]:
         """Sample exactly ``tokens`` tokens; the result is vLLM's last ``RequestOutput``. Cancelling it aborts."""
+        self.progress[name] = []
         return self.start(self.sample(name, prompt, tokens, seed, logprobs, temperature))
 
     async def sample(
