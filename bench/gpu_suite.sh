@@ -17,10 +17,10 @@ printf 'Metadata-Version: 2.1\nName: rltop\nVersion: 0\n' > "$work/path/rltop-0.
 printf '[vllm.general_plugins]\nrltop = rltop.collectors.vllm:register\n' > "$work/path/rltop-0.dist-info/entry_points.txt"
 export PYTHONPATH=$work/path:$PWD${PYTHONPATH:+:$PYTHONPATH}
 
-python "$model_script" "$work/model" || exit 1
+python3 "$model_script" "$work/model" || exit 1
 export RLTOP_TEST_DEVICE=cuda RLTOP_TEST_MODEL=$work/model
 code=0
-RLTOP_TEST_EAGER=0 timeout 270 python -m bench.gpu_suite "$@" || code=1
-VLLM_USE_V2_MODEL_RUNNER=0 RLTOP_TEST_EAGER=1 timeout 270 python -m bench.gpu_suite "$@" || code=1
+RLTOP_TEST_EAGER=0 timeout 270 python3 -m bench.gpu_suite "$@" || code=1
+VLLM_USE_V2_MODEL_RUNNER=0 RLTOP_TEST_EAGER=1 timeout 270 python3 -m bench.gpu_suite "$@" || code=1
 rm -rf "$work"
 exit $code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,12 @@ import pytest
 from rltop.collectors import needs
 from rltop.collectors.flags import BY_NAME, FLAGS, PREEMPTION, document
 from rltop.collectors.vllm import needs as engine_needs
-from rltop.collectors.vllm import worker_needs
+from rltop.collectors.vllm import switches, worker_needs
 from rltop.collectors.vllm.controls import CONTROLS
+from rltop.collectors.vllm.switch import Control, Core
 from rltop.collectors.vllm.switches import Board
 from rltop.collectors.vllm.worker import PARTS
+from rltop.collectors.wire import FlagState
 from tests.engine_doubles import (
     EngineCore,
     Executor,
@@ -33,6 +36,10 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm.v1.engine", SimpleNamespace(EngineCoreRequestType=Kinds))
     monkeypatch.setitem(sys.modules, "torch", Torch)
 
+
+PREFIX, ASYNC, LOGPROBS, HEAD, UPDATE = BY_NAME
+STRICT = "strict"
+"""Stands for the strict form of ``ASYNC``."""
 
 # --- the tables ---------------------------------------------------------------------------------------------------
 
@@ -65,6 +72,20 @@ def test_a_flag_asks_for_the_workers_before_it_asks_the_workers() -> None:
         of_workers = [names.index(name) for name in names if name in worker_needs.CHECKS]
         assert all(names.index("workers_answer") < place for place in of_workers), flag.name
         assert bool(of_workers) == (flag.name in PARTS)
+
+
+def test_a_sixth_flag_is_one_entry_and_one_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    sixth = dataclasses.replace(BY_NAME[PREFIX], name="quiet", values=("off", "on"), needs=("boundary",))
+
+    def write(core: Core, value: str, _strict: bool) -> None:
+        core.engine.quiet = value
+
+    monkeypatch.setattr(switches, "FLAGS", (*FLAGS, sixth))
+    monkeypatch.setitem(CONTROLS, "quiet", Control(lambda core: getattr(core.engine, "quiet", "off"), write))
+    board = Board(EngineCore())
+    assert board.states()["quiet"] == FlagState("off", True)
+    board.flip("quiet", "on")
+    assert board.states()["quiet"] == FlagState("on", True)
 
 
 def test_the_manual_is_the_table() -> None:
@@ -260,9 +281,6 @@ def other_boundary(engine: EngineCore) -> None:
 def old_pauses(engine: EngineCore) -> None:
     vars(engine)["pause_scheduler"] = lambda: "paused"
 
-
-PREFIX, ASYNC, LOGPROBS, HEAD, UPDATE = BY_NAME
-STRICT = "strict"
 
 REFUSALS: list[tuple[str, str, Change, str]] = [
     *(("boundary", flag, in_process, "VLLM_ENABLE_V1_MULTIPROCESSING") for flag in BY_NAME),

@@ -177,6 +177,23 @@ def test_a_reset_that_a_running_request_would_not_survive_is_not_done_and_told(c
     assert "prefix cache not reset" not in desk.board.facts()
 
 
+def test_the_engines_own_failure_before_a_reset_reaches_the_engine_unchanged() -> None:
+    desk = Desk()
+    policy(desk, "on")
+
+    def dies() -> Any:
+        raise RuntimeError("the model executor failed")
+
+    desk.engine.step_fn = dies
+    assert desk.engine.batch_queue is not None
+    desk.engine.batch_queue.append({0: Outputs([])})
+    desk.engine.collective_rpc("reload_weights")
+    with pytest.raises(RuntimeError, match="the model executor failed"):
+        desk.boundary()
+    assert desk.engine.scheduler.resets == []
+    assert desk.guard.faults == {}
+
+
 def test_the_seeds_of_a_request_whose_prefill_fits_one_step_are_no_obstacle() -> None:
     desk = Desk()
     policy(desk, "on")
