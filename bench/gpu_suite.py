@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tests.harness import HubStandIn
-from tests.live_engine import DEVICE, EAGER, ENVIRONMENT, LiveEngine
+from tests.live_engine import DEVICE, EAGER, ENVIRONMENT, MODEL, LiveEngine
 from tests.switchboard import ENGINE, Walk, arrived, by_epoch, check_equal, fresh, prompt, switch, table
 
 FACTS = ("vllm_version", "model_runner", "attention_backend", "device", "sampling_path", "dtype")
@@ -64,11 +64,14 @@ def torn(engine: LiveEngine, hub: HubStandIn) -> str:
         said = fresh(hub).fingerprint["weights torn"]
         switch(hub, "prefix_caching", "off", "torn")
         switch(hub, "prefix_caching", "on", "torn")
+        engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(MODEL)}))
+        assert "weights torn" not in fresh(hub).fingerprint
+        assert check_equal(hub, "mended", engine.generate("mended", prompt(1), 20, seed=1).result(60)).size == 20
         return f"{type(error).__name__}; told: {said}"
     raise AssertionError("an update from nowhere succeeded")
 
 
-PARTS: tuple[Callable[[LiveEngine, HubStandIn], str], ...] = (walk, torn, strict, seeded)
+PARTS: tuple[Callable[[LiveEngine, HubStandIn], str], ...] = (walk, strict, seeded, torn)
 
 
 def main() -> int:

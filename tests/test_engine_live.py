@@ -222,25 +222,6 @@ def test_seeded_requests_that_would_be_recomputed_in_chunks_keep_strict_from_bei
         assert check_equal(hub, name, work.result(60)).size == 100
 
 
-def test_every_flag_in_any_order_with_requests_in_flight(engine: LiveEngine, hub: HubStandIn) -> None:
-    rows = Walk(engine, hub).run()
-    print(table(rows))
-    assert {row.flag for row in rows} == set(BY_NAME)
-    assert sum(len(row.milliseconds) for row in rows) == 20 * len(BY_NAME)
-
-
-def test_a_failed_update_is_told_and_holds_up_nothing(engine: LiveEngine, hub: HubStandIn) -> None:
-    with pytest.raises(Exception, match="reload_weights"):
-        engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": "/nowhere"}))
-    torn = fresh(hub)
-    assert "reload_weights failed" in torn.fingerprint["weights torn"]
-    assert not torn.update_open
-    switch(hub, "prefix_caching", "off", "torn")
-    switch(hub, "prefix_caching", "on", "torn")
-    engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(MODEL)}))
-    assert "weights torn" not in fresh(hub).fingerprint
-
-
 @pytest.mark.skipif(not ON_CPU, reason="needs a backend of vLLM's weight-transfer API")
 def test_a_switch_waits_for_an_open_weight_update_and_versions_stand_per_token(
     engine: LiveEngine, hub: HubStandIn
@@ -284,6 +265,26 @@ def test_an_engine_started_without_async_scheduling_is_told_by_its_scheduler(eng
 
     assert is_async(AsyncScheduler)
     assert not is_async(Scheduler)
+
+
+def test_every_flag_in_any_order_with_requests_in_flight(engine: LiveEngine, hub: HubStandIn) -> None:
+    rows = Walk(engine, hub).run()
+    print(table(rows))
+    assert {row.flag for row in rows} == set(BY_NAME)
+    assert sum(len(row.milliseconds) for row in rows) == 20 * len(BY_NAME)
+
+
+def test_a_failed_update_is_told_and_holds_up_nothing(engine: LiveEngine, hub: HubStandIn) -> None:
+    with pytest.raises(Exception, match="reload_weights"):
+        engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": "/nowhere"}))
+    torn = fresh(hub)
+    assert "reload_weights failed" in torn.fingerprint["weights torn"]
+    assert not torn.update_open
+    switch(hub, "prefix_caching", "off", "torn")
+    switch(hub, "prefix_caching", "on", "torn")
+    engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(MODEL)}))
+    assert "weights torn" not in fresh(hub).fingerprint
+    assert check_equal(hub, "mended", engine.generate("mended", prompt(1), 20, seed=1).result(60)).size == 20
 
 
 def test_nothing_was_lost_and_nothing_failed(engine: LiveEngine, hub: HubStandIn) -> None:
