@@ -163,8 +163,15 @@ class Move:
     strict: bool = False
 
     @property
+    def detail(self) -> str:
+        """Form of the value."""
+        two = (self.flag, self.value) == ("async_scheduling", "off")
+        return ("strict" if self.strict else "depth 1") if two else ""
+
+    @property
     def shown(self) -> str:
-        return self.value + (" (strict)" if self.strict else "")
+        """Value and form."""
+        return f"{self.value} ({self.detail})" if self.detail else self.value
 
 
 def moves(seed: int, start: dict[str, str], *, strict: bool) -> Iterator[Move]:
@@ -252,18 +259,15 @@ class Walk:
         traffic.wait_tokens(TOKENS_BETWEEN)
         before = self.values[-1]
         update = switch(self.hub, move.flag, move.value, f"walk{len(self.hub.updates)}", strict=move.strict)
-        assert update.old == before[move.flag].removesuffix(" (strict)")
+        assert update.old == before[move.flag].split(" ")[0]
         assert update.in_flight is not None
         assert update.in_flight >= AT_LEAST
         assert update.milliseconds is not None
         state = fresh(self.hub)
         read = state.flags[move.flag]
-        wanted = (
-            "" if (move.flag, move.value) != ("async_scheduling", "off") else "strict" if move.strict else "depth 1"
-        )
-        assert (read.value, read.detail, update.detail) == (move.value, wanted, wanted)
+        assert (read.value, read.detail, update.detail) == (move.value, move.detail, move.detail)
         assert {name: state.flags[name].value for name in before if name != move.flag} == {
-            name: value.removesuffix(" (strict)") for name, value in before.items() if name != move.flag
+            name: value.split(" ")[0] for name, value in before.items() if name != move.flag
         }
         self.values.append(before | {move.flag: move.shown})
         self.times.append(update.time)
