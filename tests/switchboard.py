@@ -5,6 +5,7 @@ Needs no pytest: ``bench/gpu_suite.py`` runs the same walk where there is none.
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 from collections.abc import Iterator
@@ -32,6 +33,9 @@ RECOMPUTED = 400
 
 FLOOR = 1e-5 if ON_CPU else 1e-2
 """What a mean ratio may be off 1 by arithmetic alone: float32 here, bf16 on a GPU."""
+
+_numbers = itertools.count()
+"""Of commands: an engine answers an id that it knows without doing anything."""
 
 Arrived = tuple[wire.Rollout, list[int], list[int], list[float]]
 
@@ -97,7 +101,7 @@ def switch(hub: HubStandIn, flag: str, value: str, tag: str, *, strict: bool = F
 
 def fresh(hub: HubStandIn) -> wire.EngineState:
     """A state that was read after this call: it knows a question that was asked now."""
-    name = f"fresh{len(hub.updates)}"
+    name = f"fresh{next(_numbers)}"
     hub.command(ENGINE, "no_such_flag", "on", name)
     return wait_for(
         lambda: next((s for s in hub.states() if name in [update.id for update in s.commands]), None), "a fresh state"
@@ -258,7 +262,7 @@ class Walk:
     def _step(self, number: int, move: Move, traffic: Traffic) -> None:
         traffic.wait_tokens(TOKENS_BETWEEN)
         before = self.values[-1]
-        update = switch(self.hub, move.flag, move.value, f"walk{len(self.hub.updates)}", strict=move.strict)
+        update = switch(self.hub, move.flag, move.value, f"walk{next(_numbers)}", strict=move.strict)
         assert update.old == before[move.flag].split(" ")[0]
         assert update.in_flight is not None
         assert update.in_flight >= AT_LEAST
