@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import traceback
 from collections.abc import Callable
 
@@ -59,7 +60,8 @@ def walk(engine: LiveEngine, hub: HubStandIn) -> str:
 def torn(engine: LiveEngine, hub: HubStandIn) -> str:
     """A failed update is told and holds up nothing."""
     try:
-        engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": "/nowhere"}))
+        with tempfile.TemporaryDirectory() as empty:
+            engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": empty}))
     except Exception as error:  # noqa: BLE001 - whatever vLLM makes of it
         said = fresh(hub).fingerprint["weights torn"]
         switch(hub, "prefix_caching", "off", "torn")

@@ -22,12 +22,14 @@ from tests.live_engine import ON_CPU, LiveEngine, policy_logprobs
 
 ENGINE = "e0"
 TEMPERATURE = 0.7
-IN_FLIGHT = 48
+LANES = 96
+"""More than an engine of 64 runs at once: however late the front end is, enough requests are in flight."""
+
 AT_LEAST = 32
 TIMES = 20
 """Switches of each flag in a walk."""
 
-TOKENS_BETWEEN = 3 * IN_FLIGHT
+TOKENS_BETWEEN = 200
 RECOMPUTED = 400
 """Rollouts that are computed anew, evenly chosen."""
 
@@ -118,7 +120,7 @@ def prompt(number: int, size: int = 20) -> list[int]:
 
 @dataclass
 class Traffic:
-    """Keeps ``IN_FLIGHT`` requests in flight, each of a size of its own; half begin with the same two blocks."""
+    """Keeps ``LANES`` requests in flight, each of a size of its own; half begin with the same two blocks."""
 
     engine: LiveEngine
     name: str
@@ -129,8 +131,8 @@ class Traffic:
 
     def start(self) -> None:
         """Begin, and wait until all are running."""
-        self._lanes = [self.engine.start(self._lane(lane)) for lane in range(IN_FLIGHT)]
-        self.wait_tokens(5 * IN_FLIGHT)
+        self._lanes = [self.engine.start(self._lane(lane)) for lane in range(LANES)]
+        self.wait_tokens(2 * TOKENS_BETWEEN)
 
     async def _lane(self, lane: int) -> None:
         number = 0
@@ -249,10 +251,12 @@ class Walk:
         assert all(start.flags[name].switchable for name in home), start.flags
         self.values, self.times = [{name: state.value or "" for name, state in start.flags.items()}], [0.0]
         traffic = Traffic(self.engine, f"walk{start.flag_epoch}-")
-        traffic.start()
-        for number, move in enumerate(moves(self.seed, home, strict=self.strict)):
-            self._step(number, move, traffic)
-        traffic.finish()
+        try:
+            traffic.start()
+            for number, move in enumerate(moves(self.seed, home, strict=self.strict)):
+                self._step(number, move, traffic)
+        finally:
+            traffic.finish()
         for flag, value in home.items():
             if self.values[-1][flag] != value:
                 switch(self.hub, flag, value, f"home{start.flag_epoch}")
@@ -317,7 +321,7 @@ class Walk:
             return found if traffic.outputs.keys() <= found.keys() else None
 
         found = wait_for(all_arrived, "every rollout of the walk", 60)
-        assert len(traffic.outputs) > IN_FLIGHT
+        assert len(traffic.outputs) >= LANES
         for name, output in traffic.outputs.items():
             assert check_same(found[name], output).size == traffic.sizes[name]
         return [found[name] for name in traffic.outputs]

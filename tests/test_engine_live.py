@@ -274,9 +274,9 @@ def test_every_flag_in_any_order_with_requests_in_flight(engine: LiveEngine, hub
     assert sum(len(row.milliseconds) for row in rows) == 20 * len(BY_NAME)
 
 
-def test_a_failed_update_is_told_and_holds_up_nothing(engine: LiveEngine, hub: HubStandIn) -> None:
-    with pytest.raises(Exception, match="reload_weights"):
-        engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": "/nowhere"}))
+def test_a_failed_update_is_told_and_holds_up_nothing(engine: LiveEngine, hub: HubStandIn, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="collective_rpc method failed"):
+        engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(tmp_path)}))
     torn = fresh(hub)
     assert "reload_weights failed" in torn.fingerprint["weights torn"]
     assert not torn.update_open
