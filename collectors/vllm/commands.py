@@ -245,7 +245,7 @@ class Commands:
         subject = _subject(command)
         self._marks[subject] = mark
         earlier = self._leases.of(subject)
-        lease = self._lease(command, mark, earlier)
+        lease = self._lease(command, mark, earlier, job.detail() == STRICT)
         superseded = earlier is not None and self._leases.end(earlier)
         if lease is not None:
             self._leases.start(lease)
@@ -254,12 +254,12 @@ class Commands:
         if earlier is not None and superseded:
             self._supersede(earlier, f"{command.id} spoke on {subject} since")
 
-    def _lease(self, command: Command, mark: Mark, earlier: Lease | None) -> Lease | None:
+    def _lease(self, command: Command, mark: Mark, earlier: Lease | None, strict_now: bool) -> Lease | None:
         """The timer that a command asks for: back to what was before any timer, if that is something else."""
         action = BY_VERB.get(command.verb)
         seconds = command.revert_s if command.revert_s is not None else action.guard_s if action else None
         back_to, strict = (earlier.back_to, earlier.back_strict) if earlier else (mark.old, mark.old_strict)
-        if seconds is None or back_to is None or (back_to, strict) == (mark.value, command.strict):
+        if seconds is None or back_to is None or (back_to, strict) == (mark.value, strict_now):
             return None
         return Lease(
             command.id, _subject(command), command.verb, command.flag, back_to, strict,
