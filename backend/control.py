@@ -75,6 +75,8 @@ class Commands:
         for key, change in self._changes.items():
             if change.state not in view.TERMINAL:
                 self._deadlines[key] = now + RESTORE_S
+            elif change.engine_step is None:  # closed by a hub; the engine's own word, should it still come, counts
+                self._closed_here.add(key)
         told = {line.command for line in lines if line.event == audit.HALF}
         for command in self.commands():
             if command not in told:
