@@ -143,7 +143,7 @@ CALLS = st.lists(
 
 
 @settings(max_examples=300)
-@example(["hub dies", "time", "time", "hub dies", "applied"], delivered=True)
+@example(["hub dies", "time", "time", "hub dies", "applied"], True)
 @given(CALLS, st.booleans())
 def test_every_command_is_closed_once_whatever_comes_twice_late_or_never(calls: list[str], delivered: bool) -> None:
     """The engine's end is its first: what it says again, to whichever hub, is the same."""
