@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
-from rltop.backend import view
+from rltop.backend import facts, view
 from rltop.collectors import wire
 from rltop.collectors.actions import BY_VERB
+from rltop.collectors.facts import as_text
 
 RATE_WINDOW_S = 5.0
 """Tokens per second and the recent prefix hit rate are over about this long."""
@@ -21,7 +22,10 @@ SILENT_S = 5.0
 
 @dataclass(slots=True)
 class Tracked:
-    """One engine: its latest state, its counters over the rate window, and what the steps said of it."""
+    """One engine: its latest state, its counters over the rate window, and what the steps said of it.
+
+    ``sampled`` is how its requests were sampled lately, ``differs`` which of its facts do not agree (``facts``).
+    """
 
     state: wire.EngineState
     epoch: str
@@ -30,6 +34,8 @@ class Tracked:
     health_record: wire.Health | None = None
     gap: float | None = None
     samples: deque[tuple[float, int, int, int]] = field(default_factory=deque)
+    sampled: dict[str, str] = field(default_factory=dict)
+    differs: dict[str, str] = field(default_factory=dict)
 
     def observe(self, sent: float) -> None:
         """Remember the counters of ``state`` as of the sender's clock."""
@@ -73,7 +79,7 @@ class Tracked:
             gap=self.gap,
             flags=state.flags,
             flag_epoch=state.flag_epoch,
-            fingerprint=state.fingerprint,
+            fingerprint=state.fingerprint | self.sampled,
             finished=state.finished,
             aborted=state.aborted,
             without_logprobs=state.without_logprobs,
@@ -82,6 +88,7 @@ class Tracked:
             counts=record.counts if record else {},
             faults=record.faults if record else {},
             timers=state.timers,
+            differs=self.differs,
         )
 
 
@@ -160,6 +167,22 @@ class Engines:
             self._known[engine].gap = gap
             self._changed.add(engine)
 
+    def facts(self, sampled: Callable[[str], dict[str, str]]) -> dict[str, dict[str, str]]:
+        """The facts of every engine that is not gone, with how its requests were sampled."""
+        found = {}
+        for engine, tracked in self._known.items():
+            if tracked.health != "gone":
+                tracked.sampled = sampled(engine)
+                found[engine] = facts.of_engine(tracked.state) | tracked.sampled
+        return found
+
+    def mark(self, differs: Mapping[str, dict[str, str]]) -> None:
+        """Which facts of which engines do not agree now; of all others, all do."""
+        for engine, tracked in self._known.items():
+            if tracked.differs != (marks := differs.get(engine, {})):
+                tracked.differs = marks
+                self._changed.add(engine)
+
     def take_changed(self) -> dict[str, view.Engine]:
         """The engines that changed since the last call."""
         changed = {e: self._known[e].view(self.trainer_version) for e in sorted(self._changed)}
@@ -181,16 +204,28 @@ class TrainerRanks:
         """Policy version of the trainer, as far as it said."""
         return self._view.policy_version
 
+    @property
+    def stated(self) -> dict[str, str]:
+        """What the trainer says it computes with."""
+        return self._view.facts
+
     def _set(self, **changes: object) -> None:
         self._view = msgspec.structs.replace(self._view, **changes)
         self._changed = True
 
     def new_epoch(self) -> None:
         """A rank started anew: what was known of the run's progress may be of another life."""
-        self._set(policy_version=None, step=None)
+        self._facts.clear()
+        self._set(policy_version=None, step=None, facts={})
 
     def rows(self, body: wire.Sequences) -> None:
-        """Rows say which weights are being updated; a close, which says the weights after it, is not undone."""
+        """Rows say which weights are being updated; a close, which says the weights after it, is not undone.
+
+        They also say the temperature, which is the latest word on that fact.
+        """
+        temperature = as_text(body.temperature)
+        if temperature is not None and self._view.facts.get("temperature") != temperature:
+            self._set(facts={**self._view.facts, "temperature": temperature})
         version, known = body.policy_version, self._view.policy_version
         if version is not None and (known is None or version > known):
             self._set(policy_version=version)

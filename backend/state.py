@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rltop.backend import audit, view
 from rltop.backend.control import Commands, Order, RejectedError
 from rltop.backend.engines import Engines, TrainerRanks
+from rltop.backend.fingerprints import Fingerprints
 from rltop.backend.join import Index
 from rltop.backend.sources import Arrival, Source, Sources
 from rltop.backend.steps import Steps
@@ -78,6 +79,7 @@ class State:
         self._engines = Engines()
         self._trainer = TrainerRanks()
         self._commands = Commands(epoch, new_id, self._engines, now)
+        self._fingerprints = Fingerprints()
         self._new_steps: list[view.Step] = []
         self._events: list[view.Event] = []
         self._event_number = 0
@@ -178,6 +180,7 @@ class State:
         self._commands.tick(now)
         self._tell_losses(now)
         self._watch_skew(now)
+        self._compare_facts(now)
         self._trainer.set_health(self._sources.trainer_health())
         self._counters["evicted_rollouts"] = self._index.evicted
         self._counters["late_rows"] = self._steps.late_rows
@@ -213,6 +216,7 @@ class State:
         _check_speaker(envelope, body)
         if isinstance(body, wire.Rollouts):
             self._index.add(body, arrays, envelope.epoch)
+            self._fingerprints.sampled.take(body)
         elif isinstance(body, wire.EngineState):
             self._engines.report(envelope, body, now)
             for update in body.commands:
@@ -319,6 +323,14 @@ class State:
         if skew > MAX_SKEW and not self._skewed:
             self._event(now, "warn", "skew", f"live engines differ by {skew} policy versions")
         self._skewed = skew > MAX_SKEW
+
+    def _compare_facts(self, now: float) -> None:
+        if self._fingerprints.due(now):
+            engines = self._engines.facts(self._fingerprints.sampled.facts)
+            marks, news = self._fingerprints.compare(engines, self._trainer.stated, now)
+            self._engines.mark(marks)
+            for one in news:
+                self._event(now, one.severity, "facts", one.text)
 
     def invalid(self, why: str, now: float) -> None:
         """A message that does not keep to the wire's rules."""

@@ -48,7 +48,8 @@ class Engine(msgspec.Struct, frozen=True):
 
     ``health`` is ``live``, ``silent`` (no word for some seconds) or ``gone`` (said goodbye). ``lag`` is in versions
     behind the trainer. ``tokens_per_s`` is over the last few seconds; ``prefix_hit_rate`` cached over prompt tokens,
-    likewise recent; ``gap`` is the last step's ``logp_abs_diff_mean`` of this engine.
+    likewise recent; ``gap`` is the last step's ``logp_abs_diff_mean`` of this engine. ``differs`` names the facts
+    (``rltop.backend.facts``) that do not agree with the other engines or with the trainer, and what those say.
     """
 
     id: str
@@ -79,6 +80,7 @@ class Engine(msgspec.Struct, frozen=True):
     counts: dict[str, Counts] = {}
     faults: dict[str, int] = {}
     timers: list[Timer] = []
+    differs: dict[str, str] = {}
 
 
 class Trainer(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """The trainer's side of a run: what each rank trained on, handed to the hub without getting in the way.
 
 ```python
-trainer = TrainerCollector(run="sort")
+trainer = TrainerCollector(run="sort", facts={"temperature": 1.0, "top_p": 1.0, "dtype": torch.bfloat16})
 for step in range(steps):
     ...
     trainer.sequences(step, token_ids=ids, rollout_logprobs=rollout, trainer_logprobs=new, mask=mask, prompt_ids=prompt)
@@ -26,6 +26,7 @@ import msgspec
 from rltop.collectors import packing, wire
 from rltop.collectors.arrays import Copy, Given, given
 from rltop.collectors.batch import check
+from rltop.collectors.facts import stated
 from rltop.collectors.guard import Guard
 from rltop.collectors.launch import LaunchError, ensure_hub
 from rltop.collectors.rundir import RunDir, RunDirError, at, for_run, from_environment
@@ -35,7 +36,7 @@ LIMIT_BYTES = 256 << 20
 """Bound on copies that wait for the hub. A batch that does not fit is dropped whole and counted."""
 
 STEP_BYTES = 1024
-"""What one step record is taken to need."""
+"""What one step record, or one statement of facts, is taken to need."""
 
 log = logging.getLogger("rltop")
 
@@ -53,11 +54,12 @@ class TrainerCollector:
         rank: of this process among the ranks that call ``step``.
         world_size: how many such ranks there are.
         hub: a run directory, instead of ``run``.
+        facts: what this rank computes with; see ``facts``.
         start_hub: rank 0 starts a hub on this machine if the run has none, once, here. If that fails there is one
             warning, and training goes on without.
 
     Raises:
-        ValueError: no run is named, two are, a name or rank is wrong, or the directory can't hold sockets.
+        ValueError: no run is named, two are, a name, rank or fact is wrong, or the directory can't hold sockets.
     """
 
     def __init__(
@@ -67,12 +69,16 @@ class TrainerCollector:
         world_size: int = 1,
         *,
         hub: str | None = None,
+        facts: Mapping[str, Any] | None = None,
         start_hub: bool = True,
     ) -> None:
         self._rank = _count("rank", rank)
         self._world_size = _count("world_size", world_size)
         if not self._rank < self._world_size:
             raise ValueError(f"rank {rank} of world_size {world_size}; expected 0 <= rank < world_size")
+        self._facts: dict[str, str] = {}
+        self._welcomed: tuple[str, str] | None = None
+        self._state(facts or {})
         self.rundir = _run_directory(run, hub)
         if start_hub and self._rank == 0:
             _try_hub(self.rundir)
@@ -82,7 +88,8 @@ class TrainerCollector:
             f"trainer/{self._rank}",
             "trainer",
             _encode,
-            vital=frozenset({"step"}),
+            on_message=self._hear,
+            vital=frozenset({"step", "facts"}),
             limit_bytes=LIMIT_BYTES,
             guard=self._guard,
         )
@@ -206,6 +213,35 @@ class TrainerCollector:
         else:
             self._sender.offer("step", STEP_BYTES, _Closed(closed, copied))
 
+    def facts(self, **facts: Any) -> None:
+        """State what this rank computes with, to be held against what the engines do; say it again when it changes.
+
+        Use the engines' own names (``rltop fingerprint`` lists them): ``temperature``, ``top_p``, ``top_k``, ``min_p``
+        and the penalties that ``trainer_logprobs`` are computed under; ``dtype`` that the forward computes in,
+        ``head_dtype`` of the projection to the vocabulary; ``model``, ``quantization``. Any other name is shown too.
+
+        Args:
+            facts: numbers, dtypes, truth values or text. None takes a fact back.
+
+        Raises:
+            ValueError: too many facts, or a value that is no fact.
+        """
+        if self._state(facts) and self._welcomed is not None:
+            self._sender.offer("facts", STEP_BYTES, wire.TrainerFacts(self._rank, self._facts))
+
+    def _state(self, facts: Mapping[str, Any]) -> bool:
+        """Take in facts; whether that changed any. A new mapping each time: another thread may be sending the last."""
+        new: dict[str, str | None] = {**self._facts, **stated(facts)}
+        before, self._facts = self._facts, {name: text for name, text in new.items() if text is not None}
+        return before != self._facts
+
+    def _hear(self, message: wire.ControlToCollector) -> None:
+        """The sender's thread: a hub that hears of this process for the first time is told the facts."""
+        if isinstance(message, wire.Welcome) and self._welcomed != (met := (self._sender.epoch, message.hub_epoch)):
+            self._welcomed = met
+            if self._facts:
+                self._sender.offer("facts", STEP_BYTES, wire.TrainerFacts(self._rank, self._facts))
+
     def close(self, timeout: float = 5.0) -> bool:
         """Send what is queued and say goodbye. True if the hub confirmed that it has everything.
 
@@ -239,6 +275,8 @@ def _encode(kind: str, items: list[Any]) -> Iterator[tuple[wire.DataBody, wire.A
     for item in items:
         if kind == "step":
             yield item.message(), {}
+        elif kind == "facts":
+            yield item, {}
         else:
             yield from packing.pack(item)
 

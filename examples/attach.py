@@ -35,7 +35,9 @@ def main(steps: int = 20, batch: int = 32) -> None:
     sampling = SamplingParams(temperature=1.0, max_tokens=20, logprobs=0, detokenize=False, stop_token_ids=[task.EOS])
     rng = random.Random(0)
 
-    with TrainerCollector(rank=0, world_size=1) as trainer:
+    facts = {"temperature": 1.0, "top_p": 1.0, "dtype": torch.float32}  # what score() computes with
+
+    with TrainerCollector(rank=0, world_size=1, facts=facts) as trainer:
         for step in range(steps):
             prompts = [task.make_prompt(rng) for _ in range(batch)]
             outputs = engine.generate([TokensPrompt(prompt_token_ids=p) for p in prompts], sampling, use_tqdm=False)

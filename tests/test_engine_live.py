@@ -293,6 +293,8 @@ def test_nothing_was_lost_and_nothing_failed(engine: LiveEngine, hub: HubStandIn
     assert counts.counts["rollouts"].dropped == 0
     facts = hub.states()[-1].fingerprint
     assert facts["vllm_version"].startswith("0.")
-    assert facts["async_scheduling"].endswith("(restored by rltop's demo on this platform)")
+    assert facts["scheduler"] == "AsyncScheduler (async restored by rltop's demo on this platform)"
+    assert facts["batch_queue"] == "2"
+    assert facts["default_sampling"] == "vLLM's own"
     assert facts["attention_backend"]
     assert not [name for name in facts if name.startswith("missing")]

@@ -66,6 +66,21 @@ def logprobs_and_entropy(model: Any, batch: Batch, temperature: float) -> tuple[
     return logp.gather(2, batch.answers[..., None]).squeeze(2), -(fixed.exp() * fixed).sum(-1)
 
 
+def facts(model: Any, temperature: float) -> dict[str, Any]:
+    """What ``logprobs_and_entropy`` computes with: the whole distribution over the temperature, nothing cut off."""
+    return {
+        "temperature": temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "dtype": model.dtype,
+        "head_dtype": model.lm_head.weight.dtype,
+        "attention_backend": model.config._attn_implementation,
+        "torch_version": torch.__version__,
+    }
+
+
 class Snapshots:
     """The last weights of a model by version, and logprobs under them.
 

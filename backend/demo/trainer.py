@@ -88,7 +88,9 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
         self._snapshots = policy.Snapshots(self._model, SNAPSHOTS)
         self._snapshots.take(0)
-        self._collector = TrainerCollector(run=job.run, rank=0, world_size=1)
+        self._collector = TrainerCollector(
+            run=job.run, rank=0, world_size=1, facts={"model": job.model, **policy.facts(self._model, job.temperature)}
+        )
         self._fleet = Fleet(
             job.socket, job.engines, Path(job.weights), lambda ready: say(EngineUp(ready.engine, ready.boot_s))
         )

@@ -24,7 +24,7 @@ from rltop.collectors.sender import Sender
 from rltop.collectors.vllm import seams
 from rltop.collectors.vllm.assemble import Assembler, Finished
 from rltop.collectors.vllm.commands import Commands
-from rltop.collectors.vllm.fingerprint import fingerprint
+from rltop.collectors.vllm.fingerprint import current, fingerprint
 from rltop.collectors.vllm.switches import Board
 from rltop.collectors.vllm.tap import Tap, version_of
 from rltop.collectors.vllm.worker import METHODS
@@ -202,7 +202,7 @@ class Agent:
         version, source = self._version()
         label = getattr(self.engine, "_weight_version", None)
         assembler = self.assembler
-        facts = self.facts | self.board.facts()
+        facts = self.facts | current(self.engine) | self.board.facts()
         if self.tap.torn:
             facts = facts | {"weights torn": self.tap.torn}
         if assembler.misplaced:

@@ -1,4 +1,7 @@
-"""Who this engine is, read from the live objects. Strings only; what can't be read is absent, never guessed."""
+"""Who this engine is, read from the live objects. Strings only; what can't be read is absent, never guessed.
+
+What a flag switches is told by the flag's own state, not here; ``current`` has what else may change while it serves.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from rltop.collectors.facts import as_text
+
 RESTORED = "RLTOP_DEMO_ASYNC_RESTORED"
 """Set by rltop's demo where it put async scheduling back on a platform that turns it off."""
+
+NEUTRAL = "vLLM's own"
+"""No default sampling parameter is other than vLLM's own: temperature 1, and nothing cut off."""
 
 
 def _attention(runner: Any) -> str:
@@ -43,20 +51,23 @@ def worker_facts(worker: Any) -> dict[str, str]:
     return _read(WORKER_FACTS, getattr(getattr(worker, "worker", worker), "model_runner", None))
 
 
-def _async(engine: Any) -> str:
-    depth = getattr(engine, "batch_queue_size", 1)
-    note = " (restored by rltop's demo on this platform)" if os.environ.get(RESTORED) == "1" else ""
-    return f"{type(engine.scheduler).__name__}, launched with a queue of {depth}{note}"
+def _scheduler(engine: Any) -> str:
+    note = " (async restored by rltop's demo on this platform)" if os.environ.get(RESTORED) == "1" else ""
+    return f"{type(engine.scheduler).__name__}{note}"
 
 
-def _prefix(engine: Any) -> str:
-    manager = engine.scheduler.kv_cache_manager
-    return f"{'on' if manager.enable_caching else 'off'} at launch, {type(manager.coordinator).__name__}"
-
-
-def _sampling(engine: Any) -> str | None:
+def _sampling(engine: Any) -> str:
+    """What requests get for the parameters that they leave unset, where it is not what vLLM itself would give."""
     defaults = engine.vllm_config.model_config.get_diff_sampling_param()
-    return ", ".join(f"{name}={value}" for name, value in sorted(defaults.items())) or "vLLM's own"
+    return ", ".join(f"{name}={as_text(value)}" for name, value in sorted(defaults.items())) or NEUTRAL
+
+
+def _sampling_source(engine: Any) -> str:
+    config = engine.vllm_config.model_config
+    source = {"auto": "the model's generation_config.json", "vllm": "none (--generation-config vllm)"}.get(
+        config.generation_config, config.generation_config
+    )
+    return f"{source} and --override-generation-config" if config.override_generation_config else source
 
 
 def _parallel(engine: Any) -> str:
@@ -65,31 +76,38 @@ def _parallel(engine: Any) -> str:
     return ", ".join(f"{name} {getattr(parallel, f'{name}_parallel_size')}" for name in names)
 
 
-def _plain(value: Any) -> str | None:
-    return None if value is None else str(value).removeprefix("torch.")
-
-
 FACTS: dict[str, Callable[[Any], Any]] = {
     "vllm_version": lambda _: sys.modules["vllm"].__version__,
     "model": lambda engine: engine.vllm_config.model_config.model,
     "dtype": lambda engine: engine.vllm_config.model_config.dtype,
-    "quantization": lambda engine: engine.vllm_config.model_config.quantization,
+    "quantization": lambda engine: engine.vllm_config.model_config.quantization or "none",
     "kv_cache_dtype": lambda engine: engine.vllm_config.cache_config.cache_dtype,
-    "prefix_caching": _prefix,
-    "async_scheduling": _async,
+    "prefix_cache": lambda engine: type(engine.scheduler.kv_cache_manager.coordinator).__name__,
     "block_size": lambda engine: engine.vllm_config.cache_config.block_size,
     "max_num_seqs": lambda engine: engine.vllm_config.scheduler_config.max_num_seqs,
     "max_num_batched_tokens": lambda engine: engine.vllm_config.scheduler_config.max_num_batched_tokens,
     "max_model_len": lambda engine: engine.vllm_config.model_config.max_model_len,
     "enforce_eager": lambda engine: engine.vllm_config.model_config.enforce_eager,
     "parallel": _parallel,
-    "speculative": lambda engine: getattr(engine.vllm_config.speculative_config, "method", None),
+    "speculative": lambda engine: getattr(engine.vllm_config.speculative_config, "method", "none"),
     "default_sampling": _sampling,
+    "default_sampling_from": _sampling_source,
     "platform": lambda _: platform.platform(),
     "torch_version": lambda _: sys.modules["torch"].__version__,
     "python_version": lambda _: platform.python_version(),
 }
-"""Facts of an engine core."""
+"""Facts of an engine core that stay as they are for its life."""
+
+CURRENT: dict[str, Callable[[Any], Any]] = {
+    "scheduler": _scheduler,
+    "batch_queue": lambda engine: engine.batch_queue_size if engine.batch_queue is not None else "none",
+}
+"""Facts of an engine core that a switch may change: plain reads, from any thread."""
+
+
+def current(engine: Any) -> dict[str, str]:
+    """The facts that may have changed since ``fingerprint``."""
+    return _read(CURRENT, engine)
 
 
 def fingerprint(engine: Any) -> dict[str, str]:
@@ -108,7 +126,7 @@ def _read(facts: dict[str, Callable[[Any], Any]], source: Any) -> dict[str, str]
     found = {}
     for name, read in facts.items():
         try:
-            value = _plain(read(source))
+            value = as_text(read(source))
         except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError):
             continue
         if value is not None:
