@@ -6,7 +6,7 @@ import math
 import time
 from typing import Any
 
-from rltop.backend import view
+from rltop.backend import prints, view
 from rltop.backend.spans import span
 from rltop.backend.tell import title
 from rltop.collectors.wire import FlagState, Timer
@@ -153,6 +153,8 @@ def as_text(snapshot: view.Snapshot) -> str:
     ]
     if timers := timer_texts(snapshot):
         blocks.append("timers\n" + "\n".join("  " + text for text in timers))
+    if differences := prints.difference_lines(snapshot):
+        blocks.append("facts that do not agree (`rltop fingerprint`)\n" + "\n".join(f"  {d}" for d in differences))
     if snapshot.changes:
         changes = list(snapshot.changes.values())[-_LAST_CHANGES:]
         blocks.append("flag changes\n" + "\n".join("  " + change_text(change) for change in changes))

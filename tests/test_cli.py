@@ -27,7 +27,8 @@ from tests.receiver import run_directory, wait_until
 from tests.test_hub_report import CHANGE_KEYS, ENGINE_KEYS, STEP_KEYS
 
 COMMANDS = (
-    "top", "runs", "status", "set", "keep", "undo", "flush", "pause", "resume", "audit", "hub", "demo",
+    "top", "runs", "status", "set", "keep", "undo", "flush", "pause", "resume", "audit", "hub", "demo", "fingerprint",
+    "launch-args",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import click
 
 from rltop.collectors import rundir as rundirs
 from rltop.collectors.rundir import RunDir, RunDirError
-from rltop.tui import orders
+from rltop.tui import orders, prints
 from rltop.tui.runs import as_json_option, choose_run, client_of, existing_run, print_json
 
 
@@ -200,8 +200,9 @@ def demo(
     sys.exit(run_with_dashboard(options))
 
 
-for made in orders.COMMANDS:
+for made in (*orders.COMMANDS, *prints.COMMANDS):
     main.add_command(made)
+
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,150 @@
+"""What is printed of fingerprints, and launch options that vLLM's own parser turns into the flags they came from."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from rltop.backend import prints
+from rltop.collectors.flags import FLAGS
+from rltop.collectors.wire import FlagState
+from tests import pictures
+from tests.test_cli import Engine, answer, home, rltop, start_hub, wait_for_engine
+
+__all__ = ["home"]
+
+FACTS = {
+    "vllm_version": "0.32.0", "dtype": "bfloat16", "model": "/models/" + "deep/" * 20 + "sort",
+    "default_sampling": "temperature=0.6, top_k=20", "default_sampling_from": "the model's generation_config.json",
+    "block_size": "32",
+}  # fmt: skip
+
+
+def differing() -> Any:
+    odd = FACTS | {"dtype": "float16", "default_sampling": "vLLM's own"}
+    return pictures.picture(
+        engines={
+            "e0": pictures.engine("e0", fingerprint=FACTS, differs={"dtype": "float16 on e2"}),
+            "e1": pictures.engine("e1", fingerprint=FACTS, differs={"dtype": "float16 on e2"}),
+            "e2": pictures.engine("e2", fingerprint=odd, health="silent", differs={"dtype": "bfloat16 on e0, e1"}),
+        },
+        trainer=msgspec.structs.replace(pictures.picture().trainer, facts={"dtype": "float32", "rank_of_lora": "8"}),
+    )
+
+
+def test_engines_that_are_alike_share_a_column_and_what_differs_has_a_sign() -> None:
+    text = prints.as_text(differing())
+    lines = {line[3:].split("  ")[0].strip(): line for line in text.splitlines()[2:]}
+    assert text.splitlines()[0] == "run sort: 3 engines; dtype does not agree."
+    assert lines["fact"].split() == ["fact", "e0,", "e1", "e2", "(silent)", "trainer"]
+    assert lines["dtype"].split() == ["≠", "dtype", "bfloat16", "≠", "float16", "≠", "float32"]
+    assert lines["model"].count("…") == 2
+    assert lines["rank_of_lora"].split() == ["rank_of_lora", "-", "-", "8"]
+    assert lines["prefix_caching"].split() == ["prefix_caching", "on", "on", "-"]
+    why = "other rounding: the gap grows with the length of an answer"
+    assert f"≠ dtype bfloat16 on e0, e1: float16 on e2; {why}" in text
+    assert (
+        "· e0, e1: requests that leave them unset get temperature 0.6, top_k 20 (from the model's "
+        "generation_config.json)" in text
+    )
+
+
+def test_where_all_agree_it_says_so() -> None:
+    agreeing = pictures.picture(engines={"e0": pictures.engine("e0", fingerprint={"dtype": "float32"})})
+    assert prints.as_text(agreeing).startswith(
+        "run sort: 1 engine, nothing to hold it against. The trainer stated no facts"
+    )
+    assert "≠" not in prints.as_text(agreeing)
+    assert prints.as_text(pictures.picture()) == "run sort: no engine has reported yet"
+
+
+def test_the_json_has_every_fact_whole() -> None:
+    made = json.loads(json.dumps(prints.as_json(differing()), allow_nan=False))
+    assert made.keys() == {"run", "agree", "engines", "trainer"}
+    assert made["agree"] is False
+    first = made["engines"][0]
+    assert first["facts"]["model"] == FACTS["model"]
+    assert first["facts"]["prefix_caching"] == "on"
+    assert first["default_sampling"] == {"temperature": "0.6", "top_k": "20"}
+    assert first["differs"] == {"dtype": "float16 on e2"}
+    assert made["trainer"]["facts"] == {"dtype": "float32", "rank_of_lora": "8"}
+
+
+def test_status_names_what_does_not_agree() -> None:
+    from rltop.backend import report
+
+    assert "  ≠ dtype float16 on e2: bfloat16 on e0, e1; other rounding" in report.as_text(differing())
+    assert "≠" not in report.as_text(pictures.healthy())
+
+
+def engine_with(**flags: str | None) -> Any:
+    states = {name: FlagState(value, True) for name, value in flags.items()}
+    return pictures.engine("e0", flags=pictures.flags() | states)
+
+
+def parsed(line: str) -> Any:
+    pytest.importorskip("vllm")
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    return parser.parse_args(shlex.split(line))
+
+
+def test_vllm_reads_the_launch_options_back_as_the_flags() -> None:
+    line, remarks = prints.launch_args(
+        engine_with(prefix_caching="off", async_scheduling="on", logprobs_mode="raw", lm_head_fp32="on")
+    )
+    arguments = parsed(line)
+    assert (arguments.enable_prefix_caching, arguments.async_scheduling) == (False, True)
+    assert (arguments.logprobs_mode, arguments.hf_overrides) == ("raw_logprobs", {"head_dtype": "float32"})
+    assert remarks == []
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=[flag.name for flag in FLAGS])
+def test_every_launch_option_of_the_table_is_one_of_vllms(flag: Any) -> None:
+    assert set(flag.launch_args) <= set(flag.values)
+    for line in flag.launch_args.values():
+        parsed(line)
+
+
+def test_what_no_option_can_say_is_remarked() -> None:
+    engine = engine_with(prefix_caching="mixed", lm_head_fp32=None)
+    engine.flags["async_scheduling"] = FlagState("off", True, "", "depth 1")
+    line, remarks = prints.launch_args(msgspec.structs.replace(engine, health="gone"))
+    assert "prefix" not in line
+    assert "--no-async-scheduling" in line
+    assert remarks == [
+        "engine e0 is gone: these are its flags as last heard of",
+        "prefix_caching reads mixed, which no launch option reproduces",
+        "async_scheduling is off (depth 1); launched so, it is off altogether",
+        "lm_head_fp32: this engine reports no such flag",
+    ]
+
+
+def test_the_commands_print_it_for_a_live_run(home: Path) -> None:
+    rundir = start_hub("prints")
+    with Engine(rundir):
+        wait_for_engine(rundir)
+        made = answer("fingerprint", "prints", "--json")
+        text = rltop("fingerprint").stdout
+        line = rltop("launch-args", "e0")
+        wrong = rltop("launch-args", "e7", "--run", "prints")
+    assert made["agree"] is True
+    assert made["engines"][0]["facts"]["vllm_version"] == "0.32.0"
+    assert "vllm_version" in text
+    assert (line.exit_code, line.stdout) == (0, "--enable-prefix-caching --async-scheduling\n")
+    assert "# logprobs_mode: this engine reports no such flag" in line.stderr
+    assert (wrong.exit_code, wrong.stderr) == (1, "Error: no engine 'e7'; engines of this run: e0\n")
+
+
+def test_the_commands_name_a_run_that_is_not_there(home: Path) -> None:
+    for command in (["fingerprint", "nosuch"], ["launch-args", "e0", "--run", "nosuch"]):
+        result = rltop(*command)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "no run 'nosuch'" in result.stderr
