@@ -57,7 +57,7 @@ class Fact:
     Attributes:
         name: as in ``EngineState.fingerprint`` or ``EngineState.flags``, and in the trainer's facts.
         means: what it is.
-        why: what a difference does to the run.
+        why: what a difference does to the run; empty where it is what the flag says it does.
         fleet: all live engines must have the same.
         trainer: every engine must have what the trainer says.
         same: whether two texts of it mean the same.
@@ -85,7 +85,7 @@ FACTS: tuple[Fact, ...] = (
          trainer=True),
     Fact("quantization", "of the weights", "the engines sample from other weights than are trained", trainer=True),
     Fact("kv_cache_dtype", "of cached keys and values", "other rounding: the gap grows with the length of a context"),
-    *(Fact(flag.name, flag.summary, "engines behave differently until all are switched alike") for flag in FLAGS),
+    *(Fact(flag.name, flag.summary, "") for flag in FLAGS),
     Fact("temperature", "that requests with logprobs were sampled at lately", _SAMPLING_WHY, fleet=False, trainer=True),
     Fact("top_p", "likewise: share of probability that is kept", _SAMPLING_WHY, fleet=False, trainer=True),
     Fact("top_k", "likewise: number of tokens that are kept", _SAMPLING_WHY, fleet=False, trainer=True,
@@ -95,7 +95,7 @@ FACTS: tuple[Fact, ...] = (
     Fact("presence_penalty", "likewise", _SAMPLING_WHY, fleet=False, trainer=True),
     Fact("frequency_penalty", "likewise", _SAMPLING_WHY, fleet=False, trainer=True),
     Fact("default_sampling", "what requests get for parameters that they leave unset",
-         "requests that do not set them are not sampled as the trainer thinks"),
+         "what such requests record is of another distribution than is trained"),
     Fact("sampling_path", "which sampler picks the tokens", "other rounding at the edge of top-p and top-k"),
     Fact("parallel", "how the model is split", "sums in another order: other rounding"),
     Fact("speculative", "drafting of tokens", "logprobs and timing differ"),
@@ -111,6 +111,9 @@ NEUTRAL = {
     "frequency_penalty": "0",
 }  # fmt: skip
 """The value at which each sampling parameter leaves the model's distribution as it is."""
+
+AND = "; "
+"""Between things that are said of one fact."""
 
 MIXED = ", "
 """Between the values of a fact that has several: requests may differ, and so may ranks."""
@@ -155,20 +158,20 @@ def compare(engines: Mapping[str, Facts], trainer: Facts) -> list[Difference]:
     """
     found = []
     for fact in FACTS:
-        has = {engine: facts[fact.name] for engine, facts in engines.items() if fact.name in facts}
+        values = {engine: facts[fact.name] for engine, facts in engines.items() if fact.name in facts}
         if fact.fleet:
-            found += _within(fact, has)
+            found += _within(fact, values)
         if fact.trainer and fact.name in trainer:
-            found += _with_trainer(fact, has, trainer[fact.name])
+            found += _with_trainer(fact, values, trainer[fact.name])
     for engine, facts in engines.items():
         found += _raw_record(engine, facts, trainer) + _defaults(engine, facts, trainer)
     return found
 
 
-def _within(fact: Fact, has: Facts) -> list[Difference]:
+def _within(fact: Fact, values: Facts) -> list[Difference]:
     """The engines that stand apart: all but the majority, or all where there is none."""
     groups: list[tuple[str, list[str]]] = []
-    for engine, value in has.items():
+    for engine, value in values.items():
         group = next((engines for known, engines in groups if fact.same(known, value)), None)
         if group is None:
             groups.append((value, group := []))
@@ -177,17 +180,17 @@ def _within(fact: Fact, has: Facts) -> list[Difference]:
         return []
     found = []
     for value, engines in groups:
-        if 2 * len(engines) > len(has):
+        if 2 * len(engines) > len(values):
             continue  # the majority is not what is odd
-        others = "; ".join(f"{other} on {some(whose)}" for other, whose in groups if whose is not engines)
+        others = AND.join(has(whose, other) for other, whose in groups if whose is not engines)
         found += [Difference(fact.name, engine, FLEET, value, others) for engine in engines]
     return found
 
 
-def _with_trainer(fact: Fact, has: Facts, word: str) -> list[Difference]:
+def _with_trainer(fact: Fact, values: Facts, word: str) -> list[Difference]:
     return [
         Difference(fact.name, engine, TRAINER, value, f"the trainer says {word}")
-        for engine, value in has.items()
+        for engine, value in values.items()
         if not any(fact.same(one, word) for one in value.split(MIXED))
     ]
 
@@ -203,7 +206,7 @@ def _raw_record(engine: str, facts: Facts, trainer: Facts) -> list[Difference]:
         for name, value in used.items()
         if not any(_is(name, one, NEUTRAL[name]) for one in value.split(MIXED))
     ]
-    says = f"a raw record leaves out {some(shaped)}, which sampling and training use"
+    says = f"a raw record leaves out {some(shaped)}, which makes every ratio wrong"
     return [Difference("logprobs_mode", engine, TRAINER, value, says)] if shaped else []
 
 
@@ -238,10 +241,21 @@ def some(names: list[str], most: int = 4) -> str:
     return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"
 
 
+def because(fact: str) -> str:
+    """What a difference of this fact does to the run, to stand behind what differs."""
+    why = BY_NAME[fact].why if fact in BY_NAME else ""
+    return f"; {why}" if why else ""
+
+
+def has(engines: list[str], value: str) -> str:
+    """Who has what: ``e0, e1 have float32``."""
+    return f"{some(engines)} {'has' if len(engines) == 1 else 'have'} {value}"
+
+
 def by_engine(found: list[Difference]) -> dict[str, dict[str, str]]:
     """For each engine that differs: what is to be said of each fact."""
     said: dict[str, dict[str, str]] = {}
     for one in found:
         facts = said.setdefault(one.engine, {})
-        facts[one.fact] = f"{facts[one.fact]}; {one.says}" if one.fact in facts else one.says
+        facts[one.fact] = f"{facts[one.fact]}{AND}{one.says}" if one.fact in facts else one.says
     return said

@@ -85,17 +85,17 @@ class Watch:
 
 def _appeared(ones: list[facts.Difference]) -> News:
     first = ones[0]
-    why = facts.BY_NAME[first.fact].why
+    why = facts.because(first.fact)
     if first.against == facts.TRAINER:
-        who = facts.some([one.engine for one in ones])
-        return News("warn", f"{first.fact} {first.value} on {who}: {first.says}; {why}")
+        who = facts.has([one.engine for one in ones], first.value)
+        return News("warn", f"{first.fact}: {who}, {first.says}{why}")
     values: dict[str, list[str]] = {}
     for one in ones:
         values.setdefault(one.value, []).append(one.engine)
-    each = "; ".join(f"{value} on {facts.some(engines)}" for value, engines in values.items())
-    rest = "" if len(values) > 1 else f", {first.says}"
+    each = "; ".join(facts.has(engines, value) for value, engines in values.items())
+    rest = "" if len(values) > 1 else f"; {first.says}"
     severity = "info" if first.fact in facts.FLAG_NAMES else "warn"  # a canary is meant to differ
-    return News(severity, f"{first.fact} differs across the fleet: {each}{rest}; {why}")
+    return News(severity, f"{first.fact} differs across the fleet: {each}{rest}{why}")
 
 
 def _ended(key: tuple[str, str]) -> News:

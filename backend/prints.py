@@ -45,7 +45,7 @@ def as_text(snapshot: view.Snapshot) -> str:
     rows = [_row(name, engines, trainer) for name in names(engines, trainer)]
     said = "" if trainer else " The trainer stated no facts: see TrainerCollector(facts=...)."
     blocks = [f"run {snapshot.run}: {verdict(snapshot)}{said}", _table([heads, *rows])]
-    lines = [*difference_lines(snapshot), *_filled(columns)]
+    lines = [*difference_lines(snapshot), *_filled(snapshot.engines.values())]
     return "\n\n".join([*blocks, *(["\n".join(lines)] if lines else [])])
 
 
@@ -62,18 +62,19 @@ def verdict(snapshot: view.Snapshot) -> str:
 
 
 def difference_lines(snapshot: view.Snapshot) -> list[str]:
-    """One line for every fact and saying, with the engines that it is true of."""
-    found: dict[tuple[str, str, str], list[str]] = {}
-    for _, engine in sorted(snapshot.engines.items()):
-        known = facts.of_engine(engine)
-        for fact, says in engine.differs.items():
-            found.setdefault((fact, known.get(fact, "unknown"), says), []).append(engine.id)
-    return [
-        f"{MARK} {fact} {value} on {facts.some(engines)}: {says}; {facts.BY_NAME[fact].why}"
-        if fact in facts.BY_NAME
-        else f"{MARK} {fact} {value} on {facts.some(engines)}: {says}"
-        for (fact, value, says), engines in found.items()
-    ]
+    """One line for every fact that does not agree: who has what, what is wrong with it, and why that matters."""
+    engines = [engine for _, engine in sorted(snapshot.engines.items())]
+    lines = []
+    for fact in dict.fromkeys(fact for engine in engines for fact in engine.differs):
+        values: dict[str, list[str]] = {}
+        says: dict[str, None] = {}
+        for engine in engines:
+            if fact in engine.differs:
+                values.setdefault(facts.of_engine(engine).get(fact, "unknown"), []).append(engine.id)
+                says |= dict.fromkeys(engine.differs[fact].split(facts.AND))
+        each = dict.fromkeys(facts.has(ids, value) for value, ids in values.items())
+        lines.append(f"{MARK} {fact}: {facts.AND.join(each | says)}{facts.because(fact)}")
+    return lines
 
 
 def names(engines: Iterable[view.Engine], trainer: facts.Facts) -> list[str]:
@@ -107,15 +108,18 @@ def _row(name: str, engines: list[view.Engine], trainer: facts.Facts) -> tuple[s
     return (MARK if any(differs) else "", name, *cells)
 
 
-def _filled(columns: list[tuple[str, view.Engine]]) -> list[str]:
+def _filled(engines: Iterable[view.Engine]) -> list[str]:
     """What a model's ``generation_config`` filled in."""
-    lines = []
-    for title, engine in columns:
+    found: dict[tuple[str, str], list[str]] = {}
+    for engine in sorted(engines, key=lambda engine: engine.id):
         if filled := facts.defaults(engine.fingerprint):
-            source = engine.fingerprint.get("default_sampling_from", "unknown source")
             given = ", ".join(f"{name} {value}" for name, value in filled.items())
-            lines.append(f"· {title}: requests that leave them unset get {given} (from {source})")
-    return lines
+            source = engine.fingerprint.get("default_sampling_from", "unknown source")
+            found.setdefault((given, source), []).append(engine.id)
+    return [
+        f"· {facts.some(ids)}: requests that leave them unset get {given} (from {source})"
+        for (given, source), ids in found.items()
+    ]
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

@@ -65,6 +65,7 @@ def _engine_json(engine: view.Engine) -> dict[str, Any]:
         "flags": flags,
         "paused": engine.paused,
         "timers": [_timer_json(timer) for timer in engine.timers],
+        "differs": engine.differs,
     }
 
 

@@ -10,9 +10,20 @@ from typing import Any
 import msgspec
 
 from rltop.backend import view
-from rltop.backend.view import Answer, AskSet, Change, Engine, Event, Question, Snapshot, Step, Trainer, change_key
+from rltop.backend.view import (
+    Answer,
+    AskSet,
+    Change,
+    Engine,
+    Event,
+    Question,
+    Snapshot,
+    Step,
+    Trainer,
+    change_key,
+)
 from rltop.collectors.flags import FLAGS
-from rltop.collectors.wire import Counts, FlagState
+from rltop.collectors.wire import Counts, FlagState, Timer
 
 START = 1_790_000_000.0
 """Wall clock at which every picture's run began."""
@@ -181,6 +192,51 @@ def switched() -> Snapshot:
     }
     shown.changes |= {change_key(c): c for c in changes}
     shown.events += [event(30, "async_scheduling on refused: " + fixed.reason, "warn", at_step=20, on="e1")]
+    return shown
+
+
+def timed() -> Snapshot:
+    """Half the fleet was switched for ten minutes, strict; it is paused for one; facts do not agree."""
+    strict = FlagState("off", True, "", "strict")
+    shown = healthy()
+    now = shown.time
+    timers = [
+        Timer("c8", "pause", "", "running", now + 42), Timer("c7", "set", "async_scheduling", "on", now + 572),
+    ]  # fmt: skip
+    facts = {
+        "vllm_version": "0.32.0", "dtype": "bfloat16", "head_dtype": "bfloat16",
+        "default_sampling": "temperature=0.6, top_k=20",
+    }  # fmt: skip
+    raw = "a raw record leaves out temperature 0.7, which makes every ratio wrong"
+    shown.engines = {
+        "e0": engine(
+            flags=flags() | {"async_scheduling": strict, "logprobs_mode": FlagState("raw", True)},
+            timers=timers,
+            paused=True,
+            fingerprint=facts,
+            differs={"async_scheduling": "e1 has on", "logprobs_mode": f"e1 has processed; {raw}"},
+        ),
+        "e1": engine(
+            "e1",
+            fingerprint=facts | {"dtype": "float16"},
+            differs={"async_scheduling": "e0 has off (strict)", "logprobs_mode": "e0 has raw"},
+        ),
+    }
+    changes = [
+        applied(
+            "e0", "async_scheduling", "off", command="c7", at_step=30, strict=True, detail="strict", revert_s=600.0,
+            reverts_at=now + 572, why="is it the scheduler?", flag_epoch=3,
+        ),
+        applied("e1", "logprobs_mode", "raw", command="c5", at_step=20, old="processed", kept_by="grace"),
+        applied("e1", "logprobs_mode", "processed", command="c5/revert", at_step=24, old="raw", reverts="c5"),
+        change("e0", "", "paused", "applied", command="c8", at_step=39, verb="pause", old="running", new="paused"),
+        change(
+            "e1", "lm_head_fp32", "on", "superseded", command="c6/revert", at_step=33, reverts="c6",
+            reason="changed since by grace: left alone",
+        ),
+        change("e0", "", "", "applied", command="c9", at_step=39, verb="keep", target="c5", who="grace"),
+    ]  # fmt: skip
+    shown.changes = {change_key(c): c for c in changes}
     return shown
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.backend import facts, view
 from rltop.backend.facts import BY_NAME, FACTS, compare, defaults, same_model, same_text, same_top_k
+from rltop.backend.facts_page import document
 from rltop.backend.fingerprints import RECENT, SETTLE_S, Sampled
 from rltop.collectors import wire
 from rltop.collectors.facts import MAX_CHARS, MAX_FACTS, as_text, stated
@@ -22,10 +25,14 @@ def test_every_fact_says_what_it_is_and_why_it_matters() -> None:
     assert len(BY_NAME) == len(FACTS)
     for fact in FACTS:
         assert fact.means
-        assert fact.why
+        assert bool(fact.why) != (fact.name in facts.FLAG_NAMES)
         assert fact.fleet or fact.trainer
     assert {flag.name for flag in FLAGS} <= BY_NAME.keys()
     assert facts.NEUTRAL.keys() <= BY_NAME.keys()
+
+
+def test_the_page_of_facts_is_the_table() -> None:
+    assert (Path(__file__).parent.parent / "docs" / "facts.md").read_text() == document()
 
 
 @pytest.mark.parametrize(
@@ -54,10 +61,10 @@ def found(engines: dict[str, dict[str, str]], trainer: dict[str, str] | None = N
 
 def test_of_three_the_odd_one_is_marked_and_of_two_both() -> None:
     odd = ENGINE | {"dtype": "float16"}
-    assert found({"e0": ENGINE, "e1": odd, "e2": ENGINE}) == {("e1", "dtype"): "bfloat16 on e0, e2"}
+    assert found({"e0": ENGINE, "e1": odd, "e2": ENGINE}) == {("e1", "dtype"): "e0, e2 have bfloat16"}
     assert found({"e0": ENGINE, "e1": odd}) == {
-        ("e0", "dtype"): "float16 on e1",
-        ("e1", "dtype"): "bfloat16 on e0",
+        ("e0", "dtype"): "e1 has float16",
+        ("e1", "dtype"): "e0 has bfloat16",
     }
     assert found({"e0": ENGINE, "e1": ENGINE}) == {}
 
@@ -100,7 +107,7 @@ def test_a_raw_record_is_wrong_where_something_shaped_the_distribution(
     mode: str, sampled: dict[str, str], trainer: dict[str, str], left_out: str | None
 ) -> None:
     said = found({"e0": ENGINE | sampled | {"logprobs_mode": mode}}, trainer)
-    expected = {("e0", "logprobs_mode"): f"a raw record leaves out {left_out}, which sampling and training use"}
+    expected = {("e0", "logprobs_mode"): f"a raw record leaves out {left_out}, which makes every ratio wrong"}
     assert said == (expected if left_out else {})
 
 
@@ -166,11 +173,11 @@ def test_a_difference_is_an_event_once_and_so_is_its_end() -> None:
     assert told(hub) == [
         (
             "warn",
-            "dtype differs across the fleet: bfloat16 on e0; float16 on e1; other rounding: the gap grows with the "
+            "dtype differs across the fleet: e0 has bfloat16; e1 has float16; other rounding: the gap grows with the "
             "length of an answer",
         )
     ]
-    assert hub.picture.engines["e0"].differs == {"dtype": "float16 on e1"}
+    assert hub.picture.engines["e0"].differs == {"dtype": "e1 has float16"}
     both(hub, ENGINE, ENGINE)
     assert told(hub)[1:] == [("info", "dtype no longer differs across the fleet")]
     assert hub.picture.engines["e0"].differs == {}
@@ -195,8 +202,8 @@ def test_flags_count_as_they_stand_and_a_canary_is_no_warning() -> None:
         hub.later(1.0)
     assert [severity for severity, _ in told(hub)] == ["info", "info"]
     assert hub.picture.engines["e0"].differs == {
-        "prefix_caching": "off on e1",
-        "async_scheduling": "off (strict) on e1",
+        "prefix_caching": "e1 has off",
+        "async_scheduling": "e1 has off (strict)",
     }
 
 
@@ -220,7 +227,8 @@ def test_the_trainers_word_is_compared_shown_and_forgotten_with_its_life() -> No
     assert hub.picture.trainer.facts == {"dtype": "float32", "temperature": "1"}
     assert hub.picture.engines["e1"].differs == {"dtype": "the trainer says float32"}
     assert [text for _, text in told(hub)] == [
-        "dtype bfloat16 on e0, e1: the trainer says float32; other rounding: the gap grows with the length of an answer"
+        "dtype: e0, e1 have bfloat16, the trainer says float32; other rounding: the gap grows with the length of an "
+        "answer"
     ]
     hub.sources.pop("trainer/0")
     hub.source("trainer/0").epoch = "life-2"

@@ -17,7 +17,7 @@ STEP_KEYS = {
     "step", "policy_version", "tokens", "joined_fraction", "reward_mean", "logp_diff_mean", "logp_abs_diff_mean",
     "ratio_mean", "kl_k1", "kl_k3", "clip_frac_low", "clip_frac_high", "entropy", "ess", "lag_mean", "prefix_hit_rate",
 }  # fmt: skip
-ENGINE_KEYS = {"id", "vllm_version", "policy_version", "tokens", "flags", "paused", "timers"}
+ENGINE_KEYS = {"id", "vllm_version", "policy_version", "tokens", "flags", "paused", "timers", "differs"}
 CHANGE_KEYS = {
     "flag", "engine", "from", "to", "outcome", "engine_step", "policy_version", "in_flight", "lost_requests",
     "milliseconds", "command", "verb", "detail", "reason", "who", "host", "why", "requested", "closed", "flag_epoch",

@@ -29,9 +29,9 @@ def differing() -> Any:
     odd = FACTS | {"dtype": "float16", "default_sampling": "vLLM's own"}
     return pictures.picture(
         engines={
-            "e0": pictures.engine("e0", fingerprint=FACTS, differs={"dtype": "float16 on e2"}),
-            "e1": pictures.engine("e1", fingerprint=FACTS, differs={"dtype": "float16 on e2"}),
-            "e2": pictures.engine("e2", fingerprint=odd, health="silent", differs={"dtype": "bfloat16 on e0, e1"}),
+            "e0": pictures.engine("e0", fingerprint=FACTS, differs={"dtype": "e2 has float16"}),
+            "e1": pictures.engine("e1", fingerprint=FACTS, differs={"dtype": "e2 has float16"}),
+            "e2": pictures.engine("e2", fingerprint=odd, health="silent", differs={"dtype": "e0, e1 have bfloat16"}),
         },
         trainer=msgspec.structs.replace(pictures.picture().trainer, facts={"dtype": "float32", "rank_of_lora": "8"}),
     )
@@ -47,7 +47,7 @@ def test_engines_that_are_alike_share_a_column_and_what_differs_has_a_sign() -> 
     assert lines["rank_of_lora"].split() == ["rank_of_lora", "-", "-", "8"]
     assert lines["prefix_caching"].split() == ["prefix_caching", "on", "on", "-"]
     why = "other rounding: the gap grows with the length of an answer"
-    assert f"≠ dtype bfloat16 on e0, e1: float16 on e2; {why}" in text
+    assert f"\n≠ dtype: e0, e1 have bfloat16; e2 has float16; {why}\n" in text
     assert (
         "· e0, e1: requests that leave them unset get temperature 0.6, top_k 20 (from the model's "
         "generation_config.json)" in text
@@ -71,14 +71,14 @@ def test_the_json_has_every_fact_whole() -> None:
     assert first["facts"]["model"] == FACTS["model"]
     assert first["facts"]["prefix_caching"] == "on"
     assert first["default_sampling"] == {"temperature": "0.6", "top_k": "20"}
-    assert first["differs"] == {"dtype": "float16 on e2"}
+    assert first["differs"] == {"dtype": "e2 has float16"}
     assert made["trainer"]["facts"] == {"dtype": "float32", "rank_of_lora": "8"}
 
 
 def test_status_names_what_does_not_agree() -> None:
     from rltop.backend import report
 
-    assert "  ≠ dtype float16 on e2: bfloat16 on e0, e1; other rounding" in report.as_text(differing())
+    assert "  ≠ dtype: e0, e1 have bfloat16; e2 has float16; other rounding" in report.as_text(differing())
     assert "≠" not in report.as_text(pictures.healthy())
 
 

@@ -7,9 +7,10 @@ import pytest
 from textual.widgets import ContentSwitcher
 
 from rltop.backend.view import Answer, AskSet, Engine, change_key
-from rltop.tui.app import UNANSWERED_S, RltopApp
+from rltop.tui.app import RltopApp
+from rltop.tui.asking import UNANSWERED_S
 from rltop.tui.commands import NEEDS_CONTROL
-from rltop.tui.dialogs import ConfirmSwitch
+from rltop.tui.confirm import Confirm
 from rltop.tui.overview import Overview
 from rltop.tui.plot import Plot
 from rltop.tui.table import Table
@@ -90,7 +91,7 @@ async def test_a_switch_needs_more_than_one_careless_key(keys: tuple[str, ...]) 
     async with dashboard(client, SIZE, control=True) as (app, pilot):
         await pilot.press("6", "t")
         await pilot.pause()
-        assert isinstance(app.screen, ConfirmSwitch)
+        assert isinstance(app.screen, Confirm)
         await pilot.press(*keys)
         await pilot.pause()
         assert len(app.screen_stack) == 1
@@ -113,7 +114,7 @@ async def test_a_switch_asks_the_hub_for_the_engines_shown(keys: tuple[str, ...]
 async def test_one_engine_alone_can_be_switched_and_a_fixed_one_cannot() -> None:
     client = HeldClient(pictures.switched())
     async with dashboard(client, SIZE, control=True) as (app, pilot):
-        await pilot.press("6", "j", "t", "y")
+        await pilot.press("6", "e", "j", "t", "y")
         await pilot.pause()
         assert [asked.engines for asked in client.asked if isinstance(asked, AskSet)] == [["e0"]]
         await pilot.press("j", "j", "j", "j", "t")
@@ -123,11 +124,15 @@ async def test_one_engine_alone_can_be_switched_and_a_fixed_one_cannot() -> None
 
 
 async def test_a_mixed_fleet_can_be_switched_either_way() -> None:
-    client = HeldClient(pictures.switched())
+    shown = pictures.healthy()
+    shown.engines["e1"] = pictures.engine("e1", flags=pictures.flags("off", "off"))
+    client = HeldClient(shown)
     async with dashboard(client, SIZE, control=True) as (_, pilot):
-        await pilot.press("6", "j", "j", "j", "t", "v", "v", "v", "y")
-        await pilot.pause()
-        assert [(a.flag, a.value) for a in client.asked if isinstance(a, AskSet)] == [("async_scheduling", "off")]
+        for keys in ("v", "vv", "vvv"):
+            await pilot.press("6", "g", "j", "t", *keys, "y")
+            await pilot.pause()
+        asked = [(a.flag, a.value) for a in client.asked if isinstance(a, AskSet)]
+        assert asked == [("async_scheduling", value) for value in ("off", "on", "off")]
 
 
 async def test_a_refused_question_and_an_unanswered_one_are_told() -> None:
@@ -148,7 +153,7 @@ async def test_a_refused_question_and_an_unanswered_one_are_told() -> None:
 async def test_a_command_can_be_followed_from_request_to_end() -> None:
     shown = pictures.healthy()
     client = HeldClient(shown)
-    async with dashboard(client, SIZE, control=True) as (app, pilot):
+    async with dashboard(client, (130, 36), control=True) as (app, pilot):
         await pilot.press("6")
         for state, sign in (("requested", "○"), ("accepted", "◔"), ("draining", "◑")):
             change = pictures.change("e0", "prefix_caching", "on", state, command="c9", at_step=39)

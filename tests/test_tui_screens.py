@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -15,13 +14,7 @@ from tests.screens import assert_as_saved, dashboard, settle
 SMALL, MIDDLE, LARGE = (80, 24), (120, 36), (160, 48)
 
 
-@pytest.fixture(autouse=True)
-def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
+pytestmark = pytest.mark.usefixtures("utc")
 
 
 @pytest.mark.parametrize(
@@ -43,8 +36,17 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("control-160", pictures.switched, LARGE, ("6", "G")),
         ("control-many-80", pictures.troubled, SMALL, ("6", "pagedown")),
         ("confirm-80", pictures.switched, SMALL, ("6", "t")),
-        ("confirm-mixed-120", pictures.switched, MIDDLE, ("6", "j", "j", "j", "t", "v")),
+        ("confirm-mixed-120", pictures.switched, MIDDLE, ("6", "e", "j", "j", "j", "t", "s")),
+        ("confirm-strict-80", pictures.switched, SMALL, ("6", "e", "j", "j", "j", "t", "f", "s")),
+        ("timed-80", pictures.timed, SMALL, ("6",)),
+        ("timed-120", pictures.timed, MIDDLE, ("6", "j", "j")),
+        ("timed-160", pictures.timed, LARGE, ("6", "e", "@", "j")),
+        ("confirm-pause-80", pictures.healthy, SMALL, ("p", "f")),
+        ("keep-80", pictures.timed, SMALL, ("6", "j", "K")),
+        ("undo-80", pictures.timed, SMALL, ("@", "G", "u")),
         ("engine-80", pictures.troubled, SMALL, ("enter",)),
+        ("engine-differs-80", pictures.timed, SMALL, ("enter",)),
+        ("differs-80", pictures.timed, SMALL, ()),
     ],
 )
 async def test_screen(name: str, picture: Callable[[], Snapshot], size: tuple[int, int], keys: tuple[str, ...]) -> None:

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from textual.app import App, ComposeResult
 from textual.command import CommandPalette as Palette
 from textual.widgets import ContentSwitcher
 
 from rltop.backend.client import Client
-from rltop.backend.view import AskSet, Engine, Snapshot
+from rltop.backend.view import Engine, Snapshot
 from rltop.collectors.rundir import RunDir
-from rltop.tui import status
+from rltop.tui import look, status
+from rltop.tui.asking import Orders
+from rltop.tui.changes import deed, open_timers, together, undoable
 from rltop.tui.commands import BY_ID, NEEDS_CONTROL
-from rltop.tui.control import Control, Target
-from rltop.tui.dialogs import ConfirmSwitch, engine_page, help_page
+from rltop.tui.confirm import Confirm, Wish
+from rltop.tui.control import Control
+from rltop.tui.dialogs import engine_page, help_page, page_width
 from rltop.tui.history import X_AXES, History
 from rltop.tui.link import Pace, backlog, end_with_terminal
 from rltop.tui.overview import Overview
 from rltop.tui.palette import CommandPalette, key_bindings
 from rltop.tui.plot import Sight
+from rltop.tui.question import ConfirmPlain
 from rltop.tui.rows import Rows
 from rltop.tui.source import Source, hold
 from rltop.tui.table import Table
+from rltop.tui.targets import Target, targets
 
 WINDOWS: tuple[float | None, ...] = (None, 300.0, 100.0, 30.0)
 """Time ranges, in units of the x axis; None is the whole run."""
 
 MIN_FPS, MAX_FPS = 0.5, 10.0
-
-UNANSWERED_S = 5.0
-"""A question that the hub has not answered by then is said to be unanswered."""
 
 
 class RltopApp(App[int]):
@@ -83,7 +81,7 @@ class RltopApp(App[int]):
         self._clock = clock
         self._frozen: Snapshot | None = None
         self._dirty = True
-        self._asked: dict[str, tuple[str, float]] = {}
+        self._orders = Orders(client, lambda: self._clock(), self._tell)
         self._header, self._footer = Rows(id="header"), Rows(id="footer")
         self._overview, self._control = Overview(id="overview"), Control(allowed=control, id="control")
         self._views = ContentSwitcher(self._overview, self._control, initial="overview")
@@ -118,7 +116,7 @@ class RltopApp(App[int]):
         """Take what has come; paint if the link keeps up and nothing stands in front."""
         changed = self.client.poll()
         self._dirty |= changed and self._frozen is None
-        self._take_answers()
+        self._orders.take_answers()
         if len(self.screen_stack) == 1 and self.pace.tick(self._clock(), backlog(self)):
             self.paint()
 
@@ -205,7 +203,12 @@ class RltopApp(App[int]):
             "sort_reverse": lambda: self._on_table(Table.sort_reverse),
             "open": lambda: self._on_table(Table.choose),
             "back": self._back,
+            "every_engine": self._fold,
             "switch": self._ask_switch,
+            "keep": self._keep,
+            "undo": self._undo,
+            "pause": partial(self._act, "generation"),
+            "flush": partial(self._act, "prefix cache"),
             "screenshot": lambda: self.notify(f"saved {self.save_screenshot()}", timeout=4),
             "quit": lambda: self.exit(0),
         }
@@ -229,7 +232,7 @@ class RltopApp(App[int]):
     def on_table_chosen(self, event: Table.Chosen) -> None:
         """Enter on a line: facts of an engine, or the question before a switch."""
         if isinstance(event.item, Engine):
-            self.push_screen(engine_page(event.item))
+            self.push_screen(engine_page(event.item, page_width(self.size.width)))
         elif isinstance(event.item, Target):
             self.command("switch")
 
@@ -238,6 +241,13 @@ class RltopApp(App[int]):
         self.query_one(focus).focus()
         self._dirty = True
         self.call_after_refresh(self.paint)
+
+    def _fold(self) -> None:
+        self._control.toggle_engines()
+        self._repaint()
+
+    def _tell(self, text: str, severity: Literal["warning", "error"]) -> None:
+        self.notify(text, severity=severity, timeout=10)
 
     def _read(self, by: int) -> None:
         steps = self.history.steps
@@ -257,49 +267,76 @@ class RltopApp(App[int]):
         self._timer = self.set_interval(1 / hz, self.tick)
         self.notify(f"painting at most {hz:g} times a second", timeout=2)
 
-    # --- switching --------------------------------------------------------------------------------------------------
+    # --- commands to the run ----------------------------------------------------------------------------------------
 
     def _ask_switch(self) -> None:
         target = self._control.selected
         if self._views.current != "control" or target is None:
             self._go("control", "#flags")
-        elif target.refusal:
-            self.notify(f"{target.where}: {target.refusal}", severity="warning", timeout=6)
         else:
-            self.push_screen(ConfirmSwitch(target), partial(self._switch, target))
+            self._confirm(target)
 
-    def _switch(self, target: Target, value: str | None) -> None:
-        """The question was answered; ``value`` is None for No."""
-        if value is not None:
-            question = AskSet(
-                uuid.uuid4().hex, target.flag.name, value, list(target.engines), who=_user(), host=socket.gethostname()
-            )
-            self.client.ask(question)
-            self._asked[question.id] = (f"{target.flag.name} {value} on {target.where}", self._clock())
+    def _confirm(self, target: Target) -> None:
+        if target.refusal or not target.choices:
+            self.notify(f"{target.where}: {target.refusal or 'nothing to change'}", severity="warning", timeout=6)
+        else:
+            self.push_screen(Confirm(target), partial(self._change, target.subject.name))
+
+    def _change(self, subject: str, wish: Wish | None) -> None:
+        """The question was answered; ``wish`` is None for No."""
+        if wish is not None:
+            self._orders.change(wish, subject)
             self._frozen = None
         self._repaint()
 
-    def _take_answers(self) -> None:
-        for question, (what, asked) in list(self._asked.items()):
-            answer = self.client.answers.pop(question, None)
-            if answer is not None and answer.error:
-                self.notify(f"{what}: {answer.error}", severity="error", timeout=10)
-            elif answer is None and self._clock() - asked > UNANSWERED_S:
-                self.notify(f"{what}: the hub has not answered; it may still happen", severity="warning", timeout=10)
-            elif answer is None:
-                continue
-            del self._asked[question]
+    def _act(self, subject: str) -> None:
+        """Do on the whole fleet what the table of actions has for ``subject``."""
+        view = self.client.view
+        found = [t for t in targets(view) if t.engine is None and t.subject.name == subject] if view else []
+        if found:
+            self._confirm(found[0])
+
+    def _keep(self) -> None:
+        view, change = self.client.view, self._control.timed
+        timers = open_timers(view, change) if view is not None and change else []
+        if view is None or change is None or not timers:
+            self.notify("no timer runs under the cursor", severity="warning", timeout=4)
+            return
+        engines = ", ".join(engine for engine, _ in timers)
+        timer = timers[0][1]
+        what = next((deed(c) for c in together(view, change)), f"{timer.flag or timer.verb}")
+        facts = [
+            ("otherwise", f"back to {timer.back_to} in {look.clock(timer.at - view.time)}"),
+            ("keep", "stops the timer; the change stays until someone undoes it"),
+        ]
+        self.push_screen(
+            ConfirmPlain(f"Keep {what} on {engines} ?", facts, "keep it"), partial(self._kept, change, what)
+        )
+
+    def _kept(self, command: str, what: str, why: str | None) -> None:
+        if why is not None:
+            self._orders.keep(command, what, why)
+        self._repaint()
+
+    def _undo(self) -> None:
+        view, change = self.client.view, self._control.change
+        done = undoable(together(view, change.command)) if view is not None and change is not None else []
+        if change is None or not done:
+            self.notify("the change under the cursor changed nothing that can be undone", severity="warning", timeout=4)
+            return
+        facts = [(one.engine, f"{one.flag or deed(one)} back to {one.old}") for one in done]
+        facts.append(("unless", "the flag was changed since: then it is left alone, and the log says superseded"))
+        what = deed(change)
+        self.push_screen(ConfirmPlain(f"Undo {what} ?", facts, "undo"), partial(self._undone, change.command, what))
+
+    def _undone(self, command: str, what: str, why: str | None) -> None:
+        if why is not None:
+            self._orders.undo(command, what, why)
+        self._repaint()
 
 
 def _after(choices: tuple[Any, ...], now: Any) -> Any:
     return choices[(choices.index(now) + 1) % len(choices)]
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no name for this number
-        return str(os.getuid())
 
 
 def run_dashboard(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-NEEDS_CONTROL = "read-only: start with --control to switch flags"
+NEEDS_CONTROL = "read-only: start with --control to switch flags and act on engines"
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ COMMANDS: tuple[Command, ...] = (
     Command("palette", ("colon", "ctrl+p"), ": ctrl+p", "Commands", "find a command by name", "Application",
             footer="commands"),
     Command("overview", ("1", "0"), "1 0", "Overview", "plots, fleet and events", "Views", footer="overview"),
-    Command("control", ("6", "F"), "6 F", "Control", "every flag of every engine, and what became of each switch",
+    Command("control", ("6", "F"), "6 F", "Control", "every flag and action on every engine, and what became of each",
             "Views", footer="control"),
-    Command("journal", ("at",), "@", "Flag changes", "go to the log of flag changes", "Views"),
+    Command("journal", ("at",), "@", "Log of changes", "go to the log of all changes",
+            "Views"),
     Command("freeze", ("space",), "space", "Freeze", "hold the picture still; data keep arriving", "Looking",
             footer="freeze"),
     Command("zoom", ("z",), "z", "Maximise", "the focused pane alone, and back", "Looking", footer="zoom"),
@@ -67,10 +68,20 @@ COMMANDS: tuple[Command, ...] = (
     Command("bottom", ("G",), "G", "Bottom", "last line", "Moving"),
     Command("sort", ("s",), "s", "Sort", "sort the table by the next column", "Moving"),
     Command("sort_reverse", ("S",), "S", "Reverse", "turn the order of the table round", "Moving"),
-    Command("open", ("enter",), "enter", "Open", "facts of the engine under the cursor", "Moving"),
+    Command("open", ("enter",), "enter", "Open", "facts of an engine, or the question before a switch",
+            "Moving"),
+    Command("every_engine", ("e",), "e", "Every engine", "a line for each, or only for those that stand out", "Moving"),
     Command("back", ("escape",), "esc", "Back", "leave zoom, or go back to the overview", "Moving"),
-    Command("switch", ("t",), "t", "Switch a flag", "switch the flag under the cursor of the control view; asks first",
+    Command("switch", ("t",), "t", "Switch", "change what is under the cursor of the control view; asks first",
             "Control", needs_control=True, footer="switch"),
+    Command("keep", ("K",), "K", "Keep", "stop the timer under the cursor: the change stays; asks first",
+            "Control", needs_control=True),
+    Command("undo", ("u",), "u", "Undo", "bring engines back to what they had before the change; asks first",
+            "Control", needs_control=True),
+    Command("pause", ("p",), "p", "Pause or resume", "stop or go on generating, on the whole fleet; asks first",
+            "Control", needs_control=True),
+    Command("flush", ("f",), "f", "Flush", "forget cached prefixes on the whole fleet; asks first", "Control",
+            needs_control=True),
     Command("screenshot", ("ctrl+s", "P"), "P ctrl+s", "Screenshot", "save the screen as SVG", "Application"),
     Command("quit", ("q", "ctrl+c"), "q ctrl+c", "Detach", "leave; the run goes on", "Application", footer="detach"),
 )  # fmt: skip

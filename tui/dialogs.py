@@ -1,104 +1,35 @@
-"""What stands in front of a view for a moment: the question before a switch, the help, the facts of an engine."""
+"""What stands in front of a view for a moment to be read: the help, the facts of an engine."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Button, Static
+from textual.widgets import Static
 
+from rltop.backend import facts as known_facts
 from rltop.backend.metrics import BY_NAME as METRICS
+from rltop.backend.prints import MARK
 from rltop.backend.view import Engine
+from rltop.collectors.actions import ACTIONS
 from rltop.collectors.flags import FLAGS
 from rltop.tui import look
 from rltop.tui.commands import COMMANDS, NEEDS_CONTROL
-from rltop.tui.control import Target, wrap
+from rltop.tui.control import wrap
 from rltop.tui.overview import CHARTS
 
-INNER = 72
-"""Cells of text in the question; narrower screens wrap it once more."""
+WIDEST = 110
+"""Cells of a page with its border, as in the style sheet; it leaves a little of the screen."""
 
 
-class ConfirmSwitch(ModalScreen[str | None]):
-    """Asks before a flag is switched; answers with the wanted value, or None. The focus is on No."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "yes", "Yes"),
-        Binding("n,escape,q", "no", "No"),
-        Binding("left,right,tab,shift+tab", "other", "Other button"),
-        Binding("v", "value", "Other value"),
-    ]
-
-    def __init__(self, target: Target) -> None:
-        super().__init__()
-        self._target = target
-        self._choice = 0
-
-    def compose(self) -> ComposeResult:
-        """The question, its reasons, two buttons."""
-        with Vertical(classes="dialog"):
-            yield Static(self._question(), id="question")
-            with Horizontal(id="buttons"):
-                yield Button("n  No", id="no", compact=True)
-                yield Button("y  Yes, switch", id="yes", compact=True)
-
-    def on_mount(self) -> None:
-        """Nothing happens by mistake."""
-        self.query_one("#no").focus()
-
-    def on_button_pressed(self, event: Button.Pressed) -> None:
-        """A button was chosen."""
-        self.dismiss(self._wanted if event.button.id == "yes" else None)
-
-    def action_yes(self) -> None:
-        """Switch."""
-        self.dismiss(self._wanted)
-
-    def action_no(self) -> None:
-        """Leave it."""
-        self.dismiss(None)
-
-    def action_other(self) -> None:
-        """To the other button."""
-        self.query_one("#no" if self.query_one("#yes").has_focus else "#yes").focus()
-
-    def action_value(self) -> None:
-        """Ask for the next value."""
-        self._choice = (self._choice + 1) % len(self._target.choices)
-        self.query_one("#question", Static).update(self._question())
-
-    @property
-    def _wanted(self) -> str:
-        return self._target.choices[self._choice]
-
-    def _question(self) -> Text:
-        target = self._target
-        many = f"the fleet, {len(target.engines)} live: {', '.join(target.engines)}"
-        text = Text.assemble(
-            ("Switch ", ""), (target.flag.name, "bold"), (f" from {target.value or 'unknown'} to ", ""),
-            (self._wanted, "bold reverse"), (" ?\n\n", ""),
-        )  # fmt: skip
-        facts = [
-            ("where", f"engine {target.engine}" if target.engine else many),
-            (
-                "in flight",
-                f"{target.in_flight} requests when last heard of; all are kept, the switch waits for a step boundary",
-            ),
-            ("expect", target.flag.effect),
-            ("undo", "switch it back; every change is on the charts and in the log"),
-        ]
-        facts += [("refuses", said) for said in target.refusing]
-        for name, said in facts:
-            for i, line in enumerate(wrap(look.clean(said, len(said)), INNER - 11)):
-                text.append(f"{'' if i else name:>9}  ", str(look.FAINT))
-                text.append(f"{line}\n")
-        if len(target.choices) > 1:
-            text.append(f"\n{'v':>9}  another value ({', '.join(target.choices)})\n")
-        return text
+def page_width(screen: int) -> int:
+    """Cells of text on a page: less border, padding and scrollbar."""
+    return min(WIDEST, screen * 96 // 100) - 5
 
 
 class Page(ModalScreen[None]):
@@ -125,6 +56,13 @@ class Page(ModalScreen[None]):
         (box.scroll_down if way == "down" else box.scroll_up)(animate=False)
 
 
+SIGNS = (
+    (MARK, "a fact that does not agree with the other engines or with the trainer; enter on the engine says why"),
+    ("↶", "taken back: by a timer, by the engine itself, or by an undo"),
+    *((sign, f"a change is {state.replace('_', ' ')}") for state, (sign, _) in look.OUTCOME.items()),
+)
+
+
 def help_page(*, control: bool) -> Page:
     """All commands and signs, from the tables that the dashboard itself is made from."""
     text = Text()
@@ -143,16 +81,21 @@ def help_page(*, control: bool) -> Page:
             unit = {"": "", "share": " [%]"}.get(metric.unit, f" [{metric.unit}]")
             text.append(f"  {chart.id + ' ' + series.label:<12}{metric.formula}{unit}\n")
     text.append("  ▲pc-        a switch: its first letters, + on, - off; a dotted row is a threshold\n")
-    text.append("Flags\n", "bold")
+    text.append("Flags and actions\n", "bold")
     for flag in FLAGS:
         labels = " ".join(look.flag_label(flag.name, value, short=True) for value in flag.values)
         text.append(f"  {labels:<16}")
         text.append(f"{flag.name}: {flag.summary}\n")
+    for action in ACTIONS:
+        text.append(f"  {action.word:<16}{action.subject}: {action.summary}\n")
+    text.append("Signs\n", "bold")
+    for sign, meaning in SIGNS:
+        text.append(f"  {sign:<16}{meaning}\n")
     return Page(text)
 
 
-def engine_page(engine: Engine) -> Page:
-    """What is known of one engine beyond its line in the table."""
+def engine_page(engine: Engine, width: int) -> Page:
+    """What is known of one engine beyond its line in the table, in lines of ``width`` cells."""
     facts = {
         "engine": f"{engine.id} on {engine.host}, pid {engine.pid}, {engine.health}",
         "vLLM": engine.vllm_version,
@@ -161,18 +104,34 @@ def engine_page(engine: Engine) -> Page:
         "of those finished": f"{engine.aborted} aborted, {engine.without_logprobs} without logprobs",
     }
     facts |= {
-        name: f"{state.value or look.UNKNOWN}" + ("" if state.switchable else f", fixed: {state.reason}")
-        for name, state in engine.flags.items()
-    }
-    facts |= {
         f"{kind} records": f"{counts.sent} sent, {counts.dropped} dropped, {counts.queued} queued"
         for kind, counts in engine.counts.items()
     }
     facts |= {f"faults in {place}": str(count) for place, count in engine.faults.items()}
+    known = known_facts.of_engine(engine)
+    for name, state in engine.flags.items():
+        if not state.switchable:
+            known[name] = f"{known.get(name, look.UNKNOWN)}, fixed: {state.reason}"
     text = Text()
-    for heading, entries in (("Now", facts), ("Read from the live objects", engine.fingerprint)):
+    line = partial(_line, text, width)
+    if engine.differs:
+        text.append("Does not agree\n", "bold")
+        for name, says in engine.differs.items():
+            value = known_facts.of_engine(engine).get(name, look.UNKNOWN)
+            line(name, f"{value}: {says}{known_facts.because(name)}", mark=True)
+    for heading, entries in (("Now", facts), ("Read from the live objects", known)):
         text.append(f"{heading}\n", "bold")
         for name, value in entries.items():
-            text.append(f"  {look.clean(name, 24)} ", str(look.FAINT))
-            text.append(f"{look.clean(value, len(value))}\n")
+            line(name, value, mark=entries is known and name in engine.differs)
+    if filled := known_facts.defaults(engine.fingerprint):
+        text.append("Filled in for requests that leave them unset\n", "bold")
+        for name, value in filled.items():
+            line(name, value)
     return Page(text)
+
+
+def _line(text: Text, width: int, name: str, value: str, *, mark: bool = False) -> None:
+    for i, part in enumerate(wrap(look.clean(value, len(value)), max(width - 27, 20))):
+        text.append(f"{MARK} " if mark and not i else "  ", str(look.WARN))
+        text.append(f"{look.clean('' if i else name, 24)} ", str(look.FAINT))
+        text.append(f"{part}\n")

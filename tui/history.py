@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from rltop.backend.view import Change, Step
-from rltop.tui import look
 from rltop.tui.canvas import Floats, Marker
+from rltop.tui.changes import label
 
 XAxis = Literal["step", "version", "minutes"]
 X_AXES: tuple[XAxis, ...] = ("step", "version", "minutes")
@@ -76,9 +76,9 @@ def markers(changes: Iterable[Change], history: History, axis: XAxis) -> tuple[M
     A switch before the steps that are known (a hub that was restarted has lost the older ones) has no place.
     """
     switches = {
-        (-1 if change.step is None else change.step, look.flag_label(change.flag, change.new or change.wanted))
+        (-1 if change.step is None else change.step, label(change))
         for change in changes
-        if change.state == "applied"
+        if change.state == "applied" and change.verb != "keep"
     }
     x, numbers = history.x(axis), history.numbers()
     known = np.isfinite(x)

@@ -37,6 +37,7 @@ OUTCOME = {
     "applied": ("✔", GOOD),
     "refused": ("✖", BAD),
     "timed_out": ("▲", WARN),
+    "superseded": ("·", FAINT),
 }
 """Sign and style of a flag change, by state."""
 
@@ -119,6 +120,14 @@ def duration(seconds: float) -> str:
     if seconds < 36_000:
         return f"{seconds / 3600:.1f}h"
     return f"{seconds / 3600:.0f}h" if seconds < 360_000 else f"{seconds / 86_400:.0f}d"
+
+
+def clock(seconds: float) -> str:
+    """Time left, to the second while that matters: 0:07, 9:32, 1:02h, 3d."""
+    left = max(round(seconds), 0)
+    if left < 3600:
+        return f"{left // 60}:{left % 60:02d}"
+    return f"{left // 3600}:{left // 60 % 60:02d}h" if left < 172_800 else f"{left // 86_400}d"
 
 
 def flag_label(flag: str, value: str | None, *, short: bool = False) -> str:

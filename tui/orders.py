@@ -230,7 +230,7 @@ class _Progress:
 @click.option("--since", type=Moment(), metavar="TIME", help="From then on: 2h (ago), or a UTC time.")
 @as_json_option
 def audit(run: str | None, flag: str | None, engine: str | None, since: float | None, as_json: bool) -> None:
-    """Print who asked what of which engine, why, and what became of it.
+    """Print who asked for what, why, and what became of it.
 
     Read from the log in the directory of RUN; no hub is needed.
     """

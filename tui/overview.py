@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 
+from rltop.backend.facts import some
+from rltop.backend.prints import MARK
 from rltop.backend.view import Engine, Event, Snapshot
 from rltop.collectors.flags import FLAGS
 from rltop.collectors.wire import FlagState
@@ -34,7 +36,8 @@ HEALTH = {"live": ("●", look.GOOD), "silent": ("◌", look.WARN), "gone": ("�
 
 def _name(engine: Engine) -> look.Part:
     sign, style = HEALTH.get(engine.health, ("?", look.WARN))
-    return f"{sign} {engine.id}", style if engine.health != "live" else look.PLAIN
+    mark = MARK if engine.differs else " "
+    return f"{sign}{mark}{engine.id}", style if engine.health != "live" else look.WARN if engine.differs else look.PLAIN
 
 
 def _version(engine: Engine) -> look.Part:
@@ -52,6 +55,7 @@ def _state(engine: Engine) -> look.Part:
         (faults > 0, f"{faults} faults"),
         (lost > 0, f"{lost} lost"),
         (engine.without_logprobs > 0, f"{engine.without_logprobs} without logprobs"),
+        (bool(engine.differs), f"{MARK} {some(list(engine.differs))}"),
     ]
     said = ", ".join(word for true, word in words if true)
     return said or "ok", look.WARN if said and said != "updating" else look.FAINT

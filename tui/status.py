@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.style import Style
 from textual.strip import Strip
 
+from rltop.backend.prints import MARK
 from rltop.backend.view import Snapshot
 from rltop.tui import look
 from rltop.tui.commands import COMMANDS
@@ -76,6 +77,13 @@ def facts(view: Snapshot) -> list[tuple[str, str, Style]]:
         ("policy", look.whole(trainer.policy_version), look.PLAIN),
         ("engines", f"{live}/{total}", look.PLAIN if live == total and total else look.WARN),
     ]
+    if differing := sorted({fact for engine in view.engines.values() for fact in engine.differs}):
+        found.append((MARK, f"{len(differing)} fact{'s' * (len(differing) > 1)}", look.WARN))
+    timers = [timer for engine in view.engines.values() for timer in engine.timers]
+    if paused := sum(timer.verb == "pause" for timer in timers):  # our own; every weight update pauses for a moment
+        found.append(("paused", str(paused), look.WARN))
+    if timers:
+        found.append(("timers", str(len(timers)), look.WARN))
     if trainer.health != "live":
         found.append(("trainer", trainer.health, look.WARN))
     counts = [*trainer.counts.values(), *(c for engine in view.engines.values() for c in engine.counts.values())]

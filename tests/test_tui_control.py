@@ -1,0 +1,269 @@
+"""What can be asked for from the Control view, what is asked of the hub then, and what is never asked by mistake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from textual.widgets import Input
+
+from rltop.backend.view import AskAct, AskKeep, AskSet, AskUndo, Question, Snapshot
+from rltop.collectors.actions import ACTIONS, BY_VERB
+from rltop.collectors.flags import FLAGS
+from rltop.collectors.wire import FlagState, Timer
+from rltop.tui import look
+from rltop.tui.changes import deed, entries, label, undoable
+from rltop.tui.commands import NEEDS_CONTROL
+from rltop.tui.confirm import HALF, Confirm, places, times
+from rltop.tui.question import ConfirmPlain
+from rltop.tui.targets import FOREIGN_PAUSE, MIXED, SUBJECTS, Target, fold, targets
+from tests import pictures
+from tests.pictures import HeldClient
+from tests.screens import dashboard, screen_text, settle
+
+SIZE = (120, 36)
+
+
+def one(view: Snapshot, subject: str, engine: str | None = None) -> Target:
+    (found,) = [t for t in targets(view) if t.subject.name == subject and t.engine == engine]
+    return found
+
+
+async def asked(view: Snapshot, *keys: str, why: str = "") -> list[Question]:
+    """What the dashboard asks of the hub after these keys; ``why`` is typed where ``r`` stands among them."""
+    client = HeldClient(view)
+    async with dashboard(client, SIZE, control=True) as (app, pilot):
+        for key in keys:
+            await pilot.press(key)
+            await pilot.pause()
+            if key == "r":
+                await pilot.press(*why, "enter")
+        await settle(app, pilot)
+        return client.asked
+
+
+# --- what there is -----------------------------------------------------------------------------------------------
+
+
+def test_every_flag_and_every_action_can_be_asked_for() -> None:
+    assert [subject.name for subject in SUBJECTS[: len(FLAGS)]] == [flag.name for flag in FLAGS]
+    assert {choice.verb for subject in SUBJECTS for choice in subject.choices} == {"set", *BY_VERB}
+    assert {subject.name for subject in SUBJECTS[len(FLAGS) :]} == {action.subject for action in ACTIONS}
+
+
+def test_a_fleet_reads_mixed_where_engines_differ_and_the_form_only_where_all_share_it() -> None:
+    view = pictures.healthy()
+    strict, plain = FlagState("off", True, "", "strict"), FlagState("off", True, "", "depth 1")
+    view.engines["e0"] = pictures.engine("e0", flags=pictures.flags() | {"async_scheduling": strict})
+    assert one(view, "async_scheduling").now == MIXED
+    view.engines["e1"] = pictures.engine("e1", flags=pictures.flags() | {"async_scheduling": plain})
+    assert one(view, "async_scheduling").now == "off"
+    assert one(view, "async_scheduling", "e0").now == "off (strict)"
+    view.engines["e1"] = pictures.engine("e1", flags=pictures.flags() | {"async_scheduling": strict})
+    assert one(view, "async_scheduling").now == "off (strict)"
+
+
+def test_only_an_own_pause_can_be_ended() -> None:
+    view = pictures.healthy()
+    assert [choice.word for choice in one(view, "generation", "e0").choices] == ["pause"]
+    view.engines["e0"] = pictures.engine("e0", paused=True)
+    assert one(view, "generation", "e0").refusal == FOREIGN_PAUSE
+    timer = Timer("c1", "pause", "", "running", view.time + 30)
+    view.engines["e1"] = pictures.engine("e1", paused=True, timers=[timer])
+    ours = one(view, "generation", "e1")
+    assert ([choice.word for choice in ours.choices], ours.refusal, ours.timed) == (["resume"], "", ("e1",))
+    assert one(view, "generation").refusing == (f"e0: {FOREIGN_PAUSE}",)
+
+
+def test_of_a_large_fleet_only_what_stands_out_has_a_line() -> None:
+    view = pictures.picture(engines={f"e{i}": pictures.engine(f"e{i}") for i in range(12)})
+    assert [target.engine for target in fold(targets(view))] == [None] * len(SUBJECTS)
+    view.engines["e3"] = pictures.engine("e3", flags=pictures.flags(caching="off"))
+    view.engines["e4"] = pictures.engine("e4", timers=[Timer("c", "set", "lm_head_fp32", "off", view.time)])
+    view.engines["e5"] = pictures.engine("e5", differs={"logprobs_mode": "why"})
+    view.engines["e6"] = pictures.engine(
+        "e6", flags=pictures.flags() | {"async_scheduling": FlagState("on", False, "x")}
+    )
+    out = [(target.subject.name, target.engine) for target in fold(targets(view)) if target.engine]
+    assert out == [
+        ("prefix_caching", "e3"), ("async_scheduling", "e6"), ("logprobs_mode", "e5"), ("lm_head_fp32", "e4")
+    ]  # fmt: skip
+
+
+def test_what_is_shown_can_be_unfolded_and_folded() -> None:
+    found = targets(pictures.healthy(engines=12))
+    assert len(found) == 13 * len(SUBJECTS)
+    assert fold(found) == fold(fold(found))
+
+
+def test_the_places_of_a_command_begin_with_the_line_under_the_cursor() -> None:
+    view = pictures.healthy()
+    assert [place.name for place in places(one(view, "prefix_caching"))] == ["fleet", "half", "e0", "e1"]
+    assert [place.name for place in places(one(view, "prefix_caching", "e1"))] == ["e1"]
+    assert [place.name for place in places(one(view, "generation"))] == ["fleet", "e0", "e1"]
+    assert [place.name for place in places(one(pictures.switched(), "async_scheduling"))] == ["fleet", "half", "e0"]
+    assert [place.name for place in places(one(pictures.healthy(engines=1), "prefix_caching"))] == ["fleet"]
+
+
+def test_a_guard_timer_can_be_chosen_but_not_left_out() -> None:
+    pause, flush = one(pictures.healthy(), "generation"), one(pictures.healthy(), "prefix cache")
+    assert [seconds for _, seconds in times(pause.choices[0])] == [60.0, 600.0]
+    assert times(flush.choices[0]) == ()
+    assert [seconds for _, seconds in times(SUBJECTS[0].choices[0])] == [None, 60.0, 600.0, 3600.0]
+
+
+@pytest.mark.parametrize(
+    ("facts", "said", "short"),
+    [
+        ({}, "prefix_caching off", "pc-"),
+        ({"strict": True, "detail": "strict"}, "prefix_caching off strict", "pc-"),
+        ({"detail": "depth 1"}, "prefix_caching off (depth 1)", "pc-"),
+        ({"reverts": "c0"}, "↶ prefix_caching off", "pc-"),
+        ({"verb": "pause", "flag": ""}, "pause", "pause"),
+        ({"verb": "flush_cache", "flag": ""}, "flush", "flush"),
+        ({"verb": "keep", "flag": "", "target": "c0"}, "keep c0", "keep c0"),
+        ({"verb": "of the future"}, "of the future", "of the future"),
+    ],
+)
+def test_a_change_is_named_as_people_say_it(facts: dict[str, Any], said: str, short: str) -> None:
+    change = msgspec.structs.replace(pictures.applied("e0", "prefix_caching", "off", command="c1"), **facts)
+    assert (deed(change), label(change)) == (said, short)
+
+
+def test_only_what_changed_something_can_be_undone() -> None:
+    done = pictures.applied("e0", "prefix_caching", "off", command="c1")
+    same = pictures.applied("e0", "prefix_caching", "off", command="c2", old="off")
+    refused = pictures.change("e0", "prefix_caching", "off", "refused", command="c3", old="on")
+    flush = pictures.applied("e0", "", "", command="c4", verb="flush_cache")
+    pause = pictures.applied("e0", "", "paused", command="c5", verb="pause", old="running", new="paused")
+    assert undoable([done, same, refused, flush, pause]) == [done, pause]
+
+
+def test_the_log_counts_down_with_the_hubs_clock() -> None:
+    view = pictures.timed()
+    left = {(entry.change.command, entry.change.engine): entry.left_s for entry in entries(view)}
+    assert left[("c7", "e0")] == pytest.approx(572)
+    assert left[("c5", "e1")] is None
+    assert look.clock(572) == "9:32"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(-3, "0:00"), (0, "0:00"), (7.4, "0:07"), (59.9, "1:00"), (3599, "59:59"), (3720, "1:02h"), (200_000, "2d")],
+)
+def test_time_left_is_told_to_the_second_while_that_matters(seconds: float, shown: str) -> None:
+    assert look.clock(seconds) == shown
+
+
+# --- what is asked -----------------------------------------------------------------------------------------------
+
+
+async def test_options_go_to_the_hub_as_confirmed() -> None:
+    (question,) = await asked(pictures.healthy(), "6", "j", "t", "f", "f", "s", "r", "y", why="is it that?")
+    assert isinstance(question, AskSet)
+    assert (question.flag, question.value, question.engines) == ("async_scheduling", "off", ["e0", "e1"])
+    assert (question.strict, question.revert_s, question.fraction) == (True, 600.0, None)
+    assert question.why == "is it that?"
+    assert question.who
+    assert question.host
+
+
+async def test_half_the_fleet_is_left_for_the_hub_to_choose() -> None:
+    (question,) = await asked(pictures.healthy(), "6", "t", "w", "y")
+    assert isinstance(question, AskSet)
+    assert (question.engines, question.fraction, question.strict, question.revert_s) == (None, HALF, False, None)
+
+
+async def test_one_engine_can_be_chosen_from_the_fleets_line() -> None:
+    (question,) = await asked(pictures.healthy(), "6", "t", "w", "w", "w", "y")
+    assert isinstance(question, AskSet)
+    assert (question.engines, question.fraction) == (["e1"], None)
+
+
+async def test_a_form_is_offered_only_where_the_flag_has_one() -> None:
+    (question,) = await asked(pictures.healthy(), "6", "t", "s", "y")
+    assert isinstance(question, AskSet)
+    assert question.strict is False
+
+
+async def test_actions_are_asked_for_on_the_whole_fleet_from_anywhere() -> None:
+    (pause,) = await asked(pictures.healthy(), "p", "y")
+    assert isinstance(pause, AskAct)
+    assert (pause.verb, pause.engines, pause.revert_s) == ("pause", ["e0", "e1"], 60.0)
+    (flush,) = await asked(pictures.healthy(), "f", "w", "y")
+    assert isinstance(flush, AskAct)
+    assert (flush.verb, flush.engines, flush.revert_s) == ("flush_cache", ["e0"], None)
+
+
+async def test_a_timer_is_kept_from_its_flag_or_from_the_log() -> None:
+    for keys in (("6", "j", "K"), ("@", "G", "K")):
+        (question,) = await asked(pictures.timed(), *keys, "y")
+        assert isinstance(question, AskKeep)
+        assert question.command == "c7"
+    assert await asked(pictures.timed(), "6", "K", "y") == []
+    assert await asked(pictures.timed(), "@", "K", "y") == []
+
+
+async def test_a_change_is_undone_from_its_flag_or_from_the_log() -> None:
+    (question,) = await asked(pictures.timed(), "@", "G", "u", "r", "y", why="no use")
+    assert isinstance(question, AskUndo)
+    assert (question.command, question.why) == ("c7", "no use")
+    (question,) = await asked(pictures.timed(), "6", "j", "j", "u", "y")
+    assert isinstance(question, AskUndo)
+    assert question.command == "c7"
+    assert await asked(pictures.timed(), "@", "u", "y") == []
+
+
+@pytest.mark.parametrize("keys", [("6", "j", "t"), ("6", "j", "K"), ("@", "G", "u"), ("p",), ("f",)])
+@pytest.mark.parametrize("way_out", [("n",), ("escape",), ("enter",), ("q",), ("r", "y", "enter", "n")])
+async def test_no_question_is_answered_by_a_careless_key(keys: tuple[str, ...], way_out: tuple[str, ...]) -> None:
+    view = pictures.timed()
+    view.engines["e0"] = msgspec.structs.replace(view.engines["e0"], paused=False)
+    client = HeldClient(view)
+    async with dashboard(client, SIZE, control=True) as (app, pilot):
+        await pilot.press(*keys)
+        await pilot.pause()
+        assert isinstance(app.screen, Confirm | ConfirmPlain)
+        await pilot.press(*way_out)
+        await pilot.pause()
+        assert len(app.screen_stack) == 1
+        assert client.asked == []
+
+
+async def test_letters_of_a_reason_are_no_keys_and_escape_only_leaves_it() -> None:
+    client = HeldClient(pictures.healthy())
+    async with dashboard(client, SIZE, control=True) as (app, pilot):
+        await pilot.press("6", "t", "r", *"yes, now", "escape")
+        await pilot.pause()
+        assert app.screen.query_one("#why", Input).value == "yes, now"
+        assert client.asked == []
+        await pilot.press("y")
+        await pilot.pause()
+        (question,) = client.asked
+        assert isinstance(question, AskSet)
+        assert question.why == "yes, now"
+
+
+@pytest.mark.parametrize("key", ["t", "K", "u", "p", "f"])
+async def test_without_control_nothing_can_be_asked_and_it_says_how(key: str) -> None:
+    client = HeldClient(pictures.timed())
+    async with dashboard(client, SIZE) as (app, pilot):
+        await pilot.press("6", "j", key)
+        assert NEEDS_CONTROL in [note.message for note in app._notifications]
+        assert len(app.screen_stack) == 1
+        assert client.asked == []
+        await settle(app, pilot)
+        assert "‖ read-only: start with --control" in screen_text(app)
+
+
+async def test_the_lines_of_engines_are_folded_until_they_are_asked_for() -> None:
+    view = pictures.healthy(engines=12)
+    view.changes.clear()
+    async with dashboard(HeldClient(view), SIZE) as (app, pilot):
+        await pilot.press("6")
+        assert "  e7 " not in screen_text(app)
+        await pilot.press("e")
+        assert "  e7 " in screen_text(app)
+        await pilot.press("e")
+        assert "  e7 " not in screen_text(app)
