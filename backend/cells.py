@@ -19,14 +19,15 @@ from rltop.backend.summary import CLAMP, Floats
 from rltop.collectors import wire
 
 TOKEN_FIGURES = ("gap", "k3", "ratio", "entropy", "lag")
-FIGURES = (*TOKEN_FIGURES, "clip", "reward", "prompt", "latency", "token_time")
+REQUEST_FIGURES = ("prompt", "temperature", "latency", "token_time")
+FIGURES = (*TOKEN_FIGURES, "clip", "reward", *REQUEST_FIGURES)
 """The figures of a cell, in the order of its rows.
 
 gap: |d| in nats. k3: exp(d) - 1 - d in nats. ratio: exp(d). entropy: nats. lag: versions. All per token of update 0,
 ``d = trainer - rollout`` held to +-20 but in gap. clip: 1 where clipped, low or high, of all updates, per token (per
-sequence for GSPO without a mask). reward and prompt (tokens): per sequence. latency: seconds from arrival to end of a
-request, token_time: seconds from its first scheduling to its end over its tokens, of requests that lie wholly in one
-flag epoch and were not aborted.
+sequence for GSPO without a mask). reward: per sequence. prompt (tokens) and temperature: per request. latency: seconds
+from arrival to end of a request, token_time: seconds from its first scheduling to its end over its tokens, of requests
+that were not aborted. Requests count where they lie wholly in one flag epoch.
 """
 
 MAX_CELLS = 50_000
@@ -188,7 +189,7 @@ def _add(cells: list[Cell], figure: str, places: NDArray[np.int64], values: Floa
 
 
 def _add_requests(batch: Batch, cells: list[Cell], places: dict[Place, int]) -> None:
-    found: dict[str, tuple[list[int], list[float]]] = {"prompt": ([], []), "latency": ([], []), "token_time": ([], [])}
+    found: dict[str, tuple[list[int], list[float]]] = {figure: ([], []) for figure in REQUEST_FIGURES}
 
     def note(figure: str, place: int, value: float) -> None:
         found[figure][0].append(place)
@@ -205,6 +206,8 @@ def _add_requests(batch: Batch, cells: list[Cell], places: dict[Place, int]) -> 
         if place is None:
             continue
         note("prompt", place, rollout.prompt_size)
+        if (temperature := rollout.sampling.get("temperature")) is not None:
+            note("temperature", place, temperature)
         if rollout.finish_reason == "abort":
             continue
         if 0 < rollout.arrived <= rollout.finished:

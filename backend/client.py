@@ -225,6 +225,19 @@ class Client:
             raise CommandError(f"command {answer.command} was sent, but the hub was lost before it ended")
         return seen
 
+    def effect(self, command: str = "") -> view.Effect:
+        """What a command did; its id or the start of it, empty for the last that switched anything.
+
+        Raises:
+            CommandError: no such command, or it switched nothing.
+            HubUnreachable: no hub answers.
+        """
+        self.snapshot()
+        answer = self._answer(view.AskEffect(uuid.uuid4().hex, command))
+        if answer.effect is None:
+            raise CommandError(answer.error or "the hub gave no effect")
+        return answer.effect
+
     def snapshot(self, timeout_s: float = 5.0) -> view.Snapshot:
         """The present picture, waiting for the hub if need be.
 

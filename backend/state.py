@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rltop.backend import audit, view
 from rltop.backend.control import Commands, Order, RejectedError
+from rltop.backend.effects import Effects
 from rltop.backend.engines import Engines, TrainerRanks
 from rltop.backend.fingerprints import Fingerprints
 from rltop.backend.join import Index
@@ -80,6 +81,7 @@ class State:
         self._trainer = TrainerRanks()
         self._commands = Commands(epoch, new_id, self._engines, now)
         self._fingerprints = Fingerprints()
+        self._effects = Effects()
         self._new_steps: list[view.Step] = []
         self._events: list[view.Event] = []
         self._event_number = 0
@@ -153,6 +155,8 @@ class State:
             return []
         if isinstance(question, view.AskSnapshot):
             return [Reply(client, view.Answer(question.id, snapshot=self.snapshot))]
+        if isinstance(question, view.AskEffect):
+            return [Reply(client, self._effects.answer(question, self.snapshot.changes, self._steps.cells))]
         if isinstance(question, view.AskStop):
             return [Reply(client, view.Answer(question.id)), Stop()]
         try:
@@ -219,6 +223,7 @@ class State:
             self._fingerprints.sampled.take(body)
         elif isinstance(body, wire.EngineState):
             self._engines.report(envelope, body, now)
+            self._effects.pace.report(envelope, body, now)
             for update in body.commands:
                 self._commands.update(update, now)
         elif isinstance(body, wire.Sequences):

@@ -292,8 +292,87 @@ class AskUndo(Ask, frozen=True, tag="undo"):
     timeout_s: float = 30.0
 
 
+class AskEffect(Ask, frozen=True, tag="effect"):
+    """What a command did to the run. ``command``: its id or the start of it; empty for the last that switched anything.
+
+    Answer: ``Answer.effect``, or ``error``.
+    """
+
+    command: str = ""
+
+
 class AskStop(Ask, frozen=True, tag="stop"):
     """End the hub, in good order."""
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """A figure's fitted levels right before and after a switch, their difference, and its 95 % interval."""
+
+    before: float
+    after: float
+    difference: float
+    low: float
+    high: float
+
+
+class EffectRow(msgspec.Struct, frozen=True):
+    """What a switch did to one figure.
+
+    Attributes:
+        figure, unit: a name of ``rltop.backend.effect.FIGURES``, and what it is measured in.
+        own: of the engines that were switched, with the run's own trend taken out. None: see ``reason``.
+        against: of the differences to the engines that were not; None where there are none.
+        verdict: ``up``, ``down``, ``none`` (no effect of a size that matters), ``not_yet``, ``unclear`` (too few
+            observations, and no more will come, or too noisy), ``confounded``, ``unknown`` (not measured). By
+            ``against`` where there is one.
+        reason: of every verdict but up, down and none.
+        more: for ``not_yet``, about how many more observations it takes; None if that can't be told.
+        before, after: observations on either side; ``every`` says what one is: ``step``, or a time such as ``5 s``.
+        samples_before, samples_after: what they are means over, in ``samples`` (tokens, requests, s).
+        pulled: odd observations that were given less weight.
+    """
+
+    figure: str
+    unit: str
+    own: Estimate | None
+    against: Estimate | None
+    verdict: str
+    reason: str = ""
+    more: int | None = None
+    every: str = "step"
+    before: int = 0
+    after: int = 0
+    samples: str = ""
+    samples_before: int = 0
+    samples_after: int = 0
+    pulled: int = 0
+
+
+class Effect(msgspec.Struct, frozen=True):
+    """What a command did to the run, as far as it can be told by now.
+
+    Attributes:
+        command, flag, old, new: the command and what it switched. reverts: the command that it took back, if it did.
+        engines: that were switched. against: that were not, and are compared with.
+        first_step, last_step: of the window. mixed: steps left out of it, with tokens from before and after.
+        ended: why no later step will count; empty while the window is open.
+        confounds: what else changed with the switch.
+        rows: one per figure.
+    """
+
+    command: str
+    flag: str
+    old: str | None
+    new: str | None
+    engines: list[str]
+    against: list[str]
+    first_step: int | None
+    last_step: int | None
+    mixed: int
+    ended: str
+    confounds: list[str]
+    rows: list[EffectRow]
+    reverts: str = ""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -303,12 +382,13 @@ class Answer(msgspec.Struct, frozen=True):
     error: str | None = None
     snapshot: Snapshot | None = None
     command: str | None = None
+    effect: Effect | None = None
 
 
 AskCommand = AskSet | AskAct | AskKeep | AskUndo
 """The questions that make a command."""
 
-Question = AskSnapshot | AskCommand | AskStop
+Question = AskSnapshot | AskCommand | AskEffect | AskStop
 
 _encoder = msgspec.msgpack.Encoder()
 _question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
