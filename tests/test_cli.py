@@ -27,8 +27,8 @@ from tests.receiver import run_directory, wait_until
 from tests.test_hub_report import CHANGE_KEYS, ENGINE_KEYS, STEP_KEYS
 
 COMMANDS = (
-    "top", "runs", "status", "set", "keep", "undo", "flush", "pause", "resume", "audit", "hub", "demo", "fingerprint",
-    "launch-args",
+    "top", "runs", "status", "set", "keep", "undo", "flush", "pause", "resume", "audit", "effect", "hub", "demo",
+    "fingerprint", "launch-args",
 )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ class Engine:
             self.sender.reply(
                 wire.CommandUpdate(
                     message.id, "e0", message.flag, state, old="on", new=message.value, engine_step=9, in_flight=2,
-                    lost_requests=0, milliseconds=0.5, reason=self._refuses,
+                    lost_requests=0, milliseconds=0.5, reason=self._refuses, flag_epoch=None if self._refuses else 1,
                 )
             )  # fmt: skip
 

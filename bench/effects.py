@@ -1,0 +1,100 @@
+"""Record a real demo run for the tests of effects: its cells, speeds and commands, into ``tests/data/NAME.npz``.
+
+    .venv/bin/python -m bench.effects healthy-t07 -- --temperature 0.7 --seed 12 --steps 400
+    .venv/bin/python -m bench.effects switch-1 --switch 40:all:logprobs_mode=raw \\
+        --switch 80:all:logprobs_mode=processed --switch 120:e1:logprobs_mode=raw -- --temperature 0.7 --seed 11
+
+``--switch STEP:ENGINES:FLAG=VALUE`` asks for a switch when the step closes. The hub of the run is this script's own, so
+that what it held can be written down at the end; ``--minutes`` bounds the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from rltop.backend import hub, view
+from rltop.backend.client import Client
+from rltop.backend.state import State
+from rltop.collectors.rundir import RunDir, for_run
+from tests.recordings import DATA, Recording, save
+
+STOP_S = 60.0
+
+
+def serve(rundir: RunDir, path: Path) -> int:
+    """Be the hub of a run; write down what it held when it is told to end."""
+    made: list[State] = []
+
+    def remembered(run: str, epoch: str, now: float, new_id: Callable[[], str]) -> State:
+        made.append(State(run, epoch, now, new_id))
+        return made[0]
+
+    hub.State = remembered  # type: ignore[assignment,misc]
+    code = hub.main(rundir)
+    (state,) = made
+    effects = state._effects
+    marks = {k: m for k, m in effects._marks.items() if k in state.snapshot.changes}
+    changes = {k: state.snapshot.changes[k] for k in marks}
+    steps = state._steps.cells.steps()
+    save(path, Recording(steps, effects.pace.samples(), changes, marks, effects.pace.present()))
+    return code
+
+
+def record(name: str, minutes: float, switches: list[str], demo: list[str]) -> int:
+    """Run the demo with the recording hub; ask for the switches as their steps close."""
+    with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as home:
+        os.environ["RLTOP_HOME"] = home
+        rundir = for_run(name)
+        rundir.create()
+        DATA.mkdir(exist_ok=True)
+        path = DATA / f"{name}.npz"
+        hubs = subprocess.Popen([sys.executable, "-m", "bench.effects", "--serve", str(rundir.path), str(path)])
+        with Client(rundir) as client:
+            client.snapshot(30.0)
+            run = subprocess.Popen(
+                [sys.executable, "-m", "rltop.tui.cli", "demo", "--headless", "--run", name, *demo]
+            )  # fmt: skip
+            _follow(client, run, time.monotonic() + 60 * minutes, switches)
+        for process in (run, hubs):
+            process.send_signal(signal.SIGTERM)
+            process.wait(STOP_S)
+        print(f"{path}: {path.stat().st_size} bytes")
+        return hubs.returncode
+
+
+def _follow(client: Client, run: subprocess.Popen[bytes], until: float, switches: list[str]) -> None:
+    left = list(switches)
+    while run.poll() is None and time.monotonic() < until:
+        client.poll(0.2)
+        steps = client.view.steps if client.view else {}
+        if left and steps and max(steps) >= int(left[0].split(":")[0]):
+            _, where, setting = left.pop(0).split(":")
+            flag, value = setting.split("=")
+            engines = None if where == "all" else where.split(",")
+            client.ask(view.AskSet(uuid.uuid4().hex, flag, value, engines, who="bench/effects.py"))
+
+
+def main() -> int:
+    """See the top of the file."""
+    if sys.argv[1:2] == ["--serve"]:
+        return serve(RunDir(Path(sys.argv[2])), Path(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("--minutes", type=float, default=7.5)
+    parser.add_argument("--switch", action="append", default=[], metavar="STEP:ENGINES:FLAG=VALUE")
+    parser.add_argument("demo", nargs="*", help="options of `rltop demo`, after --")
+    given = parser.parse_args()
+    return record(given.name, given.minutes, given.switch, given.demo)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""``rltop effect`` on a real hub: text, JSON, and what it says where there is nothing to tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rltop.backend.effect import FIGURES
+from tests.test_cli import Engine, answer, home, rltop, start_hub, wait_for_engine
+
+__all__ = ["home"]
+
+
+@pytest.mark.usefixtures("home")
+def test_an_effect_is_told_as_text_and_as_json() -> None:
+    rundir = start_hub("told")
+    with Engine(rundir):
+        wait_for_engine(rundir)
+        nothing = rltop("effect")
+        assert nothing.exit_code == 1
+        assert "no command has switched anything yet" in nothing.output
+        assert rltop("set", "prefix_caching", "off").exit_code == 0
+        found = answer("effect", "--json", "--run", "told")
+        assert (found["flag"], found["old"], found["new"], found["engines"]) == ("prefix_caching", "on", "off", ["e0"])
+        assert [row["figure"] for row in found["rows"]] == [figure.name for figure in FIGURES]
+        assert {row["verdict"] for row in found["rows"]} <= {"unknown", "not_yet"}
+        text = rltop("effect", found["command"][:6])
+        assert text.exit_code == 0
+        assert f"command {found['command']}: prefix_caching on > off on e0" in text.output
+        assert "not measured: nothing was measured before the switch" in text.output
+        unknown = rltop("effect", "zzz")
+        assert unknown.exit_code == 1
+        assert "no command 'zzz'" in unknown.output
+
+
+def test_without_a_hub_it_says_how_to_start_one(home: Path) -> None:
+    (home / "quiet").mkdir(mode=0o700)
+    result = rltop("effect", "--run", "quiet")
+    assert result.exit_code == 1
+    assert "`rltop hub quiet` starts one" in result.output
