@@ -108,11 +108,10 @@ def measure_cells(batch: Batch) -> dict[Place, Cell]:
     cells = [empty() for _ in places]
     if not cells:
         return {}
-    row_places = _row_places(batch, token_places)
     starts = _starts(batch.token_rows, token_places)
     group_places = token_places[starts]
-    low, high = clips(batch)
-    clipped = np.where(np.isfinite(low) | np.isfinite(high), np.nan_to_num(low) + np.nan_to_num(high), np.nan)
+    row_places = _row_places(batch, batch.token_rows[starts], group_places)
+    clipped = np.fmax(*clips(batch))  # of the two sides; a side without a bound has only NaN
     if by_row(batch):
         _add(cells, "clip", row_places, clipped, np.arange(batch.rows))
     else:
@@ -142,13 +141,12 @@ def _token_places(batch: Batch, places: dict[Place, int]) -> NDArray[np.int64]:
     return found
 
 
-def _row_places(batch: Batch, token_places: NDArray[np.int64]) -> NDArray[np.int64]:
+def _row_places(batch: Batch, group_rows: NDArray[np.int64], group_places: NDArray[np.int64]) -> NDArray[np.int64]:
     """The one place that a row's tokens are of [rows], -1 where there are several or none."""
-    low = np.full(batch.rows, np.iinfo(np.int64).max)
-    high = np.full(batch.rows, -1, np.int64)
-    np.minimum.at(low, batch.token_rows, token_places)
-    np.maximum.at(high, batch.token_rows, token_places)
-    return np.where(low == high, high, -1)
+    places = np.full(batch.rows, -1, np.int64)
+    places[group_rows] = group_places
+    places[np.bincount(group_rows, minlength=batch.rows) != 1] = -1
+    return places
 
 
 def _starts(rows: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -177,9 +175,12 @@ def _token_values(batch: Batch) -> dict[str, Floats]:
 
 def _add(cells: list[Cell], figure: str, places: NDArray[np.int64], values: Floats, starts: NDArray[np.int64]) -> None:
     """Add values to the cells: each group from ``starts`` on is a sequence, ``places`` [groups] says of which cell."""
-    counted = np.isfinite(values)
-    n = np.add.reduceat(counted, starts, dtype=np.float64)
-    s = np.add.reduceat(np.where(counted, values, 0.0), starts)
+    n = np.diff(starts, append=values.size).astype(np.float64)
+    s = np.add.reduceat(values, starts)
+    if not np.isfinite(s).all():
+        counted = np.isfinite(values)
+        n = np.add.reduceat(counted, starts, dtype=np.float64)
+        s = np.add.reduceat(np.where(counted, values, 0.0), starts)
     used = (n > 0) & (places >= 0)
     n, s, where = n[used], s[used], places[used]
     for column, moments in enumerate((np.ones_like(n), n, s, n * n, s * s, n * s)):

@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rltop.backend import hub, view
 from rltop.backend.client import Client
@@ -34,11 +34,12 @@ def serve(rundir: RunDir, path: Path) -> int:
     """Be the hub of a run; write down what it held when it is told to end."""
     made: list[State] = []
 
-    def remembered(run: str, epoch: str, now: float, new_id: Callable[[], str]) -> State:
-        made.append(State(run, epoch, now, new_id))
-        return made[0]
+    class Remembered(State):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
 
-    hub.State = remembered  # type: ignore[assignment,misc]
+    setattr(hub, "State", Remembered)  # noqa: B010 - the name that the hub makes its state by
     code = hub.main(rundir)
     (state,) = made
     effects = state._effects
