@@ -172,21 +172,24 @@ def _side(place: Place, marks: Mapping[str, Mark]) -> str:
 
 def _window(steps: Sequence[StepCells], marks: Mapping[str, Mark]) -> tuple[list[_Step], int, dict[str, Place]]:
     """The steps of either side, how many were mixed, and the engines to compare with, each with its one place."""
-    sided: list[tuple[int, StepCells, bool]] = []
+    before: list[tuple[int, StepCells, bool]] = []
+    after: list[tuple[int, StepCells, bool]] = []
     mixed = 0
-    for x, step in enumerate(steps):
-        sides = {_side(place, marks) for place in step.cells if place.engine in marks}
-        if sides == {"before", "after"}:
-            mixed += 1
-        elif len(sides) == 1 and "other" not in sides:
-            sided.append((x, step, "after" in sides))
-    kept = [s for s in sided if not s[2]][-WINDOW:] + [s for s in sided if s[2]][:WINDOW]
-    others = _others([(step, after) for _, step, after in kept], marks)
+    for x in reversed(range(len(steps))):
+        sides = {_side(place, marks) for place in steps[x].cells if place.engine in marks}
+        mixed += sides == {"before", "after"}
+        if len(sides) == 1 and "other" not in sides:
+            (after if "after" in sides else before).append((x, steps[x], "after" in sides))
+        if len(before) == WINDOW:
+            break
+    kept = [*before, *after[-WINDOW:]]
+    kept.sort(key=lambda found: found[0])
+    others = _others([(step, side) for _, step, side in kept], marks)
     rows = []
-    for x, step, after in kept:
+    for x, step, is_after in kept:
         switched = [cell for place, cell in step.cells.items() if place.engine in marks]
         compared = [step.cells[place] for place in others.values() if place in step.cells]
-        rows.append(_Step(step.step, x, after, sum(switched, cells.empty()), _total(compared)))
+        rows.append(_Step(step.step, x, is_after, sum(switched, cells.empty()), _total(compared)))
     return rows, mixed, others
 
 
@@ -348,10 +351,12 @@ def _verdict(
     least = figure.matters(own.before)
     if judged.half <= least:
         return "none", "", None
-    noise = f"+-{judged.half:.2g} so far, {least:.2g} would matter"
+    noise = f"+-{judged.half:.2g}, {least:.2g} would matter"
     if ended:
-        return "unclear", noise.replace(" so far", ""), None
-    more = needed(series.x, series.after, trend=trend, half=judged.half, wanted=least, limit=limit)
+        return "unclear", noise, None
+    # It takes until the interval shuts out either 0, if the difference is what it looks like, or all that matters.
+    wanted = max(least, abs(judged.shift))
+    more = needed(series.x, series.after, trend=trend, half=judged.half, wanted=wanted, limit=limit)
     if more is None:
-        return "unclear", f"{noise}; {limit} observations a side would not show it", None
+        return "unclear", f"too noisy: {noise}", None
     return "not_yet", noise, more

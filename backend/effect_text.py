@@ -10,7 +10,7 @@ from rltop.backend import view
 from rltop.backend.effect import FIGURES
 
 _TITLES = {figure.name: figure.title for figure in FIGURES}
-_HEADS = ("", "unit", "before", "after", "difference", "95 % interval", "N before / after", "verdict")
+_HEADS = ("", "unit", "before", "after", "difference", "95 % interval", "N", "verdict")
 _RIGHT = (2, 3, 4)
 _CAUTION = f"An interval misses the truth once in twenty: of {len(FIGURES)} figures, one errs in every third switch."
 
@@ -49,9 +49,9 @@ def _preface(effect: view.Effect) -> list[str]:
 
 
 def _cells(row: view.EffectRow, effect: view.Effect) -> list[tuple[str, ...]]:
-    counts = f"{row.before} / {row.after} x {row.every}" if row.every != "step" else f"{row.before} / {row.after} steps"
-    samples = f", {_short(row.samples_before)} / {_short(row.samples_after)} {row.samples}"
-    first = (_TITLES.get(row.figure, row.figure), row.unit, *_numbers(row.own), counts + samples, verdict(row))
+    every = "steps" if row.every == "step" else f"x {row.every}"
+    counts = f"{row.before}/{row.after} {every}, {_short(row.samples_before)}/{_short(row.samples_after)} {row.samples}"
+    first = (_TITLES.get(row.figure, row.figure), row.unit, *_numbers(row.own), counts, verdict(row))
     if row.against is None:
         return [first]
     names = ", ".join(effect.against) if len(effect.against) < 4 else f"{len(effect.against)} others"

@@ -189,9 +189,10 @@ def test_a_noisy_figure_is_not_yet_and_the_steps_it_asks_for_are_enough() -> Non
 
 
 def test_where_a_whole_window_would_not_show_it_no_steps_are_asked_for() -> None:
-    told = row(Run(noise={"ratio": 0.2}).go(WINDOW).switch("e0").go(20).effect("e0"), "ratio")
+    run = Run(1, noise={"ratio": 0.2}).go(WINDOW).switch("e0").go(20)
+    told = row(run.effect("e0"), "ratio")
     assert (told.verdict, told.more) == ("unclear", None)
-    assert "would not show it" in told.reason
+    assert "too noisy" in told.reason
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,7 @@ def test_every_figure_is_a_line_and_every_verdict_a_word() -> None:
     assert "compared with e0" in text
     assert "confounded: the policy lag changed by +" in text
     assert text.count("against e0") == len(FIGURES)
-    assert "20 / 20 steps, 8000 / 8000 tokens" in text
+    assert "20/20 steps, 8000/8000 tokens" in text
     short = "\n".join(effect_text.lines(Run().go(20).switch("e1").go(2).effect("e1")))
     assert "not yet: about 3 more steps" in short
     assert "not yet: about 15 more seconds" in short
