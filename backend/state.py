@@ -223,7 +223,7 @@ class State:
             self._fingerprints.sampled.take(body)
         elif isinstance(body, wire.EngineState):
             self._engines.report(envelope, body, now)
-            self._effects.pace.report(envelope, body, now)
+            self._effects.report(envelope, body, now)
             for update in body.commands:
                 self._commands.update(update, now)
         elif isinstance(body, wire.Sequences):

@@ -43,7 +43,7 @@ def serve(rundir: RunDir, path: Path) -> int:
     code = hub.main(rundir)
     (state,) = made
     effects = state._effects
-    marks = {k: m for k, m in effects._marks.items() if k in state.snapshot.changes}
+    marks = {k: m for k, m in effects.marks.items() if k in state.snapshot.changes}
     changes = {k: state.snapshot.changes[k] for k in marks}
     steps = state._steps.cells.steps()
     save(path, Recording(steps, effects.pace.samples(), changes, marks, effects.pace.present()))

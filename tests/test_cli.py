@@ -72,6 +72,7 @@ class Engine:
 
     def __init__(self, rundir: RunDir, *, refuses: str = "") -> None:
         self._refuses = refuses
+        self._closed: list[wire.CommandUpdate] = []
         self.sender = Sender(
             rundir, "e0", "engine", lambda _, items: items, on_message=self._obey, periodic=self._report
         )
@@ -84,17 +85,18 @@ class Engine:
         self.sender.close(5)
 
     def _report(self) -> None:
-        self.sender.offer("state", 100, (engine_state("e0"), {}))
+        self.sender.offer("state", 100, (engine_state("e0", commands=list(self._closed)), {}))
 
     def _obey(self, message: wire.ControlToCollector) -> None:
         if isinstance(message, wire.Command):
             state = "refused" if self._refuses else "applied"
-            self.sender.reply(
+            self._closed.append(
                 wire.CommandUpdate(
                     message.id, "e0", message.flag, state, old="on", new=message.value, engine_step=9, in_flight=2,
                     lost_requests=0, milliseconds=0.5, reason=self._refuses, flag_epoch=None if self._refuses else 1,
                 )
             )  # fmt: skip
+            self.sender.reply(self._closed[-1])
 
 
 def wait_for_engine(rundir: RunDir) -> None:

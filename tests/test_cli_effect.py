@@ -6,10 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from rltop.backend import view
+from rltop.backend.client import Client, CommandError
 from rltop.backend.effect import FIGURES
+from tests.harness import wait_for
 from tests.test_cli import Engine, answer, home, rltop, start_hub, wait_for_engine
 
 __all__ = ["home"]
+
+
+def _effect(client: Client) -> view.Effect | None:
+    try:
+        return client.effect()
+    except CommandError:
+        return None
 
 
 @pytest.mark.usefixtures("home")
@@ -21,6 +31,8 @@ def test_an_effect_is_told_as_text_and_as_json() -> None:
         assert nothing.exit_code == 1
         assert "no command has switched anything yet" in nothing.output
         assert rltop("set", "prefix_caching", "off").exit_code == 0
+        with Client(rundir) as client:  # engines repeat what they closed in their next state
+            wait_for(lambda: _effect(client), "the engine's state")
         found = answer("effect", "--json", "--run", "told")
         assert (found["flag"], found["old"], found["new"], found["engines"]) == ("prefix_caching", "on", "off", ["e0"])
         assert [row["figure"] for row in found["rows"]] == [figure.name for figure in FIGURES]
