@@ -351,7 +351,7 @@ def _verdict(
     least = figure.matters(own.before)
     if judged.half <= least:
         return "none", "", None
-    noise = f"+-{judged.half:.2g}, {least:.2g} would matter"
+    noise = f"+-{judged.half:.3g}, {least:.2g} matters"
     if ended:
         return "unclear", noise, None
     # It takes until the interval shuts out either 0, if the difference is what it looks like, or all that matters.

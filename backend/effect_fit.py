@@ -29,6 +29,10 @@ PULL = 3.0
 """In scales of a side; a scale is the mean absolute residual times sqrt(pi / 2), the standard deviation if normal."""
 
 MAX_RHO = 0.9
+
+ROUNDING = 1e-9
+"""No interval is narrower than this part of the largest value: what never varies must not show an effect."""
+
 _ROUNDS = 50
 
 
@@ -79,6 +83,7 @@ def fit(x: Floats, y: Floats, weights: Floats, after: Bools, *, trend: bool, lev
     kept = float(np.mean(pulled == y))
     variance, freedom = _variance(rows, target - rows @ beta)
     half = t_quantile((1 + level) / 2, freedom) * math.sqrt(variance) / max(kept, 0.5)
+    half = max(half, ROUNDING * float(np.max(np.abs(y))))
     before, shift = float(beta[0]), float(beta[1])
     return Shift(shift, half, before, before + shift, int(np.count_nonzero(pulled != y)), rho)
 

@@ -12,6 +12,8 @@ from rltop.backend.effect import FIGURES
 _TITLES = {figure.name: figure.title for figure in FIGURES}
 _HEADS = ("", "unit", "before", "after", "difference", "95 % interval", "N", "verdict")
 _RIGHT = (2, 3, 4)
+_DROPPED = (6, 1, 3, 2)
+_WORDS = 36  # of a verdict that is longer, the end is cut off where there is no room
 _CAUTION = f"An interval misses the truth once in twenty: of {len(FIGURES)} figures, one errs in every third switch."
 
 
@@ -21,13 +23,13 @@ def as_json(effect: view.Effect) -> dict[str, Any]:
     return built
 
 
-def lines(effect: view.Effect) -> list[str]:
+def lines(effect: view.Effect, width: int | None = None) -> list[str]:
     """What was switched, over which steps, what else changed, and a table with one figure a line.
 
     Where there are engines to compare with, a second line has the difference of the differences, which the verdict is
-    by.
+    by. A table wider than ``width`` loses columns, the least telling first.
     """
-    table = _table([cells for row in effect.rows for cells in _cells(row, effect)])
+    table = _table([cells for row in effect.rows for cells in _cells(row, effect)], width)
     return [*_preface(effect), "", *table, "", _CAUTION]
 
 
@@ -92,13 +94,15 @@ def _short(count: int) -> str:
     return str(count) if count < 10_000 else f"{count / 1000:.0f}k" if count < 10_000_000 else f"{count / 1e6:.0f}M"
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def _table(rows: list[tuple[str, ...]], width: int | None) -> list[str]:
     widths = [max(len(row[i]) for row in (_HEADS, *rows)) for i in range(len(_HEADS))]
+    shown = list(range(len(_HEADS)))
+    for column in _DROPPED:
+        if width is None or sum(min(widths[i], _WORDS) + 2 for i in shown) - 2 <= width:
+            break
+        shown.remove(column)
     found = []
     for row in (_HEADS, *rows):
-        padded = (
-            cell.rjust(width) if i in _RIGHT else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )  # fmt: skip
-        found.append("  ".join(padded).rstrip())
+        padded = (row[i].rjust(widths[i]) if i in _RIGHT else row[i].ljust(widths[i]) for i in shown)
+        found.append("  ".join(padded).rstrip()[:width])
     return found

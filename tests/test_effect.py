@@ -301,3 +301,15 @@ def test_every_figure_is_a_line_and_every_verdict_a_word() -> None:
     short = "\n".join(effect_text.lines(Run().go(20).switch("e1").go(2).effect("e1")))
     assert "not yet: about 3 more steps" in short
     assert "not yet: about 15 more seconds" in short
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 120, 200])
+def test_a_narrow_table_keeps_what_tells_most(width: int) -> None:
+    found = Run().go(20).switch("e1").go(20, {"e1": SHIFTS}).effect("e1")
+    table = effect_text.lines(found, width)[4:-2]
+    assert max(map(len, table)) <= width
+    assert len(table) == 1 + 2 * len(FIGURES)
+    if width >= 80:
+        assert "difference" in table[0]
+        assert "verdict" in table[0]
+        assert sum(line.endswith(" up") for line in table) == list(moved(found).values()).count("up")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import click
+
+from rltop.tui.runs import as_json_option, client_of, print_json, run_option
 
 
 @click.command()
 @click.argument("command", required=False, default="")
-@click.option("--run", "run", metavar="RUN", help="Run name or directory (default: the only live one).")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@run_option
+@as_json_option
 def effect(command: str, run: str | None, as_json: bool) -> None:
     """Print what COMMAND did: before, after, difference.
 
@@ -19,16 +19,15 @@ def effect(command: str, run: str | None, as_json: bool) -> None:
     any. "not yet" says how long it still takes.
     """
     from rltop.backend import effect_text
-    from rltop.backend.client import Client, CommandError, HubUnreachable
-    from rltop.tui.cli import existing_run
+    from rltop.backend.client import CommandError, HubUnreachable
 
     try:
-        with Client(existing_run(run)) as client:
+        with client_of(run) as client:
             found = client.effect(command)
     except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        click.echo(json.dumps(effect_text.as_json(found), indent=2, allow_nan=False))
+        print_json(effect_text.as_json(found))
     else:
         click.echo("\n".join(effect_text.lines(found)))
 
