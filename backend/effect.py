@@ -188,8 +188,10 @@ def _window(steps: Sequence[StepCells], marks: Mapping[str, Mark]) -> tuple[list
     rows = []
     for x, step, is_after in kept:
         switched = [cell for place, cell in step.cells.items() if place.engine in marks]
-        compared = [step.cells[place] for place in others.values() if place in step.cells]
-        rows.append(_Step(step.step, x, is_after, sum(switched, cells.empty()), _total(compared)))
+        compared = {place: cell for place, cell in step.cells.items() if place.engine in others}
+        if not compared.keys() <= set(others.values()):  # one of them was switched: another thing to compare with
+            compared = {}
+        rows.append(_Step(step.step, x, is_after, sum(switched, cells.empty()), _total(list(compared.values()))))
     return rows, mixed, others
 
 
@@ -198,13 +200,10 @@ def _total(found: Sequence[cells.Cell]) -> cells.Cell | None:
 
 
 def _others(kept: Sequence[tuple[StepCells, bool]], marks: Mapping[str, Mark]) -> dict[str, Place]:
-    """Engines that were not switched, with the place they were in at the time, on both sides of the switch."""
-    before = [step for step, after in kept if not after][-1:]
-    later = [step for step, after in kept if after][:1]
-    if not before or not later:
-        return {}
-    shared = set(before[0].cells) & set(later[0].cells)
-    return {place.engine: place for place in sorted(shared) if place.engine not in marks}
+    """Engines that were not switched, each with the one place whose tokens are on both sides of the switch."""
+    before = {place for step, after in kept if not after for place in step.cells}
+    later = {place for step, after in kept if after for place in step.cells}
+    return {place.engine: place for place in sorted(before & later) if place.engine not in marks}
 
 
 def _ended(marks: Mapping[str, Mark], present: Mapping[str, tuple[str, int]]) -> str:
@@ -251,14 +250,13 @@ def _speeds(
     if not others:
         return _speed_series(own), None
     rest = _bins(
-        (sample, "")
+        (sample, "same" if (sample.life, sample.epoch) == (place.life, place.epoch) else "other")
         for engine, place in others.items()
         for sample in samples.get(engine, ())
-        if (sample.life, sample.epoch) == (place.life, place.epoch)
     )
     both = []
     for x, (sides, seconds, tokens) in own.items():
-        if x in rest and len(sides) == 1:
+        if len(sides) == 1 and x in rest and rest[x][0] == {"same"}:
             _, time, count = rest[x]
             weight = seconds * time / (seconds + time)
             both.append((x, tokens / seconds - count / time, weight, sides == {"after"}))

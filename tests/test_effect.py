@@ -131,6 +131,18 @@ def test_an_engine_that_was_switched_with_it_is_none_to_compare_with() -> None:
     assert run.effect("e1").against == ["e0"]
 
 
+def test_an_engine_that_was_switched_earlier_or_later_is_compared_in_its_own_epoch() -> None:
+    run = Run(engines=("e0", "e1", "e2")).go(8).switch("e0").go(10, {"e0": {"ratio": 0.3}})
+    run.switch("e1").go(10, {"e0": {"ratio": 0.3}, "e1": {"ratio": 0.05}})
+    run.switch("e2").go(10, {"e0": {"ratio": 0.3}, "e1": {"ratio": 0.05}, "e2": {"ratio": 0.3}})
+    found = run.effect("e1")
+    assert found.against == ["e0", "e2"]
+    ratio = row(found, "ratio")
+    assert ratio.against is not None
+    assert ratio.against.low <= 0.05 <= ratio.against.high
+    assert ratio.against.high - ratio.against.low < 0.02
+
+
 def test_the_window_ends_at_the_next_switch() -> None:
     run = Run().go(12).switch("e0", "e1").go(9).switch("e0", "e1").go(30, {"e0": SHIFTS, "e1": SHIFTS})
     found = run.effect("e0", "e1")
