@@ -5,8 +5,8 @@ process of any variance on either side.
 
 1. Least squares, weighted. Residuals beyond ``PULL`` of their side's scale are pulled in to there and the fit is made
    anew, until it stands (Huber 1981, 7.8: pseudo-observations): one odd step neither makes nor hides an effect.
-2. Residuals' lag-1 autocorrelation, corrected for the bias of a short series, never below 0, at most ``MAX_RHO``;
-   the rows are whitened by it (Prais and Winsten 1954).
+2. Residuals' lag-1 autocorrelation, corrected for the bias of a short series, within ``RHO``; the rows are whitened by
+   it (Prais and Winsten 1954).
 3. HC2 variance, right when the sides are not equally noisy (MacKinnon and White 1985), and t quantiles with the
    degrees of freedom of Bell and McCaffrey (2002; Imbens and Kolesar 2016), right when one side is short.
 
@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-PULL = 3.0
+PULL = 2.0
 """In scales of a side; a scale is the mean absolute residual times sqrt(pi / 2), the standard deviation if normal."""
 
-MAX_RHO = 0.9
+RHO = (-0.3, 0.9)
+"""Bounds of the autocorrelation. Held to 0 and more, intervals of steps that are independent are too wide."""
 
 ROUNDING = 1e-9
 """No interval is narrower than this part of the largest value: what never varies must not show an effect."""
@@ -145,7 +146,7 @@ def _rho(residuals: Floats, parameters: int) -> float:
     if not power:
         return 0.0
     rho = float(residuals[1:] @ residuals[:-1]) / power
-    return min(max(rho + (parameters + 3 * rho) / residuals.size, 0.0), MAX_RHO)
+    return min(max(rho + (parameters + 3 * rho) / residuals.size, RHO[0]), RHO[1])
 
 
 def _whiten(values: Floats, rho: float) -> Floats:

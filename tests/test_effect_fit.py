@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rltop.backend.effect_fit import MAX_RHO, PULL, Shift, fit, needed, t_quantile
+from rltop.backend.effect_fit import PULL, RHO, Shift, fit, needed, t_quantile
 
 Floats = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ def plain(x: Floats, y: Floats, weights: Floats, after: NDArray[np.bool_], *, tr
     kept = np.mean(np.abs(target - y) < 1e-9)
     e = scale @ (target - line)
     rho = sum(e[i] * e[i - 1] for i in range(1, n)) / sum(e[i] ** 2 for i in range(n))
-    rho = min(max(rho + (design.shape[1] + 3 * rho) / n, 0.0), MAX_RHO)
+    rho = min(max(rho + (design.shape[1] + 3 * rho) / n, RHO[0]), RHO[1])
     white = np.eye(n)
     white[0, 0] = math.sqrt(1 - rho**2)
     for i in range(1, n):
