@@ -103,6 +103,8 @@ class Rollout(msgspec.Struct, frozen=True, array_like=True):
             seed), where set.
         arrived, scheduled, finished: wall clock of the engine, seconds; ``scheduled`` is 0.0 if it never was.
         first_step: engine step at which the request was first scheduled; -1 if it never was.
+        updated: wall clock of the engine's last weight update before ``scheduled``; 0.0 if none was seen.
+        started: wall clock at which the collector attached to the engine.
     """
 
     request_id: str
@@ -119,6 +121,8 @@ class Rollout(msgspec.Struct, frozen=True, array_like=True):
     scheduled: float = 0.0
     finished: float = 0.0
     first_step: int = -1
+    updated: float = 0.0
+    started: float = 0.0
 
 
 class Rollouts(Body, frozen=True, array_like=True, tag="rollouts"):

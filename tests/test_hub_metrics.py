@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rltop.backend import metrics, report
+from rltop.backend.metrics import document
 from rltop.backend.summary import Summary
 
 ASKED = {
@@ -70,6 +71,6 @@ def test_reports_name_only_metrics_of_the_table() -> None:
 
 def test_the_manual_is_the_table() -> None:
     manual = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
-    assert manual == metrics.document(), "python -m rltop.backend.metrics > docs/metrics.md"
+    assert manual == document.page(), "python -m rltop.backend.metrics > docs/metrics.md"
     for metric in metrics.METRICS:
         assert f"| `{metric.name}` |" in manual

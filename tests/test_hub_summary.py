@@ -1,18 +1,22 @@
-"""Token summaries: the numbers of the oracle, and the laws of merging."""
+"""Summaries: the laws of merging, and that every token counts."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rltop.backend import metrics
-from rltop.backend.summary import Gap, Mean, Summary
+from rltop.backend.summary import Bounds, Gap, Line, Mean, Pairs, Sequences, Sizes, Strata, Summary
+from rltop.backend.summary.groups import MAX_GROUPS, Groups
+from rltop.backend.summary.kernel import FIGURES, PIECE_HIGH, PIECE_LOW, PIECE_N, PIECE_SUMS
+from rltop.backend.summary.pieces import POSITION_EDGES, Runs, cut, reduce
 from tests import oracles
 
 anything = st.one_of(
@@ -22,6 +26,12 @@ anything = st.one_of(
 )
 differences = arrays(np.float64, st.integers(0, 60), elements=anything)
 moderate = arrays(np.float64, st.integers(0, 200), elements=st.floats(-25, 25))
+small = arrays(np.float64, st.integers(0, 30), elements=st.floats(-10, 10))
+
+
+def gap_of(d: np.ndarray) -> Gap:
+    """A gap with these differences."""
+    return Gap.of(d, np.zeros_like(d))
 
 
 def gap_values(gap: Gap) -> dict[str, float | None]:
@@ -29,90 +39,185 @@ def gap_values(gap: Gap) -> dict[str, float | None]:
     return {name: values[name] for name in oracles.gap([])}
 
 
-def assert_same(ours: dict[str, float | None], theirs: dict[str, float | None], d: np.ndarray) -> None:
-    scale = np.sort(d[np.isfinite(d)])
-    for name, expected in theirs.items():
-        got = ours[name]
-        if expected is None:
-            assert got is None, name
-        elif "_p" in name and "frac" not in name:
-            # Either order statistic about the rank is within 1 %, so the quantile is within 1 % of the larger of them.
-            values = np.sort(np.abs(scale)) if "abs" in name else scale
-            rank = int(name.rsplit("_p", 1)[1]) / 100 * (values.size - 1)
-            near = max(abs(values[math.floor(rank)]), abs(values[math.ceil(rank)]))
-            assert got == pytest.approx(expected, abs=0.01 * near + 1e-12), name
-        elif name == "ratio_mean_se":  # a difference of sums: good to the root of float64's precision
-            assert got == pytest.approx(expected, rel=1e-6, abs=1e-7 * (1 + math.exp(min(scale[-1], 20.0)))), name
-        else:
-            assert got == pytest.approx(expected, rel=1e-9, abs=1e-12), name
-
-
-@given(moderate)
-def test_a_gap_has_the_numbers_of_the_oracle(d: np.ndarray) -> None:
-    assert_same(gap_values(Gap.of(d)), oracles.gap(d.tolist()), d)
+def assert_like(left: Any, right: Any, scale: float = 1.0) -> None:
+    """Equal, sums to rounding."""
+    if isinstance(left, np.ndarray) and left.dtype.kind == "f":
+        assert left.shape == right.shape
+        size = 1 + float(np.abs(left[np.isfinite(left)]).max(initial=0))
+        np.testing.assert_allclose(left, right, rtol=1e-9, atol=1e-9 * scale * size)
+    elif isinstance(left, np.ndarray):
+        assert np.array_equal(left, right)
+    elif isinstance(left, float):
+        assert left == pytest.approx(right, rel=1e-9, abs=1e-9 * scale)
+    elif hasattr(left, "__dataclass_fields__"):
+        for field in fields(left):
+            assert_like(getattr(left, field.name), getattr(right, field.name), scale)
+    else:
+        assert left == right
 
 
 @given(differences)
 def test_whatever_the_logprobs_no_figure_is_nan_or_infinite_and_every_token_is_counted(d: np.ndarray) -> None:
-    gap = Gap.of(d)
-    assert gap.n + gap.invalid == d.size
-    assert all(value is None or math.isfinite(value) for value in gap_values(gap).values())
+    gap = gap_of(d)
+    assert gap.n + gap.invalid == gap.tokens == d.size
+    assert all(value is None or math.isfinite(value) for value in metrics.values(Summary(gap=gap)).values())
     assert int(gap.bins.sum()) == gap.n
 
 
 @given(moderate)
 def test_k3_less_k1_is_the_mean_ratio_less_one(d: np.ndarray) -> None:
-    gap = Gap.of(d)
+    gap = gap_of(d)
     if gap.n:
         assert gap.k1 is not None and gap.k3 is not None and gap.ratio is not None
-        assert gap.k3 - gap.k1 == pytest.approx(gap.ratio - 1, rel=1e-9, abs=1e-9)
+        assert gap.k3 - gap.k1 == pytest.approx(gap.ratio - 1, rel=1e-13, abs=1e-13)
         assert gap.ess is not None and 0 < gap.ess <= 1
-
-
-def assert_equal(left: Gap, right: Gap) -> None:
-    assert (left.n, left.invalid, left.clamped, left.low, left.high) == (
-        right.n, right.invalid, right.clamped, right.low, right.high,
-    )  # fmt: skip
-    assert np.array_equal(left.bins, right.bins)
-    np.testing.assert_allclose(left.sums, right.sums, rtol=1e-9, atol=1e-6 * (1 + np.abs(left.sums).max(initial=0)))
 
 
 @given(moderate, moderate, moderate)
 def test_gaps_merge_in_any_order_and_grouping(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
-    whole = Gap.of(np.concatenate([a, b, c]))
-    assert_equal(Gap.of(a) + Gap.of(b) + Gap.of(c), whole)
-    assert_equal(Gap.of(c) + (Gap.of(a) + Gap.of(b)), whole)
-    assert_equal(Gap() + Gap.of(a), Gap.of(a))
+    left = gap_of(np.concatenate([a, b, c]))
+    for right in (gap_of(a) + gap_of(b) + gap_of(c), gap_of(c) + (gap_of(a) + gap_of(b))):
+        assert_like(gap_values(left).keys(), gap_values(right).keys())
+        for name, value in gap_values(left).items():
+            assert gap_values(right)[name] == (None if value is None else pytest.approx(value, rel=1e-7, abs=1e-7))
+        assert_like(left.bins, right.bins)
+        assert_like(left.extremes, right.extremes)
+        assert_like(left.surprisal, right.surprisal, 1e4)
+        assert_like(left.probs, right.probs)
+    assert_like(Gap() + gap_of(a), gap_of(a))
 
 
-@given(differences, differences)
-def test_means_merge(a: np.ndarray, b: np.ndarray) -> None:
-    a, b = np.clip(a, -1e6, 1e6), np.clip(b, -1e6, 1e6)
-    merged, whole = Mean.of(a) + Mean.of(b), Mean.of(np.concatenate([a, b]))
-    assert (merged.n, merged.high) == (whole.n, whole.high)
-    assert merged.total == pytest.approx(whole.total, abs=1e-6)
+@given(small, small, small)
+def test_means_pairs_and_sizes_merge_in_any_order_and_grouping(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
+    whole = np.concatenate([a, b, c])
+    assert_like(Mean.of(c) + (Mean.of(a) + Mean.of(b)), Mean.of(whole), 1e3)
+    pairs = [Pairs.of(x, x * x) for x in (a, b, c, whole)]
+    assert_like(pairs[2] + (pairs[0] + pairs[1]), pairs[3], 1e5)
+    assert_like(Sizes.of(c) + (Sizes.of(a) + Sizes.of(b)), Sizes.of(whole))
 
 
-def test_a_batch_larger_than_a_chunk_is_one_summary() -> None:
-    d = np.random.default_rng(1).normal(0.001, 0.05, 200_000)
-    assert_same(gap_values(Gap.of(d)), oracles.gap(d.tolist()), d)
+@given(arrays(np.int64, st.integers(0, 30), elements=st.integers(-40, 40)))
+def test_counted_values_are_those_values_so_often(x: np.ndarray) -> None:
+    values, often = np.unique(x, return_counts=True)
+    assert_like(Mean.of(values, often), Mean.of(x), 1e4)
+    assert_like(Sizes.of(values, often), Sizes.of(x))
 
 
-def test_quantiles_are_within_one_percent_over_many_scales() -> None:
-    rng = np.random.default_rng(2)
-    for scale in (1e-7, 1e-3, 0.1, 5.0):
-        d = rng.laplace(0, scale, 50_000)
-        for q in (0.5, 0.95, 0.99):
-            assert Gap.of(d).abs_quantile(q) == pytest.approx(np.quantile(np.abs(d), q), rel=0.01)
-        for q in (0.05, 0.95, 0.99):
-            assert Gap.of(d).quantile(q) == pytest.approx(np.quantile(d, q), rel=0.01)
+@given(st.lists(st.integers(0, 127), min_size=1))
+def test_small_sizes_are_exact(sizes: list[int]) -> None:
+    found = Sizes.of(np.array(sizes))
+    assert sorted(np.repeat(found.values, found.counts)) == sorted(sizes)
+
+
+bound = st.one_of(st.none(), st.floats(0, 2))
+bounds = st.builds(Bounds, bound, bound, st.booleans())
+
+
+@given(bounds, bounds, bounds)
+def test_bounds_merge_in_any_order_and_grouping(a: Bounds, b: Bounds, c: Bounds) -> None:
+    assert (a + b) + c == c + (a + b) == a + (b + c)
+    assert a + Bounds() == a
+
+
+def rows_of(rng: np.random.Generator, size: int) -> np.ndarray:
+    rows = np.abs(rng.normal(size=(size, PIECE_SUMS)))
+    rows[:, PIECE_N] = rng.integers(0, 5, size)
+    rows[:, PIECE_LOW], rows[:, PIECE_HIGH] = -rows[:, PIECE_HIGH], rows[:, PIECE_HIGH]
+    return rows
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(0, 40))
+def test_sequences_lines_and_groups_of_parts_are_those_of_the_whole(seed: int, first: int, second: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rows_of(rng, first + second)
+    lengths, gains = rng.integers(1, 500, len(rows)), rng.normal(size=len(rows))
+    keys, rewards = rng.integers(0, 9, len(rows)).astype(np.uint64), rng.integers(0, 3, len(rows)).astype(np.float64)
+    cut_at = slice(first), slice(first, None)
+    of_sequences = [Sequences.of(rows[part], lengths[part], gains[part]) for part in (*cut_at, slice(None))]
+    assert_like(of_sequences[1] + of_sequences[0], of_sequences[2], 1e4)
+    of_lines = [Line.of(rows[part, :5]) for part in (*cut_at, slice(None))]
+    assert_like(of_lines[1] + of_lines[0], of_lines[2])
+    of_groups = [Groups.of(keys[part], rows[part], rewards[part]) for part in (*cut_at, slice(None))]
+    assert_like(of_groups[1] + of_groups[0], of_groups[2])
+
+
+def test_of_too_many_groups_a_sample_is_kept_whole_and_the_same_in_any_order() -> None:
+    rng = np.random.default_rng(0)
+    keys = np.repeat(rng.permutation(3 * MAX_GROUPS).astype(np.uint64), 2)
+    rows, rewards = rows_of(rng, keys.size), rng.random(keys.size)
+    order = rng.permutation(keys.size)
+    parts = [Groups.of(keys[part], rows[part], rewards[part]) for part in np.array_split(order, 5)]
+    forth = sum(parts, Groups())
+    back = sum(reversed(parts), Groups())
+    assert_like(forth, back)
+    assert forth.keys.tolist() == list(range(MAX_GROUPS))
+    assert set(forth.rewards[:, 0]) == {2.0}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 400), st.integers(0, 2)), min_size=1, max_size=12))
+def test_pieces_are_the_runs_cut_at_position_edges(described: list[tuple[int, int, int]]) -> None:
+    sizes, at, places = (np.array(column, np.int64) for column in zip(*described, strict=True))
+    end = np.cumsum(sizes)
+    runs = Runs(end - sizes, end, np.arange(sizes.size), places, at, np.zeros(sizes.size, np.int64), 3)
+    pieces = cut(runs)
+    covered = np.concatenate([np.arange(a, b) for a, b in zip(pieces.start, pieces.end, strict=True)])
+    assert covered.tolist() == list(range(int(end[-1])))
+    for start, stop, run, bin_ in zip(pieces.start, pieces.end, pieces.run, pieces.position, strict=True):
+        first, last = at[run] + start - runs.start[run], at[run] + stop - 1 - runs.start[run]
+        assert POSITION_EDGES[bin_] <= first
+        assert bin_ + 1 == POSITION_EDGES.size or last < POSITION_EDGES[bin_ + 1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30))
+def test_strata_hold_the_moments_of_their_sequences_and_merge(seed: int, rows: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes, places = rng.integers(1, 90, rows), np.zeros(rows, np.int64)
+    end = np.cumsum(sizes)
+    trainer, rollout = -rng.exponential(1, (2, end[-1]))
+    zero = np.zeros(rows, np.int64)
+    pieces = cut(Runs(end - sizes, end, np.arange(rows), places, zero, zero, 1))
+    labels = {"finish": rng.integers(0, 6, rows)}
+    reduced = reduce(trainer, rollout, pieces)
+    (found,) = Strata.of(reduced, pieces, labels)
+    plain: dict[tuple[str, int], dict[int, list[float]]] = {}
+    for row, (stop, size) in enumerate(zip(end, sizes, strict=True)):
+        for at in range(size):
+            token = stop - size + at
+            position = int(np.searchsorted(POSITION_EDGES, at, side="right")) - 1
+            probability = int(
+                np.searchsorted([1e-4, 1e-3, 1e-2, 0.1, 0.5, 0.9], math.exp(rollout[token]), side="right")
+            )
+            strata = {"all": 0, "position": position, "probability": probability, "finish": int(labels["finish"][row])}
+            for key in strata.items():
+                plain.setdefault(key, {}).setdefault(row, []).append(abs(trainer[token] - rollout[token]))
+    told = {(dimension.name, dimension.strata.index(label)): moments for dimension, label, moments in found}
+    assert told.keys() == plain.keys()
+    for key, of_rows in plain.items():
+        n = np.array([len(values) for values in of_rows.values()], float)
+        s = np.array([math.fsum(values) for values in of_rows.values()])
+        expected = [len(n), n.sum(), s.sum(), (n * n).sum(), (s * s).sum(), (n * s).sum()]
+        assert told[key][1] == pytest.approx(expected)
+    halves = [pieces.only((pieces.group < rows // 2) == first) for first in (True, False)]
+    parts = [Strata.of(reduce(trainer, rollout, half), half, labels)[0] for half in halves]
+    assert_like(parts[1] + parts[0], found)
+    assert found.moments.shape[1] == FIGURES
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.floats(-5, 5)), min_size=3, max_size=30))
+def test_a_line_is_none_where_there_is_one_lag(pairs: list[tuple[int, float]]) -> None:
+    sums = np.array([(n, 2.0 * n, 4.0 * n, y, 2.0 * y) for n, y in pairs])
+    assert Line.of(sums).fit() is None
+    assert Line.of(sums).errors() is None
 
 
 def test_nothing_and_all_invalid_give_none_everywhere() -> None:
-    for gap in (Gap(), Gap.of(np.full(7, np.nan))):
+    for gap in (Gap(), gap_of(np.full(7, np.nan))):
         values = gap_values(gap)
         assert {name for name, value in values.items() if value is not None} <= {"invalid_frac"}
-    assert gap_values(Gap.of(np.full(7, np.nan)))["invalid_frac"] == 1.0
+    assert gap_values(gap_of(np.full(7, np.nan)))["invalid_frac"] == 1.0
 
 
 def test_every_field_of_a_summary_merges() -> None:
@@ -120,3 +225,4 @@ def test_every_field_of_a_summary_merges() -> None:
     both = empty + empty
     for field in fields(Summary):
         assert type(getattr(both, field.name)) is type(getattr(empty, field.name))
+    assert_like(both, empty)

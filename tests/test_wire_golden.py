@@ -96,6 +96,9 @@ MESSAGES: dict[str, wire.Body] = {
         "c2/revert", "e0", "async_scheduling", "superseded", "changed since", "on", "on", 101, 7, 12, 0, 1.5,
         1700000001.0, "set", "depth 1", 1700000601.0, "c2", 5,
     ),
+    "rollouts_since": wire.Rollouts(
+        "e0", [wire.Rollout("r-2", 0, 0, "abort", [], "unknown", True, None, False, {}, 1.0, 2.0, 3.0, 9, 1.5, 0.5)], []
+    ),
     "engine_state_with_timer": wire.EngineState(
         "e0", "host", 123, 100, 7, "engine", "7", 3, 1, 0.25, 1000, 2000, 500, 30, 1, 0,
         {"async_scheduling": wire.FlagState("off", True, "", "strict")}, 2, {}, [], False, True, 6,

@@ -13,7 +13,7 @@ import click
 
 from rltop.collectors import rundir as rundirs
 from rltop.collectors.rundir import RunDir, RunDirError
-from rltop.tui import cli_effect, orders, prints
+from rltop.tui import cli_effect, cli_metrics, orders, prints
 from rltop.tui.runs import as_json_option, choose_run, client_of, existing_run, print_json
 
 
@@ -200,7 +200,7 @@ def demo(
     sys.exit(run_with_dashboard(options))
 
 
-for made in (*orders.COMMANDS, *prints.COMMANDS, *cli_effect.COMMANDS):
+for made in (*orders.COMMANDS, *prints.COMMANDS, *cli_effect.COMMANDS, *cli_metrics.COMMANDS):
     main.add_command(made)
 
 

@@ -71,7 +71,7 @@ class Agent:
         self.id = engine_id(engine)
         self.board = Board(engine)
         self.tap = Tap(engine, on_weights=self.board.core.policy.on_weights)
-        self.assembler = Assembler()
+        self.assembler = Assembler(started=self.tap.started)
         self.facts = guard.run("fingerprint", fingerprint, engine) or {}
         self.sender = Sender(
             rundir,

@@ -67,6 +67,7 @@ class _Alive:
     lookup_off: bool = False
     scheduled: float = 0.0
     first_step: int = -1
+    updated: float = 0.0
     recorded: bool = False
 
     @property
@@ -78,13 +79,16 @@ class _Alive:
 class Assembler:
     """Applies records in order; collects finished rollouts in ``finished`` until they are taken.
 
+    Args:
+        alive_limit_bytes: bound on unfinished requests. started: wall clock at which the engine was first watched.
+
     Attributes:
         added, published, dropped: requests, so that ``added == published + dropped + alive`` at all times.
         misplaced: sampled tokens whose logprob was not in column 0 of what vLLM recorded; their logprob is NaN.
         prompt_tokens, generated_tokens, cached_tokens, finished_count, aborted, without_logprobs: counters.
     """
 
-    def __init__(self, alive_limit_bytes: int = ALIVE_LIMIT_BYTES) -> None:
+    def __init__(self, alive_limit_bytes: int = ALIVE_LIMIT_BYTES, started: float = 0.0) -> None:
         self.finished: list[Finished] = []
         self.added = self.published = self.dropped = 0
         self.misplaced = 0
@@ -93,6 +97,7 @@ class Assembler:
         self._alive: dict[str, _Alive] = {}
         self._alive_bytes = 0
         self._alive_limit = alive_limit_bytes
+        self._started = started
         self._shed = 0
 
     @property
@@ -163,6 +168,7 @@ class Assembler:
             if alive is not None and alive.first_step < 0:  # some runners list resumed requests here again
                 alive.scheduled = record.time
                 alive.first_step = record.step
+                alive.updated = record.updated
                 alive.lookup_off = alive.skips_lookup or not record.lookup
 
     def _stepped(self, record: Stepped) -> None:
@@ -241,6 +247,8 @@ class Assembler:
             scheduled=alive.scheduled,
             finished=time,
             first_step=alive.first_step,
+            updated=alive.updated,
+            started=self._started,
         )
         self.published += 1
         self.finished_count += reason != "abort"

@@ -28,7 +28,10 @@ class Added(NamedTuple):
 
 
 class Scheduled(NamedTuple):
-    """Requests were scheduled, some for the first time; ``lookup``: whether the prefix cache was looked up."""
+    """Requests were scheduled, some for the first time.
+
+    ``lookup``: whether the prefix cache was looked up; ``updated``: see ``Tap``.
+    """
 
     shed: int
     weight: int
@@ -36,6 +39,7 @@ class Scheduled(NamedTuple):
     time: float
     step: int
     lookup: bool
+    updated: float = 0.0
 
 
 class Stepped(NamedTuple):
@@ -78,7 +82,8 @@ class Tap:
         step: batches executed since the tap was put in.
         epoch: flag epoch; raised by an applied switch.
         update_open: a weight update is under way.
-        updates: weight updates that were finished.
+        updates: weight updates that were finished. updated: wall clock of the last one; 0.0 before the first.
+        started: wall clock at which the tap was put in.
         torn: why the weights are neither the old nor the new ones; empty unless the last update failed halfway.
         inferred: version of the weights as far as the update calls tell; None before the first.
         shed, shed_requests: records, and whole requests among them, that found the queue full.
@@ -95,6 +100,8 @@ class Tap:
         self.update_open = False
         self.updates = 0
         self.torn = ""
+        self.updated = 0.0
+        self.started = time.time()
         self.inferred: int | None = None
         self.shed = 0
         self.shed_requests = 0
@@ -126,7 +133,7 @@ class Tap:
         """``Scheduler.schedule() -> SchedulerOutput``."""
         if new := output.scheduled_new_reqs:
             lookup = bool(getattr(self._manager, "enable_caching", False))
-            self._put(Scheduled(self.shed, len(new), new, time.time(), self.step, lookup))
+            self._put(Scheduled(self.shed, len(new), new, time.time(), self.step, lookup, self.updated))
 
     def on_step(self, result: Any) -> None:
         """``EngineCore.step_fn() -> (outputs by client or None, executed)``."""
@@ -203,6 +210,7 @@ class Tap:
 
     def _updated(self) -> None:
         self.updates += 1
+        self.updated = time.time()
         self.torn = ""
         self._changed()
         self.inferred = self._next_version if self._next_version is not None else self.updates

@@ -1,0 +1,62 @@
+"""The metrics as data: name, unit, formula, source, thresholds, and what other frameworks call the same thing.
+
+Conventions. ``d = trainer - rollout`` logprob of the sampled token, in nats; ``ratio = exp(d)``; means are over all
+trained tokens of update 0 unless said otherwise. d is held to +-20 in ratio, k1, k2, k3 and whatever else is
+exponentiated, so that ``kl_k3 - kl_k1 = ratio_mean - 1`` holds exactly; tokens that this touches are ``clamped_frac``.
+Tokens with a non-finite logprob are counted by kind and left out of the rest; every other token counts. What can't be
+computed is None, never NaN. Quantiles are to 1 % of their size.
+
+``python -m rltop.backend.metrics > docs/metrics.md`` writes the tables down.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rltop.backend.metrics import policy, tokens
+from rltop.backend.metrics.entry import Family, Metric, Thresholds
+
+if TYPE_CHECKING:
+    from rltop.backend.summary import Summary
+
+__all__ = ["BY_NAME", "FAMILIES", "METRICS", "PER_ENGINE", "Family", "Metric", "Thresholds", "engine_values", "values"]
+
+FAMILIES: tuple[Family, ...] = (
+    policy.HEALTH,
+    tokens.CORRECTNESS,
+    tokens.LOGPROB_GAP,
+    tokens.PROB_GAP,
+    tokens.DIVERGENCES,
+    tokens.RATIOS,
+    tokens.TAIL,
+    policy.SPLIT,
+    policy.LAG,
+    policy.SEQUENCES,
+    policy.MASKS,
+    policy.ENTROPY,
+)
+
+METRICS: tuple[Metric, ...] = tuple(metric for family in FAMILIES for metric in family.metrics)
+
+BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
+
+PER_ENGINE: tuple[str, ...] = (
+    "reward_mean", "logp_diff_mean", "logp_diff_min", "logp_diff_p50", "logp_diff_p95", "logp_diff_p99",
+    "logp_diff_max", "logp_abs_diff_mean", "logp_abs_diff_p50", "logp_abs_diff_p95", "logp_abs_diff_p99",
+    "logp_abs_diff_max", "ratio_mean", "ratio_mean_se", "kl_k1", "kl_k3", "kl_k3_rev", "probs_diff_mean",
+    "clip_frac_low", "clip_frac_high", "ess", "entropy", "entropy_sample_rollout", "extreme_frac_tau2", "lag_mean",
+    "lag_max", "spanning_frac", "tokens", "sequences", "prefix_hit_rate", "aborted", "truncated_frac", "invalid_frac",
+    "zero_logprob_frac", "clamped_frac", "backend_abs_diff_mean", "backend_k3", "backend_ratio_mean", "backend_tokens",
+    "update_abs_diff_mean", "lag0_abs_diff_mean", "lag0_k3", "lag0_tokens",
+)  # fmt: skip
+"""Kept for each engine of every step; of the others a step keeps the fleet's alone."""
+
+
+def values(summary: Summary) -> dict[str, float | None]:
+    """Every metric of a step."""
+    return {metric.name: metric.of(summary) for metric in METRICS}
+
+
+def engine_values(summary: Summary) -> dict[str, float | None]:
+    """The metrics ``PER_ENGINE``, of one engine's part of a step."""
+    return {name: BY_NAME[name].of(summary) for name in PER_ENGINE}

@@ -1,0 +1,123 @@
+"""The catalogue as text: the page ``docs/metrics.md``, and the answer to *what is this number*. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rltop.backend import metrics
+from rltop.backend.metrics.entry import Metric
+from rltop.backend.summary.dimensions import DIMENSIONS
+
+
+def unit_of(metric: Metric) -> str:
+    """The unit in words, never empty."""
+    return metric.unit or "the trainer's own"
+
+
+def as_json(metric: Metric) -> dict[str, Any]:
+    """One entry as plain values."""
+    limits = metric.thresholds
+    family = next(family for family in metrics.FAMILIES if metric in family.metrics)
+    return {
+        "name": metric.name,
+        "unit": unit_of(metric),
+        "level": metric.level,
+        "formula": metric.formula,
+        "reading": metric.reading,
+        "source": metric.source,
+        "bad": metric.bad,
+        "thresholds": {"amber": limits.amber, "red": limits.red, "source": limits.source} if limits else None,
+        "aliases": list(metric.aliases),
+        "per_engine": metric.name in metrics.PER_ENGINE,
+        "family": family.title,
+    }
+
+
+def explain(metric: Metric) -> list[tuple[str, str]]:
+    """What this number is, as (label, text) lines for a panel."""
+    lines = [
+        ("unit", f"{unit_of(metric)}, per {metric.level}"),
+        ("formula", metric.formula),
+        ("source", metric.source),
+    ]
+    if metric.reading:
+        lines.append(("reading", metric.reading))
+    if metric.bad != "none":
+        lines.append(("bad", metric.bad))
+    if limits := metric.thresholds:
+        lines += [("amber", f"{limits.amber:g}"), ("red", f"{limits.red:g}"), ("who says so", limits.source)]
+    lines += [("elsewhere", alias) for alias in metric.aliases]
+    return lines
+
+
+def page() -> str:
+    """``docs/metrics.md``: conventions, every metric by question, thresholds, names elsewhere, and strata."""
+    conventions = (metrics.__doc__ or "").split("\n\n")[1].removeprefix("Conventions. ").replace("``", "`")
+    lines = [
+        "# Metrics",
+        "",
+        "Made from the tables in [`backend/metrics/`](../backend/metrics), which hub and `rltop compute` reckon by:",
+        "`python -m rltop.backend.metrics > docs/metrics.md`. `rltop metrics NAME` prints an entry.",
+        "",
+        conventions,
+        "",
+    ]
+    heads = ("metric", "unit", "level", "formula", "source", "per engine", "reading")
+    for family in metrics.FAMILIES:
+        rows = [
+            (
+                f"`{m.name}`",
+                m.unit or "-",
+                m.level,
+                m.formula,
+                m.source,
+                "yes" if m.name in metrics.PER_ENGINE else "no",
+                m.reading,
+            )
+            for m in family.metrics
+        ]
+        lines += [
+            f"## {family.title}",
+            "",
+            *([family.question, ""] if family.question else []),
+            *_table(heads, rows),
+            "",
+        ]
+    limits = [
+        (f"`{m.name}`", m.bad, f"{m.thresholds.amber:g}", f"{m.thresholds.red:g}", m.thresholds.source)
+        for m in metrics.METRICS
+        if m.thresholds
+    ]
+    names = [(f"`{m.name}`", "; ".join(m.aliases)) for m in metrics.METRICS if m.aliases]
+    strata = [(f"`{d.name}`", d.help, str(len(d.strata)), f"{d.strata[0]} ... {d.strata[-1]}") for d in DIMENSIONS]
+    return "\n".join(
+        [
+            *lines,
+            "## Thresholds",
+            "",
+            "Starting points, since models differ. Where *bad* is *away from* a value, they are distances from it.",
+            "",
+            *_table(("metric", "bad", "amber", "red", "who says so"), limits),
+            "",
+            "## Names elsewhere",
+            "",
+            "In brackets how the other one differs, where it does; without them the same arrays give the same value.",
+            "",
+            *_table(("metric", "framework: key"), names),
+            "",
+            "## What the gap is told apart by",
+            "",
+            "Each stratum has its tokens, its sequences, and d, |d|, k3 and ratio with standard errors that take whole",
+            "sequences as the independent units; beside them stand engine, flag epoch and prompt group.",
+            "",
+            *_table(("dimension", "what it is", "strata", "from ... to"), strata),
+            "",
+        ]
+    )
+
+
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    rule = tuple("---" for _ in heads)
+    escaped = (tuple(cell.replace("|", "\\|") for cell in row) for row in rows)
+    return ["| " + " | ".join(row) + " |" for row in (heads, rule, *escaped)]

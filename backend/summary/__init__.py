@@ -1,0 +1,28 @@
+"""From tokens to a mergeable summary: counts, float64 sums, extremes, fixed histograms and strata. Pure.
+
+Every summary here is an identity (the empty one), an ``of`` that makes one from arrays, and ``+``, which is associative
+and commutative (sums to float64 rounding, everything else exactly). Quantiles are read only at display.
+``d = trainer - rollout`` throughout, in nats; conventions of ``rltop.backend.metrics``.
+"""
+
+from rltop.backend.summary.gap import Gap
+from rltop.backend.summary.kernel import CLAMP, Floats, Ints
+from rltop.backend.summary.moments import Line, Mean, Pairs, Sizes
+from rltop.backend.summary.sequences import Sequences
+from rltop.backend.summary.strata import Strata
+from rltop.backend.summary.whole import Bounds, Summary
+
+__all__ = [
+    "CLAMP",
+    "Bounds",
+    "Floats",
+    "Gap",
+    "Ints",
+    "Line",
+    "Mean",
+    "Pairs",
+    "Sequences",
+    "Sizes",
+    "Strata",
+    "Summary",
+]

@@ -1,0 +1,223 @@
+"""Means, spreads and lines that merge: of numbers, of pairs of numbers, and of histograms. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rltop.backend.summary.kernel import FIRST, LARGEST, SHIFT, SIDE, Floats, Ints
+
+_edges = ((np.arange(SIDE + 1, dtype=np.uint32) + np.uint32(FIRST)) << np.uint32(SHIFT)).view(np.float32)
+_magnitudes = (_edges[:-1].astype(np.float64) + _edges[1:]) / 2
+MIDDLES: Floats = np.concatenate([-_magnitudes[::-1], [0.0], _magnitudes])
+"""Middle of each bin of a histogram; 0 stands at ``SIDE``."""
+
+
+def histogram(values: NDArray[np.generic], counts: Ints | None = None) -> Ints:
+    """How many finite ``values`` [n], each as often as ``counts`` [n] says, are in the bins of ``MIDDLES``."""
+    size = np.minimum(np.abs(values), LARGEST).astype(np.float32)
+    place = (size.view(np.uint32) >> np.uint32(SHIFT)).astype(np.int64) - (FIRST - 1)
+    np.maximum(place, 0, out=place)
+    signed = SIDE + np.where(np.asarray(values) < 0, -place, place)
+    return np.bincount(signed, counts, minlength=2 * SIDE + 1).astype(np.int64)
+
+
+def quantile(counts: Ints, middles: Floats, q: float) -> float:
+    """Quantile of what was counted: linear between the two order statistics about rank ``q (n - 1)``, each to 0.8 %."""
+    edges = np.cumsum(counts)
+    rank = q * (int(edges[-1]) - 1)
+    below, above = (
+        float(middles[np.searchsorted(edges, r, side="right")]) for r in (math.floor(rank), math.ceil(rank))
+    )
+    return below + (above - below) * (rank - math.floor(rank))
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """Mean, standard deviation and greatest of numbers."""
+
+    n: int = 0
+    total: float = 0.0
+    high: float = -math.inf
+    squares: float = 0.0
+    """About the mean."""
+
+    @classmethod
+    def of(cls, values: NDArray[np.generic], counts: Ints | None = None) -> Mean:
+        """Over the finite entries of ``values`` [n], each as often as ``counts`` [n] says."""
+        x: Floats = np.asarray(values, np.float64)
+        valid = np.isfinite(x) if counts is None else np.isfinite(x) & (counts > 0)
+        x = x[valid]
+        if not x.size:
+            return cls()
+        if counts is None:
+            n, total = x.size, float(x.sum())
+            off = x - total / n
+            return cls(n, total, float(x.max()), float(off @ off))
+        weights = counts[valid]
+        n, total = int(weights.sum()), float(x @ weights)
+        off = x - total / n
+        return cls(n, total, float(x.max()), float((off * off) @ weights))
+
+    def __add__(self, other: Mean) -> Mean:
+        if not (self.n and other.n):
+            return self if self.n else other
+        n = self.n + other.n
+        apart = self.total / self.n - other.total / other.n
+        squares = self.squares + other.squares + apart * apart * self.n * other.n / n
+        return Mean(n, self.total + other.total, max(self.high, other.high), squares)
+
+    @property
+    def mean(self) -> float | None:
+        """None when there was nothing."""
+        return self.total / self.n if self.n else None
+
+    @property
+    def max(self) -> float | None:
+        """None when there was nothing."""
+        return self.high if self.n else None
+
+    @property
+    def std(self) -> float | None:
+        """Of the population; None when there was nothing."""
+        return math.sqrt(self.squares / self.n) if self.n else None
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """How two numbers go together: means, and the sums of squares and products about them."""
+
+    n: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+    xx: float = 0.0
+    yy: float = 0.0
+    xy: float = 0.0
+
+    @classmethod
+    def of(cls, x: Floats, y: Floats) -> Pairs:
+        """Over pairs [n] of finite numbers."""
+        if not x.size:
+            return cls()
+        mean_x, mean_y = float(x.mean()), float(y.mean())
+        dx, dy = x - mean_x, y - mean_y
+        return cls(x.size, mean_x, mean_y, float(dx @ dx), float(dy @ dy), float(dx @ dy))
+
+    @classmethod
+    def about(cls, n: float, anchor: tuple[float, float], sums: tuple[float, float, float, float, float]) -> Pairs:
+        """From the sums of dx, dy, dx dx, dy dy, dx dy, the deviations from ``anchor``."""
+        if not n:
+            return cls()
+        x, y, xx, yy, xy = sums
+        return cls(
+            n,
+            anchor[0] + x / n,
+            anchor[1] + y / n,
+            max(xx - x * x / n, 0.0),
+            max(yy - y * y / n, 0.0),
+            xy - x * y / n,
+        )
+
+    def __add__(self, other: Pairs) -> Pairs:
+        if not (self.n and other.n):
+            return self if self.n else other
+        n = self.n + other.n
+        dx, dy, weight = other.x - self.x, other.y - self.y, self.n * other.n / n
+        return Pairs(
+            n,
+            self.x + dx * other.n / n,
+            self.y + dy * other.n / n,
+            self.xx + other.xx + dx * dx * weight,
+            self.yy + other.yy + dy * dy * weight,
+            self.xy + other.xy + dx * dy * weight,
+        )
+
+    @property
+    def correlation(self) -> float | None:
+        """Pearson's; None where either does not vary."""
+        spread = math.sqrt(self.xx) * math.sqrt(self.yy)
+        return max(-1.0, min(1.0, self.xy / spread)) if spread else None
+
+    @property
+    def slope(self) -> float | None:
+        """Of the least-squares line of y on x; None where x does not vary."""
+        return self.xy / self.xx if self.xx else None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The least-squares line of y on x over tokens, whose errors may go together within a sequence.
+
+    For a sequence with sums v = (n, x, xx, y, xy) over its tokens it keeps the sum of v and of v v', which is all that
+    the line and its cluster-robust variance need (Liang and Zeger 1986, with m / (m - 1)).
+    """
+
+    sequences: int = 0
+    sums: Floats = field(default_factory=lambda: np.zeros(5))
+    products: Floats = field(default_factory=lambda: np.zeros((5, 5)))
+
+    @classmethod
+    def of(cls, sums: Floats) -> Line:
+        """From n, x, xx, y, xy of each sequence [sequences, 5]."""
+        sums = sums[sums[:, 0] > 0]
+        return cls(len(sums), sums.sum(axis=0), sums.T @ sums)
+
+    def __add__(self, other: Line) -> Line:
+        return Line(self.sequences + other.sequences, self.sums + other.sums, self.products + other.products)
+
+    def fit(self) -> tuple[float, float] | None:
+        """Intercept and slope; None where x does not vary."""
+        n, x, xx, y, xy = map(float, self.sums)
+        det = n * xx - x * x
+        if n == 0 or det <= 1e-9 * n * xx:
+            return None
+        slope = (n * xy - x * y) / det
+        return (y - slope * x) / n, slope
+
+    def errors(self) -> tuple[float, float] | None:
+        """Standard errors of intercept and slope; None with fewer than three sequences or where there is no fit."""
+        if self.sequences < 3 or (fit := self.fit()) is None:
+            return None
+        intercept, slope = fit
+        # A sequence's score is (y - a n - b x, xy - a x - b xx), linear in v.
+        score = np.array([[-intercept, -slope, 0, 1, 0], [0, -intercept, -slope, 0, 1]])
+        meat = score @ self.products @ score.T
+        n, x, xx = map(float, self.sums[:3])
+        bread = np.array([[xx, -x], [-x, n]]) / (n * xx - x * x)
+        spread = bread @ meat @ bread * (self.sequences / (self.sequences - 1))
+        return math.sqrt(max(spread[0, 0], 0.0)), math.sqrt(max(spread[1, 1], 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How often each size occurred: bins of ``histogram`` that are in use, whole below 128."""
+
+    bins: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    counts: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @classmethod
+    def of(cls, values: NDArray[np.generic], counts: Ints | None = None) -> Sizes:
+        """Of finite ``values`` [n], each as often as ``counts`` [n] says."""
+        found = histogram(values, counts)
+        used = np.flatnonzero(found)
+        return cls(used, found[used])
+
+    def __add__(self, other: Sizes) -> Sizes:
+        bins, where = np.unique(np.concatenate([self.bins, other.bins]), return_inverse=True)
+        counts = np.zeros(bins.size, np.int64)
+        np.add.at(counts, where, np.concatenate([self.counts, other.counts]))
+        return Sizes(bins, counts)
+
+    @property
+    def values(self) -> Floats:
+        """The sizes [bins], to 0.8 %; whole numbers below 128 exactly."""
+        middles = MIDDLES[self.bins]
+        floor = np.sign(middles) * np.floor(np.abs(middles))
+        return np.where(np.abs(middles) < 128, floor, middles)
+
+    def quantile(self, q: float) -> float | None:
+        """Quantile ``q``; None of nothing."""
+        return quantile(self.counts, self.values, q) if self.counts.size else None

@@ -1,0 +1,80 @@
+"""How the gap is told apart: moments by stratum, with whole sequences as the independent units. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rltop.backend.summary import kernel as k
+from rltop.backend.summary.dimensions import ALL, DIMENSIONS, OFFSET, POSITION, PROBABILITY, STRATA, Dimension
+from rltop.backend.summary.kernel import FIGURES, MOMENTS, Floats, Ints
+from rltop.backend.summary.pieces import Pieces, Reduced
+
+D, ABS, K3, X = range(FIGURES)
+"""Figures of a stratum: d, |d|, k3 and ratio - 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over tokens with its standard error, clustered by sequence: None with fewer than two of them."""
+
+    mean: float
+    error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Strata:
+    """Moments of every stratum of every dimension [STRATA, FIGURES, MOMENTS], in the order of ``DIMENSIONS``."""
+
+    moments: Floats = field(default_factory=lambda: np.zeros((STRATA, FIGURES, MOMENTS)))
+
+    @staticmethod
+    def of(reduced: Reduced, pieces: Pieces, labels: Mapping[str, Ints]) -> list[Strata]:
+        """Of each place. ``labels``: by dimension, the stratum of each run [runs]; absent dimensions stay empty."""
+        out = np.zeros((pieces.places, STRATA, FIGURES, MOMENTS))
+        loop = k.compiled().strata
+        parts = np.ascontiguousarray(reduced.sums[:, : 1 + FIGURES])
+        loop(parts, pieces.group, pieces.position[None] + OFFSET[POSITION.name], pieces.group_place, out)
+        first = np.flatnonzero(np.diff(pieces.run, prepend=-1))
+        run = pieces.run[first]
+        index = np.full((1 + len(labels), run.size), OFFSET[ALL.name])
+        for row, (name, strata) in enumerate(labels.items(), 1):
+            index[row] = strata[run] + OFFSET[name]
+        if run.size:
+            loop(np.add.reduceat(parts, first), pieces.group[first], index, pieces.group_place, out)
+        groups = pieces.group_place.size
+        tail_index = np.tile(np.arange(k.PROB_BINS) + OFFSET[PROBABILITY.name], groups)[None]
+        tail_group = np.repeat(np.arange(groups), k.PROB_BINS)
+        loop(reduced.tail.reshape(-1, 1 + FIGURES), tail_group, tail_index, pieces.group_place, out)
+        return [Strata(moments) for moments in out]
+
+    def __add__(self, other: Strata) -> Strata:
+        return Strata(self.moments + other.moments)
+
+    def __iter__(self) -> Iterator[tuple[Dimension, str, Floats]]:
+        """Dimension, label and moments [FIGURES, MOMENTS] of every stratum that has tokens."""
+        for dimension in DIMENSIONS:
+            first = OFFSET[dimension.name]
+            for number, label in enumerate(dimension.strata):
+                if self.moments[first + number, 0, 1]:
+                    yield dimension, label, self.moments[first + number]
+
+    def at(self, dimension: Dimension, label: str) -> Floats:
+        """Moments of one stratum [FIGURES, MOMENTS]."""
+        found: Floats = self.moments[OFFSET[dimension.name] + dimension.strata.index(label)]
+        return found
+
+
+def estimate(moments: Floats, figure: int) -> Estimate | None:
+    """Mean of a figure of a stratum; None where it has no tokens."""
+    m, n, s, nn, ss, ns = map(float, moments[figure])
+    if not n:
+        return None
+    mean = s / n
+    if m < 2:
+        return Estimate(mean, None)
+    variance = max(ss - 2 * mean * ns + mean * mean * nn, 0.0) / n**2 * m / (m - 1)
+    return Estimate(mean, math.sqrt(variance))
