@@ -27,6 +27,7 @@ from rltop.backend import audit
 from rltop.backend import core as hub_core
 from rltop.backend.core import Core
 from rltop.backend.state import Effect, State
+from rltop.backend.warmup import Warmup
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir, RunDirError
 
@@ -64,7 +65,7 @@ class Hub:
         self.started = wall
         self._outbox = self._context.socket(zmq.PULL)
         self._outbox.bind(OUTBOX)
-        state = State(rundir.run, self.epoch, wall, lambda: uuid.uuid4().hex[:12])
+        state = State(rundir.run, self.epoch, wall, lambda: uuid.uuid4().hex[:12], Warmup().ready)
         self._core = Core(state, clock, self._context, OUTBOX, audit.AuditFile(rundir.audit))
         self._core.put(lambda now: _restore(state, rundir.audit, now))  # before anybody is heard
 

@@ -70,12 +70,15 @@ class State:
         epoch: id of this life of the hub.
         now: wall clock that never steps back, seconds; every method takes the present one.
         new_id: makes ids of commands.
+        ready: whether rows can be measured without waiting.
     """
 
-    def __init__(self, run: str, epoch: str, now: float, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, run: str, epoch: str, now: float, new_id: Callable[[], str], ready: Callable[[], bool] = lambda: True
+    ) -> None:
         self.snapshot = view.Snapshot(run, epoch, 0, now, now)
         self._index = Index()
-        self._steps = Steps(self._index)
+        self._steps = Steps(self._index, ready)
         self._sources = Sources()
         self._engines = Engines()
         self._trainer = TrainerRanks()

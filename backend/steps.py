@@ -7,6 +7,7 @@ most ``GRACE_S`` for rollouts that are still on their way, is measured, and is d
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rltop.backend import metrics, view
@@ -80,16 +81,20 @@ class Assembly:
 class Steps:
     """All open steps.
 
+    Args:
+        index: the rollouts. ready: whether rows can be measured without waiting; until then they wait here.
+
     Attributes:
         late_rows: rows that came after their step was measured. settled_early: batches that waited for rollouts until
             there was no room. cells: of the steps that are done, for effects.
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, ready: Callable[[], bool] = lambda: True) -> None:
         self.late_rows = 0
         self.settled_early = 0
         self.cells = Cells()
         self._index = index
+        self._ready = ready
         self._open: dict[int, Assembly] = {}
         self._done: set[int] = set()
         self._settled: list[view.Step] = []  # measured before their time, for want of room
@@ -108,7 +113,7 @@ class Steps:
         if body.update:  # gives clip rates only: not worth waiting for
             batch.join(self._index, surely=False)
             assembly.absorb(batch)
-        elif batch.join(self._index, surely=True):
+        elif self._ready() and batch.join(self._index, surely=True):
             assembly.absorb(batch)
         else:
             assembly.waiting.append(batch)
@@ -157,6 +162,8 @@ class Steps:
     def _advance(self, assembly: Assembly, now: float) -> view.Step | None:
         if assembly.deadline is not None and now >= assembly.deadline:
             assembly.close(now, partial=True)
+        if assembly.waiting and not self._ready():
+            return None
         waiting = []
         for batch in assembly.waiting:
             if batch.join(self._index, surely=True):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from rltop.backend import steps
+from rltop.backend.join import Index
 from rltop.backend.sources import BYE_PATIENCE_S
 from rltop.backend.steps import GRACE_S, MAX_OPEN, PARTIAL_S
 from rltop.collectors import wire
@@ -346,3 +347,15 @@ def test_a_step_that_nobody_closes_does_not_stay_for_ever() -> None:
     hub.later(GRACE_S)
     assert sorted(hub.steps) == [0, 1]
     assert hub.steps[0].partial
+
+
+def test_rows_wait_until_they_can_be_measured_and_delay_nothing_else() -> None:
+    ready = False
+    waiting = steps.Steps(Index(), lambda: ready)
+    waiting.rows("life", *sequences([Trained([1, 2], [0, 1], [-1.0], [-1.5])]), 0.0)
+    waiting.closed("life", wire.StepClosed(0, 0, 1), 0.0)
+    waiting.closed("life", wire.StepClosed(1, 0, 1), 0.0)
+    assert [step.step for step in waiting.tick(100.0)] == [1]
+    ready = True
+    (step,) = waiting.tick(100.1)
+    assert (step.step, step.values["logp_diff_mean"]) == (0, -0.5)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "vllm", "transformers", "textual", "ray"}
+HEAVY = {"torch", "vllm", "transformers", "textual", "ray", "numba"}
 
 BUDGET = [
     ("rltop.collectors", HEAVY | {"zmq", "numpy", "msgspec", "rltop.backend", "rltop.tui"}),
@@ -16,7 +16,9 @@ BUDGET = [
     ("rltop.collectors.vllm", HEAVY | {"zmq", "rltop.backend", "rltop.tui"}),
     ("rltop.backend.view", HEAVY | {"zmq", "rltop.tui"}),
     ("rltop.backend.hub", HEAVY | {"rltop.tui"}),
+    ("rltop.backend.metrics", HEAVY | {"zmq", "rltop.tui"}),
     ("rltop.tui.cli", HEAVY | {"zmq"}),
+    ("rltop.tui.app", HEAVY - {"textual"}),
 ]
 
 
