@@ -249,6 +249,18 @@ class Client:
         assert self.view is not None
         return self.view
 
+    def attribution(self, steps: int = 20) -> view.Attribution:
+        """Where the gap of the last ``steps`` steps comes from.
+
+        Raises:
+            HubUnreachable: no hub answers.
+        """
+        self.snapshot()
+        answer = self._answer(view.AskAttribution(uuid.uuid4().hex, steps))
+        if answer.attribution is None:
+            raise HubUnreachable(answer.error or "the hub is of another version")
+        return answer.attribution
+
     def stop_hub(self) -> None:
         """Tell the hub to end, and wait until it has; the run goes on. Raises ``HubUnreachable``."""
         self.snapshot()

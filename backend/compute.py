@@ -38,23 +38,23 @@ def read(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         ComputeError: no such file, not a .npz, or an array that can't be read.
     """
-    arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ComputeError(f"{path}: one array and no names; expected a .npz (numpy.savez)")
-            for name in file.files:
-                try:
-                    arrays[name] = file[name]
-                except ValueError as error:
-                    raise ComputeError(f"{path}: {name}: {error}") from error
+        file = np.load(path, allow_pickle=False)
     except OSError as error:
         raise ComputeError(f"{path}: {error.strerror or error}") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, ComputeError):
-            raise
         raise ComputeError(f"{path}: not a .npz (numpy.savez): {error}") from error
-    return arrays
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ComputeError(f"{path}: one array without a name; expected a .npz (numpy.savez)")
+    with file:
+        return {name: _array(path, file, name) for name in file.files}
+
+
+def _array(path: Path, file: Mapping[str, Any], name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(file[name])
+    except (ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile) as error:
+        raise ComputeError(f"{path}: {name}: {error}") from error
 
 
 def values(arrays: Mapping[str, Any]) -> dict[str, float | None]:

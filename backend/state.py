@@ -160,6 +160,8 @@ class State:
             return [Reply(client, view.Answer(question.id, snapshot=self.snapshot))]
         if isinstance(question, view.AskEffect):
             return [Reply(client, self._effects.answer(question, self.snapshot.changes, self._steps.cells))]
+        if isinstance(question, view.AskAttribution):
+            return [Reply(client, view.Answer(question.id, attribution=self._steps.attribution(question.steps)))]
         if isinstance(question, view.AskStop):
             return [Reply(client, view.Answer(question.id)), Stop()]
         try:

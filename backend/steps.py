@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rltop.backend import metrics, view
+from rltop.backend.attribution import History
 from rltop.backend.batch import Batch
 from rltop.backend.cells import Cell, Cells, Place, measure_cells
 from rltop.backend.join import Index
@@ -93,6 +94,7 @@ class Steps:
         self.late_rows = 0
         self.settled_early = 0
         self.cells = Cells()
+        self._history = History()
         self._index = index
         self._ready = ready
         self._open: dict[int, Assembly] = {}
@@ -148,6 +150,10 @@ class Steps:
         advanced = [self._advance(assembly, now) for assembly in list(self._open.values())]
         return settled + [step for step in advanced if step is not None]
 
+    def attribution(self, steps: int) -> view.Attribution:
+        """Where the gap of the last ``steps`` steps comes from."""
+        return self._history.attribution(steps, self.cells.steps())
+
     def _assembly(self, step: int, rank: int, epoch: str, now: float) -> Assembly:
         assembly = self._open.get(step)
         if assembly is None or assembly.epochs.get(rank, epoch) != epoch:  # a restarted trainer repeats the step
@@ -190,6 +196,7 @@ class Steps:
                 other.deadline = now + PARTIAL_S
         done = assembly.result()
         self.cells.add(done.step, done.closed, assembly.cells)
+        self._history.add(done.step, assembly.parts)
         return done
 
     def _make_room(self) -> None:

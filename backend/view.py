@@ -217,6 +217,62 @@ def change_key(change: Change) -> str:
     return f"{change.command}@{change.engine}"
 
 
+class Estimate(msgspec.Struct, frozen=True):
+    """A mean over tokens with its 95 % interval, whole sequences taken as independent; None with fewer than two."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Stratum(msgspec.Struct, frozen=True):
+    """The gap of the tokens of one stratum, ``d = trainer - rollout``.
+
+    Attributes:
+        dimension: what tells tokens apart: a name of ``summary.dimensions``, or engine, flag_epoch, prompt.
+        label: which of them. engine: of one engine alone; None of all.
+        tokens, sequences: how many; a sequence counts in every stratum that it has tokens in.
+        diff, abs_diff, k3: in nats. ratio: mean exp(d). None where not kept.
+    """
+
+    dimension: str
+    label: str
+    tokens: int
+    sequences: int
+    abs_diff: Estimate
+    k3: Estimate
+    ratio: Estimate
+    diff: Estimate | None = None
+    engine: str | None = None
+
+
+class Line(msgspec.Struct, frozen=True):
+    """The line ``k3 = at_lag0 + per_lag * lag`` over tokens of an engine (None: of all), in nats and per version."""
+
+    at_lag0: Estimate
+    per_lag: Estimate
+    sequences: int
+    engine: str | None = None
+
+
+class Attribution(msgspec.Struct, frozen=True):
+    """Where the gap comes from, over a window of steps.
+
+    Attributes:
+        steps: numbers of the steps, oldest first.
+        strata: of all tokens. matched: of version-matched ones alone: staleness is taken out.
+        matched_by: ``old``: old - rollout under the version that sampled; ``lag0``: trainer - rollout of tokens that
+            the trainer's own version sampled, an estimate; None where nothing is matched.
+        lines: of all, then of each engine, where tokens have more than one lag.
+    """
+
+    steps: list[int]
+    strata: list[Stratum]
+    matched: list[Stratum]
+    matched_by: str | None
+    lines: list[Line]
+
+
 # --- questions a viewer may ask (query socket, one msgpack frame each way) -------------------------------------------
 
 
@@ -228,6 +284,12 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
 
 class AskSnapshot(Ask, frozen=True, tag="snapshot"):
     """The whole picture. Answer: ``Answer.snapshot``."""
+
+
+class AskAttribution(Ask, frozen=True, tag="attribution"):
+    """Where the gap comes from, over the last ``steps`` steps. Answer: ``Answer.attribution``."""
+
+    steps: int = 20
 
 
 class AskSet(Ask, frozen=True, tag="set"):
@@ -383,12 +445,13 @@ class Answer(msgspec.Struct, frozen=True):
     snapshot: Snapshot | None = None
     command: str | None = None
     effect: Effect | None = None
+    attribution: Attribution | None = None
 
 
 AskCommand = AskSet | AskAct | AskKeep | AskUndo
 """The questions that make a command."""
 
-Question = AskSnapshot | AskCommand | AskEffect | AskStop
+Question = AskSnapshot | AskAttribution | AskCommand | AskEffect | AskStop
 
 _encoder = msgspec.msgpack.Encoder()
 _question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)

@@ -1,19 +1,27 @@
-"""Commands on what the numbers are: ``rltop metrics`` prints the catalogue, ``rltop compute`` reckons a file."""
+"""Commands on the numbers: ``metrics`` is their catalogue, ``compute`` reckons a file, ``attribution`` says whence."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from rltop.tui.runs import as_json_option, print_json
+from rltop.tui.runs import as_json_option, client_of, print_json
+
+if TYPE_CHECKING:
+    from rltop.backend import view
 
 
 @click.command()
 @click.argument("name", required=False)
 @as_json_option
 def metrics(name: str | None, as_json: bool) -> None:
-    """Print what a metric is: unit, formula, source, thresholds, names elsewhere. Without NAME: all of them."""
+    """Print what the metric NAME is, or list all of them.
+
+    With its unit, formula, source, thresholds, and what other frameworks call it.
+    """
     from rltop.backend import metrics as catalogue
     from rltop.backend.metrics import document
 
@@ -80,4 +88,63 @@ def compute(file: Path, as_json: bool) -> None:
             click.echo(f"  {metric.name:<28} {found[metric.name]:<14.6g} {unit_of(metric)}")
 
 
-COMMANDS = (metrics, compute)
+@click.command()
+@click.argument("run", required=False)
+@click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="How many of the last steps.")
+@as_json_option
+def attribution(run: str | None, steps: int, as_json: bool) -> None:
+    """Tell where the gap of RUN comes from.
+
+    By engine, lag, position, probability, prefix cache, update, length, prompt, flag epoch and more; each stratum with
+    its tokens, its sequences and 95 % intervals that take whole sequences as independent.
+    """
+    import msgspec
+
+    from rltop.backend.client import HubUnreachable
+
+    try:
+        with client_of(run) as client:
+            found = client.attribution(steps)
+    except HubUnreachable as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        print_json(msgspec.to_builtins(found))
+    else:
+        click.echo("\n".join(_lines(found)))
+
+
+_MATCHED = {"old": "old - rollout, old logprobs under the version that sampled", "lag0": "estimate: tokens of lag 0"}
+
+
+def _lines(found: view.Attribution) -> Iterator[str]:
+    if not found.steps:
+        yield "no step is measured yet"
+        return
+    yield f"steps {found.steps[0]} to {found.steps[-1]}, d = trainer - rollout, nats, 95 % intervals"
+    for line in found.lines:
+        where = line.engine or "all engines"
+        yield f"{where}: k3 = {_estimate(line.at_lag0)} + {_estimate(line.per_lag)} per version of lag"
+    yield from _table(found.strata)
+    if found.matched_by:
+        yield f"version-matched ({_MATCHED[found.matched_by]})"
+        yield from _table(found.matched)
+
+
+def _table(strata: list[view.Stratum]) -> Iterator[str]:
+    dimension = ""
+    for stratum in strata:
+        if stratum.dimension != dimension:
+            dimension = stratum.dimension
+            yield f"{dimension:<20} {'tokens':>9} {'seqs':>7}  {'|d|':<27} {'k3':<33} ratio"
+        label = f"  {stratum.engine} {stratum.label}" if stratum.engine else f"  {stratum.label}"
+        figures = f"{_estimate(stratum.abs_diff):<27} {_estimate(stratum.k3):<33} {_estimate(stratum.ratio)}"
+        yield f"{label:<20} {stratum.tokens:>9} {stratum.sequences:>7}  {figures}"
+
+
+def _estimate(value: view.Estimate) -> str:
+    if value.low is None or value.high is None:
+        return f"{value.mean:.3g}"
+    return f"{value.mean:.3g} ({value.low:.3g} to {value.high:.3g})"
+
+
+COMMANDS = (metrics, compute, attribution)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -15,14 +14,6 @@ from rltop.backend.summary.pieces import Pieces, Reduced
 
 D, ABS, K3, X = range(FIGURES)
 """Figures of a stratum: d, |d|, k3 and ratio - 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over tokens with its standard error, clustered by sequence: None with fewer than two of them."""
-
-    mean: float
-    error: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +57,3 @@ class Strata:
         """Moments of one stratum [FIGURES, MOMENTS]."""
         found: Floats = self.moments[OFFSET[dimension.name] + dimension.strata.index(label)]
         return found
-
-
-def estimate(moments: Floats, figure: int) -> Estimate | None:
-    """Mean of a figure of a stratum; None where it has no tokens."""
-    m, n, s, nn, ss, ns = map(float, moments[figure])
-    if not n:
-        return None
-    mean = s / n
-    if m < 2:
-        return Estimate(mean, None)
-    variance = max(ss - 2 * mean * ns + mean * mean * nn, 0.0) / n**2 * m / (m - 1)
-    return Estimate(mean, math.sqrt(variance))

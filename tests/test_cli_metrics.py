@@ -1,0 +1,146 @@
+"""``rltop metrics`` and ``rltop compute``: what they print, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from rltop.backend.metrics import BY_NAME, FAMILIES
+from rltop.tui.cli import main
+
+ROLLOUT = np.array([[-0.5, -1.0, -2.0], [-0.1, -0.2, -9.0]])
+TRAINER = ROLLOUT + np.array([[0.1, -0.1, 0.0], [0.0, 0.2, 5.0]])
+MASK = np.array([[1, 1, 1], [1, 1, 0]])
+GIVEN = {"trainer_logprobs": TRAINER, "rollout_logprobs": ROLLOUT, "mask": MASK}
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def file_of(directory: Path, **arrays: Any) -> Path:
+    path = directory / "arrays.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def test_compute_prints_one_object_of_all_metrics(tmp_path: Path) -> None:
+    result = run("compute", file_of(tmp_path, **GIVEN), "--json")
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert values.keys() == BY_NAME.keys()
+    assert values["tokens"] == 5
+    assert values["sequences"] == 2
+    assert values["logp_abs_diff_mean"] == pytest.approx(0.4 / 5, rel=1e-12)
+    assert values["logp_diff_max"] == pytest.approx(0.2, rel=1e-12)
+    assert values["entropy"] is None
+
+
+def test_compute_prints_units_for_people(tmp_path: Path) -> None:
+    lines = run("compute", file_of(tmp_path, **GIVEN)).stdout.splitlines()
+    (line,) = [line for line in lines if line.split()[0] == "logp_abs_diff_mean"]
+    assert line.split()[1:] == ["0.08", "nats"]
+    assert not any("None" in line or "entropy " in line for line in lines)
+
+
+def test_one_sequence_may_come_without_a_batch_and_packed_ones_with_bounds(tmp_path: Path) -> None:
+    one = {name: array[0] for name, array in GIVEN.items()}
+    assert json.loads(run("compute", file_of(tmp_path, **one), "--json").stdout)["sequences"] == 1
+    flat = {name: array.ravel() for name, array in GIVEN.items()}
+    packed = run("compute", file_of(tmp_path, **flat, cu_seqlens=[0, 3, 6]), "--json").stdout
+    assert json.loads(packed) == json.loads(run("compute", file_of(tmp_path, **GIVEN), "--json").stdout)
+
+
+def test_everything_that_the_collector_takes_is_taken(tmp_path: Path) -> None:
+    path = file_of(
+        tmp_path, **GIVEN, token_ids=np.arange(6).reshape(2, 3), prompt_ids=[[7], [8]], rewards=[0.0, 1.0],
+        advantages=[-1.0, 1.0], entropy=np.ones((2, 3)), old_logprobs=TRAINER, old_version=3, rollout_versions=[3, 2],
+        policy_version=4, clip_low=0.95, clip_high=1.15, ratio_base="rollout", objective="ppo", temperature=1.0,
+    )  # fmt: skip
+    result = run("compute", path, "--json")
+    values = json.loads(result.stdout)
+    assert result.stderr == ""
+    assert (values["backend_tokens"], values["stale_backend_tokens"], values["lag_max"]) == (3, 2, 2)
+    assert values["clip_frac_low"] == pytest.approx(1 / 5)
+    assert values["clip_frac_high"] == pytest.approx(1 / 5)
+    assert values["reward_std"] == 0.5
+
+
+def test_what_is_not_used_is_said(tmp_path: Path) -> None:
+    result = run("compute", file_of(tmp_path, **GIVEN, old_logprob=TRAINER), "--json")
+    assert result.exit_code == 0
+    assert result.stderr == "not used: old_logprob\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"mask": None}, "mask: missing; required are trainer_logprobs, rollout_logprobs, mask"),
+        ({"rollout_logprobs": ROLLOUT[:, :2]}, "rollout_logprobs: shape [2, 2]; expected shape [2, 3] as trainer_logp"),
+        ({"mask": MASK[0]}, "mask: shape [3]; expected shape [2, 3] as trainer_logprobs"),
+        ({"rewards": [1.0]}, "rewards: shape [1]; expected [2], one per row"),
+        ({"trainer_logprobs": np.array([["a", "b"]])}, "trainer_logprobs: dtype <U1; expected numbers"),
+        ({"objective": "reinforce"}, "objective: reinforce; expected one of ppo, gspo"),
+        ({"clip_low": [0.8, 0.9]}, "clip_low: float64 of shape [2]; expected a single number"),
+        ({"rewards": np.array([object(), None])}, "Object arrays cannot be loaded"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    arrays = {name: array for name, array in (GIVEN | change).items() if array is not None}
+    result = run("compute", file_of(tmp_path, **arrays))
+    assert result.exit_code == 1
+    assert told in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"nonsense", b"PK\x03\x04nonsense", b"\x93NUMPY\x01\x00nonsense", b"\x80\x04N."]
+)
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.npz"
+    path.write_bytes(content)
+    result = run("compute", path)
+    assert result.exit_code == 1
+    assert str(path) in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_no_file_a_directory_and_a_bare_array_are_refused(tmp_path: Path) -> None:
+    bare = tmp_path / "x.npy"
+    np.save(bare, ROLLOUT)
+    for path in (tmp_path / "none.npz", tmp_path, bare):
+        result = run("compute", path)
+        assert result.exit_code == 1
+        assert str(path) in result.stderr
+
+
+def test_the_catalogue_lists_every_metric_with_its_unit() -> None:
+    listing = run("metrics").stdout
+    for family in FAMILIES:
+        assert family.title in listing
+        for metric in family.metrics:
+            assert any(
+                line.split()[0] == metric.name and metric.formula in line and (metric.unit or "own") in line
+                for line in listing.splitlines()
+                if line.startswith("  ")
+            ), metric.name
+
+
+def test_one_metric_is_explained_and_as_json_too() -> None:
+    text = run("metrics", "kl_k3").stdout
+    for part in ("nats", "exp(d) - 1 - d", "Schulman", "0.001", "verl: rollout_corr/k3_kl", "NeMo-RL: gen_kl_error"):
+        assert part in text
+    (entry,) = json.loads(run("metrics", "kl_k3", "--json").stdout)["metrics"]
+    assert (entry["name"], entry["unit"], entry["thresholds"]["amber"]) == ("kl_k3", "nats", 1e-3)
+    assert len(json.loads(run("metrics", "--json").stdout)["metrics"]) == len(BY_NAME)
+
+
+def test_a_wrong_name_is_answered_with_those_it_may_have_meant() -> None:
+    result = run("metrics", "rollout_corr/k3_kl")
+    assert result.exit_code == 1
+    assert "kl_k3" in result.stderr
