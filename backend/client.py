@@ -222,7 +222,10 @@ class Client:
             return found != [] and _closed(found)
 
         if not self.wait(ended, question.timeout_s + GRACE_S + 2.0):
-            raise CommandError(f"command {answer.command} was sent, but the hub was lost before it ended")
+            raise CommandError(
+                f"command {answer.command} was sent, but the hub was lost before it ended; `rltop audit` "
+                "tells what became of it, once a hub has heard of it"
+            )
         return seen
 
     def effect(self, command: str = "") -> view.Effect:

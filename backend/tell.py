@@ -72,7 +72,7 @@ class Remedy:
 def remedy(changes: Sequence[view.Change]) -> Remedy | None:
     """How to make the fleet one again; None where nothing was changed, or nothing can be taken back."""
     first = changes[0]
-    moved = [c.engine for c in changes if c.state == "applied" and c.old is not None and c.old != c.new]
+    moved = [change.engine for change in changes if view.moved(change)]
     if first.reverts and any(change.state in ("refused", "timed_out") for change in changes):
         return Remedy(f"rltop undo {first.reverts}", "tries the rest again")
     if not moved or first.verb == "keep" or (first.verb in BY_VERB and not BY_VERB[first.verb].undo):

@@ -217,6 +217,15 @@ def change_key(change: Change) -> str:
     return f"{change.command}@{change.engine}"
 
 
+def moved(change: Change) -> bool:
+    """Whether it changed its engine, if only from one form of a value to another: there is something to take back."""
+    return (
+        change.state == "applied"
+        and change.old is not None
+        and (change.old != change.new or change.flag_epoch is not None)
+    )
+
+
 class Estimate(msgspec.Struct, frozen=True):
     """A mean over tokens with its 95 % interval, whole sequences taken as independent; None with fewer than two."""
 

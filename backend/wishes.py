@@ -182,7 +182,7 @@ def _undo(question: view.AskUndo, command: str, deadline: float, book: Book) -> 
         raise RejectedError(f"{target} is still under way on {still[0].engine} ({still[0].state}); wait for it to end")
     orders: dict[str, wire.Command] = {}
     for change in changes:
-        if change.state != "applied" or change.old in (None, change.new):
+        if not view.moved(change):
             continue
         if change.verb == "set":
             orders[change.engine] = wire.Command(command, change.flag, str(change.old), deadline, target=target)

@@ -187,6 +187,40 @@ def test_an_undo_takes_back_only_what_the_command_did() -> None:
     assert caching(desk)
 
 
+def scheduling(desk: Desk) -> tuple[str | None, str]:
+    state = desk.board.states()["async_scheduling"]
+    return state.value, state.detail
+
+
+def test_a_revert_and_an_undo_bring_back_the_form_too() -> None:
+    desk = Desk()
+    strict = do(desk, "set", "s", flag="async_scheduling", value="off", strict=True)
+    assert (strict.state, strict.new, strict.detail) == ("applied", "off", "strict"), strict
+    do(desk, "set", "t", flag="async_scheduling", value="on", revert_s=SOON_S)
+    assert scheduling(desk) == ("on", "")
+    when_due(desk, "t/revert")
+    assert [(u.state, u.detail) for u in desk.boundary()] == [("applied", "strict")]
+    do(desk, "set", "v", flag="async_scheduling", value="on")
+    undone = do(desk, "set", "u", flag="async_scheduling", value="off", target="v")
+    assert (undone.state, scheduling(desk)) == ("applied", ("off", "strict"))
+    assert do(desk, "set", "w", flag="async_scheduling", value="off", strict=True).reason == "already off"
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+def test_a_timed_strict_form_goes_back_to_the_plain_one(lenient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+    if lenient:  # what is strictly off may do for off where a person asks, never where something is taken back
+        job = desk.commands._jobs["async_scheduling"]
+        monkeypatch.setattr(job, "stands", lambda value, *, strict: job.read() == value and not strict)
+    do(desk, "set", "p", flag="async_scheduling", value="off")
+    assert scheduling(desk) == ("off", "depth 1")
+    timed = do(desk, "set", "s", flag="async_scheduling", value="off", strict=True, revert_s=SOON_S)
+    assert (timed.old, timed.new, timed.detail, timed.reverts_at is None) == ("off", "off", "strict", False)
+    when_due(desk, "s/revert")
+    (back,) = desk.boundary()
+    assert (back.state, back.new, back.detail) == ("applied", "off", "depth 1"), back
+
+
 def test_a_pause_keeps_every_request_and_ends_by_itself() -> None:
     desk = Desk()
     in_flight(desk.engine, "a", "b")

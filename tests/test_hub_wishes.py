@@ -163,6 +163,16 @@ def test_undo_brings_back_the_engines_that_were_changed_and_no_others() -> None:
     assert "changed nothing that could be undone: e0 superseded (left alone)" in refused(hub, view.AskUndo("u3", again))
 
 
+def test_a_change_of_form_alone_can_be_undone() -> None:
+    hub = fleet("e0")
+    command, _ = ask(hub, wish(flag="async_scheduling", strict=True))
+    strict = wire.CommandUpdate(command, "e0", "async_scheduling", "applied", old="off", new="off", detail="strict",
+                                flag_epoch=3)  # fmt: skip
+    hub.say("e0", strict)
+    undo, orders = ask(hub, view.AskUndo("u", command))
+    assert orders == {"e0": wire.Command(undo, "async_scheduling", "off", hub.now + 30.0, target=command)}
+
+
 def test_a_half_switched_fleet_is_told_with_what_to_type() -> None:
     hub = fleet("e0", "e1", "e2")
     command, _ = ask(hub, wish())

@@ -197,7 +197,8 @@ class Commands:
             return self._close(command, "refused", obstacle, old=old, new=old)
         facts: dict[str, Any] = {"old": old, "new": old, "lost_requests": 0, "milliseconds": 0.0}
         facts["in_flight"] = len(self._engine.scheduler.requests)
-        if job.stands(value, strict=strict):
+        as_it_was = not command.target or strict == old_strict  # what is taken back goes back to the very form
+        if as_it_was and job.stands(value, strict=strict):
             return self._applied(command, job, Mark(command.id, old, old, old_strict), f"already {old}", facts)
         return self._switch(command, job, Mark(command.id, None, old, old_strict), strict, facts)
 
