@@ -321,8 +321,8 @@ def _row(
     )  # fmt: skip
 
 
-def _estimate(shift: Shift | None) -> view.Estimate | None:
-    return view.Estimate(shift.before, shift.after, shift.shift, shift.low, shift.high) if shift else None
+def _estimate(shift: Shift | None) -> view.EffectEstimate | None:
+    return view.EffectEstimate(shift.before, shift.after, shift.shift, shift.low, shift.high) if shift else None
 
 
 def _verdict(

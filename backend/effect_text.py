@@ -61,7 +61,7 @@ def _cells(row: view.EffectRow, effect: view.Effect) -> list[tuple[str, ...]]:
     return [first, (f"  against {names}", "", "", "", difference, interval, "", "")]
 
 
-def _numbers(found: view.Estimate | None) -> tuple[str, str, str, str]:
+def _numbers(found: view.EffectEstimate | None) -> tuple[str, str, str, str]:
     if found is None:
         return "-", "-", "-", "-"
     interval = f"{found.low:+.3g} to {found.high:+.3g}"

@@ -376,7 +376,7 @@ class AskStop(Ask, frozen=True, tag="stop"):
     """End the hub, in good order."""
 
 
-class Estimate(msgspec.Struct, frozen=True):
+class EffectEstimate(msgspec.Struct, frozen=True):
     """A figure's fitted levels right before and after a switch, their difference, and its 95 % interval."""
 
     before: float
@@ -405,8 +405,8 @@ class EffectRow(msgspec.Struct, frozen=True):
 
     figure: str
     unit: str
-    own: Estimate | None
-    against: Estimate | None
+    own: EffectEstimate | None
+    against: EffectEstimate | None
     verdict: str
     reason: str = ""
     more: int | None = None

@@ -67,7 +67,7 @@ def imagine(run: Recording, placebo: Placebo) -> view.Effect:
     return effect(changes, marks, steps, samples, present)
 
 
-def judged(answer: view.Effect, row: view.EffectRow) -> view.Estimate | None:
+def judged(answer: view.Effect, row: view.EffectRow) -> view.EffectEstimate | None:
     """The estimate that the verdict is by."""
     return row.against if answer.against else row.own
 
