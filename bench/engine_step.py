@@ -1,120 +1,242 @@
-"""What the engine collector costs: microseconds per step on the engine's thread, and tokens/s with and without it.
+"""What the engine collector costs an engine, measured on one engine that it is put into and taken out of, in turn.
 
-``python bench/engine_step.py [--rounds N] [--swap]`` boots two engines (real, on the CPU), one with the collector and a
-hub's sockets, one without, and runs 64 requests on each in turn; the ratio is over neighbouring rounds. The tap itself
-is measured apart from the model: wrapped schedule and step functions around a step that does nothing, with 64 outputs.
+``python bench/engine_step.py [--model DIR] [--device cuda] [--seconds N]`` serves 64 requests at a time on a real
+engine, with a real hub process beside it and no viewer, and prints
+
+- the microseconds a step that the collector's hooks take on the engine's own thread,
+- the CPU time of the collector's threads, and with those hooks, in percent of all of the engine's process,
+- tokens/s with the collector over without: pairs of neighbouring batches, the order of each pair the other way round
+  than the last's, so that drift cancels; with a 95 % interval (Student's t over the logs of the pairs' ratios), and the
+  median, which another program that steals the machine for some batches moves less.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import gc
 import os
 import statistics
 import sys
+import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import numpy as np
 
-from rltop.collectors.guard import Guard
-from rltop.collectors.vllm.assemble import Assembler
-from rltop.collectors.vllm.seams import Taps
-from rltop.collectors.vllm.tap import Tap
-from tests.engine_doubles import EngineCore, Outputs, output, request
-from tests.harness import HubStandIn, wait_for
-from tests.live_engine import ENVIRONMENT, LiveEngine
+from rltop.backend.client import Client
+from rltop.collectors.launch import ensure_hub
+from rltop.collectors.rundir import RunDir
 
+ROOT = Path(__file__).parent.parent
 RUNNING = 64
-TOKENS = 100
+CPU_MODEL = ROOT / "backend" / "demo" / "sort-sft"
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "RLTOP_DEMO_ASYNC": "1",
+}
+TIMED_BATCHES = 4
+MIN_PAIRS, MAX_PAIRS = 8, 200
 
 
-def tap_cost(steps: int = 20_000) -> tuple[float, float]:
-    """Microseconds per step: on the engine's thread, and on the sender's thread to assemble it."""
-    engine = EngineCore()
-    step = ({0: Outputs([output(f"r{i}", [7]) for i in range(RUNNING)], "7")}, True)
-    scheduled = SimpleNamespace(scheduled_new_reqs=[])
-    engine.step_fn = lambda: step
-    engine.scheduler.schedule = lambda: scheduled
+@dataclass
+class Batch:
+    """One batch: tokens/s, and seconds of CPU meanwhile of the engine core's process, its workers', and the collector.
 
-    def turn() -> float:
+    The collector's threads are of the engine core's process.
+    """
+
+    rate: float
+    core: float
+    workers: float
+    collector: float
+
+
+@dataclass
+class Found:
+    """``costs``: microseconds on the engine's thread per step. ``pairs``: batches with the collector, and without."""
+
+    costs: list[float] = field(default_factory=list)
+    pairs: list[tuple[Batch, Batch]] = field(default_factory=list)
+    rollouts: list[int] = field(default_factory=lambda: [0, 0, 0])
+
+
+def add_plugin(folder: Path) -> None:
+    """Have vLLM load ``engine_side`` in all its processes: an installed package is what it looks for."""
+    info = folder / "rltop_bench-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rltop-bench\nVersion: 0\n")
+    (info / "entry_points.txt").write_text("[vllm.general_plugins]\nrltop_bench = bench.engine_side:register\n")
+    sys.path[:0] = [str(folder), str(ROOT)]
+
+
+class Engine:
+    """A real engine, and the collector in it or not."""
+
+    def __init__(self, arguments: argparse.Namespace, rundir: RunDir) -> None:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.tokens: int = arguments.tokens
+        self.vocabulary: int = arguments.vocabulary
+        self.found = Found()
+        self._rundir = rundir
+        self._batches = 0
+        self._attached = False
+        more: dict[str, Any] = {"gpu_memory_utilization": 0.5, "dtype": "bfloat16", "max_model_len": 1024}
+        if arguments.device == "cpu":
+            more = {"dtype": "float32", "max_model_len": 512, "block_size": 32, "async_scheduling": True}
+        self.llm: Any = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=str(arguments.model),
+                skip_tokenizer_init=True,
+                max_num_seqs=RUNNING,
+                enforce_eager=arguments.eager or arguments.device == "cpu",
+                disable_log_stats=True,
+                generation_config="vllm",
+                **more,
+            )
+        )
+
+    async def ask(self, method: str, *args: Any) -> Any:
+        """The answer of ``engine_side``."""
+        return await self.llm.engine_core.call_utility_async(method, *args)
+
+    async def put(self, attached: bool, timed: bool = False) -> None:
+        """Put the collector in, or take it out."""
+        if attached and not self._attached:
+            await self.ask("bench_attach", str(self._rundir.path), RUNNING if timed else 0)
+        elif self._attached and not attached:
+            counts, costs = await self.ask("bench_detach")
+            self.found.rollouts = [a + b for a, b in zip(self.found.rollouts, counts, strict=True)]
+            self.found.costs += costs
+        self._attached = attached
+
+    async def batch(self) -> Batch:
+        """Sample ``RUNNING`` requests, all at once, to the last token."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._batches += 1
+        rng = np.random.default_rng(self._batches)
+        params = SamplingParams(
+            temperature=1.0,
+            max_tokens=self.tokens,
+            min_tokens=self.tokens,
+            ignore_eos=True,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+        async def one(number: int) -> None:
+            prompt = rng.integers(3, self.vocabulary, 32).tolist()
+            async for _ in self.llm.generate({"prompt_token_ids": prompt}, params, f"b{self._batches}-{number}"):
+                pass
+
+        gc.collect()
+        before = await self.ask("bench_cpu")
         began = time.perf_counter()
-        for _ in range(steps):
-            engine.scheduler.schedule()
-            engine.step_fn()
-        return (time.perf_counter() - began) / steps * 1e6
+        await asyncio.gather(*(one(number) for number in range(RUNNING)))
+        rate = RUNNING * self.tokens / (time.perf_counter() - began)
+        after = await self.ask("bench_cpu")
+        return Batch(rate, *(b - a for a, b in zip(before, after, strict=True)))
 
-    bare = min(turn() for _ in range(3))
-    tap = Tap(engine, backlog_limit=1 << 40)
-    Taps(engine, {"step": tap.on_step, "schedule": tap.on_schedule}, Guard())
-    costs = []
-    for _ in range(3):
-        costs.append(turn())
-        tap.records.clear()
-    assembler = Assembler()
-    for i in range(RUNNING):
-        tap.on_add(None, request(f"r{i}"))
-    for _ in range(1000):
-        engine.step_fn()
-    began = time.perf_counter()
-    for record in tap.records:
-        assembler.apply(record)
-    return min(costs) - bare, (time.perf_counter() - began) / 1000 * 1e6
-
-
-def throughput(rounds: int, tapped_first: bool) -> tuple[list[float], list[float]]:
-    """Tokens/s of alternating rounds, with the collector and without; engines differ by a few percent by themselves."""
-    os.environ.update(ENVIRONMENT)
-    found: tuple[list[float], list[float]] = ([], [])
-    with HubStandIn() as hub:
-        engines = {}
-        for tapped in (tapped_first, not tapped_first):
-            os.environ.pop("RLTOP_HUB", None)
-            if tapped:
-                os.environ["RLTOP_HUB"] = str(hub.rundir.path)
-            engines[0 if tapped else 1] = LiveEngine()
-        try:
-            for number in range(rounds + 1):
-                order = (0, 1) if number % 2 else (1, 0)
-                for which in order:
-                    rate = one_round(engines[which], f"{number}-{which}")
-                    if number:  # the first warms up
-                        found[which].append(rate)
-            expected = RUNNING * (rounds + 1)
-            wait_for(lambda: len(hub.rollouts()) == expected, "every rollout of the tapped engine")
-        finally:
-            for engine in engines.values():
-                engine.close()
-    return found
+    async def measure(self, seconds: float) -> Found:
+        """Timed batches, then pairs for so many seconds."""
+        await self.batch()
+        await self.put(True, timed=True)
+        for _ in range(TIMED_BATCHES):
+            await self.batch()
+        await self.put(False)
+        until = time.monotonic() + seconds
+        pairs = self.found.pairs
+        while len(pairs) < MAX_PAIRS and (len(pairs) < MIN_PAIRS or time.monotonic() < until):
+            with_first = len(pairs) % 2 == 0
+            batches = {}
+            for attached in (with_first, not with_first):
+                await self.put(attached)
+                batches[attached] = await self.batch()
+            pairs.append((batches[True], batches[False]))
+        await self.put(False)
+        return self.found
 
 
-def one_round(engine: LiveEngine, tag: str) -> float:
-    began = time.perf_counter()
-    work: list[Any] = [
-        engine.generate(f"{tag}-{i}", [3, *range(5, 25 + i % 8)], TOKENS, seed=i) for i in range(RUNNING)
-    ]
-    for future in work:
-        future.result(120)
-    return RUNNING * TOKENS / (time.perf_counter() - began)
+def interval(ratios: list[float]) -> tuple[float, float, float]:
+    """Geometric mean with its 95 % interval, Student's t over the logarithms."""
+    logs = np.log(ratios)
+    half = _t975(len(logs) - 1) * float(logs.std(ddof=1)) / len(logs) ** 0.5
+    middle = float(logs.mean())
+    return float(np.exp(middle)), float(np.exp(middle - half)), float(np.exp(middle + half))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--swap", action="store_true", help="boot the engine without the collector first")
+def _t975(freedom: int) -> float:
+    """Student's t quantile at 0.975, to 0.1 % from 5 degrees of freedom (Abramowitz and Stegun 26.7.5)."""
+    z = statistics.NormalDist().inv_cdf(0.975)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+def report(found: Found, tokens: int) -> None:
+    low, median, high = np.quantile(found.costs, [0.025, 0.5, 0.975])
+    print(f"engine's thread: {median:.1f} us a step at {RUNNING} running (95 % of {len(found.costs)} steps: ", end="")
+    print(f"{low:.1f} to {high:.1f}; mean {np.mean(found.costs):.1f})")
+    tapped = [with_ for with_, _ in found.pairs]
+    steps = len(tapped) * tokens
+    core, workers = sum(batch.core for batch in tapped), sum(batch.workers for batch in tapped)
+    threads, hooks = sum(batch.collector for batch in tapped), steps * float(np.mean(found.costs)) / 1e6
+    print(
+        f"collector's threads: {threads / steps * 1e6:.0f} us of CPU a step; with its hooks on the engine's thread ",
+        end="",
+    )
+    print(f"{(threads + hooks) / (core + workers):.2%} of the engine's CPU time, ", end="")
+    print(f"{(threads + hooks) / core:.2%} of its core process alone")
+    print(
+        f"engine: {(core + workers) / steps * 1e3:.2f} ms of CPU a step, {core / steps * 1e3:.2f} in the core process"
+    )
+    print(f"rollouts offered, sent, dropped: {found.rollouts}")
+    for what, ratios in (
+        ("tokens/s", [a.rate / b.rate for a, b in found.pairs]),
+        ("tokens per CPU second", [(b.core + b.workers) / (a.core + a.workers) for a, b in found.pairs]),
+    ):
+        middle, lower, upper = interval(ratios)
+        print(f"{what}, with / without, {len(ratios)} pairs: {middle:.4f} (95 %: {lower:.4f} to {upper:.4f}), ", end="")
+        print(f"median {statistics.median(ratios):.4f}")
+    rates = [statistics.median(batch.rate for batch in side) for side in zip(*found.pairs, strict=True)]
+    print(f"  median tokens/s with {rates[0]:.0f}, without {rates[1]:.0f}; load {os.getloadavg()[0]:.1f}", flush=True)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=CPU_MODEL)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--eager", action="store_true", help="no compilation, no CUDA graphs")
+    parser.add_argument("--tokens", type=int, default=100, help="tokens a request")
+    parser.add_argument("--vocabulary", type=int, default=30, help="prompts are random ids from 3 to here")
+    parser.add_argument("--seconds", type=float, default=120, help="for the pairs; booting takes as long again")
     arguments = parser.parse_args()
-    on_engine, on_sender = tap_cost()
-    print(
-        f"tap: {on_engine:.2f} us a step on the engine's thread, {on_sender:.0f} us on the sender's ({RUNNING} running)"
-    )
-    with_, without = throughput(arguments.rounds, not arguments.swap)
-    ratios = [a / b for a, b in zip(with_, without, strict=True)]
-    print(f"tokens/s with {statistics.median(with_):.0f}, without {statistics.median(without):.0f}")
-    print(
-        f"ratio of paired rounds: median {statistics.median(ratios):.3f}, min {min(ratios):.3f}, max {max(ratios):.3f}"
-    )
+    for name in ("RLTOP_HUB", "RLTOP_RUN"):
+        os.environ.pop(name, None)  # the collector is put in by the bench alone
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if arguments.device == "cpu":
+        os.environ.update(CPU_ENVIRONMENT)
+    folder = Path(tempfile.mkdtemp(prefix="rl", dir="/tmp"))
+    add_plugin(folder)
+    rundir = RunDir(folder / "bench")
+    ensure_hub(rundir)
+    engine = None
+    try:
+        engine = Engine(arguments, rundir)
+        report(await engine.measure(arguments.seconds), arguments.tokens)
+    finally:
+        if engine is not None:
+            engine.llm.shutdown()
+        with Client(rundir) as client:
+            client.stop_hub()
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())

@@ -1,6 +1,6 @@
 """The way out of a host: a bounded outbox, one daemon thread, two sockets. Offering never blocks and never raises.
 
-The host's thread leaves a reference and returns. The thread wakes every ``TICK_S``, turns what is queued into messages
+The host's thread leaves a reference and returns. The thread wakes every ``tick_s``, turns what is queued into messages
 with the collector's own ``encode``, one at a time, and sends without waiting. Order is kept. While the hub is away or
 slow the outbox fills to its bound and sheds. ``sent`` means taken by ZeroMQ: what that loses when a hub dies shows as a
 hole in ``Envelope.seq``.
@@ -25,7 +25,7 @@ from rltop.collectors.outbox import Lot, Outbox
 from rltop.collectors.rundir import RunDir
 
 TICK_S = 0.01
-"""How often the thread looks at the queue."""
+"""How often the thread looks at the queue, unless told otherwise."""
 
 BURST = 64
 """Messages sent in a row before commands get a hearing."""
@@ -70,8 +70,9 @@ class Sender:
         encode: see ``Encode``. A fault in it drops the items it was given, and counts them.
         on_message: called on the sender's thread for every ``wire.Command`` (and ``Welcome``) from the hub.
         periodic: called on the sender's thread once a second; may call ``offer`` and ``reply``.
-        tick: called on the sender's thread at every turn, about every ``TICK_S``, and once more when closing; may call
+        tick: called on the sender's thread at every turn, about every ``tick_s``, and once more when closing; may call
             ``offer`` and ``reply``.
+        tick_s: seconds that what is offered may wait. Every turn takes the GIL from the host: the longer the cheaper.
         vital: kinds that are shed last.
         limit_bytes: bound on what the outbox refers to, until it is sent.
         guard: contains faults of ``encode``, ``on_message``, ``periodic`` and ``tick``.
@@ -87,6 +88,7 @@ class Sender:
         on_message: Callable[[wire.ControlToCollector], None] | None = None,
         periodic: Callable[[], None] | None = None,
         tick: Callable[[], None] | None = None,
+        tick_s: float = TICK_S,
         vital: frozenset[str] = frozenset(),
         limit_bytes: int = 64 << 20,
         guard: Guard | None = None,
@@ -99,6 +101,7 @@ class Sender:
         self._on_message = on_message
         self._periodic = periodic
         self._tick = tick
+        self._tick_s = tick_s
         self._vital = vital
         self._limit_bytes = limit_bytes
         self._reset()
@@ -251,7 +254,7 @@ class Sender:
         idle = self._pump(data)
         while self._replies and _say(control, self._replies[0]):
             self._replies.popleft()
-        timeout_ms = TICK_S * 1000 if idle else 0
+        timeout_ms = self._tick_s * 1000 if idle else 0
         while control.poll(timeout_ms, zmq.POLLIN):
             self.guard.run("control", self._hear, control.recv(zmq.NOBLOCK))
             timeout_ms = 0

@@ -39,6 +39,7 @@ class Bench:
             record = self.tap.records.popleft()
             self.assembler.apply(record)
             self.tap.taken += record.weight
+        self.assembler.settle()
         self.assembler.lost_requests(self.tap.shed_requests)
         self.tap.shed_requests = 0
         assert self.conserved()
@@ -190,6 +191,7 @@ def test_a_request_that_outgrows_the_bound_is_dropped_whole() -> None:
     bench.add("a")
     for token in range(30):
         bench.step(output("a", [token]))
+        assert not bench.drain()
     bench.step(output("a", [1], finish="stop"))
     assert not bench.drain()
     assert (bench.assembler.dropped, bench.assembler.alive) == (1, 0)

@@ -2,6 +2,9 @@
 
 A request is published once, whole, or dropped whole and counted: after a hole in the stream every request that may be
 part of it is dropped, so a rollout never misses a token it claims to have. ``added == published + dropped + alive``.
+
+Steps wait as they came until ``settle`` reads them together, since reading many costs little more than reading one.
+Whatever must not be read together with them (another version, another flag epoch) settles them first.
 """
 
 from __future__ import annotations
@@ -9,11 +12,13 @@ from __future__ import annotations
 import math
 from array import array
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rltop.collectors.vllm.columns import Layout, by_request, columns_of, layout_of
 from rltop.collectors.vllm.tap import Added, Record, Scheduled, Stepped, version_of
 from rltop.collectors.wire import Rollout, VersionRun
 
@@ -24,6 +29,9 @@ REQUEST_BYTES = 1024
 """What a request is taken to need beside its tokens."""
 
 TOKEN_BYTES = 8
+
+UNSETTLED_LIMIT = 4096
+"""Outputs that are kept as vLLM's objects; about 4 MiB of them."""
 
 SAMPLING = {
     "temperature": None,
@@ -76,8 +84,26 @@ class _Alive:
         return REQUEST_BYTES + self.prompt_ids.nbytes + TOKEN_BYTES * len(self.tokens)
 
 
+class _End(NamedTuple):
+    """How a request ended: its last output, and when that came."""
+
+    output: Any
+    time: float
+
+
+class _Origin(NamedTuple):
+    """What all unsettled outputs have in common: flag epoch, what tells the policy version, layout of logprobs."""
+
+    epoch: int
+    label: Any
+    inferred: int | None
+    layout: Layout | None
+
+
 class Assembler:
     """Applies records in order; collects finished rollouts in ``finished`` until they are taken.
+
+    Call ``settle`` after the records at hand: only then are the counters and ``finished`` up to date.
 
     Args:
         alive_limit_bytes: bound on unfinished requests. started: wall clock at which the engine was first watched.
@@ -99,6 +125,10 @@ class Assembler:
         self._alive_limit = alive_limit_bytes
         self._started = started
         self._shed = 0
+        self._steps: list[list[Any]] = []
+        self._unsettled = 0
+        self._ends: dict[str, _End] = {}
+        self._origin = _Origin(0, None, None, None)
 
     @property
     def alive(self) -> int:
@@ -112,6 +142,7 @@ class Assembler:
 
     def hole(self) -> None:
         """Something of the stream was lost: drop whatever may have been part of it."""
+        self._forget_steps()
         self.dropped += len(self._alive)
         self._alive.clear()
         self._alive_bytes = 0
@@ -125,6 +156,7 @@ class Assembler:
         """Note how many records had been lost by now."""
         if shed != self._shed:
             self._shed = shed
+            self.settle()  # what ended before the hole is whole
             self.hole()
 
     def apply(self, record: Record) -> bool:
@@ -137,6 +169,7 @@ class Assembler:
         elif isinstance(record, Scheduled):
             self._schedule(record)
         else:
+            self.settle()
             for request_id, reason in record.requests:
                 self._finish(request_id, reason, record.time)
         return True
@@ -144,6 +177,8 @@ class Assembler:
     def _add(self, record: Added) -> None:
         request = record.request
         params = getattr(request, "sampling_params", None)
+        if request.request_id in self._ends:
+            self.settle()  # the name is free again
         if params is None or getattr(request, "resumable", False) or request.request_id in self._alive:
             return  # pooling, or a session fed in turns: not rollouts
         if self._alive_bytes > self._alive_limit:
@@ -173,43 +208,71 @@ class Assembler:
 
     def _stepped(self, record: Stepped) -> None:
         for of_client in record.outputs.values():
-            version, source = version_of(getattr(of_client, "weight_version", None), record.inferred)
-            for output in of_client.outputs:
-                alive = self._alive.get(output.request_id)
-                if alive is None:
-                    continue
-                if output.new_token_ids:
-                    self._tokens(alive, output, record.epoch, version, source)
+            outputs = of_client.outputs
+            label = getattr(of_client, "weight_version", None)
+            origin = _Origin(record.epoch, label, record.inferred, layout_of(outputs) or self._origin.layout)
+            if origin != self._origin or self._unsettled >= UNSETTLED_LIMIT:
+                self.settle()
+                self._origin = origin
+            self._steps.append(outputs)
+            self._unsettled += len(outputs)
+            for output in outputs:
                 if output.finish_reason is not None:
-                    self._finish(output.request_id, str(output.finish_reason), record.time)
-                elif self._alive_bytes > self._alive_limit:
-                    self._drop(output.request_id)
+                    self._ends.setdefault(output.request_id, _End(output, record.time))
 
-    def _tokens(self, alive: _Alive, output: Any, epoch: int, version: int | None, source: str) -> None:
-        tokens = output.new_token_ids
-        if not alive.tokens:
-            self._first(alive, output)
-        if not alive.runs or alive.runs[-1].version != version or alive.runs[-1].flag_epoch != epoch:
-            alive.runs.append(VersionRun(len(alive.tokens), epoch, version))
-            if source != "unknown" and alive.source != "engine":
-                alive.source = source
-        alive.tokens.extend(tokens)
-        recorded = output.new_logprobs
-        if recorded is None:
-            alive.logprobs.extend([math.nan] * len(tokens))
-        else:
-            alive.recorded = True
-            for row, token in enumerate(tokens):
-                alive.logprobs.append(self._logprob(recorded, row, token))
-        self._alive_bytes += TOKEN_BYTES * len(tokens)
-        self.generated_tokens += len(tokens)
+    def settle(self) -> bool:
+        """Read the steps that wait. True, so that a guard can tell it from a contained fault."""
+        steps, ends = self._forget_steps()
+        if not steps:
+            return True
+        followed = []
+        for request_id, outputs in by_request(steps).items():
+            alive = self._alive.get(request_id)
+            if alive is not None:
+                end = ends.get(request_id)
+                if end is not None and end.output is not outputs[-1]:
+                    outputs = _up_to(outputs, end.output)
+                followed.append((request_id, alive, outputs))
+        self._append(followed)
+        for request_id, end in ends.items():
+            self._finish(request_id, str(end.output.finish_reason), end.time)
+        for request_id, _, _ in followed:
+            if self._alive_bytes <= self._alive_limit:
+                break
+            if request_id in self._alive:
+                self._drop(request_id)
+        return True
 
-    def _logprob(self, recorded: Any, row: int, token: int) -> float:
-        """Column 0 holds the sampled token (``Sampler.gather_logprobs``); anything else is not what we think it is."""
-        if recorded.logprob_token_ids.item(row, 0) != token:
-            self.misplaced += 1
-            return math.nan
-        return float(recorded.logprobs.item(row, 0))
+    def _forget_steps(self) -> tuple[list[list[Any]], dict[str, _End]]:
+        """What waited; nothing of it does from now on, also if a fault stops what is done with it."""
+        waited = self._steps, self._ends
+        self._steps, self._ends, self._unsettled = [], {}, 0
+        return waited
+
+    def _append(self, followed: list[tuple[str, _Alive, list[Any]]]) -> None:
+        """Append to each request what its outputs sampled."""
+        columns = columns_of([output for _, _, outputs in followed for output in outputs])
+        self.misplaced += columns.misplaced
+        self.generated_tokens += columns.token_ids.size
+        self._alive_bytes += TOKEN_BYTES * columns.token_ids.size
+        version, source = version_of(self._origin.label, self._origin.inferred)
+        token_bytes, logprob_bytes = columns.token_ids.tobytes(), columns.logprobs.tobytes()
+        of_each = iter(columns.sizes)
+        start = 0
+        for _, alive, outputs in followed:
+            stop = start + sum(islice(of_each, len(outputs)))
+            if stop == start:
+                continue
+            if not alive.tokens:
+                self._first(alive, next(output for output in outputs if output.new_token_ids))
+            if not alive.runs or alive.runs[-1].version != version or alive.runs[-1].flag_epoch != self._origin.epoch:
+                alive.runs.append(VersionRun(len(alive.tokens), self._origin.epoch, version))
+                if source != "unknown" and alive.source != "engine":
+                    alive.source = source
+            alive.recorded = alive.recorded or any(o.new_logprobs is not None for o in outputs if o.new_token_ids)
+            alive.tokens.frombytes(token_bytes[4 * start : 4 * stop])
+            alive.logprobs.frombytes(logprob_bytes[4 * start : 4 * stop])
+            start = stop
 
     def _first(self, alive: _Alive, output: Any) -> None:
         """Cached tokens as of the first scheduling: vLLM does not set them again after a preemption."""
@@ -256,6 +319,11 @@ class Assembler:
         self.without_logprobs += not rollout.has_logprobs
         arrays = (np.frombuffer(alive.tokens, np.int32), np.frombuffer(alive.logprobs, np.float32)) if size else _NONE
         self.finished.append(Finished(rollout, alive.prompt_ids, *arrays))
+
+
+def _up_to(outputs: list[Any], last: Any) -> list[Any]:
+    """What comes after the end of a request is not its own."""
+    return outputs[: next(place for place, output in enumerate(outputs) if output is last) + 1]
 
 
 _NONE = (np.empty(0, np.int32), np.empty(0, np.float32))

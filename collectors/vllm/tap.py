@@ -1,7 +1,7 @@
 """The engine's own thread: what it notes down, and nothing more.
 
 Every method here runs inside vLLM's step. Each appends at most one tuple of references; what they mean is worked out
-by ``Assembler`` on the sender's thread, which drains the queue about every 10 ms.
+by ``Assembler`` on the sender's thread, which drains the queue some 20 times a second.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class Tap:
 
     Attributes:
         records: for the sender's thread, oldest first.
+        turns: times that the engine's step function returned.
         step: batches executed since the tap was put in.
         epoch: flag epoch; raised by an applied switch.
         update_open: a weight update is under way.
@@ -95,6 +96,7 @@ class Tap:
         self, engine: Any, backlog_limit: int = BACKLOG_LIMIT, on_weights: Callable[[], None] | None = None
     ) -> None:
         self.records: deque[Record] = deque()
+        self.turns = 0
         self.step = 0
         self.epoch = 0
         self.update_open = False
@@ -137,6 +139,7 @@ class Tap:
 
     def on_step(self, result: Any) -> None:
         """``EngineCore.step_fn() -> (outputs by client or None, executed)``."""
+        self.turns += 1
         self.shed += 1  # taken back below: a fault in between leaves a hole that is seen
         outputs, executed = result
         if executed:

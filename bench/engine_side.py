@@ -1,0 +1,168 @@
+"""The half of ``engine_step.py`` that runs inside the engine-core process: puts the collector in, takes it out, reads.
+
+vLLM loads it as a plugin. What it adds to the engine core is called from the front end as a utility: between two steps,
+on the engine's own thread.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rltop.collectors.guard import Guard
+from rltop.collectors.rundir import RunDir
+from rltop.collectors.vllm import seams
+from rltop.collectors.vllm.agent import Agent
+from rltop.collectors.vllm.worker import METHODS
+
+SETTLE_S = 10.0
+
+UTILITIES = ("bench_attach", "bench_cpu", "bench_detach")
+
+
+def register() -> None:
+    """Entry point of ``vllm.general_plugins``, which vLLM calls in every one of its processes."""
+    from vllm.v1.engine.core import EngineCore
+
+    for name in UTILITIES:
+        setattr(EngineCore, name, globals()[name])
+    seams.install_in_workers(METHODS)
+
+
+class StepTimer:
+    """Times what hooks add around ``step_fn`` and ``schedule``, from both sides of them; see ``costs``.
+
+    Made before the hooks are put in; ``close`` it when they are in, and ``undo`` it when they are out again.
+    """
+
+    def __init__(self, engine: Any, running: int) -> None:
+        self.costs: list[float] = []
+        """Microseconds of the engine's thread, one for each step that put out a token of ``running`` requests."""
+        self._running = running
+        self._spent = 0.0
+        self._owners = [(engine, "step_fn"), (engine.scheduler, "schedule")]
+        self._shadowed = [vars(owner).get(method) for owner, method in self._owners]
+        self._inner = [_Span(getattr(owner, method)) for owner, method in self._owners]
+        for (owner, method), span in zip(self._owners, self._inner, strict=True):
+            setattr(owner, method, span.call)
+
+    def close(self) -> None:
+        """Put in the outer half, around the hooks."""
+        for (owner, method), span, note in zip(self._owners, self._inner, (self._stepped, None), strict=True):
+            setattr(owner, method, self._around(getattr(owner, method), span, note))
+
+    def undo(self) -> None:
+        """Take both halves out."""
+        for (owner, method), shadowed in zip(self._owners, self._shadowed, strict=True):
+            if shadowed is None:
+                delattr(owner, method)
+            else:
+                setattr(owner, method, shadowed)
+
+    def _around(self, hooked: Callable[..., Any], span: _Span, note: Callable[[Any], None] | None) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            result = hooked(*args, **kwargs)
+            self._spent += time.perf_counter() - span.ended + span.began - began
+            if note is not None:
+                note(result)
+            return result
+
+        return timed
+
+    def _stepped(self, result: Any) -> None:
+        outputs, _ = result
+        if outputs and sum(len(of_client.outputs) for of_client in outputs.values()) == self._running:
+            self.costs.append(self._spent * 1e6)
+        self._spent = 0.0
+
+
+class _Span:
+    """A method of the host, and when its last call began and ended."""
+
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self.began = self.ended = 0.0
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.began = time.perf_counter()
+            result = original(*args, **kwargs)
+            self.ended = time.perf_counter()
+            return result
+
+        self.call = call
+
+
+class Attached:
+    """The collector as it is in production, and the threads that it brought."""
+
+    def __init__(self, engine: Any, rundir: RunDir, timer: StepTimer | None) -> None:
+        before = _threads()
+        self.timer = timer
+        self.agent = Agent(engine, rundir, Guard())
+        if timer is not None:
+            timer.close()
+        _wait(lambda: len(_threads() - before) >= 3)  # the sender's, and two of ZeroMQ's
+        self._threads = _threads() - before
+
+    def cpu(self) -> float:
+        """Seconds of CPU of its threads. Work on the engine's own thread is not in it: see ``StepTimer``."""
+        return sum(_cpu_of_thread(thread) for thread in self._threads)
+
+    def counts(self) -> list[float]:
+        """Rollouts offered, sent and dropped, once everything the engine put out is dealt with."""
+        tap, sender = self.agent.tap, self.agent.sender
+        _wait(lambda: tap.taken == tap.put and not any(kind.queued for kind in sender.health().counts.values()))
+        rollouts = sender.health().counts["rollouts"]
+        return [rollouts.offered, rollouts.sent, rollouts.dropped]
+
+
+_attached: list[Attached] = []
+
+
+def bench_attach(engine: Any, rundir: str, running: int) -> None:
+    """Put the collector in; with its hooks timed unless ``running`` is 0."""
+    timer = StepTimer(engine, running) if running else None
+    _attached.append(Attached(engine, RunDir(Path(rundir)), timer))
+
+
+def bench_cpu(_engine: Any) -> list[float]:
+    """Seconds of CPU so far: of the engine core's process, of its workers', and of the collector's threads."""
+    children = sum(_cpu_of_process(child.pid) for child in multiprocessing.active_children() if child.pid)
+    return [time.process_time(), children, _attached[0].cpu() if _attached else 0.0]
+
+
+def bench_detach(_engine: Any) -> list[list[float]]:
+    """Take the collector out, as the end of an engine does: its counts of rollouts, and its costs if it was timed."""
+    attached = _attached.pop()
+    counts = attached.counts()
+    attached.agent.close()
+    if attached.timer is None:
+        return [counts, []]
+    attached.timer.undo()
+    return [counts, attached.timer.costs]
+
+
+def _cpu_of_process(pid: int) -> float:
+    """As ``clock_getcpuclockid`` makes the clock."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def _cpu_of_thread(thread: int) -> float:
+    """As ``pthread_getcpuclockid`` makes the clock, for a thread that Python did not start too."""
+    return time.clock_gettime((~thread << 3) | 6)
+
+
+def _threads() -> set[int]:
+    return {int(name) for name in os.listdir("/proc/self/task")}  # noqa: PTH208 - names, not paths
+
+
+def _wait(probe: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SETTLE_S
+    while not probe():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the collector did not come to rest")
+        time.sleep(0.005)

@@ -1,0 +1,183 @@
+"""Outputs of many steps read at once are what they are one by one; a step that can't be read is a hole, not a guess."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rltop.collectors.vllm.assemble import UNSETTLED_LIMIT, Assembler, Finished
+from rltop.collectors.vllm.columns import columns_of
+from rltop.collectors.vllm.tap import Added, Ended, Record, Stepped
+from rltop.collectors.wire import VersionRun
+from tests.engine_doubles import LogprobsLists, Output, Outputs, output, request
+
+
+def recorded(tokens: list[int], told: list[int], width: int, *, contiguous: bool = True) -> LogprobsLists:
+    """Logprob -t/8 of every token t, in column 0 of ``width``, under the name of the token in ``told``."""
+    ids, logprobs = np.full((len(tokens), width), -1, np.int32), np.full((len(tokens), width), 9.0, np.float32)
+    ids[:, 0], logprobs[:, 0] = told, np.array(tokens, np.float32) / -8
+    if contiguous:
+        return LogprobsLists(ids, logprobs)
+    wide_ids, wide_logprobs = np.full((len(tokens), width + 3), -2, np.int32), np.zeros((len(tokens), width + 3), "f4")
+    wide_ids[:, :width], wide_logprobs[:, :width] = ids, logprobs
+    return LogprobsLists(wide_ids[:, :width], wide_logprobs[:, :width])
+
+
+@dataclass
+class Case:
+    """Records, and what must be made of them: per request and token its id, logprob (None: NaN), epoch and version."""
+
+    records: list[Record]
+    truth: dict[str, list[tuple[int, float | None, int, int | None]]]
+    misplaced: int
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Steps of up to 5 requests, 0 to 3 tokens each, of changing layouts, versions and flag epochs; all end."""
+    names = [f"r{i}" for i in range(draw(st.integers(1, 5)))]
+    with_logprobs = {name: draw(st.booleans()) for name in names}
+    records: list[Record] = [Added(0, 1, request(name), 0.0) for name in names]
+    case = Case(records, {name: [] for name in names}, 0)
+    running, epoch, label = list(names), 0, None
+    for number in range(draw(st.integers(0, 12))):
+        epoch += draw(st.integers(0, 5)) == 5
+        label = draw(st.sampled_from([label, label, label, "default", "v7"]))
+        width, contiguous = draw(st.sampled_from([1, 1, 3])), draw(st.booleans())
+        outputs = []
+        for name in draw(st.permutations(running)):
+            tokens = draw(st.lists(st.integers(0, 9), max_size=3))
+            astray = [draw(st.integers(0, 8)) == 8 for _ in tokens]
+            told = [token + wrong for token, wrong in zip(tokens, astray, strict=True)]
+            lists = recorded(tokens, told, width, contiguous=contiguous) if with_logprobs[name] else None
+            version = 7 if label == "v7" else None
+            for token, wrong in zip(tokens, astray, strict=True):
+                known = with_logprobs[name] and not wrong
+                case.truth[name].append((token, -token / 8 if known else None, epoch, version))
+                case.misplaced += with_logprobs[name] and wrong
+            ended = draw(st.integers(0, 6)) == 6
+            outputs.append(Output(name, tokens, lists, "stop" if ended else None))
+        running = [o.request_id for o in outputs if o.finish_reason is None]
+        case.records.append(Stepped(0, len(outputs), {0: Outputs(outputs, label)}, float(number), epoch, None))
+    case.records.append(Ended(0, len(running), [(name, "abort") for name in running], 99.0))
+    return case
+
+
+@given(cases(), st.integers(1, 20))
+def test_however_many_steps_are_read_at_once_the_rollouts_are_the_engines(case: Case, together: int) -> None:
+    assembler = Assembler()
+    for number, record in enumerate(case.records):
+        assembler.apply(record)
+        if number % together == 0:
+            assembler.settle()
+    assembler.settle()
+    found = {finished.rollout.request_id: finished for finished in assembler.take()}
+    assert found.keys() == case.truth.keys()
+    for name, truth in case.truth.items():
+        assert tokens_of(found[name]) == truth
+    assert (assembler.misplaced, assembler.dropped, assembler.alive) == (case.misplaced, 0, 0)
+    assert assembler.generated_tokens == sum(map(len, case.truth.values()))
+
+
+def tokens_of(found: Finished) -> list[tuple[int, float | None, int, int | None]]:
+    rollout = found.rollout
+    run = [max(k for k, run in enumerate(rollout.runs) if run.start <= t) for t in range(rollout.size)]
+    return [
+        (token, None if math.isnan(logprob) else logprob, rollout.runs[k].flag_epoch, rollout.runs[k].version)
+        for token, logprob, k in zip(found.token_ids.tolist(), found.logprobs.tolist(), run, strict=True)
+    ]
+
+
+def stepped(*outputs: Output, time: float = 0.0, label: str | None = None) -> Stepped:
+    return Stepped(0, len(outputs), {0: Outputs(list(outputs), label)}, time, 0, None)
+
+
+def fed(*records: Record) -> Assembler:
+    assembler = Assembler()
+    for record in records:
+        assembler.apply(record)
+    assembler.settle()
+    return assembler
+
+
+def added(name: str, **params: Any) -> Added:
+    return Added(0, 1, request(name, **params), 0.0)
+
+
+def test_a_rollout_ends_when_its_last_output_came_not_when_it_was_read() -> None:
+    assembler = fed(
+        added("a"), added("b"),
+        stepped(output("a", [1]), output("b", [2], finish="length"), time=5.0),
+        stepped(output("a", [3], finish="stop"), time=6.0),
+        stepped(time=7.0),
+    )  # fmt: skip
+    ends = [(f.rollout.request_id, f.rollout.finished, f.rollout.finish_reason) for f in assembler.take()]
+    assert ends == [("b", 5.0, "length"), ("a", 6.0, "stop")]
+
+
+def test_a_name_that_is_used_again_at_once_makes_two_rollouts() -> None:
+    assembler = fed(added("a"), stepped(output("a", [1], finish="stop")), added("a"),
+                    stepped(output("a", [2], finish="length")))  # fmt: skip
+    assert [f.token_ids.tolist() for f in assembler.take()] == [[1], [2]]
+    assert (assembler.added, assembler.published) == (2, 2)
+
+
+def test_outputs_after_the_end_of_a_request_are_not_its_own() -> None:
+    assembler = fed(added("a"), added("b"), stepped(output("a", [1], finish="stop"), output("b", [4])),
+                    stepped(output("a", [2]), output("b", [5])), stepped(output("a", [3], finish="error")),
+                    stepped(output("b", [6], finish="stop")))  # fmt: skip
+    found = [(f.token_ids.tolist(), f.logprobs.tolist(), f.rollout.finish_reason) for f in assembler.take()]
+    assert found == [([1], [-1 / 8], "stop"), ([4, 5, 6], [-4 / 8, -5 / 8, -6 / 8], "stop")]
+
+
+def test_requests_that_are_not_followed_are_left_out_between_those_that_are() -> None:
+    assembler = fed(added("a"), stepped(output("x", [8]), output("a", [1]), output("y", [9])),
+                    stepped(output("a", [2], finish="stop"), output("x", [7], finish="stop")))  # fmt: skip
+    assert [f.token_ids.tolist() for f in assembler.take()] == [[1, 2]]
+    assert (assembler.generated_tokens, assembler.published) == (2, 1)
+
+
+def test_rows_that_are_missing_are_a_fault_and_the_hole_takes_what_it_may_have_touched() -> None:
+    short = output("a", [1, 2])
+    short.new_logprobs = recorded([1], [1], 2)
+    with pytest.raises(ValueError, match="1 ids and 1 logprobs recorded for 2 tokens"):
+        columns_of([short])
+    assembler = Assembler()
+    for record in (added("a"), added("b"), stepped(short, output("b", [3], finish="stop"))):
+        assembler.apply(record)
+    with pytest.raises(ValueError, match="recorded for 3 tokens"):
+        assembler.settle()
+    assembler.hole()
+    assembler.apply(added("c"))
+    assembler.apply(stepped(output("a", [4], finish="stop"), output("c", [5], finish="stop")))
+    assembler.settle()
+    assert [f.rollout.request_id for f in assembler.take()] == ["c"]
+    assert (assembler.added, assembler.published, assembler.dropped, assembler.alive) == (3, 1, 2, 0)
+
+
+def test_a_hole_in_the_stream_spares_what_ended_before_it() -> None:
+    assembler = fed(added("a"), added("b"), stepped(output("a", [1], finish="stop"), output("b", [2])))
+    late = stepped(output("b", [3], finish="stop"))._replace(shed=1)
+    assembler.apply(stepped(output("b", [9])))  # unsettled when the hole is seen
+    assembler.apply(late)
+    assembler.settle()
+    assert [f.rollout.request_id for f in assembler.take()] == ["a"]
+    assert (assembler.published, assembler.dropped) == (1, 1)
+
+
+def test_outputs_do_not_wait_without_bound() -> None:
+    assembler = Assembler()
+    assembler.apply(added("a"))
+    for token in range(UNSETTLED_LIMIT + 1):
+        assembler.apply(stepped(output("a", [token])))
+    assert assembler.generated_tokens == UNSETTLED_LIMIT
+    assembler.apply(Ended(0, 1, [("a", "abort")], 1.0))
+    found = assembler.take()[0]
+    assert found.token_ids.tolist() == list(range(UNSETTLED_LIMIT + 1))
+    assert found.rollout.runs == [VersionRun(0, 0, None)]
