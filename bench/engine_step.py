@@ -214,7 +214,7 @@ async def main() -> None:
     parser.add_argument("--model", type=Path, default=CPU_MODEL)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--eager", action="store_true", help="no compilation, no CUDA graphs")
-    parser.add_argument("--tokens", type=int, default=100, help="tokens a request")
+    parser.add_argument("--tokens", type=int, default=50, help="tokens a request")
     parser.add_argument("--vocabulary", type=int, default=30, help="prompts are random ids from 3 to here")
     parser.add_argument("--seconds", type=float, default=120, help="for the pairs; booting takes as long again")
     arguments = parser.parse_args()

@@ -27,6 +27,9 @@ from rltop.collectors.rundir import RunDir
 TICK_S = 0.01
 """How often the thread looks at the queue, unless told otherwise."""
 
+ANSWER_S = 1.0
+"""For so long after a command the queue is looked at every ``TICK_S``, however long the ticks: somebody waits."""
+
 BURST = 64
 """Messages sent in a row before commands get a hearing."""
 
@@ -117,6 +120,7 @@ class Sender:
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
         self._closing = threading.Event()
+        self._answering = 0.0  # until then somebody waits for what became of a command
         self._give_up = 0.0  # when a closing thread ends, whatever is left
         self._acknowledged = threading.Event()
         self._seq = 0
@@ -254,7 +258,8 @@ class Sender:
         idle = self._pump(data)
         while self._replies and _say(control, self._replies[0]):
             self._replies.popleft()
-        timeout_ms = self._tick_s * 1000 if idle else 0
+        tick_s = self._tick_s if time.monotonic() > self._answering else min(TICK_S, self._tick_s)
+        timeout_ms = tick_s * 1000 if idle else 0
         while control.poll(timeout_ms, zmq.POLLIN):
             self.guard.run("control", self._hear, control.recv(zmq.NOBLOCK))
             timeout_ms = 0
@@ -311,7 +316,10 @@ class Sender:
         if isinstance(message, wire.ByeAck):
             if message.epoch == self.epoch:
                 self._acknowledged.set()
-        elif self._on_message is not None:  # under a place of its own: the hub's confirmation is heard regardless
+            return
+        if isinstance(message, wire.Command):
+            self._answering = time.monotonic() + ANSWER_S
+        if self._on_message is not None:  # under a place of its own: the hub's confirmation is heard regardless
             self.guard.run("on_message", self._on_message, message)
 
 

@@ -32,7 +32,7 @@ from rltop.collectors.vllm.worker import METHODS
 MESSAGE_BYTES = 1 << 20
 """Aimed at size of one message of rollouts."""
 
-TICK_S = 0.05
+TICK_S = 0.1
 """How often the sender's thread takes in what the engine's thread noted down; a finished rollout waits as long at most.
 
 Some steps of a fast engine: reading them together costs far less than one by one, see ``columns``.

@@ -334,6 +334,6 @@ def sampling_of(params: Any) -> dict[str, float]:
     found = {}
     for name, idle in SAMPLING.items():
         value = getattr(params, name, None)
-        if isinstance(value, int | float) and value != idle and math.isfinite(value):
+        if value != idle and isinstance(value, int | float) and math.isfinite(value):
             found[name] = float(value)
     return found

@@ -1,7 +1,7 @@
 """The engine's own thread: what it notes down, and nothing more.
 
 Every method here runs inside vLLM's step. Each appends at most one tuple of references; what they mean is worked out
-by ``Assembler`` on the sender's thread, which drains the queue some 20 times a second.
+by ``Assembler`` on the sender's thread, which drains the queue some ten times a second.
 """
 
 from __future__ import annotations
