@@ -190,7 +190,9 @@ def moves(seed: int, start: dict[str, str], *, strict: bool) -> Iterator[Move]:
     deck = [name for name in start for _ in range(TIMES)]
     chance.shuffle(deck)
     for name in deck:
-        present[name] = chance.choice([move for move in forms[name] if move != present[name]])
+        now = present[name]  # what is strictly off is off already
+        others = [move for move in forms[name] if move != now and not (now.strict and move.value == now.value)]
+        present[name] = chance.choice(others)
         yield present[name]
 
 

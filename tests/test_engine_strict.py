@@ -78,16 +78,19 @@ def test_strict_off_drains_preempts_and_changes_every_place_and_on_takes_all_bac
 
 def test_depth_1_and_strict_are_two_forms_of_off_and_lead_to_each_other() -> None:
     desk = Desk()
-    for number, (strict, detail, found) in enumerate(
-        [(False, "depth 1", DEPTH_1), (True, "strict", STRICT), (False, "depth 1", DEPTH_1)]
-    ):
+    for number, (strict, detail, found) in enumerate([(False, "depth 1", DEPTH_1), (True, "strict", STRICT)]):
         desk.send(FLAG, "off", f"c{number}", strict=strict)
         (update,) = desk.boundary()
         assert (update.state, update.new, update.detail, update.reason) == ("applied", "off", detail, "")
         assert everywhere(desk.engine) == found
     desk.send(FLAG, "off", "again")
-    assert desk.boundary()[0].reason == "already off"
+    assert desk.boundary()[0].reason == "already off"  # what is strictly off is off
+    assert everywhere(desk.engine) == STRICT
+    desk.board.flip(FLAG, "off")  # a revert to what it was
+    assert everywhere(desk.engine) == DEPTH_1
     assert desk.engine.scheduler.resets == [True, True]  # into strict, and out of it
+    desk.send(FLAG, "off", "still")
+    assert desk.boundary()[0].reason == "already off"
 
 
 def test_a_runner_without_such_a_setting_has_none_to_change() -> None:

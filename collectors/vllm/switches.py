@@ -51,7 +51,11 @@ class Switch:
         return ""
 
     def stands(self, value: str, strict: bool = False) -> bool:
-        """Whether a command for this value would change nothing."""
+        """Whether a command for this value has nothing to do: what is strictly so is so."""
+        return self.read() == value and (not strict or self.detail() in {"", STRICT})
+
+    def took(self, value: str, strict: bool) -> bool:
+        """Whether it reads as it was just written, form and all."""
         return self.read() == value and (not self.detail() or (self.detail() == STRICT) == strict)
 
     def write(self, value: str, strict: bool = False) -> None:
@@ -103,7 +107,7 @@ class Board:
         try:
             switch.write(value, strict)
             switch.refresh()
-            if not switch.stands(value, strict):
+            if not switch.took(value, strict):
                 raise SwitchError(f"the engine still reads {switch.read()} {switch.detail()}".rstrip())
         except Exception:
             if old is not None and (switch.read(), switch.detail()) != (old, old_detail):
