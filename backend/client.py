@@ -18,6 +18,7 @@ import zmq
 
 from rltop.backend import view
 from rltop.backend.control import GRACE_S
+from rltop.backend.sampled import Samples
 from rltop.collectors.launch import find_hub
 from rltop.collectors.rundir import RunDir
 
@@ -43,7 +44,7 @@ class HubUnreachable(RuntimeError):  # noqa: N818 - says what it is
 
 
 class CommandError(ValueError):
-    """The hub refused a command as such: no such flag, value or engine."""
+    """The hub refused a question as such: no such flag, value, engine or step."""
 
 
 class Client:
@@ -263,6 +264,21 @@ class Client:
         if answer.attribution is None:
             raise HubUnreachable(answer.error or "the hub is of another version")
         return answer.attribution
+
+    def samples(
+        self, step: int | None = None, kind: str = "sample", engine: str | None = None, limit: int = 32
+    ) -> Samples:
+        """Sequences or tokens of a step; see ``view.AskSamples``.
+
+        Raises:
+            CommandError: there are none; the text says what there is.
+            HubUnreachable: no hub answers.
+        """
+        self.snapshot()
+        answer = self._answer(view.AskSamples(uuid.uuid4().hex, step, kind, engine, limit))
+        if answer.samples is None:
+            raise CommandError(answer.error or "the hub gave no samples")
+        return answer.samples
 
     def stop_hub(self) -> None:
         """Tell the hub to end, and wait until it has; the run goes on. Raises ``HubUnreachable``."""

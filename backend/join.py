@@ -1,4 +1,4 @@
-"""Which rollout is this span of a trainer's row? By content, verified token by token; never a guess. Pure.
+"""Which rollout is this span of a trainer's row? By content, verified token by token, or by id; never a guess. Pure.
 
 A rollout is found by a 128-bit hash of its prompt, then by the first tokens of its completion, then its tokens are
 compared with the span's. Equal completions of one prompt are a multiset: within one (step, update) each rollout
@@ -7,14 +7,39 @@ answers for one span, and the recorded logprobs say which (the trainer's copy ma
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, OrderedDict, deque
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rltop.backend.records import (
+    HEADS,
+    SURE_SIZE,
+    Hit,
+    Ints,
+    Record,
+    Wanted,
+    cost,
+    distance,
+    fingerprint,
+    given_id,
+    is_beginning,
+    keys,
+    prompt_key,
+)
+from rltop.backend.unjoined import (
+    BY_ID,
+    EVICTED,
+    NO_COMPLETION,
+    NO_PROMPT,
+    OTHER_PROMPT,
+    OVERLONG,
+    RETOKENISED,
+    TAKEN,
+    UNSURE,
+    nearer,
+)
 from rltop.collectors import wire
 
 MAX_ROLLOUTS = 200_000
@@ -24,61 +49,29 @@ MAX_BYTES = 512 << 20
 MAX_EVICTED_PROMPTS = 100_000
 """Prompts remembered after their last rollout was evicted, to name the reason of a failed join."""
 
-_HEADS = (8, 4, 2, 1)
-_PADDING_TRIES = 8  # shortest first, which is right unless the prompt itself starts with the padding's token
-_CAST = 2.0**-7
-"""Relative error of a logprob cast to bfloat16, twice over."""
+UNUSED_STEPS = 8
+"""A rollout that so many steps since its arrival have not trained on counts as unused: trainers drop what is older
+(default limits of lag: TRL 3, SkyRL 4, prime-rl 8)."""
 
-_RECORD_BYTES = 1000  # rough cost of a record beside its arrays
+_PROMPT_TRIES = 8
+_NEAR_TRIES = 16
+_LOOKED_AT = 1024
+"""Bounds on what is looked at for one span: prompts, rollouts, tokens of each."""
 
-Ints = NDArray[np.int32]
-Use = tuple[int, int]
-"""(step, update): within it a rollout joins once."""
-
-NO_PROMPT = "no_prompt"
-NO_COMPLETION = "no_completion_match"
-EVICTED = "evicted"
-TAKEN = "already_joined"
-UNSURE = "unsure"
-"""A rollout has these tokens, but more of them or other logprobs: the right one may still come."""
-
-
-@dataclass(slots=True, eq=False)
-class Record:
-    """One rollout as the index keeps it. ``tokens`` i4 and ``logprobs`` f4 [size]; ``life`` of the engine's process."""
-
-    engine: str
-    rollout: wire.Rollout
-    prompt: bytes
-    tokens: Ints
-    logprobs: NDArray[np.float32]
-    life: str = ""
-    uses: set[Use] = field(default_factory=set)
-
-    @property
-    def versions(self) -> NDArray[np.int64]:
-        """Policy version per token [size], ``wire.UNKNOWN_VERSION`` where the engine had none."""
-        versions = np.full(self.tokens.size, wire.UNKNOWN_VERSION, np.int64)
-        for run in self.rollout.runs:
-            versions[max(run.start, 0) :] = wire.UNKNOWN_VERSION if run.version is None else run.version
-        return versions
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A span belongs to ``record``, from its token ``offset`` on."""
-
-    record: Record
-    offset: int
-
-
-def prompt_key(prompt: Ints) -> bytes:
-    """The 128-bit hash of prompt tokens [n] i4."""
-    return hashlib.blake2b(prompt.tobytes(), digest_size=16).digest()
+_TELLING = 1e-3
+_TELLING_TOKENS = 4
+"""Logprobs beyond -0.001 have about 13 bits that depend on the whole context; 4 equal ones are no chance."""
 
 
 class Index:
-    """Rollouts by content, bounded by number and bytes."""
+    """Rollouts by content, bounded by number and bytes.
+
+    Attributes:
+        evicted: rollouts let go for want of room.
+        generation: rises with every message of rollouts.
+        bytes: what it holds, roughly.
+        unused: rollouts that no step has trained on, by engine, since ``step_done`` last returned.
+    """
 
     def __init__(self, max_rollouts: int = MAX_ROLLOUTS, max_bytes: int = MAX_BYTES) -> None:
         self.evicted = 0
@@ -86,9 +79,13 @@ class Index:
         self.bytes = 0
         self._max_rollouts, self._max_bytes = max_rollouts, max_bytes
         self._records: deque[Record] = deque()
-        self._prompts: dict[bytes, dict[bytes, list[Record]]] = {}
-        self._lengths: Counter[int] = Counter()
+        self._by: dict[bytes | str, list[Record]] = {}  # by every key of ``records.keys``
+        self._lengths: Counter[int] = Counter()  # of prompts
+        self._firsts: Counter[int] = Counter()  # first tokens of prompts
         self._gone: OrderedDict[bytes, None] = OrderedDict()
+        self._watched: deque[Record] = deque()  # not yet old enough to be called unused
+        self._marks: deque[int] = deque()  # how many were added by the end of each of the last steps
+        self._unused: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -109,94 +106,167 @@ class Index:
             raise wire.WireError(f"{tokens.size} token_ids and {logprobs.size} logprobs do not fit the rollouts' sizes")
         prompt_at = at = 0
         for rollout in body.rollouts:
-            key = prompt_key(prompts[prompt_at : prompt_at + rollout.prompt_size])
+            prompt = prompts[prompt_at : prompt_at + rollout.prompt_size]
             end = at + rollout.size
             if rollout.size:
-                self._insert(Record(body.engine, rollout, key, tokens[at:end], logprobs[at:end], life))
+                first = int(prompt[0]) if prompt.size else -1
+                key = prompt_key(prompt)
+                self._insert(Record(body.engine, rollout, key, first, tokens[at:end], logprobs[at:end], life))
             prompt_at, at = prompt_at + rollout.prompt_size, end
         self.generation += 1
 
     def _insert(self, record: Record) -> None:
-        heads = self._prompts.setdefault(record.prompt, {})
-        for size in _HEADS:
-            if record.tokens.size >= size:
-                heads.setdefault(record.tokens[:size].tobytes(), []).append(record)
+        for key in keys(record):
+            self._by.setdefault(key, []).append(record)
         self._records.append(record)
+        self._watched.append(record)
         self._lengths[record.rollout.prompt_size] += 1
-        self.bytes += _cost(record)
+        self._firsts[record.starts_with] += 1
+        self.bytes += cost(record)
         while len(self._records) > self._max_rollouts or self.bytes > self._max_bytes:
             self._evict()
 
     def _evict(self) -> None:
         record = self._records.popleft()
-        heads = self._prompts[record.prompt]
-        for size in _HEADS:
-            head = record.tokens[:size].tobytes()
-            if record.tokens.size >= size:
-                heads[head].remove(record)
-                if not heads[head]:
-                    del heads[head]
-        if not heads:
-            del self._prompts[record.prompt]
+        for key in keys(record):
+            found = self._by[key]
+            found.remove(record)
+            if not found:
+                del self._by[key]
+        if record.prompt not in self._by:
             self._gone[record.prompt] = None
             if len(self._gone) > MAX_EVICTED_PROMPTS:
                 self._gone.popitem(last=False)
-        length = record.rollout.prompt_size
-        self._lengths[length] -= 1
-        if not self._lengths[length]:
-            del self._lengths[length]
-        self.bytes -= _cost(record)
+        _lower(self._lengths, record.rollout.prompt_size)
+        _lower(self._firsts, record.starts_with)
+        if self._watched and self._watched[0] is record:
+            self._judge()
+        self.bytes -= cost(record)
         self.evicted += 1
 
-    def paddings(self, prefix: Ints) -> list[int]:
-        """How many leading tokens of ``prefix`` [n] may be padding: a known prompt is found without them.
+    def _judge(self) -> None:
+        record = self._watched.popleft()
+        if not record.uses:
+            self._unused[record.engine] += 1
 
-        Padding is a run of one token at the start. Its length is not guessed: what is left must be the prompt of a
-        rollout.
-        """
-        if prefix.size < 2:
+    def step_done(self) -> Counter[str]:
+        """A step with rows is over. Returns how many rollouts became unused (``UNUSED_STEPS``) by it, by engine."""
+        self._marks.append(len(self._records) + self.evicted)
+        if len(self._marks) > UNUSED_STEPS:
+            old_enough = self._marks.popleft()
+            arrived = len(self._records) + self.evicted
+            while self._watched and arrived - len(self._watched) < old_enough:
+                self._judge()
+        unused, self._unused = self._unused, Counter()
+        return unused
+
+    def knows(self, prompt: bytes) -> bool:
+        """Whether there is a rollout of this prompt."""
+        return prompt in self._by
+
+    def prompts_at_end(self, context: Ints) -> list[int]:
+        """Where in ``context`` [n] a known prompt starts that goes on to its end; the longest first, 8 at most."""
+        if not context.size:
             return []
-        other = np.flatnonzero(prefix != prefix[0])
-        run = int(other[0]) if other.size else prefix.size - 1
-        lengths = sorted(length for length in self._lengths if prefix.size - run <= length < prefix.size)
-        return [
-            prefix.size - length
-            for length in lengths[:_PADDING_TRIES]
-            if prompt_key(prefix[prefix.size - length :]) in self._prompts
-        ]
+        places = np.flatnonzero(np.isin(context, np.fromiter(self._firsts, np.int64, len(self._firsts))))
+        likely = (place for place in places.tolist() if context.size - place in self._lengths)
+        tries = [place for place, _ in zip(likely, range(_PROMPT_TRIES), strict=False)]
+        return [place for place in tries if prompt_key(context[place:]) in self._by]
 
-    def find(
-        self,
-        prompt: bytes,
-        tokens: Ints,
-        logprobs: NDArray[np.float32],
-        use: Use,
-        *,
-        same_length: bool,
-        same_logprobs: bool,
-    ) -> Record | str:
-        """The rollout of this prompt whose tokens start with ``tokens`` [n], or the reason why there is none.
+    def find(self, prompt: bytes, span: Wanted, *, surely: bool, in_part: bool) -> Hit | str:
+        """The rollout of this prompt whose tokens start with the span's, or the reason why there is none.
 
-        Of several free ones the nearest by logprobs [n]. It is ``UNSURE`` if that has more tokens and ``same_length``
-        is asked for, or other logprobs (beyond a cast to bfloat16) and ``same_logprobs`` is. A record that is returned
-        is claimed for ``use``.
+        Of several free ones the nearest by logprobs. It is ``UNSURE`` if it might not be the right one: if ``surely``
+        is asked for and it has more tokens or other logprobs (beyond a rounding to fewer bits); else if it has more
+        tokens and other logprobs, or is a short one with other logprobs while the prompt is only ``in_part`` what the
+        row has before the span. What is returned is claimed for the span's use.
         """
-        heads = self._prompts.get(prompt)
-        if heads is None:
-            return EVICTED if prompt in self._gone else NO_PROMPT
-        size = tokens.size
-        head = tokens[: next(h for h in _HEADS if h <= size)].tobytes()
-        equal = [r for r in heads.get(head, ()) if r.tokens.size >= size and np.array_equal(r.tokens[:size], tokens)]
-        if not equal:
+        named = self._named(span.request_id)
+        found = [record for record in named if record.starts(span.tokens)]
+        way = BY_ID if found else ""
+        if not found:
+            if prompt not in self._by:
+                return EVICTED if prompt in self._gone else NO_PROMPT
+            head = span.tokens[: next(h for h in HEADS if h <= span.tokens.size)]
+            found = [r for r in self._by.get(prompt + head.tobytes(), ()) if r.starts(span.tokens)]
+        if not found:
             return NO_COMPLETION
-        free = [r for r in equal if use not in r.uses]
+        free = [record for record in found if span.use not in record.uses]
         if not free:
             return TAKEN
-        best = free[0] if len(free) == 1 else min(free, key=lambda r: _distance(r, logprobs))
-        if (same_length and best.tokens.size != size) or (same_logprobs and not _agree(best, logprobs)):
+        best = free[0] if len(free) == 1 else min(free, key=lambda r: distance(r, span.logprobs))
+        if not (way and len(found) == 1) and not _acceptable(best, span, surely=surely, in_part=in_part):
             return UNSURE
-        best.uses.add(use)
-        return best
+        return claim(best, span, "" if prompt == best.prompt else way)
+
+    def beginning(self, prompt: bytes, span: Wanted) -> Record | None:
+        """A free rollout of this prompt that is the beginning of the span, logprobs and all; the longest."""
+        free = [r for r in self._by.get(prompt, ()) if span.use not in r.uses and is_beginning(r, span)]
+        return max(free, key=lambda record: record.tokens.size, default=None)
+
+    def by_fingerprint(self, span: Wanted) -> Hit | None:
+        """The only free rollout with these tokens and logprobs, under whatever prompt."""
+        key = fingerprint(span.tokens, span.logprobs)
+        same = [
+            record
+            for record in (self._by.get(key, ()) if key else ())
+            if record.tokens.size == span.tokens.size
+            and np.array_equal(record.tokens, span.tokens)
+            and np.array_equal(record.logprobs, span.logprobs)
+            and span.use not in record.uses
+        ]
+        return claim(same[0], span, OTHER_PROMPT) if len(same) == 1 else None
+
+    def near_miss(self, prompt: bytes, span: Wanted) -> str:
+        """What else may be said of a span without its rollout; empty if nothing."""
+        named = self._named(span.request_id)
+        reason = RETOKENISED if named else ""
+        free = (record for record in (*named, *self._by.get(prompt, ())) if span.use not in record.uses)
+        for record, _ in zip(free, range(_NEAR_TRIES), strict=False):
+            if is_beginning(record, span):
+                reason = nearer(reason, OVERLONG)
+            elif not reason and _shared(record.tokens, span.tokens) >= 0.5:
+                reason = RETOKENISED
+        return reason
+
+    def _named(self, request_id: str) -> list[Record]:
+        """Rollouts of the request with this id; as an OpenAI server names it, its first prompt's."""
+        if not request_id:
+            return []
+        ids = (request_id, given_id(request_id), f"{request_id}-0")
+        return next((self._by[name] for name in ids if name in self._by), [])
+
+
+def claim(record: Record, span: Wanted, way: str) -> Hit:
+    """The record answers for the span."""
+    again = any(step != span.use[0] for step, _ in record.uses)
+    record.uses.add(span.use)
+    return Hit(record, 0, way, again)
+
+
+def _acceptable(record: Record, span: Wanted, *, surely: bool, in_part: bool) -> bool:
+    same_size = record.tokens.size == span.tokens.size
+    if record.agrees(span.logprobs):
+        return same_size or not surely
+    return not surely and same_size and (not in_part or span.tokens.size >= SURE_SIZE)
+
+
+def _shared(ours: Ints, theirs: Ints) -> float:
+    """Share of the runs of 3 tokens of one that are in the other, as far as is looked at."""
+    runs = [_runs(ids[:_LOOKED_AT]) for ids in (ours, theirs)]
+    longer = max(run.size for run in runs)
+    return np.intersect1d(runs[0], runs[1], assume_unique=True).size / longer if longer else 0.0
+
+
+def _runs(ids: Ints) -> NDArray[np.int64]:
+    wide = ids.astype(np.int64)
+    return np.unique(wide[:-2] * 1_000_003 + wide[1:-1] * 10_007 + wide[2:]) if ids.size >= SURE_SIZE else wide[:0]
+
+
+def _lower(counter: Counter[int], key: int) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
 
 
 def _take(arrays: wire.Arrays, name: str, dtype_name: str) -> NDArray[Any]:
@@ -205,26 +275,3 @@ def _take(arrays: wire.Arrays, name: str, dtype_name: str) -> NDArray[Any]:
     if array is None or array.dtype != dtype:
         raise wire.WireError(f"{name}: missing, or not {dtype}")
     return array
-
-
-def _cost(record: Record) -> int:
-    return _RECORD_BYTES + record.tokens.nbytes + record.logprobs.nbytes
-
-
-def _distance(record: Record, logprobs: NDArray[np.float32]) -> tuple[float, int, int]:
-    """By logprobs, then by surplus tokens, then by how often it has joined."""
-    with np.errstate(invalid="ignore"):
-        gaps = np.abs(record.logprobs[: logprobs.size] - logprobs)
-    gaps = gaps[np.isfinite(gaps)]
-    far = float(gaps.mean()) if gaps.size else np.inf
-    return far, record.tokens.size - logprobs.size, len(record.uses)
-
-
-def _agree(record: Record, logprobs: NDArray[np.float32]) -> bool:
-    """The trainer's copy is the engine's record, perhaps cast to bfloat16."""
-    if not record.rollout.has_logprobs:
-        return True
-    ours = record.logprobs[: logprobs.size]
-    with np.errstate(invalid="ignore"):
-        close = np.abs(ours - logprobs) <= _CAST * np.abs(ours) + 1e-6
-    return bool(np.all(close | (ours == logprobs) | (np.isnan(ours) & np.isnan(logprobs))))

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.batch import Batch
-from rltop.backend.join import prompt_key
+from rltop.backend.records import prompt_key
 from rltop.backend.runs import Sampled, gains, sampled, token_versions
 from rltop.backend.summary import CLAMP, Bounds, Floats, Ints, Line, Mean, Sizes, Strata, Summary
 from rltop.backend.summary.groups import Groups

@@ -6,7 +6,7 @@ import math
 import time
 from typing import Any
 
-from rltop.backend import prints, view
+from rltop.backend import joined, prints, view
 from rltop.backend.spans import span
 from rltop.backend.tell import title
 from rltop.collectors.wire import FlagState, Timer
@@ -33,8 +33,8 @@ _COUNTS = frozenset({"tokens"})
 _LAST_STEPS, _LAST_CHANGES, _LAST_EVENTS = 10, 10, 10
 
 
-def as_json(snapshot: view.Snapshot) -> dict[str, Any]:
-    """The report of ``rltop status --json`` and ``rltop demo --json``.
+def as_json(snapshot: view.Snapshot, *, joins: bool = False) -> dict[str, Any]:
+    """The report of ``rltop status --json`` (there with ``joins``: how rows were found) and ``rltop demo --json``.
 
     Logprobs, gaps and entropy in nats, ess and rates in [0, 1], lag in versions; unknown is None, never NaN.
     """
@@ -42,7 +42,7 @@ def as_json(snapshot: view.Snapshot) -> dict[str, Any]:
     return {
         "run": snapshot.run,
         "engines": [_engine_json(engine) for _, engine in sorted(snapshot.engines.items())],
-        "steps": [_step_json(step) for step in steps],
+        "steps": [_step_json(step) | ({"join": joined.as_json(step)} if joins else {}) for step in steps],
         "flag_changes": [change_json(change) for change in snapshot.changes.values()],
     }
 
@@ -156,6 +156,8 @@ def as_text(snapshot: view.Snapshot) -> str:
         blocks.append("timers\n" + "\n".join("  " + text for text in timers))
     if differences := prints.difference_lines(snapshot):
         blocks.append("facts that do not agree (`rltop fingerprint`)\n" + "\n".join(f"  {d}" for d in differences))
+    if (last := max(snapshot.steps.values(), key=lambda s: s.step, default=None)) is not None:
+        blocks.append(f"join of step {last.step}\n" + "\n".join("  " + line for line in joined.as_text(last)))
     if snapshot.changes:
         changes = list(snapshot.changes.values())[-_LAST_CHANGES:]
         blocks.append("flag changes\n" + "\n".join("  " + change_text(change) for change in changes))

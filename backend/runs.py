@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.batch import Batch
-from rltop.backend.join import Hit
+from rltop.backend.records import Hit
 from rltop.backend.summary import dimensions
 from rltop.backend.summary.dimensions import CACHE, FINISH, MAX_TURN, UPDATE
 from rltop.backend.summary.kernel import Floats, Ints

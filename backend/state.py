@@ -15,6 +15,7 @@ from rltop.backend.effects import Effects
 from rltop.backend.engines import Engines, TrainerRanks
 from rltop.backend.fingerprints import Fingerprints
 from rltop.backend.join import Index
+from rltop.backend.joined import JoinWatch
 from rltop.backend.sources import Arrival, Source, Sources
 from rltop.backend.steps import Steps
 from rltop.collectors import wire
@@ -85,6 +86,7 @@ class State:
         self._commands = Commands(epoch, new_id, self._engines, now)
         self._fingerprints = Fingerprints()
         self._effects = Effects()
+        self._joins = JoinWatch()
         self._new_steps: list[view.Step] = []
         self._events: list[view.Event] = []
         self._event_number = 0
@@ -164,12 +166,24 @@ class State:
             return [Reply(client, view.Answer(question.id, attribution=self._steps.attribution(question.steps)))]
         if isinstance(question, view.AskStop):
             return [Reply(client, view.Answer(question.id)), Stop()]
+        if isinstance(question, view.AskSamples | view.AskMismatch):
+            return [Reply(client, self._detail(question))]
         try:
             command, orders = self._commands.ask(question, now, self._last_step)
         except RejectedError as error:
             return [Reply(client, view.Answer(question.id, error=str(error)))]
         reply = Reply(client, view.Answer(question.id, command=command))
         return self._spoken([reply, *self._orders(orders)], now)
+
+    def _detail(self, question: view.AskSamples | view.AskMismatch) -> view.Answer:
+        steps = self._steps
+        try:
+            if isinstance(question, view.AskMismatch):
+                return view.Answer(question.id, mismatch=steps.shapes.answer(question.first, question.last))
+            found = steps.samples.answer(question.step, question.kind, question.engine, question.limit)
+            return view.Answer(question.id, samples=found)
+        except ValueError as error:
+            return view.Answer(question.id, error=str(error))
 
     def undelivered(self, receiver: str, frame: bytes, now: float) -> list[Effect]:
         """A control message could not be delivered."""
@@ -288,6 +302,8 @@ class State:
         self.count("unjoined_rows", sum(step.unjoined.values()))
         for engine, values in step.engines.items():
             self._engines.set_gap(engine, values["logp_abs_diff_mean"])
+        for line in self._joins.news(step):
+            self._event(now, "warn", "join", line)
         if step.partial:
             self._event(now, "warn", "step", f"step {step.step} closed without all its ranks")
 

@@ -15,7 +15,10 @@ from rltop.backend.attribution import History
 from rltop.backend.batch import Batch
 from rltop.backend.cells import Cell, Cells, Place, measure_cells
 from rltop.backend.join import Index
+from rltop.backend.joined import Joined
 from rltop.backend.measure import UNKNOWN_ENGINE, measure
+from rltop.backend.mismatch import Shapes
+from rltop.backend.samples import Kept, StepSamples
 from rltop.backend.summary import Summary
 from rltop.collectors import wire
 
@@ -32,7 +35,7 @@ MAX_WAITING_BYTES = 1 << 30
 
 @dataclass(slots=True)
 class Assembly:
-    """A step being put together; ``epochs`` says which life of each rank it is from."""
+    """A step being put together; ``epochs`` says which life of each rank it is from, ``rows`` how many it sent."""
 
     step: int
     epochs: dict[int, str] = field(default_factory=dict)
@@ -43,7 +46,9 @@ class Assembly:
     waiting: list[Batch] = field(default_factory=list)
     parts: dict[str, Summary] = field(default_factory=dict)
     cells: dict[Place, Cell] = field(default_factory=dict)
-    unjoined: Counter[str] = field(default_factory=Counter)
+    joined: Joined = field(default_factory=Joined)
+    samples: StepSamples = field(default_factory=StepSamples)
+    rows: Counter[int] = field(default_factory=Counter)
     deadline: float | None = None
     closed: float | None = None
     partial: bool = False
@@ -55,15 +60,16 @@ class Assembly:
         for place, cell in measure_cells(batch).items():
             self.cells[place] = self.cells[place] + cell if place in self.cells else cell
         if batch.body.update == 0:
-            self.unjoined += batch.unjoined()
+            self.joined.add(batch)
+            self.samples.add(batch)
 
     def close(self, now: float, *, partial: bool) -> None:
         """No more rows are expected."""
         if self.closed is None:
             self.closed, self.partial = now, partial
 
-    def result(self) -> view.Step:
-        """The measured step."""
+    def result(self, unused: Counter[str]) -> view.Step:
+        """The measured step; ``unused`` rollouts by engine were passed over by now."""
         engines = {e: metrics.engine_values(p) for e, p in sorted(self.parts.items()) if e != UNKNOWN_ENGINE}
         values = metrics.values(sum(self.parts.values(), Summary()))
         assert self.closed is not None
@@ -74,8 +80,12 @@ class Assembly:
             self.partial,
             values,
             engines,
-            dict(self.unjoined),
+            dict(self.joined.unjoined),
             self.scalars,
+            joins=dict(self.joined.ways),
+            reused=self.joined.reused,
+            unused=dict(unused),
+            copies=self.joined.of_copies(),
         )
 
 
@@ -95,6 +105,8 @@ class Steps:
         self.settled_early = 0
         self.cells = Cells()
         self._history = History()
+        self.samples = Kept()
+        self.shapes = Shapes()
         self._index = index
         self._ready = ready
         self._open: dict[int, Assembly] = {}
@@ -112,6 +124,9 @@ class Steps:
             self.late_rows += batch.rows if body.update == 0 else 0
             return
         assembly = self._assembly(body.step, body.rank, epoch, now)
+        if body.update == 0:
+            batch.first = assembly.rows[body.rank]
+            assembly.rows[body.rank] += batch.rows
         if body.update:  # gives clip rates only: not worth waiting for
             batch.join(self._index, surely=False)
             assembly.absorb(batch)
@@ -194,9 +209,11 @@ class Steps:
         for other in self._open.values():  # an earlier step that nobody closed must not stay for ever
             if other.step < assembly.step and other.deadline is None:
                 other.deadline = now + PARTIAL_S
-        done = assembly.result()
+        done = assembly.result(self._index.step_done() if assembly.parts else Counter())
         self.cells.add(done.step, done.closed, assembly.cells)
         self._history.add(done.step, assembly.parts)
+        self.samples.put(done.step, assembly.samples)
+        self.shapes.put(done.step, assembly.parts)
         return done
 
     def _make_room(self) -> None:

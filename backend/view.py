@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from rltop.backend.profiles import Mismatch
+from rltop.backend.sampled import Samples
 from rltop.collectors.wire import Counts, FlagState, Timer
 
 MAX_STEPS = 20_000
@@ -31,6 +33,10 @@ class Step(msgspec.Struct, frozen=True):
         engines: the per-engine subset of the metrics, by engine id; tokens whose engine is not known are absent.
         unjoined: trainer sequences without their rollout, by reason.
         trainer: the scalars the trainer passed to ``step(metrics=...)``.
+        joins: joined sequences by how they were found (``rltop.backend.unjoined.WAYS``).
+        reused: joined sequences that an earlier step has trained on too.
+        unused: rollouts that no step has trained on, by engine, counted when they become too old for it.
+        copies: by engine, how the trainer's copies of the recorded logprobs came out (``rltop.backend.copies.KINDS``).
     """
 
     step: int
@@ -41,6 +47,10 @@ class Step(msgspec.Struct, frozen=True):
     engines: dict[str, dict[str, float | None]] = {}
     unjoined: dict[str, int] = {}
     trainer: dict[str, float] = {}
+    joins: dict[str, int] = {}
+    reused: int = 0
+    unused: dict[str, int] = {}
+    copies: dict[str, dict[str, int]] = {}
 
 
 class Engine(msgspec.Struct, frozen=True):
@@ -372,6 +382,26 @@ class AskEffect(Ask, frozen=True, tag="effect"):
     command: str = ""
 
 
+class AskSamples(Ask, frozen=True, tag="samples"):
+    """Sequences or tokens of a step (None: the last that any are kept of), of one engine if named. ``Answer.samples``.
+
+    ``kind``: ``sample``, whole sequences chosen by chance alone; ``worst``, those with the highest mean k3;
+    ``abs_diff`` and ``k3``, the tokens with the highest.
+    """
+
+    step: int | None = None
+    kind: str = "sample"
+    engine: str | None = None
+    limit: int = 32
+
+
+class AskMismatch(Ask, frozen=True, tag="mismatch"):
+    """Where the gap of the steps ``first`` to ``last`` (None: no bound) lies. Answer: ``Answer.mismatch``."""
+
+    first: int | None = None
+    last: int | None = None
+
+
 class AskStop(Ask, frozen=True, tag="stop"):
     """End the hub, in good order."""
 
@@ -455,12 +485,14 @@ class Answer(msgspec.Struct, frozen=True):
     command: str | None = None
     effect: Effect | None = None
     attribution: Attribution | None = None
+    samples: Samples | None = None
+    mismatch: Mismatch | None = None
 
 
 AskCommand = AskSet | AskAct | AskKeep | AskUndo
 """The questions that make a command."""
 
-Question = AskSnapshot | AskAttribution | AskCommand | AskEffect | AskStop
+Question = AskSnapshot | AskAttribution | AskCommand | AskEffect | AskSamples | AskMismatch | AskStop
 
 _encoder = msgspec.msgpack.Encoder()
 _question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)

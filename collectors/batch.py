@@ -29,6 +29,8 @@ rows that are as many as their tokens leave no other way to tell)."""
 NO_ROWS = (0,)
 """The shape of an empty list: a rank may get no rows at times."""
 
+MAX_ID = 256
+
 WIRE_NAMES = {"old_version": "old_versions"}
 """Arguments whose column has another name on the wire."""
 
@@ -46,13 +48,15 @@ class Checked:
     prompt_ids: Given | None
     rewards: Given | None
     columns: dict[str, tuple[Given, Level]]
+    request_ids: list[str] | None = None
 
     @property
     def nbytes(self) -> int:
         """Size of the copy."""
         optional = [part for part in (self.prompt_ids, self.rewards) if part is not None]
         columns = [column for column, _ in self.columns.values()]
-        return sum(part.nbytes for part in [self.token_ids, self.mask, *optional, *columns])
+        ids = sum(map(len, self.request_ids or ()))
+        return ids + sum(part.nbytes for part in [self.token_ids, self.mask, *optional, *columns])
 
     def copy(self) -> Batch:
         """What later changes to the arguments don't reach."""
@@ -70,6 +74,7 @@ class Checked:
                 WIRE_NAMES.get(name, name): Column(column.copy(), level)
                 for name, (column, level) in self.columns.items()
             },
+            request_ids=self.request_ids,
         )
 
 
@@ -81,6 +86,7 @@ def check(
     rewards: Any,
     cu_seqlens: Any,
     columns: dict[str, Any],
+    request_ids: Any = None,
 ) -> Checked:
     """Look at shapes and kinds; ``columns`` are the arguments named in ``LEVELS``, None where not given.
 
@@ -105,6 +111,7 @@ def check(
         prompt_ids=None if prompt_ids is None else _prompts(prompt_ids, rows),
         rewards=None if rewards is None else _rewards(rewards, ids, rows),
         columns={name: (column, _level(column, ids, rows, LEVELS[name])) for name, column in found.items()},
+        request_ids=None if request_ids is None else _request_ids(request_ids, rows),
     )
 
 
@@ -159,6 +166,17 @@ def _prompts(prompt_ids: Any, rows: int) -> Given:
     if not fits:
         raise ValueError(f"prompt_ids: {prompts.describe()}; expected [{rows}, P] or a list of {rows} 1-D arrays")
     return prompts
+
+
+def _request_ids(request_ids: Any, rows: int) -> list[str]:
+    """One text per row, empty where there is none; raises ``ValueError``."""
+    ids = ["" if name is None else name for name in request_ids]
+    for name in ids:
+        if not isinstance(name, str) or len(name) > MAX_ID:
+            raise ValueError(f"request_ids: {str(name)[:80]!r}; expected None or text of at most {MAX_ID} characters")
+    if len(ids) != rows:
+        raise ValueError(f"request_ids: {len(ids)} entries; expected {rows}, one per row")
+    return ids
 
 
 def _rewards(rewards: Any, ids: Given, rows: int) -> Given:

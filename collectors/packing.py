@@ -41,6 +41,7 @@ class Batch:
         prompt_ids: concatenated, or None. prompt_sizes: entries per row.
         rewards: [rows], or None.
         columns: by the names of ``wire.TOKEN_COLUMNS``.
+        request_ids: [rows], or None.
     """
 
     head: wire.Sequences
@@ -53,6 +54,7 @@ class Batch:
     prompt_sizes: Ints
     rewards: Copy | None
     columns: dict[str, Column]
+    request_ids: list[str] | None = None
 
 
 def pack(batch: Batch) -> Iterator[tuple[wire.Sequences, wire.Arrays]]:
@@ -64,12 +66,18 @@ def pack(batch: Batch) -> Iterator[tuple[wire.Sequences, wire.Arrays]]:
     sizes = batch.sizes if isinstance(batch.sizes, np.ndarray) else row_sizes(batch.sizes.read(), batch.tokens)
     starts, prompt_starts = _offsets(sizes), _offsets(batch.prompt_sizes)
     weights = 32 + 4 * batch.prompt_sizes + sizes * (5 + 4 * len(batch.columns))
+    if batch.request_ids:
+        weights += np.array([len(name) for name in batch.request_ids])
     for first, last in _blocks(weights):
         block = _Block(first, last, sizes[first:last], int(starts[first]), int(starts[last]))
         arrays = _rows(batch, block) | _prompts(batch, block, prompt_starts) | _columns(batch, block)
         if batch.rewards is not None:
             arrays["rewards"] = _floats(batch.rewards.read(first, last))
-        yield msgspec.structs.replace(batch.head, rows=last - first, arrays=wire.describe(arrays)), arrays
+        ids = batch.request_ids[first:last] if batch.request_ids else []
+        yield (
+            msgspec.structs.replace(batch.head, rows=last - first, arrays=wire.describe(arrays), request_ids=ids),
+            arrays,
+        )
 
 
 def row_sizes(cu_seqlens: NDArray[Any], tokens: int) -> Ints:

@@ -119,6 +119,7 @@ class TrainerCollector:
         objective: Literal["ppo", "gspo"] = "ppo",
         clipped: Any = None,
         cu_seqlens: Any = None,
+        request_ids: Any = None,
     ) -> None:
         """Pass on rows that this rank trains on. Any number of calls a step: micro-batches, epochs.
 
@@ -154,6 +155,8 @@ class TrainerCollector:
             objective: ``ppo``, where tokens are clipped, or ``gspo``, where sequences are.
             clipped: per token, bool or 0 and 1: what the trainer clipped, instead of reckoning it from the bounds.
             cu_seqlens: [rows + 1], integers from 0 to the number of tokens, for packed arrays.
+            request_ids: [batch] of text, None where not kept: what vLLM, or its caller, named each row's request by.
+                Rows find their rollouts without; an id finds them where prompts were changed on the way.
 
         Raises:
             ValueError: an argument of a wrong shape or kind, named with what was seen and expected.
@@ -181,7 +184,7 @@ class TrainerCollector:
             "old_version": old_version,
             "clipped": clipped,
         }
-        checked = check(head, token_ids, mask, prompt_ids, rewards, cu_seqlens, columns)
+        checked = check(head, token_ids, mask, prompt_ids, rewards, cu_seqlens, columns, request_ids)
         self._sender.loop_count += 1
         nbytes = checked.nbytes
         room = self._sender.has_room("sequences", nbytes)  # what would be dropped is not copied first

@@ -291,6 +291,7 @@ class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
 
     ``update`` numbers the optimizer updates on the same rollouts, from 0. ``clip_low`` and ``clip_high`` bound the
     ratio; ``ratio_base`` names its denominator, ``rollout`` or ``old``; ``objective`` is ``ppo`` or ``gspo``.
+    ``request_ids`` are what vLLM or its caller named the request of each row by, empty where not kept; none, or [rows].
     """
 
     step: int
@@ -304,6 +305,7 @@ class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
     clip_high: float | None = None
     ratio_base: str = "rollout"
     objective: str = "ppo"
+    request_ids: list[str] = []
 
 
 class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):

@@ -27,6 +27,7 @@ class Written:
     has_logprobs: bool = True
     epochs: Sequence[int] = ()
     times: tuple[float, float, float] = (0.0, 0.0, 0.0)  # arrived, scheduled, finished
+    request_id: str | None = None
 
     def runs(self) -> list[wire.VersionRun]:
         runs: list[wire.VersionRun] = []
@@ -46,9 +47,9 @@ def rollouts(written: Sequence[Written], engine: str | None = None) -> tuple[wir
     }
     entries = [
         wire.Rollout(
-            f"r{number}", len(w.prompt), len(w.tokens), w.finish_reason, w.runs(), "engine", w.has_logprobs,
-            cached_tokens=w.cached, lookup_off=w.lookup_off, arrived=w.times[0], scheduled=w.times[1],
-            finished=w.times[2],
+            w.request_id or f"r{number}", len(w.prompt), len(w.tokens), w.finish_reason, w.runs(), "engine",
+            w.has_logprobs, cached_tokens=w.cached, lookup_off=w.lookup_off, arrived=w.times[0],
+            scheduled=w.times[1], finished=w.times[2],
         )
         for number, w in enumerate(written)
     ]  # fmt: skip
@@ -66,6 +67,7 @@ class Trained:
     prompt: Sequence[int] | None = None
     reward: float | None = None
     per_token: dict[str, Sequence[float]] = field(default_factory=dict)
+    request_id: str = ""
 
 
 def sequences(
@@ -86,6 +88,8 @@ def sequences(
         arrays["rewards"] = np.array([row.reward for row in rows], "<f4")
     for name in rows[0].per_token if rows else ():
         arrays[name] = _join([row.per_token[name] for row in rows], wire.TOKEN_COLUMNS[name])
+    if any(row.request_id for row in rows):
+        about["request_ids"] = [row.request_id for row in rows]
     return wire.Sequences(step, update, rank, len(rows), wire.describe(arrays), **about), arrays
 
 

@@ -28,7 +28,7 @@ from tests.test_hub_report import CHANGE_KEYS, ENGINE_KEYS, STEP_KEYS
 
 COMMANDS = (
     "top", "runs", "status", "set", "keep", "undo", "flush", "pause", "resume", "audit", "effect", "hub", "demo",
-    "fingerprint", "launch-args",
+    "fingerprint", "launch-args", "worst",
 )  # fmt: skip
 
 
@@ -205,7 +205,7 @@ def test_status_has_the_promised_shape(home: Path) -> None:
     assert report.keys() == {"run", "engines", "steps", "flag_changes"}
     (engine,), (step,) = report["engines"], report["steps"]
     assert engine.keys() == ENGINE_KEYS
-    assert step.keys() == STEP_KEYS
+    assert step.keys() == {*STEP_KEYS, "join"}
     assert (engine["id"], step["step"], step["tokens"], step["ratio_mean"]) == ("e0", 0, 2, 1.0)
     assert text.startswith("run shape: trainer live, step 0")
     assert "e0" in text

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rltop.backend.batch import Batch
+from rltop.backend.batch import PATIENT_LOOKS, Batch
 from rltop.backend.join import Index
 from rltop.collectors import wire
 from tests.hub_messages import Trained, Written, rollouts, sequences
@@ -212,8 +212,9 @@ def test_the_index_is_bounded_by_bytes_too_and_forgets_all_of_a_rollout() -> Non
         index.add(*rollouts([Written([number], [1] * 50, [-1.0] * 50)]))
     assert index.bytes <= 100_000
     assert len(index) + index.evicted == 300
-    assert sum(len(heads) for heads in index._prompts.values()) == 4 * len(index)  # heads of 8, 4, 2 and 1 tokens
-    assert sum(index._lengths.values()) == len(index)
+    kept = {id(record) for record in index._records}
+    assert {id(record) for records in index._by.values() for record in records} == kept
+    assert sum(index._lengths.values()) == sum(index._firsts.values()) == len(index)
 
 
 def test_a_row_with_nothing_trained_is_neither_joined_nor_unjoined() -> None:
@@ -230,3 +231,16 @@ def test_arrays_that_do_not_fit_are_refused(data: st.DataObject) -> None:
     )
     with pytest.raises(wire.WireError):
         Batch(body, arrays)
+
+
+def test_rows_whose_rollouts_do_not_come_are_looked_for_ever_less_often_and_found_all_the_same() -> None:
+    index, batch = Index(), batch_of(trained(Written([1], [2], [-1.0])))
+    looks = 0
+    for number in range(400):
+        index.add(*rollouts([Written([100 + number], [1], [-1.0])]))
+        before = batch._looks
+        assert not batch.join(index, surely=True)
+        looks += batch._looks - before
+    assert PATIENT_LOOKS < looks < 100
+    index.add(*rollouts([Written([1], [2], [-1.0])]))
+    assert batch.join(index, surely=False)

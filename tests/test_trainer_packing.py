@@ -141,9 +141,33 @@ def test_messages_say_what_the_arrays_say(data: st.DataObject) -> None:
     assert "entropy" not in arrays
 
 
+@pytest.mark.parametrize("message_bytes", [1, 150, 1 << 20])
+def test_ids_travel_with_their_rows(message_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MESSAGE_BYTES", message_bytes)
+    bodies, _ = sent(simple(request_ids=["cmpl-1-0", None, "x" * 256]))
+    assert [name for body in bodies for name in body.request_ids] == ["cmpl-1-0", "", "x" * 256]
+    assert all(len(body.request_ids) == body.rows for body in bodies)
+    bodies, _ = sent(simple())
+    assert all(body.request_ids == [] for body in bodies)
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (["a", "b"], "request_ids: 2 entries; expected 3, one per row"),
+        (["a", 5, "c"], "request_ids: '5'; expected None or text of at most 256 characters"),
+        (["a", "b" * 257, "c"], "expected None or text of at most 256 characters"),
+    ],
+)
+def test_ids_of_other_kinds_or_numbers_are_refused(ids: list[Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        simple(request_ids=ids)
+
+
 def simple(**changes: Any) -> packing.Batch:
     ids = changes.pop("token_ids", np.arange(12).reshape(3, 4))
     arguments: dict[str, Any] = {"mask": np.ones((3, 4)), "prompt_ids": None, "rewards": None, "cu_seqlens": None}
+    arguments["request_ids"] = None
     columns: dict[str, Any] = {"rollout_logprobs": np.zeros((3, 4)), "trainer_logprobs": np.zeros((3, 4))}
     for name, value in changes.items():
         (arguments if name in arguments else columns)[name] = value

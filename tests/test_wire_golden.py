@@ -90,6 +90,7 @@ MESSAGES: dict[str, wire.Body] = {
     "bye_ack": wire.ByeAck("0123456789abcdef"),
     "welcome": wire.Welcome("fedcba9876543210"),
     "command": wire.Command("c1", "prefix_caching", "off", 1700000003.0),
+    "sequences_with_request_ids": wire.Sequences(5, 0, 0, 2, [], request_ids=["cmpl-1-0", ""]),
     "trainer_facts": wire.TrainerFacts(0, {"temperature": "0.7", "dtype": "float32"}),
     "command_with_timer": wire.Command("c2", "async_scheduling", "off", 1700000003.0, "set", True, 600.0, "c1"),
     "command_update_of_a_revert": wire.CommandUpdate(

@@ -22,9 +22,10 @@ from rltop.tui.changes import deed, open_timers, together, undoable
 from rltop.tui.commands import BY_ID, NEEDS_CONTROL
 from rltop.tui.confirm import Confirm, Wish
 from rltop.tui.control import Control
-from rltop.tui.dialogs import engine_page, help_page, page_width
+from rltop.tui.dialogs import Page, engine_page, help_page, page_width
 from rltop.tui.history import X_AXES, History
 from rltop.tui.link import Pace, backlog, end_with_terminal
+from rltop.tui.mismatch import Mismatch
 from rltop.tui.overview import Overview
 from rltop.tui.palette import CommandPalette, key_bindings
 from rltop.tui.plot import Sight
@@ -84,7 +85,8 @@ class RltopApp(App[int]):
         self._orders = Orders(client, lambda: self._clock(), self._tell)
         self._header, self._footer = Rows(id="header"), Rows(id="footer")
         self._overview, self._control = Overview(id="overview"), Control(allowed=control, id="control")
-        self._views = ContentSwitcher(self._overview, self._control, initial="overview")
+        self._mismatch = Mismatch(id="mismatch")
+        self._views = ContentSwitcher(self._overview, self._mismatch, self._control, initial="overview")
 
     def compose(self) -> ComposeResult:
         """A line, a view, a line."""
@@ -117,6 +119,7 @@ class RltopApp(App[int]):
         changed = self.client.poll()
         self._dirty |= changed and self._frozen is None
         self._orders.take_answers()
+        self._dirty |= self._mismatch.take(self.client.answers)
         if len(self.screen_stack) == 1 and self.pace.tick(self._clock(), backlog(self)):
             self.paint()
 
@@ -130,6 +133,10 @@ class RltopApp(App[int]):
                 self.history.update(view.steps)
                 if self._views.current == "overview":
                     self._overview.paint(view, self.history, self.sight)
+                elif self._views.current == "mismatch":
+                    for question in self._mismatch.questions(view, self.sight):
+                        self.client.ask(question)
+                    self._mismatch.paint(view)
                 else:
                     self._control.paint(view)
             self._header.show([status.header(self.run_name, view, self._state(), width)])
@@ -177,6 +184,8 @@ class RltopApp(App[int]):
             "help": lambda: self.push_screen(help_page(control=self.control)),
             "palette": lambda: self.push_screen(Palette()),
             "overview": partial(self._go, "overview", "#fleet"),
+            "mismatch": partial(self._go, "mismatch", "#places"),
+            "next_list": self._next_list,
             "control": partial(self._go, "control", "#flags"),
             "journal": partial(self._go, "control", "#journal"),
             "freeze": self._freeze,
@@ -235,6 +244,16 @@ class RltopApp(App[int]):
             self.push_screen(engine_page(event.item, page_width(self.size.width)))
         elif isinstance(event.item, Target):
             self.command("switch")
+        elif (text := self._mismatch.choose(event.item)) is not None:
+            self.push_screen(Page(text))
+        else:
+            self._repaint()
+
+    def _next_list(self) -> None:
+        if self._views.current == "mismatch":
+            self._mismatch.next_list()
+            self._repaint()
+            self.query_one(self._mismatch.list_id).focus()
 
     def _go(self, view: str, focus: str) -> None:
         self._views.current = view

@@ -13,7 +13,7 @@ import click
 
 from rltop.collectors import rundir as rundirs
 from rltop.collectors.rundir import RunDir, RunDirError
-from rltop.tui import cli_effect, cli_metrics, orders, prints
+from rltop.tui import cli_effect, cli_metrics, orders, prints, worst
 from rltop.tui.runs import as_json_option, choose_run, client_of, existing_run, print_json
 
 
@@ -111,7 +111,7 @@ def status(run: str | None, as_json: bool) -> None:
     except HubUnreachable as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        print_json(report.as_json(snapshot))
+        print_json(report.as_json(snapshot, joins=True))
     else:
         click.echo(report.as_text(snapshot))
 
@@ -200,7 +200,7 @@ def demo(
     sys.exit(run_with_dashboard(options))
 
 
-for made in (*orders.COMMANDS, *prints.COMMANDS, *cli_effect.COMMANDS, *cli_metrics.COMMANDS):
+for made in (*orders.COMMANDS, *prints.COMMANDS, *cli_effect.COMMANDS, *cli_metrics.COMMANDS, *worst.COMMANDS):
     main.add_command(made)
 
 

@@ -10,7 +10,7 @@ from textual.strip import Strip
 from rltop.backend.prints import MARK
 from rltop.backend.view import Snapshot
 from rltop.tui import look
-from rltop.tui.commands import COMMANDS
+from rltop.tui.commands import COMMANDS, Command
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,20 @@ def facts(view: Snapshot) -> list[tuple[str, str, Style]]:
 
 
 def footer(where: str, *, control: bool, width: int) -> Strip:
-    """The last line: the keys worth knowing, those that are not allowed greyed; what does not fit is left out."""
+    """The last line: the keys worth knowing, those that are not allowed greyed; what does not fit is left out.
+
+    How to leave comes last and fits always.
+    """
+    *others, leave = (_key(command, control=control) for command in COMMANDS if command.footer and command.id != where)
     parts: list[look.Part] = []
-    for command in COMMANDS:
-        if command.footer and command.id != where:
-            off = command.needs_control and not control
-            key = command.shown.split()[0]
-            shown = [(f" {key}", look.FAINT if off else look.STRONG), (f" {command.footer} ", look.FAINT)]
-            parts += shown if look.length([*parts, *shown]) <= width else []
+    for shown in others:
+        parts += shown if look.length([*parts, *shown, *leave]) <= width else []
+    parts += leave
     gate = [] if control else [("read-only", look.WARN)]
     room = width - look.length(parts) - look.length(gate)
     return look.row([*parts, (" " * room, look.PLAIN), *gate] if room >= 0 else parts, width)
+
+
+def _key(command: Command, *, control: bool) -> list[look.Part]:
+    off = command.needs_control and not control
+    return [(f" {command.shown.split()[0]}", look.FAINT if off else look.STRONG), (f" {command.footer} ", look.FAINT)]

@@ -87,6 +87,11 @@ class Table(Rows, Generic[T], can_focus=True):
         """The item under the cursor."""
         return self.items[self._place()] if self.items else None
 
+    def set_columns(self, columns: Sequence[Column[T]]) -> None:
+        """Other columns, as many; the order stays that of arrival."""
+        self._columns, self._sorted = columns, None
+        self.paint()
+
     def set_items(self, items: Sequence[T]) -> None:
         """Show these items; the cursor stays on its item, or goes to the first."""
         self.items = self._in_order(items)

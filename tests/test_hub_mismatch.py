@@ -1,0 +1,123 @@
+"""Where the gap lies: sums by stratum and the spread of d, against one token at a time; merged, bounded, asked for."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rltop.backend import view
+from rltop.backend.mismatch import DIMENSIONS, EDGES, Shape, Shapes
+from rltop.backend.profiles import Mismatch
+from rltop.backend.steps import GRACE_S
+from rltop.backend.summary import Summary
+from rltop.backend.summary.dimensions import POSITION, PROBABILITY
+from rltop.backend.summary.kernel import PROB_EDGES
+from tests.hub_core import Hub
+from tests.test_hub_steps import World
+
+
+@given(st.integers(0, 2**32), st.booleans())
+@settings(max_examples=40)
+def test_bins_and_means_are_those_of_one_token_at_a_time(seed: int, broken: bool) -> None:
+    world, hub = World(seed, broken=broken), Hub()
+    world.play(hub)
+    hub.later(GRACE_S + 0.1)
+    found = told(hub)
+    bins: dict[str, list[int]] = defaultdict(lambda: [0] * (2 * len(EDGES) - 1))
+    sums: dict[tuple[str, str, str], list[float]] = defaultdict(lambda: [0.0] * 4)
+    for row in world.rows:
+        engine = row.engine or ""
+        for place, (trainer, rollout, version) in enumerate(zip(row.trainer, row.rollout, row.versions, strict=True)):
+            d = trainer - rollout
+            if not math.isfinite(d):
+                continue
+            size = min(sum(abs(d) >= edge for edge in EDGES), len(EDGES) - 1)
+            bins[engine][len(EDGES) - 1 + (-size if d < 0 else size)] += 1
+            assert version is not None
+            lag = world.policy - version
+            labels = {"lag": "ahead" if lag < 0 else str(lag), "position": position_label(place)}
+            labels["probability"] = PROBABILITY.strata[sum(math.exp(rollout) >= edge for edge in PROB_EDGES)]
+            held = max(-20.0, min(20.0, d))
+            for name, label in labels.items():
+                for column, value in enumerate((1.0, d, abs(d), math.expm1(held) - held)):
+                    sums[engine, name, label][column] += value
+    for engine, counts in found.bins.items():
+        assert sum(counts) == sum(bins[engine])
+        near = [abs(ours - theirs) for ours, theirs in zip(counts, bins[engine], strict=True)]
+        assert sum(near) <= 0.05 * sum(counts) + 2  # a d within 0.8 % of an edge may fall on its other side
+    for profile in found.profiles:
+        for engine, rows in profile.engines.items():
+            for label, (n, *means) in zip(profile.labels, rows, strict=True):
+                if profile.dimension == "prefix":
+                    continue
+                expected = sums[engine, profile.dimension, label]
+                assert n == expected[0]
+                if n:
+                    assert means == pytest.approx([total / n for total in expected[1:]], rel=1e-5, abs=1e-7)
+    assert found.tokens == sum(len(row.rollout) for row in world.rows)
+    finite = [math.isfinite(t - r) for row in world.rows for t, r in zip(row.trainer, row.rollout, strict=True)]
+    assert found.invalid == finite.count(False)
+
+
+def position_label(place: int) -> str:
+    for label in POSITION.strata:
+        low, _, end = label.removesuffix("+").partition("-")
+        if int(low) <= place <= (math.inf if label.endswith("+") else int(end or low)):
+            return label
+    raise AssertionError(place)
+
+
+def test_every_dimension_is_answered_in_the_order_of_its_strata() -> None:
+    world, hub = World(3), Hub()
+    world.play(hub)
+    hub.later(GRACE_S + 0.1)
+    assert [(p.dimension, tuple(p.labels)) for p in told(hub).profiles] == [(d.name, d.strata) for d in DIMENSIONS]
+
+
+def asked(hub: Hub, first: int | None = None, last: int | None = None) -> view.Answer:
+    answer, _ = hub.ask(view.AskMismatch("q", first, last))
+    return view.decode_answer(view.encode(answer))
+
+
+def told(hub: Hub, first: int | None = None, last: int | None = None) -> Mismatch:
+    found = asked(hub, first, last).mismatch
+    assert found is not None
+    return found
+
+
+def test_a_viewer_gets_means_by_engine_and_stratum() -> None:
+    world, hub = World(3), Hub()
+    assert asked(hub).error == "no step with sequences is kept of that range"
+    world.play(hub)
+    hub.later(GRACE_S + 0.1)
+    found = told(hub)
+    assert (found.first, found.last, found.steps) == (0, 0, 1)
+    assert found.tokens == hub.steps[0].values["tokens"]
+    assert sum(map(sum, found.bins.values())) == found.tokens
+    for profile in found.profiles:
+        assert set(profile.engines) <= {"", "e0", "e1"}
+        for engine in ("e0", "e1"):
+            strata = profile.engines[engine]
+            assert len(strata) == len(profile.labels)
+            tokens = sum(n for n, *_ in strata)
+            mean = sum(n * size for n, _, size, _ in strata) / tokens
+            assert mean == pytest.approx(hub.steps[0].engines[engine]["logp_abs_diff_mean"], rel=1e-6)
+    assert asked(hub, 5, 9).mismatch is None
+
+
+def test_what_is_kept_is_bounded_and_a_step_that_comes_again_takes_its_own_place() -> None:
+    one = {"e0": Summary(tokens=5)}
+    size = 500 + Shape().bins.nbytes + Shape().sums.nbytes
+    kept = Shapes(total_bytes=10 * size)
+    for step in range(30):
+        kept.put(step, one)
+    kept.put(29, {"e0": Summary(tokens=7)})
+    assert kept.nbytes == 10 * size
+    assert (kept.answer(None, None).first, kept.answer(None, None).tokens) == (20, 52)
+    assert kept.answer(25, 26).tokens == 10
+    with pytest.raises(ValueError, match="no step"):
+        kept.answer(3, 9)

@@ -1,0 +1,222 @@
+"""The Mismatch view: what it asks, what it shows, and how one gets from a number to the sequences behind it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from rltop.backend.mismatch import DIMENSIONS, EDGES
+from rltop.backend.profiles import Mismatch, Profile
+from rltop.backend.sampled import Samples, Sequence, Token
+from rltop.backend.view import Answer, AskMismatch, AskSamples, Question
+from rltop.tui.bars import Bar, BarChart, draw
+from rltop.tui.mismatch import FLEET, along, merged, places
+from tests import pictures
+from tests.pictures import HeldClient
+from tests.screens import assert_as_saved, dashboard, settle
+
+ENGINES = ("e0", "e1", "")
+
+
+def means(rng: np.random.Generator, n: int, scale: float) -> tuple[int, float, float, float]:
+    size = scale * (0.8 + 0.4 * float(rng.random()))
+    return (n, -size / 9, size, size * size / 2) if n else (0, 0.0, 0.0, 0.0)
+
+
+def mismatch(first: int = 0, last: int = 39) -> Mismatch:
+    """Of a run whose engine e1 is off: by more with the lag, at rare tokens, and where the prefix was cached."""
+    rng = np.random.default_rng(7)
+    profiles = []
+    for dimension in DIMENSIONS:
+        engines = {}
+        for engine, scale in zip(ENGINES, (0.01, 0.08, 0.02), strict=True):
+            rows = []
+            for at in range(len(dimension.strata)):
+                n = {"lag": 900 * (1 <= at <= 6), "prefix": 2500 * (at < 2)}.get(dimension.name, 600 * (at < 10))
+                n = 0 if engine == "" and dimension.name != "lag" else n // 9 if engine == "" else n
+                rows.append(means(rng, n, scale * (1 + at if dimension.name == "lag" else 3 / (1 + at))))
+            engines[engine] = rows
+        profiles.append(Profile(dimension.name, list(dimension.strata), engines))
+    middle = len(EDGES) - 1
+    bins = {
+        engine: [int(40_000 * math.exp(-(abs(at - middle) ** 2) / wide)) for at in range(2 * middle + 1)]
+        for engine, wide in zip(ENGINES, (20, 50, 5), strict=True)
+    }
+    return Mismatch(first, last, last - first + 1, sum(map(sum, bins.values())), 3, list(EDGES), bins, profiles)
+
+
+def i4(values: list[int]) -> bytes:
+    return np.array(values, "<i4").tobytes()
+
+
+def f4(values: list[float]) -> bytes:
+    return np.array(values, "<f4").tobytes()
+
+
+def token(number: int, engine: str, step: int) -> Token:
+    rng = np.random.default_rng(number)
+    rollout = -float(rng.exponential(2))
+    d = (-1) ** number * 2.5 / (1 + number)
+    ids = [int(value) for value in rng.integers(4, 120, 33)]
+    return Token(
+        step, 0, number, 3 + number, 18, ids[24], rollout, math.nan if number == 0 else rollout + d, engine,
+        f"r{number}", 38, 1, 47, 32 * (number % 2), 0.5, i4(ids[:24]), i4(ids[25:]),
+    )  # fmt: skip
+
+
+def sequence(number: int, engine: str, step: int) -> Sequence:
+    rng = np.random.default_rng(100 + number)
+    size = 18
+    ids = [int(value) for value in rng.integers(4, 40, size + 2)]
+    rollout = -rng.exponential(1, size)
+    trainer = rollout + rng.normal(0, 0.4, size)
+    gap = np.abs(trainer - rollout)
+    return Sequence(
+        step, 0, number, size, 0, float(gap.mean()), float((gap**2).mean() / 2), 0.75, [engine], [f"r{number}"],
+        ["whole"], "stop", 47, 32, i4([3, *range(64, 80), 2]), i4(ids), bytes([1] * 6 + [0] * 2 + [1] * 12),
+        f4(rollout.tolist()), f4(trainer.tolist()), i4([38] * size), i4([1] * size),
+    )  # fmt: skip
+
+
+@dataclass
+class AnsweringClient(HeldClient):
+    """A hub that answers at once, or keeps silent."""
+
+    silent: bool = False
+    errors: bool = False
+    seen: list[Question] = field(default_factory=list)
+
+    def ask(self, question: Question) -> None:
+        self.seen.append(question)
+        if not self.silent:
+            self.answers[question.id] = self.answer(question)
+
+    def answer(self, question: Question) -> Answer:
+        if self.errors:
+            return Answer(question.id, error="nothing is kept of step 39")
+        if isinstance(question, AskMismatch):
+            assert question.last is not None
+            return Answer(question.id, mismatch=mismatch(question.first or 0, question.last))
+        assert isinstance(question, AskSamples)
+        assert question.step is not None
+        engines = [question.engine] if question.engine else ["e0", "e1"]
+        names = [engines[n % len(engines)] for n in range(16)]
+        tokens = question.kind in ("abs_diff", "k3")
+        return Answer(
+            question.id,
+            samples=Samples(
+                question.step, question.kind, 64, 1400,
+                [] if tokens else [sequence(n, name, question.step) for n, name in enumerate(names)],
+                [token(n, name, question.step) for n, name in enumerate(names)] if tokens else [],
+                [question.step],
+            ),
+        )  # fmt: skip
+
+    @property
+    def ranges(self) -> list[tuple[int | None, int | None]]:
+        return [(q.first, q.last) for q in self.seen if isinstance(q, AskMismatch)]
+
+    @property
+    def lists(self) -> list[tuple[int | None, str, str | None]]:
+        return [(q.step, q.kind, q.engine) for q in self.seen if isinstance(q, AskSamples)]
+
+
+SMALL, LARGE = (80, 24), (160, 48)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "keys"),
+    [
+        ("mismatch-80", SMALL, ("3",)),
+        ("mismatch-160", LARGE, ("3", "w")),
+        ("mismatch-50", (50, 20), ("3",)),
+        ("mismatch-engine-80", SMALL, ("3", "j", "j", "enter")),
+        ("mismatch-sequences-80", SMALL, ("3", "v", "v")),
+        ("mismatch-token-80", SMALL, ("3", "v", "j", "enter")),
+        ("mismatch-sequence-120", (120, 36), ("3", "v", "v", "v", "enter")),
+        ("mismatch-reading-80", SMALL, ("{", "3")),
+    ],
+)
+async def test_screen(name: str, size: tuple[int, int], keys: tuple[str, ...]) -> None:
+    async with dashboard(AnsweringClient(pictures.healthy()), size) as (app, pilot):
+        for key in keys:
+            await pilot.press(key)
+            await settle(app, pilot)
+        assert_as_saved(app, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "client"),
+    [
+        ("mismatch-waiting-80", AnsweringClient(pictures.healthy(), silent=True)),
+        ("mismatch-nothing-80", AnsweringClient(pictures.healthy(), errors=True)),
+        ("mismatch-no-steps-80", AnsweringClient(pictures.no_steps())),
+    ],
+)
+async def test_without_an_answer(name: str, client: AnsweringClient) -> None:
+    async with dashboard(client, SMALL) as (app, pilot):
+        await pilot.press("3")
+        await settle(app, pilot)
+        assert_as_saved(app, name)
+
+
+async def test_it_asks_only_when_something_else_is_looked_at() -> None:
+    client = AnsweringClient(pictures.healthy())
+    async with dashboard(client, SMALL) as (app, pilot):
+        await settle(app, pilot)
+        assert not client.seen  # not looked at: nothing is asked
+        await pilot.press("3")
+        for _ in range(5):
+            client.changed = True
+            await settle(app, pilot)
+        assert (client.ranges, client.lists) == ([(None, 39)], [(39, "abs_diff", None)])
+        await pilot.press("w", "w", "w")
+        await settle(app, pilot)
+        assert client.ranges[-1] == (10, 39)
+        await pilot.press("[")
+        await settle(app, pilot)
+        assert (client.ranges[-1], client.lists[-1][0]) == ((38, 38), 38)
+        await pilot.press("end", "v")
+        await settle(app, pilot)
+        assert client.lists[-1] == (39, "k3", None)
+        client.show(pictures.healthy(41))
+        await settle(app, pilot)
+        assert (client.ranges[-1], client.lists[-1]) == ((11, 40), (40, "k3", None))
+
+
+async def test_enter_on_an_engine_shows_it_alone_and_again_all() -> None:
+    client = AnsweringClient(pictures.healthy())
+    async with dashboard(client, SMALL) as (app, pilot):
+        await pilot.press("3")
+        await settle(app, pilot)
+        for key, engine in (("j", "e0"), ("j", "e1"), ("j", ""), ("k", "e1"), ("", None)):
+            await pilot.press(*([key] if key else []), "enter")
+            await settle(app, pilot)
+            assert client.lists[-1] == (39, "abs_diff", engine)
+
+
+def test_parts_of_a_profile_add_up_to_the_fleet() -> None:
+    answer = mismatch()
+    for dimension in ("lag", "position", "probability", "prefix"):
+        labels, rows = along(answer, dimension, None)
+        assert len(labels) == len(rows)
+        engines = [along(answer, dimension, engine)[1] for engine in ENGINES]
+        for at, (n, _, size, _) in enumerate(rows):
+            each = [rows_[at] for rows_ in engines]
+            assert n == sum(row[0] for row in each)
+            assert size * n == pytest.approx(sum(row[0] * row[2] for row in each))
+    fleet, *rest = places(answer)
+    assert (fleet.engine, [place.engine for place in rest]) == (FLEET, ["e0", "e1", "?"])
+    assert fleet.tokens == sum(place.tokens for place in rest)
+    assert fleet.cells["3"] is not None
+    assert merged([]) == (0, 0.0, 0.0, 0.0)
+
+
+def test_bars_stand_on_the_axis_and_nothing_is_nothing() -> None:
+    chart = BarChart((), tuple(Bar(share, label) for share, label in ((None, "a"), (0.0, "b"), (0.5, ""), (1.0, "d"))))
+    lines = ["".join(segment.text for segment in strip) for strip in draw(chart, 8, 4)]
+    assert lines == ["        ", "      ██", "  ▁▁████", "a─b───d─"]
+    assert len(draw(chart, 2, 1)) == 1
