@@ -17,6 +17,7 @@ import zmq
 from rltop.backend import view
 from rltop.backend.audit import AuditFile
 from rltop.backend.state import Audit, Effect, Reply, Send, State, Stop
+from rltop.backend.store import Store
 from rltop.collectors import wire
 from rltop.collectors.guard import Guard
 
@@ -46,6 +47,8 @@ class Core(threading.Thread):
         context: of the hub; ``outbox`` is an inproc address whose PULL end the I/O thread reads.
         outbox: where frames and messages go, as ``[socket, *frames]``.
         audit: where lines of the audit log go, before anything that they are about.
+        store: keeps the frames before they are sent; None to keep nothing.
+        news: asked at every tick for what the shell has to tell, as severity, kind and text.
 
     Attributes:
         failed: once the thread is over: it died of a fault.
@@ -58,6 +61,8 @@ class Core(threading.Thread):
         context: zmq.Context[zmq.Socket[bytes]],
         outbox: str,
         audit: AuditFile,
+        store: Store | None = None,
+        news: Callable[[], list[tuple[str, str, str]]] = list,
     ) -> None:
         super().__init__(name="rltop-core", daemon=True)
         self._state = state
@@ -65,6 +70,8 @@ class Core(threading.Thread):
         self._context = context
         self._address = outbox
         self._audit = audit
+        self._store = store
+        self._news = news
         self._urgent: deque[Call] = deque()
         self._data: deque[list[bytes]] = deque()
         self._data_bytes = 0
@@ -131,9 +138,13 @@ class Core(threading.Thread):
         self._outbox = self._context.socket(zmq.PUSH)
         self._outbox.linger = 0
         self._outbox.connect(self._address)
+        if self._store is not None:
+            self._store.start()
         try:
             self._turn()
         finally:
+            if self._store is not None:
+                self._store.end()
             self._outbox.send_multipart([STOP])
             self._outbox.close(1000)
 
@@ -142,6 +153,8 @@ class Core(threading.Thread):
         while True:
             now = self._clock()
             if now >= next_tick or self._frame_wanted:
+                for news in self._news():
+                    self._state.note(now, *news)
                 self._perform(self._guard.run("tick", self._state.tick, now) or [])
                 if self._publish(now, heartbeat=now >= next_beat or self._frame_wanted):
                     next_beat, self._frame_wanted = now + HEARTBEAT_S, False
@@ -177,6 +190,10 @@ class Core(threading.Thread):
         frame = self._state.frame(now, heartbeat=heartbeat)
         if frame is None:
             return False
+        if self._store is not None:
+            self._store.put(frame)
+            if frame.steps or frame.events or frame.changes:  # what a viewer has seen of these survives a kill
+                self._state.not_stored(frame, self._store.settle())
         self._outbox.send_multipart([VIEW, view.encode(frame)])
         return True
 

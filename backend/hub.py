@@ -25,8 +25,10 @@ import zmq
 
 from rltop.backend import audit
 from rltop.backend import core as hub_core
+from rltop.backend.clock import SteadyClock
 from rltop.backend.core import Core
 from rltop.backend.state import Effect, State
+from rltop.backend.store import Store
 from rltop.backend.warmup import Warmup
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir, RunDirError
@@ -59,14 +61,15 @@ class Hub:
         self._rundir = rundir
         self._context = zmq.Context()
         self._stopping = False
-        wall, steady = time.time(), time.monotonic()
-        clock: Callable[[], float] = lambda: wall + time.monotonic() - steady  # noqa: E731
+        clock = SteadyClock()
         self.epoch = uuid.uuid4().hex[:16]
-        self.started = wall
+        self.started = clock()
         self._outbox = self._context.socket(zmq.PULL)
         self._outbox.bind(OUTBOX)
-        state = State(rundir.run, self.epoch, wall, lambda: uuid.uuid4().hex[:12], Warmup().ready)
-        self._core = Core(state, clock, self._context, OUTBOX, audit.AuditFile(rundir.audit))
+        store = Store(rundir.path, rundir.run, self.epoch, self.started)
+        state = State(rundir.run, self.epoch, self.started, lambda: uuid.uuid4().hex[:12], Warmup().ready, store.past())
+        news: Callable[[], list[tuple[str, str, str]]] = lambda: [*store.take_news(), *clock.take_news()]  # noqa: E731
+        self._core = Core(state, clock, self._context, OUTBOX, audit.AuditFile(rundir.audit), store, news)
         self._core.put(lambda now: _restore(state, rundir.audit, now))  # before anybody is heard
 
     def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:

@@ -38,12 +38,14 @@ class Arrival:
     """What a message told about its source.
 
     ``news`` is ``appeared``, ``restarted`` (a new life without a goodbye from the last), ``returned`` (with one),
-    ``is back`` (after silence) or empty; ``lost`` messages went before it.
+    ``is back`` (after silence) or empty; ``lost`` messages went before it; ``midway``: earlier ones of its epoch went
+    to another hub, or to none.
     """
 
     source: Source
     news: str = ""
     lost: int = 0
+    midway: bool = False
 
     @property
     def new_life(self) -> bool:
@@ -72,9 +74,8 @@ class Sources:
         source = self._known.get(envelope.source)
         if source is None or source.epoch != envelope.epoch:
             fresh = self._known[envelope.source] = Source(envelope.source, envelope.epoch, now, envelope.seq + 1)
-            if source is None:
-                return Arrival(fresh, "appeared")
-            return Arrival(fresh, "returned" if source.health == "gone" else "restarted")
+            news = "appeared" if source is None else "returned" if source.health == "gone" else "restarted"
+            return Arrival(fresh, news, midway=envelope.seq > 0)
         lost = max(envelope.seq - source.next_seq, 0)
         source.next_seq = max(source.next_seq, envelope.seq + 1)
         source.lost += lost

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from rltop.backend import audit, view
 from rltop.backend.control import Commands, Order, RejectedError
 from rltop.backend.effects import Effects
@@ -22,6 +24,9 @@ from rltop.collectors import wire
 
 MAX_SKEW = 2
 """Engines that differ by more policy versions than this are worth a warning: a rolling update passes through 1."""
+
+RESUME_ENGINES_S = 3600.0
+"""Engines that the last hub knew are shown as silent until they speak, unless it ended longer ago than this."""
 
 LOSS_EVENT_PERIOD_S = 10.0
 """Losses of one source are told at most this often; the counters have them all."""
@@ -72,10 +77,17 @@ class State:
         now: wall clock that never steps back, seconds; every method takes the present one.
         new_id: makes ids of commands.
         ready: whether rows can be measured without waiting.
+        past: what is stored of the run, which this hub goes on from.
     """
 
     def __init__(
-        self, run: str, epoch: str, now: float, new_id: Callable[[], str], ready: Callable[[], bool] = lambda: True
+        self,
+        run: str,
+        epoch: str,
+        now: float,
+        new_id: Callable[[], str],
+        ready: Callable[[], bool] = lambda: True,
+        past: view.Snapshot | None = None,
     ) -> None:
         self.snapshot = view.Snapshot(run, epoch, 0, now, now)
         self._index = Index()
@@ -95,6 +107,9 @@ class State:
         self._skewed = False
         self._losses: dict[str, tuple[float, int]] = {}  # per source: when last told, how many since
         self._audit_trouble = ""
+        self._resumed_at: int | None = None  # last stored step, until the first of this hub's closes
+        if past is not None:
+            self._resume(past, now)
 
     def restore(self, lines: list[audit.Line], bad: int, now: float) -> list[Effect]:
         """Take in the audit log that earlier hubs of this run wrote, of which ``bad`` lines can't be read."""
@@ -233,7 +248,38 @@ class State:
         self.snapshot.apply(frame)
         return frame
 
+    def note(self, now: float, severity: str, kind: str, text: str) -> None:
+        """An event that the hub's shell tells of."""
+        self._event(now, severity, kind, text)
+
+    def not_stored(self, frame: view.Frame, frames: int) -> None:
+        """Say in ``frame``, which was made last, how many frames up to it the disk has not taken."""
+        if self.snapshot.counters.get("unstored", 0) != frames:
+            self._counters["unstored"] = self.snapshot.counters["unstored"] = frame.counters["unstored"] = frames
+
     # --- inside -------------------------------------------------------------------------------------------------
+
+    def _resume(self, past: view.Snapshot, now: float) -> None:
+        self.snapshot.steps, self.snapshot.events = past.steps, past.events
+        # What was still open the audit log knows, and what became of it.
+        self.snapshot.changes = {key: change for key, change in past.changes.items() if change.state in view.TERMINAL}
+        if now - past.time < RESUME_ENGINES_S:
+            silent = {e.id: msgspec.structs.replace(e, health="silent") for e in past.engines.values()}
+            self.snapshot.engines = {
+                e: past.engines[e] if past.engines[e].health == "gone" else silent[e] for e in silent
+            }
+        self._event_number = max((event.number for event in past.events), default=-1) + 1
+        self._last_step = self._resumed_at = max(past.steps, default=None)
+        self._event(now, "info", "hub", f"a new hub goes on from {len(past.steps)} stored steps")
+
+    def _tell_hole(self, step: int, now: float) -> None:
+        """The first step since this hub took over: were there others meanwhile?"""
+        if self._resumed_at is not None and step > self._resumed_at + 1:
+            first, last = self._resumed_at + 1, step - 1
+            which = f"step {first} was" if first == last else f"steps {first} to {last} were"
+            self.count("missing_steps", last - first + 1)
+            self._event(now, "warn", "gap", f"{which} not measured: there was no hub")
+        self._resumed_at = None
 
     def _take(self, envelope: wire.Envelope, body: wire.DataBody, arrays: wire.Arrays, now: float) -> None:
         _check_speaker(envelope, body)
@@ -265,6 +311,8 @@ class State:
             self._event(now, severity, _kind(source), f"{source.name} {news}", engine=_engine(source))
         if arrival.lost:
             self._lost(source, arrival.lost)
+        if source.is_trainer and (arrival.lost or arrival.midway):
+            self._steps.rows_missed()
         if not arrival.new_life:
             return []
         if news != "appeared" and not source.is_trainer:
@@ -297,6 +345,7 @@ class State:
         return [*(Audit(line) for line in self._commands.take_lines()), *effects]
 
     def _closed(self, step: view.Step, now: float) -> None:
+        self._tell_hole(step.step, now)
         self._new_steps.append(step)
         self._last_step = step.step
         self.count("unjoined_rows", sum(step.unjoined.values()))
@@ -305,7 +354,7 @@ class State:
         for line in self._joins.news(step):
             self._event(now, "warn", "join", line)
         if step.partial:
-            self._event(now, "warn", "step", f"step {step.step} closed without all its ranks")
+            self._event(now, "warn", "step", f"step {step.step} is partial: ranks or rows of it are missing")
 
     def _health(self, envelope: wire.Envelope, health: wire.Health, now: float) -> None:
         source = self._sources.get(envelope.source)

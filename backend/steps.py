@@ -52,6 +52,7 @@ class Assembly:
     deadline: float | None = None
     closed: float | None = None
     partial: bool = False
+    """Ranks are missing, or messages were lost that may have been its rows."""
 
     def absorb(self, batch: Batch) -> None:
         """Measure a batch and let its arrays go."""
@@ -66,7 +67,7 @@ class Assembly:
     def close(self, now: float, *, partial: bool) -> None:
         """No more rows are expected."""
         if self.closed is None:
-            self.closed, self.partial = now, partial
+            self.closed, self.partial = now, self.partial or partial
 
     def result(self, unused: Counter[str]) -> view.Step:
         """The measured step; ``unused`` rollouts by engine were passed over by now."""
@@ -112,10 +113,17 @@ class Steps:
         self._open: dict[int, Assembly] = {}
         self._done: set[int] = set()
         self._settled: list[view.Step] = []  # measured before their time, for want of room
+        self._next_is_partial = False
 
     def new_epoch(self) -> None:
         """The trainer started anew, perhaps from an earlier step: its steps may come again."""
         self._done.clear()
+
+    def rows_missed(self) -> None:
+        """Messages of a rank never came: the open steps may lack rows, and so may the one that comes next."""
+        for assembly in self._open.values():
+            assembly.partial = True
+        self._next_is_partial = True
 
     def rows(self, epoch: str, body: wire.Sequences, arrays: wire.Arrays, now: float) -> None:
         """Rows of a step, from the rank's life ``epoch``. Raises ``WireError`` if they are not well formed."""
@@ -178,6 +186,8 @@ class Steps:
                 oldest.close(now, partial=True)
                 self._settled.append(self._finish(oldest, now))
         assembly.epochs[rank] = epoch
+        assembly.partial |= self._next_is_partial
+        self._next_is_partial = False
         return assembly
 
     def _advance(self, assembly: Assembly, now: float) -> view.Step | None:

@@ -20,10 +20,10 @@ TICK_S = 0.5
 class Hub:
     """Messages go in as frames; what the core says comes out as effects and in ``picture``."""
 
-    def __init__(self, epoch: str = "hub-1") -> None:
+    def __init__(self, epoch: str = "hub-1", past: view.Snapshot | None = None) -> None:
         self.now = 1000.0
         ids = itertools.count()
-        self.state = State("run", epoch, self.now, lambda: f"{epoch}-c{next(ids)}")
+        self.state = State("run", epoch, self.now, lambda: f"{epoch}-c{next(ids)}", past=past)
         self.sources: dict[str, Source] = {}
         self.lines: list[Line] = []
         self.frames: list[view.Frame] = []

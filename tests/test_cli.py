@@ -29,6 +29,7 @@ from tests.test_hub_report import CHANGE_KEYS, ENGINE_KEYS, STEP_KEYS
 COMMANDS = (
     "top", "runs", "status", "set", "keep", "undo", "flush", "pause", "resume", "audit", "effect", "hub", "demo",
     "fingerprint", "launch-args", "worst",
+    "replay", "record", "export", "parity", "forward",
 )  # fmt: skip
 
 

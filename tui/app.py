@@ -30,6 +30,7 @@ from rltop.tui.overview import Overview
 from rltop.tui.palette import CommandPalette, key_bindings
 from rltop.tui.plot import Sight
 from rltop.tui.question import ConfirmPlain
+from rltop.tui.reference import Reference
 from rltop.tui.rows import Rows
 from rltop.tui.source import Source, hold
 from rltop.tui.table import Table
@@ -50,6 +51,7 @@ class RltopApp(App[int]):
         control: flags may be switched; otherwise the keys say why not.
         fps: repaints per second at most.
         notice: what else the first line should say now; empty for nothing.
+        reference: a stored run to hold this one against; None for nothing.
         clock: monotonic seconds.
     """
 
@@ -67,6 +69,7 @@ class RltopApp(App[int]):
         control: bool = False,
         fps: float = 4.0,
         notice: Callable[[], str] = str,
+        reference: Reference | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(ansi_color=True)
@@ -75,7 +78,7 @@ class RltopApp(App[int]):
         self.client = client
         self.run_name = run
         self.control = control
-        self.history = History()
+        self.history = History(reference)
         self.sight = Sight()
         self.pace = Pace(fps)
         self._notice = notice
@@ -143,6 +146,7 @@ class RltopApp(App[int]):
             self._footer.show([status.footer(str(self._views.current), control=self.control, width=width)])
 
     def _state(self) -> status.ViewState:
+        reference = self.history.reference
         frozen_at = behind = None
         if self._frozen is not None:
             frozen_at = max(self._frozen.steps, default=-1)
@@ -154,7 +158,7 @@ class RltopApp(App[int]):
             behind=behind or 0,
             reading=self.sight.cursor,
             slow_hz=self.pace.painting_hz if self.pace.slow else None,
-            notice=self._notice(),
+            notice=", ".join(filter(None, (self._notice(), reference.text if reference else ""))),
         )
 
     def _look(self, **changes: Any) -> None:
@@ -364,6 +368,7 @@ def run_dashboard(
     control: bool,
     fps: float = 4.0,
     notice: Callable[[], str] = str,
+    reference: Reference | None = None,
     farewell: str = "detached; the run goes on",
 ) -> int:
     """Show the dashboard of a run until the person leaves it.
@@ -373,6 +378,7 @@ def run_dashboard(
         control: flags may be switched.
         fps: repaints per second at most.
         notice: asked at every repaint for what else the first line should say; empty for nothing.
+        reference: a stored run to hold this one against; None for nothing.
         farewell: the last word on the terminal when the person left; empty for none.
 
     Returns:
@@ -380,7 +386,7 @@ def run_dashboard(
     """
     client = Client(rundir)
     try:
-        app = RltopApp(client, rundir.run, control=control, fps=fps, notice=notice)
+        app = RltopApp(client, rundir.run, control=control, fps=fps, notice=notice, reference=reference)
         app.run()
     finally:
         client.close()

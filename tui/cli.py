@@ -13,7 +13,7 @@ import click
 
 from rltop.collectors import rundir as rundirs
 from rltop.collectors.rundir import RunDir, RunDirError
-from rltop.tui import cli_effect, cli_metrics, orders, prints, worst
+from rltop.tui import cli_effect, cli_history, cli_metrics, orders, prints, worst
 from rltop.tui.runs import as_json_option, choose_run, client_of, existing_run, print_json
 
 
@@ -46,7 +46,8 @@ def main() -> None:
 @click.argument("run", required=False)
 @click.option("--control", is_flag=True, help="Allow switching flags from the dashboard (default: read-only).")
 @click.option("--fps", type=click.FloatRange(0.5, 10), default=4.0, show_default=True, help="Repaints per second.")
-def top(run: str | None, control: bool, fps: float) -> None:
+@cli_history.reference_option
+def top(run: str | None, control: bool, fps: float, references: tuple[str, ...]) -> None:
     """Show the dashboard of RUN (what `rltop` alone does)."""
     from rltop.collectors.launch import LaunchError, ensure_hub
 
@@ -56,13 +57,14 @@ def top(run: str | None, control: bool, fps: float) -> None:
             "the dashboard needs a terminal as standard input, output and error; "
             "`rltop status [--json]` prints the same facts"
         )
+    reference = cli_history.read_references(references)
     from rltop.tui.app import run_dashboard
 
     try:
         ensure_hub(rundir)
     except LaunchError as error:
         raise click.ClickException(str(error)) from error
-    sys.exit(run_dashboard(rundir, control=control, fps=fps))
+    sys.exit(run_dashboard(rundir, control=control, fps=fps, reference=reference))
 
 
 def _on_terminal() -> bool:
@@ -200,7 +202,14 @@ def demo(
     sys.exit(run_with_dashboard(options))
 
 
-for made in (*orders.COMMANDS, *prints.COMMANDS, *cli_effect.COMMANDS, *cli_metrics.COMMANDS, *worst.COMMANDS):
+for made in (
+    *orders.COMMANDS,
+    *prints.COMMANDS,
+    *cli_effect.COMMANDS,
+    *cli_metrics.COMMANDS,
+    *worst.COMMANDS,
+    *cli_history.COMMANDS,
+):
     main.add_command(made)
 
 

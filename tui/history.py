@@ -12,6 +12,7 @@ import numpy as np
 from rltop.backend.view import Change, Step
 from rltop.tui.canvas import Floats, Marker
 from rltop.tui.changes import label
+from rltop.tui.reference import Reference
 
 XAxis = Literal["step", "version", "minutes"]
 X_AXES: tuple[XAxis, ...] = ("step", "version", "minutes")
@@ -22,9 +23,13 @@ class History:
     """Columns over steps, in order of step; NaN where a step lacks the figure. Kept until the steps change.
 
     ``revision`` rises whenever they do.
+
+    Args:
+        reference: what the shown run is held against; None for nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reference: Reference | None = None) -> None:
+        self.reference = reference
         self.steps: list[Step] = []
         self.revision = 0
         self._columns: dict[str, Floats] = {}
@@ -39,11 +44,23 @@ class History:
         self.steps = current
         self.revision += 1
         self._columns.clear()
+        if self.reference is not None:
+            self.reference.judge(steps)
         return True
 
     def column(self, metric: str) -> Floats:
         """The metric of every step, [steps], NaN where it is not known."""
         return self._column(metric, lambda: (step.values.get(metric) for step in self.steps))
+
+    def reference_column(self, metric: str) -> Floats | None:
+        """The metric of the reference run at every step, [steps]; None without a reference."""
+        if self.reference is None:
+            return None
+        theirs = self.reference.steps
+        return self._column(
+            f"#reference {metric}",
+            lambda: (theirs[s.step].values.get(metric) if s.step in theirs else None for s in self.steps),
+        )
 
     def numbers(self) -> Floats:
         """The number of every step, [steps]."""
@@ -71,7 +88,7 @@ class History:
 
 
 def markers(changes: Iterable[Change], history: History, axis: XAxis) -> tuple[Marker, ...]:
-    """One marker per applied switch and step, between the step before it and the next.
+    """One marker per applied switch and step, between the step before it and the next; one where the reference is left.
 
     A switch before the steps that are known (a hub that was restarted has lost the older ones) has no place.
     """
@@ -80,6 +97,8 @@ def markers(changes: Iterable[Change], history: History, axis: XAxis) -> tuple[M
         for change in changes
         if change.state == "applied" and change.verb != "keep"
     }
+    if history.reference is not None and history.reference.since is not None:
+        switches.add((history.reference.since - 1, "≠reference"))
     x, numbers = history.x(axis), history.numbers()
     known = np.isfinite(x)
     if not known.any():

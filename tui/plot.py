@@ -110,6 +110,9 @@ class Plot(Rows, can_focus=True):
             canvas.Line(series.label, x, history.column(series.metric) * self.chart.factor, linked, style, dashed=i > 0)
             for i, (series, style) in enumerate(zip(self.chart.series, look.SERIES, strict=False))
         )
+        theirs = history.reference_column(self.chart.series[0].metric)
+        if theirs is not None:
+            lines += (canvas.Line("ref", x, theirs * self.chart.factor, linked, look.FAINT),)
         at = None if sight.cursor is None else history.index(sight.cursor)
         return canvas.Picture(
             x_range=canvas.page(first, last, sight.window),

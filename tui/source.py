@@ -18,7 +18,7 @@ class Source(Protocol):
 
     @property
     def state(self) -> str:
-        """``connecting``, ``live`` or ``lost``."""
+        """``connecting``, ``live`` or ``lost``; ``replay`` of a stored run."""
 
     @property
     def age_s(self) -> float:

@@ -37,6 +37,8 @@ def header(run: str, view: Snapshot | None, state: ViewState, width: int) -> Str
     alarm = _alarm(view, state)
     if alarm:
         parts += [(f" {alarm} ", look.ALARM), (" ", look.PLAIN)]
+    elif state.state == "replay":
+        parts += [("▶ ", look.WARN), ("replay  ", look.PLAIN)]
     else:
         parts += [("● ", look.GOOD), ("live  ", look.PLAIN)]
     if state.notice:
@@ -53,7 +55,7 @@ def _alarm(view: Snapshot | None, state: ViewState) -> str:
     said = []
     if state.state == "lost":
         said.append(f"✖ hub lost {look.duration(state.age_s)}: the run goes on; reconnecting")
-    elif state.state != "live":
+    elif state.state not in ("live", "replay"):
         said.append("◌ connecting: waiting for the hub" if view is None else "◌ reconnecting")
     if state.frozen_at is not None:
         at = f"at step {state.frozen_at}" if state.frozen_at >= 0 else "before the first step"

@@ -9,6 +9,8 @@ import time
 
 from rltop.backend.client import Client
 from rltop.backend.demo.children import group_members
+from rltop.backend.store import set_aside
+from rltop.backend.store_read import has_steps
 from rltop.collectors.launch import HubInfo, ensure_hub, find_hub
 from rltop.collectors.rundir import RunDir
 
@@ -25,7 +27,8 @@ class RunInUseError(RuntimeError):
 def fresh_hub(rundir: RunDir) -> tuple[HubInfo, bool]:
     """A hub of ``rundir`` that has seen no steps, and whether it was started here.
 
-    A hub that an earlier run left behind is ended first: its steps would be mixed with the new ones.
+    A hub that an earlier run left behind is ended first, and what it stored is set aside: its steps would be mixed with
+    the new ones.
 
     Raises:
         RunInUseError: live engines are attached to it.
@@ -36,6 +39,8 @@ def fresh_hub(rundir: RunDir) -> tuple[HubInfo, bool]:
         if not _has_past(rundir):
             return found, False
         stop_hub(rundir, found)
+    if find_hub(rundir) is None and has_steps(rundir.path):
+        set_aside(rundir.path)
     return ensure_hub(rundir), True
 
 

@@ -1,0 +1,40 @@
+"""Which kind of file system a directory is on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NETWORK = frozenset({
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "ceph", "beegfs", "glusterfs", "afs", "9p", "pvfs2",
+    "orangefs", "ocfs2", "gfs2", "wekafs", "panfs",
+    "fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.gcsfuse", "fuse.juicefs", "fuse.mount-s3",
+})  # fmt: skip
+"""Kinds on which processes of several machines meet, or that can't share memory: SQLite's log does not work there."""
+
+
+def kind_of(directory: Path, mounts: str | None = None) -> str:
+    """Kind of the file system at ``directory``, as the kernel calls it; empty where it does not say.
+
+    ``mounts`` is the text of ``/proc/self/mountinfo``, read if it is not given.
+    """
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mountinfo").read_text()
+        except OSError:
+            return ""
+    place = directory.resolve()
+    best, kind = -1, ""
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, rest = left.split(), right.split()
+        if len(fields) < 5 or not rest:
+            continue
+        mounted = Path(fields[4].encode().decode("unicode_escape"))  # a space stands as \040
+        if place.is_relative_to(mounted) and len(mounted.parts) >= best:  # of equal ones the later covers the earlier
+            best, kind = len(mounted.parts), rest[0]
+    return kind
+
+
+def is_network(directory: Path) -> bool:
+    """Whether the directory is on one of ``NETWORK``."""
+    return kind_of(directory) in NETWORK

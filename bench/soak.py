@@ -1,0 +1,127 @@
+"""Feed a hub for half an hour at ten times the demo's rate, and look for what grows: memory, descriptors, bytes a step.
+
+    .venv/bin/python -m bench.soak [--minutes 30] [--rate 6] [--engines 4]
+
+From the root of a checkout. Each step is 64 sequences of 16 tokens, written by the engines and trained on, all metrics
+measured; every engine reports once a second; a viewer follows. A line a minute: what the hub's process holds, and the
+bytes of store per step since the line before (the log beside the file grows to 16 MB first and then stays).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from rltop.backend.client import Client
+from rltop.backend.store_read import NAME
+from rltop.collectors import wire
+from rltop.collectors.rundir import RunDir
+from rltop.collectors.sender import Sender
+from tests.hub_messages import engine_state
+from tests.receiver import run_directory
+from tests.store_load import start_hub
+
+ROWS, TOKENS, PROMPT = 64, 16, 48
+
+
+class Load:
+    """Engines and a trainer; ``step`` sends all of one step."""
+
+    def __init__(self, rundir: RunDir, engines: int) -> None:
+        self._rng = np.random.default_rng(0)
+        self._steps = 0
+        self.engines = [Sender(rundir, f"e{n}", "engine", lambda _, items: items) for n in range(engines)]
+        self.trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items)
+
+    def step(self) -> None:
+        share = ROWS // len(self.engines)
+        for engine in self.engines:
+            prompts = self._rng.integers(0, 30_000, (share, PROMPT)).astype("<i4")
+            ids = self._rng.integers(0, 30_000, (share, TOKENS)).astype("<i4")
+            logprobs = -self._rng.exponential(1, (share, TOKENS)).astype("<f4")
+            made: wire.Arrays = {
+                "prompt_ids": prompts.ravel(), "token_ids": ids.ravel(), "logprobs": logprobs.ravel(),
+            }  # fmt: skip
+            entries = [
+                wire.Rollout(
+                    f"{self._steps}-{n}", PROMPT, TOKENS, "stop", [wire.VersionRun(0, 0, self._steps)], "engine", True
+                )
+                for n in range(share)
+            ]
+            engine.offer("all", 10_000, (wire.Rollouts(engine.source, entries, wire.describe(made)), made))
+            rows: wire.Arrays = {
+                "row_ids": np.concatenate([prompts, ids], axis=1).ravel(),
+                "row_mask": np.repeat(np.array([[0] * PROMPT + [1] * TOKENS], "u1"), share, axis=0).ravel(),
+                "row_sizes": np.full(share, PROMPT + TOKENS, "<i4"),
+                "rewards": self._rng.random(share).astype("<f4"),
+                "rollout_logprobs": logprobs.ravel(),
+                "trainer_logprobs": (logprobs + self._rng.normal(0, 0.02, logprobs.shape)).astype("<f4").ravel(),
+            }
+            body = wire.Sequences(self._steps, 0, 0, share, wire.describe(rows), policy_version=self._steps)
+            self.trainer.offer("all", 20_000, (body, rows))
+        self.trainer.offer("all", 500, (wire.StepClosed(self._steps, 0, 1, self._steps, {"loss": 0.5}), {}))
+        self._steps += 1
+
+    def report(self) -> None:
+        for engine in self.engines:
+            state = engine_state(engine.source, step=self._steps, generated_tokens=self._steps * ROWS * TOKENS)
+            engine.offer("all", 500, (state, {}))
+
+
+def look(pid: int, store: Path) -> tuple[float, int, float]:
+    """Resident MB and open descriptors of the process, MB of the store with its log."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = int(status.partition("VmRSS:")[2].split()[0]) / 1e3
+    size = sum(path.stat().st_size for path in store.parent.glob(store.name + "*")) / 1e6
+    return resident, len(list(Path(f"/proc/{pid}/fd").iterdir())), size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--rate", type=float, default=6.0, help="steps a second")
+    parser.add_argument("--engines", type=int, default=4)
+    options = parser.parse_args()
+    with run_directory() as rundir, Client(rundir) as client:
+        hub = start_hub(rundir)
+        try:
+            client.snapshot(60)
+            load = Load(rundir, options.engines)
+            start = next_step = next_report = time.monotonic()
+            next_line = start + 60
+            last_steps, last_size = 0, 0.0
+            while (now := time.monotonic()) < start + options.minutes * 60:
+                if now >= next_step:
+                    load.step()
+                    next_step += 1 / options.rate
+                if now >= next_report:
+                    load.report()
+                    next_report += 1.0
+                client.poll(0.02)
+                if now >= next_line:
+                    next_line += 60
+                    resident, files, size = look(hub.pid, rundir.path / NAME)
+                    picture = client.view
+                    assert picture is not None
+                    steps = len(picture.steps)
+                    values = next(reversed(picture.steps.values())).values
+                    each = (size - last_size) * 1e6 / max(steps - last_steps, 1)
+                    last_steps, last_size = steps, size
+                    print(
+                        f"{(now - start) / 60:3.0f} min: {steps} steps, joined {values['joined_fraction']}, "
+                        f"{resident:.0f} MB resident, {files} descriptors, store {size:.1f} MB, {each:.0f} B/step, "
+                        f"{[picture.counters.get(name, 0) for name in ('unstored', 'lost_messages', 'faults')]}",
+                        flush=True,
+                    )
+            for sender in (*load.engines, load.trainer):
+                sender.close(5)
+        finally:
+            hub.terminate()
+            hub.wait(30)
+
+
+if __name__ == "__main__":
+    main()

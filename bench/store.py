@@ -1,0 +1,134 @@
+"""What the store takes in, how large it gets, and how fast it answers.
+
+    .venv/bin/python bench/store.py [--steps 1000000] [--keep DIR]
+
+A run of so many steps is written frame by frame through the writer that hubs use: all metrics of a step, two engines'
+parts, 40 scalars of the trainer. Then a hub's commits (a frame of one step each), and the questions: the picture as a
+hub or a replay opens it, the newest 500 steps of a metric, and the 20 worst tokens of 100 steps from kept sequences.
+Questions are asked in a process that has not read the file before; the operating system's cache is warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rltop.backend import metrics, view
+from rltop.backend.store_read import NAME, Reader
+from rltop.backend.store_thin import Limits
+from rltop.backend.store_write import Writer
+
+ALL = Limits(steps=10**9, coarse_steps=10**9, step_engines=10**9)
+NAMES = [metric.name for metric in metrics.METRICS]
+
+
+def steps(count: int, engines: int, scalars: int) -> list[view.Step]:
+    """``count`` steps to be used in turn: making them must not be what is timed."""
+    rng = random.Random(0)
+
+    def values() -> dict[str, float | None]:
+        return {name: rng.gauss(0, 1) for name in NAMES}
+
+    return [
+        view.Step(
+            n, 1e9 + n, n, False, values(), {f"e{e}": values() for e in range(engines)},
+            trainer={f"s{i}": rng.random() for i in range(scalars)},
+        )
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def frame(step: view.Step, number: int) -> view.Frame:
+    made = view.Step(
+        number, step.closed + number, number, False, step.values, step.engines, step.unjoined, step.trainer
+    )
+    return view.Frame("bench", number + 1, 1e9 + number / 5, steps=[made])
+
+
+def ingest(directory: Path, count: int, engines: int, scalars: int, limits: Limits, tidy: bool) -> tuple[float, float]:
+    """Steps per second of CPU, frames of 200 steps a transaction, and MB of the closed file."""
+    made = steps(200, engines, scalars)
+    writer = Writer(directory / NAME, "bench", "bench", 1e9, limits=limits)
+    start = time.process_time()
+    for first in range(0, count, 200):
+        writer.write([frame(step, first + place) for place, step in enumerate(made)])
+        if tidy:
+            writer.tidy()
+    spent = time.process_time() - start
+    while tidy and writer._thinner._reached["step"] < count - limits.steps:
+        writer.tidy()
+    writer.close()
+    return count / spent, (directory / NAME).stat().st_size / 1e6
+
+
+def commits(directory: Path, count: int) -> list[float]:
+    """Microseconds of each commit of one step's frame."""
+    made = steps(count, 0, 0)
+    writer = Writer(directory / NAME, "bench", "bench", 1e9)
+    took = []
+    for number, step in enumerate(made):
+        one = [frame(step, number)]
+        start = time.perf_counter()
+        writer.write(one)
+        took.append((time.perf_counter() - start) * 1e6)
+    writer.close()
+    return took
+
+
+def ask(path: Path) -> None:
+    """The questions, in a process of its own."""
+    with Reader(path) as reader:
+        first = time.perf_counter()
+        reader.series("kl_k3")
+        series = (time.perf_counter() - first) * 1e3
+        start, cpu = time.perf_counter(), time.process_time()
+        picture = reader.picture()
+        opened = time.perf_counter() - start
+        columns = {name: [step.values.get(name) for step in picture.steps.values()] for name in NAMES}
+        shown, cpu = time.perf_counter() - start, time.process_time() - cpu
+        took = []
+        for name in ["kl_k3", *NAMES[:20]]:
+            start = time.perf_counter()
+            found = reader.series(name, last=500)
+            took.append((time.perf_counter() - start) * 1e3)
+            assert len(found) == 500
+    print(
+        f"open {opened * 1e3:.0f} ms, with columns {shown * 1e3:.0f} ms ({cpu * 1e3:.0f} of CPU), "
+        f"{len(picture.steps)} steps in it, {len(columns)} metrics; "
+        f"newest 500 of a metric {series:.2f} ms first, {statistics.median(took):.2f} ms median"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--ask", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.ask:
+        ask(options.ask)
+        return
+    with tempfile.TemporaryDirectory(prefix="rl") as made:
+        for name in ("commits", "small", "whole", "thinned"):
+            (Path(made) / name).mkdir()
+        took = sorted(commits(Path(made) / "commits", 5000))
+        print(f"commit of a step: p50 {took[2500]:.0f} us, p99 {took[4950]:.0f}, max {took[-1]:.0f}")
+        for engines, scalars in ((0, 0), (2, 40)):
+            rate, size = ingest(Path(made) / "small", 100_000 // (1 + engines), engines, scalars, ALL, tidy=False)
+            each = size * 1e6 / (100_000 // (1 + engines))
+            print(f"{engines} engines, {scalars} scalars: {rate:,.0f} steps/s of CPU, {each:.0f} B/step")
+            (Path(made) / "small" / NAME).unlink()
+        for name, limits in (("whole", ALL), ("thinned", Limits())):
+            rate, size = ingest(Path(made) / name, options.steps, 0, 0, limits, tidy=name == "thinned")
+            print(f"{options.steps} steps {name}: {rate:,.0f} steps/s of CPU, {size:.0f} MB", flush=True)
+            for _ in range(2):
+                subprocess.run([sys.executable, __file__, "--ask", str(Path(made) / name)], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""A stored run shown again, copied into one file, and written out as tables: the same numbers as the live one had."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from rltop.backend import report, view
+from rltop.backend.client import Client
+from rltop.backend.export import KINDS, ExportError, export
+from rltop.backend.export_kinds import SUMMARIES
+from rltop.backend.record import record
+from rltop.backend.replay import MAX_IDLE_S, SAMPLE, Replay
+from rltop.backend.store_read import NAME, Reader
+from rltop.backend.store_rows import Sample
+from rltop.backend.store_schema import StoreError
+from rltop.backend.store_write import Writer
+from rltop.collectors import wire
+from rltop.collectors.rundir import RunDir
+from rltop.tui import cli
+from rltop.tui.app import RltopApp
+from tests import pictures, stored
+from tests.hub_messages import rollouts, sequences
+from tests.receiver import run_directory
+from tests.screens import screen_text, settle
+from tests.store_load import DEADLINE_S, start_hub
+from tests.stored import bits
+from tests.test_hub_process import collector, see
+from tests.test_hub_steps import World
+
+SECRET = 987_654_321
+TEXT = "what the model wrote"
+"""What is nowhere else: a token id, and a mark beside it."""
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def rundir() -> Iterator[RunDir]:
+    with run_directory() as found:
+        yield found
+
+
+def rltop(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, list(arguments))
+
+
+def sampled(directory: Path, steps: int = 3) -> Path:
+    """A store with kept sequences and tokens."""
+    writer = Writer(directory / NAME, "run", "h", pictures.START)
+    for number, frame in enumerate(stored.frames(steps)):
+        body = msgspec.msgpack.encode(
+            {"ids": SECRET.to_bytes(4, "little") * 500, "rollout": b"\0\0\0\xbf", "engine": "e0"}
+        )
+        kept = [Sample(number, "worst", "e0", 500, 0.5, body)]
+        kept += [
+            Sample(
+                number,
+                "abs_diff",
+                "e0",
+                500,
+                float((number * 37 + place * 11) % 101),
+                msgspec.msgpack.encode({"id": place, "text": TEXT}),
+            )
+            for place in range(32)
+        ]
+        writer.write([frame], kept)
+    writer.close()
+    return directory / NAME
+
+
+# --- replay ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_keeps_the_runs_pace_and_ends_with_its_picture(tmp_path: Path) -> None:
+    made = list(stored.frames(40, every_s=2.0))
+    clock = Clock()
+    replay = Replay(Reader(stored.store(tmp_path, made)), speed=4.0, clock=clock)
+    assert replay.state == "replay"
+    assert replay.poll()
+    assert list(replay.view.steps) == [0]
+    clock.now += 1.1  # 4.4 s of the run
+    replay.poll()
+    assert list(replay.view.steps) == [0, 1, 2]
+    assert not replay.poll()
+    clock.now += 100.0
+    replay.poll()
+    assert replay.ended
+    assert "step 39 of 39, ended" in replay.progress
+    shown = stored.live(made)
+    assert bits([replay.view.steps, replay.view.events, replay.view.changes, replay.view.counters]) == bits(
+        [shown.steps, shown.events, shown.changes, shown.counters]
+    )
+    replay.ask(view.AskSet("q", "prefix_caching", "off"))
+    assert "replay" in str(replay.answers["q"].error)
+    replay.close()
+
+
+def test_a_replay_can_begin_at_a_step_or_show_the_end(tmp_path: Path) -> None:
+    made = list(stored.frames(40))
+    path = stored.store(tmp_path, made)
+    replay = Replay(Reader(path), from_step=17)
+    assert list(replay.view.steps) == list(range(17))
+    replay.poll()
+    assert max(replay.view.steps) == 17
+    replay.close()
+    ended = Replay(Reader(path), speed=math.inf)
+    assert ended.ended
+    assert bits(ended.view.steps) == bits(stored.live(made).steps)
+    ended.close()
+    with pytest.raises(ValueError, match="no step 40"), Reader(path) as reader:
+        Replay(reader, from_step=40)
+
+
+def test_long_silences_and_clocks_that_were_set_back_are_passed_over(tmp_path: Path) -> None:
+    times = [0.0, 1.0, 86_400.0, 500.0, 501.0]
+    made = [
+        view.Frame("h", n + 1, pictures.START + at, steps=[stored.step(n)]) for n, at in enumerate(times)
+    ]  # fmt: skip
+    clock = Clock()
+    replay = Replay(Reader(stored.store(tmp_path, made)), clock=clock)
+    waited = []
+    for number in range(len(times)):
+        start = clock.now
+        while number not in replay.view.steps:
+            replay.poll()
+            clock.now += 0.25
+        waited.append(clock.now - start)
+    assert max(waited) <= MAX_IDLE_S + 1.0
+    replay.close()
+
+
+async def test_every_view_shows_a_replay(tmp_path: Path) -> None:
+    replay = Replay(Reader(stored.store(tmp_path, stored.frames(40))), speed=math.inf)
+    app = RltopApp(replay, replay.view.run, notice=lambda: replay.progress)
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(app, pilot)
+        assert "replay  step 39 of 39, ended" in screen_text(app)
+        for key in ("2", "1"):
+            await pilot.press(key)
+            await settle(app, pilot)
+            assert "reconnecting" not in screen_text(app)
+    replay.close()
+
+
+def test_a_replay_has_the_numbers_that_the_live_hub_had_to_the_bit(rundir: RunDir, tmp_path: Path) -> None:
+    hub = start_hub(rundir)
+    try:
+        with Client(rundir) as client, collector(rundir, "trainer/0") as trainer, collector(rundir, "e0") as e0:
+            for number in range(3):
+                world = World(number)
+                written = [one for one in world.written if one.engine == "e0"]
+                e0.send(*rollouts(written))
+                rows, arrays = sequences(world.trained, policy_version=world.policy)
+                trainer.send(msgspec.structs.replace(rows, step=number), arrays)
+                trainer.send(wire.StepClosed(number, 0, 1, number, {"loss": 1 / 3, "grad_norm": math.nan}))
+            see(client, lambda v: 2 in v.steps)
+            trainer.sender.close(5)
+            shown = see(client, lambda v: v.trainer.health == "gone" and "e0" in v.engines)
+            live = report.as_json(shown)
+            assert record(rundir.path, tmp_path / "run.rltop") > 0  # while it goes on
+        hub.terminate()
+        assert hub.wait(DEADLINE_S) == 0
+    finally:
+        hub.kill()
+        hub.wait(DEADLINE_S)
+    kept = stored.picture(rundir.path)
+    for part in ("steps", "changes", "trainer"):
+        assert bits(getattr(kept, part)) == bits(getattr(shown, part)), part
+    for place in (str(rundir.path), str(tmp_path / "run.rltop")):
+        again = rltop("replay", place, "--json")
+        assert again.exit_code == 0, again.output
+        assert json.loads(again.stdout)["steps"] == json.loads(json.dumps(live))["steps"]
+    assert [path.name for path in rundir.path.glob("store*")] == [NAME]  # nothing is left beside it
+
+
+# --- record ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["run.rltop", "run.rltop.gz"])
+def test_a_record_holds_the_run_and_no_token_unless_asked(tmp_path: Path, name: str) -> None:
+    source = sampled(tmp_path)
+    plain, full = tmp_path / f"plain-{name}", tmp_path / f"full-{name}"
+    for to, with_text in ((plain, False), (full, True)):
+        record(source, to, with_text=with_text)
+        assert bits(stored.picture(to).steps) == bits(stored.picture(source).steps)
+    with Reader(plain) as reader:
+        assert reader.samples("worst", 0, 2) == []
+    with Reader(full) as reader:
+        assert len(reader.samples("worst", 0, 2)) == 3
+    content = gzip.decompress(plain.read_bytes()) if name.endswith(".gz") else plain.read_bytes()
+    assert TEXT.encode() in source.read_bytes()
+    assert TEXT.encode() not in content  # not in free pages either
+    with pytest.raises(FileExistsError):
+        record(source, plain)
+    record(source, plain, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {NAME, plain.name, full.name}
+
+
+def test_what_cannot_be_recorded_or_shown_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="nothing was recorded"):
+        record(tmp_path / "nothing", tmp_path / "to")
+    stored.store(tmp_path, stored.frames(2))
+    with pytest.raises(OSError, match="nowhere"):
+        record(tmp_path, tmp_path / "nowhere" / "to")
+    missing = rltop("replay", str(tmp_path / "nothing"))
+    assert (missing.exit_code, "no run or file" in missing.stderr) == (1, True)
+    assert rltop("replay").exit_code == 2
+    both = rltop("record", str(tmp_path), "--to", str(tmp_path / NAME))
+    assert "--force overwrites it" in both.stderr
+
+
+# --- export ---------------------------------------------------------------------------------------------------------
+
+
+def test_steps_are_exported_to_the_bit(tmp_path: Path) -> None:
+    made = list(stored.frames(25))
+    steps = list(stored.live(made).steps.values())
+    with Reader(stored.store(tmp_path, made)) as reader:
+        assert export(reader, "steps", tmp_path / "steps.csv") == 25
+        assert export(reader, "steps", tmp_path / "steps.jsonl") == 25
+        assert export(reader, "steps", tmp_path / "steps.parquet") == 25
+    with (tmp_path / "steps.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, step in zip(rows, steps, strict=True):
+        for name, value in step.values.items():
+            assert row[name] == ("" if value is None else repr(value))
+        assert row["trainer/grad_norm"] == repr(step.trainer["grad_norm"])
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [line["kl_k3"] for line in lines] == [step.values["kl_k3"] for step in steps]
+    table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "steps.parquet").to_pylist()
+    assert bits([row["kl_k3"] for row in table]) == bits([step.values["kl_k3"] for step in steps])
+    assert bits([row["trainer/grad_norm"] for row in table]) == bits([step.trainer["grad_norm"] for step in steps])
+
+
+@pytest.mark.parametrize("end", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("what", SUMMARIES)
+def test_everything_is_exported_in_every_format(tmp_path: Path, what: str, end: str) -> None:
+    if end == ".parquet":
+        pytest.importorskip("pyarrow")
+    sampled(tmp_path)
+    to = tmp_path / f"out{end}"
+    done = rltop("export", str(tmp_path), "--what", what, "--to", str(to))
+    assert done.exit_code == 0, done.output
+    assert f"{to}: " in done.stdout
+    assert to.stat().st_size > 50
+    again = rltop("export", str(tmp_path), "--what", what, "--to", str(to))
+    assert (again.exit_code, "--force" in again.stderr) == (1, True)
+
+
+def test_kept_sequences_are_readable_in_an_export(tmp_path: Path) -> None:
+    with Reader(sampled(tmp_path)) as reader:
+        export(reader, "sequences", tmp_path / "out.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    body = json.loads(next(row for row in rows if row["kind"] == "worst")["body"])
+    assert (body["ids"][:2], body["rollout"], body["engine"]) == ([SECRET, SECRET], [-0.5], "e0")
+
+
+def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    with Reader(stored.store(tmp_path, stored.frames(2))) as reader:
+        with pytest.raises(ExportError, match="no sequences are stored"):
+            export(reader, "sequences", tmp_path / "out.csv")
+        with pytest.raises(ExportError, match=r"\.csv, \.jsonl, \.parquet"):
+            export(reader, "steps", tmp_path / "out.xlsx")
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+    assert [kind.name for kind in KINDS] == list(SUMMARIES)
+
+
+def test_the_worst_tokens_of_a_range_of_steps(tmp_path: Path) -> None:
+    sampled(tmp_path, steps=30)
+    with sqlite3.connect(tmp_path / NAME) as connection:
+        every = connection.execute(
+            "SELECT value FROM sample WHERE kind = 'abs_diff' AND step BETWEEN 5 AND 20"
+        ).fetchall()
+    connection.close()
+    with Reader(tmp_path) as reader:
+        found = reader.samples("abs_diff", 5, 20)
+    assert [row["value"] for row in found] == sorted((value for (value,) in every), reverse=True)[:20]
+    assert all("id" in row["body"] for row in found)
+
+
+# --- the recorded run that comes along ------------------------------------------------------------------------------
+
+
+def test_the_sample_is_a_real_run_with_switches_and_a_fault() -> None:
+    assert SAMPLE.stat().st_size < 3_000_000
+    with Reader(SAMPLE) as reader:
+        picture = reader.picture()
+        hosts = {engine.vllm_version for engine in picture.engines.values()}
+    assert hosts == {"0.32.0"}
+    assert list(picture.steps) == list(range(len(picture.steps)))
+    assert len(picture.steps) >= 40
+    switches = [change for change in picture.changes.values() if change.state == "applied"]
+    assert {change.flag for change in switches} >= {"prefix_caching", "async_scheduling", "logprobs_mode"}
+    assert {change.lost_requests for change in switches} == {0}
+    raw = next(c.step for c in switches if (c.flag, c.new) == ("logprobs_mode", "raw"))
+    back = next(c.step for c in switches if (c.flag, c.new) == ("logprobs_mode", "processed"))
+    assert raw is not None
+    assert back is not None
+    gap = {number: step.values["backend_abs_diff_mean"] or 0.0 for number, step in picture.steps.items()}
+    assert max(gap[number] for number in range(raw)) < 1e-5  # the record was right
+    assert min(gap[number] for number in range(raw + 4, back)) > 1e-3  # then it was not
+    assert max(gap[number] for number in range(back + 4, 60)) < 1e-5
+    assert rltop("replay", "--sample", "--json").exit_code == 0

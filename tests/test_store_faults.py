@@ -1,0 +1,267 @@
+"""What can go wrong with a store: kills, a disk that takes no more, a file that goes away, a clock that jumps."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rltop.backend import store as stores
+from rltop.backend import store_schema, view
+from rltop.backend.client import Client
+from rltop.backend.clock import SteadyClock
+from rltop.backend.store import Store, set_aside
+from rltop.backend.store_read import NAME, Reader
+from rltop.collectors import wire
+from rltop.collectors.rundir import RunDir
+from tests import pictures, stored
+from tests.hub_core import Hub
+from tests.receiver import run_directory, wait_until
+from tests.store_load import DEADLINE_S, fleet, kill_often, start_hub
+from tests.test_hub_process import close_step, collector, see
+
+RETRY_S = 0.02
+
+
+@pytest.fixture
+def rundir() -> Iterator[RunDir]:
+    with run_directory() as found:
+        yield found
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path, "run", "hub-1", pictures.START, retry_s=RETRY_S)
+    yield made
+    if made.is_alive():
+        made.end()
+
+
+def frame(number: int) -> view.Frame:
+    return view.Frame("hub-1", number, pictures.START + number, steps=[stored.step(number)])
+
+
+def told(store: Store) -> str:
+    return " | ".join(text for _, _, text in store.take_news())
+
+
+def steps(directory: Path) -> list[int]:
+    return list(stored.picture(directory).steps)
+
+
+# --- kills ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(600)
+def test_twenty_kills_lose_no_step_that_was_shown(rundir: RunDir) -> None:
+    witness, closed = kill_often(rundir, 20, seed=1, longest_s=0.6, steps_per_s=50)
+    assert len(witness.shown) > 100
+    assert closed > len(witness.shown)
+
+
+def test_a_new_hub_goes_on_from_what_is_stored_and_tells_the_hole() -> None:
+    first = Hub("hub-1")
+    for number in range(3):
+        first.send("trainer/0", wire.StepClosed(number, 0, 1, number))
+        first.later(1.0)
+    past, last = first.picture, first.picture.events[-1].number
+    second = Hub("hub-2", past=past)
+    assert list(second.steps) == [0, 1, 2]
+    assert [event.number for event in second.picture.events] == list(range(last + 1))
+    second.source("trainer/0").seq = 50  # its messages went nowhere meanwhile
+    second.send("trainer/0", wire.StepClosed(5, 0, 1, 5))
+    second.later(1.0)
+    assert list(second.steps) == [0, 1, 2, 5]
+    assert any("steps 3 to 4 were not measured" in text for text in second.texts)
+    assert second.counters["missing_steps"] == 2
+    assert second.steps[5].partial  # the rows of its beginning may have gone to nobody
+    second.send("trainer/0", wire.StepClosed(6, 0, 1, 6))
+    second.later(1.0)
+    assert not second.steps[6].partial
+    numbers = [event.number for event in second.picture.events]
+    assert numbers == list(range(len(numbers)))
+
+
+def test_a_lost_message_of_the_trainer_makes_its_step_partial() -> None:
+    hub = Hub()
+    hub.send("trainer/0", wire.StepClosed(0, 0, 1, 0))
+    hub.later(1.0)
+    hub.source("trainer/0").seq += 1
+    hub.send("trainer/0", wire.StepClosed(1, 0, 1, 1))
+    hub.later(1.0)
+    assert [step.partial for step in hub.steps.values()] == [False, True]
+
+
+def test_engines_of_the_last_hub_are_silent_until_they_speak() -> None:
+    first = Hub("hub-1")
+    for engine in ("e0", "e1"):
+        first.engine(engine)
+    first.later()
+    second = Hub("hub-2", past=first.picture)
+    second.engine("e1")
+    second.later()
+    assert {e: shown.health for e, shown in second.picture.engines.items()} == {"e0": "silent", "e1": "live"}
+
+
+# --- a disk that takes no more --------------------------------------------------------------------------------------
+
+
+def test_what_waited_for_a_full_disk_is_stored_once_there_is_room(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = threading.Event()
+    prepare = store_schema.prepare
+
+    def prepare_small(connection: sqlite3.Connection) -> None:
+        prepare(connection)
+        if full.is_set():  # SQLite then says what it says of a full disk
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    monkeypatch.setattr(store_schema, "prepare", prepare_small)
+    full.set()
+    store.start()
+    for number in range(1, 200):
+        store.put(frame(number))
+    wait_until(lambda: "full" in store._trouble)
+    assert store.settle(0) > 0
+    store.put(frame(200))
+    assert "history is not stored: database or disk is full" in told(store)
+    full.clear()
+    wait_until(lambda: store.settle(0) == 0)
+    assert "history is being stored again" in told(store)
+    store.end()
+    assert steps(tmp_path) == list(range(1, 201))
+
+
+def test_what_does_not_fit_in_memory_either_is_let_go_oldest_first_and_counted(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "MAX_WAITING", 10)
+    (tmp_path / NAME).mkdir()  # no file can be there
+    store.start()
+    wait_until(lambda: store._trouble)
+    for number in range(1, 31):
+        store.put(frame(number))
+    (tmp_path / NAME).rmdir()
+    wait_until(lambda: store.settle(0) == 0)
+    assert "10 frames had waited; 20 before them were let go" in told(store)
+    store.end()
+    assert steps(tmp_path) == list(range(21, 31))
+
+
+def test_a_store_that_was_removed_is_begun_anew(store: Store, tmp_path: Path) -> None:
+    store.start()
+    store.put(frame(1))
+    wait_until(lambda: store.settle(0) == 0)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    store.put(frame(2))
+    wait_until(lambda: store.settle(0) == 0 and (tmp_path / NAME).exists())
+    assert "was removed or replaced" in told(store)
+    store.end()
+    assert steps(tmp_path) == [2]
+
+
+def test_a_damaged_store_is_set_aside_and_kept(store: Store, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"not a database at all" * 1000)
+    assert store.past() is None
+    store.start()
+    store.put(frame(1))
+    wait_until(lambda: store.settle(0) == 0)
+    assert "damaged" in told(store)
+    store.end()
+    assert steps(tmp_path) == [1]
+    (aside,) = tmp_path.glob("store-damaged-*")
+    assert aside.read_bytes().startswith(b"not a database")
+
+
+def test_a_frame_that_cannot_be_written_does_not_stand_in_the_way(store: Store, tmp_path: Path) -> None:
+    store.start()
+    store.put(view.Frame("hub-1", 1, 1.0, steps=[view.Step(0, object(), None, False, {})]))  # type: ignore[arg-type]
+    wait_until(lambda: store._trouble)
+    store.put(frame(2))
+    wait_until(lambda: store.settle(0) == 0 and not store._trouble)
+    store.end()
+    assert steps(tmp_path) == [2]
+
+
+def test_a_past_that_is_set_aside_is_kept_under_another_name(tmp_path: Path) -> None:
+    assert set_aside(tmp_path) is None
+    stored.store(tmp_path, stored.frames(3))
+    aside = set_aside(tmp_path)
+    assert aside is not None
+    assert not (tmp_path / NAME).exists()
+    with Reader(aside) as reader:
+        assert len(reader.picture().steps) == 3
+
+
+def test_a_hub_on_a_full_disk_says_so_and_shows_the_run_and_recovers(rundir: RunDir) -> None:
+    hub = start_hub(rundir)
+    try:
+        with Client(rundir) as client, collector(rundir, "trainer/0") as trainer:
+            close_step(trainer, 0)
+            see(client, lambda v: 0 in v.steps)
+            _, hard = resource.prlimit(hub.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+            close_step(trainer, 1)
+            see(client, lambda v: 1 in v.steps and v.counters.get("unstored"))
+            see(client, lambda v: any("history is not stored" in event.text for event in v.events))
+            resource.prlimit(hub.pid, resource.RLIMIT_FSIZE, (hard, hard))
+            see(client, lambda v: any("stored again" in event.text for event in v.events))
+            close_step(trainer, 2)
+            see(client, lambda v: 2 in v.steps and not v.counters["unstored"])
+            client.stop_hub()
+        assert hub.wait(DEADLINE_S) == 0
+    finally:
+        hub.kill()
+        hub.wait(DEADLINE_S)
+    assert steps(rundir.path) == [0, 1, 2]
+
+
+def test_a_hub_whose_directory_vanishes_goes_on_showing(rundir: RunDir) -> None:
+    hub = start_hub(rundir)
+    try:
+        with Client(rundir) as client, fleet(rundir, steps_per_s=20):
+            see(client, lambda v: v.steps)
+            shutil.rmtree(rundir.path)
+            see(client, lambda v: any("history is not stored" in event.text for event in v.events))
+            last = max(see(client, lambda v: True).steps)
+            see(client, lambda v: max(v.steps) > last + 5)
+    finally:
+        hub.kill()
+        hub.wait(DEADLINE_S)
+        rundir.path.mkdir(mode=0o700, exist_ok=True)
+
+
+# --- clocks ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_hubs_clock_goes_on_steadily_while_the_machines_jumps() -> None:
+    wall, steady = 1000.0, 50.0
+    clock = SteadyClock(lambda: wall, lambda: steady)
+    wall, steady = 1010.0, 60.0
+    assert (clock(), clock.take_news()) == (1010.0, [])
+    wall, steady = 4611.0, 61.0
+    ((severity, kind, text),) = clock.take_news()
+    assert (clock(), severity, kind) == (1011.0, "warn", "clock")
+    assert "jumped forward by 3600 s" in text
+    assert clock.take_news() == []
+    wall = 1011.0
+    ((_, _, text),) = clock.take_news()
+    assert "jumped back by 3600 s" in text
+
+
+def test_a_clock_that_is_behind_the_store_is_told_and_order_is_kept(tmp_path: Path) -> None:
+    stored.store(tmp_path, [frame(number) for number in range(1, 4)])
+    late = Store(tmp_path, "run", "hub-2", pictures.START - 7200)
+    assert late.past() is not None
+    assert "behind what was stored last" in told(late)
+    late.start()
+    late.put(view.Frame("hub-2", 1, pictures.START - 7000, steps=[stored.step(4)]))
+    late.end()
+    assert steps(tmp_path) == [1, 2, 3, 4]
