@@ -22,7 +22,7 @@ from tests.live_engine import ON_CPU, LiveEngine, policy_logprobs
 
 ENGINE = "e0"
 TEMPERATURE = 0.7
-LANES = 96
+LANES = 128
 """More than an engine of 64 runs at once: however late the front end is, enough requests are in flight."""
 
 AT_LEAST = 32
