@@ -245,6 +245,9 @@ def test_ranks_of_one_name_are_told_apart() -> None:
     engine.vllm_config.parallel_config.data_parallel_index = 0
     engine.vllm_config.parallel_config.data_parallel_size = 2
     assert agent.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0/dp0"
+    engine.vllm_config.parallel_config.data_parallel_size = 1
+    engine.has_coordinator = True  # type: ignore[attr-defined]
+    assert agent.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0/dp0"
     assert "-" in agent.engine_id(engine, {})
 
 

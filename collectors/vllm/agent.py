@@ -56,12 +56,14 @@ def hook(rundir: RunDir, guard: Guard) -> None:
 def engine_id(engine: Any, environ: Mapping[str, str] = os.environ) -> str:
     """``RLTOP_ENGINE``, else ``<short host>-<pid>``; with ``/dp<rank>`` where several ranks share one name.
 
-    vLLM makes ranks of a dense model independent (``data_parallel_size`` reads 1 again) but keeps their index.
+    vLLM makes ranks of a dense model independent (``data_parallel_size`` reads 1 again) but keeps their index, and the
+    coordinator that only ranks of several have.
     """
     parallel = engine.vllm_config.parallel_config
     rank = getattr(engine, "engine_index", None) or getattr(parallel, "data_parallel_index", 0) or 0
     name = environ.get("RLTOP_ENGINE") or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
-    return f"{name}/dp{rank}" if rank or getattr(parallel, "data_parallel_size", 1) > 1 else name
+    several = getattr(parallel, "data_parallel_size", 1) > 1 or getattr(engine, "has_coordinator", False)
+    return f"{name}/dp{rank}" if rank or several else name
 
 
 class Agent:
