@@ -3,7 +3,7 @@
 # SETUP is sourced to put vLLM on the path; MODEL_SCRIPT DIR makes a model without a tokenizer's help. Runs compiled on the
 # default model runner, then eager on V1, and prints a table for each. Needs no pytest and installs nothing.
 set -uo pipefail
-setup=$1 model_script=$2
+setup=$1 model_script=$2 bench=${RLTOP_BENCH:-bench.gpu_suite}  # or bench.gpu_life
 shift 2
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -20,7 +20,7 @@ export PYTHONPATH=$work/path:$PWD${PYTHONPATH:+:$PYTHONPATH}
 python3 "$model_script" "$work/model" || exit 1
 export RLTOP_TEST_DEVICE=cuda RLTOP_TEST_MODEL=$work/model
 code=0
-RLTOP_TEST_EAGER=0 timeout 270 python3 -m bench.gpu_suite "$@" || code=1
-VLLM_USE_V2_MODEL_RUNNER=0 RLTOP_TEST_EAGER=1 timeout 270 python3 -m bench.gpu_suite "$@" || code=1
+RLTOP_TEST_EAGER=0 timeout 270 python3 -m "$bench" "$@" || code=1
+VLLM_USE_V2_MODEL_RUNNER=0 RLTOP_TEST_EAGER=1 timeout 270 python3 -m "$bench" "$@" || code=1
 rm -rf "$work"
 exit $code
