@@ -1,6 +1,6 @@
 """The life of commands on a GPU engine, with requests in flight and hubs that are killed: a table for the docs.
 
-``RLTOP_BENCH=bench.gpu_life bench/gpu_suite.sh ...`` runs it; device, model and eagerness are of ``tests/live_engine.py``.
+``RLTOP_BENCH=bench.gpu_life bench/gpu_suite.sh ...`` runs it; device and model are those of ``tests/live_engine.py``.
 """
 
 from __future__ import annotations
