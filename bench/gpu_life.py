@@ -35,7 +35,7 @@ class Bench:
     def next_hub(self) -> None:
         before = self.client.view.epoch if self.client.view else ""
         self.hub = subprocess.Popen([sys.executable, "-m", "rltop.backend.hub", str(self.rundir.path)])
-        self.see(lambda v: v.epoch != before and ENGINE in v.engines)
+        self.see(lambda v: v.epoch != before and ENGINE in v.engines and v.engines[ENGINE].health == "live")
 
     def kill_hub(self) -> None:
         self.hub.kill()

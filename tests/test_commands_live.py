@@ -58,10 +58,10 @@ class Run:
         self.hub.wait(DEADLINE_S)
 
     def another_hub(self) -> None:
-        """Start the next hub, and follow it once it knows the engine."""
+        """Start the next hub, and follow it once it has heard the engine: what it shows before is from the store."""
         before = self.client.view.epoch if self.client.view else ""
         self.start_hub()
-        self.see(lambda v: v.epoch != before and ENGINE in v.engines)
+        self.see(lambda v: v.epoch != before and ENGINE in v.engines and v.engines[ENGINE].health == "live")
 
     def see(self, condition: Any, seconds: float = DEADLINE_S) -> view.Snapshot:
         assert self.client.wait(lambda c: c.view is not None and c.state == "live" and bool(condition(c.view)), seconds)
