@@ -28,7 +28,7 @@ Bools = NDArray[np.bool_]
 PULL = 2.0
 """In scales of a side; a scale is the mean absolute residual times sqrt(pi / 2), the standard deviation if normal."""
 
-RHO = (-0.3, 0.9)
+RHO = (-0.1, 0.9)
 """Bounds of the autocorrelation. Held to 0 and more, intervals of steps that are independent are too wide."""
 
 ROUNDING = 1e-9

@@ -53,15 +53,19 @@ def test_a_healthy_run_is_hardly_ever_called_confounded(answers: list[view.Effec
 @pytest.mark.parametrize("name", SWITCHED)
 def test_a_real_raw_or_processed_switch_is_found_every_time(name: str) -> None:
     run = load(name)
-    assert run.commands
+    found = 0
     for command in run.commands:
         (to,) = {change.wanted for change in run.changes.values() if change.command == command}
         for after in (SOON, None):
             answer = run.effect(command, after)
+            assert answer.confounds == []
             ratio = next(row for row in answer.rows if row.figure == "ratio")
-            assert ratio.after >= MIN_SIDE
+            if ratio.after < MIN_SIDE:  # the recording stops there
+                assert (ratio.verdict, command) == ("not_yet", run.commands[-1])
+                continue
             assert ratio.verdict == {"raw": "up", "processed": "down"}[to], (command, after, ratio)
             estimate = judged(answer, ratio)
             assert estimate is not None
             assert 0.01 < abs(estimate.difference) < 0.08
-        assert answer.confounds == []
+            found += 1
+    assert found >= 4
