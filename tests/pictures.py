@@ -14,6 +14,9 @@ from rltop.backend.view import (
     Answer,
     AskSet,
     Change,
+    Effect,
+    EffectEstimate,
+    EffectRow,
     Engine,
     Event,
     Question,
@@ -238,6 +241,28 @@ def timed() -> Snapshot:
     ]  # fmt: skip
     shown.changes = {change_key(c): c for c in changes}
     return shown
+
+
+def effect(**changes: Any) -> Effect:
+    """What a canary did: one figure up, one not, one not yet, one confounded, one not measured."""
+
+    def row(figure: str, unit: str, verdict: str, **facts: Any) -> EffectRow:
+        own = EffectEstimate(0.0143, 0.0191, 0.0048, 0.0021, 0.0075)
+        base = EffectRow(figure, unit, own, own, verdict, before=30, after=12, samples="tokens")
+        return msgspec.structs.replace(base, **facts)
+
+    rows = [
+        row("gap", "nats", "up"),
+        row("ratio", "", "none"),
+        row("clip", "share", "not_yet", more=9, reason="the interval is wide"),
+        row("entropy", "nats", "confounded"),
+        row("speed", "tokens/s", "down", every="5 s", samples="s"),
+        row("latency", "s", "unknown", own=None, against=None, reason="no request ended after the switch"),
+    ]
+    base = Effect(
+        "c7", "async_scheduling", "on", "off", ["e0"], ["e1"], 3, 44, 2, "", ["a weight update came between"], rows
+    )
+    return msgspec.structs.replace(base, **changes)
 
 
 def troubled() -> Snapshot:

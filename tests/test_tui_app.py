@@ -11,6 +11,7 @@ from rltop.tui.app import RltopApp
 from rltop.tui.asking import UNANSWERED_S
 from rltop.tui.commands import NEEDS_CONTROL
 from rltop.tui.confirm import Confirm
+from rltop.tui.history import History, markers
 from rltop.tui.overview import Overview
 from rltop.tui.plot import Plot
 from rltop.tui.table import Table
@@ -202,11 +203,20 @@ async def test_a_switch_from_before_the_known_steps_is_on_no_chart() -> None:
     shown.steps = {number: step for number, step in shown.steps.items() if number >= 30}
     async with dashboard(HeldClient(shown), SIZE) as (app, _):
         assert "▲" not in screen_text(app)
-    old = pictures.applied("e0", "prefix_caching", "off", command="c0", step=None)
+    old = pictures.applied("e0", "prefix_caching", "off", command="c0", at_step=-9, step=None)
     shown = pictures.healthy()
     shown.changes = {change_key(old): old}
     async with dashboard(HeldClient(shown), SIZE) as (app, _):
         assert "└▲pc-" in screen_text(app)
+
+
+async def test_what_an_engine_took_back_by_itself_stands_where_it_happened() -> None:
+    asked = pictures.applied("e0", "prefix_caching", "on", command="c1", at_step=25)
+    own = msgspec.structs.replace(asked, command="c1/revert", reverts="c1", step=None)
+    history = History()
+    history.update(pictures.healthy().steps)
+    (marker,) = markers([own], history, "step")
+    assert marker.x == 25.5
 
 
 async def test_a_smaller_terminal_keeps_what_matters() -> None:

@@ -18,11 +18,12 @@ from rltop.backend.view import Engine, Snapshot
 from rltop.collectors.rundir import RunDir
 from rltop.tui import look, status
 from rltop.tui.asking import Orders
-from rltop.tui.changes import deed, open_timers, together, undoable
+from rltop.tui.changes import Entry, deed, open_timers, together, undoable
 from rltop.tui.commands import BY_ID, NEEDS_CONTROL
 from rltop.tui.confirm import Confirm, Wish
 from rltop.tui.control import Control
 from rltop.tui.dialogs import Page, engine_page, help_page, page_width
+from rltop.tui.effect import EffectPage
 from rltop.tui.history import X_AXES, History
 from rltop.tui.link import Pace, backlog, end_with_terminal
 from rltop.tui.mismatch import Mismatch
@@ -220,6 +221,7 @@ class RltopApp(App[int]):
             "switch": self._ask_switch,
             "keep": self._keep,
             "undo": self._undo,
+            "effect": self._show_effect,
             "pause": partial(self._act, "generation"),
             "flush": partial(self._act, "prefix cache"),
             "screenshot": lambda: self.notify(f"saved {self.save_screenshot()}", timeout=4),
@@ -243,11 +245,13 @@ class RltopApp(App[int]):
             self._go("overview", "#fleet")
 
     def on_table_chosen(self, event: Table.Chosen) -> None:
-        """Enter on a line: facts of an engine, or the question before a switch."""
+        """Enter on a line: facts of an engine, the question before a switch, or the effect of a change."""
         if isinstance(event.item, Engine):
             self.push_screen(engine_page(event.item, page_width(self.size.width)))
         elif isinstance(event.item, Target):
             self.command("switch")
+        elif isinstance(event.item, Entry):
+            self.command("effect")
         elif (text := self._mismatch.choose(event.item)) is not None:
             self.push_screen(Page(text))
         else:
@@ -268,6 +272,15 @@ class RltopApp(App[int]):
     def _fold(self) -> None:
         self._control.toggle_engines()
         self._repaint()
+
+    def _show_effect(self) -> None:
+        change = self._control.change if self._views.current == "control" else None
+        if change is None:
+            self.notify("put the cursor of the control view on a change", severity="warning", timeout=4)
+            return
+        width = page_width(self.size.width)
+        command = change.target if change.verb == "keep" else change.command
+        self.push_screen(EffectPage(command, deed(change), self.client, lambda: self._clock(), width))
 
     def _tell(self, text: str, severity: Literal["warning", "error"]) -> None:
         self.notify(text, severity=severity, timeout=10)

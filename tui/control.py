@@ -140,6 +140,7 @@ class Control(Vertical):
             empty="nothing was switched yet",
             id="journal",
             log=True,
+            opens=True,
         )
 
     @property

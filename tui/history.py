@@ -93,7 +93,7 @@ def markers(changes: Iterable[Change], history: History, axis: XAxis) -> tuple[M
     A switch before the steps that are known (a hub that was restarted has lost the older ones) has no place.
     """
     switches = {
-        (-1 if change.step is None else change.step, label(change))
+        (_step_of(change, history), label(change))
         for change in changes
         if change.state == "applied" and change.verb != "keep"
     }
@@ -108,3 +108,11 @@ def markers(changes: Iterable[Change], history: History, axis: XAxis) -> tuple[M
         for step, label in sorted(switches)
         if step >= numbers[0] - 1
     )
+
+
+def _step_of(change: Change, history: History) -> int:
+    """The last step closed before the change, -1 if none was: what an engine takes back by itself names no step."""
+    if change.step is not None:
+        return change.step
+    earlier = (step.step for step in history.steps if step.closed <= change.requested)
+    return max(earlier, default=-1)

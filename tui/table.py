@@ -51,7 +51,7 @@ def fit(columns: Sequence[Column[T]], width: int) -> list[Column[T]]:
 class Table(Rows, Generic[T], can_focus=True):
     """Items under a head, one line each, with a cursor that stays on its item however the order changes.
 
-    In a log, newest first, the cursor on the first line stays on the first line, and nothing can be chosen.
+    In a log, newest first, the cursor on the first line stays on the first line; lines that ``opens`` can be chosen.
     """
 
     class Chosen(Message):
@@ -70,6 +70,7 @@ class Table(Rows, Generic[T], can_focus=True):
         empty: str,
         id: str | None = None,  # noqa: A002 - as Widget's
         log: bool = False,
+        opens: bool | None = None,
     ) -> None:
         super().__init__(id=id, classes="pane")
         self.items: list[T] = []
@@ -77,6 +78,7 @@ class Table(Rows, Generic[T], can_focus=True):
         self._key = key
         self._empty = empty
         self._log = log
+        self._opens = not log if opens is None else opens
         self._at: str | None = None
         self._top = 0
         self._sorted: Column[T] | None = None
@@ -152,7 +154,7 @@ class Table(Rows, Generic[T], can_focus=True):
 
     def choose(self) -> None:
         """Tell who listens that the item under the cursor was chosen."""
-        if not self._log and self.selected is not None:
+        if self._opens and self.selected is not None:
             self.post_message(self.Chosen(self, self.selected))
 
     def _hold(self, place: int) -> None:

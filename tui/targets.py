@@ -139,7 +139,9 @@ class Target:
 def targets(view: Snapshot) -> list[Target]:
     """Every subject fleet-wide and on each engine, in the order of the tables."""
     engines = by_id(view.engines.values())
-    last = {(subject_of(change.verb, change.flag), change.engine): change for change in view.changes.values()}
+    # A revert that found something newer in place says the least of all.
+    in_order = sorted(view.changes.values(), key=lambda change: change.state != "superseded")
+    last = {(subject_of(change.verb, change.flag), change.engine): change for change in in_order}
     found = []
     for subject in SUBJECTS:
         each = [_on_engine(subject, engine, last.get((subject.name, engine.id))) for engine in engines]
@@ -161,9 +163,10 @@ def fold(found: Sequence[Target]) -> list[Target]:
 
 
 def _usual(each: Sequence[Target]) -> tuple[str, ...]:
-    """The signature of most live engines."""
+    """The signature of more than half of the live engines; where there is none, all stand out."""
     seen = [target.signature for target in each]
-    return max(seen, key=seen.count, default=())
+    most = max(seen, key=seen.count, default=())
+    return most if 2 * seen.count(most) > len(seen) else ()
 
 
 def _on_engine(subject: Subject, engine: Engine, last: Change | None) -> Target:
