@@ -16,11 +16,11 @@ from textual.widgets import ContentSwitcher
 from rltop.backend.client import Client
 from rltop.backend.view import Engine, Snapshot
 from rltop.collectors.rundir import RunDir
-from rltop.tui import look, status
+from rltop.tui import status
 from rltop.tui.asking import Orders
-from rltop.tui.changes import Entry, deed, open_timers, together, undoable
+from rltop.tui.changes import Entry, deed
 from rltop.tui.commands import BY_ID, NEEDS_CONTROL
-from rltop.tui.confirm import Confirm, Wish
+from rltop.tui.confirm import About, Confirm, Wish, keep_question, undo_question
 from rltop.tui.control import Control
 from rltop.tui.dialogs import Page, engine_page, help_page, page_width
 from rltop.tui.effect import EffectPage
@@ -30,7 +30,6 @@ from rltop.tui.mismatch import Mismatch
 from rltop.tui.overview import Overview
 from rltop.tui.palette import CommandPalette, key_bindings
 from rltop.tui.plot import Sight
-from rltop.tui.question import ConfirmPlain
 from rltop.tui.reference import Reference
 from rltop.tui.rows import Rows
 from rltop.tui.source import Source, hold
@@ -333,42 +332,27 @@ class RltopApp(App[int]):
             self._confirm(found[0])
 
     def _keep(self) -> None:
-        view, change = self.client.view, self._control.timed
-        timers = open_timers(view, change) if view is not None and change else []
-        if view is None or change is None or not timers:
-            self.notify("no timer runs under the cursor", severity="warning", timeout=4)
-            return
-        engines = ", ".join(engine for engine, _ in timers)
-        timer = timers[0][1]
-        what = next((deed(c) for c in together(view, change)), f"{timer.flag or timer.verb}")
-        facts = [
-            ("otherwise", f"back to {timer.back_to} in {look.clock(timer.at - view.time)}"),
-            ("keep", "stops the timer; the change stays until someone undoes it"),
-        ]
-        self.push_screen(
-            ConfirmPlain(f"Keep {what} on {engines} ?", facts, "keep it"), partial(self._kept, change, what)
-        )
-
-    def _kept(self, command: str, what: str, why: str | None) -> None:
-        if why is not None:
-            self._orders.keep(command, what, why)
-        self._repaint()
+        command, view = self._control.timed, self.client.view
+        found = keep_question(view, command) if view is not None and command is not None else None
+        self._plainly(found, self._orders.keep, "no timer runs under the cursor")
 
     def _undo(self) -> None:
-        view, change = self.client.view, self._control.change
-        done = undoable(together(view, change.command)) if view is not None and change is not None else []
-        if change is None or not done:
-            self.notify("the change under the cursor changed nothing that can be undone", severity="warning", timeout=4)
-            return
-        facts = [(one.engine, f"{one.flag or deed(one)} back to {one.old}") for one in done]
-        facts.append(("unless", "the flag was changed since: then it is left alone, and the log says superseded"))
-        what = deed(change)
-        self.push_screen(ConfirmPlain(f"Undo {what} ?", facts, "undo"), partial(self._undone, change.command, what))
+        change, view = self._control.change, self.client.view
+        found = undo_question(view, change) if view is not None and change is not None else None
+        self._plainly(found, self._orders.undo, "the change under the cursor changed nothing that can be undone")
 
-    def _undone(self, command: str, what: str, why: str | None) -> None:
-        if why is not None:
-            self._orders.undo(command, what, why)
-        self._repaint()
+    def _plainly(self, found: About | None, do: Callable[[str, str, str], None], why_not: str) -> None:
+        """Ask, and with a yes do it to the command that it is about."""
+        if found is None:
+            self.notify(why_not, severity="warning", timeout=4)
+            return
+
+        def answered(why: str | None) -> None:
+            if why is not None:
+                do(found.command, found.what, why)
+            self._repaint()
+
+        self.push_screen(found.question, answered)
 
 
 def _after(choices: tuple[Any, ...], now: Any) -> Any:

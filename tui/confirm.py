@@ -1,4 +1,4 @@
-"""The question before a flag is switched or an action is done: to what, where, for how long, in which form, why."""
+"""The questions before a flag is switched, an action is done, a timer is stopped, or a change is undone."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import ClassVar
 from rich.text import Text
 from textual.binding import Binding, BindingType
 
+from rltop.backend.view import Change, Snapshot
 from rltop.tui import look
-from rltop.tui.question import INNER, Facts, Question
+from rltop.tui.changes import deed, open_timers, together, undoable
+from rltop.tui.question import INNER, ConfirmPlain, Facts, Question
 from rltop.tui.targets import Choice, Target
 
 TIMES: tuple[tuple[str, float], ...] = (("1m", 60.0), ("10m", 600.0), ("1h", 3600.0))
@@ -189,3 +191,36 @@ def _window(labels: tuple[str, ...], chosen: int, room: int = INNER - 16) -> lis
         if not fits:
             return [*["…"] * (low > 0), *labels[low : high + 1], *["…"] * (high < len(labels) - 1)]
         low, high = fits[-1]
+
+
+@dataclass(frozen=True)
+class About:
+    """A question about a command that was given: its id, itself in words, and the question."""
+
+    command: str
+    what: str
+    question: ConfirmPlain
+
+
+def keep_question(view: Snapshot, command: str) -> About | None:
+    """Whether to stop the timers of ``command``; None if none runs."""
+    timers = open_timers(view, command)
+    if not timers:
+        return None
+    engines, timer = ", ".join(engine for engine, _ in timers), timers[0][1]
+    what = next((deed(change) for change in together(view, command)), timer.flag or timer.verb)
+    facts = [
+        ("otherwise", f"back to {timer.back_to} in {look.clock(timer.at - view.time)}"),
+        ("keep", "stops the timer; the change stays until someone undoes it"),
+    ]
+    return About(command, what, ConfirmPlain(f"Keep {what} on {engines} ?", facts, "keep it"))
+
+
+def undo_question(view: Snapshot, change: Change) -> About | None:
+    """Whether to bring engines back to what they had before the command of ``change``; None if it changed nothing."""
+    done = undoable(together(view, change.command))
+    if not done:
+        return None
+    facts = [(one.engine, f"{one.flag or deed(one)} back to {one.old}") for one in done]
+    facts.append(("unless", "something was changed since: then it is left alone, and the log says superseded"))
+    return About(change.command, deed(change), ConfirmPlain(f"Undo {deed(change)} ?", facts, "undo"))
