@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rltop.backend import cells, view
+from rltop.backend import attributed, cells
+from rltop.backend.attributed import Attribution, Interval, Stratum
 from rltop.backend.cells import Place, StepCells
 from rltop.backend.measure import UNKNOWN_ENGINE
 from rltop.backend.summary import Floats, Line, Strata, Summary
@@ -60,7 +61,7 @@ class History:
         while self._held > self._max and len(self._steps) > 1:
             self._held -= len(self._steps.pop(next(iter(self._steps))))
 
-    def attribution(self, steps: int, of_epochs: Sequence[StepCells] = ()) -> view.Attribution:
+    def attribution(self, steps: int, of_epochs: Sequence[StepCells] = ()) -> Attribution:
         """Over the last ``steps`` steps (at least one); ``of_epochs`` has the cells of their flag epochs."""
         window = list(self._steps.items())[-max(steps, 1) :]
         numbers = [number for number, _ in window]
@@ -73,7 +74,7 @@ class History:
         matched = {e: sum((p.matched for p in parts if p.old == old), Strata()) for e, parts in by_engine.items()}
         strata = {engine: sum((part.strata for part in parts), Strata()) for engine, parts in by_engine.items()}
         of_matched = list(_told(matched))
-        return view.Attribution(
+        return Attribution(
             numbers,
             [*_told(strata), *_epochs(of_epochs, set(numbers)), *_prompts(part.groups for part in every)],
             of_matched,
@@ -82,7 +83,7 @@ class History:
         )
 
 
-def _told(strata: dict[str, Strata]) -> Iterator[view.Stratum]:
+def _told(strata: dict[str, Strata]) -> Iterator[Stratum]:
     """The fleet's strata, then each engine's whole and its lags; tokens of no known engine are one of them."""
     for dimension, label, moments in sum(strata.values(), Strata()):
         yield _stratum(dimension.name, label, moments)
@@ -95,36 +96,36 @@ def _told(strata: dict[str, Strata]) -> Iterator[view.Stratum]:
                 yield _stratum(LAG.name, label, moments, name)
 
 
-def _stratum(dimension: str, label: str, moments: Floats, engine: str | None = None) -> view.Stratum:
+def _stratum(dimension: str, label: str, moments: Floats, engine: str | None = None) -> Stratum:
     diff, abs_diff, k3, excess = (_estimate(moments[figure]) for figure in (D, ABS, K3, X))
-    ratio = view.Estimate(
+    ratio = Interval(
         1 + excess.mean,
         None if excess.low is None else 1 + excess.low,
         None if excess.high is None else 1 + excess.high,
     )
     sequences, tokens = int(moments[K3, 0]), int(moments[K3, 1])
-    return view.Stratum(dimension, label, tokens, sequences, abs_diff, k3, ratio, diff, engine)
+    return Stratum(dimension, label, tokens, sequences, abs_diff, k3, ratio, diff, engine)
 
 
-def _estimate(moments: Floats) -> view.Estimate:
+def _estimate(moments: Floats) -> Interval:
     """Mean and interval from the sums of 1, n, s, n n, s s, n s over sequences."""
     m, n, s, nn, ss, ns = map(float, moments)
     mean = s / n
     if m < 2:
-        return view.Estimate(mean)
+        return Interval(mean)
     variance = max(ss - 2 * mean * ns + mean * mean * nn, 0.0) / n**2 * m / (m - 1)
     return interval(mean, math.sqrt(variance), int(m))
 
 
-def interval(mean: float, error: float, sequences: int) -> view.Estimate:
+def interval(mean: float, error: float, sequences: int) -> Interval:
     """95 % interval of a mean: Student's t for ``sequences - 1`` degrees of freedom, by its expansion about z."""
     free = max(sequences - 1, 1)
     z = _Z
     t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
-    return view.Estimate(mean, mean - t * error, mean + t * error)
+    return Interval(mean, mean - t * error, mean + t * error)
 
 
-def _epochs(steps: Sequence[StepCells], numbers: set[int]) -> Iterator[view.Stratum]:
+def _epochs(steps: Sequence[StepCells], numbers: set[int]) -> Iterator[Stratum]:
     """Each engine's flag epochs; lives are told apart by a ' per restart."""
     found: dict[Place, Floats] = {}
     for step in steps:
@@ -142,10 +143,10 @@ def _epochs(steps: Sequence[StepCells], numbers: set[int]) -> Iterator[view.Stra
         label = f"{place.epoch}{chr(39) * lives[place.engine].index(place.life)}"
         abs_diff, k3, ratio = map(_estimate, rows)
         counts = int(rows[0][cells.N]), int(rows[0][cells.M])
-        yield view.Stratum("flag_epoch", label, *counts, abs_diff, k3, ratio, engine=place.engine)
+        yield Stratum("flag_epoch", label, *counts, abs_diff, k3, ratio, engine=place.engine)
 
 
-def _prompts(groups: Iterable[Groups]) -> Iterator[view.Stratum]:
+def _prompts(groups: Iterable[Groups]) -> Iterator[Stratum]:
     whole = sum(groups, Groups())
     tokens = whole.moments[:, K3, 1]
     means = np.divide(whole.moments[:, K3, 2], tokens, out=np.full(tokens.size, -np.inf), where=tokens > 0)
@@ -154,7 +155,7 @@ def _prompts(groups: Iterable[Groups]) -> Iterator[view.Stratum]:
             yield _stratum("prompt", f"{int(whole.keys[number]):016x}", whole.moments[number])
 
 
-def _lines(lines: dict[str, Line]) -> Iterator[view.Line]:
+def _lines(lines: dict[str, Line]) -> Iterator[attributed.Line]:
     named: list[tuple[str | None, Line]] = [(None, sum(lines.values(), Line()))]
     named += [(engine or "unknown", line) for engine, line in sorted(lines.items())]
     for engine, line in named:
@@ -162,7 +163,7 @@ def _lines(lines: dict[str, Line]) -> Iterator[view.Line]:
             continue
         errors = line.errors()
         ends = [
-            view.Estimate(value) if errors is None else interval(value, errors[which], line.sequences)
+            Interval(value) if errors is None else interval(value, errors[which], line.sequences)
             for which, value in enumerate(fit)
         ]
-        yield view.Line(ends[0], ends[1], line.sequences, engine)
+        yield attributed.Line(ends[0], ends[1], line.sequences, engine)

@@ -17,6 +17,7 @@ import msgspec
 import zmq
 
 from rltop.backend import view
+from rltop.backend.attributed import Attribution
 from rltop.backend.control import GRACE_S
 from rltop.backend.sampled import Samples
 from rltop.collectors.launch import find_hub
@@ -253,7 +254,7 @@ class Client:
         assert self.view is not None
         return self.view
 
-    def attribution(self, steps: int = 20) -> view.Attribution:
+    def attribution(self, steps: int = 20) -> Attribution:
         """Where the gap of the last ``steps`` steps comes from.
 
         Raises:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rltop.backend import metrics, view
+from rltop.backend.attributed import Attribution
 from rltop.backend.attribution import History
 from rltop.backend.batch import Batch
 from rltop.backend.cells import Cell, Cells, Place, measure_cells
@@ -173,7 +174,7 @@ class Steps:
         advanced = [self._advance(assembly, now) for assembly in list(self._open.values())]
         return settled + [step for step in advanced if step is not None]
 
-    def attribution(self, steps: int) -> view.Attribution:
+    def attribution(self, steps: int) -> Attribution:
         """Where the gap of the last ``steps`` steps comes from."""
         return self._history.attribution(steps, self.cells.steps())
 

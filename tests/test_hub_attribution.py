@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rltop.backend import compute, view
+from rltop.backend.attributed import Attribution, Interval, Stratum
 from rltop.backend.attribution import interval
 from rltop.collectors import wire
 from tests.hub_core import Hub
@@ -84,24 +85,24 @@ class Run:
         self.hub.later(0.1)
 
     @property
-    def attribution(self) -> view.Attribution:
+    def attribution(self) -> Attribution:
         answer, _ = self.hub.ask(view.AskAttribution("q", 5))
         assert answer.attribution is not None
         return answer.attribution
 
 
-def at(strata: list[view.Stratum], dimension: str, label: str, engine: str | None = None) -> view.Stratum:
+def at(strata: list[Stratum], dimension: str, label: str, engine: str | None = None) -> Stratum:
     (found,) = [s for s in strata if (s.dimension, s.label, s.engine) == (dimension, label, engine)]
     return found
 
 
-def above(one: view.Estimate, other: view.Estimate) -> bool:
+def above(one: Interval, other: Interval) -> bool:
     """The intervals don't touch."""
     assert one.low is not None and other.high is not None
     return one.low > other.high
 
 
-def holds(estimate: view.Estimate, value: float) -> bool:
+def holds(estimate: Interval, value: float) -> bool:
     assert estimate.low is not None and estimate.high is not None
     return estimate.low <= value <= estimate.high
 
@@ -117,7 +118,7 @@ def test_a_healthy_run_has_no_worse_engine_and_its_line_meets_0_at_lag_0() -> No
     assert at(found.matched, "all", "all").k3.mean == pytest.approx(0, abs=1e-9)
     assert found.lines[0].engine is None
     assert abs(found.lines[0].at_lag0.mean) < 0.1 * found.lines[0].per_lag.mean
-    assert above(found.lines[0].per_lag, view.Estimate(0.0, 0.0, 0.0))
+    assert above(found.lines[0].per_lag, Interval(0.0, 0.0, 0.0))
     assert at(found.strata, "lag", "2").k3.mean > at(found.strata, "lag", "1").k3.mean > 0
     assert at(found.strata, "lag", "1", "e1").tokens == at(found.strata, "lag", "1").tokens / 2
 

@@ -11,7 +11,7 @@ import click
 from rltop.tui.runs import as_json_option, client_of, print_json
 
 if TYPE_CHECKING:
-    from rltop.backend import view
+    from rltop.backend.attributed import Attribution, Interval, Stratum
 
 
 @click.command()
@@ -116,7 +116,7 @@ def attribution(run: str | None, steps: int, as_json: bool) -> None:
 _MATCHED = {"old": "old - rollout, old logprobs under the version that sampled", "lag0": "estimate: tokens of lag 0"}
 
 
-def _lines(found: view.Attribution) -> Iterator[str]:
+def _lines(found: Attribution) -> Iterator[str]:
     if not found.steps:
         yield "no step is measured yet"
         return
@@ -130,7 +130,7 @@ def _lines(found: view.Attribution) -> Iterator[str]:
         yield from _table(found.matched)
 
 
-def _table(strata: list[view.Stratum]) -> Iterator[str]:
+def _table(strata: list[Stratum]) -> Iterator[str]:
     dimension = ""
     for stratum in strata:
         if stratum.dimension != dimension:
@@ -141,7 +141,7 @@ def _table(strata: list[view.Stratum]) -> Iterator[str]:
         yield f"{label:<20} {stratum.tokens:>9} {stratum.sequences:>7}  {figures}"
 
 
-def _estimate(value: view.Estimate) -> str:
+def _estimate(value: Interval) -> str:
     if value.low is None or value.high is None:
         return f"{value.mean:.3g}"
     return f"{value.mean:.3g} ({value.low:.3g} to {value.high:.3g})"
