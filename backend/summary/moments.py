@@ -35,7 +35,7 @@ def quantile(counts: Ints, middles: Floats, q: float) -> float:
     return below + (above - below) * (rank - math.floor(rank))
 
 
-def _sum_of(x: NDArray[np.generic], y: NDArray[np.generic]) -> float:
+def _sum_of(x: Floats, y: Floats | Ints) -> float:
     """Sum of products: not by BLAS, whose threads cost more than they bring here."""
     return float(np.einsum("i,i->", x, y))
 
