@@ -5,7 +5,7 @@
 For 1e4 to 1e8 tokens (float32, sequences of ``--length``), CPU time of one core:
 
 limit        reading the two arrays once (numpy's maximum of each)
-rltop        pieces, kernel, strata of every dimension, sequences: what the hub does per token, a million at a time
+rltop        pieces, kernel, strata of every dimension, sequences: what the hub does per token, a message (128 k) at a time
 compute      ``rltop compute`` on the same arrays, from padded ones on
 numpy        the formulas of the token-level set as plain numpy passes, without strata and histograms
 wandb        ``wandb.Histogram(trainer - rollout)``
@@ -36,7 +36,7 @@ from rltop.backend.summary.sequences import by_sequence
 
 Floats = NDArray[np.float32]
 
-AT_A_TIME = 1 << 20
+AT_A_TIME = 1 << 17
 NUMPY_MOST, COMPUTE_MOST, MARTINGALE_MOST = 10**7, 10**7, 10**4
 _OWN_LABELS = {"all", "position", "probability"}
 
