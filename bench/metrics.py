@@ -5,7 +5,7 @@
 For 1e4 to 1e8 tokens (float32, sequences of ``--length``), CPU time of one core:
 
 limit        reading the two arrays once (numpy's maximum of each)
-rltop        pieces, kernel, strata of every dimension, sequences: what the hub does per token, a message (128 k) at a time
+rltop        pieces, kernel, strata of every dimension, sequences: what the hub does, a message (128 k) at a time
 compute      ``rltop compute`` on the same arrays, from padded ones on
 numpy        the formulas of the token-level set as plain numpy passes, without strata and histograms
 wandb        ``wandb.Histogram(trainer - rollout)``
