@@ -142,6 +142,21 @@ def test_the_first_scheduling_counts_and_says_whether_the_cache_was_looked_up() 
     assert (found["b"].rollout.lookup_off, found["b"].rollout.first_step) == (True, 1)
 
 
+def test_a_rollout_says_when_its_engine_started_and_last_changed_its_weights_before_it() -> None:
+    bench = Bench()
+    bench.assembler = Assembler(started=bench.tap.started)
+    for name in "ab":
+        bench.add(name)
+        new = type("New", (), {"req_id": name})()
+        bench.tap.on_schedule(type("Out", (), {"scheduled_new_reqs": [new]})())
+        bench.tap.on_rpc(None, "reload_weights")
+        bench.step(output(name, [1], finish="stop"))
+    a, b = (found.rollout for found in bench.drain().values())
+    assert a.started == b.started == bench.tap.started <= a.scheduled
+    assert a.updated == 0.0
+    assert a.scheduled <= b.updated <= b.scheduled
+
+
 def test_versions_are_inferred_from_update_calls_where_vllm_carries_none() -> None:
     bench = Bench()
     bench.add("a")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -150,6 +151,26 @@ def test_a_stale_prefix_shows_in_hits_against_misses_where_versions_match(old: b
     assert miss.k3.mean == pytest.approx(0, abs=1e-9)
     assert hit.tokens + miss.tokens == at(found.matched, "all", "all").tokens
     assert hit.tokens == (5 * 24 * SIZE if old else 5 * 8 * SIZE)
+
+
+def test_times_since_the_last_update_and_the_start_are_told_apart() -> None:
+    hub, trained = Hub(), []
+    for number, (updated, started) in enumerate([(0.0, 0.0), (99.5, 10.0), (40.0, 10.0), (0.0, 99.0)]):
+        body, arrays = rollouts([Written([number], [1, 2], [-1.0, -1.0], [3, 3], cached=0)])
+        (rollout,) = body.rollouts
+        timed = msgspec.structs.replace(rollout, scheduled=100.0, updated=updated, started=started)
+        hub.send("e0", msgspec.structs.replace(body, rollouts=[timed]), arrays)
+        trained.append(Trained([1, 2], [1, 1], [-1.0, -1.0], [-1.0, -1.5], [number]))
+    hub.send("trainer/0", *sequences(trained))
+    hub.send("trainer/0", wire.StepClosed(0, 0, 1))
+    hub.later(0.1)
+    answer, _ = hub.ask(view.AskAttribution("q"))
+    assert answer.attribution is not None
+    told = {(s.dimension, s.label): s.tokens for s in answer.attribution.strata if s.dimension.startswith("since")}
+    assert told == {
+        ("since_update", "unknown"): 4, ("since_update", "0s-1s"): 2, ("since_update", "1m-2m"): 2,
+        ("since_start", "unknown"): 2, ("since_start", "1m-2m"): 4, ("since_start", "1s-2s"): 2,
+    }  # fmt: skip
 
 
 def test_every_dimension_has_all_tokens() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +39,19 @@ def test_it_begins_when_first_asked_and_ends_whatever_happens(
     thread.join(20)
     assert warmup.ready()
     assert calls == [1]
+
+
+def test_what_a_step_brings_is_all_compiled_ahead() -> None:
+    """In a process of its own: here other tests may have had other types compiled."""
+    script = (
+        "import sys; sys.path.insert(0, 'bench')\n"
+        "import hub_ingest\n"
+        "from rltop.backend.summary import kernel, pieces\n"
+        "pieces.warm()\n"
+        "before = [len(loop.signatures) for loop in kernel.compiled()]\n"
+        "hub_ingest.core(*hub_ingest.messages(60, 40), 2400)\n"
+        "print(before, [len(loop.signatures) for loop in kernel.compiled()])\n"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=200)
+    assert done.stdout == "[1, 1] [1, 1]\n", done.stderr
