@@ -14,7 +14,6 @@ import numpy as np
 from rltop.backend import attributed, cells
 from rltop.backend.attributed import Attribution, Interval, Stratum
 from rltop.backend.cells import Place, StepCells
-from rltop.backend.measure import UNKNOWN_ENGINE
 from rltop.backend.summary import Floats, Line, Strata, Summary
 from rltop.backend.summary.dimensions import ALL, LAG
 from rltop.backend.summary.groups import Groups
@@ -87,13 +86,11 @@ def _told(strata: dict[str, Strata]) -> Iterator[Stratum]:
     """The fleet's strata, then each engine's whole and its lags; tokens of no known engine are one of them."""
     for dimension, label, moments in sum(strata.values(), Strata()):
         yield _stratum(dimension.name, label, moments)
-    for engine, own in sorted(strata.items()):
-        name = engine if engine != UNKNOWN_ENGINE else "unknown"
-        for dimension, label, moments in own:
-            if dimension is ALL:
-                yield _stratum("engine", name, moments)
-            elif dimension is LAG:
-                yield _stratum(LAG.name, label, moments, name)
+    named = {engine or "unknown": own for engine, own in sorted(strata.items())}
+    for engine, own in named.items():
+        yield from (_stratum("engine", engine, moments) for dimension, _, moments in own if dimension is ALL)
+    for engine, own in named.items():
+        yield from (_stratum(LAG.name, label, moments, engine) for dimension, label, moments in own if dimension is LAG)
 
 
 def _stratum(dimension: str, label: str, moments: Floats, engine: str | None = None) -> Stratum:

@@ -13,6 +13,7 @@ from rltop.backend import compute, view
 from rltop.backend.attributed import Attribution, Interval, Stratum
 from rltop.backend.attribution import interval
 from rltop.collectors import wire
+from rltop.tui import cli_metrics
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, rollouts, sequences
 
@@ -231,3 +232,12 @@ def test_sampled_divergences_are_those_of_the_whole_vocabulary() -> None:
         error = terms[name].std() / math.sqrt(terms[name].size)
         assert found[name] == pytest.approx(value, abs=5 * error), name
     assert found["kl_k3"] == pytest.approx(exact["kl_k3"], rel=0.05)
+
+
+def test_the_text_leaves_out_what_tells_nothing_apart() -> None:
+    lines = list(cli_metrics._lines(Run().attribution))
+    heads = [line.split()[0] for line in lines if line.split()[1:2] == ["tokens"]]
+    assert heads == ["all", "lag", "position", "probability", "prefix", "engine", "lag", "flag_epoch", "prompt",
+                     "all", "position", "probability", "prefix", "engine", "lag"]  # fmt: skip
+    (row,) = [line for line in lines if line.split()[:2] == ["e0", "1440"] or line.startswith("  e0 2 ")]
+    assert row.split()[2:4] == [str(5 * 8 * SIZE), str(5 * 8)]

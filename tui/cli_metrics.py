@@ -113,6 +113,7 @@ def attribution(run: str | None, steps: int, as_json: bool) -> None:
         click.echo("\n".join(_lines(found)))
 
 
+_PROMPTS = 8
 _MATCHED = {"old": "old - rollout, old logprobs under the version that sampled", "lag0": "estimate: tokens of lag 0"}
 
 
@@ -131,14 +132,18 @@ def _lines(found: Attribution) -> Iterator[str]:
 
 
 def _table(strata: list[Stratum]) -> Iterator[str]:
-    dimension = ""
+    """Dimensions of more than one stratum, and of prompts the first few; JSON has them all."""
+    groups: dict[tuple[str, bool], list[Stratum]] = {}
     for stratum in strata:
-        if stratum.dimension != dimension:
-            dimension = stratum.dimension
-            yield f"{dimension:<20} {'tokens':>9} {'seqs':>7}  {'|d|':<27} {'k3':<33} ratio"
-        label = f"  {stratum.engine} {stratum.label}" if stratum.engine else f"  {stratum.label}"
-        figures = f"{_estimate(stratum.abs_diff):<27} {_estimate(stratum.k3):<33} {_estimate(stratum.ratio)}"
-        yield f"{label:<20} {stratum.tokens:>9} {stratum.sequences:>7}  {figures}"
+        groups.setdefault((stratum.dimension, stratum.engine is not None), []).append(stratum)
+    for (dimension, _), members in groups.items():
+        if len(members) == 1 and dimension != "all":
+            continue
+        yield f"{dimension:<20} {'tokens':>9} {'seqs':>7}  {'|d|':<27} {'k3':<33} ratio"
+        for stratum in members[: _PROMPTS if dimension == "prompt" else None]:
+            label = f"  {stratum.engine} {stratum.label}" if stratum.engine else f"  {stratum.label}"
+            figures = f"{_estimate(stratum.abs_diff):<27} {_estimate(stratum.k3):<33} {_estimate(stratum.ratio)}"
+            yield f"{label:<20} {stratum.tokens:>9} {stratum.sequences:>7}  {figures}"
 
 
 def _estimate(value: Interval) -> str:
