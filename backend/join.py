@@ -27,6 +27,7 @@ from rltop.backend.records import (
     is_beginning,
     keys,
     prompt_key,
+    telling,
 )
 from rltop.backend.unjoined import (
     BY_ID,
@@ -248,7 +249,7 @@ def _acceptable(record: Record, span: Wanted, *, surely: bool, in_part: bool) ->
     same_size = record.tokens.size == span.tokens.size
     if record.agrees(span.logprobs):
         return same_size or not surely
-    return not surely and same_size and (not in_part or span.tokens.size >= SURE_SIZE)
+    return not surely and same_size and (not in_part or telling(span.tokens))
 
 
 def _shared(ours: Ints, theirs: Ints) -> float:

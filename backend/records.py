@@ -17,8 +17,9 @@ HEADS = (8, 4, 2, 1)
 """Rollouts are found by so many first tokens of their completion."""
 
 SURE_SIZE = 8
-"""Tokens that tell a completion apart from others of a prompt whatever its logprobs are, and, with logprobs that are
-not near 0, from all others."""
+SURE_KINDS = 4
+"""So many tokens, of so many different ones, tell a completion apart from others of a prompt whatever its logprobs are;
+with logprobs that are not near 0, so many tell it from all others."""
 
 _TELLING = 1e-3
 _TELLING_TOKENS = 4
@@ -141,6 +142,11 @@ def distance(record: Record, logprobs: NDArray[np.float32]) -> tuple[float, int,
     gaps = gaps[np.isfinite(gaps)]
     far = float(gaps.mean()) if gaps.size else np.inf
     return far, record.tokens.size - logprobs.size, len(record.uses)
+
+
+def telling(tokens: Ints) -> bool:
+    """Whether a completion is unlikely to come twice."""
+    return tokens.size >= SURE_SIZE and np.unique(tokens).size >= SURE_KINDS
 
 
 def is_beginning(record: Record, span: Wanted) -> bool:
