@@ -112,9 +112,9 @@ def footer(where: str, *, control: bool, width: int) -> Strip:
     *others, leave = (_key(command, control=control) for command in COMMANDS if command.footer and command.id != where)
     parts: list[look.Part] = []
     for shown in others:
-        parts += shown if look.length([*parts, *shown, *leave]) <= width else []
-    parts += leave
-    gate = [] if control else [("read-only", look.WARN)]
+        parts += shown if look.length([*parts, *shown, *leave]) - 1 <= width else []
+    parts += [*leave[:-1], (leave[-1][0].rstrip(), look.FAINT)]
+    gate = [] if control else [(" read-only", look.WARN)]
     room = width - look.length(parts) - look.length(gate)
     return look.row([*parts, (" " * room, look.PLAIN), *gate] if room >= 0 else parts, width)
 
