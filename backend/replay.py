@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from rltop.backend import view
+from rltop.backend import store_samples, view
 from rltop.backend.store_read import Reader
 
 SAMPLE = Path(__file__).parent / "sample" / "sort.rltop.gz"
@@ -108,8 +108,18 @@ class Replay:
         self.view.apply(msgspec.structs.replace(frame, epoch=self.view.epoch))
 
     def ask(self, question: view.Question) -> None:
-        """Answer that this is no live run."""
-        self.answers[question.id] = view.Answer(question.id, error="this is a replay: nothing can be switched")
+        """Answer what the store knows; else that this is no live run."""
+        if not isinstance(question, view.AskSamples):
+            error = "this is a replay: only what was stored can be shown, and nothing switched"
+            self.answers[question.id] = view.Answer(question.id, error=error)
+            return
+        step = question.step if question.step is not None else max(self.view.steps, default=None)
+        try:
+            found = store_samples.answer(self._reader, step, question.kind, question.engine, question.limit)
+        except ValueError as problem:
+            self.answers[question.id] = view.Answer(question.id, error=str(problem))
+        else:
+            self.answers[question.id] = view.Answer(question.id, samples=found)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -166,6 +166,10 @@ class Kept:
         while self.nbytes > self._total and len(self._steps) > 1:
             self._drop(next(iter(self._steps)))
 
+    def of_step(self, step: int) -> StepSamples | None:
+        """All that is kept of a step."""
+        return self._steps[step][0] if step in self._steps else None
+
     def _drop(self, step: int) -> None:
         _, nbytes = self._steps.pop(step, (None, 0))
         self.nbytes -= nbytes

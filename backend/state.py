@@ -18,6 +18,7 @@ from rltop.backend.engines import Engines, TrainerRanks
 from rltop.backend.fingerprints import Fingerprints
 from rltop.backend.join import Index
 from rltop.backend.joined import JoinWatch
+from rltop.backend.samples import StepSamples
 from rltop.backend.sources import Arrival, Source, Sources
 from rltop.backend.steps import Steps
 from rltop.collectors import wire
@@ -251,6 +252,11 @@ class State:
     def note(self, now: float, severity: str, kind: str, text: str) -> None:
         """An event that the hub's shell tells of."""
         self._event(now, severity, kind, text)
+
+    def kept(self, steps: list[view.Step]) -> list[tuple[int, StepSamples]]:
+        """What is kept of the sequences of ``steps``."""
+        found = ((step.step, self._steps.samples.of_step(step.step)) for step in steps)
+        return [(step, samples) for step, samples in found if samples is not None]
 
     def not_stored(self, frame: view.Frame, frames: int) -> None:
         """Say in ``frame``, which was made last, how many frames up to it the disk has not taken."""

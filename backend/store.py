@@ -18,11 +18,11 @@ from pathlib import Path
 
 import msgspec
 
+from rltop.backend import store_samples, view
 from rltop.backend import store_schema as schema
-from rltop.backend import view
 from rltop.backend.filesystems import is_network, kind_of
+from rltop.backend.samples import StepSamples
 from rltop.backend.store_read import NAME, Reader
-from rltop.backend.store_rows import Sample
 from rltop.backend.store_write import Writer
 
 PATIENCE_S = 0.25
@@ -47,7 +47,10 @@ CLOCK_SLACK_S = 5.0
 """A clock that is behind the last record by more than this is told."""
 
 
-_Item = tuple[view.Frame, Sequence[Sample]]
+Kept = Sequence[tuple[int, StepSamples]]
+"""What is kept of steps, by number."""
+
+_Item = tuple[view.Frame, Kept]
 
 
 class Store(threading.Thread):
@@ -91,10 +94,10 @@ class Store(threading.Thread):
             )
         return past
 
-    def put(self, frame: view.Frame, samples: Sequence[Sample] = ()) -> None:
-        """Hand over the next frame, and what is kept of the steps in it."""
+    def put(self, frame: view.Frame, kept: Kept = ()) -> None:
+        """Hand over the next frame, and what is kept of the sequences of its steps, which nobody changes any more."""
         with self._wake:
-            self._waiting.append((_news_of(frame), ()) if self._trouble else (frame, samples))
+            self._waiting.append((_news_of(frame), ()) if self._trouble else (frame, kept))
             while len(self._waiting) > MAX_WAITING:
                 self._waiting.popleft()
                 self._dropped += 1
@@ -147,7 +150,8 @@ class Store(threading.Thread):
         if self._writer.moved:
             raise OSError(f"{self.path} was removed or replaced")
         if batch:
-            self._writer.write([frame for frame, _ in batch], [sample for _, kept in batch for sample in kept])
+            samples = [row for _, kept in batch for step, of in kept for row in store_samples.rows(step, of)]
+            self._writer.write([frame for frame, _ in batch], samples)
             self._written(batch[-1][0])
         elif time.monotonic() - self._tidied > TIDY_S:
             self._tidied = time.monotonic()

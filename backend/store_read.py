@@ -129,6 +129,11 @@ class Reader:
         found = [dict(zip(names, row, strict=True)) for row in self.execute(query, (kind, first, last, limit))]
         return [row | {"body": rows.sample_body(row["body"])} for row in found]
 
+    def sample_bodies(self, frame: int, step: int, kind: str) -> Iterator[dict[str, Any]]:
+        """The bodies of what one frame brought of a kind, the highest value first, else as it came."""
+        query = "SELECT body FROM sample WHERE frame = ? AND step = ? AND kind = ? ORDER BY value DESC, id"
+        return (rows.sample_body(body) for (body,) in self.execute(query, (frame, step, kind)))
+
     # --- the picture ----------------------------------------------------------------------------------------------
 
     def picture(self, until: int | None = None) -> view.Snapshot:

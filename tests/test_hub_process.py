@@ -184,7 +184,7 @@ def test_a_killed_hub_takes_nobody_with_it_and_the_next_one_is_found_by_all(
         engine.state["commands"] = [done]  # its acknowledgement has nowhere to go
         second = start_hub(rundir)
         try:
-            picture = see(client, lambda v: v.epoch != first and v.changes and "e0" in v.engines)
+            picture = see(client, lambda v: v.epoch != first and v.changes and v.engines["e0"].health == "live")
             assert client.state == "live"
             assert [c.state for c in picture.changes.values()] == ["applied"]
             close_step(trainer, 1)

@@ -317,3 +317,34 @@ def test_the_sample_is_a_real_run_with_switches_and_a_fault() -> None:
     assert min(gap[number] for number in range(raw + 4, back)) > 1e-3  # then it was not
     assert max(gap[number] for number in range(back + 4, 60)) < 1e-5
     assert rltop("replay", "--sample", "--json").exit_code == 0
+
+
+def test_kept_sequences_and_tokens_are_answered_from_the_store_as_by_the_hub(rundir: RunDir) -> None:
+    hub = start_hub(rundir)
+    live: dict[tuple[str, str | None], bytes] = {}
+    questions = [(kind, engine) for kind in ("sample", "worst", "abs_diff", "k3") for engine in (None, "e0")]
+    try:
+        with Client(rundir) as client, collector(rundir, "trainer/0") as trainer, collector(rundir, "e0") as e0:
+            world = World(5)
+            e0.send(*rollouts([one for one in world.written if one.engine == "e0"]))
+            trainer.send(*sequences(world.trained, policy_version=world.policy))
+            trainer.send(wire.StepClosed(0, 0, 1, 1))
+            see(client, lambda v: 0 in v.steps)
+            for kind, engine in questions:
+                found = client.samples(0, kind, engine)
+                live[kind, engine] = bits([found.sequences, found.tokens, found.of_sequences, found.of_tokens])
+                assert found.sequences or found.tokens
+        hub.terminate()
+        assert hub.wait(DEADLINE_S) == 0
+    finally:
+        hub.kill()
+        hub.wait(DEADLINE_S)
+    replay = Replay(Reader(rundir.path), speed=math.inf)
+    for kind, engine in questions:
+        replay.ask(view.AskSamples("q", None, kind, engine))
+        again = replay.answers["q"].samples
+        assert again is not None
+        assert bits([again.sequences, again.tokens, again.of_sequences, again.of_tokens]) == live[kind, engine], kind
+    replay.ask(view.AskSamples("q", 7, "worst"))
+    assert "nothing is stored of step 7" in str(replay.answers["q"].error)
+    replay.close()
