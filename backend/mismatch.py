@@ -69,12 +69,20 @@ class Shapes:
 
     def put(self, step: int, summaries: dict[str, Summary]) -> None:
         """The step is over; one that comes again takes the place of the old one."""
+        self.put_shapes(step, {engine: Shape.of(summary) for engine, summary in summaries.items() if summary.tokens})
+
+    def put_shapes(self, step: int, found: dict[str, Shape]) -> None:
+        """The same, of a step whose shapes are known."""
         self._drop(step)
-        if found := {engine: Shape.of(summary) for engine, summary in summaries.items() if summary.tokens}:
+        if found:
             self._steps[step] = found
             self.nbytes += _nbytes(found)
         while self.nbytes > self._total and len(self._steps) > 1:
             self._drop(next(iter(self._steps)))
+
+    def of_step(self, step: int) -> dict[str, Shape]:
+        """The shapes of a step by engine; none where none are kept."""
+        return self._steps.get(step, {})
 
     def _drop(self, step: int) -> None:
         if found := self._steps.pop(step, None):

@@ -109,17 +109,20 @@ class Replay:
 
     def ask(self, question: view.Question) -> None:
         """Answer what the store knows; else that this is no live run."""
-        if not isinstance(question, view.AskSamples):
-            error = "this is a replay: only what was stored can be shown, and nothing switched"
-            self.answers[question.id] = view.Answer(question.id, error=error)
-            return
-        step = question.step if question.step is not None else max(self.view.steps, default=None)
+        newest = max(self.view.steps, default=-1)
         try:
-            found = store_samples.answer(self._reader, step, question.kind, question.engine, question.limit)
+            if isinstance(question, view.AskSamples):
+                step = newest if question.step is None else question.step
+                samples = store_samples.answer(self._reader, step, question.kind, question.engine, question.limit)
+                answer = view.Answer(question.id, samples=samples)
+            elif isinstance(question, view.AskMismatch):
+                last = newest if question.last is None else min(question.last, newest)
+                answer = view.Answer(question.id, mismatch=store_samples.mismatch(self._reader, question.first, last))
+            else:
+                raise ValueError("this is a replay: only what was stored can be shown, and nothing switched")
         except ValueError as problem:
-            self.answers[question.id] = view.Answer(question.id, error=str(problem))
-        else:
-            self.answers[question.id] = view.Answer(question.id, samples=found)
+            answer = view.Answer(question.id, error=str(problem))
+        self.answers[question.id] = answer
 
     def close(self) -> None:
         """Let go of the file."""

@@ -18,9 +18,9 @@ from rltop.backend.engines import Engines, TrainerRanks
 from rltop.backend.fingerprints import Fingerprints
 from rltop.backend.join import Index
 from rltop.backend.joined import JoinWatch
-from rltop.backend.samples import StepSamples
 from rltop.backend.sources import Arrival, Source, Sources
 from rltop.backend.steps import Steps
+from rltop.backend.store_samples import Kept
 from rltop.collectors import wire
 
 MAX_SKEW = 2
@@ -253,10 +253,10 @@ class State:
         """An event that the hub's shell tells of."""
         self._event(now, severity, kind, text)
 
-    def kept(self, steps: list[view.Step]) -> list[tuple[int, StepSamples]]:
-        """What is kept of the sequences of ``steps``."""
-        found = ((step.step, self._steps.samples.of_step(step.step)) for step in steps)
-        return [(step, samples) for step, samples in found if samples is not None]
+    def kept(self, steps: list[view.Step]) -> list[Kept]:
+        """What is kept of ``steps`` beside their figures."""
+        samples, shapes = self._steps.samples, self._steps.shapes
+        return [Kept(step.step, samples.of_step(step.step), shapes.of_step(step.step)) for step in steps]
 
     def not_stored(self, frame: view.Frame, frames: int) -> None:
         """Say in ``frame``, which was made last, how many frames up to it the disk has not taken."""

@@ -21,8 +21,8 @@ import msgspec
 from rltop.backend import store_samples, view
 from rltop.backend import store_schema as schema
 from rltop.backend.filesystems import is_network, kind_of
-from rltop.backend.samples import StepSamples
 from rltop.backend.store_read import NAME, Reader
+from rltop.backend.store_samples import Kept
 from rltop.backend.store_write import Writer
 
 PATIENCE_S = 0.25
@@ -47,10 +47,7 @@ CLOCK_SLACK_S = 5.0
 """A clock that is behind the last record by more than this is told."""
 
 
-Kept = Sequence[tuple[int, StepSamples]]
-"""What is kept of steps, by number."""
-
-_Item = tuple[view.Frame, Kept]
+_Item = tuple[view.Frame, Sequence[Kept]]
 
 
 class Store(threading.Thread):
@@ -94,7 +91,7 @@ class Store(threading.Thread):
             )
         return past
 
-    def put(self, frame: view.Frame, kept: Kept = ()) -> None:
+    def put(self, frame: view.Frame, kept: Sequence[Kept] = ()) -> None:
         """Hand over the next frame, and what is kept of the sequences of its steps, which nobody changes any more."""
         with self._wake:
             self._waiting.append((_news_of(frame), ()) if self._trouble else (frame, kept))
@@ -150,8 +147,10 @@ class Store(threading.Thread):
         if self._writer.moved:
             raise OSError(f"{self.path} was removed or replaced")
         if batch:
-            samples = [row for _, kept in batch for step, of in kept for row in store_samples.rows(step, of)]
-            self._writer.write([frame for frame, _ in batch], samples)
+            kept = [step for _, steps in batch for step in steps]
+            samples = [row for step in kept for row in store_samples.sample_rows(step)]
+            shapes = [row for step in kept for row in store_samples.shape_rows(step)]
+            self._writer.write([frame for frame, _ in batch], samples, shapes)
             self._written(batch[-1][0])
         elif time.monotonic() - self._tidied > TIDY_S:
             self._tidied = time.monotonic()

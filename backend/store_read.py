@@ -59,8 +59,10 @@ class Reader:
         self._connection = _connect(self.path)
         try:
             version = schema.open_version(self._connection)
-            if version != schema.VERSION:
+            if version is None or version > schema.VERSION:
                 raise schema.StoreError(_other_version(version))
+            if version < schema.VERSION:
+                self._connection = _up_to_date(self._connection)
             self.columns = {t.name: tuple(schema.columns(self._connection, t.name)) for t in schema.TABLES}
         except schema.StoreError as error:
             self.close()
@@ -287,12 +289,19 @@ def _connect(path: Path) -> sqlite3.Connection:
         raise schema.StoreError(f"{path}: can't be read: {error}") from error
 
 
+def _up_to_date(old: sqlite3.Connection) -> sqlite3.Connection:
+    """A copy in memory, of this version: whoever reads an older store does not change it."""
+    copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    old.backup(copy)
+    old.close()
+    schema.prepare(copy)
+    return copy
+
+
 def _other_version(version: int | None) -> str:
     if version is None:
         return "nothing was recorded in it yet"
-    if version > schema.VERSION:
-        return f"a newer rltop wrote it (schema {version}, this one knows {schema.VERSION}); update rltop"
-    return f"an older rltop wrote it (schema {version}); `rltop hub` on its run directory brings it up to date"
+    return f"a newer rltop wrote it (schema {version}, this one knows {schema.VERSION}); update rltop"
 
 
 def has_steps(path: Path) -> bool:

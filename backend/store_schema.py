@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-VERSION = 1
+VERSION = 2
 """``PRAGMA user_version`` of a store that this version writes."""
 
 APPLICATION_ID = 0x726C7470
@@ -236,11 +236,35 @@ TABLES: tuple[Table, ...] = (
         indexes=("(kind, step, value)", "(frame)"),
         kept="the newest, within a budget of bytes",
     ),
+    Table(
+        "shape",
+        "Where the gap of one engine's part of a step lies: how d is spread, and its sums by stratum.",
+        (
+            _ID,
+            _FRAME,
+            Column("step", "INTEGER NOT NULL", "the trainer's number"),
+            Column("engine", "TEXT NOT NULL", "engine id; empty where not known"),
+            Column("tokens", "INTEGER NOT NULL", "trained tokens"),
+            Column("invalid", "INTEGER NOT NULL", "of those, without a finite d"),
+            Column("bins", "BLOB NOT NULL", "zlib: int64 counts of d, `mismatch.EDGES`"),
+            Column("sums", "BLOB NOT NULL", "zlib: float64 [strata, 4], sums of 1, d, |d|, k3"),
+        ),
+        indexes=("(step, id)", "(frame)"),
+        kept="the newest 200,000",
+    ),
 )
 
 BY_NAME: Mapping[str, Table] = {table.name: table for table in TABLES}
 
-MIGRATIONS: Mapping[int, tuple[str, ...]] = {}
+MIGRATIONS: Mapping[int, tuple[str, ...]] = {
+    1: (
+        "CREATE TABLE shape (id INTEGER PRIMARY KEY, frame INTEGER NOT NULL, step INTEGER NOT NULL, "
+        "engine TEXT NOT NULL, tokens INTEGER NOT NULL, invalid INTEGER NOT NULL, bins BLOB NOT NULL, "
+        "sums BLOB NOT NULL)",
+        "CREATE INDEX shape_0 ON shape (step, id)",
+        "CREATE INDEX shape_1 ON shape (frame)",
+    ),
+}
 """From a version to the next: the SQL that does it. There is one for every version before ``VERSION``."""
 
 

@@ -108,8 +108,15 @@ class Writer:
         except OSError:
             return True
 
-    def write(self, frames: Sequence[view.Frame], samples: Sequence[rows.Sample] = ()) -> None:
+    def write(
+        self, frames: Sequence[view.Frame], samples: Sequence[rows.Sample] = (), shapes: Sequence[rows.Row] = ()
+    ) -> None:
         """Store frames, oldest first, and what was kept of their steps, in one transaction: all of it or nothing.
+
+        Args:
+            frames: as viewers get them.
+            samples: of single sequences and tokens.
+            shapes: rows of ``shape``, without the frame.
 
         Raises:
             sqlite3.Error: nothing of it was stored; open the store anew before writing again.
@@ -120,6 +127,8 @@ class Writer:
                 self._add(frame)
             for sample in samples:
                 self._insert("sample", rows.sample_row(sample) | {"frame": self._frame})
+            for shape in shapes:
+                self._insert("shape", shape | {"frame": self._frame})
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:

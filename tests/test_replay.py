@@ -334,6 +334,7 @@ def test_kept_sequences_and_tokens_are_answered_from_the_store_as_by_the_hub(run
                 found = client.samples(0, kind, engine)
                 live[kind, engine] = bits([found.sequences, found.tokens, found.of_sequences, found.of_tokens])
                 assert found.sequences or found.tokens
+            shape = bits(client._answer(view.AskMismatch("m", 0, 0)).mismatch)
         hub.terminate()
         assert hub.wait(DEADLINE_S) == 0
     finally:
@@ -345,6 +346,8 @@ def test_kept_sequences_and_tokens_are_answered_from_the_store_as_by_the_hub(run
         again = replay.answers["q"].samples
         assert again is not None
         assert bits([again.sequences, again.tokens, again.of_sequences, again.of_tokens]) == live[kind, engine], kind
+    replay.ask(view.AskMismatch("q", 0, None))
+    assert bits(replay.answers["q"].mismatch) == shape
     replay.ask(view.AskSamples("q", 7, "worst"))
     assert "nothing is stored of step 7" in str(replay.answers["q"].error)
     replay.close()
