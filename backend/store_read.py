@@ -23,8 +23,8 @@ NAME = "store.sqlite"
 WHOLE_STEPS = 4_000
 """The newest steps of a picture are all there; of older ones, level 1 up to ``LEVEL_1_STEPS``, then level 2."""
 
-LEVEL_1_STEPS = 32_000
-LEVEL_2_STEPS = 1_000_000
+LEVEL_1_STEPS = 16_000
+LEVEL_2_STEPS = 250_000
 """Of steps still older than these, level 3."""
 
 ENGINE_ROWS = 50_000

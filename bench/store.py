@@ -19,8 +19,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import msgspec
+import numpy as np
+
 from rltop.backend import metrics, view
+from rltop.backend.sampled import Sequence as Kept
+from rltop.backend.sampled import Token
 from rltop.backend.store_read import NAME, Reader
+from rltop.backend.store_rows import Sample
 from rltop.backend.store_thin import Limits
 from rltop.backend.store_write import Writer
 
@@ -81,6 +87,50 @@ def commits(directory: Path, count: int) -> list[float]:
     return took
 
 
+def tokens(directory: Path, count: int) -> None:
+    """Kept sequences of 1000 tokens (24 a step) and single tokens (64 a step), and the worst of 100 steps."""
+    rng = np.random.default_rng(0)
+    writer = Writer(directory / NAME, "bench", "bench", 1e9)
+    spent, total = 0.0, 0
+    for step in range(count):
+        made = []
+        for number in range(24):
+            rollout = -rng.exponential(1, 1000).astype("<f4")
+            rollout[rng.random(1000) < 0.4] = 0.0
+            trainer = (rollout + rng.normal(0, 0.02, 1000)).astype("<f4")
+            ids = rng.zipf(1.3, 1000).clip(max=150_000).astype("<i4")
+            body = Kept(
+                step, 0, number, 1000, 0, 0.02, 3e-4, 1.0, ["e0"], ["r1"], ["content"], "stop", 100, 96,
+                ids[:100].tobytes(), ids.tobytes(), b"\1" * 1000, rollout.tobytes(), trainer.tobytes(),
+                np.full(1000, step, "<i4").tobytes(), bytes(4000),
+            )  # fmt: skip
+            made.append(Sample(step, "worst", "e0", 1000, float(rng.random()), msgspec.msgpack.encode(body)))
+        around = rng.integers(0, 150_000, 32).astype("<i4").tobytes()
+        for place in range(64):
+            token = Token(
+                step, 0, place, 5, 1000, 17, -0.5, -0.25, "e0", "r1", step, 0, 100, 96, 1.0, around[:96], around[96:]
+            )
+            kind = "abs_diff" if place < 32 else "k3"
+            made.append(Sample(step, kind, "e0", 1000, float(rng.random()), msgspec.msgpack.encode(token)))
+        start = time.process_time()
+        writer.write([view.Frame("bench", step + 1, 1e9 + step, steps=[])], made)
+        spent += time.process_time() - start
+        total += 24_000
+    writer.close()
+    size = (directory / NAME).stat().st_size
+    with Reader(directory) as reader:
+        took = []
+        for first in range(0, count - 100, 37):
+            start = time.perf_counter()
+            found = reader.samples("abs_diff", first, first + 99)
+            took.append((time.perf_counter() - start) * 1e3)
+            assert len(found) == 20
+    print(
+        f"kept sequences: {total / spent / 1e6:.2f} M tokens/s of CPU, {size / total:.1f} B/token with 64 single "
+        f"tokens a step; 20 worst tokens of 100 steps: {took[0]:.2f} ms first, {statistics.median(took):.2f} ms median"
+    )
+
+
 def ask(path: Path) -> None:
     """The questions, in a process of its own."""
     with Reader(path) as reader:
@@ -114,10 +164,11 @@ def main() -> None:
         ask(options.ask)
         return
     with tempfile.TemporaryDirectory(prefix="rl") as made:
-        for name in ("commits", "small", "whole", "thinned"):
+        for name in ("commits", "small", "tokens", "whole", "thinned"):
             (Path(made) / name).mkdir()
         took = sorted(commits(Path(made) / "commits", 5000))
         print(f"commit of a step: p50 {took[2500]:.0f} us, p99 {took[4950]:.0f}, max {took[-1]:.0f}")
+        tokens(Path(made) / "tokens", 300)
         for engines, scalars in ((0, 0), (2, 40)):
             rate, size = ingest(Path(made) / "small", 100_000 // (1 + engines), engines, scalars, ALL, tidy=False)
             each = size * 1e6 / (100_000 // (1 + engines))
