@@ -264,4 +264,6 @@ def _command(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_command(sys.argv[1:]))
+    code = _command(sys.argv[1:])
+    logging.shutdown()
+    os._exit(code)  # nothing is left to do, and taking a compiler apart would outlast the lock by a second

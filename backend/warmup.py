@@ -11,7 +11,7 @@ log = logging.getLogger("rltop.hub")
 class Warmup:
     """Compiles on a thread of its own once it is first asked whether that is done: a hub without rows loads nothing.
 
-    The thread is no daemon: a process that ended inside the compiler could be aborted by it.
+    The thread is no daemon: an interpreter that ended while it is inside the compiler could be aborted by it.
     """
 
     def __init__(self) -> None:
