@@ -118,7 +118,10 @@ def kill_often(rundir: RunDir, kills: int, seed: int, *, longest_s: float, steps
                 assert client.wait(lambda c: c.view is not None and c.view.epoch != before, DEADLINE_S)  # noqa: B023
                 picture = client.view
                 assert picture is not None
-                newest = {n for n in witness.shown if n > max(witness.shown) - 1000}  # older ones may be thinned out
+                last = max(witness.shown, default=0)
+                newest = {
+                    n for n in range(last - 1000, last + 1) if n in witness.shown
+                }  # older ones may be thinned out
                 missing = newest - set(picture.steps)
                 assert not missing, f"the next hub does not know {sorted(missing)[:5]}"
                 end = time.monotonic() + rng.uniform(0, longest_s)
