@@ -136,7 +136,8 @@ def test_micro_batches_and_the_order_of_arrival_change_nothing(seed: int, split:
     world.play(hub)
     world.play(other, split=split, rollouts_first=first)
     for name, value in hub.steps[0].values.items():
-        expected = None if value is None else pytest.approx(value, rel=1e-9, abs=1e-12)
+        rel = 1e-6 if name.startswith("noise_") or name.endswith("_std") else 1e-9  # spreads are differences of sums
+        expected = None if value is None else pytest.approx(value, rel=rel, abs=1e-12)
         assert other.steps[0].values[name] == expected, name
     assert set(other.steps[0].engines) == set(hub.steps[0].engines)
 

@@ -76,9 +76,10 @@ def test_the_value_axis_holds_every_figure_and_its_numbers_fit(many: list[list[f
     assert all(len(axis.label(tick)) < canvas.GUTTER for tick in axis.ticks)
     if axis.high - axis.low > 0.01 * max(abs(axis.low), abs(axis.high)):
         assert len({axis.label(tick) for tick in axis.ticks}) == len(axis.ticks)
+    slack = 1e-6 * max(axis.high - axis.low, abs(axis.low), abs(axis.high))  # far less than a dot
     for value in (value for values in many for value in values if value is not None):
         if not axis.log:
-            assert axis.low - 1e-6 * abs(axis.low) <= value <= axis.high + 1e-6 * abs(axis.high)
+            assert axis.low - slack <= value <= axis.high + slack
         elif value > 0:
             assert axis.low - 1e-9 <= math.log10(value) <= axis.high + 1e-9
 
