@@ -11,7 +11,7 @@ from rltop.backend.store_read import Reader
 MAX_SETTINGS = 12
 """Differences of settings that are printed."""
 
-_OWN_FACTS = frozenset({"pid", "host", "policy_version", "weight_label"})
+_OWN_FACTS = frozenset({"pid", "host", "policy_version", "weight_label", "prefix cache resets"})
 """Facts in which two runs differ anyway."""
 
 

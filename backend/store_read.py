@@ -184,7 +184,12 @@ class Reader:
         found: list[view.Step] = []
         for level, (newer, older) in enumerate(zip([end, *edges], [*edges, -1], strict=True)):
             if newer > 0:
-                condition = f"id > {older} AND id <= {newer}" + (f" AND level >= {level}" if level else "")
+                condition = f"id > {older} AND id <= {newer}"
+                if level:  # by the index of what has risen: a scan would read all that has not
+                    risen = (
+                        f"SELECT id FROM step INDEXED BY step_1 WHERE level > 0 AND level >= {level} AND {condition}"
+                    )
+                    condition = f"id IN ({risen})"
                 found = list(self.steps(condition, engines_from=end - self._steps_with_engines(end))) + found
         return found
 

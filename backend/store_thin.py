@@ -83,7 +83,7 @@ class Thinner:
 
     def _raise_level(self, level: int, after: int, last: int) -> None:
         present = set(schema.columns(self._connection, "step"))
-        among = f"id > {after} AND id <= {last}" + (f" AND level >= {level - 1}" if level > 1 else "")
+        among = f"id > {after} AND id <= {last}" + (f" AND level > 0 AND level >= {level - 1}" if level > 1 else "")
         parts = [f"SELECT min(id) AS id FROM step WHERE {among}", f"SELECT max(id) FROM step WHERE {among}"]
         parts += [
             f"SELECT * FROM (SELECT id FROM step WHERE {among} AND {name} IS NOT NULL ORDER BY {name} {order} LIMIT 1)"
