@@ -17,9 +17,9 @@ import msgspec
 import zmq
 
 from rltop.backend import view
-from rltop.backend.attributed import Attribution
-from rltop.backend.control import GRACE_S
-from rltop.backend.sampled import Samples
+from rltop.backend.commands.life import GRACE_S
+from rltop.backend.gaps.attributed import Attribution
+from rltop.backend.gaps.sampled import Samples
 from rltop.collectors.launch import find_hub
 from rltop.collectors.rundir import RunDir
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 import zmq
 
 from rltop.backend import view
-from rltop.backend.audit import AuditFile
+from rltop.backend.commands.audit import AuditFile
+from rltop.backend.history.store import Store
 from rltop.backend.state import Audit, Effect, Reply, Send, State, Stop
-from rltop.backend.store import Store
 from rltop.collectors import wire
 from rltop.collectors.guard import Guard
 

@@ -23,13 +23,13 @@ from typing import IO
 
 import zmq
 
-from rltop.backend import audit
 from rltop.backend import core as hub_core
 from rltop.backend.clock import SteadyClock
+from rltop.backend.commands import audit
 from rltop.backend.core import Core
+from rltop.backend.history.store import Store
 from rltop.backend.state import Effect, State
-from rltop.backend.store import Store
-from rltop.backend.warmup import Warmup
+from rltop.backend.steps.warmup import Warmup
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir, RunDirError
 

@@ -6,9 +6,11 @@ import math
 import time
 from typing import Any
 
-from rltop.backend import joined, prints, view
+from rltop.backend import view
+from rltop.backend.commands.tell import title
+from rltop.backend.fleet import prints
+from rltop.backend.join import joined
 from rltop.backend.spans import span
-from rltop.backend.tell import title
 from rltop.collectors.wire import FlagState, Timer
 
 STEP_METRICS = (

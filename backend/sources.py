@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from rltop.backend.engines import SILENT_S
+from rltop.backend.fleet.engines import SILENT_S
 from rltop.collectors import wire
 
 BYE_PATIENCE_S = 1.0

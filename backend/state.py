@@ -11,16 +11,17 @@ from dataclasses import dataclass
 
 import msgspec
 
-from rltop.backend import audit, view
-from rltop.backend.control import Commands, Order, RejectedError
-from rltop.backend.effects import Effects
-from rltop.backend.engines import Engines, TrainerRanks
-from rltop.backend.fingerprints import Fingerprints
-from rltop.backend.join import Index
-from rltop.backend.joined import JoinWatch
+from rltop.backend import view
+from rltop.backend.commands import audit
+from rltop.backend.commands.life import Commands, Order, RejectedError
+from rltop.backend.effects.memory import Effects
+from rltop.backend.fleet.engines import Engines, TrainerRanks
+from rltop.backend.fleet.fingerprints import Fingerprints
+from rltop.backend.history.samples import Kept
+from rltop.backend.join.index import Index
+from rltop.backend.join.joined import JoinWatch
 from rltop.backend.sources import Arrival, Source, Sources
-from rltop.backend.steps import Steps
-from rltop.backend.store_samples import Kept
+from rltop.backend.steps.steps import Steps
 from rltop.collectors import wire
 
 MAX_SKEW = 2

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
-from rltop.backend.attributed import Attribution
-from rltop.backend.profiles import Mismatch
-from rltop.backend.sampled import Samples
+from rltop.backend.gaps.attributed import Attribution
+from rltop.backend.gaps.profiles import Mismatch
+from rltop.backend.gaps.sampled import Samples
 from rltop.collectors.wire import Counts, FlagState, Timer
 
 MAX_STEPS = 20_000
@@ -34,10 +34,10 @@ class Step(msgspec.Struct, frozen=True):
         engines: the per-engine subset of the metrics, by engine id; tokens whose engine is not known are absent.
         unjoined: trainer sequences without their rollout, by reason.
         trainer: the scalars the trainer passed to ``step(metrics=...)``.
-        joins: joined sequences by how they were found (``rltop.backend.unjoined.WAYS``).
+        joins: joined sequences by how they were found (``rltop.backend.join.unjoined.WAYS``).
         reused: joined sequences that an earlier step has trained on too.
         unused: rollouts that no step has trained on, by engine, counted when they become too old for it.
-        copies: by engine, how the trainer's copies of the recorded logprobs came out (``rltop.backend.copies.KINDS``).
+        copies: by engine, how the trainer's copies of the recorded logprobs came out (``join.copies.KINDS``).
     """
 
     step: int
@@ -60,7 +60,7 @@ class Engine(msgspec.Struct, frozen=True):
     ``health`` is ``live``, ``silent`` (no word for some seconds) or ``gone`` (said goodbye). ``lag`` is in versions
     behind the trainer. ``tokens_per_s`` is over the last few seconds; ``prefix_hit_rate`` cached over prompt tokens,
     likewise recent; ``gap`` is the last step's ``logp_abs_diff_mean`` of this engine. ``differs`` names the facts
-    (``rltop.backend.facts``) that do not agree with the other engines or with the trainer, and what those say.
+    (``rltop.backend.fleet.facts``) that do not agree with the other engines or with the trainer, and what those say.
     """
 
     id: str
@@ -365,7 +365,7 @@ class EffectRow(msgspec.Struct, frozen=True):
     """What a switch did to one figure.
 
     Attributes:
-        figure, unit: a name of ``rltop.backend.effect.FIGURES``, and what it is measured in.
+        figure, unit: a name of ``rltop.backend.effects.judge.FIGURES``, and what it is measured in.
         own: of the engines that were switched, with the run's own trend taken out. None: see ``reason``.
         against: of the differences to the engines that were not; None where there are none.
         verdict: ``up``, ``down``, ``none`` (no effect of a size that matters), ``not_yet``, ``unclear`` (too few

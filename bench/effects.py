@@ -62,7 +62,7 @@ def record(name: str, minutes: float, switches: list[str], demo: list[str]) -> i
         with Client(rundir) as client:
             client.snapshot(30.0)
             run = subprocess.Popen(
-                [sys.executable, "-m", "rltop.tui.cli", "demo", "--headless", "--run", name, *demo]
+                [sys.executable, "-m", "rltop.tui.cli.main", "demo", "--headless", "--run", name, *demo]
             )  # fmt: skip
             _follow(client, run, time.monotonic() + 60 * minutes, switches)
         for process in (run, hubs):

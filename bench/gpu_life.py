@@ -12,8 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from rltop.backend import audit, view
+from rltop.backend import view
 from rltop.backend.client import Client
+from rltop.backend.commands import audit
 from rltop.collectors.rundir import RunDir
 from tests.live_engine import DEVICE, ENVIRONMENT, LiveEngine
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from rltop.backend.store_read import NAME, Reader
+from rltop.backend.history.read import NAME, Reader
 from tests.receiver import run_directory
 from tests.store_load import kill_often
 

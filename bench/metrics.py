@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.backend import compute
+from rltop.backend.steps import compute
 from rltop.backend.summary import Sequences, Strata
 from rltop.backend.summary.dimensions import DIMENSIONS
 from rltop.backend.summary.pieces import Runs, cut, reduce, warm

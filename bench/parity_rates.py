@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rltop.backend.parity import DIVERGES, NOT_PARITY, parity
-from rltop.backend.store_read import Reader
+from rltop.backend.history.parity import DIVERGES, NOT_PARITY, parity
+from rltop.backend.history.read import Reader
 from rltop.backend.view import Step
 from tests.test_parity import SCALE, run
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from rltop.backend.client import Client
-from rltop.backend.store_read import NAME
+from rltop.backend.history.read import NAME
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir
 from rltop.collectors.sender import Sender

@@ -23,12 +23,12 @@ import msgspec
 import numpy as np
 
 from rltop.backend import metrics, view
-from rltop.backend.sampled import Sequence as Kept
-from rltop.backend.sampled import Token
-from rltop.backend.store_read import NAME, Reader
-from rltop.backend.store_rows import Sample
-from rltop.backend.store_thin import Limits
-from rltop.backend.store_write import Writer
+from rltop.backend.gaps.sampled import Sequence as Kept
+from rltop.backend.gaps.sampled import Token
+from rltop.backend.history.read import NAME, Reader
+from rltop.backend.history.rows import Sample
+from rltop.backend.history.thin import Limits
+from rltop.backend.history.write import Writer
 
 ALL = Limits(steps=10**9, coarse_steps=10**9, step_engines=10**9)
 NAMES = [metric.name for metric in metrics.METRICS]

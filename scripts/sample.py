@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rltop.backend.record import record
-from rltop.backend.replay import SAMPLE
+from rltop.backend.history.record import record
+from rltop.backend.history.replay import SAMPLE
 
 SETTINGS = (
     "8:prefix_caching=off",
@@ -31,7 +31,7 @@ SETTINGS = (
 def main() -> int:
     """Run the demo and record it; its exit code."""
     with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as home:
-        command = [sys.executable, "-m", "rltop.tui.cli", "demo", "--headless", "--run", "sort", "--steps", "60"]
+        command = [sys.executable, "-m", "rltop.tui.cli.main", "demo", "--headless", "--run", "sort", "--steps", "60"]
         command += ["--temperature", "0.7", *(part for text in SETTINGS for part in ("--set", text))]
         code = subprocess.run(command, env={**os.environ, "RLTOP_HOME": home}, check=False).returncode
         if code == 0:

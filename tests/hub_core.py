@@ -7,7 +7,7 @@ import math
 from typing import TypeVar
 
 from rltop.backend import view
-from rltop.backend.audit import Line
+from rltop.backend.commands.audit import Line
 from rltop.backend.state import Audit, Effect, Reply, Send, State
 from rltop.collectors import wire
 from tests.hub_messages import Source, engine_state

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rltop.backend import view
-from rltop.backend.cells import Place, StepCells
-from rltop.backend.effect import FIGURES, MIN_SIDE, WINDOW, Mark, effect
+from rltop.backend.effects.cells import Place, StepCells
+from rltop.backend.effects.judge import FIGURES, MIN_SIDE, WINDOW, Mark, effect
 from tests.recordings import Recording, load
 
 HEALTHY = ("healthy-t1", "healthy-t07")

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 
 from rltop.backend import view
-from rltop.backend.cells import Place, StepCells
-from rltop.backend.effect import Mark, effect
-from rltop.backend.pace import Sample
+from rltop.backend.effects.cells import Place, StepCells
+from rltop.backend.effects.judge import Mark, effect
+from rltop.backend.effects.pace import Sample
 
 DATA = Path(__file__).parent / "data"
 

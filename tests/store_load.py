@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from rltop.backend import view
 from rltop.backend.client import Client
-from rltop.backend.store_read import Reader
+from rltop.backend.history.read import Reader
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir
 from rltop.collectors.sender import Sender

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 
 from rltop.backend import metrics, view
-from rltop.backend.store_read import NAME, Reader
-from rltop.backend.store_thin import LIMITS, Limits
-from rltop.backend.store_write import Writer
+from rltop.backend.history.read import NAME, Reader
+from rltop.backend.history.thin import LIMITS, Limits
+from rltop.backend.history.write import Writer
 from tests import pictures
 
 ENGINES = ("e0", "e1/dp1")

@@ -21,7 +21,7 @@ from rltop.collectors import wire
 from rltop.collectors.launch import ensure_hub, find_hub
 from rltop.collectors.rundir import RunDir, for_run
 from rltop.collectors.sender import Sender
-from rltop.tui import cli
+from rltop.tui.cli import main as cli
 from tests.hub_messages import Trained, engine_state, sequences
 from tests.receiver import run_directory, wait_until
 from tests.test_hub_report import CHANGE_KEYS, ENGINE_KEYS, STEP_KEYS
@@ -284,7 +284,7 @@ def test_the_dashboard_wants_all_of_a_terminal(home: Path, redirected: str) -> N
     streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
     streams[redirected] = subprocess.DEVNULL
     try:
-        code = subprocess.run([sys.executable, "-m", "rltop.tui.cli", "one"], timeout=60, check=False, **streams)
+        code = subprocess.run([sys.executable, "-m", "rltop.tui.cli.main", "one"], timeout=60, check=False, **streams)
     finally:
         os.close(slave)
         os.close(master)

@@ -8,7 +8,7 @@ import pytest
 
 from rltop.backend import view
 from rltop.backend.client import Client, CommandError
-from rltop.backend.effect import FIGURES
+from rltop.backend.effects.judge import FIGURES
 from tests.harness import wait_for
 from tests.test_cli import Engine, answer, home, rltop, start_hub, wait_for_engine
 

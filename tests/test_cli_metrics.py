@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rltop.backend.metrics import BY_NAME, FAMILIES
-from rltop.tui.cli import main
+from rltop.tui.cli.main import main
 
 ROLLOUT = np.array([[-0.5, -1.0, -2.0], [-0.1, -0.2, -9.0]])
 TRAINER = ROLLOUT + np.array([[0.1, -0.1, 0.0], [0.0, 0.2, 5.0]])

@@ -190,7 +190,7 @@ def test_progress_is_told_on_a_terminal(home: Path) -> None:
     with engines(rundir, "e0", drains="waits for the weight update under way to finish") as (engine,):
         master, slave = pty.openpty()
         asked = subprocess.Popen(
-            [sys.executable, "-m", "rltop.tui.cli", "set", "prefix_caching", "off"],
+            [sys.executable, "-m", "rltop.tui.cli.main", "set", "prefix_caching", "off"],
             stdout=subprocess.PIPE,
             stderr=slave,
         )

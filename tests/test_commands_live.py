@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from rltop.backend import audit, view
+from rltop.backend import view
 from rltop.backend.client import Client, CommandError
+from rltop.backend.commands import audit
 from rltop.collectors.rundir import RunDir
 from tests.harness import wait_for
 from tests.live_engine import ENVIRONMENT, MODEL, LiveEngine
@@ -226,7 +227,7 @@ def test_cut_off_from_the_engine_the_hub_hears_how_it_ended_when_it_is_back(run:
 def test_a_command_outlives_the_command_line_that_gave_it(run: Run) -> None:
     with run.update():
         line = subprocess.Popen(
-            [sys.executable, "-m", "rltop.tui.cli", "set", FLAG, "off", "--run", str(run.rundir.path)],
+            [sys.executable, "-m", "rltop.tui.cli.main", "set", FLAG, "off", "--run", str(run.rundir.path)],
             stdout=subprocess.DEVNULL,
         )
         run.see(lambda v: any(change.state == "draining" for change in v.changes.values()))

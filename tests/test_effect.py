@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rltop.backend import cells, effect_text, view
-from rltop.backend.cells import Place, StepCells
-from rltop.backend.effect import FIGURES, MIN_SIDE, SPEED, WINDOW, Mark, effect
-from rltop.backend.pace import Sample
+from rltop.backend import view
+from rltop.backend.effects import cells
+from rltop.backend.effects import text as effect_text
+from rltop.backend.effects.cells import Place, StepCells
+from rltop.backend.effects.judge import FIGURES, MIN_SIDE, SPEED, WINDOW, Mark, effect
+from rltop.backend.effects.pace import Sample
 
 LIFE = "life"
 NORMAL = {

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from rltop.backend import view
-from rltop.backend.effect import FIGURES, MIN_SIDE
+from rltop.backend.effects.judge import FIGURES, MIN_SIDE
 from tests.placebo import HEALTHY, SWITCHES, imagine, judged, placebos
 from tests.recordings import DATA, Recording, load
 

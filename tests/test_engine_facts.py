@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rltop.backend import facts
 from rltop.backend.demo.options import MODEL
+from rltop.backend.fleet import facts
 from rltop.collectors.vllm import fingerprint
 
 

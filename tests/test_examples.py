@@ -32,7 +32,7 @@ def test_the_attached_run_is_seen_whole_and_its_gap_grows() -> None:
             )
             assert run.returncode == 0, run.stderr[-4000:]
             said = subprocess.run(
-                [sys.executable, "-m", "rltop.tui.cli", "status", "example", "--json"],
+                [sys.executable, "-m", "rltop.tui.cli.main", "status", "example", "--json"],
                 env=environment, capture_output=True, text=True, timeout=60, check=True,
             )  # fmt: skip
         finally:

@@ -16,7 +16,7 @@ import pytest
 
 from rltop.backend import view
 from rltop.backend.client import Client
-from rltop.backend.forward import (
+from rltop.backend.history.forward import (
     Forwarder,
     ForwardError,
     Prometheus,
@@ -108,7 +108,7 @@ def test_tensorboard_records_have_their_checksums(tmp_path: Path) -> None:
     assert b"brain.Event:2" in events[0]
     assert b"rltop/kl_k3" in events[1]
     # Known to TensorFlow: the masked CRC-32C of the length 24 stands in files that it wrote.
-    from rltop.backend.forward import _masked
+    from rltop.backend.history.forward import _masked
 
     assert _masked(struct.pack("<Q", 24)) == bytes.fromhex("a37f4b22")
 
@@ -127,7 +127,7 @@ def test_sinks_that_cannot_be_are_named(text: str) -> None:
 def test_a_sink_that_hangs_does_not_hold_the_hub() -> None:
     with run_directory() as rundir:
         hub = start_hub(rundir)
-        command = [sys.executable, "-m", "rltop.tui.cli", "forward", str(rundir.path), "--to", "prometheus:0"]
+        command = [sys.executable, "-m", "rltop.tui.cli.main", "forward", str(rundir.path), "--to", "prometheus:0"]
         forward = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert forward.stdout is not None
         try:

@@ -9,11 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from rltop.backend import compute, view
-from rltop.backend.attributed import Attribution, Interval, Stratum
-from rltop.backend.attribution import interval
+from rltop.backend import view
+from rltop.backend.gaps.attributed import Attribution, Interval, Stratum
+from rltop.backend.gaps.attribution import interval
+from rltop.backend.steps import compute
 from rltop.collectors import wire
-from rltop.tui import cli_metrics
+from rltop.tui.cli import metrics as cli_metrics
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, rollouts, sequences
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rltop.backend import audit, view
-from rltop.backend.audit import AuditFile, Line
-from rltop.backend.control import GRACE_S, RESTORE_S
+from rltop.backend import view
+from rltop.backend.commands import audit
+from rltop.backend.commands.audit import AuditFile, Line
+from rltop.backend.commands.life import GRACE_S, RESTORE_S
 from rltop.collectors import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Source

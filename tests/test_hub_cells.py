@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rltop.backend import cells
-from rltop.backend.batch import Batch
-from rltop.backend.cells import FIGURES, Cell, Cells, Place
-from rltop.backend.join import Index
+from rltop.backend.effects import cells
+from rltop.backend.effects.cells import FIGURES, Cell, Cells, Place
+from rltop.backend.join.batch import Batch
+from rltop.backend.join.index import Index
 from tests.hub_messages import Trained, Written, rollouts, sequences
 
 

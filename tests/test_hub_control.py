@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.backend import view
-from rltop.backend.control import GRACE_S
+from rltop.backend.commands.life import GRACE_S
 from rltop.collectors import wire
 from tests.hub_core import Hub, sent
 from tests.hub_messages import Source

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rltop.backend.copies import KINDS, classify, compare, describe
-from rltop.backend.rounding import agree, bfloat16, bfloat16_cut, equal, float16
-from rltop.backend.steps import GRACE_S
+from rltop.backend.join.copies import KINDS, classify, compare, describe
+from rltop.backend.join.rounding import agree, bfloat16, bfloat16_cut, equal, float16
+from rltop.backend.steps.steps import GRACE_S
 from rltop.collectors import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, rollouts, sequences

@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from rltop.backend import core, view
-from rltop.backend.audit import AuditFile
+from rltop.backend.commands.audit import AuditFile
 from rltop.backend.state import Effect, State
 from rltop.collectors.guard import MAX_FAULTS
 from tests.hub_messages import Source, engine_state

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rltop.backend import view
-from rltop.backend.effects import Effects
-from rltop.backend.pace import MAX_SAMPLES, Pace
+from rltop.backend.effects.memory import Effects
+from rltop.backend.effects.pace import MAX_SAMPLES, Pace
 from rltop.collectors import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Source, Trained, Written, engine_state, rollouts, sequences

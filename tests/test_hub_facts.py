@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend import facts, view
-from rltop.backend.facts import BY_NAME, FACTS, compare, defaults, same_model, same_text, same_top_k
-from rltop.backend.facts_page import document
-from rltop.backend.fingerprints import RECENT, SETTLE_S, Sampled
+from rltop.backend import view
+from rltop.backend.fleet import facts
+from rltop.backend.fleet.facts import BY_NAME, FACTS, compare, defaults, same_model, same_text, same_top_k
+from rltop.backend.fleet.facts_page import document
+from rltop.backend.fleet.fingerprints import RECENT, SETTLE_S, Sampled
 from rltop.collectors import wire
 from rltop.collectors.facts import MAX_CHARS, MAX_FACTS, as_text, stated
 from rltop.collectors.flags import FLAGS

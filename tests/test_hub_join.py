@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rltop.backend.batch import PATIENT_LOOKS, Batch
-from rltop.backend.join import Index
+from rltop.backend.join.batch import PATIENT_LOOKS, Batch
+from rltop.backend.join.index import Index
 from rltop.collectors import wire
 from tests.hub_messages import Trained, Written, rollouts, sequences
 

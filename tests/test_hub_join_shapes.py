@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rltop.backend.batch import Batch
-from rltop.backend.join import UNUSED_STEPS, Index
-from rltop.backend.records import given_id
+from rltop.backend.join.batch import Batch
+from rltop.backend.join.index import UNUSED_STEPS, Index
+from rltop.backend.join.records import given_id
 from rltop.collectors import wire
 from rltop.collectors.batch import check
 from rltop.collectors.packing import pack

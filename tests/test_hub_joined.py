@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rltop.backend import joined, view
-from rltop.backend.joined import REMEMBERED_STEPS, JoinWatch
+from rltop.backend import view
+from rltop.backend.join import joined
+from rltop.backend.join.joined import REMEMBERED_STEPS, JoinWatch
 
 
 def test_every_fact_of_a_join_stands_in_the_text() -> None:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rltop.backend import view
-from rltop.backend.mismatch import DIMENSIONS, EDGES, Shape, Shapes
-from rltop.backend.profiles import Mismatch
-from rltop.backend.steps import GRACE_S
+from rltop.backend.gaps.mismatch import DIMENSIONS, EDGES, Shape, Shapes
+from rltop.backend.gaps.profiles import Mismatch
+from rltop.backend.steps.steps import GRACE_S
 from rltop.backend.summary import Summary
 from rltop.backend.summary.dimensions import POSITION, PROBABILITY
 from rltop.backend.summary.kernel import PROB_EDGES

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rltop.backend import closeup, samples, view
-from rltop.backend.batch import Batch
-from rltop.backend.join import Index
-from rltop.backend.sampled import Samples, as_json, floats, ints
-from rltop.backend.samples import KINDS, SAMPLE, TOKENS, WORST, Kept, StepSamples
-from rltop.backend.steps import GRACE_S
+from rltop.backend import view
+from rltop.backend.gaps import closeup, samples
+from rltop.backend.gaps.sampled import Samples, as_json, floats, ints
+from rltop.backend.gaps.samples import KINDS, SAMPLE, TOKENS, WORST, Kept, StepSamples
+from rltop.backend.join.batch import Batch
+from rltop.backend.join.index import Index
+from rltop.backend.steps.steps import GRACE_S
 from rltop.collectors import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, rollouts, sequences

@@ -7,9 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rltop.backend import view
-from rltop.backend.engines import SILENT_S
+from rltop.backend.fleet.engines import SILENT_S
 from rltop.backend.sources import BYE_PATIENCE_S
-from rltop.backend.steps import GRACE_S
+from rltop.backend.steps.steps import GRACE_S
 from rltop.collectors import wire
 from tests.hub_core import Hub, sent
 from tests.hub_messages import Source, Trained, Written, engine_state, rollouts, sequences

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from rltop.backend import steps
-from rltop.backend.join import Index
+from rltop.backend.join.index import Index
 from rltop.backend.sources import BYE_PATIENCE_S
-from rltop.backend.steps import GRACE_S, MAX_OPEN, PARTIAL_S
+from rltop.backend.steps import steps
+from rltop.backend.steps.steps import GRACE_S, MAX_OPEN, PARTIAL_S
 from rltop.collectors import wire
 from tests import oracles
 from tests.hub_core import Hub, sent

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from rltop.backend.steps.warmup import Warmup
 from rltop.backend.summary import pieces
-from rltop.backend.warmup import Warmup
 
 
 def threads() -> list[threading.Thread]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.backend import view
-from rltop.backend.wishes import RejectedError, choose
+from rltop.backend.commands.wishes import RejectedError, choose
 from rltop.collectors import wire
 from rltop.collectors.actions import BY_VERB, MAX_REVERT_S
 from tests.hub_core import Hub

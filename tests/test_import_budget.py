@@ -17,7 +17,7 @@ BUDGET = [
     ("rltop.backend.view", HEAVY | {"zmq", "rltop.tui"}),
     ("rltop.backend.hub", HEAVY | {"rltop.tui"}),
     ("rltop.backend.metrics", HEAVY | {"zmq", "rltop.tui"}),
-    ("rltop.tui.cli", HEAVY | {"zmq"}),
+    ("rltop.tui.cli.main", HEAVY | {"zmq"}),
     ("rltop.tui.app", HEAVY - {"textual"}),
 ]
 

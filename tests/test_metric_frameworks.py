@@ -25,7 +25,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rltop.backend import compute, metrics
+from rltop.backend import metrics
+from rltop.backend.steps import compute
 
 FRAMEWORKS = os.environ.get("RLTOP_FRAMEWORKS", "")
 INSTALLED = bool(FRAMEWORKS) or all(importlib.util.find_spec(name) for name in ("trl", "verl"))

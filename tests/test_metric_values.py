@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rltop.backend import compute, metrics
+from rltop.backend import metrics
+from rltop.backend.steps import compute
 from tests.metric_oracle import Row, Step, finite, quantiles, shift
 
 ELSEWHERE = {

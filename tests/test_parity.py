@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.backend import metrics, view
-from rltop.backend.parity import ALPHA, JUDGED, MIN_STEPS, RHO, Floats, parity
-from rltop.backend.parity_report import as_text, compare, differing
-from rltop.tui import cli
+from rltop.backend.history.parity import ALPHA, JUDGED, MIN_STEPS, RHO, Floats, parity
+from rltop.backend.history.parity_report import as_text, compare, differing
 from rltop.tui.app import RltopApp
-from rltop.tui.cli_history import read_references
+from rltop.tui.cli import main as cli
+from rltop.tui.cli.history import read_references
 from rltop.tui.plot import Plot
 from rltop.tui.reference import Reference
 from tests import pictures, stored

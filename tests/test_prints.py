@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from rltop.backend import prints
+from rltop.backend.fleet import prints
 from rltop.collectors.flags import FLAGS
 from rltop.collectors.wire import FlagState
 from tests import pictures

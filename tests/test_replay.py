@@ -16,18 +16,18 @@ from click.testing import CliRunner, Result
 
 from rltop.backend import report, view
 from rltop.backend.client import Client
-from rltop.backend.export import KINDS, ExportError, export
-from rltop.backend.export_kinds import SUMMARIES
-from rltop.backend.record import record
-from rltop.backend.replay import MAX_IDLE_S, SAMPLE, Replay
-from rltop.backend.store_read import NAME, Reader
-from rltop.backend.store_rows import Sample
-from rltop.backend.store_schema import StoreError
-from rltop.backend.store_write import Writer
+from rltop.backend.history.export import KINDS, ExportError, export
+from rltop.backend.history.export_kinds import SUMMARIES
+from rltop.backend.history.read import NAME, Reader
+from rltop.backend.history.record import record
+from rltop.backend.history.replay import MAX_IDLE_S, SAMPLE, Replay
+from rltop.backend.history.rows import Sample
+from rltop.backend.history.schema import StoreError
+from rltop.backend.history.write import Writer
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir
-from rltop.tui import cli
 from rltop.tui.app import RltopApp
+from rltop.tui.cli import main as cli
 from tests import pictures, stored
 from tests.hub_messages import rollouts, sequences
 from tests.receiver import run_directory

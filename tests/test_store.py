@@ -14,13 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend import store_rows, store_schema, view
-from rltop.backend.filesystems import NETWORK, is_network, kind_of
+from rltop.backend import view
+from rltop.backend.history import rows as store_rows
+from rltop.backend.history import schema as store_schema
+from rltop.backend.history.filesystems import NETWORK, is_network, kind_of
+from rltop.backend.history.read import NAME, Reader
+from rltop.backend.history.schema import StoreError
+from rltop.backend.history.thin import HEADLINE, Limits
+from rltop.backend.history.write import Writer
 from rltop.backend.metrics import BY_NAME
-from rltop.backend.store_read import NAME, Reader
-from rltop.backend.store_schema import StoreError
-from rltop.backend.store_thin import HEADLINE, Limits
-from rltop.backend.store_write import Writer
 from tests import pictures, stored
 from tests.stored import bits
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from rltop.backend import store as stores
-from rltop.backend import store_schema, view
+from rltop.backend import view
 from rltop.backend.client import Client
 from rltop.backend.clock import SteadyClock
-from rltop.backend.store import Store, set_aside
-from rltop.backend.store_read import NAME, Reader
+from rltop.backend.history import schema as store_schema
+from rltop.backend.history import store as stores
+from rltop.backend.history.read import NAME, Reader
+from rltop.backend.history.store import Store, set_aside
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir
 from tests import pictures, stored

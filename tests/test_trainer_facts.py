@@ -10,7 +10,7 @@ import torch
 from rltop.backend.demo import policy
 from rltop.backend.demo.options import MODEL
 from rltop.backend.demo.trainer import load_model
-from rltop.backend.facts import BY_NAME, compare
+from rltop.backend.fleet.facts import BY_NAME, compare
 from rltop.collectors import TrainerCollector, wire
 from tests.receiver import Receiver, run_directory, wait_until
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from rltop.backend.mismatch import DIMENSIONS, EDGES
-from rltop.backend.profiles import Mismatch, Profile
-from rltop.backend.sampled import Samples, Sequence, Token
+from rltop.backend.gaps.mismatch import DIMENSIONS, EDGES
+from rltop.backend.gaps.profiles import Mismatch, Profile
+from rltop.backend.gaps.sampled import Samples, Sequence, Token
 from rltop.backend.view import Answer, AskMismatch, AskSamples, Question
 from rltop.tui.bars import Bar, BarChart, draw
 from rltop.tui.mismatch import FLEET, along, merged, places

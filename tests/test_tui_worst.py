@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.backend.client import Client
-from rltop.backend.sampled import Samples, Sequence, Token
+from rltop.backend.gaps.sampled import Samples, Sequence, Token
 from rltop.backend.view import Engine
 from rltop.collectors import wire
 from rltop.collectors.sender import Sender
-from rltop.tui import cli
+from rltop.tui.cli import main as cli
+from rltop.tui.cli.worst import text
 from rltop.tui.decode import as_id, decoder, printable
 from rltop.tui.gaps import style
 from rltop.tui.marks import level, mark
-from rltop.tui.worst import text
 from tests import pictures
 from tests.hub_messages import Trained, Written, rollouts, sequences
 from tests.test_cli import home, start_hub

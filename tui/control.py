@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.events import Resize
 
-from rltop.backend.prints import MARK
+from rltop.backend.fleet.prints import MARK
 from rltop.backend.view import TERMINAL, Change, Snapshot, change_key
 from rltop.tui import look
 from rltop.tui.changes import Entry, deed, entries, label

@@ -12,9 +12,9 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from rltop.backend import facts as known_facts
+from rltop.backend.fleet import facts as known_facts
+from rltop.backend.fleet.prints import MARK
 from rltop.backend.metrics import BY_NAME as METRICS
-from rltop.backend.prints import MARK
 from rltop.backend.view import Engine
 from rltop.collectors.actions import ACTIONS
 from rltop.collectors.flags import FLAGS

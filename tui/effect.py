@@ -9,8 +9,8 @@ from rich.style import Style
 from rich.text import Text
 from textual.widgets import Static
 
-from rltop.backend import effect_text
-from rltop.backend.effect import FIGURES
+from rltop.backend.effects import text as effect_text
+from rltop.backend.effects.judge import FIGURES
 from rltop.backend.view import AskEffect, Effect, EffectEstimate, EffectRow
 from rltop.tui import look
 from rltop.tui.control import wrap

@@ -7,7 +7,7 @@ import math
 from rich.style import Style
 from rich.text import Text
 
-from rltop.backend.sampled import Sequence, Token
+from rltop.backend.gaps.sampled import Sequence, Token
 from rltop.tui import look
 from rltop.tui.decode import Decode, printable
 from rltop.tui.marks import between, context, legend, level, mark, marked, sequence_facts, token_facts

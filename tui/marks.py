@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-from rltop.backend.sampled import Sequence, Token, floats, ints
+from rltop.backend.gaps.sampled import Sequence, Token, floats, ints
 from rltop.tui.decode import Decode, as_id, printable
 
 LEVELS = (0.05, 0.25, 1.0)

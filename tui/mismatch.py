@@ -12,9 +12,9 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 
-from rltop.backend.profiles import Mismatch as Answered
-from rltop.backend.profiles import Profile
-from rltop.backend.sampled import Samples, Sequence, Token
+from rltop.backend.gaps.profiles import Mismatch as Answered
+from rltop.backend.gaps.profiles import Profile
+from rltop.backend.gaps.sampled import Samples, Sequence, Token
 from rltop.backend.view import Answer, AskMismatch, AskSamples, Question, Snapshot
 from rltop.tui import gaps, look, marks
 from rltop.tui.bars import Bar, BarChart, Bars

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 
-from rltop.backend.facts import some
-from rltop.backend.prints import MARK
+from rltop.backend.fleet.facts import some
+from rltop.backend.fleet.prints import MARK
 from rltop.backend.view import Engine, Event, Snapshot
 from rltop.collectors.flags import FLAGS
 from rltop.collectors.wire import FlagState

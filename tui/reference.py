@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rltop.backend.parity import DIVERGES, Verdict, parity
+from rltop.backend.history.parity import DIVERGES, Verdict, parity
 from rltop.backend.view import Step
 
 EVERY = 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rltop.backend.replay import Replay
+from rltop.backend.history.replay import Replay
 from rltop.tui.app import RltopApp
 from rltop.tui.reference import Reference
 

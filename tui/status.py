@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.style import Style
 from textual.strip import Strip
 
-from rltop.backend.prints import MARK
+from rltop.backend.fleet.prints import MARK
 from rltop.backend.view import Snapshot
 from rltop.tui import look
 from rltop.tui.commands import COMMANDS, Command

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rltop.backend.facts import shown
+from rltop.backend.fleet.facts import shown
 from rltop.backend.view import TERMINAL, Change, Engine, Snapshot
 from rltop.collectors.actions import ACTIONS, Action, subject_of
 from rltop.collectors.flags import FLAGS, Flag
@@ -96,7 +96,7 @@ class Target:
         last: the latest change here; for the fleet, of the engines that are furthest behind.
         timer: what will be taken back soonest; ``left_s`` says in how many seconds.
         timed: ids of the engines that hold such a timer.
-        differs: what is wrong with the value, by engine (``rltop.backend.facts``).
+        differs: what is wrong with the value, by engine (``rltop.backend.fleet.facts``).
     """
 
     subject: Subject

@@ -9,8 +9,8 @@ import time
 
 from rltop.backend.client import Client
 from rltop.backend.demo.children import group_members
-from rltop.backend.store import set_aside
-from rltop.backend.store_read import has_steps
+from rltop.backend.history.read import has_steps
+from rltop.backend.history.store import set_aside
 from rltop.collectors.launch import HubInfo, ensure_hub, find_hub
 from rltop.collectors.rundir import RunDir
 

@@ -1,0 +1,1 @@
+"""What a switch did to the run: memory, estimate, words."""

@@ -1,0 +1,60 @@
+"""The hub's memory for effects: which switch began which flag epoch, and how fast engines are. Pure, bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rltop.backend import view
+from rltop.backend.effects.cells import Cells
+from rltop.backend.effects.judge import Mark, effect
+from rltop.backend.effects.pace import Pace
+from rltop.collectors import wire
+
+
+class Effects:
+    """Answers ``view.AskEffect``.
+
+    Attributes:
+        pace: of the engines.
+        marks: by ``view.change_key``, where on that engine the command began a flag epoch.
+    """
+
+    def __init__(self) -> None:
+        self.pace = Pace()
+        self.marks: dict[str, Mark] = {}
+
+    def report(self, envelope: wire.Envelope, state: wire.EngineState, now: float) -> None:
+        """A new state of an engine, which repeats the commands that its process closed."""
+        self.pace.report(envelope, state, now)
+        for update in state.commands:
+            if update.state == "applied" and update.flag_epoch is not None:
+                self.marks[f"{update.id}@{update.engine}"] = Mark(envelope.epoch, update.flag_epoch)
+        while len(self.marks) > view.MAX_CHANGES:
+            del self.marks[next(iter(self.marks))]
+
+    def answer(self, question: view.AskEffect, changes: Mapping[str, view.Change], cells: Cells) -> view.Answer:
+        """What a command did, or why that can't be said."""
+        chosen = self._choose(question.command, list(changes.values()))
+        if isinstance(chosen, str):
+            return view.Answer(question.id, error=chosen)
+        marks = {change.engine: self.marks[view.change_key(change)] for change in chosen}
+        found = effect(chosen, marks, cells.steps(), self.pace.samples(), self.pace.present())
+        return view.Answer(question.id, effect=found)
+
+    def _choose(self, command: str, known: list[view.Change]) -> list[view.Change] | str:
+        """The command on each engine that it switched, or why there is none to tell of."""
+        if not command:
+            command = next((c.command for c in reversed(known) if view.change_key(c) in self.marks), "")
+            if not command:
+                return "no command has switched anything yet"
+        chosen = [change for change in known if change.command.startswith(command)]
+        if not chosen:
+            return f"no command {command!r}"
+        if len(ids := list(dict.fromkeys(change.command for change in chosen))) > 1:
+            return f"{command!r} is the start of several commands: {', '.join(ids)}"
+        switched = [change for change in chosen if view.change_key(change) in self.marks]
+        return switched or f"command {ids[0]} switched nothing: {'; '.join(map(_end, chosen))}"
+
+
+def _end(change: view.Change) -> str:
+    return f"{change.engine} {change.state}" + (f" ({change.reason})" if change.reason else "")

@@ -1,0 +1,1 @@
+"""Where the gap lies: strata, profiles, samples, the worst."""

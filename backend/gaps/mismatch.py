@@ -1,0 +1,133 @@
+"""Where the gap of a step lies, for viewers: how d is spread, its size by lag, position, probability, prefix cache.
+
+What the summaries of a step know, in few bytes: it adds up over steps, and more of them can be kept. Pure, bounded.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rltop.backend.gaps.profiles import Mismatch, Profile
+from rltop.backend.summary import Floats, Ints, Summary
+from rltop.backend.summary.dimensions import CACHE, LAG, OFFSET, POSITION, PROBABILITY
+from rltop.backend.summary.moments import MIDDLES
+from rltop.backend.summary.strata import ABS, K3, D
+
+EDGES: tuple[float, ...] = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-10, 3))
+"""Sizes of |d| that bound the bins: two to the decade, from 1e-5 to 10 nats, each to the 0.8 % of the summary's own
+bins. Below the first it counts as 0."""
+
+DIMENSIONS = (LAG, POSITION, PROBABILITY, CACHE)
+"""What the gap is told apart by here."""
+
+TOTAL_BYTES = 32 << 20
+MAX_STEPS = 1000
+"""What is kept of past steps, and how many of them one answer adds up; the oldest go first."""
+
+_ROWS = np.concatenate([OFFSET[d.name] + np.arange(len(d.strata)) for d in DIMENSIONS])
+_SIZES = np.minimum(np.searchsorted(EDGES, np.abs(MIDDLES), side="right"), len(EDGES) - 1)
+_COARSE = np.where(MIDDLES < 0, -_SIZES, _SIZES) + len(EDGES) - 1
+_BINS = 2 * (len(EDGES) - 1) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of one engine's tokens. ``bins``: of d, from the lowest; ``sums`` [strata, 4]: tokens, d, |d|, k3."""
+
+    bins: Ints = field(default_factory=lambda: np.zeros(_BINS, np.int64))
+    sums: Floats = field(default_factory=lambda: np.zeros((_ROWS.size, 4)))
+    tokens: int = 0
+    invalid: int = 0
+
+    @classmethod
+    def of(cls, summary: Summary) -> Shape:
+        """What a summary knows of it."""
+        moments = summary.strata.moments[_ROWS]
+        sums = np.concatenate([moments[:, D, 1:2], moments[:, (D, ABS, K3), 2]], axis=1)
+        bins = np.bincount(_COARSE, summary.gap.bins, _BINS).astype(np.int64)
+        return cls(bins, sums, summary.tokens, summary.gap.invalid)
+
+    def __add__(self, other: Shape) -> Shape:
+        return Shape(
+            self.bins + other.bins,
+            self.sums + other.sums,
+            self.tokens + other.tokens,
+            self.invalid + other.invalid,
+        )
+
+
+class Shapes:
+    """Of the last steps, and what viewers ask of them."""
+
+    def __init__(self, total_bytes: int = TOTAL_BYTES) -> None:
+        self.nbytes = 0
+        self._total = total_bytes
+        self._steps: OrderedDict[int, dict[str, Shape]] = OrderedDict()
+
+    def put(self, step: int, summaries: dict[str, Summary]) -> None:
+        """The step is over; one that comes again takes the place of the old one."""
+        self.put_shapes(step, {engine: Shape.of(summary) for engine, summary in summaries.items() if summary.tokens})
+
+    def put_shapes(self, step: int, found: dict[str, Shape]) -> None:
+        """The same, of a step whose shapes are known."""
+        self._drop(step)
+        if found:
+            self._steps[step] = found
+            self.nbytes += _nbytes(found)
+        while self.nbytes > self._total and len(self._steps) > 1:
+            self._drop(next(iter(self._steps)))
+
+    def of_step(self, step: int) -> dict[str, Shape]:
+        """The shapes of a step by engine; none where none are kept."""
+        return self._steps.get(step, {})
+
+    def _drop(self, step: int) -> None:
+        if found := self._steps.pop(step, None):
+            self.nbytes -= _nbytes(found)
+
+    def answer(self, first: int | None, last: int | None) -> Mismatch:
+        """All of the steps ``first`` to ``last`` (None: no bound), the last ``MAX_STEPS`` of them.
+
+        Raises:
+            ValueError: nothing is kept of any of them.
+        """
+        low, high = (float("-inf") if first is None else first), (float("inf") if last is None else last)
+        chosen = [step for step in self._steps if low <= step <= high][-MAX_STEPS:]
+        if not chosen:
+            raise ValueError("no step with sequences is kept of that range")
+        merged: dict[str, Shape] = {}
+        for step in chosen:
+            for engine, shape in self._steps[step].items():
+                merged[engine] = merged[engine] + shape if engine in merged else shape
+        return _answer(min(chosen), max(chosen), len(chosen), dict(sorted(merged.items())))
+
+
+def _nbytes(found: dict[str, Shape]) -> int:
+    return sum(500 + shape.bins.nbytes + shape.sums.nbytes for shape in found.values())
+
+
+def _answer(first: int, last: int, steps: int, merged: dict[str, Shape]) -> Mismatch:
+    profiles, start = [], 0
+    for dimension in DIMENSIONS:
+        end = start + len(dimension.strata)
+        engines = {engine: [_means(row) for row in shape.sums[start:end]] for engine, shape in merged.items()}
+        profiles.append(Profile(dimension.name, list(dimension.strata), engines))
+        start = end
+    return Mismatch(
+        first,
+        last,
+        steps,
+        sum(shape.tokens for shape in merged.values()),
+        sum(shape.invalid for shape in merged.values()),
+        list(EDGES),
+        {engine: shape.bins.tolist() for engine, shape in merged.items()},
+        profiles,
+    )
+
+
+def _means(row: Floats) -> tuple[int, float, float, float]:
+    n = int(row[0])
+    return (n, *(float(total) / n for total in row[1:])) if n else (0, 0.0, 0.0, 0.0)  # type: ignore[return-value]

@@ -1,0 +1,315 @@
+"""Reads a run's store: the picture as of any moment, the frames one by one, and figures over steps. Changes nothing.
+
+Any number of readers may look while the hub writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import sqlite3
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from rltop.backend import view
+from rltop.backend.history import rows, schema
+
+NAME = "store.sqlite"
+"""The store's name in a run directory."""
+
+WHOLE_STEPS = 4_000
+"""The newest steps of a picture are all there; of older ones, level 1 up to ``LEVEL_1_STEPS``, then level 2."""
+
+LEVEL_1_STEPS = 16_000
+LEVEL_2_STEPS = 250_000
+"""Of steps still older than these, level 3."""
+
+ENGINE_ROWS = 50_000
+"""Rows of ``step_engine`` in a picture; the steps before have their fleet-wide figures only."""
+
+
+@dataclass(frozen=True)
+class Life:
+    """One hub process that wrote the store; ``number`` is its row."""
+
+    number: int
+    run: str
+    epoch: str
+    started: float
+
+
+class Reader:
+    """A store, for reading.
+
+    Args:
+        path: the file (gzip too, by the name's end), or a run directory with one.
+
+    Attributes:
+        columns: names of the columns of each table in this file.
+
+    Raises:
+        schema.StoreError: there is none, or it is of another version, or no store; the message says what to do.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path / NAME if path.is_dir() else path
+        self._connection = _connect(self.path)
+        try:
+            version = schema.open_version(self._connection)
+            if version is None or version > schema.VERSION:
+                raise schema.StoreError(_other_version(version))
+            if version < schema.VERSION:
+                self._connection = _up_to_date(self._connection)
+            self.columns = {t.name: tuple(schema.columns(self._connection, t.name)) for t in schema.TABLES}
+        except schema.StoreError as error:
+            self.close()
+            raise schema.StoreError(f"{self.path}: {error}") from None
+        except sqlite3.Error as error:
+            self.close()
+            raise schema.StoreError(f"{self.path}: not readable as a store: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Any question in SQL."""
+        return self._connection.execute(sql, values)
+
+    # --- questions ------------------------------------------------------------------------------------------------
+
+    def lives(self) -> list[Life]:
+        """The hubs that wrote, oldest first."""
+        return [Life(*row) for row in self.execute("SELECT id, run, epoch, started FROM life ORDER BY id")]
+
+    def last_frame(self) -> int:
+        """Number of the newest frame; 0 if there is none."""
+        return int(self.execute("SELECT coalesce(max(id), 0) FROM frame").fetchone()[0])
+
+    def frame_of_step(self, step: int) -> int | None:
+        """The frame that first brought this step or a later one; None if no such step was stored."""
+        found = self.execute("SELECT min(frame) FROM step WHERE step >= ?", (step,)).fetchone()[0]
+        return None if found is None else int(found)
+
+    def metrics(self) -> list[str]:
+        """Names that ``series`` takes: metrics, and scalars of the trainer after ``trainer/``."""
+        return schema.metric_names(self.columns, "step")
+
+    def series(self, metric: str, *, last: int = 500) -> list[tuple[int, float | None]]:
+        """Step and value of the newest steps that are stored, in order of arrival.
+
+        Raises:
+            KeyError: no such metric.
+        """
+        if metric not in self.metrics():
+            raise KeyError(metric)
+        query = f"SELECT step, {schema.quoted(metric)} FROM step ORDER BY id DESC LIMIT ?"
+        return self.execute(query, (last,)).fetchall()[::-1]
+
+    def samples(self, kind: str, first: int, last: int, limit: int = 20) -> list[dict[str, Any]]:
+        """What was kept of the steps from ``first`` to ``last``, the highest value first.
+
+        Of a kind of which each step keeps its ``limit`` worst or more, these are the worst of them all.
+
+        Returns:
+            The columns of ``sample``, with ``body`` as a map.
+        """
+        names = "step", "kind", "engine", "tokens", "value", "body"
+        query = (
+            f"SELECT {', '.join(names)} FROM sample WHERE id IN (SELECT id FROM sample WHERE kind = ? AND step >= ? "
+            "AND step <= ? ORDER BY value DESC LIMIT ?) ORDER BY value DESC"
+        )
+        found = [dict(zip(names, row, strict=True)) for row in self.execute(query, (kind, first, last, limit))]
+        return [row | {"body": rows.sample_body(row["body"])} for row in found]
+
+    def sample_bodies(self, frame: int, step: int, kind: str) -> Iterator[dict[str, Any]]:
+        """The bodies of what one frame brought of a kind, the highest value first, else as it came."""
+        query = "SELECT body FROM sample WHERE frame = ? AND step = ? AND kind = ? ORDER BY value DESC, id"
+        return (rows.sample_body(body) for (body,) in self.execute(query, (frame, step, kind)))
+
+    # --- the picture ----------------------------------------------------------------------------------------------
+
+    def picture(self, until: int | None = None) -> view.Snapshot:
+        """What a viewer saw after frame ``until`` (None: the last), old steps thinned out; ``seq`` is the frame."""
+        until = self.last_frame() if until is None else until
+        frame = self.execute(
+            "SELECT l.run, l.epoch, l.started, f.time FROM frame f JOIN life l ON l.id = f.life WHERE f.id <= ? "
+            "ORDER BY f.id DESC LIMIT 1", (until,),
+        ).fetchone()  # fmt: skip
+        if frame is None:
+            lives = self.lives()
+            known = (lives[0].run, lives[0].epoch, lives[0].started) if lives else (self.path.stem, "", 0.0)
+            return view.Snapshot(*known[:2], until, known[2], known[2])
+        run, epoch, started, time = frame
+        trainer = self._last("trainer", until)
+        counters = self._last("counters", until)
+        steps = self._picture_steps(until)
+        return view.Snapshot(
+            run,
+            epoch,
+            until,
+            started,
+            time,
+            engines=self._picture_engines(until),
+            trainer=rows.trainer_of(trainer) if trainer else view.Trainer(),
+            steps={step.step: step for step in steps},
+            events=self._picture_events(until),
+            changes={view.change_key(change): change for change in self._picture_changes(until)},
+            counters=rows.counters_of(counters) if counters else {},
+        )
+
+    def _last(self, column: str, until: int) -> bytes | None:
+        query = f"SELECT {column} FROM frame WHERE id <= ? AND {column} IS NOT NULL ORDER BY id DESC LIMIT 1"
+        found = self.execute(query, (until,)).fetchone()
+        return found[0] if found else None
+
+    def _picture_steps(self, until: int) -> list[view.Step]:
+        """The newest whole, the older ones coarser and coarser."""
+        last = self.execute(
+            "SELECT id FROM step WHERE frame <= ? ORDER BY frame DESC, id DESC LIMIT 1", (until,)
+        ).fetchone()
+        if last is None:
+            return []
+        end = last[0]
+        edges = [end - WHOLE_STEPS, end - LEVEL_1_STEPS, end - LEVEL_2_STEPS]
+        found: list[view.Step] = []
+        for level, (newer, older) in enumerate(zip([end, *edges], [*edges, -1], strict=True)):
+            if newer > 0:
+                condition = f"id > {older} AND id <= {newer}"
+                if level:  # by the index of what has risen: a scan would read all that has not
+                    risen = (
+                        f"SELECT id FROM step INDEXED BY step_1 WHERE level > 0 AND level >= {level} AND {condition}"
+                    )
+                    condition = f"id IN ({risen})"
+                found = list(self.steps(condition, engines_from=end - self._steps_with_engines(end))) + found
+        return found
+
+    def _steps_with_engines(self, end: int) -> int:
+        (engines,) = self.execute("SELECT count(*) FROM step_engine WHERE step_id = ?", (end,)).fetchone()
+        return ENGINE_ROWS // max(int(engines), 1)
+
+    def steps(self, condition: str = "1", values: Sequence[Any] = (), *, engines_from: int = 0) -> Iterator[view.Step]:
+        """Steps by an SQL condition on table ``step``, in order of arrival; rows from ``engines_from`` with engines."""
+        names = self.columns["step"]
+        place = names.index("id")
+        for row in self.execute(f"SELECT * FROM step WHERE {condition} ORDER BY id", values):
+            engines = self._step_engines(row[place]) if row[place] > engines_from else {}
+            yield rows.step_of(names, row, engines)
+
+    def _step_engines(self, step_id: int) -> dict[str, dict[str, float | None]]:
+        names = self.columns["step_engine"]
+        found = self.execute("SELECT * FROM step_engine WHERE step_id = ? ORDER BY engine", (step_id,))
+        return {engine: values for _, engine, values in (rows.step_engine_of(names, row) for row in found)}
+
+    def _picture_engines(self, until: int) -> dict[str, view.Engine]:
+        names = [row[0] for row in self.execute("SELECT DISTINCT engine FROM engine_facts ORDER BY engine")]
+        found = {}
+        for engine in names:
+            query = "SELECT * FROM engine WHERE engine = ? AND frame <= ? ORDER BY id DESC LIMIT 1"
+            if row := self.execute(query, (engine, until)).fetchone():
+                found[engine] = self._engine(row)
+        return found
+
+    def _engine(self, row: Sequence[Any]) -> view.Engine:
+        names = self.columns["engine"]
+        number = row[names.index("facts")]
+        (facts,) = self.execute("SELECT facts FROM engine_facts WHERE id = ?", (number,)).fetchone()
+        return rows.engine_of(names, row, facts)
+
+    def engine_rows(self) -> Iterator[view.Engine]:
+        """Every stored state of every engine, in order of arrival."""
+        return map(self._engine, self.execute("SELECT * FROM engine ORDER BY id"))
+
+    def _picture_events(self, until: int) -> list[view.Event]:
+        query = "SELECT * FROM event WHERE frame <= ? ORDER BY id DESC LIMIT ?"
+        found = self.execute(query, (until, view.MAX_EVENTS)).fetchall()
+        return [rows.event_of(self.columns["event"], row) for row in reversed(found)]
+
+    def events(self) -> Iterator[view.Event]:
+        """Every event, in order."""
+        return (rows.event_of(self.columns["event"], row) for row in self.execute("SELECT * FROM event ORDER BY id"))
+
+    def _picture_changes(self, until: int) -> list[view.Change]:
+        """The last stage of each, in the order in which they were asked for."""
+        query = (
+            "SELECT c.* FROM change c JOIN (SELECT min(id) AS first, max(id) AS last FROM change WHERE frame <= ? "
+            "GROUP BY command, engine ORDER BY first DESC LIMIT ?) x ON c.id = x.last ORDER BY x.first"
+        )
+        found = self.execute(query, (until, view.MAX_CHANGES))
+        return [rows.change_of(self.columns["change"], row) for row in found]
+
+    # --- the frames -----------------------------------------------------------------------------------------------
+
+    def frames(self, after: int = 0, until: int | None = None) -> Generator[view.Frame, None, None]:
+        """The stored frames after number ``after``, with what each brought; ``seq`` is the number, ``epoch`` empty."""
+        until = self.last_frame() if until is None else until
+        query = "SELECT id, time, trainer, counters FROM frame WHERE id > ? AND id <= ? ORDER BY id"
+        for number, time, trainer, counters in self.execute(query, (after, until)):
+            yield view.Frame(
+                "",
+                number,
+                time,
+                {engine.id: engine for engine in map(self._engine, self._of("engine", number))},
+                rows.trainer_of(trainer) if trainer else None,
+                list(self.steps("frame = ?", (number,))),
+                [rows.event_of(self.columns["event"], row) for row in self._of("event", number)],
+                [rows.change_of(self.columns["change"], row) for row in self._of("change", number)],
+                rows.counters_of(counters) if counters else {},
+            )
+
+    def _of(self, table: str, frame: int) -> list[tuple[Any, ...]]:
+        return self.execute(f"SELECT * FROM {table} WHERE frame = ? ORDER BY id", (frame,)).fetchall()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """The file, read-only; one that can't be locked or has no log beside it, as it lies there."""
+    if not path.is_file():
+        raise schema.StoreError(f"no store at {path}: nothing was recorded there")
+    try:
+        if path.suffix == ".gz":
+            connection = sqlite3.connect(":memory:")
+            content = bytearray(gzip.decompress(path.read_bytes()))
+            content[18:20] = b"\x01\x01"  # in memory there is no log beside it, whatever the header says
+            connection.deserialize(bytes(content))
+            return connection
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        try:
+            connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+            return connection
+        except sqlite3.OperationalError:  # a directory that we can't write has no room for the log's index
+            connection.close()
+            if (log := path.with_name(path.name + "-wal")).exists() and log.stat().st_size:
+                raise
+            return sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, check_same_thread=False)
+    except (OSError, EOFError, sqlite3.Error) as error:
+        raise schema.StoreError(f"{path}: can't be read: {error}") from error
+
+
+def _up_to_date(old: sqlite3.Connection) -> sqlite3.Connection:
+    """A copy in memory, of this version: whoever reads an older store does not change it."""
+    copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    old.backup(copy)
+    old.close()
+    schema.prepare(copy)
+    return copy
+
+
+def _other_version(version: int | None) -> str:
+    if version is None:
+        return "nothing was recorded in it yet"
+    return f"a newer rltop wrote it (schema {version}, this one knows {schema.VERSION}); update rltop"
+
+
+def has_steps(path: Path) -> bool:
+    """Whether a run's past is stored there."""
+    with contextlib.suppress(schema.StoreError), Reader(path) as reader:
+        return reader.execute("SELECT 1 FROM step LIMIT 1").fetchone() is not None
+    return False

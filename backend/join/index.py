@@ -1,0 +1,278 @@
+"""Which rollout is this span of a trainer's row? By content, verified token by token, or by id; never a guess. Pure.
+
+A rollout is found by a 128-bit hash of its prompt, then by the first tokens of its completion, then its tokens are
+compared with the span's. Equal completions of one prompt are a multiset: within one (step, update) each rollout
+answers for one span, and the recorded logprobs say which (the trainer's copy may be cast).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rltop.backend.join.records import (
+    HEADS,
+    SURE_SIZE,
+    Hit,
+    Ints,
+    Record,
+    Wanted,
+    cost,
+    distance,
+    fingerprint,
+    given_id,
+    is_beginning,
+    keys,
+    prompt_key,
+    telling,
+)
+from rltop.backend.join.unjoined import (
+    BY_ID,
+    EVICTED,
+    NO_COMPLETION,
+    NO_PROMPT,
+    OTHER_PROMPT,
+    OVERLONG,
+    RETOKENISED,
+    TAKEN,
+    UNSURE,
+    nearer,
+)
+from rltop.collectors import wire
+
+MAX_ROLLOUTS = 200_000
+MAX_BYTES = 512 << 20
+"""What the index keeps for reuse in later steps; the oldest go first and are counted."""
+
+MAX_EVICTED_PROMPTS = 100_000
+"""Prompts remembered after their last rollout was evicted, to name the reason of a failed join."""
+
+UNUSED_STEPS = 8
+"""A rollout that so many steps since its arrival have not trained on counts as unused: trainers drop what is older
+(default limits of lag: TRL 3, SkyRL 4, prime-rl 8)."""
+
+_PROMPT_TRIES = 8
+_NEAR_TRIES = 16
+_LOOKED_AT = 1024
+"""Bounds on what is looked at for one span: prompts, rollouts, tokens of each."""
+
+_TELLING = 1e-3
+_TELLING_TOKENS = 4
+"""Logprobs beyond -0.001 have about 13 bits that depend on the whole context; 4 equal ones are no chance."""
+
+
+class Index:
+    """Rollouts by content, bounded by number and bytes.
+
+    Attributes:
+        evicted: rollouts let go for want of room.
+        generation: rises with every message of rollouts.
+        bytes: what it holds, roughly.
+        unused: rollouts that no step has trained on, by engine, since ``step_done`` last returned.
+    """
+
+    def __init__(self, max_rollouts: int = MAX_ROLLOUTS, max_bytes: int = MAX_BYTES) -> None:
+        self.evicted = 0
+        self.generation = 0
+        self.bytes = 0
+        self._max_rollouts, self._max_bytes = max_rollouts, max_bytes
+        self._records: deque[Record] = deque()
+        self._by: dict[bytes | str, list[Record]] = {}  # by every key of ``records.keys``
+        self._lengths: Counter[int] = Counter()  # of prompts
+        self._firsts: Counter[int] = Counter()  # first tokens of prompts
+        self._gone: OrderedDict[bytes, None] = OrderedDict()
+        self._watched: deque[Record] = deque()  # not yet old enough to be called unused
+        self._marks: deque[int] = deque()  # how many were added by the end of each of the last steps
+        self._unused: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def add(self, body: wire.Rollouts, arrays: wire.Arrays, life: str = "") -> None:
+        """Take in finished requests, of the engine's process with this epoch.
+
+        Raises:
+            WireError: the arrays do not have the sizes that the rollouts say, or one is missing.
+        """
+        prompts, tokens = _take(arrays, "prompt_ids", "i4"), _take(arrays, "token_ids", "i4")
+        logprobs = _take(arrays, "logprobs", "f4")
+        if any(r.prompt_size < 0 or r.size < 0 for r in body.rollouts):
+            raise wire.WireError("a rollout of negative size")
+        if sum(r.prompt_size for r in body.rollouts) != prompts.size:
+            raise wire.WireError(f"prompt_ids: {prompts.size} entries do not fit the rollouts' prompt sizes")
+        if not sum(r.size for r in body.rollouts) == tokens.size == logprobs.size:
+            raise wire.WireError(f"{tokens.size} token_ids and {logprobs.size} logprobs do not fit the rollouts' sizes")
+        prompt_at = at = 0
+        for rollout in body.rollouts:
+            prompt = prompts[prompt_at : prompt_at + rollout.prompt_size]
+            end = at + rollout.size
+            if rollout.size:
+                first = int(prompt[0]) if prompt.size else -1
+                key = prompt_key(prompt)
+                self._insert(Record(body.engine, rollout, key, first, tokens[at:end], logprobs[at:end], life))
+            prompt_at, at = prompt_at + rollout.prompt_size, end
+        self.generation += 1
+
+    def _insert(self, record: Record) -> None:
+        for key in keys(record):
+            self._by.setdefault(key, []).append(record)
+        self._records.append(record)
+        self._watched.append(record)
+        self._lengths[record.rollout.prompt_size] += 1
+        self._firsts[record.starts_with] += 1
+        self.bytes += cost(record)
+        while len(self._records) > self._max_rollouts or self.bytes > self._max_bytes:
+            self._evict()
+
+    def _evict(self) -> None:
+        record = self._records.popleft()
+        for key in keys(record):
+            found = self._by[key]
+            found.remove(record)
+            if not found:
+                del self._by[key]
+        if record.prompt not in self._by:
+            self._gone[record.prompt] = None
+            if len(self._gone) > MAX_EVICTED_PROMPTS:
+                self._gone.popitem(last=False)
+        _lower(self._lengths, record.rollout.prompt_size)
+        _lower(self._firsts, record.starts_with)
+        if self._watched and self._watched[0] is record:
+            self._judge()
+        self.bytes -= cost(record)
+        self.evicted += 1
+
+    def _judge(self) -> None:
+        record = self._watched.popleft()
+        if not record.uses:
+            self._unused[record.engine] += 1
+
+    def step_done(self) -> Counter[str]:
+        """A step with rows is over. Returns how many rollouts became unused (``UNUSED_STEPS``) by it, by engine."""
+        self._marks.append(len(self._records) + self.evicted)
+        if len(self._marks) > UNUSED_STEPS:
+            old_enough = self._marks.popleft()
+            arrived = len(self._records) + self.evicted
+            while self._watched and arrived - len(self._watched) < old_enough:
+                self._judge()
+        unused, self._unused = self._unused, Counter()
+        return unused
+
+    def knows(self, prompt: bytes) -> bool:
+        """Whether there is a rollout of this prompt."""
+        return prompt in self._by
+
+    def prompts_at_end(self, context: Ints) -> list[int]:
+        """Where in ``context`` [n] a known prompt starts that goes on to its end; the longest first, 8 at most."""
+        if not context.size:
+            return []
+        places = np.flatnonzero(np.isin(context, np.fromiter(self._firsts, np.int64, len(self._firsts))))
+        likely = (place for place in places.tolist() if context.size - place in self._lengths)
+        tries = [place for place, _ in zip(likely, range(_PROMPT_TRIES), strict=False)]
+        return [place for place in tries if prompt_key(context[place:]) in self._by]
+
+    def find(self, prompt: bytes, span: Wanted, *, surely: bool, in_part: bool) -> Hit | str:
+        """The rollout of this prompt whose tokens start with the span's, or the reason why there is none.
+
+        Of several free ones the nearest by logprobs. It is ``UNSURE`` if it might not be the right one: if ``surely``
+        is asked for and it has more tokens or other logprobs (beyond a rounding to fewer bits); else if it has more
+        tokens and other logprobs, or is a short one with other logprobs while the prompt is only ``in_part`` what the
+        row has before the span. What is returned is claimed for the span's use.
+        """
+        named = self._named(span.request_id)
+        found = [record for record in named if record.starts(span.tokens)]
+        way = BY_ID if found else ""
+        if not found:
+            if prompt not in self._by:
+                return EVICTED if prompt in self._gone else NO_PROMPT
+            head = span.tokens[: next(h for h in HEADS if h <= span.tokens.size)]
+            found = [r for r in self._by.get(prompt + head.tobytes(), ()) if r.starts(span.tokens)]
+        if not found:
+            return NO_COMPLETION
+        free = [record for record in found if span.use not in record.uses]
+        if not free:
+            return TAKEN
+        best = free[0] if len(free) == 1 else min(free, key=lambda r: distance(r, span.logprobs))
+        if not (way and len(found) == 1) and not _acceptable(best, span, surely=surely, in_part=in_part):
+            return UNSURE
+        return claim(best, span, "" if prompt == best.prompt else way)
+
+    def beginning(self, prompt: bytes, span: Wanted) -> Record | None:
+        """A free rollout of this prompt that is the beginning of the span, logprobs and all; the longest."""
+        free = [r for r in self._by.get(prompt, ()) if span.use not in r.uses and is_beginning(r, span)]
+        return max(free, key=lambda record: record.tokens.size, default=None)
+
+    def by_fingerprint(self, span: Wanted) -> Hit | None:
+        """The only free rollout with these tokens and logprobs, under whatever prompt."""
+        key = fingerprint(span.tokens, span.logprobs)
+        same = [
+            record
+            for record in (self._by.get(key, ()) if key else ())
+            if record.tokens.size == span.tokens.size
+            and np.array_equal(record.tokens, span.tokens)
+            and np.array_equal(record.logprobs, span.logprobs)
+            and span.use not in record.uses
+        ]
+        return claim(same[0], span, OTHER_PROMPT) if len(same) == 1 else None
+
+    def near_miss(self, prompt: bytes, span: Wanted) -> str:
+        """What else may be said of a span without its rollout; empty if nothing."""
+        named = self._named(span.request_id)
+        reason = RETOKENISED if named else ""
+        free = (record for record in (*named, *self._by.get(prompt, ())) if span.use not in record.uses)
+        for record, _ in zip(free, range(_NEAR_TRIES), strict=False):
+            if is_beginning(record, span):
+                reason = nearer(reason, OVERLONG)
+            elif not reason and _shared(record.tokens, span.tokens) >= 0.5:
+                reason = RETOKENISED
+        return reason
+
+    def _named(self, request_id: str) -> list[Record]:
+        """Rollouts of the request with this id; as an OpenAI server names it, its first prompt's."""
+        if not request_id:
+            return []
+        ids = (request_id, given_id(request_id), f"{request_id}-0")
+        return next((self._by[name] for name in ids if name in self._by), [])
+
+
+def claim(record: Record, span: Wanted, way: str) -> Hit:
+    """The record answers for the span."""
+    again = any(step != span.use[0] for step, _ in record.uses)
+    record.uses.add(span.use)
+    return Hit(record, 0, way, again)
+
+
+def _acceptable(record: Record, span: Wanted, *, surely: bool, in_part: bool) -> bool:
+    same_size = record.tokens.size == span.tokens.size
+    if record.agrees(span.logprobs):
+        return same_size or not surely
+    return not surely and same_size and (not in_part or telling(span.tokens))
+
+
+def _shared(ours: Ints, theirs: Ints) -> float:
+    """Share of the runs of 3 tokens of one that are in the other, as far as is looked at."""
+    runs = [_runs(ids[:_LOOKED_AT]) for ids in (ours, theirs)]
+    longer = max(run.size for run in runs)
+    return np.intersect1d(runs[0], runs[1], assume_unique=True).size / longer if longer else 0.0
+
+
+def _runs(ids: Ints) -> NDArray[np.int64]:
+    wide = ids.astype(np.int64)
+    return np.unique(wide[:-2] * 1_000_003 + wide[1:-1] * 10_007 + wide[2:]) if ids.size >= SURE_SIZE else wide[:0]
+
+
+def _lower(counter: Counter[int], key: int) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
+
+
+def _take(arrays: wire.Arrays, name: str, dtype_name: str) -> NDArray[Any]:
+    dtype = wire.DTYPES[dtype_name]
+    array = arrays.get(name)
+    if array is None or array.dtype != dtype:
+        raise wire.WireError(f"{name}: missing, or not {dtype}")
+    return array

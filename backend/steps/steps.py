@@ -1,0 +1,239 @@
+"""Steps of the trainer: rows and closes come in, a measured ``view.Step`` goes out. Pure.
+
+A step closes when all ranks have closed it, or ``PARTIAL_S`` after the first did (marked partial). It then waits at
+most ``GRACE_S`` for rollouts that are still on their way, is measured, and is done; rows that come later are counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rltop.backend import metrics, view
+from rltop.backend.effects.cells import Cell, Cells, Place, measure_cells
+from rltop.backend.gaps.attributed import Attribution
+from rltop.backend.gaps.attribution import History
+from rltop.backend.gaps.mismatch import Shapes
+from rltop.backend.gaps.samples import Kept, StepSamples
+from rltop.backend.join.batch import Batch
+from rltop.backend.join.index import Index
+from rltop.backend.join.joined import Joined
+from rltop.backend.steps.measure import UNKNOWN_ENGINE, measure
+from rltop.backend.summary import Summary
+from rltop.collectors import wire
+
+PARTIAL_S = 60.0
+"""How long a step waits for its other ranks after the first has closed it (or after a later step was done)."""
+
+GRACE_S = 2.0
+"""How long a closed step waits for rollouts: engines publish within a fraction of a second of finishing."""
+
+MAX_OPEN = 64
+MAX_WAITING_BYTES = 1 << 30
+"""Steps open at a time, and what rows that wait for rollouts may hold; the oldest are settled early and counted."""
+
+
+@dataclass(slots=True)
+class Assembly:
+    """A step being put together; ``epochs`` says which life of each rank it is from, ``rows`` how many it sent."""
+
+    step: int
+    epochs: dict[int, str] = field(default_factory=dict)
+    ranks: set[int] = field(default_factory=set)
+    world_size: int = 1
+    policy_version: int | None = None
+    scalars: dict[str, float] = field(default_factory=dict)
+    waiting: list[Batch] = field(default_factory=list)
+    parts: dict[str, Summary] = field(default_factory=dict)
+    cells: dict[Place, Cell] = field(default_factory=dict)
+    joined: Joined = field(default_factory=Joined)
+    samples: StepSamples = field(default_factory=StepSamples)
+    rows: Counter[int] = field(default_factory=Counter)
+    deadline: float | None = None
+    closed: float | None = None
+    partial: bool = False
+    """Ranks are missing, or messages were lost that may have been its rows."""
+
+    def absorb(self, batch: Batch) -> None:
+        """Measure a batch and let its arrays go."""
+        for engine, part in measure(batch).items():
+            self.parts[engine] = self.parts[engine] + part if engine in self.parts else part
+        for place, cell in measure_cells(batch).items():
+            self.cells[place] = self.cells[place] + cell if place in self.cells else cell
+        if batch.body.update == 0:
+            self.joined.add(batch)
+            self.samples.add(batch)
+
+    def close(self, now: float, *, partial: bool) -> None:
+        """No more rows are expected."""
+        if self.closed is None:
+            self.closed, self.partial = now, self.partial or partial
+
+    def result(self, unused: Counter[str]) -> view.Step:
+        """The measured step; ``unused`` rollouts by engine were passed over by now."""
+        engines = {e: metrics.engine_values(p) for e, p in sorted(self.parts.items()) if e != UNKNOWN_ENGINE}
+        values = metrics.values(sum(self.parts.values(), Summary()))
+        assert self.closed is not None
+        return view.Step(
+            self.step,
+            self.closed,
+            self.policy_version,
+            self.partial,
+            values,
+            engines,
+            dict(self.joined.unjoined),
+            self.scalars,
+            joins=dict(self.joined.ways),
+            reused=self.joined.reused,
+            unused=dict(unused),
+            copies=self.joined.of_copies(),
+        )
+
+
+class Steps:
+    """All open steps.
+
+    Args:
+        index: the rollouts. ready: whether rows can be measured without waiting; until then they wait here.
+
+    Attributes:
+        late_rows: rows that came after their step was measured. settled_early: batches that waited for rollouts until
+            there was no room. cells: of the steps that are done, for effects.
+    """
+
+    def __init__(self, index: Index, ready: Callable[[], bool] = lambda: True) -> None:
+        self.late_rows = 0
+        self.settled_early = 0
+        self.cells = Cells()
+        self._history = History()
+        self.samples = Kept()
+        self.shapes = Shapes()
+        self._index = index
+        self._ready = ready
+        self._open: dict[int, Assembly] = {}
+        self._done: set[int] = set()
+        self._settled: list[view.Step] = []  # measured before their time, for want of room
+        self._next_is_partial = False
+
+    def new_epoch(self) -> None:
+        """The trainer started anew, perhaps from an earlier step: its steps may come again."""
+        self._done.clear()
+
+    def rows_missed(self) -> None:
+        """Messages of a rank never came: the open steps may lack rows, and so may the one that comes next."""
+        for assembly in self._open.values():
+            assembly.partial = True
+        self._next_is_partial = True
+
+    def rows(self, epoch: str, body: wire.Sequences, arrays: wire.Arrays, now: float) -> None:
+        """Rows of a step, from the rank's life ``epoch``. Raises ``WireError`` if they are not well formed."""
+        batch = Batch(body, arrays)
+        if body.step in self._done:
+            self.late_rows += batch.rows if body.update == 0 else 0
+            return
+        assembly = self._assembly(body.step, body.rank, epoch, now)
+        if body.update == 0:
+            batch.first = assembly.rows[body.rank]
+            assembly.rows[body.rank] += batch.rows
+        if body.update:  # gives clip rates only: not worth waiting for
+            batch.join(self._index, surely=False)
+            assembly.absorb(batch)
+        elif self._ready() and batch.join(self._index, surely=True):
+            assembly.absorb(batch)
+        else:
+            assembly.waiting.append(batch)
+            self._make_room()
+
+    def closed(self, epoch: str, body: wire.StepClosed, now: float) -> None:
+        """A rank has passed all it had."""
+        if body.step in self._done:
+            return
+        assembly = self._assembly(body.step, body.rank, epoch, now)
+        assembly.ranks.add(body.rank)
+        assembly.world_size = max(body.world_size, 1)
+        if body.policy_version is not None:
+            assembly.policy_version = body.policy_version
+        # One scalar of a name: the lowest rank's, whichever closes first.
+        assembly.scalars = (
+            {**assembly.scalars, **body.metrics} if body.rank == 0 else {**body.metrics, **assembly.scalars}
+        )
+        if assembly.deadline is None:
+            assembly.deadline = now + PARTIAL_S
+        if len(assembly.ranks) >= assembly.world_size:
+            assembly.close(now, partial=False)
+
+    def trainer_gone(self, now: float) -> None:
+        """The whole trainer said goodbye: what it left open will not be closed by it."""
+        for assembly in self._open.values():
+            assembly.close(now, partial=True)
+
+    def tick(self, now: float) -> list[view.Step]:
+        """Join what can be joined by now; the steps that are done."""
+        settled, self._settled = self._settled, []
+        advanced = [self._advance(assembly, now) for assembly in list(self._open.values())]
+        return settled + [step for step in advanced if step is not None]
+
+    def attribution(self, steps: int) -> Attribution:
+        """Where the gap of the last ``steps`` steps comes from."""
+        return self._history.attribution(steps, self.cells.steps())
+
+    def _assembly(self, step: int, rank: int, epoch: str, now: float) -> Assembly:
+        assembly = self._open.get(step)
+        if assembly is None or assembly.epochs.get(rank, epoch) != epoch:  # a restarted trainer repeats the step
+            assembly = self._open[step] = Assembly(step)
+            if len(self._open) > MAX_OPEN:
+                oldest = next(iter(self._open.values()))
+                oldest.close(now, partial=True)
+                self._settled.append(self._finish(oldest, now))
+        assembly.epochs[rank] = epoch
+        assembly.partial |= self._next_is_partial
+        self._next_is_partial = False
+        return assembly
+
+    def _advance(self, assembly: Assembly, now: float) -> view.Step | None:
+        if assembly.deadline is not None and now >= assembly.deadline:
+            assembly.close(now, partial=True)
+        if assembly.waiting and not self._ready():
+            return None
+        waiting = []
+        for batch in assembly.waiting:
+            if batch.join(self._index, surely=True):
+                assembly.absorb(batch)
+            else:
+                waiting.append(batch)
+        assembly.waiting = waiting
+        if assembly.closed is None or (waiting and now < assembly.closed + GRACE_S):
+            return None
+        return self._finish(assembly, now)
+
+    def _settle(self, assembly: Assembly, batch: Batch) -> None:
+        """Take the nearest rollouts there are for what no sure one came for."""
+        batch.join(self._index, surely=False)
+        assembly.absorb(batch)
+
+    def _finish(self, assembly: Assembly, now: float) -> view.Step:
+        for batch in assembly.waiting:
+            self._settle(assembly, batch)
+        del self._open[assembly.step]
+        self._done.add(assembly.step)
+        for other in self._open.values():  # an earlier step that nobody closed must not stay for ever
+            if other.step < assembly.step and other.deadline is None:
+                other.deadline = now + PARTIAL_S
+        done = assembly.result(self._index.step_done() if assembly.parts else Counter())
+        self.cells.add(done.step, done.closed, assembly.cells)
+        self._history.add(done.step, assembly.parts)
+        self.samples.put(done.step, assembly.samples)
+        self.shapes.put(done.step, assembly.parts)
+        return done
+
+    def _make_room(self) -> None:
+        batches = [(a, b) for a in self._open.values() for b in a.waiting]
+        held = sum(batch.nbytes for _, batch in batches)
+        for assembly, batch in batches:
+            if held <= MAX_WAITING_BYTES:
+                break
+            self._settle(assembly, batch)
+            assembly.waiting.remove(batch)
+            held -= batch.nbytes
+            self.settled_early += 1

@@ -1,0 +1,35 @@
+"""``rltop effect``: what a switch did to the run."""
+
+from __future__ import annotations
+
+import click
+
+from rltop.tui.cli.runs import as_json_option, client_of, print_json, run_option
+
+
+@click.command()
+@click.argument("command", required=False, default="")
+@run_option
+@as_json_option
+def effect(command: str, run: str | None, as_json: bool) -> None:
+    """Print what COMMAND did: before, after, difference.
+
+    COMMAND is the id of a command or the start of it (default: the last that switched anything). Before and after go by
+    the flag epoch in which each token was sampled; engines that were not switched are compared with where there are
+    any. "not yet" says how long it still takes.
+    """
+    from rltop.backend.client import CommandError, HubUnreachable
+    from rltop.backend.effects import text as effect_text
+
+    try:
+        with client_of(run) as client:
+            found = client.effect(command)
+    except (CommandError, HubUnreachable) as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        print_json(effect_text.as_json(found))
+    else:
+        click.echo("\n".join(effect_text.lines(found)))
+
+
+COMMANDS = (effect,)

@@ -1,0 +1,225 @@
+"""The commands that look back: replay, record, export, parity."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rltop.backend.history.export_kinds import SUMMARIES
+from rltop.collectors import rundir as rundirs
+from rltop.tui.cli.runs import choose_run, existing_run
+
+if TYPE_CHECKING:
+    from rltop.tui.reference import Reference
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def stored(name: str | None) -> Path:
+    """The run directory or file that ``name`` means; None is the only live run.
+
+    Raises:
+        click.ClickException: there is no such thing.
+    """
+    if name is None:
+        return choose_run(None).path
+    found = Path(name) if "/" in name or Path(name).is_file() else rundirs.for_run(name).path
+    if not found.exists():
+        raise click.ClickException(f"no run or file {name!r}; `rltop runs` lists the runs")
+    return found
+
+
+def reference_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--reference`` of the commands that show a run."""
+    option = click.option(
+        "--reference", "references", multiple=True, metavar="RUN",
+        help="Draw this stored run too, and mark where they part (several: the noise of repeated runs).",
+    )  # fmt: skip
+    return option(command)
+
+
+def read_references(names: tuple[str, ...]) -> Reference | None:
+    """The stored runs of ``--reference``.
+
+    Raises:
+        click.ClickException: one can't be read.
+    """
+    if not names:
+        return None
+    from rltop.backend.history.read import Reader
+    from rltop.backend.history.schema import StoreError
+    from rltop.tui.reference import Reference
+
+    found = []
+    for name in names:
+        try:
+            with Reader(stored(name)) as reader:
+                found.append(reader.picture().steps)
+        except StoreError as error:
+            raise click.ClickException(str(error)) from error
+    return Reference(found)
+
+
+@click.command()
+@click.argument("run", required=False, metavar="[RUN|FILE]")
+@click.option("--sample", is_flag=True, help="The recorded demo that comes with rltop.")
+@click.option("--speed", type=click.FloatRange(0, min_open=True), metavar="N",
+              help="Seconds of the run per second (default: 1; 30 for the sample); inf shows its end.")  # fmt: skip
+@click.option("--from", "from_step", type=click.IntRange(0), metavar="STEP", help="Begin with this step.")
+@reference_option
+@click.option("--fps", type=click.FloatRange(0.5, 10), default=4.0, show_default=True, help="Repaints per second.")
+@click.option("--json", "as_json", is_flag=True, help="Print the end of it, as `rltop status --json` does.")
+def replay(
+    run: str | None,
+    sample: bool,
+    speed: float | None,
+    from_step: int | None,
+    references: tuple[str, ...],
+    fps: float,
+    as_json: bool,
+) -> None:
+    """Show a stored run as if it were live.
+
+    RUN may be live, over, or a copy; FILE is one that `rltop record` made. Without a terminal, or with --json, the
+    last picture is printed.
+    """
+    from rltop.backend import report
+    from rltop.backend.history.read import Reader
+    from rltop.backend.history.replay import SAMPLE, SAMPLE_SPEED, Replay
+    from rltop.backend.history.schema import StoreError
+
+    if sample == (run is not None):
+        raise click.UsageError("name a run or a file, or say --sample")
+    try:
+        reader = Reader(SAMPLE if sample else stored(run))
+        if as_json or not _on_terminal():
+            with reader:
+                picture = reader.picture()
+            click.echo(json.dumps(report.as_json(picture), indent=2) if as_json else report.as_text(picture))
+            return
+        made = Replay(reader, speed=speed or (SAMPLE_SPEED if sample else 1.0), from_step=from_step)
+    except (StoreError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    from rltop.tui.replay import run_replay
+
+    sys.exit(run_replay(made, fps=fps, reference=read_references(references)))
+
+
+def _on_terminal() -> bool:
+    from rltop.tui.cli.main import _on_terminal as on_terminal
+
+    return on_terminal()
+
+
+@click.command(short_help="Copy a run into one shareable file.")
+@click.argument("run", required=False)
+@click.option("--to", "to", type=_FILE, required=True, help="The file to make; packed if its name ends in .gz.")
+@click.option("--with-text", is_flag=True, help="Keep the sequences with their token ids.")
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+def record(run: str | None, to: Path, with_text: bool, force: bool) -> None:
+    """Copy RUN, live or over, into one shareable file: no token text unless asked for.
+
+    Names of hosts, users and engines, and the reasons that people gave for switches, are in it.
+    """
+    from rltop.backend.history.record import record as make
+    from rltop.backend.history.schema import StoreError
+
+    try:
+        size = make(stored(run), to, with_text=with_text, overwrite=force)
+    except FileExistsError as error:
+        raise click.ClickException(f"{error}; --force overwrites it") from error
+    except (StoreError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{to}: {size / 1e6:.2f} MB; `rltop replay {to}` shows it")
+
+
+@click.command(
+    short_help="Write a stored run as a table.",
+    help="Write what is stored of RUN, live or over, as a table.\n\n\b\n"
+    + "\n".join(f"{name:<14}{summary}" for name, summary in SUMMARIES.items()),
+)
+@click.argument("run", required=False, metavar="[RUN|FILE]")
+@click.option("--what", type=click.Choice(list(SUMMARIES)), required=True, help="Which rows.")
+@click.option("--to", "to", type=_FILE, required=True, metavar="FILE", help="Ends in .csv, .jsonl or .parquet.")
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+def export(run: str | None, what: str, to: Path, force: bool) -> None:
+    """See the help text above, which is made from the table of kinds."""
+    from rltop.backend.history.export import ExportError
+    from rltop.backend.history.export import export as write
+    from rltop.backend.history.read import Reader
+    from rltop.backend.history.schema import StoreError
+
+    try:
+        with Reader(stored(run)) as reader:
+            count = write(reader, what, to, overwrite=force)
+    except FileExistsError as error:
+        raise click.ClickException(f"{error}; --force overwrites it") from error
+    except (StoreError, ExportError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{to}: {count} rows")
+
+
+_EXIT = {"parity": 0, "not parity": 1, "too little data": 3}
+
+
+@click.command(short_help="Judge whether a run follows reference runs.")
+@click.argument("references", nargs=-1, required=True, metavar="REF... RUN")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def parity(references: tuple[str, ...], as_json: bool) -> None:
+    """Judge whether RUN follows the reference runs REF within the noise of repeated runs.
+
+    Each is a run or a file of `rltop record`. Clip rate, KL, entropy, reward, gap, mean ratio and lag are held against
+    the references, step by step. Exit code 0: parity; 1: not parity; 3: too little data.
+    """
+    import msgspec
+
+    from rltop.backend.history.parity_report import as_text, compare
+    from rltop.backend.history.schema import StoreError
+
+    if len(references) < 2:
+        raise click.UsageError("name one reference at least, and the run to judge last")
+    *others, run = references
+    try:
+        verdict = compare([stored(name) for name in others], stored(run))
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps(msgspec.to_builtins(verdict), indent=2) if as_json else as_text(verdict))
+    sys.exit(_EXIT[verdict.verdict])
+
+
+@click.command(short_help="Hand a live run on to Prometheus, TensorBoard or W&B.")
+@click.argument("run", required=False)
+@click.option("--to", "to", required=True, metavar="SINK",
+              help="prometheus:PORT (on the loopback address), tensorboard:DIR or wandb:PROJECT.")  # fmt: skip
+def forward(run: str | None, to: str) -> None:
+    """Hand the figures of a live RUN on, until ctrl-c.
+
+    This is a viewer in a process of its own: if the other side hangs, nothing but these figures stops.
+    """
+    from rltop.backend.client import Client
+    from rltop.backend.history.forward import Forwarder, ForwardError, open_sink
+
+    rundir = existing_run(run)
+    try:
+        sink = open_sink(to)
+    except ForwardError as error:
+        raise click.ClickException(str(error)) from error
+    forwarder = Forwarder(sink)
+    try:
+        click.echo(f"handing run {rundir.run!r} on to {to}; ctrl-c ends it")
+        with Client(rundir) as client:
+            while True:
+                if client.poll(1.0) and client.view is not None:
+                    forwarder.show(client.view)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        sink.close()
+
+
+COMMANDS = (replay, record, export, parity, forward)

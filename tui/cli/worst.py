@@ -1,0 +1,75 @@
+"""``rltop worst``: the tokens and sequences of a step that disagree most, or a fair sample, as text or JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from rltop.tui.cli.runs import as_json_option, client_of, print_json
+
+if TYPE_CHECKING:
+    from rltop.backend.gaps.sampled import Samples, Token
+    from rltop.tui.decode import Decode
+
+KINDS = ("abs_diff", "k3", "worst", "sample")
+"""As in ``view.AskSamples``."""
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--step", type=click.IntRange(0), help="Training step (default: the last).")
+@click.option("--kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True,
+              help="Tokens by |d| or by k3; whole sequences: the worst by mean k3, or a fair sample.")  # fmt: skip
+@click.option("--engine", metavar="ID", help="Only what this engine wrote.")
+@click.option("--limit", type=click.IntRange(1, 32), default=8, show_default=True, help="How many.")
+@as_json_option
+def worst(run: str | None, step: int | None, kind: str, engine: str | None, limit: int, as_json: bool) -> None:
+    """Print the tokens and sequences of RUN with the largest gap.
+
+    d is trainer minus rollout logprob, in nats. Arrows after a token say how large it is: one from 0.05 nats on, two
+    from 0.25, three from 1; up where the trainer gives the token more probability than the engine did, down where less.
+    """
+    from rltop.backend.client import CommandError, HubUnreachable
+    from rltop.backend.gaps import sampled
+    from rltop.tui.decode import decoder
+
+    try:
+        with client_of(run) as client:
+            engines = list(client.snapshot().engines.values())
+            found = client.samples(step, kind, engine, limit)
+    except (CommandError, HubUnreachable) as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        print_json(sampled.as_json(found))
+    else:
+        click.echo(text(found, decoder(engines)))
+
+
+def text(found: Samples, decode: Decode) -> str:
+    """For a person; all of it printable."""
+    from rltop.tui import marks
+
+    head = f"step {found.step}: {found.of_sequences} sequences, {found.of_tokens} tokens"
+    lines = [_token(token, decode) for token in found.tokens]
+    if lines:
+        lines.insert(
+            0, f"{'d':>9} {'rollout':>9} {'trainer':>9}  {'engine':<8} {'version':>7}  {'at':>9}  before, token"
+        )
+    lines += marks.lines(found.sequences, decode)
+    return "\n".join([head, *(lines or ["nothing is kept of that"])])
+
+
+def _token(token: Token, decode: Decode) -> str:
+    from rltop.tui import marks
+    from rltop.tui.decode import printable
+
+    before, after = marks.context(token.before, decode), marks.context(token.after, decode)
+    engine, version = printable(token.engine) or "-", "-" if token.version < 0 else str(token.version)
+    return (
+        f"{token.diff:>9.4f} {token.rollout:>9.4f} {token.trainer:>9.4f}  {engine:<8} {version:>7}  "
+        f"{f'{token.position}/{token.tokens}':>9}  {before[-40:]}>>{decode(token.id)}<<{after[:24]}"
+    )
+
+
+COMMANDS = (worst,)
