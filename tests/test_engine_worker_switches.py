@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rltop.collectors.vllm import head, seams
+from rltop.collectors.vllm.fingerprint import fingerprint
 from rltop.collectors.vllm.worker import METHODS
 from tests.engine_doubles import BFLOAT16, FLOAT32, EngineCore, Executor, Outputs, Torch, Worker, output
 from tests.test_engine_switches import Desk, Kinds, in_flight
@@ -35,6 +36,23 @@ def modes(engine: EngineCore) -> list[list[str]]:
         ]
         for runner in runners(engine)
     ]
+
+
+def test_workers_that_lack_the_collector_are_asked_nothing_that_could_fail() -> None:
+    """A call that failed on one rank would leave the answers of the others for vLLM's next call."""
+
+    class Strict(Executor):
+        def collective_rpc(self, method: Any, args: tuple[Any, ...] = ()) -> list[Any]:
+            assert method is hasattr
+            return super().collective_rpc(method, args)
+
+    engine = EngineCore()
+    engine.model_executor = Strict([Worker(), SimpleNamespace()])
+    desk = Desk(engine)
+    assert desk.board.core.workers.fault == "AttributeError: the collector is not in every worker: no rltop_read_flags"
+    desk.send("logprobs_mode", "processed")
+    assert desk.boundary() == []
+    assert fingerprint(engine)["max_num_batched_tokens"] == "64"
 
 
 RAW = [["raw_logprobs"] * 4 + ["fused"]] * 2

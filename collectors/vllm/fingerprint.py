@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rltop.collectors.facts import as_text
+from rltop.collectors.vllm.workers import reachable
 
 RESTORED = "RLTOP_DEMO_ASYNC_RESTORED"
 """Set by rltop's demo where it put async scheduling back on a platform that turns it off."""
@@ -113,7 +114,7 @@ def current(engine: Any) -> dict[str, str]:
 def fingerprint(engine: Any) -> dict[str, str]:
     """The facts that this engine has. Call it before the engine takes work: it asks the workers."""
     found = _read(FACTS, engine)
-    workers = engine.model_executor.collective_rpc(worker_facts)
+    workers = engine.model_executor.collective_rpc(worker_facts) if reachable(engine) else []
     for name in WORKER_FACTS:
         values = sorted({facts[name] for facts in workers if name in facts})
         if values:

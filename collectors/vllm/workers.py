@@ -7,6 +7,15 @@ from typing import Any
 from rltop.collectors.vllm.worker import READ, WRITE, Answer
 
 
+def reachable(engine: Any) -> bool:
+    """Whether every worker has our methods: asked by a builtin, which no worker can fail to find.
+
+    A call that fails on one rank leaves the answers of the others in vLLM's queues, where the next call would take
+    them for its own.
+    """
+    return all(engine.model_executor.collective_rpc(hasattr, args=(READ,)))
+
+
 class Workers:
     """The last answers of all ranks. ``refresh`` and ``write`` on the engine's thread only; all else from any thread.
 
@@ -22,6 +31,8 @@ class Workers:
     def refresh(self) -> None:
         """Ask all ranks. Never raises: a worker without our methods is an answer."""
         try:
+            if self.fault and not reachable(self._engine):
+                raise AttributeError(f"the collector is not in every worker: no {READ}")
             self._answers = self._engine.model_executor.collective_rpc(READ)
             self.fault = "" if self._answers else "no worker answered"
         except Exception as fault:  # noqa: BLE001 - whatever an executor raises
