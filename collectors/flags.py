@@ -46,7 +46,7 @@ class Flag:
     strict_needs: tuple[str, ...] = ()
 
 
-PREEMPTION = ("no_remote_kv", "preemption_keeps_tokens", "seeds_survive")
+PREEMPTION = ("none_waits_with_kv", "none_finishes_in_pause", "preemption_keeps_tokens", "seeds_survive")
 """What must hold before every running request is preempted to be computed anew."""
 
 FLAGS: tuple[Flag, ...] = (

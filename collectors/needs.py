@@ -70,9 +70,15 @@ NEEDS: tuple[Need, ...] = (
     Need("depth_to_spare", "the batch queue is {} deep either way (pipeline stages)", "config/vllm.py:578"),
     # --- of preempting every running request
     Need(
-        "no_remote_kv",
-        "{} wait for KV from elsewhere, and can't be preempted",
-        "v1/core/sched/scheduler.py:2869: reset_prefix_cache raises after it has preempted the others",
+        "none_waits_with_kv",
+        "{} hold KV blocks while they wait (for KV from elsewhere, or for the next input of a session), and can't be "
+        "preempted",
+        "v1/core/sched/scheduler.py:2445, 2869: reset_prefix_cache raises after it has preempted the others",
+    ),
+    Need(
+        "none_finishes_in_pause",
+        "a pause lets {} finish: preempted, they would stay unfinished until it ends",
+        "v1/core/sched/scheduler.py:916, 2807 PauseState.PAUSED_NEW",
     ),
     Need(
         "preemption_keeps_tokens",

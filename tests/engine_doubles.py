@@ -52,6 +52,7 @@ def request(name: str, prompt: list[int] | None = None, **params: Any) -> Any:
         arrival_time=100.0,
         output_token_ids=[],
         num_tokens=len(prompt or [1, 2, 3]),
+        num_computed_tokens=0,
         status="RUNNING",
         structured_output_request=None,
     )

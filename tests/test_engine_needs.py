@@ -24,6 +24,7 @@ from tests.engine_doubles import (
     EngineCore,
     Executor,
     KVCacheCoordinatorNoPrefixCache,
+    PauseState,
     Scheduler,
     Torch,
     request,
@@ -191,6 +192,11 @@ def waiting(**changes: Any) -> Change:
     return change
 
 
+def finishing_in_a_pause(engine: EngineCore) -> None:
+    waiting()(engine)
+    engine.scheduler.set_pause_state(PauseState.PAUSED_NEW)
+
+
 def seeded_on_cpu(engine: EngineCore) -> None:
     config("device_config.device_type", "cpu")(engine)
     waiting()(engine)
@@ -302,7 +308,9 @@ REFUSALS: list[tuple[str, str, Change, str]] = [
     ),
     ("no_drafts", ASYNC, drafting, "drafts"),
     ("depth_to_spare", ASYNC, config("parallel_config.pipeline_parallel_size", 2), "2 deep"),
-    ("no_remote_kv", STRICT, waiting(status="WAITING_FOR_REMOTE_KVS"), "1 request"),
+    ("none_waits_with_kv", STRICT, waiting(status="WAITING_FOR_REMOTE_KVS"), "1 request"),
+    ("none_waits_with_kv", STRICT, waiting(status="WAITING_FOR_STREAMING_REQ", num_computed_tokens=7), "1 request"),
+    ("none_finishes_in_pause", STRICT, finishing_in_a_pause, "1 request"),
     ("preemption_keeps_tokens", STRICT, waiting(discard_latest_async_tokens=False), "drops the next token"),
     ("seeds_survive", STRICT, seeded_on_cpu, "1 request with seeds"),
     ("seeds_survive", STRICT, seeded_beyond_the_threshold, "1 request with seeds"),

@@ -134,8 +134,17 @@ def stages(core: Core) -> int:
 
 
 @check
-def no_remote_kv(core: Core) -> str:
-    return _count([r for r in _requests(core) if "REMOTE_KV" in str(getattr(r, "status", ""))])
+def none_waits_with_kv(core: Core) -> str:
+    """As ``Scheduler._holds_kv_blocks``, of what does not run."""
+    waiting = [r for r in _requests(core) if str(r.status) != "RUNNING"]
+    return _count([r for r in waiting if "REMOTE_KV" in str(r.status) or r.num_computed_tokens > 0])
+
+
+@check
+def none_finishes_in_pause(core: Core) -> str:
+    """The pause of mode ``wait``; preempted requests are queued, and what is queued stays queued in it."""
+    draining = getattr(getattr(core.engine.scheduler, "pause_state", None), "name", "") == "PAUSED_NEW"
+    return _count(list(core.engine.scheduler.running)) if draining else ""
 
 
 @check
