@@ -1,7 +1,8 @@
 """The border between a host and us: nothing of ours is ever raised into vLLM or a trainer.
 
 Every call from the host goes through ``Guard.run``. It is the only place in the collectors that catches
-``Exception``, but for what asks an engine's workers or answers it from there: those faults are answers.
+``Exception``, but for what asks an engine's workers or answers it from there, and for what a command or a weight update
+asks of an engine: those faults are answers.
 """
 
 from __future__ import annotations
@@ -37,13 +38,17 @@ class Guard:
 
     def run(self, place: str, call: Callable[..., T], *args: Any) -> T | None:
         """Call ``call(*args)``; None if it raised, or if ``place`` is off. Never raises an ``Exception``."""
-        if self.faults.get(place, 0) >= self._limit:
+        if self.is_off(place):
             return None
         try:
             return call(*args)
         except Exception:  # noqa: BLE001 - the one place that may
             self._note(place)
             return None
+
+    def is_off(self, place: str) -> bool:
+        """Whether ``place`` failed so often that nothing runs there any more."""
+        return self.faults.get(place, 0) >= self._limit
 
     def reset(self) -> None:
         """Forget every fault: in a forked child, where the lock may be held by a thread that is not there."""

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from rltop.collectors.actions import BY_VERB
 from rltop.collectors.vllm.seams import PAUSE, fault_of
-from rltop.collectors.vllm.switch import SwitchError, no_boundary
+from rltop.collectors.vllm.switch import SwitchError, evict_unheld, no_boundary, split_hashed
 from rltop.collectors.vllm.switches import Board, drain
 
 PAUSED = BY_VERB["pause"].value
@@ -100,18 +100,12 @@ class CacheJob:
     def refresh(self) -> None:
         """All of it can be read from any thread."""
 
-    def _blocks(self) -> tuple[set[int], int]:
-        """Ids of the cached blocks that nobody holds, and how many are held."""
-        cached = [b for b in self._engine.scheduler.kv_cache_manager.block_pool.blocks if b.block_hash is not None]
-        free = {block.block_id for block in cached if block.ref_cnt == 0}
-        return free, len(cached) - len(free)
-
     def read(self) -> str | None:
         """How many blocks can be hit."""
         if self._caching.obstacle():
             return None
-        free, held = self._blocks()
-        return f"{len(free) + held} blocks"
+        unheld, held = split_hashed(self._engine.scheduler.kv_cache_manager)
+        return f"{len(unheld) + held} blocks"
 
     def detail(self) -> str:
         """It has one form."""
@@ -132,10 +126,9 @@ class CacheJob:
     def perform(self, value: str, *, strict: bool) -> None:  # noqa: ARG002
         """Evict; what requests hold stays theirs."""
         drain(self._engine)
-        free, held = self._blocks()
-        self._engine.scheduler.kv_cache_manager.block_pool.evict_blocks(free)
+        evicted, held = evict_unheld(self._engine.scheduler.kv_cache_manager)
         left = f"{held} that requests hold stay, and can be hit until those end" if held else "none is left"
-        self._note = f"{len(free)} blocks evicted, {left}"
+        self._note = f"{evicted} blocks evicted, {left}"
 
     def note(self) -> str:
         """What was evicted, and what remains."""

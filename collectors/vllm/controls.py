@@ -12,7 +12,7 @@ from typing import Any
 
 from rltop.collectors.vllm.needs import is_async, stages
 from rltop.collectors.vllm.seams import PAUSING, is_tapped
-from rltop.collectors.vllm.switch import Control, Core, SwitchError, preempt_all
+from rltop.collectors.vllm.switch import Control, Core, SwitchError, evict_unheld, preempt_all
 from rltop.collectors.vllm.worker import RUNNER_ASYNC
 
 DEPTH_1, STRICT = "depth 1", "strict"
@@ -27,15 +27,13 @@ def _caching(core: Core) -> str | None:
 
 
 def _set_caching(core: Core, value: str, _strict: bool) -> None:
-    """Both ways evict every hashed block that no request holds, so that nothing of before is ever hit.
+    """Both ways evict every hashed block that no request holds; of before, only what requests hold can be hit.
 
     The pool's and the coordinator's own ``enable_caching`` stay as they are: with those off, reused blocks keep
     their hash, and a later "on" would read wrong KV.
     """
     manager = core.engine.scheduler.kv_cache_manager
-    pool = manager.block_pool
-    unheld = {block.block_id for block in pool.blocks if block.ref_cnt == 0 and block.block_hash is not None}
-    pool.evict_blocks(unheld)
+    evict_unheld(manager)
     manager.enable_caching = value == "on"
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rltop.collectors.guard import Guard
+from rltop.collectors.guard import MAX_FAULTS, Guard
 
 MODULE = "vllm.v1.engine.core"
 """The module of the engine core; loaded wherever vLLM runs or starts an engine."""
@@ -95,8 +95,10 @@ PAUSE = Seam(
     "0.18.1 0.26.0 0.32.0",
 )
 
+STEP = Seam("step", (), "step_fn", (), "tokens, logprobs, versions: the outputs of every step", "0.18.1 0.26.0 0.32.0")
+
 SEAMS: tuple[Seam, ...] = (
-    Seam("step", (), "step_fn", (), "tokens, logprobs, versions: the outputs of every step", "0.18.1 0.26.0 0.32.0"),
+    STEP,
     Seam("schedule", ("scheduler",), "schedule", (), "first scheduling: time, step, cache lookup", "0.18.1 0.32.0"),
     Seam("add", ("scheduler",), "add_request", ("request",), "prompts and sampling parameters", "0.18.1 0.32.0"),
     Seam(
@@ -154,7 +156,7 @@ def wrap(
             raise failure.error from failure.error.__cause__
         return result
 
-    return wrapped
+    return _marked(wrapped, place, guard)
 
 
 def steer(original: Callable[..., Any], place: str, hook: Hook, guard: Guard) -> Callable[..., Any]:
@@ -165,7 +167,13 @@ def steer(original: Callable[..., Any], place: str, hook: Hook, guard: Guard) ->
         chosen = guard.run(place, functools.partial(hook, **kwargs) if kwargs else hook, *args)
         return original(*args, **kwargs) if chosen is None else original(*chosen)
 
-    return steered
+    return _marked(steered, place, guard)
+
+
+def _marked(tapped: Callable[..., Any], place: str, guard: Guard) -> Callable[..., Any]:
+    """With what tells whether its hook still runs; see ``fault_of``."""
+    tapped.rltop_is_off = functools.partial(guard.is_off, place)  # type: ignore[attr-defined] # a mark of ours
+    return tapped
 
 
 def is_tapped(owner: Any, method: str) -> bool:
@@ -184,6 +192,9 @@ def fault_of(seam: Seam, owner: Any) -> str:
         return f"{seam.method} has no signature"
     if parameters[: len(seam.parameters)] != seam.parameters:
         return f"{seam.method} takes {parameters}, not {seam.parameters}"
+    is_off = getattr(method, "rltop_is_off", None)
+    if is_off is not None and is_off():
+        return f"the collector failed {MAX_FAULTS} times at {seam.method}, and listens no more"
     return ""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rltop.collectors.vllm.seams import BOUNDARY, fault_of
+from rltop.collectors.vllm.seams import BOUNDARY, STEP, fault_of
 from rltop.collectors.vllm.update_policy import UpdatePolicy
 from rltop.collectors.vllm.workers import Workers
 
@@ -65,11 +65,31 @@ class Control:
 
 def no_boundary(engine: Any) -> str:
     """Why nothing can be run between two steps of this engine; empty if it can."""
-    if not hasattr(engine, "_process_engine_step"):
+    if not hasattr(engine, "_process_engine_step") or not hasattr(engine, "input_queue"):
         return "an engine inside its caller's process has no step boundary; unset VLLM_ENABLE_V1_MULTIPROCESSING=0"
     if fault := fault_of(BOUNDARY, engine):
-        return f"this vLLM has no step boundary that is known here: {fault}"
+        return f"no step boundary that is known here: {fault}"
+    if fault := fault_of(STEP, engine):
+        return f"it could not be told whether a request is lost: {fault}"
     return ""
+
+
+def evict_unheld(manager: Any) -> tuple[int, int]:
+    """Evict every hashed block that no request holds: how many those were, and how many stay because one does.
+
+    What is evicted can't be hit any more, and is free as before: its content stays for whoever still copies it.
+    """
+    pool = manager.block_pool
+    unheld, held = split_hashed(manager)
+    pool.evict_blocks(unheld)
+    return len(unheld), held
+
+
+def split_hashed(manager: Any) -> tuple[set[int], int]:
+    """Ids of the hashed blocks that no request holds, and how many are held."""
+    hashed = [block for block in manager.block_pool.blocks if block.block_hash is not None]
+    unheld = {block.block_id for block in hashed if block.ref_cnt == 0}
+    return unheld, len(hashed) - len(unheld)
 
 
 def preempt_all(engine: Any) -> None:
