@@ -154,6 +154,58 @@ def test_a_renewed_timer_still_goes_back_to_what_was_before_all_timers() -> None
     assert [(u.id, u.state, u.new) for u in desk.boundary()] == [("d/revert", "applied", "on")]
 
 
+def test_a_pause_asked_for_again_as_the_first_one_ends_still_has_its_timer() -> None:
+    desk = Desk()
+    do(desk, "pause", "p", revert_s=SOON_S)
+    send(desk, "pause", "q", revert_s=600.0)
+    when_due(desk, "p/revert")
+    renewed, superseded = desk.boundary()
+    assert (renewed.id, renewed.state, renewed.reverts_at is None) == ("q", "applied", False)
+    assert (superseded.id, superseded.state) == ("p/revert", "superseded")
+    assert [(timer.command, timer.back_to) for timer in desk.commands.timers()] == [("q", "running")]
+    assert do(desk, "resume", "r").id == "q/revert"
+    assert pause_state(desk) == "UNPAUSED"
+
+
+def test_a_timed_switch_renewed_as_it_ends_still_goes_back() -> None:
+    desk = Desk()
+    off(desk, "c", revert_s=SOON_S)
+    send(desk, "set", "d", flag="prefix_caching", value="off", revert_s=SOON_S)
+    when_due(desk)
+    desk.boundary()
+    when_due(desk, "d/revert")
+    assert [(u.id, u.state, u.new) for u in desk.boundary()] == [("d/revert", "applied", "on")]
+    assert off(desk, "e").reverts_at is None
+    assert do(desk, "set", "f", flag="prefix_caching", value="on").state == "applied"
+    assert off(desk, "g", revert_s=600.0).reverts_at is not None  # nothing of the earlier timers is left
+    assert [timer.back_to for timer in desk.commands.timers()] == ["on"]
+
+
+def test_a_revert_that_something_stands_against_is_tried_until_it_can_be_done() -> None:
+    desk = Desk()
+    off(desk, revert_s=SOON_S)
+    desk.engine.scheduler.connector = object()
+    when_due(desk)
+    (waiting,) = desk.boundary()
+    assert (waiting.state, "KV connector" in waiting.reason) == ("draining", True)
+    assert desk.boundary() == []  # neither said nor tried again at once
+    desk.engine.scheduler.connector = None
+    updates: list[CommandUpdate] = []
+    deadline = time.monotonic() + 10
+    while not updates and time.monotonic() < deadline:
+        desk.commands.check()
+        updates = desk.boundary()
+    assert [(u.id, u.state, u.new) for u in updates] == [("c/revert", "applied", "on")]
+
+
+def test_a_flag_whose_parts_differ_is_not_switched_for_a_time_only() -> None:
+    desk = Desk()
+    desk.engine.async_scheduling = False
+    refused = do(desk, "set", flag="async_scheduling", value="on", revert_s=600.0)
+    assert refused.state == "refused"
+    assert "reads mixed, to which it could not be taken back" in refused.reason
+
+
 def test_a_timed_switch_back_to_what_was_before_needs_no_timer() -> None:
     desk = Desk()
     off(desk, "c", revert_s=600.0)
@@ -361,7 +413,7 @@ def lease(command: str, subject: str, due: float) -> Lease:
 def test_a_lease_ends_once(given_leases: list[tuple[str, float]], now: float) -> None:
     leases = Leases()
     for number, (subject, due) in enumerate(given_leases):
-        if earlier := leases.of(subject):
+        if earlier := leases.before(subject):
             assert leases.end(earlier)
         leases.start(lease(f"c{number}", subject, due))
     running = leases.running()

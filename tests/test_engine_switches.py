@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rltop.collectors.guard import Guard
-from rltop.collectors.vllm.commands import CLOSED_SHOWN, REMEMBERED, Commands
+from rltop.collectors.guard import MAX_FAULTS, Guard
+from rltop.collectors.vllm.commands import CLOSED_SHOWN, MAX_REASON_CHARS, REMEMBERED, Commands
 from rltop.collectors.vllm.seams import FAILED, Hook, HostFailure, Taps
 from rltop.collectors.vllm.switches import Board, drain
 from rltop.collectors.vllm.tap import Stepped, Tap
@@ -129,7 +129,7 @@ def test_the_present_value_is_applied_without_a_drain_and_without_a_new_epoch() 
     desk.engine.batch_queue.append({0: Outputs([])})
     desk.send("prefix_caching", "on")
     (update,) = desk.boundary()
-    assert (update.state, update.reason, update.lost_requests) == ("applied", "already on", 0)
+    assert (update.state, update.reason, update.lost_requests) == ("applied", "already on", None)
     assert len(desk.engine.batch_queue) == 1
     assert desk.tap.epoch == 0
 
@@ -148,7 +148,87 @@ def test_a_failing_switch_is_undone_and_refused() -> None:
     assert "undone" in update.reason
     assert manager.enable_caching
     assert desk.tap.epoch == 0
+    assert update.lost_requests == 0
+    assert desk.guard.faults == {}  # refused is an answer
+
+
+def test_however_often_a_switch_fails_the_others_go_on() -> None:
+    desk = Desk()
+
+    def broken(block_ids: set[int]) -> None:
+        raise KeyError("block")
+
+    desk.engine.scheduler.kv_cache_manager.block_pool.evict_blocks = broken
+    for number in range(MAX_FAULTS + 1):
+        desk.send("prefix_caching", "off", f"c{number}")
+        assert desk.boundary()[0].state == "refused"
+    desk.send("async_scheduling", "off", "d")
+    assert desk.boundary()[0].state == "applied"
+
+
+def test_a_failing_switch_that_lost_a_request_says_so() -> None:
+    desk = Desk()
+    in_flight(desk.engine, "a", "b")
+
+    def broken(block_ids: set[int]) -> None:
+        del desk.engine.scheduler.requests["b"]
+        raise KeyError("block")
+
+    desk.engine.scheduler.kv_cache_manager.block_pool.evict_blocks = broken
+    desk.send("prefix_caching", "off")
+    (update,) = desk.boundary()
+    assert (update.state, update.in_flight, update.lost_requests) == ("refused", 2, 1)
+
+
+def test_a_switch_that_fails_and_stays_is_told_as_it_reads() -> None:
+    desk = Desk()
+
+    def torn(value: str, *, strict: bool) -> None:
+        desk.engine.scheduler.kv_cache_manager.enable_caching = False
+        raise RuntimeError("no way back")
+
+    vars(desk.commands._jobs["prefix_caching"])["perform"] = torn
+    desk.send("prefix_caching", "off")
+    (update,) = desk.boundary()
+    assert (update.state, update.new) == ("refused", "off")
+    assert update.reason == "the switch failed and it reads off now: no way back"
+    assert desk.tap.epoch == 1
+
+
+def test_a_command_is_answered_whatever_fails() -> None:
+    desk = Desk()
+    desk.send("prefix_caching", "off")
+
+    def fails() -> str:
+        raise RuntimeError("x" * 10_000)
+
+    vars(desk.commands._jobs["prefix_caching"])["read"] = fails
+    (update,) = desk.boundary()
+    assert update.state == "refused"
+    assert "the collector failed: RuntimeError: xxx" in update.reason
+    assert len(update.reason) <= MAX_REASON_CHARS
     assert desk.guard.faults == {"boundary": 1}
+
+
+@pytest.mark.parametrize(("seam", "method"), [("boundary", "_handle_client_request"), ("step", "step_fn")])
+def test_a_seam_that_is_off_is_told_and_nothing_waits_for_it(seam: str, method: str) -> None:
+    desk = Desk()
+    desk.send("prefix_caching", "off")
+    desk.guard.faults[seam] = MAX_FAULTS
+    desk.commands.check()
+    (update,) = desk.commands.take_updates()
+    assert update.state == "refused"
+    assert f"failed {MAX_FAULTS} times at {method}" in update.reason
+    for state in desk.board.states().values():
+        assert not state.switchable
+        assert f"failed {MAX_FAULTS} times at {method}" in state.reason
+    assert desk.send("prefix_caching", "off", "d")[0].state == "refused"
+
+
+def test_an_engine_without_an_input_queue_has_no_boundary() -> None:
+    engine = EngineCore()
+    del engine.input_queue
+    assert "no step boundary" in Desk(engine).send("prefix_caching", "off")[0].reason
 
 
 def test_a_switch_that_does_not_take_is_noticed_by_the_read_back() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rltop.collectors.guard import Guard
+from rltop.collectors.guard import MAX_FAULTS, Guard
 from rltop.collectors.vllm.agent import Agent
 from tests.engine_doubles import EngineCore, Outputs, output, request
 from tests.harness import HubStandIn, wait_for
-from tests.test_engine_needs import seeded_on_cpu, waiting
+from tests.test_engine_needs import finishing_in_a_pause, seeded_on_cpu, waiting
 from tests.test_engine_switches import Desk, Kinds, in_flight
 
 WHOLE = ["start_weight_update", "update_weights", "finish_weight_update"]
@@ -158,8 +158,12 @@ def test_a_policy_set_between_update_and_boundary_holds_from_the_next_update_on(
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(seeded_on_cpu, "seeds"), (waiting(status="WAITING_FOR_REMOTE_KVS"), "KV from elsewhere")],
-    ids=["seeds", "remote KV"],
+    [
+        (seeded_on_cpu, "seeds"),
+        (waiting(status="WAITING_FOR_REMOTE_KVS"), "KV from elsewhere"),
+        (finishing_in_a_pause, "a pause lets 1 request finish"),
+    ],
+    ids=["seeds", "remote KV", "pause"],
 )
 def test_a_reset_that_a_running_request_would_not_survive_is_not_done_and_told(change: Any, said: str) -> None:
     desk = Desk()
@@ -175,6 +179,22 @@ def test_a_reset_that_a_running_request_would_not_survive_is_not_done_and_told(c
     desk.boundary()
     assert desk.engine.scheduler.resets == [True]
     assert "prefix cache not reset" not in desk.board.facts()
+
+
+def test_a_reset_that_fails_is_told_and_the_boundary_stays() -> None:
+    desk = Desk()
+    policy(desk, "on")
+
+    def fails(reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        raise RuntimeError("Failed to reset KV cache")
+
+    vars(desk.engine.scheduler)["reset_prefix_cache"] = fails
+    for _ in range(MAX_FAULTS + 1):
+        desk.engine.collective_rpc("reload_weights")
+        desk.boundary()
+    assert desk.board.facts()["prefix cache not reset"] == "Failed to reset KV cache"
+    assert desk.guard.faults == {}
+    assert desk.board.states()["prefix_caching"].switchable
 
 
 def test_the_engines_own_failure_before_a_reset_reaches_the_engine_unchanged() -> None:

@@ -169,7 +169,7 @@ class Agent:
             self.sender.reply(update)
 
     def _every_second(self) -> None:
-        self.commands.check()
+        self.guard.run("commands", self.commands.check)  # under a place of its own: the state is told regardless
         self._announce()
 
     def _announce(self) -> None:

@@ -7,6 +7,7 @@ takes back by a command of its own, ``<id>/revert``, that goes the same way: the
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
@@ -20,7 +21,7 @@ from rltop.collectors.flags import BY_NAME
 from rltop.collectors.vllm.actions import PAUSED, GenerationJob, Job, jobs_of
 from rltop.collectors.vllm.leases import Lease, Leases
 from rltop.collectors.vllm.seams import HostFailure
-from rltop.collectors.vllm.switch import SwitchError
+from rltop.collectors.vllm.switch import SwitchError, no_boundary
 from rltop.collectors.vllm.switches import Board
 from rltop.collectors.vllm.tap import Tap
 from rltop.collectors.wire import Command, CommandUpdate, Timer
@@ -31,9 +32,17 @@ REMEMBERED = 256
 CLOSED_SHOWN = 32
 """More than an engine can close while no hub lives: it has one command and one timer for each subject."""
 
+RETRY_S = 1.0
+"""How soon what the engine wants to take back is tried again where something stands against it."""
+
+MAX_REASON_CHARS = 500
+"""Of a reason on the wire: errors of the host may carry whole configurations."""
+
 WAITS = "waits for the weight update under way to finish"
 STRICT = "strict"
 """``FlagState.detail`` of a strict form."""
+
+log = logging.getLogger("rltop")
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class Commands:
         self._known: OrderedDict[str, CommandUpdate] = OrderedDict()
         self._marks: dict[str, Mark] = {}
         self._leases = Leases()
+        self._not_before: dict[str, float] = {}  # of our own reverts that something stands against
 
     # --- the sender's thread --------------------------------------------------------------------------------------
 
@@ -102,7 +112,10 @@ class Commands:
         for lease in self._leases.take_due(time.monotonic()):
             self._accept(_revert_of(lease))
         for command in list(self._pending):
-            if time.time() > command.deadline and self._claim(command):
+            if gone := no_boundary(self._engine):
+                if self._claim(command):
+                    self._close(command, "refused", gone)
+            elif time.time() > command.deadline and self._claim(command):
                 waits = self._waits(command)
                 self._close(command, "timed_out", waits or "the engine did not come to a step boundary in time")
         if self._pending:
@@ -172,14 +185,17 @@ class Commands:
     def at_boundary(self, *_message: Any, **_kwargs: Any) -> None:
         """After every message to the engine core, between two steps: execute what is pending."""
         for command in list(self._pending):  # a copy: the sender's thread may take out what waited too long
+            if time.monotonic() < self._not_before.get(command.id, 0.0):
+                continue
             if time.time() <= command.deadline and (waits := self._waits(command)):
-                noted = self._known.get(command.id)  # None: so many came since that it was forgotten
-                if noted is None or noted.state != "draining":
-                    self._note(self._update(command, "draining", reason=waits))
-                    self._announce()
+                self._say_waiting(command, waits)
             elif self._claim(command):
                 try:
                     self._execute(command)
+                except Exception as error:
+                    if command.id not in {update.id for update in self._closed}:  # nobody is left without an answer
+                        self._close(command, "refused", f"the collector failed: {type(error).__name__}: {error}")
+                    raise
                 finally:
                     self._announce()
 
@@ -187,15 +203,18 @@ class Commands:
         subject, value = _subject(command), _value(command)
         job, mark = self._jobs[subject], self._marks.get(subject)
         if time.time() > command.deadline:
-            return self._close(command, "timed_out", "its deadline passed before the engine came to a step boundary")
+            late = self._waits(command) or "its deadline passed before the engine came to a step boundary"
+            return self._close(command, "timed_out", late)
         job.refresh()
         old, old_strict = job.read(), job.detail() == STRICT
         if command.target and (since := _changed_since(command, mark, old)):
             return self._close(command, "superseded", since, old=old, new=old)
         strict = command.strict or (bool(command.target) and mark is not None and mark.old_strict)
-        if obstacle := job.obstacle(value, strict=strict):
+        if obstacle := job.obstacle(value, strict=strict) or _no_way_back(command, old):
+            if command.deadline == math.inf:
+                return self._try_later(command, obstacle)
             return self._close(command, "refused", obstacle, old=old, new=old)
-        facts: dict[str, Any] = {"old": old, "new": old, "lost_requests": 0, "milliseconds": 0.0}
+        facts: dict[str, Any] = {"old": old, "new": old}
         facts["in_flight"] = len(self._engine.scheduler.requests)
         as_it_was = not command.target or strict == old_strict  # what is taken back goes back to the very form
         if as_it_was and job.stands(value, strict=strict):
@@ -204,17 +223,16 @@ class Commands:
 
     def _switch(self, command: Command, job: Job, mark: Mark, strict: bool, facts: dict[str, Any]) -> None:
         """Do it, and count who was lost: if anybody was, it is undone."""
-        engine, tap, value = self._engine, self._tap, _value(command)
+        engine, tap, value, failed = self._engine, self._tap, _value(command), ""
         before = set(engine.scheduler.requests)
         started = time.perf_counter()
         tap.finished_ids = set()
         try:
             job.perform(value, strict=strict)
-        except Exception as error:
-            self._close(command, "refused", f"the switch failed and was undone: {error}", **facts | {"new": job.read()})
-            if isinstance(error, SwitchError):
-                return None  # an answer, no fault of ours: it must not count against the boundary
-            raise
+        except Exception as error:  # an answer, which must not count against the boundary: timers end there too
+            failed = str(error)
+            if not isinstance(error, SwitchError):
+                log.warning("rltop: %s of %s failed", command.verb, _subject(command), exc_info=True)
         except HostFailure as failure:
             self._close(command, "refused", f"the engine failed while it drained: {failure.error}")
             raise
@@ -224,9 +242,12 @@ class Commands:
                 tap.epoch += 1
         facts["lost_requests"] = len(before - finished - set(engine.scheduler.requests))
         facts["milliseconds"] = (time.perf_counter() - started) * 1e3
+        facts["new"] = job.read()
+        if failed:
+            became = "was undone" if facts["new"] == mark.old else f"it reads {facts['new']} now"
+            return self._close(command, "refused", f"the switch failed and {became}: {failed}", **facts)
         if facts["lost_requests"]:
             return self._take_back(command, job, mark, facts)
-        facts["new"] = job.read()
         if command.verb == "set":
             facts["flag_epoch"] = tap.epoch
         mark = Mark(command.id, facts["new"], mark.old, mark.old_strict)
@@ -245,7 +266,7 @@ class Commands:
         """Close it, with the timer it asked for; it ends the one that ran on the same subject."""
         subject = _subject(command)
         self._marks[subject] = mark
-        earlier = self._leases.of(subject)
+        earlier = self._leases.before(subject)
         lease = self._lease(command, mark, earlier, job.detail() == STRICT)
         superseded = earlier is not None and self._leases.end(earlier)
         if lease is not None:
@@ -273,6 +294,19 @@ class Commands:
         """What the command has to wait for; empty for nothing."""
         return WAITS if self._tap.update_open else self._jobs[_subject(command)].waits(_value(command))
 
+    def _say_waiting(self, command: Command, reason: str) -> None:
+        """Once for each reason, but for what so many commands came after that it was forgotten."""
+        noted = self._known.get(command.id)
+        if noted is None or (noted.state, noted.reason) != ("draining", reason):
+            self._note(self._update(command, "draining", reason=reason))
+            self._announce()
+
+    def _try_later(self, command: Command, obstacle: str) -> None:
+        """What is for a time only must end: what stands against that is waited for, and told."""
+        self._not_before[command.id] = time.monotonic() + RETRY_S
+        self._say_waiting(command, obstacle)
+        self._pending.append(command)
+
     def _claim(self, command: Command) -> bool:
         """True for exactly one of the threads that want to close this command."""
         try:
@@ -298,7 +332,9 @@ class Commands:
         return CommandUpdate(id=command.id, engine=self._name, state=state, **about | facts)
 
     def _close(self, command: Command, state: str, reason: str, **facts: Any) -> None:
-        update = self._update(command, state, reason=reason, **facts)
+        self._leases.settle(command.id)
+        self._not_before.pop(command.id, None)
+        update = self._update(command, state, reason=reason[:MAX_REASON_CHARS], **facts)
         self._closed.append(update)
         self._note(update)
 
@@ -323,6 +359,13 @@ def _revert_of(lease: Lease) -> Command:
     verb = BY_VERB[lease.verb].undo if lease.verb in BY_VERB else "set"
     value = lease.back_to if lease.flag else ""
     return Command(lease.revert, lease.flag, value, math.inf, verb, lease.back_strict, target=lease.command)
+
+
+def _no_way_back(command: Command, now: str | None) -> str:
+    """Why it can't be done for a time only; empty if it can."""
+    if command.verb != "set" or command.revert_s is None or now in BY_NAME[command.flag].values:
+        return ""
+    return f"{command.flag} reads {now}, to which it could not be taken back; switch it without a timer"
 
 
 def _changed_since(command: Command, mark: Mark | None, now: str | None) -> str:

@@ -1,6 +1,7 @@
 """What an engine will take back by itself: one lease for each subject, on a clock that never steps. Pure.
 
-A lease ends once: kept, due, or superseded. One that ended is never revived.
+A lease ends once: kept, due, or superseded. One that ended is never revived. One that is due still says what was before
+it, until it has been taken back: a command may come in between.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Leases:
 
     def __init__(self) -> None:
         self._running: dict[str, Lease] = {}
+        self._due: dict[str, Lease] = {}
         self._kept: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -53,9 +55,10 @@ class Leases:
         with self._lock:
             self._running[lease.subject] = lease
 
-    def of(self, subject: str) -> Lease | None:
-        """The lease that runs on ``subject``."""
-        return self._running.get(subject)
+    def before(self, subject: str) -> Lease | None:
+        """The lease that runs on ``subject``, or that is due and not taken back yet: it knows what was before it."""
+        with self._lock:
+            return self._running.get(subject) or self._due.get(subject)
 
     def find(self, command: str) -> Lease | None:
         """The lease that ``command`` began, if it runs."""
@@ -83,9 +86,17 @@ class Leases:
         return command in self._kept
 
     def take_due(self, now: float) -> list[Lease]:
-        """End those whose time is over, soonest first."""
-        due = sorted((lease for lease in list(self._running.values()) if now >= lease.due), key=lambda one: one.due)
-        return [lease for lease in due if self.end(lease)]
+        """End those whose time is over, soonest first. Whoever takes them back says so by ``settle``."""
+        with self._lock:
+            due = sorted((lease for lease in self._running.values() if now >= lease.due), key=lambda one: one.due)
+            for lease in due:
+                self._due[lease.subject] = self._running.pop(lease.subject)
+        return due
+
+    def settle(self, revert: str) -> None:
+        """The command ``revert`` of a lease that was due is over, however it ended."""
+        with self._lock:
+            self._due = {subject: lease for subject, lease in self._due.items() if lease.revert != revert}
 
     def running(self) -> list[Lease]:
         """Those that run, soonest due first."""
