@@ -60,7 +60,15 @@ FLAGS: tuple[Flag, ...] = (
         probe="scheduler.kv_cache_manager.enable_caching",
         method="evicts every hashed block that no request holds, then sets kv_cache_manager.enable_caching; the "
         "pool's and the coordinator's own setting stays, since reused blocks would keep their hash",
-        needs=("boundary", "no_connector", "causal", "launched_caching", "one_kind_of_cache", "evictable_blocks"),
+        needs=(
+            "boundary",
+            "sees_steps",
+            "no_connector",
+            "causal",
+            "launched_caching",
+            "one_kind_of_cache",
+            "evictable_blocks",
+        ),
         launch="--enable-prefix-caching",
         launch_args={"on": "--enable-prefix-caching", "off": "--no-enable-prefix-caching"},
     ),
@@ -75,6 +83,7 @@ FLAGS: tuple[Flag, ...] = (
         method="renews the batch queue, drained, with the depth as launched or of the pipeline's stages",
         needs=(
             "boundary",
+            "sees_steps",
             "no_connector",
             "launched_async",
             "batch_queue",
@@ -112,6 +121,7 @@ FLAGS: tuple[Flag, ...] = (
         method="sets all of them, and binds the native sampling path where a fused one would assert",
         needs=(
             "boundary",
+            "sees_steps",
             "no_speculation",
             "one_stage",
             "workers_answer",
@@ -139,6 +149,7 @@ FLAGS: tuple[Flag, ...] = (
         method="sets head_dtype, or wraps the projection of the head alone: a tied embedding keeps its own look-up",
         needs=(
             "boundary",
+            "sees_steps",
             "no_speculation",
             "one_stage",
             "no_lora",
@@ -165,7 +176,7 @@ FLAGS: tuple[Flag, ...] = (
         "update by vLLM's calls (finish_weight_update, reload_weights, a lone update_weights), paused or not, at the "
         "next step boundary; where a running request would not survive that it is left, and told. Explicit resets "
         "stay what they are, and calls of a trainer's own are not known to be updates",
-        needs=("boundary", "no_connector", "sees_updates", "no_sleep_mode", "text_only"),
+        needs=("boundary", "sees_steps", "no_connector", "sees_updates", "no_sleep_mode", "text_only"),
         launch="a text model, without a KV connector and without sleep mode",
         launch_args={"caller": ""},
     ),

@@ -33,6 +33,11 @@ NEEDS: tuple[Need, ...] = (
         "nothing can run between two steps of this engine: {}",
         "v1/engine/core.py:1674 EngineCoreProc._handle_client_request",
     ),
+    Need(
+        "sees_steps",
+        "it could not be told whether a request is lost: {}",
+        "v1/engine/core.py:1603 EngineCoreProc._process_engine_step",
+    ),
     # --- of the scheduler
     Need(
         "no_connector",

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.collectors.actions import ACTIONS, BY_VERB, MAX_REVERT_S
+from rltop.collectors.guard import MAX_FAULTS
 from rltop.collectors.vllm.leases import REMEMBERED, Lease, Leases
 from rltop.collectors.wire import Command, CommandUpdate
 from tests.engine_doubles import EngineCore, Outputs, PauseState, output
@@ -388,6 +389,17 @@ def test_a_flush_evicts_what_nobody_holds_and_says_what_remains() -> None:
     assert desk.tap.epoch == 0
     desk.engine.scheduler.connector = object()
     assert "connector" in do(desk, "flush_cache", "d").reason
+
+
+def test_where_steps_are_not_seen_any_more_nothing_is_paused_but_a_pause_ends() -> None:
+    desk = Desk()
+    in_flight(desk.engine, "a")
+    do(desk, "pause", "p", revert_s=SOON_S)
+    desk.guard.faults["step"] = MAX_FAULTS
+    when_due(desk, "p/revert")
+    (back,) = desk.boundary()
+    assert (back.state, back.new, back.lost_requests) == ("applied", "running", None)  # nobody counted
+    assert "whether a request is lost" in do(desk, "pause", "q").reason
 
 
 def test_an_unknown_verb_is_refused_with_what_there_is() -> None:

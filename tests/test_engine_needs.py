@@ -192,6 +192,10 @@ def waiting(**changes: Any) -> Change:
     return change
 
 
+def no_steps(engine: EngineCore) -> None:
+    vars(engine)["step_fn"] = None
+
+
 def finishing_in_a_pause(engine: EngineCore) -> None:
     waiting()(engine)
     engine.scheduler.set_pause_state(PauseState.PAUSED_NEW)
@@ -291,6 +295,7 @@ def old_pauses(engine: EngineCore) -> None:
 REFUSALS: list[tuple[str, str, Change, str]] = [
     *(("boundary", flag, in_process, "VLLM_ENABLE_V1_MULTIPROCESSING") for flag in BY_NAME),
     *(("boundary", flag, other_boundary, "no step boundary") for flag in BY_NAME),
+    *(("sees_steps", flag, no_steps, "step_fn is not there") for flag in BY_NAME),
     *(("no_connector", flag, connected, "SimpleNamespace") for flag in (PREFIX, ASYNC, UPDATE)),
     ("causal", PREFIX, ahead, "look ahead"),
     ("causal", PREFIX, config("model_config.is_encoder_decoder", True), "encoder-decoder"),

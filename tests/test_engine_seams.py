@@ -262,6 +262,20 @@ def test_an_engine_is_watched_to_its_end_without_a_hub(tmp_path: Path, quiet: No
     assert guard.faults == {}
 
 
+def test_flags_that_cannot_be_read_leave_the_rest_of_the_state(quiet: None, tmp_path: Path) -> None:
+    guard = Guard()
+    watcher = agent.Agent(EngineCore(), RunDir(tmp_path), guard)
+
+    def fails() -> Any:
+        raise AttributeError("unheard of")
+
+    vars(watcher.board)["states"] = fails
+    state = watcher.state()
+    assert (state.flags, state.kv_usage) == ({}, 0.25)
+    assert guard.faults == {"flags": 1}
+    watcher.close()
+
+
 def test_rollouts_and_state_reach_the_hub_and_the_last_word_too(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLTOP_ENGINE", "e7")
     with HubStandIn() as hub:

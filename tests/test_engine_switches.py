@@ -210,15 +210,20 @@ def test_a_command_is_answered_whatever_fails() -> None:
     assert desk.guard.faults == {"boundary": 1}
 
 
-@pytest.mark.parametrize(("seam", "method"), [("boundary", "_handle_client_request"), ("step", "step_fn")])
-def test_a_seam_that_is_off_is_told_and_nothing_waits_for_it(seam: str, method: str) -> None:
+def test_a_boundary_that_is_off_is_told_and_nothing_waits_for_it() -> None:
     desk = Desk()
     desk.send("prefix_caching", "off")
-    desk.guard.faults[seam] = MAX_FAULTS
+    desk.guard.faults["boundary"] = MAX_FAULTS
     desk.commands.check()
     (update,) = desk.commands.take_updates()
     assert update.state == "refused"
-    assert f"failed {MAX_FAULTS} times at {method}" in update.reason
+    assert f"failed {MAX_FAULTS} times at _handle_client_request" in update.reason
+
+
+@pytest.mark.parametrize(("seam", "method"), [("boundary", "_handle_client_request"), ("step", "step_fn")])
+def test_flags_say_of_a_seam_they_need_that_it_is_off(seam: str, method: str) -> None:
+    desk = Desk()
+    desk.guard.faults[seam] = MAX_FAULTS
     for state in desk.board.states().values():
         assert not state.switchable
         assert f"failed {MAX_FAULTS} times at {method}" in state.reason

@@ -20,7 +20,7 @@ from rltop.collectors.actions import BY_VERB, MAX_REVERT_S, subject_of
 from rltop.collectors.flags import BY_NAME
 from rltop.collectors.vllm.actions import PAUSED, GenerationJob, Job, jobs_of
 from rltop.collectors.vllm.leases import Lease, Leases
-from rltop.collectors.vllm.seams import HostFailure
+from rltop.collectors.vllm.seams import STEP, HostFailure, fault_of
 from rltop.collectors.vllm.switch import SwitchError, no_boundary
 from rltop.collectors.vllm.switches import Board
 from rltop.collectors.vllm.tap import Tap
@@ -193,7 +193,7 @@ class Commands:
                 try:
                     self._execute(command)
                 except Exception as error:
-                    if command.id not in {update.id for update in self._closed}:  # nobody is left without an answer
+                    if command.id not in {update.id for update in self.closed()}:  # nobody is left without an answer
                         self._close(command, "refused", f"the collector failed: {type(error).__name__}: {error}")
                     raise
                 finally:
@@ -240,13 +240,14 @@ class Commands:
             finished, tap.finished_ids = tap.finished_ids, None
             if command.verb == "set" and (job.read(), job.detail() == STRICT) != (mark.old, mark.old_strict):
                 tap.epoch += 1
-        facts["lost_requests"] = len(before - finished - set(engine.scheduler.requests))
+        if not fault_of(STEP, engine):
+            facts["lost_requests"] = len(before - finished - set(engine.scheduler.requests))
         facts["milliseconds"] = (time.perf_counter() - started) * 1e3
         facts["new"] = job.read()
         if failed:
             became = "was undone" if facts["new"] == mark.old else f"it reads {facts['new']} now"
             return self._close(command, "refused", f"the switch failed and {became}: {failed}", **facts)
-        if facts["lost_requests"]:
+        if facts.get("lost_requests"):
             return self._take_back(command, job, mark, facts)
         if command.verb == "set":
             facts["flag_epoch"] = tap.epoch

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rltop.collectors.vllm.seams import BOUNDARY, STEP, fault_of
+from rltop.collectors.vllm.seams import BOUNDARY, fault_of
 from rltop.collectors.vllm.update_policy import UpdatePolicy
 from rltop.collectors.vllm.workers import Workers
 
@@ -69,8 +69,6 @@ def no_boundary(engine: Any) -> str:
         return "an engine inside its caller's process has no step boundary; unset VLLM_ENABLE_V1_MULTIPROCESSING=0"
     if fault := fault_of(BOUNDARY, engine):
         return f"no step boundary that is known here: {fault}"
-    if fault := fault_of(STEP, engine):
-        return f"it could not be told whether a request is lost: {fault}"
     return ""
 
 
