@@ -6,11 +6,14 @@ way a viewer's picture changes, so every viewer that saw the same frames shows t
 
 from __future__ import annotations
 
+from itertools import islice
+
 import msgspec
 
 from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.gaps.profiles import Mismatch
 from rltop.backend.gaps.sampled import Samples
+from rltop.backend.headline import WHOLE_STEPS, headline
 from rltop.collectors.wire import Counts, FlagState, Timer
 
 MAX_STEPS = 20_000
@@ -183,7 +186,8 @@ class Frame(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct):
     """The whole picture as of frame ``seq`` of hub ``epoch``.
 
-    ``steps`` and ``changes`` are keyed (by step number; by command and engine) and in order of arrival.
+    ``steps`` and ``changes`` are keyed (by step number; by command and engine) and in order of arrival. The newest
+    ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``).
     ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records.
     """
 
@@ -212,15 +216,22 @@ class Snapshot(msgspec.Struct):
         self.engines.update(frame.engines)
         if frame.trainer is not None:
             self.trainer = frame.trainer
-        self.steps.update({step.step: step for step in frame.steps})
+        self._take(frame.steps)
         self.events.extend(frame.events)
         self.changes.update({change_key(change): change for change in frame.changes})
         self.counters.update(frame.counters)
-        while len(self.steps) > MAX_STEPS:
-            del self.steps[next(iter(self.steps))]
         while len(self.changes) > MAX_CHANGES:
             del self.changes[next(iter(self.changes))]
         del self.events[:-MAX_EVENTS]
+
+    def _take(self, steps: list[Step]) -> None:
+        for step in steps:
+            self.steps.pop(step.step, None)  # one that comes again, from a restarted trainer, is the newest
+            self.steps[step.step] = step
+        for number in list(islice(reversed(self.steps), WHOLE_STEPS, WHOLE_STEPS + len(steps))):
+            self.steps[number] = headline(self.steps[number])
+        while len(self.steps) > MAX_STEPS:
+            del self.steps[next(iter(self.steps))]
 
 
 def change_key(change: Change) -> str:

@@ -273,6 +273,7 @@ class Step:
         noise = float(matched.std()) if matched.size else None
         found |= {
             "noise_std": noise,
+            "noise_abs_diff": None if noise is None else noise * math.sqrt(2 / math.pi),
             "noise_k3": None if noise is None else noise**2 / 2,
             "noise_ess": None if noise is None else math.exp(-min(noise**2, 700)),
         }

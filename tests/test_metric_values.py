@@ -17,7 +17,7 @@ from tests.metric_oracle import Row, Step, finite, quantiles, shift
 
 ELSEWHERE = {
     "joined_fraction", "prefix_hit_rate", "aborted", "aborted_frac", "failed_frac", "truncated_frac", "spanning_frac",
-    "lag_p95", "response_len_p95", "ratio_mean_z", "shift_probe",
+    "lag_p95", "response_len_p95", "ratio_mean_z", "shift_probe", "requests", "gap_jump_position", "engine_z",
     *(f"logp_{kind}_p{q}" for kind in ("diff", "abs_diff") for q in (50, 95, 99)),
 }  # fmt: skip
 """Metrics that the oracle leaves to tests of their own, here or with the hub."""

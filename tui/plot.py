@@ -16,10 +16,11 @@ from rltop.tui.rows import Rows
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a plot: its name in the legend and the metric it shows."""
+    """One line of a plot: its name in the legend, the metric it shows, and the one that says what noise alone gives."""
 
     label: str
     metric: str
+    noise: str = ""
 
 
 @dataclass(frozen=True)

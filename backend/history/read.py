@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rltop.backend import view
+from rltop.backend import headline, view
 from rltop.backend.history import rows, schema
 
 NAME = "store.sqlite"
@@ -25,9 +25,6 @@ WHOLE_STEPS = 4_000
 LEVEL_1_STEPS = 16_000
 LEVEL_2_STEPS = 250_000
 """Of steps still older than these, level 3."""
-
-ENGINE_ROWS = 50_000
-"""Rows of ``step_engine`` in a picture; the steps before have their fleet-wide figures only."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,6 @@ class Reader:
         run, epoch, started, time = frame
         trainer = self._last("trainer", until)
         counters = self._last("counters", until)
-        steps = self._picture_steps(until)
         return view.Snapshot(
             run,
             epoch,
@@ -160,7 +156,7 @@ class Reader:
             time,
             engines=self._picture_engines(until),
             trainer=rows.trainer_of(trainer) if trainer else view.Trainer(),
-            steps={step.step: step for step in steps},
+            steps=self._picture_steps(until),
             events=self._picture_events(until),
             changes={view.change_key(change): change for change in self._picture_changes(until)},
             counters=rows.counters_of(counters) if counters else {},
@@ -171,14 +167,15 @@ class Reader:
         found = self.execute(query, (until,)).fetchone()
         return found[0] if found else None
 
-    def _picture_steps(self, until: int) -> list[view.Step]:
-        """The newest whole, the older ones coarser and coarser."""
+    def _picture_steps(self, until: int) -> dict[int, view.Step]:
+        """By number, in order of arrival; older ones with their headline alone, then coarser and coarser."""
         last = self.execute(
             "SELECT id FROM step WHERE frame <= ? ORDER BY frame DESC, id DESC LIMIT 1", (until,)
         ).fetchone()
         if last is None:
-            return []
+            return {}
         end = last[0]
+        whole = self._before_whole(end)
         edges = [end - WHOLE_STEPS, end - LEVEL_1_STEPS, end - LEVEL_2_STEPS]
         found: list[view.Step] = []
         for level, (newer, older) in enumerate(zip([end, *edges], [*edges, -1], strict=True)):
@@ -189,12 +186,23 @@ class Reader:
                         f"SELECT id FROM step INDEXED BY step_1 WHERE level > 0 AND level >= {level} AND {condition}"
                     )
                     condition = f"id IN ({risen})"
-                found = list(self.steps(condition, engines_from=end - self._steps_with_engines(end))) + found
-        return found
+                found = list(self.steps(condition, engines_from=whole)) + found
+        newest = dict.fromkeys(step.step for step in reversed(found))
+        by_number = {step.step: step for step in found}
+        kept = {
+            number: by_number[number] if place < headline.WHOLE_STEPS else headline.headline(by_number[number])
+            for place, number in enumerate(newest)
+        }
+        return dict(reversed(kept.items()))
 
-    def _steps_with_engines(self, end: int) -> int:
-        (engines,) = self.execute("SELECT count(*) FROM step_engine WHERE step_id = ?", (end,)).fetchone()
-        return ENGINE_ROWS // max(int(engines), 1)
+    def _before_whole(self, end: int) -> int:
+        """The last row up to ``end`` whose step is not among the newest that a picture has whole."""
+        numbers: set[int] = set()
+        for row, number in self.execute("SELECT id, step FROM step WHERE id <= ? ORDER BY id DESC", (end,)):
+            numbers.add(number)
+            if len(numbers) > headline.WHOLE_STEPS:
+                return int(row)
+        return 0
 
     def steps(self, condition: str = "1", values: Sequence[Any] = (), *, engines_from: int = 0) -> Iterator[view.Step]:
         """Steps by an SQL condition on table ``step``, in order of arrival; rows from ``engines_from`` with engines."""

@@ -11,15 +11,18 @@ computed is None, never NaN. Quantiles are to 1 % of their size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rltop.backend.metrics import policy, tokens
-from rltop.backend.metrics.entry import Family, Metric, Thresholds
+from rltop.backend.metrics import policy, tokens, where
+from rltop.backend.metrics.entry import Family, Metric, Thresholds, Values
 
 if TYPE_CHECKING:
     from rltop.backend.summary import Summary
 
-__all__ = ["BY_NAME", "FAMILIES", "METRICS", "PER_ENGINE", "Family", "Metric", "Thresholds", "engine_values", "values"]
+__all__ = [
+    "BY_NAME", "FAMILIES", "METRICS", "PER_ENGINE", "Family", "Metric", "Thresholds", "Values", "of_engines", "values",
+]  # fmt: skip
 
 FAMILIES: tuple[Family, ...] = (
     policy.HEALTH,
@@ -29,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     tokens.DIVERGENCES,
     tokens.RATIOS,
     tokens.TAIL,
+    where.WHERE,
     policy.SPLIT,
     policy.LAG,
     policy.SEQUENCES,
@@ -47,16 +51,22 @@ PER_ENGINE: tuple[str, ...] = (
     "clip_frac_low", "clip_frac_high", "ess", "entropy", "entropy_sample_rollout", "extreme_frac_tau2", "lag_mean",
     "lag_max", "spanning_frac", "tokens", "sequences", "prefix_hit_rate", "aborted", "truncated_frac", "invalid_frac",
     "zero_logprob_frac", "clamped_frac", "backend_abs_diff_mean", "backend_k3", "backend_ratio_mean", "backend_tokens",
-    "update_abs_diff_mean", "lag0_abs_diff_mean", "lag0_k3", "lag0_tokens",
+    "update_abs_diff_mean", "lag0_abs_diff_mean", "lag0_k3", "lag0_tokens", "engine_z",
 )  # fmt: skip
 """Kept for each engine of every step; of the others a step keeps the fleet's alone."""
 
 
-def values(summary: Summary) -> dict[str, float | None]:
-    """Every metric of a step."""
-    return {metric.name: metric.of(summary) for metric in METRICS}
+def values(summary: Summary, engines: Mapping[str, Values] | None = None) -> dict[str, float | None]:
+    """Every metric of a step, of the summary of it all and of ``of_engines`` of its parts."""
+    return {
+        m.name: m.of(summary) if m.of else m.across(engines) if m.across and engines else None for m in METRICS
+    }  # fmt: skip
 
 
-def engine_values(summary: Summary) -> dict[str, float | None]:
-    """The metrics ``PER_ENGINE``, of one engine's part of a step."""
-    return {name: BY_NAME[name].of(summary) for name in PER_ENGINE}
+def of_engines(parts: Mapping[str, Summary]) -> dict[str, dict[str, float | None]]:
+    """The metrics ``PER_ENGINE``, of each engine's part of a step."""
+    own = {
+        engine: {name: of(part) for name in PER_ENGINE if (of := BY_NAME[name].of)} for engine, part in parts.items()
+    }
+    apart = where.engine_z(own)
+    return {engine: figures | {"engine_z": apart[engine]} for engine, figures in own.items()}

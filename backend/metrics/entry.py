@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,10 @@ class Thresholds:
     source: str
 
 
+Values = Mapping[str, float | None]
+"""Figures by name; None where not known."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """One figure of a step.
@@ -30,10 +34,11 @@ class Metric:
         formula: in words.
         source: where the formula is from.
         bad: which way is bad: ``high``, ``low``, ``away from 0``, ``away from 1``, or ``none``.
-        of: the figure of a summary.
+        of: the figure of a summary; None for what only a comparison of engines gives.
         thresholds: None where no source gives any.
         aliases: ``framework: key`` of the same quantity elsewhere; in brackets how it differs, where it does.
         reading: what it tells, where the formula alone does not.
+        across: for those, the fleet's figure, of the figures of each engine.
     """
 
     name: str
@@ -42,10 +47,11 @@ class Metric:
     formula: str
     source: str
     bad: str
-    of: Callable[[Summary], float | None]
+    of: Callable[[Summary], float | None] | None
     thresholds: Thresholds | None = None
     aliases: tuple[str, ...] = ()
     reading: str = ""
+    across: Callable[[Mapping[str, Values]], float | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,11 @@ def noise_k3(s: Summary) -> float | None:
     return None if s.noise is None else s.noise**2 / 2
 
 
+def noise_abs_diff(s: Summary) -> float | None:
+    """Mean |d| that noise of this size has."""
+    return None if s.noise is None else s.noise * math.sqrt(2 / math.pi)
+
+
 def noise_ess(s: Summary) -> float | None:
     """ESS that noise of this size leaves."""
     return None if s.noise is None else math.exp(-min(s.noise**2, 700.0))
@@ -245,6 +250,8 @@ SPLIT = Family(
                "is one, else trainer - rollout at lag 0", MISMATCH, "high", lambda s: s.noise,
                reading="0.022 for a 7B model in bfloat16 with a float32 head on both sides, 0.039 without (Fast-LLM PR "
                        "525)."),
+        Metric("noise_abs_diff", "nats", "token", "noise_std sqrt(2 / pi): the mean |d| of Gaussian noise",
+               "Fast-LLM PR 525", "none", noise_abs_diff),
         Metric("noise_k3", "nats", "token", "noise_std^2 / 2: the k3 of Gaussian noise", "Fast-LLM PR 525", "none",
                noise_k3),
         Metric("noise_ess", "share", "token", "exp(-noise_std^2): the ESS of Gaussian noise", "Fast-LLM PR 525", "none",
@@ -280,6 +287,7 @@ HEALTH = Family(
                "ScaleRL, arXiv 2510.13786", "high", lambda s: share(s.truncated, s.requests),
                Thresholds(0.1, 0.25, "amber: ScaleRL; red: miles docs"), ("TRL: completions/clipped_ratio",
                "verl: response_length/clip_ratio", "OpenRLHF: response_clip_ratio")),
+        Metric("requests", "requests", "request", "joined rollouts", MISMATCH, "none", lambda s: float(s.requests)),
         Metric("aborted", "requests", "request", "joined rollouts that the engine ended as aborted (also by a stop "
                "string found in the front end)", MISMATCH, "high", lambda s: float(s.aborted)),
         Metric("aborted_frac", "share", "request", "the same, of all joined rollouts", MISMATCH, "high",

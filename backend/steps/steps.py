@@ -72,8 +72,8 @@ class Assembly:
 
     def result(self, unused: Counter[str]) -> view.Step:
         """The measured step; ``unused`` rollouts by engine were passed over by now."""
-        engines = {e: metrics.engine_values(p) for e, p in sorted(self.parts.items()) if e != UNKNOWN_ENGINE}
-        values = metrics.values(sum(self.parts.values(), Summary()))
+        engines = metrics.of_engines({e: p for e, p in sorted(self.parts.items()) if e != UNKNOWN_ENGINE})
+        values = metrics.values(sum(self.parts.values(), Summary()), engines)
         assert self.closed is not None
         return view.Step(
             self.step,

@@ -1,0 +1,100 @@
+"""What a viewer pays for a long run: the snapshot's bytes, the time to make, send and read it, memory, the first paint.
+
+``python -m bench.snapshot [--steps 20000] [--engines 8] [--whole N]`` from the repository root. The picture is made by
+frames, as a hub's is, of steps with a figure for every metric and ten scalars of the trainer. ``--whole`` is how many
+of the newest steps are whole; as many as there are steps: the same without thinning. The viewer's side runs in a
+process of its own, whose memory is what it holds more than before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+from rltop.backend import metrics, view
+from tests import pictures
+from tests.pictures import HeldClient
+from tests.screens import dashboard
+
+KINDS = 64
+"""Different steps there are; each is copied, so that no two share an object."""
+
+
+def resident_mb() -> float:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+
+def steps(count: int, engines: int) -> list[view.Step]:
+    rng = random.Random(0)
+    made = []
+    for n in range(count):
+        values = {name: rng.gauss(0, 1) for name in metrics.BY_NAME}
+        own = {f"e{e}": {name: rng.gauss(0, 1) for name in metrics.PER_ENGINE} for e in range(engines)}
+        scalars = {f"actor/scalar_{i}": rng.random() for i in range(10)}
+        joins = {"content": 64}
+        made.append(view.Step(n, pictures.START + n, n, False, values, own, {}, scalars, joins))
+    return made
+
+
+def hub(count: int, engines: int) -> tuple[bytes, float, float]:
+    """The encoded answer, MB that the hub's picture takes, and milliseconds to encode it."""
+    kinds = [view.encode(view.Frame("bench", 1, 0.0, steps=[one])) for one in steps(KINDS, engines)]
+    picture, before = pictures.picture(epoch="bench", seq=0), resident_mb()
+    for n in range(count):
+        (step,) = view.decode_frame(kinds[n % KINDS]).steps
+        again = view.Step(n, step.closed, n, False, step.values, step.engines, step.unjoined, step.trainer, step.joins)
+        picture.apply(view.Frame("bench", n + 1, pictures.START + n, steps=[again]))
+    held = resident_mb() - before
+    began = time.perf_counter()
+    answer = view.encode(view.Answer("q", snapshot=picture))
+    return answer, held, 1e3 * (time.perf_counter() - began)
+
+
+def viewer(answer: bytes, told: multiprocessing.SimpleQueue[tuple[float, float, float]]) -> None:
+    """Milliseconds to decode, MB held, milliseconds from the picture to the painted overview."""
+    before, began = resident_mb(), time.perf_counter()
+    picture = view.decode_answer(answer).snapshot
+    decoding, held = 1e3 * (time.perf_counter() - began), resident_mb() - before
+    assert picture is not None
+
+    async def paint() -> float:
+        client = HeldClient(pictures.no_steps())
+        async with dashboard(client, (160, 48)) as (app, _):
+            client.show(picture)
+            began = time.perf_counter()
+            app.tick()
+            return 1e3 * (time.perf_counter() - began)
+
+    told.put((decoding, held, asyncio.run(paint())))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=view.MAX_STEPS)
+    parser.add_argument("--engines", type=int, default=8)
+    parser.add_argument("--whole", type=int, default=view.WHOLE_STEPS)
+    arguments = parser.parse_args()
+    view.WHOLE_STEPS = arguments.whole
+    answer, held, encoding = hub(arguments.steps, arguments.engines)
+    forked = multiprocessing.get_context("spawn")
+    told: multiprocessing.SimpleQueue[tuple[float, float, float]] = forked.SimpleQueue()
+    process = forked.Process(target=viewer, args=(answer, told))
+    process.start()
+    decoding, viewer_held, painting = told.get()
+    process.join()
+    print("| steps, whole | engines | snapshot | hub holds | encode | decode | viewer holds | first paint |")
+    print("|---|---|---|---|---|---|---|---|")
+    print(
+        f"| {arguments.steps:,}, {min(arguments.whole, arguments.steps):,} | {arguments.engines} "
+        f"| {len(answer) / 1e6:.1f} MB | {held:.0f} MB | {encoding:.0f} ms | {decoding:.0f} ms "
+        f"| {viewer_held:.0f} MB | {painting:.0f} ms |"
+    )
+
+
+if __name__ == "__main__":
+    main()
