@@ -276,6 +276,16 @@ def test_flags_that_cannot_be_read_leave_the_rest_of_the_state(quiet: None, tmp_
     watcher.close()
 
 
+@pytest.mark.parametrize("queue", ["kv_holding_waiting", "skipped_waiting"])
+def test_every_queue_of_a_scheduler_counts_as_waiting(quiet: None, tmp_path: Path, queue: str) -> None:
+    engine = EngineCore()
+    engine.scheduler.waiting = [request("a")]
+    vars(engine.scheduler)[queue] = [request("b"), request("c")]
+    watcher = agent.Agent(engine, RunDir(tmp_path), Guard())
+    assert watcher.state().waiting == 3
+    watcher.close()
+
+
 def test_rollouts_and_state_reach_the_hub_and_the_last_word_too(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLTOP_ENGINE", "e7")
     with HubStandIn() as hub:

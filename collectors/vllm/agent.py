@@ -38,6 +38,9 @@ TICK_S = 0.1
 Some steps of a fast engine: reading them together costs far less than one by one, see ``columns``.
 """
 
+WAITING = ("waiting", "kv_holding_waiting", "skipped_waiting")
+"""The scheduler's queues: 0.32.0 has the first two, 0.18.1 and 0.26.0 the first and the last."""
+
 STATE_BYTES = 4096
 FLUSH_S = 1.0
 CLOSE_S = 1.0
@@ -224,7 +227,7 @@ class Agent:
             version_source=source,
             weight_label=None if label is None else str(label),
             running=len(scheduler.running),
-            waiting=sum(len(getattr(scheduler, name, ())) for name in ("waiting", "kv_holding_waiting")),
+            waiting=sum(len(getattr(scheduler, name, ())) for name in WAITING),
             kv_usage=_kv_usage(scheduler),
             prompt_tokens=assembler.prompt_tokens,
             generated_tokens=assembler.generated_tokens,

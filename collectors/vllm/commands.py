@@ -229,28 +229,29 @@ class Commands:
         tap.finished_ids = set()
         try:
             job.perform(value, strict=strict)
-        except Exception as error:  # an answer, which must not count against the boundary: timers end there too
+        except SwitchError as error:
             failed = str(error)
-            if not isinstance(error, SwitchError):
-                log.warning("rltop: %s of %s failed", command.verb, _subject(command), exc_info=True)
+        except Exception as error:  # an answer, which must not count against the boundary: timers end there too
+            failed = f"{type(error).__name__}: {error}"
+            log.warning("rltop: %s of %s failed", command.verb, _subject(command), exc_info=True)
         except HostFailure as failure:
             self._close(command, "refused", f"the engine failed while it drained: {failure.error}")
             raise
         finally:
             finished, tap.finished_ids = tap.finished_ids, None
-            if command.verb == "set" and (job.read(), job.detail() == STRICT) != (mark.old, mark.old_strict):
+            changed = (job.read(), job.detail() == STRICT) != (mark.old, mark.old_strict)
+            if command.verb == "set" and changed:
                 tap.epoch += 1
+                facts["flag_epoch"] = tap.epoch
         if not fault_of(STEP, engine):
             facts["lost_requests"] = len(before - finished - set(engine.scheduler.requests))
         facts["milliseconds"] = (time.perf_counter() - started) * 1e3
         facts["new"] = job.read()
         if failed:
-            became = "was undone" if facts["new"] == mark.old else f"it reads {facts['new']} now"
+            became = f"it reads {facts['new']} now" if changed else "was undone"
             return self._close(command, "refused", f"the switch failed and {became}: {failed}", **facts)
         if facts.get("lost_requests"):
             return self._take_back(command, job, mark, facts)
-        if command.verb == "set":
-            facts["flag_epoch"] = tap.epoch
         mark = Mark(command.id, facts["new"], mark.old, mark.old_strict)
         return self._applied(command, job, mark, job.note(), facts)
 
@@ -260,6 +261,7 @@ class Commands:
             if command.verb == "set" or BY_VERB[command.verb].undo:
                 job.perform(str(mark.old), strict=mark.old_strict)
                 reason = f"{facts['lost_requests']} requests were lost, so it was undone"
+                facts.pop("flag_epoch", None)
         finally:
             self._close(command, "refused", reason, **facts | {"new": job.read()})
 
@@ -296,9 +298,9 @@ class Commands:
         return WAITS if self._tap.update_open else self._jobs[_subject(command)].waits(_value(command))
 
     def _say_waiting(self, command: Command, reason: str) -> None:
-        """Once for each reason, but for what so many commands came after that it was forgotten."""
-        noted = self._known.get(command.id)
-        if noted is None or (noted.state, noted.reason) != ("draining", reason):
+        """Once: reasons count requests, and would come anew each time."""
+        noted = self._known.get(command.id)  # None: so many came since that it was forgotten
+        if noted is None or noted.state != "draining":
             self._note(self._update(command, "draining", reason=reason))
             self._announce()
 
