@@ -163,8 +163,9 @@ class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
         engine_step: engine step at whose boundary it happened.
         policy_version: weights at that moment, None if unknown.
         in_flight: requests running or waiting at that moment.
-        lost_requests: of those, how many are neither alive nor properly finished afterwards.
-        milliseconds: how long the engine's own thread was busy with the switch.
+        lost_requests: of those, how many are neither alive nor properly finished afterwards; None where nobody counted,
+            since nothing was done.
+        milliseconds: how long the engine's own thread was busy with the switch; None where nothing was done.
         time: wall clock of the engine, seconds.
         verb: what was asked, as in ``Command``; ``flag`` is empty where it names none.
         detail: form of the new value, as in ``FlagState``.
