@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 from hypothesis import given
@@ -125,6 +126,22 @@ def test_markers_stand_on_the_x_axis_with_their_name() -> None:
     rows = canvas.draw(Picture((0, 40), (line([1.0] * 40),), (Marker(10.5, "pc-"),)), WIDTH, HEIGHT)
     assert "▲pc-" in rows[-1].text
     assert rows[-1].text.lstrip().startswith("└0")
+
+
+def test_a_number_that_a_marker_would_cut_is_left_out_whole() -> None:
+    plain = canvas.draw(Picture((0, 40), (line([1.0] * 40),)), WIDTH, HEIGHT)[-1].text
+    for x in range(41):
+        marked = Picture((0, 40), (line([1.0] * 40),), (Marker(float(x), "pc-"),))
+        text = canvas.draw(marked, WIDTH, HEIGHT)[-1].text
+        assert set(re.findall(r"\d+", text)) < set(re.findall(r"\d+", plain)) | {""}
+        assert len(re.findall(r"\d+", text)) >= len(re.findall(r"\d+", plain)) - 2
+
+
+def test_of_markers_that_overlap_the_later_is_whole_and_no_letter_of_the_earlier_stands_behind_it() -> None:
+    marks = (Marker(10.0, "resume"), Marker(10.5, "as-"))
+    text = canvas.draw(Picture((0, 40), (line([1.0] * 40),), marks), WIDTH, HEIGHT)[-1].text
+    assert "▲as-─" in text
+    assert "e" not in text.partition("▲as-")[2]
 
 
 def test_names_stand_at_the_end_of_their_lines_where_there_is_room() -> None:

@@ -280,25 +280,35 @@ def _strip(
 
 
 def _x_axis(picture: Picture, inner: int, width: int) -> Strip:
-    """Numbers and markers on the line itself: ``0────10───▲pc-──20``."""
+    """Numbers and markers on the line itself: ``0────10───▲pc-──20``; no number touches a marker."""
     low, high = picture.x_range
     cells: list[tuple[str, Style]] = [("─", look.FAINT)] * inner
     step = nice_step(high - low, max(1, inner // 9))
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     ticks = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
+    marks = [(marker.x, f"▲{marker.label}") for marker in picture.markers if low <= marker.x <= high]
+    places = [_cells(x, text, picture.x_range, inner) for x, text in marks]
+    taken = {cell for place in places for cell in range(place.start - 1, place.stop + 1)}
     for x in ticks.tolist():
-        _write(cells, x, picture.x_range, f"{x:.{decimals}f}", look.FAINT)
-    for marker in picture.markers:
-        if low <= marker.x <= high:
-            _write(cells, marker.x, picture.x_range, f"▲{marker.label}", look.MARK)
+        text = f"{x:.{decimals}f}"
+        if taken.isdisjoint(place := _cells(x, text, picture.x_range, inner)):
+            _write(cells, place, text, look.FAINT)
+    for i, ((_, text), place) in enumerate(zip(marks, places, strict=True)):  # later ones leave nothing of earlier ends
+        over = max((before.stop for before in places[:i] if before.start < place.stop < before.stop), default=0)
+        _write(cells, range(place.stop, over), "─" * inner, look.FAINT)
+        _write(cells, place, text, look.MARK)
     return look.row([(picture.x_name.rjust(GUTTER - 1) + "└", look.FAINT), *_runs(cells)], width)
 
 
-def _write(cells: list[tuple[str, Style]], x: float, x_range: tuple[float, float], text: str, style: Style) -> None:
-    at = int(columns(np.array([x]), x_range, 2 * len(cells))[0]) // 2
-    for i, character in enumerate(text, min(at, max(0, len(cells) - len(text)))):
-        if i < len(cells):
-            cells[i] = (character, style)
+def _cells(x: float, text: str, x_range: tuple[float, float], inner: int) -> range:
+    """Where ``text`` stands that belongs to ``x``, on an axis of ``inner`` cells."""
+    at = min(int(columns(np.array([x]), x_range, 2 * inner)[0]) // 2, max(0, inner - len(text)))
+    return range(at, min(at + len(text), inner))
+
+
+def _write(cells: list[tuple[str, Style]], place: range, text: str, style: Style) -> None:
+    for cell, character in zip(place, text, strict=False):
+        cells[cell] = (character, style)
 
 
 def _runs(cells: list[tuple[str, Style]]) -> list[look.Part]:
