@@ -122,7 +122,7 @@ def _row(text: Text, row: EffectRow, effect: Effect, width: int) -> None:
 
 
 def _difference(found: EffectEstimate) -> str:
-    return f"{found.difference:+.3g}".ljust(9) + f"95 % {found.low:+.3g} to {found.high:+.3g}"
+    return f"{found.difference:+.3g}".ljust(10) + f"95 % {found.low:+.3g} to {found.high:+.3g}"
 
 
 def _wrapped(text: Text, said: str, width: int) -> None:

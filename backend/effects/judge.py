@@ -339,10 +339,10 @@ def _verdict(
         return "not_yet", "nothing was measured after the switch so far", MIN_SIDE
     if judged is None or own is None:
         if before < MIN_SIDE:
-            return "unclear", f"only {before} observations before the switch", None
+            return "unclear", f"only {_observations(before)} before the switch", None
         if ended:
-            return "unclear", f"only {after} observations after the switch", None
-        return "not_yet", f"{after} observations after the switch", max(MIN_SIDE - after, 1)
+            return "unclear", f"only {_observations(after)} after the switch", None
+        return "not_yet", f"{_observations(after)} after the switch", max(MIN_SIDE - after, 1)
     if confounds:
         return "confounded", "; ".join(confounds), None
     if not judged.low <= 0 <= judged.high:
@@ -359,3 +359,7 @@ def _verdict(
     if more is None:
         return "unclear", f"too noisy: {noise}", None
     return "not_yet", noise, more
+
+
+def _observations(count: int) -> str:
+    return f"{count} observation{'s' if count != 1 else ''}"
