@@ -24,7 +24,7 @@ from rltop.collectors.sender import Sender
 from rltop.tui.cli import main as cli
 from tests.hub_messages import Trained, engine_state, sequences
 from tests.receiver import run_directory, wait_until
-from tests.test_hub_report import CHANGE_KEYS, ENGINE_KEYS, STEP_KEYS
+from tests.test_hub_report import CHANGE_KEYS, ENGINE_KEYS, REPORT_KEYS, STEP_KEYS
 
 COMMANDS = (
     "top", "runs", "status", "set", "keep", "undo", "flush", "pause", "resume", "audit", "effect", "hub", "demo",
@@ -177,6 +177,16 @@ def test_a_hub_is_started_listed_and_ended(home: Path) -> None:
     assert (twice.exit_code, twice.stderr) == (1, "Error: run 'one' has no hub\n")
 
 
+def test_a_run_whose_hub_was_killed_is_named_where_no_run_was(home: Path) -> None:
+    kill_hub(start_hub("night"))
+    for command in (["status"], ["set", "prefix_caching", "off"], ["hub"]):
+        said = rltop(*command)
+        assert said.exit_code == 1
+        assert "run 'night' has no hub, which `rltop hub night` brings back" in said.stderr
+    kill_hub(start_hub("other"))
+    assert "2 runs have no hub, which `rltop hub RUN` brings back" in rltop("status").stderr
+
+
 def test_of_two_live_runs_one_has_to_be_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start_hub("one")
     start_hub("two")
@@ -203,7 +213,7 @@ def test_status_has_the_promised_shape(home: Path) -> None:
         report = answer("status", "--json")
         text = rltop("status").output
     trainer.close(5)
-    assert report.keys() == {"run", "engines", "steps", "flag_changes"}
+    assert report.keys() == REPORT_KEYS
     (engine,), (step,) = report["engines"], report["steps"]
     assert engine.keys() == ENGINE_KEYS
     assert step.keys() == {*STEP_KEYS, "join"}
@@ -223,6 +233,8 @@ def test_set_prints_what_became_of_it_and_fails_unless_applied(home: Path) -> No
         (change,) = answer("set", "prefix_caching", "off", "--json", "--reason", "to see")["flag_changes"]
         assert change.keys() == CHANGE_KEYS
         assert (change["engine"], change["outcome"], change["lost_requests"]) == ("e0", "applied", 0)
+        told = rltop("set", "prefix_caching", "on").stderr
+        assert re.fullmatch(r"what it does: rltop effect (\w+); back: rltop undo \1\n", told)
         wrong = rltop("set", "prefix_caching", "off", "--engine", "e9")
         assert (wrong.exit_code, wrong.stderr) == (1, "Error: no engine 'e9'; live engines: e0\n")
 

@@ -39,7 +39,7 @@ async def test_the_screen_follows_the_run_from_nothing_to_loss_and_return() -> N
         assert "step 39" in screen_text(app)
         client.state, client.age_s = "lost", 12.0
         await settle(app, pilot)
-        assert "hub lost 12s: the run goes on; reconnecting" in screen_text(app)
+        assert "hub lost 12s: the run goes on; `rltop hub sort` brings one back" in screen_text(app)
         assert "0.0143" in screen_text(app)
         client.state, client.age_s = "live", 0.1
         client.show(msgspec.structs.replace(pictures.healthy(5), epoch="h2"))

@@ -34,7 +34,7 @@ class ViewState:
 def header(run: str, view: Snapshot | None, state: ViewState, width: int) -> Strip:
     """The first line. What is wrong comes before what is so."""
     parts: list[look.Part] = [(" rltop ", look.CURSOR), (f" {run} ", look.STRONG)]
-    alarm = _alarm(view, state)
+    alarm = _alarm(run, view, state)
     if alarm:
         parts += [(f" {alarm} ", look.ALARM), (" ", look.PLAIN)]
     elif state.state == "replay":
@@ -51,10 +51,10 @@ def header(run: str, view: Snapshot | None, state: ViewState, width: int) -> Str
     return look.row(parts, width)
 
 
-def _alarm(view: Snapshot | None, state: ViewState) -> str:
+def _alarm(run: str, view: Snapshot | None, state: ViewState) -> str:
     said = []
     if state.state == "lost":
-        said.append(f"✖ hub lost {look.duration(state.age_s)}: the run goes on; reconnecting")
+        said.append(f"✖ hub lost {look.duration(state.age_s)}: the run goes on; `rltop hub {run}` brings one back")
     elif state.state not in ("live", "replay"):
         said.append("◌ connecting: waiting for the hub" if view is None else "◌ reconnecting")
     if state.frozen_at is not None:

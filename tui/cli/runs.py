@@ -33,6 +33,13 @@ def choose_run(name: str | None) -> RunDir:
     if live:
         names = ", ".join(sorted(rundir.run for rundir in live))
         raise click.ClickException(f"{len(live)} runs are live: {names}; name one")
+    if found := list_runs(rundirs.home()):
+        name = found[0][0].run
+        which = f"run {name!r} has" if len(found) == 1 else f"{len(found)} runs have"
+        raise click.ClickException(
+            f"no run is live under {rundirs.home()} (RLTOP_HOME); {which} no hub, which `rltop hub "
+            f"{name if len(found) == 1 else 'RUN'}` brings back. `rltop runs` lists what is there"
+        )
     raise click.ClickException(
         f"no run is live under {rundirs.home()} (RLTOP_HOME). `rltop demo` starts one, `rltop runs` lists what is there"
     )
