@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rltop.backend.view import Change, Snapshot
+from rltop.backend.view import Change, Snapshot, moved
 from rltop.collectors.actions import BY_VERB
 from rltop.collectors.wire import Timer
 from rltop.tui import look
@@ -68,7 +68,5 @@ def undoable(changes: Iterable[Change]) -> list[Change]:
     return [
         change
         for change in changes
-        if change.state == "applied"
-        and (change.verb == "set" or (change.verb in BY_VERB and BY_VERB[change.verb].undo))
-        and change.old not in (None, change.new)
+        if moved(change) and (change.verb == "set" or (change.verb in BY_VERB and BY_VERB[change.verb].undo))
     ]

@@ -8,6 +8,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual.binding import Binding, BindingType
 
+from rltop.backend.spans import span
 from rltop.backend.view import Change, Snapshot
 from rltop.tui import look
 from rltop.tui.changes import deed, open_timers, together, undoable
@@ -142,8 +143,8 @@ class Confirm(Question[Wish]):
     def _ends(self) -> str:
         choice, revert_s = self._choice, self._revert_s()
         if revert_s is not None:
-            after = look.duration(revert_s)
-            return f"the engine takes it back by itself after {after}, whatever dies meanwhile; K keeps it"
+            keeps = "; K keeps it" if choice.verb == "set" else ""
+            return f"the engine takes it back by itself after {span(revert_s)}, whatever dies meanwhile{keeps}"
         return "u brings it back" if choice.verb == "set" else "at once"
 
     def _revert_s(self) -> float | None:
@@ -204,7 +205,7 @@ class About:
 
 def keep_question(view: Snapshot, command: str) -> About | None:
     """Whether to stop the timers of ``command``; None if none runs."""
-    timers = open_timers(view, command)
+    timers = [(engine, timer) for engine, timer in open_timers(view, command) if timer.verb == "set"]
     if not timers:
         return None
     engines, timer = ", ".join(engine for engine, _ in timers), timers[0][1]

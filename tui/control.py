@@ -62,7 +62,8 @@ def _last(target: Target) -> look.Part:
     """What moves comes first: a timer, then the last change, then why it can't be changed."""
     if target.timer is not None:
         where = "" if len(target.timed) == len(target.engines) else f" on {', '.join(target.timed)}"
-        return f"↶ {target.timer.back_to} in {look.clock(target.left_s)}{where}, unless kept (K)", look.WARN
+        unless = ", unless kept (K)" if target.timer.verb == "set" else ""
+        return f"↶ {target.timer.back_to} in {look.clock(target.left_s)}{where}{unless}", look.WARN
     if target.last is not None and (target.last.state not in TERMINAL or not target.refusal):
         return outcome(target.last)
     return target.refusal, look.FAINT
@@ -201,7 +202,7 @@ class Control(Vertical):
         if target.refusal:
             said = f"{target.where}: {target.refusal}"
             launch = target.subject.flag.launch if target.subject.flag is not None else ""
-            if launch and launch not in said:
+            if launch and target.engines and launch not in said:
                 said += f". To be able to, start the engine with {launch}"
             found.append(("✖ ", look.BAD, said))
         found += [("", look.PLAIN, effect) for effect in dict.fromkeys(c.effect for c in target.subject.choices)]

@@ -131,7 +131,12 @@ class Target:
 
     @property
     def signature(self) -> tuple[str, ...]:
-        """What it reads, why it refuses, what will be taken back, how far a command is: alike on most engines."""
+        """What it reads, why it refuses, what will be taken back, how far a command is: alike on most engines.
+
+        A pause that is not ours is left out: every weight update brings one, and lines must not come and go with it.
+        """
+        if self.refusal == FOREIGN_PAUSE:
+            return "running", "", "", ""
         under_way = self.last.state if self.last is not None and self.last.state not in TERMINAL else ""
         return self.now, self.refusal, self.timer.back_to if self.timer is not None else "", under_way
 
