@@ -38,15 +38,24 @@ _LAST_STEPS, _LAST_CHANGES, _LAST_EVENTS = 10, 10, 10
 def as_json(snapshot: view.Snapshot, *, joins: bool = False) -> dict[str, Any]:
     """The report of ``rltop status --json`` (there with ``joins``: how rows were found) and ``rltop demo --json``.
 
-    Logprobs, gaps and entropy in nats, ess and rates in [0, 1], lag in versions; unknown is None, never NaN.
+    Logprobs, gaps and entropy in nats, ess, shares and rates in [0, 1], lag in versions, times in seconds since 1970;
+    unknown is None, never NaN.
     """
     steps = sorted(snapshot.steps.values(), key=lambda step: step.step)
+    trainer = snapshot.trainer
     return {
         "run": snapshot.run,
+        "trainer": {"health": trainer.health, "step": trainer.step, "policy_version": trainer.policy_version},
         "engines": [_engine_json(engine) for _, engine in sorted(snapshot.engines.items())],
         "steps": [_step_json(step) | ({"join": joined.as_json(step)} if joins else {}) for step in steps],
         "flag_changes": [change_json(change) for change in snapshot.changes.values()],
+        "events": [_event_json(event) for event in snapshot.events],
+        "counters": snapshot.counters,
     }
+
+
+def _event_json(event: view.Event) -> dict[str, Any]:
+    return {name: getattr(event, name) for name in ("time", "severity", "kind", "engine", "step", "text")}
 
 
 def _engine_json(engine: view.Engine) -> dict[str, Any]:
@@ -61,9 +70,17 @@ def _engine_json(engine: view.Engine) -> dict[str, Any]:
     }
     return {
         "id": engine.id,
+        "health": engine.health,
         "vllm_version": engine.vllm_version or None,
         "policy_version": engine.policy_version,
+        "lag": engine.lag,
         "tokens": engine.tokens,
+        "tokens_per_s": _finite(engine.tokens_per_s),
+        "running": engine.running,
+        "waiting": engine.waiting,
+        "kv_usage": _finite(engine.kv_usage),
+        "prefix_hit_rate": _finite(engine.prefix_hit_rate),
+        "gap": _finite(engine.gap),
         "flags": flags,
         "paused": engine.paused,
         "timers": [_timer_json(timer) for timer in engine.timers],
@@ -158,7 +175,9 @@ def as_text(snapshot: view.Snapshot) -> str:
         blocks.append("timers\n" + "\n".join("  " + text for text in timers))
     if differences := prints.difference_lines(snapshot):
         blocks.append("facts that do not agree (`rltop fingerprint`)\n" + "\n".join(f"  {d}" for d in differences))
-    if (last := max(snapshot.steps.values(), key=lambda s: s.step, default=None)) is not None:
+    if (last := max(snapshot.steps.values(), key=lambda s: s.step, default=None)) is not None and (
+        last.joins or last.unjoined
+    ):
         blocks.append(f"join of step {last.step}\n" + "\n".join("  " + line for line in joined.as_text(last)))
     if snapshot.changes:
         changes = list(snapshot.changes.values())[-_LAST_CHANGES:]
@@ -181,6 +200,7 @@ _STEP_HEADS = (
     "step",
     "reward",
     "gap",
+    "ratio",
     "k1",
     "k3",
     "clip low",
@@ -196,7 +216,9 @@ _STEP_HEADS = (
 
 def _engine_row(engine: view.Engine) -> tuple[str, ...]:
     flags = " ".join(f"{name}={_flag_text(flag)}" for name, flag in engine.flags.items())
-    health = "paused" if engine.paused and engine.health == "live" else engine.health
+    health = engine.health
+    if health == "live" and (engine.paused or engine.update_open):
+        health = "updating" if engine.update_open else "paused"
     return (
         engine.id, health, engine.vllm_version or "-", _whole(engine.policy_version), _whole(engine.lag),
         _number(engine.tokens_per_s), str(engine.running), str(engine.waiting), _percent(engine.kv_usage),
@@ -211,7 +233,9 @@ def _flag_text(flag: FlagState) -> str:
 
 def _step_row(step: view.Step) -> tuple[str, ...]:
     values = step.values.get
-    plain = [_number(values(name)) for name in ("reward_mean", "logp_abs_diff_mean", "kl_k1", "kl_k3")]
+    head = [_number(values(name)) for name in ("reward_mean", "logp_abs_diff_mean")]
+    ratio = "-" if (mean := values("ratio_mean")) is None else f"{mean:.4f}"
+    plain = [*head, ratio, *(_number(values(name)) for name in ("kl_k1", "kl_k3"))]
     clip = [_percent(values(name)) for name in ("clip_frac_low", "clip_frac_high")]
     rest = [_number(values(name)) for name in ("entropy", "ess", "lag_mean")]
     shares = [_percent(values(name)) for name in ("prefix_hit_rate", "joined_fraction")]

@@ -17,7 +17,11 @@ STEP_KEYS = {
     "step", "policy_version", "tokens", "joined_fraction", "reward_mean", "logp_diff_mean", "logp_abs_diff_mean",
     "ratio_mean", "kl_k1", "kl_k3", "clip_frac_low", "clip_frac_high", "entropy", "ess", "lag_mean", "prefix_hit_rate",
 }  # fmt: skip
-ENGINE_KEYS = {"id", "vllm_version", "policy_version", "tokens", "flags", "paused", "timers", "differs"}
+REPORT_KEYS = {"run", "trainer", "engines", "steps", "flag_changes", "events", "counters"}
+ENGINE_KEYS = {
+    "id", "health", "vllm_version", "policy_version", "lag", "tokens", "tokens_per_s", "running", "waiting", "kv_usage",
+    "prefix_hit_rate", "gap", "flags", "paused", "timers", "differs",
+}  # fmt: skip
 CHANGE_KEYS = {
     "flag", "engine", "from", "to", "outcome", "engine_step", "policy_version", "in_flight", "lost_requests",
     "milliseconds", "command", "verb", "detail", "reason", "who", "host", "why", "requested", "closed", "flag_epoch",
@@ -48,7 +52,7 @@ def picture(steps: list[dict[str, float | None]]) -> view.Snapshot:
 @given(st.lists(values, max_size=5))
 def test_the_report_has_the_promised_keys_and_is_strict_json(steps: list[dict[str, float | None]]) -> None:
     made = json.loads(json.dumps(report.as_json(picture(steps)), allow_nan=False))
-    assert set(made) == {"run", "engines", "steps", "flag_changes"}
+    assert set(made) == REPORT_KEYS
     assert all(set(step) == STEP_KEYS for step in made["steps"])
     assert all(set(engine) == ENGINE_KEYS for engine in made["engines"])
     assert all(set(change) == CHANGE_KEYS for change in made["flag_changes"])
@@ -70,6 +74,24 @@ def test_the_report_says_what_became_of_a_flag_change() -> None:
     assert change == dict.fromkeys(CHANGE_KEYS) | said
 
 
+def test_the_report_says_who_is_there_and_what_happened_as_the_text_does() -> None:
+    made = report.as_json(picture([]))
+    assert made["trainer"] == {"health": "absent", "step": None, "policy_version": None}
+    (engine,), (event,) = made["engines"], made["events"]
+    assert (engine["health"], engine["lag"], engine["tokens_per_s"], engine["running"]) == ("live", 1, 55.5, 1)
+    assert event == {
+        "time": 1.0, "severity": "warn", "kind": "lost", "engine": None, "step": None,
+        "text": "3 messages of e0 were lost on the way",
+    }  # fmt: skip
+
+
+def test_the_text_says_nothing_of_a_join_that_was_not_kept() -> None:
+    shown = picture([{"joined_fraction": 1.0}])
+    assert "join of step" not in report.as_text(shown)
+    shown.steps[0] = msgspec.structs.replace(shown.steps[0], unjoined={"unknown_prompt": 2})
+    assert "0 of 2 sequences found" in report.as_text(shown)
+
+
 def test_the_text_counts_timers_down_and_names_a_paused_engine() -> None:
     shown = picture([])
     timers = [Timer("c9", "pause", "", "running", 61.0), Timer("c1", "set", "prefix_caching", "on", 601.0)]
@@ -89,3 +111,9 @@ def test_the_text_has_engines_steps_changes_and_events() -> None:
                  "e0: prefix_caching on > off, applied, at engine step 9", "3 messages of e0"):  # fmt: skip
         assert part in text
     assert "none yet" in report.as_text(view.Snapshot("r", "h", 0, 0.0, 0.0))
+
+
+def test_an_engine_that_gets_weights_is_not_called_paused() -> None:
+    shown = picture([])
+    shown.engines["e0"] = msgspec.structs.replace(shown.engines["e0"], paused=True, update_open=True)
+    assert re.search(r"e0 +updating ", report.as_text(shown))
