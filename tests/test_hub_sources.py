@@ -144,6 +144,8 @@ def test_rates_are_over_the_last_seconds_of_the_engines_own_clock() -> None:
     assert engine.prefix_hit_rate == pytest.approx(0.5)
     hub.sources["e0"] = Source("e0", "life-2")
     hub.engine("e0", generated_tokens=3)
+    hub.later(0.001)
+    hub.engine("e0", generated_tokens=11)  # both had waited for a hub: a step of tokens in no time
     hub.later()
     assert hub.picture.engines["e0"].tokens_per_s is None
 

@@ -17,6 +17,9 @@ from rltop.collectors.facts import as_text
 RATE_WINDOW_S = 5.0
 """Tokens per second and the recent prefix hit rate are over about this long."""
 
+MIN_RATE_S = 0.5
+"""Over less there is no rate: to a new hub the states that waited come at once, with a step of tokens between them."""
+
 SILENT_S = 5.0
 """A collector reports once a second; after this long without a word it is called silent."""
 
@@ -51,6 +54,8 @@ class Tracked:
         if len(self.samples) < 2:
             return None, None
         (t0, g0, p0, c0), (t1, g1, p1, c1) = self.samples[0], self.samples[-1]
+        if t1 - t0 < MIN_RATE_S:
+            return None, None
         return (g1 - g0) / (t1 - t0), (c1 - c0) / (p1 - p0) if p1 > p0 else None
 
     def view(self, trainer_version: int | None) -> view.Engine:
