@@ -204,7 +204,8 @@ def find(text: str, book: Book, also: Iterable[str] = ()) -> str:
         return begins[0]
     if begins:
         raise RejectedError(f"{text!r} may be {' or '.join(begins)}")
-    raise RejectedError(f"no command {text!r} is known here; the last ones: {', '.join(known[-5:]) or 'none'}")
+    short = f"; the start of an id will do, from {MIN_PREFIX} characters on" if len(text) < MIN_PREFIX else ""
+    raise RejectedError(f"no command {text!r} is known here; the last ones: {', '.join(known[-5:]) or 'none'}{short}")
 
 
 def _who(change: view.Change) -> str:

@@ -181,7 +181,7 @@ def _action(action: Action) -> click.Command:
 
 def _follow(run: str | None, ask: Callable[[Client, Watch | None], list[Change]], *, as_json: bool) -> None:
     """Ask, show how it goes on a terminal, print what became of it, and end with 0 only if all engines applied it."""
-    from rltop.backend import report
+    from rltop.backend import report, view
     from rltop.backend.client import CommandError, HubUnreachable
     from rltop.backend.commands import tell
 
@@ -202,9 +202,12 @@ def _follow(run: str | None, ask: Callable[[Client, Watch | None], list[Change]]
         click.echo(f"not on all engines; this {found.does}:\n  {found.type}{where}", err=True)
     timed = next((change for change in changes if change.reverts_at is not None), None)
     if timed is not None and not as_json:
-        left = span(max((timed.reverts_at or 0.0) - time.time(), 0.0))
+        left = span(round(max((timed.reverts_at or 0.0) - time.time(), 0.0)))
         stay = "" if timed.verb != "set" else f"; to let it stay: rltop keep {timed.command}{where}"
         click.echo(f"taken back by itself in {left}{stay}", err=True)
+    if applied and not as_json and any(view.moved(change) and change.verb == "set" for change in changes):
+        command = changes[0].command
+        click.echo(f"what it does: rltop effect {command}{where}; back: rltop undo {command}{where}", err=True)
     sys.exit(0 if applied else 1)
 
 
@@ -257,7 +260,8 @@ def audit(run: str | None, flag: str | None, engine: str | None, since: float | 
     if bad:
         click.echo(f"{bad} lines can't be read; a kill in the middle of a write may tear one", err=True)
     if not shown:
-        click.echo(f"nothing in {path}" if lines else f"no command was logged in {path}", err=True)
+        said = f"none of the {len(lines)} lines in {path} is such" if lines else f"no command was logged in {path}"
+        click.echo(said, err=True)
 
 
 COMMANDS: tuple[click.Command, ...] = (set_flag, keep, undo, *(_action(action) for action in ACTIONS), audit)
