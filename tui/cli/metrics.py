@@ -139,17 +139,18 @@ def _table(strata: list[Stratum]) -> Iterator[str]:
     for (dimension, _), members in groups.items():
         if len(members) == 1 and dimension != "all":
             continue
-        yield f"{dimension:<20} {'tokens':>9} {'seqs':>7}  {'|d|':<27} {'k3':<33} ratio"
+        yield f"{dimension:<20} {'tokens':>9} {'seqs':>7}  {'|d|':<33} {'k3':<33} ratio"
         for stratum in members[: _PROMPTS if dimension == "prompt" else None]:
             label = f"  {stratum.engine} {stratum.label}" if stratum.engine else f"  {stratum.label}"
-            figures = f"{_estimate(stratum.abs_diff):<27} {_estimate(stratum.k3):<33} {_estimate(stratum.ratio)}"
+            figures = f"{_estimate(stratum.abs_diff):<33} {_estimate(stratum.k3):<33} {_estimate(stratum.ratio, '.4f')}"
             yield f"{label:<20} {stratum.tokens:>9} {stratum.sequences:>7}  {figures}"
 
 
-def _estimate(value: Interval) -> str:
+def _estimate(value: Interval, form: str = ".3g") -> str:
+    """Mean and interval; ``form`` of a ratio counts decimals, since it is 1 that it is held against."""
     if value.low is None or value.high is None:
-        return f"{value.mean:.3g}"
-    return f"{value.mean:.3g} ({value.low:.3g} to {value.high:.3g})"
+        return f"{value.mean:{form}}"
+    return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
 
 
 COMMANDS = (metrics, compute, attribution)
