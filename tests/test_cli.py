@@ -108,7 +108,9 @@ def wait_for_engine(rundir: RunDir) -> None:
 def test_every_command_explains_itself_in_lines_that_fit() -> None:
     whole = rltop("--help")
     assert whole.exit_code == 0
-    assert "..." not in whole.output.partition("Commands:")[2], "a summary was cut off"
+    listed = re.findall(r"^  ([a-z-]+) {2,}\S", whole.output.partition("Begin:")[2], re.MULTILINE)
+    assert sorted(listed) == sorted(cli.main.commands), "each command stands in one section of the help"
+    assert "..." not in whole.output.partition("Begin:")[2], "a summary was cut off"
     for command in COMMANDS:
         result = rltop(command, "-h")
         assert result.exit_code == 0

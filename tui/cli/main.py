@@ -19,9 +19,26 @@ from rltop.tui.cli import metrics as cli_metrics
 from rltop.tui.cli import orders, prints, worst
 from rltop.tui.cli.runs import as_json_option, choose_run, client_of, existing_run, print_json
 
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Begin": ("demo", "top", "runs", "hub"),
+    "Look": ("status", "fingerprint", "worst", "attribution", "launch-args"),
+    "Switch": ("set", "keep", "undo", "flush", "pause", "resume"),
+    "What came of it": ("effect", "audit"),
+    "Look back, hand on": ("replay", "record", "export", "parity", "forward"),
+    "Numbers": ("metrics", "compute"),
+}
+"""The commands as the help lists them, in the order in which a new user needs them."""
+
 
 class _Commands(click.Group):
     """A group whose unknown first word is a run to show: ``rltop``, ``rltop sort`` and ``rltop top sort`` all work."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        width = max(map(len, self.commands))
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{n:<{width}}", self.commands[n].get_short_help_str(limit=60)) for n in names])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {"--help", "-h", "--version"}
