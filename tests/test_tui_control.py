@@ -15,7 +15,7 @@ from rltop.collectors.wire import FlagState, Timer
 from rltop.tui import look
 from rltop.tui.changes import deed, entries, label, undoable
 from rltop.tui.commands import NEEDS_CONTROL
-from rltop.tui.confirm import HALF, Confirm, places, times
+from rltop.tui.confirm import HALF, Confirm, keep_question, places, times
 from rltop.tui.question import ConfirmPlain
 from rltop.tui.targets import FOREIGN_PAUSE, MIXED, SUBJECTS, Target, fold, targets
 from tests import pictures
@@ -89,6 +89,33 @@ def test_of_a_large_fleet_only_what_stands_out_has_a_line() -> None:
     assert out == [
         ("prefix_caching", "e3"), ("async_scheduling", "e6"), ("logprobs_mode", "e5"), ("lm_head_fp32", "e4")
     ]  # fmt: skip
+
+
+def test_the_pause_of_a_weight_update_moves_no_lines_and_our_own_has_one() -> None:
+    view = pictures.picture(engines={f"e{i}": pictures.engine(f"e{i}") for i in range(3)})
+    view.engines["e1"] = pictures.engine("e1", paused=True)
+    assert [target.engine for target in fold(targets(view)) if target.engine] == []
+    timer = Timer("c1", "pause", "", "running", view.time + 30)
+    view.engines["e1"] = pictures.engine("e1", paused=True, timers=[timer])
+    assert [target.engine for target in fold(targets(view)) if target.engine] == ["e1"]
+
+
+def test_a_pause_ends_by_itself_and_can_not_be_kept() -> None:
+    view = pictures.healthy()
+    timers = [Timer("c1", "pause", "", "running", view.time + 30), Timer("c2", "set", "lm_head_fp32", "off", view.time)]
+    view.engines["e1"] = pictures.engine("e1", paused=True, timers=timers)
+    assert keep_question(view, "c1") is None
+    assert keep_question(view, "c2") is not None
+
+
+async def test_where_no_engine_lives_no_launch_option_is_asked_for() -> None:
+    view = pictures.healthy()
+    view.engines = {name: msgspec.structs.replace(engine, health="gone") for name, engine in view.engines.items()}
+    async with dashboard(HeldClient(view), SIZE, control=True) as (app, pilot):
+        await pilot.press("6")
+        await settle(app, pilot)
+        assert "fleet: no live engine" in screen_text(app)
+        assert "To be able to" not in screen_text(app)
 
 
 def test_what_is_shown_can_be_unfolded_and_folded() -> None:
@@ -254,7 +281,7 @@ async def test_without_control_nothing_can_be_asked_and_it_says_how(key: str) ->
         assert len(app.screen_stack) == 1
         assert client.asked == []
         await settle(app, pilot)
-        assert "‖ read-only: start with --control" in screen_text(app)
+        assert "‖ read-only: on a live run, `rltop --control`" in screen_text(app)
 
 
 async def test_the_lines_of_engines_are_folded_until_they_are_asked_for() -> None:

@@ -185,7 +185,7 @@ class RltopApp(App[int]):
     def _doing(self) -> dict[str, Callable[[], object]]:
         """What each command of the table does."""
         return {
-            "help": lambda: self.push_screen(help_page(control=self.control)),
+            "help": lambda: self.push_screen(help_page(page_width(self.size.width), control=self.control)),
             "palette": lambda: self.push_screen(Palette()),
             "overview": partial(self._go, "overview", "#fleet"),
             "mismatch": partial(self._go, "mismatch", "#places"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-NEEDS_CONTROL = "read-only: start with --control to switch flags and act on engines"
+NEEDS_CONTROL = "read-only: on a live run, `rltop --control` switches flags and acts on engines"
 
 
 @dataclass(frozen=True)

@@ -63,35 +63,42 @@ SIGNS = (
 )
 
 
-def help_page(*, control: bool) -> Page:
-    """All commands and signs, from the tables that the dashboard itself is made from."""
+def help_page(width: int, *, control: bool) -> Page:
+    """All commands and signs, from the tables that the dashboard itself is made from, in lines of ``width`` cells."""
     text = Text()
     for group in dict.fromkeys(command.group for command in COMMANDS):
         text.append(f"{group}\n", "bold")
-        for command in (command for command in COMMANDS if command.group == group):
-            off = command.needs_control and not control
-            text.append(f"  {command.shown:<12}", str(look.FAINT if off else look.SERIES[0]))
-            text.append(f"{command.title}: {command.help}\n", str(look.FAINT) if off else "")
-            if off:
-                text.append(f"  {'':<12}{NEEDS_CONTROL}\n", str(look.WARN))
+        members = [command for command in COMMANDS if command.group == group]
+        if not control and any(command.needs_control for command in members):
+            text.append(f"  {NEEDS_CONTROL}\n", str(look.WARN))
+        for command in members:
+            off = str(look.FAINT) if command.needs_control and not control else ""
+            said = f"{command.title}: {command.help}"
+            _listed(text, f"{command.shown:<12}", said, width, off or str(look.SERIES[0]), off)
     text.append("Charts\n", "bold")
     for chart in CHARTS:
         for series in chart.series:
             metric = METRICS[series.metric]
             unit = {"": "", "share": " [%]"}.get(metric.unit, f" [{metric.unit}]")
-            text.append(f"  {chart.id + ' ' + series.label:<12}{metric.formula}{unit}\n")
-    text.append("  ▲pc-        a switch: its first letters, + on, - off; a dotted row is a threshold\n")
+            _listed(text, f"{chart.id + ' ' + series.label:<12}", f"{metric.formula}{unit}", width)
+    _listed(text, f"{'▲pc-':<12}", "a switch: its first letters, + on, - off; a dotted row is a threshold", width)
     text.append("Flags and actions\n", "bold")
     for flag in FLAGS:
         labels = " ".join(look.flag_label(flag.name, value, short=True) for value in flag.values)
-        text.append(f"  {labels:<16}")
-        text.append(f"{flag.name}: {flag.summary}\n")
+        _listed(text, f"{labels:<16}", f"{flag.name}: {flag.summary}", width)
     for action in ACTIONS:
-        text.append(f"  {action.word:<16}{action.subject}: {action.summary}\n")
+        _listed(text, f"{action.word:<16}", f"{action.subject}: {action.summary}", width)
     text.append("Signs\n", "bold")
     for sign, meaning in SIGNS:
-        text.append(f"  {sign:<16}{meaning}\n")
+        _listed(text, f"{sign:<16}", meaning, width)
     return Page(text)
+
+
+def _listed(text: Text, label: str, said: str, width: int, label_style: str = "", style: str = "") -> None:
+    """A label and what it means, whose further lines stand under the first."""
+    for i, line in enumerate(wrap(said, max(width - len(label) - 2, 20))):
+        text.append(f"  {label if i == 0 else ' ' * len(label)}", label_style)
+        text.append(f"{line}\n", style)
 
 
 def engine_page(engine: Engine, width: int) -> Page:
