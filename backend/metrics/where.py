@@ -64,8 +64,8 @@ WHERE = Family(
     (
         Metric("gap_jump_position", "tokens", "token", f"first position whose stretch (of the strata of position, with "
                f"{JUMP_TOKENS} tokens or more) has a mean |d| above {JUMP:g} times the median stretch's; None where "
-               "none has", "vLLM issue 54035", "none", gap_jump_position, reading="The same position step after step: a "
-               "tile of a kernel or the edge of a cache, not the text."),
+               "none has", "vLLM issue 54035", "none", gap_jump_position,
+               reading="The same position step after step: a tile of a kernel or the edge of a cache, not the text."),
         Metric("engine_z", "robust standard deviations", "engine", f"(figure - median of the engines) / (1.4826 median "
                f"absolute deviation), of {', '.join(COMPARED)} the one farthest off; of the fleet, the engine's that "
                f"is; {MIN_ENGINES} engines or more", MISMATCH, "away from 0",
