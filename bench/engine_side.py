@@ -6,6 +6,7 @@ on the engine's own thread.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import time
@@ -34,7 +35,7 @@ def register() -> None:
 
 
 class StepTimer:
-    """Times what hooks add around ``step_fn`` and ``schedule``, from both sides of them; see ``costs``.
+    """Times what hooks add around the methods of a step, from both sides of them; see ``costs``.
 
     Made before the hooks are put in; ``close`` it when they are in, and ``undo`` it when they are out again.
     """
@@ -42,18 +43,25 @@ class StepTimer:
     def __init__(self, engine: Any, running: int) -> None:
         self.costs: list[float] = []
         """Microseconds of the engine's thread, one for each step that put out a token of ``running`` requests."""
+        self.own: list[float] = []
+        """Microseconds that timing a method costs by itself: of the one that has no hook, in the same steps."""
         self._running = running
+        self._own = 0.0
         self._spent = 0.0
-        self._owners = [(engine, "step_fn"), (engine.scheduler, "schedule")]
+        scheduler = engine.scheduler
+        self._owners = [(scheduler, "schedule"), (scheduler, "update_from_output"), (engine, "step_fn")]
         self._shadowed = [vars(owner).get(method) for owner, method in self._owners]
         self._inner = [_Span(getattr(owner, method)) for owner, method in self._owners]
         for (owner, method), span in zip(self._owners, self._inner, strict=True):
             setattr(owner, method, span.call)
+        self._bare = [vars(owner)[method] for owner, method in self._owners]
 
     def close(self) -> None:
         """Put in the outer half, around the hooks."""
-        for (owner, method), span, note in zip(self._owners, self._inner, (self._stepped, None), strict=True):
-            setattr(owner, method, self._around(getattr(owner, method), span, note))
+        notes = (None, None, self._stepped)
+        for (owner, method), span, bare, note in zip(self._owners, self._inner, self._bare, notes, strict=True):
+            hooked = vars(owner)[method]
+            setattr(owner, method, self._around(hooked, span, note, free=hooked is bare))
 
     def undo(self) -> None:
         """Take both halves out."""
@@ -63,11 +71,19 @@ class StepTimer:
             else:
                 setattr(owner, method, shadowed)
 
-    def _around(self, hooked: Callable[..., Any], span: _Span, note: Callable[[Any], None] | None) -> Any:
+    def _around(
+        self, hooked: Callable[..., Any], span: _Span, note: Callable[[Any], None] | None, *, free: bool
+    ) -> Any:
+        """Timed; ``free``: it has no hook, and is here only for ``note``."""
+
         def timed(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
             result = hooked(*args, **kwargs)
-            self._spent += time.perf_counter() - span.ended + span.began - began
+            spent = time.perf_counter() - span.ended + span.began - began
+            if free:
+                self._own = spent
+            else:
+                self._spent += spent
             if note is not None:
                 note(result)
             return result
@@ -78,6 +94,7 @@ class StepTimer:
         outputs, _ = result
         if outputs and sum(len(of_client.outputs) for of_client in outputs.values()) == self._running:
             self.costs.append(self._spent * 1e6)
+            self.own.append(self._own * 1e6)
         self._spent = 0.0
 
 
@@ -93,7 +110,7 @@ class _Span:
             self.ended = time.perf_counter()
             return result
 
-        self.call = call
+        self.call = functools.wraps(original)(call)
 
 
 class Attached:
@@ -136,14 +153,14 @@ def bench_cpu(_engine: Any) -> list[float]:
 
 
 def bench_detach(_engine: Any) -> list[list[float]]:
-    """Take the collector out, as the end of an engine does: its counts of rollouts, and its costs if it was timed."""
+    """Take the collector out, as the end of an engine does: counts of rollouts, and what ``StepTimer`` found, if any."""
     attached = _attached.pop()
     counts = attached.counts()
     attached.agent.close()
     if attached.timer is None:
-        return [counts, []]
+        return [counts, [], []]
     attached.timer.undo()
-    return [counts, attached.timer.costs]
+    return [counts, attached.timer.costs, attached.timer.own]
 
 
 def _cpu_of_process(pid: int) -> float:

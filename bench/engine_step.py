@@ -58,9 +58,10 @@ class Batch:
 
 @dataclass
 class Found:
-    """``costs``: microseconds on the engine's thread per step. ``pairs``: batches with the collector, and without."""
+    """``costs``, ``own``: see ``engine_side.StepTimer``. ``pairs``: batches with the collector, and without."""
 
     costs: list[float] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
     pairs: list[tuple[Batch, Batch]] = field(default_factory=list)
     rollouts: list[int] = field(default_factory=lambda: [0, 0, 0])
 
@@ -111,9 +112,10 @@ class Engine:
         if attached and not self._attached:
             await self.ask("bench_attach", str(self._rundir.path), RUNNING if timed else 0)
         elif self._attached and not attached:
-            counts, costs = await self.ask("bench_detach")
+            counts, costs, own = await self.ask("bench_detach")
             self.found.rollouts = [a + b for a, b in zip(self.found.rollouts, counts, strict=True)]
             self.found.costs += costs
+            self.found.own += own
         self._attached = attached
 
     async def batch(self) -> Batch:
@@ -184,6 +186,7 @@ def report(found: Found, tokens: int) -> None:
     low, median, high = np.quantile(found.costs, [0.025, 0.5, 0.975])
     print(f"engine's thread: {median:.1f} us a step at {RUNNING} running (95 % of {len(found.costs)} steps: ", end="")
     print(f"{low:.1f} to {high:.1f}; mean {np.mean(found.costs):.1f})")
+    print(f"  in it, what timing costs by itself: about {np.median(found.own):.1f} us for each of two methods")
     tapped = [with_ for with_, _ in found.pairs]
     steps = len(tapped) * tokens
     core, workers = sum(batch.core for batch in tapped), sum(batch.workers for batch in tapped)

@@ -7,6 +7,7 @@ asks of an engine: those faults are answers.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
@@ -49,6 +50,26 @@ class Guard:
     def is_off(self, place: str) -> bool:
         """Whether ``place`` failed so often that nothing runs there any more."""
         return self.faults.get(place, 0) >= self._limit
+
+    def after(self, place: str, original: Callable[..., T], call: Callable[..., Any]) -> Callable[..., T]:
+        """``original``, then ``run(place, call, result, ...)`` with its arguments: for what a host calls all the time.
+
+        Written out, because every call and every object it touches costs an engine that did something else meanwhile
+        a cache miss or more.
+        """
+        faults, limit = self.faults, self._limit
+
+        @functools.wraps(original)
+        def followed(*args: Any, **kwargs: Any) -> T:
+            result = original(*args, **kwargs)
+            if not faults or faults.get(place, 0) < limit:
+                try:
+                    call(result, *args, **kwargs)
+                except Exception:  # noqa: BLE001 - as in ``run``
+                    self._note(place)
+            return result
+
+        return followed
 
     def reset(self) -> None:
         """Forget every fault: in a forked child, where the lock may be held by a thread that is not there."""

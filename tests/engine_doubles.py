@@ -43,6 +43,28 @@ def output(name: str, tokens: list[int], *, finish: str | None = None, cached: i
     return Output(name, tokens, LogprobsLists(ids, logprobs), finish, stats)
 
 
+def runner_output(items: list[Output], idle: list[str]) -> Any:
+    """What a model runner put out where a step's outputs are ``items``; requests in ``idle`` took no token."""
+    took = [item for item in items if item.new_token_ids]
+    width = max((item.new_logprobs.logprobs.shape[1] for item in took if item.new_logprobs is not None), default=0)
+    rows: list[list[Any]] = [[], []]
+    for item in took:
+        nothing = np.full((len(item.new_token_ids), width), 7, np.int32)
+        told, values = item.new_logprobs or (nothing, nothing)
+        rows[0] += [[*row, *[7] * width][:width] for row in told.tolist()]
+        rows[1] += [[*row, *[7] * width][:width] for row in values.tolist()]
+    for where, row in enumerate([[3] * width] * len(idle)):
+        rows[0].insert(2 * where, row)
+        rows[1].insert(2 * where, row)
+    ids = [item.request_id for item in took]
+    for where, name in enumerate(idle):
+        ids.insert(2 * where, name)
+    if not width:
+        return SimpleNamespace(req_ids=ids, logprobs=None)
+    told, values = np.array(rows[0], np.int32), np.array(rows[1], np.float32)
+    return SimpleNamespace(req_ids=ids, logprobs=LogprobsLists(told.reshape(-1, width), values.reshape(-1, width)))
+
+
 def request(name: str, prompt: list[int] | None = None, **params: Any) -> Any:
     sampling = SimpleNamespace(**{"logprobs": 0, "temperature": 1.0, "top_p": 1.0, "seed": None} | params)
     return SimpleNamespace(
@@ -109,6 +131,9 @@ class Scheduler:
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         return SimpleNamespace(scheduled_new_reqs=[])
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, Outputs]:
+        return {}
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
         self.resets.append(reset_running_requests)

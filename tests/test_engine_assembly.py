@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,32 +14,76 @@ from hypothesis import strategies as st
 from rltop.collectors.vllm.assemble import REQUEST_BYTES, Assembler, Finished, sampling_of
 from rltop.collectors.vllm.tap import Tap, label_version, version_of
 from rltop.collectors.wire import VersionRun
-from tests.engine_doubles import EngineCore, Outputs, output, request
+from tests.engine_doubles import EngineCore, Outputs, output, request, runner_output
 
 
 class Bench:
     """A tap and an assembler, with the engine's calls by short names."""
 
+    by_rows = False
+
     def __init__(self, backlog_limit: int = 1 << 16, alive_limit: int = 1 << 28) -> None:
         self.engine = EngineCore()
+        self.engine.scheduler.finished_req_ids = set()
         self.tap = Tap(self.engine, backlog_limit)
+        assert self.tap.by_rows
+        self.tap.by_rows = self.by_rows
         self.assembler = Assembler(alive_limit)
+        self.steps = 0
 
     def add(self, *names: str, **params: Any) -> None:
         for name in names:
-            self.tap.on_add(None, request(name, **params))
+            added = request(name, **params)
+            self.engine.scheduler.requests[name] = added
+            self.tap.on_add(None, added)
+
+    def schedule(self, *names: str) -> None:
+        """For the first time, but for those that were preempted."""
+        scheduler = self.engine.scheduler
+        new = [SimpleNamespace(req_id=name) for name in names]
+        ended, scheduler.finished_req_ids = scheduler.finished_req_ids, set()
+        self.tap.on_schedule(
+            SimpleNamespace(scheduled_new_reqs=new, total_num_scheduled_tokens=1, finished_req_ids=ended)
+        )
 
     def step(self, *items: Any, label: str | None = None) -> None:
-        self.tap.on_step(({0: Outputs(list(items), label)}, True))
+        self.steps += 1
+        scheduler = self.engine.scheduler
+        for item in items:
+            if item.request_id in scheduler.requests:
+                scheduler.requests[item.request_id].output_token_ids += item.new_token_ids
+            if item.finish_reason is not None:
+                self.end(item.request_id)
+        result = {0: Outputs(list(items), label)}
+        if not self.by_rows:
+            self.tap.on_step((result, True))
+            return
+        self.engine._weight_version = label  # type: ignore[assignment] # None before vLLM had one
+        self.tap.misread = any(len(item.new_token_ids) > 1 for item in items)  # then the rows don't fit
+        idle = ["idle"] if self.steps % 3 == 0 else []  # some step takes no token of a row
+        self.tap.on_update(result, None, runner_output(list(items), idle))
+        scheduler.finished_req_ids.clear()
+
+    def fault(self) -> None:
+        if self.by_rows:
+            self.tap.on_update({0: None}, None, None)
+        else:
+            self.tap.on_step(({0: None}, True))
+
+    def end(self, name: str) -> None:
+        self.engine.scheduler.finished_req_ids.add(name)
+        self.engine.scheduler.requests.pop(name, None)
 
     def abort(self, *names: str) -> None:
+        for name in names:
+            self.end(name)
         self.tap.on_finish([request(name) for name in names], names, "FINISHED_ABORTED")
 
     def drain(self) -> dict[str, Finished]:
         while self.tap.records:
             record = self.tap.records.popleft()
             self.assembler.apply(record)
-            self.tap.taken += record.weight
+            self.tap.taken += record[1]
         self.assembler.settle()
         self.assembler.lost_requests(self.tap.shed_requests)
         self.tap.shed_requests = 0
@@ -50,9 +95,16 @@ class Bench:
         return a.added == a.published + a.dropped + a.alive
 
 
+@pytest.fixture(params=[False, True], ids=["outputs", "batches"], scope="module", autouse=True)
+def _read_from(request: pytest.FixtureRequest) -> None:
+    """Every law here holds whichever way tokens are read."""
+    Bench.by_rows = request.param
+
+
 def test_tokens_logprobs_versions_and_epochs_stand_per_token() -> None:
     bench = Bench()
     bench.add("a", temperature=0.7, top_p=0.9, seed=4)
+    bench.schedule("a")
     bench.step(output("a", [11], cached=2), label="default")
     bench.step(output("a", [12, 13]), label="default")
     bench.tap.epoch = 1
@@ -93,11 +145,12 @@ def test_what_comes_after_the_end_of_a_request_is_ignored() -> None:
 def test_requests_without_logprobs_are_counted_and_their_logprobs_are_nan() -> None:
     bench = Bench()
     bench.add("a", logprobs=None)
-    item = output("a", [5, 6], finish="length")
-    item.new_logprobs = None
-    bench.step(item)
+    for item in (output("a", [5]), output("a", [6], finish="length")):
+        item.new_logprobs = None
+        bench.step(item)
     found = bench.drain()["a"]
     assert not found.rollout.has_logprobs
+    assert found.token_ids.tolist() == [5, 6]
     assert all(math.isnan(value) for value in found.logprobs)
     assert bench.assembler.without_logprobs == 1
 
@@ -105,13 +158,17 @@ def test_requests_without_logprobs_are_counted_and_their_logprobs_are_nan() -> N
 def test_a_logprob_that_is_not_the_sampled_tokens_is_not_taken_for_it() -> None:
     bench = Bench()
     bench.add("a")
-    item = output("a", [5, 6], finish="length")
-    item.new_token_ids = [5, 9]
-    bench.step(item)
+    several, last = output("a", [5, 6]), output("a", [7], finish="length")
+    several.new_token_ids = [5, 9]
+    last.new_token_ids = [8]
+    bench.step(several)
+    bench.step(output("a", [4]))
+    bench.step(last)
     found = bench.drain()["a"]
-    assert found.logprobs[0] == np.float32(-5 / 8)
-    assert math.isnan(found.logprobs[1])
-    assert bench.assembler.misplaced == 1
+    assert found.token_ids.tolist() == [5, 9, 4, 8]
+    assert found.logprobs[[0, 2]].tolist() == [-5 / 8, -4 / 8]
+    assert np.isnan(found.logprobs[[1, 3]]).all()
+    assert bench.assembler.misplaced == 2
 
 
 def test_pooling_requests_and_sessions_are_not_rollouts() -> None:
@@ -129,13 +186,10 @@ def test_pooling_requests_and_sessions_are_not_rollouts() -> None:
 def test_the_first_scheduling_counts_and_says_whether_the_cache_was_looked_up() -> None:
     bench = Bench()
     bench.add("a", "b")
-    reqs = [type("New", (), {"req_id": name})() for name in "ab"]
-    out = type("Out", (), {"scheduled_new_reqs": reqs[:1]})()
-    bench.tap.on_schedule(out)
+    bench.schedule("a")
     bench.step(output("a", [1]))
     bench.engine.scheduler.kv_cache_manager.enable_caching = False
-    out.scheduled_new_reqs = reqs  # "a" was preempted and comes again
-    bench.tap.on_schedule(out)
+    bench.schedule("a", "b")  # "a" was preempted and comes again
     bench.step(output("a", [2], finish="stop"), output("b", [3], finish="stop"))
     found = bench.drain()
     assert (found["a"].rollout.lookup_off, found["a"].rollout.first_step) == (False, 0)
@@ -147,8 +201,7 @@ def test_a_rollout_says_when_its_engine_started_and_last_changed_its_weights_bef
     bench.assembler = Assembler(started=bench.tap.started)
     for name in "ab":
         bench.add(name)
-        new = type("New", (), {"req_id": name})()
-        bench.tap.on_schedule(type("Out", (), {"scheduled_new_reqs": [new]})())
+        bench.schedule(name)
         bench.tap.on_rpc(None, "reload_weights")
         bench.step(output(name, [1], finish="stop"))
     a, b = (found.rollout for found in bench.drain().values())
@@ -195,7 +248,7 @@ def test_a_fault_inside_the_step_hook_is_a_hole() -> None:
     bench.add("a")
     bench.step(output("a", [1]))
     with pytest.raises(AttributeError):
-        bench.tap.on_step(({0: None}, True))
+        bench.fault()
     bench.step(output("a", [3], finish="stop"))
     assert not bench.drain()
     assert bench.assembler.dropped == 1

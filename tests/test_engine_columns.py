@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 
 from rltop.collectors.vllm.assemble import UNSETTLED_LIMIT, Assembler, Finished
 from rltop.collectors.vllm.columns import columns_of
-from rltop.collectors.vllm.tap import Added, Ended, Record, Stepped
+from rltop.collectors.vllm.tap import Added, Ended, Record, Sampled, Stepped, Tap
 from rltop.collectors.wire import VersionRun
-from tests.engine_doubles import LogprobsLists, Output, Outputs, output, request
+from tests.engine_doubles import EngineCore, LogprobsLists, Output, Outputs, output, request
 
 
 def recorded(tokens: list[int], told: list[int], width: int, *, contiguous: bool = True) -> LogprobsLists:
@@ -83,6 +84,148 @@ def test_however_many_steps_are_read_at_once_the_rollouts_are_the_engines(case: 
         assert tokens_of(found[name]) == truth
     assert (assembler.misplaced, assembler.dropped, assembler.alive) == (case.misplaced, 0, 0)
     assert assembler.generated_tokens == sum(map(len, case.truth.values()))
+
+
+class Batches:
+    """An engine of single tokens a step, and the truth about every request: see ``Case``."""
+
+    def __init__(self, with_logprobs: dict[str, bool]) -> None:
+        self.engine = EngineCore()
+        self.scheduler = self.engine.scheduler
+        self.scheduler.finished_req_ids = set()
+        self.tap = Tap(self.engine)
+        self.with_logprobs = with_logprobs
+        self.truth: dict[str, list[tuple[int, float | None, int, int | None]]] = {name: [] for name in with_logprobs}
+        self.firsts: dict[str, int] = {}
+        self.misplaced = 0
+        self.running = list(with_logprobs)
+        for name in with_logprobs:
+            added = request(name, logprobs=0 if with_logprobs[name] else None)
+            self.scheduler.requests[name] = added
+            self.tap.on_add(None, added)
+        self.schedule(self.running)
+
+    def schedule(self, new: list[str]) -> None:
+        ended, self.scheduler.finished_req_ids = self.scheduler.finished_req_ids, set()
+        reqs = [SimpleNamespace(req_id=name) for name in new]
+        self.tap.on_schedule(
+            SimpleNamespace(scheduled_new_reqs=reqs, total_num_scheduled_tokens=1, finished_req_ids=ended)
+        )
+
+    def step(self, draw: Any, number: int) -> None:
+        """Some requests are in the batch, some of these take their token, some end with it or with an error."""
+        tap, width = self.tap, draw(st.sampled_from([1, 1, 3]))
+        self.schedule([])
+        label = self.engine._weight_version = draw(st.sampled_from(["default", "default", "v7"]))
+        tap.epoch += draw(st.integers(0, 5)) == 5
+        ids = [name for name in draw(st.permutations(self.running)) if draw(st.integers(0, 4))]
+        tokens = np.array([draw(st.integers(0, 9)) for _ in ids], np.int32)
+        told = tokens + np.array([draw(st.integers(0, 8)) == 8 for _ in ids], np.int32)
+        outputs, ends = [], []
+        for name, token, of in zip(ids, tokens.tolist(), told.tolist(), strict=True):
+            if not draw(st.integers(0, 4)):
+                continue  # a prompt that isn't through, or a token that was sampled in vain
+            known = self.with_logprobs[name]
+            self.truth[name].append(
+                (token, -token / 8 if known and of == token else None, tap.epoch, 7 if label == "v7" else None)
+            )
+            self.misplaced += known and of != token
+            self.scheduler.requests[name].output_token_ids.append(token)
+            ended = draw(st.integers(0, 6)) == 6
+            stats = None
+            if name not in self.firsts:
+                stats = SimpleNamespace(num_cached_tokens=self.firsts.setdefault(name, number))
+            outputs.append(Output(name, [token], None, "stop" if ended else None, stats))
+            ends += [name] if ended else []
+        for name in [name for name in self.running if name not in [o.request_id for o in outputs]]:
+            if not draw(st.integers(0, 9)):
+                outputs.append(Output(name, [], None, "error"))
+                ends.append(name)
+        self.running = [name for name in self.running if name not in ends]
+        self.scheduler.finished_req_ids.update(ends)
+        lists = recorded(tokens.tolist(), told.tolist(), width, contiguous=draw(st.booleans()))
+        logprobs = lists if any(self.with_logprobs[name] for name in ids) else None
+        clients = {0: Outputs(outputs[::2]), 1: Outputs(outputs[1::2])}  # vLLM orders them by client
+        tap.on_update(clients, None, SimpleNamespace(req_ids=ids, logprobs=logprobs))
+        if draw(st.integers(0, 9)) == 9 and self.running:
+            name = self.running.pop()
+            self.scheduler.finished_req_ids.add(name)
+            tap.on_finish([request(name)], [name], "FINISHED_ABORTED")
+        if draw(st.integers(0, 3)) == 3:
+            self.schedule(self.running[:1])  # it was preempted, and is listed as new again
+
+
+@given(st.data(), st.integers(1, 20))
+def test_batches_are_read_as_the_engine_took_them(data: st.DataObject, together: int) -> None:
+    names = [f"r{i}" for i in range(data.draw(st.integers(1, 5)))]
+    engine = Batches({name: data.draw(st.booleans()) for name in names})
+    for number in range(data.draw(st.integers(0, 12))):
+        engine.step(data.draw, number)
+    engine.tap.on_finish([request(name) for name in engine.running], engine.running, "FINISHED_ABORTED")
+    assembler = Assembler()
+    assert not any(isinstance(record, Stepped) for record in engine.tap.records)
+    for number, record in enumerate(engine.tap.records):
+        assembler.apply(record)
+        if number % together == 0:
+            assembler.settle()
+    assembler.settle()
+    found = {finished.rollout.request_id: finished for finished in assembler.take()}
+    assert found.keys() == engine.truth.keys()
+    for name, truth in engine.truth.items():
+        assert tokens_of(found[name]) == truth
+        assert found[name].rollout.cached_tokens == engine.firsts.get(name)
+        assert found[name].rollout.has_logprobs == engine.with_logprobs[name]
+    assert (assembler.misplaced, assembler.dropped, assembler.alive) == (engine.misplaced, 0, 0)
+    assert assembler.generated_tokens == sum(map(len, engine.truth.values()))
+
+
+def sampled(ids: list[str], taken: list[str], ended: list[Output], time: float = 0.0) -> Sampled:
+    rows = recorded([1] * len(ids), [1] * len(ids), 1)
+    return Sampled(0, len(taken), ids, taken, ended, rows, None, time, 0, None)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_request_that_took_another_number_of_tokens_than_it_has_rows_is_dropped_whole(rows: int) -> None:
+    odd, even = request("odd"), request("even")
+    odd.output_token_ids, even.output_token_ids = [1, 1], [1] * rows
+    last = [Output(name, [1], None, "stop") for name in ("odd", "even")]
+    steps = [sampled(["odd", "even"], ["odd", "even"], last if k == rows - 1 else []) for k in range(rows)]
+    assembler = fed(Added(0, 1, odd, 0.0), Added(0, 1, even, 0.0), *steps)
+    assert [f.rollout.request_id for f in assembler.take()] == ["even"]
+    assert (assembler.unmatched, assembler.dropped, assembler.alive) == (1, 1, 0)
+
+
+def test_a_token_without_a_row_is_a_hole() -> None:
+    assembler = Assembler()
+    for name in "ab":
+        assembler.apply(added(name))
+    assembler.apply(sampled(["a"], ["a", "b"], []))
+    with pytest.raises(ValueError, match="have a row"):
+        assembler.settle()
+    assembler.hole()
+    assert (assembler.dropped, assembler.alive) == (2, 0)
+
+
+def test_rows_that_are_not_one_for_each_request_are_a_hole_and_then_outputs_are_read() -> None:
+    engine = Batches({"a": True, "b": True})
+    first, second = (output(name, [5, 6], finish="stop") for name in "ab")
+    assembler = Assembler()
+    for item in (first, second):
+        name = item.request_id
+        engine.scheduler.requests[name].output_token_ids += [5, 6]
+        engine.scheduler.finished_req_ids.add(name)
+        engine.tap.on_update({0: Outputs([item])}, None, SimpleNamespace(req_ids=[name], logprobs=item.new_logprobs))
+        while engine.tap.records:
+            assembler.apply(engine.tap.records.popleft())
+        if not engine.tap.misread:
+            with pytest.raises(ValueError, match="batches of 1"):
+                assembler.settle()
+            assembler.hole()
+            engine.tap.misread = True
+            engine.tap.on_add(None, request("b"))
+    assembler.settle()
+    found = assembler.take()
+    assert [(f.rollout.request_id, f.token_ids.tolist()) for f in found] == [("b", [5, 6])]
 
 
 def tokens_of(found: Finished) -> list[tuple[int, float | None, int, int | None]]:

@@ -305,4 +305,5 @@ def test_nothing_was_lost_and_nothing_failed(engine: LiveEngine, hub: HubStandIn
     assert facts["batch_queue"] == "2"
     assert not ON_CPU or facts["default_sampling"] == "vLLM's own"
     assert facts["attention_backend"]
+    assert facts["tokens read from"] == "batches"
     assert not [name for name in facts if name.startswith("missing")]

@@ -159,6 +159,7 @@ def calls(engine: EngineCore) -> list[Any]:
     assert engine.batch_queue is not None
     results: list[Any] = [engine.scheduler.add_request(request("a")), engine.scheduler.schedule(throttle_prefills=True)]
     engine.batch_queue.append({0: Outputs([output("a", [5])])})
+    results.append(engine.scheduler.update_from_output(None, model_runner_output=None))
     results += [engine.step_fn(), engine._handle_client_request("WAKEUP", None)]
     results += [engine.collective_rpc("start_weight_update"), engine.collective_rpc("x", 1.0, args=(), kwargs={})]
     results += [engine.pause_scheduler("keep"), engine.pause_scheduler(clear_cache=False), engine.reset_prefix_cache()]

@@ -32,7 +32,7 @@ from rltop.collectors.vllm.worker import METHODS
 MESSAGE_BYTES = 1 << 20
 """Aimed at size of one message of rollouts."""
 
-TICK_S = 0.1
+TICK_S = 0.25
 """How often the sender's thread takes in what the engine's thread noted down; a finished rollout waits as long at most.
 
 Some steps of a fast engine: reading them together costs far less than one by one, see ``columns``.
@@ -82,6 +82,8 @@ class Agent:
         self.id = engine_id(engine)
         self.board = Board(engine)
         self.tap = Tap(engine, on_weights=self.board.core.policy.on_weights)
+        if any(seams.fault_of(seam, engine.scheduler) for seam in (seams.UPDATE, seams.SCHEDULE)):
+            self.tap.by_rows = False
         self.assembler = Assembler(started=self.tap.started)
         self.facts = guard.run("fingerprint", fingerprint, engine) or {}
         self.sender = Sender(
@@ -116,7 +118,6 @@ class Agent:
             self.commands.at_boundary()
 
         hooks: dict[str, seams.Hook] = {
-            "step": tap.on_step,
             "schedule": tap.on_schedule,
             "add": tap.on_add,
             "finish": tap.on_finish,
@@ -124,6 +125,7 @@ class Agent:
             "rpc" + seams.FAILED: tap.on_rpc_failed,
             "reset": self.board.core.policy.on_reset,
         }
+        hooks |= {seams.UPDATE.name: tap.on_update} if tap.by_rows else {"step": tap.on_step}
         if hasattr(self.engine, "input_queue"):
             hooks |= {
                 "boundary": at_boundary,
@@ -153,12 +155,12 @@ class Agent:
         weight = 0
         for _ in range(len(tap.records)):
             record = tap.records.popleft()
-            weight += record.weight
+            weight += record[1]
             if self.guard.run("assemble", assembler.apply, record) is None:
-                assembler.hole()
+                self._misread()
         if self.guard.run("assemble", assembler.settle) is None:
-            assembler.hole()
-        if self.guard.faults.get("step", 0) >= MAX_FAULTS:
+            self._misread()
+        if max(self.guard.faults.get(place, 0) for place in ("step", seams.UPDATE.name)) >= MAX_FAULTS:
             assembler.hole()  # no more steps are seen
         assembler.lost_requests(tap.shed_requests - self._lost_requests)
         self._lost_requests = tap.shed_requests
@@ -170,6 +172,11 @@ class Agent:
         tap.taken += weight  # last: ``close`` waits for it
         for update in self.commands.take_updates():
             self.sender.reply(update)
+
+    def _misread(self) -> None:
+        """What could not be read is a hole; and if it was batches, the outputs are read from now on."""
+        self.assembler.hole()
+        self.tap.misread = True
 
     def _every_second(self) -> None:
         self.guard.run("commands", self.commands.check)  # under a place of its own: the state is told regardless
@@ -214,10 +221,14 @@ class Agent:
         label = getattr(self.engine, "_weight_version", None)
         assembler = self.assembler
         facts = self.facts | current(self.engine) | self.board.facts()
+        by_batch = self.tap.by_rows and not self.tap.misread
+        facts["tokens read from"] = "batches" if by_batch else "each request's outputs"
         if self.tap.torn:
             facts = facts | {"weights torn": self.tap.torn}
         if assembler.misplaced:
             facts = facts | {"misplaced logprobs": str(assembler.misplaced)}
+        if assembler.unmatched:
+            facts = facts | {"unmatched requests": str(assembler.unmatched)}
         return wire.EngineState(
             engine=self.id,
             host=platform.node(),

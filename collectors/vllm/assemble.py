@@ -13,13 +13,13 @@ import math
 from array import array
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.collectors.vllm.columns import Layout, by_request, columns_of, layout_of
-from rltop.collectors.vllm.tap import Added, Record, Scheduled, Stepped, version_of
+from rltop.collectors.vllm.columns import Layout, Rows, by_request, columns_of, layout_of, layout_of_rows, rows_of
+from rltop.collectors.vllm.tap import Added, Noted, Record, Sampled, Scheduled, Stepped, version_of
 from rltop.collectors.wire import Rollout, VersionRun
 
 ALIVE_LIMIT_BYTES = 256 << 20
@@ -32,6 +32,9 @@ TOKEN_BYTES = 8
 
 UNSETTLED_LIMIT = 4096
 """Outputs that are kept as vLLM's objects; about 4 MiB of them."""
+
+UNSETTLED_ROWS = 1 << 15
+"""Rows that are kept as vLLM's arrays; under a MiB of them where only the sampled token's logprob is recorded."""
 
 SAMPLING = {
     "temperature": None,
@@ -60,6 +63,15 @@ class Finished(NamedTuple):
         return self.prompt_ids.nbytes + self.token_ids.nbytes + self.logprobs.nbytes + 1024
 
 
+class _Origin(NamedTuple):
+    """What all unsettled outputs have in common: flag epoch, what tells the policy version, layout of logprobs."""
+
+    epoch: int
+    label: Any
+    inferred: int | None
+    layout: Layout | None
+
+
 @dataclass(slots=True)
 class _Alive:
     prompt_ids: NDArray[np.int32]
@@ -77,6 +89,9 @@ class _Alive:
     first_step: int = -1
     updated: float = 0.0
     recorded: bool = False
+    truth: Any = None
+    by_rows: bool = False
+    origin: _Origin | None = None
 
     @property
     def nbytes(self) -> int:
@@ -91,15 +106,6 @@ class _End(NamedTuple):
     time: float
 
 
-class _Origin(NamedTuple):
-    """What all unsettled outputs have in common: flag epoch, what tells the policy version, layout of logprobs."""
-
-    epoch: int
-    label: Any
-    inferred: int | None
-    layout: Layout | None
-
-
 class Assembler:
     """Applies records in order; collects finished rollouts in ``finished`` until they are taken.
 
@@ -111,13 +117,14 @@ class Assembler:
     Attributes:
         added, published, dropped: requests, so that ``added == published + dropped + alive`` at all times.
         misplaced: sampled tokens whose logprob was not in column 0 of what vLLM recorded; their logprob is NaN.
+        unmatched: requests, dropped, that did not take as many tokens as were sampled for them.
         prompt_tokens, generated_tokens, cached_tokens, finished_count, aborted, without_logprobs: counters.
     """
 
     def __init__(self, alive_limit_bytes: int = ALIVE_LIMIT_BYTES, started: float = 0.0) -> None:
         self.finished: list[Finished] = []
         self.added = self.published = self.dropped = 0
-        self.misplaced = 0
+        self.misplaced = self.unmatched = 0
         self.prompt_tokens = self.generated_tokens = self.cached_tokens = 0
         self.finished_count = self.aborted = self.without_logprobs = 0
         self._alive: dict[str, _Alive] = {}
@@ -126,6 +133,8 @@ class Assembler:
         self._started = started
         self._shed = 0
         self._steps: list[list[Any]] = []
+        self._samples: list[Sampled] = []
+        self._firsts: dict[str, Any] = {}
         self._unsettled = 0
         self._ends: dict[str, _End] = {}
         self._origin = _Origin(0, None, None, None)
@@ -159,10 +168,13 @@ class Assembler:
             self.settle()  # what ended before the hole is whole
             self.hole()
 
-    def apply(self, record: Record) -> bool:
+    def apply(self, noted: Noted) -> bool:
         """Take in the next record. True, so that a guard can tell it from a contained fault."""
+        record = cast("Record", noted) if type(noted) is not tuple else Sampled._make(noted)
         self.catch_up(record.shed)
-        if isinstance(record, Stepped):
+        if isinstance(record, Sampled):
+            self._sampled(record)
+        elif isinstance(record, Stepped):
             self._stepped(record)
         elif isinstance(record, Added):
             self._add(record)
@@ -192,6 +204,7 @@ class Assembler:
             asked=asked,
             skips_lookup=bool(getattr(request, "skip_reading_prefix_cache", False)),
             sampling=sampling_of(params),
+            truth=getattr(request, "output_token_ids", None),
         )
         self.added += 1
         self._alive[request.request_id] = alive
@@ -209,9 +222,9 @@ class Assembler:
     def _stepped(self, record: Stepped) -> None:
         for of_client in record.outputs.values():
             outputs = of_client.outputs
-            label = getattr(of_client, "weight_version", None)
+            label = record.label if record.label is not None else getattr(of_client, "weight_version", None)
             origin = _Origin(record.epoch, label, record.inferred, layout_of(outputs) or self._origin.layout)
-            if origin != self._origin or self._unsettled >= UNSETTLED_LIMIT:
+            if origin != self._origin or self._samples or self._unsettled >= UNSETTLED_LIMIT:
                 self.settle()
                 self._origin = origin
             self._steps.append(outputs)
@@ -220,13 +233,66 @@ class Assembler:
                 if output.finish_reason is not None:
                     self._ends.setdefault(output.request_id, _End(output, record.time))
 
+    def _sampled(self, record: Sampled) -> None:
+        origin = _Origin(record.epoch, record.label, record.inferred, layout_of_rows(record))
+        if origin != self._origin or self._steps or self._unsettled >= UNSETTLED_ROWS:
+            self.settle()
+            self._origin = origin
+        self._samples.append(record)
+        self._unsettled += record.weight
+        for output in record.marked or ():
+            self._firsts.setdefault(output.request_id, output)
+            if output.finish_reason is not None:
+                self._ends.setdefault(output.request_id, _End(output, record.time))
+
     def settle(self) -> bool:
         """Read the steps that wait. True, so that a guard can tell it from a contained fault."""
-        steps, ends = self._forget_steps()
-        if not steps:
+        steps, samples, firsts, ends = self._forget_steps()
+        if samples:
+            grown = self._append_rows(rows_of(samples), firsts)
+        elif steps:
+            grown = self._append_outputs(by_request(steps), ends)
+        else:
             return True
+        for request_id, end in ends.items():
+            self._finish(request_id, str(end.output.finish_reason), end.time)
+        for request_id in grown:
+            if self._alive_bytes <= self._alive_limit:
+                break
+            if request_id in self._alive:
+                self._drop(request_id)
+        return True
+
+    def _append_rows(self, rows: Rows, firsts: dict[str, Any]) -> list[str]:
+        """Append to each request its rows; who it was."""
+        version, source = version_of(self._origin.label, self._origin.inferred)
+        token_bytes, logprob_bytes = rows.told.tobytes(), rows.logprobs.tobytes()
+        recorded = self._origin.layout is not None
+        grown = []
+        stop = taken = 0
+        for request_id, size in zip(rows.ids, rows.sizes, strict=True):
+            start, stop = stop, stop + size
+            alive = self._alive.get(request_id)
+            if alive is None or not size:
+                continue
+            if not alive.tokens:
+                self._first(alive, firsts.get(request_id))
+            if alive.origin is not self._origin:
+                self._run(alive, version, source)
+                alive.by_rows = True
+                alive.recorded = alive.recorded or (recorded and alive.asked)
+            alive.tokens.frombytes(token_bytes[4 * start : 4 * stop])
+            alive.logprobs.frombytes(logprob_bytes[4 * start : 4 * stop] if alive.asked else _NAN * size)
+            taken += size
+            grown.append(request_id)
+        self.generated_tokens += taken
+        self._alive_bytes += TOKEN_BYTES * taken
+        return grown
+
+    def _append_outputs(self, found: dict[str, list[Any]], ends: dict[str, _End]) -> list[str]:
+        """Append to each request its outputs; who it was."""
         followed = []
-        for request_id, outputs in by_request(steps).items():
+        for request_id, outputs in found.items():
             alive = self._alive.get(request_id)
             if alive is not None:
                 end = ends.get(request_id)
@@ -234,19 +300,12 @@ class Assembler:
                     outputs = _up_to(outputs, end.output)
                 followed.append((request_id, alive, outputs))
         self._append(followed)
-        for request_id, end in ends.items():
-            self._finish(request_id, str(end.output.finish_reason), end.time)
-        for request_id, _, _ in followed:
-            if self._alive_bytes <= self._alive_limit:
-                break
-            if request_id in self._alive:
-                self._drop(request_id)
-        return True
+        return [request_id for request_id, _, _ in followed]
 
-    def _forget_steps(self) -> tuple[list[list[Any]], dict[str, _End]]:
+    def _forget_steps(self) -> tuple[list[list[Any]], list[Sampled], dict[str, Any], dict[str, _End]]:
         """What waited; nothing of it does from now on, also if a fault stops what is done with it."""
-        waited = self._steps, self._ends
-        self._steps, self._ends, self._unsettled = [], {}, 0
+        waited = self._steps, self._samples, self._firsts, self._ends
+        self._steps, self._samples, self._firsts, self._ends, self._unsettled = [], [], {}, {}, 0
         return waited
 
     def _append(self, followed: list[tuple[str, _Alive, list[Any]]]) -> None:
@@ -265,14 +324,19 @@ class Assembler:
                 continue
             if not alive.tokens:
                 self._first(alive, next(output for output in outputs if output.new_token_ids))
-            if not alive.runs or alive.runs[-1].version != version or alive.runs[-1].flag_epoch != self._origin.epoch:
-                alive.runs.append(VersionRun(len(alive.tokens), self._origin.epoch, version))
-                if source != "unknown" and alive.source != "engine":
-                    alive.source = source
+            self._run(alive, version, source)
             alive.recorded = alive.recorded or any(o.new_logprobs is not None for o in outputs if o.new_token_ids)
             alive.tokens.frombytes(token_bytes[4 * start : 4 * stop])
             alive.logprobs.frombytes(logprob_bytes[4 * start : 4 * stop])
             start = stop
+
+    def _run(self, alive: _Alive, version: int | None, source: str) -> None:
+        """The next token is of this version and of the flag epoch that is being read."""
+        alive.origin = self._origin
+        if not alive.runs or alive.runs[-1].version != version or alive.runs[-1].flag_epoch != self._origin.epoch:
+            alive.runs.append(VersionRun(len(alive.tokens), self._origin.epoch, version))
+            if source != "unknown" and alive.source != "engine":
+                alive.source = source
 
     def _first(self, alive: _Alive, output: Any) -> None:
         """Cached tokens as of the first scheduling: vLLM does not set them again after a preemption."""
@@ -295,6 +359,14 @@ class Assembler:
             return
         size = len(alive.tokens)
         self._alive_bytes -= alive.nbytes
+        arrays = (np.frombuffer(alive.tokens, np.int32), np.frombuffer(alive.logprobs, np.float32)) if size else _NONE
+        if alive.truth is not None and (alive.by_rows or not size):
+            taken = np.array(alive.truth[:], np.int32)
+            if taken.size != size:
+                self.dropped += 1
+                self.unmatched += 1
+                return
+            arrays = taken, self._placed(taken, *arrays)
         rollout = Rollout(
             request_id=request_id,
             prompt_size=alive.prompt_ids.size,
@@ -317,14 +389,25 @@ class Assembler:
         self.finished_count += reason != "abort"
         self.aborted += reason == "abort"
         self.without_logprobs += not rollout.has_logprobs
-        arrays = (np.frombuffer(alive.tokens, np.int32), np.frombuffer(alive.logprobs, np.float32)) if size else _NONE
         self.finished.append(Finished(rollout, alive.prompt_ids, *arrays))
+
+    def _placed(
+        self, taken: NDArray[np.int32], told: NDArray[np.int32], logprobs: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """The logprobs, without those that are recorded for another token than the request took."""
+        astray = (taken != told) & ~np.isnan(logprobs)
+        if not (misplaced := int(np.count_nonzero(astray))):
+            return logprobs
+        self.misplaced += misplaced
+        return np.where(astray, np.float32(np.nan), logprobs)
 
 
 def _up_to(outputs: list[Any], last: Any) -> list[Any]:
     """What comes after the end of a request is not its own."""
     return outputs[: next(place for place, output in enumerate(outputs) if output is last) + 1]
 
+
+_NAN = np.float32(np.nan).tobytes()
 
 _NONE = (np.empty(0, np.int32), np.empty(0, np.float32))
 

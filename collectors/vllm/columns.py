@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rltop.collectors.vllm.tap import Sampled
+
 Layout = tuple[int, Any, Any]
 """Width and element types of recorded logprobs: what must be equal for outputs that are read together."""
 
@@ -33,6 +35,21 @@ class Columns(NamedTuple):
     misplaced: int
 
 
+class Rows(NamedTuple):
+    """The rows of some batches that requests took, by request, and of each oldest first.
+
+    Attributes:
+        ids: of the requests. sizes: rows of each.
+        told: i4 [rows], the token that the logprob is of; -1 where none was recorded.
+        logprobs: f4 [rows], nats; NaN where none was recorded.
+    """
+
+    ids: list[str]
+    sizes: list[int]
+    told: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+
+
 def by_request(steps: list[list[Any]]) -> dict[str, list[Any]]:
     """The outputs of each request, oldest first."""
     found: dict[str, list[Any]] = defaultdict(list)
@@ -49,6 +66,55 @@ def layout_of(outputs: list[Any]) -> Layout | None:
         if recorded is not None:
             return recorded.logprobs.shape[1], recorded.logprobs.dtype, recorded.logprob_token_ids.dtype
     return None
+
+
+def layout_of_rows(record: Sampled) -> Layout | None:
+    """None where the step has no logprobs."""
+    found = record.logprobs
+    return None if found is None else (found.logprobs.shape[1], found.logprobs.dtype, found.logprob_token_ids.dtype)
+
+
+def rows_of(records: list[Sampled]) -> Rows:
+    """Read batches of one layout.
+
+    Raises:
+        ValueError: a request took a token and has no row, or the rows are not one for each request.
+    """
+    places: dict[str, int] = {}
+    batches: list[NDArray[Any]] = []
+    ids: list[str] = []
+    batch = np.empty(0, np.int32)
+    for record in records:
+        if record.ids != ids:
+            ids = record.ids
+            batch = np.array([places.setdefault(request_id, len(places)) for request_id in ids], np.int32)
+        batches.append(batch if record.accepted is None else _taken(batch, ids, record.accepted))
+    of_rows = np.concatenate(batches)
+    if len(places) < np.iinfo(np.int16).max:
+        of_rows = of_rows.astype(np.int16)  # numpy sorts these by radix
+    order = np.argsort(of_rows, kind="stable")[np.count_nonzero(of_rows == _LEFT_OUT) :]
+    sizes = np.bincount(of_rows[order], minlength=len(places)).tolist()
+    if records[0].logprobs is None:
+        nothing = np.full(order.size, -1, np.int32), np.full(order.size, np.nan, np.float32)
+        return Rows(list(places), sizes, *nothing)
+    told = _first_column([record.logprobs.logprob_token_ids for record in records])
+    values = _first_column([record.logprobs.logprobs for record in records])
+    if not told.size == values.size == of_rows.size:
+        raise ValueError(f"{told.size} ids and {values.size} logprobs recorded for batches of {of_rows.size} requests")
+    return Rows(list(places), sizes, told[order].astype(np.int32), values[order].astype(np.float32))
+
+
+_LEFT_OUT = -1
+"""In place of a request: sorts first."""
+
+
+def _taken(batch: NDArray[np.int32], ids: list[str], accepted: list[str]) -> NDArray[np.int32]:
+    """``batch`` without the rows of those that took no token."""
+    takers = set(accepted)
+    takes = np.array([request_id in takers for request_id in ids], bool)
+    if int(np.count_nonzero(takes)) != len(accepted):
+        raise ValueError(f"{len(accepted)} requests took a token, {np.count_nonzero(takes)} of them have a row")
+    return np.where(takes, batch, _LEFT_OUT)
 
 
 def columns_of(outputs: list[Any]) -> Columns:

@@ -95,11 +95,30 @@ PAUSE = Seam(
     "0.18.1 0.26.0 0.32.0",
 )
 
+UPDATE = Seam(
+    "update",
+    ("scheduler",),
+    "update_from_output",
+    ("scheduler_output", "model_runner_output"),
+    "tokens, logprobs, versions: of a whole batch at once; else they are read from each request's outputs",
+    "0.18.1 0.26.0 0.32.0",
+)
+
+SCHEDULE = Seam(
+    "schedule",
+    ("scheduler",),
+    "schedule",
+    (),
+    "first scheduling: time, step, cache lookup",
+    "0.18.1 0.26.0 0.32.0",
+)
+
 STEP = Seam("step", (), "step_fn", (), "tokens, logprobs, versions: the outputs of every step", "0.18.1 0.26.0 0.32.0")
 
 SEAMS: tuple[Seam, ...] = (
     STEP,
-    Seam("schedule", ("scheduler",), "schedule", (), "first scheduling: time, step, cache lookup", "0.18.1 0.32.0"),
+    UPDATE,
+    SCHEDULE,
     Seam("add", ("scheduler",), "add_request", ("request",), "prompts and sampling parameters", "0.18.1 0.32.0"),
     Seam(
         "finish",
@@ -126,6 +145,9 @@ SEAMS: tuple[Seam, ...] = (
 STEERS = frozenset({PAUSING.name})
 """Seams whose hook runs before the original, ``hook(*args, **kwargs)``, and answers with the arguments to use instead,
 or None for the caller's."""
+
+EVERY_STEP = frozenset({"step", UPDATE.name, SCHEDULE.name})
+"""Seams that are passed in every step of the engine. Their hooks run no code of the host."""
 
 _classes: list[tuple[Any, str, Any]] = []
 
@@ -232,6 +254,8 @@ class Taps:
 def _made(original: Callable[..., Any], name: str, hooks: dict[str, Hook], guard: Guard) -> Callable[..., Any]:
     if name in STEERS:
         return steer(original, name, hooks[name], guard)
+    if name in EVERY_STEP:
+        return guard.after(name, original, hooks[name])
     return wrap(original, name, hooks[name], guard, hooks.get(name + FAILED))
 
 

@@ -1,7 +1,7 @@
 """The engine's own thread: what it notes down, and nothing more.
 
 Every method here runs inside vLLM's step. Each appends at most one tuple of references; what they mean is worked out
-by ``Assembler`` on the sender's thread, which drains the queue some ten times a second.
+by ``Assembler`` on the sender's thread, which drains the queue some times a second.
 """
 
 from __future__ import annotations
@@ -43,11 +43,39 @@ class Scheduled(NamedTuple):
 
 
 class Stepped(NamedTuple):
-    """One step's outputs by client, as vLLM hands them to its front ends; ``inferred``: see ``Tap.inferred``."""
+    """One step's outputs by client, as vLLM hands them to its front ends.
+
+    ``inferred``: see ``Tap.inferred``; ``label``: vLLM's own for the weights, where the outputs may not bear it yet.
+    """
 
     shed: int
     weight: int
     outputs: dict[int, Any]
+    time: float
+    epoch: int
+    inferred: int | None
+    label: Any = None
+
+
+class Sampled(NamedTuple):
+    """One step's accepted tokens, by reference to what the model runner put out for all its requests at once.
+
+    Attributes:
+        ids: the batch, in the order of the rows of the arrays.
+        accepted: requests that took the token of their row; None: all of them.
+        marked: the outputs that are a request's first or last; None: there are none.
+        logprobs: vLLM's ``LogprobsLists``, of arrays [requests, width]: column 0 has the sampled token and its logprob
+            (nats). None: not recorded.
+        label: vLLM's own for the weights.
+    """
+
+    shed: int
+    weight: int
+    ids: list[str]
+    accepted: list[str] | None
+    marked: list[Any] | None
+    logprobs: Any
+    label: Any
     time: float
     epoch: int
     inferred: int | None
@@ -62,7 +90,10 @@ class Ended(NamedTuple):
     time: float
 
 
-Record = Added | Scheduled | Stepped | Ended
+Record = Added | Scheduled | Stepped | Sampled | Ended
+
+Noted = Record | tuple[Any, ...]
+"""A plain tuple is a ``Sampled``: the engine's thread writes one in every step, and the class takes its time."""
 
 UPDATE_OPENS = frozenset({"start_weight_update", "start_draft_weight_update"})
 UPDATE_CLOSES = frozenset({"finish_weight_update"})
@@ -79,8 +110,10 @@ class Tap:
 
     Attributes:
         records: for the sender's thread, oldest first.
-        turns: times that the engine's step function returned.
+        turns: times that the engine scheduled, or that its step function returned; rises as long as its loop does.
         step: batches executed since the tap was put in.
+        by_rows: tokens are read from the model runner's arrays, else from each request's outputs; see ``fits_rows``.
+        misread: set by the sender's thread where it can't read the arrays: from then on it gets the outputs.
         epoch: flag epoch; raised by an applied switch.
         update_open: a weight update is under way.
         updates: weight updates that were finished. updated: wall clock of the last one; 0.0 before the first.
@@ -89,13 +122,14 @@ class Tap:
         inferred: version of the weights as far as the update calls tell; None before the first.
         shed, shed_requests: records, and whole requests among them, that found the queue full.
         put, taken: weight that went in (written by the engine's thread only) and was dealt with (sender's thread only).
+        fresh: requests that were scheduled and have put out nothing yet.
         finished_ids: while a switch drains, the requests that finished meanwhile; else None.
     """
 
     def __init__(
         self, engine: Any, backlog_limit: int = BACKLOG_LIMIT, on_weights: Callable[[], None] | None = None
     ) -> None:
-        self.records: deque[Record] = deque()
+        self.records: deque[Noted] = deque()
         self.turns = 0
         self.step = 0
         self.epoch = 0
@@ -110,14 +144,18 @@ class Tap:
         self.finished_ids: set[str] | None = None
         self.put = 0
         self.taken = 0
-        self._limit = backlog_limit
+        self.limit = backlog_limit
         self._on_weights = on_weights
         self._manager = getattr(engine.scheduler, "kv_cache_manager", None)
+        self.by_rows = fits_rows(engine)
+        self.misread = False
+        self.fresh: set[str] = set()
+        self.on_update = _updater(self, engine, engine.scheduler)
         self._next_version: int | None = None
 
     def _put(self, record: Record) -> bool:
         """Bounded by outputs, not records: a step's weight is the requests in it."""
-        if self.put - self.taken >= self._limit:
+        if self.put - self.taken >= self.limit:
             self.shed += 1
             return False
         self.put += record.weight
@@ -136,9 +174,28 @@ class Tap:
         if new := output.scheduled_new_reqs:
             lookup = bool(getattr(self._manager, "enable_caching", False))
             self._put(Scheduled(self.shed, len(new), new, time.time(), self.step, lookup, self.updated))
+        if self.by_rows:
+            if self.fresh:
+                self.fresh.difference_update(output.finished_req_ids)
+            if new:
+                self.fresh.update([request.req_id for request in new])
+            self.turns += 1
+            if output.total_num_scheduled_tokens:
+                self.step += 1
+
+    def mark(self, outputs: list[Any]) -> tuple[list[str], list[Any]]:
+        """Of one step: who took a token, and the outputs that are the first or the last of a request."""
+        fresh = self.fresh
+        accepted = [output.request_id for output in outputs if output.new_token_ids]
+        marked = [output for output in outputs if output.finish_reason is not None or output.request_id in fresh]
+        if fresh:
+            fresh.difference_update([output.request_id for output in marked])
+        if self.finished_ids is not None:
+            self.finished_ids.update(output.request_id for output in marked if output.finish_reason is not None)
+        return accepted, marked
 
     def on_step(self, result: Any) -> None:
-        """``EngineCore.step_fn() -> (outputs by client or None, executed)``."""
+        """``EngineCore.step_fn() -> (outputs by client or None, executed)``; where ``on_update`` can't be used."""
         self.turns += 1
         self.shed += 1  # taken back below: a fault in between leaves a hole that is seen
         outputs, executed = result
@@ -218,6 +275,45 @@ class Tap:
         self._changed()
         self.inferred = self._next_version if self._next_version is not None else self.updates
         self._next_version = None
+
+
+def _updater(tap: Tap, engine: Any, scheduler: Any) -> Callable[[Any, Any, Any], None]:
+    """``Scheduler.update_from_output(scheduler_output, model_runner_output) -> outputs by client``, its hook.
+
+    Nothing is read of single requests but in a step in which one begins, ends, or takes no token: then the outputs,
+    which vLLM made just now, say which. A function of its own, and a plain tuple: this runs in every step, with its
+    objects out of the caches.
+    """
+    append, now, labelled = tap.records.append, time.time, hasattr(engine, "_weight_version")
+
+    def on_update(result: Any, _scheduled: Any, sampled: Any) -> None:
+        shed = tap.shed
+        tap.shed = shed + 1  # taken back below: a fault in between leaves a hole that is seen
+        size = 0
+        for of_client in result.values():
+            size += len(of_client.outputs)
+        ids = sampled.req_ids
+        accepted = marked = None
+        if size != len(ids) or scheduler.finished_req_ids or tap.fresh:
+            accepted, marked = tap.mark([output for of_client in result.values() for output in of_client.outputs])
+        if tap.put - tap.taken >= tap.limit and size:
+            return
+        tap.put += size
+        tap.shed = shed
+        label = engine._weight_version if labelled else None
+        if size and not tap.misread:
+            append((shed, size, ids, accepted, marked, sampled.logprobs, label, now(), tap.epoch, tap.inferred))
+        elif size:
+            append(Stepped(shed, size, result, now(), tap.epoch, tap.inferred, label))
+
+    return on_update
+
+
+def fits_rows(engine: Any) -> bool:
+    """Whether a step samples one token for each request of its batch, and the engine says when a request ends."""
+    speculative = getattr(engine.vllm_config, "speculative_config", None)
+    per_step = getattr(engine.scheduler, "num_sampled_tokens_per_step", 1)
+    return speculative is None and per_step == 1 and hasattr(engine.scheduler, "finished_req_ids")
 
 
 def _id_of(item: Any) -> str:
