@@ -153,7 +153,7 @@ def bench_cpu(_engine: Any) -> list[float]:
 
 
 def bench_detach(_engine: Any) -> list[list[float]]:
-    """Take the collector out, as the end of an engine does: counts of rollouts, and what ``StepTimer`` found, if any."""
+    """Take the collector out, as the end of an engine does: counts of rollouts, and what ``StepTimer`` found."""
     attached = _attached.pop()
     counts = attached.counts()
     attached.agent.close()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rltop.collectors.guard import Guard
+from rltop.collectors.guard import MAX_FAULTS, Guard
 from rltop.collectors.rundir import RunDir
 from rltop.collectors.vllm import agent, register, seams
 from tests.engine_doubles import EngineCore, Outputs, PauseState, output, request
@@ -192,6 +192,17 @@ def test_the_hosts_results_do_not_depend_on_ours(hook: Any) -> None:
     assert "step_fn" in vars(engine)
     assert not {"_handle_client_request", "collective_rpc"} & set(vars(engine))
     assert "schedule" not in vars(engine.scheduler)
+
+
+@pytest.mark.parametrize("name", ["step", "update"])
+def test_it_is_told_that_steps_are_not_seen_any_more(name: str) -> None:
+    guard, engine = Guard(), EngineCore()
+    seams.Taps(engine, {name: raises}, guard)
+    assert seams.unseen(engine) == ""
+    for _ in range(30):
+        engine.step_fn()
+        engine.scheduler.update_from_output(None, None)
+    assert f"failed {MAX_FAULTS} times" in seams.unseen(engine)
 
 
 def test_the_hosts_exceptions_pass_unchanged() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from rltop.collectors.actions import BY_VERB
-from rltop.collectors.vllm.seams import PAUSE, STEP, fault_of
+from rltop.collectors.vllm.seams import PAUSE, fault_of, unseen
 from rltop.collectors.vllm.switch import SwitchError, evict_unheld, no_boundary, split_hashed
 from rltop.collectors.vllm.switches import Board, drain
 
@@ -174,7 +174,7 @@ class GenerationJob:
         engine = self._engine
         if reason := no_boundary(engine):
             return reason
-        if value == PAUSED and (fault := fault_of(STEP, engine)):  # to go on is always right
+        if value == PAUSED and (fault := unseen(engine)):  # to go on is always right
             return f"it could not be told whether a request is lost: {fault}"
         if self.read() is None:
             return "this vLLM's scheduler has no pause"

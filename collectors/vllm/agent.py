@@ -125,7 +125,7 @@ class Agent:
             "rpc" + seams.FAILED: tap.on_rpc_failed,
             "reset": self.board.core.policy.on_reset,
         }
-        hooks |= {seams.UPDATE.name: tap.on_update} if tap.by_rows else {"step": tap.on_step}
+        hooks |= {seams.UPDATE.name: tap.on_update} if tap.by_rows else {seams.STEP.name: tap.on_step}
         if hasattr(self.engine, "input_queue"):
             hooks |= {
                 "boundary": at_boundary,
@@ -160,7 +160,7 @@ class Agent:
                 self._misread()
         if self.guard.run("assemble", assembler.settle) is None:
             self._misread()
-        if max(self.guard.faults.get(place, 0) for place in ("step", seams.UPDATE.name)) >= MAX_FAULTS:
+        if max(self.guard.faults.get(place, 0) for place in (seams.STEP.name, seams.UPDATE.name)) >= MAX_FAULTS:
             assembler.hole()  # no more steps are seen
         assembler.lost_requests(tap.shed_requests - self._lost_requests)
         self._lost_requests = tap.shed_requests

@@ -20,7 +20,7 @@ from rltop.collectors.actions import BY_VERB, MAX_REVERT_S, subject_of
 from rltop.collectors.flags import BY_NAME
 from rltop.collectors.vllm.actions import PAUSED, GenerationJob, Job, jobs_of
 from rltop.collectors.vllm.leases import Lease, Leases
-from rltop.collectors.vllm.seams import STEP, HostFailure, fault_of
+from rltop.collectors.vllm.seams import HostFailure, unseen
 from rltop.collectors.vllm.switch import SwitchError, no_boundary
 from rltop.collectors.vllm.switches import Board
 from rltop.collectors.vllm.tap import Tap
@@ -243,7 +243,7 @@ class Commands:
             if command.verb == "set" and changed:
                 tap.epoch += 1
                 facts["flag_epoch"] = tap.epoch
-        if not fault_of(STEP, engine):
+        if not unseen(engine):
             facts["lost_requests"] = len(before - finished - set(engine.scheduler.requests))
         facts["milliseconds"] = (time.perf_counter() - started) * 1e3
         facts["new"] = job.read()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rltop.collectors.vllm.seams import PAUSING, RPC, STEP, fault_of, is_tapped
+from rltop.collectors.vllm.seams import PAUSING, RPC, fault_of, is_tapped, unseen
 from rltop.collectors.vllm.switch import Core, no_boundary
 
 Check = Callable[[Core], str]
@@ -50,7 +50,7 @@ def boundary(core: Core) -> str:
 
 @check
 def sees_steps(core: Core) -> str:
-    return fault_of(STEP, core.engine)
+    return unseen(core.engine)
 
 
 # --- the scheduler ------------------------------------------------------------------------------------------------

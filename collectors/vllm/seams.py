@@ -146,7 +146,7 @@ STEERS = frozenset({PAUSING.name})
 """Seams whose hook runs before the original, ``hook(*args, **kwargs)``, and answers with the arguments to use instead,
 or None for the caller's."""
 
-EVERY_STEP = frozenset({"step", UPDATE.name, SCHEDULE.name})
+EVERY_STEP = frozenset({STEP.name, UPDATE.name, SCHEDULE.name})
 """Seams that are passed in every step of the engine. Their hooks run no code of the host."""
 
 _classes: list[tuple[Any, str, Any]] = []
@@ -220,6 +220,13 @@ def fault_of(seam: Seam, owner: Any) -> str:
     return ""
 
 
+def unseen(engine: Any) -> str:
+    """Why it is not seen any more what the engine's steps put out; empty if it is."""
+    if is_tapped(engine.scheduler, UPDATE.method):
+        return fault_of(UPDATE, engine.scheduler)
+    return fault_of(STEP, engine)
+
+
 class Taps:
     """The seams of one live engine: put in by ``__init__``, taken out by ``undo``.
 
@@ -255,7 +262,7 @@ def _made(original: Callable[..., Any], name: str, hooks: dict[str, Hook], guard
     if name in STEERS:
         return steer(original, name, hooks[name], guard)
     if name in EVERY_STEP:
-        return guard.after(name, original, hooks[name])
+        return _marked(guard.after(name, original, hooks[name]), name, guard)
     return wrap(original, name, hooks[name], guard, hooks.get(name + FAILED))
 
 
