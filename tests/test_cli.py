@@ -237,6 +237,8 @@ def test_set_prints_what_became_of_it_and_fails_unless_applied(home: Path) -> No
         assert (change["engine"], change["outcome"], change["lost_requests"]) == ("e0", "applied", 0)
         told = rltop("set", "prefix_caching", "on").stderr
         assert re.fullmatch(r"what it does: rltop effect (\w+); back: rltop undo \1\n", told)
+        nothing = rltop("worst", "--engine", "e9")
+        assert (nothing.exit_code, nothing.stderr) == (1, "Error: no engine 'e9'; engines of this run: e0\n")
         wrong = rltop("set", "prefix_caching", "off", "--engine", "e9")
         assert (wrong.exit_code, wrong.stderr) == (1, "Error: no engine 'e9'; live engines: e0\n")
 

@@ -42,8 +42,8 @@ def read(path: Path) -> dict[str, NDArray[Any]]:
         file = np.load(path, allow_pickle=False)
     except OSError as error:
         raise ComputeError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ComputeError(f"{path}: not a .npz (numpy.savez): {error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # numpy takes any other file for a pickle, and says so
+        raise ComputeError(f"{path}: not a .npz, as numpy.savez writes it") from error
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise ComputeError(f"{path}: one array without a name; expected a .npz (numpy.savez)")
     with file:

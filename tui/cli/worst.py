@@ -36,14 +36,16 @@ def worst(run: str | None, step: int | None, kind: str, engine: str | None, limi
 
     try:
         with client_of(run) as client:
-            engines = list(client.snapshot().engines.values())
+            known = client.snapshot().engines
+            if engine is not None and engine not in known:
+                raise click.ClickException(f"no engine {engine!r}; engines of this run: {', '.join(sorted(known))}")
             found = client.samples(step, kind, engine, limit)
     except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         print_json(sampled.as_json(found))
     else:
-        click.echo(text(found, decoder(engines)))
+        click.echo(text(found, decoder(list(known.values()))))
 
 
 def text(found: Samples, decode: Decode) -> str:
