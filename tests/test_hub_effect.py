@@ -129,7 +129,7 @@ def test_a_command_of_an_earlier_hub_has_no_before() -> None:
     world.go(8)
     found = world.effect("old")
     assert {row.verdict for row in found.rows} == {"unknown"}
-    assert {row.reason for row in found.rows} == {"nothing was measured before the switch"}
+    assert {row.reason for row in found.rows} == {"this hub measured nothing before the switch"}
 
 
 def pace(*states: tuple[float, dict[str, object]], life: str = "life-1") -> Pace:

@@ -335,7 +335,7 @@ def _verdict(
     if not before or not after:
         side = "before" if not before else "after"
         if ended or not before:
-            return "unknown", f"nothing was measured {side} the switch", None
+            return "unknown", f"this hub measured nothing {side} the switch", None
         return "not_yet", "nothing was measured after the switch so far", MIN_SIDE
     if judged is None or own is None:
         if before < MIN_SIDE:
