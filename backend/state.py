@@ -352,7 +352,7 @@ class State:
         return [*(Audit(line) for line in self._commands.take_lines()), *effects]
 
     def _closed(self, step: view.Step, now: float) -> None:
-        self._tell_hole(step.step, now)
+        self._tell_hole(min([step.step, *self._steps.open]), now)  # an earlier one may still wait for its rollouts
         self._new_steps.append(step)
         self._last_step = step.step
         self.count("unjoined_rows", sum(step.unjoined.values()))

@@ -88,6 +88,20 @@ def test_a_new_hub_goes_on_from_what_is_stored_and_tells_the_hole() -> None:
     assert numbers == list(range(len(numbers)))
 
 
+def test_a_step_that_is_still_waited_for_is_not_in_the_hole() -> None:
+    first = Hub("hub-1")
+    first.send("trainer/0", wire.StepClosed(2, 0, 1, 2))
+    first.later(1.0)
+    second = Hub("hub-2", past=first.picture)
+    second.send("trainer/0", wire.StepClosed(4, 0, 2, 4))  # the other rank's word is not here yet
+    second.send("trainer/0", wire.StepClosed(5, 0, 2, 5))
+    second.send("trainer/1", wire.StepClosed(5, 1, 2, 5))
+    second.later(1.0)
+    assert list(second.steps) == [2, 5]
+    assert any("step 3 was not measured" in text for text in second.texts)
+    assert second.counters["missing_steps"] == 1
+
+
 def test_a_lost_message_of_the_trainer_makes_its_step_partial() -> None:
     hub = Hub()
     hub.send("trainer/0", wire.StepClosed(0, 0, 1, 0))

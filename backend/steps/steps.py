@@ -116,6 +116,11 @@ class Steps:
         self._settled: list[view.Step] = []  # measured before their time, for want of room
         self._next_is_partial = False
 
+    @property
+    def open(self) -> list[int]:
+        """Numbers of the steps that something was heard of and that are not done."""
+        return list(self._open)
+
     def new_epoch(self) -> None:
         """The trainer started anew, perhaps from an earlier step: its steps may come again."""
         self._done.clear()
