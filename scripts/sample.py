@@ -3,8 +3,9 @@
     .venv/bin/python scripts/sample.py
 
 The real demo on this machine (some minutes), at temperature 0.7, with flags switched as it goes; the fault is injected
-by a switch as well: raw logprobs, which at this temperature are not those that were sampled from. To be done again when
-steps gain metrics. What happens when is written down in docs/history.md.
+by a switch as well: raw logprobs, which at this temperature are not those that were sampled from. Token ids stay in, so
+that every view has something to show. To be done again when steps gain metrics. What happens when is written down in
+docs/history.md.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def main() -> int:
         code = subprocess.run(command, env={**os.environ, "RLTOP_HOME": home}, check=False).returncode
         if code == 0:
             SAMPLE.parent.mkdir(exist_ok=True)
-            print(record(Path(home) / "sort", SAMPLE, overwrite=True), "bytes", SAMPLE)
+            print(record(Path(home) / "sort", SAMPLE, with_text=True, overwrite=True), "bytes", SAMPLE)
         return code
 
 
