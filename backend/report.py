@@ -141,7 +141,8 @@ def change_text(change: view.Change) -> str:
     if change.policy_version is not None:
         words.append(f"policy version {change.policy_version}")
     if change.in_flight is not None:
-        words.append(f"{change.in_flight} requests in flight, {change.lost_requests or 0} lost")
+        lost = "" if change.lost_requests is None else f", {change.lost_requests} lost"  # None: nobody counted
+        words.append(f"{change.in_flight} requests in flight{lost}")
     if change.milliseconds is not None:
         words.append(f"{change.milliseconds:.1f} ms")
     line = ", ".join(words)

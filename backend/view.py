@@ -10,10 +10,10 @@ from itertools import islice
 
 import msgspec
 
+from rltop.backend import headline
 from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.gaps.profiles import Mismatch
 from rltop.backend.gaps.sampled import Samples
-from rltop.backend.headline import WHOLE_STEPS, headline
 from rltop.collectors.wire import Counts, FlagState, Timer
 
 MAX_STEPS = 20_000
@@ -228,8 +228,9 @@ class Snapshot(msgspec.Struct):
         for step in steps:
             self.steps.pop(step.step, None)  # one that comes again, from a restarted trainer, is the newest
             self.steps[step.step] = step
-        for number in list(islice(reversed(self.steps), WHOLE_STEPS, WHOLE_STEPS + len(steps))):
-            self.steps[number] = headline(self.steps[number])
+        whole = headline.WHOLE_STEPS
+        for number in list(islice(reversed(self.steps), whole, whole + len(steps))):
+            self.steps[number] = headline.headline(self.steps[number])
         while len(self.steps) > MAX_STEPS:
             del self.steps[next(iter(self.steps))]
 

@@ -13,9 +13,10 @@ import asyncio
 import multiprocessing
 import random
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-from rltop.backend import metrics, view
+from rltop.backend import headline, metrics, view
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import dashboard
@@ -33,12 +34,16 @@ def steps(count: int, engines: int) -> list[view.Step]:
     rng = random.Random(0)
     made = []
     for n in range(count):
-        values = {name: rng.gauss(0, 1) for name in metrics.BY_NAME}
-        own = {f"e{e}": {name: rng.gauss(0, 1) for name in metrics.PER_ENGINE} for e in range(engines)}
+        values = _figures(rng, metrics.BY_NAME)
+        own = {f"e{e}": _figures(rng, metrics.PER_ENGINE) for e in range(engines)}
         scalars = {f"actor/scalar_{i}": rng.random() for i in range(10)}
         joins = {"content": 64}
         made.append(view.Step(n, pictures.START + n, n, False, values, own, {}, scalars, joins))
     return made
+
+
+def _figures(rng: random.Random, names: Iterable[str]) -> dict[str, float | None]:
+    return {name: rng.gauss(0, 1) for name in names}
 
 
 def hub(count: int, engines: int) -> tuple[bytes, float, float]:
@@ -77,9 +82,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=view.MAX_STEPS)
     parser.add_argument("--engines", type=int, default=8)
-    parser.add_argument("--whole", type=int, default=view.WHOLE_STEPS)
+    parser.add_argument("--whole", type=int, default=headline.WHOLE_STEPS)
     arguments = parser.parse_args()
-    view.WHOLE_STEPS = arguments.whole
+    headline.WHOLE_STEPS = arguments.whole
     answer, held, encoding = hub(arguments.steps, arguments.engines)
     forked = multiprocessing.get_context("spawn")
     told: multiprocessing.SimpleQueue[tuple[float, float, float]] = forked.SimpleQueue()

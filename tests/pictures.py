@@ -82,7 +82,19 @@ def step(number: int) -> Step:
         "joined_fraction": 1.0,
         "prefix_hit_rate": 0.62 if number <= 10 else 0.0,
     }
-    return Step(number, START + 20 + STEP_S * number, number + 1, partial=False, values=values)
+    if number >= 4:  # before, no token's version was known
+        noise = gap * 0.9
+        values |= {
+            "noise_std": noise / math.sqrt(2 / math.pi),
+            "noise_abs_diff": noise,
+            "noise_k3": noise * noise * math.pi / 4,
+            "noise_clip_frac_low": 0.006 + 0.001 * learned,
+            "noise_clip_frac_high": 0.002,
+            "backend_tokens": 900.0,
+        }
+    own = {"logp_abs_diff_mean": gap, "prefix_hit_rate": values["prefix_hit_rate"], "tokens": 1300.0, "requests": 24.0}
+    engines = {"e0": own | {"engine_z": None}, "e1": own | {"engine_z": 5.25}}
+    return Step(number, START + 20 + STEP_S * number, number + 1, partial=False, values=values, engines=engines)
 
 
 def engine(name: str = "e0", **changes: Any) -> Engine:
@@ -166,6 +178,11 @@ def healthy(steps: int = 40, engines: int = 2) -> Snapshot:
         changes={change_key(c): c for c in changes},
         time=START + 20 + STEP_S * steps,
     )
+
+
+def young() -> Snapshot:
+    """A run of three steps, in which no noise floor is known yet."""
+    return healthy(3)
 
 
 def no_steps() -> Snapshot:

@@ -1,7 +1,8 @@
 """The dashboard on a real terminal of a given size: what it sends is counted and shown on an emulated screen.
 
 ``python -m tests.terminal FD`` is the other side: a dashboard whose run moves by one message of ``FD``:
-``e`` one engine's figures, ``s`` a step, ``n`` eight engines' figures and a step now and then, ``f`` all plots at once.
+``m`` nothing but a mark, ``e`` one engine's figures, ``s`` a step, ``n`` eight engines' figures and a step now and
+then, ``f`` all plots at once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from rltop.tui.app import RltopApp
 from tests import pictures
 from tests.pictures import HeldClient
 
+MARK = b"\a"
+"""What the dashboard's process sends after all before it, when told ``m``: the bell, which it never rings."""
+
 PATIENCE_S = 60.0
 """How long a screen may take to show what it must. Only a failing test waits that long."""
 
@@ -36,6 +40,7 @@ class Terminal:
 
     def __init__(self, columns: int, lines: int, *, fps: float = 10.0, owned: bool = True) -> None:
         self.bytes = 0
+        self._marks = self._at_mark = 0
         self._screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self._screen)
         self._master, slave = pty.openpty()
@@ -68,6 +73,16 @@ class Terminal:
         """Let the run move; one message is taken at each tick."""
         os.write(self._tell, messages.encode())
 
+    def mark(self) -> int:
+        """How many bytes it took to paint all that was told before; what is still on its way is waited for."""
+        wanted = self._marks + 1
+        self.tell("m")
+        deadline = time.monotonic() + PATIENCE_S
+        while self._marks < wanted:
+            assert time.monotonic() < deadline, self.text
+            self.read(0.5)
+        return self._at_mark
+
     def wait_until_told(self) -> None:
         """Until the run has taken all messages; reads nothing of what the dashboard sends meanwhile."""
         deadline = time.monotonic() + PATIENCE_S
@@ -87,6 +102,9 @@ class Terminal:
         if not select.select([self._master], [], [], timeout_s)[0]:
             return 0
         data = os.read(self._master, 1 << 16)
+        if MARK in data:
+            self._marks += data.count(MARK)
+            self._at_mark = self.bytes + data.rindex(MARK) + 1
         self.bytes += len(data)
         self._stream.feed(data)
         return len(data)
@@ -107,13 +125,16 @@ class ToldClient(HeldClient):
         os.set_blocking(told, False)
         self._told = told
         self._moves = 0
+        self.marked: Callable[[], object] = str
 
     def poll(self, timeout_s: float = 0.0) -> bool:
         try:
             message = os.read(self._told, 1).decode()
         except BlockingIOError:
             message = ""
-        if message:
+        if message == "m":
+            self.marked()
+        elif message:
             self._move(message)
         return super().poll(timeout_s)
 
@@ -138,7 +159,9 @@ class ToldClient(HeldClient):
 def main(told: int, fps: float, owned: int) -> int:
     if owned:
         fcntl.ioctl(sys.stdin, termios.TIOCSCTTY, 0)  # as a login's terminal: its end is this session's end
-    app = RltopApp(ToldClient(told), "sort", fps=fps)
+    client = ToldClient(told)
+    app = RltopApp(client, "sort", fps=fps)
+    client.marked = app.bell
     app.run()
     return app.return_code or 0
 

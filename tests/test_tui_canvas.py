@@ -165,3 +165,28 @@ def test_text_from_outside_is_as_wide_as_asked_and_cannot_act(text: str, width: 
     shown = look.clean(text, width)
     assert Strip(list(look.row([(shown, look.PLAIN)], width))).cell_length == width
     assert shown.isprintable()
+
+
+@given(figures, figures, st.booleans())
+def test_a_guide_is_dotted_sets_no_scale_and_never_hides_or_fakes_data(
+    values: list[float | None], beside: list[float | None], log: bool
+) -> None:
+    data, guide = line(values), line(beside, label="noise")
+    reach = (0.0, max(len(values) - 1, len(beside) - 1, 1.0))
+    plain = canvas.draw(Picture(reach, (data,), log=log), WIDTH, HEIGHT)
+    guided = canvas.draw(Picture(reach, (data,), log=log, guides=(guide,)), WIDTH, HEIGHT)
+    assert [row.text[: canvas.GUTTER] for row in guided] == [row.text[: canvas.GUTTER] for row in plain]
+    before, after = (dots(rows).reshape(HEIGHT - 1, 4, -1, 2).transpose(0, 2, 1, 3) for rows in (plain, guided))
+    there = before.any(axis=(2, 3))
+    assert (after[there] == before[there]).all()
+
+
+def test_a_guide_shows_where_it_is_known_and_in_range_alone() -> None:
+    guide = line([None, None, 0.5, 0.5, 0.5, 0.5, 7.0, 7.0, 7.0], label="noise")
+    rows = canvas.draw(Picture((0, 8), (line([*[0.0] * 8, 1.0]),), guides=(guide,)), WIDTH, HEIGHT)
+    middle = dots(rows)[8:24, :60].any(axis=0)  # below lies the line, which rises at the end
+    lit = np.flatnonzero(middle)
+    edges = 2 / 8 * (2 * (WIDTH - canvas.GUTTER) - 1), 5 / 8 * (2 * (WIDTH - canvas.GUTTER) - 1)
+    assert edges[0] - 1 <= lit.min() <= edges[0] + 2
+    assert edges[1] - 2 <= lit.max() <= edges[1] + 1
+    assert set(lit % 2) == {0}

@@ -138,6 +138,8 @@ SMALL, LARGE = (80, 24), (160, 48)
         ("mismatch-token-80", SMALL, ("3", "v", "j", "enter")),
         ("mismatch-sequence-120", (120, 36), ("3", "v", "v", "v", "enter")),
         ("mismatch-reading-80", SMALL, ("{", "3")),
+        ("mismatch-number-80", SMALL, ("3", "j", "i")),
+        ("mismatch-number-160", LARGE, ("3", "i")),
     ],
 )
 async def test_screen(name: str, size: tuple[int, int], keys: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -16,20 +17,20 @@ from textual.widgets import ContentSwitcher
 from rltop.backend.client import Client
 from rltop.backend.view import Engine, Snapshot
 from rltop.collectors.rundir import RunDir
-from rltop.tui import status
+from rltop.tui import explain, status
 from rltop.tui.asking import Orders
 from rltop.tui.changes import Entry, deed
 from rltop.tui.commands import BY_ID, NEEDS_CONTROL
 from rltop.tui.confirm import About, Confirm, Wish, keep_question, undo_question
 from rltop.tui.control import Control
-from rltop.tui.dialogs import Page, engine_page, help_page, page_width
+from rltop.tui.dialogs import Page, engine_page, help_page, numbers_page, page_width
 from rltop.tui.effect import EffectPage
 from rltop.tui.history import X_AXES, History
 from rltop.tui.link import Pace, backlog, end_with_terminal
 from rltop.tui.mismatch import Mismatch
 from rltop.tui.overview import Overview
 from rltop.tui.palette import CommandPalette, key_bindings
-from rltop.tui.plot import Sight
+from rltop.tui.plot import Plot, Sight
 from rltop.tui.reference import Reference
 from rltop.tui.rows import Rows
 from rltop.tui.source import Source, hold
@@ -194,6 +195,7 @@ class RltopApp(App[int]):
             "journal": partial(self._go, "control", "#journal"),
             "freeze": self._freeze,
             "zoom": self._zoom,
+            "explain": self._explain,
             "window": lambda: self._look(window=_after(WINDOWS, self.sight.window)),
             "x_axis": lambda: self._look(axis=_after(X_AXES, self.sight.axis)),
             "y_axis": lambda: self._look(log=not self.sight.log),
@@ -255,6 +257,28 @@ class RltopApp(App[int]):
             self.push_screen(Page(text))
         else:
             self._repaint()
+
+    def _explain(self) -> None:
+        found = self._figures()
+        if found is None or not found[1]:
+            self.notify(explain.NOTHING, severity="warning", timeout=4)
+        else:
+            self.push_screen(numbers_page(*found, page_width(self.size.width)))
+
+    def _figures(self) -> tuple[str, list[explain.Figure]] | None:
+        """What has the focus: whose figures, and which."""
+        if self._views.current == "mismatch":
+            return self._mismatch.figures()
+        if isinstance(self.focused, Plot):
+            return self.focused.figures()
+        if isinstance(self.focused, Table) and isinstance(engine := self.focused.selected, Engine):
+            place = self.history.index(math.inf if self.sight.cursor is None else self.sight.cursor)
+            step = None if place is None else self.history.steps[place]
+            values = step.engines.get(engine.id, {}) if step else {}
+            named = [(column.title, metric) for column in self.focused.explained() for metric in column.metrics]
+            where = f"{engine.id}, {f'step {step.step}' if step else 'no step yet'}"
+            return where, [explain.in_step(title, metric, values) for title, metric in named]
+        return None
 
     def _next_list(self) -> None:
         if self._views.current == "mismatch":

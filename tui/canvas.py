@@ -23,7 +23,8 @@ GUTTER = 8
 """Cells left of the dots: the numbers of the value axis and the axis itself."""
 
 _BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
-_LEVEL, _MARKER, _CURSOR, _DATA = 1, 2, 3, 4
+_LEVEL, _MARKER, _CURSOR, _FIRST = 1, 2, 3, 4
+"""Inks; from ``_FIRST`` on the guides, then the lines."""
 _STYLES = (look.PLAIN, look.FAINT, look.MARK, look.STRONG)
 
 
@@ -51,7 +52,8 @@ class Marker:
 class Picture:
     """All there is to draw. ``lines`` are drawn in order, the last on top; ``levels`` are drawn where in range.
 
-    ``x_name`` stands before the x axis, in at most ``GUTTER - 1`` characters.
+    ``guides`` are dotted lines to hold others against: they stand below all lines, and as levels set no scale and show
+    only where in range. ``x_name`` stands before the x axis, in at most ``GUTTER - 1`` characters.
     """
 
     x_range: tuple[float, float]
@@ -61,6 +63,7 @@ class Picture:
     cursor: float | None = None
     log: bool = False
     x_name: str = ""
+    guides: tuple[Line, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,10 +145,14 @@ def page(first: float, last: float, window: float | None = None) -> tuple[float,
 
 @dataclass
 class Raster:
-    """Dots, bottom row first: 0 is dark, else the ink that lit it; the higher ink wins a cell."""
+    """Dots, bottom row first: 0 is dark, else the ink that lit it; the higher ink wins a cell.
+
+    From ink ``data`` on it is data, which nothing below shares a cell with.
+    """
 
     width: int
     height: int
+    data: int = _FIRST
     dots: NDArray[np.uint8] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -156,9 +163,9 @@ class Raster:
         self.dots[y, x] = ink
 
     def segments(
-        self, x: NDArray[np.intp], y: NDArray[np.intp], linked: NDArray[np.bool_], ink: int, *, dashed: bool
+        self, x: NDArray[np.intp], y: NDArray[np.intp], linked: NDArray[np.bool_], ink: int, *, pattern: str = ""
     ) -> None:
-        """Join point i and i+1 where ``linked[i]``; a dashed join leaves every other pair of dots dark."""
+        """Join point i and i+1 where ``linked[i]``; ``dashed`` leaves every other pair dark, ``dotted`` odd columns."""
         x0, y0, dx, dy = x[:-1][linked], y[:-1][linked], np.diff(x)[linked], np.diff(y)[linked]
         count = np.maximum(np.abs(dx), np.abs(dy)) + 1
         which = np.repeat(np.arange(count.size), count)
@@ -166,14 +173,14 @@ class Raster:
         share = part / np.maximum(count - 1, 1)[which]
         at_x = x0[which] + np.rint(dx[which] * share).astype(np.intp)
         at_y = y0[which] + np.rint(dy[which] * share).astype(np.intp)
-        lit = part % 4 < 2 if dashed else slice(None)
+        lit = part % 4 < 2 if pattern == "dashed" else at_x % 2 == 0 if pattern == "dotted" else slice(None)
         self.points(at_x[lit], at_y[lit], ink)
 
     def cells(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Braille bits and ink of every cell, top row first, both [height, width]."""
         dots = self.dots[::-1].reshape(self.height, 4, self.width, 2).transpose(0, 2, 1, 3)
         ink = dots.max(axis=(2, 3))
-        shown = np.where((ink >= _DATA)[:, :, None, None], dots >= _DATA, dots > 0)
+        shown = np.where((ink >= self.data)[:, :, None, None], dots >= self.data, dots > 0)
         return (shown * _BITS).sum(axis=(2, 3), dtype=np.uint8), ink
 
 
@@ -183,12 +190,14 @@ def draw(picture: Picture, width: int, height: int) -> list[Strip]:
     if inner < 4 or tall < 1:
         return [look.row((), width)] * height
     axis = scale(tuple(_cut(line, picture.x_range) for line in picture.lines), max(2, tall // 3), log=picture.log)
-    raster = Raster(inner, tall)
+    raster = Raster(inner, tall, _FIRST + len(picture.guides))
     _draw_marks(raster, picture, axis)
-    for ink, line in enumerate(picture.lines, _DATA):
+    for ink, guide in enumerate(picture.guides, _FIRST):
+        _draw_guide(raster, _cut(guide, picture.x_range), picture.x_range, axis, ink)
+    for ink, line in enumerate(picture.lines, raster.data):
         _draw_line(raster, _cut(line, picture.x_range), picture.x_range, axis, ink)
     left, right = _value_axis(axis, tall), _end_labels(picture, axis, tall)
-    styles = (*_STYLES, *(line.style for line in picture.lines))
+    styles = (*_STYLES, *(line.style for line in (*picture.guides, *picture.lines)))
     bits, inks = raster.cells()
     rows = [_strip(left[y], bits[y], inks[y], right.get(y, ("", look.PLAIN)), styles, width) for y in range(tall)]
     return [*rows, _x_axis(picture, inner, width)]
@@ -215,8 +224,21 @@ def _draw_line(raster: Raster, line: Line, x_range: tuple[float, float], axis: S
     linked = line.linked[finite[:-1]] & (np.diff(finite) == 1)
     x = columns(line.x[finite], x_range, 2 * raster.width)
     y = axis.dots(line.y[finite], 4 * raster.height)
-    raster.segments(x, y, linked, ink, dashed=line.dashed)
+    raster.segments(x, y, linked, ink, pattern="dashed" if line.dashed else "")
     raster.points(x, y, ink)
+
+
+def _draw_guide(raster: Raster, line: Line, x_range: tuple[float, float], axis: Scale, ink: int) -> None:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        height = np.log10(line.y) if axis.log else line.y
+        shown = np.flatnonzero((height >= axis.low) & (height <= axis.high) & np.isfinite(line.x))
+    if not shown.size:
+        return
+    linked = line.linked[shown[:-1]] & (np.diff(shown) == 1)
+    x, y = columns(line.x[shown], x_range, 2 * raster.width), axis.dots(line.y[shown], 4 * raster.height)
+    raster.segments(x, y, linked, ink, pattern="dotted")
+    alone = ~(np.append(linked, False) | np.append(False, linked))
+    raster.points(x[alone], y[alone], ink)
 
 
 def _draw_marks(raster: Raster, picture: Picture, axis: Scale) -> None:

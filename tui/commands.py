@@ -46,6 +46,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("freeze", ("space",), "space", "Freeze", "hold the picture still; data keep arriving", "Looking",
             footer="freeze"),
     Command("zoom", ("z",), "z", "Maximise", "the focused pane alone, and back", "Looking", footer="zoom"),
+    Command("explain", ("i",), "i", "What is this number", "value, N, unit, formula, source, thresholds, other names",
+            "Looking"),
     Command("window", ("w",), "w", "Time range", "whole run, last 300, 100, 30 steps", "Looking"),
     Command("x_axis", ("x",), "x", "X axis", "training step, policy version, minutes", "Looking"),
     Command("y_axis", ("y",), "y", "Y axis", "linear or logarithmic; what is not above 0 stands on the floor",

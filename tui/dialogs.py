@@ -1,7 +1,8 @@
-"""What stands in front of a view for a moment to be read: the help, the facts of an engine."""
+"""What stands in front of a view for a moment to be read: the help, the facts of an engine, what a number is."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import ClassVar
 
@@ -15,12 +16,15 @@ from textual.widgets import Static
 from rltop.backend.fleet import facts as known_facts
 from rltop.backend.fleet.prints import MARK
 from rltop.backend.metrics import BY_NAME as METRICS
+from rltop.backend.metrics import Metric
+from rltop.backend.metrics.document import explain
 from rltop.backend.view import Engine
 from rltop.collectors.actions import ACTIONS
 from rltop.collectors.flags import FLAGS
 from rltop.tui import look
 from rltop.tui.commands import COMMANDS, NEEDS_CONTROL
 from rltop.tui.control import wrap
+from rltop.tui.explain import Figure
 from rltop.tui.overview import CHARTS
 
 WIDEST = 110
@@ -36,7 +40,7 @@ class Page(ModalScreen[None]):
     """Text to read; any of the usual keys closes it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,enter,question_mark,f1,h", "dismiss", "Close"),
+        Binding("escape,q,enter,question_mark,f1,h,i", "dismiss", "Close"),
         Binding("j", "scroll('down')", "Down"),
         Binding("k", "scroll('up')", "Up"),
     ]
@@ -81,7 +85,11 @@ def help_page(width: int, *, control: bool) -> Page:
             metric = METRICS[series.metric]
             unit = {"": "", "share": " [%]"}.get(metric.unit, f" [{metric.unit}]")
             _listed(text, f"{chart.id + ' ' + series.label:<12}", f"{metric.formula}{unit}", width)
-    _listed(text, f"{'▲pc-':<12}", "a switch: its first letters, + on, - off; a dotted row is a threshold", width)
+    said = "a switch: its first letters, + on, - off; a row of single dots is a threshold"
+    _listed(text, f"{'▲pc-':<12}", said, width)
+    for series in (series for chart in CHARTS for series in chart.series if series.noise):
+        _listed(text, f"{'┈' + series.label:<12}", METRICS[series.noise].formula, width)
+    _listed(text, " " * 12, "lines of what noise alone gives; none is drawn where that is not measurable", width)
     text.append("Flags and actions\n", "bold")
     for flag in FLAGS:
         labels = " ".join(look.flag_label(flag.name, value, short=True) for value in flag.values)
@@ -99,6 +107,29 @@ def _listed(text: Text, label: str, said: str, width: int, label_style: str = ""
     for i, line in enumerate(wrap(said, max(width - len(label) - 2, 20))):
         text.append(f"  {label if i == 0 else ' ' * len(label)}", label_style)
         text.append(f"{line}\n", style)
+
+
+def numbers_page(where: str, figures: Iterable[Figure], width: int) -> Page:
+    """What the figures are, in lines of ``width`` cells; ``where`` says whose they are."""
+    text = Text()
+    text.append(f"What these numbers are: {look.clean(where, min(len(where), width))}\n", look.FAINT)
+    for figure in figures:
+        metric = METRICS[figure.metric]
+        text.append(f"{metric.name}", look.STRONG)
+        text.append(f", here {figure.label}\n" if figure.label else "\n", look.FAINT)
+        fact_line(text, width, "now", _now(metric, figure))
+        for name, value in explain(metric):
+            fact_line(text, width, name, value)
+    return Page(text)
+
+
+def _now(metric: Metric, figure: Figure) -> str:
+    if figure.value is None:
+        return "not measurable" if metric.needs else "not known"
+    shown = look.percent(figure.value) if metric.unit == "share" else look.figure(figure.value, 4)
+    unit = "" if metric.unit in ("", "share") else f" {metric.unit}"
+    of = f", of {figure.of[0]:,.0f} {figure.of[1]}" if figure.of else ""
+    return f"{shown}{unit}{of}"
 
 
 def engine_page(engine: Engine, width: int) -> Page:
@@ -120,7 +151,7 @@ def engine_page(engine: Engine, width: int) -> Page:
         if not state.switchable:
             known[name] = f"{known.get(name, look.UNKNOWN)}, fixed: {state.reason}"
     text = Text()
-    line = partial(_line, text, width)
+    line = partial(fact_line, text, width)
     if engine.differs:
         text.append("Does not agree\n", "bold")
         for name, says in engine.differs.items():
@@ -137,7 +168,8 @@ def engine_page(engine: Engine, width: int) -> Page:
     return Page(text)
 
 
-def _line(text: Text, width: int, name: str, value: str, *, mark: bool = False) -> None:
+def fact_line(text: Text, width: int, name: str, value: str, *, mark: bool = False) -> None:
+    """A name and its value on a page; a long value goes on in further lines."""
     for i, part in enumerate(wrap(look.clean(value, len(value)), max(width - 27, 20))):
         text.append(f"{MARK} " if mark and not i else "  ", str(look.WARN))
         text.append(f"{look.clean('' if i else name, 24)} ", str(look.FAINT))

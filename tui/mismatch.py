@@ -19,6 +19,7 @@ from rltop.backend.view import Answer, AskMismatch, AskSamples, Question, Snapsh
 from rltop.tui import gaps, look, marks
 from rltop.tui.bars import Bar, BarChart, Bars
 from rltop.tui.decode import Decode, as_id, decoder
+from rltop.tui.explain import Figure
 from rltop.tui.plot import Sight
 from rltop.tui.rows import Rows, set_height
 from rltop.tui.table import Column, Table
@@ -44,12 +45,22 @@ Means = tuple[int, float, float, float]
 
 @dataclass(frozen=True)
 class Place:
-    """A line of the table: one engine, or all. ``cells``: |d| by the table's columns, None without tokens."""
+    """One engine or all. By the columns of the table ``cells``: |d|, None without tokens; ``counts``: tokens."""
 
     engine: str
     tokens: int
     k3: float | None
     cells: dict[str, float | None]
+    counts: dict[str, int]
+
+    def figures(self) -> list[Figure]:
+        """Those that the catalogue knows; of strata it has no entries of their own."""
+        named = (("all", "all", "logp_abs_diff_mean"), ("lag 0", "0", "lag0_abs_diff_mean"))
+        gaps = [
+            Figure(head, metric, self.cells.get(at), (self.counts.get(at, 0), "tokens")) for head, at, metric in named
+        ]
+        k3 = Figure("k3", "kl_k3", self.k3, (self.tokens, "tokens"))
+        return [*gaps, k3, Figure("tokens", "tokens", float(self.tokens), None)]
 
 
 def merged(rows: list[Means]) -> Means:
@@ -86,7 +97,8 @@ def _place(answer: Answered, engine: str | None) -> Place:
     n, _, size, k3 = merged(lags)
     shown = {name: means[2] if means[0] else None for name, means in cells.items()}
     name = FLEET if engine is None else engine or UNKNOWN_ENGINE
-    return Place(name, n, k3 if n else None, shown | {"all": size if n else None})
+    counts = {name: means[0] for name, means in cells.items()} | {"all": n}
+    return Place(name, n, k3 if n else None, shown | {"all": size if n else None}, counts)
 
 
 def _cell(name: str) -> Callable[[Place], look.Part]:
@@ -242,6 +254,13 @@ class Mismatch(Vertical):
             self._answer = answer.mismatch or self._answer
             self._samples = answer.samples or self._samples
         return bool(come)
+
+    def figures(self) -> tuple[str, list[Figure]] | None:
+        """What the line of the table under the cursor shows, and of what; None where there is none."""
+        place = self.query_one("#places", Table).selected
+        if not isinstance(place, Place) or self._answer is None:
+            return None
+        return f"{place.engine}, steps {self._answer.first} to {self._answer.last}", place.figures()
 
     def next_list(self) -> None:
         """The next of the lists."""

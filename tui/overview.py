@@ -82,12 +82,24 @@ FLEET: tuple[Column[Engine], ...] = (
     Column("run", 4, lambda e: (str(e.running), look.PLAIN), sort=lambda e: e.running),
     Column("wait", 4, lambda e: (str(e.waiting), look.PLAIN), sort=lambda e: e.waiting),
     Column("KV use", 6, lambda e: (look.percent(e.kv_usage), look.PLAIN), sort=lambda e: e.kv_usage, rank=2),
-    Column("hits", 5, lambda e: (look.percent(e.prefix_hit_rate), look.PLAIN), sort=lambda e: e.prefix_hit_rate),
+    Column(
+        "hits",
+        5,
+        lambda e: (look.percent(e.prefix_hit_rate), look.PLAIN),
+        sort=lambda e: e.prefix_hit_rate,
+        metrics=("prefix_hit_rate",),
+    ),
     Column("policy", 6, _version, sort=lambda e: e.policy_version),
     Column(
         "lag", 3, lambda e: (look.whole(e.lag), look.WARN if (e.lag or 0) > 1 else look.PLAIN), sort=lambda e: e.lag
     ),
-    Column("gap nats", 8, lambda e: (look.figure(e.gap), look.PLAIN), sort=lambda e: e.gap),
+    Column(
+        "gap nats",
+        8,
+        lambda e: (look.figure(e.gap), look.PLAIN),
+        sort=lambda e: e.gap,
+        metrics=("logp_abs_diff_mean", "engine_z"),
+    ),
     Column("flags", 8, lambda e: (flags_text(e.flags), look.PLAIN), right=False),
     Column("vLLM", 9, lambda e: (e.vllm_version, look.PLAIN), sort=lambda e: e.vllm_version, rank=1, right=False),
     Column("step", 8, lambda e: (str(e.step), look.FAINT), sort=lambda e: e.step, rank=5),

@@ -10,6 +10,7 @@ from textual.strip import Strip
 
 from rltop.backend import metrics
 from rltop.tui import canvas, look
+from rltop.tui.explain import Figure, in_step
 from rltop.tui.history import History, XAxis
 from rltop.tui.rows import Rows
 
@@ -76,6 +77,19 @@ class Plot(Rows, can_focus=True):
         self.chart = chart
         self._drawn: tuple[History, tuple[canvas.Marker, ...], Sight] = (History(), (), Sight())
 
+    def figures(self) -> tuple[str, list[Figure]]:
+        """Which step is read out, and what its figures here are."""
+        history, _, sight = self._drawn
+        place = history.index(math.inf if sight.cursor is None else sight.cursor)
+        step = None if place is None else history.steps[place]
+        values = step.values if step else {}
+        shown = [
+            in_step(f"━ {s.label}" if at == 0 else f"╍ {s.label}", s.metric, values)
+            for at, s in enumerate(self.chart.series)
+        ]
+        noise = [in_step(f"┈ noise beside {s.label}", s.noise, values) for s in self.chart.series if s.noise]
+        return f"{self.chart.title}, {f'step {step.step}' if step else 'no step yet'}", shown + noise
+
     def on_resize(self) -> None:
         """Draw the same again, in the new size."""
         self.draw(*self._drawn)
@@ -111,6 +125,11 @@ class Plot(Rows, can_focus=True):
             canvas.Line(series.label, x, history.column(series.metric) * self.chart.factor, linked, style, dashed=i > 0)
             for i, (series, style) in enumerate(zip(self.chart.series, look.SERIES, strict=False))
         )
+        guides = tuple(
+            canvas.Line(series.label, x, history.column(series.noise) * self.chart.factor, linked, style)
+            for series, style in zip(self.chart.series, look.SERIES, strict=False)
+            if series.noise
+        )
         theirs = history.reference_column(self.chart.series[0].metric)
         if theirs is not None:
             lines += (canvas.Line("ref", x, theirs * self.chart.factor, linked, look.FAINT),)
@@ -118,6 +137,7 @@ class Plot(Rows, can_focus=True):
         return canvas.Picture(
             x_range=canvas.page(first, last, sight.window),
             lines=lines[::-1],
+            guides=guides,
             markers=marks,
             levels=self.chart.levels,
             cursor=None if at is None else float(x[at]),
@@ -127,18 +147,18 @@ class Plot(Rows, can_focus=True):
 
     def _title(self, history: History, place: int | None, width: int) -> Strip:
         """Name, unit and every series with its figure at the last step, or the one read out; short where need be."""
-        values = [
-            None if place is None else history.steps[place].values.get(series.metric) for series in self.chart.series
-        ]
+        step = {} if place is None else history.steps[place].values
+        values = [step.get(series.metric) for series in self.chart.series]
         unit = {"": "", "share": " %"}.get(self.chart.metric.unit, f" {self.chart.metric.unit}")
         long, middle, short = f"{self.chart.title}{unit}", f"{self.chart.id}{unit}", self.chart.id
         parts: list[look.Part] = []
-        for name, gap, digits, labelled in (
-            (long, 2, 3, True),
-            (middle, 1, 3, True),
-            (short, 1, 3, True),
-            (short, 1, 2, True),
-            (middle, 1, 2, False),
+        for name, gap, digits, labelled, noisy in (
+            (long, 2, 3, True, True),
+            (middle, 1, 3, True, True),
+            (middle, 1, 3, True, False),
+            (short, 1, 3, True, False),
+            (short, 1, 2, True, False),
+            (middle, 1, 2, False, False),
         ):
             parts = [(name, look.CURSOR if self.has_focus else look.STRONG)]
             for i, (series, value) in enumerate(zip(self.chart.series, values, strict=True)):
@@ -146,6 +166,18 @@ class Plot(Rows, can_focus=True):
                 parts.append((" " * gap, look.PLAIN))
                 parts.append((f"{line}{series.label} " if labelled else line, style))
                 parts.append((self.chart.figure(value, digits), look.PLAIN))
+            parts += self._noise(step, gap, digits) if noisy and place is not None else []
             if look.length(parts) <= width:
                 break
         return look.row(parts, width)
+
+    def _noise(self, values: metrics.Values, gap: int, digits: int) -> list[look.Part]:
+        """What noise alone gives, in the colours of the lines it is to be held against; or that it is not known."""
+        pairs = zip(self.chart.series, look.SERIES, strict=False)
+        known = [(style, values.get(series.noise)) for series, style in pairs if series.noise]
+        if not known:
+            return []
+        if all(value is None for _, value in known):
+            return [(f"{' ' * gap}no noise floor", look.FAINT)]
+        figures = [(f" {self.chart.figure(value, digits)}", style) for style, value in known]
+        return [(f"{' ' * gap}┈noise", look.FAINT), *figures]

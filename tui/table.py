@@ -27,6 +27,7 @@ class Column(Generic[T]):
         sort: what to sort by; None if the column does not sort. Unknown figures go last either way.
         rank: columns of higher rank are dropped first where there is no room; rank 0 always shows.
         right: align to the right, as figures are.
+        metrics: what the catalogue calls the figure, and others that tell more of it.
     """
 
     title: str
@@ -35,6 +36,7 @@ class Column(Generic[T]):
     sort: Callable[[T], Any] | None = None
     rank: int = 0
     right: bool = True
+    metrics: tuple[str, ...] = ()
 
 
 def fit(columns: Sequence[Column[T]], width: int) -> list[Column[T]]:
@@ -118,6 +120,11 @@ class Table(Rows, Generic[T], can_focus=True):
         """Turn the order round."""
         self._reverse = not self._reverse
         self.set_items(self.items)
+
+    def explained(self) -> list[Column[T]]:
+        """Columns whose figures the catalogue knows, the one that is sorted by first."""
+        known = [column for column in self._columns if column.metrics]
+        return sorted(known, key=lambda column: column is not self._sorted)
 
     def paint(self) -> None:
         """Make the lines that are in sight."""

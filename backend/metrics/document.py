@@ -25,6 +25,7 @@ def as_json(metric: Metric) -> dict[str, Any]:
         "level": metric.level,
         "formula": metric.formula,
         "reading": metric.reading,
+        "needs": metric.needs or None,
         "source": metric.source,
         "bad": metric.bad,
         "thresholds": {"amber": limits.amber, "red": limits.red, "source": limits.source} if limits else None,
@@ -43,12 +44,37 @@ def explain(metric: Metric) -> list[tuple[str, str]]:
     ]
     if metric.reading:
         lines.append(("reading", metric.reading))
+    if metric.needs:
+        lines.append(("needs", metric.needs))
     if metric.bad != "none":
         lines.append(("bad", metric.bad))
     if limits := metric.thresholds:
         lines += [("amber", f"{limits.amber:g}"), ("red", f"{limits.red:g}"), ("who says so", limits.source)]
     lines += [("elsewhere", alias) for alias in metric.aliases]
     return lines
+
+
+_COUNTS = (
+    ("backend_", ("backend_tokens",)),
+    ("stale_backend_", ("stale_backend_tokens",)),
+    ("lag0_", ("lag0_tokens",)),
+    ("noise_", ("backend_tokens", "lag0_tokens")),
+)
+"""By how names begin: the metrics of which the first that is not 0 says over how many tokens they run."""
+
+_OF_LEVEL = {"token": "tokens", "sequence": "sequences", "request": "requests"}
+
+
+def count(metric: Metric, values: metrics.Values) -> tuple[float, str] | None:
+    """Over how many of what the figure runs, in a step or an engine's part of one; None where that is not kept."""
+    if metric.name.startswith(("clip_frac_", "noise_clip_frac_")):  # of all updates, by token or by sequence
+        return None
+    if of := next((names for start, names in _COUNTS if metric.name.startswith(start)), None):
+        found, unit = next((n for name in of if (n := values.get(name))), None), "tokens"
+    else:
+        unit = _OF_LEVEL.get(metric.level, "")
+        found = values.get(unit)
+    return None if found is None else (found, unit)
 
 
 def page() -> str:

@@ -38,6 +38,7 @@ class Metric:
         thresholds: None where no source gives any.
         aliases: ``framework: key`` of the same quantity elsewhere; in brackets how it differs, where it does.
         reading: what it tells, where the formula alone does not.
+        needs: what it can't be had without, where that is not always there.
         across: for those, the fleet's figure, of the figures of each engine.
     """
 
@@ -51,6 +52,7 @@ class Metric:
     thresholds: Thresholds | None = None
     aliases: tuple[str, ...] = ()
     reading: str = ""
+    needs: str = ""
     across: Callable[[Mapping[str, Values]], float | None] | None = None
 
 

@@ -25,6 +25,10 @@ from rltop.backend.summary import whole as w
 if TYPE_CHECKING:
     from rltop.backend.summary import Gap, Summary
 
+_MATCHED = (
+    "tokens whose logprob is compared under the version that sampled them: old logprobs with their version, or lag 0"
+)
+_BOUND = f"clip bounds and advantages, and {_MATCHED}"
 _MILES = Thresholds(0.2, 0.5, "miles docs; for gspo about 100 times more is normal")
 
 
@@ -125,9 +129,10 @@ MASKS = Family(
         Metric("noise_clip_frac_low", "share", "token; sequence for gspo", "what noise of standard deviation noise_std "
                "alone would give for clip_frac_low: share of A < 0 times P(exp(N(0, noise_std^2)) < clip_low); "
                "noise_std / sqrt(T) for a gspo sequence of T tokens",
-               "rltop, after the Gaussian noise table of Fast-LLM PR 525", "none", lambda s: s.noise_clip(high=False)),
+               "rltop, after the Gaussian noise table of Fast-LLM PR 525", "none", lambda s: s.noise_clip(high=False),
+               needs=_BOUND),
         Metric("noise_clip_frac_high", "share", "token; sequence for gspo", "likewise for clip_frac_high", "rltop",
-               "none", lambda s: s.noise_clip(high=True)),
+               "none", lambda s: s.noise_clip(high=True), needs=_BOUND),
         Metric("tis_clip_frac", "share", "token", f"tokens with exp(d) > {k.TIS_CAP:g}", VERL, "high",
                lambda s: s.gap.share(k.OVER_CAP), Thresholds(1e-3, 1e-2, "rltop"),
                ("verl: rollout_corr/rollout_is_ratio_fraction_high", "slime: tis_clipfrac (also below its lower bound)",
@@ -248,14 +253,14 @@ SPLIT = Family(
         Metric("lag0_tokens", "tokens", "token", "those tokens", MISMATCH, "none", lambda s: float(s.fresh.n)),
         Metric("noise_std", "nats", "token", "standard deviation of the version-matched d: old - rollout where there "
                "is one, else trainer - rollout at lag 0", MISMATCH, "high", lambda s: s.noise,
-               reading="0.022 for a 7B model in bfloat16 with a float32 head on both sides, 0.039 without (Fast-LLM PR "
-                       "525)."),
+               needs=_MATCHED, reading="0.022 for a 7B model in bfloat16 with a float32 head on both sides, 0.039 "
+                       "without (Fast-LLM PR 525)."),
         Metric("noise_abs_diff", "nats", "token", "noise_std sqrt(2 / pi): the mean |d| of Gaussian noise",
-               "Fast-LLM PR 525", "none", noise_abs_diff),
+               "Fast-LLM PR 525", "none", noise_abs_diff, needs=_MATCHED),
         Metric("noise_k3", "nats", "token", "noise_std^2 / 2: the k3 of Gaussian noise", "Fast-LLM PR 525", "none",
-               noise_k3),
+               noise_k3, needs=_MATCHED),
         Metric("noise_ess", "share", "token", "exp(-noise_std^2): the ESS of Gaussian noise", "Fast-LLM PR 525", "none",
-               noise_ess),
+               noise_ess, needs=_MATCHED),
     ),
 )  # fmt: skip
 

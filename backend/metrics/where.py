@@ -68,8 +68,9 @@ WHERE = Family(
                reading="The same position step after step: a tile of a kernel or the edge of a cache, not the text."),
         Metric("engine_z", "robust standard deviations", "engine", f"(figure - median of the engines) / (1.4826 median "
                f"absolute deviation), of {', '.join(COMPARED)} the one farthest off; of the fleet, the engine's that "
-               f"is; {MIN_ENGINES} engines or more", MISMATCH, "away from 0",
-               None, Thresholds(4.0, 8.0, "rltop: of the same engine, two steps in a row"), reading="One bad replica. "
-               "In small fleets a single step above 4 is common.", across=_farthest),
+               "is", MISMATCH, "away from 0", None,
+               Thresholds(4.0, 8.0, "rltop: of the same engine, two steps in a row"), reading="One bad replica. In "
+               "small fleets a single step above 4 is common.", across=_farthest,
+               needs=f"{MIN_ENGINES} engines that differ"),
     ),
 )  # fmt: skip

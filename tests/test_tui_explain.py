@@ -1,0 +1,92 @@
+"""What is this number: from a plot, the fleet or the places of the gap to its entry, with its value and N."""
+
+from __future__ import annotations
+
+import pytest
+
+from rltop.backend import metrics
+from rltop.backend.metrics.document import count, explain
+from rltop.tui.explain import NOTHING
+from rltop.tui.overview import CHARTS, FLEET
+from rltop.tui.plot import Chart
+from tests import pictures
+from tests.pictures import HeldClient
+from tests.screens import dashboard, screen_text, settle
+from tests.test_tui_mismatch import AnsweringClient
+
+TALL = (160, 150)
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.id)
+async def test_a_plots_figures_are_explained_at_the_step_that_is_read(chart: Chart) -> None:
+    async with dashboard(HeldClient(pictures.healthy()), TALL) as (app, pilot):
+        app.query_one(f"#plot-{chart.id}").focus()
+        await pilot.press("[", "i")
+        await settle(app, pilot)
+        text = screen_text(app)
+        assert "step 38" in text
+        for series in chart.series:
+            for name in filter(None, (series.metric, series.noise)):
+                assert name in text
+                for _, said in explain(metrics.BY_NAME[name]):
+                    assert said.split()[0] in text
+        await pilot.press("i")
+        await settle(app, pilot)
+        assert "What these numbers are" not in screen_text(app)
+
+
+async def test_what_cannot_be_measured_says_what_it_would_take() -> None:
+    async with dashboard(HeldClient(pictures.young()), TALL) as (app, pilot):
+        app.query_one("#plot-KL").focus()
+        await pilot.press("i")
+        await settle(app, pilot)
+        text = screen_text(app)
+        assert "not measurable" in text
+        assert metrics.BY_NAME["noise_k3"].needs[:30] in text
+
+
+async def test_an_engines_line_and_a_place_have_their_own_figures_and_counts() -> None:
+    async with dashboard(AnsweringClient(pictures.healthy()), TALL) as (app, pilot):
+        await pilot.press("j", "i")
+        await settle(app, pilot)
+        text = screen_text(app)
+        assert "e1, step 39" in text
+        assert "of 1,300 tokens" in text
+        assert "5.250 robust standard deviations" in text
+        for key in ("escape", "3", "j"):
+            await pilot.press(key)
+            await settle(app, pilot)
+        await pilot.press("i")
+        await settle(app, pilot)
+        text = screen_text(app)
+        assert "e0, steps 0 to 39" in text
+        assert "of 5,400 tokens" in text
+
+
+async def test_where_nothing_is_to_be_explained_it_says_where_to_go() -> None:
+    async with dashboard(HeldClient(pictures.healthy()), (80, 24)) as (app, pilot):
+        await pilot.press("6", "i")
+        await settle(app, pilot)
+        assert len(app.screen_stack) == 1
+        assert NOTHING in [shown.message for shown in app._notifications]
+
+
+def test_columns_name_metrics_of_the_catalogue() -> None:
+    named = [metric for column in FLEET for metric in column.metrics]
+    assert named
+    assert set(named) <= set(metrics.PER_ENGINE)
+
+
+def test_a_figure_is_counted_by_what_it_runs_over() -> None:
+    values = {"tokens": 10.0, "sequences": 3.0, "requests": 4.0, "lag0_tokens": 5.0, "backend_tokens": 0.0}
+
+    def of(name: str) -> tuple[float, str] | None:
+        return count(metrics.BY_NAME[name], values)
+
+    assert of("kl_k3") == (10.0, "tokens")
+    assert of("reward_mean") == (3.0, "sequences")
+    assert of("prefix_hit_rate") == (4.0, "requests")
+    assert of("noise_k3") == of("lag0_k3") == (5.0, "tokens")
+    assert of("clip_frac_low") is None
+    assert of("engine_z") is None
+    assert of("backend_k3") is None
