@@ -67,19 +67,26 @@ class Rollouts:
 
         Requests keep the tokens they have; their KV is computed anew under the new weights.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
+        fault = self._job.fault
         await self._midway()
         in_flight, began = len(self._sizes), time.perf_counter()
-        await self._engine.pause_generation(mode="keep", clear_cache=True)
+        await self._engine.pause_generation(mode="keep", clear_cache=fault.clears)
         paused = time.perf_counter()
-        await self._engine.start_weight_update()
-        await self._engine.update_weights(WeightTransferUpdateRequest(update_info={"path": update.path}))
-        await self._engine.finish_weight_update(str(update.version))
+        if fault.loads:
+            await self._load(update)
+        elif fault.labels:
+            await self._engine.update_weight_version(str(update.version))
         loaded = time.perf_counter()
         await self._engine.resume_generation()
         pause_ms, load_ms = (paused - began) * 1e3, (loaded - paused) * 1e3
         await self._send(messages.Updated(self._job.engine, update.version, in_flight, pause_ms, load_ms))
+
+    async def _load(self, update: messages.Update) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._engine.start_weight_update()
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info={"path": update.path}))
+        await self._engine.finish_weight_update(str(update.version))
 
     async def _midway(self) -> None:
         """Wait until some requests are in the middle of their answers, or no ticket is open at all.
@@ -100,11 +107,16 @@ class Rollouts:
         params = _sampling(self._job, ticket, number)
         output = None
         await self._note(request, 0)
-        async for output in self._engine.generate({"prompt_token_ids": prompt}, params, request):
+        async for output in self._engine.generate(self._prompt(request, number, prompt), params, request):
             await self._note(request, len(output.outputs[0].token_ids))
         await self._note(request, None)
         assert output is not None
         return as_sample(output.outputs[0])
+
+    def _prompt(self, request: str, number: int, prompt: list[int]) -> dict[str, Any]:
+        """What vLLM is asked to go on from; a salt of its own keeps a request's KV apart from all others'."""
+        asked: dict[str, Any] = {"prompt_token_ids": prompt}
+        return asked | {"cache_salt": request} if number < self._job.fault.apart else asked
 
     async def _note(self, request: str, size: int | None) -> None:
         async with self._moved:

@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import msgspec
 
+from rltop.backend.demo.faults import HEALTHY, Fault
+
 T = TypeVar("T")
 
 GROUPS, GROUP_SIZE = 8, 8
@@ -34,13 +36,14 @@ END_GRACE_S = 40.0
 
 
 class EngineJob(msgspec.Struct, frozen=True):
-    """One engine: its id, its number among ``engines``, the checkpoint, where the trainer listens."""
+    """One engine: its id, the checkpoint, where the trainer listens, how it samples, and what is wrong with it."""
 
     engine: str
     model: str
     socket: str
     seed: int
     temperature: float
+    fault: Fault = HEALTHY
 
 
 class TrainerJob(msgspec.Struct, frozen=True):
@@ -56,6 +59,7 @@ class TrainerJob(msgspec.Struct, frozen=True):
     temperature: float
     objective: str
     matched: int
+    fault: Fault = HEALTHY
 
 
 # --- what the trainer says on its standard output, one JSON object a line -----------------------------------------

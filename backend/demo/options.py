@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rltop.backend.demo.faults import BY_NAME as FAULTS
+from rltop.backend.demo.faults import Fault
 from rltop.collectors.flags import BY_NAME
 
 MODEL = Path(__file__).parent / "sort-sft"
@@ -56,6 +58,7 @@ class DemoOptions:
         objective: ``ppo`` or ``gspo``.
         matched: sequences a step whose logprobs are recomputed under their own rollout versions.
         json_path: where the whole run is written as one JSON object.
+        fault: what is wrong with the run, a name of ``faults.FAULTS``; empty for nothing.
         keep_hub: leave the hub running at the end, for whoever still looks.
 
     Raises:
@@ -72,6 +75,7 @@ class DemoOptions:
     matched: int = 16
     json_path: Path | None = None
     keep_hub: bool = False
+    fault: str = ""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -84,9 +88,18 @@ class DemoOptions:
             raise ValueError(f"objective: {self.objective!r}; expected {' or '.join(OBJECTIVES)}")
         if self.matched < 0:
             raise ValueError(f"matched: {self.matched}; expected 0 or more")
+        if self.fault not in FAULTS:
+            raise ValueError(f"fault: {self.fault!r}; expected one of {', '.join(filter(None, FAULTS))}")
+        if self.injected.engine not in ("", *self.engine_ids):
+            raise ValueError(f"fault {self.fault}: it is on {self.injected.engine}; engines are {self.engine_ids}")
         for setting in self.settings:
             if setting.step >= self.steps:
                 raise ValueError(f"--set {setting}: the last of {self.steps} steps is {self.steps - 1}")
+
+    @property
+    def injected(self) -> Fault:
+        """The fault; ``faults.HEALTHY`` for none."""
+        return FAULTS[self.fault]
 
     @property
     def engine_ids(self) -> list[str]:

@@ -126,6 +126,8 @@ class _Run:
 
     def _start_hub(self) -> None:
         hub, ours = fresh_hub(self._rundir)
+        if fault := self._options.injected.name:
+            self._progress.say(f"started with the fault {fault}: {self._options.injected.help}")
         self._progress.say(f"run {self._options.run!r}: hub is process {hub.pid}, directory {self._rundir.path}")
         if ours and not self._options.keep_hub:
             self._stack.callback(stop_hub, self._rundir, hub)
@@ -136,7 +138,8 @@ class _Run:
         children: list[Child] = []
         self._stack.callback(self._end, children)
         for engine in options.engine_ids:
-            job = jobs.EngineJob(engine, str(MODEL), socket, options.seed, options.temperature)
+            fault = options.injected.on(engine)
+            job = jobs.EngineJob(engine, str(MODEL), socket, options.seed, options.temperature, fault)
             environment = {**ENGINE_ENVIRONMENT, "RLTOP_HUB": str(directory), "RLTOP_ENGINE": engine}
             children.append(Child(engine, "rltop.backend.demo.engine", job, environment, directory / f"{engine}.log"))
         trainer = jobs.TrainerJob(
@@ -150,6 +153,7 @@ class _Run:
             temperature=options.temperature,
             objective=options.objective,
             matched=options.matched,
+            fault=options.injected,
         )
         children.append(
             Child(

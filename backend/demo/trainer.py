@@ -98,7 +98,8 @@ class Trainer:
     def run(self) -> None:
         """Train all steps, then wait until the engines have the last weights."""
         self._fleet.wait_ready()
-        for step in range(min(AHEAD, self._job.steps)):
+        ahead = AHEAD + self._job.fault.deeper
+        for step in range(min(ahead, self._job.steps)):
             self._fleet.grant(step)
         for step in range(self._job.steps):
             began = time.perf_counter()
@@ -114,7 +115,7 @@ class Trainer:
                 **self._update_metrics(),
             }
             self._collector.step(step, policy_version=step + 1, metrics=metrics)
-            following = step + AHEAD if step + AHEAD < self._job.steps else None
+            following = step + ahead if step + ahead < self._job.steps else None
             self._fleet.publish(step + 1, self._snapshots.take(step + 1), following)
             say(StepDone(step, {**metrics, "step_s": time.perf_counter() - began}))
         self._fleet.settle()

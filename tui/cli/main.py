@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from rltop.backend.demo.faults import FAULTS
 from rltop.collectors import rundir as rundirs
 from rltop.collectors.rundir import RunDir, RunDirError
 from rltop.tui.cli import effect as cli_effect
@@ -181,6 +182,13 @@ def _stop_hub(rundir: RunDir) -> None:
 @click.option("--objective", type=click.Choice(["ppo", "gspo"]), default="ppo", show_default=True)
 @click.option("--matched", type=click.IntRange(0), default=16, show_default=True,
               help="Sequences a step whose old_logprobs are recomputed under their own rollout versions.")  # fmt: skip
+@click.option(
+    "--fault",
+    type=click.Choice([fault.name for fault in FAULTS]),
+    default="",
+    metavar="NAME",
+    help=f"Start it with a fault. {'; '.join(f'{fault.name}: {fault.help}' for fault in FAULTS)}.",
+)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write the whole run as one JSON object.")  # fmt: skip
 def demo(
@@ -193,6 +201,7 @@ def demo(
     engines: int,
     objective: str,
     matched: int,
+    fault: str,
     json_path: Path | None,
 ) -> None:
     """Run real RL on this machine, with the dashboard.
@@ -211,6 +220,7 @@ def demo(
             engines=engines,
             objective=objective,
             matched=matched,
+            fault=fault,
             json_path=json_path,
         )
     except ValueError as error:
