@@ -128,6 +128,24 @@ def test_a_headless_run_is_switched_live_and_reported_whole(home: Path) -> None:
     assert not list((home / "whole").glob("*.safetensors"))
 
 
+def test_a_replica_that_lies_about_its_version_is_named_by_the_attribution(home: Path) -> None:
+    steps = 8
+    with running(DemoOptions(run="lying", steps=steps, matched=32, fault="lying-replica")) as (demo, client):
+        until(demo, client, lambda: demo.exit_code is not None and client.view and steps - 1 in client.view.steps)
+        assert "started with the fault lying-replica" in demo.log.read_text()
+        found = client.attribution(steps)
+        assert client.view is not None
+        assert [client.view.engines[engine].policy_version for engine in ("e0", "e1")] == [steps, steps]
+    assert found.matched_by == "old"
+    e0, e1 = (next(s for s in found.matched if (s.dimension, s.label) == ("engine", name)) for name in ("e0", "e1"))
+    assert e0.abs_diff.mean < NOISE_NATS < e1.abs_diff.mean
+    assert e0.k3.high is not None and e1.k3.low is not None
+    assert e1.k3.low > max(e0.k3.high, 0.0)
+    whole = {s.label: s.k3 for s in found.strata if s.dimension == "engine"}
+    assert whole["e0"].high is not None and whole["e1"].low is not None
+    assert whole["e1"].low > whole["e0"].high
+
+
 def test_training_goes_on_without_its_hub_and_another_hub_takes_over(home: Path) -> None:
     steps = 12
     with running(DemoOptions(run="hubless", steps=steps, engines=1, json_path=home / "out.json")) as (demo, client):

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.demo import messages, policy, task
+from rltop.backend.demo import jobs, messages, policy, task
 from rltop.backend.demo.engine import token_versions
 from rltop.backend.demo.options import MODEL
-from rltop.backend.demo.trainer import gather, load_model, pick_matched, spanning_share
+from rltop.backend.demo.trainer import gather, granted, load_model, pick_matched, spanning_share
 
 PROMPTS = [task.prompt(0, number) for number in range(3)]
 ANSWERS = [[*task.solution(prompt), task.EOS] for prompt in PROMPTS]
@@ -134,6 +134,20 @@ def group(ticket: int, versions: list[list[int]]) -> messages.Group:
     right = [*task.solution(prompt), task.EOS]
     samples = [messages.Sample(right[: len(row)], [-0.1 * place for place in range(len(row))], row) for row in versions]
     return messages.Group("e0", ticket, prompt, samples)
+
+
+@given(st.integers(1, 12), st.integers(1, 60))
+def test_tickets_of_every_step_go_out_once_and_in_time(burst: int, steps: int) -> None:
+    out: list[int] = []
+    for done in range(-jobs.AHEAD, steps):
+        if done >= 0:
+            assert done in out
+        out += granted(done, burst, steps)
+    assert out == list(range(steps))
+
+
+def test_without_a_fault_tickets_are_out_for_two_steps() -> None:
+    assert [list(granted(done, 1, 4)) for done in range(-2, 4)] == [[0], [1], [2], [3], [], []]
 
 
 def test_groups_become_rows_with_rewards_and_advantages() -> None:

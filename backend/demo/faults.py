@@ -1,7 +1,7 @@
 """Faults that a demo run can be started with: real ones, for seeing what they look like.
 
 A table: the command's help is made of it, and its fields are what engines and trainer act on. ``Rollouts.update`` and
-``Rollouts._prompt`` in ``engine.py`` are where an engine goes wrong, ``Trainer.run`` where the trainer does.
+``Rollouts._prompt`` in ``engine.py`` are where an engine goes wrong, ``trainer.granted`` where the trainer does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Fault:
         labels: an update that brings no weights moves the engine's version nevertheless, or not.
         clears: an update forgets the KV that older weights computed.
         apart: of the samples of a group, those that share no prefix with anything, so that there are misses.
-        deeper: steps more than usual for which tickets are out.
+        burst: steps whose tickets go out at once.
     """
 
     name: str = ""
@@ -31,7 +31,7 @@ class Fault:
     labels: bool = True
     clears: bool = True
     apart: int = 0
-    deeper: int = 0
+    burst: int = 1
 
     def on(self, engine: str) -> Fault:
         """What ``engine`` has of it."""
@@ -62,8 +62,8 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         name="lag",
-        help="tickets are out for eight steps instead of two, so what is trained on is old",
-        deeper=6,
+        help="tickets go out for eight steps at once, so what is trained on gets ever older until the next",
+        burst=8,
     ),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import zmq
@@ -58,8 +58,8 @@ class Fleet:
             self._hear(None)
         return [self._groups.pop(ticket) for ticket in tickets]
 
-    def publish(self, version: int, weights: dict[str, Tensor], step: int | None) -> None:
-        """Have every engine load ``weights`` as ``version``, and hand out the tickets of ``step`` just before.
+    def publish(self, version: int, weights: dict[str, Tensor], steps: Iterable[int]) -> None:
+        """Have every engine load ``weights`` as ``version``, and hand out the tickets of ``steps`` just before.
 
         Tickets and weights leave together, so that the update meets the new requests in flight. Returns at once; the
         weights' file goes when all engines have it.
@@ -67,7 +67,7 @@ class Fleet:
         path = self._path(version)
         save_file(weights, path)
         self._loading[version] = set(self._engines)
-        if step is not None:
+        for step in steps:
             self.grant(step)
         for engine in self._engines:
             self._say(engine, messages.Update(version, str(path)))

@@ -78,6 +78,12 @@ def pick_matched(seed: int, step: int, size: int, batch: int) -> Tensor:
     return torch.tensor(sorted(rng.sample(range(batch), min(size, batch))), dtype=torch.long)
 
 
+def granted(step: int, burst: int, steps: int) -> range:
+    """The steps, of ``steps``, whose tickets go out when ``step`` is done: ``burst`` at once, ``AHEAD`` before them."""
+    first = step + AHEAD
+    return range(first, min(first + burst, steps)) if first % burst == 0 else range(0)
+
+
 class Trainer:
     """One optimizer step per batch of rollouts; weights go out after every step."""
 
@@ -98,9 +104,9 @@ class Trainer:
     def run(self) -> None:
         """Train all steps, then wait until the engines have the last weights."""
         self._fleet.wait_ready()
-        ahead = AHEAD + self._job.fault.deeper
-        for step in range(min(ahead, self._job.steps)):
-            self._fleet.grant(step)
+        for before in range(-AHEAD, 0):
+            for step in self._granted(before):
+                self._fleet.grant(step)
         for step in range(self._job.steps):
             began = time.perf_counter()
             rollouts = gather(self._fleet.collect(step))
@@ -115,8 +121,7 @@ class Trainer:
                 **self._update_metrics(),
             }
             self._collector.step(step, policy_version=step + 1, metrics=metrics)
-            following = step + ahead if step + ahead < self._job.steps else None
-            self._fleet.publish(step + 1, self._snapshots.take(step + 1), following)
+            self._fleet.publish(step + 1, self._snapshots.take(step + 1), self._granted(step))
             say(StepDone(step, {**metrics, "step_s": time.perf_counter() - began}))
         self._fleet.settle()
 
@@ -124,6 +129,10 @@ class Trainer:
         """Say goodbye to the hub and leave the engines."""
         self._collector.close()
         self._fleet.close()
+
+    def _granted(self, step: int) -> range:
+        """The steps whose tickets go out when ``step`` is done (the negative ones are done at the start)."""
+        return granted(step, self._job.fault.burst, self._job.steps)
 
     def _train(self, step: int, rollouts: Rollouts) -> float:
         """One optimizer step; returns the norm of the gradient before clipping."""
