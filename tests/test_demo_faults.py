@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from rltop.backend.demo import jobs, messages
+from rltop.backend.demo import jobs, messages, run
 from rltop.backend.demo.engine import Rollouts
 from rltop.backend.demo.faults import BY_NAME, FAULTS, HEALTHY
 from rltop.backend.demo.options import DemoOptions
@@ -102,3 +102,13 @@ def test_the_help_tells_of_every_fault() -> None:
     told = " ".join(CliRunner().invoke(main, ["demo", "--help"]).output.replace("-\n", "-").split())
     for fault in FAULTS:
         assert f"{fault.name}: {fault.help}".replace("- ", "-") in told.replace("- ", "-")
+
+
+@pytest.mark.parametrize(("given", "wanted"), [([], ""), (["--fault", "lag"], "lag")])
+def test_the_command_passes_on_the_fault_or_none(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], wanted: str
+) -> None:
+    told: list[DemoOptions] = []
+    monkeypatch.setattr(run, "run_headless", told.append)
+    assert CliRunner().invoke(main, ["demo", "--headless", *given]).exit_code == 0
+    assert [options.fault for options in told] == [wanted]

@@ -185,7 +185,6 @@ def _stop_hub(rundir: RunDir) -> None:
 @click.option(
     "--fault",
     type=click.Choice([fault.name for fault in FAULTS]),
-    default="",
     metavar="NAME",
     help=f"Start it with a fault. {'; '.join(f'{fault.name}: {fault.help}' for fault in FAULTS)}.",
 )
@@ -201,7 +200,7 @@ def demo(
     engines: int,
     objective: str,
     matched: int,
-    fault: str,
+    fault: str | None,
     json_path: Path | None,
 ) -> None:
     """Run real RL on this machine, with the dashboard.
@@ -220,7 +219,7 @@ def demo(
             engines=engines,
             objective=objective,
             matched=matched,
-            fault=fault,
+            fault=fault or "",
             json_path=json_path,
         )
     except ValueError as error:
