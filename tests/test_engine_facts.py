@@ -53,7 +53,9 @@ def test_told_not_to_it_fills_in_nothing_or_what_the_launch_says(model: Path) ->
     assert known["default_sampling_from"].endswith("and --override-generation-config")
 
 
-def test_facts_that_a_switch_changes_are_read_anew_and_absent_ones_left_out() -> None:
+def test_facts_that_a_switch_changes_are_read_anew_and_absent_ones_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(fingerprint.RESTORED, raising=False)  # the demo's plugin says it of its whole process
+
     class AsyncScheduler:
         """Named as vLLM's."""
 
