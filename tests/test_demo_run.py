@@ -18,9 +18,9 @@ import pytest
 
 from rltop.backend.client import Client
 from rltop.backend.demo.run import Demo, DemoOptions, parse_setting, start
-from rltop.backend.report import STEP_METRICS
 from rltop.backend.view import Step
 from rltop.collectors.launch import ensure_hub, find_hub
+from tests.test_hub_report import REPORT_KEYS, STEP_KEYS
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -69,17 +69,17 @@ def processes_of(home: Path) -> list[str]:
 
 
 def check_report(report: dict[str, Any], steps: int) -> None:
-    assert set(report) == {"run", "engines", "steps", "flag_changes"}
+    assert set(report) == REPORT_KEYS
     assert [engine["id"] for engine in report["engines"]] == ["e0", "e1"]
     for engine in report["engines"]:
         assert engine["vllm_version"].startswith("0.")
         assert engine["policy_version"] == steps
         assert engine["tokens"] > 0
-        assert engine["flags"]["prefix_caching"] == {"value": "off", "switchable": True, "reason": None}
+        assert engine["flags"]["prefix_caching"] == {"value": "off", "switchable": True, "reason": None, "detail": None}
         assert engine["flags"]["async_scheduling"]["value"] == "off"
     assert [step["step"] for step in report["steps"]] == list(range(steps))
     for step in report["steps"]:
-        assert set(step) == {"step", "policy_version", *STEP_METRICS}
+        assert set(step) == STEP_KEYS
         assert None not in step.values()
         assert step["joined_fraction"] >= 0.99
         assert step["policy_version"] == step["step"] + 1
