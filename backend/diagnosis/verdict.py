@@ -1,4 +1,4 @@
-"""What a diagnosis says: findings of the tests, causes best first, the verdict. Pure data, as viewers and files have it."""
+"""What a diagnosis says: findings of tests, causes best first, the verdict. Pure data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Finding(msgspec.Struct, frozen=True):
         test: a name of ``rltop.backend.diagnosis.tests.TESTS`` (``T1`` ...).
         outcome: one of the words that the test declares; ``unknown`` where there is too little data or none.
         value: the statistic, in ``unit``, with its 95 % interval where there is one.
-        p: how often a healthy run would show this, over the whole run up to now; 1 where the outcome is the healthy one.
+        p: how often a healthy run would show this, over the whole run so far; 1 where the outcome is the healthy one.
         since_step: the first step at which it holds, as well as that can be told; None of a healthy or unknown outcome.
         engine: of this engine alone; None of the run.
         tokens, sequences: that it was computed on.
