@@ -71,7 +71,6 @@ class Run:
         return [*told, *self.options]
 
 
-
 HEALTHY_STEPS = 63
 """Sixteen such runs have more than a thousand steps."""
 
@@ -145,7 +144,7 @@ RUNS: tuple[Run, ...] = (
     Run("raw-logprobs", 131, engines=3, objective="gspo", options=NO_FACTS),
     Run("trainer-temperature", 231, at=8, objective="gspo", engines=3),
     Run("top-p-processed", 132, temperature=0.7),
-    Run("top-p-raw", 232, temperature=0.7),
+    Run("top-p-raw", 232, objective="gspo", engines=3),
     Run("raw-temperature-silent", 133, objective="gspo", engines=3),
     Run("stale-replica", 233, at=8, on="e0", objective="gspo"),
     Run("lying-replica", 134, temperature=0.7, objective="gspo"),

@@ -5,11 +5,11 @@
     .venv/bin/python -m bench.faults list
     .venv/bin/python -m bench.faults look lying-replica
 
-``record`` tapes one run whole, ``record-all`` those of ``bench/fault_runs.py`` that are not in DIR yet, or those of them
-whose names have one of the NAMEs in them (``bench/recorder.py``).
+``record`` tapes one run whole, ``record-all`` those of ``bench/fault_runs.py`` that are not in DIR yet, or those of
+them that have one of the NAMEs in their names (``bench/recorder.py``).
 
-``look`` is the row of docs/attribution.md: it prints what ``rltop attribution`` tells of the last steps, and writes some
-steps, as the hub heard them, to ``tests/data/fault-NAME.npz`` for the tests. The hub of the run is this script's own.
+``look`` is the row of docs/attribution.md: it prints what ``rltop attribution`` tells of the last steps, and writes
+some steps, as the hub heard them, to ``tests/data/fault-NAME.npz`` for the tests. In all of them the hub is ours.
 """
 
 from __future__ import annotations

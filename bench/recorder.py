@@ -1,4 +1,4 @@
-"""Records runs of the demo whole: a hub of its own tapes every call of its core, a replay of the tape is held against it.
+"""Records runs of the demo whole: the hub tapes every call of its core, and a replay of the tape must come to the same.
 
 Of a run, in ``OUT/NAME/``: ``tape.xz`` (``tests/tapes.py`` plays it), ``run.json`` (what the run was), ``demo.log``.
 """
@@ -118,14 +118,20 @@ def _demo(run: Run, home: str, log: Path, limit_s: float) -> int:
 
 def _about(run: Run, began: float, shown: str) -> dict[str, object]:
     fault = HEALTHY if run.fault == "healthy" else BY_NAME[run.fault]
+    temperature = fault.temperature if run.temperature is None else run.temperature
     return {
         "name": run.name,
         "fault": run.fault,
+        "codes": fault.codes,
+        "code": next(iter(fault.codes), ""),
         "part": run.part,
         "seed": run.seed,
         "at": run.at,
+        "onset": run.at + fault.first,
+        "engine": run.on or fault.engine,
         "objective": run.objective,
-        "temperature": run.temperature or 1.0,
+        "temperature": temperature,
+        "facts": "--no-facts" not in run.options,
         "engines": run.engines,
         "steps": run.steps,
         "demo": run.arguments,

@@ -100,7 +100,8 @@ def played(path: Path) -> Iterator[tuple[Hub, list[int]]]:
     tape = calls(path)
     method, arguments, _ = next(tape)
     assert method == "start"
-    hub = Hub.of(State(*arguments, _numbered()), arguments[2])
+    run, epoch, now = arguments
+    hub = Hub.of(State(run, epoch, now, _numbered()), now)
     for method, arguments, named in tape:
         hub.now = next(reversed([value for value in arguments if isinstance(value, float)]))
         effect = getattr(hub.state, method)(*arguments, **named)
@@ -112,10 +113,7 @@ def played(path: Path) -> Iterator[tuple[Hub, list[int]]]:
 
 def replay(path: Path) -> Hub:
     """The hub at the end of a tape that has steps."""
-    hub = None
-    for hub, _ in played(path):
-        pass
-    assert hub is not None
+    *_, (hub, _) = played(path)
     return hub
 
 

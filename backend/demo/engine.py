@@ -11,14 +11,14 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import zmq
 import zmq.asyncio
 
 from rltop.backend.demo import messages, task
-from rltop.backend.demo.jobs import GROUP_SIZE, EngineJob, decode, end_with_parent
+from rltop.backend.demo.jobs import GROUP_SIZE, GROUPS, EngineJob, decode, end_with_parent
 
 SLOTS = 8
 """Requests that run at once: a quarter of what a step grants to each of two engines. An update then finds requests that
@@ -39,12 +39,15 @@ class Rollouts:
         engine: a running ``AsyncLLM``.
         job: who we are.
         send: takes every message to the trainer.
+        defaults: sampling parameters that the checkpoint has for requests that don't say.
     """
 
-    def __init__(self, engine: Any, job: EngineJob, send: Any) -> None:
+    def __init__(self, engine: Any, job: EngineJob, send: Any, defaults: Mapping[str, Any] | None = None) -> None:
         self._engine = engine
         self._job = job
         self._send = send
+        self._defaults = defaults or {}
+        self._slow = False
         self._open: set[int] = set()
         self._sizes: dict[str, int] = {}
         self._moved = asyncio.Condition()
@@ -56,6 +59,7 @@ class Rollouts:
     async def answer(self, ticket: int) -> None:
         """Sample one group and send it."""
         prompt = task.prompt(self._job.seed, ticket)
+        await self._slow_down(self._job.fault.during(ticket // GROUPS).slow_ms)
         samples = await asyncio.gather(*(self._sample(ticket, number, prompt) for number in range(GROUP_SIZE)))
         await self._send(messages.Group(self._job.engine, ticket, prompt, list(samples)))
         async with self._moved:
@@ -67,7 +71,7 @@ class Rollouts:
 
         Requests keep the tokens they have; their KV is computed anew under the new weights.
         """
-        fault = self._job.fault
+        fault = self._job.fault.during(update.version - 1)
         await self._midway()
         in_flight, began = len(self._sizes), time.perf_counter()
         await self._engine.pause_generation(mode="keep", clear_cache=fault.clears)
@@ -88,6 +92,12 @@ class Rollouts:
         await self._engine.update_weights(WeightTransferUpdateRequest(update_info={"path": update.path}))
         await self._engine.finish_weight_update(str(update.version))
 
+    async def _slow_down(self, slow_ms: float) -> None:
+        """Have every pass of the model take longer from here on."""
+        if slow_ms and not self._slow:
+            self._slow = True
+            await self._engine.collective_rpc("rltop_demo_slow_down", args=(slow_ms / 1e3,))
+
     async def _midway(self) -> None:
         """Wait until some requests are in the middle of their answers, or no ticket is open at all.
 
@@ -104,7 +114,7 @@ class Rollouts:
 
     async def _sample(self, ticket: int, number: int, prompt: list[int]) -> messages.Sample:
         request = f"t{ticket}-{number}"
-        params = _sampling(self._job, ticket, number)
+        params = _sampling(self._job, self._defaults, ticket, number)
         output = None
         await self._note(request, 0)
         async for output in self._engine.generate(self._prompt(request, number, prompt), params, request):
@@ -146,19 +156,22 @@ def token_versions(spans: Sequence[Any], size: int) -> list[int]:
     return versions
 
 
-def _sampling(job: EngineJob, ticket: int, number: int) -> Any:
+def _sampling(job: EngineJob, defaults: Mapping[str, Any], ticket: int, number: int) -> Any:
+    """What a request asks for; what it does not say goes by ``defaults``, as vLLM's servers have it."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    return SamplingParams(
-        temperature=job.temperature,
-        max_tokens=task.MAX_ANSWER,
-        stop_token_ids=[task.EOS],
-        logprobs=0,
-        detokenize=False,
-        seed=random.Random(f"{job.seed}/{ticket}/{number}").getrandbits(31),  # noqa: S311 - sampling, not a secret
-        output_kind=RequestOutputKind.CUMULATIVE,
-    )
+    asked = {
+        "temperature": job.temperature,
+        "top_p": job.fault.during(ticket // GROUPS).top_p,
+        "max_tokens": task.MAX_ANSWER,
+        "stop_token_ids": [task.EOS],
+        "logprobs": 0,
+        "detokenize": False,
+        "seed": random.Random(f"{job.seed}/{ticket}/{number}").getrandbits(31),  # noqa: S311 - sampling, not a secret
+        "output_kind": RequestOutputKind.CUMULATIVE,
+    }
+    return SamplingParams(**{**defaults, **asked})
 
 
 def boot(job: EngineJob) -> Any:
@@ -174,10 +187,11 @@ def boot(job: EngineJob) -> Any:
             max_model_len=128,
             max_num_seqs=SLOTS,
             block_size=task.PREFIX_SIZE,
-            dtype="float32",
+            dtype=job.fault.dtype,
+            hf_overrides={"head_dtype": job.fault.head_dtype} if job.fault.head_dtype else {},
             seed=job.seed,
             enforce_eager=True,
-            logprobs_mode="processed_logprobs",
+            logprobs_mode=job.fault.logprobs_mode,
             enable_prefix_caching=True,
             async_scheduling=True,
             worker_extension_cls="rltop.backend.demo.weights.WorkerExtension",
@@ -208,7 +222,8 @@ async def serve(job: EngineJob) -> None:
             await socket.send(messages.encode(message))
 
         await send(messages.Ready(job.engine, time.perf_counter() - began))
-        await _until_terminated(_converse(socket, Rollouts(engine, job, send)))
+        defaults = engine.model_config.get_diff_sampling_param()
+        await _until_terminated(_converse(socket, Rollouts(engine, job, send, defaults)))
     finally:
         context.destroy(linger=0)
         engine.shutdown(timeout=SHUTDOWN_S)

@@ -10,6 +10,7 @@ vLLM's layerwise reload, which unpacks, loads and packs again.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,18 @@ def _pack_tied_head(model: Any) -> None:
 
 class WorkerExtension:
     """Mixed into vLLM's worker by ``worker_extension_cls``; importing its module registered the backend."""
+
+    model_runner: Any
+
+    def rltop_demo_slow_down(self, seconds: float) -> None:
+        """Have every pass of the model take so much longer, as beside a neighbour that takes the machine's time."""
+        execute = self.model_runner.execute_model
+
+        def slowly(*arguments: Any, **named: Any) -> Any:
+            time.sleep(seconds)
+            return execute(*arguments, **named)
+
+        self.model_runner.execute_model = slowly
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransfer)
