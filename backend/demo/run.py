@@ -55,9 +55,11 @@ ENGINE_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "TORCH_COMPILE_DISABLE": "1",
+    "TRITON_F32_DEFAULT": "ieee",
 }
-"""Without the CPU settings the small engine is forty times slower on two cores; without the last, the first sampled
-token waits 20 s for a compiler, for a helper of the sampler that needs none."""
+"""Without the CPU settings the small engine is forty times slower on two cores; without ``TORCH_COMPILE_DISABLE``, the
+first sampled token waits 20 s for a compiler, for a helper of the sampler that needs none. The last is for GPUs: else
+attention in fp32 multiplies in TF32, and the gap of a healthy run is that."""
 
 TRAINER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
