@@ -125,6 +125,10 @@ def _text(value: Interval) -> str:
     return f"{value.mean:.2g} ({value.low:.2g} to {value.high:.2g})"
 
 
+OTHERS_TURN_S = 0.5
+"""Between two runs, for whoever waits for the lock."""
+
+
 def record_all(given: argparse.Namespace) -> int:
     """Record what is on the list and not there yet, one run at a time. Returns how many failed."""
     failed = 0
@@ -135,6 +139,7 @@ def record_all(given: argparse.Namespace) -> int:
             continue
         with recorder.turn(given.lock):
             failed += not _recorded(run, given.out, given.limit)
+        time.sleep(OTHERS_TURN_S)
     return failed
 
 
@@ -168,6 +173,7 @@ def main() -> int:
         command.add_argument("--out", type=Path, required=True, help="where each run gets a directory")
         command.add_argument("--limit", type=float, default=600.0, help="seconds that a run of the demo may take")
     given = parser.parse_args()
+    recorder.end_by_signal()
     if given.part == "list":
         for run in fault_runs.RUNS:
             print(run.part, run.name)

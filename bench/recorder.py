@@ -40,6 +40,11 @@ class RecordingError(RuntimeError):
     """The run can't be used; the message says why."""
 
 
+def end_by_signal() -> None:
+    """Let a SIGTERM end this process as Ctrl-C does: what it started is ended too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def serve(rundir: RunDir, tape: Path) -> int:
     """Be the hub of a run, write the tape, and beside it what was shown of the steps, as a digest."""
     warm()
@@ -111,9 +116,11 @@ def _demo(run: Run, home: str, log: Path, limit_s: float) -> int:
         process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "RLTOP_HOME": home})
         try:
             return process.wait(limit_s)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        except subprocess.TimeoutExpired:
+            return 1
+        finally:
             process.terminate()
-            return process.wait(HUB_STOP_S) or 1
+            process.wait(HUB_STOP_S)
 
 
 def _about(run: Run, began: float, shown: str) -> dict[str, object]:
