@@ -3,6 +3,7 @@
     .venv/bin/python -m bench.faults record lying-replica --seed 3 --out DIR -- --objective gspo
     .venv/bin/python -m bench.faults record-all --out DIR [NAME ...]
     .venv/bin/python -m bench.faults list
+    .venv/bin/python -m bench.faults figures --out DIR
     .venv/bin/python -m bench.faults look lying-replica
 
 ``record`` tapes one run whole, ``record-all`` those of ``bench/fault_runs.py`` that are not in DIR yet, or those of
@@ -24,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import fault_runs, recorder
+from bench import fault_figures, fault_runs, recorder
 from rltop.backend import hub
 from rltop.backend.client import Client
 from rltop.backend.gaps.attributed import Attribution, Interval, Stratum
@@ -172,11 +173,17 @@ def main() -> int:
     for command in (one, every):
         command.add_argument("--out", type=Path, required=True, help="where each run gets a directory")
         command.add_argument("--limit", type=float, default=600.0, help="seconds that a run of the demo may take")
+    figures = parts.add_parser("figures", help="print what the recorded runs for tuning look like (docs/faults.md)")
+    figures.add_argument("--out", type=Path, required=True, help="where they are")
     given = parser.parse_args()
     recorder.end_by_signal()
     if given.part == "list":
         for run in fault_runs.RUNS:
             print(run.part, run.name)
+        return 0
+    if given.part == "figures":
+        for line in fault_figures.rows(given.out):
+            print(line)
         return 0
     if given.part == "record-all":
         return min(record_all(given), 1)

@@ -78,7 +78,8 @@ def record(run: Run, out: Path, limit_s: float) -> Path:
         rundir, tape = RunDir(Path(home) / "fault"), Path(home) / "tape"
         with _hub(rundir, tape, home):
             code = _demo(run, home, Path(home) / "demo.log", limit_s)
-        text = (Path(home) / "demo.log").read_text()
+        text = _without_place((Path(home) / "demo.log").read_bytes()).decode()
+        tape.write_bytes(_without_place(tape.read_bytes()))
         if code:
             raise RecordingError(f"the demo ended with {code}:\n{text[-2000:]}")
         found = replay(tape)
@@ -93,6 +94,12 @@ def record(run: Run, out: Path, limit_s: float) -> Path:
         (place / "demo.log").write_text(text)
         (place / "run.json").write_text(json.dumps(_about(run, began, digest(found.picture)), indent=1) + "\n")
     return place
+
+
+def _without_place(told: bytes) -> bytes:
+    """With the path of this checkout overwritten, at its length: recordings are for other machines."""
+    place = str(ROOT).encode()
+    return told.replace(place, b"/checkout".ljust(len(place), b"_")[: len(place)])
 
 
 @contextlib.contextmanager
