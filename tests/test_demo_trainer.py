@@ -14,7 +14,7 @@ from rltop.backend.demo import jobs, messages, policy, task
 from rltop.backend.demo.engine import token_versions
 from rltop.backend.demo.faults import HEALTHY, Fault
 from rltop.backend.demo.options import MODEL
-from rltop.backend.demo.trainer import gather, granted, load_model, pick_matched, spanning_share
+from rltop.backend.demo.trainer import gather, granted, load_model, pick_matched, sampled_with, spanning_share
 
 PROMPTS = [task.prompt(0, number) for number in range(3)]
 ANSWERS = [[*task.solution(prompt), task.EOS] for prompt in PROMPTS]
@@ -145,6 +145,15 @@ def test_tickets_of_every_step_go_out_once_and_in_time(burst: int, at: int, step
             assert done in out
         out += granted(done, fault, steps)
     assert out == list(range(steps))
+
+
+@given(st.integers(1, 12), st.integers(0, 30), st.integers(1, 60))
+def test_a_step_waits_for_its_whole_burst_and_for_no_ticket_that_is_not_out(burst: int, at: int, steps: int) -> None:
+    fault = Fault(burst=burst, at=at)
+    together = [granted(done, fault, steps) for done in range(-jobs.AHEAD, steps)]
+    for step in range(steps):
+        (own,) = [out for out in together if step in out]
+        assert sampled_with(step, fault, steps) == own[-1]
 
 
 def test_without_a_fault_tickets_are_out_for_two_steps() -> None:

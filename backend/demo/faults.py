@@ -35,7 +35,7 @@ class Fault:
         repetition_penalty: what the checkpoint's ``generation_config.json`` has requests get that don't say.
         slow_ms: what every pass of the model takes longer.
 
-        burst: steps whose tickets go out at once.
+        burst: steps that are sampled at once, and then trained on one after the other.
         keeps_back: tensors that the trainer leaves out of every update.
         trainer_temperature: of the trainer's logprobs, whatever it says; None: the one of sampling.
         bf16: the trainer computes in bf16, head and all (autocast; its weights stay fp32).
@@ -161,7 +161,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="lag",
         codes=("B1",),
-        help="tickets go out for eight steps at once, so what is trained on gets ever older until the next",
+        help="eight steps are sampled at once, then trained on, so what is trained on gets ever older until the next",
         where="trainer",
         first=3,
         burst=8,

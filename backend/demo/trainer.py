@@ -85,6 +85,12 @@ def granted(step: int, fault: Fault, steps: int) -> range:
     return range(first, min(first + burst, steps)) if (step - fault.at) % burst == 0 else range(0)
 
 
+def sampled_with(step: int, fault: Fault, steps: int) -> int:
+    """The last of the steps that are sampled before ``step`` is trained on: itself, or the last of its burst."""
+    place = step - (fault.at + AHEAD)  # bursts begin there
+    return min(step + fault.burst - 1 - place % fault.burst, steps - 1) if place >= 0 else step
+
+
 def recorded(rollouts: Rollouts, fault: Fault) -> Tensor:
     """The trainer's copy of the logprobs that engines recorded, as ``fault`` leaves it."""
     copy, mask = rollouts.logprobs, rollouts.batch.mask
@@ -122,7 +128,7 @@ class Trainer:
                 self._fleet.grant(step)
         for step in range(self._job.steps):
             began = time.perf_counter()
-            rollouts = gather(self._fleet.collect(step))
+            rollouts = gather(self._fleet.collect(step, sampled_with(step, self._job.fault, self._job.steps)))
             waited = time.perf_counter()
             grad_norm = self._train(step, rollouts)
             trained = time.perf_counter()
