@@ -277,6 +277,7 @@ class State:
             }
         self._event_number = max((event.number for event in past.events), default=-1) + 1
         self._last_step = self._resumed_at = max(past.steps, default=None)
+        self._steps.resume(past.steps)
         self._event(now, "info", "hub", f"a new hub goes on from {len(past.steps)} stored steps")
 
     def _tell_hole(self, step: int, now: float) -> None:

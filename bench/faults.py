@@ -29,6 +29,7 @@ from bench import fault_figures, fault_runs, recorder
 from rltop.backend import hub
 from rltop.backend.client import Client
 from rltop.backend.gaps.attributed import Attribution, Interval, Stratum
+from rltop.backend.gaps.text import line_text
 from rltop.backend.state import State
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir, for_run
@@ -99,8 +100,7 @@ def row(name: str, found: Attribution) -> str:
     cells += [_told(_of(found.strata, "engine", engine), "k3") for engine in ("e0", "e1")]
     cells.append(", ".join(f"{mean_lag(found, engine):.1f}" for engine in ("e0", "e1")))
     for engine in ("e0", "e1"):
-        line = lines.get(engine)
-        cells.append(f"{_text(line.at_lag0)} + {_text(line.per_lag)}" if line else "one lag")
+        cells.append(line_text(lines[engine]) if engine in lines else "one lag")
     cells += [_told(_of(found.matched, "engine", engine), "k3") for engine in ("e0", "e1")]
     cells += [_told(_of(found.matched, "prefix", label), "abs_diff") for label in ("hit", "miss")]
     return f"| {' | '.join(cells)} |"

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.records import prompt_key
+from rltop.backend.steps.repeats import repeating
 from rltop.backend.steps.runs import Sampled, gains, sampled, token_versions
 from rltop.backend.summary import CLAMP, Bounds, Floats, Ints, Line, Mean, Sizes, Strata, Summary
 from rltop.backend.summary.groups import Groups
@@ -21,8 +22,11 @@ UNKNOWN_ENGINE = ""
 """Key of the tokens whose engine is not known, and of rows that several engines wrote."""
 
 
-def measure(batch: Batch) -> dict[str, Summary]:
-    """The batch's summaries by engine; their sum is the batch's. Updates after the first give only clip rates."""
+def measure(batch: Batch, *, ids_known: bool = True) -> dict[str, Summary]:
+    """The batch's summaries by engine; their sum is the batch's. Updates after the first give only clip rates.
+
+    ``ids_known``: its token ids are not made up.
+    """
     engines = sorted({hit.record.engine for hit in batch.hits if hit is not None})
     names = [UNKNOWN_ENGINE, *engines]
     number = {name: i for i, name in enumerate(names)}
@@ -43,7 +47,10 @@ def measure(batch: Batch) -> dict[str, Summary]:
         _add_lags(batch, parts, of_runs, pieces, reduced)
         _add_means(batch, parts, token_engines)
         _add_spans(batch, parts, row_engines, versions)
-        _add_rows(batch, parts, row_engines, *by_sequence(reduced, pieces, batch.rows))
+        sums, sizes = by_sequence(reduced, pieces, batch.rows)
+        _add_rows(batch, parts, row_engines, sums, sizes)
+        if ids_known:
+            _add_loops(batch, parts, row_engines, sizes)
         _add_requests(batch, parts, number)
     return dict(zip(names, parts, strict=True))
 
@@ -128,11 +135,11 @@ def _add_spans(batch: Batch, parts: list[Summary], engines: NDArray[np.int64], v
     rows, labels = batch.token_rows[known], versions[known]
     changes = (labels[1:] != labels[:-1]) & (rows[1:] == rows[:-1])
     versioned = np.bincount(rows, minlength=batch.rows) > 0
-    spanning = np.bincount(rows[1:][changes], minlength=batch.rows) > 0
+    spans = 1 + np.bincount(rows[1:][changes], minlength=batch.rows)
     for engine, part in enumerate(parts):
-        here = engines == engine
-        part.versioned = int(np.count_nonzero(here & versioned))
-        part.spanning = int(np.count_nonzero(here & spanning))
+        own = spans[(engines == engine) & versioned]
+        part.versions = Mean.of(own)
+        part.spanning = int(np.count_nonzero(own > 1))
 
 
 def _add_rows(batch: Batch, parts: list[Summary], engines: Ints, sums: Floats, lengths: Ints) -> None:
@@ -147,12 +154,19 @@ def _add_rows(batch: Batch, parts: list[Summary], engines: Ints, sums: Floats, l
         part.joined = int(np.count_nonzero(here & joined))
         part.reward = Mean.of(reward[here])
         trained = here & (lengths > 0)
-        part.whole = Sequences.of(sums[trained], lengths[trained], gain[trained])
+        part.whole = Sequences.of(sums[trained], lengths[trained], gain[trained], reward[trained])
         there = here & grouped
         part.groups = Groups.of(keys[there], sums[there], reward[there])
     parts[0].joinable = batch.joinable - sum(part.joined for part in parts)
     for part in parts:
         part.joinable += part.joined
+
+
+def _add_loops(batch: Batch, parts: list[Summary], engines: Ints, lengths: Ints) -> None:
+    loops = repeating(batch.arrays["row_ids"][batch.arrays["row_mask"] != 0], lengths)
+    for place, part in enumerate(parts):
+        here = (engines == place) & (lengths > 0)
+        part.read, part.repeating = int(np.count_nonzero(here)), int(np.count_nonzero(here & loops))
 
 
 def _groups(batch: Batch) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
@@ -199,9 +213,12 @@ def _add_clips(
     low, high = clips(batch)
     bounds = Bounds(batch.body.clip_low, batch.body.clip_high, by_row(batch))
     engines = row_engines if by_row(batch) else token_engines
+    sizes = np.bincount(batch.token_rows, minlength=batch.rows) if by_row(batch) else np.ones(batch.tokens, np.int64)
+    kept = np.where((low == 1) | (high == 1), 0.0, np.where(np.isnan(low) & np.isnan(high), np.nan, 1.0))
     for engine, part in enumerate(parts):
         here = engines == engine
         part.clip_low, part.clip_high, part.bounds = Mean.of(low[here]), Mean.of(high[here]), bounds
+        part.kept = Mean.of(kept[here], sizes[here])
 
 
 def by_row(batch: Batch) -> bool:

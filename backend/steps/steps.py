@@ -7,7 +7,7 @@ most ``GRACE_S`` for rollouts that are still on their way, is measured, and is d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rltop.backend import metrics, view
@@ -70,10 +70,10 @@ class Assembly:
         if self.closed is None:
             self.closed, self.partial = now, self.partial or partial
 
-    def result(self, unused: Counter[str]) -> view.Step:
-        """The measured step; ``unused`` rollouts by engine were passed over by now."""
+    def result(self, unused: Counter[str], before: Sequence[metrics.Scalars]) -> view.Step:
+        """The measured step; ``unused`` rollouts by engine were passed over by now, ``before`` has earlier scalars."""
         engines = metrics.of_engines({e: p for e, p in sorted(self.parts.items()) if e != UNKNOWN_ENGINE})
-        values = metrics.values(sum(self.parts.values(), Summary()), engines)
+        values = metrics.values(sum(self.parts.values(), Summary()), engines, self.scalars, before)
         assert self.closed is not None
         return view.Step(
             self.step,
@@ -107,6 +107,7 @@ class Steps:
         self.settled_early = 0
         self.cells = Cells()
         self._history = History()
+        self._scalars: dict[int, metrics.Scalars] = {}
         self.samples = Kept()
         self.shapes = Shapes()
         self._index = index
@@ -120,6 +121,10 @@ class Steps:
     def open(self) -> list[int]:
         """Numbers of the steps that something was heard of and that are not done."""
         return list(self._open)
+
+    def resume(self, past: Mapping[int, view.Step]) -> None:
+        """What an earlier hub measured goes before what comes."""
+        self._scalars = {number: past[number].trainer for number in sorted(past)[-metrics.TRAILING :]}
 
     def new_epoch(self) -> None:
         """The trainer started anew, perhaps from an earlier step: its steps may come again."""
@@ -225,7 +230,11 @@ class Steps:
         for other in self._open.values():  # an earlier step that nobody closed must not stay for ever
             if other.step < assembly.step and other.deadline is None:
                 other.deadline = now + PARTIAL_S
-        done = assembly.result(self._index.step_done() if assembly.parts else Counter())
+        before = [self._scalars[number] for number in sorted(self._scalars) if number < assembly.step]
+        done = assembly.result(self._index.step_done() if assembly.parts else Counter(), before)
+        self._scalars[done.step] = done.trainer
+        while len(self._scalars) > metrics.TRAILING:
+            del self._scalars[min(self._scalars)]
         self.cells.add(done.step, done.closed, assembly.cells)
         self._history.add(done.step, assembly.parts)
         self.samples.put(done.step, assembly.samples)
