@@ -51,6 +51,15 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """Effect: answer a viewer from the store, or where that can't, with ``answer``: what is known without it."""
+
+    to: bytes
+    question: view.AskSamples | view.AskMismatch
+    answer: view.Answer
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Effect: end the hub."""
 
@@ -62,7 +71,7 @@ class Audit:
     line: audit.Line
 
 
-Effect = Send | Reply | Stop | Audit
+Effect = Send | Reply | Recall | Stop | Audit
 
 
 def identity(source: str, epoch: str) -> str:
@@ -109,6 +118,7 @@ class State:
         self._skewed = False
         self._losses: dict[str, tuple[float, int]] = {}  # per source: when last told, how many since
         self._audit_trouble = ""
+        self._last_past = -1  # last step that the hub before measured
         self._resumed_at: int | None = None  # last stored step, until the first of this hub's closes
         if past is not None:
             self._resume(past, now)
@@ -184,7 +194,8 @@ class State:
         if isinstance(question, view.AskStop):
             return [Reply(client, view.Answer(question.id)), Stop()]
         if isinstance(question, view.AskSamples | view.AskMismatch):
-            return [Reply(client, self._detail(question))]
+            answer = self._detail(question)
+            return [Recall(client, question, answer) if self._stored_alone(question) else Reply(client, answer)]
         try:
             command, orders = self._commands.ask(question, now, self._last_step)
         except RejectedError as error:
@@ -201,6 +212,14 @@ class State:
             return view.Answer(question.id, samples=found)
         except ValueError as error:
             return view.Answer(question.id, error=str(error))
+
+    def _stored_alone(self, question: view.AskSamples | view.AskMismatch) -> bool:
+        """Whether what is asked for is not in memory, but may be in the store: let go, or of the hub before."""
+        if isinstance(question, view.AskSamples):
+            kept = self._steps.samples
+            return not kept if question.step is None else kept.of_step(question.step) is None
+        reaches_back = self._last_past >= (question.first or 0)
+        return reaches_back and not self._steps.shapes.is_full(question.first, question.last)
 
     def undelivered(self, receiver: str, frame: bytes, now: float) -> list[Effect]:
         """A control message could not be delivered."""
@@ -277,6 +296,7 @@ class State:
             }
         self._event_number = max((event.number for event in past.events), default=-1) + 1
         self._last_step = self._resumed_at = max(past.steps, default=None)
+        self._last_past = max(past.steps, default=-1)
         self._steps.resume(past.steps)
         self._event(now, "info", "hub", f"a new hub goes on from {len(past.steps)} stored steps")
 

@@ -11,7 +11,7 @@ import pytest
 
 from rltop.backend import view
 from rltop.backend.gaps.attributed import Attribution, Interval, Stratum
-from rltop.backend.gaps.attribution import interval
+from rltop.backend.gaps.intervals import interval
 from rltop.backend.gaps.text import line_text
 from rltop.backend.steps import compute
 from rltop.backend.summary import Strata

@@ -12,6 +12,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 
+from rltop.backend.gaps.intervals import estimate
 from rltop.backend.gaps.profiles import Mismatch as Answered
 from rltop.backend.gaps.profiles import Profile
 from rltop.backend.gaps.sampled import Samples, Sequence, Token
@@ -39,43 +40,77 @@ LISTS: tuple[tuple[str, str], ...] = (
 LAGS = ("0", "1", "2", "3", "4+", "?")
 """Columns of the table: policy lag, the rest, and not known (or ahead of the trainer)."""
 
-Means = tuple[int, float, float, float]
-"""Tokens, and the means of d, |d| and k3; see ``Profile``."""
+Spread = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Means:
+    """Of a stratum: its tokens, and the means of d, |d| and k3; ``spread`` as in ``Profile``."""
+
+    tokens: int = 0
+    d: float = 0.0
+    size: float = 0.0
+    k3: float = 0.0
+    spread: Spread | None = None
+
+    @property
+    def high(self) -> float | None:
+        """Upper end of the 95 % interval of |d|; None where it is not known."""
+        if self.spread is None or not self.tokens:
+            return None
+        m, nn, ss, ns = self.spread
+        return estimate((m, self.tokens, self.tokens * self.size, nn, ss, ns)).high
 
 
 @dataclass(frozen=True)
 class Place:
-    """One engine or all. By the columns of the table ``cells``: |d|, None without tokens; ``counts``: tokens."""
+    """One engine or all; ``cells`` by the columns of the table."""
 
     engine: str
     tokens: int
     k3: float | None
-    cells: dict[str, float | None]
-    counts: dict[str, int]
+    cells: dict[str, Means]
+
+    def at(self, column: str) -> Means:
+        """What stands in a column."""
+        return self.cells.get(column, Means())
+
+    def size(self, column: str) -> float | None:
+        """|d| there; None without tokens."""
+        means = self.at(column)
+        return means.size if means.tokens else None
 
     def figures(self) -> list[Figure]:
         """Those that the catalogue knows; of strata it has no entries of their own."""
         named = (("all", "all", "logp_abs_diff_mean"), ("lag 0", "0", "lag0_abs_diff_mean"))
-        gaps = [
-            Figure(head, metric, self.cells.get(at), (self.counts.get(at, 0), "tokens")) for head, at, metric in named
-        ]
+        gaps = [Figure(head, metric, self.size(at), (self.at(at).tokens, "tokens")) for head, at, metric in named]
         k3 = Figure("k3", "kl_k3", self.k3, (self.tokens, "tokens"))
         return [*gaps, k3, Figure("tokens", "tokens", float(self.tokens), None)]
 
 
 def merged(rows: list[Means]) -> Means:
     """Of several strata or engines together."""
-    n = sum(row[0] for row in rows)
+    rows = [row for row in rows if row.tokens]
+    n = sum(row.tokens for row in rows)
     if not n:
-        return 0, 0.0, 0.0, 0.0
-    d, size, k3 = (sum(row[0] * row[at] for row in rows) / n for at in (1, 2, 3))
-    return n, d, size, k3
+        return Means()
+    d, size, k3 = (
+        sum(row.tokens * value for row, value in zip(rows, values, strict=True)) / n
+        for values in ([row.d for row in rows], [row.size for row in rows], [row.k3 for row in rows])
+    )
+    spreads = [row.spread for row in rows if row.spread is not None]
+    whole = tuple(map(sum, zip(*spreads, strict=True))) if len(spreads) == len(rows) else None
+    return Means(n, d, size, k3, whole)  # type: ignore[arg-type]
 
 
 def along(answer: Answered, dimension: str, engine: str | None) -> tuple[list[str], list[Means]]:
     """Labels of a dimension with the means of one engine, or of all."""
     profile = next((p for p in answer.profiles if p.dimension == dimension), Profile(dimension, [], {}))
-    chosen = [rows for name, rows in profile.engines.items() if engine in (None, name)]
+    chosen = [
+        [Means(*row, spread) for row, spread in zip(rows, profile.spreads.get(name, [None] * len(rows)), strict=True)]
+        for name, rows in profile.engines.items()
+        if engine in (None, name)
+    ]
     return profile.labels, [merged([rows[at] for rows in chosen]) for at in range(len(profile.labels))]
 
 
@@ -93,28 +128,38 @@ def _place(answer: Answered, engine: str | None) -> Place:
     groups["?"] = [by_label[label] for label in ("ahead", "unknown") if label in by_label]
     prefix, cache = along(answer, "prefix", engine)
     groups |= {name: [means] for name, means in zip(prefix, cache, strict=True) if name in ("hit", "miss")}
-    cells = {name: merged(rows) for name, rows in groups.items()}
-    n, _, size, k3 = merged(lags)
-    shown = {name: means[2] if means[0] else None for name, means in cells.items()}
+    cells = {name: merged(rows) for name, rows in (groups | {"all": lags}).items()}
+    every = cells["all"]
     name = FLEET if engine is None else engine or UNKNOWN_ENGINE
-    counts = {name: means[0] for name, means in cells.items()} | {"all": n}
-    return Place(name, n, k3 if n else None, shown | {"all": size if n else None}, counts)
+    return Place(name, every.tokens, every.k3 if every.tokens else None, cells)
 
 
 def _cell(name: str) -> Callable[[Place], look.Part]:
-    return lambda place: (look.figure(place.cells.get(name)), look.PLAIN)
+    return lambda place: (with_error(place.at(name)), look.PLAIN)
+
+
+def with_error(means: Means) -> str:
+    """Mean |d|, and how far its 95 % interval goes to either side, in percent of it; at most 9 characters."""
+    if not means.tokens:
+        return look.UNKNOWN
+    if means.high is None or not means.size:
+        return look.figure(means.size)
+    percent = 100 * (means.high / means.size - 1)
+    if percent < 99.5:
+        return f"{look.figure(means.size, 2)}±{percent:.0f}"
+    return f"{look.figure(means.size, 1)}±>99"  # not known to a factor: a second digit would say nothing
 
 
 PLACES: tuple[Column[Place], ...] = (
-    Column("|d| nats", 8, lambda p: (p.engine, look.STRONG), right=False),
-    Column("all", 7, _cell("all"), sort=lambda p: p.cells.get("all")),
-    Column("lag 0", 7, _cell("0"), sort=lambda p: p.cells.get("0")),
-    *(Column(name, 7, _cell(name), rank=2 if name == "3" else 0) for name in LAGS[1:-1]),
-    Column("lag ?", 7, _cell("?"), rank=3),
-    Column("hit", 7, _cell("hit")),
-    Column("miss", 7, _cell("miss")),
-    Column("k3", 7, lambda p: (look.figure(p.k3), look.PLAIN), sort=lambda p: p.k3, rank=1),
-    Column("tokens", 6, lambda p: (look.figure(p.tokens), look.FAINT), sort=lambda p: p.tokens),
+    Column("|d| ±%", 8, lambda p: (p.engine, look.STRONG), right=False),
+    Column("all", 9, _cell("all"), sort=lambda p: p.size("all")),
+    Column("lag 0", 9, _cell("0"), sort=lambda p: p.size("0")),
+    *(Column(f"lag {name}", 9, _cell(name), rank=rank) for name, rank in zip(LAGS[1:-1], (1, 2, 5, 2), strict=True)),
+    Column("lag ?", 9, _cell("?"), rank=6),
+    Column("hit", 9, _cell("hit")),
+    Column("miss", 9, _cell("miss")),
+    Column("k3", 7, lambda p: (look.figure(p.k3), look.PLAIN), sort=lambda p: p.k3, rank=3),
+    Column("tokens", 6, lambda p: (look.figure(p.tokens), look.FAINT), sort=lambda p: p.tokens, rank=4),
 )
 
 
@@ -186,13 +231,18 @@ def _size_style(answer: Answered, at: int) -> Style:
 def profile_chart(answer: Answered, dimension: str, engine: str | None, title: str) -> BarChart:
     """Mean |d| along a dimension; strata after the last that has tokens are left out."""
     labels, rows = along(answer, dimension, engine)
-    used = max((at + 1 for at, row in enumerate(rows) if row[0]), default=0)
-    top = max((row[2] for row in rows), default=0.0)
-    bars = [
-        Bar(row[2] / top if row[0] and top else 0.0 if row[0] else None, label.split("-")[0])
-        for label, row in zip(labels[:used], rows, strict=False)
-    ]
+    used = max((at + 1 for at, row in enumerate(rows) if row.tokens), default=0)
+    highest = max((row.size for row in rows), default=0.0)
+    # Room for the intervals, but not so much that a stratum of few tokens makes all others small.
+    top = min(max((row.high or 0.0 for row in rows), default=0.0), 1.5 * highest) or highest
+    bars = [_bar(row, top, label) for label, row in zip(labels[:used], rows, strict=False)]
     return BarChart(((f"|d| by {title}", look.STRONG), (f" to {look.figure(top)}", look.FAINT)), tuple(bars))
+
+
+def _bar(row: Means, top: float, label: str) -> Bar:
+    if not row.tokens:
+        return Bar(None, label.split("-")[0])
+    return Bar(row.size / top if top else 0.0, label.split("-")[0], high=(row.high or 0.0) / top if top else 0.0)
 
 
 class Mismatch(Vertical):
@@ -325,7 +375,7 @@ class Mismatch(Vertical):
         if answer.invalid:
             parts.append((f"▲ {answer.invalid} without a finite d  ", look.BAD))
         parts.append((f"{'fleet' if self._engine is None else self._engine}  ", look.PLAIN))
-        return [*parts, ("d = trainer - rollout logprob, nats", look.FAINT)]
+        return [*parts, ("d = trainer - rollout, nats", look.FAINT)]
 
     def _listed(self, samples: Samples | None) -> list[look.Part]:
         what = LISTS[self._list][1]

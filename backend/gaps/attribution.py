@@ -5,7 +5,6 @@ What is kept of a step is its moments, which add up; means and intervals are mad
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from rltop.backend.effects import cells
 from rltop.backend.effects.cells import Place, StepCells
 from rltop.backend.gaps import attributed
 from rltop.backend.gaps.attributed import Attribution, Interval, Stratum
+from rltop.backend.gaps.intervals import estimate, interval
 from rltop.backend.summary import Floats, Line, Strata, Summary
 from rltop.backend.summary.dimensions import ALL, LAG, PROBABILITY
 from rltop.backend.summary.groups import Groups
@@ -27,8 +27,6 @@ MAX_PARTS = 1024
 
 MAX_PROMPTS = 32
 """Prompt groups that are told, those with the largest k3."""
-
-_Z = 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +110,7 @@ def _stratum(dimension: str, label: str, moments: Floats, engine: str | None = N
 
 
 def _estimate(moments: Floats) -> Interval:
-    """Mean and interval from the sums of 1, n, s, n n, s s, n s over sequences."""
-    m, n, s, nn, ss, ns = map(float, moments)
-    mean = s / n
-    if m < 2:
-        return Interval(mean)
-    variance = max(ss - 2 * mean * ns + mean * mean * nn, 0.0) / n**2 * m / (m - 1)
-    return interval(mean, math.sqrt(variance), int(m))
-
-
-def interval(mean: float, error: float, sequences: int) -> Interval:
-    """95 % interval of a mean: Student's t for ``sequences - 1`` degrees of freedom, by its expansion about z."""
-    free = max(sequences - 1, 1)
-    z = _Z
-    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
-    return Interval(mean, mean - t * error, mean + t * error)
+    return estimate(tuple(map(float, moments)))
 
 
 def _epochs(steps: Sequence[StepCells], numbers: set[int]) -> Iterator[Stratum]:

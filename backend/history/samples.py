@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.backend.gaps.mismatch import MAX_STEPS, Shape, Shapes
+from rltop.backend.gaps.mismatch import COLUMNS, MAX_STEPS, MEANS, Shape, Shapes
 from rltop.backend.gaps.profiles import Mismatch
 from rltop.backend.gaps.sampled import Samples, Sequence, Token
 from rltop.backend.gaps.samples import KINDS, StepSamples
@@ -89,7 +89,7 @@ def mismatch(reader: Reader, first: int | None, last: int | None) -> Mismatch:
     for frame, step, engine, tokens, invalid, bins, sums in reader.execute(query, (*bounds, MAX_STEPS)):
         if found.get(step, (-1,))[0] != frame:  # the last telling of a step counts
             found[step] = frame, {}
-        shape = Shape(_unpacked(bins, "<i8"), _unpacked(sums, "<f8").reshape(-1, 4), tokens, invalid)
+        shape = Shape(_unpacked(bins, "<i8"), _sums(_unpacked(sums, "<f8")), tokens, invalid)
         found[step][1][engine] = shape
     shapes = Shapes()
     for step, (_, of) in sorted(found.items()):
@@ -100,6 +100,14 @@ def mismatch(reader: Reader, first: int | None, last: int | None) -> Mismatch:
 
 def _unpacked(packed: bytes, kind: str) -> NDArray[Any]:
     return np.frombuffer(zlib.decompress(packed), kind)
+
+
+def _sums(flat: NDArray[Any]) -> NDArray[Any]:
+    """``Shape.sums`` as it was stored; before there were intervals, with as many columns as make means."""
+    usual = Shape().sums
+    if flat.size == len(usual) * MEANS:
+        return np.pad(flat.reshape(-1, MEANS), [(0, 0), (0, COLUMNS - MEANS)], constant_values=np.nan)
+    return flat.reshape(-1, COLUMNS) if flat.size == usual.size else flat
 
 
 def _fits(shape: Shape) -> bool:

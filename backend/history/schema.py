@@ -247,7 +247,7 @@ TABLES: tuple[Table, ...] = (
             Column("tokens", "INTEGER NOT NULL", "trained tokens"),
             Column("invalid", "INTEGER NOT NULL", "of those, without a finite d"),
             Column("bins", "BLOB NOT NULL", "zlib: int64 counts of d, `mismatch.EDGES`"),
-            Column("sums", "BLOB NOT NULL", "zlib: float64 [strata, 4], sums of 1, d, |d|, k3"),
+            Column("sums", "BLOB NOT NULL", "zlib: float64 [strata, 8], `mismatch.Shape.sums`; [strata, 4] of old"),
         ),
         indexes=("(step, id)", "(frame)"),
         kept="the newest 200,000",
