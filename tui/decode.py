@@ -10,7 +10,6 @@ from typing import Protocol
 
 from rltop.backend.view import Engine
 
-
 _SPACE = "▁"
 """What SentencePiece writes for a blank."""
 
