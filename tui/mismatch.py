@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from rich.style import Style
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 
-from rltop.backend.gaps.intervals import estimate
 from rltop.backend.gaps.profiles import Mismatch as Answered
-from rltop.backend.gaps.profiles import Profile
 from rltop.backend.gaps.sampled import Samples, Sequence, Token
 from rltop.backend.view import Answer, AskMismatch, AskSamples, Question, Snapshot
-from rltop.tui import gaps, look, marks
+from rltop.tui import gaps, look
 from rltop.tui.bars import Bar, BarChart, Bars
 from rltop.tui.decode import Decode, as_id, decoder
 from rltop.tui.explain import Figure
+from rltop.tui.lists import (
+    Times,
+    distinct,
+    same_sequence,
+    same_token,
+    sequence_columns,
+    sequence_key,
+    token_columns,
+    token_key,
+)
+from rltop.tui.places import FLEET, PLACES, UNKNOWN_ENGINE, Means, Place, along, places
 from rltop.tui.plot import Sight
 from rltop.tui.rows import Rows, set_height
-from rltop.tui.table import Column, Table
-
-FLEET = "fleet"
-UNKNOWN_ENGINE = "?"
-"""Rows of the table of engines: all of them; and tokens whose engine is not known."""
+from rltop.tui.table import Table
 
 LISTS: tuple[tuple[str, str], ...] = (
     ("abs_diff", "tokens with the largest |d|"),
@@ -36,176 +39,6 @@ LISTS: tuple[tuple[str, str], ...] = (
     ("sample", "a fair sample of the sequences"),
 )
 """Kinds of ``AskSamples``, in the order of the key, and what each is."""
-
-LAGS = ("0", "1", "2", "3", "4+", "?")
-"""Columns of the table: policy lag, the rest, and not known (or ahead of the trainer)."""
-
-Spread = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class Means:
-    """Of a stratum: its tokens, and the means of d, |d| and k3; ``spread`` as in ``Profile``."""
-
-    tokens: int = 0
-    d: float = 0.0
-    size: float = 0.0
-    k3: float = 0.0
-    spread: Spread | None = None
-
-    @property
-    def high(self) -> float | None:
-        """Upper end of the 95 % interval of |d|; None where it is not known."""
-        if self.spread is None or not self.tokens:
-            return None
-        m, nn, ss, ns = self.spread
-        return estimate((m, self.tokens, self.tokens * self.size, nn, ss, ns)).high
-
-
-@dataclass(frozen=True)
-class Place:
-    """One engine or all; ``cells`` by the columns of the table."""
-
-    engine: str
-    tokens: int
-    k3: float | None
-    cells: dict[str, Means]
-
-    def at(self, column: str) -> Means:
-        """What stands in a column."""
-        return self.cells.get(column, Means())
-
-    def size(self, column: str) -> float | None:
-        """|d| there; None without tokens."""
-        means = self.at(column)
-        return means.size if means.tokens else None
-
-    def figures(self) -> list[Figure]:
-        """Those that the catalogue knows; of strata it has no entries of their own."""
-        named = (("all", "all", "logp_abs_diff_mean"), ("lag 0", "0", "lag0_abs_diff_mean"))
-        gaps = [Figure(head, metric, self.size(at), (self.at(at).tokens, "tokens")) for head, at, metric in named]
-        k3 = Figure("k3", "kl_k3", self.k3, (self.tokens, "tokens"))
-        return [*gaps, k3, Figure("tokens", "tokens", float(self.tokens), None)]
-
-
-def merged(rows: list[Means]) -> Means:
-    """Of several strata or engines together."""
-    rows = [row for row in rows if row.tokens]
-    n = sum(row.tokens for row in rows)
-    if not n:
-        return Means()
-    d, size, k3 = (
-        sum(row.tokens * value for row, value in zip(rows, values, strict=True)) / n
-        for values in ([row.d for row in rows], [row.size for row in rows], [row.k3 for row in rows])
-    )
-    spreads = [row.spread for row in rows if row.spread is not None]
-    whole = tuple(map(sum, zip(*spreads, strict=True))) if len(spreads) == len(rows) else None
-    return Means(n, d, size, k3, whole)  # type: ignore[arg-type]
-
-
-def along(answer: Answered, dimension: str, engine: str | None) -> tuple[list[str], list[Means]]:
-    """Labels of a dimension with the means of one engine, or of all."""
-    profile = next((p for p in answer.profiles if p.dimension == dimension), Profile(dimension, [], {}))
-    chosen = [
-        [Means(*row, spread) for row, spread in zip(rows, profile.spreads.get(name, [None] * len(rows)), strict=True)]
-        for name, rows in profile.engines.items()
-        if engine in (None, name)
-    ]
-    return profile.labels, [merged([rows[at] for rows in chosen]) for at in range(len(profile.labels))]
-
-
-def places(answer: Answered) -> list[Place]:
-    """The table's lines: the fleet, then each engine, tokens of unknown engines last."""
-    names = sorted(answer.bins, key=lambda name: (not name, name.rstrip("0123456789"), len(name), name))
-    return [_place(answer, None), *(_place(answer, name) for name in names)]
-
-
-def _place(answer: Answered, engine: str | None) -> Place:
-    labels, lags = along(answer, "lag", engine)
-    by_label = dict(zip(labels, lags, strict=True))
-    groups = {name: [by_label[name]] if name in by_label else [] for name in LAGS[:-2]}
-    groups["4+"] = [means for label, means in by_label.items() if label.rstrip("+").isdigit() and label not in groups]
-    groups["?"] = [by_label[label] for label in ("ahead", "unknown") if label in by_label]
-    prefix, cache = along(answer, "prefix", engine)
-    groups |= {name: [means] for name, means in zip(prefix, cache, strict=True) if name in ("hit", "miss")}
-    cells = {name: merged(rows) for name, rows in (groups | {"all": lags}).items()}
-    every = cells["all"]
-    name = FLEET if engine is None else engine or UNKNOWN_ENGINE
-    return Place(name, every.tokens, every.k3 if every.tokens else None, cells)
-
-
-def _cell(name: str) -> Callable[[Place], look.Part]:
-    return lambda place: (with_error(place.at(name)), look.PLAIN)
-
-
-def with_error(means: Means) -> str:
-    """Mean |d|, and how far its 95 % interval goes to either side, in percent of it; at most 9 characters."""
-    if not means.tokens:
-        return look.UNKNOWN
-    if means.high is None or not means.size:
-        return look.figure(means.size)
-    percent = 100 * (means.high / means.size - 1)
-    if percent < 99.5:
-        return f"{look.figure(means.size, 2)}±{percent:.0f}"
-    return f"{look.figure(means.size, 1)}±>99"  # not known to a factor: a second digit would say nothing
-
-
-PLACES: tuple[Column[Place], ...] = (
-    Column("|d| ±%", 8, lambda p: (p.engine, look.STRONG), right=False),
-    Column("all", 9, _cell("all"), sort=lambda p: p.size("all")),
-    Column("lag 0", 9, _cell("0"), sort=lambda p: p.size("0")),
-    *(Column(f"lag {name}", 9, _cell(name), rank=rank) for name, rank in zip(LAGS[1:-1], (1, 2, 5, 2), strict=True)),
-    Column("lag ?", 9, _cell("?"), rank=6),
-    Column("hit", 9, _cell("hit")),
-    Column("miss", 9, _cell("miss")),
-    Column("k3", 7, lambda p: (look.figure(p.k3), look.PLAIN), sort=lambda p: p.k3, rank=3),
-    Column("tokens", 6, lambda p: (look.figure(p.tokens), look.FAINT), sort=lambda p: p.tokens, rank=4),
-)
-
-
-def token_columns(decode: Decode) -> tuple[Column[Token], ...]:
-    """Columns of the list of tokens."""
-
-    def gap(token: Token) -> look.Part:
-        return f"{look.figure(token.diff)}{marks.mark(token.diff):<3}", gaps.style(token.diff)
-
-    def around(token: Token) -> look.Part:
-        before = marks.context(token.before, decode, 6)
-        after = marks.context(token.after, decode)
-        return f"{before}»{decode(token.id)}«{after}", look.PLAIN
-
-    return (
-        Column("d", 11, gap, sort=lambda t: abs(t.diff)),
-        Column("rollout", 8, lambda t: (look.figure(t.rollout), look.PLAIN), sort=lambda t: t.rollout),
-        Column("trainer", 8, lambda t: (look.figure(t.trainer), look.PLAIN), sort=lambda t: t.trainer),
-        Column("engine", 6, lambda t: (t.engine or UNKNOWN_ENGINE, look.PLAIN), sort=lambda t: t.engine, right=False),
-        Column("policy", 6, lambda t: (look.whole(t.version if t.version >= 0 else None), look.PLAIN), rank=1),
-        Column("epoch", 5, lambda t: (look.whole(t.epoch if t.epoch >= 0 else None), look.PLAIN), rank=3),
-        Column("cached", 6, lambda t: (look.whole(t.cached_tokens), look.PLAIN), rank=4),
-        Column("reward", 6, lambda t: (look.figure(t.reward), look.PLAIN), rank=5),
-        Column("at", 9, lambda t: (f"{t.position}/{t.tokens}", look.FAINT), rank=2),
-        Column("before » token « after", 26, around, right=False),
-    )
-
-
-def sequence_columns(decode: Decode) -> tuple[Column[Sequence], ...]:
-    """Columns of the list of sequences."""
-
-    def begins(sequence: Sequence) -> look.Part:
-        shown = (text for text, _ in marks.marked(sequence, decode))
-        return marks.between(decode).join(text for text, _ in zip(shown, range(40), strict=False)), look.PLAIN
-
-    return (
-        Column("|d| mean", 8, lambda s: (look.figure(s.abs_diff_mean), look.PLAIN), sort=lambda s: s.abs_diff_mean),
-        Column("k3 mean", 8, lambda s: (look.figure(s.k3_mean), look.PLAIN), sort=lambda s: s.k3_mean),
-        Column("tokens", 6, lambda s: (str(s.tokens), look.PLAIN), sort=lambda s: s.tokens),
-        Column("reward", 6, lambda s: (look.figure(s.reward), look.PLAIN), sort=lambda s: s.reward),
-        Column("engine", 6, lambda s: (",".join(s.engines) or UNKNOWN_ENGINE, look.PLAIN), right=False),
-        Column("cached", 6, lambda s: (look.whole(s.cached_tokens), look.PLAIN), rank=2),
-        Column("row", 7, lambda s: (f"{s.rank}/{s.number}", look.FAINT), rank=3),
-        Column("ended", 6, lambda s: (s.finish_reason, look.FAINT), rank=1, right=False),
-        Column("begins", 26, begins, right=False),
-    )
 
 
 def spread_chart(answer: Answered, engine: str | None) -> BarChart:
@@ -256,8 +89,10 @@ class Mismatch(Vertical):
         self._samples: Samples | None = None
         self._error = ""
         self._wanted: object = None
-        self._asked: set[str] = set()
+        self._none_kept = ""
+        self._asked: dict[str, str] = {}
         self._decode: Decode = as_id
+        self._times: Times = {}
         self._models: object = None
 
     def compose(self) -> ComposeResult:
@@ -269,8 +104,8 @@ class Mismatch(Vertical):
             yield Bars(id="by-position")
         yield Table(PLACES, lambda place: place.engine, empty="nothing to show yet", id="places")
         yield Rows(id="listed")
-        yield Table(token_columns(as_id), _token_key, empty="none", id="tokens")
-        yield Table(sequence_columns(as_id), _sequence_key, empty="none", id="sequences")
+        yield Table(token_columns(as_id, self._times), token_key, empty="none", id="tokens")
+        yield Table(sequence_columns(as_id, self._times), sequence_key, empty="none", id="sequences")
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -288,21 +123,19 @@ class Mismatch(Vertical):
             return []
         self._wanted = wanted
         engine = "" if self._engine == UNKNOWN_ENGINE else self._engine
-        asked: list[Question] = [
-            AskMismatch(uuid.uuid4().hex, first, last),
-            AskSamples(uuid.uuid4().hex, last, kind, engine),
-        ]
-        self._asked = {question.id for question in asked}
-        return asked
+        shapes = AskMismatch(uuid.uuid4().hex, first, last)
+        samples = AskSamples(uuid.uuid4().hex, last, kind, engine)
+        self._asked = {shapes.id: "mismatch", samples.id: "samples"}
+        return [shapes, samples]
 
     def take(self, answers: dict[str, Answer]) -> bool:
         """Take the answers that have come. Whether there is something new to show."""
-        come = [answers.pop(question) for question in self._asked & answers.keys()]
+        come = [answers.pop(question) for question in self._asked.keys() & answers.keys()]
         for answer in come:
-            self._asked.discard(answer.id)
-            self._error = answer.error or ""
-            self._answer = answer.mismatch or self._answer
-            self._samples = answer.samples or self._samples
+            if self._asked.pop(answer.id) == "mismatch":
+                self._error, self._answer = answer.error or "", answer.mismatch or self._answer
+            else:  # what was kept of another step is not this one's
+                self._none_kept, self._samples = answer.error or "", answer.samples
         return bool(come)
 
     def figures(self) -> tuple[str, list[Figure]] | None:
@@ -321,16 +154,10 @@ class Mismatch(Vertical):
         if isinstance(item, Place):
             self._engine = None if item.engine in (FLEET, self._engine) else item.engine
         elif isinstance(item, Token):
-            behind = self._sequence_of(item)
-            return gaps.token_text(item, self._decode) if behind is None else gaps.sequence_text(behind, self._decode)
+            return gaps.token_text(item, self._decode)
         elif isinstance(item, Sequence):
             return gaps.sequence_text(item, self._decode)
         return None
-
-    def _sequence_of(self, token: Token) -> Sequence | None:
-        place = (token.step, token.rank, token.number)
-        kept = self._samples.sequences if self._samples else []
-        return next((s for s in kept if (s.step, s.rank, s.number) == place), None)
 
     # --- showing ----------------------------------------------------------------------------------------------------
 
@@ -350,8 +177,12 @@ class Mismatch(Vertical):
         self._say("#listed", self._listed(samples))
         tokens = LISTS[self._list][0] in ("abs_diff", "k3")
         self.query_one("#tokens").display, self.query_one("#sequences").display = tokens, not tokens
-        self.query_one("#tokens", Table).set_items(samples.tokens if samples else [])
-        self.query_one("#sequences", Table).set_items(samples.sequences if samples else [])
+        of_tokens = distinct(samples.tokens if samples else [], same_token, token_key)
+        of_sequences = distinct(samples.sequences if samples else [], same_sequence, sequence_key)
+        self._times.clear()
+        self._times.update(of_tokens[1] | of_sequences[1])
+        self.query_one("#tokens", Table).set_items(of_tokens[0])
+        self.query_one("#sequences", Table).set_items(of_sequences[0])
 
     def on_resize(self) -> None:
         """Fewer charts where it is narrow."""
@@ -379,8 +210,8 @@ class Mismatch(Vertical):
 
     def _listed(self, samples: Samples | None) -> list[look.Part]:
         what = LISTS[self._list][1]
-        if self._error:
-            return [(f"{what}: {self._error}", look.WARN)]
+        if self._none_kept:
+            return [(f"{what}: {self._none_kept}", look.WARN)]
         if samples is None:
             return [(what, look.FAINT)]
         of = f" of {samples.of_sequences} sequences, {samples.of_tokens} tokens"
@@ -401,13 +232,5 @@ class Mismatch(Vertical):
         models = {engine.fingerprint.get("model") for engine in view.engines.values()}
         if models != self._models:
             self._models, self._decode = models, decoder(view.engines.values())
-            self.query_one("#tokens", Table).set_columns(token_columns(self._decode))
-            self.query_one("#sequences", Table).set_columns(sequence_columns(self._decode))
-
-
-def _token_key(token: Token) -> str:
-    return f"{token.step}/{token.rank}/{token.number}/{token.position}"
-
-
-def _sequence_key(sequence: Sequence) -> str:
-    return f"{sequence.step}/{sequence.rank}/{sequence.number}"
+            self.query_one("#tokens", Table).set_columns(token_columns(self._decode, self._times))
+            self.query_one("#sequences", Table).set_columns(sequence_columns(self._decode, self._times))
