@@ -14,8 +14,8 @@ from rltop.backend.gaps.profiles import Mismatch, Profile
 from rltop.backend.gaps.sampled import Samples, Sequence, Token
 from rltop.backend.view import Answer, AskMismatch, AskSamples, Question
 from rltop.tui.bars import Bar, BarChart, draw
-from rltop.tui.lists import distinct, same_sequence, same_token, sequence_key, token_key
 from rltop.tui.places import FLEET, Means, along, merged, places, with_error
+from rltop.tui.same import distinct_sequences, distinct_tokens
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import assert_as_saved, dashboard, settle
@@ -265,11 +265,11 @@ def test_samples_that_are_the_same_are_one_line_with_their_number() -> None:
     one, other = token(0, "e0", 3), token(1, "e0", 3)
     again = [msgspec.structs.replace(one, number=number, request=f"r{number}", position=5) for number in (7, 8)]
     elsewhere = msgspec.structs.replace(one, engine="e1", number=2)
-    shown, times = distinct([one, other, *again, elsewhere], same_token, token_key)
+    shown, times = distinct_tokens([one, other, *again, elsewhere])
     assert [(t.number, t.engine) for t in shown] == [(0, "e0"), (1, "e0"), (2, "e1")]
     assert list(times.values()) == [3, 1, 1]
     whole = sequence(2, "e0", 3)
-    (first,), counts = distinct([whole, msgspec.structs.replace(whole, number=9)], same_sequence, sequence_key)
+    (first,), counts = distinct_sequences([whole, msgspec.structs.replace(whole, number=9)])
     assert (first.number, counts) == (2, {"3/0/2": 2})
 
 

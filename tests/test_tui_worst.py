@@ -62,6 +62,19 @@ def test_sequences_mark_each_token_by_its_gap_without_colour() -> None:
     assert lines[3:] == ["  after …1 2 3", "  11 12↓↓↓ (60) 13?"]
 
 
+def test_tokens_and_sequences_that_are_the_same_stand_once() -> None:
+    tokens = [
+        TOKEN,
+        *(msgspec.structs.replace(TOKEN, number=n) for n in (6, 7)),
+        msgspec.structs.replace(TOKEN, id=13, number=8),
+    ]
+    lines = text(Samples(3, "abs_diff", 64, 1500, tokens=tokens), as_id, 8).splitlines()
+    assert [line.split()[-2:] for line in lines[2:]] == [["7", "8>>12<<9"], ["7", "8>>13<<9"]]
+    assert lines[2].split()[-3] == "3x"
+    sequences = [SEQUENCE, msgspec.structs.replace(SEQUENCE, number=9)]
+    assert text(Samples(3, "worst", 64, 1500, sequences), as_id).splitlines()[2].startswith("2x row 0/5")
+
+
 def test_nothing_is_said_as_such() -> None:
     assert text(Samples(3, "worst"), as_id).endswith("nothing is kept of that")
 

@@ -2,45 +2,12 @@
 
 from __future__ import annotations
 
-import struct
-from collections import Counter
-from collections.abc import Callable, Hashable
-from typing import TypeVar
-
 from rltop.backend.gaps.sampled import Sequence, Token
 from rltop.tui import gaps, look, marks
 from rltop.tui.decode import Decode
 from rltop.tui.places import UNKNOWN_ENGINE
+from rltop.tui.same import Times, sequence_key, times_text, token_key
 from rltop.tui.table import Column
-
-T = TypeVar("T")
-
-Times = dict[str, int]
-"""By the key of a line, how many are the same but for their row: samples of one prompt often are."""
-
-
-def distinct(items: list[T], same: Callable[[T], Hashable], key: Callable[[T], str]) -> tuple[list[T], Times]:
-    """The first of each that are the same, and how many there are."""
-    first: dict[Hashable, T] = {}
-    times: Counter[Hashable] = Counter()
-    for item in items:
-        first.setdefault(same(item), item)
-        times[same(item)] += 1
-    return list(first.values()), {key(item): times[what] for what, item in first.items()}
-
-
-def same_token(token: Token) -> Hashable:
-    """What tokens in different rows may have in common; logprobs as bits, since a NaN is not equal to itself."""
-    return token.id, token.before, token.engine, struct.pack("<2d", token.rollout, token.trainer)
-
-
-def same_sequence(sequence: Sequence) -> Hashable:
-    """The same of sequences."""
-    return sequence.context, sequence.ids, sequence.rollout, sequence.trainer, tuple(sequence.engines)
-
-
-def _times(times: Times, key: str) -> str:
-    return f"{times[key]}x " if times.get(key, 1) > 1 else ""
 
 
 def token_columns(decode: Decode, times: Times) -> tuple[Column[Token], ...]:
@@ -52,7 +19,7 @@ def token_columns(decode: Decode, times: Times) -> tuple[Column[Token], ...]:
     def around(token: Token) -> look.Part:
         before = marks.context(token.before, decode, 6)
         after = marks.context(token.after, decode)
-        return f"{_times(times, token_key(token))}{before}»{decode(token.id)}«{after}", look.PLAIN
+        return f"{times_text(times, token_key(token))}{before}»{decode(token.id)}«{after}", look.PLAIN
 
     return (
         Column("d", 11, gap, sort=lambda t: abs(t.diff)),
@@ -74,7 +41,7 @@ def sequence_columns(decode: Decode, times: Times) -> tuple[Column[Sequence], ..
     def begins(sequence: Sequence) -> look.Part:
         shown = (text for text, _ in marks.marked(sequence, decode))
         text = marks.between(decode).join(text for text, _ in zip(shown, range(40), strict=False))
-        return _times(times, sequence_key(sequence)) + text, look.PLAIN
+        return times_text(times, sequence_key(sequence)) + text, look.PLAIN
 
     return (
         Column("|d| mean", 8, lambda s: (look.figure(s.abs_diff_mean), look.PLAIN), sort=lambda s: s.abs_diff_mean),
@@ -87,13 +54,3 @@ def sequence_columns(decode: Decode, times: Times) -> tuple[Column[Sequence], ..
         Column("ended", 6, lambda s: (s.finish_reason, look.FAINT), rank=1, right=False),
         Column("begins", 26, begins, right=False),
     )
-
-
-def token_key(token: Token) -> str:
-    """Tells a line from others."""
-    return f"{token.step}/{token.rank}/{token.number}/{token.position}"
-
-
-def sequence_key(sequence: Sequence) -> str:
-    """The same of sequences."""
-    return f"{sequence.step}/{sequence.rank}/{sequence.number}"

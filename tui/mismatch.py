@@ -17,19 +17,11 @@ from rltop.tui import gaps, look
 from rltop.tui.bars import Bar, BarChart, Bars
 from rltop.tui.decode import Decode, as_id, decoder
 from rltop.tui.explain import Figure
-from rltop.tui.lists import (
-    Times,
-    distinct,
-    same_sequence,
-    same_token,
-    sequence_columns,
-    sequence_key,
-    token_columns,
-    token_key,
-)
+from rltop.tui.lists import sequence_columns, token_columns
 from rltop.tui.places import FLEET, PLACES, UNKNOWN_ENGINE, Means, Place, along, places
 from rltop.tui.plot import Sight
 from rltop.tui.rows import Rows, set_height
+from rltop.tui.same import Times, distinct_sequences, distinct_tokens, sequence_key, token_key
 from rltop.tui.table import Table
 
 LISTS: tuple[tuple[str, str], ...] = (
@@ -177,8 +169,8 @@ class Mismatch(Vertical):
         self._say("#listed", self._listed(samples))
         tokens = LISTS[self._list][0] in ("abs_diff", "k3")
         self.query_one("#tokens").display, self.query_one("#sequences").display = tokens, not tokens
-        of_tokens = distinct(samples.tokens if samples else [], same_token, token_key)
-        of_sequences = distinct(samples.sequences if samples else [], same_sequence, sequence_key)
+        of_tokens = distinct_tokens(samples.tokens if samples else [])
+        of_sequences = distinct_sequences(samples.sequences if samples else [])
         self._times.clear()
         self._times.update(of_tokens[1] | of_sequences[1])
         self.query_one("#tokens", Table).set_items(of_tokens[0])

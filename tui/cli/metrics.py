@@ -124,7 +124,7 @@ def _lines(found: Attribution) -> Iterator[str]:
     from rltop.backend.gaps.text import line_text
 
     if not found.steps:
-        yield "no step is measured yet"
+        yield "no step is measured yet since this hub started; of steps before it is not kept what the gap is made of"
         return
     yield f"steps {found.steps[0]} to {found.steps[-1]}, d = trainer - rollout, nats, 95 % intervals"
     yield from (f"{line.engine or 'all engines'}: {line_text(line)}" for line in found.lines)
