@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rltop.backend import metrics
 from rltop.backend.steps import compute
+from rltop.backend.summary import Summary
 from tests.metric_oracle import Row, Step, finite, quantiles, shift
 
 ELSEWHERE = {
@@ -189,6 +190,30 @@ def test_a_shift_by_one_is_found(seed: int, by: int) -> None:
         "mask": np.ones((6, 50)),
     }
     assert compute.values(arrays)["shift_probe"] == shift(rows) == by
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), lengths, st.sampled_from([1e-3, 0.05, 1.0]), st.booleans(), st.integers(0, 12))
+def test_summaries_of_parts_add_up_to_every_metric_of_the_whole(
+    seed: int, lengths: list[int], noise: float, gspo: bool, cut: int
+) -> None:
+    step, arrays = make(seed, lengths, noise, 0.0, full=True, gspo=gspo)
+    first = min(max(cut, 1), len(step.rows))
+    parts = [
+        {name: array[at] if np.ndim(array) else array for name, array in arrays.items()}
+        for at in (slice(first), slice(first, None))
+    ]
+    summaries = [compute.summary(part) for part in parts if len(part["mask"])]
+    merged, whole = metrics.values(sum(summaries, Summary())), compute.values(arrays)
+    size = max(abs(value) for value in whole.values() if value is not None)
+    for name, expected in whole.items():
+        got = merged[name]
+        if expected is None or got is None:
+            assert got == expected, name
+        else:
+            loose = name.rsplit("_", 1)[-1] in LOOSE or name == "ratio_mean_z"
+            rel, floor = (1e-5, 1e-7 * max(1.0, math.sqrt(size))) if loose else (1e-9, 1e-12 * max(1.0, size))
+            assert got == pytest.approx(expected, rel=rel, abs=floor), name
 
 
 def test_no_tokens_give_no_figure_but_counts() -> None:

@@ -28,7 +28,7 @@ LISTS: tuple[tuple[str, str], ...] = (
     ("abs_diff", "tokens with the largest |d|"),
     ("k3", "tokens with the largest k3"),
     ("worst", "sequences with the largest mean k3"),
-    ("sample", "a fair sample of the sequences"),
+    ("sample", "a fair sample"),
 )
 """Kinds of ``AskSamples``, in the order of the key, and what each is."""
 
