@@ -24,6 +24,7 @@ class Finding(msgspec.Struct, frozen=True):
         tokens, sequences: that it was computed on.
         text: the evidence as a sentence with numbers.
         more_sequences: of an unknown outcome, about how many more would decide it; None where more would not help.
+        detail: what exactly, where a test names one of many: a fact, a kind of copy, a number of tokens; see ``TESTS``.
     """
 
     test: str
@@ -39,6 +40,7 @@ class Finding(msgspec.Struct, frozen=True):
     sequences: int = 0
     text: str = ""
     more_sequences: int | None = None
+    detail: str = ""
 
 
 class Cause(msgspec.Struct, frozen=True):
