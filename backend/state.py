@@ -6,7 +6,7 @@ The picture that viewers have is changed by frames alone, here as there: ``frame
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -14,6 +14,8 @@ import msgspec
 from rltop.backend import view
 from rltop.backend.commands import audit
 from rltop.backend.commands.life import Commands, Order, RejectedError
+from rltop.backend.diagnosis.case import Case
+from rltop.backend.diagnosis.course import Stretch
 from rltop.backend.effects.memory import Effects
 from rltop.backend.fleet.engines import Engines, TrainerRanks
 from rltop.backend.fleet.fingerprints import Fingerprints
@@ -79,7 +81,7 @@ class State:
         now: wall clock that never steps back, seconds; every method takes the present one.
         new_id: makes ids of commands.
         ready: whether rows can be measured without waiting.
-        past: what is stored of the run, which this hub goes on from.
+        past: what is stored of the run, which this hub goes on from. course: likewise, the evidence of its steps.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class State:
         new_id: Callable[[], str],
         ready: Callable[[], bool] = lambda: True,
         past: view.Snapshot | None = None,
+        course: Sequence[Stretch] = (),
     ) -> None:
         self.snapshot = view.Snapshot(run, epoch, 0, now, now)
         self._index = Index()
@@ -112,6 +115,8 @@ class State:
         self._resumed_at: int | None = None  # last stored step, until the first of this hub's closes
         if past is not None:
             self._resume(past, now)
+        for stretch in course:
+            self._steps.course.put(stretch.last, stretch.engines)
 
     def restore(self, lines: list[audit.Line], bad: int, now: float) -> list[Effect]:
         """Take in the audit log that earlier hubs of this run wrote, of which ``bad`` lines can't be read."""
@@ -256,8 +261,21 @@ class State:
 
     def kept(self, steps: list[view.Step]) -> list[Kept]:
         """What is kept of ``steps`` beside their figures."""
-        samples, shapes = self._steps.samples, self._steps.shapes
-        return [Kept(step.step, samples.of_step(step.step), shapes.of_step(step.step)) for step in steps]
+        samples, shapes, course = self._steps.samples, self._steps.shapes, self._steps.course
+        return [Kept(s.step, samples.of_step(s.step), shapes.of_step(s.step), course.of_step(s.step)) for s in steps]
+
+    def case(self) -> Case:
+        """What a diagnosis is made from, as of now."""
+        now = self.snapshot
+        return Case(
+            now.run,
+            list(now.steps.values()),
+            now.engines,
+            now.trainer,
+            now.events,
+            list(now.changes.values()),
+            self._steps.course.stretches(),
+        )
 
     def not_stored(self, frame: view.Frame, frames: int) -> None:
         """Say in ``frame``, which was made last, how many frames up to it the disk has not taken."""

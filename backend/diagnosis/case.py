@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rltop.backend import view
+from rltop.backend.diagnosis.course import Stretch
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class Case:
         steps: measured steps, oldest first.
         engines, trainer: as last heard of, with fingerprints, flags, facts and what differs.
         events, changes: what happened, oldest first.
+        evidence: of the steps, oldest first; the older ones merged.
     """
 
     run: str
@@ -25,3 +27,4 @@ class Case:
     trainer: view.Trainer = view.Trainer()  # noqa: RUF009 - frozen
     events: Sequence[view.Event] = ()
     changes: Sequence[view.Change] = ()
+    evidence: Sequence[Stretch] = ()
