@@ -43,7 +43,7 @@ LAGS = len(LAG.strata)
 _SHAPES: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("moments", (FIGURES, loop.MOMENTS)),
     ("sums", (SUMS,)),
-    ("extremes", (2,)),
+    ("extremes", (3,)),
     ("aligned", (len(loop.SHIFTS), 2)),
     ("profile", (BINS, 3)),
     ("lags", (LAGS, loop.MOMENTS)),
@@ -73,7 +73,8 @@ class Evidence:
 
     Attributes:
         moments: [FIGURES, 6], as ``loop`` and this module name the figures.
-        sums: [SUMS], likewise. extremes: least and greatest matched d.
+        sums: [SUMS], likewise. extremes: least and greatest matched d, and the least seconds a token
+            took, by request.
         aligned: [SHIFTS, 2], tokens and the sum of ``|trainer - record displaced|``.
         profile: [position bins, 3], of matched tokens: how many, the sums of d d (held to 1) and of 1 - p.
         lags: [lag strata, 6], moments of k3 by lag.
@@ -81,7 +82,7 @@ class Evidence:
 
     moments: Floats = field(default_factory=lambda: np.zeros((FIGURES, loop.MOMENTS)))
     sums: Floats = field(default_factory=lambda: np.zeros(SUMS))
-    extremes: Floats = field(default_factory=lambda: np.array([math.inf, -math.inf]))
+    extremes: Floats = field(default_factory=lambda: np.array([math.inf, -math.inf, math.inf]))
     aligned: Floats = field(default_factory=lambda: np.zeros((len(loop.SHIFTS), 2)))
     profile: Floats = field(default_factory=lambda: np.zeros((BINS, 3)))
     lags: Floats = field(default_factory=lambda: np.zeros((LAGS, loop.MOMENTS)))
@@ -92,6 +93,7 @@ class Evidence:
             self.sums + other.sums,
             np.array([
                 min(self.extremes[0], other.extremes[0]), max(self.extremes[1], other.extremes[1]),
+                min(self.extremes[2], other.extremes[2]),
             ]),
             self.aligned + other.aligned,
             self.profile + other.profile,
@@ -147,7 +149,7 @@ def of(batch: Batch, cut: CutUp) -> dict[str, Evidence]:
     moments = np.zeros((places, FIGURES, loop.MOMENTS))
     sums = np.zeros((places, SUMS))
     own_moments, own_sums = np.zeros((places, loop.FIGURES, loop.MOMENTS)), np.zeros((places, loop.SUMS))
-    extremes = np.tile(np.array([math.inf, -math.inf]), (places, 1))
+    extremes = np.tile(np.array([math.inf, -math.inf, math.inf]), (places, 1))
     aligned = np.zeros((places, len(loop.SHIFTS), 2))
     profile = np.zeros((places, BINS, 3))
     pieces = cut.pieces
@@ -166,7 +168,7 @@ def of(batch: Batch, cut: CutUp) -> dict[str, Evidence]:
     moments[:, : loop.FIGURES], sums[:, : loop.SUMS] = own_moments, own_sums
     _add_contexts(batch, cut, kinds, moments)
     _add_repeats(batch, cut, sums)
-    _add_requests(batch, cut, moments, sums)
+    _add_requests(batch, cut, moments, sums, extremes)
     _add_rows(batch, cut, moments, sums)
     for place in range(places):
         found[place] = Evidence(moments[place], sums[place], extremes[place], aligned[place], profile[place])
@@ -298,7 +300,7 @@ def _trained_ids(batch: Batch) -> Ints:
     return ids
 
 
-def _add_requests(batch: Batch, cut: CutUp, moments: Floats, sums: Floats) -> None:
+def _add_requests(batch: Batch, cut: CutUp, moments: Floats, sums: Floats, extremes: Floats) -> None:
     times: dict[int, list[tuple[float, float]]] = {}
     number = {name: place for place, name in enumerate(cut.names)}
     for span, hit in zip(batch.spans, batch.hits, strict=True):
@@ -317,6 +319,7 @@ def _add_requests(batch: Batch, cut: CutUp, moments: Floats, sums: Floats) -> No
     for place, of_place in times.items():
         n, s = zip(*of_place, strict=True)
         _add(moments, place, TOKEN_TIME, n, s)
+        extremes[place, 2] = min(seconds / size for size, seconds in of_place)
 
 
 def _add_rows(batch: Batch, cut: CutUp, moments: Floats, sums: Floats) -> None:

@@ -16,17 +16,25 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-CLAMP, BOUND, ZERO_GAP, NEAR = 20.0, 3.5e38, 0.25, 0.125
+CLAMP, BOUND, NEAR = 20.0, 3.5e38, 0.125
 """As in the summaries' kernel."""
+
+ZERO_GAP = 0.5
+"""A recorded 0.0 is suspect where the trainer's logprob is further below 0 (causes.md, A13)."""
 
 FILLER = -9998.0
 """At or below it a logprob is a filler (``rltop.backend.join.copies``)."""
 
 BETS = (0.02, 0.1, 0.3, 0.6, 0.9)
-"""Stakes of the betting test of the mean ratio (T1). A stake must be below 1: the ratio minus 1 is never below -1."""
+DOWN = (-0.01, -0.04)
+"""Stakes of the betting test of the mean ratio (T1), on a ratio above 1 and below it. The first must be below 1, as the
+ratio minus 1 is never below -1; the others above -1 / CLAMP, where the ratio minus 1 is held to CLAMP."""
 
 FOLD = 64
 """After so many tokens a product of wealth becomes a logarithm: a factor is 0.1 to 19, so it stays in range."""
+
+FAR = 0.2
+"""A matched |d| beyond COARSE or this is counted: no rounding of float32, none of 16 bits makes it often (floor)."""
 
 FINE, COARSE = 1e-3, 2e-2
 """Sizes beyond which a d has a sign (T3): far above what float32 rounds, and four times what bfloat16 logits do."""
@@ -42,9 +50,10 @@ HIT, MISS, BEFORE, AFTER = 1, 2, 4, 8
 
 # Figures: of each there are six sums over sequences, of 1, n, s, n n, s s and n s, for n tokens and their sum s.
 (
-    X, D, K3, SURPRISAL, TOP, ENTROPY, M_D, M_ABS, M_DD, M_K3, M_X, M_DE, M_EE, M_HIT, M_MISS, M_BEFORE, M_AFTER, DRIFT,
-) = range(18)  # fmt: skip
-FIGURES = 18
+    X, D, K3, SURPRISAL, TOP, ENTROPY, M_D, M_ABS, M_DD, M_K3, M_X, M_BEYOND, M_FAR, M_E, M_DE, M_EE, M_HIT, M_MISS,
+    M_BEFORE, M_AFTER, DRIFT,
+) = range(21)  # fmt: skip
+FIGURES = 21
 MOMENTS = 6
 
 # Plain sums over tokens.
@@ -53,8 +62,9 @@ MOMENTS = 6
     ABOVE_ROWS, SEEN_TOP, DUE_TOP, LAG, LOW_ENTROPY,
 ) = range(17)  # fmt: skip
 WEALTH = 17
-"""First of the log-wealths of the stakes over all tokens; those over matched tokens follow."""
-SUMS = WEALTH + 2 * len(BETS)
+"""First of the log-wealths: of the stakes BETS over all tokens, of BETS over matched tokens, of DOWN over all."""
+ACCOUNTS = 2 * len(BETS) + len(DOWN)
+SUMS = WEALTH + ACCOUNTS
 
 SHIFTS = (-2, -1, 0, 1, 2)
 """Displacements that alignment is tried at (T6): the trainer's logprob against the record's of so many tokens on."""
@@ -100,13 +110,13 @@ def tokens(
         group: sequence of each piece, rising.
         moments: [places, FIGURES, MOMENTS].
         sums: [places, SUMS].
-        extremes: [places, 2], least and greatest matched d.
+        extremes: [places, 2 or more], least and greatest matched d.
         aligned: [places, SHIFTS, 2], tokens and the sum of absolute differences.
         profile: [places, bins, 3], of matched tokens: how many, the sum of d d (held to 1), the sum of 1 - p.
     """
     here = np.zeros((FIGURES, 2))
-    wealth = np.ones(2 * len(BETS))
-    stakes = np.array(BETS)
+    wealth = np.ones(ACCOUNTS)
+    stakes, down = np.array(BETS), np.array(DOWN)
     bets = stakes.size
     below = above = False
     for p in range(start.size):
@@ -135,6 +145,8 @@ def tokens(
             here[K3, 1] += k3
             for b in range(bets):
                 wealth[b] *= 1 + stakes[b] * min(x, CLAMP)
+            for b in range(down.size):
+                wealth[2 * bets + b] *= 1 + down[b] * min(x, CLAMP)
             for k in range(5):
                 j = i + k - 2
                 if first[p] <= j < last[p]:
@@ -165,7 +177,7 @@ def tokens(
                 else:
                     e = math.nan
             if not (i - start[p]) % FOLD:
-                for b in range(2 * bets):
+                for b in range(ACCOUNTS):
                     s[WEALTH + b] += math.log(wealth[b])
                     wealth[b] = 1
             if not kind:
@@ -194,6 +206,7 @@ def tokens(
                 k3 = x - v
             room = 1 - math.exp(min(r, 0.0))
             square = min(v * v, 1.0)
+            size = min(abs(v), 1.0)
             s[MATCHED] += 1
             s[ROOM] += room
             s[TAIL] += abs(v) > math.log(2)
@@ -211,34 +224,38 @@ def tokens(
             here[M_DD, 1] += v * v
             here[M_K3, 1] += k3
             here[M_X, 1] += x
+            here[M_BEYOND, 1] += abs(v) > COARSE
+            here[M_FAR, 1] += abs(v) > FAR
             if e == e:
                 here[M_DE, 0] += 1
+                here[M_E, 1] += e
                 here[M_DE, 1] += v * e
                 here[M_EE, 1] += e * e
             if label & HIT:
                 here[M_HIT, 0] += 1
-                here[M_HIT, 1] += k3
+                here[M_HIT, 1] += size
             if label & MISS:
                 here[M_MISS, 0] += 1
-                here[M_MISS, 1] += k3
+                here[M_MISS, 1] += size
             if label & BEFORE:
                 here[M_BEFORE, 0] += 1
-                here[M_BEFORE, 1] += k3
+                here[M_BEFORE, 1] += size
             if label & AFTER:
                 here[M_AFTER, 0] += 1
-                here[M_AFTER, 1] += k3
+                here[M_AFTER, 1] += size
             for b in range(bets):
                 wealth[bets + b] *= 1 + stakes[b] * min(x, CLAMP)
             prof[0] += 1
             prof[1] += square
             prof[2] += room
-        for b in range(2 * bets):
+        for b in range(ACCOUNTS):
             s[WEALTH + b] += math.log(wealth[b])
             wealth[b] = 1
         if p + 1 == group.size or group[p + 1] != group[p]:
             here[D, 0] = here[K3, 0] = here[X, 0]
             here[M_ABS, 0] = here[M_DD, 0] = here[M_K3, 0] = here[M_X, 0] = here[M_D, 0]
-            here[M_EE, 0] = here[M_DE, 0]
+            here[M_BEYOND, 0] = here[M_FAR, 0] = here[M_D, 0]
+            here[M_EE, 0] = here[M_E, 0] = here[M_DE, 0]
             for f in range(FIGURES):
                 n, total = here[f, 0], here[f, 1]
                 if n:

@@ -31,6 +31,7 @@ class Test:
         source: where it is from.
         by_engine: it is also asked of each engine alone (``Finding.engine``).
         detail: what ``Finding.detail`` holds, where it holds something.
+        mild: outcomes that healthy runs may have too: they support a cause, and are none by themselves.
     """
 
     name: str
@@ -43,11 +44,16 @@ class Test:
     source: str
     by_engine: bool = False
     detail: str = ""
+    mild: tuple[str, ...] = ()
 
     @property
     def healthy(self) -> str:
         """The outcome of a healthy run."""
         return self.outcomes[0]
+
+    def alarms(self, outcome: str) -> bool:
+        """Whether a healthy run does not have it."""
+        return outcome not in (self.healthy, UNKNOWN, *self.mild)
 
 
 TESTS: tuple[Test, ...] = (
@@ -78,14 +84,14 @@ TESTS: tuple[Test, ...] = (
     Test("T7", "position", ("flat", "grows", "falls", "step"), {
         "grows": "the gap grows with the position", "falls": "it is largest at the first tokens",
         "step": "it steps up at one position",
-    }, "", "", "", "", detail="of step: the position"),
+    }, "", "", "", "", detail="of step: the position", mild=("grows", "falls", "step")),
     Test("T8", "course over steps", ("steady", "jump", "ramp", "pulse"), {
         "jump": "the matched gap rose at one step and stayed", "ramp": "it grows with the step",
         "pulse": "it rose for a few steps",
     }, "", "", "", "", by_engine=True),
     Test("T9", "lag regression", ("flat", "grows"), {
         "grows": "the gap grows with the lag: ordinary staleness",
-    }, "", "", "", ""),
+    }, "", "", "", "", mild=("grows",)),
     Test("T10", "engines against each other", ("alike", "outlier"), {
         "outlier": "this engine's gap is not that of the others",
     }, "", "", "", "", by_engine=True),
@@ -93,7 +99,7 @@ TESTS: tuple[Test, ...] = (
         "hit_worse": "requests that read the prefix cache have the larger gap",
         "miss_worse": "requests that did not read it have",
     }, "", "", "", ""),
-    Test("T12", "tail", ("light", "heavy"), {"heavy": "a few tokens make the gap"}, "", "", "", ""),
+    Test("T12", "tail", ("light", "heavy"), {"heavy": "a few tokens make the gap"}, "", "", "", "", mild=("heavy",)),
     Test("T13", "lattice of logits", ("float32", "bfloat16"), {
         "bfloat16": "differences of logprobs at one position lie on bfloat16's grid",
     }, "", "", "", ""),
@@ -114,13 +120,17 @@ TESTS: tuple[Test, ...] = (
     Test("in_flight", "before and after an update within a request", ("alike", "after_worse", "before_worse"), {
         "after_worse": "tokens after an update within their request have the larger gap",
         "before_worse": "tokens before it have",
-    }, "", "", "", ""),
+    }, "", "", "", "", mild=("after_worse", "before_worse")),
+    Test("repetition", "tokens that stand in their context already", ("alike", "disfavoured", "favoured"), {
+        "disfavoured": "the record has them less likely than the trainer, more than others: as with a penalty",
+        "favoured": "it has them likelier",
+    }, "", "", "", "", by_engine=True),
     Test("repeat", "the trainer against itself", ("same", "differs"), {
         "differs": "the trainer gives equal tokens after equal contexts different logprobs",
     }, "", "", "", ""),
     Test("repeat_engine", "an engine against itself", ("same", "differs"), {
         "differs": "an engine gave equal tokens after equal contexts different logprobs under one version",
-    }, "", "", "", "", by_engine=True),
+    }, "", "", "", "", by_engine=True, mild=("differs",)),
     # --- the record itself and its copy -------------------------------------------------------------------------------
     Test("copies", "the trainer's copy of the record", (
         "equal", "shifted", "zero_filled", "padded", "clamped", "cast", "recomputed", "changed", "unrecorded",
@@ -137,7 +147,7 @@ TESTS: tuple[Test, ...] = (
     Test("join", "rows against rollouts", ("joined", "unjoined", "retokenised", "other_prompt", "cut"), {
         "unjoined": "rows have no rollout", "retokenised": "rows have other tokens than were sampled",
         "other_prompt": "rows have another prompt than the engine had", "cut": "rows end before their rollout does",
-    }, "", "", "", "", detail="the reason, as rltop.backend.join.unjoined names it"),
+    }, "", "", "", "", detail="the reason, as rltop.backend.join.unjoined names it", mild=("cut",)),
     Test("mask", "tokens in the loss", ("sampled", "unsampled"), {
         "unsampled": "tokens are in the loss that no engine sampled",
     }, "", "", "", ""),
@@ -145,7 +155,7 @@ TESTS: tuple[Test, ...] = (
     Test("facts", "what is stated", ("agree", "differs", "shaped"), {
         "differs": "an engine computes with something else than the trainer or the other engines state",
         "shaped": "requests are sampled from a distribution that the trainer does not say it computes",
-    }, "", "", "", "", by_engine=True, detail="the fact, as rltop.backend.fleet.facts names it"),
+    }, "", "", "", "", by_engine=True, detail="the fact, as rltop.backend.fleet.facts names it", mild=("shaped",)),
     Test("versions", "weight versions", ("advance", "stuck"), {
         "stuck": "the engine's version stays while the trainer's moves on",
     }, "", "", "", "", by_engine=True),
@@ -156,14 +166,14 @@ TESTS: tuple[Test, ...] = (
     Test("entropy", "the trainer's entropy", ("steady", "falling", "collapsed", "rising"), {
         "falling": "it falls", "collapsed": "it has fallen to a few percent of what it was",
         "rising": "it rises without end",
-    }, "", "", "", ""),
+    }, "", "", "", "", mild=("falling", "rising")),
     Test("reward", "reward", ("steady", "rising", "falling"), {"rising": "it rises", "falling": "it falls"},
-         "", "", "", ""),
+         "", "", "", "", mild=("rising", "falling")),
     Test("gradient", "norm of the gradient", ("steady", "spike", "rising", "vanished"), {
         "spike": "single steps stand far above the rest", "rising": "it grows", "vanished": "it is 0",
-    }, "", "", "", ""),
+    }, "", "", "", "", mild=("spike", "rising")),
     Test("clip", "clipped tokens", ("as_noise", "high"), {"high": "more is clipped than in the run's first steps"},
-         "", "", "", ""),
+         "", "", "", "", mild=("high",)),
     # --- health -------------------------------------------------------------------------------------------------------
     Test("speed", "speed of engines", ("alike", "slow"), {"slow": "it takes longer for a token than the others"},
          "", "", "", "", by_engine=True),
@@ -171,7 +181,7 @@ TESTS: tuple[Test, ...] = (
          "", "", "", "", by_engine=True),
     Test("truncation", "answers cut at the limit", ("few", "many"), {
         "many": "many answers reach the limit of tokens",
-    }, "", "", "", ""),
+    }, "", "", "", "", mild=("many",)),
 )  # fmt: skip
 
 BY_NAME: dict[str, Test] = {test.name: test for test in TESTS}
