@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import Any
 
@@ -18,8 +19,12 @@ _MOST_EVIDENCE = 4
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:
-    """The report of ``rltop diagnose --json``: the fields of ``Verdict``; unknown is None, never NaN."""
+    """The report of ``rltop diagnose --json``: the fields of ``Verdict``; unknown is None, never NaN or infinite."""
     built: dict[str, Any] = msgspec.to_builtins(verdict)
+    for finding in built["findings"]:
+        for name in ("value", "low", "high"):
+            if finding[name] is not None and not math.isfinite(finding[name]):
+                finding[name] = None
     return built
 
 
