@@ -28,6 +28,13 @@ class Hub:
         self.lines: list[Line] = []
         self.frames: list[view.Frame] = []
 
+    @classmethod
+    def of(cls, state: State, now: float) -> Hub:
+        """Around a core that is there already."""
+        hub = cls()
+        hub.state, hub.now = state, now
+        return hub
+
     @property
     def picture(self) -> view.Snapshot:
         return self.state.snapshot

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rltop.backend.demo import jobs, messages, policy, task
 from rltop.backend.demo.engine import token_versions
+from rltop.backend.demo.faults import HEALTHY, Fault
 from rltop.backend.demo.options import MODEL
 from rltop.backend.demo.trainer import gather, granted, load_model, pick_matched, spanning_share
 
@@ -136,18 +137,18 @@ def group(ticket: int, versions: list[list[int]]) -> messages.Group:
     return messages.Group("e0", ticket, prompt, samples)
 
 
-@given(st.integers(1, 12), st.integers(1, 60))
-def test_tickets_of_every_step_go_out_once_and_in_time(burst: int, steps: int) -> None:
-    out: list[int] = []
+@given(st.integers(1, 12), st.integers(0, 30), st.integers(1, 60))
+def test_tickets_of_every_step_go_out_once_and_in_time(burst: int, at: int, steps: int) -> None:
+    fault, out = Fault(burst=burst, at=at), list[int]()
     for done in range(-jobs.AHEAD, steps):
         if done >= 0:
             assert done in out
-        out += granted(done, burst, steps)
+        out += granted(done, fault, steps)
     assert out == list(range(steps))
 
 
 def test_without_a_fault_tickets_are_out_for_two_steps() -> None:
-    assert [list(granted(done, 1, 4)) for done in range(-2, 4)] == [[0], [1], [2], [3], [], []]
+    assert [list(granted(done, HEALTHY, 4)) for done in range(-2, 4)] == [[0], [1], [2], [3], [], []]
 
 
 def test_groups_become_rows_with_rewards_and_advantages() -> None:
