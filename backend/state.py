@@ -16,6 +16,7 @@ from rltop.backend.commands import audit
 from rltop.backend.commands.life import Commands, Order, RejectedError
 from rltop.backend.diagnosis.case import Case
 from rltop.backend.diagnosis.course import Stretch
+from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.effects.memory import Effects
 from rltop.backend.fleet.engines import Engines, TrainerRanks
 from rltop.backend.fleet.fingerprints import Fingerprints
@@ -188,7 +189,7 @@ class State:
             return [Reply(client, view.Answer(question.id, attribution=self._steps.attribution(question.steps)))]
         if isinstance(question, view.AskStop):
             return [Reply(client, view.Answer(question.id)), Stop()]
-        if isinstance(question, view.AskSamples | view.AskMismatch):
+        if isinstance(question, view.AskSamples | view.AskMismatch | view.AskDiagnosis):
             return [Reply(client, self._detail(question))]
         try:
             command, orders = self._commands.ask(question, now, self._last_step)
@@ -197,9 +198,13 @@ class State:
         reply = Reply(client, view.Answer(question.id, command=command))
         return self._spoken([reply, *self._orders(orders)], now)
 
-    def _detail(self, question: view.AskSamples | view.AskMismatch) -> view.Answer:
+    def _detail(self, question: view.AskSamples | view.AskMismatch | view.AskDiagnosis) -> view.Answer:
         steps = self._steps
         try:
+            if isinstance(question, view.AskDiagnosis):
+                case = self.case()
+                asked = case if question.step is None else case.up_to(question.step)
+                return view.Answer(question.id, diagnosis=diagnose(asked))
             if isinstance(question, view.AskMismatch):
                 return view.Answer(question.id, mismatch=steps.shapes.answer(question.first, question.last))
             found = steps.samples.answer(question.step, question.kind, question.engine, question.limit)

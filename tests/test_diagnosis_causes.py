@@ -10,7 +10,7 @@ import pytest
 
 from rltop.backend.diagnosis.causes import BY_ID, CAUSES, confusable, page
 from rltop.backend.diagnosis.causes.entry import Known, alternatives, holds
-from rltop.backend.diagnosis.causes.probes import BY_NAME as PROBES
+from rltop.backend.diagnosis.causes.probes import BY_CODE as PROBES
 from rltop.backend.diagnosis.tests import BY_NAME as TESTS
 from rltop.backend.diagnosis.verdict import LAYERS
 from rltop.collectors.flags import BY_NAME as FLAGS

@@ -38,6 +38,11 @@ def best(findings: Sequence[Finding]) -> str:
     return infer(findings, CAUSES, {"stale-prefix-cache": True}).suspects[0].known.id
 
 
+def told(found: Inference) -> list[object]:
+    """All of it, as values."""
+    return [found.nothing, found.unlisted, *((s.known.id, s.confidence, s.shown, s.also) for s in found.suspects)]
+
+
 def blame(found: Inference) -> float:
     """How sure it is that something is wrong."""
     return 1.0 - found.nothing
@@ -65,7 +70,7 @@ FINDINGS = st.lists(finding(), max_size=14)
 def test_the_order_of_findings_does_not_matter(found: list[Finding], rng: random.Random) -> None:
     shuffled = found.copy()
     rng.shuffle(shuffled)
-    assert infer(found, CAUSES) == infer(shuffled, CAUSES)
+    assert told(infer(found, CAUSES)) == told(infer(shuffled, CAUSES))
 
 
 @given(FINDINGS, st.randoms(use_true_random=False))
@@ -95,7 +100,7 @@ def test_confidences_are_shares_and_what_is_ruled_out_has_none(found: list[Findi
     assert [s.confidence for s in made.suspects] == sorted((s.confidence for s in made.suspects), reverse=True)
     for suspect in made.suspects:
         assert suspect.shown
-        assert all(map(is_alarming, (*suspect.shown, *suspect.also)))
+        assert all(f.outcome not in (UNKNOWN, TEST[f.test].healthy) for f in (*suspect.shown, *suspect.also))
 
 
 @given(FINDINGS, st.data())
@@ -113,7 +118,7 @@ def test_surer_evidence_for_a_cause_never_lowers_its_confidence(found: list[Find
 @given(st.lists(finding(healthy=True), max_size=30))
 def test_where_nothing_is_alarming_nothing_is_suspected(found: list[Finding]) -> None:
     made = infer(found, CAUSES)
-    assert made == Inference([], 1.0, 0.0)
+    assert (made.suspects, made.nothing, made.unlisted, made.watched) == ([], 1.0, 0.0, [])
 
 
 @settings(max_examples=30)
@@ -123,6 +128,9 @@ def test_a_cause_of_which_all_shows_and_nothing_else_is_not_behind_any_that_show
     shown = [alarm(sign.split(" | ")[0], "e1" if known.one_engine else None, p) for sign in known.needs]
     around = [calm(f.test, engine) for f in shown for engine in ("e0", "e2") if known.one_engine]
     made = infer([*shown, *around], CAUSES, {known.id: True})
+    if not any(map(is_alarming, shown)):
+        assert known in [s.known for s in made.watched]
+        return
     own = next(s for s in made.suspects if s.known is known)
     assert own.confidence >= made.suspects[0].confidence * 0.99
     assert blame(made) > 0.999
@@ -173,6 +181,35 @@ def test_a_feature_that_nobody_states_counts_less_and_one_that_is_absent_nothing
     assert shares(found, rare, rare=False) == {}
 
 
+def test_what_training_looks_like_anyway_accuses_nobody() -> None:
+    found = [alarm("reward rising"), alarm("entropy falling"), alarm("T9 grows")]
+    made = infer(found, CAUSES)
+    assert (made.suspects, made.nothing, made.unlisted) == ([], 1.0, 0.0)
+    odds = infer([alarm("T1 above"), *found], [ONE])
+    assert [s.confidence for s in odds.suspects] == [s.confidence for s in infer([alarm("T1 above")], [ONE]).suspects]
+
+
+def test_a_flag_that_is_set_on_part_of_the_fleet_accuses_nobody() -> None:
+    canary = alarm("facts differs=prefix_caching/fleet", "e1")
+    assert blame(infer([canary, calm("T1")], CAUSES)) == 0.0
+    other = alarm("facts differs=torch_version/fleet", "e1")
+    assert best([other, calm("T1")]) == "mixed-fleet"
+
+
+def test_what_may_be_a_cause_if_it_goes_on_is_watched() -> None:
+    made = infer([alarm("reward falling"), calm("T1")], CAUSES)
+    assert made.suspects == []
+    assert [s.known.id for s in made.watched] == ["reward-falls"]
+
+
+def test_a_fact_that_is_only_stated_by_one_side_serves_a_cause_and_accuses_nobody_by_itself() -> None:
+    stated = alarm("facts shaped=top_p")
+    assert blame(infer([stated], CAUSES)) == 0.0
+    known = Known("X6", "known", "semantic", "", "", needs=("T5 below", "facts shaped=top_p"))
+    made = shares([stated, alarm("T5 below")], known)
+    assert made["known"] > 0.9
+
+
 def test_what_no_cause_explains_is_told_as_such() -> None:
     made = infer([alarm("T13 bfloat16"), alarm("T4 sharper")], [ONE, OTHER])
     assert made.suspects == []
@@ -187,7 +224,7 @@ def test_what_no_cause_explains_is_told_as_such() -> None:
     [
         (["T1 above", "T2 positive", "floor above"], "raw-logprobs"),
         (["T1 above", "T2 positive", "floor above", "facts shaped=logprobs_mode", "clip high"], "raw-logprobs"),
-        (["T5 below", "T2 too_negative", "floor above"], "trainer-without-temperature"),
+        (["slope flatter", "T8 jump", "floor above", "entropy rising"], "trainer-without-temperature"),
         (["T3 negative", "T1 below", "T5 below", "floor above"], "truncation-in-record"),
         (["T5 below"], "shaped-in-silence"),
         (["facts shaped=default_sampling", "T5 below", "floor above"], "generation-config"),
@@ -203,7 +240,6 @@ def test_what_no_cause_explains_is_told_as_such() -> None:
         (["repeat differs", "floor above", "T12 heavy"], "dropout"),
         (["mask unsampled", "T1 below", "record zeros"], "loss-over-unsampled"),
         (["entropy collapsed", "gradient vanished", "reward falling"], "entropy-collapse"),
-        (["reward falling"], "reward-falls"),
     ],
 )  # fmt: skip
 def test_a_known_situation_has_its_cause_first(found: list[str], cause: str) -> None:

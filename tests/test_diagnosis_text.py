@@ -42,6 +42,9 @@ def test_a_verdict_fits_one_screen(known: Known) -> None:
     assert max(map(len, lines)) <= 80
     assert "sort" in lines[0]
     whole = " ".join(" ".join(lines).split())
+    if not verdict.causes:  # nothing of it is alarming: it is noted, with what to do
+        assert known.title in whole and known.remedy in whole
+        return
     assert verdict.causes[0].remedy in whole  # what to do is never what is cut off
     assert verdict.causes[0].command in whole
 
@@ -97,15 +100,15 @@ def test_what_cannot_be_told_apart_is_named_with_the_probe_that_would() -> None:
     first = verdict.causes[0]
     assert (verdict.verdict, first.id) == (FAULT, "partial-update")
     assert "stale-prefix-cache" in first.confusable_with
-    assert first.probe == "P5"
-    assert any(need.startswith("probe P5 tells partial-update from ") for need in verdict.needs)
+    assert first.probe == "weight-digest"
+    assert any(need.startswith("probe weight-digest tells partial-update from ") for need in verdict.needs)
     assert "or     " in "\n".join(text.lines(verdict, height=None))
 
 
 def test_what_no_cause_explains_is_undecided_and_names_a_probe() -> None:
     verdict = conclude(RUN, [found("T14 grows"), found("T4 sharper"), *calm("T5", "T1", "floor", "repeat_engine")], [])
     assert (verdict.verdict, verdict.causes) == (UNDECIDED, [])
-    assert verdict.needs == [need for need in verdict.needs if "P13" in need] != []
+    assert verdict.needs == [need for need in verdict.needs if "probe triad" in need] != []
 
 
 @pytest.mark.parametrize(

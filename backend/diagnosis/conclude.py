@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rltop.backend.diagnosis.causes import CAUSES, confusable
 from rltop.backend.diagnosis.causes.entry import Known, alternatives, holds
-from rltop.backend.diagnosis.causes.probes import BY_NAME as PROBES
+from rltop.backend.diagnosis.causes.probes import BY_CODE as PROBES
 from rltop.backend.diagnosis.infer import Inference, Suspect, infer, is_alarming
 from rltop.backend.diagnosis.tests import BY_NAME as TESTS
 from rltop.backend.diagnosis.tests import UNKNOWN
@@ -23,7 +23,7 @@ TOLD = 0.05
 ALIKE = 0.25
 """Causes with this share of another's confidence are named as fitting as well; known pairs from ``TOLD`` on."""
 
-MOST_CAUSES, MOST_EVIDENCE, MOST_NEEDS = 6, 8, 6
+MOST_CAUSES, MOST_EVIDENCE, MOST_NEEDS, MOST_NOTES = 6, 8, 6, 4
 
 ASKED_FIRST = ("T1", "floor")
 """A run is healthy where one of these has spoken: does the record agree with the trainer at all?"""
@@ -52,7 +52,7 @@ def conclude(run: Run, findings: Sequence[Finding], causes: Sequence[Known] = CA
     """The verdict on a run of which the tests have found this."""
     facts = [*run.engines.values(), run.trainer]
     given = {known.id: _given(known, facts) for known in causes}
-    found = infer(findings, causes, given)
+    found = infer(findings, causes, given, run.engines)
     told = [suspect for suspect in found.suspects if suspect.confidence >= TOLD][:MOST_CAUSES]
     verdict = _verdict(found, findings)
     return Verdict(
@@ -65,7 +65,17 @@ def conclude(run: Run, findings: Sequence[Finding], causes: Sequence[Known] = CA
         run.steps,
         run.tokens,
         run.sequences,
+        _notes(found),
     )
+
+
+def _notes(found: Inference) -> list[str]:
+    """What healthy runs may have too, with what it would be a sign of."""
+    notes = []
+    for suspect in found.watched[:MOST_NOTES]:
+        seen = "; ".join(dict.fromkeys(_words(finding) for finding in suspect.shown))
+        notes.append(f"{seen} ({suspect.known.code} {suspect.known.title}, if it goes on: {suspect.known.remedy})")
+    return notes
 
 
 def _given(known: Known, facts: Sequence[Mapping[str, str]]) -> bool | None:
@@ -87,7 +97,7 @@ def _verdict(found: Inference, findings: Sequence[Finding]) -> str:
 
 def _cause(suspect: Suspect, found: Inference, run: Run) -> Cause:
     known = suspect.known
-    engines = _engines(suspect, run)
+    engines = _engines(suspect, {*run.engines, *found.engines})
     since = [finding.since_step for finding in suspect.shown if finding.since_step is not None]
     evidence = dict.fromkeys(_words(finding) for finding in (*suspect.shown, *suspect.also))
     alike = _alike(suspect, found)
@@ -103,16 +113,16 @@ def _cause(suspect: Suspect, found: Inference, run: Run) -> Cause:
         engines,
         list(evidence)[:MOST_EVIDENCE],
         alike,
-        known.probe if alike or suspect.open else "",
+        PROBES[known.probe].name if alike or suspect.open else "",
         known.remedy,
         known.command.format(engines=options, head=_head(run)),
     )
 
 
-def _engines(suspect: Suspect, run: Run) -> list[str]:
+def _engines(suspect: Suspect, engines: set[str]) -> list[str]:
     """Those that it shows on; none where it shows on all."""
     named = {finding.engine for finding in suspect.shown if finding.engine is not None}
-    return [] if named >= set(run.engines) else sorted(named)
+    return [] if named >= engines else sorted(named)
 
 
 def _alike(suspect: Suspect, found: Inference) -> list[str]:
@@ -159,7 +169,9 @@ def _needs(verdict: str, told: Sequence[Suspect], found: Inference, findings: Se
             tells = f"{suspect.known.id} from {' and '.join(alike)}" if alike else f"whether it is {suspect.known.id}"
             needs.append(f"probe {probe.name} tells {tells}: {probe.does}")
     if verdict == UNDECIDED and found.unlisted >= 0.5:
-        needs.append(f"no cause of the table explains this; probe P13 names the side: {PROBES['P13'].does}")
+        needs.append(
+            f"no cause of the table explains this; probe {PROBES['P13'].name} names the side: {PROBES['P13'].does}"
+        )
     return list(dict.fromkeys(needs))[:MOST_NEEDS]
 
 

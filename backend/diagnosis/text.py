@@ -37,6 +37,8 @@ def lines(verdict: Verdict, *, width: int = WIDTH, height: int | None = HEIGHT) 
         found += _briefly(cause, width)
     for need in verdict.needs:
         found += _wrapped("needs  ", need, width)
+    for note in verdict.notes:
+        found += _wrapped("noted  ", note, width)
     if height is None or len(found) <= height:
         return found
     return [*found[: height - 1], "... `rltop diagnose --json` has the rest"[:width]]
@@ -73,7 +75,8 @@ def _cause(cause: Cause, verdict: Verdict, width: int) -> list[str]:
         found += _wrapped("  or     ", ", ".join(cause.confusable_with), width)
     if cause.probe:
         probe = PROBES[cause.probe]
-        found += _wrapped("  probe  ", f"{probe.name}: {probe.does}", width)
+        order = f" (`{probe.runs} --run {verdict.run}`)" if probe.runs else ""
+        found += _wrapped("  probe  ", f"{probe.name}{order}: {probe.does}", width)
     return found
 
 

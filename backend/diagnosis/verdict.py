@@ -85,6 +85,7 @@ class Verdict(msgspec.Struct, frozen=True):
         findings: of every test, the alarming ones first.
         needs: what would decide, in words with numbers: more sequences, a probe, something the trainer could pass.
         steps, tokens, sequences: that it was computed on.
+        notes: what stands out and healthy runs may have too, with what it would be a sign of.
     """
 
     run: str
@@ -96,3 +97,4 @@ class Verdict(msgspec.Struct, frozen=True):
     steps: int = 0
     tokens: int = 0
     sequences: int = 0
+    notes: list[str] = []

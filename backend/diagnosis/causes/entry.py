@@ -9,6 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
+
+GAP = (
+    "T2 too_negative", "T5 below", "T5 above", "T7 grows", "T7 falls", "T7 step", "T12 heavy", "T14 grows",
+    "fit frozen", "fit partial", "repetition favoured", "repetition disfavoured",
+    "in_flight after_worse", "in_flight before_worse", "repeat_engine differs",
+)  # fmt: skip
+"""What any gap may look like, whatever it is of: these tests tell causes apart by what needs them, and by what is
+against them."""
+
+RECORD_GAP = (
+    *GAP, "T1 above", "T1 below", "T2 positive", "T3 positive", "T3 negative", "floor rounding", "floor above",
+    "T8 jump", "T8 ramp", "T8 pulse", "T10 outlier", "T11 hit_worse", "T11 miss_worse", "slope sharper",
+    "slope flatter",
+)  # fmt: skip
+"""A wrong record makes every figure that is measured against it wrong, in any way."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +42,7 @@ class Known:
         against: signs that rule it out.
         where: what the run must have for it, as conditions on facts (``holds``): ``speculative not none``.
         one_engine: what it needs shows on part of the engines only.
-        probe: a name of ``PROBES``: what tells it from those that show the same.
+        probe: a code of ``PROBES``: what tells it from those that show the same.
         confusable_with: ids of causes that can show the same signs; one of the two names the other.
         remedy: what to do, as options and commands; the first sentence is what is done at once.
         command: the order of rltop that does it on live engines; ``{engines}`` is where engines are named. Empty: none.
@@ -55,16 +71,18 @@ class Probe:
     """One experiment that tells causes apart.
 
     Attributes:
-        name: what people type, where rltop runs it; else its code.
+        code: in the catalogue. name: as people type it, and as a diagnosis names it.
         does: what is done, and what to look at.
         runs: the order that runs it; empty where a person does it.
     """
 
+    code: str
     name: str
     does: str
     runs: str = ""
 
 
+@cache
 def alternatives(sign: str) -> tuple[tuple[str, str], ...]:
     """The (test, outcome) pairs of a sign, any of which will do."""
     pairs = []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.entry import Known
+from rltop.backend.diagnosis.causes.entry import GAP, Known
+from rltop.backend.fleet.facts import FACTS, FLAG_NAMES
 
 _DIFFERS = " | ".join(
-    f"facts differs={name}"
-    for name in ("vllm_version", "model_runner", "torch_version", "device", "model", "kv_cache_dtype")
+    f"facts differs={fact.name}/fleet" for fact in FACTS if fact.fleet and fact.name not in FLAG_NAMES
 )
 
 HEALTH: tuple[Known, ...] = (
@@ -34,8 +34,7 @@ HEALTH: tuple[Known, ...] = (
         "K3", "mixed-fleet", "health", "Engines are not alike",
         "They differ in something that changes logprobs or speed: one engine's sequences are of another policy.",
         needs=(_DIFFERS,),
-        may=("T10 outlier", "floor rounding", "floor above", "facts differs=attention_backend", "speed slow",
-             "facts differs=parallel", "facts differs=sampling_path", "facts differs=enforce_eager"),
+        may=(*GAP, "T10 outlier", "floor rounding", "floor above", "speed slow"),
         probe="P0",
         remedy="Start all engines from one image with the same options: `rltop launch-args ENGINE` prints them.",
         source="knowledge base, P0",

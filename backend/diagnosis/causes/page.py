@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from rltop.backend.diagnosis.causes import CAUSES, confusable
 from rltop.backend.diagnosis.causes.entry import Known
-from rltop.backend.diagnosis.causes.probes import PROBES
+from rltop.backend.diagnosis.causes.probes import BY_CODE, PROBES
 from rltop.backend.diagnosis.infer import LEAST, MAYBE, SYMPTOMS, TWO, UNLISTED, UNSTATED
 from rltop.backend.diagnosis.tests import TESTS
 from rltop.backend.diagnosis.verdict import LAYERS
@@ -40,8 +40,10 @@ def document() -> str:
     parts.append("## Tests\n")
     parts.append(_table(("test", "asks", "outcomes"), ((t.name, t.title, ", ".join(t.outcomes)) for t in TESTS)))
     parts.append("## Probes\n")
-    rows = ((probe.name, probe.does, f"`{probe.runs}`" if probe.runs else "a person") for probe in PROBES)
-    parts.append(_table(("probe", "what is done", "run by"), rows))
+    rows = (
+        (f"`{probe.name}`", probe.code, probe.does, f"`{probe.runs}`" if probe.runs else "a person") for probe in PROBES
+    )
+    parts.append(_table(("probe", "code", "what is done", "run by"), rows))
     return "\n".join(parts)
 
 
@@ -54,7 +56,8 @@ def _entry(known: Known) -> str:
     if known.where:
         lines.append(f"- **where**: {_signs(known.where)}")
     others = ", ".join(f"`{other}`" for other in confusable(known))
-    tells = f"probe {known.probe} tells it from {others}" if others else f"probe {known.probe} shows it"
+    probe = f"`{BY_CODE[known.probe].name}` ({known.probe})"
+    tells = f"{probe} tells it from {others}" if others else f"{probe} shows it"
     lines.append(f"- **probe**: {tells}")
     lines.append(f"- **do**: {known.remedy}")
     if known.command:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.entry import Known
+from rltop.backend.diagnosis.causes.entry import GAP, Known
 
-_GAP = ("T2 too_negative", "T5 below", "T5 above", "T7 grows", "slope sharper", "slope flatter", "fit partial")
-_STALE = (*_GAP, "T8 jump", "T8 ramp", "T8 pulse", "T12 heavy", "in_flight after_worse")
-_NUMERIC = ("T12 heavy", "T14 grows", "repeat_engine differs", "T7 grows", "T10 outlier")
+_STALE = (*GAP, "T8 jump", "T8 ramp", "T8 pulse")
+_NUMERIC = (*GAP, "T10 outlier")
 _FROM_START = ("T8 jump", "T8 ramp", "repeat differs")
 
 CACHES: tuple[Known, ...] = (
@@ -30,7 +29,7 @@ CACHES: tuple[Known, ...] = (
         "Tokens after an update come from new weights over an old context: a small excess, by design of keep without "
         "clear_cache.",
         needs=("floor above", "in_flight after_worse"),
-        may=(*_GAP, "T8 jump", "T8 ramp", "T8 pulse", "T12 heavy"),
+        may=(*GAP, "T8 jump", "T8 ramp", "T8 pulse", "T12 heavy"),
         against=("T10 outlier", "T11 hit_worse"),
         probe="P2",
         confusable_with=("stale-prefix-cache", "mislabelled-version"),
@@ -80,7 +79,7 @@ CACHES: tuple[Known, ...] = (
         "C5", "multimodal-cache", "inference path", "Cached images outlive the encoder that computed them",
         "Prompts with images are off after updates that touch the vision tower.",
         needs=("floor above", "T8 jump"),
-        may=(*_GAP, "T12 heavy", "T11 hit_worse"),
+        may=(*GAP, "T11 hit_worse"),
         where=("multimodal is on",),
         probe="P4",
         confusable_with=("stale-prefix-cache",),
@@ -146,7 +145,7 @@ NUMERICS: tuple[Known, ...] = (
         "Sinks, soft caps or windows that one side leaves out give a large gap from the start; another backend alone "
         "gives rounding.",
         needs=("facts differs=attention_backend | floor above",),
-        may=("floor rounding", *_GAP, *_NUMERIC),
+        may=("floor rounding", *_NUMERIC),
         against=_FROM_START,
         probe="P8",
         confusable_with=("bad-export", "rope-config", "other-rounding", "op-definitions"),
@@ -182,7 +181,7 @@ NUMERICS: tuple[Known, ...] = (
         "D7", "chunked-prefill", "inference path", "Chunks of a prefill lose their state",
         "On hybrid models prompts longer than a chunk are wrong from the first token on.",
         needs=("T12 heavy", "floor above"),
-        may=("T7 falls", "T7 grows", *_GAP),
+        may=("T7 falls", "T7 grows", *GAP),
         against=_FROM_START,
         where=("hybrid is on",),
         probe="P8",
@@ -217,7 +216,7 @@ NUMERICS: tuple[Known, ...] = (
         "D10", "op-definitions", "inference path", "An operation is defined otherwise (norm, rope, router)",
         "Casts in RMSNorm, rope or the router stand in another order than in the trainer.",
         needs=("floor rounding",),
-        may=(*_NUMERIC, *_GAP),
+        may=_NUMERIC,
         against=(*_FROM_START, "facts differs=dtype"),
         where=("model_code is other",),
         probe="P13",
@@ -229,7 +228,7 @@ NUMERICS: tuple[Known, ...] = (
         "D11", "hybrid-kernels", "inference path", "Decode and prefill of a recurrent layer differ",
         "Mamba or GDN states drift from what a prefill computes, slowly, with the position.",
         needs=("floor above | floor rounding",),
-        may=("T7 grows", "T12 heavy", *_GAP),
+        may=("T7 grows", "T12 heavy", *GAP),
         against=_FROM_START,
         where=("hybrid is on",),
         probe="P13",
@@ -268,7 +267,7 @@ EXPERTS: tuple[Known, ...] = (
         "E3", "expert-parallel", "inference path", "Expert parallelism combines in a wrong order",
         "Most sequences are off, by how experts are spread.",
         needs=("T12 heavy", "floor above"),
-        may=(*_GAP, "T8 jump"),
+        may=(*GAP, "T8 jump"),
         where=("moe is on",),
         probe="P13",
         confusable_with=("routing-flips",),
@@ -282,7 +281,7 @@ QUANTISED: tuple[Known, ...] = (
         "F1", "fp8-weights", "inference path", "Engines sample from FP8 weights",
         "The sampled policy is the trained one plus quantisation noise: a gap that is flat over steps and engines.",
         needs=("facts differs=quantization | floor above | floor rounding",),
-        may=(*_NUMERIC, *_GAP, "facts differs=dtype"),
+        may=(*_NUMERIC, "facts differs=dtype"),
         against=_FROM_START,
         where=("quantization has fp8",),
         probe="P8",
@@ -305,7 +304,7 @@ QUANTISED: tuple[Known, ...] = (
         "F3", "int4-weights", "inference path", "Engines sample from 4-bit weights",
         "As with FP8, and larger.",
         needs=("facts differs=quantization | floor above",),
-        may=(*_NUMERIC, *_GAP, "facts differs=dtype"),
+        may=(*_NUMERIC, "facts differs=dtype"),
         against=_FROM_START,
         where=("quantization has awq|gptq|nvfp4|int4|w4a|bitsandbytes",),
         probe="P8",
@@ -318,7 +317,7 @@ QUANTISED: tuple[Known, ...] = (
         "Scales or packing are not made anew: it looks like quantisation noise and is many times larger, from the "
         "first update on.",
         needs=("floor above", "T8 jump"),
-        may=(*_GAP, "T12 heavy", "facts differs=quantization"),
+        may=(*GAP, "facts differs=quantization"),
         where=("quantization not none",),
         probe="P5",
         confusable_with=("fp8-weights", "int4-weights"),

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.entry import Known
-
-_ANY_GAP = (
-    "T1 above", "T1 below", "T2 positive", "T2 too_negative", "T3 positive", "T3 negative", "T5 below", "T5 above",
-    "T7 grows", "T7 falls", "T7 step", "T8 jump", "T8 ramp", "T8 pulse", "T11 hit_worse", "T11 miss_worse",
-    "T14 grows", "floor rounding", "floor above", "fit frozen", "fit partial", "slope sharper", "slope flatter",
-    "in_flight after_worse", "in_flight before_worse", "T10 outlier",
-)  # fmt: skip
-"""A wrong record makes every figure that is measured against it wrong, in any way."""
+from rltop.backend.diagnosis.causes.entry import RECORD_GAP, Known
 
 RECORD: tuple[Known, ...] = (
     Known(
@@ -18,7 +10,7 @@ RECORD: tuple[Known, ...] = (
         "Each token is trained with the logprob of its neighbour: ratios are noise, and clipping throws the signal "
         "away.",
         needs=("copies shifted | T6 shifted",),
-        may=_ANY_GAP,
+        may=RECORD_GAP,
         probe="P10",
         remedy="Slice logits and labels alike (logits[:, :-1] against ids[:, 1:]), and assert len(ids) == "
         "len(logprobs) for each sequence where rollouts are packed.",
@@ -29,7 +21,7 @@ RECORD: tuple[Known, ...] = (
         "0.0 or -9999 stands for a probability that nobody recorded: those tokens get ratios near 0 or beyond all "
         "bounds.",
         needs=("copies zero_filled | copies padded | record zeros | record fillers",),
-        may=(*_ANY_GAP, "mask unsampled"),
+        may=(*RECORD_GAP, "mask unsampled"),
         probe="P10",
         remedy="Refuse to pad: mask tokens that no engine sampled out of the loss (tool output, an EOS put there by "
         "hand), and request logprobs=0 for all others.",
@@ -51,7 +43,7 @@ RECORD: tuple[Known, ...] = (
         "R2", "changed-logprobs", "record", "The record is changed on its way to the trainer",
         "A bound or a 16-bit buffer stands between engine and loss: tokens of low probability lose their ratio.",
         needs=("copies clamped | copies cast | copies changed",),
-        may=_ANY_GAP,
+        may=RECORD_GAP,
         probe="P10",
         confusable_with=("recomputed-logprobs",),
         remedy="Keep rollout logprobs in float32, unclamped, from the engine's output to the loss.",
@@ -62,7 +54,7 @@ RECORD: tuple[Known, ...] = (
         "The trainer's tokens are not those that were sampled: isolated tokens have catastrophic ratios, the rest of "
         "the sequence is conditioned on another history.",
         needs=("join retokenised",),
-        may=(*_ANY_GAP, "join unjoined", "mask unsampled"),
+        may=(*RECORD_GAP, "join unjoined", "mask unsampled"),
         probe="P10",
         remedy="Hand on token ids, never text: return_token_ids=true, or /inference/v1/generate, in every turn.",
         source="trl#5224, rllm#272, rllm#816, sglang#26555, vLLM blog 2025-10-22",
@@ -72,7 +64,7 @@ RECORD: tuple[Known, ...] = (
         "The first tokens of every answer have the largest gap: a second BOS or another chat template stands before "
         "them on one side.",
         needs=("join other_prompt | T7 falls",),
-        may=(*_ANY_GAP, "join unjoined"),
+        may=(*RECORD_GAP, "join unjoined"),
         probe="P10",
         confusable_with=("packing",),
         remedy="Send prompt ids instead of text; with text add_special_tokens=False where the template already has "
@@ -104,7 +96,7 @@ RECORD: tuple[Known, ...] = (
         "I5", "loss-over-unsampled", "record", "Tokens are in the loss that no engine sampled",
         "Prompts, tool output or padding are trained on with logprobs that belong to nothing.",
         needs=("mask unsampled",),
-        may=(*_ANY_GAP, "join unjoined", "record zeros", "copies zero_filled", "copies padded"),
+        may=(*RECORD_GAP, "join unjoined", "record zeros", "copies zero_filled", "copies padded"),
         probe="P10",
         confusable_with=("padded-logprobs",),
         remedy="Hand the mask of sampled tokens through to the loss and to TrainerCollector.sequences(mask=...).",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.entry import Known
+from rltop.backend.diagnosis.causes.entry import GAP, Known
 
 SHAPES = ("temperature", "top_p", "top_k", "min_p")
 PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -13,10 +13,13 @@ def _facts(*names: str) -> tuple[str, ...]:
     return tuple(f"facts {outcome}={name}" for name in names for outcome in ("differs", "shaped"))
 
 
-_TILTED = ("T4 sharper", "T4 flatter", "slope sharper", "slope flatter", "floor above", "fit partial", "fit frozen",
-           "T10 outlier", "T8 ramp", "T8 jump")  # fmt: skip
+_TILTED = (
+    *GAP, "T4 sharper", "T4 flatter", "slope sharper", "slope flatter", "floor above", "floor rounding", "T8 ramp",
+    "T8 jump", "T10 outlier",
+)  # fmt: skip
 """What a distribution that is shaped on one side alone looks like, whichever the side."""
-_OFF_ENTROPY = ("T5 below", "T5 above")
+
+_PENALISED = " | ".join(("repetition favoured", "repetition disfavoured", *_facts(*PENALTIES, "logit_bias")))
 
 SEMANTIC: tuple[Known, ...] = (
     Known(
@@ -24,8 +27,8 @@ SEMANTIC: tuple[Known, ...] = (
         "Engines sample at a temperature and record logprobs without it, the trainer has it: every ratio is biased, "
         "and the clip rate is up from the first step.",
         needs=("T1 above",),
-        may=("T2 positive", *_TILTED, *_OFF_ENTROPY, *_facts("logprobs_mode", *SHAPES)),
-        against=("T3 positive", "T3 negative", "T2 too_negative"),
+        may=("T2 positive", *_TILTED, *_facts("logprobs_mode", *SHAPES)),
+        against=("T3 positive", "T3 negative"),
         probe="P11",
         confusable_with=("generation-config", "truncation-in-trainer"),
         remedy="Record what is sampled from: --logprobs-mode processed_logprobs (vLLM 0.10.2 on), or train at "
@@ -37,9 +40,9 @@ SEMANTIC: tuple[Known, ...] = (
         "A2", "trainer-without-temperature", "semantic", "The trainer computes without the sampling temperature",
         "The trainer's policy is flatter or sharper than the one that sampled: ratios are far off 1 while their mean "
         "is 1, ESS is low and gradients are large, from the first step.",
-        needs=("T5 below | T5 above | facts differs=temperature | facts shaped=temperature",
-               "floor above | T2 too_negative | slope sharper | slope flatter"),
-        may=("T2 too_negative", *_TILTED, *_OFF_ENTROPY, *_facts("temperature")),
+        needs=("slope sharper | slope flatter | facts differs=temperature | facts shaped=temperature",
+               "floor above | floor rounding"),
+        may=("T2 too_negative", *_TILTED, *_facts("temperature")),
         against=("T1 above", "T3 negative", "T3 positive", "T2 positive"),
         probe="P9",
         confusable_with=("penalties", "generation-config"),
@@ -51,7 +54,7 @@ SEMANTIC: tuple[Known, ...] = (
         "A3", "logprob-over-temperature", "semantic", "The record is logprob / T where logits / T was meant",
         "The record is no distribution: every ratio is above 1 (T < 1), the more so the less certain the policy is.",
         needs=("T3 positive",),
-        may=("T1 above", "T2 positive", *_TILTED, *_OFF_ENTROPY, *_facts(*SHAPES)),
+        may=("T1 above", "T2 positive", *_TILTED, *_facts(*SHAPES)),
         against=("T1 below",),
         probe="P11",
         confusable_with=("truncation-in-trainer", "normaliser"),
@@ -65,8 +68,7 @@ SEMANTIC: tuple[Known, ...] = (
         "The engine's distribution is renormalised over the tokens that were kept, the trainer's is not: every ratio "
         "is at most 1, their mean is the share that was kept.",
         needs=("T3 negative",),
-        may=("T1 below", "T2 too_negative", *_TILTED, *_OFF_ENTROPY, "floor rounding",
-             *_facts("top_p", "top_k", "min_p")),
+        may=("T1 below", "T2 too_negative", *_TILTED, "floor rounding", *_facts("top_p", "top_k", "min_p")),
         against=("T1 above", "T2 positive"),
         probe="P8",
         confusable_with=("structured-output", "generation-config", "normaliser"),
@@ -93,7 +95,7 @@ SEMANTIC: tuple[Known, ...] = (
         "samples otherwise than its own configuration says.",
         needs=("facts shaped=default_sampling | facts differs=default_sampling",),
         may=("T1 above", "T1 below", "T2 positive", "T2 too_negative", "T3 negative", "T3 positive", "T12 heavy",
-             *_TILTED, *_OFF_ENTROPY, "floor rounding", *_facts(*SHAPES, *PENALTIES, "logprobs_mode")),
+             *_TILTED, "floor rounding", *_facts(*SHAPES, *PENALTIES, "logprobs_mode")),
         probe="P11",
         confusable_with=("raw-logprobs", "trainer-without-temperature", "truncation-in-record", "shaped-in-silence",
                          "penalties"),
@@ -104,9 +106,9 @@ SEMANTIC: tuple[Known, ...] = (
         "A7", "penalties", "semantic", "Penalties or other edits of logits that the trainer does not make",
         "Tokens that already occurred are sampled with another probability than is trained: the gap sits on repeated "
         "tokens.",
-        needs=(" | ".join(_facts(*PENALTIES, "logit_bias", "bad_words", "min_tokens")),),
-        may=("T1 above", "T1 below", "T2 positive", "T2 too_negative", "T7 grows", "T12 heavy", *_TILTED,
-             *_OFF_ENTROPY, "floor rounding", *_facts("default_sampling", "logprobs_mode")),
+        needs=(_PENALISED,),
+        may=(*GAP, "T1 above", "T1 below", "T2 positive", "floor above", "floor rounding", "T10 outlier",
+             *_facts("default_sampling", "logprobs_mode")),
         probe="P11",
         confusable_with=("generation-config", "trainer-without-temperature"),
         remedy="Turn them off in training rollouts: repetition_penalty=1, presence_penalty=0, frequency_penalty=0, "
@@ -118,7 +120,7 @@ SEMANTIC: tuple[Known, ...] = (
         "At constrained positions the record is of few tokens, the trainer's of all: large ratios below 1 there, "
         "none elsewhere.",
         needs=("T3 negative", "T12 heavy"),
-        may=("T1 below", "T2 too_negative", *_TILTED, *_OFF_ENTROPY),
+        may=("T1 below", "T2 too_negative", *_TILTED),
         against=("T1 above",),
         where=("structured_output not none",),
         probe="P8",

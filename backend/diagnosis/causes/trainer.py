@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.entry import Known
+from rltop.backend.diagnosis.causes.entry import GAP, Known
 
-_GAP = ("T2 too_negative", "T5 below", "T5 above", "T12 heavy", "slope sharper", "slope flatter", "fit partial")
 _LATER = ("T8 jump", "T8 ramp")
 
 TRAINER: tuple[Known, ...] = (
@@ -13,7 +12,7 @@ TRAINER: tuple[Known, ...] = (
         "A scale or a factor of the position encoding differs: a gap from the first step on that often grows with "
         "the position.",
         needs=("floor above",),
-        may=("T7 grows", *_GAP),
+        may=("T7 grows", *GAP),
         against=(*_LATER, "T10 outlier", "repeat differs"),
         probe="P13",
         confusable_with=("bad-export", "attention-kernel", "rope-in-bf16"),
@@ -25,7 +24,7 @@ TRAINER: tuple[Known, ...] = (
         "G2", "rope-in-bf16", "trainer", "The trainer's position encoding is in bfloat16",
         "inv_freq was cast with the model: phases are off the more the farther a token is, up to a half turn at 4,096.",
         needs=("T7 grows", "floor rounding | floor above"),
-        may=_GAP,
+        may=GAP,
         against=(*_LATER, "T10 outlier", "repeat differs"),
         probe="P13",
         confusable_with=("rope-config",),
@@ -36,7 +35,7 @@ TRAINER: tuple[Known, ...] = (
         "G3", "packing", "trainer", "Packed sequences see each other, or have wrong positions",
         "The logprob of a token depends on what it was packed with: the starts of sequences are off.",
         needs=("T7 falls", "floor above"),
-        may=("repeat differs", *_GAP),
+        may=("repeat differs", *GAP),
         against=_LATER,
         probe="P9",
         confusable_with=("other-prompt", "dropout"),
@@ -48,7 +47,7 @@ TRAINER: tuple[Known, ...] = (
         "G4", "attention-window", "trainer", "Attention reaches farther on one side",
         "A sliding window or a length limit differs: no gap up to it, a gap behind it.",
         needs=("T7 step",),
-        may=("floor above", "floor rounding", *_GAP),
+        may=("floor above", "floor rounding", *GAP),
         against=(*_LATER, "T10 outlier"),
         probe="P13",
         remedy="The same sliding_window, max_model_len and sparse-attention index on both sides.",
@@ -58,7 +57,7 @@ TRAINER: tuple[Known, ...] = (
         "H5", "multimodal-input", "trainer", "Images are prepared otherwise",
         "Resizing or patching differs: prompts with images are off, others not.",
         needs=("floor above",),
-        may=_GAP,
+        may=GAP,
         against=(*_LATER, "repeat differs"),
         where=("multimodal is on",),
         probe="P10",
@@ -71,7 +70,7 @@ TRAINER: tuple[Known, ...] = (
         "Every pass of the trainer is another model: ratios are noise, and a large part is clipped from the first "
         "step.",
         needs=("floor above | repeat differs", "repeat differs"),
-        may=("T7 grows", "T7 falls", "T8 jump", *_GAP),
+        may=("T7 grows", "T7 falls", "T8 jump", *GAP),
         against=("T10 outlier", "T1 above"),
         probe="P9",
         confusable_with=("trainer-batch", "packing"),
@@ -95,7 +94,7 @@ TRAINER: tuple[Known, ...] = (
         "Engines sample from a merge on bfloat16's grid, or from the base model: the gap grows from 0 as the adapter "
         "does.",
         needs=("floor above", "T8 ramp"),
-        may=("fit frozen", *_GAP),
+        may=("fit frozen", *GAP),
         where=("lora is on",),
         probe="P5",
         confusable_with=("never-updated", "partial-update"),
@@ -106,7 +105,7 @@ TRAINER: tuple[Known, ...] = (
         "I4", "normaliser", "trainer", "The trainer's softmax runs over other logits",
         "Padded vocabulary, a logit scale or a soft cap on one side: all logprobs are shifted to one side.",
         needs=("T3 negative | T3 positive",),
-        may=("T1 below", "T1 above", "T2 positive", "floor above", *_GAP),
+        may=("T1 below", "T1 above", "T2 positive", "floor above", *GAP),
         against=("T10 outlier",),
         where=("padded_vocabulary is on",),
         probe="P13",
@@ -118,7 +117,7 @@ TRAINER: tuple[Known, ...] = (
         "I6", "truncation-in-trainer", "trainer", "The trainer filters by top-p where the record does not",
         "Kept tokens are likelier in the trainer than in the record: every ratio is above 1.",
         needs=("T3 positive",),
-        may=("T1 above", "T2 positive", "floor above", "T5 below", *_GAP, "facts differs=logprobs_mode",
+        may=("T1 above", "T2 positive", "floor above", "T5 below", *GAP, "facts differs=logprobs_mode",
              "facts shaped=logprobs_mode"),
         against=("T1 below",),
         probe="P11",

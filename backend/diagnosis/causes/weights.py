@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.entry import Known
+from rltop.backend.diagnosis.causes.entry import GAP, Known
 
-_PLAIN_GAP = ("T2 too_negative", "T5 below", "T5 above", "T7 grows", "T7 falls", "slope sharper", "slope flatter")
-"""How a gap between two true policies may look beside standing above the floor."""
-_OTHER_WEIGHTS = (*_PLAIN_GAP, "T8 jump", "T8 ramp", "fit partial")
-_STRATA = ("T11 hit_worse", "T11 miss_worse", "in_flight after_worse", "in_flight before_worse", "T14 grows")
+_LATER = ("T8 jump", "T8 ramp")
 
 WEIGHTS: tuple[Known, ...] = (
     Known(
         "B1", "policy-lag", "weights", "What is trained on is old",
         "Tokens were sampled many versions ago: ratios spread, more is clipped, ESS falls, and each step learns less.",
         needs=("lag high",),
-        may=("T9 grows", "T12 heavy", "T2 too_negative"),
+        may=("T9 grows", "T2 too_negative"),
         probe="P6",
         remedy="Bound the age of what is consumed, queue included (prime-rl: max_off_policy_steps; verl: "
         "staleness_threshold), or correct for it: truncated importance sampling.",
@@ -25,7 +22,7 @@ WEIGHTS: tuple[Known, ...] = (
         "Updates are called, or counted, and change nothing: engines sample the first policy for ever, and the gap "
         "grows with every step of the trainer.",
         needs=("fit frozen | versions stuck | T8 ramp",),
-        may=("floor above", "lag high", *_OTHER_WEIGHTS, "T12 heavy", "T9 grows"),
+        may=("floor above", "lag high", *GAP, *_LATER, "T9 grows"),
         against=("T10 outlier",),
         probe="P5",
         confusable_with=("cached-reload", "partial-update"),
@@ -38,7 +35,7 @@ WEIGHTS: tuple[Known, ...] = (
         "Names that the loader does not know, or the trainer does not send, keep their old values: engines sample a "
         "model that was never trained.",
         needs=("floor above",),
-        may=("fit partial", *_OTHER_WEIGHTS, "T12 heavy"),
+        may=(*GAP, *_LATER),
         against=("T10 outlier", "repeat differs"),
         probe="P5",
         confusable_with=("stale-prefix-cache", "tied-embeddings", "bad-export", "layout-corruption",
@@ -52,7 +49,7 @@ WEIGHTS: tuple[Known, ...] = (
         "Weights that were repacked after the first load are overwritten in checkpoint layout: gibberish after the "
         "first update.",
         needs=("floor above", "T8 jump"),
-        may=(*_OTHER_WEIGHTS, "T12 heavy", "T1 below"),
+        may=(*GAP, *_LATER, "T1 below"),
         against=("T10 outlier",),
         where=("moe is on",),
         probe="P5",
@@ -66,7 +63,7 @@ WEIGHTS: tuple[Known, ...] = (
         "CUDA graphs, MLA's projected weights, float32 copies of the head or KV scales stay as they were at load: "
         "decode is wrong, prefill right.",
         needs=("floor above", "T8 jump | T8 ramp"),
-        may=(*_OTHER_WEIGHTS, "T12 heavy", "T14 grows"),
+        may=(*GAP, *_LATER, "T14 grows"),
         where=("device has cuda",),
         probe="P13",
         confusable_with=("partial-update",),
@@ -78,8 +75,8 @@ WEIGHTS: tuple[Known, ...] = (
         "Its share of the rollouts is sampled from ever older weights: ratios of those sequences are useless, and "
         "most of what is clipped is theirs.",
         needs=("versions stuck | lag behind",),
-        may=("T10 outlier", "T9 grows", "lag high", "T8 ramp", "T8 jump", "T12 heavy", "T2 too_negative",
-             "fit frozen", "T5 below", "T5 above"),
+        may=("T10 outlier", "T9 grows", "lag high", "T8 ramp", "T8 jump", "T2 too_negative", "fit frozen", "T5 below",
+             "T5 above"),
         one_engine=True,
         probe="P3",
         confusable_with=("lying-replica",),
@@ -91,7 +88,7 @@ WEIGHTS: tuple[Known, ...] = (
         "B6", "lying-replica", "weights", "An engine misses its weight updates, and its version hides it",
         "Its version advances while its weights stay: its rollouts count as fresh, and are not.",
         needs=("T10 outlier | fit frozen | floor above",),
-        may=("floor above", "fit frozen", *_OTHER_WEIGHTS, *_STRATA, "T12 heavy", "T9 grows"),
+        may=("floor above", "fit frozen", *GAP, *_LATER, "T11 hit_worse", "T11 miss_worse", "T9 grows"),
         against=("versions stuck", "lag behind", "T1 above"),
         one_engine=True,
         probe="P5",
@@ -104,7 +101,7 @@ WEIGHTS: tuple[Known, ...] = (
         "B7", "bad-export", "weights", "The weights that engines get are not the trainer's",
         "A converter or a cast on the way changes them: there is a gap before the first step of training.",
         needs=("floor above",),
-        may=("fit partial", *_PLAIN_GAP, "T12 heavy"),
+        may=GAP,
         against=("T10 outlier", "T8 jump", "T8 ramp", "repeat differs"),
         probe="P5",
         confusable_with=("partial-update", "rope-config", "attention-kernel", "op-definitions"),
@@ -116,8 +113,7 @@ WEIGHTS: tuple[Known, ...] = (
         "B8", "update-race", "weights", "Weights are written while a step runs",
         "Requests that run at that moment see half of either version: seconds of extreme tokens around each update.",
         needs=("T8 pulse",),
-        may=("floor above", "in_flight before_worse", "in_flight after_worse", "T12 heavy", "fit partial", "T1 above",
-             "T1 below"),
+        may=("floor above", "in_flight before_worse", "in_flight after_worse", "fit partial", "T1 above", "T1 below"),
         probe="P5",
         remedy='Bracket updates with pause_generation(mode="keep") and resume_generation().',
         source="nemo#3839",
@@ -127,7 +123,7 @@ WEIGHTS: tuple[Known, ...] = (
         "A request that spans an update has one version for all of its tokens: its older half is corrected for the "
         "wrong policy.",
         needs=("in_flight before_worse",),
-        may=("floor above", *_OTHER_WEIGHTS, "T12 heavy"),
+        may=("floor above", *GAP, *_LATER),
         probe="P6",
         confusable_with=("lying-replica", "kept-kv"),
         remedy="Take versions per token (CompletionOutput.weight_versions, vLLM 0.32 on) and finish updates with "
@@ -138,7 +134,7 @@ WEIGHTS: tuple[Known, ...] = (
         "B10", "cached-reload", "weights", "Reloading returns the weights of the first load",
         "reload_weights answers OK and reads the path of the first time: nothing changes.",
         needs=("fit frozen | T8 ramp",),
-        may=("floor above", *_OTHER_WEIGHTS, "T12 heavy", "lag high"),
+        may=("floor above", *GAP, *_LATER, "lag high"),
         against=("T10 outlier",),
         where=("update_call is reload_weights",),
         probe="P5",
@@ -151,7 +147,7 @@ WEIGHTS: tuple[Known, ...] = (
         "The body is new and the head is old: on CPU vLLM 0.32 does not repack a tied lm_head after a layerwise "
         "reload.",
         needs=("floor above",),
-        may=("fit partial", *_OTHER_WEIGHTS, "T12 heavy"),
+        may=(*GAP, *_LATER),
         against=("T10 outlier", "repeat differs"),
         where=("tie_word_embeddings is on",),
         probe="P5",
