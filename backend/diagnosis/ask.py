@@ -15,6 +15,7 @@ ASK: dict[str, Callable[[Piles], Iterator[Finding]]] = {
     "T1": tests_ratio.mean_ratio,
     "T2": tests_ratio.sign,
     "T3": tests_ratio.sides,
+    "T4": tests_ratio.sampler,
     "T5": tests_ratio.surprisal,
     "T6": tests_ratio.alignment,
     "T7": tests_where.position,
@@ -48,7 +49,6 @@ ASK: dict[str, Callable[[Piles], Iterator[Finding]]] = {
 """The function of each test that can be computed from what collectors have."""
 
 NOT_COMPUTED: dict[str, str] = {
-    "T4": "it needs several logprobs at a position (logprobs of 5 or more), which collectors do not take",
     "T13": "it needs two logprobs at a position (logprobs of 2 or more), which collectors do not take",
     "T14": "it needs the size of the batch that sampled each token, which collectors do not take",
 }

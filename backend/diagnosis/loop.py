@@ -30,6 +30,9 @@ DOWN = (-0.01, -0.04)
 """Stakes of the betting test of the mean ratio (T1), on a ratio above 1 and below it. The first must be below 1, as the
 ratio minus 1 is never below -1; the others above -1 / CLAMP, where the ratio minus 1 is held to CLAMP."""
 
+SURPRISE = (0.01, 0.04, -0.01, -0.04)
+"""Stakes of that of surprisal against entropy (T5), which is held to CLAMP on both sides."""
+
 FOLD = 64
 """After so many tokens a product of wealth becomes a logarithm: a factor is 0.1 to 19, so it stays in range."""
 
@@ -39,8 +42,9 @@ FAR = 0.2
 FINE, COARSE = 1e-3, 2e-2
 """Sizes beyond which a d has a sign (T3): far above what float32 rounds, and four times what bfloat16 logits do."""
 
-PEAK = -math.log(0.9)
-"""With an entropy below this the likeliest token has at least 0.9: exp(-H) is a lower bound of its probability (T4)."""
+PEAK, NARROW = 0.4, 0.2
+"""Nats. With an entropy below the first the likeliest token has at least exp(-H) = 0.67, so a sampled token is that one
+if and only if it has more than a half (T4). The second parts these contexts in two."""
 
 OLD, FRESH = 1, 2
 """What a matched token's d is: of the old logprob under the version that sampled it, or of the trainer's at lag 0."""
@@ -50,20 +54,21 @@ HIT, MISS, BEFORE, AFTER = 1, 2, 4, 8
 
 # Figures: of each there are six sums over sequences, of 1, n, s, n n, s s and n s, for n tokens and their sum s.
 (
-    X, D, K3, SURPRISAL, TOP, ENTROPY, M_D, M_ABS, M_DD, M_K3, M_X, M_BEYOND, M_FAR, M_E, M_DE, M_EE, M_HIT, M_MISS,
+    X, D, K3, SURPRISAL, ENTROPY, M_D, M_ABS, M_DD, M_K3, M_X, M_BEYOND, M_FAR, M_E, M_DE, M_EE, M_HIT, M_MISS,
     M_BEFORE, M_AFTER, DRIFT,
-) = range(21)  # fmt: skip
-FIGURES = 21
+) = range(20)  # fmt: skip
+FIGURES = 20
 MOMENTS = 6
 
 # Plain sums over tokens.
 (
     N, FILLED, ZEROED, MATCHED, BY_OLD, ROOM, TAIL, FINE_BELOW, FINE_ABOVE, COARSE_BELOW, COARSE_ABOVE, BELOW_ROWS,
-    ABOVE_ROWS, SEEN_TOP, DUE_TOP, LAG, LOW_ENTROPY,
-) = range(17)  # fmt: skip
-WEALTH = 17
-"""First of the log-wealths: of the stakes BETS over all tokens, of BETS over matched tokens, of DOWN over all."""
-ACCOUNTS = 2 * len(BETS) + len(DOWN)
+    ABOVE_ROWS, OTHER, OTHER_DUE, OTHER_NARROW, OTHER_NARROW_DUE, LAG,
+) = range(18)  # fmt: skip
+WEALTH = 18
+"""First of the log-wealths: of the stakes BETS over all tokens, of BETS over matched tokens, of DOWN over all, and of
+SURPRISE over those with an entropy."""
+ACCOUNTS = 2 * len(BETS) + len(DOWN) + len(SURPRISE)
 SUMS = WEALTH + ACCOUNTS
 
 SHIFTS = (-2, -1, 0, 1, 2)
@@ -116,8 +121,9 @@ def tokens(
     """
     here = np.zeros((FIGURES, 2))
     wealth = np.ones(ACCOUNTS)
-    stakes, down = np.array(BETS), np.array(DOWN)
+    stakes, down, surprise = np.array(BETS), np.array(DOWN), np.array(SURPRISE)
     bets = stakes.size
+    third = 2 * bets + down.size
     below = above = False
     for p in range(start.size):
         q = place[p]
@@ -161,18 +167,21 @@ def tokens(
                     here[ENTROPY, 0] += 1
                     here[ENTROPY, 1] += e
                     here[SURPRISAL, 0] += 1
-                    here[SURPRISAL, 1] += w * (-t - e)
+                    u = w * (-t - e)
+                    here[SURPRISAL, 1] += u
+                    u = min(max(u, -CLAMP), CLAMP)
+                    for b in range(surprise.size):
+                        wealth[third + b] *= 1 + surprise[b] * u
                     if e < PEAK:
-                        s[LOW_ENTROPY] += 1
                         top = math.exp(min(t, 0.0))
-                        here[TOP, 0] += 1
-                        if top < 0.5:
-                            s[SEEN_TOP] += w
-                            here[TOP, 1] += w
+                        other = top < 0.5
+                        due = 0.0 if other else (1 - top) / top
+                        if e < NARROW:
+                            s[OTHER_NARROW] += other
+                            s[OTHER_NARROW_DUE] += due
                         else:
-                            due = w * (1 - top) / top
-                            s[DUE_TOP] += due
-                            here[TOP, 1] -= due
+                            s[OTHER] += other
+                            s[OTHER_DUE] += due
                     e = -r - e
                 else:
                     e = math.nan

@@ -144,6 +144,39 @@ def below(moments: Floats, first: Ints, scale: float, least: Floats | float = 0.
     return Shift(found.log_e, found.start, -found.mean, -found.high, -found.low, found.sequences, found.tokens)
 
 
+def bets(logs: Floats, first: Ints, log_alpha: float = 13.8) -> tuple[float, int]:
+    """Evidence of a betting test, and the index of the step from which on it comes.
+
+    Each token multiplies a wealth by a factor that a healthy run expects to be 1 or less, given all before it; so does
+    the mean over accounts, and the sum over beginnings by ``log_weights``. No variance is estimated and nothing has to
+    be normal: wealth reaches 1 / p with probability p or less (Ville 1939; Shafer 2021).
+
+    Args:
+        logs: log of the wealth that each step multiplies each account with [steps, accounts].
+        first: number of each step [steps].
+        log_alpha: as of ``above``.
+    """
+    begin = 0
+    while begin < len(logs):
+        part = logs[begin:]
+        by_start = _mean_account(np.cumsum(part[::-1], axis=0)[::-1])
+        log_e = float(np.logaddexp.reduce(by_start + log_weights(first[begin:])))
+        start = int(np.argmax(by_start))
+        if log_e < log_alpha:
+            return log_e, begin + start
+        forward = _mean_account(np.cumsum(part[start:], axis=0))
+        peak = int(np.argmax(forward))
+        if forward.size - 1 - peak < RECOVERY_STEPS or forward[peak] - forward[-1] < RECOVERY:
+            return log_e, begin + start
+        begin += start + peak + 1  # it won until then, and has lost ever since: that fault is over
+    return 0.0, max(len(logs) - 1, 0)
+
+
+def _mean_account(logs: Floats) -> Floats:
+    mean: Floats = np.logaddexp.reduce(logs, axis=1) - math.log(logs.shape[1])
+    return mean
+
+
 def _told(of: Stretches, at: int, log_e: float, begin: int) -> Shift:
     if not of.mean.size or not of.tokens[at]:
         return Shift(log_e, begin + at, 0.0, -math.inf, math.inf, 0, 0)

@@ -70,10 +70,11 @@ TESTS: tuple[Test, ...] = (
         "negative": "d is never above 0 and never below a bound: a truncation that the trainer does not know",
         "positive": "d is never below 0",
     }, "", "", "", "", by_engine=True, detail="of negative: the share of probability kept, exp(smallest d)"),
-    Test("T4", "calibration of the sampler", ("calibrated", "sharper", "flatter"), {
-        "sharper": "tokens are sampled from a sharper distribution than is recorded",
+    Test("T4", "calibration of the sampler", ("calibrated", "sharper", "flatter", "truncated"), {
+        "sharper": "tokens are sampled from a sharper distribution than the trainer's",
         "flatter": "from a flatter one",
-    }, "", "", "", ""),
+        "truncated": "where the trainer is nearly sure, other tokens are never sampled: they are cut off",
+    }, "", "", "", "", by_engine=True, detail="others that were sampled, as a share of those due"),
     Test("T5", "entropy against surprisal", ("equal", "below", "above"), {
         "below": "sampled tokens are likelier under the trainer than its entropy allows: sampled sharper, or truncated",
         "above": "sampled tokens are less likely under the trainer than its entropy says: sampled flatter",

@@ -41,6 +41,9 @@ def fit(piles: Piles) -> Iterator[Finding]:
         ratio = k3 / (drift / lag)
         behind = math.sqrt(ratio * lag) if ratio > lag else ratio
         since = int(pile.last[-1]) - int(pile.first[off.start])
+        if since < 1 or behind > since + lag + SLACK:
+            yield unknown("fit", "one step, or a gap larger than the weights have moved since it began", engine)
+            continue
         frozen = behind >= max(FROZEN, FROZEN_SHARE * since)
         text = f"matched k3 {k3:.2g}; the trainer's own weights move {drift:.2g} in {lag:.1f} versions"
         text += (
@@ -71,3 +74,7 @@ def _drift(pile: Pile) -> tuple[float, float]:
     if not n:
         return 0.0, 0.0
     return float(pile.moments[:, loop.DRIFT, 2].sum() / n), float(pile.sums[:, loop.LAG].sum() / n)
+
+
+SLACK = 3.0
+"""Versions by which the estimate may be too high: updates differ in size."""
