@@ -3,6 +3,7 @@
     .venv/bin/python -m bench.faults record lying-replica --seed 3 --out DIR -- --objective gspo
     .venv/bin/python -m bench.faults record-all --out DIR [NAME ...]
     .venv/bin/python -m bench.faults list
+    .venv/bin/python -m bench.faults figures --out DIR
     .venv/bin/python -m bench.faults look lying-replica
 
 ``record`` tapes one run whole, ``record-all`` those of ``bench/fault_runs.py`` that are not in DIR yet, or those of
@@ -24,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import fault_runs, recorder
+from bench import fault_figures, fault_runs, recorder
 from rltop.backend import hub
 from rltop.backend.client import Client
 from rltop.backend.gaps.attributed import Attribution, Interval, Stratum
@@ -125,17 +126,26 @@ def _text(value: Interval) -> str:
     return f"{value.mean:.2g} ({value.low:.2g} to {value.high:.2g})"
 
 
+OTHERS_TURN_S = 0.5
+"""Between two turns, for whoever waits for the lock."""
+
+
 def record_all(given: argparse.Namespace) -> int:
     """Record what is on the list and not there yet, one run at a time. Returns how many failed."""
+    listed = [run for run in fault_runs.RUNS if not given.names or any(name in run.name for name in given.names)]
+    tried: set[str] = set()
     failed = 0
-    for run in fault_runs.RUNS:
-        if given.names and not any(name in run.name for name in given.names):
-            continue
-        if (given.out / run.name / "run.json").exists():
-            continue
+    while _todo(listed, given.out, tried):
         with recorder.turn(given.lock):
-            failed += not _recorded(run, given.out, given.limit)
+            for run in _todo(listed, given.out, tried)[: given.per_turn]:
+                tried.add(run.name)
+                failed += not _recorded(run, given.out, given.limit)
+        time.sleep(OTHERS_TURN_S)
     return failed
+
+
+def _todo(listed: list[fault_runs.Run], out: Path, tried: set[str]) -> list[fault_runs.Run]:
+    return [run for run in listed if run.name not in tried and not (out / run.name / "run.json").exists()]
 
 
 def _recorded(run: fault_runs.Run, out: Path, limit_s: float) -> bool:
@@ -164,13 +174,21 @@ def main() -> int:
     one.add_argument("--seed", type=int, default=SEED)
     every.add_argument("names", nargs="*", help="parts of names of runs (default: all runs)")
     every.add_argument("--lock", type=Path, help="a file to hold with flock while a run goes on")
+    every.add_argument("--per-turn", type=int, default=1, help="runs before the lock is let go for a moment")
     for command in (one, every):
         command.add_argument("--out", type=Path, required=True, help="where each run gets a directory")
         command.add_argument("--limit", type=float, default=600.0, help="seconds that a run of the demo may take")
+    figures = parts.add_parser("figures", help="print what the recorded runs for tuning look like (docs/faults.md)")
+    figures.add_argument("--out", type=Path, required=True, help="where they are")
     given = parser.parse_args()
+    recorder.end_by_signal()
     if given.part == "list":
         for run in fault_runs.RUNS:
             print(run.part, run.name)
+        return 0
+    if given.part == "figures":
+        for line in fault_figures.rows(given.out):
+            print(line)
         return 0
     if given.part == "record-all":
         return min(record_all(given), 1)

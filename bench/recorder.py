@@ -40,6 +40,11 @@ class RecordingError(RuntimeError):
     """The run can't be used; the message says why."""
 
 
+def end_by_signal() -> None:
+    """Let a SIGTERM end this process as Ctrl-C does: what it started is ended too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def serve(rundir: RunDir, tape: Path) -> int:
     """Be the hub of a run, write the tape, and beside it what was shown of the steps, as a digest."""
     warm()
@@ -73,7 +78,8 @@ def record(run: Run, out: Path, limit_s: float) -> Path:
         rundir, tape = RunDir(Path(home) / "fault"), Path(home) / "tape"
         with _hub(rundir, tape, home):
             code = _demo(run, home, Path(home) / "demo.log", limit_s)
-        text = (Path(home) / "demo.log").read_text()
+        text = _without_place((Path(home) / "demo.log").read_bytes()).decode()
+        tape.write_bytes(_without_place(tape.read_bytes()))
         if code:
             raise RecordingError(f"the demo ended with {code}:\n{text[-2000:]}")
         found = replay(tape)
@@ -88,6 +94,12 @@ def record(run: Run, out: Path, limit_s: float) -> Path:
         (place / "demo.log").write_text(text)
         (place / "run.json").write_text(json.dumps(_about(run, began, digest(found.picture)), indent=1) + "\n")
     return place
+
+
+def _without_place(told: bytes) -> bytes:
+    """With the path of this checkout overwritten, at its length: recordings are for other machines."""
+    place = str(ROOT).encode()
+    return told.replace(place, b"/checkout".ljust(len(place), b"_")[: len(place)])
 
 
 @contextlib.contextmanager
@@ -111,9 +123,11 @@ def _demo(run: Run, home: str, log: Path, limit_s: float) -> int:
         process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "RLTOP_HOME": home})
         try:
             return process.wait(limit_s)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        except subprocess.TimeoutExpired:
+            return 1
+        finally:
             process.terminate()
-            return process.wait(HUB_STOP_S) or 1
+            process.wait(HUB_STOP_S)
 
 
 def _about(run: Run, began: float, shown: str) -> dict[str, object]:

@@ -261,3 +261,17 @@ FAULTS: tuple[Fault, ...] = (
 )
 
 BY_NAME = {fault.name: fault for fault in (HEALTHY, *FAULTS)}
+
+
+def as_markdown() -> str:
+    """The table of docs/demo.md."""
+    rows = [f"| `{f.name}` | {', '.join(f.codes)} | {f.help} | {f.where} | {_since(f)} |" for f in FAULTS]
+    return "\n".join(["| name | cause | what goes wrong | in | begins |", "|---|---|---|---|---|", *rows])
+
+
+def _since(fault: Fault) -> str:
+    return "launch" if fault.launch else "any step"
+
+
+if __name__ == "__main__":
+    print(as_markdown())  # noqa: T201

@@ -109,10 +109,10 @@ class DemoOptions:
         if not 0 <= self.fault_at < self.steps:
             raise ValueError(f"fault_at: {self.fault_at}; expected 0 to {self.steps - 1}")
         if self.fault_at and (known.launch or not self.fault):
-            why = "is there from the launch on" if self.fault else "none was asked for"
-            raise ValueError(f"fault {self.fault or '(none)'}: {why}, so it can't begin with step {self.fault_at}")
+            why = f"{self.fault} is there from the launch on" if self.fault else "there is no fault"
+            raise ValueError(f"fault_at: {why}, so it can't begin with step {self.fault_at}")
         if self.fault_engine and not known.engine:
-            raise ValueError(f"fault {self.fault or '(none)'}: it is not on one engine, so not on {self.fault_engine}")
+            raise ValueError(f"fault_engine: {self.fault or 'no fault'} is not on one engine")
 
     @property
     def injected(self) -> Fault:
