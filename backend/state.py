@@ -275,9 +275,9 @@ class State:
         return Case(
             now.run,
             list(now.steps.values()),
-            now.engines,
+            dict(now.engines),
             now.trainer,
-            now.events,
+            list(now.events),
             list(now.changes.values()),
             self._steps.course.stretches(),
         )

@@ -153,11 +153,11 @@ def onset_of(run: Run) -> int | None:
     return None if run.fault == HEALTHY_RUN else run.at + FAULTS[run.fault].first
 
 
-def pack(tapes: Path, only: Sequence[str]) -> None:
-    """Make the files of the runs whose tapes are there, of those that have none yet or are named."""
+def pack(tapes: Path, part: str) -> None:
+    """Make the files of the runs of a part whose tapes are there, of those that have none yet."""
     for run in RUNS:
         tape, to = tapes / run.name / "tape.xz", DATA / f"{run.name}.xz"
-        if not tape.exists() or (to.exists() and run.name not in only):
+        if part not in (run.part, "all") or not tape.exists() or to.exists():
             continue
         cases = []
         for hub, new in played(tape):
@@ -250,7 +250,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[], help="names of runs, or parts of them")
     given = parser.parse_args()
     if given.what == "pack":
-        pack(given.tapes, given.only)
+        pack(given.tapes, given.part)
         return 0
     if given.what == "speed":
         print(speed(DATA / f"{chosen('all')[0].name}.xz"))

@@ -135,7 +135,8 @@ def mask(piles: Piles) -> Iterator[Finding]:
 def stated(piles: Piles) -> Iterator[Finding]:
     """Facts of live engines that do not agree with each other or with the trainer, and requests that are shaped."""
     case = piles.case
-    live = {name: facts.of_engine(engine) for name, engine in case.engines.items() if engine.health != "gone"}
+    told_of = [engine for engine in case.engines.values() if engine.health != "gone"] or list(case.engines.values())
+    live = {engine.id: facts.of_engine(engine) for engine in told_of}
     if not live:
         yield unknown("facts", "no engine is heard of")
         return

@@ -29,7 +29,7 @@ PROBES: tuple[Probe, ...] = (
           "logprobs=20"),
     Probe("P12", "logit-lattice", "differences of two logprobs at one position: on a grid of 2^-6 the logits are "
           "bfloat16"),
-    Probe("P13", "triad", "three ways for the same tokens: decode, prefill, trainer; the odd one out is the wrong side"),
+    Probe("P13", "triad", "three ways for the same tokens: decode, prefill, trainer; the odd one out is wrong"),
     Probe("lr0", "zero-rate", "some steps with a learning rate of 0: what goes on is done by the engines, what ends "
           "by the objective"),
 )  # fmt: skip

@@ -14,7 +14,7 @@ def _facts(*names: str) -> tuple[str, ...]:
 
 
 _TILTED = (
-    *GAP, "T4 sharper", "T4 flatter", "slope sharper", "slope flatter", "floor above", "floor rounding", "T8 ramp",
+    *GAP, "slope sharper", "slope flatter", "floor above", "floor rounding", "T8 ramp",
     "T8 jump", "T10 outlier",
 )  # fmt: skip
 """What a distribution that is shaped on one side alone looks like, whichever the side."""
@@ -40,8 +40,7 @@ SEMANTIC: tuple[Known, ...] = (
         "A2", "trainer-without-temperature", "semantic", "The trainer computes without the sampling temperature",
         "The trainer's policy is flatter or sharper than the one that sampled: ratios are far off 1 while their mean "
         "is 1, ESS is low and gradients are large, from the first step.",
-        needs=("slope sharper | slope flatter | facts differs=temperature | facts shaped=temperature",
-               "floor above | floor rounding"),
+        needs=("slope sharper | slope flatter", "floor above | floor rounding"),
         may=("T2 too_negative", *_TILTED, *_facts("temperature")),
         against=("T1 above", "T3 negative", "T3 positive", "T2 positive"),
         probe="P9",
@@ -68,7 +67,8 @@ SEMANTIC: tuple[Known, ...] = (
         "The engine's distribution is renormalised over the tokens that were kept, the trainer's is not: every ratio "
         "is at most 1, their mean is the share that was kept.",
         needs=("T3 negative",),
-        may=("T1 below", "T2 too_negative", *_TILTED, "floor rounding", *_facts("top_p", "top_k", "min_p")),
+        may=("T4 truncated", "T1 below", "T2 too_negative", *_TILTED, "floor rounding",
+             *_facts("top_p", "top_k", "min_p")),
         against=("T1 above", "T2 positive"),
         probe="P8",
         confusable_with=("structured-output", "generation-config", "normaliser"),
@@ -81,7 +81,7 @@ SEMANTIC: tuple[Known, ...] = (
         "Tokens come from a sharper distribution (top-p, top-k or a temperature) than either side computes: no ratio "
         "shows it, the gradient is biased.",
         needs=("T5 below | T5 above",),
-        may=("T4 sharper", "T4 flatter", "floor rounding", *_facts(*SHAPES, "logprobs_mode")),
+        may=("T4 sharper", "T4 flatter", "T4 truncated", "floor rounding", *_facts(*SHAPES, "logprobs_mode")),
         against=("floor above", "T1 above", "T1 below", "T3 negative", "T3 positive", "T2 positive", "T2 too_negative"),
         probe="P11",
         confusable_with=("generation-config",),
@@ -94,8 +94,8 @@ SEMANTIC: tuple[Known, ...] = (
         "Requests that leave a parameter unset get it from the checkpoint (temperature, top-p, penalties): the run "
         "samples otherwise than its own configuration says.",
         needs=("facts shaped=default_sampling | facts differs=default_sampling",),
-        may=("T1 above", "T1 below", "T2 positive", "T2 too_negative", "T3 negative", "T3 positive", "T12 heavy",
-             *_TILTED, "floor rounding", *_facts(*SHAPES, *PENALTIES, "logprobs_mode")),
+        may=("T4 truncated", "T1 above", "T1 below", "T2 positive", "T2 too_negative", "T3 negative", "T3 positive",
+             "T12 heavy", *_TILTED, "floor rounding", *_facts(*SHAPES, *PENALTIES, "logprobs_mode")),
         probe="P11",
         confusable_with=("raw-logprobs", "trainer-without-temperature", "truncation-in-record", "shaped-in-silence",
                          "penalties"),
@@ -120,7 +120,7 @@ SEMANTIC: tuple[Known, ...] = (
         "At constrained positions the record is of few tokens, the trainer's of all: large ratios below 1 there, "
         "none elsewhere.",
         needs=("T3 negative", "T12 heavy"),
-        may=("T1 below", "T2 too_negative", *_TILTED),
+        may=("T4 truncated", "T1 below", "T2 too_negative", *_TILTED),
         against=("T1 above",),
         where=("structured_output not none",),
         probe="P8",
@@ -143,7 +143,7 @@ SEMANTIC: tuple[Known, ...] = (
     Known(
         "A10", "sampler-kernel", "semantic", "Sampler kernels differ",
         "A fused sampler draws from a slightly other distribution than it records: a bias in the tail.",
-        needs=("facts differs=sampling_path | T4 sharper | T4 flatter",),
+        needs=("facts differs=sampling_path",),
         may=("T14 grows", "floor rounding", "T10 outlier"),
         against=("T1 above", "T5 below", "T5 above"),
         probe="P8",
