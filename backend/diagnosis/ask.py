@@ -24,6 +24,7 @@ ASK: dict[str, Callable[[Piles], Iterator[Finding]]] = {
     "T10": tests_where.engines,
     "T11": tests_where.cache,
     "T12": tests_where.tail,
+    "T13": tests_level.lattice,
     "floor": tests_level.floor,
     "fit": tests_fit.fit,
     "slope": tests_ratio.slope,
@@ -49,7 +50,6 @@ ASK: dict[str, Callable[[Piles], Iterator[Finding]]] = {
 """The function of each test that can be computed from what collectors have."""
 
 NOT_COMPUTED: dict[str, str] = {
-    "T13": "it needs two logprobs at a position (logprobs of 2 or more), which collectors do not take",
     "T14": "it needs the size of the batch that sampled each token, which collectors do not take",
 }
 

@@ -31,11 +31,18 @@ SEEN, UNSEEN, TOKEN_TIME, REWARD = range(loop.FIGURES, loop.FIGURES + 4)
 FIGURES = loop.FIGURES + 4
 
 # Sums beside those of the loop: squares and degrees of freedom of logprobs of equal tokens after equal contexts, the
-# trainer's and the engine's; requests, and how they ended; trained tokens that no rollout has.
+# trainer's and the engine's; pairs of different tokens after equal contexts, and those whose logprobs are apart by a
+# multiple of GRID, as they are and times the temperature; requests, and how they ended; trained tokens that no
+# rollout has.
 (
-    REPEAT, REPEAT_FREE, ENGINE_REPEAT, ENGINE_REPEAT_FREE, REQUESTS, ABORTED, FAILED, TRUNCATED, UNSAMPLED, ROWS,
-) = range(loop.SUMS, loop.SUMS + 10)  # fmt: skip
-SUMS = loop.SUMS + 10
+    REPEAT, REPEAT_FREE, ENGINE_REPEAT, ENGINE_REPEAT_FREE, PAIRS, ON_GRID, ON_GRID_T, ENGINE_PAIRS, ENGINE_ON_GRID,
+    ENGINE_ON_GRID_T, REQUESTS, ABORTED, FAILED, TRUNCATED, UNSAMPLED, ROWS,
+) = range(loop.SUMS, loop.SUMS + 16)  # fmt: skip
+SUMS = loop.SUMS + 16
+
+GRID, GRID_ERROR = 2.0**-8, 1e-5
+"""Logits in bfloat16 from 0.5 on are multiples of this, so logprobs at one position differ by multiples; and how far
+float32 may be off: of logprobs in float32 one pair in 200 is on the grid by chance."""
 
 BINS = POSITION_EDGES.size
 LAGS = len(LAG.strata)
@@ -275,6 +282,10 @@ def _add_repeats(batch: Batch, cut: CutUp, sums: Floats) -> None:
         if rows.size < 2:
             return
         token = first[rows] + at
+        heat = batch.body.temperature or _temperature(batch)
+        _add_pairs(sums, PAIRS, np.zeros(rows.size, np.int64), same, ids[token], left[token], heat)
+        _, version = np.unique(np.stack([apart, cut.versions[token]]), axis=1, return_inverse=True)
+        _add_pairs(sums, ENGINE_PAIRS, place[rows], version.ravel(), ids[token], right[token], heat)
         _, same = np.unique(np.stack([same, ids[token]]), axis=1, return_inverse=True)
         _, apart = np.unique(np.stack([apart, ids[token], cut.versions[token]]), axis=1, return_inverse=True)
         same, apart = same.ravel(), apart.ravel()
@@ -292,6 +303,25 @@ def _add_spread(sums: Floats, figure: int, place: Ints, group: Ints, values: Flo
     weights = (values - mean[group]) ** 2, 1 - 1 / n[group]
     for offset, weight in enumerate(weights):
         sums[:, figure + offset] += np.bincount(place[more], weight[more], len(sums))
+
+
+def _add_pairs(sums: Floats, figure: int, place: Ints, group: Ints, ids: Ints, values: Floats, heat: float) -> None:
+    """Of each context with different tokens: how many neighbours, by id, there are, and how many differ by the grid."""
+    order = np.lexsort((ids, group))
+    place, group, ids, values = place[order], group[order], ids[order], values[order]
+    pair = (group[1:] == group[:-1]) & (ids[1:] != ids[:-1]) & np.isfinite(values[1:] - values[:-1])
+    apart, where = (values[1:] - values[:-1])[pair], place[1:][pair]
+    apart, where = apart[apart != 0], where[apart != 0]  # a filler, not two logits
+    sums[:, figure] += np.bincount(where, minlength=len(sums))
+    for offset, factor in ((1, 1.0), (2, heat)):
+        steps = apart * factor / GRID
+        on = np.abs(steps - np.round(steps)) * GRID < GRID_ERROR
+        sums[:, figure + offset] += np.bincount(where[on], minlength=len(sums))
+
+
+def _temperature(batch: Batch) -> float:
+    found = (hit.record.rollout.sampling.get("temperature") for hit in batch.hits if hit is not None)
+    return next((heat for heat in found if heat), 1.0)
 
 
 def _trained_ids(batch: Batch) -> Ints:

@@ -101,9 +101,10 @@ TESTS: tuple[Test, ...] = (
         "miss_worse": "requests that did not read it have",
     }, "", "", "", ""),
     Test("T12", "tail", ("light", "heavy"), {"heavy": "a few tokens make the gap"}, "", "", "", "", mild=("heavy",)),
-    Test("T13", "lattice of logits", ("float32", "bfloat16"), {
-        "bfloat16": "differences of logprobs at one position lie on bfloat16's grid",
-    }, "", "", "", ""),
+    Test("T13", "lattice of logits", ("alike", "engine_coarse", "trainer_coarse"), {
+        "engine_coarse": "the engine's logits are in bfloat16 and the trainer's are not",
+        "trainer_coarse": "the trainer's logits are in bfloat16 and the engine's are not",
+    }, "", "", "", "", by_engine=True),
     Test("T14", "load", ("flat", "grows"), {"grows": "the gap grows with the batch"}, "", "", "", ""),
     # --- beyond the fourteen -----------------------------------------------------------------------------------------
     Test("floor", "matched gap against the floor", ("at_floor", "rounding", "above"), {

@@ -12,25 +12,35 @@ from collections.abc import Iterator
 import numpy as np
 
 from rltop.backend.diagnosis import loop, sequential
-from rltop.backend.diagnosis.evidence import ENGINE_REPEAT, ENGINE_REPEAT_FREE, REPEAT, REPEAT_FREE
+from rltop.backend.diagnosis.evidence import (
+    ENGINE_ON_GRID,
+    ENGINE_PAIRS,
+    ENGINE_REPEAT,
+    ENGINE_REPEAT_FREE,
+    ON_GRID,
+    PAIRS,
+    REPEAT,
+    REPEAT_FREE,
+)
 from rltop.backend.diagnosis.pile import Pile, Piles
 from rltop.backend.diagnosis.sequential import Floats, Shift
 from rltop.backend.diagnosis.tell import FOUND, LOG_FOUND, asked, finding, unknown
 from rltop.backend.diagnosis.verdict import Finding
 from rltop.backend.fleet import facts
 
-FLOAT32 = 2.5e-3
-"""Root mean square of d, nats, with float32 throughout: 0.0017 to 0.0022 were measured on GPUs (Fast-LLM, pull 525;
+FLOAT32 = 4e-3
+"""Root mean square of d, nats, with float32 throughout, per root of the mean room for a difference, 1 - p (causes.md,
+section 3.5): 0.0017 to 0.0022 were measured on text with a mean surprisal of 3.6 on GPUs (Fast-LLM, pull 525;
 pipelinerl.md, section 7), 1e-6 on CPUs."""
 
-SIXTEEN_BITS = 0.045
+SIXTEEN_BITS = 0.05
 """With bfloat16 anywhere: 0.022 to 0.041 there, for bodies and heads of either dtype; bfloat16 logits between 32 and 64
-alone make 0.07, of which the spread of probabilities leaves a part (causes.md, section 3.6)."""
+alone make 0.07, of which neighbours in the sum take a part (causes.md, section 3.6)."""
 
-MOST_ROUNDING = 0.08
+MOST_ROUNDING = 0.09
 """No rounding to 16 bits makes more: bfloat16 logits between 32 and 64 on both sides."""
 
-EIGHT_BITS = 0.45
+EIGHT_BITS = 0.5
 """With weights of 8 bits or fewer: 0.27 as mean |d| in a toy of few layers (miles, issue 1678), 0.34 as its root."""
 
 _WIDE = {"float32", "float64", "fp32", "fp64", "torch.float32", "float", "torch.float64"}
@@ -59,40 +69,49 @@ def _narrow(word: str) -> bool:
 
 
 def floor(piles: Piles) -> Iterator[Finding]:
-    """The mean square of matched d against what the declared dtypes imply."""
+    """The mean square of matched d, per room for a difference, against what the declared dtypes imply."""
     for engine, pile in asked(piles):
         n = pile.sums[:, loop.MATCHED]
         if not n.sum():
             yield unknown("floor", "no version-matched tokens yet: old logprobs, or tokens of lag 0", engine)
             continue
         least, why = floor_of(piles, engine)
-        moments = pile.moments[:, loop.M_DD]
         over = exceeds(pile, least)
+        size = math.sqrt(max(over.mean, 0.0) / _room(pile)[over.start])
+        text = f"root mean square {size:.2g} nats per root of room"
         if over.log_e < LOG_FOUND:
-            size = math.sqrt(max(over.mean, 0.0))
-            text = f"root mean square {size:.2g} nats, no more than {least:g} ({why})"
-            yield finding("floor", "at_floor", _root(over), pile, engine, text=text, unit="nats")
+            text += f", no more than {least:g} ({why})"
+            yield finding("floor", "at_floor", _root(over, size), pile, engine, text=text, unit="nats")
             continue
-        size = math.sqrt(over.mean)
-        whole = over.start == 0 and size <= MOST_ROUNDING and _even(moments, pile)
-        outcome = "rounding" if whole else "above"
-        text = f"root mean square {size:.2g} nats; {why} makes {least:g} at most"
-        yield finding("floor", outcome, _root(over), pile, engine, text=text, unit="nats")
+        rounding = over.start == 0 and size <= MOST_ROUNDING and _even(pile)
+        text += f"; {why} makes {least:g} at most"
+        outcome = "rounding" if rounding else "above"
+        yield finding("floor", outcome, _root(over, size), pile, engine, text=text, unit="nats")
+
+
+def _room(pile: Pile) -> Floats:
+    """Mean of 1 - p over matched tokens of each stretch that ends now [steps]."""
+    room, n = (np.cumsum(pile.sums[::-1, column])[::-1] for column in (loop.ROOM, loop.MATCHED))
+    mean: Floats = np.maximum(room, 1e-6) / np.maximum(n, 1.0)
+    return mean
 
 
 def exceeds(pile: Pile, least: float) -> Shift:
-    """Evidence that the root mean square of matched d is above ``least``; the figures are of d d.
+    """Evidence that matched d has a root mean square above ``least`` per root of room; the figures are of d d.
 
-    By the mean of |d|, which is no larger, and by how many tokens are beyond a bound c, which are no more than
-    ``(least / c)^2`` (Chebyshev): squares themselves have too heavy a tail to be averaged over few sequences.
+    By d d, by |d|, whose mean is no larger than its root, and by how many tokens are beyond a bound c, which are no
+    more than ``(least / c)^2`` per room (Chebyshev): squares have too heavy a tail to be averaged over few sequences
+    where a fault is in few tokens, and say most where it is in all.
     """
+    room = _room(pile)
     beyond, bound = (loop.M_BEYOND, loop.COARSE) if least < loop.COARSE / 2 else (loop.M_FAR, loop.FAR)
-    share = min((least / bound) ** 2, 1.0)
+    share = np.minimum(least**2 * room / bound**2, 1.0)
     found = (
-        sequential.above(pile.moments[:, loop.M_ABS], pile.first, max(least, 0.02), least),
+        sequential.above(pile.moments[:, loop.M_DD], pile.first, max(4 * least**2, 1e-4), least**2 * room),
+        sequential.above(pile.moments[:, loop.M_ABS], pile.first, max(least, 0.02), least * np.sqrt(room)),
         sequential.above(pile.moments[:, beyond], pile.first, 0.2, share),
     )
-    log_e = float(np.logaddexp(found[0].log_e, found[1].log_e)) - math.log(2)
+    log_e = float(np.logaddexp.reduce([shift.log_e for shift in found])) - math.log(len(found))
     best = max(found, key=lambda shift: shift.log_e)
     start = best.start if log_e >= LOG_FOUND else 0
     of = sequential.stretches(pile.moments[start:, loop.M_DD])
@@ -101,21 +120,22 @@ def exceeds(pile: Pile, least: float) -> Shift:
     return Shift(log_e, start, mean, mean - error, mean + error, int(of.sequences[0]), int(of.tokens[0]))
 
 
-def _root(shift: Shift) -> Shift:
-    low, high = (math.sqrt(max(x, 0.0)) if math.isfinite(x) else x for x in (shift.low, shift.high))
-    return Shift(shift.log_e, shift.start, math.sqrt(max(shift.mean, 0.0)), low, high, shift.sequences, shift.tokens)
+def _root(shift: Shift, size: float) -> Shift:
+    """In units of ``size``: the root of the mean, and of its interval."""
+    unit = size / math.sqrt(shift.mean) if shift.mean > 0 else 0.0
+    low, high = (unit * math.sqrt(max(x, 0.0)) if math.isfinite(x) else x for x in (shift.low, shift.high))
+    return Shift(shift.log_e, shift.start, size, low, high, shift.sequences, shift.tokens)
 
 
-def _even(moments: Floats, pile: Pile) -> bool:
+def _even(pile: Pile) -> bool:
     """Whether the first step, before any update, has as large a gap for its room as the rest."""
-    room = pile.sums[:, loop.ROOM]
+    room, moments = pile.sums[:, loop.ROOM], pile.moments[:, loop.M_DD]
     first = int(np.argmax(moments[:, 1] > 0))
     rest = moments[first + 1 :, 2].sum() / max(float(room[first + 1 :].sum()), 1e-9)
     at_start = moments[first, 2] / max(float(room[first]), 1e-9)
     return bool(pile.first[first] == 0 and at_start > rest / 9) or bool(rest == 0)
 
 
-PULSE_STEPS = 4
 RAMP = 2.0
 """A gap whose later half is so many times its earlier half grows."""
 
@@ -148,6 +168,40 @@ def _baseline(moments: Floats) -> float:
     """Mean of the run's first step with tokens: before an update has come."""
     first = int(np.argmax(moments[:, 1] > 0))
     return float(moments[first, 2] / moments[first, 1]) if moments[first, 1] else 0.0
+
+
+MIN_PAIRS = 30
+FINE_SHARE, GRID_SHARE = 0.1, 0.5
+"""Share of pairs on the grid up to which logits are finer than it, and from which on they are on it."""
+
+
+def lattice(piles: Piles) -> Iterator[Finding]:
+    """T13: whether logprobs of different tokens at one position differ by multiples of bfloat16's grid, on which side.
+
+    Answers to one prompt begin in the same context, so no logprobs but those of the sampled tokens are needed.
+    """
+    trainer = _on_grid(piles.run, PAIRS, ON_GRID)
+    for engine, pile in asked(piles):
+        own = _on_grid(pile, ENGINE_PAIRS, ENGINE_ON_GRID)
+        if trainer is None or own is None:
+            yield unknown("T13", f"fewer than {MIN_PAIRS} pairs of different tokens after equal contexts", engine)
+            continue
+        outcome = "alike"
+        if own >= GRID_SHARE and trainer <= FINE_SHARE:
+            outcome = "engine_coarse"
+        elif trainer >= GRID_SHARE and own <= FINE_SHARE:
+            outcome = "trainer_coarse"
+        told = Shift(0.0 if outcome == "alike" else FOUND, 0, own - trainer, math.nan, math.nan, 0, 0)
+        text = f"{own:.0%} of the engine's pairs of logprobs at a position are on bfloat16's grid, {trainer:.0%} of the"
+        yield finding("T13", outcome, told, pile, engine, text=text + " trainer's")
+
+
+LATTICE_STEPS = 10
+
+
+def _on_grid(pile: Pile, pairs: int, on: int) -> float | None:
+    late = pile.sums[-LATTICE_STEPS:].sum(axis=0) if pile.steps else np.zeros(pairs + 1)
+    return float(max(late[on], late[on + 1]) / late[pairs]) if late[pairs] >= MIN_PAIRS else None
 
 
 MIN_FREE = 16

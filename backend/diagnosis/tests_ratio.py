@@ -63,9 +63,9 @@ def _mean_ratio(pile: Pile, engine: str | None) -> Finding:
 def _bets(pile: Pile, *, down: bool = False) -> Shift:
     """The betting test: each token multiplies a wealth by 1 + stake (ratio - 1), of which a true record expects 1.
 
-    Ratios are held to 21: that lowers wealth for stakes above 0; for those below it is an assumption, that larger ratios
-    add little to the mean. A mean and its error do not do for ratios below 1: the rare large ones that make the mean 1
-    may not have come yet, and the error does not know.
+    Ratios are held to 21: that lowers wealth for stakes above 0; for those below it is an assumption, that larger
+    ones add little to the mean. A mean and its error do not do for ratios below 1: the rare large ones that make the
+    mean 1 may not have come yet, and the error does not know.
     """
     first, last = (2 * len(loop.BETS), 2 * len(loop.BETS) + len(loop.DOWN)) if down else (0, 2 * len(loop.BETS))
     logs = pile.sums[:, loop.WEALTH + first : loop.WEALTH + last]
@@ -170,7 +170,7 @@ def _coins(few: Floats, many: Floats) -> Floats:
 
 
 def surprisal(piles: Piles) -> Iterator[Finding]:
-    """T5: the trainer's surprisal at what was sampled less its entropy, weighted by the ratio, by betting on either side.
+    """T5: the trainer's surprisal at what was sampled less its entropy, weighted by the ratio: by betting.
 
     The weight makes its mean 0 at any lag, and whatever the trainer does, if the record is what was sampled from.
     """
@@ -192,13 +192,13 @@ def surprisal(piles: Piles) -> Iterator[Finding]:
 
 
 LEAST_OTHER = 0.3
-"""Share by which other tokens than the likeliest may be more or fewer than the trainer says: a lag of one or two versions
-made 0.1 in the demo's runs."""
+"""Share by which other tokens than the likeliest may be more or fewer than the trainer says: a lag of one or two
+versions made 0.1 in the demo's runs."""
 
 CUT = 0.02
 CUT_DUE = 60.0
-"""So small a share of what is due, where so many are due, says that others are cut off: a temperature of 0.6 leaves 0.05
-to 0.08 of them in such contexts."""
+"""So small a share of what is due, where so many are due, says that others are cut off: in such contexts a temperature
+of 0.6 leaves 0.05 to 0.08 of them."""
 
 
 SHARPER, FLATTER = (0.02, 0.2, 0.4), (2.0, 4.0)
@@ -220,14 +220,14 @@ def sampler(piles: Piles) -> Iterator[Finding]:
         if not due.sum():
             yield unknown("T4", "no context where the trainer's entropy is low, or no entropy is passed", engine)
             continue
-        for outcome, shares, bound in (("flatter", FLATTER, 1 + LEAST_OTHER), ("sharper", SHARPER, 1 - LEAST_OTHER)):
+        outcome, start, log_e = "calibrated", 0, 0.0
+        for word, shares, bound in (("flatter", FLATTER, 1 + LEAST_OTHER), ("sharper", SHARPER, 1 - LEAST_OTHER)):
             s = np.array(shares)
             logs = seen.sum(axis=1)[:, None] * np.log(s / bound) + due.sum(axis=1)[:, None] * (bound - s)
-            log_e, start = sequential.bets(logs, pile.first)
-            if log_e >= LOG_FOUND:
+            evidence, at = sequential.bets(logs, pile.first)
+            if evidence >= LOG_FOUND:
+                outcome, start, log_e = word, at, evidence
                 break
-        else:
-            outcome, start = "calibrated", 0
         seen_now, due_now = seen[start:].sum(axis=0), due[start:].sum(axis=0)
         if outcome == "sharper" and bool(((due_now >= CUT_DUE) & (seen_now <= CUT * due_now)).any()):
             outcome = "truncated"

@@ -44,6 +44,8 @@ def copies(piles: Piles) -> Iterator[Finding]:
     for (engine, kind), count in sorted(by_kind.items()):
         if kind in kinds.FINE or count < max(2, MANY * total[engine]):
             continue
+        if kind in _NO_RULE and any(by_kind[e, k] > count for e, k in by_kind if e == engine and k not in _PLAIN):
+            continue  # what most copies show says what became of these: their records were taken for another's
         odd += 1
         outcome = next((o for o in _COPY_WORDS if kind.startswith(o)), "changed")
         since = _since(piles, lambda step, e=engine, k=kind: step.copies.get(e, {}).get(k, 0) > 0)
@@ -53,6 +55,8 @@ def copies(piles: Piles) -> Iterator[Finding]:
         yield _stated("copies", "equal", None, None, sum(total.values()), "copies are the engines' record", "")
 
 
+_NO_RULE = frozenset({kinds.RECOMPUTED, kinds.CHANGED})
+_PLAIN = kinds.FINE | _NO_RULE
 _COPY_WORDS = ("shifted", "zero_filled", "padded", "clamped", "cast", "recomputed", "changed", "unrecorded")
 
 

@@ -76,23 +76,35 @@ def _since_over(one: Floats, other: Floats, pile: Pile, ground: float) -> tuple[
 
 
 def engines(piles: Piles) -> Iterator[Finding]:
-    """T10: each engine's k3 against that of the others, of matched tokens and of all."""
+    """T10: each engine's gap against that of the others: of matched tokens, or where there are none of equal lags."""
     if len(piles.engines) < 2:
         yield unknown("T10", "there is one engine")
         return
     least = max(floor_of(piles, engine)[0] for engine in piles.engines)
     for engine in piles.engines:
         own, others = piles.engine(engine), piles.others(engine)
-        for figure, which, ground in ((loop.M_ABS, "matched", least), (loop.K3, "all", 1e-3)):
-            up, down = _since_over(own.moments[:, figure], others.moments[:, figure], own, ground)
-            if up.log_e >= LOG_FOUND:
-                size = "|d|" if which == "matched" else "k3"
-                text = f"{size} of {which} tokens is {_times(up)} that of the other engines"
-                yield finding("T10", "outlier", up, own, engine, text=text, unit="log", detail=which)
-            elif which == "all":
-                text = f"k3 is {_times(up)} that of the others"
-                yield finding("T10", "alike", up, own, engine, text=text, unit="log", detail=which)
-            del down
+        late = min(x.sums[-LATE_STEPS:, loop.MATCHED].sum() for x in (own, others))
+        matched = late >= MIN_MATCHED
+        if matched:
+            a, b, ground, size = own.moments[:, loop.M_ABS], others.moments[:, loop.M_ABS], least, "matched |d|"
+        else:
+            a, b = _equal_lags(own.lags, others.lags)
+            ground, size = 1e-3, "k3 at equal lags"
+        up, _ = _since_over(a, b, own, ground)
+        enough = matched or own.steps - up.start >= LATE_STEPS  # one step of rare large ratios is no engine's fault
+        outcome = "outlier" if up.log_e >= LOG_FOUND and enough else "alike"
+        text = f"{size} is {_times(up)} that of the other engines"
+        yield finding("T10", outcome, up, own, engine, text=text, unit="log", detail="matched" if matched else "all")
+
+
+LATE_STEPS = 3
+MIN_MATCHED = 30
+
+
+def _equal_lags(own: Floats, others: Floats) -> tuple[Floats, Floats]:
+    """k3 by step [steps, 6] of the lags that both have; the last label, lag not known, is one."""
+    both = (own[:, :, 1] > 0) & (others[:, :, 1] > 0)
+    return (own * both[..., None]).sum(axis=1), (others * both[..., None]).sum(axis=1)
 
 
 def cache(piles: Piles) -> Iterator[Finding]:
@@ -193,7 +205,7 @@ def position(piles: Piles) -> Iterator[Finding]:
     n, squares, room = pile.profile.sum(axis=0).T if pile.steps else np.zeros((3, 1))
     fine = (n >= MIN_BIN) & (room > 1)
     least, _ = floor_of(piles, None)
-    if fine.sum() < 4 or squares.sum() / max(n.sum(), 1) < least**2:
+    if fine.sum() < 4 or squares.sum() / max(room.sum(), 1) < least**2:
         yield unknown("T7", "no matched gap at four ranges of positions")
         return
     half = pile.profile[: pile.steps // 2].sum(axis=0), pile.profile[pile.steps // 2 :].sum(axis=0)
