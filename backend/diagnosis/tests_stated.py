@@ -159,10 +159,24 @@ def stated(piles: Piles) -> Iterator[Finding]:
             told += 1
             text = f"{name} of {engine}'s requests is {value}, and the trainer states none"
             yield _stated("facts", "shaped", _fact_since(piles, name, engine), engine, 0, text, name)
+        if filled := [
+            f"{name} {value}" for name, value in facts.defaults(own).items() if _unstated(name, value, own, trainer)
+        ]:
+            told += 1
+            text = f"requests of {engine} that leave it unset get {facts.some(filled)}, and the trainer states none"
+            since = _fact_since(piles, "default_sampling", engine)
+            yield _stated("facts", "shaped", since, engine, 0, text, "default_sampling")
     if not told:
         yield _stated(
             "facts", "agree", None, None, 0, f"{len(live)} engines and the trainer agree in what they state", ""
         )
+
+
+def _unstated(name: str, value: str, own: facts.Facts, trainer: facts.Facts) -> bool:
+    """Whether a default shapes the requests that an engine has, and the trainer says nothing of it."""
+    idle = facts.NEUTRAL.get(name)
+    shapes = idle is not None and not facts.same_text(value, idle)
+    return shapes and name not in trainer and value in own.get(name, value).split(facts.MIXED)
 
 
 def _fact_since(piles: Piles, fact: str, engine: str) -> int | None:

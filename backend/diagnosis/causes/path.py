@@ -106,7 +106,7 @@ NUMERICS: tuple[Known, ...] = (
         "D1", "other-rounding", "inference path", "Engine and trainer round differently (dtype or kernels)",
         "Logits differ in their last digits: a symmetric gap without bias, which clips some tokens for nothing.",
         needs=("floor rounding | facts differs=dtype",),
-        may=(*_NUMERIC, "facts differs=head_dtype", "T13 bfloat16"),
+        may=(*_NUMERIC, "facts differs=head_dtype", "T13 engine_coarse", "T13 trainer_coarse"),
         against=_FROM_START,
         probe="P8",
         confusable_with=("head-precision", "half-precision", "attention-kernel", "compiled-kernels", "op-definitions",
@@ -118,7 +118,7 @@ NUMERICS: tuple[Known, ...] = (
     Known(
         "D2", "head-precision", "inference path", "The head is in float32 on one side alone",
         "Logits of one side are rounded to 16 bits, 0.02 to 0.04 nats a token: on long answers that is what clips.",
-        needs=("facts differs=head_dtype | T13 bfloat16",),
+        needs=("facts differs=head_dtype | T13 engine_coarse | T13 trainer_coarse",),
         may=("floor rounding", "floor above", *_NUMERIC),
         against=("facts differs=dtype", *_FROM_START),
         probe="P12",

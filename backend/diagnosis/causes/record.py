@@ -63,7 +63,7 @@ RECORD: tuple[Known, ...] = (
         "H2", "other-prompt", "record", "Trainer and engine have different prompts",
         "The first tokens of every answer have the largest gap: a second BOS or another chat template stands before "
         "them on one side.",
-        needs=("join other_prompt | T7 falls",),
+        needs=("join other_prompt",),
         may=(*RECORD_GAP, "join unjoined"),
         probe="P10",
         confusable_with=("packing",),

@@ -108,7 +108,8 @@ SEMANTIC: tuple[Known, ...] = (
         "tokens.",
         needs=(_PENALISED,),
         may=(*GAP, "T1 above", "T1 below", "T2 positive", "floor above", "floor rounding", "T10 outlier",
-             *_facts("default_sampling", "logprobs_mode")),
+             *_facts("logprobs_mode")),
+        against=_facts("default_sampling"),
         probe="P11",
         confusable_with=("generation-config", "trainer-without-temperature"),
         remedy="Turn them off in training rollouts: repetition_penalty=1, presence_penalty=0, frequency_penalty=0, "
