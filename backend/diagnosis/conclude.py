@@ -99,7 +99,7 @@ def _cause(suspect: Suspect, found: Inference, run: Run) -> Cause:
     known = suspect.known
     engines = _engines(suspect, {*run.engines, *found.engines})
     since = [finding.since_step for finding in suspect.shown if finding.since_step is not None]
-    evidence = dict.fromkeys(_words(finding) for finding in (*suspect.shown, *suspect.also))
+    evidence = dict.fromkeys(_words(finding) for finding in _telling((*suspect.shown, *suspect.also), engines))
     alike = _alike(suspect, found)
     options = "".join(f" --engine {engine}" for engine in engines)
     return Cause(
@@ -117,6 +117,16 @@ def _cause(suspect: Suspect, found: Inference, run: Run) -> Cause:
         known.remedy,
         known.command.format(engines=options, head=_head(run)),
     )
+
+
+def _telling(findings: Sequence[Finding], engines: Sequence[str]) -> list[Finding]:
+    """One finding of each kind: of the run where it is on all engines, else of the engine that shows it best."""
+    chosen: dict[tuple[str, str, str], Finding] = {}
+    for finding in findings:
+        key = finding.test, finding.outcome, finding.detail.partition("/")[0] if finding.test == "facts" else ""
+        if key not in chosen or (not engines and finding.engine is None) or (engines and chosen[key].engine is None):
+            chosen[key] = finding
+    return list(chosen.values())
 
 
 def _engines(suspect: Suspect, engines: set[str]) -> list[str]:

@@ -22,7 +22,7 @@ from rltop.backend.fleet.facts import FLAG_NAMES, FLEET
 MAYBE = 0.5
 """Of what a cause may show or not; and of what it needs where the test has not spoken yet."""
 
-UNSTATED = 0.1
+UNSTATED = 0.02
 """Of a feature (adapters, experts, drafts) that a cause is of, where nobody states whether the run has it; and of a
 fact that stands out, to a cause that it does not name."""
 
