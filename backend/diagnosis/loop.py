@@ -20,7 +20,7 @@ CLAMP, BOUND, NEAR = 20.0, 3.5e38, 0.125
 """As in the summaries' kernel."""
 
 ZERO_GAP = 0.5
-"""A recorded 0.0 is suspect where the trainer's logprob is further below 0 (causes.md, A13)."""
+"""A recorded 0.0 is suspect where the trainer's logprob is further below 0: float32 leaves 0.0 of a p near 1."""
 
 FILLER = -9998.0
 """At or below it a logprob is a filler (``rltop.backend.join.copies``)."""

@@ -29,13 +29,12 @@ from rltop.backend.diagnosis.verdict import Finding
 from rltop.backend.fleet import facts
 
 FLOAT32 = 4e-3
-"""Root mean square of d, nats, with float32 throughout, per root of the mean room for a difference, 1 - p (causes.md,
-section 3.5): 0.0017 to 0.0022 were measured on text with a mean surprisal of 3.6 on GPUs (Fast-LLM, pull 525;
-pipelinerl.md, section 7), 1e-6 on CPUs."""
+"""Root mean square of d, nats, with float32 throughout, per root of the mean room for a difference, 1 - p:
+0.0017 to 0.0022 were measured on text with a mean surprisal of 3.6 on GPUs (Fast-LLM, pull 525), 1e-6 on CPUs."""
 
 SIXTEEN_BITS = 0.05
 """With bfloat16 anywhere: 0.022 to 0.041 there, for bodies and heads of either dtype; bfloat16 logits between 32 and 64
-alone make 0.07, of which neighbours in the sum take a part (causes.md, section 3.6)."""
+alone make 0.07, of which neighbours in the sum take a part."""
 
 MOST_ROUNDING = 0.09
 """No rounding to 16 bits makes more: bfloat16 logits between 32 and 64 on both sides."""

@@ -20,7 +20,7 @@ from rltop.backend.diagnosis.tests_level import exceeds, floor_of
 from rltop.backend.diagnosis.verdict import Finding
 
 LEAST_RATIO = 2e-3
-"""A mean ratio this near 1 is no fault (causes.md, section 4: page beyond 5 errors and 2e-3)."""
+"""A mean ratio this near 1 is no fault however sure it is: rounding of the record to 16 bits makes some."""
 
 LEAST_MEAN = 1e-3
 """A mean d this little above 0 is no fault: 16-bit records are rounded after they were sampled from."""

@@ -17,7 +17,7 @@ from rltop.backend.diagnosis.verdict import Finding
 from rltop.backend.summary.pieces import POSITION_EDGES
 
 MIN_RATIO = math.log(1.5)
-"""Two means that differ by less than this factor are alike: heavy tails of k3 make that (causes.md, section 2.4)."""
+"""Two means that differ by less than this factor are alike: heavy tails of k3 make that, of 64 sequences each."""
 
 
 def contrast(
@@ -174,7 +174,7 @@ def _means(sums: Floats) -> list[tuple[float, float, float] | None]:
 HEAVY = 0.01
 HEAVY_SHAPE = 4.0
 """Share of matched tokens beyond a factor of 2, and k3 over that of a normal of the same mean |d|, of a heavy tail. 1.4
-is usual of bfloat16, 1 of quantised weights (causes.md, T12)."""
+is usual of bfloat16, 1 of quantised weights in published runs."""
 
 
 def tail(piles: Piles) -> Iterator[Finding]:
