@@ -1,12 +1,14 @@
 """Runs as a diagnosis sees them, step by step, in one small file each: read from and written to ``tests/data/runs``.
 
-A file has everything of every ``Case`` but what no diagnosis reads (sizes and times of messages). It is lossless to
-float32, which is what the store keeps of evidence; what an engine or the trainer says is kept where it changes.
+A file has everything of every ``Case`` but what no diagnosis reads: figures of single engines, sizes and times of
+messages. It is lossless to float32, which is what the store keeps of evidence; what an engine or the trainer says is
+kept where it changes.
 """
 
 from __future__ import annotations
 
 import lzma
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,8 +63,7 @@ def save(path: Path, cases: Sequence[Case]) -> None:
     """Write a run: its cases, one for each of its steps."""
     last = cases[-1]
     names = sorted({name for step in last.steps for name in step.values})
-    rows = [values for step in last.steps for values in (step.values, *step.engines.values())]
-    table = np.array([[_number(values.get(name)) for name in names] for values in rows], np.float32)
+    table = np.array([[_number(step.values.get(name)) for name in names] for step in last.steps], np.float32)
     told = [(stretch.last, engine, own) for stretch in last.evidence for engine, own in stretch.engines.items()]
     sums = np.array([np.frombuffer(own.to_bytes(), "<f4") for _, _, own in told], np.float32)
     engines, engines_at = _runs([{e: _quiet(engine) for e, engine in case.engines.items()} for case in cases])
@@ -73,7 +74,7 @@ def save(path: Path, cases: Sequence[Case]) -> None:
     for number, case in enumerate(cases):
         events_at += [number] * (len(case.events) - known)
         known = len(case.events)
-    bare = [msgspec.structs.replace(s, values={}, engines={engine: {} for engine in s.engines}) for s in last.steps]
+    bare = [msgspec.structs.replace(step, values={}, engines={}) for step in last.steps]
     made = Recorded(
         last.run, bare, names, _pack(table), engines, engines_at, trainers, trainers_at, list(last.events), events_at,
         changes, changes_at, [(step, engine) for step, engine, _ in told], _pack(sums),
@@ -108,14 +109,10 @@ def load(path: Path) -> list[Case]:
 
 
 def _steps(made: Recorded) -> Iterator[view.Step]:
-    table = iter(_unpack(made.values, sum(1 + len(step.engines) for step in made.steps)).tolist())
-
-    def values() -> dict[str, float | None]:
-        return {name: value if value == value else None for name, value in zip(made.names, next(table), strict=True)}
-
-    for step in made.steps:
-        whole = values()
-        yield msgspec.structs.replace(step, values=whole, engines={engine: values() for engine in step.engines})
+    table = _unpack(made.values, len(made.steps)).tolist()
+    for step, row in zip(made.steps, table, strict=True):
+        values = {name: None if math.isnan(value) else value for name, value in zip(made.names, row, strict=True)}
+        yield msgspec.structs.replace(step, values=values)
 
 
 def _quiet(engine: view.Engine) -> view.Engine:
