@@ -164,12 +164,25 @@ def bets(logs: Floats, first: Ints, log_alpha: float = 13.8) -> tuple[float, int
         start = int(np.argmax(by_start))
         if log_e < log_alpha:
             return log_e, begin + start
-        forward = _mean_account(np.cumsum(part[start:], axis=0))
-        peak = int(np.argmax(forward))
-        if forward.size - 1 - peak < RECOVERY_STEPS or forward[peak] - forward[-1] < RECOVERY:
+        over = _stopped(part[start:, int(np.argmax(part[start:].sum(axis=0)))])
+        if over is None:
             return log_e, begin + start
-        begin += start + peak + 1  # it won until then, and has lost ever since: that fault is over
+        begin += start + over
     return 0.0, max(len(logs) - 1, 0)
+
+
+def _stopped(gains: Floats) -> int | None:
+    """Index of the step from which on an account that grew until then gains next to nothing; None if it goes on."""
+    total = np.cumsum(gains)
+    for at in range(1, gains.size - RECOVERY_STEPS + 1):
+        rate = total[at - 1] / at
+        late = gains.size - at
+        if rate * late > RECOVERY and total[-1] - total[at - 1] < STOPPED * rate * late:
+            return at
+    return None
+
+
+STOPPED = 0.05
 
 
 def _mean_account(logs: Floats) -> Floats:
