@@ -6,7 +6,7 @@ The picture that viewers have is changed by frames alone, here as there: ``frame
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -14,6 +14,9 @@ import msgspec
 from rltop.backend import view
 from rltop.backend.commands import audit
 from rltop.backend.commands.life import Commands, Order, RejectedError
+from rltop.backend.diagnosis.case import Case
+from rltop.backend.diagnosis.course import Stretch
+from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.effects.memory import Effects
 from rltop.backend.fleet.engines import Engines, TrainerRanks
 from rltop.backend.fleet.fingerprints import Fingerprints
@@ -88,7 +91,7 @@ class State:
         now: wall clock that never steps back, seconds; every method takes the present one.
         new_id: makes ids of commands.
         ready: whether rows can be measured without waiting.
-        past: what is stored of the run, which this hub goes on from.
+        past: what is stored of the run, which this hub goes on from. course: likewise, the evidence of its steps.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class State:
         new_id: Callable[[], str],
         ready: Callable[[], bool] = lambda: True,
         past: view.Snapshot | None = None,
+        course: Sequence[Stretch] = (),
     ) -> None:
         self.snapshot = view.Snapshot(run, epoch, 0, now, now)
         self._index = Index()
@@ -122,6 +126,8 @@ class State:
         self._resumed_at: int | None = None  # last stored step, until the first of this hub's closes
         if past is not None:
             self._resume(past, now)
+        for stretch in course:
+            self._steps.course.put(stretch.last, stretch.engines)
 
     def restore(self, lines: list[audit.Line], bad: int, now: float) -> list[Effect]:
         """Take in the audit log that earlier hubs of this run wrote, of which ``bad`` lines can't be read."""
@@ -193,6 +199,8 @@ class State:
             return [Reply(client, view.Answer(question.id, attribution=self._steps.attribution(question.steps)))]
         if isinstance(question, view.AskStop):
             return [Reply(client, view.Answer(question.id)), Stop()]
+        if isinstance(question, view.AskDiagnosis):
+            return [Reply(client, self._detail(question))]
         if isinstance(question, view.AskSamples | view.AskMismatch):
             answer = self._detail(question)
             return [Recall(client, question, answer) if self._stored_alone(question) else Reply(client, answer)]
@@ -203,9 +211,13 @@ class State:
         reply = Reply(client, view.Answer(question.id, command=command))
         return self._spoken([reply, *self._orders(orders)], now)
 
-    def _detail(self, question: view.AskSamples | view.AskMismatch) -> view.Answer:
+    def _detail(self, question: view.AskSamples | view.AskMismatch | view.AskDiagnosis) -> view.Answer:
         steps = self._steps
         try:
+            if isinstance(question, view.AskDiagnosis):
+                case = self.case()
+                asked = case if question.step is None else case.up_to(question.step)
+                return view.Answer(question.id, diagnosis=diagnose(asked))
             if isinstance(question, view.AskMismatch):
                 return view.Answer(question.id, mismatch=steps.shapes.answer(question.first, question.last))
             found = steps.samples.answer(question.step, question.kind, question.engine, question.limit)
@@ -275,8 +287,21 @@ class State:
 
     def kept(self, steps: list[view.Step]) -> list[Kept]:
         """What is kept of ``steps`` beside their figures."""
-        samples, shapes = self._steps.samples, self._steps.shapes
-        return [Kept(step.step, samples.of_step(step.step), shapes.of_step(step.step)) for step in steps]
+        samples, shapes, course = self._steps.samples, self._steps.shapes, self._steps.course
+        return [Kept(s.step, samples.of_step(s.step), shapes.of_step(s.step), course.of_step(s.step)) for s in steps]
+
+    def case(self) -> Case:
+        """What a diagnosis is made from, as of now."""
+        now = self.snapshot
+        return Case(
+            now.run,
+            list(now.steps.values()),
+            dict(now.engines),
+            now.trainer,
+            list(now.events),
+            list(now.changes.values()),
+            self._steps.course.stretches(),
+        )
 
     def not_stored(self, frame: view.Frame, frames: int) -> None:
         """Say in ``frame``, which was made last, how many frames up to it the disk has not taken."""

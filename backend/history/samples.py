@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from rltop.backend.diagnosis.course import MAX_PARTS, Course
+from rltop.backend.diagnosis.evidence import Evidence
 from rltop.backend.gaps.mismatch import COLUMNS, MAX_STEPS, MEANS, Shape, Shapes
 from rltop.backend.gaps.profiles import Mismatch
 from rltop.backend.gaps.sampled import Samples, Sequence, Token
@@ -30,6 +33,7 @@ class Kept:
     step: int
     samples: StepSamples | None = None
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
 
 
 def sample_rows(kept: Kept) -> Iterator[Sample]:
@@ -74,6 +78,29 @@ def shape_rows(kept: Kept) -> Iterator[Row]:
             "bins": zlib.compress(shape.bins.astype("<i8").tobytes(), 1),
             "sums": zlib.compress(shape.sums.astype("<f8").tobytes(), 1),
         }
+
+
+def evidence_rows(kept: Kept) -> Iterator[Row]:
+    """Rows of ``evidence``."""
+    for engine, evidence in kept.evidence.items():
+        yield {"step": kept.step, "engine": engine, "body": zlib.compress(evidence.to_bytes(), 1)}
+
+
+def course(reader: Reader, until: int | None = None) -> Course:
+    """The evidence of the latest steps, of those up to frame ``until`` (None: the last); of this version's alone."""
+    last = 2**62 if until is None else until
+    query = (
+        "SELECT frame, step, engine, body FROM (SELECT * FROM evidence WHERE frame <= ? ORDER BY id DESC LIMIT ?) "
+        "ORDER BY id"
+    )
+    found: dict[tuple[int, int], dict[str, Evidence]] = {}
+    for frame, step, engine, body in reader.execute(query, (last, MAX_PARTS)):
+        with contextlib.suppress(ValueError):
+            found.setdefault((frame, step), {})[engine] = Evidence.from_bytes(zlib.decompress(body))
+    made = Course()
+    for (_, step), engines in found.items():
+        made.put(step, engines)
+    return made
 
 
 def mismatch(reader: Reader, first: int | None, last: int | None) -> Mismatch:

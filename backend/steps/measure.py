@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,43 +18,73 @@ from rltop.backend.summary.pieces import Pieces, Reduced, cut, reduce
 from rltop.backend.summary.sequences import Sequences, by_sequence
 from rltop.collectors import wire
 
-__all__ = ["UNKNOWN_ENGINE", "by_row", "clips", "measure", "token_versions"]
+__all__ = ["UNKNOWN_ENGINE", "CutUp", "by_row", "clips", "measure", "token_versions"]
 
 UNKNOWN_ENGINE = ""
 """Key of the tokens whose engine is not known, and of rows that several engines wrote."""
 
 
-def measure(batch: Batch, *, ids_known: bool = True) -> dict[str, Summary]:
+class CutUp:
+    """A batch, cut into tokens that were sampled alike; what is costly is made when it is first asked for.
+
+    Attributes:
+        names: engines by number; the first is of tokens whose engine is not known.
+        token_places, row_places: engine of each token [tokens] and row [rows].
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self.names = [UNKNOWN_ENGINE, *sorted({hit.record.engine for hit in batch.hits if hit is not None})]
+        number = {name: i for i, name in enumerate(self.names)}
+        self._span_places = np.array([number[hit.record.engine] if hit else 0 for hit in batch.hits], np.int64)
+        lengths = np.array([span.end - span.start for span in batch.spans], np.int64)
+        self.token_places = np.repeat(self._span_places, lengths)
+        self.row_places = _row_engines(batch, self._span_places)
+
+    @functools.cached_property
+    def versions(self) -> Ints:
+        """Policy version that sampled each token [tokens]."""
+        return token_versions(self._batch)
+
+    @functools.cached_property
+    def of_runs(self) -> Sampled:
+        """Runs of tokens that were sampled alike."""
+        return sampled(self._batch, self._span_places, len(self.names), self.versions)
+
+    @functools.cached_property
+    def pieces(self) -> Pieces:
+        """The runs, cut at bins of positions."""
+        return cut(self.of_runs.runs)
+
+    @functools.cached_property
+    def groups(self) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        """Prompt group of each row [rows], and whether it has one [rows]."""
+        return _groups(self._batch)
+
+
+def measure(batch: Batch, made: CutUp | None = None, *, ids_known: bool = True) -> dict[str, Summary]:
     """The batch's summaries by engine; their sum is the batch's. Updates after the first give only clip rates.
 
-    ``ids_known``: its token ids are not made up.
+    ``made``: the batch cut up, where that is at hand. ``ids_known``: its token ids are not made up.
     """
-    engines = sorted({hit.record.engine for hit in batch.hits if hit is not None})
-    names = [UNKNOWN_ENGINE, *engines]
-    number = {name: i for i, name in enumerate(names)}
-    span_engines = np.array([number[hit.record.engine] if hit else 0 for hit in batch.hits], np.int64)
-    lengths = np.array([span.end - span.start for span in batch.spans], np.int64)
-    token_engines = np.repeat(span_engines, lengths)
-    row_engines = _row_engines(batch, span_engines)
-    parts = [Summary() for _ in names]
-    _add_clips(batch, parts, token_engines, row_engines)
+    made = made or CutUp(batch)
+    parts = [Summary() for _ in made.names]
+    _add_clips(batch, parts, made.token_places, made.row_places)
     if batch.body.update == 0:
-        versions = token_versions(batch)
-        of_runs = sampled(batch, span_engines, len(parts), versions)
-        pieces = cut(of_runs.runs)
+        of_runs, pieces = made.of_runs, made.pieces
         reduced = reduce(batch.arrays["trainer_logprobs"], batch.arrays["rollout_logprobs"], pieces)
         for part, gap, told in zip(parts, reduced.gaps, Strata.of(reduced, pieces, of_runs.labels), strict=True):
             part.gap, part.strata, part.tokens = gap, told, gap.tokens
         _add_matched(batch, parts, of_runs, pieces)
         _add_lags(batch, parts, of_runs, pieces, reduced)
-        _add_means(batch, parts, token_engines)
-        _add_spans(batch, parts, row_engines, versions)
+        _add_means(batch, parts, made.token_places)
+        _add_spans(batch, parts, made.row_places, made.versions)
         sums, sizes = by_sequence(reduced, pieces, batch.rows)
-        _add_rows(batch, parts, row_engines, sums, sizes)
+        _add_rows(batch, parts, made, sums, sizes)
         if ids_known:
-            _add_loops(batch, parts, row_engines, sizes)
-        _add_requests(batch, parts, number)
-    return dict(zip(names, parts, strict=True))
+            _add_loops(batch, parts, made.row_places, sizes)
+        _add_requests(batch, parts, {name: i for i, name in enumerate(made.names)})
+    return dict(zip(made.names, parts, strict=True))
 
 
 def _row_engines(batch: Batch, span_engines: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -142,11 +174,11 @@ def _add_spans(batch: Batch, parts: list[Summary], engines: NDArray[np.int64], v
         part.spanning = int(np.count_nonzero(own > 1))
 
 
-def _add_rows(batch: Batch, parts: list[Summary], engines: Ints, sums: Floats, lengths: Ints) -> None:
+def _add_rows(batch: Batch, parts: list[Summary], made: CutUp, sums: Floats, lengths: Ints) -> None:
+    engines, (keys, grouped) = made.row_places, made.groups
     rewards = batch.arrays.get("rewards")
     reward = np.full(batch.rows, np.nan) if rewards is None else rewards.astype(np.float64)
     joined = np.array([batch.is_joined(row) for row in range(batch.rows)], bool)
-    keys, grouped = _groups(batch)
     gain = gains(batch)
     for place, part in enumerate(parts):
         here = engines == place

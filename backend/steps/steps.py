@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rltop.backend import metrics, view
+from rltop.backend.diagnosis import evidence
+from rltop.backend.diagnosis.course import Course
+from rltop.backend.diagnosis.evidence import Evidence
 from rltop.backend.effects.cells import Cell, Cells, Place, measure_cells
 from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.gaps.attribution import History
@@ -19,7 +22,7 @@ from rltop.backend.gaps.samples import Kept, StepSamples
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.index import Index
 from rltop.backend.join.joined import Joined
-from rltop.backend.steps.measure import UNKNOWN_ENGINE, measure
+from rltop.backend.steps.measure import UNKNOWN_ENGINE, CutUp, measure
 from rltop.backend.summary import Summary
 from rltop.collectors import wire
 
@@ -47,6 +50,7 @@ class Assembly:
     waiting: list[Batch] = field(default_factory=list)
     parts: dict[str, Summary] = field(default_factory=dict)
     cells: dict[Place, Cell] = field(default_factory=dict)
+    evidence: dict[str, Evidence] = field(default_factory=dict)
     joined: Joined = field(default_factory=Joined)
     samples: StepSamples = field(default_factory=StepSamples)
     rows: Counter[int] = field(default_factory=Counter)
@@ -57,8 +61,11 @@ class Assembly:
 
     def absorb(self, batch: Batch) -> None:
         """Measure a batch and let its arrays go."""
-        for engine, part in measure(batch).items():
+        made = CutUp(batch)
+        for engine, part in measure(batch, made).items():
             self.parts[engine] = self.parts[engine] + part if engine in self.parts else part
+        for engine, own in evidence.of(batch, made).items():
+            self.evidence[engine] = self.evidence[engine] + own if engine in self.evidence else own
         for place, cell in measure_cells(batch).items():
             self.cells[place] = self.cells[place] + cell if place in self.cells else cell
         if batch.body.update == 0:
@@ -99,7 +106,7 @@ class Steps:
 
     Attributes:
         late_rows: rows that came after their step was measured. settled_early: batches that waited for rollouts until
-            there was no room. cells: of the steps that are done, for effects.
+            there was no room. cells: of the steps that are done, for effects. course: their evidence, for a diagnosis.
     """
 
     def __init__(self, index: Index, ready: Callable[[], bool] = lambda: True) -> None:
@@ -110,6 +117,7 @@ class Steps:
         self._scalars: dict[int, metrics.Scalars] = {}
         self.samples = Kept()
         self.shapes = Shapes()
+        self.course = Course()
         self._index = index
         self._ready = ready
         self._open: dict[int, Assembly] = {}
@@ -239,6 +247,8 @@ class Steps:
         self._history.add(done.step, assembly.parts)
         self.samples.put(done.step, assembly.samples)
         self.shapes.put(done.step, assembly.parts)
+        found = {e: own for e, own in assembly.evidence.items() if own.told}
+        self.course.put(done.step, {e: evidence.with_lags(own, assembly.parts[e].strata) for e, own in found.items()})
         return done
 
     def _make_room(self) -> None:
