@@ -205,7 +205,7 @@ def test_a_rollout_joins_again_in_another_step_and_another_update() -> None:
 
 def test_unjoined_rows_say_why() -> None:
     old, kept = Written([1], [2], [-1.0]), Written([4], [5], [-1.0])
-    index = index_of(old, kept, max_rollouts=1)
+    index = index_of(old, kept, max_bytes=3000)
     assert index.evicted == 1
     rows = [trained(old), trained(Written([9], [9], [-1.0])), trained(Written([4], [6], [-1.0]))]
     assert settled(index, batch_of(*rows)).unjoined() == {"evicted": 1, "no_prompt": 1, "no_completion_match": 1}

@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rltop.backend import headline, view
+import msgspec
+
+from rltop.backend import coarse, headline, view
 from rltop.backend.history import rows, schema
 
 NAME = "store.sqlite"
 """The store's name in a run directory."""
 
-WHOLE_STEPS = 4_000
-"""The newest steps of a picture are all there; of older ones, level 1 up to ``LEVEL_1_STEPS``, then level 2."""
-
 LEVEL_1_STEPS = 16_000
+"""The newest steps of a picture are all there (``coarse.ROOM``); of older ones, level 1 up to here."""
+
 LEVEL_2_STEPS = 250_000
-"""Of steps still older than these, level 3."""
+"""Then level 2; of steps still older than these, level 3."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class Reader:
             return {}
         end = last[0]
         whole = self._before_whole(end)
-        edges = [end - WHOLE_STEPS, end - LEVEL_1_STEPS, end - LEVEL_2_STEPS]
+        edges = [end - coarse.ROOM[0], end - LEVEL_1_STEPS, end - LEVEL_2_STEPS]
         found: list[view.Step] = []
         for level, (newer, older) in enumerate(zip([end, *edges], [*edges, -1], strict=True)):
             if newer > 0:
@@ -186,7 +187,8 @@ class Reader:
                         f"SELECT id FROM step INDEXED BY step_1 WHERE level > 0 AND level >= {level} AND {condition}"
                     )
                     condition = f"id IN ({risen})"
-                found = list(self.steps(condition, engines_from=whole)) + found
+                steps = self.steps(condition, engines_from=whole)
+                found = [msgspec.structs.replace(step, level=level) if level else step for step in steps] + found
         newest = dict.fromkeys(step.step for step in reversed(found))
         by_number = {step.step: step for step in found}
         kept = {

@@ -1,8 +1,8 @@
 """Keeps a long run's store bounded: the newest whole, the old thinner, and never an extreme lost.
 
 Rows are not averaged: those that stay are real. Steps are looked at in buckets of ``BUCKETS`` rows. Of each bucket the
-first and the last row, and for every metric of ``HEADLINE`` the rows with its least and its greatest value, rise to the
-bucket's level; what has risen is what an old part of the run keeps, and what a coarse picture of a long run shows.
+first and the last row, and for every metric of ``coarse.EXTREMES`` the rows with its least and its greatest value, rise
+to the bucket's level; what has risen is what an old part of the run keeps, and what a picture of a long run shows.
 """
 
 from __future__ import annotations
@@ -10,26 +10,11 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
+from rltop.backend import coarse
 from rltop.backend.history import schema
 
 BUCKETS = (256, 4096, 65_536)
 """Rows per bucket of levels 1, 2, 3; each bucket is made of whole ones of the level below."""
-
-HEADLINE = (
-    "reward_mean",
-    "logp_abs_diff_mean",
-    "logp_abs_diff_max",
-    "ratio_mean",
-    "kl_k3",
-    "clip_frac_low",
-    "clip_frac_high",
-    "entropy",
-    "ess",
-    "lag_max",
-    "joined_fraction",
-    "invalid_frac",
-)
-"""Metrics whose extremes are kept."""
 
 ENGINE_HEADLINE = ("tokens_per_s", "waiting", "kv_usage", "gap", "lag")
 """The same of an engine's figures."""
@@ -87,7 +72,7 @@ class Thinner:
         parts = [f"SELECT min(id) AS id FROM step WHERE {among}", f"SELECT max(id) FROM step WHERE {among}"]
         parts += [
             f"SELECT * FROM (SELECT id FROM step WHERE {among} AND {name} IS NOT NULL ORDER BY {name} {order} LIMIT 1)"
-            for name in HEADLINE
+            for name in coarse.EXTREMES
             if name in present
             for order in ("ASC", "DESC")
         ]

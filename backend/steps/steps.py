@@ -34,6 +34,10 @@ MAX_WAITING_BYTES = 1 << 30
 """Steps open at a time, and what rows that wait for rollouts may hold; the oldest are settled early and counted."""
 
 
+MAX_DONE = 20_000
+"""Steps that are remembered as done; rows of one that was done before them open it anew."""
+
+
 @dataclass(slots=True)
 class Assembly:
     """A step being put together; ``epochs`` says which life of each rank it is from, ``rows`` how many it sent."""
@@ -112,7 +116,7 @@ class Steps:
         self._index = index
         self._ready = ready
         self._open: dict[int, Assembly] = {}
-        self._done: set[int] = set()
+        self._done: dict[int, None] = {}
         self._settled: list[view.Step] = []  # measured before their time, for want of room
         self._next_is_partial = False
 
@@ -221,7 +225,9 @@ class Steps:
         for batch in assembly.waiting:
             self._settle(assembly, batch)
         del self._open[assembly.step]
-        self._done.add(assembly.step)
+        self._done[assembly.step] = None
+        if len(self._done) > MAX_DONE:
+            del self._done[next(iter(self._done))]
         for other in self._open.values():  # an earlier step that nobody closed must not stay for ever
             if other.step < assembly.step and other.deadline is None:
                 other.deadline = now + PARTIAL_S
