@@ -261,6 +261,9 @@ def _command(arguments: list[str]) -> int:
     except RunDirError as error:
         log.error("%s", error)
         return 2
+    except OSError as error:
+        log.error("%s: can't be used as a run directory: %s", arguments[0], error)
+        return 2
 
 
 if __name__ == "__main__":
