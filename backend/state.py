@@ -18,6 +18,7 @@ from rltop.backend.effects.memory import Effects
 from rltop.backend.fleet.engines import Engines, TrainerRanks
 from rltop.backend.fleet.fingerprints import Fingerprints
 from rltop.backend.history.samples import Kept
+from rltop.backend.history.sums import Beside, Recalled
 from rltop.backend.join.index import Index
 from rltop.backend.join.joined import JoinWatch
 from rltop.backend.sources import Arrival, Source, Sources
@@ -79,7 +80,7 @@ class State:
         now: wall clock that never steps back, seconds; every method takes the present one.
         new_id: makes ids of commands.
         ready: whether rows can be measured without waiting.
-        past: what is stored of the run, which this hub goes on from.
+        past, recalled: what is stored of the run, which this hub goes on from.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class State:
         new_id: Callable[[], str],
         ready: Callable[[], bool] = lambda: True,
         past: view.Snapshot | None = None,
+        recalled: Recalled | None = None,
     ) -> None:
         self.snapshot = view.Snapshot(run, epoch, 0, now, now)
         self._index = Index()
@@ -99,7 +101,7 @@ class State:
         self._trainer = TrainerRanks()
         self._commands = Commands(epoch, new_id, self._engines, now)
         self._fingerprints = Fingerprints()
-        self._effects = Effects()
+        self._effects = Effects(recalled.marks if recalled else {})
         self._joins = JoinWatch()
         self._new_steps: list[view.Step] = []
         self._events: list[view.Event] = []
@@ -112,6 +114,12 @@ class State:
         self._resumed_at: int | None = None  # last stored step, until the first of this hub's closes
         if past is not None:
             self._resume(past, now)
+        if recalled is not None:
+            self._effects.pace.take_up(recalled.samples)
+            for step in recalled.steps:
+                self._steps.cells.add(step.step, step.closed, step.cells)
+            for number, parts in recalled.parts:
+                self._steps.history.take_up(number, parts)
 
     def restore(self, lines: list[audit.Line], bad: int, now: float) -> list[Effect]:
         """Take in the audit log that earlier hubs of this run wrote, of which ``bad`` lines can't be read."""
@@ -254,10 +262,14 @@ class State:
         """An event that the hub's shell tells of."""
         self._event(now, severity, kind, text)
 
-    def kept(self, steps: list[view.Step]) -> list[Kept]:
-        """What is kept of ``steps`` beside their figures."""
-        samples, shapes = self._steps.samples, self._steps.shapes
-        return [Kept(step.step, samples.of_step(step.step), shapes.of_step(step.step)) for step in steps]
+    def beside(self, steps: list[view.Step]) -> Beside:
+        """What is to be stored beside the frame that was made last, which has ``steps``."""
+        of = self._steps
+        kept = [
+            Kept(n, of.samples.of_step(n), of.shapes.of_step(n), of.history.of_step(n), of.cells.of_step(n))
+            for n in (step.step for step in steps)
+        ]
+        return Beside(kept, self._effects.take_marks(), self._effects.pace.take_done())
 
     def not_stored(self, frame: view.Frame, frames: int) -> None:
         """Say in ``frame``, which was made last, how many frames up to it the disk has not taken."""

@@ -26,7 +26,7 @@ from rltop.backend import metrics, view
 from rltop.backend.gaps.sampled import Sequence as Kept
 from rltop.backend.gaps.sampled import Token
 from rltop.backend.history.read import NAME, Reader
-from rltop.backend.history.rows import Sample
+from rltop.backend.history.rows import Sample, sample_row
 from rltop.backend.history.thin import Limits
 from rltop.backend.history.write import Writer
 
@@ -113,7 +113,8 @@ def tokens(directory: Path, count: int) -> None:
             kind = "abs_diff" if place < 32 else "k3"
             made.append(Sample(step, kind, "e0", 1000, float(rng.random()), msgspec.msgpack.encode(token)))
         start = time.process_time()
-        writer.write([view.Frame("bench", step + 1, 1e9 + step, steps=[])], made)
+        rows = [("sample", sample_row(one)) for one in made]
+        writer.write([view.Frame("bench", step + 1, 1e9 + step, steps=[])], [rows])
         spent += time.process_time() - start
         total += 24_000
     writer.close()

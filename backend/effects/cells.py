@@ -74,6 +74,11 @@ class Cells:
         """A step is done. One that comes again, from a restarted trainer, takes the place of its first telling."""
         self._steps.put(step, StepCells(step, closed, cells), CELL_BYTES * (1 + len(cells)))
 
+    def of_step(self, step: int) -> dict[Place, Cell]:
+        """The cells of a step; none where none are kept."""
+        found = self._steps.get(step)
+        return found.cells if found else {}
+
     def steps(self) -> list[StepCells]:
         """In the order in which they closed."""
         return [cells for _, cells in self._steps.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rltop.collectors import wire
@@ -39,6 +40,7 @@ class Pace:
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, float, wire.EngineState]] = {}
         self._samples: dict[str, deque[Sample]] = {}
+        self._done: list[tuple[str, Sample]] = []  # nothing will be added to them
 
     def report(self, envelope: wire.Envelope, state: wire.EngineState, now: float) -> None:
         """A new state of an engine; seconds are by the clock of its sender."""
@@ -60,6 +62,8 @@ class Pace:
         if last and last.bin == new.bin and (last.life, last.epoch) == (new.life, new.epoch):
             samples[-1] = replace(new, seconds=last.seconds + new.seconds, tokens=last.tokens + new.tokens)
         else:
+            if last:
+                self._done.append((engine, last))
             samples.append(new)
         if len(samples) > max(min(MAX_SAMPLES, TOTAL_SAMPLES // len(self._samples)), LEAST_SAMPLES):
             samples.popleft()
@@ -67,6 +71,15 @@ class Pace:
     def present(self) -> dict[str, tuple[str, int]]:
         """Life and flag epoch of every engine, as last heard."""
         return {engine: (life, state.flag_epoch) for engine, (life, _, state) in self._last.items()}
+
+    def take_done(self) -> list[tuple[str, Sample]]:
+        """Engine and sample, of those to which nothing will be added, since this was last asked."""
+        done, self._done = self._done, []
+        return done
+
+    def take_up(self, samples: Mapping[str, Sequence[Sample]]) -> None:
+        """Samples that an earlier hub took."""
+        self._samples = {engine: deque(own[-MAX_SAMPLES:]) for engine, own in samples.items()}
 
     def samples(self) -> dict[str, list[Sample]]:
         """By engine, oldest first."""

@@ -59,28 +59,40 @@ class History:
             for engine, s in summaries.items()
             if s.gap.n
         }
+        self.take_up(step, parts)
+
+    def take_up(self, step: int, parts: dict[str, Part]) -> None:
+        """The parts of a step that is done."""
         self._steps.put(step, parts, sum(part.nbytes for part in parts.values()))
+
+    def of_step(self, step: int) -> dict[str, Part]:
+        """The parts of a step by engine; none where none are kept."""
+        return self._steps.get(step) or {}
 
     def attribution(self, steps: int, of_epochs: Sequence[StepCells] = ()) -> Attribution:
         """Over the last ``steps`` steps (at least one); ``of_epochs`` has the cells of their flag epochs."""
-        window = list(self._steps.items())[-max(steps, 1) :]
-        numbers = [number for number, _ in window]
-        by_engine: dict[str, list[Part]] = {}
-        for _, parts in window:
-            for engine, part in parts.items():
-                by_engine.setdefault(engine, []).append(part)
-        every = [part for parts in by_engine.values() for part in parts]
-        old = any(part.old for part in every)
-        matched = {e: Packed.total(p.matched for p in parts if p.old == old) for e, parts in by_engine.items()}
-        strata = {engine: Packed.total(part.strata for part in parts) for engine, parts in by_engine.items()}
-        of_matched = list(_told(matched))
-        return Attribution(
-            numbers,
-            [*_told(strata), *_epochs(of_epochs, set(numbers)), *_prompts(part.groups for part in every)],
-            of_matched,
-            ("old" if old else "lag0") if of_matched else None,
-            list(_lines({engine: sum((p.line for p in parts), Line()) for engine, parts in by_engine.items()})),
-        )
+        return attribution(list(self._steps.items())[-max(steps, 1) :], of_epochs)
+
+
+def attribution(window: Sequence[tuple[int, dict[str, Part]]], of_epochs: Sequence[StepCells] = ()) -> Attribution:
+    """Over the steps of ``window``, with their parts; ``of_epochs`` has the cells of their flag epochs."""
+    numbers = [number for number, _ in window]
+    by_engine: dict[str, list[Part]] = {}
+    for _, parts in window:
+        for engine, part in parts.items():
+            by_engine.setdefault(engine, []).append(part)
+    every = [part for parts in by_engine.values() for part in parts]
+    old = any(part.old for part in every)
+    matched = {e: Packed.total(p.matched for p in parts if p.old == old) for e, parts in by_engine.items()}
+    strata = {engine: Packed.total(part.strata for part in parts) for engine, parts in by_engine.items()}
+    of_matched = list(_told(matched))
+    return Attribution(
+        numbers,
+        [*_told(strata), *_epochs(of_epochs, set(numbers)), *_prompts(part.groups for part in every)],
+        of_matched,
+        ("old" if old else "lag0") if of_matched else None,
+        list(_lines({engine: sum((p.line for p in parts), Line()) for engine, parts in by_engine.items()})),
+    )
 
 
 def _told(strata: dict[str, Strata]) -> Iterator[Stratum]:

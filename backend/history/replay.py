@@ -10,6 +10,7 @@ import msgspec
 
 from rltop.backend import view
 from rltop.backend.history import samples as store_samples
+from rltop.backend.history import sums
 from rltop.backend.history.read import Reader
 
 SAMPLE = Path(__file__).parent / "sample" / "sort.rltop.gz"
@@ -119,6 +120,10 @@ class Replay:
             elif isinstance(question, view.AskMismatch):
                 last = newest if question.last is None else min(question.last, newest)
                 answer = view.Answer(question.id, mismatch=store_samples.mismatch(self._reader, question.first, last))
+            elif isinstance(question, view.AskEffect):
+                answer = sums.effect(self._reader, question, self.view)
+            elif isinstance(question, view.AskAttribution):
+                answer = view.Answer(question.id, attribution=sums.attributed(self._reader, question, self.view))
             else:
                 raise ValueError("this is a replay: only what was stored can be shown, and nothing switched")
         except ValueError as problem:

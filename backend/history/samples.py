@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from rltop.backend.effects.cells import Cell, Place
+from rltop.backend.gaps.attribution import Part
 from rltop.backend.gaps.mismatch import MAX_STEPS, Shape, Shapes
 from rltop.backend.gaps.profiles import Mismatch
 from rltop.backend.gaps.sampled import Samples, Sequence, Token
@@ -25,11 +27,18 @@ _encode = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is kept of a step beside its figures; nobody changes it any more."""
+    """What is kept of a step beside its figures; nobody changes it any more.
+
+    Attributes:
+        step: its number. samples: sequences and tokens.
+        shapes, parts: by engine. cells: by where tokens were sampled.
+    """
 
     step: int
     samples: StepSamples | None = None
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    cells: Mapping[Place, Cell] = field(default_factory=dict)
 
 
 def sample_rows(kept: Kept) -> Iterator[Sample]:

@@ -103,14 +103,14 @@ class Steps:
 
     Attributes:
         late_rows: rows that came after their step was measured. settled_early: batches that waited for rollouts until
-            there was no room. cells: of the steps that are done, for effects.
+            there was no room. cells, history: of the steps that are done, for effects and attribution.
     """
 
     def __init__(self, index: Index, ready: Callable[[], bool] = lambda: True) -> None:
         self.late_rows = 0
         self.settled_early = 0
         self.cells = Cells()
-        self._history = History()
+        self.history = History()
         self.samples = Kept()
         self.shapes = Shapes()
         self._index = index
@@ -185,7 +185,7 @@ class Steps:
 
     def attribution(self, steps: int) -> Attribution:
         """Where the gap of the last ``steps`` steps comes from."""
-        return self._history.attribution(steps, self.cells.steps())
+        return self.history.attribution(steps, self.cells.steps())
 
     def _assembly(self, step: int, rank: int, epoch: str, now: float) -> Assembly:
         assembly = self._open.get(step)
@@ -233,7 +233,7 @@ class Steps:
                 other.deadline = now + PARTIAL_S
         done = assembly.result(self._index.step_done() if assembly.parts else Counter())
         self.cells.add(done.step, done.closed, assembly.cells)
-        self._history.add(done.step, assembly.parts)
+        self.history.add(done.step, assembly.parts)
         self.samples.put(done.step, assembly.samples)
         self.shapes.put(done.step, assembly.parts)
         return done
