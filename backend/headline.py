@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HEADLINE: tuple[str, ...] = (
     "tokens", "joined_fraction", "reward_mean", "logp_diff_mean", "logp_abs_diff_mean", "logp_abs_diff_p95",
-    "logp_abs_diff_max", "invalid_frac",
+    "logp_abs_diff_max", "invalid_frac", "backend_abs_diff_mean",
     "noise_abs_diff", "ratio_mean", "kl_k1", "kl_k3", "noise_k3", "lag0_k3", "clip_frac_low", "clip_frac_high",
     "noise_clip_frac_low", "noise_clip_frac_high", "entropy", "ess", "lag_mean", "lag_max", "prefix_hit_rate",
     "engine_z",
