@@ -234,5 +234,5 @@ def test_equal_numbers_have_no_slope_however_they_were_merged(sizes: list[int], 
     rng = np.random.default_rng(seed)
     merged = sum((Pairs.of(np.full(size, x), rng.normal(size=size)) for size in sizes), Pairs())
     assert (merged.slope, merged.correlation) == (None, None)
-    line = sum((Pairs.of(rising := x + np.arange(float(size)), rising) for size in [2, *sizes]), Pairs())
+    line = sum((Pairs.of(rising := x + np.arange(size, dtype=np.float64), rising) for size in [2, *sizes]), Pairs())
     assert line.slope == pytest.approx(1.0)
