@@ -4,7 +4,7 @@
 
 From the root of a checkout. Simulated: runs that differ by noise and by a slow drift of their own, of various sizes
 (the test's model is 0.75); *fail* is the share of verdicts *not parity*. Recorded: ``DIR`` has a directory per run of
-the demo, with ``run.json`` (what ``bench/faults.py`` says of it) and ``run.rltop`` (its store). Every run is judged
+the demo, as ``bench/faults.py record`` leaves them; their tapes are played through the hub's core. Every run is judged
 against every choice of 1, 2 and 3 healthy ones of its objective and temperature that are not itself; of healthy ones
 also against those of as many engines alone, which differ from it by their seeds.
 """
@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from rltop.backend.history.parity import DIVERGES, NOT_PARITY, parity
-from rltop.backend.history.read import Reader
 from rltop.backend.view import Step
+from tests.tapes import replay
 from tests.test_parity import SCALE, run
 
 Steps = Mapping[int, Step]
@@ -63,12 +63,10 @@ class Recorded:
 
 def read(directory: Path) -> list[Recorded]:
     found = []
-    for path in sorted(directory.glob("*/run.rltop")):
+    for path in sorted(directory.glob("*/tape.xz")):
         about = json.loads((path.parent / "run.json").read_text())
-        with Reader(path) as reader:
-            steps = reader.picture().steps
         like = about["objective"], about["temperature"]
-        found.append(Recorded(path.parent.name, about["fault"], like, about["engines"], steps))
+        found.append(Recorded(path.parent.name, about["fault"], like, about["engines"], replay(path).steps))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sqlite3
 from collections.abc import Iterator
@@ -9,16 +10,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from rltop.backend import view
 from rltop.backend.history import schema, sums
 from rltop.backend.history.read import NAME, Reader
+from rltop.backend.history.record import record
 from rltop.backend.history.replay import Replay
 from rltop.backend.history.store import Store
 from rltop.backend.history.sums import Recalled
 from rltop.backend.history.thin import Limits, Thinner
 from rltop.backend.history.write import Writer
 from rltop.backend.summary.dimensions import STRATA
+from rltop.tui.cli import main as cli
 from tests import pictures
 from tests.hub_core import Hub
 from tests.hub_messages import Source
@@ -184,3 +188,20 @@ def test_a_part_comes_back_to_the_bit(world: Stored, tmp_path: Path) -> None:
             (part.groups.moments, then.groups.moments), (part.groups.rewards, then.groups.rewards),
         ):  # fmt: skip
             assert ours.tobytes() == theirs.tobytes()
+
+
+def test_the_command_line_tells_of_a_run_that_is_over_and_of_a_file(world: Stored, tmp_path: Path) -> None:
+    world.writer.close()
+    assert record(tmp_path, tmp_path / "run.rltop") > 0
+    live = world.effect()
+    tmp_path.chmod(0o700)
+    for place in (str(tmp_path), str(tmp_path / "run.rltop")):
+        effect = CliRunner().invoke(cli.main, ["effect", "--run", place, "--json"])
+        assert effect.exit_code == 0, effect.output
+        found = json.loads(effect.stdout)
+        assert (found["command"], found["last_step"]) == (live.command, live.last_step)
+        attribution = CliRunner().invoke(cli.main, ["attribution", place, "--steps", "5", "--json"])
+        assert attribution.exit_code == 0, attribution.output
+        assert json.loads(attribution.stdout)["steps"] == [19, 20, 21, 22, 23]
+    missing = CliRunner().invoke(cli.main, ["effect", "nothing", "--run", str(tmp_path)])
+    assert (missing.exit_code, "no command 'nothing'" in missing.stderr) == (1, True)
