@@ -52,7 +52,7 @@ class Limits:
     shapes: int = 200_000
     cells: int = 200_000
     paces: int = 500_000
-    strata_bytes: int = 128 << 20
+    strata_bytes: int = 64 << 20
 
 
 LIMITS = Limits()
