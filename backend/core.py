@@ -199,7 +199,7 @@ class Core(threading.Thread):
         if frame is None:
             return False
         if self._store is not None:
-            self._store.put(frame, self._state.kept(frame.steps))
+            self._store.put(frame, self._state.beside(frame.steps))
             if frame.steps or frame.events or frame.changes:  # what a viewer has seen of these survives a kill
                 self._state.not_stored(frame, self._store.settle())
         self._outbox.send_multipart([VIEW, view.encode(frame)])

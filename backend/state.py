@@ -6,7 +6,7 @@ The picture that viewers have is changed by frames alone, here as there: ``frame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -15,12 +15,12 @@ from rltop.backend import view
 from rltop.backend.commands import audit
 from rltop.backend.commands.life import Commands, Order, RejectedError
 from rltop.backend.diagnosis.case import Case
-from rltop.backend.diagnosis.course import Stretch
 from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.effects.memory import Effects
 from rltop.backend.fleet.engines import Engines, TrainerRanks
 from rltop.backend.fleet.fingerprints import Fingerprints
 from rltop.backend.history.samples import Kept
+from rltop.backend.history.sums import Beside, Recalled
 from rltop.backend.join.index import Index
 from rltop.backend.join.joined import JoinWatch
 from rltop.backend.sources import Arrival, Source, Sources
@@ -91,7 +91,7 @@ class State:
         now: wall clock that never steps back, seconds; every method takes the present one.
         new_id: makes ids of commands.
         ready: whether rows can be measured without waiting.
-        past: what is stored of the run, which this hub goes on from. course: likewise, the evidence of its steps.
+        past, recalled: what is stored of the run, which this hub goes on from.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class State:
         new_id: Callable[[], str],
         ready: Callable[[], bool] = lambda: True,
         past: view.Snapshot | None = None,
-        course: Sequence[Stretch] = (),
+        recalled: Recalled | None = None,
     ) -> None:
         self.snapshot = view.Snapshot(run, epoch, 0, now, now)
         self._index = Index()
@@ -112,7 +112,7 @@ class State:
         self._trainer = TrainerRanks()
         self._commands = Commands(epoch, new_id, self._engines, now)
         self._fingerprints = Fingerprints()
-        self._effects = Effects()
+        self._effects = Effects(recalled.marks if recalled else {})
         self._joins = JoinWatch()
         self._new_steps: list[view.Step] = []
         self._events: list[view.Event] = []
@@ -126,8 +126,14 @@ class State:
         self._resumed_at: int | None = None  # last stored step, until the first of this hub's closes
         if past is not None:
             self._resume(past, now)
-        for stretch in course:
-            self._steps.course.put(stretch.last, stretch.engines)
+        if recalled is not None:
+            self._effects.pace.take_up(recalled.samples)
+            for step in recalled.steps:
+                self._steps.cells.add(step.step, step.closed, step.cells)
+            for number, parts in recalled.parts:
+                self._steps.history.take_up(number, parts)
+            for stretch in recalled.course:
+                self._steps.course.put(stretch.last, stretch.engines)
 
     def restore(self, lines: list[audit.Line], bad: int, now: float) -> list[Effect]:
         """Take in the audit log that earlier hubs of this run wrote, of which ``bad`` lines can't be read."""
@@ -285,10 +291,17 @@ class State:
         """An event that the hub's shell tells of."""
         self._event(now, severity, kind, text)
 
-    def kept(self, steps: list[view.Step]) -> list[Kept]:
-        """What is kept of ``steps`` beside their figures."""
-        samples, shapes, course = self._steps.samples, self._steps.shapes, self._steps.course
-        return [Kept(s.step, samples.of_step(s.step), shapes.of_step(s.step), course.of_step(s.step)) for s in steps]
+    def beside(self, steps: list[view.Step]) -> Beside:
+        """What is to be stored beside the frame that was made last, which has ``steps``."""
+        of = self._steps
+        kept = [
+            Kept(
+                n, of.samples.of_step(n), of.shapes.of_step(n), of.history.of_step(n), of.cells.of_step(n),
+                of.course.of_step(n),
+            )
+            for n in (step.step for step in steps)
+        ]  # fmt: skip
+        return Beside(kept, self._effects.take_marks(), self._effects.pace.take_done())
 
     def case(self) -> Case:
         """What a diagnosis is made from, as of now."""

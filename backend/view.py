@@ -10,17 +10,16 @@ from itertools import islice
 
 import msgspec
 
-from rltop.backend import headline
+from rltop.backend import coarse, headline
 from rltop.backend.diagnosis.verdict import Verdict
 from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.gaps.profiles import Mismatch
 from rltop.backend.gaps.sampled import Samples
 from rltop.collectors.wire import Counts, FlagState, Timer
 
-MAX_STEPS = 20_000
 MAX_EVENTS = 2_000
 MAX_CHANGES = 1_000
-"""Bounds on what a viewer (and the hub, for serving) holds; the oldest go first."""
+"""Bounds on what a viewer (and the hub, for serving) holds; the oldest go first. Of steps: ``coarse``."""
 
 TERMINAL = frozenset({"applied", "refused", "timed_out", "superseded"})
 """States in which a change is closed."""
@@ -42,6 +41,7 @@ class Step(msgspec.Struct, frozen=True):
         reused: joined sequences that an earlier step has trained on too.
         unused: rollouts that no step has trained on, by engine, counted when they become too old for it.
         copies: by engine, how the trainer's copies of the recorded logprobs came out (``join.copies.KINDS``).
+        level: in how coarse a part of a picture it stands (``coarse``); 0 has every step.
     """
 
     step: int
@@ -56,6 +56,7 @@ class Step(msgspec.Struct, frozen=True):
     reused: int = 0
     unused: dict[str, int] = {}
     copies: dict[str, dict[str, int]] = {}
+    level: int = 0
 
 
 class Engine(msgspec.Struct, frozen=True):
@@ -188,7 +189,8 @@ class Snapshot(msgspec.Struct):
     """The whole picture as of frame ``seq`` of hub ``epoch``.
 
     ``steps`` and ``changes`` are keyed (by step number; by command and engine) and in order of arrival. The newest
-    ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``).
+    ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``), and still
+    older ones are there if they stand out (``rltop.backend.coarse``).
     ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records.
     """
 
@@ -226,14 +228,16 @@ class Snapshot(msgspec.Struct):
         del self.events[:-MAX_EVENTS]
 
     def _take(self, steps: list[Step]) -> None:
+        had = len(self.steps)
         for step in steps:
             self.steps.pop(step.step, None)  # one that comes again, from a restarted trainer, is the newest
             self.steps[step.step] = step
         whole = headline.WHOLE_STEPS
-        for number in list(islice(reversed(self.steps), whole, whole + len(steps))):
-            self.steps[number] = headline.headline(self.steps[number])
-        while len(self.steps) > MAX_STEPS:
-            del self.steps[next(iter(self.steps))]
+        like = None
+        for number in list(islice(reversed(self.steps), whole, whole + len(steps) + 1))[::-1]:
+            like = self.steps[number] = headline.headline(self.steps[number], like)
+        if len(self.steps) > coarse.ROOM[0] and len(self.steps) // coarse.LOOK_EVERY != had // coarse.LOOK_EVERY:
+            coarse.thin(self.steps)
 
 
 def change_key(change: Change) -> str:

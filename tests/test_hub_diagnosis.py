@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 
 from rltop.backend import view
 from rltop.backend.diagnosis.verdict import Verdict
-from rltop.backend.history import samples as store_samples
 from rltop.backend.history.read import NAME, Reader
 from rltop.backend.history.replay import Replay
+from rltop.backend.history.sums import rows_beside
 from rltop.backend.history.write import Writer
 from rltop.tui.cli.main import main
 from tests.fault_recordings import load, replay, seed_of
@@ -36,11 +36,8 @@ def store(directory: Path, fault: str) -> Path:
     """A store of the run, as its hub would have written it."""
     told = hub(fault)
     writer = Writer(directory / NAME, "run", "hub-1", START)
-    rows = [row for kept in told.state.kept(list(told.steps.values())) for row in store_samples.evidence_rows(kept)]
-    for frame in told.frames[:-1]:
-        writer.write([frame], evidence=[row for row in rows if row["step"] in {step.step for step in frame.steps}])
-    last = told.frames[-1]
-    writer.write([last], evidence=[row for row in rows if row["step"] in {step.step for step in last.steps}])
+    for frame in told.frames:
+        writer.write([frame], [list(rows_beside(told.state.beside(frame.steps)))])
     writer.close()
     return directory / NAME
 
