@@ -35,7 +35,7 @@ def _same(one: Evidence, other: Evidence, tolerance: float = 1e-9) -> bool:
 
 
 def test_sums_are_what_the_tokens_make() -> None:
-    run = Piles(type("C", (), {"evidence": _stretches(1, seed=5, matched=64)})()).run  # type: ignore[arg-type]
+    run = Piles(type("C", (), {"evidence": _stretches(1, seed=5, matched=64)})()).run
     n = run.sums[0, loop.N]
     assert n == run.sums[0, loop.MATCHED] == run.moments[0, loop.X, 1]
     assert run.moments[0, loop.X, 0] == 64
