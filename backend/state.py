@@ -21,6 +21,7 @@ from rltop.backend.history.samples import Kept
 from rltop.backend.join.index import Index
 from rltop.backend.join.joined import JoinWatch
 from rltop.backend.probes.book import Book
+from rltop.backend.probes.material import Chooser
 from rltop.backend.probes.result import ProbeResult
 from rltop.backend.sources import Arrival, Source, Sources
 from rltop.backend.steps.steps import Steps
@@ -99,7 +100,8 @@ class State:
         self._sources = Sources()
         self._engines = Engines()
         self._trainer = TrainerRanks()
-        self._commands = Commands(epoch, new_id, self._engines, now)
+        self._chooser = Chooser(self._engines, lambda: self._steps.samples.answer(None, "sample"))
+        self._commands = Commands(epoch, new_id, self._engines, now, self._chooser.choose)
         self._fingerprints = Fingerprints()
         self._effects = Effects()
         self._joins = JoinWatch()
@@ -195,7 +197,8 @@ class State:
         except RejectedError as error:
             return [Reply(client, view.Answer(question.id, error=str(error)))]
         if isinstance(question, view.AskProbe) and command not in self.snapshot.probes:
-            self._probes.begun(command, question.probe, [change.engine for change in self._commands.of(command)])
+            asked = [change.engine for change in self._commands.of(command)]
+            self._probes.begun(command, question.probe, asked, self._chooser.taken())
         reply = Reply(client, view.Answer(question.id, command=command))
         return self._spoken([reply, *self._orders(orders)], now)
 
@@ -300,6 +303,7 @@ class State:
         _check_speaker(envelope, body)
         if isinstance(body, wire.Rollouts):
             self._index.add(body, arrays, envelope.epoch)
+            self._chooser.recent.take(body, arrays)
             self._fingerprints.sampled.take(body)
         elif isinstance(body, wire.EngineState):
             self._engines.report(envelope, body, now)
@@ -312,12 +316,13 @@ class State:
             self._steps.rows(envelope.epoch, body, arrays, now)
         elif isinstance(body, wire.StepClosed):
             self._trainer.closed(body)
+            self._probes.weights.trained(body)
             self._engines.set_trainer_version(self._trainer.version)
             self._steps.closed(envelope.epoch, body, now)
         elif isinstance(body, wire.TrainerFacts):
             self._trainer.facts(body)
         elif isinstance(body, wire.ProbeReport):
-            self._probes.report(body, arrays)
+            self._probes.report(body, arrays, envelope.epoch)
         else:
             self._health(envelope, body, now)
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 HUB, ENGINES, SWITCH = "hub", "engines", "switch"
 """Who carries a probe out: the hub, from what it knows; engines, on command; or the switchboard, as a timed switch."""
 
+COLD, HOT, WARM = "cold", "hot", "warm"
+"""Ways of scoring: no cache is read; that which the rollout read; one that was filled for this just before."""
+
 SUBJECT = "probe"
 """What a probe's command is about: of one subject an engine has one command under way, so one probe at a time."""
 

@@ -9,9 +9,13 @@ import msgspec
 
 from rltop.backend import view
 from rltop.backend.commands.audit import Line
+from rltop.backend.fleet.facts import same_text
+from rltop.backend.probes.digests import Weights
 from rltop.backend.probes.known import config_diff, token_echo
+from rltop.backend.probes.material import Material
 from rltop.backend.probes.reports import Report
 from rltop.backend.probes.result import Finding, ProbeResult
+from rltop.backend.probes.scores import crossed, rescored, salted
 from rltop.collectors import wire
 from rltop.collectors.probes import BY_NAME, HUB
 
@@ -26,14 +30,21 @@ class Asked:
     command: str
     probe: str
     engines: list[str]
+    chosen: dict[str, list[Material]]
     reports: dict[str, Report] = field(default_factory=dict)
     closed: float | None = None
 
 
 class Book:
-    """All probes of this hub."""
+    """All probes of this hub.
+
+    Attributes:
+        weights: what is known of digests.
+    """
 
     def __init__(self) -> None:
+        self.weights = Weights()
+        self._lives: dict[str, str] = {}
         self._asked: dict[str, Asked] = {}
         self._results: list[ProbeResult] = []
 
@@ -42,13 +53,14 @@ class Book:
         results = [line.result for line in lines if line.result is not None]
         self._results += results[-view.MAX_PROBES :]
 
-    def begun(self, command: str, probe: str, engines: list[str]) -> None:
-        """A probe was asked for."""
-        self._asked[command] = Asked(command, probe, engines)
+    def begun(self, command: str, probe: str, engines: list[str], chosen: dict[str, list[Material]]) -> None:
+        """A probe was asked for; ``chosen`` is what its engines score."""
+        self._asked[command] = Asked(command, probe, engines, chosen)
 
-    def report(self, body: wire.ProbeReport, arrays: wire.Arrays) -> None:
-        """What an engine measured. Raises ``WireError`` where sizes do not fit."""
+    def report(self, body: wire.ProbeReport, arrays: wire.Arrays, life: str) -> None:
+        """What the engine's process with this epoch measured. Raises ``WireError`` where sizes do not fit."""
         report = Report.of(body, arrays)
+        self._lives[body.engine] = life
         asked = self._asked.get(body.command)
         if asked is not None and body.engine in asked.engines:
             asked.reports[body.engine] = report
@@ -103,7 +115,15 @@ class Book:
             return token_echo(picture)
         if len(asked.reports) < BY_NAME[asked.probe].engines:
             return _nothing(failed)
-        return Finding("unclear", "this hub has no judge for it")
+        if asked.probe == "weight-digest":
+            return self.weights.judge(asked.reports, self._lives)
+        dtypes = {e: picture.engines[e].fingerprint.get("dtype", "") for e in asked.reports if e in picture.engines}
+        if asked.probe == "cache-salt":
+            return salted(asked.reports, dtypes)
+        if asked.probe == "prefill-rescore":
+            return rescored(asked.reports, asked.chosen, dtypes)
+        neutral = same_text(picture.trainer.facts.get("temperature", "1"), "1")
+        return crossed(asked.reports, asked.chosen, dtypes, neutral)
 
 
 def _nothing(failed: list[view.Change]) -> Finding:

@@ -1,0 +1,416 @@
+"""A probe on one engine: begun at a step boundary, carried on at later ones, ended by its end or by what overtakes it.
+
+One at a time. Between boundaries the engine serves as ever; what a probe takes of its thread is a digest's slice, or
+the time to add some requests. Nothing of a probe outlives a weight update, a pause or a switch: its requests are
+aborted at the boundary at which that is seen, before the next step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from rltop.collectors.guard import Guard
+from rltop.collectors.probes import BY_NAME, ENGINES, MAX_KV_USAGE, MAX_TOKENS, TOKENS_PER_S, WAITING_PER_SEAT
+from rltop.collectors.vllm import scoring
+from rltop.collectors.vllm.injection import Injection, fresh_salt
+from rltop.collectors.vllm.seams import unseen
+from rltop.collectors.vllm.switch import no_boundary
+from rltop.collectors.vllm.tap import Tap
+from rltop.collectors.vllm.weights import DIGEST, ROOM
+from rltop.collectors.vllm.workers import reachable
+from rltop.collectors.wire import Arrays, Command, Digest, ProbeReport, Score, describe
+
+SLICE_S = 0.02
+"""How long a rank reads weights at once."""
+
+REST = 4.0
+"""After a slice the engine has its thread for so many times as long, at least."""
+
+PATIENCE_S = 1.0
+"""A probe that waits for outputs is looked at so often, to see whether it was overtaken."""
+
+LOGIT_BYTES = 1 << 30
+"""Logits and logprobs of a scored prompt may take so much memory, or a quarter of what is free if that is less."""
+
+BYTES_PER_LOGIT = 12
+"""vLLM's V1 runner holds logits, their float32 copy and their log-softmax of a whole chunk at once."""
+
+End = Callable[[Command, str, str, float], None]
+"""Closes the command: with a state, a reason, and how many milliseconds the engine's thread was busy with it."""
+
+
+class Work(Protocol):
+    """What one probe does between two steps."""
+
+    def go(self) -> bool:
+        """Go on as far as can be done now; True at the end. On the engine's thread."""
+
+    def rest(self) -> float:
+        """For how many seconds the probe asks for nothing."""
+
+    def stop(self) -> None:
+        """Leave nothing behind."""
+
+    def report(self) -> dict[str, Any]:
+        """Fields of ``ProbeReport`` beside those that all have."""
+
+    def arrays(self) -> Arrays:
+        """Its arrays."""
+
+
+@dataclass
+class Scoring:
+    """Sends a plan's requests and keeps what comes back."""
+
+    plan: scoring.Plan
+    injection: Injection
+    waiting: list[scoring.Wanted] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def go(self) -> bool:
+        """See ``Work``."""
+        if not self.waiting:
+            return self._next(next, self.plan)
+        got = self.injection.answers()
+        if got is None:
+            return False
+        for wanted, one in zip(self.waiting, got, strict=True):
+            if wanted.scores:
+                first = len(wanted.ids) - one.logprobs.size
+                self.scores.append(Score(wanted.passage, wanted.way, first, int(one.logprobs.size), one.cached))
+                self.logprobs.append(one.logprobs)
+        return self._next(self.plan.send, got)
+
+    def _next(self, ask: Callable[[Any], list[scoring.Wanted]], what: Any) -> bool:
+        try:
+            self.waiting = ask(what)
+        except StopIteration:
+            return True
+        self.injection.send(self.waiting)
+        return False
+
+    @property
+    def lost(self) -> bool:
+        """Whether somebody else ended a request."""
+        return self.injection.lost
+
+    def rest(self) -> float:
+        """Until the tokens so far are no more than their rate allows."""
+        due = self.started + self.injection.tokens / TOKENS_PER_S
+        return max(due - time.monotonic(), 0.0) if self.injection.complete else PATIENCE_S
+
+    def stop(self) -> None:
+        """See ``Work``."""
+        self.injection.end()
+
+    def report(self) -> dict[str, Any]:
+        """See ``Work``."""
+        return {"scores": self.scores, "requests": self.injection.sent, "tokens": self.injection.tokens}
+
+    def arrays(self) -> Arrays:
+        """See ``Work``."""
+        return {"logprobs": np.concatenate([np.empty(0, np.float32), *self.logprobs]).astype("<f4")}
+
+
+@dataclass
+class Digesting:
+    """Has every rank read its weights, a slice at a time."""
+
+    engine: Any
+    digests: list[Digest] = field(default_factory=list)
+    fused: dict[str, list[str]] = field(default_factory=dict)
+    begun: bool = False
+    took: float = 0.0
+
+    def go(self) -> bool:
+        """See ``Work``. Raises ``RuntimeError`` with what a rank says went wrong."""
+        started = time.perf_counter()
+        answers = self.engine.model_executor.collective_rpc(DIGEST, args=(not self.begun, SLICE_S))
+        self.begun, self.took = True, time.perf_counter() - started
+        if errors := [f"rank {rank}: {answer['error']}" for rank, answer in enumerate(answers) if answer["error"]]:
+            raise RuntimeError("; ".join(errors))
+        for rank, answer in enumerate(answers):
+            if answer["done"]:
+                self.digests += [
+                    Digest(name, kind, whole, rows, dtype, elements, rank)
+                    for name, kind, whole, rows, dtype, elements in answer["found"]
+                ]
+                self.fused |= answer["fused"]
+        return all(answer["done"] for answer in answers)
+
+    def rest(self) -> float:
+        """See ``REST``."""
+        return REST * self.took
+
+    def stop(self) -> None:
+        """A reading that is not finished is begun anew by the next."""
+
+    def report(self) -> dict[str, Any]:
+        """See ``Work``."""
+        return {"digests": self.digests, "fused": self.fused}
+
+    def arrays(self) -> Arrays:
+        """It has none."""
+        return {"logprobs": np.empty(0, "<f4")}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What must not change while a probe runs."""
+
+    updates: int
+    update_open: bool
+    epoch: int
+    paused: bool
+
+
+@dataclass
+class Running:
+    """The probe that runs."""
+
+    command: Command
+    work: Work
+    standing: Standing
+    version: int | None
+    started: float
+    notes: list[str]
+    stall: float = 0.0
+    longest: float = 0.0
+    next: float = 0.0
+
+
+class Prober:
+    """Runs the probes of one engine.
+
+    Args:
+        engine: vLLM's engine core.
+        name: id of the engine.
+        tap: tells of updates and the flag epoch.
+        version: policy version in use, and where it is known from.
+        guard: contains faults of the look at a step's outputs.
+        salts: the cache salt of a rollout, by its request's id.
+        report: have a report sent.
+
+    Attributes:
+        end: closes a command; set by whoever takes commands.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        name: str,
+        tap: Tap,
+        version: Callable[[], tuple[int | None, str]],
+        guard: Guard | None = None,
+        salts: scoring.Salt = lambda _: None,
+        report: Callable[[ProbeReport, Arrays], None] = lambda _report, _arrays: None,
+    ) -> None:
+        self.end: End = lambda *_: None
+        self._engine = engine
+        self._name = name
+        self._tap = tap
+        self._version = version
+        self._guard = guard or Guard()
+        self._salts = salts
+        self._report = report
+        self._running: Running | None = None
+
+    # --- any thread -----------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether a probe runs."""
+        return self._running is not None
+
+    def due(self) -> bool:
+        """Whether a boundary should be brought about."""
+        running = self._running
+        return running is not None and (time.monotonic() >= running.next or _answered(running.work))
+
+    @property
+    def out(self) -> int:
+        """Requests of a probe that are in the scheduler."""
+        running = self._running
+        return running.work.injection.out if running is not None and isinstance(running.work, Scoring) else 0
+
+    def obstacle(self, command: Command) -> str:
+        """Why this engine can't be probed so now; empty if it can."""
+        probe = BY_NAME.get(command.probe)
+        if probe is None or probe.by != ENGINES:
+            known = ", ".join(name for name, one in BY_NAME.items() if one.by == ENGINES)
+            return f"unknown probe {command.probe!r}; this engine knows {known}"
+        if self._running is not None:
+            return f"the probe {self._running.command.id} ({self._running.command.probe}) is running here"
+        return next((reason for reason in self._obstacles(command, requests=probe.requests) if reason), "")
+
+    def _obstacles(self, command: Command, *, requests: bool) -> Iterator[str]:
+        engine = self._engine
+        yield no_boundary(engine)
+        if not requests:
+            return
+        yield unfit(engine)
+        if fault := unseen(engine):
+            yield f"outputs of its requests could not be taken out: {fault}"
+        if sum(len(passage.ids) // 4 for passage in command.passages) > MAX_TOKENS:
+            yield f"more than {MAX_TOKENS} tokens were sent"
+        if self._standing().paused:
+            yield "generation is paused, and its requests would wait"
+        yield crowded(engine)
+        if command.probe == "cache-salt" and not getattr(engine.scheduler.kv_cache_manager, "enable_caching", False):
+            yield "the prefix cache is off"
+
+    # --- the engine's thread --------------------------------------------------------------------------------------
+
+    def begin(self, command: Command) -> None:
+        """Start it. At a boundary, with none running."""
+        started, notes = time.perf_counter(), list[str]()
+        work: Work
+        if BY_NAME[command.probe].requests:
+            passages = self._passages(command, notes)
+            if not passages:
+                return self.end(command, "refused", "; ".join(notes) or "no sequences were sent", 0.0)
+            work = Scoring(self._plan(command, passages), Injection(self._engine, self._guard, command.id))
+        else:
+            if not reachable(self._engine):
+                return self.end(command, "refused", "the collector is not in every worker of this engine", 0.0)
+            work = Digesting(self._engine)
+        version, _ = self._version()
+        self._running = Running(command, work, self._standing(), version, started, notes)
+        return self.at_boundary()
+
+    def at_boundary(self) -> None:
+        """Go on with the probe that runs, or end it. Never raises: a fault is an answer."""
+        running = self._running
+        if running is None:
+            return None
+        if overtaken := self._overtaken(running):
+            return self.stop("superseded", overtaken)
+        if time.time() > running.command.deadline:
+            return self.stop("timed_out", "its deadline passed before it was through")
+        if time.monotonic() < running.next and not _answered(running.work):
+            return None
+        if crowd := crowded(self._engine) if isinstance(running.work, Scoring) else "":
+            return self.stop("refused", crowd)
+        started = time.perf_counter()
+        try:
+            done = running.work.go()
+        except Exception as error:  # noqa: BLE001 - an answer, which must not count against the boundary
+            return self.stop("refused", f"{type(error).__name__}: {error}")
+        took = time.perf_counter() - started
+        running.stall, running.longest = running.stall + took, max(running.longest, took)
+        if done:
+            return self._finish(running)
+        running.next = time.monotonic() + running.work.rest()
+        return None
+
+    def stop(self, state: str, reason: str) -> None:
+        """End the probe that runs, if one does, without a result."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.work.stop()
+            self.end(running.command, state, reason, 1e3 * running.stall)
+
+    def _finish(self, running: Running) -> None:
+        self._running = None
+        running.work.stop()
+        arrays = running.work.arrays()
+        report = ProbeReport(
+            running.command.id, self._name, running.command.probe, describe(arrays), running.version,
+            running.standing.updates, running.standing.epoch, seconds=time.perf_counter() - running.started,
+            stall_s=running.stall, longest_s=running.longest, notes=running.notes, **running.work.report(),
+        )  # fmt: skip
+        self._report(report, arrays)
+        self.end(running.command, "applied", "", 1e3 * running.stall)
+
+    def _overtaken(self, running: Running) -> str:
+        now, then = self._standing(), running.standing
+        if now.updates != then.updates or now.update_open:
+            return "a weight update came in between"
+        if now.epoch != then.epoch:
+            return "a switch came in between"
+        if isinstance(running.work, Scoring):
+            if now.paused:
+                return "generation was paused in between"
+            if running.work.lost:
+                return "somebody aborted its requests"
+        return ""
+
+    def _standing(self) -> Standing:
+        pause = getattr(getattr(self._engine.scheduler, "pause_state", None), "name", "UNPAUSED")
+        return Standing(self._tap.updates, self._tap.update_open, self._tap.epoch, pause != "UNPAUSED")
+
+    def _passages(self, command: Command, notes: list[str]) -> dict[int, list[int]]:
+        """The ids of each passage, by its number, as long as may be scored here."""
+        most = self._longest()
+        found = {number: scoring.ids_of(passage, most) for number, passage in enumerate(command.passages)}
+        if cut := sum(len(passage.ids) // 4 > most for passage in command.passages):
+            notes.append(f"{cut} sequences were cut to their first {most} tokens, for want of memory or model length")
+        return {number: ids for number, ids in found.items() if ids}
+
+    def _plan(self, command: Command, passages: dict[int, list[int]]) -> scoring.Plan:
+        ids = list(passages.values())
+        if command.probe == "cache-salt":
+            salts = [self._salts(command.passages[number].request_id) for number in passages]
+            return _renumbered(scoring.hot_and_cold(ids, salts, fresh_salt), list(passages))
+        return _renumbered(scoring.rescore(ids, fresh_salt), list(passages))
+
+    def _longest(self) -> int:
+        """The longest prompt that may be scored: by the model's length, and by the memory that its logits take."""
+        model = self._engine.vllm_config.model_config
+        free = [room for room in self._engine.model_executor.collective_rpc(ROOM) if room is not None]
+        room = min([LOGIT_BYTES, *(one // 4 for one in free)])
+        return int(min(model.max_model_len - 1, room // (BYTES_PER_LOGIT * model.get_vocab_size())))
+
+
+def unfit(engine: Any) -> str:
+    """Why a request that scores its prompt can't be put into this engine; empty if it can."""
+    config = engine.vllm_config
+    if hasattr(engine, "dp_group"):
+        return "data-parallel ranks that step together take requests only together"
+    if config.speculative_config is not None:
+        return "prompt logprobs can't be relied on with speculative decoding"
+    if config.lora_config is not None:
+        return "which adapter a rollout had is not known"
+    if getattr(engine.scheduler, "connector", None) is not None:
+        return "a KV connector would store what the probe computes"
+    model = config.model_config
+    if model.is_multimodal_model or model.is_encoder_decoder or model.runner_type != "generate":
+        return "token ids are not all that this model is prompted with"
+    if getattr(config.cache_config, "kv_sharing_fast_prefill", False):
+        return "prompt logprobs end an engine that was started with --kv-sharing-fast-prefill"
+    return ""
+
+
+def crowded(engine: Any) -> str:
+    """Why a probe's requests would be in the way of rollouts; empty if they would not."""
+    scheduler = engine.scheduler
+    usage = float(getattr(scheduler.kv_cache_manager, "usage", 0.0))
+    if usage > MAX_KV_USAGE:
+        return f"the KV cache is {usage:.0%} full, and probes wait at {MAX_KV_USAGE:.0%}"
+    seats = engine.vllm_config.scheduler_config.max_num_seqs
+    if len(scheduler.waiting) > WAITING_PER_SEAT * seats:
+        return f"{len(scheduler.waiting)} requests wait for {seats} seats"
+    return ""
+
+
+def _answered(work: Work) -> bool:
+    """Whether what it waited for is there, before its time of looking."""
+    return isinstance(work, Scoring) and work.rest() == 0.0
+
+
+def _renumbered(plan: scoring.Plan, numbers: list[int]) -> scoring.Plan:
+    """The same plan, with the numbers that the command's passages have."""
+    try:
+        wanted = next(plan)
+        while True:
+            got = yield [replace(one, passage=numbers[one.passage]) for one in wanted]
+            wanted = plan.send(got)
+    except StopIteration:
+        return
