@@ -248,7 +248,10 @@ class Prober:
             return f"unknown probe {command.probe!r}; this engine knows {known}"
         if self._running is not None:
             return f"the probe {self._running.command.id} ({self._running.command.probe}) is running here"
-        return next((reason for reason in self._obstacles(command, requests=probe.requests) if reason), "")
+        try:
+            return next((reason for reason in self._obstacles(command, requests=probe.requests) if reason), "")
+        except AttributeError as error:  # objects differ from version to version
+            return f"this engine is not as it is known here: {error}"
 
     def _obstacles(self, command: Command, *, requests: bool) -> Iterator[str]:
         engine = self._engine
