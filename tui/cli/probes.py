@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,10 @@ from rltop.tui.cli.runs import as_json_option, client_of, print_json, run_option
 if TYPE_CHECKING:
     from rltop.backend.client import Client
     from rltop.backend.probes.result import ProbeResult
+    from rltop.backend.view import Effect
+
+STATE_S = 5.0
+"""Engines report once a second; after so long without a word of a switch there is none to wait for."""
 
 NAMES = "\n\n\b\n" + "\n".join(f"{probe.name:<17}{probe.code:<5}{probe.summary}" for probe in PROBES)
 """The table of probes, as a paragraph that click leaves as it is."""
@@ -121,7 +126,21 @@ def _flip(
     )
     if changes[0].state != "applied":
         raise CommandError(f"{changes[0].engine} {changes[0].state.replace('_', ' ')}: {changes[0].reason}")
-    return result_of(client.effect(changes[0].command), client.snapshot())
+    return result_of(_effect(client, changes[0].command), client.snapshot())
+
+
+def _effect(client: Client, command: str) -> Effect:
+    """Of a switch that was applied just now: engines say with their next state where it began."""
+    from rltop.backend.client import CommandError
+
+    deadline = time.monotonic() + STATE_S
+    while True:
+        try:
+            return client.effect(command)
+        except CommandError:
+            if time.monotonic() >= deadline:
+                raise
+        client.poll(0.2)
 
 
 def _confirm(one: Probe, engines: tuple[str, ...]) -> None:
