@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rltop.backend.view import Change, Step
 from rltop.collectors import wire
 from rltop.collectors.probes import PROBES
 from rltop.collectors.rundir import RunDir
+from rltop.tui.changes import deed
+from rltop.tui.history import History, markers
 from tests.test_cli import Engine as Answering
 from tests.test_cli import answer, home, rltop, start_hub, wait_for_engine
 from tests.test_cli_orders import Engine, engines, logged
@@ -122,3 +125,12 @@ def test_a_canary_is_a_timed_switch_of_one_engine() -> None:
         assert (asked["wanted"], asked["revert_s"], asked["why"]) == ("off", 300.0, "probe canary-flip")
         assert answer("probe", "--result", found["command"], "--json")["command"] == found["command"]
         assert rltop("probe", "canary-flip", "--flag", "nonsense=off").exit_code == 1
+
+
+def test_the_dashboard_names_probes_in_its_log_and_marks_none_in_its_charts() -> None:
+    asked = Change("c", "e0", "", "", "applied", 1.0, verb="probe", probe="config-diff", step=1)
+    switch = Change("d", "e0", "prefix_caching", "off", "applied", 1.0, old="on", new="off", step=1)
+    assert deed(asked) == "probe config-diff"
+    history = History()
+    history.update({number: Step(number, float(number), None, False, {}) for number in range(4)})
+    assert [marker.label for marker in markers([asked, switch], history, "step")] == ["pc-"]
