@@ -14,7 +14,7 @@ import torch
 
 from rltop.collectors.actions import PROBE
 from rltop.collectors.probes import MAX_IN_FLIGHT
-from rltop.collectors.vllm import probing, weights
+from rltop.collectors.vllm import probe_work, weights
 from rltop.collectors.vllm.injection import Injection
 from rltop.collectors.vllm.probing import Prober
 from rltop.collectors.vllm.scoring import Got, Plan, hot_and_cold, ids_of, rescore
@@ -259,7 +259,7 @@ def test_one_probe_at_a_time_and_at_most_so_many_requests(bench: Bench) -> None:
 
 
 def test_tokens_are_rationed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "TOKENS_PER_S", 100.0)
+    monkeypatch.setattr(probe_work, "TOKENS_PER_S", 100.0)
     bench.ask("prefill-rescore", *(passage(f"r{n}") for n in range(MAX_IN_FLIGHT + 1)))
     bench.boundary()
     bench.core.serve()
@@ -296,6 +296,25 @@ def test_an_engine_that_cannot_be_asked_says_why_and_can_still_digest(bench: Ben
     assert refused.state == "refused"
     assert words in refused.reason
     assert [u.state for u in bench.ask("weight-digest", id="d")] == ["accepted"]
+
+
+@pytest.mark.parametrize("probe", ["prefill-rescore", "weight-digest"])
+def test_a_sleeping_engine_is_let_sleep(bench: Bench, probe: str) -> None:
+    bench.core.vllm_config.model_config.enable_sleep_mode = True
+    executor: Any = bench.core.model_executor
+    executor.is_sleeping = True
+    assert "sleeps" in bench.ask(probe, passage())[0].reason
+    executor.is_sleeping = False
+    bench.ask("prefill-rescore", passage(), id="q")
+    bench.boundary()
+    executor.is_sleeping = True
+    assert bench.states() == ["superseded"]
+
+
+def test_a_worker_without_the_collector_is_an_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.ask("weight-digest")
+    monkeypatch.delattr(Worker, "rltop_read_flags")
+    assert bench.boundary()[-1].reason == "the collector is not in every worker of this engine"
 
 
 def test_an_engine_of_another_make_is_refused_not_waited_for(bench: Bench) -> None:
@@ -347,8 +366,8 @@ def test_requests_of_probes_are_no_rollouts(bench: Bench) -> None:
 
 
 def test_a_digest_is_read_in_slices_and_says_how_long_it_took(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "SLICE_S", 0.0)
-    monkeypatch.setattr(probing, "REST", 0.0)
+    monkeypatch.setattr(probe_work, "SLICE_S", 0.0)
+    monkeypatch.setattr(probe_work, "REST", 0.0)
     bench.ask("weight-digest")
     states = bench.states()
     for _ in range(10):
@@ -362,7 +381,7 @@ def test_a_digest_is_read_in_slices_and_says_how_long_it_took(bench: Bench, monk
 
 
 def test_an_update_in_the_middle_of_a_digest_ends_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "SLICE_S", 0.0)
+    monkeypatch.setattr(probe_work, "SLICE_S", 0.0)
     bench.ask("weight-digest")
     bench.boundary()
     bench.tap.on_rpc(None, "reload_weights")

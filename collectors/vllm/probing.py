@@ -9,30 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
-
-import numpy as np
+from dataclasses import dataclass, replace
+from typing import Any
 
 from rltop.collectors.guard import Guard
-from rltop.collectors.probes import BY_NAME, ENGINES, MAX_KV_USAGE, MAX_TOKENS, TOKENS_PER_S, WAITING_PER_SEAT
+from rltop.collectors.probes import BY_NAME, ENGINES, MAX_TOKENS
 from rltop.collectors.vllm import scoring
 from rltop.collectors.vllm.injection import Injection, fresh_salt
+from rltop.collectors.vllm.probe_needs import asleep, crowded, unfit
+from rltop.collectors.vllm.probe_work import Digesting, Scoring, Work, answered
 from rltop.collectors.vllm.seams import unseen
 from rltop.collectors.vllm.switch import no_boundary
 from rltop.collectors.vllm.tap import Tap
-from rltop.collectors.vllm.weights import DIGEST, ROOM
+from rltop.collectors.vllm.weights import ROOM
 from rltop.collectors.vllm.workers import reachable
-from rltop.collectors.wire import Arrays, Command, Digest, ProbeReport, Score, describe
-
-SLICE_S = 0.02
-"""How long a rank reads weights at once."""
-
-REST = 4.0
-"""After a slice the engine has its thread for so many times as long, at least."""
-
-PATIENCE_S = 1.0
-"""A probe that waits for outputs is looked at so often, to see whether it was overtaken."""
+from rltop.collectors.wire import Arrays, Command, ProbeReport, describe
 
 LOGIT_BYTES = 1 << 30
 """Logits and logprobs of a scored prompt may take so much memory, or a quarter of what is free if that is less."""
@@ -42,123 +33,6 @@ BYTES_PER_LOGIT = 12
 
 End = Callable[[Command, str, str, float], None]
 """Closes the command: with a state, a reason, and how many milliseconds the engine's thread was busy with it."""
-
-
-class Work(Protocol):
-    """What one probe does between two steps."""
-
-    def go(self) -> bool:
-        """Go on as far as can be done now; True at the end. On the engine's thread."""
-
-    def rest(self) -> float:
-        """For how many seconds the probe asks for nothing."""
-
-    def stop(self) -> None:
-        """Leave nothing behind."""
-
-    def report(self) -> dict[str, Any]:
-        """Fields of ``ProbeReport`` beside those that all have."""
-
-    def arrays(self) -> Arrays:
-        """Its arrays."""
-
-
-@dataclass
-class Scoring:
-    """Sends a plan's requests and keeps what comes back."""
-
-    plan: scoring.Plan
-    injection: Injection
-    waiting: list[scoring.Wanted] = field(default_factory=list)
-    scores: list[Score] = field(default_factory=list)
-    logprobs: list[Any] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-
-    def go(self) -> bool:
-        """See ``Work``."""
-        if not self.waiting:
-            return self._next(next, self.plan)
-        got = self.injection.answers()
-        if got is None:
-            return False
-        for wanted, one in zip(self.waiting, got, strict=True):
-            if wanted.scores:
-                first = len(wanted.ids) - one.logprobs.size
-                self.scores.append(Score(wanted.passage, wanted.way, first, int(one.logprobs.size), one.cached))
-                self.logprobs.append(one.logprobs)
-        return self._next(self.plan.send, got)
-
-    def _next(self, ask: Callable[[Any], list[scoring.Wanted]], what: Any) -> bool:
-        try:
-            self.waiting = ask(what)
-        except StopIteration:
-            return True
-        self.injection.send(self.waiting)
-        return False
-
-    @property
-    def lost(self) -> bool:
-        """Whether somebody else ended a request."""
-        return self.injection.lost
-
-    def rest(self) -> float:
-        """Until the tokens so far are no more than their rate allows."""
-        due = self.started + self.injection.tokens / TOKENS_PER_S
-        return max(due - time.monotonic(), 0.0) if self.injection.complete else PATIENCE_S
-
-    def stop(self) -> None:
-        """See ``Work``."""
-        self.injection.end()
-
-    def report(self) -> dict[str, Any]:
-        """See ``Work``."""
-        return {"scores": self.scores, "requests": self.injection.sent, "tokens": self.injection.tokens}
-
-    def arrays(self) -> Arrays:
-        """See ``Work``."""
-        return {"logprobs": np.concatenate([np.empty(0, np.float32), *self.logprobs]).astype("<f4")}
-
-
-@dataclass
-class Digesting:
-    """Has every rank read its weights, a slice at a time."""
-
-    engine: Any
-    digests: list[Digest] = field(default_factory=list)
-    fused: dict[str, list[str]] = field(default_factory=dict)
-    begun: bool = False
-    took: float = 0.0
-
-    def go(self) -> bool:
-        """See ``Work``. Raises ``RuntimeError`` with what a rank says went wrong."""
-        started = time.perf_counter()
-        answers = self.engine.model_executor.collective_rpc(DIGEST, args=(not self.begun, SLICE_S))
-        self.begun, self.took = True, time.perf_counter() - started
-        if errors := [f"rank {rank}: {answer['error']}" for rank, answer in enumerate(answers) if answer["error"]]:
-            raise RuntimeError("; ".join(errors))
-        for rank, answer in enumerate(answers):
-            if answer["done"]:
-                self.digests += [
-                    Digest(name, kind, whole, rows, dtype, elements, rank)
-                    for name, kind, whole, rows, dtype, elements in answer["found"]
-                ]
-                self.fused |= answer["fused"]
-        return all(answer["done"] for answer in answers)
-
-    def rest(self) -> float:
-        """See ``REST``."""
-        return REST * self.took
-
-    def stop(self) -> None:
-        """A reading that is not finished is begun anew by the next."""
-
-    def report(self) -> dict[str, Any]:
-        """See ``Work``."""
-        return {"digests": self.digests, "fused": self.fused}
-
-    def arrays(self) -> Arrays:
-        """It has none."""
-        return {"logprobs": np.empty(0, "<f4")}
 
 
 @dataclass(frozen=True)
@@ -232,7 +106,7 @@ class Prober:
     def due(self) -> bool:
         """Whether a boundary should be brought about."""
         running = self._running
-        return running is not None and (time.monotonic() >= running.next or _answered(running.work))
+        return running is not None and (time.monotonic() >= running.next or answered(running.work))
 
     @property
     def out(self) -> int:
@@ -256,6 +130,7 @@ class Prober:
     def _obstacles(self, command: Command, *, requests: bool) -> Iterator[str]:
         engine = self._engine
         yield no_boundary(engine)
+        yield asleep(engine)
         if not requests:
             return
         yield unfit(engine)
@@ -274,19 +149,28 @@ class Prober:
     def begin(self, command: Command) -> None:
         """Start it. At a boundary, with none running."""
         started, notes = time.perf_counter(), list[str]()
-        work: Work
-        if BY_NAME[command.probe].requests:
-            passages = self._passages(command, notes)
-            if not passages:
-                return self.end(command, "refused", "; ".join(notes) or "no sequences were sent", 0.0)
-            work = Scoring(self._plan(command, passages), Injection(self._engine, self._guard, command.id))
-        else:
-            if not reachable(self._engine):
-                return self.end(command, "refused", "the collector is not in every worker of this engine", 0.0)
-            work = Digesting(self._engine)
+        try:
+            work = self._work(command, notes)
+        except Exception as error:  # noqa: BLE001 - an answer, as in ``at_boundary``
+            return self.end(command, "refused", f"{type(error).__name__}: {error}", 0.0)
+        if work is None:
+            return self.end(command, "refused", "; ".join(notes), 0.0)
         version, _ = self._version()
         self._running = Running(command, work, self._standing(), version, started, notes)
         return self.at_boundary()
+
+    def _work(self, command: Command, notes: list[str]) -> Work | None:
+        """What there is to do; None if it can't be done, with the reason in ``notes``."""
+        if not reachable(self._engine):
+            notes.append("the collector is not in every worker of this engine")
+            return None
+        if not BY_NAME[command.probe].requests:
+            return Digesting(self._engine)
+        passages = self._passages(command, notes)
+        if not passages:
+            notes.append("no sequence was left to score")
+            return None
+        return Scoring(self._plan(command, passages), Injection(self._engine, self._guard, command.id))
 
     def at_boundary(self) -> None:
         """Go on with the probe that runs, or end it. Never raises: a fault is an answer."""
@@ -297,7 +181,7 @@ class Prober:
             return self.stop("superseded", overtaken)
         if time.time() > running.command.deadline:
             return self.stop("timed_out", "its deadline passed before it was through")
-        if time.monotonic() < running.next and not _answered(running.work):
+        if time.monotonic() < running.next and not answered(running.work):
             return None
         if crowd := crowded(self._engine) if isinstance(running.work, Scoring) else "":
             return self.stop("refused", crowd)
@@ -333,6 +217,8 @@ class Prober:
         self.end(running.command, "applied", "", 1e3 * running.stall)
 
     def _overtaken(self, running: Running) -> str:
+        if sleeps := asleep(self._engine):
+            return sleeps
         now, then = self._standing(), running.standing
         if now.updates != then.updates or now.update_open:
             return "a weight update came in between"
@@ -370,42 +256,6 @@ class Prober:
         free = [room for room in self._engine.model_executor.collective_rpc(ROOM) if room is not None]
         room = min([LOGIT_BYTES, *(one // 4 for one in free)])
         return int(min(model.max_model_len - 1, room // (BYTES_PER_LOGIT * model.get_vocab_size())))
-
-
-def unfit(engine: Any) -> str:
-    """Why a request that scores its prompt can't be put into this engine; empty if it can."""
-    config = engine.vllm_config
-    if hasattr(engine, "dp_group"):
-        return "data-parallel ranks that step together take requests only together"
-    if config.speculative_config is not None:
-        return "prompt logprobs can't be relied on with speculative decoding"
-    if config.lora_config is not None:
-        return "which adapter a rollout had is not known"
-    if getattr(engine.scheduler, "connector", None) is not None:
-        return "a KV connector would store what the probe computes"
-    model = config.model_config
-    if model.is_multimodal_model or model.is_encoder_decoder or model.runner_type != "generate":
-        return "token ids are not all that this model is prompted with"
-    if getattr(config.cache_config, "kv_sharing_fast_prefill", False):
-        return "prompt logprobs end an engine that was started with --kv-sharing-fast-prefill"
-    return ""
-
-
-def crowded(engine: Any) -> str:
-    """Why a probe's requests would be in the way of rollouts; empty if they would not."""
-    scheduler = engine.scheduler
-    usage = float(getattr(scheduler.kv_cache_manager, "usage", 0.0))
-    if usage > MAX_KV_USAGE:
-        return f"the KV cache is {usage:.0%} full, and probes wait at {MAX_KV_USAGE:.0%}"
-    seats = engine.vllm_config.scheduler_config.max_num_seqs
-    if len(scheduler.waiting) > WAITING_PER_SEAT * seats:
-        return f"{len(scheduler.waiting)} requests wait for {seats} seats"
-    return ""
-
-
-def _answered(work: Work) -> bool:
-    """Whether what it waited for is there, before its time of looking."""
-    return isinstance(work, Scoring) and work.rest() == 0.0
 
 
 def _renumbered(plan: scoring.Plan, numbers: list[int]) -> scoring.Plan:
