@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rltop.collectors import TrainerCollector, wire
 from rltop.collectors.digests import Checksum, bits_of, checksum, row_chunks, weight_digests
+from tests.receiver import Receiver, run_directory
 
 RNG = np.random.default_rng(0)
 
@@ -93,3 +95,23 @@ def test_a_trainers_digests_are_of_the_dtype_that_engines_get() -> None:
     assert given_as == weight_digests([("w", tensor.to(torch.bfloat16))])
     assert given_as["w"].startswith("bfloat16:")
     assert weight_digests({"w": tensor.requires_grad_()})["w"].startswith("float32:")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"w": "f" * 16}, {"w": "float32:0"}, {"w": torch.ones(2)}, {1: "float32:" + "0" * 16}]
+)
+def test_what_is_no_digest_is_refused_on_the_callers_line(wrong: Any) -> None:
+    with run_directory() as rundir:
+        collector = TrainerCollector(hub=str(rundir.path), start_hub=False)
+        with pytest.raises(ValueError, match=r"weight_digests\["):
+            collector.step(0, weight_digests=wrong)
+        collector.close(0.05)
+
+
+def test_digests_travel_with_the_step() -> None:
+    made = weight_digests({"w": weights(3, 2)})
+    with run_directory() as rundir, Receiver(rundir) as hub:
+        with TrainerCollector(hub=str(rundir.path), start_hub=False) as collector:
+            collector.step(0, policy_version=1, weight_digests=made)
+        bodies = [body for _, body, _ in hub.messages if isinstance(body, wire.StepClosed)]
+    assert [body.weight_digests for body in bodies] == [made]
