@@ -18,6 +18,7 @@ import zmq
 
 from rltop.backend import view
 from rltop.backend.commands.life import GRACE_S
+from rltop.backend.diagnosis.verdict import Verdict
 from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.gaps.sampled import Samples
 from rltop.backend.probes.result import ProbeResult
@@ -308,6 +309,19 @@ class Client:
         if answer.attribution is None:
             raise HubUnreachable(answer.error or "the hub is of another version")
         return answer.attribution
+
+    def diagnosis(self, step: int | None = None) -> Verdict:
+        """What is wrong with the run, as of ``step`` (None: the last).
+
+        Raises:
+            CommandError: there is no such step.
+            HubUnreachable: no hub answers.
+        """
+        self.snapshot()
+        answer = self._answer(view.AskDiagnosis(uuid.uuid4().hex, step))
+        if answer.diagnosis is None:
+            raise CommandError(answer.error or "the hub gave no diagnosis")
+        return answer.diagnosis
 
     def samples(
         self, step: int | None = None, kind: str = "sample", engine: str | None = None, limit: int = 32

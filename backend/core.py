@@ -16,8 +16,9 @@ import zmq
 
 from rltop.backend import view
 from rltop.backend.commands.audit import AuditFile
+from rltop.backend.history.recall import Recall as Recalls
 from rltop.backend.history.store import Store
-from rltop.backend.state import Audit, Effect, Reply, Send, State, Stop
+from rltop.backend.state import Audit, Effect, Recall, Reply, Send, State, Stop
 from rltop.collectors import wire
 from rltop.collectors.guard import Guard
 
@@ -71,6 +72,7 @@ class Core(threading.Thread):
         self._address = outbox
         self._audit = audit
         self._store = store
+        self._recalls = None if store is None else Recalls(store.path, self._recalled)
         self._news = news
         self._urgent: deque[Call] = deque()
         self._data: deque[list[bytes]] = deque()
@@ -112,6 +114,10 @@ class Core(threading.Thread):
         """Queue a viewer's question."""
         self.put(lambda now: self._state.ask(client, frame, now))
 
+    def _recalled(self, viewer: bytes, answer: view.Answer) -> None:
+        """Queue an answer that the store gave."""
+        self.put(lambda _: [Reply(viewer, answer)])
+
     def put_undelivered(self, receiver: str, frame: bytes) -> None:
         """Queue the news that a control message has no receiver."""
         self.put(lambda now: self._state.undelivered(receiver, frame, now))
@@ -143,6 +149,8 @@ class Core(threading.Thread):
         try:
             self._turn()
         finally:
+            if self._recalls is not None:
+                self._recalls.end()
             if self._store is not None:
                 self._store.end()
             self._outbox.send_multipart([STOP])
@@ -207,8 +215,16 @@ class Core(threading.Thread):
                 self._outbox.send_multipart([CONTROL, effect.to.encode(), wire.encode(effect.message)])
             elif isinstance(effect, Reply):
                 self._outbox.send_multipart([QUERY, effect.to, view.encode(effect.answer)])
+            elif isinstance(effect, Recall):
+                self._recall(effect)
             elif isinstance(effect, Stop):
                 self._outbox.send_multipart([STOP])
+
+    def _recall(self, effect: Recall) -> None:
+        if self._recalls is None:
+            self._perform([Reply(effect.to, effect.answer)])
+        else:
+            self._recalls.put(effect.to, effect.question, effect.answer)
 
 
 def _cost(frames: list[bytes]) -> int:

@@ -67,7 +67,10 @@ class Hub:
         self._outbox = self._context.socket(zmq.PULL)
         self._outbox.bind(OUTBOX)
         store = Store(rundir.path, rundir.run, self.epoch, self.started)
-        state = State(rundir.run, self.epoch, self.started, lambda: uuid.uuid4().hex[:12], Warmup().ready, store.past())
+        state = State(
+            rundir.run, self.epoch, self.started, lambda: uuid.uuid4().hex[:12], Warmup().ready, store.past(),
+            store.course(),
+        )  # fmt: skip
         news: Callable[[], list[tuple[str, str, str]]] = lambda: [*store.take_news(), *clock.take_news()]  # noqa: E731
         self._core = Core(state, clock, self._context, OUTBOX, audit.AuditFile(rundir.audit), store, news)
         self._core.put(lambda now: _restore(state, rundir.audit, now))  # before anybody is heard

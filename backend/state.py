@@ -6,7 +6,7 @@ The picture that viewers have is changed by frames alone, here as there: ``frame
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -14,6 +14,9 @@ import msgspec
 from rltop.backend import view
 from rltop.backend.commands import audit
 from rltop.backend.commands.life import Commands, Order, RejectedError
+from rltop.backend.diagnosis.case import Case
+from rltop.backend.diagnosis.course import Stretch
+from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.effects.memory import Effects
 from rltop.backend.fleet.engines import Engines, TrainerRanks
 from rltop.backend.fleet.fingerprints import Fingerprints
@@ -54,6 +57,15 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """Effect: answer a viewer from the store, or where that can't, with ``answer``: what is known without it."""
+
+    to: bytes
+    question: view.AskSamples | view.AskMismatch
+    answer: view.Answer
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Effect: end the hub."""
 
@@ -65,7 +77,7 @@ class Audit:
     line: audit.Line
 
 
-Effect = Send | Reply | Stop | Audit
+Effect = Send | Reply | Recall | Stop | Audit
 
 
 def identity(source: str, epoch: str) -> str:
@@ -82,7 +94,7 @@ class State:
         now: wall clock that never steps back, seconds; every method takes the present one.
         new_id: makes ids of commands.
         ready: whether rows can be measured without waiting.
-        past: what is stored of the run, which this hub goes on from.
+        past: what is stored of the run, which this hub goes on from. course: likewise, the evidence of its steps.
     """
 
     def __init__(
@@ -93,6 +105,7 @@ class State:
         new_id: Callable[[], str],
         ready: Callable[[], bool] = lambda: True,
         past: view.Snapshot | None = None,
+        course: Sequence[Stretch] = (),
     ) -> None:
         self.snapshot = view.Snapshot(run, epoch, 0, now, now)
         self._index = Index()
@@ -115,9 +128,12 @@ class State:
         self._skewed = False
         self._losses: dict[str, tuple[float, int]] = {}  # per source: when last told, how many since
         self._audit_trouble = ""
+        self._last_past = -1  # last step that the hub before measured
         self._resumed_at: int | None = None  # last stored step, until the first of this hub's closes
         if past is not None:
             self._resume(past, now)
+        for stretch in course:
+            self._steps.course.put(stretch.last, stretch.engines)
 
     def restore(self, lines: list[audit.Line], bad: int, now: float) -> list[Effect]:
         """Take in the audit log that earlier hubs of this run wrote, of which ``bad`` lines can't be read."""
@@ -190,8 +206,11 @@ class State:
             return [Reply(client, view.Answer(question.id, attribution=self._steps.attribution(question.steps)))]
         if isinstance(question, view.AskStop):
             return [Reply(client, view.Answer(question.id)), Stop()]
-        if isinstance(question, view.AskSamples | view.AskMismatch):
+        if isinstance(question, view.AskDiagnosis):
             return [Reply(client, self._detail(question))]
+        if isinstance(question, view.AskSamples | view.AskMismatch):
+            answer = self._detail(question)
+            return [Recall(client, question, answer) if self._stored_alone(question) else Reply(client, answer)]
         try:
             command, orders = self._commands.ask(question, now, self._last_step)
         except RejectedError as error:
@@ -202,15 +221,27 @@ class State:
         reply = Reply(client, view.Answer(question.id, command=command))
         return self._spoken([reply, *self._orders(orders)], now)
 
-    def _detail(self, question: view.AskSamples | view.AskMismatch) -> view.Answer:
+    def _detail(self, question: view.AskSamples | view.AskMismatch | view.AskDiagnosis) -> view.Answer:
         steps = self._steps
         try:
+            if isinstance(question, view.AskDiagnosis):
+                case = self.case()
+                asked = case if question.step is None else case.up_to(question.step)
+                return view.Answer(question.id, diagnosis=diagnose(asked))
             if isinstance(question, view.AskMismatch):
                 return view.Answer(question.id, mismatch=steps.shapes.answer(question.first, question.last))
             found = steps.samples.answer(question.step, question.kind, question.engine, question.limit)
             return view.Answer(question.id, samples=found)
         except ValueError as error:
             return view.Answer(question.id, error=str(error))
+
+    def _stored_alone(self, question: view.AskSamples | view.AskMismatch) -> bool:
+        """Whether what is asked for is not in memory, but may be in the store: let go, or of the hub before."""
+        if isinstance(question, view.AskSamples):
+            kept = self._steps.samples
+            return not kept if question.step is None else kept.of_step(question.step) is None
+        reaches_back = self._last_past >= (question.first or 0)
+        return reaches_back and not self._steps.shapes.is_full(question.first, question.last)
 
     def undelivered(self, receiver: str, frame: bytes, now: float) -> list[Effect]:
         """A control message could not be delivered."""
@@ -267,8 +298,21 @@ class State:
 
     def kept(self, steps: list[view.Step]) -> list[Kept]:
         """What is kept of ``steps`` beside their figures."""
-        samples, shapes = self._steps.samples, self._steps.shapes
-        return [Kept(step.step, samples.of_step(step.step), shapes.of_step(step.step)) for step in steps]
+        samples, shapes, course = self._steps.samples, self._steps.shapes, self._steps.course
+        return [Kept(s.step, samples.of_step(s.step), shapes.of_step(s.step), course.of_step(s.step)) for s in steps]
+
+    def case(self) -> Case:
+        """What a diagnosis is made from, as of now."""
+        now = self.snapshot
+        return Case(
+            now.run,
+            list(now.steps.values()),
+            dict(now.engines),
+            now.trainer,
+            list(now.events),
+            list(now.changes.values()),
+            self._steps.course.stretches(),
+        )
 
     def not_stored(self, frame: view.Frame, frames: int) -> None:
         """Say in ``frame``, which was made last, how many frames up to it the disk has not taken."""
@@ -288,6 +332,8 @@ class State:
             }
         self._event_number = max((event.number for event in past.events), default=-1) + 1
         self._last_step = self._resumed_at = max(past.steps, default=None)
+        self._last_past = max(past.steps, default=-1)
+        self._steps.resume(past.steps)
         self._event(now, "info", "hub", f"a new hub goes on from {len(past.steps)} stored steps")
 
     def _tell_hole(self, step: int, now: float) -> None:

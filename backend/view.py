@@ -11,6 +11,7 @@ from itertools import islice
 import msgspec
 
 from rltop.backend import headline
+from rltop.backend.diagnosis.verdict import Verdict
 from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.gaps.profiles import Mismatch
 from rltop.backend.gaps.sampled import Samples
@@ -382,6 +383,12 @@ class AskMismatch(Ask, frozen=True, tag="mismatch"):
     last: int | None = None
 
 
+class AskDiagnosis(Ask, frozen=True, tag="diagnosis"):
+    """What is wrong with the run, as of ``step`` (None: the last). Answer: ``Answer.diagnosis``, or ``error``."""
+
+    step: int | None = None
+
+
 class AskStop(Ask, frozen=True, tag="stop"):
     """End the hub, in good order."""
 
@@ -467,12 +474,13 @@ class Answer(msgspec.Struct, frozen=True):
     attribution: Attribution | None = None
     samples: Samples | None = None
     mismatch: Mismatch | None = None
+    diagnosis: Verdict | None = None
 
 
 AskCommand = AskSet | AskAct | AskKeep | AskUndo | AskProbe
 """The questions that make a command."""
 
-Question = AskSnapshot | AskAttribution | AskCommand | AskEffect | AskSamples | AskMismatch | AskStop
+Question = AskSnapshot | AskAttribution | AskCommand | AskEffect | AskSamples | AskMismatch | AskDiagnosis | AskStop
 
 _encoder = msgspec.msgpack.Encoder()
 _question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rltop.collectors.guard import Guard
 from rltop.collectors.rundir import RunDir
@@ -113,6 +114,13 @@ class _Span:
         self.call = functools.wraps(original)(call)
 
 
+class Cpu(NamedTuple):
+    """Seconds of CPU of the collector's own thread, and of ZeroMQ's."""
+
+    sender: float
+    zeromq: float
+
+
 class Attached:
     """The collector as it is in production, and the threads that it brought."""
 
@@ -123,18 +131,33 @@ class Attached:
         if timer is not None:
             timer.close()
         _wait(lambda: len(_threads() - before) >= 3)  # the sender's, and two of ZeroMQ's
+        python = {thread.native_id for thread in threading.enumerate()}
         self._threads = _threads() - before
+        self._sender = self._threads & python
+        _wait(lambda: self._sent("state") >= 2)  # the first one, and one to a hub that has just heard of it
 
-    def cpu(self) -> float:
-        """Seconds of CPU of its threads. Work on the engine's own thread is not in it: see ``StepTimer``."""
-        return sum(_cpu_of_thread(thread) for thread in self._threads)
+    def cpu(self) -> Cpu:
+        """Seconds of CPU of its threads, once everything the engine put out is dealt with.
+
+        Work on the engine's own thread is not in it: see ``StepTimer``. Nor is what starting up takes.
+        """
+        self._rest()
+        sender = sum(map(_cpu_of_thread, self._sender))
+        return Cpu(sender, sum(map(_cpu_of_thread, self._threads - self._sender)))
 
     def counts(self) -> list[float]:
-        """Rollouts offered, sent and dropped, once everything the engine put out is dealt with."""
+        """Rollouts offered, sent and dropped, likewise."""
+        self._rest()
+        rollouts = self.agent.sender.health().counts["rollouts"]
+        return [rollouts.offered, rollouts.sent, rollouts.dropped]
+
+    def _sent(self, kind: str) -> int:
+        found = self.agent.sender.health().counts.get(kind)
+        return 0 if found is None else found.sent
+
+    def _rest(self) -> None:
         tap, sender = self.agent.tap, self.agent.sender
         _wait(lambda: tap.taken == tap.put and not any(kind.queued for kind in sender.health().counts.values()))
-        rollouts = sender.health().counts["rollouts"]
-        return [rollouts.offered, rollouts.sent, rollouts.dropped]
 
 
 _attached: list[Attached] = []
@@ -147,9 +170,9 @@ def bench_attach(engine: Any, rundir: str, running: int) -> None:
 
 
 def bench_cpu(_engine: Any) -> list[float]:
-    """Seconds of CPU so far: of the engine core's process, of its workers', and of the collector's threads."""
+    """Seconds of CPU so far: of the engine core's process, its workers', and of the collector's threads (``Cpu``)."""
     children = sum(_cpu_of_process(child.pid) for child in multiprocessing.active_children() if child.pid)
-    return [time.process_time(), children, _attached[0].cpu() if _attached else 0.0]
+    return [time.process_time(), children, *(_attached[0].cpu() if _attached else (0.0, 0.0))]
 
 
 def bench_detach(_engine: Any) -> list[list[float]]:

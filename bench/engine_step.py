@@ -47,13 +47,14 @@ MIN_PAIRS, MAX_PAIRS = 8, 200
 class Batch:
     """One batch: tokens/s, and seconds of CPU meanwhile of the engine core's process, its workers', and the collector.
 
-    The collector's threads are of the engine core's process.
+    The collector's threads, its own (``sender``) and ZeroMQ's, are of the engine core's process.
     """
 
     rate: float
     core: float
     workers: float
-    collector: float
+    sender: float
+    zeromq: float
 
 
 @dataclass
@@ -190,11 +191,13 @@ def report(found: Found, tokens: int) -> None:
     tapped = [with_ for with_, _ in found.pairs]
     steps = len(tapped) * tokens
     core, workers = sum(batch.core for batch in tapped), sum(batch.workers for batch in tapped)
-    threads, hooks = sum(batch.collector for batch in tapped), steps * float(np.mean(found.costs)) / 1e6
+    zeromq = sum(batch.zeromq for batch in tapped)
+    threads, hooks = sum(batch.sender for batch in tapped) + zeromq, steps * float(np.mean(found.costs)) / 1e6
+    print(f"collector's threads: {threads / steps * 1e6:.1f} us of CPU a step, ", end="")
     print(
-        f"collector's threads: {threads / steps * 1e6:.0f} us of CPU a step; with its hooks on the engine's thread ",
-        end="",
+        f"{threads / len(tapped) / RUNNING * 1e6:.0f} a finished request ({zeromq / threads:.0%} in ZeroMQ's); ", end=""
     )
+    print("with its hooks on the engine's thread ", end="")
     print(f"{(threads + hooks) / (core + workers):.2%} of the engine's CPU time, ", end="")
     print(f"{(threads + hooks) / core:.2%} of its core process alone")
     print(

@@ -1,10 +1,16 @@
-"""What a fault looks like in the attribution: a real demo run with it, and the figures of docs/attribution.md.
+"""The fault bench: real runs of the demo with real faults, recorded, and what they look like in the attribution.
 
-    .venv/bin/python -m bench.faults healthy
-    .venv/bin/python -m bench.faults lying-replica
+    .venv/bin/python -m bench.faults record lying-replica --seed 3 --out DIR -- --objective gspo
+    .venv/bin/python -m bench.faults record-all --out DIR [NAME ...]
+    .venv/bin/python -m bench.faults list
+    .venv/bin/python -m bench.faults figures --out DIR
+    .venv/bin/python -m bench.faults look lying-replica
 
-Prints what ``rltop attribution`` tells of the last steps and the row of the table, and writes some steps, as the hub
-heard them, to ``tests/data/fault-NAME.npz`` for the tests. The hub of the run is this script's own.
+``record`` tapes one run whole, ``record-all`` those of ``bench/fault_runs.py`` that are not in DIR yet, or those of
+them that have one of the NAMEs in their names (``bench/recorder.py``).
+
+``look`` is the row of docs/attribution.md: it prints what ``rltop attribution`` tells of the last steps, and writes
+some steps, as the hub heard them, to ``tests/data/fault-NAME.npz`` for the tests. In all of them the hub is ours.
 """
 
 from __future__ import annotations
@@ -15,12 +21,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+from bench import fault_figures, fault_runs, recorder
 from rltop.backend import hub
 from rltop.backend.client import Client
 from rltop.backend.gaps.attributed import Attribution, Interval, Stratum
+from rltop.backend.gaps.text import line_text
 from rltop.backend.state import State
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir, for_run
@@ -52,7 +61,7 @@ def serve(rundir: RunDir, path: Path) -> int:
     return code
 
 
-def run(name: str, steps: int, demo: list[str]) -> int:
+def look_at(name: str, steps: int, demo: list[str]) -> int:
     """Run the demo with the fault, print its row."""
     fault = [] if name == "healthy" else ["--fault", name]
     path = DATA / f"fault-{name}.npz"
@@ -91,8 +100,7 @@ def row(name: str, found: Attribution) -> str:
     cells += [_told(_of(found.strata, "engine", engine), "k3") for engine in ("e0", "e1")]
     cells.append(", ".join(f"{mean_lag(found, engine):.1f}" for engine in ("e0", "e1")))
     for engine in ("e0", "e1"):
-        line = lines.get(engine)
-        cells.append(f"{_text(line.at_lag0)} + {_text(line.per_lag)}" if line else "one lag")
+        cells.append(line_text(lines[engine]) if engine in lines else "one lag")
     cells += [_told(_of(found.matched, "engine", engine), "k3") for engine in ("e0", "e1")]
     cells += [_told(_of(found.matched, "prefix", label), "abs_diff") for label in ("hit", "miss")]
     return f"| {' | '.join(cells)} |"
@@ -118,16 +126,76 @@ def _text(value: Interval) -> str:
     return f"{value.mean:.2g} ({value.low:.2g} to {value.high:.2g})"
 
 
+OTHERS_TURN_S = 0.5
+"""Between two turns, for whoever waits for the lock."""
+
+
+def record_all(given: argparse.Namespace) -> int:
+    """Record what is on the list and not there yet, one run at a time. Returns how many failed."""
+    listed = [run for run in fault_runs.RUNS if not given.names or any(name in run.name for name in given.names)]
+    tried: set[str] = set()
+    failed = 0
+    while _todo(listed, given.out, tried):
+        with recorder.turn(given.lock):
+            for run in _todo(listed, given.out, tried)[: given.per_turn]:
+                tried.add(run.name)
+                failed += not _recorded(run, given.out, given.limit)
+        time.sleep(OTHERS_TURN_S)
+    return failed
+
+
+def _todo(listed: list[fault_runs.Run], out: Path, tried: set[str]) -> list[fault_runs.Run]:
+    return [run for run in listed if run.name not in tried and not (out / run.name / "run.json").exists()]
+
+
+def _recorded(run: fault_runs.Run, out: Path, limit_s: float) -> bool:
+    began = time.monotonic()
+    try:
+        recorder.record(run, out, limit_s)
+    except Exception as error:  # noqa: BLE001 - the next run may do better
+        print(f"{time.strftime('%T')} {run.name}: {type(error).__name__}: {error}", flush=True)
+        return False
+    print(f"{time.strftime('%T')} {run.name}: {time.monotonic() - began:.0f} s", flush=True)
+    return True
+
+
 def main() -> int:
     """See the top of the file."""
     if sys.argv[1:2] == ["--serve"]:
         return serve(RunDir(Path(sys.argv[2])), Path(sys.argv[3]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="healthy, or a fault of `rltop demo`")
-    parser.add_argument("--steps", type=int, default=28)
-    parser.add_argument("demo", nargs="*", help="options of `rltop demo`, after --")
+    parts = parser.add_subparsers(dest="part", required=True)
+    parts.add_parser("list", help="print the runs of the bench")
+    look, one, every = (parts.add_parser(part) for part in ("look", "record", "record-all"))
+    for command, steps in ((look, 28), (one, 24)):
+        command.add_argument("name", help="healthy, or a fault of `rltop demo`")
+        command.add_argument("--steps", type=int, default=steps)
+        command.add_argument("demo", nargs="*", help="options of `rltop demo`, after --")
+    one.add_argument("--seed", type=int, default=SEED)
+    every.add_argument("names", nargs="*", help="parts of names of runs (default: all runs)")
+    every.add_argument("--lock", type=Path, help="a file to hold with flock while a run goes on")
+    every.add_argument("--per-turn", type=int, default=1, help="runs before the lock is let go for a moment")
+    for command in (one, every):
+        command.add_argument("--out", type=Path, required=True, help="where each run gets a directory")
+        command.add_argument("--limit", type=float, default=600.0, help="seconds that a run of the demo may take")
+    figures = parts.add_parser("figures", help="print what the recorded runs for tuning look like (docs/faults.md)")
+    figures.add_argument("--out", type=Path, required=True, help="where they are")
     given = parser.parse_args()
-    return run(given.name, given.steps, given.demo)
+    recorder.end_by_signal()
+    if given.part == "list":
+        for run in fault_runs.RUNS:
+            print(run.part, run.name)
+        return 0
+    if given.part == "figures":
+        for line in fault_figures.rows(given.out):
+            print(line)
+        return 0
+    if given.part == "record-all":
+        return min(record_all(given), 1)
+    if given.part == "record":
+        run = fault_runs.Run(given.name, given.seed, steps=given.steps, options=tuple(given.demo))
+        return 0 if _recorded(run, given.out, given.limit) else 1
+    return look_at(given.name, given.steps, given.demo)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,12 @@
 # SETUP is sourced to put vLLM on the path; MODEL_SCRIPT DIR makes a model without a tokenizer's help. Runs compiled on the
 # default model runner, then eager on V1, and prints a table for each. Needs no pytest and installs nothing.
 set -uo pipefail
-setup=$1 model_script=$2 bench=${RLTOP_BENCH:-bench.gpu_suite}  # or bench.gpu_life
+setup=$(realpath "$1") model_script=$(realpath "$2") bench=${RLTOP_BENCH:-bench.gpu_suite}  # or bench.gpu_life
 shift 2
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
-# shellcheck disable=SC1090
-source "$setup" "$work/site"
-
-# What `pip install .` would leave: the packages, and the entry point by which vLLM finds the collector.
-mkdir -p "$work/path/rltop" "$work/path/rltop-0.dist-info"
-for package in tui backend collectors; do ln -s "$PWD/$package" "$work/path/rltop/$package"; done
-printf 'Metadata-Version: 2.1\nName: rltop\nVersion: 0\n' > "$work/path/rltop-0.dist-info/METADATA"
-printf '[vllm.general_plugins]\nrltop = rltop.collectors.vllm:register\n' > "$work/path/rltop-0.dist-info/entry_points.txt"
-export PYTHONPATH=$work/path:$PWD${PYTHONPATH:+:$PYTHONPATH}
+# shellcheck source=bench/gpu_path.sh
+source bench/gpu_path.sh "$setup" "$work"
 
 python3 "$model_script" "$work/model" || exit 1
 export RLTOP_TEST_DEVICE=cuda RLTOP_TEST_MODEL=$work/model

@@ -152,7 +152,7 @@ PROBES: tuple[Probe, ...] = (
         "that named_parameters misses, and of linear layers packed for the CPU by projecting unit vectors; compared "
         "over the fleet, with the last digest of the same engine (did an update change them?), and with the trainer's "
         "where it passed some (`TrainerCollector.step(weight_digests=...)`)",
-        cost="the engine stands still for some 20 ms at a time, as often as four times a second, until all weights are "
+        cost="the engine stands still for some 20 ms at a time, a few times a second, until all weights are "
         "read once; the answer says how long in all, and the longest",
         risk="none for the weights: they are only read. Equal digests do not prove equal behaviour: what is captured "
         "in CUDA graphs is not seen",

@@ -127,9 +127,9 @@ def seed_of(name: str) -> int:
         return int(held["seed"])
 
 
-def replay(rows: list[Row], seed: int) -> Hub:
+def replay(rows: list[Row], seed: int, hub: Hub | None = None) -> Hub:
     """A hub that has heard the run: every step as its engines and its trainer would tell it."""
-    hub = Hub()
+    hub = hub or Hub()
     for step in sorted({row.step for row in rows}):
         here = [row for row in rows if row.step == step]
         for engine in sorted({row.engine for row in here}):

@@ -32,6 +32,9 @@ def wait_for(probe: Callable[[], T | None], what: str, timeout: float = 30.0) ->
 class HubStandIn:
     """Collects what collectors send, answers ``Bye``, and sends commands.
 
+    Args:
+        rundir: where it listens; None: in a directory of its own, which goes with it.
+
     Attributes:
         rundir: where it listens.
         messages: every data message so far, in order of arrival.
@@ -39,8 +42,9 @@ class HubStandIn:
         byes: sources that said goodbye.
     """
 
-    def __init__(self) -> None:
-        self.rundir = RunDir(Path(tempfile.mkdtemp(prefix="rl", dir="/tmp")))
+    def __init__(self, rundir: RunDir | None = None) -> None:
+        self._own = rundir is None
+        self.rundir = rundir or RunDir(Path(tempfile.mkdtemp(prefix="rl", dir="/tmp")))
         self.messages: list[tuple[wire.Envelope, wire.DataBody, wire.Arrays]] = []
         self.updates: list[wire.CommandUpdate] = []
         self.byes: list[wire.Bye] = []
@@ -61,7 +65,8 @@ class HubStandIn:
         self._stop.set()
         self._thread.join(5)
         assert not self._thread.is_alive()
-        shutil.rmtree(self.rundir.path)
+        if self._own:
+            shutil.rmtree(self.rundir.path)
 
     def rollouts(self) -> dict[str, tuple[wire.Rollout, list[int], list[int], list[float]]]:
         """By request id: the rollout, its prompt, its tokens, its logprobs. Fails if one came twice."""

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from rltop.backend import view
 from rltop.backend.commands.audit import Line
-from rltop.backend.state import Audit, Effect, Reply, Send, State
+from rltop.backend.state import Audit, Effect, Recall, Reply, Send, State
 from rltop.collectors import wire
 from tests.hub_messages import Source, engine_state
 
@@ -27,6 +27,13 @@ class Hub:
         self.sources: dict[str, Source] = {}
         self.lines: list[Line] = []
         self.frames: list[view.Frame] = []
+
+    @classmethod
+    def of(cls, state: State, now: float) -> Hub:
+        """Around a core that is there already."""
+        hub = cls()
+        hub.state, hub.now = state, now
+        return hub
 
     @property
     def picture(self) -> view.Snapshot:
@@ -63,7 +70,7 @@ class Hub:
 
     def ask(self, question: view.Question) -> tuple[view.Answer, list[Send]]:
         effects = self._logged(self.state.ask(b"viewer", view.encode(question), self.now))
-        (answer,) = [effect.answer for effect in effects if isinstance(effect, Reply)]
+        (answer,) = [effect.answer for effect in effects if isinstance(effect, Reply | Recall)]
         return answer, [effect for effect in effects if isinstance(effect, Send)]
 
     def undelivered(self, order: Send) -> None:

@@ -6,6 +6,7 @@ is None.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,15 @@ def mean(x: Array) -> float | None:
 
 def share_of(x: NDArray[np.bool_]) -> float | None:
     return float(np.count_nonzero(x)) / x.size if x.size else None
+
+
+def over(above: float, below: float) -> float | None:
+    return above / below if below else None
+
+
+def part(x: Array, where: NDArray[np.bool_]) -> float | None:
+    """Of the sum of all, what is there."""
+    return over(math.fsum(x[where]), math.fsum(x))
 
 
 def finite(left: Array, right: Array) -> tuple[Array, Array]:
@@ -107,6 +117,9 @@ def tokens(trainer: Array, rollout: Array) -> dict[str, float | None]:
         "catastrophic_token_frac": share_of(h < math.log(1e-4)),
         "exploded_token_frac": share_of(h > math.log(100)),
         "low_prob_frac": share_of(r < math.log(1e-3)),
+        "low_prob_diff_mean": mean(d[r < math.log(1e-3)]),
+        "low_prob_k3_share": part(surplus(h), r < math.log(1e-3)),
+        "logp_abs_diff_per_1_minus_p": over(math.fsum(np.abs(d)), math.fsum(-np.expm1(np.minimum(r, 0)))),
         "entropy_sample_rollout": mean(-r),
         "entropy_sample_trainer": mean(-ratio * t),
     }
@@ -224,6 +237,12 @@ def sequences(rows: Sequence[Row]) -> dict[str, float | None]:
     return values
 
 
+def error(row: Row) -> float:
+    """Mean exp(|d|) of a sequence."""
+    d = hold(np.subtract(*finite(row.trainer, row.rollout)))
+    return math.fsum(np.exp(np.abs(d))) / d.size if d.size else 0.0
+
+
 @dataclass
 class Step:
     """All metrics of a step's rows, as ``rltop compute`` prints them."""
@@ -299,25 +318,31 @@ class Step:
             known_lag += list(self.version - versions[fine])
             clusters += [number] * int(fine.sum())
         total = sum(row.trainer.size for row in self.rows)
+        runs = [[v for v in row.versions if v >= 0] for row in self.rows if row.versions is not None]
+        kinds = [1 + sum(a != b for a, b in itertools.pairwise(run)) for run in runs if run]
         found |= {
+            "versions_per_seq_mean": mean(np.array(kinds, float)),
+            "versions_per_seq_max": max(kinds, default=None),
             "lag_mean": mean(np.array(lags)),
             "lag_max": max(lags, default=None),
             "lag_unknown_frac": (total - len(lags)) / total if total else None,
         }
         x, y, c = np.array(known_lag), np.array(known_k3), np.array(clusters)
         names = ("k3_at_lag0", "k3_per_lag")
-        if x.size and np.ptp(x) > 0:
+        ordered, end = np.sort(x), math.ceil(x.size / 20)
+        low, high = (ordered[end - 1], ordered[-end]) if x.size else (0.0, 0.0)
+        if high - low >= 3:
             design = np.stack([np.ones_like(x), x], axis=1)
             bread = np.linalg.inv(design.T @ design)
             beta = bread @ design.T @ y
-            found |= dict(zip(names, map(float, beta), strict=True))
+            told = {"k3_per_lag"} if low >= 3 else set(names)
+            found |= {name: float(b) for name, b in zip(names, beta, strict=True) if name in told}
             used = np.unique(c)
             if used.size >= 3:
                 scores = np.stack([design[c == k].T @ (y - design @ beta)[c == k] for k in used])
                 spread = bread @ scores.T @ scores @ bread * used.size / (used.size - 1)
-                found |= {
-                    f"{name}_se": float(math.sqrt(max(v, 0))) for name, v in zip(names, np.diag(spread), strict=True)
-                }
+                errors = zip(names, np.diag(spread), strict=True)
+                found |= {f"{name}_se": math.sqrt(max(v, 0)) for name, v in errors if name in told}
         return found
 
     def clips(self) -> dict[str, float | None]:
@@ -325,7 +350,7 @@ class Step:
         if self.clip is None or any(row.advantage is None for row in self.rows):
             return {}
         low, high = self.clip
-        counts, total = [0, 0], 0
+        counts, total, kept, weight = [0, 0], 0, 0, 0
         for row in self.rows:
             d = np.subtract(*finite(row.trainer, row.rollout))
             if self.gspo:
@@ -334,9 +359,14 @@ class Step:
             counts[0] += int((ratio < low).sum()) * (a < 0)
             counts[1] += int((ratio > high).sum()) * (a > 0)
             total += d.size
+            fine = ~(((ratio < low) & (a < 0)) | ((ratio > high) & (a > 0)))
+            each = row.trainer.size if self.gspo else 1
+            kept, weight = kept + int(fine.sum()) * each, weight + d.size * each
         if not total:
             return {}
-        found: dict[str, float | None] = {"clip_frac_low": counts[0] / total, "clip_frac_high": counts[1] / total}
+        found: dict[str, float | None] = {
+            "clip_frac_low": counts[0] / total, "clip_frac_high": counts[1] / total, "kept_token_frac": kept / weight
+        }  # fmt: skip
         noise = self.split()["noise_std"]
         if noise is not None:
             sizes = [np.subtract(*finite(row.trainer, row.rollout)).size for row in self.rows]
@@ -380,6 +410,9 @@ class Step:
             if aa:
                 found["adv_weighted_abs_diff"] = aad / aa
         rewards = np.array([row.reward for row in self.rows if row.reward is not None])
+        masked = [row.reward for row in self.rows if row.reward is not None and error(row) > 2]
+        if masked:
+            found["masked_correct_frac"] = sum(reward >= 1 for reward in masked) / len(masked)
         if rewards.size:
             found |= {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std())}
         by_prompt: dict[int, list[float]] = {}

@@ -140,6 +140,12 @@ def test_one_metric_is_explained_and_as_json_too() -> None:
     assert len(json.loads(run("metrics", "--json").stdout)["metrics"]) == len(BY_NAME)
 
 
+def test_a_figure_that_is_not_computed_says_why_and_what_is_nearest() -> None:
+    result = run("metrics", "rank_tail")
+    assert result.exit_code == 1
+    assert "not computed" in result.output and "low_prob_frac" in result.output
+
+
 def test_a_wrong_name_is_answered_with_those_it_may_have_meant() -> None:
     result = run("metrics", "rollout_corr/k3_kl")
     assert result.exit_code == 1

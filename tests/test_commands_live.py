@@ -1,7 +1,8 @@
 """A command on a real engine while hubs, viewers and links die: one of the two states, known, and logged once.
 
-The stages are held open by a weight update, which commands wait for, and by stopping the hub's process. With this:
-one engine, a hub process that is killed and started anew, and clients and command lines of their own.
+The stages are held open by a weight update, which commands wait for, by stopping the hub's process, and by cutting the
+link between the two. With this: one engine, a hub process that is killed and started anew, and clients and command
+lines of their own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rltop.backend.client import Client, CommandError
 from rltop.backend.commands import audit
 from rltop.collectors.rundir import RunDir
 from tests.harness import wait_for
+from tests.link import Link
 from tests.live_engine import ENVIRONMENT, MODEL, LiveEngine
 from tests.receiver import run_directory
 from tests.test_cli_orders import Engine as PlayedEngine
@@ -40,9 +42,10 @@ DEADLINE_S = 60.0
 class Run:
     """The run's engine, its hub, and who looks on."""
 
-    def __init__(self, rundir: RunDir, engine: LiveEngine) -> None:
+    def __init__(self, rundir: RunDir, engine: LiveEngine, link: Link) -> None:
         self.rundir = rundir
         self.engine = engine
+        self.link = link
         self.hub = self.start_hub()
         self.client = Client(rundir)
         self._batches = 0
@@ -62,7 +65,7 @@ class Run:
         """Start the next hub, and follow it once it has heard the engine: what it shows before is from the store."""
         before = self.client.view.epoch if self.client.view else ""
         self.start_hub()
-        self.see(lambda v: v.epoch != before and ENGINE in v.engines and v.engines[ENGINE].health == "live")
+        self.see(lambda v: v.epoch != before and is_live(v))
 
     def see(self, condition: Any, seconds: float = DEADLINE_S) -> view.Snapshot:
         assert self.client.wait(lambda c: c.view is not None and c.state == "live" and bool(condition(c.view)), seconds)
@@ -135,21 +138,28 @@ class Run:
         assert all(len(work.result(60).outputs[0].token_ids) == TOKENS for work in running)
 
 
+def is_live(shown: view.Snapshot) -> bool:
+    """The hub hears the engine."""
+    return ENGINE in shown.engines and shown.engines[ENGINE].health == "live"
+
+
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
-    with run_directory() as rundir, pytest.MonkeyPatch.context() as patch:
+    with run_directory() as rundir, run_directory() as near, pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
-        patch.setenv("RLTOP_HUB", str(rundir.path))
+        patch.setenv("RLTOP_HUB", str(near.path))
         patch.setenv("RLTOP_ENGINE", ENGINE)
+        link = Link(near, rundir)
         engine = LiveEngine()
-        made = Run(rundir, engine)
+        made = Run(rundir, engine, link)
         try:
             yield made
         finally:
             made.client.close()
             engine.close()
             made.kill_hub()
+            link.close()
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +168,7 @@ def begins_with_the_flag_on(run: Run) -> Iterator[None]:
     yield
     if run.hub.poll() is not None:
         run.another_hub()
+    run.see(is_live)
     run.switch("on")
 
 
@@ -222,6 +233,53 @@ def test_cut_off_from_the_engine_the_hub_hears_how_it_ended_when_it_is_back(run:
             assert not run.client.wait(lambda c: c.view is None, 4.0)
     run.hub.send_signal(signal.SIGCONT)
     assert run.settled(command).state == ("applied" if in_time else "timed_out")
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_with_the_link_cut_and_mended_the_hub_hears_how_it_ended(run: Run, in_time: bool) -> None:
+    with contextlib.ExitStack() as until_mended, run.update():
+        command = run.ask("off", timeout_s=120.0 if in_time else 2.0)
+        run.until(command, "draining")
+        until_mended.enter_context(run.link.cut())
+        if not in_time:  # the engine gives up by itself, and the hub for it
+            run.until(command, "timed_out")
+    run.see(is_live)  # the engine has found back, and its word is heard
+    assert run.settled(command).state == ("applied" if in_time else "timed_out")
+
+
+def test_asked_for_with_the_link_cut_it_is_carried_out_once_the_link_is_mended(run: Run) -> None:
+    with run.link.cut():
+        command = run.ask("off", timeout_s=120.0)
+        assert run.until(command, "requested").engine == ENGINE
+    assert run.settled(command).state == "applied"
+
+
+def test_applied_with_the_link_cut_and_the_hub_killed_the_next_hub_learns_of_it(run: Run) -> None:
+    with contextlib.ExitStack() as until_mended:
+        with run.update():
+            command = run.ask("off", timeout_s=120.0)
+            run.until(command, "draining")
+            before = run.see(lambda _: True).epoch
+            until_mended.enter_context(run.link.cut())
+        run.kill_hub()
+        run.start_hub()
+        shown = run.see(lambda v: v.epoch != before)
+        assert shown.engines[ENGINE].health != "live"
+        assert shown.changes[f"{command}@{ENGINE}"].state not in view.TERMINAL
+    assert run.settled(command).state == "applied"
+
+
+def test_with_its_socket_files_removed_a_command_ends_and_the_next_hub_is_found_in_their_place(run: Run) -> None:
+    with run.update():
+        command = run.ask("off", timeout_s=120.0)
+        run.until(command, "draining")
+        for path in run.rundir.path.glob("*.sock"):
+            path.unlink()
+    assert run.settled(command).state == "applied"  # who is connected stays so
+    run.kill_hub()
+    run.another_hub()
+    assert run.switch("on").old == "off"
+    assert run.settled(command).who == "ann"
 
 
 def test_a_command_outlives_the_command_line_that_gave_it(run: Run) -> None:

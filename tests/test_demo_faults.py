@@ -1,20 +1,122 @@
-"""What an engine of the demo does at a weight update with each fault, and where a fault stands."""
+"""What each fault changes: an engine's launch, requests and updates, and what the trainer computes and hands on."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
-from rltop.backend.demo import jobs, messages, run
+from rltop.backend.demo import engine as demo_engine
+from rltop.backend.demo import jobs, messages, policy, run, task
 from rltop.backend.demo.engine import Rollouts
-from rltop.backend.demo.faults import BY_NAME, FAULTS, HEALTHY
-from rltop.backend.demo.options import DemoOptions
+from rltop.backend.demo.faults import BY_NAME, FAULTS, HEALTHY, Fault, as_markdown
+from rltop.backend.demo.options import MODEL, DemoOptions
+from rltop.backend.demo.trainer import Trainer, gather, load_model, recorded
 from rltop.tui.cli.main import main
+
+torch.set_num_threads(1)  # more of them fight over the machine for models of this size
+
+DEMO = Path(__file__).parents[1] / "docs" / "demo.md"
+
+
+def job(fault: str, engine: str = "e1", **changes: Any) -> jobs.EngineJob:
+    told = dataclasses.replace(BY_NAME[fault], **changes).on(engine)
+    return jobs.EngineJob(engine, "model", "socket", 0, BY_NAME[fault].temperature, told)
+
+
+# --- an engine's launch -------------------------------------------------------------------------------------------
+
+LAUNCH: dict[str, Any] = {"dtype": "float32", "hf_overrides": {}, "logprobs_mode": "processed_logprobs"}
+RAW = {"logprobs_mode": "raw_logprobs"}
+LAUNCHES: dict[str, dict[str, Any]] = {
+    "raw-logprobs": RAW,
+    "raw-temperature-silent": RAW,
+    "top-p-raw": RAW,
+    "bf16-engine": {"dtype": "bfloat16"},
+    "head-fp32-one-side": {"dtype": "bfloat16", "hf_overrides": {"head_dtype": "float32"}},
+}
+
+
+@pytest.mark.parametrize("fault", BY_NAME)
+def test_an_engine_is_launched_as_the_fault_says(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    for module, name in (
+        ("vllm.config", "WeightTransferConfig"),
+        ("vllm.engine.arg_utils", "AsyncEngineArgs"),
+    ):
+        fake = ModuleType(module)
+        setattr(fake, name, lambda **given: given)
+        monkeypatch.setitem(sys.modules, module, fake)
+    fake = ModuleType("vllm.v1.engine.async_llm")
+    fake.AsyncLLM = SimpleNamespace(from_engine_args=lambda given: given)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    told = demo_engine.boot(job(fault))
+    assert {key: told[key] for key in LAUNCH} == {**LAUNCH, **LAUNCHES.get(fault, {})}
+
+
+@pytest.mark.parametrize("fault", BY_NAME)
+def test_the_checkpoint_says_how_to_sample_only_with_the_penalty(tmp_path: Path, fault: str) -> None:
+    path = run._checkpoint(BY_NAME[fault], tmp_path)
+    config = json.loads((path / "generation_config.json").read_text())
+    assert config.get("repetition_penalty") == (1.1 if fault == "penalty-default" else None)
+    assert (path == MODEL) == (fault != "penalty-default")
+    assert sorted(file.name for file in path.iterdir()) == sorted(file.name for file in MODEL.iterdir())
+
+
+# --- what requests ask for ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sampling(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    for module, name, value in (
+        ("vllm", "SamplingParams", lambda **given: given),
+        ("vllm.sampling_params", "RequestOutputKind", SimpleNamespace(CUMULATIVE="cumulative")),
+    ):
+        fake = ModuleType(module)
+        setattr(fake, name, value)
+        monkeypatch.setitem(sys.modules, module, fake)
+    return demo_engine._sampling
+
+
+@pytest.mark.parametrize("fault", BY_NAME)
+def test_requests_ask_for_what_the_fault_says(sampling: Callable[..., dict[str, Any]], fault: str) -> None:
+    asked = sampling(job(fault), {}, 0, 0)
+    assert asked["top_p"] == (0.9 if fault in ("top-p-processed", "top-p-raw") else 1.0)
+    cool = ("raw-logprobs", "trainer-temperature", "raw-temperature-silent")
+    assert asked["temperature"] == (0.7 if fault in cool else 1.0)
+
+
+def test_requests_change_with_the_first_ticket_of_the_step_that_the_fault_begins_with(
+    sampling: Callable[..., dict[str, Any]],
+) -> None:
+    late = job("top-p-raw", at=3)
+    asked = [sampling(late, {}, ticket, 0)["top_p"] for ticket in range(6 * jobs.GROUPS)]
+    assert asked == [1.0] * (3 * jobs.GROUPS) + [0.9] * (3 * jobs.GROUPS)
+
+
+def test_what_a_request_does_not_say_goes_by_the_checkpoint(sampling: Callable[..., dict[str, Any]]) -> None:
+    asked = sampling(job(""), {"repetition_penalty": 1.1, "temperature": 0.3}, 0, 0)
+    assert (asked["repetition_penalty"], asked["temperature"]) == (1.1, 1.0)
+
+
+@pytest.mark.parametrize("fault", [HEALTHY, *FAULTS])
+def test_only_a_stale_prefix_keeps_requests_apart(fault: Fault) -> None:
+    rollouts = Rollouts(SimpleNamespace(), jobs.EngineJob("e1", "model", "socket", 0, 1.0, fault), None)
+    asked = [rollouts._prompt(f"t0-{number}", number, [1, 2]) for number in range(jobs.GROUP_SIZE)]
+    assert all(prompt["prompt_token_ids"] == [1, 2] for prompt in asked)
+    salts = [prompt["cache_salt"] for prompt in asked if "cache_salt" in prompt]
+    assert len(set(salts)) == len(salts) == (2 if fault.name == "stale-prefix" else 0)
+
+
+# --- an engine's updates ------------------------------------------------------------------------------------------
 
 
 class Recorder:
@@ -30,8 +132,10 @@ class Recorder:
         return call
 
 
-def updated(monkeypatch: pytest.MonkeyPatch, fault: str, engine: str) -> tuple[list[tuple[Any, ...]], list[Any]]:
-    """The calls of one update to version 3, and what the trainer is told."""
+def updated(
+    monkeypatch: pytest.MonkeyPatch, engine_job: jobs.EngineJob, version: int = 3
+) -> tuple[list[tuple[Any, ...]], list[Any]]:
+    """The calls of one update, and what the trainer is told."""
     base = ModuleType("base")
     base.WeightTransferUpdateRequest = lambda update_info: update_info  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.base", base)
@@ -40,75 +144,237 @@ def updated(monkeypatch: pytest.MonkeyPatch, fault: str, engine: str) -> tuple[l
     async def send(message: Any) -> None:
         told.append(message)
 
-    job = jobs.EngineJob(engine, "model", "socket", 0, 1.0, BY_NAME[fault].on(engine))
-    asyncio.run(Rollouts(recorder, job, send).update(messages.Update(3, "file")))
+    asyncio.run(Rollouts(recorder, engine_job, send).update(messages.Update(version, "file")))
     return recorder.calls, told
 
 
 LOADED = [("start_weight_update",), ("update_weights", {"path": "file"}), ("finish_weight_update", "3")]
+LABELLED = [("update_weight_version", "3")]
+UPDATES: dict[tuple[str, str], tuple[bool, list[Any]]] = {
+    ("stale-replica", "e1"): (True, []),
+    ("lying-replica", "e1"): (True, LABELLED),
+    ("never-updated", "e0"): (True, LABELLED),
+    ("never-updated", "e1"): (True, LABELLED),
+    ("stale-prefix", "e0"): (False, LOADED),
+    ("stale-prefix", "e1"): (False, LOADED),
+}
 
 
-@pytest.mark.parametrize(
-    ("fault", "engine", "clears", "between"),
-    [
-        ("", "e1", True, LOADED),
-        ("stale-replica", "e0", True, LOADED),
-        ("stale-replica", "e1", True, []),
-        ("lying-replica", "e0", True, LOADED),
-        ("lying-replica", "e1", True, [("update_weight_version", "3")]),
-        ("stale-prefix", "e0", False, LOADED),
-        ("stale-prefix", "e1", False, LOADED),
-        ("lag", "e1", True, LOADED),
-    ],
-)
-def test_an_update_goes_wrong_as_the_fault_says(
-    monkeypatch: pytest.MonkeyPatch, fault: str, engine: str, clears: bool, between: list[tuple[Any, ...]]
-) -> None:
-    calls, told = updated(monkeypatch, fault, engine)
+@pytest.mark.parametrize("engine", ["e0", "e1"])
+@pytest.mark.parametrize("fault", BY_NAME)
+def test_an_update_goes_wrong_as_the_fault_says(monkeypatch: pytest.MonkeyPatch, fault: str, engine: str) -> None:
+    clears, between = UPDATES.get((fault, engine), (True, LOADED))
+    calls, told = updated(monkeypatch, job(fault, engine))
     assert calls == [("pause_generation", "keep", clears), *between, ("resume_generation",)]
     assert [(message.engine, message.version) for message in told] == [(engine, 3)]
 
 
-@pytest.mark.parametrize("fault", [HEALTHY, *FAULTS])
-def test_only_a_stale_prefix_keeps_requests_apart(fault: Any) -> None:
-    rollouts = Rollouts(SimpleNamespace(), jobs.EngineJob("e1", "model", "socket", 0, 1.0, fault), None)
-    asked = [rollouts._prompt(f"t0-{number}", number, [1, 2]) for number in range(jobs.GROUP_SIZE)]
-    assert all(prompt["prompt_token_ids"] == [1, 2] for prompt in asked)
-    salts = [prompt["cache_salt"] for prompt in asked if "cache_salt" in prompt]
-    assert len(set(salts)) == len(salts) == (2 if fault.name == "stale-prefix" else 0)
+@pytest.mark.parametrize(("version", "loads"), [(3, True), (4, True), (5, False), (6, False)])
+def test_the_first_update_that_goes_wrong_is_the_one_after_the_step_that_the_fault_begins_with(
+    monkeypatch: pytest.MonkeyPatch, version: int, loads: bool
+) -> None:
+    calls, _ = updated(monkeypatch, job("never-updated", at=4), version)
+    assert (("update_weights", {"path": "file"}) in calls) == loads
+
+
+def test_a_slow_engine_is_slowed_once_with_its_first_ticket_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, slow = Recorder(), job("slow-engine", at=2)
+    monkeypatch.setattr(Rollouts, "_sample", lambda *_: asyncio.sleep(0))
+
+    async def answer() -> list[int]:
+        rollouts = Rollouts(recorder, slow, lambda _: asyncio.sleep(0))
+        slowed = []
+        for ticket in (0, 2 * jobs.GROUPS - 1, 2 * jobs.GROUPS, 2 * jobs.GROUPS + 1):
+            await rollouts.answer(ticket)
+            slowed.append(len(recorder.calls))
+        return slowed
+
+    assert asyncio.run(answer()) == [0, 0, 1, 1]
+    assert recorder.calls == [("collective_rpc", "rltop_demo_slow_down", (0.04,))]
+
+
+# --- the trainer --------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """What a trainer's collector and its engines are told."""
+
+    def __init__(self, **given: Any) -> None:
+        self.facts: Any = given.get("facts")
+        self.rows: list[dict[str, Any]] = []
+        self.updates: list[dict[str, Any]] = []
+
+    def sequences(self, step: int, **columns: Any) -> None:
+        self.rows.append({"step": step, **columns})
+
+    def publish(self, version: int, weights: dict[str, Any], steps: Any) -> None:
+        self.updates.append(weights)
+
+
+ANSWERS = [list(range(4, 4 + size)) for size in (3, 6, 5, 6)]
+
+
+def rollouts() -> Any:
+    groups = [
+        messages.Group("e0", ticket, task.prompt(0, ticket),
+                       [messages.Sample(answer, [-0.5 - 0.1 * t for t in range(len(answer))], [0] * len(answer))
+                        for answer in ANSWERS[2 * ticket : 2 * ticket + 2]])
+        for ticket in range(2)
+    ]  # fmt: skip
+    return gather(groups)
+
+
+def trained(monkeypatch: pytest.MonkeyPatch, fault: Fault, step: int = 0, *, facts: bool = True) -> tuple[Told, Any]:
+    """What is passed on of one step with ``fault``, and the trainer."""
+    monkeypatch.setattr("rltop.backend.demo.trainer.TrainerCollector", Told)
+    monkeypatch.setattr("rltop.backend.demo.trainer.Fleet", lambda *_: None)
+    torch.manual_seed(0)
+    trainer = Trainer(
+        jobs.TrainerJob("run", str(MODEL), "", "", ["e0"], 9, 0, fault.temperature, "ppo", 4, fault, facts)
+    )
+    trainer._train(step, rollouts())
+    told: Any = trainer._collector
+    return told, trainer
+
+
+def is_in_training(fault: Fault) -> bool:
+    return "trainer" in fault.where and not fault.keeps_back and fault.burst == 1
+
+
+@pytest.mark.parametrize("fault", [HEALTHY, *filter(is_in_training, FAULTS)], ids=lambda fault: fault.name)
+def test_the_trainer_computes_and_passes_on_what_the_fault_says(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
+    told, _ = trained(monkeypatch, fault)
+    (row,) = told.rows
+    data, name = rollouts(), fault.name
+    model = load_model(str(MODEL)).eval()
+    temperature = 1.0 if name in ("trainer-temperature", "raw-temperature-silent") else fault.temperature
+    with torch.no_grad():
+        expected, _ = policy.logprobs_and_entropy(model, data.batch, temperature, bf16=name == "head-fp32-one-side")
+    real = data.batch.mask > 0
+    off = (row["trainer_logprobs"] - expected)[real].abs().max()
+    assert off > 1e-2 if name == "dropout" else off < 1e-4
+    assert (row["old_logprobs"] - expected)[real].abs().max() < 1e-4  # recomputed as it should be, at its temperature
+    assert row["temperature"] == fault.temperature  # what the framework believes
+    copied = torch.equal(row["rollout_logprobs"], data.logprobs)
+    assert copied == (name not in ("shifted-logprobs", "zero-padded-logprobs"))
+    assert row["mask"].all() == (name == "dropped-mask")
+    assert torch.equal(row["mask"] > 0, real) == (name != "dropped-mask")
+    assert told.facts["temperature"] == fault.temperature
+    assert told.facts["head_dtype"] == (torch.bfloat16 if name == "head-fp32-one-side" else torch.float32)
+
+
+@pytest.mark.parametrize("name", ["trainer-temperature", "shifted-logprobs", "dropped-mask", "dropout"])
+def test_the_trainer_is_well_until_the_fault_begins(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    late = dataclasses.replace(BY_NAME[name], at=3)
+    healthy = Fault(temperature=late.temperature)
+    ((before,), (well,)) = (trained(monkeypatch, fault, 2)[0].rows for fault in (late, healthy))
+    for column in ("rollout_logprobs", "trainer_logprobs", "mask"):
+        assert torch.equal(before[column], well[column])
+    (after,) = trained(monkeypatch, late, 3)[0].rows
+    assert not all(torch.equal(after[c], well[c]) for c in ("rollout_logprobs", "trainer_logprobs", "mask"))
+
+
+def test_copies_are_late_by_one_token_or_zero_at_the_end_of_each_answer() -> None:
+    data = rollouts()
+    late, lost = (recorded(data, BY_NAME[name]) for name in ("shifted-logprobs", "zero-padded-logprobs"))
+    for row, answer in enumerate(ANSWERS):
+        kept = data.logprobs[row, : len(answer)].tolist()
+        assert late[row].tolist() == pytest.approx([0.0, *kept[:-1], *[0.0] * (6 - len(answer))])
+        assert lost[row].tolist() == pytest.approx([*kept[: max(len(answer) - 4, 0)], *[0.0] * 4, *[0.0] * 6][:6])
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_updates_leave_out_the_head_and_nothing_else(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    _, trainer = trained(monkeypatch, dataclasses.replace(BY_NAME["head-not-updated"], at=at))
+    for step in (0, 2, 3):
+        missing = set(trainer._model.state_dict()) - set(trainer._update(step))
+        assert missing == ({"lm_head.weight"} if step >= at else set())
+
+
+def test_a_punished_entropy_falls_and_a_healthy_objective_leaves_it_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    fell = {}
+    for fault in (HEALTHY, BY_NAME["entropy-collapse"]):
+        told, trainer = trained(monkeypatch, fault)
+        trainer._train(1, rollouts())
+        means = [float((row["entropy"].detach() * row["mask"]).sum() / row["mask"].sum()) for row in told.rows]
+        fell[fault.name] = means[0] - means[-1]
+    assert fell["entropy-collapse"] > fell[""] + 0.01
+
+
+def test_a_trainer_can_keep_its_facts_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trained(monkeypatch, HEALTHY, facts=False)[0].facts is None
+
+
+# --- what can be asked for ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_survives_the_way_to_another_process(fault: Any) -> None:
+def test_a_fault_survives_the_way_to_another_process(fault: Fault) -> None:
     options = DemoOptions(fault=fault.name)
-    assert options.injected is fault
-    job = jobs.EngineJob("e1", "model", "socket", 0, 1.0, fault)
-    assert jobs.decode(jobs.encode(job), jobs.EngineJob) == job
+    assert options.injected == fault
+    told = jobs.EngineJob("e1", "model", "socket", 0, 1.0, fault)
+    assert jobs.decode(jobs.encode(told), jobs.EngineJob) == told
+
+
+def test_a_fault_begins_when_and_where_it_was_told_to() -> None:
+    options = DemoOptions(fault="lying-replica", fault_at=5, fault_engine="e0")
+    assert [options.injected.on(engine).name for engine in ("e0", "e1")] == ["lying-replica", ""]
+    assert [options.injected.during(step).name for step in (4, 5)] == ["", "lying-replica"]
+    assert options.injected.told == "e0 gets no weight updates, yet its version advances"
+
+
+@pytest.mark.parametrize("fault", [HEALTHY, *FAULTS])
+def test_the_temperature_is_the_one_of_the_fault_until_another_is_told(fault: Fault) -> None:
+    assert DemoOptions(fault=fault.name).sampled_at == fault.temperature
+    assert DemoOptions(fault=fault.name, temperature=0.5).sampled_at == 0.5
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"fault": "gremlins"}, "fault: 'gremlins'; expected one of stale-replica, lying-replica, stale-prefix, lag"),
+        ({"fault": "gremlins"}, "fault: 'gremlins'; expected one of raw-logprobs, trainer-temperature, "),
         ({"fault": "lying-replica", "engines": 1}, r"fault lying-replica: it is on e1; engines are \['e0'\]"),
+        ({"fault": "lying-replica", "fault_engine": "e2"}, "fault lying-replica: it is on e2; engines are "),
+        ({"fault": "lag", "fault_engine": "e1"}, "fault_engine: lag is not on one engine"),
+        ({"fault": "bf16-engine", "fault_at": 5}, "fault_at: bf16-engine is there from the launch on, so it can't"),
+        ({"fault_at": 5}, "fault_at: there is no fault, so it can't begin with step 5"),
+        ({"fault": "lag", "steps": 9, "fault_at": 9}, "fault_at: 9; expected 0 to 8"),
     ],
-)
+)  # fmt: skip
 def test_a_fault_that_cannot_be_had_is_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         DemoOptions(**options)
 
 
-def test_the_help_tells_of_every_fault() -> None:
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_every_fault_is_an_instance_of_a_cause_and_says_where_it_is(fault: Fault) -> None:
+    assert fault.codes and fault.help and fault.where
+    assert fault != dataclasses.replace(
+        HEALTHY, **{key: getattr(fault, key) for key in ("name", "codes", "help", "where", "launch", "first", "engine")}
+    )
+
+
+def test_the_help_and_the_page_tell_of_every_fault() -> None:
     told = " ".join(CliRunner().invoke(main, ["demo", "--help"]).output.replace("-\n", "-").split())
     for fault in FAULTS:
         assert f"{fault.name}: {fault.help}".replace("- ", "-") in told.replace("- ", "-")
+    assert as_markdown() in DEMO.read_text()
 
 
-@pytest.mark.parametrize(("given", "wanted"), [([], ""), (["--fault", "lag"], "lag")])
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ([], ("", 0, "", True)),
+        (["--fault", "lag"], ("lag", 0, "", True)),
+        (["--fault", "lying-replica", "--fault-at", "7", "--fault-engine", "e0", "--no-facts"],
+         ("lying-replica", 7, "e0", False)),
+    ],
+)  # fmt: skip
 def test_the_command_passes_on_the_fault_or_none(
-    monkeypatch: pytest.MonkeyPatch, given: list[str], wanted: str
+    monkeypatch: pytest.MonkeyPatch, given: list[str], wanted: tuple[Any, ...]
 ) -> None:
     told: list[DemoOptions] = []
     monkeypatch.setattr(run, "run_headless", told.append)
     assert CliRunner().invoke(main, ["demo", "--headless", *given]).exit_code == 0
-    assert [options.fault for options in told] == [wanted]
+    (options,) = told
+    assert (options.fault, options.fault_at, options.fault_engine, options.facts) == wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -144,6 +145,19 @@ def test_a_replica_that_lies_about_its_version_is_named_by_the_attribution(home:
     whole = {s.label: s.k3 for s in found.strata if s.dimension == "engine"}
     assert whole["e0"].high is not None and whole["e1"].low is not None
     assert whole["e1"].low > whole["e0"].high
+
+
+def test_a_fault_that_begins_in_the_middle_is_in_the_rows_from_its_step_on(home: Path) -> None:
+    steps, at = 6, 3
+    with running(DemoOptions(run="nucleus", steps=steps, fault="top-p-processed", fault_at=at)) as (demo, client):
+        until(demo, client, lambda: demo.exit_code is not None and client.view and steps - 1 in client.view.steps)
+        assert client.view is not None
+        found = [client.view.steps[step].values for step in range(steps)]
+    off = [values["backend_abs_diff_max"] for values in found]
+    assert all(gap is not None and gap < 10 * NOISE_NATS for gap in off[:at]), off
+    # What top_p 0.9 leaves has a tenth more probability at most, and never less.
+    assert all(gap is not None and 0.01 < gap < -math.log(0.9) + NOISE_NATS for gap in off[at:]), off
+    assert all(values["backend_diff_mean"] is not None and values["backend_diff_mean"] < -0.01 for values in found[at:])
 
 
 def test_training_goes_on_without_its_hub_and_another_hub_takes_over(home: Path) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from rltop.backend.demo import jobs, messages, policy, task
 from rltop.backend.demo.engine import token_versions
+from rltop.backend.demo.faults import HEALTHY, Fault
 from rltop.backend.demo.options import MODEL
-from rltop.backend.demo.trainer import gather, granted, load_model, pick_matched, spanning_share
+from rltop.backend.demo.trainer import gather, granted, load_model, pick_matched, sampled_with, spanning_share
 
 PROMPTS = [task.prompt(0, number) for number in range(3)]
 ANSWERS = [[*task.solution(prompt), task.EOS] for prompt in PROMPTS]
@@ -136,18 +137,27 @@ def group(ticket: int, versions: list[list[int]]) -> messages.Group:
     return messages.Group("e0", ticket, prompt, samples)
 
 
-@given(st.integers(1, 12), st.integers(1, 60))
-def test_tickets_of_every_step_go_out_once_and_in_time(burst: int, steps: int) -> None:
-    out: list[int] = []
+@given(st.integers(1, 12), st.integers(0, 30), st.integers(1, 60))
+def test_tickets_of_every_step_go_out_once_and_in_time(burst: int, at: int, steps: int) -> None:
+    fault, out = Fault(burst=burst, at=at), list[int]()
     for done in range(-jobs.AHEAD, steps):
         if done >= 0:
             assert done in out
-        out += granted(done, burst, steps)
+        out += granted(done, fault, steps)
     assert out == list(range(steps))
 
 
+@given(st.integers(1, 12), st.integers(0, 30), st.integers(1, 60))
+def test_a_step_waits_for_its_whole_burst_and_for_no_ticket_that_is_not_out(burst: int, at: int, steps: int) -> None:
+    fault = Fault(burst=burst, at=at)
+    together = [granted(done, fault, steps) for done in range(-jobs.AHEAD, steps)]
+    for step in range(steps):
+        (own,) = [out for out in together if step in out]
+        assert sampled_with(step, fault, steps) == own[-1]
+
+
 def test_without_a_fault_tickets_are_out_for_two_steps() -> None:
-    assert [list(granted(done, 1, 4)) for done in range(-2, 4)] == [[0], [1], [2], [3], [], []]
+    assert [list(granted(done, HEALTHY, 4)) for done in range(-2, 4)] == [[0], [1], [2], [3], [], []]
 
 
 def test_groups_become_rows_with_rewards_and_advantages() -> None:

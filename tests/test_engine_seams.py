@@ -18,6 +18,7 @@ import pytest
 from rltop.collectors.guard import MAX_FAULTS, Guard
 from rltop.collectors.rundir import RunDir
 from rltop.collectors.vllm import agent, register, seams
+from rltop.collectors.vllm.tap import Added, Noted, Stepped
 from tests.engine_doubles import EngineCore, Outputs, PauseState, output, request
 from tests.harness import HubStandIn, wait_for
 
@@ -286,6 +287,23 @@ def test_flags_that_cannot_be_read_leave_the_rest_of_the_state(quiet: None, tmp_
     assert (state.flags, state.kv_usage) == ({}, 0.25)
     assert guard.faults == {"flags": 1}
     watcher.close()
+
+
+@pytest.mark.parametrize("faults", [1, MAX_FAULTS])
+def test_a_record_that_cannot_be_read_costs_what_it_may_have_touched(quiet: None, tmp_path: Path, faults: int) -> None:
+    guard = Guard()
+    watcher = agent.Agent(EngineCore(), RunDir(tmp_path), guard)
+    outputs = {name: {0: Outputs([output(name, [5], finish="stop")])} for name in "ab"}
+    records: list[Noted] = [Added(0, 1, request("a"), 0.0)]
+    records += [Stepped(0, 1, {0: None}, 0.0, 0, None) for _ in range(faults)]
+    records += [Added(0, 1, request("b"), 0.0)]
+    records += [Stepped(0, 1, outputs[name], 0.0, 0, None) for name in "ab"]
+    watcher.tap.put = len(records)
+    watcher.tap.records.extend(records)
+    watcher.close()
+    followed = 1 if faults < MAX_FAULTS else 0  # of those after it; too many, and nothing is followed any more
+    assert (watcher.assembler.published, watcher.assembler.dropped) == (followed, 1)
+    assert (guard.faults, watcher.tap.taken) == ({"assemble": faults}, len(records))
 
 
 @pytest.mark.parametrize("queue", ["kv_holding_waiting", "skipped_waiting"])

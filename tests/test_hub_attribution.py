@@ -11,8 +11,12 @@ import pytest
 
 from rltop.backend import view
 from rltop.backend.gaps.attributed import Attribution, Interval, Stratum
-from rltop.backend.gaps.attribution import interval
+from rltop.backend.gaps.intervals import interval
+from rltop.backend.gaps.text import line_text
 from rltop.backend.steps import compute
+from rltop.backend.summary import Strata
+from rltop.backend.summary.dimensions import LAG, OFFSET
+from rltop.backend.summary.lagline import lag_ends
 from rltop.collectors import wire
 from rltop.tui.cli import metrics as cli_metrics
 from tests.hub_core import Hub
@@ -110,7 +114,11 @@ def holds(estimate: Interval, value: float) -> bool:
     return estimate.low <= value <= estimate.high
 
 
-def test_a_healthy_run_has_no_worse_engine_and_its_line_meets_0_at_lag_0() -> None:
+APART = (0, 1, 2, 4)
+"""Lags that a line can be told of."""
+
+
+def test_a_healthy_run_has_no_worse_engine() -> None:
     found = Run().attribution
     assert found.steps == [1, 2, 3, 4, 5]
     one, other = at(found.strata, "engine", "e0"), at(found.strata, "engine", "e1")
@@ -119,9 +127,6 @@ def test_a_healthy_run_has_no_worse_engine_and_its_line_meets_0_at_lag_0() -> No
     assert one.sequences == 5 * 24
     assert found.matched_by == "lag0"
     assert at(found.matched, "all", "all").k3.mean == pytest.approx(0, abs=1e-9)
-    assert found.lines[0].engine is None
-    assert abs(found.lines[0].at_lag0.mean) < 0.1 * found.lines[0].per_lag.mean
-    assert above(found.lines[0].per_lag, Interval(0.0, 0.0, 0.0))
     assert at(found.strata, "lag", "2").k3.mean > at(found.strata, "lag", "1").k3.mean > 0
     assert at(found.strata, "lag", "1", "e1").tokens == at(found.strata, "lag", "1").tokens / 2
 
@@ -140,8 +145,43 @@ def test_a_replica_that_missed_its_updates_and_hides_it_is_apart_at_equal_lag() 
     for lag in ("0", "1", "2"):
         assert above(at(found.strata, "lag", lag, "e1").k3, at(found.strata, "lag", lag, "e0").k3)
     assert above(at(found.matched, "engine", "e1").k3, at(found.matched, "engine", "e0").k3)
-    of = {line.engine: line for line in found.lines}
-    assert above(of["e1"].at_lag0, of["e0"].at_lag0)
+    of = {line.engine: line for line in Run("missed, lying", lags=APART).attribution.lines}
+    wrong, right = of["e1"].at_lag0, of["e0"].at_lag0
+    assert wrong is not None and right is not None and above(wrong, right)
+
+
+def test_where_lags_are_apart_the_line_of_staleness_alone_meets_0_at_lag_0() -> None:
+    found = Run(lags=APART).attribution
+    assert [line.engine for line in found.lines] == [None, "e0", "e1"]
+    for line in found.lines:
+        assert line.at_lag0 is not None and line.per_lag is not None
+        assert abs(line.at_lag0.mean) < 0.2 * line.per_lag.mean
+        assert above(line.per_lag, Interval(0.0, 0.0, 0.0))
+        assert (line.lags, line.why) == ((0, 4), "")
+
+
+def test_of_lags_that_are_close_no_line_is_told() -> None:
+    (first, *_) = found = Run(lags=(1, 1, 2)).attribution.lines
+    assert (first.at_lag0, first.per_lag, first.lags) == (None, None, (1, 2))
+    assert line_text(first) == "k3 by lag: lags too close to tell (1 to 2)"
+    assert {line.why for line in found} == {first.why}
+
+
+def test_far_from_lag_0_the_slope_is_told_and_the_foot_is_not() -> None:
+    first = Run(lags=(5, 7, 9)).attribution.lines[0]
+    assert first.at_lag0 is None and first.per_lag is not None
+    assert line_text(first).startswith("k3 = ? + ")
+    assert line_text(first).endswith("lags too far from 0 to tell what is left there (5 to 9)")
+
+
+def test_few_tokens_at_an_end_are_not_an_end() -> None:
+    strata, lags = Strata(), LAG.strata
+    for label, tokens in (("unknown", 900), ("0", 4), ("1", 50), ("2", 46), ("9", 4)):
+        strata.moments[OFFSET[LAG.name] + lags.index(label), :, 1] = tokens
+    assert lag_ends(strata) == (1, 2)
+    strata.moments[OFFSET[LAG.name] + lags.index("ahead"), :, 1] = 8
+    assert lag_ends(strata) == (-1, 2)
+    assert lag_ends(Strata()) is None
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -153,6 +193,22 @@ def test_a_stale_prefix_shows_in_hits_against_misses_where_versions_match(old: b
     assert miss.k3.mean == pytest.approx(0, abs=1e-9)
     assert hit.tokens + miss.tokens == at(found.matched, "all", "all").tokens
     assert hit.tokens == (5 * 24 * SIZE if old else 5 * 8 * SIZE)
+
+
+def test_strata_of_probability_have_their_gap_over_what_is_left_to_other_tokens() -> None:
+    run = Run()
+    told = {s.label: s for s in run.attribution.strata if s.dimension == "probability"}
+    assert told.keys() >= {"0.01-0.1", "0.1-0.5", "0.5-0.9"}
+    for label, stratum in told.items():
+        low, high = map(float, label.split("-"))
+        per = stratum.abs_diff_per_1_minus_p
+        assert per is not None
+        assert stratum.abs_diff.mean / (1 - low) <= per * (1 + 1e-9)
+        assert high == 1 or per <= stratum.abs_diff.mean / (1 - high) * (1 + 1e-9)
+    lines = list(cli_metrics._lines(run.attribution))
+    (head,) = [at for at, line in enumerate(lines) if line.startswith("probability") and "-p)" in line][:1]
+    assert lines[head + 1].split()[-1] == f"{next(iter(told.values())).abs_diff_per_1_minus_p:.3g}"
+    assert lines[head].index("|d|/(1-p)") == lines[head + 1].rindex(lines[head + 1].split()[-1])
 
 
 def test_times_since_the_last_update_and_the_start_are_told_apart() -> None:

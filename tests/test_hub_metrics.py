@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from rltop.backend import metrics, report
 from rltop.backend.metrics import document
+from rltop.backend.metrics.absent import ABSENT
 from rltop.backend.summary import Summary
 
 ASKED = {
@@ -74,3 +76,7 @@ def test_the_manual_is_the_table() -> None:
     assert manual == document.page(), "python -m rltop.backend.metrics > docs/metrics.md"
     for metric in metrics.METRICS:
         assert f"| `{metric.name}` |" in manual
+    for absent in ABSENT:
+        assert absent.name not in metrics.BY_NAME
+        assert f"| `{absent.name}` |" in manual
+        assert set(re.findall(r"\w+_\w+", absent.instead)) <= set(metrics.BY_NAME)

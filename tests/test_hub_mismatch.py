@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rltop.backend import view
+from rltop.backend.gaps.intervals import estimate
 from rltop.backend.gaps.mismatch import DIMENSIONS, EDGES, Shape, Shapes
 from rltop.backend.gaps.profiles import Mismatch
 from rltop.backend.steps.steps import GRACE_S
@@ -108,6 +109,18 @@ def test_a_viewer_gets_means_by_engine_and_stratum() -> None:
             tokens = sum(n for n, *_ in strata)
             mean = sum(n * size for n, _, size, _ in strata) / tokens
             assert mean == pytest.approx(hub.steps[0].engines[engine]["logp_abs_diff_mean"], rel=1e-6)
+            for (n, _, size, _), spread in zip(strata, profile.spreads[engine], strict=True):
+                assert (spread is None) == (n == 0)
+                if spread is not None:
+                    assert spread[0] <= n and estimate((spread[0], n, n * size, *spread[1:])).mean == size
+    lags, attributed = found.profiles[0], hub.ask(view.AskAttribution("a"))[0].attribution
+    assert lags.dimension == "lag" and attributed is not None
+    for stratum in attributed.strata:  # the same intervals, asked for in another way
+        if stratum.dimension == "lag" and stratum.engine == "e0":
+            at = lags.labels.index(stratum.label)
+            spread, (n, _, size, _) = lags.spreads["e0"][at], lags.engines["e0"][at]
+            assert spread is not None
+            assert estimate((spread[0], n, n * size, *spread[1:])).high == pytest.approx(stratum.abs_diff.high)
     assert asked(hub, 5, 9).mismatch is None
 
 

@@ -54,4 +54,4 @@ def test_what_a_step_brings_is_all_compiled_ahead() -> None:
     )
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=200)
-    assert done.stdout == "[1, 1] [1, 1]\n", done.stderr
+    assert done.stdout == "[1, 1, 1] [1, 1, 1]\n", done.stderr

@@ -13,16 +13,18 @@ from hypothesis import strategies as st
 
 from rltop.backend import metrics
 from rltop.backend.steps import compute
+from rltop.backend.summary import Summary
 from tests.metric_oracle import Row, Step, finite, quantiles, shift
 
 ELSEWHERE = {
     "joined_fraction", "prefix_hit_rate", "aborted", "aborted_frac", "failed_frac", "truncated_frac", "spanning_frac",
     "lag_p95", "response_len_p95", "ratio_mean_z", "shift_probe", "requests", "gap_jump_position", "engine_z",
+    "repetition_frac", "grad_norm_z",
     *(f"logp_{kind}_p{q}" for kind in ("diff", "abs_diff") for q in (50, 95, 99)),
 }  # fmt: skip
 """Metrics that the oracle leaves to tests of their own, here or with the hub."""
 
-LOOSE = {"std", "se", "pearson", "slope", "lag0", "lag"}
+LOOSE = {"std", "se", "pearson", "slope", "lag0", "lag", "p"}
 """Last words of the names of differences of sums, which lose digits."""
 
 SPECIAL = np.array([0.0, -0.0, -1e-13, -40.0, -90.0, 3.0, -1e38, math.nan, math.inf, -math.inf])
@@ -80,8 +82,9 @@ def make(
     """Rows of these lengths: logprobs with noise between them, a share of odd ones, and with everything else known."""
     rng = np.random.default_rng(seed)
     rows = []
+    span = int(rng.integers(1, 7))  # of lags: a line is told from 3 on
     for length in lengths:
-        rollout = -rng.exponential(0.7, length)
+        rollout = -rng.exponential(rng.choice([0.7, 4.0]), length)
         trainer = np.minimum(rollout + rng.laplace(0, noise, length), 0.0)
         for column in (rollout, trainer):
             strange = rng.random(length) < odd
@@ -90,7 +93,7 @@ def make(
         if full:
             row.old = trainer + rng.normal(0, noise / 2, length)
             row.old[rng.random(length) < 0.2] = math.nan
-            row.versions = np.where(rng.random(length) < 0.1, -1.0, np.sort(rng.integers(4, 7, length)))
+            row.versions = np.where(rng.random(length) < 0.1, -1.0, np.sort(rng.integers(6 - span, 7, length)))
             row.old_versions = np.where(rng.random(length) < 0.1, -1.0, np.full(length, 6.0))
             row.entropy = rng.exponential(1, length)
             row.advantage = float(rng.choice([-1.5, 0.0, 0.75]))
@@ -189,6 +192,30 @@ def test_a_shift_by_one_is_found(seed: int, by: int) -> None:
     assert compute.values(arrays)["shift_probe"] == shift(rows) == by
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), lengths, st.sampled_from([1e-3, 0.05, 1.0]), st.booleans(), st.integers(0, 12))
+def test_summaries_of_parts_add_up_to_every_metric_of_the_whole(
+    seed: int, lengths: list[int], noise: float, gspo: bool, cut: int
+) -> None:
+    step, arrays = make(seed, lengths, noise, 0.0, full=True, gspo=gspo)
+    first = min(max(cut, 1), len(step.rows))
+    parts = [
+        {name: array[at] if np.ndim(array) else array for name, array in arrays.items()}
+        for at in (slice(first), slice(first, None))
+    ]
+    summaries = [compute.summary(part) for part in parts if len(part["mask"])]
+    merged, whole = metrics.values(sum(summaries, Summary())), compute.values(arrays)
+    size = max(abs(value) for value in whole.values() if value is not None)
+    for name, expected in whole.items():
+        got = merged[name]
+        if expected is None or got is None:
+            assert got == expected, name
+        else:
+            loose = name.rsplit("_", 1)[-1] in LOOSE or name == "ratio_mean_z"
+            rel, floor = (1e-5, 1e-7 * max(1.0, math.sqrt(size))) if loose else (1e-9, 1e-12 * max(1.0, size))
+            assert got == pytest.approx(expected, rel=rel, abs=floor), name
+
+
 def test_no_tokens_give_no_figure_but_counts() -> None:
     arrays = {name: np.full((2, 3), -1.0) for name in ("trainer_logprobs", "rollout_logprobs")}
     ours = compute.values(arrays | {"mask": np.zeros((2, 3))})
@@ -196,5 +223,5 @@ def test_no_tokens_give_no_figure_but_counts() -> None:
 
 
 def test_the_oracle_knows_every_metric() -> None:
-    step, _ = make(3, [30] * 12 + [20] * 3, 0.05, 0.0, full=True)
+    step, _ = make(4, [30] * 12 + [20] * 3, 1.0, 0.0, full=True)  # far enough apart for the error mask
     assert step.values().keys() == metrics.BY_NAME.keys() - ELSEWHERE

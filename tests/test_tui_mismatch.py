@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,7 +14,8 @@ from rltop.backend.gaps.profiles import Mismatch, Profile
 from rltop.backend.gaps.sampled import Samples, Sequence, Token
 from rltop.backend.view import Answer, AskMismatch, AskSamples, Question
 from rltop.tui.bars import Bar, BarChart, draw
-from rltop.tui.mismatch import FLEET, along, merged, places
+from rltop.tui.places import FLEET, Means, along, merged, places, with_error
+from rltop.tui.same import distinct_sequences, distinct_tokens
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import assert_as_saved, dashboard, settle
@@ -24,6 +26,13 @@ ENGINES = ("e0", "e1", "")
 def means(rng: np.random.Generator, n: int, scale: float) -> tuple[int, float, float, float]:
     size = scale * (0.8 + 0.4 * float(rng.random()))
     return (n, -size / 9, size, size * size / 2) if n else (0, 0.0, 0.0, 0.0)
+
+
+def spread(row: tuple[int, float, float, float], sequences: int) -> tuple[float, float, float, float] | None:
+    """Of sequences as long as each other, whose means are a third of the mean from it."""
+    n, _, size, _ = row
+    each = n / sequences
+    return (sequences, each * n, 10 / 9 * (each * size) ** 2 * sequences, each * size * n) if n else None
 
 
 def mismatch(first: int = 0, last: int = 39) -> Mismatch:
@@ -39,7 +48,10 @@ def mismatch(first: int = 0, last: int = 39) -> Mismatch:
                 n = 0 if engine == "" and dimension.name != "lag" else n // 9 if engine == "" else n
                 rows.append(means(rng, n, scale * (1 + at if dimension.name == "lag" else 3 / (1 + at))))
             engines[engine] = rows
-        profiles.append(Profile(dimension.name, list(dimension.strata), engines))
+        spreads = {
+            engine: [spread(row, 20 + 30 * at) for at, row in enumerate(rows)] for engine, rows in engines.items()
+        }
+        profiles.append(Profile(dimension.name, list(dimension.strata), engines, spreads))
     middle = len(EDGES) - 1
     bins = {
         engine: [int(40_000 * math.exp(-(abs(at - middle) ** 2) / wide)) for at in range(2 * middle + 1)]
@@ -206,15 +218,59 @@ def test_parts_of_a_profile_add_up_to_the_fleet() -> None:
         labels, rows = along(answer, dimension, None)
         assert len(labels) == len(rows)
         engines = [along(answer, dimension, engine)[1] for engine in ENGINES]
-        for at, (n, _, size, _) in enumerate(rows):
+        for at, whole in enumerate(rows):
             each = [rows_[at] for rows_ in engines]
-            assert n == sum(row[0] for row in each)
-            assert size * n == pytest.approx(sum(row[0] * row[2] for row in each))
+            assert whole.tokens == sum(row.tokens for row in each)
+            assert whole.size * whole.tokens == pytest.approx(sum(row.tokens * row.size for row in each))
     fleet, *rest = places(answer)
     assert (fleet.engine, [place.engine for place in rest]) == (FLEET, ["e0", "e1", "?"])
     assert fleet.tokens == sum(place.tokens for place in rest)
-    assert fleet.cells["3"] is not None
-    assert merged([]) == (0, 0.0, 0.0, 0.0)
+    assert fleet.size("3") is not None
+    assert merged([]) == Means()
+
+
+def test_an_interval_is_that_of_the_sequences_of_all_parts() -> None:
+    rng = np.random.default_rng(0)
+    n, s = rng.integers(1, 40, 60).astype(float), rng.exponential(1, 60)
+    parts = [slice(0, 25), slice(25, 60)]
+    each = [
+        Means(int(n[at].sum()), 0, s[at].sum() / n[at].sum(), 0,
+              (n[at].size, (n[at] ** 2).sum(), (s[at] ** 2).sum(), (n[at] * s[at]).sum()))
+        for at in parts
+    ]  # fmt: skip
+    whole = merged([*each, Means()])
+    mean = s.sum() / n.sum()
+    error = math.sqrt(((s - mean * n) ** 2).sum() * 60 / 59) / n.sum()
+    assert whole.size == pytest.approx(mean)
+    assert whole.high == pytest.approx(mean + 2.0010 * error, rel=1e-4)  # Student's t for 59
+    assert with_error(whole) == f"{mean:.3f}±{100 * 2.001 * error / mean:.0f}"
+
+
+def test_no_interval_is_told_where_a_part_kept_none_or_one_sequence_is_all() -> None:
+    some = Means(100, 0.0, 0.02, 0.0, (5.0, 2000.0, 0.8, 40.0))
+    assert some.high is not None
+    assert merged([some, Means(10, 0.0, 0.02)]).high is None
+    assert with_error(Means(10, 0.0, 0.02)) == "0.0200"
+    assert with_error(Means(10, 0.0, 0.02, 0.0, (1.0, 100.0, 0.04, 2.0))) == "0.0200"
+    assert with_error(Means()) == "-"
+    assert with_error(Means(100, 0.0, 0.02, 0.0, (2.0, 5000.0, 4.0, 100.0))) == "0.02±>99"
+    for power in range(-9, 3):
+        shown = with_error(
+            Means(100, 0.0, 9.949 * 10.0**power, 0.0, (9.0, 2000.0, 4e4 * 100.0**power, 2e4 * 10.0**power))
+        )
+        assert "±" in shown and len(shown) <= 9
+
+
+def test_samples_that_are_the_same_are_one_line_with_their_number() -> None:
+    one, other = token(0, "e0", 3), token(1, "e0", 3)
+    again = [msgspec.structs.replace(one, number=number, request=f"r{number}", position=5) for number in (7, 8)]
+    elsewhere = msgspec.structs.replace(one, engine="e1", number=2)
+    shown, times = distinct_tokens([one, other, *again, elsewhere])
+    assert [(t.number, t.engine) for t in shown] == [(0, "e0"), (1, "e0"), (2, "e1")]
+    assert list(times.values()) == [3, 1, 1]
+    whole = sequence(2, "e0", 3)
+    (first,), counts = distinct_sequences([whole, msgspec.structs.replace(whole, number=9)])
+    assert (first.number, counts) == (2, {"3/0/2": 2})
 
 
 def test_bars_stand_on_the_axis_and_nothing_is_nothing() -> None:
@@ -222,3 +278,9 @@ def test_bars_stand_on_the_axis_and_nothing_is_nothing() -> None:
     lines = ["".join(segment.text for segment in strip) for strip in draw(chart, 8, 4)]
     assert lines == ["        ", "      ██", "  ▁▁████", "a─b───d─"]
     assert len(draw(chart, 2, 1)) == 1
+
+
+def test_an_interval_is_a_line_above_its_bar_as_far_as_there_is_room() -> None:
+    bars = (Bar(0.25, high=0.75), Bar(0.5, high=0.5), Bar(None, high=1.0), Bar(0.5, high=9.0))
+    lines = ["".join(segment.text for segment in strip) for strip in draw(BarChart((), bars), 12, 6)]
+    assert lines[1:5] == ["          │ ", " │        │ ", " │ ███   ███", "██████   ███"]

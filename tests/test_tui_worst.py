@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,7 +25,7 @@ from rltop.tui.decode import as_id, decoder, printable
 from rltop.tui.gaps import style
 from rltop.tui.marks import level, mark
 from tests import pictures
-from tests.hub_messages import Trained, Written, rollouts, sequences
+from tests.hub_messages import Trained, Written, engine_state, rollouts, sequences
 from tests.test_cli import home, start_hub
 
 __all__ = ["home"]
@@ -61,6 +62,19 @@ def test_sequences_mark_each_token_by_its_gap_without_colour() -> None:
     assert lines[3:] == ["  after …1 2 3", "  11 12↓↓↓ (60) 13?"]
 
 
+def test_tokens_and_sequences_that_are_the_same_stand_once() -> None:
+    tokens = [
+        TOKEN,
+        *(msgspec.structs.replace(TOKEN, number=n) for n in (6, 7)),
+        msgspec.structs.replace(TOKEN, id=13, number=8),
+    ]
+    lines = text(Samples(3, "abs_diff", 64, 1500, tokens=tokens), as_id, 8).splitlines()
+    assert [line.split()[-2:] for line in lines[2:]] == [["7", "8>>12<<9"], ["7", "8>>13<<9"]]
+    assert lines[2].split()[-3] == "3x"
+    sequences = [SEQUENCE, msgspec.structs.replace(SEQUENCE, number=9)]
+    assert text(Samples(3, "worst", 64, 1500, sequences), as_id).splitlines()[2].startswith("2x row 0/5")
+
+
 def test_nothing_is_said_as_such() -> None:
     assert text(Samples(3, "worst"), as_id).endswith("nothing is kept of that")
 
@@ -95,10 +109,74 @@ def test_tokens_become_text_by_the_tokenizer_of_the_model_that_all_engines_name(
     assert decoder([engine_of(str(tmp_path))]) is as_id
 
 
+TEXTS = ["The quick brown fox jumps over the lazy dog.", "def f(x):\n\treturn x + 1\n", "naïve café 東京 🙂 "]
+
+
+def trained(kind: str) -> Any:
+    """A BPE tokenizer that has learnt ``TEXTS``: of bytes, as GPT-2's and Qwen's are, or of pieces, as Llama-2's is."""
+    tokenizers = pytest.importorskip("tokenizers")
+    pre, end = tokenizers.pre_tokenizers, tokenizers.decoders
+    if kind == "bytes":
+        made = tokenizers.Tokenizer(tokenizers.models.BPE())
+        made.pre_tokenizer, made.decoder = pre.ByteLevel(add_prefix_space=False), end.ByteLevel()
+        begin, special = pre.ByteLevel.alphabet(), ["<|im_start|>"]
+    else:
+        made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True))
+        made.pre_tokenizer = pre.Metaspace()
+        made.decoder = end.Sequence([end.Replace("▁", " "), end.ByteFallback(), end.Fuse(), end.Strip(" ", 1, 0)])
+        begin, special = [], ["<unk>", "<|im_start|>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=begin, show_progress=False
+    )
+    made.train_from_iterator(TEXTS * 5, trainer)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_a_real_tokenizers_tokens_read_as_the_text_that_they_make(kind: str, tmp_path: Path) -> None:
+    made = trained(kind)
+    made.save(str(tmp_path / "tokenizer.json"))
+    decode = decoder([engine_of(str(tmp_path))])
+    for line in TEXTS[: 3 if kind == "bytes" else 1]:
+        shown = "".join(decode(token) for token in made.encode(line).ids)
+        assert shown.lstrip() == printable(line).lstrip()
+    assert decode(made.token_to_id("<|im_start|>")) == "<|im_start|>"
+    parts = made.encode("日").ids[-3:]  # not learnt: three bytes, none of them a character
+    assert [decode(token) for token in parts] == [f"<{token}>" for token in parts]
+    assert decode(99_999) == "99999"
+
+
 def test_without_a_tokenizer_tokens_are_numbers(tmp_path: Path) -> None:
     assert decoder([]) is as_id
     assert decoder([engine_of("some/model")]) is as_id
     assert as_id(5) == "5"
+
+
+def test_the_command_prints_the_text_around_a_token_that_the_models_tokenizer_knows(home: Path, tmp_path: Path) -> None:
+    made = trained("bytes")
+    made.save(str(tmp_path / "tokenizer.json"))
+    rundir = start_hub("text")
+    prompt, answer = made.encode("The quick brown").ids, made.encode(" fox jumps\n").ids
+    rollout = [-1.0] * len(answer)
+    row = Trained(answer, [1] * len(answer), rollout, [-3.0, *rollout[1:]], prompt)
+    trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items)
+    engine = Sender(rundir, "e0", "engine", lambda _, items: items)
+    for sender in (engine, trainer):
+        sender.start()
+    engine.offer("all", 100, (engine_state("e0", fingerprint={"model": str(tmp_path)}), {}))
+    engine.offer("all", 100, rollouts([Written(prompt, answer, rollout, engine="e0")]))
+    with Client(rundir) as client:
+        assert client.wait(lambda c: c.view is not None and "e0" in c.view.engines, 30)
+        trainer.offer("all", 100, sequences([row]))
+        trainer.offer("all", 100, (wire.StepClosed(0, 0, 1, 3), {}))
+        assert client.wait(lambda c: c.view is not None and bool(c.view.steps), 30)
+        tokens = CliRunner().invoke(cli.main, ["worst", "--limit", "1"]).output.splitlines()
+        sequence = CliRunner().invoke(cli.main, ["worst", "--kind", "worst"]).output
+    for sender in (engine, trainer):
+        sender.close(5)
+    assert tokens[-1].endswith("The quick brown>> fox<< jumps↵")
+    assert "fox↓↓↓ jumps↵" in sequence
+    assert "The quick brown" in sequence
 
 
 def test_the_command_prints_what_a_hub_keeps(home: Path) -> None:
@@ -126,7 +204,7 @@ def test_the_command_prints_what_a_hub_keeps(home: Path) -> None:
     assert found["sequences"][0]["engines"] == ["e0"]
     assert (refused.exit_code, refused.output) == (
         1,
-        "Error: nothing is kept of step 9; there are 1 steps from 0 to 0\n",
+        "Error: nothing is stored of step 9; there are 1 steps from 0 to 0\n",
     )
     assert "1 of 1 sequences found among the rollouts (1 whole)" in status.output
     assert "1 of 1 copies of the recorded logprobs are equal to them" in status.output

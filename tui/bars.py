@@ -12,15 +12,20 @@ from rltop.tui import look
 from rltop.tui.rows import Rows
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
+_WHISKER = "│"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: ``share`` of the height in [0, 1], None where there is nothing; ``label`` stands under its left edge."""
+    """One bar: ``share`` of the height in [0, 1], None where there is nothing; ``label`` stands under its left edge.
+
+    ``high``: up to where its interval goes, likewise; a thin line above the bar.
+    """
 
     share: float | None
     label: str = ""
     style: Style = look.SERIES[0]
+    high: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,17 @@ def draw(chart: BarChart, width: int, height: int) -> list[Strip]:
     wide = max(1, width // max(len(chart.bars), 1))
     tall = height - 2
     levels = reversed(range(max(tall, 0)))
-    lines += [look.row([(_cell(bar, at, tall) * wide, bar.style) for bar in chart.bars], width) for at in levels]
+    lines += [look.row([(_cells(bar, at, tall, wide), bar.style) for bar in chart.bars], width) for at in levels]
     if height > 1:
         lines.append(look.row([(_labels(chart.bars, wide, width), look.FAINT)], width))
     return lines[:height]
+
+
+def _cells(bar: Bar, level: int, tall: int, wide: int) -> str:
+    cell = _cell(bar, level, tall)
+    if cell == " " and bar.share is not None and round(bar.high * tall) > level:
+        return _WHISKER.center(wide)
+    return cell * wide
 
 
 def _cell(bar: Bar, level: int, tall: int) -> str:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 from rltop.backend.view import Engine
+
+_SPACE = "▁"
+"""What SentencePiece writes for a blank."""
+
+_PART = "\ufffd"
+"""Stands for bytes that are no character by themselves: many tokens hold a part of one."""
 
 
 class Decode(Protocol):
@@ -40,9 +47,15 @@ def _load(path: Path) -> Decode:
     except Exception:  # noqa: BLE001 - the library raises bare Exception for a file it can't read
         return as_id
 
+    @lru_cache(maxsize=1 << 16)
     def decode(token: int) -> str:
-        text = known.decode([token], skip_special_tokens=False) or known.id_to_token(token) or ""
-        return printable(text) or as_id(token)
+        piece = known.id_to_token(token) or ""
+        text = known.decode([token], skip_special_tokens=False)
+        if piece.startswith(_SPACE) and not text.startswith(" "):  # stripped, as at the start of a text
+            text = " " + text
+        if _PART in text:
+            return f"<{token}>"
+        return printable(text or piece) or as_id(token)
 
     return decode
 

@@ -31,7 +31,7 @@ def sequence_text(sequence: Sequence, decode: Decode) -> Text:
     if sequence.requests:
         text.append(f"requests {', '.join(map(printable, sequence.requests))}\n", look.FAINT)
     text.append(legend() + "\n\n", look.FAINT)
-    text.append(context(sequence.context, decode, 200) + between(decode), look.FAINT)
+    text.append(context(sequence.context, decode, 200) + " » ", look.FAINT)
     tokens = list(marked(sequence, decode))
     start, end = _sight([d for _, d in tokens])
     if start:

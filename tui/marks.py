@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from rltop.backend.gaps.sampled import Sequence, Token, floats, ints
 from rltop.tui.decode import Decode, as_id, printable
@@ -99,10 +99,7 @@ def legend() -> str:
     return f"{limits} nats; ↑ the trainer gives more probability, ↓ less; (brackets) not trained on"
 
 
-def lines(sequences: Iterable[Sequence], decode: Decode) -> list[str]:
-    """Sequences as plain lines."""
-    made: list[str] = []
-    for one in sequences:
-        shown = between(decode).join(text for text, _ in marked(one, decode))
-        made += ["", sequence_facts(one), f"  after …{context(one.context, decode, 12)}", f"  {shown}"]
-    return made
+def lines(sequence: Sequence, decode: Decode) -> list[str]:
+    """A sequence as plain lines."""
+    shown = between(decode).join(text for text, _ in marked(sequence, decode))
+    return [sequence_facts(sequence), f"  after …{context(sequence.context, decode, 12)}", f"  {shown}"]

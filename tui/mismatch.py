@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from rich.style import Style
 from rich.text import Text
@@ -13,154 +11,26 @@ from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 
 from rltop.backend.gaps.profiles import Mismatch as Answered
-from rltop.backend.gaps.profiles import Profile
 from rltop.backend.gaps.sampled import Samples, Sequence, Token
 from rltop.backend.view import Answer, AskMismatch, AskSamples, Question, Snapshot
-from rltop.tui import gaps, look, marks
+from rltop.tui import gaps, look
 from rltop.tui.bars import Bar, BarChart, Bars
 from rltop.tui.decode import Decode, as_id, decoder
 from rltop.tui.explain import Figure
+from rltop.tui.lists import sequence_columns, token_columns
+from rltop.tui.places import FLEET, PLACES, UNKNOWN_ENGINE, Means, Place, along, places
 from rltop.tui.plot import Sight
 from rltop.tui.rows import Rows, set_height
-from rltop.tui.table import Column, Table
-
-FLEET = "fleet"
-UNKNOWN_ENGINE = "?"
-"""Rows of the table of engines: all of them; and tokens whose engine is not known."""
+from rltop.tui.same import Times, distinct_sequences, distinct_tokens, sequence_key, token_key
+from rltop.tui.table import Table
 
 LISTS: tuple[tuple[str, str], ...] = (
     ("abs_diff", "tokens with the largest |d|"),
     ("k3", "tokens with the largest k3"),
     ("worst", "sequences with the largest mean k3"),
-    ("sample", "a fair sample of the sequences"),
+    ("sample", "a fair sample"),
 )
 """Kinds of ``AskSamples``, in the order of the key, and what each is."""
-
-LAGS = ("0", "1", "2", "3", "4+", "?")
-"""Columns of the table: policy lag, the rest, and not known (or ahead of the trainer)."""
-
-Means = tuple[int, float, float, float]
-"""Tokens, and the means of d, |d| and k3; see ``Profile``."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """One engine or all. By the columns of the table ``cells``: |d|, None without tokens; ``counts``: tokens."""
-
-    engine: str
-    tokens: int
-    k3: float | None
-    cells: dict[str, float | None]
-    counts: dict[str, int]
-
-    def figures(self) -> list[Figure]:
-        """Those that the catalogue knows; of strata it has no entries of their own."""
-        named = (("all", "all", "logp_abs_diff_mean"), ("lag 0", "0", "lag0_abs_diff_mean"))
-        gaps = [
-            Figure(head, metric, self.cells.get(at), (self.counts.get(at, 0), "tokens")) for head, at, metric in named
-        ]
-        k3 = Figure("k3", "kl_k3", self.k3, (self.tokens, "tokens"))
-        return [*gaps, k3, Figure("tokens", "tokens", float(self.tokens), None)]
-
-
-def merged(rows: list[Means]) -> Means:
-    """Of several strata or engines together."""
-    n = sum(row[0] for row in rows)
-    if not n:
-        return 0, 0.0, 0.0, 0.0
-    d, size, k3 = (sum(row[0] * row[at] for row in rows) / n for at in (1, 2, 3))
-    return n, d, size, k3
-
-
-def along(answer: Answered, dimension: str, engine: str | None) -> tuple[list[str], list[Means]]:
-    """Labels of a dimension with the means of one engine, or of all."""
-    profile = next((p for p in answer.profiles if p.dimension == dimension), Profile(dimension, [], {}))
-    chosen = [rows for name, rows in profile.engines.items() if engine in (None, name)]
-    return profile.labels, [merged([rows[at] for rows in chosen]) for at in range(len(profile.labels))]
-
-
-def places(answer: Answered) -> list[Place]:
-    """The table's lines: the fleet, then each engine, tokens of unknown engines last."""
-    names = sorted(answer.bins, key=lambda name: (not name, name.rstrip("0123456789"), len(name), name))
-    return [_place(answer, None), *(_place(answer, name) for name in names)]
-
-
-def _place(answer: Answered, engine: str | None) -> Place:
-    labels, lags = along(answer, "lag", engine)
-    by_label = dict(zip(labels, lags, strict=True))
-    groups = {name: [by_label[name]] if name in by_label else [] for name in LAGS[:-2]}
-    groups["4+"] = [means for label, means in by_label.items() if label.rstrip("+").isdigit() and label not in groups]
-    groups["?"] = [by_label[label] for label in ("ahead", "unknown") if label in by_label]
-    prefix, cache = along(answer, "prefix", engine)
-    groups |= {name: [means] for name, means in zip(prefix, cache, strict=True) if name in ("hit", "miss")}
-    cells = {name: merged(rows) for name, rows in groups.items()}
-    n, _, size, k3 = merged(lags)
-    shown = {name: means[2] if means[0] else None for name, means in cells.items()}
-    name = FLEET if engine is None else engine or UNKNOWN_ENGINE
-    counts = {name: means[0] for name, means in cells.items()} | {"all": n}
-    return Place(name, n, k3 if n else None, shown | {"all": size if n else None}, counts)
-
-
-def _cell(name: str) -> Callable[[Place], look.Part]:
-    return lambda place: (look.figure(place.cells.get(name)), look.PLAIN)
-
-
-PLACES: tuple[Column[Place], ...] = (
-    Column("|d| nats", 8, lambda p: (p.engine, look.STRONG), right=False),
-    Column("all", 7, _cell("all"), sort=lambda p: p.cells.get("all")),
-    Column("lag 0", 7, _cell("0"), sort=lambda p: p.cells.get("0")),
-    *(Column(name, 7, _cell(name), rank=2 if name == "3" else 0) for name in LAGS[1:-1]),
-    Column("lag ?", 7, _cell("?"), rank=3),
-    Column("hit", 7, _cell("hit")),
-    Column("miss", 7, _cell("miss")),
-    Column("k3", 7, lambda p: (look.figure(p.k3), look.PLAIN), sort=lambda p: p.k3, rank=1),
-    Column("tokens", 6, lambda p: (look.figure(p.tokens), look.FAINT), sort=lambda p: p.tokens),
-)
-
-
-def token_columns(decode: Decode) -> tuple[Column[Token], ...]:
-    """Columns of the list of tokens."""
-
-    def gap(token: Token) -> look.Part:
-        return f"{look.figure(token.diff)}{marks.mark(token.diff):<3}", gaps.style(token.diff)
-
-    def around(token: Token) -> look.Part:
-        before = marks.context(token.before, decode, 6)
-        after = marks.context(token.after, decode)
-        return f"{before}»{decode(token.id)}«{after}", look.PLAIN
-
-    return (
-        Column("d", 11, gap, sort=lambda t: abs(t.diff)),
-        Column("rollout", 8, lambda t: (look.figure(t.rollout), look.PLAIN), sort=lambda t: t.rollout),
-        Column("trainer", 8, lambda t: (look.figure(t.trainer), look.PLAIN), sort=lambda t: t.trainer),
-        Column("engine", 6, lambda t: (t.engine or UNKNOWN_ENGINE, look.PLAIN), sort=lambda t: t.engine, right=False),
-        Column("policy", 6, lambda t: (look.whole(t.version if t.version >= 0 else None), look.PLAIN), rank=1),
-        Column("epoch", 5, lambda t: (look.whole(t.epoch if t.epoch >= 0 else None), look.PLAIN), rank=3),
-        Column("cached", 6, lambda t: (look.whole(t.cached_tokens), look.PLAIN), rank=4),
-        Column("reward", 6, lambda t: (look.figure(t.reward), look.PLAIN), rank=5),
-        Column("at", 9, lambda t: (f"{t.position}/{t.tokens}", look.FAINT), rank=2),
-        Column("before » token « after", 26, around, right=False),
-    )
-
-
-def sequence_columns(decode: Decode) -> tuple[Column[Sequence], ...]:
-    """Columns of the list of sequences."""
-
-    def begins(sequence: Sequence) -> look.Part:
-        shown = (text for text, _ in marks.marked(sequence, decode))
-        return marks.between(decode).join(text for text, _ in zip(shown, range(40), strict=False)), look.PLAIN
-
-    return (
-        Column("|d| mean", 8, lambda s: (look.figure(s.abs_diff_mean), look.PLAIN), sort=lambda s: s.abs_diff_mean),
-        Column("k3 mean", 8, lambda s: (look.figure(s.k3_mean), look.PLAIN), sort=lambda s: s.k3_mean),
-        Column("tokens", 6, lambda s: (str(s.tokens), look.PLAIN), sort=lambda s: s.tokens),
-        Column("reward", 6, lambda s: (look.figure(s.reward), look.PLAIN), sort=lambda s: s.reward),
-        Column("engine", 6, lambda s: (",".join(s.engines) or UNKNOWN_ENGINE, look.PLAIN), right=False),
-        Column("cached", 6, lambda s: (look.whole(s.cached_tokens), look.PLAIN), rank=2),
-        Column("row", 7, lambda s: (f"{s.rank}/{s.number}", look.FAINT), rank=3),
-        Column("ended", 6, lambda s: (s.finish_reason, look.FAINT), rank=1, right=False),
-        Column("begins", 26, begins, right=False),
-    )
 
 
 def spread_chart(answer: Answered, engine: str | None) -> BarChart:
@@ -186,13 +56,18 @@ def _size_style(answer: Answered, at: int) -> Style:
 def profile_chart(answer: Answered, dimension: str, engine: str | None, title: str) -> BarChart:
     """Mean |d| along a dimension; strata after the last that has tokens are left out."""
     labels, rows = along(answer, dimension, engine)
-    used = max((at + 1 for at, row in enumerate(rows) if row[0]), default=0)
-    top = max((row[2] for row in rows), default=0.0)
-    bars = [
-        Bar(row[2] / top if row[0] and top else 0.0 if row[0] else None, label.split("-")[0])
-        for label, row in zip(labels[:used], rows, strict=False)
-    ]
+    used = max((at + 1 for at, row in enumerate(rows) if row.tokens), default=0)
+    highest = max((row.size for row in rows), default=0.0)
+    # Room for the intervals, but not so much that a stratum of few tokens makes all others small.
+    top = min(max((row.high or 0.0 for row in rows), default=0.0), 1.5 * highest) or highest
+    bars = [_bar(row, top, label) for label, row in zip(labels[:used], rows, strict=False)]
     return BarChart(((f"|d| by {title}", look.STRONG), (f" to {look.figure(top)}", look.FAINT)), tuple(bars))
+
+
+def _bar(row: Means, top: float, label: str) -> Bar:
+    if not row.tokens:
+        return Bar(None, label.split("-")[0])
+    return Bar(row.size / top if top else 0.0, label.split("-")[0], high=(row.high or 0.0) / top if top else 0.0)
 
 
 class Mismatch(Vertical):
@@ -206,8 +81,10 @@ class Mismatch(Vertical):
         self._samples: Samples | None = None
         self._error = ""
         self._wanted: object = None
-        self._asked: set[str] = set()
+        self._none_kept = ""
+        self._asked: dict[str, str] = {}
         self._decode: Decode = as_id
+        self._times: Times = {}
         self._models: object = None
 
     def compose(self) -> ComposeResult:
@@ -219,8 +96,8 @@ class Mismatch(Vertical):
             yield Bars(id="by-position")
         yield Table(PLACES, lambda place: place.engine, empty="nothing to show yet", id="places")
         yield Rows(id="listed")
-        yield Table(token_columns(as_id), _token_key, empty="none", id="tokens")
-        yield Table(sequence_columns(as_id), _sequence_key, empty="none", id="sequences")
+        yield Table(token_columns(as_id, self._times), token_key, empty="none", id="tokens")
+        yield Table(sequence_columns(as_id, self._times), sequence_key, empty="none", id="sequences")
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -238,21 +115,19 @@ class Mismatch(Vertical):
             return []
         self._wanted = wanted
         engine = "" if self._engine == UNKNOWN_ENGINE else self._engine
-        asked: list[Question] = [
-            AskMismatch(uuid.uuid4().hex, first, last),
-            AskSamples(uuid.uuid4().hex, last, kind, engine),
-        ]
-        self._asked = {question.id for question in asked}
-        return asked
+        shapes = AskMismatch(uuid.uuid4().hex, first, last)
+        samples = AskSamples(uuid.uuid4().hex, last, kind, engine)
+        self._asked = {shapes.id: "mismatch", samples.id: "samples"}
+        return [shapes, samples]
 
     def take(self, answers: dict[str, Answer]) -> bool:
         """Take the answers that have come. Whether there is something new to show."""
-        come = [answers.pop(question) for question in self._asked & answers.keys()]
+        come = [answers.pop(question) for question in self._asked.keys() & answers.keys()]
         for answer in come:
-            self._asked.discard(answer.id)
-            self._error = answer.error or ""
-            self._answer = answer.mismatch or self._answer
-            self._samples = answer.samples or self._samples
+            if self._asked.pop(answer.id) == "mismatch":
+                self._error, self._answer = answer.error or "", answer.mismatch or self._answer
+            else:  # what was kept of another step is not this one's
+                self._none_kept, self._samples = answer.error or "", answer.samples
         return bool(come)
 
     def figures(self) -> tuple[str, list[Figure]] | None:
@@ -271,16 +146,10 @@ class Mismatch(Vertical):
         if isinstance(item, Place):
             self._engine = None if item.engine in (FLEET, self._engine) else item.engine
         elif isinstance(item, Token):
-            behind = self._sequence_of(item)
-            return gaps.token_text(item, self._decode) if behind is None else gaps.sequence_text(behind, self._decode)
+            return gaps.token_text(item, self._decode)
         elif isinstance(item, Sequence):
             return gaps.sequence_text(item, self._decode)
         return None
-
-    def _sequence_of(self, token: Token) -> Sequence | None:
-        place = (token.step, token.rank, token.number)
-        kept = self._samples.sequences if self._samples else []
-        return next((s for s in kept if (s.step, s.rank, s.number) == place), None)
 
     # --- showing ----------------------------------------------------------------------------------------------------
 
@@ -300,8 +169,12 @@ class Mismatch(Vertical):
         self._say("#listed", self._listed(samples))
         tokens = LISTS[self._list][0] in ("abs_diff", "k3")
         self.query_one("#tokens").display, self.query_one("#sequences").display = tokens, not tokens
-        self.query_one("#tokens", Table).set_items(samples.tokens if samples else [])
-        self.query_one("#sequences", Table).set_items(samples.sequences if samples else [])
+        of_tokens = distinct_tokens(samples.tokens if samples else [])
+        of_sequences = distinct_sequences(samples.sequences if samples else [])
+        self._times.clear()
+        self._times.update(of_tokens[1] | of_sequences[1])
+        self.query_one("#tokens", Table).set_items(of_tokens[0])
+        self.query_one("#sequences", Table).set_items(of_sequences[0])
 
     def on_resize(self) -> None:
         """Fewer charts where it is narrow."""
@@ -325,12 +198,12 @@ class Mismatch(Vertical):
         if answer.invalid:
             parts.append((f"▲ {answer.invalid} without a finite d  ", look.BAD))
         parts.append((f"{'fleet' if self._engine is None else self._engine}  ", look.PLAIN))
-        return [*parts, ("d = trainer - rollout logprob, nats", look.FAINT)]
+        return [*parts, ("d = trainer - rollout, nats", look.FAINT)]
 
     def _listed(self, samples: Samples | None) -> list[look.Part]:
         what = LISTS[self._list][1]
-        if self._error:
-            return [(f"{what}: {self._error}", look.WARN)]
+        if self._none_kept:
+            return [(f"{what}: {self._none_kept}", look.WARN)]
         if samples is None:
             return [(what, look.FAINT)]
         of = f" of {samples.of_sequences} sequences, {samples.of_tokens} tokens"
@@ -351,13 +224,5 @@ class Mismatch(Vertical):
         models = {engine.fingerprint.get("model") for engine in view.engines.values()}
         if models != self._models:
             self._models, self._decode = models, decoder(view.engines.values())
-            self.query_one("#tokens", Table).set_columns(token_columns(self._decode))
-            self.query_one("#sequences", Table).set_columns(sequence_columns(self._decode))
-
-
-def _token_key(token: Token) -> str:
-    return f"{token.step}/{token.rank}/{token.number}/{token.position}"
-
-
-def _sequence_key(sequence: Sequence) -> str:
-    return f"{sequence.step}/{sequence.rank}/{sequence.number}"
+            self.query_one("#tokens", Table).set_columns(token_columns(self._decode, self._times))
+            self.query_one("#sequences", Table).set_columns(sequence_columns(self._decode, self._times))

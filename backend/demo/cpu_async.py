@@ -1,4 +1,6 @@
-"""A vLLM plugin for the demo alone: async scheduling on the CPU, which vLLM turns off there by platform.
+"""A vLLM plugin for the demo alone: puts back on the CPU what vLLM changes there by platform.
+
+Async scheduling, which vLLM turns off, and processes by fork, where vLLM has spawn.
 
 ``CpuPlatform.check_and_update_config`` sets ``scheduler_config.async_scheduling = False`` ("not required on CPU"); the
 scheduler itself is the same on every platform, so putting back what was asked for gives the real one with its real
@@ -41,6 +43,7 @@ def _wrap() -> None:
         scheduler = vllm_config.scheduler_config
         asked = scheduler.async_scheduling
         original(cls, vllm_config)
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # vLLM's own default: saves two imports of vLLM, 10 s each
         if asked and not scheduler.async_scheduling:
             scheduler.async_scheduling = True
             os.environ[RESTORED] = "1"

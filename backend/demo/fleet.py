@@ -51,12 +51,11 @@ class Fleet:
         for index, engine in enumerate(self._engines):
             self._say(engine, messages.Grant(list(tickets[index :: len(self._engines)])))
 
-    def collect(self, step: int) -> list[messages.Group]:
-        """Block until all groups of ``step`` are there; in the order of their tickets."""
-        tickets = range(step * GROUPS, (step + 1) * GROUPS)
-        while not all(ticket in self._groups for ticket in tickets):
+    def collect(self, step: int, last: int) -> list[messages.Group]:
+        """Block until all groups of the steps from ``step`` to ``last`` are there; ``step``'s, by their tickets."""
+        while not all(ticket in self._groups for ticket in range(step * GROUPS, (last + 1) * GROUPS)):
             self._hear(None)
-        return [self._groups.pop(ticket) for ticket in tickets]
+        return [self._groups.pop(ticket) for ticket in range(step * GROUPS, (step + 1) * GROUPS)]
 
     def publish(self, version: int, weights: dict[str, Tensor], steps: Iterable[int]) -> None:
         """Have every engine load ``weights`` as ``version``, and hand out the tickets of ``steps`` just before.

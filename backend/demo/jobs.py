@@ -47,7 +47,10 @@ class EngineJob(msgspec.Struct, frozen=True):
 
 
 class TrainerJob(msgspec.Struct, frozen=True):
-    """The trainer: the run's name, the checkpoint, its socket, where weights are published, and what to train."""
+    """The trainer: the run's name, the checkpoint, its socket, where weights are published, and what to train.
+
+    ``facts``: it tells rltop what it computes with.
+    """
 
     run: str
     model: str
@@ -60,6 +63,7 @@ class TrainerJob(msgspec.Struct, frozen=True):
     objective: str
     matched: int
     fault: Fault = HEALTHY
+    facts: bool = True
 
 
 # --- what the trainer says on its standard output, one JSON object a line -----------------------------------------

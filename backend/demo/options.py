@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,12 +54,15 @@ class DemoOptions:
         steps: optimizer steps.
         settings: flags to switch, and when.
         seed: of prompts, sampling, and the choice of matched sequences.
-        temperature: of sampling and of the trainer's logprobs.
+        temperature: of sampling and of the trainer's logprobs; None: as the fault has it, else 1.
         engines: how many vLLM engines.
         objective: ``ppo`` or ``gspo``.
         matched: sequences a step whose logprobs are recomputed under their own rollout versions.
         json_path: where the whole run is written as one JSON object.
         fault: what is wrong with the run, a name of ``faults.FAULTS``; empty for nothing.
+        fault_at: the step it begins with.
+        fault_engine: the engine that has it; empty: as the fault has it.
+        facts: the trainer tells rltop what it computes with.
         keep_hub: leave the hub running at the end, for whoever still looks.
 
     Raises:
@@ -69,37 +73,57 @@ class DemoOptions:
     steps: int = 60
     settings: tuple[Setting, ...] = ()
     seed: int = 0
-    temperature: float = 1.0
+    temperature: float | None = None
     engines: int = 2
     objective: str = "ppo"
     matched: int = 16
     json_path: Path | None = None
     keep_hub: bool = False
     fault: str = ""
+    fault_at: int = 0
+    fault_engine: str = ""
+    facts: bool = True
 
     def __post_init__(self) -> None:
+        if self.fault not in FAULTS:
+            raise ValueError(f"fault: {self.fault!r}; expected one of {', '.join(filter(None, FAULTS))}")
         if self.steps < 1:
             raise ValueError(f"steps: {self.steps}; expected 1 or more")
         if not 1 <= self.engines <= 8:
             raise ValueError(f"engines: {self.engines}; expected 1 to 8")
-        if not 0 < self.temperature <= 10:
+        if not 0 < self.sampled_at <= 10:
             raise ValueError(f"temperature: {self.temperature}; expected more than 0, at most 10")
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective: {self.objective!r}; expected {' or '.join(OBJECTIVES)}")
         if self.matched < 0:
             raise ValueError(f"matched: {self.matched}; expected 0 or more")
-        if self.fault not in FAULTS:
-            raise ValueError(f"fault: {self.fault!r}; expected one of {', '.join(filter(None, FAULTS))}")
+        self._check_fault()
         if self.injected.engine not in ("", *self.engine_ids):
             raise ValueError(f"fault {self.fault}: it is on {self.injected.engine}; engines are {self.engine_ids}")
         for setting in self.settings:
             if setting.step >= self.steps:
                 raise ValueError(f"--set {setting}: the last of {self.steps} steps is {self.steps - 1}")
 
+    def _check_fault(self) -> None:
+        known = FAULTS[self.fault]
+        if not 0 <= self.fault_at < self.steps:
+            raise ValueError(f"fault_at: {self.fault_at}; expected 0 to {self.steps - 1}")
+        if self.fault_at and (known.launch or not self.fault):
+            why = f"{self.fault} is there from the launch on" if self.fault else "there is no fault"
+            raise ValueError(f"fault_at: {why}, so it can't begin with step {self.fault_at}")
+        if self.fault_engine and not known.engine:
+            raise ValueError(f"fault_engine: {self.fault or 'no fault'} is not on one engine")
+
     @property
     def injected(self) -> Fault:
         """The fault; ``faults.HEALTHY`` for none."""
-        return FAULTS[self.fault]
+        known = FAULTS[self.fault]
+        return dataclasses.replace(known, at=self.fault_at, engine=self.fault_engine or known.engine)
+
+    @property
+    def sampled_at(self) -> float:
+        """The temperature of the run."""
+        return FAULTS[self.fault].temperature if self.temperature is None else self.temperature
 
     @property
     def engine_ids(self) -> list[str]:

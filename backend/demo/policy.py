@@ -50,23 +50,33 @@ def padded(rows: Sequence[Sequence[float]], fill: float) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=fill)
 
 
-def logprobs_and_entropy(model: Any, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+def logprobs_and_entropy(
+    model: Any, batch: Batch, temperature: float, *, bf16: bool = False, graded: bool = False
+) -> tuple[Tensor, Tensor]:
     """Logprob of every answer token, and entropy of the distribution it is from: ``[batch, time]``, nats.
 
     The distribution is the one sampled from: softmax of the logits over the temperature. No attention mask is needed:
     padding stands to the right of everything that is read. Padded columns hold meaningless finite values. The entropy
-    carries no gradient.
+    carries a gradient only if ``graded``. ``bf16``: the model computes in bf16 up to its logits, whatever its weights.
     """
-    logits = model(batch.ids).logits
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits = model(batch.ids).logits.float()
     time = torch.arange(batch.answers.shape[1])
     before = (batch.prompt_sizes[:, None] - 1 + time).clamp(max=logits.shape[1] - 1)  # logits at t - 1 predict t
     chosen = logits.gather(1, before[..., None].expand(-1, -1, logits.shape[2]))
     logp = torch.log_softmax(chosen / temperature, -1)
-    fixed = logp.detach()
-    return logp.gather(2, batch.answers[..., None]).squeeze(2), -(fixed.exp() * fixed).sum(-1)
+    of_entropy = logp if graded else logp.detach()
+    return logp.gather(2, batch.answers[..., None]).squeeze(2), -(of_entropy.exp() * of_entropy).sum(-1)
 
 
-def facts(model: Any, temperature: float) -> dict[str, Any]:
+def set_dropout(model: Any, share: float) -> None:
+    """Have a model in training drop ``share`` of its attention weights."""
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = share
+
+
+def facts(model: Any, temperature: float, *, bf16: bool = False) -> dict[str, Any]:
     """What ``logprobs_and_entropy`` computes with: the whole distribution over the temperature, nothing cut off."""
     return {
         "temperature": temperature,
@@ -74,8 +84,8 @@ def facts(model: Any, temperature: float) -> dict[str, Any]:
         "top_k": 0,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
-        "dtype": model.dtype,
-        "head_dtype": model.lm_head.weight.dtype,
+        "dtype": torch.bfloat16 if bf16 else model.dtype,
+        "head_dtype": torch.bfloat16 if bf16 else model.lm_head.weight.dtype,
         "attention_backend": model.config._attn_implementation,
         "torch_version": torch.__version__,
     }
@@ -108,7 +118,9 @@ class Snapshots:
             self._weights.popitem(last=False)
         return weights
 
-    def logprobs(self, batch: Batch, versions: Tensor, rows: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def logprobs(
+        self, batch: Batch, versions: Tensor, rows: Tensor, temperature: float, *, bf16: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Logprobs of the chosen rows, each token under the weights of its own version.
 
         Args:
@@ -116,6 +128,7 @@ class Snapshots:
             versions: ``[batch, time]``, the version that sampled each token.
             rows: indices of the rows to compute.
             temperature: as sampled.
+            bf16: as in ``logprobs_and_entropy``.
 
         Returns:
             ``(logprobs, version)``, both ``[batch, time]`` float; NaN where not computed: other rows, padding, and
@@ -131,7 +144,7 @@ class Snapshots:
             if touched.any():
                 self._past.load_state_dict(weights)
                 with torch.no_grad():
-                    under, _ = logprobs_and_entropy(self._past, batch.rows(touched), temperature)
+                    under, _ = logprobs_and_entropy(self._past, batch.rows(touched), temperature, bf16=bf16)
                 logprobs[here] = under[here[touched]]
                 known[here] = float(version)
         return logprobs, known

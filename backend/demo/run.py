@@ -25,6 +25,7 @@ from rltop.backend import report
 from rltop.backend.client import Client, HubUnreachable
 from rltop.backend.demo import jobs, messages
 from rltop.backend.demo.children import Child, end_all
+from rltop.backend.demo.faults import Fault
 from rltop.backend.demo.follow import Follower
 from rltop.backend.demo.hubs import RunInUseError, fresh_hub, stop_hub
 from rltop.backend.demo.options import MODEL, DemoOptions, Setting, parse_setting
@@ -54,9 +55,11 @@ ENGINE_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "TORCH_COMPILE_DISABLE": "1",
+    "TRITON_F32_DEFAULT": "ieee",
 }
-"""Without the CPU settings the small engine is forty times slower on two cores; without the last, the first sampled
-token waits 20 s for a compiler, for a helper of the sampler that needs none."""
+"""Without the CPU settings the small engine is forty times slower on two cores; without ``TORCH_COMPILE_DISABLE``, the
+first sampled token waits 20 s for a compiler, for a helper of the sampler that needs none. The last is for GPUs: else
+attention in fp32 multiplies in TF32, and the gap of a healthy run is that."""
 
 TRAINER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
@@ -126,34 +129,36 @@ class _Run:
 
     def _start_hub(self) -> None:
         hub, ours = fresh_hub(self._rundir)
-        if fault := self._options.injected.name:
-            self._progress.say(f"started with the fault {fault}: {self._options.injected.help}")
+        if (fault := self._options.injected).name:
+            since = f", from step {fault.at} on" if fault.at else ""
+            self._progress.say(f"started with the fault {fault.name}{since}: {fault.told}")
         self._progress.say(f"run {self._options.run!r}: hub is process {hub.pid}, directory {self._rundir.path}")
         if ours and not self._options.keep_hub:
             self._stack.callback(stop_hub, self._rundir, hub)
 
     def _start_children(self, weights: Path) -> list[Child]:
         options, directory = self._options, self._rundir.path
-        socket = f"ipc://{directory / messages.SOCKET}"
+        socket, model = f"ipc://{directory / messages.SOCKET}", str(_checkpoint(options.injected, weights))
         children: list[Child] = []
         self._stack.callback(self._end, children)
         for engine in options.engine_ids:
             fault = options.injected.on(engine)
-            job = jobs.EngineJob(engine, str(MODEL), socket, options.seed, options.temperature, fault)
+            job = jobs.EngineJob(engine, model, socket, options.seed, options.sampled_at, fault)
             environment = {**ENGINE_ENVIRONMENT, "RLTOP_HUB": str(directory), "RLTOP_ENGINE": engine}
             children.append(Child(engine, "rltop.backend.demo.engine", job, environment, directory / f"{engine}.log"))
         trainer = jobs.TrainerJob(
             run=options.run,
-            model=str(MODEL),
+            model=model,
             socket=socket,
             weights=str(weights),
             engines=options.engine_ids,
             steps=options.steps,
             seed=options.seed,
-            temperature=options.temperature,
+            temperature=options.sampled_at,
             objective=options.objective,
             matched=options.matched,
             fault=options.injected,
+            facts=options.facts,
         )
         children.append(
             Child(
@@ -213,6 +218,17 @@ class _Run:
             self._progress.say("ending engines and trainer")
         if left := end_all(children):
             self._progress.trouble(f"still there after SIGKILL: {', '.join(left)}")
+
+
+def _checkpoint(fault: Fault, scratch: Path) -> Path:
+    """The checkpoint to start from: the demo's, or a copy that says how requests are to be sampled."""
+    if fault.repetition_penalty == 1.0:
+        return MODEL
+    copy = scratch / "checkpoint"
+    shutil.copytree(MODEL, copy)
+    config = copy / "generation_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"repetition_penalty": fault.repetition_penalty}))
+    return copy
 
 
 def _check_installed() -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rltop.backend.demo import messages, policy, task
+from rltop.backend.demo.faults import Fault
 from rltop.backend.demo.fleet import Fleet
 from rltop.backend.demo.jobs import (
     AHEAD,
@@ -79,10 +80,27 @@ def pick_matched(seed: int, step: int, size: int, batch: int) -> Tensor:
     return torch.tensor(sorted(rng.sample(range(batch), min(size, batch))), dtype=torch.long)
 
 
-def granted(step: int, burst: int, steps: int) -> range:
-    """The steps, of ``steps``, whose tickets go out when ``step`` is done: ``burst`` at once, ``AHEAD`` before them."""
-    first = step + AHEAD
-    return range(first, min(first + burst, steps)) if first % burst == 0 else range(0)
+def granted(step: int, fault: Fault, steps: int) -> range:
+    """The steps, of ``steps``, whose tickets go out when ``step`` is done: ``AHEAD`` before them, and in bursts."""
+    first, burst = step + AHEAD, fault.during(step).burst
+    return range(first, min(first + burst, steps)) if (step - fault.at) % burst == 0 else range(0)
+
+
+def sampled_with(step: int, fault: Fault, steps: int) -> int:
+    """The last of the steps that are sampled before ``step`` is trained on: itself, or the last of its burst."""
+    place = step - (fault.at + AHEAD)  # bursts begin there
+    return min(step + fault.burst - 1 - place % fault.burst, steps - 1) if place >= 0 else step
+
+
+def recorded(rollouts: Rollouts, fault: Fault) -> Tensor:
+    """The trainer's copy of the logprobs that engines recorded, as ``fault`` leaves it."""
+    copy, mask = rollouts.logprobs, rollouts.batch.mask
+    if fault.shift:
+        copy = torch.nn.functional.pad(copy, (fault.shift, 0))[:, : copy.shape[1]] * mask
+    if fault.padded:
+        to_end = mask.flip(1).cumsum(1).flip(1)  # of the real tokens: n, n - 1, ..., 1
+        copy = copy.masked_fill(to_end <= fault.padded, 0.0)
+    return copy
 
 
 class Trainer:
@@ -95,8 +113,9 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
         self._snapshots = policy.Snapshots(self._model, SNAPSHOTS)
         self._snapshots.take(0)
+        computed = policy.facts(self._model, job.temperature, bf16=job.fault.bf16)
         self._collector = TrainerCollector(
-            run=job.run, rank=0, world_size=1, facts={"model": job.model, **policy.facts(self._model, job.temperature)}
+            run=job.run, rank=0, world_size=1, facts={"model": job.model, **computed} if job.facts else None
         )
         self._fleet = Fleet(
             job.socket, job.engines, Path(job.weights), lambda ready: say(EngineUp(ready.engine, ready.boot_s))
@@ -110,7 +129,7 @@ class Trainer:
                 self._fleet.grant(step)
         for step in range(self._job.steps):
             began = time.perf_counter()
-            rollouts = gather(self._fleet.collect(step))
+            rollouts = gather(self._fleet.collect(step, sampled_with(step, self._job.fault, self._job.steps)))
             waited = time.perf_counter()
             grad_norm = self._train(step, rollouts)
             trained = time.perf_counter()
@@ -123,7 +142,7 @@ class Trainer:
             }
             digests = weight_digests(self._model.state_dict())  # some 20 ms at this size
             self._collector.step(step, policy_version=step + 1, metrics=metrics, weight_digests=digests)
-            self._fleet.publish(step + 1, self._snapshots.take(step + 1), self._granted(step))
+            self._fleet.publish(step + 1, self._update(step), self._granted(step))
             say(StepDone(step, {**metrics, "step_s": time.perf_counter() - began}))
         self._fleet.settle()
 
@@ -134,21 +153,32 @@ class Trainer:
 
     def _granted(self, step: int) -> range:
         """The steps whose tickets go out when ``step`` is done (the negative ones are done at the start)."""
-        return granted(step, self._job.fault.burst, self._job.steps)
+        return granted(step, self._job.fault, self._job.steps)
+
+    def _update(self, step: int) -> dict[str, Tensor]:
+        """What goes out when ``step`` is done."""
+        weights, missing = self._snapshots.take(step + 1), self._job.fault.during(step).keeps_back
+        return {name: value for name, value in weights.items() if name not in missing}
 
     def _train(self, step: int, rollouts: Rollouts) -> float:
         """One optimizer step; returns the norm of the gradient before clipping."""
-        batch, job = rollouts.batch, self._job
-        new, entropy = policy.logprobs_and_entropy(self._model, batch, job.temperature)
-        loss = self._objective.loss(new, rollouts.logprobs, rollouts.advantages, batch.mask)
+        batch, job, fault = rollouts.batch, self._job, self._job.fault.during(step)
+        temperature, bonus = fault.trainer_temperature or job.temperature, fault.entropy_bonus
+        mask = torch.ones_like(batch.mask) if fault.trains_padding else batch.mask
+        record = recorded(rollouts, fault)
+        policy.set_dropout(self._model, fault.dropout)
+        new, entropy = policy.logprobs_and_entropy(self._model, batch, temperature, bf16=fault.bf16, graded=bonus != 0)
+        loss = self._objective.loss(new, record, rollouts.advantages, mask)
+        if bonus:
+            loss = loss - bonus * (entropy * mask).sum() / mask.sum()
         rows = pick_matched(job.seed, step, job.matched, len(rollouts.prompts))
-        old, old_version = self._snapshots.logprobs(batch, rollouts.versions, rows, job.temperature)
+        old, old_version = self._snapshots.logprobs(batch, rollouts.versions, rows, temperature, bf16=fault.bf16)
         self._collector.sequences(
             step,
             token_ids=batch.answers,
-            rollout_logprobs=rollouts.logprobs,
+            rollout_logprobs=record,
             trainer_logprobs=new,
-            mask=batch.mask,
+            mask=mask,
             prompt_ids=rollouts.prompts,
             old_logprobs=old,
             advantages=rollouts.advantages,

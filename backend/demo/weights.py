@@ -1,8 +1,8 @@
-"""The worker's half of the demo's weight updates: a CPU backend for vLLM's weight-transfer API.
+"""The worker's half of the demo's weight updates: a backend for vLLM's weight-transfer API that reads a file.
 
-vLLM 0.32 has backends for GPUs only, but the name of a backend is free and the registry is public. This one reads a
-safetensors file, normally in /dev/shm. Importing the module registers it; vLLM imports it in every worker because
-``worker_extension_cls`` names ``WorkerExtension``.
+vLLM 0.26 and 0.32 have backends for GPUs only, but the name of a backend is free and the registry is public. This one
+reads a safetensors file, normally in /dev/shm, and serves CPUs as well. Importing the module registers it; vLLM imports
+it in every worker because ``worker_extension_cls`` names ``WorkerExtension``.
 
 On the CPU a loaded linear layer is packed for oneDNN and its ``weight`` is left empty, so new weights must go through
 vLLM's layerwise reload, which unpacks, loads and packs again.
@@ -10,10 +10,13 @@ vLLM's layerwise reload, which unpacks, loads and packs again.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -33,9 +36,13 @@ class FileInit(WeightTransferInitInfo):  # type: ignore[misc] # vLLM's base has 
 
 @dataclass
 class FileUpdate(WeightTransferUpdateInfo):  # type: ignore[misc] # vLLM's base has no types here
-    """``path``: a safetensors file with the whole model, under the names of its checkpoint."""
+    """``path``: a safetensors file with the whole model, under the names of its checkpoint; empty: all stays as it is.
 
-    path: str
+    ``version``: what it is, for whoever watches the calls of a vLLM that keeps no label itself.
+    """
+
+    path: str = ""
+    version: int | None = None
 
 
 class FileWeightTransfer(WeightTransferEngine):  # type: ignore[misc] # vLLM's base has no types here
@@ -48,24 +55,34 @@ class FileWeightTransfer(WeightTransferEngine):  # type: ignore[misc] # vLLM's b
         """Nothing to prepare."""
 
     def start_weight_update(self) -> None:
-        """Unpack the layers."""
-        initialize_layerwise_reload(self.model)
+        """Nothing: ``receive_weights`` has all of an update in hand."""
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Load the file. Overridden because the base synchronises an accelerator, which is not there."""
+        """Load the file. Overridden because the base synchronises an accelerator also where none is."""
         self.receive_weights(self.parse_update_info(update_info))
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: FileUpdate) -> None:
-        """Load the file."""
+        """Unpack the layers, load the file, pack them again."""
+        if not update_info.path:
+            return
+        initialize_layerwise_reload(self.model)
         self.model.load_weights(load_file(update_info.path).items())
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            _pack_tied_head(self.model)
 
     def finish_weight_update(self) -> None:
-        """Pack the layers again."""
-        finalize_layerwise_reload(self.model, self.model_config)
-        _pack_tied_head(self.model)
+        """Nothing, as at the start."""
 
     def shutdown(self) -> None:
         """Nothing is held."""
+
+    @staticmethod
+    def trainer_send_weights(iterator: Iterator[tuple[str, torch.Tensor]], trainer_args: dict[str, str]) -> None:
+        """Write the file ``trainer_args["path"]``: the trainer's half, which vLLM 0.26 wants a backend to have."""
+        save_file(dict(iterator), trainer_args["path"])
 
 
 def _pack_tied_head(model: Any) -> None:
@@ -79,6 +96,18 @@ def _pack_tied_head(model: Any) -> None:
 
 class WorkerExtension:
     """Mixed into vLLM's worker by ``worker_extension_cls``; importing its module registered the backend."""
+
+    model_runner: Any
+
+    def rltop_demo_slow_down(self, seconds: float) -> None:
+        """Have every pass of the model take so much longer, as beside a neighbour that takes the machine's time."""
+        execute = self.model_runner.execute_model
+
+        def slowly(*arguments: Any, **named: Any) -> Any:
+            time.sleep(seconds)
+            return execute(*arguments, **named)
+
+        self.model_runner.execute_model = slowly
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransfer)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rltop.backend import view
+from rltop.backend.diagnosis.course import Stretch
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class Case:
         steps: measured steps, oldest first.
         engines, trainer: as last heard of, with fingerprints, flags, facts and what differs.
         events, changes: what happened, oldest first.
+        evidence: of the steps, oldest first; the older ones merged.
     """
 
     run: str
@@ -25,3 +27,22 @@ class Case:
     trainer: view.Trainer = view.Trainer()  # noqa: RUF009 - frozen
     events: Sequence[view.Event] = ()
     changes: Sequence[view.Change] = ()
+    evidence: Sequence[Stretch] = ()
+
+    def up_to(self, step: int) -> Case:
+        """The run as it was when ``step`` was its last: facts of engines and trainer stay as last heard of.
+
+        Raises:
+            ValueError: no such step is known.
+        """
+        steps = [one for one in self.steps if one.step <= step]
+        if not steps or steps[-1].step != step:
+            known = f"{self.steps[0].step} to {self.steps[-1].step}" if self.steps else "none"
+            raise ValueError(f"step {step} is not kept; steps that are: {known}")
+        return replace(
+            self,
+            steps=steps,
+            events=[event for event in self.events if event.step is None or event.step <= step],
+            changes=[change for change in self.changes if change.step is None or change.step <= step],
+            evidence=[stretch for stretch in self.evidence if stretch.last <= step],
+        )

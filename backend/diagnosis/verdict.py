@@ -24,6 +24,7 @@ class Finding(msgspec.Struct, frozen=True):
         tokens, sequences: that it was computed on.
         text: the evidence as a sentence with numbers.
         more_sequences: of an unknown outcome, about how many more would decide it; None where more would not help.
+        detail: what exactly, where a test names one of many: a fact, a kind of copy, a number of tokens; see ``TESTS``.
     """
 
     test: str
@@ -39,6 +40,7 @@ class Finding(msgspec.Struct, frozen=True):
     sequences: int = 0
     text: str = ""
     more_sequences: int | None = None
+    detail: str = ""
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -83,6 +85,7 @@ class Verdict(msgspec.Struct, frozen=True):
         findings: of every test, the alarming ones first.
         needs: what would decide, in words with numbers: more sequences, a probe, something the trainer could pass.
         steps, tokens, sequences: that it was computed on.
+        notes: what stands out and healthy runs may have too, with what it would be a sign of.
     """
 
     run: str
@@ -94,3 +97,4 @@ class Verdict(msgspec.Struct, frozen=True):
     steps: int = 0
     tokens: int = 0
     sequences: int = 0
+    notes: list[str] = []

@@ -5,19 +5,21 @@ What is kept of a step is its moments, which add up; means and intervals are mad
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from rltop.backend.effects import cells
 from rltop.backend.effects.cells import Place, StepCells
 from rltop.backend.gaps import attributed
 from rltop.backend.gaps.attributed import Attribution, Interval, Stratum
+from rltop.backend.gaps.intervals import estimate, interval
 from rltop.backend.summary import Floats, Line, Strata, Summary
-from rltop.backend.summary.dimensions import ALL, LAG
+from rltop.backend.summary.dimensions import ALL, LAG, PROBABILITY
 from rltop.backend.summary.groups import Groups
+from rltop.backend.summary.lagline import Estimate, lag_line
 from rltop.backend.summary.strata import ABS, K3, D, X
 
 MAX_PARTS = 1024
@@ -25,8 +27,6 @@ MAX_PARTS = 1024
 
 MAX_PROMPTS = 32
 """Prompt groups that are told, those with the largest k3."""
-
-_Z = 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +79,18 @@ class History:
             [*_told(strata), *_epochs(of_epochs, set(numbers)), *_prompts(part.groups for part in every)],
             of_matched,
             ("old" if old else "lag0") if of_matched else None,
-            list(_lines({engine: sum((p.line for p in parts), Line()) for engine, parts in by_engine.items()})),
+            list(_lines({e: sum((p.line for p in parts), Line()) for e, parts in by_engine.items()}, strata)),
         )
 
 
 def _told(strata: dict[str, Strata]) -> Iterator[Stratum]:
     """The fleet's strata, then each engine's whole and its lags; tokens of no known engine are one of them."""
-    for dimension, label, moments in sum(strata.values(), Strata()):
-        yield _stratum(dimension.name, label, moments)
+    fleet = sum(strata.values(), Strata())
+    for dimension, label, moments in fleet:
+        told = _stratum(dimension.name, label, moments)
+        if dimension is PROBABILITY and (others := fleet.others[dimension.strata.index(label)]):
+            told = msgspec.structs.replace(told, abs_diff_per_1_minus_p=float(moments[ABS, 2] / others))
+        yield told
     named = {engine or "unknown": own for engine, own in sorted(strata.items())}
     for engine, own in named.items():
         yield from (_stratum("engine", engine, moments) for dimension, _, moments in own if dimension is ALL)
@@ -106,21 +110,7 @@ def _stratum(dimension: str, label: str, moments: Floats, engine: str | None = N
 
 
 def _estimate(moments: Floats) -> Interval:
-    """Mean and interval from the sums of 1, n, s, n n, s s, n s over sequences."""
-    m, n, s, nn, ss, ns = map(float, moments)
-    mean = s / n
-    if m < 2:
-        return Interval(mean)
-    variance = max(ss - 2 * mean * ns + mean * mean * nn, 0.0) / n**2 * m / (m - 1)
-    return interval(mean, math.sqrt(variance), int(m))
-
-
-def interval(mean: float, error: float, sequences: int) -> Interval:
-    """95 % interval of a mean: Student's t for ``sequences - 1`` degrees of freedom, by its expansion about z."""
-    free = max(sequences - 1, 1)
-    z = _Z
-    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
-    return Interval(mean, mean - t * error, mean + t * error)
+    return estimate(tuple(map(float, moments)))
 
 
 def _epochs(steps: Sequence[StepCells], numbers: set[int]) -> Iterator[Stratum]:
@@ -153,15 +143,17 @@ def _prompts(groups: Iterable[Groups]) -> Iterator[Stratum]:
             yield _stratum("prompt", f"{int(whole.keys[number]):016x}", whole.moments[number])
 
 
-def _lines(lines: dict[str, Line]) -> Iterator[attributed.Line]:
-    named: list[tuple[str | None, Line]] = [(None, sum(lines.values(), Line()))]
-    named += [(engine or "unknown", line) for engine, line in sorted(lines.items())]
-    for engine, line in named:
-        if (fit := line.fit()) is None:
-            continue
-        errors = line.errors()
-        ends = [
-            Interval(value) if errors is None else interval(value, errors[which], line.sequences)
-            for which, value in enumerate(fit)
-        ]
-        yield attributed.Line(ends[0], ends[1], line.sequences, engine)
+def _lines(lines: dict[str, Line], strata: dict[str, Strata]) -> Iterator[attributed.Line]:
+    named: list[tuple[str | None, Line, Strata]] = [(None, sum(lines.values(), Line()), sum(strata.values(), Strata()))]
+    named += [(engine or "unknown", line, strata[engine]) for engine, line in sorted(lines.items())]
+    for engine, line, own in named:
+        if (found := lag_line(line, own)) is not None:
+            foot, slope = (_told_end(end, line.sequences) for end in (found.at_lag0, found.per_lag))
+            yield attributed.Line(foot, slope, line.sequences, engine, found.lags, found.why)
+
+
+def _told_end(end: Estimate | None, sequences: int) -> Interval | None:
+    if end is None:
+        return None
+    value, error = end
+    return Interval(value) if error is None else interval(value, error, sequences)

@@ -32,13 +32,19 @@ _SIZES = np.minimum(np.searchsorted(EDGES, np.abs(MIDDLES), side="right"), len(E
 _COARSE = np.where(MIDDLES < 0, -_SIZES, _SIZES) + len(EDGES) - 1
 _BINS = 2 * (len(EDGES) - 1) + 1
 
+COLUMNS, MEANS = 8, 4
+"""Of ``Shape.sums``, and how many of them means are made of; the rest is for intervals, NaN where it was not kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of one engine's tokens. ``bins``: of d, from the lowest; ``sums`` [strata, 4]: tokens, d, |d|, k3."""
+    """Of one engine's tokens. ``bins``: of d, from the lowest.
+
+    ``sums`` [strata, 8]: tokens, d, |d|, k3; and over sequences 1, n n, s s, n s, of n tokens with the sum s of |d|.
+    """
 
     bins: Ints = field(default_factory=lambda: np.zeros(_BINS, np.int64))
-    sums: Floats = field(default_factory=lambda: np.zeros((_ROWS.size, 4)))
+    sums: Floats = field(default_factory=lambda: np.zeros((_ROWS.size, COLUMNS)))
     tokens: int = 0
     invalid: int = 0
 
@@ -46,7 +52,9 @@ class Shape:
     def of(cls, summary: Summary) -> Shape:
         """What a summary knows of it."""
         moments = summary.strata.moments[_ROWS]
-        sums = np.concatenate([moments[:, D, 1:2], moments[:, (D, ABS, K3), 2]], axis=1)
+        sums = np.concatenate(
+            [moments[:, D, 1:2], moments[:, (D, ABS, K3), 2], moments[:, ABS, :1], moments[:, ABS, 3:]], axis=1
+        )
         bins = np.bincount(_COARSE, summary.gap.bins, _BINS).astype(np.int64)
         return cls(bins, sums, summary.tokens, summary.gap.invalid)
 
@@ -88,14 +96,21 @@ class Shapes:
         if found := self._steps.pop(step, None):
             self.nbytes -= _nbytes(found)
 
+    def is_full(self, first: int | None, last: int | None) -> bool:
+        """Whether no answer of these steps could have more of them than are kept here."""
+        return len(self._between(first, last)) == MAX_STEPS
+
+    def _between(self, first: int | None, last: int | None) -> list[int]:
+        low, high = (float("-inf") if first is None else first), (float("inf") if last is None else last)
+        return [step for step in self._steps if low <= step <= high][-MAX_STEPS:]
+
     def answer(self, first: int | None, last: int | None) -> Mismatch:
         """All of the steps ``first`` to ``last`` (None: no bound), the last ``MAX_STEPS`` of them.
 
         Raises:
             ValueError: nothing is kept of any of them.
         """
-        low, high = (float("-inf") if first is None else first), (float("inf") if last is None else last)
-        chosen = [step for step in self._steps if low <= step <= high][-MAX_STEPS:]
+        chosen = self._between(first, last)
         if not chosen:
             raise ValueError("no step with sequences is kept of that range")
         merged: dict[str, Shape] = {}
@@ -113,8 +128,10 @@ def _answer(first: int, last: int, steps: int, merged: dict[str, Shape]) -> Mism
     profiles, start = [], 0
     for dimension in DIMENSIONS:
         end = start + len(dimension.strata)
-        engines = {engine: [_means(row) for row in shape.sums[start:end]] for engine, shape in merged.items()}
-        profiles.append(Profile(dimension.name, list(dimension.strata), engines))
+        own = {engine: shape.sums[start:end] for engine, shape in merged.items()}
+        means = {engine: [_means(row) for row in rows] for engine, rows in own.items()}
+        spreads = {engine: [_spread(row) for row in rows] for engine, rows in own.items()}
+        profiles.append(Profile(dimension.name, list(dimension.strata), means, spreads))
         start = end
     return Mismatch(
         first,
@@ -130,4 +147,9 @@ def _answer(first: int, last: int, steps: int, merged: dict[str, Shape]) -> Mism
 
 def _means(row: Floats) -> tuple[int, float, float, float]:
     n = int(row[0])
-    return (n, *(float(total) / n for total in row[1:])) if n else (0, 0.0, 0.0, 0.0)  # type: ignore[return-value]
+    return (n, *(float(total) / n for total in row[1:MEANS])) if n else (0, 0.0, 0.0, 0.0)  # type: ignore[return-value]
+
+
+def _spread(row: Floats) -> tuple[float, float, float, float] | None:
+    kept = row[0] and not np.isnan(row[MEANS:]).any()
+    return tuple(map(float, row[MEANS:])) if kept else None  # type: ignore[return-value]

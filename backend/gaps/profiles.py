@@ -6,11 +6,18 @@ import msgspec
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """The gap along one dimension: per engine, for each label, tokens and the means of d, |d| and k3 (0 tokens: 0)."""
+    """The gap along one dimension, per engine, for each label.
+
+    Attributes:
+        engines: tokens and the means of d, |d| and k3 (0 tokens: 0).
+        spreads: over sequences the sums of 1, n n, s s and n s, of n tokens with the sum s of |d|, which an interval of
+            |d| is made of (``intervals``) and which add up; None where they are not kept.
+    """
 
     dimension: str
     labels: list[str]
     engines: dict[str, list[tuple[int, float, float, float]]]
+    spreads: dict[str, list[tuple[float, float, float, float] | None]] = {}
 
 
 class Mismatch(msgspec.Struct, frozen=True):

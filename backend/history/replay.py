@@ -9,7 +9,9 @@ from pathlib import Path
 import msgspec
 
 from rltop.backend import view
+from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.history import samples as store_samples
+from rltop.backend.history.diagnosis import case
 from rltop.backend.history.read import Reader
 
 SAMPLE = Path(__file__).parent / "sample" / "sort.rltop.gz"
@@ -119,6 +121,10 @@ class Replay:
             elif isinstance(question, view.AskMismatch):
                 last = newest if question.last is None else min(question.last, newest)
                 answer = view.Answer(question.id, mismatch=store_samples.mismatch(self._reader, question.first, last))
+            elif isinstance(question, view.AskDiagnosis):
+                step = newest if question.step is None else min(question.step, newest)
+                verdict = diagnose(case(self._reader, step if step >= 0 else None))
+                answer = view.Answer(question.id, diagnosis=verdict)
             else:
                 raise ValueError("this is a replay: only what was stored can be shown, and nothing switched")
         except ValueError as problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.backend.gaps.mismatch import MAX_STEPS, Shape, Shapes
+from rltop.backend.diagnosis.course import MAX_PARTS, Course
+from rltop.backend.diagnosis.evidence import Evidence
+from rltop.backend.gaps.mismatch import COLUMNS, MAX_STEPS, MEANS, Shape, Shapes
 from rltop.backend.gaps.profiles import Mismatch
 from rltop.backend.gaps.sampled import Samples, Sequence, Token
 from rltop.backend.gaps.samples import KINDS, StepSamples
@@ -30,6 +33,7 @@ class Kept:
     step: int
     samples: StepSamples | None = None
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
 
 
 def sample_rows(kept: Kept) -> Iterator[Sample]:
@@ -76,6 +80,29 @@ def shape_rows(kept: Kept) -> Iterator[Row]:
         }
 
 
+def evidence_rows(kept: Kept) -> Iterator[Row]:
+    """Rows of ``evidence``."""
+    for engine, evidence in kept.evidence.items():
+        yield {"step": kept.step, "engine": engine, "body": zlib.compress(evidence.to_bytes(), 1)}
+
+
+def course(reader: Reader, until: int | None = None) -> Course:
+    """The evidence of the latest steps, of those up to frame ``until`` (None: the last); of this version's alone."""
+    last = 2**62 if until is None else until
+    query = (
+        "SELECT frame, step, engine, body FROM (SELECT * FROM evidence WHERE frame <= ? ORDER BY id DESC LIMIT ?) "
+        "ORDER BY id"
+    )
+    found: dict[tuple[int, int], dict[str, Evidence]] = {}
+    for frame, step, engine, body in reader.execute(query, (last, MAX_PARTS)):
+        with contextlib.suppress(ValueError):
+            found.setdefault((frame, step), {})[engine] = Evidence.from_bytes(zlib.decompress(body))
+    made = Course()
+    for (_, step), engines in found.items():
+        made.put(step, engines)
+    return made
+
+
 def mismatch(reader: Reader, first: int | None, last: int | None) -> Mismatch:
     """As ``mismatch.Shapes.answer``, from a store: of the last ``MAX_STEPS`` steps of the range.
 
@@ -89,7 +116,7 @@ def mismatch(reader: Reader, first: int | None, last: int | None) -> Mismatch:
     for frame, step, engine, tokens, invalid, bins, sums in reader.execute(query, (*bounds, MAX_STEPS)):
         if found.get(step, (-1,))[0] != frame:  # the last telling of a step counts
             found[step] = frame, {}
-        shape = Shape(_unpacked(bins, "<i8"), _unpacked(sums, "<f8").reshape(-1, 4), tokens, invalid)
+        shape = Shape(_unpacked(bins, "<i8"), _sums(_unpacked(sums, "<f8")), tokens, invalid)
         found[step][1][engine] = shape
     shapes = Shapes()
     for step, (_, of) in sorted(found.items()):
@@ -100,6 +127,14 @@ def mismatch(reader: Reader, first: int | None, last: int | None) -> Mismatch:
 
 def _unpacked(packed: bytes, kind: str) -> NDArray[Any]:
     return np.frombuffer(zlib.decompress(packed), kind)
+
+
+def _sums(flat: NDArray[Any]) -> NDArray[Any]:
+    """``Shape.sums`` as it was stored; before there were intervals, with as many columns as make means."""
+    usual = Shape().sums
+    if flat.size == len(usual) * MEANS:
+        return np.pad(flat.reshape(-1, MEANS), [(0, 0), (0, COLUMNS - MEANS)], constant_values=np.nan)
+    return flat.reshape(-1, COLUMNS) if flat.size == usual.size else flat
 
 
 def _fits(shape: Shape) -> bool:

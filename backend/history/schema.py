@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-VERSION = 2
+VERSION = 3
 """``PRAGMA user_version`` of a store that this version writes."""
 
 APPLICATION_ID = 0x726C7470
@@ -247,7 +247,20 @@ TABLES: tuple[Table, ...] = (
             Column("tokens", "INTEGER NOT NULL", "trained tokens"),
             Column("invalid", "INTEGER NOT NULL", "of those, without a finite d"),
             Column("bins", "BLOB NOT NULL", "zlib: int64 counts of d, `mismatch.EDGES`"),
-            Column("sums", "BLOB NOT NULL", "zlib: float64 [strata, 4], sums of 1, d, |d|, k3"),
+            Column("sums", "BLOB NOT NULL", "zlib: float64 [strata, 8], `mismatch.Shape.sums`; [strata, 4] of old"),
+        ),
+        indexes=("(step, id)", "(frame)"),
+        kept="the newest 200,000",
+    ),
+    Table(
+        "evidence",
+        "What a diagnosis is made from: sums over the tokens of one engine's part of a step.",
+        (
+            _ID,
+            _FRAME,
+            Column("step", "INTEGER NOT NULL", "the trainer's number"),
+            Column("engine", "TEXT NOT NULL", "engine id; empty where not known"),
+            Column("body", "BLOB NOT NULL", "zlib: float32, `rltop.backend.diagnosis.evidence.Evidence`"),
         ),
         indexes=("(step, id)", "(frame)"),
         kept="the newest 200,000",
@@ -263,6 +276,12 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "sums BLOB NOT NULL)",
         "CREATE INDEX shape_0 ON shape (step, id)",
         "CREATE INDEX shape_1 ON shape (frame)",
+    ),
+    2: (
+        "CREATE TABLE evidence (id INTEGER PRIMARY KEY, frame INTEGER NOT NULL, step INTEGER NOT NULL, "
+        "engine TEXT NOT NULL, body BLOB NOT NULL)",
+        "CREATE INDEX evidence_0 ON evidence (step, id)",
+        "CREATE INDEX evidence_1 ON evidence (frame)",
     ),
 }
 """From a version to the next: the SQL that does it. There is one for every version before ``VERSION``."""

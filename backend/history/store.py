@@ -12,6 +12,7 @@ import os
 import sqlite3
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from rltop.backend import view
+from rltop.backend.diagnosis.course import Stretch
 from rltop.backend.history import samples as store_samples
 from rltop.backend.history import schema
 from rltop.backend.history.filesystems import is_network, kind_of
@@ -92,6 +94,14 @@ class Store(threading.Thread):
             )
         return past
 
+    def course(self) -> Sequence[Stretch]:
+        """The evidence of the steps so far, as far as it can be read. Before ``start``."""
+        try:
+            with Reader(self.path) as reader:
+                return store_samples.course(reader).stretches()
+        except (schema.StoreError, sqlite3.Error, zlib.error, OSError):
+            return ()
+
     def put(self, frame: view.Frame, kept: Sequence[Kept] = ()) -> None:
         """Hand over the next frame, and what is kept of the sequences of its steps, which nobody changes any more."""
         with self._wake:
@@ -151,7 +161,8 @@ class Store(threading.Thread):
             kept = [step for _, steps in batch for step in steps]
             samples = [row for step in kept for row in store_samples.sample_rows(step)]
             shapes = [row for step in kept for row in store_samples.shape_rows(step)]
-            self._writer.write([frame for frame, _ in batch], samples, shapes)
+            evidence = [row for step in kept for row in store_samples.evidence_rows(step)]
+            self._writer.write([frame for frame, _ in batch], samples, shapes, evidence)
             self._written(batch[-1][0])
         elif time.monotonic() - self._tidied > TIDY_S:
             self._tidied = time.monotonic()

@@ -49,8 +49,8 @@ class Limits:
     """How many of the newest rows are kept whole.
 
     ``steps`` of ``step``: older ones keep level 1; ``coarse_steps``: older ones keep level 2. ``step_engines`` rows of
-    ``step_engine``: of older steps those of level 1 and up; ``engines``, ``events``, ``frames``, ``shapes`` rows of
-    these tables; ``sample_bytes`` of kept sequences.
+    ``step_engine``: of older steps those of level 1 and up; ``engines``, ``events``, ``frames``, ``shapes``,
+    ``evidence`` rows of these tables; ``sample_bytes`` of kept sequences.
     """
 
     steps: int = 200_000
@@ -61,6 +61,7 @@ class Limits:
     frames: int = 200_000
     sample_bytes: int = 256 << 20
     shapes: int = 200_000
+    evidence: int = 200_000
 
 
 LIMITS = Limits()
@@ -73,7 +74,9 @@ class Thinner:
         self._connection = connection
         self._limits = limits
         self._turns = 0
-        self._reached = {"step": 0, "coarse": 0, "step_engine": 0, "engine": 0, "event": 0, "frame": 0, "shape": 0}
+        self._reached = dict.fromkeys(
+            ("step", "coarse", "step_engine", "engine", "event", "frame", "shape", "evidence"), 0
+        )
 
     def added_step(self, step_id: int) -> None:
         """A step's row was inserted: if it fills a bucket, let its extremes rise. Inside the caller's transaction."""
@@ -104,6 +107,7 @@ class Thinner:
             self._frames,
             self._samples,
             self._shapes,
+            self._evidence,
         )
         self._turns += 1
         self._connection.execute("BEGIN IMMEDIATE")
@@ -188,6 +192,10 @@ class Thinner:
     def _shapes(self) -> None:
         if span := self._span("shape", "shape", self._limits.shapes):
             self._connection.execute("DELETE FROM shape WHERE id > ? AND id <= ?", span)
+
+    def _evidence(self) -> None:
+        if span := self._span("evidence", "evidence", self._limits.evidence):
+            self._connection.execute("DELETE FROM evidence WHERE id > ? AND id <= ?", span)
 
     def _samples(self) -> None:
         """Drop the oldest of what was kept of single sequences and tokens while it takes more than its budget."""

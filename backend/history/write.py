@@ -107,7 +107,11 @@ class Writer:
             return True
 
     def write(
-        self, frames: Sequence[view.Frame], samples: Sequence[rows.Sample] = (), shapes: Sequence[rows.Row] = ()
+        self,
+        frames: Sequence[view.Frame],
+        samples: Sequence[rows.Sample] = (),
+        shapes: Sequence[rows.Row] = (),
+        evidence: Sequence[rows.Row] = (),
     ) -> None:
         """Store frames, oldest first, and what was kept of their steps, in one transaction: all of it or nothing.
 
@@ -115,6 +119,7 @@ class Writer:
             frames: as viewers get them.
             samples: of single sequences and tokens.
             shapes: rows of ``shape``, without the frame.
+            evidence: likewise.
 
         Raises:
             sqlite3.Error: nothing of it was stored; open the store anew before writing again.
@@ -127,6 +132,8 @@ class Writer:
                 self._insert("sample", rows.sample_row(sample) | {"frame": self._frame})
             for shape in shapes:
                 self._insert("shape", shape | {"frame": self._frame})
+            for own in evidence:
+                self._insert("evidence", own | {"frame": self._frame})
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:

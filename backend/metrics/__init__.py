@@ -11,17 +11,19 @@ computed is None, never NaN. Quantiles are to 1 % of their size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rltop.backend.metrics import policy, tokens, where
 from rltop.backend.metrics.entry import Family, Metric, Thresholds, Values
+from rltop.backend.metrics.trainer import TRAILING, Scalars
 
 if TYPE_CHECKING:
     from rltop.backend.summary import Summary
 
 __all__ = [
-    "BY_NAME", "FAMILIES", "METRICS", "PER_ENGINE", "Family", "Metric", "Thresholds", "Values", "of_engines", "values",
+    "BY_NAME", "FAMILIES", "METRICS", "PER_ENGINE", "TRAILING", "Family", "Metric", "Scalars", "Thresholds", "Values",
+    "of_engines", "values",
 ]  # fmt: skip
 
 FAMILIES: tuple[Family, ...] = (
@@ -51,16 +53,28 @@ PER_ENGINE: tuple[str, ...] = (
     "clip_frac_low", "clip_frac_high", "ess", "entropy", "entropy_sample_rollout", "extreme_frac_tau2", "lag_mean",
     "lag_max", "spanning_frac", "tokens", "sequences", "prefix_hit_rate", "aborted", "truncated_frac", "invalid_frac",
     "zero_logprob_frac", "clamped_frac", "backend_abs_diff_mean", "backend_k3", "backend_ratio_mean", "backend_tokens",
-    "update_abs_diff_mean", "lag0_abs_diff_mean", "lag0_k3", "lag0_tokens", "engine_z",
+    "update_abs_diff_mean", "lag0_abs_diff_mean", "lag0_k3", "lag0_tokens", "engine_z", "repetition_frac",
 )  # fmt: skip
 """Kept for each engine of every step; of the others a step keeps the fleet's alone."""
 
 
-def values(summary: Summary, engines: Mapping[str, Values] | None = None) -> dict[str, float | None]:
-    """Every metric of a step, of the summary of it all and of ``of_engines`` of its parts."""
-    return {
-        m.name: m.of(summary) if m.of else m.across(engines) if m.across and engines else None for m in METRICS
-    }  # fmt: skip
+def values(
+    summary: Summary,
+    engines: Mapping[str, Values] | None = None,
+    scalars: Scalars | None = None,
+    before: Sequence[Scalars] = (),
+) -> dict[str, float | None]:
+    """Every metric of a step.
+
+    Args:
+        summary: of it all.
+        engines: ``of_engines`` of its parts.
+        scalars: of the trainer, of this step.
+        before: likewise of earlier steps, oldest first.
+    """
+    found = {m.name: m.of(summary) if m.of else None for m in METRICS}
+    found |= {m.name: m.across(engines) for m in METRICS if m.across and engines}
+    return found | {m.name: m.trailing(scalars, before) for m in METRICS if m.trailing and scalars}
 
 
 def of_engines(parts: Mapping[str, Summary]) -> dict[str, dict[str, float | None]]:

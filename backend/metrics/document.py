@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rltop.backend import metrics
+from rltop.backend.metrics.absent import ABSENT
 from rltop.backend.metrics.entry import Metric
 from rltop.backend.summary.dimensions import DIMENSIONS
 
@@ -99,7 +100,7 @@ def page() -> str:
                 m.formula,
                 m.source,
                 "yes" if m.name in metrics.PER_ENGINE else "no",
-                m.reading,
+                " ".join(filter(None, (m.reading, m.needs and f"Needs {m.needs}."))),
             )
             for m in family.metrics
         ]
@@ -132,10 +133,15 @@ def page() -> str:
             "",
             *_table(("metric", "framework: key"), names),
             "",
+            "## What is not here",
+            "",
+            *_table(("name", "why", "instead"), [(f"`{a.name}`", a.why, a.instead) for a in ABSENT]),
+            "",
             "## What the gap is told apart by",
             "",
             "Each stratum has its tokens, its sequences, and d, |d|, k3 and ratio with standard errors that take whole",
-            "sequences as the independent units; beside them stand engine, flag epoch and prompt group.",
+            "sequences as the independent units; beside them stand engine, flag epoch and prompt group. Strata of",
+            "probability also have the sum of |d| over the sum of 1 - p.",
             "",
             *_table(("dimension", "what it is", "strata", "from ... to"), strata),
             "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,16 +30,17 @@ class Metric:
     Attributes:
         name: as in ``view.Step.values`` and in reports.
         unit: nats, probability, ratio, share, versions, tokens, ...; empty for what has the trainer's own unit.
-        level: what the figure runs over: token, sequence, request, group, engine.
+        level: what the figure runs over: token, sequence, request, group, engine, step.
         formula: in words.
         source: where the formula is from.
         bad: which way is bad: ``high``, ``low``, ``away from 0``, ``away from 1``, or ``none``.
-        of: the figure of a summary; None for what only a comparison of engines gives.
+        of: the figure of a summary; None for what only a comparison gives.
         thresholds: None where no source gives any.
         aliases: ``framework: key`` of the same quantity elsewhere; in brackets how it differs, where it does.
         reading: what it tells, where the formula alone does not.
         needs: what it can't be had without, where that is not always there.
-        across: for those, the fleet's figure, of the figures of each engine.
+        across: the fleet's figure, of the figures of each engine.
+        trailing: the step's figure, of the trainer's scalars of this step and of those before it, oldest first.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Metric:
     reading: str = ""
     needs: str = ""
     across: Callable[[Mapping[str, Values]], float | None] | None = None
+    trailing: Callable[[Mapping[str, float], Sequence[Mapping[str, float]]], float | None] | None = None
 
 
 @dataclass(frozen=True)

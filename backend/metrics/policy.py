@@ -18,9 +18,11 @@ from rltop.backend.metrics.entry import (
     Thresholds,
     share,
 )
+from rltop.backend.metrics.trainer import GRAD_NORM_Z
 from rltop.backend.summary import kernel as k
 from rltop.backend.summary import sequences as q
 from rltop.backend.summary import whole as w
+from rltop.backend.summary.lagline import END, MIN_SPAN, lag_line
 
 if TYPE_CHECKING:
     from rltop.backend.summary import Gap, Summary
@@ -29,6 +31,7 @@ _MATCHED = (
     "tokens whose logprob is compared under the version that sampled them: old logprobs with their version, or lag 0"
 )
 _BOUND = f"clip bounds and advantages, and {_MATCHED}"
+_SPAN = f"lags that span {MIN_SPAN} versions or more, with one token in {END} at either end"
 _MILES = Thresholds(0.2, 0.5, "miles docs; for gspo about 100 times more is normal")
 
 
@@ -49,10 +52,11 @@ def correction(s: Summary) -> Gap:
     return split if split.n else s.gap
 
 
-def line(s: Summary, which: int, *, error: bool = False) -> float | None:
-    """Intercept (0) or slope (1) of k3 on lag, or its standard error."""
-    found = s.line.errors() if error else s.line.fit()
-    return None if found is None else found[which]
+def line(s: Summary, *, foot: bool, error: bool = False) -> float | None:
+    """Foot or slope of the line of k3 on lag, or its standard error, where it can be told."""
+    found = lag_line(s.line, s.strata)
+    told = None if found is None else found.at_lag0 if foot else found.per_lag
+    return None if told is None else told[error]
 
 
 def noise_k3(s: Summary) -> float | None:
@@ -126,6 +130,11 @@ MASKS = Family(
                PPO, "high", lambda s: s.clip_high.mean, _MILES, ("TRL: clip_ratio/high_mean",
                "verl: actor/pg_clipfrac (both sides)", "OpenRLHF: ppo_clip_ratio (both sides)",
                "slime: pg_clipfrac (both sides)")),
+        Metric("kept_token_frac", "share", "token", "tokens that are clipped on neither side, as clip_frac_low and "
+               "clip_frac_high count; for gspo, all tokens of a clipped sequence are", PPO, "low",
+               lambda s: s.kept.mean, Thresholds(0.8, 0.5, "rltop; miles docs: 0.2 clipped is the end of healthy"),
+               reading="What is left to learn from. A correction that masks ever more makes other figures look better "
+                       "while it falls.", needs="clip bounds and advantages, or an explicit mask of what is clipped"),
         Metric("noise_clip_frac_low", "share", "token; sequence for gspo", "what noise of standard deviation noise_std "
                "alone would give for clip_frac_low: share of A < 0 times P(exp(N(0, noise_std^2)) < clip_low); "
                "noise_std / sqrt(T) for a gspo sequence of T tokens",
@@ -149,6 +158,11 @@ MASKS = Family(
                lambda s: s.whole.share(q.OUT_PROD), reading="Rises with length even where every token is healthy."),
         Metric("seq_err_mask_frac", "share", "sequence", "sequences with mean exp(|d|) > 2", "NeMo-RL", "high",
                lambda s: s.whole.share(q.OVER_MULT), aliases=("NeMo-RL: num_masked_seqs (a count)",)),
+        Metric("masked_correct_frac", "share", "sequence", f"sequences with a reward of {q.CORRECT:g} or more, of "
+               "those with mean exp(|d|) > 2", "NeMo-RL", "high", lambda s: share(s.whole.over_correct, s.whole.over),
+               aliases=("NeMo-RL: masked_correct_pct (reward exactly 1)",), needs="rewards, and a sequence that the "
+               "error mask rejects", reading="Far above the share of correct ones among all: the mask throws away what "
+                       "the policy should learn from."),
         Metric("opsm_mask_frac", "share", "sequence", "mean advantage < 0 and -mean d > 0.5, of sequences with "
                "advantages", "DeepSeek-V3.2; TRL's example bound", "high",
                lambda s: share(s.whole.opsm, s.whole.gained)),
@@ -194,16 +208,21 @@ LAG = Family(
         Metric("lag_unknown_frac", "share", "token", "tokens whose version is not known, where the trainer told its "
                "own", MISMATCH, "high", lambda s: share(s.dated - s.lag.n, s.dated)),
         Metric("spanning_frac", "share", "sequence", "sequences sampled under two or more policy versions", MISMATCH,
-               "none", lambda s: share(s.spanning, s.versioned), aliases=("verl: partial/partial_ratio",)),
+               "none", lambda s: share(s.spanning, s.versions.n), aliases=("verl: partial/partial_ratio",)),
+        Metric("versions_per_seq_mean", "versions", "sequence", "policy versions that sampled a sequence, mean over "
+               "sequences", MISMATCH, "none", lambda s: s.versions.mean, reading="1: no weights changed in flight."),
+        Metric("versions_per_seq_max", "versions", "sequence", "greatest of the same", MISMATCH, "none",
+               lambda s: s.versions.max),
         Metric("k3_at_lag0", "nats", "token", "a of the least-squares line k3 = a + b lag over tokens", MISMATCH,
-               "high", lambda s: line(s, 0), NEMO_K3, reading="The engine's part: what would be left without "
-                       "staleness. Needs two lags in the step."),
+               "high", lambda s: line(s, foot=True), NEMO_K3, needs=f"{_SPAN}, and tokens within {MIN_SPAN} versions "
+               "of lag 0", reading="The engine's part: what would be left without staleness. k3 grows faster than lag, "
+                       "so that staleness alone has it at 0 or a little below."),
         Metric("k3_at_lag0_se", "nats", "token", "standard error of it, by sequence", "Liang and Zeger (1986)", "none",
-               lambda s: line(s, 0, error=True)),
-        Metric("k3_per_lag", "nats per version", "token", "b of the same line", MISMATCH, "high", lambda s: line(s, 1),
-               reading="Drift of the policy per version."),
+               lambda s: line(s, foot=True, error=True)),
+        Metric("k3_per_lag", "nats per version", "token", "b of the same line", MISMATCH, "high",
+               lambda s: line(s, foot=False), needs=_SPAN, reading="Drift of the policy per version."),
         Metric("k3_per_lag_se", "nats per version", "token", "standard error of it, by sequence",
-               "Liang and Zeger (1986)", "none", lambda s: line(s, 1, error=True)),
+               "Liang and Zeger (1986)", "none", lambda s: line(s, foot=False, error=True)),
     ),
 )  # fmt: skip
 
@@ -300,5 +319,11 @@ HEALTH = Family(
                Thresholds(0.05, 0.25, "amber: miles, prime-rl docs; red: rltop"), ("verl: response/aborted_ratio",)),
         Metric("failed_frac", "share", "request", "joined rollouts that ended in an error", MISMATCH, "high",
                lambda s: share(s.failed, s.requests), Thresholds(0.05, 0.25, "amber: prime-rl docs; red: rltop")),
+        Metric("repetition_frac", "share", "sequence", "sequences of 256 trained tokens or more whose last 2500, one "
+               "byte for each kind of token, zlib makes ten times smaller, of all", "slime: has_repetition, there of "
+               "10,000 characters", "high", lambda s: share(s.repeating, s.read),
+               Thresholds(0.05, 0.25, "amber: prime-rl, miles docs; red: rltop"), ("slime: repetition_frac (of text)",),
+               reading="Sequences that end in a loop: a policy that falls apart, or no way out of a budget."),
+        GRAD_NORM_Z,
     ),
 )  # fmt: skip

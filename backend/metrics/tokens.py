@@ -18,12 +18,18 @@ from rltop.backend.metrics.entry import (
     Thresholds,
     share,
 )
-from rltop.backend.summary import dimensions
 from rltop.backend.summary import kernel as k
 from rltop.backend.summary import sequences as q
+from rltop.backend.summary.dimensions import OFFSET, PROBABILITY
+from rltop.backend.summary.strata import ABS, K3, D
 
 if TYPE_CHECKING:
     from rltop.backend.summary import Summary
+
+
+_FIRST_PROB = OFFSET[PROBABILITY.name]
+_LOW_PROB = slice(_FIRST_PROB, _FIRST_PROB + 2)
+_EVERY_PROB = slice(_FIRST_PROB, _FIRST_PROB + k.PROB_BINS)
 
 
 def less_one(value: float | None) -> float | None:
@@ -39,9 +45,24 @@ def entropy_ratio(s: Summary) -> float | None:
 
 def low_probability(s: Summary) -> float | None:
     """Share of tokens in the strata of rollout probability below 1e-3."""
-    strata = dimensions.PROBABILITY.strata
-    low = sum(float(s.strata.at(dimensions.PROBABILITY, label)[0, 1]) for label in strata[:2])
-    return share(low, s.gap.n)
+    return share(float(s.strata.moments[_LOW_PROB, D, 1].sum()), s.gap.n)
+
+
+def low_probability_mean(s: Summary) -> float | None:
+    """Mean of d over those tokens."""
+    n, total = (float(s.strata.moments[_LOW_PROB, D, moment].sum()) for moment in (1, 2))
+    return share(total, n)
+
+
+def low_probability_part(s: Summary) -> float | None:
+    """Share of all k3 that those tokens have."""
+    low, every = (float(s.strata.moments[rows, K3, 2].sum()) for rows in (_LOW_PROB, _EVERY_PROB))
+    return share(low, every)
+
+
+def per_others(s: Summary) -> float | None:
+    """Mean |d| over the mean of 1 - p, p the rollout probability."""
+    return share(float(s.strata.moments[_EVERY_PROB, ABS, 2].sum()), float(s.strata.others.sum()))
 
 
 CORRECTNESS = Family(
@@ -235,5 +256,13 @@ TAIL = Family(
                ("slime: mis_rs_catastrophic_seq_fraction",)),
         Metric("low_prob_frac", "share", "token", "tokens with a rollout probability below 1e-3", MISMATCH, "high",
                low_probability, reading="Rising: contexts out of distribution, or an entropy blow-up."),
+        Metric("low_prob_diff_mean", "nats", "token", "mean of d over those tokens", MISMATCH, "away from 0",
+               low_probability_mean, reading="Where the gap is noise this is about 0. Far below 0 while logp_diff_mean "
+                       "is not: the pitfall of rare tokens, which the engine makes likelier than the trainer does."),
+        Metric("low_prob_k3_share", "share", "token", "k3 of those tokens, of all k3", MISMATCH, "none",
+               low_probability_part, reading="Beside low_prob_frac it says how much of the gap is in the tail."),
+        Metric("logp_abs_diff_per_1_minus_p", "nats per probability", "token", "sum of |d| / sum of 1 - p rollout",
+               MISMATCH, "high", per_others, reading="Noise of the logits moves a token by about as much as it leaves "
+                       "to the others, 1 - p; by stratum of probability it is then flat (rltop attribution)."),
     ),
 )  # fmt: skip

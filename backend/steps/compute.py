@@ -84,7 +84,7 @@ def summary(arrays: Mapping[str, Any]) -> Summary:
             _head(arrays), ids, given["mask"], given.get("prompt_ids"), given.get("rewards"), given.get("cu_seqlens"),
             {name: given.get(name) for name in arguments.LEVELS},
         )  # fmt: skip
-        total = _summed(checked.copy())
+        total = _summed(checked.copy(), ids_known="token_ids" in arrays)
     except ComputeError:
         raise
     except ValueError as error:
@@ -115,7 +115,7 @@ def _head(arrays: Mapping[str, Any]) -> wire.Sequences:
     return wire.Sequences(step=0, update=0, rank=0, rows=0, arrays=[], **numbers)
 
 
-def _summed(batch: packing.Batch) -> Summary:
+def _summed(batch: packing.Batch, *, ids_known: bool) -> Summary:
     """Block after block of rows, each as the hub would get it, but with the logprobs as precise as they came."""
     sizes = batch.sizes if isinstance(batch.sizes, np.ndarray) else batch.sizes.read()
     mask = batch.mask.read() != 0
@@ -125,7 +125,7 @@ def _summed(batch: packing.Batch) -> Summary:
         rows = Batch(body, block)
         rows.arrays = block | {name: column[at : at + rows.tokens] for name, column in exact.items()}
         at += rows.tokens
-        total = sum(measure(rows).values(), total)
+        total = sum(measure(rows, ids_known=ids_known).values(), total)
     return total
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.records import prompt_key
+from rltop.backend.steps.repeats import repeating
 from rltop.backend.steps.runs import Sampled, gains, sampled, token_versions
 from rltop.backend.summary import CLAMP, Bounds, Floats, Ints, Line, Mean, Sizes, Strata, Summary
 from rltop.backend.summary.groups import Groups
@@ -15,37 +18,73 @@ from rltop.backend.summary.pieces import Pieces, Reduced, cut, reduce
 from rltop.backend.summary.sequences import Sequences, by_sequence
 from rltop.collectors import wire
 
-__all__ = ["UNKNOWN_ENGINE", "by_row", "clips", "measure", "token_versions"]
+__all__ = ["UNKNOWN_ENGINE", "CutUp", "by_row", "clips", "measure", "token_versions"]
 
 UNKNOWN_ENGINE = ""
 """Key of the tokens whose engine is not known, and of rows that several engines wrote."""
 
 
-def measure(batch: Batch) -> dict[str, Summary]:
-    """The batch's summaries by engine; their sum is the batch's. Updates after the first give only clip rates."""
-    engines = sorted({hit.record.engine for hit in batch.hits if hit is not None})
-    names = [UNKNOWN_ENGINE, *engines]
-    number = {name: i for i, name in enumerate(names)}
-    span_engines = np.array([number[hit.record.engine] if hit else 0 for hit in batch.hits], np.int64)
-    lengths = np.array([span.end - span.start for span in batch.spans], np.int64)
-    token_engines = np.repeat(span_engines, lengths)
-    row_engines = _row_engines(batch, span_engines)
-    parts = [Summary() for _ in names]
-    _add_clips(batch, parts, token_engines, row_engines)
+class CutUp:
+    """A batch, cut into tokens that were sampled alike; what is costly is made when it is first asked for.
+
+    Attributes:
+        names: engines by number; the first is of tokens whose engine is not known.
+        token_places, row_places: engine of each token [tokens] and row [rows].
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self.names = [UNKNOWN_ENGINE, *sorted({hit.record.engine for hit in batch.hits if hit is not None})]
+        number = {name: i for i, name in enumerate(self.names)}
+        self._span_places = np.array([number[hit.record.engine] if hit else 0 for hit in batch.hits], np.int64)
+        lengths = np.array([span.end - span.start for span in batch.spans], np.int64)
+        self.token_places = np.repeat(self._span_places, lengths)
+        self.row_places = _row_engines(batch, self._span_places)
+
+    @functools.cached_property
+    def versions(self) -> Ints:
+        """Policy version that sampled each token [tokens]."""
+        return token_versions(self._batch)
+
+    @functools.cached_property
+    def of_runs(self) -> Sampled:
+        """Runs of tokens that were sampled alike."""
+        return sampled(self._batch, self._span_places, len(self.names), self.versions)
+
+    @functools.cached_property
+    def pieces(self) -> Pieces:
+        """The runs, cut at bins of positions."""
+        return cut(self.of_runs.runs)
+
+    @functools.cached_property
+    def groups(self) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        """Prompt group of each row [rows], and whether it has one [rows]."""
+        return _groups(self._batch)
+
+
+def measure(batch: Batch, made: CutUp | None = None, *, ids_known: bool = True) -> dict[str, Summary]:
+    """The batch's summaries by engine; their sum is the batch's. Updates after the first give only clip rates.
+
+    ``made``: the batch cut up, where that is at hand. ``ids_known``: its token ids are not made up.
+    """
+    made = made or CutUp(batch)
+    parts = [Summary() for _ in made.names]
+    _add_clips(batch, parts, made.token_places, made.row_places)
     if batch.body.update == 0:
-        versions = token_versions(batch)
-        of_runs = sampled(batch, span_engines, len(parts), versions)
-        pieces = cut(of_runs.runs)
+        of_runs, pieces = made.of_runs, made.pieces
         reduced = reduce(batch.arrays["trainer_logprobs"], batch.arrays["rollout_logprobs"], pieces)
         for part, gap, told in zip(parts, reduced.gaps, Strata.of(reduced, pieces, of_runs.labels), strict=True):
             part.gap, part.strata, part.tokens = gap, told, gap.tokens
         _add_matched(batch, parts, of_runs, pieces)
         _add_lags(batch, parts, of_runs, pieces, reduced)
-        _add_means(batch, parts, token_engines)
-        _add_spans(batch, parts, row_engines, versions)
-        _add_rows(batch, parts, row_engines, *by_sequence(reduced, pieces, batch.rows))
-        _add_requests(batch, parts, number)
-    return dict(zip(names, parts, strict=True))
+        _add_means(batch, parts, made.token_places)
+        _add_spans(batch, parts, made.row_places, made.versions)
+        sums, sizes = by_sequence(reduced, pieces, batch.rows)
+        _add_rows(batch, parts, made, sums, sizes)
+        if ids_known:
+            _add_loops(batch, parts, made.row_places, sizes)
+        _add_requests(batch, parts, {name: i for i, name in enumerate(made.names)})
+    return dict(zip(made.names, parts, strict=True))
 
 
 def _row_engines(batch: Batch, span_engines: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -128,18 +167,18 @@ def _add_spans(batch: Batch, parts: list[Summary], engines: NDArray[np.int64], v
     rows, labels = batch.token_rows[known], versions[known]
     changes = (labels[1:] != labels[:-1]) & (rows[1:] == rows[:-1])
     versioned = np.bincount(rows, minlength=batch.rows) > 0
-    spanning = np.bincount(rows[1:][changes], minlength=batch.rows) > 0
+    spans = 1 + np.bincount(rows[1:][changes], minlength=batch.rows)
     for engine, part in enumerate(parts):
-        here = engines == engine
-        part.versioned = int(np.count_nonzero(here & versioned))
-        part.spanning = int(np.count_nonzero(here & spanning))
+        own = spans[(engines == engine) & versioned]
+        part.versions = Mean.of(own)
+        part.spanning = int(np.count_nonzero(own > 1))
 
 
-def _add_rows(batch: Batch, parts: list[Summary], engines: Ints, sums: Floats, lengths: Ints) -> None:
+def _add_rows(batch: Batch, parts: list[Summary], made: CutUp, sums: Floats, lengths: Ints) -> None:
+    engines, (keys, grouped) = made.row_places, made.groups
     rewards = batch.arrays.get("rewards")
     reward = np.full(batch.rows, np.nan) if rewards is None else rewards.astype(np.float64)
     joined = np.array([batch.is_joined(row) for row in range(batch.rows)], bool)
-    keys, grouped = _groups(batch)
     gain = gains(batch)
     for place, part in enumerate(parts):
         here = engines == place
@@ -147,12 +186,19 @@ def _add_rows(batch: Batch, parts: list[Summary], engines: Ints, sums: Floats, l
         part.joined = int(np.count_nonzero(here & joined))
         part.reward = Mean.of(reward[here])
         trained = here & (lengths > 0)
-        part.whole = Sequences.of(sums[trained], lengths[trained], gain[trained])
+        part.whole = Sequences.of(sums[trained], lengths[trained], gain[trained], reward[trained])
         there = here & grouped
         part.groups = Groups.of(keys[there], sums[there], reward[there])
     parts[0].joinable = batch.joinable - sum(part.joined for part in parts)
     for part in parts:
         part.joinable += part.joined
+
+
+def _add_loops(batch: Batch, parts: list[Summary], engines: Ints, lengths: Ints) -> None:
+    loops = repeating(batch.arrays["row_ids"][batch.arrays["row_mask"] != 0], lengths)
+    for place, part in enumerate(parts):
+        here = (engines == place) & (lengths > 0)
+        part.read, part.repeating = int(np.count_nonzero(here)), int(np.count_nonzero(here & loops))
 
 
 def _groups(batch: Batch) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
@@ -199,9 +245,12 @@ def _add_clips(
     low, high = clips(batch)
     bounds = Bounds(batch.body.clip_low, batch.body.clip_high, by_row(batch))
     engines = row_engines if by_row(batch) else token_engines
+    sizes = np.bincount(batch.token_rows, minlength=batch.rows) if by_row(batch) else np.ones(batch.tokens, np.int64)
+    kept = np.where((low == 1) | (high == 1), 0.0, np.where(np.isnan(low) & np.isnan(high), np.nan, 1.0))
     for engine, part in enumerate(parts):
         here = engines == engine
         part.clip_low, part.clip_high, part.bounds = Mean.of(low[here]), Mean.of(high[here]), bounds
+        part.kept = Mean.of(kept[here], sizes[here])
 
 
 def by_row(batch: Batch) -> bool:

@@ -7,10 +7,13 @@ most ``GRACE_S`` for rollouts that are still on their way, is measured, and is d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rltop.backend import metrics, view
+from rltop.backend.diagnosis import evidence
+from rltop.backend.diagnosis.course import Course
+from rltop.backend.diagnosis.evidence import Evidence
 from rltop.backend.effects.cells import Cell, Cells, Place, measure_cells
 from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.gaps.attribution import History
@@ -19,7 +22,7 @@ from rltop.backend.gaps.samples import Kept, StepSamples
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.index import Index
 from rltop.backend.join.joined import Joined
-from rltop.backend.steps.measure import UNKNOWN_ENGINE, measure
+from rltop.backend.steps.measure import UNKNOWN_ENGINE, CutUp, measure
 from rltop.backend.summary import Summary
 from rltop.collectors import wire
 
@@ -47,6 +50,7 @@ class Assembly:
     waiting: list[Batch] = field(default_factory=list)
     parts: dict[str, Summary] = field(default_factory=dict)
     cells: dict[Place, Cell] = field(default_factory=dict)
+    evidence: dict[str, Evidence] = field(default_factory=dict)
     joined: Joined = field(default_factory=Joined)
     samples: StepSamples = field(default_factory=StepSamples)
     rows: Counter[int] = field(default_factory=Counter)
@@ -57,8 +61,11 @@ class Assembly:
 
     def absorb(self, batch: Batch) -> None:
         """Measure a batch and let its arrays go."""
-        for engine, part in measure(batch).items():
+        made = CutUp(batch)
+        for engine, part in measure(batch, made).items():
             self.parts[engine] = self.parts[engine] + part if engine in self.parts else part
+        for engine, own in evidence.of(batch, made).items():
+            self.evidence[engine] = self.evidence[engine] + own if engine in self.evidence else own
         for place, cell in measure_cells(batch).items():
             self.cells[place] = self.cells[place] + cell if place in self.cells else cell
         if batch.body.update == 0:
@@ -70,10 +77,10 @@ class Assembly:
         if self.closed is None:
             self.closed, self.partial = now, self.partial or partial
 
-    def result(self, unused: Counter[str]) -> view.Step:
-        """The measured step; ``unused`` rollouts by engine were passed over by now."""
+    def result(self, unused: Counter[str], before: Sequence[metrics.Scalars]) -> view.Step:
+        """The measured step; ``unused`` rollouts by engine were passed over by now, ``before`` has earlier scalars."""
         engines = metrics.of_engines({e: p for e, p in sorted(self.parts.items()) if e != UNKNOWN_ENGINE})
-        values = metrics.values(sum(self.parts.values(), Summary()), engines)
+        values = metrics.values(sum(self.parts.values(), Summary()), engines, self.scalars, before)
         assert self.closed is not None
         return view.Step(
             self.step,
@@ -99,7 +106,7 @@ class Steps:
 
     Attributes:
         late_rows: rows that came after their step was measured. settled_early: batches that waited for rollouts until
-            there was no room. cells: of the steps that are done, for effects.
+            there was no room. cells: of the steps that are done, for effects. course: their evidence, for a diagnosis.
     """
 
     def __init__(self, index: Index, ready: Callable[[], bool] = lambda: True) -> None:
@@ -107,8 +114,10 @@ class Steps:
         self.settled_early = 0
         self.cells = Cells()
         self._history = History()
+        self._scalars: dict[int, metrics.Scalars] = {}
         self.samples = Kept()
         self.shapes = Shapes()
+        self.course = Course()
         self._index = index
         self._ready = ready
         self._open: dict[int, Assembly] = {}
@@ -120,6 +129,10 @@ class Steps:
     def open(self) -> list[int]:
         """Numbers of the steps that something was heard of and that are not done."""
         return list(self._open)
+
+    def resume(self, past: Mapping[int, view.Step]) -> None:
+        """What an earlier hub measured goes before what comes."""
+        self._scalars = {number: past[number].trainer for number in sorted(past)[-metrics.TRAILING :]}
 
     def new_epoch(self) -> None:
         """The trainer started anew, perhaps from an earlier step: its steps may come again."""
@@ -225,11 +238,17 @@ class Steps:
         for other in self._open.values():  # an earlier step that nobody closed must not stay for ever
             if other.step < assembly.step and other.deadline is None:
                 other.deadline = now + PARTIAL_S
-        done = assembly.result(self._index.step_done() if assembly.parts else Counter())
+        before = [self._scalars[number] for number in sorted(self._scalars) if number < assembly.step]
+        done = assembly.result(self._index.step_done() if assembly.parts else Counter(), before)
+        self._scalars[done.step] = done.trainer
+        while len(self._scalars) > metrics.TRAILING:
+            del self._scalars[min(self._scalars)]
         self.cells.add(done.step, done.closed, assembly.cells)
         self._history.add(done.step, assembly.parts)
         self.samples.put(done.step, assembly.samples)
         self.shapes.put(done.step, assembly.parts)
+        found = {e: own for e, own in assembly.evidence.items() if own.told}
+        self.course.put(done.step, {e: evidence.with_lags(own, assembly.parts[e].strata) for e, own in found.items()})
         return done
 
     def _make_room(self) -> None:

@@ -26,10 +26,12 @@ class Warmup:
         return self._done.is_set()
 
     def _run(self) -> None:
+        from rltop.backend.diagnosis import loop
         from rltop.backend.summary.pieces import warm
 
         try:
             warm()
+            loop.warm()
         except Exception:  # the first rows to be measured raise it again, where faults are counted
             log.exception("the kernel does not compile")
         finally:

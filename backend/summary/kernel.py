@@ -68,11 +68,17 @@ MOMENTS = 6
 
 PROB_EDGES = (1e-4, 1e-3, 1e-2, 0.1, 0.5, 0.9)
 PROB_BINS = len(PROB_EDGES) + 1
+TAIL_SUMS = 2 + FIGURES
+"""Of a bin of the right probability p: tokens, their figures, and 1 - p: what is left for all other tokens."""
+
 LOG_PROB_EDGES = np.log(np.array(PROB_EDGES))
 LOG_TAU2, LOG_TAU5, LOG_VANISHED, LOG_EXPLODED = math.log(2), math.log(5), math.log(1e-4), math.log(100)
 LOG_BAND = (math.log(0.9), math.log(1.1))
 LOG_ICEPOP = (math.log(0.5), math.log(5.0))
 LOG_CAP = math.log(TIS_CAP)
+KINDS = 4096
+"""A power of 2."""
+
 NEAR = 0.125
 """Below this |d| series serve: quicker than the functions, and k3 keeps all its digits."""
 
@@ -107,7 +113,7 @@ def tokens(
         extremes: [places, EXTREMES].
         bins: [places, 2 SIDE + 1].
         pieces: [pieces, PIECE_SUMS].
-        tail: [groups, PROB_BINS, 1 + FIGURES], tokens and their figures by the right probability.
+        tail: [groups, PROB_BINS, TAIL_SUMS], by the right probability.
     """
     buffer = np.empty(1, np.float32)
     bits = buffer.view(np.uint32)
@@ -218,6 +224,7 @@ def tokens(
             h_[2] += a
             h_[3] += k3
             h_[4] += x
+            h_[5] += 1 - pr
         own[PIECE_LOW], own[PIECE_HIGH] = low, high
         x_[LOW], x_[HIGH] = min(x_[LOW], low), max(x_[HIGH], high)
 
@@ -262,11 +269,30 @@ def strata(parts: Floats, group: Ints, index: Ints, place: Ints, out: Floats) ->
             count = 0
 
 
+def kinds(ids: NDArray[np.int32], start: Ints, end: Ints, found: Ints) -> None:
+    """How many kinds of token each stretch has, or fewer: kinds that share their low bits count once.
+
+    Args:
+        ids: [tokens].
+        start: of each stretch [stretches].
+        end: likewise.
+        found: zeros [stretches].
+    """
+    seen = np.zeros(KINDS, np.int64)
+    for p in range(start.size):
+        for i in range(start[p], end[p]):
+            kind = ids[i] & (KINDS - 1)
+            if seen[kind] != p + 1:
+                seen[kind] = p + 1
+                found[p] += 1
+
+
 class Loops(NamedTuple):
     """The loops above, compiled."""
 
     tokens: Any
     strata: Any
+    kinds: Any
 
 
 @functools.cache
@@ -281,4 +307,4 @@ def compiled() -> Loops:
         except RuntimeError:  # nowhere to keep the code: every process compiles anew
             return numba.njit(**options)(function)
 
-    return Loops(compile_(tokens), compile_(strata))
+    return Loops(compile_(tokens), compile_(strata), compile_(kinds))

@@ -105,7 +105,7 @@ class Reduced:
     """What the kernel made of pieces.
 
     Attributes:
-        gaps: by place. sums: of each piece [pieces, PIECE_SUMS]. tail: of each group [groups, PROB_BINS, 1 + FIGURES].
+        gaps: by place. sums: of each piece [pieces, PIECE_SUMS]. tail: of each group [groups, PROB_BINS, TAIL_SUMS].
     """
 
     gaps: list[Gap]
@@ -126,7 +126,7 @@ def reduce(left: NDArray[np.generic], right: NDArray[np.generic], pieces: Pieces
     sums, extremes = np.zeros((places, k.SUMS)), np.tile(NOTHING, (places, 1))
     bins = np.zeros((places, 2 * k.SIDE + 1), np.int64)
     piece_sums = np.zeros((pieces.start.size, k.PIECE_SUMS))
-    tail = np.zeros((pieces.group_place.size, k.PROB_BINS, 1 + k.FIGURES))
+    tail = np.zeros((pieces.group_place.size, k.PROB_BINS, k.TAIL_SUMS))
     k.compiled().tokens(
         left, right, pieces.start, pieces.end, pieces.flow, pieces.place, pieces.group, anchors, sums, extremes, bins,
         piece_sums, tail,
@@ -152,3 +152,5 @@ def warm() -> None:
     nothing = np.zeros(1, np.float32)
     pieces = whole(1)
     Strata.of(reduce(nothing, nothing, pieces), pieces, {})
+    zero = np.zeros(1, np.int64)
+    k.compiled().kinds(np.zeros(1, np.int32), zero, zero, zero)

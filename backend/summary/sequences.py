@@ -17,8 +17,9 @@ GEO_BAND = (0.99, 1.01)
 PROD_BAND = (0.5, 2.0)
 MAX_MULT = 2.0
 OPSM_GAP = 0.5
+CORRECT = 1.0
 """Bounds of the rejections that are counted: SkyRL's geometric and product masks, NeMo-RL's error mask, the example of
-TRL's off-policy mask."""
+TRL's off-policy mask; and the reward from which on a sequence counts as correct."""
 
 # What is summed over sequences with a valid token. d is the sequence's, its mean or sum held where exponentiated.
 (
@@ -39,8 +40,10 @@ class Sequences:
     Attributes:
         sums, extremes: as named above. scaling: pairs of the logarithms of length and |mean d|.
         lengths, sizes: trained tokens of every sequence, with a valid one or not.
-        negative, opsm: sequences with a negative mean advantage; of those, with ``mean right - left > OPSM_GAP``.
-        gained: sequences with known advantages.
+        gained: sequences with known advantages. opsm: of those, with a negative mean and a mean right - left above
+            ``OPSM_GAP``.
+        over: sequences that ``MAX_MULT`` rejects and whose reward is known. over_correct: of those, with a reward of
+            ``CORRECT`` or more.
     """
 
     sums: Floats = field(default_factory=lambda: np.zeros(SUMS))
@@ -50,15 +53,21 @@ class Sequences:
     sizes: Sizes = field(default_factory=Sizes)
     gained: int = 0
     opsm: int = 0
+    over: int = 0
+    over_correct: int = 0
 
     @classmethod
-    def of(cls, rows: Floats, lengths: Ints, gains: Floats | None = None) -> Sequences:
-        """Of sequences: the kernel's sums [n, PIECE_SUMS], trained tokens [n], mean advantages [n] (NaN: not known)."""
+    def of(cls, rows: Floats, lengths: Ints, gains: Floats | None = None, rewards: Floats | None = None) -> Sequences:
+        """Of sequences: the kernel's sums [n, PIECE_SUMS], trained tokens [n], mean advantages and rewards [n].
+
+        Advantages and rewards are NaN where not known.
+        """
         lengths_of = (Mean.of(lengths), Sizes.of(lengths))
         n = rows[:, k.PIECE_N]
         valid = n > 0
-        gains = np.full(n.size, np.nan) if gains is None else gains
-        rows, n, gains = rows[valid], n[valid], gains[valid]
+        unknown = np.full(n.size, np.nan)
+        gains, rewards = (unknown if given is None else given for given in (gains, rewards))
+        rows, n, gains, rewards = rows[valid], n[valid], gains[valid], rewards[valid]
         if not n.size:
             return cls(lengths=lengths_of[0], sizes=lengths_of[1])
         total = rows[:, k.PIECE_D]
@@ -81,6 +90,8 @@ class Sequences:
             *lengths_of,
             int(np.isfinite(gains).sum()),
             int(((gains < 0) & (-mean > OPSM_GAP)).sum()),
+            int(((mult > MAX_MULT) & np.isfinite(rewards)).sum()),
+            int(((mult > MAX_MULT) & (rewards >= CORRECT)).sum()),
         )
 
     def __add__(self, other: Sequences) -> Sequences:
@@ -95,6 +106,8 @@ class Sequences:
             self.sizes + other.sizes,
             self.gained + other.gained,
             self.opsm + other.opsm,
+            self.over + other.over,
+            self.over_correct + other.over_correct,
         )
 
     @property

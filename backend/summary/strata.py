@@ -18,9 +18,15 @@ D, ABS, K3, X = range(FIGURES)
 
 @dataclass(frozen=True, slots=True)
 class Strata:
-    """Moments of every stratum of every dimension [STRATA, FIGURES, MOMENTS], in the order of ``DIMENSIONS``."""
+    """What is kept of every stratum of every dimension, in the order of ``DIMENSIONS``.
+
+    Attributes:
+        moments: [STRATA, FIGURES, MOMENTS]. others: by stratum of the rollout probability p, the sum of 1 - p over
+            tokens [PROB_BINS].
+    """
 
     moments: Floats = field(default_factory=lambda: np.zeros((STRATA, FIGURES, MOMENTS)))
+    others: Floats = field(default_factory=lambda: np.zeros(k.PROB_BINS))
 
     @staticmethod
     def of(reduced: Reduced, pieces: Pieces, labels: Mapping[str, Ints]) -> list[Strata]:
@@ -39,11 +45,13 @@ class Strata:
         groups = pieces.group_place.size
         tail_index = np.tile(np.arange(k.PROB_BINS) + OFFSET[PROBABILITY.name], groups)[None]
         tail_group = np.repeat(np.arange(groups), k.PROB_BINS)
-        loop(reduced.tail.reshape(-1, 1 + FIGURES), tail_group, tail_index, pieces.group_place, out)
-        return [Strata(moments) for moments in out]
+        loop(reduced.tail.reshape(-1, k.TAIL_SUMS), tail_group, tail_index, pieces.group_place, out)
+        others = np.zeros((pieces.places, k.PROB_BINS))
+        np.add.at(others, pieces.group_place, reduced.tail[:, :, -1])
+        return [Strata(*kept) for kept in zip(out, others, strict=True)]
 
     def __add__(self, other: Strata) -> Strata:
-        return Strata(self.moments + other.moments)
+        return Strata(self.moments + other.moments, self.others + other.others)
 
     def __iter__(self) -> Iterator[tuple[Dimension, str, Floats]]:
         """Dimension, label and moments [FIGURES, MOMENTS] of every stratum that has tokens."""
@@ -52,8 +60,3 @@ class Strata:
             for number, label in enumerate(dimension.strata):
                 if self.moments[first + number, 0, 1]:
                     yield dimension, label, self.moments[first + number]
-
-    def at(self, dimension: Dimension, label: str) -> Floats:
-        """Moments of one stratum [FIGURES, MOMENTS]."""
-        found: Floats = self.moments[OFFSET[dimension.name] + dimension.strata.index(label)]
-        return found

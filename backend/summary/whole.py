@@ -36,7 +36,7 @@ class Bounds:
 class Summary:
     """What is kept of the tokens of one engine (or of all) in one step.
 
-    All but the clip rates, which are of all updates, is of update 0.
+    All but the clip rates and ``kept``, which are of all updates, is of update 0.
 
     Attributes:
         gap: trainer - rollout. fresh: of those, tokens that the trainer's own version sampled (lag 0).
@@ -46,9 +46,11 @@ class Summary:
             ``backend`` where there are old logprobs, ``fresh`` where not. line: k3 on lag. groups: by prompt.
         entropy, lag, lags: over tokens. reward: over sequences. advantage: as ``ADV_N`` to ``ADV_HIGH`` name them.
         clip_low, clip_high: 1 where clipped; over tokens, for GSPO over sequences. bounds: what they were reckoned by.
+        kept: 1 where neither; over tokens.
         cached: total = prompt tokens read from the cache, n = prompt tokens, of joined rollouts.
         tokens, sequences: trained on. joinable: sequences with a trained token. joined: of those, with their rollouts.
-        versioned: sequences with known token versions. spanning: of those, with two or more.
+        versions: over sequences with known token versions, how many sampled each. spanning: of those, by two or more.
+        read: sequences with a trained token whose ids are known. repeating: of those, that end in a repetition.
         dated: tokens whose lag could be known, the trainer having told its version.
         requests: joined rollouts. aborted, failed, truncated: of those, ended by an abort (also by a stop string found
             in the front end), by an error, by the limit of tokens.
@@ -72,13 +74,16 @@ class Summary:
     clip_low: Mean = field(default_factory=Mean)
     clip_high: Mean = field(default_factory=Mean)
     bounds: Bounds = field(default_factory=Bounds)
+    kept: Mean = field(default_factory=Mean)
     cached: Mean = field(default_factory=Mean)
     tokens: int = 0
     sequences: int = 0
     joinable: int = 0
     joined: int = 0
-    versioned: int = 0
+    versions: Mean = field(default_factory=Mean)
     spanning: int = 0
+    read: int = 0
+    repeating: int = 0
     dated: int = 0
     requests: int = 0
     aborted: int = 0

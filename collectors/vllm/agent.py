@@ -27,13 +27,13 @@ from rltop.collectors.vllm.commands import Commands
 from rltop.collectors.vllm.fingerprint import current, fingerprint
 from rltop.collectors.vllm.probing import Prober
 from rltop.collectors.vllm.switches import Board
-from rltop.collectors.vllm.tap import PROBE_PREFIX, Tap, version_of
+from rltop.collectors.vllm.tap import PROBE_PREFIX, Noted, Tap, version_of
 from rltop.collectors.vllm.worker import METHODS
 
 MESSAGE_BYTES = 1 << 20
 """Aimed at size of one message of rollouts."""
 
-TICK_S = 0.25
+TICK_S = 0.5
 """How often the sender's thread takes in what the engine's thread noted down; a finished rollout waits as long at most.
 
 Some steps of a fast engine: reading them together costs far less than one by one, see ``columns``.
@@ -47,8 +47,8 @@ DIGEST_BYTES = 256
 """What a state, and a digest of a probe's report, is taken to need."""
 
 FLUSH_S = 1.0
-CLOSE_S = 1.0
-"""Bounds on what the end of an engine waits for us; vLLM kills it after some 5 seconds."""
+CLOSE_S = 1.5
+"""Bounds on what the end of an engine waits for us, a tick in each; vLLM kills it after some 5 seconds."""
 
 log = logging.getLogger("rltop")
 
@@ -106,6 +106,7 @@ class Agent:
             engine, self.id, self.tap, self._version, guard, self.assembler.salt_of, self._offer_report
         )  # fmt: skip
         self.commands = Commands(self.board, self.id, self.tap, self._version, self._announce, prober)
+        self._hub = ""
         self._counted_drops = 0
         self._lost_requests = 0
         self._taps = seams.Taps(engine, self._hooks(), guard)
@@ -160,14 +161,8 @@ class Agent:
         """Turn what the engine's thread noted down into whole rollouts."""
         tap, assembler = self.tap, self.assembler
         self.sender.loop_count = tap.turns
-        weight = 0
-        for _ in range(len(tap.records)):
-            record = tap.records.popleft()
-            weight += record[1]
-            if self.guard.run("assemble", assembler.apply, record) is None:
-                self._misread()
-        if self.guard.run("assemble", assembler.settle) is None:
-            self._misread()
+        records = [tap.records.popleft() for _ in range(len(tap.records))]
+        self._assemble(records)
         if max(self.guard.faults.get(place, 0) for place in (seams.STEP.name, seams.UPDATE.name)) >= MAX_FAULTS:
             assembler.hole()  # no more steps are seen
         assembler.lost_requests(tap.shed_requests - self._lost_requests)
@@ -177,15 +172,19 @@ class Agent:
             self._counted_drops = assembler.dropped
         for finished in assembler.take():
             self.sender.offer("rollouts", finished.nbytes, finished)
-        tap.taken += weight  # last: ``close`` waits for it
+        tap.taken += sum(record[1] for record in records)  # last: ``close`` waits for it
         self.commands.tick()
         for update in self.commands.take_updates():
             self.sender.reply(update)
 
-    def _misread(self) -> None:
-        """What could not be read is a hole; and if it was batches, the outputs are read from now on."""
-        self.assembler.hole()
-        self.tap.misread = True
+    def _assemble(self, records: list[Noted]) -> None:
+        """What can't be read is a hole; and if it was batches, the outputs are read from now on."""
+        rest = iter(records)
+        while self.guard.run("assemble", self.assembler.take_in, rest) is None:
+            self.assembler.hole()
+            self.tap.misread = True
+            if self.guard.is_off("assemble"):
+                return
 
     def _every_second(self) -> None:
         self.guard.run("commands", self.commands.check)  # under a place of its own: the state is told regardless
@@ -200,10 +199,13 @@ class Agent:
         self.sender.offer("probe", nbytes, (report, arrays))
 
     def _hear(self, message: wire.ControlToCollector) -> None:
-        if isinstance(message, wire.Command):
-            self.commands.receive(message)
-        elif isinstance(message, wire.Welcome):
+        if isinstance(message, wire.Welcome):
             self.commands.repeat()
+            if message.hub_epoch == self._hub:
+                return  # it has the state, and answers every ``Register``
+            self._hub = message.hub_epoch
+        elif isinstance(message, wire.Command):
+            self.commands.receive(message)
         self._announce()
 
     def _encode(self, kind: str, items: list[Any], /) -> Iterable[tuple[wire.DataBody, wire.Arrays]]:

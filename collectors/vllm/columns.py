@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.collectors.vllm.tap import Sampled
-
 Layout = tuple[int, Any, Any]
 """Width and element types of recorded logprobs: what must be equal for outputs that are read together."""
+
+Batch = tuple[list[str], list[str] | None, Any]
+"""Of one step: its requests, those that took a token (None: all), its logprobs; see ``Sampled``."""
 
 
 class Columns(NamedTuple):
@@ -68,53 +69,61 @@ def layout_of(outputs: list[Any]) -> Layout | None:
     return None
 
 
-def layout_of_rows(record: Sampled) -> Layout | None:
-    """None where the step has no logprobs."""
-    found = record.logprobs
-    return None if found is None else (found.logprobs.shape[1], found.logprobs.dtype, found.logprob_token_ids.dtype)
+def layout_of_rows(logprobs: Any) -> Layout | None:
+    """Of one batch; None where it has no logprobs."""
+    if logprobs is None:
+        return None
+    return logprobs.logprobs.shape[1], logprobs.logprobs.dtype, logprobs.logprob_token_ids.dtype
 
 
-def rows_of(records: list[Sampled]) -> Rows:
+def rows_of(batches: list[Batch]) -> Rows:
     """Read batches of one layout.
 
     Raises:
         ValueError: a request took a token and has no row, or the rows are not one for each request.
     """
-    places: dict[str, int] = {}
-    batches: list[NDArray[Any]] = []
+    places: dict[str, int] = defaultdict()
+    places.default_factory = places.__len__  # type: ignore[attr-defined]
+    of_batches: list[NDArray[Any]] = []
     ids: list[str] = []
-    batch = np.empty(0, np.int32)
-    for record in records:
-        if record.ids != ids:
-            ids = record.ids
-            batch = np.array([places.setdefault(request_id, len(places)) for request_id in ids], np.int32)
-        batches.append(batch if record.accepted is None else _taken(batch, ids, record.accepted))
-    of_rows = np.concatenate(batches)
+    of_batch = np.empty(0, np.int32)
+    left_out = 0
+    for of_step, accepted, _ in batches:
+        if of_step != ids:
+            ids = of_step
+            of_batch = np.fromiter(map(places.__getitem__, ids), np.int32, len(ids))
+        if accepted is None or (len(accepted) == len(ids) and set(accepted).issuperset(ids)):
+            of_batches.append(of_batch)
+        else:
+            of_batches.append(_taken(of_batch, ids, accepted))
+            left_out += len(ids) - len(accepted)
+    of_rows = np.concatenate(of_batches)
     if len(places) < np.iinfo(np.int16).max:
         of_rows = of_rows.astype(np.int16)  # numpy sorts these by radix
-    order = np.argsort(of_rows, kind="stable")[np.count_nonzero(of_rows == _LEFT_OUT) :]
+    order = np.argsort(of_rows, kind="stable")[left_out:]
     sizes = np.bincount(of_rows[order], minlength=len(places)).tolist()
-    if records[0].logprobs is None:
+    if batches[0][2] is None:
         nothing = np.full(order.size, -1, np.int32), np.full(order.size, np.nan, np.float32)
         return Rows(list(places), sizes, *nothing)
-    told = _first_column([record.logprobs.logprob_token_ids for record in records])
-    values = _first_column([record.logprobs.logprobs for record in records])
+    told = _first_column([logprobs.logprob_token_ids for _, _, logprobs in batches])
+    values = _first_column([logprobs.logprobs for _, _, logprobs in batches])
     if not told.size == values.size == of_rows.size:
         raise ValueError(f"{told.size} ids and {values.size} logprobs recorded for batches of {of_rows.size} requests")
-    return Rows(list(places), sizes, told[order].astype(np.int32), values[order].astype(np.float32))
+    told, values = told[order], values[order]
+    return Rows(list(places), sizes, told.astype(np.int32, copy=False), values.astype(np.float32, copy=False))
 
 
 _LEFT_OUT = -1
 """In place of a request: sorts first."""
 
 
-def _taken(batch: NDArray[np.int32], ids: list[str], accepted: list[str]) -> NDArray[np.int32]:
-    """``batch`` without the rows of those that took no token."""
+def _taken(of_batch: NDArray[np.int32], ids: list[str], accepted: list[str]) -> NDArray[np.int32]:
+    """``of_batch`` without the rows of those that took no token."""
     takers = set(accepted)
     takes = np.array([request_id in takers for request_id in ids], bool)
     if int(np.count_nonzero(takes)) != len(accepted):
         raise ValueError(f"{len(accepted)} requests took a token, {np.count_nonzero(takes)} of them have a row")
-    return np.where(takes, batch, _LEFT_OUT)
+    return np.where(takes, of_batch, _LEFT_OUT)
 
 
 def columns_of(outputs: list[Any]) -> Columns:

@@ -208,9 +208,8 @@ def fault_of(seam: Seam, owner: Any) -> str:
     method = getattr(owner, seam.method, None)
     if not callable(method):
         return f"{seam.method} is not there"
-    try:
-        parameters = tuple(inspect.signature(method).parameters)
-    except (TypeError, ValueError):
+    parameters = _parameters_of(method)
+    if parameters is None:
         return f"{seam.method} has no signature"
     if parameters[: len(seam.parameters)] != seam.parameters:
         return f"{seam.method} takes {parameters}, not {seam.parameters}"
@@ -218,6 +217,22 @@ def fault_of(seam: Seam, owner: Any) -> str:
     if is_off is not None and is_off():
         return f"the collector failed {MAX_FAULTS} times at {seam.method}, and listens no more"
     return ""
+
+
+_parameters: weakref.WeakKeyDictionary[Callable[..., Any], tuple[str, ...]] = weakref.WeakKeyDictionary()
+"""Of functions that were asked for: every state of an engine asks, and to inspect one takes as long as all the rest."""
+
+
+def _parameters_of(method: Callable[..., Any]) -> tuple[str, ...] | None:
+    """Names, without a bound ``self``; None where it does not tell."""
+    function = getattr(method, "__func__", method)  # a bound method is made anew for everyone who asks
+    try:
+        found = _parameters.get(function)
+        if found is None:
+            found = _parameters[function] = tuple(inspect.signature(method).parameters)
+    except (TypeError, ValueError):
+        return None
+    return found
 
 
 def unseen(engine: Any) -> str:

@@ -14,6 +14,7 @@ import click
 from rltop.backend.demo.faults import FAULTS
 from rltop.collectors import rundir as rundirs
 from rltop.collectors.rundir import RunDir, RunDirError
+from rltop.tui.cli import diagnose as cli_diagnose
 from rltop.tui.cli import effect as cli_effect
 from rltop.tui.cli import history as cli_history
 from rltop.tui.cli import metrics as cli_metrics
@@ -22,7 +23,7 @@ from rltop.tui.cli.runs import as_json_option, choose_run, client_of, existing_r
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Begin": ("demo", "top", "runs", "hub"),
-    "Look": ("status", "fingerprint", "worst", "attribution", "launch-args"),
+    "Look": ("status", "diagnose", "fingerprint", "worst", "attribution", "launch-args"),
     "Switch": ("set", "keep", "undo", "flush", "pause", "resume"),
     "What came of it": ("effect", "audit"),
     "Tell causes apart": ("probe",),
@@ -178,7 +179,7 @@ def _stop_hub(rundir: RunDir) -> None:
 @click.option("--steps", type=click.IntRange(1), default=60, show_default=True, help="Optimizer steps.")
 @click.option("--set", "settings", multiple=True, metavar="N:FLAG=VALUE", help="Switch FLAG when step N closes.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0.1, 2.0), default=1.0, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0.1, 2.0), help="Of sampling (default: the fault's, else 1).")
 @click.option("--engines", type=click.IntRange(1, 8), default=2, show_default=True, help="vLLM engines.")
 @click.option("--objective", type=click.Choice(["ppo", "gspo"]), default="ppo", show_default=True)
 @click.option("--matched", type=click.IntRange(0), default=16, show_default=True,
@@ -189,6 +190,9 @@ def _stop_hub(rundir: RunDir) -> None:
     metavar="NAME",
     help=f"Start it with a fault. {'; '.join(f'{fault.name}: {fault.help}' for fault in FAULTS)}.",
 )
+@click.option("--fault-at", type=click.IntRange(0), default=0, metavar="STEP", help="The step it begins with.")
+@click.option("--fault-engine", default="", metavar="ENGINE", help="The engine that has it, where it is on one.")
+@click.option("--facts/--no-facts", default=True, help="The trainer tells what it computes with, or not.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write the whole run as one JSON object.")  # fmt: skip
 def demo(
@@ -197,11 +201,14 @@ def demo(
     steps: int,
     settings: tuple[str, ...],
     seed: int,
-    temperature: float,
+    temperature: float | None,
     engines: int,
     objective: str,
     matched: int,
     fault: str | None,
+    fault_at: int,
+    fault_engine: str,
+    facts: bool,
     json_path: Path | None,
 ) -> None:
     """Run real RL on this machine, with the dashboard.
@@ -221,6 +228,9 @@ def demo(
             objective=objective,
             matched=matched,
             fault=fault or "",
+            fault_at=fault_at,
+            fault_engine=fault_engine,
+            facts=facts,
             json_path=json_path,
         )
     except ValueError as error:
@@ -235,6 +245,7 @@ def demo(
 for made in (
     *orders.COMMANDS,
     *prints.COMMANDS,
+    *cli_diagnose.COMMANDS,
     *cli_effect.COMMANDS,
     *cli_metrics.COMMANDS,
     *worst.COMMANDS,

@@ -11,7 +11,7 @@ import click
 from rltop.tui.cli.runs import as_json_option, client_of, print_json
 
 if TYPE_CHECKING:
-    from rltop.backend.gaps.attributed import Attribution, Interval, Stratum
+    from rltop.backend.gaps.attributed import Attribution, Stratum
 
 
 @click.command()
@@ -24,7 +24,10 @@ def metrics(name: str | None, as_json: bool) -> None:
     """
     from rltop.backend import metrics as catalogue
     from rltop.backend.metrics import document
+    from rltop.backend.metrics.absent import ABSENT
 
+    if absent := next((a for a in ABSENT if a.name == name), None):
+        raise click.ClickException(f"{name} is not computed ({absent.why}); instead: {absent.instead}")
     if name is not None and name not in catalogue.BY_NAME:
         raise click.ClickException(f"no metric {name!r}{_near(name)}; `rltop metrics` lists them")
     if as_json:
@@ -118,13 +121,13 @@ _MATCHED = {"old": "old - rollout, old logprobs under the version that sampled",
 
 
 def _lines(found: Attribution) -> Iterator[str]:
+    from rltop.backend.gaps.text import line_text
+
     if not found.steps:
-        yield "no step is measured yet"
+        yield "no step is measured yet since this hub started; of steps before it is not kept what the gap is made of"
         return
     yield f"steps {found.steps[0]} to {found.steps[-1]}, d = trainer - rollout, nats, 95 % intervals"
-    for line in found.lines:
-        where = line.engine or "all engines"
-        yield f"{where}: k3 = {_estimate(line.at_lag0)} + {_estimate(line.per_lag)} per version of lag"
+    yield from (f"{line.engine or 'all engines'}: {line_text(line)}" for line in found.lines)
     yield from _table(found.strata)
     if found.matched_by:
         yield f"version-matched ({_MATCHED[found.matched_by]})"
@@ -133,24 +136,23 @@ def _lines(found: Attribution) -> Iterator[str]:
 
 def _table(strata: list[Stratum]) -> Iterator[str]:
     """Dimensions of more than one stratum, and of prompts the first few; JSON has them all."""
+    from rltop.backend.gaps.text import estimate
+
     groups: dict[tuple[str, bool], list[Stratum]] = {}
     for stratum in strata:
         groups.setdefault((stratum.dimension, stratum.engine is not None), []).append(stratum)
     for (dimension, _), members in groups.items():
         if len(members) == 1 and dimension != "all":
             continue
-        yield f"{dimension:<20} {'tokens':>9} {'seqs':>7}  {'|d|':<33} {'k3':<33} ratio"
+        last = f"{'ratio':<26} |d|/(1-p)" if dimension == "probability" else "ratio"
+        yield f"{dimension:<20} {'tokens':>9} {'seqs':>7}  {'|d|':<33} {'k3':<33} {last}"
         for stratum in members[: _PROMPTS if dimension == "prompt" else None]:
             label = f"  {stratum.engine} {stratum.label}" if stratum.engine else f"  {stratum.label}"
-            figures = f"{_estimate(stratum.abs_diff):<33} {_estimate(stratum.k3):<33} {_estimate(stratum.ratio, '.4f')}"
+            ratio = estimate(stratum.ratio, ".4f")  # decimals: it is 1 that it is held against
+            figures = f"{estimate(stratum.abs_diff):<33} {estimate(stratum.k3):<33} {ratio}"
+            if stratum.abs_diff_per_1_minus_p is not None:
+                figures = f"{figures:<94} {stratum.abs_diff_per_1_minus_p:.3g}"
             yield f"{label:<20} {stratum.tokens:>9} {stratum.sequences:>7}  {figures}"
-
-
-def _estimate(value: Interval, form: str = ".3g") -> str:
-    """Mean and interval; ``form`` of a ratio counts decimals, since it is 1 that it is held against."""
-    if value.low is None or value.high is None:
-        return f"{value.mean:{form}}"
-    return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
 
 
 COMMANDS = (metrics, compute, attribution)

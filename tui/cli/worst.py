@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 KINDS = ("abs_diff", "k3", "worst", "sample")
 """As in ``view.AskSamples``."""
 
+MOST = 32
+"""Most that a hub keeps of a kind, and so the most to be asked for."""
+
 
 @click.command()
 @click.argument("run", required=False)
@@ -22,10 +25,10 @@ KINDS = ("abs_diff", "k3", "worst", "sample")
 @click.option("--kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True,
               help="Tokens by |d| or by k3; whole sequences: the worst by mean k3, or a fair sample.")  # fmt: skip
 @click.option("--engine", metavar="ID", help="Only what this engine wrote.")
-@click.option("--limit", type=click.IntRange(1, 32), default=8, show_default=True, help="How many.")
+@click.option("--limit", type=click.IntRange(1, MOST), default=8, show_default=True, help="How many.")
 @as_json_option
 def worst(run: str | None, step: int | None, kind: str, engine: str | None, limit: int, as_json: bool) -> None:
-    """Print the tokens and sequences of RUN with the largest gap.
+    """Print the tokens and sequences of RUN with the largest gap. Those that are the same stand once: "7x".
 
     d is trainer minus rollout logprob, in nats. Arrows after a token say how large it is: one from 0.05 nats on, two
     from 0.25, three from 1; up where the trainer gives the token more probability than the engine did, down where less.
@@ -39,30 +42,35 @@ def worst(run: str | None, step: int | None, kind: str, engine: str | None, limi
             known = client.snapshot().engines
             if engine is not None and engine not in known:
                 raise click.ClickException(f"no engine {engine!r}; engines of this run: {', '.join(sorted(known))}")
-            found = client.samples(step, kind, engine, limit)
+            found = client.samples(step, kind, engine, limit if as_json else MOST)
     except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         print_json(sampled.as_json(found))
     else:
-        click.echo(text(found, decoder(list(known.values()))))
+        click.echo(text(found, decoder(list(known.values())), limit))
 
 
-def text(found: Samples, decode: Decode) -> str:
+def text(found: Samples, decode: Decode, limit: int = MOST) -> str:
     """For a person; all of it printable."""
     from rltop.tui import marks
+    from rltop.tui.same import distinct_sequences, distinct_tokens, sequence_key, times_text, token_key
 
+    tokens, times = distinct_tokens(found.tokens)
+    sequences, of_sequences = distinct_sequences(found.sequences)
     head = f"step {found.step}: {found.of_sequences} sequences, {found.of_tokens} tokens"
-    lines = [_token(token, decode) for token in found.tokens]
+    lines = [_token(token, decode, times_text(times, token_key(token))) for token in tokens[:limit]]
     if lines:
         lines.insert(
             0, f"{'d':>9} {'rollout':>9} {'trainer':>9}  {'engine':<8} {'version':>7}  {'at':>9}  before, token"
         )
-    lines += marks.lines(found.sequences, decode)
+    for sequence in sequences[:limit]:
+        facts, *rest = marks.lines(sequence, decode)
+        lines += ["", times_text(of_sequences, sequence_key(sequence)) + facts, *rest]
     return "\n".join([head, *(lines or ["nothing is kept of that"])])
 
 
-def _token(token: Token, decode: Decode) -> str:
+def _token(token: Token, decode: Decode, times: str) -> str:
     from rltop.tui import marks
     from rltop.tui.decode import printable
 
@@ -70,7 +78,7 @@ def _token(token: Token, decode: Decode) -> str:
     engine, version = printable(token.engine) or "-", "-" if token.version < 0 else str(token.version)
     return (
         f"{token.diff:>9.4f} {token.rollout:>9.4f} {token.trainer:>9.4f}  {engine:<8} {version:>7}  "
-        f"{f'{token.position}/{token.tokens}':>9}  {before[-40:]}>>{decode(token.id)}<<{after[:24]}"
+        f"{f'{token.position}/{token.tokens}':>9}  {times}{before[-40:]}>>{decode(token.id)}<<{after[:24]}"
     )
 
 

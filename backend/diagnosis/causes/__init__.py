@@ -1,0 +1,21 @@
+"""What goes wrong in runs, as data: causes by family, and the probes that tell them apart."""
+
+from __future__ import annotations
+
+from rltop.backend.diagnosis.causes.entry import Known
+from rltop.backend.diagnosis.causes.health import HEALTH
+from rltop.backend.diagnosis.causes.path import PATH
+from rltop.backend.diagnosis.causes.record import RECORD
+from rltop.backend.diagnosis.causes.semantic import SEMANTIC
+from rltop.backend.diagnosis.causes.trainer import OBJECTIVE, TRAINER
+from rltop.backend.diagnosis.causes.weights import WEIGHTS
+
+CAUSES: tuple[Known, ...] = RECORD + SEMANTIC + WEIGHTS + PATH + TRAINER + OBJECTIVE + HEALTH
+"""In the order in which a person looks; of causes that fit alike the first is told first."""
+
+BY_ID: dict[str, Known] = {known.id: known for known in CAUSES}
+
+
+def confusable(known: Known) -> list[str]:
+    """Ids of the causes that can show the same signs: those that it names, and those that name it."""
+    return [other.id for other in CAUSES if other.id in known.confusable_with or known.id in other.confusable_with]

@@ -1,0 +1,221 @@
+"""Tests that may be asked at every step of a run and still keep their error rate. Pure.
+
+A mean over tokens is tested on every stretch that ends now: the sums of the steps add up, so a stretch has a mean and a
+variance that takes sequences as the independent units. For the stretch from step j on the evidence against ``mean <=
+least`` is a mixture over the size of the effect (a normal with deviation ``scale``):
+
+    log E_j = -log(1 + scale^2 I) / 2 + z^2 / 2 * scale^2 I / (1 + scale^2 I) + log(2 Phi(...)),   I = 1 / variance,
+
+with ``z^2 = m log(1 + t^2 / (m - 1))`` for t of m sequences, which is what Student's t is worth where m is small. The
+run's evidence is ``E = sum of weight_j E_j`` with weights that sum to 1 over all steps j of an endless run, so that a
+fault may begin anywhere. A healthy run reaches ``E >= 1 / p`` at any time with probability p or less (Ville), as far as
+means over sequences are normal (Robbins 1970; Howard, Ramdas, McAuliffe, Sekhon 2021; Waudby-Smith et al. 2021 for
+the estimated variance; Shin, Ramdas, Rinaldo 2024 for the sum over beginnings).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_TOTAL = 2.1097428
+"""Sum of 1 / (k log(k)^2) over k from 2 on."""
+
+MIN_SEQUENCES = 8
+"""A stretch with fewer has no say: its variance is a guess."""
+
+Z95 = 1.96
+
+RECOVERY_STEPS = 3
+RECOVERY = math.log(1000)
+"""A fault is over when the latest steps, this many at least, are free of it and differ from what was before by odds of
+1,000."""
+
+
+def log_weights(first: Ints) -> Floats:
+    """Of a beginning at each step: they sum to 1 over all steps from 0 on."""
+    k = np.maximum(first, 0) + 2.0
+    weights: Floats = -np.log(k) - 2 * np.log(np.log(k)) - math.log(_TOTAL)
+    return weights
+
+
+@dataclass(frozen=True, slots=True)
+class Stretches:
+    """Every stretch that ends now, by the index of its first step: mean over tokens, its variance, what it is of."""
+
+    mean: Floats
+    variance: Floats
+    sequences: Floats
+    tokens: Floats
+
+
+def stretches(moments: Floats) -> Stretches:
+    """Of six sums by step [steps, 6]."""
+    m, n, s, nn, ss, ns = np.cumsum(moments[::-1], axis=0)[::-1].T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = s / n
+        variance = np.maximum(ss - 2 * mean * ns + mean * mean * nn, 0.0) / n**2 * m / (m - 1)
+    variance = np.where(m >= MIN_SEQUENCES, variance, np.inf)
+    return Stretches(np.where(n > 0, mean, 0.0), np.where(n > 0, variance, np.inf), m, n)
+
+
+def log_evidence(mean: Floats, variance: Floats, sequences: Floats, scale: float) -> Floats:
+    """Log E of ``mean <= 0`` against more, for each stretch; see the module."""
+    variance = np.maximum(variance, 1e-24)
+    with np.errstate(over="ignore", invalid="ignore"):
+        t2 = mean**2 / variance
+        m = np.maximum(sequences, 2.0)
+        z2 = m * np.log1p(np.where(np.isfinite(t2), t2, 0.0) / (m - 1))
+        share = 1 / (1 + variance / scale**2)
+    z = np.sign(mean) * np.sqrt(z2 * share)
+    found: Floats = np.log1p(-np.minimum(share, 1 - 1e-12)) / 2 + z * z / 2 + _log_two_phi(z)
+    return np.where(np.isfinite(variance), found, 0.0)
+
+
+def _log_two_phi(z: Floats) -> Floats:
+    """log(2 Phi(z)), to 1e-6 above 0 and to 0.4 far below (Abramowitz and Stegun, 7.1.26)."""
+    x = np.abs(z) / math.sqrt(2)
+    t = 1 / (1 + 0.3275911 * x)
+    poly = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    with np.errstate(under="ignore"):
+        found: Floats = np.where(z >= 0, np.log(2 - poly * np.exp(-x * x)), np.log(poly) - x * x)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """What is found of a mean.
+
+    Attributes:
+        log_e: evidence that it is beyond the bound.
+        start: index of the step from which on it is.
+        mean, low, high: over that stretch, with its 95 % interval; of all steps where there is no evidence.
+        sequences, tokens: that it is of.
+    """
+
+    log_e: float
+    start: int
+    mean: float
+    low: float
+    high: float
+    sequences: int
+    tokens: int
+
+    @property
+    def p(self) -> float:
+        """How often a healthy run would show so much at any time."""
+        return min(1.0, math.exp(-self.log_e)) if self.log_e < 700 else 0.0
+
+
+def above(moments: Floats, first: Ints, scale: float, least: Floats | float = 0.0, log_alpha: float = 13.8) -> Shift:
+    """Evidence that a mean is above ``least`` by now.
+
+    Args:
+        moments: six sums by step [steps, 6].
+        first: number of each step [steps].
+        scale: how far above 0 a fault would put it, about.
+        least: bound on what is no fault, for all stretches or for each [steps].
+        log_alpha: log of the odds from which on it is taken as found, and looked for its end.
+    """
+    begin = 0
+    while True:
+        of = stretches(moments[begin:])
+        bound = least[begin:] if isinstance(least, np.ndarray) else least
+        bare = log_evidence(of.mean - bound, of.variance, of.sequences, scale)
+        log_e = float(np.logaddexp.reduce(bare + log_weights(first[begin:]))) if bare.size else -math.inf
+        start = int(np.argmax(bare)) if bare.size else 0
+        if log_e < log_alpha:
+            return _told(of, 0, log_e, begin)
+        over = _end(moments[begin + start :], float(of.mean[start]), scale)
+        if over is None:
+            return _told(of, start, log_e, begin)
+        begin += start + over
+
+
+def below(moments: Floats, first: Ints, scale: float, least: Floats | float = 0.0, log_alpha: float = 13.8) -> Shift:
+    """Evidence that a mean is below ``-least`` by now; otherwise as ``above``."""
+    found = above(moments * np.array([1, 1, -1, 1, 1, -1]), first, scale, least, log_alpha)
+    return Shift(found.log_e, found.start, -found.mean, -found.high, -found.low, found.sequences, found.tokens)
+
+
+def bets(logs: Floats, first: Ints, log_alpha: float = 13.8) -> tuple[float, int]:
+    """Evidence of a betting test, and the index of the step from which on it comes.
+
+    Each token multiplies a wealth by a factor that a healthy run expects to be 1 or less, given all before it; so does
+    the mean over accounts, and the sum over beginnings by ``log_weights``. No variance is estimated and nothing has to
+    be normal: wealth reaches 1 / p with probability p or less (Ville 1939; Shafer 2021).
+
+    Args:
+        logs: log of the wealth that each step multiplies each account with [steps, accounts].
+        first: number of each step [steps].
+        log_alpha: as of ``above``.
+    """
+    begin = 0
+    while begin < len(logs):
+        part = logs[begin:]
+        by_start = _mean_account(np.cumsum(part[::-1], axis=0)[::-1])
+        log_e = float(np.logaddexp.reduce(by_start + log_weights(first[begin:])))
+        start = int(np.argmax(by_start))
+        if log_e < log_alpha:
+            return log_e, begin + start
+        over = _stopped(part[start:, int(np.argmax(part[start:].sum(axis=0)))])
+        if over is None:
+            return log_e, begin + start
+        begin += start + over
+    return 0.0, max(len(logs) - 1, 0)
+
+
+def _stopped(gains: Floats) -> int | None:
+    """Index of the step from which on an account that grew until then gains next to nothing; None if it goes on."""
+    total = np.cumsum(gains)
+    for at in range(1, gains.size - RECOVERY_STEPS + 1):
+        rate = total[at - 1] / at
+        late = gains.size - at
+        if rate * late > RECOVERY and total[-1] - total[at - 1] < STOPPED * rate * late:
+            return at
+    return None
+
+
+STOPPED = 0.05
+
+
+def _mean_account(logs: Floats) -> Floats:
+    mean: Floats = np.logaddexp.reduce(logs, axis=1) - math.log(logs.shape[1])
+    return mean
+
+
+def _told(of: Stretches, at: int, log_e: float, begin: int) -> Shift:
+    if not of.mean.size or not of.tokens[at]:
+        return Shift(log_e, begin + at, 0.0, -math.inf, math.inf, 0, 0)
+    error = Z95 * math.sqrt(of.variance[at])
+    mean = float(of.mean[at])
+    return Shift(log_e, begin + at, mean, mean - error, mean + error, int(of.sequences[at]), int(of.tokens[at]))
+
+
+def _end(moments: Floats, effect: float, scale: float) -> int | None:
+    """Index of the step at which a fault that begins at the first ended; None if it goes on."""
+    steps = len(moments)
+    if steps < 2 * RECOVERY_STEPS:
+        return None
+    late = stretches(moments)
+    early_sums = np.cumsum(moments, axis=0)
+    best: tuple[float, int] | None = None
+    for at in range(1, steps - RECOVERY_STEPS + 1):
+        if not math.isfinite(late.variance[at]) or abs(late.mean[at]) > abs(effect) / 4:
+            continue
+        early = stretches(early_sums[at - 1][None])
+        variance = float(late.variance[at] + early.variance[0])
+        difference = abs(float(early.mean[0] - late.mean[at]))
+        if not math.isfinite(variance) or early.mean[0] * effect <= 0:
+            continue
+        sequences = min(float(late.sequences[at]), float(early.sequences[0]))
+        odds = log_evidence(np.array([difference]), np.array([variance]), np.array([sequences]), scale)[0]
+        if odds > RECOVERY and (best is None or odds > best[0]):
+            best = float(odds), at
+    return None if best is None else best[1]

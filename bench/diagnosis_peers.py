@@ -1,0 +1,191 @@
+"""The nearest peer on the same runs: what martingale says of each taped run, beside what rltop says.
+
+    pip install --no-deps --target DIR martingale
+    .venv/bin/python -m bench.diagnosis_peers TAPES --peers DIR [--part tune|score|all]
+
+It gets what its own adapters would hand it: every rollout with its recorded logprobs and versions, the trainer's
+logprobs of every row, and, so that it has tokens of lag 0, the version-matched ones again under their own version.
+Sampling is declared as the engines report it. What it says is its alarms, and the lines of its doctor at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.diagnosis import HEALTHY_RUN, score
+from bench.fault_runs import RUNS
+from rltop.backend.demo.faults import BY_NAME as FAULTS
+from rltop.collectors import wire
+from tests.cases import DATA
+from tests.tapes import calls
+
+CAUSE_LINES = {
+    "are scored >2 nats lower": "other weights or input",
+    "bf16-vs-fp32 tail effect": "bf16 tail",
+    "disagree on ordinary tokens": "dtype, sampler settings or stale server",
+    "Staleness dominates": "staleness",
+    "temperature": "temperature not applied alike",
+}  # fmt: skip
+"""What its doctor's sentences come to, by a part of each."""
+
+
+class Flight:
+    """A run handed to martingale."""
+
+    def __init__(self, workspace: str) -> None:
+        from martingale.integrations._trl_callback import MartingaleMonitor
+        from martingale.record import Recorder, SamplerConfig
+
+        self.recorder = Recorder(workspace)
+        self.stats: Counter[str] = Counter()
+        self._sampler = SamplerConfig
+        self._declared: dict[str, Any] = {}
+        self._revisions: dict[tuple[int, str], str] = {}
+        self._written: dict[tuple[Any, ...], list[str]] = {}
+        self._monitor = MartingaleMonitor(self, halt_on_error=False)
+        self._number = 0
+
+    def _revision(self, version: int, source: str) -> str:
+        if (version, source) not in self._revisions:
+            mode = self._declared.get("logprobs_mode") if source == "engine_sampling" else None
+            applied = None if source == "engine_sampling" and mode is None else mode != "raw_logprobs"
+            sampler = self._sampler(
+                temperature=self._declared.get("temperature"), top_p=self._declared.get("top_p"), top_k=None,
+                max_tokens=None, logprobs_mode=mode, dtype=self._declared.get("dtype"), engine="vllm",
+                engine_version=None, tensor_parallel=1, seed_policy=None, logprobs_source=source,
+                temperature_applied=applied,
+            )  # fmt: skip
+            digest = hashlib.sha256(f"weights {version}".encode()).hexdigest()
+            made = self.recorder.publish_revision(digest, "0" * 64, sampler, step=version)
+            self._revisions[version, source] = made.digest
+        return self._revisions[version, source]
+
+    def state(self, body: wire.EngineState) -> None:
+        """What an engine says of itself."""
+        self._declared |= {
+            name: body.fingerprint[name] for name in ("logprobs_mode", "dtype") if name in body.fingerprint
+        }
+
+    def rollouts(self, body: wire.Rollouts, arrays: wire.Arrays) -> None:
+        """Finished requests of an engine."""
+        prompt = token = 0
+        for rollout in body.rollouts:
+            self._declared |= {name: rollout.sampling.get(name, 1.0) for name in ("temperature", "top_p")}
+            ids = tuple(map(int, arrays["prompt_ids"][prompt : prompt + rollout.prompt_size]))
+            tokens = tuple(map(int, arrays["token_ids"][token : token + rollout.size]))
+            logprobs = arrays["logprobs"][token : token + rollout.size]
+            prompt, token = prompt + rollout.prompt_size, token + rollout.size
+            ends = [*(run.start for run in rollout.runs[1:]), rollout.size]
+            versions = [run.version for run, end in zip(rollout.runs, ends, strict=True) for _ in range(run.start, end)]
+            if not tokens or None in versions or not np.isfinite(logprobs).all():
+                continue
+            actor = int(body.engine.removeprefix("e"))
+            self._number += 1
+            with self.recorder.sequence(actor, f"r{self._number}", list(ids)) as sequence:
+                for version, own, logprob in zip(versions, tokens, logprobs, strict=True):
+                    sequence.token(self._revision(int(version or 0), "engine_sampling"), own, float(logprob))
+            self._written.setdefault((ids, tokens), []).append(sequence.record.digest)
+            self.stats["sequences"] += 1
+
+    def rows(self, body: wire.Sequences, arrays: wire.Arrays) -> None:
+        """What the trainer trains on."""
+        for ids, tokens, columns in _rows(arrays):
+            found = self._written.get((ids, tokens), [])
+            if not found:
+                self.stats["unmatched_rows"] += 1
+                continue
+            digest = found.pop(0)
+            self.stats["scored_sequences"] += 1
+            now = int(body.policy_version if body.policy_version is not None else body.step)
+            self.recorder.score(
+                digest, self._revision(now, "trainer_scores"), list(map(float, columns["trainer_logprobs"]))
+            )
+            versions = columns.get("old_versions", np.array([-1]))
+            if versions[0] >= 0 and (versions == versions[0]).all():
+                own = self._revision(int(versions[0]), "trainer_scores")
+                self.recorder.score(digest, own, list(map(float, columns["old_logprobs"])))
+
+    def close(self, step: int) -> list[str]:
+        """A step is over: the alarms of it."""
+        before = len(self._monitor.alarms)
+        self._monitor.on_step_end(step)
+        return [alarm.kind for alarm in self._monitor.alarms[before:]]
+
+    def doctor(self) -> list[str]:
+        """What its doctor says in the end, by ``CAUSE_LINES``."""
+        from martingale.diagnostics.staleness import decompose, diagnosis
+
+        lines = diagnosis(decompose(self.recorder.ledger))
+        return [said for part, said in CAUSE_LINES.items() if any(part in line for line in lines)]
+
+
+def _rows(arrays: wire.Arrays) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]:
+    prompt = row = token = 0
+    names = [name for name in wire.TOKEN_COLUMNS if name in arrays]
+    for prompt_size, size in zip(arrays["prompt_sizes"], arrays["row_sizes"], strict=True):
+        mask = arrays["row_mask"][row : row + size].astype(bool)
+        trained = int(mask.sum())
+        ids = tuple(map(int, arrays["prompt_ids"][prompt : prompt + prompt_size]))
+        tokens = tuple(map(int, arrays["row_ids"][row : row + size][mask]))
+        yield ids, tokens, {name: arrays[name][token : token + trained] for name in names}
+        prompt, row, token = prompt + prompt_size, row + size, token + trained
+
+
+def fly(tape: Path) -> tuple[Counter[str], list[str]]:
+    """Its alarms by kind, and what its doctor says."""
+    alarms: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as workspace, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        flight = Flight(workspace)
+        for method, arguments, _ in calls(tape):
+            if method != "data":
+                continue
+            _, body, arrays = wire.decode_data(arguments[0])
+            if isinstance(body, wire.EngineState):
+                flight.state(body)
+            elif isinstance(body, wire.Rollouts):
+                flight.rollouts(body, arrays)
+            elif isinstance(body, wire.Sequences):
+                flight.rows(body, arrays)
+            elif isinstance(body, wire.StepClosed):
+                alarms.update(flight.close(body.step))
+        return alarms, flight.doctor()
+
+
+def main() -> int:
+    """See the top of the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tapes", type=Path)
+    parser.add_argument("--peers", type=Path, required=True)
+    parser.add_argument("--part", choices=("tune", "score", "all"), default="tune")
+    parser.add_argument("--only", nargs="*", default=[])
+    given = parser.parse_args()
+    sys.path.append(str(given.peers))
+    logging.disable(logging.ERROR)
+    print("| run | fault | rltop says | martingale's alarms | martingale's doctor |")
+    print("| --- | --- | --- | --- | --- |")
+    for run in RUNS:
+        tape, packed = given.tapes / run.name / "tape.xz", DATA / f"{run.name}.xz"
+        wanted = given.part in (run.part, "all") and (not given.only or any(text in run.name for text in given.only))
+        if not wanted or not tape.exists() or not packed.exists():
+            continue
+        alarms, doctor = fly(tape)
+        code = "healthy" if run.fault == HEALTHY_RUN else FAULTS[run.fault].codes[0]
+        told = ", ".join(f"{kind} {count}x" for kind, count in alarms.items()) or "-"
+        print(f"| {run.name} | {code} | {score(run, packed).told} | {told} | {'; '.join(doctor) or '-'} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

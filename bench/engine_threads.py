@@ -1,0 +1,206 @@
+"""What the collector's threads cost an engine, without an engine: a stand-in steps as fast as it is told.
+
+``python -m bench.engine_threads [--tokens N] [--step-ms MS]``: a real agent, its real threads, and a real hub process
+take what 64 requests at a time put out in steps of ``--step-ms``, of which the stand-in computes some, so that the
+collector's code is out of the caches as beside a real engine. Prints CPU by thread, per step and per finished request;
+``--profile`` also where the sender's thread spent it, which makes that slower. ``--against CHECKOUT`` runs the
+collector of another checkout and this one in turn, and prints the ratio of each pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import os
+import pstats
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from bench.engine_side import Attached, Cpu
+from rltop.backend.client import Client
+from rltop.collectors.launch import ensure_hub
+from rltop.collectors.rundir import RunDir
+from rltop.collectors.sender import Sender
+from tests.engine_doubles import AsyncScheduler, EngineCore, LogprobsLists, Output, Outputs
+
+ROOT = Path(__file__).parent.parent
+PAIRS = 4
+RUNNING = 64
+PROMPT = 32
+BUSY = 0.6
+"""Share of a step in which the stand-in holds the interpreter, as an engine does that prepares its next batch."""
+
+
+class Scheduler(AsyncScheduler):
+    """Hands out what it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.finished_req_ids: set[str] = set()
+        self.scheduled: Any = None
+        self.outputs: dict[int, Outputs] = {}
+
+    def schedule(self, throttle_prefills: bool = False) -> Any:  # noqa: ARG002 - the double's signature
+        return self.scheduled
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:  # noqa: ARG002
+        return self.outputs
+
+
+class Load:
+    """An engine core that samples one token a step for each of ``RUNNING`` requests of ``tokens`` tokens.
+
+    They begin and end together; or, ``spread``, one after the other, as the answers of a run's prompts do.
+    """
+
+    def __init__(self, tokens: int, step_s: float, spread: bool) -> None:
+        self.engine = EngineCore(Scheduler())
+        self.scheduler: Any = self.engine.scheduler
+        self._tokens, self._step_s = tokens, step_s
+        self._running: list[Any] = []
+        self._first = [tokens * row // RUNNING if spread else tokens for row in range(1, RUNNING + 1)]
+        self._served = 0
+        self._params = SimpleNamespace(logprobs=0, temperature=1.0, top_p=1.0, seed=None)
+        self._rng = np.random.default_rng(0)
+        self._cold = np.ones(4 << 20, np.int64)
+
+    def batch(self) -> None:
+        """As many steps as a request has tokens, so that ``RUNNING`` requests end."""
+        for _ in range(self._tokens):
+            until = time.perf_counter() + self._step_s
+            self._step()
+            self._compute(until)
+
+    def _request(self) -> Any:
+        self._served += 1
+        added = SimpleNamespace(
+            request_id=f"b{self._served}-1a2b3c4d",
+            prompt_token_ids=self._rng.integers(3, 30000, PROMPT).tolist(),
+            sampling_params=self._params,
+            arrival_time=time.time(),
+            output_token_ids=[],
+            skip_reading_prefix_cache=False,
+            resumable=False,
+            left=self._first.pop() if self._first else self._tokens,
+        )
+        self.scheduler.add_request(added)
+        return added
+
+    def _step(self) -> None:
+        scheduler = self.scheduler
+        kept = [request for request in self._running if request.left]
+        new = [self._request() for _ in range(RUNNING - len(kept))]
+        self._running = [*kept, *new]
+        scheduler.scheduled = SimpleNamespace(
+            scheduled_new_reqs=[SimpleNamespace(req_id=request.request_id) for request in new],
+            total_num_scheduled_tokens=RUNNING,
+            finished_req_ids=scheduler.finished_req_ids,
+        )
+        scheduled = scheduler.schedule()
+        scheduler.finished_req_ids = set()
+        tokens = self._rng.integers(3, 30000, (RUNNING, 1), np.int32)
+        values = -self._rng.random((RUNNING, 1), np.float32)
+        outputs = []
+        for row, (request, (token,)) in enumerate(zip(self._running, tokens.tolist(), strict=True)):
+            request.output_token_ids.append(token)
+            request.left -= 1
+            lists = LogprobsLists(tokens[row : row + 1], values[row : row + 1])
+            finish = None if request.left else "length"
+            outputs.append(Output(request.request_id, [token], lists, finish, SimpleNamespace(num_cached_tokens=0)))
+            if finish:
+                scheduler.finished_req_ids.add(request.request_id)
+                del scheduler.requests[request.request_id]
+        scheduler.outputs = {0: Outputs(outputs)}
+        sampled = SimpleNamespace(req_ids=[output.request_id for output in outputs])
+        sampled.logprobs = LogprobsLists(tokens, values)
+        scheduler.update_from_output(scheduled, sampled)
+
+    def _compute(self, until: float) -> None:
+        """Python and memory for a share of the rest of the step, sleep for the other, as one that waits for its GPU."""
+        busy = time.perf_counter() + BUSY * (until - time.perf_counter())
+        while time.perf_counter() < busy:
+            self._cold[:: 8 * 64] += 1
+            sorted(map(str, range(100)))
+        time.sleep(max(until - time.perf_counter(), 0.0))
+
+
+def measure(load: Load, rundir: RunDir, batches: int) -> tuple[list[Cpu], list[float]]:
+    """CPU of the collector's threads in each of some batches, and its counts of rollouts."""
+    attached = Attached(load.engine, rundir, None)
+    load.batch()
+    found = []
+    for _ in range(batches):
+        before = attached.cpu()
+        load.batch()
+        found.append(Cpu(*(b - a for a, b in zip(before, attached.cpu(), strict=True))))
+    counts = attached.counts()
+    attached.agent.close()
+    return found, counts
+
+
+def compare(other: Path, arguments: list[str]) -> None:
+    """Both collectors in turn, each in a process of its own."""
+    for _ in range(PAIRS):
+        costs = []
+        for checkout in (other, ROOT):
+            with tempfile.TemporaryDirectory() as tree:
+                (Path(tree) / "rltop").mkdir()
+                for package in ("collectors", "backend", "tui"):
+                    (Path(tree) / "rltop" / package).symlink_to(checkout.resolve() / package)
+                command = [sys.executable, "-m", "bench.engine_threads", "--brief", *arguments]
+                environ = os.environ | {"PYTHONPATH": f"{tree}:{ROOT}"}
+                done = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=True)
+                costs.append(float(done.stdout))
+        print(f"{costs[0]:.1f} us a step there, {costs[1]:.1f} here: {costs[1] / costs[0]:.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=256, help="tokens a request")
+    parser.add_argument("--step-ms", type=float, default=5.5)
+    parser.add_argument("--spread", action="store_true", help="requests end one after the other, not together")
+    parser.add_argument("--batches", type=int, default=10, help="so many times 64 finished requests")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--brief", action="store_true", help="only the microseconds a step, of all threads")
+    arguments = parser.parse_args()
+    if arguments.against is not None:
+        more = ["--spread"] if arguments.spread else []
+        for name in ("tokens", "step_ms", "batches"):
+            more += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+        compare(arguments.against, more)
+        return
+    profile = cProfile.Profile(time.thread_time)
+    if arguments.profile:
+        work = Sender._work
+        Sender._work = lambda *given: profile.runcall(work, *given)  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as folder:
+        rundir = RunDir(Path(folder) / "bench")
+        ensure_hub(rundir)
+        try:
+            load = Load(arguments.tokens, arguments.step_ms / 1000, arguments.spread)
+            found, counts = measure(load, rundir, arguments.batches)
+        finally:
+            with Client(rundir) as client:
+                client.stop_hub()
+    if arguments.brief:
+        print(float(np.median([sum(cpu) for cpu in found])) / arguments.tokens * 1e6)
+        return
+    for name, seconds in zip(Cpu._fields, map(np.array, zip(*found, strict=True)), strict=True):
+        us = seconds * 1e6
+        print(f"{name}: {np.median(us) / arguments.tokens:.1f} us a step, ", end="")
+        print(f"{np.median(us) / RUNNING:.1f} us a finished request (best batch {us.min() / RUNNING:.1f})")
+    print(f"rollouts offered, sent, dropped: {counts}")
+    if arguments.profile:
+        pstats.Stats(profile).sort_stats("tottime").print_stats(45)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Records runs of the demo whole: the hub tapes every call of its core, and a replay of the tape must come to the same.
+
+Of a run, in ``OUT/NAME/``: ``tape.xz`` (``tests/tapes.py`` plays it), ``run.json`` (what the run was), ``demo.log``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import lzma
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.fault_runs import Run
+from rltop.backend import hub
+from rltop.backend.client import Client
+from rltop.backend.demo.faults import BY_NAME, HEALTHY
+from rltop.backend.state import State
+from rltop.backend.summary.pieces import warm
+from rltop.collectors.rundir import RunDir
+from tests.tapes import digest, replay, taping
+
+HUB_START_S = 120.0
+HUB_STOP_S = 60.0
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class RecordingError(RuntimeError):
+    """The run can't be used; the message says why."""
+
+
+def end_by_signal() -> None:
+    """Let a SIGTERM end this process as Ctrl-C does: what it started is ended too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def serve(rundir: RunDir, tape: Path) -> int:
+    """Be the hub of a run, write the tape, and beside it what was shown of the steps, as a digest."""
+    warm()
+    made: list[State] = []
+    with tape.open("wb") as file:
+        make = taping(file.write)
+
+        def state(*arguments: Any) -> State:
+            made.append(make(*arguments))
+            return made[-1]
+
+        setattr(hub, "State", state)  # noqa: B010 - the name that the hub makes its state by
+        code = hub.main(rundir)
+    tape.with_suffix(".digest").write_text(digest(made[0].snapshot))
+    return code
+
+
+def record(run: Run, out: Path, limit_s: float) -> Path:
+    """Run the demo, and keep its tape once a replay has come to the same as its hub.
+
+    Args:
+        run: what to run.
+        out: where the run gets a directory; what is there of it is replaced.
+        limit_s: how long the demo may take.
+
+    Raises:
+        RecordingError: the demo failed or took too long, or the replay differs.
+    """
+    began = time.time()
+    with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as home:
+        rundir, tape = RunDir(Path(home) / "fault"), Path(home) / "tape"
+        with _hub(rundir, tape, home):
+            code = _demo(run, home, Path(home) / "demo.log", limit_s)
+        text = _without_place((Path(home) / "demo.log").read_bytes()).decode()
+        tape.write_bytes(_without_place(tape.read_bytes()))
+        if code:
+            raise RecordingError(f"the demo ended with {code}:\n{text[-2000:]}")
+        found = replay(tape)
+        if digest(found.picture) != tape.with_suffix(".digest").read_text():
+            raise RecordingError("a replay of the tape differs from the run")
+        if sorted(found.steps) != list(range(run.steps)):
+            raise RecordingError(f"the hub measured steps {sorted(found.steps)} of {run.steps}")
+        place = out / run.name
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        (place / "tape.xz").write_bytes(lzma.compress(tape.read_bytes()))
+        (place / "demo.log").write_text(text)
+        (place / "run.json").write_text(json.dumps(_about(run, began, digest(found.picture)), indent=1) + "\n")
+    return place
+
+
+def _without_place(told: bytes) -> bytes:
+    """With the path of this checkout overwritten, at its length: recordings are for other machines."""
+    place = str(ROOT).encode()
+    return told.replace(place, b"/checkout".ljust(len(place), b"_")[: len(place)])
+
+
+@contextlib.contextmanager
+def _hub(rundir: RunDir, tape: Path, home: str) -> Iterator[None]:
+    os.environ["RLTOP_HOME"] = home
+    rundir.create()
+    process = subprocess.Popen([sys.executable, "-m", "bench.recorder", str(rundir.path), str(tape)], cwd=ROOT)
+    try:
+        with Client(rundir) as client:
+            client.snapshot(HUB_START_S)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(HUB_STOP_S)
+
+
+def _demo(run: Run, home: str, log: Path, limit_s: float) -> int:
+    """Its exit code. One that takes too long is told to end, as by Ctrl-C."""
+    command = [sys.executable, "-m", "rltop.tui.cli.main", "demo", "--headless", "--run", "fault", *run.arguments]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "RLTOP_HOME": home})
+        try:
+            return process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return 1
+        finally:
+            process.terminate()
+            process.wait(HUB_STOP_S)
+
+
+def _about(run: Run, began: float, shown: str) -> dict[str, object]:
+    fault = HEALTHY if run.fault == "healthy" else BY_NAME[run.fault]
+    temperature = fault.temperature if run.temperature is None else run.temperature
+    return {
+        "name": run.name,
+        "fault": run.fault,
+        "codes": fault.codes,
+        "code": next(iter(fault.codes), ""),
+        "part": run.part,
+        "seed": run.seed,
+        "at": run.at,
+        "onset": run.at + fault.first,
+        "engine": run.on or fault.engine,
+        "objective": run.objective,
+        "temperature": temperature,
+        "facts": "--no-facts" not in run.options,
+        "engines": run.engines,
+        "steps": run.steps,
+        "demo": run.arguments,
+        "digest": shown,
+        "began": began,
+        "seconds": time.time() - began,
+        "versions": {name: _version(name) for name in ("rltop", "vllm", "torch", "transformers", "numpy")}
+        | {"python": platform.python_version(), "commit": _commit()},
+    }
+
+
+def _version(package: str) -> str:
+    for name in (package, f"{package}-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return ""
+
+
+def _commit() -> str:
+    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return told.stdout.strip()
+
+
+@contextlib.contextmanager
+def turn(lock: Path | None) -> Iterator[None]:
+    """While it is ours, nobody else who keeps to ``lock`` runs engines on this machine."""
+    if lock is None:
+        yield
+        return
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(serve(RunDir(Path(sys.argv[1])), Path(sys.argv[2])))

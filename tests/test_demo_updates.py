@@ -1,0 +1,113 @@
+"""How the demo's engines get new weights and know whose tokens they have, on vLLM with and without labels."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rltop.backend.demo import engine, jobs, messages
+from rltop.backend.demo.engine import Rollouts, as_sample
+from rltop.backend.demo.faults import BY_NAME
+from rltop.backend.demo.updates import Labelled, Marks, Unlabelled, weights_of
+
+TRANSFER = ("start_weight_update", "update_weights", "finish_weight_update")
+
+
+class Unlabelling:
+    """An ``AsyncLLM`` of before 0.32, which writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in (*TRANSFER, "pause_generation", "resume_generation"):
+            raise AttributeError(name)
+
+        async def call(*arguments: Any, **named: Any) -> None:
+            self.calls.append((name, *arguments, *named.values()))
+
+        return call
+
+
+@pytest.fixture(autouse=True)
+def no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = ModuleType("base")
+    base.WeightTransferUpdateRequest = lambda update_info: update_info  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.base", base)
+
+
+def transfer(info: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [("start_weight_update",), ("update_weights", info), ("finish_weight_update",)]
+
+
+def test_a_label_is_used_where_there_is_one() -> None:
+    assert isinstance(weights_of(SimpleNamespace(update_weight_version=None)), Labelled)
+    assert isinstance(weights_of(Unlabelling()), Unlabelled)
+
+
+def test_without_labels_the_weights_of_the_start_are_version_0_by_an_update_that_brings_nothing() -> None:
+    told = Unlabelling()
+    asyncio.run(weights_of(told).begin())
+    assert told.calls == transfer({"version": 0})
+
+
+@pytest.mark.parametrize(
+    ("fault", "between", "version"),
+    [
+        ("", transfer({"path": "file", "version": 3}), 3),
+        ("stale-replica", [], 0),
+        ("lying-replica", transfer({"version": 3}), 3),
+    ],
+)
+def test_without_labels_an_update_says_the_version_that_the_fault_has_it_say(
+    fault: str, between: list[tuple[Any, ...]], version: int
+) -> None:
+    told, sent = Unlabelling(), []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    rollouts = Rollouts(told, jobs.EngineJob("e1", "model", "socket", 0, 1.0, BY_NAME[fault].on("e1")), send)
+    rollouts._marks.open("t0-0")
+    asyncio.run(rollouts.update(messages.Update(3, "file")))
+    assert told.calls[1:-1] == between
+    rollouts._marks.open("t1-0")
+    assert rollouts._marks.close("t1-0", 2) == [version, version]
+    assert rollouts._marks.close("t0-0", 2) == [0, 0]
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(0, 9), st.integers(0, 9))
+def test_tokens_are_of_the_weights_that_were_there_when_they_came(grown: list[int], last: int, late: int) -> None:
+    marks = Marks()
+    marks.open("early")
+    wanted: list[int] = []
+    for version, tokens in enumerate(grown):
+        wanted += [version] * tokens
+        marks.move(version + 1, {"early": len(wanted)})
+    marks.open("late")
+    wanted += [len(grown)] * last
+    assert marks.close("early", len(wanted)) == wanted
+    assert marks.close("late", late) == [len(grown)] * late
+
+
+def test_what_vllm_says_of_a_token_comes_before_what_was_marked() -> None:
+    entries = [{7: SimpleNamespace(logprob=-0.5)}, {8: SimpleNamespace(logprob=-0.25)}]
+    plain = SimpleNamespace(token_ids=(7, 8), logprobs=entries)
+    assert as_sample(plain, [1, 2]) == messages.Sample([7, 8], [-0.5, -0.25], [1, 2])
+    spans = [SimpleNamespace(version="4", start=0, end=2)]
+    assert as_sample(SimpleNamespace(**vars(plain), weight_versions=spans), [1, 2]).versions == [4, 4]
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_engines_share_a_gpu_and_nothing_is_asked_of_a_cpu(monkeypatch: pytest.MonkeyPatch, on_cpu: bool) -> None:
+    platforms = ModuleType("platforms")
+    platforms.current_platform = SimpleNamespace(is_cpu=lambda: on_cpu)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    wanted = {"kv_cache_memory_bytes": engine.KV_BYTES, "gpu_memory_utilization": engine.GPU_SHARE}
+    assert engine._share() == ({} if on_cpu else wanted)

@@ -1,0 +1,271 @@
+"""From findings to causes: what holds whatever the tests find, and what known situations come out as."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rltop.backend.diagnosis.causes import BY_ID, CAUSES
+from rltop.backend.diagnosis.causes.entry import Known, alternatives
+from rltop.backend.diagnosis.infer import LEAST, MAYBE, Inference, infer, is_alarming
+from rltop.backend.diagnosis.tests import ALPHA, TESTS, UNKNOWN
+from rltop.backend.diagnosis.tests import BY_NAME as TEST
+from rltop.backend.diagnosis.verdict import Finding
+
+ENGINES = (None, "e0", "e1", "e2")
+DETAILS = {
+    "facts": ("dtype", "head_dtype", "temperature", "top_p", "logprobs_mode", "default_sampling", "repetition_penalty"),
+}  # fmt: skip
+
+
+def alarm(sign: str, engine: str | None = None, p: float = 1e-9, since: int = 3) -> Finding:
+    ((test, outcome),) = alternatives(sign)
+    word, _, detail = outcome.partition("=")
+    return Finding(test, word, p=p, since_step=since, engine=engine, detail=detail, text=f"{sign} {engine}")
+
+
+def calm(test: str, engine: str | None = None) -> Finding:
+    return Finding(test, TEST[test].healthy, engine=engine)
+
+
+def best(findings: Sequence[Finding]) -> str:
+    return infer(findings, CAUSES, {"stale-prefix-cache": True}).suspects[0].known.id
+
+
+def told(found: Inference) -> list[object]:
+    """All of it, as values."""
+    return [found.nothing, found.unlisted, *((s.known.id, s.confidence, s.shown, s.also) for s in found.suspects)]
+
+
+def blame(found: Inference) -> float:
+    """How sure it is that something is wrong."""
+    return 1.0 - found.nothing
+
+
+@st.composite
+def finding(draw: st.DrawFn, healthy: bool | None = None) -> Finding:
+    test = draw(st.sampled_from(TESTS))
+    outcomes = test.outcomes[:1] if healthy else (*test.outcomes, UNKNOWN)
+    outcome = draw(st.sampled_from(outcomes))
+    engine = draw(st.sampled_from(ENGINES)) if test.by_engine and not healthy else None
+    alarming = outcome not in (UNKNOWN, test.healthy)
+    detail = draw(st.sampled_from(DETAILS.get(test.name, ("",)))) if alarming else ""
+    p = draw(st.floats(0.0, ALPHA)) if alarming else 1.0
+    return Finding(test.name, outcome, p=p, engine=engine, detail=detail, since_step=2 if alarming else None)
+
+
+FINDINGS = st.lists(finding(), max_size=14)
+
+
+# --- what always holds ----------------------------------------------------------------------------------------------
+
+
+@given(FINDINGS, st.randoms(use_true_random=False))
+def test_the_order_of_findings_does_not_matter(found: list[Finding], rng: random.Random) -> None:
+    shuffled = found.copy()
+    rng.shuffle(shuffled)
+    assert told(infer(found, CAUSES)) == told(infer(shuffled, CAUSES))
+
+
+@given(FINDINGS, st.randoms(use_true_random=False))
+def test_the_order_of_causes_matters_only_between_those_that_fit_alike(
+    found: list[Finding], rng: random.Random
+) -> None:
+    shuffled = list(CAUSES)
+    rng.shuffle(shuffled)
+    one, other = infer(found, CAUSES), infer(found, shuffled)
+    shares = {s.known.id: s.confidence for s in other.suspects}
+    assert {s.known.id for s in one.suspects} == set(shares)
+    assert all(math.isclose(s.confidence, shares[s.known.id], rel_tol=1e-9) for s in one.suspects)
+
+
+@given(FINDINGS, finding(healthy=True))
+def test_a_healthy_finding_never_raises_the_blame(found: list[Finding], more: Finding) -> None:
+    if any(f.test == more.test and f.outcome != UNKNOWN for f in found):
+        return  # a test speaks once of the run
+    assert blame(infer([*found, more], CAUSES)) <= blame(infer(found, CAUSES)) + 1e-12
+
+
+@given(FINDINGS)
+def test_confidences_are_shares_and_what_is_ruled_out_has_none(found: list[Finding]) -> None:
+    made = infer(found, CAUSES)
+    assert 0 <= made.nothing <= 1 and 0 <= made.unlisted <= 1
+    assert all(0 < s.confidence <= 1 + 1e-12 for s in made.suspects)
+    assert [s.confidence for s in made.suspects] == sorted((s.confidence for s in made.suspects), reverse=True)
+    for suspect in made.suspects:
+        assert suspect.shown
+        assert all(f.outcome not in (UNKNOWN, TEST[f.test].healthy) for f in (*suspect.shown, *suspect.also))
+
+
+@given(FINDINGS, st.data())
+def test_surer_evidence_for_a_cause_never_lowers_its_confidence(found: list[Finding], data: st.DataObject) -> None:
+    suspects = infer(found, CAUSES).suspects
+    if not suspects:
+        return
+    suspect = data.draw(st.sampled_from(suspects))
+    chosen = data.draw(st.sampled_from(suspect.shown))
+    surer = [msgspec.structs.replace(f, p=f.p / 1000) if f is chosen else f for f in found]
+    after = next(s for s in infer(surer, CAUSES).suspects if s.known is suspect.known)
+    assert after.confidence >= suspect.confidence - 1e-12
+
+
+@given(st.lists(finding(healthy=True), max_size=30))
+def test_where_nothing_is_alarming_nothing_is_suspected(found: list[Finding]) -> None:
+    made = infer(found, CAUSES)
+    assert (made.suspects, made.nothing, made.unlisted, made.watched) == ([], 1.0, 0.0, [])
+
+
+@settings(max_examples=30)
+@given(st.sampled_from(CAUSES), st.sampled_from([LEAST, 1e-9, ALPHA]))
+def test_a_cause_of_which_all_shows_and_nothing_else_is_not_behind_any_that_shows_less(known: Known, p: float) -> None:
+    """Whatever else explains these findings needs no more of them, and no cause explains them better."""
+    shown = [alarm(sign.split(" | ")[0], "e1" if known.one_engine else None, p) for sign in known.needs]
+    around = [calm(f.test, engine) for f in shown for engine in ("e0", "e2") if known.one_engine]
+    made = infer([*shown, *around], CAUSES, {known.id: True})
+    if not any(map(is_alarming, shown)):
+        assert known in [s.known for s in made.watched]
+        return
+    own = next(s for s in made.suspects if s.known is known)
+    assert own.confidence >= made.suspects[0].confidence * 0.99
+    assert blame(made) > 0.999
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+ONE = Known("X1", "one", "record", "", "", needs=("T1 above",), may=("T5 below",), against=("T6 shifted",))
+OTHER = Known("X2", "other", "record", "", "", needs=("T6 shifted | copies shifted",))
+
+
+def shares(found: Sequence[Finding], *causes: Known, **given_: bool | None) -> dict[str, float]:
+    return {s.known.id: s.confidence for s in infer(found, causes, given_).suspects}
+
+
+def test_what_is_needed_and_was_looked_for_in_vain_rules_a_cause_out() -> None:
+    both = Known("X3", "both", "record", "", "", needs=("T1 above", "T5 below"))
+    assert set(shares([alarm("T1 above")], ONE, both)) == {"one", "both"}
+    assert set(shares([alarm("T1 above"), calm("T5")], ONE, both)) == {"one"}
+
+
+def test_a_test_that_has_not_spoken_leaves_a_cause_open_at_half_its_weight() -> None:
+    both = Known("X3", "both", "record", "", "", needs=("T1 above", "T5 below"))
+    made = shares([alarm("T1 above"), Finding("T5", UNKNOWN)], ONE, both)
+    assert made["both"] == pytest.approx(MAYBE * made["one"], rel=0.02)
+
+
+def test_two_faults_at_once_are_both_told_though_each_leaves_half_unexplained() -> None:
+    made = shares([alarm("T1 above"), alarm("copies shifted")], ONE, OTHER)
+    assert made["one"] > 0.7 and made["other"] > 0.7
+
+
+def test_what_stands_against_a_cause_rules_it_out_unless_another_fault_explains_it() -> None:
+    assert shares([alarm("T1 above"), alarm("T6 shifted")], ONE) == {}
+    assert set(shares([alarm("T1 above"), alarm("T6 shifted")], ONE, OTHER)) == {"one", "other"}
+
+
+def test_a_cause_of_one_engine_needs_an_engine_that_is_fine() -> None:
+    lone = Known("X4", "lone", "weights", "", "", needs=("floor above",), one_engine=True)
+    assert shares([alarm("floor above", "e0"), alarm("floor above", "e1")], lone) == {}
+    assert set(shares([calm("floor", "e0"), alarm("floor above", "e1")], lone)) == {"lone"}
+
+
+def test_a_feature_that_nobody_states_counts_less_and_one_that_is_absent_nothing() -> None:
+    rare = Known("X5", "rare", "semantic", "", "", needs=("T1 above",), where=("speculative not none",))
+    found = [alarm("T1 above")]
+    assert shares(found, rare, rare=True)["rare"] > shares(found, rare, rare=None)["rare"] > 0
+    assert shares(found, rare, rare=False) == {}
+
+
+def test_what_training_looks_like_anyway_accuses_nobody() -> None:
+    found = [alarm("reward rising"), alarm("entropy falling"), alarm("T9 grows")]
+    made = infer(found, CAUSES)
+    assert (made.suspects, made.nothing, made.unlisted) == ([], 1.0, 0.0)
+    odds = infer([alarm("T1 above"), *found], [ONE])
+    assert [s.confidence for s in odds.suspects] == [s.confidence for s in infer([alarm("T1 above")], [ONE]).suspects]
+
+
+def test_a_flag_that_is_set_on_part_of_the_fleet_accuses_nobody() -> None:
+    canary = alarm("facts differs=prefix_caching/fleet", "e1")
+    assert blame(infer([canary, calm("T1")], CAUSES)) == 0.0
+    other = alarm("facts differs=torch_version/fleet", "e1")
+    assert best([other, calm("T1")]) == "mixed-fleet"
+
+
+def test_what_may_be_a_cause_if_it_goes_on_is_watched() -> None:
+    made = infer([alarm("reward falling"), calm("T1")], CAUSES)
+    assert made.suspects == []
+    assert [s.known.id for s in made.watched] == ["reward-falls"]
+
+
+def test_a_fact_that_is_only_stated_by_one_side_serves_a_cause_and_accuses_nobody_by_itself() -> None:
+    stated = alarm("facts shaped=top_p")
+    assert blame(infer([stated], CAUSES)) == 0.0
+    known = Known("X6", "known", "semantic", "", "", needs=("T5 below", "facts shaped=top_p"))
+    made = shares([stated, alarm("T5 below")], known)
+    assert made["known"] > 0.9
+
+
+def test_what_no_cause_explains_is_told_as_such() -> None:
+    made = infer([alarm("T14 grows"), alarm("T4 sharper")], [ONE, OTHER])
+    assert made.suspects == []
+    assert made.unlisted > 0.99
+
+
+# --- situations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "cause"),
+    [
+        (["T1 above", "T2 positive", "floor above"], "raw-logprobs"),
+        (["T1 above", "T2 positive", "floor above", "facts shaped=logprobs_mode", "clip high"], "raw-logprobs"),
+        (["slope flatter", "T8 jump", "floor above", "entropy rising"], "trainer-without-temperature"),
+        (["T3 negative", "T1 below", "T5 below", "floor above"], "truncation-in-record"),
+        (["T5 below"], "shaped-in-silence"),
+        (["facts shaped=default_sampling", "T5 below", "floor above"], "generation-config"),
+        (["facts shaped=repetition_penalty", "floor above"], "penalties"),
+        (["T6 shifted", "T1 above", "floor above", "T2 positive"], "shifted-logprobs"),
+        (["copies zero_filled", "T1 below", "record zeros", "T7 grows"], "padded-logprobs"),
+        (["lag high", "T9 grows", "clip high"], "policy-lag"),
+        (["fit frozen", "floor above", "T8 ramp"], "never-updated"),
+        (["floor above", "fit partial", "T8 jump"], "partial-update"),
+        (["floor above", "fit partial", "T8 jump", "T11 hit_worse"], "stale-prefix-cache"),
+        (["floor rounding", "facts differs=dtype", "facts differs=head_dtype"], "other-rounding"),
+        (["floor rounding", "facts differs=head_dtype"], "head-precision"),
+        (["repeat differs", "floor above", "T12 heavy"], "dropout"),
+        (["mask unsampled", "T1 below", "record zeros"], "loss-over-unsampled"),
+        (["entropy collapsed", "gradient vanished", "reward falling"], "entropy-collapse"),
+    ],
+)  # fmt: skip
+def test_a_known_situation_has_its_cause_first(found: list[str], cause: str) -> None:
+    alarms = [alarm(sign) for sign in found]
+    silent = {test.name for test in TESTS} - {f.test for f in alarms} - {"T13", "T14"}
+    assert best([*alarms, *map(calm, sorted(silent))]) == cause
+
+
+def test_a_replica_is_named_by_whether_its_version_shows_it() -> None:
+    rest = [calm("floor", "e0"), calm("T10", "e0"), calm("versions", "e0"), calm("lag", "e0")]
+    honest = [alarm("T10 outlier", "e1"), alarm("versions stuck", "e1"), alarm("lag behind", "e1"), calm("floor", "e1")]
+    assert best([*honest, *rest]) == "stale-replica"
+    lying = [alarm("T10 outlier", "e1"), alarm("floor above", "e1"), calm("versions", "e1"), calm("lag", "e1")]
+    assert best([*lying, *rest]) == "lying-replica"
+
+
+def test_a_stale_cache_and_a_partial_update_are_named_together_where_hits_and_misses_are_not_to_be_compared() -> None:
+    found = [alarm("floor above"), alarm("fit partial"), alarm("T8 jump"), Finding("T11", UNKNOWN)]
+    made = {s.known.id: s.confidence for s in infer(found, CAUSES, {"stale-prefix-cache": True}).suspects}
+    assert made["partial-update"] > made["stale-prefix-cache"] > 0.1
+
+
+def test_causes_of_one_family_share_where_only_the_family_shows() -> None:
+    found = [alarm("floor above"), calm("T8"), calm("T10"), calm("repeat"), calm("T11")]
+    made = infer(found, CAUSES)
+    first, *others = made.suspects
+    assert {"bad-export", "rope-config", "attention-kernel"} <= {s.known.id for s in others} | {first.known.id}
+    assert first.confidence < 0.5
+    assert BY_ID["stale-prefix-cache"] not in [s.known for s in made.suspects]

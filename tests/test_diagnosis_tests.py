@@ -1,0 +1,122 @@
+"""The tests of a diagnosis on simulated runs: silent where nothing is wrong, and what is wrong is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from rltop.backend.diagnosis.ask import ASK, NOT_COMPUTED, ask
+from rltop.backend.diagnosis.case import Case
+from rltop.backend.diagnosis.tests import BY_NAME, TESTS, UNKNOWN
+from rltop.backend.diagnosis.verdict import Finding
+from tests.simulated import Fault, Policy
+
+
+def _alarms(case: Case) -> list[Finding]:
+    return [one for one in ask(case) if BY_NAME[one.test].alarms(one.outcome)]
+
+
+def _found(findings: list[Finding]) -> set[tuple[str, str]]:
+    return {(one.test, one.outcome) for one in findings}
+
+
+def _at_step(policy: Policy, step: int) -> Case:
+    *_, case = policy.cases(step + 1)
+    return case
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(seed=1),
+        Policy(seed=2, heat=0.7, lag=3, engines=3),
+        Policy(seed=3, heat=1.3, size=(40, 60)),
+        Policy(seed=4, matched=0, lag=2),
+    ],
+    ids=["plain", "heat-0.7-lag-3", "heat-1.3-long", "no-old-logprobs"],
+)
+def test_nothing_alarms_at_any_step_of_a_healthy_run(policy: Policy) -> None:
+    for case in policy.cases(15):
+        assert _alarms(case) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "named", "within"),
+    [
+        (Policy(heat=0.7, fault=Fault(record_heat=1.0)), {("T1", "above"), ("slope", "sharper")}, 3),
+        (Policy(heat=1.3, fault=Fault(record_heat=1.0)), {("T1", "above"), ("slope", "flatter")}, 3),
+        (Policy(heat=0.9, fault=Fault(record_heat=1.0)), {("T1", "above"), ("slope", "sharper")}, 5),
+        (Policy(heat=0.7, fault=Fault(trainer_heat=1.0)), {("floor", "above"), ("slope", "flatter")}, 3),
+        (Policy(fault=Fault(top_p=0.9)), {("T3", "negative"), ("T5", "below")}, 4),
+        (Policy(fault=Fault(top_p=0.9, recorded=False)), {("T5", "below"), ("T4", "sharper")}, 7),
+        (Policy(heat=0.7, fault=Fault(record_heat=1.0, trainer_heat=1.0)), {("T5", "below")}, 3),
+        (Policy(fault=Fault(stuck=True)), {("floor", "above"), ("fit", "frozen")}, 8),
+        (Policy(fault=Fault(noise=0.15, misses=True, at=2)), {("T11", "hit_worse")}, 8),
+        (Policy(fault=Fault(bfloat16=True)), {("T13", "engine_coarse")}, 3),
+        (Policy(fault=Fault(dropout=0.3)), {("repeat", "differs"), ("floor", "above")}, 3),
+        (Policy(fault=Fault(penalty=0.5)), {("floor", "above")}, 3),
+        (Policy(fault=Fault(shift=1)), {("T6", "shifted"), ("copies", "shifted"), ("T1", "above")}, 2),
+        (Policy(fault=Fault(zeros=3)), {("copies", "zero_filled"), ("record", "zeros")}, 2),
+    ],
+    ids=[
+        "raw-record", "raw-record-hot", "raw-record-0.9", "trainer-without-heat", "top-p", "top-p-raw", "heat-unseen",
+        "stuck-weights", "stale-prefix", "bfloat16", "dropout", "penalty", "shifted", "zero-filled",
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_within_some_steps(policy: Policy, named: set[tuple[str, str]], within: int) -> None:
+    assert named <= _found(_alarms(_at_step(policy, policy.fault.at + within)))
+
+
+def test_a_record_that_is_true_stays_calibrated_whatever_the_trainer_does() -> None:
+    for fault in (Fault(trainer_heat=1.0), Fault(stuck=True), Fault(dropout=0.3), Fault(noise=0.2)):
+        found = {f.test: f.outcome for f in ask(_at_step(Policy(heat=0.7, fault=fault), 6)) if f.engine is None}
+        assert (found["T1"], found["T5"]) == ("calibrated", "equal")
+
+
+def test_the_engine_that_is_off_is_told_from_the_others() -> None:
+    case = _at_step(Policy(engines=3, move=0.1, fault=Fault(stuck=True, engine="e1")), 8)
+    outliers = [one for one in ask(case) if one.test == "T10" and one.outcome == "outlier"]
+    assert [one.engine for one in outliers] == ["e1"]
+
+
+def test_the_temperature_of_one_side_is_measured() -> None:
+    slope = next(f for f in ask(_at_step(Policy(heat=0.7, fault=Fault(record_heat=1.0)), 6)) if f.test == "slope")
+    assert slope.value == pytest.approx(1 / 0.7, abs=0.05)
+
+
+def test_the_bound_of_a_truncation_is_measured() -> None:
+    sides = next(f for f in ask(_at_step(Policy(fault=Fault(top_p=0.8)), 6)) if f.test == "T3")
+    assert float(sides.detail) == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_first_step_of_a_fault_is_found() -> None:
+    policy = Policy(fault=Fault(at=6, trainer_heat=1.0), heat=0.7)
+    since = {f.test: f.since_step for f in _alarms(_at_step(policy, 12)) if f.engine is None}
+    assert since["floor"] == 6
+    assert abs((since["T8"] or 0) - 6) <= 1
+
+
+def test_an_alarm_ends_when_the_fault_does() -> None:
+    ends = _Mended(heat=0.7, fault=Fault(record_heat=1.0))
+    *_, last = ends.cases(24)
+    assert {f.test for f in _alarms(last)} & {"T1", "T2", "T5", "floor", "slope"} == set()
+
+
+class _Mended(Policy):
+    """A run whose fault is over after step 11."""
+
+    def _batch(self, rng, index, step):  # type: ignore[no-untyped-def]
+        if step == 12:
+            self.fault = Fault()
+        return super()._batch(rng, index, step)
+
+
+def test_every_test_of_the_table_is_asked_or_said_to_be_none() -> None:
+    assert {*ASK, *NOT_COMPUTED} == {test.name for test in TESTS}
+    found = ask(_at_step(Policy(), 1))
+    assert {one.test for one in found} == {test.name for test in TESTS}
+    for one in found:
+        assert one.outcome in (*BY_NAME[one.test].outcomes, UNKNOWN)
+
+
+def test_a_case_of_nothing_is_unknown_throughout() -> None:
+    assert {one.outcome for one in ask(Case("run", []))} == {UNKNOWN}

@@ -1,0 +1,138 @@
+"""A verdict as a person reads it: one screen, the verdict first; and as programs do."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from rltop.backend.diagnosis import text
+from rltop.backend.diagnosis.causes import CAUSES
+from rltop.backend.diagnosis.causes.entry import Known, alternatives
+from rltop.backend.diagnosis.conclude import Run, conclude
+from rltop.backend.diagnosis.tests import BY_NAME as TEST
+from rltop.backend.diagnosis.tests import UNKNOWN
+from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, UNDECIDED, Finding
+
+RUN = Run("sort", 14, {"e0": {}, "e1": {}}, {}, 15, 42_000, 960)
+SENTENCE = (
+    "mean ratio 1.0931 (1.0812 to 1.1050) over 12,400 tokens of 320 sequences, where a true record has 1: p below 1e-12"
+)
+
+
+def found(sign: str, engine: str | None = None, since: int | None = 10) -> Finding:
+    test, outcome = alternatives(sign)[0]
+    word, _, detail = outcome.partition("=")
+    return Finding(test, word, p=1e-10, since_step=since, engine=engine, detail=detail, text=f"{sign}: {SENTENCE}")
+
+
+def calm(*tests: str) -> list[Finding]:
+    return [Finding(test, TEST[test].healthy) for test in tests]
+
+
+@pytest.mark.parametrize("known", CAUSES, ids=lambda known: known.id)
+def test_a_verdict_fits_one_screen(known: Known) -> None:
+    engine = "e1" if known.one_engine else None
+    shown = [found(sign, engine) for sign in known.needs]
+    around = [Finding(f.test, TEST[f.test].healthy, engine="e0") for f in shown if engine]
+    verdict = conclude(RUN, [*shown, *around])
+    lines = text.lines(verdict)
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert "sort" in lines[0]
+    whole = " ".join(" ".join(lines).split())
+    if not verdict.causes:  # nothing of it is alarming: it is noted, with what to do
+        assert known.title in whole and known.remedy in whole
+        return
+    assert verdict.causes[0].remedy in whole  # what to do is never what is cut off
+    assert verdict.causes[0].command in whole
+
+
+def test_the_verdict_comes_first_then_what_was_seen_and_what_to_do() -> None:
+    shown = [found("T1 above", since=3), found("T2 positive", since=4)]
+    verdict = conclude(RUN, [*shown, *calm("T6", "record", "copies", "T3", "T5", "join", "mask")])
+    assert verdict.verdict == FAULT
+    lines = text.lines(verdict)
+    assert lines[0].startswith("run sort: FAULT since step 3 on all engines, as of step 14 (15 steps")
+    whole = "\n".join(lines)
+    assert "A1 The record is of the distribution before temperature [semantic," in whole
+    assert whole.index("seen   T1 above: mean ratio 1.0931") < whole.index("do     Record what is sampled from")
+    assert "live   rltop set logprobs_mode processed --run sort" in whole
+
+
+def test_the_engines_that_have_it_are_named_and_so_is_the_order_for_them() -> None:
+    findings = [found("T1 above", "e1"), Finding("T1", "calibrated", engine="e0"), *calm("copies", "T6", "record")]
+    verdict = conclude(RUN, findings)
+    (cause,) = [cause for cause in verdict.causes if cause.id == "raw-logprobs"]
+    assert cause.engines == ["e1"]
+    assert cause.command == "rltop set logprobs_mode processed --engine e1"
+    assert "on e1," in text.headline(verdict)
+
+
+def test_what_is_on_every_engine_names_none() -> None:
+    verdict = conclude(RUN, [found("T1 above", engine) for engine in ("e0", "e1", None)])
+    assert verdict.causes[0].engines == []
+
+
+def test_a_healthy_run_has_no_causes() -> None:
+    verdict = conclude(RUN, calm("T1", "floor", "T5"))
+    assert (verdict.verdict, verdict.causes, verdict.needs) == (HEALTHY, [], [])
+    assert text.lines(verdict) == ["run sort: HEALTHY as of step 14 (15 steps, 960 sequences, 42000 tokens)"]
+
+
+def test_too_little_data_is_told_with_how_much_more_it_takes() -> None:
+    waiting = Finding("T1", UNKNOWN, text="3 sequences", more_sequences=29)
+    verdict = conclude(RUN, [waiting, Finding("floor", UNKNOWN, text="no old_logprobs are passed")])
+    assert verdict.verdict == UNDECIDED
+    assert verdict.needs == [
+        "about 29 more sequences (mean ratio)",
+        "matched gap against the floor: no old_logprobs are passed",
+    ]
+    assert text.lines(verdict)[0].startswith("run sort: CANNOT TELL YET, as of step 14")
+
+
+def test_what_cannot_be_told_apart_is_named_with_the_probe_that_would() -> None:
+    """Both the trainer's weights and the cache may be old where no request missed the cache."""
+    run = Run("sort", 14, {"e0": {"prefix_caching": "on"}}, {}, 15, 42_000, 960)
+    findings = [found("floor above"), found("fit partial"), found("T8 jump"), Finding("T11", UNKNOWN)]
+    verdict = conclude(run, [*findings, *calm("T1", "T10", "repeat")])
+    first = verdict.causes[0]
+    assert (verdict.verdict, first.id) == (FAULT, "partial-update")
+    assert "stale-prefix-cache" in first.confusable_with
+    assert first.probe == "weight-digest"
+    assert any(need.startswith("probe weight-digest tells partial-update from ") for need in verdict.needs)
+    assert "or     " in "\n".join(text.lines(verdict, height=None))
+
+
+def test_what_no_cause_explains_is_undecided_and_names_a_probe() -> None:
+    verdict = conclude(RUN, [found("T14 grows"), found("T4 sharper"), *calm("T5", "T1", "floor", "repeat_engine")], [])
+    assert (verdict.verdict, verdict.causes) == (UNDECIDED, [])
+    assert verdict.needs == [need for need in verdict.needs if "probe triad" in need] != []
+
+
+@pytest.mark.parametrize(
+    ("engine", "trainer", "order"),
+    [("bfloat16", "float32", "on"), ("float32", "bfloat16", "off"), (None, "float32", "on"), ("float32", None, "off")],
+)
+def test_the_head_is_brought_to_the_trainers(engine: str | None, trainer: str | None, order: str) -> None:
+    run = Run("sort", 14, {"e0": {"head_dtype": engine} if engine else {}}, {"head_dtype": trainer} if trainer else {})
+    verdict = conclude(run, [found("facts differs=head_dtype"), *calm("T1", "floor")])
+    assert verdict.causes[0].command == f"rltop set lm_head_fp32 {order}"
+
+
+def test_json_has_the_fields_that_programs_rely_on_and_no_infinities() -> None:
+    odd = Finding("T2", "positive", value=math.inf, low=-math.inf, high=math.nan, p=0.0, since_step=1)
+    built = text.as_json(conclude(RUN, [found("T1 above"), odd]))
+    assert {"run", "step", "verdict", "causes", "needs", "findings"} <= set(built)
+    assert {
+        "id", "code", "layer", "confidence", "since_step", "engines", "evidence", "confusable_with", "probe", "remedy",
+    } <= set(built["causes"][0])  # fmt: skip
+    assert json.loads(json.dumps(built, allow_nan=False)) == built
+
+
+def test_every_test_is_told_on_demand_the_alarming_ones_first() -> None:
+    verdict = conclude(RUN, [*calm("T5"), found("T1 above", "e1"), Finding("T13", UNKNOWN, text="no second logprob")])
+    lines = text.findings(verdict)
+    assert lines[0].startswith("T1 mean ratio of e1: above. T1 above: mean ratio")
+    assert lines[-1] == "T13 lattice of logits: unknown. no second logprob"

@@ -1,0 +1,136 @@
+"""A diagnosis through the hub's core, a store, and the command line: recorded runs with real faults."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rltop.backend import view
+from rltop.backend.diagnosis.verdict import Verdict
+from rltop.backend.history import samples as store_samples
+from rltop.backend.history.read import NAME, Reader
+from rltop.backend.history.replay import Replay
+from rltop.backend.history.write import Writer
+from rltop.tui.cli.main import main
+from tests.fault_recordings import load, replay, seed_of
+from tests.hub_core import Hub
+from tests.pictures import START
+
+
+@cache
+def hub(fault: str) -> Hub:
+    return replay(load(f"fault-{fault}"), seed_of(f"fault-{fault}"))
+
+
+def diagnosis(fault: str, step: int | None = None) -> Verdict:
+    answer, _ = hub(fault).ask(view.AskDiagnosis("q", step))
+    assert answer.diagnosis is not None, answer.error
+    return answer.diagnosis
+
+
+def store(directory: Path, fault: str) -> Path:
+    """A store of the run, as its hub would have written it."""
+    told = hub(fault)
+    writer = Writer(directory / NAME, "run", "hub-1", START)
+    rows = [row for kept in told.state.kept(list(told.steps.values())) for row in store_samples.evidence_rows(kept)]
+    for frame in told.frames[:-1]:
+        writer.write([frame], evidence=[row for row in rows if row["step"] in {step.step for step in frame.steps}])
+    last = told.frames[-1]
+    writer.write([last], evidence=[row for row in rows if row["step"] in {step.step for step in last.steps}])
+    writer.close()
+    return directory / NAME
+
+
+def rltop(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def test_a_hub_says_what_is_wrong_and_where() -> None:
+    found = diagnosis("lying-replica")
+    assert found.verdict == "fault"
+    first = found.causes[0]
+    assert (first.id, first.code, first.engines) == ("lying-replica", "B6", ["e1"])
+    assert first.evidence and first.remedy
+    assert found.step == max(hub("lying-replica").steps)
+
+
+def test_a_hub_says_so_of_a_healthy_run() -> None:
+    assert (diagnosis("healthy").verdict, diagnosis("healthy").causes) == ("healthy", [])
+
+
+def test_a_diagnosis_can_be_of_an_earlier_step() -> None:
+    steps = sorted(hub("lying-replica").steps)
+    found = diagnosis("lying-replica", steps[0])
+    assert (found.step, found.steps) == (steps[0], 1)
+
+
+def test_a_step_that_is_not_kept_is_refused_with_those_that_are() -> None:
+    answer, _ = hub("healthy").ask(view.AskDiagnosis("q", 10_000))
+    assert answer.diagnosis is None
+    assert answer.error is not None and "step 10000 is not kept; steps that are: 6 to 17" in answer.error
+
+
+def test_before_the_first_step_nothing_can_be_told() -> None:
+    answer, _ = Hub().ask(view.AskDiagnosis("q"))
+    assert answer.diagnosis is not None
+    assert (answer.diagnosis.verdict, answer.diagnosis.step) == ("undecided", None)
+
+
+@pytest.mark.parametrize("fault", ["lying-replica", "stale-replica"])
+def test_a_store_says_what_its_hub_said(fault: str, tmp_path: Path) -> None:
+    path = store(tmp_path, fault)
+    result = rltop("diagnose", str(path), "--json")
+    assert result.exit_code == 1, result.output
+    told, live = json.loads(result.output), diagnosis(fault)
+    assert (told["run"], told["step"], told["verdict"]) == ("run", live.step, live.verdict)
+    assert [cause["id"] for cause in told["causes"]] == [cause.id for cause in live.causes]
+
+
+def test_a_store_says_it_as_of_a_step(tmp_path: Path) -> None:
+    path = store(tmp_path, "lying-replica")
+    steps = sorted(hub("lying-replica").steps)
+    told = json.loads(rltop("diagnose", str(path), "--json", "--step", str(steps[2])).output)
+    assert (told["step"], told["steps"]) == (steps[2], 3)
+    wrong = rltop("diagnose", str(path), "--step", "999")
+    assert wrong.exit_code == 1
+    assert "no step 999" in wrong.output
+
+
+def test_the_exit_code_is_the_verdict_and_the_text_fits_a_screen(tmp_path: Path) -> None:
+    healthy, wrong = tmp_path / "healthy", tmp_path / "wrong"
+    for directory, fault in ((healthy, "healthy"), (wrong, "lying-replica")):
+        directory.mkdir()
+        store(directory, fault)
+    fine = rltop("diagnose", str(healthy / NAME))
+    assert (fine.exit_code, fine.output.splitlines()[0].split(" as of ")[0]) == (0, "run run: HEALTHY")
+    bad = rltop("diagnose", str(wrong / NAME))
+    assert bad.exit_code == 1
+    assert len(bad.output.splitlines()) <= 24
+    assert "on e1" in bad.output
+    whole = rltop("diagnose", str(wrong / NAME), "--tests")
+    assert "T10 engines against each other of e1: outlier" in " ".join(whole.output.split())
+
+
+def test_a_store_without_evidence_can_not_tell_and_says_what_it_takes() -> None:
+    result = rltop("diagnose", "backend/history/sample/sort.rltop.gz")
+    assert result.exit_code == 3
+    assert "CANNOT TELL YET" in result.output
+
+
+def test_a_replay_answers_as_of_what_it_shows(tmp_path: Path) -> None:
+    played = Replay(Reader(store(tmp_path, "lying-replica")), speed=float("inf"))
+    played.ask(view.AskDiagnosis("q"))
+    found = played.answers["q"].diagnosis
+    played.close()
+    assert found is not None
+    assert found.causes[0].id == "lying-replica"
+
+
+def test_what_is_no_run_is_said(tmp_path: Path) -> None:
+    result = rltop("diagnose", str(tmp_path / "nothing"))
+    assert result.exit_code == 1
+    assert "no run" in result.output

@@ -1,0 +1,139 @@
+"""Sequences and shapes of steps that only the store has: of a hub that was killed, or let go from memory."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from rltop.backend import view
+from rltop.backend.client import Client, CommandError
+from rltop.backend.gaps.samples import KINDS
+from rltop.backend.history.read import NAME
+from rltop.backend.history.recall import MAX_WAITING, Recall
+from rltop.collectors.rundir import RunDir
+from tests.hub_core import Hub
+from tests.hub_messages import rollouts, sequences
+from tests.receiver import run_directory, wait_until
+from tests.test_hub_process import DEADLINE_S, Collector, close_step, collector, end, see, start_hub
+from tests.test_hub_steps import World
+
+
+@pytest.fixture
+def rundir() -> Iterator[RunDir]:
+    with run_directory() as found:
+        yield found
+
+
+@contextlib.contextmanager
+def hub_of(rundir: RunDir) -> Iterator[Client]:
+    """A hub in a process of its own, killed at the end."""
+    process = start_hub(rundir)
+    try:
+        with Client(rundir) as client:
+            yield client
+    finally:
+        end(process)
+
+
+def play(trainer: Collector, e0: Collector, step: int) -> None:
+    world = World(5 + step)
+    e0.send(*rollouts([one for one in world.written if one.engine == "e0"]))
+    body, arrays = sequences(world.trained, policy_version=world.policy)
+    trainer.send(msgspec.structs.replace(body, step=step), arrays)
+    close_step(trainer, step)
+
+
+def told(client: Client, step: int) -> list[bytes]:
+    """All that is kept of a step, as bytes, but for which other steps there are."""
+    found = [client.samples(step, kind, engine) for kind in KINDS for engine in (None, "e0")]
+    assert all(samples.sequences or samples.tokens for samples in found)
+    plain = [msgspec.structs.replace(samples, steps=[]) for samples in found]
+    return [msgspec.msgpack.encode(one) for one in (*plain, shape(client, step, step))]
+
+
+def shape(client: Client, first: int | None, last: int | None) -> object:
+    answer = client._answer(view.AskMismatch("m", first, last))
+    assert answer.mismatch is not None, answer.error
+    return answer.mismatch
+
+
+def test_a_killed_hubs_steps_are_answered_by_the_next_as_by_itself(rundir: RunDir) -> None:
+    with collector(rundir, "trainer/0") as trainer, collector(rundir, "e0") as e0:
+        with hub_of(rundir) as client:
+            for step in range(2):
+                play(trainer, e0, step)
+            see(client, lambda v: 1 in v.steps)
+            before = [told(client, step) for step in range(2)]
+            both = shape(client, None, 1)
+        with hub_of(rundir) as client:
+            see(client, lambda v: 1 in v.steps)
+            assert [told(client, step) for step in range(2)] == before
+            assert shape(client, None, 1) == both
+            assert client.samples(None, "worst").step == 1  # of no step of its own: the last that is stored
+            see(client, lambda v: v.trainer.health == "live")
+            play(trainer, e0, 2)
+            see(client, lambda v: 2 in v.steps)
+            assert told(client, 0) == before[0]
+            assert client.samples(None, "worst").step == 2
+            whole = client._answer(view.AskMismatch("m", None, None)).mismatch
+            assert whole is not None and (whole.first, whole.last, whole.steps) == (0, 2, 3)
+            assert whole.profiles[0].spreads["e0"] != [None] * len(whole.profiles[0].labels)
+            with pytest.raises(CommandError, match=r"nothing is stored of step 9; there are 3 steps from 0 to 2"):
+                client.samples(9, "worst")
+
+
+def test_a_hub_without_a_store_answers_what_it_knows(tmp_path: Path) -> None:
+    answers: list[tuple[bytes, view.Answer]] = []
+    recall = Recall(tmp_path / NAME, lambda viewer, answer: answers.append((viewer, answer)))
+    recall.end()  # never asked: nothing to end
+    recall.put(b"a", view.AskSamples("q", 3, "worst"), view.Answer("q", error="not in memory"))
+    wait_until(lambda: answers)
+    recall.end()
+    assert answers == [(b"a", view.Answer("q", error="not in memory"))]
+    assert not recall.is_alive()
+
+
+def test_questions_beyond_what_may_wait_are_answered_at_once(tmp_path: Path) -> None:
+    answers: list[bytes] = []
+    go = threading.Event()
+
+    def reply(viewer: bytes, _: view.Answer) -> None:
+        answers.append(viewer)
+        if viewer == b"slow":
+            assert go.wait(DEADLINE_S)
+
+    recall = Recall(tmp_path / NAME, reply)
+    question, otherwise = view.AskMismatch("q"), view.Answer("q", error="not in memory")
+    recall.put(b"slow", question, otherwise)
+    wait_until(lambda: answers == [b"slow"])
+    for _ in range(MAX_WAITING):
+        recall.put(b"waits", question, otherwise)
+    recall.put(b"too many", question, otherwise)
+    assert answers == [b"slow", b"too many"]
+    go.set()
+    recall.end()
+    assert not recall.is_alive()
+
+
+def test_memory_answers_what_it_has_and_the_store_is_asked_for_the_rest() -> None:
+    first = Hub("hub-1")
+    world = World(3)
+    world.play(first)
+    first.later(10.0)
+    assert asked(first, view.AskSamples("q", 0, "worst")) == "Reply"
+    assert asked(first, view.AskSamples("q", 1, "worst")) == "Recall"
+    assert asked(first, view.AskMismatch("q")) == "Reply"
+    second = Hub("hub-2", first.picture)
+    assert asked(second, view.AskSamples("q", None, "worst")) == "Recall"
+    assert asked(second, view.AskMismatch("q", 0, 5)) == "Recall"
+    assert asked(second, view.AskMismatch("q", 1, 5)) == "Reply"
+
+
+def asked(hub: Hub, question: view.Question) -> str:
+    (effect,) = hub.state.ask(b"viewer", view.encode(question), hub.now)
+    return type(effect).__name__
