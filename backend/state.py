@@ -23,6 +23,9 @@ from rltop.backend.history.samples import Kept
 from rltop.backend.history.sums import Beside, Recalled
 from rltop.backend.join.index import Index
 from rltop.backend.join.joined import JoinWatch
+from rltop.backend.probes.book import Book
+from rltop.backend.probes.material import Chooser
+from rltop.backend.probes.result import ProbeResult
 from rltop.backend.sources import Arrival, Source, Sources
 from rltop.backend.steps.steps import Steps
 from rltop.collectors import wire
@@ -110,10 +113,13 @@ class State:
         self._sources = Sources()
         self._engines = Engines()
         self._trainer = TrainerRanks()
-        self._commands = Commands(epoch, new_id, self._engines, now)
+        self._chooser = Chooser(self._engines, lambda: self._steps.samples.answer(None, "sample"))
+        self._commands = Commands(epoch, new_id, self._engines, now, self._chooser.choose)
         self._fingerprints = Fingerprints()
         self._effects = Effects(recalled.marks if recalled else {})
         self._joins = JoinWatch()
+        self._probes = Book()
+        self._measured: list[ProbeResult] = []
         self._new_steps: list[view.Step] = []
         self._events: list[view.Event] = []
         self._event_number = 0
@@ -138,6 +144,7 @@ class State:
     def restore(self, lines: list[audit.Line], bad: int, now: float) -> list[Effect]:
         """Take in the audit log that earlier hubs of this run wrote, of which ``bad`` lines can't be read."""
         self._commands.restore(lines, now)
+        self._probes.restore(lines)
         if bad:
             self._event(now, "warn", "audit", f"{bad} lines of the audit log can't be read; a kill may tear one")
         return self._spoken([], now)
@@ -214,6 +221,9 @@ class State:
             command, orders = self._commands.ask(question, now, self._last_step)
         except RejectedError as error:
             return [Reply(client, view.Answer(question.id, error=str(error)))]
+        if isinstance(question, view.AskProbe) and command not in self.snapshot.probes:
+            asked = [change.engine for change in self._commands.of(command)]
+            self._probes.begun(command, question.probe, asked, self._chooser.taken())
         reply = Reply(client, view.Answer(question.id, command=command))
         return self._spoken([reply, *self._orders(orders)], now)
 
@@ -262,7 +272,7 @@ class State:
         self._counters["evicted_rollouts"] = self._index.evicted
         self._counters["late_rows"] = self._steps.late_rows
         self._counters["settled_early"] = self._steps.settled_early
-        return self._spoken(effects, now)
+        return self._spoken([*self._finish_probes(now), *effects], now)
 
     # --- what goes out ------------------------------------------------------------------------------------------
 
@@ -279,10 +289,11 @@ class State:
             self._events,
             self._commands.take_changed(),
             {name: count for name, count in self._counters.items() if shown.get(name, 0) != count},
+            self._measured,
         )
-        self._new_steps, self._events = [], []
+        self._new_steps, self._events, self._measured = [], [], []
         changed = frame.engines or frame.trainer or frame.steps or frame.events or frame.changes or frame.counters
-        if not (changed or heartbeat):
+        if not (changed or frame.probes or heartbeat):
             return None
         self.snapshot.apply(frame)
         return frame
@@ -351,6 +362,7 @@ class State:
         _check_speaker(envelope, body)
         if isinstance(body, wire.Rollouts):
             self._index.add(body, arrays, envelope.epoch)
+            self._chooser.recent.take(body, arrays)
             self._fingerprints.sampled.take(body)
         elif isinstance(body, wire.EngineState):
             self._engines.report(envelope, body, now)
@@ -363,10 +375,13 @@ class State:
             self._steps.rows(envelope.epoch, body, arrays, now)
         elif isinstance(body, wire.StepClosed):
             self._trainer.closed(body)
+            self._probes.weights.trained(body)
             self._engines.set_trainer_version(self._trainer.version)
             self._steps.closed(envelope.epoch, body, now)
         elif isinstance(body, wire.TrainerFacts):
             self._trainer.facts(body)
+        elif isinstance(body, wire.ProbeReport):
+            self._probes.report(body, arrays, envelope.epoch)
         else:
             self._health(envelope, body, now)
 
@@ -409,6 +424,18 @@ class State:
         for news in self._commands.take_news():
             self._event(now, news.severity, "flag", news.text, engine=news.engine)
         return [*(Audit(line) for line in self._commands.take_lines()), *effects]
+
+    def _finish_probes(self, now: float) -> list[Effect]:
+        """Tell what probes found out that are over, and put it on record."""
+        changes = {command: self._commands.of(command) for command in self._probes.open}
+        known = self.snapshot.probes.keys()
+        lines: list[Effect] = []
+        for result in self._probes.finish(changes, self.snapshot, now):
+            self._measured.append(result)
+            if result.command in changes and result.command not in known:  # not read from the log
+                self._event(now, "info", "probe", f"{result.probe}: {result.verdict}. {result.text}")
+                lines.append(Audit(audit.measured(result, now, self.snapshot.epoch)))
+        return lines
 
     def _closed(self, step: view.Step, now: float) -> None:
         self._tell_hole(min([step.step, *self._steps.open]), now)  # an earlier one may still wait for its rollouts
@@ -495,7 +522,7 @@ def _check_speaker(envelope: wire.Envelope, body: wire.DataBody) -> None:
     elif isinstance(body, wire.EngineState):
         named = [body.engine, *(update.engine for update in body.commands)]
     else:
-        named = [body.engine] if isinstance(body, wire.Rollouts) else []
+        named = [body.engine] if isinstance(body, wire.Rollouts | wire.ProbeReport) else []
     if others := set(named) - {envelope.source}:
         raise wire.WireError(f"it speaks for {', '.join(sorted(others))}")
 

@@ -15,10 +15,12 @@ from rltop.backend.diagnosis.verdict import Verdict
 from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.gaps.profiles import Mismatch
 from rltop.backend.gaps.sampled import Samples
+from rltop.backend.probes.result import ProbeResult
 from rltop.collectors.wire import Counts, FlagState, Timer
 
 MAX_EVENTS = 2_000
 MAX_CHANGES = 1_000
+MAX_PROBES = 200
 """Bounds on what a viewer (and the hub, for serving) holds; the oldest go first. Of steps: ``coarse``."""
 
 TERMINAL = frozenset({"applied", "refused", "timed_out", "superseded"})
@@ -135,7 +137,7 @@ class Change(msgspec.Struct, frozen=True):
 
     ``state``: requested, accepted, draining, then one of ``TERMINAL``. ``step`` is the last closed step when it was
     requested. ``verb``, ``strict``, ``revert_s`` and ``target`` are as in ``wire.Command``, the rest as in
-    ``wire.CommandUpdate``. ``kept_by`` says who stopped its timer.
+    ``wire.CommandUpdate``. ``kept_by`` says who stopped its timer; ``probe`` is the probe that it begins.
     """
 
     command: str
@@ -166,6 +168,7 @@ class Change(msgspec.Struct, frozen=True):
     reverts: str = ""
     flag_epoch: int | None = None
     kept_by: str = ""
+    probe: str = ""
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -183,15 +186,22 @@ class Frame(msgspec.Struct, frozen=True):
     events: list[Event] = []
     changes: list[Change] = []
     counters: dict[str, int] = {}
+    probes: list[ProbeResult] = []
 
 
 class Snapshot(msgspec.Struct):
     """The whole picture as of frame ``seq`` of hub ``epoch``.
 
     ``steps`` and ``changes`` are keyed (by step number; by command and engine) and in order of arrival. The newest
+<<<<<<< HEAD
     ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``), and still
     older ones are there if they stand out (``rltop.backend.coarse``).
     ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records.
+=======
+    ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``).
+    ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records. ``probes``: what they found
+    out, by command.
+>>>>>>> probes
     """
 
     run: str
@@ -205,6 +215,7 @@ class Snapshot(msgspec.Struct):
     events: list[Event] = []
     changes: dict[str, Change] = {}
     counters: dict[str, int] = {}
+    probes: dict[str, ProbeResult] = {}
 
     def apply(self, frame: Frame) -> None:
         """Take in the next frame.
@@ -223,8 +234,11 @@ class Snapshot(msgspec.Struct):
         self.events.extend(frame.events)
         self.changes.update({change_key(change): change for change in frame.changes})
         self.counters.update(frame.counters)
+        self.probes.update({result.command: result for result in frame.probes})
         while len(self.changes) > MAX_CHANGES:
             del self.changes[next(iter(self.changes))]
+        while len(self.probes) > MAX_PROBES:
+            del self.probes[next(iter(self.probes))]
         del self.events[:-MAX_EVENTS]
 
     def _take(self, steps: list[Step]) -> None:
@@ -333,6 +347,20 @@ class AskUndo(Ask, frozen=True, tag="undo"):
     host: str = ""
     why: str = ""
     timeout_s: float = 30.0
+
+
+class AskProbe(Ask, frozen=True, tag="probe"):
+    """Start ``probe`` (``collectors.probes``) on the named engines (None: all that are live). Otherwise as ``AskSet``.
+
+    What it found out comes in a frame once the command has ended on every engine: ``Snapshot.probes``.
+    """
+
+    probe: str
+    engines: list[str] | None = None
+    who: str = ""
+    host: str = ""
+    why: str = ""
+    timeout_s: float = 120.0
 
 
 class AskEffect(Ask, frozen=True, tag="effect"):
@@ -458,7 +486,7 @@ class Answer(msgspec.Struct, frozen=True):
     diagnosis: Verdict | None = None
 
 
-AskCommand = AskSet | AskAct | AskKeep | AskUndo
+AskCommand = AskSet | AskAct | AskKeep | AskUndo | AskProbe
 """The questions that make a command."""
 
 Question = AskSnapshot | AskAttribution | AskCommand | AskEffect | AskSamples | AskMismatch | AskDiagnosis | AskStop

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from rltop.backend.view import Change, Step
+from rltop.collectors.actions import PROBE
 from rltop.tui.canvas import Floats, Marker
 from rltop.tui.changes import label
 from rltop.tui.reference import Reference
@@ -95,7 +96,7 @@ def markers(changes: Iterable[Change], history: History, axis: XAxis) -> tuple[M
     switches = {
         (_step_of(change, history), label(change))
         for change in changes
-        if change.state == "applied" and change.verb != "keep"
+        if change.state == "applied" and change.verb not in ("keep", PROBE)  # which change nothing of the run
     }
     if history.reference is not None and history.reference.since is not None:
         switches.add((history.reference.since - 1, "≠reference"))

@@ -18,7 +18,7 @@ from rltop.tui.cli import diagnose as cli_diagnose
 from rltop.tui.cli import effect as cli_effect
 from rltop.tui.cli import history as cli_history
 from rltop.tui.cli import metrics as cli_metrics
-from rltop.tui.cli import orders, prints, worst
+from rltop.tui.cli import orders, prints, probes, worst
 from rltop.tui.cli.runs import as_json_option, choose_run, client_of, existing_run, print_json
 
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -26,6 +26,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Look": ("status", "diagnose", "fingerprint", "worst", "attribution", "launch-args"),
     "Switch": ("set", "keep", "undo", "flush", "pause", "resume"),
     "What came of it": ("effect", "audit"),
+    "Tell causes apart": ("probe",),
     "Look back, hand on": ("replay", "record", "export", "parity", "forward"),
     "Numbers": ("metrics", "compute"),
 }
@@ -248,6 +249,7 @@ for made in (
     *cli_effect.COMMANDS,
     *cli_metrics.COMMANDS,
     *worst.COMMANDS,
+    *probes.COMMANDS,
     *cli_history.COMMANDS,
 ):
     main.add_command(made)
