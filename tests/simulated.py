@@ -1,7 +1,7 @@
 """A small simulated policy with engines and a trainer, for tests of the diagnosis: what they send, step by step.
 
-Contexts belong to a prompt and a position: most of them nearly sure, some flat, over a vocabulary of 24. Weights move at
-random from version to version. What a fault changes is said by ``Fault``; nothing here is a real run, see
+Contexts belong to a prompt and a position: most of them nearly sure, some flat, over a vocabulary of 24. Weights move
+at random from version to version. What a fault changes is said by ``Fault``; nothing here is a real run, see
 ``tests/tapes.py`` for those.
 """
 

@@ -21,7 +21,7 @@ against them."""
 
 RECORD_GAP = (
     *GAP, "T1 above", "T1 below", "T2 positive", "T3 positive", "T3 negative", "T4 truncated", "floor rounding",
-    "floor above", "slope sharper", "slope flatter", "T8 jump", "T8 ramp", "T8 pulse", "T10 outlier", "T11 hit_worse",
+    "floor above", "slope sharper", "slope flatter", "T8 jump", "T8 ramp", "T10 outlier", "T11 hit_worse",
     "T11 miss_worse", "T13 engine_coarse", "T13 trainer_coarse",
 )  # fmt: skip
 """A wrong record makes every figure that is measured against it wrong, in any way."""

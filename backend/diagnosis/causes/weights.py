@@ -112,8 +112,9 @@ WEIGHTS: tuple[Known, ...] = (
     Known(
         "B8", "update-race", "weights", "Weights are written while a step runs",
         "Requests that run at that moment see half of either version: seconds of extreme tokens around each update.",
-        needs=("T8 pulse",),
-        may=("floor above", "in_flight before_worse", "in_flight after_worse", "fit partial", "T1 above", "T1 below"),
+        needs=("floor above", "T12 heavy", "in_flight before_worse | in_flight after_worse"),
+        may=(*GAP, *_LATER, "T1 above", "T1 below"),
+        where=("updates_pause is off",),
         probe="P5",
         remedy='Bracket updates with pause_generation(mode="keep") and resume_generation().',
         source="nemo#3839",
