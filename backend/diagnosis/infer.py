@@ -189,6 +189,8 @@ def _suspect(known: Known, seen: _Seen, given: bool | None) -> Suspect | None:
     stated = any(finding.test == "facts" for finding in also)
     if not (shown or stated) or (known.one_engine and not _on_part(shown, seen)):
         return None
+    if known.all_engines and {finding.engine for finding in shown} < seen.engines:
+        return None
     prior = (UNSTATED if known.where and given is None else 1.0) * MAYBE ** len(open_signs)
     return Suspect(known, sorted(shown, key=_order), also, open_signs, prior)
 
