@@ -124,8 +124,7 @@ class Policy:
                 rows.append(row)
                 written.append(rollout)
         for name in sorted({rollout.engine for rollout in written}):
-            body, arrays = rollouts([rollout for rollout in written if rollout.engine == name])
-            index.add(body, arrays, "life")
+            index.add(*rollouts([rollout for rollout in written if rollout.engine == name]), "life")
         body, arrays = sequences(rows, step=step, policy_version=step, temperature=self.heat)
         batch = Batch(body, arrays)
         batch.join(index, surely=False)
