@@ -56,7 +56,7 @@ TESTS: tuple[Test, ...] = (
         },
         on="all tokens of known version",
         formula=(
-            "mean lag of the last 2 steps 1.5 above the run's first 8 steps, or above 3 with a k3 above 0.01;"
+            "mean lag of the last 2 or 8 steps 1.5 above the run's first 8 steps, or above 3 with a k3 above 0.01;"
             " behind: 2 more than another engine"
         ),
         rate=LEVEL,
