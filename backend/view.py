@@ -192,16 +192,16 @@ class Frame(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct):
     """The whole picture as of frame ``seq`` of hub ``epoch``.
 
-    ``steps`` and ``changes`` are keyed (by step number; by command and engine) and in order of arrival. The newest
-<<<<<<< HEAD
-    ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``), and still
-    older ones are there if they stand out (``rltop.backend.coarse``).
-    ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records.
-=======
-    ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``).
-    ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records. ``probes``: what they found
-    out, by command.
->>>>>>> probes
+        ``steps`` and ``changes`` are keyed (by step number; by command and engine) and in order of arrival. The newest
+    <<<<<<< HEAD
+        ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``), and still
+        older ones are there if they stand out (``rltop.backend.coarse``).
+        ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records.
+    =======
+        ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``).
+        ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records. ``probes``: what they found
+        out, by command.
+    >>>>>>> probes
     """
 
     run: str
