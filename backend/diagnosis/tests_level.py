@@ -189,6 +189,9 @@ def lattice(piles: Piles) -> Iterator[Finding]:
     trainer = _on_grid(piles.run, PAIRS, ON_GRID)
     for engine, pile in asked(piles):
         own = _on_grid(pile, ENGINE_PAIRS, ENGINE_ON_GRID)
+        if _is_moved(pile):
+            yield unknown("T13", "the record is that of other tokens", engine)
+            continue
         if trainer is None or own is None:
             yield unknown("T13", f"fewer than {MIN_PAIRS} pairs of different tokens after equal contexts", engine)
             continue
@@ -203,6 +206,13 @@ def lattice(piles: Piles) -> Iterator[Finding]:
 
 
 LATTICE_STEPS = 10
+
+
+def _is_moved(pile: Pile) -> bool:
+    """Whether the record fits the trainer's logprobs of other tokens better (T6)."""
+    n, off = pile.aligned[-LATTICE_STEPS:].sum(axis=0).T
+    mean = off / np.maximum(n, 1.0)
+    return bool((n > 0).all() and mean.min() < mean[loop.SHIFTS.index(0)] / 2)
 
 
 def _on_grid(pile: Pile, pairs: int, on: int) -> float | None:
