@@ -26,7 +26,7 @@ def policy(number: int) -> Policy:
         seed=1000 + number,
         heat=float(rng.choice([0.6, 0.7, 0.85, 1.0, 1.2])),
         engines=int(rng.choice([1, 2, 3, 4])),
-        lag=int(rng.choice([0, 1, 2, 4])) if move < 0.2 else 1,
+        lag=int(rng.choice([0, 1, 2, 4])) if move < 0.1 else 1,
         move=move,
         size=(low, 2 * low),
         matched=int(rng.choice([0, 16, 64])),
