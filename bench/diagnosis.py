@@ -300,8 +300,10 @@ def page(peers: Path | None) -> list[str]:
 PEERS = """\
 ## Beside martingale
 
-The same runs, given to martingale 0.2.0 by `bench/diagnosis_peers.py` as its adapters would: its alarms, how often,
-and what the lines of its doctor come to at the end. It has no tests of the objective or of speed.
+Runs of the tuned part, given to martingale 0.2.0 by `bench/diagnosis_peers.py` as its adapters would: its alarms, how
+often, and what the lines of its doctor come to at the end. `weights_unchanged` and `span` come in the healthy run too:
+it takes several batches under one version, which an asynchronous run has at its start, for a frozen trainer. It has no
+tests of the objective or of speed.
 """
 
 
