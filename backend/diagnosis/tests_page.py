@@ -31,7 +31,10 @@ length, at every step of a run; what a test says holds for the run so far and no
 
 ## How often they err
 `python -m bench.diagnosis_null` asks all tests at every step of simulated healthy runs with temperatures from 0.6 to
-1.2, lags of 0 to 4, 1 to 4 engines, answers of 6 to 60 tokens, with and without old logprobs.
+1.2, lags of 0 to 4, 1 to 4 engines, answers of 6 to 60 tokens, with and without old logprobs. Of
+2,000 steps of 40 runs, 145,850 findings, none alarms. Nor does any in the eight recorded healthy runs of the demo that
+bounds were chosen on (504 steps, at temperatures 1 and 0.7, GRPO and GSPO, 2 and 3 engines), with old logprobs or
+without them and without facts.
 """
 
 
