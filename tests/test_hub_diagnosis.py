@@ -19,6 +19,9 @@ from rltop.tui.cli.main import main
 from tests.fault_recordings import load, replay, seed_of
 from tests.hub_core import Hub
 from tests.pictures import START
+from tests.test_cli import home, start_hub
+
+__all__ = ["home"]
 
 
 @cache
@@ -131,3 +134,14 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     result = rltop("diagnose", str(tmp_path / "nothing"))
     assert result.exit_code == 1
     assert "no run" in result.output
+
+
+@pytest.mark.usefixtures("home")
+def test_a_live_hub_is_asked_and_not_its_store() -> None:
+    start_hub("living")
+    result = rltop("diagnose", "living")
+    assert result.exit_code == 3, result.output
+    assert result.output.startswith("run living: CANNOT TELL YET, before the first step (0 steps")
+    refused = rltop("diagnose", "living", "--step", "3")
+    assert refused.exit_code == 1
+    assert "step 3 is not kept; steps that are: none" in refused.output
