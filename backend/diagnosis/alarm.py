@@ -7,9 +7,12 @@ not need a second alarm; somebody who is asleep is not woken by a step that look
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, Cause, Verdict
+from rltop.backend.spans import span
 
 RAISE_AFTER = 2
 """Verdicts in a row that must name a fault: one odd step is none, and three are too late to be told within five."""
@@ -26,6 +29,12 @@ CLEAR_AFTER = 5
 REOPEN_WITHIN = 30
 """Steps after its end in which the same cause opens the old alarm again, and counts, instead of a new one."""
 
+MAX_EVIDENCE = 3
+"""Sentences of evidence that go with an alarm."""
+
+MAX_ALARMS = 200
+"""That are kept; the oldest go."""
+
 RAISED, RENAMED, REOPENED, CLEARED = "raised", "renamed", "reopened", "cleared"
 """What can become of an alarm."""
 
@@ -39,11 +48,11 @@ class Alarm(msgspec.Struct, frozen=True):
         sure: a fault was named; otherwise only its family, and a probe would tell.
         engines: on which; empty of all. since_step: the first step at which it shows.
         raised, raised_step: when it was told of, wall clock, and after which step.
-        last_step: the last step at which it held.
         cleared, cleared_step: when it was over; None while it is not.
         again: how often it was opened again.
         acknowledged: who has taken note of it, and when ``acknowledged_at``; such an alarm is not told anew.
         silenced_until: wall clock until which nothing is told of it.
+        evidence, remedy, command: of that cause, as when it was called by it.
     """
 
     id: str
@@ -54,7 +63,6 @@ class Alarm(msgspec.Struct, frozen=True):
     sure: bool
     raised: float
     raised_step: int
-    last_step: int
     engines: list[str] = []
     since_step: int | None = None
     cleared: float | None = None
@@ -63,10 +71,41 @@ class Alarm(msgspec.Struct, frozen=True):
     acknowledged: str = ""
     acknowledged_at: float | None = None
     silenced_until: float | None = None
+    evidence: list[str] = []
+    remedy: str = ""
+    command: str = ""
 
     def quiet(self, now: float) -> bool:
         """Whether nobody is to be told."""
         return bool(self.acknowledged) or (self.silenced_until is not None and now < self.silenced_until)
+
+
+def named_after(cause: Cause) -> dict[str, Any]:
+    """The fields of an alarm that come from the cause that it is called by."""
+    return {
+        "cause": cause.id, "code": cause.code, "layer": cause.layer, "title": cause.title, "engines": cause.engines,
+        "since_step": cause.since_step, "evidence": cause.evidence[:MAX_EVIDENCE], "remedy": cause.remedy,
+        "command": cause.command,
+    }  # fmt: skip
+
+
+def about(alarm: Alarm) -> str:
+    """What is wrong, where and since when, in a line."""
+    sure = "" if alarm.sure else "perhaps "
+    where = ", ".join(alarm.engines) or "all engines"
+    since = "" if alarm.since_step is None else f" since step {alarm.since_step}"
+    again = f", opened again {alarm.again} time{'s' * (alarm.again > 1)}" if alarm.again else ""
+    return f"{sure}{alarm.cause} ({alarm.code}) on {where}{since}: {alarm.title}{again}"
+
+
+def standing(alarm: Alarm, now: float) -> str:
+    """How it stands, in a few words."""
+    if alarm.cleared is not None:
+        return f"over since step {alarm.cleared_step}"
+    said = f"acknowledged by {alarm.acknowledged}" if alarm.acknowledged else "open"
+    if alarm.silenced_until is not None and now < alarm.silenced_until:
+        said += f", silent for {span(alarm.silenced_until - now)}"
+    return said
 
 
 class News(msgspec.Struct, frozen=True):
@@ -89,12 +128,18 @@ class Alarms:
         self._bad: list[Cause] = []  # best causes of the last verdicts in a row that were not healthy
         self._sure = 0  # how many of these, the last ones in a row, named a fault
         self._well = 0  # healthy verdicts in a row
+        self._changed: dict[str, Alarm] = {}
 
     @property
     def open(self) -> Alarm | None:
         """The alarm that is not over."""
         last = next(reversed(self.all.values()), None)
         return last if last is not None and last.cleared is None else None
+
+    def take_changed(self) -> dict[str, Alarm]:
+        """The alarms that are other than at the last call."""
+        changed, self._changed = self._changed, {}
+        return changed
 
     def take(self, verdict: Verdict, now: float) -> News | None:
         """The verdict after the next step; what it means for the alarm."""
@@ -125,29 +170,22 @@ class Alarms:
         last = next(reversed(self.all.values()), None)
         if last and last.cause == cause.id and verdict.step - (last.cleared_step or 0) <= REOPEN_WITHIN:
             opened = msgspec.structs.replace(
-                last, cleared=None, cleared_step=None, last_step=verdict.step, again=last.again + 1,
-                engines=cause.engines, sure=sure,
-            )  # fmt: skip
+                last, cleared=None, cleared_step=None, again=last.again + 1, engines=cause.engines, sure=sure
+            )
             return self._news(REOPENED, opened, now)
-        made = Alarm(
-            f"a{len(self.all) + 1}", cause.id, cause.code, cause.layer, cause.title, sure, now, verdict.step,
-            verdict.step, cause.engines, cause.since_step,
-        )  # fmt: skip
+        name = f"a{int(last.id[1:]) + 1 if last else 1}"
+        made = Alarm(id=name, sure=sure, raised=now, raised_step=verdict.step, **named_after(cause))
         return self._news(RAISED, made, now)
 
     def _goes_on(self, alarm: Alarm, verdict: Verdict, now: float) -> News | None:
         assert verdict.step is not None
         cause, before = verdict.causes[0], alarm
         surer = self._sure >= RAISE_AFTER and not alarm.sure
-        alarm = msgspec.structs.replace(alarm, last_step=verdict.step, sure=alarm.sure or surer)
+        alarm = msgspec.structs.replace(alarm, sure=alarm.sure or surer)
         others = [c.id for c in self._bad[-RENAME_AFTER:]]
         if cause.id != alarm.cause and (surer or others == [cause.id] * RENAME_AFTER):
-            alarm = msgspec.structs.replace(
-                alarm, cause=cause.id, code=cause.code, layer=cause.layer, title=cause.title, engines=cause.engines,
-                since_step=cause.since_step,
-            )  # fmt: skip
+            alarm = msgspec.structs.replace(alarm, **named_after(cause))
         if (alarm.cause, alarm.sure) == (before.cause, before.sure):
-            self._put(alarm)
             return None
         if alarm.layer != before.layer:  # not what was acknowledged
             alarm = msgspec.structs.replace(alarm, acknowledged="", acknowledged_at=None)
@@ -165,7 +203,9 @@ class Alarms:
         return News(what, self._put(alarm), told and not alarm.quiet(now))
 
     def _put(self, alarm: Alarm) -> Alarm:
-        self.all[alarm.id] = alarm
+        self.all[alarm.id] = self._changed[alarm.id] = alarm
+        while len(self.all) > MAX_ALARMS:
+            del self.all[next(iter(self.all))]
         return alarm
 
     def _get(self, alarm: str) -> Alarm:

@@ -14,6 +14,7 @@ import click
 from rltop.backend.demo.faults import FAULTS
 from rltop.collectors import rundir as rundirs
 from rltop.collectors.rundir import RunDir, RunDirError
+from rltop.tui.cli import alarms as cli_alarms
 from rltop.tui.cli import diagnose as cli_diagnose
 from rltop.tui.cli import effect as cli_effect
 from rltop.tui.cli import history as cli_history
@@ -23,8 +24,9 @@ from rltop.tui.cli.runs import as_json_option, choose_run, client_of, existing_r
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Begin": ("demo", "top", "runs", "hub"),
-    "Look": ("status", "diagnose", "fingerprint", "worst", "attribution", "launch-args"),
+    "Look": ("status", "diagnose", "alarms", "fingerprint", "worst", "attribution", "launch-args"),
     "Switch": ("set", "keep", "undo", "flush", "pause", "resume"),
+    "Answer an alarm": ("ack", "silence"),
     "What came of it": ("effect", "audit"),
     "Look back, hand on": ("replay", "record", "export", "parity", "forward"),
     "Numbers": ("metrics", "compute"),
@@ -244,6 +246,7 @@ def demo(
 for made in (
     *orders.COMMANDS,
     *prints.COMMANDS,
+    *cli_alarms.COMMANDS,
     *cli_diagnose.COMMANDS,
     *cli_effect.COMMANDS,
     *cli_metrics.COMMANDS,
