@@ -202,7 +202,9 @@ class State:
         if isinstance(question, view.AskStop):
             return [Reply(client, view.Answer(question.id)), Stop()]
         if isinstance(question, view.AskDiagnosis):
-            return [Reply(client, self._detail(question))]
+            verdict = self._alarms.verdict(now) if question.step is None else None
+            known = None if verdict is None else view.Answer(question.id, diagnosis=verdict)
+            return [Reply(client, known or self._detail(question))]
         if isinstance(question, view.AskSamples | view.AskMismatch):
             answer = self._detail(question)
             return [Recall(client, question, answer) if self._stored_alone(question) else Reply(client, answer)]

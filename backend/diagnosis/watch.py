@@ -11,6 +11,7 @@ from rltop.backend.diagnosis import alarm as rules
 from rltop.backend.diagnosis.alarm import Alarm, Alarms, about
 from rltop.backend.diagnosis.case import Case
 from rltop.backend.diagnosis.diagnose import diagnose
+from rltop.backend.diagnosis.verdict import Verdict
 from rltop.backend.spans import span
 
 PERIOD_S = 1.0
@@ -46,6 +47,7 @@ class AlarmWatch:
         self._alarms = Alarms(list(past))
         self._closed: int | None = None  # a step that no verdict has seen
         self._looked = float("-inf")
+        self._verdict: Verdict | None = None
 
     def step_closed(self, step: int) -> None:
         """There is a newer step to look at."""
@@ -56,13 +58,18 @@ class AlarmWatch:
         if self._closed is None or now - self._looked < PERIOD_S:
             return None
         self._closed, self._looked = None, now  # first: a fault of ours must not come again with every tick
-        news = self._alarms.take(diagnose(case()), now)
+        self._verdict = diagnose(case())
+        news = self._alarms.take(self._verdict, now)
         if news is None:
             return None
         alarm = news.alarm
         severity = SEVERITY[news.what] if alarm.sure or news.what == rules.CLEARED else "warn"
         engine = alarm.engines[0] if len(alarm.engines) == 1 else None
         return Note(severity, f"alarm {alarm.id} {news.what}: {about(alarm)}", engine)
+
+    def verdict(self, now: float) -> Verdict | None:
+        """The verdict on the last step, if it is of this moment: viewers all ask for it at once."""
+        return self._verdict if self._closed is None and now - self._looked < PERIOD_S else None
 
     def ask(
         self, question: view.AskAcknowledge | view.AskSilence, now: float, step: int | None

@@ -70,8 +70,10 @@ def main() -> None:
 @click.argument("run", required=False)
 @click.option("--control", is_flag=True, help="Allow switching flags from the dashboard (default: read-only).")
 @click.option("--fps", type=click.FloatRange(0.5, 10), default=4.0, show_default=True, help="Repaints per second.")
+@click.option("--bell/--no-bell", default=True, show_default=True,
+              help="Ring, and have the terminal notify, when an alarm is raised.")  # fmt: skip
 @cli_history.reference_option
-def top(run: str | None, control: bool, fps: float, references: tuple[str, ...]) -> None:
+def top(run: str | None, control: bool, fps: float, bell: bool, references: tuple[str, ...]) -> None:
     """Show the dashboard of RUN (what `rltop` alone does)."""
     from rltop.collectors.launch import LaunchError, ensure_hub
 
@@ -88,7 +90,7 @@ def top(run: str | None, control: bool, fps: float, references: tuple[str, ...])
         ensure_hub(rundir)
     except LaunchError as error:
         raise click.ClickException(str(error)) from error
-    sys.exit(run_dashboard(rundir, control=control, fps=fps, reference=reference))
+    sys.exit(run_dashboard(rundir, control=control, fps=fps, reference=reference, bell=bell))
 
 
 def _on_terminal() -> bool:
