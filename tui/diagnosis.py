@@ -105,9 +105,16 @@ class Diagnosis(Vertical):
     def compose(self) -> ComposeResult:
         """Two lines, the causes, one of them explained, the findings."""
         yield Rows(id="verdict")
-        yield Table(CAUSES, lambda cause: cause.id, empty="", id="causes")
+        yield Table(CAUSES, lambda cause: cause.id, empty="", id="causes", log=True, opens=True)
         yield Rows(id="because")
-        yield Table(FINDINGS, lambda f: f"{f.test}@{f.engine or ''}", empty="no test was made yet", id="findings")
+        yield Table(
+            FINDINGS,
+            lambda f: f"{f.test}@{f.engine or ''}",
+            empty="no test was made yet",
+            id="findings",
+            log=True,
+            opens=True,
+        )
 
     # --- asking -----------------------------------------------------------------------------------------------------
 

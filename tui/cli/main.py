@@ -20,6 +20,7 @@ from rltop.tui.cli import effect as cli_effect
 from rltop.tui.cli import history as cli_history
 from rltop.tui.cli import metrics as cli_metrics
 from rltop.tui.cli import orders, prints, worst
+from rltop.tui.cli import report as cli_report
 from rltop.tui.cli.runs import as_json_option, choose_run, client_of, existing_run, print_json
 
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -28,7 +29,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Switch": ("set", "keep", "undo", "flush", "pause", "resume"),
     "Answer an alarm": ("ack", "silence"),
     "What came of it": ("effect", "audit"),
-    "Look back, hand on": ("replay", "record", "export", "parity", "forward"),
+    "Look back, hand on": ("replay", "report", "record", "export", "parity", "forward"),
     "Numbers": ("metrics", "compute"),
 }
 """The commands as the help lists them, in the order in which a new user needs them."""
@@ -254,6 +255,7 @@ for made in (
     *cli_metrics.COMMANDS,
     *worst.COMMANDS,
     *cli_history.COMMANDS,
+    *cli_report.COMMANDS,
 ):
     main.add_command(made)
 
