@@ -6,6 +6,7 @@ Names and reasons come from other machines: everything but plots is escaped in e
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -88,7 +89,9 @@ def _markdown(block: Block) -> str:
         case Bullets(items):
             return "\n".join(f"- {f'*{_plain(name)}*: ' if name else ''}{_plain(text)}" for name, text in items)
         case Code(text):
-            return "\n".join(f"    {_clean(line)}" for line in text.splitlines())
+            lines = [_clean(line).rstrip() for line in text.splitlines()]
+            fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+            return "\n".join([fence, *lines, fence])
         case Table(heads, rows):
             lines = [heads, ["---"] * len(heads), *rows]
             return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
