@@ -18,6 +18,7 @@ import zmq
 
 from rltop.backend import view
 from rltop.backend.commands.life import GRACE_S
+from rltop.backend.diagnosis.alarm import Alarm
 from rltop.backend.diagnosis.verdict import Verdict
 from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.gaps.sampled import Samples
@@ -322,6 +323,24 @@ class Client:
         if answer.diagnosis is None:
             raise CommandError(answer.error or "the hub gave no diagnosis")
         return answer.diagnosis
+
+    def acknowledge(self, alarm: str, *, why: str = "") -> Alarm:
+        """Take note of an alarm, as this user. Raises ``CommandError``, ``HubUnreachable``."""
+        return self._ask_alarm(
+            view.AskAcknowledge(uuid.uuid4().hex, alarm, getpass.getuser(), socket.gethostname(), why)
+        )
+
+    def silence(self, alarm: str, seconds: float, *, why: str = "") -> Alarm:
+        """Have nothing told of an alarm for ``seconds``; 0 ends that. Otherwise as ``acknowledge``."""
+        who, host = getpass.getuser(), socket.gethostname()
+        return self._ask_alarm(view.AskSilence(uuid.uuid4().hex, alarm, seconds, who, host, why))
+
+    def _ask_alarm(self, question: view.AskAlarm) -> Alarm:
+        self.snapshot()
+        answer = self._answer(question)
+        if answer.alarm is None:
+            raise CommandError(answer.error or "the hub gave no alarm")
+        return answer.alarm
 
     def samples(
         self, step: int | None = None, kind: str = "sample", engine: str | None = None, limit: int = 32

@@ -16,6 +16,7 @@ from rltop.backend.commands import audit
 from rltop.backend.commands.life import Commands, Order, RejectedError
 from rltop.backend.diagnosis.case import Case
 from rltop.backend.diagnosis.diagnose import diagnose
+from rltop.backend.diagnosis.watch import AlarmWatch
 from rltop.backend.effects.memory import Effects
 from rltop.backend.fleet.engines import Engines, TrainerRanks
 from rltop.backend.fleet.fingerprints import Fingerprints
@@ -130,6 +131,7 @@ class State:
         self._audit_trouble = ""
         self._last_past = -1  # last step that the hub before measured
         self._resumed_at: int | None = None  # last stored step, until the first of this hub's closes
+        self._alarms = AlarmWatch(epoch, past.alarms.values() if past is not None else ())
         if past is not None:
             self._resume(past, now)
         if recalled is not None:
@@ -213,10 +215,14 @@ class State:
         if isinstance(question, view.AskStop):
             return [Reply(client, view.Answer(question.id)), Stop()]
         if isinstance(question, view.AskDiagnosis):
-            return [Reply(client, self._detail(question))]
+            verdict = self._alarms.verdict(now) if question.step is None else None
+            known = None if verdict is None else view.Answer(question.id, diagnosis=verdict)
+            return [Reply(client, known or self._detail(question))]
         if isinstance(question, view.AskSamples | view.AskMismatch):
             answer = self._detail(question)
             return [Recall(client, question, answer) if self._stored_alone(question) else Reply(client, answer)]
+        if isinstance(question, view.AskAlarm):
+            return self._ask_alarm(client, question, now)
         try:
             command, orders = self._commands.ask(question, now, self._last_step)
         except RejectedError as error:
@@ -226,6 +232,14 @@ class State:
             self._probes.begun(command, question.probe, asked, self._chooser.taken())
         reply = Reply(client, view.Answer(question.id, command=command))
         return self._spoken([reply, *self._orders(orders)], now)
+
+    def _ask_alarm(self, client: bytes, question: view.AskAlarm, now: float) -> list[Effect]:
+        try:
+            alarm, note, line = self._alarms.ask(question, now, self._last_step)
+        except ValueError as error:
+            return [Reply(client, view.Answer(question.id, error=str(error)))]
+        self._event(now, note.severity, "alarm", note.text)
+        return [Audit(line), Reply(client, view.Answer(question.id, alarm=alarm))]
 
     def _detail(self, question: view.AskSamples | view.AskMismatch | view.AskDiagnosis) -> view.Answer:
         steps = self._steps
@@ -274,6 +288,11 @@ class State:
         self._counters["settled_early"] = self._steps.settled_early
         return self._spoken([*self._finish_probes(now), *effects], now)
 
+    def watch(self, now: float) -> None:
+        """Look whether something is wrong with the run: to be called with every tick, and after it."""
+        if note := self._alarms.look(self.case, now):
+            self._event(now, note.severity, "alarm", note.text, engine=note.engine)
+
     # --- what goes out ------------------------------------------------------------------------------------------
 
     def frame(self, now: float, *, heartbeat: bool = False) -> view.Frame | None:
@@ -290,9 +309,10 @@ class State:
             self._commands.take_changed(),
             {name: count for name, count in self._counters.items() if shown.get(name, 0) != count},
             self._measured,
+            self._alarms.take_changed(),
         )
         self._new_steps, self._events, self._measured = [], [], []
-        changed = frame.engines or frame.trainer or frame.steps or frame.events or frame.changes or frame.counters
+        changed = frame.engines or frame.trainer or view.has_news(frame) or frame.counters
         if not (changed or frame.probes or heartbeat):
             return None
         self.snapshot.apply(frame)
@@ -336,6 +356,7 @@ class State:
 
     def _resume(self, past: view.Snapshot, now: float) -> None:
         self.snapshot.steps, self.snapshot.events = past.steps, past.events
+        self.snapshot.alarms = past.alarms
         # What was still open the audit log knows, and what became of it.
         self.snapshot.changes = {key: change for key, change in past.changes.items() if change.state in view.TERMINAL}
         if now - past.time < RESUME_ENGINES_S:
@@ -441,6 +462,7 @@ class State:
         self._tell_hole(min([step.step, *self._steps.open]), now)  # an earlier one may still wait for its rollouts
         self._new_steps.append(step)
         self._last_step = step.step
+        self._alarms.step_closed(step.step)
         self.count("unjoined_rows", sum(step.unjoined.values()))
         for engine, values in step.engines.items():
             self._engines.set_gap(engine, values["logp_abs_diff_mean"])

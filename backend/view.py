@@ -11,6 +11,7 @@ from itertools import islice
 import msgspec
 
 from rltop.backend import coarse, headline
+from rltop.backend.diagnosis.alarm import MAX_ALARMS, Alarm
 from rltop.backend.diagnosis.verdict import Verdict
 from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.gaps.profiles import Mismatch
@@ -174,7 +175,7 @@ class Change(msgspec.Struct, frozen=True):
 class Frame(msgspec.Struct, frozen=True):
     """What changed since the last frame. ``seq`` rises by one per frame within a hub's ``epoch``.
 
-    A changed engine, step, or change is sent whole; an empty frame is a heartbeat.
+    A changed engine, step, change or alarm is sent whole; an empty frame is a heartbeat.
     """
 
     epoch: str
@@ -187,21 +188,22 @@ class Frame(msgspec.Struct, frozen=True):
     changes: list[Change] = []
     counters: dict[str, int] = {}
     probes: list[ProbeResult] = []
+    alarms: dict[str, Alarm] = {}
+
+
+def has_news(frame: Frame) -> bool:
+    """Whether there is something in it that is kept whole: no later frame says it again."""
+    return bool(frame.steps or frame.events or frame.changes or frame.alarms)
 
 
 class Snapshot(msgspec.Struct):
     """The whole picture as of frame ``seq`` of hub ``epoch``.
 
-        ``steps`` and ``changes`` are keyed (by step number; by command and engine) and in order of arrival. The newest
-    <<<<<<< HEAD
-        ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``), and still
-        older ones are there if they stand out (``rltop.backend.coarse``).
-        ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records.
-    =======
-        ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``).
-        ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records. ``probes``: what they found
-        out, by command.
-    >>>>>>> probes
+    ``steps`` and ``changes`` are keyed (by step number; by command and engine) and in order of arrival. The newest
+    ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``), and still
+    older ones are there if they stand out (``rltop.backend.coarse``).
+    ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records. ``probes``: what they found
+    out, by command. ``alarms`` are by id, oldest first.
     """
 
     run: str
@@ -216,6 +218,7 @@ class Snapshot(msgspec.Struct):
     changes: dict[str, Change] = {}
     counters: dict[str, int] = {}
     probes: dict[str, ProbeResult] = {}
+    alarms: dict[str, Alarm] = {}
 
     def apply(self, frame: Frame) -> None:
         """Take in the next frame.
@@ -240,6 +243,15 @@ class Snapshot(msgspec.Struct):
         while len(self.probes) > MAX_PROBES:
             del self.probes[next(iter(self.probes))]
         del self.events[:-MAX_EVENTS]
+        self.alarms.update(frame.alarms)
+        while len(self.alarms) > MAX_ALARMS:
+            del self.alarms[next(iter(self.alarms))]
+
+    @property
+    def alarm(self) -> Alarm | None:
+        """The alarm that is not over, if any."""
+        last = next(reversed(self.alarms.values()), None)
+        return last if last is not None and last.cleared is None else None
 
     def _take(self, steps: list[Step]) -> None:
         had = len(self.steps)
@@ -398,6 +410,28 @@ class AskDiagnosis(Ask, frozen=True, tag="diagnosis"):
     step: int | None = None
 
 
+class AskAcknowledge(Ask, frozen=True, tag="acknowledge"):
+    """Take note of an alarm: nothing more is told of it, until it is another. Answer: ``Answer.alarm``, or ``error``.
+
+    ``who``, ``host`` and ``why`` are for the record.
+    """
+
+    alarm: str
+    who: str = ""
+    host: str = ""
+    why: str = ""
+
+
+class AskSilence(Ask, frozen=True, tag="silence"):
+    """Tell nothing of an alarm for ``seconds``; 0 ends a silence. Otherwise as ``AskAcknowledge``."""
+
+    alarm: str
+    seconds: float
+    who: str = ""
+    host: str = ""
+    why: str = ""
+
+
 class AskStop(Ask, frozen=True, tag="stop"):
     """End the hub, in good order."""
 
@@ -484,12 +518,18 @@ class Answer(msgspec.Struct, frozen=True):
     samples: Samples | None = None
     mismatch: Mismatch | None = None
     diagnosis: Verdict | None = None
+    alarm: Alarm | None = None
 
 
 AskCommand = AskSet | AskAct | AskKeep | AskUndo | AskProbe
 """The questions that make a command."""
 
-Question = AskSnapshot | AskAttribution | AskCommand | AskEffect | AskSamples | AskMismatch | AskDiagnosis | AskStop
+AskAlarm = AskAcknowledge | AskSilence
+"""The questions that change an alarm."""
+
+Question = (
+    AskSnapshot | AskAttribution | AskCommand | AskEffect | AskSamples | AskMismatch | AskDiagnosis | AskAlarm | AskStop
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)

@@ -96,6 +96,7 @@ class Hub:
         for tick in range(1, ticks + 1):
             self.now = begin + seconds * tick / ticks
             effects += self._logged(self.state.tick(self.now))
+            self.state.watch(self.now)
         if frame := self.state.frame(self.now):
             self.frames.append(frame)
         return effects

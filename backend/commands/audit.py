@@ -27,6 +27,9 @@ HALF = "half_switched"
 MEASURED = "measured"
 """Events of a command as a whole."""
 
+SILENCED = "silenced"
+"""Event of an alarm: nothing is told of it for ``Line.revert_s`` seconds."""
+
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the log. The fields of ``view.Change`` have their meaning there.
@@ -34,8 +37,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         at: UTC, ISO 8601, to the millisecond. time: the same, seconds.
         event: ``requested``; how it was closed (``applied``, ``reverted``, ``undone``, ``kept``, ``refused``,
-            ``timed_out``, ``superseded``); or of a command as a whole, ``engine`` empty: ``HALF``, or ``MEASURED`` with
-            the ``result`` of a probe.
+            ``timed_out``, ``superseded``); of a command as a whole, ``engine`` empty: ``HALF``, or ``MEASURED`` with
+            the ``result`` of a probe; or, likewise, of the alarm that ``command`` names: ``acknowledged``, ``SILENCED``.
         requested: when it was asked for, seconds.
         corrects: the state that this hub had given it in the engine's silence, which this line replaces.
         hub: epoch of the hub that wrote the line.
@@ -151,7 +154,7 @@ def text_of(line: Line) -> str:
         words.append(f"by {line.who}@{line.host}")
     if line.why:
         words.append(f"because {line.why!r}")
-    if line.event == "requested" and line.revert_s is not None:
+    if line.event in ("requested", SILENCED) and line.revert_s is not None:
         words.append(f"for {line.revert_s:g} s")
     if line.engine_step is not None and line.event != "requested":
         words.append(f"at engine step {line.engine_step}")

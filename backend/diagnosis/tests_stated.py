@@ -103,7 +103,7 @@ def join(piles: Piles) -> Iterator[Finding]:
                 continue
             told = True
             since = _since(piles, lambda s, n=name: s.unjoined.get(n, 0) + s.joins.get(n, 0) > 0)
-            text = f"{count} of {rows} rows: {_SENTENCES[name]}"
+            text = f"{count} of {rows} rows: {_SENTENCES.get(name, name)}"  # a store may have another version's names
             yield _stated("join", outcome, since, None, rows, text, name, value=count / rows)
     if not told:
         yield _stated(

@@ -17,6 +17,7 @@ from typing import Any, Self
 import msgspec
 
 from rltop.backend import coarse, headline, view
+from rltop.backend.diagnosis.alarm import MAX_ALARMS, Alarm
 from rltop.backend.history import rows, schema
 
 NAME = "store.sqlite"
@@ -162,6 +163,7 @@ class Reader:
             events=self._picture_events(until),
             changes={view.change_key(change): change for change in self._picture_changes(until)},
             counters=rows.counters_of(counters) if counters else {},
+            alarms={alarm.id: alarm for alarm in self._picture_alarms(until)},
         )
 
     def _last(self, column: str, until: int) -> bytes | None:
@@ -262,6 +264,15 @@ class Reader:
         found = self.execute(query, (until, view.MAX_CHANGES))
         return [rows.change_of(self.columns["change"], row) for row in found]
 
+    def _picture_alarms(self, until: int) -> list[Alarm]:
+        """As each stood, in the order in which they were raised."""
+        query = (
+            "SELECT a.* FROM alarm a JOIN (SELECT min(id) AS first, max(id) AS last FROM alarm WHERE frame <= ? "
+            "GROUP BY alarm ORDER BY first DESC LIMIT ?) x ON a.id = x.last ORDER BY x.first"
+        )
+        found = self.execute(query, (until, MAX_ALARMS))
+        return [rows.alarm_of(self.columns["alarm"], row) for row in found]
+
     # --- the frames -----------------------------------------------------------------------------------------------
 
     def frames(self, after: int = 0, until: int | None = None) -> Generator[view.Frame, None, None]:
@@ -279,6 +290,7 @@ class Reader:
                 [rows.event_of(self.columns["event"], row) for row in self._of("event", number)],
                 [rows.change_of(self.columns["change"], row) for row in self._of("change", number)],
                 rows.counters_of(counters) if counters else {},
+                {a.id: a for a in (rows.alarm_of(self.columns["alarm"], r) for r in self._of("alarm", number))},
             )
 
     def _of(self, table: str, frame: int) -> list[tuple[Any, ...]]:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-VERSION = 3
+VERSION = 4
 """``PRAGMA user_version`` of a store that this version writes."""
 
 APPLICATION_ID = 0x726C7470
@@ -329,6 +329,27 @@ TABLES: tuple[Table, ...] = (
         indexes=("(frame)",),
         kept="the newest 500,000",
     ),
+    Table(
+        "alarm",
+        "One stage in the life of an alarm; the last row of an alarm is how it stands.",
+        (
+            _ID,
+            _FRAME,
+            Column("alarm", "TEXT NOT NULL", "id of the alarm"),
+            Column("cause", "TEXT NOT NULL", "slug of the cause that it is called by"),
+            Column("code", "TEXT NOT NULL", "of that cause"),
+            Column("layer", "TEXT NOT NULL", "where it lies"),
+            Column("title", "TEXT NOT NULL", "what is wrong"),
+            Column("raised", "REAL NOT NULL", "wall clock of the hub, seconds"),
+            Column("raised_step", "INTEGER NOT NULL", "step after which it was raised"),
+            Column("since_step", "INTEGER", "first step at which it shows"),
+            Column("cleared", "REAL", "wall clock of the hub, seconds; NULL while it is open"),
+            Column("cleared_step", "INTEGER", "step after which it was over"),
+            _REST,
+        ),
+        indexes=("(alarm, id)", "(frame)"),
+        kept="whole: they are few",
+    ),
 )
 
 BY_NAME: Mapping[str, Table] = {table.name: table for table in TABLES}
@@ -358,6 +379,13 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "CREATE TABLE pace (id INTEGER PRIMARY KEY, frame INTEGER NOT NULL, engine TEXT NOT NULL, life TEXT NOT NULL, "
         "epoch INTEGER NOT NULL, time REAL NOT NULL, seconds REAL NOT NULL, tokens INTEGER NOT NULL)",
         "CREATE INDEX pace_0 ON pace (frame)",
+    ),
+    3: (
+        "CREATE TABLE alarm (id INTEGER PRIMARY KEY, frame INTEGER NOT NULL, alarm TEXT NOT NULL, cause TEXT NOT NULL, "
+        "code TEXT NOT NULL, layer TEXT NOT NULL, title TEXT NOT NULL, raised REAL NOT NULL, raised_step INTEGER NOT "
+        "NULL, since_step INTEGER, cleared REAL, cleared_step INTEGER, rest BLOB)",
+        "CREATE INDEX alarm_0 ON alarm (alarm, id)",
+        "CREATE INDEX alarm_1 ON alarm (frame)",
     ),
 }
 """From a version to the next: the SQL that does it. There is one for every version before ``VERSION``."""

@@ -215,7 +215,10 @@ class Store(threading.Thread):
 
 def _news_of(frame: view.Frame) -> view.Frame:
     """The frame without what repeats itself: engines, trainer and counters say the same again later."""
-    return view.Frame(frame.epoch, frame.seq, frame.time, steps=frame.steps, events=frame.events, changes=frame.changes)
+    return view.Frame(
+        frame.epoch, frame.seq, frame.time, steps=frame.steps, events=frame.events, changes=frame.changes,
+        alarms=frame.alarms,
+    )  # fmt: skip
 
 
 def _set_aside(path: Path, why: str) -> Path:

@@ -1,7 +1,7 @@
 """Writes frames into a run's store, a transaction per call. One thread; blocks on the disk.
 
-What viewers were sent is what is stored, whole: steps, events, changes. Engines' figures are stored at a bounded rate,
-and the trainer's counts and the hub's counters once a second.
+What viewers were sent is what is stored, whole: steps, events, changes, alarms. Engines' figures are stored at a
+bounded rate, and the trainer's counts and the hub's counters once a second.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Writer:
         self._counters.update(frame.counters)
         self._trainer = frame.trainer or self._trainer
         due = self._due(frame.time)
-        news = frame.steps or frame.events or frame.changes or due
+        news = view.has_news(frame) or due
         if not news and (not (self._trainer or frame.counters) or frame.time - self._counts_stored < COUNTS_PERIOD_S):
             return
         number = self._new_frame(frame.time)
@@ -175,6 +175,8 @@ class Writer:
             self._insert("event", rows.event_row(event) | {"frame": number})
         for change in frame.changes:
             self._add_change(rows.change_row(change), number)
+        for alarm in frame.alarms.values():
+            self._insert("alarm", rows.alarm_row(alarm) | {"frame": number})
         for engine in due:
             self._add_engine(engine, number)
             self._engine_stored[engine.id] = frame.time
