@@ -38,7 +38,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         at: UTC, ISO 8601, to the millisecond. time: the same, seconds.
         event: ``requested``; how it was closed (``applied``, ``reverted``, ``undone``, ``kept``, ``refused``,
             ``timed_out``, ``superseded``); of a command as a whole, ``engine`` empty: ``HALF``, or ``MEASURED`` with
-            the ``result`` of a probe; or, likewise, of the alarm that ``command`` names: ``acknowledged``, ``SILENCED``.
+            the ``result`` of a probe; or, likewise, of the alarm that ``command`` names: ``acknowledged``,
+            ``SILENCED``.
         requested: when it was asked for, seconds.
         corrects: the state that this hub had given it in the engine's silence, which this line replaces.
         hub: epoch of the hub that wrote the line.
