@@ -290,7 +290,7 @@ class Reader:
                 [rows.event_of(self.columns["event"], row) for row in self._of("event", number)],
                 [rows.change_of(self.columns["change"], row) for row in self._of("change", number)],
                 rows.counters_of(counters) if counters else {},
-                {a.id: a for a in (rows.alarm_of(self.columns["alarm"], r) for r in self._of("alarm", number))},
+                alarms={a.id: a for a in (rows.alarm_of(self.columns["alarm"], r) for r in self._of("alarm", number))},
             )
 
     def _of(self, table: str, frame: int) -> list[tuple[Any, ...]]:

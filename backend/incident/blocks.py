@@ -93,8 +93,8 @@ def _markdown(block: Block) -> str:
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
             return "\n".join([fence, *lines, fence])
         case Table(heads, rows):
-            lines = [heads, ["---"] * len(heads), *rows]
-            return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
+            every = [heads, ["---"] * len(heads), *rows]
+            return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in every)
         case Plot(svg):
             return svg
 
