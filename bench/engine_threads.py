@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from bench.engine_side import Attached, Cpu
 from rltop.backend.client import Client
@@ -105,8 +106,10 @@ class Load:
         )
         scheduled = scheduler.schedule()
         scheduler.finished_req_ids = set()
-        tokens = self._rng.integers(3, 30000, (RUNNING, 1), np.int32)
-        values = -self._rng.random((RUNNING, 1), np.float32)
+        tokens = torch.from_numpy(
+            self._rng.integers(3, 30000, (RUNNING, 1), np.int32)
+        ).numpy()  # a runner's are torch's
+        values = torch.from_numpy(-self._rng.random((RUNNING, 1), np.float32)).numpy()
         outputs = []
         for row, (request, (token,)) in enumerate(zip(self._running, tokens.tolist(), strict=True)):
             request.output_token_ids.append(token)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.collectors.vllm.assemble import REQUEST_BYTES, Assembler, Finished, sampling_of
+from rltop.collectors.vllm.assemble import Assembler
+from rltop.collectors.vllm.rollouts import REQUEST_BYTES, Finished, sampling_of
 from rltop.collectors.vllm.tap import Tap, label_version, version_of
 from rltop.collectors.wire import VersionRun
 from tests.engine_doubles import EngineCore, Outputs, output, request, runner_output

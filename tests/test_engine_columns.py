@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.collectors.vllm.assemble import UNSETTLED_LIMIT, Assembler, Finished
+from rltop.collectors.vllm.assemble import UNSETTLED_LIMIT, Assembler
 from rltop.collectors.vllm.columns import columns_of
+from rltop.collectors.vllm.rollouts import Finished
 from rltop.collectors.vllm.tap import Added, Ended, Record, Sampled, Stepped, Tap
 from rltop.collectors.wire import VersionRun
 from tests.engine_doubles import EngineCore, LogprobsLists, Output, Outputs, output, request
@@ -180,8 +181,9 @@ def test_batches_are_read_as_the_engine_took_them(data: st.DataObject, together:
 
 
 def sampled(ids: list[str], taken: list[str], ended: list[Output], time: float = 0.0) -> Sampled:
-    rows = recorded([1] * len(ids), [1] * len(ids), 1)
-    return Sampled(0, len(taken), ids, taken, ended, rows, None, time, 0, None)
+    told, logprobs = recorded([1] * len(ids), [1] * len(ids), 1)
+    rows = len(told), told.tobytes(), logprobs.tobytes(), told.dtype, logprobs.dtype
+    return Sampled(0, len(taken), ids, taken, ended, time, *rows, 0, None, None)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -22,10 +22,11 @@ from rltop.collectors.guard import MAX_FAULTS, Guard
 from rltop.collectors.rundir import RunDir
 from rltop.collectors.sender import Sender
 from rltop.collectors.vllm import seams
-from rltop.collectors.vllm.assemble import Assembler, Finished
+from rltop.collectors.vllm.assemble import Assembler
 from rltop.collectors.vllm.commands import Commands
 from rltop.collectors.vllm.fingerprint import current, fingerprint
 from rltop.collectors.vllm.probing import Prober
+from rltop.collectors.vllm.rollouts import Finished
 from rltop.collectors.vllm.switches import Board
 from rltop.collectors.vllm.tap import PROBE_PREFIX, Noted, Tap, version_of
 from rltop.collectors.vllm.worker import METHODS
@@ -285,8 +286,8 @@ def _kv_usage(scheduler: Any) -> float | None:
 
 def _message(engine: str, lot: list[Finished]) -> tuple[wire.DataBody, wire.Arrays]:
     arrays: wire.Arrays = {
-        "prompt_ids": np.concatenate([item.prompt_ids for item in lot]),
-        "token_ids": np.concatenate([item.token_ids for item in lot]),
-        "logprobs": np.concatenate([item.logprobs for item in lot]),
+        "prompt_ids": np.frombuffer(b"".join([item.prompt for item in lot]), np.int32),
+        "token_ids": np.frombuffer(b"".join([item.tokens for item in lot]), np.int32),
+        "logprobs": np.frombuffer(b"".join([item.values for item in lot]), np.float32),
     }
     return wire.Rollouts(engine, [item.rollout for item in lot], wire.describe(arrays)), arrays

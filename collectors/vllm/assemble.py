@@ -9,38 +9,19 @@ Whatever must not be read together with them (another version, another flag epoc
 
 from __future__ import annotations
 
-import math
-import struct
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rltop.collectors.vllm.columns import (
-    Batch,
-    Layout,
-    Rows,
-    by_request,
-    columns_of,
-    layout_of,
-    layout_of_rows,
-    rows_of,
-)
+from rltop.collectors.vllm.columns import Batch, Layout, Rows, by_request, columns_of, layout_of, rows_of
+from rltop.collectors.vllm.rollouts import TOKEN_BYTES, Alive, Finished, packed
 from rltop.collectors.vllm.tap import Added, Ended, Noted, Sampled, Scheduled, Stepped, version_of
-from rltop.collectors.wire import Rollout, VersionRun
 
 ALIVE_LIMIT_BYTES = 256 << 20
 """Bound on what is kept of unfinished requests; beyond it the request that comes or grows is dropped whole."""
-
-REQUEST_BYTES = 1024
-"""What a request is taken to need beside its tokens."""
-
-TOKEN_BYTES = 8
 
 SALTS = 4096
 """Cache salts remembered, of the last requests that had one: a probe reads the cache as they did."""
@@ -49,33 +30,7 @@ UNSETTLED_LIMIT = 4096
 """Outputs that are kept as vLLM's objects; about 4 MiB of them."""
 
 UNSETTLED_ROWS = 1 << 15
-"""Rows that are kept as vLLM's arrays; under a MiB of them where only the sampled token's logprob is recorded."""
-
-SAMPLING = {
-    "temperature": None,
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "seed": None,
-}
-"""Sampling parameters that shape the distribution, with the value at which each does nothing (None: always told)."""
-
-
-class Finished(NamedTuple):
-    """A whole rollout: its facts, and its arrays (i4, i4, f4; logprobs in nats, NaN where not recorded)."""
-
-    rollout: Rollout
-    prompt_ids: NDArray[np.int32]
-    token_ids: NDArray[np.int32]
-    logprobs: NDArray[np.float32]
-
-    @property
-    def nbytes(self) -> int:
-        """About how much memory it holds."""
-        return self.prompt_ids.nbytes + self.token_ids.nbytes + self.logprobs.nbytes + 1024
+"""Rows that are kept as they were copied; half a MiB where only the sampled token's logprob is recorded."""
 
 
 class _Origin(NamedTuple):
@@ -85,33 +40,6 @@ class _Origin(NamedTuple):
     label: Any
     inferred: int | None
     layout: Layout | None
-
-
-@dataclass(slots=True)
-class _Alive:
-    prompt_ids: NDArray[np.int32]
-    arrived: float
-    asked: bool
-    skips_lookup: bool
-    sampling: dict[str, float]
-    tokens: array[int] = field(default_factory=lambda: array("i"))
-    logprobs: array[float] = field(default_factory=lambda: array("f"))
-    runs: list[VersionRun] = field(default_factory=list)
-    source: str = "unknown"
-    cached: int | None = None
-    lookup_off: bool = False
-    scheduled: float = 0.0
-    first_step: int = -1
-    updated: float = 0.0
-    recorded: bool = False
-    truth: Any = None
-    by_rows: bool = False
-    origin: _Origin | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """About how much memory it holds."""
-        return REQUEST_BYTES + self.prompt_ids.nbytes + TOKEN_BYTES * len(self.tokens)
 
 
 class _End(NamedTuple):
@@ -142,7 +70,7 @@ class Assembler:
         self.misplaced = self.unmatched = 0
         self.prompt_tokens = self.generated_tokens = self.cached_tokens = 0
         self.finished_count = self.aborted = self.without_logprobs = 0
-        self._alive: dict[str, _Alive] = {}
+        self._alive: dict[str, Alive] = {}
         self._alive_bytes = 0
         self._salts: OrderedDict[str, str] = OrderedDict()
         self._alive_limit = alive_limit_bytes
@@ -202,7 +130,8 @@ class Assembler:
 
     def apply(self, noted: Noted) -> None:
         """Take in the next record."""
-        self.catch_up(noted[0])
+        if noted[0] != self._shed:
+            self.catch_up(noted[0])
         if type(noted) is tuple or isinstance(noted, Sampled):
             self._sampled(noted)
             return
@@ -228,16 +157,7 @@ class Assembler:
         if self._alive_bytes > self._alive_limit:
             self.lost_requests(1)
             return
-        prompt = request.prompt_token_ids
-        asked = getattr(params, "num_logprobs", None) is not None or getattr(params, "logprobs", None) is not None
-        alive = _Alive(
-            prompt_ids=np.asarray(prompt if prompt is not None else [], np.int32),
-            arrived=float(getattr(request, "arrival_time", record.time)),
-            asked=asked,
-            skips_lookup=bool(getattr(request, "skip_reading_prefix_cache", False)),
-            sampling=sampling_of(params),
-            truth=getattr(request, "output_token_ids", None),
-        )
+        alive = Alive.of(request, params, record.time)
         if salt := getattr(request, "cache_salt", None):
             self._remember(request.request_id, str(salt))
         self.added += 1
@@ -269,12 +189,12 @@ class Assembler:
 
     def _sampled(self, record: tuple[Any, ...]) -> None:
         """A ``tap.Sampled``, or a tuple of its fields, of which none is made: this runs for every step."""
-        _, weight, ids, accepted, marked, logprobs, label, time, epoch, inferred = record
-        layout = layout_of_rows(logprobs)
+        _, weight, _, _, marked, time, rows, told, _, told_type, logprob_type, epoch, label, inferred = record
+        layout = None if told_type is None else (rows and len(told) // rows, told_type, logprob_type)
         if (epoch, label, inferred, layout) != self._origin or self._steps or self._unsettled >= UNSETTLED_ROWS:
             self.settle()
             self._origin = _Origin(epoch, label, inferred, layout)
-        self._batches.append((ids, accepted, logprobs))
+        self._batches.append(record)
         self._unsettled += weight
         for output in marked or ():
             self._firsts.setdefault(output.request_id, output)
@@ -302,7 +222,7 @@ class Assembler:
     def _append_rows(self, rows: Rows, firsts: dict[str, Any]) -> list[str]:
         """Append to each request its rows; who it was."""
         version, source = version_of(self._origin.label, self._origin.inferred)
-        token_bytes, logprob_bytes = rows.told.tobytes(), rows.logprobs.tobytes()
+        tokens, logprobs = rows.told.tobytes(), rows.logprobs.tobytes()
         recorded = self._origin.layout is not None
         grown = []
         stop = taken = 0
@@ -314,11 +234,12 @@ class Assembler:
             if not alive.tokens:
                 self._first(alive, firsts.get(request_id))
             if alive.origin is not self._origin:
-                self._run(alive, version, source)
+                alive.origin = self._origin
+                alive.run(version, source, self._origin.epoch)
                 alive.by_rows = True
                 alive.recorded = alive.recorded or (recorded and alive.asked)
-            alive.tokens.frombytes(token_bytes[4 * start : 4 * stop])
-            alive.logprobs.frombytes(logprob_bytes[4 * start : 4 * stop] if alive.asked else _NAN * size)
+            alive.tokens += tokens[4 * start : 4 * stop]
+            alive.logprobs += logprobs[4 * start : 4 * stop] if alive.asked else _NAN * size
             taken += size
             grown.append(request_id)
         self.generated_tokens += taken
@@ -344,14 +265,14 @@ class Assembler:
         self._steps, self._batches, self._firsts, self._ends, self._unsettled = [], [], {}, {}, 0
         return waited
 
-    def _append(self, followed: list[tuple[str, _Alive, list[Any]]]) -> None:
+    def _append(self, followed: list[tuple[str, Alive, list[Any]]]) -> None:
         """Append to each request what its outputs sampled."""
         columns = columns_of([output for _, _, outputs in followed for output in outputs])
         self.misplaced += columns.misplaced
         self.generated_tokens += columns.token_ids.size
         self._alive_bytes += TOKEN_BYTES * columns.token_ids.size
         version, source = version_of(self._origin.label, self._origin.inferred)
-        token_bytes, logprob_bytes = columns.token_ids.tobytes(), columns.logprobs.tobytes()
+        tokens, logprobs = columns.token_ids.tobytes(), columns.logprobs.tobytes()
         of_each = iter(columns.sizes)
         start = 0
         for _, alive, outputs in followed:
@@ -360,28 +281,21 @@ class Assembler:
                 continue
             if not alive.tokens:
                 self._first(alive, next(output for output in outputs if output.new_token_ids))
-            self._run(alive, version, source)
+            alive.origin = self._origin
+            alive.run(version, source, self._origin.epoch)
             alive.recorded = alive.recorded or any(o.new_logprobs is not None for o in outputs if o.new_token_ids)
-            alive.tokens.frombytes(token_bytes[4 * start : 4 * stop])
-            alive.logprobs.frombytes(logprob_bytes[4 * start : 4 * stop])
+            alive.tokens += tokens[4 * start : 4 * stop]
+            alive.logprobs += logprobs[4 * start : 4 * stop]
             start = stop
 
-    def _run(self, alive: _Alive, version: int | None, source: str) -> None:
-        """The next token is of this version and of the flag epoch that is being read."""
-        alive.origin = self._origin
-        if not alive.runs or alive.runs[-1].version != version or alive.runs[-1].flag_epoch != self._origin.epoch:
-            alive.runs.append(VersionRun(len(alive.tokens), self._origin.epoch, version))
-            if source != "unknown" and alive.source != "engine":
-                alive.source = source
-
-    def _first(self, alive: _Alive, output: Any) -> None:
+    def _first(self, alive: Alive, output: Any) -> None:
         """Cached tokens as of the first scheduling: vLLM does not set them again after a preemption."""
         stats = getattr(output, "prefill_stats", None)
         cached = getattr(stats, "num_cached_tokens", None) if stats is not None else None
         if cached is None:
             cached = getattr(output, "num_cached_tokens", None)
         alive.cached = None if cached is None or cached < 0 else int(cached)
-        self.prompt_tokens += alive.prompt_ids.size
+        self.prompt_tokens += len(alive.prompt) // 4
         self.cached_tokens += alive.cached or 0
 
     def _drop(self, request_id: str) -> None:
@@ -393,52 +307,21 @@ class Assembler:
         alive = self._alive.pop(request_id, None)
         if alive is None:
             return
-        size = len(alive.tokens)
         self._alive_bytes -= alive.nbytes
-        arrays = (np.frombuffer(alive.tokens, np.int32), np.frombuffer(alive.logprobs, np.float32)) if size else _NONE
-        if alive.truth is not None and (alive.by_rows or not size):
-            taken = alive.truth[:]
-            if len(taken) != size:
+        if alive.truth is not None and (alive.by_rows or not alive.tokens):
+            taken = packed(alive.truth[:])
+            if len(taken) != len(alive.tokens):
                 self.dropped += 1
                 self.unmatched += 1
                 return
-            packed = struct.pack(f"={size}i", *taken)  # in less than half the time of np.array
-            if packed != alive.tokens.tobytes():
-                token_ids = np.frombuffer(packed, np.int32)
-                arrays = token_ids, self._placed(token_ids, *arrays)
-        rollout = Rollout(
-            request_id=request_id,
-            prompt_size=alive.prompt_ids.size,
-            size=size,
-            finish_reason=reason,
-            runs=alive.runs,
-            version_source=alive.source,
-            has_logprobs=alive.recorded or (alive.asked and not size),
-            cached_tokens=alive.cached,
-            lookup_off=alive.lookup_off,
-            sampling=alive.sampling,
-            arrived=alive.arrived,
-            scheduled=alive.scheduled,
-            finished=time,
-            first_step=alive.first_step,
-            updated=alive.updated,
-            started=self._started,
-        )
+            if taken != alive.tokens:
+                self.misplaced += alive.correct(taken)
+        finished = alive.end(request_id, reason, time, self._started)
         self.published += 1
         self.finished_count += reason != "abort"
         self.aborted += reason == "abort"
-        self.without_logprobs += not rollout.has_logprobs
-        self.finished.append(Finished(rollout, alive.prompt_ids, *arrays))
-
-    def _placed(
-        self, taken: NDArray[np.int32], told: NDArray[np.int32], logprobs: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """The logprobs, without those that are recorded for another token than the request took."""
-        astray = (taken != told) & ~np.isnan(logprobs)
-        if not (misplaced := int(np.count_nonzero(astray))):
-            return logprobs
-        self.misplaced += misplaced
-        return np.where(astray, np.float32(np.nan), logprobs)
+        self.without_logprobs += not finished.rollout.has_logprobs
+        self.finished.append(finished)
 
 
 def _up_to(outputs: list[Any], last: Any) -> list[Any]:
@@ -447,15 +330,3 @@ def _up_to(outputs: list[Any], last: Any) -> list[Any]:
 
 
 _NAN = np.float32(np.nan).tobytes()
-
-_NONE = (np.empty(0, np.int32), np.empty(0, np.float32))
-
-
-def sampling_of(params: Any) -> dict[str, float]:
-    """The parameters of ``SAMPLING`` that are set to something that matters."""
-    found = {}
-    for name, idle in SAMPLING.items():
-        value = getattr(params, name, None)
-        if value != idle and isinstance(value, int | float) and math.isfinite(value):
-            found[name] = float(value)
-    return found

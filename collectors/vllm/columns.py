@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 Layout = tuple[int, Any, Any]
 """Width and element types of recorded logprobs: what must be equal for outputs that are read together."""
 
-Batch = tuple[list[str], list[str] | None, Any]
-"""Of one step: its requests, those that took a token (None: all), its logprobs; see ``Sampled``."""
+Batch = tuple[Any, ...]
+"""A ``tap.Sampled``, or a tuple of its fields."""
 
 
 class Columns(NamedTuple):
@@ -69,30 +69,24 @@ def layout_of(outputs: list[Any]) -> Layout | None:
     return None
 
 
-def layout_of_rows(logprobs: Any) -> Layout | None:
-    """Of one batch; None where it has no logprobs."""
-    if logprobs is None:
-        return None
-    return logprobs.logprobs.shape[1], logprobs.logprobs.dtype, logprobs.logprob_token_ids.dtype
-
-
 def rows_of(batches: list[Batch]) -> Rows:
-    """Read batches of one layout.
+    """Read batches of one width and of the same element types.
 
     Raises:
         ValueError: a request took a token and has no row, or the rows are not one for each request.
     """
+    _, _, of_steps, takers, _, _, counts, told, logprobs, told_type, logprob_type, *_ = zip(*batches, strict=True)
     places: dict[str, int] = defaultdict()
     places.default_factory = places.__len__  # type: ignore[attr-defined]
     of_batches: list[NDArray[Any]] = []
     ids: list[str] = []
     of_batch = np.empty(0, np.int32)
     left_out = 0
-    for of_step, accepted, _ in batches:
+    for of_step, accepted in zip(of_steps, takers, strict=True):
         if of_step != ids:
             ids = of_step
             of_batch = np.fromiter(map(places.__getitem__, ids), np.int32, len(ids))
-        if accepted is None or (len(accepted) == len(ids) and set(accepted).issuperset(ids)):
+        if accepted is None or accepted == ids or (len(accepted) == len(ids) and set(accepted).issuperset(ids)):
             of_batches.append(of_batch)
         else:
             of_batches.append(_taken(of_batch, ids, accepted))
@@ -102,15 +96,17 @@ def rows_of(batches: list[Batch]) -> Rows:
         of_rows = of_rows.astype(np.int16)  # numpy sorts these by radix
     order = np.argsort(of_rows, kind="stable")[left_out:]
     sizes = np.bincount(of_rows[order], minlength=len(places)).tolist()
-    if batches[0][2] is None:
+    rows = sum(counts)
+    if told_type[0] is not None and rows != of_rows.size:
+        raise ValueError(f"{rows} rows recorded for batches of {of_rows.size} requests")
+    if not rows:
         nothing = np.full(order.size, -1, np.int32), np.full(order.size, np.nan, np.float32)
         return Rows(list(places), sizes, *nothing)
-    told = _first_column([logprobs.logprob_token_ids for _, _, logprobs in batches])
-    values = _first_column([logprobs.logprobs for _, _, logprobs in batches])
-    if not told.size == values.size == of_rows.size:
-        raise ValueError(f"{told.size} ids and {values.size} logprobs recorded for batches of {of_rows.size} requests")
-    told, values = told[order], values[order]
-    return Rows(list(places), sizes, told.astype(np.int32, copy=False), values.astype(np.float32, copy=False))
+    columns = [
+        np.frombuffer(b"".join(parts), of_type).reshape(rows, -1)[:, 0][order].astype(native, copy=False)
+        for parts, of_type, native in ((told, told_type[0], np.int32), (logprobs, logprob_type[0], np.float32))
+    ]
+    return Rows(list(places), sizes, *columns)
 
 
 _LEFT_OUT = -1

@@ -58,14 +58,19 @@ class Stepped(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """One step's accepted tokens, by reference to what the model runner put out for all its requests at once.
+    """One step's accepted tokens, as the model runner put them out for all its requests at once.
+
+    The two arrays are copied, since that costs less than to free them later: a runner's arrays lie in memory that its
+    GPU writes to, and who drops the last reference waits for the driver. The last five fields are what must be equal
+    for steps that are read together: see ``assemble``.
 
     Attributes:
         ids: the batch, in the order of the rows of the arrays.
         accepted: requests that took the token of their row; None: all of them.
         marked: the outputs that are a request's first or last; None: there are none.
-        logprobs: vLLM's ``LogprobsLists``, of arrays [requests, width]: column 0 has the sampled token and its logprob
-            (nats). None: not recorded.
+        rows: of the two arrays [rows, width], of which column 0 has the sampled token and its logprob.
+        told: bytes of the one with token ids. logprobs: of the one with logprobs (nats). Empty where none are recorded.
+        told_type, logprob_type: element types of the two; None where none are recorded.
         label: vLLM's own for the weights.
     """
 
@@ -74,10 +79,14 @@ class Sampled(NamedTuple):
     ids: list[str]
     accepted: list[str] | None
     marked: list[Any] | None
-    logprobs: Any
-    label: Any
     time: float
+    rows: int
+    told: bytes
+    logprobs: bytes
+    told_type: Any
+    logprob_type: Any
     epoch: int
+    label: Any
     inferred: int | None
 
 
@@ -297,19 +306,30 @@ def _updater(tap: Tap, engine: Any, scheduler: Any) -> Callable[[Any, Any, Any],
         size = 0
         for of_client in result.values():
             size += len(of_client.outputs)
-        ids = sampled.req_ids
+        if not size:
+            tap.shed = shed
+            return
+        ids, recorded = sampled.req_ids, sampled.logprobs
         accepted = marked = None
         if size != len(ids) or scheduler.finished_req_ids or tap.fresh:
             accepted, marked = tap.mark([output for of_client in result.values() for output in of_client.outputs])
-        if tap.put - tap.taken >= tap.limit and size:
+        if tap.put - tap.taken >= tap.limit:
             return
+        label = engine._weight_version if labelled else None
+        record: Noted
+        if tap.misread:
+            record = Stepped(shed, size, result, now(), tap.epoch, tap.inferred, label)
+        elif recorded is None:
+            record = (shed, size, ids, accepted, marked, now(), 0, b"", b"", None, None, tap.epoch, label, tap.inferred)
+        else:
+            told, logprobs = recorded.logprob_token_ids, recorded.logprobs
+            record = (
+                shed, size, ids, accepted, marked, now(), len(told), told.tobytes(), logprobs.tobytes(),
+                told.dtype, logprobs.dtype, tap.epoch, label, tap.inferred,
+            )  # fmt: skip
         tap.put += size
         tap.shed = shed
-        label = engine._weight_version if labelled else None
-        if size and not tap.misread:
-            append((shed, size, ids, accepted, marked, sampled.logprobs, label, now(), tap.epoch, tap.inferred))
-        elif size:
-            append(Stepped(shed, size, result, now(), tap.epoch, tap.inferred, label))
+        append(record)
 
     return on_update
 
