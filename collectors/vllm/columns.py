@@ -7,6 +7,7 @@ one comprehension or one call over all outputs of some tens of milliseconds, nev
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -76,6 +77,26 @@ def rows_of(batches: list[Batch]) -> Rows:
         ValueError: a request took a token and has no row, or the rows are not one for each request.
     """
     _, _, of_steps, takers, _, _, counts, told, logprobs, told_type, logprob_type, *_ = zip(*batches, strict=True)
+    if takers.count(None) == len(takers) and all(map(of_steps[0].__eq__, of_steps)):  # most of the time
+        ids, sizes = of_steps[0], [len(of_steps)] * len(of_steps[0])
+        order = np.arange(len(of_steps) * len(ids)).reshape(len(of_steps), -1).T.ravel()
+    else:
+        ids, sizes, order = _order(of_steps, takers)
+    if told_type[0] is not None and counts != tuple(map(len, of_steps)):
+        raise ValueError(f"{sum(counts)} rows recorded for batches of {sum(map(len, of_steps))} requests")
+    if not sum(counts):
+        return Rows(ids, sizes, np.full(order.size, -1, np.int32), np.full(order.size, np.nan, np.float32))
+    columns = [
+        np.frombuffer(b"".join(parts), of_type).reshape(sum(counts), -1)[:, 0][order].astype(native, copy=False)
+        for parts, of_type, native in ((told, told_type[0], np.int32), (logprobs, logprob_type[0], np.float32))
+    ]
+    return Rows(ids, sizes, *columns)
+
+
+def _order(
+    of_steps: Iterable[list[str]], takers: Iterable[list[str] | None]
+) -> tuple[list[str], list[int], NDArray[np.intp]]:
+    """Of batches: their requests, how many rows each took, and where these are: of each request oldest first."""
     places: dict[str, int] = defaultdict()
     places.default_factory = places.__len__  # type: ignore[attr-defined]
     of_batches: list[NDArray[Any]] = []
@@ -95,18 +116,7 @@ def rows_of(batches: list[Batch]) -> Rows:
     if len(places) < np.iinfo(np.int16).max:
         of_rows = of_rows.astype(np.int16)  # numpy sorts these by radix
     order = np.argsort(of_rows, kind="stable")[left_out:]
-    sizes = np.bincount(of_rows[order], minlength=len(places)).tolist()
-    rows = sum(counts)
-    if told_type[0] is not None and rows != of_rows.size:
-        raise ValueError(f"{rows} rows recorded for batches of {of_rows.size} requests")
-    if not rows:
-        nothing = np.full(order.size, -1, np.int32), np.full(order.size, np.nan, np.float32)
-        return Rows(list(places), sizes, *nothing)
-    columns = [
-        np.frombuffer(b"".join(parts), of_type).reshape(rows, -1)[:, 0][order].astype(native, copy=False)
-        for parts, of_type, native in ((told, told_type[0], np.int32), (logprobs, logprob_type[0], np.float32))
-    ]
-    return Rows(list(places), sizes, *columns)
+    return list(places), np.bincount(of_rows[order], minlength=len(places)).tolist(), order
 
 
 _LEFT_OUT = -1
