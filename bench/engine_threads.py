@@ -32,7 +32,7 @@ from rltop.collectors.sender import Sender
 from tests.engine_doubles import AsyncScheduler, EngineCore, LogprobsLists, Output, Outputs
 
 ROOT = Path(__file__).parent.parent
-PAIRS = 4
+PAIRS = 5
 RUNNING = 64
 PROMPT = 32
 BUSY = 0.6

@@ -1,6 +1,6 @@
 """The engine's own thread: what it notes down, and nothing more.
 
-Every method here runs inside vLLM's step. Each appends at most one tuple of references; what they mean is worked out
+Every method here runs inside vLLM's step. Each appends at most one tuple; what it means is worked out
 by ``Assembler`` on the sender's thread, which drains the queue some times a second.
 """
 
