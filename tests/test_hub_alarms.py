@@ -17,6 +17,7 @@ from rltop.backend.diagnosis.case import Case
 from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, Cause, Verdict
 from rltop.backend.diagnosis.watch import PERIOD_S, AlarmWatch, Note
 from rltop.backend.history.read import Reader
+from rltop.backend.history.store import Store
 from rltop.tui.cli.main import main
 from tests import pictures, stored
 from tests.fault_recordings import load, replay, seed_of
@@ -187,3 +188,18 @@ def test_the_command_line_lists_alarms_of_a_stored_run(tmp_path: Path) -> None:
     (tmp_path / "fine").mkdir()
     fine = CliRunner().invoke(main, ["alarms", str(stored.store(tmp_path / "fine", stored.frames(3)))])
     assert (fine.exit_code, fine.output) == (0, "run run: no alarm so far\n")
+
+
+def test_a_hub_that_was_killed_leaves_the_open_alarm_to_the_next(tmp_path: Path) -> None:
+    first = Store(tmp_path, "run", "hub-1", 1000.0)
+    first.start()
+    first.put(view.Frame("hub-1", 1, 1001.0, alarms={"a1": alarm()}))
+    assert first.settle(10.0) == 0  # what a viewer is shown next is on disk
+    past = Store(tmp_path, "run", "hub-2", 1002.0).past()
+    first.end()
+    second = Hub("hub-2", past=past)
+    assert second.picture.alarm == alarm()
+    answer, _ = second.ask(view.AskAcknowledge("q", "a1", "kim", "node"))
+    assert answer.alarm is not None
+    second.later()
+    assert second.frames[-1].alarms == {"a1": answer.alarm}

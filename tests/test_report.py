@@ -112,7 +112,7 @@ def test_a_plot_is_well_formed_and_its_line_is_inside_its_frame(
     column = np.array([np.nan if value is None else value for value in values])
     made = svg(
         "a <b>", np.arange(len(values), dtype=float), [Series("x&y", column)],
-        [Mark(step, "<m>", kind) for step, kind in marks], updates=[0.5], since=1,
+        [Mark(step, "<m>", kind) for step, kind in marks], updates=[0.5], wrong=(1.0, 3.0),
     )  # fmt: skip
     root = ET.fromstring(made)
     lines = [e.attrib["d"] for e in root.iter("{http://www.w3.org/2000/svg}path") if e.get("stroke-linejoin")]

@@ -8,10 +8,11 @@ import msgspec
 import pytest
 
 from rltop.backend.diagnosis.verdict import Cause, Verdict
-from rltop.backend.view import Answer, AskAcknowledge, AskDiagnosis, AskSet, AskSilence, Question, Snapshot
+from rltop.backend.probes.result import ProbeResult
+from rltop.backend.view import Answer, AskAcknowledge, AskDiagnosis, AskProbe, AskSet, AskSilence, Question, Snapshot
 from rltop.tui import link, oncall
 from rltop.tui.app import RltopApp
-from rltop.tui.oncall import notification, remedy_of
+from rltop.tui.oncall import notification, probe_of, remedy_of
 from tests import pictures, verdicts
 from tests.pictures import HeldClient
 from tests.screens import assert_as_saved, dashboard, screen_text, settle
@@ -145,6 +146,36 @@ async def test_without_an_alarm_or_a_cause_the_keys_say_so() -> None:
         await pilot.press("r")
         said = [notification.message for notification in app._notifications]
         assert said == ["no alarm is open", "put the cursor of the diagnosis (4) on a cause"]
+
+
+async def test_the_probe_that_would_tell_is_started_after_a_yes_and_its_answer_shown() -> None:
+    hub = Hub(verdicts.alarmed(), verdict=verdicts.fault())
+    async with dashboard(hub, LARGE, control=True) as (app, pilot):
+        await pilot.press("4")
+        await settle(app, pilot)
+        await pilot.press("X")
+        await settle(app, pilot)
+        assert_as_saved(app, "diagnosis-probe-120")
+        await pilot.press("y")
+        await settle(app, pilot)
+        (asked,) = [one for one in hub.asked if isinstance(one, AskProbe)]
+        assert (asked.probe, asked.engines) == ("cache-salt", None)
+        answer = ProbeResult("p1", "cache-salt", "P4", ["e0"], "differs", "hits are off by 0.2 nats", step=39)
+        hub.show(msgspec.structs.replace(verdicts.alarmed(), probes={"p1": answer}))
+        await settle(app, pilot)
+        assert "found  after step 39: cache-salt differs: hits are off by 0.2 nats" in screen_text(app)
+
+
+def test_a_probe_that_can_not_be_started_says_why() -> None:
+    view = pictures.healthy(engines=1)
+    for probe, said in (
+        ("", "no probe is needed"),
+        ("triad", "a person does it"),
+        ("canary-flip", "switch the flag on one engine"),
+        ("cross-replica", "takes 2 live engines; there are 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            probe_of(msgspec.structs.replace(verdicts.STALE, probe=probe), view)
 
 
 def remedy(cause: Cause, **switch: str) -> tuple[str, str, tuple[str, ...], str]:

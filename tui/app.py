@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from textual.app import App, ComposeResult
 from textual.command import CommandPalette as Palette
@@ -17,6 +17,7 @@ from textual.widgets import ContentSwitcher
 from rltop.backend.client import Client
 from rltop.backend.diagnosis.alarm import CLEARED, Alarm
 from rltop.backend.diagnosis.told import Told
+from rltop.backend.diagnosis.verdict import Cause
 from rltop.backend.view import Engine, Snapshot
 from rltop.collectors.rundir import RunDir
 from rltop.tui import explain, status
@@ -31,7 +32,7 @@ from rltop.tui.effect import EffectPage
 from rltop.tui.history import X_AXES, History
 from rltop.tui.link import Pace, backlog, end_with_terminal, send
 from rltop.tui.mismatch import Mismatch
-from rltop.tui.oncall import SILENCE_S, notification, remedy_of
+from rltop.tui.oncall import SILENCE_S, notification, probe_of, probe_question, remedy_of
 from rltop.tui.overview import Overview
 from rltop.tui.palette import CommandPalette, key_bindings
 from rltop.tui.plot import Plot, Sight
@@ -43,6 +44,8 @@ from rltop.tui.targets import Target, targets
 
 WINDOWS: tuple[float | None, ...] = (None, 300.0, 100.0, 30.0)
 """Time ranges, in units of the x axis; None is the whole run."""
+
+T = TypeVar("T")
 
 MIN_FPS, MAX_FPS = 0.5, 10.0
 
@@ -155,7 +158,7 @@ class RltopApp(App[int]):
                 elif self._views.current == "diagnosis":
                     for question in self._diagnosis.questions(view, self.sight, frozen=self._frozen is not None):
                         self.client.ask(question)
-                    self._diagnosis.paint()
+                    self._diagnosis.paint(view)
                 else:
                     self._control.paint(view)
             self._header.show([status.header(self.run_name, view, self._state(), width)])
@@ -220,6 +223,7 @@ class RltopApp(App[int]):
             "acknowledge": partial(self._on_alarm, lambda alarm: self._orders.acknowledge(alarm.id)),
             "silence": partial(self._on_alarm, lambda alarm: self._orders.silence(alarm.id, SILENCE_S)),
             "remedy": self._remedy,
+            "probe": self._probe,
             "control": partial(self._go, "control", "#flags"),
             "journal": partial(self._go, "control", "#journal"),
             "freeze": self._freeze,
@@ -387,16 +391,32 @@ class RltopApp(App[int]):
 
     def _remedy(self) -> None:
         """Ask whether to switch what cures the cause under the cursor."""
+        if found := self._about_cause(remedy_of):
+            (target, wish), _ = found
+            self.push_screen(Confirm(target, wish), partial(self._change, target.subject.name))
+
+    def _probe(self) -> None:
+        """Ask whether to start the probe that would tell the cause under the cursor."""
+        if found := self._about_cause(probe_of):
+            probe, view = found
+
+            def answered(why: str | None) -> None:
+                if why is not None:
+                    self._orders.probe(probe, why)
+
+            self.push_screen(probe_question(probe, view), answered)
+
+    def _about_cause(self, find: Callable[[Cause, Snapshot], T]) -> tuple[T, Snapshot] | None:
+        """What can be done about the cause under the cursor, and the picture; None after saying why nothing."""
         cause, view = self._diagnosis.cause, self.client.view
         if self._views.current != "diagnosis" or cause is None or view is None:
             self.notify("put the cursor of the diagnosis (4) on a cause", severity="warning", timeout=4)
-            return
+            return None
         try:
-            target, wish = remedy_of(cause, view)
+            return find(cause, view), view
         except ValueError as why_not:
             self.notify(str(why_not), severity="warning", timeout=8)
-            return
-        self.push_screen(Confirm(target, wish), partial(self._change, target.subject.name))
+            return None
 
     def _act(self, subject: str) -> None:
         """Do on the whole fleet what the table of actions has for ``subject``."""

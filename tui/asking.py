@@ -9,7 +9,8 @@ import uuid
 from collections.abc import Callable
 from typing import Literal
 
-from rltop.backend.view import AskAcknowledge, AskAct, AskKeep, AskSet, AskSilence, AskUndo, Question
+from rltop.backend.view import AskAcknowledge, AskAct, AskKeep, AskProbe, AskSet, AskSilence, AskUndo, Question
+from rltop.collectors.probes import Probe
 from rltop.tui.confirm import Wish
 from rltop.tui.source import Source
 
@@ -58,6 +59,11 @@ class Orders:
     def undo(self, command: str, what: str, why: str) -> None:
         """Have a command taken back."""
         self._send(AskUndo(_new(), command, _user(), socket.gethostname(), why), f"undo {what}")
+
+    def probe(self, probe: Probe, why: str) -> None:
+        """Start an experiment on all live engines."""
+        question = AskProbe(_new(), probe.name, None, _user(), socket.gethostname(), why, probe.timeout_s)
+        self._send(question, f"probe {probe.name}")
 
     def acknowledge(self, alarm: str) -> None:
         """Take note of an alarm."""

@@ -86,6 +86,8 @@ COMMANDS: tuple[Command, ...] = (
             needs_control=True),
     Command("remedy", ("r",), "r", "Remedy", "switch what cures the cause under the diagnosis' cursor; asks first",
             "Alarms", needs_control=True),
+    Command("probe", ("X",), "X", "Probe", "the experiment that would tell the cause under the cursor; asks first",
+            "Alarms", needs_control=True),
     Command("switch", ("t",), "t", "Switch", "change what is under the cursor of the control view; asks first",
             "Control", needs_control=True, footer="switch"),
     Command("keep", ("K",), "K", "Keep", "stop the timer under the cursor: the change stays; asks first",

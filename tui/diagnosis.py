@@ -13,6 +13,7 @@ from rltop.backend.diagnosis.tests import BY_NAME as TESTS
 from rltop.backend.diagnosis.tests import UNKNOWN
 from rltop.backend.diagnosis.text import where
 from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Finding, Verdict
+from rltop.backend.probes.result import ProbeResult
 from rltop.backend.view import Answer, AskDiagnosis, Question, Snapshot
 from rltop.tui import look
 from rltop.tui.control import wrap
@@ -86,7 +87,7 @@ def explained(cause: Cause, run: str) -> list[tuple[str, str]]:
         said.append(("or", f"{', '.join(cause.confusable_with)}: can't be told apart by what was seen"))
     if cause.probe:
         probe = PROBES.get(cause.probe)
-        order = f" (`{probe.runs} --run {run}`)" if probe is not None and probe.runs else ""
+        order = f" (`{probe.runs} --run {run}`, X)" if probe is not None and probe.runs else ""
         said.append(("probe", f"{cause.probe}{order}" + (f": {probe.does}" if probe is not None else "")))
     return [(name, text) for name, text in (*said, *seen[2:], ("what", cause.what)) if text]
 
@@ -100,6 +101,7 @@ class Diagnosis(Vertical):
         self._error = ""
         self._wanted: object = None
         self._asked = ""
+        self._probed: ProbeResult | None = None
         self._room = 1
 
     def compose(self) -> ComposeResult:
@@ -159,8 +161,12 @@ class Diagnosis(Vertical):
 
     # --- showing ----------------------------------------------------------------------------------------------------
 
-    def paint(self) -> None:
+    def paint(self, view: Snapshot) -> None:
         """Show what was answered last."""
+        self._probed = next(reversed(view.probes.values()), None)
+        self._show()
+
+    def _show(self) -> None:
         verdict = self._verdict
         causes = verdict.causes if verdict is not None else []
         self._make_room(causes)
@@ -181,13 +187,17 @@ class Diagnosis(Vertical):
     def on_resize(self) -> None:
         """Other lines fit now."""
         self._make_room(self._verdict.causes if self._verdict is not None else [])
-        self.call_after_refresh(self.paint)
+        self.call_after_refresh(self._show)
 
     def _lines(self, cause: Cause | None) -> list[list[look.Part]]:
         verdict, width = self._verdict, max(self.size.width - 8, 20)
         if verdict is None:
             return []
         said = explained(cause, verdict.run) if cause is not None else []
+        if (found := self._probed) is not None:
+            when = "" if found.step is None else f"after step {found.step}: "
+            at = next((place for place, (name, _) in enumerate(said) if name == "probe"), len(said) - 1) + 1
+            said.insert(at, ("found", f"{when}{found.probe} {found.verdict}: {found.text}"))
         said += [*(("needs", need) for need in verdict.needs), *(("noted", note) for note in verdict.notes)]
         return [
             [(f"{'' if i else name:>6}  ", look.FAINT), (line, look.STRONG if name in ("do", "live") else look.PLAIN)]

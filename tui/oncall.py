@@ -11,7 +11,9 @@ from itertools import pairwise
 from rltop.backend.diagnosis.alarm import Alarm, about
 from rltop.backend.diagnosis.verdict import Cause
 from rltop.backend.view import Snapshot
+from rltop.collectors.probes import BY_NAME, SWITCH, Probe
 from rltop.tui.confirm import Place, Wish, places
+from rltop.tui.question import ConfirmPlain
 from rltop.tui.targets import Target, targets
 
 SILENCE_S = 1800.0
@@ -53,6 +55,31 @@ def remedy_of(cause: Cause, view: Snapshot) -> tuple[Target, Wish]:
         live = tuple(engine for engine in engines if engine in target.engines)
         return replace(target, engines=live), Wish(choice, Place(", ".join(live), live))
     return target, Wish(choice, places(target)[0])
+
+
+def probe_of(cause: Cause, view: Snapshot) -> Probe:
+    """The probe that would tell, if it can be started from here. Raises ``ValueError``, which says why not."""
+    if not cause.probe:
+        raise ValueError(f"{cause.id}: no probe is needed to tell it from others")
+    probe = BY_NAME.get(cause.probe)
+    if probe is None:
+        raise ValueError(f"{cause.probe}: rltop can't start this one; a person does it")
+    if probe.by == SWITCH:
+        raise ValueError(f"{probe.name}: switch the flag on one engine for a time (6, then t, w, f)")
+    live = sum(engine.health == "live" for engine in view.engines.values())
+    if live < probe.engines:
+        raise ValueError(f"{probe.name} takes {probe.engines} live engines; there are {live}")
+    return probe
+
+
+def probe_question(probe: Probe, view: Snapshot) -> ConfirmPlain:
+    """Whether to start it, with what it costs and may break."""
+    engines = ", ".join(engine.id for engine in view.engines.values() if engine.health == "live")
+    facts = [
+        ("reaches", engines), ("does", probe.summary), ("tells", probe.isolates), ("cost", probe.cost),
+        ("risk", probe.risk), ("needs", probe.needs), ("takes", probe.takes),
+    ]  # fmt: skip
+    return ConfirmPlain(f"Start probe {probe.name} ({probe.code}) ?", [f for f in facts if f[1]], "start")
 
 
 def notification(alarm: Alarm, run: str, environ: Mapping[str, str] = os.environ) -> str:

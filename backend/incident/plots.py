@@ -54,7 +54,7 @@ def svg(
     marks: Sequence[Mark] = (),
     *,
     updates: Sequence[float] = (),
-    since: float | None = None,
+    wrong: tuple[float, float] | None = None,
 ) -> str:
     """A plot of ``series`` over ``steps`` [steps].
 
@@ -64,7 +64,7 @@ def svg(
         series: each with a value per step.
         marks: vertical lines with labels.
         updates: steps after which the weights were new: ticks on the axis.
-        since: from here on something is wrong: shaded.
+        wrong: from this step to that something is wrong: shaded.
     """
     known = [one for one in series if np.isfinite(one.values).any()]
     parts = [
@@ -76,10 +76,10 @@ def svg(
     if not known or not len(steps):
         return "".join([*parts, f'<text x="{LEFT}" y="{HEIGHT // 2}" fill="#777">not measured</text></svg>'])
     frame = _Frame.around(steps, known)
-    if since is not None:
-        x = frame.x(max(since - 0.5, frame.first))
+    if wrong is not None:
+        x, end = frame.x(max(wrong[0] - 0.5, frame.first)), frame.x(min(wrong[1], frame.last))
         parts.append(
-            f'<rect x="{x:.1f}" y="{TOP}" width="{WIDTH - RIGHT - x:.1f}" height="{HEIGHT - TOP - BOTTOM}" '
+            f'<rect x="{x:.1f}" y="{TOP}" width="{max(end - x, 0):.1f}" height="{HEIGHT - TOP - BOTTOM}" '
             'fill="#d55e00" fill-opacity="0.09"/>'
         )
     parts += frame.axes()
@@ -157,8 +157,9 @@ def _line(one: Series, steps: Floats, frame: _Frame, place: int, ends: list[floa
         else:
             pen = "M"
     last = frame.y(float(one.values[np.isfinite(one.values)][-1]))
+    away = 4 if last < HEIGHT / 2 else -4
     while any(abs(last - other) < 12 for other in ends):
-        last += 4
+        last += away
     ends.append(last)
     return [
         f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-linejoin="round" '

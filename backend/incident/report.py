@@ -116,8 +116,10 @@ def _figures(picture: view.Snapshot, verdict: Verdict) -> list[Block]:
     updates = _update_steps(steps)
     since = verdict.causes[0].since_step if verdict.causes else None
     explained = "Lines across: switches (dashed), alarms raised (whole) and over (dotted). Ticks below: new weights."
-    if since is not None:
-        explained += f" Shaded: since step {since}, where what is wrong shows first."
+    wrong = None
+    if since is not None and verdict.step is not None:
+        wrong = float(since), float(verdict.step)
+        explained += f" Shaded: from step {since}, where what is wrong shows first, to the step of the verdict."
     found: list[Block] = [Paragraph(explained)]
     for title, metrics, by_engine in PLOTS:
         series = [Series(label, _column([step.values.get(metric) for step in steps])) for label, metric in metrics]
@@ -126,7 +128,7 @@ def _figures(picture: view.Snapshot, verdict: Verdict) -> list[Block]:
                 Series(engine, _column([step.engines.get(engine, {}).get(by_engine) for step in steps]))
                 for engine in sorted(picture.engines)
             ]
-        found.append(Plot(svg(title, numbers, series, marks, updates=updates, since=since)))
+        found.append(Plot(svg(title, numbers, series, marks, updates=updates, wrong=wrong)))
     return found
 
 
