@@ -11,7 +11,8 @@ from rltop.tui.app import RltopApp
 from rltop.tui.asking import UNANSWERED_S
 from rltop.tui.commands import NEEDS_CONTROL
 from rltop.tui.confirm import Confirm
-from rltop.tui.history import History, markers
+from rltop.tui.happened import markers, marks
+from rltop.tui.history import History
 from rltop.tui.overview import Overview
 from rltop.tui.plot import Plot
 from rltop.tui.table import Table
@@ -215,7 +216,8 @@ async def test_what_an_engine_took_back_by_itself_stands_where_it_happened() -> 
     own = msgspec.structs.replace(asked, command="c1/revert", reverts="c1", step=None)
     history = History()
     history.update(pictures.healthy().steps)
-    (marker,) = markers([own], history, "step")
+    shown = pictures.picture(changes={change_key(own): own})
+    (marker,) = markers(marks(shown, history), history, "step")
     assert marker.x == 25.5
 
 

@@ -17,28 +17,27 @@ from textual.widgets import ContentSwitcher
 from rltop.backend.client import Client
 from rltop.backend.view import Engine, Snapshot
 from rltop.collectors.rundir import RunDir
-from rltop.tui import explain, status
+from rltop.tui import explain, happened, sight, status
 from rltop.tui.asking import Orders
 from rltop.tui.changes import Entry, deed
 from rltop.tui.commands import BY_ID, NEEDS_CONTROL
 from rltop.tui.confirm import About, Confirm, Wish, keep_question, undo_question
 from rltop.tui.control import Control
-from rltop.tui.dialogs import Page, engine_page, help_page, numbers_page, page_width
+from rltop.tui.dialogs import GoTo, Page, engine_page, help_page, numbers_page, page_width
 from rltop.tui.effect import EffectPage
-from rltop.tui.history import X_AXES, History
+from rltop.tui.happened import Mark
+from rltop.tui.history import History
 from rltop.tui.link import Pace, backlog, end_with_terminal
 from rltop.tui.mismatch import Mismatch
 from rltop.tui.overview import Overview
 from rltop.tui.palette import CommandPalette, key_bindings
-from rltop.tui.plot import Plot, Sight
+from rltop.tui.plot import Plot
 from rltop.tui.reference import Reference
-from rltop.tui.rows import Rows
+from rltop.tui.rows import Rows, zoom
+from rltop.tui.sight import Sight
 from rltop.tui.source import Source, hold
 from rltop.tui.table import Table
 from rltop.tui.targets import Target, targets
-
-WINDOWS: tuple[float | None, ...] = (None, 300.0, 100.0, 30.0)
-"""Time ranges, in units of the x axis; None is the whole run."""
 
 MIN_FPS, MAX_FPS = 0.5, 10.0
 
@@ -86,6 +85,7 @@ class RltopApp(App[int]):
         self._clock = clock
         self._frozen: Snapshot | None = None
         self._dirty = True
+        self._marks: tuple[Mark, ...] = ()
         self._orders = Orders(client, lambda: self._clock(), self._tell)
         self._header, self._footer = Rows(id="header"), Rows(id="footer")
         self._overview, self._control = Overview(id="overview"), Control(allowed=control, id="control")
@@ -121,7 +121,7 @@ class RltopApp(App[int]):
     def tick(self) -> None:
         """Take what has come; paint if the link keeps up and nothing stands in front."""
         changed = self.client.poll()
-        self._dirty |= changed and self._frozen is None
+        self._dirty |= changed and (self._frozen is None or self._views.current == "control")
         self._orders.take_answers()
         self._dirty |= self._mismatch.take(self.client.answers)
         if len(self.screen_stack) == 1 and self.pace.tick(self._clock(), backlog(self)):
@@ -135,14 +135,15 @@ class RltopApp(App[int]):
             if self._dirty and view is not None:
                 self._dirty = False
                 self.history.update(view.steps)
+                self._marks = happened.marks(view, self.history)
                 if self._views.current == "overview":
-                    self._overview.paint(view, self.history, self.sight)
+                    self._overview.paint(view, self.history, self.sight, self._marks)
                 elif self._views.current == "mismatch":
                     for question in self._mismatch.questions(view, self.sight):
                         self.client.ask(question)
                     self._mismatch.paint(view)
-                else:
-                    self._control.paint(view)
+                else:  # what can be commanded is what is, not what was
+                    self._control.paint(self.client.view or view)
             self._header.show([status.header(self.run_name, view, self._state(), width)])
             self._footer.show([status.footer(str(self._views.current), control=self.control, width=width)])
 
@@ -158,12 +159,19 @@ class RltopApp(App[int]):
             frozen_at=frozen_at,
             behind=behind or 0,
             reading=self.sight.cursor,
+            there=self._there(),
+            range=sight.shown(self.sight, self.history),
+            live=self._views.current == "control",
             slow_hz=self.pace.painting_hz if self.pace.slow else None,
             notice=", ".join(filter(None, (self._notice(), reference.text if reference else ""))),
         )
 
-    def _look(self, **changes: Any) -> None:
-        self.sight = replace(self.sight, **changes)
+    def _there(self) -> str:
+        cursor = self.sight.cursor
+        return "" if cursor is None else happened.told_at(self._marks, self.history, cursor)
+
+    def _look(self, at: Sight) -> None:
+        self.sight = at
         self._repaint()
 
     def _repaint(self) -> None:
@@ -196,14 +204,20 @@ class RltopApp(App[int]):
             "freeze": self._freeze,
             "zoom": self._zoom,
             "explain": self._explain,
-            "window": lambda: self._look(window=_after(WINDOWS, self.sight.window)),
-            "x_axis": lambda: self._look(axis=_after(X_AXES, self.sight.axis)),
-            "y_axis": lambda: self._look(log=not self.sight.log),
+            "closer": lambda: self._look(sight.zoomed(self.sight, self.history, closer=True)),
+            "wider": lambda: self._look(sight.zoomed(self.sight, self.history, closer=False)),
+            "window": lambda: self._look(sight.next_window(self.sight)),
+            "x_axis": lambda: self._look(sight.next_axis(self.sight, self.history)),
+            "y_axis": lambda: self._look(replace(self.sight, log=not self.sight.log)),
             "step_back": partial(self._read, -1),
             "step_forward": partial(self._read, 1),
             "step_back_ten": partial(self._read, -10),
             "step_forward_ten": partial(self._read, 10),
-            "latest": lambda: self._look(cursor=None),
+            "first": lambda: self._read(-len(self.history.steps)),
+            "latest": lambda: self._look(replace(self.sight, cursor=None)),
+            "go_to": lambda: self.push_screen(GoTo(), lambda step: None if step is None else self.go_to(step)),
+            "next_mark": partial(self._read_mark, forward=True),
+            "previous_mark": partial(self._read_mark, forward=False),
             "slower": lambda: self._set_fps(max(self.pace.hz / 2, MIN_FPS)),
             "faster": lambda: self._set_fps(min(self.pace.hz * 2, MAX_FPS)),
             "next_pane": lambda: self.screen.focus_next(),
@@ -235,12 +249,14 @@ class RltopApp(App[int]):
         self._repaint()
 
     def _zoom(self) -> None:
-        if self._views.current == "overview":
-            self._overview.zoom()
+        view = self._views.visible_content
+        if view is not None:
+            zoom(view, self.focused)
             self._repaint()
 
     def _back(self) -> None:
-        if self._overview.has_class("zoomed") and self._views.current == "overview":
+        view = self._views.visible_content
+        if view is not None and view.has_class("zoomed"):
             self._zoom()
         else:
             self._go("overview", "#fleet")
@@ -309,11 +325,18 @@ class RltopApp(App[int]):
         self.notify(text, severity=severity, timeout=10)
 
     def _read(self, by: int) -> None:
-        steps = self.history.steps
-        if steps:
-            place = len(steps) - 1 if self.sight.cursor is None else self.history.index(self.sight.cursor) or 0
-            place = min(max(place + by, 0), len(steps) - 1)
-            self._look(cursor=steps[place].step if place < len(steps) - 1 else None)
+        self._look(sight.moved(self.sight, self.history, by))
+
+    def go_to(self, step: int) -> None:
+        """Read everything at ``step``, or the last one before it that there is."""
+        self._look(sight.gone_to(self.sight, self.history, step))
+
+    def _read_mark(self, *, forward: bool) -> None:
+        step = happened.next_mark(self._marks, self.history, self.sight.cursor, forward=forward)
+        if step is None:
+            self.notify(f"no mark {'after' if forward else 'before'} this step", severity="warning", timeout=2)
+        else:
+            self.go_to(step)
 
     def _on_table(self, do: Callable[[Table[Any]], object]) -> None:
         if isinstance(self.focused, Table):
@@ -377,10 +400,6 @@ class RltopApp(App[int]):
             self._repaint()
 
         self.push_screen(found.question, answered)
-
-
-def _after(choices: tuple[Any, ...], now: Any) -> Any:
-    return choices[(choices.index(now) + 1) % len(choices)]
 
 
 def run_dashboard(

@@ -14,9 +14,11 @@ from rltop.backend.view import Engine, Event, Snapshot
 from rltop.collectors.flags import FLAGS
 from rltop.collectors.wire import FlagState
 from rltop.tui import look
-from rltop.tui.history import History, markers
-from rltop.tui.plot import Chart, Plot, Series, Sight
+from rltop.tui.happened import Mark, markers
+from rltop.tui.history import History
+from rltop.tui.plot import Chart, Plot, Series
 from rltop.tui.rows import set_height
+from rltop.tui.sight import Sight
 from rltop.tui.table import Column, Table
 
 CHARTS: tuple[Chart, ...] = (
@@ -139,10 +141,10 @@ class Overview(Vertical):
         yield Table(FLEET, lambda engine: engine.id, empty="no engine has reported yet", id="fleet")
         yield Table(EVENTS, lambda event: str(event.number), empty="nothing happened yet", id="events", log=True)
 
-    def paint(self, view: Snapshot, history: History, sight: Sight) -> None:
-        """Show the run as it is in ``view``."""
+    def paint(self, view: Snapshot, history: History, sight: Sight, found: tuple[Mark, ...]) -> None:
+        """Show the run as it is in ``view``; ``found`` is what happened in it."""
         self._make_room(len(view.engines))
-        marks = markers(view.changes.values(), history, sight.axis)
+        marks = markers(found, history, sight.axis)
         if (drawn := (history.revision, marks, sight)) != self._drawn:
             self._drawn = drawn
             for plot in self.query(Plot):
@@ -153,14 +155,6 @@ class Overview(Vertical):
     def on_resize(self) -> None:
         """Fewer plots where it is narrow or low."""
         self._make_room(None)
-
-    def zoom(self) -> None:
-        """The focused pane alone; or all again."""
-        chosen = None if self.has_class("zoomed") else self.screen.focused
-        self.set_class(chosen is not None, "zoomed")
-        for pane in self.query(".pane"):
-            pane.set_class(pane is chosen, "alone")
-        self.query_one("#plots").set_class(isinstance(chosen, Plot), "alone")
 
     def _make_room(self, engines: int | None) -> None:
         """Tables grow with the fleet and the screen; the plots take the rest."""

@@ -50,6 +50,14 @@ def set_height(widget: Widget, rows: int) -> None:
         widget.styles.height = rows
 
 
+def zoom(view: Widget, pane: Widget | None) -> None:
+    """Of all panes of a view only this one; or all again."""
+    chosen = None if view.has_class("zoomed") else pane
+    view.set_class(chosen is not None, "zoomed")
+    for each in view.query("*"):
+        each.set_class(chosen is not None and chosen in each.walk_children(with_self=True), "alone")
+
+
 def changed_until(old: Strip, new: Strip) -> int:
     """Cells up to and including the last one that differs; 0 for equal lines."""
     if old == new:

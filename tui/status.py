@@ -18,8 +18,9 @@ class ViewState:
     """All that the first line says beside the facts of the run.
 
     ``frozen_at`` is the step at which the view was frozen (-1 before the first), ``behind`` how many steps closed
-    since; ``reading`` the step that the plots read out, if not the latest; ``slow_hz`` how often a slow link is
-    painted; ``notice`` what whoever started the view has to say.
+    since; ``reading`` the step that is read, if not the latest, ``there`` what happened right before it; ``range`` the
+    stretch of the x axis that shows, if not the whole run; ``live``: of the view that shows, which shows the run as it
+    is all the same; ``slow_hz`` how often a slow link is painted; ``notice`` what whoever started the view has to say.
     """
 
     state: str
@@ -27,6 +28,9 @@ class ViewState:
     frozen_at: int | None = None
     behind: int = 0
     reading: int | None = None
+    there: str = ""
+    range: str = ""
+    live: bool = False
     slow_hz: float | None = None
     notice: str = ""
 
@@ -41,6 +45,8 @@ def header(run: str, view: Snapshot | None, state: ViewState, width: int) -> Str
         parts += [("▶ ", look.WARN), ("replay  ", look.PLAIN)]
     else:
         parts += [("● ", look.GOOD), ("live  ", look.PLAIN)]
+    if state.range:
+        parts.append((f"{state.range}  ", look.MARK))
     if state.notice:
         parts.append((f"{state.notice}  ", look.WARN))
     if view is not None:
@@ -61,7 +67,9 @@ def _alarm(run: str, view: Snapshot | None, state: ViewState) -> str:
         at = f"at step {state.frozen_at}" if state.frozen_at >= 0 else "before the first step"
         said.append(f"‖ frozen {at}" + (f", +{state.behind} new" if state.behind else ""))
     if state.reading is not None:
-        said.append(f"reading step {state.reading}")
+        said.append(f"reading step {state.reading}" + (f" {state.there}" if state.there else ""))
+    if state.live and (state.frozen_at is not None or state.reading is not None):
+        said.append("this view is live")
     if state.slow_hz is not None:
         said.append(f"▲ link slow, painting at {state.slow_hz:.1f} Hz")
     return " · ".join(said)
