@@ -58,7 +58,7 @@ class Recall:
     """Effect: answer a viewer from the store, or where that can't, with ``answer``: what is known without it."""
 
     to: bytes
-    question: view.AskSamples | view.AskMismatch
+    question: view.AskSamples | view.AskMismatch | view.AskPast
     answer: view.Answer
 
 
@@ -201,6 +201,8 @@ class State:
             return [Reply(client, view.Answer(question.id)), Stop()]
         if isinstance(question, view.AskDiagnosis):
             return [Reply(client, self._detail(question))]
+        if isinstance(question, view.AskPast):
+            return [Recall(client, question, view.Answer(question.id, error="only a store has engines of the past"))]
         if isinstance(question, view.AskSamples | view.AskMismatch):
             answer = self._detail(question)
             return [Recall(client, question, answer) if self._stored_alone(question) else Reply(client, answer)]

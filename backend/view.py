@@ -366,8 +366,21 @@ class AskDiagnosis(Ask, frozen=True, tag="diagnosis"):
     step: int | None = None
 
 
+class AskPast(Ask, frozen=True, tag="past"):
+    """The run as it was when ``step`` had closed. Answer: ``Answer.past``, or ``error``."""
+
+    step: int
+
+
 class AskStop(Ask, frozen=True, tag="stop"):
     """End the hub, in good order."""
+
+
+class Past(msgspec.Struct, frozen=True):
+    """A run as it was when a step had closed: the step with all its figures, and the engines as last heard of then."""
+
+    step: Step
+    engines: dict[str, Engine]
 
 
 class EffectEstimate(msgspec.Struct, frozen=True):
@@ -452,12 +465,15 @@ class Answer(msgspec.Struct, frozen=True):
     samples: Samples | None = None
     mismatch: Mismatch | None = None
     diagnosis: Verdict | None = None
+    past: Past | None = None
 
 
 AskCommand = AskSet | AskAct | AskKeep | AskUndo
 """The questions that make a command."""
 
-Question = AskSnapshot | AskAttribution | AskCommand | AskEffect | AskSamples | AskMismatch | AskDiagnosis | AskStop
+Question = (
+    AskSnapshot | AskAttribution | AskCommand | AskEffect | AskSamples | AskMismatch | AskDiagnosis | AskPast | AskStop
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)

@@ -15,9 +15,9 @@ from textual.command import CommandPalette as Palette
 from textual.widgets import ContentSwitcher
 
 from rltop.backend.client import Client
-from rltop.backend.view import Engine, Snapshot
+from rltop.backend.view import Snapshot, Step
 from rltop.collectors.rundir import RunDir
-from rltop.tui import explain, happened, sight, status
+from rltop.tui import explain, fleet, happened, sight, status
 from rltop.tui.asking import Orders
 from rltop.tui.changes import Entry, deed
 from rltop.tui.commands import BY_ID, NEEDS_CONTROL
@@ -31,6 +31,7 @@ from rltop.tui.link import Pace, backlog, end_with_terminal
 from rltop.tui.mismatch import Mismatch
 from rltop.tui.overview import Overview
 from rltop.tui.palette import CommandPalette, key_bindings
+from rltop.tui.past import Pasts
 from rltop.tui.plot import Plot
 from rltop.tui.reference import Reference
 from rltop.tui.rows import Rows, zoom
@@ -86,6 +87,7 @@ class RltopApp(App[int]):
         self._frozen: Snapshot | None = None
         self._dirty = True
         self._marks: tuple[Mark, ...] = ()
+        self._pasts = Pasts()
         self._orders = Orders(client, lambda: self._clock(), self._tell)
         self._header, self._footer = Rows(id="header"), Rows(id="footer")
         self._overview, self._control = Overview(id="overview"), Control(allowed=control, id="control")
@@ -123,7 +125,7 @@ class RltopApp(App[int]):
         changed = self.client.poll()
         self._dirty |= changed and (self._frozen is None or self._views.current == "control")
         self._orders.take_answers()
-        self._dirty |= self._mismatch.take(self.client.answers)
+        self._dirty |= self._mismatch.take(self.client.answers) | self._pasts.take(self.client.answers)
         if len(self.screen_stack) == 1 and self.pace.tick(self._clock(), backlog(self)):
             self.paint()
 
@@ -137,13 +139,14 @@ class RltopApp(App[int]):
                 self.history.update(view.steps)
                 self._marks = happened.marks(view, self.history)
                 if self._views.current == "overview":
-                    self._overview.paint(view, self.history, self.sight, self._marks)
+                    self._ask_past(view)
+                    self._overview.paint(view, self.history, self.sight, self._marks, self._fleet(view))
                 elif self._views.current == "mismatch":
                     for question in self._mismatch.questions(view, self.sight):
                         self.client.ask(question)
                     self._mismatch.paint(view)
                 else:  # what can be commanded is what is, not what was
-                    self._control.paint(self.client.view or view)
+                    self._control.paint(self.client.view or view, self.history.closed(self.sight.cursor))
             self._header.show([status.header(self.run_name, view, self._state(), width)])
             self._footer.show([status.footer(str(self._views.current), control=self.control, width=width)])
 
@@ -165,6 +168,27 @@ class RltopApp(App[int]):
             slow_hz=self.pace.painting_hz if self.pace.slow else None,
             notice=", ".join(filter(None, (self._notice(), reference.text if reference else ""))),
         )
+
+    def _ask_past(self, view: Snapshot) -> None:
+        question = self._pasts.question(view, self.sight.cursor, self._clock())
+        if question is not None:
+            self.client.ask(question)
+
+    def _read_step(self) -> Step | None:
+        """The step that is read, with all that is known of it; None before the first."""
+        cursor = self.sight.cursor
+        place = self.history.index(math.inf if cursor is None else cursor)
+        if place is None:
+            return None
+        step, past = self.history.steps[place], None if cursor is None else self._pasts.of(cursor)
+        return step if past is None or step.engines else past.step
+
+    def _fleet(self, view: Snapshot) -> list[fleet.Row]:
+        """The engines as they are, or as of the step that is read."""
+        cursor, step = self.sight.cursor, self._read_step()
+        if cursor is None or step is None:
+            return fleet.now(view.engines.values())
+        return fleet.at_step(view, step, self._pasts.of(cursor))
 
     def _there(self) -> str:
         cursor = self.sight.cursor
@@ -263,8 +287,11 @@ class RltopApp(App[int]):
 
     def on_table_chosen(self, event: Table.Chosen) -> None:
         """Enter on a line: facts of an engine, the question before a switch, or the effect of a change."""
-        if isinstance(event.item, Engine):
-            self.push_screen(engine_page(event.item, page_width(self.size.width)))
+        if isinstance(event.item, fleet.Row):
+            if event.item.engine is None:
+                self.notify(f"nobody kept the facts of {event.item.id} at this step", severity="warning", timeout=4)
+            else:
+                self.push_screen(engine_page(event.item.engine, page_width(self.size.width)))
         elif isinstance(event.item, Target):
             self.command("switch")
         elif isinstance(event.item, Entry):
@@ -287,9 +314,8 @@ class RltopApp(App[int]):
             return self._mismatch.figures()
         if isinstance(self.focused, Plot):
             return self.focused.figures()
-        if isinstance(self.focused, Table) and isinstance(engine := self.focused.selected, Engine):
-            place = self.history.index(math.inf if self.sight.cursor is None else self.sight.cursor)
-            step = None if place is None else self.history.steps[place]
+        if isinstance(self.focused, Table) and isinstance(engine := self.focused.selected, fleet.Row):
+            step = self._read_step()
             values = step.engines.get(engine.id, {}) if step else {}
             named = [(column.title, metric) for column in self.focused.explained() for metric in column.metrics]
             where = f"{engine.id}, {f'step {step.step}' if step else 'no step yet'}"

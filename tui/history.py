@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
@@ -78,6 +79,11 @@ class History:
         """Place of the last step up to ``number``; None if there is none."""
         place = int(np.searchsorted(self.numbers(), number, side="right")) - 1
         return place if place >= 0 else None
+
+    def closed(self, number: int | None) -> float:
+        """Wall clock at which the last step up to ``number`` closed; infinite for None, and where there is none."""
+        place = None if number is None else self.index(number)
+        return math.inf if place is None else self.steps[place].closed
 
     def _column(self, name: str, values: Callable[[], Iterable[float | None]]) -> Floats:
         if name not in self._columns:
