@@ -34,6 +34,7 @@ from rltop.tui.palette import CommandPalette, key_bindings
 from rltop.tui.past import Pasts
 from rltop.tui.plot import Plot
 from rltop.tui.reference import Reference
+from rltop.tui.repaint import NarrowScreen
 from rltop.tui.rows import Rows, zoom
 from rltop.tui.sight import Sight
 from rltop.tui.source import Source, hold
@@ -93,6 +94,10 @@ class RltopApp(App[int]):
         self._overview, self._control = Overview(id="overview"), Control(allowed=control, id="control")
         self._mismatch = Mismatch(id="mismatch")
         self._views = ContentSwitcher(self._overview, self._mismatch, self._control, initial="overview")
+
+    def get_default_screen(self) -> NarrowScreen:
+        """See ``repaint``."""
+        return NarrowScreen(id="_default")
 
     def compose(self) -> ComposeResult:
         """A line, a view, a line."""

@@ -137,7 +137,7 @@ def _by(key: Callable[[Engine], Any]) -> Callable[[Row], Any]:
     return lambda row: None if row.engine is None else key(row.engine)
 
 
-# What changes most stands left: a line is sent again up to its last changed cell.
+# What changes most stands together: a line is sent again from its first to its last changed cell.
 FLEET: tuple[Column[Row], ...] = (
     Column("engine", 10, _name, sort=lambda row: row.id, right=False),
     Column("tok/s", 6, _shown(lambda e: look.figure(e.tokens_per_s)), sort=_by(lambda e: e.tokens_per_s)),
