@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from tests.terminal import Terminal
@@ -39,6 +40,10 @@ def measure(columns: int, lines: int, kind: str) -> str:
     )
 
 
+def contains(part: str, text: str) -> bool:
+    return part in text
+
+
 def measure_cursor(columns: int, lines: int) -> str:
     with Terminal(columns, lines, fps=FPS) as terminal:
         terminal.wait_for(lambda text: "step 39" in text and "detach" in text)
@@ -47,7 +52,7 @@ def measure_cursor(columns: int, lines: int) -> str:
         sent, used = terminal.mark(), cpu_s(terminal.process.pid)
         for step in range(37, 37 - MOVES, -1):
             terminal.press("[")
-            terminal.wait_for(lambda text, step=step: f"reading step {step}" in text)
+            terminal.wait_for(partial(contains, f"reading step {step}"))
         sent, used = terminal.mark() - sent, cpu_s(terminal.process.pid) - used
     return (
         f"| {columns}x{lines} | the cursor, one step a key | {sent / MOVES / 1e3:.2f} | | {1e3 * used / MOVES:.1f} | |"

@@ -97,6 +97,13 @@ def test_another_axis_shows_about_as_much() -> None:
         assert 60 <= ((x >= low) & (x <= high)).sum() <= 300
 
 
+def test_a_stretch_of_any_axis_is_so_many_steps() -> None:
+    run = history(list(range(601)))  # a step in 4 s
+    assert sight.in_steps(Sight(axis="minutes", window=2.0, cursor=300), run) == Sight(window=30.0, cursor=300)
+    assert sight.in_steps(Sight(axis="minutes"), run) == Sight(axis="minutes")
+    assert sight.in_steps(Sight(window=30.0), run) == Sight(window=30.0)
+
+
 def test_the_range_is_told_where_it_is_not_the_whole_run() -> None:
     run = history(list(range(100)))
     assert sight.shown(Sight(), run) == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -14,10 +13,8 @@ from textual.app import App, ComposeResult
 from textual.command import CommandPalette as Palette
 from textual.widgets import ContentSwitcher
 
-from rltop.backend.client import Client
-from rltop.backend.view import Snapshot, Step
-from rltop.collectors.rundir import RunDir
-from rltop.tui import explain, fleet, happened, sight, status
+from rltop.backend.view import Snapshot
+from rltop.tui import explain, happened, sight, status
 from rltop.tui.asking import Orders
 from rltop.tui.changes import Entry, deed
 from rltop.tui.commands import BY_ID, NEEDS_CONTROL
@@ -25,6 +22,7 @@ from rltop.tui.confirm import About, Confirm, Wish, keep_question, undo_question
 from rltop.tui.control import Control
 from rltop.tui.dialogs import GoTo, Page, engine_page, help_page, numbers_page, page_width
 from rltop.tui.effect import EffectPage
+from rltop.tui.fleet import Row
 from rltop.tui.happened import Mark
 from rltop.tui.history import History
 from rltop.tui.link import Pace, backlog, end_with_terminal
@@ -145,9 +143,15 @@ class RltopApp(App[int]):
                 self._marks = happened.marks(view, self.history)
                 if self._views.current == "overview":
                     self._ask_past(view)
-                    self._overview.paint(view, self.history, self.sight, self._marks, self._fleet(view))
+                    self._overview.paint(
+                        view,
+                        self.history,
+                        self.sight,
+                        self._marks,
+                        self._pasts.fleet(view, self.history, self.sight.cursor),
+                    )
                 elif self._views.current == "mismatch":
-                    for question in self._mismatch.questions(view, self.sight):
+                    for question in self._mismatch.questions(view, sight.in_steps(self.sight, self.history)):
                         self.client.ask(question)
                     self._mismatch.paint(view)
                 else:  # what can be commanded is what is, not what was
@@ -178,22 +182,6 @@ class RltopApp(App[int]):
         question = self._pasts.question(view, self.sight.cursor, self._clock())
         if question is not None:
             self.client.ask(question)
-
-    def _read_step(self) -> Step | None:
-        """The step that is read, with all that is known of it; None before the first."""
-        cursor = self.sight.cursor
-        place = self.history.index(math.inf if cursor is None else cursor)
-        if place is None:
-            return None
-        step, past = self.history.steps[place], None if cursor is None else self._pasts.of(cursor)
-        return step if past is None or step.engines else past.step
-
-    def _fleet(self, view: Snapshot) -> list[fleet.Row]:
-        """The engines as they are, or as of the step that is read."""
-        cursor, step = self.sight.cursor, self._read_step()
-        if cursor is None or step is None:
-            return fleet.now(view.engines.values())
-        return fleet.at_step(view, step, self._pasts.of(cursor))
 
     def _there(self) -> str:
         cursor = self.sight.cursor
@@ -292,7 +280,7 @@ class RltopApp(App[int]):
 
     def on_table_chosen(self, event: Table.Chosen) -> None:
         """Enter on a line: facts of an engine, the question before a switch, or the effect of a change."""
-        if isinstance(event.item, fleet.Row):
+        if isinstance(event.item, Row):
             if event.item.engine is None:
                 self.notify(f"nobody kept the facts of {event.item.id} at this step", severity="warning", timeout=4)
             else:
@@ -319,8 +307,8 @@ class RltopApp(App[int]):
             return self._mismatch.figures()
         if isinstance(self.focused, Plot):
             return self.focused.figures()
-        if isinstance(self.focused, Table) and isinstance(engine := self.focused.selected, fleet.Row):
-            step = self._read_step()
+        if isinstance(self.focused, Table) and isinstance(engine := self.focused.selected, Row):
+            step = self._pasts.step(self.history, self.sight.cursor)
             values = step.engines.get(engine.id, {}) if step else {}
             named = [(column.title, metric) for column in self.focused.explained() for metric in column.metrics]
             where = f"{engine.id}, {f'step {step.step}' if step else 'no step yet'}"
@@ -431,36 +419,3 @@ class RltopApp(App[int]):
             self._repaint()
 
         self.push_screen(found.question, answered)
-
-
-def run_dashboard(
-    rundir: RunDir,
-    *,
-    control: bool,
-    fps: float = 4.0,
-    notice: Callable[[], str] = str,
-    reference: Reference | None = None,
-    farewell: str = "detached; the run goes on",
-) -> int:
-    """Show the dashboard of a run until the person leaves it.
-
-    Args:
-        rundir: where the run's hub listens, now or later.
-        control: flags may be switched.
-        fps: repaints per second at most.
-        notice: asked at every repaint for what else the first line should say; empty for nothing.
-        reference: a stored run to hold this one against; None for nothing.
-        farewell: the last word on the terminal when the person left; empty for none.
-
-    Returns:
-        The exit status.
-    """
-    client = Client(rundir)
-    try:
-        app = RltopApp(client, rundir.run, control=control, fps=fps, notice=notice, reference=reference)
-        app.run()
-    finally:
-        client.close()
-    if app.return_code == 0 and farewell:
-        print(farewell)  # noqa: T201 - the last word, on the terminal
-    return app.return_code or 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 
-from rltop.backend.view import Answer, AskPast, Past, Snapshot
+from rltop.backend.view import Answer, AskPast, Past, Snapshot, Step
+from rltop.tui.fleet import Row, at_step, now
+from rltop.tui.history import History
 
 KEPT = 64
 """Answers that are kept; a cursor goes to and fro."""
@@ -29,16 +32,31 @@ class Pasts:
         """What is known of the run at that step, so far."""
         return self._found.get(step)
 
-    def question(self, view: Snapshot, step: int | None, now: float) -> AskPast | None:
+    def step(self, history: History, cursor: int | None) -> Step | None:
+        """The step that is read (None: the latest), with all that is known of it; None before the first."""
+        place = history.index(math.inf if cursor is None else cursor)
+        if place is None:
+            return None
+        step, past = history.steps[place], None if cursor is None else self.of(cursor)
+        return step if past is None or step.engines else past.step
+
+    def fleet(self, view: Snapshot, history: History, cursor: int | None) -> list[Row]:
+        """The engines as they are, or as of the step that is read."""
+        step = self.step(history, cursor)
+        if cursor is None or step is None:
+            return now(view.engines.values())
+        return at_step(view, step, self.of(cursor))
+
+    def question(self, view: Snapshot, step: int | None, at: float) -> AskPast | None:
         """What to ask now that ``step`` is read (None: the latest)."""
         if view.epoch != self._epoch:
             self._epoch, self._found, self._asked = view.epoch, {}, None
-        if self._asked is not None and now - self._asked[2] > PATIENCE_S:
+        if self._asked is not None and at - self._asked[2] > PATIENCE_S:
             self._asked = None
         if step is None or step in self._found or self._asked is not None:
             return None
         question = AskPast(uuid.uuid4().hex, step)
-        self._asked = question.id, step, now
+        self._asked = question.id, step, at
         return question
 
     def take(self, answers: dict[str, Answer]) -> bool:

@@ -115,6 +115,17 @@ def next_axis(sight: Sight, history: History) -> Sight:
     return replace(there, window=max(_round(length), NARROWEST[axis])) if length else there
 
 
+def in_steps(sight: Sight, history: History) -> Sight:
+    """The same stretch with its length in steps, for what knows no other axis."""
+    if sight.window is None or sight.axis == "step":
+        return sight
+    low, high = stretch(sight, history)
+    x = history.x(sight.axis)
+    numbers = history.numbers()[(x >= low) & (x <= high)]
+    length = float(numbers.max() - numbers.min()) + 1 if numbers.size else None
+    return replace(sight, axis="step", window=length)
+
+
 def shown(sight: Sight, history: History) -> str:
     """Which stretch shows, in words; empty for the whole run."""
     if sight.window is None or not history.steps:
