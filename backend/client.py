@@ -18,9 +18,11 @@ import zmq
 
 from rltop.backend import view
 from rltop.backend.commands.life import GRACE_S
+from rltop.backend.diagnosis.alarm import Alarm
 from rltop.backend.diagnosis.verdict import Verdict
 from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.gaps.sampled import Samples
+from rltop.backend.probes.result import ProbeResult
 from rltop.collectors.launch import find_hub
 from rltop.collectors.rundir import RunDir
 
@@ -32,6 +34,9 @@ RETRY_S = 2.0
 
 ANSWER_S = 5.0
 """How long the blocking calls wait for an answer."""
+
+RESULT_S = 10.0
+"""How long a probe's result may take once its command has ended."""
 
 MAX_BUFFERED = 1_000
 MAX_ANSWERS = 256
@@ -204,6 +209,45 @@ class Client:
         """Bring the engines that ``command`` changed back to what they had before. Otherwise as ``set_flag``."""
         return self.command(view.AskUndo(uuid.uuid4().hex, command, who or "", host or "", why, timeout_s), watch)
 
+    def probe(
+        self,
+        probe: str,
+        *,
+        engines: Sequence[str] | None = None,
+        who: str | None = None,
+        host: str | None = None,
+        why: str = "",
+        timeout_s: float = 120.0,
+        watch: Watch | None = None,
+    ) -> ProbeResult:
+        """Start a probe (``collectors.probes``), follow it to its end, and say what it found out.
+
+        Raises as ``set_flag``.
+        """
+        question = view.AskProbe(uuid.uuid4().hex, probe, _listed(engines), who or "", host or "", why, timeout_s)
+        command = self.command(question, watch)[0].command
+        return self.measured(command, RESULT_S)
+
+    def measured(self, command: str, timeout_s: float = 0.0) -> ProbeResult:
+        """What the probe of ``command`` (its id or the start of it) found out, waiting for it if need be.
+
+        Raises:
+            CommandError: no such probe, or it has not ended.
+            HubUnreachable: no hub answers.
+        """
+        self.snapshot()
+
+        def found(client: Client) -> list[ProbeResult]:
+            known = client.view.probes.items() if client.view else ()
+            return [result for name, result in known if name == command or name.startswith(command)]
+
+        if not self.wait(lambda client: bool(found(client)), timeout_s) or len(found(self)) > 1:
+            known = list(self.view.probes) if self.view else []
+            raise CommandError(
+                f"no one probe {command!r} has ended here; the last ones: {', '.join(known[-5:]) or 'none'}"
+            )
+        return found(self)[0]
+
     def command(self, question: view.AskCommand, watch: Watch | None = None) -> list[view.Change]:
         """Ask for a command and follow it to its end on every engine; see ``set_flag``."""
         self.snapshot()
@@ -279,6 +323,24 @@ class Client:
         if answer.diagnosis is None:
             raise CommandError(answer.error or "the hub gave no diagnosis")
         return answer.diagnosis
+
+    def acknowledge(self, alarm: str, *, why: str = "") -> Alarm:
+        """Take note of an alarm, as this user. Raises ``CommandError``, ``HubUnreachable``."""
+        return self._ask_alarm(
+            view.AskAcknowledge(uuid.uuid4().hex, alarm, getpass.getuser(), socket.gethostname(), why)
+        )
+
+    def silence(self, alarm: str, seconds: float, *, why: str = "") -> Alarm:
+        """Have nothing told of an alarm for ``seconds``; 0 ends that. Otherwise as ``acknowledge``."""
+        who, host = getpass.getuser(), socket.gethostname()
+        return self._ask_alarm(view.AskSilence(uuid.uuid4().hex, alarm, seconds, who, host, why))
+
+    def _ask_alarm(self, question: view.AskAlarm) -> Alarm:
+        self.snapshot()
+        answer = self._answer(question)
+        if answer.alarm is None:
+            raise CommandError(answer.error or "the hub gave no alarm")
+        return answer.alarm
 
     def samples(
         self, step: int | None = None, kind: str = "sample", engine: str | None = None, limit: int = 32

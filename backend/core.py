@@ -164,6 +164,7 @@ class Core(threading.Thread):
                 for news in self._news():
                     self._state.note(now, *news)
                 self._perform(self._guard.run("tick", self._state.tick, now) or [])
+                self._guard.run("diagnosis", self._state.watch, now)
                 if self._publish(now, heartbeat=now >= next_beat or self._frame_wanted):
                     next_beat, self._frame_wanted = now + HEARTBEAT_S, False
                 next_tick = self._clock() + FRAME_PERIOD_S  # from its end: a long one must leave time for messages
@@ -199,8 +200,8 @@ class Core(threading.Thread):
         if frame is None:
             return False
         if self._store is not None:
-            self._store.put(frame, self._state.kept(frame.steps))
-            if frame.steps or frame.events or frame.changes:  # what a viewer has seen of these survives a kill
+            self._store.put(frame, self._state.beside(frame.steps))
+            if view.has_news(frame):  # what a viewer has seen of these survives a kill
                 self._state.not_stored(frame, self._store.settle())
         self._outbox.send_multipart([VIEW, view.encode(frame)])
         return True

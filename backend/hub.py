@@ -67,10 +67,9 @@ class Hub:
         self._outbox = self._context.socket(zmq.PULL)
         self._outbox.bind(OUTBOX)
         store = Store(rundir.path, rundir.run, self.epoch, self.started)
-        state = State(
-            rundir.run, self.epoch, self.started, lambda: uuid.uuid4().hex[:12], Warmup().ready, store.past(),
-            store.course(),
-        )  # fmt: skip
+        past, recalled = store.past(), store.recall()
+        new_id: Callable[[], str] = lambda: uuid.uuid4().hex[:12]  # noqa: E731
+        state = State(rundir.run, self.epoch, self.started, new_id, Warmup().ready, past, recalled)
         news: Callable[[], list[tuple[str, str, str]]] = lambda: [*store.take_news(), *clock.take_news()]  # noqa: E731
         self._core = Core(state, clock, self._context, OUTBOX, audit.AuditFile(rundir.audit), store, news)
         self._core.put(lambda now: _restore(state, rundir.audit, now))  # before anybody is heard
@@ -263,6 +262,9 @@ def _command(arguments: list[str]) -> int:
         return main(RunDir(Path(arguments[0]).absolute()))
     except RunDirError as error:
         log.error("%s", error)
+        return 2
+    except OSError as error:
+        log.error("%s: can't be used as a run directory: %s", arguments[0], error)
         return 2
 
 

@@ -122,6 +122,7 @@ def change_json(change: view.Change) -> dict[str, Any]:
         "requested": change.requested,
         "closed": _finite(change.closed),
         "flag_epoch": change.flag_epoch,
+        "probe": change.probe or None,
         "reverts_at": _finite(change.reverts_at),
         "reverts": change.reverts or None,
         "kept_by": change.kept_by or None,

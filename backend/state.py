@@ -6,7 +6,7 @@ The picture that viewers have is changed by frames alone, here as there: ``frame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -15,14 +15,18 @@ from rltop.backend import view
 from rltop.backend.commands import audit
 from rltop.backend.commands.life import Commands, Order, RejectedError
 from rltop.backend.diagnosis.case import Case
-from rltop.backend.diagnosis.course import Stretch
 from rltop.backend.diagnosis.diagnose import diagnose
+from rltop.backend.diagnosis.watch import AlarmWatch
 from rltop.backend.effects.memory import Effects
 from rltop.backend.fleet.engines import Engines, TrainerRanks
 from rltop.backend.fleet.fingerprints import Fingerprints
 from rltop.backend.history.samples import Kept
+from rltop.backend.history.sums import Beside, Recalled
 from rltop.backend.join.index import Index
 from rltop.backend.join.joined import JoinWatch
+from rltop.backend.probes.book import Book
+from rltop.backend.probes.material import Chooser
+from rltop.backend.probes.result import ProbeResult
 from rltop.backend.sources import Arrival, Source, Sources
 from rltop.backend.steps.steps import Steps
 from rltop.collectors import wire
@@ -91,7 +95,7 @@ class State:
         now: wall clock that never steps back, seconds; every method takes the present one.
         new_id: makes ids of commands.
         ready: whether rows can be measured without waiting.
-        past: what is stored of the run, which this hub goes on from. course: likewise, the evidence of its steps.
+        past, recalled: what is stored of the run, which this hub goes on from.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class State:
         new_id: Callable[[], str],
         ready: Callable[[], bool] = lambda: True,
         past: view.Snapshot | None = None,
-        course: Sequence[Stretch] = (),
+        recalled: Recalled | None = None,
     ) -> None:
         self.snapshot = view.Snapshot(run, epoch, 0, now, now)
         self._index = Index()
@@ -110,10 +114,13 @@ class State:
         self._sources = Sources()
         self._engines = Engines()
         self._trainer = TrainerRanks()
-        self._commands = Commands(epoch, new_id, self._engines, now)
+        self._chooser = Chooser(self._engines, lambda: self._steps.samples.answer(None, "sample"))
+        self._commands = Commands(epoch, new_id, self._engines, now, self._chooser.choose)
         self._fingerprints = Fingerprints()
-        self._effects = Effects()
+        self._effects = Effects(recalled.marks if recalled else {})
         self._joins = JoinWatch()
+        self._probes = Book()
+        self._measured: list[ProbeResult] = []
         self._new_steps: list[view.Step] = []
         self._events: list[view.Event] = []
         self._event_number = 0
@@ -124,14 +131,22 @@ class State:
         self._audit_trouble = ""
         self._last_past = -1  # last step that the hub before measured
         self._resumed_at: int | None = None  # last stored step, until the first of this hub's closes
+        self._alarms = AlarmWatch(epoch, past.alarms.values() if past is not None else ())
         if past is not None:
             self._resume(past, now)
-        for stretch in course:
-            self._steps.course.put(stretch.last, stretch.engines)
+        if recalled is not None:
+            self._effects.pace.take_up(recalled.samples)
+            for step in recalled.steps:
+                self._steps.cells.add(step.step, step.closed, step.cells)
+            for number, parts in recalled.parts:
+                self._steps.history.take_up(number, parts)
+            for stretch in recalled.course:
+                self._steps.course.put(stretch.last, stretch.engines)
 
     def restore(self, lines: list[audit.Line], bad: int, now: float) -> list[Effect]:
         """Take in the audit log that earlier hubs of this run wrote, of which ``bad`` lines can't be read."""
         self._commands.restore(lines, now)
+        self._probes.restore(lines)
         if bad:
             self._event(now, "warn", "audit", f"{bad} lines of the audit log can't be read; a kill may tear one")
         return self._spoken([], now)
@@ -200,18 +215,33 @@ class State:
         if isinstance(question, view.AskStop):
             return [Reply(client, view.Answer(question.id)), Stop()]
         if isinstance(question, view.AskDiagnosis):
-            return [Reply(client, self._detail(question))]
+            verdict = self._alarms.verdict(now) if question.step is None else None
+            known = None if verdict is None else view.Answer(question.id, diagnosis=verdict)
+            return [Reply(client, known or self._detail(question))]
         if isinstance(question, view.AskPast):
             return [Recall(client, question, view.Answer(question.id, error="only a store has engines of the past"))]
         if isinstance(question, view.AskSamples | view.AskMismatch):
             answer = self._detail(question)
             return [Recall(client, question, answer) if self._stored_alone(question) else Reply(client, answer)]
+        if isinstance(question, view.AskAlarm):
+            return self._ask_alarm(client, question, now)
         try:
             command, orders = self._commands.ask(question, now, self._last_step)
         except RejectedError as error:
             return [Reply(client, view.Answer(question.id, error=str(error)))]
+        if isinstance(question, view.AskProbe) and command not in self.snapshot.probes:
+            asked = [change.engine for change in self._commands.of(command)]
+            self._probes.begun(command, question.probe, asked, self._chooser.taken())
         reply = Reply(client, view.Answer(question.id, command=command))
         return self._spoken([reply, *self._orders(orders)], now)
+
+    def _ask_alarm(self, client: bytes, question: view.AskAlarm, now: float) -> list[Effect]:
+        try:
+            alarm, note, line = self._alarms.ask(question, now, self._last_step)
+        except ValueError as error:
+            return [Reply(client, view.Answer(question.id, error=str(error)))]
+        self._event(now, note.severity, "alarm", note.text)
+        return [Audit(line), Reply(client, view.Answer(question.id, alarm=alarm))]
 
     def _detail(self, question: view.AskSamples | view.AskMismatch | view.AskDiagnosis) -> view.Answer:
         steps = self._steps
@@ -258,7 +288,12 @@ class State:
         self._counters["evicted_rollouts"] = self._index.evicted
         self._counters["late_rows"] = self._steps.late_rows
         self._counters["settled_early"] = self._steps.settled_early
-        return self._spoken(effects, now)
+        return self._spoken([*self._finish_probes(now), *effects], now)
+
+    def watch(self, now: float) -> None:
+        """Look whether something is wrong with the run: to be called with every tick, and after it."""
+        if note := self._alarms.look(self.case, now):
+            self._event(now, note.severity, "alarm", note.text, engine=note.engine)
 
     # --- what goes out ------------------------------------------------------------------------------------------
 
@@ -275,10 +310,12 @@ class State:
             self._events,
             self._commands.take_changed(),
             {name: count for name, count in self._counters.items() if shown.get(name, 0) != count},
+            self._measured,
+            self._alarms.take_changed(),
         )
-        self._new_steps, self._events = [], []
-        changed = frame.engines or frame.trainer or frame.steps or frame.events or frame.changes or frame.counters
-        if not (changed or heartbeat):
+        self._new_steps, self._events, self._measured = [], [], []
+        changed = frame.engines or frame.trainer or view.has_news(frame) or frame.counters
+        if not (changed or frame.probes or heartbeat):
             return None
         self.snapshot.apply(frame)
         return frame
@@ -287,10 +324,17 @@ class State:
         """An event that the hub's shell tells of."""
         self._event(now, severity, kind, text)
 
-    def kept(self, steps: list[view.Step]) -> list[Kept]:
-        """What is kept of ``steps`` beside their figures."""
-        samples, shapes, course = self._steps.samples, self._steps.shapes, self._steps.course
-        return [Kept(s.step, samples.of_step(s.step), shapes.of_step(s.step), course.of_step(s.step)) for s in steps]
+    def beside(self, steps: list[view.Step]) -> Beside:
+        """What is to be stored beside the frame that was made last, which has ``steps``."""
+        of = self._steps
+        kept = [
+            Kept(
+                n, of.samples.of_step(n), of.shapes.of_step(n), of.history.of_step(n), of.cells.of_step(n),
+                of.course.of_step(n),
+            )
+            for n in (step.step for step in steps)
+        ]  # fmt: skip
+        return Beside(kept, self._effects.take_marks(), self._effects.pace.take_done())
 
     def case(self) -> Case:
         """What a diagnosis is made from, as of now."""
@@ -314,6 +358,7 @@ class State:
 
     def _resume(self, past: view.Snapshot, now: float) -> None:
         self.snapshot.steps, self.snapshot.events = past.steps, past.events
+        self.snapshot.alarms = past.alarms
         # What was still open the audit log knows, and what became of it.
         self.snapshot.changes = {key: change for key, change in past.changes.items() if change.state in view.TERMINAL}
         if now - past.time < RESUME_ENGINES_S:
@@ -340,6 +385,7 @@ class State:
         _check_speaker(envelope, body)
         if isinstance(body, wire.Rollouts):
             self._index.add(body, arrays, envelope.epoch)
+            self._chooser.recent.take(body, arrays)
             self._fingerprints.sampled.take(body)
         elif isinstance(body, wire.EngineState):
             self._engines.report(envelope, body, now)
@@ -352,10 +398,13 @@ class State:
             self._steps.rows(envelope.epoch, body, arrays, now)
         elif isinstance(body, wire.StepClosed):
             self._trainer.closed(body)
+            self._probes.weights.trained(body)
             self._engines.set_trainer_version(self._trainer.version)
             self._steps.closed(envelope.epoch, body, now)
         elif isinstance(body, wire.TrainerFacts):
             self._trainer.facts(body)
+        elif isinstance(body, wire.ProbeReport):
+            self._probes.report(body, arrays, envelope.epoch)
         else:
             self._health(envelope, body, now)
 
@@ -399,10 +448,23 @@ class State:
             self._event(now, news.severity, "flag", news.text, engine=news.engine)
         return [*(Audit(line) for line in self._commands.take_lines()), *effects]
 
+    def _finish_probes(self, now: float) -> list[Effect]:
+        """Tell what probes found out that are over, and put it on record."""
+        changes = {command: self._commands.of(command) for command in self._probes.open}
+        known = self.snapshot.probes.keys()
+        lines: list[Effect] = []
+        for result in self._probes.finish(changes, self.snapshot, now):
+            self._measured.append(result)
+            if result.command in changes and result.command not in known:  # not read from the log
+                self._event(now, "info", "probe", f"{result.probe}: {result.verdict}. {result.text}")
+                lines.append(Audit(audit.measured(result, now, self.snapshot.epoch)))
+        return lines
+
     def _closed(self, step: view.Step, now: float) -> None:
         self._tell_hole(min([step.step, *self._steps.open]), now)  # an earlier one may still wait for its rollouts
         self._new_steps.append(step)
         self._last_step = step.step
+        self._alarms.step_closed(step.step)
         self.count("unjoined_rows", sum(step.unjoined.values()))
         for engine, values in step.engines.items():
             self._engines.set_gap(engine, values["logp_abs_diff_mean"])
@@ -484,7 +546,7 @@ def _check_speaker(envelope: wire.Envelope, body: wire.DataBody) -> None:
     elif isinstance(body, wire.EngineState):
         named = [body.engine, *(update.engine for update in body.commands)]
     else:
-        named = [body.engine] if isinstance(body, wire.Rollouts) else []
+        named = [body.engine] if isinstance(body, wire.Rollouts | wire.ProbeReport) else []
     if others := set(named) - {envelope.source}:
         raise wire.WireError(f"it speaks for {', '.join(sorted(others))}")
 

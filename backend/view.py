@@ -10,17 +10,19 @@ from itertools import islice
 
 import msgspec
 
-from rltop.backend import headline
+from rltop.backend import coarse, headline
+from rltop.backend.diagnosis.alarm import MAX_ALARMS, Alarm
 from rltop.backend.diagnosis.verdict import Verdict
 from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.gaps.profiles import Mismatch
 from rltop.backend.gaps.sampled import Samples
+from rltop.backend.probes.result import ProbeResult
 from rltop.collectors.wire import Counts, FlagState, Timer
 
-MAX_STEPS = 20_000
 MAX_EVENTS = 2_000
 MAX_CHANGES = 1_000
-"""Bounds on what a viewer (and the hub, for serving) holds; the oldest go first."""
+MAX_PROBES = 200
+"""Bounds on what a viewer (and the hub, for serving) holds; the oldest go first. Of steps: ``coarse``."""
 
 TERMINAL = frozenset({"applied", "refused", "timed_out", "superseded"})
 """States in which a change is closed."""
@@ -42,6 +44,7 @@ class Step(msgspec.Struct, frozen=True):
         reused: joined sequences that an earlier step has trained on too.
         unused: rollouts that no step has trained on, by engine, counted when they become too old for it.
         copies: by engine, how the trainer's copies of the recorded logprobs came out (``join.copies.KINDS``).
+        level: in how coarse a part of a picture it stands (``coarse``); 0 has every step.
     """
 
     step: int
@@ -56,6 +59,7 @@ class Step(msgspec.Struct, frozen=True):
     reused: int = 0
     unused: dict[str, int] = {}
     copies: dict[str, dict[str, int]] = {}
+    level: int = 0
 
 
 class Engine(msgspec.Struct, frozen=True):
@@ -134,7 +138,7 @@ class Change(msgspec.Struct, frozen=True):
 
     ``state``: requested, accepted, draining, then one of ``TERMINAL``. ``step`` is the last closed step when it was
     requested. ``verb``, ``strict``, ``revert_s`` and ``target`` are as in ``wire.Command``, the rest as in
-    ``wire.CommandUpdate``. ``kept_by`` says who stopped its timer.
+    ``wire.CommandUpdate``. ``kept_by`` says who stopped its timer; ``probe`` is the probe that it begins.
     """
 
     command: str
@@ -165,12 +169,13 @@ class Change(msgspec.Struct, frozen=True):
     reverts: str = ""
     flag_epoch: int | None = None
     kept_by: str = ""
+    probe: str = ""
 
 
 class Frame(msgspec.Struct, frozen=True):
     """What changed since the last frame. ``seq`` rises by one per frame within a hub's ``epoch``.
 
-    A changed engine, step, or change is sent whole; an empty frame is a heartbeat.
+    A changed engine, step, change or alarm is sent whole; an empty frame is a heartbeat.
     """
 
     epoch: str
@@ -182,14 +187,23 @@ class Frame(msgspec.Struct, frozen=True):
     events: list[Event] = []
     changes: list[Change] = []
     counters: dict[str, int] = {}
+    probes: list[ProbeResult] = []
+    alarms: dict[str, Alarm] = {}
+
+
+def has_news(frame: Frame) -> bool:
+    """Whether there is something in it that is kept whole: no later frame says it again."""
+    return bool(frame.steps or frame.events or frame.changes or frame.alarms)
 
 
 class Snapshot(msgspec.Struct):
     """The whole picture as of frame ``seq`` of hub ``epoch``.
 
     ``steps`` and ``changes`` are keyed (by step number; by command and engine) and in order of arrival. The newest
-    ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``).
-    ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records.
+    ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.headline``), and still
+    older ones are there if they stand out (``rltop.backend.coarse``).
+    ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records. ``probes``: what they found
+    out, by command. ``alarms`` are by id, oldest first.
     """
 
     run: str
@@ -203,6 +217,8 @@ class Snapshot(msgspec.Struct):
     events: list[Event] = []
     changes: dict[str, Change] = {}
     counters: dict[str, int] = {}
+    probes: dict[str, ProbeResult] = {}
+    alarms: dict[str, Alarm] = {}
 
     def apply(self, frame: Frame) -> None:
         """Take in the next frame.
@@ -221,19 +237,33 @@ class Snapshot(msgspec.Struct):
         self.events.extend(frame.events)
         self.changes.update({change_key(change): change for change in frame.changes})
         self.counters.update(frame.counters)
+        self.probes.update({result.command: result for result in frame.probes})
         while len(self.changes) > MAX_CHANGES:
             del self.changes[next(iter(self.changes))]
+        while len(self.probes) > MAX_PROBES:
+            del self.probes[next(iter(self.probes))]
         del self.events[:-MAX_EVENTS]
+        self.alarms.update(frame.alarms)
+        while len(self.alarms) > MAX_ALARMS:
+            del self.alarms[next(iter(self.alarms))]
+
+    @property
+    def alarm(self) -> Alarm | None:
+        """The alarm that is not over, if any."""
+        last = next(reversed(self.alarms.values()), None)
+        return last if last is not None and last.cleared is None else None
 
     def _take(self, steps: list[Step]) -> None:
+        had = len(self.steps)
         for step in steps:
             self.steps.pop(step.step, None)  # one that comes again, from a restarted trainer, is the newest
             self.steps[step.step] = step
         whole = headline.WHOLE_STEPS
-        for number in list(islice(reversed(self.steps), whole, whole + len(steps))):
-            self.steps[number] = headline.headline(self.steps[number])
-        while len(self.steps) > MAX_STEPS:
-            del self.steps[next(iter(self.steps))]
+        like = None
+        for number in list(islice(reversed(self.steps), whole, whole + len(steps) + 1))[::-1]:
+            like = self.steps[number] = headline.headline(self.steps[number], like)
+        if len(self.steps) > coarse.ROOM[0] and len(self.steps) // coarse.LOOK_EVERY != had // coarse.LOOK_EVERY:
+            coarse.thin(self.steps)
 
 
 def change_key(change: Change) -> str:
@@ -331,6 +361,20 @@ class AskUndo(Ask, frozen=True, tag="undo"):
     timeout_s: float = 30.0
 
 
+class AskProbe(Ask, frozen=True, tag="probe"):
+    """Start ``probe`` (``collectors.probes``) on the named engines (None: all that are live). Otherwise as ``AskSet``.
+
+    What it found out comes in a frame once the command has ended on every engine: ``Snapshot.probes``.
+    """
+
+    probe: str
+    engines: list[str] | None = None
+    who: str = ""
+    host: str = ""
+    why: str = ""
+    timeout_s: float = 120.0
+
+
 class AskEffect(Ask, frozen=True, tag="effect"):
     """What a command did to the run. ``command``: its id or the start of it; empty for the last that switched anything.
 
@@ -364,6 +408,28 @@ class AskDiagnosis(Ask, frozen=True, tag="diagnosis"):
     """What is wrong with the run, as of ``step`` (None: the last). Answer: ``Answer.diagnosis``, or ``error``."""
 
     step: int | None = None
+
+
+class AskAcknowledge(Ask, frozen=True, tag="acknowledge"):
+    """Take note of an alarm: nothing more is told of it, until it is another. Answer: ``Answer.alarm``, or ``error``.
+
+    ``who``, ``host`` and ``why`` are for the record.
+    """
+
+    alarm: str
+    who: str = ""
+    host: str = ""
+    why: str = ""
+
+
+class AskSilence(Ask, frozen=True, tag="silence"):
+    """Tell nothing of an alarm for ``seconds``; 0 ends a silence. Otherwise as ``AskAcknowledge``."""
+
+    alarm: str
+    seconds: float
+    who: str = ""
+    host: str = ""
+    why: str = ""
 
 
 class AskPast(Ask, frozen=True, tag="past"):
@@ -465,14 +531,27 @@ class Answer(msgspec.Struct, frozen=True):
     samples: Samples | None = None
     mismatch: Mismatch | None = None
     diagnosis: Verdict | None = None
+    alarm: Alarm | None = None
     past: Past | None = None
 
 
-AskCommand = AskSet | AskAct | AskKeep | AskUndo
+AskCommand = AskSet | AskAct | AskKeep | AskUndo | AskProbe
 """The questions that make a command."""
 
+AskAlarm = AskAcknowledge | AskSilence
+"""The questions that change an alarm."""
+
 Question = (
-    AskSnapshot | AskAttribution | AskCommand | AskEffect | AskSamples | AskMismatch | AskDiagnosis | AskPast | AskStop
+    AskSnapshot
+    | AskAttribution
+    | AskCommand
+    | AskEffect
+    | AskSamples
+    | AskMismatch
+    | AskDiagnosis
+    | AskAlarm
+    | AskPast
+    | AskStop
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -35,7 +35,7 @@ CAUSE_LINES = {
     "bf16-vs-fp32 tail effect": "bf16 tail",
     "disagree on ordinary tokens": "dtype, sampler settings or stale server",
     "Staleness dominates": "staleness",
-    "temperature": "temperature not applied alike",
+    "lag-0 tokens not read as a floor": "temperature not applied alike",
 }  # fmt: skip
 """What its doctor's sentences come to, by a part of each."""
 

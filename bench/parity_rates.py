@@ -1,24 +1,28 @@
 """How often `rltop parity` is wrong: on simulated runs, and on recorded ones of one configuration with several seeds.
 
-    .venv/bin/python -m bench.parity_rates [--trials 1000] [--same FILE ...] [--fault FILE ...]
+    .venv/bin/python -m bench.parity_rates [--trials 1000] [--runs DIR]
 
 From the root of a checkout. Simulated: runs that differ by noise and by a slow drift of their own, of various sizes
-(the test's model is 0.5); *fail* is the share of verdicts *not parity*. Recorded: each run of ``--same`` is judged
-against every choice of 1, 2 and 3 others of them, and so is each of ``--fault``.
+(the test's model is 0.75); *fail* is the share of verdicts *not parity*. Recorded: ``DIR`` has a directory per run of
+the demo, as ``bench/faults.py record`` leaves them; their tapes are played through the hub's core. Every run is judged
+against every choice of 1, 2 and 3 healthy ones of its objective and temperature that are not itself; of healthy ones
+also against those of as many engines alone, which differ from it by their seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from rltop.backend.history.parity import DIVERGES, NOT_PARITY, parity
-from rltop.backend.history.read import Reader
 from rltop.backend.view import Step
+from tests.tapes import replay
 from tests.test_parity import SCALE, run
 
 Steps = Mapping[int, Step]
@@ -46,36 +50,71 @@ def simulated(trials: int) -> None:
                   f"{found / (trials // 2):.0%} found", flush=True)  # fmt: skip
 
 
-def steps_of(path: Path) -> Steps:
-    with Reader(path) as reader:
-        return reader.picture().steps
+@dataclass(frozen=True)
+class Recorded:
+    """A recorded run; ``like`` is what runs must share to be compared."""
+
+    name: str
+    fault: str
+    like: tuple[str, float]
+    engines: int
+    steps: Steps
 
 
-def recorded(same: list[Path], faults: list[Path]) -> None:
-    runs = {path.stem: steps_of(path) for path in same}
-    for what, judged in (("same", runs), ("fault", {path.stem: steps_of(path) for path in faults})):
-        for references in (1, 2, 3):
-            verdicts = []
-            for name, steps in judged.items():
-                for others in itertools.combinations([r for n, r in runs.items() if n != name], references):
-                    verdict = parity(list(others), steps)
-                    which = [metric.metric for metric in verdict.metrics if metric.verdict == DIVERGES]
-                    verdicts.append((name, verdict.verdict == NOT_PARITY, which, verdict.since))
-            if verdicts:
-                failed = [verdict for verdict in verdicts if verdict[1]]
-                print(f"{what}: {references} references: {len(failed)} of {len(verdicts)} fail")
-                for name, _, which, since in failed[:6]:
-                    print(f"    {name}: {', '.join(which)} since {since}")
+def read(directory: Path) -> list[Recorded]:
+    found = []
+    for path in sorted(directory.glob("*/tape.xz")):
+        about = json.loads((path.parent / "run.json").read_text())
+        like = about["objective"], about["temperature"]
+        found.append(Recorded(path.parent.name, about["fault"], like, about["engines"], replay(path).steps))
+    return found
+
+
+def verdicts(judged: Recorded, references: list[Recorded], size: int) -> list[tuple[bool, str, int | None]]:
+    """Of each choice of so many references: whether ``judged`` fails, in what, and since when."""
+    found = []
+    for chosen in itertools.combinations([r for r in references if r is not judged and r.like == judged.like], size):
+        verdict = parity([reference.steps for reference in chosen], judged.steps)
+        labels = ", ".join(metric.label for metric in verdict.metrics if metric.verdict == DIVERGES)
+        found.append((verdict.verdict == NOT_PARITY, labels, verdict.since))
+    return found
+
+
+def recorded(directory: Path) -> None:
+    runs = read(directory)
+    healthy = [one for one in runs if one.fault == "healthy"]
+    for same in (True, False):
+        for size in (1, 2, 3):
+            every = [
+                verdict
+                for one in healthy
+                for verdict in verdicts(one, [r for r in healthy if r.engines == one.engines or not same], size)
+            ]
+            failed = sorted({labels for fails, labels, _ in every if fails})
+            what = "other seeds" if same else "other seeds and engines"
+            print(f"{what}, {size} references: {sum(fails for fails, *_ in every)} of {len(every)} fail {failed}")
+    for one in runs:
+        if one.fault != "healthy":
+            print(row_of(one, healthy))
+
+
+def row_of(judged: Recorded, healthy: list[Recorded]) -> str:
+    """A line of the table of faults: shares that fail, the metrics of the verdict that names most, the first step."""
+    by_size = [verdicts(judged, healthy, size) for size in (1, 2, 3)]
+    failed = [(labels, since) for of_size in by_size for fails, labels, since in of_size if fails]
+    shares = " | ".join(f"{sum(fails for fails, *_ in of_size)} of {len(of_size)}" for of_size in by_size)
+    most = max((labels for labels, _ in failed), key=len, default="")
+    first = min((since for _, since in failed if since is not None), default="")
+    return f"| {judged.name} | {shares} | {most} | {first} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--same", type=Path, nargs="*", default=[])
-    parser.add_argument("--fault", type=Path, nargs="*", default=[])
+    parser.add_argument("--runs", type=Path)
     options = parser.parse_args()
-    if options.same:
-        recorded(options.same, options.fault)
+    if options.runs:
+        recorded(options.runs)
     else:
         simulated(options.trials)
 

@@ -80,7 +80,7 @@ def viewer(answer: bytes, told: multiprocessing.SimpleQueue[tuple[float, float, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=view.MAX_STEPS)
+    parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--engines", type=int, default=8)
     parser.add_argument("--whole", type=int, default=headline.WHOLE_STEPS)
     arguments = parser.parse_args()

@@ -106,7 +106,7 @@ def main() -> None:
                     resident, files, size = look(hub.pid, rundir.path / NAME)
                     picture = client.view
                     assert picture is not None
-                    steps = len(picture.steps)
+                    steps = max(picture.steps) + 1
                     values = next(reversed(picture.steps.values())).values
                     each = (size - last_size) * 1e6 / max(steps - last_steps, 1)
                     last_steps, last_size = steps, size

@@ -1,16 +1,19 @@
 """What the store takes in, how large it gets, and how fast it answers.
 
-    .venv/bin/python bench/store.py [--steps 1000000] [--keep DIR]
+    .venv/bin/python -m bench.store [--steps 1000000]
 
-A run of so many steps is written frame by frame through the writer that hubs use: all metrics of a step, two engines'
-parts, 40 scalars of the trainer. Then a hub's commits (a frame of one step each), and the questions: the picture as a
-hub or a replay opens it, the newest 500 steps of a metric, and the 20 worst tokens of 100 steps from kept sequences.
-Questions are asked in a process that has not read the file before; the operating system's cache is warm.
+From the root of a checkout. A run of so many steps is written frame by frame through the writer that hubs use: all
+metrics of a step, two engines' parts, 40 scalars of the trainer. Then a hub's commits (a frame of one step each), and
+the questions: the picture as a hub or a replay opens it, the newest 500 steps of a metric, and the 20 worst tokens of
+100 steps from kept sequences. Questions are asked in a process that has not read the file before; the operating
+system's cache is warm, but where it says cold. *Painted* is the overview of the whole run, at 160x48.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import os
 import random
 import statistics
 import subprocess
@@ -26,9 +29,11 @@ from rltop.backend import metrics, view
 from rltop.backend.gaps.sampled import Sequence as Kept
 from rltop.backend.gaps.sampled import Token
 from rltop.backend.history.read import NAME, Reader
-from rltop.backend.history.rows import Sample
+from rltop.backend.history.rows import Sample, sample_row
 from rltop.backend.history.thin import Limits
 from rltop.backend.history.write import Writer
+from tests import pictures
+from tests.screens import dashboard
 
 ALL = Limits(steps=10**9, coarse_steps=10**9, step_engines=10**9)
 NAMES = [metric.name for metric in metrics.METRICS]
@@ -113,7 +118,8 @@ def tokens(directory: Path, count: int) -> None:
             kind = "abs_diff" if place < 32 else "k3"
             made.append(Sample(step, kind, "e0", 1000, float(rng.random()), msgspec.msgpack.encode(token)))
         start = time.process_time()
-        writer.write([view.Frame("bench", step + 1, 1e9 + step, steps=[])], made)
+        rows = [("sample", sample_row(one)) for one in made]
+        writer.write([view.Frame("bench", step + 1, 1e9 + step, steps=[])], [rows])
         spent += time.process_time() - start
         total += 24_000
     writer.close()
@@ -131,8 +137,22 @@ def tokens(directory: Path, count: int) -> None:
     )
 
 
-def ask(path: Path) -> None:
+async def paint(picture: view.Snapshot) -> float:
+    """Milliseconds from the picture to the painted overview."""
+    client = pictures.HeldClient(pictures.no_steps())
+    async with dashboard(client, (160, 48)) as (app, _):
+        client.show(picture)
+        began = time.perf_counter()
+        app.tick()
+        return 1e3 * (time.perf_counter() - began)
+
+
+def ask(path: Path, cold: bool) -> None:
     """The questions, in a process of its own."""
+    file = os.open(path / NAME, os.O_RDONLY)
+    if cold:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(file)
     with Reader(path) as reader:
         first = time.perf_counter()
         reader.series("kl_k3")
@@ -149,7 +169,8 @@ def ask(path: Path) -> None:
             took.append((time.perf_counter() - start) * 1e3)
             assert len(found) == 500
     print(
-        f"open {opened * 1e3:.0f} ms, with columns {shown * 1e3:.0f} ms ({cpu * 1e3:.0f} of CPU), "
+        f"{'cold' if cold else 'warm'}: open {opened * 1e3:.0f} ms, with columns {shown * 1e3:.0f} ms "
+        f"({cpu * 1e3:.0f} of CPU), painted in {asyncio.run(paint(picture)):.0f} ms more, "
         f"{len(picture.steps)} steps in it, {len(columns)} metrics; "
         f"newest 500 of a metric {series:.2f} ms first, {statistics.median(took):.2f} ms median"
     )
@@ -159,9 +180,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--ask", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--cold", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.ask:
-        ask(options.ask)
+        ask(options.ask, options.cold)
         return
     with tempfile.TemporaryDirectory(prefix="rl") as made:
         for name in ("commits", "small", "tokens", "whole", "thinned"):
@@ -177,8 +199,9 @@ def main() -> None:
         for name, limits in (("whole", ALL), ("thinned", Limits())):
             rate, size = ingest(Path(made) / name, options.steps, 0, 0, limits, tidy=name == "thinned")
             print(f"{options.steps} steps {name}: {rate:,.0f} steps/s of CPU, {size:.0f} MB", flush=True)
-            for _ in range(2):
-                subprocess.run([sys.executable, __file__, "--ask", str(Path(made) / name)], check=True)
+            for how in (["--cold"], [], []):
+                asked = ["--ask", str(Path(made) / name), *how]
+                subprocess.run([sys.executable, "-m", "bench.store", *asked], check=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rltop.collectors import probes
+
+PROBE = "probe"
+"""Verb of the command that begins a probe; which one, the command says."""
+
 MAX_REVERT_S = 7 * 86_400.0
 """Longest time after which a flag is taken back; beyond it a switch is no experiment."""
 
@@ -75,4 +80,6 @@ BY_WORD: dict[str, Action] = {action.word: action for action in ACTIONS}
 
 def subject_of(verb: str, flag: str) -> str:
     """What a command of this verb changes: a flag, or the subject of an action; empty for ``keep``."""
+    if verb == PROBE:
+        return probes.SUBJECT
     return BY_VERB[verb].subject if verb in BY_VERB else flag if verb == "set" else ""

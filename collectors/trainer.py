@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import operator
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ LIMIT_BYTES = 256 << 20
 """Bound on copies that wait for the hub. A batch that does not fit is dropped whole and counted."""
 
 STEP_BYTES = 1024
-"""What one step record, or one statement of facts, is taken to need."""
+DIGEST_BYTES = 128
+"""What one step record, or one statement of facts, is taken to need, and a weight's digest."""
 
 log = logging.getLogger("rltop")
 
@@ -194,27 +196,38 @@ class TrainerCollector:
         else:
             self._sender.offer("sequences", nbytes, copied)
 
-    def step(self, step: int, policy_version: int | None = None, metrics: Mapping[str, Any] | None = None) -> None:
+    def step(
+        self,
+        step: int,
+        policy_version: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        weight_digests: Mapping[str, str] | None = None,
+    ) -> None:
         """Close ``step`` for this rank: it has passed all it had. The hub measures when every rank has said so.
 
         Args:
             step: as in ``sequences``.
             policy_version: version of the weights after the step.
             metrics: scalars to show beside the step: numbers, or tensors of one element (on any device).
+            weight_digests: of the weights after the step, as ``rltop.collectors.digests.weight_digests`` makes them;
+                `rltop probe weight-digest` holds engines of that version against them. Worth it now and then, not in
+                every step.
 
         Raises:
-            ValueError: a metric that is no number, or whose name is no string.
+            ValueError: a metric that is no number, or whose name is no string; a digest that is none.
         """
         checked = {name: _metric(name, value) for name, value in (metrics or {}).items()}
         closed = wire.StepClosed(
-            _count("step", step), self._rank, self._world_size, _version(policy_version), time=time.time()
-        )
+            _count("step", step), self._rank, self._world_size, _version(policy_version), time=time.time(),
+            weight_digests={name: _digest(name, digest) for name, digest in (weight_digests or {}).items()},
+        )  # fmt: skip
         self._sender.loop_count += 1
         copied = self._guard.run("step", lambda: {name: value.copy() for name, value in checked.items()})
         if copied is None:
             self._sender.lost("step", 1)
         else:
-            self._sender.offer("step", STEP_BYTES, _Closed(closed, copied))
+            nbytes = STEP_BYTES + DIGEST_BYTES * len(closed.weight_digests)
+            self._sender.offer("step", nbytes, _Closed(closed, copied))
 
     def facts(self, **facts: Any) -> None:
         """State what this rank computes with, to be held against what the engines do; say it again when it changes.
@@ -337,6 +350,16 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name}: {value!r}; expected one of {', '.join(choices)}")
     return value
+
+
+_DIGEST = re.compile(r"\w+:[0-9a-f]{16}")
+
+
+def _digest(name: Any, digest: Any) -> str:
+    """A weight's digest as text; raises ``ValueError``."""
+    if not isinstance(name, str) or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise ValueError(f"weight_digests[{name!r}]: {digest!r}; expected what digests.weight_digests makes")
+    return digest
 
 
 def _metric(name: Any, value: Any) -> Given:

@@ -255,6 +255,70 @@ class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
     timers: list[Timer] = []
 
 
+class Score(msgspec.Struct, frozen=True, array_like=True):
+    """The logprobs of one request of a probe, ``size`` of them in ``ProbeReport``'s array.
+
+    Attributes:
+        passage: number of the command's passage. way: ``cold``, ``hot`` or ``warm`` (``collectors.probes``).
+        first: place in the passage's ids of the token that the first logprob is of.
+        size: how many follow; the last is of the passage's last token, or of the last that was scored.
+        cached: tokens read from the prefix cache; None where vLLM did not say.
+    """
+
+    passage: int
+    way: str
+    first: int
+    size: int
+    cached: int | None = None
+
+
+class Digest(msgspec.Struct, frozen=True, array_like=True):
+    """Checksums (``collectors.digests``) of one tensor on one rank, 16 hex digits each.
+
+    ``kind``: ``parameter``; ``packed``, read by projecting unit vectors; ``buffer``; ``other``, which
+    ``named_parameters`` and ``named_buffers`` miss; ``unread``, with the checksums empty.
+    """
+
+    name: str
+    kind: str
+    whole: str
+    rows: str
+    dtype: str
+    elements: int
+    rank: int = 0
+
+
+class ProbeReport(Body, frozen=True, array_like=True, tag="probe_report"):
+    """What an engine measured for the probe ``command``; sent before the command is closed. Raw: the hub judges.
+
+    Array: ``logprobs`` f4 (nats), of all ``scores`` one after another.
+
+    Attributes:
+        policy_version, weight_updates, flag_epoch: of the engine, the same from the probe's begin to its end.
+        requests, tokens: that it sent. seconds: from begin to end.
+        stall_s, longest_s: how long the engine's thread was busy with the probe, in all and at once.
+        fused: parts of a module's name, by the name of the module that has them in one tensor (``qkv_proj``).
+        notes: what could not be done, one sentence each.
+    """
+
+    command: str
+    engine: str
+    probe: str
+    arrays: list[Array]
+    policy_version: Version | None = None
+    weight_updates: int = 0
+    flag_epoch: int = 0
+    scores: list[Score] = []
+    digests: list[Digest] = []
+    fused: dict[str, list[str]] = {}
+    requests: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    stall_s: float = 0.0
+    longest_s: float = 0.0
+    notes: list[str] = []
+
+
 # --- trainer -> hub ---------------------------------------------------------------------------------------------
 
 TOKEN_COLUMNS: dict[str, str] = {
@@ -310,7 +374,11 @@ class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
 
 
 class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
-    """A rank has passed all it had for ``step``. The step closes when ``world_size`` ranks have said so."""
+    """A rank has passed all it had for ``step``. The step closes when ``world_size`` ranks have said so.
+
+    ``weight_digests``: of the weights after the step, by the checkpoint's names: dtype, colon, checksum of rows
+    (``collectors.digests``); empty where the trainer gave none.
+    """
 
     step: int
     rank: int
@@ -318,6 +386,7 @@ class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
     policy_version: Version | None = None
     metrics: dict[str, float] = {}
     time: float = 0.0
+    weight_digests: dict[str, str] = {}
 
 
 class TrainerFacts(Body, frozen=True, array_like=True, tag="trainer_facts"):
@@ -390,6 +459,17 @@ class Welcome(Body, frozen=True, array_like=True, tag="welcome"):
     hub_epoch: str
 
 
+class Passage(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens for a probe to score: ``ids`` is i4 [n], prompt and completion of a rollout; the latter from ``start`` on.
+
+    ``request_id`` is the rollout's: the engine that had it knows under which cache salt.
+    """
+
+    request_id: str
+    ids: bytes
+    start: int
+
+
 class Command(Body, frozen=True, array_like=True, tag="command"):
     """What the receiving engine is to do. Idempotent by ``id``; void after ``deadline`` (hub's wall clock).
 
@@ -398,6 +478,7 @@ class Command(Body, frozen=True, array_like=True, tag="command"):
         verb: ``set``; ``keep`` (stop the timer of ``target``); ``flush_cache``; ``pause``; ``resume``.
         strict: of ``set``: the strict form of the value, where the flag has one.
         revert_s: of ``set`` and ``pause``: the engine takes it back by itself after so many seconds; None: never.
+        probe, passages: of ``probe``: which one, and the tokens that it scores, where it scores any.
         target: of ``keep``: id of the command to keep. Of ``set`` and ``resume``: this takes back what that command
             did, and does nothing (``superseded``) if that does not stand any more as it was left.
     """
@@ -410,9 +491,11 @@ class Command(Body, frozen=True, array_like=True, tag="command"):
     strict: bool = False
     revert_s: float | None = None
     target: str = ""
+    probe: str = ""
+    passages: tuple[Passage, ...] = ()
 
 
-DataBody = Rollouts | EngineState | Sequences | StepClosed | Health | TrainerFacts
+DataBody = Rollouts | EngineState | Sequences | StepClosed | Health | TrainerFacts | ProbeReport
 ControlToHub = Register | CommandUpdate | Bye
 ControlToCollector = Welcome | Command | ByeAck
 

@@ -127,7 +127,7 @@ def seed_of(name: str) -> int:
         return int(held["seed"])
 
 
-def replay(rows: list[Row], seed: int, hub: Hub | None = None) -> Hub:
+def replay(rows: list[Row], seed: int, hub: Hub | None = None, *, every_s: float = 0.1) -> Hub:
     """A hub that has heard the run: every step as its engines and its trainer would tell it."""
     hub = hub or Hub()
     for step in sorted({row.step for row in rows}):
@@ -138,7 +138,7 @@ def replay(rows: list[Row], seed: int, hub: Hub | None = None) -> Hub:
         trained = [_trained(row, seed) for row in here]
         hub.send("trainer/0", *sequences(trained, step=step, policy_version=step))
         hub.send("trainer/0", wire.StepClosed(step, 0, 1))
-        hub.later(0.1)
+        hub.later(every_s)
     return hub
 
 

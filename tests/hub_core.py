@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from rltop.backend import view
 from rltop.backend.commands.audit import Line
+from rltop.backend.history.sums import Recalled
 from rltop.backend.state import Audit, Effect, Recall, Reply, Send, State
 from rltop.collectors import wire
 from tests.hub_messages import Source, engine_state
@@ -20,10 +21,12 @@ TICK_S = 0.5
 class Hub:
     """Messages go in as frames; what the core says comes out as effects and in ``picture``."""
 
-    def __init__(self, epoch: str = "hub-1", past: view.Snapshot | None = None) -> None:
+    def __init__(
+        self, epoch: str = "hub-1", past: view.Snapshot | None = None, recalled: Recalled | None = None
+    ) -> None:
         self.now = 1000.0
         ids = itertools.count()
-        self.state = State("run", epoch, self.now, lambda: f"{epoch}-c{next(ids)}", past=past)
+        self.state = State("run", epoch, self.now, lambda: f"{epoch}-c{next(ids)}", past=past, recalled=recalled)
         self.sources: dict[str, Source] = {}
         self.lines: list[Line] = []
         self.frames: list[view.Frame] = []
@@ -93,6 +96,7 @@ class Hub:
         for tick in range(1, ticks + 1):
             self.now = begin + seconds * tick / ticks
             effects += self._logged(self.state.tick(self.now))
+            self.state.watch(self.now)
         if frame := self.state.frame(self.now):
             self.frames.append(frame)
         return effects

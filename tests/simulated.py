@@ -1,8 +1,7 @@
 """A small simulated policy with engines and a trainer, for tests of the diagnosis: what they send, step by step.
 
-Contexts belong to a prompt and a position: most of them nearly sure, some flat, over a vocabulary of 24. Weights
-move at
-random from version to version. What a fault changes is said by ``Fault``; nothing here is a real run, see
+Contexts belong to a prompt and a position: most of them nearly sure, some flat, over a vocabulary of 24. Weights move
+at random from version to version. What a fault changes is said by ``Fault``; nothing here is a real run, see
 ``tests/tapes.py`` for those.
 """
 
@@ -125,8 +124,7 @@ class Policy:
                 rows.append(row)
                 written.append(rollout)
         for name in sorted({rollout.engine for rollout in written}):
-            body, arrays = rollouts([rollout for rollout in written if rollout.engine == name])
-            index.add(body, arrays, "life")
+            index.add(*rollouts([rollout for rollout in written if rollout.engine == name]), "life")
         body, arrays = sequences(rows, step=step, policy_version=step, temperature=self.heat)
         batch = Batch(body, arrays)
         batch.join(index, surely=False)

@@ -64,6 +64,10 @@ def taping(write: Callable[[bytes], object]) -> Callable[..., State]:
             self._tape("tick", now)
             return super().tick(now)
 
+        def watch(self, now: float) -> None:
+            self._tape("watch", now)
+            super().watch(now)
+
         def frame(self, now: float, *, heartbeat: bool = False) -> view.Frame | None:
             self._tape("frame", now, heartbeat=heartbeat)
             return super().frame(now, heartbeat=heartbeat)

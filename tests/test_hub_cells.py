@@ -117,7 +117,7 @@ def test_nothing_has_no_mean_and_one_sequence_no_variance() -> None:
 
 
 def test_the_oldest_steps_go_when_there_are_too_many_cells() -> None:
-    kept = Cells(max_cells=5)
+    kept = Cells(total_bytes=7 * cells.CELL_BYTES, steps=0)
     for number in range(4):
         kept.add(number, float(number), {Place(engine, "a", 0): cells.empty() for engine in ("e0", "e1")})
     assert [step.step for step in kept.steps()] == [2, 3]

@@ -11,14 +11,17 @@ from click.testing import CliRunner, Result
 
 from rltop.backend import view
 from rltop.backend.diagnosis.verdict import Verdict
-from rltop.backend.history import samples as store_samples
 from rltop.backend.history.read import NAME, Reader
 from rltop.backend.history.replay import Replay
+from rltop.backend.history.sums import rows_beside
 from rltop.backend.history.write import Writer
 from rltop.tui.cli.main import main
 from tests.fault_recordings import load, replay, seed_of
 from tests.hub_core import Hub
 from tests.pictures import START
+from tests.test_cli import home, start_hub
+
+__all__ = ["home"]
 
 
 @cache
@@ -36,11 +39,8 @@ def store(directory: Path, fault: str) -> Path:
     """A store of the run, as its hub would have written it."""
     told = hub(fault)
     writer = Writer(directory / NAME, "run", "hub-1", START)
-    rows = [row for kept in told.state.kept(list(told.steps.values())) for row in store_samples.evidence_rows(kept)]
-    for frame in told.frames[:-1]:
-        writer.write([frame], evidence=[row for row in rows if row["step"] in {step.step for step in frame.steps}])
-    last = told.frames[-1]
-    writer.write([last], evidence=[row for row in rows if row["step"] in {step.step for step in last.steps}])
+    for frame in told.frames:
+        writer.write([frame], [list(rows_beside(told.state.beside(frame.steps)))])
     writer.close()
     return directory / NAME
 
@@ -134,3 +134,14 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     result = rltop("diagnose", str(tmp_path / "nothing"))
     assert result.exit_code == 1
     assert "no run" in result.output
+
+
+@pytest.mark.usefixtures("home")
+def test_a_live_hub_is_asked_and_not_its_store() -> None:
+    start_hub("living")
+    result = rltop("diagnose", "living")
+    assert result.exit_code == 3, result.output
+    assert result.output.startswith("run living: CANNOT TELL YET, before the first step (0 steps")
+    refused = rltop("diagnose", "living", "--step", "3")
+    assert refused.exit_code == 1
+    assert "step 3 is not kept; steps that are: none" in refused.output

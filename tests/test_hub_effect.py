@@ -7,7 +7,7 @@ import pytest
 
 from rltop.backend import view
 from rltop.backend.effects.memory import Effects
-from rltop.backend.effects.pace import MAX_SAMPLES, Pace
+from rltop.backend.effects.pace import BIN_S, MAX_SAMPLES, Pace
 from rltop.collectors import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Source, Trained, Written, engine_state, rollouts, sequences
@@ -140,12 +140,17 @@ def pace(*states: tuple[float, dict[str, object]], life: str = "life-1") -> Pace
     return found
 
 
-def test_a_second_of_work_is_a_sample_of_its_flag_epoch() -> None:
-    found = pace((0, {"generated_tokens": 0}), (1, {"generated_tokens": 80}), (3, {"generated_tokens": 240}))
+def test_work_is_sampled_by_bins_of_time_and_flag_epoch() -> None:
+    tokens = {0: 0, 1: 80, 3: 240, 5: 300, 6: 390}
+    states: list[tuple[float, dict[str, object]]] = [(at, {"generated_tokens": made}) for at, made in tokens.items()]
+    found = pace(*states)
     (first, second) = found.samples()["e0"]
-    assert (first.time, first.life, first.epoch, first.seconds, first.tokens) == (101, "life-1", 0, 1, 80)
-    assert (second.seconds, second.tokens) == (2, 160)
+    assert (first.time, first.life, first.epoch, first.seconds, first.tokens) == (103, "life-1", 0, 3, 240)
+    assert (second.time, second.seconds, second.tokens) == (106, 3, 150)
     assert found.present() == {"e0": ("life-1", 0)}
+    other = pace((0, {}), (1, {"generated_tokens": 1080}), (2, {"flag_epoch": 1, "generated_tokens": 1100}),
+                 (3, {"flag_epoch": 1, "generated_tokens": 1190}))  # fmt: skip
+    assert [(sample.epoch, sample.tokens) for sample in other.samples()["e0"]] == [(0, 80), (1, 90)]
 
 
 @pytest.mark.parametrize(
@@ -166,12 +171,12 @@ def test_what_is_no_second_of_work_is_left_out(states: tuple[tuple[float, dict[s
 def test_two_lives_are_not_joined_and_samples_are_bounded() -> None:
     found = Pace()
     for number in range(MAX_SAMPLES + 10):
-        envelope = wire.Envelope(wire.PROTO, "e0", "a" if number < 5 else "b", number, float(number))
-        found.report(envelope, engine_state("e0", generated_tokens=100 * number), float(number))
+        envelope = wire.Envelope(wire.PROTO, "e0", "a" if number < 5 else "b", number, BIN_S * number)
+        found.report(envelope, engine_state("e0", generated_tokens=100 * number), BIN_S * number)
     kept = found.samples()["e0"]
     assert len(kept) == MAX_SAMPLES
     assert {sample.tokens for sample in kept} == {100}
-    assert kept[0].time == 10
+    assert kept[0].time == 10 * BIN_S
 
 
 def test_marks_are_bounded() -> None:

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rltop.backend.join.batch import PATIENT_LOOKS, Batch
-from rltop.backend.join.index import Index
+from rltop.backend.join.index import KEPT_STEPS, Index
 from rltop.collectors import wire
 from tests.hub_messages import Trained, Written, rollouts, sequences
 
@@ -205,7 +205,7 @@ def test_a_rollout_joins_again_in_another_step_and_another_update() -> None:
 
 def test_unjoined_rows_say_why() -> None:
     old, kept = Written([1], [2], [-1.0]), Written([4], [5], [-1.0])
-    index = index_of(old, kept, max_rollouts=1)
+    index = index_of(old, kept, max_bytes=3000)
     assert index.evicted == 1
     rows = [trained(old), trained(Written([9], [9], [-1.0])), trained(Written([4], [6], [-1.0]))]
     assert settled(index, batch_of(*rows)).unjoined() == {"evicted": 1, "no_prompt": 1, "no_completion_match": 1}
@@ -249,3 +249,18 @@ def test_rows_whose_rollouts_do_not_come_are_looked_for_ever_less_often_and_foun
     assert PATIENT_LOOKS < looks < 100
     index.add(*rollouts([Written([1], [2], [-1.0])]))
     assert batch.join(index, surely=False)
+
+
+def test_rollouts_of_old_steps_are_let_go_beyond_what_is_kept_for_reuse() -> None:
+    index = Index(kept_bytes=10_000)
+    for number in range(KEPT_STEPS + 20):
+        index.add(*rollouts([Written([number], [1] * 50, [-1.0] * 50)]))
+        index.step_done()
+        assert len(index) >= min(number + 1, KEPT_STEPS)
+    assert len(index) == KEPT_STEPS
+    assert index.evicted == 0  # nothing was wanted and had no room
+    roomy = Index()
+    for number in range(KEPT_STEPS + 20):
+        roomy.add(*rollouts([Written([number], [1] * 50, [-1.0] * 50)]))
+        roomy.step_done()
+    assert len(roomy) == KEPT_STEPS + 20

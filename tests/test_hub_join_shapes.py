@@ -225,7 +225,7 @@ def test_rollouts_that_no_step_trains_on_are_counted_once_by_engine() -> None:
 
 
 def test_rollouts_that_leave_for_want_of_room_are_counted_as_unused_too() -> None:
-    index = Index(max_rollouts=2)
+    index = Index(max_bytes=6000)
     for number in range(5):
         index.add(*rollouts([written([number], [2], number % 2)]))
     assert index.step_done() == {"e0": 2, "e1": 1}

@@ -25,7 +25,7 @@ ENGINE_KEYS = {
 CHANGE_KEYS = {
     "flag", "engine", "from", "to", "outcome", "engine_step", "policy_version", "in_flight", "lost_requests",
     "milliseconds", "command", "verb", "detail", "reason", "who", "host", "why", "requested", "closed", "flag_epoch",
-    "reverts_at", "reverts", "kept_by",
+    "reverts_at", "reverts", "kept_by", "probe",
 }  # fmt: skip
 
 values = st.dictionaries(st.sampled_from(sorted(metrics.BY_NAME)), st.none() | st.floats())

@@ -227,3 +227,12 @@ def test_every_field_of_a_summary_merges() -> None:
     for field in fields(Summary):
         assert type(getattr(both, field.name)) is type(getattr(empty, field.name))
     assert_like(both, empty)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=30), st.floats(-50, 50), st.integers(0, 2**32 - 1))
+def test_equal_numbers_have_no_slope_however_they_were_merged(sizes: list[int], x: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    merged = sum((Pairs.of(np.full(size, x), rng.normal(size=size)) for size in sizes), Pairs())
+    assert (merged.slope, merged.correlation) == (None, None)
+    line = sum((Pairs.of(rising := x + np.arange(size, dtype=np.float64), rising) for size in [2, *sizes]), Pairs())
+    assert line.slope == pytest.approx(1.0)

@@ -25,8 +25,8 @@ from tests.pictures import HeldClient
 from tests.screens import screen_text, settle
 
 SCALE = {
-    "logp_abs_diff_mean": (0.02, 0.004), "ratio_mean": (1.0, 0.004), "kl_k3": (0.003, 0.001),
-    "clip_frac_low": (0.01, 0.004), "clip_frac_high": (0.01, 0.004), "entropy": (0.5, 0.04),
+    "logp_abs_diff_mean": (0.02, 0.004), "backend_abs_diff_mean": (0.002, 0.0004), "ratio_mean": (1.0, 0.004),
+    "kl_k3": (0.003, 0.001), "clip_frac_low": (0.01, 0.004), "clip_frac_high": (0.01, 0.004), "entropy": (0.5, 0.04),
     "reward_mean": (0.6, 0.06), "lag_mean": (1.0, 0.3),
 }  # fmt: skip
 """Level and step-to-step noise of each metric, as in the demo."""

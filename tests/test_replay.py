@@ -21,7 +21,7 @@ from rltop.backend.history.export_kinds import SUMMARIES
 from rltop.backend.history.read import NAME, Reader
 from rltop.backend.history.record import record
 from rltop.backend.history.replay import MAX_IDLE_S, SAMPLE, Replay
-from rltop.backend.history.rows import Sample
+from rltop.backend.history.rows import Sample, sample_row
 from rltop.backend.history.schema import StoreError
 from rltop.backend.history.write import Writer
 from rltop.collectors import wire
@@ -79,7 +79,7 @@ def sampled(directory: Path, steps: int = 3) -> Path:
             )
             for place in range(32)
         ]
-        writer.write([frame], kept)
+        writer.write([frame], [[("sample", sample_row(one)) for one in kept]])
     writer.close()
     return directory / NAME
 

@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.backend import view
+from rltop.backend.coarse import EXTREMES
 from rltop.backend.history import rows as store_rows
 from rltop.backend.history import schema as store_schema
 from rltop.backend.history.filesystems import NETWORK, is_network, kind_of
 from rltop.backend.history.read import NAME, Reader
 from rltop.backend.history.schema import StoreError
-from rltop.backend.history.thin import HEADLINE, Limits
+from rltop.backend.history.thin import Limits
 from rltop.backend.history.write import Writer
 from rltop.backend.metrics import BY_NAME
 from tests import pictures, stored
@@ -258,7 +259,7 @@ def test_a_picture_of_a_long_run_is_bounded_and_has_its_extremes(tmp_path: Path)
 
 
 def test_headline_metrics_exist() -> None:
-    assert set(HEADLINE) <= set(BY_NAME)
+    assert set(EXTREMES) <= set(BY_NAME)
 
 
 # --- where it lies -------------------------------------------------------------------------------------------------

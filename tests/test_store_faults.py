@@ -18,6 +18,7 @@ from rltop.backend.history import schema as store_schema
 from rltop.backend.history import store as stores
 from rltop.backend.history.read import NAME, Reader
 from rltop.backend.history.store import Store, set_aside
+from rltop.backend.history.write import Writer
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir
 from tests import pictures, stored
@@ -204,6 +205,26 @@ def test_a_frame_that_cannot_be_written_does_not_stand_in_the_way(store: Store, 
     wait_until(lambda: store.settle(0) == 0 and not store._trouble)
     store.end()
     assert steps(tmp_path) == [2]
+
+
+def test_what_is_old_is_thinned_while_frames_go_on_coming(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = 0
+    tidy = Writer.tidy
+
+    def counted(writer: Writer) -> None:
+        nonlocal turns
+        turns += 1
+        tidy(writer)
+
+    monkeypatch.setattr(stores, "TIDY_S", 0.1)
+    monkeypatch.setattr(Writer, "tidy", counted)
+    store.start()
+    for number in range(1, 2000):  # one always waits before the store would rest
+        store.put(frame(number))
+        if turns >= 3:
+            break
+        store.settle(0.05)
+    assert turns >= 3
 
 
 def test_a_past_that_is_set_aside_is_kept_under_another_name(tmp_path: Path) -> None:

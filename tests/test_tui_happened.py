@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from rltop.backend.diagnosis.alarm import Alarm
 from rltop.backend.view import Event, Snapshot, change_key
 from rltop.tui.happened import KINDS, lands, markers, marks, next_mark, told_at, updates
 from rltop.tui.history import History
@@ -23,7 +24,6 @@ EVENTS: tuple[tuple[str, str, str, str | None, str], ...] = (
     ("skew", "warn", "live engines differ by 3 policy versions", None, "◇skew"),
     ("facts", "warn", "logprobs_mode: e0, e1 have raw", None, "≢facts"),
     ("gap", "warn", "steps 8 to 9 were not measured: there was no hub", None, "∅gap"),
-    ("alarm", "error", "a1: the record is of another distribution", None, "◆alarm"),
 )
 """Kind, severity, text and engine of an event as the hub tells it, and how it is marked."""
 
@@ -50,7 +50,7 @@ def test_what_befell_the_run_is_marked(kind: str, severity: str, text: str, engi
 
 def test_every_kind_has_a_sign_of_its_own_and_is_tried() -> None:
     assert len({kind.sign for kind in KINDS}) == len(KINDS)
-    assert {kind.sign for kind in KINDS} - {"▲"} == {mark[0] for *_, mark in EVENTS}
+    assert {kind.sign for kind in KINDS} - {"▲", "◆"} == {mark[0] for *_, mark in EVENTS}
 
 
 def test_how_a_run_begins_and_what_is_plain_news_is_not_marked() -> None:
@@ -92,12 +92,25 @@ def test_new_weights_are_notches_where_they_are_rare() -> None:
     assert updates(history, "step") == (5.0, 10.0, 15.0)
 
 
+def alarm(name: str, raised: int, cleared: int | None = None) -> Alarm:
+    return Alarm(
+        id=name, cause="torn-weights", code="W1", layer="weights", title="torn weights", sure=True, raised=0.0,
+        raised_step=raised, cleared_step=cleared,
+    )  # fmt: skip
+
+
+def test_an_alarm_is_marked_where_it_was_raised_and_where_it_ended() -> None:
+    shown, history = run(event("alarm", "info", "alarm a1 acknowledged by ada", None))
+    shown.alarms = {"a1": alarm("a1", 4, 9), "a2": alarm("a2", 15)}
+    assert [(mark.step, mark.text) for mark in marks(shown, history)] == [(4, "◆a1"), (9, "◆a1✔"), (15, "◆a2")]
+
+
 async def test_keys_go_from_mark_to_mark_and_the_first_line_says_which() -> None:
     client = HeldClient(pictures.healthy())
     assert client.view is not None
-    client.view.events.append(event("alarm", "error", "a1: torn weights", None, step=30))
+    client.view.alarms = {"a1": alarm("a1", 30)}
     async with dashboard(client, (120, 40)) as (app, pilot):
-        for key, said in (("N", "reading step 31 ◆alarm"), ("N", "reading step 11 ▲pc-"), ("n", "reading step 31 ◆")):
+        for key, said in (("N", "reading step 31 ◆a1"), ("N", "reading step 11 ▲pc-"), ("n", "reading step 31 ◆")):
             await pilot.press(key)
             await settle(app, pilot)
             assert said in screen_text(app)

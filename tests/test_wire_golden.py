@@ -30,6 +30,7 @@ ARRAYS: dict[str, wire.Arrays] = {
         "token_ids": np.array([4, 5], "<i4"),
         "logprobs": np.array([-0.5, np.nan], "<f4"),
     },
+    "probe_report": {"logprobs": np.array([-0.5, -1.0], "<f4")},
     "sequences": {"row_sizes": np.array([2], "<i4"), "row_mask": np.array([1, 1], "u1")},
 }
 
@@ -105,6 +106,16 @@ MESSAGES: dict[str, wire.Body] = {
         {"async_scheduling": wire.FlagState("off", True, "", "strict")}, 2, {}, [], False, True, 6,
         [wire.Timer("c2", "set", "async_scheduling", "on", 1700000601.0)],
     ),
+    "command_of_a_probe": wire.Command(
+        "c3", "", "", 1700000003.0, "probe", probe="prefill-rescore",
+        passages=(wire.Passage("r-1", np.array([1, 2, 3], "<i4").tobytes(), 2),),
+    ),
+    "probe_report": wire.ProbeReport(
+        "c3", "e0", "prefill-rescore", wire.describe(ARRAYS["probe_report"]), 7, 6, 5,
+        [wire.Score(0, "cold", 1, 2, 0)], [wire.Digest("w", "packed", "0" * 16, "f" * 16, "float32", 8192, 1)],
+        {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}, 1, 3, 0.5, 0.25, 0.125, ["note"],
+    ),
+    "step_closed_with_digests": wire.StepClosed(5, 0, 1, 8, weight_digests={"w": "float32:" + "f" * 16}),
 }  # fmt: skip
 
 

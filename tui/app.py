@@ -13,6 +13,8 @@ from textual.app import App, ComposeResult
 from textual.command import CommandPalette as Palette
 from textual.widgets import ContentSwitcher
 
+from rltop.backend.diagnosis.alarm import CLEARED, Alarm
+from rltop.backend.diagnosis.told import Told
 from rltop.backend.view import Snapshot
 from rltop.tui import explain, happened, sight, status
 from rltop.tui.asking import Orders
@@ -20,13 +22,15 @@ from rltop.tui.changes import Entry, deed
 from rltop.tui.commands import BY_ID, NEEDS_CONTROL
 from rltop.tui.confirm import About, Confirm, Wish, keep_question, undo_question
 from rltop.tui.control import Control
+from rltop.tui.diagnosis import Diagnosis
 from rltop.tui.dialogs import GoTo, Page, engine_page, help_page, numbers_page, page_width
 from rltop.tui.effect import EffectPage
 from rltop.tui.fleet import Row
 from rltop.tui.happened import Mark
 from rltop.tui.history import History
-from rltop.tui.link import Pace, backlog, end_with_terminal
+from rltop.tui.link import Pace, backlog, end_with_terminal, send
 from rltop.tui.mismatch import Mismatch
+from rltop.tui.oncall import SILENCE_S, notification, remedy_of
 from rltop.tui.overview import Overview
 from rltop.tui.palette import CommandPalette, key_bindings
 from rltop.tui.past import Pasts
@@ -52,6 +56,7 @@ class RltopApp(App[int]):
         fps: repaints per second at most.
         notice: what else the first line should say now; empty for nothing.
         reference: a stored run to hold this one against; None for nothing.
+        bell: ring, and have the terminal show a notification, when an alarm is raised.
         clock: monotonic seconds.
     """
 
@@ -70,6 +75,7 @@ class RltopApp(App[int]):
         fps: float = 4.0,
         notice: Callable[[], str] = str,
         reference: Reference | None = None,
+        bell: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(ansi_color=True)
@@ -87,11 +93,14 @@ class RltopApp(App[int]):
         self._dirty = True
         self._marks: tuple[Mark, ...] = ()
         self._pasts = Pasts()
+        self._rings, self._told = bell, Told()
         self._orders = Orders(client, lambda: self._clock(), self._tell)
         self._header, self._footer = Rows(id="header"), Rows(id="footer")
         self._overview, self._control = Overview(id="overview"), Control(allowed=control, id="control")
-        self._mismatch = Mismatch(id="mismatch")
-        self._views = ContentSwitcher(self._overview, self._mismatch, self._control, initial="overview")
+        self._mismatch, self._diagnosis = Mismatch(id="mismatch"), Diagnosis(id="diagnosis")
+        self._views = ContentSwitcher(
+            self._overview, self._mismatch, self._diagnosis, self._control, initial="overview"
+        )
 
     def get_default_screen(self) -> NarrowScreen:
         """See ``repaint``."""
@@ -129,6 +138,8 @@ class RltopApp(App[int]):
         self._dirty |= changed and (self._frozen is None or self._views.current == "control")
         self._orders.take_answers()
         self._dirty |= self._mismatch.take(self.client.answers) | self._pasts.take(self.client.answers)
+        self._dirty |= self._diagnosis.take(self.client.answers)
+        self._ring()
         if len(self.screen_stack) == 1 and self.pace.tick(self._clock(), backlog(self)):
             self.paint()
 
@@ -154,6 +165,10 @@ class RltopApp(App[int]):
                     for question in self._mismatch.questions(view, sight.in_steps(self.sight, self.history)):
                         self.client.ask(question)
                     self._mismatch.paint(view)
+                elif self._views.current == "diagnosis":
+                    for question in self._diagnosis.questions(view, self.sight, frozen=self._frozen is not None):
+                        self.client.ask(question)
+                    self._diagnosis.paint()
                 else:  # what can be commanded is what is, not what was
                     self._control.paint(self.client.view or view, self.history.closed(self.sight.cursor))
             self._header.show([status.header(self.run_name, view, self._state(), width)])
@@ -176,6 +191,8 @@ class RltopApp(App[int]):
             live=self._views.current == "control",
             slow_hz=self.pace.painting_hz if self.pace.slow else None,
             notice=", ".join(filter(None, (self._notice(), reference.text if reference else ""))),
+            alarm=self.client.view.alarm if self.client.view is not None else None,
+            now=self.client.view.time if self.client.view is not None else 0.0,
         )
 
     def _ask_past(self, view: Snapshot) -> None:
@@ -186,6 +203,14 @@ class RltopApp(App[int]):
     def _there(self) -> str:
         cursor = self.sight.cursor
         return "" if cursor is None else happened.told_at(self._marks, self.history, cursor)
+
+    def _ring(self) -> None:
+        """Tell of an alarm, once."""
+        view = self.client.view
+        for news in self._told.fresh(view.alarms.values(), view.time) if view is not None else ():
+            if self._rings and news.what != CLEARED:
+                self.bell()
+                send(self, notification(news.alarm, self.run_name))
 
     def _look(self, at: Sight) -> None:
         self.sight = at
@@ -216,6 +241,10 @@ class RltopApp(App[int]):
             "overview": partial(self._go, "overview", "#fleet"),
             "mismatch": partial(self._go, "mismatch", "#places"),
             "next_list": self._next_list,
+            "diagnosis": partial(self._go, "diagnosis", "#causes"),
+            "acknowledge": partial(self._on_alarm, lambda alarm: self._orders.acknowledge(alarm.id)),
+            "silence": partial(self._on_alarm, lambda alarm: self._orders.silence(alarm.id, SILENCE_S)),
+            "remedy": self._remedy,
             "control": partial(self._go, "control", "#flags"),
             "journal": partial(self._go, "control", "#journal"),
             "freeze": self._freeze,
@@ -289,7 +318,7 @@ class RltopApp(App[int]):
             self.command("switch")
         elif isinstance(event.item, Entry):
             self.command("effect")
-        elif (text := self._mismatch.choose(event.item)) is not None:
+        elif (text := self._mismatch.choose(event.item) or self._diagnosis.choose(event.item)) is not None:
             self.push_screen(Page(text))
         else:
             self._repaint()
@@ -361,6 +390,7 @@ class RltopApp(App[int]):
         if isinstance(self.focused, Table):
             do(self.focused)
             self._control.explain()
+            self._diagnosis.explain()
 
     def _set_fps(self, hz: float) -> None:
         self.pace = Pace(hz)
@@ -389,6 +419,26 @@ class RltopApp(App[int]):
             self._orders.change(wish, subject)
             self._frozen = None
         self._repaint()
+
+    def _on_alarm(self, do: Callable[[Alarm], None]) -> None:
+        alarm = self.client.view.alarm if self.client.view is not None else None
+        if alarm is None:
+            self.notify("no alarm is open", severity="warning", timeout=4)
+        else:
+            do(alarm)
+
+    def _remedy(self) -> None:
+        """Ask whether to switch what cures the cause under the cursor."""
+        cause, view = self._diagnosis.cause, self.client.view
+        if self._views.current != "diagnosis" or cause is None or view is None:
+            self.notify("put the cursor of the diagnosis (4) on a cause", severity="warning", timeout=4)
+            return
+        try:
+            target, wish = remedy_of(cause, view)
+        except ValueError as why_not:
+            self.notify(str(why_not), severity="warning", timeout=8)
+            return
+        self.push_screen(Confirm(target, wish), partial(self._change, target.subject.name))
 
     def _act(self, subject: str) -> None:
         """Do on the whole fleet what the table of actions has for ``subject``."""

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from typing import Literal
 
-from rltop.backend.view import AskAct, AskKeep, AskSet, AskUndo, Question
+from rltop.backend.view import AskAcknowledge, AskAct, AskKeep, AskSet, AskSilence, AskUndo, Question
 from rltop.tui.confirm import Wish
 from rltop.tui.source import Source
 
@@ -58,6 +58,14 @@ class Orders:
     def undo(self, command: str, what: str, why: str) -> None:
         """Have a command taken back."""
         self._send(AskUndo(_new(), command, _user(), socket.gethostname(), why), f"undo {what}")
+
+    def acknowledge(self, alarm: str) -> None:
+        """Take note of an alarm."""
+        self._send(AskAcknowledge(_new(), alarm, _user(), socket.gethostname()), f"acknowledge {alarm}")
+
+    def silence(self, alarm: str, seconds: float) -> None:
+        """Have nothing told of an alarm for so long."""
+        self._send(AskSilence(_new(), alarm, seconds, _user(), socket.gethostname()), f"silence {alarm}")
 
     def take_answers(self) -> None:
         """Tell what there is to tell of the questions on their way."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rltop.backend.view import Change, Snapshot, moved
-from rltop.collectors.actions import BY_VERB
+from rltop.collectors.actions import BY_VERB, PROBE
 from rltop.collectors.wire import Timer
 from rltop.tui import look
 
@@ -21,7 +21,9 @@ def deed(change: Change) -> str:
 
 
 def _act(change: Change) -> str:
-    """Of what is no switch: its word, and of a keep what it keeps."""
+    """Of what is no switch: its word, and of a keep what it keeps, of a probe its name."""
+    if change.probe:
+        return f"{PROBE} {change.probe}"
     word = BY_VERB[change.verb].word if change.verb in BY_VERB else change.verb
     return f"{word} {change.target}" if change.verb == "keep" else word
 

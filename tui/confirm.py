@@ -80,11 +80,15 @@ class Confirm(Question[Wish]):
         Binding("s", "next('s')", "Other form"),
     ]
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, offered: Wish | None = None) -> None:
+        """``offered``: begin with this choice and place."""
         super().__init__()
         self._target = target
         self._chosen = dict.fromkeys("vwfs", 0)
         self._places = places(target)
+        if offered is not None:
+            self._places = tuple(dict.fromkeys((offered.place, *self._places)))
+            self._chosen["v"] = target.choices.index(offered.choice)
 
     @property
     def _choice(self) -> Choice:
@@ -176,7 +180,8 @@ def _reach(target: Target, place: Place) -> str:
         return f"half of {len(target.engines)} live engines, never all: the effect is held against the others"
     if place.name == "fleet":
         return f"{len(target.engines)} live: {', '.join(target.engines)}; {kept}"
-    return f"engine {place.name} alone" + (f"; {kept}" if target.engine else "")
+    alone = f"engine{'s' * (len(place.engines) > 1)} {place.name} alone"
+    return alone + (f"; {kept}" if target.engine else "")
 
 
 def _window(labels: tuple[str, ...], chosen: int, room: int = INNER - 16) -> list[str]:

@@ -17,6 +17,7 @@ def run_dashboard(
     fps: float = 4.0,
     notice: Callable[[], str] = str,
     reference: Reference | None = None,
+    bell: bool = True,
     farewell: str = "detached; the run goes on",
 ) -> int:
     """Show the dashboard of a run until the person leaves it.
@@ -27,6 +28,7 @@ def run_dashboard(
         fps: repaints per second at most.
         notice: asked at every repaint for what else the first line should say; empty for nothing.
         reference: a stored run to hold this one against; None for nothing.
+        bell: as ``RltopApp``.
         farewell: the last word on the terminal when the person left; empty for none.
 
     Returns:
@@ -34,7 +36,7 @@ def run_dashboard(
     """
     client = Client(rundir)
     try:
-        app = RltopApp(client, rundir.run, control=control, fps=fps, notice=notice, reference=reference)
+        app = RltopApp(client, rundir.run, control=control, fps=fps, notice=notice, reference=reference, bell=bell)
         app.run()
     finally:
         client.close()

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rltop.backend.diagnosis.alarm import Alarm
 from rltop.backend.view import Change, Event, Snapshot
+from rltop.collectors.actions import PROBE
 from rltop.tui.canvas import Marker
 from rltop.tui.changes import label
 from rltop.tui.history import History, XAxis
@@ -42,6 +44,7 @@ class Kind:
 SWITCH = Kind(
     "▲", "switch", "a switch or an action took hold: its first letters, + on, - off; or the reference is left"
 )
+ALARM = Kind("◆", "alarm", "an alarm was raised: its id; with ✔: it ended")
 KINDS: tuple[Kind, ...] = (
     SWITCH,
     Kind("↻", "start", "an engine, the trainer or the hub was started, or is back from silence",
@@ -51,7 +54,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("◇", "update", "trouble with weight updates: live engines are versions apart", ("skew",)),
     Kind("≢", "facts", "engines and trainer began to disagree in what they compute with", ("facts",), trouble=True),
     Kind("∅", "gap", "steps that nobody measured: there was no hub", ("gap",)),
-    Kind("◆", "alarm", "an alarm was raised, or ended", ("alarm",)),
+    ALARM,
 )  # fmt: skip
 """All kinds of marks, in the order in which they are told where several meet."""
 
@@ -77,7 +80,7 @@ def marks(view: Snapshot, history: History) -> tuple[Mark, ...]:
     """
     if not history.steps:
         return ()
-    found = {*_switches(view.changes.values(), history), *_events(view.events)}
+    found = {*_switches(view.changes.values(), history), *_events(view.events), *_alarms(view.alarms.values())}
     if history.reference is not None and history.reference.since is not None:
         found.add(Mark(history.reference.since - 1, SWITCH, "≠reference"))
     first = history.steps[0].step
@@ -88,7 +91,7 @@ def marks(view: Snapshot, history: History) -> tuple[Mark, ...]:
 
 def _switches(changes: Iterable[Change], history: History) -> Iterator[Mark]:
     for change in changes:
-        if change.state == "applied" and change.verb != "keep":
+        if change.state == "applied" and change.verb not in ("keep", PROBE):  # these change nothing
             yield Mark(_step_of(change, history), SWITCH, label(change))
 
 
@@ -110,6 +113,13 @@ def _events(events: Iterable[Event]) -> Iterator[Mark]:
             names += [name for name in (event.engine or event.kind,) if name not in names]
     for (step, kind), names in whose.items():
         yield Mark(step, kind, names[0] if len(names) == 1 else f"{names[0]}+{len(names) - 1}")
+
+
+def _alarms(alarms: Iterable[Alarm]) -> Iterator[Mark]:
+    for alarm in alarms:
+        yield Mark(alarm.raised_step, ALARM, alarm.id)
+        if alarm.cleared_step is not None:
+            yield Mark(alarm.cleared_step, ALARM, f"{alarm.id}✔")
 
 
 def updates(history: History, axis: XAxis) -> tuple[float, ...]:

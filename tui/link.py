@@ -23,6 +23,13 @@ def backlog(app: Any) -> int:
     return 0 if queue is None else int(queue.qsize())
 
 
+def send(app: Any, sequence: str) -> None:
+    """Write a control sequence to the terminal between two paintings; nothing where there is none."""
+    driver = getattr(app, "_driver", None)
+    if driver is not None and not app.is_headless:
+        driver.write(sequence)
+
+
 def end_with_terminal(fd: int) -> None:
     """End this process, with exit code 1, once the terminal behind ``fd`` is gone for good.
 

@@ -10,7 +10,9 @@ from rltop.tui.reference import Reference
 def run_replay(replay: Replay, *, fps: float = 4.0, reference: Reference | None = None) -> int:
     """Show the replay until the person leaves it. Returns the exit status."""
     try:
-        app = RltopApp(replay, replay.view.run, fps=fps, notice=lambda: replay.progress, reference=reference)
+        app = RltopApp(
+            replay, replay.view.run, fps=fps, notice=lambda: replay.progress, reference=reference, bell=False
+        )
         app.run()
     finally:
         replay.close()

@@ -44,4 +44,5 @@ def hold(view: Snapshot) -> Snapshot:
         events=list(view.events),
         changes=dict(view.changes),
         counters=dict(view.counters),
+        alarms=dict(view.alarms),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.style import Style
 from textual.strip import Strip
 
+from rltop.backend.diagnosis.alarm import Alarm
 from rltop.backend.fleet.prints import MARK
 from rltop.backend.view import Snapshot
 from rltop.tui import look
@@ -20,7 +21,8 @@ class ViewState:
     ``frozen_at`` is the step at which the view was frozen (-1 before the first), ``behind`` how many steps closed
     since; ``reading`` the step that is read, if not the latest, ``there`` what happened right before it; ``range`` the
     stretch of the x axis that shows, if not the whole run; ``live``: of the view that shows, which shows the run as it
-    is all the same; ``slow_hz`` how often a slow link is painted; ``notice`` what whoever started the view has to say.
+    is all the same; ``slow_hz`` how often a slow link is painted; ``notice`` what whoever started the view has to say;
+    ``alarm`` the open one, and ``now`` the run's clock.
     """
 
     state: str
@@ -33,6 +35,8 @@ class ViewState:
     live: bool = False
     slow_hz: float | None = None
     notice: str = ""
+    alarm: Alarm | None = None
+    now: float = 0.0
 
 
 def header(run: str, view: Snapshot | None, state: ViewState, width: int) -> Strip:
@@ -45,6 +49,8 @@ def header(run: str, view: Snapshot | None, state: ViewState, width: int) -> Str
         parts += [("▶ ", look.WARN), ("replay  ", look.PLAIN)]
     else:
         parts += [("● ", look.GOOD), ("live  ", look.PLAIN)]
+    if state.alarm is not None:
+        parts += open_alarm(state.alarm, state.now)
     if state.range:
         parts.append((f"{state.range}  ", look.MARK))
     if state.notice:
@@ -55,6 +61,17 @@ def header(run: str, view: Snapshot | None, state: ViewState, width: int) -> Str
             if look.length([*parts, *fact]) - 2 <= width:
                 parts += fact
     return look.row(parts, width)
+
+
+def open_alarm(alarm: Alarm, now: float) -> list[look.Part]:
+    """An alarm, on every view until it is over; one that somebody has taken note of, or silenced, is quieter."""
+    since = "" if alarm.since_step is None else f" since step {alarm.since_step}"
+    said = f"{alarm.id} {'' if alarm.sure else 'perhaps '}{alarm.cause} ({alarm.code}){since}"
+    if alarm.acknowledged:
+        return [(f"▲ {said} ", look.WARN), (f"ack {alarm.acknowledged}  ", look.FAINT)]
+    if alarm.quiet(now):
+        return [(f"▲ {said} ", look.WARN), ("silent  ", look.FAINT)]
+    return [(f" ✖ {said} ", look.ALARM + look.BAD), (" ", look.PLAIN)]
 
 
 def _alarm(run: str, view: Snapshot | None, state: ViewState) -> str:

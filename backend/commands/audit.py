@@ -15,7 +15,8 @@ from pathlib import Path
 import msgspec
 
 from rltop.backend import view
-from rltop.collectors.actions import BY_VERB
+from rltop.backend.probes.result import ProbeResult
+from rltop.collectors.actions import BY_VERB, PROBE
 
 MAX_WAITING = 10_000
 """Lines that wait for a disk that takes none; of more, the oldest are given up."""
@@ -23,7 +24,11 @@ MAX_WAITING = 10_000
 MODE = 0o600
 
 HALF = "half_switched"
-"""Event of a command as a whole."""
+MEASURED = "measured"
+"""Events of a command as a whole."""
+
+SILENCED = "silenced"
+"""Event of an alarm: nothing is told of it for ``Line.revert_s`` seconds."""
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +37,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         at: UTC, ISO 8601, to the millisecond. time: the same, seconds.
         event: ``requested``; how it was closed (``applied``, ``reverted``, ``undone``, ``kept``, ``refused``,
-            ``timed_out``, ``superseded``); or ``HALF``, of a command as a whole, ``engine`` empty.
+            ``timed_out``, ``superseded``); of a command as a whole, ``engine`` empty: ``HALF``, or ``MEASURED`` with
+            the ``result`` of a probe; or, likewise, of the alarm that ``command`` names: ``acknowledged``,
+            ``SILENCED``.
         requested: when it was asked for, seconds.
         corrects: the state that this hub had given it in the engine's silence, which this line replaces.
         hub: epoch of the hub that wrote the line.
@@ -69,6 +76,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     requested: float = 0.0
     corrects: str = ""
     hub: str = ""
+    probe: str = ""
+    result: ProbeResult | None = None
 
 
 _SHARED = tuple(name for name in Line.__struct_fields__ if name in view.Change.__struct_fields__)
@@ -96,6 +105,15 @@ def line_of(change: view.Change, now: float, hub: str, *, corrects: str = "", ev
     """The line that says what became of ``change``."""
     shared = {name: getattr(change, name) for name in _SHARED}
     return Line(at=iso(now), time=now, event=event or event_of(change), corrects=corrects, hub=hub, **shared)
+
+
+def measured(result: ProbeResult, now: float, hub: str) -> Line:
+    """The line that says what a probe found out."""
+    return Line(
+        at=iso(now), time=now, event=MEASURED, command=result.command, engine="", verb=PROBE, flag="",
+        reason=f"{result.verdict}: {result.text}", step=result.step, policy_version=result.policy_version,
+        hub=hub, probe=result.probe, result=result,
+    )  # fmt: skip
 
 
 def changes_of(lines: Iterable[Line]) -> dict[str, view.Change]:
@@ -126,6 +144,8 @@ def text_of(line: Line) -> str:
     what = line.flag or (BY_VERB[line.verb].word if line.verb in BY_VERB else line.verb)
     if line.verb == "keep":
         what = f"keep {line.target}"
+    elif line.verb == PROBE:
+        what = f"{PROBE} {line.probe}"
     elif line.event == "requested":
         what += f" > {line.wanted}" if line.wanted else ""
     elif line.old is not None or line.new is not None:
@@ -135,7 +155,7 @@ def text_of(line: Line) -> str:
         words.append(f"by {line.who}@{line.host}")
     if line.why:
         words.append(f"because {line.why!r}")
-    if line.event == "requested" and line.revert_s is not None:
+    if line.event in ("requested", SILENCED) and line.revert_s is not None:
         words.append(f"for {line.revert_s:g} s")
     if line.engine_step is not None and line.event != "requested":
         words.append(f"at engine step {line.engine_step}")

@@ -1,8 +1,9 @@
 """Commands, from a person's wish to a closed record on every engine. Pure.
 
-requested > accepted > (draining) > applied | refused | timed out | superseded. An engine closes its own commands with
-a read-back; the hub closes those that it could not bring to an engine, or that no engine spoke of by the deadline.
-Should the engine speak after that, its word counts. What an earlier hub did is read from the audit log (``restore``).
+requested > accepted > (draining) > (running, a probe) > applied | refused | timed out | superseded.
+An engine closes its own commands with a read-back; the hub closes those that it could not bring to an engine, or that
+no engine spoke of by the deadline. Should the engine speak after that, its word counts. What an earlier hub did is read
+from the audit log (``restore``).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import msgspec
 from rltop.backend import view
 from rltop.backend.commands import audit
 from rltop.backend.commands.tell import News, asked, half_switched, news_of
-from rltop.backend.commands.wishes import Fleet, RejectedError, orders_of
+from rltop.backend.commands.wishes import Choose, Fleet, RejectedError, orders_of
 from rltop.collectors import wire
 from rltop.collectors.actions import BY_VERB, subject_of
+from rltop.collectors.probes import BY_NAME as BY_PROBE
+from rltop.collectors.probes import HUB
 
 GRACE_S = 2.0
 """The engine itself gives up at the deadline; only silence beyond it is closed here."""
@@ -29,7 +32,7 @@ RESTORE_S = 10.0
 """An engine greets a new hub within seconds, with all that it has under way: what it does not name then, it never had,
 or forgot with its life."""
 
-_ORDER = {"requested": 0, "accepted": 1, "draining": 2}
+_ORDER = {"requested": 0, "accepted": 1, "draining": 2, "running": 3}
 
 EARLIER = "asked of an earlier hub"
 
@@ -50,9 +53,13 @@ class Commands:
         new_id: makes the id of a command.
         fleet: what is known of the engines.
         now: seconds.
+        passages: see ``wishes.orders_of``.
     """
 
-    def __init__(self, hub: str, new_id: Callable[[], str], fleet: Fleet, now: float) -> None:
+    def __init__(
+        self, hub: str, new_id: Callable[[], str], fleet: Fleet, now: float, passages: Choose = lambda _probe, _on: {}
+    ) -> None:
+        self._passages = passages
         self._hub = hub
         self._new_id = new_id
         self._fleet = fleet
@@ -97,14 +104,16 @@ class Commands:
         if question.id in self._asked:
             return self._asked[question.id], []
         command = self._new_id()
-        found = orders_of(question, command, now + question.timeout_s, self._fleet, self)
+        found = orders_of(question, command, now + question.timeout_s, self._fleet, self, self._passages)
         self._remember(question.id, command)
         self._news.append(asked(question, list(found)))
         changes = [self._begin(question, engine, order, now, step) for engine, order in found.items()]
         sent = []
         for change in changes:
             health = self._fleet.health(change.engine)
-            if health == "live":
+            if change.probe and BY_PROBE[change.probe].by == HUB:
+                self._close_here(change, "applied", "the hub answers it", now)
+            elif health == "live":
                 sent.append(Order(change.engine, found[change.engine]))
             else:
                 self._close_here(change, "refused", f"engine {change.engine} is {health}; nothing was sent", now)
@@ -118,6 +127,7 @@ class Commands:
             order.id, engine, order.flag, action.value if action else order.value, "requested", now,
             who=question.who, host=question.host, why=question.why, step=step, verb=order.verb, strict=order.strict,
             revert_s=order.revert_s, target=order.target, reverts="" if order.verb == "keep" else order.target,
+            probe=order.probe,
         )  # fmt: skip
         key = view.change_key(change)
         self._orders[key], self._deadlines[key] = order, order.deadline

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rltop.backend import view
 from rltop.backend.commands import audit
 from rltop.backend.spans import span
-from rltop.collectors.actions import BY_VERB
+from rltop.collectors.actions import BY_VERB, PROBE
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,13 @@ def asked(question: view.AskCommand, engines: Sequence[str]) -> News:
         what = f"{question.flag} {question.value}{' (strict)' if question.strict else ''}"
     elif isinstance(question, view.AskAct):
         what = BY_VERB[question.verb].word
+    elif isinstance(question, view.AskProbe):
+        what = f"{PROBE} {question.probe}"
     else:
         what = f"{'keep' if isinstance(question, view.AskKeep) else 'undo'} {question.command}"
     seconds = getattr(question, "revert_s", None)
     timed = f" for {span(seconds)}" if seconds is not None else ""
-    everywhere = isinstance(question, view.AskSet | view.AskAct) and question.engines is None
+    everywhere = isinstance(question, view.AskSet | view.AskAct | view.AskProbe) and question.engines is None
     chosen = everywhere and getattr(question, "fraction", None) is None
     where = "all engines" if chosen else ", ".join(engines)
     who = f" ({question.who}@{question.host})" if question.who else ""
@@ -42,6 +44,8 @@ def title(change: view.Change) -> str:
     """What a change is about: ``prefix_caching on > off``, ``pause running > paused``, ``keep 3fa0``."""
     if change.verb == "keep":
         return f"keep {change.target}"
+    if change.verb == PROBE:
+        return f"{PROBE} {change.probe}"
     name = change.flag or (BY_VERB[change.verb].word if change.verb in BY_VERB else change.verb)
     after = change.new if change.state == "applied" else change.wanted or change.new
     return f"{name} {change.old or '?'} > {after or change.wanted or '?'}"

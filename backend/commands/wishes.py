@@ -5,18 +5,24 @@ Everything that can be wrong with a wish is said here, before anything is sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from rltop.backend import view
 from rltop.collectors import wire
-from rltop.collectors.actions import BY_VERB, MAX_REVERT_S, subject_of
+from rltop.collectors.actions import BY_VERB, MAX_REVERT_S, PROBE, subject_of
 from rltop.collectors.flags import BY_NAME
+from rltop.collectors.probes import BY_NAME as BY_PROBE
+from rltop.collectors.probes import SWITCH
 
 MAX_TIMEOUT_S = 3600.0
 
 MIN_PREFIX = 4
 """A command may be named by so many first characters of its id, where that is clear."""
+
+
+Choose = Callable[[str, list[str]], "dict[str, list[wire.Passage]]"]
+"""Of a probe's name and engines: what each engine is to score. Raises ``RejectedError`` where there is nothing."""
 
 
 class RejectedError(ValueError):
@@ -54,7 +60,7 @@ class Book(Protocol):
 
 
 def orders_of(
-    question: view.AskCommand, command: str, deadline: float, fleet: Fleet, book: Book
+    question: view.AskCommand, command: str, deadline: float, fleet: Fleet, book: Book, passages: Choose
 ) -> dict[str, wire.Command]:
     """The command for each engine, by the engine's id.
 
@@ -64,6 +70,7 @@ def orders_of(
         deadline: until when engines may begin, seconds.
         fleet: what is known of the engines.
         book: what is known of earlier commands.
+        passages: chooses what a probe is to score.
 
     Raises:
         RejectedError: no such flag, value, engine or command, a time that is none, or another command is in the way.
@@ -76,6 +83,8 @@ def orders_of(
     elif isinstance(question, view.AskAct):
         order = _action(question, command, deadline)
         orders = dict.fromkeys(choose(question.engines, None, fleet), order)
+    elif isinstance(question, view.AskProbe):
+        orders = _probe(question, command, deadline, fleet, passages)
     elif isinstance(question, view.AskKeep):
         return _keep(question, command, deadline, fleet, book)
     else:
@@ -155,6 +164,23 @@ def _action(question: view.AskAct, command: str, deadline: float) -> wire.Comman
         raise RejectedError(f"{action.word} is done once; it has no timer")
     _check_timer(question.revert_s, action.max_guard_s)
     return wire.Command(command, "", "", deadline, action.verb, revert_s=question.revert_s)
+
+
+def _probe(
+    question: view.AskProbe, command: str, deadline: float, fleet: Fleet, passages: Choose
+) -> dict[str, wire.Command]:
+    probe = BY_PROBE.get(question.probe)
+    startable = [name for name, other in BY_PROBE.items() if other.by != SWITCH]
+    if probe is None or probe.by == SWITCH:
+        raise RejectedError(f"no probe {question.probe!r} can be started so; there is {', '.join(startable)}")
+    engines = choose(question.engines, None, fleet)
+    if len(engines) < probe.engines:
+        raise RejectedError(f"{probe.name} takes {probe.engines} engines, not {', '.join(engines)} alone")
+    chosen = passages(probe.name, engines) if probe.requests else {}
+    return {
+        engine: wire.Command(command, "", "", deadline, PROBE, probe=probe.name, passages=tuple(chosen.get(engine, ())))
+        for engine in engines
+    }
 
 
 def _check_timer(seconds: float | None, longest: float) -> None:

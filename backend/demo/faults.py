@@ -248,7 +248,7 @@ FAULTS: tuple[Fault, ...] = (
         help="the objective punishes entropy (a wrong sign); nothing is wrong with the backend",
         where="trainer",
         first=1,
-        entropy_bonus=-0.2,
+        entropy_bonus=-2.0,
     ),
     Fault(
         name="slow-engine",

@@ -34,6 +34,7 @@ from rltop.backend.demo.jobs import (
 )
 from rltop.backend.demo.objective import OBJECTIVES, group_advantages
 from rltop.collectors import TrainerCollector
+from rltop.collectors.digests import weight_digests
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ class Trainer:
                 "train_s": trained - waited,
                 **self._update_metrics(),
             }
-            self._collector.step(step, policy_version=step + 1, metrics=metrics)
+            digests = weight_digests(self._model.state_dict())  # some 20 ms at this size
+            self._collector.step(step, policy_version=step + 1, metrics=metrics, weight_digests=digests)
             self._fleet.publish(step + 1, self._update(step), self._granted(step))
             say(StepDone(step, {**metrics, "step_s": time.perf_counter() - began}))
         self._fleet.settle()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from rltop.backend.diagnosis import tests_course, tests_fit, tests_level, tests_ratio, tests_stated, tests_where
+from rltop.backend.diagnosis import loop, tests_course, tests_fit, tests_level, tests_ratio, tests_stated, tests_where
 from rltop.backend.diagnosis.case import Case
 from rltop.backend.diagnosis.pile import Piles
 from rltop.backend.diagnosis.tell import unknown
 from rltop.backend.diagnosis.tests import BY_NAME, UNKNOWN
+from rltop.backend.diagnosis.tests_level import floor_of
 from rltop.backend.diagnosis.verdict import Finding
 
 ASK: dict[str, Callable[[Piles], Iterator[Finding]]] = {
@@ -54,9 +55,40 @@ NOT_COMPUTED: dict[str, str] = {
 }
 
 
+OF_MATCHED = frozenset({"T2", "T3", "T7", "T8", "T11", "T12", "floor", "fit", "slope", "in_flight", "repetition"})
+"""Tests of version-matched tokens: where those are few, or of earlier steps alone, nothing is healthy for that."""
+
+LATE_STEPS = 5
+"""The latest steps that must have matched tokens: as soon is a fault to be told."""
+
+
 def ask(case: Case) -> list[Finding]:
     """What every test finds, the alarming first."""
     piles = Piles(case)
     found = [one for name, test in ASK.items() for one in (test(piles) if case.steps or name == "facts" else ())]
     found += [unknown(name, why) for name, why in NOT_COMPUTED.items()]
+    seen = {one.engine for one in found if one.test == "floor" and BY_NAME["floor"].alarms(one.outcome)}
+    blind = {engine: why for engine in (None, *piles.engines) if (why := _blind(piles, engine, engine in seen))}
+    found = [
+        unknown(one.test, blind[one.engine], one.engine)
+        if one.test in OF_MATCHED and one.engine in blind and one.outcome == BY_NAME[one.test].healthy
+        else one
+        for one in found
+    ]
     return sorted(found, key=lambda one: one.outcome in (BY_NAME[one.test].healthy, UNKNOWN))
+
+
+def _blind(piles: Piles, engine: str | None, seen: bool) -> str:
+    """Why matched tokens can't say that a run, or an engine of it, is healthy; empty where they can.
+
+    ``seen``: they have a gap that is above the floor for sure.
+    """
+    pile = piles.run if engine is None else piles.engine(engine)
+    late = pile.from_step(max(pile.steps - LATE_STEPS, 0))
+    if not late.sums[:, loop.MATCHED].sum():
+        return f"no version-matched tokens in the latest {LATE_STEPS} steps"
+    least, _ = floor_of(piles, engine)
+    square = late.moments[:, loop.M_DD, 2].sum() / max(float(late.sums[:, loop.ROOM].sum()), 1e-9)
+    if square > least**2 and not seen:
+        return "the latest matched gap is above its floor, in too few sequences to be sure"
+    return ""

@@ -274,23 +274,29 @@ def _add_repeats(batch: Batch, cut: CutUp, sums: Floats) -> None:
     ids = _trained_ids(batch)
     left, right = (batch.arrays[name].astype(np.float64) for name in ("trainer_logprobs", "rollout_logprobs"))
     _, same = np.unique(keys[rows], return_inverse=True)
-    _, apart = np.unique(np.stack([same, place[rows]]), axis=1, return_inverse=True)
-    apart = apart.ravel()
+    apart = same * len(sums) + place[rows]
+    heat = batch.body.temperature or _temperature(batch)
     for at in range(REPEAT_TOKENS):
-        there = sizes[rows] > at
-        rows, same, apart = rows[there], same[there], apart[there]
+        going = (sizes[rows] > at) & (np.bincount(same)[same] > 1)
+        rows, same, apart = rows[going], same[going], apart[going]
         if rows.size < 2:
             return
         token = first[rows] + at
-        heat = batch.body.temperature or _temperature(batch)
-        _add_pairs(sums, PAIRS, np.zeros(rows.size, np.int64), same, ids[token], left[token], heat)
-        _, version = np.unique(np.stack([apart, cut.versions[token]]), axis=1, return_inverse=True)
-        _add_pairs(sums, ENGINE_PAIRS, place[rows], version.ravel(), ids[token], right[token], heat)
-        _, same = np.unique(np.stack([same, ids[token]]), axis=1, return_inverse=True)
-        _, apart = np.unique(np.stack([apart, ids[token], cut.versions[token]]), axis=1, return_inverse=True)
-        same, apart = same.ravel(), apart.ravel()
-        _add_spread(sums, REPEAT, np.zeros(rows.size, np.int64), same, left[token])
+        _, version = np.unique(cut.versions[token], return_inverse=True)
+        apart = _renumbered(apart, version)
+        here = np.zeros(rows.size, np.int64)
+        _add_pairs(sums, PAIRS, here, same, ids[token], left[token], heat)
+        _add_pairs(sums, ENGINE_PAIRS, place[rows], apart, ids[token], right[token], heat)
+        same, apart = _renumbered(same, ids[token]), _renumbered(apart, ids[token])
+        _add_spread(sums, REPEAT, here, same, left[token])
         _add_spread(sums, ENGINE_REPEAT, place[rows], apart, right[token])
+
+
+def _renumbered(group: Ints, label: Ints) -> Ints:
+    """Numbers of the groups that are left when each is told apart by a label, too."""
+    _, label = np.unique(label, return_inverse=True)
+    _, number = np.unique(group * (label.max() + 1) + label, return_inverse=True)
+    return number
 
 
 def _add_spread(sums: Floats, figure: int, place: Ints, group: Ints, values: Floats) -> None:

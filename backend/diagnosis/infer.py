@@ -45,7 +45,7 @@ class Suspect:
 
     Attributes:
         known: its entry.
-        shown: alarming findings that it needs. also: those that it may show.
+        shown: findings that it needs; none where it is a fact alone that speaks for it. also: those that it may show.
         open: signs that it needs whose tests have not spoken.
         prior: 1, or less where the run may not have what it is of.
         confidence: 0 to 1.
@@ -185,9 +185,12 @@ def _suspect(known: Known, seen: _Seen, given: bool | None) -> Suspect | None:
                 return None
             open_signs.append(sign)
         shown += [finding for finding in there if finding not in shown]
-    if not shown or (known.one_engine and not _on_part(shown, seen)):
-        return None
     also = [f for f in seen.odd if f not in shown and any(_is(sign, f) for sign in known.may)]
+    stated = any(finding.test == "facts" for finding in also)
+    if not (shown or stated) or (known.one_engine and not _on_part(shown, seen)):
+        return None
+    if known.all_engines and {finding.engine for finding in shown} < seen.engines:
+        return None
     prior = (UNSTATED if known.where and given is None else 1.0) * MAYBE ** len(open_signs)
     return Suspect(known, sorted(shown, key=_order), also, open_signs, prior)
 

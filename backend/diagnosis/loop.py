@@ -71,6 +71,9 @@ SURPRISE over those with an entropy."""
 ACCOUNTS = 2 * len(BETS) + len(DOWN) + len(SURPRISE)
 SUMS = WEALTH + ACCOUNTS
 
+NEIGHBOURS = 16
+"""First tokens of each piece that displacements are tried at: enough, and a third of the loop's time if it were all."""
+
 SHIFTS = (-2, -1, 0, 1, 2)
 """Displacements that alignment is tried at (T6): the trainer's logprob against the record's of so many tokens on."""
 
@@ -153,7 +156,7 @@ def tokens(
                 wealth[b] *= 1 + stakes[b] * min(x, CLAMP)
             for b in range(down.size):
                 wealth[2 * bets + b] *= 1 + down[b] * min(x, CLAMP)
-            for k in range(5):
+            for k in range(5 if i - start[p] < NEIGHBOURS else 0):
                 j = i + k - 2
                 if first[p] <= j < last[p]:
                     off = abs(t - float(right[j]))

@@ -93,7 +93,8 @@ TESTS: tuple[Test, ...] = (
             " any, k3 of all"
         ),
         formula=(
-            "mean |d| above twice that of the run's first step and the floor; ramp: the later half is twice the earlier"
+            "mean |d| above twice that of the run's first step and the floor; k3 above four times that of "
+            "steps 1 to 5, and 0.005; ramp: the later half is twice the earlier"
         ),
         rate=MEAN,
         source="SkyRL, issue 1680; NeMo-RL, issue 3839",

@@ -56,8 +56,8 @@ TESTS: tuple[Test, ...] = (
         },
         on="all tokens of known version",
         formula=(
-            "mean lag of the last 2 steps above 3, or 1.5 above the run's first 8 steps; behind: 2 more than "
-            "another engine"
+            "mean lag of the last 2 or 8 steps 1.5 above the run's first 8 steps, or above 3 with a k3 above 0.01;"
+            " behind: 2 more than another engine"
         ),
         rate=LEVEL,
         source="runs of the demo with a bounded queue: 1 to 2",
@@ -74,11 +74,14 @@ TESTS: tuple[Test, ...] = (
         ),
         meaning={
             "falling": "it falls",
-            "collapsed": "it has fallen to a few percent of what it was",
+            "collapsed": ("it has fallen to a few percent of what it was, or falls faster than learning makes it"),
             "rising": "it rises",
         },
         on="the trainer's entropy",
-        formula="the last 3 steps against the run's first 5: below a half; below 5 %; above 1.5 times",
+        formula=(
+            "the last 3 steps against the run's first 5: below a half; above 1.5 times; collapsed: below 5 %,"
+            " or its logarithm falls by 0.062 a step over 16 steps, beyond 3 errors"
+        ),
         rate=LEVEL,
         source="LightRFT, issue 53",
         mild=(

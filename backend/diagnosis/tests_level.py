@@ -140,33 +140,40 @@ RAMP = 2.0
 
 
 def course(piles: Piles) -> Iterator[Finding]:
-    """T8: from which step on the matched gap is above what it was before, and how it goes on."""
+    """T8: from which step on the gap is above what it was before, and how it goes on; of matched tokens if there are.
+
+    Where none are, k3 of all tokens is held against four times what it was in the run's first steps with a lag.
+    """
     for engine, pile in asked(piles):
-        matched = bool(pile.sums[:, loop.MATCHED].sum())
+        matched = bool(pile.sums[-RECENT_STEPS:, loop.MATCHED].sum())
         moments = pile.moments[:, loop.M_ABS if matched else loop.K3]
         if pile.steps < 3 or not moments[:, 1].sum():
             yield unknown("T8", "fewer than three steps", engine)
             continue
-        least, _ = floor_of(piles, engine)
-        base = _baseline(moments)
-        over = sequential.above(moments, pile.first, max(2 * base, 0.02), 2 * base + (least if matched else least**2))
-        if over.log_e < LOG_FOUND or over.start == 0:
-            text = f"{'matched |d|' if matched else 'k3'} {over.mean:.2g} throughout"
-            yield finding("T8", "steady", over, pile, engine, text=text, unit="nats")
+        base = _first_level(moments[:1] if matched else moments[1 : 1 + FIRST_STEPS])
+        least = 2 * base + floor_of(piles, engine)[0] if matched else 4 * base + LEAST_K3
+        over = sequential.above(moments, pile.first, max(2 * base, 0.02), least)
+        size = "matched |d|" if matched else "k3"
+        if over.log_e < LOG_FOUND or over.start < (1 if matched else FIRST_STEPS - 1):
+            yield finding("T8", "steady", over, pile, engine, text=f"{size} {over.mean:.2g} throughout", unit="nats")
             continue
         part = moments[over.start :]
         half = len(part) // 2
         early, late = (x[:, 2].sum() / max(x[:, 1].sum(), 1.0) for x in (part[:half], part[half:]))
         outcome = "ramp" if half and late > RAMP * early else "jump"
-        size = "matched |d|" if matched else "k3"
         text = f"{size} {base:.2g} before step {int(pile.first[over.start])}, {over.mean:.2g} since"
         yield finding("T8", outcome, over, pile, engine, text=text, unit="nats")
 
 
-def _baseline(moments: Floats) -> float:
-    """Mean of the run's first step with tokens: before an update has come."""
-    first = int(np.argmax(moments[:, 1] > 0))
-    return float(moments[first, 2] / moments[first, 1]) if moments[first, 1] else 0.0
+RECENT_STEPS, FIRST_STEPS = 5, 5
+LEAST_K3 = 5e-3
+"""k3 that a rise of all tokens' must add at least: half of what makes a lag high."""
+
+
+def _first_level(moments: Floats) -> float:
+    """Median of the means of a run's first steps."""
+    there = moments[moments[:, 1] > 0]
+    return float(np.median(there[:, 2] / there[:, 1])) if len(there) else 0.0
 
 
 MIN_PAIRS = 30
@@ -182,6 +189,9 @@ def lattice(piles: Piles) -> Iterator[Finding]:
     trainer = _on_grid(piles.run, PAIRS, ON_GRID)
     for engine, pile in asked(piles):
         own = _on_grid(pile, ENGINE_PAIRS, ENGINE_ON_GRID)
+        if _is_moved(pile):
+            yield unknown("T13", "the record is that of other tokens", engine)
+            continue
         if trainer is None or own is None:
             yield unknown("T13", f"fewer than {MIN_PAIRS} pairs of different tokens after equal contexts", engine)
             continue
@@ -196,6 +206,13 @@ def lattice(piles: Piles) -> Iterator[Finding]:
 
 
 LATTICE_STEPS = 10
+
+
+def _is_moved(pile: Pile) -> bool:
+    """Whether the record fits the trainer's logprobs of other tokens better (T6)."""
+    n, off = pile.aligned[-LATTICE_STEPS:].sum(axis=0).T
+    mean = off / np.maximum(n, 1.0)
+    return bool((n > 0).all() and mean.min() < mean[loop.SHIFTS.index(0)] / 2)
 
 
 def _on_grid(pile: Pile, pairs: int, on: int) -> float | None:

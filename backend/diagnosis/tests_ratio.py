@@ -160,13 +160,11 @@ def _silent_now(pile: Pile, many: int) -> bool:
 
 
 def _coins(few: Floats, many: Floats) -> Floats:
-    """Log of the evidence that a coin is not fair: uniform mixture over its bias."""
-    total = few + many
-    found = [
-        math.lgamma(a + 1) + math.lgamma(b + 1) - math.lgamma(t + 2) + t * math.log(2)
-        for a, b, t in zip(few, many, total, strict=True)
-    ]
-    return np.array(found)
+    """Logarithm of the evidence that a coin is not fair: uniform mixture over its bias."""
+    a, b = few.astype(np.int64), many.astype(np.int64)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, (a + b).max(initial=0) + 2)))])
+    found: Floats = log_factorial[a] + log_factorial[b] - log_factorial[a + b + 1] + (a + b) * math.log(2)
+    return found
 
 
 def surprisal(piles: Piles) -> Iterator[Finding]:
@@ -201,8 +199,8 @@ CUT_DUE = 60.0
 of 0.6 leaves 0.05 to 0.08 of them."""
 
 
-SHARPER, FLATTER = (0.02, 0.2, 0.4), (2.0, 4.0)
-"""Shares of what is due that are bet on."""
+SHARPER, FLATTER = (0.02, 0.2, 0.4), (1.6, 2.0)
+"""Shares of what is due that are bet on. More than twice is no bet that expects nothing where p is as low as 0.67."""
 
 
 def sampler(piles: Piles) -> Iterator[Finding]:
@@ -251,17 +249,24 @@ def alignment(piles: Piles) -> Iterator[Finding]:
             late = pile.aligned[-steps:].sum(axis=0)
             if late[2, 0] < MIN_ALIGNED:
                 continue
-            found = _alignment(pile, late, engine)
+            found = _alignment(pile, late, engine, pile.aligned[-2] if steps == 1 and pile.steps > 1 else None)
             break
         yield found or unknown("T6", f"fewer than {MIN_ALIGNED} tokens", engine)
 
 
-def _alignment(pile: Pile, late: Floats, engine: str | None) -> Finding:
+DISPLACED = 4.0
+"""By so much nearer must the record be elsewhere, in two steps: where nearly all tokens are sure, a few make the mean,
+and of one step it was twice as near elsewhere once in 500 healthy steps."""
+
+
+def _alignment(pile: Pile, late: Floats, engine: str | None, before: Floats | None) -> Finding:
     with np.errstate(invalid="ignore", divide="ignore"):
         off = np.where(late[:, 0] >= MIN_ALIGNED, late[:, 1] / late[:, 0], np.inf)
+        earlier = off if before is None else before[:, 1] / before[:, 0]
     best = int(np.argmin(off))
     n = int(late[best, 0])
-    if loop.SHIFTS[best] and off[best] < off[2] / 2:
+    stands = not earlier[best] > earlier[2] / 2  # NaN of a step without tokens says nothing against it
+    if loop.SHIFTS[best] and off[best] < off[2] / DISPLACED and stands:
         with np.errstate(invalid="ignore", divide="ignore"):
             each = pile.aligned[:, :, 1] / pile.aligned[:, :, 0]
         wrong = each[:, best] < each[:, 2] / 2

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.join.batch import Batch
+from rltop.backend.latest import Latest
 from rltop.backend.steps.measure import by_row, clips, token_versions
 from rltop.backend.summary import CLAMP, Floats
 from rltop.collectors import wire
@@ -30,8 +31,12 @@ from arrival to end of a request, token_time: seconds from its first scheduling 
 that were not aborted. Requests count where they lie wholly in one flag epoch.
 """
 
-MAX_CELLS = 50_000
-"""Cells kept, at about 700 bytes each: of 8 engines the last 6,000 steps, of 64 the last 780."""
+CELL_BYTES = 700
+"""What a cell holds, roughly, with its place."""
+
+TOTAL_BYTES, STEPS, MOST_BYTES = 4 << 20, 200, 64 << 20
+"""What is kept of past steps: of 8 engines the last 750; of 100 and more the last 200, which any question of an effect
+looks at; of 1,000 the last 90."""
 
 ROW = {name: number for number, name in enumerate(FIGURES)}
 
@@ -60,25 +65,23 @@ class StepCells:
 
 
 class Cells:
-    """The cells of the latest steps, bounded by their number; the oldest steps go first."""
+    """The cells of the latest steps, bounded by bytes."""
 
-    def __init__(self, max_cells: int = MAX_CELLS) -> None:
-        self._max = max_cells
-        self._held = 0
-        self._steps: dict[int, StepCells] = {}
+    def __init__(self, total_bytes: int = TOTAL_BYTES, steps: int = STEPS) -> None:
+        self._steps: Latest[StepCells] = Latest(total_bytes, steps=steps, most_bytes=MOST_BYTES)
 
     def add(self, step: int, closed: float, cells: dict[Place, Cell]) -> None:
         """A step is done. One that comes again, from a restarted trainer, takes the place of its first telling."""
-        if again := self._steps.pop(step, None):
-            self._held -= len(again.cells)
-        self._steps[step] = StepCells(step, closed, cells)
-        self._held += len(cells)
-        while self._held > self._max and len(self._steps) > 1:
-            self._held -= len(self._steps.pop(next(iter(self._steps))).cells)
+        self._steps.put(step, StepCells(step, closed, cells), CELL_BYTES * (1 + len(cells)))
+
+    def of_step(self, step: int) -> dict[Place, Cell]:
+        """The cells of a step; none where none are kept."""
+        found = self._steps.get(step)
+        return found.cells if found else {}
 
     def steps(self) -> list[StepCells]:
         """In the order in which they closed."""
-        return list(self._steps.values())
+        return [cells for _, cells in self._steps.items()]
 
 
 def empty() -> Cell:

@@ -18,13 +18,13 @@ from rltop.backend import view
 from rltop.backend.effects import cells
 from rltop.backend.effects.cells import Place, StepCells
 from rltop.backend.effects.fit import Bools, Floats, Shift, fit, needed
-from rltop.backend.effects.pace import Sample
+from rltop.backend.effects.pace import BIN_S, Sample
 
 WINDOW = 40
 """Steps, on either side, that are looked at: longer, and a learning run's trend is no longer a line."""
 
-BIN_S, WINDOW_BINS = 5.0, 40
-"""Seconds per observation of speed, and how many are looked at on either side."""
+WINDOW_BINS = 40
+"""Observations of speed, of ``BIN_S`` seconds each, that are looked at on either side."""
 
 MIN_SIDE = 5
 """Observations a side must have before anything is said."""
@@ -268,7 +268,7 @@ def _bins(found: Iterable[tuple[Sample, str]]) -> dict[float, tuple[set[str], fl
     """Sides, seconds and tokens by number of the bin, in order."""
     bins: dict[float, tuple[set[str], float, float]] = {}
     for sample, side in found:
-        x = float(sample.time // BIN_S)
+        x = sample.bin
         sides, seconds, tokens = bins.get(x, (set(), 0.0, 0.0))
         bins[x] = sides | {side}, seconds + sample.seconds, tokens + sample.tokens
     return dict(sorted(bins.items()))

@@ -2,46 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from rltop.backend import view
-from rltop.backend.effects.cells import Cells
+from rltop.backend.effects.cells import Cells, StepCells
 from rltop.backend.effects.judge import Mark, effect
-from rltop.backend.effects.pace import Pace
+from rltop.backend.effects.pace import Pace, Sample
 from rltop.collectors import wire
 
 
 class Effects:
     """Answers ``view.AskEffect``.
 
+    Args:
+        marks: that are known from before.
+
     Attributes:
         pace: of the engines.
         marks: by ``view.change_key``, where on that engine the command began a flag epoch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, marks: Mapping[str, Mark] = MappingProxyType({})) -> None:
         self.pace = Pace()
-        self.marks: dict[str, Mark] = {}
+        self.marks = dict(marks)
+        self._new_marks: list[str] = []
 
     def report(self, envelope: wire.Envelope, state: wire.EngineState, now: float) -> None:
         """A new state of an engine, which repeats the commands that its process closed."""
         self.pace.report(envelope, state, now)
         for update in state.commands:
             if update.state == "applied" and update.flag_epoch is not None:
-                self.marks[f"{update.id}@{update.engine}"] = Mark(envelope.epoch, update.flag_epoch)
+                self._mark(f"{update.id}@{update.engine}", Mark(envelope.epoch, update.flag_epoch))
         while len(self.marks) > view.MAX_CHANGES:
             del self.marks[next(iter(self.marks))]
 
+    def _mark(self, key: str, mark: Mark) -> None:
+        if self.marks.get(key) != mark:
+            self.marks[key] = mark
+            self._new_marks.append(key)
+
+    def take_marks(self) -> list[tuple[str, Mark]]:
+        """The marks that are new since this was last asked."""
+        new, self._new_marks = self._new_marks, []
+        return [(key, self.marks[key]) for key in new if key in self.marks]
+
     def answer(self, question: view.AskEffect, changes: Mapping[str, view.Change], cells: Cells) -> view.Answer:
         """What a command did, or why that can't be said."""
-        chosen = self._choose(question.command, list(changes.values()))
+        chosen = self.choose(question.command, list(changes.values()))
         if isinstance(chosen, str):
             return view.Answer(question.id, error=chosen)
-        marks = {change.engine: self.marks[view.change_key(change)] for change in chosen}
-        found = effect(chosen, marks, cells.steps(), self.pace.samples(), self.pace.present())
-        return view.Answer(question.id, effect=found)
+        return self.answered(question, chosen, cells.steps(), self.pace.samples(), self.pace.present())
 
-    def _choose(self, command: str, known: list[view.Change]) -> list[view.Change] | str:
+    def answered(
+        self,
+        question: view.AskEffect,
+        chosen: Sequence[view.Change],
+        steps: Sequence[StepCells],
+        samples: Mapping[str, Sequence[Sample]],
+        present: Mapping[str, tuple[str, int]],
+    ) -> view.Answer:
+        """The answer about a command that is chosen, from what ``judge.effect`` takes."""
+        marks = {change.engine: self.marks[view.change_key(change)] for change in chosen}
+        return view.Answer(question.id, effect=effect(chosen, marks, steps, samples, present))
+
+    def choose(self, command: str, known: list[view.Change]) -> list[view.Change] | str:
         """The command on each engine that it switched, or why there is none to tell of."""
         if not command:
             command = next((c.command for c in reversed(known) if view.change_key(c) in self.marks), "")

@@ -130,6 +130,10 @@ class Engines:
             return (BY_VERB["pause"] if state.paused else BY_VERB["resume"]).value
         return state.flags[subject].value if subject in state.flags else None
 
+    def state(self, engine: str) -> wire.EngineState | None:
+        """What an engine reported last."""
+        return self._known[engine].state if engine in self._known else None
+
     def timers(self, engine: str) -> list[wire.Timer]:
         """What an engine will take back by itself."""
         return self._known[engine].state.timers if engine in self._known else []

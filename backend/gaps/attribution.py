@@ -16,14 +16,15 @@ from rltop.backend.effects.cells import Place, StepCells
 from rltop.backend.gaps import attributed
 from rltop.backend.gaps.attributed import Attribution, Interval, Stratum
 from rltop.backend.gaps.intervals import estimate, interval
+from rltop.backend.latest import Latest
 from rltop.backend.summary import Floats, Line, Strata, Summary
 from rltop.backend.summary.dimensions import ALL, LAG, PROBABILITY
 from rltop.backend.summary.groups import Groups
 from rltop.backend.summary.lagline import Estimate, lag_line
-from rltop.backend.summary.strata import ABS, K3, D, X
+from rltop.backend.summary.strata import ABS, K3, D, Packed, X
 
-MAX_PARTS = 1024
-"""Steps times engines that are kept, at about 65 kB each: of 8 engines the last 110 steps."""
+TOTAL_BYTES = 32 << 20
+"""What is kept of past steps, at 10 to 40 kB for an engine's part of one: of 8 engines the last 100 to 400 steps."""
 
 MAX_PROMPTS = 32
 """Prompt groups that are told, those with the largest k3."""
@@ -33,54 +34,65 @@ MAX_PROMPTS = 32
 class Part:
     """What is kept of one engine's part of a step. ``old``: ``matched`` is by old logprobs, not by lag 0."""
 
-    strata: Strata
-    matched: Strata
+    strata: Packed
+    matched: Packed
     old: bool
     line: Line
     groups: Groups
 
+    @property
+    def nbytes(self) -> int:
+        """What it holds, roughly."""
+        return 1000 + self.strata.nbytes + self.matched.nbytes + self.groups.nbytes
+
 
 class History:
-    """The parts of the latest steps, bounded by their number; the oldest steps go first."""
+    """The parts of the latest steps, bounded by bytes."""
 
-    def __init__(self, max_parts: int = MAX_PARTS) -> None:
-        self._max = max_parts
-        self._held = 0
-        self._steps: dict[int, dict[str, Part]] = {}
+    def __init__(self, total_bytes: int = TOTAL_BYTES) -> None:
+        self._steps: Latest[dict[str, Part]] = Latest(total_bytes)
 
     def add(self, step: int, summaries: dict[str, Summary]) -> None:
         """A step is done. One that comes again, from a restarted trainer, takes the place of its first telling."""
         parts = {
-            engine: Part(s.strata, s.matched, s.backend.n > 0, s.line, s.groups)
+            engine: Part(s.strata.packed(), s.matched.packed(), s.backend.n > 0, s.line, s.groups)
             for engine, s in summaries.items()
             if s.gap.n
         }
-        self._held -= len(self._steps.pop(step, {}))
-        self._steps[step] = parts
-        self._held += len(parts)
-        while self._held > self._max and len(self._steps) > 1:
-            self._held -= len(self._steps.pop(next(iter(self._steps))))
+        self.take_up(step, parts)
+
+    def take_up(self, step: int, parts: dict[str, Part]) -> None:
+        """The parts of a step that is done."""
+        self._steps.put(step, parts, sum(part.nbytes for part in parts.values()))
+
+    def of_step(self, step: int) -> dict[str, Part]:
+        """The parts of a step by engine; none where none are kept."""
+        return self._steps.get(step) or {}
 
     def attribution(self, steps: int, of_epochs: Sequence[StepCells] = ()) -> Attribution:
         """Over the last ``steps`` steps (at least one); ``of_epochs`` has the cells of their flag epochs."""
-        window = list(self._steps.items())[-max(steps, 1) :]
-        numbers = [number for number, _ in window]
-        by_engine: dict[str, list[Part]] = {}
-        for _, parts in window:
-            for engine, part in parts.items():
-                by_engine.setdefault(engine, []).append(part)
-        every = [part for parts in by_engine.values() for part in parts]
-        old = any(part.old for part in every)
-        matched = {e: sum((p.matched for p in parts if p.old == old), Strata()) for e, parts in by_engine.items()}
-        strata = {engine: sum((part.strata for part in parts), Strata()) for engine, parts in by_engine.items()}
-        of_matched = list(_told(matched))
-        return Attribution(
-            numbers,
-            [*_told(strata), *_epochs(of_epochs, set(numbers)), *_prompts(part.groups for part in every)],
-            of_matched,
-            ("old" if old else "lag0") if of_matched else None,
-            list(_lines({e: sum((p.line for p in parts), Line()) for e, parts in by_engine.items()}, strata)),
-        )
+        return attribution(list(self._steps.items())[-max(steps, 1) :], of_epochs)
+
+
+def attribution(window: Sequence[tuple[int, dict[str, Part]]], of_epochs: Sequence[StepCells] = ()) -> Attribution:
+    """Over the steps of ``window``, with their parts; ``of_epochs`` has the cells of their flag epochs."""
+    numbers = [number for number, _ in window]
+    by_engine: dict[str, list[Part]] = {}
+    for _, parts in window:
+        for engine, part in parts.items():
+            by_engine.setdefault(engine, []).append(part)
+    every = [part for parts in by_engine.values() for part in parts]
+    old = any(part.old for part in every)
+    matched = {e: Packed.total(p.matched for p in parts if p.old == old) for e, parts in by_engine.items()}
+    strata = {engine: Packed.total(part.strata for part in parts) for engine, parts in by_engine.items()}
+    of_matched = list(_told(matched))
+    return Attribution(
+        numbers,
+        [*_told(strata), *_epochs(of_epochs, set(numbers)), *_prompts(part.groups for part in every)],
+        of_matched,
+        ("old" if old else "lag0") if of_matched else None,
+        list(_lines({e: sum((p.line for p in parts), Line()) for e, parts in by_engine.items()}, strata)),
+    )
 
 
 def _told(strata: dict[str, Strata]) -> Iterator[Stratum]:

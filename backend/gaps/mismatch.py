@@ -5,12 +5,12 @@ What the summaries of a step know, in few bytes: it adds up over steps, and more
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from rltop.backend.gaps.profiles import Mismatch, Profile
+from rltop.backend.latest import Latest
 from rltop.backend.summary import Floats, Ints, Summary
 from rltop.backend.summary.dimensions import CACHE, LAG, OFFSET, POSITION, PROBABILITY
 from rltop.backend.summary.moments import MIDDLES
@@ -23,7 +23,7 @@ bins. Below the first it counts as 0."""
 DIMENSIONS = (LAG, POSITION, PROBABILITY, CACHE)
 """What the gap is told apart by here."""
 
-TOTAL_BYTES = 32 << 20
+TOTAL_BYTES = 16 << 20
 MAX_STEPS = 1000
 """What is kept of past steps, and how many of them one answer adds up; the oldest go first."""
 
@@ -71,9 +71,12 @@ class Shapes:
     """Of the last steps, and what viewers ask of them."""
 
     def __init__(self, total_bytes: int = TOTAL_BYTES) -> None:
-        self.nbytes = 0
-        self._total = total_bytes
-        self._steps: OrderedDict[int, dict[str, Shape]] = OrderedDict()
+        self._steps: Latest[dict[str, Shape]] = Latest(total_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds, roughly."""
+        return self._steps.nbytes
 
     def put(self, step: int, summaries: dict[str, Summary]) -> None:
         """The step is over; one that comes again takes the place of the old one."""
@@ -81,20 +84,14 @@ class Shapes:
 
     def put_shapes(self, step: int, found: dict[str, Shape]) -> None:
         """The same, of a step whose shapes are known."""
-        self._drop(step)
         if found:
-            self._steps[step] = found
-            self.nbytes += _nbytes(found)
-        while self.nbytes > self._total and len(self._steps) > 1:
-            self._drop(next(iter(self._steps)))
+            self._steps.put(step, found, _nbytes(found))
+        else:
+            self._steps.drop(step)
 
     def of_step(self, step: int) -> dict[str, Shape]:
         """The shapes of a step by engine; none where none are kept."""
-        return self._steps.get(step, {})
-
-    def _drop(self, step: int) -> None:
-        if found := self._steps.pop(step, None):
-            self.nbytes -= _nbytes(found)
+        return self._steps.get(step) or {}
 
     def is_full(self, first: int | None, last: int | None) -> bool:
         """Whether no answer of these steps could have more of them than are kept here."""
@@ -115,7 +112,7 @@ class Shapes:
             raise ValueError("no step with sequences is kept of that range")
         merged: dict[str, Shape] = {}
         for step in chosen:
-            for engine, shape in self._steps[step].items():
+            for engine, shape in self.of_step(step).items():
                 merged[engine] = merged[engine] + shape if engine in merged else shape
         return _answer(min(chosen), max(chosen), len(chosen), dict(sorted(merged.items())))
 

@@ -8,7 +8,6 @@ highest mean k3, and the tokens with the highest |d| and the highest k3; tokens 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ import numpy as np
 from rltop.backend.gaps.closeup import CloseUp, Ranked, T, highest, least
 from rltop.backend.gaps.sampled import Samples, Sequence, Token
 from rltop.backend.join.batch import Batch
+from rltop.backend.latest import Latest
 
 SAMPLE = 16
 WORST = 8
@@ -30,7 +30,7 @@ ENGINE_TOKENS = 8
 STEP_BYTES = 512 << 10
 """What the sample of a step may hold, and the worst likewise, before the sequence that goes beyond it."""
 
-TOTAL_BYTES = 64 << 20
+TOTAL_BYTES = 32 << 20
 """What is kept of all steps; the oldest go first."""
 
 KINDS = ("sample", "worst", "abs_diff", "k3")
@@ -149,30 +149,26 @@ class Kept:
     """Of the last steps."""
 
     def __init__(self, total_bytes: int = TOTAL_BYTES) -> None:
-        self.nbytes = 0
-        self._total = total_bytes
-        self._steps: OrderedDict[int, tuple[StepSamples, int]] = OrderedDict()
+        self._steps: Latest[StepSamples] = Latest(total_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds, roughly."""
+        return self._steps.nbytes
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def put(self, step: int, samples: StepSamples) -> None:
         """The step is over; one that comes again takes the place of the old one."""
-        self._drop(step)
         if samples.sequences:
-            nbytes = samples.nbytes
-            self._steps[step] = samples, nbytes
-            self.nbytes += nbytes
-        while self.nbytes > self._total and len(self._steps) > 1:
-            self._drop(next(iter(self._steps)))
+            self._steps.put(step, samples, samples.nbytes)
+        else:
+            self._steps.drop(step)
 
     def of_step(self, step: int) -> StepSamples | None:
         """All that is kept of a step."""
-        return self._steps[step][0] if step in self._steps else None
-
-    def _drop(self, step: int) -> None:
-        _, nbytes = self._steps.pop(step, (None, 0))
-        self.nbytes -= nbytes
+        return self._steps.get(step)
 
     def answer(self, step: int | None, kind: str, engine: str | None = None, limit: int = TOKENS) -> Samples:
         """What is kept of ``step`` (None: the last), of ``engine`` alone if one is named; see ``view.AskSamples``.
@@ -183,10 +179,10 @@ class Kept:
         if kind not in KINDS:
             raise ValueError(f"no samples of kind {kind!r}; there are {', '.join(KINDS)}")
         if step is None:
-            step = next(reversed(self._steps), None)
-        if step is None or step not in self._steps:
+            step = self._steps.last
+        found = None if step is None else self._steps.get(step)
+        if found is None:
             raise ValueError(self._missing(step))
-        found, _ = self._steps[step]
         sequences, tokens = found.of(kind, engine)
         most = max(limit, 0)
         return Samples(
@@ -194,10 +190,10 @@ class Kept:
         )  # fmt: skip
 
     def _missing(self, step: int | None) -> str:
-        if not self._steps:
+        steps = list(self._steps)
+        if not steps:
             return "no step with sequences has closed yet"
-        first, last = next(iter(self._steps)), next(reversed(self._steps))
-        return f"nothing is kept of step {step}; there are {len(self._steps)} steps from {first} to {last}"
+        return f"nothing is kept of step {step}; there are {len(steps)} steps from {steps[0]} to {steps[-1]}"
 
 
 def _merged(ours: list[Ranked[T]], others: Iterable[Ranked[T]], most: int) -> list[Ranked[T]]:

@@ -62,6 +62,7 @@ class Judged:
 
 JUDGED: tuple[Judged, ...] = (
     Judged("logp_abs_diff_mean", "gap", 1e-3),
+    Judged("backend_abs_diff_mean", "backend's own gap", 1e-4),
     Judged("ratio_mean", "mean ratio", 1e-3),
     Judged("kl_k3", "KL (k3)", 1e-4),
     Judged("clip_frac_low", "clip rate, low", 2e-3),

@@ -10,21 +10,24 @@ import gzip
 import sqlite3
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
-from rltop.backend import headline, view
+import msgspec
+
+from rltop.backend import coarse, headline, view
+from rltop.backend.diagnosis.alarm import MAX_ALARMS, Alarm
 from rltop.backend.history import rows, schema
 
 NAME = "store.sqlite"
 """The store's name in a run directory."""
 
-WHOLE_STEPS = 4_000
-"""The newest steps of a picture are all there; of older ones, level 1 up to ``LEVEL_1_STEPS``, then level 2."""
-
 LEVEL_1_STEPS = 16_000
+"""The newest steps of a picture are all there (``coarse.ROOM``); of older ones, level 1 up to here."""
+
 LEVEL_2_STEPS = 250_000
-"""Of steps still older than these, level 3."""
+"""Then level 2; of steps still older than these, level 3."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,7 @@ class Reader:
             events=self._picture_events(until),
             changes={view.change_key(change): change for change in self._picture_changes(until)},
             counters=rows.counters_of(counters) if counters else {},
+            alarms={alarm.id: alarm for alarm in self._picture_alarms(until)},
         )
 
     def past(self, step: int, until: int | None = None) -> view.Past:
@@ -191,17 +195,11 @@ class Reader:
             return {}
         end = last[0]
         whole = self._before_whole(end)
-        edges = [end - WHOLE_STEPS, end - LEVEL_1_STEPS, end - LEVEL_2_STEPS]
-        found: list[view.Step] = []
-        for level, (newer, older) in enumerate(zip([end, *edges], [*edges, -1], strict=True)):
-            if newer > 0:
-                condition = f"id > {older} AND id <= {newer}"
-                if level:  # by the index of what has risen: a scan would read all that has not
-                    risen = (
-                        f"SELECT id FROM step INDEXED BY step_1 WHERE level > 0 AND level >= {level} AND {condition}"
-                    )
-                    condition = f"id IN ({risen})"
-                found = list(self.steps(condition, engines_from=whole)) + found
+        edges = [whole, end - coarse.ROOM[0], end - LEVEL_1_STEPS, end - LEVEL_2_STEPS]
+        found: list[view.Step] = list(self.steps("id > ? AND id <= ?", (whole, end)))
+        for level, (newer, older) in enumerate(pairwise([*edges, -1])):
+            if newer > max(older, 0):
+                found = list(self._headlines(level, newer, older)) + found
         newest = dict.fromkeys(step.step for step in reversed(found))
         by_number = {step.step: step for step in found}
         kept = {
@@ -209,6 +207,19 @@ class Reader:
             for place, number in enumerate(newest)
         }
         return dict(reversed(kept.items()))
+
+    def _headlines(self, level: int, newer: int, older: int) -> Iterator[view.Step]:
+        """The rows after ``older`` up to ``newer`` that have risen to ``level``, with no more than their headline."""
+        wanted = {*(column.name for column in schema.BY_NAME["step"].columns), *headline.HEADLINE}
+        names = tuple(name for name in self.columns["step"] if name in wanted)
+        condition = f"id > {older} AND id <= {newer}"
+        if level:  # by the index of what has risen: a scan would read all that has not
+            risen = f"SELECT id FROM step INDEXED BY step_1 WHERE level > 0 AND level >= {level} AND {condition}"
+            condition = f"id IN ({risen})"
+        query = f"SELECT {', '.join(map(schema.quoted, names))} FROM step WHERE {condition} ORDER BY id"
+        for row in self.execute(query):
+            step = rows.step_of(names, row, {})
+            yield msgspec.structs.replace(step, level=level) if level else step
 
     def _before_whole(self, end: int) -> int:
         """The last row up to ``end`` whose step is not among the newest that a picture has whole."""
@@ -219,13 +230,12 @@ class Reader:
                 return int(row)
         return 0
 
-    def steps(self, condition: str = "1", values: Sequence[Any] = (), *, engines_from: int = 0) -> Iterator[view.Step]:
-        """Steps by an SQL condition on table ``step``, in order of arrival; rows from ``engines_from`` with engines."""
+    def steps(self, condition: str = "1", values: Sequence[Any] = (), *, engines: bool = True) -> Iterator[view.Step]:
+        """Steps by an SQL condition on table ``step``, in order of arrival, with their engines' parts or without."""
         names = self.columns["step"]
         place = names.index("id")
         for row in self.execute(f"SELECT * FROM step WHERE {condition} ORDER BY id", values):
-            engines = self._step_engines(row[place]) if row[place] > engines_from else {}
-            yield rows.step_of(names, row, engines)
+            yield rows.step_of(names, row, self._step_engines(row[place]) if engines else {})
 
     def _step_engines(self, step_id: int) -> dict[str, dict[str, float | None]]:
         names = self.columns["step_engine"]
@@ -271,6 +281,15 @@ class Reader:
         found = self.execute(query, (until, view.MAX_CHANGES))
         return [rows.change_of(self.columns["change"], row) for row in found]
 
+    def _picture_alarms(self, until: int) -> list[Alarm]:
+        """As each stood, in the order in which they were raised."""
+        query = (
+            "SELECT a.* FROM alarm a JOIN (SELECT min(id) AS first, max(id) AS last FROM alarm WHERE frame <= ? "
+            "GROUP BY alarm ORDER BY first DESC LIMIT ?) x ON a.id = x.last ORDER BY x.first"
+        )
+        found = self.execute(query, (until, MAX_ALARMS))
+        return [rows.alarm_of(self.columns["alarm"], row) for row in found]
+
     # --- the frames -----------------------------------------------------------------------------------------------
 
     def frames(self, after: int = 0, until: int | None = None) -> Generator[view.Frame, None, None]:
@@ -288,6 +307,7 @@ class Reader:
                 [rows.event_of(self.columns["event"], row) for row in self._of("event", number)],
                 [rows.change_of(self.columns["change"], row) for row in self._of("change", number)],
                 rows.counters_of(counters) if counters else {},
+                alarms={a.id: a for a in (rows.alarm_of(self.columns["alarm"], r) for r in self._of("alarm", number))},
             )
 
     def _of(self, table: str, frame: int) -> list[tuple[Any, ...]]:

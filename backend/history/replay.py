@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
 from rltop.backend import view
 from rltop.backend.diagnosis.diagnose import diagnose
+from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.history import samples as store_samples
+from rltop.backend.history import sums
 from rltop.backend.history.diagnosis import case
 from rltop.backend.history.read import Reader
 
@@ -127,11 +130,32 @@ class Replay:
                 step = newest if question.step is None else min(question.step, newest)
                 verdict = diagnose(case(self._reader, step if step >= 0 else None))
                 answer = view.Answer(question.id, diagnosis=verdict)
+            elif isinstance(question, view.AskEffect):
+                answer = sums.effect(self._reader, question, self.view)
+            elif isinstance(question, view.AskAttribution):
+                answer = view.Answer(question.id, attribution=sums.attributed(self._reader, question, self.view))
             else:
                 raise ValueError("this is a replay: only what was stored can be shown, and nothing switched")
         except ValueError as problem:
             answer = view.Answer(question.id, error=str(problem))
         self.answers[question.id] = answer
+
+    def effect(self, command: str = "") -> view.Effect:
+        """As ``Client.effect``. Raises ``ValueError``: no such command, or it switched nothing."""
+        answer = sums.effect(self._reader, view.AskEffect("", command), self.view)
+        if answer.effect is None:
+            raise ValueError(answer.error)
+        return answer.effect
+
+    def attribution(self, steps: int = 20) -> Attribution:
+        """As ``Client.attribution``. Raises ``ValueError``: nothing is stored of it."""
+        return sums.attributed(self._reader, view.AskAttribution("", steps), self.view)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Let go of the file."""

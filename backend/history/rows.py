@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from rltop.backend import view
+from rltop.backend.diagnosis.alarm import Alarm
 from rltop.backend.history.schema import BY_NAME, ENGINE_FACTS, ENGINE_NUMBERS, SCALAR
 
 Row = dict[str, Any]
@@ -28,6 +29,7 @@ _OWN = {
     "event": ("number", "time", "severity", "kind", "text", "step", "engine"),
     "change": ("command", "engine", "flag", "wanted", "state", "requested", "step", "old", "new"),
     "engine": tuple(ENGINE_NUMBERS),
+    "alarm": ("cause", "code", "layer", "title", "raised", "raised_step", "since_step", "cleared", "cleared_step"),
 }
 """Fields that have a column of their own name, by table."""
 
@@ -92,6 +94,12 @@ def event_row(event: view.Event) -> Row:
 def change_row(change: view.Change) -> Row:
     """A row of ``change``."""
     return _with_rest(*_split(change, _OWN["change"]))
+
+
+def alarm_row(alarm: Alarm) -> Row:
+    """A row of ``alarm``."""
+    row, rest = _split(alarm, _OWN["alarm"], {"id"})
+    return _with_rest({"alarm": alarm.id, **row}, rest)
 
 
 def engine_facts(engine: view.Engine) -> str:
@@ -202,6 +210,12 @@ def change_of(names: Sequence[str], values: Sequence[Any]) -> view.Change:
     """The change of a row of ``change``."""
     row, rest = _joined(names, values)
     return msgspec.convert({name: row[name] for name in _OWN["change"]} | rest, view.Change)
+
+
+def alarm_of(names: Sequence[str], values: Sequence[Any]) -> Alarm:
+    """The alarm of a row of ``alarm``."""
+    row, rest = _joined(names, values)
+    return msgspec.convert({"id": row["alarm"]} | {name: row[name] for name in _OWN["alarm"]} | rest, Alarm)
 
 
 def engine_of(names: Sequence[str], values: Sequence[Any], facts: str) -> view.Engine:

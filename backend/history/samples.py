@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from rltop.backend.diagnosis.course import MAX_PARTS, Course
 from rltop.backend.diagnosis.evidence import Evidence
+from rltop.backend.effects.cells import Cell, Place
+from rltop.backend.gaps.attribution import Part
 from rltop.backend.gaps.mismatch import COLUMNS, MAX_STEPS, MEANS, Shape, Shapes
 from rltop.backend.gaps.profiles import Mismatch
 from rltop.backend.gaps.sampled import Samples, Sequence, Token
@@ -28,11 +30,18 @@ _encode = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is kept of a step beside its figures; nobody changes it any more."""
+    """What is kept of a step beside its figures; nobody changes it any more.
+
+    Attributes:
+        step: its number. samples: sequences and tokens.
+        shapes, parts: by engine. cells: by where tokens were sampled.
+    """
 
     step: int
     samples: StepSamples | None = None
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    cells: Mapping[Place, Cell] = field(default_factory=dict)
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-VERSION = 3
+VERSION = 4
 """``PRAGMA user_version`` of a store that this version writes."""
 
 APPLICATION_ID = 0x726C7470
@@ -265,6 +265,91 @@ TABLES: tuple[Table, ...] = (
         indexes=("(step, id)", "(frame)"),
         kept="the newest 200,000",
     ),
+    Table(
+        "strata",
+        "Where the gap of one engine's part of a step comes from: sums by stratum, of all and of matched tokens, "
+        "the line over lag, and prompt groups.",
+        (
+            _ID,
+            _FRAME,
+            Column("step", "INTEGER NOT NULL", "the trainer's number"),
+            Column("engine", "TEXT NOT NULL", "engine id; empty where not known"),
+            Column("old", "INTEGER NOT NULL", "1: matched by old logprobs; 0: by lag 0"),
+            Column(
+                "body",
+                "BLOB NOT NULL",
+                "zlib: msgpack, `history/sums.py`; strata in the order of `dimensions`",
+            ),
+        ),
+        indexes=("(frame)",),
+        kept="the newest, within a budget of bytes",
+    ),
+    Table(
+        "cell",
+        "What one engine wrote in one flag epoch of what a step trained on, in sums; for what a switch did.",
+        (
+            _ID,
+            _FRAME,
+            Column("step", "INTEGER NOT NULL", "the trainer's number"),
+            Column("engine", "TEXT NOT NULL", "engine id"),
+            Column("life", "TEXT NOT NULL", "of the engine's process, whose flag epochs start at 0"),
+            Column("epoch", "INTEGER NOT NULL", "flag epoch in which the tokens were sampled"),
+            Column("sums", "BLOB NOT NULL", "zlib: float64 [figures, 6], `cells.FIGURES`"),
+        ),
+        indexes=("(frame, step)",),
+        kept="the newest 200,000",
+    ),
+    Table(
+        "mark",
+        "Which flag epoch of an engine a command began.",
+        (
+            _ID,
+            _FRAME,
+            Column("command", "TEXT NOT NULL", "command id"),
+            Column("engine", "TEXT NOT NULL", "engine id"),
+            Column("life", "TEXT NOT NULL", "of the engine's process"),
+            Column("epoch", "INTEGER NOT NULL", "flag epoch"),
+        ),
+        indexes=("(frame)",),
+        kept="whole: people make them",
+    ),
+    Table(
+        "pace",
+        "How fast one engine sampled while it worked, in stretches of 5 s.",
+        (
+            _ID,
+            _FRAME,
+            Column("engine", "TEXT NOT NULL", "engine id"),
+            Column("life", "TEXT NOT NULL", "of the engine's process"),
+            Column("epoch", "INTEGER NOT NULL", "flag epoch"),
+            Column("time", "REAL NOT NULL", "end of it, wall clock of the hub, seconds"),
+            Column("seconds", "REAL NOT NULL", "of work"),
+            Column("tokens", "INTEGER NOT NULL", "sampled in them"),
+        ),
+        indexes=("(frame)",),
+        kept="the newest 500,000",
+    ),
+    Table(
+        "alarm",
+        "One stage in the life of an alarm; the last row of an alarm is how it stands.",
+        (
+            _ID,
+            _FRAME,
+            Column("alarm", "TEXT NOT NULL", "id of the alarm"),
+            Column("cause", "TEXT NOT NULL", "slug of the cause that it is called by"),
+            Column("code", "TEXT NOT NULL", "of that cause"),
+            Column("layer", "TEXT NOT NULL", "where it lies"),
+            Column("title", "TEXT NOT NULL", "what is wrong"),
+            Column("raised", "REAL NOT NULL", "wall clock of the hub, seconds"),
+            Column("raised_step", "INTEGER NOT NULL", "step after which it was raised"),
+            Column("since_step", "INTEGER", "first step at which it shows"),
+            Column("cleared", "REAL", "wall clock of the hub, seconds; NULL while it is open"),
+            Column("cleared_step", "INTEGER", "step after which it was over"),
+            _REST,
+        ),
+        indexes=("(alarm, id)", "(frame)"),
+        kept="whole: they are few",
+    ),
 )
 
 BY_NAME: Mapping[str, Table] = {table.name: table for table in TABLES}
@@ -282,6 +367,25 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "engine TEXT NOT NULL, body BLOB NOT NULL)",
         "CREATE INDEX evidence_0 ON evidence (step, id)",
         "CREATE INDEX evidence_1 ON evidence (frame)",
+        "CREATE TABLE strata (id INTEGER PRIMARY KEY, frame INTEGER NOT NULL, step INTEGER NOT NULL, "
+        "engine TEXT NOT NULL, old INTEGER NOT NULL, body BLOB NOT NULL)",
+        "CREATE INDEX strata_0 ON strata (frame)",
+        "CREATE TABLE cell (id INTEGER PRIMARY KEY, frame INTEGER NOT NULL, step INTEGER NOT NULL, "
+        "engine TEXT NOT NULL, life TEXT NOT NULL, epoch INTEGER NOT NULL, sums BLOB NOT NULL)",
+        "CREATE INDEX cell_0 ON cell (frame, step)",
+        "CREATE TABLE mark (id INTEGER PRIMARY KEY, frame INTEGER NOT NULL, command TEXT NOT NULL, "
+        "engine TEXT NOT NULL, life TEXT NOT NULL, epoch INTEGER NOT NULL)",
+        "CREATE INDEX mark_0 ON mark (frame)",
+        "CREATE TABLE pace (id INTEGER PRIMARY KEY, frame INTEGER NOT NULL, engine TEXT NOT NULL, life TEXT NOT NULL, "
+        "epoch INTEGER NOT NULL, time REAL NOT NULL, seconds REAL NOT NULL, tokens INTEGER NOT NULL)",
+        "CREATE INDEX pace_0 ON pace (frame)",
+    ),
+    3: (
+        "CREATE TABLE alarm (id INTEGER PRIMARY KEY, frame INTEGER NOT NULL, alarm TEXT NOT NULL, cause TEXT NOT NULL, "
+        "code TEXT NOT NULL, layer TEXT NOT NULL, title TEXT NOT NULL, raised REAL NOT NULL, raised_step INTEGER NOT "
+        "NULL, since_step INTEGER, cleared REAL, cleared_step INTEGER, rest BLOB)",
+        "CREATE INDEX alarm_0 ON alarm (alarm, id)",
+        "CREATE INDEX alarm_1 ON alarm (frame)",
     ),
 }
 """From a version to the next: the SQL that does it. There is one for every version before ``VERSION``."""

@@ -14,18 +14,15 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from rltop.backend import view
-from rltop.backend.diagnosis.course import Stretch
-from rltop.backend.history import samples as store_samples
-from rltop.backend.history import schema
+from rltop.backend.history import schema, sums
 from rltop.backend.history.filesystems import is_network, kind_of
 from rltop.backend.history.read import NAME, Reader
-from rltop.backend.history.samples import Kept
+from rltop.backend.history.sums import NOTHING, Beside, Recalled, rows_beside
 from rltop.backend.history.write import Writer
 
 PATIENCE_S = 0.25
@@ -41,7 +38,7 @@ BATCH = 500
 """Frames per transaction when catching up."""
 
 TIDY_S = 1.0
-"""How often a little of what is old is thinned, and the file is seen to still be there."""
+"""How often what is old is thinned a little, and the file is seen to still be there."""
 
 CLOSE_S = 5.0
 """How long the end of the hub waits for the disk."""
@@ -50,7 +47,7 @@ CLOCK_SLACK_S = 5.0
 """A clock that is behind the last record by more than this is told."""
 
 
-_Item = tuple[view.Frame, Sequence[Kept]]
+_Item = tuple[view.Frame, Beside]
 
 
 class Store(threading.Thread):
@@ -94,18 +91,18 @@ class Store(threading.Thread):
             )
         return past
 
-    def course(self) -> Sequence[Stretch]:
-        """The evidence of the steps so far, as far as it can be read. Before ``start``."""
+    def recall(self) -> Recalled:
+        """What is stored of what effects and attribution are reckoned from. Before ``start``."""
         try:
             with Reader(self.path) as reader:
-                return store_samples.course(reader).stretches()
-        except (schema.StoreError, sqlite3.Error, zlib.error, OSError):
-            return ()
+                return sums.recall(reader)
+        except (schema.StoreError, sqlite3.Error, zlib.error, msgspec.DecodeError, ValueError, OSError):
+            return Recalled()  # as above; effects are then told from here on
 
-    def put(self, frame: view.Frame, kept: Sequence[Kept] = ()) -> None:
-        """Hand over the next frame, and what is kept of the sequences of its steps, which nobody changes any more."""
+    def put(self, frame: view.Frame, beside: Beside = NOTHING) -> None:
+        """Hand over the next frame, and what is kept beside it, which nobody changes any more."""
         with self._wake:
-            self._waiting.append((_news_of(frame), ()) if self._trouble else (frame, kept))
+            self._waiting.append((_news_of(frame), NOTHING) if self._trouble else (frame, beside))
             while len(self._waiting) > MAX_WAITING:
                 self._waiting.popleft()
                 self._dropped += 1
@@ -158,13 +155,9 @@ class Store(threading.Thread):
         if self._writer.moved:
             raise OSError(f"{self.path} was removed or replaced")
         if batch:
-            kept = [step for _, steps in batch for step in steps]
-            samples = [row for step in kept for row in store_samples.sample_rows(step)]
-            shapes = [row for step in kept for row in store_samples.shape_rows(step)]
-            evidence = [row for step in kept for row in store_samples.evidence_rows(step)]
-            self._writer.write([frame for frame, _ in batch], samples, shapes, evidence)
+            self._writer.write([frame for frame, _ in batch], [list(rows_beside(beside)) for _, beside in batch])
             self._written(batch[-1][0])
-        elif time.monotonic() - self._tidied > TIDY_S:
+        if time.monotonic() - self._tidied > TIDY_S:
             self._tidied = time.monotonic()
             self._writer.tidy()
 
@@ -222,7 +215,10 @@ class Store(threading.Thread):
 
 def _news_of(frame: view.Frame) -> view.Frame:
     """The frame without what repeats itself: engines, trainer and counters say the same again later."""
-    return view.Frame(frame.epoch, frame.seq, frame.time, steps=frame.steps, events=frame.events, changes=frame.changes)
+    return view.Frame(
+        frame.epoch, frame.seq, frame.time, steps=frame.steps, events=frame.events, changes=frame.changes,
+        alarms=frame.alarms,
+    )  # fmt: skip
 
 
 def _set_aside(path: Path, why: str) -> Path:

@@ -1,35 +1,21 @@
 """Keeps a long run's store bounded: the newest whole, the old thinner, and never an extreme lost.
 
 Rows are not averaged: those that stay are real. Steps are looked at in buckets of ``BUCKETS`` rows. Of each bucket the
-first and the last row, and for every metric of ``HEADLINE`` the rows with its least and its greatest value, rise to the
-bucket's level; what has risen is what an old part of the run keeps, and what a coarse picture of a long run shows.
+first and the last row, and for every metric of ``coarse.EXTREMES`` the rows with its least and its greatest value, rise
+to the bucket's level; what has risen is what an old part of the run keeps, and what a picture of a long run shows.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from dataclasses import dataclass
 
+from rltop.backend import coarse
 from rltop.backend.history import schema
 
 BUCKETS = (256, 4096, 65_536)
 """Rows per bucket of levels 1, 2, 3; each bucket is made of whole ones of the level below."""
-
-HEADLINE = (
-    "reward_mean",
-    "logp_abs_diff_mean",
-    "logp_abs_diff_max",
-    "ratio_mean",
-    "kl_k3",
-    "clip_frac_low",
-    "clip_frac_high",
-    "entropy",
-    "ess",
-    "lag_max",
-    "joined_fraction",
-    "invalid_frac",
-)
-"""Metrics whose extremes are kept."""
 
 ENGINE_HEADLINE = ("tokens_per_s", "waiting", "kv_usage", "gap", "lag")
 """The same of an engine's figures."""
@@ -37,8 +23,11 @@ ENGINE_HEADLINE = ("tokens_per_s", "waiting", "kv_usage", "gap", "lag")
 ENGINE_SPACING = 60
 """Of old rows of an engine, the first of so many stays, and the extremes among them."""
 
-SAMPLE_ROW_BYTES = 60
-"""What a row of ``sample`` and its places in indexes take beside its body."""
+BODY_ROW_BYTES = 60
+"""What a row of ``sample`` or ``strata`` and its places in indexes take beside its body."""
+
+MEASURED_ROWS = 5_000
+"""How large bodies are is seen by the newest rows: of several steps, since a step's rows are of several sizes."""
 
 BATCH = 2_000
 """Rows looked at per turn, so that no turn keeps the disk long."""
@@ -49,8 +38,8 @@ class Limits:
     """How many of the newest rows are kept whole.
 
     ``steps`` of ``step``: older ones keep level 1; ``coarse_steps``: older ones keep level 2. ``step_engines`` rows of
-    ``step_engine``: of older steps those of level 1 and up; ``engines``, ``events``, ``frames``, ``shapes``,
-    ``evidence`` rows of these tables; ``sample_bytes`` of kept sequences.
+    ``step_engine``: of older steps those of level 1 and up; ``engines``, ``events``, ``frames``, ``shapes``, ``cells``,
+    ``paces``, ``evidence`` rows of these tables; ``sample_bytes`` of kept sequences, ``strata_bytes`` of ``strata``.
     """
 
     steps: int = 200_000
@@ -62,6 +51,9 @@ class Limits:
     sample_bytes: int = 256 << 20
     shapes: int = 200_000
     evidence: int = 200_000
+    cells: int = 200_000
+    paces: int = 500_000
+    strata_bytes: int = 64 << 20
 
 
 LIMITS = Limits()
@@ -73,10 +65,8 @@ class Thinner:
     def __init__(self, connection: sqlite3.Connection, limits: Limits) -> None:
         self._connection = connection
         self._limits = limits
-        self._turns = 0
-        self._reached = dict.fromkeys(
-            ("step", "coarse", "step_engine", "engine", "event", "frame", "shape", "evidence"), 0
-        )
+        self._turns = self._idle = 0
+        self._reached: Counter[str] = Counter()  # by what is thinned, the last row that was looked at
 
     def added_step(self, step_id: int) -> None:
         """A step's row was inserted: if it fills a bucket, let its extremes rise. Inside the caller's transaction."""
@@ -90,14 +80,18 @@ class Thinner:
         parts = [f"SELECT min(id) AS id FROM step WHERE {among}", f"SELECT max(id) FROM step WHERE {among}"]
         parts += [
             f"SELECT * FROM (SELECT id FROM step WHERE {among} AND {name} IS NOT NULL ORDER BY {name} {order} LIMIT 1)"
-            for name in HEADLINE
+            for name in coarse.EXTREMES
             if name in present
             for order in ("ASC", "DESC")
         ]
         self._connection.execute(f"UPDATE step SET level = {level} WHERE id IN ({' UNION '.join(parts)})")
 
-    def turn(self) -> None:
-        """One transaction that thins at most ``BATCH`` rows of one table. Raises ``sqlite3.Error``."""
+    def turn(self) -> bool:
+        """One transaction that thins at most ``BATCH`` rows of one table. False once all of them are as they should be.
+
+        Raises:
+            sqlite3.Error: nothing of it was done.
+        """
         steps = (
             self._steps,
             self._coarse_steps,
@@ -108,16 +102,26 @@ class Thinner:
             self._samples,
             self._shapes,
             self._evidence,
+            self._strata,
+            self._cells,
+            self._paces,
         )
         self._turns += 1
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            steps[self._turns % len(steps)]()
+            found = steps[self._turns % len(steps)]()
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+        self._idle = 0 if found else self._idle + 1
+        if self._idle < len(steps):
+            return True
+        self._idle = 0
+        return False
+
+    # Each thins one table, and says whether there was something to look at.
 
     def _span(self, key: str, table: str, keep: int) -> tuple[int, int] | None:
         """The next rows of ``table`` beyond the newest ``keep``, as ids (after, last); None if there are none yet."""
@@ -131,34 +135,36 @@ class Thinner:
         self._reached[key] = until
         return after, until
 
-    def _steps(self) -> None:
-        self._drop_steps("step", self._limits.steps, 1)
+    def _steps(self) -> bool:
+        return self._drop_steps("step", self._limits.steps, 1)
 
-    def _coarse_steps(self) -> None:
-        self._drop_steps("coarse", self._limits.coarse_steps, 2)
+    def _coarse_steps(self) -> bool:
+        return self._drop_steps("coarse", self._limits.coarse_steps, 2)
 
-    def _drop_steps(self, key: str, keep: int, level: int) -> None:
+    def _drop_steps(self, key: str, keep: int, level: int) -> bool:
         if span := self._span(key, "step", keep):
             old = "SELECT id FROM step WHERE id > ? AND id <= ? AND level < ?"
             self._connection.execute(f"DELETE FROM step_engine WHERE step_id IN ({old})", (*span, level))
             self._connection.execute(f"DELETE FROM step WHERE id IN ({old})", (*span, level))
+        return span is not None
 
-    def _step_engines(self) -> None:
+    def _step_engines(self) -> bool:
         """Steps whose engines' parts are too many: how many steps that is, goes by how many engines the last had."""
         run = self._connection.execute
         (last,) = run("SELECT max(step_id) FROM step_engine").fetchone()
         if last is None:
-            return
+            return False
         (engines,) = run("SELECT count(*) FROM step_engine WHERE step_id = ?", (last,)).fetchone()
         keep = self._limits.step_engines // max(engines, 1)
         if span := self._span("step_engine", "step", keep):
             old = "SELECT id FROM step WHERE id > ? AND id <= ? AND level < 1"
             run(f"DELETE FROM step_engine WHERE step_id IN ({old})", span)
+        return span is not None
 
-    def _engines(self) -> None:
+    def _engines(self) -> bool:
         """Of each engine's old rows in the span, the first of every ``ENGINE_SPACING`` stays, and the extremes."""
         if not (span := self._span("engine", "engine", self._limits.engines)):
-            return
+            return False
         extremes = "".join(
             f", row_number() OVER (PARTITION BY engine, bucket ORDER BY {name}) = 1 "
             f"OR row_number() OVER (PARTITION BY engine, bucket ORDER BY {name} DESC) = 1 AS k{number}"
@@ -175,12 +181,14 @@ class Thinner:
                 WHERE NOT (first OR {kept}))""",
             span,
         )
+        return True
 
-    def _events(self) -> None:
+    def _events(self) -> bool:
         if span := self._span("event", "event", self._limits.events):
             self._connection.execute("DELETE FROM event WHERE id > ? AND id <= ? AND severity = 'info'", span)
+        return span is not None
 
-    def _frames(self) -> None:
+    def _frames(self) -> bool:
         if span := self._span("frame", "frame", self._limits.frames):
             users = " ".join(
                 f"AND NOT EXISTS (SELECT 1 FROM {table.name} u WHERE u.frame = frame.id)"
@@ -188,22 +196,40 @@ class Thinner:
                 if any(column.name == "frame" for column in table.columns) and table.name != "engine_facts"
             )
             self._connection.execute(f"DELETE FROM frame WHERE id > ? AND id <= ? {users}", span)
+        return span is not None
 
-    def _shapes(self) -> None:
-        if span := self._span("shape", "shape", self._limits.shapes):
-            self._connection.execute("DELETE FROM shape WHERE id > ? AND id <= ?", span)
+    def _shapes(self) -> bool:
+        return self._drop_rows("shape", self._limits.shapes)
 
-    def _evidence(self) -> None:
-        if span := self._span("evidence", "evidence", self._limits.evidence):
-            self._connection.execute("DELETE FROM evidence WHERE id > ? AND id <= ?", span)
+    def _evidence(self) -> bool:
+        return self._drop_rows("evidence", self._limits.evidence)
 
-    def _samples(self) -> None:
-        """Drop the oldest of what was kept of single sequences and tokens while it takes more than its budget."""
+    def _cells(self) -> bool:
+        return self._drop_rows("cell", self._limits.cells)
+
+    def _paces(self) -> bool:
+        return self._drop_rows("pace", self._limits.paces)
+
+    def _drop_rows(self, table: str, keep: int) -> bool:
+        if span := self._span(table, table, keep):
+            self._connection.execute(f"DELETE FROM {table} WHERE id > ? AND id <= ?", span)
+        return span is not None
+
+    def _samples(self) -> bool:
+        return self._drop_bodies("sample", self._limits.sample_bytes)
+
+    def _strata(self) -> bool:
+        return self._drop_bodies("strata", self._limits.strata_bytes)
+
+    def _drop_bodies(self, table: str, budget: int) -> bool:
+        """Drop the oldest rows of a table while its bodies take more than their budget."""
         run = self._connection.execute
-        first, last = run("SELECT min(id), max(id) FROM sample").fetchone()
+        first, last = run(f"SELECT min(id), max(id) FROM {table}").fetchone()
         if last is None:
-            return
-        (mean,) = run("SELECT avg(length(body)) FROM sample WHERE id > ?", (last - 200,)).fetchone()
-        keep = int(self._limits.sample_bytes / (mean + SAMPLE_ROW_BYTES))
-        if last - first + 1 > keep:
-            run("DELETE FROM sample WHERE id <= ?", (min(last - keep, first + BATCH),))
+            return False
+        (mean,) = run(f"SELECT avg(length(body)) FROM {table} WHERE id > ?", (last - MEASURED_ROWS,)).fetchone()
+        keep = int(budget / (mean + BODY_ROW_BYTES))
+        if last - first + 1 <= keep:
+            return False
+        run(f"DELETE FROM {table} WHERE id <= ?", (min(last - keep, first + BATCH),))
+        return True

@@ -1,15 +1,17 @@
 """Writes frames into a run's store, a transaction per call. One thread; blocks on the disk.
 
-What viewers were sent is what is stored, whole: steps, events, changes. Engines' figures are stored at a bounded rate,
-and the trainer's counts and the hub's counters once a second.
+What viewers were sent is what is stored, whole: steps, events, changes, alarms. Engines' figures are stored at a
+bounded rate, and the trainer's counts and the hub's counters once a second.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ COUNTS_PERIOD_S = 1.0
 PAGE_BYTES = 8192
 CHECKPOINT_PAGES = 2000
 """Pages in the write-ahead log (16 MB) before they are moved into the file."""
+
+TIDY_S = 0.05
+"""How long thinning may keep a frame waiting: a fifth of what frames wait for their commit at most."""
 
 BUSY_S = 2.0
 """How long a write waits for another program that locked the file."""
@@ -106,43 +111,33 @@ class Writer:
         except OSError:
             return True
 
-    def write(
-        self,
-        frames: Sequence[view.Frame],
-        samples: Sequence[rows.Sample] = (),
-        shapes: Sequence[rows.Row] = (),
-        evidence: Sequence[rows.Row] = (),
-    ) -> None:
-        """Store frames, oldest first, and what was kept of their steps, in one transaction: all of it or nothing.
+    def write(self, frames: Sequence[view.Frame], beside: Sequence[Sequence[tuple[str, rows.Row]]] = ()) -> None:
+        """Store frames, oldest first, and what is kept beside each, in one transaction: all of it or nothing.
 
         Args:
             frames: as viewers get them.
-            samples: of single sequences and tokens.
-            shapes: rows of ``shape``, without the frame.
-            evidence: likewise.
+            beside: of each of the frames, table and row without the frame; fewer than frames: none of the last.
 
         Raises:
             sqlite3.Error: nothing of it was stored; open the store anew before writing again.
         """
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            for frame in frames:
+            for frame, others in zip(frames, chain(beside, repeat(())), strict=False):
                 self._add(frame)
-            for sample in samples:
-                self._insert("sample", rows.sample_row(sample) | {"frame": self._frame})
-            for shape in shapes:
-                self._insert("shape", shape | {"frame": self._frame})
-            for own in evidence:
-                self._insert("evidence", own | {"frame": self._frame})
+                for table, row in others:
+                    self._insert(table, row | {"frame": self._frame})
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
 
-    def tidy(self) -> None:
-        """Thin a little of what is old, in a transaction of its own. Raises ``sqlite3.Error``."""
-        self._thinner.turn()
+    def tidy(self, most_s: float = TIDY_S) -> None:
+        """Thin what is old, for so many seconds at most, in transactions of its own. Raises ``sqlite3.Error``."""
+        end = time.monotonic() + most_s
+        while self._thinner.turn() and time.monotonic() < end:
+            pass
 
     def close(self) -> None:
         """Store what was held back, and leave one file with nothing beside it. Raises ``sqlite3.Error``."""
@@ -170,7 +165,7 @@ class Writer:
         self._counters.update(frame.counters)
         self._trainer = frame.trainer or self._trainer
         due = self._due(frame.time)
-        news = frame.steps or frame.events or frame.changes or due
+        news = view.has_news(frame) or due
         if not news and (not (self._trainer or frame.counters) or frame.time - self._counts_stored < COUNTS_PERIOD_S):
             return
         number = self._new_frame(frame.time)
@@ -180,6 +175,8 @@ class Writer:
             self._insert("event", rows.event_row(event) | {"frame": number})
         for change in frame.changes:
             self._add_change(rows.change_row(change), number)
+        for alarm in frame.alarms.values():
+            self._insert("alarm", rows.alarm_row(alarm) | {"frame": number})
         for engine in due:
             self._add_engine(engine, number)
             self._engine_stored[engine.id] = frame.time

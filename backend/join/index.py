@@ -43,11 +43,11 @@ from rltop.backend.join.unjoined import (
 )
 from rltop.collectors import wire
 
-MAX_ROLLOUTS = 200_000
-MAX_BYTES = 512 << 20
-"""What the index keeps for reuse in later steps; the oldest go first and are counted."""
+KEPT_BYTES, KEPT_STEPS, MAX_BYTES = 64 << 20, 64, 512 << 20
+"""The index keeps the rollouts that arrived in the last steps, and older ones for reuse as far as there is room; if
+these steps alone are too much, the oldest go and are counted."""
 
-MAX_EVICTED_PROMPTS = 100_000
+MAX_EVICTED_PROMPTS = 20_000
 """Prompts remembered after their last rollout was evicted, to name the reason of a failed join."""
 
 UNUSED_STEPS = 8
@@ -65,27 +65,28 @@ _TELLING_TOKENS = 4
 
 
 class Index:
-    """Rollouts by content, bounded by number and bytes.
+    """Rollouts by content, bounded by bytes.
 
     Attributes:
-        evicted: rollouts let go for want of room.
+        evicted: rollouts of the last steps that were let go for want of room.
         generation: rises with every message of rollouts.
         bytes: what it holds, roughly.
         unused: rollouts that no step has trained on, by engine, since ``step_done`` last returned.
     """
 
-    def __init__(self, max_rollouts: int = MAX_ROLLOUTS, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, kept_bytes: int = KEPT_BYTES, max_bytes: int = MAX_BYTES) -> None:
         self.evicted = 0
         self.generation = 0
         self.bytes = 0
-        self._max_rollouts, self._max_bytes = max_rollouts, max_bytes
+        self._kept_bytes, self._max_bytes = kept_bytes, max_bytes
+        self._let_go = 0  # all that were, for want of room or as too old
         self._records: deque[Record] = deque()
         self._by: dict[bytes | str, list[Record]] = {}  # by every key of ``records.keys``
         self._lengths: Counter[int] = Counter()  # of prompts
         self._firsts: Counter[int] = Counter()  # first tokens of prompts
         self._gone: OrderedDict[bytes, None] = OrderedDict()
         self._watched: deque[Record] = deque()  # not yet old enough to be called unused
-        self._marks: deque[int] = deque()  # how many were added by the end of each of the last steps
+        self._marks: deque[int] = deque()  # how many had arrived by the end of each of the last steps
         self._unused: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -124,8 +125,9 @@ class Index:
         self._lengths[record.rollout.prompt_size] += 1
         self._firsts[record.starts_with] += 1
         self.bytes += cost(record)
-        while len(self._records) > self._max_rollouts or self.bytes > self._max_bytes:
+        while self.bytes > self._max_bytes:
             self._evict()
+            self.evicted += 1
 
     def _evict(self) -> None:
         record = self._records.popleft()
@@ -143,7 +145,7 @@ class Index:
         if self._watched and self._watched[0] is record:
             self._judge()
         self.bytes -= cost(record)
-        self.evicted += 1
+        self._let_go += 1
 
     def _judge(self) -> None:
         record = self._watched.popleft()
@@ -152,12 +154,15 @@ class Index:
 
     def step_done(self) -> Counter[str]:
         """A step with rows is over. Returns how many rollouts became unused (``UNUSED_STEPS``) by it, by engine."""
-        self._marks.append(len(self._records) + self.evicted)
+        arrived = self._let_go + len(self._records)
+        self._marks.append(arrived)
         if len(self._marks) > UNUSED_STEPS:
-            old_enough = self._marks.popleft()
-            arrived = len(self._records) + self.evicted
-            while self._watched and arrived - len(self._watched) < old_enough:
+            while self._watched and arrived - len(self._watched) < self._marks[-1 - UNUSED_STEPS]:
                 self._judge()
+        if len(self._marks) > KEPT_STEPS:
+            old = self._marks.popleft()
+            while self._let_go < old and self.bytes > self._kept_bytes:
+                self._evict()
         unused, self._unused = self._unused, Counter()
         return unused
 

@@ -25,7 +25,7 @@ _TELLING = 1e-3
 _TELLING_TOKENS = 4
 """Logprobs beyond -0.001 have about 13 bits that depend on the whole context; 4 equal ones are no chance."""
 
-_RECORD_BYTES = 2000  # rough cost of a record and its keys beside its arrays
+_RECORD_BYTES = 2600  # rough cost of a record and its keys beside its arrays
 
 _INTERNAL_ID = re.compile(r"^(?:\d+_)?(?P<given>.*?)(?:-[0-9a-f]{8})?$", re.DOTALL)
 """vLLM puts ``<n>_`` before the caller's id where n > 1, and appends 8 random hex digits."""

@@ -37,6 +37,10 @@ MAX_WAITING_BYTES = 1 << 30
 """Steps open at a time, and what rows that wait for rollouts may hold; the oldest are settled early and counted."""
 
 
+MAX_DONE = 20_000
+"""Steps that are remembered as done; rows of one that was done before them open it anew."""
+
+
 @dataclass(slots=True)
 class Assembly:
     """A step being put together; ``epochs`` says which life of each rank it is from, ``rows`` how many it sent."""
@@ -106,14 +110,15 @@ class Steps:
 
     Attributes:
         late_rows: rows that came after their step was measured. settled_early: batches that waited for rollouts until
-            there was no room. cells: of the steps that are done, for effects. course: their evidence, for a diagnosis.
+            there was no room. cells, history, course: of the steps that are done, for effects, attribution and a
+            diagnosis.
     """
 
     def __init__(self, index: Index, ready: Callable[[], bool] = lambda: True) -> None:
         self.late_rows = 0
         self.settled_early = 0
         self.cells = Cells()
-        self._history = History()
+        self.history = History()
         self._scalars: dict[int, metrics.Scalars] = {}
         self.samples = Kept()
         self.shapes = Shapes()
@@ -121,7 +126,7 @@ class Steps:
         self._index = index
         self._ready = ready
         self._open: dict[int, Assembly] = {}
-        self._done: set[int] = set()
+        self._done: dict[int, None] = {}
         self._settled: list[view.Step] = []  # measured before their time, for want of room
         self._next_is_partial = False
 
@@ -194,7 +199,7 @@ class Steps:
 
     def attribution(self, steps: int) -> Attribution:
         """Where the gap of the last ``steps`` steps comes from."""
-        return self._history.attribution(steps, self.cells.steps())
+        return self.history.attribution(steps, self.cells.steps())
 
     def _assembly(self, step: int, rank: int, epoch: str, now: float) -> Assembly:
         assembly = self._open.get(step)
@@ -234,7 +239,9 @@ class Steps:
         for batch in assembly.waiting:
             self._settle(assembly, batch)
         del self._open[assembly.step]
-        self._done.add(assembly.step)
+        self._done[assembly.step] = None
+        if len(self._done) > MAX_DONE:
+            del self._done[next(iter(self._done))]
         for other in self._open.values():  # an earlier step that nobody closed must not stay for ever
             if other.step < assembly.step and other.deadline is None:
                 other.deadline = now + PARTIAL_S
@@ -244,7 +251,7 @@ class Steps:
         while len(self._scalars) > metrics.TRAILING:
             del self._scalars[min(self._scalars)]
         self.cells.add(done.step, done.closed, assembly.cells)
-        self._history.add(done.step, assembly.parts)
+        self.history.add(done.step, assembly.parts)
         self.samples.put(done.step, assembly.samples)
         self.shapes.put(done.step, assembly.parts)
         found = {e: own for e, own in assembly.evidence.items() if own.told}

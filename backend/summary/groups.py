@@ -69,6 +69,11 @@ class Groups:
         return Groups(keys[kept], moments[kept], rewards[kept])
 
     @property
+    def nbytes(self) -> int:
+        """What it holds, roughly."""
+        return 400 + self.keys.nbytes + self.moments.nbytes + self.rewards.nbytes
+
+    @property
     def zero_std(self) -> float | None:
         """Share of the groups of several rewards whose rewards are all the same; None of no such group."""
         several = self.rewards[:, 0] > 1

@@ -40,6 +40,10 @@ def _sum_of(x: Floats, y: Floats | Ints) -> float:
     return float(np.einsum("i,i->", x, y))
 
 
+ROUNDING = 1e-12
+"""Spread about a mean, as a share of it, that may be all rounding."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mean:
     """Mean, standard deviation and greatest of numbers."""
@@ -143,13 +147,19 @@ class Pairs:
     @property
     def correlation(self) -> float | None:
         """Pearson's; None where either does not vary."""
-        spread = math.sqrt(self.xx) * math.sqrt(self.yy)
-        return max(-1.0, min(1.0, self.xy / spread)) if spread else None
+        if not (_varies(self.n, self.x, self.xx) and _varies(self.n, self.y, self.yy)):
+            return None
+        return max(-1.0, min(1.0, self.xy / (math.sqrt(self.xx) * math.sqrt(self.yy))))
 
     @property
     def slope(self) -> float | None:
         """Of the least-squares line of y on x; None where x does not vary."""
-        return self.xy / self.xx if self.xx else None
+        return self.xy / self.xx if _varies(self.n, self.x, self.xx) else None
+
+
+def _varies(n: float, mean: float, squares: float) -> bool:
+    """Whether squares about a mean are more than its rounding left there; merging leaves some of equal numbers."""
+    return squares > n * (ROUNDING * mean) ** 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rltop.backend.summary import kernel as k
 from rltop.backend.summary.dimensions import ALL, DIMENSIONS, OFFSET, POSITION, PROBABILITY, STRATA, Dimension
@@ -60,3 +61,31 @@ class Strata:
             for number, label in enumerate(dimension.strata):
                 if self.moments[first + number, 0, 1]:
                     yield dimension, label, self.moments[first + number]
+
+    def packed(self) -> Packed:
+        """The same in less room: most strata have no tokens."""
+        rows = np.flatnonzero(self.moments.any(axis=(1, 2))).astype(np.uint16)
+        return Packed(rows, self.moments[rows], self.others)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Strata without those that have nothing: ``rows`` of ``Strata.moments`` [n], their ``moments`` [n, ...]."""
+
+    rows: NDArray[np.uint16]
+    moments: Floats
+    others: Floats
+
+    @staticmethod
+    def total(parts: Iterable[Packed]) -> Strata:
+        """All of them together."""
+        whole = Strata()
+        for part in parts:
+            whole.moments[part.rows] += part.moments
+            whole.others[:] += part.others
+        return whole
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds, roughly."""
+        return 300 + self.rows.nbytes + self.moments.nbytes + self.others.nbytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from rltop.collectors import probes
 from rltop.collectors.actions import BY_VERB
 from rltop.collectors.vllm.seams import PAUSE, fault_of, unseen
 from rltop.collectors.vllm.switch import SwitchError, evict_unheld, no_boundary, split_hashed
@@ -209,10 +210,45 @@ class GenerationJob:
         return ""
 
 
+class ProbeJob:
+    """What all commands must know of the probe's: it has nothing to read, and waits for nothing of its own."""
+
+    def refresh(self) -> None:
+        """There is nothing to read."""
+
+    def read(self) -> str | None:
+        """See ``refresh``."""
+        return None
+
+    def detail(self) -> str:
+        """It has one form."""
+        return ""
+
+    def stands(self, value: str, *, strict: bool) -> bool:  # noqa: ARG002
+        """It is done as often as it is asked for."""
+        return False
+
+    def obstacle(self, value: str, *, strict: bool) -> str:  # noqa: ARG002
+        """It depends on the probe: ``Prober.obstacle``."""
+        return ""
+
+    def waits(self, value: str) -> str:  # noqa: ARG002
+        """For nothing of its own."""
+        return ""
+
+    def perform(self, value: str, *, strict: bool) -> None:
+        """It is begun and carried on by ``Prober``."""
+
+    def note(self) -> str:
+        """Nothing to add."""
+        return ""
+
+
 def jobs_of(board: Board, generation: GenerationJob) -> dict[str, Job]:
     """The job for each subject of this engine's commands."""
     return {
         **{flag: FlagJob(board, flag) for flag in board.switches},
         BY_VERB["flush_cache"].subject: CacheJob(board),
         BY_VERB["pause"].subject: generation,
+        probes.SUBJECT: ProbeJob(),
     }

@@ -25,8 +25,9 @@ from rltop.collectors.vllm import seams
 from rltop.collectors.vllm.assemble import Assembler, Finished
 from rltop.collectors.vllm.commands import Commands
 from rltop.collectors.vllm.fingerprint import current, fingerprint
+from rltop.collectors.vllm.probing import Prober
 from rltop.collectors.vllm.switches import Board
-from rltop.collectors.vllm.tap import Noted, Tap, version_of
+from rltop.collectors.vllm.tap import PROBE_PREFIX, Noted, Tap, version_of
 from rltop.collectors.vllm.worker import METHODS
 
 MESSAGE_BYTES = 1 << 20
@@ -42,6 +43,9 @@ WAITING = ("waiting", "kv_holding_waiting", "skipped_waiting")
 """The scheduler's queues: 0.32.0 has the first two, 0.18.1 and 0.26.0 the first and the last."""
 
 STATE_BYTES = 4096
+DIGEST_BYTES = 256
+"""What a state, and a digest of a probe's report, is taken to need."""
+
 FLUSH_S = 1.0
 CLOSE_S = 1.5
 """Bounds on what the end of an engine waits for us, a tick in each; vLLM kills it after some 5 seconds."""
@@ -95,10 +99,13 @@ class Agent:
             periodic=self._every_second,
             tick=self._tick,
             tick_s=TICK_S,
-            vital=frozenset({"state"}),
+            vital=frozenset({"state", "probe"}),
             guard=guard,
         )
-        self.commands = Commands(self.board, self.id, self.tap, self._version, self._announce)
+        prober = Prober(
+            engine, self.id, self.tap, self._version, guard, self.assembler.salt_of, self._offer_report
+        )  # fmt: skip
+        self.commands = Commands(self.board, self.id, self.tap, self._version, self._announce, prober)
         self._hub = ""
         self._counted_drops = 0
         self._lost_requests = 0
@@ -140,6 +147,7 @@ class Agent:
         atexit.unregister(self.close)
         if os.getpid() != self._pid:
             return  # a fork's copy: the engine is the parent's to speak for
+        self.guard.run("probe", self.commands.prober.stop, "timed_out", "the engine ended")
         self._taps.undo()
         deadline = time.monotonic() + FLUSH_S
         while self.tap.taken != self.tap.put and time.monotonic() < deadline:
@@ -165,6 +173,7 @@ class Agent:
         for finished in assembler.take():
             self.sender.offer("rollouts", finished.nbytes, finished)
         tap.taken += sum(record[1] for record in records)  # last: ``close`` waits for it
+        self.commands.tick()
         for update in self.commands.take_updates():
             self.sender.reply(update)
 
@@ -185,6 +194,10 @@ class Agent:
         """Send the state, read when it is encoded. From any thread."""
         self.sender.offer("state", STATE_BYTES, None)
 
+    def _offer_report(self, report: wire.ProbeReport, arrays: wire.Arrays) -> None:
+        nbytes = STATE_BYTES + DIGEST_BYTES * len(report.digests) + sum(array.nbytes for array in arrays.values())
+        self.sender.offer("probe", nbytes, (report, arrays))
+
     def _hear(self, message: wire.ControlToCollector) -> None:
         if isinstance(message, wire.Welcome):
             self.commands.repeat()
@@ -198,6 +211,8 @@ class Agent:
     def _encode(self, kind: str, items: list[Any], /) -> Iterable[tuple[wire.DataBody, wire.Arrays]]:
         if kind == "state":
             return [(self.state(), {})]
+        if kind == "probe":
+            return items
         return self._messages(items)
 
     def _messages(self, items: list[Finished]) -> Iterable[tuple[wire.DataBody, wire.Arrays]]:
@@ -223,6 +238,10 @@ class Agent:
         label = getattr(self.engine, "_weight_version", None)
         assembler = self.assembler
         facts = self.facts | current(self.engine) | self.board.facts()
+        waiting = sum(len(getattr(scheduler, name, ())) for name in WAITING)
+        probing = 0
+        if self.commands.prober.out:  # its requests are none of the run's
+            probing = sum(request.request_id.startswith(PROBE_PREFIX) for request in list(scheduler.running))
         by_batch = self.tap.by_rows and not self.tap.misread
         facts["tokens read from"] = "batches" if by_batch else "each request's outputs"
         if self.tap.torn:
@@ -239,8 +258,8 @@ class Agent:
             policy_version=version,
             version_source=source,
             weight_label=None if label is None else str(label),
-            running=len(scheduler.running),
-            waiting=sum(len(getattr(scheduler, name, ())) for name in WAITING),
+            running=len(scheduler.running) - probing,
+            waiting=max(waiting - (self.commands.prober.out - probing), 0),
             kv_usage=_kv_usage(scheduler),
             prompt_tokens=assembler.prompt_tokens,
             generated_tokens=assembler.generated_tokens,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import struct
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -40,6 +41,9 @@ REQUEST_BYTES = 1024
 """What a request is taken to need beside its tokens."""
 
 TOKEN_BYTES = 8
+
+SALTS = 4096
+"""Cache salts remembered, of the last requests that had one: a probe reads the cache as they did."""
 
 UNSETTLED_LIMIT = 4096
 """Outputs that are kept as vLLM's objects; about 4 MiB of them."""
@@ -140,6 +144,7 @@ class Assembler:
         self.finished_count = self.aborted = self.without_logprobs = 0
         self._alive: dict[str, _Alive] = {}
         self._alive_bytes = 0
+        self._salts: OrderedDict[str, str] = OrderedDict()
         self._alive_limit = alive_limit_bytes
         self._started = started
         self._shed = 0
@@ -154,6 +159,15 @@ class Assembler:
     def alive(self) -> int:
         """Requests that are neither published nor dropped."""
         return len(self._alive)
+
+    def salt_of(self, request_id: str) -> str | None:
+        """The cache salt of one of the last requests that had one. From any thread."""
+        return self._salts.get(request_id)
+
+    def _remember(self, request_id: str, salt: str) -> None:
+        self._salts[request_id] = salt
+        if len(self._salts) > SALTS:
+            self._salts.popitem(last=False)
 
     def take(self) -> list[Finished]:
         """What was finished since the last call."""
@@ -224,6 +238,8 @@ class Assembler:
             sampling=sampling_of(params),
             truth=getattr(request, "output_token_ids", None),
         )
+        if salt := getattr(request, "cache_salt", None):
+            self._remember(request.request_id, str(salt))
         self.added += 1
         self._alive[request.request_id] = alive
         self._alive_bytes += alive.nbytes

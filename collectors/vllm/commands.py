@@ -16,10 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rltop.collectors.actions import BY_VERB, MAX_REVERT_S, subject_of
+from rltop.collectors.actions import BY_VERB, MAX_REVERT_S, PROBE, subject_of
 from rltop.collectors.flags import BY_NAME
 from rltop.collectors.vllm.actions import PAUSED, GenerationJob, Job, jobs_of
 from rltop.collectors.vllm.leases import Lease, Leases
+from rltop.collectors.vllm.probing import Prober
 from rltop.collectors.vllm.seams import HostFailure, unseen
 from rltop.collectors.vllm.switch import SwitchError, no_boundary
 from rltop.collectors.vllm.switches import Board
@@ -64,6 +65,7 @@ class Commands:
         tap: tells the step, whether an update is open, and gets the new flag epoch.
         version: policy version in use, and where it is known from.
         announce: have the updates sent, with a fresh state. From any thread.
+        prober: runs probes.
     """
 
     def __init__(
@@ -73,7 +75,10 @@ class Commands:
         tap: Tap,
         version: Callable[[], tuple[int | None, str]],
         announce: Callable[[], None],
+        prober: Prober | None = None,
     ) -> None:
+        self.prober = prober or Prober(board.engine, name, tap, version)
+        self.prober.end = self._probed
         self.generation = GenerationJob(board.engine)
         self._jobs = jobs_of(board, self.generation)
         self._engine = board.engine
@@ -118,7 +123,12 @@ class Commands:
             elif time.time() > command.deadline and self._claim(command):
                 waits = self._waits(command)
                 self._close(command, "timed_out", waits or "the engine did not come to a step boundary in time")
-        if self._pending:
+        if self._pending or self.prober.busy:
+            self._wake()
+
+    def tick(self) -> None:
+        """Some times a second: bring about the boundary that a probe goes on at."""
+        if self.prober.due():
             self._wake()
 
     def repeat(self) -> None:
@@ -148,8 +158,10 @@ class Commands:
                 return f"{command.value!r} is not one of {', '.join(flag.values)}"
             if command.strict and not flag.strict:
                 return f"{flag.name} has no strict form"
+        elif command.verb == PROBE:
+            return self.prober.obstacle(command)
         elif action is None:
-            return f"unknown command {command.verb!r}; this engine knows set, keep, {', '.join(BY_VERB)}"
+            return f"unknown command {command.verb!r}; this engine knows set, keep, probe, {', '.join(BY_VERB)}"
         longest = action.max_guard_s if action else MAX_REVERT_S
         if command.revert_s is not None and not 0 < command.revert_s <= longest:
             return f"a timer of {command.revert_s} s; more than 0 and at most {longest:.0f} can be asked for"
@@ -198,6 +210,17 @@ class Commands:
                     raise
                 finally:
                     self._announce()
+        self.prober.at_boundary()
+
+    def _probe(self, command: Command) -> None:
+        if obstacle := self.prober.obstacle(command):  # it may have come since
+            return self._close(command, "refused", obstacle)
+        self._note(self._update(command, "running"))
+        return self.prober.begin(command)
+
+    def _probed(self, command: Command, state: str, reason: str, milliseconds: float) -> None:
+        self._close(command, state, reason, milliseconds=milliseconds)
+        self._announce()
 
     def _execute(self, command: Command) -> None:
         subject, value = _subject(command), _value(command)
@@ -205,6 +228,8 @@ class Commands:
         if time.time() > command.deadline:
             late = self._waits(command) or "its deadline passed before the engine came to a step boundary"
             return self._close(command, "timed_out", late)
+        if command.verb == PROBE:
+            return self._probe(command)
         job.refresh()
         old, old_strict = job.read(), job.detail() == STRICT
         if command.target and (since := _changed_since(command, mark, old)):
@@ -224,6 +249,8 @@ class Commands:
     def _switch(self, command: Command, job: Job, mark: Mark, strict: bool, facts: dict[str, Any]) -> None:
         """Do it, and count who was lost: if anybody was, it is undone."""
         engine, tap, value, failed = self._engine, self._tap, _value(command), ""
+        self.prober.stop("superseded", f"overtaken by {command.id} on {_subject(command)}")
+        facts["in_flight"] = len(engine.scheduler.requests)
         before = set(engine.scheduler.requests)
         started = time.perf_counter()
         tap.finished_ids = set()
@@ -354,7 +381,7 @@ def _subject(command: Command) -> str:
 
 def _value(command: Command) -> str:
     """What the subject is to read afterwards; empty where it has nothing to read."""
-    return command.value if command.verb == "set" else BY_VERB[command.verb].value
+    return command.value if command.verb == "set" else BY_VERB[command.verb].value if command.verb in BY_VERB else ""
 
 
 def _revert_of(lease: Lease) -> Command:

@@ -264,7 +264,7 @@ class Taps:
 
     def _put(self, owner: Any, method: str, wrapped: Callable[..., Any]) -> None:
         """Shadow the method on the instance; the class, and other engines, stay as they are."""
-        self._undo.append(functools.partial(_restore, owner, method, vars(owner).get(method)))
+        self._undo.append(functools.partial(restore, owner, method, vars(owner).get(method)))
         setattr(owner, method, wrapped)
 
     def undo(self) -> None:
@@ -281,7 +281,8 @@ def _made(original: Callable[..., Any], name: str, hooks: dict[str, Hook], guard
     return wrap(original, name, hooks[name], guard, hooks.get(name + FAILED))
 
 
-def _restore(owner: Any, method: str, previous: Any) -> None:
+def restore(owner: Any, method: str, previous: Any) -> None:
+    """Put back what an instance or a class had of its own; None: nothing."""
     if previous is None:
         delattr(owner, method)
     else:
@@ -320,7 +321,7 @@ def install_in_workers(methods: dict[str, Callable[..., Any]]) -> None:
 def uninstall() -> None:
     """Undo ``install`` and ``install_in_workers`` for what has not started yet."""
     while _classes:
-        _restore(*_classes.pop())
+        restore(*_classes.pop())
 
 
 def _wrap_class(owner: Any, method: str, make: Callable[..., Any], attach: Attach, guard: Guard) -> bool:

@@ -90,6 +90,9 @@ class Ended(NamedTuple):
     time: float
 
 
+PROBE_PREFIX = "rltop-probe-"
+"""Requests of probes are named so: they are no rollouts, and are not followed."""
+
 Record = Added | Scheduled | Stepped | Sampled | Ended
 
 Noted = Record | tuple[Any, ...]
@@ -166,6 +169,8 @@ class Tap:
 
     def on_add(self, _result: Any, request: Any) -> None:
         """``Scheduler.add_request(request)``."""
+        if request.request_id.startswith(PROBE_PREFIX):
+            return
         if not self._put(Added(self.shed, 1, request, time.time())):
             self.shed_requests += 1
 

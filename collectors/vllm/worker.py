@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rltop.collectors.flags import BY_NAME
-from rltop.collectors.vllm import head, sampling
+from rltop.collectors.vllm import head, sampling, weights
 from rltop.collectors.vllm.worker_needs import CHECKS
 
 READ = "rltop_read_flags"
@@ -119,5 +119,10 @@ def _answer(name: str, worker: Any) -> Answer:
         return {"value": None, "lacking": said, "note": "", "facts": {}}
 
 
-METHODS: dict[str, Callable[..., Any]] = {READ: read_flags, WRITE: write_flag}
+METHODS: dict[str, Callable[..., Any]] = {
+    READ: read_flags,
+    WRITE: write_flag,
+    weights.DIGEST: weights.digest,
+    weights.ROOM: weights.free_bytes,
+}
 """What every worker gets, by name."""

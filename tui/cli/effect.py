@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rltop.tui.cli.runs import as_json_option, client_of, print_json, run_option
+from rltop.tui.cli.runs import as_json_option, client_or_replay, print_json, run_option
 
 
 @click.command()
@@ -16,15 +16,15 @@ def effect(command: str, run: str | None, as_json: bool) -> None:
 
     COMMAND is the id of a command or the start of it (default: the last that switched anything). Before and after go by
     the flag epoch in which each token was sampled; engines that were not switched are compared with where there are
-    any. "not yet" says how long it still takes.
+    any. "not yet" says how long it still takes. RUN may be over, or a file of `rltop record`.
     """
     from rltop.backend.client import CommandError, HubUnreachable
     from rltop.backend.effects import text as effect_text
 
     try:
-        with client_of(run) as client:
-            found = client.effect(command)
-    except (CommandError, HubUnreachable) as error:
+        with client_or_replay(run) as source:
+            found = source.effect(command)
+    except (CommandError, HubUnreachable, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         print_json(effect_text.as_json(found))

@@ -192,34 +192,54 @@ def parity(references: tuple[str, ...], as_json: bool) -> None:
     sys.exit(_EXIT[verdict.verdict])
 
 
-@click.command(short_help="Hand a live run on to Prometheus, TensorBoard or W&B.")
+@click.command(short_help="Hand a live run, or its alarms, on to other tools.")
 @click.argument("run", required=False)
-@click.option("--to", "to", required=True, metavar="SINK",
+@click.option("--to", "to", metavar="SINK",
               help="prometheus:PORT (on the loopback address), tensorboard:DIR or wandb:PROJECT.")  # fmt: skip
-def forward(run: str | None, to: str) -> None:
-    """Hand the figures of a live RUN on, until ctrl-c.
+@click.option("--on-alarm", "command", metavar="COMMAND", help="Run this for each news of an alarm: JSON on its input.")
+@click.option("--webhook", "url", metavar="URL", help="Post the same JSON there.")
+def forward(run: str | None, to: str | None, command: str | None, url: str | None) -> None:
+    """Hand the figures of a live RUN on, or its alarms, until ctrl-c.
 
-    This is a viewer in a process of its own: if the other side hangs, nothing but these figures stops.
+    This is a viewer in a process of its own: if the other side hangs, nothing but this stops. An alarm is handed on
+    when it is raised, turns out to lie elsewhere, and is over, each once, unless acknowledged or silent; what can't be
+    delivered is tried again for three minutes.
     """
     from rltop.backend.client import Client
-    from rltop.backend.history.forward import Forwarder, ForwardError, open_sink
+    from rltop.backend.history.forward import Forwarder, ForwardError, Sink, open_sink
+    from rltop.backend.history.hooks import Command, Hook, Webhook
 
+    if not (to or command or url):
+        raise click.UsageError("say where to: --to, --on-alarm or --webhook")
     rundir = existing_run(run)
+    sinks: list[Sink] = []
     try:
-        sink = open_sink(to)
+        if to:
+            sinks.append(open_sink(to))
+        if command:
+            sinks.append(Hook(Command(command), _say))
+        if url:
+            sinks.append(Hook(Webhook(url), _say))
     except ForwardError as error:
         raise click.ClickException(str(error)) from error
-    forwarder = Forwarder(sink)
+    forwarders = [Forwarder(sink) for sink in sinks]
     try:
-        click.echo(f"handing run {rundir.run!r} on to {to}; ctrl-c ends it")
+        where = [*filter(None, (to, command)), *(["a webhook"] if url else [])]
+        click.echo(f"handing run {rundir.run!r} on to {', '.join(where)}; ctrl-c ends it")
         with Client(rundir) as client:
             while True:
                 if client.poll(1.0) and client.view is not None:
-                    forwarder.show(client.view)
+                    for forwarder in forwarders:
+                        forwarder.show(client.view)
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        sink.close()
+        for sink in sinks:
+            sink.close()
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 COMMANDS = (replay, record, export, parity, forward)

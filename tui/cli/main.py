@@ -14,19 +14,23 @@ import click
 from rltop.backend.demo.faults import FAULTS
 from rltop.collectors import rundir as rundirs
 from rltop.collectors.rundir import RunDir, RunDirError
+from rltop.tui.cli import alarms as cli_alarms
 from rltop.tui.cli import diagnose as cli_diagnose
 from rltop.tui.cli import effect as cli_effect
 from rltop.tui.cli import history as cli_history
 from rltop.tui.cli import metrics as cli_metrics
-from rltop.tui.cli import orders, prints, worst
+from rltop.tui.cli import orders, prints, probes, worst
+from rltop.tui.cli import report as cli_report
 from rltop.tui.cli.runs import as_json_option, choose_run, client_of, existing_run, print_json
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Begin": ("demo", "top", "runs", "hub"),
-    "Look": ("status", "diagnose", "fingerprint", "worst", "attribution", "launch-args"),
+    "Look": ("status", "diagnose", "alarms", "fingerprint", "worst", "attribution", "launch-args"),
     "Switch": ("set", "keep", "undo", "flush", "pause", "resume"),
+    "Answer an alarm": ("ack", "silence"),
     "What came of it": ("effect", "audit"),
-    "Look back, hand on": ("replay", "record", "export", "parity", "forward"),
+    "Tell causes apart": ("probe",),
+    "Look back, hand on": ("replay", "report", "record", "export", "parity", "forward"),
     "Numbers": ("metrics", "compute"),
 }
 """The commands as the help lists them, in the order in which a new user needs them."""
@@ -68,8 +72,10 @@ def main() -> None:
 @click.argument("run", required=False)
 @click.option("--control", is_flag=True, help="Allow switching flags from the dashboard (default: read-only).")
 @click.option("--fps", type=click.FloatRange(0.5, 10), default=4.0, show_default=True, help="Repaints per second.")
+@click.option("--bell/--no-bell", default=True, show_default=True,
+              help="Ring, and have the terminal notify, when an alarm is raised.")  # fmt: skip
 @cli_history.reference_option
-def top(run: str | None, control: bool, fps: float, references: tuple[str, ...]) -> None:
+def top(run: str | None, control: bool, fps: float, bell: bool, references: tuple[str, ...]) -> None:
     """Show the dashboard of RUN (what `rltop` alone does)."""
     from rltop.collectors.launch import LaunchError, ensure_hub
 
@@ -86,7 +92,7 @@ def top(run: str | None, control: bool, fps: float, references: tuple[str, ...])
         ensure_hub(rundir)
     except LaunchError as error:
         raise click.ClickException(str(error)) from error
-    sys.exit(run_dashboard(rundir, control=control, fps=fps, reference=reference))
+    sys.exit(run_dashboard(rundir, control=control, fps=fps, reference=reference, bell=bell))
 
 
 def _on_terminal() -> bool:
@@ -244,11 +250,14 @@ def demo(
 for made in (
     *orders.COMMANDS,
     *prints.COMMANDS,
+    *cli_alarms.COMMANDS,
     *cli_diagnose.COMMANDS,
     *cli_effect.COMMANDS,
     *cli_metrics.COMMANDS,
     *worst.COMMANDS,
+    *probes.COMMANDS,
     *cli_history.COMMANDS,
+    *cli_report.COMMANDS,
 ):
     main.add_command(made)
 

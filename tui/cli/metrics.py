@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rltop.tui.cli.runs import as_json_option, client_of, print_json
+from rltop.tui.cli.runs import as_json_option, client_or_replay, print_json
 
 if TYPE_CHECKING:
     from rltop.backend.gaps.attributed import Attribution, Stratum
@@ -99,16 +99,17 @@ def attribution(run: str | None, steps: int, as_json: bool) -> None:
     """Tell where the gap of RUN comes from.
 
     By engine, lag, position, probability, prefix cache, update, length, prompt, flag epoch and more; each stratum with
-    its tokens, its sequences and 95 % intervals that take whole sequences as independent.
+    its tokens, its sequences and 95 % intervals that take whole sequences as independent. RUN may be over, or a file of
+    `rltop record`.
     """
     import msgspec
 
     from rltop.backend.client import HubUnreachable
 
     try:
-        with client_of(run) as client:
-            found = client.attribution(steps)
-    except HubUnreachable as error:
+        with client_or_replay(run) as source:
+            found = source.attribution(steps)
+    except (HubUnreachable, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         print_json(msgspec.to_builtins(found))

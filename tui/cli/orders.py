@@ -185,7 +185,7 @@ def _follow(run: str | None, ask: Callable[[Client, Watch | None], list[Change]]
     from rltop.backend.client import CommandError, HubUnreachable
     from rltop.backend.commands import tell
 
-    watch = None if as_json or not sys.stderr.isatty() else _Progress()
+    watch = None if as_json or not sys.stderr.isatty() else Progress()
     try:
         with client_of(run) as client:
             changes = ask(client, watch)
@@ -211,13 +211,14 @@ def _follow(run: str | None, ask: Callable[[Client, Watch | None], list[Change]]
     sys.exit(0 if applied else 1)
 
 
-class _Progress:
+class Progress:
     """Says on standard error what each engine is about, whenever that changes and is not the end."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[str, str]] = {}
 
     def __call__(self, changes: list[Change]) -> None:
+        """See ``client.Watch``."""
         from rltop.backend.view import TERMINAL
 
         for change in changes:

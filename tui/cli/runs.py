@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +13,7 @@ from rltop.collectors.rundir import RunDir
 
 if TYPE_CHECKING:
     from rltop.backend.client import Client
+    from rltop.backend.history.replay import Replay
 
 
 def choose_run(name: str | None) -> RunDir:
@@ -78,6 +80,29 @@ def client_of(run: str | None) -> Client:
     from rltop.backend.client import Client
 
     return Client(existing_run(run))
+
+
+def client_or_replay(run: str | None) -> Client | Replay:
+    """A client of the run's hub; of a file of ``rltop record``, or a run that is over, its end. To be closed.
+
+    Raises:
+        click.ClickException, RunDirError: as ``existing_run``; or the file can't be read.
+    """
+    from rltop.backend.history.read import NAME, Reader
+    from rltop.backend.history.replay import Replay
+    from rltop.backend.history.schema import StoreError
+    from rltop.collectors.launch import find_hub
+
+    path = Path(run) if run is not None else None
+    if path is None or not path.is_file():
+        rundir = existing_run(run)
+        path = rundir.path
+        if find_hub(rundir) is not None or not (path / NAME).exists():
+            return client_of(run)
+    try:
+        return Replay(Reader(path), speed=float("inf"))
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def print_json(value: object) -> None:

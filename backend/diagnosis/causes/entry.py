@@ -21,7 +21,7 @@ against them."""
 
 RECORD_GAP = (
     *GAP, "T1 above", "T1 below", "T2 positive", "T3 positive", "T3 negative", "T4 truncated", "floor rounding",
-    "floor above", "slope sharper", "slope flatter", "T8 jump", "T8 ramp", "T8 pulse", "T10 outlier", "T11 hit_worse",
+    "floor above", "slope sharper", "slope flatter", "T8 jump", "T8 ramp", "T10 outlier", "T11 hit_worse",
     "T11 miss_worse", "T13 engine_coarse", "T13 trainer_coarse",
 )  # fmt: skip
 """A wrong record makes every figure that is measured against it wrong, in any way."""
@@ -41,7 +41,7 @@ class Known:
         may: signs that it shows in some runs; what is in neither is chance to it.
         against: signs that rule it out.
         where: what the run must have for it, as conditions on facts (``holds``): ``speculative not none``.
-        one_engine: what it needs shows on part of the engines only.
+        one_engine: what it needs shows on part of the engines only. all_engines: never on part of them alone.
         probe: a code of ``PROBES``: what tells it from those that show the same.
         confusable_with: ids of causes that can show the same signs; one of the two names the other.
         remedy: what to do, as options and commands; the first sentence is what is done at once.
@@ -59,6 +59,7 @@ class Known:
     against: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
     one_engine: bool = False
+    all_engines: bool = False
     probe: str = ""
     confusable_with: tuple[str, ...] = ()
     remedy: str = ""

@@ -53,6 +53,8 @@ def _entry(known: Known) -> str:
     lines += [f"- **{word}**: {_signs(listed)}" for word, listed in signs if listed]
     if known.one_engine:
         lines.append("- **on**: part of the engines only")
+    if known.all_engines:
+        lines.append("- **on**: all engines, never on some alone")
     if known.where:
         lines.append(f"- **where**: {_signs(known.where)}")
     others = ", ".join(f"`{other}`" for other in confusable(known))

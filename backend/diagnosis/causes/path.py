@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rltop.backend.diagnosis.causes.entry import GAP, Known
 
-_STALE = (*GAP, "T8 jump", "T8 ramp", "T8 pulse")
+_STALE = (*GAP, "T8 jump", "T8 ramp")
 _NUMERIC = (*GAP, "T10 outlier")
 _FROM_START = ("T8 jump", "T8 ramp", "repeat differs")
 
@@ -29,7 +29,7 @@ CACHES: tuple[Known, ...] = (
         "Tokens after an update come from new weights over an old context: a small excess, by design of keep without "
         "clear_cache.",
         needs=("floor above", "in_flight after_worse"),
-        may=(*GAP, "T8 jump", "T8 ramp", "T8 pulse", "T12 heavy"),
+        may=(*GAP, "T8 jump", "T8 ramp", "T12 heavy"),
         against=("T10 outlier", "T11 hit_worse"),
         probe="P2",
         confusable_with=("stale-prefix-cache", "mislabelled-version"),

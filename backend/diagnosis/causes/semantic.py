@@ -40,9 +40,9 @@ SEMANTIC: tuple[Known, ...] = (
         "A2", "trainer-without-temperature", "semantic", "The trainer computes without the sampling temperature",
         "The trainer's policy is flatter or sharper than the one that sampled: ratios are far off 1 while their mean "
         "is 1, ESS is low and gradients are large, from the first step.",
-        needs=("slope sharper | slope flatter", "floor above | floor rounding"),
-        may=("T2 too_negative", *_TILTED, *_facts("temperature")),
-        against=("T1 above", "T3 negative", "T3 positive", "T2 positive"),
+        needs=("slope sharper | slope flatter | T4 sharper | T4 flatter", "floor above | floor rounding"),
+        may=("T3 negative", "T4 truncated", "T2 too_negative", *_TILTED, *_facts("temperature")),
+        against=("slope flat", "T1 above", "T3 positive", "T2 positive"),
         probe="P9",
         confusable_with=("penalties", "generation-config"),
         remedy="Divide logits by the temperature in every logprob path of the trainer (current, old, entropy), and "
@@ -66,8 +66,8 @@ SEMANTIC: tuple[Known, ...] = (
         "Sampling is cut off (top-p, top-k, min-p), the trainer has all tokens",
         "The engine's distribution is renormalised over the tokens that were kept, the trainer's is not: every ratio "
         "is at most 1, their mean is the share that was kept.",
-        needs=("T3 negative",),
-        may=("T4 truncated", "T1 below", "T2 too_negative", *_TILTED, "floor rounding",
+        needs=("T3 negative | T4 truncated", "T3 negative | T1 below | T2 too_negative"),
+        may=(*GAP, "T1 below", "T4 truncated", "floor above", "floor rounding", "T8 jump", "T8 ramp", "T10 outlier",
              *_facts("top_p", "top_k", "min_p")),
         against=("T1 above", "T2 positive"),
         probe="P8",

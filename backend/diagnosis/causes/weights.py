@@ -11,7 +11,7 @@ WEIGHTS: tuple[Known, ...] = (
         "B1", "policy-lag", "weights", "What is trained on is old",
         "Tokens were sampled many versions ago: ratios spread, more is clipped, ESS falls, and each step learns less.",
         needs=("lag high",),
-        may=("T9 grows", "T2 too_negative"),
+        may=(*GAP, "T9 grows"),
         probe="P6",
         remedy="Bound the age of what is consumed, queue included (prime-rl: max_off_policy_steps; verl: "
         "staleness_threshold), or correct for it: truncated importance sampling.",
@@ -24,6 +24,7 @@ WEIGHTS: tuple[Known, ...] = (
         needs=("fit frozen | versions stuck | T8 ramp",),
         may=("floor above", "lag high", *GAP, *_LATER, "T9 grows"),
         against=("T10 outlier",),
+        all_engines=True,
         probe="P5",
         confusable_with=("cached-reload", "partial-update"),
         remedy="Fix the call that brings the weights (it often hangs on a flag such as sleep mode), and assert after "
@@ -75,8 +76,7 @@ WEIGHTS: tuple[Known, ...] = (
         "Its share of the rollouts is sampled from ever older weights: ratios of those sequences are useless, and "
         "most of what is clipped is theirs.",
         needs=("versions stuck | lag behind",),
-        may=("T10 outlier", "T9 grows", "lag high", "T8 ramp", "T8 jump", "T2 too_negative", "fit frozen", "T5 below",
-             "T5 above"),
+        may=(*GAP, *_LATER, "T9 grows", "T10 outlier", "lag high"),
         one_engine=True,
         probe="P3",
         confusable_with=("lying-replica",),
@@ -112,8 +112,9 @@ WEIGHTS: tuple[Known, ...] = (
     Known(
         "B8", "update-race", "weights", "Weights are written while a step runs",
         "Requests that run at that moment see half of either version: seconds of extreme tokens around each update.",
-        needs=("T8 pulse",),
-        may=("floor above", "in_flight before_worse", "in_flight after_worse", "fit partial", "T1 above", "T1 below"),
+        needs=("floor above", "T12 heavy", "in_flight before_worse | in_flight after_worse"),
+        may=(*GAP, *_LATER, "T1 above", "T1 below"),
+        where=("updates_pause is off",),
         probe="P5",
         remedy='Bracket updates with pause_generation(mode="keep") and resume_generation().',
         source="nemo#3839",
@@ -137,6 +138,7 @@ WEIGHTS: tuple[Known, ...] = (
         may=("floor above", *GAP, *_LATER, "lag high"),
         against=("T10 outlier",),
         where=("update_call is reload_weights",),
+        all_engines=True,
         probe="P5",
         confusable_with=("never-updated",),
         remedy="Pass weights_path at every call, or update vLLM.",

@@ -1,0 +1,192 @@
+"""Lines over steps as SVG: a few kilobytes of text each, no library. Pure.
+
+Series differ by dashes and by the label at their end, markers by their labels: no fact is told by colour alone.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+WIDTH, HEIGHT = 760, 190
+LEFT, RIGHT, TOP, BOTTOM = 58, 96, 22, 26
+"""Of a plot in pixels, and what its frame leaves around it."""
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+DASHES = ("", "6 3", "2 2", "8 3 2 3", "1 3", "10 4")
+"""Of series in turn (colours of Okabe and Ito)."""
+
+MAX_POINTS = 1_500
+"""Of a line; of more, the least and the greatest of each stretch are drawn."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: a value per step, NaN where it is not known."""
+
+    label: str
+    values: Floats
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened before ``step``: ``kind`` is ``switch``, ``alarm`` or ``over``."""
+
+    step: float
+    label: str
+    kind: str
+
+
+_MARKS = {"switch": ("#666", "4 3"), "alarm": ("#c00", ""), "over": ("#393", "1 2")}
+
+
+def svg(
+    title: str,
+    steps: Floats,
+    series: Sequence[Series],
+    marks: Sequence[Mark] = (),
+    *,
+    updates: Sequence[float] = (),
+    since: float | None = None,
+) -> str:
+    """A plot of ``series`` over ``steps`` [steps].
+
+    Args:
+        title: what is shown, with its unit.
+        steps: numbers of the steps, rising.
+        series: each with a value per step.
+        marks: vertical lines with labels.
+        updates: steps after which the weights were new: ticks on the axis.
+        since: from here on something is wrong: shaded.
+    """
+    known = [one for one in series if np.isfinite(one.values).any()]
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'role="img" font-family="sans-serif" font-size="11"><title>{html.escape(title)}</title>',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+        f'<text x="{LEFT}" y="14" font-weight="bold">{html.escape(title)}</text>',
+    ]
+    if not known or not len(steps):
+        return "".join([*parts, f'<text x="{LEFT}" y="{HEIGHT // 2}" fill="#777">not measured</text></svg>'])
+    frame = _Frame.around(steps, known)
+    if since is not None:
+        x = frame.x(max(since - 0.5, frame.first))
+        parts.append(
+            f'<rect x="{x:.1f}" y="{TOP}" width="{WIDTH - RIGHT - x:.1f}" height="{HEIGHT - TOP - BOTTOM}" '
+            'fill="#d55e00" fill-opacity="0.09"/>'
+        )
+    parts += frame.axes()
+    bottom = HEIGHT - BOTTOM
+    parts += [f'<path d="M{frame.x(at):.1f} {bottom}v4" stroke="#0072b2" stroke-width="0.7"/>' for at in updates]
+    parts += _marks(marks, frame)
+    ends: list[float] = []
+    for place, one in enumerate(known):
+        parts += _line(one, steps, frame, place, ends)
+    return "".join([*parts, "</svg>"])
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """From steps and values to pixels."""
+
+    first: float
+    last: float
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, steps: Floats, series: Sequence[Series]) -> _Frame:
+        every = np.concatenate([one.values[np.isfinite(one.values)] for one in series])
+        low, high = float(every.min()), float(every.max())
+        if 0 <= low < 0.5 * high:
+            low = 0.0
+        room = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
+        first, last = float(steps[0]), float(steps[-1])
+        return cls(first, last if last > first else first + 1, low - room * (low != 0), high + room)
+
+    def x(self, step: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (step - self.first) / (self.last - self.first)
+
+    def y(self, value: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - self.low) / (self.high - self.low)
+
+    def axes(self) -> list[str]:
+        right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+        parts = [f'<path d="M{LEFT} {TOP}V{bottom}H{right}" fill="none" stroke="#888"/>']
+        for value in ticks(self.low, self.high, 4):
+            y = self.y(value)
+            parts.append(f'<path d="M{LEFT} {y:.1f}H{right}" stroke="#e4e4e4"/>')
+            parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+        parts += [
+            f'<text x="{self.x(value):.1f}" y="{bottom + 17}" text-anchor="middle">{value:g}</text>'
+            for value in ticks(self.first, self.last, 8)
+            if value == int(value)
+        ]
+        parts.append(f'<text x="{right + 8}" y="{bottom + 17}" fill="#777">step</text>')
+        return parts
+
+
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers from ``low`` to ``high``, some ``about`` of them.
+
+    >>> ticks(0.0, 1.0, 4)
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+    rough = (high - low) / about
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next((size * by for by in (1, 2, 5) if size * by >= 0.7 * rough), size * 10)
+    return [round(at * step, 12) for at in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _line(one: Series, steps: Floats, frame: _Frame, place: int, ends: list[float]) -> list[str]:
+    """The line and its label, which keeps a line's distance from those in ``ends``."""
+    colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
+    x, y = thinned(steps, one.values)
+    path, pen = [], "M"
+    for step, value in zip(x.tolist(), y.tolist(), strict=True):
+        if math.isfinite(value):
+            path.append(f"{pen}{frame.x(step):.1f} {frame.y(value):.1f}")
+            pen = "L"
+        else:
+            pen = "M"
+    last = frame.y(float(one.values[np.isfinite(one.values)][-1]))
+    while any(abs(last - other) < 12 for other in ends):
+        last += 4
+    ends.append(last)
+    return [
+        f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-linejoin="round" '
+        f'stroke-linecap="round" stroke-dasharray="{dash}"/>',
+        f'<text x="{WIDTH - RIGHT + 6}" y="{last + 4:.1f}" fill="{colour}">{html.escape(one.label)}</text>',
+    ]
+
+
+def thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """At most ``MAX_POINTS`` points, among them the extremes of every stretch."""
+    if len(x) <= MAX_POINTS:
+        return x, y
+    kept: list[int] = []
+    for part in np.array_split(np.arange(len(x)), MAX_POINTS // 2):
+        values = y[part]
+        if np.isfinite(values).any():
+            kept += sorted({int(part[np.nanargmin(values)]), int(part[np.nanargmax(values)])})
+        else:
+            kept.append(int(part[0]))
+    return x[kept], y[kept]
+
+
+def _marks(marks: Sequence[Mark], frame: _Frame) -> list[str]:
+    parts = []
+    for number, mark in enumerate(mark for mark in marks if frame.first - 1 <= mark.step <= frame.last + 1):
+        x = min(max(frame.x(mark.step), LEFT), WIDTH - RIGHT)
+        colour, dash = _MARKS[mark.kind]
+        parts.append(f'<path d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="{colour}" stroke-dasharray="{dash}"/>')
+        y = TOP + 9 + 11 * (number % 3)
+        parts.append(f'<text x="{x + 3:.1f}" y="{y}" fill="{colour}" font-size="9">{html.escape(mark.label)}</text>')
+    return parts

@@ -1,0 +1,49 @@
+"""What an engine measured for a probe, unpacked. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rltop.collectors import wire
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One request's logprobs [n], nats, of the tokens of its passage from ``first`` on; ``cached`` as on the wire."""
+
+    passage: int
+    way: str
+    first: int
+    logprobs: Floats
+    cached: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One engine's ``wire.ProbeReport``, with its arrays."""
+
+    body: wire.ProbeReport
+    scores: list[Scored]
+
+    @classmethod
+    def of(cls, body: wire.ProbeReport, arrays: wire.Arrays) -> Self:
+        """Raises ``WireError`` where sizes do not fit."""
+        logprobs = arrays.get("logprobs", np.empty(0, np.float32))
+        sizes = [score.size for score in body.scores]
+        if logprobs.dtype != np.float32 or min(sizes, default=0) < 0 or sum(sizes) != logprobs.size:
+            raise wire.WireError(f"logprobs: {logprobs.size} entries of {logprobs.dtype} do not fit the scores' sizes")
+        found, at = [], 0
+        for score in body.scores:
+            found.append(Scored(score.passage, score.way, score.first, logprobs[at : at + score.size], score.cached))
+            at += score.size
+        return cls(body, found)
+
+    def by_passage(self, way: str) -> dict[int, Scored]:
+        """The scores of one way, by the number of their passage."""
+        return {score.passage: score for score in self.scores if score.way == way}

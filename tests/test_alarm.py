@@ -1,0 +1,145 @@
+"""When a verdict becomes an alarm, what it is called, and when it is over."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rltop.backend.diagnosis import alarm as rules
+from rltop.backend.diagnosis.alarm import Alarm, Alarms, News
+from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Verdict
+
+STALE = Cause("stale-prefix", "C1", "inference path", "KV of older weights", "", 0.9, since_step=3)
+PARTIAL = Cause("partial-sync", "B3", "weights", "part of the weights is not loaded", "", 0.9, since_step=3)
+LYING = Cause("lying-replica", "B6", "weights", "an engine missed updates", "", 0.9, engines=["e1"])
+
+
+def verdict(step: int, *causes: Cause, sure: bool = True) -> Verdict:
+    """A verdict of a step: healthy without causes."""
+    return Verdict("run", step, (FAULT if sure else UNDECIDED) if causes else HEALTHY, list(causes))
+
+
+def run(alarms: Alarms, *verdicts: Verdict) -> list[News]:
+    """What comes of them, a minute apart."""
+    said = [alarms.take(one, 60.0 * (one.step or 0)) for one in verdicts]
+    return [news for news in said if news is not None]
+
+
+def steps(first: int, count: int, *causes: Cause, sure: bool = True) -> list[Verdict]:
+    """Verdicts of steps in a row."""
+    return [verdict(step, *causes, sure=sure) for step in range(first, first + count)]
+
+
+def raised(cause: Cause = STALE) -> tuple[Alarms, Alarm]:
+    """Alarms with one open, since step 11."""
+    alarms = Alarms()
+    [news] = run(alarms, *steps(10, rules.RAISE_AFTER, cause))
+    return alarms, news.alarm
+
+
+def test_one_odd_step_is_no_alarm() -> None:
+    assert not run(Alarms(), verdict(1), verdict(2, STALE), verdict(3), verdict(4, STALE), verdict(5))
+
+
+def test_an_alarm_names_the_cause_its_engines_and_since_when() -> None:
+    [news] = run(Alarms(), *steps(10, 8, LYING))
+    assert (news.what, news.told) == (rules.RAISED, True)
+    assert (news.alarm.cause, news.alarm.code, news.alarm.engines) == ("lying-replica", "B6", ["e1"])
+    assert news.alarm.raised_step == 10 + rules.RAISE_AFTER - 1
+
+
+def test_faults_of_different_layers_in_turn_take_as_long_as_a_doubt() -> None:
+    flickering = [verdict(step, STALE if step % 2 else LYING) for step in range(rules.DOUBT_AFTER)]
+    assert not run(Alarms(), *flickering[:-1])
+    [news] = run(Alarms(), *flickering)
+    assert not news.alarm.sure
+
+
+def test_a_doubt_takes_longer_and_is_told_again_when_it_becomes_sure() -> None:
+    alarms = Alarms()
+    [doubt] = run(alarms, *steps(0, rules.DOUBT_AFTER, PARTIAL, sure=False))
+    assert (doubt.alarm.sure, doubt.alarm.raised_step) == (False, rules.DOUBT_AFTER - 1)
+    [sure] = run(alarms, *steps(rules.DOUBT_AFTER, 3, STALE))
+    assert (sure.what, sure.told, sure.alarm.id, sure.alarm.cause) == (rules.RENAMED, True, doubt.alarm.id, STALE.id)
+
+
+def test_too_little_data_neither_raises_nor_ends_an_alarm() -> None:
+    unknown = [Verdict("run", step, UNDECIDED) for step in range(12, 40)]
+    assert not run(Alarms(), *unknown)
+    alarms, alarm = raised()
+    assert not run(alarms, *unknown)
+    assert alarms.open == alarm
+
+
+def test_it_ends_after_some_healthy_steps_and_says_so_once() -> None:
+    alarms, alarm = raised()
+    assert not run(alarms, *steps(12, rules.CLEAR_AFTER - 1))
+    [news] = run(alarms, *steps(20, 10))
+    assert (news.what, news.alarm.id, news.alarm.cleared_step) == (rules.CLEARED, alarm.id, 20)
+    assert alarms.open is None
+
+
+def test_a_better_name_within_the_layer_is_not_told_anew_and_another_layer_is() -> None:
+    alarms, _ = raised(PARTIAL)
+    [same] = run(alarms, *steps(12, 4, LYING))
+    assert (same.what, same.told, same.alarm.cause) == (rules.RENAMED, False, LYING.id)
+    alarms.acknowledge("a1", "kim", 0.0)
+    [other] = run(alarms, *steps(16, 4, STALE))
+    assert (other.told, other.alarm.acknowledged) == (True, "")
+
+
+def test_the_same_cause_soon_after_opens_the_old_alarm_again() -> None:
+    alarms, alarm = raised()
+    run(alarms, *steps(12, rules.CLEAR_AFTER))
+    [again] = run(alarms, *steps(20, 2, STALE))
+    assert (again.what, again.alarm.id, again.alarm.again) == (rules.REOPENED, alarm.id, 1)
+    run(alarms, *steps(22, rules.CLEAR_AFTER))
+    [new] = run(alarms, *steps(22 + rules.CLEAR_AFTER + rules.REOPEN_WITHIN, 2, STALE))
+    assert (new.what, new.alarm.id) == (rules.RAISED, "a2")
+
+
+def test_nothing_is_told_of_what_is_acknowledged_or_silenced() -> None:
+    alarms, alarm = raised()
+    alarms.acknowledge(alarm.id, "kim", 700.0)
+    [news] = run(alarms, *steps(12, rules.CLEAR_AFTER))
+    assert (news.told, news.alarm.acknowledged) == (False, "kim")
+    alarms, alarm = raised()
+    alarms.silence(alarm.id, 3600.0, 700.0)
+    assert [n.told for n in run(alarms, *steps(12, rules.CLEAR_AFTER))] == [False]
+
+
+def test_silence_ends_by_itself_and_at_once_with_zero() -> None:
+    alarms, alarm = raised()
+    assert alarms.silence(alarm.id, 10.0, 700.0).quiet(709.0)
+    assert not alarms.silence(alarm.id, 10.0, 700.0).quiet(711.0)
+    assert not alarms.silence(alarm.id, 0.0, 700.0).quiet(700.0)
+
+
+def test_an_alarm_that_is_not_there_or_over_says_so() -> None:
+    alarms, alarm = raised()
+    with pytest.raises(ValueError, match="no alarm 'a7'; alarms: a1"):
+        alarms.acknowledge("a7", "kim", 0.0)
+    run(alarms, *steps(12, rules.CLEAR_AFTER))
+    with pytest.raises(ValueError, match="a1 is over since step 16"):
+        alarms.silence(alarm.id, 5.0, 0.0)
+
+
+def test_a_new_hub_goes_on_from_the_alarms_of_the_last() -> None:
+    alarms, alarm = raised()
+    later = Alarms(list(alarms.all.values()))
+    assert later.open == alarm
+    [news] = run(later, *steps(12, rules.CLEAR_AFTER))
+    assert (news.what, news.alarm.id) == (rules.CLEARED, alarm.id)
+
+
+@given(st.lists(st.sampled_from([None, STALE, PARTIAL, LYING]), max_size=200), st.data())
+def test_raised_and_cleared_take_turns_whatever_comes(causes: list[Cause | None], data: st.DataObject) -> None:
+    alarms, told = Alarms(), []
+    for step, cause in enumerate(causes):
+        sure = data.draw(st.booleans()) if cause else True
+        if news := alarms.take(verdict(step, *([cause] if cause else []), sure=sure), float(step)):
+            told.append(news.what)
+    ends = [what for what in told if what != rules.RENAMED]
+    assert [what == rules.CLEARED for what in ends] == [bool(i % 2) for i in range(len(ends))]
+    assert sum(alarm.cleared is None for alarm in alarms.all.values()) <= 1

@@ -1,0 +1,80 @@
+"""Of a run of any length a picture holds a bounded number of steps, and every step that stands out."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rltop.backend import coarse, view
+from rltop.backend.coarse import EXTREMES, MOST, ROOM, STRETCH
+from rltop.backend.headline import HEADLINE
+
+
+def step(number: int, **values: float | None) -> view.Step:
+    return view.Step(number, float(number), number, False, dict(values))
+
+
+def picture(count: int, spikes: dict[int, float], *, per_frame: int = 1) -> view.Snapshot:
+    made = view.Snapshot("run", "h", 0, 0.0, 0.0)
+    for first in range(0, count, per_frame):
+        steps = [step(n, kl_k3=spikes.get(n, 1 + n % 7 * 1e-3), entropy=None) for n in range(first, first + per_frame)]
+        made.apply(view.Frame("h", made.seq + 1, float(first), steps=steps))
+    return made
+
+
+@pytest.mark.parametrize("per_frame", [1, 5, 64])
+def test_a_long_run_stays_bounded_and_keeps_its_spikes(per_frame: int) -> None:
+    spikes = {3: 9.0, 700: -4.0, 9_999: 5.0, 20_000: 8.0, 39_000: 7.0}
+    shown = picture(40_000, spikes, per_frame=per_frame).steps
+    assert len(shown) <= MOST + per_frame
+    assert spikes.keys() <= shown.keys()
+    assert {number: shown[number].values["kl_k3"] for number in spikes} == spikes
+    assert list(shown) == sorted(shown)
+    assert [s.level for s in shown.values()] == sorted((s.level for s in shown.values()), reverse=True)
+    newest = range(40_000 // per_frame * per_frame - ROOM[0], 40_000 // per_frame * per_frame)
+    assert [shown[number].level for number in newest] == [0] * ROOM[0]
+    assert next(iter(shown)) == 0
+
+
+def test_every_viewer_thins_alike_from_wherever_it_began() -> None:
+    whole = picture(5_000, {})
+    early = msgspec.msgpack.decode(msgspec.msgpack.encode(whole), type=view.Snapshot)
+    for number in range(5_000, 9_000):
+        frame = view.Frame("h", number + 1, float(number), steps=[step(number, kl_k3=number % 11)])
+        for shown in (whole, early):
+            shown.apply(frame)
+    assert msgspec.msgpack.encode(whole) == msgspec.msgpack.encode(early)
+
+
+def test_a_run_without_end_is_thinned_again_and_again() -> None:
+    steps: dict[int, view.Step] = {}
+    for number in range(0, 400 * STRETCH, STRETCH):
+        steps |= {n: step(n, reward_mean=float(n % 97)) for n in range(number, number + STRETCH)}
+        coarse.thin(steps)
+        assert len(steps) <= MOST
+    assert {s.level for s in steps.values()} == {0, 1, 2}
+    assert 0 in steps
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(EXTREMES), st.none() | st.floats(allow_nan=False)), min_size=1, max_size=40
+    )
+)
+def test_extremes_ends_and_nothing_else_stand_out(found: list[dict[str, float | None]]) -> None:
+    steps = [step(number, **values) for number, values in enumerate(found)]
+    kept = coarse.standing_out(steps)
+    assert {0, len(steps) - 1} <= kept
+    assert len(kept) <= 2 + 2 * len(EXTREMES)
+    for name in EXTREMES:
+        known = [value for values in found if (value := values.get(name)) is not None]
+        held = [value for n in kept if (value := found[n].get(name)) is not None]
+        if known:
+            assert (min(held), max(held)) == (min(known), max(known))
+
+
+def test_extremes_are_looked_for_in_what_old_steps_keep() -> None:
+    assert set(EXTREMES) <= set(HEADLINE)

@@ -1,0 +1,199 @@
+"""Alarms reach commands and URLs: each once, again until they are taken, and nothing that hangs holds up the rest."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from rltop.backend.diagnosis.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm
+from rltop.backend.diagnosis.told import Told
+from rltop.backend.history import hooks
+from rltop.backend.history.forward import ForwardError
+from rltop.backend.history.hooks import Command, GiveUpError, Hook, TryLaterError, Webhook
+from tests import pictures, verdicts
+from tests.receiver import wait_until
+
+NOW = pictures.healthy().time
+
+
+def told(memory: Told, *alarms: Alarm, now: float = NOW) -> list[str]:
+    return [news.what for news in memory.fresh(alarms, now)]
+
+
+def test_each_news_of_an_alarm_is_told_once_over_its_life() -> None:
+    memory, alarm = Told(), verdicts.alarm
+    assert told(memory) == []
+    assert told(memory, alarm()) == [RAISED]
+    assert told(memory, alarm()) == []
+    assert told(memory, alarm(cause="other")) == []
+    assert told(memory, alarm(layer="weights")) == [RENAMED]
+    assert told(memory, alarm(layer="weights", cleared=1.0)) == [CLEARED]
+    assert told(memory, alarm(layer="weights", cleared=1.0)) == []
+    assert told(memory, alarm(layer="weights", again=1)) == [REOPENED]
+    assert told(memory, alarm(layer="weights", again=1), alarm(id="a2")) == [RAISED]
+
+
+def test_what_was_over_before_anybody_listened_is_not_told() -> None:
+    memory = Told()
+    assert told(memory, verdicts.alarm(cleared=1.0)) == []
+    assert told(memory, verdicts.alarm(again=1)) == [RAISED]
+
+
+def test_an_alarm_of_another_history_is_another_alarm() -> None:
+    memory = Told()
+    told(memory, verdicts.alarm())
+    assert told(memory, verdicts.alarm(raised=5.0)) == [RAISED]
+
+
+def test_silence_puts_off_and_acknowledging_ends_what_is_told() -> None:
+    memory = Told()
+    assert told(memory, verdicts.alarm(silenced_until=NOW + 5)) == []
+    assert told(memory, verdicts.alarm(silenced_until=NOW + 5), now=NOW + 6) == [RAISED]
+    assert told(memory, verdicts.alarm(acknowledged="kim", sure=False)) == []
+    assert told(memory, verdicts.alarm(acknowledged="kim", cleared=1.0)) == [CLEARED]  # its beginning was told
+    assert told(Told(), verdicts.alarm(acknowledged="kim")) == []
+
+
+class Flaky:
+    """Fails so many times, then takes everything."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.taken: list[dict[str, object]] = []
+
+    def __call__(self, content: bytes) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.taken.append(json.loads(content))
+
+
+@contextmanager
+def hook(deliver: hooks.Deliver, said: list[str], waits_s: tuple[float, ...] = (0.0, 0.0)) -> Iterator[Hook]:
+    made = Hook(deliver, said.append, waits_s)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_a_message_says_what_where_and_what_to_do() -> None:
+    taken = Flaky()
+    with hook(taken, []) as made:
+        made.show(verdicts.alarmed(), [])
+        made.show(verdicts.alarmed(), [])
+        made.show(verdicts.alarmed(cleared=2.0, cleared_step=30), [])
+        wait_until(lambda: len(taken.taken) == 2)
+    first, last = taken.taken
+    assert (first["run"], first["what"], last["what"]) == ("sort", RAISED, CLEARED)
+    assert str(first["text"]).startswith("rltop sort: alarm a1 raised: stale-prefix-cache (C1) on all engines")
+    alarm = first["alarm"]
+    assert isinstance(alarm, dict)
+    assert alarm["command"] == verdicts.STALE.command and alarm["evidence"]
+
+
+def test_what_fails_is_tried_again_and_given_up_after_the_last_wait() -> None:
+    said: list[str] = []
+    taken = Flaky(TryLaterError("busy"), TryLaterError("busy"))
+    with hook(taken, said) as made:
+        made.show(verdicts.alarmed(), [])
+        wait_until(lambda: taken.taken)
+    assert sum("again in" in line for line in said) == 2
+    never = Flaky(*[TryLaterError("busy")] * 3)
+    with hook(never, said) as made:
+        made.show(verdicts.alarmed(), [])
+        wait_until(lambda: any("given up" in line for line in said))
+        made.show(verdicts.alarmed(cleared=1.0), [])
+        wait_until(lambda: never.taken)
+    assert [one["what"] for one in never.taken] == [CLEARED]
+
+
+def test_what_will_never_be_taken_is_not_tried_again() -> None:
+    said: list[str] = []
+    taken = Flaky(GiveUpError("gone"))
+    with hook(taken, said) as made:
+        made.show(verdicts.alarmed(), [])
+        wait_until(lambda: "not delivered: gone" in said)
+    assert not taken.taken
+
+
+def test_a_hook_that_hangs_holds_up_nobody_and_keeps_a_bound() -> None:
+    free, taken = threading.Event(), []
+
+    def hang(content: bytes) -> None:
+        free.wait(30)
+        taken.append(content)
+
+    with hook(hang, []) as made:
+        for number in range(3 * hooks.MAX_WAITING):
+            made.show(verdicts.alarmed(id=f"a{number}"), [])
+        assert len(made._waiting) <= hooks.MAX_WAITING
+        free.set()
+        wait_until(lambda: not made._waiting)
+    assert json.loads(taken[-1])["alarm"]["id"] == f"a{3 * hooks.MAX_WAITING - 1}"
+
+
+def test_a_command_gets_the_message_on_its_input(tmp_path: Path) -> None:
+    Command(f"cat > {tmp_path}/got")(b'{"what": "raised"}')
+    assert (tmp_path / "got").read_text() == '{"what": "raised"}'
+    Command("true")(b"x" * 1_000_000)  # does not read it
+    with pytest.raises(TryLaterError, match="exit code 7"):
+        Command("exit 7")(b"")
+
+
+def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
+    with pytest.raises(TryLaterError, match=r"more than 0\.2 s and was killed"):
+        Command(f"(sleep 1; touch {tmp_path}/late) & wait", 0.2)(b"")
+    threading.Event().wait(1.5)
+    assert not (tmp_path / "late").exists()
+
+
+@contextmanager
+def server(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
+    """Answers with these statuses, one after the other."""
+    left, got = list(statuses), []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(left.pop(0))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=made.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{made.server_address[1]}/secret", got
+    finally:
+        made.shutdown()
+        made.server_close()
+        thread.join(5)
+
+
+def test_a_webhook_posts_and_knows_what_passes_by_itself() -> None:
+    with server(204, 503, 429, 404) as (url, got):
+        post = Webhook(url)
+        post(b'{"what": "raised"}')
+        assert got == [b'{"what": "raised"}']
+        for _ in range(2):
+            with pytest.raises(TryLaterError):
+                post(b"{}")
+        with pytest.raises(GiveUpError, match=r"127\.0\.0\.1 answered 404") as caught:
+            post(b"{}")
+        assert "secret" not in str(caught.value)
+    with pytest.raises(TryLaterError):
+        post(b"{}")  # nobody is there any more
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "example.org/hook", "http://", "ftp://host/x"])
+def test_what_is_no_webhook_is_refused_at_once(url: str) -> None:
+    with pytest.raises(ForwardError, match="begins with http"):
+        Webhook(url)

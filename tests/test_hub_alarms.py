@@ -1,0 +1,189 @@
+"""An alarm's life in the hub: raised, shown, stored, answered, kept by a new hub, over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from rltop.backend import view
+from rltop.backend.commands import audit
+from rltop.backend.diagnosis import alarm as rules
+from rltop.backend.diagnosis import watch
+from rltop.backend.diagnosis.alarm import Alarm
+from rltop.backend.diagnosis.case import Case
+from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, Cause, Verdict
+from rltop.backend.diagnosis.watch import PERIOD_S, AlarmWatch, Note
+from rltop.backend.history.read import Reader
+from rltop.tui.cli.main import main
+from tests import pictures, stored
+from tests.fault_recordings import load, replay, seed_of
+from tests.hub_core import Hub
+
+STALE = Cause(
+    "stale-prefix", "C1", "inference path", "KV of older weights", "", 0.9, since_step=3, engines=["e1"],
+    evidence=["hits are worse by 0.04"], remedy="clear the cache", command="rltop set update_clears_cache on",
+)  # fmt: skip
+
+
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[Verdict]:
+    """What the watch is told next, one after the other; the last stays."""
+    found: list[Verdict] = [Verdict("run", 0, HEALTHY)]
+    monkeypatch.setattr(watch, "diagnose", lambda _: found.pop(0) if len(found) > 1 else found[0])
+    return found
+
+
+def verdict(step: int, *causes: Cause) -> Verdict:
+    return Verdict("run", step, FAULT if causes else HEALTHY, list(causes))
+
+
+def case() -> Case:
+    return Case("run", [])
+
+
+def wrong(verdicts: list[Verdict], watched: AlarmWatch) -> Note:
+    """Let it raise an alarm."""
+    verdicts[:] = [verdict(step, STALE) for step in range(rules.RAISE_AFTER + 1)]
+    notes = []
+    for step in range(rules.RAISE_AFTER):
+        watched.step_closed(step)
+        notes.append(watched.look(case, 10.0 * step))
+    (note,) = [note for note in notes if note]
+    return note
+
+
+def test_it_looks_once_a_step_and_once_a_period_at_most(verdicts: list[Verdict]) -> None:
+    looked = []
+
+    def counted() -> Case:
+        looked.append(1)
+        return case()
+
+    watched = AlarmWatch("h")
+    watched.look(counted, 0.0)
+    assert not looked
+    for tenth in range(30):
+        watched.step_closed(tenth)
+        watched.look(counted, tenth * PERIOD_S / 10)
+    assert len(looked) == 3
+
+
+def test_a_diagnosis_that_fails_is_not_tried_again_with_every_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def failing(_: Case) -> Verdict:
+        tried.append(1)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(watch, "diagnose", failing)
+    watched = AlarmWatch("h")
+    watched.step_closed(1)
+    with pytest.raises(ZeroDivisionError):
+        watched.look(case, 5.0)
+    assert watched.look(case, 50.0) is None
+    assert len(tried) == 1
+
+
+def test_what_is_told_names_cause_engine_and_step(verdicts: list[Verdict]) -> None:
+    note = wrong(verdicts, AlarmWatch("h"))
+    assert (note.severity, note.engine) == ("error", "e1")
+    assert note.text == "alarm a1 raised: stale-prefix (C1) on e1 since step 3: KV of older weights"
+
+
+def test_an_answer_is_on_record_with_who_and_why(verdicts: list[Verdict]) -> None:
+    watched = AlarmWatch("h")
+    wrong(verdicts, watched)
+    alarm, note, line = watched.ask(view.AskAcknowledge("q", "a1", "kim", "node", "looking"), 100.0, 7)
+    assert alarm.acknowledged == "kim"
+    assert note.text == "alarm a1 acknowledged by kim@node: looking"
+    said = audit.text_of(line)
+    assert "acknowledged" in said and "[a1] by kim@node because 'looking'" in said
+    alarm, note, line = watched.ask(view.AskSilence("q", "a1", 1800.0, "kim", "node"), 100.0, 7)
+    assert alarm.silenced_until == 1900.0
+    assert "silenced for 30m" in note.text and "for 1800 s" in audit.text_of(line)
+    assert watched.ask(view.AskSilence("q", "a1", 0.0, "kim", "node"), 100.0, 7)[1].text.startswith(
+        "alarm a1 silenced no more"
+    )
+    assert list(watched.take_changed()) == ["a1"]
+    assert not watched.take_changed()
+    assert not audit.changes_of([line])  # no command on an engine
+
+
+@pytest.mark.parametrize("seconds", [-1.0, watch.MAX_SILENCE_S + 1, float("nan")])
+def test_a_silence_without_end_is_refused(verdicts: list[Verdict], seconds: float) -> None:
+    watched = AlarmWatch("h")
+    wrong(verdicts, watched)
+    with pytest.raises(ValueError, match="silenced for 0 to 7d"):
+        watched.ask(view.AskSilence("q", "a1", seconds), 100.0, None)
+
+
+def test_a_recorded_fault_raises_one_alarm_that_viewers_see_and_a_new_hub_keeps() -> None:
+    hub = replay(load("fault-lying-replica"), seed_of("fault-lying-replica"), every_s=4.0)
+    (alarm,) = hub.picture.alarms.values()
+    assert (alarm.cause, alarm.engines, hub.picture.alarm) == ("lying-replica", ["e1"], alarm)
+    shown = view.Snapshot("run", "hub-1", 0, 1000.0, 1000.0)
+    for frame in hub.frames:
+        shown.seq = frame.seq - 1
+        shown.apply(view.decode_frame(view.encode(frame)))
+    assert shown.alarms == hub.picture.alarms
+    assert [event.severity for event in hub.picture.events if event.kind == "alarm"] == ["error"]
+    answer, _ = hub.ask(view.AskAcknowledge("q", alarm.id, "kim", "node"))
+    assert answer.alarm is not None and answer.alarm.acknowledged == "kim"
+    assert [line.event for line in hub.lines] == ["acknowledged"]
+    hub.later()
+    successor = Hub("hub-2", past=hub.picture)
+    assert successor.picture.alarm == answer.alarm
+    again, _ = successor.ask(view.AskSilence("q", alarm.id, 60.0, "kim", "node"))
+    assert again.alarm is not None and again.alarm.acknowledged == "kim"
+
+
+def test_a_healthy_recorded_run_raises_none() -> None:
+    assert not replay(load("fault-healthy"), seed_of("fault-healthy"), every_s=4.0).picture.alarms
+
+
+def test_an_alarm_that_is_not_there_is_refused_and_not_on_record() -> None:
+    hub = Hub()
+    answer, _ = hub.ask(view.AskAcknowledge("q", "a9"))
+    assert answer.error == "no alarm 'a9'; alarms: none yet"
+    assert not hub.lines
+
+
+def alarm(**changes: object) -> Alarm:
+    base = {
+        "id": "a1", "cause": "stale-prefix", "code": "C1", "layer": "inference path", "title": "KV of older weights",
+        "sure": True, "raised": pictures.START, "raised_step": 14, "engines": ["e0", "e1"], "since_step": 12,
+        "evidence": ["seen"], "remedy": "clear it", "command": "rltop set update_clears_cache on",
+    }  # fmt: skip
+    return Alarm(**(base | changes))  # type: ignore[arg-type]
+
+
+def test_a_store_gives_back_alarms_as_they_stood_at_any_moment(tmp_path: Path) -> None:
+    stages = [
+        alarm(), alarm(acknowledged="kim", acknowledged_at=5.5, silenced_until=9.0),
+        alarm(cleared=7.0, cleared_step=30), alarm(id="a2", sure=False, engines=[], since_step=None),
+    ]  # fmt: skip
+    frames = [view.Frame("h", n, float(n), alarms={one.id: one}) for n, one in enumerate(stages, 1)]
+    path = stored.store(tmp_path, frames)
+    for until in range(1, 5):
+        assert (
+            stored.picture(path, until).alarms
+            == stored.live([view.Frame("hub-1", f.seq, f.time, alarms=f.alarms) for f in frames[:until]]).alarms
+        )
+    with Reader(path) as reader:
+        assert [frame.alarms for frame in reader.frames()] == [frame.alarms for frame in frames]
+
+
+def test_the_command_line_lists_alarms_of_a_stored_run(tmp_path: Path) -> None:
+    path = stored.store(tmp_path, [view.Frame("h", 1, 1.0, alarms={"a1": alarm()})])
+    result = CliRunner().invoke(main, ["alarms", str(path)])
+    assert result.exit_code == 1
+    assert "open: stale-prefix (C1) on e0, e1 since step 12: KV of older weights" in result.output
+    assert "rltop set update_clears_cache on --run run" in result.output
+    told = json.loads(CliRunner().invoke(main, ["alarms", str(path), "--json"]).output)
+    assert [one["id"] for one in told["alarms"]] == ["a1"]
+    (tmp_path / "fine").mkdir()
+    fine = CliRunner().invoke(main, ["alarms", str(stored.store(tmp_path / "fine", stored.frames(3)))])
+    assert (fine.exit_code, fine.output) == (0, "run run: no alarm so far\n")

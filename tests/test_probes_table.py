@@ -1,0 +1,22 @@
+"""The table of probes is whole, and so is the page made from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rltop.collectors.probes import BY_NAME, ENGINES, HUB, PROBES, SWITCH, document
+
+
+def test_the_manual_is_the_table() -> None:
+    manual = (Path(__file__).parent.parent / "docs" / "probes.md").read_text()
+    assert manual == document(), "python -m rltop.collectors.probes > docs/probes.md"
+
+
+def test_every_probe_has_a_name_and_a_code_of_its_own_and_says_what_it_costs() -> None:
+    assert len(BY_NAME) == len({probe.code for probe in PROBES}) == len(PROBES)
+    for probe in PROBES:
+        words = [answer.word for answer in probe.words]
+        assert len(words) == len(set(words))
+        assert all((probe.summary, probe.isolates, probe.method, probe.cost, probe.risk, probe.needs, probe.takes))
+        assert probe.by in {HUB, ENGINES, SWITCH}
+        assert probe.by == ENGINES or not probe.requests

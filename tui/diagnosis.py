@@ -1,0 +1,272 @@
+"""The Diagnosis view: what is wrong, why that is thought, what to do, and what every test found."""
+
+from __future__ import annotations
+
+import uuid
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import Vertical
+
+from rltop.backend.diagnosis.causes.probes import BY_NAME as PROBES
+from rltop.backend.diagnosis.tests import BY_NAME as TESTS
+from rltop.backend.diagnosis.tests import UNKNOWN
+from rltop.backend.diagnosis.text import where
+from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Finding, Verdict
+from rltop.backend.view import Answer, AskDiagnosis, Question, Snapshot
+from rltop.tui import look
+from rltop.tui.control import wrap
+from rltop.tui.dialogs import page_width
+from rltop.tui.rows import Rows, set_height
+from rltop.tui.sight import Sight
+from rltop.tui.table import Column, Table
+
+VERDICTS = {
+    HEALTHY: ("✔ HEALTHY", look.GOOD),
+    FAULT: ("✖ FAULT", look.BAD),
+    UNDECIDED: ("? CAN'T TELL YET", look.WARN),
+}
+"""Sign, word and style of a verdict."""
+
+MOST_CAUSES = 5
+"""Lines of the table of causes at most; more scroll."""
+
+FINDING_LINES = 6
+"""Lines of the table of findings at least."""
+
+
+def _since(step: int | None) -> look.Part:
+    return look.whole(step), look.PLAIN
+
+
+CAUSES: tuple[Column[Cause], ...] = (
+    Column("sure", 4, lambda c: (f"{min(100 * c.confidence, 99):.0f}%", look.STRONG)),
+    Column("code", 4, lambda c: (c.code, look.PLAIN), right=False),
+    Column("cause", 24, lambda c: (c.id, look.STRONG), right=False),
+    Column("layer", 14, lambda c: (c.layer, look.PLAIN), right=False),
+    Column("since", 5, lambda c: _since(c.since_step)),
+    Column("on", 11, lambda c: (where(c), look.PLAIN), right=False),
+    Column("what is wrong", 40, lambda c: (c.title, look.FAINT), rank=1, right=False),
+)
+
+
+def _outcome(finding: Finding) -> look.Part:
+    if finding.outcome == UNKNOWN:
+        return "? unknown", look.FAINT
+    test = TESTS.get(finding.test)
+    if test is not None and test.alarms(finding.outcome):
+        return f"▲ {finding.outcome}", look.WARN
+    return f"· {finding.outcome}", look.PLAIN
+
+
+def _size(finding: Finding) -> look.Part:
+    return look.figure(finding.value), look.PLAIN
+
+
+FINDINGS: tuple[Column[Finding], ...] = (
+    Column("test", 13, lambda f: (f.test, look.STRONG), sort=lambda f: f.test, right=False),
+    Column("found", 14, _outcome, right=False),
+    Column("on", 5, lambda f: (f.engine or "run", look.PLAIN), sort=lambda f: f.engine or "", right=False),
+    Column("value", 7, _size, rank=2),
+    Column("since", 5, lambda f: _since(f.since_step), rank=3),
+    Column("p", 7, lambda f: (look.figure(f.p, 1) if f.p < 1 else "", look.FAINT), rank=4),
+    Column("asked of", 28, lambda f: (TESTS[f.test].title if f.test in TESTS else "", look.PLAIN), rank=5, right=False),
+    Column("in words; enter shows all", 20, lambda f: (f.text, look.FAINT), right=False),
+)
+
+
+def explained(cause: Cause, run: str) -> list[tuple[str, str]]:
+    """What is to be said of a cause, each with a word for what it is, the most urgent first."""
+    said = [("do", cause.remedy)]
+    if cause.command:
+        said.append(("live", f"{cause.command} --run {run}   (r)"))
+    seen = [("seen", sentence) for sentence in cause.evidence]
+    said += seen[:2]
+    if cause.confusable_with:
+        said.append(("or", f"{', '.join(cause.confusable_with)}: can't be told apart by what was seen"))
+    if cause.probe:
+        probe = PROBES.get(cause.probe)
+        order = f" (`{probe.runs} --run {run}`)" if probe is not None and probe.runs else ""
+        said.append(("probe", f"{cause.probe}{order}" + (f": {probe.does}" if probe is not None else "")))
+    return [(name, text) for name, text in (*said, *seen[2:], ("what", cause.what)) if text]
+
+
+class Diagnosis(Vertical):
+    """The view. It asks the hub when a step closes or another step is looked at."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as Widget's
+        super().__init__(id=id)
+        self._verdict: Verdict | None = None
+        self._error = ""
+        self._wanted: object = None
+        self._asked = ""
+        self._room = 1
+
+    def compose(self) -> ComposeResult:
+        """Two lines, the causes, one of them explained, the findings."""
+        yield Rows(id="verdict")
+        yield Table(CAUSES, lambda cause: cause.id, empty="", id="causes", log=True, opens=True)
+        yield Rows(id="because")
+        yield Table(
+            FINDINGS,
+            lambda f: f"{f.test}@{f.engine or ''}",
+            empty="no test was made yet",
+            id="findings",
+            log=True,
+            opens=True,
+        )
+
+    # --- asking -----------------------------------------------------------------------------------------------------
+
+    def questions(self, view: Snapshot, sight: Sight, *, frozen: bool = False) -> list[Question]:
+        """What to ask the hub now: nothing, unless another step is looked at than before."""
+        last = max(view.steps, default=None)
+        step = last
+        if sight.cursor is not None:
+            step = max((number for number in view.steps if number <= sight.cursor), default=last)
+        wanted = (view.epoch, step)
+        if step is None or wanted == self._wanted:
+            return []
+        self._wanted = wanted
+        of_now = step == last and not frozen
+        question = AskDiagnosis(uuid.uuid4().hex, None if of_now else step)
+        self._asked = question.id
+        return [question]
+
+    def take(self, answers: dict[str, Answer]) -> bool:
+        """Take the answer if it has come. Whether there is something new to show."""
+        answer = answers.pop(self._asked, None) if self._asked else None
+        if answer is None:
+            return False
+        self._asked = ""
+        self._error, self._verdict = answer.error or "", answer.diagnosis
+        return True
+
+    @property
+    def cause(self) -> Cause | None:
+        """The cause under the cursor."""
+        table: Table[Cause] = self.query_one("#causes", Table)
+        return table.selected
+
+    def choose(self, item: object) -> Text | None:
+        """Enter on a line: all that is to be said of it."""
+        width = page_width(self.app.size.width)
+        if isinstance(item, Finding):
+            return finding_text(item, width)
+        if isinstance(item, Cause):
+            return cause_text(item, self._verdict.run if self._verdict is not None else "", width)
+        return None
+
+    # --- showing ----------------------------------------------------------------------------------------------------
+
+    def paint(self) -> None:
+        """Show what was answered last."""
+        verdict = self._verdict
+        causes = verdict.causes if verdict is not None else []
+        self._make_room(causes)
+        self.query_one("#causes", Table).set_items(causes)
+        self.query_one("#findings", Table).set_items(verdict.findings if verdict is not None else [])
+        line = self.query_one("#verdict", Rows)
+        line.show([look.row(parts, line.size.width) for parts in (self._headline(verdict), self._scope(verdict))])
+        self.explain()
+
+    def explain(self) -> None:
+        """Say what the cause under the cursor is; of a run without one, what is needed or was noted."""
+        about = self.query_one("#because", Rows)
+        lines = self._lines(self.cause)
+        if len(lines) > self._room:
+            lines[self._room - 1 :] = [[(" " * 8, look.PLAIN), ("… enter on the cause shows all", look.FAINT)]]
+        about.show([look.row(parts, about.size.width) for parts in lines])
+
+    def on_resize(self) -> None:
+        """Other lines fit now."""
+        self._make_room(self._verdict.causes if self._verdict is not None else [])
+        self.call_after_refresh(self.paint)
+
+    def _lines(self, cause: Cause | None) -> list[list[look.Part]]:
+        verdict, width = self._verdict, max(self.size.width - 8, 20)
+        if verdict is None:
+            return []
+        said = explained(cause, verdict.run) if cause is not None else []
+        said += [*(("needs", need) for need in verdict.needs), *(("noted", note) for note in verdict.notes)]
+        return [
+            [(f"{'' if i else name:>6}  ", look.FAINT), (line, look.STRONG if name in ("do", "live") else look.PLAIN)]
+            for name, text in said
+            for i, line in enumerate(wrap(look.clean(text, len(text)), width))
+        ]
+
+    def _headline(self, verdict: Verdict | None) -> list[look.Part]:
+        if verdict is None:
+            waiting = "no step has closed yet" if self._wanted is None else "waiting for the hub"
+            return [(self._error or waiting, look.WARN if self._error else look.FAINT)]
+        word, style = VERDICTS.get(verdict.verdict, (verdict.verdict, look.WARN))
+        parts: list[look.Part] = [(f" {word} ", style + look.ALARM), ("  ", look.PLAIN)]
+        if not verdict.causes:
+            return parts
+        best = verdict.causes[0]
+        known = (f"{best.layer}: ", look.PLAIN), (f"{best.code} {best.title}", look.STRONG)
+        return [*parts, *known] if verdict.verdict == FAULT else [*parts, ("perhaps ", look.PLAIN), *known]
+
+    def _scope(self, verdict: Verdict | None) -> list[look.Part]:
+        if verdict is None or verdict.step is None:
+            return []
+        parts: list[look.Part] = [(f" as of step {verdict.step}", look.STRONG)]
+        best = verdict.causes[0] if verdict.causes else None
+        if best is not None:
+            since = f"since step {best.since_step}, " if best.since_step is not None else ""
+            parts.append((f"   {since}on {where(best)}", look.PLAIN))
+        counted = f"   of {verdict.steps} steps, {verdict.sequences} sequences, {look.figure(verdict.tokens)} tokens"
+        return [*parts, (counted, look.FAINT)]
+
+    def _make_room(self, causes: list[Cause]) -> None:
+        """What any of the causes needs to be explained, and some findings at least."""
+        rows = min(len(causes), MOST_CAUSES) + 1 if causes else 0
+        needed = max([len(self._lines(cause)) for cause in causes] or [len(self._lines(None))])
+        self._room = max(1, min(needed, self.size.height - 2 - rows - FINDING_LINES))
+        set_height(self.query_one("#causes"), rows)
+        set_height(self.query_one("#because"), self._room)
+
+
+def finding_text(finding: Finding, width: int) -> Text:
+    """A finding, and what the test is, to be read in lines of ``width`` cells."""
+    text = Text()
+    test = TESTS.get(finding.test)
+    title = test.title if test is not None else ""
+    text.append(f"{finding.test} {title}: {finding.outcome}\n", "bold")
+    of = "of the run" if finding.engine is None else f"of engine {finding.engine}"
+    shown = [("found", finding.text), ("on", of)]
+    if finding.value is not None:
+        interval = ""
+        if finding.low is not None and finding.high is not None:
+            interval = f"  (95 %: {finding.low:.4g} to {finding.high:.4g})"
+        shown.append(("value", f"{finding.value:.4g} {finding.unit}{interval}"))
+    if finding.p < 1:
+        shown.append(("p", f"{finding.p:.1g}: how often a healthy run would show this"))
+    if finding.since_step is not None:
+        shown.append(("since", f"step {finding.since_step}"))
+    if finding.sequences:
+        shown.append(("made on", f"{finding.sequences} sequences, {finding.tokens} tokens"))
+    if finding.more_sequences is not None:
+        shown.append(("needs", f"about {finding.more_sequences} more sequences"))
+    if test is not None:
+        shown += [("means", test.meaning.get(finding.outcome, "as in a healthy run")), ("statistic", test.formula)]
+        shown += [("computed on", test.on), ("error rate", test.rate), ("source", test.source)]
+    return _listed(text, shown, width)
+
+
+def cause_text(cause: Cause, run: str, width: int) -> Text:
+    """Everything of a cause, likewise."""
+    text = Text()
+    text.append(f"{cause.code} {cause.title}\n", "bold")
+    since = f" since step {cause.since_step}" if cause.since_step is not None else ""
+    head = [("id", cause.id), ("lies in", cause.layer), ("on", f"{where(cause)}{since}")]
+    return _listed(text, [*head, *explained(cause, run)], width)
+
+
+def _listed(text: Text, shown: list[tuple[str, str]], width: int) -> Text:
+    for name, said in shown:
+        for i, line in enumerate(wrap(look.clean(said, len(said)), max(width - 13, 20))):
+            text.append(f"{'' if i else name:>11}  ", str(look.FAINT))
+            text.append(f"{line}\n")
+    text.rstrip()
+    return text
