@@ -62,7 +62,7 @@ class Recall:
     """Effect: answer a viewer from the store, or where that can't, with ``answer``: what is known without it."""
 
     to: bytes
-    question: view.AskSamples | view.AskMismatch
+    question: view.AskSamples | view.AskMismatch | view.AskPast
     answer: view.Answer
 
 
@@ -218,6 +218,8 @@ class State:
             verdict = self._alarms.verdict(now) if question.step is None else None
             known = None if verdict is None else view.Answer(question.id, diagnosis=verdict)
             return [Reply(client, known or self._detail(question))]
+        if isinstance(question, view.AskPast):
+            return [Recall(client, question, view.Answer(question.id, error="only a store has engines of the past"))]
         if isinstance(question, view.AskSamples | view.AskMismatch):
             answer = self._detail(question)
             return [Recall(client, question, answer) if self._stored_alone(question) else Reply(client, answer)]

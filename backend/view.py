@@ -432,8 +432,21 @@ class AskSilence(Ask, frozen=True, tag="silence"):
     why: str = ""
 
 
+class AskPast(Ask, frozen=True, tag="past"):
+    """The run as it was when ``step`` had closed. Answer: ``Answer.past``, or ``error``."""
+
+    step: int
+
+
 class AskStop(Ask, frozen=True, tag="stop"):
     """End the hub, in good order."""
+
+
+class Past(msgspec.Struct, frozen=True):
+    """A run as it was when a step had closed: the step with all its figures, and the engines as last heard of then."""
+
+    step: Step
+    engines: dict[str, Engine]
 
 
 class EffectEstimate(msgspec.Struct, frozen=True):
@@ -519,6 +532,7 @@ class Answer(msgspec.Struct, frozen=True):
     mismatch: Mismatch | None = None
     diagnosis: Verdict | None = None
     alarm: Alarm | None = None
+    past: Past | None = None
 
 
 AskCommand = AskSet | AskAct | AskKeep | AskUndo | AskProbe
@@ -528,7 +542,16 @@ AskAlarm = AskAcknowledge | AskSilence
 """The questions that change an alarm."""
 
 Question = (
-    AskSnapshot | AskAttribution | AskCommand | AskEffect | AskSamples | AskMismatch | AskDiagnosis | AskAlarm | AskStop
+    AskSnapshot
+    | AskAttribution
+    | AskCommand
+    | AskEffect
+    | AskSamples
+    | AskMismatch
+    | AskDiagnosis
+    | AskAlarm
+    | AskPast
+    | AskStop
 )
 
 _encoder = msgspec.msgpack.Encoder()

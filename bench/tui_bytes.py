@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from tests.terminal import Terminal
@@ -39,6 +40,26 @@ def measure(columns: int, lines: int, kind: str) -> str:
     )
 
 
+def contains(part: str, text: str) -> bool:
+    return part in text
+
+
+def measure_cursor(columns: int, lines: int) -> str:
+    with Terminal(columns, lines, fps=FPS) as terminal:
+        terminal.wait_for(lambda text: "step 39" in text and "detach" in text)
+        terminal.press("[")
+        terminal.wait_for(lambda text: "reading step 38" in text)
+        sent, used = terminal.mark(), cpu_s(terminal.process.pid)
+        for step in range(37, 37 - MOVES, -1):
+            terminal.press("[")
+            terminal.wait_for(partial(contains, f"reading step {step}"))
+        sent, used = terminal.mark() - sent, cpu_s(terminal.process.pid) - used
+    return (
+        f"| {columns}x{lines} | the cursor, one step a key | {sent / MOVES / 1e3:.2f} | | {1e3 * used / MOVES:.1f} | |"
+    )
+
+
+MOVES = 30
 KINDS = {"n": "8 engines each tick, a step each 2 s", "s": "a step each tick", "e": "one engine each tick"}
 
 
@@ -47,3 +68,5 @@ if __name__ == "__main__":
     print("|---|---|---|---|---|---|")
     for size, kind in (((160, 48), "n"), ((160, 48), "s"), ((160, 48), "e"), ((80, 24), "n")):
         print(measure(*size, kind), flush=True)
+    for size in ((160, 48), (80, 24)):
+        print(measure_cursor(*size), flush=True)

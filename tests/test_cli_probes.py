@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rltop.backend.view import Change, Step
+from rltop.backend.view import Change, Step, change_key
 from rltop.collectors import wire
 from rltop.collectors.probes import PROBES
 from rltop.collectors.rundir import RunDir
 from rltop.tui.changes import deed
-from rltop.tui.history import History, markers
+from rltop.tui.happened import marks
+from rltop.tui.history import History
+from tests import pictures
 from tests.test_cli import Engine as Answering
 from tests.test_cli import answer, home, rltop, start_hub, wait_for_engine
 from tests.test_cli_orders import Engine, engines, logged
@@ -133,4 +135,5 @@ def test_the_dashboard_names_probes_in_its_log_and_marks_none_in_its_charts() ->
     assert deed(asked) == "probe config-diff"
     history = History()
     history.update({number: Step(number, float(number), None, False, {}) for number in range(4)})
-    assert [marker.label for marker in markers([asked, switch], history, "step")] == ["pc-"]
+    shown = pictures.picture(changes={change_key(change): change for change in (asked, switch)})
+    assert [mark.label for mark in marks(shown, history)] == ["pc-"]

@@ -16,6 +16,7 @@ from rltop.backend.gaps.samples import KINDS
 from rltop.backend.history.read import NAME
 from rltop.backend.history.recall import MAX_WAITING, Recall
 from rltop.collectors.rundir import RunDir
+from tests import stored
 from tests.hub_core import Hub
 from tests.hub_messages import rollouts, sequences
 from tests.receiver import run_directory, wait_until
@@ -132,6 +133,21 @@ def test_memory_answers_what_it_has_and_the_store_is_asked_for_the_rest() -> Non
     assert asked(second, view.AskSamples("q", None, "worst")) == "Recall"
     assert asked(second, view.AskMismatch("q", 0, 5)) == "Recall"
     assert asked(second, view.AskMismatch("q", 1, 5)) == "Reply"
+    assert asked(first, view.AskPast("q", 0)) == "Recall"
+
+
+def test_the_store_answers_who_was_there_at_a_step(tmp_path: Path) -> None:
+    answers: list[view.Answer] = []
+    recall = Recall(stored.store(tmp_path, stored.frames(9)), lambda _, answer: answers.append(answer))
+    otherwise = view.Answer("q", error="not in memory")
+    for step in (4, 9):
+        recall.put(b"a", view.AskPast("q", step), otherwise)
+    wait_until(lambda: len(answers) == 2)
+    recall.end()
+    found, none = answers
+    assert found.past is not None
+    assert (found.past.step.step, set(found.past.engines)) == (4, set(stored.ENGINES))
+    assert none.error == "step 9 is not stored"
 
 
 def asked(hub: Hub, question: view.Question) -> str:

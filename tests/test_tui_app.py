@@ -6,12 +6,14 @@ import msgspec
 import pytest
 from textual.widgets import ContentSwitcher
 
-from rltop.backend.view import Answer, AskSet, Engine, change_key
+from rltop.backend.view import Answer, AskSet, change_key
 from rltop.tui.app import RltopApp
 from rltop.tui.asking import UNANSWERED_S
 from rltop.tui.commands import NEEDS_CONTROL
 from rltop.tui.confirm import Confirm
-from rltop.tui.history import History, markers
+from rltop.tui.fleet import Row
+from rltop.tui.happened import markers, marks
+from rltop.tui.history import History
 from rltop.tui.overview import Overview
 from rltop.tui.plot import Plot
 from rltop.tui.table import Table
@@ -171,14 +173,15 @@ async def test_a_command_can_be_followed_from_request_to_end() -> None:
 
 async def test_the_cursor_stays_on_its_engine_when_the_order_changes() -> None:
     async with dashboard(HeldClient(pictures.troubled()), SIZE) as (app, pilot):
-        table: Table[Engine] = app.query_one("#fleet", Table)
+        table: Table[Row] = app.query_one("#fleet", Table)
         await pilot.press("j", "j", "j", "j")
         assert table.selected is table.items[4]
         await pilot.press("s", "s", "S")
         assert table.selected is not None
         assert table.selected.id == "e4"
-        assert table.items[-1].tokens_per_s is None
-        assert table.items[0].tokens_per_s == max(e.tokens_per_s or 0 for e in table.items)
+        rates = [row.engine.tokens_per_s for row in table.items if row.engine]
+        assert rates[-1] is None
+        assert rates[0] == max(rate or 0 for rate in rates)
 
 
 async def test_a_log_shows_the_newest_until_someone_reads_on() -> None:
@@ -215,7 +218,8 @@ async def test_what_an_engine_took_back_by_itself_stands_where_it_happened() -> 
     own = msgspec.structs.replace(asked, command="c1/revert", reverts="c1", step=None)
     history = History()
     history.update(pictures.healthy().steps)
-    (marker,) = markers([own], history, "step")
+    shown = pictures.picture(changes={change_key(own): own})
+    (marker,) = markers(marks(shown, history), history, "step")
     assert marker.x == 25.5
 
 

@@ -43,7 +43,7 @@ async def test_no_key_of_a_focused_pane_or_screen_hides_a_command() -> None:
 
 
 async def test_help_and_palette_list_every_command_chart_and_flag() -> None:
-    async with dashboard(HeldClient(pictures.healthy()), (160, 90)) as (app, pilot):
+    async with dashboard(HeldClient(pictures.healthy()), (160, 110)) as (app, pilot):
         await pilot.press("?")
         await pilot.pause()
         text = screen_text(app)

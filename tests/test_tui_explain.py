@@ -7,7 +7,8 @@ import pytest
 from rltop.backend import metrics
 from rltop.backend.metrics.document import count, explain
 from rltop.tui.explain import NOTHING
-from rltop.tui.overview import CHARTS, FLEET
+from rltop.tui.fleet import FLEET
+from rltop.tui.overview import CHARTS
 from rltop.tui.plot import Chart
 from tests import pictures
 from tests.pictures import HeldClient

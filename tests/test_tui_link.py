@@ -14,7 +14,7 @@ from textual.drivers._writer_thread import WriterThread
 from textual.strip import Strip
 
 from rltop.tui.link import MAX_BACKLOG, SLOWEST_HZ, Pace, backlog
-from rltop.tui.rows import changed_until
+from rltop.tui.rows import changed
 from tests.terminal import Terminal
 
 styles = st.sampled_from([None, Style(), Style(color="red"), Style(reverse=True), Style(underline=True)])
@@ -25,19 +25,19 @@ strips = st.lists(st.tuples(st.text("ab ⠿─", max_size=6), styles), max_size=
 
 @given(strips, strips)
 def test_repainting_the_changed_part_equals_repainting_the_row(old: Strip, new: Strip) -> None:
-    end = changed_until(old, new)
-    mended = Strip.join([new.crop(0, end), old.crop(end, 20)])
-    assert changed_until(mended, new) == 0
+    start, end = changed(old, new)
+    mended = Strip.join([old.crop(0, start), new.crop(start, end), old.crop(end, 20)])
+    assert changed(mended, new) == (0, 0)
     assert mended.text == new.text
-    assert end == 0 or changed_until(old.crop(0, end), new.crop(0, end)) == end
+    assert start == end or changed(old.crop(start, end), new.crop(start, end)) == (0, end - start)
 
 
 def test_an_equal_row_costs_nothing_and_a_blank_has_no_colour() -> None:
     row = Strip([Segment("a  b", Style(color="red"))])
-    assert changed_until(row, Strip([Segment("a", Style(color="red")), *row.crop(1, 4)])) == 0
-    assert changed_until(row, Strip([Segment("a", Style(color="red")), Segment("  "), *row.crop(3, 4)])) == 0
-    assert changed_until(row, Strip([Segment("a  c", Style(color="red"))])) == 4
-    assert changed_until(row, Strip([Segment("b  b", Style(color="red"))])) == 1
+    assert changed(row, Strip([Segment("a", Style(color="red")), *row.crop(1, 4)])) == (0, 0)
+    assert changed(row, Strip([Segment("a", Style(color="red")), Segment("  "), *row.crop(3, 4)])) == (0, 0)
+    assert changed(row, Strip([Segment("a  c", Style(color="red"))])) == (3, 4)
+    assert changed(row, Strip([Segment("b  b", Style(color="red"))])) == (0, 1)
 
 
 def test_the_backlog_is_that_of_textuals_writer() -> None:
@@ -91,6 +91,28 @@ def test_a_tick_sends_what_changed_and_a_frozen_screen_nothing() -> None:
         terminal.tell("e" * 10 + "s")
         terminal.wait_for(lambda text: "+1 new" in text)
         assert terminal.mark() - before < 400
+
+
+def test_a_cursor_that_moves_sends_its_columns_and_leaves_nothing_behind() -> None:
+    with Terminal(160, 48) as terminal:
+        terminal.wait_for(lambda text: "step 39" in text and "detach" in text)
+        terminal.press("[")
+        terminal.wait_for(lambda text: "reading step 38" in text)
+        before = terminal.mark()
+        for step in range(37, 27, -1):
+            terminal.press("[")
+            terminal.wait_for(lambda text, step=step: f"reading step {step}" in text)  # type: ignore[misc]
+        assert (terminal.mark() - before) / 10 < 2_500
+        terminal.press("++]")
+        terminal.wait_for(lambda text: "reading step 29" in text and "steps " in text)
+        terminal.mark()
+        moved = terminal.text
+        terminal.press("?")
+        terminal.wait_for(lambda text: "Application" in text)
+        terminal.press("\x1b")
+        terminal.wait_for(lambda text: "Application" not in text)  # painted whole again
+        terminal.mark()
+        assert terminal.text == moved
 
 
 def test_a_link_that_stands_still_is_not_flooded_and_said_to_be_slow() -> None:

@@ -12,7 +12,7 @@ import pytest
 from rltop.backend.gaps.mismatch import DIMENSIONS, EDGES
 from rltop.backend.gaps.profiles import Mismatch, Profile
 from rltop.backend.gaps.sampled import Samples, Sequence, Token
-from rltop.backend.view import Answer, AskMismatch, AskSamples, Question
+from rltop.backend.view import Answer, AskMismatch, AskPast, AskSamples, Question
 from rltop.tui.bars import Bar, BarChart, draw
 from rltop.tui.places import FLEET, Means, along, merged, places, with_error
 from rltop.tui.same import distinct_sequences, distinct_tokens
@@ -102,6 +102,8 @@ class AnsweringClient(HeldClient):
     seen: list[Question] = field(default_factory=list)
 
     def ask(self, question: Question) -> None:
+        if isinstance(question, AskPast):  # the overview's
+            return
         self.seen.append(question)
         if not self.silent:
             self.answers[question.id] = self.answer(question)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -14,36 +13,36 @@ from textual.app import App, ComposeResult
 from textual.command import CommandPalette as Palette
 from textual.widgets import ContentSwitcher
 
-from rltop.backend.client import Client
 from rltop.backend.diagnosis.alarm import CLEARED, Alarm
 from rltop.backend.diagnosis.told import Told
 from rltop.backend.diagnosis.verdict import Cause
-from rltop.backend.view import Engine, Snapshot
-from rltop.collectors.rundir import RunDir
-from rltop.tui import explain, status
+from rltop.backend.view import Snapshot
+from rltop.tui import explain, happened, sight, status
 from rltop.tui.asking import Orders
 from rltop.tui.changes import Entry, deed
 from rltop.tui.commands import BY_ID, NEEDS_CONTROL
 from rltop.tui.confirm import About, Confirm, Wish, keep_question, undo_question
 from rltop.tui.control import Control
 from rltop.tui.diagnosis import Diagnosis
-from rltop.tui.dialogs import Page, engine_page, help_page, numbers_page, page_width
+from rltop.tui.dialogs import GoTo, Page, engine_page, help_page, numbers_page, page_width
 from rltop.tui.effect import EffectPage
-from rltop.tui.history import X_AXES, History
+from rltop.tui.fleet import Row
+from rltop.tui.happened import Mark
+from rltop.tui.history import History
 from rltop.tui.link import Pace, backlog, end_with_terminal, send
 from rltop.tui.mismatch import Mismatch
 from rltop.tui.oncall import SILENCE_S, notification, probe_of, probe_question, remedy_of
 from rltop.tui.overview import Overview
 from rltop.tui.palette import CommandPalette, key_bindings
-from rltop.tui.plot import Plot, Sight
+from rltop.tui.past import Pasts
+from rltop.tui.plot import Plot
 from rltop.tui.reference import Reference
-from rltop.tui.rows import Rows
+from rltop.tui.repaint import NarrowScreen
+from rltop.tui.rows import Rows, zoom
+from rltop.tui.sight import Sight
 from rltop.tui.source import Source, hold
 from rltop.tui.table import Table
 from rltop.tui.targets import Target, targets
-
-WINDOWS: tuple[float | None, ...] = (None, 300.0, 100.0, 30.0)
-"""Time ranges, in units of the x axis; None is the whole run."""
 
 T = TypeVar("T")
 
@@ -95,6 +94,8 @@ class RltopApp(App[int]):
         self._clock = clock
         self._frozen: Snapshot | None = None
         self._dirty = True
+        self._marks: tuple[Mark, ...] = ()
+        self._pasts = Pasts()
         self._rings, self._told = bell, Told()
         self._orders = Orders(client, lambda: self._clock(), self._tell)
         self._header, self._footer = Rows(id="header"), Rows(id="footer")
@@ -103,6 +104,10 @@ class RltopApp(App[int]):
         self._views = ContentSwitcher(
             self._overview, self._mismatch, self._diagnosis, self._control, initial="overview"
         )
+
+    def get_default_screen(self) -> NarrowScreen:
+        """See ``repaint``."""
+        return NarrowScreen(id="_default")
 
     def compose(self) -> ComposeResult:
         """A line, a view, a line."""
@@ -133,9 +138,9 @@ class RltopApp(App[int]):
     def tick(self) -> None:
         """Take what has come; paint if the link keeps up and nothing stands in front."""
         changed = self.client.poll()
-        self._dirty |= changed and self._frozen is None
+        self._dirty |= changed and (self._frozen is None or self._views.current == "control")
         self._orders.take_answers()
-        self._dirty |= self._mismatch.take(self.client.answers)
+        self._dirty |= self._mismatch.take(self.client.answers) | self._pasts.take(self.client.answers)
         self._dirty |= self._diagnosis.take(self.client.answers)
         self._ring()
         if len(self.screen_stack) == 1 and self.pace.tick(self._clock(), backlog(self)):
@@ -149,18 +154,26 @@ class RltopApp(App[int]):
             if self._dirty and view is not None:
                 self._dirty = False
                 self.history.update(view.steps)
+                self._marks = happened.marks(view, self.history)
                 if self._views.current == "overview":
-                    self._overview.paint(view, self.history, self.sight)
+                    self._ask_past(view)
+                    self._overview.paint(
+                        view,
+                        self.history,
+                        self.sight,
+                        self._marks,
+                        self._pasts.fleet(view, self.history, self.sight.cursor),
+                    )
                 elif self._views.current == "mismatch":
-                    for question in self._mismatch.questions(view, self.sight):
+                    for question in self._mismatch.questions(view, sight.in_steps(self.sight, self.history)):
                         self.client.ask(question)
                     self._mismatch.paint(view)
                 elif self._views.current == "diagnosis":
                     for question in self._diagnosis.questions(view, self.sight, frozen=self._frozen is not None):
                         self.client.ask(question)
                     self._diagnosis.paint(view)
-                else:
-                    self._control.paint(view)
+                else:  # what can be commanded is what is, not what was
+                    self._control.paint(self.client.view or view, self.history.closed(self.sight.cursor))
             self._header.show([status.header(self.run_name, view, self._state(), width)])
             self._footer.show([status.footer(str(self._views.current), control=self.control, width=width)])
 
@@ -176,11 +189,23 @@ class RltopApp(App[int]):
             frozen_at=frozen_at,
             behind=behind or 0,
             reading=self.sight.cursor,
+            there=self._there(),
+            range=sight.shown(self.sight, self.history),
+            live=self._views.current == "control",
             slow_hz=self.pace.painting_hz if self.pace.slow else None,
             notice=", ".join(filter(None, (self._notice(), reference.text if reference else ""))),
             alarm=self.client.view.alarm if self.client.view is not None else None,
             now=self.client.view.time if self.client.view is not None else 0.0,
         )
+
+    def _ask_past(self, view: Snapshot) -> None:
+        question = self._pasts.question(view, self.sight.cursor, self._clock())
+        if question is not None:
+            self.client.ask(question)
+
+    def _there(self) -> str:
+        cursor = self.sight.cursor
+        return "" if cursor is None else happened.told_at(self._marks, self.history, cursor)
 
     def _ring(self) -> None:
         """Tell of an alarm, once."""
@@ -190,8 +215,8 @@ class RltopApp(App[int]):
                 self.bell()
                 send(self, notification(news.alarm, self.run_name))
 
-    def _look(self, **changes: Any) -> None:
-        self.sight = replace(self.sight, **changes)
+    def _look(self, at: Sight) -> None:
+        self.sight = at
         self._repaint()
 
     def _repaint(self) -> None:
@@ -229,14 +254,20 @@ class RltopApp(App[int]):
             "freeze": self._freeze,
             "zoom": self._zoom,
             "explain": self._explain,
-            "window": lambda: self._look(window=_after(WINDOWS, self.sight.window)),
-            "x_axis": lambda: self._look(axis=_after(X_AXES, self.sight.axis)),
-            "y_axis": lambda: self._look(log=not self.sight.log),
+            "closer": lambda: self._look(sight.zoomed(self.sight, self.history, closer=True)),
+            "wider": lambda: self._look(sight.zoomed(self.sight, self.history, closer=False)),
+            "window": lambda: self._look(sight.next_window(self.sight)),
+            "x_axis": lambda: self._look(sight.next_axis(self.sight, self.history)),
+            "y_axis": lambda: self._look(replace(self.sight, log=not self.sight.log)),
             "step_back": partial(self._read, -1),
             "step_forward": partial(self._read, 1),
             "step_back_ten": partial(self._read, -10),
             "step_forward_ten": partial(self._read, 10),
-            "latest": lambda: self._look(cursor=None),
+            "first": lambda: self._read(-len(self.history.steps)),
+            "latest": lambda: self._look(replace(self.sight, cursor=None)),
+            "go_to": lambda: self.push_screen(GoTo(), lambda step: None if step is None else self.go_to(step)),
+            "next_mark": partial(self._read_mark, forward=True),
+            "previous_mark": partial(self._read_mark, forward=False),
             "slower": lambda: self._set_fps(max(self.pace.hz / 2, MIN_FPS)),
             "faster": lambda: self._set_fps(min(self.pace.hz * 2, MAX_FPS)),
             "next_pane": lambda: self.screen.focus_next(),
@@ -268,20 +299,25 @@ class RltopApp(App[int]):
         self._repaint()
 
     def _zoom(self) -> None:
-        if self._views.current == "overview":
-            self._overview.zoom()
+        view = self._views.visible_content
+        if view is not None:
+            zoom(view, self.focused)
             self._repaint()
 
     def _back(self) -> None:
-        if self._overview.has_class("zoomed") and self._views.current == "overview":
+        view = self._views.visible_content
+        if view is not None and view.has_class("zoomed"):
             self._zoom()
         else:
             self._go("overview", "#fleet")
 
     def on_table_chosen(self, event: Table.Chosen) -> None:
         """Enter on a line: facts of an engine, the question before a switch, or the effect of a change."""
-        if isinstance(event.item, Engine):
-            self.push_screen(engine_page(event.item, page_width(self.size.width)))
+        if isinstance(event.item, Row):
+            if event.item.engine is None:
+                self.notify(f"nobody kept the facts of {event.item.id} at this step", severity="warning", timeout=4)
+            else:
+                self.push_screen(engine_page(event.item.engine, page_width(self.size.width)))
         elif isinstance(event.item, Target):
             self.command("switch")
         elif isinstance(event.item, Entry):
@@ -304,9 +340,8 @@ class RltopApp(App[int]):
             return self._mismatch.figures()
         if isinstance(self.focused, Plot):
             return self.focused.figures()
-        if isinstance(self.focused, Table) and isinstance(engine := self.focused.selected, Engine):
-            place = self.history.index(math.inf if self.sight.cursor is None else self.sight.cursor)
-            step = None if place is None else self.history.steps[place]
+        if isinstance(self.focused, Table) and isinstance(engine := self.focused.selected, Row):
+            step = self._pasts.step(self.history, self.sight.cursor)
             values = step.engines.get(engine.id, {}) if step else {}
             named = [(column.title, metric) for column in self.focused.explained() for metric in column.metrics]
             where = f"{engine.id}, {f'step {step.step}' if step else 'no step yet'}"
@@ -342,11 +377,18 @@ class RltopApp(App[int]):
         self.notify(text, severity=severity, timeout=10)
 
     def _read(self, by: int) -> None:
-        steps = self.history.steps
-        if steps:
-            place = len(steps) - 1 if self.sight.cursor is None else self.history.index(self.sight.cursor) or 0
-            place = min(max(place + by, 0), len(steps) - 1)
-            self._look(cursor=steps[place].step if place < len(steps) - 1 else None)
+        self._look(sight.moved(self.sight, self.history, by))
+
+    def go_to(self, step: int) -> None:
+        """Read everything at ``step``, or the last one before it that there is."""
+        self._look(sight.gone_to(self.sight, self.history, step))
+
+    def _read_mark(self, *, forward: bool) -> None:
+        step = happened.next_mark(self._marks, self.history, self.sight.cursor, forward=forward)
+        if step is None:
+            self.notify(f"no mark {'after' if forward else 'before'} this step", severity="warning", timeout=2)
+        else:
+            self.go_to(step)
 
     def _on_table(self, do: Callable[[Table[Any]], object]) -> None:
         if isinstance(self.focused, Table):
@@ -447,42 +489,3 @@ class RltopApp(App[int]):
             self._repaint()
 
         self.push_screen(found.question, answered)
-
-
-def _after(choices: tuple[Any, ...], now: Any) -> Any:
-    return choices[(choices.index(now) + 1) % len(choices)]
-
-
-def run_dashboard(
-    rundir: RunDir,
-    *,
-    control: bool,
-    fps: float = 4.0,
-    notice: Callable[[], str] = str,
-    reference: Reference | None = None,
-    bell: bool = True,
-    farewell: str = "detached; the run goes on",
-) -> int:
-    """Show the dashboard of a run until the person leaves it.
-
-    Args:
-        rundir: where the run's hub listens, now or later.
-        control: flags may be switched.
-        fps: repaints per second at most.
-        notice: asked at every repaint for what else the first line should say; empty for nothing.
-        reference: a stored run to hold this one against; None for nothing.
-        bell: as ``RltopApp``.
-        farewell: the last word on the terminal when the person left; empty for none.
-
-    Returns:
-        The exit status.
-    """
-    client = Client(rundir)
-    try:
-        app = RltopApp(client, rundir.run, control=control, fps=fps, notice=notice, reference=reference, bell=bell)
-        app.run()
-    finally:
-        client.close()
-    if app.return_code == 0 and farewell:
-        print(farewell)  # noqa: T201 - the last word, on the terminal
-    return app.return_code or 0

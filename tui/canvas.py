@@ -7,7 +7,7 @@ beside the data ever looks like data.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,10 +42,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Marker:
-    """Something that happened at ``x``: a dotted line from top to bottom, its label on the axis."""
+    """Something that happened at ``x``: a dotted line from top to bottom, its sign and label on the axis."""
 
     x: float
     label: str
+    sign: str = "▲"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Picture:
     """All there is to draw. ``lines`` are drawn in order, the last on top; ``levels`` are drawn where in range.
 
     ``guides`` are dotted lines to hold others against: they stand below all lines, and as levels set no scale and show
-    only where in range. ``x_name`` stands before the x axis, in at most ``GUTTER - 1`` characters.
+    only where in range. ``ticks`` are notches of the x axis. ``x_name`` stands before the x axis, in at most
+    ``GUTTER - 1`` characters.
     """
 
     x_range: tuple[float, float]
@@ -64,6 +66,7 @@ class Picture:
     log: bool = False
     x_name: str = ""
     guides: tuple[Line, ...] = ()
+    ticks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,13 +192,15 @@ def draw(picture: Picture, width: int, height: int) -> list[Strip]:
     inner, tall = width - GUTTER - _label_width(picture, width), height - 1
     if inner < 4 or tall < 1:
         return [look.row((), width)] * height
-    axis = scale(tuple(_cut(line, picture.x_range) for line in picture.lines), max(2, tall // 3), log=picture.log)
+    lines, guides = (tuple(_cut(line, picture.x_range) for line in many) for many in (picture.lines, picture.guides))
+    picture = replace(picture, lines=lines, guides=guides)
+    axis = scale(picture.lines, max(2, tall // 3), log=picture.log)
     raster = Raster(inner, tall, _FIRST + len(picture.guides))
     _draw_marks(raster, picture, axis)
     for ink, guide in enumerate(picture.guides, _FIRST):
-        _draw_guide(raster, _cut(guide, picture.x_range), picture.x_range, axis, ink)
+        _draw_guide(raster, guide, picture.x_range, axis, ink)
     for ink, line in enumerate(picture.lines, raster.data):
-        _draw_line(raster, _cut(line, picture.x_range), picture.x_range, axis, ink)
+        _draw_line(raster, line, picture.x_range, axis, ink)
     left, right = _value_axis(axis, tall), _end_labels(picture, axis, tall)
     styles = (*_STYLES, *(line.style for line in (*picture.guides, *picture.lines)))
     bits, inks = raster.cells()
@@ -308,16 +313,17 @@ def _x_axis(picture: Picture, inner: int, width: int) -> Strip:
     step = nice_step(high - low, max(1, inner // 9))
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     ticks = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
-    marks = [(marker.x, f"▲{marker.label}") for marker in picture.markers if low <= marker.x <= high]
-    places = [_cells(x, text, picture.x_range, inner) for x, text in marks]
+    marks = [(marker.x, f"{marker.sign}{marker.label}") for marker in picture.markers if low <= marker.x <= high]
+    places = _places(marks, picture.x_range, inner)
     taken = {cell for place in places for cell in range(place.start - 1, place.stop + 1)}
+    for x in picture.ticks:
+        if low <= x <= high:
+            _write(cells, _cells(x, "┴", picture.x_range, inner), "┴", look.FAINT)
     for x in ticks.tolist():
         text = f"{x:.{decimals}f}"
         if taken.isdisjoint(place := _cells(x, text, picture.x_range, inner)):
             _write(cells, place, text, look.FAINT)
-    for i, ((_, text), place) in enumerate(zip(marks, places, strict=True)):  # later ones leave nothing of earlier ends
-        over = max((before.stop for before in places[:i] if before.start < place.stop < before.stop), default=0)
-        _write(cells, range(place.stop, over), "─" * inner, look.FAINT)
+    for (_, text), place in zip(marks, places, strict=True):
         _write(cells, place, text, look.MARK)
     return look.row([(picture.x_name.rjust(GUTTER - 1) + "└", look.FAINT), *_runs(cells)], width)
 
@@ -326,6 +332,22 @@ def _cells(x: float, text: str, x_range: tuple[float, float], inner: int) -> ran
     """Where ``text`` stands that belongs to ``x``, on an axis of ``inner`` cells."""
     at = min(int(columns(np.array([x]), x_range, 2 * inner)[0]) // 2, max(0, inner - len(text)))
     return range(at, min(at + len(text), inner))
+
+
+def _places(marks: list[tuple[float, str]], x_range: tuple[float, float], inner: int) -> list[range]:
+    """Where the texts of markers stand: each from its cell to the next one's at most, of those in one cell the last.
+
+    The last text moves to the left as far as it needs and the one before lets it.
+    """
+    starts = [_cells(x, "▲", x_range, inner).start for x, _ in marks]
+    places = [
+        range(at, min(at + len(text), end)) for at, end, (_, text) in zip(starts, starts[1:], marks, strict=False)
+    ]
+    if marks:
+        free = places[-1].start + 1 if places else 0
+        at = min(starts[-1], max(inner - len(marks[-1][1]), free))
+        places.append(range(at, min(at + len(marks[-1][1]), inner)))
+    return places
 
 
 def _write(cells: list[tuple[str, Style]], place: range, text: str, style: Style) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from rich.style import Style
@@ -130,6 +131,7 @@ class Control(Vertical):
         self._allowed = allowed
         self._every: bool | None = None
         self._folded = False
+        self._read = math.inf
 
     def compose(self) -> ComposeResult:
         """Two tables, the explanation between them."""
@@ -167,14 +169,18 @@ class Control(Vertical):
         timer = self.selected.timer if self.selected is not None else None
         return timer.command if timer is not None else None
 
-    def paint(self, view: Snapshot) -> None:
-        """Show everything as it is in ``view``."""
+    def paint(self, view: Snapshot, read: float = math.inf) -> None:
+        """Show everything as it is in ``view``, the log turned to the wall clock that is ``read``."""
         found = targets(view) if view.engines else []
         self._folded = len(found) > self._room if self._every is None else not self._every
         shown = fold(found) if self._folded else found
         self._make_room(len(shown))
         self.query_one("#flags", Table).set_items(shown)
-        self.query_one("#journal", Table).set_items(entries(view))
+        journal, log = self.query_one("#journal", Table), entries(view)
+        journal.set_items(log)
+        if read != self._read:
+            self._read = read
+            journal.turn_to(next((entry for entry in log if entry.change.requested <= read), None))
         self.explain()
 
     def toggle_engines(self) -> None:

@@ -12,7 +12,7 @@ from rltop.backend.client import HubUnreachable
 from rltop.backend.demo.run import Demo, DemoError, DemoOptions, RunInUseError, start
 from rltop.collectors.launch import LaunchError
 from rltop.collectors.rundir import RunDirError
-from rltop.tui.app import run_dashboard
+from rltop.tui.dashboard import run_dashboard
 
 LEFT_EARLY = 130
 """Exit code when the person ended the run before its last step, as a shell gives for ctrl-c."""

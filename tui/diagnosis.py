@@ -18,8 +18,8 @@ from rltop.backend.view import Answer, AskDiagnosis, Question, Snapshot
 from rltop.tui import look
 from rltop.tui.control import wrap
 from rltop.tui.dialogs import page_width
-from rltop.tui.plot import Sight
 from rltop.tui.rows import Rows, set_height
+from rltop.tui.sight import Sight
 from rltop.tui.table import Column, Table
 
 VERDICTS = {

@@ -9,9 +9,9 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from rltop.backend.fleet import facts as known_facts
 from rltop.backend.fleet.prints import MARK
@@ -25,6 +25,7 @@ from rltop.tui import look
 from rltop.tui.commands import COMMANDS, NEEDS_CONTROL
 from rltop.tui.control import wrap
 from rltop.tui.explain import Figure
+from rltop.tui.happened import KINDS
 from rltop.tui.overview import CHARTS
 
 WIDEST = 110
@@ -60,6 +61,22 @@ class Page(ModalScreen[None]):
         (box.scroll_down if way == "down" else box.scroll_up)(animate=False)
 
 
+class GoTo(ModalScreen[int | None]):
+    """Asks for a step. Answers None where nothing was typed."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Close")]
+
+    def compose(self) -> ComposeResult:
+        """A word, and where to type."""
+        with Horizontal(classes="dialog", id="go-to"):
+            yield Static("go to step ", id="go-to-name")
+            yield Input(type="integer", max_length=12, compact=True, id="step")
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """A number was typed, or nothing."""
+        self.dismiss(int(event.value) if event.value.strip("+-") else None)
+
+
 SIGNS = (
     (MARK, "a fact that does not agree with the other engines or with the trainer; enter on the engine says why"),
     ("↶", "taken back: by a timer, by the engine itself, or by an undo"),
@@ -85,8 +102,10 @@ def help_page(width: int, *, control: bool) -> Page:
             metric = METRICS[series.metric]
             unit = {"": "", "share": " [%]"}.get(metric.unit, f" [{metric.unit}]")
             _listed(text, f"{chart.id + ' ' + series.label:<12}", f"{metric.formula}{unit}", width)
-    said = "a switch: its first letters, + on, - off; a row of single dots is a threshold"
-    _listed(text, f"{'▲pc-':<12}", said, width)
+    for kind in KINDS:
+        _listed(text, f"{kind.sign + ' ' + kind.name:<12}", kind.help, width)
+    _listed(text, f"{'┴':<12}", "new weights, in runs where not every step brings some", width)
+    _listed(text, " " * 12, "a row of single dots is a threshold; what was not measured is a gap in the line", width)
     for series in (series for chart in CHARTS for series in chart.series if series.noise):
         _listed(text, f"{'┈' + series.label:<12}", METRICS[series.noise].formula, width)
     _listed(text, " " * 12, "lines of what noise alone gives; none is drawn where that is not measurable", width)

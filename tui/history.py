@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
@@ -9,10 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from rltop.backend.view import Change, Step
-from rltop.collectors.actions import PROBE
-from rltop.tui.canvas import Floats, Marker
-from rltop.tui.changes import label
+from rltop.backend.view import Step
+from rltop.tui.canvas import Floats
 from rltop.tui.reference import Reference
 
 XAxis = Literal["step", "version", "minutes"]
@@ -81,39 +80,13 @@ class History:
         place = int(np.searchsorted(self.numbers(), number, side="right")) - 1
         return place if place >= 0 else None
 
+    def closed(self, number: int | None) -> float:
+        """Wall clock at which the last step up to ``number`` closed; infinite for None, and where there is none."""
+        place = None if number is None else self.index(number)
+        return math.inf if place is None else self.steps[place].closed
+
     def _column(self, name: str, values: Callable[[], Iterable[float | None]]) -> Floats:
         if name not in self._columns:
             # None becomes NaN here.
             self._columns[name] = np.array(list(values()), dtype=np.float64)
         return self._columns[name]
-
-
-def markers(changes: Iterable[Change], history: History, axis: XAxis) -> tuple[Marker, ...]:
-    """One marker per applied switch and step, between the step before it and the next; one where the reference is left.
-
-    A switch before the steps that are known (a hub that was restarted has lost the older ones) has no place.
-    """
-    switches = {
-        (_step_of(change, history), label(change))
-        for change in changes
-        if change.state == "applied" and change.verb not in ("keep", PROBE)  # which change nothing of the run
-    }
-    if history.reference is not None and history.reference.since is not None:
-        switches.add((history.reference.since - 1, "≠reference"))
-    x, numbers = history.x(axis), history.numbers()
-    known = np.isfinite(x)
-    if not known.any():
-        return ()
-    return tuple(
-        Marker(float(np.interp(step + 0.5, numbers[known], x[known])), label)
-        for step, label in sorted(switches)
-        if step >= numbers[0] - 1
-    )
-
-
-def _step_of(change: Change, history: History) -> int:
-    """The last step closed before the change, -1 if none was: what an engine takes back by itself names no step."""
-    if change.step is not None:
-        return change.step
-    earlier = (step.step for step in history.steps if step.closed <= change.requested)
-    return max(earlier, default=-1)

@@ -19,9 +19,9 @@ from rltop.tui.decode import Decode, as_id, decoder
 from rltop.tui.explain import Figure
 from rltop.tui.lists import sequence_columns, token_columns
 from rltop.tui.places import FLEET, PLACES, UNKNOWN_ENGINE, Means, Place, along, places
-from rltop.tui.plot import Sight
 from rltop.tui.rows import Rows, set_height
 from rltop.tui.same import Times, distinct_sequences, distinct_tokens, sequence_key, token_key
+from rltop.tui.sight import Sight
 from rltop.tui.table import Table
 
 LISTS: tuple[tuple[str, str], ...] = (

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 
-from rltop.backend.fleet.facts import some
-from rltop.backend.fleet.prints import MARK
-from rltop.backend.view import Engine, Event, Snapshot
-from rltop.collectors.flags import FLAGS
-from rltop.collectors.wire import FlagState
+from rltop.backend.view import Event, Snapshot
 from rltop.tui import look
-from rltop.tui.history import History, markers
-from rltop.tui.plot import Chart, Plot, Series, Sight
+from rltop.tui.fleet import FLEET, Row
+from rltop.tui.happened import Mark, markers
+from rltop.tui.history import History
+from rltop.tui.plot import Chart, Plot, Series
 from rltop.tui.rows import set_height
+from rltop.tui.sight import Sight
 from rltop.tui.table import Column, Table
 
 CHARTS: tuple[Chart, ...] = (
@@ -34,81 +32,6 @@ CHARTS: tuple[Chart, ...] = (
 
 LOWEST = 5
 """Lines below which a plot says nothing; where there are fewer, the last plots are left out."""
-
-HEALTH = {"live": ("●", look.GOOD), "silent": ("◌", look.WARN), "gone": ("✖", look.BAD)}
-
-
-def _name(engine: Engine) -> look.Part:
-    sign, style = HEALTH.get(engine.health, ("?", look.WARN))
-    mark = MARK if engine.differs else " "
-    return f"{sign}{mark}{engine.id}", style if engine.health != "live" else look.WARN if engine.differs else look.PLAIN
-
-
-def _version(engine: Engine) -> look.Part:
-    mark = "" if engine.version_source == "engine" or engine.policy_version is None else "?"
-    return look.whole(engine.policy_version) + mark, look.PLAIN
-
-
-def _state(engine: Engine) -> look.Part:
-    faults = sum(engine.faults.values())
-    lost = sum(counts.dropped for counts in engine.counts.values())
-    words = [
-        (engine.health != "live", engine.health),
-        (engine.paused, "paused"),
-        (engine.update_open, "updating"),
-        (faults > 0, f"{faults} faults"),
-        (lost > 0, f"{lost} lost"),
-        (engine.without_logprobs > 0, f"{engine.without_logprobs} without logprobs"),
-        (bool(engine.differs), f"{MARK} {some(list(engine.differs))}"),
-    ]
-    said = ", ".join(word for true, word in words if true)
-    return said or "ok", look.WARN if said and said != "updating" else look.FAINT
-
-
-def flags_text(flags: dict[str, FlagState]) -> str:
-    """The flags that are not as usual, in few characters: ``pc- lm=p``."""
-    unusual = [
-        (flag.name, flags[flag.name].value)
-        for flag in FLAGS
-        if flag.name in flags and flags[flag.name].value not in (None, flag.values[0])
-    ]
-    return " ".join(look.flag_label(name, value, short=True) for name, value in unusual) or "usual"
-
-
-# What changes most stands left: a line is sent again up to its last changed cell.
-FLEET: tuple[Column[Engine], ...] = (
-    Column("engine", 10, _name, sort=lambda e: e.id, right=False),
-    Column("tok/s", 6, lambda e: (look.figure(e.tokens_per_s), look.PLAIN), sort=lambda e: e.tokens_per_s),
-    Column("run", 4, lambda e: (str(e.running), look.PLAIN), sort=lambda e: e.running),
-    Column("wait", 4, lambda e: (str(e.waiting), look.PLAIN), sort=lambda e: e.waiting),
-    Column("KV use", 6, lambda e: (look.percent(e.kv_usage), look.PLAIN), sort=lambda e: e.kv_usage, rank=2),
-    Column(
-        "hits",
-        5,
-        lambda e: (look.percent(e.prefix_hit_rate), look.PLAIN),
-        sort=lambda e: e.prefix_hit_rate,
-        metrics=("prefix_hit_rate",),
-    ),
-    Column("policy", 6, _version, sort=lambda e: e.policy_version),
-    Column(
-        "lag", 3, lambda e: (look.whole(e.lag), look.WARN if (e.lag or 0) > 1 else look.PLAIN), sort=lambda e: e.lag
-    ),
-    Column(
-        "gap nats",
-        8,
-        lambda e: (look.figure(e.gap), look.PLAIN),
-        sort=lambda e: e.gap,
-        metrics=("logp_abs_diff_mean", "engine_z"),
-    ),
-    Column("flags", 8, lambda e: (flags_text(e.flags), look.PLAIN), right=False),
-    Column("vLLM", 9, lambda e: (e.vllm_version, look.PLAIN), sort=lambda e: e.vllm_version, rank=1, right=False),
-    Column("step", 8, lambda e: (str(e.step), look.FAINT), sort=lambda e: e.step, rank=5),
-    Column("tokens", 6, lambda e: (look.figure(e.tokens), look.FAINT), sort=lambda e: e.tokens, rank=4),
-    Column("finished", 8, lambda e: (str(e.finished), look.FAINT), sort=lambda e: e.finished, rank=6),
-    Column("aborted", 7, lambda e: (str(e.aborted), look.FAINT), sort=lambda e: e.aborted, rank=7),
-    Column("host", 12, lambda e: (e.host, look.FAINT), sort=lambda e: e.host, rank=8, right=False),
-    Column("state", 6, _state, rank=3, right=False),
-)
 
 
 def _severity(event: Event) -> look.Part:
@@ -131,36 +54,33 @@ class Overview(Vertical):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as Widget's
         super().__init__(id=id)
         self._drawn: object = None
+        self._read: int | None = None
 
     def compose(self) -> ComposeResult:
         """Plots above, tables below."""
         with Container(id="plots"):
             yield from (Plot(chart) for chart in CHARTS)
-        yield Table(FLEET, lambda engine: engine.id, empty="no engine has reported yet", id="fleet")
+        yield Table(FLEET, lambda row: row.id, empty="no engine has reported yet", id="fleet")
         yield Table(EVENTS, lambda event: str(event.number), empty="nothing happened yet", id="events", log=True)
 
-    def paint(self, view: Snapshot, history: History, sight: Sight) -> None:
-        """Show the run as it is in ``view``."""
-        self._make_room(len(view.engines))
-        marks = markers(view.changes.values(), history, sight.axis)
+    def paint(self, view: Snapshot, history: History, sight: Sight, found: tuple[Mark, ...], fleet: list[Row]) -> None:
+        """Show the run as it is in ``view``; ``found`` is what happened in it, ``fleet`` the engines to list."""
+        self._make_room(len(fleet))
+        marks = markers(found, history, sight.axis)
         if (drawn := (history.revision, marks, sight)) != self._drawn:
             self._drawn = drawn
             for plot in self.query(Plot):
                 plot.draw(history, marks, sight)
-        self.query_one("#fleet", Table).set_items(list(by_id(view.engines.values())))
-        self.query_one("#events", Table).set_items(view.events[::-1])
+        self.query_one("#fleet", Table).set_items(fleet)
+        events = view.events[::-1]
+        self.query_one("#events", Table).set_items(events)
+        if sight.cursor != self._read:
+            self._read = sight.cursor
+            self.query_one("#events", Table).turn_to(last_before(events, sight.cursor, history.closed(sight.cursor)))
 
     def on_resize(self) -> None:
         """Fewer plots where it is narrow or low."""
         self._make_room(None)
-
-    def zoom(self) -> None:
-        """The focused pane alone; or all again."""
-        chosen = None if self.has_class("zoomed") else self.screen.focused
-        self.set_class(chosen is not None, "zoomed")
-        for pane in self.query(".pane"):
-            pane.set_class(pane is chosen, "alone")
-        self.query_one("#plots").set_class(isinstance(chosen, Plot), "alone")
 
     def _make_room(self, engines: int | None) -> None:
         """Tables grow with the fleet and the screen; the plots take the rest."""
@@ -178,6 +98,12 @@ class Overview(Vertical):
             plot.set_class(place >= across * down, "spare")
 
 
-def by_id(engines: Iterable[Engine]) -> list[Engine]:
-    """Engines in the order people count: e2 before e10."""
-    return sorted(engines, key=lambda engine: (engine.id.rstrip("0123456789"), len(engine.id), engine.id))
+def last_before(events: list[Event], step: int | None, closed: float) -> Event | None:
+    """The last event before ``step`` closed, of ``events`` the newest first; None for the newest of all.
+
+    Steps can close in one go, so their number counts; and a trainer that starts again counts anew, so the time does.
+    """
+    if step is None:
+        return None
+    before = (e for e in events if e.time <= closed and (e.step is None or e.step < step))
+    return next(before, events[-1] if events else None)

@@ -20,6 +20,9 @@ class Commanded(Protocol):
     def command(self, command_id: str) -> None:
         """Do it, or say why not."""
 
+    def go_to(self, step: int) -> None:
+        """Read everything at that step."""
+
 
 def key_bindings() -> list[BindingType]:
     """Keys of all commands. Leaving works everywhere, also in front of a dialog."""
@@ -39,7 +42,10 @@ class CommandPalette(Provider):
             yield DiscoveryHit(title, call, help=text)
 
     async def search(self, query: str) -> Hits:
-        """Commands whose title or help matches."""
+        """Commands whose title or help matches; a number is a step."""
+        if query.strip().isdecimal():
+            step = int(query)
+            yield Hit(1.0, f"Go to step {step}", partial(cast("Commanded", self.app).go_to, step))
         matcher = self.matcher(query)
         for title, call, text in self._entries():
             if score := matcher.match(f"{title} {text}"):

@@ -11,8 +11,10 @@ from textual.strip import Strip
 from rltop.backend import metrics
 from rltop.tui import canvas, look
 from rltop.tui.explain import Figure, in_step
-from rltop.tui.history import History, XAxis
+from rltop.tui.happened import updates
+from rltop.tui.history import History
 from rltop.tui.rows import Rows
+from rltop.tui.sight import Sight, cursor_x, stretch
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,6 @@ class Chart:
     def figure(self, value: float | None, digits: int) -> str:
         """A value of one of the series, in few characters."""
         return look.percent(value) if self.metric.unit == "share" else look.figure(value, digits)
-
-
-@dataclass(frozen=True)
-class Sight:
-    """How all plots look at the run: what x counts, how far back, log or not, which step is read out."""
-
-    axis: XAxis = "step"
-    window: float | None = None
-    log: bool = False
-    cursor: int | None = None
 
 
 class Plot(Rows, can_focus=True):
@@ -118,8 +110,6 @@ class Plot(Rows, can_focus=True):
 
     def _picture(self, history: History, marks: tuple[canvas.Marker, ...], sight: Sight) -> canvas.Picture:
         x = history.x(sight.axis)
-        known = x[np.isfinite(x)]
-        first, last = (float(known[0]), float(known[-1])) if known.size else (0.0, 1.0)
         linked = np.diff(history.numbers()) == 1
         lines = tuple(
             canvas.Line(series.label, x, history.column(series.metric) * self.chart.factor, linked, style, dashed=i > 0)
@@ -133,16 +123,16 @@ class Plot(Rows, can_focus=True):
         theirs = history.reference_column(self.chart.series[0].metric)
         if theirs is not None:
             lines += (canvas.Line("ref", x, theirs * self.chart.factor, linked, look.FAINT),)
-        at = None if sight.cursor is None else history.index(sight.cursor)
         return canvas.Picture(
-            x_range=canvas.page(first, last, sight.window),
+            x_range=stretch(sight, history),
             lines=lines[::-1],
             guides=guides,
             markers=marks,
             levels=self.chart.levels,
-            cursor=None if at is None else float(x[at]),
+            cursor=cursor_x(sight, history),
             log=sight.log,
             x_name=sight.axis,
+            ticks=updates(history, sight.axis),
         )
 
     def _title(self, history: History, place: int | None, width: int) -> Strip:

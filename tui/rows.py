@@ -1,7 +1,7 @@
 """The one way anything is painted: a widget of ready-made lines that repaints only what changed.
 
-Textual sends every cell of a dirty region again and clips a region on its right side only, so a changed line is one
-region from its left edge to its last changed cell: what changes most belongs to the left.
+Of a changed line the stretch from the first to the last changed cell is sent again (``repaint``): what changes often
+belongs side by side.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ class Rows(Widget):
         dirty = []
         for y in range(min(self.size.height, max(len(old), len(rows)))):
             before, after = (lines[y] if y < len(lines) else blank for lines in (old, rows))
-            if (end := changed_until(before, after)) > 0:
-                dirty.append(Region(0, y, end, 1))
+            start, end = changed(before, after)
+            if start < end:
+                dirty.append(Region(start, y, end - start, 1))
         if dirty:
             self.refresh(*dirty)
 
@@ -50,14 +51,23 @@ def set_height(widget: Widget, rows: int) -> None:
         widget.styles.height = rows
 
 
-def changed_until(old: Strip, new: Strip) -> int:
-    """Cells up to and including the last one that differs; 0 for equal lines."""
+def zoom(view: Widget, pane: Widget | None) -> None:
+    """Of all panes of a view only this one; or all again."""
+    chosen = None if view.has_class("zoomed") else pane
+    view.set_class(chosen is not None, "zoomed")
+    for each in view.query("*"):
+        each.set_class(chosen is not None and chosen in each.walk_children(with_self=True), "alone")
+
+
+def changed(old: Strip, new: Strip) -> tuple[int, int]:
+    """The first cell that differs, and the one after the last; equal for equal lines."""
     if old == new:
-        return 0
+        return 0, 0
     before, after = _cells(old), _cells(new)
     if len(before) != len(after):
-        return max(len(before), len(after))
-    return next((i for i in range(len(after), 0, -1) if before[i - 1] != after[i - 1]), 0)
+        return 0, max(len(before), len(after))
+    differ = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+    return (differ[0], differ[-1] + 1) if differ else (0, 0)
 
 
 def _cells(strip: Strip) -> list[tuple[str, Style | None]]:

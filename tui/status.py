@@ -19,8 +19,10 @@ class ViewState:
     """All that the first line says beside the facts of the run.
 
     ``frozen_at`` is the step at which the view was frozen (-1 before the first), ``behind`` how many steps closed
-    since; ``reading`` the step that the plots read out, if not the latest; ``slow_hz`` how often a slow link is
-    painted; ``notice`` what whoever started the view has to say; ``alarm`` the open one, and ``now`` the run's clock.
+    since; ``reading`` the step that is read, if not the latest, ``there`` what happened right before it; ``range`` the
+    stretch of the x axis that shows, if not the whole run; ``live``: of the view that shows, which shows the run as it
+    is all the same; ``slow_hz`` how often a slow link is painted; ``notice`` what whoever started the view has to say;
+    ``alarm`` the open one, and ``now`` the run's clock.
     """
 
     state: str
@@ -28,6 +30,9 @@ class ViewState:
     frozen_at: int | None = None
     behind: int = 0
     reading: int | None = None
+    there: str = ""
+    range: str = ""
+    live: bool = False
     slow_hz: float | None = None
     notice: str = ""
     alarm: Alarm | None = None
@@ -46,6 +51,8 @@ def header(run: str, view: Snapshot | None, state: ViewState, width: int) -> Str
         parts += [("● ", look.GOOD), ("live  ", look.PLAIN)]
     if state.alarm is not None:
         parts += open_alarm(state.alarm, state.now)
+    if state.range:
+        parts.append((f"{state.range}  ", look.MARK))
     if state.notice:
         parts.append((f"{state.notice}  ", look.WARN))
     if view is not None:
@@ -77,7 +84,9 @@ def _alarm(run: str, view: Snapshot | None, state: ViewState) -> str:
         at = f"at step {state.frozen_at}" if state.frozen_at >= 0 else "before the first step"
         said.append(f"‖ frozen {at}" + (f", +{state.behind} new" if state.behind else ""))
     if state.reading is not None:
-        said.append(f"reading step {state.reading}")
+        said.append(f"reading step {state.reading}" + (f" {state.there}" if state.there else ""))
+    if state.live and (state.frozen_at is not None or state.reading is not None):
+        said.append("this view is live")
     if state.slow_hz is not None:
         said.append(f"▲ link slow, painting at {state.slow_hz:.1f} Hz")
     return " · ".join(said)

@@ -98,7 +98,10 @@ class Table(Rows, Generic[T], can_focus=True):
 
     def set_items(self, items: Sequence[T]) -> None:
         """Show these items; the cursor stays on its item, or goes to the first."""
+        before = self._place() if self._log and self._at is not None else None
         self.items = self._in_order(items)
+        if before is not None:
+            self._top += self._place() - before  # who reads a log keeps the lines in sight while new ones come
         if self._at is None and self.items:
             self._hold(0)
         self.paint()
@@ -107,6 +110,14 @@ class Table(Rows, Generic[T], can_focus=True):
         """Move the cursor by so many items, within the table."""
         if self.items:
             place = min(max(self._place() + by, 0), len(self.items) - 1)
+            self._hold(place)
+            self.paint()
+
+    def turn_to(self, item: T | None) -> None:
+        """Put the cursor on the item, and that at the top; None: back to the first."""
+        place = 0 if item is None else self.items.index(item)
+        if self.items:
+            self._top = place
             self._hold(place)
             self.paint()
 

@@ -10,7 +10,7 @@ from rltop.backend.view import TERMINAL, Change, Engine, Snapshot
 from rltop.collectors.actions import ACTIONS, Action, subject_of
 from rltop.collectors.flags import FLAGS, Flag
 from rltop.collectors.wire import FlagState, Timer
-from rltop.tui.overview import by_id
+from rltop.tui.fleet import by_id
 
 ABSENT = FlagState(None, False, "this engine reports no such flag")
 

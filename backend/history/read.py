@@ -166,6 +166,21 @@ class Reader:
             alarms={alarm.id: alarm for alarm in self._picture_alarms(until)},
         )
 
+    def past(self, step: int, until: int | None = None) -> view.Past:
+        """The run as it was when ``step`` had closed, for the last time up to frame ``until`` (None: the last).
+
+        Raises:
+            ValueError: no such step is stored.
+        """
+        until = self.last_frame() if until is None else until
+        row = self.execute(
+            "SELECT id, frame FROM step WHERE step = ? AND frame <= ? ORDER BY id DESC LIMIT 1", (step, until)
+        ).fetchone()
+        if row is None:
+            raise ValueError(f"step {step} is not stored")
+        (whole,) = self.steps("id = ?", (row[0],))
+        return view.Past(whole, self._picture_engines(row[1]))
+
     def _last(self, column: str, until: int) -> bytes | None:
         query = f"SELECT {column} FROM frame WHERE id <= ? AND {column} IS NOT NULL ORDER BY id DESC LIMIT 1"
         found = self.execute(query, (until,)).fetchone()
@@ -229,10 +244,12 @@ class Reader:
 
     def _picture_engines(self, until: int) -> dict[str, view.Engine]:
         names = [row[0] for row in self.execute("SELECT DISTINCT engine FROM engine_facts ORDER BY engine")]
+        query = "SELECT id FROM engine WHERE frame <= ? ORDER BY frame DESC, id DESC LIMIT 1"
+        (last,) = self.execute(query, (until,)).fetchone() or (0,)
         found = {}
         for engine in names:
-            query = "SELECT * FROM engine WHERE engine = ? AND frame <= ? ORDER BY id DESC LIMIT 1"
-            if row := self.execute(query, (engine, until)).fetchone():
+            query = "SELECT * FROM engine WHERE engine = ? AND id <= ? ORDER BY id DESC LIMIT 1"
+            if row := self.execute(query, (engine, last)).fetchone():
                 found[engine] = self._engine(row)
         return found
 

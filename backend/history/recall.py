@@ -25,7 +25,7 @@ MAX_WAITING = 64
 END_S = 1.0
 """How long the end of the hub waits for a question that is being answered."""
 
-Detail = view.AskSamples | view.AskMismatch
+Detail = view.AskSamples | view.AskMismatch | view.AskPast
 _Item = tuple[bytes, Detail, view.Answer]
 
 
@@ -69,6 +69,8 @@ def _answer(path: Path, question: Detail, otherwise: view.Answer) -> view.Answer
         with Reader(path) as reader:
             if isinstance(question, view.AskMismatch):
                 return view.Answer(question.id, mismatch=samples.mismatch(reader, question.first, question.last))
+            if isinstance(question, view.AskPast):
+                return view.Answer(question.id, past=reader.past(question.step))
             found = samples.answer(reader, question.step, question.kind, question.engine, question.limit)
             return view.Answer(question.id, samples=found)
     except (StoreError, sqlite3.Error, OSError, msgspec.MsgspecError):  # the store's own thread tells of it

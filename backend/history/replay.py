@@ -124,6 +124,8 @@ class Replay:
             elif isinstance(question, view.AskMismatch):
                 last = newest if question.last is None else min(question.last, newest)
                 answer = view.Answer(question.id, mismatch=store_samples.mismatch(self._reader, question.first, last))
+            elif isinstance(question, view.AskPast):
+                answer = view.Answer(question.id, past=self._reader.past(question.step, self.view.seq))
             elif isinstance(question, view.AskDiagnosis):
                 step = newest if question.step is None else min(question.step, newest)
                 verdict = diagnose(case(self._reader, step if step >= 0 else None))

@@ -86,7 +86,7 @@ def top(run: str | None, control: bool, fps: float, bell: bool, references: tupl
             "`rltop status [--json]` prints the same facts"
         )
     reference = cli_history.read_references(references)
-    from rltop.tui.app import run_dashboard
+    from rltop.tui.dashboard import run_dashboard
 
     try:
         ensure_hub(rundir)
