@@ -120,3 +120,19 @@ def test_every_test_of_the_table_is_asked_or_said_to_be_none() -> None:
 
 def test_a_case_of_nothing_is_unknown_throughout() -> None:
     assert {one.outcome for one in ask(Case("run", []))} == {UNKNOWN}
+
+
+@pytest.mark.parametrize("depth", [4, 8])
+def test_a_queue_of_a_fixed_length_alarms_neither_while_it_fills_nor_later(depth: int) -> None:
+    for case in Policy(seed=16, lag=depth).cases(24):
+        assert {one.outcome for one in ask(case) if one.test == "lag" and one.outcome != UNKNOWN} == {"steady"}
+
+
+def test_a_lag_that_rises_above_the_one_that_the_run_settled_in_is_high() -> None:
+    found: dict[int, set[str]] = {}
+    policy = Policy(seed=17, lag=4)
+    for case in policy.cases(24):
+        policy.lag = 4 if len(case.steps) < 18 else 7
+        found[case.steps[-1].step] = {one.outcome for one in ask(case) if one.test == "lag"}
+    assert all("high" not in outcomes for step, outcomes in found.items() if step < 18)
+    assert "high" in found[20]
