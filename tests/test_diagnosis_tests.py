@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from rltop.backend.diagnosis.ask import ASK, NOT_COMPUTED, ask
@@ -136,3 +137,31 @@ def test_a_lag_that_rises_above_the_one_that_the_run_settled_in_is_high() -> Non
         found[case.steps[-1].step] = {one.outcome for one in ask(case) if one.test == "lag"}
     assert all("high" not in outcomes for step, outcomes in found.items() if step < 18)
     assert "high" in found[20]
+
+
+class Busy(Policy):
+    """Engines of a machine that does much else: each is several times slower in a third of its steps."""
+
+    def slowness(self, rng: np.random.Generator, engine: str) -> float:
+        return float(rng.choice([1.0, 8.0], p=[0.65, 0.35]))
+
+
+class Slow(Policy):
+    """One engine is several times slower, always."""
+
+    def slowness(self, rng: np.random.Generator, engine: str) -> float:
+        return 8.0 if engine == "e1" else 1.0
+
+
+def _slow(policy: Policy, steps: int) -> list[int]:
+    return [
+        case.steps[-1].step
+        for case in policy.cases(steps)
+        if any(one.test == "speed" and one.outcome == "slow" for one in ask(case))
+    ]
+
+
+def test_an_engine_is_slow_where_it_always_is_and_not_where_all_are_now_and_then() -> None:
+    assert _slow(Slow(seed=3, engines=3), 8) == [3, 4, 5, 6, 7]
+    for seed in range(4):
+        assert _slow(Busy(seed=seed, engines=4, size=(4, 6)), 40) == []
