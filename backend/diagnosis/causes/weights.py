@@ -89,7 +89,7 @@ WEIGHTS: tuple[Known, ...] = (
         "Its version advances while its weights stay: its rollouts count as fresh, and are not.",
         needs=("T10 outlier | fit frozen | floor above",),
         may=("floor above", "fit frozen", *GAP, *_LATER, "T11 hit_worse", "T11 miss_worse", "T9 grows"),
-        against=("floor at_floor", "versions stuck", "lag behind", "T1 above"),
+        against=("versions stuck", "lag behind", "T1 above"),
         one_engine=True,
         probe="P5",
         confusable_with=("stale-replica", "mislabelled-version"),
