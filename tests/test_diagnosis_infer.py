@@ -262,6 +262,12 @@ def test_a_replica_is_named_by_whether_its_version_shows_it() -> None:
     assert best([*unmatched, calm("T10", "e0"), calm("versions", "e1")]) == "lying-replica"
 
 
+def test_a_fleet_that_samples_flatter_may_be_stale_where_no_old_logprobs_tell() -> None:
+    unknown = [Finding(name, UNKNOWN) for name in ("floor", "fit", "T8", "slope")]
+    made = {s.known.id: s.confidence for s in infer([alarm("T4 flatter"), *unknown], CAUSES).suspects}
+    assert made["never-updated"] > made["trainer-without-temperature"] > 0.2
+
+
 def test_a_stale_cache_and_a_partial_update_are_named_together_where_hits_and_misses_are_not_to_be_compared() -> None:
     found = [alarm("floor above"), alarm("fit partial"), alarm("T8 jump"), Finding("T11", UNKNOWN)]
     made = {s.known.id: s.confidence for s in infer(found, CAUSES, {"stale-prefix-cache": True}).suspects}

@@ -165,3 +165,10 @@ def test_an_engine_is_slow_where_it_always_is_and_not_where_all_are_now_and_then
     assert _slow(Slow(seed=3, engines=3), 8) == [3, 4, 5, 6, 7]
     for seed in range(4):
         assert _slow(Busy(seed=seed, engines=4, size=(4, 6)), 40) == []
+
+
+def test_larger_updates_are_no_fault_where_no_old_logprobs_tell_how_large_they_are() -> None:
+    policy = Policy(seed=83, lag=4, matched=0)
+    for case in policy.cases(30):
+        policy.move = 0.2 * min(1.0, (len(case.steps) + 1) / 20)  # a learning rate that warms up
+        assert _alarms(case) == []

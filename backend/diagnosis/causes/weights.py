@@ -21,12 +21,12 @@ WEIGHTS: tuple[Known, ...] = (
         "B2", "never-updated", "weights", "No engine ever gets the new weights",
         "Updates are called, or counted, and change nothing: engines sample the first policy for ever, and the gap "
         "grows with every step of the trainer.",
-        needs=("fit frozen | versions stuck | T8 ramp",),
+        needs=("fit frozen | versions stuck | T8 ramp | T4 flatter",),
         may=("floor above", "lag high", *GAP, *_LATER, "T9 grows"),
         against=("T10 outlier",),
         all_engines=True,
         probe="P5",
-        confusable_with=("cached-reload", "partial-update"),
+        confusable_with=("cached-reload", "partial-update", "trainer-without-temperature"),
         remedy="Fix the call that brings the weights (it often hangs on a flag such as sleep mode), and assert after "
         "each update that a digest of the weights has changed.",
         source="trl#5312, verl#4248, OpenRLHF#660",
