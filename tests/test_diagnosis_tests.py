@@ -139,6 +139,14 @@ def test_a_lag_that_rises_above_the_one_that_the_run_settled_in_is_high() -> Non
     assert "high" in found[20]
 
 
+def test_a_lag_in_waves_is_high_since_the_first_of_them() -> None:
+    policy = Policy(seed=18, lag=1)
+    for case in policy.cases(34):
+        policy.lag = 1 + (len(case.steps) - 10) % 8 if len(case.steps) > 10 else 1
+    (found,) = [one for one in ask(case) if one.test == "lag" and one.engine is None]
+    assert (found.outcome, found.since_step) == ("high", 12)
+
+
 class Busy(Policy):
     """Engines of a machine that does much else: each is several times slower in a third of its steps."""
 

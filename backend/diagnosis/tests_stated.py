@@ -263,7 +263,7 @@ def lag(piles: Piles) -> Iterator[Finding]:
     recent = piles.run.moments[-FIRST_STEPS:, loop.K3].sum(axis=0)
     hurts = recent[2] > _bearable(known) * recent[1]
     if (mean > usual + MORE_LAG or (mean > HIGH_LAG and hurts)) and not behind:
-        since = _first_step(piles.run, run > (usual + 1 if mean > usual + MORE_LAG else HIGH_LAG))
+        since = _first_wave(piles.run, run > (usual + 1 if mean > usual + MORE_LAG else HIGH_LAG))
         yield _stated("lag", "high", since, None, 0, f"trained tokens are {mean:.1f} versions old", "", value=mean)
     elif not behind:
         yield _stated("lag", "steady", None, None, 0, f"trained tokens are {mean:.1f} versions old", "", value=mean)
@@ -323,6 +323,15 @@ def _first_step(pile: Pile, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -
     while at > 0 and (holds[at - 1] or not pile.sums[at - 1, loop.N]):
         at -= 1
     return int(pile.first[at]) if pile.steps else 0
+
+
+def _first_wave(pile: Pile, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
+    """The first step from which on it holds again within ``FIRST_STEPS`` steps, to the end."""
+    there = np.flatnonzero(holds)
+    if not there.size:
+        return int(pile.first[-1])
+    gaps = np.flatnonzero(np.diff(there) > FIRST_STEPS)
+    return int(pile.first[there[gaps[-1] + 1 if gaps.size else 0]])
 
 
 def _stated(
