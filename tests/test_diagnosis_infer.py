@@ -258,6 +258,9 @@ def test_a_replica_is_named_by_whether_its_version_shows_it() -> None:
     assert best([*lying, *rest]) == "lying-replica"
     few = [alarm("T10 outlier", "e1"), calm("floor", "e1"), calm("versions", "e1"), calm("lag", "e1")]
     assert best([*few, *rest]) == "lying-replica"
+    odd = [*lying, alarm("T4 flatter", "e1"), alarm("T4 flatter"), alarm("fit frozen", "e1")]
+    made = {suspect.known.id: suspect.confidence for suspect in infer([*odd, *rest], CAUSES).suspects}
+    assert made["never-updated"] < 0.03
     unmatched = [alarm("T10 outlier", "e1"), alarm("T4 flatter", "e1"), Finding("floor", UNKNOWN, engine="e1")]
     assert best([*unmatched, calm("T10", "e0"), calm("versions", "e1")]) == "lying-replica"
 

@@ -172,11 +172,11 @@ SPEED_STEPS = 4
 
 SPEED_CHANCE, SPEED_REACH = 1e-5, 64
 """An engine is slow where engines that are now and then so slow would be it in so many steps in a row less often than
-this, by how often the others were within so many steps: on a machine that does much else, each is in a third of them."""
+this, by how often the others were within so many steps: on a machine that does much else it may be in a third."""
 
 
 def _seldom(others: list[Floats], steps: int) -> bool:
-    """Whether so many slow steps in a row are no chance, by the steps in which others were far above their own least."""
+    """Whether so many slow steps in a row are no chance, by how often others were far above their own least."""
     values = [own[np.isfinite(own)][-SPEED_REACH:] for own in others]
     slow = sum(int((own > SLOW * own.min()).sum()) for own in values if own.size)
     return bool(((slow + 0.5) / (sum(own.size for own in values) + 1.0)) ** steps < SPEED_CHANCE)
