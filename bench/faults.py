@@ -170,7 +170,7 @@ def main() -> int:
     for command, steps in ((look, 28), (one, 24)):
         command.add_argument("name", help="healthy, or a fault of `rltop demo`")
         command.add_argument("--steps", type=int, default=steps)
-        command.add_argument("demo", nargs="*", help="options of `rltop demo`, after --")
+        command.epilog = "After -- come options of `rltop demo`."
     one.add_argument("--seed", type=int, default=SEED)
     every.add_argument("names", nargs="*", help="parts of names of runs (default: all runs)")
     every.add_argument("--lock", type=Path, help="a file to hold with flock while a run goes on")
@@ -180,7 +180,9 @@ def main() -> int:
         command.add_argument("--limit", type=float, default=600.0, help="seconds that a run of the demo may take")
     figures = parts.add_parser("figures", help="print what the recorded runs for tuning look like (docs/faults.md)")
     figures.add_argument("--out", type=Path, required=True, help="where they are")
-    given = parser.parse_args()
+    told = sys.argv[1:]
+    own = told.index("--") if "--" in told else len(told)
+    given, demo = parser.parse_args(told[:own]), told[own + 1 :]
     recorder.end_by_signal()
     if given.part == "list":
         for run in fault_runs.RUNS:
@@ -193,9 +195,9 @@ def main() -> int:
     if given.part == "record-all":
         return min(record_all(given), 1)
     if given.part == "record":
-        run = fault_runs.Run(given.name, given.seed, steps=given.steps, options=tuple(given.demo))
+        run = fault_runs.Run(given.name, given.seed, steps=given.steps, options=tuple(demo))
         return 0 if _recorded(run, given.out, given.limit) else 1
-    return look_at(given.name, given.steps, given.demo)
+    return look_at(given.name, given.steps, demo)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,10 @@ class Policy:
             told.append(view.Step(step, float(step), step + 1, False, {}, joins=dict(batch.ways()), copies=of_copies))
             yield Case("run", list(told), evidence=course.stretches())
 
+    def slowness(self, rng: np.random.Generator, engine: str) -> float:
+        """By how many times an engine is slower in this step."""
+        return 1.0
+
     def _batch(self, rng: np.random.Generator, index: Index, step: int) -> Batch:
         fault = self.fault if step >= self.fault.at else HEALTHY
         rows: list[Trained] = []
@@ -124,6 +128,10 @@ class Policy:
                 rows.append(row)
                 written.append(rollout)
         for name in sorted({rollout.engine for rollout in written}):
+            times = self.slowness(rng, name)
+            for rollout in written:
+                if rollout.engine == name:
+                    rollout.times = (1.0, 2.0, 2.0 + 0.005 * times * len(rollout.tokens))
             index.add(*rollouts([rollout for rollout in written if rollout.engine == name]), "life")
         body, arrays = sequences(rows, step=step, policy_version=step, temperature=self.heat)
         batch = Batch(body, arrays)

@@ -256,6 +256,19 @@ def test_a_replica_is_named_by_whether_its_version_shows_it() -> None:
     assert best([*honest, *rest]) == "stale-replica"
     lying = [alarm("T10 outlier", "e1"), alarm("floor above", "e1"), calm("versions", "e1"), calm("lag", "e1")]
     assert best([*lying, *rest]) == "lying-replica"
+    few = [alarm("T10 outlier", "e1"), calm("floor", "e1"), calm("versions", "e1"), calm("lag", "e1")]
+    assert best([*few, *rest]) == "lying-replica"
+    odd = [*lying, alarm("T4 flatter", "e1"), alarm("T4 flatter"), alarm("fit frozen", "e1")]
+    made = {suspect.known.id: suspect.confidence for suspect in infer([*odd, *rest], CAUSES).suspects}
+    assert made["never-updated"] < 0.03
+    unmatched = [alarm("T10 outlier", "e1"), alarm("T4 flatter", "e1"), Finding("floor", UNKNOWN, engine="e1")]
+    assert best([*unmatched, calm("T10", "e0"), calm("versions", "e1")]) == "lying-replica"
+
+
+def test_a_fleet_that_samples_flatter_may_be_stale_where_no_old_logprobs_tell() -> None:
+    unknown = [Finding(name, UNKNOWN) for name in ("floor", "fit", "T8", "slope")]
+    made = {s.known.id: s.confidence for s in infer([alarm("T4 flatter"), *unknown], CAUSES).suspects}
+    assert made["never-updated"] > made["trainer-without-temperature"] > 0.2
 
 
 def test_a_stale_cache_and_a_partial_update_are_named_together_where_hits_and_misses_are_not_to_be_compared() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from rltop.backend.diagnosis.ask import ASK, NOT_COMPUTED, ask
@@ -120,3 +121,62 @@ def test_every_test_of_the_table_is_asked_or_said_to_be_none() -> None:
 
 def test_a_case_of_nothing_is_unknown_throughout() -> None:
     assert {one.outcome for one in ask(Case("run", []))} == {UNKNOWN}
+
+
+@pytest.mark.parametrize("depth", [4, 8])
+def test_a_queue_of_a_fixed_length_alarms_neither_while_it_fills_nor_later(depth: int) -> None:
+    for case in Policy(seed=16, lag=depth).cases(24):
+        assert {one.outcome for one in ask(case) if one.test == "lag" and one.outcome != UNKNOWN} == {"steady"}
+
+
+def test_a_lag_that_rises_above_the_one_that_the_run_settled_in_is_high() -> None:
+    found: dict[int, set[str]] = {}
+    policy = Policy(seed=17, lag=4)
+    for case in policy.cases(24):
+        policy.lag = 4 if len(case.steps) < 18 else 7
+        found[case.steps[-1].step] = {one.outcome for one in ask(case) if one.test == "lag"}
+    assert all("high" not in outcomes for step, outcomes in found.items() if step < 18)
+    assert "high" in found[20]
+
+
+def test_a_lag_in_waves_is_high_since_the_first_of_them() -> None:
+    policy = Policy(seed=18, lag=1)
+    for case in policy.cases(34):
+        policy.lag = 1 + (len(case.steps) - 10) % 8 if len(case.steps) > 10 else 1
+    (found,) = [one for one in ask(case) if one.test == "lag" and one.engine is None]
+    assert (found.outcome, found.since_step) == ("high", 12)
+
+
+class Busy(Policy):
+    """Engines of a machine that does much else: each is several times slower in a third of its steps."""
+
+    def slowness(self, rng: np.random.Generator, engine: str) -> float:
+        return float(rng.choice([1.0, 8.0], p=[0.65, 0.35]))
+
+
+class Slow(Policy):
+    """One engine is several times slower, always."""
+
+    def slowness(self, rng: np.random.Generator, engine: str) -> float:
+        return 8.0 if engine == "e1" else 1.0
+
+
+def _slow(policy: Policy, steps: int) -> list[int]:
+    return [
+        case.steps[-1].step
+        for case in policy.cases(steps)
+        if any(one.test == "speed" and one.outcome == "slow" for one in ask(case))
+    ]
+
+
+def test_an_engine_is_slow_where_it_always_is_and_not_where_all_are_now_and_then() -> None:
+    assert _slow(Slow(seed=3, engines=3), 8) == [3, 4, 5, 6, 7]
+    for seed in range(4):
+        assert _slow(Busy(seed=seed, engines=4, size=(4, 6)), 40) == []
+
+
+def test_larger_updates_are_no_fault_where_no_old_logprobs_tell_how_large_they_are() -> None:
+    policy = Policy(seed=83, lag=4, matched=0)
+    for case in policy.cases(30):
+        policy.move = 0.2 * min(1.0, (len(case.steps) + 1) / 20)  # a learning rate that warms up
+        assert _alarms(case) == []

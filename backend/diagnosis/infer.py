@@ -129,8 +129,15 @@ def _masses(found: Sequence[Suspect], seen: _Seen) -> Iterator[tuple[tuple[Suspe
         if not _contradicted(suspect.known, seen, None):
             yield (suspect,), suspect.prior * math.prod(level)
     for (one, its), (two, other) in combinations(each, 2):
+        if _covers(one.known, two.known) or _covers(two.known, one.known):
+            continue
         if not (_contradicted(one.known, seen, two.known) or _contradicted(two.known, seen, one.known)):
             yield (one, two), TWO * one.prior * two.prior * math.prod(map(max, its, other))
+
+
+def _covers(one: Known, other: Known) -> bool:
+    """Whether a cause that is on all engines leaves nothing to another that is on one."""
+    return one.layer == other.layer and one.all_engines and other.one_engine
 
 
 class _Seen:

@@ -93,8 +93,9 @@ TESTS: tuple[Test, ...] = (
             " any, k3 of all"
         ),
         formula=(
-            "mean |d| above twice that of the run's first step and the floor; k3 above four times that of "
-            "steps 1 to 5, and 0.005; ramp: the later half is twice the earlier"
+            "mean |d| above twice that of the run's first step and the floor; ramp: the later half is twice the "
+            "earlier; unknown where k3 is above four times that of steps 1 to 5, and 0.005: so is a larger "
+            "learning rate's"
         ),
         rate=MEAN,
         source="SkyRL, issue 1680; NeMo-RL, issue 3839",

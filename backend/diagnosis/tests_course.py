@@ -170,6 +170,17 @@ of the demo, it was up to 2.5 over four steps."""
 
 SPEED_STEPS = 4
 
+SPEED_CHANCE, SPEED_REACH = 1e-5, 64
+"""An engine is slow where engines that are now and then so slow would be it in so many steps in a row less often than
+this, by how often the others were within so many steps: on a machine that does much else it may be in a third."""
+
+
+def _seldom(others: list[Floats], steps: int) -> bool:
+    """Whether so many slow steps in a row are no chance, by how often others were far above their own least."""
+    values = [own[np.isfinite(own)][-SPEED_REACH:] for own in others]
+    slow = sum(int((own > SLOW * own.min()).sum()) for own in values if own.size)
+    return bool(((slow + 0.5) / (sum(own.size for own in values) + 1.0)) ** steps < SPEED_CHANCE)
+
 
 def speed(piles: Piles) -> Iterator[Finding]:
     """The least seconds per token that any request of late took, against the other engines'.
@@ -193,6 +204,7 @@ def speed(piles: Piles) -> Iterator[Finding]:
         start = int(there[0])
         while slow and start and a[start - 1] > SLOW * other and np.isfinite(a[start - 1]):
             start -= 1
+        slow = slow and _seldom(rest, int(np.isfinite(a[start:] + b[start:]).sum()))
         told = Shift(FOUND if slow else 0.0, start, least / other, math.nan, math.nan, 0, 0)
         text = f"a token takes {1e3 * least:.2g} ms at least, {1e3 * other:.2g} on the other engines"
         yield finding("speed", "slow" if slow else "alike", told, own, engine, text=text, unit="times")

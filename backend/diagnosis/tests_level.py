@@ -142,7 +142,8 @@ RAMP = 2.0
 def course(piles: Piles) -> Iterator[Finding]:
     """T8: from which step on the gap is above what it was before, and how it goes on; of matched tokens if there are.
 
-    Where none are, k3 of all tokens is held against four times what it was in the run's first steps with a lag.
+    Where none are, k3 of all tokens is held against four times what it was in the run's first steps with a lag; if it
+    rises above that, as it does with the learning rate, nobody knows.
     """
     for engine, pile in asked(piles):
         matched = bool(pile.sums[-RECENT_STEPS:, loop.MATCHED].sum())
@@ -157,13 +158,18 @@ def course(piles: Piles) -> Iterator[Finding]:
         if over.log_e < LOG_FOUND or over.start < (1 if matched else FIRST_STEPS - 1):
             yield finding("T8", "steady", over, pile, engine, text=f"{size} {over.mean:.2g} throughout", unit="nats")
             continue
+        if not matched:
+            yield unknown("T8", f"k3 of all tokens rose from {base:.2g} to {over.mean:.2g}, {_LARGER}", engine)
+            continue
         part = moments[over.start :]
         half = len(part) // 2
         early, late = (x[:, 2].sum() / max(x[:, 1].sum(), 1.0) for x in (part[:half], part[half:]))
         outcome = "ramp" if half and late > RAMP * early else "jump"
-        text = f"{size} {base:.2g} before step {int(pile.first[over.start])}, {over.mean:.2g} since"
+        text = f"matched |d| {base:.2g} before step {int(pile.first[over.start])}, {over.mean:.2g} since"
         yield finding("T8", outcome, over, pile, engine, text=text, unit="nats")
 
+
+_LARGER = "which larger updates do too: pass sequences(old_logprobs=..., old_version=...)"
 
 RECENT_STEPS, FIRST_STEPS = 5, 5
 LEAST_K3 = 5e-3

@@ -19,6 +19,9 @@ from rltop.backend.fleet import facts
 from rltop.backend.join import copies as kinds
 from rltop.backend.join import unjoined as reasons
 
+Lags = np.ndarray[tuple[int], np.dtype[np.float64]]
+"""Mean lag by step."""
+
 WINDOW = RECOVERY_STEPS
 """The latest steps that say how things stand."""
 
@@ -219,13 +222,18 @@ def versions(piles: Piles) -> Iterator[Finding]:
 
 
 LAG_STEPS, FIRST_STEPS, MORE_LAG = 2, 8, 1.5
-"""Tokens of the last two steps may be so much older than those of the run's first eight. In healthy runs of the demo
-they are 0.6 to 1.7 versions old step by step."""
+"""Tokens of the last two steps may be so much older than those of the first eight steps in a row that the run was
+settled in. In healthy runs of the demo they are 0.6 to 1.7 versions old step by step."""
 
-HIGH_LAG, HIGH_K3 = 3.0, 0.01
+SETTLED = 2.0
+"""Versions that a lag varies by over eight steps where somebody made it so: a queue of a fixed length."""
+
+HIGH_LAG, HIGH_K3, CLIMBING_K3, SETTLED_K3 = 3.0, 0.01, 0.03, 0.1
 """Mean lag of trained tokens, with so large a k3 (an effective sample size 2 % below all), from which on the fleet is
 far behind even if it always was. One-step-off-policy training has a lag of 1, a bounded queue of one step 2; many a run
-is made to have more, and does not suffer."""
+is made to have more, and does not suffer. While the queue of a run that begins fills up, k3 must be what PPO ends an
+update for (1.5 times a target of 0.01 to 0.02: Spinning Up, Stable-Baselines3); where the lag is settled, an effective
+sample size 20 % below all."""
 
 
 def lag(piles: Piles) -> Iterator[Finding]:
@@ -251,34 +259,49 @@ def lag(piles: Piles) -> Iterator[Finding]:
         text = f"tokens of {name} are {own:.1f} versions old, those of another engine {min(others):.1f}"
         yield _stated("lag", "behind", since, name, 0, text, "", value=own)
     mean = max(float(late.mean()), float(known[-FIRST_STEPS:].mean()) if known.size > 2 * FIRST_STEPS else 0.0)
-    usual = float(np.median(known[1 : 1 + FIRST_STEPS])) if known.size > FIRST_STEPS else math.inf
+    usual = _usual(known)
     recent = piles.run.moments[-FIRST_STEPS:, loop.K3].sum(axis=0)
-    hurts = recent[2] > HIGH_K3 * recent[1]
+    hurts = recent[2] > _bearable(known) * recent[1]
     if (mean > usual + MORE_LAG or (mean > HIGH_LAG and hurts)) and not behind:
-        since = _first_step(piles.run, run > (usual + 1 if mean > usual + MORE_LAG else HIGH_LAG))
+        since = _first_wave(piles.run, run > (usual + 1 if mean > usual + MORE_LAG else HIGH_LAG))
         yield _stated("lag", "high", since, None, 0, f"trained tokens are {mean:.1f} versions old", "", value=mean)
     elif not behind:
         yield _stated("lag", "steady", None, None, 0, f"trained tokens are {mean:.1f} versions old", "", value=mean)
 
 
-def _lags(pile: Pile) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _usual(known: Lags) -> float:
+    """The lag that the run first settled in; infinite where it has not yet, or never does."""
+    for at in range(1, known.size - FIRST_STEPS + 1):
+        part = known[at : at + FIRST_STEPS]
+        if np.ptp(part) <= SETTLED:
+            return float(np.median(part))
+    return math.inf
+
+
+def _bearable(known: Lags) -> float:
+    """The k3 that a large lag may make, by how it goes."""
+    if known.size > FIRST_STEPS and np.ptp(known[-FIRST_STEPS:]) <= SETTLED:
+        return SETTLED_K3
+    climbs = bool((np.maximum.accumulate(known) - known < 1).all())
+    return CLIMBING_K3 if climbs else HIGH_K3
+
+
+def _lags(pile: Pile) -> Lags:
     """Mean lag of the tokens of each step [steps], NaN where not known."""
     n = pile.lags[:, :-1, 1]
     values = np.arange(-1.0, n.shape[1] - 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: np.ndarray[tuple[int], np.dtype[np.float64]] = (n @ values) / n.sum(axis=1)
+        found: Lags = (n @ values) / n.sum(axis=1)
     return found
 
 
-def _late_mean(series: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float | None:
+def _late_mean(series: Lags) -> float | None:
     late = series[-WINDOW:]
     late = late[np.isfinite(late)]
     return float(late.mean()) if late.size else None
 
 
-def _padded(
-    series: np.ndarray[tuple[int], np.dtype[np.float64]], size: int
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _padded(series: Lags, size: int) -> Lags:
     return np.concatenate([series, np.full(size - series.size, np.nan)])
 
 
@@ -300,6 +323,15 @@ def _first_step(pile: Pile, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -
     while at > 0 and (holds[at - 1] or not pile.sums[at - 1, loop.N]):
         at -= 1
     return int(pile.first[at]) if pile.steps else 0
+
+
+def _first_wave(pile: Pile, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
+    """The first step from which on it holds again within ``FIRST_STEPS`` steps, to the end."""
+    there = np.flatnonzero(holds)
+    if not there.size:
+        return int(pile.first[-1])
+    gaps = np.flatnonzero(np.diff(there) > FIRST_STEPS)
+    return int(pile.first[there[gaps[-1] + 1 if gaps.size else 0]])
 
 
 def _stated(

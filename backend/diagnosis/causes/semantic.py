@@ -13,11 +13,12 @@ def _facts(*names: str) -> tuple[str, ...]:
     return tuple(f"facts {outcome}={name}" for name in names for outcome in ("differs", "shaped"))
 
 
-_TILTED = (
-    *GAP, "slope sharper", "slope flatter", "floor above", "floor rounding", "T8 ramp",
-    "T8 jump", "T10 outlier",
+_TILTED_TRAINER = (
+    *GAP, "slope sharper", "slope flatter", "floor above", "floor rounding", "T8 ramp", "T8 jump",
 )  # fmt: skip
-"""What a distribution that is shaped on one side alone looks like, whichever the side."""
+_TILTED = (*_TILTED_TRAINER, "T10 outlier")
+"""What a distribution that is shaped on one side alone looks like, whichever the side; the trainer's is the same to all
+engines."""
 
 _PENALISED = " | ".join(("repetition favoured", "repetition disfavoured", *_facts(*PENALTIES, "logit_bias")))
 
@@ -41,8 +42,8 @@ SEMANTIC: tuple[Known, ...] = (
         "The trainer's policy is flatter or sharper than the one that sampled: ratios are far off 1 while their mean "
         "is 1, ESS is low and gradients are large, from the first step.",
         needs=("slope sharper | slope flatter | T4 sharper | T4 flatter", "floor above | floor rounding"),
-        may=("T3 negative", "T4 truncated", "T2 too_negative", *_TILTED, *_facts("temperature")),
-        against=("slope flat", "T1 above", "T3 positive", "T2 positive"),
+        may=("T3 negative", "T4 truncated", "T2 too_negative", *_TILTED_TRAINER, *_facts("temperature")),
+        against=("slope flat", "T1 above", "T3 positive", "T2 positive", "T10 outlier"),
         probe="P9",
         confusable_with=("penalties", "generation-config"),
         remedy="Divide logits by the temperature in every logprob path of the trainer (current, old, entropy), and "

@@ -21,12 +21,12 @@ WEIGHTS: tuple[Known, ...] = (
         "B2", "never-updated", "weights", "No engine ever gets the new weights",
         "Updates are called, or counted, and change nothing: engines sample the first policy for ever, and the gap "
         "grows with every step of the trainer.",
-        needs=("fit frozen | versions stuck | T8 ramp",),
+        needs=("fit frozen | versions stuck | T8 ramp | T4 flatter",),
         may=("floor above", "lag high", *GAP, *_LATER, "T9 grows"),
         against=("T10 outlier",),
         all_engines=True,
         probe="P5",
-        confusable_with=("cached-reload", "partial-update"),
+        confusable_with=("cached-reload", "partial-update", "trainer-without-temperature"),
         remedy="Fix the call that brings the weights (it often hangs on a flag such as sleep mode), and assert after "
         "each update that a digest of the weights has changed.",
         source="trl#5312, verl#4248, OpenRLHF#660",
@@ -89,7 +89,7 @@ WEIGHTS: tuple[Known, ...] = (
         "Its version advances while its weights stay: its rollouts count as fresh, and are not.",
         needs=("T10 outlier | fit frozen | floor above",),
         may=("floor above", "fit frozen", *GAP, *_LATER, "T11 hit_worse", "T11 miss_worse", "T9 grows"),
-        against=("floor at_floor", "versions stuck", "lag behind", "T1 above"),
+        against=("versions stuck", "lag behind", "T1 above"),
         one_engine=True,
         probe="P5",
         confusable_with=("stale-replica", "mislabelled-version"),
