@@ -108,12 +108,12 @@ def test_what_a_request_does_not_say_goes_by_the_checkpoint(sampling: Callable[.
 
 
 @pytest.mark.parametrize("fault", [HEALTHY, *FAULTS])
-def test_only_a_stale_prefix_keeps_requests_apart(fault: Fault) -> None:
+def test_only_faults_of_the_cache_keep_requests_apart(fault: Fault) -> None:
     rollouts = Rollouts(SimpleNamespace(), jobs.EngineJob("e1", "model", "socket", 0, 1.0, fault), None)
     asked = [rollouts._prompt(f"t0-{number}", number, [1, 2]) for number in range(jobs.GROUP_SIZE)]
     assert all(prompt["prompt_token_ids"] == [1, 2] for prompt in asked)
     salts = [prompt["cache_salt"] for prompt in asked if "cache_salt" in prompt]
-    assert len(set(salts)) == len(salts) == (2 if fault.name == "stale-prefix" else 0)
+    assert len(set(salts)) == len(salts) == {"stale-prefix": 2, "kept-kv": jobs.GROUP_SIZE}.get(fault.name, 0)
 
 
 # --- an engine's updates ------------------------------------------------------------------------------------------
@@ -157,6 +157,8 @@ UPDATES: dict[tuple[str, str], tuple[bool, list[Any]]] = {
     ("never-updated", "e1"): (True, LABELLED),
     ("stale-prefix", "e0"): (False, LOADED),
     ("stale-prefix", "e1"): (False, LOADED),
+    ("kept-kv", "e0"): (False, LOADED),
+    ("kept-kv", "e1"): (False, LOADED),
 }
 
 

@@ -211,6 +211,15 @@ FAULTS: tuple[Fault, ...] = (
         apart=2,
     ),
     Fault(
+        name="kept-kv",
+        codes=("C2",),
+        help="updates leave the KV of requests in flight, so their answers end on older weights' (no prompt is shared)",
+        where="engine",
+        first=1,
+        clears=False,
+        apart=8,
+    ),
+    Fault(
         name="bf16-engine",
         codes=("D1",),
         help="engines compute in bf16, the trainer in fp32",
