@@ -43,6 +43,7 @@ LAUNCHES: dict[str, dict[str, Any]] = {
     "top-p-raw": RAW,
     "bf16-engine": {"dtype": "bfloat16"},
     "head-fp32-one-side": {"dtype": "bfloat16", "hf_overrides": {"head_dtype": "float32"}},
+    "head-fp32-trainer": {"dtype": "bfloat16"},
 }
 
 
@@ -251,7 +252,9 @@ def test_the_trainer_computes_and_passes_on_what_the_fault_says(monkeypatch: pyt
     model = load_model(str(MODEL)).eval()
     temperature = 1.0 if name in ("trainer-temperature", "raw-temperature-silent") else fault.temperature
     with torch.no_grad():
-        expected, _ = policy.logprobs_and_entropy(model, data.batch, temperature, bf16=name == "head-fp32-one-side")
+        expected, _ = policy.logprobs_and_entropy(
+            model, data.batch, temperature, bf16=fault.bf16, head_fp32=name == "head-fp32-trainer"
+        )
     real = data.batch.mask > 0
     off = (row["trainer_logprobs"] - expected)[real].abs().max()
     assert off > 1e-2 if name == "dropout" else off < 1e-4
