@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 FIRST_SCORE_SEED = 200
 
+UNRECORDED = frozenset({"kept-kv", "head-fp32-trainer"})
+"""Faults that are shown on a live fleet (tests/test_incident_live.py), and have no runs here."""
+
 
 @dataclass(frozen=True)
 class Run:

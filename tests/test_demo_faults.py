@@ -43,6 +43,7 @@ LAUNCHES: dict[str, dict[str, Any]] = {
     "top-p-raw": RAW,
     "bf16-engine": {"dtype": "bfloat16"},
     "head-fp32-one-side": {"dtype": "bfloat16", "hf_overrides": {"head_dtype": "float32"}},
+    "head-fp32-trainer": {"dtype": "bfloat16"},
 }
 
 
@@ -108,12 +109,12 @@ def test_what_a_request_does_not_say_goes_by_the_checkpoint(sampling: Callable[.
 
 
 @pytest.mark.parametrize("fault", [HEALTHY, *FAULTS])
-def test_only_a_stale_prefix_keeps_requests_apart(fault: Fault) -> None:
+def test_only_faults_of_the_cache_keep_requests_apart(fault: Fault) -> None:
     rollouts = Rollouts(SimpleNamespace(), jobs.EngineJob("e1", "model", "socket", 0, 1.0, fault), None)
     asked = [rollouts._prompt(f"t0-{number}", number, [1, 2]) for number in range(jobs.GROUP_SIZE)]
     assert all(prompt["prompt_token_ids"] == [1, 2] for prompt in asked)
     salts = [prompt["cache_salt"] for prompt in asked if "cache_salt" in prompt]
-    assert len(set(salts)) == len(salts) == (2 if fault.name == "stale-prefix" else 0)
+    assert len(set(salts)) == len(salts) == {"stale-prefix": 2, "kept-kv": jobs.GROUP_SIZE}.get(fault.name, 0)
 
 
 # --- an engine's updates ------------------------------------------------------------------------------------------
@@ -157,6 +158,8 @@ UPDATES: dict[tuple[str, str], tuple[bool, list[Any]]] = {
     ("never-updated", "e1"): (True, LABELLED),
     ("stale-prefix", "e0"): (False, LOADED),
     ("stale-prefix", "e1"): (False, LOADED),
+    ("kept-kv", "e0"): (False, LOADED),
+    ("kept-kv", "e1"): (False, LOADED),
 }
 
 
@@ -249,7 +252,9 @@ def test_the_trainer_computes_and_passes_on_what_the_fault_says(monkeypatch: pyt
     model = load_model(str(MODEL)).eval()
     temperature = 1.0 if name in ("trainer-temperature", "raw-temperature-silent") else fault.temperature
     with torch.no_grad():
-        expected, _ = policy.logprobs_and_entropy(model, data.batch, temperature, bf16=name == "head-fp32-one-side")
+        expected, _ = policy.logprobs_and_entropy(
+            model, data.batch, temperature, bf16=fault.bf16, head_fp32=name == "head-fp32-trainer"
+        )
     real = data.batch.mask > 0
     off = (row["trainer_logprobs"] - expected)[real].abs().max()
     assert off > 1e-2 if name == "dropout" else off < 1e-4

@@ -237,6 +237,8 @@ def test_what_no_cause_explains_is_told_as_such() -> None:
         (["fit frozen", "floor above", "T8 ramp"], "never-updated"),
         (["floor above", "fit partial", "T8 jump"], "partial-update"),
         (["floor above", "fit partial", "T8 jump", "T11 hit_worse"], "stale-prefix-cache"),
+        (["floor above", "fit partial", "T8 jump", "T11 hit_worse", "in_flight after_worse"], "stale-prefix-cache"),
+        (["floor above", "fit partial", "in_flight after_worse"], "kept-kv"),
         (["floor rounding", "facts differs=dtype", "facts differs=head_dtype"], "other-rounding"),
         (["floor rounding", "facts differs=head_dtype"], "head-precision"),
         (["repeat differs", "floor above", "T12 heavy"], "dropout"),
@@ -284,3 +286,14 @@ def test_causes_of_one_family_share_where_only_the_family_shows() -> None:
     assert {"bad-export", "rope-config", "attention-kernel"} <= {s.known.id for s in others} | {first.known.id}
     assert first.confidence < 0.5
     assert BY_ID["stale-prefix-cache"] not in [s.known for s in made.suspects]
+
+
+def test_where_a_gap_is_tells_causes_apart_and_accuses_nobody() -> None:
+    place = alarm("in_flight after_worse")
+    assert infer([place, calm("floor"), calm("T1")], CAUSES).nothing == 1.0
+    found = [alarm("floor above"), alarm("fit partial"), Finding("T11", UNKNOWN)]
+    alone, placed = infer(found, CAUSES), infer([*found, place], CAUSES)
+    assert alone.suspects[0].known.id != "kept-kv"
+    assert placed.suspects[0].known.id == "kept-kv"
+    assert placed.suspects[0].confidence > 1.5 * placed.suspects[1].confidence
+    assert blame(placed) >= blame(alone)

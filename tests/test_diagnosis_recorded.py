@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from bench.diagnosis import Scored, onset_of
-from bench.fault_runs import RUNS, Run
+from bench.fault_runs import RUNS, UNRECORDED, Run
 from rltop.backend.demo.faults import BY_NAME as FAULTS
 from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.diagnosis.verdict import FAULT, Verdict
@@ -41,7 +41,7 @@ def named(verdict: Verdict) -> list[str]:
 
 
 def test_the_runs_are_all_there_and_small() -> None:
-    assert len(SOUND) == 16 and {run.fault for run in FAULTY} == {name for name in FAULTS if name}
+    assert len(SOUND) == 16 and {run.fault for run in FAULTY} == {name for name in FAULTS if name} - UNRECORDED
     assert sum(path.stat().st_size for path in DATA.iterdir()) < MAX_BYTES
     assert {run.part for run in SOUND} == {run.part for run in FAULTY} == {"tune", "score"}
 

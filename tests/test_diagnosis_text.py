@@ -70,6 +70,29 @@ def test_the_engines_that_have_it_are_named_and_so_is_the_order_for_them() -> No
     assert "on e1," in text.headline(verdict)
 
 
+def test_an_engine_of_which_nothing_can_be_told_yet_gets_the_remedy_too() -> None:
+    open_yet = Finding("floor", UNKNOWN, engine="e0")
+    verdict = conclude(
+        RUN, [found("floor above"), found("floor above", "e1"), open_yet, found("in_flight after_worse")]
+    )
+    (cause,) = [cause for cause in verdict.causes if cause.id == "kept-kv"]
+    assert (cause.engines, cause.command) == ([], "rltop set update_clears_cache on")
+
+
+@pytest.mark.parametrize(
+    ("flags", "command"),
+    [
+        (("raw", "raw"), "rltop set logprobs_mode processed"),
+        (("raw", "processed"), "rltop set logprobs_mode processed"),
+        (("processed", "processed"), ""),
+    ],
+)
+def test_what_an_order_would_set_and_is_set_already_is_not_offered(flags: tuple[str, str], command: str) -> None:
+    run = Run("sort", 14, {f"e{n}": {"logprobs_mode": flag} for n, flag in enumerate(flags)}, {}, 15, 42_000, 960)
+    verdict = conclude(run, [found("T1 above"), found("T2 positive"), *calm("T6", "record", "copies", "T3", "T5")])
+    assert (verdict.causes[0].id, verdict.causes[0].command) == ("raw-logprobs", command)
+
+
 def test_what_is_on_every_engine_names_none() -> None:
     verdict = conclude(RUN, [found("T1 above", engine) for engine in ("e0", "e1", None)])
     assert verdict.causes[0].engines == []

@@ -39,6 +39,7 @@ class Fault:
         keeps_back: tensors that the trainer leaves out of every update.
         trainer_temperature: of the trainer's logprobs, whatever it says; None: the one of sampling.
         bf16: the trainer computes in bf16, head and all (autocast; its weights stay fp32).
+        trainer_head_fp32: but for its head, which computes in fp32.
         dropout: of the attention, in the pass that is trained on.
         shift: the trainer's copy of the recorded logprobs is so many tokens late.
         padded: tokens at the end of an answer whose logprobs the trainer lost, and has 0.0 for.
@@ -71,6 +72,7 @@ class Fault:
     keeps_back: tuple[str, ...] = ()
     trainer_temperature: float | None = None
     bf16: bool = False
+    trainer_head_fp32: bool = False
     dropout: float = 0.0
     shift: int = 0
     padded: int = 0
@@ -211,6 +213,15 @@ FAULTS: tuple[Fault, ...] = (
         apart=2,
     ),
     Fault(
+        name="kept-kv",
+        codes=("C2",),
+        help="updates leave the KV of requests in flight, so their answers end on older weights' (no prompt is shared)",
+        where="engine",
+        first=1,
+        clears=False,
+        apart=8,
+    ),
+    Fault(
         name="bf16-engine",
         codes=("D1",),
         help="engines compute in bf16, the trainer in fp32",
@@ -227,6 +238,16 @@ FAULTS: tuple[Fault, ...] = (
         dtype="bfloat16",
         head_dtype="float32",
         bf16=True,
+    ),
+    Fault(
+        name="head-fp32-trainer",
+        codes=("D2",),
+        help="engines and trainer compute in bf16, but the trainer's head is fp32 and the engines' is not",
+        where="engine and trainer",
+        launch=True,
+        dtype="bfloat16",
+        bf16=True,
+        trainer_head_fp32=True,
     ),
     Fault(
         name="dropout",

@@ -51,16 +51,19 @@ def padded(rows: Sequence[Sequence[float]], fill: float) -> Tensor:
 
 
 def logprobs_and_entropy(
-    model: Any, batch: Batch, temperature: float, *, bf16: bool = False, graded: bool = False
+    model: Any, batch: Batch, temperature: float, *, bf16: bool = False, head_fp32: bool = False, graded: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Logprob of every answer token, and entropy of the distribution it is from: ``[batch, time]``, nats.
 
     The distribution is the one sampled from: softmax of the logits over the temperature. No attention mask is needed:
     padding stands to the right of everything that is read. Padded columns hold meaningless finite values. The entropy
-    carries a gradient only if ``graded``. ``bf16``: the model computes in bf16 up to its logits, whatever its weights.
+    carries a gradient only if ``graded``. ``bf16``: the model computes in bf16 up to its logits, whatever its weights;
+    with ``head_fp32`` up to what its head is given.
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        logits = model(batch.ids).logits.float()
+        hidden = model.model(batch.ids).last_hidden_state
+        with torch.autocast("cpu", enabled=bf16 and not head_fp32):
+            logits = model.lm_head(hidden.float() if head_fp32 else hidden).float()
     time = torch.arange(batch.answers.shape[1])
     before = (batch.prompt_sizes[:, None] - 1 + time).clamp(max=logits.shape[1] - 1)  # logits at t - 1 predict t
     chosen = logits.gather(1, before[..., None].expand(-1, -1, logits.shape[2]))
@@ -76,7 +79,7 @@ def set_dropout(model: Any, share: float) -> None:
             module.attention_dropout = share
 
 
-def facts(model: Any, temperature: float, *, bf16: bool = False) -> dict[str, Any]:
+def facts(model: Any, temperature: float, *, bf16: bool = False, head_fp32: bool = False) -> dict[str, Any]:
     """What ``logprobs_and_entropy`` computes with: the whole distribution over the temperature, nothing cut off."""
     return {
         "temperature": temperature,
@@ -85,7 +88,7 @@ def facts(model: Any, temperature: float, *, bf16: bool = False) -> dict[str, An
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "dtype": torch.bfloat16 if bf16 else model.dtype,
-        "head_dtype": torch.bfloat16 if bf16 else model.lm_head.weight.dtype,
+        "head_dtype": torch.bfloat16 if bf16 and not head_fp32 else model.lm_head.weight.dtype,
         "attention_backend": model.config._attn_implementation,
         "torch_version": torch.__version__,
     }
@@ -119,7 +122,14 @@ class Snapshots:
         return weights
 
     def logprobs(
-        self, batch: Batch, versions: Tensor, rows: Tensor, temperature: float, *, bf16: bool = False
+        self,
+        batch: Batch,
+        versions: Tensor,
+        rows: Tensor,
+        temperature: float,
+        *,
+        bf16: bool = False,
+        head_fp32: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Logprobs of the chosen rows, each token under the weights of its own version.
 
@@ -129,6 +139,7 @@ class Snapshots:
             rows: indices of the rows to compute.
             temperature: as sampled.
             bf16: as in ``logprobs_and_entropy``.
+            head_fp32: likewise.
 
         Returns:
             ``(logprobs, version)``, both ``[batch, time]`` float; NaN where not computed: other rows, padding, and
@@ -144,7 +155,9 @@ class Snapshots:
             if touched.any():
                 self._past.load_state_dict(weights)
                 with torch.no_grad():
-                    under, _ = logprobs_and_entropy(self._past, batch.rows(touched), temperature, bf16=bf16)
+                    under, _ = logprobs_and_entropy(
+                        self._past, batch.rows(touched), temperature, bf16=bf16, head_fp32=head_fp32
+                    )
                 logprobs[here] = under[here[touched]]
                 known[here] = float(version)
         return logprobs, known

@@ -113,7 +113,8 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
         self._snapshots = policy.Snapshots(self._model, SNAPSHOTS)
         self._snapshots.take(0)
-        computed = policy.facts(self._model, job.temperature, bf16=job.fault.bf16)
+        self._precision = {"bf16": job.fault.bf16, "head_fp32": job.fault.trainer_head_fp32}
+        computed = policy.facts(self._model, job.temperature, **self._precision)
         self._collector = TrainerCollector(
             run=job.run, rank=0, world_size=1, facts={"model": job.model, **computed} if job.facts else None
         )
@@ -167,12 +168,14 @@ class Trainer:
         mask = torch.ones_like(batch.mask) if fault.trains_padding else batch.mask
         record = recorded(rollouts, fault)
         policy.set_dropout(self._model, fault.dropout)
-        new, entropy = policy.logprobs_and_entropy(self._model, batch, temperature, bf16=fault.bf16, graded=bonus != 0)
+        new, entropy = policy.logprobs_and_entropy(
+            self._model, batch, temperature, **self._precision, graded=bonus != 0
+        )
         loss = self._objective.loss(new, record, rollouts.advantages, mask)
         if bonus:
             loss = loss - bonus * (entropy * mask).sum() / mask.sum()
         rows = pick_matched(job.seed, step, job.matched, len(rollouts.prompts))
-        old, old_version = self._snapshots.logprobs(batch, rollouts.versions, rows, temperature, bf16=fault.bf16)
+        old, old_version = self._snapshots.logprobs(batch, rollouts.versions, rows, temperature, **self._precision)
         self._collector.sequences(
             step,
             token_ids=batch.answers,

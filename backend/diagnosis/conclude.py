@@ -59,7 +59,7 @@ def conclude(run: Run, findings: Sequence[Finding], causes: Sequence[Known] = CA
         run.name,
         run.step,
         verdict,
-        [] if verdict == HEALTHY else [_cause(suspect, found, run) for suspect in told],
+        [] if verdict == HEALTHY else [_cause(suspect, found, run, findings) for suspect in told],
         sorted(findings, key=_place),
         _needs(verdict, told, found, findings),
         run.steps,
@@ -95,13 +95,12 @@ def _verdict(found: Inference, findings: Sequence[Finding]) -> str:
     return HEALTHY if spoken & set(ASKED_FIRST) else UNDECIDED
 
 
-def _cause(suspect: Suspect, found: Inference, run: Run) -> Cause:
+def _cause(suspect: Suspect, found: Inference, run: Run, findings: Sequence[Finding]) -> Cause:
     known = suspect.known
-    engines = _engines(suspect, {*run.engines, *found.engines})
+    engines = _engines(suspect, {*run.engines, *found.engines}, findings)
     since = [finding.since_step for finding in suspect.shown if finding.since_step is not None]
     evidence = dict.fromkeys(_words(finding) for finding in _telling((*suspect.shown, *suspect.also), engines))
     alike = _alike(suspect, found)
-    options = "".join(f" --engine {engine}" for engine in engines)
     return Cause(
         known.id,
         known.code,
@@ -115,8 +114,20 @@ def _cause(suspect: Suspect, found: Inference, run: Run) -> Cause:
         alike,
         PROBES[known.probe].name if alike or suspect.open else "",
         known.remedy,
-        known.command.format(engines=options, head=_head(run)),
+        _command(known, engines, run),
     )
+
+
+def _command(known: Known, engines: Sequence[str], run: Run) -> str:
+    """The order for these engines (none: all); empty where they have what it would set, for then it is no remedy."""
+    options = "".join(f" --engine {engine}" for engine in engines)
+    order = known.command.format(engines=options, head=_head(run))
+    word, _, rest = order.removeprefix("rltop ").partition(" ")
+    if word != "set":
+        return order
+    flag, value = rest.split()[:2]
+    had = [run.engines[engine].get(flag, "") for engine in engines or run.engines if engine in run.engines]
+    return "" if had and all(one.partition(" (")[0] == value for one in had) else order
 
 
 def _telling(findings: Sequence[Finding], engines: Sequence[str]) -> list[Finding]:
@@ -129,9 +140,12 @@ def _telling(findings: Sequence[Finding], engines: Sequence[str]) -> list[Findin
     return list(chosen.values())
 
 
-def _engines(suspect: Suspect, engines: set[str]) -> list[str]:
-    """Those that it shows on; none where it shows on all."""
+def _engines(suspect: Suspect, engines: set[str], findings: Sequence[Finding]) -> list[str]:
+    """Those that it shows on, and those of which the same tests can't tell yet; none where that is all."""
     named = {finding.engine for finding in suspect.shown if finding.engine is not None}
+    tests = {finding.test for finding in suspect.shown if finding.engine is not None}
+    if not suspect.known.one_engine:
+        named |= {f.engine for f in findings if f.test in tests and f.outcome == UNKNOWN and f.engine is not None}
     return [] if named >= engines else sorted(named)
 
 

@@ -32,6 +32,11 @@ UNLISTED = 0.05
 TWO = 0.01
 """Of two faults at once, beside one."""
 
+PLACES = ("in_flight",)
+ASIDE = 0.2
+"""Mild findings of these tests say where a gap is: they accuse nobody, and tell causes apart. The second is how likely
+one is to a cause that does not know of it."""
+
 LEAST = 1e-12
 """No p counts for less: tests assume what no run keeps to by so many digits."""
 
@@ -111,7 +116,8 @@ def infer(
     alarming = [max(finding.p, LEAST) for finding in seen.distinct if is_alarming(finding)]
     masses = list(_masses(found, seen))
     nothing = math.prod(alarming)
-    unlisted = math.prod(max(p, UNLISTED) for p in alarming) if alarming else 0.0
+    places = sum(not is_alarming(finding) for finding in seen.distinct if finding.test in PLACES)
+    unlisted = math.prod(max(p, UNLISTED) for p in alarming) * ASIDE**places if alarming else 0.0
     whole = math.fsum([nothing, unlisted, *(mass for _, mass in masses)])
     shares = [math.fsum(mass for members, mass in masses if suspect in members) / whole for suspect in found]
     suspects = [replace(suspect, confidence=share) for suspect, share in zip(found, shares, strict=True) if share]
@@ -121,8 +127,8 @@ def infer(
 
 def _masses(found: Sequence[Suspect], seen: _Seen) -> Iterator[tuple[tuple[Suspect, ...], float]]:
     """Every cause and every two of them that nothing stands against, with what is to be said for them."""
-    weighed = [finding for finding in seen.distinct if is_alarming(finding) or finding.test == "facts"]
-    chance = [max(finding.p, LEAST) if is_alarming(finding) else UNSTATED for finding in weighed]
+    weighed = [f for f in seen.distinct if is_alarming(f) or f.test in ("facts", *PLACES)]
+    chance = [max(f.p, LEAST) if is_alarming(f) else ASIDE if f.test in PLACES else UNSTATED for f in weighed]
     levels = [[_level(s.known, f, p) for f, p in zip(weighed, chance, strict=True)] for s in found]
     each = list(zip(found, levels, strict=True))
     for suspect, level in each:

@@ -23,7 +23,7 @@ TESTS: tuple[Test, ...] = (
         on="version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0",
         formula=(
             "root of mean d d over mean 1 - p: 0.004 for float32 on both sides, 0.05 for 16 bits, 0.5 for 8; "
-            "rounding up to 0.09; by d d, |d|, and tokens beyond a bound (Chebyshev)"
+            "rounding up to 0.09; by d d, |d|, tokens beyond a bound (Chebyshev), and |d| of tokens after an update"
         ),
         rate=MEAN,
         source="of logit noise s: E d d = s s (1 - sum p p); Fast-LLM, pull 525 (measured by dtypes)",

@@ -100,7 +100,8 @@ def exceeds(pile: Pile, least: float) -> Shift:
 
     By d d, by |d|, whose mean is no larger than its root, and by how many tokens are beyond a bound c, which are no
     more than ``(least / c)^2`` per room (Chebyshev): squares have too heavy a tail to be averaged over few sequences
-    where a fault is in few tokens, and say most where it is in all.
+    where a fault is in few tokens, and say most where it is in all. Tokens after an update within their request, which
+    may have all of it, are looked at alone as well; of their room no more is known than that it is at most 1.
     """
     room = _room(pile)
     beyond, bound = (loop.M_BEYOND, loop.COARSE) if least < loop.COARSE / 2 else (loop.M_FAR, loop.FAR)
@@ -109,6 +110,7 @@ def exceeds(pile: Pile, least: float) -> Shift:
         sequential.above(pile.moments[:, loop.M_DD], pile.first, max(4 * least**2, 1e-4), least**2 * room),
         sequential.above(pile.moments[:, loop.M_ABS], pile.first, max(least, 0.02), least * np.sqrt(room)),
         sequential.above(pile.moments[:, beyond], pile.first, 0.2, share),
+        sequential.above(pile.moments[:, loop.M_AFTER], pile.first, max(least, 0.02), least),
     )
     log_e = float(np.logaddexp.reduce([shift.log_e for shift in found])) - math.log(len(found))
     best = max(found, key=lambda shift: shift.log_e)
