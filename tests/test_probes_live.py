@@ -24,8 +24,7 @@ from rltop.collectors.rundir import RunDir
 from tests.live_engine import ENVIRONMENT, MODEL, LiveEngine
 from tests.receiver import run_directory
 
-# Engines are forked from this process, warnings filter and all, and vLLM looks at names that torch warns of.
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::FutureWarning")]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 E0, E1 = "e0", "e1"
 DEADLINE_S = 60.0
