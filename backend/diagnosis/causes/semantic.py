@@ -28,8 +28,9 @@ SEMANTIC: tuple[Known, ...] = (
         "Engines sample at a temperature and record logprobs without it, the trainer has it: every ratio is biased, "
         "and the clip rate is up from the first step.",
         needs=("T1 above",),
-        may=("T2 positive", *_TILTED, *_facts("logprobs_mode", *SHAPES)),
-        against=("T3 positive", "T3 negative"),
+        # Below 1 the rare tokens whose d is negative may be too few to be seen: T3 positive does not rule it out.
+        may=("T2 positive", "T3 positive", *_TILTED, *_facts("logprobs_mode", *SHAPES)),
+        against=("T3 negative",),
         probe="P11",
         confusable_with=("generation-config", "truncation-in-trainer"),
         remedy="Record what is sampled from: --logprobs-mode processed_logprobs (vLLM 0.10.2 on), or train at "
