@@ -124,11 +124,16 @@ def test_sinks_that_cannot_be_are_named(text: str) -> None:
         open_sink(text)
 
 
+def heed_interrupts() -> None:
+    """A shell has what it runs in the background ignore ctrl-c, and so do the children of that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_sink_that_hangs_does_not_hold_the_hub() -> None:
     with run_directory() as rundir:
         hub = start_hub(rundir)
         command = [sys.executable, "-m", "rltop.tui.cli.main", "forward", str(rundir.path), "--to", "prometheus:0"]
-        forward = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        forward = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
         assert forward.stdout is not None
         try:
             assert "handing run" in forward.stdout.readline()

@@ -1,6 +1,7 @@
 """A vLLM plugin for the demo alone: puts back on the CPU what vLLM changes there by platform.
 
-Async scheduling, which vLLM turns off, and processes by fork, where vLLM has spawn.
+Async scheduling, which vLLM turns off, and with ``RLTOP_DEMO_FORK=1`` processes by fork, where vLLM has spawn: that is
+for a process with nothing in it but the engine.
 
 ``CpuPlatform.check_and_update_config`` sets ``scheduler_config.async_scheduling = False`` ("not required on CPU"); the
 scheduler itself is the same on every platform, so putting back what was asked for gives the real one with its real
@@ -15,6 +16,9 @@ from typing import Any
 
 ENABLE = "RLTOP_DEMO_ASYNC"
 """Environment variable that turns the plugin on."""
+
+FORK = "RLTOP_DEMO_FORK"
+"""Environment variable that has it fork."""
 
 RESTORED = "RLTOP_DEMO_ASYNC_RESTORED"
 """Set to ``1`` once async scheduling was put back; inherited by the engine's processes, for their fingerprint."""
@@ -43,7 +47,8 @@ def _wrap() -> None:
         scheduler = vllm_config.scheduler_config
         asked = scheduler.async_scheduling
         original(cls, vllm_config)
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # vLLM's own default: saves two imports of vLLM, 10 s each
+        if os.environ.get(FORK) == "1":
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # vLLM's own default: saves two imports, 10 s each
         if asked and not scheduler.async_scheduling:
             scheduler.async_scheduling = True
             os.environ[RESTORED] = "1"
