@@ -247,13 +247,6 @@ def test_with_the_link_cut_and_mended_the_hub_hears_how_it_ended(run: Run, in_ti
     assert run.settled(command).state == ("applied" if in_time else "timed_out")
 
 
-def test_asked_for_with_the_link_cut_it_is_carried_out_once_the_link_is_mended(run: Run) -> None:
-    with run.link.cut():
-        command = run.ask("off", timeout_s=120.0)
-        assert run.until(command, "requested").engine == ENGINE
-    assert run.settled(command).state == "applied"
-
-
 def test_applied_with_the_link_cut_and_the_hub_killed_the_next_hub_learns_of_it(run: Run) -> None:
     with contextlib.ExitStack() as until_mended:
         with run.update():
@@ -267,19 +260,6 @@ def test_applied_with_the_link_cut_and_the_hub_killed_the_next_hub_learns_of_it(
         assert shown.engines[ENGINE].health != "live"
         assert shown.changes[f"{command}@{ENGINE}"].state not in view.TERMINAL
     assert run.settled(command).state == "applied"
-
-
-def test_with_its_socket_files_removed_a_command_ends_and_the_next_hub_is_found_in_their_place(run: Run) -> None:
-    with run.update():
-        command = run.ask("off", timeout_s=120.0)
-        run.until(command, "draining")
-        for path in run.rundir.path.glob("*.sock"):
-            path.unlink()
-    assert run.settled(command).state == "applied"  # who is connected stays so
-    run.kill_hub()
-    run.another_hub()
-    assert run.switch("on").old == "off"
-    assert run.settled(command).who == "ann"
 
 
 def test_a_command_outlives_the_command_line_that_gave_it(run: Run) -> None:
