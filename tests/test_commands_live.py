@@ -386,10 +386,13 @@ def test_a_flushed_cache_is_not_hit_and_says_what_is_left(run: Run) -> None:
     assert (flushed.state, flushed.new) == ("applied", "0 blocks")
     assert flushed.reason.endswith("blocks evicted, none is left")
     assert cached("cold") == 0
-    running = run.batch(tokens=40)  # a block is 32 tokens: each holds one that is cached
-    (held,) = run.client.act("flush_cache")
+    for _ in range(5):  # requests may be over before the engine gets to it
+        running = run.batch(tokens=40)  # a block is 32 tokens: each holds one that is cached
+        (held,) = run.client.act("flush_cache")
+        run.finish(running)
+        if "that requests hold stay" in held.reason:
+            break
     assert "that requests hold stay" in held.reason
-    run.finish(running)
 
 
 def test_nothing_failed_on_the_way(run: Run) -> None:
