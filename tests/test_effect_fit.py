@@ -85,8 +85,8 @@ def done(found: Shift | None) -> Shift:
 def test_the_fit_is_what_whole_matrices_give(seed: int, before: int, after: int, trend: bool, rho: float) -> None:
     data = series(seed, before, after, rho=rho, slope=0.1)
     found, (shift, half) = done(fit(*data, trend=trend)), plain(*data, trend=trend)
-    assert found.shift == pytest.approx(shift, rel=1e-3, abs=1e-2 * half)
-    assert found.half == pytest.approx(half, rel=1e-2)
+    assert found.shift == pytest.approx(shift, rel=1e-3, abs=1e-3)
+    assert found.half == pytest.approx(half, rel=2e-3)
 
 
 @pytest.mark.parametrize(

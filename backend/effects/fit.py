@@ -34,7 +34,7 @@ RHO = (-0.1, 0.9)
 ROUNDING = 1e-9
 """No interval is narrower than this part of the largest value: what never varies must not show an effect."""
 
-_ROUNDS = 50
+_ROUNDS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def _pull_in(design: Floats, y: Floats, root: Floats, after: Bools) -> Floats:
             bound = PULL * scale / root
             odd = side & (np.abs(y - line) > bound + 1e-12 * np.abs(line))
             new[odd] = (line + np.sign(y - line) * bound)[odd]
-        if np.allclose(new, pulled, rtol=1e-6, atol=0.0):
+        if np.allclose(new, pulled, rtol=1e-10, atol=0.0):
             break
         pulled = new
     return pulled
