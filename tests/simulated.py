@@ -32,7 +32,7 @@ SHARP, MEDIUM, FLAT = 6.0, 2.5, 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What is wrong, from step ``at`` on.
+    """What is wrong, from step ``at`` on, and before ``until``.
 
     Attributes:
         engine: with the fault; empty: all.
@@ -47,6 +47,7 @@ class Fault:
     """
 
     at: int = 0
+    until: int | None = None
     engine: str = ""
     record_heat: float | None = None
     trainer_heat: float | None = None
@@ -105,7 +106,8 @@ class Policy:
         return 1.0
 
     def _batch(self, rng: np.random.Generator, index: Index, step: int) -> Batch:
-        fault = self.fault if step >= self.fault.at else HEALTHY
+        there = step >= self.fault.at and (self.fault.until is None or step < self.fault.until)
+        fault = self.fault if there else HEALTHY
         rows: list[Trained] = []
         written: list[Written] = []
         picked = set(rng.permutation(GROUPS * GROUP_SIZE)[: self.matched].tolist())

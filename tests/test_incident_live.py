@@ -140,13 +140,13 @@ def raised(run: Watched, incident: Incident) -> tuple[int, Alarm]:
 
 
 def healed(run: Watched, ordered: int) -> int:
-    """The step from which on the verdict is healthy until the alarm is over; on its way there it may waver."""
+    """The step from which on the verdict is healthy, and stays so until the alarm is over."""
     since = None
     while run.alarm is not None:
         verdict = run.next()
         if verdict.verdict != HEALTHY:
+            assert since is None, f"healthy at step {since}, and then not:\n{run.told()}"
             assert run.last < ordered + HEALED_WITHIN, f"not healthy again:\n{run.told()}"
-            since = None
         elif since is None:
             since = run.last
         assert since is None or run.last <= since + CLEAR_AFTER + CLEARED_WITHIN, f"the alarm stays:\n{run.told()}"

@@ -29,6 +29,15 @@ class Case:
     changes: Sequence[view.Change] = ()
     evidence: Sequence[Stretch] = ()
 
+    def sampled_after(self, step: int) -> Case:
+        """With the evidence of those steps alone whose tokens were all sampled after ``step`` had closed.
+
+        By their lag: a token of lag n was sampled n steps before it is trained on.
+        """
+        mixed = [one.step for one in self.steps if one.step - (one.values.get("lag_max") or 0) <= step]
+        after = max(mixed, default=step)
+        return replace(self, evidence=[stretch for stretch in self.evidence if stretch.first > after])
+
     def up_to(self, step: int) -> Case:
         """The run as it was when ``step`` was its last: facts of engines and trainer stay as last heard of.
 

@@ -1,4 +1,9 @@
-"""What is wrong with a run, if anything: tests, then causes, then words. Pure."""
+"""What is wrong with a run, if anything: tests, then causes, then words. Pure.
+
+A switch parts a run in two. What the tokens of before leave behind in sums over both looks like something else for some
+steps: raw records like a silent truncation, stale prefixes like the rounding of hits. So what was not told at a switch
+is told after it only if the steps after it say so by themselves.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,27 @@ from rltop.backend.diagnosis.case import Case
 from rltop.backend.diagnosis.conclude import Run, conclude
 from rltop.backend.diagnosis.verdict import Verdict
 from rltop.backend.fleet import facts
+from rltop.backend.view import moved
 
 
 def diagnose(case: Case) -> Verdict:
     """The verdict on a run, as of its last step."""
-    return conclude(run_of(case), ask(case))
+    verdict = conclude(run_of(case), ask(case))
+    switched = _last_switch(case) if verdict.causes else None
+    if switched is None:
+        return verdict
+    before = case.up_to(switched)
+    if verdict.causes[0].id in {cause.id for cause in conclude(run_of(before), ask(before)).causes}:
+        return verdict
+    return conclude(run_of(case), ask(case.sampled_after(switched)))
+
+
+def _last_switch(case: Case) -> int | None:
+    """The last step that had closed when a flag was last switched; None where that is not kept, or was now."""
+    of_sets = (change for change in case.changes if change.verb == "set" and moved(change))
+    switched = max((change.step for change in of_sets if change.step is not None), default=None)
+    kept = [step.step for step in case.steps[:-1] if switched is not None and step.step <= switched]
+    return max(kept, default=None)
 
 
 def run_of(case: Case) -> Run:

@@ -1,0 +1,68 @@
+"""A verdict around a switch: what the tokens of before leave in the sums accuses nobody, a new fault is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rltop.backend import view
+from rltop.backend.diagnosis.case import Case
+from rltop.backend.diagnosis.diagnose import diagnose
+from rltop.backend.diagnosis.verdict import FAULT, HEALTHY
+from tests.simulated import Fault, Policy
+
+STEPS = 24
+STALE = Policy(seed=1, fault=Fault(noise=0.15, misses=True, at=2, until=12))
+CUT = Policy(seed=3, fault=Fault(top_p=0.9, until=8))
+
+
+def switched(case: Case, step: int) -> Case:
+    """The case, if a flag was switched when ``step`` had closed."""
+    change = view.Change(
+        "c1", "e0", "prefix_caching", "off", "applied", 0.0, step=step, old="on", new="off", flag_epoch=1
+    )  # fmt: skip
+    return replace(case, changes=[change]) if case.steps[-1].step >= step else case
+
+
+def told(policy: Policy, step: int | None) -> list[list[str]]:
+    """The best cause after each step, none of a healthy run; with a switch after ``step``."""
+    cases = [case if step is None else switched(case, step) for case in policy.cases(STEPS)]
+    verdicts = [diagnose(case) for case in cases]
+    return [[cause.code for cause in verdict.causes[:1]] for verdict in verdicts]
+
+
+@pytest.mark.parametrize(
+    ("policy", "own", "left"), [(STALE, "C1", "C6"), (CUT, "A4", "A5")], ids=["stale-prefix", "top-p"]
+)
+def test_what_a_switch_cured_leaves_no_other_cause_behind(policy: Policy, own: str, left: str) -> None:
+    assert policy.fault.until is not None
+    after = slice(policy.fault.until, None)
+    assert [left] in told(policy, None)[after]  # what the sums over both look like
+    assert {*map(tuple, told(policy, policy.fault.until - 1)[after])} == {(own,), ()}
+
+
+def test_a_fault_that_a_switch_brings_is_told() -> None:
+    policy = Policy(seed=1, heat=0.7, fault=Fault(record_heat=1.0, at=8))
+    found = told(policy, 7)
+    assert found[:8] == [[]] * 8
+    assert found[10:] == [["A1"]] * (STEPS - 10)
+
+
+def test_a_fault_that_a_switch_did_not_cure_stays_told() -> None:
+    policy = Policy(seed=1, heat=0.7, fault=Fault(record_heat=1.0))
+    verdicts = [diagnose(switched(case, 9)) for case in policy.cases(STEPS)]
+    assert {verdict.verdict for verdict in verdicts[2:]} == {FAULT}
+    assert {verdict.causes[0].code for verdict in verdicts[2:]} == {"A1"}
+
+
+def test_tokens_that_were_sampled_before_a_switch_are_left_out_by_their_lag() -> None:
+    *_, case = Policy(lag=0).cases(12)
+    lagging = replace(case, steps=[replace_lag(step, 2.0) for step in case.steps])
+    assert [stretch.first for stretch in case.sampled_after(5).evidence] == [6, 7, 8, 9, 10, 11]
+    assert [stretch.first for stretch in lagging.sampled_after(5).evidence] == [8, 9, 10, 11]
+    assert diagnose(case).verdict == HEALTHY
+
+
+def replace_lag(step: view.Step, lag: float) -> view.Step:
+    return view.Step(step.step, step.closed, step.policy_version, step.partial, {"lag_max": lag})
