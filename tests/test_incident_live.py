@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 STEPS = 200
 """More than are looked at: a demo is stopped when all was seen."""
 
-RAISED_WITHIN, HEALED_WITHIN, CLEARED_WITHIN = 14, 14, 3
+RAISED_WITHIN, HEALED_WITHIN, CLEARED_WITHIN = 14, 12, 3
 """Steps from the fault's first rows until an alarm names its cause; from the order until the verdict is healthy again,
 of which two or three were sampled before it; and until the alarm is over, beyond the healthy verdicts that it takes."""
 
