@@ -261,3 +261,10 @@ def test_a_log_of_many_commands_restores_the_last_ones() -> None:
     many = lines_of(*(f"c{number}" for number in range(view.MAX_CHANGES + 5)))
     assert next(iter(audit.changes_of(many))) == "c5@e0"
     assert len(audit.changes_of(many)) == view.MAX_CHANGES
+
+
+def test_a_log_without_an_end_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="not a regular file"):
+        audit.read(path)

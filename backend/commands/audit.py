@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -175,6 +176,9 @@ def read(path: Path) -> tuple[list[Line], int]:
     """
     lines, bad = [], 0
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a device or a pipe may have no end
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         content = path.read_bytes()
     except FileNotFoundError:
         return [], 0
