@@ -109,12 +109,16 @@ class Run:
         assert change.state == "applied", change
         return change
 
+    def heard(self) -> None:
+        """Wait for the engine's next word."""
+        now = time.time()
+        self.see(lambda v: is_live(v) and v.engines[ENGINE].last_seen > now)
+
     def reach(self) -> None:
         """Wait until the engine is heard and hears, with the flag on: behind a link that was cut either takes time."""
-        asked = time.time()
-        self.see(lambda v: is_live(v) and v.engines[ENGINE].last_seen > asked)
-        states = []
-        while "applied" not in states and time.time() < asked + DEADLINE_S:
+        self.heard()
+        states, until = [], time.monotonic() + DEADLINE_S
+        while "applied" not in states and time.monotonic() < until:
             (change,) = self.client.set_flag(FLAG, "on")
             states.append(change.state)
         assert states[-1] == "applied", states
@@ -269,6 +273,29 @@ def test_applied_with_the_link_cut_and_the_hub_killed_the_next_hub_learns_of_it(
         assert shown.engines[ENGINE].health != "live"
         assert shown.changes[f"{command}@{ENGINE}"].state not in view.TERMINAL
     assert run.settled(command).state == "applied"
+
+
+def test_asked_for_with_the_link_cut_it_is_refused_and_nothing_was_sent(run: Run) -> None:
+    with run.link.cut():
+        command = run.ask("off", timeout_s=120.0)
+        change = run.until(command, *view.TERMINAL)
+    assert (change.state, change.reason) == ("refused", f"engine {ENGINE} is not connected; nothing was sent")
+    run.heard()
+    assert run.settled(command).state == "refused"
+
+
+def test_with_its_socket_files_removed_a_command_ends_and_the_next_hub_is_found_in_their_place(run: Run) -> None:
+    with run.update():
+        command = run.ask("off", timeout_s=120.0)
+        run.until(command, "draining")
+        for path in run.rundir.path.glob("*.sock"):
+            path.unlink()
+    assert run.settled(command).state == "applied"  # who is connected stays so
+    run.kill_hub()
+    run.another_hub()
+    run.heard()
+    assert run.settled(command).who == "ann"  # which the log knows
+    assert run.switch("on").old == "off"
 
 
 def test_a_command_outlives_the_command_line_that_gave_it(run: Run) -> None:
