@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from functools import cache
 from pathlib import Path
 
@@ -115,10 +117,25 @@ def test_the_exit_code_is_the_verdict_and_the_text_fits_a_screen(tmp_path: Path)
     assert "T10 engines against each other of e1: outlier" in " ".join(whole.output.split())
 
 
-def test_a_store_without_evidence_can_not_tell_and_says_what_it_takes() -> None:
-    result = rltop("diagnose", "backend/history/sample/sort.rltop.gz")
+def test_a_store_without_evidence_can_not_tell_and_says_what_it_takes(tmp_path: Path) -> None:
+    path = store(tmp_path, "lying-replica")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("DELETE FROM evidence")  # as of a hub that kept none
+        connection.commit()
+    result = rltop("diagnose", str(path))
     assert result.exit_code == 3
     assert "CANNOT TELL YET" in result.output
+
+
+def test_the_recorded_sample_is_told_and_is_healthy_before_and_after() -> None:
+    """Raw logprobs from step 32 on, and processed ones again from 46 on; two steps are sampled ahead."""
+    sample = "backend/history/sample/sort.rltop.gz"
+    for step in (30, 59):
+        assert rltop("diagnose", sample, "--step", str(step)).exit_code == 0
+    told = rltop("diagnose", sample, "--step", "45", "--json")
+    assert told.exit_code == 1
+    first = json.loads(told.stdout)["causes"][0]
+    assert (first["code"], first["since_step"] in range(33, 37)) == ("A1", True)
 
 
 def test_a_replay_answers_as_of_what_it_shows(tmp_path: Path) -> None:

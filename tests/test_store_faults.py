@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -219,10 +221,9 @@ def test_what_is_old_is_thinned_while_frames_go_on_coming(store: Store, monkeypa
     monkeypatch.setattr(stores, "TIDY_S", 0.1)
     monkeypatch.setattr(Writer, "tidy", counted)
     store.start()
-    for number in range(1, 2000):  # one always waits before the store would rest
-        store.put(frame(number))
-        if turns >= 3:
-            break
+    until, numbers = time.monotonic() + 30.0, itertools.count(1)
+    while turns < 3 and time.monotonic() < until:  # one always waits before the store would rest
+        store.put(frame(next(numbers)))
         store.settle(0.05)
     assert turns >= 3
 

@@ -203,14 +203,15 @@ async def test_a_replay_has_the_fleet_of_every_step(replay: Replay) -> None:
     async with app.run_test(size=MIDDLE) as pilot:
         await settle(app, pilot)
         flags = []
-        for _ in range(7):
+        for _ in range(8):
             await pilot.press("N")
             await settle(app, pilot)
             table: Table[Row] = app.query_one("#fleet", Table)
             assert all(row.engine is not None and row.engine.health == "live" for row in table.items)
             flags.append((app.sight.cursor, fleet(app)["e0"][9]))
     assert flags == [
-        (47, "usual"), (35, "lm=r"), (33, "lm=r"), (27, "usual"), (21, "as-"), (17, "usual"), (9, "pc-"),
+        (55, "usual"), (47, "usual"), (35, "lm=r"), (33, "lm=r"),
+        (27, "usual"), (21, "as-"), (17, "usual"), (9, "pc-"),
     ]  # fmt: skip
 
 

@@ -40,9 +40,7 @@ def finding(
 ) -> Finding:
     """What a test says; ``shift_by`` is added to its figures."""
     healthy = outcome == BY_NAME[test].healthy
-    since = None
-    if not healthy and pile.steps:
-        since = 0 if shift.start == 0 else int(pile.first[shift.start])
+    since = None if healthy or not pile.steps else int(pile.first[shift.start])
     return Finding(
         test,
         outcome,

@@ -13,9 +13,11 @@ def _facts(*names: str) -> tuple[str, ...]:
     return tuple(f"facts {outcome}={name}" for name in names for outcome in ("differs", "shaped"))
 
 
-_TILTED_TRAINER = (
-    *GAP, "slope sharper", "slope flatter", "floor above", "floor rounding", "T8 ramp", "T8 jump",
-)  # fmt: skip
+_POWERS = ("slope sharper", "slope flatter")
+"""One side's distribution is a power of the other's. Where d is a constant of the context (a normaliser that is left
+out, the share that was kept), it does not go with how likely a token is within it."""
+
+_TILTED_TRAINER = (*GAP, *_POWERS, "floor above", "floor rounding", "T8 ramp", "T8 jump")
 _TILTED = (*_TILTED_TRAINER, "T10 outlier")
 """What a distribution that is shaped on one side alone looks like, whichever the side; the trainer's is the same to all
 engines."""
@@ -55,8 +57,9 @@ SEMANTIC: tuple[Known, ...] = (
         "A3", "logprob-over-temperature", "semantic", "The record is logprob / T where logits / T was meant",
         "The record is no distribution: every ratio is above 1 (T < 1), the more so the less certain the policy is.",
         needs=("T3 positive",),
-        may=("T1 above", "T2 positive", *_TILTED, *_facts(*SHAPES)),
-        against=("T1 below",),
+        may=("T1 above", "T2 positive", *GAP, "floor above", "floor rounding", "T8 ramp", "T8 jump", "T10 outlier",
+             *_facts(*SHAPES)),
+        against=("T1 below", *_POWERS),
         probe="P11",
         confusable_with=("truncation-in-trainer", "normaliser"),
         remedy="Take the engine's own: --logprobs-mode processed_logprobs; never divide a logprob.",

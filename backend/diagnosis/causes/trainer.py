@@ -119,7 +119,7 @@ TRAINER: tuple[Known, ...] = (
         needs=("T3 positive",),
         may=("T1 above", "T2 positive", "floor above", "T5 below", *GAP, "facts differs=logprobs_mode",
              "facts shaped=logprobs_mode"),
-        against=("T1 below",),
+        against=("T1 below", "slope sharper", "slope flatter"),
         probe="P11",
         confusable_with=("logprob-over-temperature", "normaliser"),
         remedy="--logprobs-mode processed_logprobs, so that the record has the filter too.",
