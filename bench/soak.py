@@ -1,28 +1,35 @@
 """Feed a hub for half an hour at ten times the demo's rate, and look for what grows: memory, descriptors, bytes a step.
 
-    .venv/bin/python -m bench.soak [--minutes 30] [--rate 6] [--engines 4]
+    .venv/bin/python -m bench.soak [--minutes 30] [--rate 6] [--engines 4] [--budget 0.1]
 
 From the root of a checkout. Each step is 64 sequences of 16 tokens, written by the engines and trained on, all metrics
 measured; every engine reports once a second; a viewer follows. A line a minute: what the hub's process holds, and the
-bytes of store per step since the line before (the log beside the file grows to 16 MB first and then stays).
+bytes of store per step since the line before (the log beside the file grows to 16 MB first and then stays). What the
+store keeps within a budget of bytes it keeps until that is full, which takes hours at the demo's rate: ``--budget`` is
+the share of it that the hub has here, so that most of the half hour is of a full one.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from rltop.backend import hub
 from rltop.backend.client import Client
+from rltop.backend.history import thin
 from rltop.backend.history.read import NAME
+from rltop.backend.history.write import Writer
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir
 from rltop.collectors.sender import Sender
 from tests.hub_messages import engine_state
 from tests.receiver import run_directory
-from tests.store_load import start_hub
 
 ROWS, TOKENS, PROMPT = 64, 16, 48
 
@@ -79,14 +86,30 @@ def look(pid: int, store: Path) -> tuple[float, int, float]:
     return resident, len(list(Path(f"/proc/{pid}/fd").iterdir())), size
 
 
+def serve(rundir: RunDir, budget: float) -> int:
+    """Be the hub, with that share of the budgets of bytes."""
+    limits = thin.LIMITS
+    limits = replace(
+        limits, sample_bytes=int(budget * limits.sample_bytes), strata_bytes=int(budget * limits.strata_bytes)
+    )
+    whole = Writer.__init__
+    setattr(Writer, "__init__", lambda *given, **named: whole(*given, **named, limits=limits))  # noqa: B010 - its limits
+    return hub.main(rundir)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--rate", type=float, default=6.0, help="steps a second")
     parser.add_argument("--engines", type=int, default=4)
+    parser.add_argument("--budget", type=float, default=1.0)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.serve is not None:
+        sys.exit(serve(RunDir(options.serve), options.budget))
     with run_directory() as rundir, Client(rundir) as client:
-        hub = start_hub(rundir)
+        served = [sys.executable, "-m", "bench.soak", "--serve", str(rundir.path), "--budget", str(options.budget)]
+        process = subprocess.Popen(served, stderr=subprocess.DEVNULL)
         try:
             client.snapshot(60)
             load = Load(rundir, options.engines)
@@ -103,7 +126,7 @@ def main() -> None:
                 client.poll(0.02)
                 if now >= next_line:
                     next_line += 60
-                    resident, files, size = look(hub.pid, rundir.path / NAME)
+                    resident, files, size = look(process.pid, rundir.path / NAME)
                     picture = client.view
                     assert picture is not None
                     steps = max(picture.steps) + 1
@@ -119,8 +142,8 @@ def main() -> None:
             for sender in (*load.engines, load.trainer):
                 sender.close(5)
         finally:
-            hub.terminate()
-            hub.wait(30)
+            process.terminate()
+            process.wait(30)
 
 
 if __name__ == "__main__":

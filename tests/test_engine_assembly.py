@@ -61,6 +61,7 @@ class Bench:
             return
         self.engine._weight_version = label  # type: ignore[assignment] # None before vLLM had one
         self.tap.misread = any(len(item.new_token_ids) > 1 for item in items)  # then the rows don't fit
+        self.tap.types = None if self.tap.misread else self.tap.types
         idle = ["idle"] if self.steps % 3 == 0 else []  # some step takes no token of a row
         self.tap.on_update(result, None, runner_output(list(items), idle))
         scheduler.finished_req_ids.clear()

@@ -182,7 +182,7 @@ def test_batches_are_read_as_the_engine_took_them(data: st.DataObject, together:
 
 def sampled(ids: list[str], taken: list[str], ended: list[Output], time: float = 0.0) -> Sampled:
     told, logprobs = recorded([1] * len(ids), [1] * len(ids), 1)
-    rows = len(told), told.tobytes(), logprobs.tobytes(), told.dtype, logprobs.dtype
+    rows = told.tobytes(), logprobs.tobytes(), (told.dtype, logprobs.dtype)
     return Sampled(0, len(taken), ids, taken, ended, time, *rows, 0, None, None)
 
 
@@ -208,26 +208,32 @@ def test_a_token_without_a_row_is_a_hole() -> None:
     assert (assembler.dropped, assembler.alive) == (2, 0)
 
 
-def test_rows_that_are_not_one_for_each_request_are_a_hole_and_then_outputs_are_read() -> None:
+def test_where_rows_are_not_one_for_each_request_outputs_are_read_and_nothing_is_lost() -> None:
     engine = Batches({"a": True, "b": True})
-    first, second = (output(name, [5, 6], finish="stop") for name in "ab")
     assembler = Assembler()
-    for item in (first, second):
-        name = item.request_id
+    for name in "ab":
+        item = output(name, [5, 6], finish="stop")
         engine.scheduler.requests[name].output_token_ids += [5, 6]
         engine.scheduler.finished_req_ids.add(name)
         engine.tap.on_update({0: Outputs([item])}, None, SimpleNamespace(req_ids=[name], logprobs=item.new_logprobs))
-        while engine.tap.records:
-            assembler.apply(engine.tap.records.popleft())
-        if not engine.tap.misread:
-            with pytest.raises(ValueError, match="batches of 1"):
-                assembler.settle()
-            assembler.hole()
-            engine.tap.misread = True
-            engine.tap.on_add(None, request("b"))
+        assert engine.tap.misread
+    while engine.tap.records:
+        assembler.apply(engine.tap.records.popleft())
     assembler.settle()
     found = assembler.take()
-    assert [(f.rollout.request_id, f.token_ids.tolist()) for f in found] == [("b", [5, 6])]
+    assert [(f.rollout.request_id, f.token_ids.tolist()) for f in found] == [("a", [5, 6]), ("b", [5, 6])]
+
+
+def test_a_batch_with_other_rows_than_requests_is_a_hole() -> None:
+    assembler = Assembler()
+    for name in "ab":
+        assembler.apply(added(name))
+    assembler.apply(sampled(["a", "b"], ["a", "b"], []))
+    assembler.apply(sampled(["a", "b"], ["a", "b"], [])._replace(told=b"123456789"))
+    with pytest.raises(ValueError, match="17 bytes recorded for batches of 4"):
+        assembler.settle()
+    assembler.hole()
+    assert (assembler.dropped, assembler.alive) == (2, 0)
 
 
 def tokens_of(found: Finished) -> list[tuple[int, float | None, int, int | None]]:

@@ -117,7 +117,7 @@ def test_prefix_caching_switches_with_requests_in_flight(engine: LiveEngine, hub
 @exact
 def test_async_scheduling_switches_in_flight_and_no_seeded_token_changes(engine: LiveEngine, hub: HubStandIn) -> None:
     def batch(tag: str) -> list[Any]:
-        return [engine.generate(f"{tag}{i}", prompt(i), 96, seed=1000 + i) for i in range(IN_FLIGHT)]
+        return [engine.generate(f"{tag}{i}", prompt(i), 160, seed=1000 + i) for i in range(IN_FLIGHT)]
 
     before = [told(work.result(60))[0] for work in batch("before")]
     running = batch("during")
@@ -158,13 +158,13 @@ def test_a_command_for_an_idle_engine_runs_and_one_for_the_present_value_changes
 @exact
 def test_logprobs_mode_switches_in_flight_and_the_ratio_says_which_it_was(engine: LiveEngine, hub: HubStandIn) -> None:
     names = [f"warm7-{i}" for i in range(IN_FLIGHT)]
-    running = [engine.generate(name, prompt(i), 150, seed=i, temperature=0.7) for i, name in enumerate(names)]
+    running = [engine.generate(name, prompt(i), 300, seed=i, temperature=0.7) for i, name in enumerate(names)]
     engine.wait_running(names, 40)
     update = switch(hub, "logprobs_mode", "processed", "lm")
     assert update.old == "raw"
     assert update.in_flight == IN_FLIGHT
     for name, work in zip(names, running, strict=True):
-        assert check_equal(hub, name, work.result(60)).size == 150
+        assert check_equal(hub, name, work.result(60)).size == 300
     raw, processed = (values for _, values in sorted(by_epoch([arrived(hub, name) for name in names], 0.7).items()))
     error = processed.std() / processed.size**0.5
     assert abs(raw.mean() - 1) > 10 * raw.std() / raw.size**0.5
@@ -181,7 +181,7 @@ def test_logprobs_mode_switches_in_flight_and_the_ratio_says_which_it_was(engine
 @exact
 def test_a_float32_head_on_a_float32_model_has_no_effect_and_says_so(engine: LiveEngine, hub: HubStandIn) -> None:
     def batch(tag: str) -> list[Any]:
-        return [engine.generate(f"{tag}{i}", prompt(i), 96, seed=2000 + i) for i in range(IN_FLIGHT)]
+        return [engine.generate(f"{tag}{i}", prompt(i), 160, seed=2000 + i) for i in range(IN_FLIGHT)]
 
     before = [told(work.result(60)) for work in batch("head")]
     running = batch("fp32")

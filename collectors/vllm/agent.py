@@ -183,7 +183,7 @@ class Agent:
         rest = iter(records)
         while self.guard.run("assemble", self.assembler.take_in, rest) is None:
             self.assembler.hole()
-            self.tap.misread = True
+            self.tap.distrust()
             if self.guard.is_off("assemble"):
                 return
 

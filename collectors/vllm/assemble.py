@@ -189,8 +189,10 @@ class Assembler:
 
     def _sampled(self, record: tuple[Any, ...]) -> None:
         """A ``tap.Sampled``, or a tuple of its fields, of which none is made: this runs for every step."""
-        _, weight, _, _, marked, time, rows, told, _, told_type, logprob_type, epoch, label, inferred = record
-        layout = None if told_type is None else (rows and len(told) // rows, told_type, logprob_type)
+        _, weight, ids, _, marked, time, told, logprobs, types, epoch, label, inferred = record
+        layout = None
+        if types is not None:
+            layout = len(told) // len(ids), len(logprobs) // len(ids), types
         if (epoch, label, inferred, layout) != self._origin or self._steps or self._unsettled >= UNSETTLED_ROWS:
             self.settle()
             self._origin = _Origin(epoch, label, inferred, layout)
@@ -205,7 +207,7 @@ class Assembler:
         """Read the steps that wait. True, so that a guard can tell it from a contained fault."""
         steps, batches, firsts, ends = self._forget_steps()
         if batches:
-            grown = self._append_rows(rows_of(batches), firsts)
+            grown = self._append_rows(rows_of(batches, self._origin.layout), firsts)
         elif steps:
             grown = self._append_outputs(by_request(steps), ends)
         else:

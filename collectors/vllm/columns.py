@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Layout = tuple[int, Any, Any]
-"""Width and element types of recorded logprobs: what must be equal for outputs that are read together."""
+Layout = tuple[Any, ...]
+"""What must be equal for logprobs that are read together: their width and element types. Of outputs in entries; of
+batches in bytes of ids, of logprobs, and both types in one."""
 
 Batch = tuple[Any, ...]
 """A ``tap.Sampled``, or a tuple of its fields."""
@@ -70,26 +71,29 @@ def layout_of(outputs: list[Any]) -> Layout | None:
     return None
 
 
-def rows_of(batches: list[Batch]) -> Rows:
-    """Read batches of one width and of the same element types.
+def rows_of(batches: list[Batch], layout: Layout | None) -> Rows:
+    """Read batches of one layout.
 
     Raises:
         ValueError: a request took a token and has no row, or the rows are not one for each request.
     """
-    _, _, of_steps, takers, _, _, counts, told, logprobs, told_type, logprob_type, *_ = zip(*batches, strict=True)
+    _, _, of_steps, takers, _, _, told, logprobs, *_ = zip(*batches, strict=True)
     if takers.count(None) == len(takers) and all(map(of_steps[0].__eq__, of_steps)):  # most of the time
         ids, sizes = of_steps[0], [len(of_steps)] * len(of_steps[0])
         order = np.arange(len(of_steps) * len(ids)).reshape(len(of_steps), -1).T.ravel()
     else:
         ids, sizes, order = _order(of_steps, takers)
-    if told_type[0] is not None and counts != tuple(map(len, of_steps)):
-        raise ValueError(f"{sum(counts)} rows recorded for batches of {sum(map(len, of_steps))} requests")
-    if not sum(counts):
+    if layout is None:
         return Rows(ids, sizes, np.full(order.size, -1, np.int32), np.full(order.size, np.nan, np.float32))
-    columns = [
-        np.frombuffer(b"".join(parts), of_type).reshape(sum(counts), -1)[:, 0][order].astype(native, copy=False)
-        for parts, of_type, native in ((told, told_type[0], np.int32), (logprobs, logprob_type[0], np.float32))
-    ]
+    count = sum(map(len, of_steps))
+    *widths, types = layout
+    columns = []
+    for parts, width, of_type, native in zip((told, logprobs), widths, types, (np.int32, np.float32), strict=True):
+        joined = b"".join(parts)
+        if len(joined) != count * width:
+            raise ValueError(f"{len(joined)} bytes recorded for batches of {count} requests, {width} of each")
+        read = np.frombuffer(joined, of_type).reshape(count, -1)
+        columns.append(read[:, 0][order].astype(native, copy=False))
     return Rows(ids, sizes, *columns)
 
 

@@ -61,16 +61,16 @@ class Sampled(NamedTuple):
     """One step's accepted tokens, as the model runner put them out for all its requests at once.
 
     The two arrays are copied, since that costs less than to free them later: a runner's arrays lie in memory that its
-    GPU writes to, and who drops the last reference waits for the driver. The last five fields are what must be equal
+    GPU writes to, and who drops the last reference waits for the driver. The last four fields are what must be equal
     for steps that are read together: see ``assemble``.
 
     Attributes:
         ids: the batch, in the order of the rows of the arrays.
         accepted: requests that took the token of their row; None: all of them.
-        marked: the outputs that are a request's first or last; None: there are none.
-        rows: of the two arrays [rows, width], of which column 0 has the sampled token and its logprob.
-        told: bytes of the one with token ids. logprobs: of the one with logprobs (nats). Empty where none are recorded.
-        told_type, logprob_type: element types of the two; None where none are recorded.
+        marked: the outputs that are a request's first or last; None: there are none, and ``time`` is not told.
+        told, logprobs: bytes of two arrays [batch, width], of which column 0 has the sampled token's id and its logprob
+            (nats). Empty where none are recorded.
+        types: of the elements of the two; None where none are recorded.
         label: vLLM's own for the weights.
     """
 
@@ -80,11 +80,9 @@ class Sampled(NamedTuple):
     accepted: list[str] | None
     marked: list[Any] | None
     time: float
-    rows: int
     told: bytes
     logprobs: bytes
-    told_type: Any
-    logprob_type: Any
+    types: Any
     epoch: int
     label: Any
     inferred: int | None
@@ -125,7 +123,8 @@ class Tap:
         turns: times that the engine scheduled, or that its step function returned; rises as long as its loop does.
         step: batches executed since the tap was put in.
         by_rows: tokens are read from the model runner's arrays, else from each request's outputs; see ``fits_rows``.
-        misread: set by the sender's thread where it can't read the arrays: from then on it gets the outputs.
+        types: of the elements of the runner's two arrays, as of the last step that was not even; None: not known.
+        misread: the arrays can't be read; see ``distrust``.
         epoch: flag epoch; raised by an applied switch.
         update_open: a weight update is under way.
         updates: weight updates that were finished. updated: wall clock of the last one; 0.0 before the first.
@@ -161,6 +160,7 @@ class Tap:
         self._manager = getattr(engine.scheduler, "kv_cache_manager", None)
         self.by_rows = fits_rows(engine)
         self.misread = False
+        self.types: Any = None
         self.fresh: set[str] = set()
         self.on_update = _updater(self, engine, engine.scheduler)
         self._next_version: int | None = None
@@ -197,7 +197,41 @@ class Tap:
             if output.total_num_scheduled_tokens:
                 self.step += 1
 
-    def mark(self, outputs: list[Any]) -> tuple[list[str], list[Any]]:
+    def distrust(self) -> None:
+        """Hand out the outputs from now on, since the arrays are not what we think they are. From any thread."""
+        self.misread, self.types = True, None
+
+    def on_uneven(self, result: Any, sampled: Any, size: int, label: Any) -> None:
+        """``on_update`` of a step in which a request begins, ends, or takes no token, or of one without logprobs.
+
+        Args:
+            result: of ``Scheduler.update_from_output``.
+            sampled: what it was given of the model runner.
+            size: outputs in ``result``.
+            label: vLLM's own for the weights.
+        """
+        if not size:
+            return
+        ids, recorded = sampled.req_ids, sampled.logprobs
+        accepted, marked = self._mark([output for of_client in result.values() for output in of_client.outputs])
+        if recorded is not None and len(recorded.logprobs) != len(ids):
+            self.distrust()
+        if self.misread:
+            self._put(Stepped(self.shed, size, result, time.time(), self.epoch, self.inferred, label))
+            return
+        told = logprobs = b""
+        types = None
+        if recorded is not None:
+            told, logprobs = recorded.logprob_token_ids.tobytes(), recorded.logprobs.tobytes()
+            types = self.types = recorded.logprob_token_ids.dtype, recorded.logprobs.dtype
+        self._put(
+            Sampled(
+                self.shed, size, ids, accepted, marked, time.time(), told, logprobs, types,
+                self.epoch, label, self.inferred,
+            )
+        )  # fmt: skip
+
+    def _mark(self, outputs: list[Any]) -> tuple[list[str], list[Any]]:
         """Of one step: who took a token, and the outputs that are the first or the last of a request."""
         fresh = self.fresh
         accepted = [output.request_id for output in outputs if output.new_token_ids]
@@ -294,42 +328,32 @@ class Tap:
 def _updater(tap: Tap, engine: Any, scheduler: Any) -> Callable[[Any, Any, Any], None]:
     """``Scheduler.update_from_output(scheduler_output, model_runner_output) -> outputs by client``, its hook.
 
-    Nothing is read of single requests but in a step in which one begins, ends, or takes no token: then the outputs,
-    which vLLM made just now, say which. A function of its own, and a plain tuple: this runs in every step, with its
-    objects out of the caches.
+    Most steps are even: every request of the batch takes one token, and none begins or ends. Of these nothing is read
+    but the batch's arrays; of all others ``Tap.on_uneven`` notes more. A function of its own, short, and a plain tuple:
+    this runs in every step, with its objects and its own code out of the caches.
     """
-    append, now, labelled = tap.records.append, time.time, hasattr(engine, "_weight_version")
+    append, labelled = tap.records.append, hasattr(engine, "_weight_version")
 
     def on_update(result: Any, _scheduled: Any, sampled: Any) -> None:
-        shed = tap.shed
-        tap.shed = shed + 1  # taken back below: a fault in between leaves a hole that is seen
-        size = 0
-        for of_client in result.values():
-            size += len(of_client.outputs)
-        if not size:
-            tap.shed = shed
-            return
-        ids, recorded = sampled.req_ids, sampled.logprobs
-        accepted = marked = None
-        if size != len(ids) or scheduler.finished_req_ids or tap.fresh:
-            accepted, marked = tap.mark([output for of_client in result.values() for output in of_client.outputs])
-        if tap.put - tap.taken >= tap.limit:
-            return
-        label = engine._weight_version if labelled else None
-        record: Noted
-        if tap.misread:
-            record = Stepped(shed, size, result, now(), tap.epoch, tap.inferred, label)
-        elif recorded is None:
-            record = (shed, size, ids, accepted, marked, now(), 0, b"", b"", None, None, tap.epoch, label, tap.inferred)
-        else:
-            told, logprobs = recorded.logprob_token_ids, recorded.logprobs
-            record = (
-                shed, size, ids, accepted, marked, now(), len(told), told.tobytes(), logprobs.tobytes(),
-                told.dtype, logprobs.dtype, tap.epoch, label, tap.inferred,
-            )  # fmt: skip
-        tap.put += size
-        tap.shed = shed
-        append(record)
+        try:
+            size = 0
+            for of_client in result.values():
+                size += len(of_client.outputs)
+            ids, recorded = sampled.req_ids, sampled.logprobs
+            label = engine._weight_version if labelled else None
+            if size != len(ids) or recorded is None or scheduler.finished_req_ids or tap.fresh or tap.types is None:
+                tap.on_uneven(result, sampled, size, label)
+            elif tap.put - tap.taken >= tap.limit:
+                tap.shed += 1
+            else:
+                told, logprobs = recorded.logprob_token_ids.tobytes(), recorded.logprobs.tobytes()
+                tap.put += size
+                append(
+                    (tap.shed, size, ids, None, None, 0.0, told, logprobs, tap.types, tap.epoch, label, tap.inferred)
+                )
+        except BaseException:
+            tap.shed += 1  # a hole that is seen
+            raise
 
     return on_update
 
