@@ -1,10 +1,11 @@
-"""What the collector's threads cost an engine, without an engine: a stand-in steps as fast as it is told.
+"""What the collector costs an engine, without an engine: a stand-in steps as fast as it is told.
 
 ``python -m bench.engine_threads [--tokens N] [--step-ms MS]``: a real agent, its real threads, and a real hub process
 take what 64 requests at a time put out in steps of ``--step-ms``, of which the stand-in computes some, so that the
-collector's code is out of the caches as beside a real engine. Prints CPU by thread, per step and per finished request;
-``--profile`` also where the sender's thread spent it, which makes that slower. ``--against CHECKOUT`` runs the
-collector of another checkout and this one in turn, and prints the ratio of each pair.
+collector's code is out of the caches as beside a real engine. Prints CPU by thread, per step and per finished request,
+and what the hooks add to the stand-in's own thread; ``--profile`` also where the sender's thread spent it, which makes
+that slower. ``--against CHECKOUT`` runs the collector of another checkout and this one in turn, and prints both figures
+of each pair.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.engine_side import Attached, Cpu
+from bench.engine_side import Attached, Cpu, StepTimer
 from rltop.backend.client import Client
 from rltop.collectors.launch import ensure_hub
 from rltop.collectors.rundir import RunDir
@@ -63,6 +64,7 @@ class Load:
 
     def __init__(self, tokens: int, step_s: float, spread: bool) -> None:
         self.engine = EngineCore(Scheduler())
+        self.engine.step_fn = self._step
         self.scheduler: Any = self.engine.scheduler
         self._tokens, self._step_s = tokens, step_s
         self._running: list[Any] = []
@@ -76,7 +78,7 @@ class Load:
         """As many steps as a request has tokens, so that ``RUNNING`` requests end."""
         for _ in range(self._tokens):
             until = time.perf_counter() + self._step_s
-            self._step()
+            self.engine.step_fn()
             self._compute(until)
 
     def _request(self) -> Any:
@@ -94,7 +96,7 @@ class Load:
         self.scheduler.add_request(added)
         return added
 
-    def _step(self) -> None:
+    def _step(self) -> tuple[dict[int, Outputs], bool]:
         scheduler = self.scheduler
         kept = [request for request in self._running if request.left]
         new = [self._request() for _ in range(RUNNING - len(kept))]
@@ -123,7 +125,7 @@ class Load:
         scheduler.outputs = {0: Outputs(outputs)}
         sampled = SimpleNamespace(req_ids=[output.request_id for output in outputs])
         sampled.logprobs = LogprobsLists(tokens, values)
-        scheduler.update_from_output(scheduled, sampled)
+        return scheduler.update_from_output(scheduled, sampled), True
 
     def _compute(self, until: float) -> None:
         """Python and memory for a share of the rest of the step, sleep for the other, as one that waits for its GPU."""
@@ -134,9 +136,10 @@ class Load:
         time.sleep(max(until - time.perf_counter(), 0.0))
 
 
-def measure(load: Load, rundir: RunDir, batches: int) -> tuple[list[Cpu], list[float]]:
-    """CPU of the collector's threads in each of some batches, and its counts of rollouts."""
-    attached = Attached(load.engine, rundir, None)
+def measure(load: Load, rundir: RunDir, batches: int) -> tuple[list[Cpu], StepTimer, list[float]]:
+    """CPU of the collector's threads in each of some batches, what its hooks took, its counts of rollouts."""
+    timer = StepTimer(load.engine, RUNNING)
+    attached = Attached(load.engine, rundir, timer)
     load.batch()
     found = []
     for _ in range(batches):
@@ -145,7 +148,7 @@ def measure(load: Load, rundir: RunDir, batches: int) -> tuple[list[Cpu], list[f
         found.append(Cpu(*(b - a for a, b in zip(before, attached.cpu(), strict=True))))
     counts = attached.counts()
     attached.agent.close()
-    return found, counts
+    return found, timer, counts
 
 
 def compare(other: Path, arguments: list[str]) -> None:
@@ -160,8 +163,9 @@ def compare(other: Path, arguments: list[str]) -> None:
                 command = [sys.executable, "-m", "bench.engine_threads", "--brief", *arguments]
                 environ = os.environ | {"PYTHONPATH": f"{tree}:{ROOT}"}
                 done = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=True)
-                costs.append(float(done.stdout))
-        print(f"{costs[0]:.1f} us a step there, {costs[1]:.1f} here: {costs[1] / costs[0]:.2f}", flush=True)
+                costs.append([float(cost) for cost in done.stdout.split()])
+        for what, there, here in zip(("threads", "hooks"), *costs, strict=True):
+            print(f"{what}: {there:.1f} us a step there, {here:.1f} here: {here / there:.2f}", flush=True)
 
 
 def main() -> None:
@@ -172,7 +176,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=10, help="so many times 64 finished requests")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT")
-    parser.add_argument("--brief", action="store_true", help="only the microseconds a step, of all threads")
+    parser.add_argument("--brief", action="store_true", help="microseconds a step: of all threads, of the hooks")
     arguments = parser.parse_args()
     if arguments.against is not None:
         more = ["--spread"] if arguments.spread else []
@@ -189,17 +193,18 @@ def main() -> None:
         ensure_hub(rundir)
         try:
             load = Load(arguments.tokens, arguments.step_ms / 1000, arguments.spread)
-            found, counts = measure(load, rundir, arguments.batches)
+            found, timer, counts = measure(load, rundir, arguments.batches)
         finally:
             with Client(rundir) as client:
                 client.stop_hub()
     if arguments.brief:
-        print(float(np.median([sum(cpu) for cpu in found])) / arguments.tokens * 1e6)
+        print(float(np.median([sum(cpu) for cpu in found])) / arguments.tokens * 1e6, np.median(timer.costs))
         return
     for name, seconds in zip(Cpu._fields, map(np.array, zip(*found, strict=True)), strict=True):
         us = seconds * 1e6
         print(f"{name}: {np.median(us) / arguments.tokens:.1f} us a step, ", end="")
         print(f"{np.median(us) / RUNNING:.1f} us a finished request (best batch {us.min() / RUNNING:.1f})")
+    print(f"hooks: {np.median(timer.costs):.1f} us a step, {np.median(timer.own):.1f} of them timing one by itself")
     print(f"rollouts offered, sent, dropped: {counts}")
     if arguments.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(45)

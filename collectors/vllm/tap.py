@@ -123,7 +123,7 @@ class Tap:
         turns: times that the engine scheduled, or that its step function returned; rises as long as its loop does.
         step: batches executed since the tap was put in.
         by_rows: tokens are read from the model runner's arrays, else from each request's outputs; see ``fits_rows``.
-        types: of the elements of the runner's two arrays, as of the last step that was not even; None: not known.
+        types: of the elements of the runner's two arrays, None: not known, or ``misread``.
         misread: the arrays can't be read; see ``distrust``.
         epoch: flag epoch; raised by an applied switch.
         update_open: a weight update is under way.
@@ -201,37 +201,16 @@ class Tap:
         """Hand out the outputs from now on, since the arrays are not what we think they are. From any thread."""
         self.misread, self.types = True, None
 
-    def on_uneven(self, result: Any, sampled: Any, size: int, label: Any) -> None:
-        """``on_update`` of a step in which a request begins, ends, or takes no token, or of one without logprobs.
-
-        Args:
-            result: of ``Scheduler.update_from_output``.
-            sampled: what it was given of the model runner.
-            size: outputs in ``result``.
-            label: vLLM's own for the weights.
-        """
-        if not size:
-            return
-        ids, recorded = sampled.req_ids, sampled.logprobs
-        accepted, marked = self._mark([output for of_client in result.values() for output in of_client.outputs])
-        if recorded is not None and len(recorded.logprobs) != len(ids):
+    def types_of(self, sampled: Any) -> Any:
+        """Of the arrays of a runner's output: ``types``; None where there are none, or they have other rows."""
+        recorded = sampled.logprobs
+        if recorded is not None and len(recorded.logprobs) != len(sampled.req_ids):
             self.distrust()
-        if self.misread:
-            self._put(Stepped(self.shed, size, result, time.time(), self.epoch, self.inferred, label))
-            return
-        told = logprobs = b""
-        types = None
-        if recorded is not None:
-            told, logprobs = recorded.logprob_token_ids.tobytes(), recorded.logprobs.tobytes()
-            types = self.types = recorded.logprob_token_ids.dtype, recorded.logprobs.dtype
-        self._put(
-            Sampled(
-                self.shed, size, ids, accepted, marked, time.time(), told, logprobs, types,
-                self.epoch, label, self.inferred,
-            )
-        )  # fmt: skip
+        if recorded is not None and not self.misread:
+            self.types = recorded.logprob_token_ids.dtype, recorded.logprobs.dtype
+        return self.types
 
-    def _mark(self, outputs: list[Any]) -> tuple[list[str], list[Any]]:
+    def mark(self, outputs: list[Any]) -> tuple[list[str], list[Any]]:
         """Of one step: who took a token, and the outputs that are the first or the last of a request."""
         fresh = self.fresh
         accepted = [output.request_id for output in outputs if output.new_token_ids]
@@ -328,11 +307,11 @@ class Tap:
 def _updater(tap: Tap, engine: Any, scheduler: Any) -> Callable[[Any, Any, Any], None]:
     """``Scheduler.update_from_output(scheduler_output, model_runner_output) -> outputs by client``, its hook.
 
-    Most steps are even: every request of the batch takes one token, and none begins or ends. Of these nothing is read
-    but the batch's arrays; of all others ``Tap.on_uneven`` notes more. A function of its own, short, and a plain tuple:
-    this runs in every step, with its objects and its own code out of the caches.
+    Nothing is read of single requests but in a step in which one begins, ends, or takes no token: then the outputs,
+    which vLLM made just now, say which. A function of its own, and a plain tuple: this runs in every step, with its
+    objects and its own code out of the caches.
     """
-    append, labelled = tap.records.append, hasattr(engine, "_weight_version")
+    append, now, labelled = tap.records.append, time.time, hasattr(engine, "_weight_version")
 
     def on_update(result: Any, _scheduled: Any, sampled: Any) -> None:
         try:
@@ -340,17 +319,30 @@ def _updater(tap: Tap, engine: Any, scheduler: Any) -> Callable[[Any, Any, Any],
             for of_client in result.values():
                 size += len(of_client.outputs)
             ids, recorded = sampled.req_ids, sampled.logprobs
-            label = engine._weight_version if labelled else None
-            if size != len(ids) or recorded is None or scheduler.finished_req_ids or tap.fresh or tap.types is None:
-                tap.on_uneven(result, sampled, size, label)
-            elif tap.put - tap.taken >= tap.limit:
+            accepted = marked = None
+            at = 0.0
+            if size != len(ids) or scheduler.finished_req_ids or tap.fresh:
+                if not size:
+                    return
+                accepted, marked = tap.mark([output for of_client in result.values() for output in of_client.outputs])
+                at = now()
+            if tap.put - tap.taken >= tap.limit:
                 tap.shed += 1
+                return
+            label = engine._weight_version if labelled else None
+            types = tap.types or tap.types_of(sampled)
+            record: Noted
+            if recorded is None:
+                record = (tap.shed, size, ids, accepted, marked, at, b"", b"", None, tap.epoch, label, tap.inferred)
+            elif types is None:
+                record = Stepped(tap.shed, size, result, now(), tap.epoch, tap.inferred, label)
             else:
                 told, logprobs = recorded.logprob_token_ids.tobytes(), recorded.logprobs.tobytes()
-                tap.put += size
-                append(
-                    (tap.shed, size, ids, None, None, 0.0, told, logprobs, tap.types, tap.epoch, label, tap.inferred)
-                )
+                record = (
+                    tap.shed, size, ids, accepted, marked, at, told, logprobs, types, tap.epoch, label, tap.inferred
+                )  # fmt: skip
+            tap.put += size
+            append(record)
         except BaseException:
             tap.shed += 1  # a hole that is seen
             raise
