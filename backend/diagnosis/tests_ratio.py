@@ -16,7 +16,7 @@ from rltop.backend.diagnosis import loop, sequential
 from rltop.backend.diagnosis.pile import Pile, Piles
 from rltop.backend.diagnosis.sequential import Floats, Shift
 from rltop.backend.diagnosis.tell import FOUND, LOG_FOUND, asked, finding, unknown
-from rltop.backend.diagnosis.tests_level import exceeds, floor_of
+from rltop.backend.diagnosis.tests_level import bound_of, exceeds
 from rltop.backend.diagnosis.verdict import Finding
 
 LEAST_RATIO = 2e-3
@@ -303,7 +303,7 @@ def slope(piles: Piles) -> Iterator[Finding]:
         if not pile.moments[:, loop.M_DE, 1].sum():
             yield unknown("slope", "it needs matched tokens and the trainer's entropy", engine)
             continue
-        yield _slope(pile, engine, floor_of(piles, engine)[0])
+        yield _slope(pile, engine, bound_of(piles, engine)[0])
 
 
 def _slope(pile: Pile, engine: str | None, least: float) -> Finding:
