@@ -35,12 +35,16 @@ def usual(run: Pile, declared: float) -> float:
         run: all engines together.
         declared: the same as the dtypes imply it.
     """
-    rows = np.cumsum(run.moments[:, loop.M_DD, 0])
-    if not rows.size or rows[-1] < BASE_SEQUENCES:
+    rows = square = room = 0.0
+    for step in range(run.steps):
+        rows += run.moments[step, loop.M_DD, 0]
+        square += run.moments[step, loop.M_DD, 2]
+        room += run.sums[step, loop.ROOM]
+        if rows >= BASE_SEQUENCES:
+            break
+    else:
         return declared
-    base = slice(0, int(np.argmax(rows >= BASE_SEQUENCES)) + 1)
-    square, room = run.moments[base, loop.M_DD, 2].sum(), run.sums[base, loop.ROOM].sum()
-    own = math.sqrt(float(square) / max(float(room), 1e-9))
+    own = math.sqrt(square / max(room, 1e-9))
     return min(declared, max(WIDER * own, FINEST * declared))
 
 
