@@ -156,8 +156,8 @@ TESTS: tuple[Test, ...] = (
             "sequences of either kind"
         ),
         formula=(
-            "log ratio of mean |d|, beyond a factor of 1.5 and the floor; alike where its 95 % interval is within a"
-            " factor of 2"
+            "log ratio of mean |d|, beyond a factor of 1.5; the floor's bound is added to both, or what dtypes imply;"
+            " alike where the 95 % interval is within a factor of 2"
         ),
         rate=MEAN,
         source="NeMo-RL, issue 4018; lmdeploy, issue 4917",

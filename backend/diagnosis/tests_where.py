@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -140,14 +141,14 @@ def _pair(
         side = name if pile.steps == 0 or a[:, 0].sum() <= b[:, 0].sum() else against
         more = int(sequential.MIN_SEQUENCES - few)
         return unknown(test, f"matched tokens of {side} in {int(few)} sequences alone", more=more)
-    least, _ = bound_of(piles, None)
-    up, down = _since_over(a, b, pile, least)
-    for outcome, shift in ((outcomes[0], up), (outcomes[1], down)):
+    least, coarse = bound_of(piles, None)[0], floor_of(piles, None)[0]
+    both = [_since_over(a, b, pile, ground) for ground in sorted({least, coarse})]
+    up, down = (_best(of) for of in zip(*both, strict=True))
+    for outcome, shift, worse in ((outcomes[0], up, one), (outcomes[1], down, other)):
         if shift.log_e >= LOG_FOUND:
             text = f"matched |d| of {name} is {_times(shift)} that of {against}"
-            return finding(
-                test, outcome, shift, pile, text=text, unit="log", detail=_elsewhere(pile, shift, one, least)
-            )
+            where = _elsewhere(pile, shift, worse, least)
+            return finding(test, outcome, shift, pile, text=text, unit="log", detail=where)
     all_a, all_b = (sequential.stretches(x.sum(axis=0)[None]) for x in (a, b))
     ratio, variance, _ = _log_ratio(all_a, all_b, least)
     error = sequential.Z95 * math.sqrt(float(variance[0]))
@@ -155,6 +156,12 @@ def _pair(
         more = max(int(few * (error**2 / APART**2 - 1)), 1)
         return unknown(test, f"{name} have {_times(up)} the |d| of {against}: too few to tell", more=more)
     return finding(test, outcomes[2], up, pile, text=f"{name} have {_times(up)} the |d| of {against}", unit="log")
+
+
+def _best(tried: Sequence[Shift]) -> Shift:
+    """The one with the most evidence, less what it costs to have tried the others."""
+    best = max(tried, key=lambda shift: shift.log_e)
+    return replace(best, log_e=best.log_e - math.log(len(tried)))
 
 
 def _elsewhere(pile: Pile, shift: Shift, figure: int, least: float) -> str:
