@@ -24,6 +24,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.evident import evident
 from bench.fault_runs import RUNS, Run
 from rltop.backend.demo.faults import BY_NAME as FAULTS
 from rltop.backend.diagnosis.course import Stretch
@@ -46,6 +47,7 @@ class Scored:
         onset: the first step whose rows have the fault; None of a healthy run.
         steps, verdicts: what was told as of which step.
         milliseconds: per verdict.
+        evident: the first step by which who knew the fault could tell it (``bench.evident``); None: never, or healthy.
     """
 
     run: Run
@@ -53,6 +55,7 @@ class Scored:
     steps: list[int]
     verdicts: list[Verdict]
     milliseconds: list[float]
+    evident: int | None = None
 
     @property
     def code(self) -> str:
@@ -114,12 +117,15 @@ class Scored:
 def score(run: Run, path: Path) -> Scored:
     """Diagnose a packed run at each of its steps."""
     steps, verdicts, milliseconds = [], [], []
-    for case in load(path):
+    cases = load(path)
+    for case in cases:
         began = time.perf_counter()
         verdicts.append(diagnose(case))
         milliseconds.append(1000 * (time.perf_counter() - began))
         steps.append(case.steps[-1].step)
-    return Scored(run, onset_of(run), steps, verdicts, milliseconds)
+    onset = onset_of(run)
+    sure = None if onset is None else evident(run, onset, cases[-1])
+    return Scored(run, onset, steps, verdicts, milliseconds, sure)
 
 
 def speed(path: Path, tokens: int = 1_000_000) -> str:
@@ -175,14 +181,15 @@ def chosen(part: str) -> list[Run]:
 def lines(scored: Sequence[Scored]) -> list[str]:
     """A line for each run: what was told, and when."""
     found = [
-        "| run | onset | told at | named from | says | of | confidence |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| run | onset | evident | told at | named from | says | of | confidence |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in scored:
         first = one.verdicts[-1].causes[:1]
         sure = f"{first[0].confidence:.2f}" if first else "-"
         verdict = "" if one.right else " **wrong**"
-        cells = (one.run.name, one.onset, one.found, one.named, f"{one.told}{verdict}", one.code or "healthy", sure)
+        when = one.onset, one.evident, one.found, one.named
+        cells = (one.run.name, *when, f"{one.told}{verdict}", one.code or "healthy", sure)
         found.append("| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |")
     return found
 
@@ -200,7 +207,6 @@ def summary(scored: Sequence[Scored]) -> list[str]:
     """The figures that count."""
     faults = [one for one in scored if one.onset is not None]
     healthy = [one for one in scored if one.onset is None]
-    delays = [one.found - one.onset for one in faults if one.found is not None and one.onset is not None]
     calm = sum(len(one.steps) for one in healthy)
     before = sum(1 for one in faults for step in one.steps if one.onset is not None and step < one.onset)
     undecided = sum(verdict.verdict == UNDECIDED for one in healthy for verdict in one.verdicts)
@@ -209,11 +215,13 @@ def summary(scored: Sequence[Scored]) -> list[str]:
     if faults:
         right = sum(one.right for one in faults)
         found.append(f"- top-1 cause right: {right} of {len(faults)} runs ({100 * right / len(faults):.0f} %)")
-        late = sum(delay > 5 for delay in delays)
-        found.append(
-            f"- told after onset: median {statistics.median(delays) if delays else '-'} steps, worst "
-            f"{max(delays, default='-')}; later than 5 steps {late}, never {len(faults) - len(delays)}"
-        )
+        told, named = [one.found for one in faults], [one.named for one in faults]
+        for since, begins in (
+            ("onset", [one.onset for one in faults]),
+            ("it was evident", [one.evident for one in faults]),
+        ):
+            found.append(f"- told after {since}: {_delays(told, begins)}")
+            found.append(f"- named rightly from then on, after {since}: {_delays(named, begins)}")
     found.append(
         f"- false alarms: {sum(len(one.alarms) for one in healthy)} in {calm} steps of {len(healthy)} healthy runs, "
         f"{sum(len(one.alarms) for one in faults)} in {before} steps before onsets; "
@@ -222,6 +230,12 @@ def summary(scored: Sequence[Scored]) -> list[str]:
     if times:
         found.append(f"- a verdict takes {statistics.median(times):.1f} ms (worst {max(times):.0f} ms)")
     return found
+
+
+def _delays(told: Sequence[int | None], since: Sequence[int | None]) -> str:
+    late = [at - begin for at, begin in zip(told, since, strict=True) if at is not None and begin is not None]
+    worst = f"median {statistics.median(late)} steps, worst {max(late)}" if late else "-"
+    return f"{worst}; later than 5 steps {sum(delay > 5 for delay in late)}, never {told.count(None)}"
 
 
 def wrong(scored: Iterable[Scored]) -> Iterable[str]:
@@ -278,6 +292,10 @@ causes were written, the others only scored.
 A run is right where at its last step the first cause is the fault's own, or is one of the pair that no passive metric
 tells apart (a partial update, a stale prefix cache), named together with the probe that would. *Told at* is the first
 step with a verdict of fault, *named from* the step from which on it stays right. `-` says healthy, `?` undecided.
+*Onset* is the first step whose rows can have the fault. Where it comes slowly it is *evident* later: from the step on
+by which who knows what it is, where, since when and how large could be as sure as the tests are to be
+([`bench/evident.py`](../bench/evident.py); read from the run, whatever the verdicts say). Nothing with their error rate
+can be sooner; tests that have a bound instead of a rate may be.
 
 The scored part was first scored when 36 of its runs were there: 25 of 28 faults were right, and one healthy step of 504
 had an alarm. That showed mistakes of reasoning, which were then corrected: a temperature may look one-sided where the

@@ -229,6 +229,9 @@ def test_what_no_cause_explains_is_told_as_such() -> None:
         (["slope flatter", "T8 jump", "floor above", "entropy rising"], "trainer-without-temperature"),
         (["T3 negative", "T1 below", "T5 below", "floor above"], "truncation-in-record"),
         (["T5 below"], "shaped-in-silence"),
+        (["T5 below", "T4 sharper", "T1 above=old"], "shaped-in-silence"),
+        (["T5 below", "T4 sharper", "T1 above=all", "floor above"], "raw-logprobs"),
+        (["T3 negative", "T2 too_negative", "floor above", "record zeros"], "truncation-in-record"),
         (["facts shaped=default_sampling", "T5 below", "floor above"], "generation-config"),
         (["facts shaped=repetition_penalty", "floor above"], "penalties"),
         (["T6 shifted", "T1 above", "floor above", "T2 positive"], "shifted-logprobs"),
@@ -238,7 +241,8 @@ def test_what_no_cause_explains_is_told_as_such() -> None:
         (["floor above", "fit partial", "T8 jump"], "partial-update"),
         (["floor above", "fit partial", "T8 jump", "T11 hit_worse"], "stale-prefix-cache"),
         (["floor above", "fit partial", "T8 jump", "T11 hit_worse", "in_flight after_worse"], "stale-prefix-cache"),
-        (["floor above", "fit partial", "in_flight after_worse"], "kept-kv"),
+        (["floor above", "fit partial", "in_flight after_worse=alone"], "kept-kv"),
+        (["floor above", "T8 jump", "in_flight after_worse=elsewhere too"], "partial-update"),
         (["floor rounding", "facts differs=dtype", "facts differs=head_dtype"], "other-rounding"),
         (["floor rounding", "facts differs=head_dtype"], "head-precision"),
         (["repeat differs", "floor above", "T12 heavy"], "dropout"),
@@ -271,6 +275,14 @@ def test_a_fleet_that_samples_flatter_may_be_stale_where_no_old_logprobs_tell() 
     unknown = [Finding(name, UNKNOWN) for name in ("floor", "fit", "T8", "slope")]
     made = {s.known.id: s.confidence for s in infer([alarm("T4 flatter"), *unknown], CAUSES).suspects}
     assert made["never-updated"] > made["trainer-without-temperature"] > 0.2
+
+
+def test_a_fleet_without_updates_is_named_though_one_engine_is_too_near_to_call() -> None:
+    frozen = [alarm("fit frozen", engine) for engine in ("e0", "e1")]
+    above = [alarm("floor above", engine) for engine in ENGINES]
+    assert best([*above, *frozen, Finding("fit", UNKNOWN, engine="e2"), alarm("T8 jump")]) == "never-updated"
+    part = [alarm("fit partial", engine) for engine in ("e0", "e2")]
+    assert best([*above, frozen[1], *part, alarm("T8 jump")]) == "partial-update"
 
 
 def test_a_stale_cache_and_a_partial_update_are_named_together_where_hits_and_misses_are_not_to_be_compared() -> None:

@@ -9,7 +9,7 @@ from rltop.backend.diagnosis.case import Case
 from rltop.backend.diagnosis.pile import Piles
 from rltop.backend.diagnosis.tell import unknown
 from rltop.backend.diagnosis.tests import BY_NAME, UNKNOWN
-from rltop.backend.diagnosis.tests_level import floor_of
+from rltop.backend.diagnosis.tests_level import bound_of
 from rltop.backend.diagnosis.verdict import Finding
 
 ASK: dict[str, Callable[[Piles], Iterator[Finding]]] = {
@@ -87,7 +87,7 @@ def _blind(piles: Piles, engine: str | None, seen: bool) -> str:
     late = pile.from_step(max(pile.steps - LATE_STEPS, 0))
     if not late.sums[:, loop.MATCHED].sum():
         return f"no version-matched tokens in the latest {LATE_STEPS} steps"
-    least, _ = floor_of(piles, engine)
+    least, _ = bound_of(piles, engine)
     square = late.moments[:, loop.M_DD, 2].sum() / max(float(late.sums[:, loop.ROOM].sum()), 1e-9)
     if square > least**2 and not seen:
         return "the latest matched gap is above its floor, in too few sequences to be sure"

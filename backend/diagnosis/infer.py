@@ -151,6 +151,7 @@ class _Seen:
 
     def __init__(self, findings: Sequence[Finding], engines: Collection[str]) -> None:
         spoken = [finding for finding in findings if finding.outcome != UNKNOWN]
+        self.unsure = [finding for finding in findings if finding.outcome == UNKNOWN]
         self.odd = sorted(filter(_stands_out, spoken), key=_order)
         self.tests = {finding.test for finding in spoken}
         self.calm = self.tests - {finding.test for finding in self.odd}
@@ -202,10 +203,17 @@ def _suspect(known: Known, seen: _Seen, given: bool | None) -> Suspect | None:
     stated = any(finding.test == "facts" for finding in also)
     if not (shown or stated) or (known.one_engine and not _on_part(shown, seen)):
         return None
-    if known.all_engines and {finding.engine for finding in shown} < seen.engines:
+    if known.all_engines and _spared(shown, seen):
         return None
     prior = (UNSTATED if known.where and given is None else 1.0) * MAYBE ** len(open_signs)
     return Suspect(known, sorted(shown, key=_order), also, open_signs, prior)
+
+
+def _spared(shown: Sequence[Finding], seen: _Seen) -> bool:
+    """Whether some engines do not show it: of a minority, a test that can't say yet says nothing against it."""
+    have, tests = {finding.engine for finding in shown}, {finding.test for finding in shown}
+    unsure = {f.engine for f in seen.unsure if f.test in tests} - have if 2 * len(have) > len(seen.engines) else set()
+    return have | unsure < seen.engines
 
 
 def _on_part(shown: Sequence[Finding], seen: _Seen) -> bool:

@@ -22,10 +22,12 @@ TESTS: tuple[Test, ...] = (
         },
         on="version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0",
         formula=(
-            "root of mean d d over mean 1 - p: 0.004 for float32 on both sides, 0.05 for 16 bits, 0.5 for 8; "
-            "rounding up to 0.09; by d d, |d|, tokens beyond a bound (Chebyshev), and |d| of tokens after an update"
+            "root of mean d d over mean 1 - p: 0.004 for float32 on both sides, 0.05 for 16 bits, 0.5 for 8, or ten"
+            " times that of the run's first 32 sequences where it is lower (down to a hundredth); rounding up to 0.09;"
+            " by d d, |d|, tokens beyond a bound (Chebyshev), |d| of tokens after an update, and a bet on the share of"
+            " sequences with a |d| beyond 0.001, of which 2 % may have one"
         ),
-        rate=MEAN,
+        rate=MEAN + "; the bet needs neither",
         source="of logit noise s: E d d = s s (1 - sum p p); Fast-LLM, pull 525 (measured by dtypes)",
         by_engine=True,
     ),
@@ -44,7 +46,8 @@ TESTS: tuple[Test, ...] = (
         on=("version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0, by old logprobs"),
         formula=(
             "matched k3 over the k3 that the trainer's own weights move per version of lag: versions behind, "
-            "its root where it is more than the lag; frozen: 1 or more, and 0.2 of the steps since it began"
+            "its root where it is more than the lag; frozen: 1 or more, and 0.2 of the steps since it began; partial:"
+            " half of that or less"
         ),
         rate=MEAN + "; which of the two is an estimate",
         source="k3 goes with lag to lag^2",
@@ -93,9 +96,9 @@ TESTS: tuple[Test, ...] = (
             " any, k3 of all"
         ),
         formula=(
-            "mean |d| above twice that of the run's first step and the floor; ramp: the later half is twice the "
-            "earlier; unknown where k3 is above four times that of steps 1 to 5, and 0.005: so is a larger "
-            "learning rate's"
+            "as floor, with twice the size of the run's first step as the bound where that is larger; ramp: of 6 steps"
+            " or more the later half is twice the earlier; unknown where k3 is above four times that of steps 1 to 5,"
+            " and 0.005: so is a larger learning rate's"
         ),
         rate=MEAN,
         source="SkyRL, issue 1680; NeMo-RL, issue 3839",
@@ -127,7 +130,10 @@ TESTS: tuple[Test, ...] = (
             "version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0; without"
             " any, k3 of all at equal lags, of three steps or more"
         ),
-        formula="log ratio of mean |d| (k3) of one engine and the others, beyond a factor of 1.5",
+        formula=(
+            "log ratio of mean |d| (k3) of one engine and the others, beyond a factor of 1.5; what dtypes imply is"
+            " added to both, or the floor's bound where the others are below it"
+        ),
         rate=MEAN,
         source="vime, issue 66; a ratio test, as a fleet has few engines",
         by_engine=True,
@@ -149,9 +155,13 @@ TESTS: tuple[Test, ...] = (
             "version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0, of 8 "
             "sequences of either kind"
         ),
-        formula="log ratio of mean |d|, beyond a factor of 1.5 and the floor",
+        formula=(
+            "log ratio of mean |d|, beyond a factor of 1.5; the floor's bound is added to both, or what dtypes imply;"
+            " alike where the 95 % interval is within a factor of 2"
+        ),
         rate=MEAN,
         source="NeMo-RL, issue 4018; lmdeploy, issue 4917",
+        detail="of worse: alone where no other matched token has a gap, else elsewhere too",
     ),
     Test(
         name="T12",
@@ -226,6 +236,7 @@ TESTS: tuple[Test, ...] = (
         formula="as T11",
         rate=MEAN,
         source="NeMo-RL, issue 3839; vLLM, issue 54443",
+        detail="as T11",
         mild=(
             "after_worse",
             "before_worse",

@@ -25,6 +25,7 @@ TESTS: tuple[Test, ...] = (
         rate=BET + "; below 1 as far as ratios beyond 21 add nothing to the mean",
         source="E[pi / mu] = 1 over what mu sampled; betting: Waudby-Smith and Ramdas 2024",
         by_engine=True,
+        detail="of above: old where the mean ratio of version-matched tokens is 1 for sure, else all",
     ),
     Test(
         name="T2",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from rltop.backend.diagnosis import loop, sequential
 from rltop.backend.diagnosis.evidence import ABORTED, FAILED, REQUESTS, REWARD, TRUNCATED
@@ -29,33 +30,42 @@ def _levels(moments: Floats) -> Floats:
     return found
 
 
-FALL, FALL_STEPS, FALL_ERRORS = 0.062, 16, 3.0
-"""By so much a step, beyond so many errors of its slope, the logarithm of the entropy falls over so many steps where
-it collapses. Calibrated on recorded runs of the demo: 0.056 at most in healthy ones, 0.072 where the objective punishes
-entropy."""
+FALL, FALL_ERRORS = 0.062, 3.5
+"""By so much a step, beyond so many errors of its slope, the logarithm of the entropy falls where it collapses.
+Calibrated on recorded runs of the demo: 0.055 at most in healthy ones, wherever in them one begins to look, and 0.12
+where the objective punishes entropy."""
+
+FALL_STEPS = range(6, 17)
+"""Over so many steps in a row: a fast fall is seen in few, a slow one in many."""
 
 FALL_REACH = 400
 """Steps back that a fall is looked for: it stands until the entropy is back at what it was in the middle of it."""
+
+GROUPED = math.sqrt(8)
+"""A step's entropy errs by so much more than if its sequences were independent, where eight are of one prompt and
+alike: prompts are why it goes up and down, by 2.8 of such errors in runs of the demo."""
 
 
 def entropy(piles: Piles) -> Iterator[Finding]:
     """The trainer's mean entropy over sampled tokens, now against the run's first steps and some steps ago."""
     pile = piles.run
-    series = _levels(pile.moments[:, loop.ENTROPY])
+    moments = pile.moments[:, loop.ENTROPY]
+    series = _levels(moments)
     there = np.flatnonzero(np.isfinite(series))
-    if there.size < FIRST_STEPS + LATE_STEPS:
-        yield unknown("entropy", "the trainer passes no entropy, or fewer than 8 steps of it")
+    if there.size < FALL_STEPS[0]:
+        yield unknown("entropy", f"the trainer passes no entropy, or fewer than {FALL_STEPS[0]} steps of it")
         return
     first, now = float(series[there[:FIRST_STEPS]].mean()), float(series[there[-LATE_STEPS:]].mean())
-    rate, at = _worst_fall(series[there])
+    rate, at = _worst_fall(series[there], _errors(moments[there]))
+    apart = there.size >= FIRST_STEPS + LATE_STEPS
     outcome, start = "steady", 0
-    if now < COLLAPSED * first or rate > FALL:
-        outcome, start = "collapsed", int(there[at]) if rate > FALL else 0
-    elif now < first / 2:
+    if (apart and now < COLLAPSED * first) or rate > FALL:
+        outcome, start = "collapsed", int(there[at])
+    elif apart and now < first / 2:
         outcome = "falling"
-    elif now > 1.5 * first:
+    elif apart and now > 1.5 * first:
         outcome = "rising"
-    if outcome in ("collapsed", "falling") and not start:
+    if outcome in ("collapsed", "falling") and rate <= FALL:
         start = int(np.flatnonzero(series < first / 2)[0])
     told = Shift(0.0 if outcome == "steady" else FOUND, start, now, math.nan, math.nan, 0, 0)
     text = f"entropy {now:.3g} nats, {first:.3g} in the first steps"
@@ -63,23 +73,39 @@ def entropy(piles: Piles) -> Iterator[Finding]:
     yield finding("entropy", outcome, told, pile, text=text, unit="nats")
 
 
-def _worst_fall(levels: Floats) -> tuple[float, int]:
-    """The fastest fall that has not been made up for, and the index of its first step; that which came first."""
-    for at in range(max(levels.size - FALL_REACH, 0), levels.size - FALL_STEPS + 1):
-        part = levels[at : at + FALL_STEPS]
-        rate = _fall(part)
-        if rate > FALL and levels[-LATE_STEPS:].mean() < part[FALL_STEPS // 2]:
-            return rate, at
-    return 0.0, 0
+def _errors(moments: Floats) -> Floats:
+    """Of the logarithm of each step's mean [steps], where sequences of a prompt are alike."""
+    m, n, s, nn, ss, ns = moments.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = s / n
+        found: Floats = GROUPED * np.sqrt(np.maximum(ss - 2 * mean * ns + mean * mean * nn, 0.0)) / np.maximum(s, 1e-9)
+    return np.where(m > 1, found, np.inf)
 
 
-def _fall(levels: Floats) -> float:
-    """How fast the logarithm of a level falls, per step, less some errors of the slope."""
-    y, x = np.log(np.maximum(levels, 1e-9)), np.arange(levels.size) - (levels.size - 1) / 2
-    spread = float(x @ x)
-    slope = float(x @ y) / spread
-    rest = y - y.mean() - slope * x
-    return -slope - FALL_ERRORS * math.sqrt(float(rest @ rest) / (levels.size - 2) / spread)
+def _worst_fall(levels: Floats, errors: Floats) -> tuple[float, int]:
+    """The fall that was the first to be told and has not been made up for, and the index of its first step.
+
+    Args:
+        levels: by step [steps].
+        errors: of their logarithms, by what they are means of [steps].
+    """
+    skipped = max(levels.size - FALL_REACH, 0)
+    logs = np.log(np.maximum(levels[skipped:], 1e-9))
+    wobble = float(np.mean(np.diff(logs, 2) ** 2)) / 6  # of independent errors a second difference has six variances
+    squares = errors[skipped:] ** 2
+    now = float(np.log(max(levels[-LATE_STEPS:].mean(), 1e-9)))
+    best: tuple[int, float, int] | None = None
+    for steps in FALL_STEPS:
+        if steps > logs.size:
+            break
+        x = np.arange(steps) - (steps - 1) / 2
+        parts = sliding_window_view(logs, steps)
+        error = np.sqrt(np.maximum(wobble, sliding_window_view(squares, steps).mean(axis=1)) / (x @ x))
+        rates = -(parts @ x) / (x @ x) - FALL_ERRORS * error
+        for at in np.flatnonzero((rates > FALL) & (now < parts[:, steps // 2]))[:1]:
+            found = int(at) + steps, float(rates[at]), skipped + int(at)
+            best = found if best is None or found < best else best
+    return (best[1], best[2]) if best else (0.0, 0)
 
 
 def reward(piles: Piles) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from rltop.backend.diagnosis import loop, sequential
 from rltop.backend.diagnosis.pile import Pile, Piles
 from rltop.backend.diagnosis.sequential import Shift
 from rltop.backend.diagnosis.tell import LOG_FOUND, asked, finding, unknown
-from rltop.backend.diagnosis.tests_level import exceeds, floor_of
+from rltop.backend.diagnosis.tests_level import bound_of, exceeds
 from rltop.backend.diagnosis.tests_ratio import shape
 from rltop.backend.diagnosis.verdict import Finding
 
@@ -20,7 +20,7 @@ def fit(piles: Piles) -> Iterator[Finding]:
         if not pile.sums[:, loop.BY_OLD].sum():
             yield unknown("fit", "no old logprobs: pass sequences(old_logprobs=..., old_version=...)", engine)
             continue
-        least, _ = floor_of(piles, engine)
+        least, _ = bound_of(piles, engine)
         off = exceeds(pile, least)
         if off.log_e < LOG_FOUND:
             yield finding("fit", "matches", off, pile, engine, text="the record fits the version it is labelled with")
@@ -44,7 +44,13 @@ def fit(piles: Piles) -> Iterator[Finding]:
         if since < 1 or behind > since + lag + SLACK:
             yield unknown("fit", "one step, or a gap larger than the weights have moved since it began", engine)
             continue
-        frozen = behind >= max(FROZEN, FROZEN_SHARE * since)
+        enough = max(FROZEN, FROZEN_SHARE * since)
+        frozen = behind >= enough
+        if not frozen and behind > enough / 2:
+            yield unknown(
+                "fit", f"about {behind:.1f} versions behind the label in {since} steps: too near to call", engine
+            )
+            continue
         text = f"matched k3 {k3:.2g}; the trainer's own weights move {drift:.2g} in {lag:.1f} versions"
         text += (
             f": about {behind:.1f} versions behind the label"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rltop.backend.diagnosis import loop, sequential
+from rltop.backend.diagnosis import loop, rounding, sequential
 from rltop.backend.diagnosis.evidence import (
     ENGINE_ON_GRID,
     ENGINE_PAIRS,
@@ -63,18 +63,25 @@ def floor_of(piles: Piles, engine: str | None) -> tuple[float, str]:
     return SIXTEEN_BITS, "16 bits" if words else "dtypes that nobody states"
 
 
+def bound_of(piles: Piles, engine: str | None) -> tuple[float, str]:
+    """The bound on what rounding makes, in the same unit: of the declared dtypes or of the run's own first steps."""
+    declared, why = floor_of(piles, engine)
+    own = rounding.usual(piles.run, declared)
+    return (own, f"{rounding.WIDER:g} times the run's first steps, {why}") if own < declared else (declared, why)
+
+
 def _narrow(word: str) -> bool:
     return word.strip().lower() not in _WIDE
 
 
 def floor(piles: Piles) -> Iterator[Finding]:
-    """The mean square of matched d, per room for a difference, against what the declared dtypes imply."""
+    """The mean square of matched d, per room for a difference, against what dtypes and the run's first steps imply."""
     for engine, pile in asked(piles):
         n = pile.sums[:, loop.MATCHED]
         if not n.sum():
             yield unknown("floor", "no version-matched tokens yet: old logprobs, or tokens of lag 0", engine)
             continue
-        least, why = floor_of(piles, engine)
+        least, why = bound_of(piles, engine)
         over = exceeds(pile, least)
         size = math.sqrt(max(over.mean, 0.0) / _room(pile)[over.start])
         text = f"root mean square {size:.2g} nats per root of room"
@@ -101,7 +108,8 @@ def exceeds(pile: Pile, least: float) -> Shift:
     By d d, by |d|, whose mean is no larger than its root, and by how many tokens are beyond a bound c, which are no
     more than ``(least / c)^2`` per room (Chebyshev): squares have too heavy a tail to be averaged over few sequences
     where a fault is in few tokens, and say most where it is in all. Tokens after an update within their request, which
-    may have all of it, are looked at alone as well; of their room no more is known than that it is at most 1.
+    may have all of it, are looked at alone as well; of their room no more is known than that it is at most 1. Where
+    ``least`` is fine enough, sequences with a token far beyond it are bet on, too: a few tell it at once.
     """
     room = _room(pile)
     beyond, bound = (loop.M_BEYOND, loop.COARSE) if least < loop.COARSE / 2 else (loop.M_FAR, loop.FAR)
@@ -112,9 +120,11 @@ def exceeds(pile: Pile, least: float) -> Shift:
         sequential.above(pile.moments[:, beyond], pile.first, 0.2, share),
         sequential.above(pile.moments[:, loop.M_AFTER], pile.first, max(least, 0.02), least),
     )
-    log_e = float(np.logaddexp.reduce([shift.log_e for shift in found])) - math.log(len(found))
-    best = max(found, key=lambda shift: shift.log_e)
-    start = best.start if log_e >= LOG_FOUND else 0
+    evidence = [(shift.log_e, shift.start) for shift in found]
+    if least < loop.FINE:
+        evidence.append(rounding.bet_on_sequences(pile, least))
+    log_e = float(np.logaddexp.reduce([own for own, _ in evidence])) - math.log(len(evidence))
+    start = max(evidence)[1] if log_e >= LOG_FOUND else 0
     of = sequential.stretches(pile.moments[start:, loop.M_DD])
     error = sequential.Z95 * math.sqrt(of.variance[0])
     mean = float(of.mean[0])
@@ -137,8 +147,8 @@ def _even(pile: Pile) -> bool:
     return bool(pile.first[first] == 0 and at_start > rest / 9) or bool(rest == 0)
 
 
-RAMP = 2.0
-"""A gap whose later half is so many times its earlier half grows."""
+RAMP, RAMP_STEPS = 2.0, 6
+"""A gap whose later half is so many times its earlier half grows, where it has lasted so many steps."""
 
 
 def course(piles: Piles) -> Iterator[Finding]:
@@ -154,21 +164,31 @@ def course(piles: Piles) -> Iterator[Finding]:
             yield unknown("T8", "fewer than three steps", engine)
             continue
         base = _first_level(moments[:1] if matched else moments[1 : 1 + FIRST_STEPS])
-        least = 2 * base + floor_of(piles, engine)[0] if matched else 4 * base + LEAST_K3
-        over = sequential.above(moments, pile.first, max(2 * base, 0.02), least)
+        if matched:
+            over = exceeds(pile, max(2 * _first_size(pile), bound_of(piles, engine)[0]))
+        else:
+            over = sequential.above(moments, pile.first, max(2 * base, 0.02), 4 * base + LEAST_K3)
+        part = moments[over.start :]
+        level = part[:, 2].sum() / max(part[:, 1].sum(), 1.0)
+        told = Shift(over.log_e, over.start, level, math.nan, math.nan, over.sequences, over.tokens)
         size = "matched |d|" if matched else "k3"
         if over.log_e < LOG_FOUND or over.start < (1 if matched else FIRST_STEPS - 1):
-            yield finding("T8", "steady", over, pile, engine, text=f"{size} {over.mean:.2g} throughout", unit="nats")
+            yield finding("T8", "steady", told, pile, engine, text=f"{size} {level:.2g} throughout", unit="nats")
             continue
         if not matched:
-            yield unknown("T8", f"k3 of all tokens rose from {base:.2g} to {over.mean:.2g}, {_LARGER}", engine)
+            yield unknown("T8", f"k3 of all tokens rose from {base:.2g} to {level:.2g}, {_LARGER}", engine)
             continue
-        part = moments[over.start :]
         half = len(part) // 2
         early, late = (x[:, 2].sum() / max(x[:, 1].sum(), 1.0) for x in (part[:half], part[half:]))
-        outcome = "ramp" if half and late > RAMP * early else "jump"
-        text = f"matched |d| {base:.2g} before step {int(pile.first[over.start])}, {over.mean:.2g} since"
-        yield finding("T8", outcome, over, pile, engine, text=text, unit="nats")
+        outcome = "ramp" if len(part) >= RAMP_STEPS and late > RAMP * early else "jump"
+        text = f"matched |d| {base:.2g} before step {int(pile.first[over.start])}, {level:.2g} since"
+        yield finding("T8", outcome, told, pile, engine, text=text, unit="nats")
+
+
+def _first_size(pile: Pile) -> float:
+    """Root mean square of matched d per root of room, in the first step that has some."""
+    first = int(np.argmax(pile.sums[:, loop.MATCHED] > 0))
+    return math.sqrt(pile.moments[first, loop.M_DD, 2] / max(float(pile.sums[first, loop.ROOM]), 1e-9))
 
 
 _LARGER = "which larger updates do too: pass sequences(old_logprobs=..., old_version=...)"

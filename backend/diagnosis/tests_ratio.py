@@ -16,7 +16,7 @@ from rltop.backend.diagnosis import loop, sequential
 from rltop.backend.diagnosis.pile import Pile, Piles
 from rltop.backend.diagnosis.sequential import Floats, Shift
 from rltop.backend.diagnosis.tell import FOUND, LOG_FOUND, asked, finding, unknown
-from rltop.backend.diagnosis.tests_level import exceeds, floor_of
+from rltop.backend.diagnosis.tests_level import bound_of, exceeds
 from rltop.backend.diagnosis.verdict import Finding
 
 LEAST_RATIO = 2e-3
@@ -47,7 +47,9 @@ def _mean_ratio(pile: Pile, engine: str | None) -> Finding:
     high = _bets(pile)
     if high.log_e >= LOG_FOUND and high.low > LEAST_RATIO:
         text = f"mean ratio {1 + high.mean:.4f} ({1 + high.low:.4f} to {1 + high.high:.4f}) over {high.tokens} tokens"
-        return finding("T1", "above", high, pile, engine, shift_by=1.0, text=f"{text}; a true record has 1")
+        which, also = ("old", ", as matched tokens do") if _is_true_of_matched(pile, high.start) else ("all", "")
+        text += f"; a true record has 1{also}"
+        return finding("T1", "above", high, pile, engine, shift_by=1.0, text=text, detail=which)
     low = _bets(pile, down=True)
     if low.log_e >= LOG_FOUND and low.high < -LEAST_RATIO:
         text = f"mean ratio {1 + low.mean:.4f} ({1 + low.low:.4f} to {1 + low.high:.4f}) over {low.tokens} tokens"
@@ -58,6 +60,13 @@ def _mean_ratio(pile: Pile, engine: str | None) -> Finding:
     calm = sequential.above(pile.moments[:, loop.M_X if known else loop.X], pile.first, 0.02, LEAST_RATIO)
     text = f"mean ratio {1 + calm.mean:.4f} ({1 + calm.low:.4f} to {1 + calm.high:.4f})"
     return finding("T1", "calibrated", calm, pile, engine, shift_by=1.0, text=text)
+
+
+def _is_true_of_matched(pile: Pile, start: int) -> bool:
+    """Whether the mean ratio of matched tokens, which have next to no noise, is 1 for sure."""
+    of = sequential.stretches(pile.moments[start:, loop.M_X])
+    error = sequential.Z95 * math.sqrt(of.variance[0])
+    return bool(of.tokens[0] and abs(float(of.mean[0])) + error < LEAST_RATIO)
 
 
 def _bets(pile: Pile, *, down: bool = False) -> Shift:
@@ -303,7 +312,7 @@ def slope(piles: Piles) -> Iterator[Finding]:
         if not pile.moments[:, loop.M_DE, 1].sum():
             yield unknown("slope", "it needs matched tokens and the trainer's entropy", engine)
             continue
-        yield _slope(pile, engine, floor_of(piles, engine)[0])
+        yield _slope(pile, engine, bound_of(piles, engine)[0])
 
 
 def _slope(pile: Pile, engine: str | None, least: float) -> Finding:

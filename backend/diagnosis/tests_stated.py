@@ -258,7 +258,7 @@ def lag(piles: Piles) -> Iterator[Finding]:
         since = _first_step(piles.engine(name), older)
         text = f"tokens of {name} are {own:.1f} versions old, those of another engine {min(others):.1f}"
         yield _stated("lag", "behind", since, name, 0, text, "", value=own)
-    mean = max(float(late.mean()), float(known[-FIRST_STEPS:].mean()) if known.size > 2 * FIRST_STEPS else 0.0)
+    mean = max(float(late.mean()), float(known[-FIRST_STEPS:].mean()) if known.size >= FIRST_STEPS else 0.0)
     usual = _usual(known)
     recent = piles.run.moments[-FIRST_STEPS:, loop.K3].sum(axis=0)
     hurts = recent[2] > _bearable(known) * recent[1]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,12 +13,16 @@ from rltop.backend.diagnosis.evidence import SEEN, UNSEEN
 from rltop.backend.diagnosis.pile import Pile, Piles
 from rltop.backend.diagnosis.sequential import Floats, Shift, Stretches
 from rltop.backend.diagnosis.tell import LOG_FOUND, asked, finding, unknown
-from rltop.backend.diagnosis.tests_level import floor_of
+from rltop.backend.diagnosis.tests_level import bound_of, floor_of
 from rltop.backend.diagnosis.verdict import Finding
 from rltop.backend.summary.pieces import POSITION_EDGES
 
 MIN_RATIO = math.log(1.5)
 """Two means that differ by less than this factor are alike: heavy tails of k3 make that, of 64 sequences each."""
+
+
+APART = math.log(2)
+"""Two means are only called alike where their 95 % interval is within this factor: a fault makes 5 to 50."""
 
 
 def contrast(
@@ -80,13 +85,14 @@ def engines(piles: Piles) -> Iterator[Finding]:
     if len(piles.engines) < 2:
         yield unknown("T10", "there is one engine")
         return
-    least = max(floor_of(piles, engine)[0] for engine in piles.engines)
+    fine, coarse = (max(of(piles, engine)[0] for engine in piles.engines) for of in (bound_of, floor_of))
     for engine in piles.engines:
         own, others = piles.engine(engine), piles.others(engine)
         late = min(x.sums[-LATE_STEPS:, loop.MATCHED].sum() for x in (own, others))
         matched = late >= MIN_MATCHED
         if matched:
-            a, b, ground, size = own.moments[:, loop.M_ABS], others.moments[:, loop.M_ABS], least, "matched |d|"
+            a, b, size = own.moments[:, loop.M_ABS], others.moments[:, loop.M_ABS], "matched |d|"
+            ground = fine if _at_rest(others, fine) else coarse
         else:
             a, b = _equal_lags(own.lags, others.lags)
             ground, size = 1e-3, "k3 at equal lags"
@@ -101,6 +107,13 @@ LATE_STEPS = 3
 MIN_MATCHED = 30
 
 
+def _at_rest(pile: Pile, least: float) -> bool:
+    """Whether matched tokens have no gap beyond the bound: then any that another engine has is that engine's."""
+    sums = pile.sums.sum(axis=0)
+    n = max(float(sums[loop.MATCHED]), 1.0)
+    return bool(pile.moments[:, loop.M_ABS, 2].sum() / n <= least * math.sqrt(max(float(sums[loop.ROOM]), 1e-6) / n))
+
+
 def _equal_lags(own: Floats, others: Floats) -> tuple[Floats, Floats]:
     """k3 by step [steps, 6] of the lags that both have; the last label, lag not known, is one."""
     both = (own[:, :, 1] > 0) & (others[:, :, 1] > 0)
@@ -113,7 +126,7 @@ def cache(piles: Piles) -> Iterator[Finding]:
 
 
 def in_flight(piles: Piles) -> Iterator[Finding]:
-    """Matched |d| after an update within the request against that before it."""
+    """Matched |d| after an update within the request against that before it; and whether any other token has a gap."""
     words = ("after_worse", "before_worse", "alike")
     yield _pair(piles, "in_flight", loop.M_AFTER, loop.M_BEFORE, words, "tokens after an update", "those before")
 
@@ -128,13 +141,34 @@ def _pair(
         side = name if pile.steps == 0 or a[:, 0].sum() <= b[:, 0].sum() else against
         more = int(sequential.MIN_SEQUENCES - few)
         return unknown(test, f"matched tokens of {side} in {int(few)} sequences alone", more=more)
-    least, _ = floor_of(piles, None)
-    up, down = _since_over(a, b, pile, least)
-    for outcome, shift in ((outcomes[0], up), (outcomes[1], down)):
+    least, coarse = bound_of(piles, None)[0], floor_of(piles, None)[0]
+    both = [_since_over(a, b, pile, ground) for ground in sorted({least, coarse})]
+    up, down = (_best(of) for of in zip(*both, strict=True))
+    for outcome, shift, worse in ((outcomes[0], up, one), (outcomes[1], down, other)):
         if shift.log_e >= LOG_FOUND:
             text = f"matched |d| of {name} is {_times(shift)} that of {against}"
-            return finding(test, outcome, shift, pile, text=text, unit="log")
+            where = _elsewhere(pile, shift, worse, least)
+            return finding(test, outcome, shift, pile, text=text, unit="log", detail=where)
+    all_a, all_b = (sequential.stretches(x.sum(axis=0)[None]) for x in (a, b))
+    ratio, variance, _ = _log_ratio(all_a, all_b, least)
+    error = sequential.Z95 * math.sqrt(float(variance[0]))
+    if abs(float(ratio[0])) + error > APART:
+        more = max(int(few * (error**2 / APART**2 - 1)), 1)
+        return unknown(test, f"{name} have {_times(up)} the |d| of {against}: too few to tell", more=more)
     return finding(test, outcomes[2], up, pile, text=f"{name} have {_times(up)} the |d| of {against}", unit="log")
+
+
+def _best(tried: Sequence[Shift]) -> Shift:
+    """The one with the most evidence, less what it costs to have tried the others."""
+    best = max(tried, key=lambda shift: shift.log_e)
+    return replace(best, log_e=best.log_e - math.log(len(tried)))
+
+
+def _elsewhere(pile: Pile, shift: Shift, figure: int, least: float) -> str:
+    """``alone`` where the other matched tokens have no gap: what is beyond the bound is in the figure's alone."""
+    moments, sums = pile.moments[shift.start :].sum(axis=0), pile.sums[shift.start :].sum(axis=0)
+    rest, room = moments[loop.M_ABS] - moments[figure], sums[loop.ROOM] / max(float(sums[loop.MATCHED]), 1.0)
+    return "alone" if rest[2] <= least * math.sqrt(max(float(room), 1e-6)) * rest[1] else "elsewhere too"
 
 
 def lag(piles: Piles) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ CACHES: tuple[Known, ...] = (
         "clear_cache.",
         needs=("floor above", "in_flight after_worse"),
         may=(*GAP, "T8 jump", "T8 ramp", "T12 heavy"),
-        against=("T10 outlier", "T11 hit_worse"),
+        against=("T10 outlier", "T11 hit_worse", "in_flight after_worse=elsewhere too"),
         probe="P2",
         confusable_with=("stale-prefix-cache", "mislabelled-version"),
         remedy='Have running requests computed anew: pause_generation(mode="keep", clear_cache=True). It costs a '
@@ -80,6 +80,7 @@ CACHES: tuple[Known, ...] = (
         "Prompts with images are off after updates that touch the vision tower.",
         needs=("floor above", "T8 jump"),
         may=(*GAP, "T11 hit_worse"),
+        against=("T11 hit_worse=alone",),
         where=("multimodal is on",),
         probe="P4",
         confusable_with=("stale-prefix-cache",),

@@ -32,7 +32,7 @@ SEMANTIC: tuple[Known, ...] = (
         needs=("T1 above",),
         # Below 1 the rare tokens whose d is negative may be too few to be seen: T3 positive does not rule it out.
         may=("T2 positive", "T3 positive", *_TILTED, *_facts("logprobs_mode", *SHAPES)),
-        against=("T3 negative",),
+        against=("T3 negative", "T1 above=old"),
         probe="P11",
         confusable_with=("generation-config", "truncation-in-trainer"),
         remedy="Record what is sampled from: --logprobs-mode processed_logprobs (vLLM 0.10.2 on), or train at "
@@ -72,8 +72,9 @@ SEMANTIC: tuple[Known, ...] = (
         "The engine's distribution is renormalised over the tokens that were kept, the trainer's is not: every ratio "
         "is at most 1, their mean is the share that was kept.",
         needs=("T3 negative | T4 truncated", "T3 negative | T1 below | T2 too_negative"),
+        # A token that is left alone has a recorded logprob of 0.0; once old, the trainer may be far below it.
         may=(*GAP, "T1 below", "T4 truncated", "floor above", "floor rounding", "T8 jump", "T8 ramp", "T10 outlier",
-             *_facts("top_p", "top_k", "min_p")),
+             "record zeros", *_facts("top_p", "top_k", "min_p")),
         against=("T1 above", "T2 positive"),
         probe="P8",
         confusable_with=("structured-output", "generation-config", "normaliser"),
@@ -86,8 +87,11 @@ SEMANTIC: tuple[Known, ...] = (
         "Tokens come from a sharper distribution (top-p, top-k or a temperature) than either side computes: no ratio "
         "shows it, the gradient is biased.",
         needs=("T5 below | T5 above",),
-        may=("T4 sharper", "T4 flatter", "T4 truncated", "floor rounding", *_facts(*SHAPES, "logprobs_mode")),
-        against=("floor above", "T1 above", "T1 below", "T3 negative", "T3 positive", "T2 positive", "T2 too_negative"),
+        # Updates make likely what was sampled, and that was sampled more often than the record says.
+        may=("T4 sharper", "T4 flatter", "T4 truncated", "floor rounding", "T1 above=old",
+             *_facts(*SHAPES, "logprobs_mode")),
+        against=("floor above", "T1 above=all", "T1 below", "T3 negative", "T3 positive", "T2 positive",
+                 "T2 too_negative"),
         probe="P11",
         confusable_with=("generation-config",),
         remedy="Sample with temperature=1, top_p=1, top_k=0; or shape on both sides: --logprobs-mode "

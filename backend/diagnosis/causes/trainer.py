@@ -70,7 +70,8 @@ TRAINER: tuple[Known, ...] = (
         "Every pass of the trainer is another model: ratios are noise, and a large part is clipped from the first "
         "step.",
         needs=("floor above | repeat differs", "repeat differs"),
-        may=("T7 grows", "T7 falls", "T8 jump", *GAP),
+        # The few ratios that are large enough to make their mean 1 are beyond what T1 counts.
+        may=("T1 below", "T7 grows", "T7 falls", "T8 jump", *GAP),
         against=("T10 outlier", "T1 above"),
         probe="P9",
         confusable_with=("trainer-batch", "packing"),

@@ -21,7 +21,7 @@ WEIGHTS: tuple[Known, ...] = (
         "B2", "never-updated", "weights", "No engine ever gets the new weights",
         "Updates are called, or counted, and change nothing: engines sample the first policy for ever, and the gap "
         "grows with every step of the trainer.",
-        needs=("fit frozen | versions stuck | T8 ramp | T4 flatter",),
+        needs=("fit frozen | versions stuck | T4 flatter",),
         may=("floor above", "lag high", *GAP, *_LATER, "T9 grows"),
         against=("T10 outlier",),
         all_engines=True,
@@ -87,7 +87,7 @@ WEIGHTS: tuple[Known, ...] = (
     Known(
         "B6", "lying-replica", "weights", "An engine misses its weight updates, and its version hides it",
         "Its version advances while its weights stay: its rollouts count as fresh, and are not.",
-        needs=("T10 outlier | fit frozen | floor above",),
+        needs=("T10 outlier | floor above",),
         may=("floor above", "fit frozen", *GAP, *_LATER, "T11 hit_worse", "T11 miss_worse", "T9 grows"),
         against=("versions stuck", "lag behind", "T1 above"),
         one_engine=True,

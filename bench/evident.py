@@ -1,0 +1,107 @@
+"""From which step on a recorded fault could be told at all: by one who knows what it is, where and since when.
+
+A fault in an update is in the rows of some step, and moves next to nothing at first. ``evident`` is the first step by
+which the figure that it moves, read from the run itself, is as far from a healthy run's as the tests are to be sure:
+log odds of ``LOG_FOUND``, with no price for not knowing the fault, its beginning or its size. It does not look at
+verdicts. A fault of which the figure is not in ``MOVES`` is evident at its onset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from bench.fault_runs import Run
+from rltop.backend.demo.faults import BY_NAME as FAULTS
+from rltop.backend.diagnosis import loop
+from rltop.backend.diagnosis.case import Case
+from rltop.backend.diagnosis.pile import Pile, Piles
+from rltop.backend.diagnosis.rounding import STRAY
+from rltop.backend.diagnosis.sequential import Floats, stretches
+from rltop.backend.diagnosis.tell import LOG_FOUND
+
+USUAL_FALL = 0.05
+"""By so much a step the logarithm of the entropy falls in the demo's healthy runs (0.036 to 0.058), where a run has no
+steps of its own before the fault."""
+
+USUAL_LAG = 2.0
+"""Versions of lag that healthy runs of the demo stay below."""
+
+BEFORE = 6
+"""Steps before the onset that give a run's own fall."""
+
+
+def evident(run: Run, onset: int, case: Case) -> int | None:
+    """The first step by which the run's fault could be told; None if it never could.
+
+    Args:
+        run: what was recorded.
+        onset: the first step whose rows have the fault.
+        case: all of the run.
+    """
+    odds = MOVES.get(run.fault)
+    if odds is None:
+        return onset
+    piles, engine = Piles(case), run.on or FAULTS[run.fault].engine
+    pile = piles.engine(engine) if engine else piles.run
+    known = odds(pile, int(np.searchsorted(pile.first, onset)))
+    sure = np.flatnonzero(known >= LOG_FOUND)
+    return int(pile.first[sure[0]]) if sure.size else None
+
+
+def _of_gap(pile: Pile, begin: int) -> Floats:
+    """Sequences with a matched d beyond ``loop.FINE``, against the strays of a healthy run."""
+    rows = pile.moments[:, loop.M_DD, 0]
+    beyond = np.minimum(np.maximum(pile.sums[:, loop.BELOW_ROWS], pile.sums[:, loop.ABOVE_ROWS]), rows)
+    share = np.clip(beyond / np.maximum(rows, 1.0), 1e-9, 1 - 1e-9)
+    each = beyond * np.log(share / STRAY) + (rows - beyond) * np.log((1 - share) / (1 - STRAY))
+    return _since(np.where(share > STRAY, each, 0.0), begin)
+
+
+def _of_surprisal(pile: Pile, begin: int) -> Floats:
+    """Surprisal less entropy against 0, by its error over sequences."""
+    each = [stretches(step[None]) for step in pile.moments[:, loop.SURPRISAL]]
+    return _since(np.array([float(one.mean[0]) ** 2 / (2 * float(one.variance[0])) for one in each]), begin)
+
+
+def _of_lag(pile: Pile, begin: int) -> Floats:
+    """Certain where tokens are older than healthy runs have them."""
+    n = pile.lags[:, :-1, 1]
+    mean = (n @ np.arange(-1.0, n.shape[1] - 1)) / np.maximum(n.sum(axis=1), 1.0)
+    return _since(np.where(mean > USUAL_LAG, LOG_FOUND, 0.0), begin)
+
+
+def _of_entropy(pile: Pile, begin: int) -> Floats:
+    """The fall of the logarithm since the last step before the onset, against the run's fall until then."""
+    moments = pile.moments[:, loop.ENTROPY]
+    logs = np.log(moments[:, 2] / moments[:, 1])
+    variance = float(np.mean(np.diff(logs, 2) ** 2)) / 6
+    usual = -float(np.polyfit(np.arange(begin), logs[:begin], 1)[0]) if begin >= BEFORE else USUAL_FALL
+    odds = np.zeros(logs.size)
+    for end in range(begin + 2, logs.size + 1):
+        part = logs[max(begin - 1, 0) : end]
+        x = np.arange(part.size) - (part.size - 1) / 2
+        spread = float(x @ x)
+        excess = max(-float(x @ part) / spread - usual, 0.0)
+        odds[end - 1] = excess**2 * spread / (2 * variance)
+    return odds
+
+
+def _since(each: Floats, begin: int) -> Floats:
+    return np.cumsum(np.where(np.arange(each.size) >= begin, each, 0.0))
+
+
+MOVES: dict[str, Callable[[Pile, int], Floats]] = {
+    "never-updated": _of_gap,
+    "head-not-updated": _of_gap,
+    "lying-replica": _of_gap,
+    "stale-prefix": _of_gap,
+    "kept-kv": _of_gap,
+    "stale-replica": _of_lag,
+    "lag": _of_lag,
+    "top-p-raw": _of_surprisal,
+    "raw-temperature-silent": _of_surprisal,
+    "entropy-collapse": _of_entropy,
+}
+"""By name of a fault: the log odds by each step of what it moves [steps]."""
