@@ -7,14 +7,17 @@ from dataclasses import replace
 import pytest
 
 from rltop.backend import view
+from rltop.backend.diagnosis.ask import ask
 from rltop.backend.diagnosis.case import Case
-from rltop.backend.diagnosis.diagnose import diagnose
-from rltop.backend.diagnosis.verdict import FAULT, HEALTHY
+from rltop.backend.diagnosis.conclude import conclude
+from rltop.backend.diagnosis.diagnose import diagnose, run_of
+from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, Verdict
 from tests.simulated import Fault, Policy
 
 STEPS = 24
 STALE = Policy(seed=1, fault=Fault(noise=0.15, misses=True, at=2, until=12))
 CUT = Policy(seed=3, fault=Fault(top_p=0.9, until=8))
+RAW = Policy(seed=2, heat=0.7, fault=Fault(record_heat=1.0, until=6))
 
 
 def switched(case: Case, step: int) -> Case:
@@ -25,11 +28,14 @@ def switched(case: Case, step: int) -> Case:
     return replace(case, changes=[change]) if case.steps[-1].step >= step else case
 
 
+def verdicts(policy: Policy, step: int | None) -> list[Verdict]:
+    """After each step, with a switch after ``step``."""
+    return [diagnose(case if step is None else switched(case, step)) for case in policy.cases(STEPS)]
+
+
 def told(policy: Policy, step: int | None) -> list[list[str]]:
-    """The best cause after each step, none of a healthy run; with a switch after ``step``."""
-    cases = [case if step is None else switched(case, step) for case in policy.cases(STEPS)]
-    verdicts = [diagnose(case) for case in cases]
-    return [[cause.code for cause in verdict.causes[:1]] for verdict in verdicts]
+    """The best cause after each step, none of a healthy run."""
+    return [[cause.code for cause in verdict.causes[:1]] for verdict in verdicts(policy, step)]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +46,17 @@ def test_what_a_switch_cured_leaves_no_other_cause_behind(policy: Policy, own: s
     after = slice(policy.fault.until, None)
     assert [left] in told(policy, None)[after]  # what the sums over both look like
     assert {*map(tuple, told(policy, policy.fault.until - 1)[after])} == {(own,), ()}
+
+
+def test_nor_does_it_leave_one_beside_the_cause_that_it_cured() -> None:
+    at = RAW.fault.until
+    assert at is not None
+    first = [case for case in RAW.cases(STEPS) if case.steps[-1].step == at][0]
+    assert [cause.code for cause in conclude(run_of(first), ask(first)).causes] == ["A1", "A2"]
+    assert [[cause.code for cause in one.causes] for one in verdicts(RAW, at - 1)[:at]] == [["A1"]] * at
+    after = verdicts(RAW, at - 1)[at:]
+    assert {cause.code for verdict in after for cause in verdict.causes} == {"A1"}
+    assert not any("trainer-without-temperature" in cause.confusable_with for v in after for cause in v.causes)
 
 
 def test_a_fault_that_a_switch_brings_is_told() -> None:

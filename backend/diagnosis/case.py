@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rltop.backend import view
 from rltop.backend.diagnosis.course import Stretch
+
+
+def last_mixed(steps: Iterable[view.Step], step: int) -> int:
+    """The last of ``steps`` that may have trained on tokens which were sampled before ``step`` had closed.
+
+    By their lag: a token of lag n was sampled n steps before it is trained on.
+    """
+    return max((one.step for one in steps if one.step - (one.values.get("lag_max") or 0) <= step), default=step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +38,8 @@ class Case:
     evidence: Sequence[Stretch] = ()
 
     def sampled_after(self, step: int) -> Case:
-        """With the evidence of those steps alone whose tokens were all sampled after ``step`` had closed.
-
-        By their lag: a token of lag n was sampled n steps before it is trained on.
-        """
-        mixed = [one.step for one in self.steps if one.step - (one.values.get("lag_max") or 0) <= step]
-        after = max(mixed, default=step)
+        """With the evidence of those steps alone whose tokens were all sampled after ``step`` had closed."""
+        after = last_mixed(self.steps, step)
         return replace(self, evidence=[stretch for stretch in self.evidence if stretch.first > after])
 
     def up_to(self, step: int) -> Case:

@@ -2,7 +2,8 @@
 
 A switch parts a run in two. What the tokens of before leave behind in sums over both looks like something else for some
 steps: raw records like a silent truncation, stale prefixes like the rounding of hits. So what was not told at a switch
-is told after it only if the steps after it say so by themselves.
+is told after it only if the steps after it say so by themselves, first or beside what was told: its order, which looks
+as good as any, would switch what is not wrong.
 """
 
 from __future__ import annotations
@@ -17,14 +18,21 @@ from rltop.backend.view import moved
 
 def diagnose(case: Case) -> Verdict:
     """The verdict on a run, as of its last step."""
-    verdict = conclude(run_of(case), ask(case))
+    run, findings = run_of(case), ask(case)
+    verdict = conclude(run, findings)
     switched = _last_switch(case) if verdict.causes else None
     if switched is None:
         return verdict
     before = case.up_to(switched)
-    if verdict.causes[0].id in {cause.id for cause in conclude(run_of(before), ask(before)).causes}:
+    told = _ids(conclude(run_of(before), ask(before)))
+    if _ids(verdict) <= told:
         return verdict
-    return conclude(run_of(case), ask(case.sampled_after(switched)))
+    since = conclude(run, ask(case.sampled_after(switched)))
+    return since if verdict.causes[0].id not in told else conclude(run, findings, only=told | _ids(since))
+
+
+def _ids(verdict: Verdict) -> set[str]:
+    return {cause.id for cause in verdict.causes}
 
 
 def _last_switch(case: Case) -> int | None:
