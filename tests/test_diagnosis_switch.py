@@ -51,7 +51,7 @@ def test_what_a_switch_cured_leaves_no_other_cause_behind(policy: Policy, own: s
 def test_nor_does_it_leave_one_beside_the_cause_that_it_cured() -> None:
     at = RAW.fault.until
     assert at is not None
-    first = [case for case in RAW.cases(STEPS) if case.steps[-1].step == at][0]
+    first = next(case for case in RAW.cases(STEPS) if case.steps[-1].step == at)
     assert [cause.code for cause in conclude(run_of(first), ask(first)).causes] == ["A1", "A2"]
     assert [[cause.code for cause in one.causes] for one in verdicts(RAW, at - 1)[:at]] == [["A1"]] * at
     after = verdicts(RAW, at - 1)[at:]
