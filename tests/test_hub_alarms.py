@@ -141,6 +141,18 @@ def test_a_recorded_fault_raises_one_alarm_that_viewers_see_and_a_new_hub_keeps(
     assert again.alarm is not None and again.alarm.acknowledged == "kim"
 
 
+def test_a_step_is_judged_as_that_step_in_the_tick_that_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = []
+
+    def looked(case: Case) -> Verdict:
+        judged.append((case.steps[-1].step, case.evidence[-1].last))
+        return verdict(case.steps[-1].step)
+
+    monkeypatch.setattr(watch, "diagnose", looked)
+    hub = replay(load("fault-healthy"), seed_of("fault-healthy"), every_s=4.0)
+    assert judged == [(step, step) for step in hub.picture.steps]
+
+
 def test_a_healthy_recorded_run_raises_none() -> None:
     assert not replay(load("fault-healthy"), seed_of("fault-healthy"), every_s=4.0).picture.alarms
 

@@ -66,8 +66,8 @@ def where(cause: Cause) -> str:
 def in_place(cause: Cause) -> str:
     """What is to be said of an order that is not to be given again."""
     return (
-        f"`{cause.in_place}` is in place. If it was given just now, tokens of before are trained on for some steps yet; "
-        "if not, it is no cure."
+        f"`{cause.in_place}` is in place. If it was given just now, tokens of before are trained on for some steps "
+        "yet; if not, it is no cure."
     )
 
 
