@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 
 from rltop.backend import view
+from rltop.backend.diagnosis import diagnose as diagnosed
 from rltop.backend.diagnosis.ask import ask
 from rltop.backend.diagnosis.case import Case
 from rltop.backend.diagnosis.conclude import conclude
 from rltop.backend.diagnosis.diagnose import diagnose, run_of
-from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, Verdict
+from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, Finding, Verdict
+from tests import pictures
 from tests.simulated import Fault, Policy
 
 STEPS = 24
@@ -28,14 +30,11 @@ def switched(case: Case, step: int) -> Case:
     return replace(case, changes=[change]) if case.steps[-1].step >= step else case
 
 
-def verdicts(policy: Policy, step: int | None) -> list[Verdict]:
-    """After each step, with a switch after ``step``."""
-    return [diagnose(case if step is None else switched(case, step)) for case in policy.cases(STEPS)]
-
-
 def told(policy: Policy, step: int | None) -> list[list[str]]:
-    """The best cause after each step, none of a healthy run."""
-    return [[cause.code for cause in verdict.causes[:1]] for verdict in verdicts(policy, step)]
+    """The best cause after each step, none of a healthy run; with a switch after ``step``."""
+    cases = [case if step is None else switched(case, step) for case in policy.cases(STEPS)]
+    verdicts = [diagnose(case) for case in cases]
+    return [[cause.code for cause in verdict.causes[:1]] for verdict in verdicts]
 
 
 @pytest.mark.parametrize(
@@ -51,12 +50,38 @@ def test_what_a_switch_cured_leaves_no_other_cause_behind(policy: Policy, own: s
 def test_nor_does_it_leave_one_beside_the_cause_that_it_cured() -> None:
     at = RAW.fault.until
     assert at is not None
-    first = next(case for case in RAW.cases(STEPS) if case.steps[-1].step == at)
-    assert [cause.code for cause in conclude(run_of(first), ask(first)).causes] == ["A1", "A2"]
-    assert [[cause.code for cause in one.causes] for one in verdicts(RAW, at - 1)[:at]] == [["A1"]] * at
-    after = verdicts(RAW, at - 1)[at:]
-    assert {cause.code for verdict in after for cause in verdict.causes} == {"A1"}
-    assert not any("trainer-without-temperature" in cause.confusable_with for v in after for cause in v.causes)
+    cases = list(RAW.cases(at + 3))
+    assert [cause.code for cause in conclude(run_of(cases[at]), ask(cases[at])).causes] == ["A1", "A2"]
+    found = [diagnose(switched(case, at - 1)) for case in cases]
+    assert [[cause.code for cause in verdict.causes] for verdict in found[: at + 1]] == [["A1"]] * (at + 1)
+    assert {cause.code for verdict in found[at + 1 :] for cause in verdict.causes} <= {"A1"}
+    assert not any("trainer-without-temperature" in cause.confusable_with for v in found for cause in v.causes)
+
+
+def test_a_run_as_of_a_step_has_the_flags_of_that_step() -> None:
+    *_, case = RAW.cases(8)
+    engine = pictures.engine("e0", flags=pictures.flags(caching="off"))
+    case = replace(switched(case, 5), engines={"e0": engine})
+    assert [case.up_to(step).engines["e0"].flags["prefix_caching"].value for step in (4, 5, 6)] == ["on", "on", "off"]
+    assert [len(case.up_to(step).changes) for step in (4, 5, 6)] == [0, 0, 1]
+    assert case.up_to(6).engines["e0"] is engine
+
+
+def test_what_was_told_at_a_switch_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, case = RAW.cases(7)
+    asked: list[int] = []
+
+    def counted(case: Case) -> list[Finding]:
+        asked.append(case.steps[-1].step)
+        return ask(case)
+
+    monkeypatch.setattr(diagnosed, "ask", counted)
+    known: dict[float, Verdict] = {}
+    first = diagnose(switched(case, 5), known)
+    assert (5 in asked, len(known)) == (True, 1)
+    asked.clear()
+    assert diagnose(switched(case, 5), known) == first
+    assert 5 not in asked
 
 
 def test_a_fault_that_a_switch_brings_is_told() -> None:

@@ -139,7 +139,10 @@ class Person:
 
     async def sees(self, *texts: str) -> list[str]:
         """Wait until all of these are on the screen at once; its lines."""
-        missing = lambda: [text for text in texts if text not in screen_text(self._app)]  # noqa: E731
+
+        def missing() -> list[str]:
+            return [text for text in texts if text not in screen_text(self._app)]
+
         with contextlib.suppress(AssertionError):
             await self._run.until(lambda: not missing(), SHOWN_S)
         assert not missing(), f"{missing()} not on the screen:\n{screen_text(self._app)}\n{self._run.told()}"

@@ -91,8 +91,8 @@ def explained(cause: Cause, order: Sayings, run: str) -> Sayings:
         said.append(("or", f"{', '.join(cause.confusable_with)}: can't be told apart by what was seen"))
     if cause.probe:
         probe = PROBES.get(cause.probe)
-        order = f" (`{probe.runs} --run {run}`, X)" if probe is not None and probe.runs else ""
-        said.append(("probe", f"{cause.probe}{order}" + (f": {probe.does}" if probe is not None else "")))
+        typed = f" (`{probe.runs} --run {run}`, X)" if probe is not None and probe.runs else ""
+        said.append(("probe", f"{cause.probe}{typed}" + (f": {probe.does}" if probe is not None else "")))
     return [(name, text) for name, text in (*said, *seen[2:], ("what", cause.what)) if text]
 
 

@@ -167,16 +167,18 @@ def _next(given: Iterable[Change], view: Snapshot, verdict: Verdict) -> str:
     """What an order that holds is waited for, in steps."""
     after = max((change.step for change in given if change.step is not None), default=-1)
     last = -1 if verdict.step is None else verdict.step
+    if last < after:
+        return "it was given after the step that is read"
     mixed = last_mixed((step for step in view.steps.values() if step.step <= last), after)
     free = sum(mixed < step <= last for step in view.steps)
     if free > GONE_WITHIN:
         return (
-            f"{free} steps hold no token of before it, and the cause is still told: it is not cured by this. `u` in "
-            "the log (@) takes it back; ask the probe, or do what `do` says"
+            f"{free} steps since were sampled wholly after it, and the cause is still told: this does not cure it. "
+            "`u` in the log (@) takes it back; start the probe, or do what `do` says"
         )
     return (
-        f"{free} steps so far hold no token sampled before it; what it cures is gone within {GONE_WITHIN} of them, and "
-        f"{CLEAR_AFTER} healthy ones end the alarm"
+        f"{free} steps since were sampled wholly after it; what it cures is gone within {GONE_WITHIN} such steps, and "
+        f"{CLEAR_AFTER} healthy ones in a row end the alarm"
     )
 
 

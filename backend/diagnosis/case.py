@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from rltop.backend import view
 from rltop.backend.diagnosis.course import Stretch
 
@@ -43,7 +45,7 @@ class Case:
         return replace(self, evidence=[stretch for stretch in self.evidence if stretch.first > after])
 
     def up_to(self, step: int) -> Case:
-        """The run as it was when ``step`` was its last: facts of engines and trainer stay as last heard of.
+        """The run as it was when ``step`` was its last: flags as they were then, other facts as last heard of.
 
         Raises:
             ValueError: no such step is known.
@@ -55,7 +57,17 @@ class Case:
         return replace(
             self,
             steps=steps,
+            engines={name: self._with_flags_of(engine, step) for name, engine in self.engines.items()},
             events=[event for event in self.events if event.step is None or event.step <= step],
-            changes=[change for change in self.changes if change.step is None or change.step <= step],
+            changes=[change for change in self.changes if change.step is None or change.step < step],
             evidence=[stretch for stretch in self.evidence if stretch.last <= step],
         )
+
+    def _with_flags_of(self, engine: view.Engine, step: int) -> view.Engine:
+        """The engine before all that was switched on it since ``step`` closed."""
+        flags = dict(engine.flags)
+        for change in reversed(self.changes):
+            since = change.step is not None and change.step >= step and change.engine == engine.id
+            if since and change.verb == "set" and view.moved(change) and change.flag in flags:
+                flags[change.flag] = msgspec.structs.replace(flags[change.flag], value=change.old)
+        return msgspec.structs.replace(engine, flags=flags) if flags != engine.flags else engine
