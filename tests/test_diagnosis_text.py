@@ -138,6 +138,15 @@ def test_what_no_cause_explains_is_undecided_and_names_a_probe() -> None:
     assert verdict.needs == [need for need in verdict.needs if "probe triad" in need] != []
 
 
+def test_a_probe_is_asked_for_once_with_all_that_it_tells_apart() -> None:
+    verdict = conclude(RUN, [found("floor above"), *calm("T1", "T10", "T11", "repeat")])
+    wanted = [need for need in verdict.needs if need.startswith("probe ")]
+    assert len({need.split()[1] for need in wanted}) == len(wanted) > 1
+    (digest,) = [need for need in wanted if need.startswith("probe weight-digest tells ")]
+    told, rest = digest.removeprefix("probe weight-digest tells ").partition(": ")[0].split(" from ")
+    assert "partial-update" in told.split(", ") and not {*told.split(", ")} & {*rest.split(", ")}
+
+
 @pytest.mark.parametrize(
     ("engine", "trainer", "order"),
     [("bfloat16", "float32", "on"), ("float32", "bfloat16", "off"), (None, "float32", "on"), ("float32", None, "off")],

@@ -115,7 +115,7 @@ def _elsewhere(cause: Cause) -> str:
     """Where a person has to go instead."""
     if cause.layer in ("trainer", "objective", "record"):
         return "what `do` says is done in the trainer"
-    return "what `do` says is done where engines are started and updated"
+    return "what `do` says is done where engines are started, updated and fed"
 
 
 def _where(cause: Cause, view: Snapshot) -> Sayings:

@@ -192,17 +192,34 @@ def _needs(verdict: str, told: Sequence[Suspect], found: Inference, findings: Se
     if verdict == HEALTHY or (verdict == UNDECIDED and not told):
         asked |= set(ASKED_FIRST)
     needs = [_wanted(unknown[test]) for test in TESTS if test in asked & set(unknown)]
-    for suspect in told:
-        alike = _alike(suspect, found)
-        if suspect.known.probe and (alike or suspect.open):
-            probe = PROBES[suspect.known.probe]
-            tells = f"{suspect.known.id} from {' and '.join(alike)}" if alike else f"whether it is {suspect.known.id}"
-            needs.append(f"probe {probe.name} tells {tells}: {probe.does}")
+    needs += _probes(told, found)
     if verdict == UNDECIDED and found.unlisted >= 0.5:
         needs.append(
             f"no cause of the table explains this; probe {PROBES['P13'].name} names the side: {PROBES['P13'].does}"
         )
     return list(dict.fromkeys(needs))[:MOST_NEEDS]
+
+
+def _probes(told: Sequence[Suspect], found: Inference) -> list[str]:
+    """Each probe once, with all that it tells apart."""
+    tells: dict[str, tuple[list[str], list[str]]] = {}
+    for suspect in told:
+        alike = _alike(suspect, found)
+        if suspect.known.probe and (alike or suspect.open):
+            ids, others = tells.setdefault(suspect.known.probe, ([], []))
+            ids.append(suspect.known.id)
+            others += alike
+    return [
+        f"probe {PROBES[code].name} tells {_apart(ids, list(dict.fromkeys(others)))}: {PROBES[code].does}"
+        for code, (ids, others) in tells.items()
+    ]
+
+
+def _apart(ids: Sequence[str], others: Sequence[str]) -> str:
+    rest, what = [other for other in others if other not in ids], ", ".join(ids)
+    if rest:
+        return f"{what} from {', '.join(rest)}"
+    return f"{what} apart" if len(ids) > 1 else f"whether it is {what}"
 
 
 def _wanted(finding: Finding) -> str:
