@@ -337,11 +337,11 @@ class State:
         return Beside(kept, self._effects.take_marks(), self._effects.pace.take_done())
 
     def case(self) -> Case:
-        """What a diagnosis is made from, as of now."""
+        """What a diagnosis is made from, as of now: with the steps that go out with the next frame."""
         now = self.snapshot
         return Case(
             now.run,
-            list(now.steps.values()),
+            list((now.steps | {step.step: step for step in self._new_steps}).values()),
             dict(now.engines),
             now.trainer,
             list(now.events),

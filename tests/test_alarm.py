@@ -133,6 +133,22 @@ def test_a_new_hub_goes_on_from_the_alarms_of_the_last() -> None:
     assert (news.what, news.alarm.id) == (rules.CLEARED, alarm.id)
 
 
+def test_it_says_how_far_it_is_from_its_end_and_a_bad_step_begins_anew() -> None:
+    alarms, _ = raised()
+    assert not run(alarms, *steps(12, 3))
+    assert alarms.open is not None
+    assert (alarms.open.well, rules.standing(alarms.open, 0.0)) == (3, "open, healthy for 3 of 5 steps")
+    assert list(alarms.take_changed()) == ["a1"]
+    run(alarms, verdict(15, STALE))
+    assert alarms.open.well == 0
+    assert not run(alarms, *steps(16, rules.CLEAR_AFTER - 1))
+    later = Alarms(list(alarms.all.values()))  # a new hub does not count anew
+    [news] = run(later, *steps(20, 1))
+    assert news.what == rules.CLEARED
+    [again] = run(later, *steps(21, 2, STALE))
+    assert (again.what, again.alarm.well) == (rules.REOPENED, 0)
+
+
 @given(st.lists(st.sampled_from([None, STALE, PARTIAL, LYING]), max_size=200), st.data())
 def test_raised_and_cleared_take_turns_whatever_comes(causes: list[Cause | None], data: st.DataObject) -> None:
     alarms, told = Alarms(), []

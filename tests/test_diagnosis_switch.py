@@ -7,14 +7,19 @@ from dataclasses import replace
 import pytest
 
 from rltop.backend import view
+from rltop.backend.diagnosis import diagnose as diagnosed
+from rltop.backend.diagnosis.ask import ask
 from rltop.backend.diagnosis.case import Case
-from rltop.backend.diagnosis.diagnose import diagnose
-from rltop.backend.diagnosis.verdict import FAULT, HEALTHY
+from rltop.backend.diagnosis.conclude import conclude
+from rltop.backend.diagnosis.diagnose import diagnose, run_of
+from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, Finding, Verdict
+from tests import pictures
 from tests.simulated import Fault, Policy
 
 STEPS = 24
 STALE = Policy(seed=1, fault=Fault(noise=0.15, misses=True, at=2, until=12))
 CUT = Policy(seed=3, fault=Fault(top_p=0.9, until=8))
+RAW = Policy(seed=2, heat=0.7, fault=Fault(record_heat=1.0, until=6))
 
 
 def switched(case: Case, step: int) -> Case:
@@ -40,6 +45,43 @@ def test_what_a_switch_cured_leaves_no_other_cause_behind(policy: Policy, own: s
     after = slice(policy.fault.until, None)
     assert [left] in told(policy, None)[after]  # what the sums over both look like
     assert {*map(tuple, told(policy, policy.fault.until - 1)[after])} == {(own,), ()}
+
+
+def test_nor_does_it_leave_one_beside_the_cause_that_it_cured() -> None:
+    at = RAW.fault.until
+    assert at is not None
+    cases = list(RAW.cases(at + 3))
+    assert [cause.code for cause in conclude(run_of(cases[at]), ask(cases[at])).causes] == ["A1", "A2"]
+    found = [diagnose(switched(case, at - 1)) for case in cases]
+    assert [[cause.code for cause in verdict.causes] for verdict in found[: at + 1]] == [["A1"]] * (at + 1)
+    assert {cause.code for verdict in found[at + 1 :] for cause in verdict.causes} <= {"A1"}
+    assert not any("trainer-without-temperature" in cause.confusable_with for v in found for cause in v.causes)
+
+
+def test_a_run_as_of_a_step_has_the_flags_of_that_step() -> None:
+    *_, case = RAW.cases(8)
+    engine = pictures.engine("e0", flags=pictures.flags(caching="off"))
+    case = replace(switched(case, 5), engines={"e0": engine})
+    assert [case.up_to(step).engines["e0"].flags["prefix_caching"].value for step in (4, 5, 6)] == ["on", "on", "off"]
+    assert [len(case.up_to(step).changes) for step in (4, 5, 6)] == [0, 0, 1]
+    assert case.up_to(6).engines["e0"] is engine
+
+
+def test_what_was_told_at_a_switch_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, case = RAW.cases(7)
+    asked: list[int] = []
+
+    def counted(case: Case) -> list[Finding]:
+        asked.append(case.steps[-1].step)
+        return ask(case)
+
+    monkeypatch.setattr(diagnosed, "ask", counted)
+    known: dict[float, Verdict] = {}
+    first = diagnose(switched(case, 5), known)
+    assert (5 in asked, len(known)) == (True, 1)
+    asked.clear()
+    assert diagnose(switched(case, 5), known) == first
+    assert 5 not in asked
 
 
 def test_a_fault_that_a_switch_brings_is_told() -> None:

@@ -90,7 +90,11 @@ def test_an_engine_of_which_nothing_can_be_told_yet_gets_the_remedy_too() -> Non
 def test_what_an_order_would_set_and_is_set_already_is_not_offered(flags: tuple[str, str], command: str) -> None:
     run = Run("sort", 14, {f"e{n}": {"logprobs_mode": flag} for n, flag in enumerate(flags)}, {}, 15, 42_000, 960)
     verdict = conclude(run, [found("T1 above"), found("T2 positive"), *calm("T6", "record", "copies", "T3", "T5")])
-    assert (verdict.causes[0].id, verdict.causes[0].command) == ("raw-logprobs", command)
+    cause = verdict.causes[0]
+    assert (cause.id, cause.command) == ("raw-logprobs", command)
+    assert cause.in_place == ("" if command else "rltop set logprobs_mode processed")
+    said = " ".join(" ".join(text.lines(verdict)).split())
+    assert ("`rltop set logprobs_mode processed` is in place." in said) == (not command)
 
 
 def test_what_is_on_every_engine_names_none() -> None:
@@ -132,6 +136,15 @@ def test_what_no_cause_explains_is_undecided_and_names_a_probe() -> None:
     verdict = conclude(RUN, [found("T14 grows"), found("T4 sharper"), *calm("T5", "T1", "floor", "repeat_engine")], [])
     assert (verdict.verdict, verdict.causes) == (UNDECIDED, [])
     assert verdict.needs == [need for need in verdict.needs if "probe triad" in need] != []
+
+
+def test_a_probe_is_asked_for_once_with_all_that_it_tells_apart() -> None:
+    verdict = conclude(RUN, [found("floor above"), *calm("T1", "T10", "T11", "repeat")])
+    wanted = [need for need in verdict.needs if need.startswith("probe ")]
+    assert len({need.split()[1] for need in wanted}) == len(wanted) > 1
+    (digest,) = [need for need in wanted if need.startswith("probe weight-digest tells ")]
+    told, rest = digest.removeprefix("probe weight-digest tells ").partition(": ")[0].split(" from ")
+    assert "partial-update" in told.split(", ") and not {*told.split(", ")} & {*rest.split(", ")}
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ STALE = Cause(
 def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[Verdict]:
     """What the watch is told next, one after the other; the last stays."""
     found: list[Verdict] = [Verdict("run", 0, HEALTHY)]
-    monkeypatch.setattr(watch, "diagnose", lambda _: found.pop(0) if len(found) > 1 else found[0])
+    monkeypatch.setattr(watch, "diagnose", lambda *_: found.pop(0) if len(found) > 1 else found[0])
     return found
 
 
@@ -75,7 +75,7 @@ def test_it_looks_once_a_step_and_once_a_period_at_most(verdicts: list[Verdict])
 def test_a_diagnosis_that_fails_is_not_tried_again_with_every_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def failing(_: Case) -> Verdict:
+    def failing(*_: object) -> Verdict:
         tried.append(1)
         raise ZeroDivisionError
 
@@ -139,6 +139,18 @@ def test_a_recorded_fault_raises_one_alarm_that_viewers_see_and_a_new_hub_keeps(
     assert successor.picture.alarm == answer.alarm
     again, _ = successor.ask(view.AskSilence("q", alarm.id, 60.0, "kim", "node"))
     assert again.alarm is not None and again.alarm.acknowledged == "kim"
+
+
+def test_a_step_is_judged_as_that_step_in_the_tick_that_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = []
+
+    def looked(case: Case, _: object) -> Verdict:
+        judged.append((case.steps[-1].step, case.evidence[-1].last))
+        return verdict(case.steps[-1].step)
+
+    monkeypatch.setattr(watch, "diagnose", looked)
+    hub = replay(load("fault-healthy"), seed_of("fault-healthy"), every_s=4.0)
+    assert judged == [(step, step) for step in hub.picture.steps]
 
 
 def test_a_healthy_recorded_run_raises_none() -> None:

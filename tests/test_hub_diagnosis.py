@@ -12,9 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rltop.backend import view
+from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.diagnosis.verdict import Verdict
+from rltop.backend.history.diagnosis import case
 from rltop.backend.history.read import NAME, Reader
-from rltop.backend.history.replay import Replay
+from rltop.backend.history.replay import SAMPLE, Replay
 from rltop.backend.history.sums import rows_beside
 from rltop.backend.history.write import Writer
 from rltop.tui.cli.main import main
@@ -136,6 +138,17 @@ def test_the_recorded_sample_is_told_and_is_healthy_before_and_after() -> None:
     assert told.exit_code == 1
     first = json.loads(told.stdout)["causes"][0]
     assert (first["code"], first["since_step"] in range(33, 37)) == ("A1", True)
+
+
+def test_what_is_told_of_the_sample_while_its_cure_takes_hold_was_told_before_it() -> None:
+    with Reader(SAMPLE) as reader:
+        causes = {step: diagnose(case(reader, step)).causes for step in (46, 47, 50)}
+    before = {cause.id: cause.since_step for cause in causes[46]}
+    assert before["raw-logprobs"] in range(33, 37)
+    for step in (47, 50):
+        assert causes[step][0].id == "raw-logprobs"
+        assert {cause.id: cause.since_step for cause in causes[step]}.items() <= before.items()
+        assert (causes[step][0].command, causes[step][0].in_place) == ("", "rltop set logprobs_mode processed")
 
 
 def test_a_replay_answers_as_of_what_it_shows(tmp_path: Path) -> None:

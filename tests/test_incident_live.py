@@ -1,4 +1,5 @@
-"""Faults on a live fleet, end to end: the demo has one, an alarm names it, its remedy is applied, the alarm is over.
+"""Faults on a live fleet, end to end and from the screen: it names what the demo has, a key takes the offered remedy,
+the switch is confirmed, what becomes of it is shown, and the alarm is over.
 
 The four are those that a published migration from one vLLM to the next met in turn: what a recorded logprob means, what
 the caches do, what an update does to requests in flight, in what precision the head computes. Here as real engines have
@@ -7,25 +8,30 @@ them, without a word to the diagnosis but what collectors tell it. Two run alway
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.pilot import Pilot
 
 from rltop.backend.client import Client
 from rltop.backend.demo.faults import BY_NAME
 from rltop.backend.demo.run import Demo, DemoOptions
 from rltop.backend.diagnosis.alarm import CLEAR_AFTER, Alarm
 from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, Verdict
-from tests.test_demo_run import home, running, until
+from rltop.backend.view import Change
+from rltop.tui.app import RltopApp
+from tests.screens import screen_text
+from tests.test_demo_run import DEADLINE_S, home, running
 
 __all__ = ["home"]  # the fixture
 
@@ -40,6 +46,11 @@ of which two or three were sampled before it; and until the alarm is over, beyon
 
 CLI_S = 60.0
 
+SHOWN_S = 30.0
+"""A step takes some seconds, and what it brings is on the screen with the next one at the latest."""
+
+SIZE = (120, 40)
+
 
 @dataclass(frozen=True)
 class Incident:
@@ -48,13 +59,14 @@ class Incident:
     Attributes:
         fault: as ``rltop demo --fault`` has it. at: its step.
         code: the cause that is to be named.
-        command: the order that its remedy is.
+        flag, value: what its remedy switches, and to what.
         always: it also runs where time is short.
     """
 
     fault: str
     code: str
-    command: str
+    flag: str
+    value: str
     at: int = 0
     always: bool = False
 
@@ -65,15 +77,15 @@ class Incident:
 
 
 INCIDENTS = (
-    Incident("raw-logprobs", "A1", "rltop set logprobs_mode processed", always=True),
-    Incident("stale-prefix", "C1", "rltop set update_clears_cache on", at=2),
-    Incident("kept-kv", "C2", "rltop set update_clears_cache on", at=2, always=True),
-    Incident("head-fp32-trainer", "D2", "rltop set lm_head_fp32 on"),
+    Incident("raw-logprobs", "A1", "logprobs_mode", "processed", always=True),
+    Incident("stale-prefix", "C1", "update_clears_cache", "on", at=2),
+    Incident("kept-kv", "C2", "update_clears_cache", "on", at=2, always=True),
+    Incident("head-fp32-trainer", "D2", "lm_head_fp32", "on"),
 )
 
 
 class Watched:
-    """A run whose verdict is asked for after every step."""
+    """A run whose verdict is asked for after every step, beside the screen and by a client of its own."""
 
     def __init__(self, demo: Demo, client: Client) -> None:
         self.demo = demo
@@ -90,11 +102,25 @@ class Watched:
         """The one that is open."""
         return self.client.view.alarm if self.client.view is not None else None
 
-    def next(self) -> Verdict:
+    async def until(self, condition: Callable[[], object], within_s: float = DEADLINE_S) -> None:
+        """Poll until it holds, while the dashboard lives; the demo must not fail before."""
+        deadline = time.monotonic() + within_s
+        while not condition():
+            self.client.poll()
+            assert self.demo.exit_code in (None, 0), self.demo.log.read_text()
+            assert time.monotonic() < deadline, f"not within {within_s} s:\n{self.told()}"
+            await asyncio.sleep(0.05)
+
+    async def next(self) -> Verdict:
         """The verdict after the next step."""
-        until(self.demo, self.client, lambda: self.client.view and self.last + 1 in self.client.view.steps)
+        await self.until(lambda: self.client.view and self.last + 1 in self.client.view.steps)
         self.verdicts[self.last + 1] = found = self.client.diagnosis(self.last + 1)
         return found
+
+    def changes(self, incident: Incident) -> list[Change]:
+        """What became of the remedy, by engine."""
+        seen = self.client.view.changes.values() if self.client.view is not None else ()
+        return [change for change in seen if (change.flag, change.wanted) == (incident.flag, incident.value)]
 
     def told(self) -> str:
         """Every verdict so far, a line each."""
@@ -103,6 +129,37 @@ class Watched:
             causes = ", ".join(f"{cause.code} {cause.confidence:.2f}" for cause in verdict.causes)
             lines.append(f"step {step}: {verdict.verdict} {causes}")
         return "\n".join(lines)
+
+
+class Person:
+    """Somebody before the dashboard, who knows of the run what the screen says and does what keys can do."""
+
+    def __init__(self, run: Watched, app: RltopApp, pilot: Pilot[int]) -> None:
+        self._run, self._app, self._pilot = run, app, pilot
+
+    async def sees(self, *texts: str) -> list[str]:
+        """Wait until all of these are on the screen at once; its lines."""
+
+        def missing() -> list[str]:
+            return [text for text in texts if text not in screen_text(self._app)]
+
+        with contextlib.suppress(AssertionError):
+            await self._run.until(lambda: not missing(), SHOWN_S)
+        assert not missing(), f"{missing()} not on the screen:\n{screen_text(self._app)}\n{self._run.told()}"
+        return screen_text(self._app).splitlines()
+
+    async def press(self, *keys: str) -> None:
+        """One after the other."""
+        await self._pilot.press(*keys)
+
+
+@contextlib.asynccontextmanager
+async def before_the_screen(run: Watched, name: str) -> AsyncIterator[Person]:
+    """The real dashboard on the run's real hub."""
+    with Client(run.demo.rundir) as client:
+        app = RltopApp(client, name, control=True)
+        async with app.run_test(size=SIZE) as pilot:
+            yield Person(run, app, pilot)
 
 
 def rltop(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -125,11 +182,11 @@ def watched(incident: Incident) -> Iterator[Watched]:
         yield Watched(demo, client)
 
 
-def raised(run: Watched, incident: Incident) -> tuple[int, Alarm]:
+async def raised(run: Watched, incident: Incident) -> tuple[int, Alarm]:
     """When the verdict first names the right cause, and the alarm that does."""
     named = None
     while run.last < incident.first + RAISED_WITHIN:
-        verdict, alarm = run.next(), run.alarm
+        verdict, alarm = await run.next(), run.alarm
         if run.last < incident.first:
             assert (verdict.verdict, alarm) == (HEALTHY, None), run.told()
         if verdict.verdict == FAULT and verdict.causes[0].code == incident.code:
@@ -139,11 +196,15 @@ def raised(run: Watched, incident: Incident) -> tuple[int, Alarm]:
     raise AssertionError(f"no alarm named {incident.code}:\n{run.told()}")
 
 
-def healed(run: Watched, ordered: int) -> int:
-    """The step from which on the verdict is healthy, and stays so until the alarm is over."""
-    since = None
+async def healed(run: Watched, ordered: int) -> int:
+    """The step from which on the verdict is healthy, and stays so until the alarm is over.
+
+    Until then nothing is told that was not told when the order was given: its order would switch what is not wrong.
+    """
+    since, before = None, {cause.code for cause in run.verdicts[ordered].causes}
     while run.alarm is not None:
-        verdict = run.next()
+        verdict = await run.next()
+        assert {cause.code for cause in verdict.causes} <= before, f"another cause after the order:\n{run.told()}"
         if verdict.verdict != HEALTHY:
             assert since is None, f"healthy at step {since}, and then not:\n{run.told()}"
             assert run.last < ordered + HEALED_WITHIN, f"not healthy again:\n{run.told()}"
@@ -154,31 +215,47 @@ def healed(run: Watched, ordered: int) -> int:
     return since
 
 
+async def remedied(run: Watched, person: Person, incident: Incident, alarm: Alarm) -> int:
+    """Take the offered remedy with the keys that the screen shows; the step after which it was given."""
+    order = f"rltop set {incident.flag} {incident.value}"
+    await person.sees("✖ FAULT", f": {incident.code} ", f"✖ {alarm.id} {alarm.cause}", order, "(r)", "r remedy")
+    await person.press("r")
+    await person.sees(f"Switch {incident.flag} from ", f"⟦{incident.value}⟧ ?", alarm.cause, "y  Yes, switch")
+    await person.press("y")
+    lines = await person.sees("given  ", f"{incident.flag} {incident.value} after step ", "✔ applied on all engines")
+    await run.until(lambda: len(run.changes(incident)) == 2, SHOWN_S)
+    print("\n".join(lines).rstrip())
+    steps = {change.step for change in run.changes(incident)}
+    assert {change.state for change in run.changes(incident)} == {"applied"} and len(steps) == 1
+    ordered = steps.pop()
+    assert ordered is not None
+    while run.last < ordered:
+        await run.next()
+    return ordered
+
+
 def chosen() -> list[Incident]:
     return [one for one in INCIDENTS if one.always or os.environ.get("RLTOP_ALL_INCIDENTS")]
 
 
 @pytest.mark.parametrize("incident", chosen(), ids=lambda incident: incident.fault)
-def test_a_fault_is_named_its_remedy_is_applied_live_and_it_is_over(home: Path, incident: Incident) -> None:
+async def test_a_fault_is_named_its_remedy_is_taken_from_the_screen_and_it_is_over(
+    home: Path, incident: Incident
+) -> None:
     with watched(incident) as run:
-        named, alarm = raised(run, incident)
-        rung = answer("alarms", incident.fault, code=1)["alarms"][0]
-        assert (rung["id"], rung["code"], rung["cleared"]) == (alarm.id, incident.code, None)
-        printed = answer("diagnose", incident.fault, code=1)
-        cause = printed["causes"][0]
-        assert (printed["verdict"], cause["code"]) == (FAULT, incident.code), printed
-        assert cause["command"].startswith(incident.command), cause
-        done = rltop(*shlex.split(cause["command"])[1:], "--run", incident.fault, "--reason", cause["id"])
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert run.client.view is not None
-        ordered = max(run.client.view.steps)
-        healthy = healed(run, ordered)
+        async with before_the_screen(run, incident.fault) as person:
+            await person.press("4")
+            named, alarm = await raised(run, incident)
+            ordered = await remedied(run, person, incident, alarm)
+            healthy = await healed(run, ordered)
+            lines = await person.sees("✔ HEALTHY", f"{alarm.id} {alarm.cause} ({incident.code}) is over since step ")
+            assert alarm.id not in lines[0]
+            print("\n".join(lines).rstrip())
         over = answer("alarms", incident.fault)["alarms"]
         assert [one["id"] for one in over] == [alarm.id]
         print(
-            f"\n| `{incident.fault}` | {incident.first} | {named}, {alarm.raised_step} | {incident.code} {cause['id']} "
-            f"| `{cause['command']}` | {ordered} | {healthy} | {over[0]['cleared_step']} |\n{run.told()}"
+            f"\n| `{incident.fault}` | {incident.first} | {named}, {alarm.raised_step} | {incident.code} {alarm.cause} "
+            f"| {ordered} | {healthy} | {over[0]['cleared_step']} |\n{run.told()}"
         )
-        assert answer("diagnose", incident.fault)["verdict"] == HEALTHY
         log = rltop("audit", incident.fault).stdout
-        assert cause["id"] in log and "applied" in log
+        assert f"{incident.code} {alarm.cause}" in log and "applied" in log

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from rltop.backend.diagnosis.verdict import Cause, Verdict
+from rltop.backend.diagnosis.verdict import Verdict
 from rltop.backend.probes.result import ProbeResult
 from rltop.backend.view import Answer, AskAcknowledge, AskDiagnosis, AskProbe, AskSet, AskSilence, Question, Snapshot
 from rltop.tui import link, oncall
 from rltop.tui.app import RltopApp
-from rltop.tui.oncall import notification, probe_of, remedy_of
+from rltop.tui.oncall import notification, probe_of
 from tests import pictures, verdicts
 from tests.pictures import HeldClient
 from tests.screens import assert_as_saved, dashboard, screen_text, settle
@@ -176,30 +176,6 @@ def test_a_probe_that_can_not_be_started_says_why() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             probe_of(msgspec.structs.replace(verdicts.STALE, probe=probe), view)
-
-
-def remedy(cause: Cause, **switch: str) -> tuple[str, str, tuple[str, ...], str]:
-    target, wish = remedy_of(cause, cured(pictures.healthy(engines=3), **switch))
-    return target.subject.name, wish.choice.word, wish.place.engines, wish.place.name
-
-
-def test_a_remedy_is_read_from_the_order_for_the_fleet_and_for_engines() -> None:
-    replace = msgspec.structs.replace
-    order = "rltop set update_clears_cache on"
-    assert remedy(verdicts.STALE) == ("update_clears_cache", "on", ("e0", "e1", "e2"), "fleet")
-    one = replace(verdicts.STALE, command=f"{order} --engine e1")
-    assert remedy(one) == ("update_clears_cache", "on", ("e1",), "e1")
-    two = replace(verdicts.STALE, command=f"{order} --engine e0 --engine e2")
-    assert remedy(two) == ("update_clears_cache", "on", ("e0", "e2"), "e0, e2")
-    flush = replace(verdicts.STALE, command="rltop flush")
-    assert remedy(flush)[:2] == ("prefix cache", "flush")
-
-
-def test_a_remedy_that_can_not_be_given_says_why() -> None:
-    with pytest.raises(ValueError, match="no switch of rltop's cures this"):
-        remedy(verdicts.PARTIAL)
-    with pytest.raises(ValueError, match="is on on all engines already"):
-        remedy(verdicts.STALE, value="on")
 
 
 async def test_a_bell_rings_once_and_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,12 +31,13 @@ from rltop.tui.happened import Mark
 from rltop.tui.history import History
 from rltop.tui.link import Pace, backlog, end_with_terminal, send
 from rltop.tui.mismatch import Mismatch
-from rltop.tui.oncall import SILENCE_S, notification, probe_of, probe_question, remedy_of
+from rltop.tui.oncall import SILENCE_S, notification, probe_of, probe_question
 from rltop.tui.overview import Overview
 from rltop.tui.palette import CommandPalette, key_bindings
 from rltop.tui.past import Pasts
 from rltop.tui.plot import Plot
 from rltop.tui.reference import Reference
+from rltop.tui.remedy import remedy_of
 from rltop.tui.repaint import NarrowScreen
 from rltop.tui.rows import Rows, zoom
 from rltop.tui.sight import Sight
@@ -100,7 +101,7 @@ class RltopApp(App[int]):
         self._orders = Orders(client, lambda: self._clock(), self._tell)
         self._header, self._footer = Rows(id="header"), Rows(id="footer")
         self._overview, self._control = Overview(id="overview"), Control(allowed=control, id="control")
-        self._mismatch, self._diagnosis = Mismatch(id="mismatch"), Diagnosis(id="diagnosis")
+        self._mismatch, self._diagnosis = Mismatch(id="mismatch"), Diagnosis(allowed=control, id="diagnosis")
         self._views = ContentSwitcher(
             self._overview, self._mismatch, self._diagnosis, self._control, initial="overview"
         )

@@ -20,6 +20,7 @@ class Command:
         group: heading in the help.
         needs_control: changes the run; greyed with the reason unless control was asked for.
         footer: word in the footer; empty keeps it out.
+        view: the one view whose footer has it, before the keys of all; empty: all have it.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Command:
     group: str
     needs_control: bool = False
     footer: str = ""
+    view: str = ""
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -90,14 +92,14 @@ COMMANDS: tuple[Command, ...] = (
     Command("next_list", ("v",), "v", "Other list", "worst tokens by |d| or k3, worst sequences, a fair sample",
             "Moving"),
     Command("back", ("escape",), "esc", "Back", "leave zoom, or go back to the overview", "Moving"),
+    Command("remedy", ("r",), "r", "Remedy", "switch what cures the cause under the diagnosis' cursor; asks first",
+            "Alarms", needs_control=True, footer="remedy", view="diagnosis"),
+    Command("probe", ("X",), "X", "Probe", "the experiment that would tell the cause under the cursor; asks first",
+            "Alarms", needs_control=True, footer="probe", view="diagnosis"),
     Command("acknowledge", ("a",), "a", "Acknowledge", "take note of the open alarm: no more is told of it",
-            "Alarms", needs_control=True),
+            "Alarms", needs_control=True, footer="ack", view="diagnosis"),
     Command("silence", ("A",), "A", "Silence", "tell nothing of the open alarm for 30 minutes", "Alarms",
             needs_control=True),
-    Command("remedy", ("r",), "r", "Remedy", "switch what cures the cause under the diagnosis' cursor; asks first",
-            "Alarms", needs_control=True),
-    Command("probe", ("X",), "X", "Probe", "the experiment that would tell the cause under the cursor; asks first",
-            "Alarms", needs_control=True),
     Command("switch", ("t",), "t", "Switch", "change what is under the cursor of the control view; asks first",
             "Control", needs_control=True, footer="switch"),
     Command("keep", ("K",), "K", "Keep", "stop the timer under the cursor: the change stays; asks first",

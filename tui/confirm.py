@@ -81,7 +81,7 @@ class Confirm(Question[Wish]):
     ]
 
     def __init__(self, target: Target, offered: Wish | None = None) -> None:
-        """``offered``: begin with this choice and place."""
+        """``offered``: begin with this choice, place and reason."""
         super().__init__()
         self._target = target
         self._chosen = dict.fromkeys("vwfs", 0)
@@ -89,6 +89,7 @@ class Confirm(Question[Wish]):
         if offered is not None:
             self._places = tuple(dict.fromkeys((offered.place, *self._places)))
             self._chosen["v"] = target.choices.index(offered.choice)
+            self.reason = offered.why
 
     @property
     def _choice(self) -> Choice:

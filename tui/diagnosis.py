@@ -18,6 +18,7 @@ from rltop.backend.view import Answer, AskDiagnosis, Question, Snapshot
 from rltop.tui import look
 from rltop.tui.control import wrap
 from rltop.tui.dialogs import page_width
+from rltop.tui.remedy import Sayings, alarm_sayings, standing
 from rltop.tui.rows import Rows, set_height
 from rltop.tui.sight import Sight
 from rltop.tui.table import Column, Table
@@ -34,6 +35,10 @@ MOST_CAUSES = 5
 
 FINDING_LINES = 6
 """Lines of the table of findings at least."""
+
+
+PRESSING = ("alarm", "given", "do", "live")
+"""What is to be read first."""
 
 
 def _since(step: int | None) -> look.Part:
@@ -76,27 +81,28 @@ FINDINGS: tuple[Column[Finding], ...] = (
 )
 
 
-def explained(cause: Cause, run: str) -> list[tuple[str, str]]:
-    """What is to be said of a cause, each with a word for what it is, the most urgent first."""
-    said = [("do", cause.remedy)]
-    if cause.command:
-        said.append(("live", f"{cause.command} --run {run}   (r)"))
+def explained(cause: Cause, order: Sayings, run: str) -> Sayings:
+    """What is to be said of a cause, and of its order, each with a word for what it is, the most urgent first."""
+    do = [("do", cause.remedy)]
+    said = [*order, *do] if order and order[0][0] == "given" else [*do, *order]
     seen = [("seen", sentence) for sentence in cause.evidence]
     said += seen[:2]
     if cause.confusable_with:
         said.append(("or", f"{', '.join(cause.confusable_with)}: can't be told apart by what was seen"))
     if cause.probe:
         probe = PROBES.get(cause.probe)
-        order = f" (`{probe.runs} --run {run}`, X)" if probe is not None and probe.runs else ""
-        said.append(("probe", f"{cause.probe}{order}" + (f": {probe.does}" if probe is not None else "")))
+        typed = f" (`{probe.runs} --run {run}`, X)" if probe is not None and probe.runs else ""
+        said.append(("probe", f"{cause.probe}{typed}" + (f": {probe.does}" if probe is not None else "")))
     return [(name, text) for name, text in (*said, *seen[2:], ("what", cause.what)) if text]
 
 
 class Diagnosis(Vertical):
     """The view. It asks the hub when a step closes or another step is looked at."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as Widget's
+    def __init__(self, *, allowed: bool, id: str | None = None) -> None:  # noqa: A002 - as Widget's
         super().__init__(id=id)
+        self._allowed = allowed
+        self._view: Snapshot | None = None
         self._verdict: Verdict | None = None
         self._error = ""
         self._wanted: object = None
@@ -156,13 +162,20 @@ class Diagnosis(Vertical):
         if isinstance(item, Finding):
             return finding_text(item, width)
         if isinstance(item, Cause):
-            return cause_text(item, self._verdict.run if self._verdict is not None else "", width)
+            return cause_text(item, self._explained(item), width)
         return None
+
+    def _explained(self, cause: Cause) -> Sayings:
+        if self._view is None or self._verdict is None:
+            return []
+        order = standing(cause, self._view, self._verdict, allowed=self._allowed)
+        return explained(cause, order, self._verdict.run)
 
     # --- showing ----------------------------------------------------------------------------------------------------
 
     def paint(self, view: Snapshot) -> None:
         """Show what was answered last."""
+        self._view = view
         self._probed = next(reversed(view.probes.values()), None)
         self._show()
 
@@ -193,14 +206,16 @@ class Diagnosis(Vertical):
         verdict, width = self._verdict, max(self.size.width - 8, 20)
         if verdict is None:
             return []
-        said = explained(cause, verdict.run) if cause is not None else []
+        said = self._explained(cause) if cause is not None else []
+        if self._view is not None:
+            said += alarm_sayings(next(reversed(self._view.alarms.values()), None), verdict)
         if (found := self._probed) is not None:
             when = "" if found.step is None else f"after step {found.step}: "
             at = next((place for place, (name, _) in enumerate(said) if name == "probe"), len(said) - 1) + 1
             said.insert(at, ("found", f"{when}{found.probe} {found.verdict}: {found.text}"))
         said += [*(("needs", need) for need in verdict.needs), *(("noted", note) for note in verdict.notes)]
         return [
-            [(f"{'' if i else name:>6}  ", look.FAINT), (line, look.STRONG if name in ("do", "live") else look.PLAIN)]
+            [(f"{'' if i else name:>6}  ", look.FAINT), (line, look.STRONG if name in PRESSING else look.PLAIN)]
             for name, text in said
             for i, line in enumerate(wrap(look.clean(text, len(text)), width))
         ]
@@ -264,13 +279,13 @@ def finding_text(finding: Finding, width: int) -> Text:
     return _listed(text, shown, width)
 
 
-def cause_text(cause: Cause, run: str, width: int) -> Text:
+def cause_text(cause: Cause, said: Sayings, width: int) -> Text:
     """Everything of a cause, likewise."""
     text = Text()
     text.append(f"{cause.code} {cause.title}\n", "bold")
     since = f" since step {cause.since_step}" if cause.since_step is not None else ""
     head = [("id", cause.id), ("lies in", cause.layer), ("on", f"{where(cause)}{since}")]
-    return _listed(text, [*head, *explained(cause, run)], width)
+    return _listed(text, [*head, *said], width)
 
 
 def _listed(text: Text, shown: list[tuple[str, str]], width: int) -> Text:

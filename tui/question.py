@@ -42,13 +42,16 @@ class Question(ModalScreen[T | None], Generic[T]):
         Binding("k,up", "scroll(-1)", "Up"),
     ]
 
+    reason = ""
+    """For the record, until another is typed."""
+
     def compose(self) -> ComposeResult:
         """Headline and options, reason, facts, buttons."""
         with Vertical(classes="dialog"):
             yield Static(self.head(), id="question")
             with Horizontal(id="reason"):
                 yield Static(f"{'r':>4}  why    ", id="reason-name")
-                yield Input(placeholder="for the record; may stay empty", max_length=MAX_WHY, compact=True, id="why")
+                yield Input(self.reason, "for the record; may stay empty", max_length=MAX_WHY, compact=True, id="why")
             with VerticalScroll(id="weigh", can_focus=False):
                 yield Static(self.weigh(), id="weighed")
             with Horizontal(id="buttons"):

@@ -130,14 +130,16 @@ def facts(view: Snapshot) -> list[tuple[str, str, Style]]:
 
 
 def footer(where: str, *, control: bool, width: int) -> Strip:
-    """The last line: the keys worth knowing, those that are not allowed greyed; what does not fit is left out.
+    """The last line: the keys worth knowing, the view's own first, those not allowed greyed; what does not fit is out.
 
     How to leave comes last and fits always.
     """
-    *others, leave = (_key(command, control=control) for command in COMMANDS if command.footer and command.id != where)
+    shown = [one for one in COMMANDS if one.footer and one.id != where and one.view in ("", where)]
+    shown.sort(key=lambda command: not command.view)
+    *others, leave = (_key(command, control=control) for command in shown)
     parts: list[look.Part] = []
-    for shown in others:
-        parts += shown if look.length([*parts, *shown, *leave]) - 1 <= width else []
+    for key in others:
+        parts += key if look.length([*parts, *key, *leave]) - 1 <= width else []
     parts += [*leave[:-1], (leave[-1][0].rstrip(), look.FAINT)]
     gate = [] if control else [(" read-only", look.WARN)]
     room = width - look.length(parts) - look.length(gate)

@@ -53,6 +53,7 @@ class Alarm(msgspec.Struct, frozen=True):
         acknowledged: who has taken note of it, and when ``acknowledged_at``; such an alarm is not told anew.
         silenced_until: wall clock until which nothing is told of it.
         evidence, remedy, command: of that cause, as when it was called by it.
+        well: healthy verdicts in a row by now; ``CLEAR_AFTER`` of them end it.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Alarm(msgspec.Struct, frozen=True):
     evidence: list[str] = []
     remedy: str = ""
     command: str = ""
+    well: int = 0
 
     def quiet(self, now: float) -> bool:
         """Whether nobody is to be told."""
@@ -103,6 +105,8 @@ def standing(alarm: Alarm, now: float) -> str:
     if alarm.cleared is not None:
         return f"over since step {alarm.cleared_step}"
     said = f"acknowledged by {alarm.acknowledged}" if alarm.acknowledged else "open"
+    if alarm.well:
+        said += f", healthy for {alarm.well} of {CLEAR_AFTER} steps"
     if alarm.silenced_until is not None and now < alarm.silenced_until:
         said += f", silent for {span(alarm.silenced_until - now)}"
     return said
@@ -127,7 +131,6 @@ class Alarms:
         self.all: dict[str, Alarm] = {alarm.id: alarm for alarm in past or []}
         self._bad: list[Cause] = []  # best causes of the last verdicts in a row that were not healthy
         self._sure = 0  # how many of these, the last ones in a row, named a fault
-        self._well = 0  # healthy verdicts in a row
         self._changed: dict[str, Alarm] = {}
 
     @property
@@ -147,11 +150,12 @@ class Alarms:
             return None
         if not verdict.causes:
             return self._none(verdict.step, now) if verdict.verdict == HEALTHY else None
-        self._well = 0
         self._bad.append(verdict.causes[0])
         del self._bad[:-DOUBT_AFTER]
         self._sure = self._sure + 1 if verdict.verdict == FAULT else 0
-        return self._goes_on(self.open, verdict, now) if self.open else self._begins(verdict, now)
+        if (alarm := self.open) is None:
+            return self._begins(verdict, now)
+        return self._goes_on(self._put(msgspec.structs.replace(alarm, well=0)) if alarm.well else alarm, verdict, now)
 
     def acknowledge(self, alarm: str, who: str, now: float) -> Alarm:
         """Somebody has taken note. Raises ``ValueError`` if there is no such alarm, or it is over."""
@@ -170,7 +174,7 @@ class Alarms:
         last = next(reversed(self.all.values()), None)
         if last and last.cause == cause.id and verdict.step - (last.cleared_step or 0) <= REOPEN_WITHIN:
             opened = msgspec.structs.replace(
-                last, cleared=None, cleared_step=None, again=last.again + 1, engines=cause.engines, sure=sure
+                last, cleared=None, cleared_step=None, again=last.again + 1, engines=cause.engines, sure=sure, well=0
             )
             return self._news(REOPENED, opened, now)
         name = f"a{int(last.id[1:]) + 1 if last else 1}"
@@ -193,9 +197,10 @@ class Alarms:
 
     def _none(self, step: int, now: float) -> News | None:
         self._bad, self._sure = [], 0
-        self._well += 1
-        alarm = self.open
-        if alarm is None or self._well < CLEAR_AFTER:
+        if (alarm := self.open) is None:
+            return None
+        alarm = self._put(msgspec.structs.replace(alarm, well=alarm.well + 1))
+        if alarm.well < CLEAR_AFTER:
             return None
         return self._news(CLEARED, msgspec.structs.replace(alarm, cleared=now, cleared_step=step), now)
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from rltop.backend import view
 from rltop.backend.diagnosis.course import Stretch
+
+
+def last_mixed(steps: Iterable[view.Step], step: int) -> int:
+    """The last of ``steps`` that may have trained on tokens which were sampled before ``step`` had closed.
+
+    By their lag: a token of lag n was sampled n steps before it is trained on.
+    """
+    return max((one.step for one in steps if one.step - (one.values.get("lag_max") or 0) <= step), default=step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +40,12 @@ class Case:
     evidence: Sequence[Stretch] = ()
 
     def sampled_after(self, step: int) -> Case:
-        """With the evidence of those steps alone whose tokens were all sampled after ``step`` had closed.
-
-        By their lag: a token of lag n was sampled n steps before it is trained on.
-        """
-        mixed = [one.step for one in self.steps if one.step - (one.values.get("lag_max") or 0) <= step]
-        after = max(mixed, default=step)
+        """With the evidence of those steps alone whose tokens were all sampled after ``step`` had closed."""
+        after = last_mixed(self.steps, step)
         return replace(self, evidence=[stretch for stretch in self.evidence if stretch.first > after])
 
     def up_to(self, step: int) -> Case:
-        """The run as it was when ``step`` was its last: facts of engines and trainer stay as last heard of.
+        """The run as it was when ``step`` was its last: flags as they were then, other facts as last heard of.
 
         Raises:
             ValueError: no such step is known.
@@ -51,7 +57,17 @@ class Case:
         return replace(
             self,
             steps=steps,
+            engines={name: self._with_flags_of(engine, step) for name, engine in self.engines.items()},
             events=[event for event in self.events if event.step is None or event.step <= step],
-            changes=[change for change in self.changes if change.step is None or change.step <= step],
+            changes=[change for change in self.changes if change.step is None or change.step < step],
             evidence=[stretch for stretch in self.evidence if stretch.last <= step],
         )
+
+    def _with_flags_of(self, engine: view.Engine, step: int) -> view.Engine:
+        """The engine before all that was switched on it since ``step`` closed."""
+        flags = dict(engine.flags)
+        for change in reversed(self.changes):
+            since = change.step is not None and change.step >= step and change.engine == engine.id
+            if since and change.verb == "set" and view.moved(change) and change.flag in flags:
+                flags[change.flag] = msgspec.structs.replace(flags[change.flag], value=change.old)
+        return msgspec.structs.replace(engine, flags=flags) if flags != engine.flags else engine

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from rltop.backend.diagnosis.causes import CAUSES, confusable
 from rltop.backend.diagnosis.causes.entry import Known, alternatives, holds
@@ -48,11 +48,15 @@ class Run:
     sequences: int = 0
 
 
-def conclude(run: Run, findings: Sequence[Finding], causes: Sequence[Known] = CAUSES) -> Verdict:
-    """The verdict on a run of which the tests have found this."""
+def conclude(
+    run: Run, findings: Sequence[Finding], causes: Sequence[Known] = CAUSES, only: Collection[str] | None = None
+) -> Verdict:
+    """The verdict on a run of which the tests have found this; of the causes that fit, ``only`` these ids are told."""
     facts = [*run.engines.values(), run.trainer]
     given = {known.id: _given(known, facts) for known in causes}
     found = infer(findings, causes, given, run.engines)
+    if only is not None:
+        found = replace(found, suspects=[suspect for suspect in found.suspects if suspect.known.id in only])
     told = [suspect for suspect in found.suspects if suspect.confidence >= TOLD][:MOST_CAUSES]
     verdict = _verdict(found, findings)
     return Verdict(
@@ -101,6 +105,7 @@ def _cause(suspect: Suspect, found: Inference, run: Run, findings: Sequence[Find
     since = [finding.since_step for finding in suspect.shown if finding.since_step is not None]
     evidence = dict.fromkeys(_words(finding) for finding in _telling((*suspect.shown, *suspect.also), engines))
     alike = _alike(suspect, found)
+    order, is_so = _order(known, engines, run)
     return Cause(
         known.id,
         known.code,
@@ -114,20 +119,21 @@ def _cause(suspect: Suspect, found: Inference, run: Run, findings: Sequence[Find
         alike,
         PROBES[known.probe].name if alike or suspect.open else "",
         known.remedy,
-        _command(known, engines, run),
+        "" if is_so else order,
+        order if is_so else "",
     )
 
 
-def _command(known: Known, engines: Sequence[str], run: Run) -> str:
-    """The order for these engines (none: all); empty where they have what it would set, for then it is no remedy."""
+def _order(known: Known, engines: Sequence[str], run: Run) -> tuple[str, bool]:
+    """The order for these engines (none: all), and whether they have what it would set: then it is offered no more."""
     options = "".join(f" --engine {engine}" for engine in engines)
     order = known.command.format(engines=options, head=_head(run))
     word, _, rest = order.removeprefix("rltop ").partition(" ")
     if word != "set":
-        return order
+        return order, False
     flag, value = rest.split()[:2]
     had = [run.engines[engine].get(flag, "") for engine in engines or run.engines if engine in run.engines]
-    return "" if had and all(one.partition(" (")[0] == value for one in had) else order
+    return order, bool(had) and all(one.partition(" (")[0] == value for one in had)
 
 
 def _telling(findings: Sequence[Finding], engines: Sequence[str]) -> list[Finding]:
@@ -186,17 +192,34 @@ def _needs(verdict: str, told: Sequence[Suspect], found: Inference, findings: Se
     if verdict == HEALTHY or (verdict == UNDECIDED and not told):
         asked |= set(ASKED_FIRST)
     needs = [_wanted(unknown[test]) for test in TESTS if test in asked & set(unknown)]
-    for suspect in told:
-        alike = _alike(suspect, found)
-        if suspect.known.probe and (alike or suspect.open):
-            probe = PROBES[suspect.known.probe]
-            tells = f"{suspect.known.id} from {' and '.join(alike)}" if alike else f"whether it is {suspect.known.id}"
-            needs.append(f"probe {probe.name} tells {tells}: {probe.does}")
+    needs += _probes(told, found)
     if verdict == UNDECIDED and found.unlisted >= 0.5:
         needs.append(
             f"no cause of the table explains this; probe {PROBES['P13'].name} names the side: {PROBES['P13'].does}"
         )
     return list(dict.fromkeys(needs))[:MOST_NEEDS]
+
+
+def _probes(told: Sequence[Suspect], found: Inference) -> list[str]:
+    """Each probe once, with all that it tells apart."""
+    tells: dict[str, tuple[list[str], list[str]]] = {}
+    for suspect in told:
+        alike = _alike(suspect, found)
+        if suspect.known.probe and (alike or suspect.open):
+            ids, others = tells.setdefault(suspect.known.probe, ([], []))
+            ids.append(suspect.known.id)
+            others += alike
+    return [
+        f"probe {PROBES[code].name} tells {_apart(ids, list(dict.fromkeys(others)))}: {PROBES[code].does}"
+        for code, (ids, others) in tells.items()
+    ]
+
+
+def _apart(ids: Sequence[str], others: Sequence[str]) -> str:
+    rest, what = [other for other in others if other not in ids], ", ".join(ids)
+    if rest:
+        return f"{what} from {', '.join(rest)}"
+    return f"{what} apart" if len(ids) > 1 else f"whether it is {what}"
 
 
 def _wanted(finding: Finding) -> str:

@@ -2,10 +2,13 @@
 
 A switch parts a run in two. What the tokens of before leave behind in sums over both looks like something else for some
 steps: raw records like a silent truncation, stale prefixes like the rounding of hits. So what was not told at a switch
-is told after it only if the steps after it say so by themselves.
+is told after it only if the steps after it say so by themselves, first or beside what was told: its order, which looks
+as good as any, would switch what is not wrong.
 """
 
 from __future__ import annotations
+
+from msgspec.structs import replace
 
 from rltop.backend.diagnosis.ask import ask
 from rltop.backend.diagnosis.case import Case
@@ -14,17 +17,51 @@ from rltop.backend.diagnosis.verdict import Verdict
 from rltop.backend.fleet import facts
 from rltop.backend.view import moved
 
+PARTS = 2
+"""Switches that are looked back beyond, the last ones: each may cost two verdicts more."""
 
-def diagnose(case: Case) -> Verdict:
-    """The verdict on a run, as of its last step."""
-    verdict = conclude(run_of(case), ask(case))
-    switched = _last_switch(case) if verdict.causes else None
+
+def diagnose(case: Case, known: dict[float, Verdict] | None = None, parts: int = PARTS) -> Verdict:
+    """The verdict on a run, as of its last step.
+
+    Args:
+        case: all that is kept of it.
+        known: verdicts at switches, by the wall clock of the step, from one call to the next; the last ``PARTS`` stay.
+        parts: as the constant.
+    """
+    run, findings = run_of(case), ask(case)
+    verdict = conclude(run, findings)
+    switched = _last_switch(case) if verdict.causes and parts else None
     if switched is None:
         return verdict
-    before = case.up_to(switched)
-    if verdict.causes[0].id in {cause.id for cause in conclude(run_of(before), ask(before)).causes}:
-        return verdict
-    return conclude(run_of(case), ask(case.sampled_after(switched)))
+    before = _at(case.up_to(switched), {} if known is None else known, parts - 1)
+    if not _ids(verdict) <= _ids(before):
+        since = conclude(run, ask(case.sampled_after(switched)))
+        if verdict.causes[0].id not in _ids(before):
+            return since
+        verdict = conclude(run, findings, only=_ids(before) | _ids(since))
+    return _begun_as(before, verdict)
+
+
+def _at(case: Case, known: dict[float, Verdict], parts: int) -> Verdict:
+    """The verdict at a switch; that of an earlier call, if there is one."""
+    when = case.steps[-1].closed
+    if when not in known:
+        known[when] = diagnose(case, known, parts)
+        while len(known) > PARTS:
+            del known[next(iter(known))]
+    return known[when]
+
+
+def _ids(verdict: Verdict) -> set[str]:
+    return {cause.id for cause in verdict.causes}
+
+
+def _begun_as(before: Verdict, verdict: Verdict) -> Verdict:
+    """With the beginnings that causes had then: what a cure adds to the sums says nothing of when it began."""
+    begun = {cause.id: cause.since_step for cause in before.causes}
+    causes = [replace(cause, since_step=begun.get(cause.id, cause.since_step)) for cause in verdict.causes]
+    return replace(verdict, causes=causes)
 
 
 def _last_switch(case: Case) -> int | None:

@@ -63,6 +63,14 @@ def where(cause: Cause) -> str:
     return ", ".join(cause.engines) if cause.engines else "all engines"
 
 
+def in_place(cause: Cause) -> str:
+    """What is to be said of an order that is not to be given again."""
+    return (
+        f"`{cause.in_place}` is in place. If it was given just now, tokens of before are trained on for some steps "
+        "yet; if not, it is no cure."
+    )
+
+
 def _cause(cause: Cause, verdict: Verdict, width: int) -> list[str]:
     found = ["", *_wrapped("", _title(cause), width)]
     found += _wrapped("  what   ", cause.what, width)
@@ -71,6 +79,8 @@ def _cause(cause: Cause, verdict: Verdict, width: int) -> list[str]:
     found += _wrapped("  do     ", cause.remedy, width)
     if cause.command:
         found += _wrapped("  live   ", f"{cause.command} --run {verdict.run}", width)
+    if cause.in_place:
+        found += _wrapped("  live   ", in_place(cause), width)
     if cause.confusable_with:
         found += _wrapped("  or     ", ", ".join(cause.confusable_with), width)
     if cause.probe:

@@ -58,6 +58,7 @@ class Cause(msgspec.Struct, frozen=True):
         probe: the name of the probe that would tell; empty where none is needed.
         remedy: what to do: an option, a command, one of rltop's flags.
         command: the order of rltop that does it live, as one would type it; empty where there is none.
+        in_place: that order where the engines have what it sets already, and ``command`` is empty.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Cause(msgspec.Struct, frozen=True):
     probe: str = ""
     remedy: str = ""
     command: str = ""
+    in_place: str = ""
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -48,6 +48,7 @@ class AlarmWatch:
         self._closed: int | None = None  # a step that no verdict has seen
         self._looked = float("-inf")
         self._verdict: Verdict | None = None
+        self._at_switches: dict[float, Verdict] = {}
 
     def step_closed(self, step: int) -> None:
         """There is a newer step to look at."""
@@ -58,7 +59,7 @@ class AlarmWatch:
         if self._closed is None or now - self._looked < PERIOD_S:
             return None
         self._closed, self._looked = None, now  # first: a fault of ours must not come again with every tick
-        self._verdict = diagnose(case())
+        self._verdict = diagnose(case(), self._at_switches)
         news = self._alarms.take(self._verdict, now)
         if news is None:
             return None

@@ -14,7 +14,7 @@ from rltop.backend.commands.tell import title as deed
 from rltop.backend.diagnosis.alarm import about, standing
 from rltop.backend.diagnosis.causes.probes import BY_NAME as PROBES
 from rltop.backend.diagnosis.tests import BY_NAME as TESTS
-from rltop.backend.diagnosis.text import headline, where
+from rltop.backend.diagnosis.text import headline, in_place, where
 from rltop.backend.diagnosis.verdict import Cause, Finding, Verdict
 from rltop.backend.fleet import prints
 from rltop.backend.incident.blocks import Block, Bullets, Code, Heading, Paragraph, Plot, Table
@@ -81,6 +81,8 @@ def _cause(cause: Cause, run: str, *, first: bool) -> list[Block]:
     said = [("where", f"{where(cause)}{since}"), ("what it does", cause.what)]
     said += [("seen", sentence) for sentence in cause.evidence]
     said.append(("what to do", cause.remedy))
+    if cause.in_place:
+        said.append(("in place", in_place(cause)))
     if cause.confusable_with:
         said.append(("fits as well", ", ".join(cause.confusable_with)))
     if cause.probe:

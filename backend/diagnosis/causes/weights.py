@@ -81,7 +81,8 @@ WEIGHTS: tuple[Known, ...] = (
         probe="P3",
         confusable_with=("lying-replica",),
         remedy="Restart the engine from the newest checkpoint or send it the update again; fail loudly where a "
-        "worker does not acknowledge, and publish a version only after all have.",
+        "worker does not acknowledge, and publish a version only after all have. Until then `rltop pause --engine ID "
+        "--for 10m` keeps it from sampling; its requests wait.",
         source="vime#66, vime#329, nemo#3403, vllm#54443; rl-on-cpu",
     ),
     Known(
@@ -94,7 +95,8 @@ WEIGHTS: tuple[Known, ...] = (
         probe="P5",
         confusable_with=("stale-replica", "mislabelled-version"),
         remedy="Compare digests of the weights over the fleet; vLLM's version is a label and no proof. Restart the "
-        "engine or send the update again, and set its version from what its workers acknowledge.",
+        "engine or send the update again, and set its version from what its workers acknowledge. Until then `rltop "
+        "pause --engine ID --for 10m` keeps it from sampling; its requests wait.",
         source="nemo#3403, vllm#54443; rl-on-cpu: the label may advance without the weights",
     ),
     Known(

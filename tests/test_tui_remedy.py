@@ -1,0 +1,198 @@
+"""What a cause's order would switch, and what the Diagnosis view says of it until the alarm is over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from rltop.backend.diagnosis.verdict import Cause, Verdict
+from rltop.backend.view import AskSet, Change, Snapshot, change_key
+from rltop.tui.commands import NEEDS_CONTROL
+from rltop.tui.remedy import GONE_WITHIN, remedy_of, standing
+from tests import pictures, verdicts
+from tests.screens import assert_as_saved, dashboard, screen_text, settle
+from tests.test_tui_diagnosis import Hub
+
+FLAG, VALUE = "update_clears_cache", "on"
+SMALL = (80, 24)
+
+replace = msgspec.structs.replace
+
+
+def reading(value: str, shown: Snapshot | None = None) -> Snapshot:
+    """A run of three engines, or this one, whose flag reads so everywhere."""
+    shown = shown if shown is not None else pictures.healthy(engines=3)
+    engines = {
+        name: replace(engine, flags=engine.flags | {FLAG: replace(engine.flags[FLAG], value=value)})
+        for name, engine in shown.engines.items()
+    }
+    return replace(shown, engines=engines)
+
+
+def ordered(state: str, *, at_step: int = 30, wanted: str = VALUE, **facts: Any) -> list[Change]:
+    """The order on each of three engines."""
+    make = pictures.applied if state == "applied" else pictures.change
+    given: dict[str, Any] = {"command": f"c{at_step}", "at_step": at_step} | facts
+    if state != "applied":
+        given["state"] = state
+    return [make(name, FLAG, wanted, **given) for name in ("e0", "e1", "e2")]
+
+
+def with_changes(shown: Snapshot, *changes: Change) -> Snapshot:
+    return replace(shown, changes={change_key(change): change for change in changes})
+
+
+def in_place(cause: Cause = verdicts.STALE) -> Cause:
+    return replace(cause, command="", in_place=cause.command)
+
+
+def said(cause: Cause, shown: Snapshot, *, step: int = 39, allowed: bool = True) -> dict[str, str]:
+    lines: dict[str, str] = {}
+    for name, text in standing(cause, shown, verdicts.fault(step), allowed=allowed):
+        lines[name] = f"{lines[name]}; {text}" if name in lines else text
+    return lines
+
+
+def remedy(cause: Cause, value: str = "off") -> tuple[str, str, tuple[str, ...], str]:
+    target, wish = remedy_of(cause, reading(value))
+    return target.subject.name, wish.choice.word, wish.place.engines, wish.place.name
+
+
+def test_a_remedy_is_read_from_the_order_for_the_fleet_and_for_engines() -> None:
+    order = "rltop set update_clears_cache on"
+    assert remedy(verdicts.STALE) == (FLAG, VALUE, ("e0", "e1", "e2"), "fleet")
+    one = replace(verdicts.STALE, command=f"{order} --engine e1")
+    assert remedy(one) == (FLAG, VALUE, ("e1",), "e1")
+    two = replace(verdicts.STALE, command=f"{order} --engine e0 --engine e2")
+    assert remedy(two) == (FLAG, VALUE, ("e0", "e2"), "e0, e2")
+    flush = replace(verdicts.STALE, command="rltop flush")
+    assert remedy(flush)[:2] == ("prefix cache", "flush")
+
+
+def test_a_remedy_that_can_not_be_given_says_why() -> None:
+    with pytest.raises(ValueError, match="no switch of rltop's cures this"):
+        remedy(verdicts.PARTIAL)
+    with pytest.raises(ValueError, match="is on on all engines already"):
+        remedy(verdicts.STALE, "on")
+    with pytest.raises(ValueError, match="`rltop set update_clears_cache on` is in place already"):
+        remedy(in_place())
+
+
+def test_an_order_that_can_be_given_names_its_key_and_without_control_how_to_have_it() -> None:
+    shown = reading("off")
+    assert said(verdicts.STALE, shown) == {"live": "rltop set update_clears_cache on --run sort   (r)"}
+    assert said(verdicts.STALE, shown, allowed=False)[""] == f"(r) {NEEDS_CONTROL}"
+
+
+def test_an_order_under_way_is_told_by_engine_and_not_offered_again() -> None:
+    changes = ordered("accepted")
+    changes[2] = replace(changes[2], state="draining")
+    lines = said(verdicts.STALE, with_changes(reading("off"), *changes))
+    assert lines["given"] == "update_clears_cache on after step 30 by ada: ◔ accepted on e0, e1; ◑ draining on e2"
+    assert "between two steps" in lines["then"]
+    assert "live" not in lines
+
+
+def test_an_order_that_holds_tells_how_many_steps_are_free_of_what_was_before() -> None:
+    shown = with_changes(reading("on"), *ordered("applied", at_step=33))
+    lines = said(in_place(), shown)
+    assert lines["given"] == "update_clears_cache on after step 33 by ada: ✔ applied on all engines"
+    lags = {step: view_lag(shown, step) for step in range(34, 40)}
+    mixed = max((step for step, lag in lags.items() if step - lag <= 33), default=33)
+    assert lines["then"].startswith(f"{39 - mixed} steps since were sampled wholly after it")
+    assert "live" not in lines
+    assert said(in_place(), shown, step=33)["then"].startswith("0 steps since")
+
+
+def view_lag(shown: Snapshot, step: int) -> float:
+    return shown.steps[step].values["lag_max"] or 0.0
+
+
+def test_an_order_that_did_not_help_says_so_in_the_end() -> None:
+    shown = with_changes(reading("on"), *ordered("applied", at_step=39 - GONE_WITHIN - 4))
+    assert "this does not cure it" in said(in_place(), shown)["then"]
+
+
+def test_a_refusal_gives_its_reason_the_launch_option_and_the_key_again() -> None:
+    changes = ordered("refused", wanted="processed", reason="drafts are rejected by logprobs")
+    changes = [replace(change, flag="logprobs_mode") for change in changes]
+    raw = replace(verdicts.STALE, command="rltop set logprobs_mode processed")
+    shown = pictures.healthy(engines=3)
+    engines = {
+        name: replace(e, flags=e.flags | {"logprobs_mode": replace(e.flags["logprobs_mode"], value="raw")})
+        for name, e in shown.engines.items()
+    }
+    lines = said(raw, with_changes(replace(shown, engines=engines), *changes))
+    assert lines["given"].endswith("✖ refused on all engines")
+    assert lines[""] == "drafts are rejected by logprobs"
+    assert "--logprobs-mode processed_logprobs" in lines["then"]
+    assert lines["live"].endswith("(r again)")
+
+
+def test_an_order_that_was_taken_back_counts_as_not_given() -> None:
+    undone = ordered("applied", at_step=36, wanted="off", target="c30", command="c36")
+    assert "given" not in said(verdicts.STALE, with_changes(reading("off"), *ordered("applied"), *undone))
+    restarted = with_changes(reading("caller"), *ordered("applied"))
+    assert said(verdicts.STALE, restarted) == {"live": "rltop set update_clears_cache on --run sort   (r)"}
+
+
+def test_what_is_so_without_an_order_of_ours_is_no_cure() -> None:
+    assert "is in place already, and has not cured it" in said(in_place(), reading("on"))["live"]
+
+
+def test_a_cause_without_an_order_says_where_to_go() -> None:
+    lines = said(replace(verdicts.PARTIAL, engines=["e1"]), pictures.healthy(engines=3))
+    assert lines["live"].startswith("nothing that rltop switches cures this: what `do` says is done where engines")
+    assert lines["there"].startswith("e1 is pid 4001 on node-a, at policy 40 of ")
+    trainer = replace(verdicts.PARTIAL, engines=[], layer="trainer")
+    assert said(trainer, pictures.healthy())["live"].endswith("is done in the trainer")
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "changes", "alarm"),
+    [
+        ("remedy-under-way-80", verdicts.fault(), ordered("accepted", at_step=39), {}),
+        ("remedy-applied-80", replace(verdicts.fault(), causes=[in_place()]), ordered("applied", at_step=34), {}),
+        ("remedy-refused-80", verdicts.fault(), ordered("refused", at_step=38, reason="a KV connector is there"), {}),
+        ("remedy-none-80", replace(verdicts.fault(), causes=[verdicts.PARTIAL]), [], {}),
+        ("remedy-healthy-80", verdicts.healthy(), ordered("applied", at_step=34), {"well": 3}),
+        (
+            "remedy-over-80", verdicts.healthy(), ordered("applied", at_step=30),
+            {"well": 5, "cleared": pictures.START + 180, "cleared_step": 39},
+        ),
+    ],
+)  # fmt: skip
+async def test_screen(name: str, verdict: Verdict, changes: list[Change], alarm: dict[str, Any]) -> None:
+    applied = all(change.state == "applied" for change in changes) and bool(changes)
+    shown = with_changes(reading("on" if applied else "off", verdicts.alarmed(**alarm)), *changes[:2])
+    async with dashboard(Hub(shown, verdict=verdict), SMALL, control=True) as (app, pilot):
+        await pilot.press("4")
+        await settle(app, pilot)
+        assert_as_saved(app, name)
+
+
+async def test_the_reason_for_the_record_is_the_cause_unless_another_is_typed() -> None:
+    hub = Hub(reading("off", verdicts.alarmed()), verdict=verdicts.fault())
+    async with dashboard(hub, SMALL, control=True) as (app, pilot):
+        await pilot.press("4")
+        await settle(app, pilot)
+        await pilot.press("r", "y")
+        await pilot.press("r", "r", "end", *" 3am", "enter", "y")
+        await settle(app, pilot)
+        asked = [one for one in hub.asked if isinstance(one, AskSet)]
+    assert [one.why for one in asked] == ["C1 stale-prefix-cache", "C1 stale-prefix-cache 3am"]
+
+
+async def test_what_becomes_of_the_order_shows_before_the_next_step_closes() -> None:
+    hub = Hub(reading("off", verdicts.alarmed()), verdict=verdicts.fault())
+    async with dashboard(hub, (120, 40), control=True) as (app, pilot):
+        await pilot.press("4")
+        await settle(app, pilot)
+        assert "given" not in screen_text(app)
+        assert hub.view is not None
+        hub.show(with_changes(hub.view, *ordered("requested", at_step=39)[:2]))
+        await settle(app, pilot)
+        assert "given  update_clears_cache on after step 39 by ada: ○ requested on all engines" in screen_text(app)
+        assert len(hub.diagnoses()) == 1
