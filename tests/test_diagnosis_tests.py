@@ -8,6 +8,7 @@ import pytest
 from rltop.backend.diagnosis.ask import ASK, NOT_COMPUTED, ask
 from rltop.backend.diagnosis.case import Case
 from rltop.backend.diagnosis.tests import BY_NAME, TESTS, UNKNOWN
+from rltop.backend.diagnosis.tests_where import MIN_RATIO
 from rltop.backend.diagnosis.verdict import Finding
 from tests.simulated import Fault, Policy
 
@@ -23,6 +24,16 @@ def _found(findings: list[Finding]) -> set[tuple[str, str]]:
 def _at_step(policy: Policy, step: int) -> Case:
     *_, case = policy.cases(step + 1)
     return case
+
+
+def test_hits_that_are_likely_worse_than_misses_are_not_called_alike_before_that_is_sure() -> None:
+    said = []
+    for case in Policy(fault=Fault(noise=0.15, misses=True, at=2)).cases(10):
+        (found,) = [one for one in ask(case) if one.test == "T11"]
+        said.append((found.outcome, "in too few sequences to be sure" in found.text))
+        assert found.outcome != "alike" or found.low is None or found.low <= MIN_RATIO
+    assert [one for one in said if one == (UNKNOWN, True)]
+    assert said[-1] == ("hit_worse", False)
 
 
 @pytest.mark.parametrize(

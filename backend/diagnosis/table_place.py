@@ -149,7 +149,10 @@ TESTS: tuple[Test, ...] = (
             "version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0, of 8 "
             "sequences of either kind"
         ),
-        formula="log ratio of mean |d|, beyond a factor of 1.5 and the floor",
+        formula=(
+            "log ratio of mean |d|, beyond a factor of 1.5 and the floor; unknown while its 95 % interval is beyond "
+            "that and the evidence is not enough"
+        ),
         rate=MEAN,
         source="NeMo-RL, issue 4018; lmdeploy, issue 4917",
     ),

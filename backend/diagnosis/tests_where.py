@@ -134,6 +134,8 @@ def _pair(
         if shift.log_e >= LOG_FOUND:
             text = f"matched |d| of {name} is {_times(shift)} that of {against}"
             return finding(test, outcome, shift, pile, text=text, unit="log")
+    if up.low > MIN_RATIO or up.high < -MIN_RATIO:
+        return unknown(test, f"{name} have {_times(up)} the |d| of {against}, in too few sequences to be sure")
     return finding(test, outcomes[2], up, pile, text=f"{name} have {_times(up)} the |d| of {against}", unit="log")
 
 
