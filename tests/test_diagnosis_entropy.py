@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rltop.backend import view
 from rltop.backend.diagnosis import loop
@@ -55,12 +53,15 @@ def test_a_fall_from_the_first_step_on_is_told_after_six() -> None:
     assert told(course(0.2, FALL_STEPS[0] - 1, PROMPTS / 2, 3)).outcome == UNKNOWN
 
 
-@given(st.integers(0, 2**32 - 1), st.floats(0.0, 0.05), st.sampled_from([PROMPTS, 2 * PROMPTS]))
-@settings(max_examples=200, deadline=None)
-def test_learning_and_the_luck_of_prompts_are_no_collapse(seed: int, rate: float, wobble: float) -> None:
-    levels = course(rate, 40, wobble, seed)
-    for n in range(FALL_STEPS[0], 41, 2):
-        assert told(levels[:n], wobble).outcome != "collapsed"
+@pytest.mark.parametrize("wobble", [PROMPTS, 2 * PROMPTS])
+def test_learning_and_the_luck_of_prompts_are_no_collapse(wobble: float) -> None:
+    for seed in range(40):
+        levels = course(0.04, 40, wobble, seed)
+        assert {told(levels[:n], wobble).outcome for n in range(FALL_STEPS[0], 41, 2)} <= {
+            "steady",
+            "falling",
+            "rising",
+        }
 
 
 def test_a_fall_stands_until_it_is_made_up_for() -> None:

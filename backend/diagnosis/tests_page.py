@@ -20,10 +20,10 @@ length, at every step of a run; what a test says holds for the run so far and no
   (Ville's inequality). Bets need no variance and no normal distribution; means are taken over whole sequences and need
   both.
 - **From the start.** Nothing is held against the run's own first steps alone: a true record has a mean ratio of 1 and a
-  surprisal of the trainer's entropy at any lag, and rounding has the size that the dtypes give it. Where the first steps
-  rounded far finer than that, they are a second and lower bound: a gap that comes later is told by it, and one that was
-  there from the start only makes it the higher one, so that the dtypes' holds. T8, `entropy`, `reward`, `gradient`,
-  `clip` and part of `lag` look at the course of the run itself.
+  surprisal of the trainer's entropy at any lag, and rounding has the size that the dtypes give it. Where the first
+  steps rounded far finer than that, they are a second and lower bound: a gap that comes later is told by it, and one
+  that was there from the start only makes it the higher one, so that the dtypes' holds. T8, `entropy`, `reward`,
+  `gradient`, `clip` and part of `lag` look at the course of the run itself.
 - **At once, or not yet.** A run's gap may be a thousand times that of its first steps and still below what its dtypes
   could make; then a few sequences tell. What is not known to be different is not called alike: `T11`, `in_flight` and
   `fit` say how many more sequences it takes, or that it is too near to call.
