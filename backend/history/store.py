@@ -107,7 +107,7 @@ class Store(threading.Thread):
         """
         with self._wake:
             whole = not self._trouble
-            self._waiting.append((frame, beside) if whole else (_news_of(frame), NOTHING))
+            self._waiting.append((frame, beside) if whole else (_news_of(frame), beside.bare()))
             while len(self._waiting) > MAX_WAITING:
                 self._waiting.popleft()
                 self._dropped += 1

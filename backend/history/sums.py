@@ -30,6 +30,7 @@ from rltop.backend.history.resume import Resumed
 from rltop.backend.history.rows import Row
 from rltop.backend.history.samples import Kept
 from rltop.backend.sources import Mark as Received
+from rltop.backend.steps.taken import Taken
 from rltop.backend.summary import Line
 from rltop.backend.summary.dimensions import STRATA
 from rltop.backend.summary.groups import Groups
@@ -66,6 +67,10 @@ class Beside:
     marks: Sequence[tuple[str, Mark]] = ()
     samples: Sequence[tuple[str, Sample]] = ()
     sources: Sequence[tuple[str, Received]] = ()
+
+    def bare(self) -> Beside:
+        """No more than it takes to know steps again that are told twice."""
+        return Beside([Kept(kept.step, taken=Taken(kept.taken.lives)) for kept in self.steps if kept.taken])
 
 
 NOTHING = Beside()
