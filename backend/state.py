@@ -284,6 +284,8 @@ class State:
         message = wire.decode_to_collector(frame)
         if isinstance(message, wire.Command):
             self._commands.unreachable(receiver.rpartition("#")[0], message.id, now)
+        elif isinstance(message, wire.Resend) and (source := self._sources.get(receiver.rpartition("#")[0])):
+            source.asked = -1  # its data came before its control socket was there: once more at the next tick
         return self._spoken([], now)
 
     def tick(self, now: float) -> list[Effect]:

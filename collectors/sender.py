@@ -310,6 +310,7 @@ class Sender:
         if not self._hand_over(data, self._retained.next_seq, now, message.frames):
             return False
         self._retained.keep(now, message.frames, passing=message.passing)
+        self._retained.fit(self._limit_bytes - self._outbox.nbytes)
         return True
 
     def _hand_over(self, data: Any, seq: int, sent: float, frames: list[Frame]) -> bool:

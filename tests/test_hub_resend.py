@@ -13,7 +13,7 @@ from rltop.backend import view
 from rltop.backend.history.store import Store
 from rltop.backend.settling import PERIOD_S
 from rltop.backend.sources import RETURN_S
-from rltop.backend.state import Effect
+from rltop.backend.state import Effect, Send
 from rltop.backend.steps.steps import GRACE_S, RESENT_S
 from rltop.collectors import wire
 from tests.hub_core import Hub, sent
@@ -147,6 +147,17 @@ def test_a_sender_is_asked_again_while_nothing_comes_and_before_it_leaves() -> N
     hub.state.data(frames[2], hub.now)
     assert sent(hub.later(), wire.ByeAck)
     assert not hub.counters.get("lost_messages")
+
+
+def test_a_sender_that_could_not_be_reached_is_asked_again_at_once() -> None:
+    hub = Hub()
+    source = Source("e0", oldest=0)
+    frames = [source.frames(engine_state("e0")) for _ in range(2)]
+    (asked,) = [
+        e for e in hub.state.data(frames[1], hub.now) if isinstance(e, Send) and e.message != wire.Welcome("hub-1")
+    ]
+    hub.undelivered(asked)
+    assert sent(hub.later(0.1), wire.Resend) == [wire.Resend("life-1", 0)]
 
 
 def test_what_is_said_of_the_present_is_heard_while_the_past_is_missing() -> None:
