@@ -1,13 +1,15 @@
 """Who sends: epochs, the order of what arrives, holes in it, and who has said goodbye. Pure.
 
-Messages of a sender that can send again are taken in order, each once: what is missing is asked for, what comes before
-it is left and comes again, and what comes twice is left too. What the sender has no more is lost, and counted.
+Messages of a sender that can send again are taken in order, each once: what is missing is asked for, what comes early
+waits here, within a bound, or comes again, and what comes twice is left. What the sender has no more is lost, and
+counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rltop.backend.fleet.engines import SILENT_S
 from rltop.collectors import wire
@@ -20,7 +22,11 @@ BYE_ASK_S = 0.3
 """After so long without a message it is asked for those: a goodbye comes by another socket, and overtakes data."""
 
 ASK_AGAIN_S = 1.0
-"""How long an answer is waited for before a sender is asked again for the same message."""
+ASK_PAUSE_S = 0.2
+"""How long an answer is waited for before a sender is asked again for the same message, and for another."""
+
+EARLY_BYTES = 64 << 20
+"""Messages of one sender that may wait for those before them."""
 
 HOLE_PATIENCE_S = 10.0
 """How long a missing message is waited for while others come; then it is lost, and the sender is heard again."""
@@ -58,6 +64,7 @@ class Source:
         goal: one more than the highest number that was seen.
         resends: it can be asked to send again. asked: for which number it was asked last, asked_at: when.
         hole_since: since when ``next_seq`` is missing, if it is.
+        early: what came before its turn, with its size, by number.
     """
 
     name: str
@@ -74,6 +81,8 @@ class Source:
     asked: int = -1
     asked_at: float = 0.0
     hole_since: float | None = None
+    early: dict[int, tuple[Any, int]] = field(default_factory=dict)
+    early_bytes: int = 0
 
     @property
     def is_trainer(self) -> bool:
@@ -84,29 +93,44 @@ class Source:
         """The number from which on it is to send again, if it is to be asked for that now."""
         leaving = self.bye is not None and now >= self.bye_deadline - BYE_PATIENCE_S + BYE_ASK_S
         missing = self.hole_since is not None or (leaving and self.next_seq < self.goal)
-        if not (self.resends and missing) or (self.asked == self.next_seq and now - self.asked_at < ASK_AGAIN_S):
+        pause = ASK_AGAIN_S if self.asked == self.next_seq else ASK_PAUSE_S
+        if not (self.resends and missing) or (self.asked >= 0 and now - self.asked_at < pause):
             return None
         self.asked, self.asked_at = self.next_seq, now
         return self.next_seq
 
-    def place(self, envelope: wire.Envelope, now: float) -> tuple[bool, int]:
-        """Whether a message is the next one, and how many before it are lost."""
+    def place(self, envelope: wire.Envelope, message: Any, nbytes: int, now: float) -> tuple[list[Any], int]:
+        """What is to be taken now that a message came, in order, and how many are lost of those whose turn it was."""
         seq, before = envelope.seq, self.next_seq
         self.goal = max(self.goal, seq + 1)
         self.resends = envelope.oldest is not None
         if envelope.oldest is None:
             self.next_seq = max(before, seq + 1)
-            return True, max(seq - before, 0)
+            return [message], max(seq - before, 0)
         if seq < before:
-            return False, 0
-        given_up = self.hole_since is not None and now - self.hole_since >= HOLE_PATIENCE_S
-        first = seq if given_up else max(before, min(envelope.oldest, seq))
-        self.next_seq = first + (seq == first)
-        if seq == first:
+            return [], 0
+        first = max(before, min(envelope.oldest, seq))
+        if self.hole_since is not None and now - self.hole_since >= HOLE_PATIENCE_S:
+            first = min([seq, *self.early])
+        if seq not in self.early and (seq == first or self.early_bytes + nbytes <= EARLY_BYTES):
+            self.early[seq] = message, nbytes
+            self.early_bytes += nbytes
+        ready = [self._pop(number) for number in sorted(number for number in self.early if number < first)]
+        lost = first - before - len(ready)
+        while first in self.early:
+            ready.append(self._pop(first))
+            first += 1
+        self.next_seq = first
+        if first == self.goal:
             self.hole_since = None
         elif self.hole_since is None or first > before:
             self.hole_since = now
-        return seq == first, first - before
+        return ready, lost
+
+    def _pop(self, number: int) -> Any:
+        message, nbytes = self.early.pop(number)
+        self.early_bytes -= nbytes
+        return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +139,14 @@ class Arrival:
 
     ``news`` is ``appeared``, ``restarted`` (a new life without a goodbye from the last), ``returned`` (with one),
     ``is back`` (after silence) or empty; ``lost`` messages went before it; ``midway``: nobody knows what became of
-    earlier ones of its epoch; ``is_next``: it is to be taken now; ``twice``: it was taken before.
+    earlier ones of its epoch; ``ready``: the messages to take now; ``twice``: it was taken before.
     """
 
     source: Source
     news: str = ""
     lost: int = 0
     midway: bool = False
-    is_next: bool = True
+    ready: list[Any] = field(default_factory=list)
     twice: bool = False
 
     @property
@@ -147,8 +171,8 @@ class Sources:
         """The source of that name."""
         return self._known.get(name)
 
-    def arrived(self, envelope: wire.Envelope, now: float) -> Arrival:
-        """A data message came in.
+    def arrived(self, envelope: wire.Envelope, now: float, message: Any = None, nbytes: int = 0) -> Arrival:
+        """A data message came in: ``message`` is what is given back in ``Arrival.ready``, and takes ``nbytes``.
 
         What a source that resends nothing sent before this hub first heard of its epoch is not counted as lost:
         another hub had it.
@@ -158,18 +182,18 @@ class Sources:
             news = "appeared" if source is None else "returned" if source.health == "gone" else "restarted"
             fresh, lost, midway = self._begin(envelope.source, envelope.epoch, envelope.seq, envelope.oldest, now)
             twice = envelope.seq < fresh.next_seq
-            is_next, _ = fresh.place(envelope, now)
+            ready, _ = fresh.place(envelope, message, nbytes, now)
             self._note(fresh)
-            return Arrival(fresh, news, lost, midway, is_next, twice)
+            return Arrival(fresh, news, lost, midway, ready, twice)
         before = source.next_seq
-        is_next, lost = source.place(envelope, now)
+        ready, lost = source.place(envelope, message, nbytes, now)
         self._note(source)
         source.lost += lost
         back = source.health == "silent"
         if source.health != "gone":
             source.health = "live"
         source.last_seen, source.bye_deadline = now, now + BYE_PATIENCE_S
-        return Arrival(source, "is back" if back else "", lost, is_next=is_next, twice=envelope.seq < before)
+        return Arrival(source, "is back" if back else "", lost, ready=ready, twice=envelope.seq < before)
 
     def _begin(self, name: str, epoch: str, seq: int, oldest: int | None, now: float) -> tuple[Source, int, bool]:
         """A life that is new here: from which message on it is taken, how many are lost, whether it was under way."""

@@ -6,7 +6,7 @@ The picture that viewers have is changed by frames alone, here as there: ``frame
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -29,7 +29,7 @@ from rltop.backend.probes.book import Book
 from rltop.backend.probes.material import Chooser
 from rltop.backend.probes.result import ProbeResult
 from rltop.backend.settling import Settling
-from rltop.backend.sources import Arrival, Source, Sources, is_trainer
+from rltop.backend.sources import Arrival, Mark, Source, Sources, is_trainer
 from rltop.backend.steps.holes import Holes
 from rltop.backend.steps.steps import Steps
 from rltop.backend.steps.taken import Told, uses
@@ -117,7 +117,7 @@ class State:
         self._index = Index()
         self._index.expect(uses(resumed.taken))
         self._steps = Steps(self._index, ready, Told({step: taken.lives for step, taken in resumed.taken}))
-        self._sources = Sources(resumed.marks, now)
+        self._sources = Sources(_of_the_living(resumed.marks, past), now)
         self._steps.behind = self._sources.behind(now)
         self._settling = Settling(self._index.needed, self._steps.is_open)
         self._engines = Engines()
@@ -178,17 +178,22 @@ class State:
         except wire.WireError as error:
             self.invalid(str(error), now)
             return []
-        arrival = self._sources.arrived(envelope, now)
+        passing = isinstance(body, wire.PASSING)
+        message = envelope, wire.Passed() if passing else body, arrays
+        arrival = self._sources.arrived(envelope, now, message, sum(array.nbytes for array in arrays.values()))
         effects = self._arrived(arrival, now)
-        if not (arrival.is_next or isinstance(body, wire.PASSING)):  # what is about the present is good at any time
-            return self._spoken(effects, now)
+        if passing:  # what is about the present is good at any time
+            self._take_or_tell(envelope, body, arrays, now)
+        for its_envelope, its_body, its_arrays in arrival.ready:
+            self._take_or_tell(its_envelope, its_body, its_arrays, now)
+            self._settling.took(its_envelope, its_body)
+        return self._spoken(effects, now)
+
+    def _take_or_tell(self, envelope: wire.Envelope, body: wire.DataBody, arrays: wire.Arrays, now: float) -> None:
         try:
             self._take(envelope, body, arrays, now)
         except wire.WireError as error:
             self.invalid(f"{envelope.source}: {error}", now)
-        if arrival.is_next:
-            self._settling.took(envelope, body)
-        return self._spoken(effects, now)
 
     def control(self, sender: str, frame: bytes, now: float) -> list[Effect]:
         """A control message from the collector with identity ``sender``."""
@@ -293,7 +298,9 @@ class State:
         effects = self._farewells(now)
         effects += [effect for source in self._sources for effect in self._ask_again(source, now)]
         self._steps.behind = self._sources.behind(now)
-        for step in self._steps.tick(now):
+        done = self._steps.tick(now)
+        for place, step in enumerate(done):
+            self._tell_holes(step.step, [*self._steps.open, *(other.step for other in done[place + 1 :])], now)
             self._closed(step, now)
         for source in self._sources.falling_silent(now):
             self._event(now, "warn", _kind(source), f"{source.name} is silent", engine=_engine(source))
@@ -400,10 +407,9 @@ class State:
         self._steps.resume(past.steps)
         self._event(now, "info", "hub", f"a new hub goes on from {len(past.steps)} stored steps")
 
-    def _tell_hole(self, step: int, now: float) -> None:
-        """Were there steps before this one that nobody measured?"""
-        if hole := self._holes.closed(step):
-            first, last, why = hole
+    def _tell_holes(self, step: int, still_open: list[int], now: float) -> None:
+        """Were there steps before this one, or before those that still wait, that nobody measured?"""
+        for first, last, why in self._holes.closed(step, still_open):
             which = f"step {first} was" if first == last else f"steps {first} to {last} were"
             self.count("missing_steps", last - first + 1)
             self._event(now, "warn", "gap", f"{which} not measured: {why}")
@@ -500,7 +506,6 @@ class State:
         return lines
 
     def _closed(self, step: view.Step, now: float) -> None:
-        self._tell_hole(min([step.step, *self._steps.open]), now)  # an earlier one may still wait for its rollouts
         self._new_steps.append(step)
         self._last_step = step.step
         self._alarms.step_closed(step.step)
@@ -594,6 +599,12 @@ def _check_speaker(envelope: wire.Envelope, body: wire.DataBody) -> None:
         named = [body.engine] if isinstance(body, wire.Rollouts | wire.ProbeReport) else []
     if others := set(named) - {envelope.source}:
         raise wire.WireError(f"it speaks for {', '.join(sorted(others))}")
+
+
+def _of_the_living(marks: Mapping[str, Mark], past: view.Snapshot | None) -> dict[str, Mark]:
+    """The marks of collectors that had not said goodbye: nobody else sends anything again."""
+    known = {} if past is None else past.engines
+    return {name: mark for name, mark in marks.items() if name not in known or known[name].health != "gone"}
 
 
 def _kind(source: Source) -> str:

@@ -223,7 +223,7 @@ class Sender:
     def _work(self, data: Any, control: Any) -> None:
         """Turn until told to close."""
         next_health = next_register = 0.0
-        closing = False
+        closing = owing = False
         while not closing:
             closing = self._closing.is_set()  # then this is the last turn: what tick offers in it still counts
             now = time.monotonic()
@@ -235,7 +235,9 @@ class Sender:
                 next_health = now + HEALTH_PERIOD_S
                 if self._periodic is not None:
                     self.guard.run("periodic", self._periodic)
-                self._post_health(data)
+                owing = True
+            if owing:  # a hub that comes back hears first of what was dropped meanwhile
+                owing = not self._post_health(data)
             if self._tick is not None:
                 self.guard.run("tick", self._tick)
             self._turn(data, control)
@@ -323,9 +325,11 @@ class Sender:
             return False
         return True
 
-    def _post_health(self, data: Any) -> None:
-        if self._retained.due is None:  # or not: old news is no news
-            self._post(data, Frames(wire.encode_body(self.health(), {}), passing=True))
+    def _post_health(self, data: Any) -> bool:
+        """Send how it is now; False if that can't be sent now, or not before what is sent again."""
+        return self._retained.due is None and self._post(
+            data, Frames(wire.encode_body(self.health(), {}), passing=True)
+        )
 
     def _register(self) -> wire.Register:
         return wire.Register(wire.PROTO, self.source, self.epoch, self.role)
