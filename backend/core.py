@@ -196,11 +196,15 @@ class Core(threading.Thread):
     def _publish(self, now: float, *, heartbeat: bool) -> bool:
         for name, total in (("faults", sum(self._guard.faults.values())), ("shed", self._shed)):
             self._state.count(name, total - self._state.snapshot.counters.get(name, 0))
+        if self._store is None or self._store.is_settled:
+            self._perform(self._state.stored())
         frame = self._state.frame(now, heartbeat=heartbeat)
         if frame is None:
             return False
+        beside = self._state.beside(frame.steps)
         if self._store is not None:
-            self._store.put(frame, self._state.beside(frame.steps))
+            if not self._store.put(frame, beside):
+                self._state.beside_not_stored()
             if view.has_news(frame):  # what a viewer has seen of these survives a kill
                 self._state.not_stored(frame, self._store.settle())
         self._outbox.send_multipart([VIEW, view.encode(frame)])

@@ -37,6 +37,6 @@ def headline(step: Step, like: Step | None = None) -> Step:
     kept = {name: step.values[name] for name in HEADLINE if name in step.values}
     if not (step.engines or step.trainer) and len(step.values) == len(kept):
         return step
-    own = {name: getattr(step, name) for name in ("unjoined", "joins", "unused", "copies")}
+    own = {name: getattr(step, name) for name in ("unjoined", "joins", "unused", "copies", "lost")}
     shared = {} if like is None else {name: then for name in own if own[name] == (then := getattr(like, name))}
     return msgspec.structs.replace(step, values=kept, engines=_NOTHING, trainer=_NOTHING, **shared)

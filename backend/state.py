@@ -6,7 +6,7 @@ The picture that viewers have is changed by frames alone, here as there: ``frame
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -20,6 +20,7 @@ from rltop.backend.diagnosis.watch import AlarmWatch
 from rltop.backend.effects.memory import Effects
 from rltop.backend.fleet.engines import Engines, TrainerRanks
 from rltop.backend.fleet.fingerprints import Fingerprints
+from rltop.backend.history.resume import Resumed
 from rltop.backend.history.samples import Kept
 from rltop.backend.history.sums import Beside, Recalled
 from rltop.backend.join.index import Index
@@ -27,8 +28,11 @@ from rltop.backend.join.joined import JoinWatch
 from rltop.backend.probes.book import Book
 from rltop.backend.probes.material import Chooser
 from rltop.backend.probes.result import ProbeResult
-from rltop.backend.sources import Arrival, Source, Sources
+from rltop.backend.settling import Settling
+from rltop.backend.sources import Arrival, Mark, Source, Sources, is_trainer
+from rltop.backend.steps.holes import Holes
 from rltop.backend.steps.steps import Steps
+from rltop.backend.steps.taken import Told, uses
 from rltop.collectors import wire
 
 MAX_SKEW = 2
@@ -109,9 +113,13 @@ class State:
         recalled: Recalled | None = None,
     ) -> None:
         self.snapshot = view.Snapshot(run, epoch, 0, now, now)
+        resumed = recalled.resumed if recalled is not None else Resumed()
         self._index = Index()
-        self._steps = Steps(self._index, ready)
-        self._sources = Sources()
+        self._index.expect(uses(resumed.taken))
+        self._steps = Steps(self._index, ready, Told({step: taken.lives for step, taken in resumed.taken}))
+        self._sources = Sources(_of_the_living(resumed.marks, past), now)
+        self._steps.behind = self._sources.behind(now)
+        self._settling = Settling(self._index.needed, self._steps.is_open)
         self._engines = Engines()
         self._trainer = TrainerRanks()
         self._chooser = Chooser(self._engines, lambda: self._steps.samples.answer(None, "sample"))
@@ -130,7 +138,7 @@ class State:
         self._losses: dict[str, tuple[float, int]] = {}  # per source: when last told, how many since
         self._audit_trouble = ""
         self._last_past = -1  # last step that the hub before measured
-        self._resumed_at: int | None = None  # last stored step, until the first of this hub's closes
+        self._holes = Holes()
         self._alarms = AlarmWatch(epoch, past.alarms.values() if past is not None else ())
         if past is not None:
             self._resume(past, now)
@@ -170,12 +178,22 @@ class State:
         except wire.WireError as error:
             self.invalid(str(error), now)
             return []
-        effects = self._arrived(self._sources.arrived(envelope, now), now)
+        passing = isinstance(body, wire.PASSING)
+        message = envelope, wire.Passed() if passing else body, arrays
+        arrival = self._sources.arrived(envelope, now, message, sum(array.nbytes for array in arrays.values()))
+        effects = self._arrived(arrival, now)
+        if passing:  # what is about the present is good at any time
+            self._take_or_tell(envelope, body, arrays, now)
+        for its_envelope, its_body, its_arrays in arrival.ready:
+            self._take_or_tell(its_envelope, its_body, its_arrays, now)
+            self._settling.took(its_envelope, its_body)
+        return self._spoken(effects, now)
+
+    def _take_or_tell(self, envelope: wire.Envelope, body: wire.DataBody, arrays: wire.Arrays, now: float) -> None:
         try:
             self._take(envelope, body, arrays, now)
         except wire.WireError as error:
             self.invalid(f"{envelope.source}: {error}", now)
-        return self._spoken(effects, now)
 
     def control(self, sender: str, frame: bytes, now: float) -> list[Effect]:
         """A control message from the collector with identity ``sender``."""
@@ -196,7 +214,8 @@ class State:
             return []
         if isinstance(message, wire.Register):
             return self._register(message, now)
-        self._sources.goodbye(message, now)
+        if lost := self._sources.goodbye(message, now):
+            self._lost(message.source, lost)
         return self._spoken(self._farewells(now), now)
 
     def ask(self, client: bytes, frame: bytes, now: float) -> list[Effect]:
@@ -270,12 +289,18 @@ class State:
         message = wire.decode_to_collector(frame)
         if isinstance(message, wire.Command):
             self._commands.unreachable(receiver.rpartition("#")[0], message.id, now)
+        elif isinstance(message, wire.Resend) and (source := self._sources.get(receiver.rpartition("#")[0])):
+            source.asked = -1  # its data came before its control socket was there: once more at the next tick
         return self._spoken([], now)
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed: to be called several times a second."""
         effects = self._farewells(now)
-        for step in self._steps.tick(now):
+        effects += [effect for source in self._sources for effect in self._ask_again(source, now)]
+        self._steps.behind = self._sources.behind(now)
+        done = self._steps.tick(now)
+        for place, step in enumerate(done):
+            self._tell_holes(step.step, [*self._steps.open, *(other.step for other in done[place + 1 :])], now)
             self._closed(step, now)
         for source in self._sources.falling_silent(now):
             self._event(now, "warn", _kind(source), f"{source.name} is silent", engine=_engine(source))
@@ -330,11 +355,20 @@ class State:
         kept = [
             Kept(
                 n, of.samples.of_step(n), of.shapes.of_step(n), of.history.of_step(n), of.cells.of_step(n),
-                of.course.of_step(n),
+                of.course.of_step(n), of.taken.pop(n, None),
             )
             for n in (step.step for step in steps)
         ]  # fmt: skip
-        return Beside(kept, self._effects.take_marks(), self._effects.pace.take_done())
+        marks = self._settling.marks(self._sources, self.snapshot.time, step_done=bool(steps))
+        return Beside(kept, self._effects.take_marks(), self._effects.pace.take_done(), marks)
+
+    def beside_not_stored(self) -> None:
+        """What was to be stored beside the frame that was made last, the disk does not take."""
+        self._settling.not_stored()
+
+    def stored(self) -> list[Effect]:
+        """All that was to be stored, is: senders may forget what is settled by it."""
+        return [Send(identity(name, word.epoch), word) for name, word in self._settling.acknowledged()]
 
     def case(self) -> Case:
         """What a diagnosis is made from, as of now: with the steps that go out with the next frame."""
@@ -367,24 +401,23 @@ class State:
                 e: past.engines[e] if past.engines[e].health == "gone" else silent[e] for e in silent
             }
         self._event_number = max((event.number for event in past.events), default=-1) + 1
-        self._last_step = self._resumed_at = max(past.steps, default=None)
+        self._last_step = max(past.steps, default=None)
+        self._holes = Holes(self._last_step)
         self._last_past = max(past.steps, default=-1)
         self._steps.resume(past.steps)
         self._event(now, "info", "hub", f"a new hub goes on from {len(past.steps)} stored steps")
 
-    def _tell_hole(self, step: int, now: float) -> None:
-        """The first step since this hub took over: were there others meanwhile?"""
-        if self._resumed_at is not None and step > self._resumed_at + 1:
-            first, last = self._resumed_at + 1, step - 1
+    def _tell_holes(self, step: int, still_open: list[int], now: float) -> None:
+        """Were there steps before this one, or before those that still wait, that nobody measured?"""
+        for first, last, why in self._holes.closed(step, still_open):
             which = f"step {first} was" if first == last else f"steps {first} to {last} were"
             self.count("missing_steps", last - first + 1)
-            self._event(now, "warn", "gap", f"{which} not measured: there was no hub")
-        self._resumed_at = None
+            self._event(now, "warn", "gap", f"{which} not measured: {why}")
 
     def _take(self, envelope: wire.Envelope, body: wire.DataBody, arrays: wire.Arrays, now: float) -> None:
         _check_speaker(envelope, body)
         if isinstance(body, wire.Rollouts):
-            self._index.add(body, arrays, envelope.epoch)
+            self._index.add(body, arrays, envelope.epoch, envelope.seq)
             self._chooser.recent.take(body, arrays)
             self._fingerprints.sampled.take(body)
         elif isinstance(body, wire.EngineState):
@@ -393,6 +426,7 @@ class State:
             for update in body.commands:
                 self._commands.update(update, now)
         elif isinstance(body, wire.Sequences):
+            self._steps.behind = self._sources.behind(now)
             self._trainer.rows(body)
             self._engines.set_trainer_version(self._trainer.version)
             self._steps.rows(envelope.epoch, body, arrays, now)
@@ -405,7 +439,7 @@ class State:
             self._trainer.facts(body)
         elif isinstance(body, wire.ProbeReport):
             self._probes.report(body, arrays, envelope.epoch)
-        else:
+        elif isinstance(body, wire.Health):
             self._health(envelope, body, now)
 
     def _arrived(self, arrival: Arrival, now: float) -> list[Effect]:
@@ -413,18 +447,29 @@ class State:
         if news:
             severity = "warn" if news == "restarted" else "info"
             self._event(now, severity, _kind(source), f"{source.name} {news}", engine=_engine(source))
+        if arrival.twice:
+            self.count("duplicates")
         if arrival.lost:
-            self._lost(source, arrival.lost)
-        if source.is_trainer and (arrival.lost or arrival.midway):
-            self._steps.rows_missed()
+            self._lost(source.name, arrival.lost)
+        if source.is_trainer and arrival.midway:
+            self._steps.lost(source.name, 0)
         if not arrival.new_life:
-            return []
+            return self._ask_again(source, now)
         if news != "appeared" and not source.is_trainer:
             self._commands.engine_ended(source.name, "was started anew", now)
         if source.is_trainer and news != "appeared":
             self._trainer.new_epoch()
             self._steps.new_epoch()
-        return [Send(identity(source.name, source.epoch), wire.Welcome(self.snapshot.epoch))]
+            self._holes.new_epoch()
+        welcome = Send(identity(source.name, source.epoch), wire.Welcome(self.snapshot.epoch))
+        return [welcome, *self._ask_again(source, now)]
+
+    def _ask_again(self, source: Source, now: float) -> list[Effect]:
+        """Have a sender send again what is missing, if it is to be asked for that now."""
+        if (seq := source.lacks(now)) is None:
+            return []
+        self.count("resends")
+        return [Send(identity(source.name, source.epoch), wire.Resend(source.epoch, seq))]
 
     def _register(self, message: wire.Register, now: float) -> list[Effect]:
         if message.proto != wire.PROTO:
@@ -461,7 +506,6 @@ class State:
         return lines
 
     def _closed(self, step: view.Step, now: float) -> None:
-        self._tell_hole(min([step.step, *self._steps.open]), now)  # an earlier one may still wait for its rollouts
         self._new_steps.append(step)
         self._last_step = step.step
         self._alarms.step_closed(step.step)
@@ -471,7 +515,8 @@ class State:
         for line in self._joins.news(step):
             self._event(now, "warn", "join", line)
         if step.partial:
-            self._event(now, "warn", "step", f"step {step.step} is partial: ranks or rows of it are missing")
+            what = f"{step.missing_rows} rows" if step.missing_rows else "ranks or rows"
+            self._event(now, "warn", "step", f"step {step.step} is partial: {what} of it are missing")
 
     def _health(self, envelope: wire.Envelope, health: wire.Health, now: float) -> None:
         source = self._sources.get(envelope.source)
@@ -482,6 +527,8 @@ class State:
                 self._event(now, "error", "fault", text, engine=_engine(source))
         source.faults = health.faults
         if source.is_trainer:
+            if any(counts.dropped for counts in health.counts.values()):
+                self._holes.lost()
             self._trainer.record(source.name, health, now)
         else:
             self._engines.record(source.name, health, now)
@@ -490,7 +537,7 @@ class State:
         effects: list[Effect] = []
         for source, missing in self._sources.leaving(now):
             if missing:
-                self._lost(source, missing)
+                self._lost(source.name, missing)
             self._engines.set_health(source.name, "gone")
             self._commands.engine_ended(source.name, "said goodbye", now)
             self._event(now, "info", _kind(source), f"{source.name} said goodbye", engine=_engine(source))
@@ -499,10 +546,13 @@ class State:
             effects.append(Send(identity(source.name, source.epoch), wire.ByeAck(source.epoch)))
         return effects
 
-    def _lost(self, source: Source, lost: int) -> None:
+    def _lost(self, source: str, lost: int) -> None:
         self.count("lost_messages", lost)
-        told, untold = self._losses.get(source.name, (float("-inf"), 0))
-        self._losses[source.name] = told, untold + lost
+        self._steps.lost(source, lost)
+        if is_trainer(source):
+            self._holes.lost()
+        told, untold = self._losses.get(source, (float("-inf"), 0))
+        self._losses[source] = told, untold + lost
 
     def _tell_losses(self, now: float) -> None:
         for name, (told, untold) in self._losses.items():
@@ -549,6 +599,12 @@ def _check_speaker(envelope: wire.Envelope, body: wire.DataBody) -> None:
         named = [body.engine] if isinstance(body, wire.Rollouts | wire.ProbeReport) else []
     if others := set(named) - {envelope.source}:
         raise wire.WireError(f"it speaks for {', '.join(sorted(others))}")
+
+
+def _of_the_living(marks: Mapping[str, Mark], past: view.Snapshot | None) -> dict[str, Mark]:
+    """The marks of collectors that had not said goodbye: nobody else sends anything again."""
+    known = {} if past is None else past.engines
+    return {name: mark for name, mark in marks.items() if name not in known or known[name].health != "gone"}
 
 
 def _kind(source: Source) -> str:

@@ -1,12 +1,14 @@
 """Feed a hub for half an hour at ten times the demo's rate, and look for what grows: memory, descriptors, bytes a step.
 
-    .venv/bin/python -m bench.soak [--minutes 30] [--rate 6] [--engines 4] [--budget 0.1]
+    .venv/bin/python -m bench.soak [--minutes 30] [--rate 6] [--engines 4] [--budget 0.1] [--kill-every 0]
 
 From the root of a checkout. Each step is 64 sequences of 16 tokens, written by the engines and trained on, all metrics
 measured; every engine reports once a second; a viewer follows. A line a minute: what the hub's process holds, and the
 bytes of store per step since the line before (the log beside the file grows to 16 MB first and then stays). What the
 store keeps within a budget of bytes it keeps until that is full, which takes hours at the demo's rate: ``--budget`` is
-the share of it that the hub has here, so that most of the half hour is of a full one.
+the share of it that the hub has here, so that most of the half hour is of a full one. ``--kill-every S`` kills the hub
+with SIGKILL every so many seconds, and starts the next. At the end every step that was sent must be stored, once and
+whole, with every sequence joined.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import numpy as np
 from rltop.backend import hub
 from rltop.backend.client import Client
 from rltop.backend.history import thin
-from rltop.backend.history.read import NAME
+from rltop.backend.history.read import NAME, Reader
 from rltop.backend.history.write import Writer
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir
@@ -39,7 +41,7 @@ class Load:
 
     def __init__(self, rundir: RunDir, engines: int) -> None:
         self._rng = np.random.default_rng(0)
-        self._steps = 0
+        self.steps = 0
         self.engines = [Sender(rundir, f"e{n}", "engine", lambda _, items: items) for n in range(engines)]
         self.trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items)
 
@@ -54,7 +56,7 @@ class Load:
             }  # fmt: skip
             entries = [
                 wire.Rollout(
-                    f"{self._steps}-{n}", PROMPT, TOKENS, "stop", [wire.VersionRun(0, 0, self._steps)], "engine", True
+                    f"{self.steps}-{n}", PROMPT, TOKENS, "stop", [wire.VersionRun(0, 0, self.steps)], "engine", True
                 )
                 for n in range(share)
             ]
@@ -67,14 +69,15 @@ class Load:
                 "rollout_logprobs": logprobs.ravel(),
                 "trainer_logprobs": (logprobs + self._rng.normal(0, 0.02, logprobs.shape)).astype("<f4").ravel(),
             }
-            body = wire.Sequences(self._steps, 0, 0, share, wire.describe(rows), policy_version=self._steps)
+            body = wire.Sequences(self.steps, 0, 0, share, wire.describe(rows), policy_version=self.steps)
             self.trainer.offer("all", 20_000, (body, rows))
-        self.trainer.offer("all", 500, (wire.StepClosed(self._steps, 0, 1, self._steps, {"loss": 0.5}), {}))
-        self._steps += 1
+        closed = wire.StepClosed(self.steps, 0, 1, self.steps, {"loss": 0.5}, rows=ROWS)
+        self.trainer.offer("all", 500, (closed, {}))
+        self.steps += 1
 
     def report(self) -> None:
         for engine in self.engines:
-            state = engine_state(engine.source, step=self._steps, generated_tokens=self._steps * ROWS * TOKENS)
+            state = engine_state(engine.source, step=self.steps, generated_tokens=self.steps * ROWS * TOKENS)
             engine.offer("all", 500, (state, {}))
 
 
@@ -103,6 +106,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=6.0, help="steps a second")
     parser.add_argument("--engines", type=int, default=4)
     parser.add_argument("--budget", type=float, default=1.0)
+    parser.add_argument("--kill-every", type=float, default=0, help="seconds; 0 for never")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve is not None:
@@ -115,6 +119,7 @@ def main() -> None:
             load = Load(rundir, options.engines)
             start = next_step = next_report = time.monotonic()
             next_line = start + 60
+            next_kill = start + (options.kill_every or float("inf"))
             last_steps, last_size = 0, 0.0
             while (now := time.monotonic()) < start + options.minutes * 60:
                 if now >= next_step:
@@ -124,6 +129,11 @@ def main() -> None:
                     load.report()
                     next_report += 1.0
                 client.poll(0.02)
+                if now >= next_kill:
+                    next_kill += options.kill_every
+                    process.kill()
+                    process.wait(30)
+                    process = subprocess.Popen(served, stderr=subprocess.DEVNULL)
                 if now >= next_line:
                     next_line += 60
                     resident, files, size = look(process.pid, rundir.path / NAME)
@@ -139,11 +149,26 @@ def main() -> None:
                         f"{[picture.counters.get(name, 0) for name in ('unstored', 'lost_messages', 'faults')]}",
                         flush=True,
                     )
+            last = load.steps - 1
+            assert client.wait(lambda c: c.view is not None and last in c.view.steps, 120), "the last step never came"
             for sender in (*load.engines, load.trainer):
                 sender.close(5)
         finally:
             process.terminate()
             process.wait(30)
+        check(rundir, load.steps)
+
+
+def check(rundir: RunDir, steps: int) -> None:
+    """Every step is stored, once, whole, and with all its rollouts; nothing was lost."""
+    with Reader(rundir.path) as reader:
+        found = reader.execute("SELECT step, partial, joined_fraction FROM step ORDER BY id").fetchall()
+        told = reader.execute("SELECT text FROM event WHERE kind IN ('gap', 'lost')").fetchall()
+    odd = [row for row in found if row[1:] != (0, 1.0)]
+    missing = set(range(steps)) - {row[0] for row in found}
+    again = len(found) - len({row[0] for row in found})
+    print(f"{steps} steps sent: {len(missing)} missing, {again} twice, {len(odd)} partial or not all joined; {told}")
+    assert not (missing or again or odd or told)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 The host's thread leaves a reference and returns. The thread wakes every ``tick_s``, turns what is queued into messages
 with the collector's own ``encode``, one at a time, and sends without waiting. Order is kept. While the hub is away or
-slow the outbox fills to its bound and sheds. ``sent`` means taken by ZeroMQ: what that loses when a hub dies shows as a
-hole in ``Envelope.seq``.
+slow the outbox fills to its bound and sheds. ``sent`` means taken by ZeroMQ. What that loses, and what a hub had taken
+and not stored when it died, is sent again when a hub asks: messages are kept until they are acknowledged, as long as
+the outbox does not need the room.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rltop.collectors import wire
 from rltop.collectors.guard import Guard
 from rltop.collectors.outbox import Lot, Outbox
+from rltop.collectors.retained import Frame, Retained
 from rltop.collectors.rundir import RunDir
 
 TICK_S = 0.01
@@ -77,7 +80,8 @@ class Sender:
             ``offer`` and ``reply``.
         tick_s: seconds that what is offered may wait. Every turn takes the GIL from the host: the longer the cheaper.
         vital: kinds that are shed last.
-        limit_bytes: bound on what the outbox refers to, until it is sent.
+        limit_bytes: bound on what the outbox refers to, until it is sent, and on what is kept to be sent again:
+            together, but for what was offered since the thread last looked.
         guard: contains faults of ``encode``, ``on_message``, ``periodic`` and ``tick``.
     """
 
@@ -123,10 +127,10 @@ class Sender:
         self._answering = 0.0  # until then somebody waits for what became of a command
         self._give_up = 0.0  # when a closing thread ends, whatever is left
         self._acknowledged = threading.Event()
-        self._seq = 0
+        self._retained = Retained()
         self._lot: Lot | None = None
-        self._messages: Iterator[list[Any]] = iter(())  # of the lot, made as they can be sent
-        self._frames: list[Any] = []  # of the message that is due, less the envelope
+        self._messages: Iterator[Frames] = iter(())  # of the lot, made as they can be sent
+        self._next: Frames = _NONE  # the message that is due, less the envelope
 
     # --- any thread ---------------------------------------------------------------------------------------------
 
@@ -190,7 +194,7 @@ class Sender:
         while lot := self._lot or self._outbox.take():  # nobody will send what is left
             self._outbox.settle(lot, sent=False)
             self._lot = None
-        self._messages, self._frames = iter(()), []
+        self._messages, self._next, self._retained = iter(()), _NONE, Retained()
 
     def _serve(self) -> None:
         import zmq
@@ -219,7 +223,7 @@ class Sender:
     def _work(self, data: Any, control: Any) -> None:
         """Turn until told to close."""
         next_health = next_register = 0.0
-        closing = False
+        closing = owing = False
         while not closing:
             closing = self._closing.is_set()  # then this is the last turn: what tick offers in it still counts
             now = time.monotonic()
@@ -231,7 +235,9 @@ class Sender:
                 next_health = now + HEALTH_PERIOD_S
                 if self._periodic is not None:
                     self.guard.run("periodic", self._periodic)
-                self._post_health(data)
+                owing = True
+            if owing:  # a hub that comes back hears first of what was dropped meanwhile
+                owing = not self._post_health(data)
             if self._tick is not None:
                 self.guard.run("tick", self._tick)
             self._turn(data, control)
@@ -239,22 +245,24 @@ class Sender:
     def _say_goodbye(self, data: Any, control: Any) -> None:
         """Send what is left, then ``Bye``; end when the hub confirms, or when nothing moves any more."""
         self._outbox.shut()
-        said, seq, progress = False, self._seq, time.monotonic()
+        kept, said, place, progress = self._retained, False, (0, 0), time.monotonic()
         while not self._acknowledged.is_set():
-            if not said and self._lot is None and not self._load_next():
+            if not said and kept.due is None and self._lot is None and not self._load_next():
                 self._post_health(data)  # the last word on what was dropped
-                self.reply(wire.Bye(self.source, self.epoch, self._seq))
+                self.reply(wire.Bye(self.source, self.epoch, kept.next_seq, kept.oldest))
                 said = True
             self._turn(data, control)
             now = time.monotonic()
-            if self._seq != seq:
-                seq, progress = self._seq, now
+            here = kept.next_seq, kept.due.seq if kept.due else kept.next_seq
+            if here != place:
+                place, progress = here, now
             if now >= min(progress + BYE_TIMEOUT_S, self._give_up):
                 return
 
     def _turn(self, data: Any, control: Any) -> None:
         import zmq
 
+        self._retained.fit(self._limit_bytes - self._outbox.nbytes)
         idle = self._pump(data)
         while self._replies and _say(control, self._replies[0]):
             self._replies.popleft()
@@ -267,11 +275,16 @@ class Sender:
     def _pump(self, data: Any) -> bool:
         """Send what can be sent, up to a burst. Returns whether there is nothing to do before the next tick."""
         for _ in range(BURST):
-            if not self._frames and not self._load_next():
+            if due := self._retained.due:
+                if not self._hand_over(data, due.seq, due.time, due.frames):
+                    return True
+                self._retained.sent_again()
+                continue
+            if self._next is _NONE and not self._load_next():
                 return True
-            if not self._post(data, self._frames):
+            if not self._post(data, self._next):
                 return True  # the hub is away or behind; the outbox behind this message fills and sheds
-            self._frames = []
+            self._next = _NONE
         return False
 
     def _load_next(self) -> bool:
@@ -282,31 +295,41 @@ class Sender:
                 if self._lot is None:
                     return False
                 self._messages = self._encoded(self._lot)
-            frames = self.guard.run("encode", next, self._messages, _END)
-            if frames is not None and frames is not _END:
-                self._frames = frames
+            made = self.guard.run("encode", next, self._messages, _NONE)
+            if made is not None and made is not _NONE:
+                self._next = made
                 return True
-            self._outbox.settle(self._lot, sent=frames is _END)  # all its messages are out, or one can't be made
+            self._outbox.settle(self._lot, sent=made is _NONE)  # all its messages are out, or one can't be made
             self._lot = None
 
-    def _encoded(self, lot: Lot) -> Iterator[list[Any]]:
+    def _encoded(self, lot: Lot) -> Iterator[Frames]:
         for body, arrays in self._encode(lot.kind, lot.items):
-            yield wire.encode_body(body, arrays)
+            yield Frames(wire.encode_body(body, arrays), passing=isinstance(body, wire.PASSING))
 
-    def _post(self, data: Any, frames: list[Any]) -> bool:
-        """Hand one message to ZeroMQ; False if it takes none now. Only what it took uses up a sequence number."""
+    def _post(self, data: Any, message: Frames) -> bool:
+        """Hand one new message to ZeroMQ; False if it takes none now. Only what it took uses up a sequence number."""
+        now = time.time()
+        if not self._hand_over(data, self._retained.next_seq, now, message.frames):
+            return False
+        self._retained.keep(now, message.frames, passing=message.passing)
+        self._retained.fit(self._limit_bytes - self._outbox.nbytes)
+        return True
+
+    def _hand_over(self, data: Any, seq: int, sent: float, frames: list[Frame]) -> bool:
         import zmq
 
-        envelope = wire.Envelope(wire.PROTO, self.source, self.epoch, self._seq, time.time())
+        envelope = wire.Envelope(wire.PROTO, self.source, self.epoch, seq, sent, self._retained.oldest)
         try:
             data.send_multipart([wire.encode_envelope(envelope), *frames], zmq.NOBLOCK)
         except zmq.Again:
             return False
-        self._seq += 1
         return True
 
-    def _post_health(self, data: Any) -> None:
-        self._post(data, wire.encode_body(self.health(), {}))  # or not: old news is no news
+    def _post_health(self, data: Any) -> bool:
+        """Send how it is now; False if that can't be sent now, or not before what is sent again."""
+        return self._retained.due is None and self._post(
+            data, Frames(wire.encode_body(self.health(), {}), passing=True)
+        )
 
     def _register(self) -> wire.Register:
         return wire.Register(wire.PROTO, self.source, self.epoch, self.role)
@@ -316,6 +339,12 @@ class Sender:
         if isinstance(message, wire.ByeAck):
             if message.epoch == self.epoch:
                 self._acknowledged.set()
+            return
+        if isinstance(message, wire.Acknowledged | wire.Resend):
+            if message.epoch == self.epoch and isinstance(message, wire.Resend):
+                self._retained.rewind(message.seq)
+            elif message.epoch == self.epoch:
+                self._retained.release(message.seq)
             return
         if isinstance(message, wire.Command):
             self._answering = time.monotonic() + ANSWER_S
@@ -334,8 +363,16 @@ def _say(control: Any, message: wire.ControlToHub) -> bool:
     return True
 
 
-_END: list[Any] = []
-"""A lot has no further message."""
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """A new message less its envelope; ``passing``: of ``wire.PASSING``."""
+
+    frames: list[Frame]
+    passing: bool
+
+
+_NONE = Frames([], passing=False)
+"""No message is due, and a lot has no further one."""
 
 _senders: weakref.WeakSet[Sender] = weakref.WeakSet()
 

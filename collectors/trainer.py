@@ -40,6 +40,9 @@ STEP_BYTES = 1024
 DIGEST_BYTES = 128
 """What one step record, or one statement of facts, is taken to need, and a weight's digest."""
 
+MAX_OPEN = 64
+"""Steps whose rows are counted at a time; of more, the first go uncounted."""
+
 log = logging.getLogger("rltop")
 
 
@@ -80,6 +83,7 @@ class TrainerCollector:
             raise ValueError(f"rank {rank} of world_size {world_size}; expected 0 <= rank < world_size")
         self._facts: dict[str, str] = {}
         self._welcomed: tuple[str, str] | None = None
+        self._rows: dict[int, int] = {}  # passed so far, by step
         self._state(facts or {})
         self.rundir = _run_directory(run, hub)
         if start_hub and self._rank == 0:
@@ -188,6 +192,9 @@ class TrainerCollector:
         }
         checked = check(head, token_ids, mask, prompt_ids, rewards, cu_seqlens, columns, request_ids)
         self._sender.loop_count += 1
+        self._rows[head.step] = self._rows.get(head.step, 0) + checked.rows
+        if len(self._rows) > MAX_OPEN:
+            del self._rows[next(iter(self._rows))]
         nbytes = checked.nbytes
         room = self._sender.has_room("sequences", nbytes)  # what would be dropped is not copied first
         copied = self._guard.run("sequences", checked.copy) if room else None
@@ -220,6 +227,7 @@ class TrainerCollector:
         closed = wire.StepClosed(
             _count("step", step), self._rank, self._world_size, _version(policy_version), time=time.time(),
             weight_digests={name: _digest(name, digest) for name, digest in (weight_digests or {}).items()},
+            rows=self._rows.pop(step, 0),
         )  # fmt: skip
         self._sender.loop_count += 1
         copied = self._guard.run("step", lambda: {name: value.copy() for name, value in checked.items()})

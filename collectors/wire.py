@@ -50,7 +50,8 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
         source: stable name of the sender: an engine id (``e0``), or ``trainer/<rank>``.
         epoch: random id of this life of the sender's process; ``seq`` starts at 0 in each.
         seq: number of this message within the epoch; a hole is a loss in transit.
-        sent: wall clock of the sender, seconds.
+        sent: wall clock of the sender when it first sent this message, seconds.
+        oldest: the sender can send again what it sent from this number on (``Resend``); None if it resends nothing.
     """
 
     proto: int
@@ -58,6 +59,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     epoch: str
     seq: int
     sent: float
+    oldest: int | None = None
 
 
 class Array(msgspec.Struct, frozen=True, array_like=True):
@@ -377,7 +379,8 @@ class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
     """A rank has passed all it had for ``step``. The step closes when ``world_size`` ranks have said so.
 
     ``weight_digests``: of the weights after the step, by the checkpoint's names: dtype, colon, checksum of rows
-    (``collectors.digests``); empty where the trainer gave none.
+    (``collectors.digests``); empty where the trainer gave none. ``rows``: that the rank passed for the step, those of
+    all updates, whatever became of them; None if it did not count.
     """
 
     step: int
@@ -387,6 +390,7 @@ class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
     metrics: dict[str, float] = {}
     time: float = 0.0
     weight_digests: dict[str, str] = {}
+    rows: int | None = None
 
 
 class TrainerFacts(Body, frozen=True, array_like=True, tag="trainer_facts"):
@@ -427,6 +431,14 @@ class Health(Body, frozen=True, array_like=True, tag="health"):
     faults: dict[str, int] = {}
 
 
+PASSING = (EngineState, Health)
+"""Messages about the present, each of which makes those before it void: not kept, and never sent again."""
+
+
+class Passed(Body, frozen=True, array_like=True, tag="passed"):
+    """Sent again in place of a message of ``PASSING``, so that no number is missing."""
+
+
 # --- control socket ---------------------------------------------------------------------------------------------
 
 
@@ -440,11 +452,15 @@ class Register(Body, frozen=True, array_like=True, tag="register"):
 
 
 class Bye(Body, frozen=True, array_like=True, tag="bye"):
-    """The sender's last word: ``sent`` data messages left in this epoch. The hub answers ``ByeAck``."""
+    """The sender's last word: ``sent`` data messages left in this epoch. The hub answers ``ByeAck``.
+
+    ``oldest``: as in ``Envelope``.
+    """
 
     source: str
     epoch: str
     sent: int
+    oldest: int | None = None
 
 
 class ByeAck(Body, frozen=True, array_like=True, tag="bye_ack"):
@@ -457,6 +473,20 @@ class Welcome(Body, frozen=True, array_like=True, tag="welcome"):
     """Answer to ``Register``: which hub this is. Also sent when a new hub hears from a source it does not know."""
 
     hub_epoch: str
+
+
+class Acknowledged(Body, frozen=True, array_like=True, tag="acknowledged"):
+    """No hub will ask again for what the sender sent in this epoch, up to number ``seq``: it is stored, or settled."""
+
+    epoch: str
+    seq: int
+
+
+class Resend(Body, frozen=True, array_like=True, tag="resend"):
+    """The hub lacks number ``seq`` of this epoch: send again from there on, all of it and in order, as far as kept."""
+
+    epoch: str
+    seq: int
 
 
 class Passage(msgspec.Struct, frozen=True, array_like=True):
@@ -495,9 +525,9 @@ class Command(Body, frozen=True, array_like=True, tag="command"):
     passages: tuple[Passage, ...] = ()
 
 
-DataBody = Rollouts | EngineState | Sequences | StepClosed | Health | TrainerFacts | ProbeReport
+DataBody = Rollouts | EngineState | Sequences | StepClosed | Health | TrainerFacts | ProbeReport | Passed
 ControlToHub = Register | CommandUpdate | Bye
-ControlToCollector = Welcome | Command | ByeAck
+ControlToCollector = Welcome | Command | ByeAck | Acknowledged | Resend
 
 _encoder = msgspec.msgpack.Encoder()
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)

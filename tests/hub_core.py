@@ -22,9 +22,13 @@ class Hub:
     """Messages go in as frames; what the core says comes out as effects and in ``picture``."""
 
     def __init__(
-        self, epoch: str = "hub-1", past: view.Snapshot | None = None, recalled: Recalled | None = None
+        self,
+        epoch: str = "hub-1",
+        past: view.Snapshot | None = None,
+        recalled: Recalled | None = None,
+        now: float = 1000.0,
     ) -> None:
-        self.now = 1000.0
+        self.now = now
         ids = itertools.count()
         self.state = State("run", epoch, self.now, lambda: f"{epoch}-c{next(ids)}", past=past, recalled=recalled)
         self.sources: dict[str, Source] = {}

@@ -106,13 +106,13 @@ def engine_state(engine: str, **changes: Any) -> wire.EngineState:
 
 
 class Source:
-    """A collector's end of the wire: numbers its messages."""
+    """A collector's end of the wire: numbers its messages. ``oldest``: what it can send again, if it can."""
 
-    def __init__(self, name: str, epoch: str = "life-1") -> None:
-        self.name, self.epoch, self.seq = name, epoch, 0
+    def __init__(self, name: str, epoch: str = "life-1", oldest: int | None = None) -> None:
+        self.name, self.epoch, self.seq, self.oldest = name, epoch, 0, oldest
 
     def frames(self, body: wire.DataBody, arrays: wire.Arrays | None = None, *, sent: float = 0.0) -> list[bytes]:
-        envelope = wire.Envelope(wire.PROTO, self.name, self.epoch, self.seq, sent)
+        envelope = wire.Envelope(wire.PROTO, self.name, self.epoch, self.seq, sent, self.oldest)
         self.seq += 1
         return [bytes(frame) for frame in wire.encode_data(envelope, body, arrays or {})]
 

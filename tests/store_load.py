@@ -45,6 +45,10 @@ class Fleet:
         state = engine_state(engine.source, step=self.steps, generated_tokens=self.steps * 100 + place)
         engine.offer("state", 500, (state, {}))
 
+    def pause(self) -> None:
+        """Close no more steps."""
+        self._next = float("inf")
+
     def _tick(self) -> None:
         while time.monotonic() >= self._next and not self._trainer._closing.is_set():
             self._next += self._pause
@@ -107,6 +111,8 @@ class Witness:
 def kill_often(rundir: RunDir, kills: int, seed: int, *, longest_s: float, steps_per_s: float) -> tuple[Witness, int]:
     """Kill the hub ``kills`` times, each at a random moment after it showed something; a new one follows each time.
 
+    At the end nothing that was sent is missing.
+
     Returns:
         What was shown, and how many steps the trainer had closed.
     """
@@ -137,7 +143,26 @@ def kill_often(rundir: RunDir, kills: int, seed: int, *, longest_s: float, steps
             witness.look(client)
             witness.check(rundir)
         witness.check_all(rundir)
+        load.pause()
+        hub = start_hub(rundir)
+        try:
+            last = load.steps - 1
+            assert client.wait(lambda c: c.view is not None and last in c.view.steps, DEADLINE_S)
+            assert client.view is not None
+            assert not client.view.counters.get("lost_messages")
+        finally:
+            hub.kill()
+            hub.wait(DEADLINE_S)
+        _check_whole(rundir, load.steps)
         return witness, load.steps
+
+
+def _check_whole(rundir: RunDir, steps: int) -> None:
+    """All that was sent is there, once: no step is missing, none is partial, none came a second time."""
+    with Reader(rundir.path) as reader:
+        stored = reader.execute("SELECT step, partial FROM step ORDER BY id").fetchall()
+        assert stored == [(number, 0) for number in range(steps)]
+        assert reader.execute("SELECT text FROM event WHERE kind IN ('gap', 'lost')").fetchall() == []
 
 
 __all__ = ["Fleet", "Witness", "fleet", "kill_often", "start_hub", "view"]

@@ -118,9 +118,16 @@ def test_a_plot_is_well_formed_and_its_line_is_inside_its_frame(
     lines = [e.attrib["d"] for e in root.iter("{http://www.w3.org/2000/svg}path") if e.get("stroke-linejoin")]
     assert len(lines) == bool(np.isfinite(column).any())
     for line in lines:
-        points = [tuple(map(float, point.split())) for point in re.split("[ML]", line)[1:]]
+        points = [tuple(map(float, point)) for point in re.findall(r"[ML]([-\d.]+) ([-\d.]+)", line)]
         assert len(points) == np.isfinite(column).sum()
         assert all(57 <= x <= 665 and 21 <= y <= 165 for x, y in points)
+
+
+def test_no_line_leads_past_a_hole_and_what_stands_alone_is_a_dot() -> None:
+    steps, joined = np.array([0.0, 1.0, 4.0, 5.0, 6.0]), np.array([True, False, True, False])
+    made = svg("a", steps, [Series("x", np.array([1.0, 2.0, 3.0, 4.0, 5.0]))], joined=joined)
+    (line,) = re.findall(r'd="([^"]*)"[^>]*stroke-linejoin', made)
+    assert re.sub(r"[-\d. ]+", "", line.replace("h0", "h")) == "MLMLMh"
 
 
 @given(st.integers(MAX_POINTS + 1, 20_000), st.integers(0, 10**6))

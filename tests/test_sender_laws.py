@@ -297,3 +297,67 @@ def test_commands_reach_the_collector_and_replies_the_hub() -> None:
         wait_until(lambda: update in hub.control)
         assert isinstance(hub.control[0], wire.Register)
         assert sender.close()
+
+
+def heard(hub: Receiver, kind: type[Any]) -> list[tuple[int, int]]:
+    """Sequence number and step of every message of that kind, in the order in which they came."""
+    return [(envelope.seq, body.step) for envelope, body, _ in list(hub.messages) if isinstance(body, kind)]
+
+
+def test_what_is_not_acknowledged_is_sent_again_as_it_was_and_before_what_is_new() -> None:
+    with run_directory() as rundir, Receiver(rundir) as hub:
+        sender = make(rundir)
+        for number in range(5):
+            sender.offer("bulk", PAYLOAD.nbytes, (0, number))
+        wait_until(lambda: len(heard(hub, wire.Sequences)) == 5)
+        first = list(hub.messages)
+        hub.to_send += [wire.Acknowledged(sender.epoch, first[2][0].seq), wire.Resend(sender.epoch, 0)]
+        wait_until(lambda: len(hub.messages) > len(first) + 1)
+        sender.offer("vital", 1, (0, 5))
+        assert sender.close()
+        again = hub.messages[len(first) :]
+        numbers = [envelope.seq for envelope, _, _ in again]
+        assert numbers == list(range(numbers[0], numbers[-1] + 1))
+        then = {envelope.seq: (envelope.sent, body, arrays) for envelope, body, arrays in first}
+        assert first[2][0].seq + 1 == numbers[0]
+        for envelope, body, arrays in again:
+            if envelope.seq in then and not isinstance(body, wire.Passed):
+                sent, as_it_was, same = then[envelope.seq]
+                assert (envelope.sent, body) == (sent, as_it_was)
+                assert [array.tobytes() for array in arrays.values()] == [array.tobytes() for array in same.values()]
+        assert all(envelope.oldest == numbers[0] for envelope, _, _ in again if envelope.seq in then)
+        assert not any(isinstance(body, wire.Health) for envelope, body, _ in again if envelope.seq in then)
+
+
+def test_what_is_kept_makes_room_for_what_is_new() -> None:
+    limit = 10 * PAYLOAD.nbytes
+    with run_directory() as rundir, Receiver(rundir) as hub:
+        sender = make(rundir, limit_bytes=limit)
+        for number in range(30):
+            assert sender.offer("bulk", PAYLOAD.nbytes, (0, number))
+            wait_until(lambda n=number: len(heard(hub, wire.Sequences)) == n + 1)  # type: ignore[misc]
+            assert sender._retained.nbytes + sender.health().queue_bytes <= limit
+        hub.to_send.append(wire.Resend(sender.epoch, 0))
+        wait_until(lambda: heard(hub, wire.Sequences)[-1][1] == 29 and len(heard(hub, wire.Sequences)) > 30)
+        again = [step for _, step in heard(hub, wire.Sequences)[30:]]
+        assert again == list(range(again[0], 30))
+        assert 5 < len(again) < 10
+        assert sender.close()
+
+
+def test_a_goodbye_waits_for_what_is_asked_for_once_more() -> None:
+    with run_directory() as rundir, Receiver(rundir, acknowledging=False) as hub:
+        sender = make(rundir)
+        for number in range(3):
+            sender.offer("vital", 1, (0, number))
+        wait_until(lambda: len(heard(hub, wire.StepClosed)) == 3)
+        before = len(hub.messages)
+        closing = threading.Thread(target=sender.close)
+        closing.start()
+        wait_until(lambda: any(isinstance(message, wire.Bye) for message in hub.control))
+        hub.to_send.append(wire.Resend(sender.epoch, 0))
+        wait_until(lambda: len(heard(hub, wire.StepClosed)) == 6)
+        hub.to_send.append(wire.ByeAck(sender.epoch))
+        closing.join()
+        assert sender._acknowledged.is_set()
+        assert len(hub.messages) > before

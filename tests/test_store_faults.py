@@ -62,7 +62,7 @@ def steps(directory: Path) -> list[int]:
 
 
 @pytest.mark.timeout(600)
-def test_twenty_kills_lose_no_step_that_was_shown(rundir: RunDir) -> None:
+def test_twenty_kills_lose_no_step_that_was_shown_and_none_that_was_sent(rundir: RunDir) -> None:
     witness, closed = kill_often(rundir, 20, seed=1, longest_s=0.6, steps_per_s=50)
     assert len(witness.shown) > 100
     assert closed > len(witness.shown)

@@ -165,7 +165,7 @@ def test_a_store_brought_up_to_date_has_the_tables_of_a_new_one() -> None:
         return {statement.replace('"', "") for statement in statements}
 
     old, new = (sqlite3.connect(":memory:", isolation_level=None) for _ in range(2))
-    later = ("shape", "evidence", "strata", "cell", "mark", "pace", "alarm")
+    later = ("shape", "evidence", "strata", "cell", "mark", "pace", "alarm", "source", "taken")
     schema.prepare(old, tables=tuple(t for t in schema.TABLES if t.name not in later), version=1)
     schema.prepare(old)
     schema.prepare(new)

@@ -24,6 +24,7 @@ EVENTS: tuple[tuple[str, str, str, str | None, str], ...] = (
     ("skew", "warn", "live engines differ by 3 policy versions", None, "◇skew"),
     ("facts", "warn", "logprobs_mode: e0, e1 have raw", None, "≢facts"),
     ("gap", "warn", "steps 8 to 9 were not measured: there was no hub", None, "∅gap"),
+    ("lost", "warn", "3 messages of e0 were lost on the way", None, "∅lost"),
 )
 """Kind, severity, text and engine of an event as the hub tells it, and how it is marked."""
 
@@ -46,6 +47,15 @@ def test_what_befell_the_run_is_marked(kind: str, severity: str, text: str, engi
     (marker,) = markers([found], history, "step")
     assert marker.x == 7.5
     assert lands(found, history) == 8
+
+
+def test_no_line_leads_over_steps_that_nobody_measured_or_that_lack_something() -> None:
+    replace = msgspec.structs.replace
+    steps = {n: pictures.step(n) for n in (0, 1, 2, 3, 4, 5, 6, 9, 10)}
+    steps[2], steps[5] = replace(steps[2], partial=True), replace(steps[5], lost={"e0": 1})
+    history = History()
+    history.update(steps)
+    assert history.linked().tolist() == [True, False, False, True, False, False, False, True]
 
 
 def test_every_kind_has_a_sign_of_its_own_and_is_tried() -> None:

@@ -18,7 +18,10 @@ from rltop.collectors import wire
 
 GOLDEN: dict[str, str] = json.loads((Path(__file__).parent / "wire_golden.json").read_text())
 
-ENVELOPE = wire.Envelope(1, "trainer/0", "0123456789abcdef", 42, 1700000000.25)
+ENVELOPES = {
+    "envelope": wire.Envelope(1, "trainer/0", "0123456789abcdef", 42, 1700000000.25),
+    "envelope_with_oldest": wire.Envelope(1, "trainer/0", "0123456789abcdef", 42, 1700000000.25, 17),
+}
 
 COMMAND_UPDATE = wire.CommandUpdate(
     "c1", "e0", "prefix_caching", "applied", "done", "on", "off", 100, 7, 12, 0, 1.5, 1700000001.0
@@ -116,6 +119,11 @@ MESSAGES: dict[str, wire.Body] = {
         {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}, 1, 3, 0.5, 0.25, 0.125, ["note"],
     ),
     "step_closed_with_digests": wire.StepClosed(5, 0, 1, 8, weight_digests={"w": "float32:" + "f" * 16}),
+    "step_closed_with_rows": wire.StepClosed(5, 0, 1, 8, rows=512),
+    "passed": wire.Passed(),
+    "bye_with_oldest": wire.Bye("e0", "0123456789abcdef", 43, 17),
+    "acknowledged": wire.Acknowledged("0123456789abcdef", 41),
+    "resend": wire.Resend("0123456789abcdef", 17),
 }  # fmt: skip
 
 
@@ -139,7 +147,7 @@ def begins_with(now: Any, then: Any) -> bool:
 def test_every_message_of_the_wire_is_here() -> None:
     every = {cls for union in (wire.DataBody, wire.ControlToHub, wire.ControlToCollector) for cls in get_args(union)}
     assert {type(body) for body in MESSAGES.values()} == every
-    assert set(GOLDEN) == {"envelope", *MESSAGES}
+    assert set(GOLDEN) == {*ENVELOPES, *MESSAGES}
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -150,8 +158,11 @@ def test_bytes_that_were_once_sent_are_read_and_sent_again_alike(name: str) -> N
     assert begins_with(msgspec.msgpack.decode(wire.encode(MESSAGES[name])), msgspec.msgpack.decode(frame))
 
 
-def test_the_envelope_is_frozen_too() -> None:
-    assert wire.encode_envelope(ENVELOPE).hex() == GOLDEN["envelope"]
+@pytest.mark.parametrize("name", ENVELOPES)
+def test_the_envelope_is_frozen_too(name: str) -> None:
+    frame = bytes.fromhex(GOLDEN[name])
+    assert msgspec.msgpack.decode(frame, type=wire.Envelope) == ENVELOPES[name]
+    assert begins_with(msgspec.msgpack.decode(wire.encode_envelope(ENVELOPES[name])), msgspec.msgpack.decode(frame))
 
 
 @pytest.mark.parametrize("name", MESSAGES)

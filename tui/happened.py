@@ -53,7 +53,7 @@ KINDS: tuple[Kind, ...] = (
          ("engine", "trainer"), ("is silent", "said goodbye")),
     Kind("◇", "update", "trouble with weight updates: live engines are versions apart", ("skew",)),
     Kind("≢", "facts", "engines and trainer began to disagree in what they compute with", ("facts",), trouble=True),
-    Kind("∅", "gap", "steps that nobody measured: there was no hub", ("gap",)),
+    Kind("∅", "gap", "steps that nobody measured, or that lack messages that were lost on the way", ("gap", "lost")),
     ALARM,
 )  # fmt: skip
 """All kinds of marks, in the order in which they are told where several meet."""

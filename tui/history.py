@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rltop.backend.view import Step
 from rltop.tui.canvas import Floats
@@ -74,6 +75,15 @@ class History:
             return self._column("#version", lambda: (step.policy_version for step in self.steps))
         start = self.steps[0].closed if self.steps else 0.0
         return self._column("#minutes", lambda: ((step.closed - start) / 60 for step in self.steps))
+
+    def linked(self) -> NDArray[np.bool_]:
+        """Whether a line may lead from each step to the next, [steps - 1].
+
+        Not over steps that nobody measured, nor to one that lacks some of what it is made of.
+        """
+        whole = self._column("#whole", lambda: (not (step.partial or step.lost) for step in self.steps)) == 1
+        linked: NDArray[np.bool_] = (np.diff(self.numbers()) == 1) & whole[:-1] & whole[1:]
+        return linked
 
     def index(self, number: float) -> int | None:
         """Place of the last step up to ``number``; None if there is none."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 from textual.strip import Strip
 
 from rltop.backend import metrics
@@ -110,7 +109,7 @@ class Plot(Rows, can_focus=True):
 
     def _picture(self, history: History, marks: tuple[canvas.Marker, ...], sight: Sight) -> canvas.Picture:
         x = history.x(sight.axis)
-        linked = np.diff(history.numbers()) == 1
+        linked = history.linked()
         lines = tuple(
             canvas.Line(series.label, x, history.column(series.metric) * self.chart.factor, linked, style, dashed=i > 0)
             for i, (series, style) in enumerate(zip(self.chart.series, look.SERIES, strict=False))

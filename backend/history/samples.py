@@ -23,6 +23,7 @@ from rltop.backend.gaps.sampled import Samples, Sequence, Token
 from rltop.backend.gaps.samples import KINDS, StepSamples
 from rltop.backend.history.read import Reader
 from rltop.backend.history.rows import Row, Sample
+from rltop.backend.steps.taken import Taken
 from rltop.backend.summary import CLAMP
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -34,7 +35,7 @@ class Kept:
 
     Attributes:
         step: its number. samples: sequences and tokens.
-        shapes, parts: by engine. cells: by where tokens were sampled.
+        shapes, parts: by engine. cells: by where tokens were sampled. taken: what the step was made from.
     """
 
     step: int
@@ -43,6 +44,7 @@ class Kept:
     parts: Mapping[str, Part] = field(default_factory=dict)
     cells: Mapping[Place, Cell] = field(default_factory=dict)
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    taken: Taken | None = None
 
 
 def sample_rows(kept: Kept) -> Iterator[Sample]:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-VERSION = 4
+VERSION = 5
 """``PRAGMA user_version`` of a store that this version writes."""
 
 APPLICATION_ID = 0x726C7470
@@ -49,6 +49,7 @@ class Table:
         tail: primary key of a table without row ids, if it is one.
         indexes: column lists, with a condition where it is partial.
         growing: gets a column per metric.
+        latest: a row takes the place of the one with the same key.
         kept: how its growth is bounded.
     """
 
@@ -58,6 +59,7 @@ class Table:
     tail: str = ""
     indexes: tuple[str, ...] = ()
     growing: bool = False
+    latest: bool = False
     kept: str = "whole"
 
     def statements(self) -> list[str]:
@@ -350,6 +352,33 @@ TABLES: tuple[Table, ...] = (
         indexes=("(alarm, id)", "(frame)"),
         kept="whole: they are few",
     ),
+    Table(
+        "source",
+        "How much of what a collector sent is in what is stored; a hub that goes on from here asks for the rest.",
+        (
+            Column("source", "TEXT NOT NULL", "engine id, or `trainer/` and the rank"),
+            _FRAME,
+            Column("epoch", "TEXT NOT NULL", "of the collector's process, as on the wire"),
+            Column("acknowledged", "INTEGER NOT NULL", "no message up to this number is needed any more"),
+            Column("settled", "INTEGER NOT NULL", "without messages from this number on steps may lack something"),
+        ),
+        tail="PRIMARY KEY (source)",
+        indexes=("(frame)",),
+        latest=True,
+        kept="the newest of each collector",
+    ),
+    Table(
+        "taken",
+        "What a step was made from, so that what is sent again is not counted twice.",
+        (
+            _ID,
+            _FRAME,
+            Column("step", "INTEGER NOT NULL", "the trainer's number"),
+            Column("body", "BLOB NOT NULL", "zlib: msgpack, `history/resume.py`"),
+        ),
+        indexes=("(frame)",),
+        kept="the newest 1,000",
+    ),
 )
 
 BY_NAME: Mapping[str, Table] = {table.name: table for table in TABLES}
@@ -386,6 +415,14 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "NULL, since_step INTEGER, cleared REAL, cleared_step INTEGER, rest BLOB)",
         "CREATE INDEX alarm_0 ON alarm (alarm, id)",
         "CREATE INDEX alarm_1 ON alarm (frame)",
+    ),
+    4: (
+        "CREATE TABLE source (source TEXT NOT NULL, frame INTEGER NOT NULL, epoch TEXT NOT NULL, "
+        "acknowledged INTEGER NOT NULL, settled INTEGER NOT NULL, PRIMARY KEY (source)) WITHOUT ROWID",
+        "CREATE INDEX source_0 ON source (frame)",
+        "CREATE TABLE taken (id INTEGER PRIMARY KEY, frame INTEGER NOT NULL, step INTEGER NOT NULL, "
+        "body BLOB NOT NULL)",
+        "CREATE INDEX taken_0 ON taken (frame)",
     ),
 }
 """From a version to the next: the SQL that does it. There is one for every version before ``VERSION``."""

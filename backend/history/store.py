@@ -99,14 +99,26 @@ class Store(threading.Thread):
         except (schema.StoreError, sqlite3.Error, zlib.error, msgspec.DecodeError, ValueError, OSError):
             return Recalled()  # as above; effects are then told from here on
 
-    def put(self, frame: view.Frame, beside: Beside = NOTHING) -> None:
-        """Hand over the next frame, and what is kept beside it, which nobody changes any more."""
+    def put(self, frame: view.Frame, beside: Beside = NOTHING) -> bool:
+        """Hand over the next frame, and what is kept beside it, which nobody changes any more.
+
+        Returns:
+            Whether what is beside it is taken too: not while the disk takes nothing.
+        """
         with self._wake:
-            self._waiting.append((_news_of(frame), NOTHING) if self._trouble else (frame, beside))
+            whole = not self._trouble
+            self._waiting.append((frame, beside) if whole else (_news_of(frame), beside.bare()))
             while len(self._waiting) > MAX_WAITING:
                 self._waiting.popleft()
                 self._dropped += 1
             self._wake.notify_all()
+        return whole
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that was handed over is on the disk."""
+        with self._wake:
+            return not self._waiting and not self._trouble
 
     def settle(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the disk, unless it is known to be behind. How many frames it has not taken: 0 is all safe."""

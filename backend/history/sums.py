@@ -24,10 +24,13 @@ from rltop.backend.effects.memory import Effects
 from rltop.backend.effects.pace import LEAST_SAMPLES, TOTAL_SAMPLES, Sample
 from rltop.backend.gaps.attributed import Attribution
 from rltop.backend.gaps.attribution import Part, attribution
-from rltop.backend.history import rows, samples
+from rltop.backend.history import resume, rows, samples
 from rltop.backend.history.read import Reader
+from rltop.backend.history.resume import Resumed
 from rltop.backend.history.rows import Row
 from rltop.backend.history.samples import Kept
+from rltop.backend.sources import Mark as Received
+from rltop.backend.steps.taken import Taken
 from rltop.backend.summary import Line
 from rltop.backend.summary.dimensions import STRATA
 from rltop.backend.summary.groups import Groups
@@ -45,7 +48,7 @@ RECALLED_STEPS = 400
 class Recalled:
     """The sums of the latest steps, oldest first, and what is known of switches (by ``view.change_key``) and speeds.
 
-    ``course``: the evidence of steps.
+    ``course``: the evidence of steps. ``resumed``: where collectors are taken up.
     """
 
     steps: Sequence[StepCells] = ()
@@ -53,15 +56,21 @@ class Recalled:
     course: Sequence[Stretch] = ()
     marks: Mapping[str, Mark] = field(default_factory=dict)
     samples: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    resumed: Resumed = field(default_factory=Resumed)
 
 
 @dataclass(frozen=True)
 class Beside:
-    """What is stored beside a frame: of its steps, and what is new of switches and speeds."""
+    """What is stored beside a frame: of its steps, and what is new of switches, speeds, and of what was received."""
 
     steps: Sequence[Kept] = ()
     marks: Sequence[tuple[str, Mark]] = ()
     samples: Sequence[tuple[str, Sample]] = ()
+    sources: Sequence[tuple[str, Received]] = ()
+
+    def bare(self) -> Beside:
+        """No more than it takes to know steps again that are told twice."""
+        return Beside([Kept(kept.step, taken=Taken(kept.taken.lives)) for kept in self.steps if kept.taken])
 
 
 NOTHING = Beside()
@@ -75,8 +84,11 @@ def rows_beside(beside: Beside) -> Iterator[tuple[str, Row]]:
         yield from (("strata", row) for row in part_rows(kept.step, kept.parts))
         yield from (("cell", row) for row in cell_rows(kept.step, kept.cells))
         yield from (("evidence", row) for row in samples.evidence_rows(kept))
+        if kept.taken is not None:
+            yield "taken", resume.taken_row(kept.step, kept.taken)
     yield from (("mark", mark_row(key, mark)) for key, mark in beside.marks)
     yield from (("pace", sample_row(engine, sample)) for engine, sample in beside.samples)
+    yield from (("source", resume.mark_row(source, mark)) for source, mark in beside.sources)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -221,6 +233,7 @@ def recall(reader: Reader) -> Recalled:
         samples.course(reader).stretches(),
         {key: mark for key, (_, mark) in _marks(reader, until).items()},
         _samples(reader, 0.0, until),
+        resume.resume(reader),
     )
 
 

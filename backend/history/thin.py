@@ -39,7 +39,8 @@ class Limits:
 
     ``steps`` of ``step``: older ones keep level 1; ``coarse_steps``: older ones keep level 2. ``step_engines`` rows of
     ``step_engine``: of older steps those of level 1 and up; ``engines``, ``events``, ``frames``, ``shapes``, ``cells``,
-    ``paces``, ``evidence`` rows of these tables; ``sample_bytes`` of kept sequences, ``strata_bytes`` of ``strata``.
+    ``paces``, ``evidence``, ``taken`` rows of these tables; ``sample_bytes`` of kept sequences, ``strata_bytes`` of
+    ``strata``.
     """
 
     steps: int = 200_000
@@ -53,6 +54,7 @@ class Limits:
     evidence: int = 200_000
     cells: int = 200_000
     paces: int = 500_000
+    taken: int = 1_000
     strata_bytes: int = 64 << 20
 
 
@@ -105,6 +107,7 @@ class Thinner:
             self._strata,
             self._cells,
             self._paces,
+            self._taken,
         )
         self._turns += 1
         self._connection.execute("BEGIN IMMEDIATE")
@@ -209,6 +212,9 @@ class Thinner:
 
     def _paces(self) -> bool:
         return self._drop_rows("pace", self._limits.paces)
+
+    def _taken(self) -> bool:
+        return self._drop_rows("taken", self._limits.taken)
 
     def _drop_rows(self, table: str, keep: int) -> bool:
         if span := self._span(table, table, keep):

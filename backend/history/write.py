@@ -244,7 +244,8 @@ class Writer:
         key = (table, *row)
         if key not in self._sql:
             names = ", ".join(map(schema.quoted, row))
-            self._sql[key] = f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})"
+            verb = "REPLACE" if schema.BY_NAME[table].latest else "INSERT"
+            self._sql[key] = f"{verb} INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})"
         number = self._connection.execute(self._sql[key], tuple(row.values())).lastrowid
         assert number is not None
         return number

@@ -55,6 +55,7 @@ def svg(
     *,
     updates: Sequence[float] = (),
     wrong: tuple[float, float] | None = None,
+    joined: NDArray[np.bool_] | None = None,
 ) -> str:
     """A plot of ``series`` over ``steps`` [steps].
 
@@ -65,6 +66,7 @@ def svg(
         marks: vertical lines with labels.
         updates: steps after which the weights were new: ticks on the axis.
         wrong: from this step to that something is wrong: shaded.
+        joined: whether a line may lead from each step to the next [steps - 1]; None: everywhere.
     """
     known = [one for one in series if np.isfinite(one.values).any()]
     parts = [
@@ -87,8 +89,9 @@ def svg(
     parts += [f'<path d="M{frame.x(at):.1f} {bottom}v4" stroke="#0072b2" stroke-width="0.7"/>' for at in updates]
     parts += _marks(marks, frame)
     ends: list[float] = []
+    stretch = np.zeros(len(steps), np.intp) if joined is None else np.concatenate([[0], np.cumsum(~joined)])
     for place, one in enumerate(known):
-        parts += _line(one, steps, frame, place, ends)
+        parts += _line(one, steps, stretch, frame, place, ends)
     return "".join([*parts, "</svg>"])
 
 
@@ -145,17 +148,23 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     return [round(at * step, 12) for at in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def _line(one: Series, steps: Floats, frame: _Frame, place: int, ends: list[float]) -> list[str]:
-    """The line and its label, which keeps a line's distance from those in ``ends``."""
+def _line(
+    one: Series, steps: Floats, stretch: NDArray[np.intp], frame: _Frame, place: int, ends: list[float]
+) -> list[str]:
+    """The line and its label, which keeps a line's distance from those in ``ends``; what stands alone is a dot.
+
+    ``stretch`` [steps] numbers the stretches that a line may lead through.
+    """
     colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
     x, y = thinned(steps, one.values)
-    path, pen = [], "M"
-    for step, value in zip(x.tolist(), y.tolist(), strict=True):
-        if math.isfinite(value):
-            path.append(f"{pen}{frame.x(step):.1f} {frame.y(value):.1f}")
-            pen = "L"
-        else:
-            pen = "M"
+    of = stretch[np.searchsorted(steps, x)]
+    known = np.isfinite(y)
+    leads = known[:-1] & known[1:] & (of[:-1] == of[1:])  # from each point to the next
+    before, after = np.concatenate([[False], leads]), np.concatenate([leads, [False]])
+    path = [
+        f"{'L' if here else 'M'}{frame.x(step):.1f} {frame.y(value):.1f}{'' if here or on else 'h0'}"
+        for step, value, here, on in zip(x[known], y[known], before[known], after[known], strict=True)
+    ]
     last = frame.y(float(one.values[np.isfinite(one.values)][-1]))
     away = 4 if last < HEIGHT / 2 else -4
     while any(abs(last - other) < 12 for other in ends):

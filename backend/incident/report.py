@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rltop.backend import report as lines
 from rltop.backend import view
@@ -115,7 +116,7 @@ def _figures(picture: view.Snapshot, verdict: Verdict) -> list[Block]:
         return [Paragraph("No step has closed.")]
     numbers = np.array([step.step for step in steps], dtype=np.float64)
     marks = _marks(picture, steps)
-    updates = _update_steps(steps)
+    updates, joined = _update_steps(steps), _joined(steps)
     since = verdict.causes[0].since_step if verdict.causes else None
     explained = "Lines across: switches (dashed), alarms raised (whole) and over (dotted). Ticks below: new weights."
     wrong = None
@@ -130,8 +131,18 @@ def _figures(picture: view.Snapshot, verdict: Verdict) -> list[Block]:
                 Series(engine, _column([step.engines.get(engine, {}).get(by_engine) for step in steps]))
                 for engine in sorted(picture.engines)
             ]
-        found.append(Plot(svg(title, numbers, series, marks, updates=updates, wrong=wrong)))
+        found.append(Plot(svg(title, numbers, series, marks, updates=updates, wrong=wrong, joined=joined)))
     return found
+
+
+def _joined(steps: Sequence[view.Step]) -> NDArray[np.bool_]:
+    """Whether a line may lead from each step to the next [steps - 1]: not past what nobody measured, or lacks a part.
+
+    Of the old part of a long run some steps are left out on purpose.
+    """
+    whole = [not (step.partial or step.lost) for step in steps]
+    near = [a.level or b.level or b.step == a.step + 1 for a, b in pairwise(steps)]
+    return np.array([bool(n and a and b) for n, (a, b) in zip(near, pairwise(whole), strict=True)], bool)
 
 
 def _column(values: Sequence[float | None]) -> Floats:

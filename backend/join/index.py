@@ -8,17 +8,20 @@ answers for one span, and the recorded logprobs say which (the trainer's copy ma
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rltop.backend.join.needed import Needed
 from rltop.backend.join.records import (
     HEADS,
     SURE_SIZE,
     Hit,
     Ints,
     Record,
+    Use,
     Wanted,
     cost,
     distance,
@@ -64,6 +67,10 @@ _TELLING_TOKENS = 4
 """Logprobs beyond -0.001 have about 13 bits that depend on the whole context; 4 equal ones are no chance."""
 
 
+Origin = tuple[str, str, int, int]
+"""Engine, its life, number of the message, place in it."""
+
+
 class Index:
     """Rollouts by content, bounded by bytes.
 
@@ -72,6 +79,7 @@ class Index:
         generation: rises with every message of rollouts.
         bytes: what it holds, roughly.
         unused: rollouts that no step has trained on, by engine, since ``step_done`` last returned.
+        needed: which messages of rollouts may still be needed.
     """
 
     def __init__(self, kept_bytes: int = KEPT_BYTES, max_bytes: int = MAX_BYTES) -> None:
@@ -88,12 +96,18 @@ class Index:
         self._watched: deque[Record] = deque()  # not yet old enough to be called unused
         self._marks: deque[int] = deque()  # how many had arrived by the end of each of the last steps
         self._unused: Counter[str] = Counter()
+        self.needed = Needed()
+        self._uses: dict[Origin, Iterable[Use]] = {}
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def add(self, body: wire.Rollouts, arrays: wire.Arrays, life: str = "") -> None:
-        """Take in finished requests, of the engine's process with this epoch.
+    def expect(self, uses: Mapping[Origin, Iterable[Use]]) -> None:
+        """What may come again, and which steps that are stored trained on it."""
+        self._uses = dict(uses)
+
+    def add(self, body: wire.Rollouts, arrays: wire.Arrays, life: str = "", seq: int = -1) -> None:
+        """Take in finished requests, of the engine's process with this epoch, that came in its message ``seq``.
 
         Raises:
             WireError: the arrays do not have the sizes that the rollouts say, or one is missing.
@@ -106,14 +120,21 @@ class Index:
             raise wire.WireError(f"prompt_ids: {prompts.size} entries do not fit the rollouts' prompt sizes")
         if not sum(r.size for r in body.rollouts) == tokens.size == logprobs.size:
             raise wire.WireError(f"{tokens.size} token_ids and {logprobs.size} logprobs do not fit the rollouts' sizes")
+        self.needed.add(body.engine, life, seq, sum(rollout.size > 0 for rollout in body.rollouts))
         prompt_at = at = 0
-        for rollout in body.rollouts:
+        for place, rollout in enumerate(body.rollouts):
             prompt = prompts[prompt_at : prompt_at + rollout.prompt_size]
             end = at + rollout.size
             if rollout.size:
                 first = int(prompt[0]) if prompt.size else -1
                 key = prompt_key(prompt)
-                self._insert(Record(body.engine, rollout, key, first, tokens[at:end], logprobs[at:end], life))
+                uses = set(self._uses.pop((body.engine, life, seq, place), ()))
+                record = Record(
+                    body.engine, rollout, key, first, tokens[at:end], logprobs[at:end], life, uses, seq, place
+                )
+                if uses:
+                    self.needed.trained(record)
+                self._insert(record)
             prompt_at, at = prompt_at + rollout.prompt_size, end
         self.generation += 1
 
@@ -149,8 +170,14 @@ class Index:
 
     def _judge(self) -> None:
         record = self._watched.popleft()
+        self.needed.aged(record)
         if not record.uses:
             self._unused[record.engine] += 1
+
+    def trained(self, records: Iterable[Record]) -> None:
+        """A step that is done has these rollouts."""
+        for record in records:
+            self.needed.trained(record)
 
     def step_done(self) -> Counter[str]:
         """A step with rows is over. Returns how many rollouts became unused (``UNUSED_STEPS``) by it, by engine."""

@@ -37,7 +37,11 @@ Use = tuple[int, int]
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """One rollout as the index keeps it. ``tokens`` i4 and ``logprobs`` f4 [size]; ``life`` of the engine's process."""
+    """One rollout as the index keeps it. ``tokens`` i4 and ``logprobs`` f4 [size]; ``life`` of the engine's process.
+
+    ``seq`` is the number of the message that brought it, and ``place`` its place there; ``trained``: a step that is
+    done has it; ``old``: it is old enough to be passed over.
+    """
 
     engine: str
     rollout: wire.Rollout
@@ -47,6 +51,10 @@ class Record:
     logprobs: NDArray[np.float32]
     life: str = ""
     uses: set[Use] = field(default_factory=set)
+    seq: int = -1
+    place: int = 0
+    trained: bool = False
+    old: bool = False
 
     @property
     def versions(self) -> NDArray[np.int64]:

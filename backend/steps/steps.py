@@ -1,7 +1,8 @@
 """Steps of the trainer: rows and closes come in, a measured ``view.Step`` goes out. Pure.
 
 A step closes when all ranks have closed it, or ``PARTIAL_S`` after the first did (marked partial). It then waits at
-most ``GRACE_S`` for rollouts that are still on their way, is measured, and is done; rows that come later are counted.
+most ``GRACE_S`` for rollouts that are still on their way (longer while an engine sends again what a hub before had), is
+measured, and is done; rows that come later are counted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from rltop.backend.gaps.samples import Kept, StepSamples
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.index import Index
 from rltop.backend.join.joined import Joined
+from rltop.backend.sources import is_trainer
 from rltop.backend.steps.measure import UNKNOWN_ENGINE, CutUp, measure
+from rltop.backend.steps.taken import Taken, Taking, Told
 from rltop.backend.summary import Summary
 from rltop.collectors import wire
 
@@ -32,10 +35,14 @@ PARTIAL_S = 60.0
 GRACE_S = 2.0
 """How long a closed step waits for rollouts: engines publish within a fraction of a second of finishing."""
 
-MAX_OPEN = 64
-MAX_WAITING_BYTES = 1 << 30
-"""Steps open at a time, and what rows that wait for rollouts may hold; the oldest are settled early and counted."""
+RESENT_S = 30.0
+"""How long it waits for rollouts that are being sent again."""
 
+MAX_OPEN = 64
+MAX_OPEN_RESENT = 2048
+MAX_WAITING_BYTES = 1 << 30
+"""Steps open at a time (while they are sent again: of a fast trainer there are many), and what rows that wait for
+rollouts may hold; the oldest are settled early and counted."""
 
 MAX_DONE = 20_000
 """Steps that are remembered as done; rows of one that was done before them open it anew."""
@@ -43,9 +50,14 @@ MAX_DONE = 20_000
 
 @dataclass(slots=True)
 class Assembly:
-    """A step being put together; ``epochs`` says which life of each rank it is from, ``rows`` how many it sent."""
+    """A step being put together; ``epochs`` says which life of each rank it is from, ``rows`` how many it sent.
+
+    ``resent``: it began while messages were sent again. ``came`` are the rows of all updates, ``passed`` how many of
+    them a rank says there were; ``lost`` messages, by source, may have been the step's.
+    """
 
     step: int
+    resent: bool = False
     epochs: dict[int, str] = field(default_factory=dict)
     ranks: set[int] = field(default_factory=set)
     world_size: int = 1
@@ -58,10 +70,14 @@ class Assembly:
     joined: Joined = field(default_factory=Joined)
     samples: StepSamples = field(default_factory=StepSamples)
     rows: Counter[int] = field(default_factory=Counter)
+    came: Counter[int] = field(default_factory=Counter)
+    passed: dict[int, int] = field(default_factory=dict)
+    taking: Taking = field(default_factory=Taking)
+    lost: Counter[str] = field(default_factory=Counter)
     deadline: float | None = None
     closed: float | None = None
     partial: bool = False
-    """Ranks are missing, or messages were lost that may have been its rows."""
+    """Ranks are missing."""
 
     def absorb(self, batch: Batch) -> None:
         """Measure a batch and let its arrays go."""
@@ -75,6 +91,17 @@ class Assembly:
         if batch.body.update == 0:
             self.joined.add(batch)
             self.samples.add(batch)
+        self.taking.add(batch)
+
+    @property
+    def missing_rows(self) -> int:
+        """Rows that its ranks passed and that are not here, as far as they say how many there are."""
+        return sum(max(rows - self.came[rank], 0) for rank, rows in self.passed.items())
+
+    @property
+    def may_lack_rows(self) -> bool:
+        """Messages of a rank were lost, and not every rank says how many rows it passed."""
+        return any(is_trainer(source) for source in self.lost) and len(self.passed) < self.world_size
 
     def close(self, now: float, *, partial: bool) -> None:
         """No more rows are expected."""
@@ -90,7 +117,7 @@ class Assembly:
             self.step,
             self.closed,
             self.policy_version,
-            self.partial,
+            self.partial or self.missing_rows > 0 or self.may_lack_rows,
             values,
             engines,
             dict(self.joined.unjoined),
@@ -99,6 +126,8 @@ class Assembly:
             reused=self.joined.reused,
             unused=dict(unused),
             copies=self.joined.of_copies(),
+            missing_rows=self.missing_rows,
+            lost=dict(self.lost),
         )
 
 
@@ -107,14 +136,16 @@ class Steps:
 
     Args:
         index: the rollouts. ready: whether rows can be measured without waiting; until then they wait here.
+        told: steps that are stored, and may be told again.
 
     Attributes:
         late_rows: rows that came after their step was measured. settled_early: batches that waited for rollouts until
             there was no room. cells, history, course: of the steps that are done, for effects, attribution and a
-            diagnosis.
+            diagnosis. taken: what the steps that are done were made from, until somebody takes it. behind: what was
+            sent before is still being sent again.
     """
 
-    def __init__(self, index: Index, ready: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, index: Index, ready: Callable[[], bool] = lambda: True, told: Told | None = None) -> None:
         self.late_rows = 0
         self.settled_early = 0
         self.cells = Cells()
@@ -128,12 +159,21 @@ class Steps:
         self._open: dict[int, Assembly] = {}
         self._done: dict[int, None] = {}
         self._settled: list[view.Step] = []  # measured before their time, for want of room
-        self._next_is_partial = False
+        self._next_lost: Counter[str] = Counter()
+        self._told = told or Told()
+        self._lives: dict[int, str] = {}  # of every rank
+        self.taken: dict[int, Taken] = {}
+        self.behind = False
+        self._unseen = False  # rows wait that nobody looked at yet: those that come later must not overtake them
 
     @property
     def open(self) -> list[int]:
         """Numbers of the steps that something was heard of and that are not done."""
         return list(self._open)
+
+    def is_open(self, step: int) -> bool:
+        """Whether something was heard of the step and it is not done."""
+        return step in self._open
 
     def resume(self, past: Mapping[int, view.Step]) -> None:
         """What an earlier hub measured goes before what comes."""
@@ -143,37 +183,43 @@ class Steps:
         """The trainer started anew, perhaps from an earlier step: its steps may come again."""
         self._done.clear()
 
-    def rows_missed(self) -> None:
-        """Messages of a rank never came: the open steps may lack rows, and so may the one that comes next."""
+    def lost(self, source: str, messages: int) -> None:
+        """So many messages of a source never came (0: nobody knows): open steps may lack rows, and so may the next."""
         for assembly in self._open.values():
-            assembly.partial = True
-        self._next_is_partial = True
+            assembly.lost[source] += messages
+        self._next_lost[source] += messages
 
     def rows(self, epoch: str, body: wire.Sequences, arrays: wire.Arrays, now: float) -> None:
         """Rows of a step, from the rank's life ``epoch``. Raises ``WireError`` if they are not well formed."""
+        if self._told.knows(body.step, body.rank, epoch):
+            return
         batch = Batch(body, arrays)
         if body.step in self._done:
             self.late_rows += batch.rows if body.update == 0 else 0
             return
         assembly = self._assembly(body.step, body.rank, epoch, now)
+        assembly.came[body.rank] += batch.rows
         if body.update == 0:
             batch.first = assembly.rows[body.rank]
             assembly.rows[body.rank] += batch.rows
-        if body.update:  # gives clip rates only: not worth waiting for
+        if body.update and not self.behind:  # gives clip rates only: not worth waiting for
             batch.join(self._index, surely=False)
             assembly.absorb(batch)
-        elif self._ready() and batch.join(self._index, surely=True):
+        elif self._sees() and not self._unseen and batch.join(self._index, surely=True):
             assembly.absorb(batch)
         else:
+            self._unseen |= not self._sees()
             assembly.waiting.append(batch)
             self._make_room()
 
     def closed(self, epoch: str, body: wire.StepClosed, now: float) -> None:
         """A rank has passed all it had."""
-        if body.step in self._done:
+        if body.step in self._done or self._told.knows(body.step, body.rank, epoch):
             return
         assembly = self._assembly(body.step, body.rank, epoch, now)
         assembly.ranks.add(body.rank)
+        if body.rows is not None:
+            assembly.passed[body.rank] = body.rows
         assembly.world_size = max(body.world_size, 1)
         if body.policy_version is not None:
             assembly.policy_version = body.policy_version
@@ -194,8 +240,13 @@ class Steps:
     def tick(self, now: float) -> list[view.Step]:
         """Join what can be joined by now; the steps that are done."""
         settled, self._settled = self._settled, []
+        self._unseen &= not self._sees()
         advanced = [self._advance(assembly, now) for assembly in list(self._open.values())]
         return settled + [step for step in advanced if step is not None]
+
+    def _sees(self) -> bool:
+        """Whether rows are looked at when they come."""
+        return self._ready() and not self.behind
 
     def attribution(self, steps: int) -> Attribution:
         """Where the gap of the last ``steps`` steps comes from."""
@@ -204,20 +255,21 @@ class Steps:
     def _assembly(self, step: int, rank: int, epoch: str, now: float) -> Assembly:
         assembly = self._open.get(step)
         if assembly is None or assembly.epochs.get(rank, epoch) != epoch:  # a restarted trainer repeats the step
-            assembly = self._open[step] = Assembly(step)
-            if len(self._open) > MAX_OPEN:
+            assembly = self._open[step] = Assembly(step, resent=self.behind)
+            if len(self._open) > (MAX_OPEN_RESENT if self.behind else MAX_OPEN):
                 oldest = next(iter(self._open.values()))
                 oldest.close(now, partial=True)
                 self._settled.append(self._finish(oldest, now))
-        assembly.epochs[rank] = epoch
-        assembly.partial |= self._next_is_partial
-        self._next_is_partial = False
+            assembly.lost.update(self._next_lost)
+        assembly.epochs[rank] = self._lives[rank] = epoch
+        self._next_lost.clear()
         return assembly
 
     def _advance(self, assembly: Assembly, now: float) -> view.Step | None:
         if assembly.deadline is not None and now >= assembly.deadline:
             assembly.close(now, partial=True)
-        if assembly.waiting and not self._ready():
+        late = self.behind and (assembly.closed is None or now < assembly.closed + RESENT_S)
+        if assembly.waiting and (late or not self._ready()):  # all wait together: none may overtake an earlier one
             return None
         waiting = []
         for batch in assembly.waiting:
@@ -245,8 +297,11 @@ class Steps:
         for other in self._open.values():  # an earlier step that nobody closed must not stay for ever
             if other.step < assembly.step and other.deadline is None:
                 other.deadline = now + PARTIAL_S
+        self._index.trained(assembly.taking.records)
         before = [self._scalars[number] for number in sorted(self._scalars) if number < assembly.step]
-        done = assembly.result(self._index.step_done() if assembly.parts else Counter(), before)
+        ages = assembly.parts and not assembly.resent  # else rollouts came long before the step that follows them
+        done = assembly.result(self._index.step_done() if ages else Counter(), before)
+        self.taken[done.step] = assembly.taking.result(self._lives)
         self._scalars[done.step] = done.trainer
         while len(self._scalars) > metrics.TRAILING:
             del self._scalars[min(self._scalars)]
