@@ -23,6 +23,7 @@ from tests.store_load import DEADLINE_S, start_hub
 from tests.training import Training
 
 ROLES = {"e0": "engine", "e1": "engine", "trainer/0": "trainer"}
+# Not ``reused``: which of two steps that share rollouts finds them later, and whether a hub lived that long, is chance.
 EXACT = ("partial", "unjoined", "trainer", "joins", "copies", "missing_rows", "lost")
 
 
@@ -115,8 +116,6 @@ def assert_close(ours: dict[str, float | None], theirs: dict[str, float | None])
 
 def assert_same(ours: list[view.Step], theirs: dict[int, view.Step]) -> None:
     assert sorted(step.step for step in ours) == list(theirs)  # one that waits for its rollouts may close later
-    # Of two steps that share rollouts the one that finds them later counts them, and senders keep no common order.
-    assert sum(step.reused for step in ours) == sum(step.reused for step in theirs.values()) > 0
     for step in ours:
         other = theirs[step.step]
         assert {name: getattr(step, name) for name in EXACT} == {name: getattr(other, name) for name in EXACT}
