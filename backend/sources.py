@@ -31,7 +31,7 @@ EARLY_BYTES = 64 << 20
 HOLE_PATIENCE_S = 10.0
 """How long a missing message is waited for while others come; then it is lost, and the sender is heard again."""
 
-RETURN_S = 5.0
+RETURN_S = 8.0
 """How long a new hub waits for senders that the last one heard: longer than a sender takes to connect and speak."""
 
 
@@ -161,6 +161,7 @@ class Sources:
     def __init__(self, marks: Mapping[str, Mark] | None = None, now: float = 0.0) -> None:
         self._known: dict[str, Source] = {}
         self._marks = dict(marks or {})
+        self._took_over = False  # from a hub that stored nothing: nobody knows who is still to come
         self._late: dict[str, Source] = {}  # what they sent before is still to come
         self._began = now
 
@@ -200,6 +201,7 @@ class Sources:
         mark = self._marks.pop(name, None)
         first = seq if oldest is None else max(min(oldest, seq), 0)
         lost, midway = 0, first > 0
+        self._took_over |= oldest is not None and mark is None and seq > 0
         if oldest is not None and mark is not None and mark.epoch == epoch:
             lost, midway = max(first - mark.settled - 1, 0), False
             first = max(first, mark.acknowledged + 1)
@@ -208,7 +210,7 @@ class Sources:
 
     def behind(self, now: float) -> bool:
         """Whether messages are still to come that were sent before: of a sender that sends again, or is yet unheard."""
-        if self._marks and now - self._began < RETURN_S:
+        if (self._marks or self._took_over) and now - self._began < RETURN_S:
             return True
         return any(now - source.last_seen < SILENT_S for source in self._late.values())
 

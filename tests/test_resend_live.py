@@ -23,6 +23,7 @@ from tests.store_load import DEADLINE_S, start_hub
 from tests.training import Training
 
 ROLES = {"e0": "engine", "e1": "engine", "trainer/0": "trainer"}
+# Not ``reused``: which of two steps that share rollouts finds them later, and whether a hub lived that long, is chance.
 EXACT = ("partial", "unjoined", "trainer", "joins", "copies", "missing_rows", "lost")
 
 
@@ -114,9 +115,7 @@ def assert_close(ours: dict[str, float | None], theirs: dict[str, float | None])
 
 
 def assert_same(ours: list[view.Step], theirs: dict[int, view.Step]) -> None:
-    assert [step.step for step in ours] == list(theirs)
-    # Of two steps that share rollouts the one that finds them later counts them, and senders keep no common order.
-    assert sum(step.reused for step in ours) == sum(step.reused for step in theirs.values()) > 0
+    assert sorted(step.step for step in ours) == list(theirs)  # one that waits for its rollouts may close later
     for step in ours:
         other = theirs[step.step]
         assert {name: getattr(step, name) for name in EXACT} == {name: getattr(other, name) for name in EXACT}
@@ -151,6 +150,7 @@ def test_a_hub_that_was_killed_in_the_middle_of_steps_stores_what_one_that_lived
         assert not picture.counters.get("lost_messages")
         assert not any(event.kind in ("gap", "lost") for event in picture.events)
         steps = run.training.steps
+        wait_until(lambda: len(stored(rundir)) == steps)
     assert_same(stored(rundir), measured(steps))
 
 
