@@ -129,7 +129,7 @@ def _masses(found: Sequence[Suspect], seen: _Seen) -> Iterator[tuple[tuple[Suspe
     """Every cause and every two of them that nothing stands against, with what is to be said for them."""
     weighed = [f for f in seen.distinct if is_alarming(f) or f.test in ("facts", *PLACES)]
     chance = [max(f.p, LEAST) if is_alarming(f) else ASIDE if f.test in PLACES else UNSTATED for f in weighed]
-    levels = [[_level(s.known, f, p) for f, p in zip(weighed, chance, strict=True)] for s in found]
+    levels = [[_level(s.known, seen, f, p) for f, p in zip(weighed, chance, strict=True)] for s in found]
     each = list(zip(found, levels, strict=True))
     for suspect, level in each:
         if not _contradicted(suspect.known, seen, None):
@@ -159,10 +159,17 @@ class _Seen:
         for finding in self.odd:  # of several engines the surest, which comes first
             first.setdefault((finding.test, finding.outcome, finding.detail), finding)
         self.distinct = list(first.values())
+        self._showing: dict[str, list[Finding]] = {}
 
     def showing(self, sign: str) -> list[Finding]:
         """The findings that are this sign."""
-        return [finding for finding in self.odd if _is(sign, finding)]
+        if sign not in self._showing:
+            self._showing[sign] = [finding for finding in self.odd if _is(sign, finding)]
+        return self._showing[sign]
+
+    def shows(self, signs: Sequence[str], finding: Finding) -> bool:
+        """Whether the finding is one of these signs."""
+        return any(other is finding for sign in signs for other in self.showing(sign))
 
     def stands(self, sign: str) -> bool:
         """Whether the sign is there; a healthy outcome is where no engine has another."""
@@ -198,7 +205,7 @@ def _suspect(known: Known, seen: _Seen, given: bool | None) -> Suspect | None:
                 return None
             open_signs.append(sign)
         shown += [finding for finding in there if finding not in shown]
-    also = [f for f in seen.odd if f not in shown and any(_is(sign, f) for sign in known.may)]
+    also = [f for f in seen.odd if f not in shown and seen.shows(known.may, f)]
     stated = any(finding.test == "facts" for finding in also)
     if not (shown or stated) or (known.one_engine and not _on_part(shown, seen)):
         return None
@@ -221,17 +228,17 @@ def _contradicted(known: Known, seen: _Seen, other: Known | None) -> bool:
     """Whether anything stands against it that the other cause, if there is one, does not explain."""
     for sign in known.against:
         there = seen.showing(sign)
-        if there and other is not None and all(_level(other, finding, 0.0) > 0 for finding in there):
+        if there and other is not None and all(_level(other, seen, finding, 0.0) > 0 for finding in there):
             continue
         if seen.stands(sign):
             return True
     return False
 
 
-def _level(known: Known, finding: Finding, chance: float) -> float:
+def _level(known: Known, seen: _Seen, finding: Finding, chance: float) -> float:
     """How likely the finding is to the cause."""
-    if any(_is(sign, finding) for sign in known.needs):
+    if seen.shows(known.needs, finding):
         return 1.0
-    if (finding.test, finding.outcome) in SYMPTOMS or any(_is(sign, finding) for sign in known.may):
+    if (finding.test, finding.outcome) in SYMPTOMS or seen.shows(known.may, finding):
         return max(MAYBE, chance)
     return chance

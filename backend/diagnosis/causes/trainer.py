@@ -70,7 +70,7 @@ TRAINER: tuple[Known, ...] = (
         "Every pass of the trainer is another model: ratios are noise, and a large part is clipped from the first "
         "step.",
         needs=("floor above | repeat differs", "repeat differs"),
-        may=("T7 grows", "T7 falls", "T8 jump", *GAP),
+        may=("T7 grows", "T7 falls", *_LATER, *GAP),
         against=("T10 outlier", "T1 above"),
         probe="P9",
         confusable_with=("trainer-batch", "packing"),
