@@ -174,6 +174,7 @@ def _setting(rng: np.random.Generator, number: int, kind: Kind) -> Setting:
         heat=float(rng.choice([0.3, 0.5, 0.7, 0.85, 1.0, 1.0, 1.2, 1.5])),
         engines=int(rng.integers(1, 5)),
         lag=int(rng.choice([0, 1, 1, 2, 4])),
+        ragged=bool(rng.random() < 0.3),
         groups=int(np.clip(BUDGET / mean / size, 4, 96 / size)),
         size=size,
         shortest=shortest,

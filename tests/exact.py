@@ -101,7 +101,7 @@ class Setting:
     Attributes:
         seed: of all that is drawn. steps: how many.
         vocabulary, contexts: sizes of the table. heat: temperature of sampling, and of the trainer.
-        engines: how many. lag: versions that tokens are old.
+        engines: how many. lag: versions that tokens are old; ragged: but in every third step.
         groups, size: prompts of a step, and answers to each. shortest, longest: tokens of an answer.
         move: by what logits move in an update. coherent: share of it that has one direction throughout.
         old: whose logprobs under the version that sampled them the trainer computes too: ``all`` rows', ``some`` rows',
@@ -117,6 +117,7 @@ class Setting:
     heat: float = 1.0
     engines: int = 2
     lag: int = 1
+    ragged: bool = False
     groups: int = 8
     size: int = 8
     shortest: int = 12
@@ -197,7 +198,7 @@ class Run:
     def _step(self, hub: Hub, step: int) -> None:
         setting, rng = self.setting, self._rng
         wrong = self.wrong if step >= self.wrong.at else RIGHT
-        lag = min(setting.lag + wrong.lag, step)
+        lag = 0 if setting.ragged and step % 3 == 0 else min(setting.lag + wrong.lag, step)
         self._table(step)
         kept = rng.permutation(setting.groups * setting.size) < _matched_rows(setting)
         rows: list[Trained] = []

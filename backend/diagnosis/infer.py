@@ -218,7 +218,8 @@ def _suspect(known: Known, seen: _Seen, given: bool | None) -> Suspect | None:
 def _on_part(shown: Sequence[Finding], seen: _Seen) -> bool:
     """Whether a finding is of some engines and not of the others."""
     for finding in shown:
-        have = {str(other.engine) for other in shown if (other.test, other.outcome) == (finding.test, finding.outcome)}
+        kind = finding.test, finding.outcome
+        have = {str(f.engine) for f in shown if (f.test, f.outcome) == kind and f.engine is not None}
         if finding.engine is not None and have < seen.engines:
             return True
     return False

@@ -124,6 +124,11 @@ def _room(pile: Pile) -> Floats:
     return mean
 
 
+def ground_of(piles: Piles, engine: str | None, pile: Pile) -> float:
+    """The mean of ``|d|`` that the declared dtypes imply at most: no more than its root mean square."""
+    return floor_of(piles, engine)[0] * math.sqrt(float(_room(pile)[0])) if pile.steps else 0.0
+
+
 def exceeds(pile: Pile, least: float) -> Shift:
     """Evidence that matched d has a root mean square above ``least`` per root of room; the figures are of d d.
 

@@ -12,7 +12,7 @@ from rltop.backend.diagnosis.evidence import SEEN, UNSEEN
 from rltop.backend.diagnosis.pile import Pile, Piles
 from rltop.backend.diagnosis.sequential import Floats, Shift, Stretches
 from rltop.backend.diagnosis.tell import LOG_FOUND, asked, finding, unknown
-from rltop.backend.diagnosis.tests_level import floor_of
+from rltop.backend.diagnosis.tests_level import floor_of, ground_of
 from rltop.backend.diagnosis.verdict import Finding
 from rltop.backend.summary.pieces import POSITION_EDGES
 
@@ -80,7 +80,7 @@ def engines(piles: Piles) -> Iterator[Finding]:
     if len(piles.engines) < 2:
         yield unknown("T10", "there is one engine")
         return
-    least = max(floor_of(piles, engine)[0] for engine in piles.engines)
+    least = max(ground_of(piles, engine, piles.run) for engine in piles.engines)
     for engine in piles.engines:
         own, others = piles.engine(engine), piles.others(engine)
         late = min(x.sums[-LATE_STEPS:, loop.MATCHED].sum() for x in (own, others))
