@@ -10,6 +10,7 @@ Confidences are the hypotheses' shares; causes that explain the same share alike
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -157,7 +158,7 @@ class _Seen:
         self.engines = {*engines, *(finding.engine for finding in findings if finding.engine is not None)}
         first: dict[tuple[str, str, str], Finding] = {}
         for finding in self.odd:  # of several engines the surest, which comes first
-            first.setdefault((finding.test, finding.outcome, finding.detail), finding)
+            first.setdefault((finding.test, finding.outcome, _named(finding)), finding)
         self.distinct = list(first.values())
         self._showing: dict[str, list[Finding]] = {}
 
@@ -176,6 +177,11 @@ class _Seen:
         if self.showing(sign):
             return True
         return any(test in self.calm and BY_NAME[test].healthy == outcome for test, outcome in alternatives(sign))
+
+
+def _named(finding: Finding) -> str:
+    """Which of many a finding is of; a figure that engines have each their own of makes no two findings."""
+    return "" if re.fullmatch(r"[-+]?[\d.]+", finding.detail) else finding.detail
 
 
 def _order(finding: Finding) -> tuple[float, str, str, str, str]:
