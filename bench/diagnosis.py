@@ -313,8 +313,8 @@ SITUATIONS = """\
 
 Made by `python -m bench.situations`: simulated runs with exact policies, each a whole number of settings (temperatures,
 lengths of 3 to 400 tokens, vocabularies of 64 to 4,096, old logprobs of some rows, of all, of none), whose records go
-through the hub as messages. Faults come at step 10 of 24 (entropy collapse: of 48), healthy runs have 40 steps. The
-last table is of one run each that martingale was given, too.
+through the hub as messages. Faults come at step 10 of 24 (entropy collapse: of 48), healthy runs have 40 steps.
+`--peers` gives martingale one run of each, too.
 """
 
 if __name__ == "__main__":
