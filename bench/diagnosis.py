@@ -3,9 +3,9 @@
     .venv/bin/python -m bench.diagnosis pack TAPES        # from tapes (bench/faults.py) to tests/data/runs
     .venv/bin/python -m bench.diagnosis score             # every run of the tune part; --part score, --part all
     .venv/bin/python -m bench.diagnosis speed             # how long a verdict over 10^6 tokens takes
-    .venv/bin/python -m bench.diagnosis page [PEERS] > docs/diagnosis-bench.md
+    .venv/bin/python -m bench.diagnosis page [PEERS [SITUATIONS]] > docs/diagnosis-bench.md
 
-PEERS is a file with the table that bench/diagnosis_peers.py prints.
+PEERS is a file with the table that bench/diagnosis_peers.py prints, SITUATIONS one with those of bench/situations.py.
 
 A run is right where at its end the first cause is the fault's, or where that is one of a pair that can't be told apart
 without a probe, named together with the probe. A healthy run is right where no step of it has a fault.
@@ -259,18 +259,18 @@ def main() -> int:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("pack", "score", "page", "speed"))
-    parser.add_argument("tapes", nargs="?", type=Path, metavar="TAPES|PEERS")
+    parser.add_argument("files", nargs="*", type=Path, metavar="TAPES|PEERS|SITUATIONS")
     parser.add_argument("--part", choices=("tune", "score", "all"), default="tune")
     parser.add_argument("--only", nargs="*", default=[], help="names of runs, or parts of them")
     given = parser.parse_args()
     if given.what == "pack":
-        pack(given.tapes, given.part)
+        pack(given.files[0], given.part)
         return 0
     if given.what == "speed":
         print(speed(DATA / f"{chosen('all')[0].name}.xz"))
         return 0
     if given.what == "page":
-        print("\n".join(page(given.tapes)))
+        print("\n".join(page(given.files)))
         return 0
     runs = [run for run in chosen(given.part) if not given.only or any(text in run.name for text in given.only)]
     scored = [score(run, DATA / f"{run.name}.xz") for run in runs]
@@ -305,27 +305,35 @@ so they are no longer blind.
 """
 
 
-def page(peers: Path | None) -> list[str]:
-    """``docs/diagnosis-bench.md``; with a table of what peers say, if there is one."""
+def page(tables: Sequence[Path]) -> list[str]:
+    """``docs/diagnosis-bench.md``; with tables of what peers say, and of the simulated situations, if there are any."""
     found = [PAGE]
     for part, title in (("score", "Scored"), ("tune", "Tuned on")):
         scored = [score(run, DATA / f"{run.name}.xz") for run in chosen(part)]
         found += [f"## {title}", "", *summary(scored), "", "Rows: the fault; columns: what was told at the end.", ""]
         found += [*confusion(scored), "", *lines(scored), ""]
-    if peers is not None:
-        found += [PEERS, peers.read_text().rstrip(), ""]
+    for title, table in zip((PEERS, SITUATIONS), tables, strict=False):
+        found += [title, table.read_text().rstrip(), ""]
     return found[:-1]
 
 
 PEERS = """\
 ## Beside martingale
 
-Runs of the tuned part, given to martingale 0.2.0 by `bench/diagnosis_peers.py` as its adapters would: its alarms, how
+Runs of both parts, given to martingale 0.2.0 by `bench/diagnosis_peers.py` as its adapters would: its alarms, how
 often, and what the lines of its doctor come to at the end. `weights_unchanged` and `span` come in the healthy run too:
 it takes several batches under one version, which an asynchronous run has at its start, for a frozen trainer. It has no
 tests of the objective or of speed.
 """
 
+SITUATIONS = """\
+## Situations that monitors were compared by
+
+Made by `python -m bench.situations`: simulated runs with exact policies, each a whole number of settings (temperatures,
+lengths of 3 to 400 tokens, vocabularies of 64 to 4,096, old logprobs of some rows, of all, of none), whose records go
+through the hub as messages. Faults come at step 10 of 24 (entropy collapse: of 48), healthy runs have 40 steps.
+`--peers` gives martingale one run of each, too.
+"""
 
 if __name__ == "__main__":
     sys.exit(main())

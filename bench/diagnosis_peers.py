@@ -11,6 +11,7 @@ Sampling is declared as the engines report it. What it says is its alarms, and t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import logging
 import sys
@@ -55,6 +56,7 @@ class Flight:
         self._written: dict[tuple[Any, ...], list[str]] = {}
         self._monitor = MartingaleMonitor(self, halt_on_error=False)
         self._number = 0
+        self.alarms: list[tuple[int, str]] = []
 
     def _revision(self, version: int, source: str) -> str:
         if (version, source) not in self._revisions:
@@ -116,11 +118,22 @@ class Flight:
                 own = self._revision(int(versions[0]), "trainer_scores")
                 self.recorder.score(digest, own, list(map(float, columns["old_logprobs"])))
 
-    def close(self, step: int) -> list[str]:
-        """A step is over: the alarms of it."""
+    def close(self, step: int) -> None:
+        """A step is over: its alarms are kept."""
         before = len(self._monitor.alarms)
         self._monitor.on_step_end(step)
-        return [alarm.kind for alarm in self._monitor.alarms[before:]]
+        self.alarms += [(step, alarm.kind) for alarm in self._monitor.alarms[before:]]
+
+    def hear(self, body: wire.DataBody, arrays: wire.Arrays) -> None:
+        """Any message."""
+        if isinstance(body, wire.EngineState):
+            self.state(body)
+        elif isinstance(body, wire.Rollouts):
+            self.rollouts(body, arrays)
+        elif isinstance(body, wire.Sequences):
+            self.rows(body, arrays)
+        elif isinstance(body, wire.StepClosed):
+            self.close(body.step)
 
     def doctor(self) -> list[str]:
         """What its doctor says in the end, by ``CAUSE_LINES``."""
@@ -142,25 +155,26 @@ def _rows(arrays: wire.Arrays) -> Iterator[tuple[tuple[int, ...], tuple[int, ...
         prompt, row, token = prompt + prompt_size, row + size, token + trained
 
 
-def fly(tape: Path) -> tuple[Counter[str], list[str]]:
-    """Its alarms by kind, and what its doctor says."""
-    alarms: Counter[str] = Counter()
+@contextlib.contextmanager
+def flown(peers: Path) -> Iterator[str]:
+    """Martingale can be loaded from there, and has a workspace."""
+    if str(peers) not in sys.path:
+        sys.path.append(str(peers))
+    logging.disable(logging.ERROR)
     with tempfile.TemporaryDirectory() as workspace, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        yield workspace
+
+
+def fly(tape: Path, peers: Path) -> tuple[Counter[str], list[str]]:
+    """Its alarms by kind, and what its doctor says."""
+    with flown(peers) as workspace:
         flight = Flight(workspace)
         for method, arguments, _ in calls(tape):
-            if method != "data":
-                continue
-            _, body, arrays = wire.decode_data(arguments[0])
-            if isinstance(body, wire.EngineState):
-                flight.state(body)
-            elif isinstance(body, wire.Rollouts):
-                flight.rollouts(body, arrays)
-            elif isinstance(body, wire.Sequences):
-                flight.rows(body, arrays)
-            elif isinstance(body, wire.StepClosed):
-                alarms.update(flight.close(body.step))
-        return alarms, flight.doctor()
+            if method == "data":
+                _, body, arrays = wire.decode_data(arguments[0])
+                flight.hear(body, arrays)
+        return Counter(kind for _, kind in flight.alarms), flight.doctor()
 
 
 def main() -> int:
@@ -171,8 +185,6 @@ def main() -> int:
     parser.add_argument("--part", choices=("tune", "score", "all"), default="tune")
     parser.add_argument("--only", nargs="*", default=[])
     given = parser.parse_args()
-    sys.path.append(str(given.peers))
-    logging.disable(logging.ERROR)
     print("| run | fault | rltop says | martingale's alarms | martingale's doctor |")
     print("| --- | --- | --- | --- | --- |")
     for run in RUNS:
@@ -180,7 +192,7 @@ def main() -> int:
         wanted = given.part in (run.part, "all") and (not given.only or any(text in run.name for text in given.only))
         if not wanted or not tape.exists() or not packed.exists():
             continue
-        alarms, doctor = fly(tape)
+        alarms, doctor = fly(tape, given.peers)
         code = "healthy" if run.fault == HEALTHY_RUN else FAULTS[run.fault].codes[0]
         told = ", ".join(f"{kind} {count}x" for kind, count in alarms.items()) or "-"
         print(f"| {run.name} | {code} | {score(run, packed).told} | {told} | {'; '.join(doctor) or '-'} |", flush=True)

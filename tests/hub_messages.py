@@ -28,6 +28,7 @@ class Written:
     epochs: Sequence[int] = ()
     times: tuple[float, float, float] = (0.0, 0.0, 0.0)  # arrived, scheduled, finished
     request_id: str | None = None
+    sampling: dict[str, float] = field(default_factory=dict)
 
     def runs(self) -> list[wire.VersionRun]:
         runs: list[wire.VersionRun] = []
@@ -49,7 +50,7 @@ def rollouts(written: Sequence[Written], engine: str | None = None) -> tuple[wir
         wire.Rollout(
             w.request_id or f"r{number}", len(w.prompt), len(w.tokens), w.finish_reason, w.runs(), "engine",
             w.has_logprobs, cached_tokens=w.cached, lookup_off=w.lookup_off, arrived=w.times[0],
-            scheduled=w.times[1], finished=w.times[2],
+            scheduled=w.times[1], finished=w.times[2], sampling=w.sampling,
         )
         for number, w in enumerate(written)
     ]  # fmt: skip

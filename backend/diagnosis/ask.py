@@ -81,14 +81,16 @@ def ask(case: Case) -> list[Finding]:
 def _blind(piles: Piles, engine: str | None, seen: bool) -> str:
     """Why matched tokens can't say that a run, or an engine of it, is healthy; empty where they can.
 
-    ``seen``: they have a gap that is above the floor for sure.
+    ``seen``: they have a gap that is above the floor for sure; then what they say is of its shape.
     """
+    if seen:
+        return ""
     pile = piles.run if engine is None else piles.engine(engine)
     late = pile.from_step(max(pile.steps - LATE_STEPS, 0))
     if not late.sums[:, loop.MATCHED].sum():
         return f"no version-matched tokens in the latest {LATE_STEPS} steps"
     least, _ = bound_of(piles, engine)
     square = late.moments[:, loop.M_DD, 2].sum() / max(float(late.sums[:, loop.ROOM].sum()), 1e-9)
-    if square > least**2 and not seen:
+    if square > least**2:
         return "the latest matched gap is above its floor, in too few sequences to be sure"
     return ""

@@ -315,8 +315,9 @@ def _add_pairs(sums: Floats, figure: int, place: Ints, group: Ints, ids: Ints, v
     """Of each context with different tokens: how many neighbours, by id, there are, and how many differ by the grid."""
     order = np.lexsort((ids, group))
     place, group, ids, values = place[order], group[order], ids[order], values[order]
-    pair = (group[1:] == group[:-1]) & (ids[1:] != ids[:-1]) & np.isfinite(values[1:] - values[:-1])
-    apart, where = (values[1:] - values[:-1])[pair], place[1:][pair]
+    fine = np.isfinite(values)
+    pair = (group[1:] == group[:-1]) & (ids[1:] != ids[:-1]) & fine[1:] & fine[:-1]
+    apart, where = values[1:][pair] - values[:-1][pair], place[1:][pair]
     apart, where = apart[apart != 0], where[apart != 0]  # a filler, not two logits
     sums[:, figure] += np.bincount(where, minlength=len(sums))
     for offset, factor in ((1, 1.0), (2, heat)):

@@ -10,6 +10,7 @@ Confidences are the hypotheses' shares; causes that explain the same share alike
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -129,7 +130,7 @@ def _masses(found: Sequence[Suspect], seen: _Seen) -> Iterator[tuple[tuple[Suspe
     """Every cause and every two of them that nothing stands against, with what is to be said for them."""
     weighed = [f for f in seen.distinct if is_alarming(f) or f.test in ("facts", *PLACES)]
     chance = [max(f.p, LEAST) if is_alarming(f) else ASIDE if f.test in PLACES else UNSTATED for f in weighed]
-    levels = [[_level(s.known, f, p) for f, p in zip(weighed, chance, strict=True)] for s in found]
+    levels = [[_level(s.known, seen, f, p) for f, p in zip(weighed, chance, strict=True)] for s in found]
     each = list(zip(found, levels, strict=True))
     for suspect, level in each:
         if not _contradicted(suspect.known, seen, None):
@@ -158,18 +159,30 @@ class _Seen:
         self.engines = {*engines, *(finding.engine for finding in findings if finding.engine is not None)}
         first: dict[tuple[str, str, str], Finding] = {}
         for finding in self.odd:  # of several engines the surest, which comes first
-            first.setdefault((finding.test, finding.outcome, finding.detail), finding)
+            first.setdefault((finding.test, finding.outcome, _named(finding)), finding)
         self.distinct = list(first.values())
+        self._showing: dict[str, list[Finding]] = {}
 
     def showing(self, sign: str) -> list[Finding]:
         """The findings that are this sign."""
-        return [finding for finding in self.odd if _is(sign, finding)]
+        if sign not in self._showing:
+            self._showing[sign] = [finding for finding in self.odd if _is(sign, finding)]
+        return self._showing[sign]
+
+    def shows(self, signs: Sequence[str], finding: Finding) -> bool:
+        """Whether the finding is one of these signs."""
+        return any(other is finding for sign in signs for other in self.showing(sign))
 
     def stands(self, sign: str) -> bool:
         """Whether the sign is there; a healthy outcome is where no engine has another."""
         if self.showing(sign):
             return True
         return any(test in self.calm and BY_NAME[test].healthy == outcome for test, outcome in alternatives(sign))
+
+
+def _named(finding: Finding) -> str:
+    """Which of many a finding is of; a figure that engines have each their own of makes no two findings."""
+    return "" if re.fullmatch(r"[-+]?[\d.]+", finding.detail) else finding.detail
 
 
 def _order(finding: Finding) -> tuple[float, str, str, str, str]:
@@ -199,27 +212,29 @@ def _suspect(known: Known, seen: _Seen, given: bool | None) -> Suspect | None:
                 return None
             open_signs.append(sign)
         shown += [finding for finding in there if finding not in shown]
-    also = [f for f in seen.odd if f not in shown and any(_is(sign, f) for sign in known.may)]
+    also = [f for f in seen.odd if f not in shown and seen.shows(known.may, f)]
     stated = any(finding.test == "facts" for finding in also)
     if not (shown or stated) or (known.one_engine and not _on_part(shown, seen)):
         return None
-    if known.all_engines and _spared(shown, seen):
+    if known.all_engines and any(_spared(sign, seen) for sign in known.needs):
         return None
     prior = (UNSTATED if known.where and given is None else 1.0) * MAYBE ** len(open_signs)
     return Suspect(known, sorted(shown, key=_order), also, open_signs, prior)
 
 
-def _spared(shown: Sequence[Finding], seen: _Seen) -> bool:
-    """Whether some engines do not show it: of a minority, a test that can't say yet says nothing against it."""
+def _spared(sign: str, seen: _Seen) -> bool:
+    """Whether only some engines show the sign: of a minority, a test that can't say yet says nothing against it."""
+    shown = seen.showing(sign)
     have, tests = {finding.engine for finding in shown}, {finding.test for finding in shown}
     unsure = {f.engine for f in seen.unsure if f.test in tests} - have if 2 * len(have) > len(seen.engines) else set()
-    return have | unsure < seen.engines
+    return bool(have) and have | unsure < seen.engines
 
 
 def _on_part(shown: Sequence[Finding], seen: _Seen) -> bool:
     """Whether a finding is of some engines and not of the others."""
     for finding in shown:
-        have = {str(other.engine) for other in shown if (other.test, other.outcome) == (finding.test, finding.outcome)}
+        kind = finding.test, finding.outcome
+        have = {str(f.engine) for f in shown if (f.test, f.outcome) == kind and f.engine is not None}
         if finding.engine is not None and have < seen.engines:
             return True
     return False
@@ -229,17 +244,17 @@ def _contradicted(known: Known, seen: _Seen, other: Known | None) -> bool:
     """Whether anything stands against it that the other cause, if there is one, does not explain."""
     for sign in known.against:
         there = seen.showing(sign)
-        if there and other is not None and all(_level(other, finding, 0.0) > 0 for finding in there):
+        if there and other is not None and all(_level(other, seen, finding, 0.0) > 0 for finding in there):
             continue
         if seen.stands(sign):
             return True
     return False
 
 
-def _level(known: Known, finding: Finding, chance: float) -> float:
+def _level(known: Known, seen: _Seen, finding: Finding, chance: float) -> float:
     """How likely the finding is to the cause."""
-    if any(_is(sign, finding) for sign in known.needs):
+    if seen.shows(known.needs, finding):
         return 1.0
-    if (finding.test, finding.outcome) in SYMPTOMS or any(_is(sign, finding) for sign in known.may):
+    if (finding.test, finding.outcome) in SYMPTOMS or seen.shows(known.may, finding):
         return max(MAYBE, chance)
     return chance

@@ -22,9 +22,10 @@ TESTS: tuple[Test, ...] = (
         },
         on="version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0",
         formula=(
-            "root of mean d d over mean 1 - p: 0.004 for float32 on both sides, 0.05 for 16 bits, 0.5 for 8, or ten"
-            " times that of the run's first 32 sequences where it is lower (down to a hundredth); rounding up to 0.09;"
-            " by d d, |d|, tokens beyond a bound (Chebyshev), |d| of tokens after an update, and a bet on the share of"
+            "root of mean d d over mean 1 - p: 0.004 for float32 on both sides, 0.05 for 16 bits, 0.5 for 8; or what"
+            " was measured at 1 (0.0022, 0.041, 0.34) over a temperature below it; or ten times that of the run's first"
+            " 32 sequences where it is lower (down to a hundredth); rounding up to 0.09, or over such a temperature; by"
+            " d d, |d|, tokens beyond a bound (Chebyshev), |d| of tokens after an update, and a bet on the share of"
             " sequences with a |d| beyond 0.001, of which 2 % may have one"
         ),
         rate=MEAN + "; the bet needs neither",
@@ -43,11 +44,12 @@ TESTS: tuple[Test, ...] = (
             "frozen": ("the record fits weights many versions older than its label: updates do not arrive"),
             "partial": "it fits no version: part of the weights or of the context is old",
         },
-        on=("version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0, by old logprobs"),
+        on=("version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0"),
         formula=(
             "matched k3 over the k3 that the trainer's own weights move per version of lag: versions behind, "
-            "its root where it is more than the lag; frozen: 1 or more, and 0.2 of the steps since it began; partial:"
-            " half of that or less"
+            "its root where it is more than the lag; frozen: 1 or more, and 0.2 of the steps since it began; without "
+            "old logprobs by the k3 of lagging tokens before the gap: 1 or more, and 0.1 of the steps, without the "
+            "root; partial: half of that or less"
         ),
         rate=MEAN + "; which of the two is an estimate",
         source="k3 goes with lag to lag^2",
@@ -96,9 +98,9 @@ TESTS: tuple[Test, ...] = (
             " any, k3 of all"
         ),
         formula=(
-            "as floor, with twice the size of the run's first step as the bound where that is larger; ramp: of 6 steps"
-            " or more the later half is twice the earlier; unknown where k3 is above four times that of steps 1 to 5,"
-            " and 0.005: so is a larger learning rate's"
+            "as floor, with twice the size of the first step that has any as the bound where that is larger; ramp: of"
+            " 6 steps or more the later half is twice the earlier; unknown where k3 is above four times that of steps"
+            " 1 to 5, and 0.005: so is a larger learning rate's"
         ),
         rate=MEAN,
         source="SkyRL, issue 1680; NeMo-RL, issue 3839",
@@ -252,8 +254,8 @@ TESTS: tuple[Test, ...] = (
         meaning={"differs": "the trainer gives equal tokens after equal contexts different logprobs"},
         on="first 8 tokens of rows of one prompt in one step that begin alike",
         formula=(
-            "root mean square about the mean of the group, beyond twice the floor; of 16 degrees of freedom "
-            "of the last 3 steps"
+            "root mean square about the mean of the group, beyond twice the floor for the room 1 - p of matched "
+            "tokens; of 16 degrees of freedom of the last 3 steps"
         ),
         rate=LEVEL,
         source="reef, issue 536 (dropout); TRL, issue 6789 (micro-batches)",

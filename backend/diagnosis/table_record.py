@@ -86,7 +86,8 @@ TESTS: tuple[Test, ...] = (
         on="all tokens where the trainer's entropy is below 0.4; needs its entropy",
         formula=(
             "other tokens than the likeliest, against the sum of (1 - p) / p over the likeliest; sharper and "
-            "flatter beyond 30 %; truncated: 2 % or less of 60 due or more"
+            "flatter beyond 30 %, more with a lag above 2 or where the entropy has changed within it; truncated: 2 % "
+            "or less of 60 due or more"
         ),
         rate=BET,
         source="Horvitz and Thompson 1952",
@@ -151,7 +152,10 @@ TESTS: tuple[Test, ...] = (
             "version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0, where "
             "there is a gap; needs the trainer's entropy"
         ),
-        formula=("slope of d on e = -record - entropy is 1 - power; told where 85 % of the squares of d go with e"),
+        formula=(
+            "slope of d on e = -record - entropy is 1 - power; told where 85 % of the squares of d go with e, "
+            "unless d has one sign alone, and that of unlikely tokens"
+        ),
         rate=MEAN,
         source="log p_T = log p / T - log Z; TRL, issue 4159",
         by_engine=True,

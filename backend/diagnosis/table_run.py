@@ -37,7 +37,10 @@ TESTS: tuple[Test, ...] = (
         ),
         meaning={"stuck": "the engine's version stays while the trainer's moves on"},
         on="what engines and trainer say",
-        formula="more than 2 versions further behind than the nearest other engine",
+        formula=(
+            "more than 2 versions further behind than the nearest other engine; or all that is trained on is from one "
+            "version in more than 5 steps in a row, and in twice as many as ever before"
+        ),
         rate=STATED,
         source="rltop.backend.state.MAX_SKEW; vime, issue 329",
         by_engine=True,
@@ -57,12 +60,13 @@ TESTS: tuple[Test, ...] = (
         on="all tokens of known version",
         formula=(
             "mean lag of the last 2 or 8 steps 1.5 above the first 8 steps that it varies by 2 in, or above 3 with a"
-            " k3 above 0.01 (0.03 where it has only risen so far, 0.1 where it varies by 2); behind: 2 more than"
-            " another engine"
+            " k3, less that of matched tokens, above 0.01 (0.03 where it has only risen so far, 0.1 where it varies by"
+            " 2); behind: 2 more than another engine"
         ),
         rate=LEVEL,
         source="runs of the demo with a bounded queue: 1 to 2",
         by_engine=True,
+        detail="of high: rose, or hurts, where it is k3 that says so",
     ),
     Test(
         name="entropy",

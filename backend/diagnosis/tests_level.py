@@ -7,7 +7,7 @@ size that follows from the dtypes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -39,18 +39,40 @@ alone make 0.07, of which neighbours in the sum take a part."""
 MOST_ROUNDING = 0.09
 """No rounding to 16 bits makes more: bfloat16 logits between 32 and 64 on both sides."""
 
+LEAST_HEAT = 0.1
+"""Temperatures below it are taken for it: sampling is greedy there."""
+
 EIGHT_BITS = 0.5
 """With weights of 8 bits or fewer: 0.27 as mean |d| in a toy of few layers (miles, issue 1678), 0.34 as its root."""
+
+SEEN = {FLOAT32: 0.0022, SIXTEEN_BITS: 0.041, EIGHT_BITS: 0.34}
+"""The most that was measured, at a temperature of 1."""
 
 _WIDE = {"float32", "float64", "fp32", "fp64", "torch.float32", "float", "torch.float64"}
 
 
 def floor_of(piles: Piles, engine: str | None) -> tuple[float, str]:
-    """The root mean square of d that the declared dtypes imply, and in words which; 16 bits where nobody says."""
+    """The root mean square of d that the declared dtypes imply, and in words which; 16 bits where nobody says.
+
+    Of logits: those are divided by the temperature, and their rounding with them.
+    """
     case = piles.case
-    trainer = case.trainer.facts
     names = [engine] if engine else piles.engines or list(case.engines)
     sides = [facts.of_engine(case.engines[name]) for name in names if name in case.engines]
+    bound, why = _floor_of(sides, case.trainer.facts)
+    heat = _heat(sides, case.trainer.facts)
+    seen = SEEN[bound] / heat
+    return (seen, f"{why} at a temperature of {heat:g}") if seen > bound else (bound, why)
+
+
+def _heat(sides: Sequence[facts.Facts], trainer: facts.Facts) -> float:
+    """The least temperature that anybody states, 1 at most."""
+    said = [text for side in (*sides, trainer) for text in side.get("temperature", "").split(facts.MIXED) if text]
+    heats = [float(text) for text in said if text.replace(".", "", 1).isdigit()]
+    return max(min([1.0, *(heat for heat in heats if heat > 0)]), LEAST_HEAT)
+
+
+def _floor_of(sides: Sequence[facts.Facts], trainer: facts.Facts) -> tuple[float, str]:
     if any(side.get("quantization", "none").lower() not in ("none", "") for side in sides):
         return EIGHT_BITS, "quantised weights"
     engine_words = [side[fact] for side in sides for fact in ("dtype", "head_dtype") if fact in side]
@@ -68,6 +90,13 @@ def bound_of(piles: Piles, engine: str | None) -> tuple[float, str]:
     declared, why = floor_of(piles, engine)
     own = rounding.usual(piles.run, declared)
     return (own, f"{rounding.WIDER:g} times the run's first steps, {why}") if own < declared else (declared, why)
+
+
+def most_rounding(piles: Piles, engine: str | None) -> float:
+    """What rounding to 16 bits can't exceed, of logprobs at the run's temperature."""
+    names = [engine] if engine else list(piles.case.engines)
+    sides = [facts.of_engine(piles.case.engines[name]) for name in names if name in piles.case.engines]
+    return MOST_ROUNDING / _heat(sides, piles.case.trainer.facts)
 
 
 def _narrow(word: str) -> bool:
@@ -89,7 +118,7 @@ def floor(piles: Piles) -> Iterator[Finding]:
             text += f", no more than {least:g} ({why})"
             yield finding("floor", "at_floor", _root(over, size), pile, engine, text=text, unit="nats")
             continue
-        rounding = over.start == 0 and size <= MOST_ROUNDING and _even(pile)
+        rounding = over.start == 0 and size <= most_rounding(piles, engine) and _even(pile)
         text += f"; {why} makes {least:g} at most"
         outcome = "rounding" if rounding else "above"
         yield finding("floor", outcome, _root(over, size), pile, engine, text=text, unit="nats")
@@ -100,6 +129,11 @@ def _room(pile: Pile) -> Floats:
     room, n = (np.cumsum(pile.sums[::-1, column])[::-1] for column in (loop.ROOM, loop.MATCHED))
     mean: Floats = np.maximum(room, 1e-6) / np.maximum(n, 1.0)
     return mean
+
+
+def mean_of(least: float, pile: Pile) -> float:
+    """The mean of ``|d|`` that a root mean square of ``least`` per root of room implies at most: no more than that."""
+    return least * math.sqrt(float(_room(pile)[0])) if pile.steps else 0.0
 
 
 def exceeds(pile: Pile, least: float) -> Shift:
@@ -158,21 +192,22 @@ def course(piles: Piles) -> Iterator[Finding]:
     rises above that, as it does with the learning rate, nobody knows.
     """
     for engine, pile in asked(piles):
-        matched = bool(pile.sums[-RECENT_STEPS:, loop.MATCHED].sum())
+        matched = _tells(piles, engine, pile)
         moments = pile.moments[:, loop.M_ABS if matched else loop.K3]
         if pile.steps < 3 or not moments[:, 1].sum():
             yield unknown("T8", "fewer than three steps", engine)
             continue
-        base = _first_level(moments[:1] if matched else moments[1 : 1 + FIRST_STEPS])
+        first = int(np.argmax(moments[:, 1] > 0)) if matched else FIRST_STEPS - 2
+        base = _first_level(moments[first : first + 1] if matched else moments[1 : 1 + FIRST_STEPS])
         if matched:
-            over = exceeds(pile, max(2 * _first_size(pile), bound_of(piles, engine)[0]))
+            over = exceeds(pile, max(2 * _size_at(pile, first), bound_of(piles, engine)[0]))
         else:
             over = sequential.above(moments, pile.first, max(2 * base, 0.02), 4 * base + LEAST_K3)
         part = moments[over.start :]
         level = part[:, 2].sum() / max(part[:, 1].sum(), 1.0)
         told = Shift(over.log_e, over.start, level, math.nan, math.nan, over.sequences, over.tokens)
         size = "matched |d|" if matched else "k3"
-        if over.log_e < LOG_FOUND or over.start < (1 if matched else FIRST_STEPS - 1):
+        if over.log_e < LOG_FOUND or over.start <= first:
             yield finding("T8", "steady", told, pile, engine, text=f"{size} {level:.2g} throughout", unit="nats")
             continue
         if not matched:
@@ -185,10 +220,17 @@ def course(piles: Piles) -> Iterator[Finding]:
         yield finding("T8", outcome, told, pile, engine, text=text, unit="nats")
 
 
-def _first_size(pile: Pile) -> float:
-    """Root mean square of matched d per root of room, in the first step that has some."""
-    first = int(np.argmax(pile.sums[:, loop.MATCHED] > 0))
-    return math.sqrt(pile.moments[first, loop.M_DD, 2] / max(float(pile.sums[first, loop.ROOM]), 1e-9))
+def _size_at(pile: Pile, step: int) -> float:
+    """Root mean square of matched d per root of room at a step that has some."""
+    return math.sqrt(pile.moments[step, loop.M_DD, 2] / max(float(pile.sums[step, loop.ROOM]), 1e-9))
+
+
+def _tells(piles: Piles, engine: str | None, pile: Pile) -> bool:
+    """Whether there are matched tokens of late, or their gap stands from earlier steps."""
+    n = pile.sums[:, loop.MATCHED]
+    if n[-RECENT_STEPS:].sum() or not n.sum():
+        return bool(n.sum())
+    return exceeds(pile, bound_of(piles, engine)[0]).log_e >= LOG_FOUND
 
 
 _LARGER = "which larger updates do too: pass sequences(old_logprobs=..., old_version=...)"
@@ -257,6 +299,7 @@ def repeat(piles: Piles) -> Iterator[Finding]:
     trainer = piles.case.trainer.facts
     words = [trainer[fact] for fact in ("dtype", "head_dtype") if fact in trainer]
     least = FLOAT32 if words and not any(map(_narrow, words)) else SIXTEEN_BITS
+    least = max(least, SEEN[least] / _heat((), trainer))
     yield _repeat("repeat", piles.run, None, REPEAT, REPEAT_FREE, 2 * least)
 
 
@@ -271,6 +314,7 @@ def _repeat(test: str, pile: Pile, engine: str | None, squares: int, free: int, 
     n = np.cumsum(pile.sums[::-1, free])[::-1]
     if n.size == 0 or n[0] < MIN_FREE:
         return unknown(test, "too few rows of one prompt begin alike", engine)
+    least *= math.sqrt(min(_room(pile)[0], 1.0)) if pile.sums[:, loop.MATCHED].any() else 1.0
     each = pile.sums[:, squares] / np.maximum(pile.sums[:, free], 1e-9)
     late = pile.sums[-3:]
     now = late[:, squares].sum() / max(float(late[:, free].sum()), 1e-9)

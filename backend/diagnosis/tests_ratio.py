@@ -17,6 +17,7 @@ from rltop.backend.diagnosis.pile import Pile, Piles
 from rltop.backend.diagnosis.sequential import Floats, Shift
 from rltop.backend.diagnosis.tell import FOUND, LOG_FOUND, asked, finding, unknown
 from rltop.backend.diagnosis.tests_level import bound_of, exceeds
+from rltop.backend.diagnosis.tests_stated import mean_lags
 from rltop.backend.diagnosis.verdict import Finding
 
 LEAST_RATIO = 2e-3
@@ -228,8 +229,12 @@ def sampler(piles: Piles) -> Iterator[Finding]:
             yield unknown("T4", "no context where the trainer's entropy is low, or no entropy is passed", engine)
             continue
         outcome, start, log_e = "calibrated", 0, 0.0
-        for word, shares, bound in (("flatter", FLATTER, 1 + LEAST_OTHER), ("sharper", SHARPER, 1 - LEAST_OTHER)):
-            s = np.array(shares)
+        more, less = _by_lag(pile)
+        for word, shares, usual, by_lag in (
+            ("flatter", FLATTER, 1 + LEAST_OTHER, more), ("sharper", SHARPER, 1 - LEAST_OTHER, less),
+        ):  # fmt: skip
+            bound = usual * by_lag[:, None]
+            s = np.array(shares) * by_lag[:, None]
             logs = seen.sum(axis=1)[:, None] * np.log(s / bound) + due.sum(axis=1)[:, None] * (bound - s)
             evidence, at = sequential.bets(logs, pile.first)
             if evidence >= LOG_FOUND:
@@ -245,6 +250,30 @@ def sampler(piles: Piles) -> Iterator[Finding]:
         )
         yield finding("T4", outcome, told, pile, engine, text=text, detail=f"{ratio:.2f}")
 
+
+def _by_lag(pile: Pile) -> tuple[Floats, Floats]:
+    """By how many times more other tokens, and fewer, may come for the age of what is trained on [steps].
+
+    They were sampled when the entropy was what it was so many steps before; where the trainer is sure, others become
+    fewer about as the square of it does. And what one or two versions make, twice as many make twice.
+    """
+    further = np.maximum(np.nan_to_num(mean_lags(pile)) - USUAL_LAG, 0)
+    sums = np.cumsum(pile.moments[:, loop.ENTROPY, 1:3], axis=0)
+    sums[SMOOTH:] -= sums[:-SMOOTH].copy()
+    there = sums[:, 0] > 0
+    if not further.any() or not there.any():
+        return np.ones(pile.steps), np.ones(pile.steps)
+    entropy = np.maximum(sums[there, 1] / sums[there, 0], 1e-6)
+    then, now = (np.interp(at, pile.last[there], entropy) for at in (pile.last - further, pile.last))
+    change, times = (then / now) ** 2, further / USUAL_LAG
+    return np.maximum(change, 1.0) * (1 + LEAST_OTHER) ** times, np.minimum(change, 1.0) * (1 - LEAST_OTHER) ** times
+
+
+SMOOTH = 5
+"""Steps that an entropy is a mean of."""
+
+USUAL_LAG = 2.0
+"""Versions that ``LEAST_OTHER`` is of."""
 
 MIN_ALIGNED = 200
 """Tokens at a displacement before it can be called the right one."""
@@ -300,6 +329,10 @@ TEMPERATURE_LIKE = 0.85
 """Share of the squares of matched d that goes with surprisal, from which on a temperature is what explains it: of a
 temperature it is most, of other weights little."""
 
+UNLIKE = 0.5
+"""Up to which it is none. Between the two, contexts that differ much may make a temperature's share smaller: their own
+constants, which it has too, are most of what is left."""
+
 
 def slope(piles: Piles) -> Iterator[Finding]:
     """How matched d goes with surprisal less entropy: with -(1/T - 1) for a temperature that one side leaves out.
@@ -324,10 +357,15 @@ def _slope(pile: Pile, engine: str | None, least: float) -> Finding:
         return finding("slope", "flat", at, pile, engine, text="no matched gap that could go with surprisal")
     error = math.sqrt(max(1 - share, 1e-6) / max(share, 1e-6) / rows) * abs(line)
     told = Shift(off.log_e, off.start, alpha, alpha - 1.96 * error, alpha + 1.96 * error, int(rows), int(n))
+    if UNLIKE < share < TEMPERATURE_LIKE:
+        return unknown("slope", f"{share:.0%} of d d goes with surprisal: contexts may hide a temperature", engine)
     if share < TEMPERATURE_LIKE or abs(line) <= max(LEAST_SLOPE, 3 * error):
         return finding("slope", "flat", told, pile, engine, text=f"{share:.0%} of d d goes with surprisal")
     text = f"the trainer's distribution is the record's to the power of {alpha:.2f}, {share:.0%} of d d"
     outcome = "sharper" if alpha > 1 else "flatter"
+    if _sides(pile, engine).outcome == {"sharper": "negative", "flatter": "positive"}[outcome]:
+        text = "d has one sign, and that which a temperature gives to unlikely tokens alone: it is a context's constant"
+        return finding("slope", "flat", told, pile, engine, text=text)
     return finding("slope", outcome, told, pile, engine, text=text, detail=f"{alpha:.2f}")
 
 

@@ -122,12 +122,12 @@ _SENTENCES = {named.name: named.sentence for named in (*reasons.REASONS, *reason
 def mask(piles: Piles) -> Iterator[Finding]:
     """Trained tokens that are in no rollout although engines are heard of."""
     pile = piles.run
-    if not pile.steps or not piles.engines:
+    overlong = sum(step.unjoined.get(reasons.OVERLONG, 0) for step in piles.case.steps[-WINDOW:])
+    if not pile.steps or not (piles.engines or overlong):
         yield unknown("mask", "no rollouts were joined yet")
         return
     late = pile.sums[-WINDOW:]
     lone, n = float(late[:, UNSAMPLED].sum()), float(late[:, loop.N].sum() + late[:, loop.FILLED].sum())
-    overlong = sum(step.unjoined.get(reasons.OVERLONG, 0) for step in piles.case.steps[-WINDOW:])
     share = lone / max(n, 1)
     if lone >= 3 and share > MANY:
         since = _first_step(pile, pile.sums[:, UNSAMPLED] > 0)
@@ -197,29 +197,56 @@ def _fact_since(piles: Piles, fact: str, engine: str) -> int | None:
 AHEAD = 2
 """Versions that an engine may be behind the others: a rolling update passes through 1 (``state.MAX_SKEW``)."""
 
+STAYS = 5
+"""Steps in a row that a whole fleet may sample from one version without being stuck: some bring weights every few
+steps. Or twice as many as it ever did before."""
+
 
 def versions(piles: Piles) -> Iterator[Finding]:
-    """Engines whose version stays while the trainer's moves on."""
+    """Engines whose version stays while the trainer's moves on: against other engines, or all of them for too long."""
     live = [engine for engine in piles.case.engines.values() if engine.health == "live"]
     lags = {engine.id: engine.lag for engine in live if engine.lag is not None}
     if not lags:
         yield unknown("versions", "engines or trainer say no policy version")
         return
+    stays = min((_stays(piles, engine, lag) for engine, lag in lags.items()), default=0)
     odd = 0
     for engine, lag in lags.items():
-        others = min((other for name, other in lags.items() if name != engine), default=0)
-        if lag <= AHEAD + max(others, 0):
+        others = [other for name, other in lags.items() if name != engine]
+        nearest = max(min(others, default=lag), 0)
+        if lag <= AHEAD + nearest and not stays:
             continue
         odd += 1
-        series = _lags(piles.engine(engine)) if engine in piles.engines else np.zeros(0)
+        series = mean_lags(piles.engine(engine)) if engine in piles.engines else np.zeros(0)
         grown = np.flatnonzero(np.nan_to_num(series) > AHEAD)
         since = int(piles.engine(engine).first[grown[0]]) - AHEAD if grown.size else None
-        text = f"{engine} is {lag} versions behind the trainer, the nearest other {others}"
+        text = f"{engine} is {lag} versions behind the trainer"
+        text += f", the nearest other {nearest}" if others else ""
+        text += f"; all that was trained on in {stays} steps was sampled from one version" if stays else ""
         yield _stated("versions", "stuck", since if since is None else max(since, 0), engine, 0, text, "", value=lag)
     if not odd:
         text = f"engines are at most {max(lags.values())} versions behind the trainer"
         yield _stated("versions", "advance", None, None, 0, text, "", value=max(lags.values()))
 
+
+def _stays(piles: Piles, engine: str, lag: float) -> int:
+    """The latest steps in a row whose tokens were sampled from the version that the engine still has; 0 if few."""
+    if engine not in piles.engines:
+        return 0
+    pile = piles.engine(engine)
+    series = mean_lags(pile)
+    there = np.flatnonzero(np.isfinite(series))
+    if there.size < STAYS or lag < series[there[-1]]:
+        return 0
+    version = (pile.last - series)[there]
+    moved = np.flatnonzero(np.abs(np.diff(version)) > SAME)
+    ends = np.diff(np.concatenate([[-1], moved, [version.size - 1]]))
+    latest, earlier = int(ends[-1]), int(ends[:-1].max(initial=0))
+    return latest if latest > max(STAYS, 2 * earlier) else 0
+
+
+SAME = 0.1
+"""Versions by which the mean of a step's tokens may move, and be taken for one: a few come late."""
 
 LAG_STEPS, FIRST_STEPS, MORE_LAG = 2, 8, 1.5
 """Tokens of the last two steps may be so much older than those of the first eight steps in a row that the run was
@@ -238,13 +265,13 @@ sample size 20 % below all."""
 
 def lag(piles: Piles) -> Iterator[Finding]:
     """How old trained tokens are."""
-    run = _lags(piles.run)
+    run = mean_lags(piles.run)
     known = run[np.isfinite(run)]
     late = known[-LAG_STEPS:]
     if not late.size:
         yield unknown("lag", "trainer or engines say no policy version")
         return
-    of_engines = {name: _lags(piles.engine(name)) for name in piles.engines}
+    of_engines = {name: mean_lags(piles.engine(name)) for name in piles.engines}
     latest = {name: _late_mean(series) for name, series in of_engines.items()}
     behind = 0
     for name, own in latest.items():
@@ -260,11 +287,12 @@ def lag(piles: Piles) -> Iterator[Finding]:
         yield _stated("lag", "behind", since, name, 0, text, "", value=own)
     mean = max(float(late.mean()), float(known[-FIRST_STEPS:].mean()) if known.size >= FIRST_STEPS else 0.0)
     usual = _usual(known)
-    recent = piles.run.moments[-FIRST_STEPS:, loop.K3].sum(axis=0)
-    hurts = recent[2] > _bearable(known) * recent[1]
+    hurts = _of_lag(piles.run) > _bearable(known)
     if (mean > usual + MORE_LAG or (mean > HIGH_LAG and hurts)) and not behind:
-        since = _first_wave(piles.run, run > (usual + 1 if mean > usual + MORE_LAG else HIGH_LAG))
-        yield _stated("lag", "high", since, None, 0, f"trained tokens are {mean:.1f} versions old", "", value=mean)
+        rose = mean > usual + MORE_LAG
+        since = _first_wave(piles.run, run > (usual + 1 if rose else HIGH_LAG))
+        detail = "rose" if rose else "hurts"
+        yield _stated("lag", "high", since, None, 0, f"trained tokens are {mean:.1f} versions old", detail, value=mean)
     elif not behind:
         yield _stated("lag", "steady", None, None, 0, f"trained tokens are {mean:.1f} versions old", "", value=mean)
 
@@ -278,6 +306,16 @@ def _usual(known: Lags) -> float:
     return math.inf
 
 
+def _of_lag(pile: Pile) -> float:
+    """Mean k3 of late that is the lag's: that of all tokens, less what matched ones have."""
+    recent = pile.moments[-FIRST_STEPS:]
+    means = [
+        recent[:, figure, 2].sum() / max(float(recent[:, count, 1].sum()), 1.0)
+        for figure, count in ((loop.K3, loop.K3), (loop.M_K3, loop.M_D))
+    ]
+    return float(means[0] - means[1])
+
+
 def _bearable(known: Lags) -> float:
     """The k3 that a large lag may make, by how it goes."""
     if known.size > FIRST_STEPS and np.ptp(known[-FIRST_STEPS:]) <= SETTLED:
@@ -286,7 +324,7 @@ def _bearable(known: Lags) -> float:
     return CLIMBING_K3 if climbs else HIGH_K3
 
 
-def _lags(pile: Pile) -> Lags:
+def mean_lags(pile: Pile) -> Lags:
     """Mean lag of the tokens of each step [steps], NaN where not known."""
     n = pile.lags[:, :-1, 1]
     values = np.arange(-1.0, n.shape[1] - 1)

@@ -13,7 +13,7 @@ from rltop.backend.diagnosis.evidence import SEEN, UNSEEN
 from rltop.backend.diagnosis.pile import Pile, Piles
 from rltop.backend.diagnosis.sequential import Floats, Shift, Stretches
 from rltop.backend.diagnosis.tell import LOG_FOUND, asked, finding, unknown
-from rltop.backend.diagnosis.tests_level import bound_of, floor_of
+from rltop.backend.diagnosis.tests_level import bound_of, floor_of, mean_of
 from rltop.backend.diagnosis.verdict import Finding
 from rltop.backend.summary.pieces import POSITION_EDGES
 
@@ -92,7 +92,7 @@ def engines(piles: Piles) -> Iterator[Finding]:
         matched = late >= MIN_MATCHED
         if matched:
             a, b, size = own.moments[:, loop.M_ABS], others.moments[:, loop.M_ABS], "matched |d|"
-            ground = fine if _at_rest(others, fine) else coarse
+            ground = mean_of(fine if _at_rest(others, fine) else coarse, piles.run)
         else:
             a, b = _equal_lags(own.lags, others.lags)
             ground, size = 1e-3, "k3 at equal lags"
@@ -109,9 +109,8 @@ MIN_MATCHED = 30
 
 def _at_rest(pile: Pile, least: float) -> bool:
     """Whether matched tokens have no gap beyond the bound: then any that another engine has is that engine's."""
-    sums = pile.sums.sum(axis=0)
-    n = max(float(sums[loop.MATCHED]), 1.0)
-    return bool(pile.moments[:, loop.M_ABS, 2].sum() / n <= least * math.sqrt(max(float(sums[loop.ROOM]), 1e-6) / n))
+    n = max(float(pile.sums[:, loop.MATCHED].sum()), 1.0)
+    return bool(pile.moments[:, loop.M_ABS, 2].sum() / n <= mean_of(least, pile))
 
 
 def _equal_lags(own: Floats, others: Floats) -> tuple[Floats, Floats]:

@@ -14,7 +14,7 @@ from functools import cache
 GAP = (
     "T2 too_negative", "T4 sharper", "T4 flatter", "T5 below", "T5 above", "T7 grows", "T7 falls", "T7 step",
     "T12 heavy", "T14 grows", "fit frozen", "fit partial", "repetition favoured", "repetition disfavoured",
-    "in_flight after_worse", "in_flight before_worse", "repeat_engine differs",
+    "in_flight after_worse", "in_flight before_worse", "repeat_engine differs", "lag high=hurts",
 )  # fmt: skip
 """What any gap may look like, whatever it is of: these tests tell causes apart by what needs them, and by what is
 against them."""

@@ -71,10 +71,11 @@ SEMANTIC: tuple[Known, ...] = (
         "Sampling is cut off (top-p, top-k, min-p), the trainer has all tokens",
         "The engine's distribution is renormalised over the tokens that were kept, the trainer's is not: every ratio "
         "is at most 1, their mean is the share that was kept.",
-        needs=("T3 negative | T4 truncated", "T3 negative | T1 below | T2 too_negative"),
+        # Of rounding as large as the share that is cut off, d has both signs.
+        needs=("T3 negative | T4 truncated | T5 below", "T3 negative | T1 below | T2 too_negative"),
         # A token that is left alone has a recorded logprob of 0.0; once old, the trainer may be far below it.
-        may=(*GAP, "T1 below", "T4 truncated", "floor above", "floor rounding", "T8 jump", "T8 ramp", "T10 outlier",
-             "record zeros", *_facts("top_p", "top_k", "min_p")),
+        may=(*GAP, "floor above", "floor rounding", "T8 jump", "T8 ramp", "T10 outlier", "record zeros",
+             *_facts("top_p", "top_k", "min_p")),
         against=("T1 above", "T2 positive"),
         probe="P8",
         confusable_with=("structured-output", "generation-config", "normaliser"),
@@ -86,10 +87,9 @@ SEMANTIC: tuple[Known, ...] = (
         "A5", "shaped-in-silence", "semantic", "Sampling is shaped, and neither the record nor the trainer knows",
         "Tokens come from a sharper distribution (top-p, top-k or a temperature) than either side computes: no ratio "
         "shows it, the gradient is biased.",
-        needs=("T5 below | T5 above",),
+        needs=("T5 below | T5 above | T4 truncated",),
         # Updates make likely what was sampled, and that was sampled more often than the record says.
-        may=("T4 sharper", "T4 flatter", "T4 truncated", "floor rounding", "T1 above=old",
-             *_facts(*SHAPES, "logprobs_mode")),
+        may=("T4 sharper", "T4 flatter", "floor rounding", "T1 above=old", *_facts(*SHAPES, "logprobs_mode")),
         against=("floor above", "T1 above=all", "T1 below", "T3 negative", "T3 positive", "T2 positive",
                  "T2 too_negative"),
         probe="P11",
@@ -116,8 +116,8 @@ SEMANTIC: tuple[Known, ...] = (
         "Tokens that already occurred are sampled with another probability than is trained: the gap sits on repeated "
         "tokens.",
         needs=(_PENALISED,),
-        may=(*GAP, "T1 above", "T1 below", "T2 positive", "floor above", "floor rounding", "T10 outlier",
-             *_facts("logprobs_mode")),
+        may=(*GAP, "T1 above", "T1 below", "T2 positive", "floor above", "floor rounding", "T8 jump", "T8 ramp",
+             "T10 outlier", *_facts("logprobs_mode")),
         against=_facts("default_sampling"),
         probe="P11",
         confusable_with=("generation-config", "trainer-without-temperature"),

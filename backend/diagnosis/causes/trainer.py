@@ -71,7 +71,7 @@ TRAINER: tuple[Known, ...] = (
         "step.",
         needs=("floor above | repeat differs", "repeat differs"),
         # The few ratios that are large enough to make their mean 1 are beyond what T1 counts.
-        may=("T1 below", "T7 grows", "T7 falls", "T8 jump", *GAP),
+        may=("T1 below", "T7 grows", "T7 falls", *_LATER, *GAP),
         against=("T10 outlier", "T1 above"),
         probe="P9",
         confusable_with=("trainer-batch", "packing"),

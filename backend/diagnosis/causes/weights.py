@@ -6,6 +6,11 @@ from rltop.backend.diagnosis.causes.entry import GAP, Known
 
 _LATER = ("T8 jump", "T8 ramp")
 
+_BRING = (
+    "Fix the call that brings the weights (it often hangs on a flag such as sleep mode), and assert after each update "
+    "that a digest of the weights has changed."
+)
+
 WEIGHTS: tuple[Known, ...] = (
     Known(
         "B1", "policy-lag", "weights", "What is trained on is old",
@@ -21,15 +26,27 @@ WEIGHTS: tuple[Known, ...] = (
         "B2", "never-updated", "weights", "No engine ever gets the new weights",
         "Updates are called, or counted, and change nothing: engines sample the first policy for ever, and the gap "
         "grows with every step of the trainer.",
-        needs=("fit frozen | versions stuck | T4 flatter",),
+        needs=("fit frozen | T4 flatter",),
+        may=("floor above", "lag high", *GAP, *_LATER, "T9 grows"),
+        against=("T10 outlier", "floor at_floor"),
+        all_engines=True,
+        probe="P5",
+        confusable_with=("cached-reload", "partial-update", "trainer-without-temperature"),
+        remedy=_BRING,
+        source="trl#5312, verl#4248, OpenRLHF#660",
+    ),
+    Known(
+        "B2", "stuck-fleet", "weights", "No engine gets new weights any more, and their versions say so",
+        "The trainer moves on and the whole fleet samples from one version: what is trained on is older with every "
+        "step.",
+        needs=("versions stuck",),
         may=("floor above", "lag high", *GAP, *_LATER, "T9 grows"),
         against=("T10 outlier",),
         all_engines=True,
         probe="P5",
-        confusable_with=("cached-reload", "partial-update", "trainer-without-temperature"),
-        remedy="Fix the call that brings the weights (it often hangs on a flag such as sleep mode), and assert after "
-        "each update that a digest of the weights has changed.",
-        source="trl#5312, verl#4248, OpenRLHF#660",
+        confusable_with=("policy-lag",),
+        remedy=_BRING,
+        source="trl#5312, OpenRLHF#660",
     ),
     Known(
         "B3", "partial-update", "weights", "Part of the weights is left out of updates",
