@@ -1,14 +1,15 @@
 """The runs of the fault bench: which faults, under which settings, and what each run is for. Split before any tuning.
 
-``tune`` runs are for looking at and for choosing thresholds; ``score`` runs are for scoring alone. The split is by
-whole runs: seeds below 200 tune, others score. The order is the order of recording.
+``tune`` runs are for looking at and for choosing thresholds; ``score`` runs are for scoring alone; ``unseen`` runs were
+scored once, when all was written. The split is by whole runs: seeds below 200 tune, those from 600 on are unseen,
+others score. The order is the order of recording.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-FIRST_SCORE_SEED = 200
+FIRST_SCORE_SEED, FIRST_UNSEEN_SEED = 200, 600
 
 UNRECORDED = frozenset({"kept-kv", "head-fp32-trainer"})
 """Faults that are shown on a live fleet (tests/test_incident_live.py), and have no runs here."""
@@ -42,8 +43,10 @@ class Run:
 
     @property
     def part(self) -> str:
-        """``tune`` or ``score``."""
-        return "tune" if self.seed < FIRST_SCORE_SEED else "score"
+        """``tune``, ``score`` or ``unseen``."""
+        if self.seed < FIRST_SCORE_SEED:
+            return "tune"
+        return "score" if self.seed < FIRST_UNSEEN_SEED else "unseen"
 
     @property
     def name(self) -> str:
@@ -164,4 +167,26 @@ RUNS: tuple[Run, ...] = (
     Run("entropy-collapse", 239, at=6, steps=26, objective="gspo", temperature=0.7),
     Run("penalty-default", 140, objective="gspo", options=NO_FACTS),
     Run("slow-engine", 240, engines=3, temperature=0.7),
+    # temperatures, sizes of fleets and beginnings that none of those above has
+    Run("healthy", 621, steps=40, temperature=0.6),
+    Run("zero-padded-logprobs", 614, temperature=1.1, objective="gspo"),
+    Run("lying-replica", 607, at=4, temperature=0.6, engines=3, on="e2"),
+    Run("stale-prefix", 610, at=4, temperature=0.9, objective="gspo"),
+    Run("raw-logprobs", 601, temperature=1.25),
+    Run("never-updated", 608, temperature=0.6, options=NO_FACTS),
+    Run("entropy-collapse", 618, temperature=1.1, at=3),
+    Run("healthy", 622, steps=40, engines=3, temperature=1.1, objective="gspo"),
+    Run("dropout", 616, temperature=1.1, at=4),
+    Run("trainer-temperature", 602, temperature=0.6, at=4),
+    Run("head-not-updated", 609, temperature=0.9, engines=3, at=4),
+    Run("bf16-engine", 611, temperature=0.6),
+    Run("top-p-processed", 603, temperature=0.9, at=4),
+    Run("stale-replica", 606, temperature=0.6, at=4),
+    Run("shifted-logprobs", 613, temperature=0.6, at=4, options=NO_FACTS),
+    Run("healthy", 623, steps=40, engines=1, temperature=0.9, options=("--matched", "0")),
+    Run("head-fp32-one-side", 612, temperature=0.9),
+    Run("lag", 617, at=4, steps=28, temperature=0.6),
+    Run("penalty-default", 619, temperature=0.6),
+    Run("dropped-mask", 615, temperature=0.6, at=4),
+    Run("slow-engine", 620, engines=3, temperature=1.1, at=4),
 )

@@ -84,7 +84,7 @@ def test_a_tape_that_was_cut_off_has_what_went_before(live: tuple[Hub, Path], tm
 def test_the_split_is_by_runs_and_no_seed_is_used_twice() -> None:
     assert len({run.seed for run in RUNS}) == len({run.name for run in RUNS}) == len(RUNS)
     for name in {"healthy", *(fault.name for fault in FAULTS)} - UNRECORDED:
-        assert {run.part for run in RUNS if run.fault == name} == {"tune", "score"}, name
+        assert {run.part for run in RUNS if run.fault == name} >= {"tune", "score"}, name
     for part in ("tune", "score"):
         healthy = [run for run in RUNS if run.part == part and run.fault == "healthy"]
         assert len(healthy) * HEALTHY_STEPS >= 500
@@ -99,4 +99,4 @@ def test_every_run_of_the_bench_can_be_asked_for_and_shows_its_fault_long_enough
     known = BY_NAME["" if run.fault == "healthy" else run.fault]
     assert options.injected.name == known.name
     assert run.fault == "healthy" or run.steps - (run.at + known.first) >= 12
-    assert run.part == ("tune" if run.seed < 200 else "score")
+    assert run.part == ("tune" if run.seed < 200 else "score" if run.seed < 600 else "unseen")
