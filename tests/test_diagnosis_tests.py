@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
 from rltop.backend.diagnosis.ask import ASK, NOT_COMPUTED, ask
 from rltop.backend.diagnosis.case import Case
+from rltop.backend.diagnosis.pile import Piles
 from rltop.backend.diagnosis.tests import BY_NAME, TESTS, UNKNOWN
 from rltop.backend.diagnosis.verdict import Finding
 from tests.simulated import Fault, Policy
@@ -23,6 +26,16 @@ def _found(findings: list[Finding]) -> set[tuple[str, str]]:
 def _at_step(policy: Policy, step: int) -> Case:
     *_, case = policy.cases(step + 1)
     return case
+
+
+def test_nothing_that_a_verdict_was_reckoned_from_outlives_it() -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(thing, Piles) for thing in gc.get_objects())
+
+    before = alive()
+    ask(_at_step(Policy(seed=1), 5))
+    assert alive() == before
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ class Piles:
         self.case = case
         found = case.evidence
         self.engines: list[str] = sorted({name for stretch in found for name in stretch.engines if name})
+        self._made: dict[tuple[int, ...], Pile] = {}
         self._first = np.array([stretch.first for stretch in found], np.int64)
         self._last = np.array([stretch.last for stretch in found], np.int64)
         nothing = Evidence()
@@ -64,17 +65,22 @@ class Piles:
         """All engines together."""
         return self._of(list(range(len(self.engines) + 1)))
 
-    @functools.cache  # noqa: B019 - lives as long as the piles
     def engine(self, name: str) -> Pile:
         """One engine."""
         return self._of([1 + self.engines.index(name)])
 
-    @functools.cache  # noqa: B019
     def others(self, name: str) -> Pile:
         """All known engines but one."""
         return self._of([1 + at for at, other in enumerate(self.engines) if other != name])
 
     def _of(self, places: list[int]) -> Pile:
+        """Of these places, added up once."""
+        key = tuple(places)
+        if key not in self._made:  # not functools.cache: that would keep all piles for ever
+            self._made[key] = self._sum(places)
+        return self._made[key]
+
+    def _sum(self, places: list[int]) -> Pile:
         parts = {name: self._held[name][:, places].sum(axis=1) for name in _SUMMED}
         extremes = self._held[_EXTREMES][:, places]
         if places:
