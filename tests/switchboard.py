@@ -140,7 +140,7 @@ class Traffic:
         while not self.stopping:
             name = f"{self.name}{lane}.{number}"
             ids = (prompt(1, 64) if lane % 2 else []) + prompt(lane * 1000 + number, 12 + lane % 7)
-            self.sizes[name] = 80 + (lane * 13 + number * 29) % 120
+            self.sizes[name] = 160 + (lane * 13 + number * 29) % 120
             self.outputs[name] = await self.engine.sample(name, ids, self.sizes[name], None, temperature=TEMPERATURE)
             number += 1
 
