@@ -167,7 +167,8 @@ def check(rundir: RunDir, steps: int) -> None:
     odd = [row for row in found if row[1:] != (0, 1.0)]
     missing = set(range(steps)) - {row[0] for row in found}
     again = len(found) - len({row[0] for row in found})
-    print(f"{steps} steps sent: {len(missing)} missing, {again} twice, {len(odd)} partial or not all joined; {told}")
+    print(f"{steps} steps sent: {len(missing)} missing, {again} twice; {told}")
+    print(f"{len(odd)} partial or not all joined (step, partial, share joined): {odd[:20]}")
     assert not (missing or again or odd or told)
 
 

@@ -19,11 +19,9 @@ from numpy.typing import NDArray
 
 from rltop.backend.fleet.facts import NEUTRAL, same_text
 from rltop.collectors import wire
+from tests.exact_tables import Dists, Floats, Ints, Key, bfloat16
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, engine_state, rollouts, sequences
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 SURE, OPEN, FLAT = (5.0, 16.0), (1.8, 3.5), (1.1, 1.5)
 """Exponents of the probabilities' fall, from and to, of three kinds of contexts; and how many there are of each."""
@@ -144,7 +142,7 @@ class Run:
         self._tables = {0: self._first()}
         self._direction = self._rng.normal(size=self._tables[0].shape).astype(np.float32)
         self._held = self._rng.random(setting.contexts) < wrong.kept
-        self._made: dict[_Key, _Dists] = {}
+        self._made: dict[Key, Dists] = {}
         self._requests = 0
 
     def hubs(self, hub: Hub | None = None) -> Iterator[Hub]:
@@ -267,7 +265,7 @@ class Run:
         tokens, record = self._sampled(wrong, places, version, hit)
         label = self._label(wrong, version)
         heat = setting.heat if wrong.trainer_heat is None else wrong.trainer_heat
-        key = _Key(step, heat, top_p=wrong.trainer_top_p, rounded=wrong.trainer_rounded)
+        key = Key(step, heat, top_p=wrong.trainer_top_p, rounded=wrong.trainer_rounded)
         old = self._of_tokens(msgspec.structs.replace(key, version=label), places, tokens)[0]
         key = msgspec.structs.replace(key, noise=wrong.dropout, mask=int(rng.integers(MASKS)) if wrong.dropout else 0)
         now, entropy = self._of_tokens(key, places, tokens)
@@ -315,7 +313,7 @@ class Run:
         """Tokens of one answer, and what the engine records of them."""
         heat = self.setting.heat
         holds = self.wrong.at
-        key = _Key(
+        key = Key(
             min(version, holds) if wrong.stuck else version, heat, wrong.top_p, wrong.top_k, wrong.min_p,
             usual=self.setting.dtype == "bfloat16", rounded=wrong.rounded, noise=wrong.noise,
             old=holds if wrong.kept else -1,
@@ -335,7 +333,7 @@ class Run:
             record[part] = logp / heat if wrong.scaled else logp + (0.0 if wrong.raw else extra)
         return tokens, record
 
-    def _drawn(self, made: _Dists, places: Ints, penalty: float) -> tuple[Ints, Floats]:
+    def _drawn(self, made: Dists, places: Ints, penalty: float) -> tuple[Ints, Floats]:
         """Tokens, and what a penalty adds to their logprobs."""
         tokens = made.drawn(places, self._rng.random(places.size))
         extra = np.zeros(places.size)
@@ -349,18 +347,18 @@ class Run:
                 seen.add(int(tokens[n]))
         return tokens, extra
 
-    def _of_tokens(self, key: _Key, places: Ints, tokens: Ints) -> tuple[Floats, Floats]:
+    def _of_tokens(self, key: Key, places: Ints, tokens: Ints) -> tuple[Floats, Floats]:
         """The trainer's logprobs of tokens, and the entropies."""
         made = self._dists(key)
         return made.logp[places, tokens], made.entropy[places]
 
-    def _dists(self, key: _Key) -> _Dists:
+    def _dists(self, key: Key) -> Dists:
         """All distributions of a version, as somebody computes them."""
         if key not in self._made:
             self._made[key] = self._computed(key)
         return self._made[key]
 
-    def _computed(self, key: _Key) -> _Dists:
+    def _computed(self, key: Key) -> Dists:
         logits = self._table(key.version)
         if key.old >= 0:
             held = self._table(key.old)
@@ -370,49 +368,12 @@ class Run:
             rng = np.random.default_rng((self.setting.seed, key.version, key.mask))
             logits = logits + np.float32(key.noise or USUAL_NOISE) * rng.standard_normal(logits.shape, np.float32)
         if key.rounded:
-            logits = _bfloat16(logits)
-        return _Dists(_cut(_log_softmax(logits.astype(np.float64) / key.heat), key))
+            logits = bfloat16(logits)
+        return Dists.of(logits, key)
 
 
 USUAL_NOISE = 0.02
 """Deviation of logits that 16 bits make: a root mean square of d of 0.02 per root of room."""
-
-
-class _Key(msgspec.Struct, frozen=True):
-    """How a table of logits becomes distributions."""
-
-    version: int
-    heat: float
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    usual: bool = False
-    rounded: bool = False
-    noise: float = 0.0
-    mask: int = 0
-    old: int = -1
-    mixed: float = 0.0
-
-
-class _Dists:
-    """Distributions of all contexts.
-
-    Attributes:
-        logp: [contexts, vocabulary]. entropy: of each [contexts].
-    """
-
-    def __init__(self, logp: Floats) -> None:
-        self.logp = logp
-        p = np.exp(logp)
-        below = np.cumsum(p, axis=1)
-        self._below = (below / below[:, -1:] + np.arange(len(p))[:, None]).ravel()
-        with np.errstate(invalid="ignore"):
-            self.entropy = -np.where(p > 0, p * logp, 0.0).sum(axis=1)
-
-    def drawn(self, places: Ints, u: Floats) -> Ints:
-        """Tokens of these contexts, by numbers from 0 to 1."""
-        found: Ints = np.searchsorted(self._below, places + u, side="right") - places * self.logp.shape[1]
-        return found
 
 
 def _matched_rows(setting: Setting) -> int:
@@ -426,32 +387,3 @@ def _length(rng: np.random.Generator, setting: Setting) -> int:
     """Most answers are short, some are long."""
     low, high = np.log(setting.shortest), np.log(setting.longest + 1)
     return min(int(np.exp(rng.uniform(low, high))), setting.longest)
-
-
-def _log_softmax(logits: Floats) -> Floats:
-    top = logits.max(axis=-1, keepdims=True)
-    found: Floats = logits - top - np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
-    return found
-
-
-def _cut(logp: Floats, key: _Key) -> Floats:
-    """What top-p, top-k and min-p leave, with their sum 1."""
-    if key.top_p >= 1 and not key.top_k and not key.min_p:
-        return logp
-    order = np.argsort(-logp, axis=1)
-    ranked = np.take_along_axis(logp, order, axis=1)
-    p = np.exp(ranked)
-    kept = np.cumsum(p, axis=1) - p < key.top_p
-    if key.top_k:
-        kept &= np.arange(p.shape[1]) < key.top_k
-    kept &= p >= key.min_p * p[:, :1]
-    ranked = np.where(kept, ranked - np.log((p * kept).sum(axis=1, keepdims=True)), -np.inf)
-    found = np.empty_like(logp)
-    np.put_along_axis(found, order, ranked, axis=1)
-    return found
-
-
-def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded: NDArray[np.uint32] = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-    return rounded.view(np.float32)
