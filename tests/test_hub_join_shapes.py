@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from rltop.backend.join.ageing import UNUSED_STEPS
 from rltop.backend.join.batch import Batch
-from rltop.backend.join.index import UNUSED_STEPS, Index
+from rltop.backend.join.index import Index
 from rltop.backend.join.records import given_id
 from rltop.collectors import wire
 from rltop.collectors.batch import check

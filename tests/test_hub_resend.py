@@ -264,6 +264,24 @@ def test_a_hub_that_takes_over_measures_what_one_that_lived_would_have(tmp_path:
     assert unused[1] <= unused[0]  # what came again is waited for anew, and counted once
 
 
+def test_what_a_busy_hub_hears_of_in_one_breath_is_kept_for_the_steps_after_it(run: Run) -> None:
+    first, later = (lambda steps: (steps[:12], steps[12:]))(messages(14))
+    for engines in (True, False):  # each socket is read to its end: all rollouts are here before the first step is done
+        for step in first:
+            for message in step:
+                if (message[0] != "trainer/0") == engines:
+                    run.send(*message)
+    run.later()
+    assert len(run.steps) == 12
+    run.start()
+    for step in later:
+        for message in step:
+            run.send(*message)
+    run.later(RETURN_S)
+    run.later(GRACE_S)
+    assert [run.steps[number].values["joined_fraction"] for number in (12, 13)] == [1.0, 1.0]
+
+
 def test_rows_wait_for_rollouts_that_are_sent_again(run: Run) -> None:
     before, *rest = messages(3)
     for message in before:

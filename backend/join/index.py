@@ -8,12 +8,13 @@ answers for one span, and the recorded logprobs say which (the trainer's copy ma
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rltop.backend.join.ageing import Ageing
 from rltop.backend.join.needed import Needed
 from rltop.backend.join.records import (
     HEADS,
@@ -53,10 +54,6 @@ these steps alone are too much, the oldest go and are counted."""
 MAX_EVICTED_PROMPTS = 20_000
 """Prompts remembered after their last rollout was evicted, to name the reason of a failed join."""
 
-UNUSED_STEPS = 8
-"""A rollout that so many steps since its arrival have not trained on counts as unused: trainers drop what is older
-(default limits of lag: TRL 3, SkyRL 4, prime-rl 8)."""
-
 _PROMPT_TRIES = 8
 _NEAR_TRIES = 16
 _LOOKED_AT = 1024
@@ -93,7 +90,7 @@ class Index:
         self._lengths: Counter[int] = Counter()  # of prompts
         self._firsts: Counter[int] = Counter()  # first tokens of prompts
         self._gone: OrderedDict[bytes, None] = OrderedDict()
-        self._watched: deque[Record] = deque()  # not yet old enough to be called unused
+        self._ageing = Ageing()
         self._marks: deque[int] = deque()  # how many had arrived by the end of each of the last steps
         self._unused: Counter[str] = Counter()
         self.needed = Needed()
@@ -142,7 +139,7 @@ class Index:
         for key in keys(record):
             self._by.setdefault(key, []).append(record)
         self._records.append(record)
-        self._watched.append(record)
+        self._ageing.add(record)
         self._lengths[record.rollout.prompt_size] += 1
         self._firsts[record.starts_with] += 1
         self.bytes += cost(record)
@@ -163,29 +160,29 @@ class Index:
                 self._gone.popitem(last=False)
         _lower(self._lengths, record.rollout.prompt_size)
         _lower(self._firsts, record.starts_with)
-        if self._watched and self._watched[0] is record:
-            self._judge()
+        if self._ageing.remove(record):
+            self._judge(record)
         self.bytes -= cost(record)
         self._let_go += 1
 
-    def _judge(self) -> None:
-        record = self._watched.popleft()
+    def _judge(self, record: Record) -> None:
+        """It is old now."""
         self.needed.aged(record)
         if not record.uses:
             self._unused[record.engine] += 1
 
-    def trained(self, records: Iterable[Record]) -> None:
-        """A step that is done has these rollouts."""
-        for record in records:
-            self.needed.trained(record)
+    def step_done(self, trained: Collection[Record] = (), *, in_turn: bool = True) -> Counter[str]:
+        """A step is over that ``trained`` on these. Returns how many rollouts became unused by it, by engine.
 
-    def step_done(self) -> Counter[str]:
-        """A step with rows is over. Returns how many rollouts became unused (``UNUSED_STEPS``) by it, by engine."""
-        arrived = self._let_go + len(self._records)
-        self._marks.append(arrived)
-        if len(self._marks) > UNUSED_STEPS:
-            while self._watched and arrived - len(self._watched) < self._marks[-1 - UNUSED_STEPS]:
-                self._judge()
+        ``in_turn``: it has rows, and no rollouts are here that came long after those the step could train on.
+        """
+        for record in trained:
+            self.needed.trained(record)
+        for record in self._ageing.step_done(trained, in_turn=in_turn):
+            self._judge(record)
+        if not in_turn:
+            return Counter()
+        self._marks.append(self._let_go + len(self._records))
         if len(self._marks) > KEPT_STEPS:
             old = self._marks.popleft()
             while self._let_go < old and self.bytes > self._kept_bytes:

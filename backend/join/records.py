@@ -39,8 +39,8 @@ Use = tuple[int, int]
 class Record:
     """One rollout as the index keeps it. ``tokens`` i4 and ``logprobs`` f4 [size]; ``life`` of the engine's process.
 
-    ``seq`` is the number of the message that brought it, and ``place`` its place there; ``trained``: a step that is
-    done has it; ``old``: it is old enough to be passed over.
+    ``seq`` is the number of the message that brought it, and ``place`` its place there; ``arrival`` its place among
+    all; ``trained``: a step that is done has it; ``old``: no step will train on it any more (``join.ageing``).
     """
 
     engine: str
@@ -53,6 +53,7 @@ class Record:
     uses: set[Use] = field(default_factory=set)
     seq: int = -1
     place: int = 0
+    arrival: int = 0
     trained: bool = False
     old: bool = False
 

@@ -297,10 +297,9 @@ class Steps:
         for other in self._open.values():  # an earlier step that nobody closed must not stay for ever
             if other.step < assembly.step and other.deadline is None:
                 other.deadline = now + PARTIAL_S
-        self._index.trained(assembly.taking.records)
         before = [self._scalars[number] for number in sorted(self._scalars) if number < assembly.step]
-        ages = assembly.parts and not assembly.resent  # else rollouts came long before the step that follows them
-        done = assembly.result(self._index.step_done() if ages else Counter(), before)
+        in_turn = bool(assembly.parts) and not assembly.resent  # else rollouts came long before the step after them
+        done = assembly.result(self._index.step_done(assembly.taking.records, in_turn=in_turn), before)
         self.taken[done.step] = assembly.taking.result(self._lives)
         self._scalars[done.step] = done.trainer
         while len(self._scalars) > metrics.TRAILING:

@@ -1,0 +1,99 @@
+"""When rollouts are old: after so many steps that trained on later ones, however the hub came to hear of both."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rltop.backend.join.ageing import UNUSED_STEPS, Ageing
+from rltop.backend.join.records import Record
+from rltop.collectors import wire
+
+ENGINES = ("e0", "e1")
+
+
+def written(engine: str, number: int) -> Record:
+    about = wire.Rollout(f"{number}", 1, 1, "stop", [], "engine", has_logprobs=True)
+    return Record(engine, about, b"", 1, np.array([number], "<i4"), np.array([-1], "<f4"), "life", seq=number)
+
+
+def arriving(ageing: Ageing, engine: str, count: int) -> list[Record]:
+    records = [written(engine, number) for number in range(count)]
+    for record in records:
+        ageing.add(record)
+    return records
+
+
+def numbers(records: list[Record], engine: str) -> list[int]:
+    return [record.seq for record in records if record.engine == engine]
+
+
+@given(seed=st.integers(0, 1000), lag=st.integers(0, UNUSED_STEPS - 1), steps=st.integers(1, 30))
+def test_what_is_old_after_a_step_does_not_depend_on_when_the_hub_heard_of_what(
+    seed: int, lag: int, steps: int
+) -> None:
+    """Each step trains on the rollout that each engine wrote ``lag`` steps before."""
+    rng = random.Random(seed)
+    ageing = Ageing()
+    coming = {engine: deque(range(steps + lag)) for engine in ENGINES}
+    here: dict[tuple[str, int], Record] = {}
+    for step in range(steps):
+        for engine, rest in coming.items():
+            for _ in range(max(step + 1 - (steps + lag - len(rest)), rng.randrange(len(rest) + 1))):
+                number = rest.popleft()
+                here[engine, number] = written(engine, number)
+                ageing.add(here[engine, number])
+        old = list(ageing.step_done([here[engine, step] for engine in ENGINES], in_turn=rng.random() < 0.5))
+        passed = step + 1 - UNUSED_STEPS
+        assert sorted(record.seq for record in old) == ([passed - 1] * len(ENGINES) if passed > 0 else [])
+
+
+def test_a_step_that_trains_on_old_ones_again_ages_nothing() -> None:
+    ageing = Ageing()
+    records = arriving(ageing, "e0", 20)
+    for _ in range(3 * UNUSED_STEPS):
+        assert not list(ageing.step_done(records[:1], in_turn=True))
+
+
+def test_what_no_step_trains_on_is_old_so_many_steps_after_it_arrived() -> None:
+    ageing = Ageing()
+    used = arriving(ageing, "e0", 40)
+    idle = arriving(ageing, "e1", 3)
+    told = [numbers(list(ageing.step_done([used[step]], in_turn=True)), "e1") for step in range(UNUSED_STEPS + 3)]
+    assert told == [[]] * UNUSED_STEPS + [[0, 1, 2], [], []]
+    late = written("e1", 3)
+    ageing.add(late)
+    told = [numbers(list(ageing.step_done([used[20 + step]], in_turn=True)), "e1") for step in range(UNUSED_STEPS + 3)]
+    assert told == [[]] * UNUSED_STEPS + [[3], [], []]
+    assert idle
+
+
+def test_steps_that_came_out_of_their_turn_say_nothing_of_what_they_did_not_train_on() -> None:
+    ageing = Ageing()
+    arriving(ageing, "e0", 3)
+    for _ in range(3 * UNUSED_STEPS):
+        assert not list(ageing.step_done([], in_turn=False))
+
+
+def test_a_process_that_ended_leaves_nothing_behind() -> None:
+    ageing = Ageing()
+    records = arriving(ageing, "e0", 2)
+    for _ in range(2 * UNUSED_STEPS):
+        list(ageing.step_done(records[1:], in_turn=True))
+    for _ in range(UNUSED_STEPS + 1):
+        list(ageing.step_done([], in_turn=True))
+    assert not ageing._processes
+
+
+def test_what_leaves_for_want_of_room_is_not_told_again() -> None:
+    ageing = Ageing()
+    records = arriving(ageing, "e0", 3)
+    assert ageing.remove(records[0])
+    assert not ageing.remove(records[0])
+    old = [record for _ in range(UNUSED_STEPS + 1) for record in ageing.step_done([], in_turn=True)]
+    assert old == records[1:]
+    assert not ageing.remove(records[1])
