@@ -62,6 +62,7 @@ class Source:
     Attributes:
         next_seq: number of the message that comes next.
         goal: one more than the highest number that was seen.
+        heard: when its last message came; ``last_seen`` counts any sign of life.
         resends: it can be asked to send again. asked: for which number it was asked last, asked_at: when.
         hole_since: since when ``next_seq`` is missing, if it is.
         early: what came before its turn, with its size, by number.
@@ -77,6 +78,7 @@ class Source:
     bye: wire.Bye | None = None
     bye_deadline: float = 0.0
     goal: int = 0
+    heard: float = 0.0
     resends: bool = False
     asked: int = -1
     asked_at: float = 0.0
@@ -193,7 +195,7 @@ class Sources:
         back = source.health == "silent"
         if source.health != "gone":
             source.health = "live"
-        source.last_seen, source.bye_deadline = now, now + BYE_PATIENCE_S
+        source.last_seen, source.heard, source.bye_deadline = now, now, now + BYE_PATIENCE_S
         return Arrival(source, "is back" if back else "", lost, ready=ready, twice=envelope.seq < before)
 
     def _begin(self, name: str, epoch: str, seq: int, oldest: int | None, now: float) -> tuple[Source, int, bool]:
@@ -205,7 +207,7 @@ class Sources:
         if oldest is not None and mark is not None and mark.epoch == epoch:
             lost, midway = max(first - mark.settled - 1, 0), False
             first = max(first, mark.acknowledged + 1)
-        source = self._known[name] = Source(name, epoch, now, first, lost=lost, resends=oldest is not None)
+        source = self._known[name] = Source(name, epoch, now, first, lost=lost, heard=now, resends=oldest is not None)
         return source, lost, midway
 
     def behind(self, now: float) -> bool:
@@ -213,6 +215,10 @@ class Sources:
         if (self._marks or self._took_over) and now - self._began < RETURN_S:
             return True
         return any(now - source.last_seen < SILENT_S for source in self._late.values())
+
+    def heard(self, now: float) -> float:
+        """Up to when every engine that is live was heard."""
+        return min((s.heard for s in self._known.values() if s.health == "live" and not s.is_trainer), default=now)
 
     def _note(self, source: Source) -> None:
         if source.resends and source.next_seq < source.goal:

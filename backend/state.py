@@ -298,7 +298,7 @@ class State:
         effects = self._farewells(now)
         effects += [effect for source in self._sources for effect in self._ask_again(source, now)]
         self._steps.behind = self._sources.behind(now)
-        done = self._steps.tick(now)
+        done = self._steps.tick(now, self._sources.heard(now))
         for place, step in enumerate(done):
             self._tell_holes(step.step, [*self._steps.open, *(other.step for other in done[place + 1 :])], now)
             self._closed(step, now)

@@ -9,7 +9,9 @@ from typing import TypeVar
 from rltop.backend import view
 from rltop.backend.commands.audit import Line
 from rltop.backend.history.sums import Recalled
+from rltop.backend.sources import is_trainer
 from rltop.backend.state import Audit, Effect, Recall, Reply, Send, State
+from rltop.backend.steps.steps import GRACE_S
 from rltop.collectors import wire
 from tests.hub_messages import Source, engine_state
 
@@ -104,6 +106,13 @@ class Hub:
         if frame := self.state.frame(self.now):
             self.frames.append(frame)
         return effects
+
+    def settle(self) -> None:
+        """Rollouts that are missing are waited for, as long as they are when all engines speak."""
+        self.later(GRACE_S + 0.1)
+        for name in [name for name in self.sources if not is_trainer(name)]:
+            self.send(name, wire.Passed())
+        self.later()
 
 
 def sent(effects: list[Effect], kind: type[T]) -> list[T]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from rltop.backend.join.copies import KINDS, classify, compare, describe
 from rltop.backend.join.rounding import agree, bfloat16, bfloat16_cut, equal, float16
-from rltop.backend.steps.steps import GRACE_S
 from rltop.collectors import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, rollouts, sequences
@@ -160,7 +159,7 @@ def play(hub: Hub, step: int, damage: Callable[[Floats], Floats]) -> None:
         row = Trained([step, salt, *one.tokens], [0, 0] + [1] * 12, copy, copy)
         hub.send("trainer/0", *sequences([row], step=step))
     hub.send("trainer/0", wire.StepClosed(step, 0, 1))
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
 
 
 def test_a_step_counts_its_copies_and_an_event_tells_when_a_kind_appears() -> None:

@@ -13,7 +13,6 @@ from rltop.backend import view
 from rltop.backend.gaps.intervals import estimate
 from rltop.backend.gaps.mismatch import DIMENSIONS, EDGES, Shape, Shapes
 from rltop.backend.gaps.profiles import Mismatch
-from rltop.backend.steps.steps import GRACE_S
 from rltop.backend.summary import Summary
 from rltop.backend.summary.dimensions import POSITION, PROBABILITY
 from rltop.backend.summary.kernel import PROB_EDGES
@@ -26,7 +25,7 @@ from tests.test_hub_steps import World
 def test_bins_and_means_are_those_of_one_token_at_a_time(seed: int, broken: bool) -> None:
     world, hub = World(seed, broken=broken), Hub()
     world.play(hub)
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     found = told(hub)
     gaps: dict[str, list[float]] = defaultdict(list)
     sums: dict[tuple[str, str, str], list[float]] = defaultdict(lambda: [0.0] * 4)
@@ -77,7 +76,7 @@ def position_label(place: int) -> str:
 def test_every_dimension_is_answered_in_the_order_of_its_strata() -> None:
     world, hub = World(3), Hub()
     world.play(hub)
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     assert [(p.dimension, tuple(p.labels)) for p in told(hub).profiles] == [(d.name, d.strata) for d in DIMENSIONS]
 
 
@@ -96,7 +95,7 @@ def test_a_viewer_gets_means_by_engine_and_stratum() -> None:
     world, hub = World(3), Hub()
     assert asked(hub).error == "no step with sequences is kept of that range"
     world.play(hub)
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     found = told(hub)
     assert (found.first, found.last, found.steps) == (0, 0, 1)
     assert found.tokens == hub.steps[0].values["tokens"]

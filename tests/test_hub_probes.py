@@ -72,7 +72,7 @@ def step_of(hub: Hub, ids: list[int], prompt: list[int] = PROMPT) -> None:
     row = Trained(ids, [1] * len(ids), LOGPROBS[: len(ids)], LOGPROBS[: len(ids)], prompt=prompt)
     hub.send("trainer/0", *sequences([row]))
     hub.send("trainer/0", wire.StepClosed(0, 0, 1, 4))
-    hub.later(4.0)
+    hub.settle()
 
 
 def test_a_token_echo_says_that_ids_are_equal() -> None:

@@ -16,7 +16,6 @@ from rltop.backend.gaps.sampled import Samples, as_json, floats, ints
 from rltop.backend.gaps.samples import KINDS, SAMPLE, TOKENS, WORST, Kept, StepSamples
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.index import Index
-from rltop.backend.steps.steps import GRACE_S
 from rltop.collectors import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, rollouts, sequences
@@ -127,7 +126,7 @@ def test_an_engine_whose_own_do_not_stand_out_has_its_worst_kept_too() -> None:
         trainer = [value + (0.001 if quiet else 1.0 + rng.random()) for value in rollout]
         hub.send("trainer/0", *sequences([Trained([number, *one.tokens], [0] + [1] * size, rollout, trainer)]))
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     for kind in ("abs_diff", "k3"):
         assert {token.engine for token in asked(hub, kind).tokens} == {"e0"}
         own = asked(hub, kind, engine="e1").tokens
@@ -164,7 +163,7 @@ def told() -> Hub:
     ]  # fmt: skip
     hub.send("trainer/0", *sequences(rows))
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     return hub
 
 
@@ -229,7 +228,7 @@ def test_rows_are_numbered_as_their_rank_sent_them_whenever_they_join() -> None:
         hub.send("trainer/0", *sequences([Trained([*one.prompt, *one.tokens], [0, 1], one.logprobs, trainer)]))
     hub.send("e0", *rollouts([late]))
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     assert [(s.number, s.abs_diff_mean) for s in asked(hub, "worst").sequences] == [(0, 0.5), (1, 0.0)]
 
 

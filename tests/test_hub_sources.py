@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from rltop.backend import view
 from rltop.backend.fleet.engines import SILENT_S
 from rltop.backend.sources import BYE_PATIENCE_S
-from rltop.backend.steps.steps import GRACE_S
 from rltop.collectors import wire
 from tests.hub_core import Hub, sent
 from tests.hub_messages import Source, Trained, Written, engine_state, rollouts, sequences
@@ -119,7 +118,7 @@ def test_a_version_is_taken_whole_or_refused(sampled: int, policy: int) -> None:
     hub.send("trainer/0", *sequences([Trained([1, 5], [0, 1], [-1.0], [-1.0])], policy_version=policy))
     hub.send("trainer/0", wire.StepClosed(0, 0, 1, policy))
     hub.engine("e0", policy_version=sampled)
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     if "invalid" not in hub.counters and sampled != wire.UNKNOWN_VERSION:
         assert hub.steps[0].values["lag_mean"] == float(policy - sampled)
         assert hub.picture.engines["e0"].lag == policy - sampled

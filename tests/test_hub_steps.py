@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
+from rltop.backend.fleet.engines import SILENT_S
 from rltop.backend.join.index import Index
 from rltop.backend.sources import BYE_PATIENCE_S
 from rltop.backend.steps import steps
@@ -98,7 +99,7 @@ class World:
         if not rollouts_first:
             for engine, body, arrays in sent:
                 hub.send(engine, body, arrays)
-        hub.later(GRACE_S + 0.1)
+        hub.settle()
 
 
 def assert_values(ours: dict[str, float | None], rows: list[oracles.Row], clip: oracles.Clip) -> None:
@@ -152,7 +153,7 @@ def test_clip_rates_use_all_updates_and_the_rest_uses_the_first() -> None:
     hub.send("trainer/0", *sequences([row(0.0)], **bounds))
     hub.send("trainer/0", *sequences([row(1.0)], update=1, **bounds))
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     values = hub.steps[0].values
     assert (values["clip_frac_low"], values["clip_frac_high"]) == (0.0, 0.5)
     assert (values["tokens"], values["sequences"], values["logp_abs_diff_mean"]) == (1.0, 1.0, 0.0)
@@ -166,7 +167,7 @@ def test_an_explicit_mask_overrides_the_bounds_and_takes_its_side_from_the_advan
     ]  # fmt: skip
     hub.send("trainer/0", *sequences(rows, clip_low=0.8, clip_high=1.2, objective="gspo"))
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     assert hub.steps[0].values["clip_frac_low"] == pytest.approx(1 / 3)
     assert hub.steps[0].values["clip_frac_high"] == pytest.approx(1 / 3)
 
@@ -181,7 +182,7 @@ def test_without_advantages_or_bounds_there_is_no_clip_rate() -> None:
         one = Trained([1, 5], [0, 1], [-1.0], [-1.0], per_token=per_token)
         hub.send("trainer/0", *sequences([one], **about))
         hub.send("trainer/0", wire.StepClosed(0, 0, 1))
-        hub.later(GRACE_S + 0.1)
+        hub.settle()
         assert hub.steps[0].values["clip_frac_low"] is None
         assert hub.steps[0].values["clip_frac_high"] is None
 
@@ -192,7 +193,7 @@ def test_an_explicit_mask_needs_no_old_logprobs() -> None:
                   per_token={"clipped": [1, 1, 0], "advantages": [-1.0, 1.0, 1.0]})  # fmt: skip
     hub.send("trainer/0", *sequences([one], ratio_base="old"))
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     assert hub.steps[0].values["clip_frac_low"] == hub.steps[0].values["clip_frac_high"] == pytest.approx(1 / 3)
 
 
@@ -202,7 +203,7 @@ def test_a_ratio_at_the_bound_is_not_clipped() -> None:
         at = Trained([1, 5], [0, 1], [-1.0], [-1.0], per_token={"advantages": [sign]})
         hub.send("trainer/0", *sequences([at], update=number, clip_low=1.0, clip_high=1.0))
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     assert hub.steps[0].values["clip_frac_low"] == hub.steps[0].values["clip_frac_high"] == 0.0
 
 
@@ -248,6 +249,23 @@ def test_a_closed_step_waits_for_rollouts_only_as_long_as_it_must() -> None:
     assert hub.steps[1].values["joined_fraction"] == 1.0
 
 
+@pytest.mark.parametrize("late", ["its rollouts", "nothing", "silence"])
+def test_a_closed_step_waits_until_every_engine_has_spoken(late: str) -> None:
+    """The hub or an engine is starved: what it says next are the rollouts, or it had none."""
+    hub = Hub()
+    hub.engine("e0")
+    hub.send("trainer/0", *sequences([row()]))
+    hub.send("trainer/0", wire.StepClosed(0, 0, 1))
+    hub.later(GRACE_S + 1.0)
+    assert not hub.steps
+    if late == "its rollouts":
+        hub.send("e0", *rollouts([Written([1], [5], [-1.0])]))
+    elif late == "nothing":
+        hub.engine("e0")
+    hub.later(SILENT_S if late == "silence" else 0.0)
+    assert hub.steps[0].values["joined_fraction"] == (late == "its rollouts")
+
+
 def test_a_closed_step_does_not_take_an_earlier_rollout_for_one_on_its_way() -> None:
     hub = Hub()
     hub.send("e0", *rollouts([Written([1], [5], [-3.0], [0])]))  # the same tokens, sampled some steps ago
@@ -277,12 +295,12 @@ def test_a_restarted_trainer_may_repeat_its_steps() -> None:
     hub.send("trainer/0", *sequences([row()]))
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
     hub.send("trainer/0", *sequences([row()], step=1))  # and dies in step 1
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     hub.sources["trainer/0"] = Source("trainer/0", "life-2")
     for step in (0, 1):
         hub.send("trainer/0", *sequences([row(0.5)], step=step))
         hub.send("trainer/0", wire.StepClosed(step, 0, 1))
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     assert [hub.steps[step].values["logp_diff_mean"] for step in (0, 1)] == [0.5, 0.5]
     assert hub.steps[1].values["sequences"] == 1.0
     assert "late_rows" not in hub.counters  # counters show once they rise
@@ -293,7 +311,7 @@ def test_a_trainer_that_leaves_closes_what_it_left_open() -> None:
     hub.send("trainer/0", *sequences([row()]))
     effects = hub.say("trainer/0", wire.Bye("trainer/0", "life-1", 1))
     assert sent(effects, wire.ByeAck) == [wire.ByeAck("life-1")]
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     hub.later()
     assert hub.steps[0].partial
     assert hub.state.snapshot.trainer.health == "gone"
@@ -309,7 +327,7 @@ def test_a_trainer_that_leaves_while_its_rows_wait_here_loses_none_of_them() -> 
         hub.later(BYE_PATIENCE_S * 0.9)  # each takes a while to measure
         hub.state.data(frames, hub.now)
     acks = sent(hub.later(), wire.ByeAck)
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     assert acks == [wire.ByeAck("life-1")]
     assert hub.steps[1].values["sequences"] == 5.0
     assert not hub.steps[1].partial
@@ -334,7 +352,7 @@ def test_rows_that_wait_are_bounded_by_what_they_hold(monkeypatch: pytest.Monkey
     hub.later()
     assert hub.counters["settled_early"] > 100
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
-    hub.later(GRACE_S + 0.1)
+    hub.settle()
     assert hub.steps[0].values["sequences"] == 300.0
     assert hub.steps[0].unjoined == {"no_prompt": 300}
 

@@ -1,8 +1,8 @@
 """Steps of the trainer: rows and closes come in, a measured ``view.Step`` goes out. Pure.
 
-A step closes when all ranks have closed it, or ``PARTIAL_S`` after the first did (marked partial). It then waits at
-most ``GRACE_S`` for rollouts that are still on their way (longer while an engine sends again what a hub before had), is
-measured, and is done; rows that come later are counted.
+A step closes when all ranks have closed it, or ``PARTIAL_S`` after the first did (marked partial). If rollouts are
+missing it waits ``GRACE_S`` for them, and until every engine was heard after that (longer while one sends again what a
+hub before had), is measured, and is done; rows that come later are counted.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ PARTIAL_S = 60.0
 """How long a step waits for its other ranks after the first has closed it (or after a later step was done)."""
 
 GRACE_S = 2.0
-"""How long a closed step waits for rollouts: engines publish within a fraction of a second of finishing."""
+"""How long a closed step waits for rollouts: engines publish within a fraction of a second of finishing. What they say
+after that time they say after those rollouts: as long as a live one has not spoken, they may be on their way."""
 
 RESENT_S = 30.0
-"""How long it waits for rollouts that are being sent again."""
+"""The longest that it waits for them, also for those that are being sent again."""
 
 MAX_OPEN = 64
 MAX_OPEN_RESENT = 2048
@@ -237,11 +238,12 @@ class Steps:
         for assembly in self._open.values():
             assembly.close(now, partial=True)
 
-    def tick(self, now: float) -> list[view.Step]:
-        """Join what can be joined by now; the steps that are done."""
+    def tick(self, now: float, heard: float | None = None) -> list[view.Step]:
+        """Join what can be joined by now; the steps that are done. ``heard``: until when every live engine was."""
         settled, self._settled = self._settled, []
         self._unseen &= not self._sees()
-        advanced = [self._advance(assembly, now) for assembly in list(self._open.values())]
+        heard = now if heard is None else heard
+        advanced = [self._advance(assembly, now, heard) for assembly in list(self._open.values())]
         return settled + [step for step in advanced if step is not None]
 
     def _sees(self) -> bool:
@@ -265,7 +267,7 @@ class Steps:
         self._next_lost.clear()
         return assembly
 
-    def _advance(self, assembly: Assembly, now: float) -> view.Step | None:
+    def _advance(self, assembly: Assembly, now: float, heard: float) -> view.Step | None:
         if assembly.deadline is not None and now >= assembly.deadline:
             assembly.close(now, partial=True)
         late = self.behind and (assembly.closed is None or now < assembly.closed + RESENT_S)
@@ -278,7 +280,9 @@ class Steps:
             else:
                 waiting.append(batch)
         assembly.waiting = waiting
-        if assembly.closed is None or (waiting and now < assembly.closed + GRACE_S):
+        if assembly.closed is None:
+            return None
+        if waiting and heard < assembly.closed + GRACE_S and now < assembly.closed + RESENT_S:
             return None
         return self._finish(assembly, now)
 
