@@ -26,10 +26,10 @@ import msgspec
 
 from bench.evident import evident
 from bench.fault_runs import RUNS, Run
+from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Verdict
 from rltop.backend.demo.faults import BY_NAME as FAULTS
-from rltop.backend.diagnosis.course import Stretch
 from rltop.backend.diagnosis.diagnose import diagnose
-from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Verdict
+from rltop.backend.evidence.series import Stretch
 from tests.cases import DATA, load, save
 from tests.tapes import played
 

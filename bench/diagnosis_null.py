@@ -13,8 +13,8 @@ from collections import Counter
 
 import numpy as np
 
-from rltop.backend.diagnosis.ask import ask
-from rltop.backend.diagnosis.tests import BY_NAME
+from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME
+from rltop.backend.diagnosis.checks.run_all import ask
 from tests.simulated import Policy
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from bench.diagnosis import HEALTHY_RUN, score
 from bench.fault_runs import RUNS
 from rltop.backend.demo.faults import BY_NAME as FAULTS
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 from tests.cases import DATA
 from tests.tapes import calls
 

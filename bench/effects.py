@@ -21,10 +21,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from rltop.backend import hub, view
-from rltop.backend.client import Client
-from rltop.backend.state import State
-from rltop.collectors.rundir import RunDir, for_run
+from rltop.backend import api
+from rltop.backend.client.live import Client
+from rltop.backend.hub import process as hub
+from rltop.backend.hub.state import State
+from rltop.collectors.contract.rundir import RunDir, for_run
 from tests.recordings import DATA, Recording, save
 
 STOP_S = 60.0
@@ -81,7 +82,7 @@ def _follow(client: Client, run: subprocess.Popen[bytes], until: float, switches
             _, where, setting = left.pop(0).split(":")
             flag, value = setting.split("=")
             engines = None if where == "all" else where.split(",")
-            client.ask(view.AskSet(uuid.uuid4().hex, flag, value, engines, who="bench/effects.py"))
+            client.ask(api.AskSet(uuid.uuid4().hex, flag, value, engines, who="bench/effects.py"))
 
 
 def main() -> int:

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rltop.collectors.guard import Guard
-from rltop.collectors.rundir import RunDir
-from rltop.collectors.vllm import seams
+from rltop.collectors.contract.rundir import RunDir
+from rltop.collectors.transport.error_boundary import Guard
+from rltop.collectors.vllm import patches
 from rltop.collectors.vllm.agent import Agent
-from rltop.collectors.vllm.worker import METHODS
+from rltop.collectors.vllm.workers.one_rank import METHODS
 
 SETTLE_S = 10.0
 
@@ -32,7 +32,7 @@ def register() -> None:
 
     for name in UTILITIES:
         setattr(EngineCore, name, globals()[name])
-    seams.install_in_workers(METHODS)
+    patches.install_in_workers(METHODS)
 
 
 class StepTimer:

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from rltop.backend.client import Client
-from rltop.collectors.launch import ensure_hub
-from rltop.collectors.rundir import RunDir
+from rltop.backend.client.live import Client
+from rltop.collectors.contract.launch import ensure_hub
+from rltop.collectors.contract.rundir import RunDir
 
 ROOT = Path(__file__).parent.parent
 RUNNING = 64

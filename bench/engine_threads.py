@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from bench.engine_side import Attached, Cpu, StepTimer
-from rltop.backend.client import Client
-from rltop.collectors.launch import ensure_hub
-from rltop.collectors.rundir import RunDir
-from rltop.collectors.sender import Sender
+from rltop.backend.client.live import Client
+from rltop.collectors.contract.launch import ensure_hub
+from rltop.collectors.contract.rundir import RunDir
+from rltop.collectors.transport.sender import Sender
 from tests.engine_doubles import AsyncScheduler, EngineCore, LogprobsLists, Output, Outputs
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from rltop.backend.view import Step
+from rltop.backend.api import Step
 from tests.tapes import replay
 
 FIGURES: tuple[tuple[str, str, str], ...] = (

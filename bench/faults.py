@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from bench import fault_figures, fault_runs, recorder
-from rltop.backend import hub
-from rltop.backend.client import Client
-from rltop.backend.gaps.attributed import Attribution, Interval, Stratum
-from rltop.backend.gaps.text import line_text
-from rltop.backend.state import State
-from rltop.collectors import wire
-from rltop.collectors.rundir import RunDir, for_run
+from rltop.backend.api.attribution import Attribution, Interval, Stratum
+from rltop.backend.client.live import Client
+from rltop.backend.hub import process
+from rltop.backend.hub.state import State
+from rltop.backend.text.attribution_text import line_text
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.rundir import RunDir, for_run
 from tests.fault_recordings import DATA, rows_of, save
 
 STOP_S = 60.0
@@ -54,8 +54,8 @@ def serve(rundir: RunDir, path: Path) -> int:
             heard.append((body, arrays))
             return super().data(frames, now)
 
-    setattr(hub, "State", Listening)  # noqa: B010 - the name that the hub makes its state by
-    code = hub.main(rundir)
+    setattr(process, "State", Listening)  # noqa: B010 - the name that the hub makes its state by
+    code = process.main(rundir)
     if rows := [row for row in rows_of(heard, SEED) if row.step in KEPT]:
         save(path, rows, SEED)
     return code

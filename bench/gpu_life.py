@@ -12,10 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from rltop.backend import view
-from rltop.backend.client import Client
+from rltop.backend import api
+from rltop.backend.client.live import Client
 from rltop.backend.commands import audit
-from rltop.collectors.rundir import RunDir
+from rltop.collectors.contract.rundir import RunDir
 from tests.live_engine import DEVICE, ENVIRONMENT, LiveEngine
 
 ENGINE, FLAG = "e0", "prefix_caching"
@@ -42,15 +42,15 @@ class Bench:
         self.hub.kill()
         self.hub.wait(DEADLINE_S)
 
-    def see(self, condition: object) -> view.Snapshot:
+    def see(self, condition: object) -> api.Snapshot:
         assert callable(condition)
         assert self.client.wait(lambda c: c.state == "live" and bool(condition(c.view)), DEADLINE_S)
         assert self.client.view is not None
         return self.client.view
 
-    def closed(self, command: str) -> view.Change:
+    def closed(self, command: str) -> api.Change:
         key = f"{command}@{ENGINE}"
-        return self.see(lambda v: key in v.changes and v.changes[key].state in view.TERMINAL).changes[key]
+        return self.see(lambda v: key in v.changes and v.changes[key].state in api.TERMINAL).changes[key]
 
     def batch(self) -> dict[str, object]:
         self.batches += 1
@@ -66,7 +66,7 @@ class Bench:
         return f"all {len(running)} whole"
 
 
-def row(what: str, change: view.Change, more: str) -> None:
+def row(what: str, change: api.Change, more: str) -> None:
     spent = f"{change.milliseconds:.1f}" if change.milliseconds is not None else "-"
     cells = (what, change.state, change.old, change.new, spent, change.in_flight, change.lost_requests, more)
     print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from rltop.backend.client import Client
-from rltop.backend.view import Change, Step
+from rltop.backend.api import Change, Step
+from rltop.backend.client.live import Client
 from rltop.collectors import TrainerCollector
-from rltop.collectors.flags import FLAGS
-from rltop.collectors.launch import ensure_hub
-from rltop.collectors.rundir import RunDir
+from rltop.collectors.contract.flags import FLAGS
+from rltop.collectors.contract.launch import ensure_hub
+from rltop.collectors.contract.rundir import RunDir
 
 REQUESTS = 64
 SWITCH_AFTER_S = 0.35

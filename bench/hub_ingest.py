@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import zmq
 
-from rltop.backend import view
-from rltop.backend.client import Client
-from rltop.backend.state import State
+from rltop.backend import api
+from rltop.backend.client.live import Client
+from rltop.backend.hub.state import State
 from rltop.backend.summary import Gap
-from rltop.collectors import wire
-from rltop.collectors.rundir import RunDir
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.rundir import RunDir
 
 ROWS_PER_MESSAGE = 50
 PROMPT = 100
@@ -113,7 +113,7 @@ def hub(engines: list[list[bytes]], trainer: list[list[bytes]], total: int) -> t
                 start = time.perf_counter()
                 for frames in engines + trainer:
                     push.send_multipart(frames)
-                question = view.AskSet(uuid.uuid4().hex, "prefix_caching", "off")
+                question = api.AskSet(uuid.uuid4().hex, "prefix_caching", "off")
                 asked = time.perf_counter()
                 client.ask(question)
                 assert client.wait(lambda c: question.id in c.answers, 60)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from rltop.backend.history.read import NAME, Reader
+from rltop.backend.store.read import NAME, Reader
 from tests.receiver import run_directory
 from tests.store_load import kill_often
 

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.backend.steps import compute
+from rltop.backend.measure import arrays
 from rltop.backend.summary import Sequences, Strata
 from rltop.backend.summary.dimensions import DIMENSIONS
-from rltop.backend.summary.pieces import Runs, cut, reduce, warm
 from rltop.backend.summary.sequences import by_sequence
+from rltop.backend.summary.token_runs import Runs, cut, reduce, warm
 
 Floats = NDArray[np.float32]
 
@@ -71,7 +71,7 @@ def offline(trainer: Floats, rollout: Floats, length: int) -> None:
     width = min(length, trainer.size)
     shape = rows, width
     t, r = trainer[: rows * width].reshape(shape), rollout[: rows * width].reshape(shape)
-    compute.values({"trainer_logprobs": t, "rollout_logprobs": r, "mask": np.ones(shape, bool)})
+    arrays.values({"trainer_logprobs": t, "rollout_logprobs": r, "mask": np.ones(shape, bool)})
 
 
 def plain(trainer: Floats, rollout: Floats, _: int) -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rltop.backend.history.parity import DIVERGES, NOT_PARITY, parity
-from rltop.backend.view import Step
+from rltop.backend.api import Step
+from rltop.backend.parity.compare import DIVERGES, NOT_PARITY, parity
 from tests.tapes import replay
 from tests.test_parity import SCALE, run
 

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.fault_runs import Run
-from rltop.backend import hub
-from rltop.backend.client import Client
+from rltop.backend.client.live import Client
 from rltop.backend.demo.faults import BY_NAME, HEALTHY
-from rltop.backend.state import State
-from rltop.backend.summary.pieces import warm
-from rltop.collectors.rundir import RunDir
+from rltop.backend.hub import process as hub
+from rltop.backend.hub.state import State
+from rltop.backend.summary.token_runs import warm
+from rltop.collectors.contract.rundir import RunDir
 from tests.tapes import digest, replay, taping
 
 HUB_START_S = 120.0

@@ -18,8 +18,8 @@ from itertools import product
 from pathlib import Path
 
 from bench.stress import Kind, Told, tell
-from rltop.backend.diagnosis.verdict import FAULT
-from rltop.backend.summary.pieces import warm
+from rltop.backend.api.verdict import FAULT
+from rltop.backend.summary.token_runs import warm
 from tests.exact import RIGHT, Setting, Wrong
 
 AT, STEPS = 10, 24

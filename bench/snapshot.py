@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from rltop.backend import headline, metrics, view
+from rltop.backend import api, metrics
+from rltop.backend.api import downsample
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import dashboard
@@ -30,7 +31,7 @@ def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
 
-def steps(count: int, engines: int) -> list[view.Step]:
+def steps(count: int, engines: int) -> list[api.Step]:
     rng = random.Random(0)
     made = []
     for n in range(count):
@@ -38,7 +39,7 @@ def steps(count: int, engines: int) -> list[view.Step]:
         own = {f"e{e}": _figures(rng, metrics.PER_ENGINE) for e in range(engines)}
         scalars = {f"actor/scalar_{i}": rng.random() for i in range(10)}
         joins = {"content": 64}
-        made.append(view.Step(n, pictures.START + n, n, False, values, own, {}, scalars, joins))
+        made.append(api.Step(n, pictures.START + n, n, False, values, own, {}, scalars, joins))
     return made
 
 
@@ -48,22 +49,22 @@ def _figures(rng: random.Random, names: Iterable[str]) -> dict[str, float | None
 
 def hub(count: int, engines: int) -> tuple[bytes, float, float]:
     """The encoded answer, MB that the hub's picture takes, and milliseconds to encode it."""
-    kinds = [view.encode(view.Frame("bench", 1, 0.0, steps=[one])) for one in steps(KINDS, engines)]
+    kinds = [api.encode(api.Frame("bench", 1, 0.0, steps=[one])) for one in steps(KINDS, engines)]
     picture, before = pictures.picture(epoch="bench", seq=0), resident_mb()
     for n in range(count):
-        (step,) = view.decode_frame(kinds[n % KINDS]).steps
-        again = view.Step(n, step.closed, n, False, step.values, step.engines, step.unjoined, step.trainer, step.joins)
-        picture.apply(view.Frame("bench", n + 1, pictures.START + n, steps=[again]))
+        (step,) = api.decode_frame(kinds[n % KINDS]).steps
+        again = api.Step(n, step.closed, n, False, step.values, step.engines, step.unjoined, step.trainer, step.joins)
+        picture.apply(api.Frame("bench", n + 1, pictures.START + n, steps=[again]))
     held = resident_mb() - before
     began = time.perf_counter()
-    answer = view.encode(view.Answer("q", snapshot=picture))
+    answer = api.encode(api.Answer("q", snapshot=picture))
     return answer, held, 1e3 * (time.perf_counter() - began)
 
 
 def viewer(answer: bytes, told: multiprocessing.SimpleQueue[tuple[float, float, float]]) -> None:
     """Milliseconds to decode, MB held, milliseconds from the picture to the painted overview."""
     before, began = resident_mb(), time.perf_counter()
-    picture = view.decode_answer(answer).snapshot
+    picture = api.decode_answer(answer).snapshot
     decoding, held = 1e3 * (time.perf_counter() - began), resident_mb() - before
     assert picture is not None
 
@@ -82,9 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--engines", type=int, default=8)
-    parser.add_argument("--whole", type=int, default=headline.WHOLE_STEPS)
+    parser.add_argument("--whole", type=int, default=downsample.WHOLE_STEPS)
     arguments = parser.parse_args()
-    headline.WHOLE_STEPS = arguments.whole
+    downsample.WHOLE_STEPS = arguments.whole
     answer, held, encoding = hub(arguments.steps, arguments.engines)
     forked = multiprocessing.get_context("spawn")
     told: multiprocessing.SimpleQueue[tuple[float, float, float]] = forked.SimpleQueue()

@@ -22,14 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rltop.backend import hub
-from rltop.backend.client import Client
-from rltop.backend.history import thin
-from rltop.backend.history.read import NAME, Reader
-from rltop.backend.history.write import Writer
-from rltop.collectors import wire
-from rltop.collectors.rundir import RunDir
-from rltop.collectors.sender import Sender
+from rltop.backend.client.live import Client
+from rltop.backend.hub import process as hub
+from rltop.backend.store import retention
+from rltop.backend.store.read import NAME, Reader
+from rltop.backend.store.write import Writer
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.rundir import RunDir
+from rltop.collectors.transport.sender import Sender
 from tests.hub_messages import engine_state
 from tests.receiver import run_directory
 
@@ -91,7 +91,7 @@ def look(pid: int, store: Path) -> tuple[float, int, float]:
 
 def serve(rundir: RunDir, budget: float) -> int:
     """Be the hub, with that share of the budgets of bytes."""
-    limits = thin.LIMITS
+    limits = retention.LIMITS
     limits = replace(
         limits, sample_bytes=int(budget * limits.sample_bytes), strata_bytes=int(budget * limits.strata_bytes)
     )

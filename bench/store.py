@@ -25,13 +25,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from rltop.backend import metrics, view
-from rltop.backend.gaps.sampled import Sequence as Kept
-from rltop.backend.gaps.sampled import Token
-from rltop.backend.history.read import NAME, Reader
-from rltop.backend.history.rows import Sample, sample_row
-from rltop.backend.history.thin import Limits
-from rltop.backend.history.write import Writer
+from rltop.backend import api, metrics
+from rltop.backend.api.samples import Sequence as Kept
+from rltop.backend.api.samples import Token
+from rltop.backend.store.read import NAME, Reader
+from rltop.backend.store.retention import Limits
+from rltop.backend.store.row_mapping import Sample, sample_row
+from rltop.backend.store.write import Writer
 from tests import pictures
 from tests.screens import dashboard
 
@@ -39,7 +39,7 @@ ALL = Limits(steps=10**9, coarse_steps=10**9, step_engines=10**9)
 NAMES = [metric.name for metric in metrics.METRICS]
 
 
-def steps(count: int, engines: int, scalars: int) -> list[view.Step]:
+def steps(count: int, engines: int, scalars: int) -> list[api.Step]:
     """``count`` steps to be used in turn: making them must not be what is timed."""
     rng = random.Random(0)
 
@@ -47,7 +47,7 @@ def steps(count: int, engines: int, scalars: int) -> list[view.Step]:
         return {name: rng.gauss(0, 1) for name in NAMES}
 
     return [
-        view.Step(
+        api.Step(
             n, 1e9 + n, n, False, values(), {f"e{e}": values() for e in range(engines)},
             trainer={f"s{i}": rng.random() for i in range(scalars)},
         )
@@ -55,11 +55,9 @@ def steps(count: int, engines: int, scalars: int) -> list[view.Step]:
     ]  # fmt: skip
 
 
-def frame(step: view.Step, number: int) -> view.Frame:
-    made = view.Step(
-        number, step.closed + number, number, False, step.values, step.engines, step.unjoined, step.trainer
-    )
-    return view.Frame("bench", number + 1, 1e9 + number / 5, steps=[made])
+def frame(step: api.Step, number: int) -> api.Frame:
+    made = api.Step(number, step.closed + number, number, False, step.values, step.engines, step.unjoined, step.trainer)
+    return api.Frame("bench", number + 1, 1e9 + number / 5, steps=[made])
 
 
 def ingest(directory: Path, count: int, engines: int, scalars: int, limits: Limits, tidy: bool) -> tuple[float, float]:
@@ -119,7 +117,7 @@ def tokens(directory: Path, count: int) -> None:
             made.append(Sample(step, kind, "e0", 1000, float(rng.random()), msgspec.msgpack.encode(token)))
         start = time.process_time()
         rows = [("sample", sample_row(one)) for one in made]
-        writer.write([view.Frame("bench", step + 1, 1e9 + step, steps=[])], [rows])
+        writer.write([api.Frame("bench", step + 1, 1e9 + step, steps=[])], [rows])
         spent += time.process_time() - start
         total += 24_000
     writer.close()
@@ -137,7 +135,7 @@ def tokens(directory: Path, count: int) -> None:
     )
 
 
-async def paint(picture: view.Snapshot) -> float:
+async def paint(picture: api.Snapshot) -> float:
     """Milliseconds from the picture to the painted overview."""
     client = pictures.HeldClient(pictures.no_steps())
     async with dashboard(client, (160, 48)) as (app, _):

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bench.diagnosis import INSEPARABLE
+from rltop.backend.api.verdict import FAULT, HEALTHY, Verdict
 from rltop.backend.diagnosis.diagnose import diagnose
-from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, Verdict
-from rltop.backend.state import Effect
-from rltop.backend.summary.pieces import warm
-from rltop.collectors import wire
+from rltop.backend.hub.state import Effect
+from rltop.backend.summary.token_runs import warm
+from rltop.collectors.contract import wire
 from tests.exact import RIGHT, Run, Setting, Wrong
 from tests.hub_core import Hub
 

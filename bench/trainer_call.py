@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rltop.collectors import TrainerCollector
-from rltop.collectors.rundir import RunDir
+from rltop.collectors.contract.rundir import RunDir
 
 RECEIVER = """
 import sys, zmq

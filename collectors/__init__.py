@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rltop.collectors.trainer import TrainerCollector
+    from rltop.collectors.trainer.collector import TrainerCollector
 
 __all__ = ["TrainerCollector"]
 
@@ -16,7 +16,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> object:
     if name == "TrainerCollector":  # on first use: an engine that imports the plugin needs none of it
-        from rltop.collectors.trainer import TrainerCollector
+        from rltop.collectors.trainer.collector import TrainerCollector
 
         return TrainerCollector
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

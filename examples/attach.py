@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from vllm import LLM, SamplingParams, TokensPrompt
 
 import rltop.backend.demo as demo
-from rltop.backend.demo import task
+from rltop.backend.demo.rl import task
 from rltop.collectors import TrainerCollector
 
 MODEL = Path(demo.__file__).parent / "sort-sft"

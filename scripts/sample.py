@@ -16,8 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rltop.backend.history.record import record
-from rltop.backend.history.replay import SAMPLE
+from rltop.backend.client.replay import SAMPLE
+from rltop.backend.exporters.recording import record
 
 SETTINGS = (
     "8:prefix_caching=off",

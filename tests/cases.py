@@ -18,10 +18,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.backend import view
-from rltop.backend.diagnosis.case import Case
-from rltop.backend.diagnosis.course import Stretch
-from rltop.backend.diagnosis.evidence import Evidence
+from rltop.backend import api
+from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.evidence.evidence import Evidence
+from rltop.backend.evidence.series import Stretch
 
 DATA = Path(__file__).parent / "data" / "runs"
 Floats = NDArray[np.float32]
@@ -44,16 +44,16 @@ class Recorded(msgspec.Struct):
     """The file. ``*_at`` are places in ``steps`` from which on a thing holds."""
 
     run: str
-    steps: list[view.Step]
+    steps: list[api.Step]
     names: list[str]
     values: bytes
-    engines: list[dict[str, view.Engine]]
+    engines: list[dict[str, api.Engine]]
     engines_at: list[int]
-    trainers: list[view.Trainer]
+    trainers: list[api.Trainer]
     trainers_at: list[int]
-    events: list[view.Event]
+    events: list[api.Event]
     events_at: list[int]
-    changes: list[list[view.Change]]
+    changes: list[list[api.Change]]
     changes_at: list[int]
     evidence: list[tuple[int, str]]
     sums: bytes
@@ -108,14 +108,14 @@ def load(path: Path) -> list[Case]:
     return found
 
 
-def _steps(made: Recorded) -> Iterator[view.Step]:
+def _steps(made: Recorded) -> Iterator[api.Step]:
     table = _unpack(made.values, len(made.steps)).tolist()
     for step, row in zip(made.steps, table, strict=True):
         values = {name: None if math.isnan(value) else value for name, value in zip(made.names, row, strict=True)}
         yield msgspec.structs.replace(step, values=values)
 
 
-def _quiet(engine: view.Engine) -> view.Engine:
+def _quiet(engine: api.Engine) -> api.Engine:
     return msgspec.structs.replace(engine, **_QUIET)
 
 

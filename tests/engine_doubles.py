@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rltop.collectors.vllm import worker
+from rltop.collectors.vllm.workers import one_rank
 
 
 class LogprobsLists(NamedTuple):
@@ -217,8 +217,8 @@ class Sampler:
 class Worker:
     """A rank: the methods that the collector gives it, on a model runner of vLLM's shape."""
 
-    rltop_read_flags = worker.read_flags
-    rltop_write_flag = worker.write_flag
+    rltop_read_flags = one_rank.read_flags
+    rltop_write_flag = one_rank.write_flag
 
     def __init__(self, dtype: Dtype = BFLOAT16) -> None:
         weight = SimpleNamespace(shape=(128, 64), device=SimpleNamespace(type="cpu"), numel=lambda: 128 * 64)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.fleet.facts import NEUTRAL, same_text
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 from tests.exact_tables import Dists, Floats, Ints, Key, bfloat16
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, engine_state, rollouts, sequences

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.backend import view
-from rltop.backend.demo import task
-from rltop.backend.gaps.attributed import Attribution
-from rltop.collectors import wire
+from rltop.backend import api
+from rltop.backend.api.attribution import Attribution
+from rltop.backend.demo.rl import task
+from rltop.collectors.contract import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, rollouts, sequences
 
@@ -144,7 +144,7 @@ def replay(rows: list[Row], seed: int, hub: Hub | None = None, *, every_s: float
 
 def attribution(hub: Hub, steps: int = 1000) -> Attribution:
     """Where its gap comes from."""
-    answer, _ = hub.ask(view.AskAttribution("q", steps))
+    answer, _ = hub.ask(api.AskAttribution("q", steps))
     assert answer.attribution is not None
     return answer.attribution
 

@@ -13,8 +13,8 @@ from typing import Self, TypeVar
 
 import zmq
 
-from rltop.collectors import wire
-from rltop.collectors.rundir import RunDir
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.rundir import RunDir
 
 T = TypeVar("T")
 

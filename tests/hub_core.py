@@ -6,13 +6,13 @@ import itertools
 import math
 from typing import TypeVar
 
-from rltop.backend import view
+from rltop.backend import api
 from rltop.backend.commands.audit import Line
-from rltop.backend.history.sums import Recalled
-from rltop.backend.sources import is_trainer
-from rltop.backend.state import Audit, Effect, Recall, Reply, Send, State
+from rltop.backend.hub.state import Audit, Effect, Recall, Reply, Send, State
+from rltop.backend.ingest.sources import is_trainer
 from rltop.backend.steps.steps import GRACE_S
-from rltop.collectors import wire
+from rltop.backend.store.aggregates import Recalled
+from rltop.collectors.contract import wire
 from tests.hub_messages import Source, engine_state
 
 T = TypeVar("T", bound=wire.Body)
@@ -26,7 +26,7 @@ class Hub:
     def __init__(
         self,
         epoch: str = "hub-1",
-        past: view.Snapshot | None = None,
+        past: api.Snapshot | None = None,
         recalled: Recalled | None = None,
         now: float = 1000.0,
     ) -> None:
@@ -35,7 +35,7 @@ class Hub:
         self.state = State("run", epoch, self.now, lambda: f"{epoch}-c{next(ids)}", past=past, recalled=recalled)
         self.sources: dict[str, Source] = {}
         self.lines: list[Line] = []
-        self.frames: list[view.Frame] = []
+        self.frames: list[api.Frame] = []
 
     @classmethod
     def of(cls, state: State, now: float) -> Hub:
@@ -45,11 +45,11 @@ class Hub:
         return hub
 
     @property
-    def picture(self) -> view.Snapshot:
+    def picture(self) -> api.Snapshot:
         return self.state.snapshot
 
     @property
-    def steps(self) -> dict[int, view.Step]:
+    def steps(self) -> dict[int, api.Step]:
         return self.picture.steps
 
     @property
@@ -61,7 +61,7 @@ class Hub:
         return [event.text for event in self.picture.events]
 
     @property
-    def change(self) -> view.Change:
+    def change(self) -> api.Change:
         (only,) = self.picture.changes.values()
         return only
 
@@ -77,8 +77,8 @@ class Hub:
     def say(self, source: str, message: wire.Body) -> list[Effect]:
         return self._logged(self.state.control(self.source(source).identity, wire.encode(message), self.now))
 
-    def ask(self, question: view.Question) -> tuple[view.Answer, list[Send]]:
-        effects = self._logged(self.state.ask(b"viewer", view.encode(question), self.now))
+    def ask(self, question: api.Question) -> tuple[api.Answer, list[Send]]:
+        effects = self._logged(self.state.ask(b"viewer", api.encode(question), self.now))
         (answer,) = [effect.answer for effect in effects if isinstance(effect, Reply | Recall)]
         return answer, [effect for effect in effects if isinstance(effect, Send)]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from rltop.collectors.rundir import RunDir
+from rltop.collectors.contract.rundir import RunDir
 
 ENDPOINTS = ("ingest", "control")
 CHUNK = 1 << 16

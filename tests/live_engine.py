@@ -48,7 +48,7 @@ def _launch() -> dict[str, Any]:
 
     return {
         "dtype": "float32",
-        "worker_extension_cls": "rltop.backend.demo.weights.WorkerExtension",
+        "worker_extension_cls": "rltop.backend.demo.engines.weight_transfer.WorkerExtension",
         "weight_transfer_config": WeightTransferConfig(backend="rltop_file"),
     }
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 
-from rltop.backend import view
-from rltop.backend.view import (
+from rltop.backend.api import (
     Answer,
     AskSet,
     Change,
@@ -25,8 +24,8 @@ from rltop.backend.view import (
     Trainer,
     change_key,
 )
-from rltop.collectors.flags import FLAGS
-from rltop.collectors.wire import Counts, FlagState, Timer
+from rltop.collectors.contract.flags import FLAGS
+from rltop.collectors.contract.wire import Counts, FlagState, Timer
 
 START = 1_790_000_000.0
 """Wall clock at which every picture's run began."""
@@ -38,7 +37,7 @@ STEP_S = 4.0
 class HeldClient:
     """A client whose hub is the test: it shows what the test puts there and keeps what was asked."""
 
-    view: Snapshot | None = None
+    api: Snapshot | None = None
     state: str = "live"
     age_s: float = 0.1
     answers: dict[str, Answer] = field(default_factory=dict)

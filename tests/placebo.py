@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rltop.backend import view
-from rltop.backend.effects.cells import Place, StepCells
-from rltop.backend.effects.judge import FIGURES, MIN_SIDE, WINDOW, Mark, effect
+from rltop.backend import api
+from rltop.backend.effects.epoch_sums import Place, StepCells
+from rltop.backend.effects.estimate import FIGURES, MIN_SIDE, WINDOW, Mark, effect
 from tests.recordings import Recording, load
 
 HEALTHY = ("healthy-t1", "healthy-t07")
@@ -43,7 +43,7 @@ def placebos(runs: Mapping[str, Recording], seed: int = SEED, count: int = SWITC
         yield Placebo(run, step, int(rng.integers(MIN_SIDE, WINDOW + 1)), chosen)
 
 
-def imagine(run: Recording, placebo: Placebo) -> view.Effect:
+def imagine(run: Recording, placebo: Placebo) -> api.Effect:
     """The effect of a switch that never was."""
     at, engines = placebo.step, placebo.engines
 
@@ -62,12 +62,12 @@ def imagine(run: Recording, placebo: Placebo) -> view.Effect:
         for engine, found in run.samples.items()
     }
     marks = {engine: Mark(life, epoch + 1) for engine, (life, epoch) in run.present.items() if engine in engines}
-    changes = [view.Change("placebo", engine, "none", "same", "applied", 0.0) for engine in engines]
+    changes = [api.Change("placebo", engine, "none", "same", "applied", 0.0) for engine in engines]
     present = {engine: (life, epoch + (engine in engines)) for engine, (life, epoch) in run.present.items()}
     return effect(changes, marks, steps, samples, present)
 
 
-def judged(answer: view.Effect, row: view.EffectRow) -> view.EffectEstimate | None:
+def judged(answer: api.Effect, row: api.EffectRow) -> api.EffectEstimate | None:
     """The estimate that the verdict is by."""
     return row.against if answer.against else row.own
 

@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import zmq
 
-from rltop.collectors import wire
-from rltop.collectors.rundir import RunDir
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.rundir import RunDir
 
 DEADLINE_S = 20.0
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from rltop.backend import view
-from rltop.backend.effects.cells import Place, StepCells
-from rltop.backend.effects.judge import Mark, effect
-from rltop.backend.effects.pace import Sample
+from rltop.backend import api
+from rltop.backend.effects.epoch_sums import Place, StepCells
+from rltop.backend.effects.estimate import Mark, effect
+from rltop.backend.effects.throughput import Sample
 
 DATA = Path(__file__).parent / "data"
 
@@ -24,7 +24,7 @@ class Recording:
 
     steps: Sequence[StepCells]
     samples: Mapping[str, Sequence[Sample]]
-    changes: Mapping[str, view.Change]
+    changes: Mapping[str, api.Change]
     marks: Mapping[str, Mark]
     present: Mapping[str, tuple[str, int]]
 
@@ -32,20 +32,20 @@ class Recording:
     def commands(self) -> list[str]:
         return list(dict.fromkeys(change.command for change in self.changes.values()))
 
-    def effect(self, command: str, after: int | None = None) -> view.Effect:
+    def effect(self, command: str, after: int | None = None) -> api.Effect:
         """What it did, as told when ``after`` steps of the run had closed since (None: at the end)."""
         changes = [c for c in self.changes.values() if c.command == command]
         steps = self.steps
         if after is not None:
             asked = max(c.step or 0 for c in changes)
             steps = [step for step in steps if step.step <= asked + after]
-        marks = {c.engine: self.marks[view.change_key(c)] for c in changes}
+        marks = {c.engine: self.marks[api.change_key(c)] for c in changes}
         return effect(changes, marks, steps, self.samples, self.present)
 
 
 class _About(msgspec.Struct):
     places: list[tuple[str, str, int]]
-    changes: dict[str, view.Change]
+    changes: dict[str, api.Change]
     marks: dict[str, tuple[str, int]]
     present: dict[str, tuple[str, int]]
     engines: list[str]

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.backend import view
-from rltop.backend.diagnosis import evidence
-from rltop.backend.diagnosis.case import Case
-from rltop.backend.diagnosis.course import Course
+from rltop.backend import api
+from rltop.backend.evidence import evidence
+from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.evidence.series import Course
 from rltop.backend.join import copies
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.index import Index
-from rltop.backend.steps.measure import CutUp, measure
+from rltop.backend.measure.measure import CutUp, measure
 from tests.hub_messages import Trained, Written, rollouts, sequences
 
 Floats = NDArray[np.float64]
@@ -90,7 +90,7 @@ class Policy:
         """The case as of each step."""
         rng = np.random.default_rng(self.seed)
         index, course = Index(), Course()
-        told: list[view.Step] = []
+        told: list[api.Step] = []
         for step in range(steps):
             batch = self._batch(rng, index, step)
             made = CutUp(batch)
@@ -98,7 +98,7 @@ class Policy:
             found = evidence.of(batch, made)
             course.put(step, {e: evidence.with_lags(own, parts[e].strata) for e, own in found.items() if own.told})
             of_copies = {engine: dict(kinds) for engine, kinds in copies.compare(batch).items()}
-            told.append(view.Step(step, float(step), step + 1, False, {}, joins=dict(batch.ways()), copies=of_copies))
+            told.append(api.Step(step, float(step), step + 1, False, {}, joins=dict(batch.ways()), copies=of_copies))
             yield Case("run", list(told), evidence=course.stretches())
 
     def slowness(self, rng: np.random.Generator, engine: str) -> float:

@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from rltop.backend import view
-from rltop.backend.client import Client
-from rltop.backend.headline import headline
-from rltop.backend.history.read import Reader
-from rltop.collectors import wire
-from rltop.collectors.rundir import RunDir
-from rltop.collectors.sender import Sender
+from rltop.backend import api
+from rltop.backend.api.downsample import headline
+from rltop.backend.client.live import Client
+from rltop.backend.store.read import Reader
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.rundir import RunDir
+from rltop.collectors.transport.sender import Sender
 from tests.hub_messages import engine_state
 
 DEADLINE_S = 60.0
@@ -74,8 +74,8 @@ def fleet(rundir: RunDir, *, steps_per_s: float, engines: int = 2) -> Iterator[F
 class Witness:
     """Every step that a viewer was shown as stored, to the bit; ``fresh`` are those since the last check."""
 
-    shown: dict[int, view.Step] = field(default_factory=dict)
-    fresh: dict[int, view.Step] = field(default_factory=dict)
+    shown: dict[int, api.Step] = field(default_factory=dict)
+    fresh: dict[int, api.Step] = field(default_factory=dict)
 
     def look(self, client: Client) -> None:
         if client.view is not None and not client.view.counters.get("unstored"):
@@ -100,7 +100,7 @@ class Witness:
             stored = {step.step: step for step in reader.steps()}
         self._compare(self.shown, stored)
 
-    def _compare(self, shown: dict[int, view.Step], stored: dict[int, view.Step]) -> None:
+    def _compare(self, shown: dict[int, api.Step], stored: dict[int, api.Step]) -> None:
         lost = sorted(set(shown) - set(stored))
         assert lost == [], f"acknowledged and lost: {lost}"
         # What a viewer first sees when it is old, it sees the headline of.

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from rltop.backend import metrics, view
-from rltop.backend.history.read import NAME, Reader
-from rltop.backend.history.thin import LIMITS, Limits
-from rltop.backend.history.write import Writer
+from rltop.backend import api, metrics
+from rltop.backend.store.read import NAME, Reader
+from rltop.backend.store.retention import LIMITS, Limits
+from rltop.backend.store.write import Writer
 from tests import pictures
 
 ENGINES = ("e0", "e1/dp1")
@@ -24,9 +24,9 @@ def values(rng: random.Random) -> dict[str, float | None]:
     return {m.name: rng.choice((*odd, rng.random(), rng.gauss(0, 1))) for m in metrics.METRICS}
 
 
-def step(number: int, seed: int = 0, engines: Iterable[str] = ENGINES) -> view.Step:
+def step(number: int, seed: int = 0, engines: Iterable[str] = ENGINES) -> api.Step:
     rng = random.Random(seed * 1_000_003 + number)
-    return view.Step(
+    return api.Step(
         number,
         pictures.START + number + rng.random(),
         rng.choice((None, number + 1, 2**61)),
@@ -38,9 +38,7 @@ def step(number: int, seed: int = 0, engines: Iterable[str] = ENGINES) -> view.S
     )
 
 
-def frames(
-    steps: int, *, seed: int = 0, every_s: float = 1.0, engines: Iterable[str] = ENGINES
-) -> Iterator[view.Frame]:
+def frames(steps: int, *, seed: int = 0, every_s: float = 1.0, engines: Iterable[str] = ENGINES) -> Iterator[api.Frame]:
     """A run's frames: a step in each, engines and counters in most, events and a command's life in some."""
     rng = random.Random(seed)
     for number in range(steps):
@@ -56,12 +54,12 @@ def frames(
         change = pictures.change(
             "e0", "prefix_caching", "off", ("requested", "draining", "applied")[number % 3], command=f"c{number // 3}"
         )
-        yield view.Frame(
+        yield api.Frame(
             "hub-1",
             number + 1,
             now,
             shown if rng.random() < 0.8 else {},
-            view.Trainer("live", 1, {"0": now}, number, number + 1),
+            api.Trainer("live", 1, {"0": now}, number, number + 1),
             [step(number, seed, engines)],
             [pictures.event(number, f"thing {number}", rng.choice(("info", "warn")))] if number % 4 == 0 else [],
             [change] if number < 30 else [],
@@ -69,7 +67,7 @@ def frames(
         )
 
 
-def store(directory: Path, made: Iterable[view.Frame], *, epoch: str = "hub-1", limits: Limits = LIMITS) -> Path:
+def store(directory: Path, made: Iterable[api.Frame], *, epoch: str = "hub-1", limits: Limits = LIMITS) -> Path:
     """A store in ``directory`` with these frames, closed in good order."""
     writer = Writer(directory / NAME, "run", epoch, pictures.START, limits=limits)
     writer.write(list(made))
@@ -77,9 +75,9 @@ def store(directory: Path, made: Iterable[view.Frame], *, epoch: str = "hub-1", 
     return directory / NAME
 
 
-def live(made: Iterable[view.Frame]) -> view.Snapshot:
+def live(made: Iterable[api.Frame]) -> api.Snapshot:
     """What a viewer has after these frames."""
-    picture = view.Snapshot("run", "hub-1", 0, pictures.START, pictures.START)
+    picture = api.Snapshot("run", "hub-1", 0, pictures.START, pictures.START)
     for frame in made:
         picture.apply(frame)
     return picture
@@ -90,6 +88,6 @@ def bits(thing: object) -> bytes:
     return msgspec.msgpack.encode(msgspec.to_builtins(thing, str_keys=True), order="deterministic")
 
 
-def picture(path: Path, until: int | None = None) -> view.Snapshot:
+def picture(path: Path, until: int | None = None) -> api.Snapshot:
     with Reader(path) as reader:
         return reader.picture(until)

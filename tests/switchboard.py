@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from rltop.collectors import wire
-from rltop.collectors.flags import BY_NAME, FLAGS
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.flags import BY_NAME, FLAGS
 from tests.harness import HubStandIn, wait_for
 from tests.live_engine import ON_CPU, LiveEngine, policy_logprobs
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
-from rltop.backend import view
-from rltop.backend.state import Effect, State
+from rltop.backend import api
+from rltop.backend.hub.state import Effect, State
 from tests.hub_core import Hub
 
 Call = tuple[str, list[Any], dict[str, Any]]
@@ -68,7 +68,7 @@ def taping(write: Callable[[bytes], object]) -> Callable[..., State]:
             self._tape("watch", now)
             super().watch(now)
 
-        def frame(self, now: float, *, heartbeat: bool = False) -> view.Frame | None:
+        def frame(self, now: float, *, heartbeat: bool = False) -> api.Frame | None:
             self._tape("frame", now, heartbeat=heartbeat)
             return super().frame(now, heartbeat=heartbeat)
 
@@ -109,7 +109,7 @@ def played(path: Path) -> Iterator[tuple[Hub, list[int]]]:
     for method, arguments, named in tape:
         hub.now = next(reversed([value for value in arguments if isinstance(value, float)]))
         effect = getattr(hub.state, method)(*arguments, **named)
-        if isinstance(effect, view.Frame):
+        if isinstance(effect, api.Frame):
             hub.frames.append(effect)
             if effect.steps:
                 yield hub, [step.step for step in effect.steps]
@@ -121,7 +121,7 @@ def replay(path: Path) -> Hub:
     return hub
 
 
-def digest(picture: view.Snapshot) -> str:
+def digest(picture: api.Snapshot) -> str:
     """Of everything that is shown of every step, to the bit."""
     return hashlib.sha256(msgspec.json.encode([step for _, step in sorted(picture.steps.items())])).hexdigest()
 

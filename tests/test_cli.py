@@ -16,11 +16,11 @@ from typing import Any, Self
 import pytest
 from click.testing import CliRunner, Result
 
-from rltop.backend.client import Client
-from rltop.collectors import wire
-from rltop.collectors.launch import ensure_hub, find_hub
-from rltop.collectors.rundir import RunDir, for_run
-from rltop.collectors.sender import Sender
+from rltop.backend.client.live import Client
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.launch import ensure_hub, find_hub
+from rltop.collectors.contract.rundir import RunDir, for_run
+from rltop.collectors.transport.sender import Sender
 from rltop.tui.cli import main as cli
 from tests.hub_messages import Trained, engine_state, sequences
 from tests.receiver import run_directory, wait_until

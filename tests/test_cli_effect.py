@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from rltop.backend import view
-from rltop.backend.client import Client, CommandError
-from rltop.backend.effects.judge import FIGURES
+from rltop.backend import api
+from rltop.backend.client.live import Client, CommandError
+from rltop.backend.effects.estimate import FIGURES
 from tests.harness import wait_for
 from tests.test_cli import Engine, answer, home, rltop, start_hub, wait_for_engine
 
 __all__ = ["home"]
 
 
-def _effect(client: Client) -> view.Effect | None:
+def _effect(client: Client) -> api.Effect | None:
     try:
         return client.effect()
     except CommandError:

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from rltop.backend.client import Client
-from rltop.collectors import wire
-from rltop.collectors.rundir import RunDir
-from rltop.collectors.sender import Sender
+from rltop.backend.client.live import Client
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.rundir import RunDir
+from rltop.collectors.transport.sender import Sender
 from tests.hub_messages import engine_state
 from tests.receiver import wait_until
 from tests.test_cli import answer, home, kill_hub, rltop, start_hub

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rltop.backend.view import Change, Step, change_key
-from rltop.collectors import wire
-from rltop.collectors.probes import PROBES
-from rltop.collectors.rundir import RunDir
-from rltop.tui.changes import deed
-from rltop.tui.happened import marks
-from rltop.tui.history import History
+from rltop.backend.api import Change, Step, change_key
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.probes import PROBES
+from rltop.collectors.contract.rundir import RunDir
+from rltop.tui.model.changes import deed
+from rltop.tui.model.step_columns import History
+from rltop.tui.model.timeline import marks
 from tests import pictures
 from tests.test_cli import Engine as Answering
 from tests.test_cli import answer, home, rltop, start_hub, wait_for_engine

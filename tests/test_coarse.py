@@ -7,20 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rltop.backend import coarse, view
-from rltop.backend.coarse import EXTREMES, MOST, ROOM, STRETCH
-from rltop.backend.headline import HEADLINE
+from rltop.backend import api
+from rltop.backend.api import downsample
+from rltop.backend.api.downsample import EXTREMES, HEADLINE, MOST, ROOM, STRETCH
 
 
-def step(number: int, **values: float | None) -> view.Step:
-    return view.Step(number, float(number), number, False, dict(values))
+def step(number: int, **values: float | None) -> api.Step:
+    return api.Step(number, float(number), number, False, dict(values))
 
 
-def picture(count: int, spikes: dict[int, float], *, per_frame: int = 1) -> view.Snapshot:
-    made = view.Snapshot("run", "h", 0, 0.0, 0.0)
+def picture(count: int, spikes: dict[int, float], *, per_frame: int = 1) -> api.Snapshot:
+    made = api.Snapshot("run", "h", 0, 0.0, 0.0)
     for first in range(0, count, per_frame):
         steps = [step(n, kl_k3=spikes.get(n, 1 + n % 7 * 1e-3), entropy=None) for n in range(first, first + per_frame)]
-        made.apply(view.Frame("h", made.seq + 1, float(first), steps=steps))
+        made.apply(api.Frame("h", made.seq + 1, float(first), steps=steps))
     return made
 
 
@@ -40,19 +40,19 @@ def test_a_long_run_stays_bounded_and_keeps_its_spikes(per_frame: int) -> None:
 
 def test_every_viewer_thins_alike_from_wherever_it_began() -> None:
     whole = picture(5_000, {})
-    early = msgspec.msgpack.decode(msgspec.msgpack.encode(whole), type=view.Snapshot)
+    early = msgspec.msgpack.decode(msgspec.msgpack.encode(whole), type=api.Snapshot)
     for number in range(5_000, 9_000):
-        frame = view.Frame("h", number + 1, float(number), steps=[step(number, kl_k3=number % 11)])
+        frame = api.Frame("h", number + 1, float(number), steps=[step(number, kl_k3=number % 11)])
         for shown in (whole, early):
             shown.apply(frame)
     assert msgspec.msgpack.encode(whole) == msgspec.msgpack.encode(early)
 
 
 def test_a_run_without_end_is_thinned_again_and_again() -> None:
-    steps: dict[int, view.Step] = {}
+    steps: dict[int, api.Step] = {}
     for number in range(0, 400 * STRETCH, STRETCH):
         steps |= {n: step(n, reward_mean=float(n % 97)) for n in range(number, number + STRETCH)}
-        coarse.thin(steps)
+        downsample.thin(steps)
         assert len(steps) <= MOST
     assert {s.level for s in steps.values()} == {0, 1, 2}
     assert 0 in steps
@@ -66,7 +66,7 @@ def test_a_run_without_end_is_thinned_again_and_again() -> None:
 )
 def test_extremes_ends_and_nothing_else_stand_out(found: list[dict[str, float | None]]) -> None:
     steps = [step(number, **values) for number, values in enumerate(found)]
-    kept = coarse.standing_out(steps)
+    kept = downsample.standing_out(steps)
     assert {0, len(steps) - 1} <= kept
     assert len(kept) <= 2 + 2 * len(EXTREMES)
     for name in EXTREMES:

@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from rltop.backend import view
-from rltop.backend.client import Client, CommandError
+from rltop.backend import api
+from rltop.backend.client.live import Client, CommandError
 from rltop.backend.commands import audit
-from rltop.collectors.rundir import RunDir
+from rltop.collectors.contract.rundir import RunDir
 from tests.harness import wait_for
 from tests.link import Link
 from tests.live_engine import ENVIRONMENT, MODEL, LiveEngine
@@ -67,33 +67,33 @@ class Run:
         self.start_hub()
         self.see(lambda v: v.epoch != before and is_live(v))
 
-    def see(self, condition: Any, seconds: float = DEADLINE_S) -> view.Snapshot:
+    def see(self, condition: Any, seconds: float = DEADLINE_S) -> api.Snapshot:
         assert self.client.wait(lambda c: c.view is not None and c.state == "live" and bool(condition(c.view)), seconds)
         assert self.client.view is not None
         return self.client.view
 
     def ask(self, value: str, **about: Any) -> str:
         """Ask for a switch without waiting for its end; the command's id."""
-        question = view.AskSet(uuid.uuid4().hex, FLAG, value, who="ann", host="here", **about)
+        question = api.AskSet(uuid.uuid4().hex, FLAG, value, who="ann", host="here", **about)
         self.client.ask(question)
         assert self.client.wait(lambda c: question.id in c.answers, DEADLINE_S)
         answer = self.client.answers[question.id]
         assert answer.command, answer.error
         return answer.command
 
-    def change(self, command: str) -> view.Change | None:
+    def change(self, command: str) -> api.Change | None:
         return self.client.view.changes.get(f"{command}@{ENGINE}") if self.client.view else None
 
-    def until(self, command: str, *states: str) -> view.Change:
+    def until(self, command: str, *states: str) -> api.Change:
         """Wait for the command to be in one of the states."""
         self.see(lambda v: (found := v.changes.get(f"{command}@{ENGINE}")) is not None and found.state in states)
         found = self.change(command)
         assert found is not None
         return found
 
-    def settled(self, command: str, *, asked: int = 1) -> view.Change:
+    def settled(self, command: str, *, asked: int = 1) -> api.Change:
         """How it ended, which is what the flag reads on the engine, and what the log has exactly once."""
-        change = self.until(command, *view.TERMINAL)
+        change = self.until(command, *api.TERMINAL)
         value = change.wanted if change.state == "applied" else {"on": "off", "off": "on"}[change.wanted]
         if change.state != "superseded":
             self.see(lambda v: v.engines[ENGINE].flags[FLAG].value == value)
@@ -104,7 +104,7 @@ class Run:
         assert change.lost_requests in (0, None)
         return change
 
-    def switch(self, value: str, **about: Any) -> view.Change:
+    def switch(self, value: str, **about: Any) -> api.Change:
         (change,) = self.client.set_flag(FLAG, value, **about)
         assert change.state == "applied", change
         return change
@@ -152,7 +152,7 @@ class Run:
         assert all(len(work.result(60).outputs[0].token_ids) == TOKENS for work in running)
 
 
-def is_live(shown: view.Snapshot) -> bool:
+def is_live(shown: api.Snapshot) -> bool:
     """The hub hears the engine."""
     return ENGINE in shown.engines and shown.engines[ENGINE].health == "live"
 
@@ -187,7 +187,7 @@ def begins_with_the_flag_on(run: Run) -> Iterator[None]:
 
 def test_killed_before_it_read_the_wish_the_hub_leaves_nothing_behind(run: Run) -> None:
     run.hub.send_signal(signal.SIGSTOP)
-    question = view.AskSet(uuid.uuid4().hex, FLAG, "off")
+    question = api.AskSet(uuid.uuid4().hex, FLAG, "off")
     run.client.ask(question)
     run.kill_hub()
     before = audit.read(run.rundir.audit)[0]
@@ -271,14 +271,14 @@ def test_applied_with_the_link_cut_and_the_hub_killed_the_next_hub_learns_of_it(
         run.start_hub()
         shown = run.see(lambda v: v.epoch != before)
         assert shown.engines[ENGINE].health != "live"
-        assert shown.changes[f"{command}@{ENGINE}"].state not in view.TERMINAL
+        assert shown.changes[f"{command}@{ENGINE}"].state not in api.TERMINAL
     assert run.settled(command).state == "applied"
 
 
 def test_asked_for_with_the_link_cut_it_is_refused_and_nothing_was_sent(run: Run) -> None:
     with run.link.cut():
         command = run.ask("off", timeout_s=120.0)
-        change = run.until(command, *view.TERMINAL)
+        change = run.until(command, *api.TERMINAL)
     assert (change.state, change.reason) == ("refused", f"engine {ENGINE} is not connected; nothing was sent")
     run.heard()
     assert run.settled(command).state == "refused"

@@ -15,12 +15,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from rltop.backend.demo import engine as demo_engine
-from rltop.backend.demo import jobs, messages, policy, run, task
-from rltop.backend.demo.engine import Rollouts
+from rltop.backend.demo import jobs, messages, supervisor
+from rltop.backend.demo.engines import engine_process as demo_engine
+from rltop.backend.demo.engines.engine_process import Rollouts
 from rltop.backend.demo.faults import BY_NAME, FAULTS, HEALTHY, Fault, as_markdown
 from rltop.backend.demo.options import MODEL, DemoOptions
-from rltop.backend.demo.trainer import Trainer, gather, load_model, recorded
+from rltop.backend.demo.rl import policy, task
+from rltop.backend.demo.rl.demo_trainer import Trainer, gather, load_model, recorded
 from rltop.tui.cli.main import main
 
 torch.set_num_threads(1)  # more of them fight over the machine for models of this size
@@ -65,7 +66,7 @@ def test_an_engine_is_launched_as_the_fault_says(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("fault", BY_NAME)
 def test_the_checkpoint_says_how_to_sample_only_with_the_penalty(tmp_path: Path, fault: str) -> None:
-    path = run._checkpoint(BY_NAME[fault], tmp_path)
+    path = supervisor._checkpoint(BY_NAME[fault], tmp_path)
     config = json.loads((path / "generation_config.json").read_text())
     assert config.get("repetition_penalty") == (1.1 if fault == "penalty-default" else None)
     assert (path == MODEL) == (fault != "penalty-default")
@@ -229,8 +230,8 @@ def rollouts() -> Any:
 
 def trained(monkeypatch: pytest.MonkeyPatch, fault: Fault, step: int = 0, *, facts: bool = True) -> tuple[Told, Any]:
     """What is passed on of one step with ``fault``, and the trainer."""
-    monkeypatch.setattr("rltop.backend.demo.trainer.TrainerCollector", Told)
-    monkeypatch.setattr("rltop.backend.demo.trainer.Fleet", lambda *_: None)
+    monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.TrainerCollector", Told)
+    monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.Fleet", lambda *_: None)
     torch.manual_seed(0)
     trainer = Trainer(
         jobs.TrainerJob("run", str(MODEL), "", "", ["e0"], 9, 0, fault.temperature, "ppo", 4, fault, facts)
@@ -379,7 +380,7 @@ def test_the_command_passes_on_the_fault_or_none(
     monkeypatch: pytest.MonkeyPatch, given: list[str], wanted: tuple[Any, ...]
 ) -> None:
     told: list[DemoOptions] = []
-    monkeypatch.setattr(run, "run_headless", told.append)
+    monkeypatch.setattr(supervisor, "run_headless", told.append)
     assert CliRunner().invoke(main, ["demo", "--headless", *given]).exit_code == 0
     (options,) = told
     assert (options.fault, options.fault_at, options.fault_engine, options.facts) == wanted

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import cast
 
-from rltop.backend.client import Client
-from rltop.backend.demo.follow import Follower
+from rltop.backend.api import Answer, AskSet, Change, Question, Snapshot, Step, change_key
+from rltop.backend.client.live import Client
+from rltop.backend.demo.observed import Follower
 from rltop.backend.demo.options import parse_setting
-from rltop.backend.view import Answer, AskSet, Change, Question, Snapshot, Step, change_key
 
 
 class ScriptedHub:

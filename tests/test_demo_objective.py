@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.demo.objective import OBJECTIVES, SPREAD_FLOOR, Objective, group_advantages
 from rltop.backend.demo.options import OBJECTIVES as NAMES
+from rltop.backend.demo.rl.objective import OBJECTIVES, SPREAD_FLOOR, Objective, group_advantages
 
 reals = st.floats(-2, 2, width=32)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rltop.backend.demo import jobs
 from rltop.backend.demo.options import DemoOptions, Setting, parse_setting
 from rltop.backend.demo.progress import spans
-from rltop.collectors.flags import FLAGS
+from rltop.collectors.contract.flags import FLAGS
 
 settings = st.builds(
     lambda step, flag, index: Setting(step, flag.name, flag.values[index % len(flag.values)]),

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from rltop.backend.client import Client
-from rltop.backend.demo.run import Demo, DemoOptions, parse_setting, start
-from rltop.backend.view import Step
-from rltop.collectors.launch import ensure_hub, find_hub
+from rltop.backend.api import Step
+from rltop.backend.client.live import Client
+from rltop.backend.demo.supervisor import Demo, DemoOptions, parse_setting, start
+from rltop.collectors.contract.launch import ensure_hub, find_hub
 from tests.test_hub_report import REPORT_KEYS, STEP_KEYS
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

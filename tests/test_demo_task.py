@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.demo import task
+from rltop.backend.demo.rl import task
 
 numbers = st.integers(0, 1000)
 

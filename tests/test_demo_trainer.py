@@ -10,11 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.demo import jobs, messages, policy, task
-from rltop.backend.demo.engine import token_versions
+from rltop.backend.demo import jobs, messages
+from rltop.backend.demo.engines.engine_process import token_versions
 from rltop.backend.demo.faults import HEALTHY, Fault
 from rltop.backend.demo.options import MODEL
-from rltop.backend.demo.trainer import gather, granted, load_model, pick_matched, sampled_with, spanning_share
+from rltop.backend.demo.rl import policy, task
+from rltop.backend.demo.rl.demo_trainer import gather, granted, load_model, pick_matched, sampled_with, spanning_share
 
 PROMPTS = [task.prompt(0, number) for number in range(3)]
 ANSWERS = [[*task.solution(prompt), task.EOS] for prompt in PROMPTS]

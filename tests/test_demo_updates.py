@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.demo import engine, jobs, messages
-from rltop.backend.demo.engine import Rollouts, as_sample
+from rltop.backend.demo import jobs, messages
+from rltop.backend.demo.engines import engine_process
+from rltop.backend.demo.engines.engine_process import Rollouts, as_sample
+from rltop.backend.demo.engines.weight_updates import Labelled, Marks, Unlabelled, weights_of
 from rltop.backend.demo.faults import BY_NAME
-from rltop.backend.demo.updates import Labelled, Marks, Unlabelled, weights_of
 
 TRANSFER = ("start_weight_update", "update_weights", "finish_weight_update")
 
@@ -109,5 +110,5 @@ def test_engines_share_a_gpu_and_nothing_is_asked_of_a_cpu(monkeypatch: pytest.M
     platforms = ModuleType("platforms")
     platforms.current_platform = SimpleNamespace(is_cpu=lambda: on_cpu)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
-    wanted = {"kv_cache_memory_bytes": engine.KV_BYTES, "gpu_memory_utilization": engine.GPU_SHARE}
-    assert engine._share() == ({} if on_cpu else wanted)
+    wanted = {"kv_cache_memory_bytes": engine_process.KV_BYTES, "gpu_memory_utilization": engine_process.GPU_SHARE}
+    assert engine_process._share() == ({} if on_cpu else wanted)

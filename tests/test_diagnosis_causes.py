@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from rltop.backend.diagnosis.causes import BY_ID, CAUSES, confusable, page
-from rltop.backend.diagnosis.causes.entry import Known, alternatives, holds
-from rltop.backend.diagnosis.causes.probes import BY_CODE as PROBES
-from rltop.backend.diagnosis.tests import BY_NAME as TESTS
-from rltop.backend.diagnosis.verdict import LAYERS
-from rltop.collectors import probes
-from rltop.collectors.flags import BY_NAME as FLAGS
+from rltop.backend.api.verdict import LAYERS
+from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TESTS
+from rltop.backend.diagnosis.causes import BY_ID, CAUSES, causes_page, confusable
+from rltop.backend.diagnosis.causes.cause import Known, alternatives, holds
+from rltop.backend.diagnosis.causes.confirming_probes import BY_CODE as PROBES
+from rltop.collectors.contract import probes
+from rltop.collectors.contract.flags import BY_NAME as FLAGS
 
 ROOT = Path(__file__).parent.parent
 KNOWLEDGE = {
@@ -99,4 +99,4 @@ def test_probes_that_rltop_runs_are_those_of_its_table_of_probes() -> None:
 
 
 def test_the_page_is_made_from_the_table() -> None:
-    assert (ROOT / "docs" / "causes.md").read_text() == page.document()
+    assert (ROOT / "docs" / "causes.md").read_text() == causes_page.document()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rltop.backend import view
-from rltop.backend.diagnosis import loop
-from rltop.backend.diagnosis.case import Case
-from rltop.backend.diagnosis.course import Stretch
-from rltop.backend.diagnosis.evidence import Evidence
-from rltop.backend.diagnosis.pile import Piles
-from rltop.backend.diagnosis.tests import UNKNOWN
-from rltop.backend.diagnosis.tests_course import FALL, FALL_STEPS, GROUPED, entropy
-from rltop.backend.diagnosis.verdict import Finding
+from rltop.backend import api
+from rltop.backend.api.verdict import Finding
+from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
+from rltop.backend.diagnosis.checks.trends import FALL, FALL_STEPS, GROUPED, entropy
+from rltop.backend.evidence import evidence_kernel
+from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.evidence.evidence import Evidence
+from rltop.backend.evidence.evidence_arrays import Piles
+from rltop.backend.evidence.series import Stretch
 
 ROWS, TOKENS = 64, 15
 PROMPTS = 0.1
@@ -27,9 +27,9 @@ def told(levels: list[float], error: float = PROMPTS) -> Finding:
         own = Evidence()
         spread = (error / GROUPED * level * ROWS * TOKENS) ** 2
         n, s = ROWS * TOKENS, level * ROWS * TOKENS
-        own.moments[loop.ENTROPY] = ROWS, n, s, ROWS * TOKENS**2, s * s / ROWS + spread, s * TOKENS
+        own.moments[evidence_kernel.ENTROPY] = ROWS, n, s, ROWS * TOKENS**2, s * s / ROWS + spread, s * TOKENS
         stretches.append(Stretch(step, step, {"e0": own}))
-    steps = [view.Step(step, float(step), step, False, {}) for step in range(len(levels))]
+    steps = [api.Step(step, float(step), step, False, {}) for step in range(len(levels))]
     (found,) = entropy(Piles(Case("run", steps, evidence=stretches)))
     return found
 

@@ -11,15 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rltop.backend import view
-from rltop.backend.diagnosis import evidence, loop, sequential, tests_page
-from rltop.backend.diagnosis.course import Course, Stretch
-from rltop.backend.diagnosis.evidence import Evidence
-from rltop.backend.diagnosis.pile import Piles
-from rltop.backend.history import samples
-from rltop.backend.history.read import Reader
-from rltop.backend.history.samples import Kept
-from rltop.backend.history.write import Writer
+from rltop.backend import api
+from rltop.backend.diagnosis.catalogue import checks_page
+from rltop.backend.evidence import evidence, evidence_kernel, sequential
+from rltop.backend.evidence.evidence import Evidence
+from rltop.backend.evidence.evidence_arrays import Piles
+from rltop.backend.evidence.series import Course, Stretch
+from rltop.backend.store import step_details
+from rltop.backend.store.read import Reader
+from rltop.backend.store.step_details import Kept
+from rltop.backend.store.write import Writer
 from tests.simulated import Fault, Policy
 
 
@@ -37,10 +38,10 @@ def _same(one: Evidence, other: Evidence, tolerance: float = 1e-9) -> bool:
 
 def test_sums_are_what_the_tokens_make() -> None:
     run = Piles(type("C", (), {"evidence": _stretches(1, seed=5, matched=64)})()).run
-    n = run.sums[0, loop.N]
-    assert n == run.sums[0, loop.MATCHED] == run.moments[0, loop.X, 1]
-    assert run.moments[0, loop.X, 0] == 64
-    assert abs(run.moments[0, loop.M_D, 2]) < 1e-3  # step 0 is on policy
+    n = run.sums[0, evidence_kernel.N]
+    assert n == run.sums[0, evidence_kernel.MATCHED] == run.moments[0, evidence_kernel.X, 1]
+    assert run.moments[0, evidence_kernel.X, 0] == 64
+    assert abs(run.moments[0, evidence_kernel.M_D, 2]) < 1e-3  # step 0 is on policy
     assert run.sums[0, evidence.REQUESTS] == run.sums[0, evidence.ROWS] == 64
     assert run.profile[0, :, 0].sum() == n
 
@@ -89,11 +90,11 @@ def test_the_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "store.sqlite", "run", "epoch", 1.0)
     stretches = _stretches(3)
     for stretch in stretches:
-        rows = samples.evidence_rows(Kept(stretch.first, evidence=stretch.engines))
-        writer.write([view.Frame("epoch", stretch.first, 1.0)], [[("evidence", row) for row in rows]])
+        rows = step_details.evidence_rows(Kept(stretch.first, evidence=stretch.engines))
+        writer.write([api.Frame("epoch", stretch.first, 1.0)], [[("evidence", row) for row in rows]])
     writer.close()
     with Reader(tmp_path / "store.sqlite") as reader:
-        back = samples.course(reader).stretches()
+        back = step_details.course(reader).stretches()
     assert [stretch.first for stretch in back] == [0, 1, 2]
     for one, other in zip(stretches, back, strict=True):
         assert one.engines.keys() == other.engines.keys()
@@ -164,7 +165,7 @@ def test_a_bet_on_other_tokens_expects_no_gain(q: float, bet: tuple[float, float
 
 def test_the_page_is_that_of_the_tables() -> None:
     page = (Path(__file__).parent.parent / "docs" / "diagnosis.md").read_text()
-    assert page == tests_page.document()
+    assert page == checks_page.document()
 
 
 def _moments(values: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> sequential.Floats:

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rltop.backend.api.verdict import Finding
+from rltop.backend.diagnosis.catalogue.all_checks import ALPHA, TESTS, UNKNOWN
+from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TEST
 from rltop.backend.diagnosis.causes import BY_ID, CAUSES
-from rltop.backend.diagnosis.causes.entry import Known, alternatives
+from rltop.backend.diagnosis.causes.cause import Known, alternatives
 from rltop.backend.diagnosis.infer import LEAST, MAYBE, Inference, infer, is_alarming
-from rltop.backend.diagnosis.tests import ALPHA, TESTS, UNKNOWN
-from rltop.backend.diagnosis.tests import BY_NAME as TEST
-from rltop.backend.diagnosis.verdict import Finding
 
 ENGINES = (None, "e0", "e1", "e2")
 DETAILS = {

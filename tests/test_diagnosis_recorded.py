@@ -8,9 +8,9 @@ import pytest
 
 from bench.diagnosis import Scored, onset_of
 from bench.fault_runs import RUNS, UNRECORDED, Run
+from rltop.backend.api.verdict import FAULT, Verdict
 from rltop.backend.demo.faults import BY_NAME as FAULTS
 from rltop.backend.diagnosis.diagnose import diagnose
-from rltop.backend.diagnosis.verdict import FAULT, Verdict
 from tests.cases import DATA, load
 
 MAX_BYTES = 5_000_000

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rltop.backend.diagnosis import loop, rounding
-from rltop.backend.diagnosis.ask import ask
-from rltop.backend.diagnosis.evidence import Evidence
-from rltop.backend.diagnosis.pile import Pile
-from rltop.backend.diagnosis.rounding import BASE_SEQUENCES, FINEST, STRAY, WIDER
-from rltop.backend.diagnosis.tell import LOG_FOUND
-from rltop.backend.diagnosis.tests import UNKNOWN
-from rltop.backend.diagnosis.verdict import Finding
+from rltop.backend.api.verdict import Finding
+from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
+from rltop.backend.diagnosis.checks import rounding_noise
+from rltop.backend.diagnosis.checks.findings import LOG_FOUND
+from rltop.backend.diagnosis.checks.rounding_noise import BASE_SEQUENCES, FINEST, STRAY, WIDER
+from rltop.backend.diagnosis.checks.run_all import ask
+from rltop.backend.evidence import evidence_kernel
+from rltop.backend.evidence.evidence import Evidence
+from rltop.backend.evidence.evidence_arrays import Pile
 from tests.simulated import Fault, Policy
 
 TOKENS = 15
@@ -28,8 +29,8 @@ def pile(*steps: tuple[int, int], size: float = 0.0) -> Pile:
     moments, sums = np.zeros((len(steps), *Evidence().moments.shape)), np.zeros((len(steps), *Evidence().sums.shape))
     for at, (rows, beyond) in enumerate(steps):
         n = rows * TOKENS
-        moments[at, loop.M_DD, :3] = rows, n, n * size**2
-        sums[at, [loop.MATCHED, loop.ROOM, loop.BELOW_ROWS]] = n, 0.2 * n, beyond
+        moments[at, evidence_kernel.M_DD, :3] = rows, n, n * size**2
+        sums[at, [evidence_kernel.MATCHED, evidence_kernel.ROOM, evidence_kernel.BELOW_ROWS]] = n, 0.2 * n, beyond
     numbers = np.arange(len(steps), dtype=np.int64)
     rest = (
         np.zeros((len(steps), *getattr(Evidence(), name).shape)) for name in ("extremes", "aligned", "profile", "lags")
@@ -44,15 +45,15 @@ def found(policy: Policy, steps: int, test: str, engine: str | None = None) -> l
 
 @given(st.floats(0, 1), st.sampled_from([4e-3, 0.05, 0.5]), st.integers(0, 100))
 def test_the_bound_is_that_of_the_dtypes_or_ten_times_the_first_steps(size: float, declared: float, rows: int) -> None:
-    bound = rounding.usual(pile((rows, 0), (0, 0), (64, 0), size=size), declared)
+    bound = rounding_noise.usual(pile((rows, 0), (0, 0), (64, 0), size=size), declared)
     assert FINEST * declared <= bound <= declared
     own = WIDER * size / math.sqrt(0.2)
     assert bound == pytest.approx(float(np.clip(own, FINEST * declared, declared)))
 
 
 def test_few_sequences_set_no_bound() -> None:
-    assert rounding.usual(pile((BASE_SEQUENCES - 1, 0)), 0.05) == 0.05
-    assert rounding.usual(pile(), 0.05) == 0.05
+    assert rounding_noise.usual(pile((BASE_SEQUENCES - 1, 0)), 0.05) == 0.05
+    assert rounding_noise.usual(pile(), 0.05) == 0.05
 
 
 @given(st.floats(0, 1), st.integers(1, 24), st.sampled_from([1e-6, 4e-5, 2e-4, 5e-4]))
@@ -60,9 +61,9 @@ def test_few_sequences_set_no_bound() -> None:
 def test_a_bet_on_sequences_expects_no_gain_where_no_more_are_beyond_than_rounding_makes(
     part: float, rows: int, least: float
 ) -> None:
-    share = part * max(STRAY, min((least / loop.FINE) ** 2 * 0.2 * TOKENS, 1.0))
+    share = part * max(STRAY, min((least / evidence_kernel.FINE) ** 2 * 0.2 * TOKENS, 1.0))
     chances = [math.comb(rows, k) * share**k * (1 - share) ** (rows - k) for k in range(rows + 1)]
-    wealth = [math.exp(rounding.bet_on_sequences(pile((rows, k)), least)[0]) for k in range(rows + 1)]
+    wealth = [math.exp(rounding_noise.bet_on_sequences(pile((rows, k)), least)[0]) for k in range(rows + 1)]
     assert sum(chance * own for chance, own in zip(chances, wealth, strict=True)) <= 1 + 1e-9
 
 
@@ -70,11 +71,11 @@ def test_stray_sequences_never_come_to_evidence() -> None:
     rng = np.random.default_rng(5)
     for _ in range(40):
         steps = [(20, int(rng.binomial(20, STRAY))) for _ in range(100)]
-        assert max(rounding.bet_on_sequences(pile(*steps[:n]), 4e-5)[0] for n in range(5, 101, 5)) < LOG_FOUND
+        assert max(rounding_noise.bet_on_sequences(pile(*steps[:n]), 4e-5)[0] for n in range(5, 101, 5)) < LOG_FOUND
 
 
 def test_a_few_sequences_beyond_are_evidence_at_once_and_from_the_step_that_has_them() -> None:
-    log_e, start = rounding.bet_on_sequences(pile(*[(20, 0)] * 9, (20, 12)), 4e-5)
+    log_e, start = rounding_noise.bet_on_sequences(pile(*[(20, 0)] * 9, (20, 12)), 4e-5)
     assert log_e > LOG_FOUND
     assert start == 9
 

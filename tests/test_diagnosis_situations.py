@@ -10,8 +10,8 @@ import pytest
 
 from bench.situations import SHAPES, SITUATIONS, Situation, settings
 from bench.stress import Told, tell
+from rltop.backend.api.verdict import FAULT
 from rltop.backend.diagnosis.diagnose import diagnose
-from rltop.backend.diagnosis.verdict import FAULT
 from tests.exact import RIGHT, Run, Setting, Wrong
 
 FAULTY = [one for one in SITUATIONS if one.kind.codes]

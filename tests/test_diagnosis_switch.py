@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from rltop.backend import view
+from rltop.backend import api
+from rltop.backend.api.verdict import FAULT, HEALTHY, Finding, Verdict
 from rltop.backend.diagnosis import diagnose as diagnosed
-from rltop.backend.diagnosis.ask import ask
-from rltop.backend.diagnosis.case import Case
+from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, UNKNOWN
+from rltop.backend.diagnosis.checks.run_all import ask
 from rltop.backend.diagnosis.conclude import conclude
 from rltop.backend.diagnosis.diagnose import diagnose, run_of
-from rltop.backend.diagnosis.tests import BY_NAME, UNKNOWN
-from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, Finding, Verdict
+from rltop.backend.evidence.diagnosis_input import Case
 from tests import pictures
 from tests.simulated import Fault, Policy
 
@@ -25,7 +25,7 @@ RAW = Policy(seed=1, heat=0.7, fault=Fault(record_heat=1.0, until=12))
 
 def switched(case: Case, step: int) -> Case:
     """The case, if a flag was switched when ``step`` had closed."""
-    change = view.Change(
+    change = api.Change(
         "c1", "e0", "prefix_caching", "off", "applied", 0.0, step=step, old="on", new="off", flag_epoch=1
     )  # fmt: skip
     return replace(case, changes=[change]) if case.steps[-1].step >= step else case
@@ -129,5 +129,5 @@ def test_tokens_that_were_sampled_before_a_switch_are_left_out_by_their_lag() ->
     assert diagnose(case).verdict == HEALTHY
 
 
-def replace_lag(step: view.Step, lag: float) -> view.Step:
-    return view.Step(step.step, step.closed, step.policy_version, step.partial, {"lag_max": lag})
+def replace_lag(step: api.Step, lag: float) -> api.Step:
+    return api.Step(step.step, step.closed, step.policy_version, step.partial, {"lag_max": lag})

@@ -7,11 +7,11 @@ import gc
 import numpy as np
 import pytest
 
-from rltop.backend.diagnosis.ask import ASK, NOT_COMPUTED, ask
-from rltop.backend.diagnosis.case import Case
-from rltop.backend.diagnosis.pile import Piles
-from rltop.backend.diagnosis.tests import BY_NAME, TESTS, UNKNOWN
-from rltop.backend.diagnosis.verdict import Finding
+from rltop.backend.api.verdict import Finding
+from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, TESTS, UNKNOWN
+from rltop.backend.diagnosis.checks.run_all import ASK, NOT_COMPUTED, ask
+from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.evidence.evidence_arrays import Piles
 from tests.simulated import Fault, Policy
 
 

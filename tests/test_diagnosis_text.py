@@ -7,13 +7,13 @@ import math
 
 import pytest
 
-from rltop.backend.diagnosis import text
+from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Finding
+from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TEST
+from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
 from rltop.backend.diagnosis.causes import CAUSES
-from rltop.backend.diagnosis.causes.entry import Known, alternatives
+from rltop.backend.diagnosis.causes.cause import Known, alternatives
 from rltop.backend.diagnosis.conclude import Run, conclude
-from rltop.backend.diagnosis.tests import BY_NAME as TEST
-from rltop.backend.diagnosis.tests import UNKNOWN
-from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, UNDECIDED, Finding
+from rltop.backend.text import verdict_text
 
 RUN = Run("sort", 14, {"e0": {}, "e1": {}}, {}, 15, 42_000, 960)
 SENTENCE = (
@@ -37,7 +37,7 @@ def test_a_verdict_fits_one_screen(known: Known) -> None:
     shown = [found(sign, engine) for sign in known.needs]
     around = [Finding(f.test, TEST[f.test].healthy, engine="e0") for f in shown if engine]
     verdict = conclude(RUN, [*shown, *around])
-    lines = text.lines(verdict)
+    lines = verdict_text.lines(verdict)
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
     assert "sort" in lines[0]
@@ -53,7 +53,7 @@ def test_the_verdict_comes_first_then_what_was_seen_and_what_to_do() -> None:
     shown = [found("T1 above", since=3), found("T2 positive", since=4)]
     verdict = conclude(RUN, [*shown, *calm("T6", "record", "copies", "T3", "T5", "join", "mask")])
     assert verdict.verdict == FAULT
-    lines = text.lines(verdict)
+    lines = verdict_text.lines(verdict)
     assert lines[0].startswith("run sort: FAULT since step 3 on all engines, as of step 14 (15 steps")
     whole = "\n".join(lines)
     assert "A1 The record is of the distribution before temperature [semantic," in whole
@@ -67,7 +67,7 @@ def test_the_engines_that_have_it_are_named_and_so_is_the_order_for_them() -> No
     (cause,) = [cause for cause in verdict.causes if cause.id == "raw-logprobs"]
     assert cause.engines == ["e1"]
     assert cause.command == "rltop set logprobs_mode processed --engine e1"
-    assert "on e1," in text.headline(verdict)
+    assert "on e1," in verdict_text.headline(verdict)
 
 
 def test_an_engine_of_which_nothing_can_be_told_yet_gets_the_remedy_too() -> None:
@@ -93,7 +93,7 @@ def test_what_an_order_would_set_and_is_set_already_is_not_offered(flags: tuple[
     cause = verdict.causes[0]
     assert (cause.id, cause.command) == ("raw-logprobs", command)
     assert cause.in_place == ("" if command else "rltop set logprobs_mode processed")
-    said = " ".join(" ".join(text.lines(verdict)).split())
+    said = " ".join(" ".join(verdict_text.lines(verdict)).split())
     assert ("`rltop set logprobs_mode processed` is in place." in said) == (not command)
 
 
@@ -105,7 +105,7 @@ def test_what_is_on_every_engine_names_none() -> None:
 def test_a_healthy_run_has_no_causes() -> None:
     verdict = conclude(RUN, calm("T1", "floor", "T5"))
     assert (verdict.verdict, verdict.causes, verdict.needs) == (HEALTHY, [], [])
-    assert text.lines(verdict) == ["run sort: HEALTHY as of step 14 (15 steps, 960 sequences, 42000 tokens)"]
+    assert verdict_text.lines(verdict) == ["run sort: HEALTHY as of step 14 (15 steps, 960 sequences, 42000 tokens)"]
 
 
 def test_too_little_data_is_told_with_how_much_more_it_takes() -> None:
@@ -116,7 +116,7 @@ def test_too_little_data_is_told_with_how_much_more_it_takes() -> None:
         "about 29 more sequences (mean ratio)",
         "matched gap against the floor: no old_logprobs are passed",
     ]
-    assert text.lines(verdict)[0].startswith("run sort: CANNOT TELL YET, as of step 14")
+    assert verdict_text.lines(verdict)[0].startswith("run sort: CANNOT TELL YET, as of step 14")
 
 
 def test_what_cannot_be_told_apart_is_named_with_the_probe_that_would() -> None:
@@ -129,7 +129,7 @@ def test_what_cannot_be_told_apart_is_named_with_the_probe_that_would() -> None:
     assert "stale-prefix-cache" in first.confusable_with
     assert first.probe == "weight-digest"
     assert any(need.startswith("probe weight-digest tells partial-update from ") for need in verdict.needs)
-    assert "or     " in "\n".join(text.lines(verdict, height=None))
+    assert "or     " in "\n".join(verdict_text.lines(verdict, height=None))
 
 
 def test_what_no_cause_explains_is_undecided_and_names_a_probe() -> None:
@@ -159,7 +159,7 @@ def test_the_head_is_brought_to_the_trainers(engine: str | None, trainer: str | 
 
 def test_json_has_the_fields_that_programs_rely_on_and_no_infinities() -> None:
     odd = Finding("T2", "positive", value=math.inf, low=-math.inf, high=math.nan, p=0.0, since_step=1)
-    built = text.as_json(conclude(RUN, [found("T1 above"), odd]))
+    built = verdict_text.as_json(conclude(RUN, [found("T1 above"), odd]))
     assert {"run", "step", "verdict", "causes", "needs", "findings"} <= set(built)
     assert {
         "id", "code", "layer", "confidence", "since_step", "engines", "evidence", "confusable_with", "probe", "remedy",
@@ -169,6 +169,6 @@ def test_json_has_the_fields_that_programs_rely_on_and_no_infinities() -> None:
 
 def test_every_test_is_told_on_demand_the_alarming_ones_first() -> None:
     verdict = conclude(RUN, [*calm("T5"), found("T1 above", "e1"), Finding("T13", UNKNOWN, text="no second logprob")])
-    lines = text.findings(verdict)
+    lines = verdict_text.findings(verdict)
     assert lines[0].startswith("T1 mean ratio of e1: above. T1 above: mean ratio")
     assert lines[-1] == "T13 lattice of logits: unknown. no second logprob"

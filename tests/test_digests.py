@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.collectors import TrainerCollector, wire
-from rltop.collectors.digests import Checksum, bits_of, checksum, row_chunks, weight_digests
+from rltop.collectors import TrainerCollector
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.digests import Checksum, bits_of, checksum, row_chunks, weight_digests
 from tests.receiver import Receiver, run_directory
 
 RNG = np.random.default_rng(0)
@@ -34,7 +35,7 @@ def test_columns_in_any_chunks_give_what_rows_do(rows: int, columns: int, step: 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = weights(100, 7)
     whole = checksum(tensor)
-    monkeypatch.setattr("rltop.collectors.digests.CHUNK_ELEMENTS", 21)
+    monkeypatch.setattr("rltop.collectors.contract.digests.CHUNK_ELEMENTS", 21)
     assert len(list(row_chunks(tensor))) == 34
     assert checksum(tensor) == whole
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rltop.backend import view
-from rltop.backend.effects import cells
-from rltop.backend.effects import text as effect_text
-from rltop.backend.effects.cells import Place, StepCells
-from rltop.backend.effects.judge import FIGURES, MIN_SIDE, SPEED, WINDOW, Mark, effect
-from rltop.backend.effects.pace import Sample
+from rltop.backend import api
+from rltop.backend.effects import epoch_sums
+from rltop.backend.effects.epoch_sums import Place, StepCells
+from rltop.backend.effects.estimate import FIGURES, MIN_SIDE, SPEED, WINDOW, Mark, effect
+from rltop.backend.effects.throughput import Sample
+from rltop.backend.text import effect_text
 
 LIFE = "life"
 NORMAL = {
@@ -55,11 +55,11 @@ class Run:
             self.steps.append(StepCells(number, 5.0 * number, found))
         return self
 
-    def cell(self, moved: Mapping[str, float], tokens: int = 400) -> cells.Cell:
-        cell = cells.empty()
+    def cell(self, moved: Mapping[str, float], tokens: int = 400) -> epoch_sums.Cell:
+        cell = epoch_sums.empty()
         for figure, (level, usual) in NORMAL.items():
             value = level + moved.get(figure, 0.0) + self.rng.normal(0, 1) * self.noise.get(figure, usual)
-            cell[cells.ROW[figure], :3] = (20, tokens, tokens * value)
+            cell[epoch_sums.ROW[figure], :3] = (20, tokens, tokens * value)
         return cell
 
     def switch(self, *engines: str, mixed: bool = True) -> Run:
@@ -74,9 +74,9 @@ class Run:
             self.epochs[engine] += 1
         return self
 
-    def effect(self, *engines: str, epoch: int = 1) -> view.Effect:
+    def effect(self, *engines: str, epoch: int = 1) -> api.Effect:
         changes = [
-            view.Change("c1", engine, "logprobs_mode", "raw", "applied", 0.0, old="processed", new="raw")
+            api.Change("c1", engine, "logprobs_mode", "raw", "applied", 0.0, old="processed", new="raw")
             for engine in engines
         ]
         marks = {engine: Mark(LIFE, epoch) for engine in engines}
@@ -84,11 +84,11 @@ class Run:
         return effect(changes, marks, self.steps, self.samples, present)
 
 
-def row(found: view.Effect, figure: str) -> view.EffectRow:
+def row(found: api.Effect, figure: str) -> api.EffectRow:
     return next(row for row in found.rows if row.figure == figure)
 
 
-def moved(found: view.Effect) -> dict[str, str]:
+def moved(found: api.Effect) -> dict[str, str]:
     return {row.figure: row.verdict for row in found.rows if row.verdict in ("up", "down")}
 
 
@@ -242,7 +242,7 @@ def test_a_figure_that_was_never_measured_is_unknown() -> None:
     run = Run().go(20).switch("e0").go(20)
     for step in run.steps:
         for cell in step.cells.values():
-            cell[cells.ROW["entropy"]] = 0.0
+            cell[epoch_sums.ROW["entropy"]] = 0.0
     told = row(run.effect("e0"), "entropy")
     assert (told.own, told.against, told.verdict) == (None, None, "unknown")
     assert "before" in told.reason
@@ -266,7 +266,7 @@ def test_neither_the_order_of_engines_nor_the_unit_matters(seed: int, scale: flo
         order = sorted(step.cells, key=lambda place: turned.index(place.engine))
         scaled = {place: step.cells[place].copy() for place in order}
         for cell in scaled.values():
-            cell[cells.ROW["entropy"], cells.S] *= scale
+            cell[epoch_sums.ROW["entropy"], epoch_sums.S] *= scale
         run.steps[n] = StepCells(step.step, step.closed, scaled)
     run.samples = {engine: run.samples[engine] for engine in turned}
     other = run.effect("e3", "e1")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rltop.backend.effects.fit import PULL, RHO, Shift, fit, needed, t_quantile
+from rltop.backend.effects.level_shift import PULL, RHO, Shift, fit, needed, t_quantile
 
 Floats = NDArray[np.float64]
 

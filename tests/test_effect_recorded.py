@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from rltop.backend import view
-from rltop.backend.effects.judge import FIGURES, MIN_SIDE
+from rltop.backend import api
+from rltop.backend.effects.estimate import FIGURES, MIN_SIDE
 from tests.placebo import HEALTHY, SWITCHES, imagine, judged, placebos
 from tests.recordings import DATA, Recording, load
 
@@ -18,7 +18,7 @@ SOON = 12
 
 
 @pytest.fixture(scope="module")
-def answers() -> list[view.Effect]:
+def answers() -> list[api.Effect]:
     """What is told of imaginary switches, half on the whole fleet, half on one engine."""
     runs: Mapping[str, Recording] = {name: load(name) for name in HEALTHY}
     return [imagine(runs[placebo.run], placebo) for placebo in placebos(runs)]
@@ -34,7 +34,7 @@ def test_recordings_are_real_runs_of_some_length() -> None:
     assert not any(load(name).commands for name in HEALTHY)
 
 
-def test_intervals_of_imaginary_switches_hold_nothing_nine_times_in_ten(answers: list[view.Effect]) -> None:
+def test_intervals_of_imaginary_switches_hold_nothing_nine_times_in_ten(answers: list[api.Effect]) -> None:
     held: dict[str, list[bool]] = defaultdict(list)
     for answer in answers:
         for row in answer.rows:
@@ -46,7 +46,7 @@ def test_intervals_of_imaginary_switches_hold_nothing_nine_times_in_ten(answers:
     assert len(held["ratio"]) == SWITCHES
 
 
-def test_a_healthy_run_is_hardly_ever_called_confounded(answers: list[view.Effect]) -> None:
+def test_a_healthy_run_is_hardly_ever_called_confounded(answers: list[api.Effect]) -> None:
     assert sum(bool(answer.confounds) for answer in answers) <= 0.03 * SWITCHES
 
 

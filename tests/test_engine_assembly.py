@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.collectors.vllm.assemble import Assembler
-from rltop.collectors.vllm.rollouts import REQUEST_BYTES, Finished, sampling_of
-from rltop.collectors.vllm.tap import Tap, label_version, version_of
-from rltop.collectors.wire import VersionRun
+from rltop.collectors.contract.wire import VersionRun
+from rltop.collectors.vllm.rollouts.assembly import Assembler
+from rltop.collectors.vllm.rollouts.request import REQUEST_BYTES, Finished, sampling_of
+from rltop.collectors.vllm.rollouts.tap import Tap, label_version, version_of
 from tests.engine_doubles import EngineCore, Outputs, output, request, runner_output
 
 

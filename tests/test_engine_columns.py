@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.collectors.vllm.assemble import UNSETTLED_LIMIT, Assembler
-from rltop.collectors.vllm.columns import columns_of
-from rltop.collectors.vllm.rollouts import Finished
-from rltop.collectors.vllm.tap import Added, Ended, Record, Sampled, Stepped, Tap
-from rltop.collectors.wire import VersionRun
+from rltop.collectors.contract.wire import VersionRun
+from rltop.collectors.vllm.rollouts.assembly import UNSETTLED_LIMIT, Assembler
+from rltop.collectors.vllm.rollouts.columns import columns_of
+from rltop.collectors.vllm.rollouts.request import Finished
+from rltop.collectors.vllm.rollouts.tap import Added, Ended, Record, Sampled, Stepped, Tap
 from tests.engine_doubles import EngineCore, LogprobsLists, Output, Outputs, output, request
 
 

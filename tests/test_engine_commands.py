@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.collectors.actions import ACTIONS, BY_VERB, MAX_REVERT_S
-from rltop.collectors.guard import MAX_FAULTS
-from rltop.collectors.vllm.leases import REMEMBERED, Lease, Leases
-from rltop.collectors.wire import Command, CommandUpdate
+from rltop.collectors.contract.actions import ACTIONS, BY_VERB, MAX_REVERT_S
+from rltop.collectors.contract.wire import Command, CommandUpdate
+from rltop.collectors.transport.error_boundary import MAX_FAULTS
+from rltop.collectors.vllm.control.timers import REMEMBERED, Lease, Leases
 from tests.engine_doubles import EngineCore, Outputs, PauseState, output
 from tests.test_engine_switches import Desk, Kinds, in_flight
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rltop.collectors.vllm import head
+from rltop.collectors.vllm.workers import lm_head as head
 from tests.engine_doubles import EngineCore, Executor, Worker
 from tests.test_engine_switches import Desk, Kinds
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from rltop.backend.client import Client
-from rltop.collectors.flags import BY_NAME
-from rltop.collectors.launch import ensure_hub, find_hub
-from rltop.collectors.rundir import RunDir
+from rltop.backend.client.live import Client
+from rltop.collectors.contract.flags import BY_NAME
+from rltop.collectors.contract.launch import ensure_hub, find_hub
+from rltop.collectors.contract.rundir import RunDir
 from tests.harness import HubStandIn
 from tests.live_engine import ENVIRONMENT, ON_CPU, LiveEngine
 from tests.receiver import run_directory

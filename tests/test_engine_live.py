@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rltop.collectors import wire
-from rltop.collectors.flags import BY_NAME
-from rltop.collectors.vllm.needs import is_async
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.flags import BY_NAME
+from rltop.collectors.vllm.control.engine_checks import is_async
 from tests.harness import HubStandIn, wait_for
 from tests.live_engine import ENVIRONMENT, MODEL, ON_CPU, LiveEngine
 from tests.switchboard import ENGINE, Walk, arrived, by_epoch, check_equal, fresh, prompt, switch, table, told

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from rltop.collectors import needs
-from rltop.collectors.flags import BY_NAME, FLAGS, PREEMPTION, document
-from rltop.collectors.vllm import needs as engine_needs
-from rltop.collectors.vllm import switches, worker_needs
-from rltop.collectors.vllm.controls import CONTROLS
-from rltop.collectors.vllm.switch import Control, Core
-from rltop.collectors.vllm.switches import Board
-from rltop.collectors.vllm.worker import PARTS
-from rltop.collectors.wire import FlagState
+from rltop.collectors.contract import preconditions
+from rltop.collectors.contract.flags import BY_NAME, FLAGS, PREEMPTION, document
+from rltop.collectors.contract.wire import FlagState
+from rltop.collectors.vllm.control import engine_checks as engine_needs
+from rltop.collectors.vllm.control import switchboard
+from rltop.collectors.vllm.control.flag_controls import CONTROLS
+from rltop.collectors.vllm.control.switchboard import Board
+from rltop.collectors.vllm.engine_core import Control, Core
+from rltop.collectors.vllm.workers import rank_checks
+from rltop.collectors.vllm.workers.one_rank import PARTS
 from tests.engine_doubles import (
     EngineCore,
     Executor,
@@ -60,17 +61,17 @@ def test_every_flag_is_whole() -> None:
 
 def test_every_need_has_exactly_one_check_and_is_asked_for() -> None:
     asked = {need for flag in FLAGS for need in flag.needs + flag.strict_needs}
-    assert asked == set(needs.BY_NAME)
-    assert len(needs.BY_NAME) == len(needs.NEEDS)
-    assert not set(engine_needs.CHECKS) & set(worker_needs.CHECKS)
-    assert set(engine_needs.CHECKS) | set(worker_needs.CHECKS) == set(needs.BY_NAME)
+    assert asked == set(preconditions.BY_NAME)
+    assert len(preconditions.BY_NAME) == len(preconditions.NEEDS)
+    assert not set(engine_needs.CHECKS) & set(rank_checks.CHECKS)
+    assert set(engine_needs.CHECKS) | set(rank_checks.CHECKS) == set(preconditions.BY_NAME)
     assert set(PREEMPTION) <= set(engine_needs.CHECKS)
 
 
 def test_a_flag_asks_for_the_workers_before_it_asks_the_workers() -> None:
     for flag in FLAGS:
         names = flag.needs + flag.strict_needs
-        of_workers = [names.index(name) for name in names if name in worker_needs.CHECKS]
+        of_workers = [names.index(name) for name in names if name in rank_checks.CHECKS]
         assert all(names.index("workers_answer") < place for place in of_workers), flag.name
         assert bool(of_workers) == (flag.name in PARTS)
 
@@ -81,7 +82,7 @@ def test_a_sixth_flag_is_one_entry_and_one_control(monkeypatch: pytest.MonkeyPat
     def write(core: Core, value: str, _strict: bool) -> None:
         core.engine.quiet = value
 
-    monkeypatch.setattr(switches, "FLAGS", (*FLAGS, sixth))
+    monkeypatch.setattr(switchboard, "FLAGS", (*FLAGS, sixth))
     monkeypatch.setitem(CONTROLS, "quiet", Control(lambda core: getattr(core.engine, "quiet", "off"), write))
     board = Board(EngineCore())
     assert board.states()["quiet"] == FlagState("off", True)
@@ -91,7 +92,7 @@ def test_a_sixth_flag_is_one_entry_and_one_control(monkeypatch: pytest.MonkeyPat
 
 def test_the_manual_is_the_table() -> None:
     manual = (Path(__file__).parent.parent / "docs" / "flags.md").read_text()
-    assert manual == document(), "python -m rltop.collectors.flags > docs/flags.md"
+    assert manual == document(), "python -m rltop.collectors.contract.flags > docs/flags.md"
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
@@ -355,7 +356,7 @@ REFUSALS: list[tuple[str, str, Change, str]] = [
 
 
 def test_every_need_has_a_refusal() -> None:
-    assert {need for need, *_ in REFUSALS} == set(needs.BY_NAME)
+    assert {need for need, *_ in REFUSALS} == set(preconditions.BY_NAME)
 
 
 @pytest.mark.parametrize(
@@ -369,11 +370,13 @@ def test_a_switch_whose_need_does_not_hold_is_refused_with_the_reason(
     change(engine)
     desk = Desk(engine)
     reason = desk.board.switches[name].obstacle(strict)
-    before, after = needs.BY_NAME[need].reason.split("{}") if "{}" in needs.BY_NAME[need].reason else (reason, "")
+    before, after = (
+        preconditions.BY_NAME[need].reason.split("{}") if "{}" in preconditions.BY_NAME[need].reason else (reason, "")
+    )
     assert reason.startswith(before)
     assert after in reason
     assert said in reason
-    assert (BY_NAME[name].launch in reason) == needs.BY_NAME[need].relaunch
+    assert (BY_NAME[name].launch in reason) == preconditions.BY_NAME[need].relaunch
     state = desk.board.states()[name]
     if not strict:
         assert (state.switchable, state.reason) == (False, reason)

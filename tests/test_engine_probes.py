@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from rltop.collectors.actions import PROBE
-from rltop.collectors.probes import MAX_IN_FLIGHT
-from rltop.collectors.vllm import probe_work, weights
-from rltop.collectors.vllm.injection import Injection
-from rltop.collectors.vllm.probing import Prober
-from rltop.collectors.vllm.scoring import Got, Plan, hot_and_cold, ids_of, rescore
-from rltop.collectors.vllm.tap import PROBE_PREFIX
-from rltop.collectors.vllm.worker import METHODS
-from rltop.collectors.wire import Arrays, Command, CommandUpdate, Passage, ProbeReport
+from rltop.collectors.contract.actions import PROBE
+from rltop.collectors.contract.probes import MAX_IN_FLIGHT
+from rltop.collectors.contract.wire import Arrays, Command, CommandUpdate, Passage, ProbeReport
+from rltop.collectors.vllm.probes import work
+from rltop.collectors.vllm.probes.injection import Injection
+from rltop.collectors.vllm.probes.probe_executor import Prober
+from rltop.collectors.vllm.probes.scoring import Got, Plan, hot_and_cold, ids_of, rescore
+from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX
+from rltop.collectors.vllm.workers import weight_digest
+from rltop.collectors.vllm.workers.one_rank import METHODS
 from tests.engine_doubles import EngineCore, Outputs, PauseState, Worker, output, request
 from tests.test_engine_switches import Desk, Kinds
 
@@ -259,7 +260,7 @@ def test_one_probe_at_a_time_and_at_most_so_many_requests(bench: Bench) -> None:
 
 
 def test_tokens_are_rationed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_work, "TOKENS_PER_S", 100.0)
+    monkeypatch.setattr(work, "TOKENS_PER_S", 100.0)
     bench.ask("prefill-rescore", *(passage(f"r{n}") for n in range(MAX_IN_FLIGHT + 1)))
     bench.boundary()
     bench.core.serve()
@@ -366,8 +367,8 @@ def test_requests_of_probes_are_no_rollouts(bench: Bench) -> None:
 
 
 def test_a_digest_is_read_in_slices_and_says_how_long_it_took(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_work, "SLICE_S", 0.0)
-    monkeypatch.setattr(probe_work, "REST", 0.0)
+    monkeypatch.setattr(work, "SLICE_S", 0.0)
+    monkeypatch.setattr(work, "REST", 0.0)
     bench.ask("weight-digest")
     states = bench.states()
     for _ in range(10):
@@ -381,7 +382,7 @@ def test_a_digest_is_read_in_slices_and_says_how_long_it_took(bench: Bench, monk
 
 
 def test_an_update_in_the_middle_of_a_digest_ends_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_work, "SLICE_S", 0.0)
+    monkeypatch.setattr(work, "SLICE_S", 0.0)
     bench.ask("weight-digest")
     bench.boundary()
     bench.tap.on_rpc(None, "reload_weights")
@@ -422,9 +423,9 @@ def pack(module: Any, width: int) -> None:
 
 def read(model: Any) -> dict[str, tuple[str, str, str]]:
     worker = SimpleNamespace(model_runner=SimpleNamespace(model=model))
-    answer = weights.digest(worker, True, 0.0)
+    answer = weight_digest.digest(worker, True, 0.0)
     while not answer["done"]:
-        answer = weights.digest(worker, False, 0.0)
+        answer = weight_digest.digest(worker, False, 0.0)
     assert answer["error"] == ""
     return {name: (kind, whole, rows) for name, kind, whole, rows, _, _ in answer["found"]}
 

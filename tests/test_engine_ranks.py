@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.collectors.flags import FLAGS
-from rltop.collectors.guard import Guard
+from rltop.collectors.contract.flags import FLAGS
+from rltop.collectors.transport.error_boundary import Guard
 from rltop.collectors.vllm.agent import Agent
 from tests.engine_doubles import EngineCore, Outputs, output, request
 from tests.harness import HubStandIn, wait_for

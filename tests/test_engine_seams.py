@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from rltop.collectors.guard import MAX_FAULTS, Guard
-from rltop.collectors.rundir import RunDir
-from rltop.collectors.vllm import agent, register, seams
-from rltop.collectors.vllm.tap import Added, Noted, Stepped
+from rltop.collectors.contract.rundir import RunDir
+from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
+from rltop.collectors.vllm import agent, patches, register
+from rltop.collectors.vllm.rollouts.tap import Added, Noted, Stepped
 from tests.engine_doubles import EngineCore, Outputs, PauseState, output, request
 from tests.harness import HubStandIn, wait_for
 
@@ -61,7 +61,7 @@ def test_a_working_directory_that_is_gone_is_contained() -> None:
 
 def test_without_vllm_an_active_plugin_is_contained(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLTOP_RUN", "nowhere")
-    monkeypatch.setattr(seams, "MODULE", "no_such_vllm")
+    monkeypatch.setattr(patches, "MODULE", "no_such_vllm")
     register()
 
 
@@ -82,10 +82,10 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             self.engine_core = EngineCore()
 
     module = SimpleNamespace(**{c.__name__: c for c in (EngineCoreProc, DPEngineCoreProc, InprocClient)})
-    monkeypatch.setitem(sys.modules, seams.MODULE, module)
-    monkeypatch.setitem(sys.modules, seams.CLIENT_MODULE, module)
+    monkeypatch.setitem(sys.modules, patches.MODULE, module)
+    monkeypatch.setitem(sys.modules, patches.CLIENT_MODULE, module)
     yield module
-    seams.uninstall()
+    patches.uninstall()
 
 
 def test_every_kind_of_loop_attaches_once_and_detaches_at_its_end(loops: Any) -> None:
@@ -96,8 +96,8 @@ def test_every_kind_of_loop_attaches_once_and_detaches_at_its_end(loops: Any) ->
         return lambda: seen.append("detach")
 
     for _ in range(2):  # vLLM may load plugins more than once
-        assert seams.install(attach, Guard()) == []
-    for name in seams.LOOPS:
+        assert patches.install(attach, Guard()) == []
+    for name in patches.LOOPS:
         with pytest.raises(SystemExit):
             getattr(loops, name)().run_busy_loop()
     assert seen == ["attach EngineCoreProc", "detach", "attach DPEngineCoreProc", "detach"]
@@ -105,7 +105,7 @@ def test_every_kind_of_loop_attaches_once_and_detaches_at_its_end(loops: Any) ->
     assert seen[4:] == ["attach EngineCore"]
     del client
     assert seen[5:] == ["detach"]
-    seams.uninstall()
+    patches.uninstall()
     with pytest.raises(SystemExit):
         loops.EngineCoreProc().run_busy_loop()
     assert len(seen) == 6
@@ -113,7 +113,7 @@ def test_every_kind_of_loop_attaches_once_and_detaches_at_its_end(loops: Any) ->
 
 def test_an_engine_in_its_callers_process_is_let_go_with_its_client(loops: Any, tmp_path: Path, quiet: None) -> None:
     guard = Guard()
-    seams.install(lambda engine: agent.Agent(engine, RunDir(tmp_path), guard).close, guard)
+    patches.install(lambda engine: agent.Agent(engine, RunDir(tmp_path), guard).close, guard)
     client = loops.InprocClient()
     core = client.engine_core
     assert "schedule" in vars(core.scheduler)
@@ -142,7 +142,7 @@ def test_the_copy_in_a_forked_child_does_not_speak_for_the_engine(quiet: None, m
 
 def test_an_attach_that_raises_leaves_the_loop_alone(loops: Any) -> None:
     guard = Guard()
-    seams.install(lambda engine: 1 // 0, guard)  # type: ignore[arg-type, return-value]
+    patches.install(lambda engine: 1 // 0, guard)  # type: ignore[arg-type, return-value]
     with pytest.raises(SystemExit):
         loops.EngineCoreProc().run_busy_loop()
     assert guard.faults == {"attach": 1}
@@ -150,8 +150,8 @@ def test_an_attach_that_raises_leaves_the_loop_alone(loops: Any) -> None:
 
 def test_a_loop_that_is_not_there_is_named(loops: Any) -> None:
     del loops.DPEngineCoreProc
-    assert seams.install(lambda engine: lambda: None, Guard()) == [
-        f"{seams.MODULE}.DPEngineCoreProc.run_busy_loop is not there"
+    assert patches.install(lambda engine: lambda: None, Guard()) == [
+        f"{patches.MODULE}.DPEngineCoreProc.run_busy_loop is not there"
     ]
 
 
@@ -177,14 +177,14 @@ def none(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-NAMES = [seam.name for seam in seams.SEAMS]
+NAMES = [seam.name for seam in patches.SEAMS]
 
 
 @pytest.mark.parametrize("hook", [raises, none])
 def test_the_hosts_results_do_not_depend_on_ours(hook: Any) -> None:
     guard = Guard()
     engine = EngineCore()
-    taps = seams.Taps(engine, dict.fromkeys(NAMES, hook), guard)
+    taps = patches.Taps(engine, dict.fromkeys(NAMES, hook), guard)
     assert taps.missing == {}
     for _ in range(30):  # past the point where a place is switched off
         assert str(calls(engine)) == str(calls(EngineCore()))
@@ -198,12 +198,12 @@ def test_the_hosts_results_do_not_depend_on_ours(hook: Any) -> None:
 @pytest.mark.parametrize("name", ["step", "update"])
 def test_it_is_told_that_steps_are_not_seen_any_more(name: str) -> None:
     guard, engine = Guard(), EngineCore()
-    seams.Taps(engine, {name: raises}, guard)
-    assert seams.unseen(engine) == ""
+    patches.Taps(engine, {name: raises}, guard)
+    assert patches.unseen(engine) == ""
     for _ in range(30):
         engine.step_fn()
         engine.scheduler.update_from_output(None, None)
-    assert f"failed {MAX_FAULTS} times" in seams.unseen(engine)
+    assert f"failed {MAX_FAULTS} times" in patches.unseen(engine)
 
 
 def test_the_hosts_exceptions_pass_unchanged() -> None:
@@ -214,13 +214,13 @@ def test_the_hosts_exceptions_pass_unchanged() -> None:
         raise error
 
     engine.step_fn = dies
-    seams.Taps(engine, {"step": raises}, Guard())
+    patches.Taps(engine, {"step": raises}, Guard())
     with pytest.raises(RuntimeError) as caught:
         engine.step_fn()
     assert caught.value is error
 
 
-CHANGES = [(seam, kind) for seam in seams.SEAMS for kind in ("renamed", "none", "other signature")]
+CHANGES = [(seam, kind) for seam in patches.SEAMS for kind in ("renamed", "none", "other signature")]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ CHANGES = [(seam, kind) for seam in seams.SEAMS for kind in ("renamed", "none", 
     [(seam, kind) for seam, kind in CHANGES if seam.parameters or kind != "other signature"],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_a_seam_that_is_not_what_it_was_costs_one_capability(seam: seams.Seam, kind: str) -> None:
+def test_a_seam_that_is_not_what_it_was_costs_one_capability(seam: patches.Seam, kind: str) -> None:
     engine = EngineCore()
     owner = engine.scheduler if seam.path else engine
     replacement = (lambda self, something, else_: None) if kind == "other signature" else None
@@ -238,7 +238,7 @@ def test_a_seam_that_is_not_what_it_was_costs_one_capability(seam: seams.Seam, k
         body = {seam.method: replacement if kind != "renamed" else property(lambda self: self.no_such_attribute)}
         owner.__class__ = type("Changed", (type(owner),), body)
     guard = Guard()
-    taps = seams.Taps(engine, dict.fromkeys(NAMES, none), guard)
+    taps = patches.Taps(engine, dict.fromkeys(NAMES, none), guard)
     assert list(taps.missing) == [seam.name]
     assert seam.why in taps.missing[seam.name]
 
@@ -246,7 +246,7 @@ def test_a_seam_that_is_not_what_it_was_costs_one_capability(seam: seams.Seam, k
 def test_utility_calls_still_see_the_originals_signature() -> None:
     """VLLM converts a utility call's arguments by the signature of the method, and counts them."""
     engine = EngineCore()
-    seams.Taps(engine, {"rpc": none}, Guard())
+    patches.Taps(engine, {"rpc": none}, Guard())
     assert list(inspect.signature(engine.collective_rpc).parameters) == ["method", "timeout", "args", "kwargs"]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rltop.collectors.vllm.switch import SwitchError
-from rltop.collectors.wire import FlagState
+from rltop.collectors.contract.wire import FlagState
+from rltop.collectors.vllm.engine_core import SwitchError
 from tests.engine_doubles import AsyncScheduler, EngineCore, Outputs, Scheduler, output, request
 from tests.test_engine_needs import put, runners
 from tests.test_engine_switches import Desk, Kinds

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from rltop.collectors.guard import MAX_FAULTS, Guard
-from rltop.collectors.vllm.commands import CLOSED_SHOWN, MAX_REASON_CHARS, REMEMBERED, Commands
-from rltop.collectors.vllm.seams import FAILED, Hook, HostFailure, Taps
-from rltop.collectors.vllm.switches import Board, drain
-from rltop.collectors.vllm.tap import Stepped, Tap
-from rltop.collectors.wire import Command, CommandUpdate
+from rltop.collectors.contract.wire import Command, CommandUpdate
+from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
+from rltop.collectors.vllm.control.command_executor import CLOSED_SHOWN, MAX_REASON_CHARS, REMEMBERED, Commands
+from rltop.collectors.vllm.control.switchboard import Board, drain
+from rltop.collectors.vllm.patches import FAILED, Hook, HostFailure, Taps
+from rltop.collectors.vllm.rollouts.tap import Stepped, Tap
 from tests.engine_doubles import (
     EngineCore,
     Outputs,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rltop.collectors.guard import MAX_FAULTS, Guard
+from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
 from rltop.collectors.vllm.agent import Agent
 from tests.engine_doubles import EngineCore, Outputs, output, request
 from tests.harness import HubStandIn, wait_for

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from rltop.collectors.vllm import head, seams
+from rltop.collectors.vllm import patches
 from rltop.collectors.vllm.fingerprint import fingerprint
-from rltop.collectors.vllm.worker import METHODS
+from rltop.collectors.vllm.workers import lm_head
+from rltop.collectors.vllm.workers.one_rank import METHODS
 from tests.engine_doubles import BFLOAT16, FLOAT32, EngineCore, Executor, Outputs, Torch, Worker, output
 from tests.test_engine_switches import Desk, Kinds, in_flight
 
@@ -202,16 +203,16 @@ def test_free_memory_of_a_gpu_counts_what_torch_holds_unused(monkeypatch: pytest
         memory_reserved=lambda _: 70, memory_allocated=lambda _: 50, mem_get_info=lambda _: (100, 1000)
     )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    assert head.free_bytes(SimpleNamespace(type="cuda")) == 120
-    assert (head.free_bytes(SimpleNamespace(type="cpu")) or 0) > 1 << 20
-    assert head.free_bytes(SimpleNamespace(type="tpu")) is None
+    assert lm_head.free_bytes(SimpleNamespace(type="cuda")) == 120
+    assert (lm_head.free_bytes(SimpleNamespace(type="cpu")) or 0) > 1 << 20
+    assert lm_head.free_bytes(SimpleNamespace(type="tpu")) is None
 
 
 def test_every_worker_gets_the_methods_once_and_loses_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
     base = type("WorkerBase", (), {})
-    monkeypatch.setitem(sys.modules, seams.WORKER_MODULE, SimpleNamespace(WorkerBase=base))
-    seams.install_in_workers(METHODS)
-    seams.install_in_workers(METHODS)
+    monkeypatch.setitem(sys.modules, patches.WORKER_MODULE, SimpleNamespace(WorkerBase=base))
+    patches.install_in_workers(METHODS)
+    patches.install_in_workers(METHODS)
     assert all(getattr(base, name) is method for name, method in METHODS.items())
-    seams.uninstall()
+    patches.uninstall()
     assert not set(METHODS) & set(vars(base))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rltop.collectors.launch import find_hub
-from rltop.collectors.rundir import RunDir
+from rltop.collectors.contract.launch import find_hub
+from rltop.collectors.contract.rundir import RunDir
 from tests.receiver import run_directory, wait_until
 
 ATTACH = Path(__file__).parent.parent / "examples" / "attach.py"

@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
+from rltop.backend.api.attribution import Attribution, Interval, Line, Stratum
 from rltop.backend.demo.faults import BY_NAME
-from rltop.backend.gaps.attributed import Attribution, Interval, Line, Stratum
 from tests.fault_recordings import DATA, Row, attribution, load, replay, seed_of
 
 MAX_BYTES = 300_000

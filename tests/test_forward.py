@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from rltop.backend import view
-from rltop.backend.client import Client
-from rltop.backend.history.forward import (
+from rltop.backend import api
+from rltop.backend.client.live import Client
+from rltop.backend.exporters.forward import (
     Forwarder,
     ForwardError,
     Prometheus,
@@ -35,7 +35,7 @@ class Kept:
     def __init__(self) -> None:
         self.steps: list[int] = []
 
-    def show(self, picture: view.Snapshot, fresh: list[view.Step]) -> None:
+    def show(self, picture: api.Snapshot, fresh: list[api.Step]) -> None:
         self.steps += [step.step for step in fresh]
 
     def close(self) -> None: ...
@@ -108,13 +108,13 @@ def test_tensorboard_records_have_their_checksums(tmp_path: Path) -> None:
     assert b"brain.Event:2" in events[0]
     assert b"rltop/kl_k3" in events[1]
     # Known to TensorFlow: the masked CRC-32C of the length 24 stands in files that it wrote.
-    from rltop.backend.history.forward import _masked
+    from rltop.backend.exporters.forward import _masked
 
     assert _masked(struct.pack("<Q", 24)) == bytes.fromhex("a37f4b22")
 
 
 def test_figures_have_the_names_that_other_tools_sort_by() -> None:
-    step = view.Step(1, 1.0, 1, False, {"kl_k3": 0.5, "ess": None}, {"e0": {"kl_k3": 0.25}}, trainer={"loss": 2.0})
+    step = api.Step(1, 1.0, 1, False, {"kl_k3": 0.5, "ess": None}, {"e0": {"kl_k3": 0.25}}, trainer={"loss": 2.0})
     assert figures(step) == {"rltop/kl_k3": 0.5, "rltop/e0/kl_k3": 0.25, "trainer/loss": 2.0}
 
 

@@ -8,11 +8,12 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rltop.backend import metrics, report, view
-from rltop.backend.headline import HEADLINE, WHOLE_STEPS, headline
-from rltop.backend.history.parity import JUDGED
-from rltop.backend.history.read import Reader
-from rltop.tui.overview import CHARTS
+from rltop.backend import api, metrics
+from rltop.backend.api.downsample import HEADLINE, WHOLE_STEPS, headline
+from rltop.backend.parity.compare import JUDGED
+from rltop.backend.store.read import Reader
+from rltop.backend.text import status
+from rltop.tui.views.overview import CHARTS
 from tests import stored
 from tests.stored import bits
 
@@ -20,10 +21,10 @@ BATCH = 150
 """Steps to a frame, so that few frames make a long run."""
 
 
-def picture(frames: list[list[view.Step]]) -> view.Snapshot:
-    made = view.Snapshot("run", "h", 0, 0.0, 0.0)
+def picture(frames: list[list[api.Step]]) -> api.Snapshot:
+    made = api.Snapshot("run", "h", 0, 0.0, 0.0)
     for number, steps in enumerate(frames, 1):
-        made.apply(view.Frame("h", number, float(number), steps=steps))
+        made.apply(api.Frame("h", number, float(number), steps=steps))
     return made
 
 
@@ -33,7 +34,7 @@ def test_what_is_followed_over_a_run_is_in_the_headline() -> None:
     drawn = {name for chart in CHARTS for series in chart.series for name in (series.metric, series.noise) if name}
     assert drawn <= set(HEADLINE)
     assert {judged.metric for judged in JUDGED} <= set(HEADLINE)
-    assert set(report.STEP_METRICS) <= set(HEADLINE)
+    assert set(status.STEP_METRICS) <= set(HEADLINE)
 
 
 @settings(max_examples=25, deadline=None)
@@ -53,7 +54,7 @@ def test_the_newest_steps_are_whole_and_the_others_keep_their_headline(stretches
 def test_a_headline_is_small_and_says_how_rows_were_joined() -> None:
     whole = stored.step(1)
     old = headline(whole)
-    assert len(view.encode(view.Frame("h", 1, 0.0, steps=[old]))) < 1000
+    assert len(api.encode(api.Frame("h", 1, 0.0, steps=[old]))) < 1000
     assert old.values == {name: whole.values[name] for name in HEADLINE}
     assert (old.step, old.closed, old.policy_version, old.partial) == (
         whole.step, whole.closed, whole.policy_version, whole.partial,
@@ -64,7 +65,7 @@ def test_a_headline_is_small_and_says_how_rows_were_joined() -> None:
 
 def test_the_store_has_every_step_whole_and_its_picture_is_the_live_one(tmp_path: Path) -> None:
     steps = [stored.step(number) for number in (*range(WHOLE_STEPS + 20), *range(200, 240))]  # the trainer went back
-    made = [view.Frame("hub-1", number, float(number), steps=[step]) for number, step in enumerate(steps, 1)]
+    made = [api.Frame("hub-1", number, float(number), steps=[step]) for number, step in enumerate(steps, 1)]
     path = stored.store(tmp_path, made)
     live = stored.live(made)
     shown = stored.picture(path)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from rltop.backend.diagnosis.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm
-from rltop.backend.diagnosis.told import Told
-from rltop.backend.history import hooks
-from rltop.backend.history.forward import ForwardError
-from rltop.backend.history.hooks import Command, GiveUpError, Hook, TryLaterError, Webhook
+from rltop.backend.alarms.notified import Told
+from rltop.backend.api.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm
+from rltop.backend.exporters import alarm_hooks
+from rltop.backend.exporters.alarm_hooks import Command, GiveUpError, Hook, TryLaterError, Webhook
+from rltop.backend.exporters.forward import ForwardError
 from tests import pictures, verdicts
 from tests.receiver import wait_until
 
@@ -74,7 +74,7 @@ class Flaky:
 
 
 @contextmanager
-def hook(deliver: hooks.Deliver, said: list[str], waits_s: tuple[float, ...] = (0.0, 0.0)) -> Iterator[Hook]:
+def hook(deliver: alarm_hooks.Deliver, said: list[str], waits_s: tuple[float, ...] = (0.0, 0.0)) -> Iterator[Hook]:
     made = Hook(deliver, said.append, waits_s)
     try:
         yield made
@@ -130,12 +130,12 @@ def test_a_hook_that_hangs_holds_up_nobody_and_keeps_a_bound() -> None:
         taken.append(content)
 
     with hook(hang, []) as made:
-        for number in range(3 * hooks.MAX_WAITING):
+        for number in range(3 * alarm_hooks.MAX_WAITING):
             made.show(verdicts.alarmed(id=f"a{number}"), [])
-        assert len(made._waiting) <= hooks.MAX_WAITING
+        assert len(made._waiting) <= alarm_hooks.MAX_WAITING
         free.set()
         wait_until(lambda: not made._waiting)
-    assert json.loads(taken[-1])["alarm"]["id"] == f"a{3 * hooks.MAX_WAITING - 1}"
+    assert json.loads(taken[-1])["alarm"]["id"] == f"a{3 * alarm_hooks.MAX_WAITING - 1}"
 
 
 def test_a_command_gets_the_message_on_its_input(tmp_path: Path) -> None:

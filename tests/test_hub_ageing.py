@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rltop.backend.join.ageing import UNUSED_STEPS, Ageing
 from rltop.backend.join.records import Record
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 
 ENGINES = ("e0", "e1")
 

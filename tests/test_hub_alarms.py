@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from rltop.backend import view
+from rltop.backend import api
+from rltop.backend.alarms import monitor, rules
+from rltop.backend.alarms.monitor import PERIOD_S, AlarmWatch, Note
+from rltop.backend.api.alarm import Alarm
+from rltop.backend.api.verdict import FAULT, HEALTHY, Cause, Verdict
 from rltop.backend.commands import audit
-from rltop.backend.diagnosis import alarm as rules
-from rltop.backend.diagnosis import watch
-from rltop.backend.diagnosis.alarm import Alarm
-from rltop.backend.diagnosis.case import Case
-from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, Cause, Verdict
-from rltop.backend.diagnosis.watch import PERIOD_S, AlarmWatch, Note
-from rltop.backend.history.read import Reader
-from rltop.backend.history.store import Store
+from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.store.read import Reader
+from rltop.backend.store.writer_thread import Store
 from rltop.tui.cli.main import main
 from tests import pictures, stored
 from tests.fault_recordings import load, replay, seed_of
@@ -33,7 +32,7 @@ STALE = Cause(
 def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[Verdict]:
     """What the watch is told next, one after the other; the last stays."""
     found: list[Verdict] = [Verdict("run", 0, HEALTHY)]
-    monkeypatch.setattr(watch, "diagnose", lambda *_: found.pop(0) if len(found) > 1 else found[0])
+    monkeypatch.setattr(monitor, "diagnose", lambda *_: found.pop(0) if len(found) > 1 else found[0])
     return found
 
 
@@ -79,7 +78,7 @@ def test_a_diagnosis_that_fails_is_not_tried_again_with_every_tick(monkeypatch: 
         tried.append(1)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(watch, "diagnose", failing)
+    monkeypatch.setattr(monitor, "diagnose", failing)
     watched = AlarmWatch("h")
     watched.step_closed(1)
     with pytest.raises(ZeroDivisionError):
@@ -97,15 +96,15 @@ def test_what_is_told_names_cause_engine_and_step(verdicts: list[Verdict]) -> No
 def test_an_answer_is_on_record_with_who_and_why(verdicts: list[Verdict]) -> None:
     watched = AlarmWatch("h")
     wrong(verdicts, watched)
-    alarm, note, line = watched.ask(view.AskAcknowledge("q", "a1", "kim", "node", "looking"), 100.0, 7)
+    alarm, note, line = watched.ask(api.AskAcknowledge("q", "a1", "kim", "node", "looking"), 100.0, 7)
     assert alarm.acknowledged == "kim"
     assert note.text == "alarm a1 acknowledged by kim@node: looking"
     said = audit.text_of(line)
     assert "acknowledged" in said and "[a1] by kim@node because 'looking'" in said
-    alarm, note, line = watched.ask(view.AskSilence("q", "a1", 1800.0, "kim", "node"), 100.0, 7)
+    alarm, note, line = watched.ask(api.AskSilence("q", "a1", 1800.0, "kim", "node"), 100.0, 7)
     assert alarm.silenced_until == 1900.0
     assert "silenced for 30m" in note.text and "for 1800 s" in audit.text_of(line)
-    assert watched.ask(view.AskSilence("q", "a1", 0.0, "kim", "node"), 100.0, 7)[1].text.startswith(
+    assert watched.ask(api.AskSilence("q", "a1", 0.0, "kim", "node"), 100.0, 7)[1].text.startswith(
         "alarm a1 silenced no more"
     )
     assert list(watched.take_changed()) == ["a1"]
@@ -113,31 +112,31 @@ def test_an_answer_is_on_record_with_who_and_why(verdicts: list[Verdict]) -> Non
     assert not audit.changes_of([line])  # no command on an engine
 
 
-@pytest.mark.parametrize("seconds", [-1.0, watch.MAX_SILENCE_S + 1, float("nan")])
+@pytest.mark.parametrize("seconds", [-1.0, monitor.MAX_SILENCE_S + 1, float("nan")])
 def test_a_silence_without_end_is_refused(verdicts: list[Verdict], seconds: float) -> None:
     watched = AlarmWatch("h")
     wrong(verdicts, watched)
     with pytest.raises(ValueError, match="silenced for 0 to 7d"):
-        watched.ask(view.AskSilence("q", "a1", seconds), 100.0, None)
+        watched.ask(api.AskSilence("q", "a1", seconds), 100.0, None)
 
 
 def test_a_recorded_fault_raises_one_alarm_that_viewers_see_and_a_new_hub_keeps() -> None:
     hub = replay(load("fault-lying-replica"), seed_of("fault-lying-replica"), every_s=4.0)
     (alarm,) = hub.picture.alarms.values()
     assert (alarm.cause, alarm.engines, hub.picture.alarm) == ("lying-replica", ["e1"], alarm)
-    shown = view.Snapshot("run", "hub-1", 0, 1000.0, 1000.0)
+    shown = api.Snapshot("run", "hub-1", 0, 1000.0, 1000.0)
     for frame in hub.frames:
         shown.seq = frame.seq - 1
-        shown.apply(view.decode_frame(view.encode(frame)))
+        shown.apply(api.decode_frame(api.encode(frame)))
     assert shown.alarms == hub.picture.alarms
     assert [event.severity for event in hub.picture.events if event.kind == "alarm"] == ["error"]
-    answer, _ = hub.ask(view.AskAcknowledge("q", alarm.id, "kim", "node"))
+    answer, _ = hub.ask(api.AskAcknowledge("q", alarm.id, "kim", "node"))
     assert answer.alarm is not None and answer.alarm.acknowledged == "kim"
     assert [line.event for line in hub.lines] == ["acknowledged"]
     hub.later()
     successor = Hub("hub-2", past=hub.picture)
     assert successor.picture.alarm == answer.alarm
-    again, _ = successor.ask(view.AskSilence("q", alarm.id, 60.0, "kim", "node"))
+    again, _ = successor.ask(api.AskSilence("q", alarm.id, 60.0, "kim", "node"))
     assert again.alarm is not None and again.alarm.acknowledged == "kim"
 
 
@@ -148,7 +147,7 @@ def test_a_step_is_judged_as_that_step_in_the_tick_that_closes_it(monkeypatch: p
         judged.append((case.steps[-1].step, case.evidence[-1].last))
         return verdict(case.steps[-1].step)
 
-    monkeypatch.setattr(watch, "diagnose", looked)
+    monkeypatch.setattr(monitor, "diagnose", looked)
     hub = replay(load("fault-healthy"), seed_of("fault-healthy"), every_s=4.0)
     assert judged == [(step, step) for step in hub.picture.steps]
 
@@ -159,7 +158,7 @@ def test_a_healthy_recorded_run_raises_none() -> None:
 
 def test_an_alarm_that_is_not_there_is_refused_and_not_on_record() -> None:
     hub = Hub()
-    answer, _ = hub.ask(view.AskAcknowledge("q", "a9"))
+    answer, _ = hub.ask(api.AskAcknowledge("q", "a9"))
     assert answer.error == "no alarm 'a9'; alarms: none yet"
     assert not hub.lines
 
@@ -178,19 +177,19 @@ def test_a_store_gives_back_alarms_as_they_stood_at_any_moment(tmp_path: Path) -
         alarm(), alarm(acknowledged="kim", acknowledged_at=5.5, silenced_until=9.0),
         alarm(cleared=7.0, cleared_step=30), alarm(id="a2", sure=False, engines=[], since_step=None),
     ]  # fmt: skip
-    frames = [view.Frame("h", n, float(n), alarms={one.id: one}) for n, one in enumerate(stages, 1)]
+    frames = [api.Frame("h", n, float(n), alarms={one.id: one}) for n, one in enumerate(stages, 1)]
     path = stored.store(tmp_path, frames)
     for until in range(1, 5):
         assert (
             stored.picture(path, until).alarms
-            == stored.live([view.Frame("hub-1", f.seq, f.time, alarms=f.alarms) for f in frames[:until]]).alarms
+            == stored.live([api.Frame("hub-1", f.seq, f.time, alarms=f.alarms) for f in frames[:until]]).alarms
         )
     with Reader(path) as reader:
         assert [frame.alarms for frame in reader.frames()] == [frame.alarms for frame in frames]
 
 
 def test_the_command_line_lists_alarms_of_a_stored_run(tmp_path: Path) -> None:
-    path = stored.store(tmp_path, [view.Frame("h", 1, 1.0, alarms={"a1": alarm()})])
+    path = stored.store(tmp_path, [api.Frame("h", 1, 1.0, alarms={"a1": alarm()})])
     result = CliRunner().invoke(main, ["alarms", str(path)])
     assert result.exit_code == 1
     assert "open: stale-prefix (C1) on e0, e1 since step 12: KV of older weights" in result.output
@@ -205,13 +204,13 @@ def test_the_command_line_lists_alarms_of_a_stored_run(tmp_path: Path) -> None:
 def test_a_hub_that_was_killed_leaves_the_open_alarm_to_the_next(tmp_path: Path) -> None:
     first = Store(tmp_path, "run", "hub-1", 1000.0)
     first.start()
-    first.put(view.Frame("hub-1", 1, 1001.0, alarms={"a1": alarm()}))
+    first.put(api.Frame("hub-1", 1, 1001.0, alarms={"a1": alarm()}))
     assert first.settle(10.0) == 0  # what a viewer is shown next is on disk
     past = Store(tmp_path, "run", "hub-2", 1002.0).past()
     first.end()
     second = Hub("hub-2", past=past)
     assert second.picture.alarm == alarm()
-    answer, _ = second.ask(view.AskAcknowledge("q", "a1", "kim", "node"))
+    answer, _ = second.ask(api.AskAcknowledge("q", "a1", "kim", "node"))
     assert answer.alarm is not None
     second.later()
     assert second.frames[-1].alarms == {"a1": answer.alarm}

@@ -9,16 +9,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from rltop.backend import view
-from rltop.backend.gaps.attributed import Attribution, Interval, Stratum
-from rltop.backend.gaps.intervals import interval
-from rltop.backend.gaps.text import line_text
-from rltop.backend.steps import compute
+from rltop.backend import api
+from rltop.backend.api.attribution import Attribution, Interval, Stratum
+from rltop.backend.measure import arrays as compute
+from rltop.backend.measure.intervals import interval
 from rltop.backend.summary import Strata
 from rltop.backend.summary.dimensions import LAG, OFFSET
 from rltop.backend.summary.lagline import lag_ends
-from rltop.collectors import wire
-from rltop.tui.cli import metrics as cli_metrics
+from rltop.backend.text.attribution_text import line_text
+from rltop.collectors.contract import wire
+from rltop.tui.cli import metrics_commands as cli_metrics
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, rollouts, sequences
 
@@ -93,7 +93,7 @@ class Run:
 
     @property
     def attribution(self) -> Attribution:
-        answer, _ = self.hub.ask(view.AskAttribution("q", 5))
+        answer, _ = self.hub.ask(api.AskAttribution("q", 5))
         assert answer.attribution is not None
         return answer.attribution
 
@@ -222,7 +222,7 @@ def test_times_since_the_last_update_and_the_start_are_told_apart() -> None:
     hub.send("trainer/0", *sequences(trained))
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
     hub.later(0.1)
-    answer, _ = hub.ask(view.AskAttribution("q"))
+    answer, _ = hub.ask(api.AskAttribution("q"))
     assert answer.attribution is not None
     told = {(s.dimension, s.label): s.tokens for s in answer.attribution.strata if s.dimension.startswith("since")}
     assert told == {

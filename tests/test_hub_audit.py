@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rltop.backend import view
+from rltop.backend import api
 from rltop.backend.commands import audit
 from rltop.backend.commands.audit import AuditFile, Line
-from rltop.backend.commands.life import GRACE_S, RESTORE_S
-from rltop.collectors import wire
+from rltop.backend.commands.lifecycle import GRACE_S, RESTORE_S
+from rltop.collectors.contract import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Source
 from tests.test_hub_control import applied, fleet, update, wish
@@ -189,7 +189,7 @@ def test_every_command_is_closed_once_whatever_comes_twice_late_or_never(calls: 
 
 
 def lines_of(*commands: str) -> list[Line]:
-    changes = [view.Change(command, "e0", "prefix_caching", "off", "applied", 1.0, why="öäü\n") for command in commands]
+    changes = [api.Change(command, "e0", "prefix_caching", "off", "applied", 1.0, why="öäü\n") for command in commands]
     return [audit.line_of(change, 2.0, "h") for change in changes]
 
 
@@ -258,9 +258,9 @@ def test_times_are_utc_to_the_millisecond(seconds: float, text: str) -> None:
 
 
 def test_a_log_of_many_commands_restores_the_last_ones() -> None:
-    many = lines_of(*(f"c{number}" for number in range(view.MAX_CHANGES + 5)))
+    many = lines_of(*(f"c{number}" for number in range(api.MAX_CHANGES + 5)))
     assert next(iter(audit.changes_of(many))) == "c5@e0"
-    assert len(audit.changes_of(many)) == view.MAX_CHANGES
+    assert len(audit.changes_of(many)) == api.MAX_CHANGES
 
 
 def test_a_log_without_an_end_is_not_read(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rltop.backend.effects import cells
-from rltop.backend.effects.cells import FIGURES, Cell, Cells, Place
+from rltop.backend.effects import epoch_sums
+from rltop.backend.effects.epoch_sums import FIGURES, Cell, Cells, Place
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.index import Index
 from tests.hub_messages import Trained, Written, rollouts, sequences
@@ -84,7 +84,7 @@ def step(seed: int, rows: int) -> tuple[dict[Place, Cell], Plain]:
                 note("token_time", [] if aborted else [(times[2] - times[1]) / size])
     batch = Batch(*sequences(trained, policy_version=9, clip_low=0.8, clip_high=1.2))
     batch.join(index, surely=True)
-    return cells.measure_cells(batch), plain
+    return epoch_sums.measure_cells(batch), plain
 
 
 @settings(max_examples=40, deadline=None)
@@ -99,27 +99,27 @@ def test_a_cell_holds_the_sums_of_its_engine_and_flag_epoch(seed: int, rows: int
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 20), st.floats(-5, 5)), min_size=2, max_size=20))
 def test_the_variance_of_a_mean_counts_whole_sequences(pairs: list[tuple[int, float]]) -> None:
-    cell = cells.empty()
+    cell = epoch_sums.empty()
     cell[0] = np.sum([(1, n, s, n * n, s * s, n * s) for n, s in pairs], axis=0)
     n = np.array([n for n, _ in pairs], float)
     s = np.array([s for _, s in pairs])
     centred = s - n * s.sum() / n.sum()
     expected = (centred**2).sum() / n.sum() ** 2 * len(pairs) / (len(pairs) - 1)
-    assert cells.variance(cell, FIGURES[0]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert epoch_sums.variance(cell, FIGURES[0]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_nothing_has_no_mean_and_one_sequence_no_variance() -> None:
-    cell = cells.empty()
-    assert cells.mean(cell, "gap") is None
+    cell = epoch_sums.empty()
+    assert epoch_sums.mean(cell, "gap") is None
     cell[0] = (1, 2, 3, 4, 9, 6)
-    assert cells.mean(cell, "gap") == 1.5
-    assert cells.variance(cell, "gap") is None
+    assert epoch_sums.mean(cell, "gap") == 1.5
+    assert epoch_sums.variance(cell, "gap") is None
 
 
 def test_the_oldest_steps_go_when_there_are_too_many_cells() -> None:
-    kept = Cells(total_bytes=7 * cells.CELL_BYTES, steps=0)
+    kept = Cells(total_bytes=7 * epoch_sums.CELL_BYTES, steps=0)
     for number in range(4):
-        kept.add(number, float(number), {Place(engine, "a", 0): cells.empty() for engine in ("e0", "e1")})
+        kept.add(number, float(number), {Place(engine, "a", 0): epoch_sums.empty() for engine in ("e0", "e1")})
     assert [step.step for step in kept.steps()] == [2, 3]
-    kept.add(2, 9.0, {Place("e0", "b", 0): cells.empty()})
+    kept.add(2, 9.0, {Place("e0", "b", 0): epoch_sums.empty()})
     assert [(step.step, len(step.cells)) for step in kept.steps()] == [(3, 2), (2, 1)]

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend import view
-from rltop.backend.commands.life import GRACE_S
-from rltop.collectors import wire
+from rltop.backend import api
+from rltop.backend.commands.lifecycle import GRACE_S
+from rltop.collectors.contract import wire
 from tests.hub_core import Hub, sent
 from tests.hub_messages import Source
 
 
-def wish(flag: str = "prefix_caching", value: str = "off", **about: Any) -> view.AskSet:
-    return view.AskSet(about.pop("id", "q1"), flag, value, **about)
+def wish(flag: str = "prefix_caching", value: str = "off", **about: Any) -> api.AskSet:
+    return api.AskSet(about.pop("id", "q1"), flag, value, **about)
 
 
 def update(command: str, state: str, engine: str = "e0", **about: Any) -> wire.CommandUpdate:
@@ -47,7 +47,7 @@ def fleet(*engines: str) -> Hub:
         (wish(timeout_s=float("nan")), "timeout"),
     ],
 )
-def test_a_wish_that_cannot_be_is_answered_with_what_can(question: view.AskSet, named: str) -> None:
+def test_a_wish_that_cannot_be_is_answered_with_what_can(question: api.AskSet, named: str) -> None:
     hub = fleet("e0")
     answer, orders = hub.ask(question)
     assert answer.command is None

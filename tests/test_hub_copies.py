@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rltop.backend.join.copies import KINDS, classify, compare, describe
 from rltop.backend.join.rounding import agree, bfloat16, bfloat16_cut, equal, float16
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, rollouts, sequences
 from tests.test_hub_join import batch_of, index_of, settled

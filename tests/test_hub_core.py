@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import zmq
 
-from rltop.backend import core, view
+from rltop.backend import api
 from rltop.backend.commands.audit import AuditFile
-from rltop.backend.state import Effect, State
-from rltop.collectors.guard import MAX_FAULTS
+from rltop.backend.hub import worker_thread
+from rltop.backend.hub.state import Effect, State
+from rltop.collectors.transport.error_boundary import MAX_FAULTS
 from tests.hub_messages import Source, engine_state
 
 DEADLINE_MS = 20_000
@@ -45,7 +46,9 @@ class Bench:
         self.outbox.bind("inproc://outbox")
         self.now = 1000.0
         state = Faulty("run", "h", self.now, lambda: "c")
-        self.core = core.Core(state, self._clock, self.context, "inproc://outbox", AuditFile(Path("/dev/null")))
+        self.core = worker_thread.Core(
+            state, self._clock, self.context, "inproc://outbox", AuditFile(Path("/dev/null"))
+        )
         self.counters: dict[str, int] = {}
         self.engines: set[str] = set()
 
@@ -53,26 +56,26 @@ class Bench:
         self.now += 0.01  # time passes by being looked at
         return self.now
 
-    def answer(self, question: view.Question) -> view.Answer:
+    def answer(self, question: api.Question) -> api.Answer:
         """Ask, and take in frames until the answer comes."""
-        self.core.put_question(b"viewer", view.encode(question))
+        self.core.put_question(b"viewer", api.encode(question))
         while True:
             where, *frames = self._next()
-            if where == core.QUERY:
-                return view.decode_answer(frames[1])
+            if where == worker_thread.QUERY:
+                return api.decode_answer(frames[1])
 
     def end(self) -> None:
         """End the core; the last frame has every counter."""
         self.core.end()
-        while self._next()[0] != core.STOP:
+        while self._next()[0] != worker_thread.STOP:
             pass
         self.core.join(DEADLINE_MS / 1000)
 
     def _next(self) -> list[bytes]:
         assert self.outbox.poll(DEADLINE_MS), "the core has nothing more to say"
         frames = self.outbox.recv_multipart()
-        if frames[0] == core.VIEW:
-            frame = view.decode_frame(frames[1])
+        if frames[0] == worker_thread.VIEW:
+            frame = api.decode_frame(frames[1])
             self.counters.update(frame.counters)
             self.engines.update(frame.engines)
         return frames
@@ -96,7 +99,7 @@ def test_however_often_one_message_goes_wrong_the_others_are_heard(bench: Bench)
         bench.core.put_data(Source("bad").frames(engine_state("bad")))
         bench.core.put_question(b"bad", b"")
     bench.core.put_data(Source("e0").frames(engine_state("e0")))
-    assert bench.answer(view.AskSnapshot("q")).snapshot is not None
+    assert bench.answer(api.AskSnapshot("q")).snapshot is not None
     while not bench.engines:  # questions go first; what still waits at the end is let go
         bench._next()
     bench.end()
@@ -106,7 +109,7 @@ def test_however_often_one_message_goes_wrong_the_others_are_heard(bench: Bench)
 
 
 def test_a_flood_of_questions_is_bounded_and_counted(bench: Bench) -> None:
-    for _ in range(core.MAX_URGENT + 7):
+    for _ in range(worker_thread.MAX_URGENT + 7):
         bench.core.put_counter("asked")
     bench.core.start()
     bench.core.put_data(Source("e0").frames(engine_state("e0")))
@@ -115,11 +118,11 @@ def test_a_flood_of_questions_is_bounded_and_counted(bench: Bench) -> None:
         bench._next()
     bench.end()
     assert bench.counters["shed"] >= 7
-    assert bench.counters["asked"] == core.MAX_URGENT
+    assert bench.counters["asked"] == worker_thread.MAX_URGENT
 
 
 def test_the_data_lane_is_bounded_for_small_messages_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "DATA_LANE_BYTES", 100_000)
+    monkeypatch.setattr(worker_thread, "DATA_LANE_BYTES", 100_000)
     taken = 0
     while bench.core.has_room() and taken < 10_000:
         bench.core.put_data([b"", b""])

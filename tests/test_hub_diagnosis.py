@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from rltop.backend import view
+from rltop.backend import api
+from rltop.backend.api.verdict import Verdict
+from rltop.backend.client.replay import SAMPLE, Replay
 from rltop.backend.diagnosis.diagnose import diagnose
-from rltop.backend.diagnosis.verdict import Verdict
-from rltop.backend.history.diagnosis import case
-from rltop.backend.history.read import NAME, Reader
-from rltop.backend.history.replay import SAMPLE, Replay
-from rltop.backend.history.sums import rows_beside
-from rltop.backend.history.write import Writer
+from rltop.backend.store.aggregates import rows_beside
+from rltop.backend.store.read import NAME, Reader
+from rltop.backend.store.stored_diagnosis import case
+from rltop.backend.store.write import Writer
 from rltop.tui.cli.main import main
 from tests.fault_recordings import load, replay, seed_of
 from tests.hub_core import Hub
@@ -34,7 +34,7 @@ def hub(fault: str) -> Hub:
 
 
 def diagnosis(fault: str, step: int | None = None) -> Verdict:
-    answer, _ = hub(fault).ask(view.AskDiagnosis("q", step))
+    answer, _ = hub(fault).ask(api.AskDiagnosis("q", step))
     assert answer.diagnosis is not None, answer.error
     return answer.diagnosis
 
@@ -73,13 +73,13 @@ def test_a_diagnosis_can_be_of_an_earlier_step() -> None:
 
 
 def test_a_step_that_is_not_kept_is_refused_with_those_that_are() -> None:
-    answer, _ = hub("healthy").ask(view.AskDiagnosis("q", 10_000))
+    answer, _ = hub("healthy").ask(api.AskDiagnosis("q", 10_000))
     assert answer.diagnosis is None
     assert answer.error is not None and "step 10000 is not kept; steps that are: 6 to 17" in answer.error
 
 
 def test_before_the_first_step_nothing_can_be_told() -> None:
-    answer, _ = Hub().ask(view.AskDiagnosis("q"))
+    answer, _ = Hub().ask(api.AskDiagnosis("q"))
     assert answer.diagnosis is not None
     assert (answer.diagnosis.verdict, answer.diagnosis.step) == ("undecided", None)
 
@@ -131,7 +131,7 @@ def test_a_store_without_evidence_can_not_tell_and_says_what_it_takes(tmp_path: 
 
 def test_the_recorded_sample_is_told_and_is_healthy_before_and_after() -> None:
     """Raw logprobs from step 32 on, and processed ones again from 46 on; two steps are sampled ahead."""
-    sample = "backend/history/sample/sort.rltop.gz"
+    sample = "backend/store/sample/sort.rltop.gz"
     for step in (30, 59):
         assert rltop("diagnose", sample, "--step", str(step)).exit_code == 0
     told = rltop("diagnose", sample, "--step", "45", "--json")
@@ -153,7 +153,7 @@ def test_what_is_told_of_the_sample_while_its_cure_takes_hold_was_told_before_it
 
 def test_a_replay_answers_as_of_what_it_shows(tmp_path: Path) -> None:
     played = Replay(Reader(store(tmp_path, "lying-replica")), speed=float("inf"))
-    played.ask(view.AskDiagnosis("q"))
+    played.ask(api.AskDiagnosis("q"))
     found = played.answers["q"].diagnosis
     played.close()
     assert found is not None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rltop.backend import view
-from rltop.backend.effects.memory import Effects
-from rltop.backend.effects.pace import BIN_S, MAX_SAMPLES, Pace
-from rltop.collectors import wire
+from rltop.backend import api
+from rltop.backend.effects.flag_epochs import Effects
+from rltop.backend.effects.throughput import BIN_S, MAX_SAMPLES, Pace
+from rltop.collectors.contract import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Source, Trained, Written, engine_state, rollouts, sequences
 
@@ -58,7 +58,7 @@ class World:
             self.step += 1
 
     def switch(self, *engines: str, state: str = "applied") -> str:
-        answer, _ = self.hub.ask(view.AskSet(f"q{self.step}", "logprobs_mode", "raw", list(engines)))
+        answer, _ = self.hub.ask(api.AskSet(f"q{self.step}", "logprobs_mode", "raw", list(engines)))
         assert answer.command
         for engine in engines:
             self.epochs[engine] += state == "applied"
@@ -72,15 +72,15 @@ class World:
         self.hub.later(0.1)
         return answer.command
 
-    def ask(self, command: str = "") -> view.Answer:
-        answer, orders = self.hub.ask(view.AskEffect("why", command))
+    def ask(self, command: str = "") -> api.Answer:
+        answer, orders = self.hub.ask(api.AskEffect("why", command))
         assert not orders
         return answer
 
-    def effect(self, command: str = "") -> view.Effect:
+    def effect(self, command: str = "") -> api.Effect:
         answer = self.ask(command)
         assert answer.effect is not None, answer.error
-        found = view.decode_answer(view.encode(answer)).effect
+        found = api.decode_answer(api.encode(answer)).effect
         assert found == answer.effect
         return answer.effect
 
@@ -181,10 +181,10 @@ def test_two_lives_are_not_joined_and_samples_are_bounded() -> None:
 
 def test_marks_are_bounded() -> None:
     effects = Effects()
-    for number in range(view.MAX_CHANGES + 5):
+    for number in range(api.MAX_CHANGES + 5):
         told = wire.CommandUpdate(f"c{number}", "e0", "logprobs_mode", "applied", flag_epoch=number)
         effects.report(wire.Envelope(1, "e0", "a", number, 0.0), engine_state("e0", commands=[told]), 0.0)
-    assert len(effects.marks) == view.MAX_CHANGES
+    assert len(effects.marks) == api.MAX_CHANGES
 
 
 def test_a_source_of_another_life_marks_its_own_epochs() -> None:

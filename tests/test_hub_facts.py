@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend import view
+from rltop.backend import api
 from rltop.backend.fleet import facts
+from rltop.backend.fleet.agreement import RECENT, SETTLE_S, Sampled
 from rltop.backend.fleet.facts import BY_NAME, FACTS, compare, defaults, same_model, same_text, same_top_k
 from rltop.backend.fleet.facts_page import document
-from rltop.backend.fleet.fingerprints import RECENT, SETTLE_S, Sampled
-from rltop.collectors import wire
-from rltop.collectors.facts import MAX_CHARS, MAX_FACTS, as_text, stated
-from rltop.collectors.flags import FLAGS
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.facts import MAX_CHARS, MAX_FACTS, as_text, stated
+from rltop.collectors.contract.flags import FLAGS
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, engine_state, rollouts, sequences
 
@@ -258,7 +258,7 @@ def test_facts_of_an_engine_are_its_fingerprint_and_its_flags_now() -> None:
     state.flags["logprobs_mode"] = wire.FlagState(None, False, "unknown here")
     known = facts.of_engine(state)
     assert (known["async_scheduling"], known["logprobs_mode"]) == ("off (depth 1)", "raw_logprobs")
-    assert view.Engine.__struct_fields__[-1] == "differs"
+    assert api.Engine.__struct_fields__[-1] == "differs"
 
 
 # --- what may be stated -------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.steps.holes import LOST, NO_HUB, Holes
+from rltop.backend.steps.unmeasured import LOST, NO_HUB, Holes
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 6), st.integers(0, 2**32 - 1))

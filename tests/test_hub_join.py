@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rltop.backend.join.batch import PATIENT_LOOKS, Batch
 from rltop.backend.join.index import KEPT_STEPS, Index
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 from tests.hub_messages import Trained, Written, rollouts, sequences
 
 PAD = 0

@@ -14,9 +14,9 @@ from rltop.backend.join.ageing import UNUSED_STEPS
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.index import Index
 from rltop.backend.join.records import given_id
-from rltop.collectors import wire
-from rltop.collectors.batch import check
-from rltop.collectors.packing import pack
+from rltop.collectors.contract import wire
+from rltop.collectors.trainer.arguments import check
+from rltop.collectors.trainer.packing import pack
 from tests.hub_messages import Trained, Written, rollouts
 from tests.test_hub_join import PAD, batch_of, engines, fleets, index_of, logprobs_of, settled, tokens, trained
 

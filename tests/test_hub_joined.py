@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from rltop.backend import view
-from rltop.backend.join import joined
-from rltop.backend.join.joined import REMEMBERED_STEPS, JoinWatch
+from rltop.backend import api
+from rltop.backend.join import stats
+from rltop.backend.join.stats import REMEMBERED_STEPS, JoinWatch
 
 
 def test_every_fact_of_a_join_stands_in_the_text() -> None:
-    step = view.Step(
+    step = api.Step(
         3, 0.0, 4, False, {}, unjoined={"no_prompt": 2, "overlong": 1}, joins={"whole": 60, "packed": 1}, reused=5,
         unused={"e1": 2, "e0": 3}, copies={"e0": {"equal": 30}, "e1": {"equal": 29, "shifted+1": 2}},
     )  # fmt: skip
-    assert joined.as_text(step) == [
+    assert stats.as_text(step) == [
         "61 of 64 sequences found among the rollouts (1 packed, 60 whole)",
         "5 were trained on in an earlier step too",
         "2 no_prompt: no engine reported a rollout of this prompt",
@@ -23,15 +23,15 @@ def test_every_fact_of_a_join_stands_in_the_text() -> None:
         "2 of 31 copies of e1's logprobs are shifted+1: each value is that of a token before (+) or after (-)",
         "59 of 61 copies of the recorded logprobs are equal to them",
     ]
-    assert joined.as_json(step)["copies"] == step.copies
+    assert stats.as_json(step)["copies"] == step.copies
 
 
 def test_a_step_without_rows_has_little_to_say() -> None:
-    assert joined.as_text(view.Step(0, 0.0, None, False, {})) == ["0 of 0 sequences found among the rollouts"]
+    assert stats.as_text(api.Step(0, 0.0, None, False, {})) == ["0 of 0 sequences found among the rollouts"]
 
 
-def step(**facts: Any) -> view.Step:
-    return view.Step(0, 0.0, None, False, {}, **facts)
+def step(**facts: Any) -> api.Step:
+    return api.Step(0, 0.0, None, False, {}, **facts)
 
 
 def test_a_kind_of_copy_that_was_gone_for_a_while_is_news_again() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rltop.backend import metrics, report
+from rltop.backend import metrics
 from rltop.backend.metrics import document
 from rltop.backend.metrics.absent import ABSENT
 from rltop.backend.summary import Summary
+from rltop.backend.text import status
 
 ASKED = {
     "reward_mean",
@@ -68,7 +69,7 @@ def test_an_empty_step_has_every_metric_and_none_that_is_made_up() -> None:
 
 
 def test_reports_name_only_metrics_of_the_table() -> None:
-    assert set(report.STEP_METRICS) <= set(metrics.BY_NAME)
+    assert set(status.STEP_METRICS) <= set(metrics.BY_NAME)
 
 
 def test_the_manual_is_the_table() -> None:

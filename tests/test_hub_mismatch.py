@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rltop.backend import view
-from rltop.backend.gaps.intervals import estimate
+from rltop.backend import api
+from rltop.backend.api.profiles import Mismatch
 from rltop.backend.gaps.mismatch import DIMENSIONS, EDGES, Shape, Shapes
-from rltop.backend.gaps.profiles import Mismatch
+from rltop.backend.measure.intervals import estimate
 from rltop.backend.summary import Summary
 from rltop.backend.summary.dimensions import POSITION, PROBABILITY
 from rltop.backend.summary.kernel import PROB_EDGES
@@ -80,9 +80,9 @@ def test_every_dimension_is_answered_in_the_order_of_its_strata() -> None:
     assert [(p.dimension, tuple(p.labels)) for p in told(hub).profiles] == [(d.name, d.strata) for d in DIMENSIONS]
 
 
-def asked(hub: Hub, first: int | None = None, last: int | None = None) -> view.Answer:
-    answer, _ = hub.ask(view.AskMismatch("q", first, last))
-    return view.decode_answer(view.encode(answer))
+def asked(hub: Hub, first: int | None = None, last: int | None = None) -> api.Answer:
+    answer, _ = hub.ask(api.AskMismatch("q", first, last))
+    return api.decode_answer(api.encode(answer))
 
 
 def told(hub: Hub, first: int | None = None, last: int | None = None) -> Mismatch:
@@ -112,7 +112,7 @@ def test_a_viewer_gets_means_by_engine_and_stratum() -> None:
                 assert (spread is None) == (n == 0)
                 if spread is not None:
                     assert spread[0] <= n and estimate((spread[0], n, n * size, *spread[1:])).mean == size
-    lags, attributed = found.profiles[0], hub.ask(view.AskAttribution("a"))[0].attribution
+    lags, attributed = found.profiles[0], hub.ask(api.AskAttribution("a"))[0].attribution
     assert lags.dimension == "lag" and attributed is not None
     for stratum in attributed.strata:  # the same intervals, asked for in another way
         if stratum.dimension == "lag" and stratum.engine == "e0":

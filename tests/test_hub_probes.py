@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend import view
+from rltop.backend import api
+from rltop.backend.api.probe_result import ProbeResult, as_json, as_text, mean, share, student
 from rltop.backend.commands import audit
-from rltop.backend.probes.known import token_echo
-from rltop.backend.probes.result import ProbeResult, as_json, as_text, mean, share, student
-from rltop.collectors import wire
+from rltop.backend.probes.from_hub_state import token_echo
+from rltop.collectors.contract import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, rollouts, sequences
 
 
 def ask(hub: Hub, probe: str, engines: list[str] | None = None) -> str:
-    answer, _ = hub.ask(view.AskProbe(f"q-{probe}-{hub.now}", probe, engines, "ann", "box", "why", 60.0))
+    answer, _ = hub.ask(api.AskProbe(f"q-{probe}-{hub.now}", probe, engines, "ann", "box", "why", 60.0))
     assert answer.command is not None, answer.error
     return answer.command
 
@@ -100,11 +100,11 @@ def test_a_token_echo_before_the_first_step_is_unclear() -> None:
 def test_what_cannot_be_probed_is_said_before_anything_is_sent() -> None:
     hub = fleet("e0")
     for probe, words in (("nonsense", "there is config-diff"), ("canary-flip", "can be started so")):
-        answer, sent = hub.ask(view.AskProbe(probe, probe))
+        answer, sent = hub.ask(api.AskProbe(probe, probe))
         assert answer.error is not None
         assert words in answer.error
         assert sent == []
-    answer, _ = hub.ask(view.AskProbe("x", "config-diff", ["e7"]))
+    answer, _ = hub.ask(api.AskProbe("x", "config-diff", ["e7"]))
     assert answer.error == "no engine 'e7'; live engines: e0"
 
 

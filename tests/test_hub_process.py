@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import zmq
 
-from rltop.backend import view
-from rltop.backend.client import Client, CommandError, HubUnreachable
-from rltop.backend.hub import VIEW_HWM
-from rltop.collectors import wire
-from rltop.collectors.rundir import RunDir
-from rltop.collectors.sender import Sender
+from rltop.backend import api
+from rltop.backend.client.live import Client, CommandError, HubUnreachable
+from rltop.backend.hub.process import VIEW_HWM
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.rundir import RunDir
+from rltop.collectors.transport.sender import Sender
 from tests import oracles
 from tests.hub_messages import Trained, Written, engine_state, rollouts, sequences
 from tests.receiver import run_directory, wait_until
@@ -106,7 +106,7 @@ def collector(rundir: RunDir, name: str) -> Iterator[Collector]:
         one.sender.close(5)
 
 
-def see(client: Client, condition: Callable[[view.Snapshot], object]) -> view.Snapshot:
+def see(client: Client, condition: Callable[[api.Snapshot], object]) -> api.Snapshot:
     assert client.wait(lambda c: c.view is not None and bool(condition(c.view)), DEADLINE_S)
     assert client.view is not None
     return client.view
@@ -148,7 +148,7 @@ def test_a_command_reaches_the_engine_and_its_life_is_followed(
 ) -> None:
     with collector(rundir, "e0") as engine:
         see(client, lambda v: "e0" in v.engines)
-        client.ask(view.AskSet("q", "prefix_caching", "off", who="ann"))
+        client.ask(api.AskSet("q", "prefix_caching", "off", who="ann"))
         wait_until(lambda: engine.commands)
         (command,) = engine.commands
         assert (command.flag, command.value) == ("prefix_caching", "off")
@@ -172,7 +172,7 @@ def test_a_killed_hub_takes_nobody_with_it_and_the_next_one_is_found_by_all(
     with collector(rundir, "trainer/0") as trainer, collector(rundir, "e0") as engine:
         close_step(trainer, 0)
         first = see(client, lambda v: v.steps and v.engines).epoch
-        client.ask(view.AskSet("q", "prefix_caching", "off"))
+        client.ask(api.AskSet("q", "prefix_caching", "off"))
         wait_until(lambda: engine.commands)
         hub.kill()
         hub.wait(DEADLINE_S)
@@ -208,7 +208,7 @@ def test_a_stopped_viewer_and_a_killed_one_do_not_hurt_the_others(
     hurry.linger = 0
     hurry.connect(rundir.view)
 
-    def shown(picture: view.Snapshot, step: int) -> bool:
+    def shown(picture: api.Snapshot, step: int) -> bool:
         hurry.send(b"\x01%d" % step)
         return step in picture.steps
 
@@ -320,7 +320,7 @@ def test_without_a_hub_the_client_says_what_to_do(rundir: RunDir) -> None:
         assert client.state == "connecting"
         with pytest.raises(HubUnreachable, match="rltop hub"):
             client.snapshot(0.2)
-        client.ask(view.AskSet("q", "prefix_caching", "off"))
+        client.ask(api.AskSet("q", "prefix_caching", "off"))
         assert client.answers["q"].error
 
 

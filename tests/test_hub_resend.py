@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from rltop.backend import view
-from rltop.backend.history.store import Store
-from rltop.backend.settling import PERIOD_S
-from rltop.backend.sources import RETURN_S
-from rltop.backend.state import Effect, Send
+from rltop.backend import api
+from rltop.backend.hub.state import Effect, Send
+from rltop.backend.ingest.acknowledgement import PERIOD_S
+from rltop.backend.ingest.sources import RETURN_S
 from rltop.backend.steps.steps import GRACE_S, RESENT_S
-from rltop.collectors import wire
+from rltop.backend.store.writer_thread import Store
+from rltop.collectors.contract import wire
 from tests.hub_core import Hub, sent
 from tests.hub_messages import Source, Trained, Written, engine_state, rollouts, sequences
 from tests.training import Training
@@ -96,7 +96,7 @@ class Run:
             self.pump(name)
 
     @property
-    def steps(self) -> dict[int, view.Step]:
+    def steps(self) -> dict[int, api.Step]:
         return self.hub.steps
 
 
@@ -112,7 +112,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
     made.store.end()
 
 
-def told(step: view.Step) -> dict[str, Any]:
+def told(step: api.Step) -> dict[str, Any]:
     return {name: getattr(step, name) for name in VALUES}
 
 
@@ -238,7 +238,7 @@ def test_a_lost_message_does_not_spoil_a_step_whose_rows_are_all_here() -> None:
 
 @pytest.mark.parametrize("kill", range(0, 60, 7))
 def test_a_hub_that_takes_over_measures_what_one_that_lived_would_have(tmp_path: Path, kill: int) -> None:
-    found: list[dict[int, view.Step]] = []
+    found: list[dict[int, api.Step]] = []
     for name, when in (("lived", None), ("killed", kill)):
         (tmp_path / name).mkdir()
         run, number = Run(tmp_path / name), 0
@@ -404,4 +404,4 @@ def test_a_store_that_is_lost_costs_no_more_than_what_was_acknowledged(run: Run,
     run.later()
     assert list(run.steps) == [3]
     assert (run.steps[3].lost, run.steps[3].partial) == ({"trainer/0": 0}, True)
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(run.steps[3]), type=view.Step) == run.steps[3]
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(run.steps[3]), type=api.Step) == run.steps[3]

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rltop.backend import view
-from rltop.backend.gaps import closeup, samples
-from rltop.backend.gaps.sampled import Samples, as_json, floats, ints
-from rltop.backend.gaps.samples import KINDS, SAMPLE, TOKENS, WORST, Kept, StepSamples
+from rltop.backend import api
+from rltop.backend.api.samples import Samples, as_json, floats, ints
+from rltop.backend.gaps import sampling, token_details
+from rltop.backend.gaps.sampling import KINDS, SAMPLE, TOKENS, WORST, Kept, StepSamples
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.index import Index
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, rollouts, sequences
 
@@ -81,7 +81,7 @@ def test_the_worst_are_those_of_a_plain_search(seed: int, count: int) -> None:
             assert token.id == row.ids[1 + token.position]
             assert token.diff == pytest.approx(d[token.number][token.position], rel=1e-5, abs=1e-7)
             assert [*ints(token.before), token.id, *ints(token.after)] == list(
-                row.ids[max(1 + token.position - closeup.BEFORE, 0) : 2 + token.position + closeup.AFTER]
+                row.ids[max(1 + token.position - token_details.BEFORE, 0) : 2 + token.position + token_details.AFTER]
             )
 
 
@@ -103,7 +103,7 @@ def test_every_sequence_has_the_same_chance_whatever_its_place_length_and_gap() 
 
 
 def test_long_sequences_are_bounded_by_bytes_without_losing_their_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "STEP_BYTES", 20_000)
+    monkeypatch.setattr(sampling, "STEP_BYTES", 20_000)
     rng = np.random.default_rng(0)
     rows = [plain_row(rng, 400 if number % 2 else 4) for number in range(32)]
     long, count = 0, 0
@@ -130,7 +130,7 @@ def test_an_engine_whose_own_do_not_stand_out_has_its_worst_kept_too() -> None:
     for kind in ("abs_diff", "k3"):
         assert {token.engine for token in asked(hub, kind).tokens} == {"e0"}
         own = asked(hub, kind, engine="e1").tokens
-        assert [token.engine for token in own] == ["e1"] * samples.ENGINE_TOKENS
+        assert [token.engine for token in own] == ["e1"] * sampling.ENGINE_TOKENS
         assert [abs(token.diff) for token in own] == pytest.approx([0.001] * 8, rel=1e-3)
         loud = asked(hub, kind, engine="e0").tokens
         assert (len(loud), loud) == (TOKENS, asked(hub, kind).tokens)
@@ -168,9 +168,9 @@ def told() -> Hub:
 
 
 def asked(hub: Hub, kind: str, engine: str | None = None, limit: int = 32, step: int | None = None) -> Samples:
-    answer, _ = hub.ask(view.AskSamples("q", step, kind, engine, limit))
+    answer, _ = hub.ask(api.AskSamples("q", step, kind, engine, limit))
     assert answer.samples is not None, answer.error
-    return view.decode_answer(view.encode(answer)).samples  # type: ignore[return-value]
+    return api.decode_answer(api.encode(answer)).samples  # type: ignore[return-value]
 
 
 def test_a_viewer_gets_sequences_with_what_their_engine_knows() -> None:
@@ -201,14 +201,14 @@ def test_a_viewer_may_ask_for_one_engine_and_for_fewer() -> None:
 @pytest.mark.parametrize(
     ("question", "error"),
     [
-        (view.AskSamples("q", 3), "nothing is kept of step 3; there are 1 steps from 0 to 0"),
-        (view.AskSamples("q", 0, "best"), "no samples of kind 'best'; there are sample, worst, abs_diff, k3"),
+        (api.AskSamples("q", 3), "nothing is kept of step 3; there are 1 steps from 0 to 0"),
+        (api.AskSamples("q", 0, "best"), "no samples of kind 'best'; there are sample, worst, abs_diff, k3"),
     ],
 )
-def test_a_question_that_has_no_answer_says_what_there_is(question: view.AskSamples, error: str) -> None:
+def test_a_question_that_has_no_answer_says_what_there_is(question: api.AskSamples, error: str) -> None:
     answer, _ = told().ask(question)
     assert (answer.samples, answer.error) == (None, error)
-    answer, _ = Hub().ask(view.AskSamples("q"))
+    answer, _ = Hub().ask(api.AskSamples("q"))
     assert answer.error == "no step with sequences has closed yet"
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.join.needed import Needed
+from rltop.backend.ingest.acknowledgement import PERIOD_S, Settling
+from rltop.backend.ingest.sources import Mark, Source
+from rltop.backend.join.pending import Needed
 from rltop.backend.join.records import Record
-from rltop.backend.settling import PERIOD_S, Settling
-from rltop.backend.sources import Mark, Source
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 from tests.hub_messages import Written, rollouts
 
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rltop.backend import view
+from rltop.backend import api
 from rltop.backend.fleet.engines import SILENT_S
-from rltop.backend.sources import BYE_PATIENCE_S
-from rltop.collectors import wire
+from rltop.backend.ingest.sources import BYE_PATIENCE_S
+from rltop.collectors.contract import wire
 from tests.hub_core import Hub, sent
 from tests.hub_messages import Source, Trained, Written, engine_state, rollouts, sequences
 
@@ -105,7 +105,7 @@ def test_nobody_sends_data_in_anothers_name() -> None:
     assert set(hub.picture.engines) == {"e0"}
     assert not hub.steps
     assert not hub.picture.changes
-    answer, _ = hub.ask(view.AskSet("q", "prefix_caching", "off"))
+    answer, _ = hub.ask(api.AskSet("q", "prefix_caching", "off"))
     assert answer.error is None
 
 
@@ -122,7 +122,7 @@ def test_a_version_is_taken_whole_or_refused(sampled: int, policy: int) -> None:
     if "invalid" not in hub.counters and sampled != wire.UNKNOWN_VERSION:
         assert hub.steps[0].values["lag_mean"] == float(policy - sampled)
         assert hub.picture.engines["e0"].lag == policy - sampled
-    view.encode(hub.ask(view.AskSnapshot("s"))[0])
+    api.encode(hub.ask(api.AskSnapshot("s"))[0])
 
 
 def test_a_deeply_nested_question_is_refused() -> None:
@@ -212,23 +212,23 @@ def test_whatever_comes_in_is_counted_and_the_hub_goes_on(frames: list[bytes]) -
 @given(st.lists(st.sampled_from(["engine", "step", "flag", "ack", "beat", "silence"]), max_size=30), st.data())
 def test_a_snapshot_and_the_frames_after_it_are_the_hubs_own_picture(acts: list[str], data: st.DataObject) -> None:
     hub = Hub()
-    snapshots = [view.encode(hub.ask(view.AskSnapshot("s"))[0])]
+    snapshots = [api.encode(hub.ask(api.AskSnapshot("s"))[0])]
     for number, act in enumerate(acts):
         if act == "engine":
             hub.engine(f"e{number % 3}", generated_tokens=number)
         elif act == "step":
             hub.send("trainer/0", wire.StepClosed(number, 0, 1, number))
         elif act == "flag":
-            hub.ask(view.AskSet(f"q{number}", "prefix_caching", "off"))
+            hub.ask(api.AskSet(f"q{number}", "prefix_caching", "off"))
         elif act == "ack":
             for change in hub.picture.changes.values():
                 hub.say(change.engine, wire.CommandUpdate(change.command, change.engine, change.flag, "applied"))
         hub.later(SILENT_S + 1 if act == "silence" else 0.2)
-        snapshots.append(view.encode(hub.ask(view.AskSnapshot("s"))[0]))
+        snapshots.append(api.encode(hub.ask(api.AskSnapshot("s"))[0]))
     cut = data.draw(st.integers(0, len(snapshots) - 1))
-    picture = view.decode_answer(snapshots[cut]).snapshot
+    picture = api.decode_answer(snapshots[cut]).snapshot
     assert picture is not None
     for frame in hub.frames:
         if frame.seq > picture.seq:
-            picture.apply(view.decode_frame(view.encode(frame)))
+            picture.apply(api.decode_frame(api.encode(frame)))
     assert picture == hub.picture

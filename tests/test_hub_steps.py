@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from rltop.backend.fleet.engines import SILENT_S
+from rltop.backend.ingest.sources import BYE_PATIENCE_S
 from rltop.backend.join.index import Index
-from rltop.backend.sources import BYE_PATIENCE_S
 from rltop.backend.steps import steps
 from rltop.backend.steps.steps import GRACE_S, MAX_OPEN, PARTIAL_S
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 from tests import oracles
 from tests.hub_core import Hub, sent
 from tests.hub_messages import Source, Trained, Written, rollouts, sequences

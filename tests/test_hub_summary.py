@@ -16,7 +16,7 @@ from rltop.backend import metrics
 from rltop.backend.summary import Bounds, Gap, Line, Mean, Pairs, Sequences, Sizes, Strata, Summary
 from rltop.backend.summary.groups import MAX_GROUPS, Groups
 from rltop.backend.summary.kernel import FIGURES, PIECE_HIGH, PIECE_LOW, PIECE_N, PIECE_SUMS
-from rltop.backend.summary.pieces import POSITION_EDGES, Runs, cut, reduce
+from rltop.backend.summary.token_runs import POSITION_EDGES, Runs, cut, reduce
 from tests import oracles
 
 anything = st.one_of(

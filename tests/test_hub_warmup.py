@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rltop.backend.steps.warmup import Warmup
-from rltop.backend.summary import pieces
+from rltop.backend.hub.warmup import Warmup
+from rltop.backend.summary import token_runs
 
 
 def threads() -> list[threading.Thread]:
@@ -29,7 +29,7 @@ def test_it_begins_when_first_asked_and_ends_whatever_happens(
         if fault is not None:
             raise fault
 
-    monkeypatch.setattr(pieces, "warm", warm)
+    monkeypatch.setattr(token_runs, "warm", warm)
     warmup = Warmup()
     assert not threads()
     assert not warmup.ready()

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend import view
-from rltop.backend.commands.wishes import RejectedError, choose
-from rltop.collectors import wire
-from rltop.collectors.actions import BY_VERB, MAX_REVERT_S
+from rltop.backend import api
+from rltop.backend.commands.validation import RejectedError, choose
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.actions import BY_VERB, MAX_REVERT_S
 from tests.hub_core import Hub
 from tests.test_hub_control import applied, fleet, update, wish
 
 
-def ask(hub: Hub, question: view.Question) -> tuple[str, dict[str, wire.Command]]:
+def ask(hub: Hub, question: api.Question) -> tuple[str, dict[str, wire.Command]]:
     """The new command's id, and what was sent to whom."""
     answer, orders = hub.ask(question)
     assert answer.command, answer.error
@@ -24,15 +24,15 @@ def ask(hub: Hub, question: view.Question) -> tuple[str, dict[str, wire.Command]
     return answer.command, {engine: order for engine, order in sent.items() if isinstance(order, wire.Command)}
 
 
-def refused(hub: Hub, question: view.Question) -> str:
+def refused(hub: Hub, question: api.Question) -> str:
     answer, orders = hub.ask(question)
     assert (answer.command, orders) == (None, [])
     assert answer.error
     return answer.error
 
 
-def act(verb: str, id: str = "a1", **about: Any) -> view.AskAct:  # noqa: A002
-    return view.AskAct(id, verb, **about)
+def act(verb: str, id: str = "a1", **about: Any) -> api.AskAct:  # noqa: A002
+    return api.AskAct(id, verb, **about)
 
 
 def switch(hub: Hub, engines: str = "e0", **about: Any) -> str:
@@ -58,11 +58,11 @@ def switch(hub: Hub, engines: str = "e0", **about: Any) -> str:
         (act("flush_cache", revert_s=10.0), "has no timer"),
         (act("pause", revert_s=BY_VERB["pause"].max_guard_s + 1), "at most 600"),
         (act("pause", timeout_s=0.0), "timeout"),
-        (view.AskKeep("k", "nobody"), "no command 'nobody'"),
-        (view.AskUndo("u", "nobody"), "no command 'nobody'"),
+        (api.AskKeep("k", "nobody"), "no command 'nobody'"),
+        (api.AskUndo("u", "nobody"), "no command 'nobody'"),
     ],
 )
-def test_a_wish_that_cannot_be_is_answered_with_what_can(question: view.Question, named: str) -> None:
+def test_a_wish_that_cannot_be_is_answered_with_what_can(question: api.Question, named: str) -> None:
     hub = fleet("e0", "e1")
     assert named in refused(hub, question)
     assert hub.lines == []
@@ -126,7 +126,7 @@ def test_other_actions_go_the_same_way() -> None:
     hub.later()
     assert (hub.change.state, hub.change.wanted, hub.change.reverts_at) == ("applied", "paused", hub.now + 30.0)
     assert "pause running > paused applied at engine step 4, 2 in flight, 0 lost" in hub.texts
-    back, orders = ask(hub, view.AskUndo("u", command))
+    back, orders = ask(hub, api.AskUndo("u", command))
     assert orders == {"e0": wire.Command(back, "", "", hub.now + 30.0, "resume", target=command)}
 
 
@@ -144,12 +144,12 @@ def test_a_flag_that_is_being_switched_is_not_switched_by_another() -> None:
 def test_undo_brings_back_the_engines_that_were_changed_and_no_others() -> None:
     hub = fleet("e0", "e1", "e2")
     command, _ = ask(hub, wish())
-    assert "still under way on e0" in refused(hub, view.AskUndo("u0", command))
+    assert "still under way on e0" in refused(hub, api.AskUndo("u0", command))
     hub.say("e0", applied(command))
     hub.say("e1", update(command, "applied", "e1", old="off", new="off", reason="already off"))
     hub.say("e2", update(command, "refused", "e2", old="on", new="on", reason="started without it"))
     hub.later()
-    undo, orders = ask(hub, view.AskUndo("u1", command[:8]))
+    undo, orders = ask(hub, api.AskUndo("u1", command[:8]))
     assert orders == {"e0": wire.Command(undo, "prefix_caching", "on", hub.now + 30.0, target=command)}
     hub.say("e0", update(undo, "applied", old="off", new="on", reverts=command))
     hub.later()
@@ -157,10 +157,10 @@ def test_undo_brings_back_the_engines_that_were_changed_and_no_others() -> None:
     assert hub.lines[-1].event == "undone"
     nothing = switch(hub, engines="e1")
     hub.say("e0", update(nothing, "applied", old="on", new="on"))
-    again, _ = ask(hub, view.AskUndo("u2", undo))
+    again, _ = ask(hub, api.AskUndo("u2", undo))
     hub.say("e0", update(again, "superseded", old="on", new="on", reason="left alone", reverts=undo))
     hub.later()
-    assert "changed nothing that could be undone: e0 superseded (left alone)" in refused(hub, view.AskUndo("u3", again))
+    assert "changed nothing that could be undone: e0 superseded (left alone)" in refused(hub, api.AskUndo("u3", again))
 
 
 def test_a_change_of_form_alone_can_be_undone() -> None:
@@ -169,7 +169,7 @@ def test_a_change_of_form_alone_can_be_undone() -> None:
     strict = wire.CommandUpdate(command, "e0", "async_scheduling", "applied", old="off", new="off", detail="strict",
                                 flag_epoch=3)  # fmt: skip
     hub.say("e0", strict)
-    undo, orders = ask(hub, view.AskUndo("u", command))
+    undo, orders = ask(hub, api.AskUndo("u", command))
     assert orders == {"e0": wire.Command(undo, "async_scheduling", "off", hub.now + 30.0, target=command)}
 
 
@@ -214,14 +214,14 @@ def test_keep_goes_to_the_engines_that_hold_a_timer_and_is_remembered_with_who()
     hub.engine("e0", timers=[timer(command)])
     hub.later()
     assert hub.picture.engines["e0"].timers == [timer(command)]
-    keep, orders = ask(hub, view.AskKeep("k", command, who="bob", host="h"))
+    keep, orders = ask(hub, api.AskKeep("k", command, who="bob", host="h"))
     assert orders == {"e0": wire.Command(keep, "", "", hub.now + 30.0, "keep", target=command)}
     hub.say("e0", wire.CommandUpdate(keep, "e0", "prefix_caching", "applied", old="off", new="off", verb="keep"))
     hub.later()
     kept = hub.picture.changes[f"{command}@e0"]
     assert (kept.kept_by, kept.reverts_at, kept.state) == ("bob", None, "applied")
     assert hub.lines[-1].event == "kept"
-    _, orders = ask(hub, view.AskKeep("k2", command, who="ann", host="h"))  # no mistake: the engine will say so
+    _, orders = ask(hub, api.AskKeep("k2", command, who="ann", host="h"))  # no mistake: the engine will say so
     assert list(orders) == ["e0"]
 
 
@@ -229,8 +229,8 @@ def test_a_command_without_a_timer_cannot_be_kept() -> None:
     hub = fleet("e0")
     command = switch(hub)
     hub.engine("e0", timers=[timer("other")])
-    assert refused(hub, view.AskKeep("k", command)) == f"{command} has no timer; commands that have one: other"
-    _, orders = ask(hub, view.AskKeep("k2", "other"))  # of an earlier hub, in no log: the engine knows it
+    assert refused(hub, api.AskKeep("k", command)) == f"{command} has no timer; commands that have one: other"
+    _, orders = ask(hub, api.AskKeep("k2", "other"))  # of an earlier hub, in no log: the engine knows it
     assert list(orders) == ["e0"]
 
 

@@ -11,10 +11,10 @@ HEAVY = {"torch", "vllm", "transformers", "textual", "ray", "numba"}
 
 BUDGET = [
     ("rltop.collectors", HEAVY | {"zmq", "numpy", "msgspec", "rltop.backend", "rltop.tui"}),
-    ("rltop.collectors.trainer", HEAVY | {"zmq", "rltop.backend", "rltop.tui"}),
-    ("rltop.collectors.launch", HEAVY | {"zmq", "rltop.backend", "rltop.tui"}),
+    ("rltop.collectors.trainer.collector", HEAVY | {"zmq", "rltop.backend", "rltop.tui"}),
+    ("rltop.collectors.contract.launch", HEAVY | {"zmq", "rltop.backend", "rltop.tui"}),
     ("rltop.collectors.vllm", HEAVY | {"zmq", "rltop.backend", "rltop.tui"}),
-    ("rltop.backend.view", HEAVY | {"zmq", "rltop.tui"}),
+    ("rltop.backend.api", HEAVY | {"zmq", "rltop.tui"}),
     ("rltop.backend.hub", HEAVY | {"rltop.tui"}),
     ("rltop.backend.metrics", HEAVY | {"zmq", "rltop.tui"}),
     ("rltop.tui.cli.main", HEAVY | {"zmq"}),
@@ -34,11 +34,11 @@ def test_an_import_brings_nothing_heavy(module: str, forbidden: set[str]) -> Non
 
 def test_the_trainer_collector_is_loaded_on_first_use() -> None:
     script = (
-        "import sys, rltop.collectors as c; before = 'rltop.collectors.trainer' in sys.modules; "
+        "import sys, rltop.collectors as c; before = 'rltop.collectors.trainer.collector' in sys.modules; "
         "from rltop.collectors import TrainerCollector as t; print(before, t.__module__, 'TrainerCollector' in dir(c))"
     )
     seen = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
-    assert seen.stdout.split() == ["False", "rltop.collectors.trainer", "True"]
+    assert seen.stdout.split() == ["False", "rltop.collectors.trainer.collector", "True"]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

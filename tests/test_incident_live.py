@@ -23,12 +23,12 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from rltop.backend.client import Client
+from rltop.backend.api import Change
+from rltop.backend.api.alarm import CLEAR_AFTER, Alarm
+from rltop.backend.api.verdict import FAULT, HEALTHY, Verdict
+from rltop.backend.client.live import Client
 from rltop.backend.demo.faults import BY_NAME
-from rltop.backend.demo.run import Demo, DemoOptions
-from rltop.backend.diagnosis.alarm import CLEAR_AFTER, Alarm
-from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, Verdict
-from rltop.backend.view import Change
+from rltop.backend.demo.supervisor import Demo, DemoOptions
 from rltop.tui.app import RltopApp
 from tests.screens import screen_text
 from tests.test_demo_run import DEADLINE_S, home, running

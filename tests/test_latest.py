@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.latest import Latest
+from rltop.backend.util.bounded import Latest
 
 
 @given(

@@ -16,9 +16,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from rltop.collectors import TrainerCollector, launch
-from rltop.collectors.launch import HubInfo, LaunchError, ensure_hub, find_hub, list_runs
-from rltop.collectors.rundir import RunDir, RunDirError
+from rltop.collectors import TrainerCollector
+from rltop.collectors.contract import launch
+from rltop.collectors.contract.launch import HubInfo, LaunchError, ensure_hub, find_hub, list_runs
+from rltop.collectors.contract.rundir import RunDir, RunDirError
 from tests.receiver import run_directory, wait_until
 
 

@@ -26,7 +26,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rltop.backend import metrics
-from rltop.backend.steps import compute
+from rltop.backend.measure import arrays
 
 FRAMEWORKS = os.environ.get("RLTOP_FRAMEWORKS", "")
 INSTALLED = bool(FRAMEWORKS) or all(importlib.util.find_spec(name) for name in ("trl", "verl"))
@@ -45,7 +45,7 @@ def arrays_of(seed: int, noise: float) -> dict[str, NDArray[Any]]:
 
 
 def ours(a: dict[str, NDArray[Any]]) -> dict[str, float | None]:
-    return compute.values(
+    return arrays.values(
         {
             "trainer_logprobs": a["trainer"], "rollout_logprobs": a["rollout"], "old_logprobs": a["rollout"],
             "mask": a["mask"], "advantages": a["advantages"], "entropy": a["entropy"], "clip_low": 0.9,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.metrics.trainer import LEAST, TRAILING, grad_norm, grad_norm_z
-from rltop.collectors import wire
+from rltop.backend.metrics.trainer_metrics import LEAST, TRAILING, grad_norm, grad_norm_z
+from rltop.collectors.contract import wire
 from tests.hub_core import Hub
 
 norms = st.lists(st.floats(0, 1e6).map(lambda value: round(value, 3)) | st.just(math.nan), max_size=TRAILING + 20)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rltop.backend import metrics
-from rltop.backend.steps import compute
+from rltop.backend.measure import arrays as compute
 from rltop.backend.summary import Summary
 from tests.metric_oracle import Row, Step, finite, quantiles, shift
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.backend import metrics
-from rltop.backend.metrics.where import COMPARED, JUMP, JUMP_TOKENS, MIN_ENGINES, engine_z
-from rltop.backend.steps import compute
+from rltop.backend.measure import arrays as compute
+from rltop.backend.metrics.location_metrics import COMPARED, JUMP, JUMP_TOKENS, MIN_ENGINES, engine_z
 from rltop.backend.summary import Summary
 from rltop.backend.summary.dimensions import POSITIONS
 

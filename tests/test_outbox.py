@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.collectors.outbox import Lot, Outbox
+from rltop.collectors.transport.send_queue import Lot, Outbox
 
 KINDS = ("bulk", "vital")
 Action = tuple[str, str, int]

@@ -12,14 +12,14 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend import metrics, view
-from rltop.backend.history.parity import ALPHA, JUDGED, MIN_STEPS, RHO, Floats, parity
-from rltop.backend.history.parity_report import as_text, compare, differing
+from rltop.backend import api, metrics
+from rltop.backend.parity.compare import ALPHA, JUDGED, MIN_STEPS, RHO, Floats, parity
+from rltop.backend.parity.stored_runs import as_text, compare, differing
 from rltop.tui.app import RltopApp
 from rltop.tui.cli import main as cli
-from rltop.tui.cli.history import read_references
-from rltop.tui.plot import Plot
-from rltop.tui.reference import Reference
+from rltop.tui.cli.history_commands import read_references
+from rltop.tui.model.reference import Reference
+from rltop.tui.views.plot import Plot
 from tests import pictures, stored
 from tests.pictures import HeldClient
 from tests.screens import screen_text, settle
@@ -34,7 +34,7 @@ SCALE = {
 
 def run(
     rng: np.random.Generator, steps: int = 100, drift: float = 0.5, shift: dict[str, Floats] | None = None
-) -> dict[int, view.Step]:
+) -> dict[int, api.Step]:
     """A run: learning curves with noise at every step, and a slow drift of its own of that share of the noise."""
     made: dict[str, Floats] = {}
     for name, (level, noise) in SCALE.items():
@@ -46,7 +46,7 @@ def run(
         made[name] = curve + noise * (rng.normal(size=steps) + drift / np.sqrt(2) * slow)
         made[name] += (shift or {}).get(name, np.zeros(steps))
     return {
-        n: view.Step(n, float(n), n, partial=False, values={name: float(column[n]) for name, column in made.items()})
+        n: api.Step(n, float(n), n, partial=False, values={name: float(column[n]) for name, column in made.items()})
         for n in range(steps)
     }
 
@@ -107,7 +107,7 @@ def test_steps_that_are_partial_or_missing_are_left_out_and_absent_metrics_are_n
     rng = np.random.default_rng(1)
     reference, other = run(rng), run(rng)
     del reference[3]
-    other[5] = view.Step(5, 5.0, 5, partial=True, values=other[5].values)
+    other[5] = api.Step(5, 5.0, 5, partial=True, values=other[5].values)
     for step in other.values():
         step.values["lag_mean"] = None
     found = parity([reference], other)
@@ -147,7 +147,7 @@ def test_the_command_prints_the_verdict_and_ends_with_it(tmp_path: Path) -> None
     paths = []
     for number, steps in enumerate([run(rng), run(rng), run(rng), run(rng, shift=shift)]):
         (tmp_path / str(number)).mkdir()
-        made = [view.Frame("h", 1, 1.0, steps=list(steps.values()))]
+        made = [api.Frame("h", 1, 1.0, steps=list(steps.values()))]
         paths.append(str(stored.store(tmp_path / str(number), made)))
     good = CliRunner().invoke(cli.main, ["parity", *paths[:3]])
     assert (good.exit_code, good.stdout.splitlines()[0]) == (0, "parity")

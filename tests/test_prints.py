@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from rltop.backend.fleet import prints
-from rltop.collectors.flags import FLAGS
-from rltop.collectors.wire import FlagState
+from rltop.backend.text import fingerprint_text
+from rltop.collectors.contract.flags import FLAGS
+from rltop.collectors.contract.wire import FlagState
 from tests import pictures
 from tests.test_cli import Engine, answer, home, rltop, start_hub, wait_for_engine
 
@@ -38,7 +38,7 @@ def differing() -> Any:
 
 
 def test_engines_that_are_alike_share_a_column_and_what_differs_has_a_sign() -> None:
-    text = prints.as_text(differing())
+    text = fingerprint_text.as_text(differing())
     lines = {line[3:].split("  ")[0].strip(): line for line in text.splitlines()[2:]}
     assert text.splitlines()[0] == "run sort: 3 engines; dtype does not agree."
     assert lines["fact"].split() == ["fact", "e0,", "e1", "e2", "(silent)", "trainer"]
@@ -56,15 +56,15 @@ def test_engines_that_are_alike_share_a_column_and_what_differs_has_a_sign() -> 
 
 def test_where_all_agree_it_says_so() -> None:
     agreeing = pictures.picture(engines={"e0": pictures.engine("e0", fingerprint={"dtype": "float32"})})
-    assert prints.as_text(agreeing).startswith(
+    assert fingerprint_text.as_text(agreeing).startswith(
         "run sort: 1 engine, nothing to hold it against. The trainer stated no facts"
     )
-    assert "≠" not in prints.as_text(agreeing)
-    assert prints.as_text(pictures.picture()) == "run sort: no engine has reported yet"
+    assert "≠" not in fingerprint_text.as_text(agreeing)
+    assert fingerprint_text.as_text(pictures.picture()) == "run sort: no engine has reported yet"
 
 
 def test_the_json_has_every_fact_whole() -> None:
-    made = json.loads(json.dumps(prints.as_json(differing()), allow_nan=False))
+    made = json.loads(json.dumps(fingerprint_text.as_json(differing()), allow_nan=False))
     assert made.keys() == {"run", "agree", "engines", "trainer"}
     assert made["agree"] is False
     first = made["engines"][0]
@@ -76,10 +76,10 @@ def test_the_json_has_every_fact_whole() -> None:
 
 
 def test_status_names_what_does_not_agree() -> None:
-    from rltop.backend import report
+    from rltop.backend.text import status
 
-    assert "  ≠ dtype: e0, e1 have bfloat16; e2 has float16; other rounding" in report.as_text(differing())
-    assert "≠" not in report.as_text(pictures.healthy())
+    assert "  ≠ dtype: e0, e1 have bfloat16; e2 has float16; other rounding" in status.as_text(differing())
+    assert "≠" not in status.as_text(pictures.healthy())
 
 
 def engine_with(**flags: str | None) -> Any:
@@ -97,7 +97,7 @@ def parsed(line: str) -> Any:
 
 
 def test_vllm_reads_the_launch_options_back_as_the_flags() -> None:
-    line, remarks = prints.launch_args(
+    line, remarks = fingerprint_text.launch_args(
         engine_with(prefix_caching="off", async_scheduling="on", logprobs_mode="raw", lm_head_fp32="on")
     )
     arguments = parsed(line)
@@ -116,7 +116,7 @@ def test_every_launch_option_of_the_table_is_one_of_vllms(flag: Any) -> None:
 def test_what_no_option_can_say_is_remarked() -> None:
     engine = engine_with(prefix_caching="mixed", lm_head_fp32=None)
     engine.flags["async_scheduling"] = FlagState("off", True, "", "depth 1")
-    line, remarks = prints.launch_args(msgspec.structs.replace(engine, health="gone"))
+    line, remarks = fingerprint_text.launch_args(msgspec.structs.replace(engine, health="gone"))
     assert "prefix" not in line
     assert "--no-async-scheduling" in line
     assert remarks == [

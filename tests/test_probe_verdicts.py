@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rltop.backend.commands.wishes import RejectedError
+from rltop.backend.api import Effect, EffectEstimate, EffectRow, Snapshot
+from rltop.backend.api.probe_result import Finding
+from rltop.backend.api.samples import Samples
+from rltop.backend.commands.validation import RejectedError
 from rltop.backend.fleet.engines import Engines
-from rltop.backend.gaps.sampled import Samples
 from rltop.backend.probes.canary import result_of
-from rltop.backend.probes.digests import Weights
-from rltop.backend.probes.material import Chooser, Material
+from rltop.backend.probes.digest_verdict import Weights
+from rltop.backend.probes.inputs import Chooser, Material
 from rltop.backend.probes.reports import Report, Scored
-from rltop.backend.probes.result import Finding
 from rltop.backend.probes.scores import crossed, rescored, salted
-from rltop.backend.view import Effect, EffectEstimate, EffectRow, Snapshot
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 from tests.hub_messages import Written, engine_state, rollouts
 
 RNG = np.random.default_rng(1)

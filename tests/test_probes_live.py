@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rltop.backend import view
-from rltop.backend.client import Client
-from rltop.backend.probes.result import ProbeResult
+from rltop.backend import api
+from rltop.backend.api.probe_result import ProbeResult
+from rltop.backend.client.live import Client
 from rltop.collectors import TrainerCollector
-from rltop.collectors.digests import weight_digests
-from rltop.collectors.rundir import RunDir
+from rltop.collectors.contract.digests import weight_digests
+from rltop.collectors.contract.rundir import RunDir
 from tests.live_engine import ENVIRONMENT, MODEL, LiveEngine
 from tests.receiver import run_directory
 
@@ -59,7 +59,7 @@ class Fleet:
         self.hub.terminate()
         self.hub.wait(20)
 
-    def see(self, condition: Callable[[view.Snapshot], object]) -> view.Snapshot:
+    def see(self, condition: Callable[[api.Snapshot], object]) -> api.Snapshot:
         assert self.client.wait(
             lambda c: c.view is not None and c.state == "live" and bool(condition(c.view)), DEADLINE_S
         )
@@ -268,7 +268,7 @@ def test_a_pause_ends_a_probe_and_leaves_every_rollout_whole(fleet: Fleet) -> No
     live = fleet.engines[E0]
     running = [live.generate(f"seat-{i}", [*PREFIX, 9 + i % 40], 300, seed=i) for i in range(96)]
     live.wait_running([f"seat-{i}" for i in range(64)], 1)  # every seat is taken, and requests wait before the probe's
-    question = view.AskProbe("q-overtaken", "prefill-rescore", [E0], "ann", "here", "", DEADLINE_S)
+    question = api.AskProbe("q-overtaken", "prefill-rescore", [E0], "ann", "here", "", DEADLINE_S)
     fleet.client.ask(question)
     assert fleet.client.wait(lambda c: "q-overtaken" in c.answers, DEADLINE_S)
     command = fleet.client.answers.pop("q-overtaken").command

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rltop.collectors.probes import BY_NAME, ENGINES, HUB, PROBES, SWITCH, document
+from rltop.collectors.contract.probes import BY_NAME, ENGINES, HUB, PROBES, SWITCH, document
 
 
 def test_the_manual_is_the_table() -> None:
     manual = (Path(__file__).parent.parent / "docs" / "probes.md").read_text()
-    assert manual == document(), "python -m rltop.collectors.probes > docs/probes.md"
+    assert manual == document(), "python -m rltop.collectors.contract.probes > docs/probes.md"
 
 
 def test_every_probe_has_a_name_and_a_code_of_its_own_and_says_what_it_costs() -> None:

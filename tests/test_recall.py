@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from rltop.backend import view
-from rltop.backend.client import Client, CommandError
-from rltop.backend.gaps.samples import KINDS
-from rltop.backend.history.read import NAME
-from rltop.backend.history.recall import MAX_WAITING, Recall
-from rltop.collectors.rundir import RunDir
+from rltop.backend import api
+from rltop.backend.client.live import Client, CommandError
+from rltop.backend.gaps.sampling import KINDS
+from rltop.backend.store.lookup import MAX_WAITING, Recall
+from rltop.backend.store.read import NAME
+from rltop.collectors.contract.rundir import RunDir
 from tests import stored
 from tests.hub_core import Hub
 from tests.hub_messages import rollouts, sequences
@@ -58,7 +58,7 @@ def told(client: Client, step: int) -> list[bytes]:
 
 
 def shape(client: Client, first: int | None, last: int | None) -> object:
-    answer = client._answer(view.AskMismatch("m", first, last))
+    answer = client._answer(api.AskMismatch("m", first, last))
     assert answer.mismatch is not None, answer.error
     return answer.mismatch
 
@@ -81,7 +81,7 @@ def test_a_killed_hubs_steps_are_answered_by_the_next_as_by_itself(rundir: RunDi
             see(client, lambda v: 2 in v.steps)
             assert told(client, 0) == before[0]
             assert client.samples(None, "worst").step == 2
-            whole = client._answer(view.AskMismatch("m", None, None)).mismatch
+            whole = client._answer(api.AskMismatch("m", None, None)).mismatch
             assert whole is not None and (whole.first, whole.last, whole.steps) == (0, 2, 3)
             assert whole.profiles[0].spreads["e0"] != [None] * len(whole.profiles[0].labels)
             with pytest.raises(CommandError, match=r"nothing is stored of step 9; there are 3 steps from 0 to 2"):
@@ -89,13 +89,13 @@ def test_a_killed_hubs_steps_are_answered_by_the_next_as_by_itself(rundir: RunDi
 
 
 def test_a_hub_without_a_store_answers_what_it_knows(tmp_path: Path) -> None:
-    answers: list[tuple[bytes, view.Answer]] = []
+    answers: list[tuple[bytes, api.Answer]] = []
     recall = Recall(tmp_path / NAME, lambda viewer, answer: answers.append((viewer, answer)))
     recall.end()  # never asked: nothing to end
-    recall.put(b"a", view.AskSamples("q", 3, "worst"), view.Answer("q", error="not in memory"))
+    recall.put(b"a", api.AskSamples("q", 3, "worst"), api.Answer("q", error="not in memory"))
     wait_until(lambda: answers)
     recall.end()
-    assert answers == [(b"a", view.Answer("q", error="not in memory"))]
+    assert answers == [(b"a", api.Answer("q", error="not in memory"))]
     assert not recall.is_alive()
 
 
@@ -103,13 +103,13 @@ def test_questions_beyond_what_may_wait_are_answered_at_once(tmp_path: Path) -> 
     answers: list[bytes] = []
     go = threading.Event()
 
-    def reply(viewer: bytes, _: view.Answer) -> None:
+    def reply(viewer: bytes, _: api.Answer) -> None:
         answers.append(viewer)
         if viewer == b"slow":
             assert go.wait(DEADLINE_S)
 
     recall = Recall(tmp_path / NAME, reply)
-    question, otherwise = view.AskMismatch("q"), view.Answer("q", error="not in memory")
+    question, otherwise = api.AskMismatch("q"), api.Answer("q", error="not in memory")
     recall.put(b"slow", question, otherwise)
     wait_until(lambda: answers == [b"slow"])
     for _ in range(MAX_WAITING):
@@ -126,22 +126,22 @@ def test_memory_answers_what_it_has_and_the_store_is_asked_for_the_rest() -> Non
     world = World(3)
     world.play(first)
     first.later(10.0)
-    assert asked(first, view.AskSamples("q", 0, "worst")) == "Reply"
-    assert asked(first, view.AskSamples("q", 1, "worst")) == "Recall"
-    assert asked(first, view.AskMismatch("q")) == "Reply"
+    assert asked(first, api.AskSamples("q", 0, "worst")) == "Reply"
+    assert asked(first, api.AskSamples("q", 1, "worst")) == "Recall"
+    assert asked(first, api.AskMismatch("q")) == "Reply"
     second = Hub("hub-2", first.picture)
-    assert asked(second, view.AskSamples("q", None, "worst")) == "Recall"
-    assert asked(second, view.AskMismatch("q", 0, 5)) == "Recall"
-    assert asked(second, view.AskMismatch("q", 1, 5)) == "Reply"
-    assert asked(first, view.AskPast("q", 0)) == "Recall"
+    assert asked(second, api.AskSamples("q", None, "worst")) == "Recall"
+    assert asked(second, api.AskMismatch("q", 0, 5)) == "Recall"
+    assert asked(second, api.AskMismatch("q", 1, 5)) == "Reply"
+    assert asked(first, api.AskPast("q", 0)) == "Recall"
 
 
 def test_the_store_answers_who_was_there_at_a_step(tmp_path: Path) -> None:
-    answers: list[view.Answer] = []
+    answers: list[api.Answer] = []
     recall = Recall(stored.store(tmp_path, stored.frames(9)), lambda _, answer: answers.append(answer))
-    otherwise = view.Answer("q", error="not in memory")
+    otherwise = api.Answer("q", error="not in memory")
     for step in (4, 9):
-        recall.put(b"a", view.AskPast("q", step), otherwise)
+        recall.put(b"a", api.AskPast("q", step), otherwise)
     wait_until(lambda: len(answers) == 2)
     recall.end()
     found, none = answers
@@ -150,6 +150,6 @@ def test_the_store_answers_who_was_there_at_a_step(tmp_path: Path) -> None:
     assert none.error == "step 9 is not stored"
 
 
-def asked(hub: Hub, question: view.Question) -> str:
-    (effect,) = hub.state.ask(b"viewer", view.encode(question), hub.now)
+def asked(hub: Hub, question: api.Question) -> str:
+    (effect,) = hub.state.ask(b"viewer", api.encode(question), hub.now)
     return type(effect).__name__

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.steps import compute
-from rltop.backend.steps.repeats import LAST, SHORTEST, repeating
+from rltop.backend.measure import arrays as compute
+from rltop.backend.measure.repetition import LAST, SHORTEST, repeating
 
 
 def text(size: int, seed: int = 0) -> np.ndarray:

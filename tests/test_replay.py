@@ -14,18 +14,19 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from rltop.backend import report, view
-from rltop.backend.client import Client
-from rltop.backend.history.export import KINDS, ExportError, export
-from rltop.backend.history.export_kinds import SUMMARIES
-from rltop.backend.history.read import NAME, Reader
-from rltop.backend.history.record import record
-from rltop.backend.history.replay import MAX_IDLE_S, SAMPLE, Replay
-from rltop.backend.history.rows import Sample, sample_row
-from rltop.backend.history.schema import StoreError
-from rltop.backend.history.write import Writer
-from rltop.collectors import wire
-from rltop.collectors.rundir import RunDir
+from rltop.backend import api
+from rltop.backend.client.live import Client
+from rltop.backend.client.replay import MAX_IDLE_S, SAMPLE, Replay
+from rltop.backend.exporters.kinds import SUMMARIES
+from rltop.backend.exporters.recording import record
+from rltop.backend.exporters.tables import KINDS, ExportError, export
+from rltop.backend.store.read import NAME, Reader
+from rltop.backend.store.row_mapping import Sample, sample_row
+from rltop.backend.store.schema import StoreError
+from rltop.backend.store.write import Writer
+from rltop.backend.text import status
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.rundir import RunDir
 from rltop.tui.app import RltopApp
 from rltop.tui.cli import main as cli
 from tests import pictures, stored
@@ -106,7 +107,7 @@ def test_a_replay_keeps_the_runs_pace_and_ends_with_its_picture(tmp_path: Path) 
     assert bits([replay.view.steps, replay.view.events, replay.view.changes, replay.view.counters]) == bits(
         [shown.steps, shown.events, shown.changes, shown.counters]
     )
-    replay.ask(view.AskSet("q", "prefix_caching", "off"))
+    replay.ask(api.AskSet("q", "prefix_caching", "off"))
     assert "replay" in str(replay.answers["q"].error)
     replay.close()
 
@@ -130,7 +131,7 @@ def test_a_replay_can_begin_at_a_step_or_show_the_end(tmp_path: Path) -> None:
 def test_long_silences_and_clocks_that_were_set_back_are_passed_over(tmp_path: Path) -> None:
     times = [0.0, 1.0, 86_400.0, 500.0, 501.0]
     made = [
-        view.Frame("h", n + 1, pictures.START + at, steps=[stored.step(n)]) for n, at in enumerate(times)
+        api.Frame("h", n + 1, pictures.START + at, steps=[stored.step(n)]) for n, at in enumerate(times)
     ]  # fmt: skip
     clock = Clock()
     replay = Replay(Reader(stored.store(tmp_path, made)), clock=clock)
@@ -172,7 +173,7 @@ def test_a_replay_has_the_numbers_that_the_live_hub_had_to_the_bit(rundir: RunDi
             see(client, lambda v: 2 in v.steps)
             trainer.sender.close(5)
             shown = see(client, lambda v: v.trainer.health == "gone" and "e0" in v.engines)
-            live = report.as_json(shown)
+            live = status.as_json(shown)
             assert record(rundir.path, tmp_path / "run.rltop") > 0  # while it goes on
         hub.terminate()
         assert hub.wait(DEADLINE_S) == 0
@@ -334,7 +335,7 @@ def test_kept_sequences_and_tokens_are_answered_from_the_store_as_by_the_hub(run
                 found = client.samples(0, kind, engine)
                 live[kind, engine] = bits([found.sequences, found.tokens, found.of_sequences, found.of_tokens])
                 assert found.sequences or found.tokens
-            shape = bits(client._answer(view.AskMismatch("m", 0, 0)).mismatch)
+            shape = bits(client._answer(api.AskMismatch("m", 0, 0)).mismatch)
         hub.terminate()
         assert hub.wait(DEADLINE_S) == 0
     finally:
@@ -342,12 +343,12 @@ def test_kept_sequences_and_tokens_are_answered_from_the_store_as_by_the_hub(run
         hub.wait(DEADLINE_S)
     replay = Replay(Reader(rundir.path), speed=math.inf)
     for kind, engine in questions:
-        replay.ask(view.AskSamples("q", None, kind, engine))
+        replay.ask(api.AskSamples("q", None, kind, engine))
         again = replay.answers["q"].samples
         assert again is not None
         assert bits([again.sequences, again.tokens, again.of_sequences, again.of_tokens]) == live[kind, engine], kind
-    replay.ask(view.AskMismatch("q", 0, None))
+    replay.ask(api.AskMismatch("q", 0, None))
     assert bits(replay.answers["q"].mismatch) == shape
-    replay.ask(view.AskSamples("q", 7, "worst"))
+    replay.ask(api.AskSamples("q", 7, "worst"))
     assert "nothing is stored of step 7" in str(replay.answers["q"].error)
     replay.close()

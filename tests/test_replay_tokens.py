@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from rltop.backend.gaps.sampled import Sequence, floats, ints
-from rltop.backend.history.read import Reader
-from rltop.backend.history.replay import SAMPLE
-from rltop.backend.history.rows import sample_body
-from rltop.backend.history.samples import answer
-from rltop.backend.steps import compute
+from rltop.backend.api.samples import Sequence, floats, ints
+from rltop.backend.client.replay import SAMPLE
+from rltop.backend.measure import arrays
+from rltop.backend.store.read import Reader
+from rltop.backend.store.row_mapping import sample_body
+from rltop.backend.store.step_details import answer
 from tests.oracles import gap
 from tests.test_store_sums import Stored
 
@@ -51,7 +51,7 @@ def test_a_steps_figures_are_those_of_its_stored_tokens(tmp_path: Path) -> None:
         plain = gap([d for sequence in rows for d in differences(sequence)])
         for name in plain.keys() - set(BINNED):
             assert shown[name] == pytest.approx(plain[name], rel=EXACT, abs=EXACT), name
-        again = compute.values(
+        again = arrays.values(
             {
                 "trainer_logprobs": np.array([floats(s.trainer) for s in rows]),
                 "rollout_logprobs": np.array([floats(s.rollout) for s in rows]),

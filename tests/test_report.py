@@ -14,18 +14,18 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend import view
-from rltop.backend.incident.blocks import Block, Bullets, Code, Heading, Paragraph, Table, as_html, markdown
-from rltop.backend.incident.plots import MAX_POINTS, Mark, Series, svg, thinned, ticks
-from rltop.backend.incident.report import PLOTS, blocks
+from rltop.backend import api
 from rltop.backend.metrics import BY_NAME
+from rltop.backend.report.blocks import Block, Bullets, Code, Heading, Paragraph, Table, as_html, markdown
+from rltop.backend.report.contents import PLOTS, blocks
+from rltop.backend.report.svg import MAX_POINTS, Mark, Series, svg, thinned, ticks
 from rltop.tui.cli.main import main
 from tests import pictures, stored, verdicts
 
 NOW = pictures.START + 500
 
 
-def incident() -> view.Snapshot:
+def incident() -> api.Snapshot:
     """A run with a switch, and an alarm that was raised and is over."""
     shown = verdicts.alarmed(cleared=pictures.START + 150, cleared_step=32, acknowledged="kim", acknowledged_at=NOW - 9)
     shown.events.append(pictures.event(99, "alarm a1 raised", "error", at_step=16))

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.sources import ASK_AGAIN_S, HOLE_PATIENCE_S, Mark, Sources
-from rltop.collectors import wire
-from rltop.collectors.retained import MESSAGE_BYTES, Retained
+from rltop.backend.ingest.sources import ASK_AGAIN_S, HOLE_PATIENCE_S, Mark, Sources
+from rltop.collectors.contract import wire
+from rltop.collectors.transport.resend_buffer import MESSAGE_BYTES, Retained
 
 LIFE = "life-1"
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from rltop.backend import view
-from rltop.backend.client import Client
-from rltop.backend.history.read import Reader
+from rltop.backend import api
+from rltop.backend.client.live import Client
 from rltop.backend.steps.steps import GRACE_S
-from rltop.collectors.rundir import RunDir
-from rltop.collectors.sender import Sender
+from rltop.backend.store.read import Reader
+from rltop.collectors.contract.rundir import RunDir
+from rltop.collectors.transport.sender import Sender
 from tests.hub_core import Hub
 from tests.link import Link
 from tests.receiver import run_directory, wait_until
@@ -66,7 +66,7 @@ class Live:
             for _ in self.step():
                 time.sleep(pause_s)
 
-    def shown(self, step: int) -> view.Snapshot:
+    def shown(self, step: int) -> api.Snapshot:
         """The picture, once the hub has measured ``step`` and stored it."""
         assert self.client.wait(lambda c: c.view is not None and step in c.view.steps, DEADLINE_S)
         wait_until(lambda: step in {one.step for one in stored(self._rundir)})
@@ -90,7 +90,7 @@ def live(rundir: RunDir, near: RunDir | None = None, limit_bytes: int = 64 << 20
         run.close()
 
 
-def measured(steps: int) -> dict[int, view.Step]:
+def measured(steps: int) -> dict[int, api.Step]:
     """What a hub that was never killed makes of the same run."""
     hub, training = Hub(), Training()
     for _ in range(steps):
@@ -101,7 +101,7 @@ def measured(steps: int) -> dict[int, view.Step]:
     return hub.steps
 
 
-def stored(rundir: RunDir) -> list[view.Step]:
+def stored(rundir: RunDir) -> list[api.Step]:
     with Reader(rundir.path) as reader:
         return list(reader.steps())
 
@@ -114,7 +114,7 @@ def assert_close(ours: dict[str, float | None], theirs: dict[str, float | None])
         assert value is None if other is None else value == pytest.approx(other, rel=1e-12, abs=1e-12), name
 
 
-def assert_same(ours: list[view.Step], theirs: dict[int, view.Step]) -> None:
+def assert_same(ours: list[api.Step], theirs: dict[int, api.Step]) -> None:
     assert sorted(step.step for step in ours) == list(theirs)  # one that waits for its rollouts may close later
     for step in ours:
         other = theirs[step.step]

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.collectors import wire
-from rltop.collectors.retained import MESSAGE_BYTES, Retained
+from rltop.collectors.contract import wire
+from rltop.collectors.transport.resend_buffer import MESSAGE_BYTES, Retained
 
 Act = tuple[str, int]
 ACTS = st.lists(

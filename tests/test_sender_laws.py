@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rltop.collectors import sender as sender_module
-from rltop.collectors import wire
-from rltop.collectors.guard import MAX_FAULTS
-from rltop.collectors.rundir import RunDir
-from rltop.collectors.sender import Message, Sender
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.rundir import RunDir
+from rltop.collectors.transport import sender as sender_module
+from rltop.collectors.transport.error_boundary import MAX_FAULTS
+from rltop.collectors.transport.sender import Message, Sender
 from tests.receiver import Receiver, run_directory, wait_until
 
 PAYLOAD = np.zeros(25_000, "<f4")

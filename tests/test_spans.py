@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.spans import UNITS, seconds_of, span
+from rltop.backend.util.durations import UNITS, seconds_of, span
 
 
 @given(st.floats(0, 1e8))

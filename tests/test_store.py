@@ -14,16 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend import view
-from rltop.backend.coarse import EXTREMES
-from rltop.backend.history import rows as store_rows
-from rltop.backend.history import schema as store_schema
-from rltop.backend.history.filesystems import NETWORK, is_network, kind_of
-from rltop.backend.history.read import NAME, Reader
-from rltop.backend.history.schema import StoreError
-from rltop.backend.history.thin import Limits
-from rltop.backend.history.write import Writer
+from rltop.backend import api
+from rltop.backend.api.downsample import EXTREMES
 from rltop.backend.metrics import BY_NAME
+from rltop.backend.store import row_mapping as store_rows
+from rltop.backend.store import schema as store_schema
+from rltop.backend.store.read import NAME, Reader
+from rltop.backend.store.retention import Limits
+from rltop.backend.store.schema import StoreError
+from rltop.backend.store.write import Writer
+from rltop.backend.util.filesystems import NETWORK, is_network, kind_of
 from tests import pictures, stored
 from tests.stored import bits
 
@@ -38,7 +38,7 @@ NUMBER = st.none() | st.floats() | st.integers(-(2**63), 2**64 - 1).map(float)
 def test_a_step_is_given_back_to_the_bit(
     values: dict[str, float | None], scalars: dict[str, float], version: int | None
 ) -> None:
-    step = view.Step(3, 1.5, version, True, values, unjoined={"no rollout": 2}, trainer=scalars)
+    step = api.Step(3, 1.5, version, True, values, unjoined={"no rollout": 2}, trainer=scalars)
     row = store_rows.step_row(step, {name: f"trainer/{name}" for name in ("loss", "a b", 'x"y')})
     with sqlite3.connect(":memory:") as connection:
         kinds = ("REAL" if name in BY_NAME or name.startswith("trainer/") else "" for name in row)
@@ -73,7 +73,7 @@ def test_a_picture_of_any_moment_is_what_was_shown_then(tmp_path: Path) -> None:
 def test_the_frames_build_the_same_picture_again(tmp_path: Path) -> None:
     made = list(stored.frames(50))
     path = stored.store(tmp_path, made)
-    again = view.Snapshot("run", "", 0, pictures.START, pictures.START)
+    again = api.Snapshot("run", "", 0, pictures.START, pictures.START)
     with Reader(path) as reader:
         for frame in reader.frames():
             again.apply(frame)
@@ -84,7 +84,7 @@ def test_the_frames_build_the_same_picture_again(tmp_path: Path) -> None:
 
 def test_a_step_that_is_trained_again_replaces_the_first(tmp_path: Path) -> None:
     first, again = stored.step(0), stored.step(0, seed=9)
-    made = [view.Frame("h", 1, 1.0, steps=[first, stored.step(1)]), view.Frame("h", 2, 2.0, steps=[again])]
+    made = [api.Frame("h", 1, 1.0, steps=[first, stored.step(1)]), api.Frame("h", 2, 2.0, steps=[again])]
     kept = stored.picture(stored.store(tmp_path, made))
     assert bits(list(kept.steps.values())) == bits([stored.step(1), again])  # in order of arrival
 
@@ -92,8 +92,8 @@ def test_a_step_that_is_trained_again_replaces_the_first(tmp_path: Path) -> None
 def test_what_a_new_hub_repeats_of_old_commands_is_stored_once(tmp_path: Path) -> None:
     asked = pictures.change("e0", "prefix_caching", "off", "requested", command="c1")
     done = pictures.applied("e0", "prefix_caching", "off", command="c1")
-    stored.store(tmp_path, [view.Frame("h1", n, float(n), changes=[c]) for n, c in ((1, asked), (2, done))], epoch="h1")
-    path = stored.store(tmp_path, [view.Frame("h2", 1, 3.0, changes=[done])], epoch="h2")
+    stored.store(tmp_path, [api.Frame("h1", n, float(n), changes=[c]) for n, c in ((1, asked), (2, done))], epoch="h1")
+    path = stored.store(tmp_path, [api.Frame("h2", 1, 3.0, changes=[done])], epoch="h2")
     with Reader(path) as reader:
         assert reader.execute("SELECT state FROM change ORDER BY id").fetchall() == [("requested",), ("applied",)]
         assert bits(list(reader.picture().changes.values())) == bits([done])
@@ -105,7 +105,7 @@ def test_engines_are_stored_once_a_second_and_at_once_when_they_change(tmp_path:
     for number in range(101):  # 10 s at 10 Hz
         flags = pictures.flags("on" if number < 55 else "off")
         shown = {"e0": pictures.engine("e0", step=number, flags=flags)}
-        made.append(view.Frame("h", number + 1, pictures.START + number / 10, shown))
+        made.append(api.Frame("h", number + 1, pictures.START + number / 10, shown))
     with Reader(stored.store(tmp_path, made)) as reader:
         steps = [engine.step for engine in reader.engine_rows()]
         assert len(steps) in range(11, 15)
@@ -202,9 +202,9 @@ def test_the_tables_are_written_down() -> None:
 # --- long runs --------------------------------------------------------------------------------------------------
 
 
-def plain(number: int, **figures: float) -> view.Step:
+def plain(number: int, **figures: float) -> api.Step:
     values: dict[str, float | None] = {"kl_k3": 0.01, "reward_mean": number / 1e4, "entropy": 1.0, **figures}
-    return view.Step(number, float(number), number, partial=False, values=values, engines={"e0": {"kl_k3": 0.0}})
+    return api.Step(number, float(number), number, partial=False, values=values, engines={"e0": {"kl_k3": 0.0}})
 
 
 def test_an_old_part_of_a_run_is_thinned_and_its_extremes_stay(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_an_old_part_of_a_run_is_thinned_and_its_extremes_stay(tmp_path: Path) -
         for step in steps:
             engine = pictures.engine("e0", waiting=7000 if step.step == 77 else step.step % 5)
             event = pictures.event(step.step, "e", "warn" if step.step == 44 else "info")
-            made.append(view.Frame("h", step.step + 1, step.closed, {"e0": engine}, steps=[step], events=[event]))
+            made.append(api.Frame("h", step.step + 1, step.closed, {"e0": engine}, steps=[step], events=[event]))
         writer.write(made)
         for _ in range(14):
             writer.tidy()
@@ -248,7 +248,7 @@ def test_an_old_part_of_a_run_is_thinned_and_its_extremes_stay(tmp_path: Path) -
 
 def test_a_picture_of_a_long_run_is_bounded_and_has_its_extremes(tmp_path: Path) -> None:
     made = (
-        view.Frame("h", n + 1, float(n), steps=[plain(n, kl_k3=5.0 if n == 3000 else n % 7 / 100)])
+        api.Frame("h", n + 1, float(n), steps=[plain(n, kl_k3=5.0 if n == 3000 else n % 7 / 100)])
         for n in range(20_000)
     )
     picture = stored.picture(stored.store(tmp_path, made))
@@ -295,12 +295,12 @@ def test_without_a_log_the_store_is_one_file(tmp_path: Path) -> None:
 
 def test_numbers_that_no_column_holds_do_not_stop_the_store(tmp_path: Path) -> None:
     engine = pictures.engine("e0", tokens=2**64 - 1, kv_usage=math.inf)
-    made = [view.Frame("h", 1, 1.0, {"e0": engine})]
+    made = [api.Frame("h", 1, 1.0, {"e0": engine})]
     assert bits(stored.picture(stored.store(tmp_path, made)).engines["e0"]) == bits(engine)
 
 
 def test_unknown_fields_of_later_versions_are_passed_over(tmp_path: Path) -> None:
-    path = stored.store(tmp_path, [view.Frame("h", 1, 1.0, steps=[stored.step(0)])])
+    path = stored.store(tmp_path, [api.Frame("h", 1, 1.0, steps=[stored.step(0)])])
     with sqlite3.connect(path) as connection:
         (rest,) = connection.execute("SELECT rest FROM step").fetchone()
         more = msgspec.msgpack.decode(rest) | {"invented_later": [1, 2]}

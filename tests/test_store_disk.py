@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from rltop.backend import view
-from rltop.backend.client import Client
-from rltop.backend.history.read import NAME
-from rltop.collectors.rundir import RunDir
+from rltop.backend import api
+from rltop.backend.client.live import Client
+from rltop.backend.store.read import NAME
+from rltop.collectors.contract.rundir import RunDir
 from tests import stored
 from tests.receiver import run_directory
 from tests.store_load import DEADLINE_S
@@ -77,11 +77,11 @@ def bound_by_modes() -> list[str]:
     return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 
 
-def tells(text: str) -> Callable[[view.Snapshot], bool]:
+def tells(text: str) -> Callable[[api.Snapshot], bool]:
     return lambda shown: any(text in event.text for event in shown.events)
 
 
-def shows(step: int) -> Callable[[view.Snapshot], bool]:
+def shows(step: int) -> Callable[[api.Snapshot], bool]:
     return lambda shown: step in shown.steps
 
 

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from rltop.backend import view
-from rltop.backend.client import Client
-from rltop.backend.clock import SteadyClock
-from rltop.backend.history import schema as store_schema
-from rltop.backend.history import store as stores
-from rltop.backend.history.read import NAME, Reader
-from rltop.backend.history.store import Store, set_aside
-from rltop.backend.history.write import Writer
-from rltop.collectors import wire
-from rltop.collectors.rundir import RunDir
+from rltop.backend import api
+from rltop.backend.client.live import Client
+from rltop.backend.store import schema as store_schema
+from rltop.backend.store import writer_thread as stores
+from rltop.backend.store.read import NAME, Reader
+from rltop.backend.store.write import Writer
+from rltop.backend.store.writer_thread import Store, set_aside
+from rltop.backend.util.clock import SteadyClock
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.rundir import RunDir
 from tests import pictures, stored
 from tests.hub_core import Hub
 from tests.receiver import run_directory, wait_until
@@ -46,8 +46,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
         made.end()
 
 
-def frame(number: int) -> view.Frame:
-    return view.Frame("hub-1", number, pictures.START + number, steps=[stored.step(number)])
+def frame(number: int) -> api.Frame:
+    return api.Frame("hub-1", number, pictures.START + number, steps=[stored.step(number)])
 
 
 def told(store: Store) -> str:
@@ -201,7 +201,7 @@ def test_a_damaged_store_is_set_aside_and_kept(store: Store, tmp_path: Path) -> 
 
 def test_a_frame_that_cannot_be_written_does_not_stand_in_the_way(store: Store, tmp_path: Path) -> None:
     store.start()
-    store.put(view.Frame("hub-1", 1, 1.0, steps=[view.Step(0, object(), None, False, {})]))  # type: ignore[arg-type]
+    store.put(api.Frame("hub-1", 1, 1.0, steps=[api.Step(0, object(), None, False, {})]))  # type: ignore[arg-type]
     wait_until(lambda: store._trouble)
     store.put(frame(2))
     wait_until(lambda: store.settle(0) == 0 and not store._trouble)
@@ -299,6 +299,6 @@ def test_a_clock_that_is_behind_the_store_is_told_and_order_is_kept(tmp_path: Pa
     assert late.past() is not None
     assert "behind what was stored last" in told(late)
     late.start()
-    late.put(view.Frame("hub-2", 1, pictures.START - 7000, steps=[stored.step(4)]))
+    late.put(api.Frame("hub-2", 1, pictures.START - 7000, steps=[stored.step(4)]))
     late.end()
     assert steps(tmp_path) == [1, 2, 3, 4]

@@ -12,15 +12,15 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from rltop.backend import view
-from rltop.backend.history import schema, sums
-from rltop.backend.history.read import NAME, Reader
-from rltop.backend.history.record import record
-from rltop.backend.history.replay import Replay
-from rltop.backend.history.store import Store
-from rltop.backend.history.sums import Recalled
-from rltop.backend.history.thin import Limits, Thinner
-from rltop.backend.history.write import Writer
+from rltop.backend import api
+from rltop.backend.client.replay import Replay
+from rltop.backend.exporters.recording import record
+from rltop.backend.store import aggregates, schema
+from rltop.backend.store.aggregates import Recalled
+from rltop.backend.store.read import NAME, Reader
+from rltop.backend.store.retention import Limits, Thinner
+from rltop.backend.store.write import Writer
+from rltop.backend.store.writer_thread import Store
 from rltop.backend.summary.dimensions import STRATA
 from rltop.tui.cli import main as cli
 from tests import pictures
@@ -40,7 +40,7 @@ class Stored(World):
     def states(self) -> None:
         super().states()
         for frame in self.hub.frames:
-            self.writer.write([frame], [list(sums.rows_beside(self.hub.state.beside(frame.steps)))])
+            self.writer.write([frame], [list(aggregates.rows_beside(self.hub.state.beside(frame.steps)))])
         self.hub.frames.clear()
 
 
@@ -57,12 +57,12 @@ def world(tmp_path: Path) -> Iterator[Stored]:
 
 
 def attribution(hub: Hub, steps: int) -> bytes:
-    return bits(hub.ask(view.AskAttribution("a", steps))[0].attribution)
+    return bits(hub.ask(api.AskAttribution("a", steps))[0].attribution)
 
 
 def recalled(directory: Path) -> Recalled:
     with Reader(directory) as reader:
-        return sums.recall(reader)
+        return aggregates.recall(reader)
 
 
 def test_the_next_hub_tells_the_effect_of_a_switch_of_the_last(world: Stored, tmp_path: Path) -> None:
@@ -92,9 +92,9 @@ def test_the_next_hub_tells_where_the_gap_of_the_last_came_from(world: Stored, t
 
 def test_a_replay_answers_as_the_hub_would_have_at_that_step(world: Stored, tmp_path: Path) -> None:
     replay = Replay(Reader(tmp_path), speed=math.inf)
-    replay.ask(view.AskAttribution("a", 20))
+    replay.ask(api.AskAttribution("a", 20))
     assert bits(replay.answers["a"].attribution) == attribution(world.hub, 20)
-    replay.ask(view.AskEffect("e"))
+    replay.ask(api.AskEffect("e"))
     found = replay.answers["e"].effect
     assert found is not None
     live = world.effect()
@@ -105,18 +105,18 @@ def test_a_replay_answers_as_the_hub_would_have_at_that_step(world: Stored, tmp_
     replay.close()
 
     early = Replay(Reader(tmp_path), from_step=18)
-    early.ask(view.AskEffect("e"))
+    early.ask(api.AskEffect("e"))
     effect = early.answers["e"].effect
     assert effect is not None
     assert effect.last_step == 17
-    early.ask(view.AskAttribution("a", 5))
+    early.ask(api.AskAttribution("a", 5))
     attributed = early.answers["a"].attribution
     assert attributed is not None
     assert attributed.steps == [13, 14, 15, 16, 17]
     early.close()
 
     first = Replay(Reader(tmp_path), from_step=0)
-    for question in (view.AskEffect("e"), view.AskAttribution("a", 5)):
+    for question in (api.AskEffect("e"), api.AskAttribution("a", 5)):
         first.ask(question)
     assert "no command has switched anything" in str(first.answers["e"].error)
     assert "nothing is stored of where the gap came from" in str(first.answers["a"].error)
@@ -125,7 +125,7 @@ def test_a_replay_answers_as_the_hub_would_have_at_that_step(world: Stored, tmp_
 
 def test_sums_of_other_strata_are_passed_over(world: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(recalled(tmp_path).parts) == 24
-    monkeypatch.setattr(sums, "STRATA", STRATA + 1)
+    monkeypatch.setattr(aggregates, "STRATA", STRATA + 1)
     assert recalled(tmp_path).parts == []
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rltop.collectors import wire
-from rltop.collectors.flags import BY_NAME, FLAGS
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.flags import BY_NAME, FLAGS
 from tests import switchboard
 from tests.switchboard import TIMES, Walk, moves
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from bench.fault_runs import HEALTHY_STEPS, RUNS, UNRECORDED, Run
-from rltop.backend import view
+from rltop.backend import api
 from rltop.backend.demo.faults import BY_NAME, FAULTS
 from rltop.backend.demo.options import DemoOptions
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 from rltop.tui.cli.main import demo
 from tests.fault_recordings import load, replay, seed_of
 from tests.hub_core import Hub
@@ -28,7 +28,7 @@ def taped(path: Path) -> Hub:
         hub.say("e0", wire.Register(wire.PROTO, "e0", hub.source("e0").epoch, "engine"))
         for engine in ("e0", "e1"):
             hub.engine(engine)
-        hub.ask(view.AskSet("q", "prefix_caching", "off", who="me", why="to see it played again"))
+        hub.ask(api.AskSet("q", "prefix_caching", "off", who="me", why="to see it played again"))
         rows = [row for row in load(RECORDED) if row.step < 10]
         replay(rows, seed_of(RECORDED), hub)
         hub.state.data([b"nonsense"], hub.now)
@@ -48,7 +48,7 @@ def test_a_replay_shows_what_was_shown_to_the_bit(live: tuple[Hub, Path]) -> Non
     again = replay_tape(path)
     assert len(again.steps) == 4
     assert digest(again.picture) == digest(hub.picture)
-    assert view.encode(view.Answer("q", snapshot=again.picture)) == view.encode(view.Answer("q", snapshot=hub.picture))
+    assert api.encode(api.Answer("q", snapshot=again.picture)) == api.encode(api.Answer("q", snapshot=hub.picture))
     assert again.now == hub.now
 
 

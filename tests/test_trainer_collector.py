@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from rltop.collectors import TrainerCollector, arrays, batch, trainer, wire
+from rltop.collectors import TrainerCollector
+from rltop.collectors.contract import wire
+from rltop.collectors.trainer import arguments as batch
+from rltop.collectors.trainer import arrays
+from rltop.collectors.trainer import collector as trainer
 from tests.receiver import Receiver, run_directory, wait_until
 
 IDS = np.arange(6).reshape(2, 3)

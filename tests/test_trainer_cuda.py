@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from rltop.collectors import arrays, packing, wire
-from rltop.collectors.batch import Checked, check
+from rltop.collectors.contract import wire
+from rltop.collectors.trainer import arrays, packing
+from rltop.collectors.trainer.arguments import Checked, check
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from rltop.backend.demo import policy
 from rltop.backend.demo.options import MODEL
-from rltop.backend.demo.trainer import load_model
+from rltop.backend.demo.rl import policy
+from rltop.backend.demo.rl.demo_trainer import load_model
 from rltop.backend.fleet.facts import BY_NAME, compare
-from rltop.collectors import TrainerCollector, wire
+from rltop.collectors import TrainerCollector
+from rltop.collectors.contract import wire
 from tests.receiver import Receiver, run_directory, wait_until
 
 

@@ -12,8 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rltop.collectors import packing, wire
-from rltop.collectors.batch import check
+from rltop.collectors.contract import wire
+from rltop.collectors.trainer import packing
+from rltop.collectors.trainer.arguments import check
 
 FORMS = ("batch", "packed", "list")
 LIBRARIES = ("numpy", "torch")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from rich.style import Style
 from textual.strip import Strip
 
-from rltop.tui import canvas, look
-from rltop.tui.canvas import Line, Marker, Picture
+from rltop.tui.widgets import canvas, theme
+from rltop.tui.widgets.canvas import Line, Marker, Picture
 
 WIDTH, HEIGHT = 47, 9
 """Below 50 cells there are no names at the ends of lines: all of the row right of the axis is dots."""
@@ -153,7 +153,7 @@ def test_names_stand_at_the_end_of_their_lines_where_there_is_room() -> None:
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(2, 4))
 def test_a_figure_is_short_and_close(value: float, digits: int) -> None:
-    text = look.figure(value, digits)
+    text = theme.figure(value, digits)
     assert len(text) <= digits + 6
     units = {"k": 1e3, "M": 1e6, "G": 1e9}
     read = float(text.rstrip("kMG")) * units.get(text[-1], 1.0)
@@ -162,8 +162,8 @@ def test_a_figure_is_short_and_close(value: float, digits: int) -> None:
 
 @given(st.text(max_size=40), st.integers(0, 30))
 def test_text_from_outside_is_as_wide_as_asked_and_cannot_act(text: str, width: int) -> None:
-    shown = look.clean(text, width)
-    assert Strip(list(look.row([(shown, look.PLAIN)], width))).cell_length == width
+    shown = theme.clean(text, width)
+    assert Strip(list(theme.row([(shown, theme.PLAIN)], width))).cell_length == width
     assert shown.isprintable()
 
 

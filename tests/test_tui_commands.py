@@ -5,10 +5,10 @@ from __future__ import annotations
 from textual.binding import Binding
 
 from rltop.backend.metrics import BY_NAME
-from rltop.collectors.flags import FLAGS
+from rltop.collectors.contract.flags import FLAGS
 from rltop.tui.app import RltopApp
-from rltop.tui.commands import COMMANDS, NEEDS_CONTROL
-from rltop.tui.overview import CHARTS
+from rltop.tui.model.key_commands import COMMANDS, NEEDS_CONTROL
+from rltop.tui.views.overview import CHARTS
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import dashboard, screen_text

@@ -8,16 +8,16 @@ import msgspec
 import pytest
 from textual.widgets import Input
 
-from rltop.backend.view import AskAct, AskKeep, AskSet, AskUndo, Question, Snapshot
-from rltop.collectors.actions import ACTIONS, BY_VERB
-from rltop.collectors.flags import FLAGS
-from rltop.collectors.wire import FlagState, Timer
-from rltop.tui import look
-from rltop.tui.changes import deed, entries, label, undoable
-from rltop.tui.commands import NEEDS_CONTROL
-from rltop.tui.confirm import HALF, Confirm, keep_question, places, times
-from rltop.tui.question import ConfirmPlain
-from rltop.tui.targets import FOREIGN_PAUSE, MIXED, SUBJECTS, Target, fold, targets
+from rltop.backend.api import AskAct, AskKeep, AskSet, AskUndo, Question, Snapshot
+from rltop.collectors.contract.actions import ACTIONS, BY_VERB
+from rltop.collectors.contract.flags import FLAGS
+from rltop.collectors.contract.wire import FlagState, Timer
+from rltop.tui.model.changes import deed, entries, label, undoable
+from rltop.tui.model.key_commands import NEEDS_CONTROL
+from rltop.tui.model.switchable import FOREIGN_PAUSE, MIXED, SUBJECTS, Target, fold, targets
+from rltop.tui.views.confirm_dialog import ConfirmPlain
+from rltop.tui.views.switch_dialog import HALF, Confirm, keep_question, places, times
+from rltop.tui.widgets import theme
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import dashboard, screen_text, settle
@@ -172,7 +172,7 @@ def test_the_log_counts_down_with_the_hubs_clock() -> None:
     left = {(entry.change.command, entry.change.engine): entry.left_s for entry in entries(view)}
     assert left[("c7", "e0")] == pytest.approx(572)
     assert left[("c5", "e1")] is None
-    assert look.clock(572) == "9:32"
+    assert theme.clock(572) == "9:32"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_the_log_counts_down_with_the_hubs_clock() -> None:
     [(-3, "0:00"), (0, "0:00"), (7.4, "0:07"), (59.9, "1:00"), (3599, "59:59"), (3720, "1:02h"), (200_000, "2d")],
 )
 def test_time_left_is_told_to_the_second_while_that_matters(seconds: float, shown: str) -> None:
-    assert look.clock(seconds) == shown
+    assert theme.clock(seconds) == shown
 
 
 # --- what is asked -----------------------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from rltop.backend.diagnosis.verdict import Verdict
-from rltop.backend.probes.result import ProbeResult
-from rltop.backend.view import Answer, AskAcknowledge, AskDiagnosis, AskProbe, AskSet, AskSilence, Question, Snapshot
-from rltop.tui import link, oncall
+from rltop.backend.api import Answer, AskAcknowledge, AskDiagnosis, AskProbe, AskSet, AskSilence, Question, Snapshot
+from rltop.backend.api.probe_result import ProbeResult
+from rltop.backend.api.verdict import Verdict
 from rltop.tui.app import RltopApp
-from rltop.tui.oncall import notification, probe_of
+from rltop.tui.views import notifications
+from rltop.tui.views.notifications import notification, probe_of
+from rltop.tui.widgets import terminal
 from tests import pictures, verdicts
 from tests.pictures import HeldClient
 from tests.screens import assert_as_saved, dashboard, screen_text, settle
@@ -137,7 +138,7 @@ async def test_an_alarm_is_answered_with_two_keys_and_only_with_control() -> Non
         await settle(app, pilot)
     taken, silenced = hub.asked
     assert isinstance(taken, AskAcknowledge) and (taken.alarm, bool(taken.who), bool(taken.host)) == ("a1", True, True)
-    assert isinstance(silenced, AskSilence) and silenced.seconds == oncall.SILENCE_S
+    assert isinstance(silenced, AskSilence) and silenced.seconds == notifications.SILENCE_S
 
 
 async def test_without_an_alarm_or_a_cause_the_keys_say_so() -> None:
@@ -199,4 +200,4 @@ def test_a_notification_is_one_sequence_that_carries_no_other() -> None:
 
 
 def test_without_a_terminal_nothing_is_sent() -> None:
-    link.send(RltopApp(HeldClient(), "sort"), "\x07")
+    terminal.send(RltopApp(HeldClient(), "sort"), "\x07")

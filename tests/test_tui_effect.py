@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from rltop.backend.view import Answer, AskEffect
+from rltop.backend.api import Answer, AskEffect
 from rltop.tui.app import RltopApp
-from rltop.tui.effect import PATIENCE_S, REFRESH_S, VERDICTS, EffectPage, answer_text
+from rltop.tui.views.effect_panel import PATIENCE_S, REFRESH_S, VERDICTS, EffectPage, answer_text
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import assert_as_saved, dashboard, screen_text

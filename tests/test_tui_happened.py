@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from rltop.backend.diagnosis.alarm import Alarm
-from rltop.backend.view import Event, Snapshot, change_key
-from rltop.tui.happened import KINDS, lands, markers, marks, next_mark, told_at, updates
-from rltop.tui.history import History
+from rltop.backend.api import Event, Snapshot, change_key
+from rltop.backend.api.alarm import Alarm
+from rltop.tui.model.step_columns import History
+from rltop.tui.model.timeline import KINDS, lands, markers, marks, next_mark, told_at, updates
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import dashboard, screen_text, settle

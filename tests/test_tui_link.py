@@ -13,8 +13,8 @@ from rich.style import Style
 from textual.drivers._writer_thread import WriterThread
 from textual.strip import Strip
 
-from rltop.tui.link import MAX_BACKLOG, SLOWEST_HZ, Pace, backlog
-from rltop.tui.rows import changed
+from rltop.tui.widgets.line_widget import changed
+from rltop.tui.widgets.terminal import MAX_BACKLOG, SLOWEST_HZ, Pace, backlog
 from tests.terminal import Terminal
 
 styles = st.sampled_from([None, Style(), Style(color="red"), Style(reverse=True), Style(underline=True)])

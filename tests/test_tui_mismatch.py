@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from rltop.backend.api import Answer, AskMismatch, AskPast, AskSamples, Question
+from rltop.backend.api.profiles import Mismatch, Profile
+from rltop.backend.api.samples import Samples, Sequence, Token
 from rltop.backend.gaps.mismatch import DIMENSIONS, EDGES
-from rltop.backend.gaps.profiles import Mismatch, Profile
-from rltop.backend.gaps.sampled import Samples, Sequence, Token
-from rltop.backend.view import Answer, AskMismatch, AskPast, AskSamples, Question
-from rltop.tui.bars import Bar, BarChart, draw
-from rltop.tui.places import FLEET, Means, along, merged, places, with_error
-from rltop.tui.same import distinct_sequences, distinct_tokens
+from rltop.tui.model.dedupe import distinct_sequences, distinct_tokens
+from rltop.tui.views.gap_table import FLEET, Means, along, merged, places, with_error
+from rltop.tui.widgets.bars import Bar, BarChart, draw
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import assert_as_saved, dashboard, settle

@@ -9,16 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from rltop.backend import headline
-from rltop.backend.history.read import Reader
-from rltop.backend.history.replay import SAMPLE, Replay
-from rltop.backend.view import Answer, AskPast, Past, Snapshot, change_key
+from rltop.backend.api import Answer, AskPast, Past, Snapshot, change_key, downsample
+from rltop.backend.client.replay import SAMPLE, Replay
+from rltop.backend.store.read import Reader
 from rltop.tui.app import RltopApp
-from rltop.tui.changes import Entry
-from rltop.tui.fleet import Row, at_step, flags_at
-from rltop.tui.overview import last_before
-from rltop.tui.past import PATIENCE_S, Pasts
-from rltop.tui.table import Table
+from rltop.tui.model.changes import Entry
+from rltop.tui.model.fleet_table import Row, at_step, flags_at
+from rltop.tui.model.past_engines import PATIENCE_S, Pasts
+from rltop.tui.views.overview import last_before
+from rltop.tui.widgets.table import Table
 from tests import pictures, stored
 from tests.pictures import HeldClient
 from tests.screens import assert_as_saved, dashboard, screen_text, settle
@@ -85,7 +84,7 @@ async def test_without_a_store_the_figures_of_the_step_stand_and_the_rest_is_not
 
 async def test_an_old_step_has_no_figure_of_an_engine_and_none_of_them_reads_zero() -> None:
     shown = pictures.healthy()
-    shown.steps = {n: headline.headline(step) if n < 20 else step for n, step in shown.steps.items()}
+    shown.steps = {n: downsample.headline(step) if n < 20 else step for n, step in shown.steps.items()}
     shown.changes = {}
     async with dashboard(HeldClient(shown), MIDDLE) as (app, pilot):
         await pilot.press("home")

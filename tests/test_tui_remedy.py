@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from rltop.backend.diagnosis.verdict import Cause, Verdict
-from rltop.backend.view import AskSet, Change, Snapshot, change_key
-from rltop.tui.commands import NEEDS_CONTROL
-from rltop.tui.remedy import GONE_WITHIN, remedy_of, standing
+from rltop.backend.api import AskSet, Change, Snapshot, change_key
+from rltop.backend.api.verdict import Cause, Verdict
+from rltop.tui.model.key_commands import NEEDS_CONTROL
+from rltop.tui.views.remedy import GONE_WITHIN, remedy_of, standing
 from tests import pictures, verdicts
 from tests.screens import assert_as_saved, dashboard, screen_text, settle
 from tests.test_tui_diagnosis import Hub

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rltop.backend.view import Snapshot
+from rltop.backend.api import Snapshot
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import assert_as_saved, dashboard, settle

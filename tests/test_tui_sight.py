@@ -6,10 +6,10 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.view import Step
-from rltop.tui import sight
-from rltop.tui.history import X_AXES, History
-from rltop.tui.sight import Sight
+from rltop.backend.api import Step
+from rltop.tui.model import viewport
+from rltop.tui.model.step_columns import X_AXES, History
+from rltop.tui.model.viewport import Sight
 from tests import pictures
 
 ACTS = ("closer", "wider", "window", "axis", "back", "on", "back ten", "on ten", "first", "last", "go")
@@ -25,15 +25,15 @@ def history(numbers: list[int]) -> History:
 
 def act(now: Sight, run: History, what: str) -> Sight:
     if what in ("closer", "wider"):
-        return sight.zoomed(now, run, closer=what == "closer")
+        return viewport.zoomed(now, run, closer=what == "closer")
     if what == "window":
-        return sight.next_window(now)
+        return viewport.next_window(now)
     if what == "axis":
-        return sight.next_axis(now, run)
+        return viewport.next_axis(now, run)
     if what == "go":
-        return sight.gone_to(now, run, run.steps[len(run.steps) // 3].step)
+        return viewport.gone_to(now, run, run.steps[len(run.steps) // 3].step)
     far = {"back": -1, "on": 1, "back ten": -10, "on ten": 10, "first": -len(run.steps), "last": len(run.steps)}
-    return sight.moved(now, run, far[what])
+    return viewport.moved(now, run, far[what])
 
 
 runs = st.lists(st.integers(0, 2_000), min_size=1, max_size=60, unique=True).map(sorted).map(history)
@@ -46,9 +46,9 @@ def test_what_is_read_is_always_in_sight(run: History, acts: list[str]) -> None:
         before, now = now, act(now, run, what)
         if what in ("closer", "wider", "window", "axis"):
             assert now.cursor == before.cursor
-        low, high = sight.stretch(now, run)
+        low, high = viewport.stretch(now, run)
         assert low < high
-        at = sight.cursor_x(now, run)
+        at = viewport.cursor_x(now, run)
         assert at is None or low <= at <= high
         assert (now.cursor is None) == (at is None)
         assert now.cursor is None or now.cursor in {step.step for step in run.steps[:-1]}
@@ -59,7 +59,7 @@ def test_what_is_read_is_always_in_sight(run: History, acts: list[str]) -> None:
 
 @given(runs, st.integers(0, 2_500))
 def test_one_can_go_to_any_step(run: History, step: int) -> None:
-    cursor = sight.gone_to(Sight(), run, step).cursor
+    cursor = viewport.gone_to(Sight(), run, step).cursor
     found = run.steps[-1].step if cursor is None else cursor
     assert found == max((s.step for s in run.steps if s.step <= step), default=run.steps[0].step)
 
@@ -68,8 +68,8 @@ def test_most_moves_of_the_cursor_turn_no_page() -> None:
     run = history(list(range(1_000)))
     now, pages = Sight(window=100.0), set()
     for _ in range(1_000):
-        now = sight.moved(now, run, -1)
-        pages.add(sight.stretch(now, run))
+        now = viewport.moved(now, run, -1)
+        pages.add(viewport.stretch(now, run))
     assert len(pages) <= 2 * 1_000 / 100 + 1
 
 
@@ -77,12 +77,12 @@ def test_zooming_in_and_out_goes_round_lengths_and_ends_with_the_whole_run() -> 
     run = history(list(range(201)))
     now, seen = Sight(cursor=50), []
     for _ in range(6):
-        now = sight.zoomed(now, run, closer=True)
+        now = viewport.zoomed(now, run, closer=True)
         seen.append(now.window)
     assert seen == [100.0, 50.0, 20.0, 10.0, 5.0, 5.0]
     while now.window is not None:
         seen.append(now.window)
-        now = sight.zoomed(now, run, closer=False)
+        now = viewport.zoomed(now, run, closer=False)
     assert seen[6:] == [5.0, 10.0, 20.0, 50.0, 100.0]
 
 
@@ -90,26 +90,26 @@ def test_another_axis_shows_about_as_much() -> None:
     run = history(list(range(600)))
     now = Sight(window=150.0, cursor=300)
     for axis in (*X_AXES[1:], X_AXES[0]):
-        now = sight.next_axis(now, run)
+        now = viewport.next_axis(now, run)
         assert now.axis == axis
-        low, high = sight.stretch(now, run)
+        low, high = viewport.stretch(now, run)
         x = run.x(axis)
         assert 60 <= ((x >= low) & (x <= high)).sum() <= 300
 
 
 def test_a_stretch_of_any_axis_is_so_many_steps() -> None:
     run = history(list(range(601)))  # a step in 4 s
-    assert sight.in_steps(Sight(axis="minutes", window=2.0, cursor=300), run) == Sight(window=30.0, cursor=300)
-    assert sight.in_steps(Sight(axis="minutes"), run) == Sight(axis="minutes")
-    assert sight.in_steps(Sight(window=30.0), run) == Sight(window=30.0)
+    assert viewport.in_steps(Sight(axis="minutes", window=2.0, cursor=300), run) == Sight(window=30.0, cursor=300)
+    assert viewport.in_steps(Sight(axis="minutes"), run) == Sight(axis="minutes")
+    assert viewport.in_steps(Sight(window=30.0), run) == Sight(window=30.0)
 
 
 def test_the_range_is_told_where_it_is_not_the_whole_run() -> None:
     run = history(list(range(100)))
-    assert sight.shown(Sight(), run) == ""
-    assert sight.shown(Sight(window=300.0), run) == ""
-    assert sight.shown(Sight(window=20.0, cursor=3), run) == "steps 0 to 20"
-    assert sight.shown(Sight(window=20.0), History()) == ""
+    assert viewport.shown(Sight(), run) == ""
+    assert viewport.shown(Sight(window=300.0), run) == ""
+    assert viewport.shown(Sight(window=20.0, cursor=3), run) == "steps 0 to 20"
+    assert viewport.shown(Sight(window=20.0), History()) == ""
 
 
 def test_steps_without_a_version_have_no_place_on_that_axis() -> None:
@@ -118,5 +118,5 @@ def test_steps_without_a_version_have_no_place_on_that_axis() -> None:
         n: msgspec.structs.replace(pictures.step(n), policy_version=None if n == 3 else n) for n in range(6)
     }
     found.update(steps)
-    assert sight.cursor_x(Sight(axis="version", cursor=3), found) is None
-    assert sight.stretch(Sight(axis="version", cursor=3, window=2.0), found)[1] >= 5
+    assert viewport.cursor_x(Sight(axis="version", cursor=3), found) is None
+    assert viewport.stretch(Sight(axis="version", cursor=3, window=2.0), found)[1] >= 5

@@ -14,16 +14,16 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.client import Client
-from rltop.backend.gaps.sampled import Samples, Sequence, Token
-from rltop.backend.view import Engine
-from rltop.collectors import wire
-from rltop.collectors.sender import Sender
+from rltop.backend.api import Engine
+from rltop.backend.api.samples import Samples, Sequence, Token
+from rltop.backend.client.live import Client
+from rltop.collectors.contract import wire
+from rltop.collectors.transport.sender import Sender
 from rltop.tui.cli import main as cli
 from rltop.tui.cli.worst import text
-from rltop.tui.decode import as_id, decoder, printable
-from rltop.tui.gaps import style
-from rltop.tui.marks import level, mark
+from rltop.tui.model.decode import as_id, decoder, printable
+from rltop.tui.model.gap_style import style
+from rltop.tui.model.token_text import level, mark
 from tests import pictures
 from tests.hub_messages import Trained, Written, engine_state, rollouts, sequences
 from tests.test_cli import home, start_hub

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 
 GOLDEN: dict[str, str] = json.loads((Path(__file__).parent / "wire_golden.json").read_text())
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 from tests.test_wire_golden import ARRAYS, MESSAGES
 
 ENVELOPE = wire.Envelope(wire.PROTO, "e0", "f00d", 7, 1.5)

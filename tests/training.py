@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 
 PROMPT, TOKENS, GROUP = 12, 8, 4
 LATER = 1

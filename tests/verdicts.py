@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from rltop.backend.diagnosis.alarm import Alarm
-from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Finding, Verdict
-from rltop.backend.view import Snapshot
+from rltop.backend.api import Snapshot
+from rltop.backend.api.alarm import Alarm
+from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Finding, Verdict
 from tests import pictures
 
 STALE = Cause(

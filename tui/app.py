@@ -13,37 +13,38 @@ from textual.app import App, ComposeResult
 from textual.command import CommandPalette as Palette
 from textual.widgets import ContentSwitcher
 
-from rltop.backend.diagnosis.alarm import CLEARED, Alarm
-from rltop.backend.diagnosis.told import Told
-from rltop.backend.diagnosis.verdict import Cause
-from rltop.backend.view import Snapshot
-from rltop.tui import explain, happened, sight, status
-from rltop.tui.asking import Orders
-from rltop.tui.changes import Entry, deed
-from rltop.tui.commands import BY_ID, NEEDS_CONTROL
-from rltop.tui.confirm import About, Confirm, Wish, keep_question, undo_question
-from rltop.tui.control import Control
-from rltop.tui.diagnosis import Diagnosis
-from rltop.tui.dialogs import GoTo, Page, engine_page, help_page, numbers_page, page_width
-from rltop.tui.effect import EffectPage
-from rltop.tui.fleet import Row
-from rltop.tui.happened import Mark
-from rltop.tui.history import History
-from rltop.tui.link import Pace, backlog, end_with_terminal, send
-from rltop.tui.mismatch import Mismatch
-from rltop.tui.oncall import SILENCE_S, notification, probe_of, probe_question
-from rltop.tui.overview import Overview
+from rltop.backend.alarms.notified import Told
+from rltop.backend.api import Snapshot
+from rltop.backend.api.alarm import CLEARED, Alarm
+from rltop.backend.api.verdict import Cause
+from rltop.tui.model import explain, timeline, viewport
+from rltop.tui.model.changes import Entry, deed
+from rltop.tui.model.fleet_table import Row
+from rltop.tui.model.key_commands import BY_ID, NEEDS_CONTROL
+from rltop.tui.model.past_engines import Pasts
+from rltop.tui.model.reference import Reference
+from rltop.tui.model.source import Source, hold
+from rltop.tui.model.step_columns import History
+from rltop.tui.model.switchable import Target, targets
+from rltop.tui.model.timeline import Mark
+from rltop.tui.model.viewport import Sight
 from rltop.tui.palette import CommandPalette, key_bindings
-from rltop.tui.past import Pasts
-from rltop.tui.plot import Plot
-from rltop.tui.reference import Reference
-from rltop.tui.remedy import remedy_of
-from rltop.tui.repaint import NarrowScreen
-from rltop.tui.rows import Rows, zoom
-from rltop.tui.sight import Sight
-from rltop.tui.source import Source, hold
-from rltop.tui.table import Table
-from rltop.tui.targets import Target, targets
+from rltop.tui.views import status_lines
+from rltop.tui.views.control import Control
+from rltop.tui.views.diagnosis_view import Diagnosis
+from rltop.tui.views.effect_panel import EffectPage
+from rltop.tui.views.info_dialogs import GoTo, Page, engine_page, help_page, numbers_page, page_width
+from rltop.tui.views.mismatch import Mismatch
+from rltop.tui.views.notifications import SILENCE_S, notification, probe_of, probe_question
+from rltop.tui.views.overview import Overview
+from rltop.tui.views.plot import Plot
+from rltop.tui.views.remedy import remedy_of
+from rltop.tui.views.requests import Orders
+from rltop.tui.views.switch_dialog import About, Confirm, Wish, keep_question, undo_question
+from rltop.tui.widgets.line_widget import Rows, zoom
+from rltop.tui.widgets.repaint import NarrowScreen
+from rltop.tui.widgets.table import Table
+from rltop.tui.widgets.terminal import Pace, backlog, end_with_terminal, send
 
 T = TypeVar("T")
 
@@ -155,7 +156,7 @@ class RltopApp(App[int]):
             if self._dirty and view is not None:
                 self._dirty = False
                 self.history.update(view.steps)
-                self._marks = happened.marks(view, self.history)
+                self._marks = timeline.marks(view, self.history)
                 if self._views.current == "overview":
                     self._ask_past(view)
                     self._overview.paint(
@@ -166,7 +167,7 @@ class RltopApp(App[int]):
                         self._pasts.fleet(view, self.history, self.sight.cursor),
                     )
                 elif self._views.current == "mismatch":
-                    for question in self._mismatch.questions(view, sight.in_steps(self.sight, self.history)):
+                    for question in self._mismatch.questions(view, viewport.in_steps(self.sight, self.history)):
                         self.client.ask(question)
                     self._mismatch.paint(view)
                 elif self._views.current == "diagnosis":
@@ -175,23 +176,23 @@ class RltopApp(App[int]):
                     self._diagnosis.paint(view)
                 else:  # what can be commanded is what is, not what was
                     self._control.paint(self.client.view or view, self.history.closed(self.sight.cursor))
-            self._header.show([status.header(self.run_name, view, self._state(), width)])
-            self._footer.show([status.footer(str(self._views.current), control=self.control, width=width)])
+            self._header.show([status_lines.header(self.run_name, view, self._state(), width)])
+            self._footer.show([status_lines.footer(str(self._views.current), control=self.control, width=width)])
 
-    def _state(self) -> status.ViewState:
+    def _state(self) -> status_lines.ViewState:
         reference = self.history.reference
         frozen_at = behind = None
         if self._frozen is not None:
             frozen_at = max(self._frozen.steps, default=-1)
             behind = max(self.client.view.steps if self.client.view else (), default=-1) - frozen_at
-        return status.ViewState(
+        return status_lines.ViewState(
             state=self.client.state,
             age_s=self.client.age_s,
             frozen_at=frozen_at,
             behind=behind or 0,
             reading=self.sight.cursor,
             there=self._there(),
-            range=sight.shown(self.sight, self.history),
+            range=viewport.shown(self.sight, self.history),
             live=self._views.current == "control",
             slow_hz=self.pace.painting_hz if self.pace.slow else None,
             notice=", ".join(filter(None, (self._notice(), reference.text if reference else ""))),
@@ -206,7 +207,7 @@ class RltopApp(App[int]):
 
     def _there(self) -> str:
         cursor = self.sight.cursor
-        return "" if cursor is None else happened.told_at(self._marks, self.history, cursor)
+        return "" if cursor is None else timeline.told_at(self._marks, self.history, cursor)
 
     def _ring(self) -> None:
         """Tell of an alarm, once."""
@@ -255,10 +256,10 @@ class RltopApp(App[int]):
             "freeze": self._freeze,
             "zoom": self._zoom,
             "explain": self._explain,
-            "closer": lambda: self._look(sight.zoomed(self.sight, self.history, closer=True)),
-            "wider": lambda: self._look(sight.zoomed(self.sight, self.history, closer=False)),
-            "window": lambda: self._look(sight.next_window(self.sight)),
-            "x_axis": lambda: self._look(sight.next_axis(self.sight, self.history)),
+            "closer": lambda: self._look(viewport.zoomed(self.sight, self.history, closer=True)),
+            "wider": lambda: self._look(viewport.zoomed(self.sight, self.history, closer=False)),
+            "window": lambda: self._look(viewport.next_window(self.sight)),
+            "x_axis": lambda: self._look(viewport.next_axis(self.sight, self.history)),
             "y_axis": lambda: self._look(replace(self.sight, log=not self.sight.log)),
             "step_back": partial(self._read, -1),
             "step_forward": partial(self._read, 1),
@@ -378,14 +379,14 @@ class RltopApp(App[int]):
         self.notify(text, severity=severity, timeout=10)
 
     def _read(self, by: int) -> None:
-        self._look(sight.moved(self.sight, self.history, by))
+        self._look(viewport.moved(self.sight, self.history, by))
 
     def go_to(self, step: int) -> None:
         """Read everything at ``step``, or the last one before it that there is."""
-        self._look(sight.gone_to(self.sight, self.history, step))
+        self._look(viewport.gone_to(self.sight, self.history, step))
 
     def _read_mark(self, *, forward: bool) -> None:
-        step = happened.next_mark(self._marks, self.history, self.sight.cursor, forward=forward)
+        step = timeline.next_mark(self._marks, self.history, self.sight.cursor, forward=forward)
         if step is None:
             self.notify(f"no mark {'after' if forward else 'before'} this step", severity="warning", timeout=2)
         else:

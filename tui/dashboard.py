@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rltop.backend.client import Client
-from rltop.collectors.rundir import RunDir
+from rltop.backend.client.live import Client
+from rltop.collectors.contract.rundir import RunDir
 from rltop.tui.app import RltopApp
-from rltop.tui.reference import Reference
+from rltop.tui.model.reference import Reference
 
 
 def run_dashboard(

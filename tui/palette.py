@@ -9,7 +9,7 @@ from typing import Protocol, cast
 from textual.binding import Binding, BindingType
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from rltop.tui.commands import COMMANDS, NEEDS_CONTROL
+from rltop.tui.model.key_commands import COMMANDS, NEEDS_CONTROL
 
 
 class Commanded(Protocol):

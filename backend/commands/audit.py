@@ -15,9 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from rltop.backend import view
-from rltop.backend.probes.result import ProbeResult
-from rltop.collectors.actions import BY_VERB, PROBE
+from rltop.backend import api
+from rltop.backend.api.probe_result import ProbeResult
+from rltop.collectors.contract.actions import BY_VERB, PROBE
 
 MAX_WAITING = 10_000
 """Lines that wait for a disk that takes none; of more, the oldest are given up."""
@@ -81,12 +81,12 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     result: ProbeResult | None = None
 
 
-_SHARED = tuple(name for name in Line.__struct_fields__ if name in view.Change.__struct_fields__)
+_SHARED = tuple(name for name in Line.__struct_fields__ if name in api.Change.__struct_fields__)
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Line)
 
 
-def event_of(change: view.Change) -> str:
+def event_of(change: api.Change) -> str:
     """The word for what happened to a change last."""
     if change.state != "applied":
         return change.state
@@ -97,12 +97,12 @@ def event_of(change: view.Change) -> str:
     return "applied"
 
 
-def is_own_revert(change: view.Change) -> bool:
+def is_own_revert(change: api.Change) -> bool:
     """Whether the engine made this command itself, at the end of a timer."""
     return bool(change.reverts) and change.command == f"{change.reverts}/revert"
 
 
-def line_of(change: view.Change, now: float, hub: str, *, corrects: str = "", event: str = "") -> Line:
+def line_of(change: api.Change, now: float, hub: str, *, corrects: str = "", event: str = "") -> Line:
     """The line that says what became of ``change``."""
     shared = {name: getattr(change, name) for name in _SHARED}
     return Line(at=iso(now), time=now, event=event or event_of(change), corrects=corrects, hub=hub, **shared)
@@ -117,19 +117,19 @@ def measured(result: ProbeResult, now: float, hub: str) -> Line:
     )  # fmt: skip
 
 
-def changes_of(lines: Iterable[Line]) -> dict[str, view.Change]:
+def changes_of(lines: Iterable[Line]) -> dict[str, api.Change]:
     """What the log tells of the last ``view.MAX_CHANGES`` changes, by their key, oldest first."""
-    found: dict[str, view.Change] = {}
+    found: dict[str, api.Change] = {}
     for line in lines:
         if not line.engine:
             continue
         shared = {name: getattr(line, name) for name in _SHARED}
-        change = view.Change(**shared, closed=line.time if line.state in view.TERMINAL else None)
-        found[view.change_key(change)] = change
+        change = api.Change(**shared, closed=line.time if line.state in api.TERMINAL else None)
+        found[api.change_key(change)] = change
         target = f"{line.target}@{line.engine}"
         if line.event == "kept" and target in found:
             found[target] = msgspec.structs.replace(found[target], kept_by=line.who, reverts_at=None)
-        while len(found) > view.MAX_CHANGES:
+        while len(found) > api.MAX_CHANGES:
             del found[next(iter(found))]
     return found
 

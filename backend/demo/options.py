@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rltop.backend.demo.faults import BY_NAME as FAULTS
 from rltop.backend.demo.faults import Fault
-from rltop.collectors.flags import BY_NAME
+from rltop.collectors.contract.flags import BY_NAME
 
 MODEL = Path(__file__).parent / "sort-sft"
 """The checkpoint that training starts from; ``pretrain.py`` makes such a one."""

@@ -9,9 +9,9 @@ from typing import TextIO
 
 import msgspec
 
+from rltop.backend.api import Step
 from rltop.backend.demo.jobs import EngineUp, StepDone
 from rltop.backend.demo.jobs import Progress as Line
-from rltop.backend.view import Step
 
 PERIOD_S = 5.0
 """How often a line says that something slow still goes on."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Finding, Verdict
+from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TESTS
+from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
 from rltop.backend.diagnosis.causes import CAUSES, confusable
-from rltop.backend.diagnosis.causes.entry import Known, alternatives, holds
-from rltop.backend.diagnosis.causes.probes import BY_CODE as PROBES
+from rltop.backend.diagnosis.causes.cause import Known, alternatives, holds
+from rltop.backend.diagnosis.causes.confirming_probes import BY_CODE as PROBES
 from rltop.backend.diagnosis.infer import Inference, Suspect, infer, is_alarming
-from rltop.backend.diagnosis.tests import BY_NAME as TESTS
-from rltop.backend.diagnosis.tests import UNKNOWN
-from rltop.backend.diagnosis.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Finding, Verdict
 from rltop.backend.fleet.facts import same_text
 
 SURE = 0.8

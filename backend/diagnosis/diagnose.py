@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from rltop.backend.diagnosis.ask import ask
-from rltop.backend.diagnosis.case import Case
+from rltop.backend.api import moved
+from rltop.backend.api.verdict import Verdict
+from rltop.backend.diagnosis.checks.run_all import ask
 from rltop.backend.diagnosis.conclude import Run, conclude
-from rltop.backend.diagnosis.verdict import Verdict
+from rltop.backend.evidence.diagnosis_input import Case
 from rltop.backend.fleet import facts
-from rltop.backend.view import moved
 
 PARTS = 2
 """Switches that are looked back beyond, the last ones: each may cost two verdicts more."""

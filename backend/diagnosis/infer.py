@@ -15,9 +15,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
-from rltop.backend.diagnosis.causes.entry import Known, alternatives
-from rltop.backend.diagnosis.tests import BY_NAME, UNKNOWN
-from rltop.backend.diagnosis.verdict import Finding
+from rltop.backend.api.verdict import Finding
+from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, UNKNOWN
+from rltop.backend.diagnosis.causes.cause import Known, alternatives
 from rltop.backend.fleet.facts import FLAG_NAMES, FLEET
 
 MAYBE = 0.5

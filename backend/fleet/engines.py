@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from rltop.backend import view
+from rltop.backend import api
 from rltop.backend.fleet import facts
-from rltop.collectors import wire
-from rltop.collectors.actions import BY_VERB
-from rltop.collectors.facts import as_text
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.actions import BY_VERB
+from rltop.collectors.contract.facts import as_text
 
 RATE_WINDOW_S = 5.0
 """Tokens per second and the recent prefix hit rate are over about this long."""
@@ -58,14 +58,14 @@ class Tracked:
             return None, None
         return (g1 - g0) / (t1 - t0), (c1 - c0) / (p1 - p0) if p1 > p0 else None
 
-    def view(self, trainer_version: int | None) -> view.Engine:
+    def view(self, trainer_version: int | None) -> api.Engine:
         """The engine as viewers see it."""
         state, record = self.state, self.health_record
         tokens_per_s, hit_rate = self._rates() if self.health == "live" else (None, None)
         lag = None
         if trainer_version is not None and state.policy_version is not None:
             lag = trainer_version - state.policy_version
-        return view.Engine(
+        return api.Engine(
             id=state.engine,
             health=self.health,
             last_seen=self.last_seen,
@@ -193,7 +193,7 @@ class Engines:
                 tracked.differs = marks
                 self._changed.add(engine)
 
-    def take_changed(self) -> dict[str, view.Engine]:
+    def take_changed(self) -> dict[str, api.Engine]:
         """The engines that changed since the last call."""
         changed = {e: self._known[e].view(self.trainer_version) for e in sorted(self._changed)}
         self._changed.clear()
@@ -204,7 +204,7 @@ class TrainerRanks:
     """The trainer as viewers see it, from what its ranks send."""
 
     def __init__(self) -> None:
-        self._view = view.Trainer()
+        self._view = api.Trainer()
         self._counts: dict[str, dict[str, wire.Counts]] = {}
         self._facts: dict[int, dict[str, str]] = {}
         self._changed = False
@@ -270,7 +270,7 @@ class TrainerRanks:
         if health != self._view.health:
             self._set(health=health)
 
-    def take_changed(self) -> view.Trainer | None:
+    def take_changed(self) -> api.Trainer | None:
         """The trainer, if it changed since the last call."""
         changed, self._changed = self._changed, False
         return self._view if changed else None

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from rltop.backend import view
-from rltop.collectors.flags import FLAGS
-from rltop.collectors.wire import EngineState
+from rltop.backend import api
+from rltop.collectors.contract.flags import FLAGS
+from rltop.collectors.contract.wire import EngineState
 
 Facts = Mapping[str, str]
 """Of one engine or of the trainer, by name."""
@@ -138,7 +138,7 @@ class Difference:
     says: str
 
 
-def of_engine(engine: view.Engine | EngineState) -> dict[str, str]:
+def of_engine(engine: api.Engine | EngineState) -> dict[str, str]:
     """All facts of an engine: its fingerprint, and its flags as they stand now with their form."""
     flags = {name: shown(state.value, state.detail) for name, state in engine.flags.items() if state.value is not None}
     return {**engine.fingerprint, **flags}

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rltop.backend.gaps.profiles import Mismatch, Profile
-from rltop.backend.latest import Latest
+from rltop.backend.api.profiles import Mismatch, Profile
 from rltop.backend.summary import Floats, Ints, Summary
 from rltop.backend.summary.dimensions import CACHE, LAG, OFFSET, POSITION, PROBABILITY
 from rltop.backend.summary.moments import MIDDLES
 from rltop.backend.summary.strata import ABS, K3, D
+from rltop.backend.util.bounded import Latest
 
 EDGES: tuple[float, ...] = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-10, 3))
 """Sizes of |d| that bound the bins: two to the decade, from 1e-5 to 10 nats, each to the 0.8 % of the summary's own

@@ -11,18 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.join.index import Index, claim
+from rltop.backend.join.reasons import NO_COMPLETION, PACKED, PADDED, RESUMED, TRUNCATED, WHOLE, nearer, odder
 from rltop.backend.join.records import Hit, Ints, Wanted, prompt_key
-from rltop.backend.join.unjoined import (
-    NO_COMPLETION,
-    PACKED,
-    PADDED,
-    RESUMED,
-    TRUNCATED,
-    WHOLE,
-    nearer,
-    odder,
-)
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 
 _SPAN_BYTES = 1000  # rough cost of a span's objects beside the arrays
 

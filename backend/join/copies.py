@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.join.batch import Batch
+from rltop.backend.join.reasons import Named
 from rltop.backend.join.rounding import CASTS, Floats, Marks, equal
-from rltop.backend.join.unjoined import Named
 
 Ints = NDArray[np.int64]
 

@@ -15,7 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.join.ageing import Ageing
-from rltop.backend.join.needed import Needed
+from rltop.backend.join.pending import Needed
+from rltop.backend.join.reasons import (
+    BY_ID,
+    EVICTED,
+    NO_COMPLETION,
+    NO_PROMPT,
+    OTHER_PROMPT,
+    OVERLONG,
+    RETOKENISED,
+    TAKEN,
+    UNSURE,
+    nearer,
+)
 from rltop.backend.join.records import (
     HEADS,
     SURE_SIZE,
@@ -33,19 +45,7 @@ from rltop.backend.join.records import (
     prompt_key,
     telling,
 )
-from rltop.backend.join.unjoined import (
-    BY_ID,
-    EVICTED,
-    NO_COMPLETION,
-    NO_PROMPT,
-    OTHER_PROMPT,
-    OVERLONG,
-    RETOKENISED,
-    TAKEN,
-    UNSURE,
-    nearer,
-)
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 
 KEPT_BYTES, KEPT_STEPS, MAX_BYTES = 64 << 20, 64, 512 << 20
 """The index keeps the rollouts that arrived in the last steps, and older ones for reuse as far as there is room; if

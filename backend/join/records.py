@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.join.rounding import agree
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 
 HEADS = (8, 4, 2, 1)
 """Rollouts are found by so many first tokens of their completion."""

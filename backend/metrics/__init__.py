@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rltop.backend.metrics import policy, tokens, where
-from rltop.backend.metrics.entry import Family, Metric, Thresholds, Values
-from rltop.backend.metrics.trainer import TRAILING, Scalars
+from rltop.backend.metrics import location_metrics, policy_metrics, token_metrics
+from rltop.backend.metrics.metric import Family, Metric, Thresholds, Values
+from rltop.backend.metrics.trainer_metrics import TRAILING, Scalars
 
 if TYPE_CHECKING:
     from rltop.backend.summary import Summary
@@ -27,19 +27,19 @@ __all__ = [
 ]  # fmt: skip
 
 FAMILIES: tuple[Family, ...] = (
-    policy.HEALTH,
-    tokens.CORRECTNESS,
-    tokens.LOGPROB_GAP,
-    tokens.PROB_GAP,
-    tokens.DIVERGENCES,
-    tokens.RATIOS,
-    tokens.TAIL,
-    where.WHERE,
-    policy.SPLIT,
-    policy.LAG,
-    policy.SEQUENCES,
-    policy.MASKS,
-    policy.ENTROPY,
+    policy_metrics.HEALTH,
+    token_metrics.CORRECTNESS,
+    token_metrics.LOGPROB_GAP,
+    token_metrics.PROB_GAP,
+    token_metrics.DIVERGENCES,
+    token_metrics.RATIOS,
+    token_metrics.TAIL,
+    location_metrics.WHERE,
+    policy_metrics.SPLIT,
+    policy_metrics.LAG,
+    policy_metrics.SEQUENCES,
+    policy_metrics.MASKS,
+    policy_metrics.ENTROPY,
 )
 
 METRICS: tuple[Metric, ...] = tuple(metric for family in FAMILIES for metric in family.metrics)
@@ -82,5 +82,5 @@ def of_engines(parts: Mapping[str, Summary]) -> dict[str, dict[str, float | None
     own = {
         engine: {name: of(part) for name in PER_ENGINE if (of := BY_NAME[name].of)} for engine, part in parts.items()
     }
-    apart = where.engine_z(own)
+    apart = location_metrics.engine_z(own)
     return {engine: figures | {"engine_z": apart[engine]} for engine, figures in own.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 from rltop.backend import metrics
 from rltop.backend.metrics.absent import ABSENT
-from rltop.backend.metrics.entry import Metric
+from rltop.backend.metrics.metric import Metric
 from rltop.backend.summary.dimensions import DIMENSIONS
 
 

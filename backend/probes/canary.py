@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rltop.backend import view
-from rltop.backend.probes.result import Evidence, ProbeResult
-from rltop.collectors.probes import BY_NAME
+from rltop.backend import api
+from rltop.backend.api.probe_result import Evidence, ProbeResult
+from rltop.collectors.contract.probes import BY_NAME
 
 PROBE = BY_NAME["canary-flip"]
 
@@ -13,7 +13,7 @@ WAITS = frozenset({"not_yet"})
 """Verdicts of ``view.EffectRow``."""
 
 
-def result_of(effect: view.Effect, picture: view.Snapshot) -> ProbeResult:
+def result_of(effect: api.Effect, picture: api.Snapshot) -> ProbeResult:
     """What a switch of one flag did, by its effect as far as that can be told now."""
     moved = [row for row in effect.rows if row.verdict in MOVED]
     told = [row for row in effect.rows if row.verdict in MOVED | {"none"}]
@@ -37,7 +37,7 @@ def result_of(effect: view.Effect, picture: view.Snapshot) -> ProbeResult:
     )  # fmt: skip
 
 
-def _evidence(row: view.EffectRow) -> Evidence | None:
+def _evidence(row: api.EffectRow) -> Evidence | None:
     estimate = row.against or row.own
     if estimate is None:
         return None
@@ -47,7 +47,7 @@ def _evidence(row: view.EffectRow) -> Evidence | None:
     )
 
 
-def _against(effect: view.Effect) -> list[str]:
+def _against(effect: api.Effect) -> list[str]:
     return (
         [] if effect.against else ["There is no engine to compare with: the run's own trend is all that was taken out."]
     )

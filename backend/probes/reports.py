@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 
 Floats = NDArray[np.float32]
 

@@ -13,11 +13,11 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from rltop.backend.api.probe_result import Evidence, Finding, mean
 from rltop.backend.fleet.facts import same_text, some
-from rltop.backend.probes.material import Material
+from rltop.backend.probes.inputs import Material
 from rltop.backend.probes.reports import Report, Scored
-from rltop.backend.probes.result import Evidence, Finding, mean
-from rltop.collectors.probes import COLD, HOT, MIN_SEQUENCES, WARM
+from rltop.collectors.contract.probes import COLD, HOT, MIN_SEQUENCES, WARM
 
 Floats = NDArray[np.float64]
 Said = tuple[str, Evidence, int]

@@ -11,23 +11,23 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rltop.backend import metrics, view
-from rltop.backend.diagnosis import evidence
-from rltop.backend.diagnosis.course import Course
-from rltop.backend.diagnosis.evidence import Evidence
-from rltop.backend.effects.cells import Cell, Cells, Place, measure_cells
-from rltop.backend.gaps.attributed import Attribution
-from rltop.backend.gaps.attribution import History
+from rltop.backend import api, metrics
+from rltop.backend.api.attribution import Attribution
+from rltop.backend.effects.epoch_sums import Cell, Cells, Place, measure_cells
+from rltop.backend.evidence import evidence
+from rltop.backend.evidence.evidence import Evidence
+from rltop.backend.evidence.series import Course
+from rltop.backend.gaps.attribute import History
 from rltop.backend.gaps.mismatch import Shapes
-from rltop.backend.gaps.samples import Kept, StepSamples
+from rltop.backend.gaps.sampling import Kept, StepSamples
+from rltop.backend.ingest.sources import is_trainer
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.index import Index
-from rltop.backend.join.joined import Joined
-from rltop.backend.sources import is_trainer
-from rltop.backend.steps.measure import UNKNOWN_ENGINE, CutUp, measure
-from rltop.backend.steps.taken import Taken, Taking, Told
+from rltop.backend.join.stats import Joined
+from rltop.backend.measure.measure import UNKNOWN_ENGINE, CutUp, measure
+from rltop.backend.steps.provenance import Taken, Taking, Told
 from rltop.backend.summary import Summary
-from rltop.collectors import wire
+from rltop.collectors.contract import wire
 
 PARTIAL_S = 60.0
 """How long a step waits for its other ranks after the first has closed it (or after a later step was done)."""
@@ -109,12 +109,12 @@ class Assembly:
         if self.closed is None:
             self.closed, self.partial = now, self.partial or partial
 
-    def result(self, unused: Counter[str], before: Sequence[metrics.Scalars]) -> view.Step:
+    def result(self, unused: Counter[str], before: Sequence[metrics.Scalars]) -> api.Step:
         """The measured step; ``unused`` rollouts by engine were passed over by now, ``before`` has earlier scalars."""
         engines = metrics.of_engines({e: p for e, p in sorted(self.parts.items()) if e != UNKNOWN_ENGINE})
         values = metrics.values(sum(self.parts.values(), Summary()), engines, self.scalars, before)
         assert self.closed is not None
-        return view.Step(
+        return api.Step(
             self.step,
             self.closed,
             self.policy_version,
@@ -159,7 +159,7 @@ class Steps:
         self._ready = ready
         self._open: dict[int, Assembly] = {}
         self._done: dict[int, None] = {}
-        self._settled: list[view.Step] = []  # measured before their time, for want of room
+        self._settled: list[api.Step] = []  # measured before their time, for want of room
         self._next_lost: Counter[str] = Counter()
         self._told = told or Told()
         self._lives: dict[int, str] = {}  # of every rank
@@ -176,7 +176,7 @@ class Steps:
         """Whether something was heard of the step and it is not done."""
         return step in self._open
 
-    def resume(self, past: Mapping[int, view.Step]) -> None:
+    def resume(self, past: Mapping[int, api.Step]) -> None:
         """What an earlier hub measured goes before what comes."""
         self._scalars = {number: past[number].trainer for number in sorted(past)[-metrics.TRAILING :]}
 
@@ -238,7 +238,7 @@ class Steps:
         for assembly in self._open.values():
             assembly.close(now, partial=True)
 
-    def tick(self, now: float, heard: float | None = None) -> list[view.Step]:
+    def tick(self, now: float, heard: float | None = None) -> list[api.Step]:
         """Join what can be joined by now; the steps that are done. ``heard``: until when every live engine was."""
         settled, self._settled = self._settled, []
         self._unseen &= not self._sees()
@@ -267,7 +267,7 @@ class Steps:
         self._next_lost.clear()
         return assembly
 
-    def _advance(self, assembly: Assembly, now: float, heard: float) -> view.Step | None:
+    def _advance(self, assembly: Assembly, now: float, heard: float) -> api.Step | None:
         if assembly.deadline is not None and now >= assembly.deadline:
             assembly.close(now, partial=True)
         late = self.behind and (assembly.closed is None or now < assembly.closed + RESENT_S)
@@ -291,7 +291,7 @@ class Steps:
         batch.join(self._index, surely=False)
         assembly.absorb(batch)
 
-    def _finish(self, assembly: Assembly, now: float) -> view.Step:
+    def _finish(self, assembly: Assembly, now: float) -> api.Step:
         for batch in assembly.waiting:
             self._settle(assembly, batch)
         del self._open[assembly.step]

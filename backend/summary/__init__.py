@@ -5,12 +5,12 @@ and commutative (sums to float64 rounding, everything else exactly). Quantiles a
 ``d = trainer - rollout`` throughout, in nats; conventions of ``rltop.backend.metrics``.
 """
 
+from rltop.backend.summary.engine_summary import Bounds, Summary
 from rltop.backend.summary.gap import Gap
 from rltop.backend.summary.kernel import CLAMP, Floats, Ints
 from rltop.backend.summary.moments import Line, Mean, Pairs, Sizes
 from rltop.backend.summary.sequences import Sequences
 from rltop.backend.summary.strata import Strata
-from rltop.backend.summary.whole import Bounds, Summary
 
 __all__ = [
     "CLAMP",

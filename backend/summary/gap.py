@@ -46,7 +46,7 @@ class Gap:
     @classmethod
     def of(cls, left: NDArray[np.generic], right: NDArray[np.generic]) -> Gap:
         """The summary of two arrays of logprobs [tokens], taken as one sequence."""
-        from rltop.backend.summary.pieces import reduce, whole
+        from rltop.backend.summary.token_runs import reduce, whole
 
         return reduce(left, right, whole(len(left))).gaps[0]
 

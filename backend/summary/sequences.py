@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rltop.backend.summary import kernel as k
 from rltop.backend.summary.kernel import CLAMP, TIS_CAP, Floats, Ints
 from rltop.backend.summary.moments import Mean, Pairs, Sizes
-from rltop.backend.summary.pieces import Pieces, Reduced
+from rltop.backend.summary.token_runs import Pieces, Reduced
 
 GEO_BAND = (0.99, 1.01)
 PROD_BAND = (0.5, 2.0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rltop.backend.summary import kernel as k
 from rltop.backend.summary.dimensions import ALL, DIMENSIONS, OFFSET, POSITION, PROBABILITY, STRATA, Dimension
 from rltop.backend.summary.kernel import FIGURES, MOMENTS, Floats, Ints
-from rltop.backend.summary.pieces import Pieces, Reduced
+from rltop.backend.summary.token_runs import Pieces, Reduced
 
 D, ABS, K3, X = range(FIGURES)
 """Figures of a stratum: d, |d|, k3 and ratio - 1."""

@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rltop.collectors.guard import Guard
+    from rltop.collectors.transport.error_boundary import Guard
 
 log = logging.getLogger("rltop")
 
@@ -19,14 +19,14 @@ _refused: set[str] = set()
 
 def register() -> None:
     """Entry point of ``vllm.general_plugins``: total, idempotent, and free unless RLTOP_HUB or RLTOP_RUN is set."""
-    from rltop.collectors.guard import Guard
+    from rltop.collectors.transport.error_boundary import Guard
 
     guard = Guard()
     guard.run("register", _register, guard)
 
 
 def _register(guard: Guard) -> None:
-    from rltop.collectors.rundir import RunDirError, from_environment
+    from rltop.collectors.contract.rundir import RunDirError, from_environment
 
     try:
         rundir = from_environment()

@@ -17,19 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from rltop.collectors import wire
-from rltop.collectors.guard import MAX_FAULTS, Guard
-from rltop.collectors.rundir import RunDir
-from rltop.collectors.sender import Sender
-from rltop.collectors.vllm import seams
-from rltop.collectors.vllm.assemble import Assembler
-from rltop.collectors.vllm.commands import Commands
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.rundir import RunDir
+from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
+from rltop.collectors.transport.sender import Sender
+from rltop.collectors.vllm import patches
+from rltop.collectors.vllm.control.command_executor import Commands
+from rltop.collectors.vllm.control.switchboard import Board
 from rltop.collectors.vllm.fingerprint import current, fingerprint
-from rltop.collectors.vllm.probing import Prober
-from rltop.collectors.vllm.rollouts import Finished
-from rltop.collectors.vllm.switches import Board
-from rltop.collectors.vllm.tap import PROBE_PREFIX, Noted, Tap, version_of
-from rltop.collectors.vllm.worker import METHODS
+from rltop.collectors.vllm.probes.probe_executor import Prober
+from rltop.collectors.vllm.rollouts.assembly import Assembler
+from rltop.collectors.vllm.rollouts.request import Finished
+from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX, Noted, Tap, version_of
+from rltop.collectors.vllm.workers.one_rank import METHODS
 
 MESSAGE_BYTES = 1 << 20
 """Aimed at size of one message of rollouts."""
@@ -56,8 +56,8 @@ log = logging.getLogger("rltop")
 
 def hook(rundir: RunDir, guard: Guard) -> None:
     """Have an agent attached to every engine that starts in this process, and its workers answer it."""
-    guard.run("workers", seams.install_in_workers, METHODS)
-    for problem in seams.install(lambda engine: Agent(engine, rundir, guard).close, guard):
+    guard.run("workers", patches.install_in_workers, METHODS)
+    for problem in patches.install(lambda engine: Agent(engine, rundir, guard).close, guard):
         log.warning("rltop: %s; engines of this kind are not seen", problem)
 
 
@@ -87,7 +87,7 @@ class Agent:
         self.id = engine_id(engine)
         self.board = Board(engine)
         self.tap = Tap(engine, on_weights=self.board.core.policy.on_weights)
-        if any(seams.fault_of(seam, engine.scheduler) for seam in (seams.UPDATE, seams.SCHEDULE)):
+        if any(patches.fault_of(seam, engine.scheduler) for seam in (patches.UPDATE, patches.SCHEDULE)):
             self.tap.by_rows = False
         self.assembler = Assembler(started=self.tap.started)
         self.facts = guard.run("fingerprint", fingerprint, engine) or {}
@@ -110,35 +110,35 @@ class Agent:
         self._hub = ""
         self._counted_drops = 0
         self._lost_requests = 0
-        self._taps = seams.Taps(engine, self._hooks(), guard)
+        self._taps = patches.Taps(engine, self._hooks(), guard)
         for seam, reason in self._taps.missing.items():
             self.facts[f"missing {seam}"] = reason
             log.warning("rltop: %s: %s", seam, reason)
-        if any(seam in self._taps.missing for seam in seams.ESSENTIAL):
+        if any(seam in self._taps.missing for seam in patches.ESSENTIAL):
             log.warning("rltop: engine %s publishes no rollouts", self.id)
         self.sender.start()
         atexit.register(self.close)
 
-    def _hooks(self) -> dict[str, seams.Hook]:
+    def _hooks(self) -> dict[str, patches.Hook]:
         tap = self.tap
 
         def at_boundary(*_message: Any, **_kwargs: Any) -> None:
             self.board.at_boundary()
             self.commands.at_boundary()
 
-        hooks: dict[str, seams.Hook] = {
+        hooks: dict[str, patches.Hook] = {
             "schedule": tap.on_schedule,
             "add": tap.on_add,
             "finish": tap.on_finish,
             "rpc": tap.on_rpc,
-            "rpc" + seams.FAILED: tap.on_rpc_failed,
+            "rpc" + patches.FAILED: tap.on_rpc_failed,
             "reset": self.board.core.policy.on_reset,
         }
-        hooks |= {seams.UPDATE.name: tap.on_update} if tap.by_rows else {seams.STEP.name: tap.on_step}
+        hooks |= {patches.UPDATE.name: tap.on_update} if tap.by_rows else {patches.STEP.name: tap.on_step}
         if hasattr(self.engine, "input_queue"):
             hooks |= {
                 "boundary": at_boundary,
-                seams.PAUSING.name: self.board.core.policy.on_pause,
+                patches.PAUSING.name: self.board.core.policy.on_pause,
                 "pause": self.commands.generation.on_set,
             }
         return hooks
@@ -164,7 +164,7 @@ class Agent:
         self.sender.loop_count = tap.turns
         records = [tap.records.popleft() for _ in range(len(tap.records))]
         self._assemble(records)
-        if max(self.guard.faults.get(place, 0) for place in (seams.STEP.name, seams.UPDATE.name)) >= MAX_FAULTS:
+        if max(self.guard.faults.get(place, 0) for place in (patches.STEP.name, patches.UPDATE.name)) >= MAX_FAULTS:
             assembler.hole()  # no more steps are seen
         assembler.lost_requests(tap.shed_requests - self._lost_requests)
         self._lost_requests = tap.shed_requests

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rltop.collectors.facts import as_text
-from rltop.collectors.vllm.workers import reachable
+from rltop.collectors.contract.facts import as_text
+from rltop.collectors.vllm.workers.all_ranks import reachable
 
 RESTORED = "RLTOP_DEMO_ASYNC_RESTORED"
 """Set by rltop's demo where it put async scheduling back on a platform that turns it off."""

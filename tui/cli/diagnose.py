@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rltop.tui.cli.runs import as_json_option, choose_run, existing_run, print_json
+from rltop.tui.cli.run_options import as_json_option, choose_run, existing_run, print_json
 
 if TYPE_CHECKING:
-    from rltop.backend.diagnosis.verdict import Verdict
-    from rltop.collectors.rundir import RunDir
+    from rltop.backend.api.verdict import Verdict
+    from rltop.collectors.contract.rundir import RunDir
 
 _EXIT = {"healthy": 0, "fault": 1, "undecided": 3}
 """As of ``rltop parity``."""
@@ -29,24 +29,24 @@ def diagnose(run: str | None, step: int | None, tests: bool, as_json: bool) -> N
     RUN may be live or over; FILE is one that `rltop record` made. docs/causes.md has the causes and what tells them
     apart. Exit code 0: healthy; 1: a fault; 3: can't be told yet, and what it takes is said.
     """
-    from rltop.backend.diagnosis import text
+    from rltop.backend.text import verdict_text
 
     verdict = _verdict(run, step)
     if as_json:
-        print_json(text.as_json(verdict))
+        print_json(verdict_text.as_json(verdict))
     else:
-        click.echo("\n".join(text.lines(verdict)))
+        click.echo("\n".join(verdict_text.lines(verdict)))
         if tests:
-            click.echo("\n".join(["", *text.findings(verdict)]))
+            click.echo("\n".join(["", *verdict_text.findings(verdict)]))
     sys.exit(_EXIT[verdict.verdict])
 
 
 def _verdict(run: str | None, step: int | None) -> Verdict:
     """Of the hub, where the run has one; else of what is stored."""
-    from rltop.backend.client import Client, CommandError, HubUnreachable
-    from rltop.backend.history.diagnosis import diagnosis
-    from rltop.backend.history.schema import StoreError
-    from rltop.collectors.launch import find_hub
+    from rltop.backend.client.live import Client, CommandError, HubUnreachable
+    from rltop.backend.store.schema import StoreError
+    from rltop.backend.store.stored_diagnosis import diagnosis
+    from rltop.collectors.contract.launch import find_hub
 
     try:
         if run is not None and Path(run).is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rltop.tui.cli.runs import as_json_option, client_or_replay, print_json, run_option
+from rltop.tui.cli.run_options import as_json_option, client_or_replay, print_json, run_option
 
 
 @click.command()
@@ -18,8 +18,8 @@ def effect(command: str, run: str | None, as_json: bool) -> None:
     the flag epoch in which each token was sampled; engines that were not switched are compared with where there are
     any. "not yet" says how long it still takes. RUN may be over, or a file of `rltop record`.
     """
-    from rltop.backend.client import CommandError, HubUnreachable
-    from rltop.backend.effects import text as effect_text
+    from rltop.backend.client.live import CommandError, HubUnreachable
+    from rltop.backend.text import effect_text
 
     try:
         with client_or_replay(run) as source:

@@ -12,16 +12,16 @@ from typing import Any
 import click
 
 from rltop.backend.demo.faults import FAULTS
-from rltop.collectors import rundir as rundirs
-from rltop.collectors.rundir import RunDir, RunDirError
-from rltop.tui.cli import alarms as cli_alarms
+from rltop.collectors.contract import rundir as rundirs
+from rltop.collectors.contract.rundir import RunDir, RunDirError
+from rltop.tui.cli import alarm_commands as cli_alarms
+from rltop.tui.cli import control_commands, fingerprint, probe_commands, worst
 from rltop.tui.cli import diagnose as cli_diagnose
 from rltop.tui.cli import effect as cli_effect
-from rltop.tui.cli import history as cli_history
-from rltop.tui.cli import metrics as cli_metrics
-from rltop.tui.cli import orders, prints, probes, worst
+from rltop.tui.cli import history_commands as cli_history
+from rltop.tui.cli import metrics_commands as cli_metrics
 from rltop.tui.cli import report as cli_report
-from rltop.tui.cli.runs import as_json_option, choose_run, client_of, existing_run, print_json
+from rltop.tui.cli.run_options import as_json_option, choose_run, client_of, existing_run, print_json
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Begin": ("demo", "top", "runs", "hub"),
@@ -77,7 +77,7 @@ def main() -> None:
 @cli_history.reference_option
 def top(run: str | None, control: bool, fps: float, bell: bool, references: tuple[str, ...]) -> None:
     """Show the dashboard of RUN (what `rltop` alone does)."""
-    from rltop.collectors.launch import LaunchError, ensure_hub
+    from rltop.collectors.contract.launch import LaunchError, ensure_hub
 
     rundir = existing_run(run)
     if not _on_terminal():
@@ -104,7 +104,7 @@ def _on_terminal() -> bool:
 @as_json_option
 def runs(as_json: bool) -> None:
     """List the runs on this machine."""
-    from rltop.collectors.launch import list_runs
+    from rltop.collectors.contract.launch import list_runs
 
     found = list_runs(rundirs.home())
     rows = [
@@ -132,8 +132,8 @@ def runs(as_json: bool) -> None:
 @as_json_option
 def status(run: str | None, as_json: bool) -> None:
     """Print engines, steps, flag changes and events of RUN."""
-    from rltop.backend import report
-    from rltop.backend.client import HubUnreachable
+    from rltop.backend.client.live import HubUnreachable
+    from rltop.backend.text import status
 
     try:
         with client_of(run) as client:
@@ -141,9 +141,9 @@ def status(run: str | None, as_json: bool) -> None:
     except HubUnreachable as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        print_json(report.as_json(snapshot, joins=True))
+        print_json(status.as_json(snapshot, joins=True))
     else:
-        click.echo(report.as_text(snapshot))
+        click.echo(status.as_text(snapshot))
 
 
 @main.command()
@@ -154,7 +154,7 @@ def hub(run: str | None, stop: bool) -> None:
     if stop:
         _stop_hub(existing_run(run))
         return
-    from rltop.collectors.launch import LaunchError, ensure_hub
+    from rltop.collectors.contract.launch import LaunchError, ensure_hub
 
     rundir = choose_run(run)
     try:
@@ -165,8 +165,8 @@ def hub(run: str | None, stop: bool) -> None:
 
 
 def _stop_hub(rundir: RunDir) -> None:
-    from rltop.backend.client import Client, HubUnreachable
-    from rltop.collectors.launch import find_hub
+    from rltop.backend.client.live import Client, HubUnreachable
+    from rltop.collectors.contract.launch import find_hub
 
     if find_hub(rundir) is None:
         raise click.ClickException(f"run {rundir.run!r} has no hub")
@@ -220,7 +220,7 @@ def demo(
 
     vLLM engines and a GRPO trainer, all on the CPU. Exit code 0 only if the run finished and every --set was applied.
     """
-    from rltop.backend.demo import run as demo_run
+    from rltop.backend.demo import supervisor as demo_run
 
     try:
         options = demo_run.DemoOptions(
@@ -242,20 +242,20 @@ def demo(
         raise click.UsageError(str(error)) from error
     if headless or not _on_terminal():
         sys.exit(demo_run.run_headless(options))
-    from rltop.tui.demo import run_with_dashboard
+    from rltop.tui.demo_dashboard import run_with_dashboard
 
     sys.exit(run_with_dashboard(options))
 
 
 for made in (
-    *orders.COMMANDS,
-    *prints.COMMANDS,
+    *control_commands.COMMANDS,
+    *fingerprint.COMMANDS,
     *cli_alarms.COMMANDS,
     *cli_diagnose.COMMANDS,
     *cli_effect.COMMANDS,
     *cli_metrics.COMMANDS,
     *worst.COMMANDS,
-    *probes.COMMANDS,
+    *probe_commands.COMMANDS,
     *cli_history.COMMANDS,
     *cli_report.COMMANDS,
 ):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rltop.tui.cli.history import stored
+from rltop.tui.cli.history_commands import stored
 
 if TYPE_CHECKING:
-    from rltop.backend.diagnosis.verdict import Verdict
-    from rltop.backend.view import Snapshot
+    from rltop.backend.api import Snapshot
+    from rltop.backend.api.verdict import Verdict
 
 
 @click.command(short_help="Write verdict, evidence, plots and history as one file.")
@@ -28,9 +28,9 @@ def report(run: str | None, as_html: bool, to: Path | None, step: int | None, fo
     RUN may be live or over; FILE is one that `rltop record` made. The file loads nothing and has no token text; names
     of hosts and users, and the reasons that people gave, are in it.
     """
-    from rltop.backend.incident.blocks import as_html as made_html
-    from rltop.backend.incident.blocks import markdown
-    from rltop.backend.incident.report import blocks
+    from rltop.backend.report.blocks import as_html as made_html
+    from rltop.backend.report.blocks import markdown
+    from rltop.backend.report.contents import blocks
 
     if to is not None and to.exists() and not force:
         raise click.ClickException(f"{to} is there already; --force overwrites it")
@@ -50,13 +50,13 @@ def report(run: str | None, as_html: bool, to: Path | None, step: int | None, fo
 
 def _of(run: str | None, step: int | None) -> tuple[Snapshot, Verdict]:
     """Of the hub, where the run has one; else of what is stored."""
-    from rltop.backend.client import Client, CommandError, HubUnreachable
+    from rltop.backend.client.live import Client, CommandError, HubUnreachable
     from rltop.backend.diagnosis.diagnose import diagnose
-    from rltop.backend.history.diagnosis import case
-    from rltop.backend.history.read import Reader
-    from rltop.backend.history.schema import StoreError
-    from rltop.collectors import rundir as rundirs
-    from rltop.collectors.launch import find_hub
+    from rltop.backend.store.read import Reader
+    from rltop.backend.store.schema import StoreError
+    from rltop.backend.store.stored_diagnosis import case
+    from rltop.collectors.contract import rundir as rundirs
+    from rltop.collectors.contract.launch import find_hub
 
     path = stored(run)
     try:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rltop.tui.cli.runs import as_json_option, client_of, print_json
+from rltop.tui.cli.run_options import as_json_option, client_of, print_json
 
 if TYPE_CHECKING:
-    from rltop.backend.gaps.sampled import Samples, Token
-    from rltop.tui.decode import Decode
+    from rltop.backend.api.samples import Samples, Token
+    from rltop.tui.model.decode import Decode
 
 KINDS = ("abs_diff", "k3", "worst", "sample")
 """As in ``view.AskSamples``."""
@@ -33,9 +33,9 @@ def worst(run: str | None, step: int | None, kind: str, engine: str | None, limi
     d is trainer minus rollout logprob, in nats. Arrows after a token say how large it is: one from 0.05 nats on, two
     from 0.25, three from 1; up where the trainer gives the token more probability than the engine did, down where less.
     """
-    from rltop.backend.client import CommandError, HubUnreachable
-    from rltop.backend.gaps import sampled
-    from rltop.tui.decode import decoder
+    from rltop.backend.api import samples
+    from rltop.backend.client.live import CommandError, HubUnreachable
+    from rltop.tui.model.decode import decoder
 
     try:
         with client_of(run) as client:
@@ -46,15 +46,15 @@ def worst(run: str | None, step: int | None, kind: str, engine: str | None, limi
     except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        print_json(sampled.as_json(found))
+        print_json(samples.as_json(found))
     else:
         click.echo(text(found, decoder(list(known.values())), limit))
 
 
 def text(found: Samples, decode: Decode, limit: int = MOST) -> str:
     """For a person; all of it printable."""
-    from rltop.tui import marks
-    from rltop.tui.same import distinct_sequences, distinct_tokens, sequence_key, times_text, token_key
+    from rltop.tui.model import token_text
+    from rltop.tui.model.dedupe import distinct_sequences, distinct_tokens, sequence_key, times_text, token_key
 
     tokens, times = distinct_tokens(found.tokens)
     sequences, of_sequences = distinct_sequences(found.sequences)
@@ -65,16 +65,16 @@ def text(found: Samples, decode: Decode, limit: int = MOST) -> str:
             0, f"{'d':>9} {'rollout':>9} {'trainer':>9}  {'engine':<8} {'version':>7}  {'at':>9}  before, token"
         )
     for sequence in sequences[:limit]:
-        facts, *rest = marks.lines(sequence, decode)
+        facts, *rest = token_text.lines(sequence, decode)
         lines += ["", times_text(of_sequences, sequence_key(sequence)) + facts, *rest]
     return "\n".join([head, *(lines or ["nothing is kept of that"])])
 
 
 def _token(token: Token, decode: Decode, times: str) -> str:
-    from rltop.tui import marks
-    from rltop.tui.decode import printable
+    from rltop.tui.model import token_text
+    from rltop.tui.model.decode import printable
 
-    before, after = marks.context(token.before, decode), marks.context(token.after, decode)
+    before, after = token_text.context(token.before, decode), token_text.context(token.after, decode)
     engine, version = printable(token.engine) or "-", "-" if token.version < 0 else str(token.version)
     return (
         f"{token.diff:>9.4f} {token.rollout:>9.4f} {token.trainer:>9.4f}  {engine:<8} {version:>7}  "

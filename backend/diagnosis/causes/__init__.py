@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.entry import Known
-from rltop.backend.diagnosis.causes.health import HEALTH
-from rltop.backend.diagnosis.causes.path import PATH
-from rltop.backend.diagnosis.causes.record import RECORD
-from rltop.backend.diagnosis.causes.semantic import SEMANTIC
-from rltop.backend.diagnosis.causes.trainer import OBJECTIVE, TRAINER
-from rltop.backend.diagnosis.causes.weights import WEIGHTS
+from rltop.backend.diagnosis.causes.cause import Known
+from rltop.backend.diagnosis.causes.health_causes import HEALTH
+from rltop.backend.diagnosis.causes.inference_causes import PATH
+from rltop.backend.diagnosis.causes.rollout_causes import RECORD
+from rltop.backend.diagnosis.causes.semantic_causes import SEMANTIC
+from rltop.backend.diagnosis.causes.trainer_causes import OBJECTIVE, TRAINER
+from rltop.backend.diagnosis.causes.weight_causes import WEIGHTS
 
 CAUSES: tuple[Known, ...] = RECORD + SEMANTIC + WEIGHTS + PATH + TRAINER + OBJECTIVE + HEALTH
 """In the order in which a person looks; of causes that fit alike the first is told first."""

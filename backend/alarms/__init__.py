@@ -1,0 +1,1 @@
+"""Alarms: when a verdict raises one, and who is notified."""

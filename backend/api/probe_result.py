@@ -1,0 +1,142 @@
+"""What a probe found out, as data and as text. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+Z = 1.959963984540054
+"""Of a 95 % interval."""
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """One number that the answer rests on.
+
+    Attributes:
+        name: what it is.
+        value: in ``unit`` (empty: a share or a count); None where it can't be told.
+        low, high: its 95 % interval, taking one of ``of`` as one observation; None where there is none.
+        n, of: how many of what it is about.
+        engine: on which engine, or pair of engines; empty of all.
+    """
+
+    name: str
+    value: float | None
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    of: str = ""
+    engine: str = ""
+
+
+class ProbeResult(msgspec.Struct, frozen=True):
+    """What a probe says.
+
+    Attributes:
+        command: id of its command. probe, code: as in ``rltop.collectors.contract.probes``.
+        engines: that it was asked of.
+        verdict: one of the probe's words.
+        text: the same for a person, with the numbers that matter.
+        odd: the engines that stand apart, where the verdict is about some.
+        evidence: in numbers.
+        time: wall clock of the hub, seconds. step: last closed step. policy_version: of the weights that were probed.
+        notes: what else there is to know, one sentence each.
+    """
+
+    command: str
+    probe: str
+    code: str
+    engines: list[str]
+    verdict: str
+    text: str
+    odd: list[str] = []
+    evidence: list[Evidence] = []
+    time: float = 0.0
+    step: int | None = None
+    policy_version: int | None = None
+    notes: list[str] = []
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """The part of a result that a judge decides; the fields are those of ``ProbeResult``."""
+
+    verdict: str
+    text: str
+    odd: list[str] = []
+    evidence: list[Evidence] = []
+    policy_version: int | None = None
+    notes: list[str] = []
+
+
+def share(name: str, hits: int, n: int, of: str, engine: str = "") -> Evidence:
+    """A share with Wilson's interval (Wilson 1927, JASA 22:209)."""
+    if not n:
+        return Evidence(name, None, n=0, of=of, engine=engine)
+    p, z2 = hits / n, Z * Z
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return Evidence(name, p, "", min(max(middle - half, 0.0), p), max(min(middle + half, 1.0), p), n, of, engine)
+
+
+def mean(name: str, values: Sequence[float], unit: str, of: str, engine: str = "") -> Evidence:
+    """The mean of independent observations, with Student's interval; no interval of fewer than two."""
+    n = len(values)
+    if not n:
+        return Evidence(name, None, unit, n=0, of=of, engine=engine)
+    middle = math.fsum(values) / n
+    if n < 2:
+        return Evidence(name, middle, unit, n=n, of=of, engine=engine)
+    spread = math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (n - 1))
+    half = student(n - 1) * spread / math.sqrt(n)
+    return Evidence(name, middle, unit, middle - half, middle + half, n, of, engine)
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % point of Student's t, by the expansion of Cornish and Fisher (Abramowitz and Stegun 26.7.5).
+
+    Exact for 1 and 2 degrees of freedom; of the others within 1 %.
+    """
+    if freedom < 3:
+        return (math.inf, 12.706204736, 4.302652730)[freedom]
+    z, v = Z, freedom
+    terms = (
+        (z**3 + z) / (4 * v),
+        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2),
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3),
+    )
+    return z + sum(terms)
+
+
+def as_json(result: ProbeResult) -> dict[str, Any]:
+    """Plain values; None for what is not finite."""
+    found: dict[str, Any] = msgspec.to_builtins(result)
+    for entry in found["evidence"]:
+        for name in ("value", "low", "high"):
+            if entry[name] is not None and not math.isfinite(entry[name]):
+                entry[name] = None
+    return found
+
+
+def as_text(result: ProbeResult) -> str:
+    """The verdict, and the numbers under it."""
+    head = f"{result.probe} ({result.code}) on {', '.join(result.engines) or 'no engine'}: {result.verdict}"
+    version = "" if result.policy_version is None else f", policy version {result.policy_version}"
+    step = "" if result.step is None else f", after step {result.step}"
+    lines = [f"{head} [{result.command}{version}{step}]", f"  {result.text}"]
+    lines += [f"  {note}" for note in result.notes]
+    return "\n".join([*lines, *(f"    {_line(entry)}" for entry in result.evidence)])
+
+
+def _line(entry: Evidence) -> str:
+    where = f"{entry.engine}: " if entry.engine else ""
+    value = "unknown" if entry.value is None else f"{entry.value:.4g}"
+    words = [f"{where}{entry.name} {value}{f' {entry.unit}' if entry.unit else ''}"]
+    if entry.low is not None and entry.high is not None:
+        words.append(f"[{entry.low:.3g}, {entry.high:.3g}]")
+    if entry.n:
+        words.append(f"of {entry.n} {entry.of}".rstrip())
+    return " ".join(words)

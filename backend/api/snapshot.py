@@ -1,0 +1,283 @@
+"""What a viewer sees of a run: the structs the hub serves, and how a frame changes them. Pure.
+
+The hub sends one ``Snapshot`` on demand and small ``Frame`` deltas a few times a second. ``Snapshot.apply`` is the only
+way a viewer's picture changes, so every viewer that saw the same frames shows the same thing.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import msgspec
+
+from rltop.backend.api import downsample
+from rltop.backend.api.alarm import MAX_ALARMS, Alarm
+from rltop.backend.api.probe_result import ProbeResult
+from rltop.collectors.contract.wire import Counts, FlagState, Timer
+
+MAX_EVENTS = 2_000
+MAX_CHANGES = 1_000
+MAX_PROBES = 200
+"""Bounds on what a viewer (and the hub, for serving) holds; the oldest go first. Of steps: ``coarse``."""
+
+TERMINAL = frozenset({"applied", "refused", "timed_out", "superseded"})
+"""States in which a change is closed."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One training step, measured.
+
+    Attributes:
+        step: the trainer's number, from 0.
+        closed: wall clock of the hub when it closed, seconds.
+        policy_version: weights after the step; None if the trainer did not say.
+        partial: closed by a timeout with ranks missing, or rows of it are missing.
+        values: by metric name (``rltop.backend.metrics``); a metric that can't be computed is None, never NaN.
+        engines: the per-engine subset of the metrics, by engine id; tokens whose engine is not known are absent.
+        unjoined: trainer sequences without their rollout, by reason.
+        trainer: the scalars the trainer passed to ``step(metrics=...)``.
+        joins: joined sequences by how they were found (``rltop.backend.join.reasons.WAYS``).
+        reused: joined sequences that an earlier step has trained on too.
+        unused: rollouts that no step has trained on, by engine, counted when they become too old for it.
+        copies: by engine, how the trainer's copies of the recorded logprobs came out (``join.copies.KINDS``).
+        level: in how coarse a part of a picture it stands (``coarse``); 0 has every step.
+        missing_rows: rows that the trainer passed for it and that never came.
+        lost: messages, by source, that never came and may have been about it; 0 where nobody knows how many.
+    """
+
+    step: int
+    closed: float
+    policy_version: int | None
+    partial: bool
+    values: dict[str, float | None]
+    engines: dict[str, dict[str, float | None]] = {}
+    unjoined: dict[str, int] = {}
+    trainer: dict[str, float] = {}
+    joins: dict[str, int] = {}
+    reused: int = 0
+    unused: dict[str, int] = {}
+    copies: dict[str, dict[str, int]] = {}
+    level: int = 0
+    missing_rows: int = 0
+    lost: dict[str, int] = {}
+
+
+class Engine(msgspec.Struct, frozen=True):
+    """One engine as last heard of.
+
+    ``health`` is ``live``, ``silent`` (no word for some seconds) or ``gone`` (said goodbye). ``lag`` is in versions
+    behind the trainer. ``tokens_per_s`` is over the last few seconds; ``prefix_hit_rate`` cached over prompt tokens,
+    likewise recent; ``gap`` is the last step's ``logp_abs_diff_mean`` of this engine. ``differs`` names the facts
+    (``rltop.backend.fleet.facts``) that do not agree with the other engines or with the trainer, and what those say.
+    """
+
+    id: str
+    health: str
+    last_seen: float
+    host: str
+    pid: int
+    vllm_version: str
+    step: int
+    policy_version: int | None
+    version_source: str
+    lag: int | None
+    tokens: int
+    tokens_per_s: float | None
+    running: int
+    waiting: int
+    kv_usage: float | None
+    prefix_hit_rate: float | None
+    gap: float | None
+    flags: dict[str, FlagState]
+    flag_epoch: int
+    fingerprint: dict[str, str]
+    finished: int = 0
+    aborted: int = 0
+    without_logprobs: int = 0
+    paused: bool = False
+    update_open: bool = False
+    counts: dict[str, Counts] = {}
+    faults: dict[str, int] = {}
+    timers: list[Timer] = []
+    differs: dict[str, str] = {}
+
+
+class Trainer(msgspec.Struct, frozen=True):
+    """The trainer as last heard of; ``ranks`` maps rank to the wall clock of its last word.
+
+    ``facts`` is what it says it computes with (``wire.TrainerFacts``), of the lowest rank.
+    """
+
+    health: str = "absent"
+    world_size: int = 0
+    ranks: dict[str, float] = {}
+    step: int | None = None
+    policy_version: int | None = None
+    counts: dict[str, Counts] = {}
+    facts: dict[str, str] = {}
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened: a flag change, an engine that came or went, a weight update, lost records.
+
+    ``severity`` is ``info``, ``warn`` or ``error``; ``step`` the last closed step at the time; ``number`` rises by one
+    per event of this hub.
+    """
+
+    number: int
+    time: float
+    severity: str
+    kind: str
+    text: str
+    step: int | None = None
+    engine: str | None = None
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A command's life on one engine. ``command`` is shared by the engines of one fleet-wide command.
+
+    ``state``: requested, accepted, draining, then one of ``TERMINAL``. ``step`` is the last closed step when it was
+    requested. ``verb``, ``strict``, ``revert_s`` and ``target`` are as in ``wire.Command``, the rest as in
+    ``wire.CommandUpdate``. ``kept_by`` says who stopped its timer; ``probe`` is the probe that it begins.
+    """
+
+    command: str
+    engine: str
+    flag: str
+    wanted: str
+    state: str
+    requested: float
+    who: str = ""
+    host: str = ""
+    why: str = ""
+    step: int | None = None
+    reason: str = ""
+    old: str | None = None
+    new: str | None = None
+    engine_step: int | None = None
+    policy_version: int | None = None
+    in_flight: int | None = None
+    lost_requests: int | None = None
+    milliseconds: float | None = None
+    closed: float | None = None
+    verb: str = "set"
+    strict: bool = False
+    revert_s: float | None = None
+    target: str = ""
+    detail: str = ""
+    reverts_at: float | None = None
+    reverts: str = ""
+    flag_epoch: int | None = None
+    kept_by: str = ""
+    probe: str = ""
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """What changed since the last frame. ``seq`` rises by one per frame within a hub's ``epoch``.
+
+    A changed engine, step, change or alarm is sent whole; an empty frame is a heartbeat.
+    """
+
+    epoch: str
+    seq: int
+    time: float
+    engines: dict[str, Engine] = {}
+    trainer: Trainer | None = None
+    steps: list[Step] = []
+    events: list[Event] = []
+    changes: list[Change] = []
+    counters: dict[str, int] = {}
+    probes: list[ProbeResult] = []
+    alarms: dict[str, Alarm] = {}
+
+
+def has_news(frame: Frame) -> bool:
+    """Whether there is something in it that is kept whole: no later frame says it again."""
+    return bool(frame.steps or frame.events or frame.changes or frame.alarms)
+
+
+class Snapshot(msgspec.Struct):
+    """The whole picture as of frame ``seq`` of hub ``epoch``.
+
+    ``steps`` and ``changes`` are keyed (by step number; by command and engine) and in order of arrival. The newest
+    ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.api.downsample``), and still
+    older ones are there if they stand out (``rltop.backend.api.downsample``).
+    ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records. ``probes``: what they found
+    out, by command. ``alarms`` are by id, oldest first.
+    """
+
+    run: str
+    epoch: str
+    seq: int
+    started: float
+    time: float
+    engines: dict[str, Engine] = {}
+    trainer: Trainer = Trainer()
+    steps: dict[int, Step] = {}
+    events: list[Event] = []
+    changes: dict[str, Change] = {}
+    counters: dict[str, int] = {}
+    probes: dict[str, ProbeResult] = {}
+    alarms: dict[str, Alarm] = {}
+
+    def apply(self, frame: Frame) -> None:
+        """Take in the next frame.
+
+        Raises:
+            ValueError: the frame is of another epoch, or one was missed; ask for a snapshot again.
+        """
+        if frame.epoch != self.epoch or frame.seq != self.seq + 1:
+            raise ValueError(f"frame {frame.epoch}/{frame.seq} does not follow {self.epoch}/{self.seq}")
+        self.seq = frame.seq
+        self.time = frame.time
+        self.engines.update(frame.engines)
+        if frame.trainer is not None:
+            self.trainer = frame.trainer
+        self._take(frame.steps)
+        self.events.extend(frame.events)
+        self.changes.update({change_key(change): change for change in frame.changes})
+        self.counters.update(frame.counters)
+        self.probes.update({result.command: result for result in frame.probes})
+        while len(self.changes) > MAX_CHANGES:
+            del self.changes[next(iter(self.changes))]
+        while len(self.probes) > MAX_PROBES:
+            del self.probes[next(iter(self.probes))]
+        del self.events[:-MAX_EVENTS]
+        self.alarms.update(frame.alarms)
+        while len(self.alarms) > MAX_ALARMS:
+            del self.alarms[next(iter(self.alarms))]
+
+    @property
+    def alarm(self) -> Alarm | None:
+        """The alarm that is not over, if any."""
+        last = next(reversed(self.alarms.values()), None)
+        return last if last is not None and last.cleared is None else None
+
+    def _take(self, steps: list[Step]) -> None:
+        had = len(self.steps)
+        for step in steps:
+            self.steps.pop(step.step, None)  # one that comes again, from a restarted trainer, is the newest
+            self.steps[step.step] = step
+        whole = downsample.WHOLE_STEPS
+        like = None
+        for number in list(islice(reversed(self.steps), whole, whole + len(steps) + 1))[::-1]:
+            like = self.steps[number] = downsample.headline(self.steps[number], like)
+        if (
+            len(self.steps) > downsample.ROOM[0]
+            and len(self.steps) // downsample.LOOK_EVERY != had // downsample.LOOK_EVERY
+        ):
+            downsample.thin(self.steps)
+
+
+def change_key(change: Change) -> str:
+    """The key of a change in ``Snapshot.changes``."""
+    return f"{change.command}@{change.engine}"
+
+
+def moved(change: Change) -> bool:
+    """Whether it changed its engine, if only from one form of a value to another: there is something to take back."""
+    return (
+        change.state == "applied"
+        and change.old is not None
+        and (change.old != change.new or change.flag_epoch is not None)
+    )

@@ -1,0 +1,1 @@
+"""The clients of a run: a live hub or a stored run."""

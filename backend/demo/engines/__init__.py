@@ -1,0 +1,1 @@
+"""The demo's rollout engines and their weight updates."""

@@ -1,0 +1,1 @@
+"""The demo's reinforcement learning: task, policy, objective, trainer."""

@@ -1,0 +1,42 @@
+"""Causes that cost time or rollouts, not correctness."""
+
+from __future__ import annotations
+
+from rltop.backend.diagnosis.causes.cause import GAP, Known
+from rltop.backend.fleet.facts import FACTS, FLAG_NAMES
+
+_DIFFERS = " | ".join(
+    f"facts differs={fact.name}/fleet" for fact in FACTS if fact.fleet and fact.name not in FLAG_NAMES
+)
+
+HEALTH: tuple[Known, ...] = (
+    Known(
+        "K1", "slow-engine", "health", "An engine is slower than the others",
+        "Its requests take longer: the trainer waits for them, and what it samples is older when it is used.",
+        needs=("speed slow",),
+        may=("lag behind", "T9 grows"),
+        one_engine=True,
+        probe="P0",
+        remedy="Look at the machine (other processes, clocks, ECC, swapping) and compare options: `rltop "
+        "fingerprint`; take it out of the rotation until then.",
+        source="rltop",
+    ),
+    Known(
+        "K2", "aborted-requests", "health", "Requests are aborted or fail",
+        "What was sampled is thrown away and asked for again, or partial answers are trained on.",
+        needs=("aborts many",),
+        may=("join cut", "truncation many", "join unjoined"),
+        probe="P0",
+        remedy="Update with pause_generation(mode=\"keep\") and not \"abort\"; look at the engines' logs for failures.",
+        source="prime-rl, PipelineRL; rl-on-cpu",
+    ),
+    Known(
+        "K3", "mixed-fleet", "health", "Engines are not alike",
+        "They differ in something that changes logprobs or speed: one engine's sequences are of another policy.",
+        needs=(_DIFFERS,),
+        may=(*GAP, "T10 outlier", "floor rounding", "floor above", "speed slow"),
+        probe="P0",
+        remedy="Start all engines from one image with the same options: `rltop launch-args ENGINE` prints them.",
+        source="knowledge base, P0",
+    ),
+)  # fmt: skip

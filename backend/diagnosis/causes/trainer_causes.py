@@ -1,0 +1,199 @@
+"""Causes that lie in the trainer and in what both sides are configured with."""
+
+from __future__ import annotations
+
+from rltop.backend.diagnosis.causes.cause import GAP, Known
+
+_LATER = ("T8 jump", "T8 ramp")
+
+TRAINER: tuple[Known, ...] = (
+    Known(
+        "G1", "rope-config", "trainer", "Positions are encoded otherwise (RoPE, YaRN)",
+        "A scale or a factor of the position encoding differs: a gap from the first step on that often grows with "
+        "the position.",
+        needs=("floor above",),
+        may=("T7 grows", *GAP),
+        against=(*_LATER, "T10 outlier", "repeat differs"),
+        probe="P13",
+        confusable_with=("bad-export", "attention-kernel", "rope-in-bf16"),
+        remedy="Compare rope_scaling, rope_theta and partial_rotary_factor of both configurations, and their cos and "
+        "sin tables.",
+        source="prime-rl#2802, nemo#869, vllm#27722",
+    ),
+    Known(
+        "G2", "rope-in-bf16", "trainer", "The trainer's position encoding is in bfloat16",
+        "inv_freq was cast with the model: phases are off the more the farther a token is, up to a half turn at 4,096.",
+        needs=("T7 grows", "floor rounding | floor above"),
+        may=GAP,
+        against=(*_LATER, "T10 outlier", "repeat differs"),
+        probe="P13",
+        confusable_with=("rope-config",),
+        remedy="Keep buffers in float32 (FSDP: buffer_dtype=float32; no model.to(bfloat16) over rotary_emb.inv_freq).",
+        source="modalities#462, automodel#2549, transformers#25681",
+    ),
+    Known(
+        "G3", "packing", "trainer", "Packed sequences see each other, or have wrong positions",
+        "The logprob of a token depends on what it was packed with: the starts of sequences are off.",
+        needs=("T7 falls", "floor above"),
+        may=("repeat differs", *GAP),
+        against=_LATER,
+        probe="P9",
+        confusable_with=("other-prompt", "dropout"),
+        remedy='Pass position_ids and cu_seqlens (attn_implementation="flash_attention_2"); check one row packed '
+        "against alone.",
+        source="trl#6800, trl#6819, trl#5785",
+    ),
+    Known(
+        "G4", "attention-window", "trainer", "Attention reaches farther on one side",
+        "A sliding window or a length limit differs: no gap up to it, a gap behind it.",
+        needs=("T7 step",),
+        may=("floor above", "floor rounding", *GAP),
+        against=(*_LATER, "T10 outlier"),
+        probe="P13",
+        remedy="The same sliding_window, max_model_len and sparse-attention index on both sides.",
+        source="vllm#48305",
+    ),
+    Known(
+        "H5", "multimodal-input", "trainer", "Images are prepared otherwise",
+        "Resizing or patching differs: prompts with images are off, others not.",
+        needs=("floor above",),
+        may=GAP,
+        against=(*_LATER, "repeat differs"),
+        where=("multimodal is on",),
+        probe="P10",
+        confusable_with=("bad-export",),
+        remedy="One processor for both sides; compare hashes of pixel_values.",
+        source="prime-rl docs/advanced.md",
+    ),
+    Known(
+        "I1", "dropout", "trainer", "Dropout is on in the trainer",
+        "Every pass of the trainer is another model: ratios are noise, and a large part is clipped from the first "
+        "step.",
+        needs=("floor above | repeat differs", "repeat differs"),
+        # The few ratios that are large enough to make their mean 1 are beyond what T1 counts.
+        may=("T1 below", "T7 grows", "T7 falls", *_LATER, *GAP),
+        against=("T10 outlier", "T1 above"),
+        probe="P9",
+        confusable_with=("trainer-batch", "packing"),
+        remedy="Set attention_dropout and hidden_dropout to 0 (Megatron: --attention-dropout 0 --hidden-dropout 0); "
+        "model.eval() where only logprobs are computed.",
+        source="reef#536, trl#3234",
+    ),
+    Known(
+        "I2", "trainer-batch", "trainer", "The trainer's logprobs depend on its micro-batches",
+        "Old and current logprobs of equal weights differ: ratios are off 1 with nothing stale.",
+        needs=("repeat differs",),
+        may=("floor rounding", "T12 heavy"),
+        against=("floor above",),
+        probe="P9",
+        confusable_with=("dropout",),
+        remedy="Equal micro-batches and packing for old and current logprobs.",
+        source="NeMo dtensor-tp-accuracy, verl#2996, verl#6280",
+    ),
+    Known(
+        "I3", "lora-merge", "trainer", "Adapters are merged with rounding, or not applied",
+        "Engines sample from a merge on bfloat16's grid, or from the base model: the gap grows from 0 as the adapter "
+        "does.",
+        needs=("floor above", "T8 ramp"),
+        may=("fit frozen", *GAP),
+        where=("lora is on",),
+        probe="P5",
+        confusable_with=("never-updated", "partial-update"),
+        remedy="Hand on the adapter itself, or merge in float32; never unmerge in bfloat16.",
+        source="automodel#3845, nemo#3696, trl#6688, skyrl#1776",
+    ),
+    Known(
+        "I4", "normaliser", "trainer", "The trainer's softmax runs over other logits",
+        "Padded vocabulary, a logit scale or a soft cap on one side: all logprobs are shifted to one side.",
+        needs=("T3 negative | T3 positive",),
+        may=("T1 below", "T1 above", "T2 positive", "floor above", *GAP),
+        against=("T10 outlier",),
+        where=("padded_vocabulary is on",),
+        probe="P13",
+        confusable_with=("truncation-in-record", "truncation-in-trainer", "logprob-over-temperature"),
+        remedy="Slice logits to vocab_size, and apply logit scale and soft cap as the model's configuration says.",
+        source="marin#2458",
+    ),
+    Known(
+        "I6", "truncation-in-trainer", "trainer", "The trainer filters by top-p where the record does not",
+        "Kept tokens are likelier in the trainer than in the record: every ratio is above 1.",
+        needs=("T3 positive",),
+        may=("T1 above", "T2 positive", "floor above", "T5 below", *GAP, "facts differs=logprobs_mode",
+             "facts shaped=logprobs_mode"),
+        against=("T1 below", "slope sharper", "slope flatter"),
+        probe="P11",
+        confusable_with=("logprob-over-temperature", "normaliser"),
+        remedy="--logprobs-mode processed_logprobs, so that the record has the filter too.",
+        command="rltop set logprobs_mode processed{engines}",
+        source="rltop: the table of semantics in the knowledge base, last row but one",
+    ),
+)  # fmt: skip
+
+OBJECTIVE: tuple[Known, ...] = (
+    Known(
+        "J1", "entropy-collapse", "objective", "The policy's entropy collapses",
+        "Answers become one answer: groups have equal rewards, advantages are 0 and nothing is learned any more. The "
+        "backend is not the cause, and a smaller gap is its consequence.",
+        needs=("entropy collapsed",),
+        may=("entropy falling", "gradient vanished", "reward falling", "reward rising"),
+        probe="lr0",
+        remedy="Look at the entropy term's sign and weight, then raise the upper clip bound (clip-higher, 0.28), "
+        "lower the learning rate, and start from an earlier checkpoint.",
+        source="DAPO, arXiv 2503.14476; LightRFT#53",
+    ),
+    Known(
+        "J2", "answers-cut", "objective", "Answers run into the length limit",
+        "Cut answers are rewarded as wrong or dropped: length and reward fight each other.",
+        needs=("truncation many",),
+        may=("reward falling", "T7 grows"),
+        probe="lr0",
+        remedy="Raise max_tokens, or shape the reward for length (overlong reward shaping).",
+        source="DAPO, arXiv 2503.14476",
+    ),
+    Known(
+        "J6", "entropy-explosion", "objective", "The policy's entropy grows without end",
+        "The policy forgets what it knew: answers become noise, and reward falls after them.",
+        needs=("entropy rising",),
+        may=("gradient rising", "gradient spike", "reward falling", "clip high"),
+        probe="lr0",
+        remedy="Lower the entropy bonus and the learning rate; add a KL term to the reference policy.",
+        source="PPO folklore; rltop",
+    ),
+    Known(
+        "J7", "unstable-gradient", "objective", "Gradients blow up",
+        "Single batches throw the policy far: reward and entropy jump after them.",
+        needs=("gradient spike | gradient rising",),
+        may=("entropy rising", "entropy falling", "reward falling", "clip high", "T12 heavy"),
+        probe="lr0",
+        remedy="Clip the gradient's norm at 1, lower the learning rate, look at the worst sequences: `rltop worst`.",
+        source="PPO, arXiv 1707.06347",
+    ),
+    Known(
+        "J8", "no-signal", "objective", "There is nothing to learn from",
+        "The gradient is 0: advantages are 0 (all answers of a group alike), or the loss is masked.",
+        needs=("gradient vanished",),
+        may=("entropy falling",),
+        probe="lr0",
+        remedy="Look at rewards within groups; drop groups without spread and sample others (dynamic sampling).",
+        source="DAPO, arXiv 2503.14476",
+    ),
+    Known(
+        "J9", "reward-falls", "objective", "The reward falls, and nothing is wrong with the backend",
+        "Record, weights and engines are as they should be: look at the objective, the data and the reward itself.",
+        needs=("reward falling",),
+        may=("gradient rising", "gradient spike", "entropy rising", "entropy falling", "clip high"),
+        probe="lr0",
+        remedy="Compare with the last good run (`rltop parity GOOD RUN`); look at reward functions, data order, "
+        "learning rate.",
+        source="rltop",
+    ),
+    Known(
+        "J10", "clipped-updates", "objective", "More is clipped than noise explains, and the backend is fine",
+        "Steps are too large for the clip range, or too many are made of one batch.",
+        needs=("clip high",),
+        may=("gradient rising", "entropy falling", "T9 grows"),
+        probe="lr0",
+        remedy="Lower the learning rate or the number of updates per batch; else widen the clip range.",
+        source="PPO, arXiv 1707.06347",
+    ),
+)  # fmt: skip

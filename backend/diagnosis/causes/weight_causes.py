@@ -1,0 +1,180 @@
+"""Causes that lie in the weights: updates that do not arrive, arrive in part, or under another version's name."""
+
+from __future__ import annotations
+
+from rltop.backend.diagnosis.causes.cause import GAP, Known
+
+_LATER = ("T8 jump", "T8 ramp")
+
+_BRING = (
+    "Fix the call that brings the weights (it often hangs on a flag such as sleep mode), and assert after each update "
+    "that a digest of the weights has changed."
+)
+
+WEIGHTS: tuple[Known, ...] = (
+    Known(
+        "B1", "policy-lag", "weights", "What is trained on is old",
+        "Tokens were sampled many versions ago: ratios spread, more is clipped, ESS falls, and each step learns less.",
+        needs=("lag high",),
+        may=(*GAP, "T9 grows"),
+        probe="P6",
+        remedy="Bound the age of what is consumed, queue included (prime-rl: max_off_policy_steps; verl: "
+        "staleness_threshold), or correct for it: truncated importance sampling.",
+        source="molt#124, prime-rl#2674, prime-rl#3310; rl-on-cpu",
+    ),
+    Known(
+        "B2", "never-updated", "weights", "No engine ever gets the new weights",
+        "Updates are called, or counted, and change nothing: engines sample the first policy for ever, and the gap "
+        "grows with every step of the trainer.",
+        needs=("fit frozen | T4 flatter",),
+        may=("floor above", "lag high", *GAP, *_LATER, "T9 grows"),
+        against=("T10 outlier", "floor at_floor"),
+        all_engines=True,
+        probe="P5",
+        confusable_with=("cached-reload", "partial-update", "trainer-without-temperature"),
+        remedy=_BRING,
+        source="trl#5312, verl#4248, OpenRLHF#660",
+    ),
+    Known(
+        "B2", "stuck-fleet", "weights", "No engine gets new weights any more, and their versions say so",
+        "The trainer moves on and the whole fleet samples from one version: what is trained on is older with every "
+        "step.",
+        needs=("versions stuck",),
+        may=("floor above", "lag high", *GAP, *_LATER, "T9 grows"),
+        against=("T10 outlier",),
+        all_engines=True,
+        probe="P5",
+        confusable_with=("policy-lag",),
+        remedy=_BRING,
+        source="trl#5312, OpenRLHF#660",
+    ),
+    Known(
+        "B3", "partial-update", "weights", "Part of the weights is left out of updates",
+        "Names that the loader does not know, or the trainer does not send, keep their old values: engines sample a "
+        "model that was never trained.",
+        needs=("floor above",),
+        may=(*GAP, *_LATER),
+        against=("T10 outlier", "repeat differs"),
+        probe="P5",
+        confusable_with=("stale-prefix-cache", "tied-embeddings", "bad-export", "layout-corruption",
+                         "derived-tensors", "never-updated", "rope-config"),
+        remedy="Send every tensor, compare the names that load_weights returns with those that were sent, and "
+        "bracket each update with start_weight_update and finish_weight_update.",
+        source="prime-rl#2714, trl#5269, vllm#48312, nemo#3403",
+    ),
+    Known(
+        "B4", "layout-corruption", "weights", "A second load writes weights in the wrong layout",
+        "Weights that were repacked after the first load are overwritten in checkpoint layout: gibberish after the "
+        "first update.",
+        needs=("floor above", "T8 jump"),
+        may=(*GAP, *_LATER, "T1 below"),
+        against=("T10 outlier",),
+        where=("moe is on",),
+        probe="P5",
+        confusable_with=("partial-update",),
+        remedy="Bracket each update once with initialize_layerwise_reload and finalize_layerwise_reload "
+        "(/start_weight_update, /finish_weight_update); --moe-backend triton until then.",
+        source="vllm#42821, vllm#42823, vllm#48284, skyrl#1680, verl#7986",
+    ),
+    Known(
+        "B5", "derived-tensors", "weights", "Tensors made from the weights keep their old values",
+        "CUDA graphs, MLA's projected weights, float32 copies of the head or KV scales stay as they were at load: "
+        "decode is wrong, prefill right.",
+        needs=("floor above", "T8 jump | T8 ramp"),
+        may=(*GAP, *_LATER, "T14 grows"),
+        where=("device has cuda", "enforce_eager is off"),
+        probe="P13",
+        confusable_with=("partial-update",),
+        remedy="--enforce-eager until vLLM is updated (#48251, #52626); refresh such tensors in place (copy_).",
+        source="vllm#48941, vllm#48312, prime-rl#3543, Megatron-LM#6723, verl#7455",
+    ),
+    Known(
+        "B6", "stale-replica", "weights", "An engine misses its weight updates, and its version says so",
+        "Its share of the rollouts is sampled from ever older weights: ratios of those sequences are useless, and "
+        "most of what is clipped is theirs.",
+        needs=("versions stuck | lag behind",),
+        may=(*GAP, *_LATER, "T9 grows", "T10 outlier", "lag high"),
+        one_engine=True,
+        probe="P3",
+        confusable_with=("lying-replica",),
+        remedy="Restart the engine from the newest checkpoint or send it the update again; fail loudly where a "
+        "worker does not acknowledge, and publish a version only after all have. Until then `rltop pause --engine ID "
+        "--for 10m` keeps it from sampling; its requests wait.",
+        source="vime#66, vime#329, nemo#3403, vllm#54443; rl-on-cpu",
+    ),
+    Known(
+        "B6", "lying-replica", "weights", "An engine misses its weight updates, and its version hides it",
+        "Its version advances while its weights stay: its rollouts count as fresh, and are not.",
+        needs=("T10 outlier | floor above",),
+        may=("floor above", "fit frozen", *GAP, *_LATER, "T11 hit_worse", "T11 miss_worse", "T9 grows"),
+        against=("versions stuck", "lag behind", "T1 above"),
+        one_engine=True,
+        probe="P5",
+        confusable_with=("stale-replica", "mislabelled-version"),
+        remedy="Compare digests of the weights over the fleet; vLLM's version is a label and no proof. Restart the "
+        "engine or send the update again, and set its version from what its workers acknowledge. Until then `rltop "
+        "pause --engine ID --for 10m` keeps it from sampling; its requests wait.",
+        source="nemo#3403, vllm#54443; rl-on-cpu: the label may advance without the weights",
+    ),
+    Known(
+        "B7", "bad-export", "weights", "The weights that engines get are not the trainer's",
+        "A converter or a cast on the way changes them: there is a gap before the first step of training.",
+        needs=("floor above",),
+        may=GAP,
+        against=("T10 outlier", "T8 jump", "T8 ramp", "repeat differs"),
+        probe="P5",
+        confusable_with=("partial-update", "rope-config", "attention-kernel", "op-definitions"),
+        remedy="Load one engine from the original checkpoint and one by a null update (learning rate 0): they must "
+        "agree to the bit.",
+        source="vime#274, prime-rl#2438, vllm-ascend#15666",
+    ),
+    Known(
+        "B8", "update-race", "weights", "Weights are written while a step runs",
+        "Requests that run at that moment see half of either version: seconds of extreme tokens around each update.",
+        needs=("floor above", "T12 heavy", "in_flight before_worse | in_flight after_worse"),
+        may=(*GAP, *_LATER, "T1 above", "T1 below"),
+        where=("updates_pause is off",),
+        probe="P5",
+        remedy='Bracket updates with pause_generation(mode="keep") and resume_generation().',
+        source="nemo#3839",
+    ),
+    Known(
+        "B9", "mislabelled-version", "weights", "Tokens carry the version of another moment",
+        "A request that spans an update has one version for all of its tokens: its older half is corrected for the "
+        "wrong policy.",
+        needs=("in_flight before_worse",),
+        may=("floor above", *GAP, *_LATER),
+        probe="P6",
+        confusable_with=("lying-replica", "kept-kv"),
+        remedy="Take versions per token (CompletionOutput.weight_versions, vLLM 0.32 on) and finish updates with "
+        'their version; or drain before each update (mode="wait").',
+        source="vllm#54443, rllm#622, molt#124, miles#2589",
+    ),
+    Known(
+        "B10", "cached-reload", "weights", "Reloading returns the weights of the first load",
+        "reload_weights answers OK and reads the path of the first time: nothing changes.",
+        needs=("fit frozen | T8 ramp",),
+        may=("floor above", *GAP, *_LATER, "lag high"),
+        against=("T10 outlier",),
+        where=("update_call is reload_weights",),
+        all_engines=True,
+        probe="P5",
+        confusable_with=("never-updated",),
+        remedy="Pass weights_path at every call, or update vLLM.",
+        source="vllm#32718",
+    ),
+    Known(
+        "B11", "tied-embeddings", "weights", "A tied head keeps its old weights",
+        "The body is new and the head is old: on CPU vLLM 0.32 does not repack a tied lm_head after a layerwise "
+        "reload.",
+        needs=("floor above",),
+        may=(*GAP, *_LATER),
+        against=("T10 outlier", "repeat differs"),
+        where=("tie_word_embeddings is on",),
+        probe="P5",
+        confusable_with=("partial-update",),
+        remedy="Send the tied weight once and tie again after the load; on CPU run dispatch_cpu_unquantized_gemm on "
+        "the head.",
+        source="prime-rl#2823, vllm#6758, open-instruct#1387; rl-on-cpu",
+    ),
+)  # fmt: skip

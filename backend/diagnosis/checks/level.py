@@ -1,0 +1,335 @@
+"""Tests of how large the matched gap is, and when it came: floor, T8, fit, repeat. Pure functions of a case.
+
+What is matched has the same weights on both sides, so nothing but rounding is left of a healthy gap, and rounding has a
+size that follows from the dtypes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rltop.backend.api.verdict import Finding
+from rltop.backend.diagnosis.checks import rounding_noise
+from rltop.backend.diagnosis.checks.findings import FOUND, LOG_FOUND, asked, finding, unknown
+from rltop.backend.evidence import evidence_kernel, sequential
+from rltop.backend.evidence.evidence import (
+    ENGINE_ON_GRID,
+    ENGINE_PAIRS,
+    ENGINE_REPEAT,
+    ENGINE_REPEAT_FREE,
+    ON_GRID,
+    PAIRS,
+    REPEAT,
+    REPEAT_FREE,
+)
+from rltop.backend.evidence.evidence_arrays import Pile, Piles
+from rltop.backend.evidence.sequential import Floats, Shift
+from rltop.backend.fleet import facts
+
+FLOAT32 = 4e-3
+"""Root mean square of d, nats, with float32 throughout, per root of the mean room for a difference, 1 - p:
+0.0017 to 0.0022 were measured on text with a mean surprisal of 3.6 on GPUs (Fast-LLM, pull 525), 1e-6 on CPUs."""
+
+SIXTEEN_BITS = 0.05
+"""With bfloat16 anywhere: 0.022 to 0.041 there, for bodies and heads of either dtype; bfloat16 logits between 32 and 64
+alone make 0.07, of which neighbours in the sum take a part."""
+
+MOST_ROUNDING = 0.09
+"""No rounding to 16 bits makes more: bfloat16 logits between 32 and 64 on both sides."""
+
+LEAST_HEAT = 0.1
+"""Temperatures below it are taken for it: sampling is greedy there."""
+
+EIGHT_BITS = 0.5
+"""With weights of 8 bits or fewer: 0.27 as mean |d| in a toy of few layers (miles, issue 1678), 0.34 as its root."""
+
+SEEN = {FLOAT32: 0.0022, SIXTEEN_BITS: 0.041, EIGHT_BITS: 0.34}
+"""The most that was measured, at a temperature of 1."""
+
+_WIDE = {"float32", "float64", "fp32", "fp64", "torch.float32", "float", "torch.float64"}
+
+
+def floor_of(piles: Piles, engine: str | None) -> tuple[float, str]:
+    """The root mean square of d that the declared dtypes imply, and in words which; 16 bits where nobody says.
+
+    Of logits: those are divided by the temperature, and their rounding with them.
+    """
+    case = piles.case
+    names = [engine] if engine else piles.engines or list(case.engines)
+    sides = [facts.of_engine(case.engines[name]) for name in names if name in case.engines]
+    bound, why = _floor_of(sides, case.trainer.facts)
+    heat = _heat(sides, case.trainer.facts)
+    seen = SEEN[bound] / heat
+    return (seen, f"{why} at a temperature of {heat:g}") if seen > bound else (bound, why)
+
+
+def _heat(sides: Sequence[facts.Facts], trainer: facts.Facts) -> float:
+    """The least temperature that anybody states, 1 at most."""
+    said = [text for side in (*sides, trainer) for text in side.get("temperature", "").split(facts.MIXED) if text]
+    heats = [float(text) for text in said if text.replace(".", "", 1).isdigit()]
+    return max(min([1.0, *(heat for heat in heats if heat > 0)]), LEAST_HEAT)
+
+
+def _floor_of(sides: Sequence[facts.Facts], trainer: facts.Facts) -> tuple[float, str]:
+    if any(side.get("quantization", "none").lower() not in ("none", "") for side in sides):
+        return EIGHT_BITS, "quantised weights"
+    engine_words = [side[fact] for side in sides for fact in ("dtype", "head_dtype") if fact in side]
+    trainer_words = [trainer[fact] for fact in ("dtype", "head_dtype") if fact in trainer]
+    if trainer_words and engine_words and any(map(_narrow, engine_words)) != any(map(_narrow, trainer_words)):
+        return FLOAT32, "dtypes that differ"
+    words = engine_words + trainer_words
+    if words and not any(map(_narrow, words)):
+        return FLOAT32, "float32 on both sides" if trainer_words else "float32 in the engines"
+    return SIXTEEN_BITS, "16 bits" if words else "dtypes that nobody states"
+
+
+def bound_of(piles: Piles, engine: str | None) -> tuple[float, str]:
+    """The bound on what rounding makes, in the same unit: of the declared dtypes or of the run's own first steps."""
+    declared, why = floor_of(piles, engine)
+    own = rounding_noise.usual(piles.run, declared)
+    return (own, f"{rounding_noise.WIDER:g} times the run's first steps, {why}") if own < declared else (declared, why)
+
+
+def most_rounding(piles: Piles, engine: str | None) -> float:
+    """What rounding to 16 bits can't exceed, of logprobs at the run's temperature."""
+    names = [engine] if engine else list(piles.case.engines)
+    sides = [facts.of_engine(piles.case.engines[name]) for name in names if name in piles.case.engines]
+    return MOST_ROUNDING / _heat(sides, piles.case.trainer.facts)
+
+
+def _narrow(word: str) -> bool:
+    return word.strip().lower() not in _WIDE
+
+
+def floor(piles: Piles) -> Iterator[Finding]:
+    """The mean square of matched d, per room for a difference, against what dtypes and the run's first steps imply."""
+    for engine, pile in asked(piles):
+        n = pile.sums[:, evidence_kernel.MATCHED]
+        if not n.sum():
+            yield unknown("floor", "no version-matched tokens yet: old logprobs, or tokens of lag 0", engine)
+            continue
+        least, why = bound_of(piles, engine)
+        over = exceeds(pile, least)
+        size = math.sqrt(max(over.mean, 0.0) / _room(pile)[over.start])
+        text = f"root mean square {size:.2g} nats per root of room"
+        if over.log_e < LOG_FOUND:
+            text += f", no more than {least:g} ({why})"
+            yield finding("floor", "at_floor", _root(over, size), pile, engine, text=text, unit="nats")
+            continue
+        rounding_noise = over.start == 0 and size <= most_rounding(piles, engine) and _even(pile)
+        text += f"; {why} makes {least:g} at most"
+        outcome = "rounding" if rounding_noise else "above"
+        yield finding("floor", outcome, _root(over, size), pile, engine, text=text, unit="nats")
+
+
+def _room(pile: Pile) -> Floats:
+    """Mean of 1 - p over matched tokens of each stretch that ends now [steps]."""
+    room, n = (np.cumsum(pile.sums[::-1, column])[::-1] for column in (evidence_kernel.ROOM, evidence_kernel.MATCHED))
+    mean: Floats = np.maximum(room, 1e-6) / np.maximum(n, 1.0)
+    return mean
+
+
+def mean_of(least: float, pile: Pile) -> float:
+    """The mean of ``|d|`` that a root mean square of ``least`` per root of room implies at most: no more than that."""
+    return least * math.sqrt(float(_room(pile)[0])) if pile.steps else 0.0
+
+
+def exceeds(pile: Pile, least: float) -> Shift:
+    """Evidence that matched d has a root mean square above ``least`` per root of room; the figures are of d d.
+
+    By d d, by |d|, whose mean is no larger than its root, and by how many tokens are beyond a bound c, which are no
+    more than ``(least / c)^2`` per room (Chebyshev): squares have too heavy a tail to be averaged over few sequences
+    where a fault is in few tokens, and say most where it is in all. Tokens after an update within their request, which
+    may have all of it, are looked at alone as well; of their room no more is known than that it is at most 1. Where
+    ``least`` is fine enough, sequences with a token far beyond it are bet on, too: a few tell it at once.
+    """
+    room = _room(pile)
+    beyond, bound = (
+        (evidence_kernel.M_BEYOND, evidence_kernel.COARSE)
+        if least < evidence_kernel.COARSE / 2
+        else (evidence_kernel.M_FAR, evidence_kernel.FAR)
+    )
+    share = np.minimum(least**2 * room / bound**2, 1.0)
+    found = (
+        sequential.above(pile.moments[:, evidence_kernel.M_DD], pile.first, max(4 * least**2, 1e-4), least**2 * room),
+        sequential.above(pile.moments[:, evidence_kernel.M_ABS], pile.first, max(least, 0.02), least * np.sqrt(room)),
+        sequential.above(pile.moments[:, beyond], pile.first, 0.2, share),
+        sequential.above(pile.moments[:, evidence_kernel.M_AFTER], pile.first, max(least, 0.02), least),
+    )
+    evidence = [(shift.log_e, shift.start) for shift in found]
+    if least < evidence_kernel.FINE:
+        evidence.append(rounding_noise.bet_on_sequences(pile, least))
+    log_e = float(np.logaddexp.reduce([own for own, _ in evidence])) - math.log(len(evidence))
+    start = max(evidence)[1] if log_e >= LOG_FOUND else 0
+    of = sequential.stretches(pile.moments[start:, evidence_kernel.M_DD])
+    error = sequential.Z95 * math.sqrt(of.variance[0])
+    mean = float(of.mean[0])
+    return Shift(log_e, start, mean, mean - error, mean + error, int(of.sequences[0]), int(of.tokens[0]))
+
+
+def _root(shift: Shift, size: float) -> Shift:
+    """In units of ``size``: the root of the mean, and of its interval."""
+    unit = size / math.sqrt(shift.mean) if shift.mean > 0 else 0.0
+    low, high = (unit * math.sqrt(max(x, 0.0)) if math.isfinite(x) else x for x in (shift.low, shift.high))
+    return Shift(shift.log_e, shift.start, size, low, high, shift.sequences, shift.tokens)
+
+
+def _even(pile: Pile) -> bool:
+    """Whether the first step, before any update, has as large a gap for its room as the rest."""
+    room, moments = pile.sums[:, evidence_kernel.ROOM], pile.moments[:, evidence_kernel.M_DD]
+    first = int(np.argmax(moments[:, 1] > 0))
+    rest = moments[first + 1 :, 2].sum() / max(float(room[first + 1 :].sum()), 1e-9)
+    at_start = moments[first, 2] / max(float(room[first]), 1e-9)
+    return bool(pile.first[first] == 0 and at_start > rest / 9) or bool(rest == 0)
+
+
+RAMP, RAMP_STEPS = 2.0, 6
+"""A gap whose later half is so many times its earlier half grows, where it has lasted so many steps."""
+
+
+def course(piles: Piles) -> Iterator[Finding]:
+    """T8: from which step on the gap is above what it was before, and how it goes on; of matched tokens if there are.
+
+    Where none are, k3 of all tokens is held against four times what it was in the run's first steps with a lag; if it
+    rises above that, as it does with the learning rate, nobody knows.
+    """
+    for engine, pile in asked(piles):
+        matched = _tells(piles, engine, pile)
+        moments = pile.moments[:, evidence_kernel.M_ABS if matched else evidence_kernel.K3]
+        if pile.steps < 3 or not moments[:, 1].sum():
+            yield unknown("T8", "fewer than three steps", engine)
+            continue
+        first = int(np.argmax(moments[:, 1] > 0)) if matched else FIRST_STEPS - 2
+        base = _first_level(moments[first : first + 1] if matched else moments[1 : 1 + FIRST_STEPS])
+        if matched:
+            over = exceeds(pile, max(2 * _size_at(pile, first), bound_of(piles, engine)[0]))
+        else:
+            over = sequential.above(moments, pile.first, max(2 * base, 0.02), 4 * base + LEAST_K3)
+        part = moments[over.start :]
+        level = part[:, 2].sum() / max(part[:, 1].sum(), 1.0)
+        told = Shift(over.log_e, over.start, level, math.nan, math.nan, over.sequences, over.tokens)
+        size = "matched |d|" if matched else "k3"
+        if over.log_e < LOG_FOUND or over.start <= first:
+            yield finding("T8", "steady", told, pile, engine, text=f"{size} {level:.2g} throughout", unit="nats")
+            continue
+        if not matched:
+            yield unknown("T8", f"k3 of all tokens rose from {base:.2g} to {level:.2g}, {_LARGER}", engine)
+            continue
+        half = len(part) // 2
+        early, late = (x[:, 2].sum() / max(x[:, 1].sum(), 1.0) for x in (part[:half], part[half:]))
+        outcome = "ramp" if len(part) >= RAMP_STEPS and late > RAMP * early else "jump"
+        text = f"matched |d| {base:.2g} before step {int(pile.first[over.start])}, {level:.2g} since"
+        yield finding("T8", outcome, told, pile, engine, text=text, unit="nats")
+
+
+def _size_at(pile: Pile, step: int) -> float:
+    """Root mean square of matched d per root of room at a step that has some."""
+    return math.sqrt(
+        pile.moments[step, evidence_kernel.M_DD, 2] / max(float(pile.sums[step, evidence_kernel.ROOM]), 1e-9)
+    )
+
+
+def _tells(piles: Piles, engine: str | None, pile: Pile) -> bool:
+    """Whether there are matched tokens of late, or their gap stands from earlier steps."""
+    n = pile.sums[:, evidence_kernel.MATCHED]
+    if n[-RECENT_STEPS:].sum() or not n.sum():
+        return bool(n.sum())
+    return exceeds(pile, bound_of(piles, engine)[0]).log_e >= LOG_FOUND
+
+
+_LARGER = "which larger updates do too: pass sequences(old_logprobs=..., old_version=...)"
+
+RECENT_STEPS, FIRST_STEPS = 5, 5
+LEAST_K3 = 5e-3
+"""k3 that a rise of all tokens' must add at least: half of what makes a lag high."""
+
+
+def _first_level(moments: Floats) -> float:
+    """Median of the means of a run's first steps."""
+    there = moments[moments[:, 1] > 0]
+    return float(np.median(there[:, 2] / there[:, 1])) if len(there) else 0.0
+
+
+MIN_PAIRS = 30
+FINE_SHARE, GRID_SHARE = 0.1, 0.5
+"""Share of pairs on the grid up to which logits are finer than it, and from which on they are on it."""
+
+
+def lattice(piles: Piles) -> Iterator[Finding]:
+    """T13: whether logprobs of different tokens at one position differ by multiples of bfloat16's grid, on which side.
+
+    Answers to one prompt begin in the same context, so no logprobs but those of the sampled tokens are needed.
+    """
+    trainer = _on_grid(piles.run, PAIRS, ON_GRID)
+    for engine, pile in asked(piles):
+        own = _on_grid(pile, ENGINE_PAIRS, ENGINE_ON_GRID)
+        if _is_moved(pile):
+            yield unknown("T13", "the record is that of other tokens", engine)
+            continue
+        if trainer is None or own is None:
+            yield unknown("T13", f"fewer than {MIN_PAIRS} pairs of different tokens after equal contexts", engine)
+            continue
+        outcome = "alike"
+        if own >= GRID_SHARE and trainer <= FINE_SHARE:
+            outcome = "engine_coarse"
+        elif trainer >= GRID_SHARE and own <= FINE_SHARE:
+            outcome = "trainer_coarse"
+        told = Shift(0.0 if outcome == "alike" else FOUND, 0, own - trainer, math.nan, math.nan, 0, 0)
+        text = f"{own:.0%} of the engine's pairs of logprobs at a position are on bfloat16's grid, {trainer:.0%} of the"
+        yield finding("T13", outcome, told, pile, engine, text=text + " trainer's")
+
+
+LATTICE_STEPS = 10
+
+
+def _is_moved(pile: Pile) -> bool:
+    """Whether the record fits the trainer's logprobs of other tokens better (T6)."""
+    n, off = pile.aligned[-LATTICE_STEPS:].sum(axis=0).T
+    mean = off / np.maximum(n, 1.0)
+    return bool((n > 0).all() and mean.min() < mean[evidence_kernel.SHIFTS.index(0)] / 2)
+
+
+def _on_grid(pile: Pile, pairs: int, on: int) -> float | None:
+    late = pile.sums[-LATTICE_STEPS:].sum(axis=0) if pile.steps else np.zeros(pairs + 1)
+    return float(max(late[on], late[on + 1]) / late[pairs]) if late[pairs] >= MIN_PAIRS else None
+
+
+MIN_FREE = 16
+"""Degrees of freedom before repeated logprobs are compared."""
+
+
+def repeat(piles: Piles) -> Iterator[Finding]:
+    """The trainer's logprobs of equal tokens after equal contexts in one step, against what its dtype rounds."""
+    trainer = piles.case.trainer.facts
+    words = [trainer[fact] for fact in ("dtype", "head_dtype") if fact in trainer]
+    least = FLOAT32 if words and not any(map(_narrow, words)) else SIXTEEN_BITS
+    least = max(least, SEEN[least] / _heat((), trainer))
+    yield _repeat("repeat", piles.run, None, REPEAT, REPEAT_FREE, 2 * least)
+
+
+def repeat_engine(piles: Piles) -> Iterator[Finding]:
+    """The same of what engines recorded under one version."""
+    for engine, pile in asked(piles):
+        least, _ = floor_of(piles, engine)
+        yield _repeat("repeat_engine", pile, engine, ENGINE_REPEAT, ENGINE_REPEAT_FREE, 2 * least)
+
+
+def _repeat(test: str, pile: Pile, engine: str | None, squares: int, free: int, least: float) -> Finding:
+    n = np.cumsum(pile.sums[::-1, free])[::-1]
+    if n.size == 0 or n[0] < MIN_FREE:
+        return unknown(test, "too few rows of one prompt begin alike", engine)
+    least *= math.sqrt(min(_room(pile)[0], 1.0)) if pile.sums[:, evidence_kernel.MATCHED].any() else 1.0
+    each = pile.sums[:, squares] / np.maximum(pile.sums[:, free], 1e-9)
+    late = pile.sums[-3:]
+    now = late[:, squares].sum() / max(float(late[:, free].sum()), 1e-9)
+    off = now > least**2 and late[:, free].sum() >= MIN_FREE
+    start = pile.steps - 1
+    while off and start and (each[start - 1] > least**2 or not pile.sums[start - 1, free]):
+        start -= 1
+    size = math.sqrt(max(float(now), 0.0))
+    told = Shift(FOUND if off else 0.0, start, size, math.nan, math.nan, 0, int(late[:, free].sum()))
+    text = f"equal tokens after equal contexts have logprobs {size:.2g} nats apart (root mean square)"
+    return finding(test, "differs" if off else "same", told, pile, engine, text=text, unit="nats")

@@ -1,0 +1,97 @@
+"""Asks every test of a case. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from rltop.backend.api.verdict import Finding
+from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, UNKNOWN
+from rltop.backend.diagnosis.checks import calibration, deterministic, level, location, trends, version_fit
+from rltop.backend.diagnosis.checks.findings import unknown
+from rltop.backend.diagnosis.checks.level import bound_of
+from rltop.backend.evidence import evidence_kernel
+from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.evidence.evidence_arrays import Piles
+
+ASK: dict[str, Callable[[Piles], Iterator[Finding]]] = {
+    "T1": calibration.mean_ratio,
+    "T2": calibration.sign,
+    "T3": calibration.sides,
+    "T4": calibration.sampler,
+    "T5": calibration.surprisal,
+    "T6": calibration.alignment,
+    "T7": location.position,
+    "T8": level.course,
+    "T9": location.lag,
+    "T10": location.engines,
+    "T11": location.cache,
+    "T12": location.tail,
+    "T13": level.lattice,
+    "floor": level.floor,
+    "fit": version_fit.fit,
+    "slope": calibration.slope,
+    "in_flight": location.in_flight,
+    "repetition": location.repetition,
+    "repeat": level.repeat,
+    "repeat_engine": level.repeat_engine,
+    "copies": deterministic.copies,
+    "record": deterministic.record,
+    "join": deterministic.join,
+    "mask": deterministic.mask,
+    "facts": deterministic.stated,
+    "versions": deterministic.versions,
+    "lag": deterministic.lag,
+    "entropy": trends.entropy,
+    "reward": trends.reward,
+    "gradient": trends.gradient,
+    "clip": trends.clips,
+    "speed": trends.speed,
+    "aborts": trends.aborts,
+    "truncation": trends.truncation,
+}
+"""The function of each test that can be computed from what collectors have."""
+
+NOT_COMPUTED: dict[str, str] = {
+    "T14": "it needs the size of the batch that sampled each token, which collectors do not take",
+}
+
+
+OF_MATCHED = frozenset({"T2", "T3", "T7", "T8", "T11", "T12", "floor", "fit", "slope", "in_flight", "repetition"})
+"""Tests of version-matched tokens: where those are few, or of earlier steps alone, nothing is healthy for that."""
+
+LATE_STEPS = 5
+"""The latest steps that must have matched tokens: as soon is a fault to be told."""
+
+
+def ask(case: Case) -> list[Finding]:
+    """What every test finds, the alarming first."""
+    piles = Piles(case)
+    found = [one for name, test in ASK.items() for one in (test(piles) if case.steps or name == "facts" else ())]
+    found += [unknown(name, why) for name, why in NOT_COMPUTED.items()]
+    seen = {one.engine for one in found if one.test == "floor" and BY_NAME["floor"].alarms(one.outcome)}
+    blind = {engine: why for engine in (None, *piles.engines) if (why := _blind(piles, engine, engine in seen))}
+    found = [
+        unknown(one.test, blind[one.engine], one.engine)
+        if one.test in OF_MATCHED and one.engine in blind and one.outcome == BY_NAME[one.test].healthy
+        else one
+        for one in found
+    ]
+    return sorted(found, key=lambda one: one.outcome in (BY_NAME[one.test].healthy, UNKNOWN))
+
+
+def _blind(piles: Piles, engine: str | None, seen: bool) -> str:
+    """Why matched tokens can't say that a run, or an engine of it, is healthy; empty where they can.
+
+    ``seen``: they have a gap that is above the floor for sure; then what they say is of its shape.
+    """
+    if seen:
+        return ""
+    pile = piles.run if engine is None else piles.engine(engine)
+    late = pile.from_step(max(pile.steps - LATE_STEPS, 0))
+    if not late.sums[:, evidence_kernel.MATCHED].sum():
+        return f"no version-matched tokens in the latest {LATE_STEPS} steps"
+    least, _ = bound_of(piles, engine)
+    square = late.moments[:, evidence_kernel.M_DD, 2].sum() / max(float(late.sums[:, evidence_kernel.ROOM].sum()), 1e-9)
+    if square > least**2:
+        return "the latest matched gap is above its floor, in too few sequences to be sure"
+    return ""

@@ -1,0 +1,269 @@
+"""Tests of the objective and of the engines' health: entropy, reward, gradient, clips, speed. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from rltop.backend.api.verdict import Finding
+from rltop.backend.diagnosis.checks.findings import FOUND, asked, finding, unknown
+from rltop.backend.evidence import evidence_kernel, sequential
+from rltop.backend.evidence.evidence import ABORTED, FAILED, REQUESTS, REWARD, TRUNCATED
+from rltop.backend.evidence.evidence_arrays import Piles
+from rltop.backend.evidence.sequential import Floats, Shift
+
+FIRST_STEPS = 5
+"""The run's first steps, that its course is held against."""
+
+LATE_STEPS = 3
+
+COLLAPSED = 0.05
+"""Share of its first entropy that is left of a collapsed policy's."""
+
+
+def _levels(moments: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Floats = moments[:, 2] / moments[:, 1]
+    return found
+
+
+FALL, FALL_ERRORS = 0.062, 3.75
+"""By so much a step, beyond so many errors of its slope, the logarithm of the entropy falls where it collapses.
+Calibrated on recorded runs of the demo: 0.052 at most in healthy ones, wherever in them one begins to look, and 0.12
+where the objective punishes entropy. Of simulated runs of 60 steps that fall by 0.04 a step, as healthy ones do, one in
+1,500 is taken for one where prompts make 20 % of it, one in 10,000 where 10 %; at 0.05 a step one in 400 and 1,500."""
+
+FALL_STEPS = range(6, 17)
+"""Over so many steps in a row: a fast fall is seen in few, a slow one in many."""
+
+FALL_REACH = 400
+"""Steps back that a fall is looked for: it stands until the entropy is back at what it was in the middle of it."""
+
+GROUPED = math.sqrt(8)
+"""A step's entropy errs by so much more than if its sequences were independent, where eight are of one prompt and
+alike: prompts are why it goes up and down, by 2.8 of such errors in runs of the demo."""
+
+
+def entropy(piles: Piles) -> Iterator[Finding]:
+    """The trainer's mean entropy over sampled tokens, now against the run's first steps and some steps ago."""
+    pile = piles.run
+    moments = pile.moments[:, evidence_kernel.ENTROPY]
+    series = _levels(moments)
+    there = np.flatnonzero(np.isfinite(series))
+    if there.size < FALL_STEPS[0]:
+        yield unknown("entropy", f"the trainer passes no entropy, or fewer than {FALL_STEPS[0]} steps of it")
+        return
+    first, now = float(series[there[:FIRST_STEPS]].mean()), float(series[there[-LATE_STEPS:]].mean())
+    rate, at = _worst_fall(series[there], _errors(moments[there]))
+    apart = there.size >= FIRST_STEPS + LATE_STEPS
+    outcome, start = "steady", 0
+    if (apart and now < COLLAPSED * first) or rate > FALL:
+        outcome, start = "collapsed", int(there[at])
+    elif apart and now < first / 2:
+        outcome = "falling"
+    elif apart and now > 1.5 * first:
+        outcome = "rising"
+    if outcome in ("collapsed", "falling") and rate <= FALL:
+        start = int(np.flatnonzero(series < first / 2)[0])
+    told = Shift(0.0 if outcome == "steady" else FOUND, start, now, math.nan, math.nan, 0, 0)
+    text = f"entropy {now:.3g} nats, {first:.3g} in the first steps"
+    text += f"; it falls by {100 * rate:.0f} % a step or more" if rate > FALL else ""
+    yield finding("entropy", outcome, told, pile, text=text, unit="nats")
+
+
+def _errors(moments: Floats) -> Floats:
+    """Of the logarithm of each step's mean [steps], where sequences of a prompt are alike."""
+    m, n, s, nn, ss, ns = moments.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = s / n
+        found: Floats = GROUPED * np.sqrt(np.maximum(ss - 2 * mean * ns + mean * mean * nn, 0.0)) / np.maximum(s, 1e-9)
+    return np.where(m > 1, found, np.inf)
+
+
+def _worst_fall(levels: Floats, errors: Floats) -> tuple[float, int]:
+    """The fall that was the first to be told and has not been made up for, and the index of its first step.
+
+    Args:
+        levels: by step [steps].
+        errors: of their logarithms, by what they are means of [steps].
+    """
+    skipped = max(levels.size - FALL_REACH, 0)
+    logs = np.log(np.maximum(levels[skipped:], 1e-9))
+    wobble = float(np.mean(np.diff(logs, 2) ** 2)) / 6  # of independent errors a second difference has six variances
+    squares = errors[skipped:] ** 2
+    now = float(np.log(max(levels[-LATE_STEPS:].mean(), 1e-9)))
+    best: tuple[int, float, int] | None = None
+    for steps in FALL_STEPS:
+        if steps > logs.size:
+            break
+        x = np.arange(steps) - (steps - 1) / 2
+        parts = sliding_window_view(logs, steps)
+        error = np.sqrt(np.maximum(wobble, sliding_window_view(squares, steps).mean(axis=1)) / (x @ x))
+        rates = -(parts @ x) / (x @ x) - FALL_ERRORS * error
+        for at in np.flatnonzero((rates > FALL) & (now < parts[:, steps // 2]))[:1]:
+            found = int(at) + steps, float(rates[at]), skipped + int(at)
+            best = found if best is None or found < best else best
+    return (best[1], best[2]) if best else (0.0, 0)
+
+
+def reward(piles: Piles) -> Iterator[Finding]:
+    """Mean reward, the latest steps against those before."""
+    pile = piles.run
+    moments = pile.moments[:, REWARD]
+    there = np.flatnonzero(moments[:, 1] > 0)
+    if there.size < FIRST_STEPS + LATE_STEPS:
+        yield unknown("reward", "no rewards, or fewer than 8 steps of them")
+        return
+    late = there[-FIRST_STEPS:]
+    now = sequential.stretches(moments[late].sum(axis=0)[None])
+    series = _levels(moments)
+    smooth = np.array([series[there[max(0, i - 4) : i + 1]].mean() for i in range(there.size)])
+    best = int(np.argmax(smooth[:-LATE_STEPS])) if there.size > LATE_STEPS else 0
+    peak = there[max(0, best - 4) : best + 1]
+    top = sequential.stretches(moments[peak].sum(axis=0)[None])
+    first = sequential.stretches(moments[there[:FIRST_STEPS]].sum(axis=0)[None])
+    fall, error = float(top.mean[0] - now.mean[0]), math.sqrt(float(top.variance[0] + now.variance[0]))
+    rise, rise_error = float(now.mean[0] - first.mean[0]), math.sqrt(float(first.variance[0] + now.variance[0]))
+    outcome, start = "steady", 0
+    if fall > 6 * error:
+        outcome, start = "falling", int(there[best])
+    elif rise > 5 * rise_error:
+        outcome = "rising"
+    told = Shift(FOUND, start, float(now.mean[0]), math.nan, math.nan, int(now.sequences[0]), 0)
+    text = f"reward {now.mean[0]:.3g}, {first.mean[0]:.3g} in the first steps, {top.mean[0]:.3g} at best"
+    yield finding("reward", outcome, told, pile, text=text)
+
+
+SPIKE = 10.0
+"""Times the median of the steps before: gradients are heavy-tailed, and clipped for that."""
+
+GRADIENTS = ("grad_norm", "actor/grad_norm", "train/grad_norm", "optim/grad_norm", "policy/grad_norm")
+
+
+def gradient(piles: Piles) -> Iterator[Finding]:
+    """The norm that the trainer passes, against the median of the run so far."""
+    steps = piles.case.steps
+    name = next((name for name in GRADIENTS if any(name in step.trainer for step in steps[-3:])), None)
+    values = [(step.step, step.trainer[name]) for step in steps if name and name in step.trainer]
+    if name is None or len(values) < FIRST_STEPS + LATE_STEPS:
+        yield unknown("gradient", "the trainer passes no grad_norm in step(metrics=...)")
+        return
+    numbers = np.array([value for _, value in values])
+    median = float(np.median(numbers[:-LATE_STEPS]))
+    late = numbers[-LATE_STEPS:]
+    outcome = "steady"
+    if not late.any():
+        outcome = "vanished"
+    elif np.median(late) > SPIKE * median > 0:
+        outcome = "rising"
+    elif not np.isfinite(late).all() or late.max() > SPIKE * median > 0:
+        outcome = "spike"
+    told = Shift(0.0 if outcome == "steady" else FOUND, 0, float(late[-1]), math.nan, math.nan, 0, 0)
+    pile = piles.run
+    text = f"{name} {late[-1]:.3g}, median so far {median:.3g}"
+    found = finding("gradient", outcome, told, pile, text=text)
+    yield found
+
+
+MORE_CLIPS = 0.1
+"""Share of tokens by which clips must exceed the run's first steps: GSPO clips 15 % of tokens by design."""
+
+
+def clips(piles: Piles) -> Iterator[Finding]:
+    """The share of clipped tokens, now against the run's first steps."""
+    steps = piles.case.steps
+    shares = [
+        (low or 0.0) + (high or 0.0)
+        for step in steps
+        for low, high in [(step.values.get("clip_frac_low"), step.values.get("clip_frac_high"))]
+        if low is not None or high is not None
+    ]
+    if len(shares) < FIRST_STEPS + LATE_STEPS:
+        yield unknown("clip", "no clip bounds, or fewer than 8 steps of them")
+        return
+    first, now = float(np.mean(shares[:FIRST_STEPS])), float(np.mean(shares[-LATE_STEPS:]))
+    high = now > 3 * first + MORE_CLIPS
+    told = Shift(FOUND if high else 0.0, 0, now, math.nan, math.nan, 0, 0)
+    text = f"{100 * now:.2g} % are clipped, {100 * first:.2g} % in the first steps"
+    yield finding("clip", "high" if high else "as_noise", told, piles.run, text=text)
+
+
+SLOW = 3.0
+"""A factor in seconds per token by which engines may differ: of two cores that other programs use too, in healthy runs
+of the demo, it was up to 2.5 over four steps."""
+
+SPEED_STEPS = 4
+
+SPEED_CHANCE, SPEED_REACH = 1e-5, 64
+"""An engine is slow where engines that are now and then so slow would be it in so many steps in a row less often than
+this, by how often the others were within so many steps: on a machine that does much else it may be in a third."""
+
+
+def _seldom(others: list[Floats], steps: int) -> bool:
+    """Whether so many slow steps in a row are no chance, by how often others were far above their own least."""
+    values = [own[np.isfinite(own)][-SPEED_REACH:] for own in others]
+    slow = sum(int((own > SLOW * own.min()).sum()) for own in values if own.size)
+    return bool(((slow + 0.5) / (sum(own.size for own in values) + 1.0)) ** steps < SPEED_CHANCE)
+
+
+def speed(piles: Piles) -> Iterator[Finding]:
+    """The least seconds per token that any request of late took, against the other engines'.
+
+    The least and not the mean: whatever else a machine does makes requests slower for a while, never faster.
+    """
+    if len(piles.engines) < 2:
+        yield unknown("speed", "there is one engine")
+        return
+    for engine in piles.engines:
+        own = piles.engine(engine)
+        rest = [piles.engine(other).extremes[:, 2] for other in piles.engines if other != engine]
+        a, b = own.extremes[:, 2], np.median(rest, axis=0)
+        there = np.flatnonzero(np.isfinite(a) & np.isfinite(b))[-SPEED_STEPS:]
+        if there.size < SPEED_STEPS:
+            yield unknown("speed", f"fewer than {SPEED_STEPS} steps with requests of this engine and another", engine)
+            continue
+        least = float(a[there].min())
+        other = float(np.median([seconds[there].min() for seconds in rest]))
+        slow = least > SLOW * other
+        start = int(there[0])
+        while slow and start and a[start - 1] > SLOW * other and np.isfinite(a[start - 1]):
+            start -= 1
+        slow = slow and _seldom(rest, int(np.isfinite(a[start:] + b[start:]).sum()))
+        told = Shift(FOUND if slow else 0.0, start, least / other, math.nan, math.nan, 0, 0)
+        text = f"a token takes {1e3 * least:.2g} ms at least, {1e3 * other:.2g} on the other engines"
+        yield finding("speed", "slow" if slow else "alike", told, own, engine, text=text, unit="times")
+
+
+MANY_ABORTS = 0.1
+MANY_TRUNCATED = 0.5
+
+
+def aborts(piles: Piles) -> Iterator[Finding]:
+    """The share of requests that were aborted or failed lately."""
+    for engine, pile in asked(piles):
+        late = pile.sums[-LATE_STEPS:].sum(axis=0)
+        n = float(late[REQUESTS])
+        if not n:
+            yield unknown("aborts", "no requests were joined lately", engine)
+            continue
+        share = float(late[ABORTED] + late[FAILED]) / n
+        told = Shift(FOUND, max(pile.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
+        text = f"{int(late[ABORTED])} of {int(n)} requests were aborted and {int(late[FAILED])} failed"
+        yield finding("aborts", "many" if share > MANY_ABORTS else "few", told, pile, engine, text=text)
+
+
+def truncation(piles: Piles) -> Iterator[Finding]:
+    """The share of answers that reached the limit of tokens lately."""
+    pile = piles.run
+    late = pile.sums[-LATE_STEPS:].sum(axis=0) if pile.steps else np.zeros(1)
+    n = float(late[REQUESTS]) if pile.steps else 0.0
+    if not n:
+        yield unknown("truncation", "no requests were joined lately")
+        return
+    share = float(late[TRUNCATED]) / n
+    told = Shift(FOUND, max(pile.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
+    text = f"{int(late[TRUNCATED])} of {int(n)} answers reached the limit of tokens"
+    yield finding("truncation", "many" if share > MANY_TRUNCATED else "few", told, pile, text=text)

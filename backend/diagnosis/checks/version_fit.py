@@ -1,0 +1,114 @@
+"""Which version the record fits: are weights old, as a whole or in part? Pure functions of a case."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from rltop.backend.api.verdict import Finding
+from rltop.backend.diagnosis.checks.calibration import shape
+from rltop.backend.diagnosis.checks.findings import LOG_FOUND, asked, finding, unknown
+from rltop.backend.diagnosis.checks.level import bound_of, exceeds
+from rltop.backend.evidence import evidence_kernel, sequential
+from rltop.backend.evidence.evidence_arrays import Pile, Piles
+from rltop.backend.evidence.sequential import Shift
+
+
+def fit(piles: Piles) -> Iterator[Finding]:
+    """How many versions the record is behind its label, by how far the trainer's own weights move in one."""
+    for engine, pile in asked(piles):
+        if not pile.sums[:, evidence_kernel.MATCHED].sum():
+            yield unknown("fit", "no version-matched tokens yet: old logprobs, or tokens of lag 0", engine)
+            continue
+        least, _ = bound_of(piles, engine)
+        off = exceeds(pile, least)
+        if off.log_e < LOG_FOUND:
+            yield finding("fit", "matches", off, pile, engine, text="the record fits the version it is labelled with")
+            continue
+        if _before_updates(pile, least):
+            yield unknown("fit", "the gap is there before any update: it is not the weights' version", engine)
+            continue
+        if shape(pile, least):
+            yield unknown("fit", "the gap is that of another distribution, not of other weights", engine)
+            continue
+        yield _fit(pile, engine, off)
+
+
+def _fit(pile: Pile, engine: str | None, off: Shift) -> Finding:
+    since_off = np.flatnonzero(pile.sums[off.start :, evidence_kernel.MATCHED] > 0) + off.start
+    late = pile.from_step(int(since_off[-LATE_STEPS:][0]))
+    by_old = bool(pile.sums[:, evidence_kernel.BY_OLD].sum())
+    drift, lag = _drift(late) if by_old else _drift_before(pile, off.start)
+    if not drift or not lag:
+        return unknown("fit", "no tokens of an older version yet: how far an update moves is not known", engine)
+    k3 = float(sequential.stretches(late.moments[:, evidence_kernel.M_K3]).mean[0])
+    most = k3 / (drift / lag)
+    behind = math.sqrt(most * lag) if most > lag else most
+    since = int(pile.last[-1]) - int(pile.first[off.start])
+    if since < 1 or behind > since + lag + SLACK:
+        return unknown("fit", "one step, or a gap larger than the weights have moved since it began", engine)
+    estimate, enough = (behind, FROZEN_SHARE * since) if by_old else (most, FROZEN_SHARE / 2 * since)
+    frozen = estimate >= max(FROZEN, enough)
+    if not frozen and estimate > max(FROZEN, enough) / 2:
+        text = f"about {estimate:.1f} versions behind the label in {since} steps: too near to call"
+        return unknown("fit", text, engine)
+    text = f"matched k3 {k3:.2g}; the trainer's own weights move {drift:.2g} in {lag:.1f} versions"
+    text += (
+        f": about {behind:.1f} versions behind the label"
+        if frozen
+        else f": about {behind:.1f} versions' worth, in the {since} steps since it began"
+    )
+    told = Shift(off.log_e, off.start, behind, math.nan, math.nan, off.sequences, off.tokens)
+    outcome = "frozen" if frozen else "partial"
+    return finding("fit", outcome, told, pile, engine, text=text, unit="versions", detail=f"{behind:.1f}")
+
+
+LATE_STEPS = 8
+"""The latest steps with matched tokens, that say how far the record is off now."""
+
+
+def _before_updates(pile: Pile, least: float) -> bool:
+    """Whether the run's step 0, which no update came before, has the gap already."""
+    moments = pile.moments[0, evidence_kernel.M_ABS]
+    return bool(pile.first[0] == 0 and pile.last[0] == 0 and moments[1] and moments[2] / moments[1] > least)
+
+
+FROZEN, FROZEN_SHARE = 1.0, 0.2
+"""Versions behind the label from which on weights are old as a whole, and as a share of the steps since it began: of
+weights that stay as they are it grows by 1 a step (0.4 to 0.8 where updates become smaller), of one old tensor or of an
+old prefix by far less. Without old logprobs an update is as large as those were that came before the gap, the largest
+of a run: k3 then goes with the lag and not with its square, and half of that share will do. In runs of the demo whose
+old logprobs were left out it is 0.24 to 0.3 where no update arrives, 0.003 where the head is old."""
+
+
+def _drift(pile: Pile) -> tuple[float, float]:
+    """Mean k3 between the trainer's own logprobs under the old version and now, and the mean lag between the two."""
+    n = pile.moments[:, evidence_kernel.DRIFT, 1].sum()
+    if not n:
+        return 0.0, 0.0
+    return float(pile.moments[:, evidence_kernel.DRIFT, 2].sum() / n), float(
+        pile.sums[:, evidence_kernel.LAG].sum() / n
+    )
+
+
+def _drift_before(pile: Pile, start: int) -> tuple[float, float]:
+    """Likewise without old logprobs: mean k3 and lag of tokens whose version is sure, of the first updates they saw.
+
+    They were trained on while matched tokens had no gap, or sampled by the run's first version.
+    """
+    clean = np.flatnonzero(pile.sums[:start, evidence_kernel.MATCHED] > 0)
+    lags = np.arange(pile.lags.shape[1]) - 1.0  # label 0 is "ahead", the last one "not known"
+    older = (lags >= 1) & (lags < lags[-1])
+    sure = (np.arange(pile.steps) <= clean.max(initial=-1))[:, None] | (pile.first[:, None] == lags)
+    n, k3 = (np.where(sure & older, pile.lags[:, :, column], 0.0) for column in (1, 2))
+    total = float(n.sum())
+    return (float(k3.sum()) / total, float((n * lags).sum()) / total) if total >= MIN_DRIFT else (0.0, 0.0)
+
+
+MIN_DRIFT = 200
+"""Tokens of an older version before their k3 says how far an update moves the weights."""
+
+SLACK = 3.0
+"""Versions by which the estimate may be too high: updates differ in size."""

@@ -1,0 +1,85 @@
+"""The hub's memory for effects: which switch began which flag epoch, and how fast engines are. Pure, bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from rltop.backend import api
+from rltop.backend.effects.epoch_sums import Cells, StepCells
+from rltop.backend.effects.estimate import Mark, effect
+from rltop.backend.effects.throughput import Pace, Sample
+from rltop.collectors.contract import wire
+
+
+class Effects:
+    """Answers ``view.AskEffect``.
+
+    Args:
+        marks: that are known from before.
+
+    Attributes:
+        pace: of the engines.
+        marks: by ``view.change_key``, where on that engine the command began a flag epoch.
+    """
+
+    def __init__(self, marks: Mapping[str, Mark] = MappingProxyType({})) -> None:
+        self.pace = Pace()
+        self.marks = dict(marks)
+        self._new_marks: list[str] = []
+
+    def report(self, envelope: wire.Envelope, state: wire.EngineState, now: float) -> None:
+        """A new state of an engine, which repeats the commands that its process closed."""
+        self.pace.report(envelope, state, now)
+        for update in state.commands:
+            if update.state == "applied" and update.flag_epoch is not None:
+                self._mark(f"{update.id}@{update.engine}", Mark(envelope.epoch, update.flag_epoch))
+        while len(self.marks) > api.MAX_CHANGES:
+            del self.marks[next(iter(self.marks))]
+
+    def _mark(self, key: str, mark: Mark) -> None:
+        if self.marks.get(key) != mark:
+            self.marks[key] = mark
+            self._new_marks.append(key)
+
+    def take_marks(self) -> list[tuple[str, Mark]]:
+        """The marks that are new since this was last asked."""
+        new, self._new_marks = self._new_marks, []
+        return [(key, self.marks[key]) for key in new if key in self.marks]
+
+    def answer(self, question: api.AskEffect, changes: Mapping[str, api.Change], cells: Cells) -> api.Answer:
+        """What a command did, or why that can't be said."""
+        chosen = self.choose(question.command, list(changes.values()))
+        if isinstance(chosen, str):
+            return api.Answer(question.id, error=chosen)
+        return self.answered(question, chosen, cells.steps(), self.pace.samples(), self.pace.present())
+
+    def answered(
+        self,
+        question: api.AskEffect,
+        chosen: Sequence[api.Change],
+        steps: Sequence[StepCells],
+        samples: Mapping[str, Sequence[Sample]],
+        present: Mapping[str, tuple[str, int]],
+    ) -> api.Answer:
+        """The answer about a command that is chosen, from what ``judge.effect`` takes."""
+        marks = {change.engine: self.marks[api.change_key(change)] for change in chosen}
+        return api.Answer(question.id, effect=effect(chosen, marks, steps, samples, present))
+
+    def choose(self, command: str, known: list[api.Change]) -> list[api.Change] | str:
+        """The command on each engine that it switched, or why there is none to tell of."""
+        if not command:
+            command = next((c.command for c in reversed(known) if api.change_key(c) in self.marks), "")
+            if not command:
+                return "no command has switched anything yet"
+        chosen = [change for change in known if change.command.startswith(command)]
+        if not chosen:
+            return f"no command {command!r}"
+        if len(ids := list(dict.fromkeys(change.command for change in chosen))) > 1:
+            return f"{command!r} is the start of several commands: {', '.join(ids)}"
+        switched = [change for change in chosen if api.change_key(change) in self.marks]
+        return switched or f"command {ids[0]} switched nothing: {'; '.join(map(_end, chosen))}"
+
+
+def _end(change: api.Change) -> str:
+    return f"{change.engine} {change.state}" + (f" ({change.reason})" if change.reason else "")

@@ -1,0 +1,1 @@
+"""The evidence of a diagnosis: mergeable sums per step and engine, and tests on them."""

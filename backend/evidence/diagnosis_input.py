@@ -1,0 +1,73 @@
+"""What a verdict is made from: everything that is kept of a run, up to a step. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from rltop.backend import api
+from rltop.backend.evidence.series import Stretch
+
+
+def last_mixed(steps: Iterable[api.Step], step: int) -> int:
+    """The last of ``steps`` that may have trained on tokens which were sampled before ``step`` had closed.
+
+    By their lag: a token of lag n was sampled n steps before it is trained on.
+    """
+    return max((one.step for one in steps if one.step - (one.values.get("lag_max") or 0) <= step), default=step)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A run, as a hub or a store has it.
+
+    Attributes:
+        run: its name.
+        steps: measured steps, oldest first.
+        engines, trainer: as last heard of, with fingerprints, flags, facts and what differs.
+        events, changes: what happened, oldest first.
+        evidence: of the steps, oldest first; the older ones merged.
+    """
+
+    run: str
+    steps: Sequence[api.Step]
+    engines: Mapping[str, api.Engine] = field(default_factory=dict)
+    trainer: api.Trainer = api.Trainer()  # noqa: RUF009 - frozen
+    events: Sequence[api.Event] = ()
+    changes: Sequence[api.Change] = ()
+    evidence: Sequence[Stretch] = ()
+
+    def sampled_after(self, step: int) -> Case:
+        """With the evidence of those steps alone whose tokens were all sampled after ``step`` had closed."""
+        after = last_mixed(self.steps, step)
+        return replace(self, evidence=[stretch for stretch in self.evidence if stretch.first > after])
+
+    def up_to(self, step: int) -> Case:
+        """The run as it was when ``step`` was its last: flags as they were then, other facts as last heard of.
+
+        Raises:
+            ValueError: no such step is known.
+        """
+        steps = [one for one in self.steps if one.step <= step]
+        if not steps or steps[-1].step != step:
+            known = f"{self.steps[0].step} to {self.steps[-1].step}" if self.steps else "none"
+            raise ValueError(f"step {step} is not kept; steps that are: {known}")
+        return replace(
+            self,
+            steps=steps,
+            engines={name: self._with_flags_of(engine, step) for name, engine in self.engines.items()},
+            events=[event for event in self.events if event.step is None or event.step <= step],
+            changes=[change for change in self.changes if change.step is None or change.step < step],
+            evidence=[stretch for stretch in self.evidence if stretch.last <= step],
+        )
+
+    def _with_flags_of(self, engine: api.Engine, step: int) -> api.Engine:
+        """The engine before all that was switched on it since ``step`` closed."""
+        flags = dict(engine.flags)
+        for change in reversed(self.changes):
+            since = change.step is not None and change.step >= step and change.engine == engine.id
+            if since and change.verb == "set" and api.moved(change) and change.flag in flags:
+                flags[change.flag] = msgspec.structs.replace(flags[change.flag], value=change.old)
+        return msgspec.structs.replace(engine, flags=flags) if flags != engine.flags else engine

@@ -1,0 +1,1 @@
+"""Exports of a run: tables, recordings, other tools, alarm hooks."""

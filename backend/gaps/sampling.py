@@ -1,0 +1,214 @@
+"""What the hub keeps of single sequences and tokens: a fair sample of each step, and the worst. Pure, bounded.
+
+The sample is the first sequences of a step in the order of a hash of their place (rank and number), which no content
+bears on: every sequence has the same chance, whichever batches they came in. The worst are the sequences with the
+highest mean k3, and the tokens with the highest |d| and the highest k3; tokens without a finite d come before all.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rltop.backend.api.samples import Samples, Sequence, Token
+from rltop.backend.gaps.token_details import CloseUp, Ranked, T, highest, least
+from rltop.backend.join.batch import Batch
+from rltop.backend.util.bounded import Latest
+
+SAMPLE = 16
+WORST = 8
+TOKENS = 32
+"""Most sequences of the sample, of the worst, and most tokens of either kind, kept of a step."""
+
+ENGINE_WORST = 2
+ENGINE_TOKENS = 8
+"""Likewise of each engine."""
+
+STEP_BYTES = 512 << 10
+"""What the sample of a step may hold, and the worst likewise, before the sequence that goes beyond it."""
+
+TOTAL_BYTES = 32 << 20
+"""What is kept of all steps; the oldest go first."""
+
+KINDS = ("sample", "worst", "abs_diff", "k3")
+
+
+@dataclass(slots=True)
+class Worst:
+    """The worst of a step, or of one engine in it.
+
+    Attributes:
+        sequences: by falling mean k3. by_diff, by_k3: tokens by falling |d|, and k3.
+        most_sequences, most_tokens: how many are kept.
+    """
+
+    most_sequences: int = WORST
+    most_tokens: int = TOKENS
+    sequences: list[Ranked[Sequence]] = field(default_factory=list)
+    by_diff: list[Ranked[Token]] = field(default_factory=list)
+    by_k3: list[Ranked[Token]] = field(default_factory=list)
+
+    def add(self, look: CloseUp, engine: str | None) -> None:
+        """Take in what a batch has, of one engine or of all."""
+        rows = look.rows_of(engine)
+        worst = highest(look.row_k3[rows], self.most_sequences, least(self.sequences, self.most_sequences))
+        found = [(float(look.row_k3[at]), int(look.hashes[at]), look.sequence(at)) for at in rows[worst].tolist()]
+        self._merge(found, look.tokens(look.size, engine, self.by_diff, self.most_tokens),
+                    look.tokens(look.k3, engine, self.by_k3, self.most_tokens))  # fmt: skip
+
+    def __add__(self, other: Worst) -> Worst:
+        both = Worst(self.most_sequences, self.most_tokens)
+        for part in (self, other):
+            both._merge(part.sequences, part.by_diff, part.by_k3)
+        return both
+
+    def _merge(
+        self, sequences: list[Ranked[Sequence]], by_diff: list[Ranked[Token]], by_k3: list[Ranked[Token]]
+    ) -> None:
+        worst = _merged(self.sequences, sequences, self.most_sequences)
+        self.sequences = worst[: _fitting([sequence for *_, sequence in worst])]
+        self.by_diff = _merged(self.by_diff, by_diff, self.most_tokens)
+        self.by_k3 = _merged(self.by_k3, by_k3, self.most_tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds, roughly."""
+        return sum(s.nbytes for *_, s in self.sequences) + 600 * (len(self.by_diff) + len(self.by_k3))
+
+
+def _of_engine() -> Worst:
+    return Worst(ENGINE_WORST, ENGINE_TOKENS)
+
+
+@dataclass(slots=True)
+class StepSamples:
+    """Of one step. ``+`` merges, in any order; a part may have let go only what the whole would.
+
+    Attributes:
+        sequences, tokens: how many there were.
+        sample: by rising hash, of rank and number.
+        worst: of all, and by engine: fewer of each, for an engine whose own do not stand out. Tokens whose engine is
+            not known are under an empty name, and so are sequences that begin with them.
+    """
+
+    sequences: int = 0
+    tokens: int = 0
+    sample: list[tuple[int, Sequence]] = field(default_factory=list)
+    worst: Worst = field(default_factory=Worst)
+    engines: dict[str, Worst] = field(default_factory=dict)
+
+    def add(self, batch: Batch) -> None:
+        """Take in a batch of update 0 that looks for rollouts no more."""
+        look = CloseUp(batch)
+        self.sequences += look.rows.size
+        self.tokens += batch.tokens
+        most = self.sample[-1][0] if len(self.sample) == SAMPLE else 1 << 64
+        drawn = [(int(look.hashes[at]), int(at)) for at in np.argsort(look.hashes)[:SAMPLE]]
+        self._merge_sample((key, look.sequence(at)) for key, at in drawn if key < most)
+        self.worst.add(look, None)
+        for engine in look.engines:
+            self.engines.setdefault(engine, _of_engine()).add(look, engine)
+
+    def __add__(self, other: StepSamples) -> StepSamples:
+        both = StepSamples(self.sequences + other.sequences, self.tokens + other.tokens, worst=self.worst + other.worst)
+        for part in (self, other):
+            both._merge_sample(part.sample)
+            for engine, worst in part.engines.items():
+                both.engines[engine] = both.engines.get(engine, _of_engine()) + worst
+        return both
+
+    def _merge_sample(self, others: Iterable[tuple[int, Sequence]]) -> None:
+        """A sequence stays if those before it leave room, however long it is itself: or long ones had less chance."""
+        sample = sorted([*self.sample, *others], key=lambda entry: entry[0])[:SAMPLE]
+        self.sample = sample[: _fitting([sequence for _, sequence in sample])]
+
+    def of(self, kind: str, engine: str | None) -> tuple[list[Sequence], list[Token]]:
+        """What is kept of a kind (``KINDS``), of one engine or of all."""
+        if kind == "sample":
+            return [s for _, s in self.sample if engine is None or engine in (s.engines or [""])], []
+        lists = [self.worst] if engine is None else [self.worst, self.engines.get(engine, Worst())]
+        if kind == "worst":
+            found = {entry[1]: entry for worst in lists for entry in worst.sequences}
+            sequences = [sequence for *_, sequence in sorted(found.values(), key=_order)]
+            return [s for s in sequences if engine is None or engine in (s.engines or [""])], []
+        ranked = {entry[1]: entry for w in lists for entry in (w.by_diff if kind == "abs_diff" else w.by_k3)}
+        tokens = [token for *_, token in sorted(ranked.values(), key=_order)]
+        return [], [token for token in tokens if engine is None or engine == token.engine]
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds, roughly; what stands in two lists counts twice."""
+        parts = [self.worst, *self.engines.values()]
+        return 1000 + sum(s.nbytes for _, s in self.sample) + sum(part.nbytes for part in parts)
+
+
+class Kept:
+    """Of the last steps."""
+
+    def __init__(self, total_bytes: int = TOTAL_BYTES) -> None:
+        self._steps: Latest[StepSamples] = Latest(total_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds, roughly."""
+        return self._steps.nbytes
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def put(self, step: int, samples: StepSamples) -> None:
+        """The step is over; one that comes again takes the place of the old one."""
+        if samples.sequences:
+            self._steps.put(step, samples, samples.nbytes)
+        else:
+            self._steps.drop(step)
+
+    def of_step(self, step: int) -> StepSamples | None:
+        """All that is kept of a step."""
+        return self._steps.get(step)
+
+    def answer(self, step: int | None, kind: str, engine: str | None = None, limit: int = TOKENS) -> Samples:
+        """What is kept of ``step`` (None: the last), of ``engine`` alone if one is named; see ``view.AskSamples``.
+
+        Raises:
+            ValueError: there is no such kind, or nothing is kept of the step; the text says what is.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"no samples of kind {kind!r}; there are {', '.join(KINDS)}")
+        if step is None:
+            step = self._steps.last
+        found = None if step is None else self._steps.get(step)
+        if found is None:
+            raise ValueError(self._missing(step))
+        sequences, tokens = found.of(kind, engine)
+        most = max(limit, 0)
+        return Samples(
+            step, kind, found.sequences, found.tokens, sequences[:most], tokens[:most], list(self._steps)
+        )  # fmt: skip
+
+    def _missing(self, step: int | None) -> str:
+        steps = list(self._steps)
+        if not steps:
+            return "no step with sequences has closed yet"
+        return f"nothing is kept of step {step}; there are {len(steps)} steps from {steps[0]} to {steps[-1]}"
+
+
+def _merged(ours: list[Ranked[T]], others: Iterable[Ranked[T]], most: int) -> list[Ranked[T]]:
+    return heapq.nsmallest(most, [*ours, *others], key=_order)
+
+
+def _order(entry: Ranked[T]) -> tuple[float, int]:
+    return -entry[0], entry[1]
+
+
+def _fitting(sequences: list[Sequence]) -> int:
+    """How many, until those before hold ``STEP_BYTES``."""
+    held = 0
+    for number, sequence in enumerate(sequences):
+        if held >= STEP_BYTES:
+            return number
+        held += sequence.nbytes
+    return len(sequences)

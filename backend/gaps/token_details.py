@@ -1,0 +1,213 @@
+"""A batch seen close up: single rows and tokens as viewers get them, and which of them are the highest. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rltop.backend.api.samples import Sequence, Token
+from rltop.backend.join.batch import Batch
+from rltop.backend.join.records import Hit
+from rltop.backend.summary import CLAMP
+from rltop.collectors.contract import wire
+
+MAX_CONTEXT = 512
+BEFORE, AFTER = 24, 8
+"""Tokens kept of what stands before a sequence, and around a single token."""
+
+Floats = NDArray[np.float32]
+Hashes = NDArray[np.uint64]
+T = TypeVar("T")
+Ranked = tuple[float, int, T]
+"""Value, place, what: the highest values first, of equal ones the lowest place."""
+
+
+class CloseUp:
+    """A batch, looked at for what is worth keeping.
+
+    Attributes:
+        rows: those with trained tokens [rows]; all else by row is in that order.
+        hashes: of their places. row_k3: mean k3, infinite where a token has no finite d.
+        size, k3: of every trained token [tokens], |d| and k3; infinite where d is not finite.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        with np.errstate(invalid="ignore"):
+            d = batch.arrays["trainer_logprobs"] - batch.arrays["rollout_logprobs"]
+        held = np.clip(d, -CLAMP, CLAMP)
+        self.size, self.k3 = np.abs(d), np.expm1(held) - held
+        invalid = ~np.isfinite(d)
+        self.size[invalid] = self.k3[invalid] = np.inf
+        self.rows, self._starts, self._counts = np.unique(batch.token_rows, return_index=True, return_counts=True)
+        self.hashes = place_hashes(batch.body.step, batch.body.rank, batch.first + self.rows)
+        sums = np.add.reduceat(self.k3, self._starts) if self.rows.size else self.k3[:0]
+        self.row_k3 = (sums / self._counts).astype(np.float32)
+        names = [hit.record.engine if hit else "" for hit in batch.hits]
+        self.engines = sorted(set(names))
+        of_spans = np.array([self.engines.index(name) for name in names], np.int32)
+        self._token_engines = np.repeat(of_spans, [span.end - span.start for span in batch.spans])
+        self._row_engines = self._token_engines[self._starts]
+        self._made: dict[int, Sequence] = {}
+        self._tokens: dict[int, Token] = {}
+
+    def rows_of(self, engine: str | None) -> NDArray[np.intp]:
+        """Places in ``rows`` of those that the engine began."""
+        every = np.arange(self.rows.size)
+        return every if engine is None else every[self._row_engines == self.engines.index(engine)]
+
+    def tokens(self, values: Floats, engine: str | None, kept: list[Ranked[Token]], most: int) -> list[Ranked[Token]]:
+        """The ``most`` tokens with the highest values, of the engine, that may go among those that are ``kept``."""
+        rank = self._batch.body.rank
+        here = None if engine is None else np.flatnonzero(self._token_engines == self.engines.index(engine))
+        places = highest(values if here is None else values[here], most, least(kept, most))
+        found = []
+        for at in places if here is None else here[places].tolist():
+            row = int(self._batch.token_rows[at])
+            position = at - int(self._starts[np.searchsorted(self.rows, row)])
+            place = (rank << 64) | (self._batch.first + row) << 32 | position
+            if place not in self._tokens:
+                self._tokens[place] = self._token(row, position)
+            found.append((float(values[at]), place, self._tokens[place]))
+        return found
+
+    def sequence(self, at: int) -> Sequence:
+        """All of the row at a place in ``rows``."""
+        if at not in self._made:
+            self._made[at] = self._sequence(int(self.rows[at]))
+        return self._made[at]
+
+    def _sequence(self, row: int) -> Sequence:
+        batch = self._batch
+        start, end = self._range(row)
+        ids, mask, context = batch.row_of(row)
+        first = int(mask.argmax())
+        rollout, trainer = (batch.arrays[name][start:end] for name in ("rollout_logprobs", "trainer_logprobs"))
+        with np.errstate(invalid="ignore"):
+            d = trainer.astype(np.float64) - rollout
+        d = d[np.isfinite(d)]
+        held = np.clip(d, -CLAMP, CLAMP)
+        hits = [hit for _, hit in batch.hits_of(row) if hit is not None]
+        whole = [hit for hit in hits if not hit.offset]
+        opening = whole[0].record.rollout if whole else None
+        return Sequence(
+            step=batch.body.step,
+            rank=batch.body.rank,
+            number=batch.first + row,
+            tokens=end - start,
+            invalid=end - start - d.size,
+            abs_diff_mean=float(np.abs(d).mean()) if d.size else None,
+            k3_mean=float((np.expm1(held) - held).mean()) if d.size else None,
+            reward=self._reward(row),
+            engines=list(dict.fromkeys(hit.record.engine for hit in hits)),
+            requests=[hit.record.rollout.request_id for hit in whole],
+            ways=list(dict.fromkeys(hit.way for hit in hits)),
+            finish_reason=hits[-1].record.rollout.finish_reason if hits else "",
+            prompt_tokens=opening.prompt_size if opening else None,
+            cached_tokens=opening.cached_tokens if opening else None,
+            context=_i4(np.concatenate([context, ids[:first]])[-MAX_CONTEXT:]),
+            ids=_i4(ids[first:]),
+            mask=mask[first:].astype("u1").tobytes(),
+            rollout=rollout.tobytes(),
+            trainer=trainer.tobytes(),
+            versions=_i4(self._of_tokens(row, lambda hit: hit.record.versions, "rollout_versions")),
+            epochs=_i4(self._of_tokens(row, lambda hit: hit.record.epochs)),
+            unjoined=batch.waiting.get(row, ""),
+        )
+
+    def _token(self, row: int, position: int) -> Token:
+        batch = self._batch
+        start, end = self._range(row)
+        ids, mask, context = batch.row_of(row)
+        at = int(np.flatnonzero(mask)[position])
+        whole = np.concatenate([context, ids])
+        here = at + context.size
+        span, hit = next((s, h) for s, h in batch.hits_of(row) if start + position < s.token + s.end - s.start)
+        given = batch.arrays.get("rollout_versions")
+        version = wire.UNKNOWN_VERSION if given is None else int(given[start + position])
+        epoch = wire.UNKNOWN_VERSION
+        if hit is not None:
+            run = hit.record.run_at(hit.offset + start + position - span.token)
+            epoch = epoch if run is None else run.flag_epoch
+            version = version if run is None or run.version is None else run.version
+        rollout = hit.record.rollout if hit else None
+        return Token(
+            step=batch.body.step,
+            rank=batch.body.rank,
+            number=batch.first + row,
+            position=position,
+            tokens=end - start,
+            id=int(ids[at]),
+            rollout=float(batch.arrays["rollout_logprobs"][start + position]),
+            trainer=float(batch.arrays["trainer_logprobs"][start + position]),
+            engine=hit.record.engine if hit else "",
+            request=rollout.request_id if rollout else "",
+            version=version,
+            epoch=epoch,
+            prompt_tokens=rollout.prompt_size if rollout else None,
+            cached_tokens=rollout.cached_tokens if rollout else None,
+            reward=self._reward(row),
+            before=_i4(whole[max(here - BEFORE, 0) : here]),
+            after=_i4(whole[here + 1 : here + 1 + AFTER]),
+        )
+
+    def _range(self, row: int) -> tuple[int, int]:
+        at = int(np.searchsorted(self.rows, row))
+        return int(self._starts[at]), int(self._starts[at] + self._counts[at])
+
+    def _reward(self, row: int) -> float | None:
+        rewards = self._batch.arrays.get("rewards")
+        return None if rewards is None or not np.isfinite(rewards[row]) else float(rewards[row])
+
+    def _of_tokens(
+        self, row: int, labels: Callable[[Hit], NDArray[np.int64]], given: str | None = None
+    ) -> NDArray[np.int64]:
+        """What the engines say of each token of the row, else what the trainer's array ``given`` does."""
+        start, end = self._range(row)
+        told = self._batch.arrays.get(given) if given else None
+        values = np.full(end - start, wire.UNKNOWN_VERSION, np.int64)
+        if told is not None:
+            values[:] = told[start:end]
+        for span, hit in self._batch.hits_of(row):
+            if hit is not None:
+                size = span.end - span.start
+                found = labels(hit)[hit.offset : hit.offset + size]
+                np.copyto(values[span.token - start :][:size], found, where=found != wire.UNKNOWN_VERSION)
+        return values
+
+
+def highest(values: Floats, most: int, floor: float) -> list[int]:
+    """Places of the ``most`` highest of ``values`` [n] that reach ``floor``, highest first; of equal ones the first."""
+    if values.size > most:
+        floor = max(floor, float(np.partition(values, values.size - most)[values.size - most]))
+    places = np.flatnonzero(values >= floor)
+    return [int(at) for at in places[np.argsort(-values[places], kind="stable")][:most]]
+
+
+def least(ranked: list[Ranked[T]], most: int) -> float:
+    """What a value must reach to be kept."""
+    return ranked[-1][0] if len(ranked) == most else -np.inf
+
+
+def place_hashes(step: int, rank: int, numbers: NDArray[np.int64]) -> Hashes:
+    """A hash of each row's place [n]: splitmix64 (Steele et al. 2014), which fills all 64 bits evenly."""
+    of_rank = _mixed(_mixed(np.array([step], np.uint64)) + np.array([rank], np.uint64))
+    return _mixed(of_rank + _mixed(numbers.astype(np.uint64)))
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(values: Hashes) -> Hashes:
+    with np.errstate(over="ignore"):
+        mixed = values + _GOLDEN
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return mixed ^ (mixed >> np.uint64(31))
+
+
+def _i4(values: NDArray[np.integer[Any]]) -> bytes:
+    return values.astype("<i4").tobytes()

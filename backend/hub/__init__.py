@@ -1,0 +1,1 @@
+"""The hub process: sockets, worker thread, state."""

@@ -1,0 +1,1 @@
+"""What arrives from collectors: order, gaps, acknowledgement."""

@@ -1,0 +1,116 @@
+"""What a step says of its join, beside the numbers: how rows were found, used again, copied; and when that is news."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from rltop.backend import api
+from rltop.backend.join import copies
+from rltop.backend.join.batch import Batch
+from rltop.backend.join.reasons import OTHER_PROMPT, OVERLONG, REASONS, RETOKENISED, WAYS, Named
+
+REMEMBERED_STEPS = 8
+"""What has not been seen for so many steps is news again."""
+
+TELLING_REASONS = tuple(reason for reason in REASONS if reason.name in (RETOKENISED, OVERLONG))
+TELLING_WAYS = tuple(way for way in WAYS if way.name == OTHER_PROMPT)
+"""Reasons and ways that say of a trainer's rows that they are not what an engine was asked for, or answered."""
+
+Copies = dict[str, dict[str, int]]
+"""By engine and kind (``copies.KINDS``), how many spans."""
+
+
+@dataclass(slots=True)
+class Joined:
+    """Of the batches of one step, update 0. Adding batches in any order gives the same."""
+
+    ways: Counter[str] = field(default_factory=Counter)
+    unjoined: Counter[str] = field(default_factory=Counter)
+    copies: dict[str, Counter[str]] = field(default_factory=dict)
+    reused: int = 0
+
+    def add(self, batch: Batch) -> None:
+        """Take in a batch that looks for rollouts no more."""
+        self.ways += batch.ways()
+        self.unjoined += batch.unjoined()
+        self.reused += batch.reused()
+        for engine, kinds in copies.compare(batch).items():
+            self.copies.setdefault(engine, Counter()).update(kinds)
+
+    def of_copies(self) -> Copies:
+        """As ``view.Step`` has it."""
+        return {engine: dict(sorted(kinds.items())) for engine, kinds in sorted(self.copies.items())}
+
+
+class JoinWatch:
+    """Notices when something appears that a healthy run does not have: a kind of copy, a way or a reason."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._seen: dict[tuple[str, str], int] = {}
+
+    def news(self, step: api.Step) -> list[str]:
+        """What to tell of a step: one line per kind of copy that is new on an engine, per new reason and way."""
+        self._steps += 1
+        new: dict[str, list[str]] = {}
+        for engine, kinds in step.copies.items():
+            for kind in kinds.keys() - copies.FINE:
+                if self._is_new(engine, kind):
+                    new.setdefault(kind, []).append(engine)
+        lines = [_line(kind, sorted(engines), step.copies) for kind, engines in sorted(new.items())]
+        for named, counts in ((TELLING_REASONS, step.unjoined), (TELLING_WAYS, step.joins)):
+            there = [one for one in named if one.name in counts]
+            lines += [_said(counts[one.name], one) for one in there if self._is_new("", one.name)]
+        return lines
+
+    def _is_new(self, engine: str, name: str) -> bool:
+        before = self._seen.get((engine, name), -REMEMBERED_STEPS)
+        self._seen[engine, name] = self._steps
+        return self._steps - before > REMEMBERED_STEPS
+
+
+def _said(count: int, named: Named) -> str:
+    return f"{count} sequences {named.name}: {named.sentence}"
+
+
+def _line(kind: str, engines: list[str], found: Copies) -> str:
+    of_kind = sum(found[engine][kind] for engine in engines)
+    of_all = sum(sum(found[engine].values()) for engine in engines)
+    where = ", ".join(engines)
+    return f"{of_kind} of {of_all} copies of {where}'s logprobs are {kind}: {copies.describe(kind)}"
+
+
+def as_json(step: api.Step) -> dict[str, Any]:
+    """What a step says of its join."""
+    return {
+        "joined": step.joins,
+        "unjoined": step.unjoined,
+        "reused": step.reused,
+        "unused_rollouts": step.unused,
+        "copies": step.copies,
+    }
+
+
+def as_text(step: api.Step) -> list[str]:
+    """The same in lines for a person, each reason with what it means."""
+    joined = sum(step.joins.values())
+    lines = [f"{joined} of {joined + sum(step.unjoined.values())} sequences found among the rollouts"]
+    ways = ", ".join(f"{count} {way}" for way, count in sorted(step.joins.items()))
+    lines[0] += f" ({ways})" if ways else ""
+    if step.reused:
+        lines.append(f"{step.reused} were trained on in an earlier step too")
+    missed = [(step.unjoined.get(reason.name), reason) for reason in REASONS]
+    lines += [f"{count} {reason.name}: {reason.sentence}" for count, reason in missed if count]
+    if step.unused:
+        unused = ", ".join(f"{engine} {count}" for engine, count in sorted(step.unused.items()))
+        lines.append(f"rollouts that were never trained on: {unused}")
+    for kind in sorted({kind for kinds in step.copies.values() for kind in kinds}):
+        engines = sorted(engine for engine, kinds in step.copies.items() if kind in kinds)
+        if kind != copies.EQUAL:
+            lines.append(_line(kind, engines, step.copies))
+    if every := sum(sum(kinds.values()) for kinds in step.copies.values()):
+        equal = sum(kinds.get(copies.EQUAL, 0) for kinds in step.copies.values())
+        lines.append(f"{equal} of {every} copies of the recorded logprobs are equal to them")
+    return lines

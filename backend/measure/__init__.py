@@ -1,0 +1,1 @@
+"""From joined rows to summaries."""

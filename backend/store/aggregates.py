@@ -1,0 +1,271 @@
+"""What effects and attribution are reckoned from, between the hub's memory and rows of the store. Reads, never writes.
+
+A hub that goes on from a store takes these sums up where the last one left them, and a replay answers from them as the
+hub would have at that frame. Sums of another version of rltop, with other figures or strata, are passed over.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from rltop.backend import api
+from rltop.backend.api.attribution import Attribution
+from rltop.backend.effects import epoch_sums
+from rltop.backend.effects.epoch_sums import Cell, Place, StepCells
+from rltop.backend.effects.estimate import Mark
+from rltop.backend.effects.flag_epochs import Effects
+from rltop.backend.effects.throughput import LEAST_SAMPLES, TOTAL_SAMPLES, Sample
+from rltop.backend.evidence.series import Stretch
+from rltop.backend.gaps.attribute import Part, attribution
+from rltop.backend.ingest.sources import Mark as Received
+from rltop.backend.steps.provenance import Taken
+from rltop.backend.store import resume, row_mapping, step_details
+from rltop.backend.store.read import Reader
+from rltop.backend.store.resume import Resumed
+from rltop.backend.store.row_mapping import Row
+from rltop.backend.store.step_details import Kept
+from rltop.backend.summary import Line
+from rltop.backend.summary.dimensions import STRATA
+from rltop.backend.summary.groups import Groups
+from rltop.backend.summary.kernel import FIGURES, MOMENTS, Floats
+from rltop.backend.summary.strata import Packed
+
+EFFECT_STEPS = epoch_sums.STEPS
+"""Steps on either side of a switch that are read to say what it did."""
+
+RECALLED_STEPS = 400
+"""Steps whose sums a new hub takes up."""
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """The sums of the latest steps, oldest first, and what is known of switches (by ``view.change_key``) and speeds.
+
+    ``course``: the evidence of steps. ``resumed``: where collectors are taken up.
+    """
+
+    steps: Sequence[StepCells] = ()
+    parts: Sequence[tuple[int, dict[str, Part]]] = ()
+    course: Sequence[Stretch] = ()
+    marks: Mapping[str, Mark] = field(default_factory=dict)
+    step_details: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    resumed: Resumed = field(default_factory=Resumed)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is stored beside a frame: of its steps, and what is new of switches, speeds, and of what was received."""
+
+    steps: Sequence[Kept] = ()
+    marks: Sequence[tuple[str, Mark]] = ()
+    step_details: Sequence[tuple[str, Sample]] = ()
+    sources: Sequence[tuple[str, Received]] = ()
+
+    def bare(self) -> Beside:
+        """No more than it takes to know steps again that are told twice."""
+        return Beside([Kept(kept.step, taken=Taken(kept.taken.lives)) for kept in self.steps if kept.taken])
+
+
+NOTHING = Beside()
+
+
+def rows_beside(beside: Beside) -> Iterator[tuple[str, Row]]:
+    """Table and row, without the frame."""
+    for kept in beside.steps:
+        yield from (("sample", row_mapping.sample_row(sample)) for sample in step_details.sample_rows(kept))
+        yield from (("shape", row) for row in step_details.shape_rows(kept))
+        yield from (("strata", row) for row in part_rows(kept.step, kept.parts))
+        yield from (("cell", row) for row in cell_rows(kept.step, kept.cells))
+        yield from (("evidence", row) for row in step_details.evidence_rows(kept))
+        if kept.taken is not None:
+            yield "taken", resume.taken_row(kept.step, kept.taken)
+    yield from (("mark", mark_row(key, mark)) for key, mark in beside.marks)
+    yield from (("pace", sample_row(engine, sample)) for engine, sample in beside.samples)
+    yield from (("source", resume.mark_row(source, mark)) for source, mark in beside.sources)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def cell_rows(step: int, found: Mapping[Place, Cell]) -> Iterator[Row]:
+    """Rows of ``cell``."""
+    for place, cell in found.items():
+        yield {"step": step, **place._asdict(), "sums": _packed(cell)}
+
+
+def part_rows(step: int, found: Mapping[str, Part]) -> Iterator[Row]:
+    """Rows of ``strata``."""
+    for engine, part in found.items():
+        body = _Body(
+            STRATA, _of_strata(part.strata), _of_strata(part.matched), part.line.sequences,
+            [part.line.sums.tobytes(), part.line.products.tobytes()],
+            [part.groups.keys.tobytes(), part.groups.moments.tobytes(), part.groups.rewards.tobytes()],
+        )  # fmt: skip
+        packed = zlib.compress(msgspec.msgpack.encode(body), 1)
+        yield {"step": step, "engine": engine, "old": int(part.old), "body": packed}
+
+
+def mark_row(key: str, mark: Mark) -> Row:
+    """A row of ``mark``."""
+    command, _, engine = key.partition("@")
+    return {"command": command, "engine": engine, "life": mark.life, "epoch": mark.epoch}
+
+
+def sample_row(engine: str, sample: Sample) -> Row:
+    """A row of ``pace``."""
+    own = ("time", "life", "epoch", "seconds", "tokens")
+    return {"engine": engine, **{name: getattr(sample, name) for name in own}}
+
+
+class _Body(msgspec.Struct):
+    """A ``Part``; arrays as raw little-endian bytes. ``size``: how many strata there were in all."""
+
+    size: int
+    strata: list[bytes]
+    matched: list[bytes]
+    sequences: int
+    line: list[bytes]
+    groups: list[bytes]
+
+
+def _of_strata(part: Packed) -> list[bytes]:
+    return [part.rows.tobytes(), part.moments.tobytes(), part.others.tobytes()]
+
+
+def _packed(array: Floats) -> bytes:
+    return zlib.compress(array.tobytes(), 1)
+
+
+# --- and back ---------------------------------------------------------------------------------------------------------
+
+
+def _part(old: int, packed: bytes) -> Part | None:
+    body = msgspec.msgpack.decode(zlib.decompress(packed), type=_Body)
+    if body.size != STRATA:
+        return None
+    sums, products = (_array(raw) for raw in body.line)
+    keys, moments, rewards = body.groups
+    return Part(
+        _strata(body.strata),
+        _strata(body.matched),
+        bool(old),
+        Line(body.sequences, sums, products.reshape(sums.size, sums.size)),
+        Groups(
+            _array(keys, "<u8"), _array(moments).reshape(-1, FIGURES, MOMENTS), _array(rewards).reshape(-1, 3),
+        ),
+    )  # fmt: skip
+
+
+def _strata(raw: Sequence[bytes]) -> Packed:
+    return Packed(_array(raw[0], "<u2"), _array(raw[1]).reshape(-1, FIGURES, MOMENTS), _array(raw[2]))
+
+
+def _array(raw: bytes, kind: str = "<f8") -> NDArray[Any]:
+    return np.frombuffer(raw, kind)
+
+
+def _steps(reader: Reader, condition: str, values: Sequence[Any]) -> list[StepCells]:
+    """The cells of the steps whose rows of ``step`` fulfil a condition; of a step told twice, the later telling."""
+    found: dict[int, StepCells] = {}
+    query = (
+        "SELECT s.id, s.step, s.closed, c.engine, c.life, c.epoch, c.sums FROM step s JOIN cell c "
+        f"ON c.frame = s.frame AND c.step = s.step WHERE s.id IN (SELECT id FROM step WHERE {condition}) "
+        "ORDER BY s.id, c.id"
+    )
+    told: dict[int, int] = {}
+    for row, step, closed, engine, life, epoch, sums in reader.execute(query, values):
+        if told.get(step) != row:
+            told[step] = row
+            found.pop(step, None)
+            found[step] = StepCells(step, closed, {})
+        cell = _array(zlib.decompress(sums))
+        if cell.size == epoch_sums.empty().size:
+            found[step].cells[Place(engine, life, epoch)] = cell.reshape(epoch_sums.empty().shape)
+    return list(found.values())
+
+
+def _parts(reader: Reader, until: int, last: int) -> list[tuple[int, dict[str, Part]]]:
+    """Of the last steps up to frame ``until``, oldest first."""
+    frames = "SELECT DISTINCT frame FROM strata WHERE frame <= ? ORDER BY frame DESC LIMIT ?"
+    query = f"SELECT step, engine, old, body FROM strata WHERE frame IN ({frames}) ORDER BY id"
+    found: dict[int, dict[str, Part]] = {}
+    for step, engine, old, body in reader.execute(query, (until, last)):
+        if engine in found.get(step, {}):
+            found.pop(step)  # the step came again
+        part = _part(old, body)
+        if part is not None:
+            found.setdefault(step, {})[engine] = part
+    return list(found.items())[-last:]
+
+
+def _marks(reader: Reader, until: int) -> dict[str, tuple[int, Mark]]:
+    """By command and engine: the frame, and where the switch stands."""
+    query = "SELECT frame, command, engine, life, epoch FROM mark WHERE frame <= ? ORDER BY id DESC LIMIT ?"
+    found = reader.execute(query, (until, api.MAX_CHANGES)).fetchall()
+    return {f"{command}@{engine}": (frame, Mark(life, epoch)) for frame, command, engine, life, epoch in found[::-1]}
+
+
+def _samples(reader: Reader, after: float, until: int) -> dict[str, list[Sample]]:
+    """Those of the time after ``after`` up to frame ``until``, the newest as far as a hub keeps them."""
+    query = (
+        "SELECT engine, time, life, epoch, seconds, tokens FROM pace WHERE frame <= ? AND time >= ? "
+        "ORDER BY id DESC LIMIT ?"
+    )
+    found: dict[str, list[Sample]] = {}
+    for engine, *of in reversed(reader.execute(query, (until, after, TOTAL_SAMPLES)).fetchall()):
+        found.setdefault(engine, []).append(Sample(*of))
+    return found
+
+
+def recall(reader: Reader) -> Recalled:
+    """What a hub that goes on from a store takes up."""
+    until = reader.last_frame()
+    return Recalled(
+        _steps(reader, "frame <= ? ORDER BY id DESC LIMIT ?", (until, RECALLED_STEPS)),
+        _parts(reader, until, RECALLED_STEPS),
+        step_details.course(reader).stretches(),
+        {key: mark for key, (_, mark) in _marks(reader, until).items()},
+        _samples(reader, 0.0, until),
+        resume.resume(reader),
+    )
+
+
+def effect(reader: Reader, question: api.AskEffect, shown: api.Snapshot) -> api.Answer:
+    """What a command did, as of the frame that is shown."""
+    until, marks = shown.seq, _marks(reader, shown.seq)
+    known = Effects({key: mark for key, (_, mark) in marks.items()})
+    chosen = known.choose(question.command, list(shown.changes.values()))
+    if isinstance(chosen, str):
+        return api.Answer(question.id, error=chosen)
+    keys = [api.change_key(change) for change in chosen]
+    switched = min(marks[key][0] for key in keys)
+    steps = _steps(reader, "frame < ? ORDER BY id DESC LIMIT ?", (switched, EFFECT_STEPS))
+    steps += _steps(reader, "frame >= ? AND frame <= ? ORDER BY id LIMIT ?", (switched, until, EFFECT_STEPS))
+    speeds = _samples(reader, min(change.requested for change in chosen) - _LOOK_BACK_S, until)
+    lives = {place.engine: place.life for step in steps for place in step.cells}
+    lives |= {engine: own[-1].life for engine, own in speeds.items()}
+    present = {e: (lives[e], engine.flag_epoch) for e, engine in shown.engines.items() if e in lives}
+    return known.answered(question, chosen, steps, speeds, present)
+
+
+_LOOK_BACK_S = 5.0 * LEAST_SAMPLES
+
+
+def attributed(reader: Reader, question: api.AskAttribution, shown: api.Snapshot) -> Attribution:
+    """Where the gap of the last steps came from, as of the frame that is shown.
+
+    Raises:
+        ValueError: nothing is stored of it.
+    """
+    parts = _parts(reader, shown.seq, max(question.steps, 1))
+    if not parts:
+        raise ValueError("nothing is stored of where the gap came from by then")
+    of_epochs = _steps(reader, "frame <= ? ORDER BY id DESC LIMIT ?", (shown.seq, max(question.steps, 1)))
+    return attribution(parts, of_epochs)

@@ -1,0 +1,365 @@
+"""Reads a run's store: the picture as of any moment, the frames one by one, and figures over steps. Changes nothing.
+
+Any number of readers may look while the hub writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import sqlite3
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from rltop.backend import api
+from rltop.backend.api import downsample
+from rltop.backend.api.alarm import MAX_ALARMS, Alarm
+from rltop.backend.store import row_mapping, schema
+
+NAME = "store.sqlite"
+"""The store's name in a run directory."""
+
+LEVEL_1_STEPS = 16_000
+"""The newest steps of a picture are all there (``coarse.ROOM``); of older ones, level 1 up to here."""
+
+LEVEL_2_STEPS = 250_000
+"""Then level 2; of steps still older than these, level 3."""
+
+
+@dataclass(frozen=True)
+class Life:
+    """One hub process that wrote the store; ``number`` is its row."""
+
+    number: int
+    run: str
+    epoch: str
+    started: float
+
+
+class Reader:
+    """A store, for reading.
+
+    Args:
+        path: the file (gzip too, by the name's end), or a run directory with one.
+
+    Attributes:
+        columns: names of the columns of each table in this file.
+
+    Raises:
+        schema.StoreError: there is none, or it is of another version, or no store; the message says what to do.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path / NAME if path.is_dir() else path
+        self._connection = _connect(self.path)
+        try:
+            version = schema.open_version(self._connection)
+            if version is None or version > schema.VERSION:
+                raise schema.StoreError(_other_version(version))
+            if version < schema.VERSION:
+                self._connection = _up_to_date(self._connection)
+            self.columns = {t.name: tuple(schema.columns(self._connection, t.name)) for t in schema.TABLES}
+        except schema.StoreError as error:
+            self.close()
+            raise schema.StoreError(f"{self.path}: {error}") from None
+        except sqlite3.Error as error:
+            self.close()
+            raise schema.StoreError(f"{self.path}: not readable as a store: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Any question in SQL."""
+        return self._connection.execute(sql, values)
+
+    # --- questions ------------------------------------------------------------------------------------------------
+
+    def lives(self) -> list[Life]:
+        """The hubs that wrote, oldest first."""
+        return [Life(*row) for row in self.execute("SELECT id, run, epoch, started FROM life ORDER BY id")]
+
+    def last_frame(self) -> int:
+        """Number of the newest frame; 0 if there is none."""
+        return int(self.execute("SELECT coalesce(max(id), 0) FROM frame").fetchone()[0])
+
+    def frame_of_step(self, step: int) -> int | None:
+        """The frame that first brought this step or a later one; None if no such step was stored."""
+        found = self.execute("SELECT min(frame) FROM step WHERE step >= ?", (step,)).fetchone()[0]
+        return None if found is None else int(found)
+
+    def metrics(self) -> list[str]:
+        """Names that ``series`` takes: metrics, and scalars of the trainer after ``trainer/``."""
+        return schema.metric_names(self.columns, "step")
+
+    def series(self, metric: str, *, last: int = 500) -> list[tuple[int, float | None]]:
+        """Step and value of the newest steps that are stored, in order of arrival.
+
+        Raises:
+            KeyError: no such metric.
+        """
+        if metric not in self.metrics():
+            raise KeyError(metric)
+        query = f"SELECT step, {schema.quoted(metric)} FROM step ORDER BY id DESC LIMIT ?"
+        return self.execute(query, (last,)).fetchall()[::-1]
+
+    def samples(self, kind: str, first: int, last: int, limit: int = 20) -> list[dict[str, Any]]:
+        """What was kept of the steps from ``first`` to ``last``, the highest value first.
+
+        Of a kind of which each step keeps its ``limit`` worst or more, these are the worst of them all.
+
+        Returns:
+            The columns of ``sample``, with ``body`` as a map.
+        """
+        names = "step", "kind", "engine", "tokens", "value", "body"
+        query = (
+            f"SELECT {', '.join(names)} FROM sample WHERE id IN (SELECT id FROM sample WHERE kind = ? AND step >= ? "
+            "AND step <= ? ORDER BY value DESC LIMIT ?) ORDER BY value DESC"
+        )
+        found = [dict(zip(names, row, strict=True)) for row in self.execute(query, (kind, first, last, limit))]
+        return [row | {"body": row_mapping.sample_body(row["body"])} for row in found]
+
+    def sample_bodies(self, frame: int, step: int, kind: str) -> Iterator[dict[str, Any]]:
+        """The bodies of what one frame brought of a kind, the highest value first, else as it came."""
+        query = "SELECT body FROM sample WHERE frame = ? AND step = ? AND kind = ? ORDER BY value DESC, id"
+        return (row_mapping.sample_body(body) for (body,) in self.execute(query, (frame, step, kind)))
+
+    # --- the picture ----------------------------------------------------------------------------------------------
+
+    def picture(self, until: int | None = None) -> api.Snapshot:
+        """What a viewer saw after frame ``until`` (None: the last), old steps thinned out; ``seq`` is the frame."""
+        until = self.last_frame() if until is None else until
+        frame = self.execute(
+            "SELECT l.run, l.epoch, l.started, f.time FROM frame f JOIN life l ON l.id = f.life WHERE f.id <= ? "
+            "ORDER BY f.id DESC LIMIT 1", (until,),
+        ).fetchone()  # fmt: skip
+        if frame is None:
+            lives = self.lives()
+            known = (lives[0].run, lives[0].epoch, lives[0].started) if lives else (self.path.stem, "", 0.0)
+            return api.Snapshot(*known[:2], until, known[2], known[2])
+        run, epoch, started, time = frame
+        trainer = self._last("trainer", until)
+        counters = self._last("counters", until)
+        return api.Snapshot(
+            run,
+            epoch,
+            until,
+            started,
+            time,
+            engines=self._picture_engines(until),
+            trainer=row_mapping.trainer_of(trainer) if trainer else api.Trainer(),
+            steps=self._picture_steps(until),
+            events=self._picture_events(until),
+            changes={api.change_key(change): change for change in self._picture_changes(until)},
+            counters=row_mapping.counters_of(counters) if counters else {},
+            alarms={alarm.id: alarm for alarm in self._picture_alarms(until)},
+        )
+
+    def past(self, step: int, until: int | None = None) -> api.Past:
+        """The run as it was when ``step`` had closed, for the last time up to frame ``until`` (None: the last).
+
+        Raises:
+            ValueError: no such step is stored.
+        """
+        until = self.last_frame() if until is None else until
+        row = self.execute(
+            "SELECT id, frame FROM step WHERE step = ? AND frame <= ? ORDER BY id DESC LIMIT 1", (step, until)
+        ).fetchone()
+        if row is None:
+            raise ValueError(f"step {step} is not stored")
+        (whole,) = self.steps("id = ?", (row[0],))
+        return api.Past(whole, self._picture_engines(row[1]))
+
+    def _last(self, column: str, until: int) -> bytes | None:
+        query = f"SELECT {column} FROM frame WHERE id <= ? AND {column} IS NOT NULL ORDER BY id DESC LIMIT 1"
+        found = self.execute(query, (until,)).fetchone()
+        return found[0] if found else None
+
+    def _picture_steps(self, until: int) -> dict[int, api.Step]:
+        """By number, in order of arrival; older ones with their headline alone, then coarser and coarser."""
+        last = self.execute(
+            "SELECT id FROM step WHERE frame <= ? ORDER BY frame DESC, id DESC LIMIT 1", (until,)
+        ).fetchone()
+        if last is None:
+            return {}
+        end = last[0]
+        whole = self._before_whole(end)
+        edges = [whole, end - downsample.ROOM[0], end - LEVEL_1_STEPS, end - LEVEL_2_STEPS]
+        found: list[api.Step] = list(self.steps("id > ? AND id <= ?", (whole, end)))
+        for level, (newer, older) in enumerate(pairwise([*edges, -1])):
+            if newer > max(older, 0):
+                found = list(self._headlines(level, newer, older)) + found
+        newest = dict.fromkeys(step.step for step in reversed(found))
+        by_number = {step.step: step for step in found}
+        kept = {
+            number: by_number[number] if place < downsample.WHOLE_STEPS else downsample.headline(by_number[number])
+            for place, number in enumerate(newest)
+        }
+        return dict(reversed(kept.items()))
+
+    def _headlines(self, level: int, newer: int, older: int) -> Iterator[api.Step]:
+        """The rows after ``older`` up to ``newer`` that have risen to ``level``, with no more than their headline."""
+        wanted = {*(column.name for column in schema.BY_NAME["step"].columns), *downsample.HEADLINE}
+        names = tuple(name for name in self.columns["step"] if name in wanted)
+        condition = f"id > {older} AND id <= {newer}"
+        if level:  # by the index of what has risen: a scan would read all that has not
+            risen = f"SELECT id FROM step INDEXED BY step_1 WHERE level > 0 AND level >= {level} AND {condition}"
+            condition = f"id IN ({risen})"
+        query = f"SELECT {', '.join(map(schema.quoted, names))} FROM step WHERE {condition} ORDER BY id"
+        for row in self.execute(query):
+            step = row_mapping.step_of(names, row, {})
+            yield msgspec.structs.replace(step, level=level) if level else step
+
+    def _before_whole(self, end: int) -> int:
+        """The last row up to ``end`` whose step is not among the newest that a picture has whole."""
+        numbers: set[int] = set()
+        for row, number in self.execute("SELECT id, step FROM step WHERE id <= ? ORDER BY id DESC", (end,)):
+            numbers.add(number)
+            if len(numbers) > downsample.WHOLE_STEPS:
+                return int(row)
+        return 0
+
+    def steps(self, condition: str = "1", values: Sequence[Any] = (), *, engines: bool = True) -> Iterator[api.Step]:
+        """Steps by an SQL condition on table ``step``, in order of arrival, with their engines' parts or without."""
+        names = self.columns["step"]
+        place = names.index("id")
+        for row in self.execute(f"SELECT * FROM step WHERE {condition} ORDER BY id", values):
+            yield row_mapping.step_of(names, row, self._step_engines(row[place]) if engines else {})
+
+    def _step_engines(self, step_id: int) -> dict[str, dict[str, float | None]]:
+        names = self.columns["step_engine"]
+        found = self.execute("SELECT * FROM step_engine WHERE step_id = ? ORDER BY engine", (step_id,))
+        return {engine: values for _, engine, values in (row_mapping.step_engine_of(names, row) for row in found)}
+
+    def _picture_engines(self, until: int) -> dict[str, api.Engine]:
+        names = [row[0] for row in self.execute("SELECT DISTINCT engine FROM engine_facts ORDER BY engine")]
+        query = "SELECT id FROM engine WHERE frame <= ? ORDER BY frame DESC, id DESC LIMIT 1"
+        (last,) = self.execute(query, (until,)).fetchone() or (0,)
+        found = {}
+        for engine in names:
+            query = "SELECT * FROM engine WHERE engine = ? AND id <= ? ORDER BY id DESC LIMIT 1"
+            if row := self.execute(query, (engine, last)).fetchone():
+                found[engine] = self._engine(row)
+        return found
+
+    def _engine(self, row: Sequence[Any]) -> api.Engine:
+        names = self.columns["engine"]
+        number = row[names.index("facts")]
+        (facts,) = self.execute("SELECT facts FROM engine_facts WHERE id = ?", (number,)).fetchone()
+        return row_mapping.engine_of(names, row, facts)
+
+    def engine_rows(self) -> Iterator[api.Engine]:
+        """Every stored state of every engine, in order of arrival."""
+        return map(self._engine, self.execute("SELECT * FROM engine ORDER BY id"))
+
+    def _picture_events(self, until: int) -> list[api.Event]:
+        query = "SELECT * FROM event WHERE frame <= ? ORDER BY id DESC LIMIT ?"
+        found = self.execute(query, (until, api.MAX_EVENTS)).fetchall()
+        return [row_mapping.event_of(self.columns["event"], row) for row in reversed(found)]
+
+    def events(self) -> Iterator[api.Event]:
+        """Every event, in order."""
+        return (
+            row_mapping.event_of(self.columns["event"], row) for row in self.execute("SELECT * FROM event ORDER BY id")
+        )
+
+    def _picture_changes(self, until: int) -> list[api.Change]:
+        """The last stage of each, in the order in which they were asked for."""
+        query = (
+            "SELECT c.* FROM change c JOIN (SELECT min(id) AS first, max(id) AS last FROM change WHERE frame <= ? "
+            "GROUP BY command, engine ORDER BY first DESC LIMIT ?) x ON c.id = x.last ORDER BY x.first"
+        )
+        found = self.execute(query, (until, api.MAX_CHANGES))
+        return [row_mapping.change_of(self.columns["change"], row) for row in found]
+
+    def _picture_alarms(self, until: int) -> list[Alarm]:
+        """As each stood, in the order in which they were raised."""
+        query = (
+            "SELECT a.* FROM alarm a JOIN (SELECT min(id) AS first, max(id) AS last FROM alarm WHERE frame <= ? "
+            "GROUP BY alarm ORDER BY first DESC LIMIT ?) x ON a.id = x.last ORDER BY x.first"
+        )
+        found = self.execute(query, (until, MAX_ALARMS))
+        return [row_mapping.alarm_of(self.columns["alarm"], row) for row in found]
+
+    # --- the frames -----------------------------------------------------------------------------------------------
+
+    def frames(self, after: int = 0, until: int | None = None) -> Generator[api.Frame, None, None]:
+        """The stored frames after number ``after``, with what each brought; ``seq`` is the number, ``epoch`` empty."""
+        until = self.last_frame() if until is None else until
+        query = "SELECT id, time, trainer, counters FROM frame WHERE id > ? AND id <= ? ORDER BY id"
+        for number, time, trainer, counters in self.execute(query, (after, until)):
+            yield api.Frame(
+                "",
+                number,
+                time,
+                {engine.id: engine for engine in map(self._engine, self._of("engine", number))},
+                row_mapping.trainer_of(trainer) if trainer else None,
+                list(self.steps("frame = ?", (number,))),
+                [row_mapping.event_of(self.columns["event"], row) for row in self._of("event", number)],
+                [row_mapping.change_of(self.columns["change"], row) for row in self._of("change", number)],
+                row_mapping.counters_of(counters) if counters else {},
+                alarms={
+                    a.id: a for a in (row_mapping.alarm_of(self.columns["alarm"], r) for r in self._of("alarm", number))
+                },
+            )
+
+    def _of(self, table: str, frame: int) -> list[tuple[Any, ...]]:
+        return self.execute(f"SELECT * FROM {table} WHERE frame = ? ORDER BY id", (frame,)).fetchall()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """The file, read-only; one that can't be locked or has no log beside it, as it lies there."""
+    if not path.is_file():
+        raise schema.StoreError(f"no store at {path}: nothing was recorded there")
+    try:
+        if path.suffix == ".gz":
+            connection = sqlite3.connect(":memory:")
+            content = bytearray(gzip.decompress(path.read_bytes()))
+            content[18:20] = b"\x01\x01"  # in memory there is no log beside it, whatever the header says
+            connection.deserialize(bytes(content))
+            return connection
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        try:
+            connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+            return connection
+        except sqlite3.OperationalError:  # a directory that we can't write has no room for the log's index
+            connection.close()
+            if (log := path.with_name(path.name + "-wal")).exists() and log.stat().st_size:
+                raise
+            return sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, check_same_thread=False)
+    except (OSError, EOFError, sqlite3.Error) as error:
+        raise schema.StoreError(f"{path}: can't be read: {error}") from error
+
+
+def _up_to_date(old: sqlite3.Connection) -> sqlite3.Connection:
+    """A copy in memory, of this version: whoever reads an older store does not change it."""
+    copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    old.backup(copy)
+    old.close()
+    schema.prepare(copy)
+    return copy
+
+
+def _other_version(version: int | None) -> str:
+    if version is None:
+        return "nothing was recorded in it yet"
+    return f"a newer rltop wrote it (schema {version}, this one knows {schema.VERSION}); update rltop"
+
+
+def has_steps(path: Path) -> bool:
+    """Whether a run's past is stored there."""
+    with contextlib.suppress(schema.StoreError), Reader(path) as reader:
+        return reader.execute("SELECT 1 FROM step LIMIT 1").fetchone() is not None
+    return False

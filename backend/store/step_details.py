@@ -1,0 +1,184 @@
+"""Between the sequences and tokens that are kept of a step and rows of the store. Pure."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from rltop.backend.api.profiles import Mismatch
+from rltop.backend.api.samples import Samples, Sequence, Token
+from rltop.backend.effects.epoch_sums import Cell, Place
+from rltop.backend.evidence.evidence import Evidence
+from rltop.backend.evidence.series import MAX_PARTS, Course
+from rltop.backend.gaps.attribute import Part
+from rltop.backend.gaps.mismatch import COLUMNS, MAX_STEPS, MEANS, Shape, Shapes
+from rltop.backend.gaps.sampling import KINDS, StepSamples
+from rltop.backend.steps.provenance import Taken
+from rltop.backend.store.read import Reader
+from rltop.backend.store.row_mapping import Row, Sample
+from rltop.backend.summary import CLAMP
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of a step beside its figures; nobody changes it any more.
+
+    Attributes:
+        step: its number. samples: sequences and tokens.
+        shapes, parts: by engine. cells: by where tokens were sampled. taken: what the step was made from.
+    """
+
+    step: int
+    samples: StepSamples | None = None
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    cells: Mapping[Place, Cell] = field(default_factory=dict)
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    taken: Taken | None = None
+
+
+def sample_rows(kept: Kept) -> Iterator[Sample]:
+    """The sequences and tokens, those of single engines included, each once per kind."""
+    step, samples = kept.step, kept.samples
+    if samples is None:
+        return
+    for kind in KINDS:
+        seen: set[tuple[int, ...]] = set()
+        for engine in (None, *samples.engines):
+            sequences, tokens = samples.of(kind, engine)
+            for sequence in sequences:
+                if (row := (sequence.rank, sequence.number)) not in seen:
+                    seen.add(row)
+                    yield _sequence(step, kind, sequence)
+            for token in tokens:
+                if (place := (token.rank, token.number, token.position)) not in seen:
+                    seen.add(place)
+                    yield _token(step, kind, token)
+
+
+def _sequence(step: int, kind: str, sequence: Sequence) -> Sample:
+    value = None if kind == "sample" else math.inf if sequence.invalid else sequence.k3_mean
+    return Sample(step, kind, ", ".join(sequence.engines), sequence.tokens, value, _encode(sequence))
+
+
+def _token(step: int, kind: str, token: Token) -> Sample:
+    d = token.diff
+    held = max(-CLAMP, min(CLAMP, d))
+    value = math.inf if d != d else abs(d) if kind == "abs_diff" else math.expm1(held) - held
+    return Sample(step, kind, token.engine, token.tokens, value, _encode(token))
+
+
+def shape_rows(kept: Kept) -> Iterator[Row]:
+    """Rows of ``shape``."""
+    for engine, shape in kept.shapes.items():
+        yield {
+            "step": kept.step,
+            "engine": engine,
+            "tokens": shape.tokens,
+            "invalid": shape.invalid,
+            "bins": zlib.compress(shape.bins.astype("<i8").tobytes(), 1),
+            "sums": zlib.compress(shape.sums.astype("<f8").tobytes(), 1),
+        }
+
+
+def evidence_rows(kept: Kept) -> Iterator[Row]:
+    """Rows of ``evidence``."""
+    for engine, evidence in kept.evidence.items():
+        yield {"step": kept.step, "engine": engine, "body": zlib.compress(evidence.to_bytes(), 1)}
+
+
+def course(reader: Reader, until: int | None = None) -> Course:
+    """The evidence of the latest steps, of those up to frame ``until`` (None: the last); of this version's alone."""
+    last = 2**62 if until is None else until
+    query = (
+        "SELECT frame, step, engine, body FROM (SELECT * FROM evidence WHERE frame <= ? ORDER BY id DESC LIMIT ?) "
+        "ORDER BY id"
+    )
+    found: dict[tuple[int, int], dict[str, Evidence]] = {}
+    for frame, step, engine, body in reader.execute(query, (last, MAX_PARTS)):
+        with contextlib.suppress(ValueError):
+            found.setdefault((frame, step), {})[engine] = Evidence.from_bytes(zlib.decompress(body))
+    made = Course()
+    for (_, step), engines in found.items():
+        made.put(step, engines)
+    return made
+
+
+def mismatch(reader: Reader, first: int | None, last: int | None) -> Mismatch:
+    """As ``mismatch.Shapes.answer``, from a store: of the last ``MAX_STEPS`` steps of the range.
+
+    Raises:
+        ValueError: nothing is stored of any of them.
+    """
+    bounds = (-(2**62) if first is None else first, 2**62 if last is None else last)
+    newest = "SELECT DISTINCT step FROM shape WHERE step >= ? AND step <= ? ORDER BY step DESC LIMIT ?"
+    query = f"SELECT frame, step, engine, tokens, invalid, bins, sums FROM shape WHERE step IN ({newest}) ORDER BY id"
+    found: dict[int, tuple[int, dict[str, Shape]]] = {}
+    for frame, step, engine, tokens, invalid, bins, sums in reader.execute(query, (*bounds, MAX_STEPS)):
+        if found.get(step, (-1,))[0] != frame:  # the last telling of a step counts
+            found[step] = frame, {}
+        shape = Shape(_unpacked(bins, "<i8"), _sums(_unpacked(sums, "<f8")), tokens, invalid)
+        found[step][1][engine] = shape
+    shapes = Shapes()
+    for step, (_, of) in sorted(found.items()):
+        if all(_fits(shape) for shape in of.values()):
+            shapes.put_shapes(step, of)
+    return shapes.answer(first, last)
+
+
+def _unpacked(packed: bytes, kind: str) -> NDArray[Any]:
+    return np.frombuffer(zlib.decompress(packed), kind)
+
+
+def _sums(flat: NDArray[Any]) -> NDArray[Any]:
+    """``Shape.sums`` as it was stored; before there were intervals, with as many columns as make means."""
+    usual = Shape().sums
+    if flat.size == len(usual) * MEANS:
+        return np.pad(flat.reshape(-1, MEANS), [(0, 0), (0, COLUMNS - MEANS)], constant_values=np.nan)
+    return flat.reshape(-1, COLUMNS) if flat.size == usual.size else flat
+
+
+def _fits(shape: Shape) -> bool:
+    """Whether it is of the strata and bins of this version."""
+    usual = Shape()
+    return shape.bins.shape == usual.bins.shape and shape.sums.shape == usual.sums.shape
+
+
+def answer(reader: Reader, step: int | None, kind: str, engine: str | None, limit: int) -> Samples:
+    """As ``samples.Kept.answer``, from a store.
+
+    Raises:
+        ValueError: there is no such kind, or nothing is stored of the step; the text says what is.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"no samples of kind {kind!r}; there are {', '.join(KINDS)}")
+    steps = [row[0] for row in reader.execute("SELECT DISTINCT step FROM sample WHERE kind = ? ORDER BY step", (kind,))]
+    if step is None:
+        step = steps[-1] if steps else None
+    if step is None or step not in steps:
+        which = f"; there are {len(steps)} steps from {steps[0]} to {steps[-1]}" if steps else ""
+        raise ValueError(f"nothing is stored of {'any step' if step is None else f'step {step}'}{which}")
+    (frame,) = reader.execute("SELECT max(frame) FROM sample WHERE step = ?", (step,)).fetchone()
+    sequences: list[Sequence] = []
+    tokens: list[Token] = []
+    for body in reader.sample_bodies(frame, step, kind):
+        if kind in ("sample", "worst"):
+            sequences.append(msgspec.convert(body, Sequence))
+        else:
+            tokens.append(msgspec.convert(body, Token))
+    sequences = [s for s in sequences if engine is None or engine in (s.engines or [""])]
+    tokens = [t for t in tokens if engine is None or engine == t.engine]
+    of = next(reader.steps("step = ? AND frame <= ?", (step, frame)), None)
+    counts = [int((of.values.get(name) if of else None) or 0) for name in ("sequences", "tokens")]
+    most = max(limit, 0)
+    return Samples(step, kind, counts[0], counts[1], sequences[:most], tokens[:most], steps)

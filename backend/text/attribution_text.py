@@ -1,0 +1,20 @@
+"""Attribution in words, for whoever prints it. Pure."""
+
+from __future__ import annotations
+
+from rltop.backend.api.attribution import Interval, Line
+
+
+def estimate(value: Interval, form: str = ".3g") -> str:
+    """Mean and interval."""
+    if value.low is None or value.high is None:
+        return f"{value.mean:{form}}"
+    return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
+
+
+def line_text(line: Line) -> str:
+    """The line of k3 on lag, as far as it can be told."""
+    if line.per_lag is None:
+        return f"k3 by lag: {line.why}"
+    foot = "?" if line.at_lag0 is None else estimate(line.at_lag0)
+    return f"k3 = {foot} + {estimate(line.per_lag)} per version, {line.why or 'lags {} to {}'.format(*line.lags)}"

@@ -1,0 +1,1 @@
+"""The trainer collector: checks arguments, copies arrays, packs messages."""

@@ -1,0 +1,185 @@
+"""From one ``TrainerCollector.sequences()`` call to messages: cut, select, convert, split. On the sender's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from rltop.collectors.contract import wire
+from rltop.collectors.trainer.arrays import Copy, short
+
+MESSAGE_BYTES = 1 << 20
+"""What one message aims at; a batch is split between rows, so a single longer row makes a larger one."""
+
+VERSIONS = frozenset({"rollout_versions", "old_versions"})
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A copied per-token array: one value for all, one per row, or one per token."""
+
+    values: Copy
+    level: Literal["all", "row", "token"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One call, copied.
+
+    Attributes:
+        head: the message without rows and arrays.
+        rows: their number.
+        sizes: entries per row, or the copy of cu_seqlens where they are on a device; ``tokens`` is their sum.
+        token_ids, mask: [tokens].
+        prompt_ids: concatenated, or None. prompt_sizes: entries per row.
+        rewards: [rows], or None.
+        columns: by the names of ``wire.TOKEN_COLUMNS``.
+        request_ids: [rows], or None.
+    """
+
+    head: wire.Sequences
+    rows: int
+    sizes: Copy | Ints
+    tokens: int
+    token_ids: Copy
+    mask: Copy
+    prompt_ids: Copy | None
+    prompt_sizes: Ints
+    rewards: Copy | None
+    columns: dict[str, Column]
+    request_ids: list[str] | None = None
+
+
+def pack(batch: Batch) -> Iterator[tuple[wire.Sequences, wire.Arrays]]:
+    """The messages of one batch, made one at a time.
+
+    Raises:
+        ValueError: cu_seqlens that could not be read before do not fit, or an id is beyond int32.
+    """
+    sizes = batch.sizes if isinstance(batch.sizes, np.ndarray) else row_sizes(batch.sizes.read(), batch.tokens)
+    starts, prompt_starts = _offsets(sizes), _offsets(batch.prompt_sizes)
+    weights = 32 + 4 * batch.prompt_sizes + sizes * (5 + 4 * len(batch.columns))
+    if batch.request_ids:
+        weights += np.array([len(name) for name in batch.request_ids])
+    for first, last in _blocks(weights):
+        block = _Block(first, last, sizes[first:last], int(starts[first]), int(starts[last]))
+        arrays = _rows(batch, block) | _prompts(batch, block, prompt_starts) | _columns(batch, block)
+        if batch.rewards is not None:
+            arrays["rewards"] = _floats(batch.rewards.read(first, last))
+        ids = batch.request_ids[first:last] if batch.request_ids else []
+        yield (
+            msgspec.structs.replace(batch.head, rows=last - first, arrays=wire.describe(arrays), request_ids=ids),
+            arrays,
+        )
+
+
+def row_sizes(cu_seqlens: NDArray[Any], tokens: int) -> Ints:
+    """Row sizes from cumulative ones.
+
+    Raises:
+        ValueError: they do not rise from 0 to ``tokens``.
+    """
+    sizes: Ints = np.diff(cu_seqlens.astype(np.int64))
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (sizes < 0).any():
+        raise ValueError(f"cu_seqlens: {short(cu_seqlens)}; expected to rise from 0 to {tokens}, the number of tokens")
+    return sizes
+
+
+class _Block:
+    """Rows ``first`` to ``last`` of a batch, tokens ``start`` to ``stop``."""
+
+    def __init__(self, first: int, last: int, sizes: Ints, start: int, stop: int) -> None:
+        self.first, self.last, self.sizes, self.start, self.stop = first, last, sizes, start, stop
+
+
+def _blocks(weights: Ints) -> Iterator[tuple[int, int]]:
+    """Row ranges of at most ``MESSAGE_BYTES``, or of one row."""
+    ends = np.cumsum(weights)
+    first, base = 0, 0
+    while first < len(weights):
+        last = max(int(np.searchsorted(ends, base + MESSAGE_BYTES, side="right")), first + 1)
+        yield first, last
+        first, base = last, int(ends[last - 1])
+
+
+def _rows(batch: Batch, block: _Block) -> wire.Arrays:
+    """Ids and mask of the block's rows, each cut after its last trained token: what follows tells nothing."""
+    mask = _mask(batch, block)
+    trained = np.flatnonzero(mask)
+    row_of = np.repeat(np.arange(len(block.sizes)), block.sizes)
+    starts = _offsets(block.sizes)[:-1]
+    kept = np.zeros(len(block.sizes), np.int64)
+    kept[row_of[trained]] = trained - starts[row_of[trained]] + 1  # of repeated indices the last one counts
+    keep = np.arange(len(mask)) - starts[row_of] < kept[row_of]
+    ids = batch.token_ids.read(block.start, block.stop)
+    return {
+        "row_sizes": _ints("row_sizes", kept),
+        "row_ids": _ints("token_ids", ids[keep]),
+        "row_mask": mask[keep].astype("u1"),
+    }
+
+
+def _prompts(batch: Batch, block: _Block, starts: Ints) -> wire.Arrays:
+    if batch.prompt_ids is None:
+        return {}
+    ids = batch.prompt_ids.read(int(starts[block.first]), int(starts[block.last]))
+    sizes = batch.prompt_sizes[block.first : block.last]
+    return {"prompt_sizes": _ints("prompt_sizes", sizes), "prompt_ids": _ints("prompt_ids", ids)}
+
+
+def _columns(batch: Batch, block: _Block) -> wire.Arrays:
+    mask = _mask(batch, block)
+    arrays: wire.Arrays = {}
+    for name, column in batch.columns.items():
+        values = _spread(column, block)[mask]
+        if wire.TOKEN_COLUMNS[name] == "f4":
+            arrays[name] = _floats(values)
+        elif name in VERSIONS:
+            arrays[name] = _versions(name, values)
+        else:
+            arrays[name] = (values != 0).astype("u1")
+    return arrays
+
+
+def _mask(batch: Batch, block: _Block) -> NDArray[np.bool_]:
+    mask: NDArray[np.bool_] = batch.mask.read(block.start, block.stop) != 0
+    return mask
+
+
+def _spread(column: Column, block: _Block) -> NDArray[Any]:
+    """The column's values for the block, one per token."""
+    if column.level == "token":
+        return column.values.read(block.start, block.stop)
+    if column.level == "row":
+        return np.repeat(column.values.read(block.first, block.last), block.sizes)
+    return np.repeat(column.values.read(), block.stop - block.start)
+
+
+def _offsets(sizes: Ints) -> Ints:
+    """Where each row starts, and after the last where it ends: [rows + 1]."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+
+
+def _floats(values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what float32 can't hold travels as inf, and the hub counts it
+        return np.ascontiguousarray(values, "<f4")
+
+
+def _versions(name: str, values: NDArray[Any]) -> NDArray[np.int32]:
+    if values.dtype.kind == "f":
+        values = np.where(np.isfinite(values), values, wire.UNKNOWN_VERSION)
+    return _ints(name, np.where(values < 0, wire.UNKNOWN_VERSION, values))
+
+
+def _ints(name: str, values: NDArray[Any]) -> NDArray[np.int32]:
+    limits = np.iinfo(np.int32)
+    if values.size and (values.min() < limits.min or values.max() > limits.max):
+        raise ValueError(f"{name}: values from {values.min()} to {values.max()}; the wire carries int32")
+    return np.ascontiguousarray(values, "<i4")

@@ -1,0 +1,115 @@
+"""What waits to be sent: a queue bounded by bytes that keeps order, sheds by kind, and counts every record."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from rltop.collectors.contract.wire import Counts
+
+VITAL_SHARE = 0.1
+"""Share of the byte limit that only vital kinds may use: scalars and state survive when bulk is shed."""
+
+
+@dataclass(frozen=True)
+class Lot:
+    """Consecutive items of one kind, taken to be sent; they count as queued until they are settled."""
+
+    kind: str
+    items: list[Any]
+    nbytes: int
+
+
+@dataclass
+class _Kind:
+    offered: int = 0
+    sent: int = 0
+    dropped: int = 0
+
+
+class Outbox:
+    """Items offered by the host's threads, taken by the sender's. Safe from any thread; no call waits or raises.
+
+    A new item that does not fit is dropped whole: what is already queued is older and more likely to be complete.
+    For every kind ``offered == sent + dropped + queued`` at all times.
+
+    Args:
+        limit_bytes: bound on what is queued or taken and not settled.
+        vital: kinds that may use all of it; others leave ``VITAL_SHARE`` free.
+    """
+
+    def __init__(self, limit_bytes: int, vital: frozenset[str]) -> None:
+        self.limit_bytes = limit_bytes
+        self.nbytes = 0
+        self._bulk_limit = int(limit_bytes * (1 - VITAL_SHARE))
+        self._vital = vital
+        self._queue: deque[tuple[str, int, Any]] = deque()
+        self._kinds: dict[str, _Kind] = {}
+        self._shut = False
+        # One uncontended lock: threads meet here for microseconds at most.
+        self._lock = threading.Lock()
+
+    def offer(self, kind: str, nbytes: int, item: Any) -> bool:
+        """Queue ``item``, or drop and count it. Returns whether it was queued."""
+        with self._lock:
+            counts = self._kinds.setdefault(kind, _Kind())
+            counts.offered += 1
+            if not self._fits(kind, nbytes):
+                counts.dropped += 1
+                return False
+            self.nbytes += nbytes
+            self._queue.append((kind, nbytes, item))
+        return True
+
+    def has_room(self, kind: str, nbytes: int) -> bool:
+        """Whether an offer of that size would be queued now."""
+        with self._lock:
+            return self._fits(kind, nbytes)
+
+    def lost(self, kind: str, count: int) -> None:
+        """Count records that were lost before they could be offered."""
+        with self._lock:
+            counts = self._kinds.setdefault(kind, _Kind())
+            counts.offered += count
+            counts.dropped += count
+
+    def take(self) -> Lot | None:
+        """The oldest item and all that follow it up to the next one of another kind; None if nothing is queued."""
+        with self._lock:
+            if not self._queue:
+                return None
+            kind, nbytes, items = self._queue[0][0], 0, []
+            while self._queue and self._queue[0][0] == kind:
+                _, size, item = self._queue.popleft()
+                nbytes += size
+                items.append(item)
+        return Lot(kind, items, nbytes)
+
+    def settle(self, lot: Lot, *, sent: bool) -> None:
+        """Say what became of a lot: sent or dropped, as a whole."""
+        with self._lock:
+            counts = self._kinds[lot.kind]
+            if sent:
+                counts.sent += len(lot.items)
+            else:
+                counts.dropped += len(lot.items)
+            self.nbytes -= lot.nbytes
+
+    def shut(self) -> None:
+        """Queue nothing more: from now on offers are dropped."""
+        with self._lock:
+            self._shut = True
+
+    def counts(self) -> dict[str, Counts]:
+        """What became of every record so far, by kind."""
+        with self._lock:
+            return {
+                name: Counts(k.offered, k.sent, k.dropped, k.offered - k.sent - k.dropped)
+                for name, k in self._kinds.items()
+            }
+
+    def _fits(self, kind: str, nbytes: int) -> bool:
+        limit = self.limit_bytes if kind in self._vital else self._bulk_limit
+        return not self._shut and self.nbytes + nbytes <= limit

@@ -1,0 +1,245 @@
+"""The checks of ``collectors/contract/preconditions.py`` that look at the engine core: each answers with what it found against a switch.
+
+They look at objects, never at version numbers, and may be called from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rltop.collectors.vllm.engine_core import Core, no_boundary
+from rltop.collectors.vllm.patches import PAUSING, RPC, fault_of, is_tapped, unseen
+
+Check = Callable[[Core], str]
+"""Empty where the need holds."""
+
+CHECKS: dict[str, Check] = {}
+
+
+def check(function: Check) -> Check:
+    """Make ``function`` the check of the need of its name."""
+    CHECKS[function.__name__] = function
+    return function
+
+
+def _requests(core: Core) -> list[Any]:
+    """Of the scheduler, running or waiting; a copy, since the engine's thread goes on."""
+    return list(core.engine.scheduler.requests.values())
+
+
+def _count(requests: list[Any]) -> str:
+    return f"{len(requests)} request{'s' * (len(requests) > 1)}" if requests else ""
+
+
+def _config(core: Core, *path: str) -> Any:
+    """An entry of vLLM's configuration; None where this vLLM has none."""
+    found: Any = core.engine.vllm_config
+    for name in path:
+        found = getattr(found, name, None)
+    return found
+
+
+# --- every switch -------------------------------------------------------------------------------------------------
+
+
+@check
+def boundary(core: Core) -> str:
+    return no_boundary(core.engine)
+
+
+@check
+def sees_steps(core: Core) -> str:
+    return unseen(core.engine)
+
+
+# --- the scheduler ------------------------------------------------------------------------------------------------
+
+
+@check
+def no_connector(core: Core) -> str:
+    connector = getattr(core.engine.scheduler, "connector", None)
+    return "" if connector is None else type(connector).__name__
+
+
+@check
+def causal(core: Core) -> str:
+    groups = getattr(getattr(core.engine.scheduler, "kv_cache_config", None), "kv_cache_groups", ())
+    if any(getattr(group.kv_cache_spec, "non_causal", False) for group in groups):
+        return "attention layers that look ahead"
+    return "encoder-decoder" if _config(core, "model_config", "is_encoder_decoder") else ""
+
+
+def _cache_manager(core: Core) -> Any:
+    return getattr(core.engine.scheduler, "kv_cache_manager", None)
+
+
+def _coordinator(core: Core) -> str:
+    return type(getattr(_cache_manager(core), "coordinator", None)).__name__
+
+
+@check
+def launched_caching(core: Core) -> str:
+    if "NoPrefixCache" in _coordinator(core):
+        return _coordinator(core)
+    if not getattr(getattr(_cache_manager(core), "block_pool", None), "enable_caching", False):
+        return "its block pool does not cache"
+    return "no request_block_hasher" if getattr(core.engine, "request_block_hasher", None) is None else ""
+
+
+@check
+def one_kind_of_cache(core: Core) -> str:
+    found = _coordinator(core)
+    return "" if found in {"UnitaryKVCacheCoordinator", "KVCacheCoordinatorNoPrefixCache"} else found
+
+
+@check
+def evictable_blocks(core: Core) -> str:
+    pool = getattr(_cache_manager(core), "block_pool", None)
+    return ", ".join(name for name in ("blocks", "evict_blocks") if not hasattr(pool, name))
+
+
+@check
+def launched_async(core: Core) -> str:
+    return "" if is_async(core.scheduler_class) else core.scheduler_class.__name__
+
+
+def is_async(scheduler_class: type) -> bool:
+    """Whether an engine with this scheduler was started with async scheduling."""
+    return any(base.__name__ == "AsyncScheduler" for base in scheduler_class.__mro__)
+
+
+@check
+def batch_queue(core: Core) -> str:
+    return "none" if getattr(core.engine, "batch_queue", None) is None else ""
+
+
+@check
+def no_speculation(core: Core) -> str:
+    found = _config(core, "speculative_config")
+    return "" if found is None else str(getattr(found, "method", type(found).__name__))
+
+
+@check
+def no_drafts(core: Core) -> str:
+    return "yes" if getattr(core.engine, "check_for_draft_tokens", False) else ""
+
+
+@check
+def depth_to_spare(core: Core) -> str:
+    return str(core.depth) if core.depth <= stages(core) else ""
+
+
+def stages(core: Core) -> int:
+    """Of the pipeline: so many batches are under way without async scheduling."""
+    return int(_config(core, "parallel_config", "pipeline_parallel_size") or 1)
+
+
+# --- preempting every running request -----------------------------------------------------------------------------
+
+
+@check
+def none_waits_with_kv(core: Core) -> str:
+    """As ``Scheduler._holds_kv_blocks``, of what does not run."""
+    waiting = [r for r in _requests(core) if str(r.status) != "RUNNING"]
+    return _count([r for r in waiting if "REMOTE_KV" in str(r.status) or r.num_computed_tokens > 0])
+
+
+@check
+def none_finishes_in_pause(core: Core) -> str:
+    """The pause of mode ``wait``; preempted requests are queued, and what is queued stays queued in it."""
+    draining = getattr(getattr(core.engine.scheduler, "pause_state", None), "name", "") == "PAUSED_NEW"
+    return _count(list(core.engine.scheduler.running)) if draining else ""
+
+
+@check
+def preemption_keeps_tokens(core: Core) -> str:
+    return _count([r for r in _requests(core) if hasattr(r, "discard_latest_async_tokens")])
+
+
+@check
+def seeds_survive(core: Core) -> str:
+    """A chunk of a prefill takes back the random numbers it used, which generators on the CPU can't."""
+    if _config(core, "device_config", "device_type") != "cpu":
+        return ""
+    running = list(core.engine.scheduler.running)
+    seeded = [r for r in running if getattr(r.sampling_params, "seed", None) is not None]
+    budget = _config(core, "scheduler_config", "max_num_batched_tokens")
+    longest = _config(core, "scheduler_config", "long_prefill_token_threshold") or budget
+    fits = sum(r.num_tokens for r in running) <= budget and all(r.num_tokens <= longest for r in seeded)
+    return "" if fits else _count(seeded) and f"{_count(seeded)} with seeds"
+
+
+# --- the strict form of async_scheduling --------------------------------------------------------------------------
+
+
+@check
+def one_stage(core: Core) -> str:
+    return str(stages(core)) if stages(core) > 1 else ""
+
+
+@check
+def no_lockstep(core: Core) -> str:
+    return type(core.engine).__name__ if hasattr(core.engine, "dp_group") else ""
+
+
+@check
+def known_scheduler(core: Core) -> str:
+    """Exactly vLLM's own, on its own base, with none of our wrappers over a method in which the two differ."""
+    found = core.scheduler_class
+    own = found.__name__ == "AsyncScheduler" and [base.__name__ for base in found.__bases__] == ["Scheduler"]
+    hidden = sorted(set(vars(found)) & set(vars(core.engine.scheduler)))
+    return ", ".join(hidden) if own else found.__name__
+
+
+@check
+def generates(core: Core) -> str:
+    kind = str(_config(core, "model_config", "runner_type") or "generate")
+    return "" if kind == "generate" else kind
+
+
+@check
+def no_structured_output(core: Core) -> str:
+    return _count([r for r in _requests(core) if getattr(r, "structured_output_request", None) is not None])
+
+
+# --- the workers --------------------------------------------------------------------------------------------------
+
+
+@check
+def workers_answer(core: Core) -> str:
+    return core.workers.fault
+
+
+@check
+def ranks_agree(core: Core) -> str:
+    return core.workers.differing()
+
+
+@check
+def no_lora(core: Core) -> str:
+    found = _config(core, "lora_config")
+    return "" if found is None else type(found).__name__
+
+
+# --- weight updates -----------------------------------------------------------------------------------------------
+
+
+@check
+def sees_updates(core: Core) -> str:
+    for seam in (PAUSING, RPC):
+        if fault := fault_of(seam, core.engine):
+            return f"{seam.name}: {fault}"
+        if not is_tapped(core.engine, seam.method):
+            return f"calls of {seam.method}"
+    return ""
+
+
+@check
+def no_sleep_mode(core: Core) -> str:
+    return "on" if _config(core, "model_config", "enable_sleep_mode") else ""
+
+
+@check
+def text_only(core: Core) -> str:
+    return "multimodal" if _config(core, "model_config", "is_multimodal_model") else ""

@@ -1,0 +1,1 @@
+"""Probes on a live engine: requests of our own and weight digests."""

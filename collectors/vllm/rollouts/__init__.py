@@ -1,0 +1,1 @@
+"""From the engine's step outputs to finished rollouts."""

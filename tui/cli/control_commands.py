@@ -1,0 +1,269 @@
+"""The commands that change engines: set, keep, undo, flush, pause, resume; and the log of them all."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rltop.backend.util.durations import seconds_of, span
+from rltop.collectors.contract.actions import ACTIONS, MAX_REVERT_S, Action
+from rltop.collectors.contract.flags import BY_NAME, FLAGS
+from rltop.tui.cli.run_options import as_json_option, client_of, logged_run, print_json, run_option
+
+if TYPE_CHECKING:
+    from rltop.backend.api import Change
+    from rltop.backend.client.live import Client, Watch
+
+FLAG_HELP = "\n\n\b\n" + "\n".join(f"{flag.name:<21}{'|'.join(flag.values):<15}{flag.summary}" for flag in FLAGS)
+"""The table of flags, as a paragraph that click leaves as it is."""
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3
+    """``90s``, ``10m``, ``1h30m``; as seconds."""
+
+    name = "duration"
+
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = longest_s
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See ``click.ParamType``."""
+        try:
+            seconds = seconds_of(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if not 0 < seconds <= self._longest_s:
+            self.fail(f"{value}: more than 0 and at most {span(self._longest_s)}", param, ctx)
+        return seconds
+
+
+class Moment(click.ParamType):  # type: ignore[type-arg]
+    """A duration before now, or a date and time (ISO 8601, UTC unless it says otherwise); as seconds."""
+
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See ``click.ParamType``."""
+        try:
+            return time.time() - seconds_of(value)
+        except ValueError:
+            pass
+        try:
+            found = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a duration (2h) nor a time (2026-01-31T12:00)", param, ctx)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+_reason = click.option("--reason", "why", default="", help="Why, for the record.")
+_timeout = click.option(
+    "--timeout", type=click.FloatRange(1, 3600), default=30.0, show_default=True, help="Seconds to wait."
+)
+_engines = click.option("--engine", "engines", multiple=True, metavar="ID", help="Only this engine (may be repeated).")
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What every command has that waits for engines."""
+    return run_option(_reason(_timeout(as_json_option(command))))
+
+
+@click.command(
+    name="set",
+    short_help="Switch a flag on live engines.",
+    help="Switch FLAG to VALUE on the live engines, and wait for what became of it. "
+    "Exit code 0 only if every engine applied it." + FLAG_HELP,
+)
+@click.argument("flag", type=click.Choice(list(BY_NAME)), metavar="FLAG")
+@click.argument("value")
+@_engines
+@click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), metavar="F",
+              help="Only this share of the live engines: at least one, and one left out to compare with.")  # fmt: skip
+@click.option("--for", "revert_s", type=Duration(MAX_REVERT_S), metavar="TIME",
+              help="Take it back after this time (90s, 10m, 1h) unless `rltop keep` says otherwise; the engines do it "
+              "themselves.")  # fmt: skip
+@click.option("--strict", is_flag=True, help="The strict form of VALUE, where FLAG has one.")
+@_options
+def set_flag(
+    flag: str,
+    value: str,
+    engines: tuple[str, ...],
+    fraction: float | None,
+    revert_s: float | None,
+    strict: bool,
+    run: str | None,
+    why: str,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """See the help text above, which is made from the table of flags."""
+    if value not in BY_NAME[flag].values:
+        raise click.BadParameter(
+            f"{flag} can be {' or '.join(BY_NAME[flag].values)}, not {value!r}", param_hint="VALUE"
+        )
+
+    def ask(client: Client, watch: Watch | None) -> list[Change]:
+        return client.set_flag(
+            flag, value, engines=list(engines) or None, why=why, timeout_s=timeout, strict=strict, revert_s=revert_s,
+            fraction=fraction, watch=watch,
+        )  # fmt: skip
+
+    _follow(run, ask, as_json=as_json)
+
+
+@click.command()
+@click.argument("command", required=False)
+@_options
+def keep(command: str | None, run: str | None, why: str, timeout: float, as_json: bool) -> None:
+    """Let what COMMAND did with --for stay.
+
+    Without COMMAND: the only one whose timer runs.
+    """
+
+    def ask(client: Client, watch: Watch | None) -> list[Change]:
+        return client.keep(command or _only_timer(client), why=why, timeout_s=timeout, watch=watch)
+
+    _follow(run, ask, as_json=as_json)
+
+
+def _only_timer(client: Client) -> str:
+    from rltop.backend.text.status import timer_texts
+
+    snapshot = client.snapshot()
+    timers = {t.command for engine in snapshot.engines.values() for t in engine.timers if t.verb == "set"}
+    if len(timers) == 1:
+        return timers.pop()
+    if not timers:
+        raise click.ClickException("no timer runs: nothing is taken back by itself, nothing has to be kept")
+    raise click.ClickException("\n".join([f"{len(timers)} commands have timers; name one", *timer_texts(snapshot)]))
+
+
+@click.command(short_help="Take back what COMMAND changed.")
+@click.argument("command")
+@_options
+def undo(command: str, run: str | None, why: str, timeout: float, as_json: bool) -> None:
+    """Bring the engines that COMMAND changed back to what they had before.
+
+    A flag that was changed since is left alone. `rltop audit` lists the commands.
+    """
+    _follow(run, lambda client, watch: client.undo(command, why=why, timeout_s=timeout, watch=watch), as_json=as_json)
+
+
+def _action(action: Action) -> click.Command:
+    """The command of an entry of the table of actions."""
+
+    def act(
+        run: str | None,
+        engines: tuple[str, ...],
+        why: str,
+        timeout: float,
+        as_json: bool,
+        revert_s: float | None = None,
+    ) -> None:
+        def ask(client: Client, watch: Watch | None) -> list[Change]:
+            return client.act(
+                action.verb, engines=list(engines) or None, revert_s=revert_s, why=why, timeout_s=timeout, watch=watch
+            )
+
+        _follow(run, ask, as_json=as_json)
+
+    made = _options(_engines(act))
+    if action.guard_s is not None:
+        text = f"Guard timer: at most {span(action.max_guard_s)} (default: {span(action.guard_s)})."
+        made = click.option("--for", "revert_s", type=Duration(action.max_guard_s), metavar="TIME", help=text)(made)
+    summary = action.summary[0].upper() + action.summary[1:]
+    return click.command(name=action.word, short_help=f"{summary}.", help=f"{summary}.\n\n{action.effect}")(made)
+
+
+def _follow(run: str | None, ask: Callable[[Client, Watch | None], list[Change]], *, as_json: bool) -> None:
+    """Ask, show how it goes on a terminal, print what became of it, and end with 0 only if all engines applied it."""
+    from rltop.backend import api
+    from rltop.backend.client.live import CommandError, HubUnreachable
+    from rltop.backend.commands import messages
+    from rltop.backend.text import status
+
+    watch = None if as_json or not sys.stderr.isatty() else Progress()
+    try:
+        with client_of(run) as client:
+            changes = ask(client, watch)
+    except (CommandError, HubUnreachable) as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        print_json({"flag_changes": [status.change_json(change) for change in changes]})
+    else:
+        for change in changes:
+            click.echo(status.change_text(change))
+    applied = all(change.state == "applied" for change in changes)
+    where = f" --run {run}" if run else ""
+    if not applied and (found := messages.remedy(changes)):
+        click.echo(f"not on all engines; this {found.does}:\n  {found.type}{where}", err=True)
+    timed = next((change for change in changes if change.reverts_at is not None), None)
+    if timed is not None and not as_json:
+        left = span(round(max((timed.reverts_at or 0.0) - time.time(), 0.0)))
+        stay = "" if timed.verb != "set" else f"; to let it stay: rltop keep {timed.command}{where}"
+        click.echo(f"taken back by itself in {left}{stay}", err=True)
+    if applied and not as_json and any(api.moved(change) and change.verb == "set" for change in changes):
+        command = changes[0].command
+        click.echo(f"what it does: rltop effect {command}{where}; back: rltop undo {command}{where}", err=True)
+    sys.exit(0 if applied else 1)
+
+
+class Progress:
+    """Says on standard error what each engine is about, whenever that changes and is not the end."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[str, str]] = {}
+
+    def __call__(self, changes: list[Change]) -> None:
+        """See ``client.Watch``."""
+        from rltop.backend.api import TERMINAL
+
+        for change in changes:
+            now = change.state, change.reason
+            if change.state not in TERMINAL and self._seen.get(change.engine) != now:
+                self._seen[change.engine] = now
+                click.echo(f"{change.engine}: {change.state}{f', {change.reason}' if change.reason else ''}", err=True)
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--flag", type=click.Choice(list(BY_NAME)), metavar="FLAG", help="Only this flag.")
+@click.option("--engine", "engine", metavar="ID", help="Only this engine.")
+@click.option("--since", type=Moment(), metavar="TIME", help="From then on: 2h (ago), or a UTC time.")
+@as_json_option
+def audit(run: str | None, flag: str | None, engine: str | None, since: float | None, as_json: bool) -> None:
+    """Print who asked for what, why, and what became of it.
+
+    Read from the log in the directory of RUN; no hub is needed.
+    """
+    import msgspec
+
+    from rltop.backend.commands import audit as log
+
+    path = logged_run(run).audit
+    try:
+        lines, bad = log.read(path)
+    except OSError as error:
+        raise click.ClickException(f"{path}: {error.strerror or error}") from error
+    shown = [
+        line
+        for line in lines
+        if flag in (None, line.flag) and engine in (None, line.engine) and (since is None or line.time >= since)
+    ]
+    if as_json:
+        print_json({"log": str(path), "unreadable": bad, "lines": [msgspec.to_builtins(line) for line in shown]})
+        return
+    for line in shown:
+        click.echo(log.text_of(line))
+    if bad:
+        click.echo(f"{bad} lines can't be read; a kill in the middle of a write may tear one", err=True)
+    if not shown:
+        said = f"none of the {len(lines)} lines in {path} is such" if lines else f"no command was logged in {path}"
+        click.echo(said, err=True)
+
+
+COMMANDS: tuple[click.Command, ...] = (set_flag, keep, undo, *(_action(action) for action in ACTIONS), audit)

@@ -1,0 +1,1 @@
+"""What the views draw, computed from the snapshot. No widgets."""

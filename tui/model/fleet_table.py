@@ -1,0 +1,172 @@
+"""The fleet as a table: engines as they are, or as they were when a step had closed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from rltop.backend.api import Change, Engine, Past, Snapshot, Step
+from rltop.backend.fleet.facts import some
+from rltop.backend.metrics import Values
+from rltop.backend.text.fingerprint_text import MARK
+from rltop.collectors.contract.flags import FLAGS
+from rltop.tui.widgets import theme
+from rltop.tui.widgets.table import Column
+
+HEALTH = {"live": ("●", theme.GOOD), "silent": ("◌", theme.WARN), "gone": ("✖", theme.BAD)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. What is not known of that time is None, and reads ``-``.
+
+    Attributes:
+        id: the engine's name.
+        engine: as last heard of by then; None if nobody kept that.
+        gap: ``logp_abs_diff_mean`` of its tokens in the step. hits: its prefix hit rate.
+        lag: versions behind the trainer.
+        flags: flag to value; empty if not known.
+    """
+
+    id: str
+    engine: Engine | None
+    gap: float | None = None
+    hits: float | None = None
+    lag: float | None = None
+    flags: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def now(engines: Iterable[Engine]) -> list[Row]:
+    """The engines as they are."""
+    return [_row(engine, engine.gap, engine.lag) for engine in by_id(engines)]
+
+
+def at_step(view: Snapshot, step: Step, past: Past | None) -> list[Row]:
+    """The engines as they were when ``step`` had closed.
+
+    Args:
+        view: the picture, as it is.
+        step: as the picture has it; of an old one that is its headline.
+        past: what a store has of that time; None if there is none, or not yet.
+    """
+    values = {**step.engines, **(past.step.engines if past else {})}
+    known = past.engines if past else {}
+    names = {**known, **values} if past else {**view.engines, **values}
+    changes = [change for change in view.changes.values() if change.verb == "set" and change.state == "applied"]
+    return by_id(_row_at(name, known.get(name), values.get(name, {}), changes, step.closed) for name in names)
+
+
+def _row_at(name: str, engine: Engine | None, values: Values, changes: list[Change], when: float) -> Row:
+    gap = values.get("logp_abs_diff_mean")
+    if engine is not None:
+        return _row(engine, gap, engine.lag)
+    own = [change for change in changes if change.engine == name]
+    return Row(name, None, gap, values.get("prefix_hit_rate"), values.get("lag_mean"), flags_at(own, when))
+
+
+def _row(engine: Engine, gap: float | None, lag: float | None) -> Row:
+    flags = {flag: state.value for flag, state in engine.flags.items()}
+    return Row(engine.id, engine, gap, engine.prefix_hit_rate, lag, flags)
+
+
+def flags_at(changes: Iterable[Change], when: float) -> dict[str, str | None]:
+    """Values of the flags that an engine's applied switches name, at the wall clock ``when``."""
+    found: dict[str, str | None] = {}
+    for change in sorted(changes, key=lambda change: change.closed or change.requested):
+        if (change.closed or change.requested) <= when:
+            found[change.flag] = change.new
+        else:
+            found.setdefault(change.flag, change.old)
+    return found
+
+
+def flags_text(flags: Mapping[str, str | None]) -> str:
+    """The flags that are not as usual, in few characters: ``pc- lm=p``."""
+    unusual = [
+        (flag.name, flags[flag.name])
+        for flag in FLAGS
+        if flag.name in flags and flags[flag.name] not in (None, flag.values[0])
+    ]
+    return " ".join(theme.flag_label(name, value, short=True) for name, value in unusual) or "usual"
+
+
+def _name(row: Row) -> theme.Part:
+    engine = row.engine
+    if engine is None:
+        return f"  {row.id}", theme.PLAIN
+    sign, style = HEALTH.get(engine.health, ("?", theme.WARN))
+    mark = MARK if engine.differs else " "
+    return (
+        f"{sign}{mark}{engine.id}",
+        style if engine.health != "live" else theme.WARN if engine.differs else theme.PLAIN,
+    )
+
+
+def _version(engine: Engine) -> str:
+    mark = "" if engine.version_source == "engine" or engine.policy_version is None else "?"
+    return theme.whole(engine.policy_version) + mark
+
+
+def _lag(row: Row) -> theme.Part:
+    shown = theme.whole(int(row.lag)) if row.lag is not None and row.lag == int(row.lag) else theme.figure(row.lag, 2)
+    return shown, theme.WARN if (row.lag or 0) > 1 and row.engine is not None else theme.PLAIN
+
+
+def _state(row: Row) -> theme.Part:
+    engine = row.engine
+    if engine is None:
+        return theme.UNKNOWN, theme.FAINT
+    faults = sum(engine.faults.values())
+    lost = sum(counts.dropped for counts in engine.counts.values())
+    words = [
+        (engine.health != "live", engine.health),
+        (engine.paused, "paused"),
+        (engine.update_open, "updating"),
+        (faults > 0, f"{faults} faults"),
+        (lost > 0, f"{lost} lost"),
+        (engine.without_logprobs > 0, f"{engine.without_logprobs} without logprobs"),
+        (bool(engine.differs), f"{MARK} {some(list(engine.differs))}"),
+    ]
+    said = ", ".join(word for true, word in words if true)
+    return said or "ok", theme.WARN if said and said != "updating" else theme.FAINT
+
+
+def _shown(text: Callable[[Engine], str], style: Any = theme.PLAIN) -> Callable[[Row], theme.Part]:
+    return lambda row: (theme.UNKNOWN if row.engine is None else text(row.engine), style)
+
+
+def _by(key: Callable[[Engine], Any]) -> Callable[[Row], Any]:
+    return lambda row: None if row.engine is None else key(row.engine)
+
+
+# What changes most stands together: a line is sent again from its first to its last changed cell.
+FLEET: tuple[Column[Row], ...] = (
+    Column("engine", 10, _name, sort=lambda row: row.id, right=False),
+    Column("tok/s", 6, _shown(lambda e: theme.figure(e.tokens_per_s)), sort=_by(lambda e: e.tokens_per_s)),
+    Column("run", 4, _shown(lambda e: str(e.running)), sort=_by(lambda e: e.running)),
+    Column("wait", 4, _shown(lambda e: str(e.waiting)), sort=_by(lambda e: e.waiting)),
+    Column("KV use", 6, _shown(lambda e: theme.percent(e.kv_usage)), sort=_by(lambda e: e.kv_usage), rank=2),
+    Column("hits", 5, lambda row: (theme.percent(row.hits), theme.PLAIN), sort=lambda row: row.hits,
+           metrics=("prefix_hit_rate",)),
+    Column("policy", 6, _shown(_version), sort=_by(lambda e: e.policy_version)),
+    Column("lag", 3, _lag, sort=lambda row: row.lag),
+    Column("gap nats", 8, lambda row: (theme.figure(row.gap), theme.PLAIN), sort=lambda row: row.gap,
+           metrics=("logp_abs_diff_mean", "engine_z")),
+    Column("flags", 8, lambda row: (flags_text(row.flags) if row.flags else theme.UNKNOWN, theme.PLAIN), right=False),
+    Column("vLLM", 9, _shown(lambda e: e.vllm_version), sort=_by(lambda e: e.vllm_version), rank=1, right=False),
+    Column("step", 8, _shown(lambda e: str(e.step), theme.FAINT), sort=_by(lambda e: e.step), rank=5),
+    Column("tokens", 6, _shown(lambda e: theme.figure(e.tokens), theme.FAINT), sort=_by(lambda e: e.tokens), rank=4),
+    Column("finished", 8, _shown(lambda e: str(e.finished), theme.FAINT), sort=_by(lambda e: e.finished), rank=6),
+    Column("aborted", 7, _shown(lambda e: str(e.aborted), theme.FAINT), sort=_by(lambda e: e.aborted), rank=7),
+    Column("host", 12, _shown(lambda e: e.host, theme.FAINT), sort=_by(lambda e: e.host), rank=8, right=False),
+    Column("state", 6, _state, rank=3, right=False),
+)  # fmt: skip
+
+
+T = TypeVar("T", Engine, Row)
+
+
+def by_id(engines: Iterable[T]) -> list[T]:
+    """Engines in the order people count: e2 before e10."""
+    return sorted(engines, key=lambda engine: (engine.id.rstrip("0123456789"), len(engine.id), engine.id))

@@ -1,0 +1,1 @@
+"""Widgets and drawing primitives. They know nothing of a run."""
