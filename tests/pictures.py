@@ -296,4 +296,4 @@ def troubled() -> Snapshot:
     return shown
 
 
-__all__ = ["AskSet", "HeldClient", "view"]
+__all__ = ["AskSet", "HeldClient"]

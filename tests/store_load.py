@@ -165,4 +165,4 @@ def _check_whole(rundir: RunDir, steps: int) -> None:
         assert reader.execute("SELECT text FROM event WHERE kind IN ('gap', 'lost')").fetchall() == []
 
 
-__all__ = ["Fleet", "Witness", "fleet", "kill_often", "start_hub", "view"]
+__all__ = ["Fleet", "Witness", "api", "fleet", "kill_often", "start_hub"]

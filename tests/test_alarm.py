@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from rltop.backend.alarms import rules
 from rltop.backend.alarms.rules import Alarms
-from rltop.backend.api import alarm
-from rltop.backend.api.alarm import Alarm, News
+from rltop.backend.api.alarm import CLEAR_AFTER, CLEARED, RAISED, RENAMED, REOPENED, Alarm, News, standing
 from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Verdict
 
 STALE = Cause("stale-prefix", "C1", "inference path", "KV of older weights", "", 0.9, since_step=3)
@@ -46,7 +45,7 @@ def test_one_odd_step_is_no_alarm() -> None:
 
 def test_an_alarm_names_the_cause_its_engines_and_since_when() -> None:
     [news] = run(Alarms(), *steps(10, 8, LYING))
-    assert (news.what, news.told) == (alarm.RAISED, True)
+    assert (news.what, news.told) == (RAISED, True)
     assert (news.alarm.cause, news.alarm.code, news.alarm.engines) == ("lying-replica", "B6", ["e1"])
     assert news.alarm.raised_step == 10 + rules.RAISE_AFTER - 1
 
@@ -63,7 +62,7 @@ def test_a_doubt_takes_longer_and_is_told_again_when_it_becomes_sure() -> None:
     [doubt] = run(alarms, *steps(0, rules.DOUBT_AFTER, PARTIAL, sure=False))
     assert (doubt.alarm.sure, doubt.alarm.raised_step) == (False, rules.DOUBT_AFTER - 1)
     [sure] = run(alarms, *steps(rules.DOUBT_AFTER, 3, STALE))
-    assert (sure.what, sure.told, sure.alarm.id, sure.alarm.cause) == (alarm.RENAMED, True, doubt.alarm.id, STALE.id)
+    assert (sure.what, sure.told, sure.alarm.id, sure.alarm.cause) == (RENAMED, True, doubt.alarm.id, STALE.id)
 
 
 def test_too_little_data_neither_raises_nor_ends_an_alarm() -> None:
@@ -76,16 +75,16 @@ def test_too_little_data_neither_raises_nor_ends_an_alarm() -> None:
 
 def test_it_ends_after_some_healthy_steps_and_says_so_once() -> None:
     alarms, alarm = raised()
-    assert not run(alarms, *steps(12, alarm.CLEAR_AFTER - 1))
+    assert not run(alarms, *steps(12, CLEAR_AFTER - 1))
     [news] = run(alarms, *steps(20, 10))
-    assert (news.what, news.alarm.id, news.alarm.cleared_step) == (alarm.CLEARED, alarm.id, 20)
+    assert (news.what, news.alarm.id, news.alarm.cleared_step) == (CLEARED, alarm.id, 20)
     assert alarms.open is None
 
 
 def test_a_better_name_within_the_layer_is_not_told_anew_and_another_layer_is() -> None:
     alarms, _ = raised(PARTIAL)
     [same] = run(alarms, *steps(12, 4, LYING))
-    assert (same.what, same.told, same.alarm.cause) == (alarm.RENAMED, False, LYING.id)
+    assert (same.what, same.told, same.alarm.cause) == (RENAMED, False, LYING.id)
     alarms.acknowledge("a1", "kim", 0.0)
     [other] = run(alarms, *steps(16, 4, STALE))
     assert (other.told, other.alarm.acknowledged) == (True, "")
@@ -93,22 +92,22 @@ def test_a_better_name_within_the_layer_is_not_told_anew_and_another_layer_is() 
 
 def test_the_same_cause_soon_after_opens_the_old_alarm_again() -> None:
     alarms, alarm = raised()
-    run(alarms, *steps(12, alarm.CLEAR_AFTER))
+    run(alarms, *steps(12, CLEAR_AFTER))
     [again] = run(alarms, *steps(20, 2, STALE))
-    assert (again.what, again.alarm.id, again.alarm.again) == (alarm.REOPENED, alarm.id, 1)
-    run(alarms, *steps(22, alarm.CLEAR_AFTER))
-    [new] = run(alarms, *steps(22 + alarm.CLEAR_AFTER + rules.REOPEN_WITHIN, 2, STALE))
-    assert (new.what, new.alarm.id) == (alarm.RAISED, "a2")
+    assert (again.what, again.alarm.id, again.alarm.again) == (REOPENED, alarm.id, 1)
+    run(alarms, *steps(22, CLEAR_AFTER))
+    [new] = run(alarms, *steps(22 + CLEAR_AFTER + rules.REOPEN_WITHIN, 2, STALE))
+    assert (new.what, new.alarm.id) == (RAISED, "a2")
 
 
 def test_nothing_is_told_of_what_is_acknowledged_or_silenced() -> None:
     alarms, alarm = raised()
     alarms.acknowledge(alarm.id, "kim", 700.0)
-    [news] = run(alarms, *steps(12, alarm.CLEAR_AFTER))
+    [news] = run(alarms, *steps(12, CLEAR_AFTER))
     assert (news.told, news.alarm.acknowledged) == (False, "kim")
     alarms, alarm = raised()
     alarms.silence(alarm.id, 3600.0, 700.0)
-    assert [n.told for n in run(alarms, *steps(12, alarm.CLEAR_AFTER))] == [False]
+    assert [n.told for n in run(alarms, *steps(12, CLEAR_AFTER))] == [False]
 
 
 def test_silence_ends_by_itself_and_at_once_with_zero() -> None:
@@ -122,7 +121,7 @@ def test_an_alarm_that_is_not_there_or_over_says_so() -> None:
     alarms, alarm = raised()
     with pytest.raises(ValueError, match="no alarm 'a7'; alarms: a1"):
         alarms.acknowledge("a7", "kim", 0.0)
-    run(alarms, *steps(12, alarm.CLEAR_AFTER))
+    run(alarms, *steps(12, CLEAR_AFTER))
     with pytest.raises(ValueError, match="a1 is over since step 16"):
         alarms.silence(alarm.id, 5.0, 0.0)
 
@@ -131,24 +130,24 @@ def test_a_new_hub_goes_on_from_the_alarms_of_the_last() -> None:
     alarms, alarm = raised()
     later = Alarms(list(alarms.all.values()))
     assert later.open == alarm
-    [news] = run(later, *steps(12, alarm.CLEAR_AFTER))
-    assert (news.what, news.alarm.id) == (alarm.CLEARED, alarm.id)
+    [news] = run(later, *steps(12, CLEAR_AFTER))
+    assert (news.what, news.alarm.id) == (CLEARED, alarm.id)
 
 
 def test_it_says_how_far_it_is_from_its_end_and_a_bad_step_begins_anew() -> None:
     alarms, _ = raised()
     assert not run(alarms, *steps(12, 3))
     assert alarms.open is not None
-    assert (alarms.open.well, alarm.standing(alarms.open, 0.0)) == (3, "open, healthy for 3 of 5 steps")
+    assert (alarms.open.well, standing(alarms.open, 0.0)) == (3, "open, healthy for 3 of 5 steps")
     assert list(alarms.take_changed()) == ["a1"]
     run(alarms, verdict(15, STALE))
     assert alarms.open.well == 0
-    assert not run(alarms, *steps(16, alarm.CLEAR_AFTER - 1))
+    assert not run(alarms, *steps(16, CLEAR_AFTER - 1))
     later = Alarms(list(alarms.all.values()))  # a new hub does not count anew
     [news] = run(later, *steps(20, 1))
-    assert news.what == alarm.CLEARED
+    assert news.what == CLEARED
     [again] = run(later, *steps(21, 2, STALE))
-    assert (again.what, again.alarm.well) == (alarm.REOPENED, 0)
+    assert (again.what, again.alarm.well) == (REOPENED, 0)
 
 
 @given(st.lists(st.sampled_from([None, STALE, PARTIAL, LYING]), max_size=200), st.data())
@@ -158,6 +157,6 @@ def test_raised_and_cleared_take_turns_whatever_comes(causes: list[Cause | None]
         sure = data.draw(st.booleans()) if cause else True
         if news := alarms.take(verdict(step, *([cause] if cause else []), sure=sure), float(step)):
             told.append(news.what)
-    ends = [what for what in told if what != alarm.RENAMED]
-    assert [what == alarm.CLEARED for what in ends] == [bool(i % 2) for i in range(len(ends))]
+    ends = [what for what in told if what != RENAMED]
+    assert [what == CLEARED for what in ends] == [bool(i % 2) for i in range(len(ends))]
     assert sum(alarm.cleared is None for alarm in alarms.all.values()) <= 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rltop.backend import api
 from rltop.backend.diagnosis.catalogue import checks_page
-from rltop.backend.evidence import evidence, evidence_kernel, sequential
+from rltop.backend.evidence import evidence, kernel, sequential
 from rltop.backend.evidence.evidence import Evidence
 from rltop.backend.evidence.evidence_arrays import Piles
 from rltop.backend.evidence.series import Course, Stretch
@@ -38,10 +38,10 @@ def _same(one: Evidence, other: Evidence, tolerance: float = 1e-9) -> bool:
 
 def test_sums_are_what_the_tokens_make() -> None:
     run = Piles(type("C", (), {"evidence": _stretches(1, seed=5, matched=64)})()).run
-    n = run.sums[0, evidence_kernel.N]
-    assert n == run.sums[0, evidence_kernel.MATCHED] == run.moments[0, evidence_kernel.X, 1]
-    assert run.moments[0, evidence_kernel.X, 0] == 64
-    assert abs(run.moments[0, evidence_kernel.M_D, 2]) < 1e-3  # step 0 is on policy
+    n = run.sums[0, kernel.N]
+    assert n == run.sums[0, kernel.MATCHED] == run.moments[0, kernel.X, 1]
+    assert run.moments[0, kernel.X, 0] == 64
+    assert abs(run.moments[0, kernel.M_D, 2]) < 1e-3  # step 0 is on policy
     assert run.sums[0, evidence.REQUESTS] == run.sums[0, evidence.ROWS] == 64
     assert run.profile[0, :, 0].sum() == n
 

@@ -15,7 +15,7 @@ from rltop.backend.diagnosis.checks import rounding_noise
 from rltop.backend.diagnosis.checks.findings import LOG_FOUND
 from rltop.backend.diagnosis.checks.rounding_noise import BASE_SEQUENCES, FINEST, STRAY, WIDER
 from rltop.backend.diagnosis.checks.run_all import ask
-from rltop.backend.evidence import evidence_kernel
+from rltop.backend.evidence import kernel
 from rltop.backend.evidence.evidence import Evidence
 from rltop.backend.evidence.evidence_arrays import Pile
 from tests.simulated import Fault, Policy
@@ -29,8 +29,8 @@ def pile(*steps: tuple[int, int], size: float = 0.0) -> Pile:
     moments, sums = np.zeros((len(steps), *Evidence().moments.shape)), np.zeros((len(steps), *Evidence().sums.shape))
     for at, (rows, beyond) in enumerate(steps):
         n = rows * TOKENS
-        moments[at, evidence_kernel.M_DD, :3] = rows, n, n * size**2
-        sums[at, [evidence_kernel.MATCHED, evidence_kernel.ROOM, evidence_kernel.BELOW_ROWS]] = n, 0.2 * n, beyond
+        moments[at, kernel.M_DD, :3] = rows, n, n * size**2
+        sums[at, [kernel.MATCHED, kernel.ROOM, kernel.BELOW_ROWS]] = n, 0.2 * n, beyond
     numbers = np.arange(len(steps), dtype=np.int64)
     rest = (
         np.zeros((len(steps), *getattr(Evidence(), name).shape)) for name in ("extremes", "aligned", "profile", "lags")
@@ -61,7 +61,7 @@ def test_few_sequences_set_no_bound() -> None:
 def test_a_bet_on_sequences_expects_no_gain_where_no_more_are_beyond_than_rounding_makes(
     part: float, rows: int, least: float
 ) -> None:
-    share = part * max(STRAY, min((least / evidence_kernel.FINE) ** 2 * 0.2 * TOKENS, 1.0))
+    share = part * max(STRAY, min((least / kernel.FINE) ** 2 * 0.2 * TOKENS, 1.0))
     chances = [math.comb(rows, k) * share**k * (1 - share) ** (rows - k) for k in range(rows + 1)]
     wealth = [math.exp(rounding_noise.bet_on_sequences(pile((rows, k)), least)[0]) for k in range(rows + 1)]
     assert sum(chance * own for chance, own in zip(chances, wealth, strict=True)) <= 1 + 1e-9

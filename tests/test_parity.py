@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rltop.backend import api, metrics
 from rltop.backend.parity.compare import ALPHA, JUDGED, MIN_STEPS, RHO, Floats, parity
-from rltop.backend.parity.stored_runs import as_text, compare, differing
+from rltop.backend.parity.stored_runs import as_text, compare_stored, differing
 from rltop.tui.app import RltopApp
 from rltop.tui.cli import main as cli
 from rltop.tui.cli.history_commands import read_references
@@ -155,7 +155,7 @@ def test_the_command_prints_the_verdict_and_ends_with_it(tmp_path: Path) -> None
     answer = json.loads(bad.stdout)
     assert (bad.exit_code, answer["verdict"], answer["references"]) == (1, "not parity", 3)
     assert answer["since"] <= 10
-    text = as_text(compare([Path(path) for path in paths[:3]], Path(paths[3])))
+    text = as_text(compare_stored([Path(path) for path in paths[:3]], Path(paths[3])))
     assert text.startswith("not parity in mean ratio, since step")
     assert CliRunner().invoke(cli.main, ["parity", paths[0]]).exit_code == 2
     nothing = CliRunner().invoke(cli.main, ["parity", paths[0], str(tmp_path / "nothing")])

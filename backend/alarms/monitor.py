@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from rltop.backend import api
 from rltop.backend.alarms.rules import Alarms
-from rltop.backend.api import alarm
-from rltop.backend.api.alarm import Alarm, about
+from rltop.backend.api.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm, about
 from rltop.backend.api.verdict import Verdict
 from rltop.backend.commands import audit
 from rltop.backend.diagnosis.diagnose import diagnose
@@ -22,7 +21,7 @@ of the newest step. Where steps close faster, the rules of alarms count verdicts
 MAX_SILENCE_S = 7 * 86_400.0
 """The longest silence; what is to be silent for longer is to be acknowledged."""
 
-SEVERITY = {alarm.RAISED: "error", alarm.REOPENED: "error", alarm.RENAMED: "warn", alarm.CLEARED: "info"}
+SEVERITY = {RAISED: "error", REOPENED: "error", RENAMED: "warn", CLEARED: "info"}
 """Of the event that tells what became of an alarm; of one that is not sure, ``warn`` at most."""
 
 
@@ -65,7 +64,7 @@ class AlarmWatch:
         if news is None:
             return None
         alarm = news.alarm
-        severity = SEVERITY[news.what] if alarm.sure or news.what == alarm.CLEARED else "warn"
+        severity = SEVERITY[news.what] if alarm.sure or news.what == CLEARED else "warn"
         engine = alarm.engines[0] if len(alarm.engines) == 1 else None
         return Note(severity, f"alarm {alarm.id} {news.what}: {about(alarm)}", engine)
 

@@ -1,4 +1,4 @@
-"""The questions of a viewer, the answers of the hub, and their codec: one msgpack frame each way on the query socket."""
+"""Questions of viewers, answers of the hub, and their codec: one msgpack frame each way on the query socket."""
 
 from __future__ import annotations
 

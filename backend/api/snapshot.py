@@ -18,7 +18,7 @@ from rltop.collectors.contract.wire import Counts, FlagState, Timer
 MAX_EVENTS = 2_000
 MAX_CHANGES = 1_000
 MAX_PROBES = 200
-"""Bounds on what a viewer (and the hub, for serving) holds; the oldest go first. Of steps: ``coarse``."""
+"""Bounds of a snapshot, in the hub and in viewers; the oldest are dropped first. ``downsample`` bounds the steps."""
 
 TERMINAL = frozenset({"applied", "refused", "timed_out", "superseded"})
 """States in which a change is closed."""
@@ -200,8 +200,8 @@ class Snapshot(msgspec.Struct):
     """The whole picture as of frame ``seq`` of hub ``epoch``.
 
     ``steps`` and ``changes`` are keyed (by step number; by command and engine) and in order of arrival. The newest
-    ``WHOLE_STEPS`` steps are whole; older ones have their ``HEADLINE`` left (``rltop.backend.api.downsample``), and still
-    older ones are there if they stand out (``rltop.backend.api.downsample``).
+    ``WHOLE_STEPS`` steps are whole, older ones keep their ``HEADLINE``, and of the oldest only those that stand out
+    remain (``rltop.backend.api.downsample``).
     ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records. ``probes``: what they found
     out, by command. ``alarms`` are by id, oldest first.
     """

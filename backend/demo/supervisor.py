@@ -167,8 +167,8 @@ class _Run:
         )
         children.append(
             Child(
-                "trainer", "rltop.backend.demo.rl.demo_trainer", trainer, TRAINER_ENVIRONMENT, directory / "trainer.log",
-                piped=True,
+                "trainer", "rltop.backend.demo.rl.demo_trainer", trainer, TRAINER_ENVIRONMENT,
+                directory / "trainer.log", piped=True,
             )
         )  # fmt: skip
         return children

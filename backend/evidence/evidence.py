@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.backend.evidence import evidence_kernel
+from rltop.backend.evidence import kernel
 from rltop.backend.join.batch import Batch
 from rltop.backend.measure.measure import CutUp
 from rltop.backend.summary.dimensions import LAG, OFFSET
@@ -27,8 +27,8 @@ Ints = NDArray[np.int64]
 
 # Figures beside those of the loop: d of matched tokens that stand in their context already, and of those that do not;
 # seconds a token took, by request; the row's reward.
-SEEN, UNSEEN, TOKEN_TIME, REWARD = range(evidence_kernel.FIGURES, evidence_kernel.FIGURES + 4)
-FIGURES = evidence_kernel.FIGURES + 4
+SEEN, UNSEEN, TOKEN_TIME, REWARD = range(kernel.FIGURES, kernel.FIGURES + 4)
+FIGURES = kernel.FIGURES + 4
 
 # Sums beside those of the loop: squares and degrees of freedom of logprobs of equal tokens after equal contexts, the
 # trainer's and the engine's; pairs of different tokens after equal contexts, and those whose logprobs are apart by a
@@ -37,8 +37,8 @@ FIGURES = evidence_kernel.FIGURES + 4
 (
     REPEAT, REPEAT_FREE, ENGINE_REPEAT, ENGINE_REPEAT_FREE, PAIRS, ON_GRID, ON_GRID_T, ENGINE_PAIRS, ENGINE_ON_GRID,
     ENGINE_ON_GRID_T, REQUESTS, ABORTED, FAILED, TRUNCATED, UNSAMPLED, ROWS,
-) = range(evidence_kernel.SUMS, evidence_kernel.SUMS + 16)  # fmt: skip
-SUMS = evidence_kernel.SUMS + 16
+) = range(kernel.SUMS, kernel.SUMS + 16)  # fmt: skip
+SUMS = kernel.SUMS + 16
 
 GRID, GRID_ERROR = 2.0**-8, 1e-5
 """Logits in bfloat16 from 0.5 on are multiples of this, so logprobs at one position differ by multiples; and how far
@@ -48,12 +48,12 @@ BINS = POSITION_EDGES.size
 LAGS = len(LAG.strata)
 
 _SHAPES: tuple[tuple[str, tuple[int, ...]], ...] = (
-    ("moments", (FIGURES, evidence_kernel.MOMENTS)),
+    ("moments", (FIGURES, kernel.MOMENTS)),
     ("sums", (SUMS,)),
     ("extremes", (3,)),
-    ("aligned", (len(evidence_kernel.SHIFTS), 2)),
+    ("aligned", (len(kernel.SHIFTS), 2)),
     ("profile", (BINS, 3)),
-    ("lags", (LAGS, evidence_kernel.MOMENTS)),
+    ("lags", (LAGS, kernel.MOMENTS)),
 )
 SIZE = sum(math.prod(shape) for _, shape in _SHAPES)
 """Numbers in one ``Evidence``."""
@@ -87,12 +87,12 @@ class Evidence:
         lags: [lag strata, 6], moments of k3 by lag.
     """
 
-    moments: Floats = field(default_factory=lambda: np.zeros((FIGURES, evidence_kernel.MOMENTS)))
+    moments: Floats = field(default_factory=lambda: np.zeros((FIGURES, kernel.MOMENTS)))
     sums: Floats = field(default_factory=lambda: np.zeros(SUMS))
     extremes: Floats = field(default_factory=lambda: np.array([math.inf, -math.inf, math.inf]))
-    aligned: Floats = field(default_factory=lambda: np.zeros((len(evidence_kernel.SHIFTS), 2)))
+    aligned: Floats = field(default_factory=lambda: np.zeros((len(kernel.SHIFTS), 2)))
     profile: Floats = field(default_factory=lambda: np.zeros((BINS, 3)))
-    lags: Floats = field(default_factory=lambda: np.zeros((LAGS, evidence_kernel.MOMENTS)))
+    lags: Floats = field(default_factory=lambda: np.zeros((LAGS, kernel.MOMENTS)))
 
     def __add__(self, other: Evidence) -> Evidence:
         return Evidence(
@@ -153,14 +153,14 @@ def of(batch: Batch, cut: CutUp) -> dict[str, Evidence]:
         return {}
     places = len(cut.names)
     found = [Evidence() for _ in range(places)]
-    moments = np.zeros((places, FIGURES, evidence_kernel.MOMENTS))
+    moments = np.zeros((places, FIGURES, kernel.MOMENTS))
     sums = np.zeros((places, SUMS))
     own_moments, own_sums = (
-        np.zeros((places, evidence_kernel.FIGURES, evidence_kernel.MOMENTS)),
-        np.zeros((places, evidence_kernel.SUMS)),
+        np.zeros((places, kernel.FIGURES, kernel.MOMENTS)),
+        np.zeros((places, kernel.SUMS)),
     )
     extremes = np.tile(np.array([math.inf, -math.inf, math.inf]), (places, 1))
-    aligned = np.zeros((places, len(evidence_kernel.SHIFTS), 2))
+    aligned = np.zeros((places, len(kernel.SHIFTS), 2))
     profile = np.zeros((places, BINS, 3))
     pieces = cut.pieces
     begins = np.array([span.token for span in batch.spans], np.int64)
@@ -168,14 +168,14 @@ def of(batch: Batch, cut: CutUp) -> dict[str, Evidence]:
     span = np.searchsorted(begins, pieces.start, side="right") - 1
     kinds, lags = _kinds(batch, cut)
     labels = _labels(cut)
-    evidence_kernel.compiled()(
+    kernel.compiled()(
         _plain(batch.arrays["trainer_logprobs"]), _plain(batch.arrays["rollout_logprobs"]),
         _column(batch, "old_logprobs"), _column(batch, "entropy"),
         pieces.start, pieces.end, begins[span], begins[span] + sizes[span], kinds[pieces.run], labels[pieces.run],
         lags[pieces.run], pieces.position, pieces.place, pieces.group, own_moments, own_sums, extremes, aligned,
         profile,
     )  # fmt: skip
-    moments[:, : evidence_kernel.FIGURES], sums[:, : evidence_kernel.SUMS] = own_moments, own_sums
+    moments[:, : kernel.FIGURES], sums[:, : kernel.SUMS] = own_moments, own_sums
     _add_contexts(batch, cut, kinds, moments)
     _add_repeats(batch, cut, sums)
     _add_requests(batch, cut, moments, sums, extremes)
@@ -195,18 +195,18 @@ def with_lags(evidence: Evidence, strata: Strata) -> Evidence:
 def _kinds(batch: Batch, cut: CutUp) -> tuple[Ints, Floats]:
     """Of each run: by what it is matched, and its lag."""
     runs, now = cut.of_runs, batch.body.policy_version
-    kinds = np.where(runs.matched, evidence_kernel.OLD, 0)
+    kinds = np.where(runs.matched, kernel.OLD, 0)
     lags = np.full(runs.version.size, np.nan)
     if now is not None:
-        kinds = np.where((kinds == 0) & runs.known & (runs.version == now), evidence_kernel.FRESH, kinds)
+        kinds = np.where((kinds == 0) & runs.known & (runs.version == now), kernel.FRESH, kinds)
         lags = np.where(runs.known, now - runs.version, np.nan)
     return kinds.astype(np.int64), lags.astype(np.float64)
 
 
 def _labels(cut: CutUp) -> Ints:
     prefix, update = cut.of_runs.labels["prefix"], cut.of_runs.labels["update"]
-    cache = np.where(prefix == 0, evidence_kernel.HIT, np.where(prefix == 1, evidence_kernel.MISS, 0))
-    flight = np.where(update == 1, evidence_kernel.BEFORE, np.where(update == 2, evidence_kernel.AFTER, 0))
+    cache = np.where(prefix == 0, kernel.HIT, np.where(prefix == 1, kernel.MISS, 0))
+    flight = np.where(update == 1, kernel.BEFORE, np.where(update == 2, kernel.AFTER, 0))
     labels: Ints = (cache + flight).astype(np.int64)
     return labels
 
@@ -252,7 +252,7 @@ def _add_contexts(batch: Batch, cut: CutUp, kinds: Ints, moments: Floats) -> Non
         for number in numbers:
             start, end = int(runs.start[number]), int(runs.end[number])
             span = spans[int(begins[np.searchsorted(begins, start, side="right") - 1])]
-            upper = left if kinds[number] == evidence_kernel.FRESH or old is None else old
+            upper = left if kinds[number] == kernel.FRESH or old is None else old
             with np.errstate(invalid="ignore"):
                 d = upper[start:end].astype(np.float64) - right[start:end]
             at = prompt.size + span.start + start - span.token
@@ -260,7 +260,7 @@ def _add_contexts(batch: Batch, cut: CutUp, kinds: Ints, moments: Floats) -> Non
             for side, mask in enumerate((seen & np.isfinite(d), ~seen & np.isfinite(d))):
                 sums[side] += (
                     np.count_nonzero(mask),
-                    np.clip(d[mask], -evidence_kernel.CLAMP, evidence_kernel.CLAMP).sum(),
+                    np.clip(d[mask], -kernel.CLAMP, kernel.CLAMP).sum(),
                 )
         for side, figure in enumerate((SEEN, UNSEEN)):
             if sums[side, 0]:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from rltop.backend.api import attribution
-from rltop.backend.api.attribution import Attribution, Interval, Stratum
+from rltop.backend.api.attribution import Attribution, Interval, LagLine, Stratum
 from rltop.backend.effects import epoch_sums
 from rltop.backend.effects.epoch_sums import Place, StepCells
 from rltop.backend.measure.intervals import estimate, interval
@@ -155,13 +154,13 @@ def _prompts(groups: Iterable[Groups]) -> Iterator[Stratum]:
             yield _stratum("prompt", f"{int(whole.keys[number]):016x}", whole.moments[number])
 
 
-def _lines(lines: dict[str, Line], strata: dict[str, Strata]) -> Iterator[attribution.Line]:
+def _lines(lines: dict[str, Line], strata: dict[str, Strata]) -> Iterator[LagLine]:
     named: list[tuple[str | None, Line, Strata]] = [(None, sum(lines.values(), Line()), sum(strata.values(), Strata()))]
     named += [(engine or "unknown", line, strata[engine]) for engine, line in sorted(lines.items())]
     for engine, line, own in named:
         if (found := lag_line(line, own)) is not None:
             foot, slope = (_told_end(end, line.sequences) for end in (found.at_lag0, found.per_lag))
-            yield attribution.Line(foot, slope, line.sequences, engine, found.lags, found.why)
+            yield LagLine(foot, slope, line.sequences, engine, found.lags, found.why)
 
 
 def _told_end(end: Estimate | None, sequences: int) -> Interval | None:

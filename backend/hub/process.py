@@ -1,7 +1,7 @@
 """The hub process: ``python -m rltop.backend.hub RUNDIR``. Owns the lock, the sockets and the life of one run's hub.
 
-This thread only moves messages between sockets and the core's thread (``rltop.backend.hub.worker_thread``). It serves ipc in the
-run's 0700 directory and nothing else.
+This thread only moves messages between sockets and the worker thread (``rltop.backend.hub.worker_thread``). It serves
+ipc in the run's 0700 directory and nothing else.
 """
 
 from __future__ import annotations
@@ -253,6 +253,7 @@ def main(rundir: RunDir) -> int:
 
 
 def run_command(arguments: list[str]) -> int:
+    """Runs the hub for the command line ``arguments``; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     if len(arguments) != 1 or "://" in arguments[0]:
         log.error("usage: python -m rltop.backend.hub RUNDIR (a local directory; network addresses are refused)")

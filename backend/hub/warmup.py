@@ -26,12 +26,12 @@ class Warmup:
         return self._done.is_set()
 
     def _run(self) -> None:
-        from rltop.backend.evidence import evidence_kernel
+        from rltop.backend.evidence import kernel
         from rltop.backend.summary.token_runs import warm
 
         try:
             warm()
-            evidence_kernel.warm()
+            kernel.warm()
         except Exception:  # the first rows to be measured raise it again, where faults are counted
             log.exception("the kernel does not compile")
         finally:

@@ -16,7 +16,7 @@ _OWN_FACTS = frozenset({"pid", "host", "policy_version", "weight_label", "prefix
 """Facts in which two runs differ anyway."""
 
 
-def compare(references: Sequence[Path], run: Path) -> compare.Verdict:
+def compare_stored(references: Sequence[Path], run: Path) -> compare.Verdict:
     """The verdict on stored runs.
 
     Raises:

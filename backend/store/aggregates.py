@@ -55,7 +55,7 @@ class Recalled:
     parts: Sequence[tuple[int, dict[str, Part]]] = ()
     course: Sequence[Stretch] = ()
     marks: Mapping[str, Mark] = field(default_factory=dict)
-    step_details: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    samples: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
     resumed: Resumed = field(default_factory=Resumed)
 
 
@@ -65,7 +65,7 @@ class Beside:
 
     steps: Sequence[Kept] = ()
     marks: Sequence[tuple[str, Mark]] = ()
-    step_details: Sequence[tuple[str, Sample]] = ()
+    samples: Sequence[tuple[str, Sample]] = ()
     sources: Sequence[tuple[str, Received]] = ()
 
     def bare(self) -> Beside:

@@ -217,9 +217,9 @@ class TrainerCollector:
             step: as in ``sequences``.
             policy_version: version of the weights after the step.
             metrics: scalars to show beside the step: numbers, or tensors of one element (on any device).
-            weight_digests: of the weights after the step, as ``rltop.collectors.contract.digests.weight_digests`` makes them;
-                `rltop probe weight-digest` holds engines of that version against them. Worth it now and then, not in
-                every step.
+            weight_digests: of the weights after the step, made by
+                ``rltop.collectors.contract.digests.weight_digests``; `rltop probe weight-digest` compares engines of
+                that version with them. Worth it now and then, not in every step.
 
         Raises:
             ValueError: a metric that is no number, or whose name is no string; a digest that is none.

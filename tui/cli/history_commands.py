@@ -178,14 +178,14 @@ def parity(references: tuple[str, ...], as_json: bool) -> None:
     """
     import msgspec
 
-    from rltop.backend.parity.stored_runs import as_text, compare
+    from rltop.backend.parity.stored_runs import as_text, compare_stored
     from rltop.backend.store.schema import StoreError
 
     if len(references) < 2:
         raise click.UsageError("name one reference at least, and the run to judge last")
     *others, run = references
     try:
-        verdict = compare([stored(name) for name in others], stored(run))
+        verdict = compare_stored([stored(name) for name in others], stored(run))
     except StoreError as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(msgspec.to_builtins(verdict), indent=2) if as_json else as_text(verdict))

@@ -113,8 +113,8 @@ JOURNAL: tuple[Column[Entry], ...] = (
     Column("policy", 6, lambda e: (theme.whole(e.change.policy_version), theme.PLAIN), rank=3),
     Column("in flight", 9, lambda e: (theme.whole(e.change.in_flight), theme.PLAIN), rank=3),
     Column(
-        "lost", 4, lambda e: (theme.whole(e.change.lost_requests), theme.BAD if e.change.lost_requests else theme.PLAIN),
-        rank=1,
+        "lost", 4,
+        lambda e: (theme.whole(e.change.lost_requests), theme.BAD if e.change.lost_requests else theme.PLAIN), rank=1,
     ),
     Column("ms", 6, lambda e: (theme.figure(e.change.milliseconds), theme.PLAIN), sort=lambda e: e.change.milliseconds,
            rank=2),

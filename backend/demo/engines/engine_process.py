@@ -1,6 +1,7 @@
 """One rollout engine of the demo: a vLLM ``AsyncLLM`` that answers granted tickets and takes weights while it does.
 
-``python -m rltop.backend.demo.engines.engine_process JOB`` with ``JOB`` a JSON ``EngineJob``; ``run.py`` sets the environment.
+``python -m rltop.backend.demo.engines.engine_process JOB`` with ``JOB`` a JSON ``EngineJob``; ``supervisor.py`` sets
+the environment.
 """
 
 from __future__ import annotations

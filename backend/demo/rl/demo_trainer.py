@@ -1,6 +1,7 @@
 """The demo's trainer: GRPO on the sorting task, in a process of its own, watched by rltop as any trainer would be.
 
-``python -m rltop.backend.demo.rl.demo_trainer JOB`` with ``JOB`` a JSON ``TrainerJob``. Prints one JSON ``Progress`` a line.
+``python -m rltop.backend.demo.rl.demo_trainer JOB`` with ``JOB`` a JSON ``TrainerJob``. Prints one JSON ``Progress`` a
+line.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from rltop.backend.diagnosis.infer import LEAST, MAYBE, SYMPTOMS, TWO, UNLISTED,
 HEAD = f"""\
 # Causes
 
-Made from the tables in [`backend/diagnosis/`](../backend/diagnosis): `python -m rltop.backend.diagnosis.causes.causes_page >
-docs/causes.md`. `rltop diagnose` says which of them a run has.
+Made from the tables in [`backend/diagnosis/`](../backend/diagnosis):
+`python -m rltop.backend.diagnosis.causes.causes_page > docs/causes.md`. `rltop diagnose` says which of them a run has.
 
 A sign is a test and one of its outcomes, with what exactly behind an equal sign; a bar stands between signs of which
 one will do. The first outcome of a test is the healthy one, and any test may say `unknown`.

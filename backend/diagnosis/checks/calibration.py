@@ -16,7 +16,7 @@ from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.checks.deterministic import mean_lags
 from rltop.backend.diagnosis.checks.findings import FOUND, LOG_FOUND, asked, finding, unknown
 from rltop.backend.diagnosis.checks.level import bound_of, exceeds
-from rltop.backend.evidence import evidence_kernel, sequential
+from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence_arrays import Pile, Piles
 from rltop.backend.evidence.sequential import Floats, Shift
 
@@ -43,7 +43,7 @@ def mean_ratio(piles: Piles) -> Iterator[Finding]:
 
 
 def _mean_ratio(pile: Pile, engine: str | None) -> Finding:
-    if not pile.sums[:, evidence_kernel.N].sum():
+    if not pile.sums[:, kernel.N].sum():
         return unknown("T1", "no logprobs of both sides yet", engine)
     high = _bets(pile)
     if high.log_e >= LOG_FOUND and high.low > LEAST_RATIO:
@@ -57,17 +57,15 @@ def _mean_ratio(pile: Pile, engine: str | None) -> Finding:
         return finding(
             "T1", "below", low, pile, engine, shift_by=1.0, text=f"{text}: some of the trainer's mass is cut off"
         )
-    known = pile.moments[:, evidence_kernel.M_X, 1].sum() >= pile.moments[:, evidence_kernel.X, 1].sum() / 10
-    calm = sequential.above(
-        pile.moments[:, evidence_kernel.M_X if known else evidence_kernel.X], pile.first, 0.02, LEAST_RATIO
-    )
+    known = pile.moments[:, kernel.M_X, 1].sum() >= pile.moments[:, kernel.X, 1].sum() / 10
+    calm = sequential.above(pile.moments[:, kernel.M_X if known else kernel.X], pile.first, 0.02, LEAST_RATIO)
     text = f"mean ratio {1 + calm.mean:.4f} ({1 + calm.low:.4f} to {1 + calm.high:.4f})"
     return finding("T1", "calibrated", calm, pile, engine, shift_by=1.0, text=text)
 
 
 def _is_true_of_matched(pile: Pile, start: int) -> bool:
     """Whether the mean ratio of matched tokens, which have next to no noise, is 1 for sure."""
-    of = sequential.stretches(pile.moments[start:, evidence_kernel.M_X])
+    of = sequential.stretches(pile.moments[start:, kernel.M_X])
     error = sequential.Z95 * math.sqrt(of.variance[0])
     return bool(of.tokens[0] and abs(float(of.mean[0])) + error < LEAST_RATIO)
 
@@ -79,15 +77,11 @@ def _bets(pile: Pile, *, down: bool = False) -> Shift:
     ones add little to the mean. A mean and its error do not do for ratios below 1: the rare large ones that make the
     mean 1 may not have come yet, and the error does not know.
     """
-    first, last = (
-        (2 * len(evidence_kernel.BETS), 2 * len(evidence_kernel.BETS) + len(evidence_kernel.DOWN))
-        if down
-        else (0, 2 * len(evidence_kernel.BETS))
-    )
-    logs = pile.sums[:, evidence_kernel.WEALTH + first : evidence_kernel.WEALTH + last]
+    first, last = (2 * len(kernel.BETS), 2 * len(kernel.BETS) + len(kernel.DOWN)) if down else (0, 2 * len(kernel.BETS))
+    logs = pile.sums[:, kernel.WEALTH + first : kernel.WEALTH + last]
     log_e, start = sequential.bets(logs, pile.first)
-    matched = not down and int(np.argmax(logs[start:].sum(axis=0))) >= len(evidence_kernel.BETS)
-    return _of(pile, evidence_kernel.M_X if matched else evidence_kernel.X, log_e, start)
+    matched = not down and int(np.argmax(logs[start:].sum(axis=0))) >= len(kernel.BETS)
+    return _of(pile, kernel.M_X if matched else kernel.X, log_e, start)
 
 
 def _of(pile: Pile, figure: int, log_e: float, start: int) -> Shift:
@@ -102,20 +96,18 @@ def _of(pile: Pile, figure: int, log_e: float, start: int) -> Shift:
 def sign(piles: Piles) -> Iterator[Finding]:
     """T2: the mean of d against 0 and against its spread."""
     for engine, pile in asked(piles):
-        if not pile.sums[:, evidence_kernel.N].sum():
+        if not pile.sums[:, kernel.N].sum():
             yield unknown("T2", "no logprobs of both sides yet", engine)
             continue
-        matched = bool(pile.sums[:, evidence_kernel.MATCHED].sum())
-        figure = evidence_kernel.M_D if matched else evidence_kernel.D
+        matched = bool(pile.sums[:, kernel.MATCHED].sum())
+        figure = kernel.M_D if matched else kernel.D
         up = sequential.above(pile.moments[:, figure], pile.first, 0.02, LEAST_MEAN)
         if up.log_e >= LOG_FOUND and up.tokens >= MIN_SHAPED:
             text = f"mean d {up.mean:+.4f} ({up.low:+.4f} to {up.high:+.4f}), above 0"
             yield finding("T2", "positive", up, pile, engine, text=text, unit="nats")
             continue
-        square = sequential.stretches(pile.moments[:, evidence_kernel.M_DD]).mean
-        down = sequential.below(
-            pile.moments[:, evidence_kernel.M_D], pile.first, 0.02, MAX_RHO / 2 * square + LEAST_MEAN
-        )
+        square = sequential.stretches(pile.moments[:, kernel.M_DD]).mean
+        down = sequential.below(pile.moments[:, kernel.M_D], pile.first, 0.02, MAX_RHO / 2 * square + LEAST_MEAN)
         if down.log_e >= LOG_FOUND and down.tokens >= MIN_SHAPED:
             rho = -2 * down.mean / max(float(square[down.start]), 1e-12)
             text = f"mean d {down.mean:+.4f}, {rho:.0f} times what its spread explains"
@@ -131,7 +123,7 @@ MIN_SIDED = 20
 def sides(piles: Piles) -> Iterator[Finding]:
     """T3: sequences whose matched d has one sign alone, as tosses of a coin."""
     for engine, pile in asked(piles):
-        if not pile.sums[:, evidence_kernel.MATCHED].sum():
+        if not pile.sums[:, kernel.MATCHED].sum():
             yield unknown("T3", "no version-matched tokens yet: old logprobs, or tokens of lag 0", engine)
             continue
         yield _sides(pile, engine)
@@ -139,21 +131,21 @@ def sides(piles: Piles) -> Iterator[Finding]:
 
 def _sides(pile: Pile, engine: str | None) -> Finding:
     tails = np.cumsum(pile.sums[::-1], axis=0)[::-1]
-    rows_below, rows_above = tails[:, evidence_kernel.BELOW_ROWS], tails[:, evidence_kernel.ABOVE_ROWS]
+    rows_below, rows_above = tails[:, kernel.BELOW_ROWS], tails[:, kernel.ABOVE_ROWS]
     for outcome, few, many, coarse, rows_few, rows_many in (
         (
             "negative",
-            evidence_kernel.FINE_ABOVE,
-            evidence_kernel.FINE_BELOW,
-            (evidence_kernel.COARSE_ABOVE, evidence_kernel.COARSE_BELOW),
+            kernel.FINE_ABOVE,
+            kernel.FINE_BELOW,
+            (kernel.COARSE_ABOVE, kernel.COARSE_BELOW),
             rows_above,
             rows_below,
         ),
         (
             "positive",
-            evidence_kernel.FINE_BELOW,
-            evidence_kernel.FINE_ABOVE,
-            (evidence_kernel.COARSE_BELOW, evidence_kernel.COARSE_ABOVE),
+            kernel.FINE_BELOW,
+            kernel.FINE_ABOVE,
+            (kernel.COARSE_BELOW, kernel.COARSE_ABOVE),
             rows_below,
             rows_above,
         ),
@@ -175,23 +167,19 @@ def _sides(pile: Pile, engine: str | None) -> Finding:
             f"{n} matched tokens have d {'below' if outcome == 'negative' else 'above'} 0 and {int(tails[start, few])}"
         )
         text += f" the other sign; none beyond {edge:+.4f}"
-        at = Shift(
-            float(each.max()), start, edge, low, high, int(rows_many[start]), int(tails[start, evidence_kernel.MATCHED])
-        )
+        at = Shift(float(each.max()), start, edge, low, high, int(rows_many[start]), int(tails[start, kernel.MATCHED]))
         return finding("T3", outcome, at, pile, engine, text=text, unit="nats", detail=f"{math.exp(edge):.3f}")
-    n = int(tails[0, evidence_kernel.MATCHED])
+    n = int(tails[0, kernel.MATCHED])
     both = Shift(0.0, 0, 0.0, -math.inf, math.inf, 0, n)
-    counts = f"{int(tails[0, evidence_kernel.FINE_BELOW])} below and {int(tails[0, evidence_kernel.FINE_ABOVE])} above"
-    return finding("T3", "both", both, pile, engine, text=f"of {n} matched tokens {counts} {evidence_kernel.FINE} nats")
+    counts = f"{int(tails[0, kernel.FINE_BELOW])} below and {int(tails[0, kernel.FINE_ABOVE])} above"
+    return finding("T3", "both", both, pile, engine, text=f"of {n} matched tokens {counts} {kernel.FINE} nats")
 
 
 def _silent_now(pile: Pile, many: int) -> bool:
     """Whether the latest steps have matched tokens but none of that sign."""
     late = pile.sums[-sequential.RECOVERY_STEPS :]
     return bool(
-        len(late) >= sequential.RECOVERY_STEPS
-        and late[:, evidence_kernel.MATCHED].sum() >= 60
-        and not late[:, many].sum()
+        len(late) >= sequential.RECOVERY_STEPS and late[:, kernel.MATCHED].sum() >= 60 and not late[:, many].sum()
     )
 
 
@@ -209,13 +197,13 @@ def surprisal(piles: Piles) -> Iterator[Finding]:
     The weight makes its mean 0 at any lag, and whatever the trainer does, if the record is what was sampled from.
     """
     for engine, pile in asked(piles):
-        if not pile.moments[:, evidence_kernel.SURPRISAL, 1].sum():
+        if not pile.moments[:, kernel.SURPRISAL, 1].sum():
             yield unknown("T5", "the trainer passes no entropy (sequences(entropy=...))", engine)
             continue
-        base = evidence_kernel.WEALTH + 2 * len(evidence_kernel.BETS) + len(evidence_kernel.DOWN)
-        accounts = pile.sums[:, base : base + len(evidence_kernel.SURPRISE)]
+        base = kernel.WEALTH + 2 * len(kernel.BETS) + len(kernel.DOWN)
+        accounts = pile.sums[:, base : base + len(kernel.SURPRISE)]
         for outcome, logs in (("above", accounts[:, :2]), ("below", accounts[:, 2:])):
-            told = _of(pile, evidence_kernel.SURPRISAL, *sequential.bets(logs, pile.first))
+            told = _of(pile, kernel.SURPRISAL, *sequential.bets(logs, pile.first))
             beyond = told.low > LEAST_SURPRISAL if outcome == "above" else told.high < -LEAST_SURPRISAL
             if told.log_e >= LOG_FOUND and beyond:
                 break
@@ -249,8 +237,8 @@ def sampler(piles: Piles) -> Iterator[Finding]:
     expects 1 or less; for one above the most that is healthy likewise.
     """
     for engine, pile in asked(piles):
-        seen = pile.sums[:, [evidence_kernel.OTHER, evidence_kernel.OTHER_NARROW]]
-        due = pile.sums[:, [evidence_kernel.OTHER_DUE, evidence_kernel.OTHER_NARROW_DUE]]
+        seen = pile.sums[:, [kernel.OTHER, kernel.OTHER_NARROW]]
+        due = pile.sums[:, [kernel.OTHER_DUE, kernel.OTHER_NARROW_DUE]]
         if not due.sum():
             yield unknown("T4", "no context where the trainer's entropy is low, or no entropy is passed", engine)
             continue
@@ -270,7 +258,7 @@ def sampler(piles: Piles) -> Iterator[Finding]:
         if outcome == "sharper" and bool(((due_now >= CUT_DUE) & (seen_now <= CUT * due_now)).any()):
             outcome = "truncated"
         ratio = float(seen_now.sum() / max(due_now.sum(), 1e-9))
-        told = Shift(log_e, start, ratio, math.nan, math.nan, 0, int(pile.sums[start:, evidence_kernel.N].sum()))
+        told = Shift(log_e, start, ratio, math.nan, math.nan, 0, int(pile.sums[start:, kernel.N].sum()))
         text = (
             f"where the trainer is nearly sure, {seen_now.sum():.0f} other tokens were sampled, {due_now.sum():.0f} due"
         )
@@ -284,7 +272,7 @@ def _by_lag(pile: Pile) -> tuple[Floats, Floats]:
     fewer about as the square of it does. And what one or two versions make, twice as many make twice.
     """
     further = np.maximum(np.nan_to_num(mean_lags(pile)) - USUAL_LAG, 0)
-    sums = np.cumsum(pile.moments[:, evidence_kernel.ENTROPY, 1:3], axis=0)
+    sums = np.cumsum(pile.moments[:, kernel.ENTROPY, 1:3], axis=0)
     sums[SMOOTH:] -= sums[:-SMOOTH].copy()
     there = sums[:, 0] > 0
     if not further.any() or not there.any():
@@ -330,14 +318,14 @@ def _alignment(pile: Pile, late: Floats, engine: str | None, before: Floats | No
     best = int(np.argmin(off))
     n = int(late[best, 0])
     stands = not earlier[best] > earlier[2] / 2  # NaN of a step without tokens says nothing against it
-    if evidence_kernel.SHIFTS[best] and off[best] < off[2] / DISPLACED and stands:
+    if kernel.SHIFTS[best] and off[best] < off[2] / DISPLACED and stands:
         with np.errstate(invalid="ignore", divide="ignore"):
             each = pile.aligned[:, :, 1] / pile.aligned[:, :, 0]
         wrong = each[:, best] < each[:, 2] / 2
         start = pile.steps - 1
         while start and (wrong[start - 1] or not pile.aligned[start - 1, 2, 0]):
             start -= 1
-        by = -evidence_kernel.SHIFTS[best]
+        by = -kernel.SHIFTS[best]
         text = f"mean |d| is {off[2]:.3f} as it stands and {off[best]:.3f} with the record moved by {by:+d} tokens"
         at = Shift(FOUND, start, float(by), math.nan, math.nan, 0, n)
         return finding("T6", "shifted", at, pile, engine, text=text, unit="tokens", detail=f"{-by:+d}")
@@ -368,7 +356,7 @@ def slope(piles: Piles) -> Iterator[Finding]:
     bend a line through logprobs themselves, hardly enter.
     """
     for engine, pile in asked(piles):
-        if not pile.moments[:, evidence_kernel.M_DE, 1].sum():
+        if not pile.moments[:, kernel.M_DE, 1].sum():
             yield unknown("slope", "it needs matched tokens and the trainer's entropy", engine)
             continue
         yield _slope(pile, engine, bound_of(piles, engine)[0])
@@ -398,15 +386,12 @@ def _slope(pile: Pile, engine: str | None, least: float) -> Finding:
 def _line(pile: Pile, start: int) -> tuple[float, float, float, float]:
     """From step ``start`` on: tokens, sequences, slope of d on e, share of the squares of d that goes with it."""
     part = pile.moments[start:]
-    n, all_n = float(part[:, evidence_kernel.M_DE, 1].sum()), float(part[:, evidence_kernel.M_D, 1].sum())
-    rows = float(part[:, evidence_kernel.M_DE, 0].sum())
+    n, all_n = float(part[:, kernel.M_DE, 1].sum()), float(part[:, kernel.M_D, 1].sum())
+    rows = float(part[:, kernel.M_DE, 0].sum())
     if not n:
         return 0.0, 0.0, 0.0, 0.0
-    e, de, ee = (
-        float(part[:, figure, 2].sum()) / n
-        for figure in (evidence_kernel.M_E, evidence_kernel.M_DE, evidence_kernel.M_EE)
-    )
-    d, dd = (float(part[:, figure, 2].sum()) / all_n for figure in (evidence_kernel.M_D, evidence_kernel.M_DD))
+    e, de, ee = (float(part[:, figure, 2].sum()) / n for figure in (kernel.M_E, kernel.M_DE, kernel.M_EE))
+    d, dd = (float(part[:, figure, 2].sum()) / all_n for figure in (kernel.M_D, kernel.M_DD))
     cov, of_e, of_d = de - d * e, ee - e * e, dd - d * d
     if of_e <= 0 or of_d <= 0:
         return n, rows, 0.0, 0.0

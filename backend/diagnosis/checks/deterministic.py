@@ -10,7 +10,7 @@ import numpy as np
 
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.checks.findings import FOUND, asked, finding, unknown
-from rltop.backend.evidence import evidence_kernel
+from rltop.backend.evidence import kernel
 from rltop.backend.evidence.evidence import UNSAMPLED
 from rltop.backend.evidence.evidence_arrays import Pile, Piles
 from rltop.backend.evidence.sequential import RECOVERY_STEPS, Shift
@@ -66,7 +66,7 @@ def record(piles: Piles) -> Iterator[Finding]:
     """0.0 and other fillers among the recorded logprobs that the trainer uses."""
     for engine, pile in asked(piles):
         late = pile.sums[-WINDOW:].sum(axis=0)
-        n, zero, filled = (float(late[x]) for x in (evidence_kernel.N, evidence_kernel.ZEROED, evidence_kernel.FILLED))
+        n, zero, filled = (float(late[x]) for x in (kernel.N, kernel.ZEROED, kernel.FILLED))
         if not n + filled:
             yield unknown("record", "no logprobs of both sides yet", engine)
             continue
@@ -75,7 +75,7 @@ def record(piles: Piles) -> Iterator[Finding]:
             text = f"{int(zero)} suspect zeros and {int(filled)} fillers in {int(n + filled)} tokens"
             yield _stated("record", "clean", None, engine, int(n), text, "")
             continue
-        column = evidence_kernel.FILLED if outcome == "fillers" else evidence_kernel.ZEROED
+        column = kernel.FILLED if outcome == "fillers" else kernel.ZEROED
         since = _first_step(pile, pile.sums[:, column] > 0)
         what = "are no logprobs" if outcome == "fillers" else "are 0.0 where the trainer is far below"
         text = f"{int(count)} of {int(n + filled)} recorded logprobs {what}"
@@ -128,7 +128,7 @@ def mask(piles: Piles) -> Iterator[Finding]:
     late = pile.sums[-WINDOW:]
     lone, n = (
         float(late[:, UNSAMPLED].sum()),
-        float(late[:, evidence_kernel.N].sum() + late[:, evidence_kernel.FILLED].sum()),
+        float(late[:, kernel.N].sum() + late[:, kernel.FILLED].sum()),
     )
     share = lone / max(n, 1)
     if lone >= 3 and share > MANY:
@@ -313,7 +313,7 @@ def _of_lag(pile: Pile) -> float:
     recent = pile.moments[-FIRST_STEPS:]
     means = [
         recent[:, figure, 2].sum() / max(float(recent[:, count, 1].sum()), 1.0)
-        for figure, count in ((evidence_kernel.K3, evidence_kernel.K3), (evidence_kernel.M_K3, evidence_kernel.M_D))
+        for figure, count in ((kernel.K3, kernel.K3), (kernel.M_K3, kernel.M_D))
     ]
     return float(means[0] - means[1])
 
@@ -360,7 +360,7 @@ def _since(piles: Piles, holds: object) -> int | None:
 
 def _first_step(pile: Pile, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
     at = holds.size - 1
-    while at > 0 and (holds[at - 1] or not pile.sums[at - 1, evidence_kernel.N]):
+    while at > 0 and (holds[at - 1] or not pile.sums[at - 1, kernel.N]):
         at -= 1
     return int(pile.first[at]) if pile.steps else 0
 
@@ -386,4 +386,4 @@ def _stated(
 
 _HEALTHY = {"equal", "clean", "joined", "sampled", "agree", "advance", "steady"}
 
-__all__ = ["Shift", "copies", "finding", "join", "lag", "mask", "record", "stated", "versions", "view"]
+__all__ = ["Shift", "copies", "finding", "join", "lag", "mask", "record", "stated", "versions"]

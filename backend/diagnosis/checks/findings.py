@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.catalogue.all_checks import ALPHA, BY_NAME, UNKNOWN
-from rltop.backend.evidence import evidence_kernel
+from rltop.backend.evidence import kernel
 from rltop.backend.evidence.evidence_arrays import Pile, Piles
 from rltop.backend.evidence.sequential import Shift
 
@@ -52,7 +52,7 @@ def finding(
         since,
         engine,
         shift.tokens,
-        shift.sequences or int(pile.moments[shift.start :, evidence_kernel.D, 0].sum()),
+        shift.sequences or int(pile.moments[shift.start :, kernel.D, 0].sum()),
         text,
         detail=detail,
     )

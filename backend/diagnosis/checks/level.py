@@ -14,7 +14,7 @@ import numpy as np
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.checks import rounding_noise
 from rltop.backend.diagnosis.checks.findings import FOUND, LOG_FOUND, asked, finding, unknown
-from rltop.backend.evidence import evidence_kernel, sequential
+from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence import (
     ENGINE_ON_GRID,
     ENGINE_PAIRS,
@@ -107,7 +107,7 @@ def _narrow(word: str) -> bool:
 def floor(piles: Piles) -> Iterator[Finding]:
     """The mean square of matched d, per room for a difference, against what dtypes and the run's first steps imply."""
     for engine, pile in asked(piles):
-        n = pile.sums[:, evidence_kernel.MATCHED]
+        n = pile.sums[:, kernel.MATCHED]
         if not n.sum():
             yield unknown("floor", "no version-matched tokens yet: old logprobs, or tokens of lag 0", engine)
             continue
@@ -127,7 +127,7 @@ def floor(piles: Piles) -> Iterator[Finding]:
 
 def _room(pile: Pile) -> Floats:
     """Mean of 1 - p over matched tokens of each stretch that ends now [steps]."""
-    room, n = (np.cumsum(pile.sums[::-1, column])[::-1] for column in (evidence_kernel.ROOM, evidence_kernel.MATCHED))
+    room, n = (np.cumsum(pile.sums[::-1, column])[::-1] for column in (kernel.ROOM, kernel.MATCHED))
     mean: Floats = np.maximum(room, 1e-6) / np.maximum(n, 1.0)
     return mean
 
@@ -147,24 +147,20 @@ def exceeds(pile: Pile, least: float) -> Shift:
     ``least`` is fine enough, sequences with a token far beyond it are bet on, too: a few tell it at once.
     """
     room = _room(pile)
-    beyond, bound = (
-        (evidence_kernel.M_BEYOND, evidence_kernel.COARSE)
-        if least < evidence_kernel.COARSE / 2
-        else (evidence_kernel.M_FAR, evidence_kernel.FAR)
-    )
+    beyond, bound = (kernel.M_BEYOND, kernel.COARSE) if least < kernel.COARSE / 2 else (kernel.M_FAR, kernel.FAR)
     share = np.minimum(least**2 * room / bound**2, 1.0)
     found = (
-        sequential.above(pile.moments[:, evidence_kernel.M_DD], pile.first, max(4 * least**2, 1e-4), least**2 * room),
-        sequential.above(pile.moments[:, evidence_kernel.M_ABS], pile.first, max(least, 0.02), least * np.sqrt(room)),
+        sequential.above(pile.moments[:, kernel.M_DD], pile.first, max(4 * least**2, 1e-4), least**2 * room),
+        sequential.above(pile.moments[:, kernel.M_ABS], pile.first, max(least, 0.02), least * np.sqrt(room)),
         sequential.above(pile.moments[:, beyond], pile.first, 0.2, share),
-        sequential.above(pile.moments[:, evidence_kernel.M_AFTER], pile.first, max(least, 0.02), least),
+        sequential.above(pile.moments[:, kernel.M_AFTER], pile.first, max(least, 0.02), least),
     )
     evidence = [(shift.log_e, shift.start) for shift in found]
-    if least < evidence_kernel.FINE:
+    if least < kernel.FINE:
         evidence.append(rounding_noise.bet_on_sequences(pile, least))
     log_e = float(np.logaddexp.reduce([own for own, _ in evidence])) - math.log(len(evidence))
     start = max(evidence)[1] if log_e >= LOG_FOUND else 0
-    of = sequential.stretches(pile.moments[start:, evidence_kernel.M_DD])
+    of = sequential.stretches(pile.moments[start:, kernel.M_DD])
     error = sequential.Z95 * math.sqrt(of.variance[0])
     mean = float(of.mean[0])
     return Shift(log_e, start, mean, mean - error, mean + error, int(of.sequences[0]), int(of.tokens[0]))
@@ -179,7 +175,7 @@ def _root(shift: Shift, size: float) -> Shift:
 
 def _even(pile: Pile) -> bool:
     """Whether the first step, before any update, has as large a gap for its room as the rest."""
-    room, moments = pile.sums[:, evidence_kernel.ROOM], pile.moments[:, evidence_kernel.M_DD]
+    room, moments = pile.sums[:, kernel.ROOM], pile.moments[:, kernel.M_DD]
     first = int(np.argmax(moments[:, 1] > 0))
     rest = moments[first + 1 :, 2].sum() / max(float(room[first + 1 :].sum()), 1e-9)
     at_start = moments[first, 2] / max(float(room[first]), 1e-9)
@@ -198,7 +194,7 @@ def course(piles: Piles) -> Iterator[Finding]:
     """
     for engine, pile in asked(piles):
         matched = _tells(piles, engine, pile)
-        moments = pile.moments[:, evidence_kernel.M_ABS if matched else evidence_kernel.K3]
+        moments = pile.moments[:, kernel.M_ABS if matched else kernel.K3]
         if pile.steps < 3 or not moments[:, 1].sum():
             yield unknown("T8", "fewer than three steps", engine)
             continue
@@ -227,14 +223,12 @@ def course(piles: Piles) -> Iterator[Finding]:
 
 def _size_at(pile: Pile, step: int) -> float:
     """Root mean square of matched d per root of room at a step that has some."""
-    return math.sqrt(
-        pile.moments[step, evidence_kernel.M_DD, 2] / max(float(pile.sums[step, evidence_kernel.ROOM]), 1e-9)
-    )
+    return math.sqrt(pile.moments[step, kernel.M_DD, 2] / max(float(pile.sums[step, kernel.ROOM]), 1e-9))
 
 
 def _tells(piles: Piles, engine: str | None, pile: Pile) -> bool:
     """Whether there are matched tokens of late, or their gap stands from earlier steps."""
-    n = pile.sums[:, evidence_kernel.MATCHED]
+    n = pile.sums[:, kernel.MATCHED]
     if n[-RECENT_STEPS:].sum() or not n.sum():
         return bool(n.sum())
     return exceeds(pile, bound_of(piles, engine)[0]).log_e >= LOG_FOUND
@@ -289,7 +283,7 @@ def _is_moved(pile: Pile) -> bool:
     """Whether the record fits the trainer's logprobs of other tokens better (T6)."""
     n, off = pile.aligned[-LATTICE_STEPS:].sum(axis=0).T
     mean = off / np.maximum(n, 1.0)
-    return bool((n > 0).all() and mean.min() < mean[evidence_kernel.SHIFTS.index(0)] / 2)
+    return bool((n > 0).all() and mean.min() < mean[kernel.SHIFTS.index(0)] / 2)
 
 
 def _on_grid(pile: Pile, pairs: int, on: int) -> float | None:
@@ -321,7 +315,7 @@ def _repeat(test: str, pile: Pile, engine: str | None, squares: int, free: int, 
     n = np.cumsum(pile.sums[::-1, free])[::-1]
     if n.size == 0 or n[0] < MIN_FREE:
         return unknown(test, "too few rows of one prompt begin alike", engine)
-    least *= math.sqrt(min(_room(pile)[0], 1.0)) if pile.sums[:, evidence_kernel.MATCHED].any() else 1.0
+    least *= math.sqrt(min(_room(pile)[0], 1.0)) if pile.sums[:, kernel.MATCHED].any() else 1.0
     each = pile.sums[:, squares] / np.maximum(pile.sums[:, free], 1e-9)
     late = pile.sums[-3:]
     now = late[:, squares].sum() / max(float(late[:, free].sum()), 1e-9)

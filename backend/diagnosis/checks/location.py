@@ -11,7 +11,7 @@ import numpy as np
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.checks.findings import LOG_FOUND, asked, finding, unknown
 from rltop.backend.diagnosis.checks.level import bound_of, floor_of, mean_of
-from rltop.backend.evidence import evidence_kernel, sequential
+from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence import SEEN, UNSEEN
 from rltop.backend.evidence.evidence_arrays import Pile, Piles
 from rltop.backend.evidence.sequential import Floats, Shift, Stretches
@@ -88,10 +88,10 @@ def engines(piles: Piles) -> Iterator[Finding]:
     fine, coarse = (max(of(piles, engine)[0] for engine in piles.engines) for of in (bound_of, floor_of))
     for engine in piles.engines:
         own, others = piles.engine(engine), piles.others(engine)
-        late = min(x.sums[-LATE_STEPS:, evidence_kernel.MATCHED].sum() for x in (own, others))
+        late = min(x.sums[-LATE_STEPS:, kernel.MATCHED].sum() for x in (own, others))
         matched = late >= MIN_MATCHED
         if matched:
-            a, b, size = own.moments[:, evidence_kernel.M_ABS], others.moments[:, evidence_kernel.M_ABS], "matched |d|"
+            a, b, size = own.moments[:, kernel.M_ABS], others.moments[:, kernel.M_ABS], "matched |d|"
             ground = mean_of(fine if _at_rest(others, fine) else coarse, piles.run)
         else:
             a, b = _equal_lags(own.lags, others.lags)
@@ -109,8 +109,8 @@ MIN_MATCHED = 30
 
 def _at_rest(pile: Pile, least: float) -> bool:
     """Whether matched tokens have no gap beyond the bound: then any that another engine has is that engine's."""
-    n = max(float(pile.sums[:, evidence_kernel.MATCHED].sum()), 1.0)
-    return bool(pile.moments[:, evidence_kernel.M_ABS, 2].sum() / n <= mean_of(least, pile))
+    n = max(float(pile.sums[:, kernel.MATCHED].sum()), 1.0)
+    return bool(pile.moments[:, kernel.M_ABS, 2].sum() / n <= mean_of(least, pile))
 
 
 def _equal_lags(own: Floats, others: Floats) -> tuple[Floats, Floats]:
@@ -124,8 +124,8 @@ def cache(piles: Piles) -> Iterator[Finding]:
     yield _pair(
         piles,
         "T11",
-        evidence_kernel.M_HIT,
-        evidence_kernel.M_MISS,
+        kernel.M_HIT,
+        kernel.M_MISS,
         ("hit_worse", "miss_worse", "alike"),
         "hits",
         "misses",
@@ -138,8 +138,8 @@ def in_flight(piles: Piles) -> Iterator[Finding]:
     yield _pair(
         piles,
         "in_flight",
-        evidence_kernel.M_AFTER,
-        evidence_kernel.M_BEFORE,
+        kernel.M_AFTER,
+        kernel.M_BEFORE,
         words,
         "tokens after an update",
         "those before",
@@ -183,8 +183,8 @@ def _elsewhere(pile: Pile, shift: Shift, figure: int, least: float) -> str:
     """``alone`` where the other matched tokens have no gap: what is beyond the bound is in the figure's alone."""
     moments, sums = pile.moments[shift.start :].sum(axis=0), pile.sums[shift.start :].sum(axis=0)
     rest, room = (
-        moments[evidence_kernel.M_ABS] - moments[figure],
-        sums[evidence_kernel.ROOM] / max(float(sums[evidence_kernel.MATCHED]), 1.0),
+        moments[kernel.M_ABS] - moments[figure],
+        sums[kernel.ROOM] / max(float(sums[kernel.MATCHED]), 1.0),
     )
     return "alone" if rest[2] <= least * math.sqrt(max(float(room), 1e-6)) * rest[1] else "elsewhere too"
 
@@ -232,15 +232,15 @@ is usual of bfloat16, 1 of quantised weights in published runs."""
 def tail(piles: Piles) -> Iterator[Finding]:
     """T12: whether few tokens make the matched gap."""
     pile = piles.run
-    n = pile.sums[:, evidence_kernel.MATCHED].sum()
+    n = pile.sums[:, kernel.MATCHED].sum()
     least, _ = floor_of(piles, None)
-    size = pile.moments[:, evidence_kernel.M_ABS, 2].sum() / max(n, 1)
+    size = pile.moments[:, kernel.M_ABS, 2].sum() / max(n, 1)
     if n < 200 or size < least / 4:
         yield unknown("T12", "no matched gap whose shape could be told")
         return
-    k3 = pile.moments[:, evidence_kernel.M_K3, 2].sum() / n
+    k3 = pile.moments[:, kernel.M_K3, 2].sum() / n
     shape = float(k3 / (math.pi / 4 * size**2))
-    share = float(pile.sums[:, evidence_kernel.TAIL].sum() / n)
+    share = float(pile.sums[:, kernel.TAIL].sum() / n)
     heavy = share > HEAVY and shape > HEAVY_SHAPE
     told = Shift(0.0, 0, shape, math.nan, math.nan, 0, int(n))
     text = f"k3 is {shape:.1f} times that of a normal; {100 * share:.2g} % of tokens beyond a factor of 2"

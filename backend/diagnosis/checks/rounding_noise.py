@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from rltop.backend.evidence import evidence_kernel, sequential
+from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence_arrays import Pile
 from rltop.backend.evidence.sequential import Floats
 
@@ -37,9 +37,9 @@ def usual(run: Pile, declared: float) -> float:
     """
     rows = square = room = 0.0
     for step in range(run.steps):
-        rows += run.moments[step, evidence_kernel.M_DD, 0]
-        square += run.moments[step, evidence_kernel.M_DD, 2]
-        room += run.sums[step, evidence_kernel.ROOM]
+        rows += run.moments[step, kernel.M_DD, 0]
+        square += run.moments[step, kernel.M_DD, 2]
+        room += run.sums[step, kernel.ROOM]
         if rows >= BASE_SEQUENCES:
             break
     else:
@@ -63,11 +63,9 @@ def bet_on_sequences(pile: Pile, least: float) -> tuple[float, int]:
     of each sequence's having one: whatever rounding looks like, it expects 1 or less, also where sequences of a group
     go together. Of rounding that is near ``FINE`` itself it says nothing.
     """
-    rows, room = pile.moments[:, evidence_kernel.M_DD, 0], pile.sums[:, evidence_kernel.ROOM]
-    beyond = np.minimum(
-        np.maximum(pile.sums[:, evidence_kernel.BELOW_ROWS], pile.sums[:, evidence_kernel.ABOVE_ROWS]), rows
-    )
-    share = np.maximum((least / evidence_kernel.FINE) ** 2 * room / np.maximum(rows, 1.0), STRAY)
+    rows, room = pile.moments[:, kernel.M_DD, 0], pile.sums[:, kernel.ROOM]
+    beyond = np.minimum(np.maximum(pile.sums[:, kernel.BELOW_ROWS], pile.sums[:, kernel.ABOVE_ROWS]), rows)
+    share = np.maximum((least / kernel.FINE) ** 2 * room / np.maximum(rows, 1.0), STRAY)
     gains = [np.where(share < s, _likelihood(beyond, rows, s) - _likelihood(beyond, rows, share), 0.0) for s in SHARES]
     return sequential.bets(np.stack(gains, axis=1), pile.first)
 

@@ -9,7 +9,7 @@ from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, UNKNOWN
 from rltop.backend.diagnosis.checks import calibration, deterministic, level, location, trends, version_fit
 from rltop.backend.diagnosis.checks.findings import unknown
 from rltop.backend.diagnosis.checks.level import bound_of
-from rltop.backend.evidence import evidence_kernel
+from rltop.backend.evidence import kernel
 from rltop.backend.evidence.diagnosis_input import Case
 from rltop.backend.evidence.evidence_arrays import Piles
 
@@ -88,10 +88,10 @@ def _blind(piles: Piles, engine: str | None, seen: bool) -> str:
         return ""
     pile = piles.run if engine is None else piles.engine(engine)
     late = pile.from_step(max(pile.steps - LATE_STEPS, 0))
-    if not late.sums[:, evidence_kernel.MATCHED].sum():
+    if not late.sums[:, kernel.MATCHED].sum():
         return f"no version-matched tokens in the latest {LATE_STEPS} steps"
     least, _ = bound_of(piles, engine)
-    square = late.moments[:, evidence_kernel.M_DD, 2].sum() / max(float(late.sums[:, evidence_kernel.ROOM].sum()), 1e-9)
+    square = late.moments[:, kernel.M_DD, 2].sum() / max(float(late.sums[:, kernel.ROOM].sum()), 1e-9)
     if square > least**2:
         return "the latest matched gap is above its floor, in too few sequences to be sure"
     return ""

@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.checks.findings import FOUND, asked, finding, unknown
-from rltop.backend.evidence import evidence_kernel, sequential
+from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence import ABORTED, FAILED, REQUESTS, REWARD, TRUNCATED
 from rltop.backend.evidence.evidence_arrays import Piles
 from rltop.backend.evidence.sequential import Floats, Shift
@@ -50,7 +50,7 @@ alike: prompts are why it goes up and down, by 2.8 of such errors in runs of the
 def entropy(piles: Piles) -> Iterator[Finding]:
     """The trainer's mean entropy over sampled tokens, now against the run's first steps and some steps ago."""
     pile = piles.run
-    moments = pile.moments[:, evidence_kernel.ENTROPY]
+    moments = pile.moments[:, kernel.ENTROPY]
     series = _levels(moments)
     there = np.flatnonzero(np.isfinite(series))
     if there.size < FALL_STEPS[0]:

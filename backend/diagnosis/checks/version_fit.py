@@ -11,7 +11,7 @@ from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.checks.calibration import shape
 from rltop.backend.diagnosis.checks.findings import LOG_FOUND, asked, finding, unknown
 from rltop.backend.diagnosis.checks.level import bound_of, exceeds
-from rltop.backend.evidence import evidence_kernel, sequential
+from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence_arrays import Pile, Piles
 from rltop.backend.evidence.sequential import Shift
 
@@ -19,7 +19,7 @@ from rltop.backend.evidence.sequential import Shift
 def fit(piles: Piles) -> Iterator[Finding]:
     """How many versions the record is behind its label, by how far the trainer's own weights move in one."""
     for engine, pile in asked(piles):
-        if not pile.sums[:, evidence_kernel.MATCHED].sum():
+        if not pile.sums[:, kernel.MATCHED].sum():
             yield unknown("fit", "no version-matched tokens yet: old logprobs, or tokens of lag 0", engine)
             continue
         least, _ = bound_of(piles, engine)
@@ -37,13 +37,13 @@ def fit(piles: Piles) -> Iterator[Finding]:
 
 
 def _fit(pile: Pile, engine: str | None, off: Shift) -> Finding:
-    since_off = np.flatnonzero(pile.sums[off.start :, evidence_kernel.MATCHED] > 0) + off.start
+    since_off = np.flatnonzero(pile.sums[off.start :, kernel.MATCHED] > 0) + off.start
     late = pile.from_step(int(since_off[-LATE_STEPS:][0]))
-    by_old = bool(pile.sums[:, evidence_kernel.BY_OLD].sum())
+    by_old = bool(pile.sums[:, kernel.BY_OLD].sum())
     drift, lag = _drift(late) if by_old else _drift_before(pile, off.start)
     if not drift or not lag:
         return unknown("fit", "no tokens of an older version yet: how far an update moves is not known", engine)
-    k3 = float(sequential.stretches(late.moments[:, evidence_kernel.M_K3]).mean[0])
+    k3 = float(sequential.stretches(late.moments[:, kernel.M_K3]).mean[0])
     most = k3 / (drift / lag)
     behind = math.sqrt(most * lag) if most > lag else most
     since = int(pile.last[-1]) - int(pile.first[off.start])
@@ -71,7 +71,7 @@ LATE_STEPS = 8
 
 def _before_updates(pile: Pile, least: float) -> bool:
     """Whether the run's step 0, which no update came before, has the gap already."""
-    moments = pile.moments[0, evidence_kernel.M_ABS]
+    moments = pile.moments[0, kernel.M_ABS]
     return bool(pile.first[0] == 0 and pile.last[0] == 0 and moments[1] and moments[2] / moments[1] > least)
 
 
@@ -85,12 +85,10 @@ old logprobs were left out it is 0.24 to 0.3 where no update arrives, 0.003 wher
 
 def _drift(pile: Pile) -> tuple[float, float]:
     """Mean k3 between the trainer's own logprobs under the old version and now, and the mean lag between the two."""
-    n = pile.moments[:, evidence_kernel.DRIFT, 1].sum()
+    n = pile.moments[:, kernel.DRIFT, 1].sum()
     if not n:
         return 0.0, 0.0
-    return float(pile.moments[:, evidence_kernel.DRIFT, 2].sum() / n), float(
-        pile.sums[:, evidence_kernel.LAG].sum() / n
-    )
+    return float(pile.moments[:, kernel.DRIFT, 2].sum() / n), float(pile.sums[:, kernel.LAG].sum() / n)
 
 
 def _drift_before(pile: Pile, start: int) -> tuple[float, float]:
@@ -98,7 +96,7 @@ def _drift_before(pile: Pile, start: int) -> tuple[float, float]:
 
     They were trained on while matched tokens had no gap, or sampled by the run's first version.
     """
-    clean = np.flatnonzero(pile.sums[:start, evidence_kernel.MATCHED] > 0)
+    clean = np.flatnonzero(pile.sums[:start, kernel.MATCHED] > 0)
     lags = np.arange(pile.lags.shape[1]) - 1.0  # label 0 is "ahead", the last one "not known"
     older = (lags >= 1) & (lags < lags[-1])
     sure = (np.arange(pile.steps) <= clean.max(initial=-1))[:, None] | (pile.first[:, None] == lags)

@@ -1,4 +1,4 @@
-"""The checks of ``collectors/contract/preconditions.py`` that look at the engine core: each answers with what it found against a switch.
+"""The checks of ``contract/preconditions.py`` that look at the engine core: each returns the obstacle, or "".
 
 They look at objects, never at version numbers, and may be called from any thread.
 """

@@ -1,7 +1,7 @@
 """The engine's side of every flag: how it is read on the live objects, and how it is set.
 
-Everything is probed on the objects, never on version numbers. Adding a flag is one entry in ``collectors/contract/flags.py`` and
-one ``Control`` here; one that lives in the workers gets its control from ``of_workers`` and a part in ``worker.py``.
+Everything is probed on the objects, never on version numbers. A new flag is one entry in ``contract/flags.py`` and one
+``Control`` here; a flag that lives in the workers gets its control from ``of_workers`` and a part in ``one_rank.py``.
 """
 
 from __future__ import annotations
