@@ -32,7 +32,8 @@ from rltop.backend.measure import arrays
 from rltop.backend.summary import Sequences, Strata
 from rltop.backend.summary.dimensions import DIMENSIONS
 from rltop.backend.summary.sequences import by_sequence
-from rltop.backend.summary.token_runs import Runs, cut, reduce, warm
+from rltop.backend.summary.strata import warm
+from rltop.backend.summary.token_runs import Runs, cut, reduce
 
 Floats = NDArray[np.float32]
 

@@ -27,7 +27,7 @@ from rltop.backend.client.live import Client
 from rltop.backend.demo.faults import BY_NAME, HEALTHY
 from rltop.backend.hub import process as hub
 from rltop.backend.hub.state import State
-from rltop.backend.summary.token_runs import warm
+from rltop.backend.summary.strata import warm
 from rltop.collectors.contract.rundir import RunDir
 from tests.tapes import digest, replay, taping
 

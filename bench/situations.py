@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.stress import Kind, Told, tell
 from rltop.backend.api.verdict import FAULT
-from rltop.backend.summary.token_runs import warm
+from rltop.backend.summary.strata import warm
 from tests.exact import RIGHT, Setting, Wrong
 
 AT, STEPS = 10, 24

@@ -21,7 +21,7 @@ from bench.diagnosis import INSEPARABLE
 from rltop.backend.api.verdict import FAULT, HEALTHY, Verdict
 from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.hub.state import Effect
-from rltop.backend.summary.token_runs import warm
+from rltop.backend.summary.strata import warm
 from rltop.collectors.contract import wire
 from tests.exact import RIGHT, Run, Setting, Wrong
 from tests.hub_core import Hub

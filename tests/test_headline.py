@@ -13,7 +13,7 @@ from rltop.backend.api.downsample import HEADLINE, WHOLE_STEPS, headline
 from rltop.backend.parity.compare import JUDGED
 from rltop.backend.store.read import Reader
 from rltop.backend.text import status
-from rltop.tui.views.overview import CHARTS
+from rltop.tui.model.charts import CHARTS
 from tests import stored
 from tests.stored import bits
 

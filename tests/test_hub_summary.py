@@ -16,7 +16,7 @@ from rltop.backend import metrics
 from rltop.backend.summary import Bounds, Gap, Line, Mean, Pairs, Sequences, Sizes, Strata, Summary
 from rltop.backend.summary.groups import MAX_GROUPS, Groups
 from rltop.backend.summary.kernel import FIGURES, PIECE_HIGH, PIECE_LOW, PIECE_N, PIECE_SUMS
-from rltop.backend.summary.token_runs import POSITION_EDGES, Runs, cut, reduce
+from rltop.backend.summary.token_runs import POSITION_EDGES, Runs, cut, gap_of, reduce
 from tests import oracles
 
 anything = st.one_of(
@@ -29,9 +29,9 @@ moderate = arrays(np.float64, st.integers(0, 200), elements=st.floats(-25, 25))
 small = arrays(np.float64, st.integers(0, 30), elements=st.floats(-10, 10))
 
 
-def gap_of(d: np.ndarray) -> Gap:
+def gap_with(d: np.ndarray) -> Gap:
     """A gap with these differences."""
-    return Gap.of(d, np.zeros_like(d))
+    return gap_of(d, np.zeros_like(d))
 
 
 def gap_values(gap: Gap) -> dict[str, float | None]:
@@ -58,7 +58,7 @@ def assert_like(left: Any, right: Any, scale: float = 1.0) -> None:
 
 @given(differences)
 def test_whatever_the_logprobs_no_figure_is_nan_or_infinite_and_every_token_is_counted(d: np.ndarray) -> None:
-    gap = gap_of(d)
+    gap = gap_with(d)
     assert gap.n + gap.invalid == gap.tokens == d.size
     assert all(value is None or math.isfinite(value) for value in metrics.values(Summary(gap=gap)).values())
     assert int(gap.bins.sum()) == gap.n
@@ -66,7 +66,7 @@ def test_whatever_the_logprobs_no_figure_is_nan_or_infinite_and_every_token_is_c
 
 @given(moderate)
 def test_k3_less_k1_is_the_mean_ratio_less_one(d: np.ndarray) -> None:
-    gap = gap_of(d)
+    gap = gap_with(d)
     if gap.n:
         assert gap.k1 is not None and gap.k3 is not None and gap.ratio is not None
         assert gap.k3 - gap.k1 == pytest.approx(gap.ratio - 1, rel=1e-13, abs=1e-13)
@@ -75,8 +75,8 @@ def test_k3_less_k1_is_the_mean_ratio_less_one(d: np.ndarray) -> None:
 
 @given(moderate, moderate, moderate)
 def test_gaps_merge_in_any_order_and_grouping(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
-    left = gap_of(np.concatenate([a, b, c]))
-    for right in (gap_of(a) + gap_of(b) + gap_of(c), gap_of(c) + (gap_of(a) + gap_of(b))):
+    left = gap_with(np.concatenate([a, b, c]))
+    for right in (gap_with(a) + gap_with(b) + gap_with(c), gap_with(c) + (gap_with(a) + gap_with(b))):
         assert_like(gap_values(left).keys(), gap_values(right).keys())
         floor = 1e-7 * (1 + math.exp(min(float(left.extremes[1]), 20.0)))  # spreads are differences of sums
         for name, value in gap_values(left).items():
@@ -85,7 +85,7 @@ def test_gaps_merge_in_any_order_and_grouping(a: np.ndarray, b: np.ndarray, c: n
         assert_like(left.extremes, right.extremes)
         assert_like(left.surprisal, right.surprisal, 1e4)
         assert_like(left.probs, right.probs)
-    assert_like(Gap() + gap_of(a), gap_of(a))
+    assert_like(Gap() + gap_with(a), gap_with(a))
 
 
 @given(small, small, small)
@@ -215,10 +215,10 @@ def test_a_line_is_none_where_there_is_one_lag(pairs: list[tuple[int, float]]) -
 
 
 def test_nothing_and_all_invalid_give_none_everywhere() -> None:
-    for gap in (Gap(), gap_of(np.full(7, np.nan))):
+    for gap in (Gap(), gap_with(np.full(7, np.nan))):
         values = gap_values(gap)
         assert {name for name, value in values.items() if value is not None} <= {"invalid_frac"}
-    assert gap_values(gap_of(np.full(7, np.nan)))["invalid_frac"] == 1.0
+    assert gap_values(gap_with(np.full(7, np.nan)))["invalid_frac"] == 1.0
 
 
 def test_every_field_of_a_summary_merges() -> None:

@@ -8,14 +8,14 @@ from textual.widgets import ContentSwitcher
 
 from rltop.backend.api import Answer, AskSet, change_key
 from rltop.tui.app import RltopApp
+from rltop.tui.dialogs.requests import UNANSWERED_S
+from rltop.tui.dialogs.switch_dialog import Confirm
 from rltop.tui.model.fleet_table import Row
 from rltop.tui.model.key_commands import NEEDS_CONTROL
 from rltop.tui.model.step_columns import History
 from rltop.tui.model.timeline import markers, marks
 from rltop.tui.views.overview import Overview
 from rltop.tui.views.plot import Plot
-from rltop.tui.views.requests import UNANSWERED_S
-from rltop.tui.views.switch_dialog import Confirm
 from rltop.tui.widgets.table import Table
 from tests import pictures
 from tests.pictures import HeldClient

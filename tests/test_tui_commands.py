@@ -7,8 +7,8 @@ from textual.binding import Binding
 from rltop.backend.metrics import BY_NAME
 from rltop.collectors.contract.flags import FLAGS
 from rltop.tui.app import RltopApp
+from rltop.tui.model.charts import CHARTS
 from rltop.tui.model.key_commands import COMMANDS, NEEDS_CONTROL
-from rltop.tui.views.overview import CHARTS
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import dashboard, screen_text

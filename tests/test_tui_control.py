@@ -12,11 +12,11 @@ from rltop.backend.api import AskAct, AskKeep, AskSet, AskUndo, Question, Snapsh
 from rltop.collectors.contract.actions import ACTIONS, BY_VERB
 from rltop.collectors.contract.flags import FLAGS
 from rltop.collectors.contract.wire import FlagState, Timer
+from rltop.tui.dialogs.confirm_dialog import ConfirmPlain
+from rltop.tui.dialogs.switch_dialog import HALF, Confirm, keep_question, places, times
 from rltop.tui.model.changes import deed, entries, label, undoable
 from rltop.tui.model.key_commands import NEEDS_CONTROL
 from rltop.tui.model.switchable import FOREIGN_PAUSE, MIXED, SUBJECTS, Target, fold, targets
-from rltop.tui.views.confirm_dialog import ConfirmPlain
-from rltop.tui.views.switch_dialog import HALF, Confirm, keep_question, places, times
 from rltop.tui.widgets import theme
 from tests import pictures
 from tests.pictures import HeldClient

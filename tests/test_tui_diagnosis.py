@@ -11,8 +11,8 @@ from rltop.backend.api import Answer, AskAcknowledge, AskDiagnosis, AskProbe, As
 from rltop.backend.api.probe_result import ProbeResult
 from rltop.backend.api.verdict import Verdict
 from rltop.tui.app import RltopApp
-from rltop.tui.views import notifications
-from rltop.tui.views.notifications import notification, probe_of
+from rltop.tui.dialogs import notifications
+from rltop.tui.dialogs.notifications import notification, probe_of
 from rltop.tui.widgets import terminal
 from tests import pictures, verdicts
 from tests.pictures import HeldClient

@@ -7,7 +7,7 @@ import pytest
 
 from rltop.backend.api import Answer, AskEffect
 from rltop.tui.app import RltopApp
-from rltop.tui.views.effect_panel import PATIENCE_S, REFRESH_S, VERDICTS, EffectPage, answer_text
+from rltop.tui.dialogs.effect_panel import PATIENCE_S, REFRESH_S, VERDICTS, EffectPage, answer_text
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import assert_as_saved, dashboard, screen_text

@@ -6,10 +6,9 @@ import pytest
 
 from rltop.backend import metrics
 from rltop.backend.metrics.document import count, explain
+from rltop.tui.model.charts import CHARTS, Chart
 from rltop.tui.model.explain import NOTHING
 from rltop.tui.model.fleet_table import FLEET
-from rltop.tui.views.overview import CHARTS
-from rltop.tui.views.plot import Chart
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import dashboard, screen_text, settle

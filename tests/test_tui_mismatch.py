@@ -13,7 +13,7 @@ from rltop.backend.api import Answer, AskMismatch, AskPast, AskSamples, Question
 from rltop.backend.api.profiles import Mismatch, Profile
 from rltop.backend.api.samples import Samples, Sequence, Token
 from rltop.backend.gaps.mismatch import DIMENSIONS, EDGES
-from rltop.tui.model.dedupe import distinct_sequences, distinct_tokens
+from rltop.tui.tokens.dedupe import distinct_sequences, distinct_tokens
 from rltop.tui.views.gap_table import FLEET, Means, along, merged, places, with_error
 from rltop.tui.widgets.bars import Bar, BarChart, draw
 from tests import pictures

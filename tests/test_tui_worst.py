@@ -21,9 +21,9 @@ from rltop.collectors.contract import wire
 from rltop.collectors.transport.sender import Sender
 from rltop.tui.cli import main as cli
 from rltop.tui.cli.worst import text
-from rltop.tui.model.decode import as_id, decoder, printable
-from rltop.tui.model.gap_style import style
-from rltop.tui.model.token_text import level, mark
+from rltop.tui.tokens.decode import as_id, decoder, printable
+from rltop.tui.tokens.gap_style import style
+from rltop.tui.tokens.token_text import level, mark
 from tests import pictures
 from tests.hub_messages import Trained, Written, engine_state, rollouts, sequences
 from tests.test_cli import home, start_hub

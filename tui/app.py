@@ -17,6 +17,11 @@ from rltop.backend.alarms.notified import Told
 from rltop.backend.api import Snapshot
 from rltop.backend.api.alarm import CLEARED, Alarm
 from rltop.backend.api.verdict import Cause
+from rltop.tui.dialogs.effect_panel import EffectPage
+from rltop.tui.dialogs.info_dialogs import GoTo, Page, engine_page, help_page, numbers_page, page_width
+from rltop.tui.dialogs.notifications import SILENCE_S, notification, probe_of, probe_question
+from rltop.tui.dialogs.requests import Orders
+from rltop.tui.dialogs.switch_dialog import About, Confirm, Wish, keep_question, undo_question
 from rltop.tui.model import explain, timeline, viewport
 from rltop.tui.model.changes import Entry, deed
 from rltop.tui.model.fleet_table import Row
@@ -32,15 +37,10 @@ from rltop.tui.palette import CommandPalette, key_bindings
 from rltop.tui.views import status_lines
 from rltop.tui.views.control import Control
 from rltop.tui.views.diagnosis_view import Diagnosis
-from rltop.tui.views.effect_panel import EffectPage
-from rltop.tui.views.info_dialogs import GoTo, Page, engine_page, help_page, numbers_page, page_width
 from rltop.tui.views.mismatch import Mismatch
-from rltop.tui.views.notifications import SILENCE_S, notification, probe_of, probe_question
 from rltop.tui.views.overview import Overview
 from rltop.tui.views.plot import Plot
 from rltop.tui.views.remedy import remedy_of
-from rltop.tui.views.requests import Orders
-from rltop.tui.views.switch_dialog import About, Confirm, Wish, keep_question, undo_question
 from rltop.tui.widgets.line_widget import Rows, zoom
 from rltop.tui.widgets.repaint import NarrowScreen
 from rltop.tui.widgets.table import Table

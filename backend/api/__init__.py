@@ -38,12 +38,12 @@ from rltop.backend.api.snapshot import (
     Event,
     Frame,
     Snapshot,
-    Step,
     Trainer,
     change_key,
     has_news,
     moved,
 )
+from rltop.backend.api.step import Step
 
 __all__ = [
     "MAX_CHANGES",

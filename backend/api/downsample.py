@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-if TYPE_CHECKING:
-    from rltop.backend.api.snapshot import Step
+from rltop.backend.api.step import Step
 
 HEADLINE: tuple[str, ...] = (
     "tokens", "joined_fraction", "reward_mean", "logp_diff_mean", "logp_abs_diff_mean", "logp_abs_diff_p95",

@@ -9,7 +9,8 @@ from rltop.backend.api.attribution import Attribution
 from rltop.backend.api.effect import Effect
 from rltop.backend.api.profiles import Mismatch
 from rltop.backend.api.samples import Samples
-from rltop.backend.api.snapshot import Engine, Frame, Snapshot, Step
+from rltop.backend.api.snapshot import Engine, Frame, Snapshot
+from rltop.backend.api.step import Step
 from rltop.backend.api.verdict import Verdict
 
 

@@ -27,7 +27,7 @@ class Warmup:
 
     def _run(self) -> None:
         from rltop.backend.evidence import kernel
-        from rltop.backend.summary.token_runs import warm
+        from rltop.backend.summary.strata import warm
 
         try:
             warm()

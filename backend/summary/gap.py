@@ -1,7 +1,7 @@
 """The summary of the differences of two logprobs over tokens. Pure.
 
-``Gap()`` is the empty one, ``Gap.of`` makes one from arrays, and ``+`` is associative and commutative: counts and
-histograms exactly, sums to float64 rounding. Quantiles are read only at display.
+``Gap()`` is the empty one, ``token_runs.gap_of`` makes one from arrays, and ``+`` is associative and commutative:
+counts and histograms exactly, sums to float64 rounding. Quantiles are read only at display.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rltop.backend.summary import kernel as k
 from rltop.backend.summary.kernel import CLAMP, EXTREMES, SIDE, SUMS, Floats, Ints
@@ -42,13 +41,6 @@ class Gap:
     bins: Ints = field(default_factory=lambda: _NO_BINS)
     surprisal: Pairs = field(default_factory=Pairs)
     probs: Pairs = field(default_factory=Pairs)
-
-    @classmethod
-    def of(cls, left: NDArray[np.generic], right: NDArray[np.generic]) -> Gap:
-        """The summary of two arrays of logprobs [tokens], taken as one sequence."""
-        from rltop.backend.summary.token_runs import reduce, whole
-
-        return reduce(left, right, whole(len(left))).gaps[0]
 
     @classmethod
     def reduced(cls, sums: Floats, extremes: Floats, bins: Ints, anchor: Floats) -> Gap:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rltop.backend.summary import kernel as k
 from rltop.backend.summary.dimensions import ALL, DIMENSIONS, OFFSET, POSITION, PROBABILITY, STRATA, Dimension
 from rltop.backend.summary.kernel import FIGURES, MOMENTS, Floats, Ints
-from rltop.backend.summary.token_runs import Pieces, Reduced
+from rltop.backend.summary.token_runs import Pieces, Reduced, reduce, whole
 
 D, ABS, K3, X = range(FIGURES)
 """Figures of a stratum: d, |d|, k3 and ratio - 1."""
@@ -89,3 +89,12 @@ class Packed:
     def nbytes(self) -> int:
         """What it holds, roughly."""
         return 300 + self.rows.nbytes + self.moments.nbytes + self.others.nbytes
+
+
+def warm() -> None:
+    """Have the kernel compiled, or its kept code loaded, for what the wire brings."""
+    nothing = np.zeros(1, np.float32)
+    pieces = whole(1)
+    Strata.of(reduce(nothing, nothing, pieces), pieces, {})
+    zero = np.zeros(1, np.int64)
+    k.compiled().kinds(np.zeros(1, np.int32), zero, zero, zero)

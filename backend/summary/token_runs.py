@@ -145,12 +145,6 @@ def _plain(logprobs: NDArray[np.generic]) -> NDArray[np.generic]:
     return plain
 
 
-def warm() -> None:
-    """Have the kernel compiled, or its kept code loaded, for what the wire brings."""
-    from rltop.backend.summary.strata import Strata
-
-    nothing = np.zeros(1, np.float32)
-    pieces = whole(1)
-    Strata.of(reduce(nothing, nothing, pieces), pieces, {})
-    zero = np.zeros(1, np.int64)
-    k.compiled().kinds(np.zeros(1, np.int32), zero, zero, zero)
+def gap_of(left: NDArray[np.generic], right: NDArray[np.generic]) -> Gap:
+    """The summary of two arrays of logprobs [tokens], taken as one sequence."""
+    return reduce(left, right, whole(len(left))).gaps[0]

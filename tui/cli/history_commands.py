@@ -12,7 +12,7 @@ import click
 
 from rltop.backend.exporters.kinds import SUMMARIES
 from rltop.collectors.contract import rundir as rundirs
-from rltop.tui.cli.run_options import choose_run, existing_run
+from rltop.tui.cli.run_options import choose_run, existing_run, on_terminal
 
 if TYPE_CHECKING:
     from rltop.tui.model.reference import Reference
@@ -97,7 +97,7 @@ def replay(
         raise click.UsageError("name a run or a file, or say --sample")
     try:
         reader = Reader(SAMPLE if sample else stored(run))
-        if as_json or not _on_terminal():
+        if as_json or not on_terminal():
             with reader:
                 picture = reader.picture()
             click.echo(json.dumps(status.as_json(picture), indent=2) if as_json else status.as_text(picture))
@@ -108,12 +108,6 @@ def replay(
     from rltop.tui.replay_dashboard import run_replay
 
     sys.exit(run_replay(made, fps=fps, reference=read_references(references)))
-
-
-def _on_terminal() -> bool:
-    from rltop.tui.cli.main import _on_terminal as on_terminal
-
-    return on_terminal()
 
 
 @click.command(short_help="Copy a run into one shareable file.")

@@ -21,7 +21,7 @@ from rltop.tui.cli import effect as cli_effect
 from rltop.tui.cli import history_commands as cli_history
 from rltop.tui.cli import metrics_commands as cli_metrics
 from rltop.tui.cli import report as cli_report
-from rltop.tui.cli.run_options import as_json_option, choose_run, client_of, existing_run, print_json
+from rltop.tui.cli.run_options import as_json_option, choose_run, client_of, existing_run, on_terminal, print_json
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Begin": ("demo", "top", "runs", "hub"),
@@ -80,7 +80,7 @@ def top(run: str | None, control: bool, fps: float, bell: bool, references: tupl
     from rltop.collectors.contract.launch import LaunchError, ensure_hub
 
     rundir = existing_run(run)
-    if not _on_terminal():
+    if not on_terminal():
         raise click.ClickException(
             "the dashboard needs a terminal as standard input, output and error; "
             "`rltop status [--json]` prints the same facts"
@@ -93,11 +93,6 @@ def top(run: str | None, control: bool, fps: float, bell: bool, references: tupl
     except LaunchError as error:
         raise click.ClickException(str(error)) from error
     sys.exit(run_dashboard(rundir, control=control, fps=fps, reference=reference, bell=bell))
-
-
-def _on_terminal() -> bool:
-    """Whether a dashboard can be shown: Textual reads standard input and paints on standard error."""
-    return all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
 
 
 @main.command()
@@ -240,7 +235,7 @@ def demo(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if headless or not _on_terminal():
+    if headless or not on_terminal():
         sys.exit(demo_run.run_headless(options))
     from rltop.tui.demo_dashboard import run_with_dashboard
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,3 +114,8 @@ def print_json(value: object) -> None:
 run_option = click.option("--run", "run", metavar="RUN", help="Run name or directory (default: the only live one).")
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+
+
+def on_terminal() -> bool:
+    """Whether a dashboard can be shown: Textual reads standard input and paints on standard error."""
+    return all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))

@@ -10,7 +10,7 @@ from rltop.tui.cli.run_options import as_json_option, client_of, print_json
 
 if TYPE_CHECKING:
     from rltop.backend.api.samples import Samples, Token
-    from rltop.tui.model.decode import Decode
+    from rltop.tui.tokens.decode import Decode
 
 KINDS = ("abs_diff", "k3", "worst", "sample")
 """As in ``view.AskSamples``."""
@@ -35,7 +35,7 @@ def worst(run: str | None, step: int | None, kind: str, engine: str | None, limi
     """
     from rltop.backend.api import samples
     from rltop.backend.client.live import CommandError, HubUnreachable
-    from rltop.tui.model.decode import decoder
+    from rltop.tui.tokens.decode import decoder
 
     try:
         with client_of(run) as client:
@@ -53,8 +53,8 @@ def worst(run: str | None, step: int | None, kind: str, engine: str | None, limi
 
 def text(found: Samples, decode: Decode, limit: int = MOST) -> str:
     """For a person; all of it printable."""
-    from rltop.tui.model import token_text
-    from rltop.tui.model.dedupe import distinct_sequences, distinct_tokens, sequence_key, times_text, token_key
+    from rltop.tui.tokens import token_text
+    from rltop.tui.tokens.dedupe import distinct_sequences, distinct_tokens, sequence_key, times_text, token_key
 
     tokens, times = distinct_tokens(found.tokens)
     sequences, of_sequences = distinct_sequences(found.sequences)
@@ -71,8 +71,8 @@ def text(found: Samples, decode: Decode, limit: int = MOST) -> str:
 
 
 def _token(token: Token, decode: Decode, times: str) -> str:
-    from rltop.tui.model import token_text
-    from rltop.tui.model.decode import printable
+    from rltop.tui.tokens import token_text
+    from rltop.tui.tokens.decode import printable
 
     before, after = token_text.context(token.before, decode), token_text.context(token.after, decode)
     engine, version = printable(token.engine) or "-", "-" if token.version < 0 else str(token.version)

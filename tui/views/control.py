@@ -199,7 +199,7 @@ class Control(Vertical):
         for sign, style, said in self._sayings(target):
             lines += [
                 [(sign if i == 0 else " " * len(sign), style), (line, theme.PLAIN if sign else style)]
-                for i, line in enumerate(wrap(said, width - len(sign)))
+                for i, line in enumerate(theme.wrap(said, width - len(sign)))
             ]
         about.show([theme.row(parts, width) for parts in lines])
 
@@ -232,13 +232,3 @@ class Control(Vertical):
     def _make_room(self, rows: int) -> None:
         """The upper table as high as it needs up to half the screen; the log takes the rest."""
         set_height(self.query_one("#flags"), 1 + min(max(rows, 1), self._room))
-
-
-def wrap(text: str, width: int) -> list[str]:
-    """``text`` in lines of at most ``width`` characters, broken at blanks."""
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
-            lines.append("")
-        lines[-1] += (" " if lines[-1] else "") + word
-    return lines

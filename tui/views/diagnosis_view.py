@@ -15,13 +15,13 @@ from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TESTS
 from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
 from rltop.backend.diagnosis.causes.confirming_probes import BY_NAME as PROBES
 from rltop.backend.text.verdict_text import where
+from rltop.tui.dialogs.info_dialogs import page_width
 from rltop.tui.model.viewport import Sight
-from rltop.tui.views.control import wrap
-from rltop.tui.views.info_dialogs import page_width
 from rltop.tui.views.remedy import Sayings, alarm_sayings, standing
 from rltop.tui.widgets import theme
 from rltop.tui.widgets.line_widget import Rows, set_height
 from rltop.tui.widgets.table import Column, Table
+from rltop.tui.widgets.theme import wrap
 
 VERDICTS = {
     HEALTHY: ("✔ HEALTHY", theme.GOOD),

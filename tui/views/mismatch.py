@@ -13,11 +13,11 @@ from textual.containers import Container, Vertical
 from rltop.backend.api import Answer, AskMismatch, AskSamples, Question, Snapshot
 from rltop.backend.api.profiles import Mismatch as Answered
 from rltop.backend.api.samples import Samples, Sequence, Token
-from rltop.tui.model import gap_style
-from rltop.tui.model.decode import Decode, as_id, decoder
-from rltop.tui.model.dedupe import Times, distinct_sequences, distinct_tokens, sequence_key, token_key
 from rltop.tui.model.explain import Figure
 from rltop.tui.model.viewport import Sight
+from rltop.tui.tokens import gap_style
+from rltop.tui.tokens.decode import Decode, as_id, decoder
+from rltop.tui.tokens.dedupe import Times, distinct_sequences, distinct_tokens, sequence_key, token_key
 from rltop.tui.views.gap_table import FLEET, PLACES, UNKNOWN_ENGINE, Means, Place, along, places
 from rltop.tui.views.token_lists import sequence_columns, token_columns
 from rltop.tui.widgets import theme

@@ -8,27 +8,15 @@ from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 
 from rltop.backend.api import Event, Snapshot
+from rltop.tui.model.charts import CHARTS
 from rltop.tui.model.fleet_table import FLEET, Row
 from rltop.tui.model.step_columns import History
 from rltop.tui.model.timeline import Mark, markers
 from rltop.tui.model.viewport import Sight
-from rltop.tui.views.plot import Chart, Plot, Series
+from rltop.tui.views.plot import Plot
 from rltop.tui.widgets import theme
 from rltop.tui.widgets.line_widget import set_height
 from rltop.tui.widgets.table import Column, Table
-
-CHARTS: tuple[Chart, ...] = (
-    Chart("gap", "logprob gap |d|", (
-        Series("mean", "logp_abs_diff_mean", "noise_abs_diff"), Series("p95", "logp_abs_diff_p95"),
-    )),
-    Chart("clip", "clip rate", (
-        Series("low", "clip_frac_low", "noise_clip_frac_low"), Series("high", "clip_frac_high", "noise_clip_frac_high"),
-    )),
-    Chart("KL", "KL rollout|trainer", (Series("k3", "kl_k3", "noise_k3"), Series("k1", "kl_k1"))),
-    Chart("reward", "reward", (Series("mean", "reward_mean"),)),
-    Chart("entropy", "entropy", (Series("mean", "entropy"),)),
-    Chart("lag", "policy lag", (Series("mean", "lag_mean"), Series("max", "lag_max"))),
-)  # fmt: skip
 
 LOWEST = 5
 """Lines below which a plot says nothing; where there are fewer, the last plots are left out."""

@@ -3,61 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from textual.strip import Strip
 
 from rltop.backend import metrics
+from rltop.tui.model.charts import Chart
 from rltop.tui.model.explain import Figure, in_step
 from rltop.tui.model.step_columns import History
 from rltop.tui.model.timeline import updates
 from rltop.tui.model.viewport import Sight, cursor_x, stretch
 from rltop.tui.widgets import canvas, theme
 from rltop.tui.widgets.line_widget import Rows
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line of a plot: its name in the legend, the metric it shows, and the one that says what noise alone gives."""
-
-    label: str
-    metric: str
-    noise: str = ""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """What a plot shows.
-
-    Attributes:
-        id: short name, also its title where there is no room.
-        title: its title.
-        series: the most telling first; its unit and thresholds are the chart's.
-    """
-
-    id: str
-    title: str
-    series: tuple[Series, ...]
-
-    @property
-    def metric(self) -> metrics.Metric:
-        """The metric that the chart is about."""
-        return metrics.BY_NAME[self.series[0].metric]
-
-    @property
-    def factor(self) -> float:
-        """What values are multiplied with to be shown: shares of one are shown in percent."""
-        return 100.0 if self.metric.unit == "share" else 1.0
-
-    @property
-    def levels(self) -> tuple[float, ...]:
-        """Where the metric begins to be worth a look, as shown."""
-        known = self.metric.thresholds
-        return () if known is None else tuple(level * self.factor for level in (known.amber, known.red) if level > 0)
-
-    def figure(self, value: float | None, digits: int) -> str:
-        """A value of one of the series, in few characters."""
-        return theme.percent(value) if self.metric.unit == "share" else theme.figure(value, digits)
 
 
 class Plot(Rows, can_focus=True):

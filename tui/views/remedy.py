@@ -12,9 +12,9 @@ from rltop.backend.api.alarm import CLEAR_AFTER, Alarm
 from rltop.backend.api.verdict import HEALTHY, Cause, Verdict
 from rltop.backend.evidence.diagnosis_input import last_mixed
 from rltop.collectors.contract.flags import BY_NAME as FLAGS
+from rltop.tui.dialogs.switch_dialog import Place, Wish, places
 from rltop.tui.model.key_commands import NEEDS_CONTROL
 from rltop.tui.model.switchable import Target, targets
-from rltop.tui.views.switch_dialog import Place, Wish, places
 from rltop.tui.widgets import theme
 
 GONE_WITHIN = 10

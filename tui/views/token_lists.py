@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rltop.backend.api.samples import Sequence, Token
-from rltop.tui.model import gap_style, token_text
-from rltop.tui.model.decode import Decode
-from rltop.tui.model.dedupe import Times, sequence_key, times_text, token_key
+from rltop.tui.tokens import gap_style, token_text
+from rltop.tui.tokens.decode import Decode
+from rltop.tui.tokens.dedupe import Times, sequence_key, times_text, token_key
 from rltop.tui.views.gap_table import UNKNOWN_ENGINE
 from rltop.tui.widgets import theme
 from rltop.tui.widgets.table import Column

@@ -134,3 +134,13 @@ def flag_label(flag: str, value: str | None, *, short: bool = False) -> str:
     """The short name of a switch: ``pc-`` is prefix_caching off, ``lm=raw`` logprobs_mode raw (``lm=r`` if short)."""
     initials = "".join(word[0] for word in flag.split("_") if word)
     return initials + {"on": "+", "off": "-", None: "?"}.get(value, f"={(value or '')[: 1 if short else None]}")
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """``text`` in lines of at most ``width`` characters, broken at blanks."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append("")
+        lines[-1] += (" " if lines[-1] else "") + word
+    return lines

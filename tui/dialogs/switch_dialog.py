@@ -10,9 +10,9 @@ from textual.binding import Binding, BindingType
 
 from rltop.backend.api import Change, Snapshot
 from rltop.backend.util.durations import span
+from rltop.tui.dialogs.confirm_dialog import INNER, ConfirmPlain, Facts, Question
 from rltop.tui.model.changes import deed, open_timers, together, undoable
 from rltop.tui.model.switchable import Choice, Target
-from rltop.tui.views.confirm_dialog import INNER, ConfirmPlain, Facts, Question
 from rltop.tui.widgets import theme
 
 TIMES: tuple[tuple[str, float], ...] = (("1m", 60.0), ("10m", 600.0), ("1h", 3600.0))

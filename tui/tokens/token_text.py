@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from rltop.backend.api.samples import Sequence, Token, floats, ints
-from rltop.tui.model.decode import Decode, as_id, printable
+from rltop.tui.tokens.decode import Decode, as_id, printable
 
 LEVELS = (0.05, 0.25, 1.0)
 """From how many nats of |d| on a token is marked with one arrow, two, three: a ratio of 1.05, 1.28 (the usual upper

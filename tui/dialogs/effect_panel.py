@@ -12,10 +12,10 @@ from textual.widgets import Static
 from rltop.backend.api import AskEffect, Effect, EffectEstimate, EffectRow
 from rltop.backend.effects.estimate import FIGURES
 from rltop.backend.text import effect_text
+from rltop.tui.dialogs.info_dialogs import Page
 from rltop.tui.model.source import Source
-from rltop.tui.views.control import wrap
-from rltop.tui.views.info_dialogs import Page
 from rltop.tui.widgets import theme
+from rltop.tui.widgets.theme import wrap
 
 REFRESH_S = 2.0
 """How often an open panel asks anew."""

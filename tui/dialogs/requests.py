@@ -11,8 +11,8 @@ from typing import Literal
 
 from rltop.backend.api import AskAcknowledge, AskAct, AskKeep, AskProbe, AskSet, AskSilence, AskUndo, Question
 from rltop.collectors.contract.probes import Probe
+from rltop.tui.dialogs.switch_dialog import Wish
 from rltop.tui.model.source import Source
-from rltop.tui.views.switch_dialog import Wish
 
 UNANSWERED_S = 5.0
 """A question that the hub has not answered by then is said to be unanswered."""

@@ -21,12 +21,12 @@ from rltop.backend.metrics.document import explain
 from rltop.backend.text.fingerprint_text import MARK
 from rltop.collectors.contract.actions import ACTIONS
 from rltop.collectors.contract.flags import FLAGS
+from rltop.tui.model.charts import CHARTS
 from rltop.tui.model.explain import Figure
 from rltop.tui.model.key_commands import COMMANDS, NEEDS_CONTROL
 from rltop.tui.model.timeline import KINDS
-from rltop.tui.views.control import wrap
-from rltop.tui.views.overview import CHARTS
 from rltop.tui.widgets import theme
+from rltop.tui.widgets.theme import wrap
 
 WIDEST = 110
 """Cells of a page with its border, as in the style sheet; it leaves a little of the screen."""

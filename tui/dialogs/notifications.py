@@ -9,7 +9,7 @@ from rltop.backend.api import Snapshot
 from rltop.backend.api.alarm import Alarm, about
 from rltop.backend.api.verdict import Cause
 from rltop.collectors.contract.probes import BY_NAME, SWITCH, Probe
-from rltop.tui.views.confirm_dialog import ConfirmPlain
+from rltop.tui.dialogs.confirm_dialog import ConfirmPlain
 
 SILENCE_S = 1800.0
 """How long the key for it silences an alarm."""

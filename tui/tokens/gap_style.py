@@ -8,8 +8,8 @@ from rich.style import Style
 from rich.text import Text
 
 from rltop.backend.api.samples import Sequence, Token
-from rltop.tui.model.decode import Decode, printable
-from rltop.tui.model.token_text import between, context, legend, level, mark, marked, sequence_facts, token_facts
+from rltop.tui.tokens.decode import Decode, printable
+from rltop.tui.tokens.token_text import between, context, legend, level, mark, marked, sequence_facts, token_facts
 from rltop.tui.widgets import theme
 
 STYLES = (theme.PLAIN, theme.SERIES[0], theme.WARN, theme.BAD)

@@ -12,8 +12,8 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
-from rltop.tui.views.control import wrap
 from rltop.tui.widgets import theme
+from rltop.tui.widgets.theme import wrap
 
 INNER = 71
 """Cells of text in a question, beside a scrollbar; narrower screens wrap it once more."""

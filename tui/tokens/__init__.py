@@ -1,0 +1,1 @@
+"""Single tokens and sequences as text."""
