@@ -24,7 +24,7 @@ from typing import Any
 from rltop.backend import api
 from rltop.backend.client.live import Client
 from rltop.backend.hub import process as hub
-from rltop.backend.hub.state import State
+from rltop.backend.hub.state import HubState
 from rltop.collectors.contract.rundir import RunDir, for_run
 from tests.recordings import DATA, Recording, save
 
@@ -33,9 +33,9 @@ STOP_S = 60.0
 
 def serve(rundir: RunDir, path: Path) -> int:
     """Be the hub of a run; write down what it held when it is told to end."""
-    made: list[State] = []
+    made: list[HubState] = []
 
-    class Remembered(State):
+    class Remembered(HubState):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             made.append(self)

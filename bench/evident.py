@@ -17,8 +17,8 @@ from rltop.backend.demo.faults import BY_NAME as FAULTS
 from rltop.backend.diagnosis.checks.findings import LOG_FOUND
 from rltop.backend.diagnosis.checks.rounding_noise import STRAY
 from rltop.backend.evidence import kernel
-from rltop.backend.evidence.diagnosis_input import Case
-from rltop.backend.evidence.evidence_arrays import Pile, Piles
+from rltop.backend.evidence.diagnosis_input import DiagnosisInput
+from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
 from rltop.backend.evidence.sequential import Floats, stretches
 
 USUAL_FALL = 0.05
@@ -32,7 +32,7 @@ BEFORE = 6
 """Steps before the onset that give a run's own fall."""
 
 
-def evident(run: Run, onset: int, case: Case) -> int | None:
+def evident(run: Run, onset: int, case: DiagnosisInput) -> int | None:
     """The first step by which the run's fault could be told; None if it never could.
 
     Args:
@@ -43,14 +43,14 @@ def evident(run: Run, onset: int, case: Case) -> int | None:
     odds = MOVES.get(run.fault)
     if odds is None:
         return onset
-    piles, engine = Piles(case), run.on or FAULTS[run.fault].engine
+    piles, engine = EvidenceByEngine(case), run.on or FAULTS[run.fault].engine
     pile = piles.engine(engine) if engine else piles.run
     known = odds(pile, int(np.searchsorted(pile.first, onset)))
     sure = np.flatnonzero(known >= LOG_FOUND)
     return int(pile.first[sure[0]]) if sure.size else None
 
 
-def _of_gap(pile: Pile, begin: int) -> Floats:
+def _of_gap(pile: EvidenceArrays, begin: int) -> Floats:
     """Sequences with a matched d beyond ``loop.FINE``, against the strays of a healthy run."""
     rows = pile.moments[:, kernel.M_DD, 0]
     beyond = np.minimum(np.maximum(pile.sums[:, kernel.BELOW_ROWS], pile.sums[:, kernel.ABOVE_ROWS]), rows)
@@ -59,20 +59,20 @@ def _of_gap(pile: Pile, begin: int) -> Floats:
     return _since(np.where(share > STRAY, each, 0.0), begin)
 
 
-def _of_surprisal(pile: Pile, begin: int) -> Floats:
+def _of_surprisal(pile: EvidenceArrays, begin: int) -> Floats:
     """Surprisal less entropy against 0, by its error over sequences."""
     each = [stretches(step[None]) for step in pile.moments[:, kernel.SURPRISAL]]
     return _since(np.array([float(one.mean[0]) ** 2 / (2 * float(one.variance[0])) for one in each]), begin)
 
 
-def _of_lag(pile: Pile, begin: int) -> Floats:
+def _of_lag(pile: EvidenceArrays, begin: int) -> Floats:
     """Certain where tokens are older than healthy runs have them."""
     n = pile.lags[:, :-1, 1]
     mean = (n @ np.arange(-1.0, n.shape[1] - 1)) / np.maximum(n.sum(axis=1), 1.0)
     return _since(np.where(mean > USUAL_LAG, LOG_FOUND, 0.0), begin)
 
 
-def _of_entropy(pile: Pile, begin: int) -> Floats:
+def _of_entropy(pile: EvidenceArrays, begin: int) -> Floats:
     """The fall of the logarithm since the last step before the onset, against the run's fall until then."""
     moments = pile.moments[:, kernel.ENTROPY]
     logs = np.log(moments[:, 2] / moments[:, 1])
@@ -92,7 +92,7 @@ def _since(each: Floats, begin: int) -> Floats:
     return np.cumsum(np.where(np.arange(each.size) >= begin, each, 0.0))
 
 
-MOVES: dict[str, Callable[[Pile, int], Floats]] = {
+MOVES: dict[str, Callable[[EvidenceArrays, int], Floats]] = {
     "never-updated": _of_gap,
     "head-not-updated": _of_gap,
     "lying-replica": _of_gap,

@@ -29,7 +29,7 @@ from bench import fault_figures, fault_runs, recorder
 from rltop.backend.api.attribution import Attribution, Interval, Stratum
 from rltop.backend.client.live import Client
 from rltop.backend.hub import process
-from rltop.backend.hub.state import State
+from rltop.backend.hub.state import HubState
 from rltop.backend.text.attribution_text import line_text
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir, for_run
@@ -48,7 +48,7 @@ def serve(rundir: RunDir, path: Path) -> int:
     """Be the hub of a run; write down what it heard of some steps when it is told to end."""
     heard: list[tuple[wire.DataBody, wire.Arrays]] = []
 
-    class Listening(State):
+    class Listening(HubState):
         def data(self, frames: list[bytes], now: float) -> Any:
             _, body, arrays = wire.decode_data([bytes(frame) for frame in frames])
             heard.append((body, arrays))

@@ -22,7 +22,7 @@ import zmq
 
 from rltop.backend import api
 from rltop.backend.client.live import Client
-from rltop.backend.hub.state import State
+from rltop.backend.hub.state import HubState
 from rltop.backend.summary.token_runs import gap_of
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
@@ -82,7 +82,7 @@ def summary(total: int) -> float:
 
 def core(engines: list[list[bytes]], trainer: list[list[bytes]], total: int) -> tuple[float, float]:
     """Tokens per second of CPU, and the longest that one message took in ms."""
-    state = State("bench", "h", 0.0, lambda: "c")
+    state = HubState("bench", "h", 0.0, lambda: "c")
     longest = 0.0
     start = time.process_time()
     for frames in engines + trainer:

@@ -29,11 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.measure import arrays
-from rltop.backend.summary import Sequences, Strata
+from rltop.backend.summary import SequenceSummary, Strata
 from rltop.backend.summary.dimensions import DIMENSIONS
 from rltop.backend.summary.sequences import by_sequence
 from rltop.backend.summary.strata import warm
-from rltop.backend.summary.token_runs import Runs, cut, reduce
+from rltop.backend.summary.token_runs import TokenRuns, cut, reduce
 
 Floats = NDArray[np.float32]
 
@@ -60,11 +60,11 @@ def rltop(trainer: Floats, rollout: Floats, length: int) -> None:
         t, r = trainer[at : at + lot], rollout[at : at + lot]
         start = np.arange(0, t.size, length)
         zero = np.zeros(start.size, np.int64)
-        runs = Runs(start, np.minimum(start + length, t.size), np.arange(start.size), zero, zero, zero, 1)
+        runs = TokenRuns(start, np.minimum(start + length, t.size), np.arange(start.size), zero, zero, zero, 1)
         pieces = cut(runs)
         reduced = reduce(t, r, pieces)
         Strata.of(reduced, pieces, {d.name: zero for d in DIMENSIONS if d.name not in _OWN_LABELS})
-        Sequences.of(*by_sequence(reduced, pieces, start.size))
+        SequenceSummary.of(*by_sequence(reduced, pieces, start.size))
 
 
 def offline(trainer: Floats, rollout: Floats, length: int) -> None:

@@ -26,7 +26,7 @@ from bench.fault_runs import Run
 from rltop.backend.client.live import Client
 from rltop.backend.demo.faults import BY_NAME, HEALTHY
 from rltop.backend.hub import process as hub
-from rltop.backend.hub.state import State
+from rltop.backend.hub.state import HubState
 from rltop.backend.summary.strata import warm
 from rltop.collectors.contract.rundir import RunDir
 from tests.tapes import digest, replay, taping
@@ -48,11 +48,11 @@ def end_by_signal() -> None:
 def serve(rundir: RunDir, tape: Path) -> int:
     """Be the hub of a run, write the tape, and beside it what was shown of the steps, as a digest."""
     warm()
-    made: list[State] = []
+    made: list[HubState] = []
     with tape.open("wb") as file:
         make = taping(file.write)
 
-        def state(*arguments: Any) -> State:
+        def state(*arguments: Any) -> HubState:
             made.append(make(*arguments))
             return made[-1]
 

@@ -30,7 +30,7 @@ from rltop.backend.api.samples import Sequence as Kept
 from rltop.backend.api.samples import Token
 from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.retention import Limits
-from rltop.backend.store.row_mapping import Sample, sample_row
+from rltop.backend.store.row_mapping import SampleRow, sample_row
 from rltop.backend.store.write import Writer
 from tests import pictures
 from tests.screens import dashboard
@@ -107,14 +107,14 @@ def tokens(directory: Path, count: int) -> None:
                 ids[:100].tobytes(), ids.tobytes(), b"\1" * 1000, rollout.tobytes(), trainer.tobytes(),
                 np.full(1000, step, "<i4").tobytes(), bytes(4000),
             )  # fmt: skip
-            made.append(Sample(step, "worst", "e0", 1000, float(rng.random()), msgspec.msgpack.encode(body)))
+            made.append(SampleRow(step, "worst", "e0", 1000, float(rng.random()), msgspec.msgpack.encode(body)))
         around = rng.integers(0, 150_000, 32).astype("<i4").tobytes()
         for place in range(64):
             token = Token(
                 step, 0, place, 5, 1000, 17, -0.5, -0.25, "e0", "r1", step, 0, 100, 96, 1.0, around[:96], around[96:]
             )
             kind = "abs_diff" if place < 32 else "k3"
-            made.append(Sample(step, kind, "e0", 1000, float(rng.random()), msgspec.msgpack.encode(token)))
+            made.append(SampleRow(step, kind, "e0", 1000, float(rng.random()), msgspec.msgpack.encode(token)))
         start = time.process_time()
         rows = [("sample", sample_row(one)) for one in made]
         writer.write([api.Frame("bench", step + 1, 1e9 + step, steps=[])], [rows])

@@ -1,6 +1,6 @@
 """Runs as a diagnosis sees them, step by step, in one small file each: read from and written to ``tests/data/runs``.
 
-A file has everything of every ``Case`` but what no diagnosis reads: figures of single engines, sizes and times of
+A file has everything of every ``DiagnosisInput`` but what no diagnosis reads: figures of single engines, sizes and times of
 messages. It is lossless to float32, which is what the store keeps of evidence; what an engine or the trainer says is
 kept where it changes.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend import api
-from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence import Evidence
 from rltop.backend.evidence.series import Stretch
 
@@ -59,7 +59,7 @@ class Recorded(msgspec.Struct):
     sums: bytes
 
 
-def save(path: Path, cases: Sequence[Case]) -> None:
+def save(path: Path, cases: Sequence[DiagnosisInput]) -> None:
     """Write a run: its cases, one for each of its steps."""
     last = cases[-1]
     names = sorted({name for step in last.steps for name in step.values})
@@ -83,7 +83,7 @@ def save(path: Path, cases: Sequence[Case]) -> None:
     path.write_bytes(lzma.compress(msgspec.msgpack.encode(made), filters=FILTERS))
 
 
-def load(path: Path) -> list[Case]:
+def load(path: Path) -> list[DiagnosisInput]:
     """Read a run: its cases, one for each of its steps."""
     made = msgspec.msgpack.decode(lzma.decompress(path.read_bytes()), type=Recorded)
     steps = list(_steps(made))
@@ -91,7 +91,7 @@ def load(path: Path) -> list[Case]:
     course: dict[int, dict[str, Evidence]] = {}
     for (told, engine), row in zip(made.evidence, sums, strict=True):
         course.setdefault(told, {})[engine] = Evidence.from_bytes(row.astype("<f4").tobytes())
-    whole = Case(made.run, steps, evidence=[Stretch(at, at, engines) for at, engines in course.items()])
+    whole = DiagnosisInput(made.run, steps, evidence=[Stretch(at, at, engines) for at, engines in course.items()])
     found = []
     for number, step in enumerate(steps):
         found.append(

@@ -7,11 +7,11 @@ import math
 from typing import TypeVar
 
 from rltop.backend import api
-from rltop.backend.commands.audit import Line
-from rltop.backend.hub.state import Audit, Effect, Recall, Reply, Send, State
+from rltop.backend.commands.audit import AuditLine
+from rltop.backend.hub.state import AnswerFromStore, Audit, Effect, HubState, Reply, SendControl
 from rltop.backend.ingest.sources import is_trainer
 from rltop.backend.steps.steps import GRACE_S
-from rltop.backend.store.aggregates import Recalled
+from rltop.backend.store.aggregates import StoredAggregates
 from rltop.collectors.contract import wire
 from tests.hub_messages import Source, engine_state
 
@@ -27,18 +27,18 @@ class Hub:
         self,
         epoch: str = "hub-1",
         past: api.Snapshot | None = None,
-        recalled: Recalled | None = None,
+        recalled: StoredAggregates | None = None,
         now: float = 1000.0,
     ) -> None:
         self.now = now
         ids = itertools.count()
-        self.state = State("run", epoch, self.now, lambda: f"{epoch}-c{next(ids)}", past=past, recalled=recalled)
+        self.state = HubState("run", epoch, self.now, lambda: f"{epoch}-c{next(ids)}", past=past, recalled=recalled)
         self.sources: dict[str, Source] = {}
-        self.lines: list[Line] = []
+        self.lines: list[AuditLine] = []
         self.frames: list[api.Frame] = []
 
     @classmethod
-    def of(cls, state: State, now: float) -> Hub:
+    def of(cls, state: HubState, now: float) -> Hub:
         """Around a core that is there already."""
         hub = cls()
         hub.state, hub.now = state, now
@@ -77,15 +77,15 @@ class Hub:
     def say(self, source: str, message: wire.Body) -> list[Effect]:
         return self._logged(self.state.control(self.source(source).identity, wire.encode(message), self.now))
 
-    def ask(self, question: api.Question) -> tuple[api.Answer, list[Send]]:
+    def ask(self, question: api.Question) -> tuple[api.Answer, list[SendControl]]:
         effects = self._logged(self.state.ask(b"viewer", api.encode(question), self.now))
-        (answer,) = [effect.answer for effect in effects if isinstance(effect, Reply | Recall)]
-        return answer, [effect for effect in effects if isinstance(effect, Send)]
+        (answer,) = [effect.answer for effect in effects if isinstance(effect, Reply | AnswerFromStore)]
+        return answer, [effect for effect in effects if isinstance(effect, SendControl)]
 
-    def undelivered(self, order: Send) -> None:
+    def undelivered(self, order: SendControl) -> None:
         self._logged(self.state.undelivered(order.to, wire.encode(order.message), self.now))
 
-    def restore(self, lines: list[Line], bad: int = 0) -> None:
+    def restore(self, lines: list[AuditLine], bad: int = 0) -> None:
         self._logged(self.state.restore(lines, bad, self.now))
 
     def _logged(self, effects: list[Effect]) -> list[Effect]:
@@ -116,4 +116,6 @@ class Hub:
 
 
 def sent(effects: list[Effect], kind: type[T]) -> list[T]:
-    return [effect.message for effect in effects if isinstance(effect, Send) and isinstance(effect.message, kind)]
+    return [
+        effect.message for effect in effects if isinstance(effect, SendControl) and isinstance(effect.message, kind)
+    ]

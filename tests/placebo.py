@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rltop.backend import api
-from rltop.backend.effects.epoch_sums import Place, StepCells
-from rltop.backend.effects.estimate import FIGURES, MIN_SIDE, WINDOW, Mark, effect
+from rltop.backend.effects.epoch_sums import EpochKey, StepCells
+from rltop.backend.effects.estimate import FIGURES, MIN_SIDE, WINDOW, SwitchMark, effect
 from tests.recordings import Recording, load
 
 HEALTHY = ("healthy-t1", "healthy-t07")
@@ -47,7 +47,7 @@ def imagine(run: Recording, placebo: Placebo) -> api.Effect:
     """The effect of a switch that never was."""
     at, engines = placebo.step, placebo.engines
 
-    def relabel(place: Place, after: bool) -> Place:
+    def relabel(place: EpochKey, after: bool) -> EpochKey:
         return place._replace(epoch=place.epoch + 1) if after and place.engine in engines else place
 
     steps = []
@@ -61,7 +61,7 @@ def imagine(run: Recording, placebo: Placebo) -> api.Effect:
         engine: [replace(s, epoch=s.epoch + (engine in engines and s.time > began)) for s in found if s.time < until]
         for engine, found in run.samples.items()
     }
-    marks = {engine: Mark(life, epoch + 1) for engine, (life, epoch) in run.present.items() if engine in engines}
+    marks = {engine: SwitchMark(life, epoch + 1) for engine, (life, epoch) in run.present.items() if engine in engines}
     changes = [api.Change("placebo", engine, "none", "same", "applied", 0.0) for engine in engines]
     present = {engine: (life, epoch + (engine in engines)) for engine, (life, epoch) in run.present.items()}
     return effect(changes, marks, steps, samples, present)

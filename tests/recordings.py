@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 
 from rltop.backend import api
-from rltop.backend.effects.epoch_sums import Place, StepCells
-from rltop.backend.effects.estimate import Mark, effect
-from rltop.backend.effects.throughput import Sample
+from rltop.backend.effects.epoch_sums import EpochKey, StepCells
+from rltop.backend.effects.estimate import SwitchMark, effect
+from rltop.backend.effects.throughput import SpeedSample
 
 DATA = Path(__file__).parent / "data"
 
@@ -23,9 +23,9 @@ class Recording:
     """What effects are reckoned from: steps, speeds, and the commands with what they began."""
 
     steps: Sequence[StepCells]
-    samples: Mapping[str, Sequence[Sample]]
+    samples: Mapping[str, Sequence[SpeedSample]]
     changes: Mapping[str, api.Change]
-    marks: Mapping[str, Mark]
+    marks: Mapping[str, SwitchMark]
     present: Mapping[str, tuple[str, int]]
 
     @property
@@ -79,11 +79,11 @@ def load(name: str) -> Recording:
     about = msgspec.json.decode(arrays["about"].tobytes(), type=_About)
     steps = [StepCells(int(number), float(closed), {}) for number, closed in arrays["steps"]]
     for (n, place), cell in zip(arrays["where"], arrays["cells"], strict=True):
-        steps[n].cells[Place(*about.places[place])] = cell
-    samples: dict[str, list[Sample]] = {}
+        steps[n].cells[EpochKey(*about.places[place])] = cell
+    samples: dict[str, list[SpeedSample]] = {}
     count = len({int(row[0]) for row in arrays["samples"]})
     for engine, life, epoch, tokens, time, seconds in arrays["samples"]:
-        sample = Sample(time, about.engines[count + int(life)], int(epoch), seconds, int(tokens))
+        sample = SpeedSample(time, about.engines[count + int(life)], int(epoch), seconds, int(tokens))
         samples.setdefault(about.engines[int(engine)], []).append(sample)
-    marks = {key: Mark(*mark) for key, mark in about.marks.items()}
+    marks = {key: SwitchMark(*mark) for key, mark in about.marks.items()}
     return Recording(steps, samples, about.changes, marks, about.present)

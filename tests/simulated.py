@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from rltop.backend import api
 from rltop.backend.evidence import evidence
-from rltop.backend.evidence.diagnosis_input import Case
-from rltop.backend.evidence.series import Course
+from rltop.backend.evidence.diagnosis_input import DiagnosisInput
+from rltop.backend.evidence.series import EvidenceSeries
 from rltop.backend.join import copies
 from rltop.backend.join.batch import Batch
-from rltop.backend.join.index import Index
-from rltop.backend.measure.measure import CutUp, measure
+from rltop.backend.join.index import RolloutIndex
+from rltop.backend.measure.measure import BatchRuns, measure
 from tests.hub_messages import Trained, Written, rollouts, sequences
 
 Floats = NDArray[np.float64]
@@ -86,26 +86,26 @@ class Policy:
     matched: int = 16
     fault: Fault = HEALTHY
 
-    def cases(self, steps: int) -> Iterator[Case]:
+    def cases(self, steps: int) -> Iterator[DiagnosisInput]:
         """The case as of each step."""
         rng = np.random.default_rng(self.seed)
-        index, course = Index(), Course()
+        index, course = RolloutIndex(), EvidenceSeries()
         told: list[api.Step] = []
         for step in range(steps):
             batch = self._batch(rng, index, step)
-            made = CutUp(batch)
+            made = BatchRuns(batch)
             parts = measure(batch, made)
             found = evidence.of(batch, made)
             course.put(step, {e: evidence.with_lags(own, parts[e].strata) for e, own in found.items() if own.told})
             of_copies = {engine: dict(kinds) for engine, kinds in copies.compare(batch).items()}
             told.append(api.Step(step, float(step), step + 1, False, {}, joins=dict(batch.ways()), copies=of_copies))
-            yield Case("run", list(told), evidence=course.stretches())
+            yield DiagnosisInput("run", list(told), evidence=course.stretches())
 
     def slowness(self, rng: np.random.Generator, engine: str) -> float:
         """By how many times an engine is slower in this step."""
         return 1.0
 
-    def _batch(self, rng: np.random.Generator, index: Index, step: int) -> Batch:
+    def _batch(self, rng: np.random.Generator, index: RolloutIndex, step: int) -> Batch:
         there = step >= self.fault.at and (self.fault.until is None or step < self.fault.until)
         fault = self.fault if there else HEALTHY
         rows: list[Trained] = []

@@ -1,6 +1,6 @@
 """Whole runs as their hub's core heard them: every call with its time, taped while the run goes on, and played again.
 
-A tape has the calls of ``State`` in their order, each as 4 bytes of size (little-endian) and a msgpack array ``[method,
+A tape has the calls of ``HubState`` in their order, each as 4 bytes of size (little-endian) and a msgpack array ``[method,
 arguments, named]``; the first is ``["start", [run, epoch, now], {}]``. Messages are in it as the frames that came over
 the wire, so a tape outlives changes of what the hub makes of them. ``bench/faults.py record`` makes tapes, with xz.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from rltop.backend import api
-from rltop.backend.hub.state import Effect, State
+from rltop.backend.hub.state import Effect, HubState
 from tests.hub_core import Hub
 
 Call = tuple[str, list[Any], dict[str, Any]]
@@ -28,8 +28,8 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Call).decode
 
 
-def taping(write: Callable[[bytes], object]) -> Callable[..., State]:
-    """What makes a ``State`` that also writes its calls down.
+def taping(write: Callable[[bytes], object]) -> Callable[..., HubState]:
+    """What makes a ``HubState`` that also writes its calls down.
 
     It never waits for the kernel (call ``pieces.warm`` before), has no past, and numbers its commands: so a replay,
     which can't know when a compiler was done or what was drawn, comes to the same.
@@ -38,7 +38,7 @@ def taping(write: Callable[[bytes], object]) -> Callable[..., State]:
         write: takes the tape's bytes, in order.
     """
 
-    class Taping(State):
+    class Taping(HubState):
         def __init__(self, run: str, epoch: str, now: float, *_: Any) -> None:
             self._tape("start", run, epoch, now)
             super().__init__(run, epoch, now, _numbered())
@@ -105,7 +105,7 @@ def played(path: Path) -> Iterator[tuple[Hub, list[int]]]:
     method, arguments, _ = next(tape)
     assert method == "start"
     run, epoch, now = arguments
-    hub = Hub.of(State(run, epoch, now, _numbered()), now)
+    hub = Hub.of(HubState(run, epoch, now, _numbered()), now)
     for method, arguments, named in tape:
         hub.now = next(reversed([value for value in arguments if isinstance(value, float)]))
         effect = getattr(hub.state, method)(*arguments, **named)

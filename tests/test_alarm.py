@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rltop.backend.alarms import rules
 from rltop.backend.alarms.rules import Alarms
-from rltop.backend.api.alarm import CLEAR_AFTER, CLEARED, RAISED, RENAMED, REOPENED, Alarm, News, standing
+from rltop.backend.api.alarm import CLEAR_AFTER, CLEARED, RAISED, RENAMED, REOPENED, Alarm, AlarmChange, standing
 from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Verdict
 
 STALE = Cause("stale-prefix", "C1", "inference path", "KV of older weights", "", 0.9, since_step=3)
@@ -21,7 +21,7 @@ def verdict(step: int, *causes: Cause, sure: bool = True) -> Verdict:
     return Verdict("run", step, (FAULT if sure else UNDECIDED) if causes else HEALTHY, list(causes))
 
 
-def run(alarms: Alarms, *verdicts: Verdict) -> list[News]:
+def run(alarms: Alarms, *verdicts: Verdict) -> list[AlarmChange]:
     """What comes of them, a minute apart."""
     said = [alarms.take(one, 60.0 * (one.step or 0)) for one in verdicts]
     return [news for news in said if news is not None]

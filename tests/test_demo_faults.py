@@ -17,11 +17,11 @@ from click.testing import CliRunner
 
 from rltop.backend.demo import jobs, messages, supervisor
 from rltop.backend.demo.engines import engine_process as demo_engine
-from rltop.backend.demo.engines.engine_process import Rollouts
+from rltop.backend.demo.engines.engine_process import TicketServer
 from rltop.backend.demo.faults import BY_NAME, FAULTS, HEALTHY, Fault, as_markdown
 from rltop.backend.demo.options import MODEL, DemoOptions
 from rltop.backend.demo.rl import policy, task
-from rltop.backend.demo.rl.demo_trainer import Trainer, gather, load_model, recorded
+from rltop.backend.demo.rl.demo_trainer import DemoTrainer, gather, load_model, recorded
 from rltop.tui.cli.main import main
 
 torch.set_num_threads(1)  # more of them fight over the machine for models of this size
@@ -111,7 +111,7 @@ def test_what_a_request_does_not_say_goes_by_the_checkpoint(sampling: Callable[.
 
 @pytest.mark.parametrize("fault", [HEALTHY, *FAULTS])
 def test_only_faults_of_the_cache_keep_requests_apart(fault: Fault) -> None:
-    rollouts = Rollouts(SimpleNamespace(), jobs.EngineJob("e1", "model", "socket", 0, 1.0, fault), None)
+    rollouts = TicketServer(SimpleNamespace(), jobs.EngineJob("e1", "model", "socket", 0, 1.0, fault), None)
     asked = [rollouts._prompt(f"t0-{number}", number, [1, 2]) for number in range(jobs.GROUP_SIZE)]
     assert all(prompt["prompt_token_ids"] == [1, 2] for prompt in asked)
     salts = [prompt["cache_salt"] for prompt in asked if "cache_salt" in prompt]
@@ -146,7 +146,7 @@ def updated(
     async def send(message: Any) -> None:
         told.append(message)
 
-    asyncio.run(Rollouts(recorder, engine_job, send).update(messages.Update(version, "file")))
+    asyncio.run(TicketServer(recorder, engine_job, send).update(messages.Update(version, "file")))
     return recorder.calls, told
 
 
@@ -183,10 +183,10 @@ def test_the_first_update_that_goes_wrong_is_the_one_after_the_step_that_the_fau
 
 def test_a_slow_engine_is_slowed_once_with_its_first_ticket_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder, slow = Recorder(), job("slow-engine", at=2)
-    monkeypatch.setattr(Rollouts, "_sample", lambda *_: asyncio.sleep(0))
+    monkeypatch.setattr(TicketServer, "_sample", lambda *_: asyncio.sleep(0))
 
     async def answer() -> list[int]:
-        rollouts = Rollouts(recorder, slow, lambda _: asyncio.sleep(0))
+        rollouts = TicketServer(recorder, slow, lambda _: asyncio.sleep(0))
         slowed = []
         for ticket in (0, 2 * jobs.GROUPS - 1, 2 * jobs.GROUPS, 2 * jobs.GROUPS + 1):
             await rollouts.answer(ticket)
@@ -221,7 +221,7 @@ ANSWERS = [list(range(4, 4 + size)) for size in (3, 6, 5, 6)]
 def rollouts() -> Any:
     groups = [
         messages.Group("e0", ticket, task.prompt(0, ticket),
-                       [messages.Sample(answer, [-0.5 - 0.1 * t for t in range(len(answer))], [0] * len(answer))
+                       [messages.SampledAnswer(answer, [-0.5 - 0.1 * t for t in range(len(answer))], [0] * len(answer))
                         for answer in ANSWERS[2 * ticket : 2 * ticket + 2]])
         for ticket in range(2)
     ]  # fmt: skip
@@ -233,7 +233,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, fault: Fault, step: int = 0, *, fac
     monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.TrainerCollector", Told)
     monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.Fleet", lambda *_: None)
     torch.manual_seed(0)
-    trainer = Trainer(
+    trainer = DemoTrainer(
         jobs.TrainerJob("run", str(MODEL), "", "", ["e0"], 9, 0, fault.temperature, "ppo", 4, fault, facts)
     )
     trainer._train(step, rollouts())

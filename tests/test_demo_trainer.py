@@ -134,7 +134,9 @@ def test_versions_that_do_not_cover_the_answer_are_refused(broken: list[Any]) ->
 def group(ticket: int, versions: list[list[int]]) -> messages.Group:
     prompt = task.prompt(0, ticket)
     right = [*task.solution(prompt), task.EOS]
-    samples = [messages.Sample(right[: len(row)], [-0.1 * place for place in range(len(row))], row) for row in versions]
+    samples = [
+        messages.SampledAnswer(right[: len(row)], [-0.1 * place for place in range(len(row))], row) for row in versions
+    ]
     return messages.Group("e0", ticket, prompt, samples)
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from rltop.backend.demo import jobs, messages
 from rltop.backend.demo.engines import engine_process
-from rltop.backend.demo.engines.engine_process import Rollouts, as_sample
-from rltop.backend.demo.engines.weight_updates import Labelled, Marks, Unlabelled, weights_of
+from rltop.backend.demo.engines.engine_process import TicketServer, as_sample
+from rltop.backend.demo.engines.weight_updates import Labelled, Unlabelled, VersionMarks, weights_of
 from rltop.backend.demo.faults import BY_NAME
 
 TRANSFER = ("start_weight_update", "update_weights", "finish_weight_update")
@@ -74,7 +74,7 @@ def test_without_labels_an_update_says_the_version_that_the_fault_has_it_say(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    rollouts = Rollouts(told, jobs.EngineJob("e1", "model", "socket", 0, 1.0, BY_NAME[fault].on("e1")), send)
+    rollouts = TicketServer(told, jobs.EngineJob("e1", "model", "socket", 0, 1.0, BY_NAME[fault].on("e1")), send)
     rollouts._marks.open("t0-0")
     asyncio.run(rollouts.update(messages.Update(3, "file")))
     assert told.calls[1:-1] == between
@@ -85,7 +85,7 @@ def test_without_labels_an_update_says_the_version_that_the_fault_has_it_say(
 
 @given(st.lists(st.integers(0, 9), max_size=6), st.integers(0, 9), st.integers(0, 9))
 def test_tokens_are_of_the_weights_that_were_there_when_they_came(grown: list[int], last: int, late: int) -> None:
-    marks = Marks()
+    marks = VersionMarks()
     marks.open("early")
     wanted: list[int] = []
     for version, tokens in enumerate(grown):
@@ -100,7 +100,7 @@ def test_tokens_are_of_the_weights_that_were_there_when_they_came(grown: list[in
 def test_what_vllm_says_of_a_token_comes_before_what_was_marked() -> None:
     entries = [{7: SimpleNamespace(logprob=-0.5)}, {8: SimpleNamespace(logprob=-0.25)}]
     plain = SimpleNamespace(token_ids=(7, 8), logprobs=entries)
-    assert as_sample(plain, [1, 2]) == messages.Sample([7, 8], [-0.5, -0.25], [1, 2])
+    assert as_sample(plain, [1, 2]) == messages.SampledAnswer([7, 8], [-0.5, -0.25], [1, 2])
     spans = [SimpleNamespace(version="4", start=0, end=2)]
     assert as_sample(SimpleNamespace(**vars(plain), weight_versions=spans), [1, 2]).versions == [4, 4]
 

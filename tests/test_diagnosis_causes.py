@@ -11,7 +11,7 @@ import pytest
 from rltop.backend.api.verdict import LAYERS
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TESTS
 from rltop.backend.diagnosis.causes import BY_ID, CAUSES, causes_page, confusable
-from rltop.backend.diagnosis.causes.cause import Known, alternatives, holds
+from rltop.backend.diagnosis.causes.cause import CauseEntry, alternatives, holds
 from rltop.backend.diagnosis.causes.confirming_probes import BY_CODE as PROBES
 from rltop.collectors.contract import probes
 from rltop.collectors.contract.flags import BY_NAME as FLAGS
@@ -23,7 +23,7 @@ KNOWLEDGE = {
 """How many causes of each family are known; J are dynamics, of which only what is a cause has an entry."""
 
 
-def signs(known: Known) -> list[tuple[str, str]]:
+def signs(known: CauseEntry) -> list[tuple[str, str]]:
     return [pair for sign in (*known.needs, *known.may, *known.against) for pair in alternatives(sign)]
 
 
@@ -39,7 +39,7 @@ def test_ids_are_unique_slugs() -> None:
 
 
 @pytest.mark.parametrize("known", CAUSES, ids=lambda known: known.id)
-def test_an_entry_names_what_there_is(known: Known) -> None:
+def test_an_entry_names_what_there_is(known: CauseEntry) -> None:
     assert known.layer in LAYERS
     assert known.needs and known.what and known.remedy and known.source
     assert known.probe in PROBES
@@ -55,14 +55,14 @@ def test_an_entry_names_what_there_is(known: Known) -> None:
 
 
 @pytest.mark.parametrize("known", CAUSES, ids=lambda known: known.id)
-def test_an_entry_does_not_rule_itself_out(known: Known) -> None:
+def test_an_entry_does_not_rule_itself_out(known: CauseEntry) -> None:
     shown = {pair for sign in (*known.needs, *known.may) for pair in alternatives(sign)}
     against = {pair for sign in known.against for pair in alternatives(sign)}
     assert not shown & against
 
 
 @pytest.mark.parametrize("known", [known for known in CAUSES if known.command], ids=lambda known: known.id)
-def test_a_live_remedy_is_an_order_that_rltop_takes(known: Known) -> None:
+def test_a_live_remedy_is_an_order_that_rltop_takes(known: CauseEntry) -> None:
     for head in ("on", "off"):
         words = known.command.format(engines=" --engine e1", head=head).split()
         assert words[:2] == ["rltop", "set"]

@@ -10,9 +10,9 @@ from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
 from rltop.backend.diagnosis.checks.trends import FALL, FALL_STEPS, GROUPED, entropy
 from rltop.backend.evidence import kernel
-from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence import Evidence
-from rltop.backend.evidence.evidence_arrays import Piles
+from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
 from rltop.backend.evidence.series import Stretch
 
 ROWS, TOKENS = 64, 15
@@ -30,7 +30,7 @@ def told(levels: list[float], error: float = PROMPTS) -> Finding:
         own.moments[kernel.ENTROPY] = ROWS, n, s, ROWS * TOKENS**2, s * s / ROWS + spread, s * TOKENS
         stretches.append(Stretch(step, step, {"e0": own}))
     steps = [api.Step(step, float(step), step, False, {}) for step in range(len(levels))]
-    (found,) = entropy(Piles(Case("run", steps, evidence=stretches)))
+    (found,) = entropy(EvidenceByEngine(DiagnosisInput("run", steps, evidence=stretches)))
     return found
 
 

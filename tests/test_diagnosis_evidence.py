@@ -15,11 +15,11 @@ from rltop.backend import api
 from rltop.backend.diagnosis.catalogue import checks_page
 from rltop.backend.evidence import evidence, kernel, sequential
 from rltop.backend.evidence.evidence import Evidence
-from rltop.backend.evidence.evidence_arrays import Piles
-from rltop.backend.evidence.series import Course, Stretch
+from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
+from rltop.backend.evidence.series import EvidenceSeries, Stretch
 from rltop.backend.store import step_details
 from rltop.backend.store.read import Reader
-from rltop.backend.store.step_details import Kept
+from rltop.backend.store.step_details import StepDetails
 from rltop.backend.store.write import Writer
 from tests.simulated import Fault, Policy
 
@@ -37,7 +37,7 @@ def _same(one: Evidence, other: Evidence, tolerance: float = 1e-9) -> bool:
 
 
 def test_sums_are_what_the_tokens_make() -> None:
-    run = Piles(type("C", (), {"evidence": _stretches(1, seed=5, matched=64)})()).run
+    run = EvidenceByEngine(type("C", (), {"evidence": _stretches(1, seed=5, matched=64)})()).run
     n = run.sums[0, kernel.N]
     assert n == run.sums[0, kernel.MATCHED] == run.moments[0, kernel.X, 1]
     assert run.moments[0, kernel.X, 0] == 64
@@ -62,7 +62,7 @@ def test_bytes_come_back_to_float32() -> None:
 
 
 def test_a_course_is_bounded_and_loses_no_sum() -> None:
-    course, total = Course(max_parts=20), Evidence()
+    course, total = EvidenceSeries(max_parts=20), Evidence()
     stretches = _stretches(4)
     for step in range(60):
         engines = stretches[step % 4].engines
@@ -76,7 +76,7 @@ def test_a_course_is_bounded_and_loses_no_sum() -> None:
 
 
 def test_a_trainer_that_went_back_forgets_what_came_after() -> None:
-    course = Course()
+    course = EvidenceSeries()
     stretches = _stretches(2)
     for step in (0, 1, 2, 3, 2):
         course.put(step, stretches[0].engines)
@@ -90,7 +90,7 @@ def test_the_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "store.sqlite", "run", "epoch", 1.0)
     stretches = _stretches(3)
     for stretch in stretches:
-        rows = step_details.evidence_rows(Kept(stretch.first, evidence=stretch.engines))
+        rows = step_details.evidence_rows(StepDetails(stretch.first, evidence=stretch.engines))
         writer.write([api.Frame("epoch", stretch.first, 1.0)], [[("evidence", row) for row in rows]])
     writer.close()
     with Reader(tmp_path / "store.sqlite") as reader:

@@ -15,7 +15,7 @@ from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.catalogue.all_checks import ALPHA, TESTS, UNKNOWN
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TEST
 from rltop.backend.diagnosis.causes import BY_ID, CAUSES
-from rltop.backend.diagnosis.causes.cause import Known, alternatives
+from rltop.backend.diagnosis.causes.cause import CauseEntry, alternatives
 from rltop.backend.diagnosis.infer import LEAST, MAYBE, Inference, infer, is_alarming
 
 ENGINES = (None, "e0", "e1", "e2")
@@ -125,7 +125,9 @@ def test_where_nothing_is_alarming_nothing_is_suspected(found: list[Finding]) ->
 
 @settings(max_examples=30)
 @given(st.sampled_from(CAUSES), st.sampled_from([LEAST, 1e-9, ALPHA]))
-def test_a_cause_of_which_all_shows_and_nothing_else_is_not_behind_any_that_shows_less(known: Known, p: float) -> None:
+def test_a_cause_of_which_all_shows_and_nothing_else_is_not_behind_any_that_shows_less(
+    known: CauseEntry, p: float
+) -> None:
     """Whatever else explains these findings needs no more of them, and no cause explains them better."""
     shown = [alarm(sign.split(" | ")[0], "e1" if known.one_engine else None, p) for sign in known.needs]
     around = [calm(f.test, engine) for f in shown for engine in ("e0", "e2") if known.one_engine]
@@ -140,22 +142,22 @@ def test_a_cause_of_which_all_shows_and_nothing_else_is_not_behind_any_that_show
 
 # --- rules ----------------------------------------------------------------------------------------------------------
 
-ONE = Known("X1", "one", "record", "", "", needs=("T1 above",), may=("T5 below",), against=("T6 shifted",))
-OTHER = Known("X2", "other", "record", "", "", needs=("T6 shifted | copies shifted",))
+ONE = CauseEntry("X1", "one", "record", "", "", needs=("T1 above",), may=("T5 below",), against=("T6 shifted",))
+OTHER = CauseEntry("X2", "other", "record", "", "", needs=("T6 shifted | copies shifted",))
 
 
-def shares(found: Sequence[Finding], *causes: Known, **given_: bool | None) -> dict[str, float]:
+def shares(found: Sequence[Finding], *causes: CauseEntry, **given_: bool | None) -> dict[str, float]:
     return {s.known.id: s.confidence for s in infer(found, causes, given_).suspects}
 
 
 def test_what_is_needed_and_was_looked_for_in_vain_rules_a_cause_out() -> None:
-    both = Known("X3", "both", "record", "", "", needs=("T1 above", "T5 below"))
+    both = CauseEntry("X3", "both", "record", "", "", needs=("T1 above", "T5 below"))
     assert set(shares([alarm("T1 above")], ONE, both)) == {"one", "both"}
     assert set(shares([alarm("T1 above"), calm("T5")], ONE, both)) == {"one"}
 
 
 def test_a_test_that_has_not_spoken_leaves_a_cause_open_at_half_its_weight() -> None:
-    both = Known("X3", "both", "record", "", "", needs=("T1 above", "T5 below"))
+    both = CauseEntry("X3", "both", "record", "", "", needs=("T1 above", "T5 below"))
     made = shares([alarm("T1 above"), Finding("T5", UNKNOWN)], ONE, both)
     assert made["both"] == pytest.approx(MAYBE * made["one"], rel=0.02)
 
@@ -171,13 +173,13 @@ def test_what_stands_against_a_cause_rules_it_out_unless_another_fault_explains_
 
 
 def test_a_cause_of_one_engine_needs_an_engine_that_is_fine() -> None:
-    lone = Known("X4", "lone", "weights", "", "", needs=("floor above",), one_engine=True)
+    lone = CauseEntry("X4", "lone", "weights", "", "", needs=("floor above",), one_engine=True)
     assert shares([alarm("floor above", "e0"), alarm("floor above", "e1")], lone) == {}
     assert set(shares([calm("floor", "e0"), alarm("floor above", "e1")], lone)) == {"lone"}
 
 
 def test_a_feature_that_nobody_states_counts_less_and_one_that_is_absent_nothing() -> None:
-    rare = Known("X5", "rare", "semantic", "", "", needs=("T1 above",), where=("speculative not none",))
+    rare = CauseEntry("X5", "rare", "semantic", "", "", needs=("T1 above",), where=("speculative not none",))
     found = [alarm("T1 above")]
     assert shares(found, rare, rare=True)["rare"] > shares(found, rare, rare=None)["rare"] > 0
     assert shares(found, rare, rare=False) == {}
@@ -207,7 +209,7 @@ def test_what_may_be_a_cause_if_it_goes_on_is_watched() -> None:
 def test_a_fact_that_is_only_stated_by_one_side_serves_a_cause_and_accuses_nobody_by_itself() -> None:
     stated = alarm("facts shaped=top_p")
     assert blame(infer([stated], CAUSES)) == 0.0
-    known = Known("X6", "known", "semantic", "", "", needs=("T5 below", "facts shaped=top_p"))
+    known = CauseEntry("X6", "known", "semantic", "", "", needs=("T5 below", "facts shaped=top_p"))
     made = shares([stated, alarm("T5 below")], known)
     assert made["known"] > 0.9
 

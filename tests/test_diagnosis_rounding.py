@@ -17,14 +17,14 @@ from rltop.backend.diagnosis.checks.rounding_noise import BASE_SEQUENCES, FINEST
 from rltop.backend.diagnosis.checks.run_all import ask
 from rltop.backend.evidence import kernel
 from rltop.backend.evidence.evidence import Evidence
-from rltop.backend.evidence.evidence_arrays import Pile
+from rltop.backend.evidence.evidence_arrays import EvidenceArrays
 from tests.simulated import Fault, Policy
 
 TOKENS = 15
 """Of each sequence, with a room of 0.2 each."""
 
 
-def pile(*steps: tuple[int, int], size: float = 0.0) -> Pile:
+def pile(*steps: tuple[int, int], size: float = 0.0) -> EvidenceArrays:
     """Steps of so many matched sequences, of which so many have a d beyond the bound; all d are ``size`` large."""
     moments, sums = np.zeros((len(steps), *Evidence().moments.shape)), np.zeros((len(steps), *Evidence().sums.shape))
     for at, (rows, beyond) in enumerate(steps):
@@ -35,7 +35,7 @@ def pile(*steps: tuple[int, int], size: float = 0.0) -> Pile:
     rest = (
         np.zeros((len(steps), *getattr(Evidence(), name).shape)) for name in ("extremes", "aligned", "profile", "lags")
     )
-    return Pile(numbers, numbers, moments, sums, *rest)
+    return EvidenceArrays(numbers, numbers, moments, sums, *rest)
 
 
 def found(policy: Policy, steps: int, test: str, engine: str | None = None) -> list[Finding]:

@@ -13,7 +13,7 @@ from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, UNKNOWN
 from rltop.backend.diagnosis.checks.run_all import ask
 from rltop.backend.diagnosis.conclude import conclude
 from rltop.backend.diagnosis.diagnose import diagnose, run_of
-from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from tests import pictures
 from tests.simulated import Fault, Policy
 
@@ -23,7 +23,7 @@ CUT = Policy(seed=3, fault=Fault(top_p=0.9, until=8))
 RAW = Policy(seed=1, heat=0.7, fault=Fault(record_heat=1.0, until=12))
 
 
-def switched(case: Case, step: int) -> Case:
+def switched(case: DiagnosisInput, step: int) -> DiagnosisInput:
     """The case, if a flag was switched when ``step`` had closed."""
     change = api.Change(
         "c1", "e0", "prefix_caching", "off", "applied", 0.0, step=step, old="on", new="off", flag_epoch=1
@@ -68,7 +68,7 @@ def test_nor_does_it_leave_one_beside_the_cause_that_it_cured(monkeypatch: pytes
     ]
     told_apart, mixed = [*gap, calm("T11")], [*gap, Finding("T11", UNKNOWN)]
 
-    def found(case: Case) -> list[Finding]:
+    def found(case: DiagnosisInput) -> list[Finding]:
         if not case.evidence or case.evidence[0].first > 0:
             return [calm("floor"), calm("T8")]
         return told_apart if case.steps[-1].step <= 5 else mixed
@@ -94,7 +94,7 @@ def test_what_was_told_at_a_switch_is_not_asked_again(monkeypatch: pytest.Monkey
     *_, case = RAW.cases(7)
     asked: list[int] = []
 
-    def counted(case: Case) -> list[Finding]:
+    def counted(case: DiagnosisInput) -> list[Finding]:
         asked.append(case.steps[-1].step)
         return ask(case)
 

@@ -10,12 +10,12 @@ import pytest
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, TESTS, UNKNOWN
 from rltop.backend.diagnosis.checks.run_all import ASK, NOT_COMPUTED, ask
-from rltop.backend.evidence.diagnosis_input import Case
-from rltop.backend.evidence.evidence_arrays import Piles
+from rltop.backend.evidence.diagnosis_input import DiagnosisInput
+from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
 from tests.simulated import Fault, Policy
 
 
-def _alarms(case: Case) -> list[Finding]:
+def _alarms(case: DiagnosisInput) -> list[Finding]:
     return [one for one in ask(case) if BY_NAME[one.test].alarms(one.outcome)]
 
 
@@ -23,7 +23,7 @@ def _found(findings: list[Finding]) -> set[tuple[str, str]]:
     return {(one.test, one.outcome) for one in findings}
 
 
-def _at_step(policy: Policy, step: int) -> Case:
+def _at_step(policy: Policy, step: int) -> DiagnosisInput:
     *_, case = policy.cases(step + 1)
     return case
 
@@ -31,7 +31,7 @@ def _at_step(policy: Policy, step: int) -> Case:
 def test_nothing_that_a_verdict_was_reckoned_from_outlives_it() -> None:
     def alive() -> int:
         gc.collect()
-        return sum(isinstance(thing, Piles) for thing in gc.get_objects())
+        return sum(isinstance(thing, EvidenceByEngine) for thing in gc.get_objects())
 
     before = alive()
     ask(_at_step(Policy(seed=1), 5))
@@ -133,7 +133,7 @@ def test_every_test_of_the_table_is_asked_or_said_to_be_none() -> None:
 
 
 def test_a_case_of_nothing_is_unknown_throughout() -> None:
-    assert {one.outcome for one in ask(Case("run", []))} == {UNKNOWN}
+    assert {one.outcome for one in ask(DiagnosisInput("run", []))} == {UNKNOWN}
 
 
 @pytest.mark.parametrize("depth", [4, 8])

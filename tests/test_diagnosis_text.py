@@ -11,11 +11,11 @@ from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Finding
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TEST
 from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
 from rltop.backend.diagnosis.causes import CAUSES
-from rltop.backend.diagnosis.causes.cause import Known, alternatives
-from rltop.backend.diagnosis.conclude import Run, conclude
+from rltop.backend.diagnosis.causes.cause import CauseEntry, alternatives
+from rltop.backend.diagnosis.conclude import RunContext, conclude
 from rltop.backend.text import verdict_text
 
-RUN = Run("sort", 14, {"e0": {}, "e1": {}}, {}, 15, 42_000, 960)
+RUN = RunContext("sort", 14, {"e0": {}, "e1": {}}, {}, 15, 42_000, 960)
 SENTENCE = (
     "mean ratio 1.0931 (1.0812 to 1.1050) over 12,400 tokens of 320 sequences, where a true record has 1: p below 1e-12"
 )
@@ -32,7 +32,7 @@ def calm(*tests: str) -> list[Finding]:
 
 
 @pytest.mark.parametrize("known", CAUSES, ids=lambda known: known.id)
-def test_a_verdict_fits_one_screen(known: Known) -> None:
+def test_a_verdict_fits_one_screen(known: CauseEntry) -> None:
     engine = "e1" if known.one_engine else None
     shown = [found(sign, engine) for sign in known.needs]
     around = [Finding(f.test, TEST[f.test].healthy, engine="e0") for f in shown if engine]
@@ -88,7 +88,9 @@ def test_an_engine_of_which_nothing_can_be_told_yet_gets_the_remedy_too() -> Non
     ],
 )
 def test_what_an_order_would_set_and_is_set_already_is_not_offered(flags: tuple[str, str], command: str) -> None:
-    run = Run("sort", 14, {f"e{n}": {"logprobs_mode": flag} for n, flag in enumerate(flags)}, {}, 15, 42_000, 960)
+    run = RunContext(
+        "sort", 14, {f"e{n}": {"logprobs_mode": flag} for n, flag in enumerate(flags)}, {}, 15, 42_000, 960
+    )
     verdict = conclude(run, [found("T1 above"), found("T2 positive"), *calm("T6", "record", "copies", "T3", "T5")])
     cause = verdict.causes[0]
     assert (cause.id, cause.command) == ("raw-logprobs", command)
@@ -121,7 +123,7 @@ def test_too_little_data_is_told_with_how_much_more_it_takes() -> None:
 
 def test_what_cannot_be_told_apart_is_named_with_the_probe_that_would() -> None:
     """Both the trainer's weights and the cache may be old where no request missed the cache."""
-    run = Run("sort", 14, {"e0": {"prefix_caching": "on"}}, {}, 15, 42_000, 960)
+    run = RunContext("sort", 14, {"e0": {"prefix_caching": "on"}}, {}, 15, 42_000, 960)
     findings = [found("floor above"), found("fit partial"), found("T8 jump"), Finding("T11", UNKNOWN)]
     verdict = conclude(run, [*findings, *calm("T1", "T10", "repeat")])
     first = verdict.causes[0]
@@ -152,7 +154,9 @@ def test_a_probe_is_asked_for_once_with_all_that_it_tells_apart() -> None:
     [("bfloat16", "float32", "on"), ("float32", "bfloat16", "off"), (None, "float32", "on"), ("float32", None, "off")],
 )
 def test_the_head_is_brought_to_the_trainers(engine: str | None, trainer: str | None, order: str) -> None:
-    run = Run("sort", 14, {"e0": {"head_dtype": engine} if engine else {}}, {"head_dtype": trainer} if trainer else {})
+    run = RunContext(
+        "sort", 14, {"e0": {"head_dtype": engine} if engine else {}}, {"head_dtype": trainer} if trainer else {}
+    )
     verdict = conclude(run, [found("facts differs=head_dtype"), *calm("T1", "floor")])
     assert verdict.causes[0].command == f"rltop set lm_head_fp32 {order}"
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from rltop.backend import api
 from rltop.backend.effects import epoch_sums
-from rltop.backend.effects.epoch_sums import Place, StepCells
-from rltop.backend.effects.estimate import FIGURES, MIN_SIDE, SPEED, WINDOW, Mark, effect
-from rltop.backend.effects.throughput import Sample
+from rltop.backend.effects.epoch_sums import EpochKey, StepCells
+from rltop.backend.effects.estimate import FIGURES, MIN_SIDE, SPEED, WINDOW, SwitchMark, effect
+from rltop.backend.effects.throughput import SpeedSample
 from rltop.backend.text import effect_text
 
 LIFE = "life"
@@ -37,7 +37,7 @@ class Run:
         self.noise = noise or {}
         self.engines = engines
         self.steps: list[StepCells] = []
-        self.samples: dict[str, list[Sample]] = {engine: [] for engine in engines}
+        self.samples: dict[str, list[SpeedSample]] = {engine: [] for engine in engines}
         self.epochs = dict.fromkeys(engines, 0)
         self.lives = dict.fromkeys(engines, LIFE)
 
@@ -48,10 +48,12 @@ class Run:
             found = {}
             for engine in self.engines:
                 moved = (shifts or {}).get(engine, {})
-                place = Place(engine, self.lives[engine], self.epochs[engine])
+                place = EpochKey(engine, self.lives[engine], self.epochs[engine])
                 found[place] = self.cell(moved)
                 speed = 1000.0 + moved.get(SPEED, 0.0) + self.rng.normal(0, 10)
-                self.samples[engine].append(Sample(5.0 * number + 2, place.life, place.epoch, 4.0, round(4 * speed)))
+                self.samples[engine].append(
+                    SpeedSample(5.0 * number + 2, place.life, place.epoch, 4.0, round(4 * speed))
+                )
             self.steps.append(StepCells(number, 5.0 * number, found))
         return self
 
@@ -68,7 +70,7 @@ class Run:
             found = {}
             for engine in self.engines:
                 for epoch in range(self.epochs[engine], self.epochs[engine] + 1 + (engine in engines)):
-                    found[Place(engine, self.lives[engine], epoch)] = self.cell({"gap": 99.0})
+                    found[EpochKey(engine, self.lives[engine], epoch)] = self.cell({"gap": 99.0})
             self.steps.append(StepCells(len(self.steps), 5.0 * len(self.steps), found))
         for engine in engines:
             self.epochs[engine] += 1
@@ -79,7 +81,7 @@ class Run:
             api.Change("c1", engine, "logprobs_mode", "raw", "applied", 0.0, old="processed", new="raw")
             for engine in engines
         ]
-        marks = {engine: Mark(LIFE, epoch) for engine in engines}
+        marks = {engine: SwitchMark(LIFE, epoch) for engine in engines}
         present = {engine: (self.lives[engine], self.epochs[engine]) for engine in self.engines}
         return effect(changes, marks, self.steps, self.samples, present)
 

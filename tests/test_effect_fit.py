@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rltop.backend.effects.level_shift import PULL, RHO, Shift, fit, needed, t_quantile
+from rltop.backend.effects.level_shift import PULL, RHO, LevelShift, fit, needed, t_quantile
 
 Floats = NDArray[np.float64]
 
@@ -72,7 +72,7 @@ def plain(x: Floats, y: Floats, weights: Floats, after: NDArray[np.bool_], *, tr
     return float(beta[1]), t_quantile(0.975, float(freedom)) * math.sqrt(variance) / max(float(kept), 0.5)
 
 
-def done(found: Shift | None) -> Shift:
+def done(found: LevelShift | None) -> LevelShift:
     assert found is not None
     return found
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rltop.collectors.contract.wire import VersionRun
 from rltop.collectors.vllm.rollouts.assembly import Assembler
-from rltop.collectors.vllm.rollouts.request import REQUEST_BYTES, Finished, sampling_of
+from rltop.collectors.vllm.rollouts.request import REQUEST_BYTES, FinishedRollout, sampling_of
 from rltop.collectors.vllm.rollouts.tap import Tap, label_version, version_of
 from tests.engine_doubles import EngineCore, Outputs, output, request, runner_output
 
@@ -81,7 +81,7 @@ class Bench:
             self.end(name)
         self.tap.on_finish([request(name) for name in names], names, "FINISHED_ABORTED")
 
-    def drain(self) -> dict[str, Finished]:
+    def drain(self) -> dict[str, FinishedRollout]:
         while self.tap.records:
             record = self.tap.records.popleft()
             self.assembler.apply(record)
@@ -295,7 +295,7 @@ def test_every_published_rollout_is_exactly_what_the_engine_put_out(events: list
     bench = Bench(backlog_limit=limit)
     truth: dict[str, list[tuple[int, int]]] = {}
     started: dict[int, str] = {}
-    published: dict[str, Finished] = {}
+    published: dict[str, FinishedRollout] = {}
     seen = 0
     for number, (event, who) in enumerate(events):
         name = started.get(who)

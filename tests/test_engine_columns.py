@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from rltop.collectors.contract.wire import VersionRun
 from rltop.collectors.vllm.rollouts.assembly import UNSETTLED_LIMIT, Assembler
 from rltop.collectors.vllm.rollouts.columns import columns_of
-from rltop.collectors.vllm.rollouts.request import Finished
-from rltop.collectors.vllm.rollouts.tap import Added, Ended, Record, Sampled, Stepped, Tap
+from rltop.collectors.vllm.rollouts.request import FinishedRollout
+from rltop.collectors.vllm.rollouts.tap import Record, RequestAdded, RequestsEnded, SampledTokens, StepOutputs, Tap
 from tests.engine_doubles import EngineCore, LogprobsLists, Output, Outputs, output, request
 
 
@@ -45,7 +45,7 @@ def cases(draw: st.DrawFn) -> Case:
     """Steps of up to 5 requests, 0 to 3 tokens each, of changing layouts, versions and flag epochs; all end."""
     names = [f"r{i}" for i in range(draw(st.integers(1, 5)))]
     with_logprobs = {name: draw(st.booleans()) for name in names}
-    records: list[Record] = [Added(0, 1, request(name), 0.0) for name in names]
+    records: list[Record] = [RequestAdded(0, 1, request(name), 0.0) for name in names]
     case = Case(records, {name: [] for name in names}, 0)
     running, epoch, label = list(names), 0, None
     for number in range(draw(st.integers(0, 12))):
@@ -66,8 +66,8 @@ def cases(draw: st.DrawFn) -> Case:
             ended = draw(st.integers(0, 6)) == 6
             outputs.append(Output(name, tokens, lists, "stop" if ended else None))
         running = [o.request_id for o in outputs if o.finish_reason is None]
-        case.records.append(Stepped(0, len(outputs), {0: Outputs(outputs, label)}, float(number), epoch, None))
-    case.records.append(Ended(0, len(running), [(name, "abort") for name in running], 99.0))
+        case.records.append(StepOutputs(0, len(outputs), {0: Outputs(outputs, label)}, float(number), epoch, None))
+    case.records.append(RequestsEnded(0, len(running), [(name, "abort") for name in running], 99.0))
     return case
 
 
@@ -164,7 +164,7 @@ def test_batches_are_read_as_the_engine_took_them(data: st.DataObject, together:
         engine.step(data.draw, number)
     engine.tap.on_finish([request(name) for name in engine.running], engine.running, "FINISHED_ABORTED")
     assembler = Assembler()
-    assert not any(isinstance(record, Stepped) for record in engine.tap.records)
+    assert not any(isinstance(record, StepOutputs) for record in engine.tap.records)
     for number, record in enumerate(engine.tap.records):
         assembler.apply(record)
         if number % together == 0:
@@ -180,10 +180,10 @@ def test_batches_are_read_as_the_engine_took_them(data: st.DataObject, together:
     assert assembler.generated_tokens == sum(map(len, engine.truth.values()))
 
 
-def sampled(ids: list[str], taken: list[str], ended: list[Output], time: float = 0.0) -> Sampled:
+def sampled(ids: list[str], taken: list[str], ended: list[Output], time: float = 0.0) -> SampledTokens:
     told, logprobs = recorded([1] * len(ids), [1] * len(ids), 1)
     rows = told.tobytes(), logprobs.tobytes(), (told.dtype, logprobs.dtype)
-    return Sampled(0, len(taken), ids, taken, ended, time, *rows, 0, None, None)
+    return SampledTokens(0, len(taken), ids, taken, ended, time, *rows, 0, None, None)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -192,7 +192,7 @@ def test_a_request_that_took_another_number_of_tokens_than_it_has_rows_is_droppe
     odd.output_token_ids, even.output_token_ids = [1, 1], [1] * rows
     last = [Output(name, [1], None, "stop") for name in ("odd", "even")]
     steps = [sampled(["odd", "even"], ["odd", "even"], last if k == rows - 1 else []) for k in range(rows)]
-    assembler = fed(Added(0, 1, odd, 0.0), Added(0, 1, even, 0.0), *steps)
+    assembler = fed(RequestAdded(0, 1, odd, 0.0), RequestAdded(0, 1, even, 0.0), *steps)
     assert [f.rollout.request_id for f in assembler.take()] == ["even"]
     assert (assembler.unmatched, assembler.dropped, assembler.alive) == (1, 1, 0)
 
@@ -236,7 +236,7 @@ def test_a_batch_with_other_rows_than_requests_is_a_hole() -> None:
     assert (assembler.dropped, assembler.alive) == (2, 0)
 
 
-def tokens_of(found: Finished) -> list[tuple[int, float | None, int, int | None]]:
+def tokens_of(found: FinishedRollout) -> list[tuple[int, float | None, int, int | None]]:
     rollout = found.rollout
     run = [max(k for k, run in enumerate(rollout.runs) if run.start <= t) for t in range(rollout.size)]
     return [
@@ -245,8 +245,8 @@ def tokens_of(found: Finished) -> list[tuple[int, float | None, int, int | None]
     ]
 
 
-def stepped(*outputs: Output, time: float = 0.0, label: str | None = None) -> Stepped:
-    return Stepped(0, len(outputs), {0: Outputs(list(outputs), label)}, time, 0, None)
+def stepped(*outputs: Output, time: float = 0.0, label: str | None = None) -> StepOutputs:
+    return StepOutputs(0, len(outputs), {0: Outputs(list(outputs), label)}, time, 0, None)
 
 
 def fed(*records: Record) -> Assembler:
@@ -257,8 +257,8 @@ def fed(*records: Record) -> Assembler:
     return assembler
 
 
-def added(name: str, **params: Any) -> Added:
-    return Added(0, 1, request(name, **params), 0.0)
+def added(name: str, **params: Any) -> RequestAdded:
+    return RequestAdded(0, 1, request(name, **params), 0.0)
 
 
 def test_a_rollout_ends_when_its_last_output_came_not_when_it_was_read() -> None:
@@ -328,7 +328,7 @@ def test_outputs_do_not_wait_without_bound() -> None:
     for token in range(UNSETTLED_LIMIT + 1):
         assembler.apply(stepped(output("a", [token])))
     assert assembler.generated_tokens == UNSETTLED_LIMIT
-    assembler.apply(Ended(0, 1, [("a", "abort")], 1.0))
+    assembler.apply(RequestsEnded(0, 1, [("a", "abort")], 1.0))
     found = assembler.take()[0]
     assert found.token_ids.tolist() == list(range(UNSETTLED_LIMIT + 1))
     assert found.rollout.runs == [VersionRun(0, 0, None)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rltop.collectors.contract.actions import ACTIONS, BY_VERB, MAX_REVERT_S
 from rltop.collectors.contract.wire import Command, CommandUpdate
 from rltop.collectors.transport.error_boundary import MAX_FAULTS
-from rltop.collectors.vllm.control.timers import REMEMBERED, Lease, Leases
+from rltop.collectors.vllm.control.timers import REMEMBERED, FlagTimer, FlagTimers
 from tests.engine_doubles import EngineCore, Outputs, PauseState, output
 from tests.test_engine_switches import Desk, Kinds, in_flight
 
@@ -417,13 +417,13 @@ def test_a_new_hub_is_told_of_what_is_under_way() -> None:
     assert [(u.id, u.state) for u in desk.commands.take_updates()] == [("c", "draining")]
 
 
-def lease(command: str, subject: str, due: float) -> Lease:
-    return Lease(command, subject, "set", subject, "on", False, due, due)
+def lease(command: str, subject: str, due: float) -> FlagTimer:
+    return FlagTimer(command, subject, "set", subject, "on", False, due, due)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10)), max_size=20), st.floats(0, 10))
 def test_a_lease_ends_once(given_leases: list[tuple[str, float]], now: float) -> None:
-    leases = Leases()
+    leases = FlagTimers()
     for number, (subject, due) in enumerate(given_leases):
         if earlier := leases.before(subject):
             assert leases.end(earlier)
@@ -444,7 +444,7 @@ def test_a_lease_ends_once(given_leases: list[tuple[str, float]], now: float) ->
 
 
 def test_what_was_kept_is_remembered_within_a_bound() -> None:
-    leases = Leases()
+    leases = FlagTimers()
     for number in range(REMEMBERED + 1):
         one = lease(f"c{number}", "a", 1.0)
         leases.start(one)

@@ -17,8 +17,8 @@ from rltop.collectors.contract.wire import FlagState
 from rltop.collectors.vllm.control import engine_checks as engine_needs
 from rltop.collectors.vllm.control import switchboard
 from rltop.collectors.vllm.control.flag_controls import CONTROLS
-from rltop.collectors.vllm.control.switchboard import Board
-from rltop.collectors.vllm.engine_core import Control, Core
+from rltop.collectors.vllm.control.switchboard import Switchboard
+from rltop.collectors.vllm.engine_core import CoreAccess, FlagControl
 from rltop.collectors.vllm.workers import rank_checks
 from rltop.collectors.vllm.workers.one_rank import PARTS
 from tests.engine_doubles import (
@@ -79,12 +79,12 @@ def test_a_flag_asks_for_the_workers_before_it_asks_the_workers() -> None:
 def test_a_sixth_flag_is_one_entry_and_one_control(monkeypatch: pytest.MonkeyPatch) -> None:
     sixth = dataclasses.replace(BY_NAME[PREFIX], name="quiet", values=("off", "on"), needs=("boundary",))
 
-    def write(core: Core, value: str, _strict: bool) -> None:
+    def write(core: CoreAccess, value: str, _strict: bool) -> None:
         core.engine.quiet = value
 
     monkeypatch.setattr(switchboard, "FLAGS", (*FLAGS, sixth))
-    monkeypatch.setitem(CONTROLS, "quiet", Control(lambda core: getattr(core.engine, "quiet", "off"), write))
-    board = Board(EngineCore())
+    monkeypatch.setitem(CONTROLS, "quiet", FlagControl(lambda core: getattr(core.engine, "quiet", "off"), write))
+    board = Switchboard(EngineCore())
     assert board.states()["quiet"] == FlagState("off", True)
     board.flip("quiet", "on")
     assert board.states()["quiet"] == FlagState("on", True)
@@ -407,6 +407,6 @@ def test_only_a_flag_with_a_strict_form_takes_it() -> None:
 def test_an_engine_whose_workers_can_not_be_asked_still_shows_and_switches_the_rest() -> None:
     engine = EngineCore()
     no_workers(engine)
-    states = Board(engine).states()
+    states = Switchboard(engine).states()
     assert (states[PREFIX].switchable, states[LOGPROBS].switchable, states[LOGPROBS].value) == (True, False, None)
     assert (states[ASYNC].switchable, states[ASYNC].value) == (True, "on")

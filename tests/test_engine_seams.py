@@ -18,7 +18,7 @@ import pytest
 from rltop.collectors.contract.rundir import RunDir
 from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
 from rltop.collectors.vllm import agent, patches, register
-from rltop.collectors.vllm.rollouts.tap import Added, Noted, Stepped
+from rltop.collectors.vllm.rollouts.tap import Noted, RequestAdded, StepOutputs
 from tests.engine_doubles import EngineCore, Outputs, PauseState, output, request
 from tests.harness import HubStandIn, wait_for
 
@@ -184,7 +184,7 @@ NAMES = [seam.name for seam in patches.SEAMS]
 def test_the_hosts_results_do_not_depend_on_ours(hook: Any) -> None:
     guard = Guard()
     engine = EngineCore()
-    taps = patches.Taps(engine, dict.fromkeys(NAMES, hook), guard)
+    taps = patches.InstalledPatches(engine, dict.fromkeys(NAMES, hook), guard)
     assert taps.missing == {}
     for _ in range(30):  # past the point where a place is switched off
         assert str(calls(engine)) == str(calls(EngineCore()))
@@ -198,7 +198,7 @@ def test_the_hosts_results_do_not_depend_on_ours(hook: Any) -> None:
 @pytest.mark.parametrize("name", ["step", "update"])
 def test_it_is_told_that_steps_are_not_seen_any_more(name: str) -> None:
     guard, engine = Guard(), EngineCore()
-    patches.Taps(engine, {name: raises}, guard)
+    patches.InstalledPatches(engine, {name: raises}, guard)
     assert patches.unseen(engine) == ""
     for _ in range(30):
         engine.step_fn()
@@ -214,7 +214,7 @@ def test_the_hosts_exceptions_pass_unchanged() -> None:
         raise error
 
     engine.step_fn = dies
-    patches.Taps(engine, {"step": raises}, Guard())
+    patches.InstalledPatches(engine, {"step": raises}, Guard())
     with pytest.raises(RuntimeError) as caught:
         engine.step_fn()
     assert caught.value is error
@@ -228,7 +228,7 @@ CHANGES = [(seam, kind) for seam in patches.SEAMS for kind in ("renamed", "none"
     [(seam, kind) for seam, kind in CHANGES if seam.parameters or kind != "other signature"],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_a_seam_that_is_not_what_it_was_costs_one_capability(seam: patches.Seam, kind: str) -> None:
+def test_a_seam_that_is_not_what_it_was_costs_one_capability(seam: patches.PatchPoint, kind: str) -> None:
     engine = EngineCore()
     owner = engine.scheduler if seam.path else engine
     replacement = (lambda self, something, else_: None) if kind == "other signature" else None
@@ -238,7 +238,7 @@ def test_a_seam_that_is_not_what_it_was_costs_one_capability(seam: patches.Seam,
         body = {seam.method: replacement if kind != "renamed" else property(lambda self: self.no_such_attribute)}
         owner.__class__ = type("Changed", (type(owner),), body)
     guard = Guard()
-    taps = patches.Taps(engine, dict.fromkeys(NAMES, none), guard)
+    taps = patches.InstalledPatches(engine, dict.fromkeys(NAMES, none), guard)
     assert list(taps.missing) == [seam.name]
     assert seam.why in taps.missing[seam.name]
 
@@ -246,7 +246,7 @@ def test_a_seam_that_is_not_what_it_was_costs_one_capability(seam: patches.Seam,
 def test_utility_calls_still_see_the_originals_signature() -> None:
     """VLLM converts a utility call's arguments by the signature of the method, and counts them."""
     engine = EngineCore()
-    patches.Taps(engine, {"rpc": none}, Guard())
+    patches.InstalledPatches(engine, {"rpc": none}, Guard())
     assert list(inspect.signature(engine.collective_rpc).parameters) == ["method", "timeout", "args", "kwargs"]
 
 
@@ -294,10 +294,10 @@ def test_a_record_that_cannot_be_read_costs_what_it_may_have_touched(quiet: None
     guard = Guard()
     watcher = agent.Agent(EngineCore(), RunDir(tmp_path), guard)
     outputs = {name: {0: Outputs([output(name, [5], finish="stop")])} for name in "ab"}
-    records: list[Noted] = [Added(0, 1, request("a"), 0.0)]
-    records += [Stepped(0, 1, {0: None}, 0.0, 0, None) for _ in range(faults)]
-    records += [Added(0, 1, request("b"), 0.0)]
-    records += [Stepped(0, 1, outputs[name], 0.0, 0, None) for name in "ab"]
+    records: list[Noted] = [RequestAdded(0, 1, request("a"), 0.0)]
+    records += [StepOutputs(0, 1, {0: None}, 0.0, 0, None) for _ in range(faults)]
+    records += [RequestAdded(0, 1, request("b"), 0.0)]
+    records += [StepOutputs(0, 1, outputs[name], 0.0, 0, None) for name in "ab"]
     watcher.tap.put = len(records)
     watcher.tap.records.extend(records)
     watcher.close()

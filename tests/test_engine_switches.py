@@ -13,10 +13,10 @@ import pytest
 
 from rltop.collectors.contract.wire import Command, CommandUpdate
 from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
-from rltop.collectors.vllm.control.command_executor import CLOSED_SHOWN, MAX_REASON_CHARS, REMEMBERED, Commands
-from rltop.collectors.vllm.control.switchboard import Board, drain
-from rltop.collectors.vllm.patches import FAILED, Hook, HostFailure, Taps
-from rltop.collectors.vllm.rollouts.tap import Stepped, Tap
+from rltop.collectors.vllm.control.command_executor import CLOSED_SHOWN, MAX_REASON_CHARS, REMEMBERED, CommandExecutor
+from rltop.collectors.vllm.control.switchboard import Switchboard, drain
+from rltop.collectors.vllm.patches import FAILED, Hook, HostFailure, InstalledPatches
+from rltop.collectors.vllm.rollouts.tap import StepOutputs, Tap
 from tests.engine_doubles import (
     EngineCore,
     Outputs,
@@ -38,10 +38,10 @@ class Desk:
         self.engine = engine or EngineCore()
         self.announced = 0
         self.guard = Guard()
-        self.board = Board(self.engine)
+        self.board = Switchboard(self.engine)
         policy = self.board.core.policy
         self.tap = Tap(self.engine, on_weights=policy.on_weights)
-        self.commands = Commands(self.board, "e0", self.tap, lambda: (3, "engine"), self._announce)
+        self.commands = CommandExecutor(self.board, "e0", self.tap, lambda: (3, "engine"), self._announce)
         hooks: dict[str, Hook] = {
             "step": self.tap.on_step,
             "finish": self.tap.on_finish,
@@ -52,7 +52,7 @@ class Desk:
             "pause": self.commands.generation.on_set,
             "boundary": self._at_boundary,
         }
-        self.taps = Taps(self.engine, hooks, self.guard)
+        self.taps = InstalledPatches(self.engine, hooks, self.guard)
 
     def _at_boundary(self, *_message: Any) -> None:
         self.board.at_boundary()
@@ -101,7 +101,7 @@ def test_a_switch_drains_the_batches_in_flight_and_loses_nobody() -> None:
     assert (update.in_flight, update.lost_requests, update.policy_version) == (2, 0, 3)
     assert (desk.engine.batch_queue_size, desk.engine.batch_queue) == (1, deque(maxlen=1))
     assert desk.engine.output_queue.get_nowait()[0] == 0
-    assert [record.epoch for record in desk.tap.records if isinstance(record, Stepped)] == [0]
+    assert [record.epoch for record in desk.tap.records if isinstance(record, StepOutputs)] == [0]
     assert desk.tap.epoch == 1
     assert "has_requests" not in vars(desk.engine.scheduler)
     desk.send("async_scheduling", "on", "back")

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from rltop.backend.api.attribution import Attribution, Interval, LagLine, Stratum
+from rltop.backend.api.attribution import Attribution, Interval, LagRegression, Stratum
 from rltop.backend.demo.faults import BY_NAME
 from tests.fault_recordings import DATA, Row, attribution, load, replay, seed_of
 
@@ -32,7 +32,7 @@ def at(strata: list[Stratum], dimension: str, label: str) -> Stratum:
     return found
 
 
-def line(fault: str, engine: str | None) -> LagLine:
+def line(fault: str, engine: str | None) -> LagRegression:
     (found,) = [line for line in told(fault).lines if line.engine == engine]
     return found
 

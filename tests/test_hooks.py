@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from rltop.backend.alarms.notified import Told
+from rltop.backend.alarms.notified import NotificationHistory
 from rltop.backend.api.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm
 from rltop.backend.exporters import alarm_hooks
-from rltop.backend.exporters.alarm_hooks import Command, GiveUpError, Hook, TryLaterError, Webhook
+from rltop.backend.exporters.alarm_hooks import GiveUpError, Hook, ShellCommand, TryLaterError, Webhook
 from rltop.backend.exporters.forward import ForwardError
 from tests import pictures, verdicts
 from tests.receiver import wait_until
@@ -22,12 +22,12 @@ from tests.receiver import wait_until
 NOW = pictures.healthy().time
 
 
-def told(memory: Told, *alarms: Alarm, now: float = NOW) -> list[str]:
+def told(memory: NotificationHistory, *alarms: Alarm, now: float = NOW) -> list[str]:
     return [news.what for news in memory.fresh(alarms, now)]
 
 
 def test_each_news_of_an_alarm_is_told_once_over_its_life() -> None:
-    memory, alarm = Told(), verdicts.alarm
+    memory, alarm = NotificationHistory(), verdicts.alarm
     assert told(memory) == []
     assert told(memory, alarm()) == [RAISED]
     assert told(memory, alarm()) == []
@@ -40,24 +40,24 @@ def test_each_news_of_an_alarm_is_told_once_over_its_life() -> None:
 
 
 def test_what_was_over_before_anybody_listened_is_not_told() -> None:
-    memory = Told()
+    memory = NotificationHistory()
     assert told(memory, verdicts.alarm(cleared=1.0)) == []
     assert told(memory, verdicts.alarm(again=1)) == [RAISED]
 
 
 def test_an_alarm_of_another_history_is_another_alarm() -> None:
-    memory = Told()
+    memory = NotificationHistory()
     told(memory, verdicts.alarm())
     assert told(memory, verdicts.alarm(raised=5.0)) == [RAISED]
 
 
 def test_silence_puts_off_and_acknowledging_ends_what_is_told() -> None:
-    memory = Told()
+    memory = NotificationHistory()
     assert told(memory, verdicts.alarm(silenced_until=NOW + 5)) == []
     assert told(memory, verdicts.alarm(silenced_until=NOW + 5), now=NOW + 6) == [RAISED]
     assert told(memory, verdicts.alarm(acknowledged="kim", sure=False)) == []
     assert told(memory, verdicts.alarm(acknowledged="kim", cleared=1.0)) == [CLEARED]  # its beginning was told
-    assert told(Told(), verdicts.alarm(acknowledged="kim")) == []
+    assert told(NotificationHistory(), verdicts.alarm(acknowledged="kim")) == []
 
 
 class Flaky:
@@ -139,16 +139,16 @@ def test_a_hook_that_hangs_holds_up_nobody_and_keeps_a_bound() -> None:
 
 
 def test_a_command_gets_the_message_on_its_input(tmp_path: Path) -> None:
-    Command(f"cat > {tmp_path}/got")(b'{"what": "raised"}')
+    ShellCommand(f"cat > {tmp_path}/got")(b'{"what": "raised"}')
     assert (tmp_path / "got").read_text() == '{"what": "raised"}'
-    Command("true")(b"x" * 1_000_000)  # does not read it
+    ShellCommand("true")(b"x" * 1_000_000)  # does not read it
     with pytest.raises(TryLaterError, match="exit code 7"):
-        Command("exit 7")(b"")
+        ShellCommand("exit 7")(b"")
 
 
 def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
     with pytest.raises(TryLaterError, match=r"more than 0\.2 s and was killed"):
-        Command(f"(sleep 1; touch {tmp_path}/late) & wait", 0.2)(b"")
+        ShellCommand(f"(sleep 1; touch {tmp_path}/late) & wait", 0.2)(b"")
     threading.Event().wait(1.5)
     assert not (tmp_path / "late").exists()
 

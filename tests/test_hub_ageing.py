@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.join.ageing import UNUSED_STEPS, Ageing
+from rltop.backend.join.ageing import UNUSED_STEPS, RolloutAgeing
 from rltop.backend.join.records import Record
 from rltop.collectors.contract import wire
 
@@ -21,7 +21,7 @@ def written(engine: str, number: int) -> Record:
     return Record(engine, about, b"", 1, np.array([number], "<i4"), np.array([-1], "<f4"), "life", seq=number)
 
 
-def arriving(ageing: Ageing, engine: str, count: int) -> list[Record]:
+def arriving(ageing: RolloutAgeing, engine: str, count: int) -> list[Record]:
     records = [written(engine, number) for number in range(count)]
     for record in records:
         ageing.add(record)
@@ -38,7 +38,7 @@ def test_what_is_old_after_a_step_does_not_depend_on_when_the_hub_heard_of_what(
 ) -> None:
     """Each step trains on the rollout that each engine wrote ``lag`` steps before."""
     rng = random.Random(seed)
-    ageing = Ageing()
+    ageing = RolloutAgeing()
     coming = {engine: deque(range(steps + lag)) for engine in ENGINES}
     here: dict[tuple[str, int], Record] = {}
     for step in range(steps):
@@ -53,14 +53,14 @@ def test_what_is_old_after_a_step_does_not_depend_on_when_the_hub_heard_of_what(
 
 
 def test_a_step_that_trains_on_old_ones_again_ages_nothing() -> None:
-    ageing = Ageing()
+    ageing = RolloutAgeing()
     records = arriving(ageing, "e0", 20)
     for _ in range(3 * UNUSED_STEPS):
         assert not list(ageing.step_done(records[:1], in_turn=True))
 
 
 def test_what_no_step_trains_on_is_old_so_many_steps_after_it_arrived() -> None:
-    ageing = Ageing()
+    ageing = RolloutAgeing()
     used = arriving(ageing, "e0", 40)
     idle = arriving(ageing, "e1", 3)
     told = [numbers(list(ageing.step_done([used[step]], in_turn=True)), "e1") for step in range(UNUSED_STEPS + 3)]
@@ -73,14 +73,14 @@ def test_what_no_step_trains_on_is_old_so_many_steps_after_it_arrived() -> None:
 
 
 def test_steps_that_came_out_of_their_turn_say_nothing_of_what_they_did_not_train_on() -> None:
-    ageing = Ageing()
+    ageing = RolloutAgeing()
     arriving(ageing, "e0", 3)
     for _ in range(3 * UNUSED_STEPS):
         assert not list(ageing.step_done([], in_turn=False))
 
 
 def test_a_process_that_ended_leaves_nothing_behind() -> None:
-    ageing = Ageing()
+    ageing = RolloutAgeing()
     records = arriving(ageing, "e0", 2)
     for _ in range(2 * UNUSED_STEPS):
         list(ageing.step_done(records[1:], in_turn=True))
@@ -90,7 +90,7 @@ def test_a_process_that_ended_leaves_nothing_behind() -> None:
 
 
 def test_what_leaves_for_want_of_room_is_not_told_again() -> None:
-    ageing = Ageing()
+    ageing = RolloutAgeing()
     records = arriving(ageing, "e0", 3)
     assert ageing.remove(records[0])
     assert not ageing.remove(records[0])

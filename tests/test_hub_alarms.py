@@ -10,11 +10,11 @@ from click.testing import CliRunner
 
 from rltop.backend import api
 from rltop.backend.alarms import monitor, rules
-from rltop.backend.alarms.monitor import PERIOD_S, AlarmWatch, Note
+from rltop.backend.alarms.monitor import PERIOD_S, AlarmEvent, AlarmWatch
 from rltop.backend.api.alarm import Alarm
 from rltop.backend.api.verdict import FAULT, HEALTHY, Cause, Verdict
 from rltop.backend.commands import audit
-from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.store.read import Reader
 from rltop.backend.store.writer_thread import Store
 from rltop.tui.cli.main import main
@@ -40,11 +40,11 @@ def verdict(step: int, *causes: Cause) -> Verdict:
     return Verdict("run", step, FAULT if causes else HEALTHY, list(causes))
 
 
-def case() -> Case:
-    return Case("run", [])
+def case() -> DiagnosisInput:
+    return DiagnosisInput("run", [])
 
 
-def wrong(verdicts: list[Verdict], watched: AlarmWatch) -> Note:
+def wrong(verdicts: list[Verdict], watched: AlarmWatch) -> AlarmEvent:
     """Let it raise an alarm."""
     verdicts[:] = [verdict(step, STALE) for step in range(rules.RAISE_AFTER + 1)]
     notes = []
@@ -58,7 +58,7 @@ def wrong(verdicts: list[Verdict], watched: AlarmWatch) -> Note:
 def test_it_looks_once_a_step_and_once_a_period_at_most(verdicts: list[Verdict]) -> None:
     looked = []
 
-    def counted() -> Case:
+    def counted() -> DiagnosisInput:
         looked.append(1)
         return case()
 
@@ -143,7 +143,7 @@ def test_a_recorded_fault_raises_one_alarm_that_viewers_see_and_a_new_hub_keeps(
 def test_a_step_is_judged_as_that_step_in_the_tick_that_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = []
 
-    def looked(case: Case, _: object) -> Verdict:
+    def looked(case: DiagnosisInput, _: object) -> Verdict:
         judged.append((case.steps[-1].step, case.evidence[-1].last))
         return verdict(case.steps[-1].step)
 

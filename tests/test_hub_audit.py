@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rltop.backend import api
 from rltop.backend.commands import audit
-from rltop.backend.commands.audit import AuditFile, Line
+from rltop.backend.commands.audit import AuditFile, AuditLine
 from rltop.backend.commands.lifecycle import GRACE_S, RESTORE_S
 from rltop.collectors.contract import wire
 from tests.hub_core import Hub
@@ -21,7 +21,7 @@ from tests.hub_messages import Source
 from tests.test_hub_control import applied, fleet, update, wish
 
 
-def successor(hub: Hub, *engines: str, name: str = "hub-2", disk: list[Line] | None = None) -> Hub:
+def successor(hub: Hub, *engines: str, name: str = "hub-2", disk: list[AuditLine] | None = None) -> Hub:
     """The hub that is started after this one was killed, with the engines that find it."""
     after = Hub(name)
     after.now = hub.now
@@ -151,7 +151,7 @@ def test_every_command_is_closed_once_whatever_comes_twice_late_or_never(calls: 
     hub, end = fleet("e0"), None
     answer, _ = hub.ask(wish())
     command = answer.command or ""
-    disk: list[Line] = []
+    disk: list[AuditLine] = []
     for number, call in enumerate(calls):
         if call in ("accepted", "draining") and delivered and end is None:
             hub.say("e0", update(command, call))
@@ -188,7 +188,7 @@ def test_every_command_is_closed_once_whatever_comes_twice_late_or_never(calls: 
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
-def lines_of(*commands: str) -> list[Line]:
+def lines_of(*commands: str) -> list[AuditLine]:
     changes = [api.Change(command, "e0", "prefix_caching", "off", "applied", 1.0, why="öäü\n") for command in commands]
     return [audit.line_of(change, 2.0, "h") for change in changes]
 

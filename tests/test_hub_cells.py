@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rltop.backend.effects import epoch_sums
-from rltop.backend.effects.epoch_sums import FIGURES, Cell, Cells, Place
+from rltop.backend.effects.epoch_sums import FIGURES, Cell, Cells, EpochKey
 from rltop.backend.join.batch import Batch
-from rltop.backend.join.index import Index
+from rltop.backend.join.index import RolloutIndex
 from tests.hub_messages import Trained, Written, rollouts, sequences
 
 
@@ -22,9 +22,9 @@ from tests.hub_messages import Trained, Written, rollouts, sequences
 class Plain:
     """Per place and figure: (n, s) of every sequence."""
 
-    found: dict[tuple[Place, str], list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    found: dict[tuple[EpochKey, str], list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
-    def cell(self, place: Place) -> Cell:
+    def cell(self, place: EpochKey) -> Cell:
         rows = []
         for figure in FIGURES:
             pairs = [(n, s) for n, s in self.found[place, figure] if n]
@@ -33,9 +33,9 @@ class Plain:
         return np.array(rows)
 
 
-def step(seed: int, rows: int) -> tuple[dict[Place, Cell], Plain]:
+def step(seed: int, rows: int) -> tuple[dict[EpochKey, Cell], Plain]:
     rng = np.random.default_rng(seed)
-    index, plain, trained = Index(), Plain(), []
+    index, plain, trained = RolloutIndex(), Plain(), []
     for number in range(rows):
         engine, life, size = f"e{number % 2}", f"life-{number % 3}", int(rng.integers(1, 9))
         rollout = [float(np.float32(x)) for x in -rng.exponential(1, size)]
@@ -62,13 +62,13 @@ def step(seed: int, rows: int) -> tuple[dict[Place, Cell], Plain]:
         if number % 5 == 4:
             continue
         for epoch in set(epochs):
-            place = Place(engine, life, epoch)
+            place = EpochKey(engine, life, epoch)
             own = [at for at in range(size) if epochs[at] == epoch]
             valid = [at for at in own if math.isfinite(trainer[at])]
             d = {at: trainer[at] - rollout[at] for at in valid}
             clip = {at: float((gain < 0 and d[at] < math.log(0.8)) or (gain > 0 and d[at] > math.log(1.2))) for at in d}
 
-            def note(figure: str, values: list[float], place: Place = place) -> None:
+            def note(figure: str, values: list[float], place: EpochKey = place) -> None:
                 plain.found[place, figure].append((len(values), math.fsum(values)))
 
             note("gap", [abs(x) for x in d.values()])
@@ -119,7 +119,7 @@ def test_nothing_has_no_mean_and_one_sequence_no_variance() -> None:
 def test_the_oldest_steps_go_when_there_are_too_many_cells() -> None:
     kept = Cells(total_bytes=7 * epoch_sums.CELL_BYTES, steps=0)
     for number in range(4):
-        kept.add(number, float(number), {Place(engine, "a", 0): epoch_sums.empty() for engine in ("e0", "e1")})
+        kept.add(number, float(number), {EpochKey(engine, "a", 0): epoch_sums.empty() for engine in ("e0", "e1")})
     assert [step.step for step in kept.steps()] == [2, 3]
-    kept.add(2, 9.0, {Place("e0", "b", 0): epoch_sums.empty()})
+    kept.add(2, 9.0, {EpochKey("e0", "b", 0): epoch_sums.empty()})
     assert [(step.step, len(step.cells)) for step in kept.steps()] == [(3, 2), (2, 1)]

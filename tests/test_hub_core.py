@@ -11,14 +11,14 @@ import zmq
 from rltop.backend import api
 from rltop.backend.commands.audit import AuditFile
 from rltop.backend.hub import worker_thread
-from rltop.backend.hub.state import Effect, State
+from rltop.backend.hub.state import Effect, HubState
 from rltop.collectors.transport.error_boundary import MAX_FAULTS
 from tests.hub_messages import Source, engine_state
 
 DEADLINE_MS = 20_000
 
 
-class Faulty(State):
+class Faulty(HubState):
     """A core with a bug: messages of source ``bad`` and questions of viewer ``bad`` are too much for it."""
 
     def data(self, frames: list[bytes], now: float) -> list[Effect]:
@@ -46,7 +46,7 @@ class Bench:
         self.outbox.bind("inproc://outbox")
         self.now = 1000.0
         state = Faulty("run", "h", self.now, lambda: "c")
-        self.core = worker_thread.Core(
+        self.core = worker_thread.WorkerThread(
             state, self._clock, self.context, "inproc://outbox", AuditFile(Path("/dev/null"))
         )
         self.counters: dict[str, int] = {}

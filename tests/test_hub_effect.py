@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rltop.backend import api
-from rltop.backend.effects.flag_epochs import Effects
-from rltop.backend.effects.throughput import BIN_S, MAX_SAMPLES, Pace
+from rltop.backend.effects.flag_epochs import EffectHistory
+from rltop.backend.effects.throughput import BIN_S, MAX_SAMPLES, Throughput
 from rltop.collectors.contract import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Source, Trained, Written, engine_state, rollouts, sequences
@@ -132,8 +132,8 @@ def test_a_command_of_an_earlier_hub_has_no_before() -> None:
     assert {row.reason for row in found.rows} == {"this hub measured nothing before the switch"}
 
 
-def pace(*states: tuple[float, dict[str, object]], life: str = "life-1") -> Pace:
-    found = Pace()
+def pace(*states: tuple[float, dict[str, object]], life: str = "life-1") -> Throughput:
+    found = Throughput()
     for sent, about in states:
         envelope = wire.Envelope(wire.PROTO, "e0", life, 0, sent)
         found.report(envelope, engine_state("e0", **about), 100 + sent)
@@ -169,7 +169,7 @@ def test_what_is_no_second_of_work_is_left_out(states: tuple[tuple[float, dict[s
 
 
 def test_two_lives_are_not_joined_and_samples_are_bounded() -> None:
-    found = Pace()
+    found = Throughput()
     for number in range(MAX_SAMPLES + 10):
         envelope = wire.Envelope(wire.PROTO, "e0", "a" if number < 5 else "b", number, BIN_S * number)
         found.report(envelope, engine_state("e0", generated_tokens=100 * number), BIN_S * number)
@@ -180,7 +180,7 @@ def test_two_lives_are_not_joined_and_samples_are_bounded() -> None:
 
 
 def test_marks_are_bounded() -> None:
-    effects = Effects()
+    effects = EffectHistory()
     for number in range(api.MAX_CHANGES + 5):
         told = wire.CommandUpdate(f"c{number}", "e0", "logprobs_mode", "applied", flag_epoch=number)
         effects.report(wire.Envelope(1, "e0", "a", number, 0.0), engine_state("e0", commands=[told]), 0.0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rltop.backend import api
 from rltop.backend.fleet import facts
-from rltop.backend.fleet.agreement import RECENT, SETTLE_S, Sampled
+from rltop.backend.fleet.agreement import RECENT, SETTLE_S, SamplingFacts
 from rltop.backend.fleet.facts import BY_NAME, FACTS, compare, defaults, same_model, same_text, same_top_k
 from rltop.backend.fleet.facts_page import document
 from rltop.collectors.contract import wire
@@ -133,7 +133,7 @@ def test_engines_are_marked_unless_they_are_the_majority(engines: dict[str, str]
 
 
 def test_the_latest_requests_with_logprobs_say_how_an_engine_samples() -> None:
-    sampled = Sampled()
+    sampled = SamplingFacts()
     assert sampled.facts("e0") == {}
 
     def finish(temperature: float, count: int = 1, **about: float) -> None:

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rltop.backend.join.batch import PATIENT_LOOKS, Batch
-from rltop.backend.join.index import KEPT_STEPS, Index
+from rltop.backend.join.index import KEPT_STEPS, RolloutIndex
 from rltop.collectors.contract import wire
 from tests.hub_messages import Trained, Written, rollouts, sequences
 
@@ -26,8 +26,8 @@ def trained(written: Written, *, size: int | None = None, pad: int = 0, prompt_a
     return Trained([*before, *tokens], [0] * len(before) + [1] * len(tokens), logprobs, logprobs)
 
 
-def index_of(*written: Written, **limits: int) -> Index:
-    index = Index(**limits)
+def index_of(*written: Written, **limits: int) -> RolloutIndex:
+    index = RolloutIndex(**limits)
     for one in written:
         index.add(*rollouts([one]))
     return index
@@ -41,7 +41,7 @@ def engines(batch: Batch) -> list[str | None]:
     return [hit.record.engine if hit else None for hit in batch.hits]
 
 
-def settled(index: Index, batch: Batch) -> Batch:
+def settled(index: RolloutIndex, batch: Batch) -> Batch:
     batch.join(index, surely=True)
     batch.join(index, surely=False)
     return batch
@@ -86,7 +86,7 @@ def test_every_row_joins_its_own_rollout_in_any_order(
 @example((SHORT_AND_LONG, SHORT_AND_LONG[::-1]))
 def test_rows_that_come_first_join_as_their_rollouts_arrive(case: tuple[list[Written], list[Written]]) -> None:
     fleet, arriving = case
-    index, batch = Index(), batch_of(*(trained(one) for one in fleet))
+    index, batch = RolloutIndex(), batch_of(*(trained(one) for one in fleet))
     for one in arriving:
         index.add(*rollouts([one]))
         batch.join(index, surely=True)
@@ -212,7 +212,7 @@ def test_unjoined_rows_say_why() -> None:
 
 
 def test_the_index_is_bounded_by_bytes_too_and_forgets_all_of_a_rollout() -> None:
-    index = Index(max_bytes=100_000)
+    index = RolloutIndex(max_bytes=100_000)
     for number in range(300):
         index.add(*rollouts([Written([number], [1] * 50, [-1.0] * 50)]))
     assert index.bytes <= 100_000
@@ -239,7 +239,7 @@ def test_arrays_that_do_not_fit_are_refused(data: st.DataObject) -> None:
 
 
 def test_rows_whose_rollouts_do_not_come_are_looked_for_ever_less_often_and_found_all_the_same() -> None:
-    index, batch = Index(), batch_of(trained(Written([1], [2], [-1.0])))
+    index, batch = RolloutIndex(), batch_of(trained(Written([1], [2], [-1.0])))
     looks = 0
     for number in range(400):
         index.add(*rollouts([Written([100 + number], [1], [-1.0])]))
@@ -252,14 +252,14 @@ def test_rows_whose_rollouts_do_not_come_are_looked_for_ever_less_often_and_foun
 
 
 def test_rollouts_of_old_steps_are_let_go_beyond_what_is_kept_for_reuse() -> None:
-    index = Index(kept_bytes=10_000)
+    index = RolloutIndex(kept_bytes=10_000)
     for number in range(KEPT_STEPS + 20):
         index.add(*rollouts([Written([number], [1] * 50, [-1.0] * 50)]))
         index.step_done()
         assert len(index) >= min(number + 1, KEPT_STEPS)
     assert len(index) == KEPT_STEPS
     assert index.evicted == 0  # nothing was wanted and had no room
-    roomy = Index()
+    roomy = RolloutIndex()
     for number in range(KEPT_STEPS + 20):
         roomy.add(*rollouts([Written([number], [1] * 50, [-1.0] * 50)]))
         roomy.step_done()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rltop.backend.join.ageing import UNUSED_STEPS
 from rltop.backend.join.batch import Batch
-from rltop.backend.join.index import Index
+from rltop.backend.join.index import RolloutIndex
 from rltop.backend.join.records import given_id
 from rltop.collectors.contract import wire
 from rltop.collectors.trainer.arguments import check
@@ -226,7 +226,7 @@ def test_rollouts_that_no_step_trains_on_are_counted_once_by_engine() -> None:
 
 
 def test_rollouts_that_leave_for_want_of_room_are_counted_as_unused_too() -> None:
-    index = Index(max_bytes=6000)
+    index = RolloutIndex(max_bytes=6000)
     for number in range(5):
         index.add(*rollouts([written([number], [2], number % 2)]))
     assert index.step_done() == {"e0": 2, "e1": 1}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rltop.backend import api
 from rltop.backend.api.profiles import Mismatch
-from rltop.backend.gaps.mismatch import DIMENSIONS, EDGES, Shape, Shapes
+from rltop.backend.gaps.mismatch import DIMENSIONS, EDGES, GapShape, GapShapes
 from rltop.backend.measure.intervals import estimate
 from rltop.backend.summary import Summary
 from rltop.backend.summary.dimensions import POSITION, PROBABILITY
@@ -125,8 +125,8 @@ def test_a_viewer_gets_means_by_engine_and_stratum() -> None:
 
 def test_what_is_kept_is_bounded_and_a_step_that_comes_again_takes_its_own_place() -> None:
     one = {"e0": Summary(tokens=5)}
-    size = 500 + Shape().bins.nbytes + Shape().sums.nbytes
-    kept = Shapes(total_bytes=10 * size)
+    size = 500 + GapShape().bins.nbytes + GapShape().sums.nbytes
+    kept = GapShapes(total_bytes=10 * size)
     for step in range(30):
         kept.put(step, one)
     kept.put(29, {"e0": Summary(tokens=7)})

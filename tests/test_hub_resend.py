@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from rltop.backend import api
-from rltop.backend.hub.state import Effect, Send
+from rltop.backend.hub.state import Effect, SendControl
 from rltop.backend.ingest.acknowledgement import PERIOD_S
 from rltop.backend.ingest.sources import RETURN_S
 from rltop.backend.steps.steps import GRACE_S, RESENT_S
@@ -154,7 +154,9 @@ def test_a_sender_that_could_not_be_reached_is_asked_again_at_once() -> None:
     source = Source("e0", oldest=0)
     frames = [source.frames(engine_state("e0")) for _ in range(2)]
     (asked,) = [
-        e for e in hub.state.data(frames[1], hub.now) if isinstance(e, Send) and e.message != wire.Welcome("hub-1")
+        e
+        for e in hub.state.data(frames[1], hub.now)
+        if isinstance(e, SendControl) and e.message != wire.Welcome("hub-1")
     ]
     hub.undelivered(asked)
     assert sent(hub.later(0.1), wire.Resend) == [wire.Resend("life-1", 0)]

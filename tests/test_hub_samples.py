@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from rltop.backend import api
 from rltop.backend.api.samples import Samples, as_json, floats, ints
 from rltop.backend.gaps import sampling, token_details
-from rltop.backend.gaps.sampling import KINDS, SAMPLE, TOKENS, WORST, Kept, StepSamples
+from rltop.backend.gaps.sampling import KINDS, SAMPLE, TOKENS, WORST, SampledSteps, StepSamples
 from rltop.backend.join.batch import Batch
-from rltop.backend.join.index import Index
+from rltop.backend.join.index import RolloutIndex
 from rltop.collectors.contract import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, rollouts, sequences
@@ -34,7 +34,7 @@ def batches(rows: list[Trained], cuts: list[int], *, step: int = 0) -> list[Batc
         if rows[start:end]:
             batch = Batch(*sequences(rows[start:end], step=step))
             batch.first = start
-            batch.join(Index(), surely=False)
+            batch.join(RolloutIndex(), surely=False)
             made.append(batch)
     return made
 
@@ -235,7 +235,7 @@ def test_rows_are_numbered_as_their_rank_sent_them_whenever_they_join() -> None:
 def test_the_oldest_steps_go_first_when_there_is_no_room() -> None:
     rng = np.random.default_rng(0)
     one = kept(*batches([plain_row(rng, 100) for _ in range(20)], []))
-    store = Kept(total_bytes=int(3.5 * one.nbytes))
+    store = SampledSteps(total_bytes=int(3.5 * one.nbytes))
     for step in range(10):
         store.put(step, one)
     store.put(8, one)  # a restarted trainer

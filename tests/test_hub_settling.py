@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.ingest.acknowledgement import PERIOD_S, Settling
-from rltop.backend.ingest.sources import Mark, Source
-from rltop.backend.join.pending import Needed
+from rltop.backend.ingest.acknowledgement import PERIOD_S, Acknowledgements
+from rltop.backend.ingest.sources import ReceivedMark, Source
+from rltop.backend.join.pending import PendingMessages
 from rltop.backend.join.records import Record
 from rltop.collectors.contract import wire
 from tests.hub_messages import Written, rollouts
@@ -21,7 +21,7 @@ def record(seq: int, place: int) -> Record:
 
 @given(st.lists(st.integers(0, 3), max_size=12), st.data())
 def test_rollouts_are_needed_until_they_are_trained_on_or_old(sizes: list[int], data: st.DataObject) -> None:
-    needed = Needed()
+    needed = PendingMessages()
     records = [record(seq, place) for seq, size in enumerate(sizes) for place in range(size)]
     for seq, size in enumerate(sizes):
         needed.add("e0", "life", seq, size)
@@ -42,30 +42,30 @@ def test_rollouts_are_needed_until_they_are_trained_on_or_old(sizes: list[int], 
     assert needed.marks("e0", "another life", 7) == (7, 7)
 
 
-def took(settling: Settling, seq: int, step: int) -> None:
+def took(settling: Acknowledgements, seq: int, step: int) -> None:
     settling.took(wire.Envelope(wire.PROTO, "trainer/0", "life", seq, 0.0, 0), wire.StepClosed(step, 0, 1))
 
 
 def test_a_sender_is_told_of_what_the_store_has_and_never_of_more() -> None:
     still_open = {1, 2}
-    settling = Settling(Needed(), still_open.__contains__)
+    settling = Acknowledgements(PendingMessages(), still_open.__contains__)
     trainer = Source("trainer/0", "life", 0.0, 4, resends=True)
     for seq, step in enumerate((0, 0, 1, 2)):
         took(settling, seq, step)
-    assert settling.marks([trainer], 0.0, step_done=True) == [("trainer/0", Mark("life", 1, 1))]
+    assert settling.marks([trainer], 0.0, step_done=True) == [("trainer/0", ReceivedMark("life", 1, 1))]
     settling.not_stored()
     assert settling.acknowledged() == []
     assert settling.marks([trainer], 1.0, step_done=False) == []
     still_open.remove(2)  # a later step is done: that does not settle what is before it
-    assert settling.marks([trainer], PERIOD_S, step_done=False) == [("trainer/0", Mark("life", 1, 1))]
+    assert settling.marks([trainer], PERIOD_S, step_done=False) == [("trainer/0", ReceivedMark("life", 1, 1))]
     assert settling.acknowledged() == [("trainer/0", wire.Acknowledged("life", 1))]
     assert settling.acknowledged() == []
     still_open.remove(1)
-    assert settling.marks([trainer], PERIOD_S, step_done=True) == [("trainer/0", Mark("life", 3, 3))]
+    assert settling.marks([trainer], PERIOD_S, step_done=True) == [("trainer/0", ReceivedMark("life", 3, 3))]
     assert settling.acknowledged() == [("trainer/0", wire.Acknowledged("life", 3))]
     assert settling.marks([trainer], 3 * PERIOD_S, step_done=True) == []
 
 
 def test_senders_that_resend_nothing_have_no_marks() -> None:
-    settling = Settling(Needed(), lambda _: False)
+    settling = Acknowledgements(PendingMessages(), lambda _: False)
     assert settling.marks([Source("e0", "life", 0.0, 4)], 0.0, step_done=True) == []

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from rltop.backend.fleet.engines import SILENT_S
 from rltop.backend.ingest.sources import BYE_PATIENCE_S
-from rltop.backend.join.index import Index
+from rltop.backend.join.index import RolloutIndex
 from rltop.backend.steps import steps
 from rltop.backend.steps.steps import GRACE_S, MAX_OPEN, PARTIAL_S
 from rltop.collectors.contract import wire
@@ -370,7 +370,7 @@ def test_a_step_that_nobody_closes_does_not_stay_for_ever() -> None:
 
 def test_rows_wait_until_they_can_be_measured_and_delay_nothing_else() -> None:
     ready = False
-    waiting = steps.Steps(Index(), lambda: ready)
+    waiting = steps.Steps(RolloutIndex(), lambda: ready)
     waiting.rows("life", *sequences([Trained([1, 2], [0, 1], [-1.0], [-1.5])]), 0.0)
     waiting.closed("life", wire.StepClosed(0, 0, 1), 0.0)
     waiting.closed("life", wire.StepClosed(1, 0, 1), 0.0)

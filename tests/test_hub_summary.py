@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rltop.backend import metrics
-from rltop.backend.summary import Bounds, Gap, Line, Mean, Pairs, Sequences, Sizes, Strata, Summary
+from rltop.backend.summary import Bounds, Gap, Pairs, Regression, SequenceSummary, Sizes, Spread, Strata, Summary
 from rltop.backend.summary.groups import MAX_GROUPS, Groups
 from rltop.backend.summary.kernel import FIGURES, PIECE_HIGH, PIECE_LOW, PIECE_N, PIECE_SUMS
-from rltop.backend.summary.token_runs import POSITION_EDGES, Runs, cut, gap_of, reduce
+from rltop.backend.summary.token_runs import POSITION_EDGES, TokenRuns, cut, gap_of, reduce
 from tests import oracles
 
 anything = st.one_of(
@@ -91,7 +91,7 @@ def test_gaps_merge_in_any_order_and_grouping(a: np.ndarray, b: np.ndarray, c: n
 @given(small, small, small)
 def test_means_pairs_and_sizes_merge_in_any_order_and_grouping(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
     whole = np.concatenate([a, b, c])
-    assert_like(Mean.of(c) + (Mean.of(a) + Mean.of(b)), Mean.of(whole), 1e3)
+    assert_like(Spread.of(c) + (Spread.of(a) + Spread.of(b)), Spread.of(whole), 1e3)
     pairs = [Pairs.of(x, x * x) for x in (a, b, c, whole)]
     assert_like(pairs[2] + (pairs[0] + pairs[1]), pairs[3], 1e5)
     assert_like(Sizes.of(c) + (Sizes.of(a) + Sizes.of(b)), Sizes.of(whole))
@@ -100,7 +100,7 @@ def test_means_pairs_and_sizes_merge_in_any_order_and_grouping(a: np.ndarray, b:
 @given(arrays(np.int64, st.integers(0, 30), elements=st.integers(-40, 40)))
 def test_counted_values_are_those_values_so_often(x: np.ndarray) -> None:
     values, often = np.unique(x, return_counts=True)
-    assert_like(Mean.of(values, often), Mean.of(x), 1e4)
+    assert_like(Spread.of(values, often), Spread.of(x), 1e4)
     assert_like(Sizes.of(values, often), Sizes.of(x))
 
 
@@ -135,9 +135,9 @@ def test_sequences_lines_and_groups_of_parts_are_those_of_the_whole(seed: int, f
     lengths, gains = rng.integers(1, 500, len(rows)), rng.normal(size=len(rows))
     keys, rewards = rng.integers(0, 9, len(rows)).astype(np.uint64), rng.integers(0, 3, len(rows)).astype(np.float64)
     cut_at = slice(first), slice(first, None)
-    of_sequences = [Sequences.of(rows[part], lengths[part], gains[part]) for part in (*cut_at, slice(None))]
+    of_sequences = [SequenceSummary.of(rows[part], lengths[part], gains[part]) for part in (*cut_at, slice(None))]
     assert_like(of_sequences[1] + of_sequences[0], of_sequences[2], 1e4)
-    of_lines = [Line.of(rows[part, :5]) for part in (*cut_at, slice(None))]
+    of_lines = [Regression.of(rows[part, :5]) for part in (*cut_at, slice(None))]
     assert_like(of_lines[1] + of_lines[0], of_lines[2])
     of_groups = [Groups.of(keys[part], rows[part], rewards[part]) for part in (*cut_at, slice(None))]
     assert_like(of_groups[1] + of_groups[0], of_groups[2])
@@ -161,7 +161,7 @@ def test_of_too_many_groups_a_sample_is_kept_whole_and_the_same_in_any_order() -
 def test_pieces_are_the_runs_cut_at_position_edges(described: list[tuple[int, int, int]]) -> None:
     sizes, at, places = (np.array(column, np.int64) for column in zip(*described, strict=True))
     end = np.cumsum(sizes)
-    runs = Runs(end - sizes, end, np.arange(sizes.size), places, at, np.zeros(sizes.size, np.int64), 3)
+    runs = TokenRuns(end - sizes, end, np.arange(sizes.size), places, at, np.zeros(sizes.size, np.int64), 3)
     pieces = cut(runs)
     covered = np.concatenate([np.arange(a, b) for a, b in zip(pieces.start, pieces.end, strict=True)])
     assert covered.tolist() == list(range(int(end[-1])))
@@ -179,7 +179,7 @@ def test_strata_hold_the_moments_of_their_sequences_and_merge(seed: int, rows: i
     end = np.cumsum(sizes)
     trainer, rollout = -rng.exponential(1, (2, end[-1]))
     zero = np.zeros(rows, np.int64)
-    pieces = cut(Runs(end - sizes, end, np.arange(rows), places, zero, zero, 1))
+    pieces = cut(TokenRuns(end - sizes, end, np.arange(rows), places, zero, zero, 1))
     labels = {"finish": rng.integers(0, 6, rows)}
     reduced = reduce(trainer, rollout, pieces)
     (found,) = Strata.of(reduced, pieces, labels)
@@ -210,8 +210,8 @@ def test_strata_hold_the_moments_of_their_sequences_and_merge(seed: int, rows: i
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(-5, 5)), min_size=3, max_size=30))
 def test_a_line_is_none_where_there_is_one_lag(pairs: list[tuple[int, float]]) -> None:
     sums = np.array([(n, 2.0 * n, 4.0 * n, y, 2.0 * y) for n, y in pairs])
-    assert Line.of(sums).fit() is None
-    assert Line.of(sums).errors() is None
+    assert Regression.of(sums).fit() is None
+    assert Regression.of(sums).errors() is None
 
 
 def test_nothing_and_all_invalid_give_none_everywhere() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.util.bounded import Latest
+from rltop.backend.util.bounded import ByteBoundedCache
 
 
 @given(
@@ -14,7 +14,7 @@ from rltop.backend.util.bounded import Latest
 )  # fmt: skip
 def test_no_more_is_kept_than_there_is_room_for(told: list[tuple[int, int]], total: int, steps: int, most: int) -> None:
     most = max(most, total)
-    kept: Latest[int] = Latest(total, steps=steps, most_bytes=most)
+    kept: ByteBoundedCache[int] = ByteBoundedCache(total, steps=steps, most_bytes=most)
     for number, (step, nbytes) in enumerate(told):
         kept.put(step, number, nbytes)
         assert kept.last == step
@@ -28,7 +28,7 @@ def test_no_more_is_kept_than_there_is_room_for(told: list[tuple[int, int]], tot
 
 
 def test_a_step_that_is_let_go_is_not_kept() -> None:
-    kept: Latest[str] = Latest(10)
+    kept: ByteBoundedCache[str] = ByteBoundedCache(10)
     assert kept.last is None
     kept.put(3, "three", 4)
     kept.drop(3)

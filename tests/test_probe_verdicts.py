@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from rltop.backend.api import Effect, EffectEstimate, EffectRow, Snapshot
-from rltop.backend.api.probe_result import Finding
+from rltop.backend.api.probe_result import ProbeFinding
 from rltop.backend.api.samples import Samples
 from rltop.backend.commands.validation import RejectedError
 from rltop.backend.fleet.engines import Engines
 from rltop.backend.probes.canary import result_of
-from rltop.backend.probes.digest_verdict import Weights
-from rltop.backend.probes.inputs import Chooser, Material
+from rltop.backend.probes.digest_verdict import KnownDigests
+from rltop.backend.probes.inputs import InputChooser, ScoringInput
 from rltop.backend.probes.reports import Report, Scored
 from rltop.backend.probes.scores import crossed, rescored, salted
 from rltop.collectors.contract import wire
@@ -24,12 +24,14 @@ RNG = np.random.default_rng(1)
 FP32 = {"e0": "float32", "e1": "torch.float32", "e2": "float32"}
 
 
-def materials(count: int = 8, tokens: int = 20) -> list[Material]:
+def materials(count: int = 8, tokens: int = 20) -> list[ScoringInput]:
     found = []
     for number in range(count):
         recorded = RNG.uniform(-3, 0, tokens).astype(np.float32)
         found.append(
-            Material(f"r{number}", np.arange(4, dtype=np.int32), np.arange(tokens, dtype=np.int32), recorded, recorded)
+            ScoringInput(
+                f"r{number}", np.arange(4, dtype=np.int32), np.arange(tokens, dtype=np.int32), recorded, recorded
+            )
         )
     return found
 
@@ -39,7 +41,7 @@ def report(engine: str, scores: list[Scored], *, version: int = 3, **about: Any)
     return Report(body, scores)
 
 
-def cold(chosen: list[Material], error: float = 0.0, only: set[int] | None = None) -> list[Scored]:
+def cold(chosen: list[ScoringInput], error: float = 0.0, only: set[int] | None = None) -> list[Scored]:
     """Scores of whole passages: the record with an error of this size on each token."""
     found = []
     for number, one in enumerate(chosen):
@@ -49,7 +51,7 @@ def cold(chosen: list[Material], error: float = 0.0, only: set[int] | None = Non
     return found
 
 
-def judged(error: float, *, dtype: str = "float32", count: int = 8, only: set[int] | None = None) -> Finding:
+def judged(error: float, *, dtype: str = "float32", count: int = 8, only: set[int] | None = None) -> ProbeFinding:
     chosen = materials(count)
     return rescored({"e0": report("e0", cold(chosen, error, only))}, {"e0": chosen}, {"e0": dtype})
 
@@ -82,7 +84,7 @@ def test_a_passage_that_was_cut_is_compared_as_far_as_it_goes() -> None:
     assert found.evidence[1].n == 5 * 7
 
 
-def salts(stale: float, path: float, *, cached: int = 32, count: int = 8) -> Finding:
+def salts(stale: float, path: float, *, cached: int = 32, count: int = 8) -> ProbeFinding:
     scores = []
     for number in range(count):
         true = RNG.uniform(-3, 0, 40).astype(np.float32)
@@ -137,7 +139,7 @@ LIVES = {"e0": "l0", "e1": "l1"}
 
 
 def test_replicas_of_one_version_differ_and_the_update_that_changed_nothing_names_the_odd_one() -> None:
-    weights = Weights()
+    weights = KnownDigests()
     first = weights.judge({"e0": of("e0", "a", 1), "e1": of("e1", "a", 1)}, LIVES)
     assert first.verdict == "agree"
     assert any("run it again after the next update" in note for note in first.notes)
@@ -147,18 +149,18 @@ def test_replicas_of_one_version_differ_and_the_update_that_changed_nothing_name
 
 
 def test_without_a_digest_before_two_engines_differ_and_nobody_is_named() -> None:
-    found = Weights().judge({"e0": of("e0", "b", 2), "e1": of("e1", "a", 2)}, LIVES)
+    found = KnownDigests().judge({"e0": of("e0", "b", 2), "e1": of("e1", "a", 2)}, LIVES)
     assert (found.verdict, found.odd) == ("differ", [])
     assert "can't be told" in found.text
 
 
 def test_of_three_the_one_that_stands_apart_is_named() -> None:
     reports = {name: of(name, value, 2) for name, value in (("e0", "a"), ("e1", "b"), ("e2", "a"))}
-    assert Weights().judge(reports, LIVES).odd == ["e1"]
+    assert KnownDigests().judge(reports, LIVES).odd == ["e1"]
 
 
 def test_an_update_that_changed_nothing_anywhere_is_found_though_all_are_equal() -> None:
-    weights = Weights()
+    weights = KnownDigests()
     weights.judge({"e0": of("e0", "a", 1), "e1": of("e1", "a", 1)}, LIVES)
     found = weights.judge({"e0": of("e0", "a", 2), "e1": of("e1", "a", 2)}, LIVES)
     assert (found.verdict, found.odd) == ("not_applied", ["e0", "e1"])
@@ -167,7 +169,7 @@ def test_an_update_that_changed_nothing_anywhere_is_found_though_all_are_equal()
 
 
 def test_a_large_weight_that_an_update_left_is_partial_and_a_small_one_is_not() -> None:
-    weights = Weights()
+    weights = KnownDigests()
     weights.judge({"e0": of("e0", "a", 1)}, LIVES)
     small = weights.judge({"e0": of("e0", "b", 2)}, LIVES)  # the norm stayed
     assert small.verdict == "agree"
@@ -177,7 +179,7 @@ def test_a_large_weight_that_an_update_left_is_partial_and_a_small_one_is_not() 
 
 
 def test_an_engine_that_was_started_anew_has_nothing_to_compare_with() -> None:
-    weights = Weights()
+    weights = KnownDigests()
     weights.judge({"e0": of("e0", "a", 1)}, {"e0": "l0"})
     assert weights.judge({"e0": of("e0", "a", 2)}, {"e0": "l9"}).verdict == "agree"
 
@@ -186,7 +188,7 @@ def test_the_trainers_parts_add_up_to_an_engines_fused_weight() -> None:
     fused = {"qkv_proj": ["q_proj", "k_proj"]}
     body = wire.ProbeReport("c", "e0", "p", [], 3, 1, digests=digests("a", fused=f"{7:016x}"), fused=fused)
     rows = {"m.q_proj.weight": f"float32:{(1 << 64) - 1:016x}", "m.k_proj.weight": f"float32:{8:016x}"}
-    weights = Weights()
+    weights = KnownDigests()
     weights.trained(wire.StepClosed(0, 0, 1, 3, weight_digests=rows))
     right = weights.judge({"e0": Report(body, [])}, LIVES)
     assert right.verdict == "agree"
@@ -197,14 +199,14 @@ def test_the_trainers_parts_add_up_to_an_engines_fused_weight() -> None:
 
 
 def test_digests_of_another_dtype_are_not_compared() -> None:
-    weights = Weights()
+    weights = KnownDigests()
     weights.trained(wire.StepClosed(0, 0, 1, 3, weight_digests={"m.norm.weight": f"bfloat16:{9:016x}"}))
     found = weights.judge({"e0": of("e0", "a", 1)}, LIVES)
     assert found.verdict == "agree"
     assert any("none of the trainer's digests" in note for note in found.notes)
 
 
-def chooser(*written: Written, **state: Any) -> Chooser:
+def chooser(*written: Written, **state: Any) -> InputChooser:
     engines = Engines()
     mode = state.pop("mode", "raw")
     flags = {"logprobs_mode": wire.FlagState(mode, True)}
@@ -213,7 +215,7 @@ def chooser(*written: Written, **state: Any) -> Chooser:
     def samples() -> Samples:
         raise ValueError("none")
 
-    made = Chooser(engines, samples)
+    made = InputChooser(engines, samples)
     for one in written:
         made.recent.take(*rollouts([one]))
     return made

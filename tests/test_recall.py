@@ -13,7 +13,7 @@ import pytest
 from rltop.backend import api
 from rltop.backend.client.live import Client, CommandError
 from rltop.backend.gaps.sampling import KINDS
-from rltop.backend.store.lookup import MAX_WAITING, Recall
+from rltop.backend.store.lookup import MAX_WAITING, StoreLookup
 from rltop.backend.store.read import NAME
 from rltop.collectors.contract.rundir import RunDir
 from tests import stored
@@ -90,7 +90,7 @@ def test_a_killed_hubs_steps_are_answered_by_the_next_as_by_itself(rundir: RunDi
 
 def test_a_hub_without_a_store_answers_what_it_knows(tmp_path: Path) -> None:
     answers: list[tuple[bytes, api.Answer]] = []
-    recall = Recall(tmp_path / NAME, lambda viewer, answer: answers.append((viewer, answer)))
+    recall = StoreLookup(tmp_path / NAME, lambda viewer, answer: answers.append((viewer, answer)))
     recall.end()  # never asked: nothing to end
     recall.put(b"a", api.AskSamples("q", 3, "worst"), api.Answer("q", error="not in memory"))
     wait_until(lambda: answers)
@@ -108,7 +108,7 @@ def test_questions_beyond_what_may_wait_are_answered_at_once(tmp_path: Path) -> 
         if viewer == b"slow":
             assert go.wait(DEADLINE_S)
 
-    recall = Recall(tmp_path / NAME, reply)
+    recall = StoreLookup(tmp_path / NAME, reply)
     question, otherwise = api.AskMismatch("q"), api.Answer("q", error="not in memory")
     recall.put(b"slow", question, otherwise)
     wait_until(lambda: answers == [b"slow"])
@@ -138,7 +138,7 @@ def test_memory_answers_what_it_has_and_the_store_is_asked_for_the_rest() -> Non
 
 def test_the_store_answers_who_was_there_at_a_step(tmp_path: Path) -> None:
     answers: list[api.Answer] = []
-    recall = Recall(stored.store(tmp_path, stored.frames(9)), lambda _, answer: answers.append(answer))
+    recall = StoreLookup(stored.store(tmp_path, stored.frames(9)), lambda _, answer: answers.append(answer))
     otherwise = api.Answer("q", error="not in memory")
     for step in (4, 9):
         recall.put(b"a", api.AskPast("q", step), otherwise)

@@ -21,7 +21,7 @@ from rltop.backend.exporters.kinds import SUMMARIES
 from rltop.backend.exporters.recording import record
 from rltop.backend.exporters.tables import KINDS, ExportError, export
 from rltop.backend.store.read import NAME, Reader
-from rltop.backend.store.row_mapping import Sample, sample_row
+from rltop.backend.store.row_mapping import SampleRow, sample_row
 from rltop.backend.store.schema import StoreError
 from rltop.backend.store.write import Writer
 from rltop.backend.text import status
@@ -68,9 +68,9 @@ def sampled(directory: Path, steps: int = 3) -> Path:
         body = msgspec.msgpack.encode(
             {"ids": SECRET.to_bytes(4, "little") * 500, "rollout": b"\0\0\0\xbf", "engine": "e0"}
         )
-        kept = [Sample(number, "worst", "e0", 500, 0.5, body)]
+        kept = [SampleRow(number, "worst", "e0", 500, 0.5, body)]
         kept += [
-            Sample(
+            SampleRow(
                 number,
                 "abs_diff",
                 "e0",

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from rltop.backend import api
 from rltop.backend.metrics import BY_NAME
-from rltop.backend.report.blocks import Block, Bullets, Code, Heading, Paragraph, Table, as_html, markdown
+from rltop.backend.report.blocks import Block, Bullets, Code, Heading, Paragraph, TableBlock, as_html, markdown
 from rltop.backend.report.contents import PLOTS, blocks
-from rltop.backend.report.svg import MAX_POINTS, Mark, Series, svg, thinned, ticks
+from rltop.backend.report.svg import MAX_POINTS, PlotLine, PlotMark, svg, thinned, ticks
 from rltop.tui.cli.main import main
 from tests import pictures, stored, verdicts
 
@@ -92,7 +92,7 @@ def test_html_is_one_file_that_loads_nothing_and_runs_nothing() -> None:
 
 @given(st.text(max_size=60))
 def test_text_stays_text_in_either_form(said: str) -> None:
-    found: list[Block] = [Heading(said), Paragraph(said), Bullets([(said, said)]), Table([said], [[said]])]
+    found: list[Block] = [Heading(said), Paragraph(said), Bullets([(said, said)]), TableBlock([said], [[said]])]
     lines = markdown(found).splitlines()
     assert len(lines) == 9  # whatever it is, a line each: a table has three, blank lines between
     assert not Tags(as_html(said, found)).tags - {
@@ -111,8 +111,8 @@ def test_a_plot_is_well_formed_and_its_line_is_inside_its_frame(
 ) -> None:
     column = np.array([np.nan if value is None else value for value in values])
     made = svg(
-        "a <b>", np.arange(len(values), dtype=float), [Series("x&y", column)],
-        [Mark(step, "<m>", kind) for step, kind in marks], updates=[0.5], wrong=(1.0, 3.0),
+        "a <b>", np.arange(len(values), dtype=float), [PlotLine("x&y", column)],
+        [PlotMark(step, "<m>", kind) for step, kind in marks], updates=[0.5], wrong=(1.0, 3.0),
     )  # fmt: skip
     root = ET.fromstring(made)
     lines = [e.attrib["d"] for e in root.iter("{http://www.w3.org/2000/svg}path") if e.get("stroke-linejoin")]
@@ -125,7 +125,7 @@ def test_a_plot_is_well_formed_and_its_line_is_inside_its_frame(
 
 def test_no_line_leads_past_a_hole_and_what_stands_alone_is_a_dot() -> None:
     steps, joined = np.array([0.0, 1.0, 4.0, 5.0, 6.0]), np.array([True, False, True, False])
-    made = svg("a", steps, [Series("x", np.array([1.0, 2.0, 3.0, 4.0, 5.0]))], joined=joined)
+    made = svg("a", steps, [PlotLine("x", np.array([1.0, 2.0, 3.0, 4.0, 5.0]))], joined=joined)
     (line,) = re.findall(r'd="([^"]*)"[^>]*stroke-linejoin', made)
     assert re.sub(r"[-\d. ]+", "", line.replace("h0", "h")) == "MLMLMh"
 

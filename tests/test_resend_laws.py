@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.ingest.sources import ASK_AGAIN_S, HOLE_PATIENCE_S, Mark, Sources
+from rltop.backend.ingest.sources import ASK_AGAIN_S, HOLE_PATIENCE_S, ReceivedMark, Sources
 from rltop.collectors.contract import wire
-from rltop.collectors.transport.resend_buffer import MESSAGE_BYTES, Retained
+from rltop.collectors.transport.resend_buffer import MESSAGE_BYTES, ResendBuffer
 
 LIFE = "life-1"
 
@@ -38,7 +38,7 @@ class Link:
 class Hub:
     """A hub that takes messages into memory, and now and then stores what it has."""
 
-    mark: Mark | None
+    mark: ReceivedMark | None
     begun: float
 
     def __post_init__(self) -> None:
@@ -63,12 +63,12 @@ class World:
         self.rng = random.Random(seed)
         self.now = 0.0
         self.room = room
-        self.kept = Retained()
+        self.kept = ResendBuffer()
         self.link = Link(self.rng)
         self.hub = Hub(None, self.now)
         self.stored: list[int] = []
         self.lost = 0
-        self.mark: Mark | None = None
+        self.mark: ReceivedMark | None = None
 
     def send(self, fate: str = "") -> None:
         """What is due, or else a new message."""
@@ -96,7 +96,7 @@ class World:
         self.stored += self.hub.taken
         self.lost += self.hub.lost
         self.hub.taken, self.hub.lost = [], 0
-        self.mark = Mark(LIFE, last, last)
+        self.mark = ReceivedMark(LIFE, last, last)
         if told:
             self.kept.release(last)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.collectors.contract import wire
-from rltop.collectors.transport.resend_buffer import MESSAGE_BYTES, Retained
+from rltop.collectors.transport.resend_buffer import MESSAGE_BYTES, ResendBuffer
 
 Act = tuple[str, int]
 ACTS = st.lists(
@@ -18,7 +18,7 @@ ACTS = st.lists(
 
 @given(ACTS)
 def test_what_is_kept_is_what_follows_the_last_that_was_let_go(acts: list[Act]) -> None:
-    kept = Retained()
+    kept = ResendBuffer()
     told: list[int] = []  # an independent account: the size of every message that was kept
     oldest = again = 0
     for act, number in acts:
@@ -47,7 +47,7 @@ def test_what_is_kept_is_what_follows_the_last_that_was_let_go(acts: list[Act]) 
 
 
 def test_a_message_about_the_present_is_kept_as_its_number_alone() -> None:
-    kept = Retained()
+    kept = ResendBuffer()
     kept.keep(0.0, wire.encode_body(wire.Health({}, 0, 1000), {}), passing=True)
     kept.rewind(0)
     assert kept.due is not None
@@ -59,7 +59,7 @@ def test_a_window_on_a_large_array_does_not_keep_the_array() -> None:
     large = np.zeros(10_000, "<f4")
     part = large[10:20]
     body = wire.Sequences(0, 0, 0, 0, wire.describe({"part": part, "large": large}))
-    kept = Retained()
+    kept = ResendBuffer()
     kept.keep(0.0, wire.encode_body(body, {"part": part, "large": large}))
     kept.rewind(0)
     assert kept.due is not None

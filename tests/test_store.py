@@ -179,7 +179,7 @@ def test_another_programs_database_and_a_newer_store_are_left_alone(tmp_path: Pa
 
 def test_an_older_store_is_brought_up_to_date_or_left_as_it_was() -> None:
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    old = (store_schema.Table("step", "", (store_schema.Column("id", "INTEGER PRIMARY KEY", ""),)),)
+    old = (store_schema.StoreTable("step", "", (store_schema.StoreColumn("id", "INTEGER PRIMARY KEY", ""),)),)
     store_schema.prepare(connection, tables=old, version=1)
     connection.execute("INSERT INTO step VALUES (5)")
     broken = {1: ("ALTER TABLE step ADD COLUMN b", "ALTER TABLE nothing ADD COLUMN c")}

@@ -16,7 +16,7 @@ from rltop.backend import api
 from rltop.backend.client.replay import Replay
 from rltop.backend.exporters.recording import record
 from rltop.backend.store import aggregates, schema
-from rltop.backend.store.aggregates import Recalled
+from rltop.backend.store.aggregates import StoredAggregates
 from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.retention import Limits, Thinner
 from rltop.backend.store.write import Writer
@@ -60,7 +60,7 @@ def attribution(hub: Hub, steps: int) -> bytes:
     return bits(hub.ask(api.AskAttribution("a", steps))[0].attribution)
 
 
-def recalled(directory: Path) -> Recalled:
+def recalled(directory: Path) -> StoredAggregates:
     with Reader(directory) as reader:
         return aggregates.recall(reader)
 

@@ -43,7 +43,7 @@ def checked(device: str, form: str) -> tuple[Checked, Any]:
     return check(wire.Sequences(0, 0, 0, 0, []), ids, mask, None, wide[:, 1], bounds, per_token), wide
 
 
-def sent(batch: packing.Batch) -> dict[str, Any]:
+def sent(batch: packing.CopiedCall) -> dict[str, Any]:
     messages = [found for _, found in packing.pack(batch)]
     return {name: np.concatenate([found[name] for found in messages]) for name in messages[0]}
 

@@ -68,7 +68,7 @@ def shaped(form: str, library: str, per_row: list[list[Any]], dtype: str) -> Any
     return flat if form == "packed" else flat.reshape(len(per_row), len(per_row[0]))
 
 
-def sent(batch: packing.Batch) -> tuple[list[wire.Sequences], dict[str, NDArray[Any]]]:
+def sent(batch: packing.CopiedCall) -> tuple[list[wire.Sequences], dict[str, NDArray[Any]]]:
     """The messages, and their arrays put together."""
     messages = list(packing.pack(batch))
     names = messages[0][1] if messages else {}
@@ -165,7 +165,7 @@ def test_ids_of_other_kinds_or_numbers_are_refused(ids: list[Any], said: str) ->
         simple(request_ids=ids)
 
 
-def simple(**changes: Any) -> packing.Batch:
+def simple(**changes: Any) -> packing.CopiedCall:
     ids = changes.pop("token_ids", np.arange(12).reshape(3, 4))
     arguments: dict[str, Any] = {"mask": np.ones((3, 4)), "prompt_ids": None, "rewards": None, "cu_seqlens": None}
     arguments["request_ids"] = None

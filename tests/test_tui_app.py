@@ -12,9 +12,9 @@ from rltop.tui.dialogs.requests import UNANSWERED_S
 from rltop.tui.dialogs.switch_dialog import Confirm
 from rltop.tui.model.fleet_table import Row
 from rltop.tui.model.key_commands import NEEDS_CONTROL
-from rltop.tui.model.step_columns import History
+from rltop.tui.model.step_columns import StepColumns
 from rltop.tui.model.timeline import markers, marks
-from rltop.tui.views.overview import Overview
+from rltop.tui.views.overview import OverviewView
 from rltop.tui.views.plot import Plot
 from rltop.tui.widgets.table import Table
 from tests import pictures
@@ -216,7 +216,7 @@ async def test_a_switch_from_before_the_known_steps_is_on_no_chart() -> None:
 async def test_what_an_engine_took_back_by_itself_stands_where_it_happened() -> None:
     asked = pictures.applied("e0", "prefix_caching", "on", command="c1", at_step=25)
     own = msgspec.structs.replace(asked, command="c1/revert", reverts="c1", step=None)
-    history = History()
+    history = StepColumns()
     history.update(pictures.healthy().steps)
     shown = pictures.picture(changes={change_key(own): own})
     (marker,) = markers(marks(shown, history), history, "step")
@@ -246,7 +246,7 @@ async def test_zoom_shows_one_pane_and_goes_back() -> None:
         assert [plot.chart.id for plot in shown if plot in app.screen._compositor.visible_widgets] == ["lag"]
         await pilot.press("escape")
         await settle(app, pilot)
-        assert not app.query_one(Overview).has_class("zoomed")
+        assert not app.query_one(OverviewView).has_class("zoomed")
         assert app.query_one("#fleet") in app.screen._compositor.visible_widgets
 
 

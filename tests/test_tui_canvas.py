@@ -13,7 +13,7 @@ from rich.style import Style
 from textual.strip import Strip
 
 from rltop.tui.widgets import canvas, theme
-from rltop.tui.widgets.canvas import Line, Marker, Picture
+from rltop.tui.widgets.canvas import CanvasLine, Drawing, Marker
 
 WIDTH, HEIGHT = 47, 9
 """Below 50 cells there are no names at the ends of lines: all of the row right of the axis is dots."""
@@ -22,9 +22,9 @@ finite = st.floats(-1e6, 1e6).map(lambda v: 0.0 if abs(v) < 1e-9 else v)
 figures = st.lists(st.none() | finite, min_size=1, max_size=60)
 
 
-def line(values: list[float | None], *, dashed: bool = False, label: str = "a") -> Line:
+def line(values: list[float | None], *, dashed: bool = False, label: str = "a") -> CanvasLine:
     y = np.array(values, dtype=np.float64)
-    return Line(label, np.arange(y.size, dtype=np.float64), y, np.ones(y.size - 1, np.bool_), Style(), dashed)
+    return CanvasLine(label, np.arange(y.size, dtype=np.float64), y, np.ones(y.size - 1, np.bool_), Style(), dashed)
 
 
 def dots(rows: list[Strip]) -> NDArray[np.bool_]:
@@ -43,7 +43,7 @@ def dots(rows: list[Strip]) -> NDArray[np.bool_]:
 def test_every_finite_figure_is_a_lit_dot(values: list[float | None], dashed: bool) -> None:
     drawn = line(values, dashed=dashed)
     reach = (0.0, max(len(values) - 1, 1.0))
-    lit = dots(canvas.draw(Picture(reach, (drawn,)), WIDTH, HEIGHT))
+    lit = dots(canvas.draw(Drawing(reach, (drawn,)), WIDTH, HEIGHT))
     axis = canvas.scale((drawn,), 2)
     tall, wide = lit.shape
     for i, value in enumerate(values):
@@ -56,7 +56,7 @@ def test_every_finite_figure_is_a_lit_dot(values: list[float | None], dashed: bo
 
 @given(finite, finite)
 def test_a_missing_figure_leaves_a_gap(left: float, right: float) -> None:
-    lit = dots(canvas.draw(Picture((0, 4), (line([left, left, None, right, right]),)), WIDTH, HEIGHT))
+    lit = dots(canvas.draw(Drawing((0, 4), (line([left, left, None, right, right]),)), WIDTH, HEIGHT))
     columns = np.asarray(lit.any(axis=0))
     quarter = (columns.size - 1) / 4
     assert columns[: round(quarter) + 1].all()
@@ -64,8 +64,8 @@ def test_a_missing_figure_leaves_a_gap(left: float, right: float) -> None:
 
 
 def test_figures_that_do_not_belong_together_are_not_joined() -> None:
-    apart = Line("a", np.array([0.0, 4.0]), np.array([1.0, 2.0]), np.array([False]), Style())
-    assert dots(canvas.draw(Picture((0, 4), (apart,)), WIDTH, HEIGHT)).sum() == 2
+    apart = CanvasLine("a", np.array([0.0, 4.0]), np.array([1.0, 2.0]), np.array([False]), Style())
+    assert dots(canvas.draw(Drawing((0, 4), (apart,)), WIDTH, HEIGHT)).sum() == 2
 
 
 @given(st.lists(figures, max_size=3), st.booleans())
@@ -105,7 +105,7 @@ def test_the_page_holds_still_while_steps_arrive() -> None:
 
 @given(figures, st.integers(8, 200), st.integers(2, 40), st.booleans())
 def test_every_row_is_as_wide_as_the_canvas(values: list[float | None], width: int, height: int, log: bool) -> None:
-    picture = Picture((0, 60), (line(values), line(values[::-1], label="other")), (Marker(3, "pc-"),), (0.5,), 7.0, log)
+    picture = Drawing((0, 60), (line(values), line(values[::-1], label="other")), (Marker(3, "pc-"),), (0.5,), 7.0, log)
     rows = canvas.draw(picture, width, height)
     assert len(rows) == height
     assert {strip.cell_length for strip in rows} == {width}
@@ -113,8 +113,8 @@ def test_every_row_is_as_wide_as_the_canvas(values: list[float | None], width: i
 
 def test_a_marker_and_a_threshold_never_hide_or_fake_data() -> None:
     data = line([1.0] * 5)
-    plain = dots(canvas.draw(Picture((0, 4), (data,)), WIDTH, HEIGHT))
-    marked = Picture((0, 4), (data,), (Marker(2, "pc-"),), levels=(1.0, 0.5), cursor=1.0)
+    plain = dots(canvas.draw(Drawing((0, 4), (data,)), WIDTH, HEIGHT))
+    marked = Drawing((0, 4), (data,), (Marker(2, "pc-"),), levels=(1.0, 0.5), cursor=1.0)
     cells = plain.reshape(HEIGHT - 1, 4, -1, 2).any(axis=(1, 3))
     shown = dots(canvas.draw(marked, WIDTH, HEIGHT)).reshape(HEIGHT - 1, 4, -1, 2)
     kept = shown.transpose(0, 2, 1, 3)[cells]
@@ -123,15 +123,15 @@ def test_a_marker_and_a_threshold_never_hide_or_fake_data() -> None:
 
 
 def test_markers_stand_on_the_x_axis_with_their_name() -> None:
-    rows = canvas.draw(Picture((0, 40), (line([1.0] * 40),), (Marker(10.5, "pc-"),)), WIDTH, HEIGHT)
+    rows = canvas.draw(Drawing((0, 40), (line([1.0] * 40),), (Marker(10.5, "pc-"),)), WIDTH, HEIGHT)
     assert "▲pc-" in rows[-1].text
     assert rows[-1].text.lstrip().startswith("└0")
 
 
 def test_a_number_that_a_marker_would_cut_is_left_out_whole() -> None:
-    plain = canvas.draw(Picture((0, 40), (line([1.0] * 40),)), WIDTH, HEIGHT)[-1].text
+    plain = canvas.draw(Drawing((0, 40), (line([1.0] * 40),)), WIDTH, HEIGHT)[-1].text
     for x in range(41):
-        marked = Picture((0, 40), (line([1.0] * 40),), (Marker(float(x), "pc-"),))
+        marked = Drawing((0, 40), (line([1.0] * 40),), (Marker(float(x), "pc-"),))
         text = canvas.draw(marked, WIDTH, HEIGHT)[-1].text
         assert set(re.findall(r"\d+", text)) < set(re.findall(r"\d+", plain)) | {""}
         assert len(re.findall(r"\d+", text)) >= len(re.findall(r"\d+", plain)) - 2
@@ -139,14 +139,14 @@ def test_a_number_that_a_marker_would_cut_is_left_out_whole() -> None:
 
 def test_of_markers_that_overlap_the_later_is_whole_and_no_letter_of_the_earlier_stands_behind_it() -> None:
     marks = (Marker(10.0, "resume"), Marker(10.5, "as-"))
-    text = canvas.draw(Picture((0, 40), (line([1.0] * 40),), marks), WIDTH, HEIGHT)[-1].text
+    text = canvas.draw(Drawing((0, 40), (line([1.0] * 40),), marks), WIDTH, HEIGHT)[-1].text
     assert "▲as-─" in text
     assert "e" not in text.partition("▲as-")[2]
 
 
 def test_names_stand_at_the_end_of_their_lines_where_there_is_room() -> None:
     two = (line([1.0] * 9, label="low"), line([5.0] * 9, label="high"))
-    rows = [strip.text for strip in canvas.draw(Picture((0, 8), two), 60, 12)]
+    rows = [strip.text for strip in canvas.draw(Drawing((0, 8), two), 60, 12)]
     named = {word: y for y, text in enumerate(rows) for word in ("low", "high") if text.rstrip().endswith(word)}
     assert named["high"] < named["low"]
 
@@ -173,8 +173,8 @@ def test_a_guide_is_dotted_sets_no_scale_and_never_hides_or_fakes_data(
 ) -> None:
     data, guide = line(values), line(beside, label="noise")
     reach = (0.0, max(len(values) - 1, len(beside) - 1, 1.0))
-    plain = canvas.draw(Picture(reach, (data,), log=log), WIDTH, HEIGHT)
-    guided = canvas.draw(Picture(reach, (data,), log=log, guides=(guide,)), WIDTH, HEIGHT)
+    plain = canvas.draw(Drawing(reach, (data,), log=log), WIDTH, HEIGHT)
+    guided = canvas.draw(Drawing(reach, (data,), log=log, guides=(guide,)), WIDTH, HEIGHT)
     assert [row.text[: canvas.GUTTER] for row in guided] == [row.text[: canvas.GUTTER] for row in plain]
     before, after = (dots(rows).reshape(HEIGHT - 1, 4, -1, 2).transpose(0, 2, 1, 3) for rows in (plain, guided))
     there = before.any(axis=(2, 3))
@@ -183,7 +183,7 @@ def test_a_guide_is_dotted_sets_no_scale_and_never_hides_or_fakes_data(
 
 def test_a_guide_shows_where_it_is_known_and_in_range_alone() -> None:
     guide = line([None, None, 0.5, 0.5, 0.5, 0.5, 7.0, 7.0, 7.0], label="noise")
-    rows = canvas.draw(Picture((0, 8), (line([*[0.0] * 8, 1.0]),), guides=(guide,)), WIDTH, HEIGHT)
+    rows = canvas.draw(Drawing((0, 8), (line([*[0.0] * 8, 1.0]),), guides=(guide,)), WIDTH, HEIGHT)
     middle = dots(rows)[8:24, :60].any(axis=0)  # below lies the line, which rises at the end
     lit = np.flatnonzero(middle)
     edges = 2 / 8 * (2 * (WIDTH - canvas.GUTTER) - 1), 5 / 8 * (2 * (WIDTH - canvas.GUTTER) - 1)

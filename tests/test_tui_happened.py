@@ -7,7 +7,7 @@ import pytest
 
 from rltop.backend.api import Event, Snapshot, change_key
 from rltop.backend.api.alarm import Alarm
-from rltop.tui.model.step_columns import History
+from rltop.tui.model.step_columns import StepColumns
 from rltop.tui.model.timeline import KINDS, lands, markers, marks, next_mark, told_at, updates
 from tests import pictures
 from tests.pictures import HeldClient
@@ -29,8 +29,11 @@ EVENTS: tuple[tuple[str, str, str, str | None, str], ...] = (
 """Kind, severity, text and engine of an event as the hub tells it, and how it is marked."""
 
 
-def run(*events: Event, steps: int = 20) -> tuple[Snapshot, History]:
-    shown, found = pictures.picture(steps={n: pictures.step(n) for n in range(steps)}, events=list(events)), History()
+def run(*events: Event, steps: int = 20) -> tuple[Snapshot, StepColumns]:
+    shown, found = (
+        pictures.picture(steps={n: pictures.step(n) for n in range(steps)}, events=list(events)),
+        StepColumns(),
+    )
     found.update(shown.steps)
     return shown, found
 
@@ -53,7 +56,7 @@ def test_no_line_leads_over_steps_that_nobody_measured_or_that_lack_something() 
     replace = msgspec.structs.replace
     steps = {n: pictures.step(n) for n in (0, 1, 2, 3, 4, 5, 6, 9, 10)}
     steps[2], steps[5] = replace(steps[2], partial=True), replace(steps[5], lost={"e0": 1})
-    history = History()
+    history = StepColumns()
     history.update(steps)
     assert history.linked().tolist() == [True, False, False, True, False, False, False, True]
 
@@ -71,7 +74,7 @@ def test_how_a_run_begins_and_what_is_plain_news_is_not_marked() -> None:
         event("join", "warn", "12 rows are not joined", None),
     )
     assert marks(shown, history) == ()
-    assert marks(pictures.no_steps(), History()) == ()
+    assert marks(pictures.no_steps(), StepColumns()) == ()
 
 
 def test_what_befell_many_engines_at_once_is_one_mark() -> None:

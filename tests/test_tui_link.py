@@ -14,7 +14,7 @@ from textual.drivers._writer_thread import WriterThread
 from textual.strip import Strip
 
 from rltop.tui.widgets.line_widget import changed
-from rltop.tui.widgets.terminal import MAX_BACKLOG, SLOWEST_HZ, Pace, backlog
+from rltop.tui.widgets.terminal import MAX_BACKLOG, SLOWEST_HZ, RepaintPacer, backlog
 from tests.terminal import Terminal
 
 styles = st.sampled_from([None, Style(), Style(color="red"), Style(reverse=True), Style(underline=True)])
@@ -52,7 +52,7 @@ def test_the_backlog_is_that_of_textuals_writer() -> None:
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.sampled_from([0.5, 1.0, 4.0, 10.0]))
 def test_it_never_paints_onto_a_backlog_and_never_gives_up(waiting: list[int], hz: float) -> None:
-    pace, painted = Pace(hz), []
+    pace, painted = RepaintPacer(hz), []
     for i, count in enumerate([*waiting, *[0] * int(hz / SLOWEST_HZ + 2)]):
         if pace.tick(i / hz, count):
             assert count <= MAX_BACKLOG
@@ -62,7 +62,7 @@ def test_it_never_paints_onto_a_backlog_and_never_gives_up(waiting: list[int], h
 
 
 def test_it_slows_down_while_the_link_is_behind_and_recovers() -> None:
-    pace = Pace(4.0)
+    pace = RepaintPacer(4.0)
     seen = [(pace.tick(i / 4, 0 if i == 0 or i > 8 else 5), pace.slow, pace.painting_hz) for i in range(60)]
     assert seen[0] == (True, False, 4.0)
     assert not any(painted for painted, _, _ in seen[1:9])

@@ -9,13 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from rltop.backend.api import Answer, AskPast, Past, Snapshot, change_key, downsample
+from rltop.backend.api import Answer, AskPast, PastState, Snapshot, change_key, downsample
 from rltop.backend.client.replay import SAMPLE, Replay
 from rltop.backend.store.read import Reader
 from rltop.tui.app import RltopApp
 from rltop.tui.model.changes import Entry
 from rltop.tui.model.fleet_table import Row, at_step, flags_at
-from rltop.tui.model.past_engines import PATIENCE_S, Pasts
+from rltop.tui.model.past_engines import PATIENCE_S, PastEngines
 from rltop.tui.views.overview import last_before
 from rltop.tui.widgets.table import Table
 from tests import pictures, stored
@@ -31,13 +31,13 @@ def asked(client: HeldClient) -> list[AskPast]:
     return [question for question in client.asked if isinstance(question, AskPast)]
 
 
-def then(step: int) -> Past:
+def then(step: int) -> PastState:
     """What a store has of a step of ``pictures.healthy``: caching was on up to step 10."""
     kept = {
         name: pictures.engine(name, flags=pictures.flags("on" if step <= 10 else "off"), tokens_per_s=100.0 + step)
         for name in ("e0", "e1")
     }
-    return Past(pictures.step(step), kept)
+    return PastState(pictures.step(step), kept)
 
 
 def fleet(app: RltopApp) -> dict[str, list[str]]:
@@ -117,7 +117,7 @@ def test_an_engine_that_came_later_is_not_listed_where_the_store_knows_who_was_t
 
 
 def test_a_key_held_down_has_one_question_on_its_way() -> None:
-    shown, pasts = pictures.healthy(), Pasts()
+    shown, pasts = pictures.healthy(), PastEngines()
     first = pasts.question(shown, 30, 0.0)
     assert first is not None
     assert [pasts.question(shown, step, 0.1) for step in (29, 28, 27)] == [None] * 3

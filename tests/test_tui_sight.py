@@ -8,22 +8,22 @@ from hypothesis import strategies as st
 
 from rltop.backend.api import Step
 from rltop.tui.model import viewport
-from rltop.tui.model.step_columns import X_AXES, History
-from rltop.tui.model.viewport import Sight
+from rltop.tui.model.step_columns import X_AXES, StepColumns
+from rltop.tui.model.viewport import Viewport
 from tests import pictures
 
 ACTS = ("closer", "wider", "window", "axis", "back", "on", "back ten", "on ten", "first", "last", "go")
 
 
-def history(numbers: list[int]) -> History:
-    found = History()
+def history(numbers: list[int]) -> StepColumns:
+    found = StepColumns()
     found.update(
         {n: msgspec.structs.replace(pictures.step(n % 50), step=n, closed=4.0 * n, policy_version=n) for n in numbers}
     )
     return found
 
 
-def act(now: Sight, run: History, what: str) -> Sight:
+def act(now: Viewport, run: StepColumns, what: str) -> Viewport:
     if what in ("closer", "wider"):
         return viewport.zoomed(now, run, closer=what == "closer")
     if what == "window":
@@ -40,8 +40,8 @@ runs = st.lists(st.integers(0, 2_000), min_size=1, max_size=60, unique=True).map
 
 
 @given(runs, st.lists(st.sampled_from(ACTS), max_size=30))
-def test_what_is_read_is_always_in_sight(run: History, acts: list[str]) -> None:
-    now = Sight()
+def test_what_is_read_is_always_in_sight(run: StepColumns, acts: list[str]) -> None:
+    now = Viewport()
     for what in acts:
         before, now = now, act(now, run, what)
         if what in ("closer", "wider", "window", "axis"):
@@ -58,15 +58,15 @@ def test_what_is_read_is_always_in_sight(run: History, acts: list[str]) -> None:
 
 
 @given(runs, st.integers(0, 2_500))
-def test_one_can_go_to_any_step(run: History, step: int) -> None:
-    cursor = viewport.gone_to(Sight(), run, step).cursor
+def test_one_can_go_to_any_step(run: StepColumns, step: int) -> None:
+    cursor = viewport.gone_to(Viewport(), run, step).cursor
     found = run.steps[-1].step if cursor is None else cursor
     assert found == max((s.step for s in run.steps if s.step <= step), default=run.steps[0].step)
 
 
 def test_most_moves_of_the_cursor_turn_no_page() -> None:
     run = history(list(range(1_000)))
-    now, pages = Sight(window=100.0), set()
+    now, pages = Viewport(window=100.0), set()
     for _ in range(1_000):
         now = viewport.moved(now, run, -1)
         pages.add(viewport.stretch(now, run))
@@ -75,7 +75,7 @@ def test_most_moves_of_the_cursor_turn_no_page() -> None:
 
 def test_zooming_in_and_out_goes_round_lengths_and_ends_with_the_whole_run() -> None:
     run = history(list(range(201)))
-    now, seen = Sight(cursor=50), []
+    now, seen = Viewport(cursor=50), []
     for _ in range(6):
         now = viewport.zoomed(now, run, closer=True)
         seen.append(now.window)
@@ -88,7 +88,7 @@ def test_zooming_in_and_out_goes_round_lengths_and_ends_with_the_whole_run() -> 
 
 def test_another_axis_shows_about_as_much() -> None:
     run = history(list(range(600)))
-    now = Sight(window=150.0, cursor=300)
+    now = Viewport(window=150.0, cursor=300)
     for axis in (*X_AXES[1:], X_AXES[0]):
         now = viewport.next_axis(now, run)
         assert now.axis == axis
@@ -99,24 +99,24 @@ def test_another_axis_shows_about_as_much() -> None:
 
 def test_a_stretch_of_any_axis_is_so_many_steps() -> None:
     run = history(list(range(601)))  # a step in 4 s
-    assert viewport.in_steps(Sight(axis="minutes", window=2.0, cursor=300), run) == Sight(window=30.0, cursor=300)
-    assert viewport.in_steps(Sight(axis="minutes"), run) == Sight(axis="minutes")
-    assert viewport.in_steps(Sight(window=30.0), run) == Sight(window=30.0)
+    assert viewport.in_steps(Viewport(axis="minutes", window=2.0, cursor=300), run) == Viewport(window=30.0, cursor=300)
+    assert viewport.in_steps(Viewport(axis="minutes"), run) == Viewport(axis="minutes")
+    assert viewport.in_steps(Viewport(window=30.0), run) == Viewport(window=30.0)
 
 
 def test_the_range_is_told_where_it_is_not_the_whole_run() -> None:
     run = history(list(range(100)))
-    assert viewport.shown(Sight(), run) == ""
-    assert viewport.shown(Sight(window=300.0), run) == ""
-    assert viewport.shown(Sight(window=20.0, cursor=3), run) == "steps 0 to 20"
-    assert viewport.shown(Sight(window=20.0), History()) == ""
+    assert viewport.shown(Viewport(), run) == ""
+    assert viewport.shown(Viewport(window=300.0), run) == ""
+    assert viewport.shown(Viewport(window=20.0, cursor=3), run) == "steps 0 to 20"
+    assert viewport.shown(Viewport(window=20.0), StepColumns()) == ""
 
 
 def test_steps_without_a_version_have_no_place_on_that_axis() -> None:
-    found = History()
+    found = StepColumns()
     steps: dict[int, Step] = {
         n: msgspec.structs.replace(pictures.step(n), policy_version=None if n == 3 else n) for n in range(6)
     }
     found.update(steps)
-    assert viewport.cursor_x(Sight(axis="version", cursor=3), found) is None
-    assert viewport.stretch(Sight(axis="version", cursor=3, window=2.0), found)[1] >= 5
+    assert viewport.cursor_x(Viewport(axis="version", cursor=3), found) is None
+    assert viewport.stretch(Viewport(axis="version", cursor=3, window=2.0), found)[1] >= 5

@@ -13,38 +13,38 @@ from textual.app import App, ComposeResult
 from textual.command import CommandPalette as Palette
 from textual.widgets import ContentSwitcher
 
-from rltop.backend.alarms.notified import Told
+from rltop.backend.alarms.notified import NotificationHistory
 from rltop.backend.api import Snapshot
 from rltop.backend.api.alarm import CLEARED, Alarm
 from rltop.backend.api.verdict import Cause
 from rltop.tui.dialogs.effect_panel import EffectPage
 from rltop.tui.dialogs.info_dialogs import GoTo, Page, engine_page, help_page, numbers_page, page_width
 from rltop.tui.dialogs.notifications import SILENCE_S, notification, probe_of, probe_question
-from rltop.tui.dialogs.requests import Orders
-from rltop.tui.dialogs.switch_dialog import About, Confirm, Wish, keep_question, undo_question
+from rltop.tui.dialogs.requests import ControlRequests
+from rltop.tui.dialogs.switch_dialog import CommandQuestion, CommandRequest, Confirm, keep_question, undo_question
 from rltop.tui.model import explain, timeline, viewport
 from rltop.tui.model.changes import Entry, deed
 from rltop.tui.model.fleet_table import Row
 from rltop.tui.model.key_commands import BY_ID, NEEDS_CONTROL
-from rltop.tui.model.past_engines import Pasts
+from rltop.tui.model.past_engines import PastEngines
 from rltop.tui.model.reference import Reference
-from rltop.tui.model.source import Source, hold
-from rltop.tui.model.step_columns import History
+from rltop.tui.model.source import SnapshotSource, hold
+from rltop.tui.model.step_columns import StepColumns
 from rltop.tui.model.switchable import Target, targets
-from rltop.tui.model.timeline import Mark
-from rltop.tui.model.viewport import Sight
+from rltop.tui.model.timeline import TimelineMark
+from rltop.tui.model.viewport import Viewport
 from rltop.tui.palette import CommandPalette, key_bindings
 from rltop.tui.views import status_lines
-from rltop.tui.views.control import Control
-from rltop.tui.views.diagnosis_view import Diagnosis
-from rltop.tui.views.mismatch import Mismatch
-from rltop.tui.views.overview import Overview
+from rltop.tui.views.control import ControlView
+from rltop.tui.views.diagnosis_view import DiagnosisView
+from rltop.tui.views.mismatch import MismatchView
+from rltop.tui.views.overview import OverviewView
 from rltop.tui.views.plot import Plot
 from rltop.tui.views.remedy import remedy_of
-from rltop.tui.widgets.line_widget import Rows, zoom
+from rltop.tui.widgets.line_widget import LineWidget, zoom
 from rltop.tui.widgets.repaint import NarrowScreen
 from rltop.tui.widgets.table import Table
-from rltop.tui.widgets.terminal import Pace, backlog, end_with_terminal, send
+from rltop.tui.widgets.terminal import RepaintPacer, backlog, end_with_terminal, send
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class RltopApp(App[int]):
 
     def __init__(
         self,
-        client: Source,
+        client: SnapshotSource,
         run: str,
         *,
         control: bool = False,
@@ -89,20 +89,20 @@ class RltopApp(App[int]):
         self.client = client
         self.run_name = run
         self.control = control
-        self.history = History(reference)
-        self.sight = Sight()
-        self.pace = Pace(fps)
+        self.history = StepColumns(reference)
+        self.sight = Viewport()
+        self.pace = RepaintPacer(fps)
         self._notice = notice
         self._clock = clock
         self._frozen: Snapshot | None = None
         self._dirty = True
-        self._marks: tuple[Mark, ...] = ()
-        self._pasts = Pasts()
-        self._rings, self._told = bell, Told()
-        self._orders = Orders(client, lambda: self._clock(), self._tell)
-        self._header, self._footer = Rows(id="header"), Rows(id="footer")
-        self._overview, self._control = Overview(id="overview"), Control(allowed=control, id="control")
-        self._mismatch, self._diagnosis = Mismatch(id="mismatch"), Diagnosis(allowed=control, id="diagnosis")
+        self._marks: tuple[TimelineMark, ...] = ()
+        self._pasts = PastEngines()
+        self._rings, self._told = bell, NotificationHistory()
+        self._orders = ControlRequests(client, lambda: self._clock(), self._tell)
+        self._header, self._footer = LineWidget(id="header"), LineWidget(id="footer")
+        self._overview, self._control = OverviewView(id="overview"), ControlView(allowed=control, id="control")
+        self._mismatch, self._diagnosis = MismatchView(id="mismatch"), DiagnosisView(allowed=control, id="diagnosis")
         self._views = ContentSwitcher(
             self._overview, self._mismatch, self._diagnosis, self._control, initial="overview"
         )
@@ -217,7 +217,7 @@ class RltopApp(App[int]):
                 self.bell()
                 send(self, notification(news.alarm, self.run_name))
 
-    def _look(self, at: Sight) -> None:
+    def _look(self, at: Viewport) -> None:
         self.sight = at
         self._repaint()
 
@@ -336,7 +336,7 @@ class RltopApp(App[int]):
         else:
             self.push_screen(numbers_page(*found, page_width(self.size.width)))
 
-    def _figures(self) -> tuple[str, list[explain.Figure]] | None:
+    def _figures(self) -> tuple[str, list[explain.ShownFigure]] | None:
         """What has the focus: whose figures, and which."""
         if self._views.current == "mismatch":
             return self._mismatch.figures()
@@ -399,7 +399,7 @@ class RltopApp(App[int]):
             self._diagnosis.explain()
 
     def _set_fps(self, hz: float) -> None:
-        self.pace = Pace(hz)
+        self.pace = RepaintPacer(hz)
         self._timer.stop()
         self._timer = self.set_interval(1 / hz, self.tick)
         self.notify(f"painting at most {hz:g} times a second", timeout=2)
@@ -419,7 +419,7 @@ class RltopApp(App[int]):
         else:
             self.push_screen(Confirm(target), partial(self._change, target.subject.name))
 
-    def _change(self, subject: str, wish: Wish | None) -> None:
+    def _change(self, subject: str, wish: CommandRequest | None) -> None:
         """The question was answered; ``wish`` is None for No."""
         if wish is not None:
             self._orders.change(wish, subject)
@@ -479,7 +479,7 @@ class RltopApp(App[int]):
         found = undo_question(view, change) if view is not None and change is not None else None
         self._plainly(found, self._orders.undo, "the change under the cursor changed nothing that can be undone")
 
-    def _plainly(self, found: About | None, do: Callable[[str, str, str], None], why_not: str) -> None:
+    def _plainly(self, found: CommandQuestion | None, do: Callable[[str, str, str], None], why_not: str) -> None:
         """Ask, and with a yes do it to the command that it is about."""
         if found is None:
             self.notify(why_not, severity="warning", timeout=4)

@@ -12,7 +12,7 @@ from textual.command import DiscoveryHit, Hit, Hits, Provider
 from rltop.tui.model.key_commands import COMMANDS, NEEDS_CONTROL
 
 
-class Commanded(Protocol):
+class CommandTarget(Protocol):
     """An application that does commands of the table."""
 
     control: bool
@@ -45,14 +45,14 @@ class CommandPalette(Provider):
         """Commands whose title or help matches; a number is a step."""
         if query.strip().isdecimal():
             step = int(query)
-            yield Hit(1.0, f"Go to step {step}", partial(cast("Commanded", self.app).go_to, step))
+            yield Hit(1.0, f"Go to step {step}", partial(cast("CommandTarget", self.app).go_to, step))
         matcher = self.matcher(query)
         for title, call, text in self._entries():
             if score := matcher.match(f"{title} {text}"):
                 yield Hit(score, matcher.highlight(title), call, help=text)
 
     def _entries(self) -> Iterator[tuple[str, Callable[[], None], str]]:
-        app = cast("Commanded", self.app)
+        app = cast("CommandTarget", self.app)
         for command in COMMANDS:
             off = command.needs_control and not app.control
             text = f"{command.shown}   {NEEDS_CONTROL if off else command.help}"

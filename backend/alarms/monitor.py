@@ -11,7 +11,7 @@ from rltop.backend.api.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm, a
 from rltop.backend.api.verdict import Verdict
 from rltop.backend.commands import audit
 from rltop.backend.diagnosis.diagnose import diagnose
-from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.util.durations import span
 
 PERIOD_S = 1.0
@@ -26,7 +26,7 @@ SEVERITY = {RAISED: "error", REOPENED: "error", RENAMED: "warn", CLEARED: "info"
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class AlarmEvent:
     """An event to tell: its severity, text and engine."""
 
     severity: str
@@ -54,7 +54,7 @@ class AlarmWatch:
         """There is a newer step to look at."""
         self._closed = step
 
-    def look(self, case: Callable[[], Case], now: float) -> Note | None:
+    def look(self, case: Callable[[], DiagnosisInput], now: float) -> AlarmEvent | None:
         """Diagnose if there is something new and it is time. What is to be told of it."""
         if self._closed is None or now - self._looked < PERIOD_S:
             return None
@@ -66,7 +66,7 @@ class AlarmWatch:
         alarm = news.alarm
         severity = SEVERITY[news.what] if alarm.sure or news.what == CLEARED else "warn"
         engine = alarm.engines[0] if len(alarm.engines) == 1 else None
-        return Note(severity, f"alarm {alarm.id} {news.what}: {about(alarm)}", engine)
+        return AlarmEvent(severity, f"alarm {alarm.id} {news.what}: {about(alarm)}", engine)
 
     def verdict(self, now: float) -> Verdict | None:
         """The verdict on the last step, if it is of this moment: viewers all ask for it at once."""
@@ -74,7 +74,7 @@ class AlarmWatch:
 
     def ask(
         self, question: api.AskAcknowledge | api.AskSilence, now: float, step: int | None
-    ) -> tuple[Alarm, Note, audit.Line]:
+    ) -> tuple[Alarm, AlarmEvent, audit.AuditLine]:
         """Take note of an alarm, or silence it: what it is now, what to tell, and the line for the audit log.
 
         Raises:
@@ -89,14 +89,14 @@ class AlarmWatch:
             if not 0 <= seconds <= MAX_SILENCE_S:
                 raise ValueError(f"an alarm is silenced for 0 to {span(MAX_SILENCE_S)}, not for {seconds:g} s")
             alarm = self._alarms.silence(question.alarm, seconds, now)
-        line = audit.Line(
+        line = audit.AuditLine(
             at=audit.iso(now), time=now, event=event, command=alarm.id, engine="", verb="alarm", flag="",
             detail=alarm.cause, who=question.who, host=question.host, why=question.why, step=step, revert_s=seconds,
             requested=now, hub=self._hub,
         )  # fmt: skip
         length = "" if seconds is None else f" for {span(seconds)}" if seconds else " no more"
         because = f": {question.why}" if question.why else ""
-        return alarm, Note("info", f"alarm {alarm.id} {event}{length} by {who}{because}"), line
+        return alarm, AlarmEvent("info", f"alarm {alarm.id} {event}{length} by {who}{because}"), line
 
     def take_changed(self) -> dict[str, Alarm]:
         """See ``Alarms``."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rltop.backend.api.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm, News
+from rltop.backend.api.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm, AlarmChange
 
 
-class Told:
+class NotificationHistory:
     """One listener's memory: a bell, a command, a webhook."""
 
     def __init__(self) -> None:
         self._told: dict[str, Alarm] = {}
 
-    def fresh(self, alarms: Iterable[Alarm], now: float) -> list[News]:
+    def fresh(self, alarms: Iterable[Alarm], now: float) -> list[AlarmChange]:
         """What is to be told of ``alarms``, which are as they stand now, oldest first.
 
         Nothing of what is acknowledged or silent; when a silence ends, what is still open is told then. Whoever was
@@ -28,7 +28,7 @@ class Told:
             if what is None or (what != CLEARED and alarm.quiet(now)):
                 continue
             self._told[alarm.id] = alarm
-            news.append(News(what, alarm, told=True))
+            news.append(AlarmChange(what, alarm, told=True))
         return news
 
 

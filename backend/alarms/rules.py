@@ -17,7 +17,7 @@ from rltop.backend.api.alarm import (
     RENAMED,
     REOPENED,
     Alarm,
-    News,
+    AlarmChange,
     named_after,
 )
 from rltop.backend.api.verdict import FAULT, HEALTHY, Cause, Verdict
@@ -59,7 +59,7 @@ class Alarms:
         changed, self._changed = self._changed, {}
         return changed
 
-    def take(self, verdict: Verdict, now: float) -> News | None:
+    def take(self, verdict: Verdict, now: float) -> AlarmChange | None:
         """The verdict after the next step; what it means for the alarm."""
         if verdict.step is None:
             return None
@@ -80,7 +80,7 @@ class Alarms:
         """Tell nothing of it for so long; 0 ends that. Raises ``ValueError`` likewise."""
         return self._put(msgspec.structs.replace(self._get(alarm), silenced_until=now + seconds))
 
-    def _begins(self, verdict: Verdict, now: float) -> News | None:
+    def _begins(self, verdict: Verdict, now: float) -> AlarmChange | None:
         assert verdict.step is not None
         cause = verdict.causes[0]
         sure = self._sure >= RAISE_AFTER and {c.layer for c in self._bad[-RAISE_AFTER:]} == {cause.layer}
@@ -96,7 +96,7 @@ class Alarms:
         made = Alarm(id=name, sure=sure, raised=now, raised_step=verdict.step, **named_after(cause))
         return self._news(RAISED, made, now)
 
-    def _goes_on(self, alarm: Alarm, verdict: Verdict, now: float) -> News | None:
+    def _goes_on(self, alarm: Alarm, verdict: Verdict, now: float) -> AlarmChange | None:
         assert verdict.step is not None
         cause, before = verdict.causes[0], alarm
         surer = self._sure >= RAISE_AFTER and not alarm.sure
@@ -110,7 +110,7 @@ class Alarms:
             alarm = msgspec.structs.replace(alarm, acknowledged="", acknowledged_at=None)
         return self._news(RENAMED, alarm, now, told=alarm.layer != before.layer or surer)
 
-    def _none(self, step: int, now: float) -> News | None:
+    def _none(self, step: int, now: float) -> AlarmChange | None:
         self._bad, self._sure = [], 0
         if (alarm := self.open) is None:
             return None
@@ -119,8 +119,8 @@ class Alarms:
             return None
         return self._news(CLEARED, msgspec.structs.replace(alarm, cleared=now, cleared_step=step), now)
 
-    def _news(self, what: str, alarm: Alarm, now: float, *, told: bool = True) -> News:
-        return News(what, self._put(alarm), told and not alarm.quiet(now))
+    def _news(self, what: str, alarm: Alarm, now: float, *, told: bool = True) -> AlarmChange:
+        return AlarmChange(what, self._put(alarm), told and not alarm.quiet(now))
 
     def _put(self, alarm: Alarm) -> Alarm:
         self.all[alarm.id] = self._changed[alarm.id] = alarm

@@ -95,7 +95,7 @@ def standing(alarm: Alarm, now: float) -> str:
     return said
 
 
-class News(msgspec.Struct, frozen=True):
+class AlarmChange(msgspec.Struct, frozen=True):
     """What became of an alarm: one of the words above. ``told``: it is worth a bell, a message, a command."""
 
     what: str

@@ -36,7 +36,7 @@ class Stratum(msgspec.Struct, frozen=True):
     abs_diff_per_1_minus_p: float | None = None
 
 
-class LagLine(msgspec.Struct, frozen=True):
+class LagRegression(msgspec.Struct, frozen=True):
     """The line ``k3 = at_lag0 + per_lag * lag`` over tokens of an engine (None: of all).
 
     Attributes:
@@ -68,4 +68,4 @@ class Attribution(msgspec.Struct, frozen=True):
     strata: list[Stratum]
     matched: list[Stratum]
     matched_by: str | None
-    lines: list[LagLine]
+    lines: list[LagRegression]

@@ -12,7 +12,7 @@ Z = 1.959963984540054
 """Of a 95 % interval."""
 
 
-class Evidence(msgspec.Struct, frozen=True):
+class ProbeEvidence(msgspec.Struct, frozen=True):
     """One number that the answer rests on.
 
     Attributes:
@@ -54,45 +54,45 @@ class ProbeResult(msgspec.Struct, frozen=True):
     verdict: str
     text: str
     odd: list[str] = []
-    evidence: list[Evidence] = []
+    evidence: list[ProbeEvidence] = []
     time: float = 0.0
     step: int | None = None
     policy_version: int | None = None
     notes: list[str] = []
 
 
-class Finding(msgspec.Struct, frozen=True):
+class ProbeFinding(msgspec.Struct, frozen=True):
     """The part of a result that a judge decides; the fields are those of ``ProbeResult``."""
 
     verdict: str
     text: str
     odd: list[str] = []
-    evidence: list[Evidence] = []
+    evidence: list[ProbeEvidence] = []
     policy_version: int | None = None
     notes: list[str] = []
 
 
-def share(name: str, hits: int, n: int, of: str, engine: str = "") -> Evidence:
+def share(name: str, hits: int, n: int, of: str, engine: str = "") -> ProbeEvidence:
     """A share with Wilson's interval (Wilson 1927, JASA 22:209)."""
     if not n:
-        return Evidence(name, None, n=0, of=of, engine=engine)
+        return ProbeEvidence(name, None, n=0, of=of, engine=engine)
     p, z2 = hits / n, Z * Z
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return Evidence(name, p, "", min(max(middle - half, 0.0), p), max(min(middle + half, 1.0), p), n, of, engine)
+    return ProbeEvidence(name, p, "", min(max(middle - half, 0.0), p), max(min(middle + half, 1.0), p), n, of, engine)
 
 
-def mean(name: str, values: Sequence[float], unit: str, of: str, engine: str = "") -> Evidence:
+def mean(name: str, values: Sequence[float], unit: str, of: str, engine: str = "") -> ProbeEvidence:
     """The mean of independent observations, with Student's interval; no interval of fewer than two."""
     n = len(values)
     if not n:
-        return Evidence(name, None, unit, n=0, of=of, engine=engine)
+        return ProbeEvidence(name, None, unit, n=0, of=of, engine=engine)
     middle = math.fsum(values) / n
     if n < 2:
-        return Evidence(name, middle, unit, n=n, of=of, engine=engine)
+        return ProbeEvidence(name, middle, unit, n=n, of=of, engine=engine)
     spread = math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (n - 1))
     half = student(n - 1) * spread / math.sqrt(n)
-    return Evidence(name, middle, unit, middle - half, middle + half, n, of, engine)
+    return ProbeEvidence(name, middle, unit, middle - half, middle + half, n, of, engine)
 
 
 def student(freedom: int) -> float:
@@ -131,7 +131,7 @@ def as_text(result: ProbeResult) -> str:
     return "\n".join([*lines, *(f"    {_line(entry)}" for entry in result.evidence)])
 
 
-def _line(entry: Evidence) -> str:
+def _line(entry: ProbeEvidence) -> str:
     where = f"{entry.engine}: " if entry.engine else ""
     value = "unknown" if entry.value is None else f"{entry.value:.4g}"
     words = [f"{where}{entry.name} {value}{f' {entry.unit}' if entry.unit else ''}"]

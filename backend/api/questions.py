@@ -173,7 +173,7 @@ class AskStop(Ask, frozen=True, tag="stop"):
     """End the hub, in good order."""
 
 
-class Past(msgspec.Struct, frozen=True):
+class PastState(msgspec.Struct, frozen=True):
     """A run as it was when a step had closed: the step with all its figures, and the engines as last heard of then."""
 
     step: Step
@@ -193,7 +193,7 @@ class Answer(msgspec.Struct, frozen=True):
     mismatch: Mismatch | None = None
     diagnosis: Verdict | None = None
     alarm: Alarm | None = None
-    past: Past | None = None
+    past: PastState | None = None
 
 
 AskCommand = AskSet | AskAct | AskKeep | AskUndo | AskProbe

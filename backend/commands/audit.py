@@ -29,10 +29,10 @@ MEASURED = "measured"
 """Events of a command as a whole."""
 
 SILENCED = "silenced"
-"""Event of an alarm: nothing is told of it for ``Line.revert_s`` seconds."""
+"""Event of an alarm: nothing is told of it for ``AuditLine.revert_s`` seconds."""
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True):
+class AuditLine(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the log. The fields of ``view.Change`` have their meaning there.
 
     Attributes:
@@ -81,9 +81,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     result: ProbeResult | None = None
 
 
-_SHARED = tuple(name for name in Line.__struct_fields__ if name in api.Change.__struct_fields__)
+_SHARED = tuple(name for name in AuditLine.__struct_fields__ if name in api.Change.__struct_fields__)
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Line)
+_decoder = msgspec.json.Decoder(AuditLine)
 
 
 def event_of(change: api.Change) -> str:
@@ -102,22 +102,22 @@ def is_own_revert(change: api.Change) -> bool:
     return bool(change.reverts) and change.command == f"{change.reverts}/revert"
 
 
-def line_of(change: api.Change, now: float, hub: str, *, corrects: str = "", event: str = "") -> Line:
+def line_of(change: api.Change, now: float, hub: str, *, corrects: str = "", event: str = "") -> AuditLine:
     """The line that says what became of ``change``."""
     shared = {name: getattr(change, name) for name in _SHARED}
-    return Line(at=iso(now), time=now, event=event or event_of(change), corrects=corrects, hub=hub, **shared)
+    return AuditLine(at=iso(now), time=now, event=event or event_of(change), corrects=corrects, hub=hub, **shared)
 
 
-def measured(result: ProbeResult, now: float, hub: str) -> Line:
+def measured(result: ProbeResult, now: float, hub: str) -> AuditLine:
     """The line that says what a probe found out."""
-    return Line(
+    return AuditLine(
         at=iso(now), time=now, event=MEASURED, command=result.command, engine="", verb=PROBE, flag="",
         reason=f"{result.verdict}: {result.text}", step=result.step, policy_version=result.policy_version,
         hub=hub, probe=result.probe, result=result,
     )  # fmt: skip
 
 
-def changes_of(lines: Iterable[Line]) -> dict[str, api.Change]:
+def changes_of(lines: Iterable[AuditLine]) -> dict[str, api.Change]:
     """What the log tells of the last ``view.MAX_CHANGES`` changes, by their key, oldest first."""
     found: dict[str, api.Change] = {}
     for line in lines:
@@ -140,7 +140,7 @@ def iso(seconds: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{thousandths:03d}Z"
 
 
-def text_of(line: Line) -> str:
+def text_of(line: AuditLine) -> str:
     """One line for people."""
     what = line.flag or (BY_VERB[line.verb].word if line.verb in BY_VERB else line.verb)
     if line.verb == "keep":
@@ -168,7 +168,7 @@ def text_of(line: Line) -> str:
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> tuple[list[Line], int]:
+def read(path: Path) -> tuple[list[AuditLine], int]:
     """The lines of the log, oldest first, and how many can't be read. A line that was torn by a kill is one of those.
 
     Raises:
@@ -201,9 +201,9 @@ class AuditFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.waiting: deque[Line] = deque(maxlen=MAX_WAITING)
+        self.waiting: deque[AuditLine] = deque(maxlen=MAX_WAITING)
 
-    def write(self, lines: Iterable[Line] = ()) -> str:
+    def write(self, lines: Iterable[AuditLine] = ()) -> str:
         """Append ``lines`` after those that wait. Why it could not be done, or nothing. Never raises ``OSError``."""
         self.waiting.extend(lines)
         if not self.waiting:

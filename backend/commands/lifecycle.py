@@ -15,8 +15,8 @@ import msgspec
 
 from rltop.backend import api
 from rltop.backend.commands import audit
-from rltop.backend.commands.messages import News, asked, half_switched, news_of
-from rltop.backend.commands.validation import Choose, Fleet, RejectedError, orders_of
+from rltop.backend.commands.messages import FlagEvent, asked, half_switched, news_of
+from rltop.backend.commands.validation import Choose, KnownFleet, RejectedError, orders_of
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.actions import BY_VERB, subject_of
 from rltop.collectors.contract.probes import BY_NAME as BY_PROBE
@@ -38,14 +38,14 @@ EARLIER = "asked of an earlier hub"
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class DeliverCommand:
     """Bring ``command`` to ``engine``."""
 
     engine: str
     command: wire.Command
 
 
-class Commands:
+class CommandLifecycle:
     """All commands of this hub, and those of earlier ones.
 
     Args:
@@ -57,7 +57,12 @@ class Commands:
     """
 
     def __init__(
-        self, hub: str, new_id: Callable[[], str], fleet: Fleet, now: float, passages: Choose = lambda _probe, _on: {}
+        self,
+        hub: str,
+        new_id: Callable[[], str],
+        fleet: KnownFleet,
+        now: float,
+        passages: Choose = lambda _probe, _on: {},
     ) -> None:
         self._passages = passages
         self._hub = hub
@@ -70,12 +75,12 @@ class Commands:
         self._asked: dict[str, str] = {}
         self._dirty: dict[str, api.Change] = {}
         self._ticked = self._hears_until = now
-        self._lines: list[audit.Line] = []
-        self._news: list[News] = []
+        self._lines: list[audit.AuditLine] = []
+        self._news: list[FlagEvent] = []
 
     # --- what comes in ------------------------------------------------------------------------------------------
 
-    def restore(self, lines: Iterable[audit.Line], now: float) -> None:
+    def restore(self, lines: Iterable[audit.AuditLine], now: float) -> None:
         """Take in the log of earlier hubs: what is closed there is not logged again, what is open may still end."""
         lines = list(lines)
         self._changes = audit.changes_of(lines)
@@ -90,7 +95,7 @@ class Commands:
             if command not in told:
                 self._judge(command, now)
 
-    def ask(self, question: api.AskCommand, now: float, step: int | None) -> tuple[str, list[Order]]:
+    def ask(self, question: api.AskCommand, now: float, step: int | None) -> tuple[str, list[DeliverCommand]]:
         """Check a wish and start it. Returns the command's id and what to send; the same question twice is one.
 
         Args:
@@ -114,7 +119,7 @@ class Commands:
             if change.probe and BY_PROBE[change.probe].by == HUB:
                 self._close_here(change, "applied", "the hub answers it", now)
             elif health == "live":
-                sent.append(Order(change.engine, found[change.engine]))
+                sent.append(DeliverCommand(change.engine, found[change.engine]))
             else:
                 self._close_here(change, "refused", f"engine {change.engine} is {health}; nothing was sent", now)
         return command, sent
@@ -203,12 +208,14 @@ class Commands:
             if change.engine == engine and change.state not in api.TERMINAL:
                 self._close_here(change, "timed_out", f"engine {engine} {how} before it was closed", now)
 
-    def unanswered(self, engine: str) -> list[Order]:
+    def unanswered(self, engine: str) -> list[DeliverCommand]:
         """Orders that the engine has not spoken of, to be sent again when it reconnects (engines know them by id).
 
         Only this hub's own: what an earlier one asked for is not brought about by its successor.
         """
-        return [Order(engine, order) for key, order in self._orders.items() if self._changes[key].engine == engine]
+        return [
+            DeliverCommand(engine, order) for key, order in self._orders.items() if self._changes[key].engine == engine
+        ]
 
     def tick(self, now: float) -> None:
         """Close what no engine closed by its deadline.
@@ -250,12 +257,12 @@ class Commands:
         self._dirty.clear()
         return changed
 
-    def take_lines(self) -> list[audit.Line]:
+    def take_lines(self) -> list[audit.AuditLine]:
         """What has to go to the audit log since the last call."""
         lines, self._lines = self._lines, []
         return lines
 
-    def take_news(self) -> list[News]:
+    def take_news(self) -> list[FlagEvent]:
         """What people should be told since the last call."""
         news, self._news = self._news, []
         return news
@@ -318,4 +325,4 @@ class Commands:
             del self._asked[next(iter(self._asked))]
 
 
-__all__ = ["Commands", "Order", "RejectedError"]
+__all__ = ["CommandLifecycle", "DeliverCommand", "RejectedError"]

@@ -12,7 +12,7 @@ from rltop.collectors.contract.actions import BY_VERB, PROBE
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class FlagEvent:
     """One event of the kind ``flag``."""
 
     severity: str
@@ -20,7 +20,7 @@ class News:
     engine: str | None = None
 
 
-def asked(question: api.AskCommand, engines: Sequence[str]) -> News:
+def asked(question: api.AskCommand, engines: Sequence[str]) -> FlagEvent:
     """Somebody asked for something."""
     if isinstance(question, api.AskSet):
         what = f"{question.flag} {question.value}{' (strict)' if question.strict else ''}"
@@ -37,7 +37,7 @@ def asked(question: api.AskCommand, engines: Sequence[str]) -> News:
     where = "all engines" if chosen else ", ".join(engines)
     who = f" ({question.who}@{question.host})" if question.who else ""
     why = f": {question.why}" if question.why else ""
-    return News("info", f"{what}{timed} asked of {where}{who}{why}")
+    return FlagEvent("info", f"{what}{timed} asked of {where}{who}{why}")
 
 
 def title(change: api.Change) -> str:
@@ -51,7 +51,7 @@ def title(change: api.Change) -> str:
     return f"{name} {change.old or '?'} > {after or change.wanted or '?'}"
 
 
-def news_of(change: api.Change) -> News:
+def news_of(change: api.Change) -> FlagEvent:
     """A change was closed."""
     event = audit.event_of(change).replace("_", " ")
     text = f"{title(change)} {event}"
@@ -63,7 +63,7 @@ def news_of(change: api.Change) -> News:
         text += f": {change.reason}"
     failed_revert = audit.is_own_revert(change) and change.state not in ("applied", "superseded")
     severity = "error" if failed_revert else "info" if change.state in ("applied", "superseded") else "warn"
-    return News(severity, text, change.engine)
+    return FlagEvent(severity, text, change.engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def remedy(changes: Sequence[api.Change]) -> Remedy | None:
     return Remedy(f"rltop undo {first.command}", f"brings back {', '.join(moved)}")
 
 
-def half_switched(changes: Sequence[api.Change]) -> News | None:
+def half_switched(changes: Sequence[api.Change]) -> FlagEvent | None:
     """What to know, and to type, when a closed command holds on some of its engines and not on the others."""
     first = changes[0]
     done = [change for change in changes if change.state == "applied"]
@@ -100,4 +100,4 @@ def half_switched(changes: Sequence[api.Change]) -> News | None:
     what = first.flag or BY_VERB[first.verb].subject
     found = remedy(changes)
     advice = f". `{found.type}` {found.does}" if found else ""
-    return News("warn", f"{what} is half switched: {values} ({why}){advice}")
+    return FlagEvent("warn", f"{what} is half switched: {values} ({why}){advice}")

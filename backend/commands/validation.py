@@ -29,7 +29,7 @@ class RejectedError(ValueError):
     """A wish that cannot be carried out; the message names what can be."""
 
 
-class Fleet(Protocol):
+class KnownFleet(Protocol):
     """What is known of the engines."""
 
     @property
@@ -46,7 +46,7 @@ class Fleet(Protocol):
         """What the engine will take back by itself."""
 
 
-class Book(Protocol):
+class CommandHistory(Protocol):
     """The commands so far."""
 
     def commands(self) -> list[str]:
@@ -60,7 +60,7 @@ class Book(Protocol):
 
 
 def orders_of(
-    question: api.AskCommand, command: str, deadline: float, fleet: Fleet, book: Book, passages: Choose
+    question: api.AskCommand, command: str, deadline: float, fleet: KnownFleet, book: CommandHistory, passages: Choose
 ) -> dict[str, wire.Command]:
     """The command for each engine, by the engine's id.
 
@@ -96,7 +96,7 @@ def orders_of(
     return orders
 
 
-def choose(named: list[str] | None, fraction: float | None, fleet: Fleet) -> list[str]:
+def choose(named: list[str] | None, fraction: float | None, fleet: KnownFleet) -> list[str]:
     """The engines that a wish means: those named, a fraction of the live ones, or all of these.
 
     A name stands for all its data-parallel ranks (``e0`` for ``e0/dp0`` and ``e0/dp1``), and a fraction never parts
@@ -167,7 +167,7 @@ def _action(question: api.AskAct, command: str, deadline: float) -> wire.Command
 
 
 def _probe(
-    question: api.AskProbe, command: str, deadline: float, fleet: Fleet, passages: Choose
+    question: api.AskProbe, command: str, deadline: float, fleet: KnownFleet, passages: Choose
 ) -> dict[str, wire.Command]:
     probe = BY_PROBE.get(question.probe)
     startable = [name for name, other in BY_PROBE.items() if other.by != SWITCH]
@@ -188,7 +188,9 @@ def _check_timer(seconds: float | None, longest: float) -> None:
         raise RejectedError(f"a timer of {seconds:g} s; use more than 0 and at most {longest:.0f}")
 
 
-def _keep(question: api.AskKeep, command: str, deadline: float, fleet: Fleet, book: Book) -> dict[str, wire.Command]:
+def _keep(
+    question: api.AskKeep, command: str, deadline: float, fleet: KnownFleet, book: CommandHistory
+) -> dict[str, wire.Command]:
     held = {engine: [timer.command for timer in fleet.timers(engine)] for engine in fleet.live}
     pending = sorted({other for commands in held.values() for other in commands})
     target = find(question.command, book, pending)
@@ -200,7 +202,7 @@ def _keep(question: api.AskKeep, command: str, deadline: float, fleet: Fleet, bo
     return dict.fromkeys(timed, order)
 
 
-def _undo(question: api.AskUndo, command: str, deadline: float, book: Book) -> dict[str, wire.Command]:
+def _undo(question: api.AskUndo, command: str, deadline: float, book: CommandHistory) -> dict[str, wire.Command]:
     """Back to what each engine said it had; engines check for themselves that it was not changed since."""
     target = find(question.command, book)
     changes = book.of(target)
@@ -219,7 +221,7 @@ def _undo(question: api.AskUndo, command: str, deadline: float, book: Book) -> d
     return orders
 
 
-def find(text: str, book: Book, also: Iterable[str] = ()) -> str:
+def find(text: str, book: CommandHistory, also: Iterable[str] = ()) -> str:
     """The id of the command that ``text`` names, whole or by its beginning. Raises ``RejectedError``."""
     known = list(dict.fromkeys([*book.commands(), *also]))
     if text in known:

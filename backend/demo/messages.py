@@ -13,7 +13,7 @@ SOCKET = "demo.sock"
 """Name of the trainer's socket in the run directory."""
 
 
-class Sample(msgspec.Struct, frozen=True, array_like=True):
+class SampledAnswer(msgspec.Struct, frozen=True, array_like=True):
     """One answer: token ids, and per token the engine's logprob (nats) and vLLM's weight version."""
 
     token_ids: list[int]
@@ -34,7 +34,7 @@ class Group(msgspec.Struct, frozen=True, tag="group"):
     engine: str
     ticket: int
     prompt: list[int]
-    samples: list[Sample]
+    samples: list[SampledAnswer]
 
 
 class Updated(msgspec.Struct, frozen=True, tag="updated"):

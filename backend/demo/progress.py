@@ -35,7 +35,7 @@ WIDTH = 8
 _line: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 
-class Progress:
+class ProgressPrinter:
     """Prints to ``out``; trouble goes to standard error. ``steps``: how many the run has."""
 
     def __init__(self, out: TextIO, steps: int) -> None:

@@ -28,7 +28,7 @@ from rltop.backend.demo.demo_hub import RunInUseError, fresh_hub, stop_hub
 from rltop.backend.demo.faults import Fault
 from rltop.backend.demo.observed import Follower
 from rltop.backend.demo.options import MODEL, DemoOptions, Setting, parse_setting
-from rltop.backend.demo.progress import Progress, spans
+from rltop.backend.demo.progress import ProgressPrinter, spans
 from rltop.backend.text import status
 from rltop.collectors.contract.launch import HubInfo, LaunchError
 from rltop.collectors.contract.rundir import RunDir, RunDirError, for_run
@@ -80,7 +80,7 @@ def run_headless(options: DemoOptions, out: TextIO | None = None) -> int:
         0 only if all steps were trained, trainer and engines were well to the end, and every ``--set`` was applied on
         every engine; 1 if not; 128 + n after signal n.
     """
-    progress = Progress(out or sys.stdout, options.steps)
+    progress = ProgressPrinter(out or sys.stdout, options.steps)
     try:
         with _signals() as caught, contextlib.ExitStack() as stack:
             return _Run(options, progress, caught, stack).go()
@@ -96,7 +96,7 @@ class _Run:
     """One run, from nothing to nothing; what it makes is undone by ``stack`` in reverse order."""
 
     def __init__(
-        self, options: DemoOptions, progress: Progress, caught: list[int], stack: contextlib.ExitStack
+        self, options: DemoOptions, progress: ProgressPrinter, caught: list[int], stack: contextlib.ExitStack
     ) -> None:
         _check_installed()
         if options.json_path is not None:

@@ -9,9 +9,9 @@ from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Finding,
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TESTS
 from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
 from rltop.backend.diagnosis.causes import CAUSES, confusable
-from rltop.backend.diagnosis.causes.cause import Known, alternatives, holds
+from rltop.backend.diagnosis.causes.cause import CauseEntry, alternatives, holds
 from rltop.backend.diagnosis.causes.confirming_probes import BY_CODE as PROBES
-from rltop.backend.diagnosis.infer import Inference, Suspect, infer, is_alarming
+from rltop.backend.diagnosis.infer import CandidateCause, Inference, infer, is_alarming
 from rltop.backend.fleet.facts import same_text
 
 SURE = 0.8
@@ -30,7 +30,7 @@ ASKED_FIRST = ("T1", "floor")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunContext:
     """What a verdict says of the run beside its findings.
 
     Attributes:
@@ -49,7 +49,10 @@ class Run:
 
 
 def conclude(
-    run: Run, findings: Sequence[Finding], causes: Sequence[Known] = CAUSES, only: Collection[str] | None = None
+    run: RunContext,
+    findings: Sequence[Finding],
+    causes: Sequence[CauseEntry] = CAUSES,
+    only: Collection[str] | None = None,
 ) -> Verdict:
     """The verdict on a run of which the tests have found this; of the causes that fit, ``only`` these ids are told."""
     facts = [*run.engines.values(), run.trainer]
@@ -82,7 +85,7 @@ def _notes(found: Inference) -> list[str]:
     return notes
 
 
-def _given(known: Known, facts: Sequence[Mapping[str, str]]) -> bool | None:
+def _given(known: CauseEntry, facts: Sequence[Mapping[str, str]]) -> bool | None:
     """Whether the run has all that a cause is of."""
     said = [holds(condition, facts) for condition in known.where]
     return False if False in said else None if None in said else True
@@ -99,7 +102,7 @@ def _verdict(found: Inference, findings: Sequence[Finding]) -> str:
     return HEALTHY if spoken & set(ASKED_FIRST) else UNDECIDED
 
 
-def _cause(suspect: Suspect, found: Inference, run: Run, findings: Sequence[Finding]) -> Cause:
+def _cause(suspect: CandidateCause, found: Inference, run: RunContext, findings: Sequence[Finding]) -> Cause:
     known = suspect.known
     engines = _engines(suspect, {*run.engines, *found.engines}, findings)
     since = [finding.since_step for finding in suspect.shown if finding.since_step is not None]
@@ -124,7 +127,7 @@ def _cause(suspect: Suspect, found: Inference, run: Run, findings: Sequence[Find
     )
 
 
-def _order(known: Known, engines: Sequence[str], run: Run) -> tuple[str, bool]:
+def _order(known: CauseEntry, engines: Sequence[str], run: RunContext) -> tuple[str, bool]:
     """The order for these engines (none: all), and whether they have what it would set: then it is offered no more."""
     options = "".join(f" --engine {engine}" for engine in engines)
     order = known.command.format(engines=options, head=_head(run))
@@ -146,7 +149,7 @@ def _telling(findings: Sequence[Finding], engines: Sequence[str]) -> list[Findin
     return list(chosen.values())
 
 
-def _engines(suspect: Suspect, engines: set[str], findings: Sequence[Finding]) -> list[str]:
+def _engines(suspect: CandidateCause, engines: set[str], findings: Sequence[Finding]) -> list[str]:
     """Those that it shows on, and those of which the same tests can't tell yet; none where that is all."""
     named = {finding.engine for finding in suspect.shown if finding.engine is not None}
     tests = {finding.test for finding in suspect.shown if finding.engine is not None}
@@ -155,7 +158,7 @@ def _engines(suspect: Suspect, engines: set[str], findings: Sequence[Finding]) -
     return [] if named >= engines else sorted(named)
 
 
-def _alike(suspect: Suspect, found: Inference) -> list[str]:
+def _alike(suspect: CandidateCause, found: Inference) -> list[str]:
     """What fits as well; two faults that explain different things are no such pair."""
     own = {(finding.test, finding.outcome) for finding in suspect.shown}
     pairs = confusable(suspect.known)
@@ -168,7 +171,7 @@ def _alike(suspect: Suspect, found: Inference) -> list[str]:
     ]
 
 
-def _head(run: Run) -> str:
+def _head(run: RunContext) -> str:
     """The value of ``lm_head_fp32`` that brings the engines' head to the trainer's."""
     heads = [facts["head_dtype"] for facts in run.engines.values() if "head_dtype" in facts]
     wide = bool(heads) and all(same_text(head, "float32") for head in heads)
@@ -185,7 +188,7 @@ def _place(finding: Finding) -> tuple[int, float, int, str]:
     return kind, finding.p if kind == 0 else 0.0, list(TESTS).index(finding.test), finding.engine or ""
 
 
-def _needs(verdict: str, told: Sequence[Suspect], found: Inference, findings: Sequence[Finding]) -> list[str]:
+def _needs(verdict: str, told: Sequence[CandidateCause], found: Inference, findings: Sequence[Finding]) -> list[str]:
     """What would decide, in the order in which it costs least."""
     unknown = {finding.test: finding for finding in findings if finding.outcome == UNKNOWN}
     asked = {test for suspect in told for sign in suspect.open for test, _ in alternatives(sign)}
@@ -200,7 +203,7 @@ def _needs(verdict: str, told: Sequence[Suspect], found: Inference, findings: Se
     return list(dict.fromkeys(needs))[:MOST_NEEDS]
 
 
-def _probes(told: Sequence[Suspect], found: Inference) -> list[str]:
+def _probes(told: Sequence[CandidateCause], found: Inference) -> list[str]:
     """Each probe once, with all that it tells apart."""
     tells: dict[str, tuple[list[str], list[str]]] = {}
     for suspect in told:

@@ -13,15 +13,15 @@ from msgspec.structs import replace
 from rltop.backend.api import moved
 from rltop.backend.api.verdict import Verdict
 from rltop.backend.diagnosis.checks.run_all import ask
-from rltop.backend.diagnosis.conclude import Run, conclude
-from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.diagnosis.conclude import RunContext, conclude
+from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.fleet import facts
 
 PARTS = 2
 """Switches that are looked back beyond, the last ones: each may cost two verdicts more."""
 
 
-def diagnose(case: Case, known: dict[float, Verdict] | None = None, parts: int = PARTS) -> Verdict:
+def diagnose(case: DiagnosisInput, known: dict[float, Verdict] | None = None, parts: int = PARTS) -> Verdict:
     """The verdict on a run, as of its last step.
 
     Args:
@@ -43,7 +43,7 @@ def diagnose(case: Case, known: dict[float, Verdict] | None = None, parts: int =
     return _begun_as(before, verdict)
 
 
-def _at(case: Case, known: dict[float, Verdict], parts: int) -> Verdict:
+def _at(case: DiagnosisInput, known: dict[float, Verdict], parts: int) -> Verdict:
     """The verdict at a switch; that of an earlier call, if there is one."""
     when = case.steps[-1].closed
     if when not in known:
@@ -64,7 +64,7 @@ def _begun_as(before: Verdict, verdict: Verdict) -> Verdict:
     return replace(verdict, causes=causes)
 
 
-def _last_switch(case: Case) -> int | None:
+def _last_switch(case: DiagnosisInput) -> int | None:
     """The last step that had closed when a flag was last switched; None where that is not kept, or was now."""
     of_sets = (change for change in case.changes if change.verb == "set" and moved(change))
     switched = max((change.step for change in of_sets if change.step is not None), default=None)
@@ -72,12 +72,12 @@ def _last_switch(case: Case) -> int | None:
     return max(kept, default=None)
 
 
-def run_of(case: Case) -> Run:
+def run_of(case: DiagnosisInput) -> RunContext:
     """What a verdict says of the run itself. An engine that said goodbye is not part of it, unless all have."""
     live = [engine for engine in case.engines.values() if engine.health != "gone"]
     tokens = sum(int(step.values.get("tokens") or 0) for step in case.steps)
     sequences = sum(int(step.values.get("sequences") or 0) for step in case.steps)
-    return Run(
+    return RunContext(
         case.run,
         case.steps[-1].step if case.steps else None,
         {engine.id: facts.of_engine(engine) for engine in live or case.engines.values()},

@@ -17,7 +17,7 @@ from itertools import combinations
 
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, UNKNOWN
-from rltop.backend.diagnosis.causes.cause import Known, alternatives
+from rltop.backend.diagnosis.causes.cause import CauseEntry, alternatives
 from rltop.backend.fleet.facts import FLAG_NAMES, FLEET
 
 MAYBE = 0.5
@@ -46,7 +46,7 @@ SYMPTOMS: tuple[tuple[str, str], ...] = (("gradient", "vanished"), ("entropy", "
 
 
 @dataclass(frozen=True, eq=False)
-class Suspect:
+class CandidateCause:
     """A cause that is not ruled out, of which something shows.
 
     Attributes:
@@ -57,7 +57,7 @@ class Suspect:
         confidence: 0 to 1.
     """
 
-    known: Known
+    known: CauseEntry
     shown: list[Finding]
     also: list[Finding]
     open: list[str] = field(default_factory=list)
@@ -75,10 +75,10 @@ class Inference:
         engines: of the run, as far as they are known.
     """
 
-    suspects: list[Suspect]
+    suspects: list[CandidateCause]
     nothing: float
     unlisted: float
-    watched: list[Suspect] = field(default_factory=list)
+    watched: list[CandidateCause] = field(default_factory=list)
     engines: frozenset[str] = frozenset()
 
 
@@ -98,7 +98,7 @@ def _stands_out(finding: Finding) -> bool:
 
 def infer(
     findings: Sequence[Finding],
-    causes: Sequence[Known],
+    causes: Sequence[CauseEntry],
     given: Mapping[str, bool | None] | None = None,
     engines: Collection[str] = (),
 ) -> Inference:
@@ -110,7 +110,7 @@ def infer(
         given: by id of a cause, whether the run has what it is of; None, or absent: nobody says.
         engines: of the run, beside those that findings name.
     """
-    seen = _Seen(findings, engines)
+    seen = _CheckResults(findings, engines)
     every = [suspect for known in causes if (suspect := _suspect(known, seen, (given or {}).get(known.id))) is not None]
     found = [suspect for suspect in every if any(map(is_alarming, (*suspect.shown, *suspect.also)))]
     watched = [suspect for suspect in every if suspect not in found and not _contradicted(suspect.known, seen, None)]
@@ -126,7 +126,7 @@ def infer(
     return Inference(suspects, nothing / whole, unlisted / whole, watched, frozenset(seen.engines))
 
 
-def _masses(found: Sequence[Suspect], seen: _Seen) -> Iterator[tuple[tuple[Suspect, ...], float]]:
+def _masses(found: Sequence[CandidateCause], seen: _CheckResults) -> Iterator[tuple[tuple[CandidateCause, ...], float]]:
     """Every cause and every two of them that nothing stands against, with what is to be said for them."""
     weighed = [f for f in seen.distinct if is_alarming(f) or f.test in ("facts", *PLACES)]
     chance = [max(f.p, LEAST) if is_alarming(f) else ASIDE if f.test in PLACES else UNSTATED for f in weighed]
@@ -142,12 +142,12 @@ def _masses(found: Sequence[Suspect], seen: _Seen) -> Iterator[tuple[tuple[Suspe
             yield (one, two), TWO * one.prior * two.prior * math.prod(map(max, its, other))
 
 
-def _covers(one: Known, other: Known) -> bool:
+def _covers(one: CauseEntry, other: CauseEntry) -> bool:
     """Whether a cause that is on all engines leaves nothing to another that is on one."""
     return one.layer == other.layer and one.all_engines and other.one_engine
 
 
-class _Seen:
+class _CheckResults:
     """What the tests said."""
 
     def __init__(self, findings: Sequence[Finding], engines: Collection[str]) -> None:
@@ -199,7 +199,7 @@ def _is(sign: str, finding: Finding) -> bool:
     return False
 
 
-def _suspect(known: Known, seen: _Seen, given: bool | None) -> Suspect | None:
+def _suspect(known: CauseEntry, seen: _CheckResults, given: bool | None) -> CandidateCause | None:
     """None where it is ruled out by itself, or nothing of it shows."""
     if known.where and given is False:
         return None
@@ -219,10 +219,10 @@ def _suspect(known: Known, seen: _Seen, given: bool | None) -> Suspect | None:
     if known.all_engines and any(_spared(sign, seen) for sign in known.needs):
         return None
     prior = (UNSTATED if known.where and given is None else 1.0) * MAYBE ** len(open_signs)
-    return Suspect(known, sorted(shown, key=_order), also, open_signs, prior)
+    return CandidateCause(known, sorted(shown, key=_order), also, open_signs, prior)
 
 
-def _spared(sign: str, seen: _Seen) -> bool:
+def _spared(sign: str, seen: _CheckResults) -> bool:
     """Whether only some engines show the sign: of a minority, a test that can't say yet says nothing against it."""
     shown = seen.showing(sign)
     have, tests = {finding.engine for finding in shown}, {finding.test for finding in shown}
@@ -230,7 +230,7 @@ def _spared(sign: str, seen: _Seen) -> bool:
     return bool(have) and have | unsure < seen.engines
 
 
-def _on_part(shown: Sequence[Finding], seen: _Seen) -> bool:
+def _on_part(shown: Sequence[Finding], seen: _CheckResults) -> bool:
     """Whether a finding is of some engines and not of the others."""
     for finding in shown:
         kind = finding.test, finding.outcome
@@ -240,7 +240,7 @@ def _on_part(shown: Sequence[Finding], seen: _Seen) -> bool:
     return False
 
 
-def _contradicted(known: Known, seen: _Seen, other: Known | None) -> bool:
+def _contradicted(known: CauseEntry, seen: _CheckResults, other: CauseEntry | None) -> bool:
     """Whether anything stands against it that the other cause, if there is one, does not explain."""
     for sign in known.against:
         there = seen.showing(sign)
@@ -251,7 +251,7 @@ def _contradicted(known: Known, seen: _Seen, other: Known | None) -> bool:
     return False
 
 
-def _level(known: Known, seen: _Seen, finding: Finding, chance: float) -> float:
+def _level(known: CauseEntry, seen: _CheckResults, finding: Finding, chance: float) -> float:
     """How likely the finding is to the cause."""
     if seen.shows(known.needs, finding):
         return 1.0

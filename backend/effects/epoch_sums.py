@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rltop.backend.join.batch import Batch
 from rltop.backend.measure.measure import by_row, clips, token_versions
 from rltop.backend.summary import CLAMP, Floats
-from rltop.backend.util.bounded import Latest
+from rltop.backend.util.bounded import ByteBoundedCache
 from rltop.collectors.contract import wire
 
 TOKEN_FIGURES = ("gap", "k3", "ratio", "entropy", "lag")
@@ -47,7 +47,7 @@ Cell = Floats
 """[len(FIGURES), 6] float64."""
 
 
-class Place(NamedTuple):
+class EpochKey(NamedTuple):
     """Where tokens were sampled. ``life`` is the engine process's (its flag epochs start at 0 again in the next)."""
 
     engine: str
@@ -61,20 +61,20 @@ class StepCells:
 
     step: int
     closed: float
-    cells: dict[Place, Cell]
+    cells: dict[EpochKey, Cell]
 
 
 class Cells:
     """The cells of the latest steps, bounded by bytes."""
 
     def __init__(self, total_bytes: int = TOTAL_BYTES, steps: int = STEPS) -> None:
-        self._steps: Latest[StepCells] = Latest(total_bytes, steps=steps, most_bytes=MOST_BYTES)
+        self._steps: ByteBoundedCache[StepCells] = ByteBoundedCache(total_bytes, steps=steps, most_bytes=MOST_BYTES)
 
-    def add(self, step: int, closed: float, cells: dict[Place, Cell]) -> None:
+    def add(self, step: int, closed: float, cells: dict[EpochKey, Cell]) -> None:
         """A step is done. One that comes again, from a restarted trainer, takes the place of its first telling."""
         self._steps.put(step, StepCells(step, closed, cells), CELL_BYTES * (1 + len(cells)))
 
-    def of_step(self, step: int) -> dict[Place, Cell]:
+    def of_step(self, step: int) -> dict[EpochKey, Cell]:
         """The cells of a step; none where none are kept."""
         found = self._steps.get(step)
         return found.cells if found else {}
@@ -104,9 +104,9 @@ def variance(cell: Cell, figure: str) -> float | None:
     return max(ss - 2 * r * ns + r * r * nn, 0.0) / n**2 * m / (m - 1)
 
 
-def measure_cells(batch: Batch) -> dict[Place, Cell]:
+def measure_cells(batch: Batch) -> dict[EpochKey, Cell]:
     """The batch's cells. Tokens whose engine is not known are in none; a row of several places has no reward there."""
-    places: dict[Place, int] = {}
+    places: dict[EpochKey, int] = {}
     token_places = _token_places(batch, places)
     cells = [empty() for _ in places]
     if not cells:
@@ -128,7 +128,7 @@ def measure_cells(batch: Batch) -> dict[Place, Cell]:
     return dict(zip(places, cells, strict=True))
 
 
-def _token_places(batch: Batch, places: dict[Place, int]) -> NDArray[np.int64]:
+def _token_places(batch: Batch, places: dict[EpochKey, int]) -> NDArray[np.int64]:
     """Number of each token's place [tokens], -1 where unknown; ``places`` is filled."""
     found = np.full(batch.tokens, -1, np.int64)
     for span, hit in zip(batch.spans, batch.hits, strict=True):
@@ -139,7 +139,7 @@ def _token_places(batch: Batch, places: dict[Place, int]) -> NDArray[np.int64]:
             start = max(run.start - hit.offset, 0)
             if start >= span.end - span.start:
                 break
-            place = Place(record.engine, record.life, run.flag_epoch)
+            place = EpochKey(record.engine, record.life, run.flag_epoch)
             found[span.token + start : span.token + span.end - span.start] = places.setdefault(place, len(places))
     return found
 
@@ -192,7 +192,7 @@ def _add(cells: list[Cell], figure: str, places: NDArray[np.int64], values: Floa
             cell[ROW[figure], column] += total
 
 
-def _add_requests(batch: Batch, cells: list[Cell], places: dict[Place, int]) -> None:
+def _add_requests(batch: Batch, cells: list[Cell], places: dict[EpochKey, int]) -> None:
     found: dict[str, tuple[list[int], list[float]]] = {figure: ([], []) for figure in REQUEST_FIGURES}
 
     def note(figure: str, place: int, value: float) -> None:
@@ -206,7 +206,7 @@ def _add_requests(batch: Batch, cells: list[Cell], places: dict[Place, int]) -> 
         epochs = {run.flag_epoch for run in rollout.runs}
         if len(epochs) != 1:
             continue
-        place = places.get(Place(record.engine, record.life, epochs.pop()))
+        place = places.get(EpochKey(record.engine, record.life, epochs.pop()))
         if place is None:
             continue
         note("prompt", place, rollout.prompt_size)

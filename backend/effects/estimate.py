@@ -16,9 +16,9 @@ import numpy as np
 
 from rltop.backend import api
 from rltop.backend.effects import epoch_sums
-from rltop.backend.effects.epoch_sums import Place, StepCells
-from rltop.backend.effects.level_shift import Bools, Floats, Shift, fit, needed
-from rltop.backend.effects.throughput import BIN_S, Sample
+from rltop.backend.effects.epoch_sums import EpochKey, StepCells
+from rltop.backend.effects.level_shift import Bools, Floats, LevelShift, fit, needed
+from rltop.backend.effects.throughput import BIN_S, SpeedSample
 
 WINDOW = 40
 """Steps, on either side, that are looked at: longer, and a learning run's trend is no longer a line."""
@@ -40,7 +40,7 @@ LAG_MATTERS, PROMPT_MATTERS = 0.25, 0.05
 
 
 @dataclass(frozen=True)
-class Figure:
+class EffectFigure:
     """One line of the answer.
 
     Attributes:
@@ -66,20 +66,20 @@ class Figure:
 
 SPEED = "speed"
 
-FIGURES: tuple[Figure, ...] = (
-    Figure("gap", "nats", "gap, mean |d|", "tokens", 0.005, 0.25, by_lag=True),
-    Figure("k3", "nats", "k3", "tokens", 0.001, 0.25, by_lag=True),
-    Figure("ratio", "", "mean ratio", "tokens", 0.01, 0.0),
-    Figure("clip", "share", "clip rate", "tokens", 0.01, 0.25, by_lag=True),
-    Figure("entropy", "nats", "entropy", "tokens", 0.01, 0.1),
-    Figure(SPEED, "tokens/s", "tokens/s, busy", "s", 0.0, 0.1),
-    Figure("latency", "s", "latency", "requests", 0.0, 0.1),
-    Figure("token_time", "s/token", "time per token", "requests", 0.0, 0.1),
+FIGURES: tuple[EffectFigure, ...] = (
+    EffectFigure("gap", "nats", "gap, mean |d|", "tokens", 0.005, 0.25, by_lag=True),
+    EffectFigure("k3", "nats", "k3", "tokens", 0.001, 0.25, by_lag=True),
+    EffectFigure("ratio", "", "mean ratio", "tokens", 0.01, 0.0),
+    EffectFigure("clip", "share", "clip rate", "tokens", 0.01, 0.25, by_lag=True),
+    EffectFigure("entropy", "nats", "entropy", "tokens", 0.01, 0.1),
+    EffectFigure(SPEED, "tokens/s", "tokens/s, busy", "s", 0.0, 0.1),
+    EffectFigure("latency", "s", "latency", "requests", 0.0, 0.1),
+    EffectFigure("token_time", "s/token", "time per token", "requests", 0.0, 0.1),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class SwitchMark:
     """A switch on one engine: from flag epoch ``epoch`` on its tokens are of after. ``life`` is of its process."""
 
     life: str
@@ -87,7 +87,7 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class FigureSeries:
     """One figure over a window: place ``x``, value ``y``, sample size ``n`` and side of each observation."""
 
     x: Floats
@@ -96,7 +96,7 @@ class Series:
     after: Bools
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[float, float, float, bool]], limit: int) -> Series:
+    def of(cls, rows: Iterable[tuple[float, float, float, bool]], limit: int) -> FigureSeries:
         """From (x, y, n, after) in order of x, at most the nearest ``limit`` of a side."""
         found = list(rows)
         kept = [r for r in found if not r[3]][-limit:] + [r for r in found if r[3]][:limit]
@@ -108,7 +108,7 @@ class Series:
         after = int(np.count_nonzero(self.after))
         return self.after.size - after, after
 
-    def fit(self, *, trend: bool, level: float = 0.95) -> Shift | None:
+    def fit(self, *, trend: bool, level: float = 0.95) -> LevelShift | None:
         """None while a side has fewer than ``MIN_SIDE``."""
         if min(self.sides()) < MIN_SIDE:
             return None
@@ -128,9 +128,9 @@ class _Step:
 
 def effect(
     changes: Sequence[api.Change],
-    marks: Mapping[str, Mark],
+    marks: Mapping[str, SwitchMark],
     steps: Sequence[StepCells],
-    samples: Mapping[str, Sequence[Sample]],
+    samples: Mapping[str, Sequence[SpeedSample]],
     present: Mapping[str, tuple[str, int]],
 ) -> api.Effect:
     """What a command did.
@@ -164,14 +164,16 @@ def effect(
 # --- the window -----------------------------------------------------------------------------------------------------
 
 
-def _side(place: Place, marks: Mapping[str, Mark]) -> str:
+def _side(place: EpochKey, marks: Mapping[str, SwitchMark]) -> str:
     mark = marks[place.engine]
     if place.life != mark.life:
         return "other"
     return {mark.epoch - 1: "before", mark.epoch: "after"}.get(place.epoch, "other")
 
 
-def _window(steps: Sequence[StepCells], marks: Mapping[str, Mark]) -> tuple[list[_Step], int, dict[str, Place]]:
+def _window(
+    steps: Sequence[StepCells], marks: Mapping[str, SwitchMark]
+) -> tuple[list[_Step], int, dict[str, EpochKey]]:
     """The steps of either side, how many were mixed, and the engines to compare with, each with its one place."""
     before: list[tuple[int, StepCells, bool]] = []
     after: list[tuple[int, StepCells, bool]] = []
@@ -200,14 +202,14 @@ def _total(found: Sequence[epoch_sums.Cell]) -> epoch_sums.Cell | None:
     return sum(found, epoch_sums.empty()) if found else None
 
 
-def _others(kept: Sequence[tuple[StepCells, bool]], marks: Mapping[str, Mark]) -> dict[str, Place]:
+def _others(kept: Sequence[tuple[StepCells, bool]], marks: Mapping[str, SwitchMark]) -> dict[str, EpochKey]:
     """Engines that were not switched, each with the one place whose tokens are on both sides of the switch."""
     before = {place for step, after in kept if not after for place in step.cells}
     later = {place for step, after in kept if after for place in step.cells}
     return {place.engine: place for place in sorted(before & later) if place.engine not in marks}
 
 
-def _ended(marks: Mapping[str, Mark], present: Mapping[str, tuple[str, int]]) -> str:
+def _ended(marks: Mapping[str, SwitchMark], present: Mapping[str, tuple[str, int]]) -> str:
     for engine, mark in sorted(marks.items()):
         life, epoch = present.get(engine, (mark.life, mark.epoch))
         if life != mark.life:
@@ -220,16 +222,16 @@ def _ended(marks: Mapping[str, Mark], present: Mapping[str, tuple[str, int]]) ->
 # --- series ---------------------------------------------------------------------------------------------------------
 
 
-def _own(rows: Sequence[_Step], figure: str) -> Series:
+def _own(rows: Sequence[_Step], figure: str) -> FigureSeries:
     at = epoch_sums.ROW[figure]
     found = [(row.x, row.switched[at], row.after) for row in rows]
-    return Series.of(
+    return FigureSeries.of(
         [(x, c[epoch_sums.S] / c[epoch_sums.N], c[epoch_sums.N], after) for x, c, after in found if c[epoch_sums.N]],
         WINDOW,
     )
 
 
-def _against(rows: Sequence[_Step], figure: str) -> Series:
+def _against(rows: Sequence[_Step], figure: str) -> FigureSeries:
     """The differences, switched less not switched, of the steps that have both."""
     at = epoch_sums.ROW[figure]
     found = []
@@ -238,18 +240,18 @@ def _against(rows: Sequence[_Step], figure: str) -> Series:
             continue
         (n, s), (m, t) = (cell[at, [epoch_sums.N, epoch_sums.S]] for cell in (row.switched, row.others))
         found.append((row.x, s / n - t / m, n * m / (n + m), row.after))
-    return Series.of(found, WINDOW)
+    return FigureSeries.of(found, WINDOW)
 
 
 def _speeds(
-    samples: Mapping[str, Sequence[Sample]], marks: Mapping[str, Mark], others: Mapping[str, Place]
-) -> tuple[Series, Series | None]:
+    samples: Mapping[str, Sequence[SpeedSample]], marks: Mapping[str, SwitchMark], others: Mapping[str, EpochKey]
+) -> tuple[FigureSeries, FigureSeries | None]:
     """Tokens per second of an engine while it works, in bins of time, and less that of the others."""
     own = _bins(
         (sample, side)
         for engine in marks
         for sample in samples.get(engine, ())
-        if (side := _side(Place(engine, sample.life, sample.epoch), marks)) != "other"
+        if (side := _side(EpochKey(engine, sample.life, sample.epoch), marks)) != "other"
     )
     if not others:
         return _speed_series(own), None
@@ -264,10 +266,10 @@ def _speeds(
             _, time, count = rest[x]
             weight = seconds * time / (seconds + time)
             both.append((x, tokens / seconds - count / time, weight, sides == {"after"}))
-    return _speed_series(own), Series.of(both, WINDOW_BINS)
+    return _speed_series(own), FigureSeries.of(both, WINDOW_BINS)
 
 
-def _bins(found: Iterable[tuple[Sample, str]]) -> dict[float, tuple[set[str], float, float]]:
+def _bins(found: Iterable[tuple[SpeedSample, str]]) -> dict[float, tuple[set[str], float, float]]:
     """Sides, seconds and tokens by number of the bin, in order."""
     bins: dict[float, tuple[set[str], float, float]] = {}
     for sample, side in found:
@@ -277,9 +279,9 @@ def _bins(found: Iterable[tuple[Sample, str]]) -> dict[float, tuple[set[str], fl
     return dict(sorted(bins.items()))
 
 
-def _speed_series(bins: Mapping[float, tuple[set[str], float, float]]) -> Series:
+def _speed_series(bins: Mapping[float, tuple[set[str], float, float]]) -> FigureSeries:
     pure = [(x, b) for x, b in bins.items() if len(b[0]) == 1]
-    return Series.of([(x, tokens / s, s, sides == {"after"}) for x, (sides, s, tokens) in pure], WINDOW_BINS)
+    return FigureSeries.of([(x, tokens / s, s, sides == {"after"}) for x, (sides, s, tokens) in pure], WINDOW_BINS)
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------
@@ -307,7 +309,7 @@ def _confounds(rows: Sequence[_Step], compared: bool) -> dict[str, bool]:
 
 
 def _row(
-    figure: Figure, own: Series, against: Series | None, ended: str, confounds: Mapping[str, bool], limit: int,
+    figure: EffectFigure, own: FigureSeries, against: FigureSeries | None, ended: str, confounds: Mapping[str, bool], limit: int,
     every: str,
 ) -> api.EffectRow:  # fmt: skip
     shift = own.fit(trend=OWN_TREND)
@@ -325,12 +327,12 @@ def _row(
     )  # fmt: skip
 
 
-def _estimate(shift: Shift | None) -> api.EffectEstimate | None:
+def _estimate(shift: LevelShift | None) -> api.EffectEstimate | None:
     return api.EffectEstimate(shift.before, shift.after, shift.shift, shift.low, shift.high) if shift else None
 
 
 def _verdict(
-    figure: Figure, own: Shift | None, judged: Shift | None, series: Series, trend: bool, ended: str,
+    figure: EffectFigure, own: LevelShift | None, judged: LevelShift | None, series: FigureSeries, trend: bool, ended: str,
     confounds: Sequence[str], limit: int,
 ) -> tuple[str, str, int | None]:  # fmt: skip
     """Verdict, reason, and how many more observations it takes."""

@@ -7,12 +7,12 @@ from types import MappingProxyType
 
 from rltop.backend import api
 from rltop.backend.effects.epoch_sums import Cells, StepCells
-from rltop.backend.effects.estimate import Mark, effect
-from rltop.backend.effects.throughput import Pace, Sample
+from rltop.backend.effects.estimate import SwitchMark, effect
+from rltop.backend.effects.throughput import SpeedSample, Throughput
 from rltop.collectors.contract import wire
 
 
-class Effects:
+class EffectHistory:
     """Answers ``view.AskEffect``.
 
     Args:
@@ -23,8 +23,8 @@ class Effects:
         marks: by ``view.change_key``, where on that engine the command began a flag epoch.
     """
 
-    def __init__(self, marks: Mapping[str, Mark] = MappingProxyType({})) -> None:
-        self.pace = Pace()
+    def __init__(self, marks: Mapping[str, SwitchMark] = MappingProxyType({})) -> None:
+        self.pace = Throughput()
         self.marks = dict(marks)
         self._new_marks: list[str] = []
 
@@ -33,16 +33,16 @@ class Effects:
         self.pace.report(envelope, state, now)
         for update in state.commands:
             if update.state == "applied" and update.flag_epoch is not None:
-                self._mark(f"{update.id}@{update.engine}", Mark(envelope.epoch, update.flag_epoch))
+                self._mark(f"{update.id}@{update.engine}", SwitchMark(envelope.epoch, update.flag_epoch))
         while len(self.marks) > api.MAX_CHANGES:
             del self.marks[next(iter(self.marks))]
 
-    def _mark(self, key: str, mark: Mark) -> None:
+    def _mark(self, key: str, mark: SwitchMark) -> None:
         if self.marks.get(key) != mark:
             self.marks[key] = mark
             self._new_marks.append(key)
 
-    def take_marks(self) -> list[tuple[str, Mark]]:
+    def take_marks(self) -> list[tuple[str, SwitchMark]]:
         """The marks that are new since this was last asked."""
         new, self._new_marks = self._new_marks, []
         return [(key, self.marks[key]) for key in new if key in self.marks]
@@ -59,7 +59,7 @@ class Effects:
         question: api.AskEffect,
         chosen: Sequence[api.Change],
         steps: Sequence[StepCells],
-        samples: Mapping[str, Sequence[Sample]],
+        samples: Mapping[str, Sequence[SpeedSample]],
         present: Mapping[str, tuple[str, int]],
     ) -> api.Answer:
         """The answer about a command that is chosen, from what ``judge.effect`` takes."""

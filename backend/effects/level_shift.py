@@ -38,7 +38,7 @@ _ROUNDS = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Shift:
+class LevelShift:
     """What a fit says: the shift, half the width of its interval, and the levels it lies between.
 
     ``before`` and ``after`` are the fitted levels at the switch, so that ``after - before`` is the shift; ``pulled``
@@ -63,7 +63,7 @@ class Shift:
         return self.shift + self.half
 
 
-def fit(x: Floats, y: Floats, weights: Floats, after: Bools, *, trend: bool, level: float = 0.95) -> Shift | None:
+def fit(x: Floats, y: Floats, weights: Floats, after: Bools, *, trend: bool, level: float = 0.95) -> LevelShift | None:
     """The shift of ``y`` [n] where ``after`` [n] turns true; ``x`` [n] is the place in time, rising.
 
     ``weights`` [n] say how much an observation counts (tokens). None with fewer observations than the model and one
@@ -86,7 +86,7 @@ def fit(x: Floats, y: Floats, weights: Floats, after: Bools, *, trend: bool, lev
     half = t_quantile((1 + level) / 2, freedom) * math.sqrt(variance) / max(kept, 0.5)
     half = max(half, ROUNDING * float(np.max(np.abs(y))))
     before, shift = float(beta[0]), float(beta[1])
-    return Shift(shift, half, before, before + shift, int(np.count_nonzero(pulled != y)), rho)
+    return LevelShift(shift, half, before, before + shift, int(np.count_nonzero(pulled != y)), rho)
 
 
 def needed(x: Floats, after: Bools, *, trend: bool, half: float, wanted: float, limit: int) -> int | None:

@@ -19,7 +19,7 @@ MAX_GAP_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SpeedSample:
     """``tokens`` in ``seconds`` of work up to ``time`` (wall clock of the hub), all in one bin and flag epoch."""
 
     time: float
@@ -34,13 +34,13 @@ class Sample:
         return self.time // BIN_S
 
 
-class Pace:
+class Throughput:
     """Samples of every engine. An interval in which an engine had nothing to do, or was paused, is left out."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, float, wire.EngineState]] = {}
-        self._samples: dict[str, deque[Sample]] = {}
-        self._done: list[tuple[str, Sample]] = []  # nothing will be added to them
+        self._samples: dict[str, deque[SpeedSample]] = {}
+        self._done: list[tuple[str, SpeedSample]] = []  # nothing will be added to them
 
     def report(self, envelope: wire.Envelope, state: wire.EngineState, now: float) -> None:
         """A new state of an engine; seconds are by the clock of its sender."""
@@ -54,9 +54,9 @@ class Pace:
         if not 0 < seconds <= MAX_GAP_S or not working or last.paused or state.paused:
             return
         if last.flag_epoch == state.flag_epoch and tokens >= 0:
-            self._add(state.engine, Sample(now, envelope.epoch, state.flag_epoch, seconds, tokens))
+            self._add(state.engine, SpeedSample(now, envelope.epoch, state.flag_epoch, seconds, tokens))
 
-    def _add(self, engine: str, new: Sample) -> None:
+    def _add(self, engine: str, new: SpeedSample) -> None:
         samples = self._samples.setdefault(engine, deque())
         last = samples[-1] if samples else None
         if last and last.bin == new.bin and (last.life, last.epoch) == (new.life, new.epoch):
@@ -72,15 +72,15 @@ class Pace:
         """Life and flag epoch of every engine, as last heard."""
         return {engine: (life, state.flag_epoch) for engine, (life, _, state) in self._last.items()}
 
-    def take_done(self) -> list[tuple[str, Sample]]:
+    def take_done(self) -> list[tuple[str, SpeedSample]]:
         """Engine and sample, of those to which nothing will be added, since this was last asked."""
         done, self._done = self._done, []
         return done
 
-    def take_up(self, samples: Mapping[str, Sequence[Sample]]) -> None:
+    def take_up(self, samples: Mapping[str, Sequence[SpeedSample]]) -> None:
         """Samples that an earlier hub took."""
         self._samples = {engine: deque(own[-MAX_SAMPLES:]) for engine, own in samples.items()}
 
-    def samples(self) -> dict[str, list[Sample]]:
+    def samples(self) -> dict[str, list[SpeedSample]]:
         """By engine, oldest first."""
         return {engine: list(samples) for engine, samples in self._samples.items()}

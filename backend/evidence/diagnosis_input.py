@@ -20,7 +20,7 @@ def last_mixed(steps: Iterable[api.Step], step: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class DiagnosisInput:
     """A run, as a hub or a store has it.
 
     Attributes:
@@ -39,12 +39,12 @@ class Case:
     changes: Sequence[api.Change] = ()
     evidence: Sequence[Stretch] = ()
 
-    def sampled_after(self, step: int) -> Case:
+    def sampled_after(self, step: int) -> DiagnosisInput:
         """With the evidence of those steps alone whose tokens were all sampled after ``step`` had closed."""
         after = last_mixed(self.steps, step)
         return replace(self, evidence=[stretch for stretch in self.evidence if stretch.first > after])
 
-    def up_to(self, step: int) -> Case:
+    def up_to(self, step: int) -> DiagnosisInput:
         """The run as it was when ``step`` was its last: flags as they were then, other facts as last heard of.
 
         Raises:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rltop.backend.evidence import kernel
 from rltop.backend.join.batch import Batch
-from rltop.backend.measure.measure import CutUp
+from rltop.backend.measure.measure import BatchRuns
 from rltop.backend.summary.dimensions import LAG, OFFSET
 from rltop.backend.summary.strata import K3, Strata
 from rltop.backend.summary.token_runs import POSITION_EDGES
@@ -65,7 +65,7 @@ REPEAT_ROWS, REPEAT_TOKENS = 1024, 8
 """Rows of a batch, and first tokens of each, that are looked through for equal contexts."""
 
 
-class Mean(NamedTuple):
+class ClusteredMean(NamedTuple):
     """A mean over tokens and its variance, with sequences as the independent units."""
 
     mean: float
@@ -112,7 +112,7 @@ class Evidence:
         """Whether there is anything in it."""
         return bool(self.sums.any())
 
-    def mean(self, figure: int) -> Mean | None:
+    def mean(self, figure: int) -> ClusteredMean | None:
         """Mean of a figure (ratio estimator); None of nothing. With one sequence the variance is infinite."""
         m, n, s, nn, ss, ns = map(float, self.moments[figure])
         return mean_of(m, n, s, nn, ss, ns)
@@ -136,18 +136,18 @@ class Evidence:
         return cls(**parts)
 
 
-def mean_of(m: float, n: float, s: float, nn: float, ss: float, ns: float) -> Mean | None:
+def mean_of(m: float, n: float, s: float, nn: float, ss: float, ns: float) -> ClusteredMean | None:
     """Of six sums over sequences."""
     if not n:
         return None
     mean = s / n
     if m < 2:
-        return Mean(mean, math.inf, int(m), int(n))
+        return ClusteredMean(mean, math.inf, int(m), int(n))
     variance = max(ss - 2 * mean * ns + mean * mean * nn, 0.0) / n**2 * m / (m - 1)
-    return Mean(mean, variance, int(m), int(n))
+    return ClusteredMean(mean, variance, int(m), int(n))
 
 
-def of(batch: Batch, cut: CutUp) -> dict[str, Evidence]:
+def of(batch: Batch, cut: BatchRuns) -> dict[str, Evidence]:
     """The batch's evidence by engine (empty: not known), without what ``with_lags`` adds."""
     if batch.body.update or not batch.tokens:
         return {}
@@ -192,7 +192,7 @@ def with_lags(evidence: Evidence, strata: Strata) -> Evidence:
     return Evidence(evidence.moments, evidence.sums, evidence.extremes, evidence.aligned, evidence.profile, lags)
 
 
-def _kinds(batch: Batch, cut: CutUp) -> tuple[Ints, Floats]:
+def _kinds(batch: Batch, cut: BatchRuns) -> tuple[Ints, Floats]:
     """Of each run: by what it is matched, and its lag."""
     runs, now = cut.of_runs, batch.body.policy_version
     kinds = np.where(runs.matched, kernel.OLD, 0)
@@ -203,7 +203,7 @@ def _kinds(batch: Batch, cut: CutUp) -> tuple[Ints, Floats]:
     return kinds.astype(np.int64), lags.astype(np.float64)
 
 
-def _labels(cut: CutUp) -> Ints:
+def _labels(cut: BatchRuns) -> Ints:
     prefix, update = cut.of_runs.labels["prefix"], cut.of_runs.labels["update"]
     cache = np.where(prefix == 0, kernel.HIT, np.where(prefix == 1, kernel.MISS, 0))
     flight = np.where(update == 1, kernel.BEFORE, np.where(update == 2, kernel.AFTER, 0))
@@ -228,7 +228,7 @@ def _add(moments: Floats, place: int, figure: int, n: Iterable[float], s: Iterab
     moments[place, figure] += [n_.size, n_.sum(), s_.sum(), n_ @ n_, s_ @ s_, n_ @ s_]
 
 
-def _add_contexts(batch: Batch, cut: CutUp, kinds: Ints, moments: Floats) -> None:
+def _add_contexts(batch: Batch, cut: BatchRuns, kinds: Ints, moments: Floats) -> None:
     """D of matched tokens that stand in their prompt or answer already, against that of the others."""
     runs = cut.of_runs.runs
     left, right, old = (
@@ -267,7 +267,7 @@ def _add_contexts(batch: Batch, cut: CutUp, kinds: Ints, moments: Floats) -> Non
                 _add(moments, int(runs.place[numbers[0]]), figure, [sums[side, 0]], [sums[side, 1]])
 
 
-def _add_repeats(batch: Batch, cut: CutUp, sums: Floats) -> None:
+def _add_repeats(batch: Batch, cut: BatchRuns, sums: Floats) -> None:
     """How far logprobs of equal tokens after equal contexts are apart: rows of one prompt begin alike."""
     keys, grouped = cut.groups
     first = np.searchsorted(batch.token_rows, np.arange(batch.rows))
@@ -343,7 +343,7 @@ def _trained_ids(batch: Batch) -> Ints:
     return ids
 
 
-def _add_requests(batch: Batch, cut: CutUp, moments: Floats, sums: Floats, extremes: Floats) -> None:
+def _add_requests(batch: Batch, cut: BatchRuns, moments: Floats, sums: Floats, extremes: Floats) -> None:
     times: dict[int, list[tuple[float, float]]] = {}
     number = {name: place for place, name in enumerate(cut.names)}
     for span, hit in zip(batch.spans, batch.hits, strict=True):
@@ -365,7 +365,7 @@ def _add_requests(batch: Batch, cut: CutUp, moments: Floats, sums: Floats, extre
         extremes[place, 2] = min(seconds / size for size, seconds in of_place)
 
 
-def _add_rows(batch: Batch, cut: CutUp, moments: Floats, sums: Floats) -> None:
+def _add_rows(batch: Batch, cut: BatchRuns, moments: Floats, sums: Floats) -> None:
     sums[:, ROWS] += np.bincount(cut.row_places, minlength=len(sums))
     rewards = batch.arrays.get("rewards")
     if rewards is None:

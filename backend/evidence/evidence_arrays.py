@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence import Evidence
 from rltop.backend.evidence.sequential import Floats, Ints
 
 
 @dataclass(frozen=True)
-class Pile:
+class EvidenceArrays:
     """All steps of a case, of all engines together or of some.
 
     Attributes:
@@ -36,19 +36,19 @@ class Pile:
         """How many stretches there are."""
         return int(self.first.size)
 
-    def from_step(self, start: int) -> Pile:
+    def from_step(self, start: int) -> EvidenceArrays:
         """The stretches from index ``start`` on."""
-        return Pile(*(getattr(self, name)[start:] for name in self.__dataclass_fields__))
+        return EvidenceArrays(*(getattr(self, name)[start:] for name in self.__dataclass_fields__))
 
 
-class Piles:
+class EvidenceByEngine:
     """The piles of a case: of the run, and of each engine (the unknown one counts for the run alone)."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: DiagnosisInput) -> None:
         self.case = case
         found = case.evidence
         self.engines: list[str] = sorted({name for stretch in found for name in stretch.engines if name})
-        self._made: dict[tuple[int, ...], Pile] = {}
+        self._made: dict[tuple[int, ...], EvidenceArrays] = {}
         self._first = np.array([stretch.first for stretch in found], np.int64)
         self._last = np.array([stretch.last for stretch in found], np.int64)
         nothing = Evidence()
@@ -61,26 +61,26 @@ class Piles:
         }
 
     @functools.cached_property
-    def run(self) -> Pile:
+    def run(self) -> EvidenceArrays:
         """All engines together."""
         return self._of(list(range(len(self.engines) + 1)))
 
-    def engine(self, name: str) -> Pile:
+    def engine(self, name: str) -> EvidenceArrays:
         """One engine."""
         return self._of([1 + self.engines.index(name)])
 
-    def others(self, name: str) -> Pile:
+    def others(self, name: str) -> EvidenceArrays:
         """All known engines but one."""
         return self._of([1 + at for at, other in enumerate(self.engines) if other != name])
 
-    def _of(self, places: list[int]) -> Pile:
+    def _of(self, places: list[int]) -> EvidenceArrays:
         """Of these places, added up once."""
         key = tuple(places)
         if key not in self._made:  # not functools.cache: that would keep all piles for ever
             self._made[key] = self._sum(places)
         return self._made[key]
 
-    def _sum(self, places: list[int]) -> Pile:
+    def _sum(self, places: list[int]) -> EvidenceArrays:
         parts = {name: self._held[name][:, places].sum(axis=1) for name in _SUMMED}
         extremes = self._held[_EXTREMES][:, places]
         if places:
@@ -88,7 +88,7 @@ class Piles:
         else:
             low = least = np.full(self._first.size, np.inf)
             high = -low
-        return Pile(self._first, self._last, extremes=np.stack([low, high, least], axis=1), **parts)
+        return EvidenceArrays(self._first, self._last, extremes=np.stack([low, high, least], axis=1), **parts)
 
 
 _SUMMED = ("moments", "sums", "aligned", "profile", "lags")

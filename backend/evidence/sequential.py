@@ -89,7 +89,7 @@ def _log_two_phi(z: Floats) -> Floats:
 
 
 @dataclass(frozen=True, slots=True)
-class Shift:
+class MeanShift:
     """What is found of a mean.
 
     Attributes:
@@ -113,7 +113,9 @@ class Shift:
         return min(1.0, math.exp(-self.log_e)) if self.log_e < 700 else 0.0
 
 
-def above(moments: Floats, first: Ints, scale: float, least: Floats | float = 0.0, log_alpha: float = 13.8) -> Shift:
+def above(
+    moments: Floats, first: Ints, scale: float, least: Floats | float = 0.0, log_alpha: float = 13.8
+) -> MeanShift:
     """Evidence that a mean is above ``least`` by now.
 
     Args:
@@ -138,10 +140,12 @@ def above(moments: Floats, first: Ints, scale: float, least: Floats | float = 0.
         begin += start + over
 
 
-def below(moments: Floats, first: Ints, scale: float, least: Floats | float = 0.0, log_alpha: float = 13.8) -> Shift:
+def below(
+    moments: Floats, first: Ints, scale: float, least: Floats | float = 0.0, log_alpha: float = 13.8
+) -> MeanShift:
     """Evidence that a mean is below ``-least`` by now; otherwise as ``above``."""
     found = above(moments * np.array([1, 1, -1, 1, 1, -1]), first, scale, least, log_alpha)
-    return Shift(found.log_e, found.start, -found.mean, -found.high, -found.low, found.sequences, found.tokens)
+    return MeanShift(found.log_e, found.start, -found.mean, -found.high, -found.low, found.sequences, found.tokens)
 
 
 def bets(logs: Floats, first: Ints, log_alpha: float = 13.8) -> tuple[float, int]:
@@ -190,12 +194,12 @@ def _mean_account(logs: Floats) -> Floats:
     return mean
 
 
-def _told(of: Stretches, at: int, log_e: float, begin: int) -> Shift:
+def _told(of: Stretches, at: int, log_e: float, begin: int) -> MeanShift:
     if not of.mean.size or not of.tokens[at]:
-        return Shift(log_e, begin + at, 0.0, -math.inf, math.inf, 0, 0)
+        return MeanShift(log_e, begin + at, 0.0, -math.inf, math.inf, 0, 0)
     error = Z95 * math.sqrt(of.variance[at])
     mean = float(of.mean[at])
-    return Shift(log_e, begin + at, mean, mean - error, mean + error, int(of.sequences[at]), int(of.tokens[at]))
+    return MeanShift(log_e, begin + at, mean, mean - error, mean + error, int(of.sequences[at]), int(of.tokens[at]))
 
 
 def _end(moments: Floats, effect: float, scale: float) -> int | None:

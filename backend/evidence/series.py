@@ -33,7 +33,7 @@ class Stretch:
         return Stretch(self.first, later.last, engines)
 
 
-class Course:
+class EvidenceSeries:
     """All stretches of a run. Where there are too many, the older half is merged in pairs."""
 
     def __init__(self, max_parts: int = MAX_PARTS) -> None:

@@ -20,9 +20,9 @@ from typing import Any
 
 import msgspec
 
-from rltop.backend.alarms.notified import Told
+from rltop.backend.alarms.notified import NotificationHistory
 from rltop.backend.api import Snapshot, Step
-from rltop.backend.api.alarm import News, about
+from rltop.backend.api.alarm import AlarmChange, about
 from rltop.backend.exporters.forward import ForwardError
 
 COMMAND_S = 30.0
@@ -53,7 +53,7 @@ Deliver = Callable[[bytes], None]
 """Delivers one message. Raises ``TryLaterError`` or ``GiveUpError``, which say why."""
 
 
-def message(run: str, news: News) -> dict[str, Any]:
+def message(run: str, news: AlarmChange) -> dict[str, Any]:
     """What a hook gets: ``what`` became of which ``alarm``, and ``text``, a line that chat services show."""
     text = f"rltop {run}: alarm {news.alarm.id} {news.what}: {about(news.alarm)}"
     return {"run": run, "what": news.what, "text": text, "alarm": msgspec.to_builtins(news.alarm)}
@@ -72,7 +72,7 @@ class Hook:
         self._deliver = deliver
         self._say = say
         self._waits_s = waits_s
-        self._told = Told()
+        self._told = NotificationHistory()
         self._waiting: deque[bytes] = deque()
         self._wake = threading.Condition()
         self._ended = False
@@ -125,7 +125,7 @@ class Hook:
 
 
 @dataclass(frozen=True)
-class Command:
+class ShellCommand:
     """A command for the shell, which gets a message on standard input; exit code 0 says that it has it."""
 
     text: str

@@ -269,7 +269,7 @@ class WandB:
 
 
 @dataclass(frozen=True)
-class Kind:
+class SinkKind:
     """A kind of sink: what stands after the colon, and what makes it."""
 
     argument: str
@@ -283,10 +283,10 @@ def _port(text: str) -> Sink:
     return Prometheus(int(text))
 
 
-KINDS: Mapping[str, Kind] = {
-    "prometheus": Kind("PORT", f"serve the last step at http://{LOOPBACK}:PORT/metrics", _port),
-    "tensorboard": Kind("DIR", "write an event file in DIR", TensorBoard),
-    "wandb": Kind("PROJECT", "log to Weights & Biases (WANDB_MODE=offline: to a directory)", WandB),
+KINDS: Mapping[str, SinkKind] = {
+    "prometheus": SinkKind("PORT", f"serve the last step at http://{LOOPBACK}:PORT/metrics", _port),
+    "tensorboard": SinkKind("DIR", "write an event file in DIR", TensorBoard),
+    "wandb": SinkKind("PROJECT", "log to Weights & Biases (WANDB_MODE=offline: to a directory)", WandB),
 }
 
 

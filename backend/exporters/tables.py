@@ -30,7 +30,7 @@ class ExportError(ValueError):
 
 
 @dataclass(frozen=True)
-class Kind:
+class ExportKind:
     """What can be exported.
 
     Attributes:
@@ -118,16 +118,16 @@ def readable(body: Row) -> Row:
     }
 
 
-KINDS: tuple[Kind, ...] = (
-    Kind("steps", _step_columns, _steps),
-    Kind("engine-steps", _engine_step_columns, _engine_steps),
-    Kind("engines", _engine_columns, _engines),
-    Kind("sequences", _sequence_columns, _sequences),
-    Kind("events", _plain_columns("event"), _plain("event")),
-    Kind("changes", _plain_columns("change"), _plain("change")),
+KINDS: tuple[ExportKind, ...] = (
+    ExportKind("steps", _step_columns, _steps),
+    ExportKind("engine-steps", _engine_step_columns, _engine_steps),
+    ExportKind("engines", _engine_columns, _engines),
+    ExportKind("sequences", _sequence_columns, _sequences),
+    ExportKind("events", _plain_columns("event"), _plain("event")),
+    ExportKind("changes", _plain_columns("change"), _plain("change")),
 )
 
-KIND_BY_NAME: Mapping[str, Kind] = {kind.name: kind for kind in KINDS}
+KIND_BY_NAME: Mapping[str, ExportKind] = {kind.name: kind for kind in KINDS}
 
 
 def export(reader: Reader, what: str, to: Path, *, overwrite: bool = False) -> int:

@@ -21,14 +21,14 @@ RECENT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class FactChange:
     """A difference that appeared, or is no more."""
 
     severity: str
     text: str
 
 
-class Sampled:
+class SamplingFacts:
     """How each engine's requests were sampled lately; only of those that asked for logprobs, as training does."""
 
     def __init__(self) -> None:
@@ -51,14 +51,14 @@ class Sampled:
         return found
 
 
-class Watch:
+class DifferenceWatch:
     """Which differences stand, since when, and which of them were told."""
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, str], float] = {}
         self._told: set[tuple[str, str]] = set()
 
-    def look(self, found: Iterable[facts.Difference], engines: int, now: float) -> list[News]:
+    def look(self, found: Iterable[facts.Difference], engines: int, now: float) -> list[FactChange]:
         """Compare with what stood before.
 
         Args:
@@ -83,32 +83,34 @@ class Watch:
         return news
 
 
-def _appeared(ones: list[facts.Difference]) -> News:
+def _appeared(ones: list[facts.Difference]) -> FactChange:
     first = ones[0]
     why = facts.because(first.fact)
     if first.against == facts.TRAINER:
         who = facts.has([one.engine for one in ones], first.value)
-        return News("warn", f"{first.fact}: {who}, {first.says}{why}")
+        return FactChange("warn", f"{first.fact}: {who}, {first.says}{why}")
     values: dict[str, list[str]] = {}
     for one in ones:
         values.setdefault(one.value, []).append(one.engine)
     each = "; ".join(facts.has(engines, value) for value, engines in values.items())
     rest = "" if len(values) > 1 else f"; {first.says}"
     severity = "info" if first.fact in facts.FLAG_NAMES else "warn"  # a canary is meant to differ
-    return News(severity, f"{first.fact} differs across the fleet: {each}{rest}{why}")
+    return FactChange(severity, f"{first.fact} differs across the fleet: {each}{rest}{why}")
 
 
-def _ended(key: tuple[str, str]) -> News:
+def _ended(key: tuple[str, str]) -> FactChange:
     fact, against = key
-    return News("info", f"{fact} no longer differs {'across the fleet' if against == facts.FLEET else 'from training'}")
+    return FactChange(
+        "info", f"{fact} no longer differs {'across the fleet' if against == facts.FLEET else 'from training'}"
+    )
 
 
 class Fingerprints:
     """All of it for one run: facts go in as they come, differences come out once a second."""
 
     def __init__(self) -> None:
-        self.sampled = Sampled()
-        self._watch = Watch()
+        self.sampled = SamplingFacts()
+        self._watch = DifferenceWatch()
         self._next = 0.0
 
     def due(self, now: float) -> bool:
@@ -120,7 +122,7 @@ class Fingerprints:
 
     def compare(
         self, engines: Mapping[str, facts.Facts], trainer: facts.Facts, now: float
-    ) -> tuple[dict[str, dict[str, str]], list[News]]:
+    ) -> tuple[dict[str, dict[str, str]], list[FactChange]]:
         """What each engine is marked with, and what is new."""
         found = facts.compare(engines, trainer)
         return facts.by_engine(found), self._watch.look(found, len(engines), now)

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from rltop.backend.api.attribution import Attribution, Interval, LagLine, Stratum
+from rltop.backend.api.attribution import Attribution, Interval, LagRegression, Stratum
 from rltop.backend.effects import epoch_sums
-from rltop.backend.effects.epoch_sums import Place, StepCells
+from rltop.backend.effects.epoch_sums import EpochKey, StepCells
 from rltop.backend.measure.intervals import estimate, interval
-from rltop.backend.summary import Floats, Line, Strata, Summary
+from rltop.backend.summary import Floats, Regression, Strata, Summary
 from rltop.backend.summary.dimensions import ALL, LAG, PROBABILITY
 from rltop.backend.summary.groups import Groups
 from rltop.backend.summary.lagline import Estimate, lag_line
 from rltop.backend.summary.strata import ABS, K3, D, Packed, X
-from rltop.backend.util.bounded import Latest
+from rltop.backend.util.bounded import ByteBoundedCache
 
 TOTAL_BYTES = 32 << 20
 """What is kept of past steps, at 10 to 40 kB for an engine's part of one: of 8 engines the last 100 to 400 steps."""
@@ -30,13 +30,13 @@ MAX_PROMPTS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class EngineSums:
     """What is kept of one engine's part of a step. ``old``: ``matched`` is by old logprobs, not by lag 0."""
 
     strata: Packed
     matched: Packed
     old: bool
-    line: Line
+    line: Regression
     groups: Groups
 
     @property
@@ -45,26 +45,26 @@ class Part:
         return 1000 + self.strata.nbytes + self.matched.nbytes + self.groups.nbytes
 
 
-class History:
+class StepParts:
     """The parts of the latest steps, bounded by bytes."""
 
     def __init__(self, total_bytes: int = TOTAL_BYTES) -> None:
-        self._steps: Latest[dict[str, Part]] = Latest(total_bytes)
+        self._steps: ByteBoundedCache[dict[str, EngineSums]] = ByteBoundedCache(total_bytes)
 
     def add(self, step: int, summaries: dict[str, Summary]) -> None:
         """A step is done. One that comes again, from a restarted trainer, takes the place of its first telling."""
         parts = {
-            engine: Part(s.strata.packed(), s.matched.packed(), s.backend.n > 0, s.line, s.groups)
+            engine: EngineSums(s.strata.packed(), s.matched.packed(), s.backend.n > 0, s.line, s.groups)
             for engine, s in summaries.items()
             if s.gap.n
         }
         self.take_up(step, parts)
 
-    def take_up(self, step: int, parts: dict[str, Part]) -> None:
+    def take_up(self, step: int, parts: dict[str, EngineSums]) -> None:
         """The parts of a step that is done."""
         self._steps.put(step, parts, sum(part.nbytes for part in parts.values()))
 
-    def of_step(self, step: int) -> dict[str, Part]:
+    def of_step(self, step: int) -> dict[str, EngineSums]:
         """The parts of a step by engine; none where none are kept."""
         return self._steps.get(step) or {}
 
@@ -73,10 +73,12 @@ class History:
         return attribution(list(self._steps.items())[-max(steps, 1) :], of_epochs)
 
 
-def attribution(window: Sequence[tuple[int, dict[str, Part]]], of_epochs: Sequence[StepCells] = ()) -> Attribution:
+def attribution(
+    window: Sequence[tuple[int, dict[str, EngineSums]]], of_epochs: Sequence[StepCells] = ()
+) -> Attribution:
     """Over the steps of ``window``, with their parts; ``of_epochs`` has the cells of their flag epochs."""
     numbers = [number for number, _ in window]
-    by_engine: dict[str, list[Part]] = {}
+    by_engine: dict[str, list[EngineSums]] = {}
     for _, parts in window:
         for engine, part in parts.items():
             by_engine.setdefault(engine, []).append(part)
@@ -90,7 +92,7 @@ def attribution(window: Sequence[tuple[int, dict[str, Part]]], of_epochs: Sequen
         [*_told(strata), *_epochs(of_epochs, set(numbers)), *_prompts(part.groups for part in every)],
         of_matched,
         ("old" if old else "lag0") if of_matched else None,
-        list(_lines({e: sum((p.line for p in parts), Line()) for e, parts in by_engine.items()}, strata)),
+        list(_lines({e: sum((p.line for p in parts), Regression()) for e, parts in by_engine.items()}, strata)),
     )
 
 
@@ -126,7 +128,7 @@ def _estimate(moments: Floats) -> Interval:
 
 def _epochs(steps: Sequence[StepCells], numbers: set[int]) -> Iterator[Stratum]:
     """Each engine's flag epochs; lives are told apart by a ' per restart."""
-    found: dict[Place, Floats] = {}
+    found: dict[EpochKey, Floats] = {}
     for step in steps:
         if step.step in numbers:
             for place, cell in step.cells.items():
@@ -154,13 +156,15 @@ def _prompts(groups: Iterable[Groups]) -> Iterator[Stratum]:
             yield _stratum("prompt", f"{int(whole.keys[number]):016x}", whole.moments[number])
 
 
-def _lines(lines: dict[str, Line], strata: dict[str, Strata]) -> Iterator[LagLine]:
-    named: list[tuple[str | None, Line, Strata]] = [(None, sum(lines.values(), Line()), sum(strata.values(), Strata()))]
+def _lines(lines: dict[str, Regression], strata: dict[str, Strata]) -> Iterator[LagRegression]:
+    named: list[tuple[str | None, Regression, Strata]] = [
+        (None, sum(lines.values(), Regression()), sum(strata.values(), Strata()))
+    ]
     named += [(engine or "unknown", line, strata[engine]) for engine, line in sorted(lines.items())]
     for engine, line, own in named:
         if (found := lag_line(line, own)) is not None:
             foot, slope = (_told_end(end, line.sequences) for end in (found.at_lag0, found.per_lag))
-            yield LagLine(foot, slope, line.sequences, engine, found.lags, found.why)
+            yield LagRegression(foot, slope, line.sequences, engine, found.lags, found.why)
 
 
 def _told_end(end: Estimate | None, sequences: int) -> Interval | None:

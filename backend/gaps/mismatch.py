@@ -14,7 +14,7 @@ from rltop.backend.summary import Floats, Ints, Summary
 from rltop.backend.summary.dimensions import CACHE, LAG, OFFSET, POSITION, PROBABILITY
 from rltop.backend.summary.moments import MIDDLES
 from rltop.backend.summary.strata import ABS, K3, D
-from rltop.backend.util.bounded import Latest
+from rltop.backend.util.bounded import ByteBoundedCache
 
 EDGES: tuple[float, ...] = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-10, 3))
 """Sizes of |d| that bound the bins: two to the decade, from 1e-5 to 10 nats, each to the 0.8 % of the summary's own
@@ -33,11 +33,11 @@ _COARSE = np.where(MIDDLES < 0, -_SIZES, _SIZES) + len(EDGES) - 1
 _BINS = 2 * (len(EDGES) - 1) + 1
 
 COLUMNS, MEANS = 8, 4
-"""Of ``Shape.sums``, and how many of them means are made of; the rest is for intervals, NaN where it was not kept."""
+"""Of ``GapShape.sums``, and how many of them means are made of; the rest is for intervals, NaN where it was not kept."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class GapShape:
     """Of one engine's tokens. ``bins``: of d, from the lowest.
 
     ``sums`` [strata, 8]: tokens, d, |d|, k3; and over sequences 1, n n, s s, n s, of n tokens with the sum s of |d|.
@@ -49,7 +49,7 @@ class Shape:
     invalid: int = 0
 
     @classmethod
-    def of(cls, summary: Summary) -> Shape:
+    def of(cls, summary: Summary) -> GapShape:
         """What a summary knows of it."""
         moments = summary.strata.moments[_ROWS]
         sums = np.concatenate(
@@ -58,8 +58,8 @@ class Shape:
         bins = np.bincount(_COARSE, summary.gap.bins, _BINS).astype(np.int64)
         return cls(bins, sums, summary.tokens, summary.gap.invalid)
 
-    def __add__(self, other: Shape) -> Shape:
-        return Shape(
+    def __add__(self, other: GapShape) -> GapShape:
+        return GapShape(
             self.bins + other.bins,
             self.sums + other.sums,
             self.tokens + other.tokens,
@@ -67,11 +67,11 @@ class Shape:
         )
 
 
-class Shapes:
+class GapShapes:
     """Of the last steps, and what viewers ask of them."""
 
     def __init__(self, total_bytes: int = TOTAL_BYTES) -> None:
-        self._steps: Latest[dict[str, Shape]] = Latest(total_bytes)
+        self._steps: ByteBoundedCache[dict[str, GapShape]] = ByteBoundedCache(total_bytes)
 
     @property
     def nbytes(self) -> int:
@@ -80,16 +80,16 @@ class Shapes:
 
     def put(self, step: int, summaries: dict[str, Summary]) -> None:
         """The step is over; one that comes again takes the place of the old one."""
-        self.put_shapes(step, {engine: Shape.of(summary) for engine, summary in summaries.items() if summary.tokens})
+        self.put_shapes(step, {engine: GapShape.of(summary) for engine, summary in summaries.items() if summary.tokens})
 
-    def put_shapes(self, step: int, found: dict[str, Shape]) -> None:
+    def put_shapes(self, step: int, found: dict[str, GapShape]) -> None:
         """The same, of a step whose shapes are known."""
         if found:
             self._steps.put(step, found, _nbytes(found))
         else:
             self._steps.drop(step)
 
-    def of_step(self, step: int) -> dict[str, Shape]:
+    def of_step(self, step: int) -> dict[str, GapShape]:
         """The shapes of a step by engine; none where none are kept."""
         return self._steps.get(step) or {}
 
@@ -110,18 +110,18 @@ class Shapes:
         chosen = self._between(first, last)
         if not chosen:
             raise ValueError("no step with sequences is kept of that range")
-        merged: dict[str, Shape] = {}
+        merged: dict[str, GapShape] = {}
         for step in chosen:
             for engine, shape in self.of_step(step).items():
                 merged[engine] = merged[engine] + shape if engine in merged else shape
         return _answer(min(chosen), max(chosen), len(chosen), dict(sorted(merged.items())))
 
 
-def _nbytes(found: dict[str, Shape]) -> int:
+def _nbytes(found: dict[str, GapShape]) -> int:
     return sum(500 + shape.bins.nbytes + shape.sums.nbytes for shape in found.values())
 
 
-def _answer(first: int, last: int, steps: int, merged: dict[str, Shape]) -> Mismatch:
+def _answer(first: int, last: int, steps: int, merged: dict[str, GapShape]) -> Mismatch:
     profiles, start = [], 0
     for dimension in DIMENSIONS:
         end = start + len(dimension.strata)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rltop.backend.api.samples import Samples, Sequence, Token
-from rltop.backend.gaps.token_details import CloseUp, Ranked, T, highest, least
+from rltop.backend.gaps.token_details import Ranked, T, TokenDetails, highest, least
 from rltop.backend.join.batch import Batch
-from rltop.backend.util.bounded import Latest
+from rltop.backend.util.bounded import ByteBoundedCache
 
 SAMPLE = 16
 WORST = 8
@@ -51,7 +51,7 @@ class Worst:
     by_diff: list[Ranked[Token]] = field(default_factory=list)
     by_k3: list[Ranked[Token]] = field(default_factory=list)
 
-    def add(self, look: CloseUp, engine: str | None) -> None:
+    def add(self, look: TokenDetails, engine: str | None) -> None:
         """Take in what a batch has, of one engine or of all."""
         rows = look.rows_of(engine)
         worst = highest(look.row_k3[rows], self.most_sequences, least(self.sequences, self.most_sequences))
@@ -102,7 +102,7 @@ class StepSamples:
 
     def add(self, batch: Batch) -> None:
         """Take in a batch of update 0 that looks for rollouts no more."""
-        look = CloseUp(batch)
+        look = TokenDetails(batch)
         self.sequences += look.rows.size
         self.tokens += batch.tokens
         most = self.sample[-1][0] if len(self.sample) == SAMPLE else 1 << 64
@@ -145,11 +145,11 @@ class StepSamples:
         return 1000 + sum(s.nbytes for _, s in self.sample) + sum(part.nbytes for part in parts)
 
 
-class Kept:
+class SampledSteps:
     """Of the last steps."""
 
     def __init__(self, total_bytes: int = TOTAL_BYTES) -> None:
-        self._steps: Latest[StepSamples] = Latest(total_bytes)
+        self._steps: ByteBoundedCache[StepSamples] = ByteBoundedCache(total_bytes)
 
     @property
     def nbytes(self) -> int:

@@ -25,7 +25,7 @@ Ranked = tuple[float, int, T]
 """Value, place, what: the highest values first, of equal ones the lowest place."""
 
 
-class CloseUp:
+class TokenDetails:
     """A batch, looked at for what is worth keeping.
 
     Attributes:

@@ -24,9 +24,9 @@ import zmq
 
 from rltop.backend.commands import audit
 from rltop.backend.hub import worker_thread as hub_core
-from rltop.backend.hub.state import Effect, State
+from rltop.backend.hub.state import Effect, HubState
 from rltop.backend.hub.warmup import Warmup
-from rltop.backend.hub.worker_thread import Core
+from rltop.backend.hub.worker_thread import WorkerThread
 from rltop.backend.store.writer_thread import Store
 from rltop.backend.util.clock import SteadyClock
 from rltop.collectors.contract import wire
@@ -68,9 +68,9 @@ class Hub:
         store = Store(rundir.path, rundir.run, self.epoch, self.started)
         past, recalled = store.past(), store.recall()
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex[:12]  # noqa: E731
-        state = State(rundir.run, self.epoch, self.started, new_id, Warmup().ready, past, recalled)
+        state = HubState(rundir.run, self.epoch, self.started, new_id, Warmup().ready, past, recalled)
         news: Callable[[], list[tuple[str, str, str]]] = lambda: [*store.take_news(), *clock.take_news()]  # noqa: E731
-        self._core = Core(state, clock, self._context, OUTBOX, audit.AuditFile(rundir.audit), store, news)
+        self._core = WorkerThread(state, clock, self._context, OUTBOX, audit.AuditFile(rundir.audit), store, news)
         self._core.put(lambda now: _restore(state, rundir.audit, now))  # before anybody is heard
 
     def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
@@ -198,7 +198,7 @@ class Hub:
         self._context.term()
 
 
-def _restore(state: State, log_file: Path, now: float) -> list[Effect]:
+def _restore(state: HubState, log_file: Path, now: float) -> list[Effect]:
     """Let ``state`` know what earlier hubs of this run wrote to the audit log."""
     try:
         lines, bad = audit.read(log_file)

@@ -15,24 +15,24 @@ from rltop.backend import api
 from rltop.backend.alarms.monitor import AlarmWatch
 from rltop.backend.api.probe_result import ProbeResult
 from rltop.backend.commands import audit
-from rltop.backend.commands.lifecycle import Commands, Order, RejectedError
+from rltop.backend.commands.lifecycle import CommandLifecycle, DeliverCommand, RejectedError
 from rltop.backend.diagnosis.diagnose import diagnose
-from rltop.backend.effects.flag_epochs import Effects
-from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.effects.flag_epochs import EffectHistory
+from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.fleet.agreement import Fingerprints
 from rltop.backend.fleet.engines import Engines, TrainerRanks
-from rltop.backend.ingest.acknowledgement import Settling
-from rltop.backend.ingest.sources import Arrival, Mark, Source, Sources, is_trainer
-from rltop.backend.join.index import Index
+from rltop.backend.ingest.acknowledgement import Acknowledgements
+from rltop.backend.ingest.sources import Arrival, ReceivedMark, Source, Sources, is_trainer
+from rltop.backend.join.index import RolloutIndex
 from rltop.backend.join.stats import JoinWatch
-from rltop.backend.probes.inputs import Chooser
-from rltop.backend.probes.running import Book
-from rltop.backend.steps.provenance import Told, uses
+from rltop.backend.probes.inputs import InputChooser
+from rltop.backend.probes.running import RunningProbes
+from rltop.backend.steps.provenance import StoredSteps, uses
 from rltop.backend.steps.steps import Steps
 from rltop.backend.steps.unmeasured import Holes
-from rltop.backend.store.aggregates import Beside, Recalled
+from rltop.backend.store.aggregates import FrameAggregates, StoredAggregates
 from rltop.backend.store.resume import Resumed
-from rltop.backend.store.step_details import Kept
+from rltop.backend.store.step_details import StepDetails
 from rltop.collectors.contract import wire
 
 MAX_SKEW = 2
@@ -46,7 +46,7 @@ LOSS_EVENT_PERIOD_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendControl:
     """Effect: a control message to the collector with this identity (``<source>#<epoch>``)."""
 
     to: str
@@ -62,7 +62,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Recall:
+class AnswerFromStore:
     """Effect: answer a viewer from the store, or where that can't, with ``answer``: what is known without it."""
 
     to: bytes
@@ -79,10 +79,10 @@ class Stop:
 class Audit:
     """Effect: a line for the audit log. Stands before the effects that it is about."""
 
-    line: audit.Line
+    line: audit.AuditLine
 
 
-Effect = Send | Reply | Recall | Stop | Audit
+Effect = SendControl | Reply | AnswerFromStore | Stop | Audit
 
 
 def identity(source: str, epoch: str) -> str:
@@ -90,7 +90,7 @@ def identity(source: str, epoch: str) -> str:
     return f"{source}#{epoch}"
 
 
-class State:
+class HubState:
     """Everything a hub knows.
 
     Args:
@@ -110,24 +110,24 @@ class State:
         new_id: Callable[[], str],
         ready: Callable[[], bool] = lambda: True,
         past: api.Snapshot | None = None,
-        recalled: Recalled | None = None,
+        recalled: StoredAggregates | None = None,
     ) -> None:
         self.snapshot = api.Snapshot(run, epoch, 0, now, now)
         resumed = recalled.resumed if recalled is not None else Resumed()
-        self._index = Index()
+        self._index = RolloutIndex()
         self._index.expect(uses(resumed.taken))
-        self._steps = Steps(self._index, ready, Told({step: taken.lives for step, taken in resumed.taken}))
+        self._steps = Steps(self._index, ready, StoredSteps({step: taken.lives for step, taken in resumed.taken}))
         self._sources = Sources(_of_the_living(resumed.marks, past), now)
         self._steps.behind = self._sources.behind(now)
-        self._settling = Settling(self._index.needed, self._steps.is_open)
+        self._settling = Acknowledgements(self._index.needed, self._steps.is_open)
         self._engines = Engines()
         self._trainer = TrainerRanks()
-        self._chooser = Chooser(self._engines, lambda: self._steps.samples.answer(None, "sample"))
-        self._commands = Commands(epoch, new_id, self._engines, now, self._chooser.choose)
+        self._chooser = InputChooser(self._engines, lambda: self._steps.samples.answer(None, "sample"))
+        self._commands = CommandLifecycle(epoch, new_id, self._engines, now, self._chooser.choose)
         self._fingerprints = Fingerprints()
-        self._effects = Effects(recalled.marks if recalled else {})
+        self._effects = EffectHistory(recalled.marks if recalled else {})
         self._joins = JoinWatch()
-        self._probes = Book()
+        self._probes = RunningProbes()
         self._measured: list[ProbeResult] = []
         self._new_steps: list[api.Step] = []
         self._events: list[api.Event] = []
@@ -151,7 +151,7 @@ class State:
             for stretch in recalled.course:
                 self._steps.course.put(stretch.last, stretch.engines)
 
-    def restore(self, lines: list[audit.Line], bad: int, now: float) -> list[Effect]:
+    def restore(self, lines: list[audit.AuditLine], bad: int, now: float) -> list[Effect]:
         """Take in the audit log that earlier hubs of this run wrote, of which ``bad`` lines can't be read."""
         self._commands.restore(lines, now)
         self._probes.restore(lines)
@@ -238,10 +238,14 @@ class State:
             known = None if verdict is None else api.Answer(question.id, diagnosis=verdict)
             return [Reply(client, known or self._detail(question))]
         if isinstance(question, api.AskPast):
-            return [Recall(client, question, api.Answer(question.id, error="only a store has engines of the past"))]
+            return [
+                AnswerFromStore(client, question, api.Answer(question.id, error="only a store has engines of the past"))
+            ]
         if isinstance(question, api.AskSamples | api.AskMismatch):
             answer = self._detail(question)
-            return [Recall(client, question, answer) if self._stored_alone(question) else Reply(client, answer)]
+            return [
+                AnswerFromStore(client, question, answer) if self._stored_alone(question) else Reply(client, answer)
+            ]
         if isinstance(question, api.AskAlarm):
             return self._ask_alarm(client, question, now)
         try:
@@ -349,18 +353,18 @@ class State:
         """An event that the hub's shell tells of."""
         self._event(now, severity, kind, text)
 
-    def beside(self, steps: list[api.Step]) -> Beside:
+    def beside(self, steps: list[api.Step]) -> FrameAggregates:
         """What is to be stored beside the frame that was made last, which has ``steps``."""
         of = self._steps
         kept = [
-            Kept(
+            StepDetails(
                 n, of.samples.of_step(n), of.shapes.of_step(n), of.history.of_step(n), of.cells.of_step(n),
                 of.course.of_step(n), of.taken.pop(n, None),
             )
             for n in (step.step for step in steps)
         ]  # fmt: skip
         marks = self._settling.marks(self._sources, self.snapshot.time, step_done=bool(steps))
-        return Beside(kept, self._effects.take_marks(), self._effects.pace.take_done(), marks)
+        return FrameAggregates(kept, self._effects.take_marks(), self._effects.pace.take_done(), marks)
 
     def beside_not_stored(self) -> None:
         """What was to be stored beside the frame that was made last, the disk does not take."""
@@ -368,12 +372,12 @@ class State:
 
     def stored(self) -> list[Effect]:
         """All that was to be stored, is: senders may forget what is settled by it."""
-        return [Send(identity(name, word.epoch), word) for name, word in self._settling.acknowledged()]
+        return [SendControl(identity(name, word.epoch), word) for name, word in self._settling.acknowledged()]
 
-    def case(self) -> Case:
+    def case(self) -> DiagnosisInput:
         """What a diagnosis is made from, as of now: with the steps that go out with the next frame."""
         now = self.snapshot
-        return Case(
+        return DiagnosisInput(
             now.run,
             list((now.steps | {step.step: step for step in self._new_steps}).values()),
             dict(now.engines),
@@ -461,7 +465,7 @@ class State:
             self._trainer.new_epoch()
             self._steps.new_epoch()
             self._holes.new_epoch()
-        welcome = Send(identity(source.name, source.epoch), wire.Welcome(self.snapshot.epoch))
+        welcome = SendControl(identity(source.name, source.epoch), wire.Welcome(self.snapshot.epoch))
         return [welcome, *self._ask_again(source, now)]
 
     def _ask_again(self, source: Source, now: float) -> list[Effect]:
@@ -469,7 +473,7 @@ class State:
         if (seq := source.lacks(now)) is None:
             return []
         self.count("resends")
-        return [Send(identity(source.name, source.epoch), wire.Resend(source.epoch, seq))]
+        return [SendControl(identity(source.name, source.epoch), wire.Resend(source.epoch, seq))]
 
     def _register(self, message: wire.Register, now: float) -> list[Effect]:
         if message.proto != wire.PROTO:
@@ -477,14 +481,17 @@ class State:
             return []
         self._sources.registered(message, now)
         to = identity(message.source, message.epoch)
-        return [Send(to, wire.Welcome(self.snapshot.epoch)), *self._orders(self._commands.unanswered(message.source))]
+        return [
+            SendControl(to, wire.Welcome(self.snapshot.epoch)),
+            *self._orders(self._commands.unanswered(message.source)),
+        ]
 
-    def _orders(self, orders: list[Order]) -> list[Effect]:
+    def _orders(self, orders: list[DeliverCommand]) -> list[Effect]:
         effects: list[Effect] = []
         for order in orders:
             source = self._sources.get(order.engine)
             assert source is not None  # only engines that were heard of are live
-            effects.append(Send(identity(source.name, source.epoch), order.command))
+            effects.append(SendControl(identity(source.name, source.epoch), order.command))
         return effects
 
     def _spoken(self, effects: list[Effect], now: float) -> list[Effect]:
@@ -543,7 +550,7 @@ class State:
             self._event(now, "info", _kind(source), f"{source.name} said goodbye", engine=_engine(source))
             if source.is_trainer and self._sources.trainer_health() == "gone":
                 self._steps.trainer_gone(now)
-            effects.append(Send(identity(source.name, source.epoch), wire.ByeAck(source.epoch)))
+            effects.append(SendControl(identity(source.name, source.epoch), wire.ByeAck(source.epoch)))
         return effects
 
     def _lost(self, source: str, lost: int) -> None:
@@ -601,7 +608,7 @@ def _check_speaker(envelope: wire.Envelope, body: wire.DataBody) -> None:
         raise wire.WireError(f"it speaks for {', '.join(sorted(others))}")
 
 
-def _of_the_living(marks: Mapping[str, Mark], past: api.Snapshot | None) -> dict[str, Mark]:
+def _of_the_living(marks: Mapping[str, ReceivedMark], past: api.Snapshot | None) -> dict[str, ReceivedMark]:
     """The marks of collectors that had not said goodbye: nobody else sends anything again."""
     known = {} if past is None else past.engines
     return {name: mark for name, mark in marks.items() if name not in known or known[name].health != "gone"}

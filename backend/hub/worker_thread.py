@@ -16,8 +16,8 @@ import zmq
 
 from rltop.backend import api
 from rltop.backend.commands.audit import AuditFile
-from rltop.backend.hub.state import Audit, Effect, Recall, Reply, Send, State, Stop
-from rltop.backend.store.lookup import Recall as Recalls
+from rltop.backend.hub.state import AnswerFromStore, Audit, Effect, HubState, Reply, SendControl, Stop
+from rltop.backend.store.lookup import StoreLookup as Recalls
 from rltop.backend.store.writer_thread import Store
 from rltop.collectors.contract import wire
 from rltop.collectors.transport.error_boundary import Guard
@@ -39,8 +39,8 @@ VIEW, CONTROL, QUERY, STOP = b"view", b"control", b"query", b"stop"
 Call = Callable[[float], list[Effect] | None]
 
 
-class Core(threading.Thread):
-    """Runs ``State``.
+class WorkerThread(threading.Thread):
+    """Runs ``HubState``.
 
     Args:
         state: the core; touched by this thread alone once started.
@@ -57,7 +57,7 @@ class Core(threading.Thread):
 
     def __init__(
         self,
-        state: State,
+        state: HubState,
         clock: Callable[[], float],
         context: zmq.Context[zmq.Socket[bytes]],
         outbox: str,
@@ -216,16 +216,16 @@ class Core(threading.Thread):
             trouble = self._audit.write(lines)
             self._state.audit_written(trouble, len(self._audit.waiting), self._clock())
         for effect in effects:
-            if isinstance(effect, Send):
+            if isinstance(effect, SendControl):
                 self._outbox.send_multipart([CONTROL, effect.to.encode(), wire.encode(effect.message)])
             elif isinstance(effect, Reply):
                 self._outbox.send_multipart([QUERY, effect.to, api.encode(effect.answer)])
-            elif isinstance(effect, Recall):
+            elif isinstance(effect, AnswerFromStore):
                 self._recall(effect)
             elif isinstance(effect, Stop):
                 self._outbox.send_multipart([STOP])
 
-    def _recall(self, effect: Recall) -> None:
+    def _recall(self, effect: AnswerFromStore) -> None:
         if self._recalls is None:
             self._perform([Reply(effect.to, effect.answer)])
         else:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from rltop.backend.ingest.sources import Mark, Source
-from rltop.backend.join.pending import Needed
+from rltop.backend.ingest.sources import ReceivedMark, Source
+from rltop.backend.join.pending import PendingMessages
 from rltop.collectors.contract import wire
 
 PERIOD_S = 5.0
@@ -20,7 +20,7 @@ PERIOD_S = 5.0
 Places = deque[tuple[int, int]]
 
 
-class Settling:
+class Acknowledgements:
     """The marks of all senders that resend.
 
     Args:
@@ -28,13 +28,13 @@ class Settling:
         is_open: whether a step is still being put together.
     """
 
-    def __init__(self, needed: Needed, is_open: Callable[[int], bool]) -> None:
+    def __init__(self, needed: PendingMessages, is_open: Callable[[int], bool]) -> None:
         self._needed = needed
         self._is_open = is_open
         self._of_steps: dict[str, tuple[str, Places]] = {}  # by rank: its life, and messages with their steps
-        self._marks: dict[str, Mark] = {}  # as last given to the store
-        self._told: dict[str, Mark] = {}
-        self._untold: dict[str, Mark] = {}
+        self._marks: dict[str, ReceivedMark] = {}  # as last given to the store
+        self._told: dict[str, ReceivedMark] = {}
+        self._untold: dict[str, ReceivedMark] = {}
         self._looked = float("-inf")
 
     def took(self, envelope: wire.Envelope, body: wire.DataBody) -> None:
@@ -46,7 +46,7 @@ class Settling:
                 self._of_steps[envelope.source] = envelope.epoch, places
             places.append((envelope.seq, body.step))
 
-    def marks(self, sources: Iterable[Source], now: float, *, step_done: bool) -> list[tuple[str, Mark]]:
+    def marks(self, sources: Iterable[Source], now: float, *, step_done: bool) -> list[tuple[str, ReceivedMark]]:
         """What is to be stored with what is known now: the marks that moved, from time to time."""
         if not step_done and now - self._looked < PERIOD_S:
             return []
@@ -75,18 +75,18 @@ class Settling:
         self._untold.clear()
         return news
 
-    def _mark(self, source: Source) -> Mark:
+    def _mark(self, source: Source) -> ReceivedMark:
         last = source.next_seq - 1
         if not source.is_trainer:
-            return Mark(source.epoch, *self._needed.marks(source.name, source.epoch, last))
+            return ReceivedMark(source.epoch, *self._needed.marks(source.name, source.epoch, last))
         life, places = self._of_steps.get(source.name, ("", _NO_PLACES))
         if life != source.epoch:
             places = _NO_PLACES
         while places and not self._is_open(places[0][1]):
             places.popleft()
         settled = places[0][0] - 1 if places else last
-        return Mark(source.epoch, settled, settled)
+        return ReceivedMark(source.epoch, settled, settled)
 
 
-_NOTHING = Mark("", -1, -1)
+_NOTHING = ReceivedMark("", -1, -1)
 _NO_PLACES: Places = deque()

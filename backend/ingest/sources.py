@@ -36,7 +36,7 @@ RETURN_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class ReceivedMark:
     """How much of what a sender sent in a life (``epoch``) is in what is stored.
 
     Attributes:
@@ -160,7 +160,7 @@ class Arrival:
 class Sources:
     """All senders, by name; ``marks`` are of those that the hub before heard, ``now`` is when this one began."""
 
-    def __init__(self, marks: Mapping[str, Mark] | None = None, now: float = 0.0) -> None:
+    def __init__(self, marks: Mapping[str, ReceivedMark] | None = None, now: float = 0.0) -> None:
         self._known: dict[str, Source] = {}
         self._marks = dict(marks or {})
         self._took_over = False  # from a hub that stored nothing: nobody knows who is still to come

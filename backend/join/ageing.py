@@ -29,7 +29,7 @@ class _Process:
     idle_steps: int = 0
 
 
-class Ageing:
+class RolloutAgeing:
     """The rollouts of all engines, until they are old."""
 
     def __init__(self) -> None:

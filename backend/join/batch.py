@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.backend.join.index import Index, claim
+from rltop.backend.join.index import RolloutIndex, claim
 from rltop.backend.join.reasons import NO_COMPLETION, PACKED, PADDED, RESUMED, TRUNCATED, WHOLE, nearer, odder
-from rltop.backend.join.records import Hit, Ints, Wanted, prompt_key
+from rltop.backend.join.records import Hit, Ints, RowQuery, prompt_key
 from rltop.collectors.contract import wire
 
 _SPAN_BYTES = 1000  # rough cost of a span's objects beside the arrays
@@ -154,10 +154,10 @@ class Batch:
         following = self.hits[number + 1]
         return following is None or following.record is not hit.record
 
-    def join(self, index: Index, *, surely: bool) -> bool:
+    def join(self, index: RolloutIndex, *, surely: bool) -> bool:
         """Look for the rollouts of the rows that wait. Returns whether none waits any more.
 
-        ``surely`` takes only what cannot be mistaken (see ``Index.find``). A repeated sure look costs nothing where no
+        ``surely`` takes only what cannot be mistaken (see ``RolloutIndex.find``). A repeated sure look costs nothing where no
         rollouts have come, and is put off ever longer, so that rows whose rollouts never come cost little.
         """
         if surely:
@@ -174,7 +174,7 @@ class Batch:
                 self._settle_row(row, self._last_look(row, index))
         return not self.waiting
 
-    def _look(self, index: Index, *, surely: bool) -> None:
+    def _look(self, index: RolloutIndex, *, surely: bool) -> None:
         for row in list(self.waiting):
             self._settle_row(row, self._join_row(row, index, surely))
 
@@ -184,7 +184,7 @@ class Batch:
         else:
             del self.waiting[row]
 
-    def _join_row(self, row: int, index: Index, surely: bool) -> str:
+    def _join_row(self, row: int, index: RolloutIndex, surely: bool) -> str:
         """Why the row does not join yet, the nearest miss of its spans; empty if it does."""
         reason, at = "", 0
         while at < len(self._row_spans[row]):  # a span that is cut in two makes them more
@@ -194,7 +194,7 @@ class Batch:
             at += 1
         return reason
 
-    def _join_span(self, number: int, index: Index, surely: bool) -> str:
+    def _join_span(self, number: int, index: RolloutIndex, surely: bool) -> str:
         """Why the span does not join; empty if it does.
 
         What stands before a span in its row is its prompt, or has padding or other sequences before that: a known
@@ -224,7 +224,7 @@ class Batch:
         joined = [n for n in self._row_spans[row] if n < number and self._begins[n] >= 0]
         return self._begins[joined[-1]] if joined else 0
 
-    def _readings(self, number: int, index: Index) -> Iterator[int]:
+    def _readings(self, number: int, index: RolloutIndex) -> Iterator[int]:
         """Where the span's prompt may start, in order of trial."""
         plain = self._plain(number)
         yield plain
@@ -240,17 +240,17 @@ class Batch:
             return WHOLE
         return PADDED if number == self._row_spans[self.spans[number].row][0] else PACKED
 
-    def _asked(self, number: int) -> Wanted:
+    def _asked(self, number: int) -> RowQuery:
         span = self.spans[number]
         ids = self.body.request_ids
-        return Wanted(
+        return RowQuery(
             self._row(span.row)[span.start : span.end],
             self.arrays["rollout_logprobs"][span.token : span.token + span.end - span.start],
             (self.body.step, self.body.update),
             ids[span.row] if ids else "",
         )
 
-    def _resume(self, number: int, begin: int, index: Index, asked: Wanted) -> Hit | None:
+    def _resume(self, number: int, begin: int, index: RolloutIndex, asked: RowQuery) -> Hit | None:
         """A request that was stopped, and sent again with what it had: its rollout is the beginning of the span.
 
         Only if a rollout goes on from there; the span is then cut in two.
@@ -273,7 +273,7 @@ class Batch:
         self._number_spans()
         self._keys = {place: keys for place, keys in self._keys.items() if place[0] != span.row}
 
-    def _last_look(self, row: int, index: Index) -> str:
+    def _last_look(self, row: int, index: RolloutIndex) -> str:
         """What else is to be found, or said, once all other rows have theirs."""
         reason = self.waiting[row]
         missing = False

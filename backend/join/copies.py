@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.join.batch import Batch
-from rltop.backend.join.reasons import Named
+from rltop.backend.join.reasons import ReasonEntry
 from rltop.backend.join.rounding import CASTS, Floats, Marks, equal
 
 Ints = NDArray[np.int64]
@@ -29,17 +29,19 @@ EQUAL, CUT, UNRECORDED = "equal", "cut", "unrecorded"
 ZERO_FILLED, PADDED, CLAMPED, RECOMPUTED, CHANGED = "zero_filled", "padded", "clamped", "recomputed", "changed"
 SHIFTED = "shifted"
 
-KINDS: tuple[Named, ...] = (
-    Named(EQUAL, "the copy is the engine's record, to the rounding of float32"),
-    Named(CUT, "equal as far as it goes, but the engine recorded more tokens of the request"),
-    Named(UNRECORDED, "the engine recorded no logprobs: there is nothing to compare with"),
-    Named(ZERO_FILLED, "0.0 stands where the engine recorded another value, and the rest is equal"),
-    Named(PADDED, "a filler stands where the engine recorded a value (one number, NaN or infinity); the rest is equal"),
-    Named(CLAMPED, "values below a bound were raised to it, and the rest is equal"),
-    Named(SHIFTED, "each value is that of a token before (+) or after (-)"),
-    *(Named(f"cast_{name}", f"the record rounded to {name}") for name in CASTS),
-    Named(RECOMPUTED, "most values differ, and by no rule: not a copy, but computed again"),
-    Named(CHANGED, "some values differ, by no rule"),
+KINDS: tuple[ReasonEntry, ...] = (
+    ReasonEntry(EQUAL, "the copy is the engine's record, to the rounding of float32"),
+    ReasonEntry(CUT, "equal as far as it goes, but the engine recorded more tokens of the request"),
+    ReasonEntry(UNRECORDED, "the engine recorded no logprobs: there is nothing to compare with"),
+    ReasonEntry(ZERO_FILLED, "0.0 stands where the engine recorded another value, and the rest is equal"),
+    ReasonEntry(
+        PADDED, "a filler stands where the engine recorded a value (one number, NaN or infinity); the rest is equal"
+    ),
+    ReasonEntry(CLAMPED, "values below a bound were raised to it, and the rest is equal"),
+    ReasonEntry(SHIFTED, "each value is that of a token before (+) or after (-)"),
+    *(ReasonEntry(f"cast_{name}", f"the record rounded to {name}") for name in CASTS),
+    ReasonEntry(RECOMPUTED, "most values differ, and by no rule: not a copy, but computed again"),
+    ReasonEntry(CHANGED, "some values differ, by no rule"),
 )
 
 _BY_NAME = {kind.name: kind for kind in KINDS}

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.backend.join.ageing import Ageing
-from rltop.backend.join.pending import Needed
+from rltop.backend.join.ageing import RolloutAgeing
+from rltop.backend.join.pending import PendingMessages
 from rltop.backend.join.reasons import (
     BY_ID,
     EVICTED,
@@ -34,8 +34,8 @@ from rltop.backend.join.records import (
     Hit,
     Ints,
     Record,
+    RowQuery,
     Use,
-    Wanted,
     cost,
     distance,
     fingerprint,
@@ -68,7 +68,7 @@ Origin = tuple[str, str, int, int]
 """Engine, its life, number of the message, place in it."""
 
 
-class Index:
+class RolloutIndex:
     """Rollouts by content, bounded by bytes.
 
     Attributes:
@@ -90,10 +90,10 @@ class Index:
         self._lengths: Counter[int] = Counter()  # of prompts
         self._firsts: Counter[int] = Counter()  # first tokens of prompts
         self._gone: OrderedDict[bytes, None] = OrderedDict()
-        self._ageing = Ageing()
+        self._ageing = RolloutAgeing()
         self._marks: deque[int] = deque()  # how many had arrived by the end of each of the last steps
         self._unused: Counter[str] = Counter()
-        self.needed = Needed()
+        self.needed = PendingMessages()
         self._uses: dict[Origin, Iterable[Use]] = {}
 
     def __len__(self) -> int:
@@ -203,7 +203,7 @@ class Index:
         tries = [place for place, _ in zip(likely, range(_PROMPT_TRIES), strict=False)]
         return [place for place in tries if prompt_key(context[place:]) in self._by]
 
-    def find(self, prompt: bytes, span: Wanted, *, surely: bool, in_part: bool) -> Hit | str:
+    def find(self, prompt: bytes, span: RowQuery, *, surely: bool, in_part: bool) -> Hit | str:
         """The rollout of this prompt whose tokens start with the span's, or the reason why there is none.
 
         Of several free ones the nearest by logprobs. It is ``UNSURE`` if it might not be the right one: if ``surely``
@@ -229,12 +229,12 @@ class Index:
             return UNSURE
         return claim(best, span, "" if prompt == best.prompt else way)
 
-    def beginning(self, prompt: bytes, span: Wanted) -> Record | None:
+    def beginning(self, prompt: bytes, span: RowQuery) -> Record | None:
         """A free rollout of this prompt that is the beginning of the span, logprobs and all; the longest."""
         free = [r for r in self._by.get(prompt, ()) if span.use not in r.uses and is_beginning(r, span)]
         return max(free, key=lambda record: record.tokens.size, default=None)
 
-    def by_fingerprint(self, span: Wanted) -> Hit | None:
+    def by_fingerprint(self, span: RowQuery) -> Hit | None:
         """The only free rollout with these tokens and logprobs, under whatever prompt."""
         key = fingerprint(span.tokens, span.logprobs)
         same = [
@@ -247,7 +247,7 @@ class Index:
         ]
         return claim(same[0], span, OTHER_PROMPT) if len(same) == 1 else None
 
-    def near_miss(self, prompt: bytes, span: Wanted) -> str:
+    def near_miss(self, prompt: bytes, span: RowQuery) -> str:
         """What else may be said of a span without its rollout; empty if nothing."""
         named = self._named(span.request_id)
         reason = RETOKENISED if named else ""
@@ -267,14 +267,14 @@ class Index:
         return next((self._by[name] for name in ids if name in self._by), [])
 
 
-def claim(record: Record, span: Wanted, way: str) -> Hit:
+def claim(record: Record, span: RowQuery, way: str) -> Hit:
     """The record answers for the span."""
     again = any(step != span.use[0] for step, _ in record.uses)
     record.uses.add(span.use)
     return Hit(record, 0, way, again)
 
 
-def _acceptable(record: Record, span: Wanted, *, surely: bool, in_part: bool) -> bool:
+def _acceptable(record: Record, span: RowQuery, *, surely: bool, in_part: bool) -> bool:
     same_size = record.tokens.size == span.tokens.size
     if record.agrees(span.logprobs):
         return same_size or not surely

@@ -9,7 +9,7 @@ from rltop.backend.join.records import Record
 
 
 @dataclass(slots=True)
-class _Life:
+class _ProcessMessages:
     """Of one engine's process, by number of the message: how many rollouts of it ..."""
 
     young: OrderedDict[int, int] = field(default_factory=OrderedDict)
@@ -19,16 +19,16 @@ class _Life:
     """... are neither that, nor in a step that is done."""
 
 
-class Needed:
+class PendingMessages:
     """The messages of every engine, as long as a rollout of theirs is needed."""
 
     def __init__(self) -> None:
-        self._lives: dict[tuple[str, str], _Life] = {}
+        self._lives: dict[tuple[str, str], _ProcessMessages] = {}
 
     def add(self, engine: str, life: str, seq: int, records: int) -> None:
         """Message ``seq`` of the engine's process brought so many rollouts."""
         if records:
-            found = self._lives.setdefault((engine, life), _Life())
+            found = self._lives.setdefault((engine, life), _ProcessMessages())
             found.young[seq] = found.untrained[seq] = records
 
     def trained(self, record: Record) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class ReasonEntry:
     """A name in ``view.Step`` and the sentence that says what it means."""
 
     name: str
@@ -21,31 +21,31 @@ OVERLONG = "overlong"
 TAKEN = "already_joined"
 UNSURE = "unsure"
 
-REASONS: tuple[Named, ...] = (
-    Named(NO_PROMPT, "no engine reported a rollout of this prompt"),
-    Named(EVICTED, "the rollouts of this prompt had left the hub's memory before the row came"),
-    Named(NO_COMPLETION, "engines wrote other completions of this prompt, not this one"),
-    Named(
+REASONS: tuple[ReasonEntry, ...] = (
+    ReasonEntry(NO_PROMPT, "no engine reported a rollout of this prompt"),
+    ReasonEntry(EVICTED, "the rollouts of this prompt had left the hub's memory before the row came"),
+    ReasonEntry(NO_COMPLETION, "engines wrote other completions of this prompt, not this one"),
+    ReasonEntry(
         RETOKENISED,
         "a rollout that no row answers for has nearly the same tokens, or the same id: text tokenised anew, or edited",
     ),
-    Named(OVERLONG, "the row goes on after its rollout's last token, with tokens that no engine sampled"),
-    Named(TAKEN, "every rollout with these tokens answers for another row of the same step and update"),
-    Named(UNSURE, "a rollout has these tokens and more of them, or other logprobs: it may not be this row's"),
+    ReasonEntry(OVERLONG, "the row goes on after its rollout's last token, with tokens that no engine sampled"),
+    ReasonEntry(TAKEN, "every rollout with these tokens answers for another row of the same step and update"),
+    ReasonEntry(UNSURE, "a rollout has these tokens and more of them, or other logprobs: it may not be this row's"),
 )
 """From the farthest to the nearest miss; of several the nearest is told."""
 
 WHOLE, PADDED, PACKED, TRUNCATED = "whole", "padded", "packed", "truncated"
 RESUMED, BY_ID, OTHER_PROMPT = "resumed", "by_id", "other_prompt"
 
-WAYS: tuple[Named, ...] = (
-    Named(WHOLE, "prompt and completion as the engine recorded them"),
-    Named(PADDED, "after tokens before the prompt were left out: padding, or a token put in front"),
-    Named(PACKED, "from a row that holds several sequences one after another"),
-    Named(TRUNCATED, "with fewer tokens than the engine recorded: cut, or a stop string left out"),
-    Named(RESUMED, "from several requests: the engine was stopped in the middle, and what was there sent again"),
-    Named(BY_ID, "by the request's id"),
-    Named(OTHER_PROMPT, "by tokens and logprobs alone: the trainer's prompt is not the one that the engine had"),
+WAYS: tuple[ReasonEntry, ...] = (
+    ReasonEntry(WHOLE, "prompt and completion as the engine recorded them"),
+    ReasonEntry(PADDED, "after tokens before the prompt were left out: padding, or a token put in front"),
+    ReasonEntry(PACKED, "from a row that holds several sequences one after another"),
+    ReasonEntry(TRUNCATED, "with fewer tokens than the engine recorded: cut, or a stop string left out"),
+    ReasonEntry(RESUMED, "from several requests: the engine was stopped in the middle, and what was there sent again"),
+    ReasonEntry(BY_ID, "by the request's id"),
+    ReasonEntry(OTHER_PROMPT, "by tokens and logprobs alone: the trainer's prompt is not the one that the engine had"),
 )
 """From the plainest way to the oddest; a row of several requests counts under the oddest of theirs."""
 

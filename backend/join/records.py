@@ -87,7 +87,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RowQuery:
     """What a trainer says of trained tokens in a row: [n] each, and the id of the request, where it kept one."""
 
     tokens: Ints
@@ -158,7 +158,7 @@ def telling(tokens: Ints) -> bool:
     return tokens.size >= SURE_SIZE and np.unique(tokens).size >= SURE_KINDS
 
 
-def is_beginning(record: Record, span: Wanted) -> bool:
+def is_beginning(record: Record, span: RowQuery) -> bool:
     """Whether the span goes on after all of the record, whose tokens and logprobs it starts with."""
     size = record.tokens.size
     return (

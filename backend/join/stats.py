@@ -9,7 +9,7 @@ from typing import Any
 from rltop.backend import api
 from rltop.backend.join import copies
 from rltop.backend.join.batch import Batch
-from rltop.backend.join.reasons import OTHER_PROMPT, OVERLONG, REASONS, RETOKENISED, WAYS, Named
+from rltop.backend.join.reasons import OTHER_PROMPT, OVERLONG, REASONS, RETOKENISED, WAYS, ReasonEntry
 
 REMEMBERED_STEPS = 8
 """What has not been seen for so many steps is news again."""
@@ -23,7 +23,7 @@ Copies = dict[str, dict[str, int]]
 
 
 @dataclass(slots=True)
-class Joined:
+class JoinStats:
     """Of the batches of one step, update 0. Adding batches in any order gives the same."""
 
     ways: Counter[str] = field(default_factory=Counter)
@@ -71,7 +71,7 @@ class JoinWatch:
         return self._steps - before > REMEMBERED_STEPS
 
 
-def _said(count: int, named: Named) -> str:
+def _said(count: int, named: ReasonEntry) -> str:
     return f"{count} sequences {named.name}: {named.sentence}"
 
 

@@ -115,7 +115,7 @@ def _head(arrays: Mapping[str, Any]) -> wire.Sequences:
     return wire.Sequences(step=0, update=0, rank=0, rows=0, arrays=[], **numbers)
 
 
-def _summed(batch: packing.Batch, *, ids_known: bool) -> Summary:
+def _summed(batch: packing.CopiedCall, *, ids_known: bool) -> Summary:
     """Block after block of rows, each as the hub would get it, but with the logprobs as precise as they came."""
     sizes = batch.sizes if isinstance(batch.sizes, np.ndarray) else batch.sizes.read()
     mask = batch.mask.read() != 0
@@ -129,7 +129,7 @@ def _summed(batch: packing.Batch, *, ids_known: bool) -> Summary:
     return total
 
 
-def _whole(column: packing.Column, sizes: NDArray[np.int64]) -> NDArray[Any]:
+def _whole(column: packing.PackedColumn, sizes: NDArray[np.int64]) -> NDArray[Any]:
     """A column's values, one per token, in float64 unless they came in float32."""
     found = column.values.read()
     if found.dtype != np.float32:

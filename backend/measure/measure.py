@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.records import prompt_key
 from rltop.backend.measure.repetition import repeating
-from rltop.backend.measure.sampling_runs import Sampled, gains, sampled, token_versions
-from rltop.backend.summary import CLAMP, Bounds, Floats, Ints, Line, Mean, Sizes, Strata, Summary
+from rltop.backend.measure.sampling_runs import SampledRuns, gains, sampled, token_versions
+from rltop.backend.summary import CLAMP, Bounds, Floats, Ints, Regression, Sizes, Spread, Strata, Summary
 from rltop.backend.summary.groups import Groups
 from rltop.backend.summary.kernel import PIECE_K3, PIECE_N
-from rltop.backend.summary.sequences import Sequences, by_sequence
+from rltop.backend.summary.sequences import SequenceSummary, by_sequence
 from rltop.backend.summary.token_runs import Pieces, Reduced, cut, reduce
 from rltop.collectors.contract import wire
 
-__all__ = ["UNKNOWN_ENGINE", "CutUp", "by_row", "clips", "measure", "token_versions"]
+__all__ = ["UNKNOWN_ENGINE", "BatchRuns", "by_row", "clips", "measure", "token_versions"]
 
 UNKNOWN_ENGINE = ""
 """Key of the tokens whose engine is not known, and of rows that several engines wrote."""
 
 
-class CutUp:
+class BatchRuns:
     """A batch, cut into tokens that were sampled alike; what is costly is made when it is first asked for.
 
     Attributes:
@@ -47,7 +47,7 @@ class CutUp:
         return token_versions(self._batch)
 
     @functools.cached_property
-    def of_runs(self) -> Sampled:
+    def of_runs(self) -> SampledRuns:
         """Runs of tokens that were sampled alike."""
         return sampled(self._batch, self._span_places, len(self.names), self.versions)
 
@@ -62,12 +62,12 @@ class CutUp:
         return _groups(self._batch)
 
 
-def measure(batch: Batch, made: CutUp | None = None, *, ids_known: bool = True) -> dict[str, Summary]:
+def measure(batch: Batch, made: BatchRuns | None = None, *, ids_known: bool = True) -> dict[str, Summary]:
     """The batch's summaries by engine; their sum is the batch's. Updates after the first give only clip rates.
 
     ``made``: the batch cut up, where that is at hand. ``ids_known``: its token ids are not made up.
     """
-    made = made or CutUp(batch)
+    made = made or BatchRuns(batch)
     parts = [Summary() for _ in made.names]
     _add_clips(batch, parts, made.token_places, made.row_places)
     if batch.body.update == 0:
@@ -104,7 +104,7 @@ def _minus(left: NDArray[np.float32], right: NDArray[np.float32]) -> Floats:
         return left.astype(np.float64) - right
 
 
-def _add_matched(batch: Batch, parts: list[Summary], of_runs: Sampled, pieces: Pieces) -> None:
+def _add_matched(batch: Batch, parts: list[Summary], of_runs: SampledRuns, pieces: Pieces) -> None:
     """What is of the version that sampled, and the other ends of the three-way split."""
     trainer, rollout = batch.arrays["trainer_logprobs"], batch.arrays["rollout_logprobs"]
     old, now = batch.arrays.get("old_logprobs"), batch.body.policy_version
@@ -128,7 +128,7 @@ def _add_matched(batch: Batch, parts: list[Summary], of_runs: Sampled, pieces: P
             part.matched = told
 
 
-def _add_lags(batch: Batch, parts: list[Summary], of_runs: Sampled, pieces: Pieces, reduced: Reduced) -> None:
+def _add_lags(batch: Batch, parts: list[Summary], of_runs: SampledRuns, pieces: Pieces, reduced: Reduced) -> None:
     if batch.body.policy_version is None:
         return
     lags = batch.body.policy_version - of_runs.version
@@ -141,16 +141,16 @@ def _add_lags(batch: Batch, parts: list[Summary], of_runs: Sampled, pieces: Piec
     for place, part in enumerate(parts):
         here = of_runs.known & (of_runs.runs.place == place)
         part.dated = part.tokens
-        part.lag = Mean.of(lags[here], sizes[here])
+        part.lag = Spread.of(lags[here], sizes[here])
         part.lags = Sizes.of(lags[here], sizes[here])
-        part.line = Line.of(sums[pieces.group_place == place])
+        part.line = Regression.of(sums[pieces.group_place == place])
 
 
 def _add_means(batch: Batch, parts: list[Summary], engines: Ints) -> None:
     arrays = batch.arrays
     if (entropy := arrays.get("entropy")) is not None:
         for place, part in enumerate(parts):
-            part.entropy = Mean.of(entropy[engines == place])
+            part.entropy = Spread.of(entropy[engines == place])
     if (gain := arrays.get("advantages")) is not None:
         d = _minus(arrays["trainer_logprobs"], arrays["rollout_logprobs"])
         valid = np.isfinite(d) & np.isfinite(gain)
@@ -170,11 +170,11 @@ def _add_spans(batch: Batch, parts: list[Summary], engines: NDArray[np.int64], v
     spans = 1 + np.bincount(rows[1:][changes], minlength=batch.rows)
     for engine, part in enumerate(parts):
         own = spans[(engines == engine) & versioned]
-        part.versions = Mean.of(own)
+        part.versions = Spread.of(own)
         part.spanning = int(np.count_nonzero(own > 1))
 
 
-def _add_rows(batch: Batch, parts: list[Summary], made: CutUp, sums: Floats, lengths: Ints) -> None:
+def _add_rows(batch: Batch, parts: list[Summary], made: BatchRuns, sums: Floats, lengths: Ints) -> None:
     engines, (keys, grouped) = made.row_places, made.groups
     rewards = batch.arrays.get("rewards")
     reward = np.full(batch.rows, np.nan) if rewards is None else rewards.astype(np.float64)
@@ -184,9 +184,9 @@ def _add_rows(batch: Batch, parts: list[Summary], made: CutUp, sums: Floats, len
         here = engines == place
         part.sequences = int(np.count_nonzero(here))
         part.joined = int(np.count_nonzero(here & joined))
-        part.reward = Mean.of(reward[here])
+        part.reward = Spread.of(reward[here])
         trained = here & (lengths > 0)
-        part.whole = Sequences.of(sums[trained], lengths[trained], gain[trained], reward[trained])
+        part.whole = SequenceSummary.of(sums[trained], lengths[trained], gain[trained], reward[trained])
         there = here & grouped
         part.groups = Groups.of(keys[there], sums[there], reward[there])
     parts[0].joinable = batch.joinable - sum(part.joined for part in parts)
@@ -236,7 +236,7 @@ def _add_requests(batch: Batch, parts: list[Summary], number: dict[str, int]) ->
         part.truncated += rollout.finish_reason == "length"
         cached = 0 if rollout.lookup_off else rollout.cached_tokens
         if cached is not None:
-            part.cached += Mean(rollout.prompt_size, float(cached))
+            part.cached += Spread(rollout.prompt_size, float(cached))
 
 
 def _add_clips(
@@ -249,8 +249,8 @@ def _add_clips(
     kept = np.where((low == 1) | (high == 1), 0.0, np.where(np.isnan(low) & np.isnan(high), np.nan, 1.0))
     for engine, part in enumerate(parts):
         here = engines == engine
-        part.clip_low, part.clip_high, part.bounds = Mean.of(low[here]), Mean.of(high[here]), bounds
-        part.kept = Mean.of(kept[here], sizes[here])
+        part.clip_low, part.clip_high, part.bounds = Spread.of(low[here]), Spread.of(high[here]), bounds
+        part.kept = Spread.of(kept[here], sizes[here])
 
 
 def by_row(batch: Batch) -> bool:

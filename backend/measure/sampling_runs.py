@@ -12,7 +12,7 @@ from rltop.backend.join.records import Hit
 from rltop.backend.summary import dimensions
 from rltop.backend.summary.dimensions import CACHE, FINISH, MAX_TURN, UPDATE
 from rltop.backend.summary.kernel import Floats, Ints
-from rltop.backend.summary.token_runs import Runs
+from rltop.backend.summary.token_runs import TokenRuns
 from rltop.collectors.contract import wire
 
 _NEVER = np.iinfo(np.int64).max
@@ -23,7 +23,7 @@ _FINISH = {name: number for number, name in enumerate(FINISH.strata)}
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class SampledRuns:
     """Runs, and what is known of them.
 
     Attributes:
@@ -32,7 +32,7 @@ class Sampled:
             computed under it. labels: stratum by dimension [runs].
     """
 
-    runs: Runs
+    runs: TokenRuns
     version: Ints
     known: NDArray[np.bool_]
     matched: NDArray[np.bool_]
@@ -53,7 +53,7 @@ def token_versions(batch: Batch) -> NDArray[np.int64]:
     return versions
 
 
-def sampled(batch: Batch, span_places: Ints, places: int, versions: Ints) -> Sampled:
+def sampled(batch: Batch, span_places: Ints, places: int, versions: Ints) -> SampledRuns:
     """The runs of a batch; ``span_places`` [spans] of ``places``, ``versions`` [tokens]."""
     begins = np.array([span.token for span in batch.spans], np.int64)
     sizes = np.array([span.end - span.start for span in batch.spans], np.int64)
@@ -73,7 +73,7 @@ def sampled(batch: Batch, span_places: Ints, places: int, versions: Ints) -> Sam
         start, end, span, row, place = start[order], end[order], span[order], row[order], place[order]
     flow = (start > begins[span]) + 2 * (end < begins[span] + sizes[span])
     row_starts = np.searchsorted(batch.token_rows, np.arange(batch.rows))
-    runs = Runs(start, end, row, place, start - row_starts[row], flow.astype(np.int64), places)
+    runs = TokenRuns(start, end, row, place, start - row_starts[row], flow.astype(np.int64), places)
     version = versions[start]
     known = version != wire.UNKNOWN_VERSION
     row_sizes = np.bincount(batch.token_rows, minlength=batch.rows)
@@ -83,7 +83,7 @@ def sampled(batch: Batch, span_places: Ints, places: int, versions: Ints) -> Sam
     labels["update"] = _updates(batch, versions, start, span, known)
     if batch.body.policy_version is not None:
         labels["lag"] = dimensions.lag_strata(batch.body.policy_version - version, known)
-    return Sampled(runs, version, known, matched[start], labels)
+    return SampledRuns(runs, version, known, matched[start], labels)
 
 
 def _span_facts(batch: Batch) -> dict[str, Ints]:

@@ -15,18 +15,28 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rltop.backend.metrics import location_metrics, policy_metrics, token_metrics
-from rltop.backend.metrics.metric import Family, Metric, Thresholds, Values
+from rltop.backend.metrics.metric import Metric, MetricFamily, Thresholds, Values
 from rltop.backend.metrics.trainer_metrics import TRAILING, Scalars
 
 if TYPE_CHECKING:
     from rltop.backend.summary import Summary
 
 __all__ = [
-    "BY_NAME", "FAMILIES", "METRICS", "PER_ENGINE", "TRAILING", "Family", "Metric", "Scalars", "Thresholds", "Values",
-    "of_engines", "values",
+    "BY_NAME",
+    "FAMILIES",
+    "METRICS",
+    "PER_ENGINE",
+    "TRAILING",
+    "Metric",
+    "MetricFamily",
+    "Scalars",
+    "Thresholds",
+    "Values",
+    "of_engines",
+    "values",
 ]  # fmt: skip
 
-FAMILIES: tuple[Family, ...] = (
+FAMILIES: tuple[MetricFamily, ...] = (
     policy_metrics.HEALTH,
     token_metrics.CORRECTNESS,
     token_metrics.LOGPROB_GAP,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rltop.backend.metrics.metric import MISMATCH, Family, Metric, Thresholds, Values
+from rltop.backend.metrics.metric import MISMATCH, Metric, MetricFamily, Thresholds, Values
 from rltop.backend.summary.dimensions import OFFSET, POSITION, POSITIONS
 from rltop.backend.summary.strata import ABS
 
@@ -58,7 +58,7 @@ def _farthest(engines: Mapping[str, Values]) -> float | None:
     return max(known, key=abs, default=None)
 
 
-WHERE = Family(
+WHERE = MetricFamily(
     "Where does the gap begin, and in which engine?",
     "More of it in `rltop attribution`.",
     (

@@ -59,7 +59,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Family:
+class MetricFamily:
     """Metrics that answer one question."""
 
     title: str

@@ -13,8 +13,8 @@ from rltop.backend.metrics.metric import (
     SCHULMAN,
     SLIME_ABS,
     VERL,
-    Family,
     Metric,
+    MetricFamily,
     Thresholds,
     share,
 )
@@ -74,7 +74,7 @@ def noise_ess(s: Summary) -> float | None:
     return None if s.noise is None else math.exp(-min(s.noise**2, 700.0))
 
 
-SEQUENCES = Family(
+SEQUENCES = MetricFamily(
     "How far apart are whole sequences?",
     "Per sequence first, then over sequences.",
     (
@@ -115,7 +115,7 @@ SEQUENCES = Family(
     ),
 )  # fmt: skip
 
-MASKS = Family(
+MASKS = MetricFamily(
     "What would corrections cut off?",
     "At the usual bounds, whether the trainer corrects or not. A falling share is no health: look at kl_k3 beside it.",
     (
@@ -174,7 +174,7 @@ MASKS = Family(
     ),
 )  # fmt: skip
 
-ENTROPY = Family(
+ENTROPY = MetricFamily(
     "How sure are the policies?",
     "",
     (
@@ -193,7 +193,7 @@ ENTROPY = Family(
     ),
 )  # fmt: skip
 
-LAG = Family(
+LAG = MetricFamily(
     "How stale are the tokens?",
     "",
     (
@@ -226,7 +226,7 @@ LAG = Family(
     ),
 )  # fmt: skip
 
-SPLIT = Family(
+SPLIT = MetricFamily(
     "Engine or staleness?",
     "With old logprobs: backend (old - rollout, version-matched) + update (trainer - old) = the gap. Without: lag 0.",
     (
@@ -283,7 +283,7 @@ SPLIT = Family(
     ),
 )  # fmt: skip
 
-HEALTH = Family(
+HEALTH = MetricFamily(
     "Is the run healthy otherwise?",
     "",
     (

@@ -13,8 +13,8 @@ from rltop.backend.metrics.metric import (
     SCHULMAN,
     SLIME_ABS,
     VERL,
-    Family,
     Metric,
+    MetricFamily,
     Thresholds,
     share,
 )
@@ -65,7 +65,7 @@ def per_others(s: Summary) -> float | None:
     return share(float(s.strata.moments[_EVERY_PROB, ABS, 2].sum()), float(s.strata.others.sum()))
 
 
-CORRECTNESS = Family(
+CORRECTNESS = MetricFamily(
     "Is the record right?",
     "Tests of what the logprobs mean; a distance between policies, however large, passes them.",
     (
@@ -106,7 +106,7 @@ CORRECTNESS = Family(
     ),
 )  # fmt: skip
 
-LOGPROB_GAP = Family(
+LOGPROB_GAP = MetricFamily(
     "How large is the gap in logprobs?",
     "d in nats. Not to be compared with differences of probabilities.",
     (
@@ -143,7 +143,7 @@ LOGPROB_GAP = Family(
     ),
 )  # fmt: skip
 
-PROB_GAP = Family(
+PROB_GAP = MetricFamily(
     "How large is the gap in probabilities?",
     "p = exp(logprob). Not to be compared with nats.",
     (
@@ -162,7 +162,7 @@ PROB_GAP = Family(
     ),
 )  # fmt: skip
 
-DIVERGENCES = Family(
+DIVERGENCES = MetricFamily(
     "How far apart are the policies?",
     "Sample estimates, unbiased where the record is that of the sampling distribution.",
     (
@@ -198,7 +198,7 @@ DIVERGENCES = Family(
     ),
 )  # fmt: skip
 
-RATIOS = Family(
+RATIOS = MetricFamily(
     "What do the importance ratios look like?",
     "Raw: before any clipping or masking, unless it says capped.",
     (
@@ -235,7 +235,7 @@ RATIOS = Family(
     ),
 )  # fmt: skip
 
-TAIL = Family(
+TAIL = MetricFamily(
     "What is in the tail?",
     "Rare tokens do the damage and vanish in means.",
     (

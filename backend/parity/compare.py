@@ -106,7 +106,7 @@ class MetricVerdict(msgspec.Struct, frozen=True):
     score: float | None = None
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class ParityVerdict(msgspec.Struct, frozen=True):
     """The overall answer, per metric, and what weakens it.
 
     ``settings`` are facts of the engines or the trainer in which the run differs from the references.
@@ -124,7 +124,7 @@ class Verdict(msgspec.Struct, frozen=True):
 Steps = Mapping[int, Step]
 
 
-def parity(references: Sequence[Steps], run: Steps, settings: Sequence[str] = ()) -> Verdict:
+def parity(references: Sequence[Steps], run: Steps, settings: Sequence[str] = ()) -> ParityVerdict:
     """Judge ``run`` against one or more ``references``.
 
     Raises:
@@ -149,7 +149,7 @@ def parity(references: Sequence[Steps], run: Steps, settings: Sequence[str] = ()
     if absent := [metric.label for metric in found if metric.verdict == ABSENT]:
         notes.append(f"not measured in every run: {', '.join(absent)}")
     since = min((metric.since for metric in diverging if metric.since is not None), default=None)
-    return Verdict(verdict, len(references), common, found, since, notes, list(settings))
+    return ParityVerdict(verdict, len(references), common, found, since, notes, list(settings))
 
 
 def _table(references: Sequence[Steps], run: Steps, metric: str) -> tuple[NDArray[np.int64], Floats]:

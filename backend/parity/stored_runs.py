@@ -16,7 +16,7 @@ _OWN_FACTS = frozenset({"pid", "host", "policy_version", "weight_label", "prefix
 """Facts in which two runs differ anyway."""
 
 
-def compare_stored(references: Sequence[Path], run: Path) -> compare.Verdict:
+def compare_stored(references: Sequence[Path], run: Path) -> compare.ParityVerdict:
     """The verdict on stored runs.
 
     Raises:
@@ -70,7 +70,7 @@ def _or(values: set[str] | None) -> str:
 _HEADS = (("reference", 11), ("run", 11), ("difference", 12), ("noise", 10), ("visible", 10))
 
 
-def as_text(verdict: compare.Verdict) -> str:
+def as_text(verdict: compare.ParityVerdict) -> str:
     """For people: the answer first, then why."""
     since = f", since step {verdict.since}" if verdict.since is not None else ""
     which = [metric.label for metric in verdict.metrics if metric.verdict == compare.DIVERGES]

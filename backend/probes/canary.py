@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rltop.backend import api
-from rltop.backend.api.probe_result import Evidence, ProbeResult
+from rltop.backend.api.probe_result import ProbeEvidence, ProbeResult
 from rltop.collectors.contract.probes import BY_NAME
 
 PROBE = BY_NAME["canary-flip"]
@@ -37,12 +37,12 @@ def result_of(effect: api.Effect, picture: api.Snapshot) -> ProbeResult:
     )  # fmt: skip
 
 
-def _evidence(row: api.EffectRow) -> Evidence | None:
+def _evidence(row: api.EffectRow) -> ProbeEvidence | None:
     estimate = row.against or row.own
     if estimate is None:
         return None
     name = f"change of {row.figure}, {row.verdict}"
-    return Evidence(
+    return ProbeEvidence(
         name, estimate.difference, row.unit, estimate.low, estimate.high, row.after, f"after, each a {row.every}"
     )
 

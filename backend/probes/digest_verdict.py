@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from rltop.backend.api.probe_result import Evidence, Finding
+from rltop.backend.api.probe_result import ProbeEvidence, ProbeFinding
 from rltop.backend.fleet.facts import some
 from rltop.backend.probes.reports import Report
 from rltop.collectors.contract import wire
@@ -31,7 +31,7 @@ Wholes = dict[tuple[str, int], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class LastDigest:
     """The last digest of one engine: in which life, after how many updates, at which version."""
 
     life: str
@@ -40,11 +40,11 @@ class Seen:
     wholes: Wholes
 
 
-class Weights:
+class KnownDigests:
     """What earlier probes and the trainer said of weights."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, LastDigest] = {}
         self._trainer: OrderedDict[int, dict[str, str]] = OrderedDict()
 
     def trained(self, body: wire.StepClosed) -> None:
@@ -55,7 +55,7 @@ class Weights:
             while len(self._trainer) > VERSIONS:
                 self._trainer.popitem(last=False)
 
-    def judge(self, reports: Mapping[str, Report], lives: Mapping[str, str]) -> Finding:
+    def judge(self, reports: Mapping[str, Report], lives: Mapping[str, str]) -> ProbeFinding:
         """What the reports of one probe say; they are what the next is compared with.
 
         Args:
@@ -66,7 +66,9 @@ class Weights:
         before = {e: self._seen[e] for e in present if e in self._seen and self._seen[e].life == lives.get(e)}
         for engine, report in reports.items():
             body = report.body
-            self._seen[engine] = Seen(lives.get(engine, ""), body.weight_updates, body.policy_version, present[engine])
+            self._seen[engine] = LastDigest(
+                lives.get(engine, ""), body.weight_updates, body.policy_version, present[engine]
+            )
         versions = {engine: report.body.policy_version for engine, report in sorted(reports.items())}
         changes = {engine: _change(present[engine], reports[engine].body, before.get(engine)) for engine in present}
         trainer = {e: _with_trainer(reports[e].body, self._trainer.get(v) if v is not None else None)
@@ -77,11 +79,11 @@ class Weights:
         evidence = [*_counts(present, changes, trainer), *_costs(reports)]
         verdict, text, odd = _verdict(present, versions, changes, trainer)
         version = next(iter(versions.values())) if len(set(versions.values())) == 1 else None
-        return Finding(verdict, text, odd, evidence, version, notes)
+        return ProbeFinding(verdict, text, odd, evidence, version, notes)
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class WeightChange:
     """What became of an engine's weights since its last digest. ``updates`` since then; None: no such digest.
 
     ``changed`` of all weights, ``kept`` of those that are large enough to tell.
@@ -104,7 +106,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class DigestMatch:
     """An engine's weights beside the trainer's of the same version."""
 
     compared: int
@@ -116,9 +118,9 @@ def _weights(report: Report) -> Wholes:
     return {(one.name, one.rank): one.whole for one in report.body.digests if one.kind in WEIGHTS}
 
 
-def _change(now: Wholes, body: wire.ProbeReport, seen: Seen | None) -> Change:
+def _change(now: Wholes, body: wire.ProbeReport, seen: LastDigest | None) -> WeightChange:
     if seen is None:
-        return Change(None, 0, [], "no earlier digest to compare with; run it again after the next update")
+        return WeightChange(None, 0, [], "no earlier digest to compare with; run it again after the next update")
     updates = body.weight_updates - seen.updates
     same = sorted({name for (name, rank), whole in now.items() if seen.wholes.get((name, rank)) == whole})
     large = {one.name for one in body.digests if one.elements >= TELLING_ELEMENTS}
@@ -127,15 +129,15 @@ def _change(now: Wholes, body: wire.ProbeReport, seen: Seen | None) -> Change:
     since = f"{updates} update{'s' * (updates != 1)} since the last digest"
     if not updates:
         text = "as they were" if not changed else f"yet {changed} weights changed: by a way that is not seen"
-        return Change(0, changed, kept, f"{since}, and the weights are {text}")
+        return WeightChange(0, changed, kept, f"{since}, and the weights are {text}")
     says = f"{since} changed {changed} of {total} weights"
-    return Change(updates, changed, kept, says + (f"; as before: {some(kept)}" if kept and changed else ""))
+    return WeightChange(updates, changed, kept, says + (f"; as before: {some(kept)}" if kept and changed else ""))
 
 
-def _with_trainer(body: wire.ProbeReport, trainer: Mapping[str, str] | None) -> Match:
+def _with_trainer(body: wire.ProbeReport, trainer: Mapping[str, str] | None) -> DigestMatch:
     """Rows of tensors that the engine has in one add up to those of the trainer's parts; ranks add up likewise."""
     if not trainer:
-        return Match(0, [], "")
+        return DigestMatch(0, [], "")
     ranks: dict[str, list[wire.Digest]] = {}
     for one in body.digests:
         if one.kind in WEIGHTS:
@@ -157,9 +159,9 @@ def _with_trainer(body: wire.ProbeReport, trainer: Mapping[str, str] | None) -> 
                 continue
             differ.append(name)
     if not compared:
-        return Match(0, [], "none of the trainer's digests has a name and dtype of this engine's")
+        return DigestMatch(0, [], "none of the trainer's digests has a name and dtype of this engine's")
     says = f"{compared - len(differ)} of {compared} weights are the trainer's of this version"
-    return Match(compared, differ, says + (f"; not: {some(differ)}" if differ else ""))
+    return DigestMatch(compared, differ, says + (f"; not: {some(differ)}" if differ else ""))
 
 
 def _parts(name: str, fused: Mapping[str, list[str]]) -> list[str]:
@@ -174,8 +176,8 @@ def _parts(name: str, fused: Mapping[str, list[str]]) -> list[str]:
 def _verdict(
     present: Mapping[str, Wholes],
     versions: Mapping[str, int | None],
-    changes: Mapping[str, Change],
-    trainer: Mapping[str, Match],
+    changes: Mapping[str, WeightChange],
+    trainer: Mapping[str, DigestMatch],
 ) -> tuple[str, str, list[str]]:
     groups = _groups(present, versions)
     for version, alike in groups.items():
@@ -222,8 +224,8 @@ def _differing(
     version: int | None,
     groups: list[list[str]],
     present: Mapping[str, Wholes],
-    changes: Mapping[str, Change],
-    trainer: Mapping[str, Match],
+    changes: Mapping[str, WeightChange],
+    trainer: Mapping[str, DigestMatch],
 ) -> tuple[str, list[str]]:
     """What to say of engines of one version with other weights, and which are the odd ones."""
     engines = [engine for group in groups for engine in group]
@@ -239,7 +241,7 @@ def _differing(
 
 
 def _odd(
-    groups: list[list[str]], engines: list[str], changes: Mapping[str, Change], trainer: Mapping[str, Match]
+    groups: list[list[str]], engines: list[str], changes: Mapping[str, WeightChange], trainer: Mapping[str, DigestMatch]
 ) -> tuple[list[str], str]:
     wrong = [engine for engine in engines if trainer[engine].differ]
     if wrong and any(trainer[engine].compared and not trainer[engine].differ for engine in engines):
@@ -271,20 +273,22 @@ def _of_report(engine: str, report: Report) -> list[str]:
 
 
 def _counts(
-    present: Mapping[str, Wholes], changes: Mapping[str, Change], trainer: Mapping[str, Match]
-) -> Iterable[Evidence]:
+    present: Mapping[str, Wholes], changes: Mapping[str, WeightChange], trainer: Mapping[str, DigestMatch]
+) -> Iterable[ProbeEvidence]:
     for engine, wholes in present.items():
         change, match = changes[engine], trainer[engine]
         count = len({name for name, _ in wholes})
-        yield Evidence("weights read", float(count), engine=engine)
+        yield ProbeEvidence("weights read", float(count), engine=engine)
         if change.updates:
-            yield Evidence("weights changed by updates", float(change.changed), n=count, of="weights", engine=engine)
+            yield ProbeEvidence(
+                "weights changed by updates", float(change.changed), n=count, of="weights", engine=engine
+            )
         if match.compared:
-            yield Evidence("weights unlike the trainer's", float(len(match.differ)), n=match.compared, of="weights",
+            yield ProbeEvidence("weights unlike the trainer's", float(len(match.differ)), n=match.compared, of="weights",
                            engine=engine)  # fmt: skip
 
 
-def _costs(reports: Mapping[str, Report]) -> Iterable[Evidence]:
+def _costs(reports: Mapping[str, Report]) -> Iterable[ProbeEvidence]:
     for engine, report in sorted(reports.items()):
-        yield Evidence("the engine stood still for", 1e3 * report.body.stall_s, "ms", engine=engine)
-        yield Evidence("the longest at once", 1e3 * report.body.longest_s, "ms", engine=engine)
+        yield ProbeEvidence("the engine stood still for", 1e3 * report.body.stall_s, "ms", engine=engine)
+        yield ProbeEvidence("the longest at once", 1e3 * report.body.longest_s, "ms", engine=engine)

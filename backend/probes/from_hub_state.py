@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from rltop.backend import api
-from rltop.backend.api.probe_result import Evidence, Finding, share
+from rltop.backend.api.probe_result import ProbeEvidence, ProbeFinding, share
 from rltop.backend.fleet import facts
 from rltop.backend.join import copies
 from rltop.backend.join.reasons import (
@@ -31,34 +31,36 @@ OTHER_IDS = (NO_PROMPT, NO_COMPLETION, RETOKENISED, OVERLONG)
 _SENTENCE = {named.name: named.sentence for named in (*REASONS, *WAYS)}
 
 
-def config_diff(picture: api.Snapshot, engines: Sequence[str]) -> Finding:
+def config_diff(picture: api.Snapshot, engines: Sequence[str]) -> ProbeFinding:
     """Whether the facts of ``engines`` agree with each other and with what the trainer stated."""
     known = {name: facts.of_engine(picture.engines[name]) for name in engines if name in picture.engines}
     found = facts.compare(known, picture.trainer.facts)
     stated = [*known.values(), picture.trainer.facts]
     compared = sum(sum(fact.name in one for one in stated) > 1 for fact in facts.FACTS)
     names = list(dict.fromkeys(one.fact for one in found))
-    evidence = [Evidence("facts that differ", float(len(names)), n=compared, of="compared")]
+    evidence = [ProbeEvidence("facts that differ", float(len(names)), n=compared, of="compared")]
     notes = [] if picture.trainer.facts else ["The trainer stated no facts: see TrainerCollector(facts=...)."]
     if len(known) < 2:
         notes.append("One engine alone: only what the trainer states can differ.")
     if not compared:
-        return Finding("unclear", "no fact is stated by two of them", evidence=[], notes=notes)
+        return ProbeFinding("unclear", "no fact is stated by two of them", evidence=[], notes=notes)
     if not found:
-        return Finding("agree", f"{compared} facts that at least two state are the same.", [], evidence, None, notes)
+        return ProbeFinding(
+            "agree", f"{compared} facts that at least two state are the same.", [], evidence, None, notes
+        )
     notes = [f"{one.fact}: {one.engine} has {one.value}, {one.says}{facts.because(one.fact)}." for one in found] + notes
     text = f"{len(names)} of {compared} facts differ: {facts.some(names)}."
-    return Finding("differ", text, sorted({one.engine for one in found}), evidence, None, notes)
+    return ProbeFinding("differ", text, sorted({one.engine for one in found}), evidence, None, notes)
 
 
-def token_echo(picture: api.Snapshot) -> Finding:
+def token_echo(picture: api.Snapshot) -> ProbeFinding:
     """Whether trainer rows of the last steps have the token ids that engines recorded."""
     steps = list(islice(reversed(picture.steps.values()), ECHO_STEPS))
     joins = sum((Counter(step.joins) for step in steps), Counter[str]())
     unjoined = sum((Counter(step.unjoined) for step in steps), Counter[str]())
     rows = sum(joins.values()) + sum(unjoined.values())
     if not rows:
-        return Finding("unclear", "no step with rows has closed yet")
+        return ProbeFinding("unclear", "no step with rows has closed yet")
     wrong = Counter({reason: unjoined[reason] for reason in OTHER_IDS if unjoined[reason]})
     if joins[OTHER_PROMPT]:
         wrong[OTHER_PROMPT] = joins[OTHER_PROMPT]
@@ -76,19 +78,19 @@ def token_echo(picture: api.Snapshot) -> Finding:
     evidence += of_copies
     notes += odd
     if not compared:
-        return Finding(
+        return ProbeFinding(
             "unclear", f"none of {rows} rows of {where} could be compared: {EVICTED} or unsure.", notes=notes
         )
     if not wrong:
         text = f"{compared} rows of {where} have the ids that their engines recorded, prompt and completion."
-        return Finding("equal", text, [], evidence, None, notes)
+        return ProbeFinding("equal", text, [], evidence, None, notes)
     said = "; ".join(f"{count} {name} ({_SENTENCE[name]})" for name, count in wrong.most_common())
-    return Finding(
+    return ProbeFinding(
         "differ", f"{sum(wrong.values())} of {compared} rows of {where} do not: {said}.", [], evidence, None, notes
     )
 
 
-def _copies(steps: Sequence[api.Step]) -> tuple[list[str], list[Evidence]]:
+def _copies(steps: Sequence[api.Step]) -> tuple[list[str], list[ProbeEvidence]]:
     """What is to be said of the trainer's copies of the recorded logprobs, which stand beside the ids."""
     kinds = sum((Counter(of) for step in steps for of in step.copies.values()), Counter[str]())
     bad = Counter({kind: count for kind, count in kinds.items() if kind not in copies.FINE})

@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
+class ScoringInput:
     """One sequence to score.
 
     Attributes:
@@ -54,18 +54,18 @@ class Material:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RecentRollout:
     """A rollout as it came."""
 
     rollout: wire.Rollout
-    material: Material
+    material: ScoringInput
 
 
-class Recent:
+class RecentRollouts:
     """The last rollouts of every engine."""
 
     def __init__(self) -> None:
-        self._of: dict[str, deque[Kept]] = {}
+        self._of: dict[str, deque[RecentRollout]] = {}
         self._bytes: dict[str, int] = {}
 
     def take(self, body: wire.Rollouts, arrays: wire.Arrays) -> None:
@@ -77,23 +77,23 @@ class Recent:
         for rollout in body.rollouts:
             prompt_end, end = prompt_at + rollout.prompt_size, at + rollout.size
             if rollout.size and rollout.prompt_size and rollout.prompt_size + rollout.size <= LONGEST:
-                material = Material(
+                material = ScoringInput(
                     rollout.request_id, prompts[prompt_at:prompt_end].copy(), tokens[at:end].copy(),
                     logprobs[at:end].copy(),
                 )  # fmt: skip
-                kept.append(Kept(rollout, material))
+                kept.append(RecentRollout(rollout, material))
                 held += 8 * material.size
             prompt_at, at = prompt_end, end
         while len(kept) > KEPT or held > KEPT_BYTES:
             held -= 8 * kept.popleft().material.size
         self._bytes[body.engine] = held
 
-    def newest(self, engine: str) -> Iterator[Kept]:
+    def newest(self, engine: str) -> Iterator[RecentRollout]:
         """The newest first."""
         return reversed(self._of.get(engine, deque()))
 
 
-class Chooser:
+class InputChooser:
     """Chooses what each engine is to score for a probe, and remembers it for the judge.
 
     Args:
@@ -102,10 +102,10 @@ class Chooser:
     """
 
     def __init__(self, engines: Engines, samples: Callable[[], Samples]) -> None:
-        self.recent = Recent()
+        self.recent = RecentRollouts()
         self._engines = engines
         self._samples = samples
-        self._chosen: dict[str, list[Material]] = {}
+        self._chosen: dict[str, list[ScoringInput]] = {}
 
     def choose(self, probe: str, engines: list[str]) -> dict[str, list[wire.Passage]]:
         """For each engine. Raises ``RejectedError`` where there is nothing to score."""
@@ -125,12 +125,12 @@ class Chooser:
                 raise RejectedError("; ".join(why.values()))
         return {engine: [one.passage for one in chosen] for engine, chosen in self._chosen.items()}
 
-    def taken(self) -> dict[str, list[Material]]:
+    def taken(self) -> dict[str, list[ScoringInput]]:
         """What was chosen last."""
         chosen, self._chosen = self._chosen, {}
         return chosen
 
-    def _present(self, engine: str, why: dict[str, str]) -> list[Material]:
+    def _present(self, engine: str, why: dict[str, str]) -> list[ScoringInput]:
         """Rollouts of the weights and flags that the engine has now, whose record a rescore can be held against."""
         state = self._engines.state(engine)
         newest = list(self.recent.newest(engine))
@@ -151,20 +151,20 @@ class Chooser:
             why[engine] = f"no rollout of {engine} began and ended under its present weights and flags; ask again later"
         return found
 
-    def _cached(self, engine: str) -> list[Material]:
+    def _cached(self, engine: str) -> list[ScoringInput]:
         """Rollouts that hit the cache before all others, of different prompts first."""
         newest = list(self.recent.newest(engine))
         newest.sort(key=lambda kept: not kept.rollout.cached_tokens)  # stable: the newest stay first
         prompts: set[bytes] = set()
-        first: list[Material] = []
-        rest: list[Material] = []
+        first: list[ScoringInput] = []
+        rest: list[ScoringInput] = []
         for kept in newest:
             key = kept.material.prompt.tobytes()
             (rest if key in prompts else first).append(kept.material)
             prompts.add(key)
         return _some([*first, *rest])
 
-    def _trained(self) -> list[Material]:
+    def _trained(self) -> list[ScoringInput]:
         """Sequences of the last step, where their whole prompt is kept."""
         try:
             sequences = self._samples().sequences
@@ -188,9 +188,9 @@ def is_of(rollout: wire.Rollout, version: int | None, epoch: int) -> bool:
     return all((run.version, run.flag_epoch) == (version, epoch) for run in rollout.runs) and bool(rollout.runs)
 
 
-def _some(materials: Iterable[Material]) -> list[Material]:
+def _some(materials: Iterable[ScoringInput]) -> list[ScoringInput]:
     """The first ones, as many as one probe may send."""
-    found: list[Material] = []
+    found: list[ScoringInput] = []
     tokens = 0
     for material in materials:
         if len(found) == MAX_SEQUENCES or tokens + material.size > MAX_TOKENS:
@@ -200,9 +200,9 @@ def _some(materials: Iterable[Material]) -> list[Material]:
     return found
 
 
-def _of_sequence(one: Sequence) -> Material | None:
+def _of_sequence(one: Sequence) -> ScoringInput | None:
     context, ids, mask = ints(one.context), ints(one.ids), np.frombuffer(one.mask, "u1")
     whole = one.prompt_tokens == context.size and bool(mask.all()) and len(one.requests) == 1
     if not whole or context.size + ids.size > LONGEST or not ids.size:
         return None
-    return Material(one.requests[0], context, ids, floats(one.rollout), floats(one.trainer))
+    return ScoringInput(one.requests[0], context, ids, floats(one.rollout), floats(one.trainer))

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import msgspec
 
 from rltop.backend import api
-from rltop.backend.api.probe_result import Finding, ProbeResult
-from rltop.backend.commands.audit import Line
+from rltop.backend.api.probe_result import ProbeFinding, ProbeResult
+from rltop.backend.commands.audit import AuditLine
 from rltop.backend.fleet.facts import same_text
-from rltop.backend.probes.digest_verdict import Weights
+from rltop.backend.probes.digest_verdict import KnownDigests
 from rltop.backend.probes.from_hub_state import config_diff, token_echo
-from rltop.backend.probes.inputs import Material
+from rltop.backend.probes.inputs import ScoringInput
 from rltop.backend.probes.reports import Report
 from rltop.backend.probes.scores import crossed, rescored, salted
 from rltop.collectors.contract import wire
@@ -24,18 +24,18 @@ REPORT_S = 3.0
 
 
 @dataclass(slots=True)
-class Asked:
+class RunningProbe:
     """One probe's command: the engines it was asked of, and their reports so far."""
 
     command: str
     probe: str
     engines: list[str]
-    chosen: dict[str, list[Material]]
+    chosen: dict[str, list[ScoringInput]]
     reports: dict[str, Report] = field(default_factory=dict)
     closed: float | None = None
 
 
-class Book:
+class RunningProbes:
     """All probes of this hub.
 
     Attributes:
@@ -43,19 +43,19 @@ class Book:
     """
 
     def __init__(self) -> None:
-        self.weights = Weights()
+        self.weights = KnownDigests()
         self._lives: dict[str, str] = {}
-        self._asked: dict[str, Asked] = {}
+        self._asked: dict[str, RunningProbe] = {}
         self._results: list[ProbeResult] = []
 
-    def restore(self, lines: Iterable[Line]) -> None:
+    def restore(self, lines: Iterable[AuditLine]) -> None:
         """What the log of earlier hubs has of probes that ended."""
         results = [line.result for line in lines if line.result is not None]
         self._results += results[-api.MAX_PROBES :]
 
-    def begun(self, command: str, probe: str, engines: list[str], chosen: dict[str, list[Material]]) -> None:
+    def begun(self, command: str, probe: str, engines: list[str], chosen: dict[str, list[ScoringInput]]) -> None:
         """A probe was asked for; ``chosen`` is what its engines score."""
-        self._asked[command] = Asked(command, probe, engines, chosen)
+        self._asked[command] = RunningProbe(command, probe, engines, chosen)
 
     def report(self, body: wire.ProbeReport, arrays: wire.Arrays, life: str) -> None:
         """What the engine's process with this epoch measured. Raises ``WireError`` where sizes do not fit."""
@@ -92,7 +92,7 @@ class Book:
         """Commands of probes that are not judged yet."""
         return list(self._asked)
 
-    def _judged(self, asked: Asked, changes: list[api.Change], picture: api.Snapshot, now: float) -> ProbeResult:
+    def _judged(self, asked: RunningProbe, changes: list[api.Change], picture: api.Snapshot, now: float) -> ProbeResult:
         probe = BY_NAME[asked.probe]
         failed = [change for change in changes if change.state != "applied"]
         notes = [f"{change.engine}: {change.reason}" for change in failed]
@@ -108,7 +108,7 @@ class Book:
             **fields,
         )
 
-    def _finding(self, asked: Asked, failed: list[api.Change], picture: api.Snapshot) -> Finding:
+    def _finding(self, asked: RunningProbe, failed: list[api.Change], picture: api.Snapshot) -> ProbeFinding:
         if asked.probe == "config-diff":
             return config_diff(picture, asked.engines)
         if asked.probe == "token-echo":
@@ -126,9 +126,9 @@ class Book:
         return crossed(asked.reports, asked.chosen, dtypes, neutral)
 
 
-def _nothing(failed: list[api.Change]) -> Finding:
+def _nothing(failed: list[api.Change]) -> ProbeFinding:
     """Too few engines did it."""
     overtaken = [change for change in failed if change.state == "superseded"]
     if overtaken:
-        return Finding("overtaken", "it was overtaken before enough engines had answered")
-    return Finding("refused" if failed else "unclear", "too few engines answered")
+        return ProbeFinding("overtaken", "it was overtaken before enough engines had answered")
+    return ProbeFinding("refused" if failed else "unclear", "too few engines answered")

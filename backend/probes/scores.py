@@ -13,14 +13,14 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.backend.api.probe_result import Evidence, Finding, mean
+from rltop.backend.api.probe_result import ProbeEvidence, ProbeFinding, mean
 from rltop.backend.fleet.facts import same_text, some
-from rltop.backend.probes.inputs import Material
+from rltop.backend.probes.inputs import ScoringInput
 from rltop.backend.probes.reports import Report, Scored
 from rltop.collectors.contract.probes import COLD, HOT, MIN_SEQUENCES, WARM
 
 Floats = NDArray[np.float64]
-Said = tuple[str, Evidence, int]
+Said = tuple[str, ProbeEvidence, int]
 """An engine, its number, and of how many sequences."""
 
 FLOORS = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
@@ -43,8 +43,8 @@ def floor_of(dtype: str) -> float:
 
 
 def rescored(
-    reports: Mapping[str, Report], chosen: Mapping[str, Sequence[Material]], dtypes: Mapping[str, str]
-) -> Finding:
+    reports: Mapping[str, Report], chosen: Mapping[str, Sequence[ScoringInput]], dtypes: Mapping[str, str]
+) -> ProbeFinding:
     """Prefill against the record, per engine."""
     evidence, odd, said, words = [], [], [], set()
     for engine, report in sorted(reports.items()):
@@ -66,16 +66,16 @@ def rescored(
     notes = _notes(reports)
     if odd:
         text = f"Prefill does not give what was recorded. {'; '.join(said)}."
-        return Finding("differ", text, odd, evidence, version, notes)
+        return ProbeFinding("differ", text, odd, evidence, version, notes)
     if words == {"same"}:
         text = f"Prefill gives what was recorded, on {sequences} sequences of {some(sorted(reports))}."
-        return Finding("match", text, [], evidence, version, notes)
-    return Finding("unclear", _too_few(evidence), [], evidence, version, notes)
+        return ProbeFinding("match", text, [], evidence, version, notes)
+    return ProbeFinding("unclear", _too_few(evidence), [], evidence, version, notes)
 
 
-def salted(reports: Mapping[str, Report], dtypes: Mapping[str, str]) -> Finding:
+def salted(reports: Mapping[str, Report], dtypes: Mapping[str, str]) -> ProbeFinding:
     """A cached prefix against the same computed now, per engine."""
-    evidence: list[Evidence] = []
+    evidence: list[ProbeEvidence] = []
     missed: list[str] = []
     stale: list[Said] = []
     unclear: list[Said] = []
@@ -102,26 +102,29 @@ def salted(reports: Mapping[str, Report], dtypes: Mapping[str, str]) -> Finding:
             f"{engine}: {_nats(entry.value)} on {count} sequences that hit" for engine, entry, count in stale
         )
         text = f"Cached keys and values are not those of the present weights. {said}."
-        return Finding("stale", text, [engine for engine, *_ in stale], evidence, version, notes)
+        return ProbeFinding("stale", text, [engine for engine, *_ in stale], evidence, version, notes)
     if unclear:
-        return Finding("unclear", _too_few(evidence), [], evidence, version, notes)
+        return ProbeFinding("unclear", _too_few(evidence), [], evidence, version, notes)
     if not fresh:
-        return Finding(
+        return ProbeFinding(
             "not_cached", "No sequence hit the cache, so there was nothing to compare.", [], evidence, version
         )
     count = sum(count for *_, count in fresh)
     text = f"On {count} sequences that hit, a cached prefix gives what one computed now gives."
-    return Finding("fresh", text, [], evidence, version, notes)
+    return ProbeFinding("fresh", text, [], evidence, version, notes)
 
 
 def crossed(
-    reports: Mapping[str, Report], chosen: Mapping[str, Sequence[Material]], dtypes: Mapping[str, str], neutral: bool
-) -> Finding:
+    reports: Mapping[str, Report],
+    chosen: Mapping[str, Sequence[ScoringInput]],
+    dtypes: Mapping[str, str],
+    neutral: bool,
+) -> ProbeFinding:
     """Engine against engine, sequence by sequence; ``neutral``: the trainer's logprobs are of temperature 1."""
     versions = {engine: report.body.policy_version for engine, report in sorted(reports.items())}
     if len(set(versions.values())) > 1:
         each = ", ".join(f"{engine} {version}" for engine, version in versions.items())
-        return Finding("unclear", f"Engines had different versions ({each}): they should differ. Ask again.")
+        return ProbeFinding("unclear", f"Engines had different versions ({each}): they should differ. Ask again.")
     floor = max(floor_of(dtypes.get(engine, "")) for engine in reports)
     evidence, apart, words = [], [], set()
     for one, other in combinations(sorted(reports), 2):
@@ -137,22 +140,22 @@ def crossed(
     if apart:
         odd, why, more = _odd(sorted(reports), apart, reports, chosen, neutral)
         pairs = ", ".join(f"{one} and {other}" for one, other in apart)
-        return Finding(
+        return ProbeFinding(
             "differ", f"Of the same tokens {pairs} give other logprobs. {why}", odd, evidence + more, version, notes
         )
     if words == {"same"}:
         text = f"{some(sorted(reports))} give the same logprobs of the same tokens."
-        return Finding("agree", text, [], evidence, version, notes)
-    return Finding("unclear", _too_few(evidence), [], evidence, version, notes)
+        return ProbeFinding("agree", text, [], evidence, version, notes)
+    return ProbeFinding("unclear", _too_few(evidence), [], evidence, version, notes)
 
 
 def _odd(
     engines: list[str],
     apart: list[tuple[str, str]],
     reports: Mapping[str, Report],
-    chosen: Mapping[str, Sequence[Material]],
+    chosen: Mapping[str, Sequence[ScoringInput]],
     neutral: bool,
-) -> tuple[list[str], str, list[Evidence]]:
+) -> tuple[list[str], str, list[ProbeEvidence]]:
     """Who stands apart: from all others that agree; or, of two, who is farther from the trainer."""
     lonely = [engine for engine in engines if sum(engine in pair for pair in apart) == len(engines) - 1]
     if len(engines) > 2 and len(lonely) == 1:
@@ -173,7 +176,7 @@ def _odd(
     return [], f"Both are as far from the trainer; {ask}.", [entry]
 
 
-def _farther(one: Report, other: Report, number: int, material: Material) -> float | None:
+def _farther(one: Report, other: Report, number: int, material: ScoringInput) -> float | None:
     """How much more the first engine's mean squared difference to the trainer is than the other's."""
     scores = [report.by_passage(COLD).get(number) for report in (one, other)]
     if material.trainer is None or any(score is None for score in scores):
@@ -186,7 +189,7 @@ def _farther(one: Report, other: Report, number: int, material: Material) -> flo
     return float(np.mean((here[:size] - trainer) ** 2) - np.mean((there[:size] - trainer) ** 2))
 
 
-def _apart(name: str, gaps: Sequence[Floats], limit: float, engine: str) -> tuple[str, Evidence]:
+def _apart(name: str, gaps: Sequence[Floats], limit: float, engine: str) -> tuple[str, ProbeEvidence]:
     """``apart``, ``same`` or ``unclear``: the mean over sequences of the mean |gap|, held against ``limit``."""
     sizes = [_size(gap) for gap in gaps if gap.size]
     entry = mean(name, sizes, "nats", "sequences", engine)
@@ -201,7 +204,7 @@ def _apart(name: str, gaps: Sequence[Floats], limit: float, engine: str) -> tupl
     return ("same" if entry.value <= limit else "unclear"), entry
 
 
-def _overlap(score: Scored, material: Material) -> tuple[Floats, Floats]:
+def _overlap(score: Scored, material: ScoringInput) -> tuple[Floats, Floats]:
     """Scored and recorded logprobs of the completion's tokens that have both, finite."""
     values = _completion(score, material)
     recorded = material.recorded[: values.size].astype(np.float64)
@@ -209,7 +212,7 @@ def _overlap(score: Scored, material: Material) -> tuple[Floats, Floats]:
     return values[both], recorded[both]
 
 
-def _completion(score: Scored, material: Material) -> Floats:
+def _completion(score: Scored, material: ScoringInput) -> Floats:
     """The scores of the completion's tokens, as far as they were scored."""
     begin = material.prompt.size - score.first
     return score.logprobs[max(begin, 0) :].astype(np.float64) if begin >= 0 else np.empty(0)
@@ -227,25 +230,25 @@ def _size(gap: Floats) -> float:
     return float(np.abs(gap).mean()) if gap.size else math.nan
 
 
-def _largest(gaps: Sequence[Floats], engine: str) -> list[Evidence]:
+def _largest(gaps: Sequence[Floats], engine: str) -> list[ProbeEvidence]:
     sizes = np.concatenate([np.empty(0), *(np.abs(gap) for gap in gaps)])
     return (
-        [Evidence("the largest", float(sizes.max()), "nats", n=sizes.size, of="tokens", engine=engine)]
+        [ProbeEvidence("the largest", float(sizes.max()), "nats", n=sizes.size, of="tokens", engine=engine)]
         if sizes.size
         else []
     )
 
 
-def _hits(engine: str, hot: Mapping[int, Scored], cold: Mapping[int, Scored]) -> Evidence:
+def _hits(engine: str, hot: Mapping[int, Scored], cold: Mapping[int, Scored]) -> ProbeEvidence:
     cached = [one.cached or 0 for one in hot.values()]
     read = sum(one.cached or 0 for one in cold.values())
     name = f"cached tokens a hot request (cold: {read})"
-    return Evidence(
+    return ProbeEvidence(
         name, float(np.mean(cached)) if cached else None, "tokens", n=len(cached), of="requests", engine=engine
     )
 
 
-def _too_few(evidence: Sequence[Evidence]) -> str:
+def _too_few(evidence: Sequence[ProbeEvidence]) -> str:
     counts = ", ".join(f"{entry.n} of {entry.engine}" for entry in evidence if entry.of == "sequences") or "none"
     return f"Neither can be told from the sequences that came back ({counts}); {MIN_SEQUENCES} are the least."
 

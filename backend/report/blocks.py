@@ -42,7 +42,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableBlock:
     """Rows under heads."""
 
     heads: Sequence[str]
@@ -50,13 +50,13 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Plot:
+class SvgBlock:
     """An SVG element."""
 
     svg: str
 
 
-Block = Heading | Paragraph | Bullets | Code | Table | Plot
+Block = Heading | Paragraph | Bullets | Code | TableBlock | SvgBlock
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -92,10 +92,10 @@ def _markdown(block: Block) -> str:
             lines = [_clean(line).rstrip() for line in text.splitlines()]
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
             return "\n".join([fence, *lines, fence])
-        case Table(heads, rows):
+        case TableBlock(heads, rows):
             every = [heads, ["---"] * len(heads), *rows]
             return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in every)
-        case Plot(svg):
+        case SvgBlock(svg):
             return svg
 
 
@@ -110,11 +110,11 @@ def _html(block: Block) -> str:
             return "<ul>" + "".join(f"<li>{item}</li>" for item in made) + "</ul>"
         case Code(text):
             return "<pre>" + "\n".join(map(_escaped, text.splitlines())) + "</pre>"
-        case Table(heads, rows):
+        case TableBlock(heads, rows):
             head = "".join(f"<th>{_escaped(cell)}</th>" for cell in heads)
             body = "".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows)
             return f"<table><tr>{head}</tr>{body}</table>"
-        case Plot(svg):
+        case SvgBlock(svg):
             return svg
 
 

@@ -15,8 +15,8 @@ from rltop.backend.api.verdict import Cause, Finding, Verdict
 from rltop.backend.commands.messages import title as deed
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TESTS
 from rltop.backend.diagnosis.causes.confirming_probes import BY_NAME as PROBES
-from rltop.backend.report.blocks import Block, Bullets, Code, Heading, Paragraph, Plot, Table
-from rltop.backend.report.svg import Floats, Mark, Series, svg
+from rltop.backend.report.blocks import Block, Bullets, Code, Heading, Paragraph, SvgBlock, TableBlock
+from rltop.backend.report.svg import Floats, PlotLine, PlotMark, svg
 from rltop.backend.text import fingerprint_text
 from rltop.backend.text import status as lines
 from rltop.backend.text.verdict_text import headline, in_place, where
@@ -107,7 +107,7 @@ def _alarms(picture: api.Snapshot) -> list[Block]:
     ]  # fmt: skip
     heads = ("alarm", "raised, UTC", "after step", "what", "how it stands", "acknowledged, UTC")
     seen = [(f"{a.id} seen", sentence) for a in picture.alarms.values() for sentence in a.evidence]
-    return [Table(heads, rows), *([Bullets(seen)] if seen else [])]
+    return [TableBlock(heads, rows), *([Bullets(seen)] if seen else [])]
 
 
 def _figures(picture: api.Snapshot, verdict: Verdict) -> list[Block]:
@@ -125,13 +125,13 @@ def _figures(picture: api.Snapshot, verdict: Verdict) -> list[Block]:
         explained += f" Shaded: from step {since}, where what is wrong shows first, to the step of the verdict."
     found: list[Block] = [Paragraph(explained)]
     for title, metrics, by_engine in PLOTS:
-        series = [Series(label, _column([step.values.get(metric) for step in steps])) for label, metric in metrics]
+        series = [PlotLine(label, _column([step.values.get(metric) for step in steps])) for label, metric in metrics]
         if by_engine and len(picture.engines) <= MAX_ENGINES:
             series += [
-                Series(engine, _column([step.engines.get(engine, {}).get(by_engine) for step in steps]))
+                PlotLine(engine, _column([step.engines.get(engine, {}).get(by_engine) for step in steps]))
                 for engine in sorted(picture.engines)
             ]
-        found.append(Plot(svg(title, numbers, series, marks, updates=updates, wrong=wrong, joined=joined)))
+        found.append(SvgBlock(svg(title, numbers, series, marks, updates=updates, wrong=wrong, joined=joined)))
     return found
 
 
@@ -155,17 +155,17 @@ def _update_steps(steps: Sequence[api.Step]) -> list[float]:
     return found if len(found) <= MAX_TICKS else []
 
 
-def _marks(picture: api.Snapshot, steps: Sequence[api.Step]) -> list[Mark]:
-    marks: dict[tuple[float, str], Mark] = {}
+def _marks(picture: api.Snapshot, steps: Sequence[api.Step]) -> list[PlotMark]:
+    marks: dict[tuple[float, str], PlotMark] = {}
     for change in picture.changes.values():
         if change.state == "applied" and change.verb != "keep":
             step = change.step if change.step is not None else _step_at(steps, change.requested)
             label = f"{change.flag} {change.new}" if change.verb == "set" else deed(change)
-            marks[step, label] = Mark(step + 0.5, label, "switch")
+            marks[step, label] = PlotMark(step + 0.5, label, "switch")
     for alarm in picture.alarms.values():
-        marks[alarm.raised_step, alarm.id] = Mark(alarm.raised_step, f"{alarm.id} raised", "alarm")
+        marks[alarm.raised_step, alarm.id] = PlotMark(alarm.raised_step, f"{alarm.id} raised", "alarm")
         if alarm.cleared_step is not None:
-            marks[alarm.cleared_step, alarm.id] = Mark(alarm.cleared_step, f"{alarm.id} over", "over")
+            marks[alarm.cleared_step, alarm.id] = PlotMark(alarm.cleared_step, f"{alarm.id} over", "over")
     return sorted(marks.values(), key=lambda mark: mark.step)
 
 
@@ -183,7 +183,7 @@ def _changes(picture: api.Snapshot) -> list[Block]:
         )
         for change in picture.changes.values()
     ]  # fmt: skip
-    return [Table(("asked, UTC", "step", "what became of it", "who", "why", "command"), rows)]
+    return [TableBlock(("asked, UTC", "step", "what became of it", "who", "why", "command"), rows)]
 
 
 def _updates(picture: api.Snapshot) -> list[Block]:
@@ -204,7 +204,7 @@ def _events(picture: api.Snapshot) -> list[Block]:
     if not found:
         return [Paragraph("None.")]
     rows = [(_at(e.time), _or_dash(e.step), e.severity, e.kind, e.engine or "", e.text) for e in found]
-    return [Table(("when, UTC", "step", "", "of", "engine", "what happened"), rows)]
+    return [TableBlock(("when, UTC", "step", "", "of", "engine", "what happened"), rows)]
 
 
 def _findings(findings: Sequence[Finding]) -> Block:
@@ -220,7 +220,7 @@ def _findings(findings: Sequence[Finding]) -> Block:
         )
         for finding in findings
     ]  # fmt: skip
-    return Table(("test", "of", "found", "p", "since step", "in words"), rows)
+    return TableBlock(("test", "of", "found", "p", "since step", "in words"), rows)
 
 
 def _or_dash(value: int | None) -> str:

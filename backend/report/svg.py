@@ -28,7 +28,7 @@ MAX_POINTS = 1_500
 
 
 @dataclass(frozen=True)
-class Series:
+class PlotLine:
     """A line: a value per step, NaN where it is not known."""
 
     label: str
@@ -36,7 +36,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Mark:
+class PlotMark:
     """Something that happened before ``step``: ``kind`` is ``switch``, ``alarm`` or ``over``."""
 
     step: float
@@ -50,8 +50,8 @@ _MARKS = {"switch": ("#666", "4 3"), "alarm": ("#c00", ""), "over": ("#393", "1 
 def svg(
     title: str,
     steps: Floats,
-    series: Sequence[Series],
-    marks: Sequence[Mark] = (),
+    series: Sequence[PlotLine],
+    marks: Sequence[PlotMark] = (),
     *,
     updates: Sequence[float] = (),
     wrong: tuple[float, float] | None = None,
@@ -105,7 +105,7 @@ class _Frame:
     high: float
 
     @classmethod
-    def around(cls, steps: Floats, series: Sequence[Series]) -> _Frame:
+    def around(cls, steps: Floats, series: Sequence[PlotLine]) -> _Frame:
         every = np.concatenate([one.values[np.isfinite(one.values)] for one in series])
         low, high = float(every.min()), float(every.max())
         if 0 <= low < 0.5 * high:
@@ -149,7 +149,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _line(
-    one: Series, steps: Floats, stretch: NDArray[np.intp], frame: _Frame, place: int, ends: list[float]
+    one: PlotLine, steps: Floats, stretch: NDArray[np.intp], frame: _Frame, place: int, ends: list[float]
 ) -> list[str]:
     """The line and its label, which keeps a line's distance from those in ``ends``; what stands alone is a dot.
 
@@ -191,7 +191,7 @@ def thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return x[kept], y[kept]
 
 
-def _marks(marks: Sequence[Mark], frame: _Frame) -> list[str]:
+def _marks(marks: Sequence[PlotMark], frame: _Frame) -> list[str]:
     parts = []
     for number, mark in enumerate(mark for mark in marks if frame.first - 1 <= mark.step <= frame.last + 1):
         x = min(max(frame.x(mark.step), LEFT), WIDTH - RIGHT)

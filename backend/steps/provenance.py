@@ -13,7 +13,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class StepProvenance:
     """What a step that is done was made from.
 
     Attributes:
@@ -25,7 +25,7 @@ class Taken:
     rollouts: Mapping[tuple[str, str, int], list[Place]] = field(default_factory=dict)
 
 
-class Taking:
+class OpenProvenance:
     """The rollouts that the rows of an open step have found so far, by the step's updates."""
 
     def __init__(self) -> None:
@@ -40,20 +40,20 @@ class Taking:
         """All of them."""
         return {record for record, _ in self._found}
 
-    def result(self, lives: Mapping[int, str]) -> Taken:
+    def result(self, lives: Mapping[int, str]) -> StepProvenance:
         """Of a step that is done. What is old is not sent again."""
         rollouts: dict[tuple[str, str, int], list[Place]] = {}
         for record, update in self._found:
             if not record.old:
                 rollouts.setdefault((record.engine, record.life, update), []).append((record.seq, record.place))
-        return Taken(dict(lives), {key: sorted(places) for key, places in rollouts.items()})
+        return StepProvenance(dict(lives), {key: sorted(places) for key, places in rollouts.items()})
 
 
-class Told:
+class StoredSteps:
     """Steps that an earlier hub stored, and what it knew of the trainer then: they may be told again.
 
     Args:
-        lives: by step, of every rank (``Taken.lives``).
+        lives: by step, of every rank (``StepProvenance.lives``).
     """
 
     def __init__(self, lives: Mapping[int, Mapping[int, str]] | None = None) -> None:
@@ -73,7 +73,7 @@ class Told:
         return True
 
 
-def uses(taken: Iterable[tuple[int, Taken]]) -> dict[tuple[str, str, int, int], set[tuple[int, int]]]:
+def uses(taken: Iterable[tuple[int, StepProvenance]]) -> dict[tuple[str, str, int, int], set[tuple[int, int]]]:
     """By engine, life, message and place, in which steps and updates a rollout is."""
     found: dict[tuple[str, str, int, int], set[tuple[int, int]]] = {}
     for step, of_step in taken:

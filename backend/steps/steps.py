@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 
 from rltop.backend import api, metrics
 from rltop.backend.api.attribution import Attribution
-from rltop.backend.effects.epoch_sums import Cell, Cells, Place, measure_cells
+from rltop.backend.effects.epoch_sums import Cell, Cells, EpochKey, measure_cells
 from rltop.backend.evidence import evidence
 from rltop.backend.evidence.evidence import Evidence
-from rltop.backend.evidence.series import Course
-from rltop.backend.gaps.attribute import History
-from rltop.backend.gaps.mismatch import Shapes
-from rltop.backend.gaps.sampling import Kept, StepSamples
+from rltop.backend.evidence.series import EvidenceSeries
+from rltop.backend.gaps.attribute import StepParts
+from rltop.backend.gaps.mismatch import GapShapes
+from rltop.backend.gaps.sampling import SampledSteps, StepSamples
 from rltop.backend.ingest.sources import is_trainer
 from rltop.backend.join.batch import Batch
-from rltop.backend.join.index import Index
-from rltop.backend.join.stats import Joined
-from rltop.backend.measure.measure import UNKNOWN_ENGINE, CutUp, measure
-from rltop.backend.steps.provenance import Taken, Taking, Told
+from rltop.backend.join.index import RolloutIndex
+from rltop.backend.join.stats import JoinStats
+from rltop.backend.measure.measure import UNKNOWN_ENGINE, BatchRuns, measure
+from rltop.backend.steps.provenance import OpenProvenance, StepProvenance, StoredSteps
 from rltop.backend.summary import Summary
 from rltop.collectors.contract import wire
 
@@ -66,14 +66,14 @@ class Assembly:
     scalars: dict[str, float] = field(default_factory=dict)
     waiting: list[Batch] = field(default_factory=list)
     parts: dict[str, Summary] = field(default_factory=dict)
-    cells: dict[Place, Cell] = field(default_factory=dict)
+    cells: dict[EpochKey, Cell] = field(default_factory=dict)
     evidence: dict[str, Evidence] = field(default_factory=dict)
-    joined: Joined = field(default_factory=Joined)
+    joined: JoinStats = field(default_factory=JoinStats)
     samples: StepSamples = field(default_factory=StepSamples)
     rows: Counter[int] = field(default_factory=Counter)
     came: Counter[int] = field(default_factory=Counter)
     passed: dict[int, int] = field(default_factory=dict)
-    taking: Taking = field(default_factory=Taking)
+    taking: OpenProvenance = field(default_factory=OpenProvenance)
     lost: Counter[str] = field(default_factory=Counter)
     deadline: float | None = None
     closed: float | None = None
@@ -82,7 +82,7 @@ class Assembly:
 
     def absorb(self, batch: Batch) -> None:
         """Measure a batch and let its arrays go."""
-        made = CutUp(batch)
+        made = BatchRuns(batch)
         for engine, part in measure(batch, made).items():
             self.parts[engine] = self.parts[engine] + part if engine in self.parts else part
         for engine, own in evidence.of(batch, made).items():
@@ -146,24 +146,26 @@ class Steps:
             sent before is still being sent again.
     """
 
-    def __init__(self, index: Index, ready: Callable[[], bool] = lambda: True, told: Told | None = None) -> None:
+    def __init__(
+        self, index: RolloutIndex, ready: Callable[[], bool] = lambda: True, told: StoredSteps | None = None
+    ) -> None:
         self.late_rows = 0
         self.settled_early = 0
         self.cells = Cells()
-        self.history = History()
+        self.history = StepParts()
         self._scalars: dict[int, metrics.Scalars] = {}
-        self.samples = Kept()
-        self.shapes = Shapes()
-        self.course = Course()
+        self.samples = SampledSteps()
+        self.shapes = GapShapes()
+        self.course = EvidenceSeries()
         self._index = index
         self._ready = ready
         self._open: dict[int, Assembly] = {}
         self._done: dict[int, None] = {}
         self._settled: list[api.Step] = []  # measured before their time, for want of room
         self._next_lost: Counter[str] = Counter()
-        self._told = told or Told()
+        self._told = told or StoredSteps()
         self._lives: dict[int, str] = {}  # of every rank
-        self.taken: dict[int, Taken] = {}
+        self.taken: dict[int, StepProvenance] = {}
         self.behind = False
         self._unseen = False  # rows wait that nobody looked at yet: those that come later must not overtake them
 

@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from rltop.backend import api
 from rltop.backend.api.attribution import Attribution
 from rltop.backend.effects import epoch_sums
-from rltop.backend.effects.epoch_sums import Cell, Place, StepCells
-from rltop.backend.effects.estimate import Mark
-from rltop.backend.effects.flag_epochs import Effects
-from rltop.backend.effects.throughput import LEAST_SAMPLES, TOTAL_SAMPLES, Sample
+from rltop.backend.effects.epoch_sums import Cell, EpochKey, StepCells
+from rltop.backend.effects.estimate import SwitchMark
+from rltop.backend.effects.flag_epochs import EffectHistory
+from rltop.backend.effects.throughput import LEAST_SAMPLES, TOTAL_SAMPLES, SpeedSample
 from rltop.backend.evidence.series import Stretch
-from rltop.backend.gaps.attribute import Part, attribution
-from rltop.backend.ingest.sources import Mark as Received
-from rltop.backend.steps.provenance import Taken
+from rltop.backend.gaps.attribute import EngineSums, attribution
+from rltop.backend.ingest.sources import ReceivedMark as Received
+from rltop.backend.steps.provenance import StepProvenance
 from rltop.backend.store import resume, row_mapping, step_details
 from rltop.backend.store.read import Reader
 from rltop.backend.store.resume import Resumed
 from rltop.backend.store.row_mapping import Row
-from rltop.backend.store.step_details import Kept
-from rltop.backend.summary import Line
+from rltop.backend.store.step_details import StepDetails
+from rltop.backend.summary import Regression
 from rltop.backend.summary.dimensions import STRATA
 from rltop.backend.summary.groups import Groups
 from rltop.backend.summary.kernel import FIGURES, MOMENTS, Floats
@@ -45,38 +45,40 @@ RECALLED_STEPS = 400
 
 
 @dataclass(frozen=True)
-class Recalled:
+class StoredAggregates:
     """The sums of the latest steps, oldest first, and what is known of switches (by ``view.change_key``) and speeds.
 
     ``course``: the evidence of steps. ``resumed``: where collectors are taken up.
     """
 
     steps: Sequence[StepCells] = ()
-    parts: Sequence[tuple[int, dict[str, Part]]] = ()
+    parts: Sequence[tuple[int, dict[str, EngineSums]]] = ()
     course: Sequence[Stretch] = ()
-    marks: Mapping[str, Mark] = field(default_factory=dict)
-    samples: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    marks: Mapping[str, SwitchMark] = field(default_factory=dict)
+    samples: Mapping[str, Sequence[SpeedSample]] = field(default_factory=dict)
     resumed: Resumed = field(default_factory=Resumed)
 
 
 @dataclass(frozen=True)
-class Beside:
+class FrameAggregates:
     """What is stored beside a frame: of its steps, and what is new of switches, speeds, and of what was received."""
 
-    steps: Sequence[Kept] = ()
-    marks: Sequence[tuple[str, Mark]] = ()
-    samples: Sequence[tuple[str, Sample]] = ()
+    steps: Sequence[StepDetails] = ()
+    marks: Sequence[tuple[str, SwitchMark]] = ()
+    samples: Sequence[tuple[str, SpeedSample]] = ()
     sources: Sequence[tuple[str, Received]] = ()
 
-    def bare(self) -> Beside:
+    def bare(self) -> FrameAggregates:
         """No more than it takes to know steps again that are told twice."""
-        return Beside([Kept(kept.step, taken=Taken(kept.taken.lives)) for kept in self.steps if kept.taken])
+        return FrameAggregates(
+            [StepDetails(kept.step, taken=StepProvenance(kept.taken.lives)) for kept in self.steps if kept.taken]
+        )
 
 
-NOTHING = Beside()
+NOTHING = FrameAggregates()
 
 
-def rows_beside(beside: Beside) -> Iterator[tuple[str, Row]]:
+def rows_beside(beside: FrameAggregates) -> Iterator[tuple[str, Row]]:
     """Table and row, without the frame."""
     for kept in beside.steps:
         yield from (("sample", row_mapping.sample_row(sample)) for sample in step_details.sample_rows(kept))
@@ -94,16 +96,16 @@ def rows_beside(beside: Beside) -> Iterator[tuple[str, Row]]:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def cell_rows(step: int, found: Mapping[Place, Cell]) -> Iterator[Row]:
+def cell_rows(step: int, found: Mapping[EpochKey, Cell]) -> Iterator[Row]:
     """Rows of ``cell``."""
     for place, cell in found.items():
         yield {"step": step, **place._asdict(), "sums": _packed(cell)}
 
 
-def part_rows(step: int, found: Mapping[str, Part]) -> Iterator[Row]:
+def part_rows(step: int, found: Mapping[str, EngineSums]) -> Iterator[Row]:
     """Rows of ``strata``."""
     for engine, part in found.items():
-        body = _Body(
+        body = _PartBody(
             STRATA, _of_strata(part.strata), _of_strata(part.matched), part.line.sequences,
             [part.line.sums.tobytes(), part.line.products.tobytes()],
             [part.groups.keys.tobytes(), part.groups.moments.tobytes(), part.groups.rewards.tobytes()],
@@ -112,20 +114,20 @@ def part_rows(step: int, found: Mapping[str, Part]) -> Iterator[Row]:
         yield {"step": step, "engine": engine, "old": int(part.old), "body": packed}
 
 
-def mark_row(key: str, mark: Mark) -> Row:
+def mark_row(key: str, mark: SwitchMark) -> Row:
     """A row of ``mark``."""
     command, _, engine = key.partition("@")
     return {"command": command, "engine": engine, "life": mark.life, "epoch": mark.epoch}
 
 
-def sample_row(engine: str, sample: Sample) -> Row:
+def sample_row(engine: str, sample: SpeedSample) -> Row:
     """A row of ``pace``."""
     own = ("time", "life", "epoch", "seconds", "tokens")
     return {"engine": engine, **{name: getattr(sample, name) for name in own}}
 
 
-class _Body(msgspec.Struct):
-    """A ``Part``; arrays as raw little-endian bytes. ``size``: how many strata there were in all."""
+class _PartBody(msgspec.Struct):
+    """A ``EngineSums``; arrays as raw little-endian bytes. ``size``: how many strata there were in all."""
 
     size: int
     strata: list[bytes]
@@ -146,17 +148,17 @@ def _packed(array: Floats) -> bytes:
 # --- and back ---------------------------------------------------------------------------------------------------------
 
 
-def _part(old: int, packed: bytes) -> Part | None:
-    body = msgspec.msgpack.decode(zlib.decompress(packed), type=_Body)
+def _part(old: int, packed: bytes) -> EngineSums | None:
+    body = msgspec.msgpack.decode(zlib.decompress(packed), type=_PartBody)
     if body.size != STRATA:
         return None
     sums, products = (_array(raw) for raw in body.line)
     keys, moments, rewards = body.groups
-    return Part(
+    return EngineSums(
         _strata(body.strata),
         _strata(body.matched),
         bool(old),
-        Line(body.sequences, sums, products.reshape(sums.size, sums.size)),
+        Regression(body.sequences, sums, products.reshape(sums.size, sums.size)),
         Groups(
             _array(keys, "<u8"), _array(moments).reshape(-1, FIGURES, MOMENTS), _array(rewards).reshape(-1, 3),
         ),
@@ -187,15 +189,15 @@ def _steps(reader: Reader, condition: str, values: Sequence[Any]) -> list[StepCe
             found[step] = StepCells(step, closed, {})
         cell = _array(zlib.decompress(sums))
         if cell.size == epoch_sums.empty().size:
-            found[step].cells[Place(engine, life, epoch)] = cell.reshape(epoch_sums.empty().shape)
+            found[step].cells[EpochKey(engine, life, epoch)] = cell.reshape(epoch_sums.empty().shape)
     return list(found.values())
 
 
-def _parts(reader: Reader, until: int, last: int) -> list[tuple[int, dict[str, Part]]]:
+def _parts(reader: Reader, until: int, last: int) -> list[tuple[int, dict[str, EngineSums]]]:
     """Of the last steps up to frame ``until``, oldest first."""
     frames = "SELECT DISTINCT frame FROM strata WHERE frame <= ? ORDER BY frame DESC LIMIT ?"
     query = f"SELECT step, engine, old, body FROM strata WHERE frame IN ({frames}) ORDER BY id"
-    found: dict[int, dict[str, Part]] = {}
+    found: dict[int, dict[str, EngineSums]] = {}
     for step, engine, old, body in reader.execute(query, (until, last)):
         if engine in found.get(step, {}):
             found.pop(step)  # the step came again
@@ -205,29 +207,31 @@ def _parts(reader: Reader, until: int, last: int) -> list[tuple[int, dict[str, P
     return list(found.items())[-last:]
 
 
-def _marks(reader: Reader, until: int) -> dict[str, tuple[int, Mark]]:
+def _marks(reader: Reader, until: int) -> dict[str, tuple[int, SwitchMark]]:
     """By command and engine: the frame, and where the switch stands."""
     query = "SELECT frame, command, engine, life, epoch FROM mark WHERE frame <= ? ORDER BY id DESC LIMIT ?"
     found = reader.execute(query, (until, api.MAX_CHANGES)).fetchall()
-    return {f"{command}@{engine}": (frame, Mark(life, epoch)) for frame, command, engine, life, epoch in found[::-1]}
+    return {
+        f"{command}@{engine}": (frame, SwitchMark(life, epoch)) for frame, command, engine, life, epoch in found[::-1]
+    }
 
 
-def _samples(reader: Reader, after: float, until: int) -> dict[str, list[Sample]]:
+def _samples(reader: Reader, after: float, until: int) -> dict[str, list[SpeedSample]]:
     """Those of the time after ``after`` up to frame ``until``, the newest as far as a hub keeps them."""
     query = (
         "SELECT engine, time, life, epoch, seconds, tokens FROM pace WHERE frame <= ? AND time >= ? "
         "ORDER BY id DESC LIMIT ?"
     )
-    found: dict[str, list[Sample]] = {}
+    found: dict[str, list[SpeedSample]] = {}
     for engine, *of in reversed(reader.execute(query, (until, after, TOTAL_SAMPLES)).fetchall()):
-        found.setdefault(engine, []).append(Sample(*of))
+        found.setdefault(engine, []).append(SpeedSample(*of))
     return found
 
 
-def recall(reader: Reader) -> Recalled:
+def recall(reader: Reader) -> StoredAggregates:
     """What a hub that goes on from a store takes up."""
     until = reader.last_frame()
-    return Recalled(
+    return StoredAggregates(
         _steps(reader, "frame <= ? ORDER BY id DESC LIMIT ?", (until, RECALLED_STEPS)),
         _parts(reader, until, RECALLED_STEPS),
         step_details.course(reader).stretches(),
@@ -240,7 +244,7 @@ def recall(reader: Reader) -> Recalled:
 def effect(reader: Reader, question: api.AskEffect, shown: api.Snapshot) -> api.Answer:
     """What a command did, as of the frame that is shown."""
     until, marks = shown.seq, _marks(reader, shown.seq)
-    known = Effects({key: mark for key, (_, mark) in marks.items()})
+    known = EffectHistory({key: mark for key, (_, mark) in marks.items()})
     chosen = known.choose(question.command, list(shown.changes.values()))
     if isinstance(chosen, str):
         return api.Answer(question.id, error=chosen)

@@ -29,7 +29,7 @@ Detail = api.AskSamples | api.AskMismatch | api.AskPast
 _Item = tuple[bytes, Detail, api.Answer]
 
 
-class Recall(threading.Thread):
+class StoreLookup(threading.Thread):
     """Reads the store at ``path``; ``reply`` is called with viewer and answer, on this thread."""
 
     def __init__(self, path: Path, reply: Callable[[bytes, api.Answer], None]) -> None:

@@ -32,7 +32,7 @@ LEVEL_2_STEPS = 250_000
 
 
 @dataclass(frozen=True)
-class Life:
+class HubLife:
     """One hub process that wrote the store; ``number`` is its row."""
 
     number: int
@@ -87,9 +87,9 @@ class Reader:
 
     # --- questions ------------------------------------------------------------------------------------------------
 
-    def lives(self) -> list[Life]:
+    def lives(self) -> list[HubLife]:
         """The hubs that wrote, oldest first."""
-        return [Life(*row) for row in self.execute("SELECT id, run, epoch, started FROM life ORDER BY id")]
+        return [HubLife(*row) for row in self.execute("SELECT id, run, epoch, started FROM life ORDER BY id")]
 
     def last_frame(self) -> int:
         """Number of the newest frame; 0 if there is none."""
@@ -167,7 +167,7 @@ class Reader:
             alarms={alarm.id: alarm for alarm in self._picture_alarms(until)},
         )
 
-    def past(self, step: int, until: int | None = None) -> api.Past:
+    def past(self, step: int, until: int | None = None) -> api.PastState:
         """The run as it was when ``step`` had closed, for the last time up to frame ``until`` (None: the last).
 
         Raises:
@@ -180,7 +180,7 @@ class Reader:
         if row is None:
             raise ValueError(f"step {step} is not stored")
         (whole,) = self.steps("id = ?", (row[0],))
-        return api.Past(whole, self._picture_engines(row[1]))
+        return api.PastState(whole, self._picture_engines(row[1]))
 
     def _last(self, column: str, until: int) -> bytes | None:
         query = f"SELECT {column} FROM frame WHERE id <= ? AND {column} IS NOT NULL ORDER BY id DESC LIMIT 1"

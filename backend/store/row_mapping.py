@@ -113,7 +113,7 @@ def engine_row(engine: api.Engine, facts: int) -> Row:
     return _with_rest({"engine": engine.id, "facts": facts, **row}, rest)
 
 
-class Sample(msgspec.Struct, frozen=True):
+class SampleRow(msgspec.Struct, frozen=True):
     """A sequence or a token that is kept of a step; fields are the columns of ``sample``, ``body`` packed or not."""
 
     step: int
@@ -130,7 +130,7 @@ PACK_BYTES = 1024
 _ZLIB = b"\x78"  # no msgpack map begins with it
 
 
-def sample_row(sample: Sample) -> Row:
+def sample_row(sample: SampleRow) -> Row:
     """A row of ``sample``."""
     row: Row = msgspec.structs.asdict(sample)
     if len(sample.body) >= PACK_BYTES:

@@ -31,7 +31,7 @@ class StoreError(ValueError):
 
 
 @dataclass(frozen=True)
-class Column:
+class StoreColumn:
     """One column: its SQLite type, and what it means."""
 
     name: str
@@ -40,7 +40,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class StoreTable:
     """One table.
 
     Attributes:
@@ -55,7 +55,7 @@ class Table:
 
     name: str
     doc: str
-    columns: tuple[Column, ...]
+    columns: tuple[StoreColumn, ...]
     tail: str = ""
     indexes: tuple[str, ...] = ()
     growing: bool = False
@@ -71,9 +71,9 @@ class Table:
         ]
 
 
-_ID = Column("id", "INTEGER PRIMARY KEY", "order of arrival")
-_FRAME = Column("frame", "INTEGER NOT NULL", "`frame.id` that brought it")
-_REST = Column("rest", "BLOB", "msgpack map: fields without a column; numbers that SQLite can't hold (NaN, -0.0)")
+_ID = StoreColumn("id", "INTEGER PRIMARY KEY", "order of arrival")
+_FRAME = StoreColumn("frame", "INTEGER NOT NULL", "`frame.id` that brought it")
+_REST = StoreColumn("rest", "BLOB", "msgpack map: fields without a column; numbers that SQLite can't hold (NaN, -0.0)")
 
 ENGINE_NUMBERS: Mapping[str, str] = {
     "last_seen": "REAL",
@@ -107,177 +107,181 @@ ENGINE_FACTS = (
 )
 """Fields of ``view.Engine`` that seldom change; kept once per change, as JSON."""
 
-TABLES: tuple[Table, ...] = (
-    Table(
+TABLES: tuple[StoreTable, ...] = (
+    StoreTable(
         "life",
         "One hub process that wrote here.",
         (
             _ID,
-            Column("run", "TEXT NOT NULL", "name of the run"),
-            Column("epoch", "TEXT NOT NULL", "as in frames and `hub.json`"),
-            Column("started", "REAL NOT NULL", "wall clock of the hub, seconds"),
-            Column("version", "TEXT NOT NULL", "of rltop"),
+            StoreColumn("run", "TEXT NOT NULL", "name of the run"),
+            StoreColumn("epoch", "TEXT NOT NULL", "as in frames and `hub.json`"),
+            StoreColumn("started", "REAL NOT NULL", "wall clock of the hub, seconds"),
+            StoreColumn("version", "TEXT NOT NULL", "of rltop"),
         ),
     ),
-    Table(
+    StoreTable(
         "frame",
         "One batch of news, as viewers got it; what it brought refers to it.",
         (
             _ID,
-            Column("life", "INTEGER NOT NULL", "`life.id`"),
-            Column("time", "REAL NOT NULL", "wall clock of the hub, seconds"),
-            Column("trainer", "BLOB", "msgpack: `view.Trainer`, where it changed"),
-            Column("counters", "BLOB", "msgpack: all counters of the hub"),
+            StoreColumn("life", "INTEGER NOT NULL", "`life.id`"),
+            StoreColumn("time", "REAL NOT NULL", "wall clock of the hub, seconds"),
+            StoreColumn("trainer", "BLOB", "msgpack: `view.Trainer`, where it changed"),
+            StoreColumn("counters", "BLOB", "msgpack: all counters of the hub"),
         ),
         kept="of the oldest, those that nothing refers to go",
     ),
-    Table(
+    StoreTable(
         "step",
         "One training step, measured; a step that was trained again has a second row, and the later one counts.",
         (
             _ID,
             _FRAME,
-            Column("step", "INTEGER NOT NULL", "the trainer's number"),
-            Column("closed", "REAL NOT NULL", "wall clock of the hub, seconds"),
-            Column("policy_version", "INTEGER", "weights after the step"),
-            Column("partial", "INTEGER NOT NULL", "1: rows of it are missing"),
-            Column("level", "INTEGER NOT NULL DEFAULT 0", "in how coarse a picture it is kept; see `thinned`"),
+            StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
+            StoreColumn("closed", "REAL NOT NULL", "wall clock of the hub, seconds"),
+            StoreColumn("policy_version", "INTEGER", "weights after the step"),
+            StoreColumn("partial", "INTEGER NOT NULL", "1: rows of it are missing"),
+            StoreColumn("level", "INTEGER NOT NULL DEFAULT 0", "in how coarse a picture it is kept; see `thinned`"),
             _REST,
         ),
         indexes=("(step, id)", "(level, id) WHERE level > 0", "(frame)"),
         growing=True,
         kept="thinned",
     ),
-    Table(
+    StoreTable(
         "step_engine",
         "The part of a step that one engine wrote.",
         (
-            Column("step_id", "INTEGER NOT NULL", "`step.id`"),
-            Column("engine", "TEXT NOT NULL", "engine id"),
+            StoreColumn("step_id", "INTEGER NOT NULL", "`step.id`"),
+            StoreColumn("engine", "TEXT NOT NULL", "engine id"),
             _REST,
         ),
         tail="PRIMARY KEY (step_id, engine)",
         growing=True,
         kept="thinned with its step, sooner",
     ),
-    Table(
+    StoreTable(
         "engine_facts",
         "What an engine is: its settings as read from the live objects.",
         (
             _ID,
-            Column("engine", "TEXT NOT NULL", "engine id"),
-            Column("frame", "INTEGER NOT NULL", "since which `frame.id`"),
-            Column("facts", "TEXT NOT NULL", "JSON: " + ", ".join(ENGINE_FACTS)),
+            StoreColumn("engine", "TEXT NOT NULL", "engine id"),
+            StoreColumn("frame", "INTEGER NOT NULL", "since which `frame.id`"),
+            StoreColumn("facts", "TEXT NOT NULL", "JSON: " + ", ".join(ENGINE_FACTS)),
         ),
     ),
-    Table(
+    StoreTable(
         "engine",
         "An engine as it was; at most 200 rows a second for the whole fleet, one at once where its facts changed.",
         (
             _ID,
             _FRAME,
-            Column("engine", "TEXT NOT NULL", "engine id"),
-            Column("facts", "INTEGER NOT NULL", "`engine_facts.id`"),
-            *(Column(name, kind, "as `view.Engine`") for name, kind in ENGINE_NUMBERS.items()),
+            StoreColumn("engine", "TEXT NOT NULL", "engine id"),
+            StoreColumn("facts", "INTEGER NOT NULL", "`engine_facts.id`"),
+            *(StoreColumn(name, kind, "as `view.Engine`") for name, kind in ENGINE_NUMBERS.items()),
             _REST,
         ),
         indexes=("(engine, id)", "(frame)"),
         kept="of the oldest, one a minute and the extremes stay",
     ),
-    Table(
+    StoreTable(
         "event",
         "Something that happened.",
         (
             _ID,
             _FRAME,
-            Column("number", "INTEGER NOT NULL", "rises by one per event of the run"),
-            Column("time", "REAL NOT NULL", "wall clock of the hub, seconds"),
-            Column("severity", "TEXT NOT NULL", "info, warn, error"),
-            Column("kind", "TEXT NOT NULL", "what it is about"),
-            Column("text", "TEXT NOT NULL", "for people"),
-            Column("step", "INTEGER", "last closed step at the time"),
-            Column("engine", "TEXT", "which engine"),
+            StoreColumn("number", "INTEGER NOT NULL", "rises by one per event of the run"),
+            StoreColumn("time", "REAL NOT NULL", "wall clock of the hub, seconds"),
+            StoreColumn("severity", "TEXT NOT NULL", "info, warn, error"),
+            StoreColumn("kind", "TEXT NOT NULL", "what it is about"),
+            StoreColumn("text", "TEXT NOT NULL", "for people"),
+            StoreColumn("step", "INTEGER", "last closed step at the time"),
+            StoreColumn("engine", "TEXT", "which engine"),
             _REST,
         ),
         indexes=("(frame)",),
         kept="of the oldest, those of severity info go",
     ),
-    Table(
+    StoreTable(
         "change",
         "One stage in the life of a command on one engine; the last row of a command and engine is how it stands.",
         (
             _ID,
             _FRAME,
-            Column("command", "TEXT NOT NULL", "command id"),
-            Column("engine", "TEXT NOT NULL", "engine id"),
-            Column("flag", "TEXT NOT NULL", "which flag"),
-            Column("wanted", "TEXT NOT NULL", "value asked for"),
-            Column("state", "TEXT NOT NULL", "requested, accepted, ... applied, refused, timed_out"),
-            Column("requested", "REAL NOT NULL", "wall clock of the hub, seconds"),
-            Column("step", "INTEGER", "last closed step when it was asked"),
-            Column("old", "TEXT", "value read back before"),
-            Column("new", "TEXT", "value read back after"),
+            StoreColumn("command", "TEXT NOT NULL", "command id"),
+            StoreColumn("engine", "TEXT NOT NULL", "engine id"),
+            StoreColumn("flag", "TEXT NOT NULL", "which flag"),
+            StoreColumn("wanted", "TEXT NOT NULL", "value asked for"),
+            StoreColumn("state", "TEXT NOT NULL", "requested, accepted, ... applied, refused, timed_out"),
+            StoreColumn("requested", "REAL NOT NULL", "wall clock of the hub, seconds"),
+            StoreColumn("step", "INTEGER", "last closed step when it was asked"),
+            StoreColumn("old", "TEXT", "value read back before"),
+            StoreColumn("new", "TEXT", "value read back after"),
             _REST,
         ),
         indexes=("(command, engine, id)", "(frame)"),
         kept="whole: people make them",
     ),
-    Table(
+    StoreTable(
         "sample",
         "One trained sequence or token that was kept of a step: some at random, and the worst.",
         (
             _ID,
             _FRAME,
-            Column("step", "INTEGER NOT NULL", "the trainer's number"),
-            Column("kind", "TEXT NOT NULL", "sample, worst (sequences); abs_diff, k3 (tokens)"),
-            Column("engine", "TEXT NOT NULL", "engine that wrote it; empty where not known"),
-            Column("tokens", "INTEGER NOT NULL", "trained tokens of the sequence"),
-            Column("value", "REAL", "what made it one of the worst, nats"),
-            Column("body", "BLOB NOT NULL", "msgpack map, with token ids and logprobs; zlib where it begins with 0x78"),
+            StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
+            StoreColumn("kind", "TEXT NOT NULL", "sample, worst (sequences); abs_diff, k3 (tokens)"),
+            StoreColumn("engine", "TEXT NOT NULL", "engine that wrote it; empty where not known"),
+            StoreColumn("tokens", "INTEGER NOT NULL", "trained tokens of the sequence"),
+            StoreColumn("value", "REAL", "what made it one of the worst, nats"),
+            StoreColumn(
+                "body", "BLOB NOT NULL", "msgpack map, with token ids and logprobs; zlib where it begins with 0x78"
+            ),
         ),
         indexes=("(kind, step, value)", "(frame)"),
         kept="the newest, within a budget of bytes",
     ),
-    Table(
+    StoreTable(
         "shape",
         "Where the gap of one engine's part of a step lies: how d is spread, and its sums by stratum.",
         (
             _ID,
             _FRAME,
-            Column("step", "INTEGER NOT NULL", "the trainer's number"),
-            Column("engine", "TEXT NOT NULL", "engine id; empty where not known"),
-            Column("tokens", "INTEGER NOT NULL", "trained tokens"),
-            Column("invalid", "INTEGER NOT NULL", "of those, without a finite d"),
-            Column("bins", "BLOB NOT NULL", "zlib: int64 counts of d, `mismatch.EDGES`"),
-            Column("sums", "BLOB NOT NULL", "zlib: float64 [strata, 8], `mismatch.Shape.sums`; [strata, 4] of old"),
+            StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
+            StoreColumn("engine", "TEXT NOT NULL", "engine id; empty where not known"),
+            StoreColumn("tokens", "INTEGER NOT NULL", "trained tokens"),
+            StoreColumn("invalid", "INTEGER NOT NULL", "of those, without a finite d"),
+            StoreColumn("bins", "BLOB NOT NULL", "zlib: int64 counts of d, `mismatch.EDGES`"),
+            StoreColumn(
+                "sums", "BLOB NOT NULL", "zlib: float64 [strata, 8], `mismatch.Shape.sums`; [strata, 4] of old"
+            ),
         ),
         indexes=("(step, id)", "(frame)"),
         kept="the newest 200,000",
     ),
-    Table(
+    StoreTable(
         "evidence",
         "What a diagnosis is made from: sums over the tokens of one engine's part of a step.",
         (
             _ID,
             _FRAME,
-            Column("step", "INTEGER NOT NULL", "the trainer's number"),
-            Column("engine", "TEXT NOT NULL", "engine id; empty where not known"),
-            Column("body", "BLOB NOT NULL", "zlib: float32, `rltop.backend.evidence.evidence.Evidence`"),
+            StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
+            StoreColumn("engine", "TEXT NOT NULL", "engine id; empty where not known"),
+            StoreColumn("body", "BLOB NOT NULL", "zlib: float32, `rltop.backend.evidence.evidence.Evidence`"),
         ),
         indexes=("(step, id)", "(frame)"),
         kept="the newest 200,000",
     ),
-    Table(
+    StoreTable(
         "strata",
         "Where the gap of one engine's part of a step comes from: sums by stratum, of all and of matched tokens, "
         "the line over lag, and prompt groups.",
         (
             _ID,
             _FRAME,
-            Column("step", "INTEGER NOT NULL", "the trainer's number"),
-            Column("engine", "TEXT NOT NULL", "engine id; empty where not known"),
-            Column("old", "INTEGER NOT NULL", "1: matched by old logprobs; 0: by lag 0"),
-            Column(
+            StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
+            StoreColumn("engine", "TEXT NOT NULL", "engine id; empty where not known"),
+            StoreColumn("old", "INTEGER NOT NULL", "1: matched by old logprobs; 0: by lag 0"),
+            StoreColumn(
                 "body",
                 "BLOB NOT NULL",
                 "zlib: msgpack, `history/sums.py`; strata in the order of `dimensions`",
@@ -286,102 +290,102 @@ TABLES: tuple[Table, ...] = (
         indexes=("(frame)",),
         kept="the newest, within a budget of bytes",
     ),
-    Table(
+    StoreTable(
         "cell",
         "What one engine wrote in one flag epoch of what a step trained on, in sums; for what a switch did.",
         (
             _ID,
             _FRAME,
-            Column("step", "INTEGER NOT NULL", "the trainer's number"),
-            Column("engine", "TEXT NOT NULL", "engine id"),
-            Column("life", "TEXT NOT NULL", "of the engine's process, whose flag epochs start at 0"),
-            Column("epoch", "INTEGER NOT NULL", "flag epoch in which the tokens were sampled"),
-            Column("sums", "BLOB NOT NULL", "zlib: float64 [figures, 6], `cells.FIGURES`"),
+            StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
+            StoreColumn("engine", "TEXT NOT NULL", "engine id"),
+            StoreColumn("life", "TEXT NOT NULL", "of the engine's process, whose flag epochs start at 0"),
+            StoreColumn("epoch", "INTEGER NOT NULL", "flag epoch in which the tokens were sampled"),
+            StoreColumn("sums", "BLOB NOT NULL", "zlib: float64 [figures, 6], `cells.FIGURES`"),
         ),
         indexes=("(frame, step)",),
         kept="the newest 200,000",
     ),
-    Table(
+    StoreTable(
         "mark",
         "Which flag epoch of an engine a command began.",
         (
             _ID,
             _FRAME,
-            Column("command", "TEXT NOT NULL", "command id"),
-            Column("engine", "TEXT NOT NULL", "engine id"),
-            Column("life", "TEXT NOT NULL", "of the engine's process"),
-            Column("epoch", "INTEGER NOT NULL", "flag epoch"),
+            StoreColumn("command", "TEXT NOT NULL", "command id"),
+            StoreColumn("engine", "TEXT NOT NULL", "engine id"),
+            StoreColumn("life", "TEXT NOT NULL", "of the engine's process"),
+            StoreColumn("epoch", "INTEGER NOT NULL", "flag epoch"),
         ),
         indexes=("(frame)",),
         kept="whole: people make them",
     ),
-    Table(
+    StoreTable(
         "pace",
         "How fast one engine sampled while it worked, in stretches of 5 s.",
         (
             _ID,
             _FRAME,
-            Column("engine", "TEXT NOT NULL", "engine id"),
-            Column("life", "TEXT NOT NULL", "of the engine's process"),
-            Column("epoch", "INTEGER NOT NULL", "flag epoch"),
-            Column("time", "REAL NOT NULL", "end of it, wall clock of the hub, seconds"),
-            Column("seconds", "REAL NOT NULL", "of work"),
-            Column("tokens", "INTEGER NOT NULL", "sampled in them"),
+            StoreColumn("engine", "TEXT NOT NULL", "engine id"),
+            StoreColumn("life", "TEXT NOT NULL", "of the engine's process"),
+            StoreColumn("epoch", "INTEGER NOT NULL", "flag epoch"),
+            StoreColumn("time", "REAL NOT NULL", "end of it, wall clock of the hub, seconds"),
+            StoreColumn("seconds", "REAL NOT NULL", "of work"),
+            StoreColumn("tokens", "INTEGER NOT NULL", "sampled in them"),
         ),
         indexes=("(frame)",),
         kept="the newest 500,000",
     ),
-    Table(
+    StoreTable(
         "alarm",
         "One stage in the life of an alarm; the last row of an alarm is how it stands.",
         (
             _ID,
             _FRAME,
-            Column("alarm", "TEXT NOT NULL", "id of the alarm"),
-            Column("cause", "TEXT NOT NULL", "slug of the cause that it is called by"),
-            Column("code", "TEXT NOT NULL", "of that cause"),
-            Column("layer", "TEXT NOT NULL", "where it lies"),
-            Column("title", "TEXT NOT NULL", "what is wrong"),
-            Column("raised", "REAL NOT NULL", "wall clock of the hub, seconds"),
-            Column("raised_step", "INTEGER NOT NULL", "step after which it was raised"),
-            Column("since_step", "INTEGER", "first step at which it shows"),
-            Column("cleared", "REAL", "wall clock of the hub, seconds; NULL while it is open"),
-            Column("cleared_step", "INTEGER", "step after which it was over"),
+            StoreColumn("alarm", "TEXT NOT NULL", "id of the alarm"),
+            StoreColumn("cause", "TEXT NOT NULL", "slug of the cause that it is called by"),
+            StoreColumn("code", "TEXT NOT NULL", "of that cause"),
+            StoreColumn("layer", "TEXT NOT NULL", "where it lies"),
+            StoreColumn("title", "TEXT NOT NULL", "what is wrong"),
+            StoreColumn("raised", "REAL NOT NULL", "wall clock of the hub, seconds"),
+            StoreColumn("raised_step", "INTEGER NOT NULL", "step after which it was raised"),
+            StoreColumn("since_step", "INTEGER", "first step at which it shows"),
+            StoreColumn("cleared", "REAL", "wall clock of the hub, seconds; NULL while it is open"),
+            StoreColumn("cleared_step", "INTEGER", "step after which it was over"),
             _REST,
         ),
         indexes=("(alarm, id)", "(frame)"),
         kept="whole: they are few",
     ),
-    Table(
+    StoreTable(
         "source",
         "How much of what a collector sent is in what is stored; a hub that goes on from here asks for the rest.",
         (
-            Column("source", "TEXT NOT NULL", "engine id, or `trainer/` and the rank"),
+            StoreColumn("source", "TEXT NOT NULL", "engine id, or `trainer/` and the rank"),
             _FRAME,
-            Column("epoch", "TEXT NOT NULL", "of the collector's process, as on the wire"),
-            Column("acknowledged", "INTEGER NOT NULL", "no message up to this number is needed any more"),
-            Column("settled", "INTEGER NOT NULL", "without messages from this number on steps may lack something"),
+            StoreColumn("epoch", "TEXT NOT NULL", "of the collector's process, as on the wire"),
+            StoreColumn("acknowledged", "INTEGER NOT NULL", "no message up to this number is needed any more"),
+            StoreColumn("settled", "INTEGER NOT NULL", "without messages from this number on steps may lack something"),
         ),
         tail="PRIMARY KEY (source)",
         indexes=("(frame)",),
         latest=True,
         kept="the newest of each collector",
     ),
-    Table(
+    StoreTable(
         "taken",
         "What a step was made from, so that what is sent again is not counted twice.",
         (
             _ID,
             _FRAME,
-            Column("step", "INTEGER NOT NULL", "the trainer's number"),
-            Column("body", "BLOB NOT NULL", "zlib: msgpack, `history/resume.py`"),
+            StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
+            StoreColumn("body", "BLOB NOT NULL", "zlib: msgpack, `history/resume.py`"),
         ),
         indexes=("(frame)",),
         kept="the newest 1,000",
     ),
 )
 
-BY_NAME: Mapping[str, Table] = {table.name: table for table in TABLES}
+BY_NAME: Mapping[str, StoreTable] = {table.name: table for table in TABLES}
 
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     1: (
@@ -452,7 +456,7 @@ def open_version(connection: sqlite3.Connection) -> int | None:
 def prepare(
     connection: sqlite3.Connection,
     *,
-    tables: tuple[Table, ...] = TABLES,
+    tables: tuple[StoreTable, ...] = TABLES,
     migrations: Mapping[int, tuple[str, ...]] = MIGRATIONS,
     version: int = VERSION,
 ) -> None:

@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 
 from rltop.backend.api.profiles import Mismatch
 from rltop.backend.api.samples import Samples, Sequence, Token
-from rltop.backend.effects.epoch_sums import Cell, Place
+from rltop.backend.effects.epoch_sums import Cell, EpochKey
 from rltop.backend.evidence.evidence import Evidence
-from rltop.backend.evidence.series import MAX_PARTS, Course
-from rltop.backend.gaps.attribute import Part
-from rltop.backend.gaps.mismatch import COLUMNS, MAX_STEPS, MEANS, Shape, Shapes
+from rltop.backend.evidence.series import MAX_PARTS, EvidenceSeries
+from rltop.backend.gaps.attribute import EngineSums
+from rltop.backend.gaps.mismatch import COLUMNS, MAX_STEPS, MEANS, GapShape, GapShapes
 from rltop.backend.gaps.sampling import KINDS, StepSamples
-from rltop.backend.steps.provenance import Taken
+from rltop.backend.steps.provenance import StepProvenance
 from rltop.backend.store.read import Reader
-from rltop.backend.store.row_mapping import Row, Sample
+from rltop.backend.store.row_mapping import Row, SampleRow
 from rltop.backend.summary import CLAMP
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StepDetails:
     """What is kept of a step beside its figures; nobody changes it any more.
 
     Attributes:
@@ -40,14 +40,14 @@ class Kept:
 
     step: int
     samples: StepSamples | None = None
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
-    parts: Mapping[str, Part] = field(default_factory=dict)
-    cells: Mapping[Place, Cell] = field(default_factory=dict)
+    shapes: Mapping[str, GapShape] = field(default_factory=dict)
+    parts: Mapping[str, EngineSums] = field(default_factory=dict)
+    cells: Mapping[EpochKey, Cell] = field(default_factory=dict)
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
-    taken: Taken | None = None
+    taken: StepProvenance | None = None
 
 
-def sample_rows(kept: Kept) -> Iterator[Sample]:
+def sample_rows(kept: StepDetails) -> Iterator[SampleRow]:
     """The sequences and tokens, those of single engines included, each once per kind."""
     step, samples = kept.step, kept.samples
     if samples is None:
@@ -66,19 +66,19 @@ def sample_rows(kept: Kept) -> Iterator[Sample]:
                     yield _token(step, kind, token)
 
 
-def _sequence(step: int, kind: str, sequence: Sequence) -> Sample:
+def _sequence(step: int, kind: str, sequence: Sequence) -> SampleRow:
     value = None if kind == "sample" else math.inf if sequence.invalid else sequence.k3_mean
-    return Sample(step, kind, ", ".join(sequence.engines), sequence.tokens, value, _encode(sequence))
+    return SampleRow(step, kind, ", ".join(sequence.engines), sequence.tokens, value, _encode(sequence))
 
 
-def _token(step: int, kind: str, token: Token) -> Sample:
+def _token(step: int, kind: str, token: Token) -> SampleRow:
     d = token.diff
     held = max(-CLAMP, min(CLAMP, d))
     value = math.inf if d != d else abs(d) if kind == "abs_diff" else math.expm1(held) - held
-    return Sample(step, kind, token.engine, token.tokens, value, _encode(token))
+    return SampleRow(step, kind, token.engine, token.tokens, value, _encode(token))
 
 
-def shape_rows(kept: Kept) -> Iterator[Row]:
+def shape_rows(kept: StepDetails) -> Iterator[Row]:
     """Rows of ``shape``."""
     for engine, shape in kept.shapes.items():
         yield {
@@ -91,13 +91,13 @@ def shape_rows(kept: Kept) -> Iterator[Row]:
         }
 
 
-def evidence_rows(kept: Kept) -> Iterator[Row]:
+def evidence_rows(kept: StepDetails) -> Iterator[Row]:
     """Rows of ``evidence``."""
     for engine, evidence in kept.evidence.items():
         yield {"step": kept.step, "engine": engine, "body": zlib.compress(evidence.to_bytes(), 1)}
 
 
-def course(reader: Reader, until: int | None = None) -> Course:
+def course(reader: Reader, until: int | None = None) -> EvidenceSeries:
     """The evidence of the latest steps, of those up to frame ``until`` (None: the last); of this version's alone."""
     last = 2**62 if until is None else until
     query = (
@@ -108,7 +108,7 @@ def course(reader: Reader, until: int | None = None) -> Course:
     for frame, step, engine, body in reader.execute(query, (last, MAX_PARTS)):
         with contextlib.suppress(ValueError):
             found.setdefault((frame, step), {})[engine] = Evidence.from_bytes(zlib.decompress(body))
-    made = Course()
+    made = EvidenceSeries()
     for (_, step), engines in found.items():
         made.put(step, engines)
     return made
@@ -123,13 +123,13 @@ def mismatch(reader: Reader, first: int | None, last: int | None) -> Mismatch:
     bounds = (-(2**62) if first is None else first, 2**62 if last is None else last)
     newest = "SELECT DISTINCT step FROM shape WHERE step >= ? AND step <= ? ORDER BY step DESC LIMIT ?"
     query = f"SELECT frame, step, engine, tokens, invalid, bins, sums FROM shape WHERE step IN ({newest}) ORDER BY id"
-    found: dict[int, tuple[int, dict[str, Shape]]] = {}
+    found: dict[int, tuple[int, dict[str, GapShape]]] = {}
     for frame, step, engine, tokens, invalid, bins, sums in reader.execute(query, (*bounds, MAX_STEPS)):
         if found.get(step, (-1,))[0] != frame:  # the last telling of a step counts
             found[step] = frame, {}
-        shape = Shape(_unpacked(bins, "<i8"), _sums(_unpacked(sums, "<f8")), tokens, invalid)
+        shape = GapShape(_unpacked(bins, "<i8"), _sums(_unpacked(sums, "<f8")), tokens, invalid)
         found[step][1][engine] = shape
-    shapes = Shapes()
+    shapes = GapShapes()
     for step, (_, of) in sorted(found.items()):
         if all(_fits(shape) for shape in of.values()):
             shapes.put_shapes(step, of)
@@ -141,16 +141,16 @@ def _unpacked(packed: bytes, kind: str) -> NDArray[Any]:
 
 
 def _sums(flat: NDArray[Any]) -> NDArray[Any]:
-    """``Shape.sums`` as it was stored; before there were intervals, with as many columns as make means."""
-    usual = Shape().sums
+    """``GapShape.sums`` as it was stored; before there were intervals, with as many columns as make means."""
+    usual = GapShape().sums
     if flat.size == len(usual) * MEANS:
         return np.pad(flat.reshape(-1, MEANS), [(0, 0), (0, COLUMNS - MEANS)], constant_values=np.nan)
     return flat.reshape(-1, COLUMNS) if flat.size == usual.size else flat
 
 
-def _fits(shape: Shape) -> bool:
+def _fits(shape: GapShape) -> bool:
     """Whether it is of the strata and bins of this version."""
-    usual = Shape()
+    usual = GapShape()
     return shape.bins.shape == usual.bins.shape and shape.sums.shape == usual.sums.shape
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rltop.backend.api.verdict import Verdict
 from rltop.backend.diagnosis.diagnose import diagnose
-from rltop.backend.evidence.diagnosis_input import Case
+from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.store import step_details as store_samples
 from rltop.backend.store.read import Reader
 
@@ -26,13 +26,13 @@ def diagnosis(path: Path, step: int | None = None) -> Verdict:
         return diagnose(case(reader, step))
 
 
-def case(reader: Reader, step: int | None = None) -> Case:
+def case(reader: Reader, step: int | None = None) -> DiagnosisInput:
     """What is stored of a run up to a step: engines and trainer as they were then. Raises as ``diagnosis``."""
     until = None if step is None else reader.frame_of_step(step)
     if step is not None and until is None:
         raise ValueError(f"no step {step} is stored in {reader.path}")
     picture = reader.picture(until)
-    found = Case(
+    found = DiagnosisInput(
         picture.run,
         list(picture.steps.values()),
         picture.engines,

@@ -20,7 +20,7 @@ import msgspec
 
 from rltop.backend import api
 from rltop.backend.store import aggregates, schema
-from rltop.backend.store.aggregates import NOTHING, Beside, Recalled, rows_beside
+from rltop.backend.store.aggregates import NOTHING, FrameAggregates, StoredAggregates, rows_beside
 from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.write import Writer
 from rltop.backend.util.filesystems import is_network, kind_of
@@ -47,7 +47,7 @@ CLOCK_SLACK_S = 5.0
 """A clock that is behind the last record by more than this is told."""
 
 
-_Item = tuple[api.Frame, Beside]
+_Item = tuple[api.Frame, FrameAggregates]
 
 
 class Store(threading.Thread):
@@ -91,15 +91,15 @@ class Store(threading.Thread):
             )
         return past
 
-    def recall(self) -> Recalled:
+    def recall(self) -> StoredAggregates:
         """What is stored of what effects and attribution are reckoned from. Before ``start``."""
         try:
             with Reader(self.path) as reader:
                 return aggregates.recall(reader)
         except (schema.StoreError, sqlite3.Error, zlib.error, msgspec.DecodeError, ValueError, OSError):
-            return Recalled()  # as above; effects are then told from here on
+            return StoredAggregates()  # as above; effects are then told from here on
 
-    def put(self, frame: api.Frame, beside: Beside = NOTHING) -> bool:
+    def put(self, frame: api.Frame, beside: FrameAggregates = NOTHING) -> bool:
         """Hand over the next frame, and what is kept beside it, which nobody changes any more.
 
         Returns:

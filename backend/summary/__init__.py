@@ -8,8 +8,8 @@ and commutative (sums to float64 rounding, everything else exactly). Quantiles a
 from rltop.backend.summary.engine_summary import Bounds, Summary
 from rltop.backend.summary.gap import Gap
 from rltop.backend.summary.kernel import CLAMP, Floats, Ints
-from rltop.backend.summary.moments import Line, Mean, Pairs, Sizes
-from rltop.backend.summary.sequences import Sequences
+from rltop.backend.summary.moments import Pairs, Regression, Sizes, Spread
+from rltop.backend.summary.sequences import SequenceSummary
 from rltop.backend.summary.strata import Strata
 
 __all__ = [
@@ -18,11 +18,11 @@ __all__ = [
     "Floats",
     "Gap",
     "Ints",
-    "Line",
-    "Mean",
     "Pairs",
-    "Sequences",
+    "Regression",
+    "SequenceSummary",
     "Sizes",
+    "Spread",
     "Strata",
     "Summary",
 ]

@@ -10,8 +10,8 @@ import numpy as np
 from rltop.backend.summary.gap import Gap
 from rltop.backend.summary.groups import Groups
 from rltop.backend.summary.kernel import Floats
-from rltop.backend.summary.moments import Line, Mean, Sizes
-from rltop.backend.summary.sequences import Sequences
+from rltop.backend.summary.moments import Regression, Sizes, Spread
+from rltop.backend.summary.sequences import SequenceSummary
 from rltop.backend.summary.strata import Strata
 
 ADV_N, ADV_D, ADV_ABS, ADV, ADV_LOW, ADV_HIGH = range(6)
@@ -61,26 +61,26 @@ class Summary:
     backend: Gap = field(default_factory=Gap)
     stale: Gap = field(default_factory=Gap)
     update: Gap = field(default_factory=Gap)
-    whole: Sequences = field(default_factory=Sequences)
+    whole: SequenceSummary = field(default_factory=SequenceSummary)
     strata: Strata = field(default_factory=Strata)
     matched: Strata = field(default_factory=Strata)
-    line: Line = field(default_factory=Line)
+    line: Regression = field(default_factory=Regression)
     groups: Groups = field(default_factory=Groups)
-    entropy: Mean = field(default_factory=Mean)
-    reward: Mean = field(default_factory=Mean)
-    lag: Mean = field(default_factory=Mean)
+    entropy: Spread = field(default_factory=Spread)
+    reward: Spread = field(default_factory=Spread)
+    lag: Spread = field(default_factory=Spread)
     lags: Sizes = field(default_factory=Sizes)
     advantage: Floats = field(default_factory=lambda: np.zeros(6))
-    clip_low: Mean = field(default_factory=Mean)
-    clip_high: Mean = field(default_factory=Mean)
+    clip_low: Spread = field(default_factory=Spread)
+    clip_high: Spread = field(default_factory=Spread)
     bounds: Bounds = field(default_factory=Bounds)
-    kept: Mean = field(default_factory=Mean)
-    cached: Mean = field(default_factory=Mean)
+    kept: Spread = field(default_factory=Spread)
+    cached: Spread = field(default_factory=Spread)
     tokens: int = 0
     sequences: int = 0
     joinable: int = 0
     joined: int = 0
-    versions: Mean = field(default_factory=Mean)
+    versions: Spread = field(default_factory=Spread)
     spanning: int = 0
     read: int = 0
     repeating: int = 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rltop.backend.summary.dimensions import LAG, MAX_LAG, OFFSET, UNKNOWN
-from rltop.backend.summary.moments import Line
+from rltop.backend.summary.moments import Regression
 from rltop.backend.summary.strata import K3, Strata
 
 MIN_SPAN = 3
@@ -44,7 +44,7 @@ class LagLine:
     why: str = ""
 
 
-def lag_line(line: Line, strata: Strata) -> LagLine | None:
+def lag_line(line: Regression, strata: Strata) -> LagLine | None:
     """What can be told of a line and the strata of the same tokens; None where all have one lag, or none is known."""
     fit = line.fit()
     ends = lag_ends(strata)

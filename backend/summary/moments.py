@@ -45,7 +45,7 @@ ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
-class Mean:
+class Spread:
     """Mean, standard deviation and greatest of numbers."""
 
     n: int = 0
@@ -55,7 +55,7 @@ class Mean:
     """About the mean."""
 
     @classmethod
-    def of(cls, values: NDArray[np.generic], counts: Ints | None = None) -> Mean:
+    def of(cls, values: NDArray[np.generic], counts: Ints | None = None) -> Spread:
         """Over the finite entries of ``values`` [n], each as often as ``counts`` [n] says."""
         x: Floats = np.asarray(values, np.float64)
         valid = np.isfinite(x) if counts is None else np.isfinite(x) & (counts > 0)
@@ -71,13 +71,13 @@ class Mean:
         off = x - total / n
         return cls(n, total, float(x.max()), _sum_of(off * off, weights))
 
-    def __add__(self, other: Mean) -> Mean:
+    def __add__(self, other: Spread) -> Spread:
         if not (self.n and other.n):
             return self if self.n else other
         n = self.n + other.n
         apart = self.total / self.n - other.total / other.n
         squares = self.squares + other.squares + apart * apart * self.n * other.n / n
-        return Mean(n, self.total + other.total, max(self.high, other.high), squares)
+        return Spread(n, self.total + other.total, max(self.high, other.high), squares)
 
     @property
     def mean(self) -> float | None:
@@ -163,7 +163,7 @@ def _varies(n: float, mean: float, squares: float) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Regression:
     """The least-squares line of y on x over tokens, whose errors may go together within a sequence.
 
     For a sequence with sums v = (n, x, xx, y, xy) over its tokens it keeps the sum of v and of v v', which is all that
@@ -175,13 +175,13 @@ class Line:
     products: Floats = field(default_factory=lambda: np.zeros((5, 5)))
 
     @classmethod
-    def of(cls, sums: Floats) -> Line:
+    def of(cls, sums: Floats) -> Regression:
         """From n, x, xx, y, xy of each sequence [sequences, 5]."""
         sums = sums[sums[:, 0] > 0]
         return cls(len(sums), sums.sum(axis=0), sums.T @ sums)
 
-    def __add__(self, other: Line) -> Line:
-        return Line(self.sequences + other.sequences, self.sums + other.sums, self.products + other.products)
+    def __add__(self, other: Regression) -> Regression:
+        return Regression(self.sequences + other.sequences, self.sums + other.sums, self.products + other.products)
 
     def fit(self) -> tuple[float, float] | None:
         """Intercept and slope; None where x does not vary."""

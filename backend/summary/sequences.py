@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rltop.backend.summary import kernel as k
 from rltop.backend.summary.kernel import CLAMP, TIS_CAP, Floats, Ints
-from rltop.backend.summary.moments import Mean, Pairs, Sizes
+from rltop.backend.summary.moments import Pairs, Sizes, Spread
 from rltop.backend.summary.token_runs import Pieces, Reduced
 
 GEO_BAND = (0.99, 1.01)
@@ -34,7 +34,7 @@ NOTHING[list(_LOWS)] = math.inf
 
 
 @dataclass(frozen=True, slots=True)
-class Sequences:
+class SequenceSummary:
     """Summary of ``d = left - right`` over sequences.
 
     Attributes:
@@ -49,7 +49,7 @@ class Sequences:
     sums: Floats = field(default_factory=lambda: np.zeros(SUMS))
     extremes: Floats = field(default_factory=NOTHING.copy)
     scaling: Pairs = field(default_factory=Pairs)
-    lengths: Mean = field(default_factory=Mean)
+    lengths: Spread = field(default_factory=Spread)
     sizes: Sizes = field(default_factory=Sizes)
     gained: int = 0
     opsm: int = 0
@@ -57,12 +57,14 @@ class Sequences:
     over_correct: int = 0
 
     @classmethod
-    def of(cls, rows: Floats, lengths: Ints, gains: Floats | None = None, rewards: Floats | None = None) -> Sequences:
+    def of(
+        cls, rows: Floats, lengths: Ints, gains: Floats | None = None, rewards: Floats | None = None
+    ) -> SequenceSummary:
         """Of sequences: the kernel's sums [n, PIECE_SUMS], trained tokens [n], mean advantages and rewards [n].
 
         Advantages and rewards are NaN where not known.
         """
-        lengths_of = (Mean.of(lengths), Sizes.of(lengths))
+        lengths_of = (Spread.of(lengths), Sizes.of(lengths))
         n = rows[:, k.PIECE_N]
         valid = n > 0
         unknown = np.full(n.size, np.nan)
@@ -94,11 +96,11 @@ class Sequences:
             int(((mult > MAX_MULT) & (rewards >= CORRECT)).sum()),
         )
 
-    def __add__(self, other: Sequences) -> Sequences:
+    def __add__(self, other: SequenceSummary) -> SequenceSummary:
         extremes = np.maximum(self.extremes, other.extremes)
         lows = list(_LOWS)
         extremes[lows] = np.minimum(self.extremes[lows], other.extremes[lows])
-        return Sequences(
+        return SequenceSummary(
             self.sums + other.sums,
             extremes,
             self.scaling + other.scaling,

@@ -20,7 +20,7 @@ _PAST_END = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
+class TokenRuns:
     """Runs of tokens of one sequence that were sampled alike; in order of rows, and of places within a row.
 
     Attributes:
@@ -43,7 +43,7 @@ class Pieces:
     """Runs cut at the edges of position bins.
 
     Attributes:
-        start, end, flow, place: as of ``Runs`` [pieces]. run: the run of each. position: its bin.
+        start, end, flow, place: as of ``TokenRuns`` [pieces]. run: the run of each. position: its bin.
         group: number of the sequence in its place, rising. group_place, group_row: of each group [groups].
         places: how many there are.
     """
@@ -77,7 +77,7 @@ def _grouped(
     return Pieces(start, end, flow, place, run, position, group, place[first], row[first], places)
 
 
-def cut(runs: Runs) -> Pieces:
+def cut(runs: TokenRuns) -> Pieces:
     """Cut runs at the edges of position bins."""
     size = runs.end - runs.start
     first = np.searchsorted(POSITION_EDGES, runs.at, side="right") - 1

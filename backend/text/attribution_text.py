@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rltop.backend.api.attribution import Interval, LagLine
+from rltop.backend.api.attribution import Interval, LagRegression
 
 
 def estimate(value: Interval, form: str = ".3g") -> str:
@@ -12,7 +12,7 @@ def estimate(value: Interval, form: str = ".3g") -> str:
     return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
 
 
-def line_text(line: LagLine) -> str:
+def line_text(line: LagRegression) -> str:
     """The line of k3 on lag, as far as it can be told."""
     if line.per_lag is None:
         return f"k3 by lag: {line.why}"

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Latest(Generic[T]):
+class ByteBoundedCache(Generic[T]):
     """By step, in order of arrival. The last step stays, whatever it holds.
 
     Args:

@@ -40,16 +40,16 @@ MIN_SEQUENCES = 4
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProbeAnswer:
     """A word that a probe may answer, and what it means."""
 
     word: str
     means: str
 
 
-UNCLEAR = Answer("unclear", "too little came back to tell; the text says what was missing")
-OVERTAKEN = Answer("overtaken", "a weight update, a pause or a switch came in between; ask again")
-REFUSED = Answer("refused", "it could not be done; the text says why, and what would let it")
+UNCLEAR = ProbeAnswer("unclear", "too little came back to tell; the text says what was missing")
+OVERTAKEN = ProbeAnswer("overtaken", "a weight update, a pause or a switch came in between; ask again")
+REFUSED = ProbeAnswer("refused", "it could not be done; the text says why, and what would let it")
 COMMON = (UNCLEAR, OVERTAKEN, REFUSED)
 """Words that every probe may answer."""
 
@@ -83,14 +83,14 @@ class Probe:
     risk: str
     needs: str
     takes: str
-    answers: tuple[Answer, ...]
+    answers: tuple[ProbeAnswer, ...]
     by: str = ENGINES
     requests: bool = False
     engines: int = 1
     timeout_s: float = 30.0
 
     @property
-    def words(self) -> tuple[Answer, ...]:
+    def words(self) -> tuple[ProbeAnswer, ...]:
         """All that it may answer."""
         return self.answers + COMMON
 
@@ -121,8 +121,8 @@ PROBES: tuple[Probe, ...] = (
         needs="engines that have reported",
         takes="at once",
         answers=(
-            Answer("agree", "all facts that two of them state are the same"),
-            Answer("differ", "some are not; the text names them, with their engines"),
+            ProbeAnswer("agree", "all facts that two of them state are the same"),
+            ProbeAnswer("differ", "some are not; the text names them, with their engines"),
         ),
         by=HUB,
     ),
@@ -138,8 +138,8 @@ PROBES: tuple[Probe, ...] = (
         needs="a step that has closed",
         takes="at once",
         answers=(
-            Answer("equal", "every row has the ids that its engine recorded"),
-            Answer("differ", "some rows do not; the text says how many, and in what way"),
+            ProbeAnswer("equal", "every row has the ids that its engine recorded"),
+            ProbeAnswer("differ", "some rows do not; the text says how many, and in what way"),
         ),
         by=HUB,
     ),
@@ -159,12 +159,12 @@ PROBES: tuple[Probe, ...] = (
         needs="engines whose workers run the collector",
         takes="seconds; for large models on the CPU minutes",
         answers=(
-            Answer("agree", "all engines with the same version have the same weights; the text says whether they "
+            ProbeAnswer("agree", "all engines with the same version have the same weights; the text says whether they "
                    "changed since the digest before, and whether they are the trainer's"),
-            Answer("differ", "engines of one version have other weights; the text names engines and tensors"),
-            Answer("not_applied", "an update was counted, and not one weight has changed since before it"),
-            Answer("partial", "an update changed some weights and left others, of which the text names some"),
-            Answer("not_the_trainer", "all engines agree, and on other weights than the trainer's of that version"),
+            ProbeAnswer("differ", "engines of one version have other weights; the text names engines and tensors"),
+            ProbeAnswer("not_applied", "an update was counted, and not one weight has changed since before it"),
+            ProbeAnswer("partial", "an update changed some weights and left others, of which the text names some"),
+            ProbeAnswer("not_the_trainer", "all engines agree, and on other weights than the trainer's of that version"),
         ),
         timeout_s=300.0,
     ),
@@ -181,8 +181,8 @@ PROBES: tuple[Probe, ...] = (
         "without top-p, top-k, min-p and penalties: prompt logprobs know none of these. " + _REQUESTS_NEED,
         takes="some seconds",
         answers=(
-            Answer("match", "the record is what prefill gives, up to the rounding of the engine's dtype"),
-            Answer("differ", "it is not: decode path, stale cache, or a record that is not of the distribution"),
+            ProbeAnswer("match", "the record is what prefill gives, up to the rounding of the engine's dtype"),
+            ProbeAnswer("differ", "it is not: decode path, stale cache, or a record that is not of the distribution"),
         ),
         requests=True,
         timeout_s=120.0,
@@ -201,9 +201,9 @@ PROBES: tuple[Probe, ...] = (
         needs="the prefix cache on, and rollouts that hit it. " + _REQUESTS_NEED,
         takes="ten seconds or so",
         answers=(
-            Answer("fresh", "a cached prefix gives what one computed now gives"),
-            Answer("stale", "it does not: cached keys and values are of other weights"),
-            Answer("not_cached", "no sequence hit the cache, so there was nothing to compare"),
+            ProbeAnswer("fresh", "a cached prefix gives what one computed now gives"),
+            ProbeAnswer("stale", "it does not: cached keys and values are of other weights"),
+            ProbeAnswer("not_cached", "no sequence hit the cache, so there was nothing to compare"),
         ),
         requests=True,
         timeout_s=120.0,
@@ -221,8 +221,8 @@ PROBES: tuple[Probe, ...] = (
         needs="two engines of the same version. " + _REQUESTS_NEED,
         takes="some seconds",
         answers=(
-            Answer("agree", "all engines give the same, up to the rounding of their dtype"),
-            Answer("differ", "they do not; the text names the odd engine, or says what would"),
+            ProbeAnswer("agree", "all engines give the same, up to the rounding of their dtype"),
+            ProbeAnswer("differ", "they do not; the text names the odd engine, or says what would"),
         ),
         requests=True,
         engines=2,
@@ -239,9 +239,9 @@ PROBES: tuple[Probe, ...] = (
         needs="a flag that this engine can switch, and another engine to compare with",
         takes="some steps",
         answers=(
-            Answer("changed", "a figure moved by more than chance"),
-            Answer("no_effect", "no figure that matters moved"),
-            Answer("not_yet", "too few steps so far; `rltop probe --result` again later"),
+            ProbeAnswer("changed", "a figure moved by more than chance"),
+            ProbeAnswer("no_effect", "no figure that matters moved"),
+            ProbeAnswer("not_yet", "too few steps so far; `rltop probe --result` again later"),
         ),
         by=SWITCH,
         engines=2,

@@ -9,7 +9,7 @@ import numpy as np
 
 from rltop.collectors.contract import wire
 from rltop.collectors.trainer.arrays import Given, given
-from rltop.collectors.trainer.packing import Batch, Column, Ints, row_sizes
+from rltop.collectors.trainer.packing import CopiedCall, Ints, PackedColumn, row_sizes
 
 Level = Literal["all", "row", "token"]
 
@@ -58,9 +58,9 @@ class Checked:
         ids = sum(map(len, self.request_ids or ()))
         return ids + sum(part.nbytes for part in [self.token_ids, self.mask, *optional, *columns])
 
-    def copy(self) -> Batch:
+    def copy(self) -> CopiedCall:
         """What later changes to the arguments don't reach."""
-        return Batch(
+        return CopiedCall(
             head=self.head,
             rows=self.rows,
             sizes=self.sizes.copy() if isinstance(self.sizes, Given) else self.sizes,
@@ -71,7 +71,7 @@ class Checked:
             prompt_sizes=_sizes(self.prompt_ids) if self.prompt_ids else np.zeros(self.rows, np.int64),
             rewards=self.rewards.copy() if self.rewards else None,
             columns={
-                WIRE_NAMES.get(name, name): Column(column.copy(), level)
+                WIRE_NAMES.get(name, name): PackedColumn(column.copy(), level)
                 for name, (column, level) in self.columns.items()
             },
             request_ids=self.request_ids,

@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Column:
+class PackedColumn:
     """A copied per-token array: one value for all, one per row, or one per token."""
 
     values: Copy
@@ -30,7 +30,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Batch:
+class CopiedCall:
     """One call, copied.
 
     Attributes:
@@ -53,11 +53,11 @@ class Batch:
     prompt_ids: Copy | None
     prompt_sizes: Ints
     rewards: Copy | None
-    columns: dict[str, Column]
+    columns: dict[str, PackedColumn]
     request_ids: list[str] | None = None
 
 
-def pack(batch: Batch) -> Iterator[tuple[wire.Sequences, wire.Arrays]]:
+def pack(batch: CopiedCall) -> Iterator[tuple[wire.Sequences, wire.Arrays]]:
     """The messages of one batch, made one at a time.
 
     Raises:
@@ -109,7 +109,7 @@ def _blocks(weights: Ints) -> Iterator[tuple[int, int]]:
         first, base = last, int(ends[last - 1])
 
 
-def _rows(batch: Batch, block: _Block) -> wire.Arrays:
+def _rows(batch: CopiedCall, block: _Block) -> wire.Arrays:
     """Ids and mask of the block's rows, each cut after its last trained token: what follows tells nothing."""
     mask = _mask(batch, block)
     trained = np.flatnonzero(mask)
@@ -126,7 +126,7 @@ def _rows(batch: Batch, block: _Block) -> wire.Arrays:
     }
 
 
-def _prompts(batch: Batch, block: _Block, starts: Ints) -> wire.Arrays:
+def _prompts(batch: CopiedCall, block: _Block, starts: Ints) -> wire.Arrays:
     if batch.prompt_ids is None:
         return {}
     ids = batch.prompt_ids.read(int(starts[block.first]), int(starts[block.last]))
@@ -134,7 +134,7 @@ def _prompts(batch: Batch, block: _Block, starts: Ints) -> wire.Arrays:
     return {"prompt_sizes": _ints("prompt_sizes", sizes), "prompt_ids": _ints("prompt_ids", ids)}
 
 
-def _columns(batch: Batch, block: _Block) -> wire.Arrays:
+def _columns(batch: CopiedCall, block: _Block) -> wire.Arrays:
     mask = _mask(batch, block)
     arrays: wire.Arrays = {}
     for name, column in batch.columns.items():
@@ -148,12 +148,12 @@ def _columns(batch: Batch, block: _Block) -> wire.Arrays:
     return arrays
 
 
-def _mask(batch: Batch, block: _Block) -> NDArray[np.bool_]:
+def _mask(batch: CopiedCall, block: _Block) -> NDArray[np.bool_]:
     mask: NDArray[np.bool_] = batch.mask.read(block.start, block.stop) != 0
     return mask
 
 
-def _spread(column: Column, block: _Block) -> NDArray[Any]:
+def _spread(column: PackedColumn, block: _Block) -> NDArray[Any]:
     """The column's values for the block, one per token."""
     if column.level == "token":
         return column.values.read(block.start, block.stop)

@@ -16,7 +16,7 @@ _PASSED: list[Frame] = wire.encode_body(wire.Passed(), {})
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class SentMessage:
     """A message as it was sent: its number, the sender's wall clock then, and its frames after the envelope."""
 
     seq: int
@@ -25,7 +25,7 @@ class Sent:
     nbytes: int
 
 
-class Retained:
+class ResendBuffer:
     """The messages from ``oldest`` up to ``next_seq``, by number. One thread.
 
     Attributes:
@@ -38,11 +38,11 @@ class Retained:
         self.next_seq = 0
         self.oldest = 0
         self.nbytes = 0
-        self._kept: dict[int, Sent] = {}
+        self._kept: dict[int, SentMessage] = {}
         self._again = 0  # next to be sent again; ``next_seq`` when nothing is
 
     @property
-    def due(self) -> Sent | None:
+    def due(self) -> SentMessage | None:
         """What is to be sent again next: before anything new, since a hub takes messages in order."""
         return self._kept.get(self._again)
 
@@ -50,7 +50,7 @@ class Retained:
         """Message ``next_seq`` was sent at ``time``. Of a ``passing`` one only the number is kept."""
         own = _PASSED if passing else [_owned(frame) for frame in frames]
         nbytes = MESSAGE_BYTES + (0 if passing else sum(map(len, own)))
-        self._kept[self.next_seq] = Sent(self.next_seq, time, own, nbytes)
+        self._kept[self.next_seq] = SentMessage(self.next_seq, time, own, nbytes)
         self.nbytes += nbytes
         if self._again == self.next_seq:
             self._again += 1

@@ -14,7 +14,7 @@ VITAL_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Lot:
+class QueuedBatch:
     """Consecutive items of one kind, taken to be sent; they count as queued until they are settled."""
 
     kind: str
@@ -29,7 +29,7 @@ class _Kind:
     dropped: int = 0
 
 
-class Outbox:
+class SendQueue:
     """Items offered by the host's threads, taken by the sender's. Safe from any thread; no call waits or raises.
 
     A new item that does not fit is dropped whole: what is already queued is older and more likely to be complete.
@@ -75,7 +75,7 @@ class Outbox:
             counts.offered += count
             counts.dropped += count
 
-    def take(self) -> Lot | None:
+    def take(self) -> QueuedBatch | None:
         """The oldest item and all that follow it up to the next one of another kind; None if nothing is queued."""
         with self._lock:
             if not self._queue:
@@ -85,9 +85,9 @@ class Outbox:
                 _, size, item = self._queue.popleft()
                 nbytes += size
                 items.append(item)
-        return Lot(kind, items, nbytes)
+        return QueuedBatch(kind, items, nbytes)
 
-    def settle(self, lot: Lot, *, sent: bool) -> None:
+    def settle(self, lot: QueuedBatch, *, sent: bool) -> None:
         """Say what became of a lot: sent or dropped, as a whole."""
         with self._lock:
             counts = self._kinds[lot.kind]

@@ -24,8 +24,8 @@ from typing import Any, Protocol
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
 from rltop.collectors.transport.error_boundary import Guard
-from rltop.collectors.transport.resend_buffer import Frame, Retained
-from rltop.collectors.transport.send_queue import Lot, Outbox
+from rltop.collectors.transport.resend_buffer import Frame, ResendBuffer
+from rltop.collectors.transport.send_queue import QueuedBatch, SendQueue
 
 TICK_S = 0.01
 """How often the thread looks at the queue, unless told otherwise."""
@@ -119,7 +119,7 @@ class Sender:
         self.epoch = uuid.uuid4().hex[:16]
         self.loop_count = 0
         self._loop_seen = (0, time.monotonic())
-        self._outbox = Outbox(self._limit_bytes, self._vital)
+        self._outbox = SendQueue(self._limit_bytes, self._vital)
         self._replies: deque[wire.ControlToHub] = deque(maxlen=MAX_REPLIES)
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
@@ -127,8 +127,8 @@ class Sender:
         self._answering = 0.0  # until then somebody waits for what became of a command
         self._give_up = 0.0  # when a closing thread ends, whatever is left
         self._acknowledged = threading.Event()
-        self._retained = Retained()
-        self._lot: Lot | None = None
+        self._retained = ResendBuffer()
+        self._lot: QueuedBatch | None = None
         self._messages: Iterator[Frames] = iter(())  # of the lot, made as they can be sent
         self._next: Frames = _NONE  # the message that is due, less the envelope
 
@@ -194,7 +194,7 @@ class Sender:
         while lot := self._lot or self._outbox.take():  # nobody will send what is left
             self._outbox.settle(lot, sent=False)
             self._lot = None
-        self._messages, self._next, self._retained = iter(()), _NONE, Retained()
+        self._messages, self._next, self._retained = iter(()), _NONE, ResendBuffer()
 
     def _serve(self) -> None:
         import zmq
@@ -302,7 +302,7 @@ class Sender:
             self._outbox.settle(self._lot, sent=made is _NONE)  # all its messages are out, or one can't be made
             self._lot = None
 
-    def _encoded(self, lot: Lot) -> Iterator[Frames]:
+    def _encoded(self, lot: QueuedBatch) -> Iterator[Frames]:
         for body, arrays in self._encode(lot.kind, lot.items):
             yield Frames(wire.encode_body(body, arrays), passing=isinstance(body, wire.PASSING))
 

@@ -22,12 +22,12 @@ from rltop.collectors.contract.rundir import RunDir
 from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
 from rltop.collectors.transport.sender import Sender
 from rltop.collectors.vllm import patches
-from rltop.collectors.vllm.control.command_executor import Commands
-from rltop.collectors.vllm.control.switchboard import Board
+from rltop.collectors.vllm.control.command_executor import CommandExecutor
+from rltop.collectors.vllm.control.switchboard import Switchboard
 from rltop.collectors.vllm.fingerprint import current, fingerprint
 from rltop.collectors.vllm.probes.probe_executor import Prober
 from rltop.collectors.vllm.rollouts.assembly import Assembler
-from rltop.collectors.vllm.rollouts.request import Finished
+from rltop.collectors.vllm.rollouts.request import FinishedRollout
 from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX, Noted, Tap, version_of
 from rltop.collectors.vllm.workers.one_rank import METHODS
 
@@ -85,7 +85,7 @@ class Agent:
         self.guard = guard
         self._pid = os.getpid()
         self.id = engine_id(engine)
-        self.board = Board(engine)
+        self.board = Switchboard(engine)
         self.tap = Tap(engine, on_weights=self.board.core.policy.on_weights)
         if any(patches.fault_of(seam, engine.scheduler) for seam in (patches.UPDATE, patches.SCHEDULE)):
             self.tap.by_rows = False
@@ -106,11 +106,11 @@ class Agent:
         prober = Prober(
             engine, self.id, self.tap, self._version, guard, self.assembler.salt_of, self._offer_report
         )  # fmt: skip
-        self.commands = Commands(self.board, self.id, self.tap, self._version, self._announce, prober)
+        self.commands = CommandExecutor(self.board, self.id, self.tap, self._version, self._announce, prober)
         self._hub = ""
         self._counted_drops = 0
         self._lost_requests = 0
-        self._taps = patches.Taps(engine, self._hooks(), guard)
+        self._taps = patches.InstalledPatches(engine, self._hooks(), guard)
         for seam, reason in self._taps.missing.items():
             self.facts[f"missing {seam}"] = reason
             log.warning("rltop: %s: %s", seam, reason)
@@ -216,8 +216,8 @@ class Agent:
             return items
         return self._messages(items)
 
-    def _messages(self, items: list[Finished]) -> Iterable[tuple[wire.DataBody, wire.Arrays]]:
-        lot: list[Finished] = []
+    def _messages(self, items: list[FinishedRollout]) -> Iterable[tuple[wire.DataBody, wire.Arrays]]:
+        lot: list[FinishedRollout] = []
         size = 0
         for item in items:
             lot.append(item)
@@ -284,7 +284,7 @@ def _kv_usage(scheduler: Any) -> float | None:
     return None if usage is None else float(usage)
 
 
-def _message(engine: str, lot: list[Finished]) -> tuple[wire.DataBody, wire.Arrays]:
+def _message(engine: str, lot: list[FinishedRollout]) -> tuple[wire.DataBody, wire.Arrays]:
     arrays: wire.Arrays = {
         "prompt_ids": np.frombuffer(b"".join([item.prompt for item in lot]), np.int32),
         "token_ids": np.frombuffer(b"".join([item.tokens for item in lot]), np.int32),

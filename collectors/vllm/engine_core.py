@@ -16,7 +16,7 @@ class SwitchError(RuntimeError):
 
 
 @dataclass
-class Core:
+class CoreAccess:
     """One engine core as the switches see it. Made before the engine takes work: it asks the workers.
 
     Attributes:
@@ -41,13 +41,13 @@ class Core:
         self.workers.refresh()
 
 
-def nothing(_core: Core) -> str:
+def nothing(_core: CoreAccess) -> str:
     """Nothing to add."""
     return ""
 
 
 @dataclass(frozen=True)
-class Control:
+class FlagControl:
     """The engine's side of one flag.
 
     Attributes:
@@ -57,10 +57,10 @@ class Control:
         note: what else there is to say of an applied switch; often empty.
     """
 
-    read: Callable[[Core], str | None]
-    write: Callable[[Core, str, bool], None]
-    detail: Callable[[Core], str] = nothing
-    note: Callable[[Core], str] = nothing
+    read: Callable[[CoreAccess], str | None]
+    write: Callable[[CoreAccess, str, bool], None]
+    detail: Callable[[CoreAccess], str] = nothing
+    note: Callable[[CoreAccess], str] = nothing
 
 
 def no_boundary(engine: Any) -> str:

@@ -46,7 +46,7 @@ class HostFailure(BaseException):
 
 
 @dataclass(frozen=True)
-class Seam:
+class PatchPoint:
     """One method of a live engine that we listen to.
 
     Attributes:
@@ -66,7 +66,7 @@ class Seam:
     seen: str
 
 
-BOUNDARY = Seam(
+BOUNDARY = PatchPoint(
     "boundary",
     (),
     "_handle_client_request",
@@ -75,9 +75,11 @@ BOUNDARY = Seam(
     "0.18.1 0.26.0 0.32.0",
 )
 
-RPC = Seam("rpc", (), "collective_rpc", ("method",), "weight updates: when one is open, how many there were", "0.32.0")
+RPC = PatchPoint(
+    "rpc", (), "collective_rpc", ("method",), "weight updates: when one is open, how many there were", "0.32.0"
+)
 
-PAUSING = Seam(
+PAUSING = PatchPoint(
     "pausing",
     (),
     "pause_scheduler",
@@ -86,7 +88,7 @@ PAUSING = Seam(
     "0.18.1 0.26.0 0.32.0",
 )
 
-PAUSE = Seam(
+PAUSE = PatchPoint(
     "pause",
     ("scheduler",),
     "set_pause_state",
@@ -95,7 +97,7 @@ PAUSE = Seam(
     "0.18.1 0.26.0 0.32.0",
 )
 
-UPDATE = Seam(
+UPDATE = PatchPoint(
     "update",
     ("scheduler",),
     "update_from_output",
@@ -104,7 +106,7 @@ UPDATE = Seam(
     "0.18.1 0.26.0 0.32.0",
 )
 
-SCHEDULE = Seam(
+SCHEDULE = PatchPoint(
     "schedule",
     ("scheduler",),
     "schedule",
@@ -113,14 +115,16 @@ SCHEDULE = Seam(
     "0.18.1 0.26.0 0.32.0",
 )
 
-STEP = Seam("step", (), "step_fn", (), "tokens, logprobs, versions: the outputs of every step", "0.18.1 0.26.0 0.32.0")
+STEP = PatchPoint(
+    "step", (), "step_fn", (), "tokens, logprobs, versions: the outputs of every step", "0.18.1 0.26.0 0.32.0"
+)
 
-SEAMS: tuple[Seam, ...] = (
+SEAMS: tuple[PatchPoint, ...] = (
     STEP,
     UPDATE,
     SCHEDULE,
-    Seam("add", ("scheduler",), "add_request", ("request",), "prompts and sampling parameters", "0.18.1 0.32.0"),
-    Seam(
+    PatchPoint("add", ("scheduler",), "add_request", ("request",), "prompts and sampling parameters", "0.18.1 0.32.0"),
+    PatchPoint(
         "finish",
         ("scheduler",),
         "finish_requests",
@@ -129,7 +133,7 @@ SEAMS: tuple[Seam, ...] = (
         "0.26.0 0.32.0",
     ),
     RPC,
-    Seam(
+    PatchPoint(
         "reset",
         ("scheduler",),
         "reset_prefix_cache",
@@ -203,7 +207,7 @@ def is_tapped(owner: Any, method: str) -> bool:
     return hasattr(vars(owner).get(method), "__wrapped__")
 
 
-def fault_of(seam: Seam, owner: Any) -> str:
+def fault_of(seam: PatchPoint, owner: Any) -> str:
     """Why ``seam`` can't be used on ``owner``; empty if it can."""
     method = getattr(owner, seam.method, None)
     if not callable(method):
@@ -242,7 +246,7 @@ def unseen(engine: Any) -> str:
     return fault_of(STEP, engine)
 
 
-class Taps:
+class InstalledPatches:
     """The seams of one live engine: put in by ``__init__``, taken out by ``undo``.
 
     ``missing`` maps the name of each seam that could not be used to the reason.

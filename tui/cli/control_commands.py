@@ -186,7 +186,7 @@ def _follow(run: str | None, ask: Callable[[Client, Watch | None], list[Change]]
     from rltop.backend.commands import messages
     from rltop.backend.text import status
 
-    watch = None if as_json or not sys.stderr.isatty() else Progress()
+    watch = None if as_json or not sys.stderr.isatty() else CommandProgress()
     try:
         with client_of(run) as client:
             changes = ask(client, watch)
@@ -212,7 +212,7 @@ def _follow(run: str | None, ask: Callable[[Client, Watch | None], list[Change]]
     sys.exit(0 if applied else 1)
 
 
-class Progress:
+class CommandProgress:
     """Says on standard error what each engine is about, whenever that changes and is not the end."""
 
     def __init__(self) -> None:

@@ -200,7 +200,7 @@ def forward(run: str | None, to: str | None, command: str | None, url: str | Non
     delivered is tried again for three minutes.
     """
     from rltop.backend.client.live import Client
-    from rltop.backend.exporters.alarm_hooks import Command, Hook, Webhook
+    from rltop.backend.exporters.alarm_hooks import Hook, ShellCommand, Webhook
     from rltop.backend.exporters.forward import Forwarder, ForwardError, Sink, open_sink
 
     if not (to or command or url):
@@ -211,7 +211,7 @@ def forward(run: str | None, to: str | None, command: str | None, url: str | Non
         if to:
             sinks.append(open_sink(to))
         if command:
-            sinks.append(Hook(Command(command), _say))
+            sinks.append(Hook(ShellCommand(command), _say))
         if url:
             sinks.append(Hook(Webhook(url), _say))
     except ForwardError as error:

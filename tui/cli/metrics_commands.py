@@ -42,10 +42,10 @@ def metrics(name: str | None, as_json: bool) -> None:
 
 
 def _family(family: object) -> str:
-    from rltop.backend.metrics import Family
+    from rltop.backend.metrics import MetricFamily
     from rltop.backend.metrics.document import unit_of
 
-    assert isinstance(family, Family)
+    assert isinstance(family, MetricFamily)
     return "\n".join([family.title, *(f"  {m.name:<28} {unit_of(m):<18} {m.formula}" for m in family.metrics)])
 
 

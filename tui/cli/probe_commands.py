@@ -10,7 +10,7 @@ import click
 
 from rltop.backend.util.durations import seconds_of
 from rltop.collectors.contract.probes import BY_NAME, HUB, PROBES, SWITCH, Probe
-from rltop.tui.cli.control_commands import Progress
+from rltop.tui.cli.control_commands import CommandProgress
 from rltop.tui.cli.run_options import as_json_option, client_of, print_json, run_option
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def probe(
                 result = _flip(client, flag, engines, seconds, why, timeout)
             else:
                 assert name is not None
-                watch = None if as_json or not sys.stderr.isatty() else Progress()
+                watch = None if as_json or not sys.stderr.isatty() else CommandProgress()
                 wait = timeout or BY_NAME[name].timeout_s
                 result = client.probe(name, engines=list(engines) or None, why=why, timeout_s=wait, watch=watch)
     except (CommandError, HubUnreachable, ValueError) as error:

@@ -13,7 +13,7 @@ from rltop.backend.api import AskEffect, Effect, EffectEstimate, EffectRow
 from rltop.backend.effects.estimate import FIGURES
 from rltop.backend.text import effect_text
 from rltop.tui.dialogs.info_dialogs import Page
-from rltop.tui.model.source import Source
+from rltop.tui.model.source import SnapshotSource
 from rltop.tui.widgets import theme
 from rltop.tui.widgets.theme import wrap
 
@@ -48,7 +48,7 @@ class EffectPage(Page):
         width: cells of a line.
     """
 
-    def __init__(self, command: str, what: str, client: Source, clock: Callable[[], float], width: int) -> None:
+    def __init__(self, command: str, what: str, client: SnapshotSource, clock: Callable[[], float], width: int) -> None:
         super().__init__(Text(f"Effect of {what}\nasking the hub"))
         self._command = command
         self._what = what

@@ -22,7 +22,7 @@ from rltop.backend.text.fingerprint_text import MARK
 from rltop.collectors.contract.actions import ACTIONS
 from rltop.collectors.contract.flags import FLAGS
 from rltop.tui.model.charts import CHARTS
-from rltop.tui.model.explain import Figure
+from rltop.tui.model.explain import ShownFigure
 from rltop.tui.model.key_commands import COMMANDS, NEEDS_CONTROL
 from rltop.tui.model.timeline import KINDS
 from rltop.tui.widgets import theme
@@ -128,7 +128,7 @@ def _listed(text: Text, label: str, said: str, width: int, label_style: str = ""
         text.append(f"{line}\n", style)
 
 
-def numbers_page(where: str, figures: Iterable[Figure], width: int) -> Page:
+def numbers_page(where: str, figures: Iterable[ShownFigure], width: int) -> Page:
     """What the figures are, in lines of ``width`` cells; ``where`` says whose they are."""
     text = Text()
     text.append(f"What these numbers are: {theme.clean(where, min(len(where), width))}\n", theme.FAINT)
@@ -142,7 +142,7 @@ def numbers_page(where: str, figures: Iterable[Figure], width: int) -> Page:
     return Page(text)
 
 
-def _now(metric: Metric, figure: Figure) -> str:
+def _now(metric: Metric, figure: ShownFigure) -> str:
     if figure.value is None:
         return "not measurable" if metric.needs else "not known"
     shown = theme.percent(figure.value) if metric.unit == "share" else theme.figure(figure.value, 4)

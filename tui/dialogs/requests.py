@@ -11,8 +11,8 @@ from typing import Literal
 
 from rltop.backend.api import AskAcknowledge, AskAct, AskKeep, AskProbe, AskSet, AskSilence, AskUndo, Question
 from rltop.collectors.contract.probes import Probe
-from rltop.tui.dialogs.switch_dialog import Wish
-from rltop.tui.model.source import Source
+from rltop.tui.dialogs.switch_dialog import CommandRequest
+from rltop.tui.model.source import SnapshotSource
 
 UNANSWERED_S = 5.0
 """A question that the hub has not answered by then is said to be unanswered."""
@@ -21,7 +21,7 @@ Tell = Callable[[str, Literal["warning", "error"]], None]
 """Says something to the person."""
 
 
-class Orders:
+class ControlRequests:
     """Sends what was confirmed, and tells where the hub refuses it or does not answer.
 
     Args:
@@ -30,13 +30,13 @@ class Orders:
         tell: see ``Tell``.
     """
 
-    def __init__(self, client: Source, clock: Callable[[], float], tell: Tell) -> None:
+    def __init__(self, client: SnapshotSource, clock: Callable[[], float], tell: Tell) -> None:
         self._client = client
         self._clock = clock
         self._tell = tell
         self._asked: dict[str, tuple[str, float]] = {}
 
-    def change(self, wish: Wish, subject: str) -> None:
+    def change(self, wish: CommandRequest, subject: str) -> None:
         """Have a flag switched, or an action done."""
         choice, place = wish.choice, wish.place
         engines = None if place.fraction is not None else list(place.engines)

@@ -24,7 +24,7 @@ HALF = 0.5
 
 
 @dataclass(frozen=True)
-class Place:
+class Scope:
     """Where a command goes: these engines, or a share of the live ones that the hub picks."""
 
     name: str
@@ -33,11 +33,11 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Wish:
+class CommandRequest:
     """A switch or an action as it was confirmed; see ``view.AskSet`` and ``view.AskAct``."""
 
     choice: Choice
-    place: Place
+    place: Scope
     strict: bool = False
     revert_s: float | None = None
     why: str = ""
@@ -52,14 +52,14 @@ class Option:
     labels: tuple[str, ...]
 
 
-def places(target: Target) -> tuple[Place, ...]:
+def places(target: Target) -> tuple[Scope, ...]:
     """Where the command can go, the line under the cursor first: a fleet, its canary half, each engine that can."""
     refusing = {said.partition(":")[0] for said in target.refusing}
-    each = tuple(Place(engine, (engine,)) for engine in target.engines if engine not in refusing)
+    each = tuple(Scope(engine, (engine,)) for engine in target.engines if engine not in refusing)
     if target.engine is not None:
         return each
-    half = (Place("half", fraction=HALF),) if target.subject.flag is not None and len(target.engines) > 1 else ()
-    return (Place("fleet", target.engines), *half, *(each if len(target.engines) > 1 else ()))
+    half = (Scope("half", fraction=HALF),) if target.subject.flag is not None and len(target.engines) > 1 else ()
+    return (Scope("fleet", target.engines), *half, *(each if len(target.engines) > 1 else ()))
 
 
 def times(choice: Choice) -> tuple[tuple[str, float | None], ...]:
@@ -70,7 +70,7 @@ def times(choice: Choice) -> tuple[tuple[str, float | None], ...]:
     return (*(() if choice.guard_s is not None else ((FOR_GOOD, None),)), *within)
 
 
-class Confirm(Question[Wish]):
+class Confirm(Question[CommandRequest]):
     """Asks before a flag is switched or an action is done."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -80,7 +80,7 @@ class Confirm(Question[Wish]):
         Binding("s", "next('s')", "Other form"),
     ]
 
-    def __init__(self, target: Target, offered: Wish | None = None) -> None:
+    def __init__(self, target: Target, offered: CommandRequest | None = None) -> None:
         """``offered``: begin with this choice, place and reason."""
         super().__init__()
         self._target = target
@@ -96,7 +96,7 @@ class Confirm(Question[Wish]):
         return self._target.choices[self._chosen["v"]]
 
     @property
-    def _place(self) -> Place:
+    def _place(self) -> Scope:
         return self._places[self._chosen["w"]]
 
     def _options(self) -> list[Option]:
@@ -156,10 +156,10 @@ class Confirm(Question[Wish]):
         offered = times(self._choice)
         return offered[self._chosen["f"]][1] if offered else None
 
-    def answer(self) -> Wish:
+    def answer(self) -> CommandRequest:
         """The wish as it stands."""
         strict = self._has_forms() and bool(self._chosen["s"])
-        return Wish(self._choice, self._place, strict, self._revert_s(), self.why)
+        return CommandRequest(self._choice, self._place, strict, self._revert_s(), self.why)
 
     def verb(self) -> str:
         """As people say it."""
@@ -175,7 +175,7 @@ class Confirm(Question[Wish]):
             self.redraw()
 
 
-def _reach(target: Target, place: Place) -> str:
+def _reach(target: Target, place: Scope) -> str:
     kept = f"{target.in_flight} requests in flight when last heard of; all are kept"
     if place.fraction is not None:
         return f"half of {len(target.engines)} live engines, never all: the effect is held against the others"
@@ -201,7 +201,7 @@ def _window(labels: tuple[str, ...], chosen: int, room: int = INNER - 16) -> lis
 
 
 @dataclass(frozen=True)
-class About:
+class CommandQuestion:
     """A question about a command that was given: its id, itself in words, and the question."""
 
     command: str
@@ -209,7 +209,7 @@ class About:
     question: ConfirmPlain
 
 
-def keep_question(view: Snapshot, command: str) -> About | None:
+def keep_question(view: Snapshot, command: str) -> CommandQuestion | None:
     """Whether to stop the timers of ``command``; None if none runs."""
     timers = [(engine, timer) for engine, timer in open_timers(view, command) if timer.verb == "set"]
     if not timers:
@@ -220,14 +220,14 @@ def keep_question(view: Snapshot, command: str) -> About | None:
         ("otherwise", f"back to {timer.back_to} in {theme.clock(timer.at - view.time)}"),
         ("keep", "stops the timer; the change stays until someone undoes it"),
     ]
-    return About(command, what, ConfirmPlain(f"Keep {what} on {engines} ?", facts, "keep it"))
+    return CommandQuestion(command, what, ConfirmPlain(f"Keep {what} on {engines} ?", facts, "keep it"))
 
 
-def undo_question(view: Snapshot, change: Change) -> About | None:
+def undo_question(view: Snapshot, change: Change) -> CommandQuestion | None:
     """Whether to bring engines back to what they had before the command of ``change``; None if it changed nothing."""
     done = undoable(together(view, change.command))
     if not done:
         return None
     facts = [(one.engine, f"{one.flag or deed(one)} back to {one.old}") for one in done]
     facts.append(("unless", "something was changed since: then it is left alone, and the log says superseded"))
-    return About(change.command, deed(change), ConfirmPlain(f"Undo {deed(change)} ?", facts, "undo"))
+    return CommandQuestion(change.command, deed(change), ConfirmPlain(f"Undo {deed(change)} ?", facts, "undo"))

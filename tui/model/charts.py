@@ -9,7 +9,7 @@ from rltop.tui.widgets import theme
 
 
 @dataclass(frozen=True)
-class Series:
+class ChartSeries:
     """One line of a plot: its name in the legend, the metric it shows, and the one that says what noise alone gives."""
 
     label: str
@@ -29,7 +29,7 @@ class Chart:
 
     id: str
     title: str
-    series: tuple[Series, ...]
+    series: tuple[ChartSeries, ...]
 
     @property
     def metric(self) -> metrics.Metric:
@@ -54,13 +54,13 @@ class Chart:
 
 CHARTS: tuple[Chart, ...] = (
     Chart("gap", "logprob gap |d|", (
-        Series("mean", "logp_abs_diff_mean", "noise_abs_diff"), Series("p95", "logp_abs_diff_p95"),
+        ChartSeries("mean", "logp_abs_diff_mean", "noise_abs_diff"), ChartSeries("p95", "logp_abs_diff_p95"),
     )),
     Chart("clip", "clip rate", (
-        Series("low", "clip_frac_low", "noise_clip_frac_low"), Series("high", "clip_frac_high", "noise_clip_frac_high"),
+        ChartSeries("low", "clip_frac_low", "noise_clip_frac_low"), ChartSeries("high", "clip_frac_high", "noise_clip_frac_high"),
     )),
-    Chart("KL", "KL rollout|trainer", (Series("k3", "kl_k3", "noise_k3"), Series("k1", "kl_k1"))),
-    Chart("reward", "reward", (Series("mean", "reward_mean"),)),
-    Chart("entropy", "entropy", (Series("mean", "entropy"),)),
-    Chart("lag", "policy lag", (Series("mean", "lag_mean"), Series("max", "lag_max"))),
+    Chart("KL", "KL rollout|trainer", (ChartSeries("k3", "kl_k3", "noise_k3"), ChartSeries("k1", "kl_k1"))),
+    Chart("reward", "reward", (ChartSeries("mean", "reward_mean"),)),
+    Chart("entropy", "entropy", (ChartSeries("mean", "entropy"),)),
+    Chart("lag", "policy lag", (ChartSeries("mean", "lag_mean"), ChartSeries("max", "lag_max"))),
 )  # fmt: skip

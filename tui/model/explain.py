@@ -11,7 +11,7 @@ NOTHING = "focus a plot, the fleet or the places of the gap: tab goes from one t
 
 
 @dataclass(frozen=True)
-class Figure:
+class ShownFigure:
     """A figure on the screen.
 
     Attributes:
@@ -25,6 +25,6 @@ class Figure:
     of: tuple[float, str] | None
 
 
-def in_step(label: str, metric: str, values: metrics.Values) -> Figure:
+def in_step(label: str, metric: str, values: metrics.Values) -> ShownFigure:
     """The figure as a step, or an engine's part of one, has it."""
-    return Figure(label, metric, values.get(metric), count(metrics.BY_NAME[metric], values))
+    return ShownFigure(label, metric, values.get(metric), count(metrics.BY_NAME[metric], values))

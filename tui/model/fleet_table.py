@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from rltop.backend.api import Change, Engine, Past, Snapshot, Step
+from rltop.backend.api import Change, Engine, PastState, Snapshot, Step
 from rltop.backend.fleet.facts import some
 from rltop.backend.metrics import Values
 from rltop.backend.text.fingerprint_text import MARK
@@ -42,7 +42,7 @@ def now(engines: Iterable[Engine]) -> list[Row]:
     return [_row(engine, engine.gap, engine.lag) for engine in by_id(engines)]
 
 
-def at_step(view: Snapshot, step: Step, past: Past | None) -> list[Row]:
+def at_step(view: Snapshot, step: Step, past: PastState | None) -> list[Row]:
     """The engines as they were when ``step`` had closed.
 
     Args:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import uuid
 
-from rltop.backend.api import Answer, AskPast, Past, Snapshot, Step
+from rltop.backend.api import Answer, AskPast, PastState, Snapshot, Step
 from rltop.tui.model.fleet_table import Row, at_step, now
-from rltop.tui.model.step_columns import History
+from rltop.tui.model.step_columns import StepColumns
 
 KEPT = 64
 """Answers that are kept; a cursor goes to and fro."""
@@ -16,7 +16,7 @@ PATIENCE_S = 5.0
 """A question that is not answered by then is given up, and another may be asked."""
 
 
-class Pasts:
+class PastEngines:
     """Answers by step.
 
     A cursor that moves on while a question is on its way waits for it, so a key held down asks no more than the hub
@@ -25,14 +25,14 @@ class Pasts:
 
     def __init__(self) -> None:
         self._epoch = ""
-        self._found: dict[int, Past | None] = {}
+        self._found: dict[int, PastState | None] = {}
         self._asked: tuple[str, int, float] | None = None
 
-    def of(self, step: int) -> Past | None:
+    def of(self, step: int) -> PastState | None:
         """What is known of the run at that step, so far."""
         return self._found.get(step)
 
-    def step(self, history: History, cursor: int | None) -> Step | None:
+    def step(self, history: StepColumns, cursor: int | None) -> Step | None:
         """The step that is read (None: the latest), with all that is known of it; None before the first."""
         place = history.index(math.inf if cursor is None else cursor)
         if place is None:
@@ -40,7 +40,7 @@ class Pasts:
         step, past = history.steps[place], None if cursor is None else self.of(cursor)
         return step if past is None or step.engines else past.step
 
-    def fleet(self, view: Snapshot, history: History, cursor: int | None) -> list[Row]:
+    def fleet(self, view: Snapshot, history: StepColumns, cursor: int | None) -> list[Row]:
         """The engines as they are, or as of the step that is read."""
         step = self.step(history, cursor)
         if cursor is None or step is None:
@@ -66,7 +66,7 @@ class Pasts:
         self._keep(self._asked[1], answers.pop(self._asked[0]).past)
         return True
 
-    def _keep(self, step: int, past: Past | None) -> None:
+    def _keep(self, step: int, past: PastState | None) -> None:
         self._asked = None
         self._found[step] = past
         while len(self._found) > KEPT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rltop.backend.api import Step
-from rltop.backend.parity.compare import DIVERGES, Verdict, parity
+from rltop.backend.parity.compare import DIVERGES, ParityVerdict, parity
 
 EVERY = 5
 """Steps after which the runs are judged anew; in between the last word stands."""
@@ -20,11 +20,11 @@ class Reference:
 
     def __init__(self, runs: Sequence[Mapping[int, Step]]) -> None:
         self.steps = runs[0]
-        self.verdict: Verdict | None = None
+        self.verdict: ParityVerdict | None = None
         self._runs = runs
         self._judged = -EVERY
 
-    def judge(self, steps: Mapping[int, Step]) -> Verdict:
+    def judge(self, steps: Mapping[int, Step]) -> ParityVerdict:
         """The verdict on the shown run; worked out when there are some more steps, or fewer."""
         if self.verdict is None or not 0 <= len(steps) - self._judged < EVERY:
             self._judged = len(steps)

@@ -9,7 +9,7 @@ import msgspec
 from rltop.backend.api import Answer, Question, Snapshot
 
 
-class Source(Protocol):
+class SnapshotSource(Protocol):
     """The part of ``rltop.backend.client.live.Client`` that the dashboard uses; see there."""
 
     @property

@@ -20,7 +20,7 @@ X_AXES: tuple[XAxis, ...] = ("step", "version", "minutes")
 """What the x axis of every plot may count: training steps, policy versions, minutes since the first step."""
 
 
-class History:
+class StepColumns:
     """Columns over steps, in order of step; NaN where a step lacks the figure. Kept until the steps change.
 
     ``revision`` rises whenever they do.

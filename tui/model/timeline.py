@@ -11,12 +11,12 @@ from rltop.backend.api import Change, Event, Snapshot
 from rltop.backend.api.alarm import Alarm
 from rltop.collectors.contract.actions import PROBE
 from rltop.tui.model.changes import label
-from rltop.tui.model.step_columns import History, XAxis
+from rltop.tui.model.step_columns import StepColumns, XAxis
 from rltop.tui.widgets.canvas import Marker
 
 
 @dataclass(frozen=True)
-class Kind:
+class MarkKind:
     """A kind of mark: its sign, its name, what it means, and which events are of it.
 
     Attributes:
@@ -41,30 +41,30 @@ class Kind:
         return event.kind in self.events and said and not (self.trouble and event.severity == "info")
 
 
-SWITCH = Kind(
+SWITCH = MarkKind(
     "▲", "switch", "a switch or an action took hold: its first letters, + on, - off; or the reference is left"
 )
-ALARM = Kind("◆", "alarm", "an alarm was raised: its id; with ✔: it ended")
-KINDS: tuple[Kind, ...] = (
+ALARM = MarkKind("◆", "alarm", "an alarm was raised: its id; with ✔: it ended")
+KINDS: tuple[MarkKind, ...] = (
     SWITCH,
-    Kind("↻", "start", "an engine, the trainer or the hub was started, or is back from silence",
+    MarkKind("↻", "start", "an engine, the trainer or the hub was started, or is back from silence",
          ("engine", "trainer", "hub"), ("appeared", "restarted", "returned", "is back", "goes on")),
-    Kind("✖", "loss", "an engine or the trainer fell silent, or said goodbye",
+    MarkKind("✖", "loss", "an engine or the trainer fell silent, or said goodbye",
          ("engine", "trainer"), ("is silent", "said goodbye")),
-    Kind("◇", "update", "trouble with weight updates: live engines are versions apart", ("skew",)),
-    Kind("≢", "facts", "engines and trainer began to disagree in what they compute with", ("facts",), trouble=True),
-    Kind("∅", "gap", "steps that nobody measured, or that lack messages that were lost on the way", ("gap", "lost")),
+    MarkKind("◇", "update", "trouble with weight updates: live engines are versions apart", ("skew",)),
+    MarkKind("≢", "facts", "engines and trainer began to disagree in what they compute with", ("facts",), trouble=True),
+    MarkKind("∅", "gap", "steps that nobody measured, or that lack messages that were lost on the way", ("gap", "lost")),
     ALARM,
 )  # fmt: skip
 """All kinds of marks, in the order in which they are told where several meet."""
 
 
 @dataclass(frozen=True)
-class Mark:
+class TimelineMark:
     """Something that happened after ``step`` had closed (-1: before the first), told in ``label``, with its sign."""
 
     step: int
-    kind: Kind
+    kind: MarkKind
     label: str
 
     @property
@@ -73,7 +73,7 @@ class Mark:
         return f"{self.kind.sign}{self.label}"
 
 
-def marks(view: Snapshot, history: History) -> tuple[Mark, ...]:
+def marks(view: Snapshot, history: StepColumns) -> tuple[TimelineMark, ...]:
     """What happened, in order of steps, each once per step and kind however many engines it befell.
 
     What was before the steps that are known (a hub that was restarted has lost the older ones) has no place.
@@ -82,20 +82,20 @@ def marks(view: Snapshot, history: History) -> tuple[Mark, ...]:
         return ()
     found = {*_switches(view.changes.values(), history), *_events(view.events), *_alarms(view.alarms.values())}
     if history.reference is not None and history.reference.since is not None:
-        found.add(Mark(history.reference.since - 1, SWITCH, "≠reference"))
+        found.add(TimelineMark(history.reference.since - 1, SWITCH, "≠reference"))
     first = history.steps[0].step
     order = {kind: place for place, kind in enumerate(KINDS)}
     kept = (mark for mark in found if mark.step >= first - 1)
     return tuple(sorted(kept, key=lambda mark: (mark.step, order[mark.kind], mark.label)))
 
 
-def _switches(changes: Iterable[Change], history: History) -> Iterator[Mark]:
+def _switches(changes: Iterable[Change], history: StepColumns) -> Iterator[TimelineMark]:
     for change in changes:
         if change.state == "applied" and change.verb not in ("keep", PROBE):  # these change nothing
-            yield Mark(_step_of(change, history), SWITCH, label(change))
+            yield TimelineMark(_step_of(change, history), SWITCH, label(change))
 
 
-def _step_of(change: Change, history: History) -> int:
+def _step_of(change: Change, history: StepColumns) -> int:
     """The last step closed before the change, -1 if none was: what an engine takes back by itself names no step."""
     if change.step is not None:
         return change.step
@@ -103,26 +103,26 @@ def _step_of(change: Change, history: History) -> int:
     return max(earlier, default=-1)
 
 
-def _events(events: Iterable[Event]) -> Iterator[Mark]:
+def _events(events: Iterable[Event]) -> Iterator[TimelineMark]:
     """Of events after the first step: how a run begins is no news."""
-    whose: dict[tuple[int, Kind], list[str]] = {}
+    whose: dict[tuple[int, MarkKind], list[str]] = {}
     for event in events:
         kind = next((kind for kind in KINDS if kind.has(event)), None)
         if kind is not None and event.step is not None:
             names = whose.setdefault((event.step, kind), [])
             names += [name for name in (event.engine or event.kind,) if name not in names]
     for (step, kind), names in whose.items():
-        yield Mark(step, kind, names[0] if len(names) == 1 else f"{names[0]}+{len(names) - 1}")
+        yield TimelineMark(step, kind, names[0] if len(names) == 1 else f"{names[0]}+{len(names) - 1}")
 
 
-def _alarms(alarms: Iterable[Alarm]) -> Iterator[Mark]:
+def _alarms(alarms: Iterable[Alarm]) -> Iterator[TimelineMark]:
     for alarm in alarms:
-        yield Mark(alarm.raised_step, ALARM, alarm.id)
+        yield TimelineMark(alarm.raised_step, ALARM, alarm.id)
         if alarm.cleared_step is not None:
-            yield Mark(alarm.cleared_step, ALARM, f"{alarm.id}✔")
+            yield TimelineMark(alarm.cleared_step, ALARM, f"{alarm.id}✔")
 
 
-def updates(history: History, axis: XAxis) -> tuple[float, ...]:
+def updates(history: StepColumns, axis: XAxis) -> tuple[float, ...]:
     """Where on the x axis new weights came, of a run in which that is no matter of every step; else empty."""
     versions, x = history.x("version"), history.x(axis)
     rises = np.flatnonzero(np.diff(versions) > 0) + 1
@@ -130,7 +130,7 @@ def updates(history: History, axis: XAxis) -> tuple[float, ...]:
     return tuple(x[rises].tolist()) if 2 * rises.size < versions.size else ()
 
 
-def markers(found: Iterable[Mark], history: History, axis: XAxis) -> tuple[Marker, ...]:
+def markers(found: Iterable[TimelineMark], history: StepColumns, axis: XAxis) -> tuple[Marker, ...]:
     """One marker per mark, between the step before it and the next."""
     x, numbers = history.x(axis), history.numbers()
     known = np.isfinite(x)
@@ -142,13 +142,13 @@ def markers(found: Iterable[Mark], history: History, axis: XAxis) -> tuple[Marke
     )
 
 
-def lands(mark: Mark, history: History) -> int:
+def lands(mark: TimelineMark, history: StepColumns) -> int:
     """The first step that closed after it, which shows it; the latest if none has."""
     place = history.index(mark.step)
     return history.steps[min(-1 if place is None else place, len(history.steps) - 2) + 1].step
 
 
-def next_mark(found: Iterable[Mark], history: History, cursor: int | None, *, forward: bool) -> int | None:
+def next_mark(found: Iterable[TimelineMark], history: StepColumns, cursor: int | None, *, forward: bool) -> int | None:
     """The step of the next mark after the cursor, or of the one before; None if there is none."""
     at = float("inf") if cursor is None else cursor
     steps = {lands(mark, history) for mark in found}
@@ -157,6 +157,6 @@ def next_mark(found: Iterable[Mark], history: History, cursor: int | None, *, fo
     return max((step for step in steps if step < at and step != history.steps[-1].step), default=None)
 
 
-def told_at(found: Iterable[Mark], history: History, step: int) -> str:
+def told_at(found: Iterable[TimelineMark], history: StepColumns, step: int) -> str:
     """What happened right before ``step``, in few words."""
     return " ".join(mark.text for mark in found if lands(mark, history) == step)

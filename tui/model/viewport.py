@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rltop.tui.model.step_columns import X_AXES, History, XAxis
+from rltop.tui.model.step_columns import X_AXES, StepColumns, XAxis
 from rltop.tui.widgets import canvas
 
 WINDOWS: tuple[float | None, ...] = (None, 300.0, 100.0, 30.0)
@@ -18,7 +18,7 @@ NARROWEST = {"step": 5.0, "version": 5.0, "minutes": 0.1}
 
 
 @dataclass(frozen=True)
-class Sight:
+class Viewport:
     """How all plots look at the run.
 
     Attributes:
@@ -34,7 +34,7 @@ class Sight:
     cursor: int | None = None
 
 
-def stretch(sight: Sight, history: History) -> tuple[float, float]:
+def stretch(sight: Viewport, history: StepColumns) -> tuple[float, float]:
     """The part of the x axis that shows. It holds the cursor, and else the latest step.
 
     A cursor that leaves it turns a page, on which it stands in the middle half; so most of its moves leave the page
@@ -52,14 +52,14 @@ def stretch(sight: Sight, history: History) -> tuple[float, float]:
     return start, start + sight.window
 
 
-def cursor_x(sight: Sight, history: History) -> float | None:
+def cursor_x(sight: Viewport, history: StepColumns) -> float | None:
     """Where the cursor stands on the x axis; None if it is not set, or has no place there."""
     place = None if sight.cursor is None else history.index(sight.cursor)
     at = math.nan if place is None else float(history.x(sight.axis)[place])
     return at if math.isfinite(at) else None
 
 
-def moved(sight: Sight, history: History, by: int) -> Sight:
+def moved(sight: Viewport, history: StepColumns, by: int) -> Viewport:
     """The cursor so many steps on, within the run; at the latest step there is none, and it follows the run."""
     steps = history.steps
     if not steps:
@@ -69,13 +69,13 @@ def moved(sight: Sight, history: History, by: int) -> Sight:
     return replace(sight, cursor=steps[place].step if place < len(steps) - 1 else None)
 
 
-def gone_to(sight: Sight, history: History, step: int) -> Sight:
+def gone_to(sight: Viewport, history: StepColumns, step: int) -> Viewport:
     """The cursor on ``step``, or where there is none on the last before it, or on the first."""
     place = history.index(step)
     return moved(replace(sight, cursor=None), history, (place or 0) - len(history.steps) + 1)
 
 
-def zoomed(sight: Sight, history: History, *, closer: bool) -> Sight:
+def zoomed(sight: Viewport, history: StepColumns, *, closer: bool) -> Viewport:
     """A stretch of about half or twice the length, which holds the cursor; beyond the run's own it is all of it."""
     x = history.x(sight.axis)
     known = x[np.isfinite(x)]
@@ -96,13 +96,13 @@ def _round(length: float) -> float:
     )
 
 
-def next_window(sight: Sight) -> Sight:
+def next_window(sight: Viewport) -> Viewport:
     """The next shorter one of ``WINDOWS``; after the shortest the whole run."""
     shorter = (w for w in WINDOWS if w is not None and (sight.window is None or w < sight.window))
     return replace(sight, window=next(shorter, None))
 
 
-def next_axis(sight: Sight, history: History) -> Sight:
+def next_axis(sight: Viewport, history: StepColumns) -> Viewport:
     """Another x axis; about as much of the run shows as before, and the cursor stays on its step."""
     axis = X_AXES[(X_AXES.index(sight.axis) + 1) % len(X_AXES)]
     there = replace(sight, axis=axis, window=None)
@@ -115,7 +115,7 @@ def next_axis(sight: Sight, history: History) -> Sight:
     return replace(there, window=max(_round(length), NARROWEST[axis])) if length else there
 
 
-def in_steps(sight: Sight, history: History) -> Sight:
+def in_steps(sight: Viewport, history: StepColumns) -> Viewport:
     """The same stretch with its length in steps, for what knows no other axis."""
     if sight.window is None or sight.axis == "step":
         return sight
@@ -126,7 +126,7 @@ def in_steps(sight: Sight, history: History) -> Sight:
     return replace(sight, axis="step", window=length)
 
 
-def shown(sight: Sight, history: History) -> str:
+def shown(sight: Viewport, history: StepColumns) -> str:
     """Which stretch shows, in words; empty for the whole run."""
     if sight.window is None or not history.steps:
         return ""

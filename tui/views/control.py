@@ -16,7 +16,7 @@ from rltop.tui.model.changes import Entry, deed, entries, label
 from rltop.tui.model.key_commands import NEEDS_CONTROL
 from rltop.tui.model.switchable import MIXED, Target, fold, targets
 from rltop.tui.widgets import theme
-from rltop.tui.widgets.line_widget import Rows, set_height
+from rltop.tui.widgets.line_widget import LineWidget, set_height
 from rltop.tui.widgets.table import Column, Table
 
 
@@ -123,7 +123,7 @@ JOURNAL: tuple[Column[Entry], ...] = (
 )  # fmt: skip
 
 
-class Control(Vertical):
+class ControlView(Vertical):
     """What can be changed above, the selected line explained, the log of changes below."""
 
     def __init__(self, *, allowed: bool, id: str | None = None) -> None:  # noqa: A002 - as Widget's
@@ -136,7 +136,7 @@ class Control(Vertical):
     def compose(self) -> ComposeResult:
         """Two tables, the explanation between them."""
         yield Table(TARGETS, lambda target: target.key, empty="no engine has reported yet", id="flags")
-        yield Rows(id="about")
+        yield LineWidget(id="about")
         yield Table(
             JOURNAL,
             lambda e: change_key(e.change),
@@ -189,7 +189,7 @@ class Control(Vertical):
 
     def explain(self) -> None:
         """Say what the line under the cursor is, what stands against it, and how to change it."""
-        about, target = self.query_one("#about", Rows), self.selected
+        about, target = self.query_one("#about", LineWidget), self.selected
         width = about.size.width
         if target is None:
             about.show([])

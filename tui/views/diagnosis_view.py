@@ -16,10 +16,10 @@ from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
 from rltop.backend.diagnosis.causes.confirming_probes import BY_NAME as PROBES
 from rltop.backend.text.verdict_text import where
 from rltop.tui.dialogs.info_dialogs import page_width
-from rltop.tui.model.viewport import Sight
+from rltop.tui.model.viewport import Viewport
 from rltop.tui.views.remedy import Sayings, alarm_sayings, standing
 from rltop.tui.widgets import theme
-from rltop.tui.widgets.line_widget import Rows, set_height
+from rltop.tui.widgets.line_widget import LineWidget, set_height
 from rltop.tui.widgets.table import Column, Table
 from rltop.tui.widgets.theme import wrap
 
@@ -98,7 +98,7 @@ def explained(cause: Cause, order: Sayings, run: str) -> Sayings:
     return [(name, text) for name, text in (*said, *seen[2:], ("what", cause.what)) if text]
 
 
-class Diagnosis(Vertical):
+class DiagnosisView(Vertical):
     """The view. It asks the hub when a step closes or another step is looked at."""
 
     def __init__(self, *, allowed: bool, id: str | None = None) -> None:  # noqa: A002 - as Widget's
@@ -114,9 +114,9 @@ class Diagnosis(Vertical):
 
     def compose(self) -> ComposeResult:
         """Two lines, the causes, one of them explained, the findings."""
-        yield Rows(id="verdict")
+        yield LineWidget(id="verdict")
         yield Table(CAUSES, lambda cause: cause.id, empty="", id="causes", log=True, opens=True)
-        yield Rows(id="because")
+        yield LineWidget(id="because")
         yield Table(
             FINDINGS,
             lambda f: f"{f.test}@{f.engine or ''}",
@@ -128,7 +128,7 @@ class Diagnosis(Vertical):
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
-    def questions(self, view: Snapshot, sight: Sight, *, frozen: bool = False) -> list[Question]:
+    def questions(self, view: Snapshot, sight: Viewport, *, frozen: bool = False) -> list[Question]:
         """What to ask the hub now: nothing, unless another step is looked at than before."""
         last = max(view.steps, default=None)
         step = last
@@ -187,13 +187,13 @@ class Diagnosis(Vertical):
         self._make_room(causes)
         self.query_one("#causes", Table).set_items(causes)
         self.query_one("#findings", Table).set_items(verdict.findings if verdict is not None else [])
-        line = self.query_one("#verdict", Rows)
+        line = self.query_one("#verdict", LineWidget)
         line.show([theme.row(parts, line.size.width) for parts in (self._headline(verdict), self._scope(verdict))])
         self.explain()
 
     def explain(self) -> None:
         """Say what the cause under the cursor is; of a run without one, what is needed or was noted."""
-        about = self.query_one("#because", Rows)
+        about = self.query_one("#because", LineWidget)
         lines = self._lines(self.cause)
         if len(lines) > self._room:
             lines[self._room - 1 :] = [[(" " * 8, theme.PLAIN), ("… enter on the cause shows all", theme.FAINT)]]

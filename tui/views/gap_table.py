@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rltop.backend.api.profiles import Mismatch, Profile
 from rltop.backend.measure.intervals import estimate
-from rltop.tui.model.explain import Figure
+from rltop.tui.model.explain import ShownFigure
 from rltop.tui.widgets import theme
 from rltop.tui.widgets.table import Column
 
@@ -46,7 +46,7 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Place:
+class GapRow:
     """One engine or all; ``cells`` by the columns of the table."""
 
     engine: str
@@ -63,12 +63,12 @@ class Place:
         means = self.at(column)
         return means.size if means.tokens else None
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[ShownFigure]:
         """Those that the catalogue knows; of strata it has no entries of their own."""
         named = (("all", "all", "logp_abs_diff_mean"), ("lag 0", "0", "lag0_abs_diff_mean"))
-        gaps = [Figure(head, metric, self.size(at), (self.at(at).tokens, "tokens")) for head, at, metric in named]
-        k3 = Figure("k3", "kl_k3", self.k3, (self.tokens, "tokens"))
-        return [*gaps, k3, Figure("tokens", "tokens", float(self.tokens), None)]
+        gaps = [ShownFigure(head, metric, self.size(at), (self.at(at).tokens, "tokens")) for head, at, metric in named]
+        k3 = ShownFigure("k3", "kl_k3", self.k3, (self.tokens, "tokens"))
+        return [*gaps, k3, ShownFigure("tokens", "tokens", float(self.tokens), None)]
 
 
 def merged(rows: list[Means]) -> Means:
@@ -97,13 +97,13 @@ def along(answer: Mismatch, dimension: str, engine: str | None) -> tuple[list[st
     return profile.labels, [merged([rows[at] for rows in chosen]) for at in range(len(profile.labels))]
 
 
-def places(answer: Mismatch) -> list[Place]:
+def places(answer: Mismatch) -> list[GapRow]:
     """The table's lines: the fleet, then each engine, tokens of unknown engines last."""
     names = sorted(answer.bins, key=lambda name: (not name, name.rstrip("0123456789"), len(name), name))
     return [_place(answer, None), *(_place(answer, name) for name in names)]
 
 
-def _place(answer: Mismatch, engine: str | None) -> Place:
+def _place(answer: Mismatch, engine: str | None) -> GapRow:
     labels, lags = along(answer, "lag", engine)
     by_label = dict(zip(labels, lags, strict=True))
     groups = {name: [by_label[name]] if name in by_label else [] for name in LAGS[:-2]}
@@ -114,11 +114,11 @@ def _place(answer: Mismatch, engine: str | None) -> Place:
     cells = {name: merged(rows) for name, rows in (groups | {"all": lags}).items()}
     every = cells["all"]
     name = FLEET if engine is None else engine or UNKNOWN_ENGINE
-    return Place(name, every.tokens, every.k3 if every.tokens else None, cells)
+    return GapRow(name, every.tokens, every.k3 if every.tokens else None, cells)
 
 
-def _cell(name: str) -> Callable[[Place], theme.Part]:
-    def cell(place: Place) -> theme.Part:
+def _cell(name: str) -> Callable[[GapRow], theme.Part]:
+    def cell(place: GapRow) -> theme.Part:
         means = place.at(name)
         return with_error(means), theme.PLAIN if means.is_sure else theme.FAINT
 
@@ -137,7 +137,7 @@ def with_error(means: Means) -> str:
     return f"{theme.figure(means.size, 1)}±>99"  # not known to a factor: a second digit would say nothing
 
 
-PLACES: tuple[Column[Place], ...] = (
+PLACES: tuple[Column[GapRow], ...] = (
     Column("|d| ±%", 8, lambda p: (p.engine, theme.STRONG), right=False),
     Column("all", 9, _cell("all"), sort=lambda p: p.size("all")),
     Column("lag 0", 9, _cell("0"), sort=lambda p: p.size("0")),

@@ -13,16 +13,16 @@ from textual.containers import Container, Vertical
 from rltop.backend.api import Answer, AskMismatch, AskSamples, Question, Snapshot
 from rltop.backend.api.profiles import Mismatch as Answered
 from rltop.backend.api.samples import Samples, Sequence, Token
-from rltop.tui.model.explain import Figure
-from rltop.tui.model.viewport import Sight
+from rltop.tui.model.explain import ShownFigure
+from rltop.tui.model.viewport import Viewport
 from rltop.tui.tokens import gap_style
 from rltop.tui.tokens.decode import Decode, as_id, decoder
 from rltop.tui.tokens.dedupe import Times, distinct_sequences, distinct_tokens, sequence_key, token_key
-from rltop.tui.views.gap_table import FLEET, PLACES, UNKNOWN_ENGINE, Means, Place, along, places
+from rltop.tui.views.gap_table import FLEET, PLACES, UNKNOWN_ENGINE, GapRow, Means, along, places
 from rltop.tui.views.token_lists import sequence_columns, token_columns
 from rltop.tui.widgets import theme
 from rltop.tui.widgets.bars import Bar, BarChart, Bars
-from rltop.tui.widgets.line_widget import Rows, set_height
+from rltop.tui.widgets.line_widget import LineWidget, set_height
 from rltop.tui.widgets.table import Table
 
 LISTS: tuple[tuple[str, str], ...] = (
@@ -71,7 +71,7 @@ def _bar(row: Means, top: float, label: str) -> Bar:
     return Bar(row.size / top if top else 0.0, label.split("-")[0], high=(row.high or 0.0) / top if top else 0.0)
 
 
-class Mismatch(Vertical):
+class MismatchView(Vertical):
     """The view. It asks the hub for what it shows, when a step closes or something else is to be looked at."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as Widget's
@@ -90,19 +90,19 @@ class Mismatch(Vertical):
 
     def compose(self) -> ComposeResult:
         """A line, three charts, the table of engines, a line, the list."""
-        yield Rows(id="range")
+        yield LineWidget(id="range")
         with Container(id="charts"):
             yield Bars(id="spread")
             yield Bars(id="by-probability")
             yield Bars(id="by-position")
         yield Table(PLACES, lambda place: place.engine, empty="nothing to show yet", id="places")
-        yield Rows(id="listed")
+        yield LineWidget(id="listed")
         yield Table(token_columns(as_id, self._times), token_key, empty="none", id="tokens")
         yield Table(sequence_columns(as_id, self._times), sequence_key, empty="none", id="sequences")
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
-    def questions(self, view: Snapshot, sight: Sight) -> list[Question]:
+    def questions(self, view: Snapshot, sight: Viewport) -> list[Question]:
         """What to ask the hub now: nothing, unless other steps, engines or lists are looked at than before."""
         last = max(view.steps, default=None)
         if sight.cursor is not None:
@@ -131,10 +131,10 @@ class Mismatch(Vertical):
                 self._none_kept, self._samples = answer.error or "", answer.samples
         return bool(come)
 
-    def figures(self) -> tuple[str, list[Figure]] | None:
+    def figures(self) -> tuple[str, list[ShownFigure]] | None:
         """What the line of the table under the cursor shows, and of what; None where there is none."""
         place = self.query_one("#places", Table).selected
-        if not isinstance(place, Place) or self._answer is None:
+        if not isinstance(place, GapRow) or self._answer is None:
             return None
         return f"{place.engine}, steps {self._answer.first} to {self._answer.last}", place.figures()
 
@@ -144,7 +144,7 @@ class Mismatch(Vertical):
 
     def choose(self, item: object) -> Text | None:
         """Enter on a line: an engine's tokens alone, or all again; or the text of a token or sequence, to be read."""
-        if isinstance(item, Place):
+        if isinstance(item, GapRow):
             self._engine = None if item.engine in (FLEET, self._engine) else item.engine
         elif isinstance(item, Token):
             return gap_style.token_text(item, self._decode)
@@ -187,7 +187,7 @@ class Mismatch(Vertical):
         return "#tokens" if LISTS[self._list][0] in ("abs_diff", "k3") else "#sequences"
 
     def _say(self, where: str, parts: list[theme.Part]) -> None:
-        line = self.query_one(where, Rows)
+        line = self.query_one(where, LineWidget)
         line.show([theme.row(parts, line.size.width)])
 
     def _range(self, answer: Answered | None) -> list[theme.Part]:

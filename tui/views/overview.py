@@ -10,9 +10,9 @@ from textual.containers import Container, Vertical
 from rltop.backend.api import Event, Snapshot
 from rltop.tui.model.charts import CHARTS
 from rltop.tui.model.fleet_table import FLEET, Row
-from rltop.tui.model.step_columns import History
-from rltop.tui.model.timeline import Mark, markers
-from rltop.tui.model.viewport import Sight
+from rltop.tui.model.step_columns import StepColumns
+from rltop.tui.model.timeline import TimelineMark, markers
+from rltop.tui.model.viewport import Viewport
 from rltop.tui.views.plot import Plot
 from rltop.tui.widgets import theme
 from rltop.tui.widgets.line_widget import set_height
@@ -36,7 +36,7 @@ EVENTS: tuple[Column[Event], ...] = (
 )
 
 
-class Overview(Vertical):
+class OverviewView(Vertical):
     """All of a run on one screen."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as Widget's
@@ -51,7 +51,9 @@ class Overview(Vertical):
         yield Table(FLEET, lambda row: row.id, empty="no engine has reported yet", id="fleet")
         yield Table(EVENTS, lambda event: str(event.number), empty="nothing happened yet", id="events", log=True)
 
-    def paint(self, view: Snapshot, history: History, sight: Sight, found: tuple[Mark, ...], fleet: list[Row]) -> None:
+    def paint(
+        self, view: Snapshot, history: StepColumns, sight: Viewport, found: tuple[TimelineMark, ...], fleet: list[Row]
+    ) -> None:
         """Show the run as it is in ``view``; ``found`` is what happened in it, ``fleet`` the engines to list."""
         self._make_room(len(fleet))
         marks = markers(found, history, sight.axis)

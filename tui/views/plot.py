@@ -8,23 +8,23 @@ from textual.strip import Strip
 
 from rltop.backend import metrics
 from rltop.tui.model.charts import Chart
-from rltop.tui.model.explain import Figure, in_step
-from rltop.tui.model.step_columns import History
+from rltop.tui.model.explain import ShownFigure, in_step
+from rltop.tui.model.step_columns import StepColumns
 from rltop.tui.model.timeline import updates
-from rltop.tui.model.viewport import Sight, cursor_x, stretch
+from rltop.tui.model.viewport import Viewport, cursor_x, stretch
 from rltop.tui.widgets import canvas, theme
-from rltop.tui.widgets.line_widget import Rows
+from rltop.tui.widgets.line_widget import LineWidget
 
 
-class Plot(Rows, can_focus=True):
+class Plot(LineWidget, can_focus=True):
     """One chart of the run."""
 
     def __init__(self, chart: Chart) -> None:
         super().__init__(id=f"plot-{chart.id}", classes="pane plot")
         self.chart = chart
-        self._drawn: tuple[History, tuple[canvas.Marker, ...], Sight] = (History(), (), Sight())
+        self._drawn: tuple[StepColumns, tuple[canvas.Marker, ...], Viewport] = (StepColumns(), (), Viewport())
 
-    def figures(self) -> tuple[str, list[Figure]]:
+    def figures(self) -> tuple[str, list[ShownFigure]]:
         """Which step is read out, and what its figures here are."""
         history, _, sight = self._drawn
         place = history.index(math.inf if sight.cursor is None else sight.cursor)
@@ -49,7 +49,7 @@ class Plot(Rows, can_focus=True):
         """The focus went on."""
         self.draw(*self._drawn)
 
-    def draw(self, history: History, marks: tuple[canvas.Marker, ...], sight: Sight) -> None:
+    def draw(self, history: StepColumns, marks: tuple[canvas.Marker, ...], sight: Viewport) -> None:
         """Draw the run as it is now; ``marks`` are what happened, on the x axis of ``sight``."""
         self._drawn = (history, marks, sight)
         width, height = self.size
@@ -63,22 +63,24 @@ class Plot(Rows, can_focus=True):
             rows += [theme.row((), width), theme.row([("no step has closed yet", theme.FAINT)], width)]
         self.show(rows)
 
-    def _picture(self, history: History, marks: tuple[canvas.Marker, ...], sight: Sight) -> canvas.Picture:
+    def _picture(self, history: StepColumns, marks: tuple[canvas.Marker, ...], sight: Viewport) -> canvas.Drawing:
         x = history.x(sight.axis)
         linked = history.linked()
         lines = tuple(
-            canvas.Line(series.label, x, history.column(series.metric) * self.chart.factor, linked, style, dashed=i > 0)
+            canvas.CanvasLine(
+                series.label, x, history.column(series.metric) * self.chart.factor, linked, style, dashed=i > 0
+            )
             for i, (series, style) in enumerate(zip(self.chart.series, theme.SERIES, strict=False))
         )
         guides = tuple(
-            canvas.Line(series.label, x, history.column(series.noise) * self.chart.factor, linked, style)
+            canvas.CanvasLine(series.label, x, history.column(series.noise) * self.chart.factor, linked, style)
             for series, style in zip(self.chart.series, theme.SERIES, strict=False)
             if series.noise
         )
         theirs = history.reference_column(self.chart.series[0].metric)
         if theirs is not None:
-            lines += (canvas.Line("ref", x, theirs * self.chart.factor, linked, theme.FAINT),)
-        return canvas.Picture(
+            lines += (canvas.CanvasLine("ref", x, theirs * self.chart.factor, linked, theme.FAINT),)
+        return canvas.Drawing(
             x_range=stretch(sight, history),
             lines=lines[::-1],
             guides=guides,
@@ -90,7 +92,7 @@ class Plot(Rows, can_focus=True):
             ticks=updates(history, sight.axis),
         )
 
-    def _title(self, history: History, place: int | None, width: int) -> Strip:
+    def _title(self, history: StepColumns, place: int | None, width: int) -> Strip:
         """Name, unit and every series with its figure at the last step, or the one read out; short where need be."""
         step = {} if place is None else history.steps[place].values
         values = [step.get(series.metric) for series in self.chart.series]

@@ -12,7 +12,7 @@ from rltop.backend.api.alarm import CLEAR_AFTER, Alarm
 from rltop.backend.api.verdict import HEALTHY, Cause, Verdict
 from rltop.backend.evidence.diagnosis_input import last_mixed
 from rltop.collectors.contract.flags import BY_NAME as FLAGS
-from rltop.tui.dialogs.switch_dialog import Place, Wish, places
+from rltop.tui.dialogs.switch_dialog import CommandRequest, Scope, places
 from rltop.tui.model.key_commands import NEEDS_CONTROL
 from rltop.tui.model.switchable import Target, targets
 from rltop.tui.widgets import theme
@@ -32,7 +32,7 @@ Sayings = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Order:
+class FixCommand:
     """A line of ``rltop``: the flag that it sets, or none; the value, or an action's word; engines, or none: all."""
 
     flag: str
@@ -40,14 +40,14 @@ class Order:
     engines: tuple[str, ...]
 
     @staticmethod
-    def of(line: str) -> Order:
+    def of(line: str) -> FixCommand:
         """The order that was written down as ``line``."""
         words = shlex.split(line)[1:]
         engines = tuple(word for before, word in pairwise(words) if before == "--engine")
-        return Order(words[1], words[2], engines) if words[0] == "set" else Order("", words[0], engines)
+        return FixCommand(words[1], words[2], engines) if words[0] == "set" else FixCommand("", words[0], engines)
 
 
-def remedy_of(cause: Cause, view: Snapshot) -> tuple[Target, Wish]:
+def remedy_of(cause: Cause, view: Snapshot) -> tuple[Target, CommandRequest]:
     """What the cause's order would switch, and to what.
 
     Raises:
@@ -57,7 +57,7 @@ def remedy_of(cause: Cause, view: Snapshot) -> tuple[Target, Wish]:
         raise ValueError(f"`{cause.in_place}` is in place already")
     if not cause.command:
         raise ValueError(f"{cause.id}: no switch of rltop's cures this; {cause.remedy}")
-    order = Order.of(cause.command)
+    order = FixCommand.of(cause.command)
     found = [
         target
         for target in targets(view)
@@ -80,11 +80,11 @@ def remedy_of(cause: Cause, view: Snapshot) -> tuple[Target, Wish]:
     why = f"{cause.code} {cause.id}"
     if len(order.engines) > 1:
         live = tuple(engine for engine in order.engines if engine in target.engines)
-        return replace(target, engines=live), Wish(choice, Place(", ".join(live), live), why=why)
-    return target, Wish(choice, places(target)[0], why=why)
+        return replace(target, engines=live), CommandRequest(choice, Scope(", ".join(live), live), why=why)
+    return target, CommandRequest(choice, places(target)[0], why=why)
 
 
-def _launch(order: Order) -> str:
+def _launch(order: FixCommand) -> str:
     """What has the same effect on an engine that is started anew."""
     arguments = FLAGS[order.flag].launch_args.get(order.word) if order.flag in FLAGS else None
     return f"; or start the engine anew with {arguments}" if arguments else ""
@@ -95,7 +95,7 @@ def standing(cause: Cause, view: Snapshot, verdict: Verdict, *, allowed: bool) -
     line = cause.command or cause.in_place
     if not line:
         return [("live", f"nothing that rltop switches cures this: {_elsewhere(cause)}"), *_where(cause, view)]
-    order = Order.of(line)
+    order = FixCommand.of(line)
     given = given_of(order, view)
     said = _given(order, given, view, verdict) if given else []
     if given and all(change.state not in ("refused", "timed_out") for change in given):
@@ -126,7 +126,7 @@ def _where(cause: Cause, view: Snapshot) -> Sayings:
     return [("there", one) for one in said[:MOST_PLACES]]
 
 
-def given_of(order: Order, view: Snapshot) -> list[Change]:
+def given_of(order: FixCommand, view: Snapshot) -> list[Change]:
     """Per engine the last change of the order's flag, where that was this order and nothing has taken it back."""
     last: dict[str, Change] = {}
     for change in view.changes.values():
@@ -136,14 +136,14 @@ def given_of(order: Order, view: Snapshot) -> list[Change]:
     return [change for change in last.values() if change.wanted == order.word and _stands(change, order, view)]
 
 
-def _stands(change: Change, order: Order, view: Snapshot) -> bool:
+def _stands(change: Change, order: FixCommand, view: Snapshot) -> bool:
     if change.state != "applied" or view.time - (change.closed or 0.0) < HEARD_S:
         return True
     engine = view.engines.get(change.engine)
     return engine is not None and order.flag in engine.flags and engine.flags[order.flag].value == order.word
 
 
-def _given(order: Order, given: list[Change], view: Snapshot, verdict: Verdict) -> Sayings:
+def _given(order: FixCommand, given: list[Change], view: Snapshot, verdict: Verdict) -> Sayings:
     """What became of the order, engine by engine, and what is to be waited for."""
     states = dict.fromkeys(change.state for change in given)
     each = []

@@ -10,7 +10,7 @@ from textual.strip import Strip
 from rltop.backend.api import Snapshot
 from rltop.backend.api.alarm import Alarm
 from rltop.backend.text.fingerprint_text import MARK
-from rltop.tui.model.key_commands import COMMANDS, Command
+from rltop.tui.model.key_commands import COMMANDS, KeyCommand
 from rltop.tui.widgets import theme
 
 
@@ -146,7 +146,7 @@ def footer(where: str, *, control: bool, width: int) -> Strip:
     return theme.row([*parts, (" " * room, theme.PLAIN), *gate] if room >= 0 else parts, width)
 
 
-def _key(command: Command, *, control: bool) -> list[theme.Part]:
+def _key(command: KeyCommand, *, control: bool) -> list[theme.Part]:
     off = command.needs_control and not control
     return [
         (f" {command.shown.split()[0]}", theme.FAINT if off else theme.STRONG),

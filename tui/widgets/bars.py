@@ -9,7 +9,7 @@ from rich.style import Style
 from textual.strip import Strip
 
 from rltop.tui.widgets import theme
-from rltop.tui.widgets.line_widget import Rows
+from rltop.tui.widgets.line_widget import LineWidget
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _WHISKER = "│"
@@ -75,7 +75,7 @@ def _labels(bars: Sequence[Bar], wide: int, width: int) -> str:
     return "".join(axis)
 
 
-class Bars(Rows):
+class Bars(LineWidget):
     """A chart on the screen."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as Widget's

@@ -29,7 +29,7 @@ _STYLES = (theme.PLAIN, theme.FAINT, theme.MARK, theme.STRONG)
 
 
 @dataclass(frozen=True)
-class Line:
+class CanvasLine:
     """One series. ``x``, ``y`` [n], NaN where missing; ``linked`` [n-1]: point i and i+1 belong together."""
 
     label: str
@@ -50,7 +50,7 @@ class Marker:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Drawing:
     """All there is to draw. ``lines`` are drawn in order, the last on top; ``levels`` are drawn where in range.
 
     ``guides`` are dotted lines to hold others against: they stand below all lines, and as levels set no scale and show
@@ -59,13 +59,13 @@ class Picture:
     """
 
     x_range: tuple[float, float]
-    lines: tuple[Line, ...] = ()
+    lines: tuple[CanvasLine, ...] = ()
     markers: tuple[Marker, ...] = ()
     levels: tuple[float, ...] = ()
     cursor: float | None = None
     log: bool = False
     x_name: str = ""
-    guides: tuple[Line, ...] = ()
+    guides: tuple[CanvasLine, ...] = ()
     ticks: tuple[float, ...] = ()
 
 
@@ -108,7 +108,7 @@ def nice_step(span: float, parts: int) -> float:
     return next(m * power for m in (1, 2, 5, 10, 20) if m * power >= least * (1 - 1e-9))
 
 
-def scale(lines: tuple[Line, ...], parts: int, *, log: bool = False) -> Scale:
+def scale(lines: tuple[CanvasLine, ...], parts: int, *, log: bool = False) -> Scale:
     """A value axis that holds all finite values and changes seldom: its ends are ticks, and near zero means zero."""
     values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines] or [np.empty(0)])
     if log and (values > 0).any():
@@ -187,7 +187,7 @@ class Raster:
         return (shown * _BITS).sum(axis=(2, 3), dtype=np.uint8), ink
 
 
-def draw(picture: Picture, width: int, height: int) -> list[Strip]:
+def draw(picture: Drawing, width: int, height: int) -> list[Strip]:
     """``height`` lines of ``width`` cells: the dots, the value axis on the left, the x axis as the last line."""
     inner, tall = width - GUTTER - _label_width(picture, width), height - 1
     if inner < 4 or tall < 1:
@@ -213,16 +213,16 @@ def columns(x: Floats, x_range: tuple[float, float], size: int) -> NDArray[np.in
     return np.rint((x - x_range[0]) / (x_range[1] - x_range[0]) * (size - 1)).astype(np.intp)
 
 
-def _cut(line: Line, x_range: tuple[float, float]) -> Line:
+def _cut(line: CanvasLine, x_range: tuple[float, float]) -> CanvasLine:
     inside = (line.x >= x_range[0]) & (line.x <= x_range[1])
     if inside.all():
         return line
     kept = np.flatnonzero(inside)
     linked = line.linked[kept[:-1]] & (np.diff(kept) == 1)
-    return Line(line.label, line.x[kept], line.y[kept], linked, line.style, line.dashed)
+    return CanvasLine(line.label, line.x[kept], line.y[kept], linked, line.style, line.dashed)
 
 
-def _draw_line(raster: Raster, line: Line, x_range: tuple[float, float], axis: Scale, ink: int) -> None:
+def _draw_line(raster: Raster, line: CanvasLine, x_range: tuple[float, float], axis: Scale, ink: int) -> None:
     finite = np.flatnonzero(np.isfinite(line.y) & np.isfinite(line.x))
     if not finite.size:
         return
@@ -233,7 +233,7 @@ def _draw_line(raster: Raster, line: Line, x_range: tuple[float, float], axis: S
     raster.points(x, y, ink)
 
 
-def _draw_guide(raster: Raster, line: Line, x_range: tuple[float, float], axis: Scale, ink: int) -> None:
+def _draw_guide(raster: Raster, line: CanvasLine, x_range: tuple[float, float], axis: Scale, ink: int) -> None:
     with np.errstate(divide="ignore", invalid="ignore"):
         height = np.log10(line.y) if axis.log else line.y
         shown = np.flatnonzero((height >= axis.low) & (height <= axis.high) & np.isfinite(line.x))
@@ -246,7 +246,7 @@ def _draw_guide(raster: Raster, line: Line, x_range: tuple[float, float], axis: 
     raster.points(x[alone], y[alone], ink)
 
 
-def _draw_marks(raster: Raster, picture: Picture, axis: Scale) -> None:
+def _draw_marks(raster: Raster, picture: Drawing, axis: Scale) -> None:
     tall, wide = raster.dots.shape
     for level in picture.levels:
         if axis.low <= (math.log10(level) if axis.log else level) <= axis.high:
@@ -268,13 +268,13 @@ def _ticks(axis: Scale) -> Floats:
     return np.asarray(10.0**ticks if axis.log else ticks)
 
 
-def _label_width(picture: Picture, width: int) -> int:
+def _label_width(picture: Drawing, width: int) -> int:
     if len(picture.lines) < 2 or width < 50:
         return 0
     return 1 + max(len(line.label) for line in picture.lines)
 
 
-def _end_labels(picture: Picture, axis: Scale, tall: int) -> dict[int, theme.Part]:
+def _end_labels(picture: Drawing, axis: Scale, tall: int) -> dict[int, theme.Part]:
     """Each line's name beside its last point, one to a row; a name whose row is taken moves to the next."""
     labels: dict[int, theme.Part] = {}
     for line in reversed(picture.lines):
@@ -306,7 +306,7 @@ def _strip(
     return theme.row([*parts, right], width)
 
 
-def _x_axis(picture: Picture, inner: int, width: int) -> Strip:
+def _x_axis(picture: Drawing, inner: int, width: int) -> Strip:
     """Numbers and markers on the line itself: ``0────10───▲pc-──20``; no number touches a marker."""
     low, high = picture.x_range
     cells: list[tuple[str, Style]] = [("─", theme.FAINT)] * inner

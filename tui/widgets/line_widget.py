@@ -17,7 +17,7 @@ from textual.widget import Widget
 from rltop.tui.widgets.theme import PLAIN
 
 
-class Rows(Widget):
+class LineWidget(Widget):
     """Lines of text. Whoever has new ones calls ``show``."""
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - as Widget's

@@ -11,7 +11,7 @@ from textual.message import Message
 from textual.strip import Strip
 
 from rltop.tui.widgets import theme
-from rltop.tui.widgets.line_widget import Rows
+from rltop.tui.widgets.line_widget import LineWidget
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ def fit(columns: Sequence[Column[T]], width: int) -> list[Column[T]]:
     return kept
 
 
-class Table(Rows, Generic[T], can_focus=True):
+class Table(LineWidget, Generic[T], can_focus=True):
     """Items under a head, one line each, with a cursor that stays on its item however the order changes.
 
     In a log, newest first, the cursor on the first line stays on the first line; lines that ``opens`` can be chosen.

@@ -47,7 +47,7 @@ def end_with_terminal(fd: int) -> None:
     threading.Thread(target=wait, name="rltop-terminal", daemon=True).start()
 
 
-class Pace:
+class RepaintPacer:
     """Decides at each tick whether to paint. Pure: time is an argument.
 
     While the link is behind, the wait between paints doubles, down to ``SLOWEST_HZ``; each painted tick without a

@@ -16,7 +16,7 @@ SETTLE_S = 30.0
 """How long the last weights may take to arrive everywhere before the trainer ends without knowing."""
 
 
-class Fleet:
+class EnginePool:
     """Talks to all engines from the trainer's one thread.
 
     Args:

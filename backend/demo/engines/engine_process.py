@@ -19,7 +19,7 @@ import zmq
 import zmq.asyncio
 
 from rltop.backend.demo import messages
-from rltop.backend.demo.engines.weight_updates import Marks, weights_of
+from rltop.backend.demo.engines.weight_updates import VersionMarks, weights_of
 from rltop.backend.demo.jobs import GROUP_SIZE, GROUPS, EngineJob, decode, end_with_parent
 from rltop.backend.demo.rl import task
 
@@ -41,7 +41,7 @@ MIDWAY_REQUESTS, MIDWAY_TOKENS = 4, 2
 """An update waits until so many requests have so many tokens. Answers have 11 or more: plenty are left to sample."""
 
 
-class Rollouts:
+class TicketServer:
     """Answers tickets on one engine.
 
     Args:
@@ -58,7 +58,7 @@ class Rollouts:
         self._defaults = defaults or {}
         self._slow = False
         self._weights = weights_of(engine)
-        self._marks = Marks()
+        self._marks = VersionMarks()
         self._open: set[int] = set()
         self._sizes: dict[str, int] = {}
         self._moved = asyncio.Condition()
@@ -118,7 +118,7 @@ class Rollouts:
         async with self._moved:
             await self._moved.wait_for(ready)
 
-    async def _sample(self, ticket: int, number: int, prompt: list[int]) -> messages.Sample:
+    async def _sample(self, ticket: int, number: int, prompt: list[int]) -> messages.SampledAnswer:
         request = f"t{ticket}-{number}"
         params = _sampling(self._job, self._defaults, ticket, number)
         output = None
@@ -145,13 +145,13 @@ class Rollouts:
             self._moved.notify_all()
 
 
-def as_sample(completion: Any, marked: list[int]) -> messages.Sample:
+def as_sample(completion: Any, marked: list[int]) -> messages.SampledAnswer:
     """A finished vLLM ``CompletionOutput`` as a message; ``marked`` where vLLM does not tell versions (before 0.32)."""
     tokens = list(completion.token_ids)
     logprobs = [entry[token].logprob for token, entry in zip(tokens, completion.logprobs, strict=True)]
     spans = getattr(completion, "weight_versions", None)
     versions = marked if spans is None else token_versions(spans, len(tokens))
-    return messages.Sample(tokens, logprobs, versions)
+    return messages.SampledAnswer(tokens, logprobs, versions)
 
 
 def token_versions(spans: Sequence[Any], size: int) -> list[int]:
@@ -241,13 +241,13 @@ async def serve(job: EngineJob) -> None:
 
         await send(messages.Ready(job.engine, time.perf_counter() - began))
         defaults = engine.model_config.get_diff_sampling_param()
-        await _until_terminated(_converse(socket, Rollouts(engine, job, send, defaults)))
+        await _until_terminated(_converse(socket, TicketServer(engine, job, send, defaults)))
     finally:
         context.destroy(linger=0)
         engine.shutdown(timeout=SHUTDOWN_S)
 
 
-async def _converse(socket: Any, rollouts: Rollouts) -> None:
+async def _converse(socket: Any, rollouts: TicketServer) -> None:
     updates: asyncio.Queue[messages.Update] = asyncio.Queue()
 
     async def update_in_order() -> None:

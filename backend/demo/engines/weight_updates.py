@@ -2,7 +2,7 @@
 
 vLLM 0.32 puts a label on an engine's weights and tells of every token the label it was sampled under. vLLM 0.26 has the
 same weight-transfer API without a label: there each update names its version beside its file, where whoever watches the
-calls can read it, and ``Marks`` keeps what every request had when an update came.
+calls can read it, and ``VersionMarks`` keeps what every request had when an update came.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 
-class Weights(Protocol):
+class EngineWeights(Protocol):
     """Of one engine. To be called while it is paused, or before it has taken work."""
 
     async def begin(self) -> None:
@@ -24,7 +24,7 @@ class Weights(Protocol):
         """Say that this is ``version`` and load nothing."""
 
 
-def weights_of(engine: Any) -> Weights:
+def weights_of(engine: Any) -> EngineWeights:
     """By what ``engine``, an ``AsyncLLM``, has."""
     return Labelled(engine) if hasattr(engine, "update_weight_version") else Unlabelled(engine)
 
@@ -36,15 +36,15 @@ class Labelled:
         self._engine = engine
 
     async def begin(self) -> None:
-        """As ``Weights``."""
+        """As ``EngineWeights``."""
         await self.claim(0)
 
     async def load(self, path: str, version: int) -> None:
-        """As ``Weights``."""
+        """As ``EngineWeights``."""
         await _transfer(self._engine, {"path": path}, str(version))
 
     async def claim(self, version: int) -> None:
-        """As ``Weights``."""
+        """As ``EngineWeights``."""
         await self._engine.update_weight_version(str(version))
 
 
@@ -55,11 +55,11 @@ class Unlabelled:
         self._engine = engine
 
     async def begin(self) -> None:
-        """As ``Weights``."""
+        """As ``EngineWeights``."""
         await self.claim(0)
 
     async def load(self, path: str, version: int) -> None:
-        """As ``Weights``."""
+        """As ``EngineWeights``."""
         await _transfer(self._engine, {"path": path, "version": version})
 
     async def claim(self, version: int) -> None:
@@ -75,7 +75,7 @@ async def _transfer(engine: Any, info: dict[str, Any], *label: str) -> None:
     await engine.finish_weight_update(*label)
 
 
-class Marks:
+class VersionMarks:
     """Which version sampled which token, as far as the one who makes the updates can tell.
 
     An update pauses the engine between two steps and lets go what was sampled, so that what a request has before the

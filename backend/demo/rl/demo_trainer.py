@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rltop.backend.demo import messages
-from rltop.backend.demo.engines.engine_pool import Fleet
+from rltop.backend.demo.engines.engine_pool import EnginePool
 from rltop.backend.demo.faults import Fault
 from rltop.backend.demo.jobs import (
     AHEAD,
@@ -40,25 +40,25 @@ from rltop.collectors.contract.digests import weight_digests
 
 
 @dataclass(frozen=True)
-class Rollouts:
+class TrainingBatch:
     """What a step trains on: ``[batch, time]`` tensors beside the batch; ``rewards`` and ``advantages`` ``[batch]``."""
 
     prompts: list[Tensor]
-    batch: policy.Batch
+    batch: policy.PaddedAnswers
     logprobs: Tensor
     versions: Tensor
     rewards: Tensor
     advantages: Tensor
 
 
-def gather(groups: list[messages.Group]) -> Rollouts:
+def gather(groups: list[messages.Group]) -> TrainingBatch:
     """Stack the samples of all groups and reckon rewards and advantages."""
     prompts = [group.prompt for group in groups for _ in group.samples]
     samples = [sample for group in groups for sample in group.samples]
     rewards = torch.tensor(
         [task.reward(prompt, sample.token_ids) for prompt, sample in zip(prompts, samples, strict=True)]
     )
-    return Rollouts(
+    return TrainingBatch(
         prompts=[torch.tensor(prompt) for prompt in prompts],
         batch=policy.make_batch(prompts, [sample.token_ids for sample in samples]),
         logprobs=policy.padded([sample.logprobs for sample in samples], 0.0),
@@ -68,7 +68,7 @@ def gather(groups: list[messages.Group]) -> Rollouts:
     )
 
 
-def spanning_share(rollouts: Rollouts) -> float:
+def spanning_share(rollouts: TrainingBatch) -> float:
     """Share of the sequences whose tokens are of more than one version."""
     real = rollouts.batch.mask > 0
     newest = rollouts.versions.masked_fill(~real, -1).amax(1)
@@ -94,7 +94,7 @@ def sampled_with(step: int, fault: Fault, steps: int) -> int:
     return min(step + fault.burst - 1 - place % fault.burst, steps - 1) if place >= 0 else step
 
 
-def recorded(rollouts: Rollouts, fault: Fault) -> Tensor:
+def recorded(rollouts: TrainingBatch, fault: Fault) -> Tensor:
     """The trainer's copy of the logprobs that engines recorded, as ``fault`` leaves it."""
     copy, mask = rollouts.logprobs, rollouts.batch.mask
     if fault.shift:
@@ -105,7 +105,7 @@ def recorded(rollouts: Rollouts, fault: Fault) -> Tensor:
     return copy
 
 
-class Trainer:
+class DemoTrainer:
     """One optimizer step per batch of rollouts; weights go out after every step."""
 
     def __init__(self, job: TrainerJob) -> None:
@@ -120,7 +120,7 @@ class Trainer:
         self._collector = TrainerCollector(
             run=job.run, rank=0, world_size=1, facts={"model": job.model, **computed} if job.facts else None
         )
-        self._fleet = Fleet(
+        self._fleet = EnginePool(
             job.socket, job.engines, Path(job.weights), lambda ready: say(EngineUp(ready.engine, ready.boot_s))
         )
 
@@ -163,7 +163,7 @@ class Trainer:
         weights, missing = self._snapshots.take(step + 1), self._job.fault.during(step).keeps_back
         return {name: value for name, value in weights.items() if name not in missing}
 
-    def _train(self, step: int, rollouts: Rollouts) -> float:
+    def _train(self, step: int, rollouts: TrainingBatch) -> float:
         """One optimizer step; returns the norm of the gradient before clipping."""
         batch, job, fault = rollouts.batch, self._job, self._job.fault.during(step)
         temperature, bonus = fault.trainer_temperature or job.temperature, fault.entropy_bonus
@@ -232,7 +232,7 @@ def main(argument: str) -> None:
     job = decode(argument, TrainerJob)
     torch.manual_seed(job.seed)
     torch.set_num_threads(1)
-    trainer = Trainer(job)
+    trainer = DemoTrainer(job)
     trainer.run()
     trainer.close()
 

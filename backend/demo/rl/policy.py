@@ -15,7 +15,7 @@ from rltop.backend.demo.rl.task import PAD
 
 
 @dataclass(frozen=True)
-class Batch:
+class PaddedAnswers:
     """Prompts with answers, padded on the right.
 
     Attributes:
@@ -30,14 +30,14 @@ class Batch:
     answers: Tensor
     mask: Tensor
 
-    def rows(self, rows: Tensor) -> Batch:
+    def rows(self, rows: Tensor) -> PaddedAnswers:
         """Some rows (indices or a boolean mask) of the batch."""
-        return Batch(self.ids[rows], self.prompt_sizes[rows], self.answers[rows], self.mask[rows])
+        return PaddedAnswers(self.ids[rows], self.prompt_sizes[rows], self.answers[rows], self.mask[rows])
 
 
-def make_batch(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Batch:
+def make_batch(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> PaddedAnswers:
     """Pad and stack; row i is ``prompts[i] + answers[i]``."""
-    return Batch(
+    return PaddedAnswers(
         ids=padded([[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)], PAD),
         prompt_sizes=torch.tensor([len(prompt) for prompt in prompts]),
         answers=padded(answers, PAD),
@@ -51,7 +51,13 @@ def padded(rows: Sequence[Sequence[float]], fill: float) -> Tensor:
 
 
 def logprobs_and_entropy(
-    model: Any, batch: Batch, temperature: float, *, bf16: bool = False, head_fp32: bool = False, graded: bool = False
+    model: Any,
+    batch: PaddedAnswers,
+    temperature: float,
+    *,
+    bf16: bool = False,
+    head_fp32: bool = False,
+    graded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Logprob of every answer token, and entropy of the distribution it is from: ``[batch, time]``, nats.
 
@@ -123,7 +129,7 @@ class Snapshots:
 
     def logprobs(
         self,
-        batch: Batch,
+        batch: PaddedAnswers,
         versions: Tensor,
         rows: Tensor,
         temperature: float,

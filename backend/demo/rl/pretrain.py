@@ -44,7 +44,7 @@ def new_model() -> Any:
     )
 
 
-def example_batch(rng: random.Random, size: int) -> policy.Batch:
+def example_batch(rng: random.Random, size: int) -> policy.PaddedAnswers:
     """Random prompts, each with a noisy answer."""
     prompts = [task.make_prompt(rng) for _ in range(size)]
     return policy.make_batch(prompts, [task.noisy_answer(rng, prompt, NOISE) for prompt in prompts])

@@ -7,10 +7,10 @@ nats, so a ``positive`` d is a token that the trainer finds likelier than the re
 from __future__ import annotations
 
 from rltop.backend.diagnosis.catalogue import gap_checks, rollout_checks, run_checks
-from rltop.backend.diagnosis.catalogue.check import ALPHA, UNKNOWN, Test
+from rltop.backend.diagnosis.catalogue.check import ALPHA, UNKNOWN, Check
 
-__all__ = ["ALPHA", "BY_NAME", "TESTS", "UNKNOWN", "Test"]
+__all__ = ["ALPHA", "BY_NAME", "TESTS", "UNKNOWN", "Check"]
 
-TESTS: tuple[Test, ...] = (*rollout_checks.TESTS, *gap_checks.TESTS, *run_checks.TESTS)
+TESTS: tuple[Check, ...] = (*rollout_checks.TESTS, *gap_checks.TESTS, *run_checks.TESTS)
 
-BY_NAME: dict[str, Test] = {test.name: test for test in TESTS}
+BY_NAME: dict[str, Check] = {test.name: test for test in TESTS}

@@ -13,7 +13,7 @@ table together a healthy run errs less than once in 10,000."""
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Check:
     """One question that is asked of a run.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from rltop.backend.diagnosis.catalogue.all_checks import ALPHA, TESTS, Test
+from rltop.backend.diagnosis.catalogue.all_checks import ALPHA, TESTS, Check
 
 _INTRO = f"""# The tests of a diagnosis
 
@@ -43,7 +43,7 @@ without them and without facts.
 """
 
 
-def _row(test: Test) -> str:
+def _row(test: Check) -> str:
     said = "; ".join(
         f"*{word}*{' (mild)' if word in test.mild else ''}: {meaning}" for word, meaning in test.meaning.items()
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.catalogue.check import LEVEL, MEAN, Test
+from rltop.backend.diagnosis.catalogue.check import LEVEL, MEAN, Check
 
-TESTS: tuple[Test, ...] = (
-    Test(
+TESTS: tuple[Check, ...] = (
+    Check(
         name="floor",
         title="matched gap against the floor",
         outcomes=(
@@ -32,7 +32,7 @@ TESTS: tuple[Test, ...] = (
         source="of logit noise s: E d d = s s (1 - sum p p); Fast-LLM, pull 525 (measured by dtypes)",
         by_engine=True,
     ),
-    Test(
+    Check(
         name="fit",
         title="which version the record fits",
         outcomes=(
@@ -56,7 +56,7 @@ TESTS: tuple[Test, ...] = (
         by_engine=True,
         detail="about how many versions",
     ),
-    Test(
+    Check(
         name="T7",
         title="position",
         outcomes=(
@@ -84,7 +84,7 @@ TESTS: tuple[Test, ...] = (
             "step",
         ),
     ),
-    Test(
+    Check(
         name="T8",
         title="course over steps",
         outcomes=(
@@ -106,7 +106,7 @@ TESTS: tuple[Test, ...] = (
         source="SkyRL, issue 1680; NeMo-RL, issue 3839",
         by_engine=True,
     ),
-    Test(
+    Check(
         name="T9",
         title="lag regression",
         outcomes=(
@@ -120,7 +120,7 @@ TESTS: tuple[Test, ...] = (
         source="k3 of lagging weights: d theta F d theta / 2",
         mild=("grows",),
     ),
-    Test(
+    Check(
         name="T10",
         title="engines against each other",
         outcomes=(
@@ -141,7 +141,7 @@ TESTS: tuple[Test, ...] = (
         by_engine=True,
         detail="matched or all",
     ),
-    Test(
+    Check(
         name="T11",
         title="cache hits against misses",
         outcomes=(
@@ -165,7 +165,7 @@ TESTS: tuple[Test, ...] = (
         source="NeMo-RL, issue 4018; lmdeploy, issue 4917",
         detail="of worse: alone where no other matched token has a gap, else elsewhere too",
     ),
-    Test(
+    Check(
         name="T12",
         title="tail",
         outcomes=(
@@ -182,7 +182,7 @@ TESTS: tuple[Test, ...] = (
         source="of a normal k3 = pi / 4 mean |d|^2; NeMo-RL, issue 2590",
         mild=("heavy",),
     ),
-    Test(
+    Check(
         name="T13",
         title="lattice of logits",
         outcomes=(
@@ -206,7 +206,7 @@ TESTS: tuple[Test, ...] = (
         source="bfloat16 has 8 significant bits; vLLM, pull 48390",
         by_engine=True,
     ),
-    Test(
+    Check(
         name="T14",
         title="load",
         outcomes=(
@@ -219,7 +219,7 @@ TESTS: tuple[Test, ...] = (
         rate=LEVEL,
         source="vLLM, issue 51187",
     ),
-    Test(
+    Check(
         name="in_flight",
         title="before and after an update within a request",
         outcomes=(
@@ -244,7 +244,7 @@ TESTS: tuple[Test, ...] = (
             "before_worse",
         ),
     ),
-    Test(
+    Check(
         name="repeat",
         title="the trainer against itself",
         outcomes=(
@@ -260,7 +260,7 @@ TESTS: tuple[Test, ...] = (
         rate=LEVEL,
         source="reef, issue 536 (dropout); TRL, issue 6789 (micro-batches)",
     ),
-    Test(
+    Check(
         name="repeat_engine",
         title="an engine against itself",
         outcomes=(

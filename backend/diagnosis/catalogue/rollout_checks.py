@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.catalogue.check import BET, LEVEL, MEAN, STATED, Test
+from rltop.backend.diagnosis.catalogue.check import BET, LEVEL, MEAN, STATED, Check
 
-TESTS: tuple[Test, ...] = (
-    Test(
+TESTS: tuple[Check, ...] = (
+    Check(
         name="T1",
         title="mean ratio",
         outcomes=(
@@ -27,7 +27,7 @@ TESTS: tuple[Test, ...] = (
         by_engine=True,
         detail="of above: old where the mean ratio of version-matched tokens is 1 for sure, else all",
     ),
-    Test(
+    Check(
         name="T2",
         title="sign of the mean",
         outcomes=(
@@ -47,7 +47,7 @@ TESTS: tuple[Test, ...] = (
         source="Jensen: E[d] <= 0; of a small d E[d] = -E[d d] / 2",
         by_engine=True,
     ),
-    Test(
+    Check(
         name="T3",
         title="one-sidedness",
         outcomes=(
@@ -69,7 +69,7 @@ TESTS: tuple[Test, ...] = (
         by_engine=True,
         detail="of negative: exp(smallest d), the share of probability that is kept at least",
     ),
-    Test(
+    Check(
         name="T4",
         title="calibration of the sampler",
         outcomes=(
@@ -94,7 +94,7 @@ TESTS: tuple[Test, ...] = (
         by_engine=True,
         detail="others that were sampled, as a share of those due",
     ),
-    Test(
+    Check(
         name="T5",
         title="entropy against surprisal",
         outcomes=(
@@ -116,7 +116,7 @@ TESTS: tuple[Test, ...] = (
         source="E over what mu sampled of pi / mu (-log pi) = H(pi)",
         by_engine=True,
     ),
-    Test(
+    Check(
         name="T6",
         title="alignment",
         outcomes=(
@@ -134,7 +134,7 @@ TESTS: tuple[Test, ...] = (
         by_engine=True,
         detail="by how many tokens the record is late, as +1",
     ),
-    Test(
+    Check(
         name="slope",
         title="gap against surprisal",
         outcomes=(
@@ -161,7 +161,7 @@ TESTS: tuple[Test, ...] = (
         by_engine=True,
         detail="the power, trainer's over record's 1/T",
     ),
-    Test(
+    Check(
         name="repetition",
         title="tokens that stand in their context already",
         outcomes=(
@@ -186,7 +186,7 @@ TESTS: tuple[Test, ...] = (
             "favoured",
         ),
     ),
-    Test(
+    Check(
         name="copies",
         title="the trainer's copy of the record",
         outcomes=(
@@ -217,7 +217,7 @@ TESTS: tuple[Test, ...] = (
         by_engine=True,
         detail="the kind, as rltop.backend.join.copies names it",
     ),
-    Test(
+    Check(
         name="record",
         title="fillers in the record",
         outcomes=(
@@ -235,7 +235,7 @@ TESTS: tuple[Test, ...] = (
         source="vime, issue 70; vLLM writes -9999 where it has none",
         by_engine=True,
     ),
-    Test(
+    Check(
         name="join",
         title="rows against rollouts",
         outcomes=(
@@ -258,7 +258,7 @@ TESTS: tuple[Test, ...] = (
         detail="the reason, as rltop.backend.join.reasons names it",
         mild=("cut",),
     ),
-    Test(
+    Check(
         name="mask",
         title="tokens in the loss",
         outcomes=(

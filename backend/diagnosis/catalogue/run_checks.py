@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.catalogue.check import LEVEL, STATED, Test
+from rltop.backend.diagnosis.catalogue.check import LEVEL, STATED, Check
 
-TESTS: tuple[Test, ...] = (
-    Test(
+TESTS: tuple[Check, ...] = (
+    Check(
         name="facts",
         title="what is stated",
         outcomes=(
@@ -28,7 +28,7 @@ TESTS: tuple[Test, ...] = (
         detail="the fact, with /fleet behind it where engines differ among themselves",
         mild=("shaped",),
     ),
-    Test(
+    Check(
         name="versions",
         title="weight versions",
         outcomes=(
@@ -45,7 +45,7 @@ TESTS: tuple[Test, ...] = (
         source="rltop.backend.hub.state.MAX_SKEW; vime, issue 329",
         by_engine=True,
     ),
-    Test(
+    Check(
         name="lag",
         title="age of what is trained on",
         outcomes=(
@@ -68,7 +68,7 @@ TESTS: tuple[Test, ...] = (
         by_engine=True,
         detail="of high: rose, or hurts, where it is k3 that says so",
     ),
-    Test(
+    Check(
         name="entropy",
         title="the trainer's entropy",
         outcomes=(
@@ -94,7 +94,7 @@ TESTS: tuple[Test, ...] = (
             "rising",
         ),
     ),
-    Test(
+    Check(
         name="reward",
         title="reward",
         outcomes=(
@@ -112,7 +112,7 @@ TESTS: tuple[Test, ...] = (
             "falling",
         ),
     ),
-    Test(
+    Check(
         name="gradient",
         title="norm of the gradient",
         outcomes=(
@@ -135,7 +135,7 @@ TESTS: tuple[Test, ...] = (
             "rising",
         ),
     ),
-    Test(
+    Check(
         name="clip",
         title="clipped tokens",
         outcomes=(
@@ -149,7 +149,7 @@ TESTS: tuple[Test, ...] = (
         source="its own course",
         mild=("high",),
     ),
-    Test(
+    Check(
         name="speed",
         title="speed of engines",
         outcomes=(
@@ -166,7 +166,7 @@ TESTS: tuple[Test, ...] = (
         source="its own course",
         by_engine=True,
     ),
-    Test(
+    Check(
         name="aborts",
         title="requests that were aborted",
         outcomes=(
@@ -180,7 +180,7 @@ TESTS: tuple[Test, ...] = (
         source="its own course",
         by_engine=True,
     ),
-    Test(
+    Check(
         name="truncation",
         title="answers cut at the limit",
         outcomes=(

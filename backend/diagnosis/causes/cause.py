@@ -28,7 +28,7 @@ RECORD_GAP = (
 
 
 @dataclass(frozen=True)
-class Known:
+class CauseEntry:
     """One thing that goes wrong in runs.
 
     Attributes:
@@ -68,7 +68,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Probe:
+class ConfirmingProbe:
     """One experiment that tells causes apart.
 
     Attributes:

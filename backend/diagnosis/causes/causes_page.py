@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rltop.backend.api.verdict import LAYERS
 from rltop.backend.diagnosis.catalogue.all_checks import TESTS
 from rltop.backend.diagnosis.causes import CAUSES, confusable
-from rltop.backend.diagnosis.causes.cause import Known
+from rltop.backend.diagnosis.causes.cause import CauseEntry
 from rltop.backend.diagnosis.causes.confirming_probes import BY_CODE, PROBES
 from rltop.backend.diagnosis.infer import LEAST, MAYBE, SYMPTOMS, TWO, UNLISTED, UNSTATED
 
@@ -47,7 +47,7 @@ def document() -> str:
     return "\n".join(parts)
 
 
-def _entry(known: Known) -> str:
+def _entry(known: CauseEntry) -> str:
     signs = [("needs", known.needs), ("may show", known.may), ("against", known.against)]
     lines = [f"### {known.code} {known.title}", "", f"`{known.id}`. {known.what}", ""]
     lines += [f"- **{word}**: {_signs(listed)}" for word, listed in signs if listed]

@@ -5,34 +5,34 @@ Those with an order that runs them are rltop's own (docs/probes.md); a person do
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.cause import Probe
+from rltop.backend.diagnosis.causes.cause import ConfirmingProbe
 
-PROBES: tuple[Probe, ...] = (
-    Probe("P0", "config-diff", "compare what all engines and the trainer compute with", "rltop probe config-diff"),
-    Probe("P1", "prefill-rescore", "score recorded rollouts again on their engine, by prefill",
+PROBES: tuple[ConfirmingProbe, ...] = (
+    ConfirmingProbe("P0", "config-diff", "compare what all engines and the trainer compute with", "rltop probe config-diff"),
+    ConfirmingProbe("P1", "prefill-rescore", "score recorded rollouts again on their engine, by prefill",
           "rltop probe prefill-rescore"),
-    Probe("P2", "forced-decode", "replay recorded tokens through decode (trace_decode_token_ids, vLLM 0.30 on)"),
-    Probe("P3", "cross-replica", "score the same tokens on several engines", "rltop probe cross-replica"),
-    Probe("P4", "cache-salt", "score the same tokens with the cached prefix and without", "rltop probe cache-salt"),
-    Probe("P5", "weight-digest", "digest every parameter on every engine, before and after an update, and compare",
+    ConfirmingProbe("P2", "forced-decode", "replay recorded tokens through decode (trace_decode_token_ids, vLLM 0.30 on)"),
+    ConfirmingProbe("P3", "cross-replica", "score the same tokens on several engines", "rltop probe cross-replica"),
+    ConfirmingProbe("P4", "cache-salt", "score the same tokens with the cached prefix and without", "rltop probe cache-salt"),
+    ConfirmingProbe("P5", "weight-digest", "digest every parameter on every engine, before and after an update, and compare",
           "rltop probe weight-digest"),
-    Probe("P6", "version-fingerprint", "have the trainer score the same tokens under its last versions: the one that "
+    ConfirmingProbe("P6", "version-fingerprint", "have the trainer score the same tokens under its last versions: the one that "
           "fits is the one that sampled"),
-    Probe("P7", "load-sweep", "score the same tokens alone and among many requests"),
-    Probe("P8", "canary-flip", "switch one flag on one engine for a time, and measure what that does",
+    ConfirmingProbe("P7", "load-sweep", "score the same tokens alone and among many requests"),
+    ConfirmingProbe("P8", "canary-flip", "switch one flag on one engine for a time, and measure what that does",
           "rltop probe canary-flip"),
-    Probe("P9", "trainer-repeat", "have the trainer score one batch twice, then in other micro-batches, then after "
+    ConfirmingProbe("P9", "trainer-repeat", "have the trainer score one batch twice, then in other micro-batches, then after "
           "model.eval()"),
-    Probe("P10", "token-echo", "compare the token ids that engines saw with those that the trainer trains on",
+    ConfirmingProbe("P10", "token-echo", "compare the token ids that engines saw with those that the trainer trains on",
           "rltop probe token-echo"),
-    Probe("P11", "sampler-audit", "log the SamplingParams that requests really run with; draw some hundred tokens with "
+    ConfirmingProbe("P11", "sampler-audit", "log the SamplingParams that requests really run with; draw some hundred tokens with "
           "logprobs=20"),
-    Probe("P12", "logit-lattice", "differences of two logprobs at one position: on a grid of 2^-6 the logits are "
+    ConfirmingProbe("P12", "logit-lattice", "differences of two logprobs at one position: on a grid of 2^-6 the logits are "
           "bfloat16"),
-    Probe("P13", "triad", "three ways for the same tokens: decode, prefill, trainer; the odd one out is wrong"),
-    Probe("lr0", "zero-rate", "some steps with a learning rate of 0: what goes on is done by the engines, what ends "
+    ConfirmingProbe("P13", "triad", "three ways for the same tokens: decode, prefill, trainer; the odd one out is wrong"),
+    ConfirmingProbe("lr0", "zero-rate", "some steps with a learning rate of 0: what goes on is done by the engines, what ends "
           "by the objective"),
 )  # fmt: skip
 
-BY_CODE: dict[str, Probe] = {probe.code: probe for probe in PROBES}
-BY_NAME: dict[str, Probe] = {probe.name: probe for probe in PROBES}
+BY_CODE: dict[str, ConfirmingProbe] = {probe.code: probe for probe in PROBES}
+BY_NAME: dict[str, ConfirmingProbe] = {probe.name: probe for probe in PROBES}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.cause import GAP, Known
+from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 from rltop.backend.fleet.facts import FACTS, FLAG_NAMES
 
 _DIFFERS = " | ".join(
     f"facts differs={fact.name}/fleet" for fact in FACTS if fact.fleet and fact.name not in FLAG_NAMES
 )
 
-HEALTH: tuple[Known, ...] = (
-    Known(
+HEALTH: tuple[CauseEntry, ...] = (
+    CauseEntry(
         "K1", "slow-engine", "health", "An engine is slower than the others",
         "Its requests take longer: the trainer waits for them, and what it samples is older when it is used.",
         needs=("speed slow",),
@@ -21,7 +21,7 @@ HEALTH: tuple[Known, ...] = (
         "fingerprint`; take it out of the rotation until then.",
         source="rltop",
     ),
-    Known(
+    CauseEntry(
         "K2", "aborted-requests", "health", "Requests are aborted or fail",
         "What was sampled is thrown away and asked for again, or partial answers are trained on.",
         needs=("aborts many",),
@@ -30,7 +30,7 @@ HEALTH: tuple[Known, ...] = (
         remedy="Update with pause_generation(mode=\"keep\") and not \"abort\"; look at the engines' logs for failures.",
         source="prime-rl, PipelineRL; rl-on-cpu",
     ),
-    Known(
+    CauseEntry(
         "K3", "mixed-fleet", "health", "Engines are not alike",
         "They differ in something that changes logprobs or speed: one engine's sequences are of another policy.",
         needs=(_DIFFERS,),

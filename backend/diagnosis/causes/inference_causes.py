@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.cause import GAP, Known
+from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 
 _STALE = (*GAP, "T8 jump", "T8 ramp")
 _NUMERIC = (*GAP, "T10 outlier")
 _FROM_START = ("T8 jump", "T8 ramp", "repeat differs")
 
-CACHES: tuple[Known, ...] = (
-    Known(
+CACHES: tuple[CauseEntry, ...] = (
+    CauseEntry(
         "C1", "stale-prefix-cache", "inference path", "The prefix cache survives weight updates",
         "Prompts are read from keys and values that older weights computed: engines sample from a policy that never "
         "existed, while gap, clip rate and reward look normal.",
@@ -24,7 +24,7 @@ CACHES: tuple[Known, ...] = (
         command="rltop set update_clears_cache on{engines}",
         source="nemo#4018, nemo#3152, vllm#9744, lmdeploy#4917; rl-on-cpu",
     ),
-    Known(
+    CauseEntry(
         "C2", "kept-kv", "inference path", "Requests in flight keep their keys and values across updates",
         "Tokens after an update come from new weights over an old context: a small excess, by design of keep without "
         "clear_cache.",
@@ -38,7 +38,7 @@ CACHES: tuple[Known, ...] = (
         command="rltop set update_clears_cache on{engines}",
         source="nemo#1455, PipelineRL#19, skyrl#979; rl-on-cpu",
     ),
-    Known(
+    CauseEntry(
         "C2b", "refused-reset", "inference path", "Resetting the prefix cache is refused, and nobody hears it",
         "reset_prefix_cache fails while requests run: it is configured, and does nothing.",
         needs=("floor above", "T11 hit_worse"),
@@ -52,7 +52,7 @@ CACHES: tuple[Known, ...] = (
         command="rltop set update_clears_cache on{engines}",
         source="nemo#3839",
     ),
-    Known(
+    CauseEntry(
         "C3", "stale-connector", "inference path", "An external KV cache survives weight updates",
         "LMCache, Mooncake or offloaded blocks are keyed by tokens alone: the local reset does not reach them.",
         needs=("floor above", "T11 hit_worse"),
@@ -63,7 +63,7 @@ CACHES: tuple[Known, ...] = (
         remedy="vLLM 0.25 on resets it with the pause; before: reset_connector=true, or cache_salt = policy version.",
         source="vllm#42695",
     ),
-    Known(
+    CauseEntry(
         "C4", "lora-cache", "inference path", "Cached prefixes of an adapter outlive its reload",
         "The block hash has the adapter's name and not its weights.",
         needs=("floor above", "T11 hit_worse"),
@@ -75,7 +75,7 @@ CACHES: tuple[Known, ...] = (
         command="rltop set update_clears_cache on{engines}",
         source="vllm#42125, vllm#48352",
     ),
-    Known(
+    CauseEntry(
         "C5", "multimodal-cache", "inference path", "Cached images outlive the encoder that computed them",
         "Prompts with images are off after updates that touch the vision tower.",
         needs=("floor above", "T8 jump"),
@@ -87,7 +87,7 @@ CACHES: tuple[Known, ...] = (
         remedy="/reset_encoder_cache and /reset_mm_cache at each update; a pause with clear_cache does both.",
         source="vllm#44939, vllm#46125",
     ),
-    Known(
+    CauseEntry(
         "C6", "prefix-numerics", "inference path", "Prompts with a cached prefix are computed by other tiles",
         "Hits differ from misses by rounding; hybrid models may be off altogether from the first token.",
         needs=("T11 hit_worse",),
@@ -102,8 +102,8 @@ CACHES: tuple[Known, ...] = (
     ),
 )  # fmt: skip
 
-NUMERICS: tuple[Known, ...] = (
-    Known(
+NUMERICS: tuple[CauseEntry, ...] = (
+    CauseEntry(
         "D1", "other-rounding", "inference path", "Engine and trainer round differently (dtype or kernels)",
         "Logits differ in their last digits: a symmetric gap without bias, which clips some tokens for nothing.",
         needs=("floor rounding | facts differs=dtype",),
@@ -116,7 +116,7 @@ NUMERICS: tuple[Known, ...] = (
         "kernels; what is left, truncated importance sampling takes.",
         source="Fast-LLM#525, verl-omni#637; rl-on-cpu",
     ),
-    Known(
+    CauseEntry(
         "D2", "head-precision", "inference path", "The head is in float32 on one side alone",
         "Logits of one side are rounded to 16 bits, 0.02 to 0.04 nats a token: on long answers that is what clips.",
         needs=("facts differs=head_dtype | T13 engine_coarse | T13 trainer_coarse",),
@@ -129,7 +129,7 @@ NUMERICS: tuple[Known, ...] = (
         command="rltop set lm_head_fp32 {head}{engines}",
         source="vllm#48390, nemo#3936, trl#4303, MiniMax-M1, ScaleRL; rl-on-cpu",
     ),
-    Known(
+    CauseEntry(
         "D3", "half-precision", "inference path", "One side computes in float16, the other in bfloat16",
         "8 against 11 bits: the worst of both.",
         needs=("facts differs=dtype",),
@@ -141,7 +141,7 @@ NUMERICS: tuple[Known, ...] = (
         remedy="float16 on both sides with loss scaling, or bfloat16 on both: --dtype.",
         source="arXiv 2510.26788, Precision-RL#10",
     ),
-    Known(
+    CauseEntry(
         "D4", "attention-kernel", "inference path", "Attention is computed by another kernel, or without a feature",
         "Sinks, soft caps or windows that one side leaves out give a large gap from the start; another backend alone "
         "gives rounding.",
@@ -153,7 +153,7 @@ NUMERICS: tuple[Known, ...] = (
         remedy="The same family of kernels on both sides (--attention-backend), one that knows the model's sinks.",
         source="miles#1500, verl#3894, vllm#28561, prime-rl#3424",
     ),
-    Known(
+    CauseEntry(
         "D5", "cascade-attention", "inference path", "Cascade attention on a GPU where it is wrong",
         "Groups with a long shared prefix have spikes, the more the longer the answer (vLLM up to 0.30, not on "
         "Hopper).",
@@ -166,7 +166,7 @@ NUMERICS: tuple[Known, ...] = (
         remedy="--disable-cascade-attn.",
         source="verl FAQ, vllm#22103, flash-attention#87, vllm#15243",
     ),
-    Known(
+    CauseEntry(
         "D6", "compiled-kernels", "inference path", "Compiled or captured kernels round otherwise",
         "Fused operations leave out casts that the trainer makes.",
         needs=("facts differs=enforce_eager | floor rounding",),
@@ -178,7 +178,7 @@ NUMERICS: tuple[Known, ...] = (
         remedy='compilation_config={"backend": "eager"} keeps CUDA graphs; --enforce-eager to be sure.',
         source="NeMo adding-new-models, pytorch#158699, verl#2953",
     ),
-    Known(
+    CauseEntry(
         "D7", "chunked-prefill", "inference path", "Chunks of a prefill lose their state",
         "On hybrid models prompts longer than a chunk are wrong from the first token on.",
         needs=("T12 heavy", "floor above"),
@@ -190,7 +190,7 @@ NUMERICS: tuple[Known, ...] = (
         remedy="--no-enable-chunked-prefill or a larger --max-num-batched-tokens; vLLM 0.17 on.",
         source="nemo#2100, nemo#2141, nemo#2128",
     ),
-    Known(
+    CauseEntry(
         "D8", "batch-dependence", "inference path", "Logprobs depend on what else is in the batch",
         "Kernels are picked by the batch's shape: the same tokens get other logprobs under load.",
         needs=("T14 grows | repeat_engine differs",),
@@ -201,7 +201,7 @@ NUMERICS: tuple[Known, ...] = (
         remedy="VLLM_BATCH_INVARIANT=1 with VLLM_USE_FLASHINFER_SAMPLER=0; it costs speed.",
         source="thinkingmachines.ai, vllm#51187, vllm#47069, verl#7688",
     ),
-    Known(
+    CauseEntry(
         "D9", "parallel-sums", "inference path", "Sums over devices are made in another order",
         "Tensor or expert parallelism rounds otherwise than the trainer's sharding.",
         needs=("floor rounding | facts differs=parallel",),
@@ -213,7 +213,7 @@ NUMERICS: tuple[Known, ...] = (
         remedy="The same tensor parallelism on all engines, and equal micro-batches for training and for logprobs.",
         source="NeMo dtensor-tp-accuracy, automodel#1839, arXiv 2511.17826",
     ),
-    Known(
+    CauseEntry(
         "D10", "op-definitions", "inference path", "An operation is defined otherwise (norm, rope, router)",
         "Casts in RMSNorm, rope or the router stand in another order than in the trainer.",
         needs=("floor rounding",),
@@ -225,7 +225,7 @@ NUMERICS: tuple[Known, ...] = (
         remedy="Use vLLM's own operations in the trainer, or one model definition for both.",
         source="verl-omni#637, UniRL#430",
     ),
-    Known(
+    CauseEntry(
         "D11", "hybrid-kernels", "inference path", "Decode and prefill of a recurrent layer differ",
         "Mamba or GDN states drift from what a prefill computes, slowly, with the position.",
         needs=("floor above | floor rounding",),
@@ -239,8 +239,8 @@ NUMERICS: tuple[Known, ...] = (
     ),
 )  # fmt: skip
 
-EXPERTS: tuple[Known, ...] = (
-    Known(
+EXPERTS: tuple[CauseEntry, ...] = (
+    CauseEntry(
         "E1", "routing-flips", "inference path", "Tokens are routed to other experts",
         "Near ties in the router fall the other way under rounding: few tokens with an enormous gap, the mean ratio 1.",
         needs=("T12 heavy", "floor rounding | floor above"),
@@ -253,7 +253,7 @@ EXPERTS: tuple[Known, ...] = (
         "sides.",
         source="arXiv 2510.11370, prime-rl#2808, prime-rl#3543, nemo#2590",
     ),
-    Known(
+    CauseEntry(
         "E2", "wrong-replay", "inference path", "Replayed routing is not what the engine used",
         "Routes are dropped, shifted or of another request: the gap is as large as without replay.",
         needs=("T12 heavy", "floor rounding | floor above"),
@@ -264,7 +264,7 @@ EXPERTS: tuple[Known, ...] = (
         remedy="Count the routes of -1 and trace them (NRL_R3_TRACE=1); turn replay off to compare.",
         source="verl#6029, verl#4562, nemo#2963",
     ),
-    Known(
+    CauseEntry(
         "E3", "expert-parallel", "inference path", "Expert parallelism combines in a wrong order",
         "Most sequences are off, by how experts are spread.",
         needs=("T12 heavy", "floor above"),
@@ -277,8 +277,8 @@ EXPERTS: tuple[Known, ...] = (
     ),
 )  # fmt: skip
 
-QUANTISED: tuple[Known, ...] = (
-    Known(
+QUANTISED: tuple[CauseEntry, ...] = (
+    CauseEntry(
         "F1", "fp8-weights", "inference path", "Engines sample from FP8 weights",
         "The sampled policy is the trained one plus quantisation noise: a gap that is flat over steps and engines.",
         needs=("facts differs=quantization | floor above | floor rounding",),
@@ -291,7 +291,7 @@ QUANTISED: tuple[Known, ...] = (
         "train in FP8 too.",
         source="miles#1678, verl fp8.md, arXiv 2601.18150",
     ),
-    Known(
+    CauseEntry(
         "F2", "fp8-kv", "inference path", "Keys and values are cached in FP8",
         "Decode reads what prefill did not; with FlashAttention 3 the gap steps up at position 97.",
         needs=("floor rounding | floor above | T7 step",),
@@ -301,7 +301,7 @@ QUANTISED: tuple[Known, ...] = (
         remedy="--kv-cache-dtype auto; else compute its scales anew at each update.",
         source="vllm#54035, flash-attention#184, sglang#25790",
     ),
-    Known(
+    CauseEntry(
         "F3", "int4-weights", "inference path", "Engines sample from 4-bit weights",
         "As with FP8, and larger.",
         needs=("facts differs=quantization | floor above",),
@@ -313,7 +313,7 @@ QUANTISED: tuple[Known, ...] = (
         remedy="Train with quantisation in the loop, or sample from 8 bits.",
         source="NeMo test suites",
     ),
-    Known(
+    CauseEntry(
         "F4", "broken-refit", "inference path", "Quantised weights are wrong after an update",
         "Scales or packing are not made anew: it looks like quantisation noise and is many times larger, from the "
         "first update on.",
@@ -328,4 +328,4 @@ QUANTISED: tuple[Known, ...] = (
     ),
 )  # fmt: skip
 
-PATH: tuple[Known, ...] = CACHES + NUMERICS + EXPERTS + QUANTISED
+PATH: tuple[CauseEntry, ...] = CACHES + NUMERICS + EXPERTS + QUANTISED

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.cause import RECORD_GAP, Known
+from rltop.backend.diagnosis.causes.cause import RECORD_GAP, CauseEntry
 
-RECORD: tuple[Known, ...] = (
-    Known(
+RECORD: tuple[CauseEntry, ...] = (
+    CauseEntry(
         "A12", "shifted-logprobs", "record", "The logprobs are shifted against their tokens",
         "Each token is trained with the logprob of its neighbour: ratios are noise, and clipping throws the signal "
         "away.",
@@ -16,7 +16,7 @@ RECORD: tuple[Known, ...] = (
         "len(logprobs) for each sequence where rollouts are packed.",
         source="prime-rl#1525, prime-rl#606, ms-swift#8196, verl#5115",
     ),
-    Known(
+    CauseEntry(
         "A13", "padded-logprobs", "record", "Missing logprobs are filled in",
         "0.0 or -9999 stands for a probability that nobody recorded: those tokens get ratios near 0 or beyond all "
         "bounds.",
@@ -27,7 +27,7 @@ RECORD: tuple[Known, ...] = (
         "hand), and request logprobs=0 for all others.",
         source="vime#70, rllm#816, open-instruct#1041; vLLM's completions API clamps at -9999",
     ),
-    Known(
+    CauseEntry(
         "R1", "recomputed-logprobs", "record", "The trainer's copy of the record was computed again",
         "The ratio is held against the trainer's own logprobs and not the sampler's: whatever is wrong between the "
         "two is invisible in the loss, and uncorrected.",
@@ -39,7 +39,7 @@ RECORD: tuple[Known, ...] = (
         "vllm_importance_sampling_correction=True) and keep recomputed ones as old_logprobs beside them.",
         source="verl docs, rollout_corr; trl#4159",
     ),
-    Known(
+    CauseEntry(
         "R2", "changed-logprobs", "record", "The record is changed on its way to the trainer",
         "A bound or a 16-bit buffer stands between engine and loss: tokens of low probability lose their ratio.",
         needs=("copies clamped | copies cast | copies changed",),
@@ -49,7 +49,7 @@ RECORD: tuple[Known, ...] = (
         remedy="Keep rollout logprobs in float32, unclamped, from the engine's output to the loss.",
         source="rltop: backend/join/copies.py",
     ),
-    Known(
+    CauseEntry(
         "H1", "retokenised", "record", "Answers were turned into text and tokenised anew",
         "The trainer's tokens are not those that were sampled: isolated tokens have catastrophic ratios, the rest of "
         "the sequence is conditioned on another history.",
@@ -59,7 +59,7 @@ RECORD: tuple[Known, ...] = (
         remedy="Hand on token ids, never text: return_token_ids=true, or /inference/v1/generate, in every turn.",
         source="trl#5224, rllm#272, rllm#816, sglang#26555, vLLM blog 2025-10-22",
     ),
-    Known(
+    CauseEntry(
         "H2", "other-prompt", "record", "Trainer and engine have different prompts",
         "The first tokens of every answer have the largest gap: a second BOS or another chat template stands before "
         "them on one side.",
@@ -71,7 +71,7 @@ RECORD: tuple[Known, ...] = (
         "BOS.",
         source="trl#3853, vllm#16976, vllm#55288",
     ),
-    Known(
+    CauseEntry(
         "H3", "end-of-sequence", "record", "The end of answers is not what was sampled",
         "Last tokens are in the loss that the engine cut, appended or named otherwise: EOS learns from noise.",
         needs=("join cut",),
@@ -80,7 +80,7 @@ RECORD: tuple[Known, ...] = (
         remedy="Train on the ids exactly as emitted; give vLLM all EOS ids (stop_token_ids); no stop strings.",
         source="trl#7039, vllm#28185, open-instruct#1041, OpenRLHF#238",
     ),
-    Known(
+    CauseEntry(
         "H4", "filtered-answers", "record", "Answers are dropped for how they ended",
         "What is left is no fair sample: the mean ratio is off 1 without anything wrong in the record, and long "
         "answers are never learned from.",
@@ -92,7 +92,7 @@ RECORD: tuple[Known, ...] = (
         "dropping them, or raise max_tokens.",
         source="optional stopping: a martingale ends at selection",
     ),
-    Known(
+    CauseEntry(
         "I5", "loss-over-unsampled", "record", "Tokens are in the loss that no engine sampled",
         "Prompts, tool output or padding are trained on with logprobs that belong to nothing.",
         needs=("mask unsampled",),
@@ -102,7 +102,7 @@ RECORD: tuple[Known, ...] = (
         remedy="Hand the mask of sampled tokens through to the loss and to TrainerCollector.sequences(mask=...).",
         source="vime#70, rllm#816",
     ),
-    Known(
+    CauseEntry(
         "R3", "rows-without-rollouts", "record", "Rows can't be found among the rollouts",
         "What is trained on was not seen being sampled: nothing can be said of it, and it may not be what was sampled.",
         needs=("join unjoined",),
@@ -112,7 +112,7 @@ RECORD: tuple[Known, ...] = (
         remedy="Look at the reasons in `rltop status --json` (steps, join); have all engines started with RLTOP_RUN.",
         source="rltop: backend/join/reasons.py",
     ),
-    Known(
+    CauseEntry(
         "R4", "no-logprobs", "record", "Engines record no logprobs",
         "There is no record of what was sampled from: importance weights are made of the trainer's word alone.",
         needs=("copies unrecorded",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.cause import GAP, Known
+from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 
 SHAPES = ("temperature", "top_p", "top_k", "min_p")
 PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -24,8 +24,8 @@ engines."""
 
 _PENALISED = " | ".join(("repetition favoured", "repetition disfavoured", *_facts(*PENALTIES, "logit_bias")))
 
-SEMANTIC: tuple[Known, ...] = (
-    Known(
+SEMANTIC: tuple[CauseEntry, ...] = (
+    CauseEntry(
         "A1", "raw-logprobs", "semantic", "The record is of the distribution before temperature",
         "Engines sample at a temperature and record logprobs without it, the trainer has it: every ratio is biased, "
         "and the clip rate is up from the first step.",
@@ -40,7 +40,7 @@ SEMANTIC: tuple[Known, ...] = (
         command="rltop set logprobs_mode processed{engines}",
         source="trl#4159, trl#4163, vime#64, verl#4162, open-instruct#1678",
     ),
-    Known(
+    CauseEntry(
         "A2", "trainer-without-temperature", "semantic", "The trainer computes without the sampling temperature",
         "The trainer's policy is flatter or sharper than the one that sampled: ratios are far off 1 while their mean "
         "is 1, ESS is low and gradients are large, from the first step.",
@@ -53,7 +53,7 @@ SEMANTIC: tuple[Known, ...] = (
         'state it: TrainerCollector(facts={"temperature": T}).',
         source="nemo#316, nemo#935, nemo#902, ms-swift#8427",
     ),
-    Known(
+    CauseEntry(
         "A3", "logprob-over-temperature", "semantic", "The record is logprob / T where logits / T was meant",
         "The record is no distribution: every ratio is above 1 (T < 1), the more so the less certain the policy is.",
         needs=("T3 positive",),
@@ -66,7 +66,7 @@ SEMANTIC: tuple[Known, ...] = (
         command="rltop set logprobs_mode processed{engines}",
         source="prime-rl#697",
     ),
-    Known(
+    CauseEntry(
         "A4", "truncation-in-record", "semantic",
         "Sampling is cut off (top-p, top-k, min-p), the trainer has all tokens",
         "The engine's distribution is renormalised over the tokens that were kept, the trainer's is not: every ratio "
@@ -83,7 +83,7 @@ SEMANTIC: tuple[Known, ...] = (
         "and apply it in the trainer.",
         source="trl#6789, trl#7269, prime-rl#3431, verl#6240, vllm#42259",
     ),
-    Known(
+    CauseEntry(
         "A5", "shaped-in-silence", "semantic", "Sampling is shaped, and neither the record nor the trainer knows",
         "Tokens come from a sharper distribution (top-p, top-k or a temperature) than either side computes: no ratio "
         "shows it, the gradient is biased.",
@@ -98,7 +98,7 @@ SEMANTIC: tuple[Known, ...] = (
         "processed_logprobs, and the same temperature and filter in the trainer.",
         source="nemo#69, nemo#766",
     ),
-    Known(
+    CauseEntry(
         "A6", "generation-config", "semantic", "The model's generation_config.json shapes sampling",
         "Requests that leave a parameter unset get it from the checkpoint (temperature, top-p, penalties): the run "
         "samples otherwise than its own configuration says.",
@@ -111,7 +111,7 @@ SEMANTIC: tuple[Known, ...] = (
         remedy="Start vLLM with --generation-config vllm, and set every sampling parameter in every request.",
         source="nemo#3497, nemo#3685, ART#140, verl#7270, vllm#50767",
     ),
-    Known(
+    CauseEntry(
         "A7", "penalties", "semantic", "Penalties or other edits of logits that the trainer does not make",
         "Tokens that already occurred are sampled with another probability than is trained: the gap sits on repeated "
         "tokens.",
@@ -125,7 +125,7 @@ SEMANTIC: tuple[Known, ...] = (
         "no logit_bias, bad_words or min_tokens.",
         source="vLLM: order of the sampler; nemo#3497",
     ),
-    Known(
+    CauseEntry(
         "A8", "structured-output", "semantic", "A grammar masks tokens that the trainer gives probability to",
         "At constrained positions the record is of few tokens, the trainer's of all: large ratios below 1 there, "
         "none elsewhere.",
@@ -138,7 +138,7 @@ SEMANTIC: tuple[Known, ...] = (
         remedy="Mask those tokens out of the loss, or replay the set of allowed tokens in the trainer.",
         source="vLLM 0.33: the bitmask comes before the raw logprobs; nemo#827",
     ),
-    Known(
+    CauseEntry(
         "A9", "speculative-logprobs", "semantic", "Logprobs of speculative decoding are wrong",
         "Rows of the rejection sampler are mixed up: some sequences, often near the length limit, have a wrong record.",
         needs=("T1 above | T1 below | T12 heavy | record zeros",),
@@ -150,7 +150,7 @@ SEMANTIC: tuple[Known, ...] = (
         "--max-model-len; else sample for training without --speculative-config.",
         source="vllm#34497, vllm#38711, vllm#17876, vllm#48296",
     ),
-    Known(
+    CauseEntry(
         "A10", "sampler-kernel", "semantic", "Sampler kernels differ",
         "A fused sampler draws from a slightly other distribution than it records: a bias in the tail.",
         needs=("facts differs=sampling_path",),
@@ -162,7 +162,7 @@ SEMANTIC: tuple[Known, ...] = (
         command="rltop set logprobs_mode processed{engines}",
         source="vllm#51187, vllm#40376, vllm#42472",
     ),
-    Known(
+    CauseEntry(
         "A11", "async-scheduling", "semantic", "Asynchronous scheduling loses what a step depends on",
         "Penalties and stateful processors see placeholders, preempted requests repeat or drop a token: the more the "
         "fuller the engine.",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.cause import GAP, Known
+from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 
 _LATER = ("T8 jump", "T8 ramp")
 
-TRAINER: tuple[Known, ...] = (
-    Known(
+TRAINER: tuple[CauseEntry, ...] = (
+    CauseEntry(
         "G1", "rope-config", "trainer", "Positions are encoded otherwise (RoPE, YaRN)",
         "A scale or a factor of the position encoding differs: a gap from the first step on that often grows with "
         "the position.",
@@ -20,7 +20,7 @@ TRAINER: tuple[Known, ...] = (
         "sin tables.",
         source="prime-rl#2802, nemo#869, vllm#27722",
     ),
-    Known(
+    CauseEntry(
         "G2", "rope-in-bf16", "trainer", "The trainer's position encoding is in bfloat16",
         "inv_freq was cast with the model: phases are off the more the farther a token is, up to a half turn at 4,096.",
         needs=("T7 grows", "floor rounding | floor above"),
@@ -31,7 +31,7 @@ TRAINER: tuple[Known, ...] = (
         remedy="Keep buffers in float32 (FSDP: buffer_dtype=float32; no model.to(bfloat16) over rotary_emb.inv_freq).",
         source="modalities#462, automodel#2549, transformers#25681",
     ),
-    Known(
+    CauseEntry(
         "G3", "packing", "trainer", "Packed sequences see each other, or have wrong positions",
         "The logprob of a token depends on what it was packed with: the starts of sequences are off.",
         needs=("T7 falls", "floor above"),
@@ -43,7 +43,7 @@ TRAINER: tuple[Known, ...] = (
         "against alone.",
         source="trl#6800, trl#6819, trl#5785",
     ),
-    Known(
+    CauseEntry(
         "G4", "attention-window", "trainer", "Attention reaches farther on one side",
         "A sliding window or a length limit differs: no gap up to it, a gap behind it.",
         needs=("T7 step",),
@@ -53,7 +53,7 @@ TRAINER: tuple[Known, ...] = (
         remedy="The same sliding_window, max_model_len and sparse-attention index on both sides.",
         source="vllm#48305",
     ),
-    Known(
+    CauseEntry(
         "H5", "multimodal-input", "trainer", "Images are prepared otherwise",
         "Resizing or patching differs: prompts with images are off, others not.",
         needs=("floor above",),
@@ -65,7 +65,7 @@ TRAINER: tuple[Known, ...] = (
         remedy="One processor for both sides; compare hashes of pixel_values.",
         source="prime-rl docs/advanced.md",
     ),
-    Known(
+    CauseEntry(
         "I1", "dropout", "trainer", "Dropout is on in the trainer",
         "Every pass of the trainer is another model: ratios are noise, and a large part is clipped from the first "
         "step.",
@@ -79,7 +79,7 @@ TRAINER: tuple[Known, ...] = (
         "model.eval() where only logprobs are computed.",
         source="reef#536, trl#3234",
     ),
-    Known(
+    CauseEntry(
         "I2", "trainer-batch", "trainer", "The trainer's logprobs depend on its micro-batches",
         "Old and current logprobs of equal weights differ: ratios are off 1 with nothing stale.",
         needs=("repeat differs",),
@@ -90,7 +90,7 @@ TRAINER: tuple[Known, ...] = (
         remedy="Equal micro-batches and packing for old and current logprobs.",
         source="NeMo dtensor-tp-accuracy, verl#2996, verl#6280",
     ),
-    Known(
+    CauseEntry(
         "I3", "lora-merge", "trainer", "Adapters are merged with rounding, or not applied",
         "Engines sample from a merge on bfloat16's grid, or from the base model: the gap grows from 0 as the adapter "
         "does.",
@@ -102,7 +102,7 @@ TRAINER: tuple[Known, ...] = (
         remedy="Hand on the adapter itself, or merge in float32; never unmerge in bfloat16.",
         source="automodel#3845, nemo#3696, trl#6688, skyrl#1776",
     ),
-    Known(
+    CauseEntry(
         "I4", "normaliser", "trainer", "The trainer's softmax runs over other logits",
         "Padded vocabulary, a logit scale or a soft cap on one side: all logprobs are shifted to one side.",
         needs=("T3 negative | T3 positive",),
@@ -114,7 +114,7 @@ TRAINER: tuple[Known, ...] = (
         remedy="Slice logits to vocab_size, and apply logit scale and soft cap as the model's configuration says.",
         source="marin#2458",
     ),
-    Known(
+    CauseEntry(
         "I6", "truncation-in-trainer", "trainer", "The trainer filters by top-p where the record does not",
         "Kept tokens are likelier in the trainer than in the record: every ratio is above 1.",
         needs=("T3 positive",),
@@ -129,8 +129,8 @@ TRAINER: tuple[Known, ...] = (
     ),
 )  # fmt: skip
 
-OBJECTIVE: tuple[Known, ...] = (
-    Known(
+OBJECTIVE: tuple[CauseEntry, ...] = (
+    CauseEntry(
         "J1", "entropy-collapse", "objective", "The policy's entropy collapses",
         "Answers become one answer: groups have equal rewards, advantages are 0 and nothing is learned any more. The "
         "backend is not the cause, and a smaller gap is its consequence.",
@@ -141,7 +141,7 @@ OBJECTIVE: tuple[Known, ...] = (
         "lower the learning rate, and start from an earlier checkpoint.",
         source="DAPO, arXiv 2503.14476; LightRFT#53",
     ),
-    Known(
+    CauseEntry(
         "J2", "answers-cut", "objective", "Answers run into the length limit",
         "Cut answers are rewarded as wrong or dropped: length and reward fight each other.",
         needs=("truncation many",),
@@ -150,7 +150,7 @@ OBJECTIVE: tuple[Known, ...] = (
         remedy="Raise max_tokens, or shape the reward for length (overlong reward shaping).",
         source="DAPO, arXiv 2503.14476",
     ),
-    Known(
+    CauseEntry(
         "J6", "entropy-explosion", "objective", "The policy's entropy grows without end",
         "The policy forgets what it knew: answers become noise, and reward falls after them.",
         needs=("entropy rising",),
@@ -159,7 +159,7 @@ OBJECTIVE: tuple[Known, ...] = (
         remedy="Lower the entropy bonus and the learning rate; add a KL term to the reference policy.",
         source="PPO folklore; rltop",
     ),
-    Known(
+    CauseEntry(
         "J7", "unstable-gradient", "objective", "Gradients blow up",
         "Single batches throw the policy far: reward and entropy jump after them.",
         needs=("gradient spike | gradient rising",),
@@ -168,7 +168,7 @@ OBJECTIVE: tuple[Known, ...] = (
         remedy="Clip the gradient's norm at 1, lower the learning rate, look at the worst sequences: `rltop worst`.",
         source="PPO, arXiv 1707.06347",
     ),
-    Known(
+    CauseEntry(
         "J8", "no-signal", "objective", "There is nothing to learn from",
         "The gradient is 0: advantages are 0 (all answers of a group alike), or the loss is masked.",
         needs=("gradient vanished",),
@@ -177,7 +177,7 @@ OBJECTIVE: tuple[Known, ...] = (
         remedy="Look at rewards within groups; drop groups without spread and sample others (dynamic sampling).",
         source="DAPO, arXiv 2503.14476",
     ),
-    Known(
+    CauseEntry(
         "J9", "reward-falls", "objective", "The reward falls, and nothing is wrong with the backend",
         "Record, weights and engines are as they should be: look at the objective, the data and the reward itself.",
         needs=("reward falling",),
@@ -187,7 +187,7 @@ OBJECTIVE: tuple[Known, ...] = (
         "learning rate.",
         source="rltop",
     ),
-    Known(
+    CauseEntry(
         "J10", "clipped-updates", "objective", "More is clipped than noise explains, and the backend is fine",
         "Steps are too large for the clip range, or too many are made of one batch.",
         needs=("clip high",),

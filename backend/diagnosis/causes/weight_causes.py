@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.cause import GAP, Known
+from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 
 _LATER = ("T8 jump", "T8 ramp")
 
@@ -11,8 +11,8 @@ _BRING = (
     "that a digest of the weights has changed."
 )
 
-WEIGHTS: tuple[Known, ...] = (
-    Known(
+WEIGHTS: tuple[CauseEntry, ...] = (
+    CauseEntry(
         "B1", "policy-lag", "weights", "What is trained on is old",
         "Tokens were sampled many versions ago: ratios spread, more is clipped, ESS falls, and each step learns less.",
         needs=("lag high",),
@@ -22,7 +22,7 @@ WEIGHTS: tuple[Known, ...] = (
         "staleness_threshold), or correct for it: truncated importance sampling.",
         source="molt#124, prime-rl#2674, prime-rl#3310; rl-on-cpu",
     ),
-    Known(
+    CauseEntry(
         "B2", "never-updated", "weights", "No engine ever gets the new weights",
         "Updates are called, or counted, and change nothing: engines sample the first policy for ever, and the gap "
         "grows with every step of the trainer.",
@@ -35,7 +35,7 @@ WEIGHTS: tuple[Known, ...] = (
         remedy=_BRING,
         source="trl#5312, verl#4248, OpenRLHF#660",
     ),
-    Known(
+    CauseEntry(
         "B2", "stuck-fleet", "weights", "No engine gets new weights any more, and their versions say so",
         "The trainer moves on and the whole fleet samples from one version: what is trained on is older with every "
         "step.",
@@ -48,7 +48,7 @@ WEIGHTS: tuple[Known, ...] = (
         remedy=_BRING,
         source="trl#5312, OpenRLHF#660",
     ),
-    Known(
+    CauseEntry(
         "B3", "partial-update", "weights", "Part of the weights is left out of updates",
         "Names that the loader does not know, or the trainer does not send, keep their old values: engines sample a "
         "model that was never trained.",
@@ -62,7 +62,7 @@ WEIGHTS: tuple[Known, ...] = (
         "bracket each update with start_weight_update and finish_weight_update.",
         source="prime-rl#2714, trl#5269, vllm#48312, nemo#3403",
     ),
-    Known(
+    CauseEntry(
         "B4", "layout-corruption", "weights", "A second load writes weights in the wrong layout",
         "Weights that were repacked after the first load are overwritten in checkpoint layout: gibberish after the "
         "first update.",
@@ -76,7 +76,7 @@ WEIGHTS: tuple[Known, ...] = (
         "(/start_weight_update, /finish_weight_update); --moe-backend triton until then.",
         source="vllm#42821, vllm#42823, vllm#48284, skyrl#1680, verl#7986",
     ),
-    Known(
+    CauseEntry(
         "B5", "derived-tensors", "weights", "Tensors made from the weights keep their old values",
         "CUDA graphs, MLA's projected weights, float32 copies of the head or KV scales stay as they were at load: "
         "decode is wrong, prefill right.",
@@ -88,7 +88,7 @@ WEIGHTS: tuple[Known, ...] = (
         remedy="--enforce-eager until vLLM is updated (#48251, #52626); refresh such tensors in place (copy_).",
         source="vllm#48941, vllm#48312, prime-rl#3543, Megatron-LM#6723, verl#7455",
     ),
-    Known(
+    CauseEntry(
         "B6", "stale-replica", "weights", "An engine misses its weight updates, and its version says so",
         "Its share of the rollouts is sampled from ever older weights: ratios of those sequences are useless, and "
         "most of what is clipped is theirs.",
@@ -102,7 +102,7 @@ WEIGHTS: tuple[Known, ...] = (
         "--for 10m` keeps it from sampling; its requests wait.",
         source="vime#66, vime#329, nemo#3403, vllm#54443; rl-on-cpu",
     ),
-    Known(
+    CauseEntry(
         "B6", "lying-replica", "weights", "An engine misses its weight updates, and its version hides it",
         "Its version advances while its weights stay: its rollouts count as fresh, and are not.",
         needs=("T10 outlier | floor above",),
@@ -116,7 +116,7 @@ WEIGHTS: tuple[Known, ...] = (
         "pause --engine ID --for 10m` keeps it from sampling; its requests wait.",
         source="nemo#3403, vllm#54443; rl-on-cpu: the label may advance without the weights",
     ),
-    Known(
+    CauseEntry(
         "B7", "bad-export", "weights", "The weights that engines get are not the trainer's",
         "A converter or a cast on the way changes them: there is a gap before the first step of training.",
         needs=("floor above",),
@@ -128,7 +128,7 @@ WEIGHTS: tuple[Known, ...] = (
         "agree to the bit.",
         source="vime#274, prime-rl#2438, vllm-ascend#15666",
     ),
-    Known(
+    CauseEntry(
         "B8", "update-race", "weights", "Weights are written while a step runs",
         "Requests that run at that moment see half of either version: seconds of extreme tokens around each update.",
         needs=("floor above", "T12 heavy", "in_flight before_worse | in_flight after_worse"),
@@ -138,7 +138,7 @@ WEIGHTS: tuple[Known, ...] = (
         remedy='Bracket updates with pause_generation(mode="keep") and resume_generation().',
         source="nemo#3839",
     ),
-    Known(
+    CauseEntry(
         "B9", "mislabelled-version", "weights", "Tokens carry the version of another moment",
         "A request that spans an update has one version for all of its tokens: its older half is corrected for the "
         "wrong policy.",
@@ -150,7 +150,7 @@ WEIGHTS: tuple[Known, ...] = (
         'their version; or drain before each update (mode="wait").',
         source="vllm#54443, rllm#622, molt#124, miles#2589",
     ),
-    Known(
+    CauseEntry(
         "B10", "cached-reload", "weights", "Reloading returns the weights of the first load",
         "reload_weights answers OK and reads the path of the first time: nothing changes.",
         needs=("fit frozen | T8 ramp",),
@@ -163,7 +163,7 @@ WEIGHTS: tuple[Known, ...] = (
         remedy="Pass weights_path at every call, or update vLLM.",
         source="vllm#32718",
     ),
-    Known(
+    CauseEntry(
         "B11", "tied-embeddings", "weights", "A tied head keeps its old weights",
         "The body is new and the head is old: on CPU vLLM 0.32 does not repack a tied lm_head after a layerwise "
         "reload.",

@@ -17,8 +17,8 @@ from rltop.backend.diagnosis.checks.deterministic import mean_lags
 from rltop.backend.diagnosis.checks.findings import FOUND, LOG_FOUND, asked, finding, unknown
 from rltop.backend.diagnosis.checks.level import bound_of, exceeds
 from rltop.backend.evidence import kernel, sequential
-from rltop.backend.evidence.evidence_arrays import Pile, Piles
-from rltop.backend.evidence.sequential import Floats, Shift
+from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
+from rltop.backend.evidence.sequential import Floats, MeanShift
 
 LEAST_RATIO = 2e-3
 """A mean ratio this near 1 is no fault however sure it is: rounding of the record to 16 bits makes some."""
@@ -36,13 +36,13 @@ LEAST_SURPRISAL = 0.01
 """Nats that surprisal and entropy may differ by: the trainer's entropy has 16 bits in some frameworks."""
 
 
-def mean_ratio(piles: Piles) -> Iterator[Finding]:
+def mean_ratio(piles: EvidenceByEngine) -> Iterator[Finding]:
     """T1: the mean of exp(d), by betting above 1 and by its interval below."""
     for engine, pile in asked(piles):
         yield _mean_ratio(pile, engine)
 
 
-def _mean_ratio(pile: Pile, engine: str | None) -> Finding:
+def _mean_ratio(pile: EvidenceArrays, engine: str | None) -> Finding:
     if not pile.sums[:, kernel.N].sum():
         return unknown("T1", "no logprobs of both sides yet", engine)
     high = _bets(pile)
@@ -63,14 +63,14 @@ def _mean_ratio(pile: Pile, engine: str | None) -> Finding:
     return finding("T1", "calibrated", calm, pile, engine, shift_by=1.0, text=text)
 
 
-def _is_true_of_matched(pile: Pile, start: int) -> bool:
+def _is_true_of_matched(pile: EvidenceArrays, start: int) -> bool:
     """Whether the mean ratio of matched tokens, which have next to no noise, is 1 for sure."""
     of = sequential.stretches(pile.moments[start:, kernel.M_X])
     error = sequential.Z95 * math.sqrt(of.variance[0])
     return bool(of.tokens[0] and abs(float(of.mean[0])) + error < LEAST_RATIO)
 
 
-def _bets(pile: Pile, *, down: bool = False) -> Shift:
+def _bets(pile: EvidenceArrays, *, down: bool = False) -> MeanShift:
     """The betting test: each token multiplies a wealth by 1 + stake (ratio - 1), of which a true record expects 1.
 
     Ratios are held to 21: that lowers wealth for stakes above 0; for those below it is an assumption, that larger
@@ -84,16 +84,16 @@ def _bets(pile: Pile, *, down: bool = False) -> Shift:
     return _of(pile, kernel.M_X if matched else kernel.X, log_e, start)
 
 
-def _of(pile: Pile, figure: int, log_e: float, start: int) -> Shift:
+def _of(pile: EvidenceArrays, figure: int, log_e: float, start: int) -> MeanShift:
     """The figure's mean from a step on, with evidence that was found otherwise; of all steps where there is none."""
     start = start if log_e >= LOG_FOUND else 0
     of = sequential.stretches(pile.moments[start:, figure])
     error = sequential.Z95 * math.sqrt(of.variance[0])
     mean = float(of.mean[0])
-    return Shift(log_e, start, mean, mean - error, mean + error, int(of.sequences[0]), int(of.tokens[0]))
+    return MeanShift(log_e, start, mean, mean - error, mean + error, int(of.sequences[0]), int(of.tokens[0]))
 
 
-def sign(piles: Piles) -> Iterator[Finding]:
+def sign(piles: EvidenceByEngine) -> Iterator[Finding]:
     """T2: the mean of d against 0 and against its spread."""
     for engine, pile in asked(piles):
         if not pile.sums[:, kernel.N].sum():
@@ -120,7 +120,7 @@ MIN_SIDED = 20
 """Tokens with a sign before one side can be called empty."""
 
 
-def sides(piles: Piles) -> Iterator[Finding]:
+def sides(piles: EvidenceByEngine) -> Iterator[Finding]:
     """T3: sequences whose matched d has one sign alone, as tosses of a coin."""
     for engine, pile in asked(piles):
         if not pile.sums[:, kernel.MATCHED].sum():
@@ -129,7 +129,7 @@ def sides(piles: Piles) -> Iterator[Finding]:
         yield _sides(pile, engine)
 
 
-def _sides(pile: Pile, engine: str | None) -> Finding:
+def _sides(pile: EvidenceArrays, engine: str | None) -> Finding:
     tails = np.cumsum(pile.sums[::-1], axis=0)[::-1]
     rows_below, rows_above = tails[:, kernel.BELOW_ROWS], tails[:, kernel.ABOVE_ROWS]
     for outcome, few, many, coarse, rows_few, rows_many in (
@@ -167,15 +167,17 @@ def _sides(pile: Pile, engine: str | None) -> Finding:
             f"{n} matched tokens have d {'below' if outcome == 'negative' else 'above'} 0 and {int(tails[start, few])}"
         )
         text += f" the other sign; none beyond {edge:+.4f}"
-        at = Shift(float(each.max()), start, edge, low, high, int(rows_many[start]), int(tails[start, kernel.MATCHED]))
+        at = MeanShift(
+            float(each.max()), start, edge, low, high, int(rows_many[start]), int(tails[start, kernel.MATCHED])
+        )
         return finding("T3", outcome, at, pile, engine, text=text, unit="nats", detail=f"{math.exp(edge):.3f}")
     n = int(tails[0, kernel.MATCHED])
-    both = Shift(0.0, 0, 0.0, -math.inf, math.inf, 0, n)
+    both = MeanShift(0.0, 0, 0.0, -math.inf, math.inf, 0, n)
     counts = f"{int(tails[0, kernel.FINE_BELOW])} below and {int(tails[0, kernel.FINE_ABOVE])} above"
     return finding("T3", "both", both, pile, engine, text=f"of {n} matched tokens {counts} {kernel.FINE} nats")
 
 
-def _silent_now(pile: Pile, many: int) -> bool:
+def _silent_now(pile: EvidenceArrays, many: int) -> bool:
     """Whether the latest steps have matched tokens but none of that sign."""
     late = pile.sums[-sequential.RECOVERY_STEPS :]
     return bool(
@@ -191,7 +193,7 @@ def _coins(few: Floats, many: Floats) -> Floats:
     return found
 
 
-def surprisal(piles: Piles) -> Iterator[Finding]:
+def surprisal(piles: EvidenceByEngine) -> Iterator[Finding]:
     """T5: the trainer's surprisal at what was sampled less its entropy, weighted by the ratio: by betting.
 
     The weight makes its mean 0 at any lag, and whatever the trainer does, if the record is what was sampled from.
@@ -227,7 +229,7 @@ SHARPER, FLATTER = (0.02, 0.2, 0.4), (1.6, 2.0)
 """Shares of what is due that are bet on. More than twice is no bet that expects nothing where p is as low as 0.67."""
 
 
-def sampler(piles: Piles) -> Iterator[Finding]:
+def sampler(piles: EvidenceByEngine) -> Iterator[Finding]:
     """T4: how often another token than the likeliest is sampled where the trainer is nearly sure, without top logprobs.
 
     Where the entropy is below ``loop.PEAK`` a token with more than a half is the likeliest. The number of others that
@@ -258,14 +260,14 @@ def sampler(piles: Piles) -> Iterator[Finding]:
         if outcome == "sharper" and bool(((due_now >= CUT_DUE) & (seen_now <= CUT * due_now)).any()):
             outcome = "truncated"
         ratio = float(seen_now.sum() / max(due_now.sum(), 1e-9))
-        told = Shift(log_e, start, ratio, math.nan, math.nan, 0, int(pile.sums[start:, kernel.N].sum()))
+        told = MeanShift(log_e, start, ratio, math.nan, math.nan, 0, int(pile.sums[start:, kernel.N].sum()))
         text = (
             f"where the trainer is nearly sure, {seen_now.sum():.0f} other tokens were sampled, {due_now.sum():.0f} due"
         )
         yield finding("T4", outcome, told, pile, engine, text=text, detail=f"{ratio:.2f}")
 
 
-def _by_lag(pile: Pile) -> tuple[Floats, Floats]:
+def _by_lag(pile: EvidenceArrays) -> tuple[Floats, Floats]:
     """By how many times more other tokens, and fewer, may come for the age of what is trained on [steps].
 
     They were sampled when the entropy was what it was so many steps before; where the trainer is sure, others become
@@ -293,7 +295,7 @@ MIN_ALIGNED = 200
 """Tokens at a displacement before it can be called the right one."""
 
 
-def alignment(piles: Piles) -> Iterator[Finding]:
+def alignment(piles: EvidenceByEngine) -> Iterator[Finding]:
     """T6: at which displacement the record is nearest to the trainer's logprobs."""
     for engine, pile in asked(piles):
         found: Finding | None = None
@@ -311,7 +313,7 @@ DISPLACED = 4.0
 and of one step it was twice as near elsewhere once in 500 healthy steps."""
 
 
-def _alignment(pile: Pile, late: Floats, engine: str | None, before: Floats | None) -> Finding:
+def _alignment(pile: EvidenceArrays, late: Floats, engine: str | None, before: Floats | None) -> Finding:
     with np.errstate(invalid="ignore", divide="ignore"):
         off = np.where(late[:, 0] >= MIN_ALIGNED, late[:, 1] / late[:, 0], np.inf)
         earlier = off if before is None else before[:, 1] / before[:, 0]
@@ -327,10 +329,10 @@ def _alignment(pile: Pile, late: Floats, engine: str | None, before: Floats | No
             start -= 1
         by = -kernel.SHIFTS[best]
         text = f"mean |d| is {off[2]:.3f} as it stands and {off[best]:.3f} with the record moved by {by:+d} tokens"
-        at = Shift(FOUND, start, float(by), math.nan, math.nan, 0, n)
+        at = MeanShift(FOUND, start, float(by), math.nan, math.nan, 0, n)
         return finding("T6", "shifted", at, pile, engine, text=text, unit="tokens", detail=f"{-by:+d}")
     text = f"mean |d| {off[2]:.3f} as it stands, {min(off[1], off[3]):.3f} one token off"
-    return finding("T6", "aligned", Shift(0.0, 0, 0.0, 0.0, 0.0, 0, n), pile, engine, text=text, unit="tokens")
+    return finding("T6", "aligned", MeanShift(0.0, 0, 0.0, 0.0, 0.0, 0, n), pile, engine, text=text, unit="tokens")
 
 
 LEAST_SLOPE = 0.03
@@ -348,7 +350,7 @@ UNLIKE = 0.5
 constants, which it has too, are most of what is left."""
 
 
-def slope(piles: Piles) -> Iterator[Finding]:
+def slope(piles: EvidenceByEngine) -> Iterator[Finding]:
     """How matched d goes with surprisal less entropy: with -(1/T - 1) for a temperature that one side leaves out.
 
     Within a context ``d = (alpha - 1) (log p + H) + a small constant`` where the trainer's distribution is the record's
@@ -362,15 +364,15 @@ def slope(piles: Piles) -> Iterator[Finding]:
         yield _slope(pile, engine, bound_of(piles, engine)[0])
 
 
-def _slope(pile: Pile, engine: str | None, least: float) -> Finding:
+def _slope(pile: EvidenceArrays, engine: str | None, least: float) -> Finding:
     off = exceeds(pile, least)
     n, rows, line, share = _line(pile, off.start)
     alpha = 1 - line
     if off.log_e < LOG_FOUND or n < MIN_LINE or rows < sequential.MIN_SEQUENCES:
-        at = Shift(0.0, 0, 1.0, math.nan, math.nan, 0, int(n))
+        at = MeanShift(0.0, 0, 1.0, math.nan, math.nan, 0, int(n))
         return finding("slope", "flat", at, pile, engine, text="no matched gap that could go with surprisal")
     error = math.sqrt(max(1 - share, 1e-6) / max(share, 1e-6) / rows) * abs(line)
-    told = Shift(off.log_e, off.start, alpha, alpha - 1.96 * error, alpha + 1.96 * error, int(rows), int(n))
+    told = MeanShift(off.log_e, off.start, alpha, alpha - 1.96 * error, alpha + 1.96 * error, int(rows), int(n))
     if UNLIKE < share < TEMPERATURE_LIKE:
         return unknown("slope", f"{share:.0%} of d d goes with surprisal: contexts may hide a temperature", engine)
     if share < TEMPERATURE_LIKE or abs(line) <= max(LEAST_SLOPE, 3 * error):
@@ -383,7 +385,7 @@ def _slope(pile: Pile, engine: str | None, least: float) -> Finding:
     return finding("slope", outcome, told, pile, engine, text=text, detail=f"{alpha:.2f}")
 
 
-def _line(pile: Pile, start: int) -> tuple[float, float, float, float]:
+def _line(pile: EvidenceArrays, start: int) -> tuple[float, float, float, float]:
     """From step ``start`` on: tokens, sequences, slope of d on e, share of the squares of d that goes with it."""
     part = pile.moments[start:]
     n, all_n = float(part[:, kernel.M_DE, 1].sum()), float(part[:, kernel.M_D, 1].sum())
@@ -398,7 +400,7 @@ def _line(pile: Pile, start: int) -> tuple[float, float, float, float]:
     return n, rows, cov / of_e, min(cov * cov / (of_e * of_d), 1.0)
 
 
-def shape(pile: Pile, least: float) -> str:
+def shape(pile: EvidenceArrays, least: float) -> str:
     """``temperature`` or ``truncation`` where the matched gap has that form, else nothing."""
     if _slope(pile, None, least).outcome in ("sharper", "flatter"):
         return "temperature"

@@ -12,8 +12,8 @@ from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.checks.findings import FOUND, asked, finding, unknown
 from rltop.backend.evidence import kernel
 from rltop.backend.evidence.evidence import UNSAMPLED
-from rltop.backend.evidence.evidence_arrays import Pile, Piles
-from rltop.backend.evidence.sequential import RECOVERY_STEPS, Shift
+from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
+from rltop.backend.evidence.sequential import RECOVERY_STEPS, MeanShift
 from rltop.backend.fleet import facts
 from rltop.backend.join import copies as kinds
 from rltop.backend.join import reasons
@@ -28,7 +28,7 @@ MANY = 0.1
 """Share of sequences from which on a kind of copy, a reason or a way is a fault of the run and not a stray."""
 
 
-def copies(piles: Piles) -> Iterator[Finding]:
+def copies(piles: EvidenceByEngine) -> Iterator[Finding]:
     """Which copies of the record the trainer has, by engine."""
     steps = piles.case.steps
     late = steps[-WINDOW:]
@@ -62,7 +62,7 @@ _PLAIN = kinds.FINE | _NO_RULE
 _COPY_WORDS = ("shifted", "zero_filled", "padded", "clamped", "cast", "recomputed", "changed", "unrecorded")
 
 
-def record(piles: Piles) -> Iterator[Finding]:
+def record(piles: EvidenceByEngine) -> Iterator[Finding]:
     """0.0 and other fillers among the recorded logprobs that the trainer uses."""
     for engine, pile in asked(piles):
         late = pile.sums[-WINDOW:].sum(axis=0)
@@ -86,7 +86,7 @@ FEW_FILLERS = 1e-2
 """Share of tokens: a 0.0 is what rounding leaves of a probability near 1, and the trainer may differ on one of them."""
 
 
-def join(piles: Piles) -> Iterator[Finding]:
+def join(piles: EvidenceByEngine) -> Iterator[Finding]:
     """Rows that have no rollout, by reason, and rows that were found in an odd way."""
     late = piles.case.steps[-WINDOW:]
     unjoined, ways = Counter[str](), Counter[str]()
@@ -118,7 +118,7 @@ _WAYS = {reasons.OTHER_PROMPT: "other_prompt", reasons.TRUNCATED: "cut"}
 _SENTENCES = {named.name: named.sentence for named in (*reasons.REASONS, *reasons.WAYS)}
 
 
-def mask(piles: Piles) -> Iterator[Finding]:
+def mask(piles: EvidenceByEngine) -> Iterator[Finding]:
     """Trained tokens that are in no rollout although engines are heard of."""
     pile = piles.run
     overlong = sum(step.unjoined.get(reasons.OVERLONG, 0) for step in piles.case.steps[-WINDOW:])
@@ -141,7 +141,7 @@ def mask(piles: Piles) -> Iterator[Finding]:
         yield _stated("mask", "sampled", None, None, int(n), text, "")
 
 
-def stated(piles: Piles) -> Iterator[Finding]:
+def stated(piles: EvidenceByEngine) -> Iterator[Finding]:
     """Facts of live engines that do not agree with each other or with the trainer, and requests that are shaped."""
     case = piles.case
     told_of = [engine for engine in case.engines.values() if engine.health != "gone"] or list(case.engines.values())
@@ -184,7 +184,7 @@ def _unstated(name: str, value: str, own: facts.Facts, trainer: facts.Facts) -> 
     return shapes and name not in trainer and value in own.get(name, value).split(facts.MIXED)
 
 
-def _fact_since(piles: Piles, fact: str, engine: str) -> int | None:
+def _fact_since(piles: EvidenceByEngine, fact: str, engine: str) -> int | None:
     """The step after which a fact changed, by commands and events; the run's first where nothing tells."""
     case = piles.case
     for change in reversed(case.changes):
@@ -204,7 +204,7 @@ STAYS = 5
 steps. Or twice as many as it ever did before."""
 
 
-def versions(piles: Piles) -> Iterator[Finding]:
+def versions(piles: EvidenceByEngine) -> Iterator[Finding]:
     """Engines whose version stays while the trainer's moves on: against other engines, or all of them for too long."""
     live = [engine for engine in piles.case.engines.values() if engine.health == "live"]
     lags = {engine.id: engine.lag for engine in live if engine.lag is not None}
@@ -231,7 +231,7 @@ def versions(piles: Piles) -> Iterator[Finding]:
         yield _stated("versions", "advance", None, None, 0, text, "", value=max(lags.values()))
 
 
-def _stays(piles: Piles, engine: str, lag: float) -> int:
+def _stays(piles: EvidenceByEngine, engine: str, lag: float) -> int:
     """The latest steps in a row whose tokens were sampled from the version that the engine still has; 0 if few."""
     if engine not in piles.engines:
         return 0
@@ -265,7 +265,7 @@ update for (1.5 times a target of 0.01 to 0.02: Spinning Up, Stable-Baselines3);
 sample size 20 % below all."""
 
 
-def lag(piles: Piles) -> Iterator[Finding]:
+def lag(piles: EvidenceByEngine) -> Iterator[Finding]:
     """How old trained tokens are."""
     run = mean_lags(piles.run)
     known = run[np.isfinite(run)]
@@ -308,7 +308,7 @@ def _usual(known: Lags) -> float:
     return math.inf
 
 
-def _of_lag(pile: Pile) -> float:
+def _of_lag(pile: EvidenceArrays) -> float:
     """Mean k3 of late that is the lag's: that of all tokens, less what matched ones have."""
     recent = pile.moments[-FIRST_STEPS:]
     means = [
@@ -326,7 +326,7 @@ def _bearable(known: Lags) -> float:
     return CLIMBING_K3 if climbs else HIGH_K3
 
 
-def mean_lags(pile: Pile) -> Lags:
+def mean_lags(pile: EvidenceArrays) -> Lags:
     """Mean lag of the tokens of each step [steps], NaN where not known."""
     n = pile.lags[:, :-1, 1]
     values = np.arange(-1.0, n.shape[1] - 1)
@@ -345,7 +345,7 @@ def _padded(series: Lags, size: int) -> Lags:
     return np.concatenate([series, np.full(size - series.size, np.nan)])
 
 
-def _since(piles: Piles, holds: object) -> int | None:
+def _since(piles: EvidenceByEngine, holds: object) -> int | None:
     """The first of the latest steps in a row for which it holds."""
     assert callable(holds)
     since = None
@@ -358,14 +358,14 @@ def _since(piles: Piles, holds: object) -> int | None:
     return since
 
 
-def _first_step(pile: Pile, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
+def _first_step(pile: EvidenceArrays, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
     at = holds.size - 1
     while at > 0 and (holds[at - 1] or not pile.sums[at - 1, kernel.N]):
         at -= 1
     return int(pile.first[at]) if pile.steps else 0
 
 
-def _first_wave(pile: Pile, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
+def _first_wave(pile: EvidenceArrays, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
     """The first step from which on it holds again within ``FIRST_STEPS`` steps, to the end."""
     there = np.flatnonzero(holds)
     if not there.size:
@@ -386,4 +386,4 @@ def _stated(
 
 _HEALTHY = {"equal", "clean", "joined", "sampled", "agree", "advance", "steady"}
 
-__all__ = ["Shift", "copies", "finding", "join", "lag", "mask", "record", "stated", "versions"]
+__all__ = ["MeanShift", "copies", "finding", "join", "lag", "mask", "record", "stated", "versions"]

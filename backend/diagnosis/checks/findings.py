@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.catalogue.all_checks import ALPHA, BY_NAME, UNKNOWN
 from rltop.backend.evidence import kernel
-from rltop.backend.evidence.evidence_arrays import Pile, Piles
-from rltop.backend.evidence.sequential import Shift
+from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
+from rltop.backend.evidence.sequential import MeanShift
 
 LOG_FOUND = -math.log(ALPHA)
 """Evidence from which on a test alarms."""
@@ -18,7 +18,7 @@ FOUND = LOG_FOUND + 1.0
 """Of tests without a statistic: what is there is there."""
 
 
-def asked(piles: Piles) -> Iterator[tuple[str | None, Pile]]:
+def asked(piles: EvidenceByEngine) -> Iterator[tuple[str | None, EvidenceArrays]]:
     """The run, and each of its engines if there are several."""
     yield None, piles.run
     if len(piles.engines) > 1:
@@ -29,8 +29,8 @@ def asked(piles: Piles) -> Iterator[tuple[str | None, Pile]]:
 def finding(
     test: str,
     outcome: str,
-    shift: Shift,
-    pile: Pile,
+    shift: MeanShift,
+    pile: EvidenceArrays,
     engine: str | None = None,
     *,
     shift_by: float = 0.0,

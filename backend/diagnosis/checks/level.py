@@ -25,8 +25,8 @@ from rltop.backend.evidence.evidence import (
     REPEAT,
     REPEAT_FREE,
 )
-from rltop.backend.evidence.evidence_arrays import Pile, Piles
-from rltop.backend.evidence.sequential import Floats, Shift
+from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
+from rltop.backend.evidence.sequential import Floats, MeanShift
 from rltop.backend.fleet import facts
 
 FLOAT32 = 4e-3
@@ -52,7 +52,7 @@ SEEN = {FLOAT32: 0.0022, SIXTEEN_BITS: 0.041, EIGHT_BITS: 0.34}
 _WIDE = {"float32", "float64", "fp32", "fp64", "torch.float32", "float", "torch.float64"}
 
 
-def floor_of(piles: Piles, engine: str | None) -> tuple[float, str]:
+def floor_of(piles: EvidenceByEngine, engine: str | None) -> tuple[float, str]:
     """The root mean square of d that the declared dtypes imply, and in words which; 16 bits where nobody says.
 
     Of logits: those are divided by the temperature, and their rounding with them.
@@ -86,14 +86,14 @@ def _floor_of(sides: Sequence[facts.Facts], trainer: facts.Facts) -> tuple[float
     return SIXTEEN_BITS, "16 bits" if words else "dtypes that nobody states"
 
 
-def bound_of(piles: Piles, engine: str | None) -> tuple[float, str]:
+def bound_of(piles: EvidenceByEngine, engine: str | None) -> tuple[float, str]:
     """The bound on what rounding makes, in the same unit: of the declared dtypes or of the run's own first steps."""
     declared, why = floor_of(piles, engine)
     own = rounding_noise.usual(piles.run, declared)
     return (own, f"{rounding_noise.WIDER:g} times the run's first steps, {why}") if own < declared else (declared, why)
 
 
-def most_rounding(piles: Piles, engine: str | None) -> float:
+def most_rounding(piles: EvidenceByEngine, engine: str | None) -> float:
     """What rounding to 16 bits can't exceed, of logprobs at the run's temperature."""
     names = [engine] if engine else list(piles.case.engines)
     sides = [facts.of_engine(piles.case.engines[name]) for name in names if name in piles.case.engines]
@@ -104,7 +104,7 @@ def _narrow(word: str) -> bool:
     return word.strip().lower() not in _WIDE
 
 
-def floor(piles: Piles) -> Iterator[Finding]:
+def floor(piles: EvidenceByEngine) -> Iterator[Finding]:
     """The mean square of matched d, per room for a difference, against what dtypes and the run's first steps imply."""
     for engine, pile in asked(piles):
         n = pile.sums[:, kernel.MATCHED]
@@ -125,19 +125,19 @@ def floor(piles: Piles) -> Iterator[Finding]:
         yield finding("floor", outcome, _root(over, size), pile, engine, text=text, unit="nats")
 
 
-def _room(pile: Pile) -> Floats:
+def _room(pile: EvidenceArrays) -> Floats:
     """Mean of 1 - p over matched tokens of each stretch that ends now [steps]."""
     room, n = (np.cumsum(pile.sums[::-1, column])[::-1] for column in (kernel.ROOM, kernel.MATCHED))
     mean: Floats = np.maximum(room, 1e-6) / np.maximum(n, 1.0)
     return mean
 
 
-def mean_of(least: float, pile: Pile) -> float:
+def mean_of(least: float, pile: EvidenceArrays) -> float:
     """The mean of ``|d|`` that a root mean square of ``least`` per root of room implies at most: no more than that."""
     return least * math.sqrt(float(_room(pile)[0])) if pile.steps else 0.0
 
 
-def exceeds(pile: Pile, least: float) -> Shift:
+def exceeds(pile: EvidenceArrays, least: float) -> MeanShift:
     """Evidence that matched d has a root mean square above ``least`` per root of room; the figures are of d d.
 
     By d d, by |d|, whose mean is no larger than its root, and by how many tokens are beyond a bound c, which are no
@@ -163,17 +163,17 @@ def exceeds(pile: Pile, least: float) -> Shift:
     of = sequential.stretches(pile.moments[start:, kernel.M_DD])
     error = sequential.Z95 * math.sqrt(of.variance[0])
     mean = float(of.mean[0])
-    return Shift(log_e, start, mean, mean - error, mean + error, int(of.sequences[0]), int(of.tokens[0]))
+    return MeanShift(log_e, start, mean, mean - error, mean + error, int(of.sequences[0]), int(of.tokens[0]))
 
 
-def _root(shift: Shift, size: float) -> Shift:
+def _root(shift: MeanShift, size: float) -> MeanShift:
     """In units of ``size``: the root of the mean, and of its interval."""
     unit = size / math.sqrt(shift.mean) if shift.mean > 0 else 0.0
     low, high = (unit * math.sqrt(max(x, 0.0)) if math.isfinite(x) else x for x in (shift.low, shift.high))
-    return Shift(shift.log_e, shift.start, size, low, high, shift.sequences, shift.tokens)
+    return MeanShift(shift.log_e, shift.start, size, low, high, shift.sequences, shift.tokens)
 
 
-def _even(pile: Pile) -> bool:
+def _even(pile: EvidenceArrays) -> bool:
     """Whether the first step, before any update, has as large a gap for its room as the rest."""
     room, moments = pile.sums[:, kernel.ROOM], pile.moments[:, kernel.M_DD]
     first = int(np.argmax(moments[:, 1] > 0))
@@ -186,7 +186,7 @@ RAMP, RAMP_STEPS = 2.0, 6
 """A gap whose later half is so many times its earlier half grows, where it has lasted so many steps."""
 
 
-def course(piles: Piles) -> Iterator[Finding]:
+def course(piles: EvidenceByEngine) -> Iterator[Finding]:
     """T8: from which step on the gap is above what it was before, and how it goes on; of matched tokens if there are.
 
     Where none are, k3 of all tokens is held against four times what it was in the run's first steps with a lag; if it
@@ -206,7 +206,7 @@ def course(piles: Piles) -> Iterator[Finding]:
             over = sequential.above(moments, pile.first, max(2 * base, 0.02), 4 * base + LEAST_K3)
         part = moments[over.start :]
         level = part[:, 2].sum() / max(part[:, 1].sum(), 1.0)
-        told = Shift(over.log_e, over.start, level, math.nan, math.nan, over.sequences, over.tokens)
+        told = MeanShift(over.log_e, over.start, level, math.nan, math.nan, over.sequences, over.tokens)
         size = "matched |d|" if matched else "k3"
         if over.log_e < LOG_FOUND or over.start <= first:
             yield finding("T8", "steady", told, pile, engine, text=f"{size} {level:.2g} throughout", unit="nats")
@@ -221,12 +221,12 @@ def course(piles: Piles) -> Iterator[Finding]:
         yield finding("T8", outcome, told, pile, engine, text=text, unit="nats")
 
 
-def _size_at(pile: Pile, step: int) -> float:
+def _size_at(pile: EvidenceArrays, step: int) -> float:
     """Root mean square of matched d per root of room at a step that has some."""
     return math.sqrt(pile.moments[step, kernel.M_DD, 2] / max(float(pile.sums[step, kernel.ROOM]), 1e-9))
 
 
-def _tells(piles: Piles, engine: str | None, pile: Pile) -> bool:
+def _tells(piles: EvidenceByEngine, engine: str | None, pile: EvidenceArrays) -> bool:
     """Whether there are matched tokens of late, or their gap stands from earlier steps."""
     n = pile.sums[:, kernel.MATCHED]
     if n[-RECENT_STEPS:].sum() or not n.sum():
@@ -252,7 +252,7 @@ FINE_SHARE, GRID_SHARE = 0.1, 0.5
 """Share of pairs on the grid up to which logits are finer than it, and from which on they are on it."""
 
 
-def lattice(piles: Piles) -> Iterator[Finding]:
+def lattice(piles: EvidenceByEngine) -> Iterator[Finding]:
     """T13: whether logprobs of different tokens at one position differ by multiples of bfloat16's grid, on which side.
 
     Answers to one prompt begin in the same context, so no logprobs but those of the sampled tokens are needed.
@@ -271,7 +271,7 @@ def lattice(piles: Piles) -> Iterator[Finding]:
             outcome = "engine_coarse"
         elif trainer >= GRID_SHARE and own <= FINE_SHARE:
             outcome = "trainer_coarse"
-        told = Shift(0.0 if outcome == "alike" else FOUND, 0, own - trainer, math.nan, math.nan, 0, 0)
+        told = MeanShift(0.0 if outcome == "alike" else FOUND, 0, own - trainer, math.nan, math.nan, 0, 0)
         text = f"{own:.0%} of the engine's pairs of logprobs at a position are on bfloat16's grid, {trainer:.0%} of the"
         yield finding("T13", outcome, told, pile, engine, text=text + " trainer's")
 
@@ -279,14 +279,14 @@ def lattice(piles: Piles) -> Iterator[Finding]:
 LATTICE_STEPS = 10
 
 
-def _is_moved(pile: Pile) -> bool:
+def _is_moved(pile: EvidenceArrays) -> bool:
     """Whether the record fits the trainer's logprobs of other tokens better (T6)."""
     n, off = pile.aligned[-LATTICE_STEPS:].sum(axis=0).T
     mean = off / np.maximum(n, 1.0)
     return bool((n > 0).all() and mean.min() < mean[kernel.SHIFTS.index(0)] / 2)
 
 
-def _on_grid(pile: Pile, pairs: int, on: int) -> float | None:
+def _on_grid(pile: EvidenceArrays, pairs: int, on: int) -> float | None:
     late = pile.sums[-LATTICE_STEPS:].sum(axis=0) if pile.steps else np.zeros(pairs + 1)
     return float(max(late[on], late[on + 1]) / late[pairs]) if late[pairs] >= MIN_PAIRS else None
 
@@ -295,7 +295,7 @@ MIN_FREE = 16
 """Degrees of freedom before repeated logprobs are compared."""
 
 
-def repeat(piles: Piles) -> Iterator[Finding]:
+def repeat(piles: EvidenceByEngine) -> Iterator[Finding]:
     """The trainer's logprobs of equal tokens after equal contexts in one step, against what its dtype rounds."""
     trainer = piles.case.trainer.facts
     words = [trainer[fact] for fact in ("dtype", "head_dtype") if fact in trainer]
@@ -304,14 +304,14 @@ def repeat(piles: Piles) -> Iterator[Finding]:
     yield _repeat("repeat", piles.run, None, REPEAT, REPEAT_FREE, 2 * least)
 
 
-def repeat_engine(piles: Piles) -> Iterator[Finding]:
+def repeat_engine(piles: EvidenceByEngine) -> Iterator[Finding]:
     """The same of what engines recorded under one version."""
     for engine, pile in asked(piles):
         least, _ = floor_of(piles, engine)
         yield _repeat("repeat_engine", pile, engine, ENGINE_REPEAT, ENGINE_REPEAT_FREE, 2 * least)
 
 
-def _repeat(test: str, pile: Pile, engine: str | None, squares: int, free: int, least: float) -> Finding:
+def _repeat(test: str, pile: EvidenceArrays, engine: str | None, squares: int, free: int, least: float) -> Finding:
     n = np.cumsum(pile.sums[::-1, free])[::-1]
     if n.size == 0 or n[0] < MIN_FREE:
         return unknown(test, "too few rows of one prompt begin alike", engine)
@@ -324,6 +324,6 @@ def _repeat(test: str, pile: Pile, engine: str | None, squares: int, free: int, 
     while off and start and (each[start - 1] > least**2 or not pile.sums[start - 1, free]):
         start -= 1
     size = math.sqrt(max(float(now), 0.0))
-    told = Shift(FOUND if off else 0.0, start, size, math.nan, math.nan, 0, int(late[:, free].sum()))
+    told = MeanShift(FOUND if off else 0.0, start, size, math.nan, math.nan, 0, int(late[:, free].sum()))
     text = f"equal tokens after equal contexts have logprobs {size:.2g} nats apart (root mean square)"
     return finding(test, "differs" if off else "same", told, pile, engine, text=text, unit="nats")

@@ -13,8 +13,8 @@ from rltop.backend.diagnosis.checks.findings import LOG_FOUND, asked, finding, u
 from rltop.backend.diagnosis.checks.level import bound_of, floor_of, mean_of
 from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence import SEEN, UNSEEN
-from rltop.backend.evidence.evidence_arrays import Pile, Piles
-from rltop.backend.evidence.sequential import Floats, Shift, Stretches
+from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
+from rltop.backend.evidence.sequential import Floats, MeanShift, Stretches
 from rltop.backend.summary.token_runs import POSITION_EDGES
 
 MIN_RATIO = math.log(1.5)
@@ -26,8 +26,8 @@ APART = math.log(2)
 
 
 def contrast(
-    one: Floats, other: Floats, pile: Pile, ground: float, least: float = MIN_RATIO, begin: int = 0
-) -> tuple[Shift, Shift]:
+    one: Floats, other: Floats, pile: EvidenceArrays, ground: float, least: float = MIN_RATIO, begin: int = 0
+) -> tuple[MeanShift, MeanShift]:
     """Evidence that the mean of ``one`` is above that of ``other``, and below it, by log ratio.
 
     Args:
@@ -50,7 +50,7 @@ def contrast(
         error = sequential.Z95 * math.sqrt(variance[start]) if each.size else math.inf
         mean = float(ratio[start]) if each.size else 0.0
         tokens = int(a.tokens[start]) if each.size else 0
-        found.append(Shift(log_e, begin + start, mean, mean - error, mean + error, int(sequences[start]), tokens))
+        found.append(MeanShift(log_e, begin + start, mean, mean - error, mean + error, int(sequences[start]), tokens))
     return found[0], found[1]
 
 
@@ -62,14 +62,14 @@ def _log_ratio(a: Stretches, b: Stretches, ground: float) -> tuple[Floats, Float
     return ratio, np.where(np.isfinite(variance), variance, np.inf), np.minimum(a.sequences, b.sequences)
 
 
-def _times(shift: Shift) -> str:
+def _times(shift: MeanShift) -> str:
     def times(x: float) -> str:
         return f"{math.exp(min(x, 50)):.2g}" if math.isfinite(x) else "?"
 
     return f"{times(shift.mean)} times ({times(shift.low)} to {times(shift.high)})"
 
 
-def _since_over(one: Floats, other: Floats, pile: Pile, ground: float) -> tuple[Shift, Shift]:
+def _since_over(one: Floats, other: Floats, pile: EvidenceArrays, ground: float) -> tuple[MeanShift, MeanShift]:
     """``contrast``, looked at anew from where an earlier difference has ended."""
     up, down = contrast(one, other, pile, ground)
     late = sequential.RECOVERY_STEPS * 2
@@ -80,7 +80,7 @@ def _since_over(one: Floats, other: Floats, pile: Pile, ground: float) -> tuple[
     return up, down
 
 
-def engines(piles: Piles) -> Iterator[Finding]:
+def engines(piles: EvidenceByEngine) -> Iterator[Finding]:
     """T10: each engine's gap against that of the others: of matched tokens, or where there are none of equal lags."""
     if len(piles.engines) < 2:
         yield unknown("T10", "there is one engine")
@@ -107,7 +107,7 @@ LATE_STEPS = 3
 MIN_MATCHED = 30
 
 
-def _at_rest(pile: Pile, least: float) -> bool:
+def _at_rest(pile: EvidenceArrays, least: float) -> bool:
     """Whether matched tokens have no gap beyond the bound: then any that another engine has is that engine's."""
     n = max(float(pile.sums[:, kernel.MATCHED].sum()), 1.0)
     return bool(pile.moments[:, kernel.M_ABS, 2].sum() / n <= mean_of(least, pile))
@@ -119,7 +119,7 @@ def _equal_lags(own: Floats, others: Floats) -> tuple[Floats, Floats]:
     return (own * both[..., None]).sum(axis=1), (others * both[..., None]).sum(axis=1)
 
 
-def cache(piles: Piles) -> Iterator[Finding]:
+def cache(piles: EvidenceByEngine) -> Iterator[Finding]:
     """T11: matched |d| of requests that read the prefix cache against that of those that did not."""
     yield _pair(
         piles,
@@ -132,7 +132,7 @@ def cache(piles: Piles) -> Iterator[Finding]:
     )
 
 
-def in_flight(piles: Piles) -> Iterator[Finding]:
+def in_flight(piles: EvidenceByEngine) -> Iterator[Finding]:
     """Matched |d| after an update within the request against that before it; and whether any other token has a gap."""
     words = ("after_worse", "before_worse", "alike")
     yield _pair(
@@ -147,7 +147,7 @@ def in_flight(piles: Piles) -> Iterator[Finding]:
 
 
 def _pair(
-    piles: Piles, test: str, one: int, other: int, outcomes: tuple[str, str, str], name: str, against: str
+    piles: EvidenceByEngine, test: str, one: int, other: int, outcomes: tuple[str, str, str], name: str, against: str
 ) -> Finding:
     pile = piles.run
     a, b = pile.moments[:, one], pile.moments[:, other]
@@ -173,13 +173,13 @@ def _pair(
     return finding(test, outcomes[2], up, pile, text=f"{name} have {_times(up)} the |d| of {against}", unit="log")
 
 
-def _best(tried: Sequence[Shift]) -> Shift:
+def _best(tried: Sequence[MeanShift]) -> MeanShift:
     """The one with the most evidence, less what it costs to have tried the others."""
     best = max(tried, key=lambda shift: shift.log_e)
     return replace(best, log_e=best.log_e - math.log(len(tried)))
 
 
-def _elsewhere(pile: Pile, shift: Shift, figure: int, least: float) -> str:
+def _elsewhere(pile: EvidenceArrays, shift: MeanShift, figure: int, least: float) -> str:
     """``alone`` where the other matched tokens have no gap: what is beyond the bound is in the figure's alone."""
     moments, sums = pile.moments[shift.start :].sum(axis=0), pile.sums[shift.start :].sum(axis=0)
     rest, room = (
@@ -189,7 +189,7 @@ def _elsewhere(pile: Pile, shift: Shift, figure: int, least: float) -> str:
     return "alone" if rest[2] <= least * math.sqrt(max(float(room), 1e-6)) * rest[1] else "elsewhere too"
 
 
-def lag(piles: Piles) -> Iterator[Finding]:
+def lag(piles: EvidenceByEngine) -> Iterator[Finding]:
     """T9: k3 on lag, a line through the means of the lags, by weighted least squares."""
     pile = piles.run
     sums = pile.lags.sum(axis=0) if pile.steps else np.zeros((0, 6))
@@ -207,7 +207,7 @@ def lag(piles: Piles) -> Iterator[Finding]:
     error = float(1 / math.sqrt(spread))
     start = float((w * y).sum() / w.sum() - slope * center)
     grows = slope > 5 * error
-    told = Shift(0.0, 0, slope, slope - 1.96 * error, slope + 1.96 * error, 0, int(sums[:, 1].sum()))
+    told = MeanShift(0.0, 0, slope, slope - 1.96 * error, slope + 1.96 * error, 0, int(sums[:, 1].sum()))
     text = f"k3 = {start:.2g} + {slope:.2g} per version of lag, lags {int(x[0])} to {int(x[-1])}"
     yield finding("T9", "grows" if grows else "flat", told, pile, text=text, unit="nats")
 
@@ -229,7 +229,7 @@ HEAVY_SHAPE = 4.0
 is usual of bfloat16, 1 of quantised weights in published runs."""
 
 
-def tail(piles: Piles) -> Iterator[Finding]:
+def tail(piles: EvidenceByEngine) -> Iterator[Finding]:
     """T12: whether few tokens make the matched gap."""
     pile = piles.run
     n = pile.sums[:, kernel.MATCHED].sum()
@@ -242,7 +242,7 @@ def tail(piles: Piles) -> Iterator[Finding]:
     shape = float(k3 / (math.pi / 4 * size**2))
     share = float(pile.sums[:, kernel.TAIL].sum() / n)
     heavy = share > HEAVY and shape > HEAVY_SHAPE
-    told = Shift(0.0, 0, shape, math.nan, math.nan, 0, int(n))
+    told = MeanShift(0.0, 0, shape, math.nan, math.nan, 0, int(n))
     text = f"k3 is {shape:.1f} times that of a normal; {100 * share:.2g} % of tokens beyond a factor of 2"
     yield finding("T12", "heavy" if heavy else "light", told, pile, text=text)
 
@@ -251,7 +251,7 @@ MIN_BIN = 40
 """Tokens in a bin of positions before it counts."""
 
 
-def position(piles: Piles) -> Iterator[Finding]:
+def position(piles: EvidenceByEngine) -> Iterator[Finding]:
     """T7: d d over 1 - p, the room for a difference, by position: its slope on log position, or one step."""
     pile = piles.run
     n, squares, room = pile.profile.sum(axis=0).T if pile.steps else np.zeros((3, 1))
@@ -266,7 +266,7 @@ def position(piles: Piles) -> Iterator[Finding]:
     slope = float(np.polyfit(where, level, 1, w=np.sqrt(n[fine]))[0])
     error = _slope_error(where, level, n[fine], slope)
     at, rise = _step_up(level, n[fine])
-    told = Shift(0.0, 0, slope, slope - 1.96 * error, slope + 1.96 * error, 0, int(n.sum()))
+    told = MeanShift(0.0, 0, slope, slope - 1.96 * error, slope + 1.96 * error, 0, int(n.sum()))
     text = f"d d per room goes with position to the power of {slope:+.2f} (error {error:.2f})"
     stepped = rise > math.log(9) and _agrees(half, fine, at)
     if stepped:
@@ -311,7 +311,7 @@ def _agrees(halves: tuple[Floats, Floats], fine: Floats, at: int) -> bool:
 LEAST_REPEATED = 0.01
 
 
-def repetition(piles: Piles) -> Iterator[Finding]:
+def repetition(piles: EvidenceByEngine) -> Iterator[Finding]:
     """Mean matched d of tokens that stand in their context already, less that of the others."""
     for engine, pile in asked(piles):
         a, b = pile.moments[:, SEEN], pile.moments[:, UNSEEN]
@@ -325,15 +325,15 @@ def repetition(piles: Piles) -> Iterator[Finding]:
 
 
 def _repetition(
-    pile: Pile, engine: str | None, difference: Floats, variance: Floats, sequences: Floats, tokens: Floats
+    pile: EvidenceArrays, engine: str | None, difference: Floats, variance: Floats, sequences: Floats, tokens: Floats
 ) -> Finding:
-    told, said = Shift(0.0, 0, 0.0, math.nan, math.nan, 0, 0), "alike"
+    told, said = MeanShift(0.0, 0, 0.0, math.nan, math.nan, 0, 0), "alike"
     for outcome, direction in (("favoured", -1.0), ("disfavoured", 1.0)):
         each = sequential.log_evidence(direction * difference - LEAST_REPEATED, variance, sequences, 0.1)
         start = int(np.argmax(each))
         log_e = float(np.logaddexp.reduce(each + sequential.log_weights(pile.first)))
         mean, error = float(difference[start]), 1.96 * math.sqrt(variance[start])
-        told = Shift(log_e, start, mean, mean - error, mean + error, int(sequences[start]), int(tokens[start]))
+        told = MeanShift(log_e, start, mean, mean - error, mean + error, int(sequences[start]), int(tokens[start]))
         if log_e >= LOG_FOUND:
             said = outcome
             break

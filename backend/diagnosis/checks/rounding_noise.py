@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from rltop.backend.evidence import kernel, sequential
-from rltop.backend.evidence.evidence_arrays import Pile
+from rltop.backend.evidence.evidence_arrays import EvidenceArrays
 from rltop.backend.evidence.sequential import Floats
 
 BASE_SEQUENCES = 32
@@ -28,7 +28,7 @@ FINEST = 0.01
 float32 is a multiple of 2e-6, whatever room there is for a difference."""
 
 
-def usual(run: Pile, declared: float) -> float:
+def usual(run: EvidenceArrays, declared: float) -> float:
     """Root mean square of d per root of the mean room that a run's rounding stays below, nats; at most ``declared``.
 
     Args:
@@ -55,7 +55,7 @@ SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 0.95)
 """Shares that are bet on."""
 
 
-def bet_on_sequences(pile: Pile, least: float) -> tuple[float, int]:
+def bet_on_sequences(pile: EvidenceArrays, least: float) -> tuple[float, int]:
     """Evidence that more sequences have a matched d beyond ``loop.FINE`` than rounding of that size makes.
 
     Rounding of root mean square ``least`` per root of room makes ``n (least / FINE)^2 room`` of n tokens at most

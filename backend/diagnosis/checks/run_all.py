@@ -10,10 +10,10 @@ from rltop.backend.diagnosis.checks import calibration, deterministic, level, lo
 from rltop.backend.diagnosis.checks.findings import unknown
 from rltop.backend.diagnosis.checks.level import bound_of
 from rltop.backend.evidence import kernel
-from rltop.backend.evidence.diagnosis_input import Case
-from rltop.backend.evidence.evidence_arrays import Piles
+from rltop.backend.evidence.diagnosis_input import DiagnosisInput
+from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
 
-ASK: dict[str, Callable[[Piles], Iterator[Finding]]] = {
+ASK: dict[str, Callable[[EvidenceByEngine], Iterator[Finding]]] = {
     "T1": calibration.mean_ratio,
     "T2": calibration.sign,
     "T3": calibration.sides,
@@ -63,9 +63,9 @@ LATE_STEPS = 5
 """The latest steps that must have matched tokens: as soon is a fault to be told."""
 
 
-def ask(case: Case) -> list[Finding]:
+def ask(case: DiagnosisInput) -> list[Finding]:
     """What every test finds, the alarming first."""
-    piles = Piles(case)
+    piles = EvidenceByEngine(case)
     found = [one for name, test in ASK.items() for one in (test(piles) if case.steps or name == "facts" else ())]
     found += [unknown(name, why) for name, why in NOT_COMPUTED.items()]
     seen = {one.engine for one in found if one.test == "floor" and BY_NAME["floor"].alarms(one.outcome)}
@@ -79,7 +79,7 @@ def ask(case: Case) -> list[Finding]:
     return sorted(found, key=lambda one: one.outcome in (BY_NAME[one.test].healthy, UNKNOWN))
 
 
-def _blind(piles: Piles, engine: str | None, seen: bool) -> str:
+def _blind(piles: EvidenceByEngine, engine: str | None, seen: bool) -> str:
     """Why matched tokens can't say that a run, or an engine of it, is healthy; empty where they can.
 
     ``seen``: they have a gap that is above the floor for sure; then what they say is of its shape.

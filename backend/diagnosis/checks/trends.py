@@ -12,8 +12,8 @@ from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.checks.findings import FOUND, asked, finding, unknown
 from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence import ABORTED, FAILED, REQUESTS, REWARD, TRUNCATED
-from rltop.backend.evidence.evidence_arrays import Piles
-from rltop.backend.evidence.sequential import Floats, Shift
+from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
+from rltop.backend.evidence.sequential import Floats, MeanShift
 
 FIRST_STEPS = 5
 """The run's first steps, that its course is held against."""
@@ -47,7 +47,7 @@ GROUPED = math.sqrt(8)
 alike: prompts are why it goes up and down, by 2.8 of such errors in runs of the demo."""
 
 
-def entropy(piles: Piles) -> Iterator[Finding]:
+def entropy(piles: EvidenceByEngine) -> Iterator[Finding]:
     """The trainer's mean entropy over sampled tokens, now against the run's first steps and some steps ago."""
     pile = piles.run
     moments = pile.moments[:, kernel.ENTROPY]
@@ -68,7 +68,7 @@ def entropy(piles: Piles) -> Iterator[Finding]:
         outcome = "rising"
     if outcome in ("collapsed", "falling") and rate <= FALL:
         start = int(np.flatnonzero(series < first / 2)[0])
-    told = Shift(0.0 if outcome == "steady" else FOUND, start, now, math.nan, math.nan, 0, 0)
+    told = MeanShift(0.0 if outcome == "steady" else FOUND, start, now, math.nan, math.nan, 0, 0)
     text = f"entropy {now:.3g} nats, {first:.3g} in the first steps"
     text += f"; it falls by {100 * rate:.0f} % a step or more" if rate > FALL else ""
     yield finding("entropy", outcome, told, pile, text=text, unit="nats")
@@ -109,7 +109,7 @@ def _worst_fall(levels: Floats, errors: Floats) -> tuple[float, int]:
     return (best[1], best[2]) if best else (0.0, 0)
 
 
-def reward(piles: Piles) -> Iterator[Finding]:
+def reward(piles: EvidenceByEngine) -> Iterator[Finding]:
     """Mean reward, the latest steps against those before."""
     pile = piles.run
     moments = pile.moments[:, REWARD]
@@ -132,7 +132,7 @@ def reward(piles: Piles) -> Iterator[Finding]:
         outcome, start = "falling", int(there[best])
     elif rise > 5 * rise_error:
         outcome = "rising"
-    told = Shift(FOUND, start, float(now.mean[0]), math.nan, math.nan, int(now.sequences[0]), 0)
+    told = MeanShift(FOUND, start, float(now.mean[0]), math.nan, math.nan, int(now.sequences[0]), 0)
     text = f"reward {now.mean[0]:.3g}, {first.mean[0]:.3g} in the first steps, {top.mean[0]:.3g} at best"
     yield finding("reward", outcome, told, pile, text=text)
 
@@ -143,7 +143,7 @@ SPIKE = 10.0
 GRADIENTS = ("grad_norm", "actor/grad_norm", "train/grad_norm", "optim/grad_norm", "policy/grad_norm")
 
 
-def gradient(piles: Piles) -> Iterator[Finding]:
+def gradient(piles: EvidenceByEngine) -> Iterator[Finding]:
     """The norm that the trainer passes, against the median of the run so far."""
     steps = piles.case.steps
     name = next((name for name in GRADIENTS if any(name in step.trainer for step in steps[-3:])), None)
@@ -161,7 +161,7 @@ def gradient(piles: Piles) -> Iterator[Finding]:
         outcome = "rising"
     elif not np.isfinite(late).all() or late.max() > SPIKE * median > 0:
         outcome = "spike"
-    told = Shift(0.0 if outcome == "steady" else FOUND, 0, float(late[-1]), math.nan, math.nan, 0, 0)
+    told = MeanShift(0.0 if outcome == "steady" else FOUND, 0, float(late[-1]), math.nan, math.nan, 0, 0)
     pile = piles.run
     text = f"{name} {late[-1]:.3g}, median so far {median:.3g}"
     found = finding("gradient", outcome, told, pile, text=text)
@@ -172,7 +172,7 @@ MORE_CLIPS = 0.1
 """Share of tokens by which clips must exceed the run's first steps: GSPO clips 15 % of tokens by design."""
 
 
-def clips(piles: Piles) -> Iterator[Finding]:
+def clips(piles: EvidenceByEngine) -> Iterator[Finding]:
     """The share of clipped tokens, now against the run's first steps."""
     steps = piles.case.steps
     shares = [
@@ -186,7 +186,7 @@ def clips(piles: Piles) -> Iterator[Finding]:
         return
     first, now = float(np.mean(shares[:FIRST_STEPS])), float(np.mean(shares[-LATE_STEPS:]))
     high = now > 3 * first + MORE_CLIPS
-    told = Shift(FOUND if high else 0.0, 0, now, math.nan, math.nan, 0, 0)
+    told = MeanShift(FOUND if high else 0.0, 0, now, math.nan, math.nan, 0, 0)
     text = f"{100 * now:.2g} % are clipped, {100 * first:.2g} % in the first steps"
     yield finding("clip", "high" if high else "as_noise", told, piles.run, text=text)
 
@@ -209,7 +209,7 @@ def _seldom(others: list[Floats], steps: int) -> bool:
     return bool(((slow + 0.5) / (sum(own.size for own in values) + 1.0)) ** steps < SPEED_CHANCE)
 
 
-def speed(piles: Piles) -> Iterator[Finding]:
+def speed(piles: EvidenceByEngine) -> Iterator[Finding]:
     """The least seconds per token that any request of late took, against the other engines'.
 
     The least and not the mean: whatever else a machine does makes requests slower for a while, never faster.
@@ -232,7 +232,7 @@ def speed(piles: Piles) -> Iterator[Finding]:
         while slow and start and a[start - 1] > SLOW * other and np.isfinite(a[start - 1]):
             start -= 1
         slow = slow and _seldom(rest, int(np.isfinite(a[start:] + b[start:]).sum()))
-        told = Shift(FOUND if slow else 0.0, start, least / other, math.nan, math.nan, 0, 0)
+        told = MeanShift(FOUND if slow else 0.0, start, least / other, math.nan, math.nan, 0, 0)
         text = f"a token takes {1e3 * least:.2g} ms at least, {1e3 * other:.2g} on the other engines"
         yield finding("speed", "slow" if slow else "alike", told, own, engine, text=text, unit="times")
 
@@ -241,7 +241,7 @@ MANY_ABORTS = 0.1
 MANY_TRUNCATED = 0.5
 
 
-def aborts(piles: Piles) -> Iterator[Finding]:
+def aborts(piles: EvidenceByEngine) -> Iterator[Finding]:
     """The share of requests that were aborted or failed lately."""
     for engine, pile in asked(piles):
         late = pile.sums[-LATE_STEPS:].sum(axis=0)
@@ -250,12 +250,12 @@ def aborts(piles: Piles) -> Iterator[Finding]:
             yield unknown("aborts", "no requests were joined lately", engine)
             continue
         share = float(late[ABORTED] + late[FAILED]) / n
-        told = Shift(FOUND, max(pile.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
+        told = MeanShift(FOUND, max(pile.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
         text = f"{int(late[ABORTED])} of {int(n)} requests were aborted and {int(late[FAILED])} failed"
         yield finding("aborts", "many" if share > MANY_ABORTS else "few", told, pile, engine, text=text)
 
 
-def truncation(piles: Piles) -> Iterator[Finding]:
+def truncation(piles: EvidenceByEngine) -> Iterator[Finding]:
     """The share of answers that reached the limit of tokens lately."""
     pile = piles.run
     late = pile.sums[-LATE_STEPS:].sum(axis=0) if pile.steps else np.zeros(1)
@@ -264,6 +264,6 @@ def truncation(piles: Piles) -> Iterator[Finding]:
         yield unknown("truncation", "no requests were joined lately")
         return
     share = float(late[TRUNCATED]) / n
-    told = Shift(FOUND, max(pile.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
+    told = MeanShift(FOUND, max(pile.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
     text = f"{int(late[TRUNCATED])} of {int(n)} answers reached the limit of tokens"
     yield finding("truncation", "many" if share > MANY_TRUNCATED else "few", told, pile, text=text)

@@ -12,11 +12,11 @@ from rltop.backend.diagnosis.checks.calibration import shape
 from rltop.backend.diagnosis.checks.findings import LOG_FOUND, asked, finding, unknown
 from rltop.backend.diagnosis.checks.level import bound_of, exceeds
 from rltop.backend.evidence import kernel, sequential
-from rltop.backend.evidence.evidence_arrays import Pile, Piles
-from rltop.backend.evidence.sequential import Shift
+from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
+from rltop.backend.evidence.sequential import MeanShift
 
 
-def fit(piles: Piles) -> Iterator[Finding]:
+def fit(piles: EvidenceByEngine) -> Iterator[Finding]:
     """How many versions the record is behind its label, by how far the trainer's own weights move in one."""
     for engine, pile in asked(piles):
         if not pile.sums[:, kernel.MATCHED].sum():
@@ -36,7 +36,7 @@ def fit(piles: Piles) -> Iterator[Finding]:
         yield _fit(pile, engine, off)
 
 
-def _fit(pile: Pile, engine: str | None, off: Shift) -> Finding:
+def _fit(pile: EvidenceArrays, engine: str | None, off: MeanShift) -> Finding:
     since_off = np.flatnonzero(pile.sums[off.start :, kernel.MATCHED] > 0) + off.start
     late = pile.from_step(int(since_off[-LATE_STEPS:][0]))
     by_old = bool(pile.sums[:, kernel.BY_OLD].sum())
@@ -60,7 +60,7 @@ def _fit(pile: Pile, engine: str | None, off: Shift) -> Finding:
         if frozen
         else f": about {behind:.1f} versions' worth, in the {since} steps since it began"
     )
-    told = Shift(off.log_e, off.start, behind, math.nan, math.nan, off.sequences, off.tokens)
+    told = MeanShift(off.log_e, off.start, behind, math.nan, math.nan, off.sequences, off.tokens)
     outcome = "frozen" if frozen else "partial"
     return finding("fit", outcome, told, pile, engine, text=text, unit="versions", detail=f"{behind:.1f}")
 
@@ -69,7 +69,7 @@ LATE_STEPS = 8
 """The latest steps with matched tokens, that say how far the record is off now."""
 
 
-def _before_updates(pile: Pile, least: float) -> bool:
+def _before_updates(pile: EvidenceArrays, least: float) -> bool:
     """Whether the run's step 0, which no update came before, has the gap already."""
     moments = pile.moments[0, kernel.M_ABS]
     return bool(pile.first[0] == 0 and pile.last[0] == 0 and moments[1] and moments[2] / moments[1] > least)
@@ -83,7 +83,7 @@ of a run: k3 then goes with the lag and not with its square, and half of that sh
 old logprobs were left out it is 0.24 to 0.3 where no update arrives, 0.003 where the head is old."""
 
 
-def _drift(pile: Pile) -> tuple[float, float]:
+def _drift(pile: EvidenceArrays) -> tuple[float, float]:
     """Mean k3 between the trainer's own logprobs under the old version and now, and the mean lag between the two."""
     n = pile.moments[:, kernel.DRIFT, 1].sum()
     if not n:
@@ -91,7 +91,7 @@ def _drift(pile: Pile) -> tuple[float, float]:
     return float(pile.moments[:, kernel.DRIFT, 2].sum() / n), float(pile.sums[:, kernel.LAG].sum() / n)
 
 
-def _drift_before(pile: Pile, start: int) -> tuple[float, float]:
+def _drift_before(pile: EvidenceArrays, start: int) -> tuple[float, float]:
     """Likewise without old logprobs: mean k3 and lag of tokens whose version is sure, of the first updates they saw.
 
     They were trained on while matched tokens had no gap, or sampled by the run's first version.

@@ -20,8 +20,8 @@ from rltop.collectors.contract.actions import BY_VERB, MAX_REVERT_S, PROBE, subj
 from rltop.collectors.contract.flags import BY_NAME
 from rltop.collectors.contract.wire import Command, CommandUpdate, Timer
 from rltop.collectors.vllm.control.jobs import PAUSED, GenerationJob, Job, jobs_of
-from rltop.collectors.vllm.control.switchboard import Board
-from rltop.collectors.vllm.control.timers import Lease, Leases
+from rltop.collectors.vllm.control.switchboard import Switchboard
+from rltop.collectors.vllm.control.timers import FlagTimer, FlagTimers
 from rltop.collectors.vllm.engine_core import SwitchError, no_boundary
 from rltop.collectors.vllm.patches import HostFailure, unseen
 from rltop.collectors.vllm.probes.probe_executor import Prober
@@ -47,7 +47,7 @@ log = logging.getLogger("rltop")
 
 
 @dataclass(frozen=True)
-class Mark:
+class LastCommand:
     """The command that spoke last on a subject, and what the subject was before and after it."""
 
     command: str
@@ -56,7 +56,7 @@ class Mark:
     old_strict: bool
 
 
-class Commands:
+class CommandExecutor:
     """The private queue of one engine's commands.
 
     Args:
@@ -70,7 +70,7 @@ class Commands:
 
     def __init__(
         self,
-        board: Board,
+        board: Switchboard,
         name: str,
         tap: Tap,
         version: Callable[[], tuple[int | None, str]],
@@ -90,8 +90,8 @@ class Commands:
         self._updates: deque[CommandUpdate] = deque(maxlen=REMEMBERED)
         self._closed: deque[CommandUpdate] = deque(maxlen=CLOSED_SHOWN)
         self._known: OrderedDict[str, CommandUpdate] = OrderedDict()
-        self._marks: dict[str, Mark] = {}
-        self._leases = Leases()
+        self._marks: dict[str, LastCommand] = {}
+        self._leases = FlagTimers()
         self._not_before: dict[str, float] = {}  # of our own reverts that something stands against
 
     # --- the sender's thread --------------------------------------------------------------------------------------
@@ -243,10 +243,10 @@ class Commands:
         facts["in_flight"] = len(self._engine.scheduler.requests)
         as_it_was = not command.target or strict == old_strict  # what is taken back goes back to the very form
         if as_it_was and job.stands(value, strict=strict):
-            return self._applied(command, job, Mark(command.id, old, old, old_strict), f"already {old}", facts)
-        return self._switch(command, job, Mark(command.id, None, old, old_strict), strict, facts)
+            return self._applied(command, job, LastCommand(command.id, old, old, old_strict), f"already {old}", facts)
+        return self._switch(command, job, LastCommand(command.id, None, old, old_strict), strict, facts)
 
-    def _switch(self, command: Command, job: Job, mark: Mark, strict: bool, facts: dict[str, Any]) -> None:
+    def _switch(self, command: Command, job: Job, mark: LastCommand, strict: bool, facts: dict[str, Any]) -> None:
         """Do it, and count who was lost: if anybody was, it is undone."""
         engine, tap, value, failed = self._engine, self._tap, _value(command), ""
         self.prober.stop("superseded", f"overtaken by {command.id} on {_subject(command)}")
@@ -279,10 +279,10 @@ class Commands:
             return self._close(command, "refused", f"the switch failed and {became}: {failed}", **facts)
         if facts.get("lost_requests"):
             return self._take_back(command, job, mark, facts)
-        mark = Mark(command.id, facts["new"], mark.old, mark.old_strict)
+        mark = LastCommand(command.id, facts["new"], mark.old, mark.old_strict)
         return self._applied(command, job, mark, job.note(), facts)
 
-    def _take_back(self, command: Command, job: Job, mark: Mark, facts: dict[str, Any]) -> None:
+    def _take_back(self, command: Command, job: Job, mark: LastCommand, facts: dict[str, Any]) -> None:
         reason = f"{facts['lost_requests']} requests were lost, and it could not be undone"
         try:
             if command.verb == "set" or BY_VERB[command.verb].undo:
@@ -292,7 +292,7 @@ class Commands:
         finally:
             self._close(command, "refused", reason, **facts | {"new": job.read()})
 
-    def _applied(self, command: Command, job: Job, mark: Mark, reason: str, facts: dict[str, Any]) -> None:
+    def _applied(self, command: Command, job: Job, mark: LastCommand, reason: str, facts: dict[str, Any]) -> None:
         """Close it, with the timer it asked for; it ends the one that ran on the same subject."""
         subject = _subject(command)
         self._marks[subject] = mark
@@ -306,14 +306,16 @@ class Commands:
         if earlier is not None and superseded:
             self._supersede(earlier, f"{command.id} spoke on {subject} since")
 
-    def _lease(self, command: Command, mark: Mark, earlier: Lease | None, strict_now: bool) -> Lease | None:
+    def _lease(
+        self, command: Command, mark: LastCommand, earlier: FlagTimer | None, strict_now: bool
+    ) -> FlagTimer | None:
         """The timer that a command asks for: back to what was before any timer, if that is something else."""
         action = BY_VERB.get(command.verb)
         seconds = command.revert_s if command.revert_s is not None else action.guard_s if action else None
         back_to, strict = (earlier.back_to, earlier.back_strict) if earlier else (mark.old, mark.old_strict)
         if seconds is None or back_to is None or (back_to, strict) == (mark.value, strict_now):
             return None
-        return Lease(
+        return FlagTimer(
             command.id, _subject(command), command.verb, command.flag, back_to, strict,
             time.monotonic() + seconds, time.time() + seconds,
         )  # fmt: skip
@@ -345,7 +347,7 @@ class Commands:
             return False
         return True
 
-    def _supersede(self, lease: Lease, reason: str) -> None:
+    def _supersede(self, lease: FlagTimer, reason: str) -> None:
         now = self._jobs[lease.subject].read()
         self._close(_revert_of(lease), "superseded", reason, old=now, new=now)
 
@@ -384,7 +386,7 @@ def _value(command: Command) -> str:
     return command.value if command.verb == "set" else BY_VERB[command.verb].value if command.verb in BY_VERB else ""
 
 
-def _revert_of(lease: Lease) -> Command:
+def _revert_of(lease: FlagTimer) -> Command:
     """The engine's own command that ends a lease. It has no deadline: it may have to wait for a weight update."""
     verb = BY_VERB[lease.verb].undo if lease.verb in BY_VERB else "set"
     value = lease.back_to if lease.flag else ""
@@ -398,7 +400,7 @@ def _no_way_back(command: Command, now: str | None) -> str:
     return f"{command.flag} reads {now}, to which it could not be taken back; switch it without a timer"
 
 
-def _changed_since(command: Command, mark: Mark | None, now: str | None) -> str:
+def _changed_since(command: Command, mark: LastCommand | None, now: str | None) -> str:
     """Why what ``command.target`` did does not stand any more; empty if it does."""
     subject = _subject(command)
     if mark is None or mark.command != command.target:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rltop.collectors.vllm.engine_core import Core, no_boundary
+from rltop.collectors.vllm.engine_core import CoreAccess, no_boundary
 from rltop.collectors.vllm.patches import PAUSING, RPC, fault_of, is_tapped, unseen
 
-Check = Callable[[Core], str]
+Check = Callable[[CoreAccess], str]
 """Empty where the need holds."""
 
 CHECKS: dict[str, Check] = {}
@@ -23,7 +23,7 @@ def check(function: Check) -> Check:
     return function
 
 
-def _requests(core: Core) -> list[Any]:
+def _requests(core: CoreAccess) -> list[Any]:
     """Of the scheduler, running or waiting; a copy, since the engine's thread goes on."""
     return list(core.engine.scheduler.requests.values())
 
@@ -32,7 +32,7 @@ def _count(requests: list[Any]) -> str:
     return f"{len(requests)} request{'s' * (len(requests) > 1)}" if requests else ""
 
 
-def _config(core: Core, *path: str) -> Any:
+def _config(core: CoreAccess, *path: str) -> Any:
     """An entry of vLLM's configuration; None where this vLLM has none."""
     found: Any = core.engine.vllm_config
     for name in path:
@@ -44,12 +44,12 @@ def _config(core: Core, *path: str) -> Any:
 
 
 @check
-def boundary(core: Core) -> str:
+def boundary(core: CoreAccess) -> str:
     return no_boundary(core.engine)
 
 
 @check
-def sees_steps(core: Core) -> str:
+def sees_steps(core: CoreAccess) -> str:
     return unseen(core.engine)
 
 
@@ -57,29 +57,29 @@ def sees_steps(core: Core) -> str:
 
 
 @check
-def no_connector(core: Core) -> str:
+def no_connector(core: CoreAccess) -> str:
     connector = getattr(core.engine.scheduler, "connector", None)
     return "" if connector is None else type(connector).__name__
 
 
 @check
-def causal(core: Core) -> str:
+def causal(core: CoreAccess) -> str:
     groups = getattr(getattr(core.engine.scheduler, "kv_cache_config", None), "kv_cache_groups", ())
     if any(getattr(group.kv_cache_spec, "non_causal", False) for group in groups):
         return "attention layers that look ahead"
     return "encoder-decoder" if _config(core, "model_config", "is_encoder_decoder") else ""
 
 
-def _cache_manager(core: Core) -> Any:
+def _cache_manager(core: CoreAccess) -> Any:
     return getattr(core.engine.scheduler, "kv_cache_manager", None)
 
 
-def _coordinator(core: Core) -> str:
+def _coordinator(core: CoreAccess) -> str:
     return type(getattr(_cache_manager(core), "coordinator", None)).__name__
 
 
 @check
-def launched_caching(core: Core) -> str:
+def launched_caching(core: CoreAccess) -> str:
     if "NoPrefixCache" in _coordinator(core):
         return _coordinator(core)
     if not getattr(getattr(_cache_manager(core), "block_pool", None), "enable_caching", False):
@@ -88,19 +88,19 @@ def launched_caching(core: Core) -> str:
 
 
 @check
-def one_kind_of_cache(core: Core) -> str:
+def one_kind_of_cache(core: CoreAccess) -> str:
     found = _coordinator(core)
     return "" if found in {"UnitaryKVCacheCoordinator", "KVCacheCoordinatorNoPrefixCache"} else found
 
 
 @check
-def evictable_blocks(core: Core) -> str:
+def evictable_blocks(core: CoreAccess) -> str:
     pool = getattr(_cache_manager(core), "block_pool", None)
     return ", ".join(name for name in ("blocks", "evict_blocks") if not hasattr(pool, name))
 
 
 @check
-def launched_async(core: Core) -> str:
+def launched_async(core: CoreAccess) -> str:
     return "" if is_async(core.scheduler_class) else core.scheduler_class.__name__
 
 
@@ -110,27 +110,27 @@ def is_async(scheduler_class: type) -> bool:
 
 
 @check
-def batch_queue(core: Core) -> str:
+def batch_queue(core: CoreAccess) -> str:
     return "none" if getattr(core.engine, "batch_queue", None) is None else ""
 
 
 @check
-def no_speculation(core: Core) -> str:
+def no_speculation(core: CoreAccess) -> str:
     found = _config(core, "speculative_config")
     return "" if found is None else str(getattr(found, "method", type(found).__name__))
 
 
 @check
-def no_drafts(core: Core) -> str:
+def no_drafts(core: CoreAccess) -> str:
     return "yes" if getattr(core.engine, "check_for_draft_tokens", False) else ""
 
 
 @check
-def depth_to_spare(core: Core) -> str:
+def depth_to_spare(core: CoreAccess) -> str:
     return str(core.depth) if core.depth <= stages(core) else ""
 
 
-def stages(core: Core) -> int:
+def stages(core: CoreAccess) -> int:
     """Of the pipeline: so many batches are under way without async scheduling."""
     return int(_config(core, "parallel_config", "pipeline_parallel_size") or 1)
 
@@ -139,26 +139,26 @@ def stages(core: Core) -> int:
 
 
 @check
-def none_waits_with_kv(core: Core) -> str:
+def none_waits_with_kv(core: CoreAccess) -> str:
     """As ``Scheduler._holds_kv_blocks``, of what does not run."""
     waiting = [r for r in _requests(core) if str(r.status) != "RUNNING"]
     return _count([r for r in waiting if "REMOTE_KV" in str(r.status) or r.num_computed_tokens > 0])
 
 
 @check
-def none_finishes_in_pause(core: Core) -> str:
+def none_finishes_in_pause(core: CoreAccess) -> str:
     """The pause of mode ``wait``; preempted requests are queued, and what is queued stays queued in it."""
     draining = getattr(getattr(core.engine.scheduler, "pause_state", None), "name", "") == "PAUSED_NEW"
     return _count(list(core.engine.scheduler.running)) if draining else ""
 
 
 @check
-def preemption_keeps_tokens(core: Core) -> str:
+def preemption_keeps_tokens(core: CoreAccess) -> str:
     return _count([r for r in _requests(core) if hasattr(r, "discard_latest_async_tokens")])
 
 
 @check
-def seeds_survive(core: Core) -> str:
+def seeds_survive(core: CoreAccess) -> str:
     """A chunk of a prefill takes back the random numbers it used, which generators on the CPU can't."""
     if _config(core, "device_config", "device_type") != "cpu":
         return ""
@@ -174,17 +174,17 @@ def seeds_survive(core: Core) -> str:
 
 
 @check
-def one_stage(core: Core) -> str:
+def one_stage(core: CoreAccess) -> str:
     return str(stages(core)) if stages(core) > 1 else ""
 
 
 @check
-def no_lockstep(core: Core) -> str:
+def no_lockstep(core: CoreAccess) -> str:
     return type(core.engine).__name__ if hasattr(core.engine, "dp_group") else ""
 
 
 @check
-def known_scheduler(core: Core) -> str:
+def known_scheduler(core: CoreAccess) -> str:
     """Exactly vLLM's own, on its own base, with none of our wrappers over a method in which the two differ."""
     found = core.scheduler_class
     own = found.__name__ == "AsyncScheduler" and [base.__name__ for base in found.__bases__] == ["Scheduler"]
@@ -193,13 +193,13 @@ def known_scheduler(core: Core) -> str:
 
 
 @check
-def generates(core: Core) -> str:
+def generates(core: CoreAccess) -> str:
     kind = str(_config(core, "model_config", "runner_type") or "generate")
     return "" if kind == "generate" else kind
 
 
 @check
-def no_structured_output(core: Core) -> str:
+def no_structured_output(core: CoreAccess) -> str:
     return _count([r for r in _requests(core) if getattr(r, "structured_output_request", None) is not None])
 
 
@@ -207,17 +207,17 @@ def no_structured_output(core: Core) -> str:
 
 
 @check
-def workers_answer(core: Core) -> str:
+def workers_answer(core: CoreAccess) -> str:
     return core.workers.fault
 
 
 @check
-def ranks_agree(core: Core) -> str:
+def ranks_agree(core: CoreAccess) -> str:
     return core.workers.differing()
 
 
 @check
-def no_lora(core: Core) -> str:
+def no_lora(core: CoreAccess) -> str:
     found = _config(core, "lora_config")
     return "" if found is None else type(found).__name__
 
@@ -226,7 +226,7 @@ def no_lora(core: Core) -> str:
 
 
 @check
-def sees_updates(core: Core) -> str:
+def sees_updates(core: CoreAccess) -> str:
     for seam in (PAUSING, RPC):
         if fault := fault_of(seam, core.engine):
             return f"{seam.name}: {fault}"
@@ -236,10 +236,10 @@ def sees_updates(core: Core) -> str:
 
 
 @check
-def no_sleep_mode(core: Core) -> str:
+def no_sleep_mode(core: CoreAccess) -> str:
     return "on" if _config(core, "model_config", "enable_sleep_mode") else ""
 
 
 @check
-def text_only(core: Core) -> str:
+def text_only(core: CoreAccess) -> str:
     return "multimodal" if _config(core, "model_config", "is_multimodal_model") else ""

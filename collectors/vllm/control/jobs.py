@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from rltop.collectors.contract import probes
 from rltop.collectors.contract.actions import BY_VERB
-from rltop.collectors.vllm.control.switchboard import Board, drain
+from rltop.collectors.vllm.control.switchboard import Switchboard, drain
 from rltop.collectors.vllm.engine_core import SwitchError, evict_unheld, no_boundary, split_hashed
 from rltop.collectors.vllm.patches import PAUSE, fault_of, unseen
 
@@ -52,7 +52,7 @@ class Job(Protocol):
 class FlagJob:
     """A flag of the switchboard."""
 
-    def __init__(self, board: Board, flag: str) -> None:
+    def __init__(self, board: Switchboard, flag: str) -> None:
         self._board = board
         self._flag = flag
         self._switch = board.switches[flag]
@@ -93,7 +93,7 @@ class FlagJob:
 class CacheJob:
     """The prefix cache, to be flushed as far as no request holds it."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Switchboard) -> None:
         self._engine = board.engine
         self._caching = board.switches["prefix_caching"]
         self._note = ""
@@ -244,7 +244,7 @@ class ProbeJob:
         return ""
 
 
-def jobs_of(board: Board, generation: GenerationJob) -> dict[str, Job]:
+def jobs_of(board: Switchboard, generation: GenerationJob) -> dict[str, Job]:
     """The job for each subject of this engine's commands."""
     return {
         **{flag: FlagJob(board, flag) for flag in board.switches},

@@ -13,14 +13,14 @@ from rltop.collectors.contract.flags import FLAGS, PREEMPTION, Flag
 from rltop.collectors.contract.wire import FlagState
 from rltop.collectors.vllm.control.engine_checks import CHECKS
 from rltop.collectors.vllm.control.flag_controls import CONTROLS, STRICT
-from rltop.collectors.vllm.engine_core import Control, Core, SwitchError, preempt_all
+from rltop.collectors.vllm.engine_core import CoreAccess, FlagControl, SwitchError, preempt_all
 from rltop.collectors.vllm.patches import HostFailure
 
 
 class Switch:
     """One flag on one engine core."""
 
-    def __init__(self, flag: Flag, control: Control, core: Core) -> None:
+    def __init__(self, flag: Flag, control: FlagControl, core: CoreAccess) -> None:
         self.flag = flag
         self._control = control
         self._core = core
@@ -67,13 +67,13 @@ class Switch:
         return self._control.note(self._core)
 
 
-def lacking(core: Core, flag: str, need: str) -> str:
+def lacking(core: CoreAccess, flag: str, need: str) -> str:
     """What was found against ``need``, on the engine core or on a rank; empty if it holds."""
     check = CHECKS.get(need)
     return check(core) if check is not None else core.workers.lacking(flag, need)
 
 
-class Board:
+class Switchboard:
     """All switches of one engine core, by the name of their flag.
 
     Made before the engine takes work: it asks the workers.
@@ -81,7 +81,7 @@ class Board:
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
-        self.core = Core(engine)
+        self.core = CoreAccess(engine)
         self.switches = {flag.name: Switch(flag, CONTROLS[flag.name], self.core) for flag in FLAGS}
 
     def states(self) -> dict[str, FlagState]:

@@ -17,7 +17,7 @@ REMEMBERED = 256
 
 
 @dataclass(frozen=True)
-class Lease:
+class FlagTimer:
     """What ``command`` did to ``subject`` holds until ``due``.
 
     Attributes:
@@ -41,30 +41,30 @@ class Lease:
         return f"{self.command}/revert"
 
 
-class Leases:
+class FlagTimers:
     """The leases that run, by subject. Safe from any thread."""
 
     def __init__(self) -> None:
-        self._running: dict[str, Lease] = {}
-        self._due: dict[str, Lease] = {}
+        self._running: dict[str, FlagTimer] = {}
+        self._due: dict[str, FlagTimer] = {}
         self._kept: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def start(self, lease: Lease) -> None:
+    def start(self, lease: FlagTimer) -> None:
         """Begin a lease; the one on the same subject must have been ended."""
         with self._lock:
             self._running[lease.subject] = lease
 
-    def before(self, subject: str) -> Lease | None:
+    def before(self, subject: str) -> FlagTimer | None:
         """The lease that runs on ``subject``, or that is due and not taken back yet: it knows what was before it."""
         with self._lock:
             return self._running.get(subject) or self._due.get(subject)
 
-    def find(self, command: str) -> Lease | None:
+    def find(self, command: str) -> FlagTimer | None:
         """The lease that ``command`` began, if it runs."""
         return next((lease for lease in list(self._running.values()) if lease.command == command), None)
 
-    def end(self, lease: Lease) -> bool:
+    def end(self, lease: FlagTimer) -> bool:
         """End it. True for exactly one of those who try."""
         with self._lock:
             if self._running.get(lease.subject) is not lease:
@@ -72,7 +72,7 @@ class Leases:
             del self._running[lease.subject]
             return True
 
-    def keep(self, lease: Lease) -> bool:
+    def keep(self, lease: FlagTimer) -> bool:
         """End it for good, because somebody wants what it did to stay. True as ``end``."""
         if not self.end(lease):
             return False
@@ -85,7 +85,7 @@ class Leases:
         """Whether the lease of ``command`` ended by being kept."""
         return command in self._kept
 
-    def take_due(self, now: float) -> list[Lease]:
+    def take_due(self, now: float) -> list[FlagTimer]:
         """End those whose time is over, soonest first. Whoever takes them back says so by ``settle``."""
         with self._lock:
             due = sorted((lease for lease in self._running.values() if now >= lease.due), key=lambda one: one.due)
@@ -98,7 +98,7 @@ class Leases:
         with self._lock:
             self._due = {subject: lease for subject, lease in self._due.items() if lease.revert != revert}
 
-    def running(self) -> list[Lease]:
+    def running(self) -> list[FlagTimer]:
         """Those that run, soonest due first."""
         return sorted(self._running.values(), key=lambda lease: lease.due)
 

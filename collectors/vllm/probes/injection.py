@@ -21,7 +21,7 @@ import numpy as np
 
 from rltop.collectors.transport.error_boundary import Guard
 from rltop.collectors.vllm.patches import UPDATE, restore
-from rltop.collectors.vllm.probes.scoring import Got, Wanted
+from rltop.collectors.vllm.probes.scoring import Got, ScoringRequest
 from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX
 
 NOTHING = np.empty(0, np.float32)
@@ -39,11 +39,11 @@ class Injection:
         self._engine = engine
         self._guard = guard
         self._prefix = f"{PROBE_PREFIX}{command}-"
-        self._out: dict[str, Wanted] = {}
+        self._out: dict[str, ScoringRequest] = {}
         self._got: dict[str, Got] = {}
         self._before: tuple[Any] | None = None
 
-    def send(self, wanted: list[Wanted]) -> None:
+    def send(self, wanted: list[ScoringRequest]) -> None:
         """Put requests in. Nothing of an earlier lot may be out."""
         self._out, self._got = {f"{self._prefix}{self.sent + at}": one for at, one in enumerate(wanted)}, {}
         self._listen()
@@ -105,7 +105,7 @@ class Injection:
                 if output.finish_reason is not None:
                     self._got[output.request_id] = _got(output, self._out[output.request_id])
 
-    def _request(self, name: str, wanted: Wanted) -> tuple[Any, int]:
+    def _request(self, name: str, wanted: ScoringRequest) -> tuple[Any, int]:
         engine, modules = self._engine, sys.modules
         params = modules["vllm.sampling_params"].SamplingParams(
             max_tokens=1,
@@ -137,7 +137,7 @@ def fresh_salt() -> str:
     return f"{PROBE_PREFIX}{uuid.uuid4().hex}"
 
 
-def _got(output: Any, wanted: Wanted) -> Got:
+def _got(output: Any, wanted: ScoringRequest) -> Got:
     stats = getattr(output, "prefill_stats", None)
     cached = getattr(stats, "num_cached_tokens", None) if stats is not None else None
     if cached is None:

@@ -36,7 +36,7 @@ End = Callable[[Command, str, str, float], None]
 
 
 @dataclass(frozen=True)
-class Standing:
+class ProbeConditions:
     """What must not change while a probe runs."""
 
     updates: int
@@ -46,12 +46,12 @@ class Standing:
 
 
 @dataclass
-class Running:
+class ActiveProbe:
     """The probe that runs."""
 
     command: Command
     work: Work
-    standing: Standing
+    standing: ProbeConditions
     version: int | None
     started: float
     notes: list[str]
@@ -94,7 +94,7 @@ class Prober:
         self._guard = guard or Guard()
         self._salts = salts
         self._report = report
-        self._running: Running | None = None
+        self._running: ActiveProbe | None = None
 
     # --- any thread -----------------------------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class Prober:
         if work is None:
             return self.end(command, "refused", "; ".join(notes), 0.0)
         version, _ = self._version()
-        self._running = Running(command, work, self._standing(), version, started, notes)
+        self._running = ActiveProbe(command, work, self._standing(), version, started, notes)
         return self.at_boundary()
 
     def _work(self, command: Command, notes: list[str]) -> Work | None:
@@ -204,7 +204,7 @@ class Prober:
             running.work.stop()
             self.end(running.command, state, reason, 1e3 * running.stall)
 
-    def _finish(self, running: Running) -> None:
+    def _finish(self, running: ActiveProbe) -> None:
         self._running = None
         running.work.stop()
         arrays = running.work.arrays()
@@ -216,7 +216,7 @@ class Prober:
         self._report(report, arrays)
         self.end(running.command, "applied", "", 1e3 * running.stall)
 
-    def _overtaken(self, running: Running) -> str:
+    def _overtaken(self, running: ActiveProbe) -> str:
         if sleeps := asleep(self._engine):
             return sleeps
         now, then = self._standing(), running.standing
@@ -231,9 +231,9 @@ class Prober:
                 return "somebody aborted its requests"
         return ""
 
-    def _standing(self) -> Standing:
+    def _standing(self) -> ProbeConditions:
         pause = getattr(getattr(self._engine.scheduler, "pause_state", None), "name", "UNPAUSED")
-        return Standing(self._tap.updates, self._tap.update_open, self._tap.epoch, pause != "UNPAUSED")
+        return ProbeConditions(self._tap.updates, self._tap.update_open, self._tap.epoch, pause != "UNPAUSED")
 
     def _passages(self, command: Command, notes: list[str]) -> dict[int, list[int]]:
         """The ids of each passage, by its number, as long as may be scored here."""

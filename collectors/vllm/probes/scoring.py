@@ -22,7 +22,7 @@ FILL = "fill"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ScoringRequest:
     """One request.
 
     Attributes:
@@ -48,7 +48,7 @@ class Got:
     logprobs: NDArray[np.float32]
 
 
-Plan = Generator[list[Wanted], list[Got], None]
+Plan = Generator[list[ScoringRequest], list[Got], None]
 """Yields the requests to send together, at most ``MAX_IN_FLIGHT``; is sent what came of each, in their order."""
 
 Salt = Callable[[str], str | None]
@@ -57,7 +57,7 @@ Salt = Callable[[str], str | None]
 
 def rescore(passages: Sequence[list[int]], fresh: Callable[[], str]) -> Plan:
     """Every passage once, cold, under a salt of its own: nobody else will hit what it leaves in the cache."""
-    wanted = [Wanted(number, COLD, ids, fresh()) for number, ids in enumerate(passages)]
+    wanted = [ScoringRequest(number, COLD, ids, fresh()) for number, ids in enumerate(passages)]
     for at in range(0, len(wanted), MAX_IN_FLIGHT):
         yield wanted[at : at + MAX_IN_FLIGHT]
 
@@ -65,12 +65,12 @@ def rescore(passages: Sequence[list[int]], fresh: Callable[[], str]) -> Plan:
 def hot_and_cold(passages: Sequence[list[int]], salts: Sequence[str | None], fresh: Callable[[], str]) -> Plan:
     """Of every passage: hot and cold; and, where it hit, the same hit computed now (warm)."""
     for number, (ids, salt) in enumerate(zip(passages, salts, strict=True)):
-        hot, _ = yield [Wanted(number, HOT, ids, salt, reads=True), Wanted(number, COLD, ids, fresh())]
+        hot, _ = yield [ScoringRequest(number, HOT, ids, salt, reads=True), ScoringRequest(number, COLD, ids, fresh())]
         if hot.cached:
             own = fresh()
             # One token more than the blocks that were hit: a lookup never takes all of a prompt.
-            yield [Wanted(number, FILL, ids[: hot.cached + 1], own, scores=False)]
-            yield [Wanted(number, WARM, ids, own, reads=True)]
+            yield [ScoringRequest(number, FILL, ids[: hot.cached + 1], own, scores=False)]
+            yield [ScoringRequest(number, WARM, ids, own, reads=True)]
 
 
 def ids_of(passage: Passage, most: int) -> list[int]:

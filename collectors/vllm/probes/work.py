@@ -50,7 +50,7 @@ class Scoring:
 
     plan: scoring.Plan
     injection: Injection
-    waiting: list[scoring.Wanted] = field(default_factory=list)
+    waiting: list[scoring.ScoringRequest] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
@@ -69,7 +69,7 @@ class Scoring:
                 self.logprobs.append(one.logprobs)
         return self._next(self.plan.send, got)
 
-    def _next(self, ask: Callable[[Any], list[scoring.Wanted]], what: Any) -> bool:
+    def _next(self, ask: Callable[[Any], list[scoring.ScoringRequest]], what: Any) -> bool:
         try:
             self.waiting = ask(what)
         except StopIteration:

@@ -16,9 +16,25 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from rltop.collectors.vllm.rollouts.columns import Batch, Layout, Rows, by_request, columns_of, layout_of, rows_of
-from rltop.collectors.vllm.rollouts.request import TOKEN_BYTES, Alive, Finished, packed
-from rltop.collectors.vllm.rollouts.tap import Added, Ended, Noted, Sampled, Scheduled, Stepped, version_of
+from rltop.collectors.vllm.rollouts.columns import (
+    Batch,
+    Layout,
+    RequestRows,
+    by_request,
+    columns_of,
+    layout_of,
+    rows_of,
+)
+from rltop.collectors.vllm.rollouts.request import TOKEN_BYTES, FinishedRollout, OpenRequest, packed
+from rltop.collectors.vllm.rollouts.tap import (
+    Noted,
+    RequestAdded,
+    RequestsEnded,
+    RequestsScheduled,
+    SampledTokens,
+    StepOutputs,
+    version_of,
+)
 
 ALIVE_LIMIT_BYTES = 256 << 20
 """Bound on what is kept of unfinished requests; beyond it the request that comes or grows is dropped whole."""
@@ -65,12 +81,12 @@ class Assembler:
     """
 
     def __init__(self, alive_limit_bytes: int = ALIVE_LIMIT_BYTES, started: float = 0.0) -> None:
-        self.finished: list[Finished] = []
+        self.finished: list[FinishedRollout] = []
         self.added = self.published = self.dropped = 0
         self.misplaced = self.unmatched = 0
         self.prompt_tokens = self.generated_tokens = self.cached_tokens = 0
         self.finished_count = self.aborted = self.without_logprobs = 0
-        self._alive: dict[str, Alive] = {}
+        self._alive: dict[str, OpenRequest] = {}
         self._alive_bytes = 0
         self._salts: OrderedDict[str, str] = OrderedDict()
         self._alive_limit = alive_limit_bytes
@@ -97,7 +113,7 @@ class Assembler:
         if len(self._salts) > SALTS:
             self._salts.popitem(last=False)
 
-    def take(self) -> list[Finished]:
+    def take(self) -> list[FinishedRollout]:
         """What was finished since the last call."""
         finished, self.finished = self.finished, []
         return finished
@@ -132,22 +148,22 @@ class Assembler:
         """Take in the next record."""
         if noted[0] != self._shed:
             self.catch_up(noted[0])
-        if type(noted) is tuple or isinstance(noted, Sampled):
+        if type(noted) is tuple or isinstance(noted, SampledTokens):
             self._sampled(noted)
             return
-        record = cast("Added | Scheduled | Stepped | Ended", noted)
-        if isinstance(record, Stepped):
+        record = cast("RequestAdded | RequestsScheduled | StepOutputs | RequestsEnded", noted)
+        if isinstance(record, StepOutputs):
             self._stepped(record)
-        elif isinstance(record, Added):
+        elif isinstance(record, RequestAdded):
             self._add(record)
-        elif isinstance(record, Scheduled):
+        elif isinstance(record, RequestsScheduled):
             self._schedule(record)
         else:
             self.settle()
             for request_id, reason in record.requests:
                 self._finish(request_id, reason, record.time)
 
-    def _add(self, record: Added) -> None:
+    def _add(self, record: RequestAdded) -> None:
         request = record.request
         params = getattr(request, "sampling_params", None)
         if request.request_id in self._ends:
@@ -157,14 +173,14 @@ class Assembler:
         if self._alive_bytes > self._alive_limit:
             self.lost_requests(1)
             return
-        alive = Alive.of(request, params, record.time)
+        alive = OpenRequest.of(request, params, record.time)
         if salt := getattr(request, "cache_salt", None):
             self._remember(request.request_id, str(salt))
         self.added += 1
         self._alive[request.request_id] = alive
         self._alive_bytes += alive.nbytes
 
-    def _schedule(self, record: Scheduled) -> None:
+    def _schedule(self, record: RequestsScheduled) -> None:
         for new in record.new_requests:
             alive = self._alive.get(new.req_id)
             if alive is not None and alive.first_step < 0:  # some runners list resumed requests here again
@@ -173,7 +189,7 @@ class Assembler:
                 alive.updated = record.updated
                 alive.lookup_off = alive.skips_lookup or not record.lookup
 
-    def _stepped(self, record: Stepped) -> None:
+    def _stepped(self, record: StepOutputs) -> None:
         for of_client in record.outputs.values():
             outputs = of_client.outputs
             label = record.label if record.label is not None else getattr(of_client, "weight_version", None)
@@ -221,7 +237,7 @@ class Assembler:
                 self._drop(request_id)
         return True
 
-    def _append_rows(self, rows: Rows, firsts: dict[str, Any]) -> list[str]:
+    def _append_rows(self, rows: RequestRows, firsts: dict[str, Any]) -> list[str]:
         """Append to each request its rows; who it was."""
         version, source = version_of(self._origin.label, self._origin.inferred)
         tokens, logprobs = rows.told.tobytes(), rows.logprobs.tobytes()
@@ -267,7 +283,7 @@ class Assembler:
         self._steps, self._batches, self._firsts, self._ends, self._unsettled = [], [], {}, {}, 0
         return waited
 
-    def _append(self, followed: list[tuple[str, Alive, list[Any]]]) -> None:
+    def _append(self, followed: list[tuple[str, OpenRequest, list[Any]]]) -> None:
         """Append to each request what its outputs sampled."""
         columns = columns_of([output for _, _, outputs in followed for output in outputs])
         self.misplaced += columns.misplaced
@@ -290,7 +306,7 @@ class Assembler:
             alive.logprobs += logprobs[4 * start : 4 * stop]
             start = stop
 
-    def _first(self, alive: Alive, output: Any) -> None:
+    def _first(self, alive: OpenRequest, output: Any) -> None:
         """Cached tokens as of the first scheduling: vLLM does not set them again after a preemption."""
         stats = getattr(output, "prefill_stats", None)
         cached = getattr(stats, "num_cached_tokens", None) if stats is not None else None

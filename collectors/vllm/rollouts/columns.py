@@ -38,7 +38,7 @@ class Columns(NamedTuple):
     misplaced: int
 
 
-class Rows(NamedTuple):
+class RequestRows(NamedTuple):
     """The rows of some batches that requests took, by request, and of each oldest first.
 
     Attributes:
@@ -71,7 +71,7 @@ def layout_of(outputs: list[Any]) -> Layout | None:
     return None
 
 
-def rows_of(batches: list[Batch], layout: Layout | None) -> Rows:
+def rows_of(batches: list[Batch], layout: Layout | None) -> RequestRows:
     """Read batches of one layout.
 
     Raises:
@@ -84,7 +84,7 @@ def rows_of(batches: list[Batch], layout: Layout | None) -> Rows:
     else:
         ids, sizes, order = _order(of_steps, takers)
     if layout is None:
-        return Rows(ids, sizes, np.full(order.size, -1, np.int32), np.full(order.size, np.nan, np.float32))
+        return RequestRows(ids, sizes, np.full(order.size, -1, np.int32), np.full(order.size, np.nan, np.float32))
     count = sum(map(len, of_steps))
     *widths, types = layout
     columns = []
@@ -94,7 +94,7 @@ def rows_of(batches: list[Batch], layout: Layout | None) -> Rows:
             raise ValueError(f"{len(joined)} bytes recorded for batches of {count} requests, {width} of each")
         read = np.frombuffer(joined, of_type).reshape(count, -1)
         columns.append(read[:, 0][order].astype(native, copy=False))
-    return Rows(ids, sizes, *columns)
+    return RequestRows(ids, sizes, *columns)
 
 
 def _order(

@@ -35,7 +35,7 @@ SAMPLING = {
 """Sampling parameters that shape the distribution, with the value at which each does nothing (None: always told)."""
 
 
-class Finished(NamedTuple):
+class FinishedRollout(NamedTuple):
     """A whole rollout: its facts, and the bytes of its arrays (i4, i4, f4; nats, NaN where not recorded)."""
 
     rollout: Rollout
@@ -65,7 +65,7 @@ class Finished(NamedTuple):
 
 
 @dataclass(slots=True)
-class Alive:
+class OpenRequest:
     """A request that has not ended.
 
     Attributes:
@@ -97,7 +97,7 @@ class Alive:
     origin: Any = None
 
     @classmethod
-    def of(cls, request: Any, params: Any, time: float) -> Alive:
+    def of(cls, request: Any, params: Any, time: float) -> OpenRequest:
         """Of a request of vLLM's that came at ``time``."""
         prompt = request.prompt_token_ids
         asked = getattr(params, "num_logprobs", None) is not None or getattr(params, "logprobs", None) is not None
@@ -136,7 +136,7 @@ class Alive:
         self.logprobs = bytearray(np.where(astray, np.float32(np.nan), logprobs))
         return int(np.count_nonzero(astray))
 
-    def end(self, request_id: str, reason: str, time: float, started: float) -> Finished:
+    def end(self, request_id: str, reason: str, time: float, started: float) -> FinishedRollout:
         """What it has by now, as a rollout; see there."""
         rollout = Rollout(
             request_id=request_id,
@@ -156,7 +156,7 @@ class Alive:
             updated=self.updated,
             started=started,
         )
-        return Finished(rollout, self.prompt, self.tokens, self.logprobs)
+        return FinishedRollout(rollout, self.prompt, self.tokens, self.logprobs)
 
 
 def packed(token_ids: Sequence[int]) -> bytes:

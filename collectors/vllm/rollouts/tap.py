@@ -15,7 +15,7 @@ BACKLOG_LIMIT = 1 << 16
 """Request outputs that may wait for the sender's thread: about 64 MiB of vLLM's objects, seconds of a fast engine."""
 
 
-class Added(NamedTuple):
+class RequestAdded(NamedTuple):
     """A request entered the scheduler.
 
     Here and below, ``shed`` is the number of records lost before this one, ``weight`` what it counts for in the bound.
@@ -27,7 +27,7 @@ class Added(NamedTuple):
     time: float
 
 
-class Scheduled(NamedTuple):
+class RequestsScheduled(NamedTuple):
     """Requests were scheduled, some for the first time.
 
     ``lookup``: whether the prefix cache was looked up; ``updated``: see ``Tap``.
@@ -42,7 +42,7 @@ class Scheduled(NamedTuple):
     updated: float = 0.0
 
 
-class Stepped(NamedTuple):
+class StepOutputs(NamedTuple):
     """One step's outputs by client, as vLLM hands them to its front ends.
 
     ``inferred``: see ``Tap.inferred``; ``label``: vLLM's own for the weights, where the outputs may not bear it yet.
@@ -57,7 +57,7 @@ class Stepped(NamedTuple):
     label: Any = None
 
 
-class Sampled(NamedTuple):
+class SampledTokens(NamedTuple):
     """One step's accepted tokens, as the model runner put them out for all its requests at once.
 
     The two arrays are copied, since that costs less than to free them later: a runner's arrays lie in memory that its
@@ -88,7 +88,7 @@ class Sampled(NamedTuple):
     inferred: int | None
 
 
-class Ended(NamedTuple):
+class RequestsEnded(NamedTuple):
     """Requests were ended from outside a step: ``(request_id, finish reason)``."""
 
     shed: int
@@ -100,10 +100,10 @@ class Ended(NamedTuple):
 PROBE_PREFIX = "rltop-probe-"
 """Requests of probes are named so: they are no rollouts, and are not followed."""
 
-Record = Added | Scheduled | Stepped | Sampled | Ended
+Record = RequestAdded | RequestsScheduled | StepOutputs | SampledTokens | RequestsEnded
 
 Noted = Record | tuple[Any, ...]
-"""A plain tuple is a ``Sampled``: the engine's thread writes one in every step, and the class takes its time."""
+"""A plain tuple is a ``SampledTokens``: the engine's thread writes one in every step, and the class takes its time."""
 
 UPDATE_OPENS = frozenset({"start_weight_update", "start_draft_weight_update"})
 UPDATE_CLOSES = frozenset({"finish_weight_update"})
@@ -180,14 +180,14 @@ class Tap:
         """``Scheduler.add_request(request)``."""
         if request.request_id.startswith(PROBE_PREFIX):
             return
-        if not self._put(Added(self.shed, 1, request, time.time())):
+        if not self._put(RequestAdded(self.shed, 1, request, time.time())):
             self.shed_requests += 1
 
     def on_schedule(self, output: Any, *_args: Any, **_kwargs: Any) -> None:
         """``Scheduler.schedule() -> SchedulerOutput``."""
         if new := output.scheduled_new_reqs:
             lookup = bool(getattr(self._manager, "enable_caching", False))
-            self._put(Scheduled(self.shed, len(new), new, time.time(), self.step, lookup, self.updated))
+            self._put(RequestsScheduled(self.shed, len(new), new, time.time(), self.step, lookup, self.updated))
         if self.by_rows:
             if self.fresh:
                 self.fresh.difference_update(output.finished_req_ids)
@@ -233,7 +233,7 @@ class Tap:
             size += len(of_client.outputs)
         self.shed -= 1
         if size:
-            self._put(Stepped(self.shed, size, outputs, time.time(), self.epoch, self.inferred))
+            self._put(StepOutputs(self.shed, size, outputs, time.time(), self.epoch, self.inferred))
             if self.finished_ids is not None:
                 self.finished_ids.update(
                     o.request_id for c in outputs.values() for o in c.outputs if o.finish_reason is not None
@@ -247,7 +247,7 @@ class Tap:
         ended = [(_id_of(item), reason) for item in requests]
         if self.finished_ids is not None:
             self.finished_ids.update(request_id for request_id, _ in ended)
-        self._put(Ended(self.shed, len(ended), ended, time.time()))
+        self._put(RequestsEnded(self.shed, len(ended), ended, time.time()))
 
     def on_rpc(
         self,
@@ -335,7 +335,7 @@ def _updater(tap: Tap, engine: Any, scheduler: Any) -> Callable[[Any, Any, Any],
             if recorded is None:
                 record = (tap.shed, size, ids, accepted, marked, at, b"", b"", None, tap.epoch, label, tap.inferred)
             elif types is None:
-                record = Stepped(tap.shed, size, result, now(), tap.epoch, tap.inferred, label)
+                record = StepOutputs(tap.shed, size, result, now(), tap.epoch, tap.inferred, label)
             else:
                 told, logprobs = recorded.logprob_token_ids.tobytes(), recorded.logprobs.tobytes()
                 record = (

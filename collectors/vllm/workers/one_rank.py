@@ -34,7 +34,7 @@ def no_facts(_runner: Any) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Part:
+class RankFlag:
     """What of one flag lives on a model runner.
 
     Attributes:
@@ -74,10 +74,10 @@ def _write_async(runner: Any, value: str, tokens: dict[str, list[int]]) -> None:
     runner.use_async_scheduling = value == "on"
 
 
-PARTS: dict[str, Part] = {
-    "logprobs_mode": Part(logprobs_mode.read, logprobs_mode.write, facts=logprobs_mode.facts),
-    "lm_head_fp32": Part(lm_head.read, lm_head.write, lm_head.note, lm_head.facts),
-    RUNNER_ASYNC: Part(_read_async, _write_async),
+PARTS: dict[str, RankFlag] = {
+    "logprobs_mode": RankFlag(logprobs_mode.read, logprobs_mode.write, facts=logprobs_mode.facts),
+    "lm_head_fp32": RankFlag(lm_head.read, lm_head.write, lm_head.note, lm_head.facts),
+    RUNNER_ASYNC: RankFlag(_read_async, _write_async),
 }
 """By the name of the flag."""
 

@@ -30,7 +30,7 @@ Found = tuple[str, str, str, str, str, int]
 """Name, kind, ``whole``, ``rows``, dtype, elements; as ``wire.Digest``."""
 
 
-class Reading:
+class DigestPass:
     """One pass over a model: ``go`` until ``done``."""
 
     def __init__(self, model: Any) -> None:
@@ -144,7 +144,7 @@ def digest(worker: Any, anew: bool, seconds: float) -> dict[str, Any]:
         torch = sys.modules["torch"]
         if anew:
             runner = worker.model_runner
-            worker.rltop_reading = Reading(runner.get_model() if hasattr(runner, "get_model") else runner.model)
+            worker.rltop_reading = DigestPass(runner.get_model() if hasattr(runner, "get_model") else runner.model)
         reading = worker.rltop_reading
         with torch.inference_mode():
             reading.go(seconds)
