@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rltop.backend.hub.warmup import Warmup
-from rltop.backend.summary import token_runs
+from rltop.backend.summary import strata
 
 
 def threads() -> list[threading.Thread]:
@@ -29,7 +29,7 @@ def test_it_begins_when_first_asked_and_ends_whatever_happens(
         if fault is not None:
             raise fault
 
-    monkeypatch.setattr(token_runs, "warm", warm)
+    monkeypatch.setattr(strata, "warm", warm)
     warmup = Warmup()
     assert not threads()
     assert not warmup.ready()
@@ -46,8 +46,8 @@ def test_what_a_step_brings_is_all_compiled_ahead() -> None:
     script = (
         "import sys; sys.path.insert(0, 'bench')\n"
         "import hub_ingest\n"
-        "from rltop.backend.summary import kernel, pieces\n"
-        "pieces.warm()\n"
+        "from rltop.backend.summary import kernel, strata\n"
+        "strata.warm()\n"
         "before = [len(loop.signatures) for loop in kernel.compiled()]\n"
         "hub_ingest.core(*hub_ingest.messages(60, 40), 2400)\n"
         "print(before, [len(loop.signatures) for loop in kernel.compiled()])\n"
