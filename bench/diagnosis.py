@@ -316,14 +316,7 @@ def page(tables: Sequence[Path]) -> list[str]:
     found = [PAGE]
     for part, title in (("unseen", "Unseen"), ("score", "Scored"), ("tune", "Tuned on")):
         scored = [score(run, DATA / f"{run.name}.xz") for run in chosen(part)]
-        found += [
-            f"## {title}",
-            "",
-            *summary(scored),
-            "",
-            "Rows: the fault; columns: the cause reported at the end.",
-            "",
-        ]
+        found += [f"## {title}", "", *summary(scored), "", "Rows: the fault; columns: cause named at the end.", ""]
         found += [*confusion(scored), "", *lines(scored), ""]
     for title, table in zip((PEERS, SITUATIONS), tables, strict=False):
         found += [title, table.read_text().rstrip(), ""]

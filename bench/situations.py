@@ -100,7 +100,7 @@ def _delay(told: Told) -> int | None:
 
 
 HEAD = (
-    "| situation | cause | correct at the end | reported after, steps (worst) | reported instead | alarms before, in steps |",
+    "| situation | cause | correct at end | reported after steps (worst) | instead | alarms before, in steps |",
     "| --- | --- | --- | --- | --- | --- |",
 )
 
