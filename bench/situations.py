@@ -47,12 +47,12 @@ def _kind(name: str, codes: tuple[str, ...], wrong: Wrong, steps: int = STEPS) -
 
 SITUATIONS: tuple[Situation, ...] = (
     Situation(_kind("healthy", (), RIGHT, CALM_STEPS)),
-    Situation(_kind("raw record, declared", ("A1",), Wrong(raw=True)), (0.5, 0.7, 1.3)),
-    Situation(_kind("raw record, not declared", ("A1",), Wrong(raw=True)), (0.5, 0.7, 1.3), facts=False),
-    Situation(_kind("stale replica, says so", ("B6",), Wrong(engine="e1", stuck=True))),
-    Situation(_kind("stale replica, lies", ("B6",), Wrong(engine="e1", stuck=True, lies=True))),
-    Situation(_kind("top-p 0.9 in the record", ("A4",), Wrong(top_p=0.9)), (0.7, 1.0, 1.3)),
-    Situation(_kind("top-p 0.9 in silence", ("A5",), Wrong(raw=True, top_p=0.9)), (1.0,)),
+    Situation(_kind("raw logprobs, declared", ("A1",), Wrong(raw=True)), (0.5, 0.7, 1.3)),
+    Situation(_kind("raw logprobs, not declared", ("A1",), Wrong(raw=True)), (0.5, 0.7, 1.3), facts=False),
+    Situation(_kind("stale replica, version shows it", ("B6",), Wrong(engine="e1", stuck=True))),
+    Situation(_kind("stale replica, version hides it", ("B6",), Wrong(engine="e1", stuck=True, lies=True))),
+    Situation(_kind("top-p 0.9 in rollout logprobs", ("A4",), Wrong(top_p=0.9)), (0.7, 1.0, 1.3)),
+    Situation(_kind("top-p 0.9, not declared", ("A5",), Wrong(raw=True, top_p=0.9)), (1.0,)),
     Situation(_kind("off by one", ("A12",), Wrong(shift=1))),
     Situation(_kind("entropy collapse", ("J1",), Wrong(sharpens=0.08), 2 * STEPS)),
 )  # fmt: skip
@@ -100,7 +100,7 @@ def _delay(told: Told) -> int | None:
 
 
 HEAD = (
-    "| situation | is | named right at the end | told after, steps (worst) | told instead | alarms before, in steps |",
+    "| situation | cause | correct at end | reported after steps (worst) | instead | alarms before, in steps |",
     "| --- | --- | --- | --- | --- | --- |",
 )
 
@@ -127,7 +127,7 @@ def beside(chosen: Sequence[Situation], peers: Path) -> Iterator[str]:
     """A table of what martingale says of one run each."""
     from bench.diagnosis_peers import Flight, flown
 
-    yield "| situation | is | rltop says | martingale's alarms, before and since | martingale's doctor |"
+    yield "| situation | cause | rltop | martingale's alarms, before and since | martingale's doctor |"
     yield "| --- | --- | --- | --- | --- |"
     for situation in chosen:
         setting = next(iter(settings(replace(situation, heats=situation.heats[-1:]), 1)))
