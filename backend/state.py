@@ -294,7 +294,7 @@ class State:
         return self._spoken([], now)
 
     def tick(self, now: float) -> list[Effect]:
-        """Time has passed: to be called several times a second."""
+        """Time has passed: to be called several times a second, and while there is something ``unfinished``."""
         effects = self._farewells(now)
         effects += [effect for source in self._sources for effect in self._ask_again(source, now)]
         self._steps.behind = self._sources.behind(now)
@@ -314,6 +314,11 @@ class State:
         self._counters["late_rows"] = self._steps.late_rows
         self._counters["settled_early"] = self._steps.settled_early
         return self._spoken([*self._finish_probes(now), *effects], now)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether rows that can be measured by now are left for the next tick, and no data is to come before it."""
+        return self._steps.unfinished
 
     def watch(self, now: float) -> None:
         """Look whether something is wrong with the run: to be called with every tick, and after it."""

@@ -10,6 +10,7 @@ import zmq
 
 from rltop.backend import core, view
 from rltop.backend.commands.audit import AuditFile
+from rltop.backend.handover import Handover
 from rltop.backend.state import Effect, State
 from rltop.collectors.guard import MAX_FAULTS
 from tests.hub_messages import Source, engine_state
@@ -41,11 +42,11 @@ class Bench:
 
     def __init__(self) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.outbox = self.context.socket(zmq.PULL)
-        self.outbox.bind("inproc://outbox")
+        self.outbox = Handover(self.context)
+        self._taken: list[list[bytes]] = []
         self.now = 1000.0
         state = Faulty("run", "h", self.now, lambda: "c")
-        self.core = core.Core(state, self._clock, self.context, "inproc://outbox", AuditFile(Path("/dev/null")))
+        self.core = core.Core(state, self._clock, self.outbox, AuditFile(Path("/dev/null")))
         self.counters: dict[str, int] = {}
         self.engines: set[str] = set()
 
@@ -69,8 +70,10 @@ class Bench:
         self.core.join(DEADLINE_MS / 1000)
 
     def _next(self) -> list[bytes]:
-        assert self.outbox.poll(DEADLINE_MS), "the core has nothing more to say"
-        frames = self.outbox.recv_multipart()
+        if not self._taken:
+            assert self.outbox.bell.poll(DEADLINE_MS), "the core has nothing more to say"
+            self._taken = self.outbox.take()
+        frames = self._taken.pop(0)
         if frames[0] == core.VIEW:
             frame = view.decode_frame(frames[1])
             self.counters.update(frame.counters)
@@ -85,7 +88,7 @@ def bench() -> Iterator[Bench]:
     if made.core.is_alive():
         made.core.end()
         made.core.join(DEADLINE_MS / 1000)
-    made.outbox.close()
+    made.outbox.bell.close()
     made.context.term()
 
 

@@ -246,9 +246,7 @@ def test_rows_of_no_length_and_no_rows_at_all() -> None:
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 4000))
 def test_blocks_cover_all_rows_once_and_keep_to_the_size_unless_of_one_row(count: int, weight: int, limit: int) -> None:
     weights = (np.arange(count) * 37 % weight + 1).astype(np.int64)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "MESSAGE_BYTES", limit)
-        blocks = list(packing._blocks(weights))
+    blocks = list(packing._blocks(weights, limit))
     assert [first for first, _ in blocks] == [0, *[last for _, last in blocks[:-1]]]
     assert blocks[-1][1] == count
     for first, last in blocks:
