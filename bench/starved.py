@@ -1,6 +1,6 @@
 """What a busy Python thread in the same process costs rltop's threads: each measured alone and beside one, in one run.
 
-    python -m bench.starved [--part trainer engine hub compile] [--rounds N]
+    python -m bench.starved [--part trainer engine hub compile] [--rounds N] [--against CHECKOUT]
 
 A thread that computes in Python gives the interpreter's lock away every 5 ms, so a thread beside it that releases the
 lock n times for a message is up to n x 5 ms late with it.
@@ -9,7 +9,7 @@ lock n times for a message is up to n x 5 ms late with it.
 and what still waits in the collector at the end. *engine*: an agent on a stand-in engine; the time from a request's
 end to its arrival. *hub*: a real hub process; the time to a command's answer: idle, beside a busy thread, and while
 steps of ``--rows`` x 1000 tokens are measured, whose rollouts came before the rows or after them. *compile*: the same
-while the kernels are compiled for the first time.
+while the kernels are compiled for the first time. ``--against``: each part with the code of another checkout first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from rltop.collectors.rundir import RunDir
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("trainer", "engine", "hub", "compile")
-STEPS = {"small": (40, 8, 64, 0.1), "large": (5, 250, 1000, 1.0)}
+STEPS = {"small": (40, 8, 64, 0.1), "large": (5, 250, 1000, 1.0), "heavy": (5, 750, 1000, 1.5)}
 """Of a trainer: how many, rows, tokens a row, seconds from one to the next."""
 
 ENGINE_BATCHES = 4
@@ -200,7 +200,7 @@ def engine(how: str) -> list[float]:
 
 
 class Asker:
-    """Asks a hub for a flag, again and again; an engine it knows answers nothing, so the hub's answer counts."""
+    """Asks a hub for a flag, again and again; no engine is live, so the hub answers by itself."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -277,16 +277,34 @@ def compiling(how: str) -> tuple[list[float], float]:
         return asker.took, time.perf_counter() - began
 
 
+def compare(other: Path, options: argparse.Namespace) -> None:
+    """Part by part, with the code of another checkout and with that of this one."""
+    for part in options.part:
+        for checkout in (other, ROOT):
+            with tempfile.TemporaryDirectory() as tree:
+                (Path(tree) / "rltop").mkdir()
+                for package in ("collectors", "backend", "tui"):
+                    (Path(tree) / "rltop" / package).symlink_to(checkout.resolve() / package)
+                command = [sys.executable, "-m", "bench.starved", "--part", part]
+                command += ["--rows", str(options.rows), "--rounds", str(options.rounds)]
+                print(f"\n{part}, {'here' if checkout == ROOT else 'there'}", flush=True)
+                subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{tree}:{ROOT}"}, check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, nargs="*", default=PARTS)
     parser.add_argument("--rows", type=int, default=1000, help="of a step that the hub measures, of 1000 tokens each")
     parser.add_argument("--rounds", type=int, default=6, help="steps that the hub measures")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         name, *rest = options.child
         {"receive": receive, "train": train, "engine": step_engine, "hub": serve}[name](*rest)
+        return
+    if options.against is not None:
+        compare(options.against, options)
         return
     print(f"{'ms: p50 / p99 / max':34} |{'alone':>24} |{'beside':>24} |  p50 x |")
     if "trainer" in options.part:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -12,8 +14,10 @@ from rltop.backend import core, view
 from rltop.backend.commands.audit import AuditFile
 from rltop.backend.handover import Handover
 from rltop.backend.state import Effect, State
+from rltop.backend.steps import steps
+from rltop.collectors import wire
 from rltop.collectors.guard import MAX_FAULTS
-from tests.hub_messages import Source, engine_state
+from tests.hub_messages import Source, Trained, Written, engine_state, rollouts, sequences
 
 DEADLINE_MS = 20_000
 
@@ -128,3 +132,98 @@ def test_the_data_lane_is_bounded_for_small_messages_too(bench: Bench, monkeypat
         bench.core.put_data([b"", b""])
         taken += 1
     assert taken < 1000
+
+
+def test_questions_overtake_a_step_that_is_half_measured_and_data_does_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked, and sent, each time a part of it was measured."""
+    monkeypatch.setattr(steps, "PART_TOKENS", 1)
+    made = [Written([7, at], [at, 2, 3], [-1.0, -2.0, -0.5], [3] * 3) for at in range(9)]
+    trainer, state = Source("trainer/0"), bench.core._state
+    for w in made:
+        row = Trained([*w.prompt, *w.tokens], [0, 0, 1, 1, 1], w.logprobs, w.logprobs)
+        bench.core.put_data(trainer.frames(*sequences([row])))
+    bench.core.put_data(trainer.frames(wire.StepClosed(0, 0, 1)))
+    bench.core.put_data(Source("e0").frames(*rollouts(made)))
+    late, tick, data = Source("late"), state.tick, state.data
+    happened: list[str] = []
+
+    def ticked(now: float) -> list[Effect]:
+        effects = tick(now)
+        if state.unfinished:
+            happened.append("part")
+            bench.core.put(lambda _: happened.append("answer"))
+            bench.core.put_data(late.frames(engine_state("late")))
+        return effects
+
+    def taken(frames: list[bytes], now: float) -> list[Effect]:
+        happened.append("data")
+        return data(frames, now)
+
+    monkeypatch.setattr(state, "tick", ticked)
+    monkeypatch.setattr(state, "data", taken)
+    bench.core.start()
+    while "late" not in bench.engines:
+        bench._next()
+    bench.end()
+    parts = happened[happened.index("part") :]
+    measured = len(parts) - 1 - parts[::-1].index("part")
+    assert parts.count("part") >= len(made) - 1
+    assert parts[: measured + 2] == ["part", "answer"] * (measured // 2 + 1)
+    assert "data" in parts[measured:]
+
+
+class Counted(zmq.Socket[bytes]):
+    """A real socket that counts what gives the interpreter's lock away."""
+
+    sends = recvs = 0
+
+    def send(self, *args: Any, **options: Any) -> Any:
+        type(self).sends += 1
+        return super().send(*args, **options)
+
+    def recv(self, *args: Any, **options: Any) -> Any:
+        type(self).recvs += 1
+        return super().recv(*args, **options)
+
+
+def test_whatever_waits_is_handed_over_at_one_ring_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zmq.Context, "_socket_class", Counted)
+    monkeypatch.setattr(Counted, "sends", 0)
+    monkeypatch.setattr(Counted, "recvs", 0)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    handover = Handover(context)
+    handover.begin()
+    for number in range(100):
+        handover.put(b"view", b"%d" % number)
+    assert handover.bell.poll(DEADLINE_MS)
+    assert [int(frame) for _, frame in handover.take()] == list(range(100))
+    assert (Counted.sends, Counted.recvs) == (1, 1)
+    assert handover.take() == []
+    assert Counted.recvs == 1
+    handover.end()
+    handover.bell.close()
+    context.term()
+
+
+def test_nothing_handed_over_by_one_thread_is_left_by_another() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    handover = Handover(context)
+
+    def put() -> None:
+        handover.begin()
+        for number in range(5000):
+            handover.put(b"%d" % number)
+        handover.end()
+
+    putting = threading.Thread(target=put)
+    putting.start()
+    found: list[int] = []
+    while len(found) < 5000:
+        assert handover.bell.poll(DEADLINE_MS), "what was put rang no bell"
+        found += [int(frames[0]) for frames in handover.take()]
+    putting.join(DEADLINE_MS / 1000)
+    assert found == list(range(5000))
+    handover.bell.close()
+    context.term()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rltop.collectors import packing, wire
+from rltop.collectors.arrays import Copy
 from rltop.collectors.batch import check
 
 FORMS = ("batch", "packed", "list")
@@ -90,6 +91,7 @@ def test_messages_say_what_the_arrays_say(data: st.DataObject) -> None:
     size = data.draw(st.integers(0, 6)) if form == "batch" else None
     given_rows: list[Row] = data.draw(st.lists(rows(size), min_size=1, max_size=5))
     message_bytes = data.draw(st.sampled_from([1, 150, 1 << 20]))
+    stretch_bytes = data.draw(st.sampled_from([1, 300, 8 << 20]))
 
     def tokens(name: str, dtype: str) -> Any:
         return shaped(form, library, [getattr(row, name) for row in given_rows], dtype)
@@ -115,6 +117,7 @@ def test_messages_say_what_the_arrays_say(data: st.DataObject) -> None:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "MESSAGE_BYTES", message_bytes)
+        patch.setattr(packing, "STRETCH_BYTES", stretch_bytes)
         bodies, arrays = sent(checked.copy())
 
     kept = [max((t + 1 for t, m in enumerate(row.mask) if m), default=0) for row in given_rows]
@@ -139,6 +142,27 @@ def test_messages_say_what_the_arrays_say(data: st.DataObject) -> None:
     same(arrays["old_versions"], [4] * len(trained), "<i4")
     assert "clipped" not in arrays
     assert "entropy" not in arrays
+
+
+def test_arrays_are_read_once_a_stretch_however_many_messages_it_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pass over an array gives the interpreter's lock away."""
+    monkeypatch.setattr(packing, "MESSAGE_BYTES", 1)
+    reads: list[tuple[Any, ...]] = []
+    read = Copy.read
+
+    def counted(self: Copy, *span: Any) -> NDArray[Any]:
+        reads.append(span)
+        return read(self, *span)
+
+    monkeypatch.setattr(Copy, "read", counted)
+    values = np.zeros((50, 3), np.float32)
+    bodies, _ = sent(
+        simple(
+            token_ids=values.astype(int), mask=np.ones_like(values), rollout_logprobs=values, trainer_logprobs=values
+        )
+    )
+    assert len(bodies) == 50
+    assert len(reads) == 4
 
 
 @pytest.mark.parametrize("message_bytes", [1, 150, 1 << 20])
