@@ -1,8 +1,8 @@
 """The hub's second thread: feeds the pure core from two lanes and hands out what it says.
 
-Control and questions have a lane of their own and go first, also between the parts in which a step is measured whose
-rollouts came late, so a big step delays a command by about one data message. The data lane is bounded by bytes: when it
-is full the I/O thread stops reading, ZeroMQ's own bound fills, and the collectors drop and count. The urgent lane is
+Control and questions have a lane of their own and go first. A step whose rollouts came late is measured in parts, with
+that lane in between. So a big step delays a command by about one data message. The data lane is bounded by bytes: when
+it is full the I/O thread stops reading, ZeroMQ's own bound fills, and the collectors drop and count. The urgent lane is
 bounded by number: what floods it is dropped and counted, and its senders say again what matters.
 """
 
@@ -172,18 +172,19 @@ class Core(threading.Thread):
             elif frames is not None:
                 self._perform(self._guard.run("data", self._state.data, frames, self._clock()) or [])
             elif self._ended:
-                self._tick()
-                while self._state.unfinished:
-                    self._tick()
+                while self._tick():
+                    pass
                 self._publish(self._clock(), heartbeat=True)
                 self.failed = False
                 return
 
-    def _tick(self) -> None:
+    def _tick(self) -> bool:
+        """Let the state tick; True if it left something unfinished."""
         self._perform(self._guard.run("tick", self._state.tick, self._clock()) or [])
+        return self._state.unfinished
 
     def _next(self, timeout: float) -> tuple[Call | None, list[bytes] | None]:
-        """What is to be done next; nothing where a step is half measured, and no message may overtake its rest."""
+        """Return the next call or data message; no data while a step is half measured, since none may overtake it."""
         with self._wake:
             if not (self._urgent or self._data or self._ended or self._state.unfinished):
                 self._wake.wait(max(timeout, 0.0))

@@ -1,7 +1,7 @@
-"""What the core's thread hands to the I/O thread: a queue, and a socket that wakes the reader once for all in it.
+"""Passes messages from the core's thread to the I/O thread: a queue, and a socket that wakes the reader.
 
-Through a socket alone every frame would give the interpreter's lock away on both sides, and beside a core that computes
-in Python each costs the I/O thread up to 5 ms.
+Sent through a socket, every frame would release the GIL on both sides, and beside a core that computes in Python it
+takes the I/O thread up to 5 ms to get it back. So the socket carries one wake-up for all that is queued.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ADDRESS = "inproc://handover"
 
 
 class Handover:
-    """Messages as lists of frames, in order. One thread puts, another takes.
+    """An ordered queue of messages, each a list of frames. One thread puts, another takes.
 
     Args:
         context: of both threads.
@@ -31,25 +31,25 @@ class Handover:
         self._rung = False
 
     def begin(self) -> None:
-        """On the thread that puts, before it does."""
+        """Connect; called once, on the thread that puts."""
         self._rope = self._context.socket(zmq.PAIR)
         self._rope.linger = 0
         self._rope.connect(ADDRESS)
 
     def put(self, *frames: bytes) -> None:
-        """Hand over a message."""
+        """Queue a message, and wake the reader."""
         self._waiting.append(list(frames))
         if not self._rung:  # else the reader has not begun to take, and will find this too
             self._rung = True
             self._rope.send(b"")
 
     def end(self) -> None:
-        """Nothing more is put."""
+        """Disconnect; nothing may be put afterwards."""
         self._rope.close(1000)
 
     def take(self) -> list[list[bytes]]:
-        """All that waits."""
-        if self.bell.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        """Return all queued messages."""
+        if int(self.bell.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self.bell.recv()
         self._rung = False  # before the first is taken: what is put from here on rings again
         taken = []

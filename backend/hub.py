@@ -141,8 +141,8 @@ class Hub:
         self, source: zmq.Socket[bytes], take: Callable[[list[bytes]], None], more: Callable[[], bool] = lambda: True
     ) -> None:
         for _ in range(DRAIN):
-            # Asked, not tried: to receive in vain gives the interpreter's lock away, and a busy core keeps it for 5 ms.
-            if not more() or not source.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            # Ask first: a receive that finds nothing releases the GIL too, and a busy core keeps it for 5 ms.
+            if not more() or not int(source.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
             try:
                 frames = source.recv_multipart(zmq.NOBLOCK)

@@ -294,7 +294,7 @@ class State:
         return self._spoken([], now)
 
     def tick(self, now: float) -> list[Effect]:
-        """Time has passed: to be called several times a second, and while there is something ``unfinished``."""
+        """Time has passed: to be called several times a second, and again while ``unfinished``."""
         effects = self._farewells(now)
         effects += [effect for source in self._sources for effect in self._ask_again(source, now)]
         self._steps.behind = self._sources.behind(now)
@@ -317,7 +317,7 @@ class State:
 
     @property
     def unfinished(self) -> bool:
-        """Whether rows that can be measured by now are left for the next tick, and no data is to come before it."""
+        """Whether the last tick left rows that can be measured: tick again before any data."""
         return self._steps.unfinished
 
     def watch(self, now: float) -> None:

@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +301,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         name, *rest = options.child
-        {"receive": receive, "train": train, "engine": step_engine, "hub": serve}[name](*rest)
+        children: dict[str, Callable[..., None]] = {
+            "receive": receive, "train": train, "engine": step_engine, "hub": serve,
+        }  # fmt: skip
+        children[name](*rest)
         return
     if options.against is not None:
         compare(options.against, options)

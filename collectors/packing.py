@@ -17,8 +17,8 @@ MESSAGE_BYTES = 1 << 20
 """What one message aims at; a batch is split between rows, so a single longer row makes a larger one."""
 
 STRETCH_BYTES = 8 << 20
-"""Rows that are converted together, and split into messages after that. Every pass of numpy over more than some hundred
-values gives the interpreter's lock away, and beside a trainer that computes in Python it takes 5 ms to get it back."""
+"""Size of the rows that are converted together, before they are split into messages. Every pass of numpy over more than
+some hundred values releases the GIL, and beside a trainer that computes in Python that costs up to 5 ms."""
 
 VERSIONS = frozenset({"rollout_versions", "old_versions"})
 
@@ -73,7 +73,7 @@ def pack(batch: Batch) -> Iterator[tuple[wire.Sequences, wire.Arrays]]:
     if batch.request_ids:
         weights += np.array([len(name) for name in batch.request_ids])
     for first, last in _blocks(weights, STRETCH_BYTES):
-        block = _Block(first, last, sizes[first:last], int(starts[first]), int(starts[last]))
+        block = _Block(batch, first, last, sizes[first:last], int(starts[first]), int(starts[last]))
         made, trained = _rows(batch, block)
         made |= _prompts(batch, block, prompt_starts) | _columns(batch, block)
         if batch.rewards is not None:
@@ -101,12 +101,11 @@ def row_sizes(cu_seqlens: NDArray[Any], tokens: int) -> Ints:
 
 
 class _Block:
-    """Rows ``first`` to ``last`` of a batch, tokens ``start`` to ``stop``; ``mask`` of them once ``_rows`` has read it."""
+    """Rows ``first`` to ``last`` of a batch: tokens ``start`` to ``stop``, and which of these are trained on."""
 
-    mask: NDArray[np.bool_]
-
-    def __init__(self, first: int, last: int, sizes: Ints, start: int, stop: int) -> None:
+    def __init__(self, batch: Batch, first: int, last: int, sizes: Ints, start: int, stop: int) -> None:
         self.first, self.last, self.sizes, self.start, self.stop = first, last, sizes, start, stop
+        self.mask: NDArray[np.bool_] = batch.mask.read(start, stop) != 0
 
 
 def _blocks(weights: Ints, limit: int) -> Iterator[tuple[int, int]]:
@@ -120,11 +119,7 @@ def _blocks(weights: Ints, limit: int) -> Iterator[tuple[int, int]]:
 
 
 def _rows(batch: Batch, block: _Block) -> tuple[wire.Arrays, Ints]:
-    """Ids and mask of the block's rows, each cut after its last trained token: what follows tells nothing.
-
-    And how many trained tokens each row has.
-    """
-    block.mask = batch.mask.read(block.start, block.stop) != 0
+    """Ids and mask of the block's rows, each cut after its last trained token; and the trained tokens of each row."""
     trained = np.flatnonzero(block.mask)
     edges = _offsets(block.sizes)
     ends = np.searchsorted(trained, edges)
@@ -142,7 +137,7 @@ def _rows(batch: Batch, block: _Block) -> tuple[wire.Arrays, Ints]:
 
 
 def _ends(made: wire.Arrays, trained: Ints) -> dict[str, Ints]:
-    """Where each row of a block starts in every array, and after the last where it ends."""
+    """Offsets of the block's rows in every array: [rows + 1]."""
     rows = np.arange(trained.size + 1)
     ends = dict.fromkeys(made, _offsets(trained)) | dict.fromkeys(("row_sizes", "prompt_sizes", "rewards"), rows)
     ends |= dict.fromkeys(("row_ids", "row_mask"), _offsets(made["row_sizes"].astype(np.int64)))

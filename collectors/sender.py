@@ -2,10 +2,12 @@
 
 The host's thread leaves a reference and returns. The thread wakes every ``tick_s``, turns what is queued into messages
 with the collector's own ``encode``, one at a time, and sends without waiting. Order is kept. While the hub is away or
-slow the outbox fills to its bound and sheds. The thread gives the GIL away once to wait and once for each message, since
-beside a host that computes in Python it gets it back 5 ms later. ``sent`` means taken by ZeroMQ. What that loses, and
-what a hub had taken and not stored when it died, is sent again when a hub asks: messages are kept until they are
-acknowledged, as long as the outbox does not need the room.
+slow the outbox fills to its bound and sheds. ``sent`` means taken by ZeroMQ. What that loses, and what a hub had taken
+and not stored when it died, is sent again when a hub asks: messages are kept until they are acknowledged, as long as
+the outbox does not need the room.
+
+Beside a host that computes in Python, the thread waits up to 5 ms for the GIL each time it has released it. So it
+releases it once to wait and once per message, and asks sockets whether they are ready instead of trying them.
 """
 
 from __future__ import annotations
@@ -319,7 +321,7 @@ class Sender:
     def _hand_over(self, data: Any, seq: int, sent: float, frames: list[Frame]) -> bool:
         import zmq
 
-        if not _ready(data) & zmq.POLLOUT:  # or the message would be packed in vain, at every turn
+        if not _ready(data) & zmq.POLLOUT:  # else the message would be packed again at every turn
             return False
         envelope = wire.Envelope(wire.PROTO, self.source, self.epoch, seq, sent, self._retained.oldest)
         try:
@@ -356,7 +358,7 @@ class Sender:
 
 
 def _ready(socket: Any) -> int:
-    """What can be done with a socket now. Unlike a poll, and a receive in vain, it does not give the GIL away."""
+    """Return what a socket is ready for. Unlike a poll, and a receive that finds nothing, it keeps the GIL."""
     import zmq
 
     return int(socket.getsockopt(zmq.EVENTS))

@@ -1,7 +1,8 @@
 """Every message between collectors and the hub: append-only structs, one version, size limits.
 
 A data message (PUSH -> PULL) is ``[Envelope, body, array, array, ...]``: two msgpack frames and raw little-endian
-arrays that the body names in order. It travels as one frame of ZeroMQ (``pack``) wherever it fits. A control message (DEALER <-> ROUTER) is one msgpack frame.
+arrays that the body names in order, packed into one frame of ZeroMQ (``pack``) unless it is very large. A control
+message (DEALER <-> ROUTER) is one msgpack frame.
 
 Rules of the wire: fields are only ever appended, with defaults; an unknown tag is counted, not fatal; nothing is
 allocated before sizes, dtypes and lengths were checked; no pickle. ``docs/wire.md`` says the same for other languages.
@@ -588,10 +589,10 @@ def encode_body(body: DataBody, arrays: Arrays) -> list[bytes | memoryview]:
 
 
 def pack(frames: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
-    """A data message's frames joined into one, where that is not too large: their number, their sizes, and they.
+    """Join a data message's frames into one, unless it is very large: their number, their sizes, their bytes.
 
-    Every frame that is sent or received gives the interpreter's lock away. Beside a thread that computes in Python it
-    takes 5 ms to get it back.
+    Every frame that is sent or received releases the GIL, and beside a thread that computes in Python it takes up to
+    5 ms to get it back.
     """
     sizes = [len(frames), *map(len, frames)]
     if sum(sizes) > MAX_PACKED_BYTES:
@@ -600,9 +601,9 @@ def pack(frames: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
 
 
 def unpack(frames: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
-    """The frames of a data message as received: of the one that ``pack`` made, or all that were sent apart.
+    """Undo ``pack``; frames that were sent one by one are returned as they are.
 
-    Each is an object of its own, so that whoever keeps an array does not keep the message.
+    Each frame is an object of its own, so that keeping one array does not keep the whole message.
 
     Raises:
         WireError: the sizes do not fit.

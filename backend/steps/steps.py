@@ -41,7 +41,8 @@ RESENT_S = 30.0
 
 PART_TOKENS = 1 << 16
 ROW_TOKENS = 400
-"""Measured in one tick, about two messages: a hub answers commands in between. A row costs as much as so many tokens."""
+"""The tokens measured in one tick, about two messages, so that a hub answers commands in between; and how many tokens a
+row costs as much as."""
 
 MAX_OPEN = 64
 MAX_OPEN_RESENT = 2048
