@@ -48,7 +48,7 @@ class Core(threading.Thread):
         context: of the hub; ``outbox`` is an inproc address whose PULL end the I/O thread reads.
         outbox: where frames and messages go, as ``[socket, *frames]``.
         audit: where lines of the audit log go, before anything that they are about.
-        store: keeps the frames before they are sent; None to keep nothing.
+        store: started; keeps the frames before they are sent. None to keep nothing.
         news: asked at every tick for what the shell has to tell, as severity, kind and text.
 
     Attributes:
@@ -144,8 +144,6 @@ class Core(threading.Thread):
         self._outbox = self._context.socket(zmq.PUSH)
         self._outbox.linger = 0
         self._outbox.connect(self._address)
-        if self._store is not None:
-            self._store.start()
         try:
             self._turn()
         finally:
@@ -198,6 +196,8 @@ class Core(threading.Thread):
             self._state.count(name, total - self._state.snapshot.counters.get(name, 0))
         if self._store is None or self._store.is_settled:
             self._perform(self._state.stored())
+        if self._store is not None:
+            self._state.waiting(self._store.unstored)
         frame = self._state.frame(now, heartbeat=heartbeat)
         if frame is None:
             return False

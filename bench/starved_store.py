@@ -119,7 +119,7 @@ def store_times(made: list[Item], commits: int) -> tuple[float, list[float]]:
 
 
 def hub_times(how: str) -> tuple[float, float, float]:
-    """Seconds from the last step shown to nothing that waits; the share of frames that said so; and the most waiting."""
+    """Seconds from the last step shown to nothing waiting; the share of frames that said so; the most that waited."""
     waiting = []
     with run_directory() as rundir:
         process = subprocess.Popen([sys.executable, "-c", BUSY_HUB, how, str(rundir.path)], stderr=subprocess.DEVNULL)
@@ -149,7 +149,9 @@ def main() -> None:
     made = frames(MADE)
     with busy_thread(wanted=False):
         store_times(made, 2)  # what is imported and compiled for the first time
-    print("| | first write | commit p50 | p99 | last step shown to unstored 0 | frames with unstored 0 | most waiting |")
+    print(
+        "| | first write | commit p50 | p99 | last step shown to unstored 0 | frames with unstored 0 | most waiting |"
+    )
     print("|---|---|---|---|---|---|---|")
     for how in ("alone", "busy"):
         with busy_thread(wanted=how == "busy"):

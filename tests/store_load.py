@@ -147,7 +147,10 @@ def kill_often(rundir: RunDir, kills: int, seed: int, *, longest_s: float, steps
         hub = start_hub(rundir)
         try:
             last = load.steps - 1
-            assert client.wait(lambda c: c.view is not None and last in c.view.steps, DEADLINE_S)
+            assert client.wait(
+                lambda c: c.view is not None and last in c.view.steps and not c.view.counters.get("unstored"),
+                DEADLINE_S,
+            )
             assert client.view is not None
             assert not client.view.counters.get("lost_messages")
         finally:
