@@ -28,7 +28,7 @@ from rltop.collectors.rundir import RunDir
 from tests import pictures, stored
 from tests.hub_core import Hub
 from tests.receiver import run_directory, wait_until
-from tests.store_load import DEADLINE_S, fleet, kill_often, start_hub
+from tests.store_load import DEADLINE_S, child_of, fleet, kill_often, start_hub
 from tests.test_hub_process import close_step, collector, see
 
 RETRY_S = 0.02
@@ -261,9 +261,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_the_next_hub_waits_for_what_a_killed_one_had_handed_over(store: Store, tmp_path: Path) -> None:
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_HUB, str(tmp_path)], stdout=subprocess.PIPE, timeout=DEADLINE_S, check=False
-    )
+    command = [sys.executable, "-c", KILLED_HUB, str(tmp_path)]
+    killed = subprocess.run(command, stdout=subprocess.PIPE, timeout=DEADLINE_S, check=False)
     assert killed.returncode == -signal.SIGKILL
     writer = int(killed.stdout)
     assert steps(tmp_path) == [1]
@@ -298,11 +297,12 @@ def test_a_hub_on_a_full_disk_says_so_and_shows_the_run_and_recovers(rundir: Run
         with Client(rundir) as client, collector(rundir, "trainer/0") as trainer:
             close_step(trainer, 0)
             see(client, lambda v: 0 in v.steps)
-            _, hard = resource.prlimit(hub.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+            writer = child_of(hub)
+            _, hard = resource.prlimit(writer, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
             close_step(trainer, 1)
             see(client, lambda v: 1 in v.steps and v.counters.get("unstored"))
             see(client, lambda v: any("history is not stored" in event.text for event in v.events))
-            resource.prlimit(hub.pid, resource.RLIMIT_FSIZE, (hard, hard))
+            resource.prlimit(writer, resource.RLIMIT_FSIZE, (hard, hard))
             see(client, lambda v: any("stored again" in event.text for event in v.events))
             close_step(trainer, 2)
             see(client, lambda v: 2 in v.steps and not v.counters["unstored"])

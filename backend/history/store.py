@@ -239,8 +239,13 @@ class Store:
             with theirs, _locked(self.path.parent / LOCK) as lock:
                 about = About(theirs.fileno(), lock, str(self.path), run, epoch, started, self._retry_s)
                 command = [sys.executable, "-m", About.__module__, msgspec.json.encode(about)]
-                ends = about.hub, about.lock
-                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=ends, cwd="/")
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,  # it may outlive the hub, whose reader waits for the end of that
+                    pass_fds=(about.hub, about.lock),
+                    cwd="/",
+                )
         except OSError as error:
             hub.close()
             self._fault(str(error))
