@@ -194,10 +194,10 @@ class Core(threading.Thread):
     def _publish(self, now: float, *, heartbeat: bool) -> bool:
         for name, total in (("faults", sum(self._guard.faults.values())), ("shed", self._shed)):
             self._state.count(name, total - self._state.snapshot.counters.get(name, 0))
-        if self._store is None or self._store.is_settled:
-            self._perform(self._state.stored())
         if self._store is not None:
             self._state.waiting(self._store.unstored)
+        if self._store is None or self._store.is_settled:
+            self._perform(self._state.stored())
         frame = self._state.frame(now, heartbeat=heartbeat)
         if frame is None:
             return False

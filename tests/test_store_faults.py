@@ -53,7 +53,12 @@ def frame(number: int) -> view.Frame:
 
 def trouble(store: Store) -> str:
     """What keeps it from storing, as far as its writer has reported by now."""
-    return "" if store.is_settled else store._trouble
+    _ = store.unstored
+    return store._trouble
+
+
+def settled(store: Store) -> bool:
+    return not store.unstored and store.is_settled
 
 
 def writer_of(store: Store) -> int:
@@ -208,7 +213,7 @@ def test_a_frame_that_cannot_be_written_does_not_stand_in_the_way(store: Store, 
     store.put(view.Frame("hub-1", 2, pictures.START + 2, steps=[view.Step(2**63, 1.0, None, False, {})]))
     wait_until(lambda: store.settle(0) == 0 and trouble(store))
     store.put(frame(3))
-    wait_until(lambda: store.is_settled)
+    wait_until(lambda: settled(store))
     assert told(store).count("1 before them were let go") == 2
     store.end()
     assert steps(tmp_path) == [3]
@@ -235,7 +240,7 @@ def test_a_writer_that_is_killed_is_replaced_and_nothing_is_lost(store: Store, t
     os.kill(writer, signal.SIGSTOP)
     store.put(frame(2))
     os.kill(writer, signal.SIGKILL)
-    wait_until(lambda: store.is_settled)
+    wait_until(lambda: settled(store))
     assert writer_of(store) != writer
     said = told(store)
     assert "the writer ended with exit code -9" in said
@@ -276,7 +281,7 @@ def test_the_next_hub_waits_for_what_a_killed_one_had_handed_over(store: Store, 
     assert found[0] is not None
     assert list(found[0].steps) == [1, 2]
     store.put(frame(3))
-    wait_until(lambda: store.is_settled)
+    wait_until(lambda: settled(store))
     store.end()
     assert steps(tmp_path) == [1, 2, 3]
 

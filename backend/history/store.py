@@ -143,8 +143,8 @@ class Store:
 
     @property
     def is_settled(self) -> bool:
-        """Whether all that was handed over is on the disk."""
-        return not self.unstored and not self._trouble
+        """Whether all that was handed over is on the disk, as of the last look at ``unstored``."""
+        return not self._waiting and not self._trouble
 
     def settle(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the disk, unless it is known to be behind. How many frames it has not taken: 0 is all safe."""
@@ -238,7 +238,7 @@ class Store:
         try:
             with theirs, _locked(self.path.parent / LOCK) as lock:
                 about = About(theirs.fileno(), lock, str(self.path), run, epoch, started, self._retry_s)
-                command = [sys.executable, "-m", About.__module__, msgspec.json.encode(about)]
+                command = [sys.executable, "-m", About.__module__, msgspec.json.encode(about).decode()]
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
