@@ -50,7 +50,7 @@ LAST_WRITER_S = 10.0
 CLOCK_SLACK_S = 5.0
 """A clock that is behind the last record by more than this is told."""
 
-LOCK = "store.lock"
+LOCK = "writer.lock"
 """Held (flock) by the one writer of the run for as long as it lives."""
 
 _POLL_S = 0.01
