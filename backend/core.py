@@ -46,7 +46,7 @@ class Core(threading.Thread):
         clock: wall clock that never steps back, seconds.
         outbox: where frames and messages go, as ``[socket, *frames]``.
         audit: where lines of the audit log go, before anything that they are about.
-        store: keeps the frames before they are sent; None to keep nothing.
+        store: started; keeps the frames before they are sent. None to keep nothing.
         news: asked at every tick for what the shell has to tell, as severity, kind and text.
 
     Attributes:
@@ -138,8 +138,6 @@ class Core(threading.Thread):
     def run(self) -> None:
         """See ``threading.Thread``."""
         self._outbox.begin()
-        if self._store is not None:
-            self._store.start()
         try:
             self._turn()
         finally:
@@ -199,6 +197,8 @@ class Core(threading.Thread):
     def _publish(self, now: float, *, heartbeat: bool) -> bool:
         for name, total in (("faults", sum(self._guard.faults.values())), ("shed", self._shed)):
             self._state.count(name, total - self._state.snapshot.counters.get(name, 0))
+        if self._store is not None:
+            self._state.waiting(self._store.unstored)
         if self._store is None or self._store.is_settled:
             self._perform(self._state.stored())
         frame = self._state.frame(now, heartbeat=heartbeat)

@@ -66,6 +66,7 @@ class Hub:
         self._outbox = Handover(self._context)
         store = Store(rundir.path, rundir.run, self.epoch, self.started)
         past, recalled = store.past(), store.recall()
+        store.start()
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex[:12]  # noqa: E731
         state = State(rundir.run, self.epoch, self.started, new_id, Warmup().ready, past, recalled)
         news: Callable[[], list[tuple[str, str, str]]] = lambda: [*store.take_news(), *clock.take_news()]  # noqa: E731

@@ -388,6 +388,10 @@ class State:
             self._steps.course.stretches(),
         )
 
+    def waiting(self, frames: int) -> None:
+        """How many frames the disk has not taken, for the next frame to say."""
+        self._counters["unstored"] = frames
+
     def not_stored(self, frame: view.Frame, frames: int) -> None:
         """Say in ``frame``, which was made last, how many frames up to it the disk has not taken."""
         if self.snapshot.counters.get("unstored", 0) != frames:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import zmq
 
+from rltop.backend.history.store import wait_for_writer
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir
 
@@ -27,6 +28,7 @@ def run_directory() -> Iterator[RunDir]:
     try:
         yield RunDir(Path(path))
     finally:
+        wait_for_writer(Path(path))
         shutil.rmtree(path)
 
 

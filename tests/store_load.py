@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rltop.backend import view
 from rltop.backend.client import Client
@@ -25,6 +26,13 @@ SCALARS = {f"scalar_{number}": number / 7 for number in range(40)}
 
 def start_hub(rundir: RunDir) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "rltop.backend.hub", str(rundir.path)], stderr=subprocess.DEVNULL)
+
+
+def child_of(hub: subprocess.Popen[bytes]) -> int:
+    """The one process that a hub has started: its store's writer."""
+    found = [children.read_text().split() for children in Path(f"/proc/{hub.pid}/task").glob("*/children")]
+    ((child,),) = (children for children in found if children)
+    return int(child)
 
 
 class Fleet:
@@ -147,7 +155,10 @@ def kill_often(rundir: RunDir, kills: int, seed: int, *, longest_s: float, steps
         hub = start_hub(rundir)
         try:
             last = load.steps - 1
-            assert client.wait(lambda c: c.view is not None and last in c.view.steps, DEADLINE_S)
+            assert client.wait(
+                lambda c: c.view is not None and last in c.view.steps and not c.view.counters.get("unstored"),
+                DEADLINE_S,
+            )
             assert client.view is not None
             assert not client.view.counters.get("lost_messages")
         finally:

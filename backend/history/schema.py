@@ -32,11 +32,12 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its SQLite type, and what it means."""
+    """One column: its SQLite type, and what it means; ``packed``: blobs from this size on are written with zlib."""
 
     name: str
     type: str
     doc: str
+    packed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,12 @@ TABLES: tuple[Table, ...] = (
             Column("engine", "TEXT NOT NULL", "engine that wrote it; empty where not known"),
             Column("tokens", "INTEGER NOT NULL", "trained tokens of the sequence"),
             Column("value", "REAL", "what made it one of the worst, nats"),
-            Column("body", "BLOB NOT NULL", "msgpack map, with token ids and logprobs; zlib where it begins with 0x78"),
+            Column(
+                "body",
+                "BLOB NOT NULL",
+                "msgpack map, with token ids and logprobs; zlib where it begins with 0x78",
+                packed=1024,  # ids and versions repeat themselves, logprobs hardly
+            ),
         ),
         indexes=("(kind, step, value)", "(frame)"),
         kept="the newest, within a budget of bytes",
@@ -248,8 +254,13 @@ TABLES: tuple[Table, ...] = (
             Column("engine", "TEXT NOT NULL", "engine id; empty where not known"),
             Column("tokens", "INTEGER NOT NULL", "trained tokens"),
             Column("invalid", "INTEGER NOT NULL", "of those, without a finite d"),
-            Column("bins", "BLOB NOT NULL", "zlib: int64 counts of d, `mismatch.EDGES`"),
-            Column("sums", "BLOB NOT NULL", "zlib: float64 [strata, 8], `mismatch.Shape.sums`; [strata, 4] of old"),
+            Column("bins", "BLOB NOT NULL", "zlib: int64 counts of d, `mismatch.EDGES`", packed=0),
+            Column(
+                "sums",
+                "BLOB NOT NULL",
+                "zlib: float64 [strata, 8], `mismatch.Shape.sums`; [strata, 4] of old",
+                packed=0,
+            ),
         ),
         indexes=("(step, id)", "(frame)"),
         kept="the newest 200,000",
@@ -262,7 +273,7 @@ TABLES: tuple[Table, ...] = (
             _FRAME,
             Column("step", "INTEGER NOT NULL", "the trainer's number"),
             Column("engine", "TEXT NOT NULL", "engine id; empty where not known"),
-            Column("body", "BLOB NOT NULL", "zlib: float32, `rltop.backend.diagnosis.evidence.Evidence`"),
+            Column("body", "BLOB NOT NULL", "zlib: float32, `rltop.backend.diagnosis.evidence.Evidence`", packed=0),
         ),
         indexes=("(step, id)", "(frame)"),
         kept="the newest 200,000",
@@ -281,6 +292,7 @@ TABLES: tuple[Table, ...] = (
                 "body",
                 "BLOB NOT NULL",
                 "zlib: msgpack, `history/sums.py`; strata in the order of `dimensions`",
+                packed=0,
             ),
         ),
         indexes=("(frame)",),
@@ -296,7 +308,7 @@ TABLES: tuple[Table, ...] = (
             Column("engine", "TEXT NOT NULL", "engine id"),
             Column("life", "TEXT NOT NULL", "of the engine's process, whose flag epochs start at 0"),
             Column("epoch", "INTEGER NOT NULL", "flag epoch in which the tokens were sampled"),
-            Column("sums", "BLOB NOT NULL", "zlib: float64 [figures, 6], `cells.FIGURES`"),
+            Column("sums", "BLOB NOT NULL", "zlib: float64 [figures, 6], `cells.FIGURES`", packed=0),
         ),
         indexes=("(frame, step)",),
         kept="the newest 200,000",
@@ -374,7 +386,7 @@ TABLES: tuple[Table, ...] = (
             _ID,
             _FRAME,
             Column("step", "INTEGER NOT NULL", "the trainer's number"),
-            Column("body", "BLOB NOT NULL", "zlib: msgpack, `history/resume.py`"),
+            Column("body", "BLOB NOT NULL", "zlib: msgpack, `history/resume.py`", packed=0),
         ),
         indexes=("(frame)",),
         kept="the newest 1,000",

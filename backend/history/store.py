@@ -1,32 +1,39 @@
-"""The store's thread: commits what viewers are about to see, and goes on without the disk when it must.
+"""The hub's end of the store: hands frames to the writer's process, and goes on without the disk when it must.
 
 The core hands over each frame and waits a moment for its commit before it is sent, so that what a viewer has seen
-survives a kill of the hub. A disk that is full, slow, read-only or gone costs the history, never the live view: frames
-wait in memory within a bound, the trouble is told once, and writing resumes by itself.
+survives a kill of the hub. The writer is a process of its own (``writer_process.py``): its many statements don't wait
+for the interpreter's lock, and a frame takes one send and one receive of the core's thread. A frame is kept here until
+the writer reports its commit. A disk that is full, slow, read-only or gone costs the history, never the live view:
+frames wait within a bound, the trouble is told once, and writing resumes by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import socket
 import sqlite3
-import threading
+import struct
+import subprocess
+import sys
 import time
 import zlib
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from rltop.backend import view
 from rltop.backend.history import schema, sums
-from rltop.backend.history.filesystems import is_network, kind_of
+from rltop.backend.history import write as files
 from rltop.backend.history.read import NAME, Reader
 from rltop.backend.history.sums import NOTHING, Beside, Recalled, rows_beside
-from rltop.backend.history.write import Writer
+from rltop.backend.history.writer_process import About, Message, Report, pack
 
 PATIENCE_S = 0.25
-"""How long a frame is held back for its commit. The disk usually takes a millisecond; after this it is behind."""
+"""How long a frame is held back for its commit. The disk usually takes a few milliseconds; after this it is behind."""
 
 RETRY_S = 2.0
 """How long the store rests after a fault before it tries again."""
@@ -34,24 +41,25 @@ RETRY_S = 2.0
 MAX_WAITING = 20_000
 """Frames with news that may wait while the disk does not take them, over an hour's at 5 Hz; then the oldest go."""
 
-BATCH = 500
-"""Frames per transaction when catching up."""
-
-TIDY_S = 1.0
-"""How often what is old is thinned a little, and the file is seen to still be there."""
-
 CLOSE_S = 5.0
-"""How long the end of the hub waits for the disk."""
+"""How long the end of the hub waits for the disk. The writer goes on by itself after that."""
+
+LAST_WRITER_S = 10.0
+"""How long a new hub waits until the writer of the last one has committed what it had received."""
 
 CLOCK_SLACK_S = 5.0
 """A clock that is behind the last record by more than this is told."""
 
+LOCK = "writer.lock"
+"""Held (flock) by the one writer of the run for as long as it lives."""
 
-_Item = tuple[view.Frame, Beside]
+_POLL_S = 0.01
+_READ_BYTES = 1 << 20
+_decode_report = msgspec.json.Decoder(Report).decode
 
 
-class Store(threading.Thread):
-    """Keeps the history of the run in ``directory``.
+class Store:
+    """Keeps the history of the run in ``directory``. One thread at a time.
 
     Args:
         directory: of the run.
@@ -60,25 +68,26 @@ class Store(threading.Thread):
     """
 
     def __init__(self, directory: Path, run: str, epoch: str, started: float, *, retry_s: float = RETRY_S) -> None:
-        super().__init__(name="rltop-store", daemon=True)
-        self.path = directory / NAME
+        self.path = directory.absolute() / NAME
         self._life = (run, epoch, started)
         self._retry_s = retry_s
-        self._writer: Writer | None = None
-        self._wake = threading.Condition()
-        self._waiting: deque[_Item] = deque()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._hub: socket.socket
+        self._retry_at = 0.0
+        self._waiting: deque[tuple[int, bytes]] = deque()  # number and message of each frame that is not committed
+        self._sent = 0  # of these, how many the writer has
+        self._begun = 0  # bytes that it has of the next
+        self._reports = b""
         self._news: list[tuple[str, str, str]] = []
         self._trouble = ""
         self._late = False
         self._dropped = 0
-        self._ended = False
-        self._tidied = 0.0
-        self._told_network = False
 
-    # --- the core's thread ----------------------------------------------------------------------------------------
+    # --- before ``start`` -------------------------------------------------------------------------------------------
 
     def past(self) -> view.Snapshot | None:
-        """What is stored of the run so far; None if nothing is, or it can't be read. Before ``start``."""
+        """What is stored of the run so far; None if nothing is, or it can't be read."""
+        wait_for_writer(self.path.parent)
         try:
             with Reader(self.path) as reader:
                 past = reader.picture()
@@ -92,137 +101,177 @@ class Store(threading.Thread):
         return past
 
     def recall(self) -> Recalled:
-        """What is stored of what effects and attribution are reckoned from. Before ``start``."""
+        """What is stored of what effects and attribution are reckoned from."""
         try:
             with Reader(self.path) as reader:
                 return sums.recall(reader)
         except (schema.StoreError, sqlite3.Error, zlib.error, msgspec.DecodeError, ValueError, OSError):
             return Recalled()  # as above; effects are then told from here on
 
+    # --- the core's thread ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the writer."""
+        self._exchange()
+
     def put(self, frame: view.Frame, beside: Beside = NOTHING) -> bool:
-        """Hand over the next frame, and what is kept beside it, which nobody changes any more.
+        """Hand over the next frame, and what is kept beside it.
 
         Returns:
             Whether what is beside it is taken too: not while the disk takes nothing.
         """
-        with self._wake:
-            whole = not self._trouble
-            self._waiting.append((frame, beside) if whole else (_news_of(frame), beside.bare()))
-            while len(self._waiting) > MAX_WAITING:
-                self._waiting.popleft()
-                self._dropped += 1
-            self._wake.notify_all()
+        whole = not self._trouble
+        try:
+            frame, beside = (frame, beside) if whole else (_news_of(frame), beside.bare())
+            message = pack(Message(frame, list(rows_beside(beside))))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it costs the history alone
+            self._dropped += 1
+            self._fault(repr(error))
+            return False
+        self._waiting.append((frame.seq, message))
+        while len(self._waiting) > max(MAX_WAITING, oldest := self._sent + bool(self._begun)):
+            del self._waiting[oldest]
+            self._dropped += 1
+        self._exchange(hear=False)
         return whole
 
     @property
+    def unstored(self) -> int:
+        """How many frames the disk has not taken, as far as the writer has reported by now."""
+        self._exchange()
+        return len(self._waiting)
+
+    @property
     def is_settled(self) -> bool:
-        """Whether all that was handed over is on the disk."""
-        with self._wake:
-            return not self._waiting and not self._trouble
+        """Whether all that was handed over is on the disk, as of the last look at ``unstored``."""
+        return not self._waiting and not self._trouble
 
     def settle(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the disk, unless it is known to be behind. How many frames it has not taken: 0 is all safe."""
-        with self._wake:
-            if not self._late or len(self._waiting) <= 1:
-                self._wake.wait_for(lambda: not self._waiting or bool(self._trouble), timeout_s)
-            self._late = bool(self._waiting)
-            return len(self._waiting)
+        until = time.monotonic() + timeout_s
+        left = 0.0 if self._late and len(self._waiting) > 1 else timeout_s
+        while self._waiting and not self._trouble and left > 0:
+            self._exchange(left)
+            left = until - time.monotonic()
+        self._late = bool(self._waiting) and bool(self.unstored)
+        return len(self._waiting)
 
     def take_news(self) -> list[tuple[str, str, str]]:
         """What the run should be told, as severity, kind and text."""
-        with self._wake:
-            news, self._news = self._news, []
+        news, self._news = self._news, []
         return news
 
     def end(self, timeout_s: float = CLOSE_S) -> None:
-        """Commit what waits, and close the file."""
-        with self._wake:
-            self._ended = True
-            self._wake.notify_all()
-        self.join(timeout_s)
-
-    # --- the store's thread ---------------------------------------------------------------------------------------
-
-    def run(self) -> None:
-        """See ``threading.Thread``."""
-        while not self._done():
-            try:
-                self._turn()
-            except Exception as error:  # noqa: BLE001 - whatever it is, it costs the history alone
-                self._fault(error)
-        with contextlib.suppress(sqlite3.Error):
-            if self._writer is not None:
-                self._writer.close()
-
-    def _done(self) -> bool:
-        with self._wake:
-            return self._ended and (not self._waiting or bool(self._trouble))
-
-    def _turn(self) -> None:
-        if self._writer is None:
-            self._writer = self._open()
-        with self._wake:
-            self._wake.wait_for(lambda: bool(self._waiting) or self._ended, TIDY_S)
-            batch = [self._waiting[place] for place in range(min(BATCH, len(self._waiting)))]
-        if self._writer.moved:
-            raise OSError(f"{self.path} was removed or replaced")
-        if batch:
-            self._writer.write([frame for frame, _ in batch], [list(rows_beside(beside)) for _, beside in batch])
-            self._written(batch[-1][0])
-        if time.monotonic() - self._tidied > TIDY_S:
-            self._tidied = time.monotonic()
-            self._writer.tidy()
-
-    def _open(self) -> Writer:
-        network = is_network(self.path.parent)
-        writer = Writer(self.path, *self._life, wal=not network)
-        if network and not self._told_network:
-            self._told_network = True
-            kind = kind_of(self.path.parent)
-            self._tell(
-                "warn",
-                f"the run directory is on a network file system ({kind}): history is stored without a write-ahead log, "
-                "slower, and only this machine may read it meanwhile; set RLTOP_HOME to a local disk",
-            )
-        return writer
-
-    def _written(self, last: view.Frame) -> None:
-        with self._wake:
-            count = 0
-            while self._waiting and self._waiting[0][0].seq <= last.seq:  # some may have been let go meanwhile
-                self._waiting.popleft()
-                count += 1
-            if self._trouble:
-                lost = f"; {self._dropped} before them were let go" if self._dropped else ""
-                self._news.append(("info", "store", f"history is being stored again: {count} frames had waited{lost}"))
-                self._trouble, self._dropped = "", 0
-            self._wake.notify_all()
-
-    def _fault(self, error: Exception) -> None:
-        """Let go of the file, say what is wrong unless it was said, and rest; the next turn opens the file anew."""
-        if self._writer is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._writer.abandon()
-            self._writer = None
-        if type(error) is sqlite3.DatabaseError and self.path.is_file():  # not its subclasses: those pass
-            aside = _set_aside(self.path, "damaged")
-            self._tell("error", f"the store was damaged ({error}): it is {aside.name} now, and a new one begins")
+        """Wait until what waits is committed and the file is closed. Harmless a second time."""
+        until = time.monotonic() + timeout_s
+        self._late = False
+        self.settle(timeout_s)
+        self._retry_at = float("inf")
+        if self._process is None:
             return
-        with self._wake:
-            if not isinstance(error, sqlite3.OperationalError | schema.StoreError | OSError):
-                self._dropped += len(self._waiting)  # ours, not the disk's: it would stand in the way for ever
-                self._waiting.clear()
-            if (text := str(error)) != self._trouble:
-                self._trouble = text
-                self._news.append(
-                    ("error", "store", f"history is not stored: {text} ({self.path}); the live view goes on")
+        self._hub.close()
+        try:
+            self._process.wait(max(until - time.monotonic(), 0.0))
+        except subprocess.TimeoutExpired:
+            self._process.returncode = 0  # let go of: it outlives us, and commits what it has
+        self._process = None
+
+    # --- the writer -------------------------------------------------------------------------------------------------
+
+    def _exchange(self, wait_s: float = 0.0, *, hear: bool = True) -> None:
+        """Send what waits and take in what the writer reports, waiting for either at most ``wait_s`` seconds."""
+        if self._process is None and time.monotonic() >= self._retry_at:
+            self._spawn()
+        if self._process is None:
+            return
+        try:
+            self._send(wait_s)
+            if hear:
+                self._hear(wait_s)
+        except BlockingIOError:
+            pass  # not yet
+        except OSError:
+            self._lost_writer(self._process)
+
+    def _send(self, wait_s: float) -> None:
+        flags = self._patience(socket.SO_SNDTIMEO, wait_s)
+        while not self._trouble and self._sent < len(self._waiting):
+            _, message = self._waiting[self._sent]
+            self._begun += self._hub.send(memoryview(message)[self._begun :], flags)
+            if self._begun == len(message):
+                self._sent, self._begun = self._sent + 1, 0
+
+    def _hear(self, wait_s: float) -> None:
+        received = self._hub.recv(_READ_BYTES, self._patience(socket.SO_RCVTIMEO, wait_s))
+        if not received:
+            raise ConnectionResetError
+        *lines, self._reports = (self._reports + received).split(b"\n")
+        for line in lines:
+            self._take(_decode_report(line))
+
+    def _patience(self, option: int, wait_s: float) -> int:
+        """Flags of a call that waits so long: in the kernel, since ``settimeout`` would poll before, another call."""
+        if wait_s <= 0:
+            return socket.MSG_DONTWAIT
+        microseconds = max(int(wait_s * 1e6), 1000)
+        self._hub.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", *divmod(microseconds, 1_000_000)))
+        return 0
+
+    def _take(self, report: Report) -> None:
+        waited = len(self._waiting)
+        while self._waiting and self._waiting[0][0] <= report.seq:
+            self._waiting.popleft()
+            self._sent -= 1
+        self._dropped += report.dropped
+        self._news += [(severity, "store", text) for severity, text in report.news]
+        if report.trouble:
+            self._fault(report.trouble)
+        elif self._trouble and not report.news:
+            lost = f"; {self._dropped} before them were let go" if self._dropped else ""
+            self._tell("info", f"history is being stored again: {waited} frames had waited{lost}")
+            self._trouble, self._dropped = "", 0
+
+    def _spawn(self) -> None:
+        """A new process, which holds the lock by a descriptor that it is given: no moment lies between two owners."""
+        run, epoch, started = self._life
+        hub, theirs = socket.socketpair()
+        try:
+            with theirs, _locked(self.path.parent / LOCK) as lock:
+                about = About(theirs.fileno(), lock, str(self.path), run, epoch, started, self._retry_s)
+                command = [sys.executable, "-m", About.__module__, msgspec.json.encode(about).decode()]
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,  # it may outlive the hub, whose reader waits for the end of that
+                    pass_fds=(about.hub, about.lock),
+                    cwd="/",
                 )
-            self._wake.notify_all()
-            self._wake.wait_for(lambda: self._ended, self._retry_s)
+        except OSError as error:
+            hub.close()
+            self._fault(str(error))
+        else:
+            hub.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _READ_BYTES)
+            self._hub = hub
+
+    def _lost_writer(self, process: subprocess.Popen[bytes]) -> None:
+        """It ended without being asked to: the next one gets all that was not committed."""
+        self._hub.close()
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in the disk; it keeps the lock
+            process.wait(1.0)
+        self._process = None
+        self._sent, self._begun, self._reports = 0, 0, b""
+        self._fault(f"the writer ended with exit code {process.returncode}")
+
+    def _fault(self, text: str) -> None:
+        """Say what is wrong, unless it was said."""
+        self._retry_at = time.monotonic() + self._retry_s
+        if text != self._trouble:
+            self._trouble = text
+            self._tell("error", f"history is not stored: {text} ({self.path}); the live view goes on")
 
     def _tell(self, severity: str, text: str) -> None:
-        with self._wake:
-            self._news.append((severity, "store", text))
+        self._news.append((severity, "store", text))
 
 
 def _news_of(frame: view.Frame) -> view.Frame:
@@ -233,14 +282,30 @@ def _news_of(frame: view.Frame) -> view.Frame:
     )  # fmt: skip
 
 
-def _set_aside(path: Path, why: str) -> Path:
-    """Give the file another name, with its log."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    aside = path.with_name(f"{path.stem}-{why}-{stamp}{path.suffix}")
-    for end in ("-wal", "-shm", ""):
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(f"{path}{end}", f"{aside}{end}")  # noqa: PTH105 - names with ends, not paths
-    return aside
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """The descriptor of a lock; who inherits it keeps the lock. Raises ``OSError``: somebody has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield descriptor
+    except BlockingIOError:
+        raise BlockingIOError("the last writer has not ended yet") from None
+    finally:
+        os.close(descriptor)
+
+
+def wait_for_writer(directory: Path, timeout_s: float = LAST_WRITER_S) -> None:
+    """Wait until the writer of a hub that is gone has committed what it had received, and has ended."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        try:
+            with _locked(directory / LOCK):
+                return
+        except BlockingIOError:
+            time.sleep(_POLL_S)
+        except OSError:
+            return  # the writer will meet the same and tell
 
 
 def set_aside(directory: Path) -> Path | None:
@@ -249,4 +314,7 @@ def set_aside(directory: Path) -> Path | None:
     Returns:
         Where the past is now; None if there was none.
     """
-    return _set_aside(directory / NAME, "earlier") if (directory / NAME).exists() else None
+    if not (directory / NAME).exists():
+        return None
+    wait_for_writer(directory)
+    return files.set_aside(directory / NAME, "earlier")
