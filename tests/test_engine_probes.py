@@ -22,6 +22,7 @@ from rltop.collectors.vllm.tap import PROBE_PREFIX
 from rltop.collectors.vllm.worker import METHODS
 from rltop.collectors.wire import Arrays, Command, CommandUpdate, Passage, ProbeReport
 from tests.engine_doubles import EngineCore, Outputs, PauseState, Worker, output, request
+from tests.harness import wait_for
 from tests.test_engine_switches import Desk, Kinds
 
 VOCABULARY = 128
@@ -137,10 +138,7 @@ class Bench(Desk):
     def on(self) -> list[str]:
         """Serve, and come to the boundary at which the probe goes on."""
         self.core.serve()
-        deadline = time.monotonic() + 5
-        while self.commands.prober.busy and not self.commands.prober.due():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        wait_for(lambda: not self.commands.prober.busy or self.commands.prober.due(), "the probe is due", poll_s=0.001)
         return self.states()
 
 

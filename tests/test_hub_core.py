@@ -12,9 +12,10 @@ from rltop.backend import core, view
 from rltop.backend.commands.audit import AuditFile
 from rltop.backend.state import Effect, State
 from rltop.collectors.guard import MAX_FAULTS
+from tests.harness import PATIENT_S
 from tests.hub_messages import Source, engine_state
 
-DEADLINE_MS = 20_000
+PATIENT_MS = int(PATIENT_S * 1000)
 
 
 class Faulty(State):
@@ -66,10 +67,10 @@ class Bench:
         self.core.end()
         while self._next()[0] != core.STOP:
             pass
-        self.core.join(DEADLINE_MS / 1000)
+        self.core.join()
 
     def _next(self) -> list[bytes]:
-        assert self.outbox.poll(DEADLINE_MS), "the core has nothing more to say"
+        assert self.outbox.poll(PATIENT_MS), "the core has nothing more to say"
         frames = self.outbox.recv_multipart()
         if frames[0] == core.VIEW:
             frame = view.decode_frame(frames[1])
@@ -84,7 +85,7 @@ def bench() -> Iterator[Bench]:
     yield made
     if made.core.is_alive():
         made.core.end()
-        made.core.join(DEADLINE_MS / 1000)
+        made.core.join()
     made.outbox.close()
     made.context.term()
 

@@ -24,9 +24,10 @@ from rltop.backend.history.write import Writer
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir
 from tests import pictures, stored
+from tests.harness import ended
 from tests.hub_core import Hub
 from tests.receiver import run_directory, wait_until
-from tests.store_load import DEADLINE_S, fleet, kill_often, start_hub
+from tests.store_load import fleet, kill_often, start_hub
 from tests.test_hub_process import close_step, collector, see
 
 RETRY_S = 0.02
@@ -253,10 +254,10 @@ def test_a_hub_on_a_full_disk_says_so_and_shows_the_run_and_recovers(rundir: Run
             close_step(trainer, 2)
             see(client, lambda v: 2 in v.steps and not v.counters["unstored"])
             client.stop_hub()
-        assert hub.wait(DEADLINE_S) == 0
+        assert ended(hub) == 0
     finally:
         hub.kill()
-        hub.wait(DEADLINE_S)
+        hub.wait()
     assert steps(rundir.path) == [0, 1, 2]
 
 
@@ -271,7 +272,7 @@ def test_a_hub_whose_directory_vanishes_goes_on_showing(rundir: RunDir) -> None:
             see(client, lambda v: max(v.steps) > last + 5)
     finally:
         hub.kill()
-        hub.wait(DEADLINE_S)
+        hub.wait()
         rundir.path.mkdir(mode=0o700, exist_ok=True)
 
 

@@ -265,7 +265,7 @@ sys.exit(0 if collector.close() else 1)
 
 def test_a_process_that_forks_and_ends_leaves_nothing_behind() -> None:
     with run_directory() as directory, Receiver(directory) as hub:
-        ended = subprocess.run([sys.executable, "-c", FORKING, str(directory.path)], timeout=60, check=False)
+        ended = subprocess.run([sys.executable, "-c", FORKING, str(directory.path)], check=False)
         assert ended.returncode == 0
         wait_until(lambda: len(hub.bodies(wire.StepClosed)) == 3)
         assert sorted(body.step for body in hub.bodies(wire.StepClosed)) == [0, 1, 2]
@@ -287,10 +287,10 @@ def test_a_trainer_that_ends_without_closing_ends_well(hub_is_there: bool) -> No
     with run_directory() as directory:
         command = [sys.executable, "-c", ENDING, str(directory.path)]
         if not hub_is_there:
-            ended = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
+            ended = subprocess.run(command, capture_output=True, text=True, check=False)
             assert (ended.returncode, ended.stderr) == (0, "")
             return
         with Receiver(directory) as hub:
-            ended = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
+            ended = subprocess.run(command, capture_output=True, text=True, check=False)
             assert (ended.returncode, ended.stderr) == (0, "")
             assert [body.step for body in hub.bodies(wire.StepClosed)] == list(range(8))
