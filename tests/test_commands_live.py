@@ -234,11 +234,11 @@ def test_killed_after_the_engine_applied_it_and_before_the_hub_heard(run: Run) -
 @pytest.mark.parametrize("in_time", [True, False])
 def test_cut_off_from_the_engine_the_hub_hears_how_it_ended_when_it_is_back(run: Run, in_time: bool) -> None:
     with run.update():
-        command = run.ask("off", timeout_s=PATIENT_S if in_time else 2.0)
+        command = run.ask("off", timeout_s=PATIENT_S if in_time else 4.0)
         run.until(command, "draining")
         run.hub.send_signal(signal.SIGSTOP)
         if not in_time:  # the engine gives up by itself, and nobody hears
-            assert not run.client.wait(lambda c: c.view is None, 4.0)
+            assert not run.client.wait(lambda c: c.view is None, 6.0)
     run.hub.send_signal(signal.SIGCONT)
     assert run.settled(command).state == ("applied" if in_time else "timed_out")
 
@@ -246,7 +246,7 @@ def test_cut_off_from_the_engine_the_hub_hears_how_it_ended_when_it_is_back(run:
 @pytest.mark.parametrize("in_time", [True, False])
 def test_with_the_link_cut_and_mended_the_hub_hears_how_it_ended(run: Run, in_time: bool) -> None:
     with contextlib.ExitStack() as until_mended, run.update():
-        command = run.ask("off", timeout_s=PATIENT_S if in_time else 2.0)
+        command = run.ask("off", timeout_s=PATIENT_S if in_time else 4.0)
         run.until(command, "draining")
         until_mended.enter_context(run.link.cut())
         if not in_time:  # the engine gives up by itself, and the hub for it
