@@ -65,7 +65,9 @@ def hub(rundir: RunDir, *how: str, command: tuple[str, ...] = HUB) -> Iterator[s
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
 
 
 def bound_by_modes() -> list[str]:
