@@ -302,6 +302,7 @@ def test_one_hub_per_run_and_it_leaves_in_good_order(rundir: RunDir, hub: subpro
 
 
 def test_a_hub_can_be_told_to_stop(rundir: RunDir, hub: subprocess.Popen[bytes], client: Client) -> None:
+    see(client, lambda v: True)
     client.stop_hub()
     assert ended(hub) == 0
 
