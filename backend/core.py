@@ -208,7 +208,8 @@ class Core(threading.Thread):
         if self._store is not None:
             if not self._store.put(frame, beside):
                 self._state.beside_not_stored()
-            if view.has_news(frame):  # what a viewer has seen of these survives a kill
+            behind = self._state.snapshot.counters.get("unstored")
+            if view.has_news(frame) or behind:  # what a viewer has seen of news survives a kill
                 self._state.not_stored(frame, self._store.settle())
         self._outbox.put(VIEW, view.encode(frame))
         return True

@@ -31,7 +31,9 @@ from rltop.backend.history.sums import Beside
 from rltop.collectors import wire
 from tests.hub_core import Hub
 from tests.receiver import run_directory
-from tests.store_load import DEADLINE_S, SCALARS, fleet
+from tests.store_load import SCALARS, fleet
+
+DEADLINE_S = 120.0
 from tests.training import Training
 
 MADE = 30

@@ -18,9 +18,9 @@ from rltop.backend.history.read import Reader
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir
 from rltop.collectors.sender import Sender
+from tests.harness import wait_shown
 from tests.hub_messages import engine_state
 
-DEADLINE_S = 60.0
 SCALARS = {f"scalar_{number}": number / 7 for number in range(40)}
 
 
@@ -131,7 +131,7 @@ def kill_often(rundir: RunDir, kills: int, seed: int, *, longest_s: float, steps
             hub = start_hub(rundir)
             try:
                 before = client.view.epoch if client.view else ""
-                assert client.wait(lambda c: c.view is not None and c.view.epoch != before, DEADLINE_S)  # noqa: B023
+                wait_shown(client, lambda c: c.view is not None and c.view.epoch != before)  # noqa: B023
                 picture = client.view
                 assert picture is not None
                 last = max(witness.shown, default=0)
@@ -146,7 +146,7 @@ def kill_often(rundir: RunDir, kills: int, seed: int, *, longest_s: float, steps
                     witness.look(client)
             finally:
                 hub.kill()
-                hub.wait(DEADLINE_S)
+                hub.wait()
             client.poll(0)  # what it had sent before it died has been shown too
             witness.look(client)
             witness.check(rundir)
@@ -155,15 +155,15 @@ def kill_often(rundir: RunDir, kills: int, seed: int, *, longest_s: float, steps
         hub = start_hub(rundir)
         try:
             last = load.steps - 1
-            assert client.wait(
+            wait_shown(
+                client,
                 lambda c: c.view is not None and last in c.view.steps and not c.view.counters.get("unstored"),
-                DEADLINE_S,
             )
             assert client.view is not None
             assert not client.view.counters.get("lost_messages")
         finally:
             hub.kill()
-            hub.wait(DEADLINE_S)
+            hub.wait()
         _check_whole(rundir, load.steps)
         return witness, load.steps
 

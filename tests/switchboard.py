@@ -18,7 +18,7 @@ import numpy as np
 from rltop.collectors import wire
 from rltop.collectors.flags import BY_NAME, FLAGS
 from tests.harness import HubStandIn, wait_for
-from tests.live_engine import ON_CPU, LiveEngine, policy_logprobs
+from tests.live_engine import ON_CPU, LiveEngine, policy_logprobs, result
 
 ENGINE = "e0"
 TEMPERATURE = 0.7
@@ -151,13 +151,13 @@ class Traffic:
     def wait_tokens(self, count: int) -> None:
         """Until so many more were sampled."""
         goal = self.tokens() + count
-        wait_for(lambda: self.tokens() >= goal, f"{count} more tokens", 60)
+        wait_for(lambda: self.tokens() >= goal, f"{count} more tokens")
 
     def finish(self) -> None:
         """Let what is in flight end, and begin no more."""
         self.stopping = True
         for lane in self._lanes:
-            lane.result(120)
+            result(lane)
 
 
 # --- the walk -----------------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ class Walk:
             found = {key.rsplit("-", 1)[0]: value for key, value in self.hub.rollouts().items()}
             return found if traffic.outputs.keys() <= found.keys() else None
 
-        found = wait_for(all_arrived, "every rollout of the walk", 60)
+        found = wait_for(all_arrived, "every rollout of the walk")
         assert len(traffic.outputs) >= LANES
         for name, output in traffic.outputs.items():
             assert check_same(found[name], output).size == traffic.sizes[name]

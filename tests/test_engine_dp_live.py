@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.harness import HubStandIn, wait_for
-from tests.live_engine import ENVIRONMENT, LiveEngine
+from tests.live_engine import ENVIRONMENT, LiveEngine, result
 from tests.switchboard import check_equal, prompt
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
+pytestmark = pytest.mark.engine
 
 RANKS = ("e0/dp0", "e0/dp1")
 REQUESTS = 72
@@ -37,7 +37,7 @@ def test_each_data_parallel_rank_is_an_engine_of_its_own_and_keeps_its_requests_
             names = [f"r{i}" for i in range(REQUESTS)]
             warm = [engine.generate(f"warm{i}", prompt(i), 20, seed=None) for i in range(16)]
             for work in warm:
-                work.result(120)
+                result(work)
             # Without seeds: strict preempts, and on the CPU vLLM can't recompute a seeded request in chunks.
             running = [engine.generate(name, prompt(i), TOKENS, seed=None) for i, name in enumerate(names)]
             engine.wait_running(names, 1)
@@ -52,7 +52,7 @@ def test_each_data_parallel_rank_is_an_engine_of_its_own_and_keeps_its_requests_
                     in_flight.append(update.in_flight or 0)
             assert min(in_flight) >= REQUESTS // len(RANKS) // 2, in_flight
             for name, work in zip(names, running, strict=True):
-                assert check_equal(hub, name, work.result(60)).size == TOKENS
+                assert check_equal(hub, name, result(work)).size == TOKENS
             assert {state.engine for state in hub.states() if state.generated_tokens} == set(RANKS)
         finally:
             engine.close()

@@ -22,6 +22,7 @@ from rltop.collectors.vllm.tap import PROBE_PREFIX
 from rltop.collectors.vllm.worker import METHODS
 from rltop.collectors.wire import Arrays, Command, CommandUpdate, Passage, ProbeReport
 from tests.engine_doubles import EngineCore, Outputs, PauseState, Worker, output, request
+from tests.harness import wait_for
 from tests.test_engine_switches import Desk, Kinds
 
 VOCABULARY = 128
@@ -137,10 +138,7 @@ class Bench(Desk):
     def on(self) -> list[str]:
         """Serve, and come to the boundary at which the probe goes on."""
         self.core.serve()
-        deadline = time.monotonic() + 5
-        while self.commands.prober.busy and not self.commands.prober.due():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        wait_for(lambda: not self.commands.prober.busy or self.commands.prober.due(), "the probe is due", poll_s=0.001)
         return self.states()
 
 
@@ -217,8 +215,10 @@ def test_hot_requests_bear_the_rollouts_salt_and_warm_ones_follow_their_own_fill
 
 
 @pytest.mark.parametrize("how", ["update", "pause", "switch", "abort", "deadline"])
-def test_what_overtakes_a_probe_ends_it_at_that_boundary_and_aborts_its_requests(bench: Bench, how: str) -> None:
-    bench.ask("prefill-rescore", passage(), seconds=0.2 if how == "deadline" else 60.0)
+def test_what_overtakes_a_probe_ends_it_at_that_boundary_and_aborts_its_requests(
+    bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.ask("prefill-rescore", passage(), seconds=60.0)
     bench.boundary()
     assert len(bench.core.probing) == 1
     if how == "update":
@@ -228,7 +228,8 @@ def test_what_overtakes_a_probe_ends_it_at_that_boundary_and_aborts_its_requests
     elif how == "abort":
         bench.core.scheduler.finish_requests([bench.core.probing[0].request_id], "aborted")
     elif how == "deadline":
-        time.sleep(0.25)
+        late = time.time() + 61.0
+        monkeypatch.setattr(time, "time", lambda: late)
     else:
         bench.send("prefix_caching", "off", "s")
     ended = next(update for update in bench.boundary() if update.id == "p")
@@ -259,14 +260,15 @@ def test_one_probe_at_a_time_and_at_most_so_many_requests(bench: Bench) -> None:
 
 
 def test_tokens_are_rationed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_work, "TOKENS_PER_S", 100.0)
+    monkeypatch.setattr(probe_work, "TOKENS_PER_S", 1.0)
     bench.ask("prefill-rescore", *(passage(f"r{n}") for n in range(MAX_IN_FLIGHT + 1)))
     bench.boundary()
     bench.core.serve()
     bench.boundary()
-    assert bench.core.probing == []  # 40 tokens are 0.4 s of them
+    assert bench.core.probing == []  # 40 tokens are 40 s of them
     assert not bench.commands.prober.due()
-    time.sleep(0.45)
+    later = time.monotonic() + 45.0
+    monkeypatch.setattr(time, "monotonic", lambda: later)
     assert bench.commands.prober.due()
     bench.boundary()
     assert len(bench.core.probing) == 1

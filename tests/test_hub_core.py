@@ -17,9 +17,10 @@ from rltop.backend.state import Effect, State
 from rltop.backend.steps import steps
 from rltop.collectors import wire
 from rltop.collectors.guard import MAX_FAULTS
+from tests.harness import PATIENT_S
 from tests.hub_messages import Source, Trained, Written, engine_state, rollouts, sequences
 
-DEADLINE_MS = 20_000
+PATIENT_MS = int(PATIENT_S * 1000)
 
 
 class Faulty(State):
@@ -71,11 +72,11 @@ class Bench:
         self.core.end()
         while self._next()[0] != core.STOP:
             pass
-        self.core.join(DEADLINE_MS / 1000)
+        self.core.join()
 
     def _next(self) -> list[bytes]:
         if not self._taken:
-            assert self.outbox.bell.poll(DEADLINE_MS), "the core has nothing more to say"
+            assert self.outbox.bell.poll(PATIENT_MS), "the core has nothing more to say"
             self._taken = self.outbox.take()
         frames = self._taken.pop(0)
         if frames[0] == core.VIEW:
@@ -91,7 +92,7 @@ def bench() -> Iterator[Bench]:
     yield made
     if made.core.is_alive():
         made.core.end()
-        made.core.join(DEADLINE_MS / 1000)
+        made.core.join()
     made.outbox.bell.close()
     made.context.term()
 
@@ -197,7 +198,7 @@ def test_whatever_waits_is_handed_over_at_one_ring_in_order(monkeypatch: pytest.
     handover.begin()
     for number in range(100):
         handover.put(b"view", b"%d" % number)
-    assert handover.bell.poll(DEADLINE_MS)
+    assert handover.bell.poll(PATIENT_MS)
     assert [int(frame) for _, frame in handover.take()] == list(range(100))
     assert (Counted.sends, Counted.recvs) == (1, 1)
     assert handover.take() == []
@@ -221,9 +222,9 @@ def test_nothing_handed_over_by_one_thread_is_left_by_another() -> None:
     putting.start()
     found: list[int] = []
     while len(found) < 5000:
-        assert handover.bell.poll(DEADLINE_MS), "what was put rang no bell"
+        assert handover.bell.poll(PATIENT_MS), "what was put rang no bell"
         found += [int(frames[0]) for frames in handover.take()]
-    putting.join(DEADLINE_MS / 1000)
+    putting.join()
     assert found == list(range(5000))
     handover.bell.close()
     context.term()

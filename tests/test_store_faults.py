@@ -26,9 +26,10 @@ from rltop.backend.history.write import Writer
 from rltop.collectors import wire
 from rltop.collectors.rundir import RunDir
 from tests import pictures, stored
+from tests.harness import ended
 from tests.hub_core import Hub
 from tests.receiver import run_directory, wait_until
-from tests.store_load import DEADLINE_S, child_of, fleet, kill_often, start_hub
+from tests.store_load import child_of, fleet, kill_often, start_hub
 from tests.test_hub_process import close_step, collector, see
 
 RETRY_S = 0.02
@@ -267,7 +268,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_the_next_hub_waits_for_what_a_killed_one_had_handed_over(store: Store, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED_HUB, str(tmp_path)]
-    killed = subprocess.run(command, stdout=subprocess.PIPE, timeout=DEADLINE_S, check=False)
+    killed = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     assert killed.returncode == -signal.SIGKILL
     writer = int(killed.stdout)
     assert steps(tmp_path) == [1]
@@ -277,7 +278,7 @@ def test_the_next_hub_waits_for_what_a_killed_one_had_handed_over(store: Store, 
     found: list[view.Snapshot | None] = []
     past.start()
     os.kill(writer, signal.SIGCONT)
-    past.join(DEADLINE_S)
+    past.join()
     assert found[0] is not None
     assert list(found[0].steps) == [1, 2]
     store.put(frame(3))
@@ -312,10 +313,10 @@ def test_a_hub_on_a_full_disk_says_so_and_shows_the_run_and_recovers(rundir: Run
             close_step(trainer, 2)
             see(client, lambda v: 2 in v.steps and not v.counters["unstored"])
             client.stop_hub()
-        assert hub.wait(DEADLINE_S) == 0
+        assert ended(hub) == 0
     finally:
         hub.kill()
-        hub.wait(DEADLINE_S)
+        hub.wait()
     assert steps(rundir.path) == [0, 1, 2]
 
 
@@ -330,7 +331,7 @@ def test_a_hub_whose_directory_vanishes_goes_on_showing(rundir: RunDir) -> None:
             see(client, lambda v: max(v.steps) > last + 5)
     finally:
         hub.kill()
-        hub.wait(DEADLINE_S)
+        hub.wait()
         rundir.path.mkdir(mode=0o700, exist_ok=True)
 
 
