@@ -1,4 +1,8 @@
-"""The engine's side of what lives in its workers: all ranks alike, or all as before."""
+"""The engine's side of what lives in its workers: all ranks alike, or all as before.
+
+A rank without the objects of a flag (of a pipeline, every stage but the last has no head and no sampler in use) is not
+applicable: it neither counts as different nor blocks a switch, and what is read comes from the ranks that have them.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ class Workers:
             self._answers, self.fault = [], f"{type(fault).__name__}: {fault}"
 
     def read(self, name: str) -> str | None:
-        """The value that all ranks have; ``mixed`` where they differ."""
+        """The value of all ranks that have it; ``mixed`` where those differ."""
         values = {answer["value"] for answer in self._of(name)}
         return "mixed" if len(values) > 1 else next(iter(values), None)
 
@@ -76,11 +80,11 @@ class Workers:
         """Facts for the fingerprint, of all ranks."""
         found: dict[str, set[str]] = {}
         for answers in self._answers:
-            for answer in answers.values():
+            for answer in filter(None, answers.values()):
                 for name, fact in answer["facts"].items():
                     found.setdefault(name, set()).add(fact)
         return {name: ", ".join(sorted(values)) for name, values in found.items()}
 
     def _of(self, name: str) -> list[Answer]:
-        """The answer of each rank."""
-        return [answers[name] for answers in self._answers]
+        """The answer of each rank on which the flag applies."""
+        return [answers[name] for answers in self._answers if answers[name]]
