@@ -426,7 +426,7 @@ def read(model: Any) -> dict[str, tuple[str, str, str]]:
     while not answer["done"]:
         answer = weights.digest(worker, False, 0.0)
     assert answer["error"] == ""
-    return {name: (kind, whole, rows) for name, kind, whole, rows, _, _ in answer["found"]}
+    return {name: (kind, whole, rows) for name, kind, whole, rows, *_ in answer["found"]}
 
 
 def test_all_tensors_of_a_model_are_read_and_the_cache_is_not() -> None:
