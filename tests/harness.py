@@ -112,7 +112,11 @@ class HubStandIn:
     ) -> None:
         """Send a command; its updates arrive in ``updates``."""
         wait_for(lambda: self.knows(source), f"{source} registers")
-        self._outbox.append((source, wire.Command(id, flag, value, time.time() + timeout, strict=strict)))
+        self.send(source, wire.Command(id, flag, value, time.time() + timeout, strict=strict))
+
+    def send(self, source: str, message: wire.Body) -> None:
+        """Send any message to a collector that has registered."""
+        self._outbox.append((source, message))
 
     def closed(self, id: str, timeout: float = 30.0) -> wire.CommandUpdate:  # noqa: A002
         """How the command ended."""

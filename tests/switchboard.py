@@ -181,14 +181,14 @@ class Move:
         return f"{self.value} ({self.detail})" if self.detail else self.value
 
 
-def moves(seed: int, start: dict[str, str], *, strict: bool) -> Iterator[Move]:
-    """``TIMES`` switches of every flag in a random order, each to another value or form than the present one."""
+def moves(seed: int, start: dict[str, str], *, strict: bool, times: int) -> Iterator[Move]:
+    """``times`` switches of every flag in a random order, each to another value or form than the present one."""
     chance = random.Random(seed)
     forms = {flag.name: [Move(flag.name, value) for value in flag.values] for flag in FLAGS}
     if strict:
         forms["async_scheduling"].append(Move("async_scheduling", "off", strict=True))
     present = {name: Move(name, value) for name, value in start.items()}
-    deck = [name for name in start for _ in range(TIMES)]
+    deck = [name for name in start for _ in range(times)]
     chance.shuffle(deck)
     for name in deck:
         now = present[name]  # what is strictly off is off already
@@ -228,6 +228,7 @@ class Walk:
         flags: to switch.
         strict: with strict forms among them.
         seed: of the order.
+        times: switches of each flag.
     """
 
     def __init__(
@@ -238,8 +239,10 @@ class Walk:
         *,
         strict: bool = True,
         seed: int = 20,
+        times: int = TIMES,
     ) -> None:
         self.engine, self.hub, self.flags, self.strict, self.seed = engine, hub, flags, strict, seed
+        self.deck = times
         self.rows: dict[tuple[str, str], Row] = {}
         self.updates: dict[str, list[int]] = {}
         self.values: list[dict[str, str]] = []
@@ -256,7 +259,7 @@ class Walk:
         traffic = Traffic(self.engine, f"walk{start.flag_epoch}-")
         try:
             traffic.start()
-            for number, move in enumerate(moves(self.seed, home, strict=self.strict)):
+            for number, move in enumerate(moves(self.seed, home, strict=self.strict, times=self.deck)):
                 self._step(number, move, traffic)
         finally:
             traffic.finish()
