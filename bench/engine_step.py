@@ -1,7 +1,7 @@
 """What the engine collector costs an engine, measured on one engine that it is put into and taken out of, in turn.
 
-``python bench/engine_step.py [--model DIR] [--device cuda] [--seconds N]`` serves 64 requests at a time on a real
-engine, with a real hub process beside it and no viewer, and prints
+``python bench/engine_step.py [--model DIR] [--device cuda] [--tensor N] [--seconds N]`` serves 64 requests at a time on
+a real engine, with a real hub process beside it and no viewer, and prints
 
 - the microseconds a step that the collector's hooks take on the engine's own thread,
 - the CPU time of the collector's threads, and with those hooks, in percent of all of the engine's process,
@@ -89,7 +89,7 @@ class Engine:
         self._rundir = rundir
         self._batches = 0
         self._attached = False
-        more: dict[str, Any] = {"gpu_memory_utilization": 0.5, "dtype": "bfloat16", "max_model_len": 1024}
+        more: dict[str, Any] = {"gpu_memory_utilization": 0.3, "dtype": "bfloat16", "max_model_len": 1024}
         if arguments.device == "cpu":
             more = {"dtype": "float32", "max_model_len": 512, "block_size": 32, "async_scheduling": True}
         self.llm: Any = AsyncLLM.from_engine_args(
@@ -100,6 +100,8 @@ class Engine:
                 enforce_eager=arguments.eager or arguments.device == "cpu",
                 disable_log_stats=True,
                 generation_config="vllm",
+                tensor_parallel_size=arguments.tensor,
+                pipeline_parallel_size=arguments.pipeline,
                 **more,
             )
         )
@@ -220,6 +222,8 @@ async def main() -> None:
     parser.add_argument("--model", type=Path, default=CPU_MODEL)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--eager", action="store_true", help="no compilation, no CUDA graphs")
+    parser.add_argument("--tensor", type=int, default=1, help="ranks that every tensor is cut over")
+    parser.add_argument("--pipeline", type=int, default=1, help="stages that the layers are cut into")
     parser.add_argument("--tokens", type=int, default=50, help="tokens a request")
     parser.add_argument("--vocabulary", type=int, default=30, help="prompts are random ids from 3 to here")
     parser.add_argument("--seconds", type=float, default=120, help="for the pairs; booting takes as long again")

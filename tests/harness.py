@@ -62,11 +62,15 @@ class HubStandIn:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+        if self._own:
+            shutil.rmtree(self.rundir.path)
+
+    def close(self) -> None:
+        """Leave the place to another hub; what came so far stays."""
         self._stop.set()
         self._thread.join(5)
         assert not self._thread.is_alive()
-        if self._own:
-            shutil.rmtree(self.rundir.path)
 
     def rollouts(self) -> dict[str, tuple[wire.Rollout, list[int], list[int], list[float]]]:
         """By request id: the rollout, its prompt, its tokens, its logprobs. Fails if one came twice."""

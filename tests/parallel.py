@@ -1,4 +1,4 @@
-"""Engines of several ranks: digests of weights that ranks have cut, and data-parallel ranks that are switched or killed.
+"""Engines of several ranks: digests of weights that are cut, and data-parallel ranks that are switched or killed.
 
 Needs no pytest: ``bench/gpu_suite.py`` uses it where there is none.
 """
@@ -29,7 +29,7 @@ from rltop.collectors.digests import weight_digests
 from rltop.collectors.rundir import RunDir
 from tests.harness import HubStandIn, wait_for
 from tests.live_engine import MODEL, LiveEngine
-from tests.switchboard import Traffic, check_equal, fresh, prompt
+from tests.switchboard import TOKENS_BETWEEN, Traffic, fresh, prompt, whole
 
 DIGEST = "weight-digest"
 
@@ -78,6 +78,7 @@ def digest(hub: HubStandIn, source: str) -> wire.ProbeReport:
     hub.send(source, wire.Command(name, "", "", time.time() + 60.0, PROBE, probe=DIGEST))
 
     def find() -> wire.ProbeReport | None:
+        assert not [u for u in hub.updates if u.id == name and u.state in {"refused", "timed_out"}], hub.updates[-1]
         bodies = [body for _, body, _ in list(hub.messages)]
         return next((b for b in bodies if isinstance(b, wire.ProbeReport) and b.command == name), None)
 
@@ -119,7 +120,6 @@ def load(engine: LiveEngine, folder: Path) -> None:
 
 # --- data parallel ------------------------------------------------------------------------------------------------
 
-REQUESTS = 72
 TOKENS = 480
 SWITCHES = (
     ("async_scheduling", "off", "depth 1"),
@@ -138,23 +138,21 @@ SWITCHES = (
 
 def switch_together(engine: LiveEngine, hub: HubStandIn, ranks: tuple[str, ...]) -> list[wire.CommandUpdate]:
     """Every flag on all data-parallel ranks under load; nothing is lost, and the record is the front end's."""
-    names = [f"r{i}" for i in range(REQUESTS)]
-    for work in [engine.generate(f"warm{i}", prompt(i), 20, seed=None) for i in range(16)]:
-        work.result(120)
-    # Without seeds: strict preempts, and on the CPU vLLM can't recompute a seeded request in chunks.
-    running = [engine.generate(name, prompt(i), TOKENS, seed=None) for i, name in enumerate(names)]
-    engine.wait_running(names, 1)
-    updates = []
-    for number, (flag, value, form) in enumerate(SWITCHES):
-        for rank in ranks:
-            hub.command(rank, flag, value, f"{number}@{rank}", strict=form == "strict")
-        for rank in ranks:
-            update = hub.closed(f"{number}@{rank}")
-            assert (update.engine, update.state) == (rank, "applied"), update
-            assert (update.new, update.detail, update.lost_requests) == (value, form, 0)
-            updates.append(update)
-    for name, work in zip(names, running, strict=True):
-        assert check_equal(hub, name, work.result(60)).size == TOKENS
+    traffic, updates = Traffic(engine, "dp"), []
+    try:
+        traffic.start()
+        for number, (flag, value, form) in enumerate(SWITCHES):
+            traffic.wait_tokens(TOKENS_BETWEEN)
+            for rank in ranks:
+                hub.command(rank, flag, value, f"{number}@{rank}", strict=form == "strict")
+            for rank in ranks:
+                update = hub.closed(f"{number}@{rank}")
+                assert (update.engine, update.state) == (rank, "applied"), update
+                assert (update.new, update.detail, update.lost_requests) == (value, form, 0)
+                updates.append(update)
+    finally:
+        traffic.finish()
+    whole(hub, traffic)
     return updates
 
 

@@ -160,6 +160,20 @@ class Traffic:
             lane.result(120)
 
 
+def whole(hub: HubStandIn, traffic: Traffic) -> list[Arrived]:
+    """Every request is whole, came once, and is recorded as its front end saw it."""
+
+    def all_arrived() -> dict[str, Arrived] | None:
+        found = {key.rsplit("-", 1)[0]: value for key, value in hub.rollouts().items()}
+        return found if traffic.outputs.keys() <= found.keys() else None
+
+    found = wait_for(all_arrived, "every rollout of the traffic", 60)
+    assert len(traffic.outputs) >= LANES
+    for name, output in traffic.outputs.items():
+        assert check_same(found[name], output).size == traffic.sizes[name]
+    return [found[name] for name in traffic.outputs]
+
+
 # --- the walk -----------------------------------------------------------------------------------------------------
 
 
@@ -312,25 +326,12 @@ class Walk:
     # --- judging --------------------------------------------------------------------------------------------------
 
     def _judge(self, traffic: Traffic, first: int) -> None:
-        records = self._whole(traffic)
+        records = whole(self.hub, traffic)
         self._judge_ratios(records, first)
         self._judge_hits(records)
         for value, resets in self.updates.items():
             row = self.rows["update_clears_cache", value]
             row.signature = f"{sum(resets)} resets at {len(resets)} updates"
-
-    def _whole(self, traffic: Traffic) -> list[Arrived]:
-        """Every request is whole, came once, and is recorded as its front end saw it."""
-
-        def all_arrived() -> dict[str, Arrived] | None:
-            found = {key.rsplit("-", 1)[0]: value for key, value in self.hub.rollouts().items()}
-            return found if traffic.outputs.keys() <= found.keys() else None
-
-        found = wait_for(all_arrived, "every rollout of the walk", 60)
-        assert len(traffic.outputs) >= LANES
-        for name, output in traffic.outputs.items():
-            assert check_same(found[name], output).size == traffic.sizes[name]
-        return [found[name] for name in traffic.outputs]
 
     def _judge_ratios(self, records: list[Arrived], first: int) -> None:
         """The ratio says which mode it was, and in whatever form of scheduling, that every token is in its place."""

@@ -21,7 +21,7 @@ TIMES = 4
 """Switches of each flag: two processes exchange every layer's sums by sockets here."""
 
 COMPILED = {"enforce_eager": False, "compilation_config": {"mode": 3, "backend": "eager"}, "async_scheduling": False}
-"""A pipeline on the CPU: eager, vLLM 0.32 never makes the tensors that a stage receives; V1's runner has no async one."""
+"""A pipeline on the CPU: eager, vLLM 0.32 never makes the tensors that a stage receives; V1's runner is not async."""
 
 
 @contextmanager

@@ -177,7 +177,9 @@ def _sums(digests: list[wire.Digest]) -> Sums:
     """Of the ranks: replicas, cut by rows, or cut by columns."""
     rows = {one.rows for one in digests}
     replicated = {_sum(rows)} if len(rows) == 1 else set()
-    return Sums(frozenset({_sum(one.rows for one in digests), *replicated}), _sum(one.columns or "0" for one in digests))
+    return Sums(
+        frozenset({_sum(one.rows for one in digests), *replicated}), _sum(one.columns or "0" for one in digests)
+    )
 
 
 def _sum(hexes: Iterable[str]) -> int:

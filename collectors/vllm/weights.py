@@ -147,11 +147,13 @@ def digest(worker: Any, anew: bool, seconds: float) -> dict[str, Any]:
             runner = worker.model_runner
             worker.rltop_reading = Reading(runner.get_model() if hasattr(runner, "get_model") else runner.model)
         reading = worker.rltop_reading
+        if reading is None:  # done; the ranks of another stage have more
+            return {"done": True, "error": "", "found": [], "fused": {}}
         with torch.inference_mode():
             reading.go(seconds)
         if not reading.done:
             return {"done": False, "error": ""}
-        del worker.rltop_reading
+        worker.rltop_reading = None
         return {"done": True, "error": "", "found": reading.found, "fused": reading.fused}
     except Exception as fault:  # noqa: BLE001 - as all that a worker is asked by us
         return {"done": True, "error": f"{type(fault).__name__}: {fault}", "found": [], "fused": {}}

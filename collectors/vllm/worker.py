@@ -21,8 +21,8 @@ RUNNER_ASYNC = "async_scheduling"
 """The runner's part of that flag."""
 
 Answer = dict[str, Any]
-"""Of one rank for one flag: ``value``, ``lacking`` (what was found, by need), ``note``, ``facts``. Empty: not applicable
-on this rank."""
+"""Of one rank for one flag: ``value``, ``lacking`` (what was found, by need), ``note``, ``facts``. Empty where the flag
+is not applicable on this rank."""
 
 
 def no_note(_runner: Any) -> str:
