@@ -62,9 +62,10 @@ class ByFile:
 class ByNccl:
     """vLLM's own backend: a broadcast from the trainer's GPU."""
 
-    def __init__(self, _folder: Path) -> None:
+    def __init__(self, packed: bool) -> None:
         from vllm.config import WeightTransferConfig
 
+        self._packed = packed
         self.launch: dict[str, Any] = {"weight_transfer_config": WeightTransferConfig(backend="nccl")}
         self._group: Any = None
 
@@ -88,10 +89,11 @@ class ByNccl:
             "names": list(tensors),
             "dtype_names": [str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()],
             "shapes": [list(tensor.shape) for tensor in tensors.values()],
-            "packed": True,
+            "packed": self._packed,
         }
         waiting = _update(engine, about)
-        NCCLWeightTransferEngine.trainer_send_weights(iter(tensors.items()), {"group": self._group, "packed": True})
+        how = {"group": self._group, "packed": self._packed}
+        NCCLWeightTransferEngine.trainer_send_weights(iter(tensors.items()), how)
         torch.cuda.synchronize()
         waiting.result(120)
 
@@ -176,7 +178,7 @@ def judge(
         rollout = check_same(found, work.result(120))
         assert rollout.size == TOKENS
         starts = [run.start for run in rollout.runs] + [TOKENS]
-        ours = [run.policy_version for run, start, end in zip(rollout.runs, starts, starts[1:], strict=False)
+        ours = [run.version for run, start, end in zip(rollout.runs, starts, starts[1:], strict=False)
                 for _ in range(start, end)]  # fmt: skip
         ends = [sizes[name] for _, sizes in marks[1:]] + [TOKENS]
         told = [v for (v, sizes), end in zip(marks, ends, strict=True) for _ in range(sizes[name], end)]
@@ -196,12 +198,13 @@ def row(switched: str, outcome: str, says: str, **figures: Any) -> dict[str, Any
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--by", choices=("nccl", "file"), default="nccl")
+    parser.add_argument("--one-by-one", action="store_true", help="a broadcast for each tensor")
     parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     with HubStandIn() as hub, tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         os.environ |= ENVIRONMENT | {"RLTOP_HUB": str(hub.rundir.path), "RLTOP_ENGINE": ENGINE}
-        way: Way = ByNccl(Path(folder)) if given.by == "nccl" else ByFile(Path(folder))
+        way: Way = ByNccl(not given.one_by_one) if given.by == "nccl" else ByFile(Path(folder))
         engine = LiveEngine(**way.launch)
         try:
             facts = fresh(hub).fingerprint
@@ -211,7 +214,7 @@ def main() -> int:
             rows = go(engine, hub, way, given.updates)
             for one in rows:
                 print(one, flush=True)
-                one |= {"size": given.by, "runner": facts.get("model_runner", "?")}
+                one |= {"size": f"{given.by}{', one by one' if given.one_by_one else ''}", "runner": facts.get("model_runner", "?")}
             if given.out is not None:
                 (given.out / "rows.json").write_text(json.dumps({"head": head, "rows": rows}, indent=1) + "\n")
             faults = hub.health()[-1].faults
