@@ -214,7 +214,10 @@ def main() -> int:
             rows = go(engine, hub, way, given.updates)
             for one in rows:
                 print(one, flush=True)
-                one |= {"size": f"{given.by}{', one by one' if given.one_by_one else ''}", "runner": facts.get("model_runner", "?")}
+                one |= {
+                    "size": f"{given.by}{', one by one' if given.one_by_one else ''}",
+                    "runner": facts.get("model_runner", "?"),
+                }
             if given.out is not None:
                 (given.out / "rows.json").write_text(json.dumps({"head": head, "rows": rows}, indent=1) + "\n")
             faults = hub.health()[-1].faults

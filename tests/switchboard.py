@@ -195,7 +195,7 @@ class Move:
         return f"{self.value} ({self.detail})" if self.detail else self.value
 
 
-def moves(seed: int, start: dict[str, str], *, strict: bool, times: int) -> Iterator[Move]:
+def moves(seed: int, start: dict[str, str], *, strict: bool, times: int = TIMES) -> Iterator[Move]:
     """``times`` switches of every flag in a random order, each to another value or form than the present one."""
     chance = random.Random(seed)
     forms = {flag.name: [Move(flag.name, value) for value in flag.values] for flag in FLAGS}
