@@ -8,11 +8,12 @@ from tests.harness import HubStandIn, wait_for
 from tests.live_engine import ENVIRONMENT, LiveEngine
 from tests.parallel import SIZES, kill_mid_switch, switch_together
 from tests.receiver import run_directory
-from tests.switchboard import AT_LEAST
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
 
 RANKS = ("e0/dp0", "e0/dp1")
+IN_FLIGHT = 18
+"""Of each rank at every switch: vLLM spreads requests by counts that are up to 100 ms old."""
 
 
 def test_each_data_parallel_rank_is_an_engine_of_its_own_and_keeps_its_requests_through_every_switch(
@@ -28,7 +29,7 @@ def test_each_data_parallel_rank_is_an_engine_of_its_own_and_keeps_its_requests_
             wait_for(lambda: all(hub.knows(rank) for rank in RANKS), "both ranks register")
             updates = switch_together(engine, hub, RANKS)
             in_flight = [update.in_flight or 0 for update in updates]
-            assert min(in_flight) >= AT_LEAST, in_flight
+            assert min(in_flight) >= IN_FLIGHT, in_flight
             assert {state.engine for state in hub.states() if state.generated_tokens} == set(RANKS)
         finally:
             engine.close()
