@@ -55,6 +55,29 @@ def test_workers_that_lack_the_collector_are_asked_nothing_that_could_fail() -> 
     assert fingerprint(engine)["max_num_batched_tokens"] == "64"
 
 
+class OutOfStep(Executor):
+    """As vLLM's after a call that failed on the first rank: the second's answer to it is still in its queue."""
+
+    behind: Any = None
+
+    def collective_rpc(self, method: Any, args: tuple[Any, ...] = ()) -> list[Any]:
+        first, second = super().collective_rpc(method, args)
+        self.behind, second = second, self.behind
+        return [first, second]
+
+
+def test_ranks_whose_answers_belong_to_earlier_calls_are_not_asked_further_and_not_switched() -> None:
+    desk = Desk()
+    desk.engine.model_executor = OutOfStep(desk.engine.model_executor.workers)
+    desk.send("logprobs_mode", "processed")
+    (update,) = desk.boundary()
+    assert update.state == "refused"
+    assert "a call failed on a rank" in update.reason
+    assert modes(desk.engine) == RAW
+    desk.send("prefix_caching", "off", "cache")
+    assert desk.boundary()[0].new == "off"
+
+
 RAW = [["raw_logprobs"] * 4 + ["fused"]] * 2
 PROCESSED = [["processed_logprobs"] * 4 + ["native"]] * 2
 

@@ -6,6 +6,7 @@ applicable: it neither counts as different nor blocks a switch, and what is read
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from rltop.collectors.vllm.worker import READ, WRITE, Answer
@@ -18,6 +19,16 @@ def reachable(engine: Any) -> bool:
     them for its own.
     """
     return all(engine.model_executor.collective_rpc(hasattr, args=(READ,)))
+
+
+_marks = itertools.count(1)
+
+
+def in_step(engine: Any) -> bool:
+    """Whether every rank's answer is the one to this call: each hands back a number of ours, by a builtin as above."""
+    mark = next(_marks)
+    answers = engine.model_executor.collective_rpc(getattr, args=("rltop_no_such_attribute", mark))
+    return all(answer == mark for answer in answers)
 
 
 class Workers:
@@ -37,6 +48,8 @@ class Workers:
         try:
             if self.fault and not reachable(self._engine):
                 raise AttributeError(f"the collector is not in every worker: no {READ}")
+            if not in_step(self._engine):
+                raise RuntimeError("a call failed on a rank, and vLLM takes each rank's last answer for the next one's")
             self._answers = self._engine.model_executor.collective_rpc(READ)
             self.fault = "" if self._answers else "no worker answered"
         except Exception as fault:  # noqa: BLE001 - whatever an executor raises
