@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.harness import HubStandIn
-from tests.live_engine import DEVICE, ENVIRONMENT, MODEL, LiveEngine
+from tests.live_engine import DEVICE, ENVIRONMENT, MODEL, ON_CPU, LiveEngine
 from tests.parallel import beside_trainer, digest, moved, tensors_of
 from tests.switchboard import ENGINE, arrived, check_same, fresh, prompt, switch
 
-REQUESTS, TOKENS = 48, 440
+REQUESTS = 48
+LENGTH, TOKENS = (512, 440) if ON_CPU else (4096, 2400)
+"""Of the context, and of each answer: a digest of a larger model takes as long as some hundred steps."""
+
 APART = 60
 """Tokens that every request gets between two updates."""
 
@@ -205,7 +208,7 @@ def main() -> int:
     with HubStandIn() as hub, tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         os.environ |= ENVIRONMENT | {"RLTOP_HUB": str(hub.rundir.path), "RLTOP_ENGINE": ENGINE}
         way: Way = ByNccl(not given.one_by_one) if given.by == "nccl" else ByFile(Path(folder))
-        engine = LiveEngine(**way.launch)
+        engine = LiveEngine(**way.launch, max_model_len=LENGTH)
         try:
             facts = fresh(hub).fingerprint
             head = f"updates by {given.by}, {DEVICE}: vLLM {facts.get('vllm_version')}, {facts.get('model_runner')}"
