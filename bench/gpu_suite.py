@@ -249,7 +249,8 @@ def run(suite: Suite, skip: set[str]) -> int:
     parts = OF_RANKS if suite.size == "dp2" else PARTS
     failed = sum(not _passed(part, suite) for part in parts if part.__name__ not in skip)
     health = suite.hub.health()[-1]
-    says = f"faults {health.faults}, rollouts dropped {health.counts['rollouts'].dropped}"
+    dropped = sum(count.dropped for name, count in health.counts.items() if name == "rollouts")
+    says = f"faults {health.faults}, rollouts dropped {dropped}"
     suite.add("health", "all", "faults" if health.faults else "none", says)
     print(says, flush=True)
     if suite.size == "dp2" and killed.__name__ not in skip:

@@ -63,12 +63,16 @@ class OutOfStep(Executor):
     def collective_rpc(self, method: Any, args: tuple[Any, ...] = ()) -> list[Any]:
         first, second = super().collective_rpc(method, args)
         self.behind, second = second, self.behind
+        if isinstance(second, Exception):
+            raise second
         return [first, second]
 
 
-def test_ranks_whose_answers_belong_to_earlier_calls_are_not_asked_further_and_not_switched() -> None:
+@pytest.mark.parametrize("left", [None, RuntimeError("Worker failed with error 'no such file'")])
+def test_ranks_whose_answers_belong_to_earlier_calls_are_not_asked_further_and_not_switched(left: Any) -> None:
     desk = Desk()
     desk.engine.model_executor = OutOfStep(desk.engine.model_executor.workers)
+    desk.engine.model_executor.behind = left
     desk.send("logprobs_mode", "processed")
     (update,) = desk.boundary()
     assert update.state == "refused"
