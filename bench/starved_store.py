@@ -32,9 +32,9 @@ from rltop.collectors import wire
 from tests.hub_core import Hub
 from tests.receiver import run_directory
 from tests.store_load import SCALARS, fleet
+from tests.training import Training
 
 DEADLINE_S = 120.0
-from tests.training import Training
 
 MADE = 30
 """Frames that are made before, and used in turn."""

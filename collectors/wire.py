@@ -296,6 +296,7 @@ class Digest(msgspec.Struct, frozen=True, array_like=True):
     dtype: str
     elements: int
     rank: int = 0
+    columns: str = ""
 
 
 class ProbeReport(Body, frozen=True, array_like=True, tag="probe_report"):
@@ -386,8 +387,8 @@ class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
 class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
     """A rank has passed all it had for ``step``. The step closes when ``world_size`` ranks have said so.
 
-    ``weight_digests``: of the weights after the step, by the checkpoint's names: dtype, colon, checksum of rows
-    (``collectors.digests``); empty where the trainer gave none. ``rows``: that the rank passed for the step, those of
+    ``weight_digests``: of the weights after the step, by the checkpoint's names: dtype, checksums of rows and columns
+    (``collectors.digests``), with colons; empty where the trainer gave none. ``rows``: passed for the step, those of
     all updates, whatever became of them; None if it did not count.
     """
 

@@ -147,10 +147,14 @@ class HubStandIn:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        self.close()
         if self._own:
             shutil.rmtree(self.rundir.path)
+
+    def close(self) -> None:
+        """Leave the place to another hub; what came so far stays."""
+        self._stop.set()
+        self._thread.join()
 
     def rollouts(self) -> dict[str, tuple[wire.Rollout, list[int], list[int], list[float]]]:
         """By request id: the rollout, its prompt, its tokens, its logprobs. Fails if one came twice."""
@@ -196,7 +200,11 @@ class HubStandIn:
     ) -> None:
         """Send a command; its updates arrive in ``updates``."""
         wait_for(lambda: self.knows(source), f"{source} registers")
-        self._outbox.append((source, wire.Command(id, flag, value, time.time() + timeout, strict=strict)))
+        self.send(source, wire.Command(id, flag, value, time.time() + timeout, strict=strict))
+
+    def send(self, source: str, message: wire.Body) -> None:
+        """Send any message to a collector that has registered."""
+        self._outbox.append((source, message))
 
     def closed(self, id: str) -> wire.CommandUpdate:  # noqa: A002
         """How the command ended."""

@@ -41,7 +41,9 @@ ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR"} | (
 def _launch() -> dict[str, Any]:
     """What this device is launched with; updates by vLLM's weight-transfer API are the CPU's alone."""
     if not ON_CPU:
-        return {"dtype": "bfloat16", "gpu_memory_utilization": 0.4, "generation_config": "vllm"}
+        # Of a fixed size: engines that boot at once can't measure what is free.
+        memory = {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 8 << 30}
+        return {"dtype": "bfloat16", "generation_config": "vllm"} | memory
     from vllm.config import WeightTransferConfig
 
     return {

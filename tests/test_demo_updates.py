@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.backend.demo import engine, jobs, messages
-from rltop.backend.demo.engine import Rollouts, as_sample
+from rltop.backend.demo.engine import Rollouts, as_sample, take_gpu
 from rltop.backend.demo.faults import BY_NAME
 from rltop.backend.demo.updates import Labelled, Marks, Unlabelled, weights_of
 
@@ -111,3 +112,20 @@ def test_engines_share_a_gpu_and_nothing_is_asked_of_a_cpu(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     wanted = {"kv_cache_memory_bytes": engine.KV_BYTES, "gpu_memory_utilization": engine.GPU_SHARE}
     assert engine._share() == ({} if on_cpu else wanted)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "told", "seen"), [(2, None, ["0", "1", "0"]), (1, None, [None] * 3), (2, "1", ["1"] * 3)]
+)
+def test_engines_take_turns_over_the_gpus_unless_they_are_told_which(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, told: str | None, seen: list[str | None]
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    found = []
+    for name in ("e0", "e1", "e2"):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if told is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+        take_gpu(name)
+        found.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    assert found == seen

@@ -428,7 +428,7 @@ def read(model: Any) -> dict[str, tuple[str, str, str]]:
     while not answer["done"]:
         answer = weights.digest(worker, False, 0.0)
     assert answer["error"] == ""
-    return {name: (kind, whole, rows) for name, kind, whole, rows, _, _ in answer["found"]}
+    return {name: (kind, whole, rows) for name, kind, whole, rows, *_ in answer["found"]}
 
 
 def test_all_tensors_of_a_model_are_read_and_the_cache_is_not() -> None:
@@ -450,6 +450,25 @@ def test_a_packed_weight_has_the_digest_that_it_has_unpacked() -> None:
     assert read(model)["proj.weight"][1:] == unpacked[1:]
     model.proj.weight = torch.nn.Parameter(weight, requires_grad=False)  # a tied head keeps its parameter
     assert {"proj.weight", "proj.weight (packed)"} <= read(model).keys()
+
+
+def test_a_rank_that_has_read_all_waits_for_those_that_have_more() -> None:
+    """The stages of a pipeline hold different tensors."""
+    short, long = torch.nn.Sequential(torch.nn.Linear(2, 2)), Model()
+    workers = [SimpleNamespace(model_runner=SimpleNamespace(model=one)) for one in (short, long)]
+    engine = SimpleNamespace(
+        model_executor=SimpleNamespace(
+            collective_rpc=lambda _method, args: [weights.digest(one, args[0], 0.0) for one in workers]
+        )
+    )
+    work = probe_work.Digesting(engine)
+    rounds = 1
+    while not work.go():
+        rounds += 1
+    assert rounds > len(read(short))
+    found = [{one.name for one in work.digests if one.rank == rank} for rank in (0, 1)]
+    assert found == [read(short).keys(), read(long).keys()]
+    assert len(work.digests) == sum(map(len, found))
 
 
 def test_a_packed_weight_that_cannot_be_read_is_said_to_be_so() -> None:
