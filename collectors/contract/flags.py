@@ -116,14 +116,13 @@ FLAGS: tuple[Flag, ...] = (
         effect="processed: temperature, top-p, top-k and penalties are in the logprobs that the trainer gets, which is "
         "what an importance ratio needs; with top-p or top-k a fused sampler gives way to a slower one.",
         cost="11 to 18 ms with 64 requests in flight on an H100",
-        probe="logprobs_mode of every holder on every rank: the sampler, its top-k/top-p part, prompt logprobs, the "
-        "model's configuration; and the sampling path that is bound",
+        probe="logprobs_mode of every holder on every rank of the last pipeline stage: the sampler, its top-k/top-p "
+        "part, prompt logprobs, the model's configuration; and the sampling path that is bound",
         method="sets all of them, and binds the native sampling path where a fused one would assert",
         needs=(
             "boundary",
             "sees_steps",
             "no_speculation",
-            "one_stage",
             "workers_answer",
             "ranks_agree",
             "sampler_mode",
@@ -145,13 +144,12 @@ FLAGS: tuple[Flag, ...] = (
         cost="8 to 19 ms with 64 requests in flight on an H100; then memory for float32 logits, and off GPUs for a "
         "float32 copy of the head",
         probe="logits_processor.head_dtype, or the head's projection where vLLM knows no head_dtype; bound where one "
-        "projected row comes out in float32",
+        "projected row comes out in float32; on every rank of the last pipeline stage",
         method="sets head_dtype, or wraps the projection of the head alone: a tied embedding keeps its own look-up",
         needs=(
             "boundary",
             "sees_steps",
             "no_speculation",
-            "one_stage",
             "no_lora",
             "workers_answer",
             "ranks_agree",
