@@ -29,7 +29,7 @@ from rltop.collectors.contract.digests import weight_digests
 from rltop.collectors.contract.rundir import RunDir
 from tests.harness import HubStandIn, wait_for
 from tests.live_engine import MODEL, LiveEngine
-from tests.switchboard import TOKENS_BETWEEN, Traffic, fresh, prompt, whole
+from tests.switchboard import AT_LEAST, TOKENS_BETWEEN, Traffic, fresh, prompt, whole
 
 DIGEST = "weight-digest"
 
@@ -143,6 +143,7 @@ def switch_together(engine: LiveEngine, hub: HubStandIn, ranks: tuple[str, ...])
     traffic, updates = Traffic(engine, "dp"), []
     try:
         traffic.start()
+        wait_for(lambda: all(running(hub, rank) >= AT_LEAST for rank in ranks), "enough requests on every rank", 60)
         for number, (flag, value, form) in enumerate(SWITCHES):
             traffic.wait_tokens(TOKENS_BETWEEN)
             for rank in ranks:
@@ -156,6 +157,11 @@ def switch_together(engine: LiveEngine, hub: HubStandIn, ranks: tuple[str, ...])
         traffic.finish()
     whole(hub, traffic)
     return updates
+
+
+def running(hub: HubStandIn, source: str) -> int:
+    """Requests that an engine ran when it last said so."""
+    return next((state.running for state in reversed(hub.states()) if state.engine == source), 0)
 
 
 @dataclass(frozen=True)
