@@ -253,14 +253,14 @@ def test_a_writer_that_is_killed_is_replaced_and_nothing_is_lost(store: Store, t
 KILLED_HUB = """
 import os, signal, sys
 from pathlib import Path
-from rltop.backend import view
+from rltop.backend import api
 from rltop.backend.store.store import Store
 store = Store(Path(sys.argv[1]), "run", "hub-0", 1000.0)
 store.start()
-store.put(view.Frame("hub-0", 1, 1001.0, steps=[view.Step(1, 1001.0, None, False, {})]))
+store.put(api.Frame("hub-0", 1, 1001.0, steps=[api.Step(1, 1001.0, None, False, {})]))
 assert store.settle(60) == 0
 os.kill(store._process.pid, signal.SIGSTOP)
-store.put(view.Frame("hub-0", 2, 1002.0, steps=[view.Step(2, 1002.0, None, False, {})]))
+store.put(api.Frame("hub-0", 2, 1002.0, steps=[api.Step(2, 1002.0, None, False, {})]))
 print(store._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
