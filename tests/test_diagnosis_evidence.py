@@ -157,7 +157,7 @@ def test_a_bet_on_a_fair_toss_expects_to_keep_its_wealth(stakes: list[float], p:
 
 @given(st.floats(0.001, 0.33), st.sampled_from([(0.02, 0.7), (0.2, 0.7), (0.4, 0.7), (1.6, 1.3), (2.0, 1.3)]))
 def test_a_bet_on_other_tokens_expects_no_gain(q: float, bet: tuple[float, float]) -> None:
-    """T4: with probability q another token comes; else (1 - p) / p of it were due."""
+    """calibration: with probability q another token comes; else (1 - p) / p of it were due."""
     share, bound = bet
     mean = q * share / bound + (1 - q) * math.exp((bound - share) * q / (1 - q))
     assert mean <= 1 + 1e-9

@@ -142,8 +142,8 @@ def test_a_cause_of_which_all_shows_and_nothing_else_is_not_behind_any_that_show
 
 # --- rules ----------------------------------------------------------------------------------------------------------
 
-ONE = CauseEntry("X1", "one", "record", "", "", needs=("T1 above",), may=("T5 below",), against=("T6 shifted",))
-OTHER = CauseEntry("X2", "other", "record", "", "", needs=("T6 shifted | copies shifted",))
+ONE = CauseEntry("X1", "one", "record", "", "", needs=("mean_ratio above",), may=("nll_minus_entropy below",), against=("alignment shifted",))
+OTHER = CauseEntry("X2", "other", "record", "", "", needs=("alignment shifted | copies shifted",))
 
 
 def shares(found: Sequence[Finding], *causes: CauseEntry, **given_: bool | None) -> dict[str, float]:
@@ -151,25 +151,25 @@ def shares(found: Sequence[Finding], *causes: CauseEntry, **given_: bool | None)
 
 
 def test_what_is_needed_and_was_looked_for_in_vain_rules_a_cause_out() -> None:
-    both = CauseEntry("X3", "both", "record", "", "", needs=("T1 above", "T5 below"))
-    assert set(shares([alarm("T1 above")], ONE, both)) == {"one", "both"}
-    assert set(shares([alarm("T1 above"), calm("T5")], ONE, both)) == {"one"}
+    both = CauseEntry("X3", "both", "record", "", "", needs=("mean_ratio above", "nll_minus_entropy below"))
+    assert set(shares([alarm("mean_ratio above")], ONE, both)) == {"one", "both"}
+    assert set(shares([alarm("mean_ratio above"), calm("nll_minus_entropy")], ONE, both)) == {"one"}
 
 
 def test_a_test_that_has_not_spoken_leaves_a_cause_open_at_half_its_weight() -> None:
-    both = CauseEntry("X3", "both", "record", "", "", needs=("T1 above", "T5 below"))
-    made = shares([alarm("T1 above"), Finding("T5", UNKNOWN)], ONE, both)
+    both = CauseEntry("X3", "both", "record", "", "", needs=("mean_ratio above", "nll_minus_entropy below"))
+    made = shares([alarm("mean_ratio above"), Finding("nll_minus_entropy", UNKNOWN)], ONE, both)
     assert made["both"] == pytest.approx(MAYBE * made["one"], rel=0.02)
 
 
 def test_two_faults_at_once_are_both_told_though_each_leaves_half_unexplained() -> None:
-    made = shares([alarm("T1 above"), alarm("copies shifted")], ONE, OTHER)
+    made = shares([alarm("mean_ratio above"), alarm("copies shifted")], ONE, OTHER)
     assert made["one"] > 0.7 and made["other"] > 0.7
 
 
 def test_what_stands_against_a_cause_rules_it_out_unless_another_fault_explains_it() -> None:
-    assert shares([alarm("T1 above"), alarm("T6 shifted")], ONE) == {}
-    assert set(shares([alarm("T1 above"), alarm("T6 shifted")], ONE, OTHER)) == {"one", "other"}
+    assert shares([alarm("mean_ratio above"), alarm("alignment shifted")], ONE) == {}
+    assert set(shares([alarm("mean_ratio above"), alarm("alignment shifted")], ONE, OTHER)) == {"one", "other"}
 
 
 def test_a_cause_of_one_engine_needs_an_engine_that_is_fine() -> None:
@@ -179,29 +179,29 @@ def test_a_cause_of_one_engine_needs_an_engine_that_is_fine() -> None:
 
 
 def test_a_feature_that_nobody_states_counts_less_and_one_that_is_absent_nothing() -> None:
-    rare = CauseEntry("X5", "rare", "semantic", "", "", needs=("T1 above",), where=("speculative not none",))
-    found = [alarm("T1 above")]
+    rare = CauseEntry("X5", "rare", "semantic", "", "", needs=("mean_ratio above",), where=("speculative not none",))
+    found = [alarm("mean_ratio above")]
     assert shares(found, rare, rare=True)["rare"] > shares(found, rare, rare=None)["rare"] > 0
     assert shares(found, rare, rare=False) == {}
 
 
 def test_what_training_looks_like_anyway_accuses_nobody() -> None:
-    found = [alarm("reward rising"), alarm("entropy falling"), alarm("T9 grows")]
+    found = [alarm("reward rising"), alarm("entropy falling"), alarm("lag_slope grows")]
     made = infer(found, CAUSES)
     assert (made.suspects, made.nothing, made.unlisted) == ([], 1.0, 0.0)
-    odds = infer([alarm("T1 above"), *found], [ONE])
-    assert [s.confidence for s in odds.suspects] == [s.confidence for s in infer([alarm("T1 above")], [ONE]).suspects]
+    odds = infer([alarm("mean_ratio above"), *found], [ONE])
+    assert [s.confidence for s in odds.suspects] == [s.confidence for s in infer([alarm("mean_ratio above")], [ONE]).suspects]
 
 
 def test_a_flag_that_is_set_on_part_of_the_fleet_accuses_nobody() -> None:
     canary = alarm("facts differs=prefix_caching/fleet", "e1")
-    assert blame(infer([canary, calm("T1")], CAUSES)) == 0.0
+    assert blame(infer([canary, calm("mean_ratio")], CAUSES)) == 0.0
     other = alarm("facts differs=torch_version/fleet", "e1")
-    assert best([other, calm("T1")]) == "mixed-fleet"
+    assert best([other, calm("mean_ratio")]) == "mixed-fleet"
 
 
 def test_what_may_be_a_cause_if_it_goes_on_is_watched() -> None:
-    made = infer([alarm("reward falling"), calm("T1")], CAUSES)
+    made = infer([alarm("reward falling"), calm("mean_ratio")], CAUSES)
     assert made.suspects == []
     assert [s.known.id for s in made.watched] == ["reward-falls"]
 
@@ -209,13 +209,13 @@ def test_what_may_be_a_cause_if_it_goes_on_is_watched() -> None:
 def test_a_fact_that_is_only_stated_by_one_side_serves_a_cause_and_accuses_nobody_by_itself() -> None:
     stated = alarm("facts shaped=top_p")
     assert blame(infer([stated], CAUSES)) == 0.0
-    known = CauseEntry("X6", "known", "semantic", "", "", needs=("T5 below", "facts shaped=top_p"))
-    made = shares([stated, alarm("T5 below")], known)
+    known = CauseEntry("X6", "known", "semantic", "", "", needs=("nll_minus_entropy below", "facts shaped=top_p"))
+    made = shares([stated, alarm("nll_minus_entropy below")], known)
     assert made["known"] > 0.9
 
 
 def test_what_no_cause_explains_is_told_as_such() -> None:
-    made = infer([alarm("T14 grows"), alarm("T4 sharper")], [ONE, OTHER])
+    made = infer([alarm("batch_load grows"), alarm("calibration sharper")], [ONE, OTHER])
     assert made.suspects == []
     assert made.unlisted > 0.99
 
@@ -226,75 +226,75 @@ def test_what_no_cause_explains_is_told_as_such() -> None:
 @pytest.mark.parametrize(
     ("found", "cause"),
     [
-        (["T1 above", "T2 positive", "floor above"], "raw-logprobs"),
-        (["T1 above", "T2 positive", "floor above", "facts shaped=logprobs_mode", "clip high"], "raw-logprobs"),
-        (["slope flatter", "T8 jump", "floor above", "entropy rising"], "trainer-without-temperature"),
-        (["T3 negative", "T1 below", "T5 below", "floor above"], "truncation-in-record"),
-        (["T5 below"], "shaped-in-silence"),
-        (["T5 below", "T4 sharper", "T1 above=old"], "shaped-in-silence"),
-        (["T5 below", "T4 sharper", "T1 above=all", "floor above"], "raw-logprobs"),
-        (["T3 negative", "T2 too_negative", "floor above", "record zeros"], "truncation-in-record"),
-        (["facts shaped=default_sampling", "T5 below", "floor above"], "generation-config"),
+        (["mean_ratio above", "sign positive", "floor above"], "raw-logprobs"),
+        (["mean_ratio above", "sign positive", "floor above", "facts shaped=logprobs_mode", "clip high"], "raw-logprobs"),
+        (["slope flatter", "trend jump", "floor above", "entropy rising"], "trainer-without-temperature"),
+        (["one_sided negative", "mean_ratio below", "nll_minus_entropy below", "floor above"], "truncation-in-record"),
+        (["nll_minus_entropy below"], "shaped-in-silence"),
+        (["nll_minus_entropy below", "calibration sharper", "mean_ratio above=old"], "shaped-in-silence"),
+        (["nll_minus_entropy below", "calibration sharper", "mean_ratio above=all", "floor above"], "raw-logprobs"),
+        (["one_sided negative", "sign too_negative", "floor above", "record zeros"], "truncation-in-record"),
+        (["facts shaped=default_sampling", "nll_minus_entropy below", "floor above"], "generation-config"),
         (["facts shaped=repetition_penalty", "floor above"], "penalties"),
-        (["T6 shifted", "T1 above", "floor above", "T2 positive"], "shifted-logprobs"),
-        (["copies zero_filled", "T1 below", "record zeros", "T7 grows"], "padded-logprobs"),
-        (["lag high", "T9 grows", "clip high"], "policy-lag"),
-        (["fit frozen", "floor above", "T8 ramp"], "never-updated"),
-        (["floor above", "fit partial", "T8 jump"], "partial-update"),
-        (["floor above", "fit partial", "T8 jump", "T11 hit_worse"], "stale-prefix-cache"),
-        (["floor above", "fit partial", "T8 jump", "T11 hit_worse", "in_flight after_worse"], "stale-prefix-cache"),
+        (["alignment shifted", "mean_ratio above", "floor above", "sign positive"], "shifted-logprobs"),
+        (["copies zero_filled", "mean_ratio below", "record zeros", "position grows"], "padded-logprobs"),
+        (["lag high", "lag_slope grows", "clip high"], "policy-lag"),
+        (["fit frozen", "floor above", "trend ramp"], "never-updated"),
+        (["floor above", "fit partial", "trend jump"], "partial-update"),
+        (["floor above", "fit partial", "trend jump", "cache_gap hit_worse"], "stale-prefix-cache"),
+        (["floor above", "fit partial", "trend jump", "cache_gap hit_worse", "in_flight after_worse"], "stale-prefix-cache"),
         (["floor above", "fit partial", "in_flight after_worse=alone"], "kept-kv"),
-        (["floor above", "T8 jump", "in_flight after_worse=elsewhere too"], "partial-update"),
+        (["floor above", "trend jump", "in_flight after_worse=elsewhere too"], "partial-update"),
         (["floor rounding", "facts differs=dtype", "facts differs=head_dtype"], "other-rounding"),
         (["floor rounding", "facts differs=head_dtype"], "head-precision"),
-        (["repeat differs", "floor above", "T12 heavy"], "dropout"),
-        (["mask unsampled", "T1 below", "record zeros"], "loss-over-unsampled"),
+        (["repeat differs", "floor above", "tail heavy"], "dropout"),
+        (["mask unsampled", "mean_ratio below", "record zeros"], "loss-over-unsampled"),
         (["entropy collapsed", "gradient vanished", "reward falling"], "entropy-collapse"),
     ],
 )  # fmt: skip
 def test_a_known_situation_has_its_cause_first(found: list[str], cause: str) -> None:
     alarms = [alarm(sign) for sign in found]
-    silent = {test.name for test in TESTS} - {f.test for f in alarms} - {"T13", "T14"}
+    silent = {test.name for test in TESTS} - {f.test for f in alarms} - {"logit_lattice", "batch_load"}
     assert best([*alarms, *map(calm, sorted(silent))]) == cause
 
 
 def test_a_replica_is_named_by_whether_its_version_shows_it() -> None:
-    rest = [calm("floor", "e0"), calm("T10", "e0"), calm("versions", "e0"), calm("lag", "e0")]
-    honest = [alarm("T10 outlier", "e1"), alarm("versions stuck", "e1"), alarm("lag behind", "e1"), calm("floor", "e1")]
+    rest = [calm("floor", "e0"), calm("engine_gap", "e0"), calm("versions", "e0"), calm("lag", "e0")]
+    honest = [alarm("engine_gap outlier", "e1"), alarm("versions stuck", "e1"), alarm("lag behind", "e1"), calm("floor", "e1")]
     assert best([*honest, *rest]) == "stale-replica"
-    lying = [alarm("T10 outlier", "e1"), alarm("floor above", "e1"), calm("versions", "e1"), calm("lag", "e1")]
+    lying = [alarm("engine_gap outlier", "e1"), alarm("floor above", "e1"), calm("versions", "e1"), calm("lag", "e1")]
     assert best([*lying, *rest]) == "lying-replica"
-    few = [alarm("T10 outlier", "e1"), calm("floor", "e1"), calm("versions", "e1"), calm("lag", "e1")]
+    few = [alarm("engine_gap outlier", "e1"), calm("floor", "e1"), calm("versions", "e1"), calm("lag", "e1")]
     assert best([*few, *rest]) == "lying-replica"
-    odd = [*lying, alarm("T4 flatter", "e1"), alarm("T4 flatter"), alarm("fit frozen", "e1")]
+    odd = [*lying, alarm("calibration flatter", "e1"), alarm("calibration flatter"), alarm("fit frozen", "e1")]
     made = {suspect.known.id: suspect.confidence for suspect in infer([*odd, *rest], CAUSES).suspects}
     assert made["never-updated"] < 0.03
-    unmatched = [alarm("T10 outlier", "e1"), alarm("T4 flatter", "e1"), Finding("floor", UNKNOWN, engine="e1")]
-    assert best([*unmatched, calm("T10", "e0"), calm("versions", "e1")]) == "lying-replica"
+    unmatched = [alarm("engine_gap outlier", "e1"), alarm("calibration flatter", "e1"), Finding("floor", UNKNOWN, engine="e1")]
+    assert best([*unmatched, calm("engine_gap", "e0"), calm("versions", "e1")]) == "lying-replica"
 
 
 def test_a_fleet_that_samples_flatter_may_be_stale_where_no_old_logprobs_tell() -> None:
-    unknown = [Finding(name, UNKNOWN) for name in ("floor", "fit", "T8", "slope")]
-    made = {s.known.id: s.confidence for s in infer([alarm("T4 flatter"), *unknown], CAUSES).suspects}
+    unknown = [Finding(name, UNKNOWN) for name in ("floor", "fit", "trend", "slope")]
+    made = {s.known.id: s.confidence for s in infer([alarm("calibration flatter"), *unknown], CAUSES).suspects}
     assert made["never-updated"] > made["trainer-without-temperature"] > 0.2
 
 
 def test_a_fleet_without_updates_is_named_though_one_engine_is_too_near_to_call() -> None:
     frozen = [alarm("fit frozen", engine) for engine in ("e0", "e1")]
     above = [alarm("floor above", engine) for engine in ENGINES]
-    assert best([*above, *frozen, Finding("fit", UNKNOWN, engine="e2"), alarm("T8 jump")]) == "never-updated"
+    assert best([*above, *frozen, Finding("fit", UNKNOWN, engine="e2"), alarm("trend jump")]) == "never-updated"
     part = [alarm("fit partial", engine) for engine in ("e0", "e2")]
-    assert best([*above, frozen[1], *part, alarm("T8 jump")]) == "partial-update"
+    assert best([*above, frozen[1], *part, alarm("trend jump")]) == "partial-update"
 
 
 def test_a_stale_cache_and_a_partial_update_are_named_together_where_hits_and_misses_are_not_to_be_compared() -> None:
-    found = [alarm("floor above"), alarm("fit partial"), alarm("T8 jump"), Finding("T11", UNKNOWN)]
+    found = [alarm("floor above"), alarm("fit partial"), alarm("trend jump"), Finding("cache_gap", UNKNOWN)]
     made = {s.known.id: s.confidence for s in infer(found, CAUSES, {"stale-prefix-cache": True}).suspects}
     assert made["partial-update"] > made["stale-prefix-cache"] > 0.1
 
 
 def test_causes_of_one_family_share_where_only_the_family_shows() -> None:
-    found = [alarm("floor above"), calm("T8"), calm("T10"), calm("repeat"), calm("T11")]
+    found = [alarm("floor above"), calm("trend"), calm("engine_gap"), calm("repeat"), calm("cache_gap")]
     made = infer(found, CAUSES)
     first, *others = made.suspects
     assert {"bad-export", "rope-config", "attention-kernel"} <= {s.known.id for s in others} | {first.known.id}
@@ -304,8 +304,8 @@ def test_causes_of_one_family_share_where_only_the_family_shows() -> None:
 
 def test_where_a_gap_is_tells_causes_apart_and_accuses_nobody() -> None:
     place = alarm("in_flight after_worse")
-    assert infer([place, calm("floor"), calm("T1")], CAUSES).nothing == 1.0
-    found = [alarm("floor above"), alarm("fit partial"), Finding("T11", UNKNOWN)]
+    assert infer([place, calm("floor"), calm("mean_ratio")], CAUSES).nothing == 1.0
+    found = [alarm("floor above"), alarm("fit partial"), Finding("cache_gap", UNKNOWN)]
     alone, placed = infer(found, CAUSES), infer([*found, place], CAUSES)
     assert alone.suspects[0].known.id != "kept-kv"
     assert placed.suspects[0].known.id == "kept-kv"

@@ -82,7 +82,7 @@ def test_a_few_sequences_beyond_are_evidence_at_once_and_from_the_step_that_has_
 
 def test_a_gap_below_what_dtypes_imply_is_told_where_the_run_had_none_before() -> None:
     policy = Policy(seed=9, fault=Fault(noise=0.01, at=5))
-    floors, courses = found(policy, 8, "floor"), found(policy, 8, "T8")
+    floors, courses = found(policy, 8, "floor"), found(policy, 8, "trend")
     assert [one.outcome for one in floors] == ["at_floor"] * 5 + [UNKNOWN] + ["above"] * 2  # one step is too few
     assert {(one.outcome, one.since_step) for one in (floors[-1], courses[-1])} == {("above", 5), ("jump", 5)}
 
@@ -93,13 +93,13 @@ def test_a_gap_of_that_size_from_the_start_is_rounding() -> None:
 
 def test_an_engine_is_an_outlier_by_less_where_the_others_have_no_gap_at_all() -> None:
     policy = Policy(seed=4, engines=2, fault=Fault(noise=0.02, engine="e1", at=3))
-    assert found(policy, 7, "T10", "e1")[-1].outcome == "outlier"
-    assert found(policy, 7, "T10", "e0")[-1].outcome == "alike"
+    assert found(policy, 7, "engine_gap", "e1")[-1].outcome == "outlier"
+    assert found(policy, 7, "engine_gap", "e0")[-1].outcome == "alike"
     both = Policy(seed=4, engines=2, fault=Fault(noise=0.02, at=3))
-    assert {one.outcome for engine in ("e0", "e1") for one in found(both, 12, "T10", engine)} == {"alike"}
+    assert {one.outcome for engine in ("e0", "e1") for one in found(both, 12, "engine_gap", engine)} == {"alike"}
 
 
 def test_hits_and_misses_are_not_called_alike_while_they_are_too_few_to_tell() -> None:
-    apart = found(Policy(seed=1, fault=Fault(noise=0.15, misses=True, at=2)), 8, "T11")
+    apart = found(Policy(seed=1, fault=Fault(noise=0.15, misses=True, at=2)), 8, "cache_gap")
     assert "alike" not in {one.outcome for one in apart[2:]}
     assert (apart[-1].outcome, apart[-1].detail) == ("hit_worse", "alone")

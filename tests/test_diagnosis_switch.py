@@ -63,14 +63,14 @@ def test_nor_does_it_leave_one_beside_the_cause_that_it_cured(monkeypatch: pytes
     gap = [
         alarm("floor above"),
         alarm("fit partial"),
-        alarm("T8 jump"),
-        *map(calm, ("T1", "T10", "repeat", "slope", "in_flight")),
+        alarm("trend jump"),
+        *map(calm, ("mean_ratio", "engine_gap", "repeat", "slope", "in_flight")),
     ]
-    told_apart, mixed = [*gap, calm("T11")], [*gap, Finding("T11", UNKNOWN)]
+    told_apart, mixed = [*gap, calm("cache_gap")], [*gap, Finding("cache_gap", UNKNOWN)]
 
     def found(case: DiagnosisInput) -> list[Finding]:
         if not case.evidence or case.evidence[0].first > 0:
-            return [calm("floor"), calm("T8")]
+            return [calm("floor"), calm("trend")]
         return told_apart if case.steps[-1].step <= 5 else mixed
 
     *_, case = RAW.cases(9)

@@ -56,19 +56,19 @@ def test_nothing_alarms_at_any_step_of_a_healthy_run(policy: Policy) -> None:
 @pytest.mark.parametrize(
     ("policy", "named", "within"),
     [
-        (Policy(heat=0.7, fault=Fault(record_heat=1.0)), {("T1", "above"), ("slope", "sharper")}, 3),
-        (Policy(heat=1.3, fault=Fault(record_heat=1.0)), {("T1", "above"), ("slope", "flatter")}, 3),
-        (Policy(heat=0.9, fault=Fault(record_heat=1.0)), {("T1", "above"), ("slope", "sharper")}, 5),
+        (Policy(heat=0.7, fault=Fault(record_heat=1.0)), {("mean_ratio", "above"), ("slope", "sharper")}, 3),
+        (Policy(heat=1.3, fault=Fault(record_heat=1.0)), {("mean_ratio", "above"), ("slope", "flatter")}, 3),
+        (Policy(heat=0.9, fault=Fault(record_heat=1.0)), {("mean_ratio", "above"), ("slope", "sharper")}, 5),
         (Policy(heat=0.7, fault=Fault(trainer_heat=1.0)), {("floor", "above"), ("slope", "flatter")}, 3),
-        (Policy(fault=Fault(top_p=0.9)), {("T3", "negative"), ("T5", "below")}, 4),
-        (Policy(fault=Fault(top_p=0.9, recorded=False)), {("T5", "below"), ("T4", "sharper")}, 7),
-        (Policy(heat=0.7, fault=Fault(record_heat=1.0, trainer_heat=1.0)), {("T5", "below")}, 3),
+        (Policy(fault=Fault(top_p=0.9)), {("one_sided", "negative"), ("nll_minus_entropy", "below")}, 4),
+        (Policy(fault=Fault(top_p=0.9, recorded=False)), {("nll_minus_entropy", "below"), ("calibration", "sharper")}, 7),
+        (Policy(heat=0.7, fault=Fault(record_heat=1.0, trainer_heat=1.0)), {("nll_minus_entropy", "below")}, 3),
         (Policy(fault=Fault(stuck=True)), {("floor", "above"), ("fit", "frozen")}, 8),
-        (Policy(fault=Fault(noise=0.15, misses=True, at=2)), {("T11", "hit_worse")}, 8),
-        (Policy(fault=Fault(bfloat16=True)), {("T13", "engine_coarse")}, 3),
+        (Policy(fault=Fault(noise=0.15, misses=True, at=2)), {("cache_gap", "hit_worse")}, 8),
+        (Policy(fault=Fault(bfloat16=True)), {("logit_lattice", "engine_coarse")}, 3),
         (Policy(fault=Fault(dropout=0.3)), {("repeat", "differs"), ("floor", "above")}, 3),
         (Policy(fault=Fault(penalty=0.5)), {("floor", "above")}, 3),
-        (Policy(fault=Fault(shift=1)), {("T6", "shifted"), ("copies", "shifted"), ("T1", "above")}, 2),
+        (Policy(fault=Fault(shift=1)), {("alignment", "shifted"), ("copies", "shifted"), ("mean_ratio", "above")}, 2),
         (Policy(fault=Fault(zeros=3)), {("copies", "zero_filled"), ("record", "zeros")}, 2),
     ],
     ids=[
@@ -83,12 +83,12 @@ def test_a_fault_is_named_within_some_steps(policy: Policy, named: set[tuple[str
 def test_a_record_that_is_true_stays_calibrated_whatever_the_trainer_does() -> None:
     for fault in (Fault(trainer_heat=1.0), Fault(stuck=True), Fault(dropout=0.3), Fault(noise=0.2)):
         found = {f.test: f.outcome for f in ask(_at_step(Policy(heat=0.7, fault=fault), 6)) if f.engine is None}
-        assert (found["T1"], found["T5"]) == ("calibrated", "equal")
+        assert (found["mean_ratio"], found["nll_minus_entropy"]) == ("calibrated", "equal")
 
 
 def test_the_engine_that_is_off_is_told_from_the_others() -> None:
     case = _at_step(Policy(engines=3, move=0.1, fault=Fault(stuck=True, engine="e1")), 8)
-    outliers = [one for one in ask(case) if one.test == "T10" and one.outcome == "outlier"]
+    outliers = [one for one in ask(case) if one.test == "engine_gap" and one.outcome == "outlier"]
     assert [one.engine for one in outliers] == ["e1"]
 
 
@@ -98,7 +98,7 @@ def test_the_temperature_of_one_side_is_measured() -> None:
 
 
 def test_the_bound_of_a_truncation_is_measured() -> None:
-    sides = next(f for f in ask(_at_step(Policy(fault=Fault(top_p=0.8)), 6)) if f.test == "T3")
+    sides = next(f for f in ask(_at_step(Policy(fault=Fault(top_p=0.8)), 6)) if f.test == "one_sided")
     assert float(sides.detail) == pytest.approx(0.8, abs=0.03)
 
 
@@ -106,13 +106,13 @@ def test_the_first_step_of_a_fault_is_found() -> None:
     policy = Policy(fault=Fault(at=6, trainer_heat=1.0), heat=0.7)
     since = {f.test: f.since_step for f in _alarms(_at_step(policy, 12)) if f.engine is None}
     assert since["floor"] == 6
-    assert abs((since["T8"] or 0) - 6) <= 1
+    assert abs((since["trend"] or 0) - 6) <= 1
 
 
 def test_an_alarm_ends_when_the_fault_does() -> None:
     ends = _Mended(heat=0.7, fault=Fault(record_heat=1.0))
     *_, last = ends.cases(24)
-    assert {f.test for f in _alarms(last)} & {"T1", "T2", "T5", "floor", "slope"} == set()
+    assert {f.test for f in _alarms(last)} & {"mean_ratio", "sign", "nll_minus_entropy", "floor", "slope"} == set()
 
 
 class _Mended(Policy):

@@ -50,19 +50,19 @@ def test_a_verdict_fits_one_screen(known: CauseEntry) -> None:
 
 
 def test_the_verdict_comes_first_then_what_was_seen_and_what_to_do() -> None:
-    shown = [found("T1 above", since=3), found("T2 positive", since=4)]
-    verdict = conclude(RUN, [*shown, *calm("T6", "record", "copies", "T3", "T5", "join", "mask")])
+    shown = [found("mean_ratio above", since=3), found("sign positive", since=4)]
+    verdict = conclude(RUN, [*shown, *calm("alignment", "record", "copies", "one_sided", "nll_minus_entropy", "join", "mask")])
     assert verdict.verdict == FAULT
     lines = verdict_text.lines(verdict)
     assert lines[0].startswith("run sort: FAULT since step 3 on all engines, as of step 14 (15 steps")
     whole = "\n".join(lines)
     assert "A1 The record is of the distribution before temperature [semantic," in whole
-    assert whole.index("seen   T1 above: mean ratio 1.0931") < whole.index("do     Record what is sampled from")
+    assert whole.index("seen   mean_ratio above: mean ratio 1.0931") < whole.index("do     Record what is sampled from")
     assert "live   rltop set logprobs_mode processed --run sort" in whole
 
 
 def test_the_engines_that_have_it_are_named_and_so_is_the_order_for_them() -> None:
-    findings = [found("T1 above", "e1"), Finding("T1", "calibrated", engine="e0"), *calm("copies", "T6", "record")]
+    findings = [found("mean_ratio above", "e1"), Finding("mean_ratio", "calibrated", engine="e0"), *calm("copies", "alignment", "record")]
     verdict = conclude(RUN, findings)
     (cause,) = [cause for cause in verdict.causes if cause.id == "raw-logprobs"]
     assert cause.engines == ["e1"]
@@ -91,7 +91,7 @@ def test_what_an_order_would_set_and_is_set_already_is_not_offered(flags: tuple[
     run = RunContext(
         "sort", 14, {f"e{n}": {"logprobs_mode": flag} for n, flag in enumerate(flags)}, {}, 15, 42_000, 960
     )
-    verdict = conclude(run, [found("T1 above"), found("T2 positive"), *calm("T6", "record", "copies", "T3", "T5")])
+    verdict = conclude(run, [found("mean_ratio above"), found("sign positive"), *calm("alignment", "record", "copies", "one_sided", "nll_minus_entropy")])
     cause = verdict.causes[0]
     assert (cause.id, cause.command) == ("raw-logprobs", command)
     assert cause.in_place == ("" if command else "rltop set logprobs_mode processed")
@@ -100,18 +100,18 @@ def test_what_an_order_would_set_and_is_set_already_is_not_offered(flags: tuple[
 
 
 def test_what_is_on_every_engine_names_none() -> None:
-    verdict = conclude(RUN, [found("T1 above", engine) for engine in ("e0", "e1", None)])
+    verdict = conclude(RUN, [found("mean_ratio above", engine) for engine in ("e0", "e1", None)])
     assert verdict.causes[0].engines == []
 
 
 def test_a_healthy_run_has_no_causes() -> None:
-    verdict = conclude(RUN, calm("T1", "floor", "T5"))
+    verdict = conclude(RUN, calm("mean_ratio", "floor", "nll_minus_entropy"))
     assert (verdict.verdict, verdict.causes, verdict.needs) == (HEALTHY, [], [])
     assert verdict_text.lines(verdict) == ["run sort: HEALTHY as of step 14 (15 steps, 960 sequences, 42000 tokens)"]
 
 
 def test_too_little_data_is_told_with_how_much_more_it_takes() -> None:
-    waiting = Finding("T1", UNKNOWN, text="3 sequences", more_sequences=29)
+    waiting = Finding("mean_ratio", UNKNOWN, text="3 sequences", more_sequences=29)
     verdict = conclude(RUN, [waiting, Finding("floor", UNKNOWN, text="no old_logprobs are passed")])
     assert verdict.verdict == UNDECIDED
     assert verdict.needs == [
@@ -124,8 +124,8 @@ def test_too_little_data_is_told_with_how_much_more_it_takes() -> None:
 def test_what_cannot_be_told_apart_is_named_with_the_probe_that_would() -> None:
     """Both the trainer's weights and the cache may be old where no request missed the cache."""
     run = RunContext("sort", 14, {"e0": {"prefix_caching": "on"}}, {}, 15, 42_000, 960)
-    findings = [found("floor above"), found("fit partial"), found("T8 jump"), Finding("T11", UNKNOWN)]
-    verdict = conclude(run, [*findings, *calm("T1", "T10", "repeat")])
+    findings = [found("floor above"), found("fit partial"), found("trend jump"), Finding("cache_gap", UNKNOWN)]
+    verdict = conclude(run, [*findings, *calm("mean_ratio", "engine_gap", "repeat")])
     first = verdict.causes[0]
     assert (verdict.verdict, first.id) == (FAULT, "partial-update")
     assert "stale-prefix-cache" in first.confusable_with
@@ -135,13 +135,13 @@ def test_what_cannot_be_told_apart_is_named_with_the_probe_that_would() -> None:
 
 
 def test_what_no_cause_explains_is_undecided_and_names_a_probe() -> None:
-    verdict = conclude(RUN, [found("T14 grows"), found("T4 sharper"), *calm("T5", "T1", "floor", "repeat_engine")], [])
+    verdict = conclude(RUN, [found("batch_load grows"), found("calibration sharper"), *calm("nll_minus_entropy", "mean_ratio", "floor", "repeat_engine")], [])
     assert (verdict.verdict, verdict.causes) == (UNDECIDED, [])
     assert verdict.needs == [need for need in verdict.needs if "probe triad" in need] != []
 
 
 def test_a_probe_is_asked_for_once_with_all_that_it_tells_apart() -> None:
-    verdict = conclude(RUN, [found("floor above"), *calm("T1", "T10", "T11", "repeat")])
+    verdict = conclude(RUN, [found("floor above"), *calm("mean_ratio", "engine_gap", "cache_gap", "repeat")])
     wanted = [need for need in verdict.needs if need.startswith("probe ")]
     assert len({need.split()[1] for need in wanted}) == len(wanted) > 1
     (digest,) = [need for need in wanted if need.startswith("probe weight-digest tells ")]
@@ -157,13 +157,13 @@ def test_the_head_is_brought_to_the_trainers(engine: str | None, trainer: str | 
     run = RunContext(
         "sort", 14, {"e0": {"head_dtype": engine} if engine else {}}, {"head_dtype": trainer} if trainer else {}
     )
-    verdict = conclude(run, [found("facts differs=head_dtype"), *calm("T1", "floor")])
+    verdict = conclude(run, [found("facts differs=head_dtype"), *calm("mean_ratio", "floor")])
     assert verdict.causes[0].command == f"rltop set lm_head_fp32 {order}"
 
 
 def test_json_has_the_fields_that_programs_rely_on_and_no_infinities() -> None:
-    odd = Finding("T2", "positive", value=math.inf, low=-math.inf, high=math.nan, p=0.0, since_step=1)
-    built = verdict_text.as_json(conclude(RUN, [found("T1 above"), odd]))
+    odd = Finding("sign", "positive", value=math.inf, low=-math.inf, high=math.nan, p=0.0, since_step=1)
+    built = verdict_text.as_json(conclude(RUN, [found("mean_ratio above"), odd]))
     assert {"run", "step", "verdict", "causes", "needs", "findings"} <= set(built)
     assert {
         "id", "code", "layer", "confidence", "since_step", "engines", "evidence", "confusable_with", "probe", "remedy",
@@ -172,7 +172,7 @@ def test_json_has_the_fields_that_programs_rely_on_and_no_infinities() -> None:
 
 
 def test_every_test_is_told_on_demand_the_alarming_ones_first() -> None:
-    verdict = conclude(RUN, [*calm("T5"), found("T1 above", "e1"), Finding("T13", UNKNOWN, text="no second logprob")])
+    verdict = conclude(RUN, [*calm("nll_minus_entropy"), found("mean_ratio above", "e1"), Finding("logit_lattice", UNKNOWN, text="no second logprob")])
     lines = verdict_text.findings(verdict)
-    assert lines[0].startswith("T1 mean ratio of e1: above. T1 above: mean ratio")
-    assert lines[-1] == "T13 lattice of logits: unknown. no second logprob"
+    assert lines[0].startswith("mean_ratio mean ratio of e1: above. mean_ratio above: mean ratio")
+    assert lines[-1] == "logit_lattice lattice of logits: unknown. no second logprob"

@@ -116,7 +116,7 @@ def test_the_exit_code_is_the_verdict_and_the_text_fits_a_screen(tmp_path: Path)
     assert len(bad.output.splitlines()) <= 24
     assert "on e1" in bad.output
     whole = rltop("diagnose", str(wrong / NAME), "--tests")
-    assert "T10 engines against each other of e1: outlier" in " ".join(whole.output.split())
+    assert "engine_gap engines against each other of e1: outlier" in " ".join(whole.output.split())
 
 
 def test_a_store_without_evidence_can_not_tell_and_says_what_it_takes(tmp_path: Path) -> None:

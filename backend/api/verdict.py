@@ -15,7 +15,7 @@ class Finding(msgspec.Struct, frozen=True):
     """What one test says of a run, or of one of its engines.
 
     Attributes:
-        test: a name of ``rltop.backend.diagnosis.catalogue.all_checks.TESTS`` (``T1`` ...).
+        test: a name of ``rltop.backend.diagnosis.catalogue.all_checks.TESTS`` (``mean_ratio`` ...).
         outcome: one of the words that the test declares; ``unknown`` where there is too little data or none.
         value: the statistic, in ``unit``, with its 95 % interval where there is one.
         p: how often a healthy run would show this, over the whole run so far; 1 where the outcome is the healthy one.

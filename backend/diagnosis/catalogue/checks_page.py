@@ -22,16 +22,16 @@ length, at every step of a run; what a test says holds for the run so far and no
 - **From the start.** Nothing is held against the run's own first steps alone: a true record has a mean ratio of 1 and a
   surprisal of the trainer's entropy at any lag, and rounding has the size that the dtypes give it. Where the first
   steps rounded far finer than that, they are a second and lower bound: a gap that comes later is told by it, and one
-  that was there from the start only makes it the higher one, so that the dtypes' holds. T8, `entropy`, `reward`,
+  that was there from the start only makes it the higher one, so that the dtypes' holds. trend, `entropy`, `reward`,
   `gradient`, `clip` and part of `lag` look at the course of the run itself.
 - **At once, or not yet.** A run's gap may be a thousand times that of its first steps and still below what its dtypes
-  could make; then a few sequences tell. What is not known to be different is not called alike: `T11`, `in_flight` and
+  could make; then a few sequences tell. What is not known to be different is not called alike: `cache_gap`, `in_flight` and
   `fit` say how many more sequences it takes, or that it is too near to call.
 - **Begin and end.** The first step of a fault is the one that the evidence is largest from. A fault is over when three
   steps or more are free of it and differ from what was before by odds of 1,000; an alarm ends with it.
 - *Mild* outcomes are had by healthy runs too. They support a cause, and are no reason to wake anybody.
-- Not computed: T14, since collectors do not take the size of the batch that sampled a token. T4 and T13 do without
-  several logprobs at a position: T4 takes the trainer's entropy to know where it is nearly sure, T13 takes answers to
+- Not computed: batch_load, since collectors do not take the size of the batch that sampled a token. calibration and logit_lattice do without
+  several logprobs at a position: calibration takes the trainer's entropy to know where it is nearly sure, logit_lattice takes answers to
   one prompt, which begin in the same context.
 
 ## How often they err

@@ -57,7 +57,7 @@ TESTS: tuple[Check, ...] = (
         detail="about how many versions",
     ),
     Check(
-        name="T7",
+        name="position",
         title="position",
         outcomes=(
             "flat",
@@ -85,7 +85,7 @@ TESTS: tuple[Check, ...] = (
         ),
     ),
     Check(
-        name="T8",
+        name="trend",
         title="course over steps",
         outcomes=(
             "steady",
@@ -107,7 +107,7 @@ TESTS: tuple[Check, ...] = (
         by_engine=True,
     ),
     Check(
-        name="T9",
+        name="lag_slope",
         title="lag regression",
         outcomes=(
             "flat",
@@ -121,7 +121,7 @@ TESTS: tuple[Check, ...] = (
         mild=("grows",),
     ),
     Check(
-        name="T10",
+        name="engine_gap",
         title="engines against each other",
         outcomes=(
             "alike",
@@ -142,7 +142,7 @@ TESTS: tuple[Check, ...] = (
         detail="matched or all",
     ),
     Check(
-        name="T11",
+        name="cache_gap",
         title="cache hits against misses",
         outcomes=(
             "alike",
@@ -166,7 +166,7 @@ TESTS: tuple[Check, ...] = (
         detail="of worse: alone where no other matched token has a gap, else elsewhere too",
     ),
     Check(
-        name="T12",
+        name="tail",
         title="tail",
         outcomes=(
             "light",
@@ -183,7 +183,7 @@ TESTS: tuple[Check, ...] = (
         mild=("heavy",),
     ),
     Check(
-        name="T13",
+        name="logit_lattice",
         title="lattice of logits",
         outcomes=(
             "alike",
@@ -207,7 +207,7 @@ TESTS: tuple[Check, ...] = (
         by_engine=True,
     ),
     Check(
-        name="T14",
+        name="batch_load",
         title="load",
         outcomes=(
             "flat",
@@ -235,10 +235,10 @@ TESTS: tuple[Check, ...] = (
             "version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0, of "
             "requests that an update fell into"
         ),
-        formula="as T11",
+        formula="as cache_gap",
         rate=MEAN,
         source="NeMo-RL, issue 3839; vLLM, issue 54443",
-        detail="as T11",
+        detail="as cache_gap",
         mild=(
             "after_worse",
             "before_worse",

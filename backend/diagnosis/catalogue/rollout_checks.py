@@ -6,7 +6,7 @@ from rltop.backend.diagnosis.catalogue.check import BET, LEVEL, MEAN, STATED, Ch
 
 TESTS: tuple[Check, ...] = (
     Check(
-        name="T1",
+        name="mean_ratio",
         title="mean ratio",
         outcomes=(
             "calibrated",
@@ -28,7 +28,7 @@ TESTS: tuple[Check, ...] = (
         detail="of above: old where the mean ratio of version-matched tokens is 1 for sure, else all",
     ),
     Check(
-        name="T2",
+        name="sign",
         title="sign of the mean",
         outcomes=(
             "lognormal",
@@ -48,7 +48,7 @@ TESTS: tuple[Check, ...] = (
         by_engine=True,
     ),
     Check(
-        name="T3",
+        name="one_sided",
         title="one-sidedness",
         outcomes=(
             "both",
@@ -70,7 +70,7 @@ TESTS: tuple[Check, ...] = (
         detail="of negative: exp(smallest d), the share of probability that is kept at least",
     ),
     Check(
-        name="T4",
+        name="calibration",
         title="calibration of the sampler",
         outcomes=(
             "calibrated",
@@ -95,7 +95,7 @@ TESTS: tuple[Check, ...] = (
         detail="others that were sampled, as a share of those due",
     ),
     Check(
-        name="T5",
+        name="nll_minus_entropy",
         title="entropy against surprisal",
         outcomes=(
             "equal",
@@ -117,7 +117,7 @@ TESTS: tuple[Check, ...] = (
         by_engine=True,
     ),
     Check(
-        name="T6",
+        name="alignment",
         title="alignment",
         outcomes=(
             "aligned",

@@ -1,7 +1,7 @@
 """What an entry of the table of causes is. Pure data.
 
-A sign is a test and one of its outcomes, ``T1 above``, with a finding's detail where that matters,
-``facts differs=dtype``; several of which one will do are written ``T1 above | T5 below``. The names are of
+A sign is a test and one of its outcomes, ``mean_ratio above``, with a finding's detail where that matters,
+``facts differs=dtype``; several of which one will do are written ``mean_ratio above | nll_minus_entropy below``. The names are of
 ``rltop.backend.diagnosis.catalogue.all_checks.TESTS``.
 """
 
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from functools import cache
 
 GAP = (
-    "T2 too_negative", "T4 sharper", "T4 flatter", "T5 below", "T5 above", "T7 grows", "T7 falls", "T7 step",
-    "T12 heavy", "T14 grows", "fit frozen", "fit partial", "repetition favoured", "repetition disfavoured",
+    "sign too_negative", "calibration sharper", "calibration flatter", "nll_minus_entropy below", "nll_minus_entropy above", "position grows", "position falls", "position step",
+    "tail heavy", "batch_load grows", "fit frozen", "fit partial", "repetition favoured", "repetition disfavoured",
     "in_flight after_worse", "in_flight before_worse", "repeat_engine differs", "lag high=hurts",
 )  # fmt: skip
 """What any gap may look like, whatever it is of: these tests tell causes apart by what needs them, and by what is
 against them."""
 
 RECORD_GAP = (
-    *GAP, "T1 above", "T1 below", "T2 positive", "T3 positive", "T3 negative", "T4 truncated", "floor rounding",
-    "floor above", "slope sharper", "slope flatter", "T8 jump", "T8 ramp", "T10 outlier", "T11 hit_worse",
-    "T11 miss_worse", "T13 engine_coarse", "T13 trainer_coarse",
+    *GAP, "mean_ratio above", "mean_ratio below", "sign positive", "one_sided positive", "one_sided negative", "calibration truncated", "floor rounding",
+    "floor above", "slope sharper", "slope flatter", "trend jump", "trend ramp", "engine_gap outlier", "cache_gap hit_worse",
+    "cache_gap miss_worse", "logit_lattice engine_coarse", "logit_lattice trainer_coarse",
 )  # fmt: skip
 """A wrong record makes every figure that is measured against it wrong, in any way."""
 

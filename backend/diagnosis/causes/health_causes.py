@@ -14,7 +14,7 @@ HEALTH: tuple[CauseEntry, ...] = (
         "K1", "slow-engine", "health", "An engine is slower than the others",
         "Its requests take longer: the trainer waits for them, and what it samples is older when it is used.",
         needs=("speed slow",),
-        may=("lag behind", "T9 grows"),
+        may=("lag behind", "lag_slope grows"),
         one_engine=True,
         probe="P0",
         remedy="Look at the machine (other processes, clocks, ECC, swapping) and compare options: `rltop "
@@ -34,7 +34,7 @@ HEALTH: tuple[CauseEntry, ...] = (
         "K3", "mixed-fleet", "health", "Engines are not alike",
         "They differ in something that changes logprobs or speed: one engine's sequences are of another policy.",
         needs=(_DIFFERS,),
-        may=(*GAP, "T10 outlier", "floor rounding", "floor above", "speed slow"),
+        may=(*GAP, "engine_gap outlier", "floor rounding", "floor above", "speed slow"),
         probe="P0",
         remedy="Start all engines from one image with the same options: `rltop launch-args ENGINE` prints them.",
         source="knowledge base, P0",

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 
-_STALE = (*GAP, "T8 jump", "T8 ramp")
-_NUMERIC = (*GAP, "T10 outlier")
-_FROM_START = ("T8 jump", "T8 ramp", "repeat differs")
+_STALE = (*GAP, "trend jump", "trend ramp")
+_NUMERIC = (*GAP, "engine_gap outlier")
+_FROM_START = ("trend jump", "trend ramp", "repeat differs")
 
 CACHES: tuple[CauseEntry, ...] = (
     CauseEntry(
         "C1", "stale-prefix-cache", "inference path", "The prefix cache survives weight updates",
         "Prompts are read from keys and values that older weights computed: engines sample from a policy that never "
         "existed, while gap, clip rate and reward look normal.",
-        needs=("floor above", "T11 hit_worse"),
+        needs=("floor above", "cache_gap hit_worse"),
         may=_STALE,
-        against=("T10 outlier", "repeat differs"),
+        against=("engine_gap outlier", "repeat differs"),
         where=("prefix_caching is on",),
         probe="P4",
         confusable_with=("partial-update", "refused-reset", "stale-connector", "kept-kv", "prefix-numerics"),
@@ -29,8 +29,8 @@ CACHES: tuple[CauseEntry, ...] = (
         "Tokens after an update come from new weights over an old context: a small excess, by design of keep without "
         "clear_cache.",
         needs=("floor above", "in_flight after_worse"),
-        may=(*GAP, "T8 jump", "T8 ramp", "T12 heavy"),
-        against=("T10 outlier", "T11 hit_worse", "in_flight after_worse=elsewhere too"),
+        may=(*GAP, "trend jump", "trend ramp", "tail heavy"),
+        against=("engine_gap outlier", "cache_gap hit_worse", "in_flight after_worse=elsewhere too"),
         probe="P2",
         confusable_with=("stale-prefix-cache", "mislabelled-version"),
         remedy='Have running requests computed anew: pause_generation(mode="keep", clear_cache=True). It costs a '
@@ -41,9 +41,9 @@ CACHES: tuple[CauseEntry, ...] = (
     CauseEntry(
         "C2b", "refused-reset", "inference path", "Resetting the prefix cache is refused, and nobody hears it",
         "reset_prefix_cache fails while requests run: it is configured, and does nothing.",
-        needs=("floor above", "T11 hit_worse"),
+        needs=("floor above", "cache_gap hit_worse"),
         may=_STALE,
-        against=("T10 outlier",),
+        against=("engine_gap outlier",),
         where=("cache_reset is refused",),
         probe="P4",
         confusable_with=("stale-prefix-cache",),
@@ -55,7 +55,7 @@ CACHES: tuple[CauseEntry, ...] = (
     CauseEntry(
         "C3", "stale-connector", "inference path", "An external KV cache survives weight updates",
         "LMCache, Mooncake or offloaded blocks are keyed by tokens alone: the local reset does not reach them.",
-        needs=("floor above", "T11 hit_worse"),
+        needs=("floor above", "cache_gap hit_worse"),
         may=_STALE,
         where=("kv_connector not none",),
         probe="P4",
@@ -66,7 +66,7 @@ CACHES: tuple[CauseEntry, ...] = (
     CauseEntry(
         "C4", "lora-cache", "inference path", "Cached prefixes of an adapter outlive its reload",
         "The block hash has the adapter's name and not its weights.",
-        needs=("floor above", "T11 hit_worse"),
+        needs=("floor above", "cache_gap hit_worse"),
         may=_STALE,
         where=("lora is on",),
         probe="P4",
@@ -78,9 +78,9 @@ CACHES: tuple[CauseEntry, ...] = (
     CauseEntry(
         "C5", "multimodal-cache", "inference path", "Cached images outlive the encoder that computed them",
         "Prompts with images are off after updates that touch the vision tower.",
-        needs=("floor above", "T8 jump"),
-        may=(*GAP, "T11 hit_worse"),
-        against=("T11 hit_worse=alone",),
+        needs=("floor above", "trend jump"),
+        may=(*GAP, "cache_gap hit_worse"),
+        against=("cache_gap hit_worse=alone",),
         where=("multimodal is on",),
         probe="P4",
         confusable_with=("stale-prefix-cache",),
@@ -90,9 +90,9 @@ CACHES: tuple[CauseEntry, ...] = (
     CauseEntry(
         "C6", "prefix-numerics", "inference path", "Prompts with a cached prefix are computed by other tiles",
         "Hits differ from misses by rounding; hybrid models may be off altogether from the first token.",
-        needs=("T11 hit_worse",),
-        may=("floor rounding", "floor above", "T12 heavy", "T7 falls"),
-        against=("T8 jump", "T8 ramp"),
+        needs=("cache_gap hit_worse",),
+        may=("floor rounding", "floor above", "tail heavy", "position falls"),
+        against=("trend jump", "trend ramp"),
         where=("prefix_caching is on",),
         probe="P4",
         confusable_with=("stale-prefix-cache",),
@@ -107,7 +107,7 @@ NUMERICS: tuple[CauseEntry, ...] = (
         "D1", "other-rounding", "inference path", "Engine and trainer round differently (dtype or kernels)",
         "Logits differ in their last digits: a symmetric gap without bias, which clips some tokens for nothing.",
         needs=("floor rounding | facts differs=dtype",),
-        may=(*_NUMERIC, "facts differs=head_dtype", "T13 engine_coarse", "T13 trainer_coarse"),
+        may=(*_NUMERIC, "facts differs=head_dtype", "logit_lattice engine_coarse", "logit_lattice trainer_coarse"),
         against=_FROM_START,
         probe="P8",
         confusable_with=("head-precision", "half-precision", "attention-kernel", "compiled-kernels", "op-definitions",
@@ -119,7 +119,7 @@ NUMERICS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "D2", "head-precision", "inference path", "The head is in float32 on one side alone",
         "Logits of one side are rounded to 16 bits, 0.02 to 0.04 nats a token: on long answers that is what clips.",
-        needs=("facts differs=head_dtype | T13 engine_coarse | T13 trainer_coarse",),
+        needs=("facts differs=head_dtype | logit_lattice engine_coarse | logit_lattice trainer_coarse",),
         may=("floor rounding", "floor above", *_NUMERIC),
         against=("facts differs=dtype", *_FROM_START),
         probe="P12",
@@ -157,8 +157,8 @@ NUMERICS: tuple[CauseEntry, ...] = (
         "D5", "cascade-attention", "inference path", "Cascade attention on a GPU where it is wrong",
         "Groups with a long shared prefix have spikes, the more the longer the answer (vLLM up to 0.30, not on "
         "Hopper).",
-        needs=("T12 heavy", "floor rounding | floor above", "T14 grows | T7 grows"),
-        may=("T7 grows", "T14 grows"),
+        needs=("tail heavy", "floor rounding | floor above", "batch_load grows | position grows"),
+        may=("position grows", "batch_load grows"),
         against=_FROM_START,
         where=("cascade_attention is on",),
         probe="P8",
@@ -181,8 +181,8 @@ NUMERICS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "D7", "chunked-prefill", "inference path", "Chunks of a prefill lose their state",
         "On hybrid models prompts longer than a chunk are wrong from the first token on.",
-        needs=("T12 heavy", "floor above"),
-        may=("T7 falls", "T7 grows", *GAP),
+        needs=("tail heavy", "floor above"),
+        may=("position falls", "position grows", *GAP),
         against=_FROM_START,
         where=("hybrid is on",),
         probe="P8",
@@ -193,8 +193,8 @@ NUMERICS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "D8", "batch-dependence", "inference path", "Logprobs depend on what else is in the batch",
         "Kernels are picked by the batch's shape: the same tokens get other logprobs under load.",
-        needs=("T14 grows | repeat_engine differs",),
-        may=("floor rounding", "T12 heavy", "T10 outlier", "facts differs=dtype"),
+        needs=("batch_load grows | repeat_engine differs",),
+        may=("floor rounding", "tail heavy", "engine_gap outlier", "facts differs=dtype"),
         against=("floor above",),
         probe="P7",
         confusable_with=("async-scheduling", "other-rounding", "cascade-attention"),
@@ -205,7 +205,7 @@ NUMERICS: tuple[CauseEntry, ...] = (
         "D9", "parallel-sums", "inference path", "Sums over devices are made in another order",
         "Tensor or expert parallelism rounds otherwise than the trainer's sharding.",
         needs=("floor rounding | facts differs=parallel",),
-        may=(*_NUMERIC, "T8 ramp"),
+        may=(*_NUMERIC, "trend ramp"),
         against=("repeat differs", "facts differs=dtype"),
         where=("parallel has tensor 2|tensor 4|tensor 8",),
         probe="P8",
@@ -229,7 +229,7 @@ NUMERICS: tuple[CauseEntry, ...] = (
         "D11", "hybrid-kernels", "inference path", "Decode and prefill of a recurrent layer differ",
         "Mamba or GDN states drift from what a prefill computes, slowly, with the position.",
         needs=("floor above | floor rounding",),
-        may=("T7 grows", "T12 heavy", *GAP),
+        may=("position grows", "tail heavy", *GAP),
         against=_FROM_START,
         where=("hybrid is on",),
         probe="P13",
@@ -243,8 +243,8 @@ EXPERTS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "E1", "routing-flips", "inference path", "Tokens are routed to other experts",
         "Near ties in the router fall the other way under rounding: few tokens with an enormous gap, the mean ratio 1.",
-        needs=("T12 heavy", "floor rounding | floor above"),
-        may=("T7 grows", *_NUMERIC),
+        needs=("tail heavy", "floor rounding | floor above"),
+        may=("position grows", *_NUMERIC),
         against=("repeat differs",),
         where=("moe is on",),
         probe="P8",
@@ -256,8 +256,8 @@ EXPERTS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "E2", "wrong-replay", "inference path", "Replayed routing is not what the engine used",
         "Routes are dropped, shifted or of another request: the gap is as large as without replay.",
-        needs=("T12 heavy", "floor rounding | floor above"),
-        may=("T7 grows", "T7 step", *_NUMERIC),
+        needs=("tail heavy", "floor rounding | floor above"),
+        may=("position grows", "position step", *_NUMERIC),
         where=("router_replay is on",),
         probe="P8",
         confusable_with=("routing-flips",),
@@ -267,8 +267,8 @@ EXPERTS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "E3", "expert-parallel", "inference path", "Expert parallelism combines in a wrong order",
         "Most sequences are off, by how experts are spread.",
-        needs=("T12 heavy", "floor above"),
-        may=(*GAP, "T8 jump"),
+        needs=("tail heavy", "floor above"),
+        may=(*GAP, "trend jump"),
         where=("moe is on",),
         probe="P13",
         confusable_with=("routing-flips",),
@@ -294,8 +294,8 @@ QUANTISED: tuple[CauseEntry, ...] = (
     CauseEntry(
         "F2", "fp8-kv", "inference path", "Keys and values are cached in FP8",
         "Decode reads what prefill did not; with FlashAttention 3 the gap steps up at position 97.",
-        needs=("floor rounding | floor above | T7 step",),
-        may=("T7 step", "T7 grows", *_NUMERIC),
+        needs=("floor rounding | floor above | position step",),
+        may=("position step", "position grows", *_NUMERIC),
         where=("kv_cache_dtype has fp8",),
         probe="P1",
         remedy="--kv-cache-dtype auto; else compute its scales anew at each update.",
@@ -317,7 +317,7 @@ QUANTISED: tuple[CauseEntry, ...] = (
         "F4", "broken-refit", "inference path", "Quantised weights are wrong after an update",
         "Scales or packing are not made anew: it looks like quantisation noise and is many times larger, from the "
         "first update on.",
-        needs=("floor above", "T8 jump"),
+        needs=("floor above", "trend jump"),
         may=(*GAP, "facts differs=quantization"),
         where=("quantization not none",),
         probe="P5",

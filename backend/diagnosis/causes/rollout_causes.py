@@ -9,7 +9,7 @@ RECORD: tuple[CauseEntry, ...] = (
         "A12", "shifted-logprobs", "record", "The logprobs are shifted against their tokens",
         "Each token is trained with the logprob of its neighbour: ratios are noise, and clipping throws the signal "
         "away.",
-        needs=("copies shifted | T6 shifted",),
+        needs=("copies shifted | alignment shifted",),
         may=RECORD_GAP,
         probe="P10",
         remedy="Slice logits and labels alike (logits[:, :-1] against ids[:, 1:]), and assert len(ids) == "
@@ -32,7 +32,7 @@ RECORD: tuple[CauseEntry, ...] = (
         "The ratio is held against the trainer's own logprobs and not the sampler's: whatever is wrong between the "
         "two is invisible in the loss, and uncorrected.",
         needs=("copies recomputed",),
-        may=("T10 outlier",),
+        may=("engine_gap outlier",),
         probe="P10",
         confusable_with=("changed-logprobs",),
         remedy="Pass the engine's logprobs on as they came (verl: rollout.calculate_log_probs=True; TRL: "
@@ -75,7 +75,7 @@ RECORD: tuple[CauseEntry, ...] = (
         "H3", "end-of-sequence", "record", "The end of answers is not what was sampled",
         "Last tokens are in the loss that the engine cut, appended or named otherwise: EOS learns from noise.",
         needs=("join cut",),
-        may=("mask unsampled", "T7 grows", "T7 step", "floor above", "T1 above", "T1 below"),
+        may=("mask unsampled", "position grows", "position step", "floor above", "mean_ratio above", "mean_ratio below"),
         probe="P10",
         remedy="Train on the ids exactly as emitted; give vLLM all EOS ids (stop_token_ids); no stop strings.",
         source="trl#7039, vllm#28185, open-instruct#1041, OpenRLHF#238",
@@ -84,8 +84,8 @@ RECORD: tuple[CauseEntry, ...] = (
         "H4", "filtered-answers", "record", "Answers are dropped for how they ended",
         "What is left is no fair sample: the mean ratio is off 1 without anything wrong in the record, and long "
         "answers are never learned from.",
-        needs=("truncation many", "T1 above | T1 below"),
-        may=("T2 positive", "T2 too_negative"),
+        needs=("truncation many", "mean_ratio above | mean_ratio below"),
+        may=("sign positive", "sign too_negative"),
         against=("floor above",),
         probe="P10",
         remedy="Hand rltop all sampled tokens before any filter; mask overlong answers in the loss instead of "
@@ -116,7 +116,7 @@ RECORD: tuple[CauseEntry, ...] = (
         "R4", "no-logprobs", "record", "Engines record no logprobs",
         "There is no record of what was sampled from: importance weights are made of the trainer's word alone.",
         needs=("copies unrecorded",),
-        may=("T10 outlier",),
+        may=("engine_gap outlier",),
         probe="P11",
         remedy='Ask for them: SamplingParams(logprobs=0), or "logprobs": 0 in /v1/completions.',
         source="vLLM: SamplingParams.logprobs",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 
-_LATER = ("T8 jump", "T8 ramp")
+_LATER = ("trend jump", "trend ramp")
 
 TRAINER: tuple[CauseEntry, ...] = (
     CauseEntry(
@@ -12,8 +12,8 @@ TRAINER: tuple[CauseEntry, ...] = (
         "A scale or a factor of the position encoding differs: a gap from the first step on that often grows with "
         "the position.",
         needs=("floor above",),
-        may=("T7 grows", *GAP),
-        against=(*_LATER, "T10 outlier", "repeat differs"),
+        may=("position grows", *GAP),
+        against=(*_LATER, "engine_gap outlier", "repeat differs"),
         probe="P13",
         confusable_with=("bad-export", "attention-kernel", "rope-in-bf16"),
         remedy="Compare rope_scaling, rope_theta and partial_rotary_factor of both configurations, and their cos and "
@@ -23,9 +23,9 @@ TRAINER: tuple[CauseEntry, ...] = (
     CauseEntry(
         "G2", "rope-in-bf16", "trainer", "The trainer's position encoding is in bfloat16",
         "inv_freq was cast with the model: phases are off the more the farther a token is, up to a half turn at 4,096.",
-        needs=("T7 grows", "floor rounding | floor above"),
+        needs=("position grows", "floor rounding | floor above"),
         may=GAP,
-        against=(*_LATER, "T10 outlier", "repeat differs"),
+        against=(*_LATER, "engine_gap outlier", "repeat differs"),
         probe="P13",
         confusable_with=("rope-config",),
         remedy="Keep buffers in float32 (FSDP: buffer_dtype=float32; no model.to(bfloat16) over rotary_emb.inv_freq).",
@@ -34,7 +34,7 @@ TRAINER: tuple[CauseEntry, ...] = (
     CauseEntry(
         "G3", "packing", "trainer", "Packed sequences see each other, or have wrong positions",
         "The logprob of a token depends on what it was packed with: the starts of sequences are off.",
-        needs=("T7 falls", "floor above"),
+        needs=("position falls", "floor above"),
         may=("repeat differs", *GAP),
         against=_LATER,
         probe="P9",
@@ -46,9 +46,9 @@ TRAINER: tuple[CauseEntry, ...] = (
     CauseEntry(
         "G4", "attention-window", "trainer", "Attention reaches farther on one side",
         "A sliding window or a length limit differs: no gap up to it, a gap behind it.",
-        needs=("T7 step",),
+        needs=("position step",),
         may=("floor above", "floor rounding", *GAP),
-        against=(*_LATER, "T10 outlier"),
+        against=(*_LATER, "engine_gap outlier"),
         probe="P13",
         remedy="The same sliding_window, max_model_len and sparse-attention index on both sides.",
         source="vllm#48305",
@@ -70,9 +70,9 @@ TRAINER: tuple[CauseEntry, ...] = (
         "Every pass of the trainer is another model: ratios are noise, and a large part is clipped from the first "
         "step.",
         needs=("floor above | repeat differs", "repeat differs"),
-        # The few ratios that are large enough to make their mean 1 are beyond what T1 counts.
-        may=("T1 below", "T7 grows", "T7 falls", *_LATER, *GAP),
-        against=("T10 outlier", "T1 above"),
+        # The few ratios that are large enough to make their mean 1 are beyond what mean_ratio counts.
+        may=("mean_ratio below", "position grows", "position falls", *_LATER, *GAP),
+        against=("engine_gap outlier", "mean_ratio above"),
         probe="P9",
         confusable_with=("trainer-batch", "packing"),
         remedy="Set attention_dropout and hidden_dropout to 0 (Megatron: --attention-dropout 0 --hidden-dropout 0); "
@@ -83,7 +83,7 @@ TRAINER: tuple[CauseEntry, ...] = (
         "I2", "trainer-batch", "trainer", "The trainer's logprobs depend on its micro-batches",
         "Old and current logprobs of equal weights differ: ratios are off 1 with nothing stale.",
         needs=("repeat differs",),
-        may=("floor rounding", "T12 heavy"),
+        may=("floor rounding", "tail heavy"),
         against=("floor above",),
         probe="P9",
         confusable_with=("dropout",),
@@ -94,7 +94,7 @@ TRAINER: tuple[CauseEntry, ...] = (
         "I3", "lora-merge", "trainer", "Adapters are merged with rounding, or not applied",
         "Engines sample from a merge on bfloat16's grid, or from the base model: the gap grows from 0 as the adapter "
         "does.",
-        needs=("floor above", "T8 ramp"),
+        needs=("floor above", "trend ramp"),
         may=("fit frozen", *GAP),
         where=("lora is on",),
         probe="P5",
@@ -105,9 +105,9 @@ TRAINER: tuple[CauseEntry, ...] = (
     CauseEntry(
         "I4", "normaliser", "trainer", "The trainer's softmax runs over other logits",
         "Padded vocabulary, a logit scale or a soft cap on one side: all logprobs are shifted to one side.",
-        needs=("T3 negative | T3 positive",),
-        may=("T1 below", "T1 above", "T2 positive", "floor above", *GAP),
-        against=("T10 outlier",),
+        needs=("one_sided negative | one_sided positive",),
+        may=("mean_ratio below", "mean_ratio above", "sign positive", "floor above", *GAP),
+        against=("engine_gap outlier",),
         where=("padded_vocabulary is on",),
         probe="P13",
         confusable_with=("truncation-in-record", "truncation-in-trainer", "logprob-over-temperature"),
@@ -117,10 +117,10 @@ TRAINER: tuple[CauseEntry, ...] = (
     CauseEntry(
         "I6", "truncation-in-trainer", "trainer", "The trainer filters by top-p where the record does not",
         "Kept tokens are likelier in the trainer than in the record: every ratio is above 1.",
-        needs=("T3 positive",),
-        may=("T1 above", "T2 positive", "floor above", "T5 below", *GAP, "facts differs=logprobs_mode",
+        needs=("one_sided positive",),
+        may=("mean_ratio above", "sign positive", "floor above", "nll_minus_entropy below", *GAP, "facts differs=logprobs_mode",
              "facts shaped=logprobs_mode"),
-        against=("T1 below", "slope sharper", "slope flatter"),
+        against=("mean_ratio below", "slope sharper", "slope flatter"),
         probe="P11",
         confusable_with=("logprob-over-temperature", "normaliser"),
         remedy="--logprobs-mode processed_logprobs, so that the record has the filter too.",
@@ -145,7 +145,7 @@ OBJECTIVE: tuple[CauseEntry, ...] = (
         "J2", "answers-cut", "objective", "Answers run into the length limit",
         "Cut answers are rewarded as wrong or dropped: length and reward fight each other.",
         needs=("truncation many",),
-        may=("reward falling", "T7 grows"),
+        may=("reward falling", "position grows"),
         probe="lr0",
         remedy="Raise max_tokens, or shape the reward for length (overlong reward shaping).",
         source="DAPO, arXiv 2503.14476",
@@ -163,7 +163,7 @@ OBJECTIVE: tuple[CauseEntry, ...] = (
         "J7", "unstable-gradient", "objective", "Gradients blow up",
         "Single batches throw the policy far: reward and entropy jump after them.",
         needs=("gradient spike | gradient rising",),
-        may=("entropy rising", "entropy falling", "reward falling", "clip high", "T12 heavy"),
+        may=("entropy rising", "entropy falling", "reward falling", "clip high", "tail heavy"),
         probe="lr0",
         remedy="Clip the gradient's norm at 1, lower the learning rate, look at the worst sequences: `rltop worst`.",
         source="PPO, arXiv 1707.06347",
@@ -191,7 +191,7 @@ OBJECTIVE: tuple[CauseEntry, ...] = (
         "J10", "clipped-updates", "objective", "More is clipped than noise explains, and the backend is fine",
         "Steps are too large for the clip range, or too many are made of one batch.",
         needs=("clip high",),
-        may=("gradient rising", "entropy falling", "T9 grows"),
+        may=("gradient rising", "entropy falling", "lag_slope grows"),
         probe="lr0",
         remedy="Lower the learning rate or the number of updates per batch; else widen the clip range.",
         source="PPO, arXiv 1707.06347",

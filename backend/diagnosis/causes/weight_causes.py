@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 
-_LATER = ("T8 jump", "T8 ramp")
+_LATER = ("trend jump", "trend ramp")
 
 _BRING = (
     "Fix the call that brings the weights (it often hangs on a flag such as sleep mode), and assert after each update "
@@ -16,7 +16,7 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         "B1", "policy-lag", "weights", "What is trained on is old",
         "Tokens were sampled many versions ago: ratios spread, more is clipped, ESS falls, and each step learns less.",
         needs=("lag high",),
-        may=(*GAP, "T9 grows"),
+        may=(*GAP, "lag_slope grows"),
         probe="P6",
         remedy="Bound the age of what is consumed, queue included (prime-rl: max_off_policy_steps; verl: "
         "staleness_threshold), or correct for it: truncated importance sampling.",
@@ -26,9 +26,9 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         "B2", "never-updated", "weights", "No engine ever gets the new weights",
         "Updates are called, or counted, and change nothing: engines sample the first policy for ever, and the gap "
         "grows with every step of the trainer.",
-        needs=("fit frozen | T4 flatter",),
-        may=("floor above", "lag high", *GAP, *_LATER, "T9 grows"),
-        against=("T10 outlier", "floor at_floor"),
+        needs=("fit frozen | calibration flatter",),
+        may=("floor above", "lag high", *GAP, *_LATER, "lag_slope grows"),
+        against=("engine_gap outlier", "floor at_floor"),
         all_engines=True,
         probe="P5",
         confusable_with=("cached-reload", "partial-update", "trainer-without-temperature"),
@@ -40,8 +40,8 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         "The trainer moves on and the whole fleet samples from one version: what is trained on is older with every "
         "step.",
         needs=("versions stuck",),
-        may=("floor above", "lag high", *GAP, *_LATER, "T9 grows"),
-        against=("T10 outlier",),
+        may=("floor above", "lag high", *GAP, *_LATER, "lag_slope grows"),
+        against=("engine_gap outlier",),
         all_engines=True,
         probe="P5",
         confusable_with=("policy-lag",),
@@ -54,7 +54,7 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         "model that was never trained.",
         needs=("floor above",),
         may=(*GAP, *_LATER),
-        against=("T10 outlier", "repeat differs"),
+        against=("engine_gap outlier", "repeat differs"),
         probe="P5",
         confusable_with=("stale-prefix-cache", "tied-embeddings", "bad-export", "layout-corruption",
                          "derived-tensors", "never-updated", "rope-config"),
@@ -66,9 +66,9 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         "B4", "layout-corruption", "weights", "A second load writes weights in the wrong layout",
         "Weights that were repacked after the first load are overwritten in checkpoint layout: gibberish after the "
         "first update.",
-        needs=("floor above", "T8 jump"),
-        may=(*GAP, *_LATER, "T1 below"),
-        against=("T10 outlier",),
+        needs=("floor above", "trend jump"),
+        may=(*GAP, *_LATER, "mean_ratio below"),
+        against=("engine_gap outlier",),
         where=("moe is on",),
         probe="P5",
         confusable_with=("partial-update",),
@@ -80,8 +80,8 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         "B5", "derived-tensors", "weights", "Tensors made from the weights keep their old values",
         "CUDA graphs, MLA's projected weights, float32 copies of the head or KV scales stay as they were at load: "
         "decode is wrong, prefill right.",
-        needs=("floor above", "T8 jump | T8 ramp"),
-        may=(*GAP, *_LATER, "T14 grows"),
+        needs=("floor above", "trend jump | trend ramp"),
+        may=(*GAP, *_LATER, "batch_load grows"),
         where=("device has cuda", "enforce_eager is off"),
         probe="P13",
         confusable_with=("partial-update",),
@@ -93,7 +93,7 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         "Its share of the rollouts is sampled from ever older weights: ratios of those sequences are useless, and "
         "most of what is clipped is theirs.",
         needs=("versions stuck | lag behind",),
-        may=(*GAP, *_LATER, "T9 grows", "T10 outlier", "lag high"),
+        may=(*GAP, *_LATER, "lag_slope grows", "engine_gap outlier", "lag high"),
         one_engine=True,
         probe="P3",
         confusable_with=("lying-replica",),
@@ -105,9 +105,9 @@ WEIGHTS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "B6", "lying-replica", "weights", "An engine misses its weight updates, and its version hides it",
         "Its version advances while its weights stay: its rollouts count as fresh, and are not.",
-        needs=("T10 outlier | floor above",),
-        may=("floor above", "fit frozen", *GAP, *_LATER, "T11 hit_worse", "T11 miss_worse", "T9 grows"),
-        against=("versions stuck", "lag behind", "T1 above"),
+        needs=("engine_gap outlier | floor above",),
+        may=("floor above", "fit frozen", *GAP, *_LATER, "cache_gap hit_worse", "cache_gap miss_worse", "lag_slope grows"),
+        against=("versions stuck", "lag behind", "mean_ratio above"),
         one_engine=True,
         probe="P5",
         confusable_with=("stale-replica", "mislabelled-version"),
@@ -121,7 +121,7 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         "A converter or a cast on the way changes them: there is a gap before the first step of training.",
         needs=("floor above",),
         may=GAP,
-        against=("T10 outlier", "T8 jump", "T8 ramp", "repeat differs"),
+        against=("engine_gap outlier", "trend jump", "trend ramp", "repeat differs"),
         probe="P5",
         confusable_with=("partial-update", "rope-config", "attention-kernel", "op-definitions"),
         remedy="Load one engine from the original checkpoint and one by a null update (learning rate 0): they must "
@@ -131,8 +131,8 @@ WEIGHTS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "B8", "update-race", "weights", "Weights are written while a step runs",
         "Requests that run at that moment see half of either version: seconds of extreme tokens around each update.",
-        needs=("floor above", "T12 heavy", "in_flight before_worse | in_flight after_worse"),
-        may=(*GAP, *_LATER, "T1 above", "T1 below"),
+        needs=("floor above", "tail heavy", "in_flight before_worse | in_flight after_worse"),
+        may=(*GAP, *_LATER, "mean_ratio above", "mean_ratio below"),
         where=("updates_pause is off",),
         probe="P5",
         remedy='Bracket updates with pause_generation(mode="keep") and resume_generation().',
@@ -153,9 +153,9 @@ WEIGHTS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "B10", "cached-reload", "weights", "Reloading returns the weights of the first load",
         "reload_weights answers OK and reads the path of the first time: nothing changes.",
-        needs=("fit frozen | T8 ramp",),
+        needs=("fit frozen | trend ramp",),
         may=("floor above", *GAP, *_LATER, "lag high"),
-        against=("T10 outlier",),
+        against=("engine_gap outlier",),
         where=("update_call is reload_weights",),
         all_engines=True,
         probe="P5",
@@ -169,7 +169,7 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         "reload.",
         needs=("floor above",),
         may=(*GAP, *_LATER),
-        against=("T10 outlier", "repeat differs"),
+        against=("engine_gap outlier", "repeat differs"),
         where=("tie_word_embeddings is on",),
         probe="P5",
         confusable_with=("partial-update",),

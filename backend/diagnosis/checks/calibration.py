@@ -1,4 +1,4 @@
-"""Tests of the record against the trainer's distribution: T1, T2, T3, T5, T6 and the slope. Pure.
+"""Tests of the record against the trainer's distribution: mean_ratio, sign, one_sided, nll_minus_entropy, alignment and the slope. Pure.
 
 If the record is the density that was sampled from, ``E[exp(d) | past] = 1`` for any trainer, however stale, as long as
 it has no mass where nothing could be sampled; then ``E[d] <= 0``, and ``E[exp(d) (-log p - H)] = 0`` for the trainer's
@@ -37,30 +37,30 @@ LEAST_SURPRISAL = 0.01
 
 
 def mean_ratio(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T1: the mean of exp(d), by betting above 1 and by its interval below."""
+    """mean_ratio: the mean of exp(d), by betting above 1 and by its interval below."""
     for engine, pile in asked(piles):
         yield _mean_ratio(pile, engine)
 
 
 def _mean_ratio(pile: EvidenceArrays, engine: str | None) -> Finding:
     if not pile.sums[:, kernel.N].sum():
-        return unknown("T1", "no logprobs of both sides yet", engine)
+        return unknown("mean_ratio", "no logprobs of both sides yet", engine)
     high = _bets(pile)
     if high.log_e >= LOG_FOUND and high.low > LEAST_RATIO:
         text = f"mean ratio {1 + high.mean:.4f} ({1 + high.low:.4f} to {1 + high.high:.4f}) over {high.tokens} tokens"
         which, also = ("old", ", as matched tokens do") if _is_true_of_matched(pile, high.start) else ("all", "")
         text += f"; a true record has 1{also}"
-        return finding("T1", "above", high, pile, engine, shift_by=1.0, text=text, detail=which)
+        return finding("mean_ratio", "above", high, pile, engine, shift_by=1.0, text=text, detail=which)
     low = _bets(pile, down=True)
     if low.log_e >= LOG_FOUND and low.high < -LEAST_RATIO:
         text = f"mean ratio {1 + low.mean:.4f} ({1 + low.low:.4f} to {1 + low.high:.4f}) over {low.tokens} tokens"
         return finding(
-            "T1", "below", low, pile, engine, shift_by=1.0, text=f"{text}: some of the trainer's mass is cut off"
+            "mean_ratio", "below", low, pile, engine, shift_by=1.0, text=f"{text}: some of the trainer's mass is cut off"
         )
     known = pile.moments[:, kernel.M_X, 1].sum() >= pile.moments[:, kernel.X, 1].sum() / 10
     calm = sequential.above(pile.moments[:, kernel.M_X if known else kernel.X], pile.first, 0.02, LEAST_RATIO)
     text = f"mean ratio {1 + calm.mean:.4f} ({1 + calm.low:.4f} to {1 + calm.high:.4f})"
-    return finding("T1", "calibrated", calm, pile, engine, shift_by=1.0, text=text)
+    return finding("mean_ratio", "calibrated", calm, pile, engine, shift_by=1.0, text=text)
 
 
 def _is_true_of_matched(pile: EvidenceArrays, start: int) -> bool:
@@ -94,26 +94,26 @@ def _of(pile: EvidenceArrays, figure: int, log_e: float, start: int) -> MeanShif
 
 
 def sign(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T2: the mean of d against 0 and against its spread."""
+    """sign: the mean of d against 0 and against its spread."""
     for engine, pile in asked(piles):
         if not pile.sums[:, kernel.N].sum():
-            yield unknown("T2", "no logprobs of both sides yet", engine)
+            yield unknown("sign", "no logprobs of both sides yet", engine)
             continue
         matched = bool(pile.sums[:, kernel.MATCHED].sum())
         figure = kernel.M_D if matched else kernel.D
         up = sequential.above(pile.moments[:, figure], pile.first, 0.02, LEAST_MEAN)
         if up.log_e >= LOG_FOUND and up.tokens >= MIN_SHAPED:
             text = f"mean d {up.mean:+.4f} ({up.low:+.4f} to {up.high:+.4f}), above 0"
-            yield finding("T2", "positive", up, pile, engine, text=text, unit="nats")
+            yield finding("sign", "positive", up, pile, engine, text=text, unit="nats")
             continue
         square = sequential.stretches(pile.moments[:, kernel.M_DD]).mean
         down = sequential.below(pile.moments[:, kernel.M_D], pile.first, 0.02, MAX_RHO / 2 * square + LEAST_MEAN)
         if down.log_e >= LOG_FOUND and down.tokens >= MIN_SHAPED:
             rho = -2 * down.mean / max(float(square[down.start]), 1e-12)
             text = f"mean d {down.mean:+.4f}, {rho:.0f} times what its spread explains"
-            yield finding("T2", "too_negative", down, pile, engine, text=text, unit="nats")
+            yield finding("sign", "too_negative", down, pile, engine, text=text, unit="nats")
             continue
-        yield finding("T2", "lognormal", up, pile, engine, text=f"mean d {up.mean:+.2g}", unit="nats")
+        yield finding("sign", "lognormal", up, pile, engine, text=f"mean d {up.mean:+.2g}", unit="nats")
 
 
 MIN_SIDED = 20
@@ -121,10 +121,10 @@ MIN_SIDED = 20
 
 
 def sides(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T3: sequences whose matched d has one sign alone, as tosses of a coin."""
+    """one_sided: sequences whose matched d has one sign alone, as tosses of a coin."""
     for engine, pile in asked(piles):
         if not pile.sums[:, kernel.MATCHED].sum():
-            yield unknown("T3", "no version-matched tokens yet: old logprobs, or tokens of lag 0", engine)
+            yield unknown("one_sided", "no version-matched tokens yet: old logprobs, or tokens of lag 0", engine)
             continue
         yield _sides(pile, engine)
 
@@ -170,11 +170,11 @@ def _sides(pile: EvidenceArrays, engine: str | None) -> Finding:
         at = MeanShift(
             float(each.max()), start, edge, low, high, int(rows_many[start]), int(tails[start, kernel.MATCHED])
         )
-        return finding("T3", outcome, at, pile, engine, text=text, unit="nats", detail=f"{math.exp(edge):.3f}")
+        return finding("one_sided", outcome, at, pile, engine, text=text, unit="nats", detail=f"{math.exp(edge):.3f}")
     n = int(tails[0, kernel.MATCHED])
     both = MeanShift(0.0, 0, 0.0, -math.inf, math.inf, 0, n)
     counts = f"{int(tails[0, kernel.FINE_BELOW])} below and {int(tails[0, kernel.FINE_ABOVE])} above"
-    return finding("T3", "both", both, pile, engine, text=f"of {n} matched tokens {counts} {kernel.FINE} nats")
+    return finding("one_sided", "both", both, pile, engine, text=f"of {n} matched tokens {counts} {kernel.FINE} nats")
 
 
 def _silent_now(pile: EvidenceArrays, many: int) -> bool:
@@ -194,13 +194,13 @@ def _coins(few: Floats, many: Floats) -> Floats:
 
 
 def surprisal(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T5: the trainer's surprisal at what was sampled less its entropy, weighted by the ratio: by betting.
+    """nll_minus_entropy: the trainer's surprisal at what was sampled less its entropy, weighted by the ratio: by betting.
 
     The weight makes its mean 0 at any lag, and whatever the trainer does, if the record is what was sampled from.
     """
     for engine, pile in asked(piles):
         if not pile.moments[:, kernel.SURPRISAL, 1].sum():
-            yield unknown("T5", "the trainer passes no entropy (sequences(entropy=...))", engine)
+            yield unknown("nll_minus_entropy", "the trainer passes no entropy (sequences(entropy=...))", engine)
             continue
         base = kernel.WEALTH + 2 * len(kernel.BETS) + len(kernel.DOWN)
         accounts = pile.sums[:, base : base + len(kernel.SURPRISE)]
@@ -212,7 +212,7 @@ def surprisal(piles: EvidenceByEngine) -> Iterator[Finding]:
         else:
             outcome = "equal"
         text = f"surprisal less entropy {told.mean:+.3f} ({told.low:+.3f} to {told.high:+.3f}) nats a token"
-        yield finding("T5", outcome, told, pile, engine, text=text, unit="nats")
+        yield finding("nll_minus_entropy", outcome, told, pile, engine, text=text, unit="nats")
 
 
 LEAST_OTHER = 0.3
@@ -230,7 +230,7 @@ SHARPER, FLATTER = (0.02, 0.2, 0.4), (1.6, 2.0)
 
 
 def sampler(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T4: how often another token than the likeliest is sampled where the trainer is nearly sure, without top logprobs.
+    """calibration: how often another token than the likeliest is sampled where the trainer is nearly sure, without top logprobs.
 
     Where the entropy is below ``loop.PEAK`` a token with more than a half is the likeliest. The number of others that
     are due is estimated from the likeliest alone, sum of ``(1 - p) / p`` over them, which has the same expectation
@@ -242,7 +242,7 @@ def sampler(piles: EvidenceByEngine) -> Iterator[Finding]:
         seen = pile.sums[:, [kernel.OTHER, kernel.OTHER_NARROW]]
         due = pile.sums[:, [kernel.OTHER_DUE, kernel.OTHER_NARROW_DUE]]
         if not due.sum():
-            yield unknown("T4", "no context where the trainer's entropy is low, or no entropy is passed", engine)
+            yield unknown("calibration", "no context where the trainer's entropy is low, or no entropy is passed", engine)
             continue
         outcome, start, log_e = "calibrated", 0, 0.0
         more, less = _by_lag(pile)
@@ -264,7 +264,7 @@ def sampler(piles: EvidenceByEngine) -> Iterator[Finding]:
         text = (
             f"where the trainer is nearly sure, {seen_now.sum():.0f} other tokens were sampled, {due_now.sum():.0f} due"
         )
-        yield finding("T4", outcome, told, pile, engine, text=text, detail=f"{ratio:.2f}")
+        yield finding("calibration", outcome, told, pile, engine, text=text, detail=f"{ratio:.2f}")
 
 
 def _by_lag(pile: EvidenceArrays) -> tuple[Floats, Floats]:
@@ -296,7 +296,7 @@ MIN_ALIGNED = 200
 
 
 def alignment(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T6: at which displacement the record is nearest to the trainer's logprobs."""
+    """alignment: at which displacement the record is nearest to the trainer's logprobs."""
     for engine, pile in asked(piles):
         found: Finding | None = None
         for steps in (1, 3, 10):  # the shortest that has enough tokens
@@ -305,7 +305,7 @@ def alignment(piles: EvidenceByEngine) -> Iterator[Finding]:
                 continue
             found = _alignment(pile, late, engine, pile.aligned[-2] if steps == 1 and pile.steps > 1 else None)
             break
-        yield found or unknown("T6", f"fewer than {MIN_ALIGNED} tokens", engine)
+        yield found or unknown("alignment", f"fewer than {MIN_ALIGNED} tokens", engine)
 
 
 DISPLACED = 4.0
@@ -330,9 +330,9 @@ def _alignment(pile: EvidenceArrays, late: Floats, engine: str | None, before: F
         by = -kernel.SHIFTS[best]
         text = f"mean |d| is {off[2]:.3f} as it stands and {off[best]:.3f} with the record moved by {by:+d} tokens"
         at = MeanShift(FOUND, start, float(by), math.nan, math.nan, 0, n)
-        return finding("T6", "shifted", at, pile, engine, text=text, unit="tokens", detail=f"{-by:+d}")
+        return finding("alignment", "shifted", at, pile, engine, text=text, unit="tokens", detail=f"{-by:+d}")
     text = f"mean |d| {off[2]:.3f} as it stands, {min(off[1], off[3]):.3f} one token off"
-    return finding("T6", "aligned", MeanShift(0.0, 0, 0.0, 0.0, 0.0, 0, n), pile, engine, text=text, unit="tokens")
+    return finding("alignment", "aligned", MeanShift(0.0, 0, 0.0, 0.0, 0.0, 0, n), pile, engine, text=text, unit="tokens")
 
 
 LEAST_SLOPE = 0.03

@@ -1,4 +1,4 @@
-"""Tests of how large the matched gap is, and when it came: floor, T8, fit, repeat. Pure functions of a case.
+"""Tests of how large the matched gap is, and when it came: floor, trend, fit, repeat. Pure functions of a case.
 
 What is matched has the same weights on both sides, so nothing but rounding is left of a healthy gap, and rounding has a
 size that follows from the dtypes.
@@ -187,7 +187,7 @@ RAMP, RAMP_STEPS = 2.0, 6
 
 
 def course(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T8: from which step on the gap is above what it was before, and how it goes on; of matched tokens if there are.
+    """trend: from which step on the gap is above what it was before, and how it goes on; of matched tokens if there are.
 
     Where none are, k3 of all tokens is held against four times what it was in the run's first steps with a lag; if it
     rises above that, as it does with the learning rate, nobody knows.
@@ -196,7 +196,7 @@ def course(piles: EvidenceByEngine) -> Iterator[Finding]:
         matched = _tells(piles, engine, pile)
         moments = pile.moments[:, kernel.M_ABS if matched else kernel.K3]
         if pile.steps < 3 or not moments[:, 1].sum():
-            yield unknown("T8", "fewer than three steps", engine)
+            yield unknown("trend", "fewer than three steps", engine)
             continue
         first = int(np.argmax(moments[:, 1] > 0)) if matched else FIRST_STEPS - 2
         base = _first_level(moments[first : first + 1] if matched else moments[1 : 1 + FIRST_STEPS])
@@ -209,16 +209,16 @@ def course(piles: EvidenceByEngine) -> Iterator[Finding]:
         told = MeanShift(over.log_e, over.start, level, math.nan, math.nan, over.sequences, over.tokens)
         size = "matched |d|" if matched else "k3"
         if over.log_e < LOG_FOUND or over.start <= first:
-            yield finding("T8", "steady", told, pile, engine, text=f"{size} {level:.2g} throughout", unit="nats")
+            yield finding("trend", "steady", told, pile, engine, text=f"{size} {level:.2g} throughout", unit="nats")
             continue
         if not matched:
-            yield unknown("T8", f"k3 of all tokens rose from {base:.2g} to {level:.2g}, {_LARGER}", engine)
+            yield unknown("trend", f"k3 of all tokens rose from {base:.2g} to {level:.2g}, {_LARGER}", engine)
             continue
         half = len(part) // 2
         early, late = (x[:, 2].sum() / max(x[:, 1].sum(), 1.0) for x in (part[:half], part[half:]))
         outcome = "ramp" if len(part) >= RAMP_STEPS and late > RAMP * early else "jump"
         text = f"matched |d| {base:.2g} before step {int(pile.first[over.start])}, {level:.2g} since"
-        yield finding("T8", outcome, told, pile, engine, text=text, unit="nats")
+        yield finding("trend", outcome, told, pile, engine, text=text, unit="nats")
 
 
 def _size_at(pile: EvidenceArrays, step: int) -> float:
@@ -253,7 +253,7 @@ FINE_SHARE, GRID_SHARE = 0.1, 0.5
 
 
 def lattice(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T13: whether logprobs of different tokens at one position differ by multiples of bfloat16's grid, on which side.
+    """logit_lattice: whether logprobs of different tokens at one position differ by multiples of bfloat16's grid, on which side.
 
     Answers to one prompt begin in the same context, so no logprobs but those of the sampled tokens are needed.
     """
@@ -261,10 +261,10 @@ def lattice(piles: EvidenceByEngine) -> Iterator[Finding]:
     for engine, pile in asked(piles):
         own = _on_grid(pile, ENGINE_PAIRS, ENGINE_ON_GRID)
         if _is_moved(pile):
-            yield unknown("T13", "the record is that of other tokens", engine)
+            yield unknown("logit_lattice", "the record is that of other tokens", engine)
             continue
         if trainer is None or own is None:
-            yield unknown("T13", f"fewer than {MIN_PAIRS} pairs of different tokens after equal contexts", engine)
+            yield unknown("logit_lattice", f"fewer than {MIN_PAIRS} pairs of different tokens after equal contexts", engine)
             continue
         outcome = "alike"
         if own >= GRID_SHARE and trainer <= FINE_SHARE:
@@ -273,14 +273,14 @@ def lattice(piles: EvidenceByEngine) -> Iterator[Finding]:
             outcome = "trainer_coarse"
         told = MeanShift(0.0 if outcome == "alike" else FOUND, 0, own - trainer, math.nan, math.nan, 0, 0)
         text = f"{own:.0%} of the engine's pairs of logprobs at a position are on bfloat16's grid, {trainer:.0%} of the"
-        yield finding("T13", outcome, told, pile, engine, text=text + " trainer's")
+        yield finding("logit_lattice", outcome, told, pile, engine, text=text + " trainer's")
 
 
 LATTICE_STEPS = 10
 
 
 def _is_moved(pile: EvidenceArrays) -> bool:
-    """Whether the record fits the trainer's logprobs of other tokens better (T6)."""
+    """Whether the record fits the trainer's logprobs of other tokens better (alignment)."""
     n, off = pile.aligned[-LATTICE_STEPS:].sum(axis=0).T
     mean = off / np.maximum(n, 1.0)
     return bool((n > 0).all() and mean.min() < mean[kernel.SHIFTS.index(0)] / 2)

@@ -81,9 +81,9 @@ def _since_over(one: Floats, other: Floats, pile: EvidenceArrays, ground: float)
 
 
 def engines(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T10: each engine's gap against that of the others: of matched tokens, or where there are none of equal lags."""
+    """engine_gap: each engine's gap against that of the others: of matched tokens, or where there are none of equal lags."""
     if len(piles.engines) < 2:
-        yield unknown("T10", "there is one engine")
+        yield unknown("engine_gap", "there is one engine")
         return
     fine, coarse = (max(of(piles, engine)[0] for engine in piles.engines) for of in (bound_of, floor_of))
     for engine in piles.engines:
@@ -100,7 +100,7 @@ def engines(piles: EvidenceByEngine) -> Iterator[Finding]:
         enough = matched or own.steps - up.start >= LATE_STEPS  # one step of rare large ratios is no engine's fault
         outcome = "outlier" if up.log_e >= LOG_FOUND and enough else "alike"
         text = f"{size} is {_times(up)} that of the other engines"
-        yield finding("T10", outcome, up, own, engine, text=text, unit="log", detail="matched" if matched else "all")
+        yield finding("engine_gap", outcome, up, own, engine, text=text, unit="log", detail="matched" if matched else "all")
 
 
 LATE_STEPS = 3
@@ -120,10 +120,10 @@ def _equal_lags(own: Floats, others: Floats) -> tuple[Floats, Floats]:
 
 
 def cache(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T11: matched |d| of requests that read the prefix cache against that of those that did not."""
+    """cache_gap: matched |d| of requests that read the prefix cache against that of those that did not."""
     yield _pair(
         piles,
-        "T11",
+        "cache_gap",
         kernel.M_HIT,
         kernel.M_MISS,
         ("hit_worse", "miss_worse", "alike"),
@@ -190,13 +190,13 @@ def _elsewhere(pile: EvidenceArrays, shift: MeanShift, figure: int, least: float
 
 
 def lag(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T9: k3 on lag, a line through the means of the lags, by weighted least squares."""
+    """lag_slope: k3 on lag, a line through the means of the lags, by weighted least squares."""
     pile = piles.run
     sums = pile.lags.sum(axis=0) if pile.steps else np.zeros((0, 6))
     known = [(at - 1, mean) for at, mean in enumerate(_means(sums[:-1])) if mean is not None]  # label 0 is "ahead"
     known = [(lag, mean) for lag, mean in known if mean[2] >= sequential.MIN_SEQUENCES and mean[1] > 0]
     if len(known) < 2:
-        yield unknown("T9", "tokens of one lag alone")
+        yield unknown("lag_slope", "tokens of one lag alone")
         return
     x = np.array([float(lag) for lag, _ in known])
     y, v = (np.array([mean[i] for _, mean in known]) for i in (0, 1))
@@ -209,7 +209,7 @@ def lag(piles: EvidenceByEngine) -> Iterator[Finding]:
     grows = slope > 5 * error
     told = MeanShift(0.0, 0, slope, slope - 1.96 * error, slope + 1.96 * error, 0, int(sums[:, 1].sum()))
     text = f"k3 = {start:.2g} + {slope:.2g} per version of lag, lags {int(x[0])} to {int(x[-1])}"
-    yield finding("T9", "grows" if grows else "flat", told, pile, text=text, unit="nats")
+    yield finding("lag_slope", "grows" if grows else "flat", told, pile, text=text, unit="nats")
 
 
 def _means(sums: Floats) -> list[tuple[float, float, float] | None]:
@@ -230,13 +230,13 @@ is usual of bfloat16, 1 of quantised weights in published runs."""
 
 
 def tail(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T12: whether few tokens make the matched gap."""
+    """tail: whether few tokens make the matched gap."""
     pile = piles.run
     n = pile.sums[:, kernel.MATCHED].sum()
     least, _ = floor_of(piles, None)
     size = pile.moments[:, kernel.M_ABS, 2].sum() / max(n, 1)
     if n < 200 or size < least / 4:
-        yield unknown("T12", "no matched gap whose shape could be told")
+        yield unknown("tail", "no matched gap whose shape could be told")
         return
     k3 = pile.moments[:, kernel.M_K3, 2].sum() / n
     shape = float(k3 / (math.pi / 4 * size**2))
@@ -244,7 +244,7 @@ def tail(piles: EvidenceByEngine) -> Iterator[Finding]:
     heavy = share > HEAVY and shape > HEAVY_SHAPE
     told = MeanShift(0.0, 0, shape, math.nan, math.nan, 0, int(n))
     text = f"k3 is {shape:.1f} times that of a normal; {100 * share:.2g} % of tokens beyond a factor of 2"
-    yield finding("T12", "heavy" if heavy else "light", told, pile, text=text)
+    yield finding("tail", "heavy" if heavy else "light", told, pile, text=text)
 
 
 MIN_BIN = 40
@@ -252,13 +252,13 @@ MIN_BIN = 40
 
 
 def position(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T7: d d over 1 - p, the room for a difference, by position: its slope on log position, or one step."""
+    """position: d d over 1 - p, the room for a difference, by position: its slope on log position, or one step."""
     pile = piles.run
     n, squares, room = pile.profile.sum(axis=0).T if pile.steps else np.zeros((3, 1))
     fine = (n >= MIN_BIN) & (room > 1)
     least, _ = floor_of(piles, None)
     if fine.sum() < 4 or squares.sum() / max(room.sum(), 1) < least**2:
-        yield unknown("T7", "no matched gap at four ranges of positions")
+        yield unknown("position", "no matched gap at four ranges of positions")
         return
     half = pile.profile[: pile.steps // 2].sum(axis=0), pile.profile[pile.steps // 2 :].sum(axis=0)
     level = np.log(squares[fine] / room[fine] + 1e-12)
@@ -272,11 +272,11 @@ def position(piles: EvidenceByEngine) -> Iterator[Finding]:
     if stepped:
         edge = int(POSITION_EDGES[fine][at])
         text = f"d d per room is {math.exp(min(rise, 50)):.2g} times as large from position {edge} on"
-        yield finding("T7", "step", told, pile, text=text, detail=str(edge))
+        yield finding("position", "step", told, pile, text=text, detail=str(edge))
     elif abs(slope) > max(5 * error, 0.5):
-        yield finding("T7", "grows" if slope > 0 else "falls", told, pile, text=text)
+        yield finding("position", "grows" if slope > 0 else "falls", told, pile, text=text)
     else:
-        yield finding("T7", "flat", told, pile, text=text)
+        yield finding("position", "flat", told, pile, text=text)
 
 
 def _slope_error(x: Floats, y: Floats, w: Floats, slope: float) -> float:

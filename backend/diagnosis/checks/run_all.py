@@ -14,19 +14,19 @@ from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
 
 ASK: dict[str, Callable[[EvidenceByEngine], Iterator[Finding]]] = {
-    "T1": calibration.mean_ratio,
-    "T2": calibration.sign,
-    "T3": calibration.sides,
-    "T4": calibration.sampler,
-    "T5": calibration.surprisal,
-    "T6": calibration.alignment,
-    "T7": location.position,
-    "T8": level.course,
-    "T9": location.lag,
-    "T10": location.engines,
-    "T11": location.cache,
-    "T12": location.tail,
-    "T13": level.lattice,
+    "mean_ratio": calibration.mean_ratio,
+    "sign": calibration.sign,
+    "one_sided": calibration.sides,
+    "calibration": calibration.sampler,
+    "nll_minus_entropy": calibration.surprisal,
+    "alignment": calibration.alignment,
+    "position": location.position,
+    "trend": level.course,
+    "lag_slope": location.lag,
+    "engine_gap": location.engines,
+    "cache_gap": location.cache,
+    "tail": location.tail,
+    "logit_lattice": level.lattice,
     "floor": level.floor,
     "fit": version_fit.fit,
     "slope": calibration.slope,
@@ -52,11 +52,11 @@ ASK: dict[str, Callable[[EvidenceByEngine], Iterator[Finding]]] = {
 """The function of each test that can be computed from what collectors have."""
 
 NOT_COMPUTED: dict[str, str] = {
-    "T14": "it needs the size of the batch that sampled each token, which collectors do not take",
+    "batch_load": "it needs the size of the batch that sampled each token, which collectors do not take",
 }
 
 
-OF_MATCHED = frozenset({"T2", "T3", "T7", "T8", "T11", "T12", "floor", "fit", "slope", "in_flight", "repetition"})
+OF_MATCHED = frozenset({"sign", "one_sided", "position", "trend", "cache_gap", "tail", "floor", "fit", "slope", "in_flight", "repetition"})
 """Tests of version-matched tokens: where those are few, or of earlier steps alone, nothing is healthy for that."""
 
 LATE_STEPS = 5
