@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from rltop.backend import api
 from rltop.backend.diagnosis.catalogue import checks_page
-from rltop.backend.evidence import evidence, kernel, sequential
+from rltop.backend.evidence import sequential
 from rltop.backend.evidence.evidence import Evidence
 from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
+from rltop.backend.evidence.kernel import FIGURE, SUM
 from rltop.backend.evidence.series import EvidenceSeries, Stretch
 from rltop.backend.store import step_details
 from rltop.backend.store.read import Reader
@@ -38,11 +39,11 @@ def _same(one: Evidence, other: Evidence, tolerance: float = 1e-9) -> bool:
 
 def test_sums_are_what_the_tokens_make() -> None:
     run = EvidenceByEngine(type("C", (), {"evidence": _stretches(1, seed=5, matched=64)})()).run
-    n = run.sums[0, kernel.N]
-    assert n == run.sums[0, kernel.MATCHED] == run.moments[0, kernel.X, 1]
-    assert run.moments[0, kernel.X, 0] == 64
-    assert abs(run.moments[0, kernel.M_D, 2]) < 1e-3  # step 0 is on policy
-    assert run.sums[0, evidence.REQUESTS] == run.sums[0, evidence.ROWS] == 64
+    n = run.sums[0, SUM.valid]
+    assert n == run.sums[0, SUM.matched] == run.moments[0, FIGURE.excess, 1]
+    assert run.moments[0, FIGURE.excess, 0] == 64
+    assert abs(run.moments[0, FIGURE.matched_d, 2]) < 1e-3  # step 0 is on policy
+    assert run.sums[0, SUM.requests] == run.sums[0, SUM.rows] == 64
     assert run.profile[0, :, 0].sum() == n
 
 

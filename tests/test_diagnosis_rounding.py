@@ -18,6 +18,7 @@ from rltop.backend.diagnosis.checks.run_all import ask
 from rltop.backend.evidence import kernel
 from rltop.backend.evidence.evidence import Evidence
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays
+from rltop.backend.evidence.kernel import FIGURE, SUM
 from tests.simulated import Fault, Policy
 
 TOKENS = 15
@@ -29,8 +30,8 @@ def pile(*steps: tuple[int, int], size: float = 0.0) -> EvidenceArrays:
     moments, sums = np.zeros((len(steps), *Evidence().moments.shape)), np.zeros((len(steps), *Evidence().sums.shape))
     for at, (rows, beyond) in enumerate(steps):
         n = rows * TOKENS
-        moments[at, kernel.M_DD, :3] = rows, n, n * size**2
-        sums[at, [kernel.MATCHED, kernel.ROOM, kernel.BELOW_ROWS]] = n, 0.2 * n, beyond
+        moments[at, FIGURE.matched_d2, :3] = rows, n, n * size**2
+        sums[at, [SUM.matched, SUM.room, SUM.sequences_below]] = n, 0.2 * n, beyond
     numbers = np.arange(len(steps), dtype=np.int64)
     rest = (
         np.zeros((len(steps), *getattr(Evidence(), name).shape)) for name in ("extremes", "aligned", "profile", "lags")

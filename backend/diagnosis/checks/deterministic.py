@@ -9,10 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from rltop.backend.api.verdict import Finding
-from rltop.backend.diagnosis.checks.findings import FOUND, asked, finding, unknown
-from rltop.backend.evidence import kernel
-from rltop.backend.evidence.evidence import UNSAMPLED
+from rltop.backend.diagnosis.checks.findings import CERTAIN_LOG_E, finding, run_and_engines, unknown
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
+from rltop.backend.evidence.kernel import FIGURE, SUM
 from rltop.backend.evidence.sequential import RECOVERY_STEPS, MeanShift
 from rltop.backend.fleet import facts
 from rltop.backend.join import copies as kinds
@@ -28,9 +27,9 @@ MANY = 0.1
 """Share of sequences from which on a kind of copy, a reason or a way is a fault of the run and not a stray."""
 
 
-def copies(piles: EvidenceByEngine) -> Iterator[Finding]:
+def copies(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """Which copies of the record the trainer has, by engine."""
-    steps = piles.case.steps
+    steps = evidence.input.steps
     late = steps[-WINDOW:]
     total: Counter[str] = Counter()
     by_kind: dict[tuple[str, str], int] = Counter()
@@ -50,7 +49,7 @@ def copies(piles: EvidenceByEngine) -> Iterator[Finding]:
             continue  # what most copies show says what became of these: their records were taken for another's
         odd += 1
         outcome = next((o for o in _COPY_WORDS if kind.startswith(o)), "changed")
-        since = _since(piles, lambda step, e=engine, k=kind: step.copies.get(e, {}).get(k, 0) > 0)
+        since = _since(evidence, lambda step, e=engine, k=kind: step.copies.get(e, {}).get(k, 0) > 0)
         text = f"{count} of {total[engine]} copies of {engine}'s logprobs: {kinds.describe(kind)}"
         yield _stated("copies", outcome, since, engine, count, text, kind, value=count / total[engine])
     if not odd:
@@ -62,11 +61,11 @@ _PLAIN = kinds.FINE | _NO_RULE
 _COPY_WORDS = ("shifted", "zero_filled", "padded", "clamped", "cast", "recomputed", "changed", "unrecorded")
 
 
-def record(piles: EvidenceByEngine) -> Iterator[Finding]:
+def record(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """0.0 and other fillers among the recorded logprobs that the trainer uses."""
-    for engine, pile in asked(piles):
-        late = pile.sums[-WINDOW:].sum(axis=0)
-        n, zero, filled = (float(late[x]) for x in (kernel.N, kernel.ZEROED, kernel.FILLED))
+    for engine, arrays in run_and_engines(evidence):
+        late = arrays.sums[-WINDOW:].sum(axis=0)
+        n, zero, filled = (float(late[x]) for x in (SUM.valid, SUM.suspect_zero, SUM.filler))
         if not n + filled:
             yield unknown("record", "no logprobs of both sides yet", engine)
             continue
@@ -75,8 +74,8 @@ def record(piles: EvidenceByEngine) -> Iterator[Finding]:
             text = f"{int(zero)} suspect zeros and {int(filled)} fillers in {int(n + filled)} tokens"
             yield _stated("record", "clean", None, engine, int(n), text, "")
             continue
-        column = kernel.FILLED if outcome == "fillers" else kernel.ZEROED
-        since = _first_step(pile, pile.sums[:, column] > 0)
+        column = SUM.filler if outcome == "fillers" else SUM.suspect_zero
+        since = _first_step(arrays, arrays.sums[:, column] > 0)
         what = "are no logprobs" if outcome == "fillers" else "are 0.0 where the trainer is far below"
         text = f"{int(count)} of {int(n + filled)} recorded logprobs {what}"
         yield _stated("record", outcome, since, engine, int(n), text, "", value=count / (n + filled))
@@ -86,9 +85,9 @@ FEW_FILLERS = 1e-2
 """Share of tokens: a 0.0 is what rounding leaves of a probability near 1, and the trainer may differ on one of them."""
 
 
-def join(piles: EvidenceByEngine) -> Iterator[Finding]:
+def join(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """Rows that have no rollout, by reason, and rows that were found in an odd way."""
-    late = piles.case.steps[-WINDOW:]
+    late = evidence.input.steps[-WINDOW:]
     unjoined, ways = Counter[str](), Counter[str]()
     for step in late:
         unjoined.update(step.unjoined)
@@ -97,14 +96,14 @@ def join(piles: EvidenceByEngine) -> Iterator[Finding]:
     if not rows:
         yield unknown("join", "no rows in the latest steps")
         return
-    told = False
+    shift = False
     for counts, outcome_of in ((unjoined, _UNJOINED), (ways, _WAYS)):
         for name, count in counts.items():
             outcome = outcome_of.get(name, "unjoined" if counts is unjoined else "")
             if not outcome or count < max(2, MANY * rows):
                 continue
-            told = True
-            since = _since(piles, lambda s, n=name: s.unjoined.get(n, 0) + s.joins.get(n, 0) > 0)
+            shift = True
+            since = _since(evidence, lambda s, n=name: s.unjoined.get(n, 0) + s.joins.get(n, 0) > 0)
             text = f"{count} of {rows} rows: {_SENTENCES.get(name, name)}"  # a store may have another version's names
             yield _stated("join", outcome, since, None, rows, text, name, value=count / rows)
     if not told:
@@ -118,21 +117,21 @@ _WAYS = {reasons.OTHER_PROMPT: "other_prompt", reasons.TRUNCATED: "cut"}
 _SENTENCES = {named.name: named.sentence for named in (*reasons.REASONS, *reasons.WAYS)}
 
 
-def mask(piles: EvidenceByEngine) -> Iterator[Finding]:
+def mask(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """Trained tokens that are in no rollout although engines are heard of."""
-    pile = piles.run
-    overlong = sum(step.unjoined.get(reasons.OVERLONG, 0) for step in piles.case.steps[-WINDOW:])
-    if not pile.steps or not (piles.engines or overlong):
+    arrays = evidence.run
+    overlong = sum(step.unjoined.get(reasons.OVERLONG, 0) for step in evidence.input.steps[-WINDOW:])
+    if not arrays.steps or not (evidence.engines or overlong):
         yield unknown("mask", "no rollouts were joined yet")
         return
-    late = pile.sums[-WINDOW:]
+    late = arrays.sums[-WINDOW:]
     lone, n = (
-        float(late[:, UNSAMPLED].sum()),
-        float(late[:, kernel.N].sum() + late[:, kernel.FILLED].sum()),
+        float(late[:, SUM.unsampled].sum()),
+        float(late[:, SUM.valid].sum() + late[:, SUM.filler].sum()),
     )
     share = lone / max(n, 1)
     if lone >= 3 and share > MANY:
-        since = _first_step(pile, pile.sums[:, UNSAMPLED] > 0)
+        since = _first_step(arrays, arrays.sums[:, SUM.unsampled] > 0)
         text = f"{int(lone)} of {int(n)} tokens in the loss are in no rollout"
         text += f"; {overlong} rows go on after their rollout's end" if overlong else ""
         yield _stated("mask", "unsampled", since, None, int(n), text, "", value=share)
@@ -141,21 +140,21 @@ def mask(piles: EvidenceByEngine) -> Iterator[Finding]:
         yield _stated("mask", "sampled", None, None, int(n), text, "")
 
 
-def stated(piles: EvidenceByEngine) -> Iterator[Finding]:
+def stated(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """Facts of live engines that do not agree with each other or with the trainer, and requests that are shaped."""
-    case = piles.case
+    case = evidence.input
     told_of = [engine for engine in case.engines.values() if engine.health != "gone"] or list(case.engines.values())
     live = {engine.id: facts.of_engine(engine) for engine in told_of}
     if not live:
         yield unknown("facts", "no engine is heard of")
         return
     trainer = case.trainer.facts
-    told = 0
+    shift = 0
     for one in facts.compare(live, trainer):
         told += 1
         text = f"{one.fact} of {one.engine} is {one.value}: {one.says}{facts.because(one.fact)}"
         detail = f"{one.fact}" + ("" if one.against == facts.TRAINER else "/fleet")
-        yield _stated("facts", "differs", _fact_since(piles, one.fact, one.engine), one.engine, 0, text, detail)
+        yield _stated("facts", "differs", _fact_since(evidence, one.fact, one.engine), one.engine, 0, text, detail)
     for engine, own in live.items():
         for name, idle in facts.NEUTRAL.items():
             value = own.get(name)
@@ -163,13 +162,13 @@ def stated(piles: EvidenceByEngine) -> Iterator[Finding]:
                 continue
             told += 1
             text = f"{name} of {engine}'s requests is {value}, and the trainer states none"
-            yield _stated("facts", "shaped", _fact_since(piles, name, engine), engine, 0, text, name)
+            yield _stated("facts", "shaped", _fact_since(evidence, name, engine), engine, 0, text, name)
         if filled := [
             f"{name} {value}" for name, value in facts.defaults(own).items() if _unstated(name, value, own, trainer)
         ]:
             told += 1
             text = f"requests of {engine} that leave it unset get {facts.some(filled)}, and the trainer states none"
-            since = _fact_since(piles, "default_sampling", engine)
+            since = _fact_since(evidence, "default_sampling", engine)
             yield _stated("facts", "shaped", since, engine, 0, text, "default_sampling")
     if not told:
         yield _stated(
@@ -184,9 +183,9 @@ def _unstated(name: str, value: str, own: facts.Facts, trainer: facts.Facts) -> 
     return shapes and name not in trainer and value in own.get(name, value).split(facts.MIXED)
 
 
-def _fact_since(piles: EvidenceByEngine, fact: str, engine: str) -> int | None:
+def _fact_since(evidence: EvidenceByEngine, fact: str, engine: str) -> int | None:
     """The step after which a fact changed, by commands and events; the run's first where nothing tells."""
-    case = piles.case
+    case = evidence.input
     for change in reversed(case.changes):
         if change.flag == fact and change.engine == engine and change.state == "applied" and change.step is not None:
             return change.step + 1
@@ -204,14 +203,14 @@ STAYS = 5
 steps. Or twice as many as it ever did before."""
 
 
-def versions(piles: EvidenceByEngine) -> Iterator[Finding]:
+def versions(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """Engines whose version stays while the trainer's moves on: against other engines, or all of them for too long."""
-    live = [engine for engine in piles.case.engines.values() if engine.health == "live"]
+    live = [engine for engine in evidence.input.engines.values() if engine.health == "live"]
     lags = {engine.id: engine.lag for engine in live if engine.lag is not None}
     if not lags:
         yield unknown("versions", "engines or trainer say no policy version")
         return
-    stays = min((_stays(piles, engine, lag) for engine, lag in lags.items()), default=0)
+    stays = min((_stays(evidence, engine, lag) for engine, lag in lags.items()), default=0)
     odd = 0
     for engine, lag in lags.items():
         others = [other for name, other in lags.items() if name != engine]
@@ -219,9 +218,9 @@ def versions(piles: EvidenceByEngine) -> Iterator[Finding]:
         if lag <= AHEAD + nearest and not stays:
             continue
         odd += 1
-        series = mean_lags(piles.engine(engine)) if engine in piles.engines else np.zeros(0)
+        series = mean_lags(evidence.engine(engine)) if engine in evidence.engines else np.zeros(0)
         grown = np.flatnonzero(np.nan_to_num(series) > AHEAD)
-        since = int(piles.engine(engine).first[grown[0]]) - AHEAD if grown.size else None
+        since = int(evidence.engine(engine).first[grown[0]]) - AHEAD if grown.size else None
         text = f"{engine} is {lag} versions behind the trainer"
         text += f", the nearest other {nearest}" if others else ""
         text += f"; all that was trained on in {stays} steps was sampled from one version" if stays else ""
@@ -231,16 +230,16 @@ def versions(piles: EvidenceByEngine) -> Iterator[Finding]:
         yield _stated("versions", "advance", None, None, 0, text, "", value=max(lags.values()))
 
 
-def _stays(piles: EvidenceByEngine, engine: str, lag: float) -> int:
+def _stays(evidence: EvidenceByEngine, engine: str, lag: float) -> int:
     """The latest steps in a row whose tokens were sampled from the version that the engine still has; 0 if few."""
-    if engine not in piles.engines:
+    if engine not in evidence.engines:
         return 0
-    pile = piles.engine(engine)
-    series = mean_lags(pile)
+    arrays = evidence.engine(engine)
+    series = mean_lags(arrays)
     there = np.flatnonzero(np.isfinite(series))
     if there.size < STAYS or lag < series[there[-1]]:
         return 0
-    version = (pile.last - series)[there]
+    version = (arrays.last - series)[there]
     moved = np.flatnonzero(np.abs(np.diff(version)) > SAME)
     ends = np.diff(np.concatenate([[-1], moved, [version.size - 1]]))
     latest, earlier = int(ends[-1]), int(ends[:-1].max(initial=0))
@@ -265,15 +264,15 @@ update for (1.5 times a target of 0.01 to 0.02: Spinning Up, Stable-Baselines3);
 sample size 20 % below all."""
 
 
-def lag(piles: EvidenceByEngine) -> Iterator[Finding]:
+def lag(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """How old trained tokens are."""
-    run = mean_lags(piles.run)
+    run = mean_lags(evidence.run)
     known = run[np.isfinite(run)]
     late = known[-LAG_STEPS:]
     if not late.size:
         yield unknown("lag", "trainer or engines say no policy version")
         return
-    of_engines = {name: mean_lags(piles.engine(name)) for name in piles.engines}
+    of_engines = {name: mean_lags(evidence.engine(name)) for name in evidence.engines}
     latest = {name: _late_mean(series) for name, series in of_engines.items()}
     behind = 0
     for name, own in latest.items():
@@ -284,15 +283,15 @@ def lag(piles: EvidenceByEngine) -> Iterator[Finding]:
         base = np.nanmin([_padded(of_engines[other], len(run)) for other in latest if other != name], axis=0)
         with np.errstate(invalid="ignore"):
             older = of_engines[name] > base + 1
-        since = _first_step(piles.engine(name), older)
+        since = _first_step(evidence.engine(name), older)
         text = f"tokens of {name} are {own:.1f} versions old, those of another engine {min(others):.1f}"
         yield _stated("lag", "behind", since, name, 0, text, "", value=own)
     mean = max(float(late.mean()), float(known[-FIRST_STEPS:].mean()) if known.size >= FIRST_STEPS else 0.0)
     usual = _usual(known)
-    hurts = _of_lag(piles.run) > _bearable(known)
+    hurts = _of_lag(evidence.run) > _bearable(known)
     if (mean > usual + MORE_LAG or (mean > HIGH_LAG and hurts)) and not behind:
         rose = mean > usual + MORE_LAG
-        since = _first_wave(piles.run, run > (usual + 1 if rose else HIGH_LAG))
+        since = _first_wave(evidence.run, run > (usual + 1 if rose else HIGH_LAG))
         detail = "rose" if rose else "hurts"
         yield _stated("lag", "high", since, None, 0, f"trained tokens are {mean:.1f} versions old", detail, value=mean)
     elif not behind:
@@ -308,12 +307,12 @@ def _usual(known: Lags) -> float:
     return math.inf
 
 
-def _of_lag(pile: EvidenceArrays) -> float:
+def _of_lag(arrays: EvidenceArrays) -> float:
     """Mean k3 of late that is the lag's: that of all tokens, less what matched ones have."""
-    recent = pile.moments[-FIRST_STEPS:]
+    recent = arrays.moments[-FIRST_STEPS:]
     means = [
         recent[:, figure, 2].sum() / max(float(recent[:, count, 1].sum()), 1.0)
-        for figure, count in ((kernel.K3, kernel.K3), (kernel.M_K3, kernel.M_D))
+        for figure, count in ((FIGURE.k3, FIGURE.k3), (FIGURE.matched_k3, FIGURE.matched_d))
     ]
     return float(means[0] - means[1])
 
@@ -326,9 +325,9 @@ def _bearable(known: Lags) -> float:
     return CLIMBING_K3 if climbs else HIGH_K3
 
 
-def mean_lags(pile: EvidenceArrays) -> Lags:
+def mean_lags(arrays: EvidenceArrays) -> Lags:
     """Mean lag of the tokens of each step [steps], NaN where not known."""
-    n = pile.lags[:, :-1, 1]
+    n = arrays.lags[:, :-1, 1]
     values = np.arange(-1.0, n.shape[1] - 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         found: Lags = (n @ values) / n.sum(axis=1)
@@ -345,11 +344,11 @@ def _padded(series: Lags, size: int) -> Lags:
     return np.concatenate([series, np.full(size - series.size, np.nan)])
 
 
-def _since(piles: EvidenceByEngine, holds: object) -> int | None:
+def _since(evidence: EvidenceByEngine, holds: object) -> int | None:
     """The first of the latest steps in a row for which it holds."""
     assert callable(holds)
     since = None
-    for step in reversed(piles.case.steps):
+    for step in reversed(evidence.input.steps):
         if not holds(step):
             if step.joins or step.unjoined:
                 break
@@ -358,20 +357,20 @@ def _since(piles: EvidenceByEngine, holds: object) -> int | None:
     return since
 
 
-def _first_step(pile: EvidenceArrays, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
+def _first_step(arrays: EvidenceArrays, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
     at = holds.size - 1
-    while at > 0 and (holds[at - 1] or not pile.sums[at - 1, kernel.N]):
+    while at > 0 and (holds[at - 1] or not arrays.sums[at - 1, SUM.valid]):
         at -= 1
-    return int(pile.first[at]) if pile.steps else 0
+    return int(arrays.first[at]) if arrays.steps else 0
 
 
-def _first_wave(pile: EvidenceArrays, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
+def _first_wave(arrays: EvidenceArrays, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
     """The first step from which on it holds again within ``FIRST_STEPS`` steps, to the end."""
     there = np.flatnonzero(holds)
     if not there.size:
-        return int(pile.first[-1])
+        return int(arrays.first[-1])
     gaps = np.flatnonzero(np.diff(there) > FIRST_STEPS)
-    return int(pile.first[there[gaps[-1] + 1 if gaps.size else 0]])
+    return int(arrays.first[there[gaps[-1] + 1 if gaps.size else 0]])
 
 
 def _stated(
@@ -379,7 +378,7 @@ def _stated(
 ) -> Finding:
     healthy = since is None and outcome in _HEALTHY
     return Finding(
-        test, outcome, float(value), "", None, None, 1.0 if healthy else math.exp(-FOUND), since, engine, 0, n, text,
+        test, outcome, float(value), "", None, None, 1.0 if healthy else math.exp(-CERTAIN_LOG_E), since, engine, 0, n, text,
         detail=detail,
     )  # fmt: skip
 

@@ -13,19 +13,10 @@ import numpy as np
 
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.checks import rounding_noise
-from rltop.backend.diagnosis.checks.findings import FOUND, LOG_FOUND, asked, finding, unknown
+from rltop.backend.diagnosis.checks.findings import ALARM_LOG_E, CERTAIN_LOG_E, finding, run_and_engines, unknown
 from rltop.backend.evidence import kernel, sequential
-from rltop.backend.evidence.evidence import (
-    ENGINE_ON_GRID,
-    ENGINE_PAIRS,
-    ENGINE_REPEAT,
-    ENGINE_REPEAT_FREE,
-    ON_GRID,
-    PAIRS,
-    REPEAT,
-    REPEAT_FREE,
-)
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
+from rltop.backend.evidence.kernel import FIGURE, MOMENT, SUM
 from rltop.backend.evidence.sequential import Floats, MeanShift
 from rltop.backend.fleet import facts
 
@@ -52,13 +43,13 @@ SEEN = {FLOAT32: 0.0022, SIXTEEN_BITS: 0.041, EIGHT_BITS: 0.34}
 _WIDE = {"float32", "float64", "fp32", "fp64", "torch.float32", "float", "torch.float64"}
 
 
-def floor_of(piles: EvidenceByEngine, engine: str | None) -> tuple[float, str]:
+def floor_of(evidence: EvidenceByEngine, engine: str | None) -> tuple[float, str]:
     """The root mean square of d that the declared dtypes imply, and in words which; 16 bits where nobody says.
 
     Of logits: those are divided by the temperature, and their rounding with them.
     """
-    case = piles.case
-    names = [engine] if engine else piles.engines or list(case.engines)
+    case = evidence.input
+    names = [engine] if engine else evidence.engines or list(case.engines)
     sides = [facts.of_engine(case.engines[name]) for name in names if name in case.engines]
     bound, why = _floor_of(sides, case.trainer.facts)
     heat = _heat(sides, case.trainer.facts)
@@ -86,58 +77,58 @@ def _floor_of(sides: Sequence[facts.Facts], trainer: facts.Facts) -> tuple[float
     return SIXTEEN_BITS, "16 bits" if words else "dtypes that nobody states"
 
 
-def bound_of(piles: EvidenceByEngine, engine: str | None) -> tuple[float, str]:
+def bound_of(evidence: EvidenceByEngine, engine: str | None) -> tuple[float, str]:
     """The bound on what rounding makes, in the same unit: of the declared dtypes or of the run's own first steps."""
-    declared, why = floor_of(piles, engine)
-    own = rounding_noise.usual(piles.run, declared)
+    declared, why = floor_of(evidence, engine)
+    own = rounding_noise.usual(evidence.run, declared)
     return (own, f"{rounding_noise.WIDER:g} times the run's first steps, {why}") if own < declared else (declared, why)
 
 
-def most_rounding(piles: EvidenceByEngine, engine: str | None) -> float:
+def most_rounding(evidence: EvidenceByEngine, engine: str | None) -> float:
     """What rounding to 16 bits can't exceed, of logprobs at the run's temperature."""
-    names = [engine] if engine else list(piles.case.engines)
-    sides = [facts.of_engine(piles.case.engines[name]) for name in names if name in piles.case.engines]
-    return MOST_ROUNDING / _heat(sides, piles.case.trainer.facts)
+    names = [engine] if engine else list(evidence.input.engines)
+    sides = [facts.of_engine(evidence.input.engines[name]) for name in names if name in evidence.input.engines]
+    return MOST_ROUNDING / _heat(sides, evidence.input.trainer.facts)
 
 
 def _narrow(word: str) -> bool:
     return word.strip().lower() not in _WIDE
 
 
-def floor(piles: EvidenceByEngine) -> Iterator[Finding]:
+def floor(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """The mean square of matched d, per room for a difference, against what dtypes and the run's first steps imply."""
-    for engine, pile in asked(piles):
-        n = pile.sums[:, kernel.MATCHED]
+    for engine, arrays in run_and_engines(evidence):
+        n = arrays.sums[:, SUM.matched]
         if not n.sum():
             yield unknown("floor", "no version-matched tokens yet: old logprobs, or tokens of lag 0", engine)
             continue
-        least, why = bound_of(piles, engine)
-        over = exceeds(pile, least)
-        size = math.sqrt(max(over.mean, 0.0) / _room(pile)[over.start])
+        least, why = bound_of(evidence, engine)
+        over = exceeds(arrays, least)
+        size = math.sqrt(max(over.mean, 0.0) / _room(arrays)[over.start])
         text = f"root mean square {size:.2g} nats per root of room"
-        if over.log_e < LOG_FOUND:
+        if over.log_e < ALARM_LOG_E:
             text += f", no more than {least:g} ({why})"
-            yield finding("floor", "at_floor", _root(over, size), pile, engine, text=text, unit="nats")
+            yield finding("floor", "at_floor", _root(over, size), arrays, engine, text=text, unit="nats")
             continue
-        rounding_noise = over.start == 0 and size <= most_rounding(piles, engine) and _even(pile)
+        rounding_noise = over.start == 0 and size <= most_rounding(evidence, engine) and _even(arrays)
         text += f"; {why} makes {least:g} at most"
         outcome = "rounding" if rounding_noise else "above"
-        yield finding("floor", outcome, _root(over, size), pile, engine, text=text, unit="nats")
+        yield finding("floor", outcome, _root(over, size), arrays, engine, text=text, unit="nats")
 
 
-def _room(pile: EvidenceArrays) -> Floats:
+def _room(arrays: EvidenceArrays) -> Floats:
     """Mean of 1 - p over matched tokens of each stretch that ends now [steps]."""
-    room, n = (np.cumsum(pile.sums[::-1, column])[::-1] for column in (kernel.ROOM, kernel.MATCHED))
+    room, n = (np.cumsum(arrays.sums[::-1, column])[::-1] for column in (SUM.room, SUM.matched))
     mean: Floats = np.maximum(room, 1e-6) / np.maximum(n, 1.0)
     return mean
 
 
-def mean_of(least: float, pile: EvidenceArrays) -> float:
+def mean_of(least: float, arrays: EvidenceArrays) -> float:
     """The mean of ``|d|`` that a root mean square of ``least`` per root of room implies at most: no more than that."""
-    return least * math.sqrt(float(_room(pile)[0])) if pile.steps else 0.0
+    return least * math.sqrt(float(_room(arrays)[0])) if arrays.steps else 0.0
 
 
-def exceeds(pile: EvidenceArrays, least: float) -> MeanShift:
+def exceeds(arrays: EvidenceArrays, least: float) -> MeanShift:
     """Evidence that matched d has a root mean square above ``least`` per root of room; the figures are of d d.
 
     By d d, by |d|, whose mean is no larger than its root, and by how many tokens are beyond a bound c, which are no
@@ -146,21 +137,21 @@ def exceeds(pile: EvidenceArrays, least: float) -> MeanShift:
     may have all of it, are looked at alone as well; of their room no more is known than that it is at most 1. Where
     ``least`` is fine enough, sequences with a token far beyond it are bet on, too: a few tell it at once.
     """
-    room = _room(pile)
-    beyond, bound = (kernel.M_BEYOND, kernel.COARSE) if least < kernel.COARSE / 2 else (kernel.M_FAR, kernel.FAR)
+    room = _room(arrays)
+    beyond, bound = (FIGURE.matched_coarse, kernel.COARSE) if least < kernel.COARSE / 2 else (FIGURE.matched_far, kernel.FAR)
     share = np.minimum(least**2 * room / bound**2, 1.0)
     found = (
-        sequential.above(pile.moments[:, kernel.M_DD], pile.first, max(4 * least**2, 1e-4), least**2 * room),
-        sequential.above(pile.moments[:, kernel.M_ABS], pile.first, max(least, 0.02), least * np.sqrt(room)),
-        sequential.above(pile.moments[:, beyond], pile.first, 0.2, share),
-        sequential.above(pile.moments[:, kernel.M_AFTER], pile.first, max(least, 0.02), least),
+        sequential.above(arrays.moments[:, FIGURE.matched_d2], arrays.first, max(4 * least**2, 1e-4), least**2 * room),
+        sequential.above(arrays.moments[:, FIGURE.matched_abs_d], arrays.first, max(least, 0.02), least * np.sqrt(room)),
+        sequential.above(arrays.moments[:, beyond], arrays.first, 0.2, share),
+        sequential.above(arrays.moments[:, FIGURE.after_update], arrays.first, max(least, 0.02), least),
     )
-    evidence = [(shift.log_e, shift.start) for shift in found]
+    tried = [(shift.log_e, shift.start) for shift in found]
     if least < kernel.FINE:
-        evidence.append(rounding_noise.bet_on_sequences(pile, least))
-    log_e = float(np.logaddexp.reduce([own for own, _ in evidence])) - math.log(len(evidence))
-    start = max(evidence)[1] if log_e >= LOG_FOUND else 0
-    of = sequential.stretches(pile.moments[start:, kernel.M_DD])
+        tried.append(rounding_noise.bet_on_sequences(arrays, least))
+    log_e = float(np.logaddexp.reduce([own for own, _ in tried])) - math.log(len(tried))
+    start = max(tried)[1] if log_e >= ALARM_LOG_E else 0
+    of = sequential.stretches(arrays.moments[start:, FIGURE.matched_d2])
     error = sequential.Z95 * math.sqrt(of.variance[0])
     mean = float(of.mean[0])
     return MeanShift(log_e, start, mean, mean - error, mean + error, int(of.sequences[0]), int(of.tokens[0]))
@@ -173,43 +164,43 @@ def _root(shift: MeanShift, size: float) -> MeanShift:
     return MeanShift(shift.log_e, shift.start, size, low, high, shift.sequences, shift.tokens)
 
 
-def _even(pile: EvidenceArrays) -> bool:
+def _even(arrays: EvidenceArrays) -> bool:
     """Whether the first step, before any update, has as large a gap for its room as the rest."""
-    room, moments = pile.sums[:, kernel.ROOM], pile.moments[:, kernel.M_DD]
+    room, moments = arrays.sums[:, SUM.room], arrays.moments[:, FIGURE.matched_d2]
     first = int(np.argmax(moments[:, 1] > 0))
     rest = moments[first + 1 :, 2].sum() / max(float(room[first + 1 :].sum()), 1e-9)
     at_start = moments[first, 2] / max(float(room[first]), 1e-9)
-    return bool(pile.first[first] == 0 and at_start > rest / 9) or bool(rest == 0)
+    return bool(arrays.first[first] == 0 and at_start > rest / 9) or bool(rest == 0)
 
 
 RAMP, RAMP_STEPS = 2.0, 6
 """A gap whose later half is so many times its earlier half grows, where it has lasted so many steps."""
 
 
-def course(piles: EvidenceByEngine) -> Iterator[Finding]:
+def course(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """trend: from which step on the gap is above what it was before, and how it goes on; of matched tokens if there are.
 
     Where none are, k3 of all tokens is held against four times what it was in the run's first steps with a lag; if it
     rises above that, as it does with the learning rate, nobody knows.
     """
-    for engine, pile in asked(piles):
-        matched = _tells(piles, engine, pile)
-        moments = pile.moments[:, kernel.M_ABS if matched else kernel.K3]
-        if pile.steps < 3 or not moments[:, 1].sum():
+    for engine, arrays in run_and_engines(evidence):
+        matched = _tells(evidence, engine, arrays)
+        moments = arrays.moments[:, FIGURE.matched_abs_d if matched else FIGURE.k3]
+        if arrays.steps < 3 or not moments[:, 1].sum():
             yield unknown("trend", "fewer than three steps", engine)
             continue
         first = int(np.argmax(moments[:, 1] > 0)) if matched else FIRST_STEPS - 2
         base = _first_level(moments[first : first + 1] if matched else moments[1 : 1 + FIRST_STEPS])
         if matched:
-            over = exceeds(pile, max(2 * _size_at(pile, first), bound_of(piles, engine)[0]))
+            over = exceeds(arrays, max(2 * _size_at(arrays, first), bound_of(evidence, engine)[0]))
         else:
-            over = sequential.above(moments, pile.first, max(2 * base, 0.02), 4 * base + LEAST_K3)
+            over = sequential.above(moments, arrays.first, max(2 * base, 0.02), 4 * base + LEAST_K3)
         part = moments[over.start :]
         level = part[:, 2].sum() / max(part[:, 1].sum(), 1.0)
-        told = MeanShift(over.log_e, over.start, level, math.nan, math.nan, over.sequences, over.tokens)
+        shift = MeanShift(over.log_e, over.start, level, math.nan, math.nan, over.sequences, over.tokens)
         size = "matched |d|" if matched else "k3"
-        if over.log_e < LOG_FOUND or over.start <= first:
-            yield finding("trend", "steady", told, pile, engine, text=f"{size} {level:.2g} throughout", unit="nats")
+        if over.log_e < ALARM_LOG_E or over.start <= first:
+            yield finding("trend", "steady", shift, arrays, engine, text=f"{size} {level:.2g} throughout", unit="nats")
             continue
         if not matched:
             yield unknown("trend", f"k3 of all tokens rose from {base:.2g} to {level:.2g}, {_LARGER}", engine)
@@ -217,21 +208,21 @@ def course(piles: EvidenceByEngine) -> Iterator[Finding]:
         half = len(part) // 2
         early, late = (x[:, 2].sum() / max(x[:, 1].sum(), 1.0) for x in (part[:half], part[half:]))
         outcome = "ramp" if len(part) >= RAMP_STEPS and late > RAMP * early else "jump"
-        text = f"matched |d| {base:.2g} before step {int(pile.first[over.start])}, {level:.2g} since"
-        yield finding("trend", outcome, told, pile, engine, text=text, unit="nats")
+        text = f"matched |d| {base:.2g} before step {int(arrays.first[over.start])}, {level:.2g} since"
+        yield finding("trend", outcome, shift, arrays, engine, text=text, unit="nats")
 
 
-def _size_at(pile: EvidenceArrays, step: int) -> float:
+def _size_at(arrays: EvidenceArrays, step: int) -> float:
     """Root mean square of matched d per root of room at a step that has some."""
-    return math.sqrt(pile.moments[step, kernel.M_DD, 2] / max(float(pile.sums[step, kernel.ROOM]), 1e-9))
+    return math.sqrt(arrays.moments[step, FIGURE.matched_d2, MOMENT.s] / max(float(arrays.sums[step, SUM.room]), 1e-9))
 
 
-def _tells(piles: EvidenceByEngine, engine: str | None, pile: EvidenceArrays) -> bool:
+def _tells(evidence: EvidenceByEngine, engine: str | None, arrays: EvidenceArrays) -> bool:
     """Whether there are matched tokens of late, or their gap stands from earlier steps."""
-    n = pile.sums[:, kernel.MATCHED]
+    n = arrays.sums[:, SUM.matched]
     if n[-RECENT_STEPS:].sum() or not n.sum():
         return bool(n.sum())
-    return exceeds(pile, bound_of(piles, engine)[0]).log_e >= LOG_FOUND
+    return exceeds(arrays, bound_of(evidence, engine)[0]).log_e >= ALARM_LOG_E
 
 
 _LARGER = "which larger updates do too: pass sequences(old_logprobs=..., old_version=...)"
@@ -252,15 +243,15 @@ FINE_SHARE, GRID_SHARE = 0.1, 0.5
 """Share of pairs on the grid up to which logits are finer than it, and from which on they are on it."""
 
 
-def lattice(piles: EvidenceByEngine) -> Iterator[Finding]:
+def lattice(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """logit_lattice: whether logprobs of different tokens at one position differ by multiples of bfloat16's grid, on which side.
 
     Answers to one prompt begin in the same context, so no logprobs but those of the sampled tokens are needed.
     """
-    trainer = _on_grid(piles.run, PAIRS, ON_GRID)
-    for engine, pile in asked(piles):
-        own = _on_grid(pile, ENGINE_PAIRS, ENGINE_ON_GRID)
-        if _is_moved(pile):
+    trainer = _on_grid(evidence.run, SUM.pairs, SUM.on_grid)
+    for engine, arrays in run_and_engines(evidence):
+        own = _on_grid(arrays, SUM.engine_pairs, SUM.engine_on_grid)
+        if _is_moved(arrays):
             yield unknown("logit_lattice", "the record is that of other tokens", engine)
             continue
         if trainer is None or own is None:
@@ -271,23 +262,23 @@ def lattice(piles: EvidenceByEngine) -> Iterator[Finding]:
             outcome = "engine_coarse"
         elif trainer >= GRID_SHARE and own <= FINE_SHARE:
             outcome = "trainer_coarse"
-        told = MeanShift(0.0 if outcome == "alike" else FOUND, 0, own - trainer, math.nan, math.nan, 0, 0)
+        shift = MeanShift(0.0 if outcome == "alike" else CERTAIN_LOG_E, 0, own - trainer, math.nan, math.nan, 0, 0)
         text = f"{own:.0%} of the engine's pairs of logprobs at a position are on bfloat16's grid, {trainer:.0%} of the"
-        yield finding("logit_lattice", outcome, told, pile, engine, text=text + " trainer's")
+        yield finding("logit_lattice", outcome, shift, arrays, engine, text=text + " trainer's")
 
 
 LATTICE_STEPS = 10
 
 
-def _is_moved(pile: EvidenceArrays) -> bool:
+def _is_moved(arrays: EvidenceArrays) -> bool:
     """Whether the record fits the trainer's logprobs of other tokens better (alignment)."""
-    n, off = pile.aligned[-LATTICE_STEPS:].sum(axis=0).T
+    n, off = arrays.aligned[-LATTICE_STEPS:].sum(axis=0).T
     mean = off / np.maximum(n, 1.0)
     return bool((n > 0).all() and mean.min() < mean[kernel.SHIFTS.index(0)] / 2)
 
 
-def _on_grid(pile: EvidenceArrays, pairs: int, on: int) -> float | None:
-    late = pile.sums[-LATTICE_STEPS:].sum(axis=0) if pile.steps else np.zeros(pairs + 1)
+def _on_grid(arrays: EvidenceArrays, pairs: int, on: int) -> float | None:
+    late = arrays.sums[-LATTICE_STEPS:].sum(axis=0) if arrays.steps else np.zeros(pairs + 1)
     return float(max(late[on], late[on + 1]) / late[pairs]) if late[pairs] >= MIN_PAIRS else None
 
 
@@ -295,35 +286,35 @@ MIN_FREE = 16
 """Degrees of freedom before repeated logprobs are compared."""
 
 
-def repeat(piles: EvidenceByEngine) -> Iterator[Finding]:
+def repeat(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """The trainer's logprobs of equal tokens after equal contexts in one step, against what its dtype rounds."""
-    trainer = piles.case.trainer.facts
+    trainer = evidence.input.trainer.facts
     words = [trainer[fact] for fact in ("dtype", "head_dtype") if fact in trainer]
     least = FLOAT32 if words and not any(map(_narrow, words)) else SIXTEEN_BITS
     least = max(least, SEEN[least] / _heat((), trainer))
-    yield _repeat("repeat", piles.run, None, REPEAT, REPEAT_FREE, 2 * least)
+    yield _repeat("repeat", evidence.run, None, SUM.repeat, SUM.repeat_free, 2 * least)
 
 
-def repeat_engine(piles: EvidenceByEngine) -> Iterator[Finding]:
+def repeat_engine(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """The same of what engines recorded under one version."""
-    for engine, pile in asked(piles):
-        least, _ = floor_of(piles, engine)
-        yield _repeat("repeat_engine", pile, engine, ENGINE_REPEAT, ENGINE_REPEAT_FREE, 2 * least)
+    for engine, arrays in run_and_engines(evidence):
+        least, _ = floor_of(evidence, engine)
+        yield _repeat("repeat_engine", arrays, engine, SUM.engine_repeat, SUM.engine_repeat_free, 2 * least)
 
 
-def _repeat(test: str, pile: EvidenceArrays, engine: str | None, squares: int, free: int, least: float) -> Finding:
-    n = np.cumsum(pile.sums[::-1, free])[::-1]
+def _repeat(test: str, arrays: EvidenceArrays, engine: str | None, squares: int, free: int, least: float) -> Finding:
+    n = np.cumsum(arrays.sums[::-1, free])[::-1]
     if n.size == 0 or n[0] < MIN_FREE:
         return unknown(test, "too few rows of one prompt begin alike", engine)
-    least *= math.sqrt(min(_room(pile)[0], 1.0)) if pile.sums[:, kernel.MATCHED].any() else 1.0
-    each = pile.sums[:, squares] / np.maximum(pile.sums[:, free], 1e-9)
-    late = pile.sums[-3:]
+    least *= math.sqrt(min(_room(arrays)[0], 1.0)) if arrays.sums[:, SUM.matched].any() else 1.0
+    each = arrays.sums[:, squares] / np.maximum(arrays.sums[:, free], 1e-9)
+    late = arrays.sums[-3:]
     now = late[:, squares].sum() / max(float(late[:, free].sum()), 1e-9)
     off = now > least**2 and late[:, free].sum() >= MIN_FREE
-    start = pile.steps - 1
-    while off and start and (each[start - 1] > least**2 or not pile.sums[start - 1, free]):
+    start = arrays.steps - 1
+    while off and start and (each[start - 1] > least**2 or not arrays.sums[start - 1, free]):
         start -= 1
     size = math.sqrt(max(float(now), 0.0))
-    told = MeanShift(FOUND if off else 0.0, start, size, math.nan, math.nan, 0, int(late[:, free].sum()))
+    shift = MeanShift(CERTAIN_LOG_E if off else 0.0, start, size, math.nan, math.nan, 0, int(late[:, free].sum()))
     text = f"equal tokens after equal contexts have logprobs {size:.2g} nats apart (root mean square)"
-    return finding(test, "differs" if off else "same", told, pile, engine, text=text, unit="nats")
+    return finding(test, "differs" if off else "same", shift, arrays, engine, text=text, unit="nats")

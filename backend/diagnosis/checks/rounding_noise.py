@@ -14,6 +14,7 @@ import numpy as np
 
 from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays
+from rltop.backend.evidence.kernel import FIGURE, MOMENT, SUM
 from rltop.backend.evidence.sequential import Floats
 
 BASE_SEQUENCES = 32
@@ -37,9 +38,9 @@ def usual(run: EvidenceArrays, declared: float) -> float:
     """
     rows = square = room = 0.0
     for step in range(run.steps):
-        rows += run.moments[step, kernel.M_DD, 0]
-        square += run.moments[step, kernel.M_DD, 2]
-        room += run.sums[step, kernel.ROOM]
+        rows += run.moments[step, FIGURE.matched_d2, MOMENT.sequences]
+        square += run.moments[step, FIGURE.matched_d2, MOMENT.s]
+        room += run.sums[step, SUM.room]
         if rows >= BASE_SEQUENCES:
             break
     else:
@@ -55,7 +56,7 @@ SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 0.95)
 """Shares that are bet on."""
 
 
-def bet_on_sequences(pile: EvidenceArrays, least: float) -> tuple[float, int]:
+def bet_on_sequences(arrays: EvidenceArrays, least: float) -> tuple[float, int]:
     """Evidence that more sequences have a matched d beyond ``loop.FINE`` than rounding of that size makes.
 
     Rounding of root mean square ``least`` per root of room makes ``n (least / FINE)^2 room`` of n tokens at most
@@ -63,11 +64,11 @@ def bet_on_sequences(pile: EvidenceArrays, least: float) -> tuple[float, int]:
     of each sequence's having one: whatever rounding looks like, it expects 1 or less, also where sequences of a group
     go together. Of rounding that is near ``FINE`` itself it says nothing.
     """
-    rows, room = pile.moments[:, kernel.M_DD, 0], pile.sums[:, kernel.ROOM]
-    beyond = np.minimum(np.maximum(pile.sums[:, kernel.BELOW_ROWS], pile.sums[:, kernel.ABOVE_ROWS]), rows)
+    rows, room = arrays.moments[:, FIGURE.matched_d2, MOMENT.sequences], arrays.sums[:, SUM.room]
+    beyond = np.minimum(np.maximum(arrays.sums[:, SUM.sequences_below], arrays.sums[:, SUM.sequences_above]), rows)
     share = np.maximum((least / kernel.FINE) ** 2 * room / np.maximum(rows, 1.0), STRAY)
     gains = [np.where(share < s, _likelihood(beyond, rows, s) - _likelihood(beyond, rows, share), 0.0) for s in SHARES]
-    return sequential.bets(np.stack(gains, axis=1), pile.first)
+    return sequential.bets(np.stack(gains, axis=1), arrays.first)
 
 
 def _likelihood(some: Floats, of: Floats, share: Floats | float) -> Floats:

@@ -9,9 +9,9 @@ from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, UNKNOWN
 from rltop.backend.diagnosis.checks import calibration, deterministic, level, location, trends, version_fit
 from rltop.backend.diagnosis.checks.findings import unknown
 from rltop.backend.diagnosis.checks.level import bound_of
-from rltop.backend.evidence import kernel
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
+from rltop.backend.evidence.kernel import FIGURE, MOMENT, SUM
 
 ASK: dict[str, Callable[[EvidenceByEngine], Iterator[Finding]]] = {
     "mean_ratio": calibration.mean_ratio,
@@ -60,16 +60,16 @@ OF_MATCHED = frozenset({"sign", "one_sided", "position", "trend", "cache_gap", "
 """Tests of version-matched tokens: where those are few, or of earlier steps alone, nothing is healthy for that."""
 
 LATE_STEPS = 5
-"""The latest steps that must have matched tokens: as soon is a fault to be told."""
+"""The latest steps that must have matched tokens: as soon is a fault to be shift."""
 
 
 def ask(case: DiagnosisInput) -> list[Finding]:
     """What every test finds, the alarming first."""
-    piles = EvidenceByEngine(case)
-    found = [one for name, test in ASK.items() for one in (test(piles) if case.steps or name == "facts" else ())]
+    evidence = EvidenceByEngine(case)
+    found = [one for name, test in ASK.items() for one in (test(evidence) if case.steps or name == "facts" else ())]
     found += [unknown(name, why) for name, why in NOT_COMPUTED.items()]
     seen = {one.engine for one in found if one.test == "floor" and BY_NAME["floor"].alarms(one.outcome)}
-    blind = {engine: why for engine in (None, *piles.engines) if (why := _blind(piles, engine, engine in seen))}
+    blind = {engine: why for engine in (None, *evidence.engines) if (why := _blind(evidence, engine, engine in seen))}
     found = [
         unknown(one.test, blind[one.engine], one.engine)
         if one.test in OF_MATCHED and one.engine in blind and one.outcome == BY_NAME[one.test].healthy
@@ -79,19 +79,19 @@ def ask(case: DiagnosisInput) -> list[Finding]:
     return sorted(found, key=lambda one: one.outcome in (BY_NAME[one.test].healthy, UNKNOWN))
 
 
-def _blind(piles: EvidenceByEngine, engine: str | None, seen: bool) -> str:
+def _blind(evidence: EvidenceByEngine, engine: str | None, seen: bool) -> str:
     """Why matched tokens can't say that a run, or an engine of it, is healthy; empty where they can.
 
     ``seen``: they have a gap that is above the floor for sure; then what they say is of its shape.
     """
     if seen:
         return ""
-    pile = piles.run if engine is None else piles.engine(engine)
-    late = pile.from_step(max(pile.steps - LATE_STEPS, 0))
-    if not late.sums[:, kernel.MATCHED].sum():
+    arrays = evidence.run if engine is None else evidence.engine(engine)
+    late = arrays.from_step(max(arrays.steps - LATE_STEPS, 0))
+    if not late.sums[:, SUM.matched].sum():
         return f"no version-matched tokens in the latest {LATE_STEPS} steps"
-    least, _ = bound_of(piles, engine)
-    square = late.moments[:, kernel.M_DD, 2].sum() / max(float(late.sums[:, kernel.ROOM].sum()), 1e-9)
+    least, _ = bound_of(evidence, engine)
+    square = late.moments[:, FIGURE.matched_d2, MOMENT.s].sum() / max(float(late.sums[:, SUM.room].sum()), 1e-9)
     if square > least**2:
         return "the latest matched gap is above its floor, in too few sequences to be sure"
     return ""

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from rltop.backend.api.verdict import Finding
-from rltop.backend.diagnosis.checks.findings import FOUND, asked, finding, unknown
-from rltop.backend.evidence import kernel, sequential
-from rltop.backend.evidence.evidence import ABORTED, FAILED, REQUESTS, REWARD, TRUNCATED
+from rltop.backend.diagnosis.checks.findings import CERTAIN_LOG_E, finding, run_and_engines, unknown
+from rltop.backend.evidence import sequential
 from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
+from rltop.backend.evidence.kernel import FIGURE, SUM
 from rltop.backend.evidence.sequential import Floats, MeanShift
 
 FIRST_STEPS = 5
@@ -47,10 +47,10 @@ GROUPED = math.sqrt(8)
 alike: prompts are why it goes up and down, by 2.8 of such errors in runs of the demo."""
 
 
-def entropy(piles: EvidenceByEngine) -> Iterator[Finding]:
+def entropy(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """The trainer's mean entropy over sampled tokens, now against the run's first steps and some steps ago."""
-    pile = piles.run
-    moments = pile.moments[:, kernel.ENTROPY]
+    arrays = evidence.run
+    moments = arrays.moments[:, FIGURE.entropy]
     series = _levels(moments)
     there = np.flatnonzero(np.isfinite(series))
     if there.size < FALL_STEPS[0]:
@@ -68,10 +68,10 @@ def entropy(piles: EvidenceByEngine) -> Iterator[Finding]:
         outcome = "rising"
     if outcome in ("collapsed", "falling") and rate <= FALL:
         start = int(np.flatnonzero(series < first / 2)[0])
-    told = MeanShift(0.0 if outcome == "steady" else FOUND, start, now, math.nan, math.nan, 0, 0)
+    shift = MeanShift(0.0 if outcome == "steady" else CERTAIN_LOG_E, start, now, math.nan, math.nan, 0, 0)
     text = f"entropy {now:.3g} nats, {first:.3g} in the first steps"
     text += f"; it falls by {100 * rate:.0f} % a step or more" if rate > FALL else ""
-    yield finding("entropy", outcome, told, pile, text=text, unit="nats")
+    yield finding("entropy", outcome, shift, arrays, text=text, unit="nats")
 
 
 def _errors(moments: Floats) -> Floats:
@@ -109,10 +109,10 @@ def _worst_fall(levels: Floats, errors: Floats) -> tuple[float, int]:
     return (best[1], best[2]) if best else (0.0, 0)
 
 
-def reward(piles: EvidenceByEngine) -> Iterator[Finding]:
+def reward(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """Mean reward, the latest steps against those before."""
-    pile = piles.run
-    moments = pile.moments[:, REWARD]
+    arrays = evidence.run
+    moments = arrays.moments[:, FIGURE.reward]
     there = np.flatnonzero(moments[:, 1] > 0)
     if there.size < FIRST_STEPS + LATE_STEPS:
         yield unknown("reward", "no rewards, or fewer than 8 steps of them")
@@ -132,9 +132,9 @@ def reward(piles: EvidenceByEngine) -> Iterator[Finding]:
         outcome, start = "falling", int(there[best])
     elif rise > 5 * rise_error:
         outcome = "rising"
-    told = MeanShift(FOUND, start, float(now.mean[0]), math.nan, math.nan, int(now.sequences[0]), 0)
+    shift = MeanShift(CERTAIN_LOG_E, start, float(now.mean[0]), math.nan, math.nan, int(now.sequences[0]), 0)
     text = f"reward {now.mean[0]:.3g}, {first.mean[0]:.3g} in the first steps, {top.mean[0]:.3g} at best"
-    yield finding("reward", outcome, told, pile, text=text)
+    yield finding("reward", outcome, shift, arrays, text=text)
 
 
 SPIKE = 10.0
@@ -143,9 +143,9 @@ SPIKE = 10.0
 GRADIENTS = ("grad_norm", "actor/grad_norm", "train/grad_norm", "optim/grad_norm", "policy/grad_norm")
 
 
-def gradient(piles: EvidenceByEngine) -> Iterator[Finding]:
+def gradient(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """The norm that the trainer passes, against the median of the run so far."""
-    steps = piles.case.steps
+    steps = evidence.input.steps
     name = next((name for name in GRADIENTS if any(name in step.trainer for step in steps[-3:])), None)
     values = [(step.step, step.trainer[name]) for step in steps if name and name in step.trainer]
     if name is None or len(values) < FIRST_STEPS + LATE_STEPS:
@@ -161,10 +161,10 @@ def gradient(piles: EvidenceByEngine) -> Iterator[Finding]:
         outcome = "rising"
     elif not np.isfinite(late).all() or late.max() > SPIKE * median > 0:
         outcome = "spike"
-    told = MeanShift(0.0 if outcome == "steady" else FOUND, 0, float(late[-1]), math.nan, math.nan, 0, 0)
-    pile = piles.run
+    shift = MeanShift(0.0 if outcome == "steady" else CERTAIN_LOG_E, 0, float(late[-1]), math.nan, math.nan, 0, 0)
+    arrays = evidence.run
     text = f"{name} {late[-1]:.3g}, median so far {median:.3g}"
-    found = finding("gradient", outcome, told, pile, text=text)
+    found = finding("gradient", outcome, shift, arrays, text=text)
     yield found
 
 
@@ -172,9 +172,9 @@ MORE_CLIPS = 0.1
 """Share of tokens by which clips must exceed the run's first steps: GSPO clips 15 % of tokens by design."""
 
 
-def clips(piles: EvidenceByEngine) -> Iterator[Finding]:
+def clips(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """The share of clipped tokens, now against the run's first steps."""
-    steps = piles.case.steps
+    steps = evidence.input.steps
     shares = [
         (low or 0.0) + (high or 0.0)
         for step in steps
@@ -186,9 +186,9 @@ def clips(piles: EvidenceByEngine) -> Iterator[Finding]:
         return
     first, now = float(np.mean(shares[:FIRST_STEPS])), float(np.mean(shares[-LATE_STEPS:]))
     high = now > 3 * first + MORE_CLIPS
-    told = MeanShift(FOUND if high else 0.0, 0, now, math.nan, math.nan, 0, 0)
+    shift = MeanShift(CERTAIN_LOG_E if high else 0.0, 0, now, math.nan, math.nan, 0, 0)
     text = f"{100 * now:.2g} % are clipped, {100 * first:.2g} % in the first steps"
-    yield finding("clip", "high" if high else "as_noise", told, piles.run, text=text)
+    yield finding("clip", "high" if high else "as_noise", shift, evidence.run, text=text)
 
 
 SLOW = 3.0
@@ -209,17 +209,17 @@ def _seldom(others: list[Floats], steps: int) -> bool:
     return bool(((slow + 0.5) / (sum(own.size for own in values) + 1.0)) ** steps < SPEED_CHANCE)
 
 
-def speed(piles: EvidenceByEngine) -> Iterator[Finding]:
+def speed(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """The least seconds per token that any request of late took, against the other engines'.
 
     The least and not the mean: whatever else a machine does makes requests slower for a while, never faster.
     """
-    if len(piles.engines) < 2:
+    if len(evidence.engines) < 2:
         yield unknown("speed", "there is one engine")
         return
-    for engine in piles.engines:
-        own = piles.engine(engine)
-        rest = [piles.engine(other).extremes[:, 2] for other in piles.engines if other != engine]
+    for engine in evidence.engines:
+        own = evidence.engine(engine)
+        rest = [evidence.engine(other).extremes[:, 2] for other in evidence.engines if other != engine]
         a, b = own.extremes[:, 2], np.median(rest, axis=0)
         there = np.flatnonzero(np.isfinite(a) & np.isfinite(b))[-SPEED_STEPS:]
         if there.size < SPEED_STEPS:
@@ -232,38 +232,38 @@ def speed(piles: EvidenceByEngine) -> Iterator[Finding]:
         while slow and start and a[start - 1] > SLOW * other and np.isfinite(a[start - 1]):
             start -= 1
         slow = slow and _seldom(rest, int(np.isfinite(a[start:] + b[start:]).sum()))
-        told = MeanShift(FOUND if slow else 0.0, start, least / other, math.nan, math.nan, 0, 0)
+        shift = MeanShift(CERTAIN_LOG_E if slow else 0.0, start, least / other, math.nan, math.nan, 0, 0)
         text = f"a token takes {1e3 * least:.2g} ms at least, {1e3 * other:.2g} on the other engines"
-        yield finding("speed", "slow" if slow else "alike", told, own, engine, text=text, unit="times")
+        yield finding("speed", "slow" if slow else "alike", shift, own, engine, text=text, unit="times")
 
 
 MANY_ABORTS = 0.1
 MANY_TRUNCATED = 0.5
 
 
-def aborts(piles: EvidenceByEngine) -> Iterator[Finding]:
+def aborts(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """The share of requests that were aborted or failed lately."""
-    for engine, pile in asked(piles):
-        late = pile.sums[-LATE_STEPS:].sum(axis=0)
-        n = float(late[REQUESTS])
+    for engine, arrays in run_and_engines(evidence):
+        late = arrays.sums[-LATE_STEPS:].sum(axis=0)
+        n = float(late[SUM.requests])
         if not n:
             yield unknown("aborts", "no requests were joined lately", engine)
             continue
-        share = float(late[ABORTED] + late[FAILED]) / n
-        told = MeanShift(FOUND, max(pile.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
-        text = f"{int(late[ABORTED])} of {int(n)} requests were aborted and {int(late[FAILED])} failed"
-        yield finding("aborts", "many" if share > MANY_ABORTS else "few", told, pile, engine, text=text)
+        share = float(late[SUM.aborted] + late[SUM.failed]) / n
+        shift = MeanShift(CERTAIN_LOG_E, max(arrays.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
+        text = f"{int(late[SUM.aborted])} of {int(n)} requests were aborted and {int(late[SUM.failed])} failed"
+        yield finding("aborts", "many" if share > MANY_ABORTS else "few", shift, arrays, engine, text=text)
 
 
-def truncation(piles: EvidenceByEngine) -> Iterator[Finding]:
+def truncation(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """The share of answers that reached the limit of tokens lately."""
-    pile = piles.run
-    late = pile.sums[-LATE_STEPS:].sum(axis=0) if pile.steps else np.zeros(1)
-    n = float(late[REQUESTS]) if pile.steps else 0.0
+    arrays = evidence.run
+    late = arrays.sums[-LATE_STEPS:].sum(axis=0) if arrays.steps else np.zeros(1)
+    n = float(late[SUM.requests]) if arrays.steps else 0.0
     if not n:
         yield unknown("truncation", "no requests were joined lately")
         return
-    share = float(late[TRUNCATED]) / n
-    told = MeanShift(FOUND, max(pile.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
-    text = f"{int(late[TRUNCATED])} of {int(n)} answers reached the limit of tokens"
-    yield finding("truncation", "many" if share > MANY_TRUNCATED else "few", told, pile, text=text)
+    share = float(late[SUM.truncated]) / n
+    shift = MeanShift(CERTAIN_LOG_E, max(arrays.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
+    text = f"{int(late[SUM.truncated])} of {int(n)} answers reached the limit of tokens"
+    yield finding("truncation", "many" if share > MANY_TRUNCATED else "few", shift, arrays, text=text)
