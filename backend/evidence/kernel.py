@@ -177,6 +177,10 @@ SUM = Sums(*_STARTS[:-1])
 EXTREME = Extremes(*range(len(Extremes._fields)))
 SUM_COLUMNS = _STARTS[-1]
 
+BETS_ABOVE = slice(SUM.log_wealth_above, SUM.log_wealth_below)  # over all tokens, then over matched tokens
+BETS_BELOW = slice(SUM.log_wealth_below, SUM.log_wealth_nll)
+BETS_NLL = slice(SUM.log_wealth_nll, SUM.repeat)
+
 _FIRST_ACCOUNT, ACCOUNTS = SUM.log_wealth_above, sum(_WIDTHS.values())
 _MATCHED_ACCOUNT, _BELOW_ACCOUNT, _NLL_ACCOUNT = (
     SUM.log_wealth_above_matched - _FIRST_ACCOUNT,
