@@ -58,7 +58,7 @@ def test_bytes_come_back_to_float32() -> None:
     back = Evidence.from_bytes(own.to_bytes())
     assert _same(own, back, 1e-6)
     assert back.to_bytes() == own.to_bytes()
-    with pytest.raises(ValueError, match="keeps"):
+    with pytest.raises(ValueError, match="has"):
         Evidence.from_bytes(own.to_bytes()[:-4])
 
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rltop.backend.api.verdict import Finding
-from rltop.backend.diagnosis.catalogue.all_checks import ALPHA, TESTS, UNKNOWN
+from rltop.backend.diagnosis.catalogue.all_checks import ALPHA, CHECKS, UNKNOWN
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TEST
 from rltop.backend.diagnosis.causes import BY_ID, CAUSES
 from rltop.backend.diagnosis.causes.cause import CauseEntry, alternatives
-from rltop.backend.diagnosis.infer import LEAST, MAYBE, Inference, infer, is_alarming
+from rltop.backend.diagnosis.infer import MAY_LIKELIHOOD, MIN_P, Inference, infer, is_alarming
 
 ENGINES = (None, "e0", "e1", "e2")
 DETAILS = {
@@ -35,22 +35,26 @@ def calm(test: str, engine: str | None = None) -> Finding:
 
 
 def best(findings: Sequence[Finding]) -> str:
-    return infer(findings, CAUSES, {"stale-prefix-cache": True}).suspects[0].known.id
+    return infer(findings, CAUSES, {"stale-prefix-cache": True}).candidates[0].entry.id
 
 
 def told(found: Inference) -> list[object]:
     """All of it, as values."""
-    return [found.nothing, found.unlisted, *((s.known.id, s.confidence, s.shown, s.also) for s in found.suspects)]
+    return [
+        found.healthy,
+        found.unlisted,
+        *((s.entry.id, s.confidence, s.needed, s.optional) for s in found.candidates),
+    ]
 
 
 def blame(found: Inference) -> float:
     """How sure it is that something is wrong."""
-    return 1.0 - found.nothing
+    return 1.0 - found.healthy
 
 
 @st.composite
 def finding(draw: st.DrawFn, healthy: bool | None = None) -> Finding:
-    test = draw(st.sampled_from(TESTS))
+    test = draw(st.sampled_from(CHECKS))
     outcomes = test.outcomes[:1] if healthy else (*test.outcomes, UNKNOWN)
     outcome = draw(st.sampled_from(outcomes))
     engine = draw(st.sampled_from(ENGINES)) if test.by_engine and not healthy else None
@@ -80,9 +84,9 @@ def test_the_order_of_causes_matters_only_between_those_that_fit_alike(
     shuffled = list(CAUSES)
     rng.shuffle(shuffled)
     one, other = infer(found, CAUSES), infer(found, shuffled)
-    shares = {s.known.id: s.confidence for s in other.suspects}
-    assert {s.known.id for s in one.suspects} == set(shares)
-    assert all(math.isclose(s.confidence, shares[s.known.id], rel_tol=1e-9) for s in one.suspects)
+    shares = {s.entry.id: s.confidence for s in other.candidates}
+    assert {s.entry.id for s in one.candidates} == set(shares)
+    assert all(math.isclose(s.confidence, shares[s.entry.id], rel_tol=1e-9) for s in one.candidates)
 
 
 @given(FINDINGS, finding(healthy=True))
@@ -95,36 +99,36 @@ def test_a_healthy_finding_never_raises_the_blame(found: list[Finding], more: Fi
 @given(FINDINGS)
 def test_confidences_are_shares_and_what_is_ruled_out_has_none(found: list[Finding]) -> None:
     made = infer(found, CAUSES)
-    assert 0 <= made.nothing <= 1 and 0 <= made.unlisted <= 1
-    assert all(0 < s.confidence <= 1 + 1e-12 for s in made.suspects)
-    assert [s.confidence for s in made.suspects] == sorted((s.confidence for s in made.suspects), reverse=True)
-    for suspect in made.suspects:
-        assert suspect.shown or any(f.test == "facts" for f in suspect.also)
-        assert all(f.outcome not in (UNKNOWN, TEST[f.test].healthy) for f in (*suspect.shown, *suspect.also))
+    assert 0 <= made.healthy <= 1 and 0 <= made.unlisted <= 1
+    assert all(0 < s.confidence <= 1 + 1e-12 for s in made.candidates)
+    assert [s.confidence for s in made.candidates] == sorted((s.confidence for s in made.candidates), reverse=True)
+    for candidate in made.candidates:
+        assert candidate.needed or any(f.test == "facts" for f in candidate.optional)
+        assert all(f.outcome not in (UNKNOWN, TEST[f.test].healthy) for f in (*candidate.needed, *candidate.optional))
 
 
 @given(FINDINGS, st.data())
 def test_surer_evidence_for_a_cause_never_lowers_its_confidence(found: list[Finding], data: st.DataObject) -> None:
-    suspects = infer(found, CAUSES).suspects
-    if not suspects:
+    candidates = infer(found, CAUSES).candidates
+    if not candidates:
         return
-    suspect = data.draw(st.sampled_from(suspects))
-    if not suspect.shown:
+    candidate = data.draw(st.sampled_from(candidates))
+    if not candidate.needed:
         return
-    chosen = data.draw(st.sampled_from(suspect.shown))
+    chosen = data.draw(st.sampled_from(candidate.needed))
     surer = [msgspec.structs.replace(f, p=f.p / 1000) if f is chosen else f for f in found]
-    after = next(s for s in infer(surer, CAUSES).suspects if s.known is suspect.known)
-    assert after.confidence >= suspect.confidence - 1e-12
+    after = next(s for s in infer(surer, CAUSES).candidates if s.entry is candidate.entry)
+    assert after.confidence >= candidate.confidence - 1e-12
 
 
 @given(st.lists(finding(healthy=True), max_size=30))
 def test_where_nothing_is_alarming_nothing_is_suspected(found: list[Finding]) -> None:
     made = infer(found, CAUSES)
-    assert (made.suspects, made.nothing, made.unlisted, made.watched) == ([], 1.0, 0.0, [])
+    assert (made.candidates, made.healthy, made.unlisted, made.mild) == ([], 1.0, 0.0, [])
 
 
 @settings(max_examples=30)
-@given(st.sampled_from(CAUSES), st.sampled_from([LEAST, 1e-9, ALPHA]))
+@given(st.sampled_from(CAUSES), st.sampled_from([MIN_P, 1e-9, ALPHA]))
 def test_a_cause_of_which_all_shows_and_nothing_else_is_not_behind_any_that_shows_less(
     known: CauseEntry, p: float
 ) -> None:
@@ -133,21 +137,30 @@ def test_a_cause_of_which_all_shows_and_nothing_else_is_not_behind_any_that_show
     around = [calm(f.test, engine) for f in shown for engine in ("e0", "e2") if known.one_engine]
     made = infer([*shown, *around], CAUSES, {known.id: True})
     if not any(map(is_alarming, shown)):
-        assert known in [s.known for s in made.watched]
+        assert known in [s.entry for s in made.mild]
         return
-    own = next(s for s in made.suspects if s.known is known)
-    assert own.confidence >= made.suspects[0].confidence * 0.99
+    own = next(s for s in made.candidates if s.entry is known)
+    assert own.confidence >= made.candidates[0].confidence * 0.99
     assert blame(made) > 0.999
 
 
 # --- rules ----------------------------------------------------------------------------------------------------------
 
-ONE = CauseEntry("X1", "one", "record", "", "", needs=("mean_ratio above",), may=("nll_minus_entropy below",), against=("alignment shifted",))
+ONE = CauseEntry(
+    "X1",
+    "one",
+    "record",
+    "",
+    "",
+    needs=("mean_ratio above",),
+    may=("nll_minus_entropy below",),
+    against=("alignment shifted",),
+)
 OTHER = CauseEntry("X2", "other", "record", "", "", needs=("alignment shifted | copies shifted",))
 
 
 def shares(found: Sequence[Finding], *causes: CauseEntry, **given_: bool | None) -> dict[str, float]:
-    return {s.known.id: s.confidence for s in infer(found, causes, given_).suspects}
+    return {s.entry.id: s.confidence for s in infer(found, causes, given_).candidates}
 
 
 def test_what_is_needed_and_was_looked_for_in_vain_rules_a_cause_out() -> None:
@@ -159,7 +172,7 @@ def test_what_is_needed_and_was_looked_for_in_vain_rules_a_cause_out() -> None:
 def test_a_test_that_has_not_spoken_leaves_a_cause_open_at_half_its_weight() -> None:
     both = CauseEntry("X3", "both", "record", "", "", needs=("mean_ratio above", "nll_minus_entropy below"))
     made = shares([alarm("mean_ratio above"), Finding("nll_minus_entropy", UNKNOWN)], ONE, both)
-    assert made["both"] == pytest.approx(MAYBE * made["one"], rel=0.02)
+    assert made["both"] == pytest.approx(MAY_LIKELIHOOD * made["one"], rel=0.02)
 
 
 def test_two_faults_at_once_are_both_told_though_each_leaves_half_unexplained() -> None:
@@ -188,9 +201,11 @@ def test_a_feature_that_nobody_states_counts_less_and_one_that_is_absent_nothing
 def test_what_training_looks_like_anyway_accuses_nobody() -> None:
     found = [alarm("reward rising"), alarm("entropy falling"), alarm("lag_slope grows")]
     made = infer(found, CAUSES)
-    assert (made.suspects, made.nothing, made.unlisted) == ([], 1.0, 0.0)
+    assert (made.candidates, made.healthy, made.unlisted) == ([], 1.0, 0.0)
     odds = infer([alarm("mean_ratio above"), *found], [ONE])
-    assert [s.confidence for s in odds.suspects] == [s.confidence for s in infer([alarm("mean_ratio above")], [ONE]).suspects]
+    assert [s.confidence for s in odds.candidates] == [
+        s.confidence for s in infer([alarm("mean_ratio above")], [ONE]).candidates
+    ]
 
 
 def test_a_flag_that_is_set_on_part_of_the_fleet_accuses_nobody() -> None:
@@ -202,8 +217,8 @@ def test_a_flag_that_is_set_on_part_of_the_fleet_accuses_nobody() -> None:
 
 def test_what_may_be_a_cause_if_it_goes_on_is_watched() -> None:
     made = infer([alarm("reward falling"), calm("mean_ratio")], CAUSES)
-    assert made.suspects == []
-    assert [s.known.id for s in made.watched] == ["reward-falls"]
+    assert made.candidates == []
+    assert [s.entry.id for s in made.mild] == ["reward-falls"]
 
 
 def test_a_fact_that_is_only_stated_by_one_side_serves_a_cause_and_accuses_nobody_by_itself() -> None:
@@ -216,7 +231,7 @@ def test_a_fact_that_is_only_stated_by_one_side_serves_a_cause_and_accuses_nobod
 
 def test_what_no_cause_explains_is_told_as_such() -> None:
     made = infer([alarm("batch_load grows"), alarm("calibration sharper")], [ONE, OTHER])
-    assert made.suspects == []
+    assert made.candidates == []
     assert made.unlisted > 0.99
 
 
@@ -254,28 +269,37 @@ def test_what_no_cause_explains_is_told_as_such() -> None:
 )  # fmt: skip
 def test_a_known_situation_has_its_cause_first(found: list[str], cause: str) -> None:
     alarms = [alarm(sign) for sign in found]
-    silent = {test.name for test in TESTS} - {f.test for f in alarms} - {"logit_lattice", "batch_load"}
+    silent = {test.name for test in CHECKS} - {f.test for f in alarms} - {"logit_lattice", "batch_load"}
     assert best([*alarms, *map(calm, sorted(silent))]) == cause
 
 
 def test_a_replica_is_named_by_whether_its_version_shows_it() -> None:
     rest = [calm("floor", "e0"), calm("engine_gap", "e0"), calm("versions", "e0"), calm("lag", "e0")]
-    honest = [alarm("engine_gap outlier", "e1"), alarm("versions stuck", "e1"), alarm("lag behind", "e1"), calm("floor", "e1")]
+    honest = [
+        alarm("engine_gap outlier", "e1"),
+        alarm("versions stuck", "e1"),
+        alarm("lag behind", "e1"),
+        calm("floor", "e1"),
+    ]
     assert best([*honest, *rest]) == "stale-replica"
     lying = [alarm("engine_gap outlier", "e1"), alarm("floor above", "e1"), calm("versions", "e1"), calm("lag", "e1")]
     assert best([*lying, *rest]) == "lying-replica"
     few = [alarm("engine_gap outlier", "e1"), calm("floor", "e1"), calm("versions", "e1"), calm("lag", "e1")]
     assert best([*few, *rest]) == "lying-replica"
     odd = [*lying, alarm("calibration flatter", "e1"), alarm("calibration flatter"), alarm("fit frozen", "e1")]
-    made = {suspect.known.id: suspect.confidence for suspect in infer([*odd, *rest], CAUSES).suspects}
+    made = {candidate.entry.id: candidate.confidence for candidate in infer([*odd, *rest], CAUSES).candidates}
     assert made["never-updated"] < 0.03
-    unmatched = [alarm("engine_gap outlier", "e1"), alarm("calibration flatter", "e1"), Finding("floor", UNKNOWN, engine="e1")]
+    unmatched = [
+        alarm("engine_gap outlier", "e1"),
+        alarm("calibration flatter", "e1"),
+        Finding("floor", UNKNOWN, engine="e1"),
+    ]
     assert best([*unmatched, calm("engine_gap", "e0"), calm("versions", "e1")]) == "lying-replica"
 
 
 def test_a_fleet_that_samples_flatter_may_be_stale_where_no_old_logprobs_tell() -> None:
     unknown = [Finding(name, UNKNOWN) for name in ("floor", "fit", "trend", "slope")]
-    made = {s.known.id: s.confidence for s in infer([alarm("calibration flatter"), *unknown], CAUSES).suspects}
+    made = {s.entry.id: s.confidence for s in infer([alarm("calibration flatter"), *unknown], CAUSES).candidates}
     assert made["never-updated"] > made["trainer-without-temperature"] > 0.2
 
 
@@ -289,25 +313,25 @@ def test_a_fleet_without_updates_is_named_though_one_engine_is_too_near_to_call(
 
 def test_a_stale_cache_and_a_partial_update_are_named_together_where_hits_and_misses_are_not_to_be_compared() -> None:
     found = [alarm("floor above"), alarm("fit partial"), alarm("trend jump"), Finding("cache_gap", UNKNOWN)]
-    made = {s.known.id: s.confidence for s in infer(found, CAUSES, {"stale-prefix-cache": True}).suspects}
+    made = {s.entry.id: s.confidence for s in infer(found, CAUSES, {"stale-prefix-cache": True}).candidates}
     assert made["partial-update"] > made["stale-prefix-cache"] > 0.1
 
 
 def test_causes_of_one_family_share_where_only_the_family_shows() -> None:
     found = [alarm("floor above"), calm("trend"), calm("engine_gap"), calm("repeat"), calm("cache_gap")]
     made = infer(found, CAUSES)
-    first, *others = made.suspects
-    assert {"bad-export", "rope-config", "attention-kernel"} <= {s.known.id for s in others} | {first.known.id}
+    first, *others = made.candidates
+    assert {"bad-export", "rope-config", "attention-kernel"} <= {s.entry.id for s in others} | {first.entry.id}
     assert first.confidence < 0.5
-    assert BY_ID["stale-prefix-cache"] not in [s.known for s in made.suspects]
+    assert BY_ID["stale-prefix-cache"] not in [s.entry for s in made.candidates]
 
 
 def test_where_a_gap_is_tells_causes_apart_and_accuses_nobody() -> None:
     place = alarm("in_flight after_worse")
-    assert infer([place, calm("floor"), calm("mean_ratio")], CAUSES).nothing == 1.0
+    assert infer([place, calm("floor"), calm("mean_ratio")], CAUSES).healthy == 1.0
     found = [alarm("floor above"), alarm("fit partial"), Finding("cache_gap", UNKNOWN)]
     alone, placed = infer(found, CAUSES), infer([*found, place], CAUSES)
-    assert alone.suspects[0].known.id != "kept-kv"
-    assert placed.suspects[0].known.id == "kept-kv"
-    assert placed.suspects[0].confidence > 1.5 * placed.suspects[1].confidence
+    assert alone.candidates[0].entry.id != "kept-kv"
+    assert placed.candidates[0].entry.id == "kept-kv"
+    assert placed.candidates[0].confidence > 1.5 * placed.candidates[1].confidence
     assert blame(placed) >= blame(alone)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
 from rltop.backend.diagnosis.checks import rounding_noise
-from rltop.backend.diagnosis.checks.findings import LOG_FOUND
+from rltop.backend.diagnosis.checks.findings import ALARM_LOG_E
 from rltop.backend.diagnosis.checks.rounding_noise import BASE_SEQUENCES, FINEST, STRAY, WIDER
-from rltop.backend.diagnosis.checks.run_all import ask
+from rltop.backend.diagnosis.checks.run_all import run_all
 from rltop.backend.evidence import kernel
 from rltop.backend.evidence.evidence import Evidence
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays
@@ -41,20 +41,20 @@ def pile(*steps: tuple[int, int], size: float = 0.0) -> EvidenceArrays:
 
 def found(policy: Policy, steps: int, test: str, engine: str | None = None) -> list[Finding]:
     """What a test says of the run, or of an engine, step by step."""
-    return [next(f for f in ask(case) if (f.test, f.engine) == (test, engine)) for case in policy.cases(steps)]
+    return [next(f for f in run_all(case) if (f.test, f.engine) == (test, engine)) for case in policy.cases(steps)]
 
 
 @given(st.floats(0, 1), st.sampled_from([4e-3, 0.05, 0.5]), st.integers(0, 100))
 def test_the_bound_is_that_of_the_dtypes_or_ten_times_the_first_steps(size: float, declared: float, rows: int) -> None:
-    bound = rounding_noise.usual(pile((rows, 0), (0, 0), (64, 0), size=size), declared)
+    bound = rounding_noise.bound_of_first_steps(pile((rows, 0), (0, 0), (64, 0), size=size), declared)
     assert FINEST * declared <= bound <= declared
     own = WIDER * size / math.sqrt(0.2)
     assert bound == pytest.approx(float(np.clip(own, FINEST * declared, declared)))
 
 
 def test_few_sequences_set_no_bound() -> None:
-    assert rounding_noise.usual(pile((BASE_SEQUENCES - 1, 0)), 0.05) == 0.05
-    assert rounding_noise.usual(pile(), 0.05) == 0.05
+    assert rounding_noise.bound_of_first_steps(pile((BASE_SEQUENCES - 1, 0)), 0.05) == 0.05
+    assert rounding_noise.bound_of_first_steps(pile(), 0.05) == 0.05
 
 
 @given(st.floats(0, 1), st.integers(1, 24), st.sampled_from([1e-6, 4e-5, 2e-4, 5e-4]))
@@ -72,12 +72,12 @@ def test_stray_sequences_never_come_to_evidence() -> None:
     rng = np.random.default_rng(5)
     for _ in range(40):
         steps = [(20, int(rng.binomial(20, STRAY))) for _ in range(100)]
-        assert max(rounding_noise.bet_on_sequences(pile(*steps[:n]), 4e-5)[0] for n in range(5, 101, 5)) < LOG_FOUND
+        assert max(rounding_noise.bet_on_sequences(pile(*steps[:n]), 4e-5)[0] for n in range(5, 101, 5)) < ALARM_LOG_E
 
 
 def test_a_few_sequences_beyond_are_evidence_at_once_and_from_the_step_that_has_them() -> None:
     log_e, start = rounding_noise.bet_on_sequences(pile(*[(20, 0)] * 9, (20, 12)), 4e-5)
-    assert log_e > LOG_FOUND
+    assert log_e > ALARM_LOG_E
     assert start == 9
 
 

@@ -10,9 +10,9 @@ from rltop.backend import api
 from rltop.backend.api.verdict import FAULT, HEALTHY, Finding, Verdict
 from rltop.backend.diagnosis import diagnose as diagnosed
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, UNKNOWN
-from rltop.backend.diagnosis.checks.run_all import ask
+from rltop.backend.diagnosis.checks.run_all import run_all
 from rltop.backend.diagnosis.conclude import conclude
-from rltop.backend.diagnosis.diagnose import diagnose, run_of
+from rltop.backend.diagnosis.diagnose import context_of, diagnose
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from tests import pictures
 from tests.simulated import Fault, Policy
@@ -75,8 +75,8 @@ def test_nor_does_it_leave_one_beside_the_cause_that_it_cured(monkeypatch: pytes
 
     *_, case = RAW.cases(9)
     case = replace(switched(case, 5), engines={"e0": pictures.engine("e0", flags=pictures.flags(caching="on"))})
-    assert [cause.code for cause in conclude(run_of(case), mixed).causes] == ["B3", "C1"]
-    monkeypatch.setattr(diagnosed, "ask", found)
+    assert [cause.code for cause in conclude(context_of(case), mixed).causes] == ["B3", "C1"]
+    monkeypatch.setattr(diagnosed, "run_all", found)
     (cause,) = diagnose(case).causes
     assert (cause.code, "stale-prefix-cache" in cause.confusable_with) == ("B3", False)
 
@@ -96,9 +96,9 @@ def test_what_was_told_at_a_switch_is_not_asked_again(monkeypatch: pytest.Monkey
 
     def counted(case: DiagnosisInput) -> list[Finding]:
         asked.append(case.steps[-1].step)
-        return ask(case)
+        return run_all(case)
 
-    monkeypatch.setattr(diagnosed, "ask", counted)
+    monkeypatch.setattr(diagnosed, "run_all", counted)
     known: dict[float, Verdict] = {}
     first = diagnose(switched(case, 5), known)
     assert (5 in asked, len(known)) == (True, 1)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from rltop.backend.api.verdict import Finding
-from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, TESTS, UNKNOWN
-from rltop.backend.diagnosis.checks.run_all import ASK, NOT_COMPUTED, ask
+from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, CHECKS, UNKNOWN
+from rltop.backend.diagnosis.checks.run_all import CHECKS, NOT_COMPUTED, run_all
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
 from tests.simulated import Fault, Policy
 
 
 def _alarms(case: DiagnosisInput) -> list[Finding]:
-    return [one for one in ask(case) if BY_NAME[one.test].alarms(one.outcome)]
+    return [one for one in run_all(case) if BY_NAME[one.test].alarms(one.outcome)]
 
 
 def _found(findings: list[Finding]) -> set[tuple[str, str]]:
@@ -34,7 +34,7 @@ def test_nothing_that_a_verdict_was_reckoned_from_outlives_it() -> None:
         return sum(isinstance(thing, EvidenceByEngine) for thing in gc.get_objects())
 
     before = alive()
-    ask(_at_step(Policy(seed=1), 5))
+    run_all(_at_step(Policy(seed=1), 5))
     assert alive() == before
 
 
@@ -82,23 +82,23 @@ def test_a_fault_is_named_within_some_steps(policy: Policy, named: set[tuple[str
 
 def test_a_record_that_is_true_stays_calibrated_whatever_the_trainer_does() -> None:
     for fault in (Fault(trainer_heat=1.0), Fault(stuck=True), Fault(dropout=0.3), Fault(noise=0.2)):
-        found = {f.test: f.outcome for f in ask(_at_step(Policy(heat=0.7, fault=fault), 6)) if f.engine is None}
+        found = {f.test: f.outcome for f in run_all(_at_step(Policy(heat=0.7, fault=fault), 6)) if f.engine is None}
         assert (found["mean_ratio"], found["nll_minus_entropy"]) == ("calibrated", "equal")
 
 
 def test_the_engine_that_is_off_is_told_from_the_others() -> None:
     case = _at_step(Policy(engines=3, move=0.1, fault=Fault(stuck=True, engine="e1")), 8)
-    outliers = [one for one in ask(case) if one.test == "engine_gap" and one.outcome == "outlier"]
+    outliers = [one for one in run_all(case) if one.test == "engine_gap" and one.outcome == "outlier"]
     assert [one.engine for one in outliers] == ["e1"]
 
 
 def test_the_temperature_of_one_side_is_measured() -> None:
-    slope = next(f for f in ask(_at_step(Policy(heat=0.7, fault=Fault(record_heat=1.0)), 6)) if f.test == "slope")
+    slope = next(f for f in run_all(_at_step(Policy(heat=0.7, fault=Fault(record_heat=1.0)), 6)) if f.test == "slope")
     assert slope.value == pytest.approx(1 / 0.7, abs=0.05)
 
 
 def test_the_bound_of_a_truncation_is_measured() -> None:
-    sides = next(f for f in ask(_at_step(Policy(fault=Fault(top_p=0.8)), 6)) if f.test == "one_sided")
+    sides = next(f for f in run_all(_at_step(Policy(fault=Fault(top_p=0.8)), 6)) if f.test == "one_sided")
     assert float(sides.detail) == pytest.approx(0.8, abs=0.03)
 
 
@@ -125,21 +125,21 @@ class _Mended(Policy):
 
 
 def test_every_test_of_the_table_is_asked_or_said_to_be_none() -> None:
-    assert {*ASK, *NOT_COMPUTED} == {test.name for test in TESTS}
-    found = ask(_at_step(Policy(), 1))
-    assert {one.test for one in found} == {test.name for test in TESTS}
+    assert {*CHECKS, *NOT_COMPUTED} == {test.name for test in CHECKS}
+    found = run_all(_at_step(Policy(), 1))
+    assert {one.test for one in found} == {test.name for test in CHECKS}
     for one in found:
         assert one.outcome in (*BY_NAME[one.test].outcomes, UNKNOWN)
 
 
 def test_a_case_of_nothing_is_unknown_throughout() -> None:
-    assert {one.outcome for one in ask(DiagnosisInput("run", []))} == {UNKNOWN}
+    assert {one.outcome for one in run_all(DiagnosisInput("run", []))} == {UNKNOWN}
 
 
 @pytest.mark.parametrize("depth", [4, 8])
 def test_a_queue_of_a_fixed_length_alarms_neither_while_it_fills_nor_later(depth: int) -> None:
     for case in Policy(seed=16, lag=depth).cases(24):
-        assert {one.outcome for one in ask(case) if one.test == "lag" and one.outcome != UNKNOWN} == {"steady"}
+        assert {one.outcome for one in run_all(case) if one.test == "lag" and one.outcome != UNKNOWN} == {"steady"}
 
 
 def test_a_lag_that_rises_above_the_one_that_the_run_settled_in_is_high() -> None:
@@ -147,7 +147,7 @@ def test_a_lag_that_rises_above_the_one_that_the_run_settled_in_is_high() -> Non
     policy = Policy(seed=17, lag=4)
     for case in policy.cases(24):
         policy.lag = 4 if len(case.steps) < 18 else 7
-        found[case.steps[-1].step] = {one.outcome for one in ask(case) if one.test == "lag"}
+        found[case.steps[-1].step] = {one.outcome for one in run_all(case) if one.test == "lag"}
     assert all("high" not in outcomes for step, outcomes in found.items() if step < 18)
     assert "high" in found[20]
 
@@ -156,7 +156,7 @@ def test_a_lag_in_waves_is_high_since_the_first_of_them() -> None:
     policy = Policy(seed=18, lag=1)
     for case in policy.cases(34):
         policy.lag = 1 + (len(case.steps) - 10) % 8 if len(case.steps) > 10 else 1
-    (found,) = [one for one in ask(case) if one.test == "lag" and one.engine is None]
+    (found,) = [one for one in run_all(case) if one.test == "lag" and one.engine is None]
     assert (found.outcome, found.since_step) == ("high", 12)
 
 
@@ -178,7 +178,7 @@ def _slow(policy: Policy, steps: int) -> list[int]:
     return [
         case.steps[-1].step
         for case in policy.cases(steps)
-        if any(one.test == "speed" and one.outcome == "slow" for one in ask(case))
+        if any(one.test == "speed" and one.outcome == "slow" for one in run_all(case))
     ]
 
 

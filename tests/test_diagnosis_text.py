@@ -51,7 +51,9 @@ def test_a_verdict_fits_one_screen(known: CauseEntry) -> None:
 
 def test_the_verdict_comes_first_then_what_was_seen_and_what_to_do() -> None:
     shown = [found("mean_ratio above", since=3), found("sign positive", since=4)]
-    verdict = conclude(RUN, [*shown, *calm("alignment", "record", "copies", "one_sided", "nll_minus_entropy", "join", "mask")])
+    verdict = conclude(
+        RUN, [*shown, *calm("alignment", "record", "copies", "one_sided", "nll_minus_entropy", "join", "mask")]
+    )
     assert verdict.verdict == FAULT
     lines = verdict_text.lines(verdict)
     assert lines[0].startswith("run sort: FAULT since step 3 on all engines, as of step 14 (15 steps")
@@ -62,7 +64,11 @@ def test_the_verdict_comes_first_then_what_was_seen_and_what_to_do() -> None:
 
 
 def test_the_engines_that_have_it_are_named_and_so_is_the_order_for_them() -> None:
-    findings = [found("mean_ratio above", "e1"), Finding("mean_ratio", "calibrated", engine="e0"), *calm("copies", "alignment", "record")]
+    findings = [
+        found("mean_ratio above", "e1"),
+        Finding("mean_ratio", "calibrated", engine="e0"),
+        *calm("copies", "alignment", "record"),
+    ]
     verdict = conclude(RUN, findings)
     (cause,) = [cause for cause in verdict.causes if cause.id == "raw-logprobs"]
     assert cause.engines == ["e1"]
@@ -91,7 +97,14 @@ def test_what_an_order_would_set_and_is_set_already_is_not_offered(flags: tuple[
     run = RunContext(
         "sort", 14, {f"e{n}": {"logprobs_mode": flag} for n, flag in enumerate(flags)}, {}, 15, 42_000, 960
     )
-    verdict = conclude(run, [found("mean_ratio above"), found("sign positive"), *calm("alignment", "record", "copies", "one_sided", "nll_minus_entropy")])
+    verdict = conclude(
+        run,
+        [
+            found("mean_ratio above"),
+            found("sign positive"),
+            *calm("alignment", "record", "copies", "one_sided", "nll_minus_entropy"),
+        ],
+    )
     cause = verdict.causes[0]
     assert (cause.id, cause.command) == ("raw-logprobs", command)
     assert cause.in_place == ("" if command else "rltop set logprobs_mode processed")
@@ -135,7 +148,15 @@ def test_what_cannot_be_told_apart_is_named_with_the_probe_that_would() -> None:
 
 
 def test_what_no_cause_explains_is_undecided_and_names_a_probe() -> None:
-    verdict = conclude(RUN, [found("batch_load grows"), found("calibration sharper"), *calm("nll_minus_entropy", "mean_ratio", "floor", "repeat_engine")], [])
+    verdict = conclude(
+        RUN,
+        [
+            found("batch_load grows"),
+            found("calibration sharper"),
+            *calm("nll_minus_entropy", "mean_ratio", "floor", "repeat_engine"),
+        ],
+        [],
+    )
     assert (verdict.verdict, verdict.causes) == (UNDECIDED, [])
     assert verdict.needs == [need for need in verdict.needs if "probe triad" in need] != []
 
@@ -172,7 +193,14 @@ def test_json_has_the_fields_that_programs_rely_on_and_no_infinities() -> None:
 
 
 def test_every_test_is_told_on_demand_the_alarming_ones_first() -> None:
-    verdict = conclude(RUN, [*calm("nll_minus_entropy"), found("mean_ratio above", "e1"), Finding("logit_lattice", UNKNOWN, text="no second logprob")])
+    verdict = conclude(
+        RUN,
+        [
+            *calm("nll_minus_entropy"),
+            found("mean_ratio above", "e1"),
+            Finding("logit_lattice", UNKNOWN, text="no second logprob"),
+        ],
+    )
     lines = verdict_text.findings(verdict)
     assert lines[0].startswith("mean_ratio mean ratio of e1: above. mean_ratio above: mean ratio")
     assert lines[-1] == "logit_lattice lattice of logits: unknown. no second logprob"

@@ -318,9 +318,7 @@ def _add_alignment(trainer: float, rollout: Logprobs, token: int, first: int, la
                 aligned[shift, 1] += distance
 
 
-def _add_entropy(
-    trainer: float, entropy: float, ratio: float, sums: Floats, sequence: Floats, wealth: Floats
-) -> None:
+def _add_entropy(trainer: float, entropy: float, ratio: float, sums: Floats, sequence: Floats, wealth: Floats) -> None:
     """Add what the trainer's entropy says about a token: NLL minus entropy, and whether the token is unlikely."""
     weighted = ratio * (-trainer - entropy)
     sequence[FIGURE.entropy, 0] += 1

@@ -57,7 +57,9 @@ def headline(verdict: Verdict) -> str:
     if verdict.verdict == FAULT and best is not None:
         since = f" since step {best.since_step}" if best.since_step is not None else ""
         return f"run {verdict.run}: FAULT{since} on {where(best)}, {scope}"
-    undecided = "NOT ENOUGH EVIDENCE YET" if best is None else "UNDECIDED: something is wrong, the cause is not clear yet"
+    undecided = (
+        "NOT ENOUGH EVIDENCE YET" if best is None else "UNDECIDED: something is wrong, the cause is not clear yet"
+    )
     return f"run {verdict.run}: {undecided}, {scope}"
 
 

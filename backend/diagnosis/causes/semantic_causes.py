@@ -30,7 +30,7 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         "Engines sample at a temperature and record logprobs without it, the trainer has it: every ratio is biased, "
         "and the clip rate is up from the first step.",
         needs=("mean_ratio above",),
-        # Below 1 the rare tokens whose d is negative may be too few to be seen: one_sided positive does not rule it out.
+        # Below temperature 1, tokens with a negative d may be too rare to be seen, so "one_sided positive" may show.
         may=("sign positive", "one_sided positive", *_TILTED, *_facts("logprobs_mode", *SHAPES)),
         against=("one_sided negative", "mean_ratio above=old"),
         probe="P11",
@@ -44,8 +44,10 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         "A2", "trainer-without-temperature", "semantic", "The trainer computes without the sampling temperature",
         "The trainer's policy is flatter or sharper than the one that sampled: ratios are far off 1 while their mean "
         "is 1, ESS is low and gradients are large, from the first step.",
-        needs=("slope sharper | slope flatter | calibration sharper | calibration flatter", "floor above | floor rounding"),
-        may=("one_sided negative", "calibration truncated", "sign too_negative", *_TILTED_TRAINER, *_facts("temperature")),
+        needs=("slope sharper | slope flatter | calibration sharper | calibration flatter",
+               "floor above | floor rounding"),
+        may=("one_sided negative", "calibration truncated", "sign too_negative", *_TILTED_TRAINER,
+             *_facts("temperature")),
         against=("slope flat", "mean_ratio above", "one_sided positive", "sign positive", "engine_gap outlier"),
         probe="P9",
         confusable_with=("penalties", "generation-config"),
@@ -57,8 +59,8 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         "A3", "logprob-over-temperature", "semantic", "The record is logprob / T where logits / T was meant",
         "The record is no distribution: every ratio is above 1 (T < 1), the more so the less certain the policy is.",
         needs=("one_sided positive",),
-        may=("mean_ratio above", "sign positive", *GAP, "floor above", "floor rounding", "trend ramp", "trend jump", "engine_gap outlier",
-             *_facts(*SHAPES)),
+        may=("mean_ratio above", "sign positive", *GAP, "floor above", "floor rounding", "trend ramp", "trend jump",
+             "engine_gap outlier", *_facts(*SHAPES)),
         against=("mean_ratio below", *_POWERS),
         probe="P11",
         confusable_with=("truncation-in-trainer", "normaliser"),
@@ -72,7 +74,8 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         "The engine's distribution is renormalised over the tokens that were kept, the trainer's is not: every ratio "
         "is at most 1, their mean is the share that was kept.",
         # Of rounding as large as the share that is cut off, d has both signs.
-        needs=("one_sided negative | calibration truncated | nll_minus_entropy below", "one_sided negative | mean_ratio below | sign too_negative"),
+        needs=("one_sided negative | calibration truncated | nll_minus_entropy below",
+               "one_sided negative | mean_ratio below | sign too_negative"),
         # A token that is left alone has a recorded logprob of 0.0; once old, the trainer may be far below it.
         may=(*GAP, "floor above", "floor rounding", "trend jump", "trend ramp", "engine_gap outlier", "record zeros",
              *_facts("top_p", "top_k", "min_p")),
@@ -89,9 +92,10 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         "shows it, the gradient is biased.",
         needs=("nll_minus_entropy below | nll_minus_entropy above | calibration truncated",),
         # Updates make likely what was sampled, and that was sampled more often than the record says.
-        may=("calibration sharper", "calibration flatter", "floor rounding", "mean_ratio above=old", *_facts(*SHAPES, "logprobs_mode")),
-        against=("floor above", "mean_ratio above=all", "mean_ratio below", "one_sided negative", "one_sided positive", "sign positive",
-                 "sign too_negative"),
+        may=("calibration sharper", "calibration flatter", "floor rounding", "mean_ratio above=old",
+             *_facts(*SHAPES, "logprobs_mode")),
+        against=("floor above", "mean_ratio above=all", "mean_ratio below", "one_sided negative", "one_sided positive",
+                 "sign positive", "sign too_negative"),
         probe="P11",
         confusable_with=("generation-config",),
         remedy="Sample with temperature=1, top_p=1, top_k=0; or shape on both sides: --logprobs-mode "
@@ -103,8 +107,9 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         "Requests that leave a parameter unset get it from the checkpoint (temperature, top-p, penalties): the run "
         "samples otherwise than its own configuration says.",
         needs=("facts shaped=default_sampling | facts differs=default_sampling",),
-        may=("calibration truncated", "mean_ratio above", "mean_ratio below", "sign positive", "sign too_negative", "one_sided negative", "one_sided positive",
-             "tail heavy", *_TILTED, "floor rounding", *_facts(*SHAPES, *PENALTIES, "logprobs_mode")),
+        may=("calibration truncated", "mean_ratio above", "mean_ratio below", "sign positive", "sign too_negative",
+             "one_sided negative", "one_sided positive", "tail heavy", *_TILTED, "floor rounding",
+             *_facts(*SHAPES, *PENALTIES, "logprobs_mode")),
         probe="P11",
         confusable_with=("raw-logprobs", "trainer-without-temperature", "truncation-in-record", "shaped-in-silence",
                          "penalties"),
@@ -116,8 +121,8 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         "Tokens that already occurred are sampled with another probability than is trained: the gap sits on repeated "
         "tokens.",
         needs=(_PENALISED,),
-        may=(*GAP, "mean_ratio above", "mean_ratio below", "sign positive", "floor above", "floor rounding", "trend jump", "trend ramp",
-             "engine_gap outlier", *_facts("logprobs_mode")),
+        may=(*GAP, "mean_ratio above", "mean_ratio below", "sign positive", "floor above", "floor rounding",
+             "trend jump", "trend ramp", "engine_gap outlier", *_facts("logprobs_mode")),
         against=_facts("default_sampling"),
         probe="P11",
         confusable_with=("generation-config", "trainer-without-temperature"),
@@ -142,8 +147,8 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         "A9", "speculative-logprobs", "semantic", "Logprobs of speculative decoding are wrong",
         "Rows of the rejection sampler are mixed up: some sequences, often near the length limit, have a wrong record.",
         needs=("mean_ratio above | mean_ratio below | tail heavy | record zeros",),
-        may=("sign positive", "sign too_negative", "position grows", "position step", "floor above", "fit partial", "batch_load grows",
-             "engine_gap outlier", *_facts("speculative")),
+        may=("sign positive", "sign too_negative", "position grows", "position step", "floor above", "fit partial",
+             "batch_load grows", "engine_gap outlier", *_facts("speculative")),
         where=("speculative not none",),
         probe="P8",
         remedy="Update vLLM (fixes #30846, #33391, #38711) and keep prompt + max_tokens + drafts below "

@@ -256,8 +256,8 @@ def calibration(evidence: EvidenceByEngine) -> Iterator[Finding]:
     Where the entropy is below ``kernel.LOW_ENTROPY``, a token with p above a half is the likeliest. The number of other
     tokens is estimated from the likeliest alone: the sum of ``(1 - p) / p`` over them has the same expectation (Horvitz
     and Thompson 1952) if tokens are sampled from the trainer's distribution. For a share s below the least healthy
-    share l, a bet multiplies wealth by ``(s / l)^unlikely exp((l - s) expected)``, whose expectation in a healthy run is
-    at most 1; the same holds for a share above the largest healthy one.
+    share l, a bet multiplies wealth by ``(s / l)^unlikely exp((l - s) expected)``, whose expectation in a healthy run
+    is at most 1; the same holds for a share above the largest healthy one.
     """
     for engine, arrays in run_and_engines(evidence):
         unlikely = arrays.sums[:, [SUM.unlikely, SUM.lowest_unlikely]]

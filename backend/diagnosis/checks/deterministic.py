@@ -54,7 +54,9 @@ def copies(evidence: EvidenceByEngine) -> Iterator[Finding]:
         text = f"{count} of {total[engine]} copies of {engine}'s logprobs: {kinds.describe(kind)}"
         yield _certain("copies", outcome, since, engine, count, text, kind, value=count / total[engine])
     if not odd:
-        yield _certain("copies", "equal", None, None, sum(total.values()), "the trainer's copies equal the engines' logprobs", "")
+        yield _certain(
+            "copies", "equal", None, None, sum(total.values()), "the trainer's copies equal the engines' logprobs", ""
+        )
 
 
 _WITHOUT_RULE = frozenset({kinds.RECOMPUTED, kinds.CHANGED})
@@ -83,7 +85,7 @@ def record(evidence: EvidenceByEngine) -> Iterator[Finding]:
 
 
 MIN_FILLERS = 1e-2
-"""Share of tokens below which fillers are no fault: rounding turns a p near 1 into 0.0, where the trainer may differ."""
+"""Share of tokens below which fillers are no fault: rounding turns a p near 1 into 0.0."""
 
 
 def join(evidence: EvidenceByEngine) -> Iterator[Finding]:
@@ -142,7 +144,7 @@ def mask(evidence: EvidenceByEngine) -> Iterator[Finding]:
 
 
 def facts_agree(evidence: EvidenceByEngine) -> Iterator[Finding]:
-    """``facts``: mismatching facts of live engines and trainer, and sampling parameters that the trainer does not state."""
+    """``facts``: mismatches of engines and trainer, and sampling parameters that the trainer does not state."""
     case = evidence.input
     counted = [engine for engine in case.engines.values() if engine.health != "gone"] or list(case.engines.values())
     live = {engine.id: facts.of_engine(engine) for engine in counted}
@@ -172,9 +174,7 @@ def facts_agree(evidence: EvidenceByEngine) -> Iterator[Finding]:
             since = _fact_since(evidence, "default_sampling", engine)
             yield _certain("facts", "shaped", since, engine, 0, text, "default_sampling")
     if not mismatches:
-        yield _certain(
-            "facts", "agree", None, None, 0, f"{len(live)} engines and the trainer state matching facts", ""
-        )
+        yield _certain("facts", "agree", None, None, 0, f"{len(live)} engines and the trainer state matching facts", "")
 
 
 def _unstated(name: str, value: str, own: facts.Facts, trainer: facts.Facts) -> bool:
@@ -205,7 +205,7 @@ weights every few steps only."""
 
 
 def versions(evidence: EvidenceByEngine) -> Iterator[Finding]:
-    """``versions``: engines whose version stays while the trainer's advances: one engine, or all of them for too long."""
+    """``versions``: engines whose version stays while the trainer's advances: one of them, or all for too long."""
     live = [engine for engine in evidence.input.engines.values() if engine.health == "live"]
     lags = {engine.id: engine.lag for engine in live if engine.lag is not None}
     if not lags:

@@ -42,7 +42,7 @@ MIN_TEMPERATURE = 0.1
 """Lower bound on the temperature: below it, sampling is greedy."""
 
 EIGHT_BITS = 0.5
-"""The bound with weights of 8 bits or fewer: a mean |d| of 0.27 in a toy of few layers (miles, issue 1678), 0.34 as RMS."""
+"""The bound with weights of 8 bits or fewer: mean |d| 0.27 in a toy of few layers (miles, issue 1678), 0.34 as RMS."""
 
 MEASURED = {FLOAT32: 0.0022, SIXTEEN_BITS: 0.041, EIGHT_BITS: 0.34}
 """The largest measured values at a temperature of 1, by bound."""
@@ -145,11 +145,15 @@ def exceeds(arrays: EvidenceArrays, least: float) -> MeanShift:
     added: a few sequences suffice.
     """
     room = _room(arrays)
-    beyond, bound = (FIGURE.matched_coarse, kernel.COARSE) if least < kernel.COARSE / 2 else (FIGURE.matched_far, kernel.FAR)
+    beyond, bound = (
+        (FIGURE.matched_coarse, kernel.COARSE) if least < kernel.COARSE / 2 else (FIGURE.matched_far, kernel.FAR)
+    )
     share = np.minimum(least**2 * room / bound**2, 1.0)
     found = (
         sequential.above(arrays.moments[:, FIGURE.matched_d2], arrays.first, max(4 * least**2, 1e-4), least**2 * room),
-        sequential.above(arrays.moments[:, FIGURE.matched_abs_d], arrays.first, max(least, 0.02), least * np.sqrt(room)),
+        sequential.above(
+            arrays.moments[:, FIGURE.matched_abs_d], arrays.first, max(least, 0.02), least * np.sqrt(room)
+        ),
         sequential.above(arrays.moments[:, beyond], arrays.first, 0.2, share),
         sequential.above(arrays.moments[:, FIGURE.after_update], arrays.first, max(least, 0.02), least),
     )
@@ -207,7 +211,9 @@ def trend(evidence: EvidenceByEngine) -> Iterator[Finding]:
         shift = MeanShift(over.log_e, over.start, level, math.nan, math.nan, over.sequences, over.tokens)
         size = "version-matched |d|" if matched else "k3"
         if over.log_e < ALARM_LOG_E or over.start <= first:
-            yield finding("trend", "steady", shift, arrays, engine, text=f"{size} {level:.2g} in all steps", unit="nats")
+            yield finding(
+                "trend", "steady", shift, arrays, engine, text=f"{size} {level:.2g} in all steps", unit=("nats")
+            )
             continue
         if not matched:
             yield unknown("trend", f"k3 of all tokens rose from {base:.2g} to {level:.2g}, {_LARGER_UPDATES}", engine)
@@ -251,7 +257,7 @@ FINE_SHARE, GRID_SHARE = 0.1, 0.5
 
 
 def logit_lattice(evidence: EvidenceByEngine) -> Iterator[Finding]:
-    """``logit_lattice``: which side's logprobs of different tokens at one position differ by multiples of bfloat16's grid.
+    """``logit_lattice``: on which side logprobs at one position differ by multiples of bfloat16's grid.
 
     Answers to one prompt begin in the same context, so logprobs of the sampled tokens suffice.
     """
@@ -262,7 +268,9 @@ def logit_lattice(evidence: EvidenceByEngine) -> Iterator[Finding]:
             yield unknown("logit_lattice", "rollout logprobs belong to other tokens", engine)
             continue
         if trainer is None or own is None:
-            yield unknown("logit_lattice", f"fewer than {MIN_PAIRS} pairs of different tokens after equal contexts", engine)
+            yield unknown(
+                "logit_lattice", f"fewer than {MIN_PAIRS} pairs of different tokens after equal contexts", engine
+            )
             continue
         outcome = "alike"
         if own >= GRID_SHARE and trainer <= FINE_SHARE:

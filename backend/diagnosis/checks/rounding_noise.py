@@ -66,7 +66,10 @@ def bet_on_sequences(arrays: EvidenceArrays, least: float) -> tuple[float, int]:
     rows, room = arrays.moments[:, FIGURE.matched_d2, MOMENT.sequences], arrays.sums[:, SUM.room]
     beyond = np.minimum(np.maximum(arrays.sums[:, SUM.sequences_below], arrays.sums[:, SUM.sequences_above]), rows)
     share = np.maximum((least / kernel.FINE) ** 2 * room / np.maximum(rows, 1.0), STRAY)
-    gains = [np.where(share < s, _log_likelihood(beyond, rows, s) - _log_likelihood(beyond, rows, share), 0.0) for s in SHARES]
+    gains = [
+        np.where(share < s, _log_likelihood(beyond, rows, s) - _log_likelihood(beyond, rows, share), 0.0)
+        for s in SHARES
+    ]
     return sequential.bets(np.stack(gains, axis=1), arrays.first)
 
 
