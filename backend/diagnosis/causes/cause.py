@@ -13,7 +13,8 @@ from functools import cache
 
 GAP = (
     "sign too_negative", "calibration sharper", "calibration flatter", "nll_minus_entropy below",
-    "nll_minus_entropy above", "position grows", "position falls", "position step", "tail heavy", "batch_load grows", "fit frozen", "fit partial", "repetition favoured", "repetition disfavoured",
+    "nll_minus_entropy above", "position grows", "position falls", "position step", "tail heavy",
+    "batch_load grows", "fit frozen", "fit partial", "repetition favoured", "repetition disfavoured",
     "in_flight after_worse", "in_flight before_worse", "repeat_engine differs", "lag high=hurts",
 )  # fmt: skip
 """Symptoms that any gap may show. They distinguish only causes that need them or are excluded by them."""
@@ -21,7 +22,8 @@ GAP = (
 RECORD_GAP = (
     *GAP, "mean_ratio above", "mean_ratio below", "sign positive", "one_sided positive", "one_sided negative",
     "calibration truncated", "floor rounding", "floor above", "slope sharper", "slope flatter", "trend jump",
-    "trend ramp", "engine_gap outlier", "cache_gap hit_worse", "cache_gap miss_worse", "logit_lattice engine_coarse", "logit_lattice trainer_coarse",
+    "trend ramp", "engine_gap outlier", "cache_gap hit_worse", "cache_gap miss_worse",
+    "logit_lattice engine_coarse", "logit_lattice trainer_coarse",
 )  # fmt: skip
 """Symptoms of wrong rollout logprobs, which affect every figure that is computed from them."""
 

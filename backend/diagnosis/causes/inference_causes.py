@@ -1,4 +1,4 @@
-"""Causes that lie in the inference path: caches, kernels and precision, mixtures of experts, quantisation."""
+"""Causes in the inference path: caches, kernels and precision, mixtures of experts, quantisation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _FROM_START = ("trend jump", "trend ramp", "repeat differs")
 CACHES: tuple[CauseEntry, ...] = (
     CauseEntry(
         "C1", "stale-prefix-cache", "inference path", "The prefix cache survives weight updates",
-        "Prompts are read from keys and values that older weights computed: engines sample from a policy that never "
-        "existed, while gap, clip rate and reward look normal.",
+        "Prompts use keys and values computed by older weights: engines sample from a policy that never existed, "
+        "while gap, clip rate and reward look normal.",
         needs=("floor above", "cache_gap hit_worse"),
         may=_STALE,
         against=("engine_gap outlier", "repeat differs"),
@@ -25,22 +25,22 @@ CACHES: tuple[CauseEntry, ...] = (
         source="nemo#4018, nemo#3152, vllm#9744, lmdeploy#4917; rl-on-cpu",
     ),
     CauseEntry(
-        "C2", "kept-kv", "inference path", "Requests in flight keep their keys and values across updates",
-        "Tokens after an update come from new weights over an old context: a small excess, by design of keep without "
+        "C2", "kept-kv", "inference path", "Running requests keep stale KV across updates",
+        "Tokens after an update come from new weights with an old context: a small gap, by design of keep without "
         "clear_cache.",
         needs=("floor above", "in_flight after_worse"),
         may=(*GAP, "trend jump", "trend ramp", "tail heavy"),
         against=("engine_gap outlier", "cache_gap hit_worse", "in_flight after_worse=elsewhere too"),
         probe="P2",
         confusable_with=("stale-prefix-cache", "mislabelled-version"),
-        remedy='Have running requests computed anew: pause_generation(mode="keep", clear_cache=True). It costs a '
+        remedy='Recompute running requests: pause_generation(mode="keep", clear_cache=True). It costs a '
         "prefill of each at every update, and so some lag.",
         command="rltop set update_clears_cache on{engines}",
         source="nemo#1455, PipelineRL#19, skyrl#979; rl-on-cpu",
     ),
     CauseEntry(
-        "C2b", "refused-reset", "inference path", "Resetting the prefix cache is refused, and nobody hears it",
-        "reset_prefix_cache fails while requests run: it is configured, and does nothing.",
+        "C2b", "refused-reset", "inference path", "Resets of the prefix cache are refused silently",
+        "reset_prefix_cache fails while requests run: it is configured, without effect.",
         needs=("floor above", "cache_gap hit_worse"),
         may=_STALE,
         against=("engine_gap outlier",),
@@ -54,7 +54,7 @@ CACHES: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "C3", "stale-connector", "inference path", "An external KV cache survives weight updates",
-        "LMCache, Mooncake or offloaded blocks are keyed by tokens alone: the local reset does not reach them.",
+        "LMCache, Mooncake or offloaded blocks are keyed by tokens alone; the local reset does not clear them.",
         needs=("floor above", "cache_gap hit_worse"),
         may=_STALE,
         where=("kv_connector not none",),
@@ -65,7 +65,7 @@ CACHES: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "C4", "lora-cache", "inference path", "Cached prefixes of an adapter outlive its reload",
-        "The block hash has the adapter's name and not its weights.",
+        "The block hash contains the adapter's name, not its weights.",
         needs=("floor above", "cache_gap hit_worse"),
         may=_STALE,
         where=("lora is on",),
@@ -77,7 +77,7 @@ CACHES: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "C5", "multimodal-cache", "inference path", "Cached images outlive the encoder that computed them",
-        "Prompts with images are off after updates that touch the vision tower.",
+        "Prompts with images are wrong after updates of the vision tower.",
         needs=("floor above", "trend jump"),
         may=(*GAP, "cache_gap hit_worse"),
         against=("cache_gap hit_worse=alone",),
@@ -88,8 +88,8 @@ CACHES: tuple[CauseEntry, ...] = (
         source="vllm#44939, vllm#46125",
     ),
     CauseEntry(
-        "C6", "prefix-numerics", "inference path", "Prompts with a cached prefix are computed by other tiles",
-        "Hits differ from misses by rounding; hybrid models may be off altogether from the first token.",
+        "C6", "prefix-numerics", "inference path", "Prompts with a cached prefix are computed with other tiles",
+        "Hits differ from misses by rounding; hybrid models may be wrong from the first token.",
         needs=("cache_gap hit_worse",),
         may=("floor rounding", "floor above", "tail heavy", "position falls"),
         against=("trend jump", "trend ramp"),
@@ -105,7 +105,7 @@ CACHES: tuple[CauseEntry, ...] = (
 NUMERICS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "D1", "other-rounding", "inference path", "Engine and trainer round differently (dtype or kernels)",
-        "Logits differ in their last digits: a symmetric gap without bias, which clips some tokens for nothing.",
+        "Logits differ in their last digits: a symmetric gap without bias, which clips some tokens needlessly.",
         needs=("floor rounding | facts differs=dtype",),
         may=(*_NUMERIC, "facts differs=head_dtype", "logit_lattice engine_coarse", "logit_lattice trainer_coarse"),
         against=_FROM_START,
@@ -113,18 +113,18 @@ NUMERICS: tuple[CauseEntry, ...] = (
         confusable_with=("head-precision", "half-precision", "attention-kernel", "compiled-kernels", "op-definitions",
                          "batch-dependence", "parallel-sums"),
         remedy="Compute in one dtype on both sides (--dtype float32 or the trainer in bfloat16) and with the same "
-        "kernels; what is left, truncated importance sampling takes.",
+        "kernels; truncated importance sampling corrects the rest.",
         source="Fast-LLM#525, verl-omni#637; rl-on-cpu",
     ),
     CauseEntry(
-        "D2", "head-precision", "inference path", "The head is in float32 on one side alone",
-        "Logits of one side are rounded to 16 bits, 0.02 to 0.04 nats a token: on long answers that is what clips.",
+        "D2", "head-precision", "inference path", "The head is in float32 on one side only",
+        "Logits of one side are rounded to 16 bits, 0.02 to 0.04 nats a token: the main reason for clips on long answers.",
         needs=("facts differs=head_dtype | logit_lattice engine_coarse | logit_lattice trainer_coarse",),
         may=("floor rounding", "floor above", *_NUMERIC),
         against=("facts differs=dtype", *_FROM_START),
         probe="P12",
         confusable_with=("other-rounding", "half-precision"),
-        remedy="The same on both sides: --hf-overrides '{\"head_dtype\": \"float32\"}' (vLLM 0.28 on) and a float32 "
+        remedy="Use the same on both sides: --hf-overrides '{\"head_dtype\": \"float32\"}' (vLLM 0.28 on) and a float32 "
         "head in the trainer; matching counts more than float32.",
         command="rltop set lm_head_fp32 {head}{engines}",
         source="vllm#48390, nemo#3936, trl#4303, MiniMax-M1, ScaleRL; rl-on-cpu",
@@ -142,21 +142,20 @@ NUMERICS: tuple[CauseEntry, ...] = (
         source="arXiv 2510.26788, Precision-RL#10",
     ),
     CauseEntry(
-        "D4", "attention-kernel", "inference path", "Attention is computed by another kernel, or without a feature",
-        "Sinks, soft caps or windows that one side leaves out give a large gap from the start; another backend alone "
-        "gives rounding.",
+        "D4", "attention-kernel", "inference path", "Attention uses another kernel, or lacks a feature",
+        "Missing sinks, soft caps or windows on one side cause a large gap from the start; another backend alone "
+        "causes rounding.",
         needs=("facts differs=attention_backend | floor above",),
         may=("floor rounding", *_NUMERIC),
         against=_FROM_START,
         probe="P8",
         confusable_with=("bad-export", "rope-config", "other-rounding", "op-definitions"),
-        remedy="The same family of kernels on both sides (--attention-backend), one that knows the model's sinks.",
+        remedy="Use the same family of kernels on both sides (--attention-backend), with support for the model's sinks.",
         source="miles#1500, verl#3894, vllm#28561, prime-rl#3424",
     ),
     CauseEntry(
         "D5", "cascade-attention", "inference path", "Cascade attention on a GPU where it is wrong",
-        "Groups with a long shared prefix have spikes, the more the longer the answer (vLLM up to 0.30, not on "
-        "Hopper).",
+        "Groups with a long shared prefix have spikes, more in longer answers (vLLM up to 0.30, not on Hopper).",
         needs=("tail heavy", "floor rounding | floor above", "batch_load grows | position grows"),
         may=("position grows", "batch_load grows"),
         against=_FROM_START,
@@ -167,8 +166,8 @@ NUMERICS: tuple[CauseEntry, ...] = (
         source="verl FAQ, vllm#22103, flash-attention#87, vllm#15243",
     ),
     CauseEntry(
-        "D6", "compiled-kernels", "inference path", "Compiled or captured kernels round otherwise",
-        "Fused operations leave out casts that the trainer makes.",
+        "D6", "compiled-kernels", "inference path", "Compiled or captured kernels round differently",
+        "Fused operations omit casts that the trainer applies.",
         needs=("facts differs=enforce_eager | floor rounding",),
         may=_NUMERIC,
         against=(*_FROM_START, "facts differs=dtype"),
@@ -192,7 +191,7 @@ NUMERICS: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "D8", "batch-dependence", "inference path", "Logprobs depend on what else is in the batch",
-        "Kernels are picked by the batch's shape: the same tokens get other logprobs under load.",
+        "Kernels are chosen by the batch's shape: the same tokens get other logprobs under load.",
         needs=("batch_load grows | repeat_engine differs",),
         may=("floor rounding", "tail heavy", "engine_gap outlier", "facts differs=dtype"),
         against=("floor above",),
@@ -202,8 +201,8 @@ NUMERICS: tuple[CauseEntry, ...] = (
         source="thinkingmachines.ai, vllm#51187, vllm#47069, verl#7688",
     ),
     CauseEntry(
-        "D9", "parallel-sums", "inference path", "Sums over devices are made in another order",
-        "Tensor or expert parallelism rounds otherwise than the trainer's sharding.",
+        "D9", "parallel-sums", "inference path", "Sums over devices are computed in another order",
+        "Tensor or expert parallelism rounds differently from the trainer's sharding.",
         needs=("floor rounding | facts differs=parallel",),
         may=(*_NUMERIC, "trend ramp"),
         against=("repeat differs", "facts differs=dtype"),
@@ -214,8 +213,8 @@ NUMERICS: tuple[CauseEntry, ...] = (
         source="NeMo dtensor-tp-accuracy, automodel#1839, arXiv 2511.17826",
     ),
     CauseEntry(
-        "D10", "op-definitions", "inference path", "An operation is defined otherwise (norm, rope, router)",
-        "Casts in RMSNorm, rope or the router stand in another order than in the trainer.",
+        "D10", "op-definitions", "inference path", "An operation is defined differently (norm, rope, router)",
+        "Casts in RMSNorm, rope or the router are in another order than in the trainer.",
         needs=("floor rounding",),
         may=_NUMERIC,
         against=(*_FROM_START, "facts differs=dtype"),
@@ -242,7 +241,7 @@ NUMERICS: tuple[CauseEntry, ...] = (
 EXPERTS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "E1", "routing-flips", "inference path", "Tokens are routed to other experts",
-        "Near ties in the router fall the other way under rounding: few tokens with an enormous gap, the mean ratio 1.",
+        "Rounding flips near ties in the router: few tokens with an enormous gap, and a mean ratio of 1.",
         needs=("tail heavy", "floor rounding | floor above"),
         may=("position grows", *_NUMERIC),
         against=("repeat differs",),
@@ -254,8 +253,8 @@ EXPERTS: tuple[CauseEntry, ...] = (
         source="arXiv 2510.11370, prime-rl#2808, prime-rl#3543, nemo#2590",
     ),
     CauseEntry(
-        "E2", "wrong-replay", "inference path", "Replayed routing is not what the engine used",
-        "Routes are dropped, shifted or of another request: the gap is as large as without replay.",
+        "E2", "wrong-replay", "inference path", "Replayed routing differs from the engine's",
+        "Routes are dropped, shifted or belong to another request: the gap is as large as without replay.",
         needs=("tail heavy", "floor rounding | floor above"),
         may=("position grows", "position step", *_NUMERIC),
         where=("router_replay is on",),
@@ -266,13 +265,13 @@ EXPERTS: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "E3", "expert-parallel", "inference path", "Expert parallelism combines in a wrong order",
-        "Most sequences are off, by how experts are spread.",
+        "Most sequences are wrong, depending on the placement of experts.",
         needs=("tail heavy", "floor above"),
         may=(*GAP, "trend jump"),
         where=("moe is on",),
         probe="P13",
         confusable_with=("routing-flips",),
-        remedy="Vary the expert parallelism of engine and trainer apart; --moe-backend triton.",
+        remedy="Vary the expert parallelism of engine and trainer separately; --moe-backend triton.",
         source="nemo#4243",
     ),
 )  # fmt: skip
@@ -293,12 +292,12 @@ QUANTISED: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "F2", "fp8-kv", "inference path", "Keys and values are cached in FP8",
-        "Decode reads what prefill did not; with FlashAttention 3 the gap steps up at position 97.",
+        "Decode reads quantised values that prefill does not; with FlashAttention 3 the gap steps up at position 97.",
         needs=("floor rounding | floor above | position step",),
         may=("position step", "position grows", *_NUMERIC),
         where=("kv_cache_dtype has fp8",),
         probe="P1",
-        remedy="--kv-cache-dtype auto; else compute its scales anew at each update.",
+        remedy="--kv-cache-dtype auto; else recompute its scales at each update.",
         source="vllm#54035, flash-attention#184, sglang#25790",
     ),
     CauseEntry(
@@ -315,8 +314,8 @@ QUANTISED: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "F4", "broken-refit", "inference path", "Quantised weights are wrong after an update",
-        "Scales or packing are not made anew: it looks like quantisation noise and is many times larger, from the "
-        "first update on.",
+        "Scales or packing are not recomputed: like quantisation noise, but many times larger, from the first update "
+        "on.",
         needs=("floor above", "trend jump"),
         may=(*GAP, "facts differs=quantization"),
         where=("quantization not none",),

@@ -1,4 +1,4 @@
-"""Causes that lie in what a recorded logprob means: temperature, truncation, penalties, the sampler."""
+"""Causes in the meaning of rollout logprobs: temperature, truncation, penalties, the sampler."""
 
 from __future__ import annotations
 
@@ -9,40 +9,39 @@ PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 def _facts(*names: str) -> tuple[str, ...]:
-    """Every way in which facts say that something is off."""
+    """All symptoms of the check ``facts`` for these facts."""
     return tuple(f"facts {outcome}={name}" for name in names for outcome in ("differs", "shaped"))
 
 
 _POWERS = ("slope sharper", "slope flatter")
-"""One side's distribution is a power of the other's. Where d is a constant of the context (a normaliser that is left
-out, the share that was kept), it does not go with how likely a token is within it."""
+"""One side's distribution is a power of the other's. A constant of the context (a missing normaliser, the kept share)
+does not depend on how likely a token is within it."""
 
 _TILTED_TRAINER = (*GAP, *_POWERS, "floor above", "floor rounding", "trend ramp", "trend jump")
 _TILTED = (*_TILTED_TRAINER, "engine_gap outlier")
-"""What a distribution that is shaped on one side alone looks like, whichever the side; the trainer's is the same to all
-engines."""
+"""Symptoms of a distribution that is shaped on one side only; a trainer's affects all engines alike."""
 
 _PENALISED = " | ".join(("repetition favoured", "repetition disfavoured", *_facts(*PENALTIES, "logit_bias")))
 
 SEMANTIC: tuple[CauseEntry, ...] = (
     CauseEntry(
-        "A1", "raw-logprobs", "semantic", "The record is of the distribution before temperature",
-        "Engines sample at a temperature and record logprobs without it, the trainer has it: every ratio is biased, "
-        "and the clip rate is up from the first step.",
+        "A1", "raw-logprobs", "semantic", "Engines return raw logprobs (before temperature)",
+        "Engines sample at a temperature and return logprobs without it; the trainer applies it: every ratio is "
+        "biased, and the clip rate is high from the first step.",
         needs=("mean_ratio above",),
         # Below temperature 1, tokens with a negative d may be too rare to be seen, so "one_sided positive" may show.
         may=("sign positive", "one_sided positive", *_TILTED, *_facts("logprobs_mode", *SHAPES)),
         against=("one_sided negative", "mean_ratio above=old"),
         probe="P11",
         confusable_with=("generation-config", "truncation-in-trainer"),
-        remedy="Record what is sampled from: --logprobs-mode processed_logprobs (vLLM 0.10.2 on), or train at "
+        remedy="Return the sampled distribution: --logprobs-mode processed_logprobs (vLLM 0.10.2 on), or train at "
         "temperature 1. Never rescale the logprob of the chosen token alone.",
         command="rltop set logprobs_mode processed{engines}",
         source="trl#4159, trl#4163, vime#64, verl#4162, open-instruct#1678",
     ),
     CauseEntry(
         "A2", "trainer-without-temperature", "semantic", "The trainer computes without the sampling temperature",
-        "The trainer's policy is flatter or sharper than the one that sampled: ratios are far off 1 while their mean "
+        "The trainer's policy is flatter or sharper than the one that sampled: ratios are far from 1 while their mean "
         "is 1, ESS is low and gradients are large, from the first step.",
         needs=("slope sharper | slope flatter | calibration sharper | calibration flatter",
                "floor above | floor rounding"),
@@ -56,27 +55,27 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         source="nemo#316, nemo#935, nemo#902, ms-swift#8427",
     ),
     CauseEntry(
-        "A3", "logprob-over-temperature", "semantic", "The record is logprob / T where logits / T was meant",
-        "The record is no distribution: every ratio is above 1 (T < 1), the more so the less certain the policy is.",
+        "A3", "logprob-over-temperature", "semantic", "Rollout logprobs are logprob / T instead of logits / T",
+        "Rollout logprobs are not normalised: every ratio is above 1 (T < 1), and more so the less certain the policy.",
         needs=("one_sided positive",),
         may=("mean_ratio above", "sign positive", *GAP, "floor above", "floor rounding", "trend ramp", "trend jump",
              "engine_gap outlier", *_facts(*SHAPES)),
         against=("mean_ratio below", *_POWERS),
         probe="P11",
         confusable_with=("truncation-in-trainer", "normaliser"),
-        remedy="Take the engine's own: --logprobs-mode processed_logprobs; never divide a logprob.",
+        remedy="Use the engine's own: --logprobs-mode processed_logprobs; never divide a logprob.",
         command="rltop set logprobs_mode processed{engines}",
         source="prime-rl#697",
     ),
     CauseEntry(
         "A4", "truncation-in-record", "semantic",
-        "Sampling is cut off (top-p, top-k, min-p), the trainer has all tokens",
-        "The engine's distribution is renormalised over the tokens that were kept, the trainer's is not: every ratio "
-        "is at most 1, their mean is the share that was kept.",
-        # Of rounding as large as the share that is cut off, d has both signs.
+        "Sampling is truncated (top-p, top-k, min-p), the trainer is not",
+        "The engine's distribution is renormalised over the kept tokens, the trainer's is not: every ratio is at most "
+        "1, and their mean is the kept share.",
+        # If rounding is as large as the truncated share, d has both signs.
         needs=("one_sided negative | calibration truncated | nll_minus_entropy below",
                "one_sided negative | mean_ratio below | sign too_negative"),
-        # A token that is left alone has a recorded logprob of 0.0; once old, the trainer may be far below it.
+        # The only candidate left has a logprob of 0.0; for an old token the trainer may be far below.
         may=(*GAP, "floor above", "floor rounding", "trend jump", "trend ramp", "engine_gap outlier", "record zeros",
              *_facts("top_p", "top_k", "min_p")),
         against=("mean_ratio above", "sign positive"),
@@ -87,11 +86,11 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         source="trl#6789, trl#7269, prime-rl#3431, verl#6240, vllm#42259",
     ),
     CauseEntry(
-        "A5", "shaped-in-silence", "semantic", "Sampling is shaped, and neither the record nor the trainer knows",
-        "Tokens come from a sharper distribution (top-p, top-k or a temperature) than either side computes: no ratio "
-        "shows it, the gradient is biased.",
+        "A5", "shaped-in-silence", "semantic", "Sampling is shaped, but neither logprobs nor trainer show it",
+        "Tokens come from a sharper distribution (top-p, top-k or a temperature) than either side computes: ratios do "
+        "not show it, and the gradient is biased.",
         needs=("nll_minus_entropy below | nll_minus_entropy above | calibration truncated",),
-        # Updates make likely what was sampled, and that was sampled more often than the record says.
+        # Updates raise what was sampled, which was sampled more often than the logprobs say.
         may=("calibration sharper", "calibration flatter", "floor rounding", "mean_ratio above=old",
              *_facts(*SHAPES, "logprobs_mode")),
         against=("floor above", "mean_ratio above=all", "mean_ratio below", "one_sided negative", "one_sided positive",
@@ -104,8 +103,8 @@ SEMANTIC: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "A6", "generation-config", "semantic", "The model's generation_config.json shapes sampling",
-        "Requests that leave a parameter unset get it from the checkpoint (temperature, top-p, penalties): the run "
-        "samples otherwise than its own configuration says.",
+        "Requests without a parameter get it from the checkpoint (temperature, top-p, penalties): sampling differs "
+        "from the run's configuration.",
         needs=("facts shaped=default_sampling | facts differs=default_sampling",),
         may=("calibration truncated", "mean_ratio above", "mean_ratio below", "sign positive", "sign too_negative",
              "one_sided negative", "one_sided positive", "tail heavy", *_TILTED, "floor rounding",
@@ -117,9 +116,8 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         source="nemo#3497, nemo#3685, ART#140, verl#7270, vllm#50767",
     ),
     CauseEntry(
-        "A7", "penalties", "semantic", "Penalties or other edits of logits that the trainer does not make",
-        "Tokens that already occurred are sampled with another probability than is trained: the gap sits on repeated "
-        "tokens.",
+        "A7", "penalties", "semantic", "Penalties or other logit edits that the trainer does not apply",
+        "Repeated tokens are sampled with another probability than is trained: the gap is in repeated tokens.",
         needs=(_PENALISED,),
         may=(*GAP, "mean_ratio above", "mean_ratio below", "sign positive", "floor above", "floor rounding",
              "trend jump", "trend ramp", "engine_gap outlier", *_facts("logprobs_mode")),
@@ -131,9 +129,9 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         source="vLLM: order of the sampler; nemo#3497",
     ),
     CauseEntry(
-        "A8", "structured-output", "semantic", "A grammar masks tokens that the trainer gives probability to",
-        "At constrained positions the record is of few tokens, the trainer's of all: large ratios below 1 there, "
-        "none elsewhere.",
+        "A8", "structured-output", "semantic", "A grammar masks tokens that have probability in the trainer",
+        "At constrained positions rollout logprobs cover few tokens, the trainer's all: ratios far below 1 there, and "
+        "1 elsewhere.",
         needs=("one_sided negative", "tail heavy"),
         may=("calibration truncated", "mean_ratio below", "sign too_negative", *_TILTED),
         against=("mean_ratio above",),
@@ -145,7 +143,7 @@ SEMANTIC: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "A9", "speculative-logprobs", "semantic", "Logprobs of speculative decoding are wrong",
-        "Rows of the rejection sampler are mixed up: some sequences, often near the length limit, have a wrong record.",
+        "The rejection sampler mixes up rows: some sequences, often near the length limit, have wrong logprobs.",
         needs=("mean_ratio above | mean_ratio below | tail heavy | record zeros",),
         may=("sign positive", "sign too_negative", "position grows", "position step", "floor above", "fit partial",
              "batch_load grows", "engine_gap outlier", *_facts("speculative")),
@@ -157,7 +155,7 @@ SEMANTIC: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "A10", "sampler-kernel", "semantic", "Sampler kernels differ",
-        "A fused sampler draws from a slightly other distribution than it records: a bias in the tail.",
+        "A fused sampler draws from a slightly different distribution than it reports: a bias in the tail.",
         needs=("facts differs=sampling_path",),
         may=("batch_load grows", "floor rounding", "engine_gap outlier"),
         against=("mean_ratio above", "nll_minus_entropy below", "nll_minus_entropy above"),
@@ -168,9 +166,9 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         source="vllm#51187, vllm#40376, vllm#42472",
     ),
     CauseEntry(
-        "A11", "async-scheduling", "semantic", "Asynchronous scheduling loses what a step depends on",
-        "Penalties and stateful processors see placeholders, preempted requests repeat or drop a token: the more the "
-        "fuller the engine.",
+        "A11", "async-scheduling", "semantic", "Asynchronous scheduling loses the state that a step depends on",
+        "Penalties and stateful processors see placeholders, preempted requests repeat or drop a token; more so under "
+        "load.",
         needs=("batch_load grows", "floor above | mean_ratio above | mean_ratio below"),
         may=("tail heavy", "sign too_negative", "engine_gap outlier", "repeat_engine differs", *_facts(*PENALTIES)),
         where=("async_scheduling is on",),

@@ -1,4 +1,4 @@
-"""Causes that lie in the weights: updates that do not arrive, arrive in part, or under another version's name."""
+"""Causes in weight updates: missing, partial, or with a wrong version."""
 
 from __future__ import annotations
 
@@ -6,59 +6,58 @@ from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 
 _LATER = ("trend jump", "trend ramp")
 
-_BRING = (
-    "Fix the call that brings the weights (it often hangs on a flag such as sleep mode), and assert after each update "
+_FIX_UPDATES = (
+    "Fix the call that updates the weights (it often depends on a flag such as sleep mode), and assert after each update "
     "that a digest of the weights has changed."
 )
 
 WEIGHTS: tuple[CauseEntry, ...] = (
     CauseEntry(
-        "B1", "policy-lag", "weights", "What is trained on is old",
+        "B1", "policy-lag", "weights", "Trained tokens are old",
         "Tokens were sampled many versions ago: ratios spread, more is clipped, ESS falls, and each step learns less.",
         needs=("lag high",),
         may=(*GAP, "lag_slope grows"),
         probe="P6",
-        remedy="Bound the age of what is consumed, queue included (prime-rl: max_off_policy_steps; verl: "
+        remedy="Bound the age of consumed rollouts, queue included (prime-rl: max_off_policy_steps; verl: "
         "staleness_threshold), or correct for it: truncated importance sampling.",
         source="molt#124, prime-rl#2674, prime-rl#3310; rl-on-cpu",
     ),
     CauseEntry(
-        "B2", "never-updated", "weights", "No engine ever gets the new weights",
-        "Updates are called, or counted, and change nothing: engines sample the first policy for ever, and the gap "
-        "grows with every step of the trainer.",
+        "B2", "never-updated", "weights", "No engine ever receives new weights",
+        "Updates are called, or counted, without effect: engines keep sampling from the first policy, and the gap "
+        "grows with every step.",
         needs=("fit frozen | calibration flatter",),
         may=("floor above", "lag high", *GAP, *_LATER, "lag_slope grows"),
         against=("engine_gap outlier", "floor at_floor"),
         all_engines=True,
         probe="P5",
         confusable_with=("cached-reload", "partial-update", "trainer-without-temperature"),
-        remedy=_BRING,
+        remedy=_FIX_UPDATES,
         source="trl#5312, verl#4248, OpenRLHF#660",
     ),
     CauseEntry(
-        "B2", "stuck-fleet", "weights", "No engine gets new weights any more, and their versions say so",
-        "The trainer moves on and the whole fleet samples from one version: what is trained on is older with every "
-        "step.",
+        "B2", "stuck-fleet", "weights", "No engine receives new weights any more, as their versions show",
+        "The trainer advances while the whole fleet samples from one version: tokens are older with every step.",
         needs=("versions stuck",),
         may=("floor above", "lag high", *GAP, *_LATER, "lag_slope grows"),
         against=("engine_gap outlier",),
         all_engines=True,
         probe="P5",
         confusable_with=("policy-lag",),
-        remedy=_BRING,
+        remedy=_FIX_UPDATES,
         source="trl#5312, OpenRLHF#660",
     ),
     CauseEntry(
-        "B3", "partial-update", "weights", "Part of the weights is left out of updates",
-        "Names that the loader does not know, or the trainer does not send, keep their old values: engines sample a "
-        "model that was never trained.",
+        "B3", "partial-update", "weights", "Updates leave out part of the weights",
+        "Tensors that the loader does not know, or the trainer does not send, keep their old values: engines sample "
+        "from a model that was never trained.",
         needs=("floor above",),
         may=(*GAP, *_LATER),
         against=("engine_gap outlier", "repeat differs"),
         probe="P5",
         confusable_with=("stale-prefix-cache", "tied-embeddings", "bad-export", "layout-corruption", "derived-tensors",
                          "never-updated", "rope-config"),
-        remedy="Send every tensor, compare the names that load_weights returns with those that were sent, and "
+        remedy="Send every tensor, compare the names that load_weights returns with those sent, and "
         "bracket each update with start_weight_update and finish_weight_update.",
         source="prime-rl#2714, trl#5269, vllm#48312, nemo#3403",
     ),
@@ -77,9 +76,9 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         source="vllm#42821, vllm#42823, vllm#48284, skyrl#1680, verl#7986",
     ),
     CauseEntry(
-        "B5", "derived-tensors", "weights", "Tensors made from the weights keep their old values",
-        "CUDA graphs, MLA's projected weights, float32 copies of the head or KV scales stay as they were at load: "
-        "decode is wrong, prefill right.",
+        "B5", "derived-tensors", "weights", "Tensors derived from the weights keep their old values",
+        "CUDA graphs, MLA's projected weights, float32 copies of the head or KV scales are not refreshed: decode is "
+        "wrong, prefill right.",
         needs=("floor above", "trend jump | trend ramp"),
         may=(*GAP, *_LATER, "batch_load grows"),
         where=("device has cuda", "enforce_eager is off"),
@@ -89,9 +88,9 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         source="vllm#48941, vllm#48312, prime-rl#3543, Megatron-LM#6723, verl#7455",
     ),
     CauseEntry(
-        "B6", "stale-replica", "weights", "An engine misses its weight updates, and its version says so",
-        "Its share of the rollouts is sampled from ever older weights: ratios of those sequences are useless, and "
-        "most of what is clipped is theirs.",
+        "B6", "stale-replica", "weights", "An engine misses weight updates, as its version shows",
+        "Its rollouts are sampled from ever older weights: ratios of those sequences are useless, and most clipped "
+        "tokens are theirs.",
         needs=("versions stuck | lag behind",),
         may=(*GAP, *_LATER, "lag_slope grows", "engine_gap outlier", "lag high"),
         one_engine=True,
@@ -103,8 +102,8 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         source="vime#66, vime#329, nemo#3403, vllm#54443; rl-on-cpu",
     ),
     CauseEntry(
-        "B6", "lying-replica", "weights", "An engine misses its weight updates, and its version hides it",
-        "Its version advances while its weights stay: its rollouts count as fresh, and are not.",
+        "B6", "lying-replica", "weights", "An engine misses weight updates, and its version hides it",
+        "Its version advances while its weights stay the same: its rollouts count as fresh, and are not.",
         needs=("engine_gap outlier | floor above",),
         may=("floor above", "fit frozen", *GAP, *_LATER, "cache_gap hit_worse", "cache_gap miss_worse",
              "lag_slope grows"),
@@ -118,8 +117,8 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         source="nemo#3403, vllm#54443; rl-on-cpu: the label may advance without the weights",
     ),
     CauseEntry(
-        "B7", "bad-export", "weights", "The weights that engines get are not the trainer's",
-        "A converter or a cast on the way changes them: there is a gap before the first step of training.",
+        "B7", "bad-export", "weights", "Engines receive other weights than the trainer's",
+        "A converter or a cast changes them: there is a gap before the first training step.",
         needs=("floor above",),
         may=GAP,
         against=("engine_gap outlier", "trend jump", "trend ramp", "repeat differs"),
@@ -130,8 +129,8 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         source="vime#274, prime-rl#2438, vllm-ascend#15666",
     ),
     CauseEntry(
-        "B8", "update-race", "weights", "Weights are written while a step runs",
-        "Requests that run at that moment see half of either version: seconds of extreme tokens around each update.",
+        "B8", "update-race", "weights", "Weights are written while engines compute",
+        "Running requests see a mixture of two versions: extreme tokens around each update.",
         needs=("floor above", "tail heavy", "in_flight before_worse | in_flight after_worse"),
         may=(*GAP, *_LATER, "mean_ratio above", "mean_ratio below"),
         where=("updates_pause is off",),
@@ -140,8 +139,8 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         source="nemo#3839",
     ),
     CauseEntry(
-        "B9", "mislabelled-version", "weights", "Tokens carry the version of another moment",
-        "A request that spans an update has one version for all of its tokens: its older half is corrected for the "
+        "B9", "mislabelled-version", "weights", "Tokens carry the wrong version",
+        "A request that spans an update has one version for all its tokens: the older ones are corrected for the "
         "wrong policy.",
         needs=("in_flight before_worse",),
         may=("floor above", *GAP, *_LATER),
@@ -153,7 +152,7 @@ WEIGHTS: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "B10", "cached-reload", "weights", "Reloading returns the weights of the first load",
-        "reload_weights answers OK and reads the path of the first time: nothing changes.",
+        "reload_weights succeeds but reads the path of the first call: nothing changes.",
         needs=("fit frozen | trend ramp",),
         may=("floor above", *GAP, *_LATER, "lag high"),
         against=("engine_gap outlier",),
@@ -166,7 +165,7 @@ WEIGHTS: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "B11", "tied-embeddings", "weights", "A tied head keeps its old weights",
-        "The body is new and the head is old: on CPU vLLM 0.32 does not repack a tied lm_head after a layerwise "
+        "The body is new and the head old: on CPU vLLM 0.32 does not repack a tied lm_head after a layerwise "
         "reload.",
         needs=("floor above",),
         may=(*GAP, *_LATER),
