@@ -23,7 +23,7 @@ def verdict(step: int, *causes: Cause, sure: bool = True) -> Verdict:
 
 def run(alarms: Alarms, *verdicts: Verdict) -> list[AlarmChange]:
     """What comes of them, a minute apart."""
-    said = [alarms.take(one, 60.0 * (one.step or 0)) for one in verdicts]
+    said = [alarms.update(one, 60.0 * (one.step or 0)) for one in verdicts]
     return [news for news in said if news is not None]
 
 
@@ -155,7 +155,7 @@ def test_raised_and_cleared_take_turns_whatever_comes(causes: list[Cause | None]
     alarms, told = Alarms(), []
     for step, cause in enumerate(causes):
         sure = data.draw(st.booleans()) if cause else True
-        if news := alarms.take(verdict(step, *([cause] if cause else []), sure=sure), float(step)):
+        if news := alarms.update(verdict(step, *([cause] if cause else []), sure=sure), float(step)):
             told.append(news.what)
     ends = [what for what in told if what != RENAMED]
     assert [what == CLEARED for what in ends] == [bool(i % 2) for i in range(len(ends))]

@@ -50,7 +50,7 @@ def wrong(verdicts: list[Verdict], watched: AlarmWatch) -> AlarmEvent:
     notes = []
     for step in range(rules.RAISE_AFTER):
         watched.step_closed(step)
-        notes.append(watched.look(case, 10.0 * step))
+        notes.append(watched.diagnose_if_due(case, 10.0 * step))
     (note,) = [note for note in notes if note]
     return note
 
@@ -63,11 +63,11 @@ def test_it_looks_once_a_step_and_once_a_period_at_most(verdicts: list[Verdict])
         return case()
 
     watched = AlarmWatch("h")
-    watched.look(counted, 0.0)
+    watched.diagnose_if_due(counted, 0.0)
     assert not looked
     for tenth in range(30):
         watched.step_closed(tenth)
-        watched.look(counted, tenth * PERIOD_S / 10)
+        watched.diagnose_if_due(counted, tenth * PERIOD_S / 10)
     assert len(looked) == 3
 
 
@@ -82,8 +82,8 @@ def test_a_diagnosis_that_fails_is_not_tried_again_with_every_tick(monkeypatch: 
     watched = AlarmWatch("h")
     watched.step_closed(1)
     with pytest.raises(ZeroDivisionError):
-        watched.look(case, 5.0)
-    assert watched.look(case, 50.0) is None
+        watched.diagnose_if_due(case, 5.0)
+    assert watched.diagnose_if_due(case, 50.0) is None
     assert len(tried) == 1
 
 
@@ -96,15 +96,15 @@ def test_what_is_told_names_cause_engine_and_step(verdicts: list[Verdict]) -> No
 def test_an_answer_is_on_record_with_who_and_why(verdicts: list[Verdict]) -> None:
     watched = AlarmWatch("h")
     wrong(verdicts, watched)
-    alarm, note, line = watched.ask(api.AskAcknowledge("q", "a1", "kim", "node", "looking"), 100.0, 7)
+    alarm, note, line = watched.answer(api.AskAcknowledge("q", "a1", "kim", "node", "looking"), 100.0, 7)
     assert alarm.acknowledged == "kim"
     assert note.text == "alarm a1 acknowledged by kim@node: looking"
     said = audit.text_of(line)
     assert "acknowledged" in said and "[a1] by kim@node because 'looking'" in said
-    alarm, note, line = watched.ask(api.AskSilence("q", "a1", 1800.0, "kim", "node"), 100.0, 7)
+    alarm, note, line = watched.answer(api.AskSilence("q", "a1", 1800.0, "kim", "node"), 100.0, 7)
     assert alarm.silenced_until == 1900.0
     assert "silenced for 30m" in note.text and "for 1800 s" in audit.text_of(line)
-    assert watched.ask(api.AskSilence("q", "a1", 0.0, "kim", "node"), 100.0, 7)[1].text.startswith(
+    assert watched.answer(api.AskSilence("q", "a1", 0.0, "kim", "node"), 100.0, 7)[1].text.startswith(
         "alarm a1 silenced no more"
     )
     assert list(watched.take_changed()) == ["a1"]
@@ -117,7 +117,7 @@ def test_a_silence_without_end_is_refused(verdicts: list[Verdict], seconds: floa
     watched = AlarmWatch("h")
     wrong(verdicts, watched)
     with pytest.raises(ValueError, match="silenced for 0 to 7d"):
-        watched.ask(api.AskSilence("q", "a1", seconds), 100.0, None)
+        watched.answer(api.AskSilence("q", "a1", seconds), 100.0, None)
 
 
 def test_a_recorded_fault_raises_one_alarm_that_viewers_see_and_a_new_hub_keeps() -> None:

@@ -57,7 +57,7 @@ def test_no_top_k_has_many_words_and_a_model_may_lie_anywhere() -> None:
 
 
 def found(engines: dict[str, dict[str, str]], trainer: dict[str, str] | None = None) -> dict[tuple[str, str], str]:
-    return {(one.engine, one.fact): one.says for one in compare(engines, trainer or {})}
+    return {(one.engine, one.fact): one.explanation for one in compare(engines, trainer or {})}
 
 
 def test_of_three_the_odd_one_is_marked_and_of_two_both() -> None:
@@ -80,10 +80,10 @@ def test_the_trainer_is_held_against_every_engine() -> None:
     trainer = {"dtype": "torch.float32", "head_dtype": "fp32", "temperature": "1.0"}
     sampled = ENGINE | {"temperature": "0.7"}
     assert found({"e0": sampled, "e1": sampled}, trainer) == {
-        ("e0", "dtype"): "the trainer says torch.float32",
-        ("e1", "dtype"): "the trainer says torch.float32",
-        ("e0", "temperature"): "the trainer says 1.0",
-        ("e1", "temperature"): "the trainer says 1.0",
+        ("e0", "dtype"): "the trainer states torch.float32",
+        ("e1", "dtype"): "the trainer states torch.float32",
+        ("e0", "temperature"): "the trainer states 1.0",
+        ("e1", "temperature"): "the trainer states 1.0",
     }
 
 
@@ -108,7 +108,7 @@ def test_a_raw_record_is_wrong_where_something_shaped_the_distribution(
     mode: str, sampled: dict[str, str], trainer: dict[str, str], left_out: str | None
 ) -> None:
     said = found({"e0": ENGINE | sampled | {"logprobs_mode": mode}}, trainer)
-    expected = {("e0", "logprobs_mode"): f"a raw record leaves out {left_out}, which makes every ratio wrong"}
+    expected = {("e0", "logprobs_mode"): f"raw logprobs leave out {left_out}, which makes every ratio wrong"}
     assert said == (expected if left_out else {})
 
 
@@ -117,7 +117,7 @@ def test_what_a_generation_config_fills_in_is_held_against_the_trainer() -> None
     assert defaults(filled) == {"repetition_penalty": "1.05", "temperature": "0.6", "top_k": "20", "top_p": "0.95"}
     assert defaults(ENGINE | {"default_sampling": "vLLM's own"}) == {}
     assert found({"e0": filled}, {"temperature": "1", "top_k": "20"}) == {
-        ("e0", "default_sampling"): "requests that leave it unset get temperature 0.6 where the trainer says 1"
+        ("e0", "default_sampling"): "requests without their own value get temperature 0.6 where the trainer states 1"
     }
 
 
@@ -142,7 +142,7 @@ def test_the_latest_requests_with_logprobs_say_how_an_engine_samples() -> None:
             wire.Rollout(r.request_id, 1, 1, "stop", [], "engine", True, sampling={"temperature": temperature, **about})
             for r in body.rollouts
         ]
-        sampled.take(wire.Rollouts("e0", entries, body.arrays))
+        sampled.observe(wire.Rollouts("e0", entries, body.arrays))
 
     finish(0.7)
     assert sampled.facts("e0")["temperature"] == "0.7"
@@ -226,9 +226,9 @@ def test_the_trainers_word_is_compared_shown_and_forgotten_with_its_life() -> No
     hub.send("trainer/0", wire.TrainerFacts(0, {"dtype": "float32", "temperature": "1"}))
     both(hub, ENGINE, ENGINE)
     assert hub.picture.trainer.facts == {"dtype": "float32", "temperature": "1"}
-    assert hub.picture.engines["e1"].differs == {"dtype": "the trainer says float32"}
+    assert hub.picture.engines["e1"].differs == {"dtype": "the trainer states float32"}
     assert [text for _, text in told(hub)] == [
-        "dtype: e0, e1 have bfloat16, the trainer says float32; other rounding: the gap grows with the length of an "
+        "dtype: e0, e1 have bfloat16, the trainer states float32; other rounding: the gap grows with the length of an "
         "answer"
     ]
     hub.sources.pop("trainer/0")
@@ -249,7 +249,7 @@ def test_requests_are_held_against_the_trainers_temperature() -> None:
         hub.send("e0", wire.Rollouts("e0", [entry], body.arrays), arrays)
         hub.later(1.0)
     assert hub.picture.engines["e0"].fingerprint["temperature"] == "0.6"
-    assert hub.picture.engines["e0"].differs == {"temperature": "the trainer says 1.0"}
+    assert hub.picture.engines["e0"].differs == {"temperature": "the trainer states 1.0"}
 
 
 def test_facts_of_an_engine_are_its_fingerprint_and_its_flags_now() -> None:

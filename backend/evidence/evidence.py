@@ -215,7 +215,7 @@ def _add(moments: Floats, place: int, figure: int, n: Iterable[float], s: Iterab
 
 
 def _add_contexts(batch: Batch, cut: BatchRuns, matched: Ints, moments: Floats) -> None:
-    """D of matched tokens that stand in their prompt or answer already, against that of the others."""
+    """Add d of matched tokens that occur earlier in their prompt or answer, and of the others."""
     runs = cut.of_runs.runs
     left, right, old = (
         batch.arrays["trainer_logprobs"],
@@ -254,7 +254,7 @@ def _add_contexts(batch: Batch, cut: BatchRuns, matched: Ints, moments: Floats) 
 
 
 def _add_repeats(batch: Batch, cut: BatchRuns, sums: Floats) -> None:
-    """How far logprobs of equal tokens after equal contexts are apart: rows of one prompt begin alike."""
+    """Compare logprobs after equal contexts, in the first tokens of rows of one prompt."""
     keys, grouped = cut.groups
     first = np.searchsorted(batch.token_rows, np.arange(batch.rows))
     sizes = np.bincount(batch.token_rows, minlength=batch.rows)
@@ -285,14 +285,14 @@ def _add_repeats(batch: Batch, cut: BatchRuns, sums: Floats) -> None:
 
 
 def _renumbered(group: Ints, label: Ints) -> Ints:
-    """Numbers of the groups that are left when each is told apart by a label, too."""
+    """Group numbers after splitting each group by a label."""
     _, label = np.unique(label, return_inverse=True)
     _, number = np.unique(group * (label.max() + 1) + label, return_inverse=True)
     return number
 
 
 def _add_spread(sums: Floats, figure: int, place: Ints, group: Ints, values: Floats) -> None:
-    """Squares about the group's mean, and their degrees of freedom; ``group`` lies within one place."""
+    """Add squared deviations from the group's mean, and their degrees of freedom; a group is within one place."""
     fine = np.isfinite(values)
     place, group, values = place[fine], group[fine], np.clip(values[fine], -100.0, 0.0)
     n = np.bincount(group)
@@ -304,7 +304,7 @@ def _add_spread(sums: Floats, figure: int, place: Ints, group: Ints, values: Flo
 
 
 def _add_pairs(sums: Floats, figure: int, place: Ints, group: Ints, ids: Ints, values: Floats, heat: float) -> None:
-    """Of each context with different tokens: how many neighbours, by id, there are, and how many differ by the grid."""
+    """Add pairs of different tokens of each group (neighbours by id), and those whose logprobs differ by the grid."""
     order = np.lexsort((ids, group))
     place, group, ids, values = place[order], group[order], ids[order], values[order]
     fine = np.isfinite(values)
