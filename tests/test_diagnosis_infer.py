@@ -78,9 +78,7 @@ def test_the_order_of_findings_does_not_matter(found: list[Finding], rng: random
 
 
 @given(FINDINGS, st.randoms(use_true_random=False))
-def test_the_order_of_causes_matters_only_between_those_that_fit_alike(
-    found: list[Finding], rng: random.Random
-) -> None:
+def test_the_order_of_causes_only_breaks_ties(found: list[Finding], rng: random.Random) -> None:
     shuffled = list(CAUSES)
     rng.shuffle(shuffled)
     one, other = infer(found, CAUSES), infer(found, shuffled)
@@ -90,14 +88,14 @@ def test_the_order_of_causes_matters_only_between_those_that_fit_alike(
 
 
 @given(FINDINGS, finding(healthy=True))
-def test_a_healthy_finding_never_raises_the_blame(found: list[Finding], more: Finding) -> None:
+def test_a_healthy_finding_never_raises_the_share_of_faults(found: list[Finding], more: Finding) -> None:
     if any(f.test == more.test and f.outcome != UNKNOWN for f in found):
         return  # a test speaks once of the run
     assert blame(infer([*found, more], CAUSES)) <= blame(infer(found, CAUSES)) + 1e-12
 
 
 @given(FINDINGS)
-def test_confidences_are_shares_and_what_is_ruled_out_has_none(found: list[Finding]) -> None:
+def test_confidences_are_shares_and_ruled_out_causes_have_none(found: list[Finding]) -> None:
     made = infer(found, CAUSES)
     assert 0 <= made.healthy <= 1 and 0 <= made.unlisted <= 1
     assert all(0 < s.confidence <= 1 + 1e-12 for s in made.candidates)
@@ -122,16 +120,14 @@ def test_surer_evidence_for_a_cause_never_lowers_its_confidence(found: list[Find
 
 
 @given(st.lists(finding(healthy=True), max_size=30))
-def test_where_nothing_is_alarming_nothing_is_suspected(found: list[Finding]) -> None:
+def test_without_an_alarming_finding_there_are_no_candidates(found: list[Finding]) -> None:
     made = infer(found, CAUSES)
     assert (made.candidates, made.healthy, made.unlisted, made.mild) == ([], 1.0, 0.0, [])
 
 
 @settings(max_examples=30)
 @given(st.sampled_from(CAUSES), st.sampled_from([MIN_P, 1e-9, ALPHA]))
-def test_a_cause_of_which_all_shows_and_nothing_else_is_not_behind_any_that_shows_less(
-    known: CauseEntry, p: float
-) -> None:
+def test_a_cause_with_exactly_its_needed_symptoms_ranks_first(known: CauseEntry, p: float) -> None:
     """Whatever else explains these findings needs no more of them, and no cause explains them better."""
     shown = [alarm(sign.split(" | ")[0], "e1" if known.one_engine else None, p) for sign in known.needs]
     around = [calm(f.test, engine) for f in shown for engine in ("e0", "e2") if known.one_engine]
@@ -163,42 +159,42 @@ def shares(found: Sequence[Finding], *causes: CauseEntry, **given_: bool | None)
     return {s.entry.id: s.confidence for s in infer(found, causes, given_).candidates}
 
 
-def test_what_is_needed_and_was_looked_for_in_vain_rules_a_cause_out() -> None:
+def test_an_absent_needed_symptom_rules_out_a_cause() -> None:
     both = CauseEntry("X3", "both", "record", "", "", needs=("mean_ratio above", "nll_minus_entropy below"))
     assert set(shares([alarm("mean_ratio above")], ONE, both)) == {"one", "both"}
     assert set(shares([alarm("mean_ratio above"), calm("nll_minus_entropy")], ONE, both)) == {"one"}
 
 
-def test_a_test_that_has_not_spoken_leaves_a_cause_open_at_half_its_weight() -> None:
+def test_an_undecided_needed_check_halves_the_weight_of_a_cause() -> None:
     both = CauseEntry("X3", "both", "record", "", "", needs=("mean_ratio above", "nll_minus_entropy below"))
     made = shares([alarm("mean_ratio above"), Finding("nll_minus_entropy", UNKNOWN)], ONE, both)
     assert made["both"] == pytest.approx(MAY_LIKELIHOOD * made["one"], rel=0.02)
 
 
-def test_two_faults_at_once_are_both_told_though_each_leaves_half_unexplained() -> None:
+def test_two_faults_at_once_are_both_reported() -> None:
     made = shares([alarm("mean_ratio above"), alarm("copies shifted")], ONE, OTHER)
     assert made["one"] > 0.7 and made["other"] > 0.7
 
 
-def test_what_stands_against_a_cause_rules_it_out_unless_another_fault_explains_it() -> None:
+def test_an_excluding_symptom_rules_out_a_cause_unless_another_fault_explains_it() -> None:
     assert shares([alarm("mean_ratio above"), alarm("alignment shifted")], ONE) == {}
     assert set(shares([alarm("mean_ratio above"), alarm("alignment shifted")], ONE, OTHER)) == {"one", "other"}
 
 
-def test_a_cause_of_one_engine_needs_an_engine_that_is_fine() -> None:
+def test_a_cause_on_one_engine_needs_an_unaffected_engine() -> None:
     lone = CauseEntry("X4", "lone", "weights", "", "", needs=("floor above",), one_engine=True)
     assert shares([alarm("floor above", "e0"), alarm("floor above", "e1")], lone) == {}
     assert set(shares([calm("floor", "e0"), alarm("floor above", "e1")], lone)) == {"lone"}
 
 
-def test_a_feature_that_nobody_states_counts_less_and_one_that_is_absent_nothing() -> None:
+def test_an_unstated_feature_lowers_the_prior_and_an_absent_one_rules_out_the_cause() -> None:
     rare = CauseEntry("X5", "rare", "semantic", "", "", needs=("mean_ratio above",), where=("speculative not none",))
     found = [alarm("mean_ratio above")]
     assert shares(found, rare, rare=True)["rare"] > shares(found, rare, rare=None)["rare"] > 0
     assert shares(found, rare, rare=False) == {}
 
 
-def test_what_training_looks_like_anyway_accuses_nobody() -> None:
+def test_mild_findings_support_no_candidate_on_their_own() -> None:
     found = [alarm("reward rising"), alarm("entropy falling"), alarm("lag_slope grows")]
     made = infer(found, CAUSES)
     assert (made.candidates, made.healthy, made.unlisted) == ([], 1.0, 0.0)
@@ -208,20 +204,20 @@ def test_what_training_looks_like_anyway_accuses_nobody() -> None:
     ]
 
 
-def test_a_flag_that_is_set_on_part_of_the_fleet_accuses_nobody() -> None:
+def test_a_canary_flag_is_no_fault() -> None:
     canary = alarm("facts differs=prefix_caching/fleet", "e1")
     assert blame(infer([canary, calm("mean_ratio")], CAUSES)) == 0.0
     other = alarm("facts differs=torch_version/fleet", "e1")
     assert best([other, calm("mean_ratio")]) == "mixed-fleet"
 
 
-def test_what_may_be_a_cause_if_it_goes_on_is_watched() -> None:
+def test_a_cause_with_only_mild_symptoms_is_listed_as_mild() -> None:
     made = infer([alarm("reward falling"), calm("mean_ratio")], CAUSES)
     assert made.candidates == []
     assert [s.entry.id for s in made.mild] == ["reward-falls"]
 
 
-def test_a_fact_that_is_only_stated_by_one_side_serves_a_cause_and_accuses_nobody_by_itself() -> None:
+def test_a_fact_stated_by_one_side_supports_a_cause_but_is_no_fault_alone() -> None:
     stated = alarm("facts shaped=top_p")
     assert blame(infer([stated], CAUSES)) == 0.0
     known = CauseEntry("X6", "known", "semantic", "", "", needs=("nll_minus_entropy below", "facts shaped=top_p"))
@@ -229,7 +225,7 @@ def test_a_fact_that_is_only_stated_by_one_side_serves_a_cause_and_accuses_nobod
     assert made["known"] > 0.9
 
 
-def test_what_no_cause_explains_is_told_as_such() -> None:
+def test_unexplained_findings_give_the_unlisted_cause() -> None:
     made = infer([alarm("batch_load grows"), alarm("calibration sharper")], [ONE, OTHER])
     assert made.candidates == []
     assert made.unlisted > 0.99
@@ -242,7 +238,10 @@ def test_what_no_cause_explains_is_told_as_such() -> None:
     ("found", "cause"),
     [
         (["mean_ratio above", "sign positive", "floor above"], "raw-logprobs"),
-        (["mean_ratio above", "sign positive", "floor above", "facts shaped=logprobs_mode", "clip high"], "raw-logprobs"),
+        (
+            ["mean_ratio above", "sign positive", "floor above", "facts shaped=logprobs_mode", "clip high"],
+            "raw-logprobs",
+        ),
         (["slope flatter", "trend jump", "floor above", "entropy rising"], "trainer-without-temperature"),
         (["one_sided negative", "mean_ratio below", "nll_minus_entropy below", "floor above"], "truncation-in-record"),
         (["nll_minus_entropy below"], "shaped-in-silence"),
@@ -257,7 +256,10 @@ def test_what_no_cause_explains_is_told_as_such() -> None:
         (["fit frozen", "floor above", "trend ramp"], "never-updated"),
         (["floor above", "fit partial", "trend jump"], "partial-update"),
         (["floor above", "fit partial", "trend jump", "cache_gap hit_worse"], "stale-prefix-cache"),
-        (["floor above", "fit partial", "trend jump", "cache_gap hit_worse", "in_flight after_worse"], "stale-prefix-cache"),
+        (
+            ["floor above", "fit partial", "trend jump", "cache_gap hit_worse", "in_flight after_worse"],
+            "stale-prefix-cache",
+        ),
         (["floor above", "fit partial", "in_flight after_worse=alone"], "kept-kv"),
         (["floor above", "trend jump", "in_flight after_worse=elsewhere too"], "partial-update"),
         (["floor rounding", "facts differs=dtype", "facts differs=head_dtype"], "other-rounding"),
@@ -273,7 +275,7 @@ def test_a_known_situation_has_its_cause_first(found: list[str], cause: str) -> 
     assert best([*alarms, *map(calm, sorted(silent))]) == cause
 
 
-def test_a_replica_is_named_by_whether_its_version_shows_it() -> None:
+def test_a_stale_and_a_lying_replica_differ_in_the_reported_version() -> None:
     rest = [calm("floor", "e0"), calm("engine_gap", "e0"), calm("versions", "e0"), calm("lag", "e0")]
     honest = [
         alarm("engine_gap outlier", "e1"),
@@ -297,13 +299,13 @@ def test_a_replica_is_named_by_whether_its_version_shows_it() -> None:
     assert best([*unmatched, calm("engine_gap", "e0"), calm("versions", "e1")]) == "lying-replica"
 
 
-def test_a_fleet_that_samples_flatter_may_be_stale_where_no_old_logprobs_tell() -> None:
+def test_a_fleet_that_samples_flatter_may_be_stale_without_old_logprobs() -> None:
     unknown = [Finding(name, UNKNOWN) for name in ("floor", "fit", "trend", "slope")]
     made = {s.entry.id: s.confidence for s in infer([alarm("calibration flatter"), *unknown], CAUSES).candidates}
     assert made["never-updated"] > made["trainer-without-temperature"] > 0.2
 
 
-def test_a_fleet_without_updates_is_named_though_one_engine_is_too_near_to_call() -> None:
+def test_a_fleet_without_updates_is_named_with_one_engine_undecided() -> None:
     frozen = [alarm("fit frozen", engine) for engine in ("e0", "e1")]
     above = [alarm("floor above", engine) for engine in ENGINES]
     assert best([*above, *frozen, Finding("fit", UNKNOWN, engine="e2"), alarm("trend jump")]) == "never-updated"
@@ -311,13 +313,13 @@ def test_a_fleet_without_updates_is_named_though_one_engine_is_too_near_to_call(
     assert best([*above, frozen[1], *part, alarm("trend jump")]) == "partial-update"
 
 
-def test_a_stale_cache_and_a_partial_update_are_named_together_where_hits_and_misses_are_not_to_be_compared() -> None:
+def test_a_stale_cache_and_a_partial_update_are_named_together_without_a_comparison_of_hits_and_misses() -> None:
     found = [alarm("floor above"), alarm("fit partial"), alarm("trend jump"), Finding("cache_gap", UNKNOWN)]
     made = {s.entry.id: s.confidence for s in infer(found, CAUSES, {"stale-prefix-cache": True}).candidates}
     assert made["partial-update"] > made["stale-prefix-cache"] > 0.1
 
 
-def test_causes_of_one_family_share_where_only_the_family_shows() -> None:
+def test_causes_with_the_same_symptoms_share_the_confidence() -> None:
     found = [alarm("floor above"), calm("trend"), calm("engine_gap"), calm("repeat"), calm("cache_gap")]
     made = infer(found, CAUSES)
     first, *others = made.candidates
@@ -326,7 +328,7 @@ def test_causes_of_one_family_share_where_only_the_family_shows() -> None:
     assert BY_ID["stale-prefix-cache"] not in [s.entry for s in made.candidates]
 
 
-def test_where_a_gap_is_tells_causes_apart_and_accuses_nobody() -> None:
+def test_locating_findings_distinguish_causes_but_are_no_fault_alone() -> None:
     place = alarm("in_flight after_worse")
     assert infer([place, calm("floor"), calm("mean_ratio")], CAUSES).healthy == 1.0
     found = [alarm("floor above"), alarm("fit partial"), Finding("cache_gap", UNKNOWN)]

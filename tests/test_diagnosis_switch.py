@@ -52,14 +52,14 @@ def told(policy: Policy, step: int | None) -> list[list[str]]:
     [(STALE, "C1", "C6"), (CUT, "A4", "A5"), (RAW, "A1", "A5")],
     ids=["stale-prefix", "top-p", "raw"],
 )
-def test_what_a_switch_cured_leaves_no_other_cause_behind(policy: Policy, own: str, left: str) -> None:
+def test_a_fault_fixed_by_a_switch_leaves_no_other_cause(policy: Policy, own: str, left: str) -> None:
     assert policy.fault.until is not None
     after = slice(policy.fault.until, None)
     assert [left] in told(policy, None)[after]  # what the sums over both look like
     assert {*map(tuple, told(policy, policy.fault.until - 1)[after])} == {(own,), ()}
 
 
-def test_nor_does_it_leave_one_beside_the_cause_that_it_cured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fixed_fault_has_no_alternative_that_appeared_after_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     gap = [
         alarm("floor above"),
         alarm("fit partial"),
@@ -90,7 +90,7 @@ def test_a_run_as_of_a_step_has_the_flags_of_that_step() -> None:
     assert case.up_to(6).engines["e0"] is engine
 
 
-def test_what_was_told_at_a_switch_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verdict_at_a_switch_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     *_, case = RAW.cases(7)
     asked: list[int] = []
 
@@ -107,14 +107,14 @@ def test_what_was_told_at_a_switch_is_not_asked_again(monkeypatch: pytest.Monkey
     assert 5 not in asked
 
 
-def test_a_fault_that_a_switch_brings_is_told() -> None:
+def test_a_fault_caused_by_a_switch_is_reported() -> None:
     policy = Policy(seed=1, heat=0.7, fault=Fault(record_heat=1.0, at=8))
     found = told(policy, 7)
     assert found[:8] == [[]] * 8
     assert found[10:] == [["A1"]] * (STEPS - 10)
 
 
-def test_a_fault_that_a_switch_did_not_cure_stays_told() -> None:
+def test_a_fault_that_a_switch_did_not_fix_is_still_reported() -> None:
     policy = Policy(seed=1, heat=0.7, fault=Fault(record_heat=1.0))
     verdicts = [diagnose(switched(case, 9)) for case in policy.cases(STEPS)]
     assert {verdict.verdict for verdict in verdicts[2:]} == {FAULT}

@@ -9,7 +9,7 @@ import pytest
 
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, CHECKS, UNKNOWN
-from rltop.backend.diagnosis.checks.run_all import CHECKS, NOT_COMPUTED, run_all
+from rltop.backend.diagnosis.checks.run_all import FUNCTIONS, NOT_COMPUTED, run_all
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
 from tests.simulated import Fault, Policy
@@ -28,7 +28,7 @@ def _at_step(policy: Policy, step: int) -> DiagnosisInput:
     return case
 
 
-def test_nothing_that_a_verdict_was_reckoned_from_outlives_it() -> None:
+def test_evidence_arrays_are_freed_after_a_verdict() -> None:
     def alive() -> int:
         gc.collect()
         return sum(isinstance(thing, EvidenceByEngine) for thing in gc.get_objects())
@@ -61,7 +61,11 @@ def test_nothing_alarms_at_any_step_of_a_healthy_run(policy: Policy) -> None:
         (Policy(heat=0.9, fault=Fault(record_heat=1.0)), {("mean_ratio", "above"), ("slope", "sharper")}, 5),
         (Policy(heat=0.7, fault=Fault(trainer_heat=1.0)), {("floor", "above"), ("slope", "flatter")}, 3),
         (Policy(fault=Fault(top_p=0.9)), {("one_sided", "negative"), ("nll_minus_entropy", "below")}, 4),
-        (Policy(fault=Fault(top_p=0.9, recorded=False)), {("nll_minus_entropy", "below"), ("calibration", "sharper")}, 7),
+        (
+            Policy(fault=Fault(top_p=0.9, recorded=False)),
+            {("nll_minus_entropy", "below"), ("calibration", "sharper")},
+            7,
+        ),
         (Policy(heat=0.7, fault=Fault(record_heat=1.0, trainer_heat=1.0)), {("nll_minus_entropy", "below")}, 3),
         (Policy(fault=Fault(stuck=True)), {("floor", "above"), ("fit", "frozen")}, 8),
         (Policy(fault=Fault(noise=0.15, misses=True, at=2)), {("cache_gap", "hit_worse")}, 8),
@@ -80,13 +84,13 @@ def test_a_fault_is_named_within_some_steps(policy: Policy, named: set[tuple[str
     assert named <= _found(_alarms(_at_step(policy, policy.fault.at + within)))
 
 
-def test_a_record_that_is_true_stays_calibrated_whatever_the_trainer_does() -> None:
+def test_correct_rollout_logprobs_stay_calibrated_for_any_trainer() -> None:
     for fault in (Fault(trainer_heat=1.0), Fault(stuck=True), Fault(dropout=0.3), Fault(noise=0.2)):
         found = {f.test: f.outcome for f in run_all(_at_step(Policy(heat=0.7, fault=fault), 6)) if f.engine is None}
         assert (found["mean_ratio"], found["nll_minus_entropy"]) == ("calibrated", "equal")
 
 
-def test_the_engine_that_is_off_is_told_from_the_others() -> None:
+def test_the_faulty_engine_is_the_outlier() -> None:
     case = _at_step(Policy(engines=3, move=0.1, fault=Fault(stuck=True, engine="e1")), 8)
     outliers = [one for one in run_all(case) if one.test == "engine_gap" and one.outcome == "outlier"]
     assert [one.engine for one in outliers] == ["e1"]
@@ -124,20 +128,20 @@ class _Mended(Policy):
         return super()._batch(rng, index, step)
 
 
-def test_every_test_of_the_table_is_asked_or_said_to_be_none() -> None:
-    assert {*CHECKS, *NOT_COMPUTED} == {test.name for test in CHECKS}
+def test_every_check_of_the_catalogue_is_run_or_listed_as_not_computed() -> None:
+    assert {*FUNCTIONS, *NOT_COMPUTED} == {test.name for test in CHECKS}
     found = run_all(_at_step(Policy(), 1))
     assert {one.test for one in found} == {test.name for test in CHECKS}
     for one in found:
         assert one.outcome in (*BY_NAME[one.test].outcomes, UNKNOWN)
 
 
-def test_a_case_of_nothing_is_unknown_throughout() -> None:
+def test_all_checks_of_an_empty_run_are_unknown() -> None:
     assert {one.outcome for one in run_all(DiagnosisInput("run", []))} == {UNKNOWN}
 
 
 @pytest.mark.parametrize("depth", [4, 8])
-def test_a_queue_of_a_fixed_length_alarms_neither_while_it_fills_nor_later(depth: int) -> None:
+def test_a_bounded_queue_never_alarms(depth: int) -> None:
     for case in Policy(seed=16, lag=depth).cases(24):
         assert {one.outcome for one in run_all(case) if one.test == "lag" and one.outcome != UNKNOWN} == {"steady"}
 
@@ -182,13 +186,13 @@ def _slow(policy: Policy, steps: int) -> list[int]:
     ]
 
 
-def test_an_engine_is_slow_where_it_always_is_and_not_where_all_are_now_and_then() -> None:
+def test_an_engine_is_slow_if_it_always_is_and_not_if_all_are_occasionally() -> None:
     assert _slow(Slow(seed=3, engines=3), 8) == [3, 4, 5, 6, 7]
     for seed in range(4):
         assert _slow(Busy(seed=seed, engines=4, size=(4, 6)), 40) == []
 
 
-def test_larger_updates_are_no_fault_where_no_old_logprobs_tell_how_large_they_are() -> None:
+def test_larger_updates_are_no_fault_without_old_logprobs() -> None:
     policy = Policy(seed=83, lag=4, matched=0)
     for case in policy.cases(30):
         policy.move = 0.2 * min(1.0, (len(case.steps) + 1) / 20)  # a learning rate that warms up

@@ -42,7 +42,7 @@ FINDINGS = [
             "mean ratio 1.0003 (0.9989 to 1.0017)"),
     Finding("mean_ratio", "calibrated", 1.0013, "", 0.9991, 1.0035, 1.0, None, "e0", 12000, 800,
             "mean ratio 1.0013 (0.9991 to 1.0035)"),
-    *(Finding(name, "unknown", text="it needs what nobody measured") for name in ("logit_lattice", "batch_load", "versions")),
+    *(Finding(name, "unknown", text="not measured") for name in ("logit_lattice", "batch_load", "versions")),
 ]  # fmt: skip
 
 

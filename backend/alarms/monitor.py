@@ -15,8 +15,8 @@ from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.util.durations import span
 
 PERIOD_S = 1.0
-"""Least time between verdicts. A verdict takes some 20 ms at 25 steps and 90 ms at 500, during which the hub does nothing
-else. If steps close faster, the rules of alarms count verdicts instead of steps."""
+"""Least time between verdicts. A verdict takes some 20 ms at 25 steps and 90 ms at 500, during which the hub is
+busy. If steps close faster, the rules of alarms count verdicts instead of steps."""
 
 MAX_SILENCE_S = 7 * 86_400.0
 """The longest snooze; acknowledge an alarm to silence it for longer."""

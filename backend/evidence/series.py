@@ -53,7 +53,7 @@ class EvidenceSeries:
         return {}
 
     def put(self, step: int, engines: Mapping[str, Evidence]) -> None:
-        """Add the evidence of a step. A repeated step means that the trainer went back to it: later steps are dropped."""
+        """Add the evidence of a step. If the trainer went back to a step, it replaces that step and all later ones."""
         if not engines:
             return
         kept = self._stretches

@@ -118,14 +118,15 @@ NUMERICS: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "D2", "head-precision", "inference path", "The head is in float32 on one side only",
-        "Logits of one side are rounded to 16 bits, 0.02 to 0.04 nats a token: the main reason for clips on long answers.",
+        "Logits of one side are rounded to 16 bits, 0.02 to 0.04 nats a token: the main reason for clips on long "
+        "answers.",
         needs=("facts differs=head_dtype | logit_lattice engine_coarse | logit_lattice trainer_coarse",),
         may=("floor rounding", "floor above", *_NUMERIC),
         against=("facts differs=dtype", *_FROM_START),
         probe="P12",
         confusable_with=("other-rounding", "half-precision"),
-        remedy="Use the same on both sides: --hf-overrides '{\"head_dtype\": \"float32\"}' (vLLM 0.28 on) and a float32 "
-        "head in the trainer; matching counts more than float32.",
+        remedy="Use the same on both sides: --hf-overrides '{\"head_dtype\": \"float32\"}' (vLLM 0.28 on) and a "
+        "float32 head in the trainer; matching counts more than float32.",
         command="rltop set lm_head_fp32 {head}{engines}",
         source="vllm#48390, nemo#3936, trl#4303, MiniMax-M1, ScaleRL; rl-on-cpu",
     ),
@@ -150,7 +151,8 @@ NUMERICS: tuple[CauseEntry, ...] = (
         against=_FROM_START,
         probe="P8",
         confusable_with=("bad-export", "rope-config", "other-rounding", "op-definitions"),
-        remedy="Use the same family of kernels on both sides (--attention-backend), with support for the model's sinks.",
+        remedy="Use the same family of kernels on both sides (--attention-backend), with support for the "
+        "model's sinks.",
         source="miles#1500, verl#3894, vllm#28561, prime-rl#3424",
     ),
     CauseEntry(

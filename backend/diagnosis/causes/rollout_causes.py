@@ -22,7 +22,8 @@ RECORD: tuple[CauseEntry, ...] = (
         needs=("copies zero_filled | copies padded | record zeros | record fillers",),
         may=(*RECORD_GAP, "mask unsampled"),
         probe="P10",
-        remedy="Do not pad: mask tokens that no engine sampled out of the loss (tool output, an appended EOS), and request logprobs=0 for all others.",
+        remedy="Do not pad: mask tokens that no engine sampled out of the loss (tool output, an appended EOS), "
+        "and request logprobs=0 for all others.",
         source="vime#70, rllm#816, open-instruct#1041; vLLM's completions API clamps at -9999",
     ),
     CauseEntry(

@@ -7,8 +7,8 @@ from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 _LATER = ("trend jump", "trend ramp")
 
 _FIX_UPDATES = (
-    "Fix the call that updates the weights (it often depends on a flag such as sleep mode), and assert after each update "
-    "that a digest of the weights has changed."
+    "Fix the call that updates the weights (it often depends on a flag such as sleep mode), and assert after each "
+    "update that a digest of the weights has changed."
 )
 
 WEIGHTS: tuple[CauseEntry, ...] = (

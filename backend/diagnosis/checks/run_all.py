@@ -13,7 +13,7 @@ from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
 from rltop.backend.evidence.kernel import FIGURE, MOMENT, SUM
 
-CHECKS: dict[str, Callable[[EvidenceByEngine], Iterator[Finding]]] = {
+FUNCTIONS: dict[str, Callable[[EvidenceByEngine], Iterator[Finding]]] = {
     "mean_ratio": calibration.mean_ratio,
     "sign": calibration.sign,
     "one_sided": calibration.one_sided,
@@ -68,7 +68,7 @@ LATE_STEPS = 5
 def run_all(run: DiagnosisInput) -> list[Finding]:
     """The findings of every check, the alarming first."""
     evidence = EvidenceByEngine(run)
-    findings = [f for name, check in CHECKS.items() if run.steps or name == "facts" for f in check(evidence)]
+    findings = [f for name, check in FUNCTIONS.items() if run.steps or name == "facts" for f in check(evidence)]
     findings += [unknown(name, why) for name, why in NOT_COMPUTED.items()]
     with_gap = {f.engine for f in findings if f.test == "floor" and BY_NAME["floor"].alarms(f.outcome)}
     uninformative = {
