@@ -22,7 +22,7 @@ from rltop.backend.evidence.kernel import FIGURE, SUM
 from tests.simulated import Fault, Policy
 
 TOKENS = 15
-"""Of each sequence, with a room of 0.2 each."""
+"""Of each sequence, with a complement of 0.2 each."""
 
 
 def pile(*steps: tuple[int, int], size: float = 0.0) -> EvidenceArrays:
@@ -31,7 +31,7 @@ def pile(*steps: tuple[int, int], size: float = 0.0) -> EvidenceArrays:
     for at, (rows, beyond) in enumerate(steps):
         n = rows * TOKENS
         moments[at, FIGURE.matched_d2, :3] = rows, n, n * size**2
-        sums[at, [SUM.matched, SUM.room, SUM.sequences_below]] = n, 0.2 * n, beyond
+        sums[at, [SUM.matched, SUM.complement, SUM.sequences_below]] = n, 0.2 * n, beyond
     numbers = np.arange(len(steps), dtype=np.int64)
     rest = (
         np.zeros((len(steps), *getattr(Evidence(), name).shape)) for name in ("extremes", "aligned", "profile", "lags")

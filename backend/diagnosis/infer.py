@@ -28,7 +28,7 @@ MAY_LIKELIHOOD = 0.5
 """Likelihood of a finding that a cause may show; also the factor for each needed symptom whose check is undecided."""
 
 UNSTATED = 0.02
-"""Prior of a cause that concerns a feature (adapters, experts, drafts) if nobody states whether the run has it; also
+"""Prior of a cause that concerns a feature (adapters, experts, drafts) if no side states whether the run has it; also
 the likelihood of a mismatching fact under a cause that does not name it."""
 
 UNLISTED_LIKELIHOOD = 0.05

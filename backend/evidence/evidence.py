@@ -44,7 +44,7 @@ _SHAPES: tuple[tuple[str, tuple[int, ...]], ...] = (
 SIZE = sum(math.prod(shape) for _, shape in _SHAPES)
 """Numbers in one ``Evidence``."""
 
-_NO_EXTREMES = kernel.Extremes(low=math.inf, high=-math.inf, token_time=math.inf)
+_NO_EXTREMES = (math.inf, -math.inf, math.inf)
 
 CONTEXT_ROWS = 64
 """Rows of a batch whose contexts are searched for repeated tokens, at some 20 us a row."""

@@ -118,7 +118,7 @@ class Sums(NamedTuple):
     suspect_zero: int
     matched: int  # version-matched tokens
     by_old: int  # matched by old logprobs
-    room: int  # 1 - p of matched tokens
+    complement: int  # 1 - p of matched tokens
     beyond_2x: int  # matched tokens with |d| above ln 2, and so on
     fine_below: int
     fine_above: int
@@ -355,9 +355,9 @@ def _add_matched(
 ) -> None:  # fmt: skip
     """Add a version-matched token with a clamped version-matched d; e is NaN without an entropy."""
     excess, k3 = _excess_and_k3(d)
-    size, room = abs(d), 1 - math.exp(min(rollout, 0.0))
+    size, complement = abs(d), 1 - math.exp(min(rollout, 0.0))
     sums[SUM.matched] += 1
-    sums[SUM.room] += room
+    sums[SUM.complement] += complement
     sums[SUM.beyond_2x] += size > math.log(2)
     sums[SUM.fine_below] += d < -FINE
     sums[SUM.fine_above] += d > FINE
@@ -385,7 +385,7 @@ def _add_matched(
         wealth[_MATCHED_ACCOUNT + stake] *= 1 + STAKES_ABOVE[stake] * gain
     profile[0] += 1
     profile[1] += min(d * d, 1.0)
-    profile[2] += room
+    profile[2] += complement
 
 
 def _add_labels(size: float, labels: int, sequence: Floats) -> None:
@@ -433,7 +433,7 @@ def _close_sequence(sequence: Floats, signs: NDArray[np.bool_], moments: Floats,
     signs[:] = False
 
 
-_PER_TOKEN = (
+_PER_TOKEN: tuple[Any, ...] = (
     _clamped, _excess_and_k3, _add_token, _add_alignment, _add_entropy, _add_drift, _add_matched, _add_labels,
 )  # fmt: skip
 
@@ -446,8 +446,8 @@ def compiled() -> Any:
 
     for part in _PER_TOKEN:  # a call for every token costs a quarter of the loop's time
         register_jitable(forceinline=True)(part)
-    for part in (_settle, _close_sequence):
-        register_jitable(part)
+    register_jitable(_settle)
+    register_jitable(_close_sequence)
     options = {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(tokens)
@@ -461,7 +461,7 @@ def warm() -> None:
     logprobs.flags.writeable = False
     compiled()(
         TokenColumns(*[logprobs] * 4),
-        RunColumns(*[ints] * 6, ints.astype(np.float64), *[ints] * 3),
+        RunColumns(ints, ints, ints, ints, ints, ints, ints.astype(np.float64), ints, ints, ints),
         EvidenceColumns(
             np.zeros((1, len(FIGURE), len(MOMENT))), np.zeros((1, SUM_COLUMNS)), np.zeros((1, len(EXTREME))),
             np.zeros((1, len(SHIFTS), 2)), np.zeros((1, 1, 3)),

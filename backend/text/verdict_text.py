@@ -120,5 +120,5 @@ def findings(verdict: Verdict, width: int = WIDTH) -> list[str]:
 
 def _labelled(label: str, text: str, width: int) -> list[str]:
     """The text wrapped beside its label."""
-    indents = {"initial_indent": f"{label:<{_LABEL}}", "subsequent_indent": " " * _LABEL}
-    return textwrap.wrap(text, width, break_on_hyphens=False, **indents) or [label]
+    first, rest = f"{label:<{_LABEL}}", " " * _LABEL
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False) or [label]

@@ -30,7 +30,7 @@ healthy one; any check may also be `unknown`.
 How causes are inferred ([`infer.py`](../backend/diagnosis/infer.py)): a cause is ruled out if a symptom that it *needs*
 was checked and is absent, or if a symptom that *excludes* it is present. The likelihood of an alarming finding is 1
 under a cause that needs it, {MAY_LIKELIHOOD:g} under one that *may show* it, and else the finding's own p, at least
-{MIN_P:g}. Two causes at once have a prior of {PAIR_PRIOR:g}; a cause whose feature (*only if*) nobody states,
+{MIN_P:g}. Two causes at once have a prior of {PAIR_PRIOR:g}; a cause whose feature (*only if*) is not stated,
 {UNSTATED:g}. A cause that is not in the table has a likelihood of {UNLISTED_LIKELIHOOD:g} for each finding. The
 confidence in a cause is its share of the total. These numbers are orders of magnitude and were not fitted to runs: an
 alarm has a p below 1e-6, which outweighs them all.

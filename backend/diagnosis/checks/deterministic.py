@@ -318,7 +318,7 @@ def _lag_k3(arrays: EvidenceArrays) -> float:
 
 
 def _tolerated_k3(known: Lags) -> float:
-    """The k3 that a large lag may cause without being high, by the course of the lag."""
+    """The k3 that a large lag may cause without being high, by how the lag develops."""
     if known.size > FIRST_STEPS and np.ptp(known[-FIRST_STEPS:]) <= SETTLED:
         return SETTLED_K3
     climbs = bool((np.maximum.accumulate(known) - known < 1).all())

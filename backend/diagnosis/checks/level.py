@@ -1,4 +1,4 @@
-"""Checks of the size of the version-matched gap and its course over steps, and of repeated logprobs. Pure.
+"""Checks of the size of the version-matched gap and its trend over steps, and of repeated logprobs. Pure.
 
 Version-matched tokens have the same weights on both sides, so a healthy gap is rounding alone, whose size follows from
 the dtypes.
@@ -111,7 +111,7 @@ def floor(evidence: EvidenceByEngine) -> Iterator[Finding]:
             continue
         bound, why = bound_of(evidence, engine)
         over = exceeds(arrays, bound)
-        size = math.sqrt(max(over.mean, 0.0) / _room(arrays)[over.start])
+        size = math.sqrt(max(over.mean, 0.0) / _mean_complement(arrays)[over.start])
         text = f"normalised RMS gap (|d| / sqrt(1-p)) {size:.2g}"
         if over.log_e < ALARM_LOG_E:
             text += f", at most {bound:g} ({why})"
@@ -123,16 +123,16 @@ def floor(evidence: EvidenceByEngine) -> Iterator[Finding]:
         yield finding("floor", outcome, _root(over, size), arrays, engine, text=text, unit="nats")
 
 
-def _room(arrays: EvidenceArrays) -> Floats:
+def _mean_complement(arrays: EvidenceArrays) -> Floats:
     """Mean of 1 - p over matched tokens, from each step on [steps]."""
-    room, n = (np.cumsum(arrays.sums[::-1, column])[::-1] for column in (SUM.room, SUM.matched))
-    mean: Floats = np.maximum(room, 1e-6) / np.maximum(n, 1.0)
+    complement, n = (np.cumsum(arrays.sums[::-1, column])[::-1] for column in (SUM.complement, SUM.matched))
+    mean: Floats = np.maximum(complement, 1e-6) / np.maximum(n, 1.0)
     return mean
 
 
 def mean_bound(bound: float, arrays: EvidenceArrays) -> float:
     """The mean |d| that a normalised RMS gap of ``bound`` implies at most."""
-    return bound * math.sqrt(float(_room(arrays)[0])) if arrays.steps else 0.0
+    return bound * math.sqrt(float(_mean_complement(arrays)[0])) if arrays.steps else 0.0
 
 
 def exceeds(arrays: EvidenceArrays, least: float) -> MeanShift:
@@ -144,15 +144,17 @@ def exceeds(arrays: EvidenceArrays, least: float) -> MeanShift:
     tested alone, with 1 - p taken as 1. If ``least`` is fine enough, bets on sequences with a token far beyond it are
     added: a few sequences suffice.
     """
-    room = _room(arrays)
+    complement = _mean_complement(arrays)
     beyond, bound = (
         (FIGURE.matched_coarse, kernel.COARSE) if least < kernel.COARSE / 2 else (FIGURE.matched_far, kernel.FAR)
     )
-    share = np.minimum(least**2 * room / bound**2, 1.0)
+    share = np.minimum(least**2 * complement / bound**2, 1.0)
     found = (
-        sequential.above(arrays.moments[:, FIGURE.matched_d2], arrays.first, max(4 * least**2, 1e-4), least**2 * room),
         sequential.above(
-            arrays.moments[:, FIGURE.matched_abs_d], arrays.first, max(least, 0.02), least * np.sqrt(room)
+            arrays.moments[:, FIGURE.matched_d2], arrays.first, max(4 * least**2, 1e-4), least**2 * complement
+        ),
+        sequential.above(
+            arrays.moments[:, FIGURE.matched_abs_d], arrays.first, max(least, 0.02), least * np.sqrt(complement)
         ),
         sequential.above(arrays.moments[:, beyond], arrays.first, 0.2, share),
         sequential.above(arrays.moments[:, FIGURE.after_update], arrays.first, max(least, 0.02), least),
@@ -177,10 +179,10 @@ def _root(shift: MeanShift, size: float) -> MeanShift:
 
 def _is_constant(arrays: EvidenceArrays) -> bool:
     """Whether step 0, before any update, has as large a normalised gap as the rest."""
-    room, moments = arrays.sums[:, SUM.room], arrays.moments[:, FIGURE.matched_d2]
+    complement, moments = arrays.sums[:, SUM.complement], arrays.moments[:, FIGURE.matched_d2]
     first = int(np.argmax(moments[:, 1] > 0))
-    rest = moments[first + 1 :, 2].sum() / max(float(room[first + 1 :].sum()), 1e-9)
-    at_start = moments[first, 2] / max(float(room[first]), 1e-9)
+    rest = moments[first + 1 :, 2].sum() / max(float(complement[first + 1 :].sum()), 1e-9)
+    at_start = moments[first, 2] / max(float(complement[first]), 1e-9)
     return bool(arrays.first[first] == 0 and at_start > rest / 9) or bool(rest == 0)
 
 
@@ -227,7 +229,9 @@ def trend(evidence: EvidenceByEngine) -> Iterator[Finding]:
 
 def _size_at(arrays: EvidenceArrays, step: int) -> float:
     """Normalised RMS gap at a step with matched tokens."""
-    return math.sqrt(arrays.moments[step, FIGURE.matched_d2, MOMENT.s] / max(float(arrays.sums[step, SUM.room]), 1e-9))
+    return math.sqrt(
+        arrays.moments[step, FIGURE.matched_d2, MOMENT.s] / max(float(arrays.sums[step, SUM.complement]), 1e-9)
+    )
 
 
 def _has_matched(evidence: EvidenceByEngine, engine: str | None, arrays: EvidenceArrays) -> bool:
@@ -321,7 +325,7 @@ def _repeat(check: str, arrays: EvidenceArrays, engine: str | None, squares: int
     n = np.cumsum(arrays.sums[::-1, free])[::-1]
     if n.size == 0 or n[0] < MIN_FREE:
         return unknown(check, "too few rows of one prompt with the same first tokens", engine)
-    least *= math.sqrt(min(_room(arrays)[0], 1.0)) if arrays.sums[:, SUM.matched].any() else 1.0
+    least *= math.sqrt(min(_mean_complement(arrays)[0], 1.0)) if arrays.sums[:, SUM.matched].any() else 1.0
     each = arrays.sums[:, squares] / np.maximum(arrays.sums[:, free], 1e-9)
     late = arrays.sums[-3:]
     now = late[:, squares].sum() / max(float(late[:, free].sum()), 1e-9)

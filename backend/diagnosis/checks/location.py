@@ -195,11 +195,11 @@ def _best(tried: Sequence[MeanShift]) -> MeanShift:
 def _elsewhere(arrays: EvidenceArrays, shift: MeanShift, figure: int, least: float) -> str:
     """``alone`` if all other matched tokens are within the bound, else ``elsewhere too``."""
     moments, sums = arrays.moments[shift.start :].sum(axis=0), arrays.sums[shift.start :].sum(axis=0)
-    rest, room = (
+    rest, complement = (
         moments[FIGURE.matched_abs_d] - moments[figure],
-        sums[SUM.room] / max(float(sums[SUM.matched]), 1.0),
+        sums[SUM.complement] / max(float(sums[SUM.matched]), 1.0),
     )
-    return "alone" if rest[2] <= least * math.sqrt(max(float(room), 1e-6)) * rest[1] else "elsewhere too"
+    return "alone" if rest[2] <= least * math.sqrt(max(float(complement), 1e-6)) * rest[1] else "elsewhere too"
 
 
 def lag_slope(evidence: EvidenceByEngine) -> Iterator[Finding]:
@@ -267,14 +267,14 @@ MIN_BIN = 40
 def position(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """``position``: d^2 / (1 - p) by position: its slope on log position, or one step."""
     arrays = evidence.run
-    n, squares, room = arrays.profile.sum(axis=0).T if arrays.steps else np.zeros((3, 1))
-    fine = (n >= MIN_BIN) & (room > 1)
+    n, squares, complement = arrays.profile.sum(axis=0).T if arrays.steps else np.zeros((3, 1))
+    fine = (n >= MIN_BIN) & (complement > 1)
     least, _ = floor_of(evidence, None)
-    if fine.sum() < 4 or squares.sum() / max(room.sum(), 1) < least**2:
+    if fine.sum() < 4 or squares.sum() / max(complement.sum(), 1) < least**2:
         yield unknown("position", "no matched gap in four bins of positions")
         return
     half = arrays.profile[: arrays.steps // 2].sum(axis=0), arrays.profile[arrays.steps // 2 :].sum(axis=0)
-    level = np.log(squares[fine] / room[fine] + 1e-12)
+    level = np.log(squares[fine] / complement[fine] + 1e-12)
     where = np.log1p(POSITION_EDGES[fine])
     slope = float(np.polyfit(where, level, 1, w=np.sqrt(n[fine]))[0])
     error = _slope_error(where, level, n[fine], slope)
@@ -313,10 +313,10 @@ def _step_up(level: Floats, n: Floats) -> tuple[int, float]:
 def _agrees(halves: tuple[Floats, Floats], fine: Floats, at: int) -> bool:
     """Whether both halves of the run have the step at bin ``at``."""
     for profile in halves:
-        _, squares, room = profile[fine].T
-        if room[at:].sum() < 1 or room[:at].sum() < 1:
+        _, squares, complement = profile[fine].T
+        if complement[at:].sum() < 1 or complement[:at].sum() < 1:
             return False
-        if squares[at:].sum() / room[at:].sum() < 4 * squares[:at].sum() / room[:at].sum():
+        if squares[at:].sum() / complement[at:].sum() < 4 * squares[:at].sum() / complement[:at].sum():
             return False
     return True
 

@@ -35,16 +35,16 @@ def bound_of_first_steps(run: EvidenceArrays, declared: float) -> float:
         run: evidence of all engines.
         declared: the bound that the dtypes imply.
     """
-    rows = square = room = 0.0
+    rows = square = complement = 0.0
     for step in range(run.steps):
         rows += run.moments[step, FIGURE.matched_d2, MOMENT.sequences]
         square += run.moments[step, FIGURE.matched_d2, MOMENT.s]
-        room += run.sums[step, SUM.room]
+        complement += run.sums[step, SUM.complement]
         if rows >= BASE_SEQUENCES:
             break
     else:
         return declared
-    own = math.sqrt(square / max(room, 1e-9))
+    own = math.sqrt(square / max(complement, 1e-9))
     return min(declared, max(WIDER * own, FINEST * declared))
 
 
@@ -63,9 +63,9 @@ def bet_on_sequences(arrays: EvidenceArrays, least: float) -> tuple[float, int]:
     multiplies wealth by a likelihood ratio whose expectation under any rounding is at most 1, even if sequences of a
     group depend on each other. The bet is uninformative for rounding close to FINE.
     """
-    rows, room = arrays.moments[:, FIGURE.matched_d2, MOMENT.sequences], arrays.sums[:, SUM.room]
+    rows, complement = arrays.moments[:, FIGURE.matched_d2, MOMENT.sequences], arrays.sums[:, SUM.complement]
     beyond = np.minimum(np.maximum(arrays.sums[:, SUM.sequences_below], arrays.sums[:, SUM.sequences_above]), rows)
-    share = np.maximum((least / kernel.FINE) ** 2 * room / np.maximum(rows, 1.0), STRAY)
+    share = np.maximum((least / kernel.FINE) ** 2 * complement / np.maximum(rows, 1.0), STRAY)
     gains = [
         np.where(share < s, _log_likelihood(beyond, rows, s) - _log_likelihood(beyond, rows, share), 0.0)
         for s in SHARES
