@@ -23,7 +23,7 @@ NOW = pictures.healthy().time
 
 
 def told(memory: NotificationHistory, *alarms: Alarm, now: float = NOW) -> list[str]:
-    return [news.what for news in memory.fresh(alarms, now)]
+    return [news.what for news in memory.new_changes(alarms, now)]
 
 
 def test_each_news_of_an_alarm_is_told_once_over_its_life() -> None:

@@ -61,7 +61,7 @@ def test_what_the_trainer_states_counts_with_one_engine_alone() -> None:
     hub.later()
     found = result(hub, ask(hub, "config-diff"))
     assert found.verdict == "differ"
-    assert any("the trainer says bf16" in note for note in found.notes)
+    assert any("the trainer states bf16" in note for note in found.notes)
 
 
 PROMPT, TOKENS, LOGPROBS = [3, 4, 5], [6, 7, 8, 9], [-0.5, -1.0, -0.25, -2.0]

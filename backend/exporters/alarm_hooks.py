@@ -82,7 +82,7 @@ class Hook:
     def show(self, picture: Snapshot, fresh: list[Step]) -> None:
         """See ``forward.Sink``. Never waits."""
         del fresh
-        for news in self._told.fresh(picture.alarms.values(), picture.time):
+        for news in self._told.new_changes(picture.alarms.values(), picture.time):
             made = message(picture.run, news)
             with self._wake:
                 self._waiting.append(msgspec.json.encode(made))

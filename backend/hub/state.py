@@ -260,7 +260,7 @@ class HubState:
 
     def _ask_alarm(self, client: bytes, question: api.AskAlarm, now: float) -> list[Effect]:
         try:
-            alarm, note, line = self._alarms.ask(question, now, self._last_step)
+            alarm, note, line = self._alarms.answer(question, now, self._last_step)
         except ValueError as error:
             return [Reply(client, api.Answer(question.id, error=str(error)))]
         self._event(now, note.severity, "alarm", note.text)
@@ -326,7 +326,7 @@ class HubState:
 
     def watch(self, now: float) -> None:
         """Look whether something is wrong with the run: to be called with every tick, and after it."""
-        if note := self._alarms.look(self.case, now):
+        if note := self._alarms.diagnose_if_due(self.case, now):
             self._event(now, note.severity, "alarm", note.text, engine=note.engine)
 
     # --- what goes out ------------------------------------------------------------------------------------------
@@ -432,9 +432,9 @@ class HubState:
         if isinstance(body, wire.Rollouts):
             self._index.add(body, arrays, envelope.epoch, envelope.seq)
             self._chooser.recent.take(body, arrays)
-            self._fingerprints.sampled.take(body)
+            self._fingerprints.sampled.observe(body)
         elif isinstance(body, wire.EngineState):
-            self._engines.report(envelope, body, now)
+            self._engines.set_state(envelope, body, now)
             self._effects.report(envelope, body, now)
             for update in body.commands:
                 self._commands.update(update, now)
@@ -545,9 +545,9 @@ class HubState:
         if source.is_trainer:
             if any(counts.dropped for counts in health.counts.values()):
                 self._holes.lost()
-            self._trainer.record(source.name, health, now)
+            self._trainer.set_counters(source.name, health, now)
         else:
-            self._engines.record(source.name, health, now)
+            self._engines.set_counters(source.name, health, now)
 
     def _farewells(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -586,7 +586,7 @@ class HubState:
         if self._fingerprints.due(now):
             engines = self._engines.facts(self._fingerprints.sampled.facts)
             marks, news = self._fingerprints.compare(engines, self._trainer.stated, now)
-            self._engines.mark(marks)
+            self._engines.set_differences(marks)
             for one in news:
                 self._event(now, one.severity, "facts", one.text)
 

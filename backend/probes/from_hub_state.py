@@ -48,7 +48,9 @@ def config_diff(picture: api.Snapshot, engines: Sequence[str]) -> ProbeFinding:
         return ProbeFinding(
             "agree", f"{compared} facts that at least two state are the same.", [], evidence, None, notes
         )
-    notes = [f"{one.fact}: {one.engine} has {one.value}, {one.says}{facts.because(one.fact)}." for one in found] + notes
+    notes = [
+        f"{one.fact}: {one.engine} has {one.value}, {one.explanation}{facts.because(one.fact)}." for one in found
+    ] + notes
     text = f"{len(names)} of {compared} facts differ: {facts.some(names)}."
     return ProbeFinding("differ", text, sorted({one.engine for one in found}), evidence, None, notes)
 

@@ -336,7 +336,7 @@ class Steps:
         self.history.add(done.step, assembly.parts)
         self.samples.put(done.step, assembly.samples)
         self.shapes.put(done.step, assembly.parts)
-        found = {e: own for e, own in assembly.evidence.items() if own.told}
+        found = {e: own for e, own in assembly.evidence.items() if not own.is_empty}
         self.course.put(done.step, {e: evidence.with_lags(own, assembly.parts[e].strata) for e, own in found.items()})
         return done
 
