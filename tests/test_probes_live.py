@@ -97,7 +97,9 @@ class Fleet:
         return found
 
     def probe(self, name: str, *engines: str) -> ProbeResult:
-        return self.client.probe(name, engines=engines or None, who="ann", host="here", timeout_s=DEADLINE_S)
+        return self.client.probe(
+            api.AskProbe(api.new_id(), name, list(engines) or None, "ann", "here", timeout_s=DEADLINE_S)
+        )
 
     def train(self, outputs: list[Any], weights: str, *, digests: bool = False) -> None:
         """A step of the trainer on these rollouts, with its logprobs under ``weights``."""
