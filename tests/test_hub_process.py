@@ -28,7 +28,7 @@ DEADLINE_S = 30.0
 VIEWER = """
 import sys
 from pathlib import Path
-from rltop.backend.client import Client
+from rltop.backend.client.live import Client
 from rltop.collectors.rundir import RunDir
 client = Client(RunDir(Path(sys.argv[1])))
 assert client.wait(lambda c: c.state == "live", 20)

@@ -242,7 +242,12 @@ def test_an_engines_own_revert_is_tracked_with_who_and_why() -> None:
     hub.say("e0", update(f"{command}/revert", "draining", reverts=command))
     hub.later()
     revert = hub.picture.changes[f"{command}/revert@e0"]
-    assert (revert.state, revert.who, revert.why, revert.reverts) == ("draining", "ann", "its timer expired after 600 s", command)
+    assert (revert.state, revert.who, revert.why, revert.reverts) == (
+        "draining",
+        "ann",
+        "its timer expired after 600 s",
+        command,
+    )
     assert "is draining" in refused(hub, ask_set(id="q9"))
     hub.say("e0", update(f"{command}/revert", "applied", **own))
     hub.later()

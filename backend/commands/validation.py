@@ -18,7 +18,7 @@ MIN_PREFIX = 4
 """Shortest prefix of an id that names a command, if only one id has it."""
 
 ChooseInputs = Callable[[str, list[str]], "dict[str, list[wire.Passage]]"]
-"""Maps a probe's name and engines to the passages that each engine scores. Raises ``RejectedError`` if there are none."""
+"""From a probe's name and engines, the passages that each engine scores. Raises ``RejectedError`` if there are none."""
 
 
 class RejectedError(ValueError):

@@ -257,7 +257,7 @@ class HubState:
             return [Reply(client, api.Answer(question.id, error=str(error)))]
         if isinstance(question, api.AskProbe) and command not in self.snapshot.probes:
             asked = [change.engine for change in self._commands.changes_of(command)]
-            self._probes.begun(command, question.probe, asked, self._chooser.taken())
+            self._probes.start(command, question.probe, asked, self._chooser.take_chosen())
         reply = Reply(client, api.Answer(question.id, command=command))
         return self._spoken([reply, *self._orders(orders)], now)
 
@@ -425,7 +425,7 @@ class HubState:
         _check_speaker(envelope, body)
         if isinstance(body, wire.Rollouts):
             self._index.add(body, arrays, envelope.epoch, envelope.seq)
-            self._chooser.recent.take(body, arrays)
+            self._chooser.recent.add(body, arrays)
             self._fingerprints.sampled.take(body)
         elif isinstance(body, wire.EngineState):
             self._engines.report(envelope, body, now)
@@ -439,13 +439,13 @@ class HubState:
             self._steps.rows(envelope.epoch, body, arrays, now)
         elif isinstance(body, wire.StepClosed):
             self._trainer.closed(body)
-            self._probes.weights.trained(body)
+            self._probes.weights.add_trainer_digests(body)
             self._engines.set_trainer_version(self._trainer.version)
             self._steps.closed(envelope.epoch, body, now)
         elif isinstance(body, wire.TrainerFacts):
             self._trainer.facts(body)
         elif isinstance(body, wire.ProbeReport):
-            self._probes.report(body, arrays, envelope.epoch)
+            self._probes.add_report(body, arrays, envelope.epoch)
         elif isinstance(body, wire.Health):
             self._health(envelope, body, now)
 
