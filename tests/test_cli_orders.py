@@ -110,14 +110,14 @@ def test_a_timed_switch_is_kept_and_the_log_has_it_all(home: Path) -> None:
         (command,) = engine.heard
         assert command.revert_s == 600.0
         assert f"to let it stay: rltop keep {command.id}\n" in done.stderr
-        wait_until(lambda: f"`rltop keep {command.id}` lets it stay" in rltop("status").output)
+        wait_until(lambda: f"`rltop keep {command.id}` keeps the current value" in rltop("status").output)
         (timer,) = answer("status", "--json")["engines"][0]["timers"]
         assert (timer["command"], timer["back_to"]) == (command.id, "on")
         kept = rltop("keep")
         assert (kept.exit_code, kept.stdout) == (
             0, f"e0: keep {command.id}, applied, at engine step 9, 2 requests in flight, 0 lost, 0.5 ms\n",
         )  # fmt: skip
-        wait_until(lambda: "goes back to" not in rltop("status").output)
+        wait_until(lambda: "auto-reverts to" not in rltop("status").output)
         none = rltop("keep")
         assert (none.exit_code, none.stderr) == (
             1, "Error: no timer runs: nothing is taken back by itself, nothing has to be kept\n",
@@ -137,12 +137,12 @@ def test_of_several_timers_one_has_to_be_named(home: Path) -> None:
     with engines(rundir, "e0", "e1"):
         for engine in ("e0", "e1"):
             assert rltop("set", "prefix_caching", "off", "--for", "10m", "--engine", engine).exit_code == 0
-        wait_until(lambda: rltop("status").output.count("goes back to") == 2)
+        wait_until(lambda: rltop("status").output.count("auto-reverts to") == 2)
         many = rltop("keep")
     assert many.exit_code == 1
     assert "2 commands have timers; name one" in many.stderr
     assert (
-        len(re.findall(r"e\d: prefix_caching goes back to on in \S+ \(`rltop keep \w+` lets it stay\)", many.stderr))
+        len(re.findall(r"e\d: prefix_caching auto-reverts to on in \S+ \(`rltop keep \w+` keeps the current value\)", many.stderr))
         == 2
     )
 
