@@ -158,7 +158,7 @@ def test_a_command_to_a_silent_exited_or_unconnected_engine_is_refused_at_once()
         f"{answer.command}@{engine}": "refused" for engine in ("e0", "e1", "e2")
     }
     assert "silent" in changes[f"{answer.command}@e0"].reason
-    assert "gone" in changes[f"{answer.command}@e1"].reason
+    assert "exited" in changes[f"{answer.command}@e1"].reason
     assert "not connected" in changes[f"{answer.command}@e2"].reason
 
 

@@ -42,6 +42,7 @@ from rltop.backend.api.snapshot import (
     Trainer,
     change_key,
     has_news,
+    health_text,
     moved,
 )
 from rltop.backend.api.step import Step
@@ -88,6 +89,7 @@ __all__ = [
     "decode_question",
     "encode",
     "has_news",
+    "health_text",
     "moved",
     "new_id",
 ]

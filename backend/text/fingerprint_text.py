@@ -92,7 +92,7 @@ def _columns(engines: Iterable[api.Engine]) -> list[tuple[str, api.Engine]]:
         identical.setdefault((known, engine.health), []).append(engine)
     return [
         (
-            facts.some([e.id for e in group], 3) + ("" if group[0].health == "live" else f" ({group[0].health})"),
+            facts.some([e.id for e in group], 3) + ("" if group[0].health == "live" else f" ({api.health_text(group[0].health)})"),
             group[0],
         )
         for group in identical.values()
@@ -137,7 +137,7 @@ def launch_args(engine: api.Engine) -> tuple[str, list[str]]:
     """
     options, remarks = [], []
     if engine.health != "live":
-        remarks.append(f"engine {engine.id} is {engine.health}: these are its last reported flags")
+        remarks.append(f"engine {engine.id}: {api.health_text(engine.health)}; these are its last reported flags")
     for flag in FLAGS:
         state = engine.flags.get(flag.name)
         if state is None or state.value is None:
