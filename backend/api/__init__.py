@@ -27,6 +27,7 @@ from rltop.backend.api.questions import (
     decode_frame,
     decode_question,
     encode,
+    new_id,
 )
 from rltop.backend.api.snapshot import (
     MAX_CHANGES,
@@ -41,6 +42,7 @@ from rltop.backend.api.snapshot import (
     Trainer,
     change_key,
     has_news,
+    health_text,
     moved,
 )
 from rltop.backend.api.step import Step
@@ -87,5 +89,7 @@ __all__ = [
     "decode_question",
     "encode",
     "has_news",
+    "health_text",
     "moved",
+    "new_id",
 ]

@@ -237,6 +237,11 @@ def change_key(change: Change) -> str:
     return f"{change.command}@{change.engine}"
 
 
+def health_text(health: str) -> str:
+    """The health of an engine or trainer as people read it."""
+    return "exited" if health == "gone" else health
+
+
 def moved(change: Change) -> bool:
     """Whether it changed its engine, if only from one form of a value to another: there is something to take back."""
     return (
