@@ -224,7 +224,7 @@ def test_a_flag_changed_by_hand_is_left_alone() -> None:
     (left,) = desk.boundary()
     assert (left.state, left.old, left.new) == ("superseded", "on", "on")
     assert "reads on, not off" in left.reason
-    assert desk.tap.epoch == 1
+    assert desk.tap.flag_epoch == 1
 
 
 def test_an_undo_takes_back_only_what_the_command_did() -> None:
@@ -386,7 +386,7 @@ def test_a_flush_evicts_what_nobody_holds_and_says_what_remains() -> None:
     assert flushed.reason == "4 blocks evicted, 3 that requests hold stay, and can be hit until those end"
     assert desk.engine.scheduler.kv_cache_manager.block_pool.evicted == [0, 2, 4, 6]
     assert caching(desk)
-    assert desk.tap.epoch == 0
+    assert desk.tap.flag_epoch == 0
     desk.engine.scheduler.connector = object()
     assert "connector" in do(desk, "flush_cache", "d").reason
 

@@ -18,7 +18,7 @@ import pytest
 from rltop.collectors.contract.rundir import RunDir
 from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
 from rltop.collectors.vllm import agent, patches, register
-from rltop.collectors.vllm.rollouts.tap import Noted, RequestAdded, StepOutputs
+from rltop.collectors.vllm.rollouts.tap import Record, RequestAdded, StepOutputs
 from tests.engine_doubles import EngineCore, Outputs, PauseState, output, request
 from tests.harness import HubStandIn, wait_for
 
@@ -294,16 +294,16 @@ def test_a_record_that_cannot_be_read_costs_what_it_may_have_touched(quiet: None
     guard = Guard()
     watcher = agent.Agent(EngineCore(), RunDir(tmp_path), guard)
     outputs = {name: {0: Outputs([output(name, [5], finish="stop")])} for name in "ab"}
-    records: list[Noted] = [RequestAdded(0, 1, request("a"), 0.0)]
+    records: list[Record] = [RequestAdded(0, 1, request("a"), 0.0)]
     records += [StepOutputs(0, 1, {0: None}, 0.0, 0, None) for _ in range(faults)]
     records += [RequestAdded(0, 1, request("b"), 0.0)]
     records += [StepOutputs(0, 1, outputs[name], 0.0, 0, None) for name in "ab"]
-    watcher.tap.put = len(records)
+    watcher.tap.enqueued = len(records)
     watcher.tap.records.extend(records)
     watcher.close()
     followed = 1 if faults < MAX_FAULTS else 0  # of those after it; too many, and nothing is followed any more
     assert (watcher.assembler.published, watcher.assembler.dropped) == (followed, 1)
-    assert (guard.faults, watcher.tap.taken) == ({"assemble": faults}, len(records))
+    assert (guard.faults, watcher.tap.processed) == ({"assemble": faults}, len(records))
 
 
 @pytest.mark.parametrize("queue", ["kv_holding_waiting", "skipped_waiting"])

@@ -101,8 +101,8 @@ def test_a_switch_drains_the_batches_in_flight_and_loses_nobody() -> None:
     assert (update.in_flight, update.lost_requests, update.policy_version) == (2, 0, 3)
     assert (desk.engine.batch_queue_size, desk.engine.batch_queue) == (1, deque(maxlen=1))
     assert desk.engine.output_queue.get_nowait()[0] == 0
-    assert [record.epoch for record in desk.tap.records if isinstance(record, StepOutputs)] == [0]
-    assert desk.tap.epoch == 1
+    assert [record.flag_epoch for record in desk.tap.records if isinstance(record, StepOutputs)] == [0]
+    assert desk.tap.flag_epoch == 1
     assert "has_requests" not in vars(desk.engine.scheduler)
     desk.send("async_scheduling", "on", "back")
     assert desk.boundary()[0].new == "on"
@@ -131,7 +131,7 @@ def test_the_present_value_is_applied_without_a_drain_and_without_a_new_epoch() 
     (update,) = desk.boundary()
     assert (update.state, update.reason, update.lost_requests) == ("applied", "already on", None)
     assert len(desk.engine.batch_queue) == 1
-    assert desk.tap.epoch == 0
+    assert desk.tap.flag_epoch == 0
 
 
 def test_a_failing_switch_is_undone_and_refused() -> None:
@@ -147,7 +147,7 @@ def test_a_failing_switch_is_undone_and_refused() -> None:
     assert update.state == "refused"
     assert "undone" in update.reason
     assert manager.enable_caching
-    assert desk.tap.epoch == 0
+    assert desk.tap.flag_epoch == 0
     assert update.lost_requests == 0
     assert desk.guard.faults == {}  # refused is an answer
 
@@ -192,7 +192,7 @@ def test_a_switch_that_fails_and_stays_is_told_as_it_reads() -> None:
     (update,) = desk.boundary()
     assert (update.state, update.new, update.flag_epoch) == ("refused", "off", 1)
     assert update.reason == "the switch failed and it reads off now: AssertionError: "
-    assert desk.tap.epoch == 1
+    assert desk.tap.flag_epoch == 1
 
 
 def test_a_command_is_answered_whatever_fails() -> None:

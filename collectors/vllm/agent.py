@@ -28,7 +28,7 @@ from rltop.collectors.vllm.fingerprint import current, fingerprint
 from rltop.collectors.vllm.probes.probe_executor import Prober
 from rltop.collectors.vllm.rollouts.assembly import Assembler
 from rltop.collectors.vllm.rollouts.request import FinishedRollout
-from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX, Noted, Tap, version_of
+from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX, Record, Tap, version_of
 from rltop.collectors.vllm.workers.one_rank import METHODS
 
 MESSAGE_BYTES = 1 << 20
@@ -88,7 +88,7 @@ class Agent:
         self.board = Switchboard(engine)
         self.tap = Tap(engine, on_weights=self.board.core.policy.on_weights)
         if any(patches.fault_of(seam, engine.scheduler) for seam in (patches.UPDATE, patches.SCHEDULE)):
-            self.tap.by_rows = False
+            self.tap.reads_batches = False
         self.assembler = Assembler(started=self.tap.started)
         self.facts = guard.run("fingerprint", fingerprint, engine) or {}
         self.sender = Sender(
@@ -134,7 +134,7 @@ class Agent:
             "rpc" + patches.FAILED: tap.on_rpc_failed,
             "reset": self.board.core.policy.on_reset,
         }
-        hooks |= {patches.UPDATE.name: tap.on_update} if tap.by_rows else {patches.STEP.name: tap.on_step}
+        hooks |= {patches.UPDATE.name: tap.on_update} if tap.reads_batches else {patches.STEP.name: tap.on_step}
         if hasattr(self.engine, "input_queue"):
             hooks |= {
                 "boundary": at_boundary,
@@ -151,7 +151,7 @@ class Agent:
         self.guard.run("probe", self.commands.prober.stop, "timed_out", "the engine ended")
         self._taps.undo()
         deadline = time.monotonic() + FLUSH_S
-        while self.tap.taken != self.tap.put and time.monotonic() < deadline:
+        while self.tap.processed != self.tap.enqueued and time.monotonic() < deadline:
             time.sleep(0.005)
         self._announce()
         self.sender.close(CLOSE_S)
@@ -161,29 +161,29 @@ class Agent:
     def _tick(self) -> None:
         """Turn what the engine's thread noted down into whole rollouts."""
         tap, assembler = self.tap, self.assembler
-        self.sender.loop_count = tap.turns
+        self.sender.loop_count = tap.loop_count
         records = [tap.records.popleft() for _ in range(len(tap.records))]
         self._assemble(records)
         if max(self.guard.faults.get(place, 0) for place in (patches.STEP.name, patches.UPDATE.name)) >= MAX_FAULTS:
-            assembler.hole()  # no more steps are seen
-        assembler.lost_requests(tap.shed_requests - self._lost_requests)
-        self._lost_requests = tap.shed_requests
+            assembler.drop_alive()  # no more steps are seen
+        assembler.count_dropped(tap.dropped_requests - self._lost_requests)
+        self._lost_requests = tap.dropped_requests
         if assembler.dropped != self._counted_drops:
             self.sender.lost("rollouts", assembler.dropped - self._counted_drops)
             self._counted_drops = assembler.dropped
-        for finished in assembler.take():
+        for finished in assembler.pop_finished():
             self.sender.offer("rollouts", finished.nbytes, finished)
-        tap.taken += sum(record[1] for record in records)  # last: ``close`` waits for it
+        tap.processed += sum(record[1] for record in records)  # last: ``close`` waits for it
         self.commands.tick()
         for update in self.commands.take_updates():
             self.sender.reply(update)
 
-    def _assemble(self, records: list[Noted]) -> None:
+    def _assemble(self, records: list[Record]) -> None:
         """What can't be read is a hole; and if it was batches, the outputs are read from now on."""
         rest = iter(records)
-        while self.guard.run("assemble", self.assembler.take_in, rest) is None:
-            self.assembler.hole()
-            self.tap.distrust()
+        while self.guard.run("assemble", self.assembler.apply_all, rest) is None:
+            self.assembler.drop_alive()
+            self.tap.disable_batch_reading()
             if self.guard.is_off("assemble"):
                 return
 
@@ -229,7 +229,7 @@ class Agent:
             yield _message(self.id, lot)
 
     def _version(self) -> tuple[int | None, str]:
-        return version_of(getattr(self.engine, "_weight_version", None), self.tap.inferred)
+        return version_of(getattr(self.engine, "_weight_version", None), self.tap.inferred_version)
 
     def state(self) -> wire.EngineState:
         """The engine as it is now: plain reads and lengths only, so from any thread."""
@@ -243,10 +243,10 @@ class Agent:
         probing = 0
         if self.commands.prober.out:  # its requests are none of the run's
             probing = sum(request.request_id.startswith(PROBE_PREFIX) for request in list(scheduler.running))
-        by_batch = self.tap.by_rows and not self.tap.misread
+        by_batch = self.tap.reads_batches and not self.tap.arrays_unreadable
         facts["tokens read from"] = "batches" if by_batch else "each request's outputs"
-        if self.tap.torn:
-            facts = facts | {"weights torn": self.tap.torn}
+        if self.tap.partial_update:
+            facts = facts | {"weights torn": self.tap.partial_update}
         if assembler.misplaced:
             facts = facts | {"misplaced logprobs": str(assembler.misplaced)}
         if assembler.unmatched:
@@ -269,12 +269,12 @@ class Agent:
             aborted=assembler.aborted,
             without_logprobs=assembler.without_logprobs,
             flags=self.guard.run("flags", self.board.states) or {},  # the rest is told regardless
-            flag_epoch=self.tap.epoch,
+            flag_epoch=self.tap.flag_epoch,
             fingerprint=facts,
             commands=self.commands.closed(),
             paused=pause != "UNPAUSED",
             update_open=self.tap.update_open,
-            weight_updates=self.tap.updates,
+            weight_updates=self.tap.update_count,
             timers=self.commands.timers(),
         )
 

@@ -268,8 +268,8 @@ class CommandExecutor:
             finished, tap.finished_ids = tap.finished_ids, None
             changed = (job.read(), job.detail() == STRICT) != (mark.old, mark.old_strict)
             if command.verb == "set" and changed:
-                tap.epoch += 1
-                facts["flag_epoch"] = tap.epoch
+                tap.flag_epoch += 1
+                facts["flag_epoch"] = tap.flag_epoch
         if not unseen(engine):
             facts["lost_requests"] = len(before - finished - set(engine.scheduler.requests))
         facts["milliseconds"] = (time.perf_counter() - started) * 1e3

@@ -233,7 +233,7 @@ class Prober:
 
     def _standing(self) -> ProbeConditions:
         pause = getattr(getattr(self._engine.scheduler, "pause_state", None), "name", "UNPAUSED")
-        return ProbeConditions(self._tap.updates, self._tap.update_open, self._tap.epoch, pause != "UNPAUSED")
+        return ProbeConditions(self._tap.update_count, self._tap.update_open, self._tap.flag_epoch, pause != "UNPAUSED")
 
     def _passages(self, command: Command, notes: list[str]) -> dict[int, list[int]]:
         """The ids of each passage, by its number, as long as may be scored here."""
