@@ -314,7 +314,7 @@ def test_rows_that_are_missing_are_a_fault_and_the_hole_takes_what_it_may_have_t
 
 def test_a_hole_in_the_stream_spares_what_ended_before_it() -> None:
     assembler = fed(added("a"), added("b"), stepped(output("a", [1], finish="stop"), output("b", [2])))
-    late = stepped(output("b", [3], finish="stop"))._replace(shed=1)
+    late = stepped(output("b", [3], finish="stop"))._replace(drops_before=1)
     assembler.apply(stepped(output("b", [9])))  # unsettled when the hole is seen
     assembler.apply(late)
     assembler.flush()

@@ -151,7 +151,7 @@ def test_an_attach_that_raises_leaves_the_loop_alone(loops: Any) -> None:
 def test_a_loop_that_is_not_there_is_named(loops: Any) -> None:
     del loops.DPEngineCoreProc
     assert patches.install(lambda engine: lambda: None, Guard()) == [
-        f"{patches.MODULE}.DPEngineCoreProc.run_busy_loop is not there"
+        f"{patches.MODULE}.DPEngineCoreProc.run_busy_loop is missing"
     ]
 
 
@@ -177,7 +177,7 @@ def none(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-NAMES = [seam.name for seam in patches.SEAMS]
+NAMES = [seam.name for seam in patches.PATCH_POINTS]
 
 
 @pytest.mark.parametrize("hook", [raises, none])
@@ -199,11 +199,11 @@ def test_the_hosts_results_do_not_depend_on_ours(hook: Any) -> None:
 def test_it_is_told_that_steps_are_not_seen_any_more(name: str) -> None:
     guard, engine = Guard(), EngineCore()
     patches.InstalledPatches(engine, {name: raises}, guard)
-    assert patches.unseen(engine) == ""
+    assert patches.why_steps_unseen(engine) == ""
     for _ in range(30):
         engine.step_fn()
         engine.scheduler.update_from_output(None, None)
-    assert f"failed {MAX_FAULTS} times" in patches.unseen(engine)
+    assert f"failed {MAX_FAULTS} times" in patches.why_steps_unseen(engine)
 
 
 def test_the_hosts_exceptions_pass_unchanged() -> None:
@@ -220,7 +220,7 @@ def test_the_hosts_exceptions_pass_unchanged() -> None:
     assert caught.value is error
 
 
-CHANGES = [(seam, kind) for seam in patches.SEAMS for kind in ("renamed", "none", "other signature")]
+CHANGES = [(seam, kind) for seam in patches.PATCH_POINTS for kind in ("renamed", "none", "other signature")]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_seam_that_is_not_what_it_was_costs_one_capability(seam: patches.Patch
     guard = Guard()
     taps = patches.InstalledPatches(engine, dict.fromkeys(NAMES, none), guard)
     assert list(taps.missing) == [seam.name]
-    assert seam.why in taps.missing[seam.name]
+    assert seam.provides in taps.missing[seam.name]
 
 
 def test_utility_calls_still_see_the_originals_signature() -> None:

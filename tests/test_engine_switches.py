@@ -71,11 +71,11 @@ class Desk:
         strict: bool = False,
     ) -> list[CommandUpdate]:
         self.commands.receive(Command(id, flag, value, time.time() + seconds, strict=strict))
-        return self.commands.take_updates()
+        return self.commands.pop_updates()
 
     def boundary(self) -> list[CommandUpdate]:
         assert self.engine._handle_client_request(Kinds.WAKEUP, None) == "handled"
-        return self.commands.take_updates()
+        return self.commands.pop_updates()
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +191,7 @@ def test_a_switch_that_fails_and_stays_is_told_as_it_reads() -> None:
     desk.send("prefix_caching", "off")
     (update,) = desk.boundary()
     assert (update.state, update.new, update.flag_epoch) == ("refused", "off", 1)
-    assert update.reason == "the switch failed and it reads off now: AssertionError: "
+    assert update.reason == "the switch failed and left the value at off: AssertionError: "
     assert desk.tap.flag_epoch == 1
 
 
@@ -215,7 +215,7 @@ def test_a_boundary_that_is_off_is_told_and_nothing_waits_for_it() -> None:
     desk.send("prefix_caching", "off")
     desk.guard.faults["boundary"] = MAX_FAULTS
     desk.commands.check()
-    (update,) = desk.commands.take_updates()
+    (update,) = desk.commands.pop_updates()
     assert update.state == "refused"
     assert f"failed {MAX_FAULTS} times at _handle_client_request" in update.reason
 
@@ -264,7 +264,7 @@ def test_the_engines_own_failure_while_draining_reaches_the_engine_unchanged() -
     desk.send("async_scheduling", "off")
     with pytest.raises(RuntimeError, match="the model executor failed"):
         desk.boundary()
-    (update,) = desk.commands.take_updates()
+    (update,) = desk.commands.pop_updates()
     assert update.state == "refused"
     assert "has_requests" not in vars(desk.engine.scheduler)
     assert desk.guard.faults == {}
@@ -284,7 +284,7 @@ def test_a_switch_that_loses_a_request_is_undone_and_refused() -> None:
     desk.send("async_scheduling", "off")
     (update,) = desk.boundary()
     assert (update.state, update.in_flight, update.lost_requests) == ("refused", 3, 1)
-    assert (update.old, update.new, update.reason) == ("on", "on", "1 requests were lost, so it was undone")
+    assert (update.old, update.new, update.reason) == ("on", "on", "1 requests were lost; it was undone")
     assert desk.engine.batch_queue_size == 2
 
 
@@ -305,7 +305,7 @@ def test_a_command_that_waits_too_long_times_out_and_is_never_executed() -> None
     desk.send("prefix_caching", "off", seconds=0.01)
     desk.boundary()
     deadline = time.monotonic() + 5
-    while not (updates := desk.commands.take_updates()) and time.monotonic() < deadline:
+    while not (updates := desk.commands.pop_updates()) and time.monotonic() < deadline:
         desk.commands.check()
     assert [u.state for u in updates] == ["timed_out"]
     desk.tap.on_rpc(None, "finish_weight_update")

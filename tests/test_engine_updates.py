@@ -160,7 +160,7 @@ def test_a_policy_set_between_update_and_boundary_holds_from_the_next_update_on(
     ("change", "said"),
     [
         (seeded_on_cpu, "seeds"),
-        (waiting(status="WAITING_FOR_REMOTE_KVS"), "KV from elsewhere"),
+        (waiting(status="WAITING_FOR_REMOTE_KVS"), "KV transfer"),
         (finishing_in_a_pause, "a pause lets 1 request finish"),
     ],
     ids=["seeds", "remote KV", "pause"],

@@ -15,8 +15,8 @@ from typing import Any
 from rltop.collectors.contract.probes import BY_NAME, ENGINES, MAX_TOKENS
 from rltop.collectors.contract.wire import Arrays, Command, ProbeReport, describe
 from rltop.collectors.transport.error_boundary import Guard
-from rltop.collectors.vllm.engine_core import no_boundary
-from rltop.collectors.vllm.patches import unseen
+from rltop.collectors.vllm.engine_core import why_no_boundary
+from rltop.collectors.vllm.patches import why_steps_unseen
 from rltop.collectors.vllm.probes import scoring
 from rltop.collectors.vllm.probes.injection import Injection, fresh_salt
 from rltop.collectors.vllm.probes.probe_checks import asleep, crowded, unfit
@@ -129,12 +129,12 @@ class Prober:
 
     def _obstacles(self, command: Command, *, requests: bool) -> Iterator[str]:
         engine = self._engine
-        yield no_boundary(engine)
+        yield why_no_boundary(engine)
         yield asleep(engine)
         if not requests:
             return
         yield unfit(engine)
-        if fault := unseen(engine):
+        if fault := why_steps_unseen(engine):
             yield f"outputs of its requests could not be taken out: {fault}"
         if sum(len(passage.ids) // 4 for passage in command.passages) > MAX_TOKENS:
             yield f"more than {MAX_TOKENS} tokens were sent"
