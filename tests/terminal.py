@@ -16,7 +16,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -26,13 +25,11 @@ import pyte
 
 from rltop.tui.app import RltopApp
 from tests import pictures
+from tests.harness import wait_for
 from tests.pictures import HeldClient
 
 MARK = b"\a"
 """What the dashboard's process sends after all before it, when told ``m``: the bell, which it never rings."""
-
-PATIENCE_S = 60.0
-"""How long a screen may take to show what it must. Only a failing test waits that long."""
 
 
 class Terminal:
@@ -77,18 +74,12 @@ class Terminal:
         """How many bytes it took to paint all that was told before; what is still on its way is waited for."""
         wanted = self._marks + 1
         self.tell("m")
-        deadline = time.monotonic() + PATIENCE_S
-        while self._marks < wanted:
-            assert time.monotonic() < deadline, self.text
-            self.read(0.5)
+        self._wait(lambda: self._marks >= wanted)
         return self._at_mark
 
     def wait_until_told(self) -> None:
         """Until the run has taken all messages; reads nothing of what the dashboard sends meanwhile."""
-        deadline = time.monotonic() + PATIENCE_S
-        while int.from_bytes(fcntl.ioctl(self._tell, termios.FIONREAD, bytes(4)), sys.byteorder):
-            assert time.monotonic() < deadline, "the run does not move"
-            time.sleep(0.05)
+        wait_for(lambda: not any(fcntl.ioctl(self._tell, termios.FIONREAD, bytes(4))), "the run takes all messages")
 
     def press(self, keys: str) -> None:
         os.write(self._master, keys.encode())
@@ -111,10 +102,13 @@ class Terminal:
 
     def wait_for(self, shown: Callable[[str], bool]) -> None:
         """Read until the screen is as wanted."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not shown(self.text):
-            assert time.monotonic() < deadline, self.text
-            self.read(0.5)
+        self._wait(lambda: shown(self.text))
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        try:
+            wait_for(lambda: condition() or (bool(self.read(0.5)) and condition()), "the screen", poll_s=0.0)
+        except AssertionError as stalled:
+            raise AssertionError(f"{stalled}\n{self.text}") from None
 
 
 class ToldClient(HeldClient):

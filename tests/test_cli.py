@@ -22,6 +22,7 @@ from rltop.collectors.contract.launch import ensure_hub, find_hub
 from rltop.collectors.contract.rundir import RunDir, for_run
 from rltop.collectors.transport.sender import Sender
 from rltop.tui.cli import main as cli
+from tests.harness import wait_shown
 from tests.hub_messages import Trained, engine_state, sequences
 from tests.receiver import run_directory, wait_until
 from tests.test_hub_report import CHANGE_KEYS, ENGINE_KEYS, REPORT_KEYS, STEP_KEYS
@@ -102,7 +103,7 @@ class Engine:
 
 def wait_for_engine(rundir: RunDir) -> None:
     with Client(rundir) as client:
-        assert client.wait(lambda c: c.view is not None and "e0" in c.view.engines, 30)
+        wait_shown(client, lambda c: c.view is not None and "e0" in c.view.engines)
 
 
 def test_every_command_explains_itself_in_lines_that_fit() -> None:
@@ -211,7 +212,7 @@ def test_status_has_the_promised_shape(home: Path) -> None:
         row = Trained([1, 2, 3], [0, 1, 1], [-1.0, -2.0], [-1.0, -2.0])
         trainer.offer("all", 100, sequences([row], policy_version=2))
         trainer.offer("all", 100, (wire.StepClosed(0, 0, 1, 3), {}))
-        assert client.wait(lambda c: c.view is not None and bool(c.view.steps and c.view.engines), 30)
+        wait_shown(client, lambda c: c.view is not None and bool(c.view.steps and c.view.engines))
         report = answer("status", "--json")
         text = rltop("status").output
     trainer.close(5)
@@ -300,7 +301,7 @@ def test_the_dashboard_wants_all_of_a_terminal(home: Path, redirected: str) -> N
     streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
     streams[redirected] = subprocess.DEVNULL
     try:
-        code = subprocess.run([sys.executable, "-m", "rltop.tui.cli.main", "one"], timeout=60, check=False, **streams)
+        code = subprocess.run([sys.executable, "-m", "rltop.tui.cli.main", "one"], check=False, **streams)
     finally:
         os.close(slave)
         os.close(master)

@@ -20,14 +20,13 @@ from rltop.backend.client.live import Client
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
 from rltop.collectors.transport.sender import Sender
+from tests.harness import ended, wait_shown
 from tests.hub_messages import engine_state
 from tests.receiver import wait_until
 from tests.test_cli import answer, home, kill_hub, rltop, start_hub
 from tests.test_hub_report import CHANGE_KEYS
 
 __all__ = ["home"]
-
-DEADLINE_S = 30.0
 
 
 class Engine:
@@ -90,7 +89,7 @@ def engines(rundir: RunDir, *names: str, **about: Any) -> Iterator[list[Engine]]
     found = [Engine(rundir, name, **about) for name in names]
     try:
         with Client(rundir) as client:
-            assert client.wait(lambda c: c.view is not None and {*names} <= {*c.view.engines}, DEADLINE_S)
+            wait_shown(client, lambda c: c.view is not None and {*names} <= {*c.view.engines})
         yield found
     finally:
         for engine in found:
@@ -199,7 +198,7 @@ def test_progress_is_told_on_a_terminal(home: Path) -> None:
             while b"e0: draining, waits for the weight update under way to finish" not in told:
                 told += os.read(master, 4096)
             engine.carry_out(engine.heard[0])
-            assert asked.wait(DEADLINE_S) == 0
+            assert ended(asked) == 0
             assert asked.stdout is not None
             assert asked.stdout.read().startswith(b"e0: prefix_caching on > off, applied")
         finally:

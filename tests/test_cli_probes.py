@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import Result
 
 from rltop.backend.api import Change, Step, change_key
 from rltop.collectors.contract import wire
@@ -18,6 +18,7 @@ from rltop.tui.model.changes import deed
 from rltop.tui.model.step_columns import StepColumns
 from rltop.tui.model.timeline import marks
 from tests import pictures
+from tests.harness import wait_for
 from tests.test_cli import Engine as Answering
 from tests.test_cli import answer, home, rltop, start_hub, wait_for_engine
 from tests.test_cli_orders import Engine, engines, logged
@@ -95,6 +96,11 @@ def test_a_probe_answers_as_text_and_as_json_and_is_found_again_by_its_id(home: 
     assert rltop("probe", "--result", "nothing").exit_code == 1
 
 
+def succeeded(*arguments: str) -> Result | None:
+    found = rltop(*arguments)
+    return None if found.exit_code else found
+
+
 def test_an_engine_that_scores_otherwise_than_it_recorded_is_told(home: Path) -> None:
     rundir = start_hub("score")
     one = Scorer(rundir, "e0")
@@ -103,9 +109,7 @@ def test_an_engine_that_scores_otherwise_than_it_recorded_is_told(home: Path) ->
         assert refused.exit_code == 1
         with engines(rundir):
             one.roll_out(8)
-        deadline = time.monotonic() + 20
-        while (found := rltop("probe", "prefill-rescore", "--json")).exit_code and time.monotonic() < deadline:
-            time.sleep(0.1)
+        found = wait_for(lambda: succeeded("probe", "prefill-rescore", "--json"), "a verdict", poll_s=0.1)
         assert json.loads(found.output)["verdict"] in ("match", "unclear", "differ")
         one.shift = 0.5
         told = rltop("probe", "prefill-rescore", "--engine", "e0")

@@ -33,7 +33,7 @@ def starter(tmp_path: Path) -> Iterator[Starter]:
     yield made
     for child in made.children:
         child.signal(signal.SIGKILL, group=True)
-    end_all([child for child in made.children if not child.is_gone()], grace_s=5)
+    end_all([child for child in made.children if not child.is_gone()], grace_s=0.2)
 
 
 def read_line(child: Child) -> bytes:
@@ -53,7 +53,7 @@ def test_ending_a_child_ends_its_children(starter: Starter) -> None:
     child = starter.start("polite")
     grandchild = int(read_line(child).split()[1])
     assert sorted(group_members(child.pid)) == sorted([child.pid, grandchild])
-    assert end_all([child], grace_s=5) == []
+    assert end_all([child], grace_s=0.2) == []
     assert child.exit_code == -signal.SIGTERM
     assert group_members(child.pid) == []
 

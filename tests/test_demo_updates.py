@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from rltop.backend.demo import jobs, messages
 from rltop.backend.demo.engines import engine_process
-from rltop.backend.demo.engines.engine_process import TicketServer, as_sample
+from rltop.backend.demo.engines.engine_process import TicketServer, as_sample, take_gpu
 from rltop.backend.demo.engines.weight_updates import Labelled, Unlabelled, VersionMarks, weights_of
 from rltop.backend.demo.faults import BY_NAME
 
@@ -112,3 +113,20 @@ def test_engines_share_a_gpu_and_nothing_is_asked_of_a_cpu(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     wanted = {"kv_cache_memory_bytes": engine_process.KV_BYTES, "gpu_memory_utilization": engine_process.GPU_SHARE}
     assert engine_process._share() == ({} if on_cpu else wanted)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "told", "seen"), [(2, None, ["0", "1", "0"]), (1, None, [None] * 3), (2, "1", ["1"] * 3)]
+)
+def test_engines_take_turns_over_the_gpus_unless_they_are_told_which(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, told: str | None, seen: list[str | None]
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    found = []
+    for name in ("e0", "e1", "e2"):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if told is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+        take_gpu(name)
+        found.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    assert found == seen

@@ -16,6 +16,7 @@ from rltop.collectors.contract.wire import Command, CommandUpdate
 from rltop.collectors.transport.error_boundary import MAX_FAULTS
 from rltop.collectors.vllm.control.timers import REMEMBERED, FlagTimer, FlagTimers
 from tests.engine_doubles import EngineCore, Outputs, PauseState, output
+from tests.harness import wait_for
 from tests.test_engine_switches import Desk, Kinds, in_flight
 
 SOON_S = 0.01
@@ -52,11 +53,13 @@ def pause_state(desk: Desk) -> str:
 def when_due(desk: Desk, id: str = "c/revert") -> list[CommandUpdate]:  # noqa: A002
     """Once a second the agent checks; here until the timer's end was seen."""
     updates: list[CommandUpdate] = []
-    deadline = time.monotonic() + 5
-    while not any(update.id == id for update in updates):
-        assert time.monotonic() < deadline
+
+    def seen() -> bool:
         desk.commands.check()
-        updates += desk.commands.pop_updates()
+        updates.extend(desk.commands.pop_updates())
+        return any(update.id == id for update in updates)
+
+    wait_for(seen, f"{id}")
     return updates
 
 
@@ -191,11 +194,12 @@ def test_a_revert_that_something_stands_against_is_tried_until_it_can_be_done() 
     assert (waiting.state, "KV connector" in waiting.reason) == ("draining", True)
     assert desk.boundary() == []  # neither said nor tried again at once
     desk.engine.scheduler.connector = None
-    updates: list[CommandUpdate] = []
-    deadline = time.monotonic() + 10
-    while not updates and time.monotonic() < deadline:
+
+    def tried() -> list[CommandUpdate]:
         desk.commands.check()
-        updates = desk.boundary()
+        return desk.boundary()
+
+    updates = wait_for(tried, "the revert is tried again")
     assert [(u.id, u.state, u.new) for u in updates] == [("c/revert", "applied", "on")]
 
 

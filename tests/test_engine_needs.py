@@ -214,6 +214,11 @@ def seeded_beyond_the_threshold(engine: EngineCore) -> None:
     waiting()(engine)
 
 
+def two_stages(engine: EngineCore) -> None:
+    engine.vllm_config.parallel_config.pipeline_parallel_size = 2
+    engine.batch_queue_size = 3
+
+
 def in_lockstep(engine: EngineCore) -> None:
     engine.dp_group = object()  # type: ignore[attr-defined]
 
@@ -320,7 +325,7 @@ REFUSALS: list[tuple[str, str, Change, str]] = [
     ("preemption_keeps_tokens", STRICT, waiting(discard_latest_async_tokens=False), "drops the next token"),
     ("seeds_survive", STRICT, seeded_on_cpu, "1 request with seeds"),
     ("seeds_survive", STRICT, seeded_beyond_the_threshold, "1 request with seeds"),
-    *(("one_stage", flag, config("parallel_config.pipeline_parallel_size", 3), "3") for flag in (LOGPROBS, HEAD)),
+    ("one_stage", STRICT, two_stages, "2"),
     ("no_lockstep", STRICT, in_lockstep, "EngineCore"),
     ("known_scheduler", STRICT, own_scheduler, "CarefulScheduler"),
     ("known_scheduler", STRICT, wrapped_scheduler, "schedule"),

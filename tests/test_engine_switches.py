@@ -23,6 +23,7 @@ from tests.engine_doubles import (
     output,
     request,
 )
+from tests.harness import wait_for
 
 
 class Kinds(Enum):
@@ -304,9 +305,12 @@ def test_a_command_that_waits_too_long_times_out_and_is_never_executed() -> None
     desk.tap.on_rpc(None, "start_weight_update")
     desk.send("prefix_caching", "off", seconds=0.01)
     desk.boundary()
-    deadline = time.monotonic() + 5
-    while not (updates := desk.commands.pop_updates()) and time.monotonic() < deadline:
+
+    def taken() -> list[CommandUpdate]:
         desk.commands.check()
+        return desk.commands.pop_updates()
+
+    updates = wait_for(taken, "the command times out")
     assert [u.state for u in updates] == ["timed_out"]
     desk.tap.on_rpc(None, "finish_weight_update")
     assert desk.boundary() == []

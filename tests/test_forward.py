@@ -26,8 +26,9 @@ from rltop.backend.exporters.forward import (
     open_sink,
 )
 from tests import pictures
+from tests.harness import ended
 from tests.receiver import run_directory, wait_until
-from tests.store_load import DEADLINE_S, start_hub
+from tests.store_load import start_hub
 from tests.test_hub_process import close_step, collector, see
 
 
@@ -67,12 +68,12 @@ def test_prometheus_serves_it_on_the_loopback_address() -> None:
     sink = Prometheus(0)
     try:
         sink.show(pictures.healthy(3), [])
-        with urllib.request.urlopen(f"http://127.0.0.1:{sink.port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{sink.port}/metrics") as answer:
             assert b'rltop_step{run="sort"} 2' in answer.read()
         with pytest.raises(ForwardError, match="can't serve"):
             open_sink(f"prometheus:{sink.port}")
         with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(f"http://127.0.0.1:{sink.port}/", timeout=10)
+            urllib.request.urlopen(f"http://127.0.0.1:{sink.port}/")
     finally:
         sink.close()
 
@@ -144,10 +145,10 @@ def test_a_sink_that_hangs_does_not_hold_the_hub() -> None:
                 see(client, lambda v: len(v.steps) == 100)
             forward.send_signal(signal.SIGCONT)
             forward.send_signal(signal.SIGINT)
-            assert forward.wait(DEADLINE_S) == 130
+            assert ended(forward) == 130
         finally:
             for process in (forward, hub):
                 process.kill()
-                process.wait(DEADLINE_S)
+                process.wait()
             forward.stdout.close()
     wait_until(lambda: not Path(f"/proc/{hub.pid}").exists())

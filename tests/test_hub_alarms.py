@@ -16,7 +16,7 @@ from rltop.backend.api.verdict import FAULT, HEALTHY, Cause, Verdict
 from rltop.backend.commands import audit
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.store.read import Reader
-from rltop.backend.store.writer_thread import Store
+from rltop.backend.store.store import Store
 from rltop.tui.cli.main import main
 from tests import pictures, stored
 from tests.fault_recordings import load, replay, seed_of

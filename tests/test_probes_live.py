@@ -21,13 +21,13 @@ from rltop.backend.client.live import Client
 from rltop.collectors import TrainerCollector
 from rltop.collectors.contract.digests import weight_digests
 from rltop.collectors.contract.rundir import RunDir
-from tests.live_engine import ENVIRONMENT, MODEL, LiveEngine
+from tests.harness import PATIENT_S, ended, wait_shown
+from tests.live_engine import ENVIRONMENT, MODEL, LiveEngine, result
 from tests.receiver import run_directory
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.engine
 
 E0, E1 = "e0", "e1"
-DEADLINE_S = 60.0
 PREFIX = [3, *range(40, 103)]
 """Two blocks that all prompts share."""
 
@@ -57,12 +57,10 @@ class Fleet:
         for engine in self.engines.values():
             engine.close()
         self.hub.terminate()
-        self.hub.wait(20)
+        ended(self.hub)
 
     def see(self, condition: Callable[[api.Snapshot], object]) -> api.Snapshot:
-        assert self.client.wait(
-            lambda c: c.view is not None and c.state == "live" and bool(condition(c.view)), DEADLINE_S
-        )
+        wait_shown(self.client, lambda c: c.view is not None and c.state == "live" and bool(condition(c.view)))
         assert self.client.view is not None
         return self.client.view
 
@@ -92,12 +90,12 @@ class Fleet:
                 self.engines[name].generate(f"r{self._batches}-{i}", [*PREFIX, 5 + i, 6 + i], TOKENS, seed=i)
                 for i in range(SEQUENCES)
             ]
-            found[name] = [work.result(DEADLINE_S) for work in running]
+            found[name] = [result(work) for work in running]
             self.see(lambda v, n=name, b=before: v.engines[n].finished == b + SEQUENCES)  # type: ignore[misc]
         return found
 
     def probe(self, name: str, *engines: str) -> ProbeResult:
-        return self.client.probe(name, engines=engines or None, who="ann", host="here", timeout_s=DEADLINE_S)
+        return self.client.probe(name, engines=engines or None, who="ann", host="here", timeout_s=PATIENT_S)
 
     def train(self, outputs: list[Any], weights: str, *, digests: bool = False) -> None:
         """A step of the trainer on these rollouts, with its logprobs under ``weights``."""
@@ -247,12 +245,12 @@ def test_rollouts_in_flight_do_not_notice_and_nothing_of_a_probe_is_counted(flee
         return [live.generate(f"{label}-{i}", [*PREFIX, 7 + i], 200, seed=100 + i) for i in names]
 
     begin = fleet.see(lambda v: E0 in v.engines).engines[E0].finished
-    quiet = [work.result(DEADLINE_S) for work in batch("quiet")]
+    quiet = [result(work) for work in batch("quiet")]
     before = fleet.see(lambda v: v.engines[E0].finished == begin + 16).engines[E0]
     running = batch("probed")
     live.wait_running([f"probed-{i}" for i in names])
     found = [fleet.probe(name, E0) for name in ("prefill-rescore", "cache-salt", "weight-digest")]
-    probed = [work.result(DEADLINE_S) for work in running]
+    probed = [result(work) for work in running]
     assert [one.verdict for one in found[:2]] == ["match", "fresh"], found
     assert found[2].verdict in ("agree", "not_applied"), found  # every test begins with the weights of the one before
     assert [one.outputs[0].token_ids for one in probed] == [one.outputs[0].token_ids for one in quiet]
@@ -268,9 +266,9 @@ def test_a_pause_ends_a_probe_and_leaves_every_rollout_whole(fleet: Fleet) -> No
     live = fleet.engines[E0]
     running = [live.generate(f"seat-{i}", [*PREFIX, 9 + i % 40], 300, seed=i) for i in range(96)]
     live.wait_running([f"seat-{i}" for i in range(64)], 1)  # every seat is taken, and requests wait before the probe's
-    question = api.AskProbe("q-overtaken", "prefill-rescore", [E0], "ann", "here", "", DEADLINE_S)
+    question = api.AskProbe("q-overtaken", "prefill-rescore", [E0], "ann", "here", "", PATIENT_S)
     fleet.client.ask(question)
-    assert fleet.client.wait(lambda c: "q-overtaken" in c.answers, DEADLINE_S)
+    wait_shown(fleet.client, lambda c: "q-overtaken" in c.answers)
     command = fleet.client.answers.pop("q-overtaken").command
     key = f"{command}@{E0}"
     fleet.see(lambda v: key in v.changes and v.changes[key].state == "running")
@@ -279,4 +277,4 @@ def test_a_pause_ends_a_probe_and_leaves_every_rollout_whole(fleet: Fleet) -> No
     assert found.verdict == "overtaken", found
     assert fleet.see(lambda v: v.engines[E0].paused).engines[E0].running == 64
     live.run(live.llm.resume_generation())
-    assert all(len(work.result(120).outputs[0].token_ids) == 300 for work in running)
+    assert all(len(result(work).outputs[0].token_ids) == 300 for work in running)

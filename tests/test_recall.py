@@ -17,10 +17,11 @@ from rltop.backend.store.lookup import MAX_WAITING, StoreLookup
 from rltop.backend.store.read import NAME
 from rltop.collectors.contract.rundir import RunDir
 from tests import stored
+from tests.harness import PATIENT_S
 from tests.hub_core import Hub
 from tests.hub_messages import rollouts, sequences
 from tests.receiver import run_directory, wait_until
-from tests.test_hub_process import DEADLINE_S, Collector, close_step, collector, end, see, start_hub
+from tests.test_hub_process import Collector, close_step, collector, end, see, start_hub
 from tests.test_hub_steps import World
 
 
@@ -106,7 +107,7 @@ def test_questions_beyond_what_may_wait_are_answered_at_once(tmp_path: Path) -> 
     def reply(viewer: bytes, _: api.Answer) -> None:
         answers.append(viewer)
         if viewer == b"slow":
-            assert go.wait(DEADLINE_S)
+            assert go.wait(PATIENT_S)
 
     recall = StoreLookup(tmp_path / NAME, reply)
     question, otherwise = api.AskMismatch("q"), api.Answer("q", error="not in memory")

@@ -30,10 +30,11 @@ from rltop.collectors.contract.rundir import RunDir
 from rltop.tui.app import RltopApp
 from rltop.tui.cli import main as cli
 from tests import pictures, stored
+from tests.harness import ended
 from tests.hub_messages import rollouts, sequences
 from tests.receiver import run_directory
 from tests.screens import screen_text, settle
-from tests.store_load import DEADLINE_S, start_hub
+from tests.store_load import start_hub
 from tests.stored import bits
 from tests.test_hub_process import collector, see
 from tests.test_hub_steps import World
@@ -176,10 +177,10 @@ def test_a_replay_has_the_numbers_that_the_live_hub_had_to_the_bit(rundir: RunDi
             live = status.as_json(shown)
             assert record(rundir.path, tmp_path / "run.rltop") > 0  # while it goes on
         hub.terminate()
-        assert hub.wait(DEADLINE_S) == 0
+        assert ended(hub) == 0
     finally:
         hub.kill()
-        hub.wait(DEADLINE_S)
+        hub.wait()
     kept = stored.picture(rundir.path)
     for part in ("steps", "changes", "trainer"):
         assert bits(getattr(kept, part)) == bits(getattr(shown, part)), part
@@ -337,10 +338,10 @@ def test_kept_sequences_and_tokens_are_answered_from_the_store_as_by_the_hub(run
                 assert found.sequences or found.tokens
             shape = bits(client._answer(api.AskMismatch("m", 0, 0)).mismatch)
         hub.terminate()
-        assert hub.wait(DEADLINE_S) == 0
+        assert ended(hub) == 0
     finally:
         hub.kill()
-        hub.wait(DEADLINE_S)
+        hub.wait()
     replay = Replay(Reader(rundir.path), speed=math.inf)
     for kind, engine in questions:
         replay.ask(api.AskSamples("q", None, kind, engine))

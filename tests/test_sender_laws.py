@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import zmq
 
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
@@ -361,3 +363,44 @@ def test_a_goodbye_waits_for_what_is_asked_for_once_more() -> None:
         closing.join()
         assert sender._acknowledged.is_set()
         assert len(hub.messages) > before
+
+
+class Counted(zmq.Socket[bytes]):
+    """A real socket that counts what gives the interpreter's lock away, by kind of socket."""
+
+    calls: ClassVar[Counter[tuple[int, str]]] = Counter()
+
+    def send(self, *args: Any, **options: Any) -> Any:
+        self.calls[self.socket_type, "send"] += 1
+        return super().send(*args, **options)
+
+    def recv(self, *args: Any, **options: Any) -> Any:
+        self.calls[self.socket_type, "recv"] += 1
+        return super().recv(*args, **options)
+
+    def poll(self, *args: Any, **options: Any) -> Any:
+        self.calls[self.socket_type, "poll"] += 1
+        return super().poll(*args, **options)
+
+
+def test_a_message_of_any_arrays_costs_one_call_on_a_socket_and_hearing_nothing_costs_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def encode_wide(kind: str, items: list[Any]) -> Iterable[Message]:
+        for number in items:
+            arrays: wire.Arrays = {f"a{at}": PAYLOAD[:1000] for at in range(9)}
+            yield wire.Sequences(number, 0, 0, 0, wire.describe(arrays)), arrays
+
+    monkeypatch.setattr(zmq.Context, "_socket_class", Counted)
+    monkeypatch.setattr(Counted, "calls", Counter())
+    with run_directory() as rundir, Receiver(rundir) as hub:
+        sender = make(rundir, encode=encode_wide)
+        for number in range(300):
+            sender.offer("bulk", 36_000, number)
+        wait_until(lambda: len(hub.bodies(wire.Sequences)) == 300)
+        sent_by_then = Counted.calls[zmq.PUSH, "send"]
+        assert sender.close()
+        assert 300 <= sent_by_then <= len(hub.messages)
+        assert Counted.calls[zmq.PUSH, "send"] == len(hub.messages)
+        heard = len([m for m in hub.control if isinstance(m, wire.Register | wire.Bye)])  # each was answered
+        assert Counted.calls[zmq.DEALER, "recv"] == heard

@@ -19,8 +19,8 @@ from rltop.backend.store import aggregates, schema
 from rltop.backend.store.aggregates import StoredAggregates
 from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.retention import Limits, Thinner
+from rltop.backend.store.store import Store
 from rltop.backend.store.write import Writer
-from rltop.backend.store.writer_thread import Store
 from rltop.backend.summary.dimensions import STRATA
 from rltop.tui.cli import main as cli
 from tests import pictures

@@ -10,6 +10,7 @@ from rltop.tui.app import RltopApp
 from rltop.tui.model.charts import CHARTS
 from rltop.tui.model.key_commands import COMMANDS, NEEDS_CONTROL
 from tests import pictures
+from tests.harness import until
 from tests.pictures import HeldClient
 from tests.screens import dashboard, screen_text
 
@@ -65,11 +66,7 @@ async def test_help_and_palette_list_every_command_chart_and_flag() -> None:
 
 
 async def wait_for_text(app: RltopApp, pilot: object, text: str) -> None:
-    for _ in range(200):
-        if text in screen_text(app):
-            return
-        await pilot.pause(0.02)  # type: ignore[attr-defined]
-    raise AssertionError(f"{text!r} never showed:\n{screen_text(app)}")
+    await until(lambda: text in screen_text(app), f"{text!r} on the screen")
 
 
 async def test_the_footer_greys_nothing_silently() -> None:

@@ -15,6 +15,7 @@ from textual.strip import Strip
 
 from rltop.tui.widgets.line_widget import changed
 from rltop.tui.widgets.terminal import MAX_BACKLOG, SLOWEST_HZ, RepaintPacer, backlog
+from tests.harness import ended
 from tests.terminal import Terminal
 
 styles = st.sampled_from([None, Style(), Style(color="red"), Style(reverse=True), Style(underline=True)])
@@ -127,7 +128,7 @@ def test_a_closed_terminal_ends_the_viewer(owned: bool) -> None:
     with Terminal(80, 24, owned=owned) as terminal:
         terminal.wait_for(lambda text: "detach" in text)
         terminal.hang_up()
-        assert terminal.process.wait(60) != 0
+        assert ended(terminal.process) != 0
 
 
 def test_ctrl_c_and_q_detach() -> None:
@@ -140,4 +141,4 @@ def test_ctrl_c_and_q_detach() -> None:
                     terminal.read(0.1)
                 except OSError:  # the last of it was read
                     break
-            assert terminal.process.wait(60) == 0
+            assert ended(terminal.process) == 0

@@ -10,7 +10,7 @@ import time
 from rltop.backend.client.live import Client
 from rltop.backend.demo.children import group_members
 from rltop.backend.store.read import has_steps
-from rltop.backend.store.writer_thread import set_aside
+from rltop.backend.store.store import set_aside
 from rltop.collectors.contract.launch import HubInfo, ensure_hub, find_hub
 from rltop.collectors.contract.rundir import RunDir
 

@@ -298,7 +298,7 @@ class HubState:
         return self._spoken([], now)
 
     def tick(self, now: float) -> list[Effect]:
-        """Time has passed: to be called several times a second."""
+        """Time has passed: to be called several times a second, and again while ``unfinished``."""
         effects = self._farewells(now)
         effects += [effect for source in self._sources for effect in self._ask_again(source, now)]
         self._steps.behind = self._sources.behind(now)
@@ -318,6 +318,11 @@ class HubState:
         self._counters["late_rows"] = self._steps.late_rows
         self._counters["settled_early"] = self._steps.settled_early
         return self._spoken([*self._finish_probes(now), *effects], now)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the last tick left rows that can be measured: tick again before any data."""
+        return self._steps.unfinished
 
     def watch(self, now: float) -> None:
         """Look whether something is wrong with the run: to be called with every tick, and after it."""
@@ -386,6 +391,10 @@ class HubState:
             list(now.changes.values()),
             self._steps.course.stretches(),
         )
+
+    def waiting(self, frames: int) -> None:
+        """How many frames the disk has not taken, for the next frame to say."""
+        self._counters["unstored"] = frames
 
     def not_stored(self, frame: api.Frame, frames: int) -> None:
         """Say in ``frame``, which was made last, how many frames up to it the disk has not taken."""

@@ -34,7 +34,7 @@ from rltop.backend.store.step_details import StepDetails
 from rltop.backend.summary import Regression
 from rltop.backend.summary.dimensions import STRATA
 from rltop.backend.summary.groups import Groups
-from rltop.backend.summary.kernel import FIGURES, MOMENTS, Floats
+from rltop.backend.summary.kernel import FIGURES, MOMENTS
 from rltop.backend.summary.strata import Packed
 
 EFFECT_STEPS = epoch_sums.STEPS
@@ -79,7 +79,7 @@ NOTHING = FrameAggregates()
 
 
 def rows_beside(beside: FrameAggregates) -> Iterator[tuple[str, Row]]:
-    """Table and row, without the frame."""
+    """Table and row, without the frame; blobs are not packed yet."""
     for kept in beside.steps:
         yield from (("sample", row_mapping.sample_row(sample)) for sample in step_details.sample_rows(kept))
         yield from (("shape", row) for row in step_details.shape_rows(kept))
@@ -99,7 +99,7 @@ def rows_beside(beside: FrameAggregates) -> Iterator[tuple[str, Row]]:
 def cell_rows(step: int, found: Mapping[EpochKey, Cell]) -> Iterator[Row]:
     """Rows of ``cell``."""
     for place, cell in found.items():
-        yield {"step": step, **place._asdict(), "sums": _packed(cell)}
+        yield {"step": step, **place._asdict(), "sums": cell.tobytes()}
 
 
 def part_rows(step: int, found: Mapping[str, EngineSums]) -> Iterator[Row]:
@@ -110,8 +110,7 @@ def part_rows(step: int, found: Mapping[str, EngineSums]) -> Iterator[Row]:
             [part.line.sums.tobytes(), part.line.products.tobytes()],
             [part.groups.keys.tobytes(), part.groups.moments.tobytes(), part.groups.rewards.tobytes()],
         )  # fmt: skip
-        packed = zlib.compress(msgspec.msgpack.encode(body), 1)
-        yield {"step": step, "engine": engine, "old": int(part.old), "body": packed}
+        yield {"step": step, "engine": engine, "old": int(part.old), "body": msgspec.msgpack.encode(body)}
 
 
 def mark_row(key: str, mark: SwitchMark) -> Row:
@@ -139,10 +138,6 @@ class _PartBody(msgspec.Struct):
 
 def _of_strata(part: Packed) -> list[bytes]:
     return [part.rows.tobytes(), part.moments.tobytes(), part.others.tobytes()]
-
-
-def _packed(array: Floats) -> bytes:
-    return zlib.compress(array.tobytes(), 1)
 
 
 # --- and back ---------------------------------------------------------------------------------------------------------

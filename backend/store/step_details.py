@@ -86,15 +86,15 @@ def shape_rows(kept: StepDetails) -> Iterator[Row]:
             "engine": engine,
             "tokens": shape.tokens,
             "invalid": shape.invalid,
-            "bins": zlib.compress(shape.bins.astype("<i8").tobytes(), 1),
-            "sums": zlib.compress(shape.sums.astype("<f8").tobytes(), 1),
+            "bins": shape.bins.astype("<i8").tobytes(),
+            "sums": shape.sums.astype("<f8").tobytes(),
         }
 
 
 def evidence_rows(kept: StepDetails) -> Iterator[Row]:
     """Rows of ``evidence``."""
     for engine, evidence in kept.evidence.items():
-        yield {"step": kept.step, "engine": engine, "body": zlib.compress(evidence.to_bytes(), 1)}
+        yield {"step": kept.step, "engine": engine, "body": evidence.to_bytes()}
 
 
 def course(reader: Reader, until: int | None = None) -> EvidenceSeries:

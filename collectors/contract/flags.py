@@ -116,14 +116,13 @@ FLAGS: tuple[Flag, ...] = (
         effect="processed: logprobs are those after temperature, top-p, top-k and penalties, as an importance ratio "
         "needs them; with top-p or top-k a slower sampler replaces a fused one.",
         cost="11 to 18 ms with 64 requests in flight on an H100",
-        read_from="logprobs_mode of every object on every rank that has one (the sampler, its top-k/top-p part, prompt "
-        "logprobs, the model's configuration), and the bound sampling path",
+        read_from="logprobs_mode of every object that has one (the sampler, its top-k/top-p part, prompt logprobs, the "
+        "model's configuration), and the bound sampling path, on every rank of the last pipeline stage",
         switched_by="sets all of them, and binds the native sampling path if the fused one would fail an assertion",
         preconditions=(
             "boundary",
             "sees_steps",
             "no_speculation",
-            "one_stage",
             "workers_answer",
             "ranks_agree",
             "sampler_mode",
@@ -145,13 +144,12 @@ FLAGS: tuple[Flag, ...] = (
         cost="8 to 19 ms with 64 requests in flight on an H100; then memory for float32 logits, and except on GPUs for "
         "a float32 copy of the head",
         read_from="logits_processor.head_dtype, or the head's projection in vLLM versions without head_dtype; verified by "
-        "the dtype of one projected row",
+        "the dtype of one projected row; on every rank of the last pipeline stage",
         switched_by="sets head_dtype, or wraps the projection of the head only: the look-up of a tied embedding stays",
         preconditions=(
             "boundary",
             "sees_steps",
             "no_speculation",
-            "one_stage",
             "no_lora",
             "workers_answer",
             "ranks_agree",

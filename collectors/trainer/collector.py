@@ -361,7 +361,7 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-_DIGEST = re.compile(r"\w+:[0-9a-f]{16}")
+_DIGEST = re.compile(r"\w+(:[0-9a-f]{16}){1,2}")
 
 
 def _digest(name: Any, digest: Any) -> str:

@@ -5,6 +5,9 @@ with the collector's own ``encode``, one at a time, and sends without waiting. O
 slow the outbox fills to its bound and sheds. ``sent`` means taken by ZeroMQ. What that loses, and what a hub had taken
 and not stored when it died, is sent again when a hub asks: messages are kept until they are acknowledged, as long as
 the outbox does not need the room.
+
+Beside a host that computes in Python, the thread waits up to 5 ms for the GIL each time it has released it. So it
+releases it once to wait and once per message, and asks sockets whether they are ready instead of trying them.
 """
 
 from __future__ import annotations
@@ -267,10 +270,10 @@ class Sender:
         while self._replies and _say(control, self._replies[0]):
             self._replies.popleft()
         tick_s = self._tick_s if time.monotonic() > self._answering else min(TICK_S, self._tick_s)
-        timeout_ms = tick_s * 1000 if idle else 0
-        while control.poll(timeout_ms, zmq.POLLIN):
+        if idle:
+            control.poll(tick_s * 1000, zmq.POLLIN)
+        while _ready(control) & zmq.POLLIN:
             self.guard.run("control", self._hear, control.recv(zmq.NOBLOCK))
-            timeout_ms = 0
 
     def _pump(self, data: Any) -> bool:
         """Send what can be sent, up to a burst. Returns whether there is nothing to do before the next tick."""
@@ -318,9 +321,11 @@ class Sender:
     def _hand_over(self, data: Any, seq: int, sent: float, frames: list[Frame]) -> bool:
         import zmq
 
+        if not _ready(data) & zmq.POLLOUT:  # else the message would be packed again at every turn
+            return False
         envelope = wire.Envelope(wire.PROTO, self.source, self.epoch, seq, sent, self._retained.oldest)
         try:
-            data.send_multipart([wire.encode_envelope(envelope), *frames], zmq.NOBLOCK)
+            data.send_multipart(wire.pack([wire.encode_envelope(envelope), *frames]), zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
@@ -350,6 +355,13 @@ class Sender:
             self._answering = time.monotonic() + ANSWER_S
         if self._on_message is not None:  # under a place of its own: the hub's confirmation is heard regardless
             self.guard.run("on_message", self._on_message, message)
+
+
+def _ready(socket: Any) -> int:
+    """Return what a socket is ready for. Unlike a poll, and a receive that finds nothing, it keeps the GIL."""
+    import zmq
+
+    return int(socket.getsockopt(zmq.EVENTS))
 
 
 def _say(control: Any, message: wire.ControlToHub) -> bool:

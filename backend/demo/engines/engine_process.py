@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import sys
@@ -218,6 +219,14 @@ def _share() -> dict[str, int | float]:
     return {} if current_platform.is_cpu() else {"kv_cache_memory_bytes": KV_BYTES, "gpu_memory_utilization": GPU_SHARE}
 
 
+def take_gpu(engine: str) -> None:
+    """Spread the engines over the GPUs of this machine: a process sees one, unless it was told which."""
+    import torch
+
+    if (gpus := torch.cuda.device_count()) > 1:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", str(int(engine.removeprefix("e")) % gpus))
+
+
 async def serve(job: EngineJob) -> None:
     """Boot, then do what the trainer says until SIGTERM.
 
@@ -275,4 +284,6 @@ async def _until_terminated(work: Any) -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    asyncio.run(serve(decode(sys.argv[1], EngineJob)))
+    engine_job = decode(sys.argv[1], EngineJob)
+    take_gpu(engine_job.engine)
+    asyncio.run(serve(engine_job))
