@@ -218,7 +218,7 @@ def test_a_boundary_that_is_off_is_told_and_nothing_waits_for_it() -> None:
     desk.commands.check()
     (update,) = desk.commands.pop_updates()
     assert update.state == "refused"
-    assert f"failed {MAX_FAULTS} times at _handle_client_request" in update.reason
+    assert f"hook of _handle_client_request failed {MAX_FAULTS} times" in update.reason
 
 
 @pytest.mark.parametrize(("seam", "method"), [("boundary", "_handle_client_request"), ("step", "step_fn")])
@@ -227,7 +227,7 @@ def test_flags_say_of_a_seam_they_need_that_it_is_off(seam: str, method: str) ->
     desk.guard.faults[seam] = MAX_FAULTS
     for state in desk.board.states().values():
         assert not state.switchable
-        assert f"failed {MAX_FAULTS} times at {method}" in state.reason
+        assert f"hook of {method} failed {MAX_FAULTS} times" in state.reason
     assert desk.send("prefix_caching", "off", "d")[0].state == "refused"
 
 
