@@ -393,7 +393,7 @@ def test_somebody_elses_pause_is_not_resumed(run: Run) -> None:
     run.engine.run(llm.pause_generation(mode="keep", clear_cache=False))
     try:
         (refused,) = run.client.command(api.AskAct(api.new_id(), "resume"))
-        assert (refused.state, "theirs to resume" in refused.reason) == ("refused", True)
+        assert (refused.state, "has to resume it" in refused.reason) == ("refused", True)
         assert run.engine.run(llm.is_paused())
     finally:
         run.engine.run(llm.resume_generation())
@@ -412,7 +412,7 @@ def test_a_flushed_cache_is_not_hit_and_says_what_is_left(run: Run) -> None:
     assert cached("hit") == 96
     (flushed,) = run.client.command(api.AskAct(api.new_id(), "flush_cache"))
     assert (flushed.state, flushed.new) == ("applied", "0 blocks")
-    assert flushed.reason.endswith("blocks evicted, none is left")
+    assert flushed.reason.endswith("blocks evicted, none left")
     assert cached("cold") == 0
     for _ in range(5):  # requests may be over before the engine gets to it
         running = run.batch(tokens=40)  # a block is 32 tokens: each holds one that is cached

@@ -131,7 +131,7 @@ class Bench(Desk):
         self.commands.receive(
             Command(id, "", "", time.time() + seconds, PROBE, probe=probe, passages=passages)
         )  # fmt: skip
-        return self.commands.take_updates()
+        return self.commands.pop_updates()
 
     def states(self) -> list[str]:
         return [update.state for update in self.boundary()]

@@ -75,7 +75,7 @@ def test_every_turn_of_a_rank_in_lockstep_runs_one_forward_whatever_is_switched(
             else:
                 desk.send(*change, f"c{number}")
                 engine.turn("switch")
-                (update,) = desk.commands.take_updates()
+                (update,) = desk.commands.pop_updates()
                 assert (update.state, update.new) == ("applied", change[1])
             assert engine.forwards == number + 1
     assert desk.guard.faults == {}

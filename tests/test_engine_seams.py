@@ -18,7 +18,7 @@ import pytest
 from rltop.collectors.contract.rundir import RunDir
 from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
 from rltop.collectors.vllm import agent, patches, register
-from rltop.collectors.vllm.rollouts.tap import Noted, RequestAdded, StepOutputs
+from rltop.collectors.vllm.rollouts.tap import Record, RequestAdded, StepOutputs
 from tests.engine_doubles import EngineCore, Outputs, PauseState, output, request
 from tests.harness import HubStandIn, wait_for
 
@@ -149,7 +149,7 @@ def test_an_attach_that_raises_leaves_the_loop_alone(loops: Any) -> None:
 def test_a_loop_that_is_not_there_is_named(loops: Any) -> None:
     del loops.DPEngineCoreProc
     assert patches.install(lambda engine: lambda: None, Guard()) == [
-        f"{patches.MODULE}.DPEngineCoreProc.run_busy_loop is not there"
+        f"{patches.MODULE}.DPEngineCoreProc.run_busy_loop is missing"
     ]
 
 
@@ -175,7 +175,7 @@ def none(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-NAMES = [seam.name for seam in patches.SEAMS]
+NAMES = [seam.name for seam in patches.PATCH_POINTS]
 
 
 @pytest.mark.parametrize("hook", [raises, none])
@@ -197,11 +197,11 @@ def test_the_hosts_results_do_not_depend_on_ours(hook: Any) -> None:
 def test_it_is_told_that_steps_are_not_seen_any_more(name: str) -> None:
     guard, engine = Guard(), EngineCore()
     patches.InstalledPatches(engine, {name: raises}, guard)
-    assert patches.unseen(engine) == ""
+    assert patches.why_steps_unseen(engine) == ""
     for _ in range(30):
         engine.step_fn()
         engine.scheduler.update_from_output(None, None)
-    assert f"failed {MAX_FAULTS} times" in patches.unseen(engine)
+    assert f"failed {MAX_FAULTS} times" in patches.why_steps_unseen(engine)
 
 
 def test_the_hosts_exceptions_pass_unchanged() -> None:
@@ -218,7 +218,7 @@ def test_the_hosts_exceptions_pass_unchanged() -> None:
     assert caught.value is error
 
 
-CHANGES = [(seam, kind) for seam in patches.SEAMS for kind in ("renamed", "none", "other signature")]
+CHANGES = [(seam, kind) for seam in patches.PATCH_POINTS for kind in ("renamed", "none", "other signature")]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_seam_that_is_not_what_it_was_costs_one_capability(seam: patches.Patch
     guard = Guard()
     taps = patches.InstalledPatches(engine, dict.fromkeys(NAMES, none), guard)
     assert list(taps.missing) == [seam.name]
-    assert seam.why in taps.missing[seam.name]
+    assert seam.provides in taps.missing[seam.name]
 
 
 def test_utility_calls_still_see_the_originals_signature() -> None:
@@ -293,16 +293,16 @@ def test_a_record_that_cannot_be_read_costs_what_it_may_have_touched(quiet: None
     guard = Guard()
     watcher = agent.Agent(EngineCore(), RunDir(tmp_path), guard)
     outputs = {name: {0: Outputs([output(name, [5], finish="stop")])} for name in "ab"}
-    records: list[Noted] = [RequestAdded(0, 1, request("a"), 0.0)]
+    records: list[Record] = [RequestAdded(0, 1, request("a"), 0.0)]
     records += [StepOutputs(0, 1, {0: None}, 0.0, 0, None) for _ in range(faults)]
     records += [RequestAdded(0, 1, request("b"), 0.0)]
     records += [StepOutputs(0, 1, outputs[name], 0.0, 0, None) for name in "ab"]
-    watcher.tap.put = len(records)
+    watcher.tap.enqueued = len(records)
     watcher.tap.records.extend(records)
     watcher.close()
     followed = 1 if faults < MAX_FAULTS else 0  # of those after it; too many, and nothing is followed any more
     assert (watcher.assembler.published, watcher.assembler.dropped) == (followed, 1)
-    assert (guard.faults, watcher.tap.taken) == ({"assemble": faults}, len(records))
+    assert (guard.faults, watcher.tap.processed) == ({"assemble": faults}, len(records))
 
 
 @pytest.mark.parametrize("queue", ["kv_holding_waiting", "skipped_waiting"])

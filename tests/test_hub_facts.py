@@ -14,7 +14,7 @@ from rltop.backend.fleet.agreement import RECENT, SETTLE_S, SamplingFacts
 from rltop.backend.fleet.facts import BY_NAME, FACTS, compare, defaults, same_model, same_text, same_top_k
 from rltop.backend.fleet.facts_page import document
 from rltop.collectors.contract import wire
-from rltop.collectors.contract.facts import MAX_CHARS, MAX_FACTS, as_text, stated
+from rltop.collectors.contract.facts import MAX_CHARS, MAX_FACTS, as_text, checked_facts
 from rltop.collectors.contract.flags import FLAGS
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, engine_state, rollouts, sequences
@@ -284,4 +284,4 @@ def test_values_are_text_that_is_always_the_same() -> None:
 )  # fmt: skip
 def test_invalid_facts_are_refused(wrong: dict[object, object]) -> None:
     with pytest.raises(ValueError, match="fact"):
-        stated(wrong)
+        checked_facts(wrong)
