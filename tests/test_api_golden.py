@@ -1,7 +1,7 @@
-"""The bytes of the view and query sockets are frozen: tags and field names, in every message and in all that it holds.
+"""The bytes of the view and query sockets are frozen: the tags and field names of every message and its structs.
 
-``api_golden.json`` holds one msgpack frame per message as hex. ``python -m tests.test_api_golden`` adds new messages and
-new fields to it; it refuses to drop or rename anything.
+``api_golden.json`` holds one msgpack frame per message as hex. ``python -m tests.test_api_golden`` adds new messages
+and fields to it; it refuses to drop or rename anything.
 """
 
 from __future__ import annotations

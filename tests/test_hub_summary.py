@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from rltop.backend import metrics
 from rltop.backend.summary import Bounds, Gap, Pairs, Regression, SequenceSummary, Sizes, Spread, Strata, Summary
 from rltop.backend.summary.groups import MAX_GROUPS, Groups
-from rltop.backend.summary.kernel import FIGURES, PIECE_HIGH, PIECE_LOW, PIECE_N, PIECE_SUMS
+from rltop.backend.summary.kernel import FIGURE, RUN
 from rltop.backend.summary.token_runs import POSITION_EDGES, TokenRuns, cut, gap_of, reduce
 from tests import oracles
 
@@ -121,9 +121,9 @@ def test_bounds_merge_in_any_order_and_grouping(a: Bounds, b: Bounds, c: Bounds)
 
 
 def rows_of(rng: np.random.Generator, size: int) -> np.ndarray:
-    rows = np.abs(rng.normal(size=(size, PIECE_SUMS)))
-    rows[:, PIECE_N] = rng.integers(0, 5, size)
-    rows[:, PIECE_LOW], rows[:, PIECE_HIGH] = -rows[:, PIECE_HIGH], rows[:, PIECE_HIGH]
+    rows = np.abs(rng.normal(size=(size, len(RUN))))
+    rows[:, RUN.n] = rng.integers(0, 5, size)
+    rows[:, RUN.low], rows[:, RUN.high] = -rows[:, RUN.high], rows[:, RUN.high]
     return rows
 
 
@@ -201,10 +201,10 @@ def test_strata_hold_the_moments_of_their_sequences_and_merge(seed: int, rows: i
         s = np.array([math.fsum(values) for values in of_rows.values()])
         expected = [len(n), n.sum(), s.sum(), (n * n).sum(), (s * s).sum(), (n * s).sum()]
         assert told[key][1] == pytest.approx(expected)
-    halves = [pieces.only((pieces.group < rows // 2) == first) for first in (True, False)]
+    halves = [pieces.select((pieces.group < rows // 2) == first) for first in (True, False)]
     parts = [Strata.of(reduce(trainer, rollout, half), half, labels)[0] for half in halves]
     assert_like(parts[1] + parts[0], found)
-    assert found.moments.shape[1] == FIGURES
+    assert found.moments.shape[1] == len(FIGURE)
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(-5, 5)), min_size=3, max_size=30))

@@ -19,7 +19,8 @@ from rltop.backend.evidence import kernel
 from rltop.backend.join.batch import Batch
 from rltop.backend.measure.measure import BatchRuns
 from rltop.backend.summary.dimensions import LAG, OFFSET
-from rltop.backend.summary.strata import K3, Strata
+from rltop.backend.summary.kernel import FIGURE
+from rltop.backend.summary.strata import Strata
 from rltop.backend.summary.token_runs import POSITION_EDGES
 
 Floats = NDArray[np.float64]
@@ -172,7 +173,7 @@ def of(batch: Batch, cut: BatchRuns) -> dict[str, Evidence]:
         _plain(batch.arrays["trainer_logprobs"]), _plain(batch.arrays["rollout_logprobs"]),
         _column(batch, "old_logprobs"), _column(batch, "entropy"),
         pieces.start, pieces.end, begins[span], begins[span] + sizes[span], kinds[pieces.run], labels[pieces.run],
-        lags[pieces.run], pieces.position, pieces.place, pieces.group, own_moments, own_sums, extremes, aligned,
+        lags[pieces.run], pieces.position, pieces.engine, pieces.group, own_moments, own_sums, extremes, aligned,
         profile,
     )  # fmt: skip
     moments[:, : kernel.FIGURES], sums[:, : kernel.SUMS] = own_moments, own_sums
@@ -188,13 +189,13 @@ def of(batch: Batch, cut: BatchRuns) -> dict[str, Evidence]:
 def with_lags(evidence: Evidence, strata: Strata) -> Evidence:
     """The same, with k3 by lag as the summaries have it."""
     first = OFFSET[LAG.name]
-    lags = strata.moments[first : first + LAGS, K3]
+    lags = strata.moments[first : first + LAGS, FIGURE.k3]
     return Evidence(evidence.moments, evidence.sums, evidence.extremes, evidence.aligned, evidence.profile, lags)
 
 
 def _kinds(batch: Batch, cut: BatchRuns) -> tuple[Ints, Floats]:
     """Of each run: by what it is matched, and its lag."""
-    runs, now = cut.of_runs, batch.body.policy_version
+    runs, now = cut.sampled, batch.body.policy_version
     kinds = np.where(runs.matched, kernel.OLD, 0)
     lags = np.full(runs.version.size, np.nan)
     if now is not None:
@@ -204,7 +205,7 @@ def _kinds(batch: Batch, cut: BatchRuns) -> tuple[Ints, Floats]:
 
 
 def _labels(cut: BatchRuns) -> Ints:
-    prefix, update = cut.of_runs.labels["prefix"], cut.of_runs.labels["update"]
+    prefix, update = cut.sampled.labels["prefix"], cut.sampled.labels["update"]
     cache = np.where(prefix == 0, kernel.HIT, np.where(prefix == 1, kernel.MISS, 0))
     flight = np.where(update == 1, kernel.BEFORE, np.where(update == 2, kernel.AFTER, 0))
     labels: Ints = (cache + flight).astype(np.int64)
@@ -230,7 +231,7 @@ def _add(moments: Floats, place: int, figure: int, n: Iterable[float], s: Iterab
 
 def _add_contexts(batch: Batch, cut: BatchRuns, kinds: Ints, moments: Floats) -> None:
     """D of matched tokens that stand in their prompt or answer already, against that of the others."""
-    runs = cut.of_runs.runs
+    runs = cut.sampled.runs
     left, right, old = (
         batch.arrays["trainer_logprobs"],
         batch.arrays["rollout_logprobs"],
@@ -264,7 +265,7 @@ def _add_contexts(batch: Batch, cut: BatchRuns, kinds: Ints, moments: Floats) ->
                 )
         for side, figure in enumerate((SEEN, UNSEEN)):
             if sums[side, 0]:
-                _add(moments, int(runs.place[numbers[0]]), figure, [sums[side, 0]], [sums[side, 1]])
+                _add(moments, int(runs.engine[numbers[0]]), figure, [sums[side, 0]], [sums[side, 1]])
 
 
 def _add_repeats(batch: Batch, cut: BatchRuns, sums: Floats) -> None:
@@ -276,7 +277,7 @@ def _add_repeats(batch: Batch, cut: BatchRuns, sums: Floats) -> None:
     if rows.size < 2:
         return
     place = np.zeros(batch.rows, np.int64)
-    place[cut.of_runs.runs.row] = cut.of_runs.runs.place
+    place[cut.sampled.runs.row] = cut.sampled.runs.engine
     ids = _trained_ids(batch)
     left, right = (batch.arrays[name].astype(np.float64) for name in ("trainer_logprobs", "rollout_logprobs"))
     _, same = np.unique(keys[rows], return_inverse=True)
@@ -366,12 +367,12 @@ def _add_requests(batch: Batch, cut: BatchRuns, moments: Floats, sums: Floats, e
 
 
 def _add_rows(batch: Batch, cut: BatchRuns, moments: Floats, sums: Floats) -> None:
-    sums[:, ROWS] += np.bincount(cut.row_places, minlength=len(sums))
+    sums[:, ROWS] += np.bincount(cut.row_engines, minlength=len(sums))
     rewards = batch.arrays.get("rewards")
     if rewards is None:
         return
     fine = np.isfinite(rewards)
     for place in range(len(sums)):
-        reward = rewards[fine & (cut.row_places == place)].astype(np.float64)
+        reward = rewards[fine & (cut.row_engines == place)].astype(np.float64)
         if reward.size:
             _add(moments, place, REWARD, np.ones(reward.size), reward)

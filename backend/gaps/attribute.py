@@ -18,8 +18,9 @@ from rltop.backend.measure.intervals import estimate, interval
 from rltop.backend.summary import Floats, Regression, Strata, Summary
 from rltop.backend.summary.dimensions import ALL, LAG, PROBABILITY
 from rltop.backend.summary.groups import Groups
+from rltop.backend.summary.kernel import FIGURE, MOMENT
 from rltop.backend.summary.lagline import Estimate, lag_line
-from rltop.backend.summary.strata import ABS, K3, D, Packed, X
+from rltop.backend.summary.strata import Packed
 from rltop.backend.util.bounded import ByteBoundedCache
 
 TOTAL_BYTES = 32 << 20
@@ -36,7 +37,7 @@ class EngineSums:
     strata: Packed
     matched: Packed
     old: bool
-    line: Regression
+    lag_regression: Regression
     groups: Groups
 
     @property
@@ -54,7 +55,7 @@ class StepParts:
     def add(self, step: int, summaries: dict[str, Summary]) -> None:
         """A step is done. One that comes again, from a restarted trainer, takes the place of its first telling."""
         parts = {
-            engine: EngineSums(s.strata.packed(), s.matched.packed(), s.backend.n > 0, s.line, s.groups)
+            engine: EngineSums(s.strata.packed(), s.matched.packed(), s.backend.n > 0, s.lag_regression, s.groups)
             for engine, s in summaries.items()
             if s.gap.n
         }
@@ -92,7 +93,9 @@ def attribution(
         [*_told(strata), *_epochs(of_epochs, set(numbers)), *_prompts(part.groups for part in every)],
         of_matched,
         ("old" if old else "lag0") if of_matched else None,
-        list(_lines({e: sum((p.line for p in parts), Regression()) for e, parts in by_engine.items()}, strata)),
+        list(
+            _lines({e: sum((p.lag_regression for p in parts), Regression()) for e, parts in by_engine.items()}, strata)
+        ),
     )
 
 
@@ -102,7 +105,7 @@ def _told(strata: dict[str, Strata]) -> Iterator[Stratum]:
     for dimension, label, moments in fleet:
         told = _stratum(dimension.name, label, moments)
         if dimension is PROBABILITY and (others := fleet.others[dimension.strata.index(label)]):
-            told = msgspec.structs.replace(told, abs_diff_per_1_minus_p=float(moments[ABS, 2] / others))
+            told = msgspec.structs.replace(told, abs_diff_per_1_minus_p=float(moments[FIGURE.abs_d, MOMENT.s] / others))
         yield told
     named = {engine or "unknown": own for engine, own in sorted(strata.items())}
     for engine, own in named.items():
@@ -112,13 +115,13 @@ def _told(strata: dict[str, Strata]) -> Iterator[Stratum]:
 
 
 def _stratum(dimension: str, label: str, moments: Floats, engine: str | None = None) -> Stratum:
-    diff, abs_diff, k3, excess = (_estimate(moments[figure]) for figure in (D, ABS, K3, X))
+    diff, abs_diff, k3, excess = map(_estimate, moments)
     ratio = Interval(
         1 + excess.mean,
         None if excess.low is None else 1 + excess.low,
         None if excess.high is None else 1 + excess.high,
     )
-    sequences, tokens = int(moments[K3, 0]), int(moments[K3, 1])
+    sequences, tokens = int(moments[FIGURE.k3, MOMENT.sequences]), int(moments[FIGURE.k3, MOMENT.n])
     return Stratum(dimension, label, tokens, sequences, abs_diff, k3, ratio, diff, engine)
 
 
@@ -149,8 +152,10 @@ def _epochs(steps: Sequence[StepCells], numbers: set[int]) -> Iterator[Stratum]:
 
 def _prompts(groups: Iterable[Groups]) -> Iterator[Stratum]:
     whole = sum(groups, Groups())
-    tokens = whole.moments[:, K3, 1]
-    means = np.divide(whole.moments[:, K3, 2], tokens, out=np.full(tokens.size, -np.inf), where=tokens > 0)
+    tokens = whole.moments[:, FIGURE.k3, MOMENT.n]
+    means = np.divide(
+        whole.moments[:, FIGURE.k3, MOMENT.s], tokens, out=np.full(tokens.size, -np.inf), where=tokens > 0
+    )
     for number in np.argsort(-means, kind="stable")[:MAX_PROMPTS]:
         if tokens[number]:
             yield _stratum("prompt", f"{int(whole.keys[number]):016x}", whole.moments[number])

@@ -12,8 +12,8 @@ import numpy as np
 from rltop.backend.api.profiles import Mismatch, Profile
 from rltop.backend.summary import Floats, Ints, Summary
 from rltop.backend.summary.dimensions import CACHE, LAG, OFFSET, POSITION, PROBABILITY
+from rltop.backend.summary.kernel import FIGURE, MOMENT
 from rltop.backend.summary.moments import MIDDLES
-from rltop.backend.summary.strata import ABS, K3, D
 from rltop.backend.util.bounded import ByteBoundedCache
 
 EDGES: tuple[float, ...] = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-10, 3))
@@ -52,9 +52,13 @@ class GapShape:
     def of(cls, summary: Summary) -> GapShape:
         """What a summary knows of it."""
         moments = summary.strata.moments[_ROWS]
-        sums = np.concatenate(
-            [moments[:, D, 1:2], moments[:, (D, ABS, K3), 2], moments[:, ABS, :1], moments[:, ABS, 3:]], axis=1
-        )
+        of_abs = moments[:, FIGURE.abs_d]
+        means = [
+            moments[:, FIGURE.d, MOMENT.n],
+            *(moments[:, f, MOMENT.s] for f in (FIGURE.d, FIGURE.abs_d, FIGURE.k3)),
+        ]
+        spreads = [of_abs[:, MOMENT.sequences], of_abs[:, MOMENT.nn], of_abs[:, MOMENT.ss], of_abs[:, MOMENT.ns]]
+        sums = np.stack([*means, *spreads], axis=1)
         bins = np.bincount(_COARSE, summary.gap.bins, _BINS).astype(np.int64)
         return cls(bins, sums, summary.tokens, summary.gap.invalid)
 

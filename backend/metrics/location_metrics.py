@@ -9,7 +9,7 @@ import numpy as np
 
 from rltop.backend.metrics.metric import MISMATCH, Metric, MetricFamily, Thresholds, Values
 from rltop.backend.summary.dimensions import OFFSET, POSITION, POSITIONS
-from rltop.backend.summary.strata import ABS
+from rltop.backend.summary.kernel import FIGURE, MOMENT
 
 if TYPE_CHECKING:
     from rltop.backend.summary import Summary
@@ -27,11 +27,11 @@ MIN_ENGINES = 4
 
 def gap_jump_position(s: Summary) -> float | None:
     """Where the position profile first exceeds ``JUMP`` times its median."""
-    rows = s.strata.moments[OFFSET[POSITION.name] :][: len(POSITION.strata), ABS]
-    judged = np.flatnonzero(rows[:, 1] >= JUMP_TOKENS)
+    rows = s.strata.moments[OFFSET[POSITION.name] :][: len(POSITION.strata), FIGURE.abs_d]
+    judged = np.flatnonzero(rows[:, MOMENT.n] >= JUMP_TOKENS)
     if not judged.size:
         return None
-    means = rows[judged, 2] / rows[judged, 1]
+    means = rows[judged, MOMENT.s] / rows[judged, MOMENT.n]
     above = np.flatnonzero(means > JUMP * np.median(means))
     return float(POSITIONS[judged[above[0]]]) if above.size else None
 

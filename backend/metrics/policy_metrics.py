@@ -19,10 +19,10 @@ from rltop.backend.metrics.metric import (
     share,
 )
 from rltop.backend.metrics.trainer_metrics import GRAD_NORM_Z
-from rltop.backend.summary import engine_summary as w
-from rltop.backend.summary import kernel as k
-from rltop.backend.summary import sequences as q
+from rltop.backend.summary.engine_summary import ADVANTAGE
+from rltop.backend.summary.kernel import SUM, TIS_CAP
 from rltop.backend.summary.lagline import END, MIN_SPAN, lag_line
+from rltop.backend.summary.sequences import CORRECT, SEQ, SEQ_EXTREME
 
 if TYPE_CHECKING:
     from rltop.backend.summary import Gap, Summary
@@ -42,7 +42,7 @@ def negative(value: float | None) -> float | None:
 
 def surplus_nll(s: Summary) -> float | None:
     """Mean of -trainer logprob, less the mean entropy."""
-    nll = negative(s.gap.share(k.LEFT))
+    nll = negative(s.gap.mean_of(SUM.left))
     return None if nll is None or s.entropy.mean is None else nll - s.entropy.mean
 
 
@@ -54,7 +54,7 @@ def correction(s: Summary) -> Gap:
 
 def line(s: Summary, *, foot: bool, error: bool = False) -> float | None:
     """Foot or slope of the line of k3 on lag, or its standard error, where it can be told."""
-    found = lag_line(s.line, s.strata)
+    found = lag_line(s.lag_regression, s.strata)
     told = None if found is None else found.at_lag0 if foot else found.per_lag
     return None if told is None else told[error]
 
@@ -79,38 +79,38 @@ SEQUENCES = MetricFamily(
     "Per sequence first, then over sequences.",
     (
         Metric("trainer_log_ppl", "nats", "sequence", "mean over sequences of -mean trainer logprob", VERL, "none",
-               lambda s: s.whole.share(q.LOG_PPL_LEFT), aliases=("verl: rollout_corr/training_log_ppl",)),
+               lambda s: s.per_sequence.mean_of(SEQ.log_ppl_left), aliases=("verl: rollout_corr/training_log_ppl",)),
         Metric("rollout_log_ppl", "nats", "sequence", "mean over sequences of -mean rollout logprob", VERL, "none",
-               lambda s: s.whole.share(q.LOG_PPL_RIGHT), aliases=("verl: rollout_corr/rollout_log_ppl",)),
+               lambda s: s.per_sequence.mean_of(SEQ.log_ppl_right), aliases=("verl: rollout_corr/rollout_log_ppl",)),
         Metric("trainer_ppl", "perplexity", "sequence", "mean over sequences of exp(-mean trainer logprob)", VERL,
-               "none", lambda s: s.whole.share(q.PPL_LEFT), aliases=("verl: rollout_corr/training_ppl",)),
+               "none", lambda s: s.per_sequence.mean_of(SEQ.ppl_left), aliases=("verl: rollout_corr/training_ppl",)),
         Metric("rollout_ppl", "perplexity", "sequence", "mean over sequences of exp(-mean rollout logprob)", VERL,
-               "none", lambda s: s.whole.share(q.PPL_RIGHT), aliases=("verl: rollout_corr/rollout_ppl",)),
+               "none", lambda s: s.per_sequence.mean_of(SEQ.ppl_right), aliases=("verl: rollout_corr/rollout_ppl",)),
         Metric("log_ppl_diff", "nats", "sequence", "mean over sequences of -mean d", VERL, "away from 0",
-               lambda s: s.whole.log_ppl_diff, aliases=("verl: rollout_corr/log_ppl_diff",)),
+               lambda s: s.per_sequence.log_ppl_diff, aliases=("verl: rollout_corr/log_ppl_diff",)),
         Metric("log_ppl_abs_diff", "nats", "sequence", "mean over sequences of |mean d|", VERL, "high",
-               lambda s: s.whole.share(q.LOG_PPL_ABS), aliases=("verl: rollout_corr/log_ppl_abs_diff",)),
+               lambda s: s.per_sequence.mean_of(SEQ.log_ppl_abs), aliases=("verl: rollout_corr/log_ppl_abs_diff",)),
         Metric("log_ppl_diff_max", "nats", "sequence", "greatest -mean d of a sequence", VERL, "none",
-               lambda s: s.whole.extreme(q.LOG_PPL_HIGH), aliases=("verl: rollout_corr/log_ppl_diff_max",)),
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.log_ppl_high), aliases=("verl: rollout_corr/log_ppl_diff_max",)),
         Metric("log_ppl_diff_min", "nats", "sequence", "smallest -mean d of a sequence", VERL, "none",
-               lambda s: s.whole.extreme(q.LOG_PPL_LOW), aliases=("verl: rollout_corr/log_ppl_diff_min",)),
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.log_ppl_low), aliases=("verl: rollout_corr/log_ppl_diff_min",)),
         Metric("ppl_ratio", "ratio", "sequence", "mean over sequences of exp(-mean d)", VERL, "away from 1",
-               lambda s: s.whole.share(q.PPL_RATIO), aliases=("verl: rollout_corr/ppl_ratio",)),
+               lambda s: s.per_sequence.mean_of(SEQ.ppl_ratio), aliases=("verl: rollout_corr/ppl_ratio",)),
         Metric("seq_mult_prob_error", "ratio", "sequence", "mean over sequences of their mean exp(|d|)", "NeMo-RL",
-               "high", lambda s: s.whole.share(q.MULT), aliases=("NeMo-RL: mean_seq_mult_prob_error",)),
+               "high", lambda s: s.per_sequence.mean_of(SEQ.mult), aliases=("NeMo-RL: mean_seq_mult_prob_error",)),
         Metric("seq_mult_prob_error_max", "ratio", "sequence", "greatest mean exp(|d|) of a sequence", "NeMo-RL",
-               "none", lambda s: s.whole.extreme(q.MULT_HIGH), aliases=("NeMo-RL: max_seq_mult_prob_error",)),
+               "none", lambda s: s.per_sequence.extreme(SEQ_EXTREME.mult_high), aliases=("NeMo-RL: max_seq_mult_prob_error",)),
         Metric("seq_ratio_geo_min", "ratio", "sequence", "smallest exp(mean d) of a sequence", VERL, "none",
-               lambda s: s.whole.extreme(q.GEO_LOW)),
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.geo_low)),
         Metric("seq_ratio_geo_max", "ratio", "sequence", "greatest exp(mean d) of a sequence", VERL, "none",
-               lambda s: s.whole.extreme(q.GEO_HIGH)),
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.geo_high)),
         Metric("seq_ratio_prod_min", "ratio", "sequence", "smallest exp(sum of d) of a sequence", VERL, "none",
-               lambda s: s.whole.extreme(q.PROD_LOW),
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.prod_low),
                aliases=("verl: rollout_corr/rollout_is_min (sequence level; not held at -20)",)),
         Metric("seq_ratio_prod_max", "ratio", "sequence", "greatest exp(sum of d) of a sequence", VERL, "none",
-               lambda s: s.whole.extreme(q.PROD_HIGH), aliases=("verl: rollout_corr/rollout_is_max (sequence level)",)),
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.prod_high), aliases=("verl: rollout_corr/rollout_is_max (sequence level)",)),
         Metric("len_scaling_slope", "per e-fold", "sequence", "least-squares slope of ln |mean d| on ln length",
-               "tunix issue 2129", "high", lambda s: s.whole.scaling_slope, reading="About -0.5: independent noise of "
+               "tunix issue 2129", "high", lambda s: s.per_sequence.scaling_slope, reading="About -0.5: independent noise of "
                        "tokens. About 0: a bias that all tokens share."),
     ),
 )  # fmt: skip
@@ -132,7 +132,7 @@ MASKS = MetricFamily(
                "slime: pg_clipfrac (both sides)")),
         Metric("kept_token_frac", "share", "token", "tokens that are clipped on neither side, as clip_frac_low and "
                "clip_frac_high count; for gspo, all tokens of a clipped sequence are", PPO, "low",
-               lambda s: s.kept.mean, Thresholds(0.8, 0.5, "rltop; miles docs: 0.2 clipped is the end of healthy"),
+               lambda s: s.unclipped.mean, Thresholds(0.8, 0.5, "rltop; miles docs: 0.2 clipped is the end of healthy"),
                reading="What is left to learn from. A correction that masks ever more makes other figures look better "
                        "while it falls.", needs="clip bounds and advantages, or an explicit mask of what is clipped"),
         Metric("noise_clip_frac_low", "share", "token; sequence for gspo", "what noise of standard deviation noise_std "
@@ -142,35 +142,35 @@ MASKS = MetricFamily(
                needs=_BOUND),
         Metric("noise_clip_frac_high", "share", "token; sequence for gspo", "likewise for clip_frac_high", "rltop",
                "none", lambda s: s.noise_clip(high=True), needs=_BOUND),
-        Metric("tis_clip_frac", "share", "token", f"tokens with exp(d) > {k.TIS_CAP:g}", VERL, "high",
-               lambda s: s.gap.share(k.OVER_CAP), Thresholds(1e-3, 1e-2, "rltop"),
+        Metric("tis_clip_frac", "share", "token", f"tokens with exp(d) > {TIS_CAP:g}", VERL, "high",
+               lambda s: s.gap.mean_of(SUM.over_cap), Thresholds(1e-3, 1e-2, "rltop"),
                ("verl: rollout_corr/rollout_is_ratio_fraction_high", "slime: tis_clipfrac (also below its lower bound)",
                "SkyRL: policy/loss_metrics/tis_token_clip_high_ratio")),
-        Metric("tis_seq_clip_frac", "share", "sequence", f"sequences with exp(sum of d) > {k.TIS_CAP:g}", VERL, "high",
-               lambda s: s.whole.share(q.OVER_CAP)),
+        Metric("tis_seq_clip_frac", "share", "sequence", f"sequences with exp(sum of d) > {TIS_CAP:g}", VERL, "high",
+               lambda s: s.per_sequence.mean_of(SEQ.over_cap)),
         Metric("icepop_mask_frac", "share", "token", "tokens with exp(d) outside 0.5 to 5", "IcePop", "high",
-               lambda s: s.gap.share(k.OUT_ICEPOP), Thresholds(1e-3, 1e-2, "rltop"),
+               lambda s: s.gap.mean_of(SUM.outside_icepop), Thresholds(1e-3, 1e-2, "rltop"),
                ("verl: rollout_corr/rollout_is_oob_ratio (IcePop 0.5_5)", "NeMo-RL: is_oob_ratio (icepop)")),
         Metric("geo_mask_frac", "share", "sequence", "sequences with exp(mean d) outside 0.99 to 1.01", "SkyRL", "high",
-               lambda s: s.whole.share(q.OUT_GEO),
+               lambda s: s.per_sequence.mean_of(SEQ.outside_geo),
                aliases=("verl: rollout_corr/rollout_rs_masked_fraction (geometric)",)),
         Metric("prod_mask_frac", "share", "sequence", "sequences with exp(sum of d) outside 0.5 to 2", "SkyRL", "high",
-               lambda s: s.whole.share(q.OUT_PROD), reading="Rises with length even where every token is healthy."),
+               lambda s: s.per_sequence.mean_of(SEQ.outside_prod), reading="Rises with length even where every token is healthy."),
         Metric("seq_err_mask_frac", "share", "sequence", "sequences with mean exp(|d|) > 2", "NeMo-RL", "high",
-               lambda s: s.whole.share(q.OVER_MULT), aliases=("NeMo-RL: num_masked_seqs (a count)",)),
-        Metric("masked_correct_frac", "share", "sequence", f"sequences with a reward of {q.CORRECT:g} or more, of "
-               "those with mean exp(|d|) > 2", "NeMo-RL", "high", lambda s: share(s.whole.over_correct, s.whole.over),
+               lambda s: s.per_sequence.mean_of(SEQ.over_mult), aliases=("NeMo-RL: num_masked_seqs (a count)",)),
+        Metric("masked_correct_frac", "share", "sequence", f"sequences with a reward of {CORRECT:g} or more, of "
+               "those with mean exp(|d|) > 2", "NeMo-RL", "high", lambda s: share(s.per_sequence.over_correct, s.per_sequence.over),
                aliases=("NeMo-RL: masked_correct_pct (reward exactly 1)",), needs="rewards, and a sequence that the "
                "error mask rejects", reading="Far above the share of correct ones among all: the mask throws away what "
                        "the policy should learn from."),
         Metric("opsm_mask_frac", "share", "sequence", "mean advantage < 0 and -mean d > 0.5, of sequences with "
                "advantages", "DeepSeek-V3.2; TRL's example bound", "high",
-               lambda s: share(s.whole.opsm, s.whole.gained)),
+               lambda s: share(s.per_sequence.opsm, s.per_sequence.gained)),
         Metric("adv_weighted_diff", "nats", "token", "mean of A d", MISMATCH, "away from 0",
-               lambda s: share(float(s.advantage[w.ADV_D]), float(s.advantage[w.ADV_N])),
+               lambda s: share(float(s.advantage[ADVANTAGE.d]), float(s.advantage[ADVANTAGE.n])),
                reading="First-order bias of the policy gradient's objective."),
         Metric("adv_weighted_abs_diff", "nats", "token", "sum of |A| |d| / sum of |A|", MISMATCH, "high",
-               lambda s: share(float(s.advantage[w.ADV_ABS]), float(s.advantage[w.ADV]))),
+               lambda s: share(float(s.advantage[ADVANTAGE.abs_d]), float(s.advantage[ADVANTAGE.size]))),
     ),
 )  # fmt: skip
 
@@ -182,10 +182,10 @@ ENTROPY = MetricFamily(
                lambda s: s.entropy.mean, aliases=("verl: actor/entropy", "TRL: entropy", "prime-rl: entropy/all/mean",
                "PipelineRL: rl/entropy")),
         Metric("entropy_sample_rollout", "nats", "token", "mean of -rollout logprob", "tinker-cookbook", "none",
-               lambda s: negative(s.gap.share(k.RIGHT)), aliases=("tinker-cookbook: optim/entropy",
+               lambda s: negative(s.gap.mean_of(SUM.right)), aliases=("tinker-cookbook: optim/entropy",
                "PipelineRL: rl/old_logprobs (its negative, sequence mean)")),
         Metric("entropy_sample_trainer", "nats", "token", "mean of -exp(d) trainer logprob", "NeMo-RL", "none",
-               lambda s: negative(s.gap.share(k.RHO_LEFT)), aliases=("NeMo-RL: approx_entropy",)),
+               lambda s: negative(s.gap.mean_of(SUM.ratio_left)), aliases=("NeMo-RL: approx_entropy",)),
         Metric("nll_minus_entropy", "nats", "token", "mean of -trainer logprob - entropy", MISMATCH, "away from 0",
                surplus_nll, Thresholds(0.1, 0.2, "rltop: -0.3 at T = 0.7 or top_p = 0.9, within 0.05 in healthy runs"),
                reading="Far below 0: tokens were sampled from a sharper distribution than the trainer's, even where "
@@ -206,7 +206,7 @@ LAG = MetricFamily(
         Metric("lag_max", "versions", "token", "greatest lag of a token", MISMATCH, "high", lambda s: s.lag.max,
                Thresholds(4, 8, "default limits: TRL 3, SkyRL 4, prime-rl 8"), ("prime-rl: off_policy/max",)),
         Metric("lag_unknown_frac", "share", "token", "tokens whose version is not known, where the trainer told its "
-               "own", MISMATCH, "high", lambda s: share(s.dated - s.lag.n, s.dated)),
+               "own", MISMATCH, "high", lambda s: share(s.lag_expected - s.lag.n, s.lag_expected)),
         Metric("spanning_frac", "share", "sequence", "sequences sampled under two or more policy versions", MISMATCH,
                "none", lambda s: share(s.spanning, s.versions.n), aliases=("verl: partial/partial_ratio",)),
         Metric("versions_per_seq_mean", "versions", "sequence", "policy versions that sampled a sequence, mean over "
@@ -259,17 +259,17 @@ SPLIT = MetricFamily(
         Metric("correction_ess", "share", "token", "ESS of exp(old - rollout), all tokens with an old logprob; of "
                "exp(trainer - rollout) where there is none", "Kish (1965)", "low", lambda s: correction(s).ess,
                Thresholds(0.95, 0.3, "amber: rltop; red: verl's alert")),
-        Metric("correction_ess_capped", "share", "token", f"likewise, weights capped at {k.TIS_CAP:g}", "Kish (1965)",
+        Metric("correction_ess_capped", "share", "token", f"likewise, weights capped at {TIS_CAP:g}", "Kish (1965)",
                "low", lambda s: correction(s).ess_capped, Thresholds(0.5, 0.3, "verl docs")),
         Metric("lag0_abs_diff_mean", "nats", "token", "mean of |d| over tokens that the trainer's own version sampled",
-               MISMATCH, "high", lambda s: s.fresh.abs_mean, SLIME_ABS, reading="The version-matched estimate where "
+               MISMATCH, "high", lambda s: s.lag0.abs_mean, SLIME_ABS, reading="The version-matched estimate where "
                        "there are no old logprobs."),
         Metric("lag0_k3", "nats", "token", "mean of exp(d) - 1 - d, same tokens", SCHULMAN, "high",
-               lambda s: s.fresh.k3, NEMO_K3, reading="Above 0.01 in the first step: other tokens, template or weights "
+               lambda s: s.lag0.k3, NEMO_K3, reading="Above 0.01 in the first step: other tokens, template or weights "
                        "(tinker-cookbook)."),
         Metric("lag0_ratio_mean", "ratio", "token", "mean of exp(d), same tokens", MISMATCH, "away from 1",
-               lambda s: s.fresh.ratio, DENSITY),
-        Metric("lag0_tokens", "tokens", "token", "those tokens", MISMATCH, "none", lambda s: float(s.fresh.n)),
+               lambda s: s.lag0.ratio, DENSITY),
+        Metric("lag0_tokens", "tokens", "token", "those tokens", MISMATCH, "none", lambda s: float(s.lag0.n)),
         Metric("noise_std", "nats", "token", "standard deviation of the version-matched d: old - rollout where there "
                "is one, else trainer - rollout at lag 0", MISMATCH, "high", lambda s: s.noise,
                needs=_MATCHED, reading="0.022 for a 7B model in bfloat16 with a float32 head on both sides, 0.039 "
@@ -298,11 +298,11 @@ HEALTH = MetricFamily(
         Metric("sequences", "sequences", "sequence", "sequences of update 0", MISMATCH, "none",
                lambda s: float(s.sequences)),
         Metric("response_len_mean", "tokens", "sequence", "mean of the sequences' trained tokens", MISMATCH, "none",
-               lambda s: s.whole.lengths.mean, aliases=("TRL: completions/mean_length", "verl: response_length/mean")),
+               lambda s: s.per_sequence.lengths.mean, aliases=("TRL: completions/mean_length", "verl: response_length/mean")),
         Metric("response_len_p95", "tokens", "sequence", "95th percentile of the same", MISMATCH, "none",
-               lambda s: s.whole.sizes.quantile(0.95)),
+               lambda s: s.per_sequence.sizes.quantile(0.95)),
         Metric("response_len_max", "tokens", "sequence", "greatest of the same", MISMATCH, "none",
-               lambda s: s.whole.lengths.max, aliases=("TRL: completions/max_length", "verl: response_length/max")),
+               lambda s: s.per_sequence.lengths.max, aliases=("TRL: completions/max_length", "verl: response_length/max")),
         Metric("joined_fraction", "share", "sequence", "sequences found among the engines' rollouts, of those with a "
                "trained token", MISMATCH, "low", lambda s: share(s.joined, s.joinable)),
         Metric("prefix_hit_rate", "share", "request", "cached / prompt tokens of the joined rollouts; a request whose "
@@ -321,7 +321,7 @@ HEALTH = MetricFamily(
                lambda s: share(s.failed, s.requests), Thresholds(0.05, 0.25, "amber: prime-rl docs; red: rltop")),
         Metric("repetition_frac", "share", "sequence", "sequences of 256 trained tokens or more whose last 2500, one "
                "byte for each kind of token, zlib makes ten times smaller, of all", "slime: has_repetition, there of "
-               "10,000 characters", "high", lambda s: share(s.repeating, s.read),
+               "10,000 characters", "high", lambda s: share(s.repetitive, s.repetition_checked),
                Thresholds(0.05, 0.25, "amber: prime-rl, miles docs; red: rltop"), ("slime: repetition_frac (of text)",),
                reading="Sequences that end in a loop: a policy that falls apart, or no way out of a budget."),
         GRAD_NORM_Z,

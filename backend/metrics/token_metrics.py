@@ -18,10 +18,9 @@ from rltop.backend.metrics.metric import (
     Thresholds,
     share,
 )
-from rltop.backend.summary import kernel as k
-from rltop.backend.summary import sequences as q
 from rltop.backend.summary.dimensions import OFFSET, PROBABILITY
-from rltop.backend.summary.strata import ABS, K3, D
+from rltop.backend.summary.kernel import FIGURE, MOMENT, POSITIVE, PROB_BINS, SUM, TIS_CAP, ZERO_GAP
+from rltop.backend.summary.sequences import SEQ
 
 if TYPE_CHECKING:
     from rltop.backend.summary import Summary
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 _FIRST_PROB = OFFSET[PROBABILITY.name]
 _LOW_PROB = slice(_FIRST_PROB, _FIRST_PROB + 2)
-_EVERY_PROB = slice(_FIRST_PROB, _FIRST_PROB + k.PROB_BINS)
+_EVERY_PROB = slice(_FIRST_PROB, _FIRST_PROB + PROB_BINS)
 
 
 def less_one(value: float | None) -> float | None:
@@ -45,24 +44,24 @@ def entropy_ratio(s: Summary) -> float | None:
 
 def low_probability(s: Summary) -> float | None:
     """Share of tokens in the strata of rollout probability below 1e-3."""
-    return share(float(s.strata.moments[_LOW_PROB, D, 1].sum()), s.gap.n)
+    return share(float(s.strata.moments[_LOW_PROB, FIGURE.d, MOMENT.n].sum()), s.gap.n)
 
 
 def low_probability_mean(s: Summary) -> float | None:
     """Mean of d over those tokens."""
-    n, total = (float(s.strata.moments[_LOW_PROB, D, moment].sum()) for moment in (1, 2))
+    n, total = (float(s.strata.moments[_LOW_PROB, FIGURE.d, moment].sum()) for moment in (MOMENT.n, MOMENT.s))
     return share(total, n)
 
 
 def low_probability_part(s: Summary) -> float | None:
     """Share of all k3 that those tokens have."""
-    low, every = (float(s.strata.moments[rows, K3, 2].sum()) for rows in (_LOW_PROB, _EVERY_PROB))
+    low, every = (float(s.strata.moments[rows, FIGURE.k3, MOMENT.s].sum()) for rows in (_LOW_PROB, _EVERY_PROB))
     return share(low, every)
 
 
 def per_others(s: Summary) -> float | None:
     """Mean |d| over the mean of 1 - p, p the rollout probability."""
-    return share(float(s.strata.moments[_EVERY_PROB, ABS, 2].sum()), float(s.strata.others.sum()))
+    return share(float(s.strata.moments[_EVERY_PROB, FIGURE.abs_d, MOMENT.s].sum()), float(s.strata.others.sum()))
 
 
 CORRECTNESS = MetricFamily(
@@ -91,18 +90,18 @@ CORRECTNESS = MetricFamily(
         Metric("invalid_frac", "share", "token", "tokens with a non-finite trainer or rollout logprob", MISMATCH,
                "high", lambda s: share(s.gap.invalid, s.gap.tokens), ANY),
         Metric("nan_logprob_frac", "share", "token", "tokens with a NaN logprob", MISMATCH, "high",
-               lambda s: s.gap.share_of_all(k.NAN), ANY),
+               lambda s: s.gap.share_of_all(SUM.nan), ANY),
         Metric("inf_logprob_frac", "share", "token", "tokens with an infinite logprob and no NaN", MISMATCH, "high",
-               lambda s: s.gap.share_of_all(k.INF), ANY),
+               lambda s: s.gap.share_of_all(SUM.infinite), ANY),
         Metric("zero_logprob_frac", "share", "token",
-               f"rollout logprob exactly 0.0 and the trainer's below -{k.ZERO_GAP}; they stay in all other figures",
-               "rllm issue 816", "high", lambda s: s.gap.share_of_all(k.ZERO), ANY,
+               f"rollout logprob exactly 0.0 and the trainer's below -{ZERO_GAP}; they stay in all other figures",
+               "rllm issue 816", "high", lambda s: s.gap.share_of_all(SUM.suspect_zero), ANY,
                reading="Placeholders taken for logprobs, or top_k = 1 (top_p below 0.78) with processed logprobs."),
-        Metric("positive_logprob_frac", "share", "token", f"tokens with a logprob above {k.POSITIVE}", MISMATCH, "high",
-               lambda s: s.gap.share_of_all(k.ABOVE), ANY, reading="No probability is above 1: these are other "
+        Metric("positive_logprob_frac", "share", "token", f"tokens with a logprob above {POSITIVE}", MISMATCH, "high",
+               lambda s: s.gap.share_of_all(SUM.positive), ANY, reading="No probability is above 1: these are other "
                        "numbers."),
         Metric("clamped_frac", "share", "token", "valid tokens with |d| > 20, which is where d is held", MISMATCH,
-               "high", lambda s: s.gap.share(k.CLAMPED), Thresholds(0.0, 1e-2, "rltop")),
+               "high", lambda s: s.gap.mean_of(SUM.clamped), Thresholds(0.0, 1e-2, "rltop")),
     ),
 )  # fmt: skip
 
@@ -138,7 +137,7 @@ LOGPROB_GAP = MetricFamily(
                aliases=("TRL: sampling/sampling_logp_difference/max",
                "SkyRL: policy/rollout_train_logprobs_abs_diff_max")),
         Metric("logp_abs_diff_seq_mean", "nats", "sequence", "mean over sequences of their mean |d|", MISMATCH, "high",
-               lambda s: s.whole.share(q.ABS), SLIME_ABS, ("slime: train_rollout_logprob_abs_diff",
+               lambda s: s.per_sequence.mean_of(SEQ.abs_d), SLIME_ABS, ("slime: train_rollout_logprob_abs_diff",
                "PipelineRL: rl/mean_abs_log_ratio_new_old"), reading="Short sequences weigh as much as long ones."),
     ),
 )  # fmt: skip
@@ -148,7 +147,7 @@ PROB_GAP = MetricFamily(
     "p = exp(logprob). Not to be compared with nats.",
     (
         Metric("probs_diff_mean", "probability", "token", "mean of |p trainer - p rollout|", "verl debug metrics",
-               "high", lambda s: s.gap.share(k.PROB),
+               "high", lambda s: s.gap.mean_of(SUM.prob_gap),
                Thresholds(0.005, 0.01, "verl FAQ: below 0.005 normal, above 0.01 a fault"),
                ("verl: training/rollout_probs_diff_mean",)),
         Metric("probs_diff_std", "probability", "token", "standard deviation of the same", "verl debug metrics", "high",
@@ -178,19 +177,19 @@ DIVERGENCES = MetricFamily(
                "PipelineRL: rl/kl_new_old (sequence mean)"), reading="KL(rollout || trainer), never negative. "
                        "Staleness and engine together: see lag0_k3, backend_k3."),
         Metric("kl_k3_seq_mean", "nats", "sequence", "mean over sequences of their mean exp(d) - 1 - d", SCHULMAN,
-               "high", lambda s: s.whole.share(q.K3), NEMO_K3, ("PipelineRL: rl/kl_new_old",
+               "high", lambda s: s.per_sequence.mean_of(SEQ.k3), NEMO_K3, ("PipelineRL: rl/kl_new_old",
                "slime: train_rollout_kl (miles; d held to +-10)")),
         Metric("kl_k3_rev", "nats", "token", "mean of exp(-d) - 1 + d", "NeMo-RL loss functions", "high",
-               lambda s: s.gap.share(k.K3_REV), aliases=("NeMo-RL: policy_kl_error",),
+               lambda s: s.gap.mean_of(SUM.k3_reverse), aliases=("NeMo-RL: policy_kl_error",),
                reading="Far above kl_k3: tokens that the trainer finds next to impossible."),
         Metric("js", "nats", "token", "mean of (exp(d) ln(2 exp(d) / (1 + exp(d))) + ln(2 / (1 + exp(d)))) / 2",
-               "f-divergence, sampled", "high", lambda s: s.gap.share(k.JS), aliases=("NeMo-RL: js_divergence_error "
+               "f-divergence, sampled", "high", lambda s: s.gap.mean_of(SUM.js), aliases=("NeMo-RL: js_divergence_error "
                         "(another formula, not bounded by ln 2)",), reading="Jensen-Shannon divergence; about kl_k3 / "
                        "4 for small gaps."),
         Metric("tv", "probability", "token", "mean of |exp(d) - 1| / 2", "f-divergence, sampled", "high",
                lambda s: s.gap.tv, reading="Total variation distance."),
         Metric("token_mult_prob_error", "ratio", "token", "mean of exp(|d|)", "NeMo-RL docs", "high",
-               lambda s: s.gap.share(k.MULT),
+               lambda s: s.gap.mean_of(SUM.mult),
                Thresholds(1.05, 1.10, "NeMo-RL docs: above 1.05 investigate; CI fails above 1.1"),
                ("NeMo-RL: token_mult_prob_error",)),
         Metric("kl_ent_ratio", "ratio", "token", "kl_k3 / entropy", "prime-rl", "high", entropy_ratio,
@@ -212,25 +211,25 @@ RATIOS = MetricFamily(
                aliases=("verl: rollout_corr/rollout_is_max (of applied weights)",
                "TRL: sampling/importance_sampling_ratio/max (after clipping)")),
         Metric("ratio_seq_mean", "ratio", "sequence", "mean over sequences of their mean exp(d)", SAMPLING,
-               "away from 1", lambda s: s.whole.share(q.RATIO), DENSITY, ("PipelineRL: rl/ratio_new_old",
+               "away from 1", lambda s: s.per_sequence.mean_of(SEQ.ratio), DENSITY, ("PipelineRL: rl/ratio_new_old",
                "slime: tis")),
-        Metric("ratio_capped_mean", "ratio", "token", f"mean of min(exp(d), {k.TIS_CAP:g})", VERL, "none",
-               lambda s: s.gap.share(k.CAPPED), aliases=("verl: rollout_corr/rollout_is_mean",
+        Metric("ratio_capped_mean", "ratio", "token", f"mean of min(exp(d), {TIS_CAP:g})", VERL, "none",
+               lambda s: s.gap.mean_of(SUM.capped), aliases=("verl: rollout_corr/rollout_is_mean",
                "TRL: sampling/importance_sampling_ratio/mean (token_truncate; its cap is 3)")),
         Metric("chi2_token", "chi^2", "token", "mean of exp(2 d) - 1", VERL, "high", lambda s: s.gap.chi2,
                Thresholds(0.1, 1.0, "red: verl docs, severe shift; amber: rltop"), ("verl: rollout_corr/chi2_token",)),
         Metric("chi2_seq", "chi^2", "sequence", "mean over sequences of exp(2 sum of d) - 1, the sum held to +-20",
-               VERL, "high", lambda s: less_one(s.whole.share(q.PROD2)), aliases=("verl: rollout_corr/chi2_seq",)),
+               VERL, "high", lambda s: less_one(s.per_sequence.mean_of(SEQ.prod2)), aliases=("verl: rollout_corr/chi2_seq",)),
         Metric("chi2_seq_geo", "chi^2", "sequence", "mean over sequences of exp(2 mean d) - 1", "ms-swift", "high",
-               lambda s: less_one(s.whole.share(q.GEO2)), aliases=("ms-swift: rollout_correction/chi2_seq",)),
+               lambda s: less_one(s.per_sequence.mean_of(SEQ.geo2)), aliases=("ms-swift: rollout_correction/chi2_seq",)),
         Metric("ess", "share", "token", "(sum of ratios)^2 / (tokens * sum of squared ratios)", "Kish (1965)", "low",
                lambda s: s.gap.ess, Thresholds(0.95, 0.3, "amber: rltop; red: verl's alert, there on clipped weights"),
                ("PipelineRL: rl/ess", "verl: rollout_corr/rollout_is_eff_sample_size (clipped weights)")),
-        Metric("ess_capped", "share", "token", f"likewise, of min(exp(d), {k.TIS_CAP:g})", "Kish (1965)", "low",
+        Metric("ess_capped", "share", "token", f"likewise, of min(exp(d), {TIS_CAP:g})", "Kish (1965)", "low",
                lambda s: s.gap.ess_capped, Thresholds(0.5, 0.3, "verl docs: above 0.5 good, below 0.3 alert"),
                ("verl: rollout_corr/rollout_is_eff_sample_size",)),
         Metric("ess_seq", "share", "sequence", "likewise, of exp(sum of d) of each sequence, the sum held to +-20",
-               "Kish (1965)", "low", lambda s: s.whole.ess, Thresholds(0.5, 0.3, "verl docs"),
+               "Kish (1965)", "low", lambda s: s.per_sequence.ess, Thresholds(0.5, 0.3, "verl docs"),
                reading="Falls with length even where every token is healthy."),
     ),
 )  # fmt: skip
@@ -240,19 +239,19 @@ TAIL = MetricFamily(
     "Rare tokens do the damage and vanish in means.",
     (
         Metric("extreme_frac_tau2", "share", "token", "tokens with |d| > ln 2", "R3, arXiv 2510.11370: F(2)", "high",
-               lambda s: s.gap.share(k.TAU2), Thresholds(1e-2, 0.1, "red: R3; amber: rltop"),
+               lambda s: s.gap.mean_of(SUM.beyond_2x), Thresholds(1e-2, 0.1, "red: R3; amber: rltop"),
                ("AReaL: rollout_train_extreme_frac_tau2 (proposed)",)),
         Metric("extreme_frac_tau5", "share", "token", "tokens with |d| > ln 5", "R3, arXiv 2510.11370: F(5)", "high",
-               lambda s: s.gap.share(k.TAU5)),
+               lambda s: s.gap.mean_of(SUM.beyond_5x)),
         Metric("band_0p1_frac", "share", "token", "tokens with exp(d) outside 0.9 to 1.1", "TRL issue 6789", "high",
-               lambda s: s.gap.share(k.OUT_BAND), reading="7.5 % was healthy for a 0.5B model in bfloat16."),
+               lambda s: s.gap.mean_of(SUM.outside_band), reading="7.5 % was healthy for a 0.5B model in bfloat16."),
         Metric("catastrophic_token_frac", "share", "token", "tokens with exp(d) < 1e-4", "slime and SkyRL: veto",
-               "high", lambda s: s.gap.share(k.VANISHED), Thresholds(0.0, 1e-3, "rltop"),
+               "high", lambda s: s.gap.mean_of(SUM.vanished), Thresholds(0.0, 1e-3, "rltop"),
                ("slime: mis_rs_catastrophic_token_fraction",)),
         Metric("exploded_token_frac", "share", "token", "tokens with exp(d) > 100", "SkyRL: outlier mask", "high",
-               lambda s: s.gap.share(k.EXPLODED), Thresholds(0.0, 1e-3, "rltop")),
+               lambda s: s.gap.mean_of(SUM.exploded), Thresholds(0.0, 1e-3, "rltop")),
         Metric("catastrophic_seq_frac", "share", "sequence", "sequences with a token of exp(d) < 1e-4", "slime: veto",
-               "high", lambda s: s.whole.share(q.VANISHED), Thresholds(0.0, 1e-2, "rltop"),
+               "high", lambda s: s.per_sequence.mean_of(SEQ.vanished), Thresholds(0.0, 1e-2, "rltop"),
                ("slime: mis_rs_catastrophic_seq_fraction",)),
         Metric("low_prob_frac", "share", "token", "tokens with a rollout probability below 1e-3", MISMATCH, "high",
                low_probability, reading="Rising: contexts out of distribution, or an entropy blow-up."),
