@@ -34,7 +34,7 @@ def batches(rows: list[Trained], cuts: list[int], *, step: int = 0) -> list[Batc
         if rows[start:end]:
             batch = Batch(*sequences(rows[start:end], step=step))
             batch.first = start
-            batch.join(RolloutIndex(), surely=False)
+            batch.join(RolloutIndex(), strict=False)
             made.append(batch)
     return made
 

@@ -25,7 +25,7 @@ def test_durations_are_read_as_people_type_them(text: str, seconds: float) -> No
 
 @pytest.mark.parametrize("text", ["", "10", "m", "10 m", "-5s", "1e3s", "nans", "10m!", "1..5h"])
 def test_what_is_no_duration_is_named_with_what_is(text: str) -> None:
-    with pytest.raises(ValueError, match="type 90s, 10m, 1h"):
+    with pytest.raises(ValueError, match="use 90s, 10m, 1h"):
         seconds_of(text)
 
 

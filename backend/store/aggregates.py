@@ -256,7 +256,7 @@ def effect(reader: Reader, question: api.AskEffect, shown: api.Snapshot) -> api.
     lives = {place.engine: place.life for step in steps for place in step.cells}
     lives |= {engine: own[-1].life for engine, own in speeds.items()}
     present = {e: (lives[e], engine.flag_epoch) for e, engine in shown.engines.items() if e in lives}
-    return known.answered(question, chosen, steps, speeds, present)
+    return known.answer_for(question, chosen, steps, speeds, present)
 
 
 _LOOK_BACK_S = 5.0 * LEAST_SAMPLES
