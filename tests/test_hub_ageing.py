@@ -33,9 +33,7 @@ def numbers(records: list[Record], engine: str) -> list[int]:
 
 
 @given(seed=st.integers(0, 1000), lag=st.integers(0, UNUSED_STEPS - 1), steps=st.integers(1, 30))
-def test_old_rollouts_do_not_depend_on_the_order_of_arrival(
-    seed: int, lag: int, steps: int
-) -> None:
+def test_old_rollouts_do_not_depend_on_the_order_of_arrival(seed: int, lag: int, steps: int) -> None:
     """Each step trains on the rollout that each engine wrote ``lag`` steps before."""
     rng = random.Random(seed)
     ageing = RolloutAgeing()

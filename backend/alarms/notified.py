@@ -25,7 +25,7 @@ class NotificationHistory:
             if before is not None and before.raised != alarm.raised:  # of another history: the run began anew
                 before = None
             what = _became(before, alarm)
-            if what is None or (what != CLEARED and alarm.quiet(now)):
+            if what is None or (what != CLEARED and alarm.is_muted(now)):
                 continue
             self._told[alarm.id] = alarm
             news.append(AlarmChange(what, alarm, told=True))

@@ -18,7 +18,7 @@ from rltop.backend.api.alarm import (
     REOPENED,
     Alarm,
     AlarmChange,
-    named_after,
+    fields_of,
 )
 from rltop.backend.api.verdict import FAULT, HEALTHY, Cause, Verdict
 
@@ -93,7 +93,7 @@ class Alarms:
             )
             return self._news(REOPENED, opened, now)
         name = f"a{int(last.id[1:]) + 1 if last else 1}"
-        made = Alarm(id=name, sure=sure, raised=now, raised_step=verdict.step, **named_after(cause))
+        made = Alarm(id=name, sure=sure, raised=now, raised_step=verdict.step, **fields_of(cause))
         return self._news(RAISED, made, now)
 
     def _goes_on(self, alarm: Alarm, verdict: Verdict, now: float) -> AlarmChange | None:
@@ -103,7 +103,7 @@ class Alarms:
         alarm = msgspec.structs.replace(alarm, sure=alarm.sure or surer)
         others = [c.id for c in self._bad[-RENAME_AFTER:]]
         if cause.id != alarm.cause and (surer or others == [cause.id] * RENAME_AFTER):
-            alarm = msgspec.structs.replace(alarm, **named_after(cause))
+            alarm = msgspec.structs.replace(alarm, **fields_of(cause))
         if (alarm.cause, alarm.sure) == (before.cause, before.sure):
             return None
         if alarm.layer != before.layer:  # not what was acknowledged
@@ -120,7 +120,7 @@ class Alarms:
         return self._news(CLEARED, msgspec.structs.replace(alarm, cleared=now, cleared_step=step), now)
 
     def _news(self, what: str, alarm: Alarm, now: float, *, told: bool = True) -> AlarmChange:
-        return AlarmChange(what, self._put(alarm), told and not alarm.quiet(now))
+        return AlarmChange(what, self._put(alarm), told and not alarm.is_muted(now))
 
     def _put(self, alarm: Alarm) -> Alarm:
         self.all[alarm.id] = self._changed[alarm.id] = alarm

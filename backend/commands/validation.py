@@ -210,7 +210,7 @@ def _undo(question: api.AskUndo, command: str, deadline: float, book: CommandHis
         raise RejectedError(f"{target} is still under way on {still[0].engine} ({still[0].state}); wait for it to end")
     orders: dict[str, wire.Command] = {}
     for change in changes:
-        if not api.moved(change):
+        if not api.changed_engine(change):
             continue
         if change.verb == "set":
             orders[change.engine] = wire.Command(command, change.flag, str(change.old), deadline, target=target)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from rltop.backend.api import moved
+from rltop.backend.api import changed_engine
 from rltop.backend.api.verdict import Verdict
 from rltop.backend.diagnosis.checks.run_all import ask
 from rltop.backend.diagnosis.conclude import RunContext, conclude
@@ -66,7 +66,7 @@ def _begun_as(before: Verdict, verdict: Verdict) -> Verdict:
 
 def _last_switch(case: DiagnosisInput) -> int | None:
     """The last step that had closed when a flag was last switched; None where that is not kept, or was now."""
-    of_sets = (change for change in case.changes if change.verb == "set" and moved(change))
+    of_sets = (change for change in case.changes if change.verb == "set" and changed_engine(change))
     switched = max((change.step for change in of_sets if change.step is not None), default=None)
     kept = [step.step for step in case.steps[:-1] if switched is not None and step.step <= switched]
     return max(kept, default=None)

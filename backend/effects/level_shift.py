@@ -141,7 +141,7 @@ def _winsorised(design: Floats, y: Floats, root: Floats, after: Bools) -> Floats
 
 
 def _rho(residuals: Floats, parameters: int) -> float:
-    """Lag-1 autocorrelation; fitting ``parameters`` to n observations lowers it by about their ratio, which is added."""
+    """Lag-1 autocorrelation; fitting ``parameters`` to n observations lowers it by about their ratio: corrected."""
     power = float(residuals @ residuals)
     if not power:
         return 0.0

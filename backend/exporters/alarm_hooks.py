@@ -22,7 +22,7 @@ import msgspec
 
 from rltop.backend.alarms.notified import NotificationHistory
 from rltop.backend.api import Snapshot, Step
-from rltop.backend.api.alarm import AlarmChange, about
+from rltop.backend.api.alarm import AlarmChange, summary_line
 from rltop.backend.exporters.forward import ForwardError
 
 COMMAND_S = 30.0
@@ -55,7 +55,7 @@ Deliver = Callable[[bytes], None]
 
 def message(run: str, news: AlarmChange) -> dict[str, Any]:
     """What a hook gets: ``what`` became of which ``alarm``, and ``text``, a line that chat services show."""
-    text = f"rltop {run}: alarm {news.alarm.id} {news.what}: {about(news.alarm)}"
+    text = f"rltop {run}: alarm {news.alarm.id} {news.what}: {summary_line(news.alarm)}"
     return {"run": run, "what": news.what, "text": text, "alarm": msgspec.to_builtins(news.alarm)}
 
 

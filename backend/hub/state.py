@@ -343,7 +343,7 @@ class HubState:
             self._alarms.take_changed(),
         )
         self._new_steps, self._events, self._measured = [], [], []
-        changed = frame.engines or frame.trainer or api.has_news(frame) or frame.counters
+        changed = frame.engines or frame.trainer or api.has_records(frame) or frame.counters
         if not (changed or frame.probes or heartbeat):
             return None
         self.snapshot.apply(frame)

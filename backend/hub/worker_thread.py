@@ -205,7 +205,7 @@ class WorkerThread(threading.Thread):
         if self._store is not None:
             if not self._store.put(frame, beside):
                 self._state.beside_not_stored()
-            if api.has_news(frame):  # what a viewer has seen of these survives a kill
+            if api.has_records(frame):  # what a viewer has seen of these survives a kill
                 self._state.not_stored(frame, self._store.settle())
         self._outbox.send_multipart([VIEW, api.encode(frame)])
         return True

@@ -278,7 +278,7 @@ def _shared(ours: Ints, theirs: Ints) -> float:
     """Share of common 3-grams among the first ``_NEAR_TOKENS`` tokens of both."""
     trigrams = [_trigrams(ids[:_NEAR_TOKENS]) for ids in (ours, theirs)]
     longer = max(found.size for found in trigrams)
-    return np.intersect1d(*trigrams, assume_unique=True).size / longer if longer else 0.0
+    return np.intersect1d(trigrams[0], trigrams[1], assume_unique=True).size / longer if longer else 0.0
 
 
 def _trigrams(ids: Ints) -> NDArray[np.int64]:
