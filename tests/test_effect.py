@@ -216,7 +216,7 @@ def test_no_steps_are_requested_if_a_whole_window_would_not_suffice() -> None:
     ("shift", "word", "touched", "untouched"),
     [
         ({"lag": 1.0}, "policy lag", {"gap", "k3", "clip"}, {"ratio", "entropy", SPEED}),
-        ({"prompt": 20.0}, "prompts' length", {"gap", "ratio", SPEED}, set()),
+        ({"prompt": 20.0}, "prompt length", {"gap", "ratio", SPEED}, set()),
         ({"temperature": -0.3}, "temperature", {"gap", "ratio", "entropy"}, set()),
     ],
 )

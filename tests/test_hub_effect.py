@@ -117,7 +117,7 @@ def test_an_empty_command_means_the_last_that_switched_something() -> None:
     assert world.effect().command == first
     assert "switched nothing: e0 refused" in (world.ask(refused).error or "")
     assert "no command 'x9'" in (world.ask("x9").error or "")
-    assert "several commands" in (world.ask("hub-1-c").error or "")
+    assert "is ambiguous: " in (world.ask("hub-1-c").error or "")
 
 
 def test_a_command_of_an_earlier_hub_has_no_observations_before() -> None:
