@@ -20,8 +20,8 @@ from rltop.backend import api
 PATH = Path(__file__).parent / "api_golden.json"
 GOLDEN: dict[str, str] = json.loads(PATH.read_text()) if PATH.exists() else {}
 
-QUESTIONS: tuple[type[msgspec.Struct], ...] = get_args(api.Question)
-MESSAGES = {cls.__name__: cls for cls in (*QUESTIONS, api.Answer, api.Frame, api.Snapshot)}
+QUESTIONS: tuple[Any, ...] = get_args(api.Question)
+MESSAGES: dict[str, Any] = {cls.__name__: cls for cls in (*QUESTIONS, api.Answer, api.Frame, api.Snapshot)}
 
 
 def example(kind: Any, name: str) -> Any:
