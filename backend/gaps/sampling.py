@@ -129,14 +129,12 @@ class StepSamples:
     def select(self, kind: str, engine: str | None) -> tuple[list[Sequence], list[Token]]:
         """The sequences or tokens of a kind (``KINDS``), of one engine or of all."""
         if kind == "sample":
-            return [s for _, s in self.sample if engine is None or engine in (s.engines or [""])], []
-        lists = [self.worst] if engine is None else [self.worst, self.engines.get(engine, Worst())]
+            return [sequence for _, sequence in self.sample if _is_of(sequence, engine)], []
+        parts = [self.worst] if engine is None else [self.worst, self.engines.get(engine, Worst())]
         if kind == "worst":
-            found = {entry[1]: entry for worst in lists for entry in worst.sequences}
-            sequences = [sequence for *_, sequence in sorted(found.values(), key=_order)]
-            return [s for s in sequences if engine is None or engine in (s.engines or [""])], []
-        ranked = {entry[1]: entry for w in lists for entry in (w.by_diff if kind == "abs_diff" else w.by_k3)}
-        tokens = [token for *_, token in sorted(ranked.values(), key=_order)]
+            sequences = _distinct(part.sequences for part in parts)
+            return [sequence for sequence in sequences if _is_of(sequence, engine)], []
+        tokens = _distinct(part.by_diff if kind == "abs_diff" else part.by_k3 for part in parts)
         return [], [token for token in tokens if engine is None or engine == token.engine]
 
     @property
@@ -199,6 +197,17 @@ class SampledSteps:
 
 def _merged(ours: list[Ranked[T]], others: Iterable[Ranked[T]], most: int) -> list[Ranked[T]]:
     return heapq.nsmallest(most, [*ours, *others], key=_order)
+
+
+def _distinct(lists: Iterable[list[Ranked[T]]]) -> list[T]:
+    """The items of ranked lists, each once, in the order of their rank."""
+    by_key = {entry[1]: entry for ranked in lists for entry in ranked}
+    return [item for *_, item in sorted(by_key.values(), key=_order)]
+
+
+def _is_of(sequence: Sequence, engine: str | None) -> bool:
+    """Whether the engine (None: any; empty: unknown) generated part of the sequence."""
+    return engine is None or engine in (sequence.engines or [""])
 
 
 def _order(entry: Ranked[T]) -> tuple[float, int]:
