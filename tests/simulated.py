@@ -139,7 +139,7 @@ class Policy:
             index.add(*rollouts([rollout for rollout in written if rollout.engine == name]), "life")
         body, arrays = sequences(rows, step=step, policy_version=step, temperature=self.heat)
         batch = Batch(body, arrays)
-        batch.join(index, surely=False)
+        batch.join(index, strict=False)
         return batch
 
     def _contexts(self, rng: np.random.Generator, length: int) -> Floats:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rltop.backend.alarms import rules
 from rltop.backend.alarms.rules import Alarms
-from rltop.backend.api.alarm import CLEAR_AFTER, CLEARED, RAISED, RENAMED, REOPENED, Alarm, AlarmChange, standing
+from rltop.backend.api.alarm import CLEAR_AFTER, CLEARED, RAISED, RENAMED, REOPENED, Alarm, AlarmChange, status_text
 from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Verdict
 
 STALE = Cause("stale-prefix", "C1", "inference path", "KV of older weights", "", 0.9, since_step=3)
@@ -112,9 +112,9 @@ def test_acknowledged_and_silenced_alarms_send_no_notifications() -> None:
 
 def test_a_silence_expires_and_zero_ends_it_at_once() -> None:
     alarms, alarm = raised()
-    assert alarms.silence(alarm.id, 10.0, 700.0).quiet(709.0)
-    assert not alarms.silence(alarm.id, 10.0, 700.0).quiet(711.0)
-    assert not alarms.silence(alarm.id, 0.0, 700.0).quiet(700.0)
+    assert alarms.silence(alarm.id, 10.0, 700.0).is_muted(709.0)
+    assert not alarms.silence(alarm.id, 10.0, 700.0).is_muted(711.0)
+    assert not alarms.silence(alarm.id, 0.0, 700.0).is_muted(700.0)
 
 
 def test_an_unknown_or_cleared_alarm_is_refused() -> None:
@@ -138,7 +138,7 @@ def test_healthy_steps_are_counted_and_a_bad_step_resets_the_count() -> None:
     alarms, _ = raised()
     assert not run(alarms, *steps(12, 3))
     assert alarms.open is not None
-    assert (alarms.open.well, standing(alarms.open, 0.0)) == (3, "open, healthy for 3 of 5 steps")
+    assert (alarms.open.well, status_text(alarms.open, 0.0)) == (3, "open, healthy for 3 of 5 steps")
     assert list(alarms.take_changed()) == ["a1"]
     run(alarms, verdict(15, STALE))
     assert alarms.open.well == 0

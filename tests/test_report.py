@@ -42,7 +42,7 @@ def test_a_report_begins_with_the_verdict_and_has_the_whole_incident() -> None:
     lines = text.splitlines()
     assert lines[0] == "# Run sort: The prefix cache survives weight updates (C1)"
     assert lines[4].startswith("**run sort: FAULT since step 14 on all engines, as of step 39")
-    for said in (*verdicts.STALE.evidence, verdicts.PARTIAL.title, "over since step 32", "prefix\\_caching"):
+    for said in (*verdicts.STALE.evidence, verdicts.PARTIAL.title, "cleared at step 32", "prefix\\_caching"):
         assert said.replace("|", "\\|") in text, said
     assert "rltop set update_clears_cache on --run sort" in lines
     assert "ada@node-a" in text and "alarm a1 raised" in text and "| e0 " in text.replace("    ", " | ")

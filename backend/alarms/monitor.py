@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rltop.backend import api
 from rltop.backend.alarms.rules import Alarms
-from rltop.backend.api.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm, about
+from rltop.backend.api.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm, summary_line
 from rltop.backend.api.verdict import Verdict
 from rltop.backend.commands import audit
 from rltop.backend.diagnosis.diagnose import diagnose
@@ -66,7 +66,7 @@ class AlarmWatch:
         alarm = change.alarm
         severity = SEVERITY[change.what] if alarm.sure or change.what == CLEARED else "warn"
         engine = alarm.engines[0] if len(alarm.engines) == 1 else None
-        return AlarmEvent(severity, f"alarm {alarm.id} {change.what}: {about(alarm)}", engine)
+        return AlarmEvent(severity, f"alarm {alarm.id} {change.what}: {summary_line(alarm)}", engine)
 
     def verdict(self, now: float) -> Verdict | None:
         """The verdict on the last step, if it is recent: all viewers request it at once."""

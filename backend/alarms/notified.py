@@ -25,7 +25,7 @@ class NotificationHistory:
             if before is not None and before.raised != alarm.raised:  # the run was restarted
                 before = None
             what = _change(before, alarm)
-            if what is None or (what != CLEARED and alarm.quiet(now)):
+            if what is None or (what != CLEARED and alarm.is_muted(now)):
                 continue
             self._notified[alarm.id] = alarm
             changes.append(AlarmChange(what, alarm, told=True))

@@ -17,7 +17,7 @@ from rltop.backend.api.alarm import (
     REOPENED,
     Alarm,
     AlarmChange,
-    named_after,
+    fields_of,
 )
 from rltop.backend.api.verdict import FAULT, HEALTHY, Cause, Verdict
 
@@ -92,7 +92,7 @@ class Alarms:
             )
             return self._change(REOPENED, opened, now)
         name = f"a{int(last.id[1:]) + 1 if last else 1}"
-        alarm = Alarm(id=name, sure=sure, raised=now, raised_step=verdict.step, **named_after(cause))
+        alarm = Alarm(id=name, sure=sure, raised=now, raised_step=verdict.step, **fields_of(cause))
         return self._change(RAISED, alarm, now)
 
     def _continue(self, alarm: Alarm, verdict: Verdict, now: float) -> AlarmChange | None:
@@ -102,7 +102,7 @@ class Alarms:
         alarm = msgspec.structs.replace(alarm, sure=alarm.sure or surer)
         others = [c.id for c in self._bad[-RENAME_AFTER:]]
         if cause.id != alarm.cause and (surer or others == [cause.id] * RENAME_AFTER):
-            alarm = msgspec.structs.replace(alarm, **named_after(cause))
+            alarm = msgspec.structs.replace(alarm, **fields_of(cause))
         if (alarm.cause, alarm.sure) == (before.cause, before.sure):
             return None
         if alarm.layer != before.layer:  # the acknowledgement was for another cause
@@ -119,7 +119,7 @@ class Alarms:
         return self._change(CLEARED, msgspec.structs.replace(alarm, cleared=now, cleared_step=step), now)
 
     def _change(self, what: str, alarm: Alarm, now: float, *, told: bool = True) -> AlarmChange:
-        return AlarmChange(what, self._set(alarm), told and not alarm.quiet(now))
+        return AlarmChange(what, self._set(alarm), told and not alarm.is_muted(now))
 
     def _set(self, alarm: Alarm) -> Alarm:
         self.all[alarm.id] = self._changed[alarm.id] = alarm

@@ -1,14 +1,14 @@
-"""A verdict: findings of checks, causes best first, missing evidence. Pure data."""
+"""The result of a diagnosis: findings of checks, likely causes, the verdict. Pure data."""
 
 from __future__ import annotations
 
 import msgspec
 
 HEALTHY, FAULT, UNDECIDED = "healthy", "fault", "undecided"
-"""The verdicts. Undecided: something is wrong and no cause stands out, or there is too little data; see ``needs``."""
+"""The verdicts. Undecided: there is a deviation without a clear cause, or too little data; see ``needs``."""
 
 LAYERS = ("record", "semantic", "inference path", "weights", "trainer", "objective", "health")
-"""Where a cause lies, in the order in which to look."""
+"""Layers of causes, in the order in which a person looks."""
 
 OLD_CHECK_IDS = {
     "T1": "mean_ratio", "T2": "sign", "T3": "one_sided", "T4": "calibration", "T5": "nll_minus_entropy",
@@ -19,19 +19,20 @@ OLD_CHECK_IDS = {
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """The result of one check on a run, or on one of its engines.
+    """The outcome of one check for a run, or for one of its engines.
 
     Attributes:
         test: id of the check (``rltop.backend.diagnosis.catalogue.all_checks``).
-        outcome: one of the outcomes that the check declares; ``unknown`` if there is too little data.
-        value: the statistic, in ``unit``, with its 95 % interval where there is one.
-        p: probability that a healthy run shows this at any step so far; 1 for the healthy outcome.
-        since_step: estimate of the first step with this outcome; None for a healthy or unknown one.
-        engine: the engine, or None for the run.
-        tokens, sequences: how much it was computed on.
+        outcome: one of the outcomes that the check declares; ``unknown`` with too little data or none.
+        value: the statistic in ``unit``, with its 95 % interval ``low`` to ``high`` if there is one.
+        p: probability that a healthy run shows this at any time so far; 1 for a healthy outcome.
+        since_step: estimate of the first step at which it holds; None for a healthy or unknown outcome.
+        engine: of this engine alone; None for the run.
+        tokens, sequences: sample size.
         text: the evidence as a sentence with numbers.
-        more_sequences: for an unknown outcome, about how many more would decide it; None if more would not help.
-        detail: the subject, if the check has several: a fact, a kind of copy, a number of tokens.
+        more_sequences: of an unknown outcome, approximate number of further sequences that would decide it; None if
+            more would not help.
+        detail: which one, if a check can find one of many: a fact, a kind of copy, a number of tokens; see ``TESTS``.
     """
 
     test: str
@@ -55,21 +56,21 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Cause(msgspec.Struct, frozen=True):
-    """A cause that fits the findings.
+    """A cause that explains the findings.
 
     Attributes:
         id, code: a slug, and the cause's code in the table of causes (``A1``).
         layer: one of ``LAYERS``.
-        title: what is wrong, in a few words; what: what it does to the run.
-        confidence: 0 to 1, over all causes that were considered; causes that fit alike share it.
-        since_step: the first step with a symptom.
+        title: the fault in a few words. what: its consequence for the run.
+        confidence: 0 to 1, over all considered causes; indistinguishable causes share it.
+        since_step: the first step that shows it.
         engines: affected engines; empty for all.
         evidence: sentences with numbers, strongest first.
-        confusable_with: ids of causes that fit as well.
-        probe: name of the probe that would distinguish them; empty if none is needed.
+        confusable_with: ids of causes that explain the findings equally well.
+        probe: name of the probe that would decide between them; empty if none is needed.
         remedy: the fix: an option, a command, one of rltop's flags.
-        command: the rltop command that applies it live; empty if there is none.
-        in_place: that command if the engines already have its value, and ``command`` is empty.
+        command: the rltop command line that applies the fix live; empty if there is none.
+        in_place: that command line if the engines already have the setting; ``command`` is then empty.
     """
 
     id: str
@@ -92,13 +93,13 @@ class Verdict(msgspec.Struct, frozen=True):
     """The diagnosis of a run as of a step.
 
     Attributes:
-        run, step: the run, and the last step that was checked; None before the first.
+        run, step: the run and the last step considered; None before the first.
         verdict: healthy, fault or undecided.
-        causes: best first; empty for a healthy run.
-        findings: of every check, the alarming ones first.
-        needs: missing evidence: more sequences, a probe, something that the trainer could pass.
-        steps, tokens, sequences: how much it was computed on.
-        notes: unusual findings that healthy runs may have too, with the cause that they would point to.
+        causes: most likely first; empty for a healthy run.
+        findings: of every check, alarming ones first.
+        needs: missing evidence, with numbers: more sequences, a probe, an argument that the trainer could pass.
+        steps, tokens, sequences: sample size.
+        notes: deviations that healthy runs also show, each with the fault that it could indicate.
     """
 
     run: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from rltop.backend.api import moved
+from rltop.backend.api import changed_engine
 from rltop.backend.api.verdict import Verdict
 from rltop.backend.diagnosis.checks.run_all import run_all
 from rltop.backend.diagnosis.conclude import RunContext, conclude
@@ -68,7 +68,7 @@ def _with_earlier_starts(verdict: Verdict, before: Verdict) -> Verdict:
 
 def _last_switch(run: DiagnosisInput) -> int | None:
     """The last step that closed before the latest switch of a flag; None if no later step has closed."""
-    switches = (change for change in run.changes if change.verb == "set" and moved(change))
+    switches = (change for change in run.changes if change.verb == "set" and changed_engine(change))
     latest = max((change.step for change in switches if change.step is not None), default=None)
     earlier = [step.step for step in run.steps[:-1] if latest is not None and step.step <= latest]
     return max(earlier, default=None)

@@ -68,6 +68,6 @@ class DiagnosisInput:
         flags = dict(engine.flags)
         for change in reversed(self.changes):
             since = change.step is not None and change.step >= step and change.engine == engine.id
-            if since and change.verb == "set" and api.moved(change) and change.flag in flags:
+            if since and change.verb == "set" and api.changed_engine(change) and change.flag in flags:
                 flags[change.flag] = msgspec.structs.replace(flags[change.flag], value=change.old)
         return msgspec.structs.replace(engine, flags=flags) if flags != engine.flags else engine

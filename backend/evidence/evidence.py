@@ -20,7 +20,8 @@ from rltop.backend.evidence.kernel import EXTREME, FIGURE, MOMENT, SUM
 from rltop.backend.join.batch import Batch
 from rltop.backend.measure.measure import BatchRuns
 from rltop.backend.summary.dimensions import LAG, OFFSET
-from rltop.backend.summary.strata import K3, Strata
+from rltop.backend.summary.kernel import FIGURE as SUMMARY_FIGURE
+from rltop.backend.summary.strata import Strata
 from rltop.backend.summary.token_runs import POSITION_EDGES
 
 Floats = NDArray[np.float64]
@@ -164,7 +165,7 @@ def of(batch: Batch, cut: BatchRuns) -> dict[str, Evidence]:
 def with_lags(evidence: Evidence, strata: Strata) -> Evidence:
     """The evidence with k3 by lag from the summaries."""
     first = OFFSET[LAG.name]
-    return replace(evidence, lags=strata.moments[first : first + LAGS, K3])
+    return replace(evidence, lags=strata.moments[first : first + LAGS, SUMMARY_FIGURE.k3])
 
 
 def _runs(batch: Batch, cut: BatchRuns, matched: Ints, lags: Floats) -> kernel.RunColumns:
@@ -174,13 +175,13 @@ def _runs(batch: Batch, cut: BatchRuns, matched: Ints, lags: Floats) -> kernel.R
     span = np.searchsorted(begins, pieces.start, side="right") - 1
     return kernel.RunColumns(
         pieces.start, pieces.end, begins[span], begins[span] + sizes[span], matched[pieces.run],
-        _labels(cut)[pieces.run], lags[pieces.run], pieces.position, pieces.place, pieces.group,
+        _labels(cut)[pieces.run], lags[pieces.run], pieces.position, pieces.engine, pieces.group,
     )  # fmt: skip
 
 
 def _matched(batch: Batch, cut: BatchRuns) -> tuple[Ints, Floats]:
     """By what each run is version-matched (0: not at all), and its lag (NaN: unknown)."""
-    runs, now = cut.of_runs, batch.body.policy_version
+    runs, now = cut.sampled, batch.body.policy_version
     matched = np.where(runs.matched, kernel.BY_OLD, 0)
     lags = np.full(runs.version.size, np.nan)
     if now is not None:
@@ -190,7 +191,7 @@ def _matched(batch: Batch, cut: BatchRuns) -> tuple[Ints, Floats]:
 
 
 def _labels(cut: BatchRuns) -> Ints:
-    prefix, update = cut.of_runs.labels["prefix"], cut.of_runs.labels["update"]
+    prefix, update = cut.sampled.labels["prefix"], cut.sampled.labels["update"]
     cache = np.where(prefix == 0, kernel.HIT, np.where(prefix == 1, kernel.MISS, 0))
     flight = np.where(update == 1, kernel.BEFORE, np.where(update == 2, kernel.AFTER, 0))
     labels: Ints = (cache + flight).astype(np.int64)
@@ -216,7 +217,7 @@ def _add(moments: Floats, place: int, figure: int, n: Iterable[float], s: Iterab
 
 def _add_contexts(batch: Batch, cut: BatchRuns, matched: Ints, moments: Floats) -> None:
     """Add d of matched tokens that occur earlier in their prompt or answer, and of the others."""
-    runs = cut.of_runs.runs
+    runs = cut.sampled.runs
     left, right, old = (
         batch.arrays["trainer_logprobs"],
         batch.arrays["rollout_logprobs"],
@@ -250,7 +251,7 @@ def _add_contexts(batch: Batch, cut: BatchRuns, matched: Ints, moments: Floats) 
                 )
         for side, figure in enumerate((FIGURE.repeated_d, FIGURE.new_d)):
             if sums[side, 0]:
-                _add(moments, int(runs.place[numbers[0]]), figure, [sums[side, 0]], [sums[side, 1]])
+                _add(moments, int(runs.engine[numbers[0]]), figure, [sums[side, 0]], [sums[side, 1]])
 
 
 def _add_repeats(batch: Batch, cut: BatchRuns, sums: Floats) -> None:
@@ -262,7 +263,7 @@ def _add_repeats(batch: Batch, cut: BatchRuns, sums: Floats) -> None:
     if rows.size < 2:
         return
     place = np.zeros(batch.rows, np.int64)
-    place[cut.of_runs.runs.row] = cut.of_runs.runs.place
+    place[cut.sampled.runs.row] = cut.sampled.runs.engine
     ids = _trained_ids(batch)
     left, right = (batch.arrays[name].astype(np.float64) for name in ("trainer_logprobs", "rollout_logprobs"))
     _, same = np.unique(keys[rows], return_inverse=True)
@@ -352,12 +353,12 @@ def _add_requests(batch: Batch, cut: BatchRuns, moments: Floats, sums: Floats, e
 
 
 def _add_rows(batch: Batch, cut: BatchRuns, moments: Floats, sums: Floats) -> None:
-    sums[:, SUM.rows] += np.bincount(cut.row_places, minlength=len(sums))
+    sums[:, SUM.rows] += np.bincount(cut.row_engines, minlength=len(sums))
     rewards = batch.arrays.get("rewards")
     if rewards is None:
         return
     fine = np.isfinite(rewards)
     for place in range(len(sums)):
-        reward = rewards[fine & (cut.row_places == place)].astype(np.float64)
+        reward = rewards[fine & (cut.row_engines == place)].astype(np.float64)
         if reward.size:
             _add(moments, place, FIGURE.reward, np.ones(reward.size), reward)

@@ -146,11 +146,11 @@ class HubState:
         if past is not None:
             self._resume(past, now)
         if recalled is not None:
-            self._effects.pace.take_up(recalled.samples)
+            self._effects.throughput.restore(recalled.samples)
             for step in recalled.steps:
-                self._steps.cells.add(step.step, step.closed, step.cells)
+                self._steps.cells.put(step.step, step.closed, step.cells)
             for number, parts in recalled.parts:
-                self._steps.history.take_up(number, parts)
+                self._steps.history.put_parts(number, parts)
             for stretch in recalled.course:
                 self._steps.course.put(stretch.last, stretch.engines)
 
@@ -351,7 +351,7 @@ class HubState:
             self._alarms.take_changed(),
         )
         self._new_steps, self._events, self._measured = [], [], []
-        changed = frame.engines or frame.trainer or api.has_news(frame) or frame.counters
+        changed = frame.engines or frame.trainer or api.has_records(frame) or frame.counters
         if not (changed or frame.probes or heartbeat):
             return None
         self.snapshot.apply(frame)
@@ -372,7 +372,7 @@ class HubState:
             for n in (step.step for step in steps)
         ]  # fmt: skip
         marks = self._settling.marks(self._sources, self.snapshot.time, step_done=bool(steps))
-        return FrameAggregates(kept, self._effects.take_marks(), self._effects.pace.take_done(), marks)
+        return FrameAggregates(kept, self._effects.take_new_marks(), self._effects.throughput.take_finished(), marks)
 
     def beside_not_stored(self) -> None:
         """What was to be stored beside the frame that was made last, the disk does not take."""
@@ -438,7 +438,7 @@ class HubState:
             self._fingerprints.sampled.observe(body)
         elif isinstance(body, wire.EngineState):
             self._engines.set_state(envelope, body, now)
-            self._effects.report(envelope, body, now)
+            self._effects.record_state(envelope, body, now)
             for update in body.commands:
                 self._commands.apply_update(update, now)
         elif isinstance(body, wire.Sequences):
@@ -534,7 +534,7 @@ class HubState:
         self.count("unjoined_rows", sum(step.unjoined.values()))
         for engine, values in step.engines.items():
             self._engines.set_gap(engine, values["logp_abs_diff_mean"])
-        for line in self._joins.news(step):
+        for line in self._joins.notices(step):
             self._event(now, "warn", "join", line)
         if step.partial:
             what = f"{step.missing_rows} rows" if step.missing_rows else "ranks or rows"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend import api
-from rltop.backend.api.alarm import about, standing
+from rltop.backend.api.alarm import status_text, summary_line
 from rltop.backend.api.verdict import Cause, Finding, Verdict
 from rltop.backend.commands.messages import title as change_title
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TESTS
@@ -100,7 +100,7 @@ def _alarms(picture: api.Snapshot) -> list[Block]:
         return [Paragraph("None was raised.")]
     rows = [
         (
-            alarm.id, _at(alarm.raised), str(alarm.raised_step), about(alarm), standing(alarm, picture.time),
+            alarm.id, _at(alarm.raised), str(alarm.raised_step), summary_line(alarm), status_text(alarm, picture.time),
             "" if alarm.acknowledged_at is None else _at(alarm.acknowledged_at),
         )
         for alarm in picture.alarms.values()

@@ -31,7 +31,7 @@ def alarms(run: str | None, as_json: bool) -> None:
     """
     import msgspec
 
-    from rltop.backend.api.alarm import about, standing
+    from rltop.backend.api.alarm import status_text, summary_line
 
     picture = _picture(run)
     found = list(reversed(picture.alarms.values()))
@@ -42,7 +42,7 @@ def alarms(run: str | None, as_json: bool) -> None:
     else:
         for alarm in found:
             at = time.strftime("%H:%M:%S", time.localtime(alarm.raised))
-            click.echo(f"{alarm.id}  {at}  {standing(alarm, time.time())}: {about(alarm)}")
+            click.echo(f"{alarm.id}  {at}  {status_text(alarm, time.time())}: {summary_line(alarm)}")
             for sentence in (*alarm.evidence, *([alarm.remedy] if alarm.remedy else [])):
                 click.echo(f"    {sentence}")
             if alarm.command:

@@ -208,7 +208,7 @@ def _follow(run: str | None, question: Callable[[Client], AskCommand], *, as_jso
         left = span(round(max((timed.reverts_at or 0.0) - time.time(), 0.0)))
         stay = "" if timed.verb != "set" else f"; to let it stay: rltop keep {timed.command}{where}"
         click.echo(f"taken back by itself in {left}{stay}", err=True)
-    if applied and not as_json and any(api.moved(change) and change.verb == "set" for change in changes):
+    if applied and not as_json and any(api.changed_engine(change) and change.verb == "set" for change in changes):
         command = changes[0].command
         click.echo(f"what it does: rltop effect {command}{where}; back: rltop undo {command}{where}", err=True)
     sys.exit(0 if applied else 1)
