@@ -210,7 +210,7 @@ def chooser(*written: Written, **state: Any) -> InputChooser:
     engines = Engines()
     mode = state.pop("mode", "raw")
     flags = {"logprobs_mode": wire.FlagState(mode, True)}
-    engines.report(wire.Envelope(1, "e0", "l", 0, 1.0), engine_state("e0", flags=flags, **state), 1.0)
+    engines.set_state(wire.Envelope(1, "e0", "l", 0, 1.0), engine_state("e0", flags=flags, **state), 1.0)
 
     def samples() -> Samples:
         raise ValueError("none")
