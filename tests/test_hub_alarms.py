@@ -105,7 +105,7 @@ def test_an_acknowledgement_is_logged_with_user_and_reason(verdicts: list[Verdic
     assert alarm.silenced_until == 1900.0
     assert "silenced for 30m" in note.text and "for 1800 s" in audit.as_text(line)
     assert watched.answer(api.AskSilence("q", "a1", 0.0, "kim", "node"), 100.0, 7)[1].text.startswith(
-        "alarm a1 silenced no more"
+        "alarm a1 silence ended by kim@node"
     )
     assert list(watched.take_changed()) == ["a1"]
     assert not watched.take_changed()
