@@ -37,7 +37,7 @@ STEP_S = 4.0
 class HeldClient:
     """A client whose hub is the test: it shows what the test puts there and keeps what was asked."""
 
-    api: Snapshot | None = None
+    view: Snapshot | None = None
     state: str = "live"
     age_s: float = 0.1
     answers: dict[str, Answer] = field(default_factory=dict)

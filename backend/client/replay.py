@@ -17,7 +17,7 @@ from rltop.backend.store import step_details as store_samples
 from rltop.backend.store.read import Reader
 from rltop.backend.store.stored_diagnosis import case
 
-SAMPLE = Path(__file__).parent / "sample" / "sort.rltop.gz"
+SAMPLE = Path(__file__).parent.parent / "store" / "sample" / "sort.rltop.gz"
 """A recorded run of the demo that comes with the package; ``docs/history.md`` says what happens in it."""
 
 SAMPLE_SPEED = 30.0
