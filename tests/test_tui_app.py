@@ -8,7 +8,7 @@ from textual.widgets import ContentSwitcher
 
 from rltop.backend.api import Answer, AskSet, change_key
 from rltop.tui.app import RltopApp
-from rltop.tui.dialogs.requests import UNANSWERED_S
+from rltop.tui.dialogs.requests import TIMEOUT_S
 from rltop.tui.dialogs.switch_dialog import Confirm
 from rltop.tui.model.fleet_table import Row
 from rltop.tui.model.key_commands import NEEDS_CONTROL
@@ -81,7 +81,7 @@ async def test_freezing_holds_the_picture_and_counts_what_came_since() -> None:
 async def test_read_only_says_why_and_asks_nothing() -> None:
     client = HeldClient(pictures.switched())
     async with dashboard(client, SIZE) as (app, pilot):
-        await pilot.press("6", "t")
+        await pilot.press("4", "t")
         assert NEEDS_CONTROL in notes(app)
         await pilot.press("enter")
         assert len(app.screen_stack) == 1
@@ -92,7 +92,7 @@ async def test_read_only_says_why_and_asks_nothing() -> None:
 async def test_a_switch_needs_more_than_one_careless_key(keys: tuple[str, ...]) -> None:
     client = HeldClient(pictures.switched())
     async with dashboard(client, SIZE, control=True) as (app, pilot):
-        await pilot.press("6", "t")
+        await pilot.press("4", "t")
         await pilot.pause()
         assert isinstance(app.screen, Confirm)
         await pilot.press(*keys)
@@ -105,7 +105,7 @@ async def test_a_switch_needs_more_than_one_careless_key(keys: tuple[str, ...]) 
 async def test_a_switch_asks_the_hub_for_the_engines_shown(keys: tuple[str, ...]) -> None:
     client = HeldClient(pictures.switched())
     async with dashboard(client, SIZE, control=True) as (_, pilot):
-        await pilot.press("6", "t", *keys)
+        await pilot.press("4", "t", *keys)
         await pilot.pause()
         (asked,) = client.asked
         assert isinstance(asked, AskSet)
@@ -117,7 +117,7 @@ async def test_a_switch_asks_the_hub_for_the_engines_shown(keys: tuple[str, ...]
 async def test_one_engine_alone_can_be_switched_and_a_fixed_one_cannot() -> None:
     client = HeldClient(pictures.switched())
     async with dashboard(client, SIZE, control=True) as (app, pilot):
-        await pilot.press("6", "e", "j", "t", "y")
+        await pilot.press("4", "e", "j", "t", "y")
         await pilot.pause()
         assert [asked.engines for asked in client.asked if isinstance(asked, AskSet)] == [["e0"]]
         await pilot.press("j", "j", "j", "j", "t")
@@ -132,7 +132,7 @@ async def test_a_mixed_fleet_can_be_switched_either_way() -> None:
     client = HeldClient(shown)
     async with dashboard(client, SIZE, control=True) as (_, pilot):
         for keys in ("v", "vv", "vvv"):
-            await pilot.press("6", "g", "j", "t", *keys, "y")
+            await pilot.press("4", "g", "j", "t", *keys, "y")
             await pilot.pause()
         asked = [(a.flag, a.value) for a in client.asked if isinstance(a, AskSet)]
         assert asked == [("async_scheduling", value) for value in ("off", "on", "off")]
@@ -141,14 +141,14 @@ async def test_a_mixed_fleet_can_be_switched_either_way() -> None:
 async def test_a_refused_question_and_an_unanswered_one_are_told() -> None:
     client = HeldClient(pictures.switched())
     async with dashboard(client, SIZE, control=True) as (app, pilot):
-        await pilot.press("6", "t", "y")
+        await pilot.press("4", "t", "y")
         await pilot.pause()
         client.answers[client.asked[0].id] = Answer(client.asked[0].id, error="one controller at a time")
         await settle(app, pilot)
         assert "prefix_caching off on fleet: one controller at a time" in notes(app)
         await pilot.press("t", "y")
         await pilot.pause()
-        app._clock = lambda: 100.0 + UNANSWERED_S + 1
+        app._clock = lambda: 100.0 + TIMEOUT_S + 1
         await settle(app, pilot)
         assert any("the hub has not answered" in note for note in notes(app))
 
@@ -157,7 +157,7 @@ async def test_a_command_can_be_followed_from_request_to_end() -> None:
     shown = pictures.healthy()
     client = HeldClient(shown)
     async with dashboard(client, (130, 36), control=True) as (app, pilot):
-        await pilot.press("6")
+        await pilot.press("4")
         for state, sign in (("requested", "○"), ("accepted", "◔"), ("draining", "◑")):
             change = pictures.change("e0", "prefix_caching", "on", state, command="c9", at_step=39)
             shown.changes[change_key(change)] = change
@@ -277,7 +277,7 @@ async def test_views_and_leaving() -> None:
     async with dashboard(HeldClient(pictures.healthy()), SIZE) as (app, pilot):
         views = app.query_one(ContentSwitcher)
         for key, view in (
-            ("6", "control"),
+            ("4", "control"),
             ("1", "overview"),
             ("F", "control"),
             ("escape", "overview"),

@@ -8,7 +8,8 @@ from rltop.backend.metrics import BY_NAME
 from rltop.collectors.contract.flags import FLAGS
 from rltop.tui.app import RltopApp
 from rltop.tui.model.charts import CHARTS
-from rltop.tui.model.key_commands import COMMANDS, NEEDS_CONTROL
+from rltop.tui.model.key_commands import NEEDS_CONTROL
+from rltop.tui.views.registry import COMMANDS, VIEWS
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import dashboard, screen_text
@@ -23,7 +24,7 @@ def test_ids_and_keys_are_given_once() -> None:
 
 async def test_every_command_is_done_and_bound_to_all_its_keys() -> None:
     async with dashboard(HeldClient(pictures.healthy()), (80, 24)) as (app, _):
-        assert set(app._doing()) == {command.id for command in COMMANDS}
+        assert set(app._functions) == {command.id for command in COMMANDS}
         for command in COMMANDS:
             for key in command.keys:
                 bound = app._bindings.get_bindings_for_key(key)
@@ -33,7 +34,7 @@ async def test_every_command_is_done_and_bound_to_all_its_keys() -> None:
 
 async def test_no_key_of_a_focused_pane_or_screen_hides_a_command() -> None:
     async with dashboard(HeldClient(pictures.healthy()), (80, 24)) as (app, pilot):
-        for view in ("1", "6"):
+        for view in (str(number) for number, _ in enumerate(VIEWS, 1)):
             await pilot.press(view)
             active = app.screen.active_bindings
             for command in COMMANDS:

@@ -13,8 +13,8 @@ from rltop.collectors.contract.actions import ACTIONS, BY_VERB
 from rltop.collectors.contract.flags import FLAGS
 from rltop.collectors.contract.wire import FlagState, Timer
 from rltop.tui.dialogs.confirm_dialog import ConfirmPlain
-from rltop.tui.dialogs.switch_dialog import HALF, Confirm, keep_question, places, times
-from rltop.tui.model.changes import deed, entries, label, undoable
+from rltop.tui.dialogs.switch_dialog import HALF, Confirm, keep_question, scopes, times
+from rltop.tui.model.changes import describe, label, undoable
 from rltop.tui.model.key_commands import NEEDS_CONTROL
 from rltop.tui.model.switchable import FOREIGN_PAUSE, MIXED, SUBJECTS, Target, fold, targets
 from rltop.tui.widgets import theme
@@ -112,7 +112,7 @@ async def test_where_no_engine_lives_no_launch_option_is_asked_for() -> None:
     view = pictures.healthy()
     view.engines = {name: msgspec.structs.replace(engine, health="gone") for name, engine in view.engines.items()}
     async with dashboard(HeldClient(view), SIZE, control=True) as (app, pilot):
-        await pilot.press("6")
+        await pilot.press("4")
         await settle(app, pilot)
         assert "fleet: no live engine" in screen_text(app)
         assert "To be able to" not in screen_text(app)
@@ -126,11 +126,11 @@ def test_what_is_shown_can_be_unfolded_and_folded() -> None:
 
 def test_the_places_of_a_command_begin_with_the_line_under_the_cursor() -> None:
     view = pictures.healthy()
-    assert [place.name for place in places(one(view, "prefix_caching"))] == ["fleet", "half", "e0", "e1"]
-    assert [place.name for place in places(one(view, "prefix_caching", "e1"))] == ["e1"]
-    assert [place.name for place in places(one(view, "generation"))] == ["fleet", "e0", "e1"]
-    assert [place.name for place in places(one(pictures.switched(), "async_scheduling"))] == ["fleet", "half", "e0"]
-    assert [place.name for place in places(one(pictures.healthy(engines=1), "prefix_caching"))] == ["fleet"]
+    assert [place.name for place in scopes(one(view, "prefix_caching"))] == ["fleet", "half", "e0", "e1"]
+    assert [place.name for place in scopes(one(view, "prefix_caching", "e1"))] == ["e1"]
+    assert [place.name for place in scopes(one(view, "generation"))] == ["fleet", "e0", "e1"]
+    assert [place.name for place in scopes(one(pictures.switched(), "async_scheduling"))] == ["fleet", "half", "e0"]
+    assert [place.name for place in scopes(one(pictures.healthy(engines=1), "prefix_caching"))] == ["fleet"]
 
 
 def test_a_guard_timer_can_be_chosen_but_not_left_out() -> None:
@@ -155,7 +155,7 @@ def test_a_guard_timer_can_be_chosen_but_not_left_out() -> None:
 )
 def test_a_change_is_named_as_people_say_it(facts: dict[str, Any], said: str, short: str) -> None:
     change = msgspec.structs.replace(pictures.applied("e0", "prefix_caching", "off", command="c1"), **facts)
-    assert (deed(change), label(change)) == (said, short)
+    assert (describe(change), label(change)) == (said, short)
 
 
 def test_only_what_changed_something_can_be_undone() -> None:
@@ -169,7 +169,7 @@ def test_only_what_changed_something_can_be_undone() -> None:
 
 def test_the_log_counts_down_with_the_hubs_clock() -> None:
     view = pictures.timed()
-    left = {(entry.change.command, entry.change.engine): entry.left_s for entry in entries(view)}
+    left = {(entry.change.command, entry.change.engine): entry.left_s for entry in log_entries(view)}
     assert left[("c7", "e0")] == pytest.approx(572)
     assert left[("c5", "e1")] is None
     assert theme.clock(572) == "9:32"
@@ -187,7 +187,7 @@ def test_time_left_is_told_to_the_second_while_that_matters(seconds: float, show
 
 
 async def test_options_go_to_the_hub_as_confirmed() -> None:
-    (question,) = await asked(pictures.healthy(), "6", "j", "t", "f", "f", "s", "r", "y", why="is it that?")
+    (question,) = await asked(pictures.healthy(), "4", "j", "t", "f", "f", "s", "r", "y", why="is it that?")
     assert isinstance(question, AskSet)
     assert (question.flag, question.value, question.engines) == ("async_scheduling", "off", ["e0", "e1"])
     assert (question.strict, question.revert_s, question.fraction) == (True, 600.0, None)
@@ -197,19 +197,19 @@ async def test_options_go_to_the_hub_as_confirmed() -> None:
 
 
 async def test_half_the_fleet_is_left_for_the_hub_to_choose() -> None:
-    (question,) = await asked(pictures.healthy(), "6", "t", "w", "y")
+    (question,) = await asked(pictures.healthy(), "4", "t", "w", "y")
     assert isinstance(question, AskSet)
     assert (question.engines, question.fraction, question.strict, question.revert_s) == (None, HALF, False, None)
 
 
 async def test_one_engine_can_be_chosen_from_the_fleets_line() -> None:
-    (question,) = await asked(pictures.healthy(), "6", "t", "w", "w", "w", "y")
+    (question,) = await asked(pictures.healthy(), "4", "t", "w", "w", "w", "y")
     assert isinstance(question, AskSet)
     assert (question.engines, question.fraction) == (["e1"], None)
 
 
 async def test_a_form_is_offered_only_where_the_flag_has_one() -> None:
-    (question,) = await asked(pictures.healthy(), "6", "t", "s", "y")
+    (question,) = await asked(pictures.healthy(), "4", "t", "s", "y")
     assert isinstance(question, AskSet)
     assert question.strict is False
 
@@ -224,11 +224,11 @@ async def test_actions_are_asked_for_on_the_whole_fleet_from_anywhere() -> None:
 
 
 async def test_a_timer_is_kept_from_its_flag_or_from_the_log() -> None:
-    for keys in (("6", "j", "K"), ("@", "G", "K")):
+    for keys in (("4", "j", "K"), ("@", "G", "K")):
         (question,) = await asked(pictures.timed(), *keys, "y")
         assert isinstance(question, AskKeep)
         assert question.command == "c7"
-    assert await asked(pictures.timed(), "6", "K", "y") == []
+    assert await asked(pictures.timed(), "4", "K", "y") == []
     assert await asked(pictures.timed(), "@", "K", "y") == []
 
 
@@ -236,13 +236,13 @@ async def test_a_change_is_undone_from_its_flag_or_from_the_log() -> None:
     (question,) = await asked(pictures.timed(), "@", "G", "u", "r", "y", why="no use")
     assert isinstance(question, AskUndo)
     assert (question.command, question.why) == ("c7", "no use")
-    (question,) = await asked(pictures.timed(), "6", "j", "j", "u", "y")
+    (question,) = await asked(pictures.timed(), "4", "j", "j", "u", "y")
     assert isinstance(question, AskUndo)
     assert question.command == "c7"
     assert await asked(pictures.timed(), "@", "u", "y") == []
 
 
-@pytest.mark.parametrize("keys", [("6", "j", "t"), ("6", "j", "K"), ("@", "G", "u"), ("p",), ("f",)])
+@pytest.mark.parametrize("keys", [("4", "j", "t"), ("4", "j", "K"), ("@", "G", "u"), ("p",), ("f",)])
 @pytest.mark.parametrize("way_out", [("n",), ("escape",), ("enter",), ("q",), ("r", "y", "enter", "n")])
 async def test_no_question_is_answered_by_a_careless_key(keys: tuple[str, ...], way_out: tuple[str, ...]) -> None:
     view = pictures.timed()
@@ -261,7 +261,7 @@ async def test_no_question_is_answered_by_a_careless_key(keys: tuple[str, ...], 
 async def test_letters_of_a_reason_are_no_keys_and_escape_only_leaves_it() -> None:
     client = HeldClient(pictures.healthy())
     async with dashboard(client, SIZE, control=True) as (app, pilot):
-        await pilot.press("6", "t", "r", *"yes, now", "escape")
+        await pilot.press("4", "t", "r", *"yes, now", "escape")
         await pilot.pause()
         assert app.screen.query_one("#why", Input).value == "yes, now"
         assert client.asked == []
@@ -276,7 +276,7 @@ async def test_letters_of_a_reason_are_no_keys_and_escape_only_leaves_it() -> No
 async def test_without_control_nothing_can_be_asked_and_it_says_how(key: str) -> None:
     client = HeldClient(pictures.timed())
     async with dashboard(client, SIZE) as (app, pilot):
-        await pilot.press("6", "j", key)
+        await pilot.press("4", "j", key)
         assert NEEDS_CONTROL in [note.message for note in app._notifications]
         assert len(app.screen_stack) == 1
         assert client.asked == []
@@ -288,7 +288,7 @@ async def test_the_lines_of_engines_are_folded_until_they_are_asked_for() -> Non
     view = pictures.healthy(engines=12)
     view.changes.clear()
     async with dashboard(HeldClient(view), SIZE) as (app, pilot):
-        await pilot.press("6")
+        await pilot.press("4")
         assert "  e7 " not in screen_text(app)
         await pilot.press("e")
         assert "  e7 " in screen_text(app)

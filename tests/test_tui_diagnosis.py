@@ -57,7 +57,7 @@ class Hub(HeldClient):
 async def test_screen(name: str, verdict: Verdict, size: tuple[int, int], keys: tuple[str, ...]) -> None:
     shown = pictures.healthy() if verdict.verdict == "healthy" else verdicts.alarmed(sure=verdict.verdict == "fault")
     async with dashboard(Hub(cured(shown), verdict=verdict), size, control=True) as (app, pilot):
-        await pilot.press("4")
+        await pilot.press("3")
         await settle(app, pilot)
         await pilot.press(*keys)
         await settle(app, pilot)
@@ -80,7 +80,7 @@ def cured(shown: Snapshot, value: str = "off") -> Snapshot:
 async def test_an_open_alarm_is_on_every_view(name: str, changes: dict[str, str]) -> None:
     async with dashboard(Hub(verdicts.alarmed(**changes), verdict=verdicts.fault()), SMALL) as (app, pilot):
         assert_as_saved(app, name)
-        for key in "346":
+        for key in "234":
             await pilot.press(key)
             await settle(app, pilot)
             assert "a1 stale-prefix-cache (C1) since step 14" in screen_text(app).splitlines()[0]
@@ -90,7 +90,7 @@ async def test_the_hub_is_asked_when_a_step_closes_and_of_the_step_that_is_read(
     hub = Hub(pictures.healthy(20), verdict=verdicts.fault(19))
     async with dashboard(hub, SMALL) as (app, pilot):
         assert hub.diagnoses() == []
-        await pilot.press("4")
+        await pilot.press("3")
         await settle(app, pilot)
         assert hub.diagnoses() == [None]
         hub.show(pictures.healthy(21))
@@ -108,7 +108,7 @@ async def test_the_hub_is_asked_when_a_step_closes_and_of_the_step_that_is_read(
 
 async def test_what_the_hub_can_not_say_is_shown() -> None:
     async with dashboard(Hub(pictures.healthy(), verdict=None), SMALL) as (app, pilot):
-        await pilot.press("4")
+        await pilot.press("3")
         await settle(app, pilot)
         assert "step 7 is not kept" in screen_text(app)
 
@@ -116,7 +116,7 @@ async def test_what_the_hub_can_not_say_is_shown() -> None:
 async def test_the_remedy_is_switched_after_a_yes_and_not_after_a_no() -> None:
     hub = Hub(cured(verdicts.alarmed()), verdict=verdicts.fault())
     async with dashboard(hub, SMALL, control=True) as (app, pilot):
-        await pilot.press("4")
+        await pilot.press("3")
         await settle(app, pilot)
         await pilot.press("r", "enter")  # the focus is on No
         await settle(app, pilot)
@@ -152,7 +152,7 @@ async def test_without_an_alarm_or_a_cause_the_keys_say_so() -> None:
 async def test_the_probe_that_would_tell_is_started_after_a_yes_and_its_answer_shown() -> None:
     hub = Hub(verdicts.alarmed(), verdict=verdicts.fault())
     async with dashboard(hub, LARGE, control=True) as (app, pilot):
-        await pilot.press("4")
+        await pilot.press("3")
         await settle(app, pilot)
         await pilot.press("X")
         await settle(app, pilot)

@@ -53,7 +53,7 @@ async def test_an_engines_line_and_a_place_have_their_own_figures_and_counts() -
         assert "e1, step 39" in text
         assert "of 1,300 tokens" in text
         assert "5.250 robust standard deviations" in text
-        for key in ("escape", "3", "j"):
+        for key in ("escape", "2", "j"):
             await pilot.press(key)
             await settle(app, pilot)
         await pilot.press("i")
@@ -65,7 +65,7 @@ async def test_an_engines_line_and_a_place_have_their_own_figures_and_counts() -
 
 async def test_where_nothing_is_to_be_explained_it_says_where_to_go() -> None:
     async with dashboard(HeldClient(pictures.healthy()), (80, 24)) as (app, pilot):
-        await pilot.press("6", "i")
+        await pilot.press("4", "i")
         await settle(app, pilot)
         assert len(app.screen_stack) == 1
         assert NOTHING in [shown.message for shown in app._notifications]

@@ -8,7 +8,7 @@ import pytest
 from rltop.backend.api import Event, Snapshot, change_key
 from rltop.backend.api.alarm import Alarm
 from rltop.tui.model.step_columns import StepColumns
-from rltop.tui.model.timeline import KINDS, lands, markers, marks, next_mark, told_at, updates
+from rltop.tui.model.timeline import KINDS, first_step_after, markers, marks, marks_before, next_mark, updates
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import dashboard, screen_text, settle
@@ -49,7 +49,7 @@ def test_what_befell_the_run_is_marked(kind: str, severity: str, text: str, engi
     assert found.text == mark
     (marker,) = markers([found], history, "step")
     assert marker.x == 7.5
-    assert lands(found, history) == 8
+    assert first_step_after(found, history) == 8
 
 
 def test_no_line_leads_over_steps_that_nobody_measured_or_that_lack_something() -> None:
@@ -95,7 +95,7 @@ def test_marks_can_be_gone_to_one_after_the_other_both_ways() -> None:
     forward = [next_mark(found, history, step, forward=True) for step in (0, 4, 10, 15)]
     assert forward == [4, 10, 15, 19]
     assert next_mark(found, history, None, forward=True) is None
-    assert told_at(found, history, 10) == "▲pc- ↻e0"
+    assert marks_before(found, history, 10) == "▲pc- ↻e0"
 
 
 def test_new_weights_are_notches_where_they_are_rare() -> None:
@@ -142,6 +142,6 @@ async def test_a_step_can_be_named(keys: tuple[str, ...]) -> None:
             await pilot.press("number_sign" if key == "#" else key)
         for _ in range(100):
             await settle(app, pilot)
-            if app.sight.cursor == 21:
+            if app.state.viewport.cursor == 21:
                 break
         assert "reading step 21" in screen_text(app)

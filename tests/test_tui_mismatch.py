@@ -14,7 +14,7 @@ from rltop.backend.api.profiles import Mismatch, Profile
 from rltop.backend.api.samples import Samples, Sequence, Token
 from rltop.backend.gaps.mismatch import DIMENSIONS, EDGES
 from rltop.tui.tokens.dedupe import distinct_sequences, distinct_tokens
-from rltop.tui.views.gap_table import FLEET, Means, along, merged, places, with_error
+from rltop.tui.views.gap_table import FLEET, Means, gap_rows, merged, profile_means, with_error
 from rltop.tui.widgets.bars import Bar, BarChart, draw
 from tests import pictures
 from tests.pictures import HeldClient
@@ -144,16 +144,16 @@ SMALL, LARGE = (80, 24), (160, 48)
 @pytest.mark.parametrize(
     ("name", "size", "keys"),
     [
-        ("mismatch-80", SMALL, ("3",)),
-        ("mismatch-160", LARGE, ("3", "w")),
-        ("mismatch-50", (50, 20), ("3",)),
-        ("mismatch-engine-80", SMALL, ("3", "j", "j", "enter")),
-        ("mismatch-sequences-80", SMALL, ("3", "v", "v")),
-        ("mismatch-token-80", SMALL, ("3", "v", "j", "enter")),
-        ("mismatch-sequence-120", (120, 36), ("3", "v", "v", "v", "enter")),
-        ("mismatch-reading-80", SMALL, ("{", "3")),
-        ("mismatch-number-80", SMALL, ("3", "j", "i")),
-        ("mismatch-number-160", LARGE, ("3", "i")),
+        ("mismatch-80", SMALL, ("2",)),
+        ("mismatch-160", LARGE, ("2", "w")),
+        ("mismatch-50", (50, 20), ("2",)),
+        ("mismatch-engine-80", SMALL, ("2", "j", "j", "enter")),
+        ("mismatch-sequences-80", SMALL, ("2", "v", "v")),
+        ("mismatch-token-80", SMALL, ("2", "v", "j", "enter")),
+        ("mismatch-sequence-120", (120, 36), ("2", "v", "v", "v", "enter")),
+        ("mismatch-reading-80", SMALL, ("{", "2")),
+        ("mismatch-number-80", SMALL, ("2", "j", "i")),
+        ("mismatch-number-160", LARGE, ("2", "i")),
     ],
 )
 async def test_screen(name: str, size: tuple[int, int], keys: tuple[str, ...]) -> None:
@@ -174,7 +174,7 @@ async def test_screen(name: str, size: tuple[int, int], keys: tuple[str, ...]) -
 )
 async def test_without_an_answer(name: str, client: AnsweringClient) -> None:
     async with dashboard(client, SMALL) as (app, pilot):
-        await pilot.press("3")
+        await pilot.press("2")
         await settle(app, pilot)
         assert_as_saved(app, name)
 
@@ -184,7 +184,7 @@ async def test_it_asks_only_when_something_else_is_looked_at() -> None:
     async with dashboard(client, SMALL) as (app, pilot):
         await settle(app, pilot)
         assert not client.seen  # not looked at: nothing is asked
-        await pilot.press("3")
+        await pilot.press("2")
         for _ in range(5):
             client.changed = True
             await settle(app, pilot)
@@ -206,7 +206,7 @@ async def test_it_asks_only_when_something_else_is_looked_at() -> None:
 async def test_enter_on_an_engine_shows_it_alone_and_again_all() -> None:
     client = AnsweringClient(pictures.healthy())
     async with dashboard(client, SMALL) as (app, pilot):
-        await pilot.press("3")
+        await pilot.press("2")
         await settle(app, pilot)
         for key, engine in (("j", "e0"), ("j", "e1"), ("j", ""), ("k", "e1"), ("", None)):
             await pilot.press(*([key] if key else []), "enter")
@@ -217,14 +217,14 @@ async def test_enter_on_an_engine_shows_it_alone_and_again_all() -> None:
 def test_parts_of_a_profile_add_up_to_the_fleet() -> None:
     answer = mismatch()
     for dimension in ("lag", "position", "probability", "prefix"):
-        labels, rows = along(answer, dimension, None)
+        labels, rows = profile_means(answer, dimension, None)
         assert len(labels) == len(rows)
-        engines = [along(answer, dimension, engine)[1] for engine in ENGINES]
+        engines = [profile_means(answer, dimension, engine)[1] for engine in ENGINES]
         for at, whole in enumerate(rows):
             each = [rows_[at] for rows_ in engines]
             assert whole.tokens == sum(row.tokens for row in each)
             assert whole.size * whole.tokens == pytest.approx(sum(row.tokens * row.size for row in each))
-    fleet, *rest = places(answer)
+    fleet, *rest = gap_rows(answer)
     assert (fleet.engine, [place.engine for place in rest]) == (FLEET, ["e0", "e1", "?"])
     assert fleet.tokens == sum(place.tokens for place in rest)
     assert fleet.size("3") is not None

@@ -15,7 +15,7 @@ from rltop.backend.store.read import Reader
 from rltop.tui.app import RltopApp
 from rltop.tui.model.changes import Entry
 from rltop.tui.model.fleet_table import Row, at_step, flags_at
-from rltop.tui.model.past_engines import PATIENCE_S, PastEngines
+from rltop.tui.model.past_engines import TIMEOUT_S, PastEngines
 from rltop.tui.views.overview import last_before
 from rltop.tui.widgets.table import Table
 from tests import pictures, stored
@@ -59,7 +59,7 @@ async def test_the_fleet_is_as_the_store_has_it_of_the_step_that_is_read() -> No
         gap = pictures.step(5).engines["e0"]["logp_abs_diff_mean"]
         assert gap is not None
         assert fleet(app)["e0"][:3] == ["e0", "105", "16"]
-        assert fleet(app)["e0"][8:10] == [f"{gap:.4f}", "usual"]
+        assert fleet(app)["e0"][8:10] == [f"{gap:.4f}", "default"]
         await pilot.press("end")
         await settle(app, pilot)
         assert fleet(app)["e0"][1] == "312"
@@ -76,7 +76,7 @@ async def test_without_a_store_the_figures_of_the_step_stand_and_the_rest_is_not
         line = fleet(app)["e0"]
         assert line[1:5] == ["-"] * 4
         assert line[5] == "62%"
-        assert line[9] == "usual"
+        assert line[9] == "default"
         await pilot.press("enter")
         assert any("nobody kept the facts of e0" in note.message for note in app._notifications)
         assert asked(client) == [question]
@@ -121,17 +121,17 @@ def test_a_key_held_down_has_one_question_on_its_way() -> None:
     first = pasts.question(shown, 30, 0.0)
     assert first is not None
     assert [pasts.question(shown, step, 0.1) for step in (29, 28, 27)] == [None] * 3
-    assert pasts.take({first.id: Answer(first.id, past=then(30))})
+    assert pasts.take_answers({first.id: Answer(first.id, past=then(30))})
     second = pasts.question(shown, 27, 0.2)
     assert second is not None
     assert second.step == 27
-    assert pasts.question(shown, 26, 0.2 + PATIENCE_S) is None
-    third = pasts.question(shown, 26, 0.3 + PATIENCE_S)
+    assert pasts.question(shown, 26, 0.2 + TIMEOUT_S) is None
+    third = pasts.question(shown, 26, 0.3 + TIMEOUT_S)
     assert third is not None
-    assert not pasts.take({second.id: Answer(second.id, past=then(27))})
-    assert pasts.of(30) == then(30)
+    assert not pasts.take_answers({second.id: Answer(second.id, past=then(27))})
+    assert pasts.cached(30) == then(30)
     pasts.question(msgspec.structs.replace(shown, epoch="another"), None, 9.0)
-    assert pasts.of(30) is None
+    assert pasts.cached(30) is None
 
 
 async def test_events_and_the_log_of_changes_turn_to_the_time_of_the_step() -> None:
@@ -177,7 +177,7 @@ async def test_control_shows_what_is_and_says_so(keys: tuple[str, ...]) -> None:
     shown = pictures.switched()
     client = HeldClient(shown)
     async with dashboard(client, MIDDLE, control=True) as (app, pilot):
-        await pilot.press(*keys, "6")
+        await pilot.press(*keys, "4")
         await settle(app, pilot)
         assert "this view is live" in screen_text(app)
         done = pictures.applied("e0", "prefix_caching", "off", command="c3", at_step=39, engine_step=777)
@@ -207,10 +207,10 @@ async def test_a_replay_has_the_fleet_of_every_step(replay: Replay) -> None:
             await settle(app, pilot)
             table: Table[Row] = app.query_one("#fleet", Table)
             assert all(row.engine is not None and row.engine.health == "live" for row in table.items)
-            flags.append((app.sight.cursor, fleet(app)["e0"][9]))
+            flags.append((app.state.viewport.cursor, fleet(app)["e0"][9]))
     assert flags == [
-        (55, "usual"), (47, "usual"), (35, "lm=r"), (33, "lm=r"),
-        (27, "usual"), (21, "as-"), (17, "usual"), (9, "pc-"),
+        (55, "default"), (47, "default"), (35, "lm=r"), (33, "lm=r"),
+        (27, "default"), (21, "as-"), (17, "default"), (9, "pc-"),
     ]  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def test_a_store_has_the_run_as_of_every_step(tmp_path: Path) -> None:
         ("reading-fleet-80", SMALL, ("left_curly_bracket",)),
         ("reading-fleet-120", MIDDLE, ("N",)),
         ("zoomed-axis-120", MIDDLE, ("home", "plus", "plus")),
-        ("reading-control-120", MIDDLE, ("N", "6")),
+        ("reading-control-120", MIDDLE, ("N", "4")),
     ],
 )
 async def test_screen(name: str, size: tuple[int, int], keys: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rltop.backend.api import AskSet, Change, Snapshot, change_key
 from rltop.backend.api.verdict import Cause, Verdict
 from rltop.tui.model.key_commands import NEEDS_CONTROL
-from rltop.tui.views.remedy import GONE_WITHIN, remedy_of, standing
+from rltop.tui.views.remedy import CURED_WITHIN, fix_of, fix_status
 from tests import pictures, verdicts
 from tests.screens import assert_as_saved, dashboard, screen_text, settle
 from tests.test_tui_diagnosis import Hub
@@ -48,16 +48,16 @@ def in_place(cause: Cause = verdicts.STALE) -> Cause:
     return replace(cause, command="", in_place=cause.command)
 
 
-def said(cause: Cause, shown: Snapshot, *, step: int = 39, allowed: bool = True) -> dict[str, str]:
+def said(cause: Cause, shown: Snapshot, *, step: int = 39, control: bool = True) -> dict[str, str]:
     lines: dict[str, str] = {}
-    for name, text in standing(cause, shown, verdicts.fault(step), allowed=allowed):
+    for name, text in fix_status(cause, shown, verdicts.fault(step), control=control):
         lines[name] = f"{lines[name]}; {text}" if name in lines else text
     return lines
 
 
 def remedy(cause: Cause, value: str = "off") -> tuple[str, str, tuple[str, ...], str]:
-    target, wish = remedy_of(cause, reading(value))
-    return target.subject.name, wish.choice.word, wish.place.engines, wish.place.name
+    target, request = fix_of(cause, reading(value))
+    return target.subject.name, request.choice.word, request.scope.engines, request.scope.name
 
 
 def test_a_remedy_is_read_from_the_order_for_the_fleet_and_for_engines() -> None:
@@ -83,7 +83,7 @@ def test_a_remedy_that_can_not_be_given_says_why() -> None:
 def test_an_order_that_can_be_given_names_its_key_and_without_control_how_to_have_it() -> None:
     shown = reading("off")
     assert said(verdicts.STALE, shown) == {"live": "rltop set update_clears_cache on --run sort   (r)"}
-    assert said(verdicts.STALE, shown, allowed=False)[""] == f"(r) {NEEDS_CONTROL}"
+    assert said(verdicts.STALE, shown, control=False)[""] == f"(r) {NEEDS_CONTROL}"
 
 
 def test_an_order_under_way_is_told_by_engine_and_not_offered_again() -> None:
@@ -111,7 +111,7 @@ def view_lag(shown: Snapshot, step: int) -> float:
 
 
 def test_an_order_that_did_not_help_says_so_in_the_end() -> None:
-    shown = with_changes(reading("on"), *ordered("applied", at_step=39 - GONE_WITHIN - 4))
+    shown = with_changes(reading("on"), *ordered("applied", at_step=39 - CURED_WITHIN - 4))
     assert "this does not cure it" in said(in_place(), shown)["then"]
 
 
@@ -168,7 +168,7 @@ async def test_screen(name: str, verdict: Verdict, changes: list[Change], alarm:
     applied = all(change.state == "applied" for change in changes) and bool(changes)
     shown = with_changes(reading("on" if applied else "off", verdicts.alarmed(**alarm)), *changes[:2])
     async with dashboard(Hub(shown, verdict=verdict), SMALL, control=True) as (app, pilot):
-        await pilot.press("4")
+        await pilot.press("3")
         await settle(app, pilot)
         assert_as_saved(app, name)
 
@@ -176,7 +176,7 @@ async def test_screen(name: str, verdict: Verdict, changes: list[Change], alarm:
 async def test_the_reason_for_the_record_is_the_cause_unless_another_is_typed() -> None:
     hub = Hub(reading("off", verdicts.alarmed()), verdict=verdicts.fault())
     async with dashboard(hub, SMALL, control=True) as (app, pilot):
-        await pilot.press("4")
+        await pilot.press("3")
         await settle(app, pilot)
         await pilot.press("r", "y")
         await pilot.press("r", "r", "end", *" 3am", "enter", "y")
@@ -188,7 +188,7 @@ async def test_the_reason_for_the_record_is_the_cause_unless_another_is_typed() 
 async def test_what_becomes_of_the_order_shows_before_the_next_step_closes() -> None:
     hub = Hub(reading("off", verdicts.alarmed()), verdict=verdicts.fault())
     async with dashboard(hub, (120, 40), control=True) as (app, pilot):
-        await pilot.press("4")
+        await pilot.press("3")
         await settle(app, pilot)
         assert "given" not in screen_text(app)
         assert hub.view is not None

@@ -307,7 +307,7 @@ def _strip(
 
 
 def _x_axis(picture: Drawing, inner: int, width: int) -> Strip:
-    """Numbers and markers on the line itself: ``0────10───▲pc-──20``; no number touches a marker."""
+    """Numbers and markers on the axis: ``0────10───▲pc-──20``; no number touches a marker."""
     low, high = picture.x_range
     cells: list[tuple[str, Style]] = [("─", theme.FAINT)] * inner
     step = nice_step(high - low, max(1, inner // 9))
