@@ -1,4 +1,4 @@
-"""One table of commands feeds keys, palette, help and footer: they agree."""
+"""Keys, palette, help and footer are made from one table of commands and one of views."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.pictures import HeldClient
 from tests.screens import dashboard, screen_text
 
 
-def test_ids_and_keys_are_given_once() -> None:
+def test_ids_and_keys_are_unique() -> None:
     ids = [command.id for command in COMMANDS]
     keys = [key for command in COMMANDS for key in command.keys]
     assert len(set(ids)) == len(ids)
     assert len(set(keys)) == len(keys)
 
 
-async def test_every_command_is_done_and_bound_to_all_its_keys() -> None:
+async def test_every_command_has_a_function_and_is_bound_to_all_its_keys() -> None:
     async with dashboard(HeldClient(pictures.healthy()), (80, 24)) as (app, _):
         assert set(app._functions) == {command.id for command in COMMANDS}
         for command in COMMANDS:
@@ -62,7 +62,7 @@ async def test_help_and_palette_list_every_command_chart_and_flag() -> None:
         await app.workers.wait_for_complete()
         await pilot.press(*"freeze")
         await pilot.pause()
-        await wait_for_text(app, pilot, "hold the picture still")
+        await wait_for_text(app, pilot, "freeze the screen")
 
 
 async def wait_for_text(app: RltopApp, pilot: object, text: str) -> None:

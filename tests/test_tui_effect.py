@@ -1,4 +1,4 @@
-"""The effect panel: asked of the hub, shown as it says, kept up to date while it is open."""
+"""The effect panel: queried from the hub and kept up to date while it is open."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def panel(app: RltopApp) -> EffectPage:
 
 
 @pytest.mark.parametrize(("name", "size"), [("effect-80", (80, 24)), ("effect-160", (160, 48))])
-async def test_the_panel_shows_what_the_hub_says(name: str, size: tuple[int, int], utc: None) -> None:
+async def test_the_panel_shows_the_answer_of_the_hub(name: str, size: tuple[int, int], utc: None) -> None:
     client = HeldClient(pictures.timed())
     async with dashboard(client, size) as (app, pilot):
         await pilot.press(*LAST)
         await pilot.pause()
-        assert "asking the hub" in screen_text(app)
+        assert "waiting for the hub" in screen_text(app)
         assert question(client).command == "c7"
         client.answers[question(client).id] = Answer(question(client).id, effect=pictures.effect())
         panel(app).check_answer()
@@ -41,7 +41,7 @@ async def test_the_panel_shows_what_the_hub_says(name: str, size: tuple[int, int
         assert_as_saved(app, name)
 
 
-async def test_an_open_panel_asks_again_and_shows_the_later_answer() -> None:
+async def test_an_open_panel_repeats_its_query_and_shows_the_later_answer() -> None:
     client = HeldClient(pictures.timed())
     async with dashboard(client, (120, 36)) as (app, pilot):
         await pilot.press(*LAST)
@@ -63,7 +63,7 @@ async def test_an_open_panel_asks_again_and_shows_the_later_answer() -> None:
         assert len(app.screen_stack) == 1
 
 
-async def test_what_switched_nothing_and_a_silent_hub_are_told() -> None:
+async def test_an_error_and_a_timeout_of_the_hub_are_shown() -> None:
     client = HeldClient(pictures.timed())
     async with dashboard(client, (120, 36)) as (app, pilot):
         await pilot.press(*LAST)
@@ -82,17 +82,17 @@ async def test_what_switched_nothing_and_a_silent_hub_are_told() -> None:
         assert "command c7 switched nothing" in text
 
 
-async def test_the_effect_is_of_the_change_under_the_cursor() -> None:
+async def test_the_effect_is_that_of_the_selected_change() -> None:
     client = HeldClient(pictures.timed())
     async with dashboard(client, (120, 36)) as (app, pilot):
         await pilot.press("E")
-        assert "put the cursor of the control view on a change" in [note.message for note in app._notifications]
+        assert "select a change in the Control view" in [note.message for note in app._notifications]
         await pilot.press("4", "j", "j", "E")
         await pilot.pause()
         assert question(client).command == "c7"
 
 
-def test_every_verdict_has_a_sign_of_its_own_and_lines_fit() -> None:
+def test_every_verdict_has_its_own_sign_and_lines_fit() -> None:
     signs = [sign for sign, _ in VERDICTS.values()]
     assert len(set(signs)) == len(signs)
     for width in (40, 71, 105):

@@ -1,4 +1,4 @@
-"""Which stretch of a run shows, and which step is read: the cursor stays on its step and in sight, whatever is done."""
+"""The viewport: the cursor stays on its step and inside the visible range, whatever changes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ runs = st.lists(st.integers(0, 2_000), min_size=1, max_size=60, unique=True).map
 
 
 @given(runs, st.lists(st.sampled_from(ACTS), max_size=30))
-def test_what_is_read_is_always_in_sight(run: StepColumns, acts: list[str]) -> None:
+def test_the_cursor_is_always_visible(run: StepColumns, acts: list[str]) -> None:
     now = Viewport()
     for what in acts:
         before, now = now, act(now, run, what)
@@ -57,7 +57,7 @@ def test_what_is_read_is_always_in_sight(run: StepColumns, acts: list[str]) -> N
 
 
 @given(runs, st.integers(0, 2_500))
-def test_one_can_go_to_any_step(run: StepColumns, step: int) -> None:
+def test_the_cursor_goes_to_any_step(run: StepColumns, step: int) -> None:
     cursor = Viewport().moved_to(run, step).cursor
     found = run.steps[-1].step if cursor is None else cursor
     assert found == max((s.step for s in run.steps if s.step <= step), default=run.steps[0].step)
@@ -72,7 +72,7 @@ def test_most_moves_of_the_cursor_turn_no_page() -> None:
     assert len(pages) <= 2 * 1_000 / 100 + 1
 
 
-def test_zooming_in_and_out_goes_round_lengths_and_ends_with_the_whole_run() -> None:
+def test_zooming_uses_round_lengths_and_ends_with_the_whole_run() -> None:
     run = history(list(range(201)))
     now, seen = Viewport(cursor=50), []
     for _ in range(6):
@@ -96,14 +96,14 @@ def test_another_axis_shows_about_as_much() -> None:
         assert 60 <= ((x >= low) & (x <= high)).sum() <= 300
 
 
-def test_a_stretch_of_any_axis_is_so_many_steps() -> None:
+def test_a_range_of_any_axis_converts_to_steps() -> None:
     run = history(list(range(601)))  # a step in 4 s
     assert Viewport(axis="minutes", window=2.0, cursor=300).in_steps(run) == Viewport(window=30.0, cursor=300)
     assert Viewport(axis="minutes").in_steps(run) == Viewport(axis="minutes")
     assert Viewport(window=30.0).in_steps(run) == Viewport(window=30.0)
 
 
-def test_the_range_is_told_where_it_is_not_the_whole_run() -> None:
+def test_the_range_is_named_unless_it_is_the_whole_run() -> None:
     run = history(list(range(100)))
     assert Viewport().range_text(run) == ""
     assert Viewport(window=300.0).range_text(run) == ""
@@ -111,7 +111,7 @@ def test_the_range_is_told_where_it_is_not_the_whole_run() -> None:
     assert Viewport(window=20.0).range_text(StepColumns()) == ""
 
 
-def test_steps_without_a_version_have_no_place_on_that_axis() -> None:
+def test_steps_without_a_version_have_no_position_on_that_axis() -> None:
     found = StepColumns()
     steps: dict[int, Step] = {
         n: msgspec.structs.replace(pictures.step(n), policy_version=None if n == 3 else n) for n in range(6)
