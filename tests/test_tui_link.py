@@ -73,22 +73,22 @@ def test_it_slows_down_while_the_terminal_is_behind_and_recovers() -> None:
 def test_a_tick_sends_what_changed_and_a_frozen_screen_nothing() -> None:
     with Terminal(160, 48) as terminal:
         terminal.wait_for(lambda text: "step 39" in text and "detach" in text)
-        terminal.tell("e")
+        terminal.advance("e")
         terminal.wait_for(lambda text: " 301 " in text)
         before = terminal.mark()
-        terminal.tell("e" * 10)
+        terminal.advance("e" * 10)
         terminal.wait_for(lambda text: " 311 " in text)
         assert (terminal.mark() - before) / 10 < 400
 
         before = terminal.mark()
-        terminal.tell("s" * 10)
+        terminal.advance("s" * 10)
         terminal.wait_for(lambda text: "step 49" in text)
         assert (terminal.mark() - before) / 10 < 6_000
 
         terminal.press(" ")
         terminal.wait_for(lambda text: "frozen at step 49" in text)
         before = terminal.mark()
-        terminal.tell("e" * 10 + "s")
+        terminal.advance("e" * 10 + "s")
         terminal.wait_for(lambda text: "+1 new" in text)
         assert terminal.mark() - before < 400
 
@@ -116,8 +116,8 @@ def test_a_cursor_that_moves_sends_its_columns_and_leaves_nothing_behind() -> No
 def test_a_stalled_terminal_is_not_flooded_and_reported_as_slow() -> None:
     with Terminal(160, 48) as terminal:
         terminal.wait_for(lambda text: "step 39" in text and "detach" in text)
-        terminal.tell("f" * 40 + "s")  # far more than the terminal's buffer holds: nobody reads until all is told
-        terminal.wait_until_told()
+        terminal.advance("f" * 40 + "s")  # far more than the terminal's buffer holds: nothing is read until all messages are taken
+        terminal.wait_until_taken()
         terminal.wait_for(lambda text: "slow terminal, painting at" in text)
         terminal.wait_for(lambda text: "live" in text and "step 200" in text)
 

@@ -24,7 +24,11 @@ def run_dashboard(
 
     Args:
         rundir: the directory of the run; its hub may start later.
-        control, fps, notice, reference, bell: as ``RltopApp``.
+        control: flags may be switched.
+        fps: repaints per second at most.
+        notice: additional text of the header, read at every repaint.
+        reference: a stored run to compare with; None for none.
+        bell: as ``RltopApp``.
         farewell: printed after the user detached; empty for nothing.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The state of the dashboard: what is shown, at which step, and whether it has to be drawn. No widgets."""
+"""The state of the dashboard: snapshot, viewport, timeline, and whether they have to be drawn. No widgets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DashboardState:
     Args:
         client: source of the snapshots.
         reference: a stored run to compare with; None for none.
-        on_change: called when a command changed what is shown.
+        on_change: called when a command changed the state.
 
     Attributes:
         history: the shown steps as columns.
@@ -66,7 +66,7 @@ class DashboardState:
         self.marks = timeline.marks(snapshot, self.history)
 
     def commands(self) -> Mapping[str, Callable[[], object]]:
-        """The commands that change what is shown, by id."""
+        """The commands that change the state, by id."""
         return {
             "freeze": self.toggle_freeze,
             "closer": partial(self._zoom, closer=True),

@@ -71,7 +71,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Scale:
-    """The value axis: from ``low`` to ``high`` (of the logarithm, if ``log``), numbers at ``ticks`` (likewise)."""
+    """The value axis: from ``low`` to ``high`` (of the logarithm, if ``log``), numbers at ``ticks`` (of the same)."""
 
     low: float
     high: float

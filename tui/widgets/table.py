@@ -22,7 +22,7 @@ class Column(Generic[T]):
 
     Attributes:
         title: its head.
-        width: cells; the last column shown takes what is left.
+        width: cells; the last visible column takes the rest.
         cell: text and style of an item's cell.
         sort: sort key; None if the column is not sortable. Unknown values go last in either order.
         rank: columns of higher rank are dropped first on a narrow screen; rank 0 is always shown.
