@@ -116,7 +116,9 @@ def test_a_cursor_that_moves_sends_its_columns_and_leaves_nothing_behind() -> No
 def test_a_stalled_terminal_is_not_flooded_and_reported_as_slow() -> None:
     with Terminal(160, 48) as terminal:
         terminal.wait_for(lambda text: "step 39" in text and "detach" in text)
-        terminal.advance("f" * 40 + "s")  # far more than the terminal's buffer holds: nothing is read until all messages are taken
+        terminal.advance(
+            "f" * 40 + "s"
+        )  # far more than the terminal's buffer holds: nothing is read until all messages are taken
         terminal.wait_until_taken()
         terminal.wait_for(lambda text: "slow terminal, painting at" in text)
         terminal.wait_for(lambda text: "live" in text and "step 200" in text)

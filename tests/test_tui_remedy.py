@@ -90,7 +90,7 @@ def test_a_running_fix_is_shown_by_engine_and_not_offered_again() -> None:
     changes = ordered("accepted")
     changes[2] = replace(changes[2], state="draining")
     lines = said(verdicts.STALE, with_changes(reading("off"), *changes))
-    assert lines["applied"] == "update_clears_cache on after step 30 by ada: ◔ accepted on e0, e1; ◑ draining on e2"
+    assert lines["requested"] == "update_clears_cache on after step 30 by ada: ◔ accepted on e0, e1; ◑ draining on e2"
     assert "between two of their steps" in lines["status"]
     assert "command" not in lines
 
@@ -125,7 +125,7 @@ def test_a_refusal_gives_its_reason_the_launch_option_and_the_key_again() -> Non
         for name, e in shown.engines.items()
     }
     lines = said(raw, with_changes(replace(shown, engines=engines), *changes))
-    assert lines["applied"].endswith("✖ refused on all engines")
+    assert lines["requested"].endswith("✖ refused on all engines")
     assert lines[""] == "drafts are rejected by logprobs"
     assert "--logprobs-mode processed_logprobs" in lines["status"]
     assert lines["command"].endswith("(r again)")
@@ -190,9 +190,9 @@ async def test_the_progress_of_a_fix_is_shown_before_the_next_step_closes() -> N
     async with dashboard(hub, (120, 40), control=True) as (app, pilot):
         await pilot.press("3")
         await settle(app, pilot)
-        assert "applied" not in screen_text(app)
+        assert "requested" not in screen_text(app)
         assert hub.view is not None
         hub.show(with_changes(hub.view, *ordered("requested", at_step=39)[:2]))
         await settle(app, pilot)
-        assert "applied  update_clears_cache on after step 39 by ada: ○ requested on all engines" in screen_text(app)
+        assert "requested  update_clears_cache on after step 39 by ada: ○ requested on all engines" in screen_text(app)
         assert len(hub.diagnoses()) == 1

@@ -139,7 +139,7 @@ class ControlView(View):
     shows_live = True
     keys = (
         KeyCommand("switch", ("t",), "t", "Switch", "change the selected flag or action; asks first", "Control",
-                   needs_control=True, footer="switch"),
+                   needs_control=True, footer="switch", view="control"),
         KeyCommand("keep", ("K",), "K", "Keep", "stop the selected timer, so that the change stays; asks first",
                    "Control", needs_control=True),
         KeyCommand("undo", ("u",), "u", "Undo", "revert the selected change on its engines; asks first", "Control",

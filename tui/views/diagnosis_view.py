@@ -21,7 +21,7 @@ from rltop.tui.dialogs.info_dialogs import Page, page_width
 from rltop.tui.dialogs.notifications import SILENCE_S, probe_of, probe_question
 from rltop.tui.model.key_commands import KeyCommand
 from rltop.tui.model.state import UnavailableError
-from rltop.tui.views.remedy import LabelledLines, alarm_status, fix_of, fix_status
+from rltop.tui.views.remedy import APPLIED, REQUESTED, LabelledLines, alarm_status, fix_of, fix_status
 from rltop.tui.views.view import Dashboard, View
 from rltop.tui.widgets import theme
 from rltop.tui.widgets.line_widget import LineWidget, set_height
@@ -43,7 +43,7 @@ MOST_CAUSES = 5
 MIN_FINDING_LINES = 6
 """Lines of the table of findings at least."""
 
-URGENT = ("alarm", "applied", "fix", "command")
+URGENT = ("alarm", APPLIED, REQUESTED, "fix", "command")
 """Labels whose text is printed bold."""
 
 
@@ -90,7 +90,7 @@ FINDINGS: tuple[Column[Finding], ...] = (
 def cause_lines(cause: Cause, status: LabelledLines, run: str) -> LabelledLines:
     """The explanation of a cause, the most urgent first; ``status`` is that of its fix (``remedy.fix_status``)."""
     fix = [("fix", cause.remedy)]
-    lines = [*status, *fix] if status and status[0][0] == "applied" else [*fix, *status]
+    lines = [*status, *fix] if status and status[0][0] in (APPLIED, REQUESTED) else [*fix, *status]
     evidence = [("evidence", sentence) for sentence in cause.evidence]
     lines += evidence[:2]
     if cause.confusable_with:

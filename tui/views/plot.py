@@ -60,7 +60,8 @@ class Plot(LineWidget, can_focus=True):
         if history.steps:
             rows += canvas.draw(self._drawing(history, marks, viewport), width, height - 1)
         else:
-            rows += [theme.row((), width), theme.row([("waiting for the first training step", theme.FAINT)], width)]
+            lines = ("", *theme.wrap("waiting for the first training step", width))
+            rows += [theme.row([(line, theme.FAINT)], width) for line in lines]
         self.show(rows)
 
     def _drawing(self, history: StepColumns, marks: tuple[canvas.Marker, ...], viewport: Viewport) -> canvas.Drawing:

@@ -27,6 +27,9 @@ READBACK_S = 3.0
 MAX_ENGINES = 3
 """Engines whose host and pid are shown; the fleet table has all."""
 
+APPLIED, REQUESTED = "applied", "requested"
+"""Labels of a fix that was sent: in effect on all its engines, or not (yet)."""
+
 LabelledLines = list[tuple[str, str]]
 """Pairs of label and text; an empty label continues the line before."""
 
@@ -155,7 +158,8 @@ def _progress(command: FixCommand, changes: list[Change], snapshot: Snapshot, ve
     first = changes[0]
     after = "" if first.step is None else f" after step {first.step}"
     who = f" by {first.who}" if first.who else ""
-    lines = [("applied", f"{command.flag} {command.word}{after}{who}: {'; '.join(by_state)}")]
+    label = APPLIED if {*states} == {"applied"} else REQUESTED
+    lines = [(label, f"{command.flag} {command.word}{after}{who}: {'; '.join(by_state)}")]
     lines += [("", reason) for reason in dict.fromkeys(change.reason for change in changes if change.reason)]
     if any(change.state == "refused" for change in changes):
         return [*lines, ("status", f"refused: apply the fix by hand{_launch_option(command)}")]
