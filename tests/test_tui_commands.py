@@ -22,6 +22,13 @@ def test_ids_and_keys_are_unique() -> None:
     assert len(set(keys)) == len(keys)
 
 
+def test_views_have_the_keys_one_to_n_and_one_name_each() -> None:
+    commands = [command for command in COMMANDS if command.group == "Views"]
+    assert [command.keys[0] for command in commands] == [str(number) for number in range(1, len(VIEWS) + 1)]
+    assert [command.title for command in commands] == ["Overview", "Gap", "Diagnosis", "Control"]
+    assert all(command.id == command.footer == command.title.lower() for command in commands)
+
+
 async def test_every_command_has_a_function_and_is_bound_to_all_its_keys() -> None:
     async with dashboard(HeldClient(pictures.healthy()), (80, 24)) as (app, _):
         assert set(app._functions) == {command.id for command in COMMANDS}

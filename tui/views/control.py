@@ -81,7 +81,7 @@ TARGETS: tuple[Column[Target], ...] = (
     Column("where", 10, _where, right=False),
     Column("value", 15, _now, right=False),
     Column("choices", 9, _switch, right=False),
-    Column("last change, or why fixed", 20, _last, right=False),
+    Column("last change", 20, _last, right=False),
 )
 
 

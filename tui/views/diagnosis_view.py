@@ -83,7 +83,7 @@ FINDINGS: tuple[Column[Finding], ...] = (
     Column("since", 5, lambda f: _since(f.since_step), rank=3),
     Column("p", 7, lambda f: (theme.figure(f.p, 1) if f.p < 1 else "", theme.FAINT), rank=4),
     Column("title", 28, lambda f: (CHECKS[f.test].title if f.test in CHECKS else "", theme.PLAIN), rank=5, right=False),
-    Column("text; enter shows all", 20, lambda f: (f.text, theme.FAINT), right=False),
+    Column("text", 20, lambda f: (f.text, theme.FAINT), right=False),
 )
 
 
