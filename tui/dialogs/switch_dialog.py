@@ -206,7 +206,7 @@ class CommandQuestion:
 
     command: str
     description: str
-    question: ConfirmPlain
+    dialog: ConfirmPlain
 
 
 def keep_question(snapshot: Snapshot, command: str) -> CommandQuestion | None:

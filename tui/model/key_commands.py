@@ -20,7 +20,7 @@ class KeyCommand:
         group: heading in the help.
         needs_control: changes the run; greyed with the reason unless the dashboard has control.
         footer: word in the footer; empty keeps it out.
-        view: the one view whose footer shows it, before the general keys; empty: all views.
+        view: the view that has the command, whose footer shows it first; empty for commands of all views.
     """
 
     id: str

@@ -24,12 +24,12 @@ class PastEngines:
 
     def __init__(self) -> None:
         self._epoch = ""
-        self._found: dict[int, PastState | None] = {}
+        self._states: dict[int, PastState | None] = {}
         self._asked: tuple[str, int, float] | None = None
 
     def cached(self, step: int) -> PastState | None:
         """The stored state at that step, if it has arrived."""
-        return self._found.get(step)
+        return self._states.get(step)
 
     def step(self, history: StepColumns, cursor: int | None) -> Step | None:
         """The step under the cursor (None: the latest) with all its known values; None before the first step."""
@@ -49,10 +49,10 @@ class PastEngines:
     def question(self, snapshot: Snapshot, step: int | None, at: float) -> AskPast | None:
         """The question to send while the cursor is on ``step`` (None: the latest); None if none is due."""
         if snapshot.epoch != self._epoch:
-            self._epoch, self._found, self._asked = snapshot.epoch, {}, None
+            self._epoch, self._states, self._asked = snapshot.epoch, {}, None
         if self._asked is not None and at - self._asked[2] > TIMEOUT_S:
             self._asked = None
-        if step is None or step in self._found or self._asked is not None:
+        if step is None or step in self._states or self._asked is not None:
             return None
         question = AskPast(uuid.uuid4().hex, step)
         self._asked = question.id, step, at
@@ -67,6 +67,6 @@ class PastEngines:
 
     def _cache(self, step: int, past: PastState | None) -> None:
         self._asked = None
-        self._found[step] = past
-        while len(self._found) > MAX_CACHED:
-            del self._found[next(iter(self._found))]
+        self._states[step] = past
+        while len(self._states) > MAX_CACHED:
+            del self._states[next(iter(self._states))]

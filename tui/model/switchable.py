@@ -154,14 +154,14 @@ def targets(snapshot: Snapshot) -> list[Target]:
     return [replace(t, left_s=t.timer.at - snapshot.time) if t.timer is not None else t for t in found]
 
 
-def fold(found: Sequence[Target]) -> list[Target]:
+def fold(rows: Sequence[Target]) -> list[Target]:
     """The rows of the fleet, and of the engines that differ from the majority."""
-    names = dict.fromkeys(target.subject.name for target in found)
-    live = [target for target in found if target.engine and target.engines]
+    names = dict.fromkeys(target.subject.name for target in rows)
+    live = [target for target in rows if target.engine and target.engines]
     majority = {name: _majority([target for target in live if target.subject.name == name]) for name in names}
     return [
         target
-        for target in found
+        for target in rows
         if target.engine is None
         or target.differs
         or (target.engines and target.signature != majority[target.subject.name])

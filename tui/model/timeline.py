@@ -137,7 +137,7 @@ def updates(history: StepColumns, axis: XAxis) -> tuple[float, ...]:
     return tuple(x[rises].tolist()) if 2 * rises.size < versions.size else ()
 
 
-def markers(found: Iterable[TimelineMark], history: StepColumns, axis: XAxis) -> tuple[Marker, ...]:
+def markers(all_marks: Iterable[TimelineMark], history: StepColumns, axis: XAxis) -> tuple[Marker, ...]:
     """One marker per mark, between its step and the next."""
     x, numbers = history.x(axis), history.numbers()
     known = np.isfinite(x)
@@ -145,7 +145,7 @@ def markers(found: Iterable[TimelineMark], history: StepColumns, axis: XAxis) ->
         return ()
     return tuple(
         Marker(float(np.interp(mark.step + 0.5, numbers[known], x[known])), mark.label, mark.kind.sign)
-        for mark in found
+        for mark in all_marks
     )
 
 
@@ -155,15 +155,17 @@ def first_step_after(mark: TimelineMark, history: StepColumns) -> int:
     return history.steps[min(-1 if index is None else index, len(history.steps) - 2) + 1].step
 
 
-def next_mark(found: Iterable[TimelineMark], history: StepColumns, cursor: int | None, *, forward: bool) -> int | None:
+def next_mark(
+    all_marks: Iterable[TimelineMark], history: StepColumns, cursor: int | None, *, forward: bool
+) -> int | None:
     """The step of the next mark after the cursor, or of the previous one; None if there is none."""
     at = float("inf") if cursor is None else cursor
-    steps = {first_step_after(mark, history) for mark in found}
+    steps = {first_step_after(mark, history) for mark in all_marks}
     if forward:
         return min((step for step in steps if step > at), default=None)
     return max((step for step in steps if step < at and step != history.steps[-1].step), default=None)
 
 
-def marks_before(found: Iterable[TimelineMark], history: StepColumns, step: int) -> str:
+def marks_before(all_marks: Iterable[TimelineMark], history: StepColumns, step: int) -> str:
     """The marks right before ``step``, in one line."""
-    return " ".join(mark.text for mark in found if first_step_after(mark, history) == step)
+    return " ".join(mark.text for mark in all_marks if first_step_after(mark, history) == step)

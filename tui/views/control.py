@@ -139,7 +139,7 @@ class ControlView(View):
     shows_live = True
     keys = (
         KeyCommand("switch", ("t",), "t", "Switch", "change the selected flag or action; asks first", "Control",
-                   needs_control=True, footer="switch", view="control"),
+                   needs_control=True, footer="switch"),
         KeyCommand("keep", ("K",), "K", "Keep", "stop the selected timer, so that the change stays; asks first",
                    "Control", needs_control=True),
         KeyCommand("undo", ("u",), "u", "Undo", "revert the selected change on its engines; asks first", "Control",
@@ -242,32 +242,32 @@ class ControlView(View):
 
     def _act_on_fleet(self, subject: str) -> None:
         """Open the dialog of the actions on ``subject`` for the whole fleet."""
-        found = targets(self.state.live) if self.state.live is not None else []
-        for target in found:
+        rows = targets(self.state.live) if self.state.live is not None else []
+        for target in rows:
             if target.engine is None and target.subject.name == subject:
                 self.confirm_switch(target)
 
     def _keep(self) -> None:
         live, command = self.state.live, self.timed
-        found = keep_question(live, command) if live is not None and command is not None else None
-        self._confirm(found, self.dashboard.requests.keep, "the selected row has no timer")
+        question = keep_question(live, command) if live is not None and command is not None else None
+        self._confirm(question, self.dashboard.requests.keep, "the selected row has no timer")
 
     def _undo(self) -> None:
         live, change = self.state.live, self.change
-        found = undo_question(live, change) if live is not None and change is not None else None
-        self._confirm(found, self.dashboard.requests.undo, "the selected change has no effect that can be undone")
+        question = undo_question(live, change) if live is not None and change is not None else None
+        self._confirm(question, self.dashboard.requests.undo, "the selected change has no effect that can be undone")
 
-    def _confirm(self, found: CommandQuestion | None, send: Callable[[str, str, str], None], why_not: str) -> None:
+    def _confirm(self, question: CommandQuestion | None, send: Callable[[str, str, str], None], why_not: str) -> None:
         """Open the dialog; Yes sends the command."""
-        if found is None:
+        if question is None:
             raise UnavailableError(why_not)
 
         def answered(reason: str | None) -> None:
             if reason is not None:
-                send(found.command, found.description, reason)
+                send(question.command, question.description, reason)
             self.state.changed()
 
-        self.app.push_screen(found.question, answered)
+        self.app.push_screen(question.dialog, answered)
 
     def _show_effect(self) -> None:
         change = self.change if self.display else None
@@ -300,19 +300,19 @@ class ControlView(View):
         about.show([theme.row(parts, width) for parts in lines])
 
     def _explanation(self, target: Target) -> list[tuple[str, Style, str]]:
-        found = [(f"{MARK} ", theme.WARN, mismatch) for mismatch in dict.fromkeys(target.differs)]
+        lines = [(f"{MARK} ", theme.WARN, mismatch) for mismatch in dict.fromkeys(target.differs)]
         if target.refusal:
             text = f"{target.where}: {target.refusal}"
             launch = target.subject.flag.launch if target.subject.flag is not None else ""
             if launch and target.engines and launch not in text:
                 text += f". To make it switchable, start the engine with {launch}"
-            found.append(("✖ ", theme.BAD, text))
-        found += [("", theme.PLAIN, effect) for effect in dict.fromkeys(c.effect for c in target.subject.choices)]
+            lines.append(("✖ ", theme.BAD, text))
+        lines += [("", theme.PLAIN, effect) for effect in dict.fromkeys(c.effect for c in target.subject.choices)]
         if self._folded and target.engine is None and len(target.engines) > 1:
-            found.append(("", theme.FAINT, "e: a row for every engine, not only for those that differ"))
+            lines.append(("", theme.FAINT, "e: a row for every engine, not only for those that differ"))
         if not self.dashboard.control:
-            found.insert(0, ("‖ ", theme.WARN, NEEDS_CONTROL))
-        return found
+            lines.insert(0, ("‖ ", theme.WARN, NEEDS_CONTROL))
+        return lines
 
     def on_resize(self, event: Resize) -> None:
         """Give the explanation more lines on a narrow screen."""

@@ -108,11 +108,11 @@ class DiagnosisView(View):
     first_pane = "#causes"
     keys = (
         KeyCommand("fix", ("r",), "r", "Fix", "apply the fix of the selected cause; asks first", "Diagnosis",
-                   needs_control=True, footer="fix", view="diagnosis"),
+                   needs_control=True, footer="fix"),
         KeyCommand("probe", ("X",), "X", "Probe", "start the probe that confirms the selected cause; asks first",
-                   "Diagnosis", needs_control=True, footer="probe", view="diagnosis"),
+                   "Diagnosis", needs_control=True, footer="probe"),
         KeyCommand("acknowledge", ("a",), "a", "Acknowledge", "acknowledge the open alarm and stop notifying about it",
-                   "Diagnosis", needs_control=True, footer="ack", view="diagnosis"),
+                   "Diagnosis", needs_control=True, footer="ack"),
         KeyCommand("silence", ("A",), "A", "Silence", "stop notifying about the open alarm for 30 minutes", "Diagnosis",
                    needs_control=True),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rltop.tui.model.key_commands import APPLICATION, DETACH, MOVING, READING, KeyCommand
 from rltop.tui.views.control import ControlView
@@ -52,7 +52,7 @@ COMMANDS: tuple[KeyCommand, ...] = (
     *(_open_command(number, entry) for number, entry in enumerate(VIEWS, 1)),
     *READING,
     *MOVING,
-    *(command for entry in VIEWS for command in entry.view.keys),
+    *(replace(command, view=entry.id) for entry in VIEWS for command in entry.view.keys),
     DETACH,
 )
 """Every command of the dashboard, in the order of the palette and the footer."""

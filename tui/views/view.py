@@ -50,7 +50,7 @@ class View(Vertical):
     """Selector of the pane that is focused when the view opens."""
 
     keys: ClassVar[tuple[KeyCommand, ...]] = ()
-    """Commands that the view executes, from wherever they are called."""
+    """Commands that the view executes, from whatever view they are called."""
 
     shows_live: ClassVar[bool] = False
     """The view shows the run as it is now, also while the dashboard is frozen or at an earlier step."""
