@@ -14,7 +14,7 @@ from rltop.backend.api import Change, Step, change_key
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.probes import PROBES
 from rltop.collectors.contract.rundir import RunDir
-from rltop.tui.model.changes import deed
+from rltop.tui.model.changes import describe
 from rltop.tui.model.step_columns import StepColumns
 from rltop.tui.model.timeline import marks
 from tests import pictures
@@ -136,7 +136,7 @@ def test_a_canary_is_a_timed_switch_of_one_engine() -> None:
 def test_the_dashboard_names_probes_in_its_log_and_marks_none_in_its_charts() -> None:
     asked = Change("c", "e0", "", "", "applied", 1.0, verb="probe", probe="config-diff", step=1)
     switch = Change("d", "e0", "prefix_caching", "off", "applied", 1.0, old="on", new="off", step=1)
-    assert deed(asked) == "probe config-diff"
+    assert describe(asked) == "probe config-diff"
     history = StepColumns()
     history.update({number: Step(number, float(number), None, False, {}) for number in range(4)})
     shown = pictures.picture(changes={change_key(change): change for change in (asked, switch)})

@@ -174,7 +174,7 @@ async def test_the_dashboard_draws_the_reference_and_the_divergence() -> None:
         assert "reference: not parity in KL (k3) since step 3" in screen
         assert "≠reference" in screen
         assert " ref" in screen
-        picture = app.query_one("#plot-reward", Plot)._picture(app.history, (), app.sight)
+        picture = app.query_one("#plot-reward", Plot)._drawing(app.state.history, (), app.state.viewport)
         theirs = next(line for line in picture.lines if line.label == "ref")
         assert theirs.y.tolist() == [step.values["reward_mean"] for step in reference.values()]
 
