@@ -324,7 +324,7 @@ def test_the_engine_reverts_a_timed_switch_without_a_hub(run: Run) -> None:
     run.another_hub()
     revert = run.settled(f"{change.command}/revert", asked=0)
     assert (revert.state, revert.old, revert.new, revert.reverts) == ("applied", "off", "on", change.command)
-    assert (revert.who, revert.why) == ("ann", "its 3 s are over")
+    assert (revert.who, revert.why) == ("ann", "its timer expired after 3 s")
     run.finish(running)
 
 
@@ -368,7 +368,7 @@ def test_a_half_switched_fleet_is_reverted(run: Run) -> None:
         changes = run.client.command(api.AskSet(api.new_id(), FLAG, "off"))
         assert {change.engine: change.state for change in changes} == {"e0": "applied", "e1": "refused"}
         command = changes[0].command
-        run.see(lambda v: any(f"`rltop undo {command}` brings back e0" in event.text for event in v.events))
+        run.see(lambda v: any(f"`rltop undo {command}` reverts e0" in event.text for event in v.events))
         (undone,) = run.client.command(api.AskUndo(api.new_id(), command))
         assert (undone.state, undone.new, undone.reverts) == ("applied", "on", command)
         (left,) = run.client.command(api.AskUndo(api.new_id(), command))

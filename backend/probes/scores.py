@@ -120,7 +120,8 @@ def _rescore_difference(score: Scored, scored: ScoringInput) -> Floats:
     """Prefill minus rollout logprob of the completion tokens that have both, finite."""
     values = _completion(score, scored)
     difference: Floats = values - scored.recorded[: values.size].astype(np.float64)
-    return difference[np.isfinite(difference)]
+    finite: Floats = difference[np.isfinite(difference)]
+    return finite
 
 
 # --- cache-salt ---------------------------------------------------------------------------------------------------
