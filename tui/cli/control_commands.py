@@ -123,7 +123,6 @@ def keep(command: str | None, run: str | None, why: str, timeout: float, as_json
 
     Without COMMAND: the only one whose timer runs.
     """
-
     from rltop.backend import api
 
     def question(client: Client) -> api.AskKeep:
