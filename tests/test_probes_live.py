@@ -196,7 +196,7 @@ def test_every_probe_finds_a_healthy_fleet_healthy(fleet: Fleet) -> None:
     salted = fleet.probe("cache-salt")
     assert salted.verdict == "fresh", salted
     hits = [entry for entry in salted.evidence if entry.name.startswith("cached tokens")]
-    assert [(entry.value, entry.name) for entry in hits] == [(64.0, "cached tokens a hot request (cold: 0)")] * 2
+    assert [(entry.value, entry.name) for entry in hits] == [(64.0, "cached tokens per hot request (cold: 0)")] * 2
     fleet.train(outputs[E0], "a", digests=True)
     digested = fleet.probe("weight-digest")
     assert digested.verdict == "agree", digested
