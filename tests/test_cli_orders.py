@@ -1,4 +1,4 @@
-"""The commands that change engines, from the command line to engines played by hand and back."""
+"""The commands that change engines, from the command line to simulated engines and back."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Engine:
 
 @contextlib.contextmanager
 def engines(rundir: RunDir, *names: str, **about: Any) -> Iterator[list[Engine]]:
-    """Engines that the hub has heard of."""
+    """Live simulated engines."""
     found = [Engine(rundir, name, **about) for name in names]
     try:
         with Client(rundir) as client:
@@ -101,7 +101,7 @@ def logged(run: str = "", *arguments: str) -> list[dict[str, Any]]:
     return lines
 
 
-def test_a_timed_switch_is_kept_and_the_log_has_it_all(home: Path) -> None:
+def test_a_timed_switch_is_kept_and_fully_logged(home: Path) -> None:
     rundir = start_hub("keep")
     with engines(rundir, "e0") as (engine,):
         done = rltop("set", "prefix_caching", "off", "--for", "10m", "--reason", "trial")
@@ -131,7 +131,7 @@ def test_a_timed_switch_is_kept_and_the_log_has_it_all(home: Path) -> None:
     assert len(logged("keep", "--since", "1h")) == len(logged("keep", "--since", "2020-01-01T00:00")) == 4
 
 
-def test_of_several_timers_one_has_to_be_named(home: Path) -> None:
+def test_keep_needs_a_command_if_several_timers_run(home: Path) -> None:
     rundir = start_hub("two")
     with engines(rundir, "e0", "e1"):
         for engine in ("e0", "e1"):
@@ -151,7 +151,7 @@ def test_of_several_timers_one_has_to_be_named(home: Path) -> None:
     )
 
 
-def test_a_half_switched_fleet_prints_the_line_that_brings_it_back(home: Path) -> None:
+def test_a_half_switched_fleet_prints_the_command_that_reverts_it(home: Path) -> None:
     rundir = start_hub("half")
     with engines(rundir, "e0", "e1") as (e0, e1):
         e1.refuses = "started without it"
@@ -168,7 +168,7 @@ def test_a_half_switched_fleet_prints_the_line_that_brings_it_back(home: Path) -
     ]  # fmt: skip
 
 
-def test_a_canary_switches_a_part_of_the_fleet(home: Path) -> None:
+def test_a_canary_switches_part_of_the_fleet(home: Path) -> None:
     rundir = start_hub("part")
     with engines(rundir, "e0", "e1", "e2") as fleet:
         (change,) = answer("set", "prefix_caching", "off", "--fraction", "0.3", "--json")["flag_changes"]
@@ -189,7 +189,7 @@ def test_generation_is_paused_and_resumed_and_the_cache_flushed(home: Path) -> N
         assert [order.verb for order in engine.heard] == ["pause", "resume", "flush_cache"]
 
 
-def test_progress_is_told_on_a_terminal(home: Path) -> None:
+def test_progress_is_shown_on_a_terminal(home: Path) -> None:
     rundir = start_hub("slow")
     with engines(rundir, "e0", drains="waits for the weight update under way to finish") as (engine,):
         master, slave = pty.openpty()
@@ -199,9 +199,9 @@ def test_progress_is_told_on_a_terminal(home: Path) -> None:
             stderr=slave,
         )
         try:
-            told = b""
-            while b"e0: draining, waits for the weight update under way to finish" not in told:
-                told += os.read(master, 4096)
+            shown = b""
+            while b"e0: draining, waits for the weight update under way to finish" not in shown:
+                shown += os.read(master, 4096)
             engine.carry_out(engine.heard[0])
             assert ended(asked) == 0
             assert asked.stdout is not None
@@ -213,17 +213,17 @@ def test_progress_is_told_on_a_terminal(home: Path) -> None:
             os.close(master)
 
 
-def test_a_command_that_is_not_known_is_named_with_those_that_are(home: Path) -> None:
+def test_an_unknown_command_is_an_error_with_the_known_ones(home: Path) -> None:
     rundir = start_hub("who")
     with engines(rundir, "e0") as (engine,):
         assert rltop("set", "prefix_caching", "off").exit_code == 0
-        wrong = rltop("undo", "nobody")
+        wrong = rltop("undo", "unknown")
     assert (wrong.exit_code, wrong.stderr) == (
-        1, f"Error: no command 'nobody'; the last ones: {engine.heard[0].id}\n",
+        1, f"Error: no command 'unknown'; the last ones: {engine.heard[0].id}\n",
     )  # fmt: skip
 
 
-def test_a_log_that_is_no_log_is_named(home: Path) -> None:
+def test_an_invalid_log_is_an_error(home: Path) -> None:
     rundir = RunDir(home / "odd")
     rundir.create()
     rundir.audit.mkdir()
@@ -237,7 +237,7 @@ def test_a_log_that_is_no_log_is_named(home: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["a directory", "full"])
-def test_a_log_that_cannot_be_written_stops_no_command_and_is_told(home: Path, broken: str) -> None:
+def test_an_unwritable_log_stops_no_command_and_is_reported(home: Path, broken: str) -> None:
     rundir = start_hub("full")
     rundir.audit.mkdir() if broken == "a directory" else rundir.audit.symlink_to("/dev/full")
     with engines(rundir, "e0"):

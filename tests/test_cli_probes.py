@@ -101,7 +101,7 @@ def succeeded(*arguments: str) -> Result | None:
     return None if found.exit_code else found
 
 
-def test_an_engine_that_scores_otherwise_than_it_recorded_is_told(home: Path) -> None:
+def test_an_engine_whose_prefill_differs_from_its_rollouts_is_reported(home: Path) -> None:
     rundir = start_hub("score")
     one = Scorer(rundir, "e0")
     try:
@@ -112,9 +112,9 @@ def test_an_engine_that_scores_otherwise_than_it_recorded_is_told(home: Path) ->
         found = wait_for(lambda: succeeded("probe", "prefill-rescore", "--json"), "a verdict", poll_s=0.1)
         assert json.loads(found.output)["verdict"] in ("match", "unclear", "differ")
         one.shift = 0.5
-        told = rltop("probe", "prefill-rescore", "--engine", "e0")
-        assert told.exit_code == 0
-        assert "e0: 0.5 nats apart on average" in told.output
+        result = rltop("probe", "prefill-rescore", "--engine", "e0")
+        assert result.exit_code == 0
+        assert "e0: mean |difference| 0.5 nats" in result.output
     finally:
         one.sender.close(5)
 

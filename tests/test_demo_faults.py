@@ -200,7 +200,7 @@ def test_a_slow_engine_is_slowed_once_with_the_first_ticket_of_its_first_step(mo
 # --- the trainer --------------------------------------------------------------------------------------------------
 
 
-class Told:
+class RecordedCalls:
     """Records the calls to a trainer's collector and engines."""
 
     def __init__(self, **given: Any) -> None:
@@ -228,9 +228,11 @@ def rollouts() -> Any:
     return gather(groups)
 
 
-def trained(monkeypatch: pytest.MonkeyPatch, fault: Fault, step: int = 0, *, facts: bool = True) -> tuple[Told, Any]:
-    """What is passed on of one step with ``fault``, and the trainer."""
-    monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.TrainerCollector", Told)
+def trained(
+    monkeypatch: pytest.MonkeyPatch, fault: Fault, step: int = 0, *, facts: bool = True
+) -> tuple[RecordedCalls, Any]:
+    """The calls of one training step with ``fault``, and the trainer."""
+    monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.TrainerCollector", RecordedCalls)
     monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.EnginePool", lambda *_: None)
     torch.manual_seed(0)
     trainer = DemoTrainer(

@@ -1,4 +1,4 @@
-"""The verdict on runs: noise passes at the stated rate, a fault fails and is dated, and too little is said to be."""
+"""The parity verdict: noise passes at the stated rate, faults fail and are dated, too little data is reported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SCALE = {
 def run(
     rng: np.random.Generator, steps: int = 100, drift: float = 0.5, shift: dict[str, Floats] | None = None
 ) -> dict[int, api.Step]:
-    """A run: learning curves with noise at every step, and a slow drift of its own of that share of the noise."""
+    """A run: learning curves with noise at every step and a slow drift of this share of the noise."""
     made: dict[str, Floats] = {}
     for name, (level, noise) in SCALE.items():
         slow = np.empty(steps)
