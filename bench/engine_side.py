@@ -157,7 +157,9 @@ class Attached:
 
     def _rest(self) -> None:
         tap, sender = self.agent.tap, self.agent.sender
-        _wait(lambda: tap.processed == tap.enqueued and not any(kind.queued for kind in sender.health().counts.values()))
+        _wait(
+            lambda: tap.processed == tap.enqueued and not any(kind.queued for kind in sender.health().counts.values())
+        )
 
 
 _attached: list[Attached] = []

@@ -89,7 +89,7 @@ def beside_trainer(report: wire.ProbeReport, tensors: Mapping[str, Any]) -> Prob
     """What the report says beside a trainer that has ``tensors`` at the engine's version."""
     weights = KnownDigests()
     digests = weight_digests(tensors)
-    weights.trained(wire.StepClosed(0, 0, 1, report.policy_version, weight_digests=digests))
+    weights.add_trainer_digests(wire.StepClosed(0, 0, 1, report.policy_version, weight_digests=digests))
     return weights.judge({report.engine: Report(report, [])}, {})
 
 
@@ -143,7 +143,7 @@ def switch_together(engine: LiveEngine, hub: HubStandIn, ranks: tuple[str, ...])
     traffic, updates = Traffic(engine, "dp"), []
     try:
         traffic.start()
-        wait_for(lambda: all(running(hub, rank) >= AT_LEAST for rank in ranks), "enough requests on every rank", 60)
+        wait_for(lambda: all(running(hub, rank) >= AT_LEAST for rank in ranks), "enough requests on every rank")
         for number, (flag, value, form) in enumerate(SWITCHES):
             traffic.wait_tokens(TOKENS_BETWEEN)
             for rank in ranks:
@@ -213,4 +213,6 @@ def _applied(seen: api.Snapshot, rank: str) -> bool:
 
 def _switch(rundir: RunDir) -> list[api.Change]:
     with Client(rundir) as client:
-        return client.set_flag("prefix_caching", "off", who="bench", host="here", timeout_s=20.0)
+        return client.command(
+            api.AskSet(api.new_id(), "prefix_caching", "off", who="bench", host="here", timeout_s=20.0)
+        )

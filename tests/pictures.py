@@ -37,7 +37,7 @@ STEP_S = 4.0
 class HeldClient:
     """A client whose hub is the test: it shows what the test puts there and keeps what was asked."""
 
-    api: Snapshot | None = None
+    view: Snapshot | None = None
     state: str = "live"
     age_s: float = 0.1
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -226,7 +226,7 @@ def timed() -> Snapshot:
         "vllm_version": "0.32.0", "dtype": "bfloat16", "head_dtype": "bfloat16",
         "default_sampling": "temperature=0.6, top_k=20",
     }  # fmt: skip
-    raw = "a raw record leaves out temperature 0.7, which makes every ratio wrong"
+    raw = "raw logprobs leave out temperature 0.7, which makes every ratio wrong"
     shown.engines = {
         "e0": engine(
             flags=flags() | {"async_scheduling": strict, "logprobs_mode": FlagState("raw", True)},

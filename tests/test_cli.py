@@ -136,7 +136,7 @@ def test_every_command_explains_itself_in_lines_that_fit() -> None:
         (["runs", "extra"], 2, "unexpected extra argument"),
         (["--bogus"], 2, "--bogus"),
         (["set", "speed", "on"], 2, "prefix_caching"),
-        (["set", "prefix_caching", "off", "--for", "soon"], 2, "'soon' is no duration; type 90s, 10m"),
+        (["set", "prefix_caching", "off", "--for", "soon"], 2, "'soon' is not a duration; use 90s, 10m"),
         (["set", "prefix_caching", "off", "--for", "8d"], 2, "8d: more than 0 and at most 7d"),
         (["set", "prefix_caching", "off", "--fraction", "0"], 2, "--fraction"),
         (["pause", "--for", "11m"], 2, "at most 10m"),

@@ -109,14 +109,14 @@ def test_a_timed_switch_is_kept_and_the_log_has_it_all(home: Path) -> None:
         (command,) = engine.heard
         assert command.revert_s == 600.0
         assert f"to let it stay: rltop keep {command.id}\n" in done.stderr
-        wait_until(lambda: f"`rltop keep {command.id}` lets it stay" in rltop("status").output)
+        wait_until(lambda: f"`rltop keep {command.id}` keeps the current value" in rltop("status").output)
         (timer,) = answer("status", "--json")["engines"][0]["timers"]
         assert (timer["command"], timer["back_to"]) == (command.id, "on")
         kept = rltop("keep")
         assert (kept.exit_code, kept.stdout) == (
             0, f"e0: keep {command.id}, applied, at engine step 9, 2 requests in flight, 0 lost, 0.5 ms\n",
         )  # fmt: skip
-        wait_until(lambda: "goes back to" not in rltop("status").output)
+        wait_until(lambda: "auto-reverts to" not in rltop("status").output)
         none = rltop("keep")
         assert (none.exit_code, none.stderr) == (
             1, "Error: no timer runs: nothing is taken back by itself, nothing has to be kept\n",
@@ -124,7 +124,7 @@ def test_a_timed_switch_is_kept_and_the_log_has_it_all(home: Path) -> None:
     assert [line["event"] for line in logged()] == ["requested", "applied", "requested", "kept"]
     kill_hub(rundir)
     text = rltop("audit").output  # no hub, and the only run
-    assert f"requested     e0     prefix_caching > off [{command.id}] by " in text
+    assert f"requested     e0     prefix_caching → off [{command.id}] by " in text
     assert "because 'trial' for 600 s" in text
     assert [line["event"] for line in logged("keep", "--flag", "prefix_caching")] == ["requested", "applied"]
     assert logged("keep", "--engine", "e1") == logged("keep", "--since", "2999-01-01") == []
@@ -136,12 +136,17 @@ def test_of_several_timers_one_has_to_be_named(home: Path) -> None:
     with engines(rundir, "e0", "e1"):
         for engine in ("e0", "e1"):
             assert rltop("set", "prefix_caching", "off", "--for", "10m", "--engine", engine).exit_code == 0
-        wait_until(lambda: rltop("status").output.count("goes back to") == 2)
+        wait_until(lambda: rltop("status").output.count("auto-reverts to") == 2)
         many = rltop("keep")
     assert many.exit_code == 1
     assert "2 commands have timers; name one" in many.stderr
     assert (
-        len(re.findall(r"e\d: prefix_caching goes back to on in \S+ \(`rltop keep \w+` lets it stay\)", many.stderr))
+        len(
+            re.findall(
+                r"e\d: prefix_caching auto-reverts to on in \S+ \(`rltop keep \w+` keeps the current value\)",
+                many.stderr,
+            )
+        )
         == 2
     )
 
@@ -153,7 +158,7 @@ def test_a_half_switched_fleet_prints_the_line_that_brings_it_back(home: Path) -
         half = rltop("set", "prefix_caching", "off", "--run", "half")
         assert half.exit_code == 1
         (command,) = e0.heard
-        assert half.stderr == f"not on all engines; this brings back e0:\n  rltop undo {command.id} --run half\n"
+        assert half.stderr == f"not on all engines; this reverts e0:\n  rltop undo {command.id} --run half\n"
         assert "half switched: off on e0; on on e1" in rltop("status").output
         undone = rltop("undo", command.id)
         assert (undone.exit_code, e0.caching) == (0, "on")
@@ -200,7 +205,7 @@ def test_progress_is_told_on_a_terminal(home: Path) -> None:
             engine.carry_out(engine.heard[0])
             assert ended(asked) == 0
             assert asked.stdout is not None
-            assert asked.stdout.read().startswith(b"e0: prefix_caching on > off, applied")
+            assert asked.stdout.read().decode().startswith("e0: prefix_caching on → off, applied")
         finally:
             asked.kill()
             asked.communicate()
@@ -214,7 +219,7 @@ def test_a_command_that_is_not_known_is_named_with_those_that_are(home: Path) ->
         assert rltop("set", "prefix_caching", "off").exit_code == 0
         wrong = rltop("undo", "nobody")
     assert (wrong.exit_code, wrong.stderr) == (
-        1, f"Error: no command 'nobody' is known here; the last ones: {engine.heard[0].id}\n",
+        1, f"Error: no command 'nobody'; the last ones: {engine.heard[0].id}\n",
     )  # fmt: skip
 
 

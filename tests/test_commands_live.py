@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import pytest
 from rltop.backend import api
 from rltop.backend.client.live import Client, CommandError
 from rltop.backend.commands import audit
+from rltop.backend.commands.events import outcome
 from rltop.collectors.contract.rundir import RunDir
 from tests.harness import PATIENT_S, wait_for, wait_shown
 from tests.link import Link
@@ -73,7 +73,7 @@ class Run:
 
     def ask(self, value: str, **about: Any) -> str:
         """Ask for a switch without waiting for its end; the command's id."""
-        question = api.AskSet(uuid.uuid4().hex, FLAG, value, who="ann", host="here", **about)
+        question = api.AskSet(api.new_id(), FLAG, value, who="ann", host="here", **about)
         self.client.ask(question)
         wait_shown(self.client, lambda c: question.id in c.answers)
         answer = self.client.answers[question.id]
@@ -99,12 +99,12 @@ class Run:
         lines, bad = audit.read(self.rundir.audit)
         mine = [line for line in lines if line.command == command]
         assert bad == 0
-        assert [line.event for line in mine] == ["requested"] * asked + [audit.event_of(change)], mine
+        assert [line.event for line in mine] == ["requested"] * asked + [outcome(change)], mine
         assert change.lost_requests in (0, None)
         return change
 
     def switch(self, value: str, **about: Any) -> api.Change:
-        (change,) = self.client.set_flag(FLAG, value, **about)
+        (change,) = self.client.command(api.AskSet(api.new_id(), FLAG, value, **about))
         assert change.state == "applied", change
         return change
 
@@ -116,7 +116,9 @@ class Run:
     def reach(self) -> None:
         """Wait until the engine is heard and hears, with the flag on: behind a link that was cut either takes time."""
         self.heard()
-        wait_for(lambda: self.client.set_flag(FLAG, "on")[0].state == "applied", "the engine hears")
+        wait_for(
+            lambda: self.client.command(api.AskSet(api.new_id(), FLAG, "on"))[0].state == "applied", "the engine hears"
+        )
 
     def batch(self, tokens: int = 3) -> list[Any]:
         """Requests in flight, each with so many tokens at least."""
@@ -182,7 +184,7 @@ def begins_with_the_flag_on(run: Run) -> Iterator[None]:
 
 def test_killed_before_it_read_the_wish_the_hub_leaves_nothing_behind(run: Run) -> None:
     run.hub.send_signal(signal.SIGSTOP)
-    question = api.AskSet(uuid.uuid4().hex, FLAG, "off")
+    question = api.AskSet(api.new_id(), FLAG, "off")
     run.client.ask(question)
     run.kill_hub()
     before = audit.read(run.rundir.audit)[0]
@@ -327,12 +329,12 @@ def test_a_timer_is_kept_by_way_of_the_next_hub(run: Run) -> None:
     run.another_hub()
     (timer,) = run.see(lambda v: v.engines[ENGINE].timers).engines[ENGINE].timers
     assert (timer.command, timer.flag, timer.back_to) == (change.command, FLAG, "on")
-    (kept,) = run.client.keep(change.command, who="bob")
+    (kept,) = run.client.command(api.AskKeep(api.new_id(), change.command, who="bob"))
     assert kept.state == "applied"
     run.see(lambda v: not v.engines[ENGINE].timers)
     assert run.settled(change.command).kept_by == "bob"
     with pytest.raises(CommandError, match="no command"):
-        run.client.keep("nobody")
+        run.client.command(api.AskKeep(api.new_id(), "nobody"))
 
 
 def test_a_timer_is_superseded_by_a_command_of_the_next_hub(run: Run) -> None:
@@ -359,13 +361,13 @@ def test_a_fleet_that_ends_half_switched_is_brought_back(run: Run) -> None:
     played = PlayedEngine(run.rundir, "e1", refuses="started without it")
     try:
         run.see(lambda v: "e1" in v.engines)
-        changes = run.client.set_flag(FLAG, "off")
+        changes = run.client.command(api.AskSet(api.new_id(), FLAG, "off"))
         assert {change.engine: change.state for change in changes} == {"e0": "applied", "e1": "refused"}
         command = changes[0].command
         run.see(lambda v: any(f"`rltop undo {command}` brings back e0" in event.text for event in v.events))
-        (undone,) = run.client.undo(command)
+        (undone,) = run.client.command(api.AskUndo(api.new_id(), command))
         assert (undone.state, undone.new, undone.reverts) == ("applied", "on", command)
-        (left,) = run.client.undo(command)
+        (left,) = run.client.command(api.AskUndo(api.new_id(), command))
         assert (left.state, left.new) == ("superseded", "on")
     finally:
         played.sender.close(5)
@@ -374,7 +376,7 @@ def test_a_fleet_that_ends_half_switched_is_brought_back(run: Run) -> None:
 
 def test_a_pause_ends_by_itself_while_no_hub_lives_and_loses_nobody(run: Run) -> None:
     running = run.batch()
-    (paused,) = run.client.act("pause", revert_s=6.0, who="ann")
+    (paused,) = run.client.command(api.AskAct(api.new_id(), "pause", revert_s=6.0, who="ann"))
     assert (paused.state, paused.new, paused.in_flight, paused.lost_requests) == ("applied", "paused", IN_FLIGHT, 0)
     run.see(lambda v: v.engines[ENGINE].paused)
     seen = dict(run.engine.progress)
@@ -390,12 +392,12 @@ def test_somebody_elses_pause_is_not_resumed(run: Run) -> None:
     llm = run.engine.llm
     run.engine.run(llm.pause_generation(mode="keep", clear_cache=False))
     try:
-        (refused,) = run.client.act("resume")
+        (refused,) = run.client.command(api.AskAct(api.new_id(), "resume"))
         assert (refused.state, "has to resume it" in refused.reason) == ("refused", True)
         assert run.engine.run(llm.is_paused())
     finally:
         run.engine.run(llm.resume_generation())
-    run.client.act("pause", revert_s=600.0)
+    run.client.command(api.AskAct(api.new_id(), "pause", revert_s=600.0))
     run.engine.run(llm.resume_generation())  # theirs now: the guard timer has nothing to end
     run.see(lambda v: not v.engines[ENGINE].timers and not v.engines[ENGINE].paused)
 
@@ -408,13 +410,13 @@ def test_a_flushed_cache_is_not_hit_and_says_what_is_left(run: Run) -> None:
 
     cached("fill")
     assert cached("hit") == 96
-    (flushed,) = run.client.act("flush_cache")
+    (flushed,) = run.client.command(api.AskAct(api.new_id(), "flush_cache"))
     assert (flushed.state, flushed.new) == ("applied", "0 blocks")
     assert flushed.reason.endswith("blocks evicted, none left")
     assert cached("cold") == 0
     for _ in range(5):  # requests may be over before the engine gets to it
         running = run.batch(tokens=40)  # a block is 32 tokens: each holds one that is cached
-        (held,) = run.client.act("flush_cache")
+        (held,) = run.client.command(api.AskAct(api.new_id(), "flush_cache"))
         run.finish(running)
         if "that requests hold stay" in held.reason:
             break

@@ -14,8 +14,7 @@ import pytest
 from rltop.collectors.contract import preconditions
 from rltop.collectors.contract.flags import BY_NAME, FLAGS, PREEMPTION, document
 from rltop.collectors.contract.wire import FlagState
-from rltop.collectors.vllm.control import engine_checks
-from rltop.collectors.vllm.control import switchboard
+from rltop.collectors.vllm.control import engine_checks, switchboard
 from rltop.collectors.vllm.control.flag_controls import CONTROLS
 from rltop.collectors.vllm.control.switchboard import Switchboard
 from rltop.collectors.vllm.engine_core import CoreAccess, FlagControl
@@ -56,7 +55,9 @@ def test_every_flag_is_whole() -> None:
         assert flag.launch_args.keys() <= set(flag.values)
         assert all((flag.summary, flag.effect, flag.cost, flag.read_from, flag.switched_by, flag.launch))
         assert bool(flag.strict) == bool(flag.strict_preconditions)
-        assert len({*flag.preconditions, *flag.strict_preconditions}) == len(flag.preconditions + flag.strict_preconditions)
+        assert len({*flag.preconditions, *flag.strict_preconditions}) == len(
+            flag.preconditions + flag.strict_preconditions
+        )
 
 
 def test_every_need_has_exactly_one_check_and_is_asked_for() -> None:

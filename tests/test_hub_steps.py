@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
+from rltop.backend import api
 from rltop.backend.fleet.engines import SILENT_S
 from rltop.backend.ingest.sources import BYE_PATIENCE_S
 from rltop.backend.join.index import RolloutIndex

@@ -212,7 +212,7 @@ class RltopApp(App[int]):
     def _ring(self) -> None:
         """Tell of an alarm, once."""
         view = self.client.view
-        for news in self._told.fresh(view.alarms.values(), view.time) if view is not None else ():
+        for news in self._told.new_changes(view.alarms.values(), view.time) if view is not None else ():
             if self._rings and news.what != CLEARED:
                 self.bell()
                 send(self, notification(news.alarm, self.run_name))

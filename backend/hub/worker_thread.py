@@ -209,7 +209,7 @@ class WorkerThread(threading.Thread):
             if not self._store.put(frame, beside):
                 self._state.beside_not_stored()
             behind = self._state.snapshot.counters.get("unstored")
-            if api.has_news(frame) or behind:  # what a viewer has seen of news survives a kill
+            if api.has_records(frame) or behind:  # records that a viewer has seen survive a kill
                 self._state.not_stored(frame, self._store.settle())
         self._outbox.put(VIEW, api.encode(frame))
         return True

@@ -95,8 +95,8 @@ class Assembly:
         for place, cell in measure_cells(batch).items():
             self.cells[place] = self.cells[place] + cell if place in self.cells else cell
         if batch.body.update == 0:
-            self.joined.add(batch)
-            self.samples.add(batch)
+            self.joined.count(batch)
+            self.samples.add_batch(batch)
         self.taking.add(batch)
 
     @property
@@ -131,7 +131,7 @@ class Assembly:
             joins=dict(self.joined.ways),
             reused=self.joined.reused,
             unused=dict(unused),
-            copies=self.joined.of_copies(),
+            copies=self.joined.copies_by_engine(),
             missing_rows=self.missing_rows,
             lost=dict(self.lost),
         )
@@ -213,9 +213,9 @@ class Steps:
             batch.first = assembly.rows[body.rank]
             assembly.rows[body.rank] += batch.rows
         if body.update and not self.behind:  # gives clip rates only: not worth waiting for
-            batch.join(self._index, surely=False)
+            batch.join(self._index, strict=False)
             assembly.absorb(batch)
-        elif self._sees() and not self._unseen and batch.join(self._index, surely=True):
+        elif self._sees() and not self._unseen and batch.join(self._index, strict=True):
             assembly.absorb(batch)
         else:
             self._unseen |= not self._sees()
@@ -293,7 +293,7 @@ class Steps:
             return None
         waiting = []
         for batch in assembly.waiting:
-            if self._left > 0 and batch.join(self._index, surely=True):
+            if self._left > 0 and batch.join(self._index, strict=True):
                 self._absorb(assembly, batch)
             else:
                 waiting.append(batch)
@@ -312,7 +312,7 @@ class Steps:
 
     def _settle(self, assembly: Assembly, batch: Batch) -> None:
         """Take the nearest rollouts there are for what no sure one came for."""
-        batch.join(self._index, surely=False)
+        batch.join(self._index, strict=False)
         self._absorb(assembly, batch)
 
     def _finish(self, assembly: Assembly, now: float) -> api.Step:
@@ -332,11 +332,11 @@ class Steps:
         self._scalars[done.step] = done.trainer
         while len(self._scalars) > metrics.TRAILING:
             del self._scalars[min(self._scalars)]
-        self.cells.add(done.step, done.closed, assembly.cells)
-        self.history.add(done.step, assembly.parts)
+        self.cells.put(done.step, done.closed, assembly.cells)
+        self.history.put(done.step, assembly.parts)
         self.samples.put(done.step, assembly.samples)
         self.shapes.put(done.step, assembly.parts)
-        found = {e: own for e, own in assembly.evidence.items() if own.told}
+        found = {e: own for e, own in assembly.evidence.items() if not own.is_empty}
         self.course.put(done.step, {e: evidence.with_lags(own, assembly.parts[e].strata) for e, own in found.items()})
         return done
 

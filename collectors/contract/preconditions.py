@@ -81,7 +81,9 @@ PRECONDITIONS: tuple[Precondition, ...] = (
     Precondition(
         "no_drafts", "this model drafts tokens, which are part of the batches in flight", "v1/engine/core.py:166, 774"
     ),
-    Precondition("depth_to_spare", "pipeline parallelism needs a batch queue of depth {} in either mode", "config/vllm.py:578"),
+    Precondition(
+        "depth_to_spare", "pipeline parallelism needs a batch queue of depth {} in either mode", "config/vllm.py:578"
+    ),
     # --- preempting every running request
     Precondition(
         "none_waits_with_kv",
@@ -151,7 +153,9 @@ PRECONDITIONS: tuple[Precondition, ...] = (
         "lora/layers/logits_processor.py:174",
         relaunch=True,
     ),
-    Precondition("weights_present", "sleep mode is on: the head's weight may be offloaded", "v1/worker/gpu_worker.py sleep"),
+    Precondition(
+        "weights_present", "sleep mode is on: the head's weight may be offloaded", "v1/worker/gpu_worker.py sleep"
+    ),
     Precondition("known_head", "this model has no known {}", "model_executor/models: lm_head, logits_processor"),
     Precondition(
         "plain_head",
@@ -171,7 +175,9 @@ PRECONDITIONS: tuple[Precondition, ...] = (
     ),
     # --- weight updates
     Precondition(
-        "sees_updates", "the collector does not observe {}", "v1/engine/core.py:921 pause_scheduler, 1073 collective_rpc"
+        "sees_updates",
+        "the collector does not observe {}",
+        "v1/engine/core.py:921 pause_scheduler, 1073 collective_rpc",
     ),
     Precondition(
         "no_sleep_mode",

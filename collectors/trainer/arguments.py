@@ -173,7 +173,9 @@ def _request_ids(request_ids: Any, rows: int) -> list[str]:
     ids = ["" if name is None else name for name in request_ids]
     for name in ids:
         if not isinstance(name, str) or len(name) > MAX_ID:
-            raise ValueError(f"request_ids: {str(name)[:80]!r}; expected None or a string of at most {MAX_ID} characters")
+            raise ValueError(
+                f"request_ids: {str(name)[:80]!r}; expected None or a string of at most {MAX_ID} characters"
+            )
     if len(ids) != rows:
         raise ValueError(f"request_ids: {len(ids)} entries; expected {rows}, one per row")
     return ids

@@ -140,7 +140,9 @@ def _copy_tensors(parts: tuple[Any, ...]) -> Copy:
     stored = torch.int16 if bfloat16 else dtype
     count = sum(part.numel() for part in parts)
     if parts[0].device.type == "cuda":
-        pinned = torch.empty(count, dtype=stored, device="cpu", pin_memory=True)  # device: overrides torch.set_default_device
+        pinned = torch.empty(
+            count, dtype=stored, device="cpu", pin_memory=True
+        )  # device: overrides torch.set_default_device
         _fill(pinned.view(dtype), parts, non_blocking=True)
         ready = torch.cuda.Event()
         ready.record(torch.cuda.current_stream(parts[0].device))

@@ -76,7 +76,12 @@ BOUNDARY = PatchPoint(
 )
 
 RPC = PatchPoint(
-    "rpc", (), "collective_rpc", ("method",), "weight updates: whether one is in progress, how many were finished", "0.32.0"
+    "rpc",
+    (),
+    "collective_rpc",
+    ("method",),
+    "weight updates: whether one is in progress, how many were finished",
+    "0.32.0",
 )
 
 PAUSING = PatchPoint(

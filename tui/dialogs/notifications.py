@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from rltop.backend.api import Snapshot
-from rltop.backend.api.alarm import Alarm, about
+from rltop.backend.api.alarm import Alarm, summary_line
 from rltop.backend.api.verdict import Cause
 from rltop.collectors.contract.probes import BY_NAME, SWITCH, Probe
 from rltop.tui.dialogs.confirm_dialog import ConfirmPlain
@@ -45,7 +45,7 @@ def probe_question(probe: Probe, view: Snapshot) -> ConfirmPlain:
 
 def notification(alarm: Alarm, run: str, environ: Mapping[str, str] = os.environ) -> str:
     """What makes the terminal show a desktop notification: OSC 9, or OSC 777; passed on by tmux where it may."""
-    said = "".join(c if c.isprintable() and c != ";" else " " for c in f"rltop {run}: {alarm.id} {about(alarm)}")
+    said = "".join(c if c.isprintable() and c != ";" else " " for c in f"rltop {run}: {alarm.id} {summary_line(alarm)}")
     terminal = f"{environ.get('TERM', '')} {environ.get('TERM_PROGRAM', '')}".lower()
     old = any(name in terminal for name in _OSC_777) or "VTE_VERSION" in environ
     sequence = f"\x1b]777;notify;rltop;{said}\x07" if old else f"\x1b]9;{said}\x07"

@@ -138,7 +138,9 @@ class Confirm(Question[CommandRequest]):
         target, choice, place = self._target, self._choice, self._place
         flag = target.subject.flag
         strict = flag.strict if flag is not None and self._has_forms() and self._chosen["s"] else ""
-        needs = f"{', '.join(flag.preconditions)}: each is checked first" if flag is not None and flag.preconditions else ""
+        needs = (
+            f"{', '.join(flag.preconditions)}: each is checked first" if flag is not None and flag.preconditions else ""
+        )
         found = [
             ("reaches", _reach(target, place)), ("expect", choice.effect), ("cost", choice.cost), ("strict", strict),
             *(("refuses", said) for said in target.refusing), ("ends", self._ends()), ("needs", needs),

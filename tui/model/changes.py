@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rltop.backend.api import Change, Snapshot, moved
+from rltop.backend.api import Change, Snapshot, changed_engine
 from rltop.collectors.contract.actions import BY_VERB, PROBE
 from rltop.collectors.contract.wire import Timer
 from rltop.tui.widgets import theme
@@ -70,5 +70,5 @@ def undoable(changes: Iterable[Change]) -> list[Change]:
     return [
         change
         for change in changes
-        if moved(change) and (change.verb == "set" or (change.verb in BY_VERB and BY_VERB[change.verb].undo))
+        if changed_engine(change) and (change.verb == "set" or (change.verb in BY_VERB and BY_VERB[change.verb].undo))
     ]

@@ -70,7 +70,7 @@ def _size(finding: Finding) -> theme.Part:
 
 
 FINDINGS: tuple[Column[Finding], ...] = (
-    Column("test", 13, lambda f: (f.test, theme.STRONG), sort=lambda f: f.test, right=False),
+    Column("check", 17, lambda f: (f.test, theme.STRONG), sort=lambda f: f.test, right=False),
     Column("found", 14, _outcome, right=False),
     Column("on", 5, lambda f: (f.engine or "run", theme.PLAIN), sort=lambda f: f.engine or "", right=False),
     Column("value", 7, _size, rank=2),

@@ -69,7 +69,7 @@ def open_alarm(alarm: Alarm, now: float) -> list[theme.Part]:
     said = f"{alarm.id} {'' if alarm.sure else 'perhaps '}{alarm.cause} ({alarm.code}){since}"
     if alarm.acknowledged:
         return [(f"▲ {said} ", theme.WARN), (f"ack {alarm.acknowledged}  ", theme.FAINT)]
-    if alarm.quiet(now):
+    if alarm.is_muted(now):
         return [(f"▲ {said} ", theme.WARN), ("silent  ", theme.FAINT)]
     return [(f" ✖ {said} ", theme.ALARM + theme.BAD), (" ", theme.PLAIN)]
 

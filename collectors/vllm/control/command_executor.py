@@ -468,5 +468,7 @@ def _changed_since(command: Command, last: LastCommand | None, now: str | None) 
         by = f"last set by {last.command}" if last else "not set since the engine started"
         return f"left unchanged: {subject} was {by}, not by {command.target}"
     if now != last.after:
-        return f"left unchanged: {subject} reads {now}, not {last.after} as {command.target} left it; it was changed since"
+        return (
+            f"left unchanged: {subject} reads {now}, not {last.after} as {command.target} left it; it was changed since"
+        )
     return ""

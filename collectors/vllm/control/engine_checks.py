@@ -10,7 +10,7 @@ from typing import Any
 
 from rltop.collectors.contract.preconditions import registry
 from rltop.collectors.vllm.engine_core import CoreAccess, why_no_boundary
-from rltop.collectors.vllm.patches import PAUSING, RPC, why_unusable, is_patched, why_steps_unseen
+from rltop.collectors.vllm.patches import PAUSING, RPC, is_patched, why_steps_unseen, why_unusable
 
 CHECKS: dict[str, Callable[[CoreAccess], str]] = {}
 """By the name of the precondition."""

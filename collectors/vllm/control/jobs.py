@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from rltop.collectors.contract import probes
 from rltop.collectors.contract.actions import BY_VERB
 from rltop.collectors.vllm.control.switchboard import Switchboard, drain
-from rltop.collectors.vllm.engine_core import SwitchError, evict_unreferenced, why_no_boundary, hashed_blocks
-from rltop.collectors.vllm.patches import PAUSE, why_unusable, why_steps_unseen
+from rltop.collectors.vllm.engine_core import SwitchError, evict_unreferenced, hashed_blocks, why_no_boundary
+from rltop.collectors.vllm.patches import PAUSE, why_steps_unseen, why_unusable
 
 PAUSED = BY_VERB["pause"].value
 RUNNING = BY_VERB["resume"].value

@@ -196,9 +196,7 @@ class Tap:
         if new := output.scheduled_new_reqs:
             lookup = bool(getattr(self._manager, "enable_caching", False))
             self._enqueue(
-                RequestsScheduled(
-                    self.dropped_records, len(new), new, time.time(), self.step, lookup, self.last_update
-                )
+                RequestsScheduled(self.dropped_records, len(new), new, time.time(), self.step, lookup, self.last_update)
             )
         if self.reads_batches:
             if self.awaiting_output:
@@ -246,9 +244,7 @@ class Tap:
         self.dropped_records -= 1
         if size:
             self._enqueue(
-                StepOutputs(
-                    self.dropped_records, size, outputs, time.time(), self.flag_epoch, self.inferred_version
-                )
+                StepOutputs(self.dropped_records, size, outputs, time.time(), self.flag_epoch, self.inferred_version)
             )
             if self.finished_ids is not None:
                 self.finished_ids.update(
