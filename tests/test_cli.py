@@ -20,7 +20,7 @@ from rltop.backend.client.live import Client
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.launch import ensure_hub, find_hub
 from rltop.collectors.contract.rundir import RunDir, for_run
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
 from rltop.tui.cli import main as cli
 from tests.harness import wait_shown
 from tests.hub_messages import Trained, engine_state, sequences
@@ -75,7 +75,7 @@ class Engine:
     def __init__(self, rundir: RunDir, *, refuses: str = "") -> None:
         self._refuses = refuses
         self._closed: list[wire.CommandUpdate] = []
-        self.sender = Sender(
+        self.sender = Sender[Message](
             rundir, "e0", "engine", lambda _, items: items, on_message=self._obey, periodic=self._report
         )
         self.sender.start()
@@ -206,7 +206,7 @@ def test_of_two_live_runs_one_has_to_be_named(home: Path, monkeypatch: pytest.Mo
 
 def test_status_has_the_promised_shape(home: Path) -> None:
     rundir = start_hub("shape")
-    trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items)
+    trainer = Sender[Message](rundir, "trainer/0", "trainer", lambda _, items: items)
     trainer.start()
     with Engine(rundir), Client(rundir) as client:
         row = Trained([1, 2, 3], [0, 1, 1], [-1.0, -2.0], [-1.0, -2.0])

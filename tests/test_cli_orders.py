@@ -19,7 +19,7 @@ import pytest
 from rltop.backend.client.live import Client
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
 from tests.harness import ended, wait_shown
 from tests.hub_messages import engine_state
 from tests.receiver import wait_until
@@ -39,7 +39,7 @@ class Engine:
         self.caching, self.paused = "on", False
         self.timers: list[wire.Timer] = []
         self.heard: list[wire.Command] = []
-        self.sender = Sender(
+        self.sender = Sender[Message](
             rundir, name, "engine", lambda _, items: items, on_message=self._obey, periodic=self.report
         )
         self.sender.start()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rltop.collectors.contract.wire import Command, CommandUpdate
-from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
+from rltop.collectors.transport.error_boundary import MAX_FAULTS, ErrorBoundary
 from rltop.collectors.vllm.control.command_executor import CLOSED_SHOWN, MAX_REASON_CHARS, REMEMBERED, CommandExecutor
 from rltop.collectors.vllm.control.switchboard import Switchboard, drain
 from rltop.collectors.vllm.patches import FAILED, Hook, HostFailure, InstalledPatches
@@ -38,7 +38,7 @@ class Desk:
     def __init__(self, engine: EngineCore | None = None) -> None:
         self.engine = engine or EngineCore()
         self.announced = 0
-        self.guard = Guard()
+        self.guard = ErrorBoundary()
         self.board = Switchboard(self.engine)
         policy = self.board.core.policy
         self.tap = Tap(self.engine, on_weights=policy.on_weights)

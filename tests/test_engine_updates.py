@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
+from rltop.collectors.transport.error_boundary import MAX_FAULTS, ErrorBoundary
 from rltop.collectors.vllm.agent import Agent
 from tests.engine_doubles import EngineCore, Outputs, output, request
 from tests.harness import HubStandIn, wait_for
@@ -72,7 +72,7 @@ def test_torn_weights_are_told_to_people(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("RLTOP_ENGINE", "e7")
     with HubStandIn() as hub:
         engine = EngineCore()
-        watcher = Agent(engine, hub.rundir, Guard())
+        watcher = Agent(engine, hub.rundir, ErrorBoundary())
         engine.failing = {"update_weights"}
         with pytest.raises(RuntimeError):
             engine.collective_rpc("update_weights")

@@ -18,7 +18,7 @@ from rltop.backend.client.live import Client, CommandError, HubUnreachable
 from rltop.backend.hub.process import VIEW_HWM
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
 from tests import oracles
 from tests.harness import PATIENT_S, ended, wait_shown
 from tests.hub_messages import Trained, Written, engine_state, rollouts, sequences
@@ -77,7 +77,7 @@ class Collector:
         self.heard: list[wire.ControlToCollector] = []
         self.state: dict[str, Any] = {}
         role = "trainer" if name.startswith("trainer/") else "engine"
-        self.sender = Sender(
+        self.sender = Sender[Message](
             rundir, name, role, lambda _, items: items, on_message=self._hear,
             periodic=self._report if role == "engine" else None,
         )  # fmt: skip

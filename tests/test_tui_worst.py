@@ -18,7 +18,7 @@ from rltop.backend.api import Engine
 from rltop.backend.api.samples import Samples, Sequence, Token
 from rltop.backend.client.live import Client
 from rltop.collectors.contract import wire
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
 from rltop.tui.cli import main as cli
 from rltop.tui.cli.worst import text
 from rltop.tui.tokens.decode import as_id, decoder, printable
@@ -159,8 +159,8 @@ def test_the_command_prints_the_text_around_a_token_that_the_models_tokenizer_kn
     prompt, answer = made.encode("The quick brown").ids, made.encode(" fox jumps\n").ids
     rollout = [-1.0] * len(answer)
     row = Trained(answer, [1] * len(answer), rollout, [-3.0, *rollout[1:]], prompt)
-    trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items)
-    engine = Sender(rundir, "e0", "engine", lambda _, items: items)
+    trainer = Sender[Message](rundir, "trainer/0", "trainer", lambda _, items: items)
+    engine = Sender[Message](rundir, "e0", "engine", lambda _, items: items)
     for sender in (engine, trainer):
         sender.start()
     engine.offer("all", 100, (engine_state("e0", fingerprint={"model": str(tmp_path)}), {}))
@@ -183,8 +183,8 @@ def test_the_command_prints_the_samples_of_a_hub(home: Path) -> None:
     rundir = start_hub("worst")
     row = Trained([1, 2, 3], [0, 1, 1], [-1.0, -2.0], [-1.0, -3.5])
     one = Written([1], [2, 3], [-1.0, -2.0], engine="e0")
-    trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items)
-    engine = Sender(rundir, "e0", "engine", lambda _, items: items)
+    trainer = Sender[Message](rundir, "trainer/0", "trainer", lambda _, items: items)
+    engine = Sender[Message](rundir, "e0", "engine", lambda _, items: items)
     for sender in (engine, trainer):
         sender.start()
     engine.offer("all", 100, rollouts([one]))

@@ -19,7 +19,7 @@ from rltop.backend.hub.state import AnswerFromStore, Audit, Effect, HubState, Re
 from rltop.backend.store.lookup import StoreLookup as Recalls
 from rltop.backend.store.store import Store
 from rltop.collectors.contract import wire
-from rltop.collectors.transport.error_boundary import Guard
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 
 DATA_LANE_BYTES = 256 << 20
 _MESSAGE_BYTES = 500  # rough cost of a message's objects beside its frames
@@ -77,7 +77,7 @@ class WorkerThread(threading.Thread):
         self._ended = False
         self._frame_wanted = False
         self._shed = 0
-        self._guard = Guard(max_faults=None)
+        self._guard = ErrorBoundary(max_faults=None)
         self.failed = True  # until it has ended as told
 
     # --- from the I/O thread ------------------------------------------------------------------------------------

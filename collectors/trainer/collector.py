@@ -31,7 +31,7 @@ from rltop.collectors.contract.rundir import RunDir, RunDirError, at, for_run, f
 from rltop.collectors.trainer import packing
 from rltop.collectors.trainer.arguments import check
 from rltop.collectors.trainer.arrays import Copy, Given, inspect
-from rltop.collectors.transport.error_boundary import Guard
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 from rltop.collectors.transport.sender import Message, Sender
 
 LIMIT_BYTES = 256 << 20
@@ -90,7 +90,7 @@ class TrainerCollector:
         self.rundir = _run_directory(run, hub)
         if start_hub and self._rank == 0:
             _try_hub(self.rundir)
-        self._guard = Guard()
+        self._guard = ErrorBoundary()
         self._sender = Sender(
             self.rundir,
             f"trainer/{self._rank}",
@@ -203,7 +203,7 @@ class TrainerCollector:
         room = self._sender.has_room("sequences", nbytes)  # else it would be copied and then dropped
         copied = self._guard.run("sequences", checked.copy) if room else None
         if copied is None:
-            self._sender.lost("sequences", 1)
+            self._sender.count_dropped("sequences", 1)
         else:
             self._sender.offer("sequences", nbytes, copied)
 
@@ -236,7 +236,7 @@ class TrainerCollector:
         self._sender.loop_count += 1
         copied = self._guard.run("step", lambda: {name: value.copy() for name, value in checked.items()})
         if copied is None:
-            self._sender.lost("step", 1)
+            self._sender.count_dropped("step", 1)
         else:
             nbytes = STEP_BYTES + DIGEST_BYTES * len(closed.weight_digests)
             self._sender.offer("step", nbytes, _ClosedStep(closed, copied))

@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rltop.collectors.transport.error_boundary import Guard
+    from rltop.collectors.transport.error_boundary import ErrorBoundary
 
 log = logging.getLogger("rltop")
 
@@ -19,13 +19,13 @@ _refused: set[str] = set()
 
 def register() -> None:
     """Entry point of ``vllm.general_plugins``. Never raises, is idempotent, and does nothing without RLTOP_HUB or RLTOP_RUN."""
-    from rltop.collectors.transport.error_boundary import Guard
+    from rltop.collectors.transport.error_boundary import ErrorBoundary
 
-    guard = Guard()
+    guard = ErrorBoundary()
     guard.run("register", _register, guard)
 
 
-def _register(guard: Guard) -> None:
+def _register(guard: ErrorBoundary) -> None:
     from rltop.collectors.contract.rundir import RunDirError, from_environment
 
     try:

@@ -20,7 +20,7 @@ import numpy as np
 
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
+from rltop.collectors.transport.error_boundary import MAX_FAULTS, ErrorBoundary
 from rltop.collectors.transport.sender import Message, Sender
 from rltop.collectors.vllm import patches
 from rltop.collectors.vllm.control.command_executor import CommandExecutor
@@ -70,7 +70,7 @@ Item = FinishedRollout | StateRequest | ProbeResult
 """Items of the send queue, by kind: ``rollouts``, ``state``, ``probe``."""
 
 
-def install(rundir: RunDir, guard: Guard) -> None:
+def install(rundir: RunDir, guard: ErrorBoundary) -> None:
     """Attach an agent to every engine that starts in this process, and prepare its workers."""
     guard.run("workers", patches.install_in_workers, METHODS)
     for problem in patches.install(lambda engine: Agent(engine, rundir, guard).close, guard):
@@ -96,7 +96,7 @@ class Agent:
     Never raises into the engine: hooks run inside the error boundary. ``close`` is idempotent and bounded.
     """
 
-    def __init__(self, engine: Any, rundir: RunDir, guard: Guard) -> None:
+    def __init__(self, engine: Any, rundir: RunDir, guard: ErrorBoundary) -> None:
         self.engine = engine
         self.guard = guard
         self._pid = os.getpid()
@@ -185,7 +185,7 @@ class Agent:
         assembler.count_dropped(tap.dropped_requests - self._dropped_requests)
         self._dropped_requests = tap.dropped_requests
         if assembler.dropped != self._dropped_rollouts:
-            self.sender.lost("rollouts", assembler.dropped - self._dropped_rollouts)
+            self.sender.count_dropped("rollouts", assembler.dropped - self._dropped_rollouts)
             self._dropped_rollouts = assembler.dropped
         for finished in assembler.pop_finished():
             self.sender.offer("rollouts", finished.nbytes, finished)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
+from rltop.collectors.transport.error_boundary import MAX_FAULTS, ErrorBoundary
 
 MODULE = "vllm.v1.engine.core"
 """The module of the engine core, loaded in every process that runs or starts an engine."""
@@ -165,7 +165,7 @@ ESSENTIAL = ("step", "add")
 
 
 def wrap(
-    original: Callable[..., Any], place: str, hook: Hook, guard: Guard, on_failure: Hook | None = None
+    original: Callable[..., Any], place: str, hook: Hook, guard: ErrorBoundary, on_failure: Hook | None = None
 ) -> Callable[..., Any]:
     """Return ``original`` followed by ``hook``, or by ``on_failure`` if it raised.
 
@@ -190,7 +190,7 @@ def wrap(
     return _with_off_check(wrapped, place, guard)
 
 
-def wrap_arguments(original: Callable[..., Any], place: str, hook: Hook, guard: Guard) -> Callable[..., Any]:
+def wrap_arguments(original: Callable[..., Any], place: str, hook: Hook, guard: ErrorBoundary) -> Callable[..., Any]:
     """Return ``original`` called with the arguments that ``hook`` returns, or the caller's if it returns None or fails."""
 
     @functools.wraps(original)
@@ -201,7 +201,7 @@ def wrap_arguments(original: Callable[..., Any], place: str, hook: Hook, guard: 
     return _with_off_check(wrapped, place, guard)
 
 
-def _with_off_check(wrapped: Callable[..., Any], place: str, guard: Guard) -> Callable[..., Any]:
+def _with_off_check(wrapped: Callable[..., Any], place: str, guard: ErrorBoundary) -> Callable[..., Any]:
     """Attach a function that returns whether the hook was switched off; see ``why_unusable``."""
     wrapped.rltop_is_off = functools.partial(guard.is_off, place)  # type: ignore[attr-defined] # our own attribute
     return wrapped
@@ -257,7 +257,7 @@ class InstalledPatches:
     ``missing`` maps the name of each patch point that could not be used to the reason.
     """
 
-    def __init__(self, engine: Any, hooks: dict[str, Hook], guard: Guard) -> None:
+    def __init__(self, engine: Any, hooks: dict[str, Hook], guard: ErrorBoundary) -> None:
         self.missing: dict[str, str] = {}
         self._undo: list[Callable[[], None]] = []
         for point in PATCH_POINTS:
@@ -282,7 +282,7 @@ class InstalledPatches:
             self._undo.pop()()
 
 
-def _wrapped(original: Callable[..., Any], name: str, hooks: dict[str, Hook], guard: Guard) -> Callable[..., Any]:
+def _wrapped(original: Callable[..., Any], name: str, hooks: dict[str, Hook], guard: ErrorBoundary) -> Callable[..., Any]:
     if name in REPLACE_ARGUMENTS:
         return wrap_arguments(original, name, hooks[name], guard)
     if name in EVERY_STEP:
@@ -298,7 +298,7 @@ def restore(owner: Any, method: str, previous: Any) -> None:
         setattr(owner, method, previous)
 
 
-def install(attach: Attach, guard: Guard) -> list[str]:
+def install(attach: Attach, guard: ErrorBoundary) -> list[str]:
     """Call ``attach`` for every engine that starts in this process. Idempotent.
 
     Wrapping ``EngineCore.__init__`` would be too late: vLLM loads plugins inside it.
@@ -336,7 +336,7 @@ def uninstall() -> None:
         restore(*_classes.pop())
 
 
-def _wrap_class(owner: Any, method: str, make: Callable[..., Any], attach: Attach, guard: Guard) -> bool:
+def _wrap_class(owner: Any, method: str, make: Callable[..., Any], attach: Attach, guard: ErrorBoundary) -> bool:
     original = vars(owner).get(method) if owner is not None else None
     if original is None:
         return False
@@ -346,7 +346,7 @@ def _wrap_class(owner: Any, method: str, make: Callable[..., Any], attach: Attac
     return True
 
 
-def _loop(original: Callable[..., Any], attach: Attach, guard: Guard) -> Callable[..., Any]:
+def _loop(original: Callable[..., Any], attach: Attach, guard: ErrorBoundary) -> Callable[..., Any]:
     """Also encloses ``fault_tolerant_wrapper``: runs once per engine, however often the loop is re-entered."""
 
     @functools.wraps(original)
@@ -361,7 +361,7 @@ def _loop(original: Callable[..., Any], attach: Attach, guard: Guard) -> Callabl
     return run_busy_loop
 
 
-def _inproc(original: Callable[..., Any], attach: Attach, guard: Guard) -> Callable[..., Any]:
+def _inproc(original: Callable[..., Any], attach: Attach, guard: ErrorBoundary) -> Callable[..., Any]:
     """The in-process engine has no loop. It lives as long as its client; the agent must not keep it alive."""
 
     @functools.wraps(original)

@@ -14,7 +14,7 @@ from typing import Any
 
 from rltop.collectors.contract.probes import BY_NAME, ENGINES, MAX_TOKENS
 from rltop.collectors.contract.wire import Arrays, Command, ProbeReport, describe
-from rltop.collectors.transport.error_boundary import Guard
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 from rltop.collectors.vllm.engine_core import why_no_boundary
 from rltop.collectors.vllm.patches import why_steps_unseen
 from rltop.collectors.vllm.probes import scoring
@@ -82,7 +82,7 @@ class Prober:
         name: str,
         tap: Tap,
         version: Callable[[], tuple[int | None, str]],
-        guard: Guard | None = None,
+        guard: ErrorBoundary | None = None,
         salts: scoring.Salt = lambda _: None,
         report: Callable[[ProbeReport, Arrays], None] = lambda _report, _arrays: None,
     ) -> None:
@@ -91,7 +91,7 @@ class Prober:
         self._name = name
         self._tap = tap
         self._version = version
-        self._guard = guard or Guard()
+        self._guard = guard or ErrorBoundary()
         self._salts = salts
         self._report = report
         self._running: ActiveProbe | None = None
