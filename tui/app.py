@@ -101,9 +101,8 @@ class RltopApp(App[int]):
         self.call_after_refresh(self.tick)
 
     def on_resize(self) -> None:
-        """Draw again: lines have another length."""
-        self.state.dirty = True
-        self.call_after_refresh(self.paint)
+        """Draw again once the new layout is known: lines have another length."""
+        self.call_after_refresh(self.state.changed)
 
     # --- painting ---------------------------------------------------------------------------------------------------
 
@@ -197,8 +196,7 @@ class RltopApp(App[int]):
     def _open(self, view: View, pane: str) -> None:
         self._views.current = view.id
         view.query_one(pane).focus()
-        self.state.dirty = True
-        self.call_after_refresh(self.paint)
+        self.call_after_refresh(self.state.changed)
 
     def _zoom(self) -> None:
         zoom(self._current, self.focused)
