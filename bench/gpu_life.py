@@ -81,7 +81,7 @@ def main() -> None:
     print("| command | state | old | new | ms | in flight | lost | |\n|---|---|---|---|---|---|---|---|")
 
     running = bench.batch()
-    (paused,) = bench.client.act("pause", revert_s=4.0, who="bench")
+    (paused,) = bench.client.command(api.AskAct(api.new_id(), "pause", revert_s=4.0, who="bench"))
     seen = {name: len(bench.engine.progress[name]) for name in running}
     time.sleep(1.0)
     late = sum(len(bench.engine.progress[name]) - count for name, count in seen.items())
@@ -91,7 +91,7 @@ def main() -> None:
     row("its guard timer", bench.closed(f"{paused.command}/revert"), "learned by the next hub")
 
     running = bench.batch()
-    (off,) = bench.client.set_flag(FLAG, "off", revert_s=2.0, who="bench")
+    (off,) = bench.client.command(api.AskSet(api.new_id(), FLAG, "off", revert_s=2.0, who="bench"))
     bench.kill_hub()
     row("prefix_caching off --for 2s, hub killed", off, bench.whole(running))
     while time.time() < (off.reverts_at or 0.0) + 2.0:
@@ -100,11 +100,11 @@ def main() -> None:
     row("its timer", bench.closed(f"{off.command}/revert"), "learned by the next hub")
 
     running = bench.batch()
-    (flushed,) = bench.client.act("flush_cache")
+    (flushed,) = bench.client.command(api.AskAct(api.new_id(), "flush_cache"))
     row("flush", flushed, f"{flushed.reason}; {bench.whole(running)}")
     running = bench.batch()
-    (off,) = bench.client.set_flag(FLAG, "off")
-    (undone,) = bench.client.undo(off.command)
+    (off,) = bench.client.command(api.AskSet(api.new_id(), FLAG, "off"))
+    (undone,) = bench.client.command(api.AskUndo(api.new_id(), off.command))
     row("undo", undone, bench.whole(running))
     lines, bad = audit.read(bench.rundir.audit)
     print(f"audit: {len(lines)} lines, {bad} unreadable: " + ", ".join(f"{line.verb} {line.event}" for line in lines))

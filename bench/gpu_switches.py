@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rltop.backend import api
 from rltop.backend.api import Change, Step
 from rltop.backend.client.live import Client
 from rltop.collectors import TrainerCollector
@@ -53,7 +54,7 @@ async def sample(engine: Any, batch: int, tokens: int, vocabulary: int) -> list[
 def switch(rundir: RunDir, flag: str, value: str) -> Change:
     """Ask for the switch as a person would, and wait for what became of it."""
     with Client(rundir) as client:
-        return client.set_flag(flag, value)[0]
+        return client.command(api.AskSet(api.new_id(), flag, value))[0]
 
 
 def measured(client: Client, step: int) -> Step:

@@ -125,7 +125,7 @@ def test_a_timed_switch_is_kept_and_the_log_has_it_all(home: Path) -> None:
     assert [line["event"] for line in logged()] == ["requested", "applied", "requested", "kept"]
     kill_hub(rundir)
     text = rltop("audit").output  # no hub, and the only run
-    assert f"requested     e0     prefix_caching > off [{command.id}] by " in text
+    assert f"requested     e0     prefix_caching → off [{command.id}] by " in text
     assert "because 'trial' for 600 s" in text
     assert [line["event"] for line in logged("keep", "--flag", "prefix_caching")] == ["requested", "applied"]
     assert logged("keep", "--engine", "e1") == logged("keep", "--since", "2999-01-01") == []
@@ -154,7 +154,7 @@ def test_a_half_switched_fleet_prints_the_line_that_brings_it_back(home: Path) -
         half = rltop("set", "prefix_caching", "off", "--run", "half")
         assert half.exit_code == 1
         (command,) = e0.heard
-        assert half.stderr == f"not on all engines; this brings back e0:\n  rltop undo {command.id} --run half\n"
+        assert half.stderr == f"not on all engines; this reverts e0:\n  rltop undo {command.id} --run half\n"
         assert "half switched: off on e0; on on e1" in rltop("status").output
         undone = rltop("undo", command.id)
         assert (undone.exit_code, e0.caching) == (0, "on")
@@ -201,7 +201,7 @@ def test_progress_is_told_on_a_terminal(home: Path) -> None:
             engine.carry_out(engine.heard[0])
             assert asked.wait(DEADLINE_S) == 0
             assert asked.stdout is not None
-            assert asked.stdout.read().startswith(b"e0: prefix_caching on > off, applied")
+            assert asked.stdout.read().decode().startswith("e0: prefix_caching on → off, applied")
         finally:
             asked.kill()
             asked.communicate()
@@ -215,7 +215,7 @@ def test_a_command_that_is_not_known_is_named_with_those_that_are(home: Path) ->
         assert rltop("set", "prefix_caching", "off").exit_code == 0
         wrong = rltop("undo", "nobody")
     assert (wrong.exit_code, wrong.stderr) == (
-        1, f"Error: no command 'nobody' is known here; the last ones: {engine.heard[0].id}\n",
+        1, f"Error: no command 'nobody'; the last ones: {engine.heard[0].id}\n",
     )  # fmt: skip
 
 

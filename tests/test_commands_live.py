@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import pytest
 from rltop.backend import api
 from rltop.backend.client.live import Client, CommandError
 from rltop.backend.commands import audit
+from rltop.backend.commands.events import outcome
 from rltop.collectors.contract.rundir import RunDir
 from tests.harness import wait_for
 from tests.link import Link
@@ -74,7 +74,7 @@ class Run:
 
     def ask(self, value: str, **about: Any) -> str:
         """Ask for a switch without waiting for its end; the command's id."""
-        question = api.AskSet(uuid.uuid4().hex, FLAG, value, who="ann", host="here", **about)
+        question = api.AskSet(api.new_id(), FLAG, value, who="ann", host="here", **about)
         self.client.ask(question)
         assert self.client.wait(lambda c: question.id in c.answers, DEADLINE_S)
         answer = self.client.answers[question.id]
@@ -100,12 +100,12 @@ class Run:
         lines, bad = audit.read(self.rundir.audit)
         mine = [line for line in lines if line.command == command]
         assert bad == 0
-        assert [line.event for line in mine] == ["requested"] * asked + [audit.event_of(change)], mine
+        assert [line.event for line in mine] == ["requested"] * asked + [outcome(change)], mine
         assert change.lost_requests in (0, None)
         return change
 
     def switch(self, value: str, **about: Any) -> api.Change:
-        (change,) = self.client.set_flag(FLAG, value, **about)
+        (change,) = self.client.command(api.AskSet(api.new_id(), FLAG, value, **about))
         assert change.state == "applied", change
         return change
 
@@ -119,7 +119,7 @@ class Run:
         self.heard()
         states, until = [], time.monotonic() + DEADLINE_S
         while "applied" not in states and time.monotonic() < until:
-            (change,) = self.client.set_flag(FLAG, "on")
+            (change,) = self.client.command(api.AskSet(api.new_id(), FLAG, "on"))
             states.append(change.state)
         assert states[-1] == "applied", states
 
@@ -187,7 +187,7 @@ def begins_with_the_flag_on(run: Run) -> Iterator[None]:
 
 def test_killed_before_it_read_the_wish_the_hub_leaves_nothing_behind(run: Run) -> None:
     run.hub.send_signal(signal.SIGSTOP)
-    question = api.AskSet(uuid.uuid4().hex, FLAG, "off")
+    question = api.AskSet(api.new_id(), FLAG, "off")
     run.client.ask(question)
     run.kill_hub()
     before = audit.read(run.rundir.audit)[0]
@@ -332,12 +332,12 @@ def test_a_timer_is_kept_by_way_of_the_next_hub(run: Run) -> None:
     run.another_hub()
     (timer,) = run.see(lambda v: v.engines[ENGINE].timers).engines[ENGINE].timers
     assert (timer.command, timer.flag, timer.back_to) == (change.command, FLAG, "on")
-    (kept,) = run.client.keep(change.command, who="bob")
+    (kept,) = run.client.command(api.AskKeep(api.new_id(), change.command, who="bob"))
     assert kept.state == "applied"
     run.see(lambda v: not v.engines[ENGINE].timers)
     assert run.settled(change.command).kept_by == "bob"
     with pytest.raises(CommandError, match="no command"):
-        run.client.keep("nobody")
+        run.client.command(api.AskKeep(api.new_id(), "nobody"))
 
 
 def test_a_timer_is_superseded_by_a_command_of_the_next_hub(run: Run) -> None:
@@ -363,13 +363,13 @@ def test_a_fleet_that_ends_half_switched_is_brought_back(run: Run) -> None:
     played = PlayedEngine(run.rundir, "e1", refuses="started without it")
     try:
         run.see(lambda v: "e1" in v.engines)
-        changes = run.client.set_flag(FLAG, "off")
+        changes = run.client.command(api.AskSet(api.new_id(), FLAG, "off"))
         assert {change.engine: change.state for change in changes} == {"e0": "applied", "e1": "refused"}
         command = changes[0].command
         run.see(lambda v: any(f"`rltop undo {command}` brings back e0" in event.text for event in v.events))
-        (undone,) = run.client.undo(command)
+        (undone,) = run.client.command(api.AskUndo(api.new_id(), command))
         assert (undone.state, undone.new, undone.reverts) == ("applied", "on", command)
-        (left,) = run.client.undo(command)
+        (left,) = run.client.command(api.AskUndo(api.new_id(), command))
         assert (left.state, left.new) == ("superseded", "on")
     finally:
         played.sender.close(5)
@@ -378,7 +378,7 @@ def test_a_fleet_that_ends_half_switched_is_brought_back(run: Run) -> None:
 
 def test_a_pause_ends_by_itself_while_no_hub_lives_and_loses_nobody(run: Run) -> None:
     running = run.batch()
-    (paused,) = run.client.act("pause", revert_s=3.0, who="ann")
+    (paused,) = run.client.command(api.AskAct(api.new_id(), "pause", revert_s=3.0, who="ann"))
     assert (paused.state, paused.new, paused.in_flight, paused.lost_requests) == ("applied", "paused", IN_FLIGHT, 0)
     run.see(lambda v: v.engines[ENGINE].paused)
     seen = dict(run.engine.progress)
@@ -394,12 +394,12 @@ def test_somebody_elses_pause_is_not_resumed(run: Run) -> None:
     llm = run.engine.llm
     run.engine.run(llm.pause_generation(mode="keep", clear_cache=False))
     try:
-        (refused,) = run.client.act("resume")
+        (refused,) = run.client.command(api.AskAct(api.new_id(), "resume"))
         assert (refused.state, "theirs to resume" in refused.reason) == ("refused", True)
         assert run.engine.run(llm.is_paused())
     finally:
         run.engine.run(llm.resume_generation())
-    run.client.act("pause", revert_s=600.0)
+    run.client.command(api.AskAct(api.new_id(), "pause", revert_s=600.0))
     run.engine.run(llm.resume_generation())  # theirs now: the guard timer has nothing to end
     run.see(lambda v: not v.engines[ENGINE].timers and not v.engines[ENGINE].paused)
 
@@ -412,13 +412,13 @@ def test_a_flushed_cache_is_not_hit_and_says_what_is_left(run: Run) -> None:
 
     cached("fill")
     assert cached("hit") == 96
-    (flushed,) = run.client.act("flush_cache")
+    (flushed,) = run.client.command(api.AskAct(api.new_id(), "flush_cache"))
     assert (flushed.state, flushed.new) == ("applied", "0 blocks")
     assert flushed.reason.endswith("blocks evicted, none is left")
     assert cached("cold") == 0
     for _ in range(5):  # requests may be over before the engine gets to it
         running = run.batch(tokens=40)  # a block is 32 tokens: each holds one that is cached
-        (held,) = run.client.act("flush_cache")
+        (held,) = run.client.command(api.AskAct(api.new_id(), "flush_cache"))
         run.finish(running)
         if "that requests hold stay" in held.reason:
             break

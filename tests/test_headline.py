@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rltop.backend import api, metrics
 from rltop.backend.api.downsample import HEADLINE, WHOLE_STEPS, headline
-from rltop.backend.parity.compare import JUDGED
+from rltop.backend.parity.compare import METRICS
 from rltop.backend.store.read import Reader
 from rltop.backend.text import status
 from rltop.tui.model.charts import CHARTS
@@ -33,7 +33,7 @@ def test_what_is_followed_over_a_run_is_in_the_headline() -> None:
     assert len(set(HEADLINE)) == len(HEADLINE)
     drawn = {name for chart in CHARTS for series in chart.series for name in (series.metric, series.noise) if name}
     assert drawn <= set(HEADLINE)
-    assert {judged.metric for judged in JUDGED} <= set(HEADLINE)
+    assert {judged.metric for judged in METRICS} <= set(HEADLINE)
     assert set(status.STEP_METRICS) <= set(HEADLINE)
 
 

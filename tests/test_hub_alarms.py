@@ -99,11 +99,11 @@ def test_an_answer_is_on_record_with_who_and_why(verdicts: list[Verdict]) -> Non
     alarm, note, line = watched.ask(api.AskAcknowledge("q", "a1", "kim", "node", "looking"), 100.0, 7)
     assert alarm.acknowledged == "kim"
     assert note.text == "alarm a1 acknowledged by kim@node: looking"
-    said = audit.text_of(line)
+    said = audit.as_text(line)
     assert "acknowledged" in said and "[a1] by kim@node because 'looking'" in said
     alarm, note, line = watched.ask(api.AskSilence("q", "a1", 1800.0, "kim", "node"), 100.0, 7)
     assert alarm.silenced_until == 1900.0
-    assert "silenced for 30m" in note.text and "for 1800 s" in audit.text_of(line)
+    assert "silenced for 30m" in note.text and "for 1800 s" in audit.as_text(line)
     assert watched.ask(api.AskSilence("q", "a1", 0.0, "kim", "node"), 100.0, 7)[1].text.startswith(
         "alarm a1 silenced no more"
     )

@@ -52,7 +52,7 @@ def test_a_config_diff_names_the_facts_that_differ_and_is_on_record() -> None:
     mine = [line for line in hub.lines if line.command == command]
     assert [line.event for line in mine] == ["requested", "requested", "applied", "applied", audit.MEASURED]
     assert mine[-1].result == found
-    assert "probe config-diff" in audit.text_of(mine[-1])
+    assert "probe config-diff" in audit.as_text(mine[-1])
 
 
 def test_what_the_trainer_states_counts_with_one_engine_alone() -> None:
@@ -99,7 +99,7 @@ def test_a_token_echo_before_the_first_step_is_unclear() -> None:
 
 def test_what_cannot_be_probed_is_said_before_anything_is_sent() -> None:
     hub = fleet("e0")
-    for probe, words in (("nonsense", "there is config-diff"), ("canary-flip", "can be started so")):
+    for probe, words in (("nonsense", "there is config-diff"), ("canary-flip", "can't be started")):
         answer, sent = hub.ask(api.AskProbe(probe, probe))
         assert answer.error is not None
         assert words in answer.error

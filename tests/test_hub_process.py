@@ -28,7 +28,7 @@ DEADLINE_S = 30.0
 VIEWER = """
 import sys
 from pathlib import Path
-from rltop.backend.client import Client
+from rltop.backend.client.live import Client
 from rltop.collectors.rundir import RunDir
 client = Client(RunDir(Path(sys.argv[1])))
 assert client.wait(lambda c: c.state == "live", 20)
@@ -159,10 +159,10 @@ def test_a_command_reaches_the_engine_and_its_life_is_followed(
         (change,) = picture.changes.values()
         assert (change.who, change.old, change.new) == ("ann", "on", "off")
         with pytest.raises(CommandError, match="prefix_caching"):
-            client.set_flag("speed", "on")
+            client.command(api.AskSet(api.new_id(), "speed", "on"))
         with pytest.raises(CommandError, match="e9"):
-            client.set_flag("prefix_caching", "on", engines=["e9"])
-        (closed,) = client.set_flag("prefix_caching", "on", timeout_s=0.2)
+            client.command(api.AskSet(api.new_id(), "prefix_caching", "on", ["e9"]))
+        (closed,) = client.command(api.AskSet(api.new_id(), "prefix_caching", "on", timeout_s=0.2))
         assert (closed.state, closed.reason) == ("timed_out", "no answer from engine e0")
 
 

@@ -109,7 +109,7 @@ def test_the_text_counts_timers_down_and_names_a_paused_engine() -> None:
 def test_the_text_has_engines_steps_changes_and_events() -> None:
     text = status.as_text(picture([{"kl_k3": 1.5e-3, "joined_fraction": 0.995}]))
     for part in ("run sort", "0.32.0", "prefix_caching=on", "async_scheduling=none", "0.0015", "99.5%",
-                 "e0: prefix_caching on > off, applied, at engine step 9", "3 messages of e0"):  # fmt: skip
+                 "e0: prefix_caching on → off, applied, at engine step 9", "3 messages of e0"):  # fmt: skip
         assert part in text
     assert "none yet" in status.as_text(api.Snapshot("r", "h", 0, 0.0, 0.0))
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.backend import api, metrics
-from rltop.backend.parity.compare import ALPHA, JUDGED, MIN_STEPS, RHO, Floats, parity
+from rltop.backend.parity.compare import ALPHA, METRICS, MIN_STEPS, RHO, Floats, parity
 from rltop.backend.parity.stored_runs import as_text, compare_stored, differing
 from rltop.tui.app import RltopApp
 from rltop.tui.cli import main as cli
@@ -136,8 +136,8 @@ def test_settings_that_differ_are_named() -> None:
 
 
 def test_judged_metrics_exist_and_the_model_is_one() -> None:
-    assert {judged.metric for judged in JUDGED} <= set(metrics.BY_NAME)
-    assert set(SCALE) == {judged.metric for judged in JUDGED}
+    assert {judged.metric for judged in METRICS} <= set(metrics.BY_NAME)
+    assert set(SCALE) == {judged.metric for judged in METRICS}
     assert 0 <= RHO < 1
 
 

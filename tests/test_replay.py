@@ -332,7 +332,7 @@ def test_kept_sequences_and_tokens_are_answered_from_the_store_as_by_the_hub(run
             trainer.send(wire.StepClosed(0, 0, 1, 1))
             see(client, lambda v: 0 in v.steps)
             for kind, engine in questions:
-                found = client.samples(0, kind, engine)
+                found = client.samples(api.AskSamples(api.new_id(), 0, kind, engine))
                 live[kind, engine] = bits([found.sequences, found.tokens, found.of_sequences, found.of_tokens])
                 assert found.sequences or found.tokens
             shape = bits(client._answer(api.AskMismatch("m", 0, 0)).mismatch)

@@ -18,7 +18,7 @@ from rltop.backend import api
 from rltop.backend.metrics import BY_NAME
 from rltop.backend.report.blocks import Block, Bullets, Code, Heading, Paragraph, TableBlock, as_html, markdown
 from rltop.backend.report.contents import PLOTS, blocks
-from rltop.backend.report.svg import MAX_POINTS, PlotLine, PlotMark, svg, thinned, ticks
+from rltop.backend.report.svg import MAX_POINTS, PlotLine, PlotMark, downsampled, svg, ticks
 from rltop.tui.cli.main import main
 from tests import pictures, stored, verdicts
 
@@ -112,7 +112,7 @@ def test_a_plot_is_well_formed_and_its_line_is_inside_its_frame(
     column = np.array([np.nan if value is None else value for value in values])
     made = svg(
         "a <b>", np.arange(len(values), dtype=float), [PlotLine("x&y", column)],
-        [PlotMark(step, "<m>", kind) for step, kind in marks], updates=[0.5], wrong=(1.0, 3.0),
+        [PlotMark(step, "<m>", kind) for step, kind in marks], updates=[0.5], fault=(1.0, 3.0),
     )  # fmt: skip
     root = ET.fromstring(made)
     lines = [e.attrib["d"] for e in root.iter("{http://www.w3.org/2000/svg}path") if e.get("stroke-linejoin")]
@@ -124,8 +124,8 @@ def test_a_plot_is_well_formed_and_its_line_is_inside_its_frame(
 
 
 def test_no_line_leads_past_a_hole_and_what_stands_alone_is_a_dot() -> None:
-    steps, joined = np.array([0.0, 1.0, 4.0, 5.0, 6.0]), np.array([True, False, True, False])
-    made = svg("a", steps, [PlotLine("x", np.array([1.0, 2.0, 3.0, 4.0, 5.0]))], joined=joined)
+    steps, connected = np.array([0.0, 1.0, 4.0, 5.0, 6.0]), np.array([True, False, True, False])
+    made = svg("a", steps, [PlotLine("x", np.array([1.0, 2.0, 3.0, 4.0, 5.0]))], connected=connected)
     (line,) = re.findall(r'd="([^"]*)"[^>]*stroke-linejoin', made)
     assert re.sub(r"[-\d. ]+", "", line.replace("h0", "h")) == "MLMLMh"
 
@@ -135,7 +135,7 @@ def test_a_long_run_keeps_its_extremes(steps: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     y = rng.normal(size=steps)
     y[rng.integers(steps)] = np.nan
-    x, kept = thinned(np.arange(steps, dtype=float), y)
+    x, kept = downsampled(np.arange(steps, dtype=float), y)
     assert len(x) <= MAX_POINTS + 2
     assert (np.nanmin(kept), np.nanmax(kept)) == (np.nanmin(y), np.nanmax(y))
     assert (np.diff(x) > 0).all()

@@ -27,6 +27,7 @@ from rltop.backend.api.questions import (
     decode_frame,
     decode_question,
     encode,
+    new_id,
 )
 from rltop.backend.api.snapshot import (
     MAX_CHANGES,
@@ -88,4 +89,5 @@ __all__ = [
     "encode",
     "has_news",
     "moved",
+    "new_id",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import msgspec
 
 from rltop.backend.api.alarm import Alarm
@@ -18,6 +20,11 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     """Base of every question; ``id`` comes back in the answer."""
 
     id: str
+
+
+def new_id() -> str:
+    """An id for a question; sent twice with the same id, a command is executed once."""
+    return uuid.uuid4().hex
 
 
 class AskSnapshot(Ask, frozen=True, tag="snapshot"):

@@ -15,7 +15,10 @@ from rltop.backend import api
 from rltop.backend.alarms.monitor import AlarmWatch
 from rltop.backend.api.probe_result import ProbeResult
 from rltop.backend.commands import audit
-from rltop.backend.commands.lifecycle import CommandLifecycle, DeliverCommand, RejectedError
+from rltop.backend.commands.lifecycle import CommandLifecycle, DeliverCommand
+from rltop.backend.commands.messages import describe
+from rltop.backend.commands.transitions import HubClosure
+from rltop.backend.commands.validation import RejectedError
 from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.effects.flag_epochs import EffectHistory
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
@@ -123,7 +126,7 @@ class HubState:
         self._engines = Engines()
         self._trainer = TrainerRanks()
         self._chooser = InputChooser(self._engines, lambda: self._steps.samples.answer(None, "sample"))
-        self._commands = CommandLifecycle(epoch, new_id, self._engines, now, self._chooser.choose)
+        self._commands = CommandLifecycle(new_id, self._engines, now, self._chooser.choose)
         self._fingerprints = Fingerprints()
         self._effects = EffectHistory(recalled.marks if recalled else {})
         self._joins = JoinWatch()
@@ -207,7 +210,7 @@ class HubState:
             if message.engine != source:
                 self.invalid(f"{sender} speaks for engine {message.engine}", now)
             else:
-                self._commands.update(message, now)
+                self._commands.apply_update(message, now)
             return self._spoken([], now)
         if (message.source, message.epoch) != (source, epoch):
             self.invalid(f"{sender} speaks for {identity(message.source, message.epoch)}", now)
@@ -249,12 +252,12 @@ class HubState:
         if isinstance(question, api.AskAlarm):
             return self._ask_alarm(client, question, now)
         try:
-            command, orders = self._commands.ask(question, now, self._last_step)
+            command, orders = self._commands.request(question, now, self._last_step)
         except RejectedError as error:
             return [Reply(client, api.Answer(question.id, error=str(error)))]
         if isinstance(question, api.AskProbe) and command not in self.snapshot.probes:
-            asked = [change.engine for change in self._commands.of(command)]
-            self._probes.begun(command, question.probe, asked, self._chooser.taken())
+            asked = [change.engine for change in self._commands.changes_of(command)]
+            self._probes.start(command, question.probe, asked, self._chooser.take_chosen())
         reply = Reply(client, api.Answer(question.id, command=command))
         return self._spoken([reply, *self._orders(orders)], now)
 
@@ -292,7 +295,7 @@ class HubState:
         """A control message could not be delivered."""
         message = wire.decode_to_collector(frame)
         if isinstance(message, wire.Command):
-            self._commands.unreachable(receiver.rpartition("#")[0], message.id, now)
+            self._commands.not_delivered(receiver.rpartition("#")[0], message.id, now)
         elif isinstance(message, wire.Resend) and (source := self._sources.get(receiver.rpartition("#")[0])):
             source.asked = -1  # its data came before its control socket was there: once more at the next tick
         return self._spoken([], now)
@@ -422,13 +425,13 @@ class HubState:
         _check_speaker(envelope, body)
         if isinstance(body, wire.Rollouts):
             self._index.add(body, arrays, envelope.epoch, envelope.seq)
-            self._chooser.recent.take(body, arrays)
+            self._chooser.recent.add(body, arrays)
             self._fingerprints.sampled.take(body)
         elif isinstance(body, wire.EngineState):
             self._engines.report(envelope, body, now)
             self._effects.report(envelope, body, now)
             for update in body.commands:
-                self._commands.update(update, now)
+                self._commands.apply_update(update, now)
         elif isinstance(body, wire.Sequences):
             self._steps.behind = self._sources.behind(now)
             self._trainer.rows(body)
@@ -436,13 +439,13 @@ class HubState:
             self._steps.rows(envelope.epoch, body, arrays, now)
         elif isinstance(body, wire.StepClosed):
             self._trainer.closed(body)
-            self._probes.weights.trained(body)
+            self._probes.weights.add_trainer_digests(body)
             self._engines.set_trainer_version(self._trainer.version)
             self._steps.closed(envelope.epoch, body, now)
         elif isinstance(body, wire.TrainerFacts):
             self._trainer.facts(body)
         elif isinstance(body, wire.ProbeReport):
-            self._probes.report(body, arrays, envelope.epoch)
+            self._probes.add_report(body, arrays, envelope.epoch)
         elif isinstance(body, wire.Health):
             self._health(envelope, body, now)
 
@@ -460,7 +463,7 @@ class HubState:
         if not arrival.new_life:
             return self._ask_again(source, now)
         if news != "appeared" and not source.is_trainer:
-            self._commands.engine_ended(source.name, "was started anew", now)
+            self._commands.engine_ended(source.name, HubClosure.RESTARTED, now)
         if source.is_trainer and news != "appeared":
             self._trainer.new_epoch()
             self._steps.new_epoch()
@@ -483,7 +486,7 @@ class HubState:
         to = identity(message.source, message.epoch)
         return [
             SendControl(to, wire.Welcome(self.snapshot.epoch)),
-            *self._orders(self._commands.unanswered(message.source)),
+            *self._orders(self._commands.unacknowledged(message.source)),
         ]
 
     def _orders(self, orders: list[DeliverCommand]) -> list[Effect]:
@@ -495,14 +498,17 @@ class HubState:
         return effects
 
     def _spoken(self, effects: list[Effect], now: float) -> list[Effect]:
-        """``effects``, after what the commands have to say: it is on disk before anybody acts on it."""
-        for news in self._commands.take_news():
-            self._event(now, news.severity, "flag", news.text, engine=news.engine)
-        return [*(Audit(line) for line in self._commands.take_lines()), *effects]
+        """``effects`` after the audit lines of pending command events: those are on disk before anything is sent."""
+        lines: list[Effect] = []
+        for event in self._commands.take_events():
+            shown = describe(event)
+            self._event(now, shown.severity, "flag", shown.text, engine=shown.engine)
+            lines += [Audit(line) for line in audit.lines_of(event, now, self.snapshot.epoch)]
+        return [*lines, *effects]
 
     def _finish_probes(self, now: float) -> list[Effect]:
         """Tell what probes found out that are over, and put it on record."""
-        changes = {command: self._commands.of(command) for command in self._probes.open}
+        changes = {command: self._commands.changes_of(command) for command in self._probes.open}
         known = self.snapshot.probes.keys()
         lines: list[Effect] = []
         for result in self._probes.finish(changes, self.snapshot, now):
@@ -546,7 +552,7 @@ class HubState:
             if missing:
                 self._lost(source.name, missing)
             self._engines.set_health(source.name, "gone")
-            self._commands.engine_ended(source.name, "said goodbye", now)
+            self._commands.engine_ended(source.name, HubClosure.DISCONNECTED, now)
             self._event(now, "info", _kind(source), f"{source.name} said goodbye", engine=_engine(source))
             if source.is_trainer and self._sources.trainer_health() == "gone":
                 self._steps.trainer_gone(now)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -14,9 +13,8 @@ from rltop.tui.cli.history_commands import stored
 from rltop.tui.cli.run_options import as_json_option, client_of, print_json, run_option
 
 if TYPE_CHECKING:
-    from rltop.backend.api import Snapshot
+    from rltop.backend.api import AskAlarm, Snapshot
     from rltop.backend.api.alarm import Alarm
-    from rltop.backend.client.live import Client
 
 _LONGEST_S = 7 * 86_400.0
 
@@ -80,7 +78,9 @@ def ack(alarm: str, why: str, run: str | None) -> None:
 
     It stays open until the run is healthy again. `rltop alarms` lists them.
     """
-    found = _answered(run, lambda client: client.acknowledge(alarm, why=why))
+    from rltop.backend import api
+
+    found = _change(run, api.AskAcknowledge(api.new_id(), alarm, why=why))
     click.echo(f"{found.id} {found.cause}: acknowledged by {found.acknowledged}")
 
 
@@ -94,16 +94,18 @@ def silence(alarm: str, seconds: float | None, off: bool, why: str, run: str | N
     """Have nothing told of ALARM for a time: no bell, no message, no command."""
     if (seconds is None) != off:
         raise click.UsageError("say how long with --for, or --off")
-    found = _answered(run, lambda client: client.silence(alarm, seconds or 0.0, why=why))
+    from rltop.backend import api
+
+    found = _change(run, api.AskSilence(api.new_id(), alarm, seconds or 0.0, why=why))
     click.echo(f"{found.id} {found.cause}: " + (f"silent for {span(seconds)}" if seconds else "no longer silent"))
 
 
-def _answered(run: str | None, ask: Callable[[Client], Alarm]) -> Alarm:
+def _change(run: str | None, question: AskAlarm) -> Alarm:
     from rltop.backend.client.live import CommandError, HubUnreachable
 
     try:
         with client_of(run) as client:
-            return ask(client)
+            return client.change_alarm(question)
     except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
 

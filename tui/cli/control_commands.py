@@ -16,8 +16,8 @@ from rltop.collectors.contract.flags import BY_NAME, FLAGS
 from rltop.tui.cli.run_options import as_json_option, client_of, logged_run, print_json, run_option
 
 if TYPE_CHECKING:
-    from rltop.backend.api import Change
-    from rltop.backend.client.live import Client, Watch
+    from rltop.backend.api import AskCommand, Change
+    from rltop.backend.client.live import Client
 
 FLAG_HELP = "\n\n\b\n" + "\n".join(f"{flag.name:<21}{'|'.join(flag.values):<15}{flag.summary}" for flag in FLAGS)
 """The table of flags, as a paragraph that click leaves as it is."""
@@ -106,13 +106,13 @@ def set_flag(
             f"{flag} can be {' or '.join(BY_NAME[flag].values)}, not {value!r}", param_hint="VALUE"
         )
 
-    def ask(client: Client, watch: Watch | None) -> list[Change]:
-        return client.set_flag(
-            flag, value, engines=list(engines) or None, why=why, timeout_s=timeout, strict=strict, revert_s=revert_s,
-            fraction=fraction, watch=watch,
-        )  # fmt: skip
+    from rltop.backend import api
 
-    _follow(run, ask, as_json=as_json)
+    question = api.AskSet(
+        api.new_id(), flag, value, list(engines) or None, why=why, timeout_s=timeout, strict=strict,
+        revert_s=revert_s, fraction=fraction,
+    )  # fmt: skip
+    _follow(run, lambda _client: question, as_json=as_json)
 
 
 @click.command()
@@ -124,10 +124,12 @@ def keep(command: str | None, run: str | None, why: str, timeout: float, as_json
     Without COMMAND: the only one whose timer runs.
     """
 
-    def ask(client: Client, watch: Watch | None) -> list[Change]:
-        return client.keep(command or _only_timer(client), why=why, timeout_s=timeout, watch=watch)
+    from rltop.backend import api
 
-    _follow(run, ask, as_json=as_json)
+    def question(client: Client) -> api.AskKeep:
+        return api.AskKeep(api.new_id(), command or _only_timer(client), why=why, timeout_s=timeout)
+
+    _follow(run, question, as_json=as_json)
 
 
 def _only_timer(client: Client) -> str:
@@ -150,7 +152,10 @@ def undo(command: str, run: str | None, why: str, timeout: float, as_json: bool)
 
     A flag that was changed since is left alone. `rltop audit` lists the commands.
     """
-    _follow(run, lambda client, watch: client.undo(command, why=why, timeout_s=timeout, watch=watch), as_json=as_json)
+    from rltop.backend import api
+
+    question = api.AskUndo(api.new_id(), command, why=why, timeout_s=timeout)
+    _follow(run, lambda _client: question, as_json=as_json)
 
 
 def _action(action: Action) -> click.Command:
@@ -164,12 +169,10 @@ def _action(action: Action) -> click.Command:
         as_json: bool,
         revert_s: float | None = None,
     ) -> None:
-        def ask(client: Client, watch: Watch | None) -> list[Change]:
-            return client.act(
-                action.verb, engines=list(engines) or None, revert_s=revert_s, why=why, timeout_s=timeout, watch=watch
-            )
+        from rltop.backend import api
 
-        _follow(run, ask, as_json=as_json)
+        question = api.AskAct(api.new_id(), action.verb, list(engines) or None, revert_s, why=why, timeout_s=timeout)
+        _follow(run, lambda _client: question, as_json=as_json)
 
     made = _options(_engines(act))
     if action.guard_s is not None:
@@ -179,8 +182,8 @@ def _action(action: Action) -> click.Command:
     return click.command(name=action.word, short_help=f"{summary}.", help=f"{summary}.\n\n{action.effect}")(made)
 
 
-def _follow(run: str | None, ask: Callable[[Client, Watch | None], list[Change]], *, as_json: bool) -> None:
-    """Ask, show how it goes on a terminal, print what became of it, and end with 0 only if all engines applied it."""
+def _follow(run: str | None, question: Callable[[Client], AskCommand], *, as_json: bool) -> None:
+    """Send a command, show its progress on a terminal, print its outcome, and exit with 0 only if all applied it."""
     from rltop.backend import api
     from rltop.backend.client.live import CommandError, HubUnreachable
     from rltop.backend.commands import messages
@@ -189,7 +192,7 @@ def _follow(run: str | None, ask: Callable[[Client, Watch | None], list[Change]]
     watch = None if as_json or not sys.stderr.isatty() else CommandProgress()
     try:
         with client_of(run) as client:
-            changes = ask(client, watch)
+            changes = client.command(question(client), watch)
     except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -200,7 +203,7 @@ def _follow(run: str | None, ask: Callable[[Client, Watch | None], list[Change]]
     applied = all(change.state == "applied" for change in changes)
     where = f" --run {run}" if run else ""
     if not applied and (found := messages.remedy(changes)):
-        click.echo(f"not on all engines; this {found.does}:\n  {found.type}{where}", err=True)
+        click.echo(f"not on all engines; this {found.effect}:\n  {found.command}{where}", err=True)
     timed = next((change for change in changes if change.reverts_at is not None), None)
     if timed is not None and not as_json:
         left = span(round(max((timed.reverts_at or 0.0) - time.time(), 0.0)))
@@ -258,7 +261,7 @@ def audit(run: str | None, flag: str | None, engine: str | None, since: float | 
         print_json({"log": str(path), "unreadable": bad, "lines": [msgspec.to_builtins(line) for line in shown]})
         return
     for line in shown:
-        click.echo(log.text_of(line))
+        click.echo(log.as_text(line))
     if bad:
         click.echo(f"{bad} lines can't be read; a kill in the middle of a write may tear one", err=True)
     if not shown:

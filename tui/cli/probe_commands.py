@@ -66,6 +66,7 @@ def probe(
     costs = name is not None and BY_NAME[name].by != HUB
     if name is not None and costs and not yes and sys.stdin.isatty() and not as_json:
         _confirm(BY_NAME[name], engines)
+    from rltop.backend import api
     from rltop.backend.client.live import CommandError, HubUnreachable
 
     try:
@@ -78,7 +79,8 @@ def probe(
                 assert name is not None
                 watch = None if as_json or not sys.stderr.isatty() else CommandProgress()
                 wait = timeout or BY_NAME[name].timeout_s
-                result = client.probe(name, engines=list(engines) or None, why=why, timeout_s=wait, watch=watch)
+                question = api.AskProbe(api.new_id(), name, list(engines) or None, why=why, timeout_s=wait)
+                result = client.probe(question, watch)
     except (CommandError, HubUnreachable, ValueError) as error:
         raise click.ClickException(str(error)) from error
     from rltop.backend.api.probe_result import as_json as plain
@@ -98,7 +100,7 @@ def _result(client: Client, command: str) -> ProbeResult:
 
     switches = [c for c in client.snapshot().changes.values() if c.command.startswith(command) and c.verb == "set"]
     if not switches:
-        return client.measured(command)
+        return client.probe_result(command)
     try:
         return result_of(client.effect(switches[0].command), client.snapshot())
     except CommandError as error:
@@ -109,6 +111,7 @@ def _flip(
     client: Client, flag: str, engines: tuple[str, ...], seconds: str, why: str, timeout: float | None
 ) -> ProbeResult:
     """Switch one engine for a time; what came of it is asked for later, by the same id."""
+    from rltop.backend import api
     from rltop.backend.client.live import CommandError
     from rltop.backend.probes.canary import result_of
 
@@ -116,14 +119,11 @@ def _flip(
     if not equals or len(engines) > 1:
         raise click.UsageError("canary-flip takes --flag FLAG=VALUE and at most one --engine")
     chosen = list(engines) or sorted(e.id for e in client.snapshot().engines.values() if e.health == "live")[:1]
-    changes = client.set_flag(
-        name,
-        value,
-        engines=chosen,
-        why=why or "probe canary-flip",
-        timeout_s=timeout or 30.0,
+    question = api.AskSet(
+        api.new_id(), name, value, chosen, why=why or "probe canary-flip", timeout_s=timeout or 30.0,
         revert_s=seconds_of(seconds),
-    )
+    )  # fmt: skip
+    changes = client.command(question)
     if changes[0].state != "applied":
         raise CommandError(f"{changes[0].engine} {changes[0].state.replace('_', ' ')}: {changes[0].reason}")
     return result_of(_effect(client, changes[0].command), client.snapshot())

@@ -33,6 +33,7 @@ def worst(run: str | None, step: int | None, kind: str, engine: str | None, limi
     d is trainer minus rollout logprob, in nats. Arrows after a token say how large it is: one from 0.05 nats on, two
     from 0.25, three from 1; up where the trainer gives the token more probability than the engine did, down where less.
     """
+    from rltop.backend import api
     from rltop.backend.api import samples
     from rltop.backend.client.live import CommandError, HubUnreachable
     from rltop.tui.tokens.decode import decoder
@@ -42,7 +43,7 @@ def worst(run: str | None, step: int | None, kind: str, engine: str | None, limi
             known = client.snapshot().engines
             if engine is not None and engine not in known:
                 raise click.ClickException(f"no engine {engine!r}; engines of this run: {', '.join(sorted(known))}")
-            found = client.samples(step, kind, engine, limit if as_json else MOST)
+            found = client.samples(api.AskSamples(api.new_id(), step, kind, engine, limit if as_json else MOST))
     except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
     if as_json:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-import uuid
 from collections.abc import Callable
 from typing import Literal
 
-from rltop.backend.api import AskAcknowledge, AskAct, AskKeep, AskProbe, AskSet, AskSilence, AskUndo, Question
+from rltop.backend.api import (
+    AskAcknowledge,
+    AskAct,
+    AskKeep,
+    AskProbe,
+    AskSet,
+    AskSilence,
+    AskUndo,
+    Question,
+    new_id,
+)
 from rltop.collectors.contract.probes import Probe
 from rltop.tui.dialogs.switch_dialog import CommandRequest
 from rltop.tui.model.source import SnapshotSource
@@ -43,35 +52,35 @@ class ControlRequests:
         question: Question
         if choice.verb == "set":
             question = AskSet(
-                _new(), subject, choice.word, engines, _user(), socket.gethostname(), wish.why,
+                new_id(), subject, choice.word, engines, _user(), socket.gethostname(), wish.why,
                 strict=wish.strict, revert_s=wish.revert_s, fraction=place.fraction,
             )  # fmt: skip
             what = f"{subject} {choice.word}"
         else:
-            question = AskAct(_new(), choice.verb, engines, wish.revert_s, _user(), socket.gethostname(), wish.why)
+            question = AskAct(new_id(), choice.verb, engines, wish.revert_s, _user(), socket.gethostname(), wish.why)
             what = choice.word
         self._send(question, f"{what} on {place.name}")
 
     def keep(self, command: str, what: str, why: str) -> None:
         """Have timers stopped."""
-        self._send(AskKeep(_new(), command, _user(), socket.gethostname(), why), f"keep {what}")
+        self._send(AskKeep(new_id(), command, _user(), socket.gethostname(), why), f"keep {what}")
 
     def undo(self, command: str, what: str, why: str) -> None:
         """Have a command taken back."""
-        self._send(AskUndo(_new(), command, _user(), socket.gethostname(), why), f"undo {what}")
+        self._send(AskUndo(new_id(), command, _user(), socket.gethostname(), why), f"undo {what}")
 
     def probe(self, probe: Probe, why: str) -> None:
         """Start an experiment on all live engines."""
-        question = AskProbe(_new(), probe.name, None, _user(), socket.gethostname(), why, probe.timeout_s)
+        question = AskProbe(new_id(), probe.name, None, _user(), socket.gethostname(), why, probe.timeout_s)
         self._send(question, f"probe {probe.name}")
 
     def acknowledge(self, alarm: str) -> None:
         """Take note of an alarm."""
-        self._send(AskAcknowledge(_new(), alarm, _user(), socket.gethostname()), f"acknowledge {alarm}")
+        self._send(AskAcknowledge(new_id(), alarm, _user(), socket.gethostname()), f"acknowledge {alarm}")
 
     def silence(self, alarm: str, seconds: float) -> None:
         """Have nothing told of an alarm for so long."""
-        self._send(AskSilence(_new(), alarm, seconds, _user(), socket.gethostname()), f"silence {alarm}")
+        self._send(AskSilence(new_id(), alarm, seconds, _user(), socket.gethostname()), f"silence {alarm}")
 
     def take_answers(self) -> None:
         """Tell what there is to tell of the questions on their way."""
@@ -88,10 +97,6 @@ class ControlRequests:
     def _send(self, question: Question, what: str) -> None:
         self._client.ask(question)
         self._asked[question.id] = what, self._clock()
-
-
-def _new() -> str:
-    return uuid.uuid4().hex
 
 
 def _user() -> str:
