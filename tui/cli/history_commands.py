@@ -111,7 +111,7 @@ def record(run: str | None, to: Path, with_text: bool, force: bool) -> None:
     try:
         size = write(run_path(run), to, with_text=with_text, overwrite=force)
     except FileExistsError as error:
-        raise click.ClickException(f"{error}; --force overwrites it") from error
+        raise click.ClickException(f"{to} exists; --force overwrites it") from error
     except (StoreError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{to}: {size / 1e6:.2f} MB; `rltop replay {to}` shows it")
@@ -144,7 +144,7 @@ def export(run: str | None, what: str, to: Path, force: bool) -> None:
         with Reader(run_path(run)) as reader:
             count = write(reader, what, to, overwrite=force)
     except FileExistsError as error:
-        raise click.ClickException(f"{error}; --force overwrites it") from error
+        raise click.ClickException(f"{to} exists; --force overwrites it") from error
     except (StoreError, ExportError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{to}: {count} rows")
