@@ -112,14 +112,14 @@ def test_a_temporary_switch_is_kept_and_logged(home: Path) -> None:
         (command,) = engine.received
         assert command.revert_s == 600.0
         assert f"; keep it: rltop keep {command.id}\n" in done.stderr
-        wait_until(lambda: f"`rltop keep {command.id}` lets it stay" in rltop("status").output)
+        wait_until(lambda: f"`rltop keep {command.id}` keeps the current value" in rltop("status").output)
         (timer,) = answer("status", "--json")["engines"][0]["timers"]
         assert (timer["command"], timer["back_to"]) == (command.id, "on")
         kept = rltop("keep")
         assert (kept.exit_code, kept.stdout) == (
             0, f"e0: keep {command.id}, applied, at engine step 9, 2 requests in flight, 0 lost, 0.5 ms\n",
         )  # fmt: skip
-        wait_until(lambda: "goes back to" not in rltop("status").output)
+        wait_until(lambda: "auto-reverts to" not in rltop("status").output)
         none = rltop("keep")
         assert (none.exit_code, none.stderr) == (
             1, "Error: no timer is running: no change auto-reverts, so there is nothing to keep\n",
@@ -139,14 +139,12 @@ def test_keep_needs_an_id_if_several_timers_run(home: Path) -> None:
     with engines(rundir, "e0", "e1"):
         for engine in ("e0", "e1"):
             assert rltop("set", "prefix_caching", "off", "--for", "10m", "--engine", engine).exit_code == 0
-        wait_until(lambda: rltop("status").output.count("goes back to") == 2)
+        wait_until(lambda: rltop("status").output.count("auto-reverts to") == 2)
         many = rltop("keep")
     assert many.exit_code == 1
     assert "2 commands have timers; give the id of one" in many.stderr
-    assert (
-        len(re.findall(r"e\d: prefix_caching goes back to on in \S+ \(`rltop keep \w+` lets it stay\)", many.stderr))
-        == 2
-    )
+    timer = r"e\d: prefix_caching auto-reverts to on in \S+ \(`rltop keep \w+` keeps the current value\)"
+    assert len(re.findall(timer, many.stderr)) == 2
 
 
 def test_a_half_switched_fleet_prints_the_command_that_reverts_it(home: Path) -> None:

@@ -22,8 +22,8 @@ from rltop.backend.exporters.forward import (
     Prometheus,
     TensorBoard,
     exposition,
-    figures,
     open_sink,
+    scalars,
 )
 from tests import pictures
 from tests.receiver import run_directory, wait_until
@@ -41,7 +41,7 @@ class Kept:
     def close(self) -> None: ...
 
 
-def test_each_step_is_handed_on_once_also_after_a_pause() -> None:
+def test_each_step_is_sent_once_also_after_a_pause() -> None:
     kept = Kept()
     forwarder = Forwarder(kept)
     for steps in (3, 3, 7, 5, 9):
@@ -113,13 +113,13 @@ def test_tensorboard_records_have_their_checksums(tmp_path: Path) -> None:
     assert _masked(struct.pack("<Q", 24)) == bytes.fromhex("a37f4b22")
 
 
-def test_figures_have_the_names_that_other_tools_sort_by() -> None:
+def test_scalars_have_the_names_that_trackers_group_by() -> None:
     step = api.Step(1, 1.0, 1, False, {"kl_k3": 0.5, "ess": None}, {"e0": {"kl_k3": 0.25}}, trainer={"loss": 2.0})
-    assert figures(step) == {"rltop/kl_k3": 0.5, "rltop/e0/kl_k3": 0.25, "trainer/loss": 2.0}
+    assert scalars(step) == {"rltop/kl_k3": 0.5, "rltop/e0/kl_k3": 0.25, "trainer/loss": 2.0}
 
 
 @pytest.mark.parametrize("text", ["prometheus", "prometheus:", "prometheus:http", "statsd:1", "tensorboard:/proc/no"])
-def test_sinks_that_cannot_be_are_named(text: str) -> None:
+def test_an_invalid_sink_is_rejected_with_the_valid_forms(text: str) -> None:
     with pytest.raises(ForwardError):
         open_sink(text)
 
@@ -129,7 +129,7 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_a_sink_that_hangs_does_not_hold_the_hub() -> None:
+def test_a_hanging_sink_does_not_block_the_hub() -> None:
     with run_directory() as rundir:
         hub = start_hub(rundir)
         command = [sys.executable, "-m", "rltop.tui.cli.main", "forward", str(rundir.path), "--to", "prometheus:0"]

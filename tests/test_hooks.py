@@ -26,7 +26,7 @@ def told(memory: NotificationHistory, *alarms: Alarm, now: float = NOW) -> list[
     return [news.what for news in memory.fresh(alarms, now)]
 
 
-def test_each_news_of_an_alarm_is_told_once_over_its_life() -> None:
+def test_each_change_of_an_alarm_is_notified_once() -> None:
     memory, alarm = NotificationHistory(), verdicts.alarm
     assert told(memory) == []
     assert told(memory, alarm()) == [RAISED]
@@ -39,19 +39,19 @@ def test_each_news_of_an_alarm_is_told_once_over_its_life() -> None:
     assert told(memory, alarm(layer="weights", again=1), alarm(id="a2")) == [RAISED]
 
 
-def test_what_was_over_before_anybody_listened_is_not_told() -> None:
+def test_an_alarm_that_was_over_before_the_start_is_not_notified() -> None:
     memory = NotificationHistory()
     assert told(memory, verdicts.alarm(cleared=1.0)) == []
     assert told(memory, verdicts.alarm(again=1)) == [RAISED]
 
 
-def test_an_alarm_of_another_history_is_another_alarm() -> None:
+def test_the_same_alarm_id_of_another_history_is_another_alarm() -> None:
     memory = NotificationHistory()
     told(memory, verdicts.alarm())
     assert told(memory, verdicts.alarm(raised=5.0)) == [RAISED]
 
 
-def test_silence_puts_off_and_acknowledging_ends_what_is_told() -> None:
+def test_silence_delays_and_acknowledging_ends_notifications() -> None:
     memory = NotificationHistory()
     assert told(memory, verdicts.alarm(silenced_until=NOW + 5)) == []
     assert told(memory, verdicts.alarm(silenced_until=NOW + 5), now=NOW + 6) == [RAISED]
@@ -74,15 +74,15 @@ class Flaky:
 
 
 @contextmanager
-def hook(deliver: alarm_hooks.Deliver, said: list[str], waits_s: tuple[float, ...] = (0.0, 0.0)) -> Iterator[Hook]:
-    made = Hook(deliver, said.append, waits_s)
+def hook(deliver: alarm_hooks.Deliver, log: list[str], waits_s: tuple[float, ...] = (0.0, 0.0)) -> Iterator[Hook]:
+    made = Hook(deliver, log.append, waits_s)
     try:
         yield made
     finally:
         made.close()
 
 
-def test_a_message_says_what_where_and_what_to_do() -> None:
+def test_a_message_has_the_cause_the_location_and_the_fix() -> None:
     taken = Flaky()
     with hook(taken, []) as made:
         made.show(verdicts.alarmed(), [])
@@ -97,32 +97,32 @@ def test_a_message_says_what_where_and_what_to_do() -> None:
     assert alarm["command"] == verdicts.STALE.command and alarm["evidence"]
 
 
-def test_what_fails_is_tried_again_and_given_up_after_the_last_wait() -> None:
-    said: list[str] = []
+def test_a_failed_delivery_is_retried_and_dropped_after_the_last_wait() -> None:
+    log: list[str] = []
     taken = Flaky(TryLaterError("busy"), TryLaterError("busy"))
-    with hook(taken, said) as made:
+    with hook(taken, log) as made:
         made.show(verdicts.alarmed(), [])
         wait_until(lambda: taken.taken)
-    assert sum("again in" in line for line in said) == 2
+    assert sum("retrying in" in line for line in log) == 2
     never = Flaky(*[TryLaterError("busy")] * 3)
-    with hook(never, said) as made:
+    with hook(never, log) as made:
         made.show(verdicts.alarmed(), [])
-        wait_until(lambda: any("given up" in line for line in said))
+        wait_until(lambda: any("dropped" in line for line in log))
         made.show(verdicts.alarmed(cleared=1.0), [])
         wait_until(lambda: never.taken)
     assert [one["what"] for one in never.taken] == [CLEARED]
 
 
-def test_what_will_never_be_taken_is_not_tried_again() -> None:
-    said: list[str] = []
+def test_a_permanent_failure_is_not_retried() -> None:
+    log: list[str] = []
     taken = Flaky(GiveUpError("gone"))
-    with hook(taken, said) as made:
+    with hook(taken, log) as made:
         made.show(verdicts.alarmed(), [])
-        wait_until(lambda: "not delivered: gone" in said)
+        wait_until(lambda: "not delivered: gone" in log)
     assert not taken.taken
 
 
-def test_a_hook_that_hangs_holds_up_nobody_and_keeps_a_bound() -> None:
+def test_a_hanging_hook_blocks_nothing_and_its_queue_is_bounded() -> None:
     free, taken = threading.Event(), []
 
     def hang(content: bytes) -> None:
@@ -138,7 +138,7 @@ def test_a_hook_that_hangs_holds_up_nobody_and_keeps_a_bound() -> None:
     assert json.loads(taken[-1])["alarm"]["id"] == f"a{3 * alarm_hooks.MAX_WAITING - 1}"
 
 
-def test_a_command_gets_the_message_on_its_input(tmp_path: Path) -> None:
+def test_a_command_receives_the_message_on_standard_input(tmp_path: Path) -> None:
     ShellCommand(f"cat > {tmp_path}/got")(b'{"what": "raised"}')
     assert (tmp_path / "got").read_text() == '{"what": "raised"}'
     ShellCommand("true")(b"x" * 1_000_000)  # does not read it
@@ -146,7 +146,7 @@ def test_a_command_gets_the_message_on_its_input(tmp_path: Path) -> None:
         ShellCommand("exit 7")(b"")
 
 
-def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
+def test_a_hanging_command_is_killed_with_its_process_group(tmp_path: Path) -> None:
     with pytest.raises(TryLaterError, match=r"more than 0\.2 s and was killed"):
         ShellCommand(f"(sleep 1; touch {tmp_path}/late) & wait", 0.2)(b"")
     threading.Event().wait(1.5)
@@ -178,7 +178,7 @@ def server(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
         thread.join(5)
 
 
-def test_a_webhook_posts_and_knows_what_passes_by_itself() -> None:
+def test_a_webhook_posts_and_retries_only_retryable_errors() -> None:
     with server(204, 503, 429, 404) as (url, got):
         post = Webhook(url)
         post(b'{"what": "raised"}')
@@ -190,10 +190,10 @@ def test_a_webhook_posts_and_knows_what_passes_by_itself() -> None:
             post(b"{}")
         assert "secret" not in str(caught.value)
     with pytest.raises(TryLaterError):
-        post(b"{}")  # nobody is there any more
+        post(b"{}")  # the server has ended
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "example.org/hook", "http://", "ftp://host/x"])
-def test_what_is_no_webhook_is_refused_at_once(url: str) -> None:
-    with pytest.raises(ForwardError, match="begins with http"):
+def test_an_invalid_webhook_url_is_rejected(url: str) -> None:
+    with pytest.raises(ForwardError, match="must begin with http"):
         Webhook(url)

@@ -65,7 +65,7 @@ def test_the_report_has_the_promised_keys_and_is_strict_json(steps: list[dict[st
             assert step[name] == (int(expected) if name == "tokens" and expected is not None else expected)
 
 
-def test_the_report_says_what_became_of_a_flag_change() -> None:
+def test_the_report_has_the_outcome_of_a_flag_change() -> None:
     (change,) = status.as_json(picture([]))["flag_changes"]
     said = {
         "flag": "prefix_caching", "engine": "e0", "from": "on", "to": "off", "outcome": "applied", "engine_step": 9,
@@ -75,7 +75,7 @@ def test_the_report_says_what_became_of_a_flag_change() -> None:
     assert change == dict.fromkeys(CHANGE_KEYS) | said
 
 
-def test_the_report_says_who_is_there_and_what_happened_as_the_text_does() -> None:
+def test_the_json_report_has_the_engines_and_events_of_the_text() -> None:
     made = status.as_json(picture([]))
     assert made["trainer"] == {"health": "absent", "step": None, "policy_version": None}
     (engine,), (event,) = made["engines"], made["events"]
@@ -86,7 +86,7 @@ def test_the_report_says_who_is_there_and_what_happened_as_the_text_does() -> No
     }  # fmt: skip
 
 
-def test_the_text_says_nothing_of_a_join_that_was_not_kept() -> None:
+def test_the_text_leaves_out_unknown_join_statistics() -> None:
     shown = picture([{"joined_fraction": 1.0}])
     assert "join of step" not in status.as_text(shown)
     shown.steps[0] = msgspec.structs.replace(shown.steps[0], unjoined={"unknown_prompt": 2})
@@ -98,8 +98,8 @@ def test_the_text_counts_timers_down_and_names_a_paused_engine() -> None:
     timers = [Timer("c9", "pause", "", "running", 61.0), Timer("c1", "set", "prefix_caching", "on", 601.0)]
     shown.engines["e0"] = msgspec.structs.replace(shown.engines["e0"], timers=timers, paused=True)
     text = status.as_text(shown)
-    assert "e0: prefix_caching goes back to on in 10m (`rltop keep c1` lets it stay)" in text
-    assert "e0: generation goes back to running in 1m (c9)" in text
+    assert "e0: prefix_caching auto-reverts to on in 10m (`rltop keep c1` keeps the current value)" in text
+    assert "e0: generation auto-reverts to running in 1m (c9)" in text
     assert re.search(r"e0 +paused ", text)
     assert status.as_json(shown)["engines"][0]["timers"][1] == {
         "command": "c1", "verb": "set", "flag": "prefix_caching", "back_to": "on", "at": 601.0,
@@ -114,7 +114,7 @@ def test_the_text_has_engines_steps_changes_and_events() -> None:
     assert "none yet" in status.as_text(api.Snapshot("r", "h", 0, 0.0, 0.0))
 
 
-def test_an_engine_that_gets_weights_is_not_called_paused() -> None:
+def test_an_engine_that_is_updating_weights_is_not_shown_as_paused() -> None:
     shown = picture([])
     shown.engines["e0"] = msgspec.structs.replace(shown.engines["e0"], paused=True, update_open=True)
     assert re.search(r"e0 +updating ", status.as_text(shown))

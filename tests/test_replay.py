@@ -88,7 +88,7 @@ def sampled(directory: Path, steps: int = 3) -> Path:
 # --- replay ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_replay_keeps_the_runs_pace_and_ends_with_its_picture(tmp_path: Path) -> None:
+def test_a_replay_keeps_the_runs_pace_and_ends_with_its_snapshot(tmp_path: Path) -> None:
     made = list(stored.frames(40, every_s=2.0))
     clock = Clock()
     replay = Replay(Reader(stored.store(tmp_path, made)), speed=4.0, clock=clock)
@@ -112,7 +112,7 @@ def test_a_replay_keeps_the_runs_pace_and_ends_with_its_picture(tmp_path: Path) 
     replay.close()
 
 
-def test_a_replay_can_begin_at_a_step_or_show_the_end(tmp_path: Path) -> None:
+def test_a_replay_starts_at_a_step_or_at_the_end(tmp_path: Path) -> None:
     made = list(stored.frames(40))
     path = stored.store(tmp_path, made)
     replay = Replay(Reader(path), from_step=17)
@@ -128,7 +128,7 @@ def test_a_replay_can_begin_at_a_step_or_show_the_end(tmp_path: Path) -> None:
         Replay(reader, from_step=40)
 
 
-def test_long_silences_and_clocks_that_were_set_back_are_passed_over(tmp_path: Path) -> None:
+def test_long_silences_are_shortened_and_clock_resets_are_followed(tmp_path: Path) -> None:
     times = [0.0, 1.0, 86_400.0, 500.0, 501.0]
     made = [
         api.Frame("h", n + 1, pictures.START + at, steps=[stored.step(n)]) for n, at in enumerate(times)
@@ -159,7 +159,7 @@ async def test_every_view_shows_a_replay(tmp_path: Path) -> None:
     replay.close()
 
 
-def test_a_replay_has_the_numbers_that_the_live_hub_had_to_the_bit(rundir: RunDir, tmp_path: Path) -> None:
+def test_a_replay_is_bit_identical_to_the_live_hub(rundir: RunDir, tmp_path: Path) -> None:
     hub = start_hub(rundir)
     try:
         with Client(rundir) as client, collector(rundir, "trainer/0") as trainer, collector(rundir, "e0") as e0:
@@ -194,7 +194,7 @@ def test_a_replay_has_the_numbers_that_the_live_hub_had_to_the_bit(rundir: RunDi
 
 
 @pytest.mark.parametrize("name", ["run.rltop", "run.rltop.gz"])
-def test_a_record_holds_the_run_and_no_token_unless_asked(tmp_path: Path, name: str) -> None:
+def test_a_recording_has_no_tokens_unless_requested(tmp_path: Path, name: str) -> None:
     source = sampled(tmp_path)
     plain, full = tmp_path / f"plain-{name}", tmp_path / f"full-{name}"
     for to, with_text in ((plain, False), (full, True)):
@@ -213,7 +213,7 @@ def test_a_record_holds_the_run_and_no_token_unless_asked(tmp_path: Path, name: 
     assert {path.name for path in tmp_path.iterdir()} == {NAME, plain.name, full.name}
 
 
-def test_what_cannot_be_recorded_or_shown_is_named(tmp_path: Path) -> None:
+def test_invalid_recordings_and_replays_are_errors(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="nothing was recorded"):
         record(tmp_path / "nothing", tmp_path / "to")
     stored.store(tmp_path, stored.frames(2))
@@ -229,7 +229,7 @@ def test_what_cannot_be_recorded_or_shown_is_named(tmp_path: Path) -> None:
 # --- export ---------------------------------------------------------------------------------------------------------
 
 
-def test_steps_are_exported_to_the_bit(tmp_path: Path) -> None:
+def test_exported_steps_are_bit_identical(tmp_path: Path) -> None:
     made = list(stored.frames(25))
     steps = list(stored.live(made).steps.values())
     with Reader(stored.store(tmp_path, made)) as reader:
@@ -264,7 +264,7 @@ def test_everything_is_exported_in_every_format(tmp_path: Path, what: str, end: 
     assert (again.exit_code, "--force" in again.stderr) == (1, True)
 
 
-def test_kept_sequences_are_readable_in_an_export(tmp_path: Path) -> None:
+def test_stored_sequences_are_readable_in_an_export(tmp_path: Path) -> None:
     with Reader(sampled(tmp_path)) as reader:
         export(reader, "sequences", tmp_path / "out.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -272,7 +272,7 @@ def test_kept_sequences_are_readable_in_an_export(tmp_path: Path) -> None:
     assert (body["ids"][:2], body["rollout"], body["engine"]) == ([SECRET, SECRET], [-0.5], "e0")
 
 
-def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_export_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
     with Reader(stored.store(tmp_path, stored.frames(2))) as reader:
         with pytest.raises(ExportError, match="no sequences are stored"):
             export(reader, "sequences", tmp_path / "out.csv")
@@ -320,7 +320,7 @@ def test_the_sample_is_a_real_run_with_switches_and_a_fault() -> None:
     assert rltop("replay", "--sample", "--json").exit_code == 0
 
 
-def test_kept_sequences_and_tokens_are_answered_from_the_store_as_by_the_hub(rundir: RunDir) -> None:
+def test_the_store_answers_questions_about_samples_like_the_hub(rundir: RunDir) -> None:
     hub = start_hub(rundir)
     live: dict[tuple[str, str | None], bytes] = {}
     questions = [(kind, engine) for kind in ("sample", "worst", "abs_diff", "k3") for engine in (None, "e0")]

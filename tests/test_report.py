@@ -1,4 +1,4 @@
-"""The report of a run: one file that says what is wrong, whatever the names in it are, and loads nothing."""
+"""The report of a run: one self-contained file with the verdict, safe against any text in it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def drawn(text: str) -> list[ET.Element]:
     return [ET.fromstring(found) for found in re.findall(r"<svg.*?</svg>", text)]
 
 
-def test_a_report_says_first_what_is_wrong_and_has_all_of_the_incident() -> None:
+def test_a_report_begins_with_the_verdict_and_has_the_whole_incident() -> None:
     text = markdown(blocks(incident(), verdicts.fault(), NOW))
     lines = text.splitlines()
     assert lines[0] == "# Run sort: The prefix cache survives weight updates (C1)"
@@ -50,7 +50,7 @@ def test_a_report_says_first_what_is_wrong_and_has_all_of_the_incident() -> None
     assert [title.text for title in titles if title is not None] == [title for title, _, _ in PLOTS]
 
 
-def test_a_report_of_a_healthy_or_an_empty_run_says_so() -> None:
+def test_reports_of_a_healthy_and_of_an_empty_run() -> None:
     text = markdown(blocks(pictures.healthy(), verdicts.healthy(), NOW))
     assert text.startswith("# Run sort: healthy\n") and "None was raised." in text
     empty = verdicts.undecided()
@@ -58,7 +58,7 @@ def test_a_report_of_a_healthy_or_an_empty_run_says_so() -> None:
     assert "No step has closed." in text and not drawn(text)
 
 
-def test_every_figure_is_one_of_the_catalogue() -> None:
+def test_every_plotted_metric_is_in_the_catalogue() -> None:
     assert {metric for _, series, own in PLOTS for _, metric in series} <= set(BY_NAME)
 
 
@@ -76,7 +76,7 @@ class Tags(html.parser.HTMLParser):
         self.loads += [(name, value) for name, value in attrs if name in ("src", "href", "onload", "onclick")]
 
 
-def test_html_is_one_file_that_loads_nothing_and_runs_nothing() -> None:
+def test_html_is_one_file_without_external_resources_or_scripts() -> None:
     shown = incident()
     evil = '"><script>alert(1)</script><img src=x onerror=y>\x1b]0;x\x07'
     shown.events.append(pictures.event(100, evil, "error"))
@@ -91,7 +91,7 @@ def test_html_is_one_file_that_loads_nothing_and_runs_nothing() -> None:
 
 
 @given(st.text(max_size=60))
-def test_text_stays_text_in_either_form(said: str) -> None:
+def test_text_is_escaped_in_both_formats(said: str) -> None:
     found: list[Block] = [Heading(said), Paragraph(said), Bullets([(said, said)]), TableBlock([said], [[said]])]
     lines = markdown(found).splitlines()
     assert len(lines) == 9  # whatever it is, a line each: a table has three, blank lines between
@@ -123,7 +123,7 @@ def test_a_plot_is_well_formed_and_its_line_is_inside_its_frame(
         assert all(57 <= x <= 665 and 21 <= y <= 165 for x, y in points)
 
 
-def test_no_line_leads_past_a_hole_and_what_stands_alone_is_a_dot() -> None:
+def test_lines_are_not_drawn_over_holes_and_isolated_points_are_dots() -> None:
     steps, connected = np.array([0.0, 1.0, 4.0, 5.0, 6.0]), np.array([True, False, True, False])
     made = svg("a", steps, [PlotLine("x", np.array([1.0, 2.0, 3.0, 4.0, 5.0]))], connected=connected)
     (line,) = re.findall(r'd="([^"]*)"[^>]*stroke-linejoin', made)
@@ -142,13 +142,13 @@ def test_a_long_run_keeps_its_extremes(steps: int, seed: int) -> None:
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(2, 10))
-def test_ticks_are_few_and_inside(low: float, size: float, about: int) -> None:
+def test_ticks_are_few_and_inside_the_range(low: float, size: float, about: int) -> None:
     found = ticks(low, low + size, about)
     assert len(found) <= 2 * about + 2
     assert all(low - size * 1e-6 - abs(low) * 1e-9 <= at <= low + size * (1 + 1e-6) + abs(low) * 1e-9 for at in found)
 
 
-def test_the_command_line_writes_it_from_a_stored_run(tmp_path: Path) -> None:
+def test_the_command_writes_the_report_of_a_stored_run(tmp_path: Path) -> None:
     path = stored.store(tmp_path, stored.frames(12))
     to = tmp_path / "report.html"
     run = CliRunner()
@@ -164,6 +164,6 @@ def test_the_command_line_writes_it_from_a_stored_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "a/b"])
-def test_what_is_no_run_is_said(name: str, tmp_path: Path) -> None:
+def test_a_missing_run_is_an_error(name: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["report", str(tmp_path / name)])
     assert result.exit_code == 1 and "no run or file" in result.output
