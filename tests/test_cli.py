@@ -27,6 +27,7 @@ from tests.hub_messages import Trained, engine_state, sequences
 from tests.receiver import run_directory, wait_until
 from tests.test_hub_report import CHANGE_KEYS, ENGINE_KEYS, REPORT_KEYS, STEP_KEYS
 
+
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty ``RLTOP_HOME``; hubs that a test starts in it are killed at the end."""
@@ -280,7 +281,7 @@ def test_a_directory_that_is_not_private_or_too_long_is_refused(
 
 
 @pytest.mark.parametrize("command", [["hub", "k"], ["demo", "--headless", "--run", "k"]])
-def test_a_home_that_cannot_be_created_is_reported(home: Path, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_home_is_reported(home: Path, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "file").touch()
     monkeypatch.setenv("RLTOP_HOME", str(home / "file"))
     result = rltop(*command)

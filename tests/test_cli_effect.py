@@ -43,7 +43,7 @@ def test_an_effect_is_printed_as_text_and_as_json() -> None:
         assert "not measured: this hub measured nothing before the switch" in text.output
         unknown = rltop("effect", "zzz")
         assert unknown.exit_code == 1
-        assert "no command 'zzz'" in unknown.output
+        assert "no command 'zzz'; `rltop audit` lists the commands" in unknown.output
 
 
 def test_without_a_hub_the_message_says_how_to_start_one(home: Path) -> None:

@@ -341,10 +341,10 @@ def test_the_temperature_is_the_one_of_the_fault_until_another_is_told(fault: Fa
         ({"fault": "gremlins"}, "fault: 'gremlins'; expected one of raw-logprobs, trainer-temperature, "),
         ({"fault": "lying-replica", "engines": 1}, r"fault lying-replica: it is on e1; engines are \['e0'\]"),
         ({"fault": "lying-replica", "fault_engine": "e2"}, "fault lying-replica: it is on e2; engines are "),
-        ({"fault": "lag", "fault_engine": "e1"}, "fault_engine: lag is not on one engine"),
-        ({"fault": "bf16-engine", "fault_at": 5}, "fault_at: bf16-engine is there from the launch on, so it can't"),
-        ({"fault_at": 5}, "fault_at: there is no fault, so it can't begin with step 5"),
-        ({"fault": "lag", "steps": 9, "fault_at": 9}, "fault_at: 9; expected 0 to 8"),
+        ({"fault": "lag", "fault_engine": "e1"}, "--fault-engine: lag is not a fault of one engine; leave the option "),
+        ({"fault": "bf16-engine", "fault_at": 5}, "--fault-at: bf16-engine is there from the launch on, so it can't"),
+        ({"fault_at": 5}, "--fault-at: there is no fault, so it can't begin with step 5"),
+        ({"fault": "lag", "steps": 9, "fault_at": 9}, "--fault-at: 9; expected 0 to 8"),
     ],
 )  # fmt: skip
 def test_a_fault_that_cannot_be_had_is_refused(options: dict[str, Any], complaint: str) -> None:
@@ -360,10 +360,10 @@ def test_every_fault_is_an_instance_of_a_cause_and_says_where_it_is(fault: Fault
     )
 
 
-def test_the_help_and_the_page_tell_of_every_fault() -> None:
+def test_the_help_and_the_page_list_every_fault() -> None:
     told = " ".join(CliRunner().invoke(main, ["demo", "--help"]).output.replace("-\n", "-").split())
     for fault in FAULTS:
-        assert f"{fault.name}: {fault.help}".replace("- ", "-") in told.replace("- ", "-")
+        assert f"{fault.name} {fault.help}".replace("- ", "-") in told.replace("- ", "-")
     assert as_markdown() in DEMO.read_text()
 
 

@@ -112,7 +112,9 @@ def record(run: str | None, to: Path, with_text: bool, force: bool) -> None:
         size = write(run_path(run), to, with_text=with_text, overwrite=force)
     except FileExistsError as error:
         raise click.ClickException(f"{to} exists; --force overwrites it") from error
-    except (StoreError, OSError) as error:
+    except OSError as error:
+        raise click.ClickException(f"{to}: {error.strerror or error}") from error
+    except StoreError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{to}: {size / 1e6:.2f} MB; `rltop replay {to}` shows it")
 
@@ -145,7 +147,9 @@ def export(run: str | None, what: str, to: Path, force: bool) -> None:
             count = write(reader, what, to, overwrite=force)
     except FileExistsError as error:
         raise click.ClickException(f"{to} exists; --force overwrites it") from error
-    except (StoreError, ExportError, OSError) as error:
+    except OSError as error:
+        raise click.ClickException(f"{to}: {error.strerror or error}") from error
+    except (StoreError, ExportError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{to}: {count} rows")
 
