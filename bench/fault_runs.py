@@ -1,7 +1,7 @@
 """The runs of the fault bench: fault, settings and part of each. The parts were fixed before any tuning.
 
 ``tune`` runs may be inspected and used to choose thresholds; ``score`` runs are only scored; ``unseen`` runs were
-scored once, after everything else was written. The parts consist of whole runs: seeds below 200 tune, seeds from 600 on are
+scored once, after everything else was written. The parts consist of whole runs: seeds below 200 tune, seeds from 600 on
 unseen, the others score. The runs are in the order of recording.
 """
 

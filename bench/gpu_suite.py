@@ -1,6 +1,6 @@
-"""The judged suite of ``tests/test_engine_live.py`` where there is no pytest: a table of every switch, for the docs.
+"""The suite of ``tests/test_engine_live.py`` without pytest: a table of every switch for the docs.
 
-``bench/gpu_suite.sh`` prepares a machine for it. Device, model and eagerness are those of ``tests/live_engine.py``.
+``bench/gpu_suite.sh`` prepares a machine for it. Device, model and eager mode are those of ``tests/live_engine.py``.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def strict(engine: LiveEngine, hub: HubStandIn) -> str:
 
 
 def seeded(engine: LiveEngine, hub: HubStandIn) -> str:
-    """Both forms of off under seeded traffic: what they do to the tokens."""
-    said = []
+    """Both forms of off under seeded traffic: their effect on the tokens."""
+    lines = []
     tokens: dict[str, list[list[int]]] = {}
     for tag, plan in (
         ("none", ()),
@@ -48,28 +48,28 @@ def seeded(engine: LiveEngine, hub: HubStandIn) -> str:
         tokens[tag] = [list(output.outputs[0].token_ids) for output in outputs]
         gap = np.concatenate(list(by_epoch([arrived(hub, name) for name in names], 1.0).values())).mean() - 1
         same = sum(ours == plain for ours, plain in zip(tokens[tag], tokens["none"], strict=True))
-        said.append(f"seeded, {tag}: {same} of {IN_FLIGHT} as without a switch, mean ratio - 1 = {gap:+.5f}")
-    return "\n".join(said)
+        lines.append(f"seeded, {tag}: {same} of {IN_FLIGHT} as without a switch, mean ratio - 1 = {gap:+.5f}")
+    return "\n".join(lines)
 
 
 def walk(engine: LiveEngine, hub: HubStandIn) -> str:
-    """Every flag in a random order, in their plain forms."""
+    """Every flag in random order, in its plain form."""
     return table(Walk(engine, hub, strict=False).run())
 
 
 def torn(engine: LiveEngine, hub: HubStandIn) -> str:
-    """A failed update is told and holds up nothing."""
+    """A failed weight update is reported and blocks nothing."""
     try:
         with tempfile.TemporaryDirectory() as empty:
             engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": empty}))
-    except Exception as error:  # noqa: BLE001 - whatever vLLM makes of it
-        said = fresh(hub).fingerprint["weights torn"]
+    except Exception as error:  # noqa: BLE001 - any error that vLLM raises
+        reported = fresh(hub).fingerprint["weights torn"]
         switch(hub, "prefix_caching", "off", "torn")
         switch(hub, "prefix_caching", "on", "torn")
         engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(MODEL)}))
         assert "weights torn" not in fresh(hub).fingerprint
         assert check_equal(hub, "mended", engine.generate("mended", prompt(1), 20, seed=1).result(60)).size == 20
-        return f"{type(error).__name__}; told: {said}"
+        return f"{type(error).__name__}; reported: {reported}"
     raise AssertionError("an update from nowhere succeeded")
 
 
