@@ -137,7 +137,7 @@ def test_a_hanging_sink_does_not_block_the_hub() -> None:
         forward = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
         assert forward.stdout is not None
         try:
-            assert "handing run" in forward.stdout.readline()
+            assert "forwarding run" in forward.stdout.readline()
             forward.send_signal(signal.SIGSTOP)  # as if its sink had stopped it
             with Client(rundir) as client, collector(rundir, "trainer/0") as trainer:
                 for step in range(100):

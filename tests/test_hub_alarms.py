@@ -198,7 +198,7 @@ def test_the_command_line_lists_alarms_of_a_stored_run(tmp_path: Path) -> None:
     assert [one["id"] for one in told["alarms"]] == ["a1"]
     (tmp_path / "fine").mkdir()
     fine = CliRunner().invoke(main, ["alarms", str(stored.store(tmp_path / "fine", stored.frames(3)))])
-    assert (fine.exit_code, fine.output) == (0, "run run: no alarm so far\n")
+    assert (fine.exit_code, fine.output) == (0, "run run: no alarms\n")
 
 
 def test_a_hub_that_was_killed_leaves_the_open_alarm_to_the_next(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_the_command_writes_the_report_of_a_stored_run(tmp_path: Path) -> None:
     result = run.invoke(main, ["report", str(path), "-o", str(to)])
     assert result.exit_code == 0, result.output
     assert to.read_text().startswith("<!doctype html>") and len(drawn(to.read_text())) == len(PLOTS)
-    assert "is there already" in run.invoke(main, ["report", str(path), "-o", str(to)]).output
+    assert "exists; --force overwrites it" in run.invoke(main, ["report", str(path), "-o", str(to)]).output
     plain = run.invoke(main, ["report", str(path)])
     assert plain.output.startswith("# Run run: ") and "as of step 11" in plain.output
     then = run.invoke(main, ["report", str(path), "--step", "5"])

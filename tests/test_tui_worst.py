@@ -76,7 +76,7 @@ def test_equal_tokens_and_sequences_are_listed_once() -> None:
 
 
 def test_empty_samples_are_named_as_such() -> None:
-    assert text(Samples(3, "worst"), as_id).endswith("nothing is kept of that")
+    assert text(Samples(3, "worst"), as_id).endswith("no such samples are kept")
 
 
 @pytest.mark.parametrize(
