@@ -199,7 +199,7 @@ def test_every_probe_finds_a_healthy_fleet_healthy(fleet: Fleet) -> None:
     digested = fleet.probe("weight-digest")
     assert digested.verdict == "agree", digested
     assert sum("match the trainer's of this version" in note for note in digested.notes) == 2
-    unlike = [entry for entry in digested.evidence if entry.name == "weights unlike the trainer's"]
+    unlike = [entry for entry in digested.evidence if entry.name == "weights that differ from the trainer's"]
     assert [entry.value for entry in unlike] == [0.0, 0.0]
     assert all(entry.n > 20 for entry in unlike)
     assert fleet.probe("config-diff").verdict == "agree"
