@@ -14,7 +14,7 @@ from collections import Counter
 import numpy as np
 
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME
-from rltop.backend.diagnosis.checks.run_all import ask
+from rltop.backend.diagnosis.checks.run_all import run_all
 from tests.simulated import Policy
 
 
@@ -45,7 +45,7 @@ def main() -> None:
         run = policy(number)
         before = sum(alarms.values())
         for case in run.cases(arguments.steps):
-            found = ask(case)
+            found = run_all(case)
             own = [f"{one.test} {one.outcome}" for one in found if BY_NAME[one.test].alarms(one.outcome)]
             alarms.update(own)
             asked, findings, steps_with = asked + 1, findings + len(found), steps_with + bool(own)

@@ -47,7 +47,7 @@ def serve(rundir: RunDir, path: Path) -> int:
     marks = {k: m for k, m in effects.marks.items() if k in state.snapshot.changes}
     changes = {k: state.snapshot.changes[k] for k in marks}
     steps = state._steps.cells.steps()
-    save(path, Recording(steps, effects.pace.samples(), changes, marks, effects.pace.present()))
+    save(path, Recording(steps, effects.throughput.samples(), changes, marks, effects.throughput.present()))
     return code
 
 

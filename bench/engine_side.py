@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.error_boundary import Guard
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 from rltop.collectors.vllm import patches
 from rltop.collectors.vllm.agent import Agent
 from rltop.collectors.vllm.workers.one_rank import METHODS
@@ -127,7 +127,7 @@ class Attached:
     def __init__(self, engine: Any, rundir: RunDir, timer: StepTimer | None) -> None:
         before = _threads()
         self.timer = timer
-        self.agent = Agent(engine, rundir, Guard())
+        self.agent = Agent(engine, rundir, ErrorBoundary())
         if timer is not None:
             timer.close()
         _wait(lambda: len(_threads() - before) >= 3)  # the sender's and two of ZeroMQ's
@@ -157,7 +157,9 @@ class Attached:
 
     def _drain(self) -> None:
         tap, sender = self.agent.tap, self.agent.sender
-        _wait(lambda: tap.taken == tap.put and not any(kind.queued for kind in sender.health().counts.values()))
+        _wait(
+            lambda: tap.processed == tap.enqueued and not any(kind.queued for kind in sender.health().counts.values())
+        )
 
 
 _attached: list[Attached] = []

@@ -1,7 +1,7 @@
 """Cost of the collector on a real engine, to which it is attached and detached in turn.
 
-``python bench/engine_step.py [--model DIR] [--device cuda] [--seconds N]`` serves 64 requests at a time on a real
-engine, with a real hub process and no viewer, and prints
+``python bench/engine_step.py [--model DIR] [--device cuda] [--tensor N] [--seconds N]`` serves 64 requests at a time on
+a real engine, with a real hub process and no viewer, and prints
 
 - the microseconds per step of the collector's hooks on the engine's own thread,
 - the CPU time of the collector's threads, alone and with the hooks, in percent of the engine's processes,
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import json
 import os
 import statistics
 import sys
@@ -89,7 +90,7 @@ class Engine:
         self._rundir = rundir
         self._batches = 0
         self._attached = False
-        more: dict[str, Any] = {"gpu_memory_utilization": 0.5, "dtype": "bfloat16", "max_model_len": 1024}
+        more: dict[str, Any] = {"gpu_memory_utilization": 0.3, "dtype": "bfloat16", "max_model_len": 1024}
         if arguments.device == "cpu":
             more = {"dtype": "float32", "max_model_len": 512, "block_size": 32, "async_scheduling": True}
         self.llm: Any = AsyncLLM.from_engine_args(
@@ -100,6 +101,8 @@ class Engine:
                 enforce_eager=arguments.eager or arguments.device == "cpu",
                 disable_log_stats=True,
                 generation_config="vllm",
+                tensor_parallel_size=arguments.tensor,
+                pipeline_parallel_size=arguments.pipeline,
                 **more,
             )
         )
@@ -183,7 +186,19 @@ def _t975(freedom: int) -> float:
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
+def row(found: Measurements, size: str) -> dict[str, Any]:
+    """A row in the format of ``gpu_suite.Suite.add``."""
+    low, median, high = np.quantile(found.costs, [0.025, 0.5, 0.975])
+    middle, lower, upper = interval([with_.rate / without.rate for with_, without in found.pairs])
+    thread = f"{median:.1f} us a step on the engine's thread (95 %: {low:.1f} to {high:.1f}, {len(found.costs)} steps)"
+    rate = f"tokens/s with / without {middle:.4f} (95 %: {lower:.4f} to {upper:.4f}, {len(found.pairs)} pairs)"
+    says = f"{thread}; {rate}"
+    return {"size": size, "runner": "", "part": "cost", "switch": "", "outcome": "measured", "says": says}
+
+
 def report(found: Measurements, tokens: int) -> None:
+    if not found.costs:
+        raise SystemExit(f"no step emitted a token of all {RUNNING} requests: nothing was timed")
     low, median, high = np.quantile(found.costs, [0.025, 0.5, 0.975])
     print(f"engine's thread: {median:.1f} us per step at {RUNNING} running (95 % of {len(found.costs)} steps: ", end="")
     print(f"{low:.1f} to {high:.1f}; mean {np.mean(found.costs):.1f})")
@@ -223,11 +238,12 @@ async def main() -> None:
     parser.add_argument("--model", type=Path, default=CPU_MODEL)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--eager", action="store_true", help="no compilation, no CUDA graphs")
+    parser.add_argument("--tensor", type=int, default=1, help="tensor-parallel ranks")
+    parser.add_argument("--pipeline", type=int, default=1, help="pipeline-parallel stages")
+    parser.add_argument("--out", type=Path, help="folder for rows.json, in the format of bench.gpu_suite")
     parser.add_argument("--tokens", type=int, default=50, help="tokens per request")
     parser.add_argument("--vocabulary", type=int, default=30, help="prompts are random ids from 3 to this")
-    parser.add_argument(
-        "--seconds", type=float, default=120, help="duration of the pairs; the start takes as long again"
-    )
+    parser.add_argument("--seconds", type=float, default=120, help="duration of the pairs; the start takes as long")
     arguments = parser.parse_args()
     for name in ("RLTOP_HUB", "RLTOP_RUN"):
         os.environ.pop(name, None)  # only the bench attaches the collector
@@ -241,7 +257,12 @@ async def main() -> None:
     engine = None
     try:
         engine = Engine(arguments, rundir)
-        report(await engine.measure(arguments.seconds), arguments.tokens)
+        found = await engine.measure(arguments.seconds)
+        report(found, arguments.tokens)
+        if arguments.out is not None:
+            size = f"tp{arguments.tensor} pp{arguments.pipeline}"
+            rows = {"head": f"cost, {size}", "rows": [row(found, size)]}
+            (arguments.out / "rows.json").write_text(json.dumps(rows) + "\n")
     finally:
         if engine is not None:
             engine.llm.shutdown()

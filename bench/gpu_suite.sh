@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The engine suite on a GPU machine without network: bench/gpu_suite.sh SETUP MODEL_SCRIPT [--skip PART...]
+# The engine suite on a GPU machine without network: bench/gpu_suite.sh SETUP MODEL_SCRIPT [--size tp2|pp2|dp2] [--skip PART...]
 # SETUP is sourced to put vLLM on the path; MODEL_SCRIPT DIR creates a model without a tokenizer. Runs compiled on the
 # default model runner, then eager on V1, and prints a table for each. Needs no pytest and installs nothing.
 set -uo pipefail

@@ -31,12 +31,19 @@ ROWS_PER_MESSAGE = 50
 PROMPT = 100
 
 
-def messages(rows: int, tokens: int) -> tuple[list[list[bytes]], list[list[bytes]]]:
-    """Messages of one step: two engines' rollouts, and one rank's rows with the close of the step."""
-    rng = np.random.default_rng(0)
+def messages(
+    rows: int, tokens: int, step: int = 0, seqs: dict[str, int] | None = None
+) -> tuple[list[list[bytes]], list[list[bytes]]]:
+    """Messages of one step: two engines' rollouts, and one rank's rows with the close of the step.
+
+    ``seqs``: the next sequence number of each source, updated here; None for the first step.
+    """
+    rng = np.random.default_rng(step)
     engines: list[list[bytes]] = []
     trainer: list[list[bytes]] = []
-    seqs = {"e0": 0, "e1": 0, "trainer/0": 0}
+    seqs = {} if seqs is None else seqs
+    for source in ("e0", "e1", "trainer/0"):
+        seqs.setdefault(source, 0)
 
     def frames(source: str, body: wire.DataBody, arrays: wire.Arrays) -> list[bytes]:
         envelope = wire.Envelope(wire.PROTO, source, "bench", seqs[source], time.time())
@@ -50,7 +57,7 @@ def messages(rows: int, tokens: int) -> tuple[list[list[bytes]], list[list[bytes
         logprobs = -rng.exponential(1, (n, tokens)).astype("<f4")
         sampled: wire.Arrays = {"prompt_ids": prompts.ravel(), "token_ids": ids.ravel(), "logprobs": logprobs.ravel()}
         entry = [
-            wire.Rollout(f"r{start + i}", PROMPT, tokens, "stop", [wire.VersionRun(0, 0, 3)], "engine", True, 96)
+            wire.Rollout(f"r{step}-{start + i}", PROMPT, tokens, "stop", [wire.VersionRun(0, 0, 3)], "engine", True, 96)
             for i in range(n)
         ]
         engines.append(frames(engine, wire.Rollouts(engine, entry, wire.describe(sampled)), sampled))
@@ -64,9 +71,9 @@ def messages(rows: int, tokens: int) -> tuple[list[list[bytes]], list[list[bytes
             "advantages": rng.normal(size=n * tokens).astype("<f4"),
             "entropy": rng.random(n * tokens).astype("<f4"),
         }
-        body = wire.Sequences(0, 0, 0, n, wire.describe(rows_of), policy_version=4, clip_low=0.8, clip_high=1.28)
+        body = wire.Sequences(step, 0, 0, n, wire.describe(rows_of), policy_version=4, clip_low=0.8, clip_high=1.28)
         trainer.append(frames("trainer/0", body, rows_of))
-    trainer.append(frames("trainer/0", wire.StepClosed(0, 0, 1, 5), {}))
+    trainer.append(frames("trainer/0", wire.StepClosed(step, 0, 1, 5), {}))
     return engines, trainer
 
 

@@ -28,7 +28,7 @@ from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.write import Writer
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
 from tests.hub_messages import engine_state
 from tests.receiver import run_directory
 
@@ -41,8 +41,8 @@ class Load:
     def __init__(self, rundir: RunDir, engines: int) -> None:
         self._rng = np.random.default_rng(0)
         self.steps = 0
-        self.engines = [Sender(rundir, f"e{n}", "engine", lambda _, items: items) for n in range(engines)]
-        self.trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items)
+        self.engines = [Sender[Message](rundir, f"e{n}", "engine", lambda _, items: items) for n in range(engines)]
+        self.trainer = Sender[Message](rundir, "trainer/0", "trainer", lambda _, items: items)
 
     def step(self) -> None:
         share = ROWS // len(self.engines)

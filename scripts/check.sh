@@ -12,6 +12,5 @@ for package in tui backend collectors; do ln -sfn "../../../$package" "build/tre
 "$bin/ruff" format --check .
 "$bin/ruff" check .
 MYPYPATH=build/tree "$bin/mypy" --explicit-package-bases --namespace-packages \
-    -p rltop.collectors -p rltop.backend -p rltop.tui
-MYPYPATH=build/tree "$bin/mypy" --explicit-package-bases --namespace-packages tests bench examples scripts
+    -p rltop.collectors -p rltop.backend -p rltop.tui -p tests -p bench -p examples -p scripts
 PYTHONPATH=build/tree "$bin/lint-imports"

@@ -102,6 +102,8 @@ class Hub:
         for tick in range(1, ticks + 1):
             self.now = begin + seconds * tick / ticks
             effects += self._logged(self.state.tick(self.now))
+            while self.state.unfinished:
+                effects += self._logged(self.state.tick(self.now))
             self.state.watch(self.now)
         if frame := self.state.frame(self.now):
             self.frames.append(frame)

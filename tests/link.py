@@ -13,7 +13,6 @@ from rltop.collectors.contract.rundir import RunDir
 
 ENDPOINTS = ("ingest", "control")
 CHUNK = 1 << 16
-ANSWER_S = 10.0
 
 
 class Link:
@@ -44,7 +43,7 @@ class Link:
         self._loop.close()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(ANSWER_S)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _listen(self) -> None:
         for name in ENDPOINTS:

@@ -25,8 +25,6 @@ ON_CPU = DEVICE == "cpu"
 MODEL = Path(os.environ.get("RLTOP_TEST_MODEL") or Path(rltop.backend.demo.__file__).parent / "sort-sft")
 EAGER = os.environ.get("RLTOP_TEST_EAGER", "1") == "1"
 BLOCK = 32
-BOOT_S = 300.0
-RESULT_S = 120.0
 
 ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR"} | (
     {
@@ -43,7 +41,9 @@ ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR"} | (
 def _launch() -> dict[str, Any]:
     """What this device is launched with; updates by vLLM's weight-transfer API are the CPU's alone."""
     if not ON_CPU:
-        return {"dtype": "bfloat16", "gpu_memory_utilization": 0.4, "generation_config": "vllm"}
+        # Of a fixed size: engines that boot at once can't measure what is free.
+        memory = {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 8 << 30}
+        return {"dtype": "bfloat16", "generation_config": "vllm"} | memory
     from vllm.config import WeightTransferConfig
 
     return {
@@ -51,6 +51,12 @@ def _launch() -> dict[str, Any]:
         "worker_extension_cls": "rltop.backend.demo.engines.weight_transfer.WorkerExtension",
         "weight_transfer_config": WeightTransferConfig(backend="rltop_file"),
     }
+
+
+def result(work: Future[T]) -> T:
+    """Wait for the result; fails where nothing moves any more."""
+    wait_for(work.done, "the engine's answer")
+    return work.result()
 
 
 class LiveEngine:
@@ -62,7 +68,7 @@ class LiveEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.llm: Any = self.start(self._boot()).result(BOOT_S)
+        self.llm: Any = self.run(self._boot())
 
     async def _boot(self) -> Any:
         from vllm import AsyncEngineArgs
@@ -85,7 +91,7 @@ class LiveEngine:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work`` on the engine's loop."""
-        return self.start(work).result(RESULT_S)
+        return result(self.start(work))
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Begin ``work`` on the engine's loop."""
@@ -127,7 +133,7 @@ class LiveEngine:
 
     def wait_running(self, names: list[str], tokens: int = 3) -> None:
         """Until every named request has some tokens."""
-        wait_for(lambda: all(len(self.progress[name]) >= tokens for name in names), "requests in flight", 60)
+        wait_for(lambda: all(len(self.progress[name]) >= tokens for name in names), "requests in flight")
 
     def close(self) -> None:
         """End the engine's processes and the loop."""
@@ -138,7 +144,7 @@ class LiveEngine:
         self.run(shutdown())
         self.llm = None  # its __del__ fails when it runs as late as the interpreter's end
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join()
         self._loop.close()
 
 

@@ -6,7 +6,6 @@ import contextlib
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +13,10 @@ from typing import Any, Self
 
 import zmq
 
+from rltop.backend.store.store import wait_for_writer
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-
-DEADLINE_S = 20.0
+from tests.harness import wait_for
 
 
 @contextlib.contextmanager
@@ -27,15 +26,12 @@ def run_directory() -> Iterator[RunDir]:
     try:
         yield RunDir(Path(path))
     finally:
+        wait_for_writer(Path(path))
         shutil.rmtree(path)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() >= deadline:
-            raise AssertionError("the condition did not come true in time")
-        time.sleep(0.002)
+    wait_for(lambda: bool(condition()), "the condition", poll_s=0.002)
 
 
 class Receiver:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rltop.backend import api
 from rltop.backend.api.downsample import headline
@@ -16,15 +17,22 @@ from rltop.backend.client.live import Client
 from rltop.backend.store.read import Reader
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
+from tests.harness import wait_shown
 from tests.hub_messages import engine_state
 
-DEADLINE_S = 60.0
 SCALARS = {f"scalar_{number}": number / 7 for number in range(40)}
 
 
 def start_hub(rundir: RunDir) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "rltop.backend.hub", str(rundir.path)], stderr=subprocess.DEVNULL)
+
+
+def child_of(hub: subprocess.Popen[bytes]) -> int:
+    """The one process that a hub has started: its store's writer."""
+    found = [children.read_text().split() for children in Path(f"/proc/{hub.pid}/task").glob("*/children")]
+    ((child,),) = (children for children in found if children)
+    return int(child)
 
 
 class Fleet:
@@ -34,14 +42,14 @@ class Fleet:
         self.steps = 0
         self._pause = 1 / steps_per_s
         self._next = time.monotonic()
-        self._trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items, tick=self._tick)
-        self._engines = [Sender(rundir, f"e{n}", "engine", lambda _, items: items) for n in range(engines)]
+        self._trainer = Sender[Message](rundir, "trainer/0", "trainer", lambda _, items: items, tick=self._tick)
+        self._engines = [Sender[Message](rundir, f"e{n}", "engine", lambda _, items: items) for n in range(engines)]
         for place, engine in enumerate(self._engines):
             engine._periodic = lambda e=engine, n=place: self._report(e, n)
             engine.start()
         self._trainer.start()
 
-    def _report(self, engine: Sender, place: int) -> None:
+    def _report(self, engine: Sender[Message], place: int) -> None:
         state = engine_state(engine.source, step=self.steps, generated_tokens=self.steps * 100 + place)
         engine.offer("state", 500, (state, {}))
 
@@ -123,7 +131,7 @@ def kill_often(rundir: RunDir, kills: int, seed: int, *, longest_s: float, steps
             hub = start_hub(rundir)
             try:
                 before = client.view.epoch if client.view else ""
-                assert client.wait(lambda c: c.view is not None and c.view.epoch != before, DEADLINE_S)  # noqa: B023
+                wait_shown(client, lambda c: c.view is not None and c.view.epoch != before)  # noqa: B023
                 picture = client.view
                 assert picture is not None
                 last = max(witness.shown, default=0)
@@ -138,7 +146,7 @@ def kill_often(rundir: RunDir, kills: int, seed: int, *, longest_s: float, steps
                     witness.look(client)
             finally:
                 hub.kill()
-                hub.wait(DEADLINE_S)
+                hub.wait()
             client.poll(0)  # what it had sent before it died has been shown too
             witness.look(client)
             witness.check(rundir)
@@ -147,12 +155,15 @@ def kill_often(rundir: RunDir, kills: int, seed: int, *, longest_s: float, steps
         hub = start_hub(rundir)
         try:
             last = load.steps - 1
-            assert client.wait(lambda c: c.view is not None and last in c.view.steps, DEADLINE_S)
+            wait_shown(
+                client,
+                lambda c: c.view is not None and last in c.view.steps and not c.view.counters.get("unstored"),
+            )
             assert client.view is not None
             assert not client.view.counters.get("lost_messages")
         finally:
             hub.kill()
-            hub.wait(DEADLINE_S)
+            hub.wait()
         _check_whole(rundir, load.steps)
         return witness, load.steps
 

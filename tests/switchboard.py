@@ -18,7 +18,7 @@ import numpy as np
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.flags import BY_NAME, FLAGS
 from tests.harness import HubStandIn, wait_for
-from tests.live_engine import ON_CPU, LiveEngine, policy_logprobs
+from tests.live_engine import ON_CPU, LiveEngine, policy_logprobs, result
 
 ENGINE = "e0"
 TEMPERATURE = 0.7
@@ -151,13 +151,27 @@ class Traffic:
     def wait_tokens(self, count: int) -> None:
         """Until so many more were sampled."""
         goal = self.tokens() + count
-        wait_for(lambda: self.tokens() >= goal, f"{count} more tokens", 60)
+        wait_for(lambda: self.tokens() >= goal, f"{count} more tokens")
 
     def finish(self) -> None:
         """Let what is in flight end, and begin no more."""
         self.stopping = True
         for lane in self._lanes:
-            lane.result(120)
+            result(lane)
+
+
+def whole(hub: HubStandIn, traffic: Traffic) -> list[Arrived]:
+    """Every request is whole, came once, and is recorded as its front end saw it."""
+
+    def all_arrived() -> dict[str, Arrived] | None:
+        found = {key.rsplit("-", 1)[0]: value for key, value in hub.rollouts().items()}
+        return found if traffic.outputs.keys() <= found.keys() else None
+
+    found = wait_for(all_arrived, "every rollout of the traffic")
+    assert len(traffic.outputs) >= LANES
+    for name, output in traffic.outputs.items():
+        assert check_same(found[name], output).size == traffic.sizes[name]
+    return [found[name] for name in traffic.outputs]
 
 
 # --- the walk -----------------------------------------------------------------------------------------------------
@@ -181,14 +195,14 @@ class Move:
         return f"{self.value} ({self.detail})" if self.detail else self.value
 
 
-def moves(seed: int, start: dict[str, str], *, strict: bool) -> Iterator[Move]:
-    """``TIMES`` switches of every flag in a random order, each to another value or form than the present one."""
+def moves(seed: int, start: dict[str, str], *, strict: bool, times: int = TIMES) -> Iterator[Move]:
+    """``times`` switches of every flag in a random order, each to another value or form than the present one."""
     chance = random.Random(seed)
     forms = {flag.name: [Move(flag.name, value) for value in flag.values] for flag in FLAGS}
     if strict:
         forms["async_scheduling"].append(Move("async_scheduling", "off", strict=True))
     present = {name: Move(name, value) for name, value in start.items()}
-    deck = [name for name in start for _ in range(TIMES)]
+    deck = [name for name in start for _ in range(times)]
     chance.shuffle(deck)
     for name in deck:
         now = present[name]  # what is strictly off is off already
@@ -228,6 +242,7 @@ class Walk:
         flags: to switch.
         strict: with strict forms among them.
         seed: of the order.
+        times: switches of each flag.
     """
 
     def __init__(
@@ -238,8 +253,10 @@ class Walk:
         *,
         strict: bool = True,
         seed: int = 20,
+        times: int = TIMES,
     ) -> None:
         self.engine, self.hub, self.flags, self.strict, self.seed = engine, hub, flags, strict, seed
+        self.deck = times
         self.rows: dict[tuple[str, str], Row] = {}
         self.updates: dict[str, list[int]] = {}
         self.values: list[dict[str, str]] = []
@@ -256,7 +273,7 @@ class Walk:
         traffic = Traffic(self.engine, f"walk{start.flag_epoch}-")
         try:
             traffic.start()
-            for number, move in enumerate(moves(self.seed, home, strict=self.strict)):
+            for number, move in enumerate(moves(self.seed, home, strict=self.strict, times=self.deck)):
                 self._step(number, move, traffic)
         finally:
             traffic.finish()
@@ -309,25 +326,12 @@ class Walk:
     # --- judging --------------------------------------------------------------------------------------------------
 
     def _judge(self, traffic: Traffic, first: int) -> None:
-        records = self._whole(traffic)
+        records = whole(self.hub, traffic)
         self._judge_ratios(records, first)
         self._judge_hits(records)
         for value, resets in self.updates.items():
             row = self.rows["update_clears_cache", value]
             row.signature = f"{sum(resets)} resets at {len(resets)} updates"
-
-    def _whole(self, traffic: Traffic) -> list[Arrived]:
-        """Every request is whole, came once, and is recorded as its front end saw it."""
-
-        def all_arrived() -> dict[str, Arrived] | None:
-            found = {key.rsplit("-", 1)[0]: value for key, value in self.hub.rollouts().items()}
-            return found if traffic.outputs.keys() <= found.keys() else None
-
-        found = wait_for(all_arrived, "every rollout of the walk", 60)
-        assert len(traffic.outputs) >= LANES
-        for name, output in traffic.outputs.items():
-            assert check_same(found[name], output).size == traffic.sizes[name]
-        return [found[name] for name in traffic.outputs]
 
     def _judge_ratios(self, records: list[Arrived], first: int) -> None:
         """The ratio says which mode it was, and in whatever form of scheduling, that every token is in its place."""

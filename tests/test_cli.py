@@ -21,8 +21,9 @@ from rltop.backend.client.live import Client
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.launch import ensure_hub, find_hub
 from rltop.collectors.contract.rundir import RunDir, for_run
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
 from rltop.tui.cli import main as cli
+from tests.harness import wait_shown
 from tests.hub_messages import Trained, engine_state, sequences
 from tests.receiver import run_directory, wait_until
 from tests.test_hub_report import CHANGE_KEYS, ENGINE_KEYS, REPORT_KEYS, STEP_KEYS
@@ -69,7 +70,7 @@ class Engine:
     def __init__(self, rundir: RunDir, *, refuses: str = "") -> None:
         self._refuses = refuses
         self._closed: list[wire.CommandUpdate] = []
-        self.sender = Sender(
+        self.sender = Sender[Message](
             rundir, "e0", "engine", lambda _, items: items, on_message=self._obey, periodic=self._report
         )
         self.sender.start()
@@ -97,7 +98,7 @@ class Engine:
 
 def wait_for_engine(rundir: RunDir) -> None:
     with Client(rundir) as client:
-        assert client.wait(lambda c: c.view is not None and "e0" in c.view.engines, 30)
+        wait_shown(client, lambda c: c.view is not None and "e0" in c.view.engines)
 
 
 def test_the_help_lists_every_command_under_one_heading() -> None:
@@ -139,7 +140,7 @@ def test_the_help_of_a_command_ends_with_an_example_that_parses(name: str) -> No
         (["runs", "extra"], 2, "unexpected extra argument"),
         (["--bogus"], 2, "--bogus"),
         (["set", "speed", "on"], 2, "prefix_caching"),
-        (["set", "prefix_caching", "off", "--for", "soon"], 2, "'soon' is no duration; type 90s, 10m"),
+        (["set", "prefix_caching", "off", "--for", "soon"], 2, "'soon' is not a duration; use 90s, 10m"),
         (["set", "prefix_caching", "off", "--for", "8d"], 2, "8d: use more than 0 and at most 7d"),
         (["set", "prefix_caching", "off", "--fraction", "0"], 2, "--fraction"),
         (["pause", "--for", "11m"], 2, "at most 10m"),
@@ -209,13 +210,13 @@ def test_two_live_runs_need_a_run_name(home: Path, monkeypatch: pytest.MonkeyPat
 
 def test_status_has_the_documented_fields(home: Path) -> None:
     rundir = start_hub("shape")
-    trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items)
+    trainer = Sender[Message](rundir, "trainer/0", "trainer", lambda _, items: items)
     trainer.start()
     with Engine(rundir), Client(rundir) as client:
         row = Trained([1, 2, 3], [0, 1, 1], [-1.0, -2.0], [-1.0, -2.0])
         trainer.offer("all", 100, sequences([row], policy_version=2))
         trainer.offer("all", 100, (wire.StepClosed(0, 0, 1, 3), {}))
-        assert client.wait(lambda c: c.view is not None and bool(c.view.steps and c.view.engines), 30)
+        wait_shown(client, lambda c: c.view is not None and bool(c.view.steps and c.view.engines))
         report = answer("status", "--json")
         text = rltop("status").output
     trainer.close(5)
@@ -304,7 +305,7 @@ def test_the_dashboard_needs_all_three_streams_on_a_terminal(home: Path, redirec
     streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
     streams[redirected] = subprocess.DEVNULL
     try:
-        code = subprocess.run([sys.executable, "-m", "rltop.tui.cli.main", "one"], timeout=60, check=False, **streams)
+        code = subprocess.run([sys.executable, "-m", "rltop.tui.cli.main", "one"], check=False, **streams)
     finally:
         os.close(slave)
         os.close(master)

@@ -39,8 +39,8 @@ def test_an_effect_is_printed_as_text_and_as_json() -> None:
         assert {row["verdict"] for row in found["rows"]} <= {"unknown", "not_yet"}
         text = rltop("effect", found["command"][:6])
         assert text.exit_code == 0
-        assert f"command {found['command']}: prefix_caching on > off on e0" in text.output
-        assert "not measured: this hub measured nothing before the switch" in text.output
+        assert f"command {found['command']}: prefix_caching on → off on e0" in text.output
+        assert "not measured: no observations before the switch" in text.output
         unknown = rltop("effect", "zzz")
         assert unknown.exit_code == 1
         assert "no command 'zzz'; `rltop audit` lists the commands" in unknown.output

@@ -19,15 +19,14 @@ import pytest
 from rltop.backend.client.live import Client
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
+from tests.harness import ended, wait_shown
 from tests.hub_messages import engine_state
 from tests.receiver import wait_until
 from tests.test_cli import answer, home, kill_hub, rltop, start_hub
 from tests.test_hub_report import CHANGE_KEYS
 
 __all__ = ["home"]
-
-DEADLINE_S = 30.0
 
 
 class Engine:
@@ -42,7 +41,7 @@ class Engine:
         self.caching, self.paused = "on", False
         self.timers: list[wire.Timer] = []
         self.received: list[wire.Command] = []
-        self.sender = Sender(
+        self.sender = Sender[Message](
             rundir, name, "engine", lambda _, items: items, on_message=self._on_command, periodic=self.report
         )
         self.sender.start()
@@ -92,7 +91,7 @@ def engines(rundir: RunDir, *names: str, **about: Any) -> Iterator[list[Engine]]
     found = [Engine(rundir, name, **about) for name in names]
     try:
         with Client(rundir) as client:
-            assert client.wait(lambda c: c.view is not None and {*names} <= {*c.view.engines}, DEADLINE_S)
+            wait_shown(client, lambda c: c.view is not None and {*names} <= {*c.view.engines})
         yield found
     finally:
         for engine in found:
@@ -199,7 +198,7 @@ def test_progress_is_printed_on_a_terminal(home: Path) -> None:
             while b"e0: draining, waits for the weight update under way to finish" not in printed:
                 printed += os.read(master, 4096)
             engine.execute(engine.received[0])
-            assert command.wait(DEADLINE_S) == 0
+            assert ended(command) == 0
             assert command.stdout is not None
             assert command.stdout.read().decode().startswith("e0: prefix_caching on → off, applied")
         finally:

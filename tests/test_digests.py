@@ -28,7 +28,7 @@ def test_columns_in_any_chunks_give_what_rows_do(rows: int, columns: int, step: 
     by_columns = Checksum()
     for first in range(0, columns, step):
         by_columns.add_columns(first, bits_of(tensor[:, first : first + step]))
-    by_columns.end_columns()
+    by_columns.end()
     assert by_columns == checksum(tensor)
 
 
@@ -49,6 +49,14 @@ def test_rows_of_parts_add_up_to_those_of_the_whole_and_padding_adds_nothing(
     assert sum(checksum(part).rows for part in parts) % (1 << 64) == checksum(fused).rows
 
 
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=4), st.integers(1, 8))
+def test_columns_of_parts_add_up_to_those_of_the_whole(sizes: list[int], rows: int) -> None:
+    parts = [weights(rows, size) for size in sizes]
+    whole = checksum(np.concatenate(parts, 1))
+    assert sum(checksum(part).columns for part in parts) % (1 << 64) == whole.columns
+    assert checksum(np.concatenate(parts, 1)[:, ::-1].copy()).columns == whole.columns
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64, torch.int8])
 def test_numpy_and_torch_agree(dtype: torch.dtype) -> None:
     tensor = (torch.randn(30, 20) * 10).to(dtype)
@@ -66,12 +74,13 @@ def test_minus_zero_is_zero() -> None:
 
 
 @given(st.integers(0, 29), st.integers(0, 19))
-def test_one_bit_of_one_weight_changes_both(row: int, column: int) -> None:
+def test_one_bit_of_one_weight_changes_all(row: int, column: int) -> None:
     tensor = weights(30, 20)
     other = tensor.copy()
     other[row, column] = np.nextafter(other[row, column], np.float32(9))
     one, two = checksum(tensor), checksum(other)
     assert one.rows != two.rows
+    assert one.columns != two.columns
     assert one.whole != two.whole
 
 

@@ -13,10 +13,10 @@ from rltop.collectors.contract import wire
 from rltop.collectors.contract.flags import BY_NAME
 from rltop.collectors.vllm.control.engine_checks import is_async
 from tests.harness import HubStandIn, wait_for
-from tests.live_engine import ENVIRONMENT, MODEL, ON_CPU, LiveEngine
+from tests.live_engine import ENVIRONMENT, MODEL, ON_CPU, LiveEngine, result
 from tests.switchboard import ENGINE, Walk, arrived, by_epoch, check_equal, fresh, prompt, switch, table, told
 
-pytestmark = [pytest.mark.engine if ON_CPU else pytest.mark.gpu, pytest.mark.timeout(420)]
+pytestmark = pytest.mark.engine if ON_CPU else pytest.mark.gpu
 
 exact = pytest.mark.skipif(not ON_CPU, reason="holds to the last digit in float32 alone; the walk judges the rest")
 
@@ -47,7 +47,7 @@ def test_finished_rollouts_arrive_with_the_tokens_and_logprobs_the_front_end_ret
 ) -> None:
     running = {f"plain{i}": engine.generate(f"plain{i}", prompt(i), 10 + i, seed=i) for i in range(12)}
     for i, (name, work) in enumerate(running.items()):
-        rollout = check_equal(hub, name, work.result(60))
+        rollout = check_equal(hub, name, result(work))
         assert rollout.size == 10 + i
         assert rollout.has_logprobs
         assert rollout.sampling == {"temperature": 1.0, "seed": float(i)}
@@ -56,7 +56,7 @@ def test_finished_rollouts_arrive_with_the_tokens_and_logprobs_the_front_end_ret
 
 
 def test_a_request_without_logprobs_is_published_and_counted(engine: LiveEngine, hub: HubStandIn) -> None:
-    output = engine.generate("bare", prompt(0), 8, seed=1, logprobs=None).result(60)
+    output = result(engine.generate("bare", prompt(0), 8, seed=1, logprobs=None))
     rollout, _, tokens, logprobs = arrived(hub, "bare")
     assert not rollout.has_logprobs
     assert tokens == list(output.outputs[0].token_ids)
@@ -84,29 +84,29 @@ def test_prefix_caching_switches_with_requests_in_flight(engine: LiveEngine, hub
     held = [engine.generate(name, prompt(i), 240, seed=i) for i, name in enumerate(names)]
     engine.wait_running(names)
     shared = prompt(99, 100)
-    engine.generate("warm", shared, 2, seed=0).result(60)
-    hit = engine.generate("hit", shared, 2, seed=0).result(60)
+    result(engine.generate("warm", shared, 2, seed=0))
+    hit = result(engine.generate("hit", shared, 2, seed=0))
     assert hit.num_cached_tokens == 96
     off = switch(hub, "prefix_caching", "off", "pc")
     assert off.in_flight is not None
     assert off.in_flight >= 32
     cold = [engine.generate(f"cold{i}", shared, 2, seed=i) for i in range(4)]
     for i, work in enumerate(cold):
-        rollout = check_equal(hub, f"cold{i}", work.result(60))
+        rollout = check_equal(hub, f"cold{i}", result(work))
         assert rollout.scheduled >= off.time
         assert rollout.lookup_off
         assert rollout.cached_tokens == 0
     on = switch(hub, "prefix_caching", "on", "pc")
     assert on.in_flight is not None
     assert on.in_flight >= 32
-    again = engine.generate("again", shared, 2, seed=0).result(60)
+    again = result(engine.generate("again", shared, 2, seed=0))
     assert again.num_cached_tokens == 0  # what was cached before the switch is never hit
-    rollout = check_equal(hub, "hit2", engine.generate("hit2", shared, 2, seed=0).result(60))
+    rollout = check_equal(hub, "hit2", result(engine.generate("hit2", shared, 2, seed=0)))
     assert rollout.cached_tokens == 96
     assert not rollout.lookup_off
     epochs = set()
     for name, work in zip(names, held, strict=True):
-        rollout = check_equal(hub, name, work.result(60))
+        rollout = check_equal(hub, name, result(work))
         assert rollout.size == 240
         epochs.add(tuple(run.flag_epoch for run in rollout.runs))
     first = hub.states()[0].flag_epoch
@@ -119,18 +119,18 @@ def test_async_scheduling_switches_in_flight_and_no_seeded_token_changes(engine:
     def batch(tag: str) -> list[Any]:
         return [engine.generate(f"{tag}{i}", prompt(i), 160, seed=1000 + i) for i in range(IN_FLIGHT)]
 
-    before = [told(work.result(60))[0] for work in batch("before")]
+    before = [told(result(work))[0] for work in batch("before")]
     running = batch("during")
     engine.wait_running([f"during{i}" for i in range(IN_FLIGHT)])
     off = switch(hub, "async_scheduling", "off", "as")
     assert off.in_flight == IN_FLIGHT
-    during = [told(work.result(60))[0] for work in running]
-    slow = [told(work.result(60))[0] for work in batch("slow")]
+    during = [told(result(work))[0] for work in running]
+    slow = [told(result(work))[0] for work in batch("slow")]
     running = batch("back")
     engine.wait_running([f"back{i}" for i in range(IN_FLIGHT)])
     on = switch(hub, "async_scheduling", "on", "as")
     assert on.in_flight == IN_FLIGHT
-    back = [told(work.result(60))[0] for work in running]
+    back = [told(result(work))[0] for work in running]
     assert before == during == slow == back
     for i in range(IN_FLIGHT):
         rollout, _, tokens, _ = arrived(hub, f"during{i}")
@@ -164,7 +164,7 @@ def test_logprobs_mode_switches_in_flight_and_the_ratio_says_which_it_was(engine
     assert update.old == "raw"
     assert update.in_flight == IN_FLIGHT
     for name, work in zip(names, running, strict=True):
-        assert check_equal(hub, name, work.result(60)).size == 300
+        assert check_equal(hub, name, result(work)).size == 300
     raw, processed = (values for _, values in sorted(by_epoch([arrived(hub, name) for name in names], 0.7).items()))
     error = processed.std() / processed.size**0.5
     assert abs(raw.mean() - 1) > 10 * raw.std() / raw.size**0.5
@@ -173,7 +173,7 @@ def test_logprobs_mode_switches_in_flight_and_the_ratio_says_which_it_was(engine
     assert fresh(hub).fingerprint["logprobs_mode"] == "processed_logprobs"
     back = switch(hub, "logprobs_mode", "raw", "lm")
     assert back.old == "processed"
-    check_equal(hub, "raw7", engine.generate("raw7", prompt(1), 200, seed=1, temperature=0.7).result(60))
+    check_equal(hub, "raw7", result(engine.generate("raw7", prompt(1), 200, seed=1, temperature=0.7)))
     (again,) = by_epoch([arrived(hub, "raw7")], 1.0).values()
     assert np.abs(again - 1).max() < 1e-3  # raw: the model's own distribution, whatever the temperature
 
@@ -183,7 +183,7 @@ def test_a_float32_head_on_a_float32_model_has_no_effect_and_says_so(engine: Liv
     def batch(tag: str) -> list[Any]:
         return [engine.generate(f"{tag}{i}", prompt(i), 160, seed=2000 + i) for i in range(IN_FLIGHT)]
 
-    before = [told(work.result(60)) for work in batch("head")]
+    before = [told(result(work)) for work in batch("head")]
     running = batch("fp32")
     engine.wait_running([f"fp32{i}" for i in range(IN_FLIGHT)])
     on = switch(hub, "lm_head_fp32", "on", "lh")
@@ -193,7 +193,7 @@ def test_a_float32_head_on_a_float32_model_has_no_effect_and_says_so(engine: Liv
     off = switch(hub, "lm_head_fp32", "off", "lh")
     assert off.in_flight is not None
     assert off.in_flight >= 32
-    assert [told(work.result(60))[0] for work in running] == [tokens for tokens, _ in before]
+    assert [told(result(work))[0] for work in running] == [tokens for tokens, _ in before]
     assert fresh(hub).fingerprint["lm_head_fp32 bound"] == "no override"
 
 
@@ -209,7 +209,7 @@ def test_strict_off_keeps_every_request_whole_and_every_logprob_right(engine: Li
         assert fresh(hub).flags["async_scheduling"].detail == update.detail
         engine.wait_running(names, 40 + 20 * number)
     for name, work in zip(names, running, strict=True):
-        assert check_equal(hub, name, work.result(60)).size == 200
+        assert check_equal(hub, name, result(work)).size == 200
     by = by_epoch([arrived(hub, name) for name in names], 1.0)
     assert len(by) == 1 + len(forms)
     assert max(np.abs(ratio - 1).max() for ratio in by.values()) < 1e-3
@@ -227,7 +227,7 @@ def test_seeded_requests_that_would_be_recomputed_in_chunks_keep_strict_from_bei
     assert (refused.state, "in chunks" in refused.reason) == ("refused", True)
     assert fresh(hub).flags["async_scheduling"].value == "on"
     for name, work in zip(names, running, strict=True):
-        assert check_equal(hub, name, work.result(60)).size == 100
+        assert check_equal(hub, name, result(work)).size == 100
 
 
 @pytest.mark.skipif(not ON_CPU, reason="needs a backend of vLLM's weight-transfer API")
@@ -257,7 +257,7 @@ def test_a_switch_waits_for_an_open_weight_update_and_versions_stand_per_token(
     wait_for(lambda: hub.states()[-1].paused, "the pause")
     engine.run(engine.llm.resume_generation())
     for name, work in zip(names, running, strict=True):
-        output = work.result(60)
+        output = result(work)
         rollout = check_equal(hub, name, output)
         versions = [(span.start, span.version) for span in output.outputs[0].weight_versions]
         assert [(run.start, "default" if run.version is None else f"step-{run.version}") for run in rollout.runs] == (
@@ -292,7 +292,7 @@ def test_a_failed_update_is_told_and_holds_up_nothing(engine: LiveEngine, hub: H
     switch(hub, "prefix_caching", "on", "torn")
     engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(MODEL)}))
     assert "weights torn" not in fresh(hub).fingerprint
-    assert check_equal(hub, "mended", engine.generate("mended", prompt(1), 20, seed=1).result(60)).size == 20
+    assert check_equal(hub, "mended", result(engine.generate("mended", prompt(1), 20, seed=1))).size == 20
 
 
 def test_nothing_was_lost_and_nothing_failed(engine: LiveEngine, hub: HubStandIn) -> None:

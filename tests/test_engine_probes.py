@@ -15,7 +15,7 @@ import torch
 from rltop.collectors.contract.actions import PROBE
 from rltop.collectors.contract.probes import MAX_IN_FLIGHT
 from rltop.collectors.contract.wire import Arrays, Command, CommandUpdate, Passage, ProbeReport
-from rltop.collectors.vllm.probes import work
+from rltop.collectors.vllm.probes import work as probe_work
 from rltop.collectors.vllm.probes.injection import Injection
 from rltop.collectors.vllm.probes.probe_executor import Prober
 from rltop.collectors.vllm.probes.scoring import Got, Plan, hot_and_cold, ids_of, rescore
@@ -23,6 +23,7 @@ from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX
 from rltop.collectors.vllm.workers import weight_digest
 from rltop.collectors.vllm.workers.one_rank import METHODS
 from tests.engine_doubles import EngineCore, Outputs, PauseState, Worker, output, request
+from tests.harness import wait_for
 from tests.test_engine_switches import Desk, Kinds
 
 VOCABULARY = 128
@@ -123,14 +124,14 @@ class Bench(Desk):
             self.core, "e0", self.tap, lambda: (3, "engine"), self.guard, {"r0": "salt"}.get,
             lambda report, arrays: self.reports.append((report, arrays)),
         )  # fmt: skip
-        prober.end = self.commands._probed
+        prober.end = self.commands._close_probe
         self.commands.prober = prober
 
     def ask(self, probe: str, *passages: Passage, id: str = "p", seconds: float = 60.0) -> list[CommandUpdate]:  # noqa: A002
         self.commands.receive(
             Command(id, "", "", time.time() + seconds, PROBE, probe=probe, passages=passages)
         )  # fmt: skip
-        return self.commands.take_updates()
+        return self.commands.pop_updates()
 
     def states(self) -> list[str]:
         return [update.state for update in self.boundary()]
@@ -138,10 +139,7 @@ class Bench(Desk):
     def on(self) -> list[str]:
         """Serve, and come to the boundary at which the probe goes on."""
         self.core.serve()
-        deadline = time.monotonic() + 5
-        while self.commands.prober.busy and not self.commands.prober.due():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        wait_for(lambda: not self.commands.prober.busy or self.commands.prober.due(), "the probe is due", poll_s=0.001)
         return self.states()
 
 
@@ -218,8 +216,10 @@ def test_hot_requests_bear_the_rollouts_salt_and_warm_ones_follow_their_own_fill
 
 
 @pytest.mark.parametrize("how", ["update", "pause", "switch", "abort", "deadline"])
-def test_what_overtakes_a_probe_ends_it_at_that_boundary_and_aborts_its_requests(bench: Bench, how: str) -> None:
-    bench.ask("prefill-rescore", passage(), seconds=0.2 if how == "deadline" else 60.0)
+def test_what_overtakes_a_probe_ends_it_at_that_boundary_and_aborts_its_requests(
+    bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.ask("prefill-rescore", passage(), seconds=60.0)
     bench.boundary()
     assert len(bench.core.probing) == 1
     if how == "update":
@@ -229,7 +229,8 @@ def test_what_overtakes_a_probe_ends_it_at_that_boundary_and_aborts_its_requests
     elif how == "abort":
         bench.core.scheduler.finish_requests([bench.core.probing[0].request_id], "aborted")
     elif how == "deadline":
-        time.sleep(0.25)
+        late = time.time() + 61.0
+        monkeypatch.setattr(time, "time", lambda: late)
     else:
         bench.send("prefix_caching", "off", "s")
     ended = next(update for update in bench.boundary() if update.id == "p")
@@ -260,14 +261,15 @@ def test_one_probe_at_a_time_and_at_most_so_many_requests(bench: Bench) -> None:
 
 
 def test_tokens_are_rationed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "TOKENS_PER_S", 100.0)
+    monkeypatch.setattr(probe_work, "TOKENS_PER_S", 1.0)
     bench.ask("prefill-rescore", *(passage(f"r{n}") for n in range(MAX_IN_FLIGHT + 1)))
     bench.boundary()
     bench.core.serve()
     bench.boundary()
-    assert bench.core.probing == []  # 40 tokens are 0.4 s of them
+    assert bench.core.probing == []  # 40 tokens are 40 s of them
     assert not bench.commands.prober.due()
-    time.sleep(0.45)
+    later = time.monotonic() + 45.0
+    monkeypatch.setattr(time, "monotonic", lambda: later)
     assert bench.commands.prober.due()
     bench.boundary()
     assert len(bench.core.probing) == 1
@@ -367,8 +369,8 @@ def test_requests_of_probes_are_no_rollouts(bench: Bench) -> None:
 
 
 def test_a_digest_is_read_in_slices_and_says_how_long_it_took(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "SLICE_S", 0.0)
-    monkeypatch.setattr(work, "REST", 0.0)
+    monkeypatch.setattr(probe_work, "SLICE_S", 0.0)
+    monkeypatch.setattr(probe_work, "REST", 0.0)
     bench.ask("weight-digest")
     states = bench.states()
     for _ in range(10):
@@ -382,7 +384,7 @@ def test_a_digest_is_read_in_slices_and_says_how_long_it_took(bench: Bench, monk
 
 
 def test_an_update_in_the_middle_of_a_digest_ends_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "SLICE_S", 0.0)
+    monkeypatch.setattr(probe_work, "SLICE_S", 0.0)
     bench.ask("weight-digest")
     bench.boundary()
     bench.tap.on_rpc(None, "reload_weights")
@@ -427,7 +429,7 @@ def read(model: Any) -> dict[str, tuple[str, str, str]]:
     while not answer["done"]:
         answer = weight_digest.digest(worker, False, 0.0)
     assert answer["error"] == ""
-    return {name: (kind, whole, rows) for name, kind, whole, rows, _, _ in answer["found"]}
+    return {name: (kind, whole, rows) for name, kind, whole, rows, *_ in answer["found"]}
 
 
 def test_all_tensors_of_a_model_are_read_and_the_cache_is_not() -> None:
@@ -449,6 +451,25 @@ def test_a_packed_weight_has_the_digest_that_it_has_unpacked() -> None:
     assert read(model)["proj.weight"][1:] == unpacked[1:]
     model.proj.weight = torch.nn.Parameter(weight, requires_grad=False)  # a tied head keeps its parameter
     assert {"proj.weight", "proj.weight (packed)"} <= read(model).keys()
+
+
+def test_a_rank_that_has_read_all_waits_for_those_that_have_more() -> None:
+    """The stages of a pipeline hold different tensors."""
+    short, long = torch.nn.Sequential(torch.nn.Linear(2, 2)), Model()
+    workers = [SimpleNamespace(model_runner=SimpleNamespace(model=one)) for one in (short, long)]
+    engine = SimpleNamespace(
+        model_executor=SimpleNamespace(
+            collective_rpc=lambda _method, args: [weight_digest.digest(one, args[0], 0.0) for one in workers]
+        )
+    )
+    work = probe_work.Digesting(engine)
+    rounds = 1
+    while not work.go():
+        rounds += 1
+    assert rounds > len(read(short))
+    found = [{one.name for one in work.digests if one.rank == rank} for rank in (0, 1)]
+    assert found == [read(short).keys(), read(long).keys()]
+    assert len(work.digests) == sum(map(len, found))
 
 
 def test_a_packed_weight_that_cannot_be_read_is_said_to_be_so() -> None:

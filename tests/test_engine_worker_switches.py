@@ -56,6 +56,33 @@ def test_workers_that_lack_the_collector_are_asked_nothing_that_could_fail() -> 
     assert fingerprint(engine)["max_num_batched_tokens"] == "64"
 
 
+class OutOfStep(Executor):
+    """As vLLM's after a call that failed on the first rank: the second's answer to it is still in its queue."""
+
+    behind: Any = None
+
+    def collective_rpc(self, method: Any, args: tuple[Any, ...] = ()) -> list[Any]:
+        first, second = super().collective_rpc(method, args)
+        self.behind, second = second, self.behind
+        if isinstance(second, Exception):
+            raise second
+        return [first, second]
+
+
+@pytest.mark.parametrize("left", [None, RuntimeError("Worker failed with error 'no such file'")])
+def test_ranks_whose_answers_belong_to_earlier_calls_are_not_asked_further_and_not_switched(left: Any) -> None:
+    desk = Desk()
+    desk.engine.model_executor = OutOfStep(desk.engine.model_executor.workers)
+    desk.engine.model_executor.behind = left
+    desk.send("logprobs_mode", "processed")
+    (update,) = desk.boundary()
+    assert update.state == "refused"
+    assert "a call failed on a rank" in update.reason
+    assert modes(desk.engine) == RAW
+    desk.send("prefix_caching", "off", "cache")
+    assert desk.boundary()[0].new == "off"
+
+
 RAW = [["raw_logprobs"] * 4 + ["fused"]] * 2
 PROCESSED = [["processed_logprobs"] * 4 + ["native"]] * 2
 
@@ -71,7 +98,7 @@ def test_logprobs_mode_changes_every_holder_and_the_sampling_path_on_every_rank(
     assert (update.state, update.old, update.new, update.lost_requests) == ("applied", "raw", "processed", 0)
     assert modes(desk.engine) == PROCESSED
     assert (desk.engine.batch_queue_size, len(desk.engine.batch_queue)) == (2, 0)
-    assert desk.tap.epoch == 1
+    assert desk.tap.flag_epoch == 1
     assert desk.board.core.workers.facts()["sampling_path"] == "forward_native"
     desk.send("logprobs_mode", "raw", "back")
     assert desk.boundary()[0].new == "raw"
@@ -123,7 +150,7 @@ def test_one_rank_that_fails_takes_all_back(rank: int) -> None:
     assert {runner.sampler.logprobs_mode for runner in runners(engine)} == {"raw_logprobs"}
     assert {runner.model_config.logprobs_mode for runner in runners(engine)} == {"raw_logprobs"}
     assert desk.board.states()["logprobs_mode"].value == "raw"
-    assert desk.tap.epoch == 0
+    assert desk.tap.flag_epoch == 0
 
 
 def test_a_rank_that_ignores_the_switch_is_noticed_and_all_go_back() -> None:
@@ -154,6 +181,57 @@ def test_lm_head_fp32_is_an_override_that_is_seen_bound_and_goes_back() -> None:
     desk.send("lm_head_fp32", "off", "back")
     assert desk.boundary()[0].new == "off"
     assert head_dtypes(desk.engine) == [BFLOAT16, BFLOAT16]
+
+
+def staged(first: Any) -> EngineCore:
+    """Two stages of a pipeline, the first of them ``first``'s runner without a head."""
+    engine = EngineCore()
+    engine.model_executor = Executor([first, Worker()])
+    for runner, last in zip(runners(engine), (False, True), strict=True):
+        runner.vllm_config.parallel_config = SimpleNamespace(pipeline_parallel_size=2)
+        runner.is_last_pp_rank = last
+    engine.vllm_config.parallel_config.pipeline_parallel_size = 2
+    first.model_runner.model.lm_head = SimpleNamespace()
+    return engine
+
+
+@pytest.mark.parametrize("with_sampler", [False, True])
+def test_a_stage_without_head_and_sampler_in_use_neither_differs_nor_takes_a_value(with_sampler: bool) -> None:
+    """V2's runner has no sampler there, V1's one that it never calls."""
+    first = Worker()
+    if not with_sampler:
+        first.model_runner.sampler = None
+    engine = staged(first)
+    desk = Desk(engine)
+    states = desk.board.states()
+    assert [(states[name].value, states[name].reason) for name in ("logprobs_mode", "lm_head_fp32")] == [
+        ("raw", ""), ("off", "")
+    ]  # fmt: skip
+    desk.send("logprobs_mode", "processed")
+    assert desk.boundary()[0].new == "processed"
+    desk.send("lm_head_fp32", "on", "head")
+    assert desk.boundary()[0].new == "on"
+    last = runners(engine)[1]
+    assert (last.sampler.logprobs_mode, last.model.logits_processor.head_dtype) == ("processed_logprobs", FLOAT32)
+    assert first.model_runner.model.logits_processor.head_dtype is BFLOAT16
+    assert first.model_runner.model_config.logprobs_mode == "raw_logprobs"
+    facts = desk.board.core.workers.facts()
+    assert (facts["logprobs_mode"], facts["head_dtype"]) == ("processed_logprobs", "float32")
+
+
+def test_ranks_of_the_last_stage_that_differ_are_mixed() -> None:
+    engine = staged(Worker())
+    other = Worker()
+    other.model_runner.vllm_config.parallel_config = SimpleNamespace(pipeline_parallel_size=2)
+    other.model_runner.is_last_pp_rank = True
+    for holder in (other.model_runner.sampler, other.model_runner.sampler.topk_topp_sampler,
+                   other.model_runner.prompt_logprobs_worker, other.model_runner.model_config):  # fmt: skip
+        holder.logprobs_mode = "processed_logprobs"
+    other.model_runner.sampler.topk_topp_sampler.forward = other.model_runner.sampler.topk_topp_sampler.forward_native
+    engine.model_executor.workers.append(other)
+    desk = Desk(engine)
+    assert desk.board.states()["logprobs_mode"].value == "mixed"
+    assert "raw, processed" in desk.board.states()["logprobs_mode"].reason
 
 
 def test_a_head_of_a_language_model_within_another_is_found() -> None:

@@ -1,4 +1,4 @@
-"""Handing a run on: each step once, in formats that other tools read, and nothing of theirs can hold the hub."""
+"""Forwarding a run: each step once, in formats of other tools, without ever blocking the hub."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from rltop.backend.exporters.forward import (
     scalars,
 )
 from tests import pictures
+from tests.harness import ended
 from tests.receiver import run_directory, wait_until
-from tests.store_load import DEADLINE_S, start_hub
+from tests.store_load import start_hub
 from tests.test_hub_process import close_step, collector, see
 
 
@@ -63,16 +64,16 @@ def test_prometheus_text_has_the_last_step_and_every_engine() -> None:
     assert sorted(set(names), key=names.index) == [line.split()[2] for line in text.splitlines() if "# TYPE" in line]
 
 
-def test_prometheus_serves_it_on_the_loopback_address() -> None:
+def test_prometheus_is_served_on_the_loopback_address() -> None:
     sink = Prometheus(0)
     try:
         sink.show(pictures.healthy(3), [])
-        with urllib.request.urlopen(f"http://127.0.0.1:{sink.port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{sink.port}/metrics") as answer:
             assert b'rltop_step{run="sort"} 2' in answer.read()
         with pytest.raises(ForwardError, match="can't serve"):
             open_sink(f"prometheus:{sink.port}")
         with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(f"http://127.0.0.1:{sink.port}/", timeout=10)
+            urllib.request.urlopen(f"http://127.0.0.1:{sink.port}/")
     finally:
         sink.close()
 
@@ -107,7 +108,7 @@ def test_tensorboard_records_have_their_checksums(tmp_path: Path) -> None:
     assert len(events) == 3
     assert b"brain.Event:2" in events[0]
     assert b"rltop/kl_k3" in events[1]
-    # Known to TensorFlow: the masked CRC-32C of the length 24 stands in files that it wrote.
+    # From a file that TensorFlow wrote: the masked CRC-32C of the length 24.
     from rltop.backend.exporters.forward import _masked
 
     assert _masked(struct.pack("<Q", 24)) == bytes.fromhex("a37f4b22")
@@ -125,7 +126,7 @@ def test_an_invalid_sink_is_rejected_with_the_valid_forms(text: str) -> None:
 
 
 def heed_interrupts() -> None:
-    """A shell has what it runs in the background ignore ctrl-c, and so do the children of that."""
+    """Background jobs of a shell ignore ctrl-c, and so do their children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -144,10 +145,10 @@ def test_a_hanging_sink_does_not_block_the_hub() -> None:
                 see(client, lambda v: len(v.steps) == 100)
             forward.send_signal(signal.SIGCONT)
             forward.send_signal(signal.SIGINT)
-            assert forward.wait(DEADLINE_S) == 130
+            assert ended(forward) == 130
         finally:
             for process in (forward, hub):
                 process.kill()
-                process.wait(DEADLINE_S)
+                process.wait()
             forward.stdout.close()
     wait_until(lambda: not Path(f"/proc/{hub.pid}").exists())

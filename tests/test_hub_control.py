@@ -158,7 +158,7 @@ def test_a_command_to_a_silent_exited_or_unconnected_engine_is_refused_at_once()
         f"{answer.command}@{engine}": "refused" for engine in ("e0", "e1", "e2")
     }
     assert "silent" in changes[f"{answer.command}@e0"].reason
-    assert "gone" in changes[f"{answer.command}@e1"].reason
+    assert "exited" in changes[f"{answer.command}@e1"].reason
     assert "not connected" in changes[f"{answer.command}@e2"].reason
 
 
@@ -186,7 +186,7 @@ def test_a_new_hub_learns_the_outcome_of_an_earlier_hubs_commands() -> None:
     old = fleet("e0")
     answer, _ = old.ask(ask_set())
     hub = Hub("hub-2")
-    hub.say("e0", update(answer.command or "", "draining"))  # not closed: the engine will say how it ended
+    hub.say("e0", update(answer.command or "", "draining"))  # not closed: the engine will report the outcome
     hub.engine("e0", commands=[applied(answer.command or "")])
     hub.engine("e0", commands=[applied(answer.command or "")])
     hub.later()

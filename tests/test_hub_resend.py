@@ -14,7 +14,7 @@ from rltop.backend.hub.state import Effect, SendControl
 from rltop.backend.ingest.acknowledgement import PERIOD_S
 from rltop.backend.ingest.sources import RETURN_S
 from rltop.backend.steps.steps import GRACE_S, RESENT_S
-from rltop.backend.store.writer_thread import Store
+from rltop.backend.store.store import Store
 from rltop.collectors.contract import wire
 from tests.hub_core import Hub, sent
 from tests.hub_messages import Source, Trained, Written, engine_state, rollouts, sequences

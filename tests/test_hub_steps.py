@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
+from rltop.backend import api
 from rltop.backend.fleet.engines import SILENT_S
 from rltop.backend.ingest.sources import BYE_PATIENCE_S
 from rltop.backend.join.index import RolloutIndex
@@ -130,12 +131,16 @@ def test_a_step_has_the_numbers_of_the_oracle(seed: int, objective: str, base: s
         assert_values(values, [row for row in world.rows if row.engine == engine], world.clip)
 
 
-@given(st.integers(0, 2**32), st.integers(1, 5), st.booleans())
-@settings(max_examples=30)
-def test_micro_batches_and_the_order_of_arrival_change_nothing(seed: int, split: int, first: bool) -> None:
+@given(st.integers(0, 2**32), st.integers(1, 5), st.booleans(), st.sampled_from([1, 2000, steps.PART_TOKENS]))
+@settings(max_examples=40)
+def test_micro_batches_the_order_of_arrival_and_parts_change_nothing(
+    seed: int, split: int, first: bool, part: int
+) -> None:
     world, hub, other = World(seed), Hub(), Hub()
     world.play(hub)
-    world.play(other, split=split, rollouts_first=first)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "PART_TOKENS", part)
+        world.play(other, split=split, rollouts_first=first)
     for name, value in hub.steps[0].values.items():
         rel = 1e-6 if name.startswith("noise_") or name.endswith("_std") else 1e-9  # spreads are differences of sums
         expected = None if value is None else pytest.approx(value, rel=rel, abs=1e-12)
@@ -378,3 +383,60 @@ def test_rows_wait_until_they_can_be_measured_and_delay_nothing_else() -> None:
     ready = True
     (step,) = waiting.tick(100.1)
     assert (step.step, step.values["logp_diff_mean"]) == (0, -0.5)
+
+
+def test_a_step_whose_rollouts_came_late_is_measured_in_parts_with_room_for_questions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(steps, "PART_TOKENS", 1)
+    made = [Written([7, at], [at, 2, 3, 4], [-1.0, -2.0, -0.5, -0.1], [3] * 4) for at in range(20)]
+    hub = Hub()
+    for w in made:
+        ids, mask = [*w.prompt, *w.tokens], [0, 0, 1, 1, 1, 1]
+        hub.send("trainer/0", *sequences([Trained(ids, mask, w.logprobs, w.logprobs)]))
+    hub.send("trainer/0", wire.StepClosed(0, 0, 1))
+    hub.later()
+    hub.send("e0", *rollouts(made))
+    ticks = 0
+    while not hub.steps:
+        hub.state.tick(hub.now)
+        hub.state.frame(hub.now)
+        ticks += 1
+        answer, _ = hub.ask(api.AskSnapshot(f"q{ticks}"))
+        assert answer.snapshot is not None
+        assert answer.snapshot.steps or hub.state.unfinished
+    assert ticks >= len(made)
+    assert hub.steps[0].values["joined_fraction"] == 1.0
+
+
+def test_rows_that_come_while_others_are_half_measured_do_not_overtake_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two equal completions, one rollout: it is of the row that came first."""
+    monkeypatch.setattr(steps, "PART_TOKENS", 1)
+    ready = False
+    index = RolloutIndex()
+    waiting = steps.Steps(index, lambda: ready)
+    index.add(*rollouts([Written([at], [5, 6], [-1.0, -1.5], [3] * 2, request_id=f"r{at}") for at in range(1, 4)]))
+
+    def pass_row(at: int) -> None:
+        row = Trained([at, 5, 6], [0, 1, 1], [-1.0, -1.5], [-1.0, -1.5])
+        waiting.rows("life", *sequences([row]), 0.0)
+
+    for at in range(1, 4):
+        pass_row(at)
+    ready = True
+    found: list[api.Step] = []
+
+    def tick(now: float) -> bool:
+        found.extend(waiting.tick(now))
+        return waiting.unfinished
+
+    assert tick(1.0)
+    pass_row(3)
+    waiting.closed("life", wire.StepClosed(0, 0, 1, rows=4), 1.0)
+    while tick(1.0):
+        assert not found
+    while not found:
+        assert tick(1.0 + GRACE_S)
+    (step,) = found
+    assert sum(step.unjoined.values()) == 1
+    assert step.values["joined_fraction"] == 0.75

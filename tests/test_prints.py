@@ -1,4 +1,4 @@
-"""What is printed of fingerprints, and launch options that vLLM's own parser turns into the flags they came from."""
+"""Fingerprint output, and launch options that vLLM's parser turns back into the same flags."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_flags_without_a_launch_option_get_a_remark() -> None:
     assert "prefix" not in line
     assert "--no-async-scheduling" in line
     assert remarks == [
-        "engine e0 is gone: these are its last reported flags",
+        "engine e0: exited; these are its last reported flags",
         "prefix_caching reads mixed, which no launch option reproduces",
         "async_scheduling is off (depth 1); the launch option sets off in full",
         "lm_head_fp32: this engine reports no such flag",

@@ -18,6 +18,7 @@ from rltop.backend.probes.inputs import InputChooser, ScoringInput
 from rltop.backend.probes.reports import Report, Scored
 from rltop.backend.probes.scores import judge_cache_salt, judge_cross_replica, judge_rescore
 from rltop.collectors.contract import wire
+from rltop.collectors.contract.digests import checksum, hexed, weight_digests
 from tests.hub_messages import Written, engine_state, rollouts
 
 RNG = np.random.default_rng(1)
@@ -201,6 +202,30 @@ def test_the_trainers_parts_add_up_to_an_engines_fused_weight() -> None:
     assert (wrong.verdict, wrong.odd) == ("not_the_trainer", ["e0"])
 
 
+def test_ranks_that_cut_a_weight_by_rows_or_columns_add_up_to_the_trainers() -> None:
+    whole = np.arange(64, dtype=np.float32).reshape(8, 8)
+    cuts = {"by_rows": np.split(whole, 2), "by_columns": np.split(whole, 2, 1), "replicated": [whole, whole]}
+
+    def report(wrong: str = "") -> Report:
+        found = []
+        for name, parts in cuts.items():
+            for rank, part in enumerate(parts):
+                sums = checksum(part + np.float32(name == wrong))
+                rows, columns = hexed(sums.rows), hexed(sums.columns)
+                found.append(wire.Digest(name, "parameter", hexed(sums.whole), rows, "float32", 64, rank, columns))
+        return Report(wire.ProbeReport("c", "e0", "p", [], 3, 1, digests=found), [])
+
+    weights = KnownDigests()
+    weights.add_trainer_digests(wire.StepClosed(0, 0, 1, 3, weight_digests=weight_digests(dict.fromkeys(cuts, whole))))
+    right = weights.judge({"e0": report()}, EPOCHS)
+    assert right.verdict == "agree"
+    assert "e0: 3 of 3 weights match the trainer's of this version" in right.notes
+    for wrong in cuts:
+        found = weights.judge({"e0": report(wrong)}, EPOCHS)
+        assert (found.verdict, found.odd) == ("not_the_trainer", ["e0"])
+        assert wrong in found.text
+
+
 def test_digests_of_another_dtype_are_not_compared() -> None:
     weights = KnownDigests()
     weights.add_trainer_digests(wire.StepClosed(0, 0, 1, 3, weight_digests={"m.norm.weight": f"bfloat16:{9:016x}"}))
@@ -213,7 +238,7 @@ def chooser(*written: Written, **state: Any) -> InputChooser:
     engines = Engines()
     mode = state.pop("mode", "raw")
     flags = {"logprobs_mode": wire.FlagState(mode, True)}
-    engines.report(wire.Envelope(1, "e0", "l", 0, 1.0), engine_state("e0", flags=flags, **state), 1.0)
+    engines.set_state(wire.Envelope(1, "e0", "l", 0, 1.0), engine_state("e0", flags=flags, **state), 1.0)
 
     def samples() -> Samples:
         raise ValueError("none")

@@ -17,10 +17,11 @@ from rltop.backend.store.lookup import MAX_WAITING, StoreLookup
 from rltop.backend.store.read import NAME
 from rltop.collectors.contract.rundir import RunDir
 from tests import stored
+from tests.harness import PATIENT_S
 from tests.hub_core import Hub
 from tests.hub_messages import rollouts, sequences
 from tests.receiver import run_directory, wait_until
-from tests.test_hub_process import DEADLINE_S, Collector, close_step, collector, end, see, start_hub
+from tests.test_hub_process import Collector, close_step, collector, end, see, start_hub
 from tests.test_hub_steps import World
 
 
@@ -110,7 +111,7 @@ def test_questions_beyond_what_may_wait_are_answered_at_once(tmp_path: Path) -> 
     def reply(viewer: bytes, _: api.Answer) -> None:
         answers.append(viewer)
         if viewer == b"slow":
-            assert go.wait(DEADLINE_S)
+            assert go.wait(PATIENT_S)
 
     recall = StoreLookup(tmp_path / NAME, reply)
     question, otherwise = api.AskMismatch("q"), api.Answer("q", error="not in memory")
@@ -131,13 +132,13 @@ def test_memory_answers_what_it_has_and_the_store_is_asked_for_the_rest() -> Non
     world.play(first)
     first.later(10.0)
     assert asked(first, api.AskSamples("q", 0, "worst")) == "Reply"
-    assert asked(first, api.AskSamples("q", 1, "worst")) == "Recall"
+    assert asked(first, api.AskSamples("q", 1, "worst")) == "AnswerFromStore"
     assert asked(first, api.AskMismatch("q")) == "Reply"
     second = Hub("hub-2", first.picture)
-    assert asked(second, api.AskSamples("q", None, "worst")) == "Recall"
-    assert asked(second, api.AskMismatch("q", 0, 5)) == "Recall"
+    assert asked(second, api.AskSamples("q", None, "worst")) == "AnswerFromStore"
+    assert asked(second, api.AskMismatch("q", 0, 5)) == "AnswerFromStore"
     assert asked(second, api.AskMismatch("q", 1, 5)) == "Reply"
-    assert asked(first, api.AskPast("q", 0)) == "Recall"
+    assert asked(first, api.AskPast("q", 0)) == "AnswerFromStore"
 
 
 def test_the_store_answers_who_was_there_at_a_step(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from rltop.backend.client.live import Client
 from rltop.backend.steps.steps import GRACE_S
 from rltop.backend.store.read import Reader
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
+from tests.harness import wait_shown
 from tests.hub_core import Hub
 from tests.link import Link
 from tests.receiver import run_directory, wait_until
-from tests.store_load import DEADLINE_S, start_hub
+from tests.store_load import start_hub
 from tests.training import Training
 
 ROLES = {"e0": "engine", "e1": "engine", "trainer/0": "trainer"}
@@ -42,7 +43,7 @@ class Live:
         self.client = Client(rundir)
         self.hub: subprocess.Popen[bytes] | None = None
         self.senders = {
-            name: Sender(near or rundir, name, role, lambda _, items: items, limit_bytes=limit_bytes)
+            name: Sender[Message](near or rundir, name, role, lambda _, items: items, limit_bytes=limit_bytes)
             for name, role in ROLES.items()
         }
 
@@ -52,7 +53,7 @@ class Live:
     def kill(self) -> None:
         assert self.hub is not None
         self.hub.kill()
-        self.hub.wait(DEADLINE_S)
+        self.hub.wait()
 
     def step(self) -> Iterator[None]:
         """Send one more step, and stop after every message."""
@@ -68,7 +69,7 @@ class Live:
 
     def shown(self, step: int) -> api.Snapshot:
         """The picture, once the hub has measured ``step`` and stored it."""
-        assert self.client.wait(lambda c: c.view is not None and step in c.view.steps, DEADLINE_S)
+        wait_shown(self.client, lambda c: c.view is not None and step in c.view.steps)
         wait_until(lambda: step in {one.step for one in stored(self._rundir)})
         assert self.client.view is not None
         return self.client.view
@@ -126,7 +127,6 @@ def assert_same(ours: list[api.Step], theirs: dict[int, api.Step]) -> None:
         assert step.values["joined_fraction"] == 1.0
 
 
-@pytest.mark.timeout(300)
 def test_a_hub_that_was_killed_in_the_middle_of_steps_stores_what_one_that_lived_would_have(rundir: RunDir) -> None:
     rng = random.Random(3)
     with live(rundir) as run:
@@ -179,7 +179,7 @@ def test_what_did_not_fit_is_a_gap_that_is_counted_told_and_marked(rundir: RunDi
                 return False
             return len(client.view.steps) + client.view.counters.get("missing_steps", 0) == first + 3
 
-        assert run.client.wait(accounted, DEADLINE_S)
+        wait_shown(run.client, accounted)
         picture = run.client.view
         assert picture is not None
     steps = picture.steps

@@ -23,36 +23,36 @@ def test_what_is_kept_is_what_follows_the_last_that_was_let_go(acts: list[Act]) 
     oldest = again = 0
     for act, number in acts:
         if act in ("keep", "passing"):
-            kept.keep(float(len(told)), [b"x" * number, b"y"], passing=act == "passing")
+            kept.append(float(len(told)), [b"x" * number, b"y"], passing=act == "passing")
             again += again == len(told)
             told.append(MESSAGE_BYTES + (number + 1 if act == "keep" else 0))
         elif act == "release":
-            kept.release(number)
+            kept.acknowledge(number)
             oldest = max(oldest, min(number + 1, len(told)))
         elif act == "rewind":
             kept.rewind(number)
             again = number
-        elif act == "again" and kept.due:
-            kept.sent_again()
+        elif act == "again" and kept.next_resend:
+            kept.mark_resent()
             again += 1
         elif act == "fit":
             room = number * MESSAGE_BYTES
-            kept.fit(room)
+            kept.shrink(room)
             while sum(told[oldest:]) > room:
                 oldest += 1
         again = min(max(again, oldest), len(told))
         assert (kept.oldest, kept.next_seq, kept.nbytes) == (oldest, len(told), sum(told[oldest:]))
-        assert (kept.due.seq if kept.due else len(told)) == again
-        assert kept.due is None or kept.due.time == again
+        assert (kept.next_resend.seq if kept.next_resend else len(told)) == again
+        assert kept.next_resend is None or kept.next_resend.time == again
 
 
 def test_a_message_about_the_present_is_kept_as_its_number_alone() -> None:
     kept = ResendBuffer()
-    kept.keep(0.0, wire.encode_body(wire.Health({}, 0, 1000), {}), passing=True)
+    kept.append(0.0, wire.encode_body(wire.Health({}, 0, 1000), {}), passing=True)
     kept.rewind(0)
-    assert kept.due is not None
+    assert kept.next_resend is not None
     envelope = wire.encode_envelope(wire.Envelope(wire.PROTO, "e0", "life", 0, 0.0))
-    assert wire.decode_data([envelope, *kept.due.frames])[1] == wire.Passed()
+    assert wire.decode_data([envelope, *kept.next_resend.frames])[1] == wire.Passed()
 
 
 def test_a_window_on_a_large_array_does_not_keep_the_array() -> None:
@@ -60,10 +60,10 @@ def test_a_window_on_a_large_array_does_not_keep_the_array() -> None:
     part = large[10:20]
     body = wire.Sequences(0, 0, 0, 0, wire.describe({"part": part, "large": large}))
     kept = ResendBuffer()
-    kept.keep(0.0, wire.encode_body(body, {"part": part, "large": large}))
+    kept.append(0.0, wire.encode_body(body, {"part": part, "large": large}))
     kept.rewind(0)
-    assert kept.due is not None
-    _, window, whole = kept.due.frames
+    assert kept.next_resend is not None
+    _, window, whole = kept.next_resend.frames
     assert isinstance(window, bytes)
     assert window == part.tobytes()
     assert isinstance(whole, memoryview)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import zmq
 
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
@@ -21,7 +23,11 @@ from tests.receiver import Receiver, run_directory, wait_until
 PAYLOAD = np.zeros(25_000, "<f4")
 
 
-def encode(kind: str, items: list[Any]) -> Iterable[Message]:
+Item = tuple[int, int]
+"""Of which thread, and its number."""
+
+
+def encode(kind: str, items: list[Item]) -> Iterable[Message]:
     """One message per item: a number, or for bulk one with 100 kB behind it."""
     for rank, number in items:
         if kind == "bulk":
@@ -31,11 +37,11 @@ def encode(kind: str, items: list[Any]) -> Iterable[Message]:
             yield wire.StepClosed(number, rank, 1), {}
 
 
-def make(rundir: RunDir, **options: Any) -> Sender:
+def make(rundir: RunDir, **options: Any) -> Sender[Item]:
     return Sender(rundir, "trainer/0", "trainer", options.pop("encode", encode), vital=frozenset({"vital"}), **options)
 
 
-def counts(sender: Sender, kind: str) -> tuple[int, int, int, int]:
+def counts(sender: Sender[Item], kind: str) -> tuple[int, int, int, int]:
     c = sender.health().counts[kind]
     return c.offered, c.sent, c.dropped, c.queued
 
@@ -47,7 +53,7 @@ def test_a_racing_close_leaves_every_record_sent_or_dropped_and_the_hub_with_all
             sender = make(rundir)
             barrier = threading.Barrier(4)
 
-            def offer(rank: int, sender: Sender = sender, barrier: threading.Barrier = barrier) -> None:
+            def offer(rank: int, sender: Sender[Item] = sender, barrier: threading.Barrier = barrier) -> None:
                 barrier.wait()
                 for number in range(200):
                     sender.offer("vital", 1, (rank, number))
@@ -336,7 +342,7 @@ def test_what_is_kept_makes_room_for_what_is_new() -> None:
         for number in range(30):
             assert sender.offer("bulk", PAYLOAD.nbytes, (0, number))
             wait_until(lambda n=number: len(heard(hub, wire.Sequences)) == n + 1)  # type: ignore[misc]
-            assert sender._retained.nbytes + sender.health().queue_bytes <= limit
+            assert sender._resend_buffer.nbytes + sender.health().queue_bytes <= limit
         hub.to_send.append(wire.Resend(sender.epoch, 0))
         wait_until(lambda: heard(hub, wire.Sequences)[-1][1] == 29 and len(heard(hub, wire.Sequences)) > 30)
         again = [step for _, step in heard(hub, wire.Sequences)[30:]]
@@ -361,3 +367,44 @@ def test_a_goodbye_waits_for_what_is_asked_for_once_more() -> None:
         closing.join()
         assert sender._acknowledged.is_set()
         assert len(hub.messages) > before
+
+
+class Counted(zmq.Socket[bytes]):
+    """A real socket that counts what gives the interpreter's lock away, by kind of socket."""
+
+    calls: ClassVar[Counter[tuple[int, str]]] = Counter()
+
+    def send(self, *args: Any, **options: Any) -> Any:
+        self.calls[self.socket_type, "send"] += 1
+        return super().send(*args, **options)
+
+    def recv(self, *args: Any, **options: Any) -> Any:
+        self.calls[self.socket_type, "recv"] += 1
+        return super().recv(*args, **options)
+
+    def poll(self, *args: Any, **options: Any) -> Any:
+        self.calls[self.socket_type, "poll"] += 1
+        return super().poll(*args, **options)
+
+
+def test_a_message_of_any_arrays_costs_one_call_on_a_socket_and_hearing_nothing_costs_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def encode_wide(kind: str, items: list[Any]) -> Iterable[Message]:
+        for number in items:
+            arrays: wire.Arrays = {f"a{at}": PAYLOAD[:1000] for at in range(9)}
+            yield wire.Sequences(number, 0, 0, 0, wire.describe(arrays)), arrays
+
+    monkeypatch.setattr(zmq.Context, "_socket_class", Counted)
+    monkeypatch.setattr(Counted, "calls", Counter())
+    with run_directory() as rundir, Receiver(rundir) as hub:
+        sender = make(rundir, encode=encode_wide)
+        for number in range(300):
+            sender.offer("bulk", 36_000, number)
+        wait_until(lambda: len(hub.bodies(wire.Sequences)) == 300)
+        sent_by_then = Counted.calls[zmq.PUSH, "send"]
+        assert sender.close()
+        assert 300 <= sent_by_then <= len(hub.messages)
+        assert Counted.calls[zmq.PUSH, "send"] == len(hub.messages)
+        heard = len([m for m in hub.control if isinstance(m, wire.Register | wire.Bye)])  # each was answered
+        assert Counted.calls[zmq.DEALER, "recv"] == heard

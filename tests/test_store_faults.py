@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 import resource
 import shutil
-import sqlite3
+import signal
+import subprocess
+import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,18 +17,19 @@ import pytest
 
 from rltop.backend import api
 from rltop.backend.client.live import Client
-from rltop.backend.store import schema as store_schema
-from rltop.backend.store import writer_thread as stores
+from rltop.backend.store import store as stores
 from rltop.backend.store.read import NAME, Reader
+from rltop.backend.store.retention import LIMITS
+from rltop.backend.store.store import Store, set_aside
 from rltop.backend.store.write import Writer
-from rltop.backend.store.writer_thread import Store, set_aside
 from rltop.backend.util.clock import SteadyClock
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
 from tests import pictures, stored
+from tests.harness import ended
 from tests.hub_core import Hub
 from tests.receiver import run_directory, wait_until
-from tests.store_load import DEADLINE_S, fleet, kill_often, start_hub
+from tests.store_load import child_of, fleet, kill_often, start_hub
 from tests.test_hub_process import close_step, collector, see
 
 RETRY_S = 0.02
@@ -42,12 +45,26 @@ def rundir() -> Iterator[RunDir]:
 def store(tmp_path: Path) -> Iterator[Store]:
     made = Store(tmp_path, "run", "hub-1", pictures.START, retry_s=RETRY_S)
     yield made
-    if made.is_alive():
-        made.end()
+    made.end()
 
 
 def frame(number: int) -> api.Frame:
     return api.Frame("hub-1", number, pictures.START + number, steps=[stored.step(number)])
+
+
+def trouble(store: Store) -> str:
+    """What keeps it from storing, as far as its writer has reported by now."""
+    _ = store.unstored
+    return store._trouble
+
+
+def settled(store: Store) -> bool:
+    return not store.unstored and store.is_settled
+
+
+def writer_of(store: Store) -> int:
+    assert store._process is not None
+    return store._process.pid
 
 
 def told(store: Store) -> str:
@@ -129,28 +146,19 @@ def test_engines_of_the_last_hub_are_silent_until_they_speak() -> None:
 # --- a disk that takes no more --------------------------------------------------------------------------------------
 
 
-def test_what_waited_for_a_full_disk_is_stored_once_there_is_room(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full = threading.Event()
-    prepare = store_schema.prepare
-
-    def prepare_small(connection: sqlite3.Connection) -> None:
-        prepare(connection)
-        if full.is_set():  # SQLite then says what it says of a full disk
-            (pages,) = connection.execute("PRAGMA page_count").fetchone()
-            connection.execute(f"PRAGMA max_page_count = {pages}")
-
-    monkeypatch.setattr(store_schema, "prepare", prepare_small)
-    full.set()
+def test_what_waited_for_a_full_disk_is_stored_once_there_is_room(store: Store, tmp_path: Path) -> None:
     store.start()
-    for number in range(1, 200):
+    writer = writer_of(store)
+    store.put(frame(1))
+    wait_until(lambda: store.settle(0) == 0)
+    _, hard = resource.prlimit(writer, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    for number in range(2, 200):
         store.put(frame(number))
-    wait_until(lambda: "full" in store._trouble)
+    wait_until(lambda: trouble(store))
     assert store.settle(0) > 0
     store.put(frame(200))
-    assert "history is not stored: database or disk is full" in told(store)
-    full.clear()
+    assert "history is not stored" in told(store)
+    resource.prlimit(writer, resource.RLIMIT_FSIZE, (hard, hard))
     wait_until(lambda: store.settle(0) == 0)
     assert "history is being stored again" in told(store)
     store.end()
@@ -163,7 +171,7 @@ def test_what_does_not_fit_in_memory_either_is_let_go_oldest_first_and_counted(
     monkeypatch.setattr(stores, "MAX_WAITING", 10)
     (tmp_path / NAME).mkdir()  # no file can be there
     store.start()
-    wait_until(lambda: store._trouble)
+    wait_until(lambda: trouble(store))
     for number in range(1, 31):
         store.put(frame(number))
     (tmp_path / NAME).rmdir()
@@ -201,31 +209,82 @@ def test_a_damaged_store_is_set_aside_and_kept(store: Store, tmp_path: Path) -> 
 
 def test_a_frame_that_cannot_be_written_does_not_stand_in_the_way(store: Store, tmp_path: Path) -> None:
     store.start()
-    store.put(api.Frame("hub-1", 1, 1.0, steps=[api.Step(0, object(), None, False, {})]))  # type: ignore[arg-type]
-    wait_until(lambda: store._trouble)
-    store.put(frame(2))
-    wait_until(lambda: store.settle(0) == 0 and not store._trouble)
+    store.put(api.Frame("hub-1", 1, pictures.START, steps=[api.Step(0, object(), None, False, {})]))  # type: ignore[arg-type]
+    assert "not stored" in told(store)
+    store.put(api.Frame("hub-1", 2, pictures.START + 2, steps=[api.Step(2**63, 1.0, None, False, {})]))
+    wait_until(lambda: store.settle(0) == 0 and trouble(store))
+    store.put(frame(3))
+    wait_until(lambda: settled(store))
+    assert told(store).count("1 before them were let go") == 2
     store.end()
-    assert steps(tmp_path) == [2]
+    assert steps(tmp_path) == [3]
 
 
-def test_what_is_old_is_thinned_while_frames_go_on_coming(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = 0
-    tidy = Writer.tidy
-
-    def counted(writer: Writer) -> None:
-        nonlocal turns
-        turns += 1
-        tidy(writer)
-
-    monkeypatch.setattr(stores, "TIDY_S", 0.1)
-    monkeypatch.setattr(Writer, "tidy", counted)
+def test_what_is_old_is_thinned_while_frames_go_on_coming(store: Store, tmp_path: Path) -> None:
+    body = {"step": 0, "body": b""}
+    writer = Writer(tmp_path / NAME, "run", "hub-0", pictures.START)
+    writer.write([frame(0)], [[("taken", body)] * (LIMITS.taken + 500)])
+    writer.close()
     store.start()
-    until, numbers = time.monotonic() + 30.0, itertools.count(1)
-    while turns < 3 and time.monotonic() < until:  # one always waits before the store would rest
-        store.put(frame(next(numbers)))
-        store.settle(0.05)
-    assert turns >= 3
+    numbers = itertools.count(1)
+    with Reader(tmp_path) as reader:
+        while reader.execute("SELECT count(*) FROM taken").fetchone()[0] > LIMITS.taken:
+            store.put(frame(next(numbers)))  # one always waits before the writer would rest
+            store.settle(0.05)
+
+
+def test_a_writer_that_is_killed_is_replaced_and_nothing_is_lost(store: Store, tmp_path: Path) -> None:
+    store.start()
+    store.put(frame(1))
+    wait_until(lambda: store.settle(0) == 0)
+    writer = writer_of(store)
+    os.kill(writer, signal.SIGSTOP)
+    store.put(frame(2))
+    os.kill(writer, signal.SIGKILL)
+    wait_until(lambda: settled(store))
+    assert writer_of(store) != writer
+    said = told(store)
+    assert "the writer ended with exit code -9" in said
+    assert "history is being stored again: 1 frames had waited" in said
+    store.end()
+    assert steps(tmp_path) == [1, 2]
+
+
+KILLED_HUB = """
+import os, signal, sys
+from pathlib import Path
+from rltop.backend import api
+from rltop.backend.store.store import Store
+store = Store(Path(sys.argv[1]), "run", "hub-0", 1000.0)
+store.start()
+store.put(api.Frame("hub-0", 1, 1001.0, steps=[api.Step(1, 1001.0, None, False, {})]))
+assert store.settle(60) == 0
+os.kill(store._process.pid, signal.SIGSTOP)
+store.put(api.Frame("hub-0", 2, 1002.0, steps=[api.Step(2, 1002.0, None, False, {})]))
+print(store._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_hub_waits_for_what_a_killed_one_had_handed_over(store: Store, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_HUB, str(tmp_path)]
+    killed = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    writer = int(killed.stdout)
+    assert steps(tmp_path) == [1]
+    store.start()
+    assert "the last writer has not ended yet" in told(store)
+    past = threading.Thread(target=lambda: found.append(store.past()))
+    found: list[api.Snapshot | None] = []
+    past.start()
+    os.kill(writer, signal.SIGCONT)
+    past.join()
+    assert found[0] is not None
+    assert list(found[0].steps) == [1, 2]
+    store.put(frame(3))
+    wait_until(lambda: settled(store))
+    store.end()
+    assert steps(tmp_path) == [1, 2, 3]
 
 
 def test_a_past_that_is_set_aside_is_kept_under_another_name(tmp_path: Path) -> None:
@@ -244,19 +303,20 @@ def test_a_hub_on_a_full_disk_says_so_and_shows_the_run_and_recovers(rundir: Run
         with Client(rundir) as client, collector(rundir, "trainer/0") as trainer:
             close_step(trainer, 0)
             see(client, lambda v: 0 in v.steps)
-            _, hard = resource.prlimit(hub.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+            writer = child_of(hub)
+            _, hard = resource.prlimit(writer, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
             close_step(trainer, 1)
             see(client, lambda v: 1 in v.steps and v.counters.get("unstored"))
             see(client, lambda v: any("history is not stored" in event.text for event in v.events))
-            resource.prlimit(hub.pid, resource.RLIMIT_FSIZE, (hard, hard))
+            resource.prlimit(writer, resource.RLIMIT_FSIZE, (hard, hard))
             see(client, lambda v: any("stored again" in event.text for event in v.events))
             close_step(trainer, 2)
             see(client, lambda v: 2 in v.steps and not v.counters["unstored"])
             client.stop_hub()
-        assert hub.wait(DEADLINE_S) == 0
+        assert ended(hub) == 0
     finally:
         hub.kill()
-        hub.wait(DEADLINE_S)
+        hub.wait()
     assert steps(rundir.path) == [0, 1, 2]
 
 
@@ -271,7 +331,7 @@ def test_a_hub_whose_directory_vanishes_goes_on_showing(rundir: RunDir) -> None:
             see(client, lambda v: max(v.steps) > last + 5)
     finally:
         hub.kill()
-        hub.wait(DEADLINE_S)
+        hub.wait()
         rundir.path.mkdir(mode=0o700, exist_ok=True)
 
 

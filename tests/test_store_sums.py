@@ -19,8 +19,8 @@ from rltop.backend.store import aggregates, schema
 from rltop.backend.store.aggregates import StoredAggregates
 from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.retention import Limits, Thinner
+from rltop.backend.store.store import Store
 from rltop.backend.store.write import Writer
-from rltop.backend.store.writer_thread import Store
 from rltop.backend.summary.dimensions import STRATA
 from rltop.tui.cli import main as cli
 from tests import pictures
@@ -183,8 +183,8 @@ def test_a_part_comes_back_to_the_bit(world: Stored, tmp_path: Path) -> None:
         assert part.old == then.old
         for ours, theirs in (
             (part.strata.rows, then.strata.rows), (part.strata.moments, then.strata.moments),
-            (part.matched.moments, then.matched.moments), (part.line.sums, then.line.sums),
-            (part.line.products, then.line.products), (part.groups.keys, then.groups.keys),
+            (part.matched.moments, then.matched.moments), (part.lag_regression.sums, then.lag_regression.sums),
+            (part.lag_regression.products, then.lag_regression.products), (part.groups.keys, then.groups.keys),
             (part.groups.moments, then.groups.moments), (part.groups.rewards, then.groups.rewards),
         ):  # fmt: skip
             assert ours.tobytes() == theirs.tobytes()

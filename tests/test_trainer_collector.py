@@ -17,6 +17,7 @@ from rltop.collectors.contract import wire
 from rltop.collectors.trainer import arguments as batch
 from rltop.collectors.trainer import arrays
 from rltop.collectors.trainer import collector as trainer
+from tests.harness import PATIENT_S
 from tests.receiver import Receiver, run_directory, wait_until
 
 IDS = np.arange(6).reshape(2, 3)
@@ -269,7 +270,7 @@ sys.exit(0 if collector.close() else 1)
 
 def test_a_process_that_forks_and_ends_leaves_nothing_behind() -> None:
     with run_directory() as directory, Receiver(directory) as hub:
-        ended = subprocess.run([sys.executable, "-c", FORKING, str(directory.path)], timeout=60, check=False)
+        ended = subprocess.run([sys.executable, "-c", FORKING, str(directory.path)], check=False)
         assert ended.returncode == 0
         wait_until(lambda: len(hub.bodies(wire.StepClosed)) == 3)
         assert sorted(body.step for body in hub.bodies(wire.StepClosed)) == [0, 1, 2]
@@ -278,6 +279,8 @@ def test_a_process_that_forks_and_ends_leaves_nothing_behind() -> None:
 ENDING = """
 import sys, torch
 from rltop.collectors import TrainerCollector
+from rltop.collectors.transport import sender
+sender.EXIT_TIMEOUT_S = sender.BYE_TIMEOUT_S = float(sys.argv[2])
 collector = TrainerCollector(hub=sys.argv[1], start_hub=False)
 big = torch.zeros(64, 4096, dtype=torch.bfloat16)
 for step in range(8):
@@ -289,12 +292,12 @@ for step in range(8):
 @pytest.mark.parametrize("hub_is_there", [True, False])
 def test_a_trainer_that_ends_without_closing_ends_well(hub_is_there: bool) -> None:
     with run_directory() as directory:
-        command = [sys.executable, "-c", ENDING, str(directory.path)]
+        command = [sys.executable, "-c", ENDING, str(directory.path), str(PATIENT_S if hub_is_there else 2.0)]
         if not hub_is_there:
-            ended = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
+            ended = subprocess.run(command, capture_output=True, text=True, check=False)
             assert (ended.returncode, ended.stderr) == (0, "")
             return
         with Receiver(directory) as hub:
-            ended = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
+            ended = subprocess.run(command, capture_output=True, text=True, check=False)
             assert (ended.returncode, ended.stderr) == (0, "")
             assert [body.step for body in hub.bodies(wire.StepClosed)] == list(range(8))

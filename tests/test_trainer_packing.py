@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rltop.collectors.contract import wire
 from rltop.collectors.trainer import packing
 from rltop.collectors.trainer.arguments import check
+from rltop.collectors.trainer.arrays import Copy
 
 FORMS = ("batch", "packed", "list")
 LIBRARIES = ("numpy", "torch")
@@ -91,6 +92,7 @@ def test_messages_say_what_the_arrays_say(data: st.DataObject) -> None:
     size = data.draw(st.integers(0, 6)) if form == "batch" else None
     given_rows: list[Row] = data.draw(st.lists(rows(size), min_size=1, max_size=5))
     message_bytes = data.draw(st.sampled_from([1, 150, 1 << 20]))
+    stretch_bytes = data.draw(st.sampled_from([1, 300, 8 << 20]))
 
     def tokens(name: str, dtype: str) -> Any:
         return shaped(form, library, [getattr(row, name) for row in given_rows], dtype)
@@ -116,6 +118,7 @@ def test_messages_say_what_the_arrays_say(data: st.DataObject) -> None:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "MESSAGE_BYTES", message_bytes)
+        patch.setattr(packing, "STRETCH_BYTES", stretch_bytes)
         bodies, arrays = sent(checked.copy())
 
     kept = [max((t + 1 for t, m in enumerate(row.mask) if m), default=0) for row in given_rows]
@@ -142,6 +145,27 @@ def test_messages_say_what_the_arrays_say(data: st.DataObject) -> None:
     assert "entropy" not in arrays
 
 
+def test_arrays_are_read_once_a_stretch_however_many_messages_it_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pass over an array gives the interpreter's lock away."""
+    monkeypatch.setattr(packing, "MESSAGE_BYTES", 1)
+    reads: list[tuple[Any, ...]] = []
+    read = Copy.read
+
+    def counted(self: Copy, *span: Any) -> NDArray[Any]:
+        reads.append(span)
+        return read(self, *span)
+
+    monkeypatch.setattr(Copy, "read", counted)
+    values = np.zeros((50, 3), np.float32)
+    bodies, _ = sent(
+        simple(
+            token_ids=values.astype(int), mask=np.ones_like(values), rollout_logprobs=values, trainer_logprobs=values
+        )
+    )
+    assert len(bodies) == 50
+    assert len(reads) == 4
+
+
 @pytest.mark.parametrize("message_bytes", [1, 150, 1 << 20])
 def test_ids_travel_with_their_rows(message_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "MESSAGE_BYTES", message_bytes)
@@ -156,8 +180,8 @@ def test_ids_travel_with_their_rows(message_bytes: int, monkeypatch: pytest.Monk
     ("ids", "said"),
     [
         (["a", "b"], "request_ids: 2 entries; expected 3, one per row"),
-        (["a", 5, "c"], "request_ids: '5'; expected None or text of at most 256 characters"),
-        (["a", "b" * 257, "c"], "expected None or text of at most 256 characters"),
+        (["a", 5, "c"], "request_ids: '5'; expected None or a string of at most 256 characters"),
+        (["a", "b" * 257, "c"], "expected None or a string of at most 256 characters"),
     ],
 )
 def test_ids_of_other_kinds_or_numbers_are_refused(ids: list[Any], said: str) -> None:
@@ -247,9 +271,7 @@ def test_rows_of_no_length_and_no_rows_at_all() -> None:
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 4000))
 def test_blocks_cover_all_rows_once_and_keep_to_the_size_unless_of_one_row(count: int, weight: int, limit: int) -> None:
     weights = (np.arange(count) * 37 % weight + 1).astype(np.int64)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "MESSAGE_BYTES", limit)
-        blocks = list(packing._blocks(weights))
+    blocks = list(packing._blocks(weights, limit))
     assert [first for first, _ in blocks] == [0, *[last for _, last in blocks[:-1]]]
     assert blocks[-1][1] == count
     for first, last in blocks:

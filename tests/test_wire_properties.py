@@ -39,6 +39,44 @@ def test_arrays_arrive_as_they_were_sent(arrays: wire.Arrays) -> None:
         assert not back[name].flags.writeable or array.size == 0
 
 
+@given(named_arrays)
+def test_a_packed_message_is_one_frame_and_says_the_same(arrays: wire.Arrays) -> None:
+    body = wire.Sequences(3, 0, 1, 2, wire.describe(arrays))
+    frames = [bytes(frame) for frame in wire.encode_data(ENVELOPE, body, arrays)]
+    packed = bytes(*wire.pack(frames))
+    assert list(wire.unpack([packed])) == frames
+    envelope, decoded, back = wire.decode_data([packed])
+    assert (envelope, decoded) == (ENVELOPE, body)
+    for name, array in arrays.items():
+        assert back[name].tobytes() == array.tobytes()
+        assert back[name].flags.aligned
+        base: Any = back[name].base  # it keeps nothing else alive
+        assert array.size == 0 or memoryview(base).nbytes == array.nbytes
+
+
+@given(st.binary(max_size=60), st.data())
+def test_packed_messages_that_are_cut_or_changed_raise_nothing_else(rest: bytes, data: st.DataObject) -> None:
+    packed = bytes(*wire.pack(wire.encode_data(ENVELOPE, wire.Health({}, 0, 1000), {})))
+    changed = bytearray(packed)
+    changed[data.draw(st.integers(0, 40))] = data.draw(st.integers(0, 255))
+    for frame in (bytes(changed), packed[: data.draw(st.integers(0, len(packed)))], packed + rest, rest):
+        assert_message_or_wire_error([frame])
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"\2\0\0", b"\1" + bytes(7), b"\xff" * 400, b"\2\0\0\0" + b"\xff" * 8 + bytes(90)]
+)
+def test_sizes_that_do_not_fit_are_refused_before_anything_is_made(frame: bytes) -> None:
+    with pytest.raises(wire.WireError, match="packed"):
+        wire.unpack([frame])
+
+
+def test_a_message_too_large_to_be_packed_goes_frame_by_frame() -> None:
+    frames = [b"", b"", bytes(wire.MAX_PACKED_BYTES)]
+    assert wire.pack(frames) == frames
+    assert len(wire.pack([b"", b"", bytes(wire.MAX_PACKED_BYTES // 2)])) == 1
+
+
 @given(st.lists(st.binary(max_size=60), max_size=5))
 def test_arbitrary_bytes_raise_nothing_else(frames: list[bytes]) -> None:
     assert_message_or_wire_error(frames)

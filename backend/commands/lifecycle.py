@@ -280,7 +280,8 @@ class CommandLifecycle:
         self._deadlines.pop(key, None)
         self._unacknowledged.pop(key, None)
         self._closed_by_hub.add(key)
-        reason = closure.reason(change.engine, change.state, self._fleet.health(change.engine))
+        health = api.health_text(self._fleet.health(change.engine))
+        reason = closure.reason(change.engine, change.state, health)
         new = self._fleet.reads(change.engine, subject_of(change.verb, change.flag))
         self._close(msgspec.structs.replace(change, state=closure.state, reason=reason, new=new, closed=now))
 

@@ -105,7 +105,7 @@ class Remedy:
 def remedy(changes: Sequence[api.Change]) -> Remedy | None:
     """How to make the fleet uniform after a command that failed on some engines; None if it changed nothing."""
     first = changes[0]
-    moved = [change.engine for change in changes if api.moved(change)]
+    moved = [change.engine for change in changes if api.changed_engine(change)]
     if first.reverts and any(change.state in ("refused", "timed_out") for change in changes):
         return Remedy(f"rltop undo {first.reverts}", "retries the rest")
     if not moved or first.verb == "keep" or (first.verb in BY_VERB and not BY_VERB[first.verb].undo):

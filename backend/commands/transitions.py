@@ -49,7 +49,7 @@ class HubClosure(Enum):
     """Why the hub closes a change itself: the state that it sets, and the reason that people read."""
 
     ANSWERED_BY_HUB = "applied", "the hub answers it"
-    ENGINE_NOT_LIVE = "refused", "engine {engine} is {health}; nothing was sent"
+    ENGINE_NOT_LIVE = "refused", "engine {engine}: {health}; nothing was sent"
     NOT_DELIVERED = "refused", "engine {engine} is not connected; nothing was sent"
     DISCONNECTED = "timed_out", "engine {engine} disconnected before the command was closed"
     RESTARTED = "timed_out", "engine {engine} was restarted before the command was closed"

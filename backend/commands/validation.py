@@ -215,7 +215,7 @@ def _undo(question: api.AskUndo, command: str, deadline: float, history: Command
         )
     orders: dict[str, wire.Command] = {}
     for change in changes:
-        if not api.moved(change):
+        if not api.changed_engine(change):
             continue
         if change.verb == "set":
             orders[change.engine] = wire.Command(command, change.flag, str(change.old), deadline, target=target)

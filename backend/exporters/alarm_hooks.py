@@ -22,7 +22,7 @@ import msgspec
 
 from rltop.backend.alarms.notified import NotificationHistory
 from rltop.backend.api import Snapshot, Step
-from rltop.backend.api.alarm import AlarmChange, about
+from rltop.backend.api.alarm import AlarmChange, summary_line
 from rltop.backend.exporters.forward import ForwardError
 
 COMMAND_S = 30.0
@@ -55,7 +55,7 @@ Deliver = Callable[[bytes], None]
 
 def message(run: str, change: AlarmChange) -> dict[str, Any]:
     """The payload of a hook: the ``alarm``, its change (``what``), and ``text``, a line that chat services show."""
-    text = f"rltop {run}: alarm {change.alarm.id} {change.what}: {about(change.alarm)}"
+    text = f"rltop {run}: alarm {change.alarm.id} {change.what}: {summary_line(change.alarm)}"
     return {"run": run, "what": change.what, "text": text, "alarm": msgspec.to_builtins(change.alarm)}
 
 
@@ -82,7 +82,7 @@ class Hook:
     def show(self, picture: Snapshot, fresh: list[Step]) -> None:
         """See ``forward.Sink``. Never waits."""
         del fresh
-        for change in self._notified.fresh(picture.alarms.values(), picture.time):
+        for change in self._notified.new_changes(picture.alarms.values(), picture.time):
             payload = message(picture.run, change)
             with self._wake:
                 self._waiting.append(msgspec.json.encode(payload))

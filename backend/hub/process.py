@@ -24,10 +24,11 @@ import zmq
 
 from rltop.backend.commands import audit
 from rltop.backend.hub import worker_thread as hub_core
+from rltop.backend.hub.handover import Handover
 from rltop.backend.hub.state import Effect, HubState
 from rltop.backend.hub.warmup import Warmup
 from rltop.backend.hub.worker_thread import WorkerThread
-from rltop.backend.store.writer_thread import Store
+from rltop.backend.store.store import Store
 from rltop.backend.util.clock import SteadyClock
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir, RunDirError
@@ -48,8 +49,6 @@ MAX_CONTROL_BYTES = 1 << 20
 VIEW_HWM = 64
 """Frames that may wait for one viewer (13 s); a viewer that is slower misses some and asks for a snapshot."""
 
-OUTBOX = "inproc://outbox"
-
 log = logging.getLogger("rltop.hub")
 
 
@@ -63,14 +62,14 @@ class Hub:
         clock = SteadyClock()
         self.epoch = uuid.uuid4().hex[:16]
         self.started = clock()
-        self._outbox = self._context.socket(zmq.PULL)
-        self._outbox.bind(OUTBOX)
+        self._outbox = Handover(self._context)
         store = Store(rundir.path, rundir.run, self.epoch, self.started)
         past, recalled = store.past(), store.recall()
+        store.start()
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex[:12]  # noqa: E731
         state = HubState(rundir.run, self.epoch, self.started, new_id, Warmup().ready, past, recalled)
         news: Callable[[], list[tuple[str, str, str]]] = lambda: [*store.take_news(), *clock.take_news()]  # noqa: E731
-        self._core = WorkerThread(state, clock, self._context, OUTBOX, audit.AuditFile(rundir.audit), store, news)
+        self._core = WorkerThread(state, clock, self._outbox, audit.AuditFile(rundir.audit), store, news)
         self._core.put(lambda now: _restore(state, rundir.audit, now))  # before anybody is heard
 
     def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
@@ -96,7 +95,7 @@ class Hub:
         self._query = self._socket(zmq.ROUTER, self._rundir.query, MAX_CONTROL_BYTES)
         self._view = self._socket(zmq.XPUB, self._rundir.view, MAX_CONTROL_BYTES)
         self._poller = zmq.Poller()
-        for polled in (self._outbox, self._control, self._query, self._view, self._ingest):
+        for polled in (self._outbox.bell, self._control, self._query, self._view, self._ingest):
             self._poller.register(polled, zmq.POLLIN)
         self._reading = True
 
@@ -118,7 +117,7 @@ class Hub:
 
     def _turn(self) -> None:
         ready = dict(self._poller.poll(POLL_MS))
-        if self._outbox in ready:
+        if self._outbox.bell in ready:
             self._forward()
         if self._control in ready:
             self._drain(self._control, self._take_control)
@@ -142,7 +141,8 @@ class Hub:
         self, source: zmq.Socket[bytes], take: Callable[[list[bytes]], None], more: Callable[[], bool] = lambda: True
     ) -> None:
         for _ in range(DRAIN):
-            if not more():
+            # Ask first: a receive that finds nothing releases the GIL too, and a busy core keeps it for 5 ms.
+            if not more() or not int(source.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
             try:
                 frames = source.recv_multipart(zmq.NOBLOCK)
@@ -167,11 +167,7 @@ class Hub:
             self._core.put_viewer()
 
     def _forward(self) -> None:
-        while True:
-            try:
-                where, *frames = self._outbox.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        for where, *frames in self._outbox.take():
             if where == hub_core.VIEW:
                 self._view.send_multipart(frames, zmq.NOBLOCK)  # drops for a slow viewer, never waits
             elif where == hub_core.QUERY:
@@ -193,7 +189,7 @@ class Hub:
             self._core.end()
         self._core.join(10)
         self._forward()
-        for ended in (self._outbox, self._control, self._query, self._view, self._ingest):
+        for ended in (self._outbox.bell, self._control, self._query, self._view, self._ingest):
             ended.close(500)
         self._context.term()
 

@@ -146,11 +146,11 @@ class HubState:
         if past is not None:
             self._resume(past, now)
         if recalled is not None:
-            self._effects.pace.take_up(recalled.samples)
+            self._effects.throughput.restore(recalled.samples)
             for step in recalled.steps:
-                self._steps.cells.add(step.step, step.closed, step.cells)
+                self._steps.cells.put(step.step, step.closed, step.cells)
             for number, parts in recalled.parts:
-                self._steps.history.take_up(number, parts)
+                self._steps.history.put_parts(number, parts)
             for stretch in recalled.course:
                 self._steps.course.put(stretch.last, stretch.engines)
 
@@ -263,7 +263,7 @@ class HubState:
 
     def _ask_alarm(self, client: bytes, question: api.AskAlarm, now: float) -> list[Effect]:
         try:
-            alarm, note, line = self._alarms.ask(question, now, self._last_step)
+            alarm, note, line = self._alarms.answer(question, now, self._last_step)
         except ValueError as error:
             return [Reply(client, api.Answer(question.id, error=str(error)))]
         self._event(now, note.severity, "alarm", note.text)
@@ -301,7 +301,7 @@ class HubState:
         return self._spoken([], now)
 
     def tick(self, now: float) -> list[Effect]:
-        """Time has passed: to be called several times a second."""
+        """Time has passed: to be called several times a second, and again while ``unfinished``."""
         effects = self._farewells(now)
         effects += [effect for source in self._sources for effect in self._ask_again(source, now)]
         self._steps.behind = self._sources.behind(now)
@@ -322,9 +322,14 @@ class HubState:
         self._counters["settled_early"] = self._steps.settled_early
         return self._spoken([*self._finish_probes(now), *effects], now)
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the last tick left rows that can be measured: tick again before any data."""
+        return self._steps.unfinished
+
     def watch(self, now: float) -> None:
         """Look whether something is wrong with the run: to be called with every tick, and after it."""
-        if note := self._alarms.look(self.case, now):
+        if note := self._alarms.diagnose_if_due(self.case, now):
             self._event(now, note.severity, "alarm", note.text, engine=note.engine)
 
     # --- what goes out ------------------------------------------------------------------------------------------
@@ -346,7 +351,7 @@ class HubState:
             self._alarms.take_changed(),
         )
         self._new_steps, self._events, self._measured = [], [], []
-        changed = frame.engines or frame.trainer or api.has_news(frame) or frame.counters
+        changed = frame.engines or frame.trainer or api.has_records(frame) or frame.counters
         if not (changed or frame.probes or heartbeat):
             return None
         self.snapshot.apply(frame)
@@ -367,7 +372,7 @@ class HubState:
             for n in (step.step for step in steps)
         ]  # fmt: skip
         marks = self._settling.marks(self._sources, self.snapshot.time, step_done=bool(steps))
-        return FrameAggregates(kept, self._effects.take_marks(), self._effects.pace.take_done(), marks)
+        return FrameAggregates(kept, self._effects.take_new_marks(), self._effects.throughput.take_finished(), marks)
 
     def beside_not_stored(self) -> None:
         """What was to be stored beside the frame that was made last, the disk does not take."""
@@ -389,6 +394,10 @@ class HubState:
             list(now.changes.values()),
             self._steps.course.stretches(),
         )
+
+    def waiting(self, frames: int) -> None:
+        """How many frames the disk has not taken, for the next frame to say."""
+        self._counters["unstored"] = frames
 
     def not_stored(self, frame: api.Frame, frames: int) -> None:
         """Say in ``frame``, which was made last, how many frames up to it the disk has not taken."""
@@ -426,10 +435,10 @@ class HubState:
         if isinstance(body, wire.Rollouts):
             self._index.add(body, arrays, envelope.epoch, envelope.seq)
             self._chooser.recent.add(body, arrays)
-            self._fingerprints.sampled.take(body)
+            self._fingerprints.sampled.observe(body)
         elif isinstance(body, wire.EngineState):
-            self._engines.report(envelope, body, now)
-            self._effects.report(envelope, body, now)
+            self._engines.set_state(envelope, body, now)
+            self._effects.record_state(envelope, body, now)
             for update in body.commands:
                 self._commands.apply_update(update, now)
         elif isinstance(body, wire.Sequences):
@@ -525,7 +534,7 @@ class HubState:
         self.count("unjoined_rows", sum(step.unjoined.values()))
         for engine, values in step.engines.items():
             self._engines.set_gap(engine, values["logp_abs_diff_mean"])
-        for line in self._joins.news(step):
+        for line in self._joins.notices(step):
             self._event(now, "warn", "join", line)
         if step.partial:
             what = f"{step.missing_rows} rows" if step.missing_rows else "ranks or rows"
@@ -542,9 +551,9 @@ class HubState:
         if source.is_trainer:
             if any(counts.dropped for counts in health.counts.values()):
                 self._holes.lost()
-            self._trainer.record(source.name, health, now)
+            self._trainer.set_counters(source.name, health, now)
         else:
-            self._engines.record(source.name, health, now)
+            self._engines.set_counters(source.name, health, now)
 
     def _farewells(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -583,7 +592,7 @@ class HubState:
         if self._fingerprints.due(now):
             engines = self._engines.facts(self._fingerprints.sampled.facts)
             marks, news = self._fingerprints.compare(engines, self._trainer.stated, now)
-            self._engines.mark(marks)
+            self._engines.set_differences(marks)
             for one in news:
                 self._event(now, one.severity, "facts", one.text)
 

@@ -1,9 +1,9 @@
 """The hub's second thread: feeds the pure core from two lanes and hands out what it says.
 
-Control and questions have a lane of their own and go first, so a big step delays a command by one data message at
-most. The data lane is bounded by bytes: when it is full the I/O thread stops reading, ZeroMQ's own bound fills, and
-the collectors drop and count. The urgent lane is bounded by number: what floods it is dropped and counted, and its
-senders say again what matters.
+Control and questions have a lane of their own and go first. A step whose rollouts came late is measured in parts, with
+that lane in between. So a big step delays a command by about one data message. The data lane is bounded by bytes: when
+it is full the I/O thread stops reading, ZeroMQ's own bound fills, and the collectors drop and count. The urgent lane is
+bounded by number: what floods it is dropped and counted, and its senders say again what matters.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-import zmq
-
 from rltop.backend import api
 from rltop.backend.commands.audit import AuditFile
+from rltop.backend.hub.handover import Handover
 from rltop.backend.hub.state import AnswerFromStore, Audit, Effect, HubState, Reply, SendControl, Stop
 from rltop.backend.store.lookup import StoreLookup as Recalls
-from rltop.backend.store.writer_thread import Store
+from rltop.backend.store.store import Store
 from rltop.collectors.contract import wire
-from rltop.collectors.transport.error_boundary import Guard
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 
 DATA_LANE_BYTES = 256 << 20
 _MESSAGE_BYTES = 500  # rough cost of a message's objects beside its frames
@@ -45,10 +44,9 @@ class WorkerThread(threading.Thread):
     Args:
         state: the core; touched by this thread alone once started.
         clock: wall clock that never steps back, seconds.
-        context: of the hub; ``outbox`` is an inproc address whose PULL end the I/O thread reads.
         outbox: where frames and messages go, as ``[socket, *frames]``.
         audit: where lines of the audit log go, before anything that they are about.
-        store: keeps the frames before they are sent; None to keep nothing.
+        store: started; keeps the frames before they are sent. None to keep nothing.
         news: asked at every tick for what the shell has to tell, as severity, kind and text.
 
     Attributes:
@@ -59,8 +57,7 @@ class WorkerThread(threading.Thread):
         self,
         state: HubState,
         clock: Callable[[], float],
-        context: zmq.Context[zmq.Socket[bytes]],
-        outbox: str,
+        outbox: Handover,
         audit: AuditFile,
         store: Store | None = None,
         news: Callable[[], list[tuple[str, str, str]]] = list,
@@ -68,8 +65,7 @@ class WorkerThread(threading.Thread):
         super().__init__(name="rltop-core", daemon=True)
         self._state = state
         self._clock = clock
-        self._context = context
-        self._address = outbox
+        self._outbox = outbox
         self._audit = audit
         self._store = store
         self._recalls = None if store is None else Recalls(store.path, self._recalled)
@@ -81,7 +77,7 @@ class WorkerThread(threading.Thread):
         self._ended = False
         self._frame_wanted = False
         self._shed = 0
-        self._guard = Guard(max_faults=None)
+        self._guard = ErrorBoundary(max_faults=None)
         self.failed = True  # until it has ended as told
 
     # --- from the I/O thread ------------------------------------------------------------------------------------
@@ -141,11 +137,7 @@ class WorkerThread(threading.Thread):
 
     def run(self) -> None:
         """See ``threading.Thread``."""
-        self._outbox = self._context.socket(zmq.PUSH)
-        self._outbox.linger = 0
-        self._outbox.connect(self._address)
-        if self._store is not None:
-            self._store.start()
+        self._outbox.begin()
         try:
             self._turn()
         finally:
@@ -153,8 +145,8 @@ class WorkerThread(threading.Thread):
                 self._recalls.end()
             if self._store is not None:
                 self._store.end()
-            self._outbox.send_multipart([STOP])
-            self._outbox.close(1000)
+            self._outbox.put(STOP)
+            self._outbox.end()
 
     def _turn(self) -> None:
         next_tick = next_beat = 0.0
@@ -163,7 +155,7 @@ class WorkerThread(threading.Thread):
             if now >= next_tick or self._frame_wanted:
                 for news in self._news():
                     self._state.note(now, *news)
-                self._perform(self._guard.run("tick", self._state.tick, now) or [])
+                self._tick()
                 self._guard.run("diagnosis", self._state.watch, now)
                 if self._publish(now, heartbeat=now >= next_beat or self._frame_wanted):
                     next_beat, self._frame_wanted = now + HEARTBEAT_S, False
@@ -173,21 +165,30 @@ class WorkerThread(threading.Thread):
             if call is not None:
                 effects = self._guard.run("urgent", call, self._clock())
                 self._perform(effects or [])
+            elif self._state.unfinished:
+                self._tick()
             elif frames is not None:
                 self._perform(self._guard.run("data", self._state.data, frames, self._clock()) or [])
             elif self._ended:
-                self._perform(self._guard.run("tick", self._state.tick, self._clock()) or [])
+                while self._tick():
+                    pass
                 self._publish(self._clock(), heartbeat=True)
                 self.failed = False
                 return
 
+    def _tick(self) -> bool:
+        """Let the state tick; True if it left something unfinished."""
+        self._perform(self._guard.run("tick", self._state.tick, self._clock()) or [])
+        return self._state.unfinished
+
     def _next(self, timeout: float) -> tuple[Call | None, list[bytes] | None]:
+        """Return the next call or data message; no data while a step is half measured, since none may overtake it."""
         with self._wake:
-            if not (self._urgent or self._data or self._ended):
+            if not (self._urgent or self._data or self._ended or self._state.unfinished):
                 self._wake.wait(max(timeout, 0.0))
             if self._urgent:
                 return self._urgent.popleft(), None
-            if self._data and not self._ended:
+            if self._data and not self._state.unfinished and not self._ended:
                 frames = self._data.popleft()
                 self._data_bytes -= _cost(frames)
                 return None, frames
@@ -196,6 +197,8 @@ class WorkerThread(threading.Thread):
     def _publish(self, now: float, *, heartbeat: bool) -> bool:
         for name, total in (("faults", sum(self._guard.faults.values())), ("shed", self._shed)):
             self._state.count(name, total - self._state.snapshot.counters.get(name, 0))
+        if self._store is not None:
+            self._state.waiting(self._store.unstored)
         if self._store is None or self._store.is_settled:
             self._perform(self._state.stored())
         frame = self._state.frame(now, heartbeat=heartbeat)
@@ -205,9 +208,10 @@ class WorkerThread(threading.Thread):
         if self._store is not None:
             if not self._store.put(frame, beside):
                 self._state.beside_not_stored()
-            if api.has_news(frame):  # what a viewer has seen of these survives a kill
+            behind = self._state.snapshot.counters.get("unstored")
+            if api.has_records(frame) or behind:  # records that a viewer has seen survive a kill
                 self._state.not_stored(frame, self._store.settle())
-        self._outbox.send_multipart([VIEW, api.encode(frame)])
+        self._outbox.put(VIEW, api.encode(frame))
         return True
 
     def _perform(self, effects: list[Effect]) -> None:
@@ -217,13 +221,13 @@ class WorkerThread(threading.Thread):
             self._state.audit_written(trouble, len(self._audit.waiting), self._clock())
         for effect in effects:
             if isinstance(effect, SendControl):
-                self._outbox.send_multipart([CONTROL, effect.to.encode(), wire.encode(effect.message)])
+                self._outbox.put(CONTROL, effect.to.encode(), wire.encode(effect.message))
             elif isinstance(effect, Reply):
-                self._outbox.send_multipart([QUERY, effect.to, api.encode(effect.answer)])
+                self._outbox.put(QUERY, effect.to, api.encode(effect.answer))
             elif isinstance(effect, AnswerFromStore):
                 self._recall(effect)
             elif isinstance(effect, Stop):
-                self._outbox.send_multipart([STOP])
+                self._outbox.put(STOP)
 
     def _recall(self, effect: AnswerFromStore) -> None:
         if self._recalls is None:

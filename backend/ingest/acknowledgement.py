@@ -78,7 +78,7 @@ class Acknowledgements:
     def _mark(self, source: Source) -> ReceivedMark:
         last = source.next_seq - 1
         if not source.is_trainer:
-            return ReceivedMark(source.epoch, *self._needed.marks(source.name, source.epoch, last))
+            return ReceivedMark(source.epoch, *self._needed.watermarks(source.name, source.epoch, last))
         life, places = self._of_steps.get(source.name, ("", _NO_PLACES))
         if life != source.epoch:
             places = _NO_PLACES

@@ -151,18 +151,42 @@ def _with_trainer(body: wire.ProbeReport, trainer: Mapping[str, str] | None) -> 
         if any(part is None or part.partition(":")[0] != digests[0].dtype for part in parts):
             continue  # another name or another dtype in the trainer
         compared += 1
-        wanted = sum(int(str(part).partition(":")[2], 16) for part in parts) % _FULL
-        # Replicated on every rank, or sharded by rows; column shards can't be added up from checksums.
-        here = [int(one.rows, 16) for one in digests]
-        if wanted not in {here[0] if len(set(here)) == 1 else -1, sum(here) % _FULL}:
-            if len(here) > 1:
-                compared -= 1
-                continue
+        here = _sums(digests)
+        if _sum(str(part).split(":")[1] for part in parts) in here.rows:
+            continue
+        columns = str(parts[0]).split(":")[2:]
+        known = len(parts) == 1 and columns and digests[0].columns
+        if known and _sum(columns) == here.columns:
+            continue
+        if len(digests) > 1 and not known:
+            compared -= 1  # cut by columns, or a fused tensor of which ranks share a part
+        else:
             differ.append(name)
     if not compared:
         return DigestMatch(0, [], "none of the trainer's digests matches a weight of this engine by name and dtype")
     text = f"{compared - len(differ)} of {compared} weights match the trainer's of this version"
     return DigestMatch(compared, differ, text + (f"; different: {some(differ)}" if differ else ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What the checksums of a tensor's ranks add up to; ``rows`` also has that of one rank where all are alike."""
+
+    rows: frozenset[int]
+    columns: int
+
+
+def _sums(digests: list[wire.Digest]) -> Sums:
+    """Of the ranks: replicas, cut by rows, or cut by columns."""
+    rows = {one.rows for one in digests}
+    replicated = {_sum(rows)} if len(rows) == 1 else set()
+    return Sums(
+        frozenset({_sum(one.rows for one in digests), *replicated}), _sum(one.columns or "0" for one in digests)
+    )
+
+
+def _sum(hexes: Iterable[str]) -> int:
+    return sum(int(one, 16) for one in hexes) % _FULL
 
 
 def _parts(name: str, fused: Mapping[str, list[str]]) -> list[str]:
@@ -292,8 +316,8 @@ def _counts(
                 "weights changed by updates", float(change.changed), n=count, of="weights", engine=engine
             )
         if match.compared:
-            name, count = "weights that differ from the trainer's", float(len(match.differ))
-            yield ProbeEvidence(name, count, n=match.compared, of="weights", engine=engine)
+            name = "weights that differ from the trainer's"
+            yield ProbeEvidence(name, float(len(match.differ)), n=match.compared, of="weights", engine=engine)
 
 
 def _costs(reports: Mapping[str, Report]) -> Iterable[ProbeEvidence]:

@@ -49,7 +49,7 @@ def config_diff(picture: api.Snapshot, engines: Sequence[str]) -> ProbeFinding:
             "agree", f"{compared} facts that at least two sides state are equal.", [], evidence, None, notes
         )
     notes = [
-        f"{one.fact}: {one.engine} has {one.value}, {one.says}{facts.because(one.fact)}." for one in mismatches
+        f"{one.fact}: {one.engine} has {one.value}, {one.explanation}{facts.because(one.fact)}." for one in mismatches
     ] + notes
     text = f"{len(names)} of {compared} facts differ: {facts.some(names)}."
     return ProbeFinding("differ", text, sorted({one.engine for one in mismatches}), evidence, None, notes)

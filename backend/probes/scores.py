@@ -119,8 +119,9 @@ def judge_rescore(
 def _rescore_difference(score: Scored, scored: ScoringInput) -> Floats:
     """Prefill minus rollout logprob of the completion tokens that have both, finite."""
     values = _completion(score, scored)
-    difference = values - scored.recorded[: values.size].astype(np.float64)
-    return difference[np.isfinite(difference)]
+    difference: Floats = values - scored.recorded[: values.size].astype(np.float64)
+    finite: Floats = difference[np.isfinite(difference)]
+    return finite
 
 
 # --- cache-salt ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend import api
-from rltop.backend.api.alarm import about, standing
+from rltop.backend.api.alarm import status_text, summary_line
 from rltop.backend.api.verdict import Cause, Finding, Verdict
 from rltop.backend.commands.messages import title as change_title
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TESTS
@@ -100,7 +100,7 @@ def _alarms(picture: api.Snapshot) -> list[Block]:
         return [Paragraph("None was raised.")]
     rows = [
         (
-            alarm.id, _at(alarm.raised), str(alarm.raised_step), about(alarm), standing(alarm, picture.time),
+            alarm.id, _at(alarm.raised), str(alarm.raised_step), summary_line(alarm), status_text(alarm, picture.time),
             "" if alarm.acknowledged_at is None else _at(alarm.acknowledged_at),
         )
         for alarm in picture.alarms.values()
@@ -188,14 +188,16 @@ def _changes(picture: api.Snapshot) -> list[Block]:
 
 def _updates(picture: api.Snapshot) -> list[Block]:
     steps = [step for step in picture.steps.values() if step.policy_version is not None]
-    rows = [("trainer", f"{picture.trainer.health}, policy version {_or_dash(picture.trainer.policy_version)}")]
+    version = _or_dash(picture.trainer.policy_version)
+    rows = [("trainer", f"{api.health_text(picture.trainer.health)}, policy version {version}")]
     if steps:
         first, last = min(steps, key=lambda s: s.step), max(steps, key=lambda s: s.step)
         text = f"{_or_dash(first.policy_version)} at step {first.step}, {_or_dash(last.policy_version)} at {last.step}"
         rows.append(("policy version", text))
     for engine in picture.engines.values():
-        state = f"{engine.health}, version {_or_dash(engine.policy_version)} ({engine.version_source}), "
-        rows.append((engine.id, f"{state}{_or_dash(engine.lag)} behind the trainer"))
+        version = f"version {_or_dash(engine.policy_version)} ({engine.version_source})"
+        lag = f"{_or_dash(engine.lag)} behind the trainer"
+        rows.append((engine.id, f"{api.health_text(engine.health)}, {version}, {lag}"))
     return [Bullets(rows)]
 
 

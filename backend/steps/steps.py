@@ -39,6 +39,11 @@ after that time they say after those rollouts: as long as a live one has not spo
 RESENT_S = 30.0
 """The longest that it waits for them, also for those that are being sent again."""
 
+PART_TOKENS = 1 << 16
+ROW_TOKENS = 400
+"""The tokens measured in one tick, about two messages, so that a hub answers commands in between; and how many tokens a
+row costs as much as."""
+
 MAX_OPEN = 64
 MAX_OPEN_RESENT = 2048
 MAX_WAITING_BYTES = 1 << 30
@@ -90,8 +95,8 @@ class Assembly:
         for place, cell in measure_cells(batch).items():
             self.cells[place] = self.cells[place] + cell if place in self.cells else cell
         if batch.body.update == 0:
-            self.joined.add(batch)
-            self.samples.add(batch)
+            self.joined.count(batch)
+            self.samples.add_batch(batch)
         self.taking.add(batch)
 
     @property
@@ -126,7 +131,7 @@ class Assembly:
             joins=dict(self.joined.ways),
             reused=self.joined.reused,
             unused=dict(unused),
-            copies=self.joined.of_copies(),
+            copies=self.joined.copies_by_engine(),
             missing_rows=self.missing_rows,
             lost=dict(self.lost),
         )
@@ -143,7 +148,7 @@ class Steps:
         late_rows: rows that came after their step was measured. settled_early: batches that waited for rollouts until
             there was no room. cells, history, course: of the steps that are done, for effects, attribution and a
             diagnosis. taken: what the steps that are done were made from, until somebody takes it. behind: what was
-            sent before is still being sent again.
+            sent before is still being sent again. unfinished: the last tick left rows that can be measured by now.
     """
 
     def __init__(
@@ -167,6 +172,8 @@ class Steps:
         self._lives: dict[int, str] = {}  # of every rank
         self.taken: dict[int, StepProvenance] = {}
         self.behind = False
+        self.unfinished = False
+        self._left = 0  # tokens of this tick's part
         self._unseen = False  # rows wait that nobody looked at yet: those that come later must not overtake them
 
     @property
@@ -206,9 +213,9 @@ class Steps:
             batch.first = assembly.rows[body.rank]
             assembly.rows[body.rank] += batch.rows
         if body.update and not self.behind:  # gives clip rates only: not worth waiting for
-            batch.join(self._index, surely=False)
+            batch.join(self._index, strict=False)
             assembly.absorb(batch)
-        elif self._sees() and not self._unseen and batch.join(self._index, surely=True):
+        elif self._sees() and not self._unseen and batch.join(self._index, strict=True):
             assembly.absorb(batch)
         else:
             self._unseen |= not self._sees()
@@ -241,12 +248,21 @@ class Steps:
             assembly.close(now, partial=True)
 
     def tick(self, now: float, heard: float | None = None) -> list[api.Step]:
-        """Join what can be joined by now; the steps that are done. ``heard``: until when every live engine was."""
+        """Join a part of what can be joined by now; the steps that are done.
+
+        ``heard``: until when every live engine was.
+        """
         settled, self._settled = self._settled, []
-        self._unseen &= not self._sees()
-        heard = now if heard is None else heard
-        advanced = [self._advance(assembly, now, heard) for assembly in list(self._open.values())]
-        return settled + [step for step in advanced if step is not None]
+        seen, heard = self._sees(), now if heard is None else heard
+        self.unfinished, self._left = False, PART_TOKENS
+        for assembly in list(self._open.values()):
+            if (done := self._advance(assembly, now, heard)) is not None:
+                settled.append(done)
+            if self._left <= 0:
+                self.unfinished = True
+                break
+        self._unseen &= self.unfinished or not seen
+        return settled
 
     def _sees(self) -> bool:
         """Whether rows are looked at when they come."""
@@ -277,8 +293,8 @@ class Steps:
             return None
         waiting = []
         for batch in assembly.waiting:
-            if batch.join(self._index, surely=True):
-                assembly.absorb(batch)
+            if self._left > 0 and batch.join(self._index, strict=True):
+                self._absorb(assembly, batch)
             else:
                 waiting.append(batch)
         assembly.waiting = waiting
@@ -286,12 +302,18 @@ class Steps:
             return None
         if waiting and heard < assembly.closed + GRACE_S and now < assembly.closed + RESENT_S:
             return None
-        return self._finish(assembly, now)
+        while assembly.waiting and self._left > 0:
+            self._settle(assembly, assembly.waiting.pop(0))
+        return None if assembly.waiting else self._finish(assembly, now)
+
+    def _absorb(self, assembly: Assembly, batch: Batch) -> None:
+        assembly.absorb(batch)
+        self._left -= batch.tokens + ROW_TOKENS * batch.rows
 
     def _settle(self, assembly: Assembly, batch: Batch) -> None:
         """Take the nearest rollouts there are for what no sure one came for."""
-        batch.join(self._index, surely=False)
-        assembly.absorb(batch)
+        batch.join(self._index, strict=False)
+        self._absorb(assembly, batch)
 
     def _finish(self, assembly: Assembly, now: float) -> api.Step:
         for batch in assembly.waiting:
@@ -310,11 +332,11 @@ class Steps:
         self._scalars[done.step] = done.trainer
         while len(self._scalars) > metrics.TRAILING:
             del self._scalars[min(self._scalars)]
-        self.cells.add(done.step, done.closed, assembly.cells)
-        self.history.add(done.step, assembly.parts)
+        self.cells.put(done.step, done.closed, assembly.cells)
+        self.history.put(done.step, assembly.parts)
         self.samples.put(done.step, assembly.samples)
         self.shapes.put(done.step, assembly.parts)
-        found = {e: own for e, own in assembly.evidence.items() if own.told}
+        found = {e: own for e, own in assembly.evidence.items() if not own.is_empty}
         self.course.put(done.step, {e: evidence.with_lags(own, assembly.parts[e].strata) for e, own in found.items()})
         return done
 

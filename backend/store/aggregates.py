@@ -34,7 +34,7 @@ from rltop.backend.store.step_details import StepDetails
 from rltop.backend.summary import Regression
 from rltop.backend.summary.dimensions import STRATA
 from rltop.backend.summary.groups import Groups
-from rltop.backend.summary.kernel import FIGURES, MOMENTS, Floats
+from rltop.backend.summary.kernel import FIGURE, MOMENT
 from rltop.backend.summary.strata import Packed
 
 EFFECT_STEPS = epoch_sums.STEPS
@@ -79,7 +79,7 @@ NOTHING = FrameAggregates()
 
 
 def rows_beside(beside: FrameAggregates) -> Iterator[tuple[str, Row]]:
-    """Table and row, without the frame."""
+    """Table and row, without the frame; blobs are not packed yet."""
     for kept in beside.steps:
         yield from (("sample", row_mapping.sample_row(sample)) for sample in step_details.sample_rows(kept))
         yield from (("shape", row) for row in step_details.shape_rows(kept))
@@ -99,19 +99,18 @@ def rows_beside(beside: FrameAggregates) -> Iterator[tuple[str, Row]]:
 def cell_rows(step: int, found: Mapping[EpochKey, Cell]) -> Iterator[Row]:
     """Rows of ``cell``."""
     for place, cell in found.items():
-        yield {"step": step, **place._asdict(), "sums": _packed(cell)}
+        yield {"step": step, **place._asdict(), "sums": cell.tobytes()}
 
 
 def part_rows(step: int, found: Mapping[str, EngineSums]) -> Iterator[Row]:
     """Rows of ``strata``."""
     for engine, part in found.items():
         body = _PartBody(
-            STRATA, _of_strata(part.strata), _of_strata(part.matched), part.line.sequences,
-            [part.line.sums.tobytes(), part.line.products.tobytes()],
+            STRATA, _of_strata(part.strata), _of_strata(part.matched), part.lag_regression.sequences,
+            [part.lag_regression.sums.tobytes(), part.lag_regression.products.tobytes()],
             [part.groups.keys.tobytes(), part.groups.moments.tobytes(), part.groups.rewards.tobytes()],
         )  # fmt: skip
-        packed = zlib.compress(msgspec.msgpack.encode(body), 1)
-        yield {"step": step, "engine": engine, "old": int(part.old), "body": packed}
+        yield {"step": step, "engine": engine, "old": int(part.old), "body": msgspec.msgpack.encode(body)}
 
 
 def mark_row(key: str, mark: SwitchMark) -> Row:
@@ -141,10 +140,6 @@ def _of_strata(part: Packed) -> list[bytes]:
     return [part.rows.tobytes(), part.moments.tobytes(), part.others.tobytes()]
 
 
-def _packed(array: Floats) -> bytes:
-    return zlib.compress(array.tobytes(), 1)
-
-
 # --- and back ---------------------------------------------------------------------------------------------------------
 
 
@@ -160,13 +155,13 @@ def _part(old: int, packed: bytes) -> EngineSums | None:
         bool(old),
         Regression(body.sequences, sums, products.reshape(sums.size, sums.size)),
         Groups(
-            _array(keys, "<u8"), _array(moments).reshape(-1, FIGURES, MOMENTS), _array(rewards).reshape(-1, 3),
+            _array(keys, "<u8"), _array(moments).reshape(-1, len(FIGURE), len(MOMENT)), _array(rewards).reshape(-1, 3),
         ),
     )  # fmt: skip
 
 
 def _strata(raw: Sequence[bytes]) -> Packed:
-    return Packed(_array(raw[0], "<u2"), _array(raw[1]).reshape(-1, FIGURES, MOMENTS), _array(raw[2]))
+    return Packed(_array(raw[0], "<u2"), _array(raw[1]).reshape(-1, len(FIGURE), len(MOMENT)), _array(raw[2]))
 
 
 def _array(raw: bytes, kind: str = "<f8") -> NDArray[Any]:
@@ -256,7 +251,7 @@ def effect(reader: Reader, question: api.AskEffect, shown: api.Snapshot) -> api.
     lives = {place.engine: place.life for step in steps for place in step.cells}
     lives |= {engine: own[-1].life for engine, own in speeds.items()}
     present = {e: (lives[e], engine.flag_epoch) for e, engine in shown.engines.items() if e in lives}
-    return known.answered(question, chosen, steps, speeds, present)
+    return known.answer_for(question, chosen, steps, speeds, present)
 
 
 _LOOK_BACK_S = 5.0 * LEAST_SAMPLES

@@ -53,7 +53,7 @@ def taken_row(step: int, taken: StepProvenance) -> Row:
         seqs, places = np.array(found, np.int64).T
         rollouts.append(_Places(engine, life, update, seqs.astype("<i8").tobytes(), places.astype("<i4").tobytes()))
     body = msgspec.msgpack.encode(_ProvenanceBody(dict(taken.lives), rollouts))
-    return {"step": step, "body": zlib.compress(body, 1)}
+    return {"step": step, "body": body}
 
 
 def resume(reader: Reader) -> Resumed:

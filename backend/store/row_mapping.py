@@ -114,7 +114,7 @@ def engine_row(engine: api.Engine, facts: int) -> Row:
 
 
 class SampleRow(msgspec.Struct, frozen=True):
-    """A sequence or a token that is kept of a step; fields are the columns of ``sample``, ``body`` packed or not."""
+    """A sequence or a token that is kept of a step; fields are the columns of ``sample``, ``body`` not packed."""
 
     step: int
     kind: str
@@ -124,18 +124,12 @@ class SampleRow(msgspec.Struct, frozen=True):
     body: bytes
 
 
-PACK_BYTES = 1024
-"""Bodies from this size on are packed: ids and versions repeat themselves, logprobs hardly."""
-
 _ZLIB = b"\x78"  # no msgpack map begins with it
 
 
 def sample_row(sample: SampleRow) -> Row:
     """A row of ``sample``."""
-    row: Row = msgspec.structs.asdict(sample)
-    if len(sample.body) >= PACK_BYTES:
-        row["body"] = zlib.compress(sample.body, 1)
-    return row
+    return msgspec.structs.asdict(sample)
 
 
 def sample_body(body: bytes) -> Row:

@@ -32,11 +32,12 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class StoreColumn:
-    """One column: its SQLite type, and what it means."""
+    """One column: its SQLite type, and what it means; ``packed``: blobs from this size on are written with zlib."""
 
     name: str
     type: str
     doc: str
+    packed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,10 @@ TABLES: tuple[StoreTable, ...] = (
             StoreColumn("tokens", "INTEGER NOT NULL", "trained tokens of the sequence"),
             StoreColumn("value", "REAL", "what made it one of the worst, nats"),
             StoreColumn(
-                "body", "BLOB NOT NULL", "msgpack map, with token ids and logprobs; zlib where it begins with 0x78"
+                "body",
+                "BLOB NOT NULL",
+                "msgpack map, with token ids and logprobs; zlib where it begins with 0x78",
+                packed=1024,  # ids and versions repeat themselves, logprobs hardly
             ),
         ),
         indexes=("(kind, step, value)", "(frame)"),
@@ -250,9 +254,12 @@ TABLES: tuple[StoreTable, ...] = (
             StoreColumn("engine", "TEXT NOT NULL", "engine id; empty where not known"),
             StoreColumn("tokens", "INTEGER NOT NULL", "trained tokens"),
             StoreColumn("invalid", "INTEGER NOT NULL", "of those, without a finite d"),
-            StoreColumn("bins", "BLOB NOT NULL", "zlib: int64 counts of d, `mismatch.EDGES`"),
+            StoreColumn("bins", "BLOB NOT NULL", "zlib: int64 counts of d, `mismatch.EDGES`", packed=0),
             StoreColumn(
-                "sums", "BLOB NOT NULL", "zlib: float64 [strata, 8], `mismatch.Shape.sums`; [strata, 4] of old"
+                "sums",
+                "BLOB NOT NULL",
+                "zlib: float64 [strata, 8], `mismatch.Shape.sums`; [strata, 4] of old",
+                packed=0,
             ),
         ),
         indexes=("(step, id)", "(frame)"),
@@ -266,7 +273,7 @@ TABLES: tuple[StoreTable, ...] = (
             _FRAME,
             StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
             StoreColumn("engine", "TEXT NOT NULL", "engine id; empty where not known"),
-            StoreColumn("body", "BLOB NOT NULL", "zlib: float32, `rltop.backend.evidence.evidence.Evidence`"),
+            StoreColumn("body", "BLOB NOT NULL", "zlib: float32, `rltop.backend.evidence.evidence.Evidence`", packed=0),
         ),
         indexes=("(step, id)", "(frame)"),
         kept="the newest 200,000",
@@ -285,6 +292,7 @@ TABLES: tuple[StoreTable, ...] = (
                 "body",
                 "BLOB NOT NULL",
                 "zlib: msgpack, `history/sums.py`; strata in the order of `dimensions`",
+                packed=0,
             ),
         ),
         indexes=("(frame)",),
@@ -300,7 +308,7 @@ TABLES: tuple[StoreTable, ...] = (
             StoreColumn("engine", "TEXT NOT NULL", "engine id"),
             StoreColumn("life", "TEXT NOT NULL", "of the engine's process, whose flag epochs start at 0"),
             StoreColumn("epoch", "INTEGER NOT NULL", "flag epoch in which the tokens were sampled"),
-            StoreColumn("sums", "BLOB NOT NULL", "zlib: float64 [figures, 6], `cells.FIGURES`"),
+            StoreColumn("sums", "BLOB NOT NULL", "zlib: float64 [figures, 6], `cells.FIGURES`", packed=0),
         ),
         indexes=("(frame, step)",),
         kept="the newest 200,000",
@@ -378,7 +386,7 @@ TABLES: tuple[StoreTable, ...] = (
             _ID,
             _FRAME,
             StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
-            StoreColumn("body", "BLOB NOT NULL", "zlib: msgpack, `history/resume.py`"),
+            StoreColumn("body", "BLOB NOT NULL", "zlib: msgpack, `history/resume.py`", packed=0),
         ),
         indexes=("(frame)",),
         kept="the newest 1,000",

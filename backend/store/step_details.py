@@ -55,7 +55,7 @@ def sample_rows(kept: StepDetails) -> Iterator[SampleRow]:
     for kind in KINDS:
         seen: set[tuple[int, ...]] = set()
         for engine in (None, *samples.engines):
-            sequences, tokens = samples.of(kind, engine)
+            sequences, tokens = samples.select(kind, engine)
             for sequence in sequences:
                 if (row := (sequence.rank, sequence.number)) not in seen:
                     seen.add(row)
@@ -86,15 +86,15 @@ def shape_rows(kept: StepDetails) -> Iterator[Row]:
             "engine": engine,
             "tokens": shape.tokens,
             "invalid": shape.invalid,
-            "bins": zlib.compress(shape.bins.astype("<i8").tobytes(), 1),
-            "sums": zlib.compress(shape.sums.astype("<f8").tobytes(), 1),
+            "bins": shape.bins.astype("<i8").tobytes(),
+            "sums": shape.sums.astype("<f8").tobytes(),
         }
 
 
 def evidence_rows(kept: StepDetails) -> Iterator[Row]:
     """Rows of ``evidence``."""
     for engine, evidence in kept.evidence.items():
-        yield {"step": kept.step, "engine": engine, "body": zlib.compress(evidence.to_bytes(), 1)}
+        yield {"step": kept.step, "engine": engine, "body": evidence.to_bytes()}
 
 
 def course(reader: Reader, until: int | None = None) -> EvidenceSeries:

@@ -1,4 +1,4 @@
-"""Writes frames into a run's store, a transaction per call. One thread; blocks on the disk.
+"""Writes frames into a run's store, a transaction per call. Blocks on the disk: for the writer's process.
 
 What viewers were sent is what is stored, whole: steps, events, changes, alarms. Engines' figures are stored at a
 bounded rate, and the trainer's counts and the hub's counters once a second.
@@ -7,8 +7,10 @@ bounded rate, and the trainer's counts and the hub's counters once a second.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import chain, repeat
@@ -30,6 +32,8 @@ CHECKPOINT_PAGES = 2000
 
 TIDY_S = 0.05
 """How long thinning may keep a frame waiting: a fifth of what frames wait for their commit at most."""
+
+_PACKED = {table.name: [c for c in table.columns if c.packed is not None] for table in schema.TABLES}
 
 BUSY_S = 2.0
 """How long a write waits for another program that locked the file."""
@@ -103,6 +107,12 @@ class Writer:
         (number,) = self._connection.execute(f"SELECT max(id) FROM {table}").fetchone()
         return number or 0
 
+    def stored_until(self) -> float:
+        """Time of the newest frame that this hub's life has stored: what is not newer is there already."""
+        query = "SELECT time FROM frame WHERE id = ? AND life = ?"
+        found = self._connection.execute(query, (self._frame, self._life)).fetchone()
+        return found[0] if found else float("-inf")
+
     @property
     def moved(self) -> bool:
         """Whether the file is no longer the one at ``path``: what is written now, nobody will find."""
@@ -116,7 +126,8 @@ class Writer:
 
         Args:
             frames: as viewers get them.
-            beside: of each of the frames, table and row without the frame; fewer than frames: none of the last.
+            beside: of each of the frames, table and row without the frame, blobs not packed; fewer than frames: none of
+                the last.
 
         Raises:
             sqlite3.Error: nothing of it was stored; open the store anew before writing again.
@@ -126,7 +137,7 @@ class Writer:
             for frame, others in zip(frames, chain(beside, repeat(())), strict=False):
                 self._add(frame)
                 for table, row in others:
-                    self._insert(table, row | {"frame": self._frame})
+                    self._insert(table, _packed(table, row) | {"frame": self._frame})
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
@@ -165,7 +176,7 @@ class Writer:
         self._counters.update(frame.counters)
         self._trainer = frame.trainer or self._trainer
         due = self._due(frame.time)
-        news = api.has_news(frame) or due
+        news = api.has_records(frame) or due
         if not news and (not (self._trainer or frame.counters) or frame.time - self._counts_stored < COUNTS_PERIOD_S):
             return
         number = self._new_frame(frame.time)
@@ -249,3 +260,21 @@ class Writer:
         number = self._connection.execute(self._sql[key], tuple(row.values())).lastrowid
         assert number is not None
         return number
+
+
+def _packed(table: str, row: row_mapping.Row) -> row_mapping.Row:
+    return row | {
+        column.name: zlib.compress(row[column.name], 1)
+        for column in _PACKED[table]
+        if len(row[column.name]) >= (column.packed or 0)
+    }
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Give the file another name, with its log. Returns where it is now."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    aside = path.with_name(f"{path.stem}-{why}-{stamp}{path.suffix}")
+    for end in ("-wal", "-shm", ""):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(f"{path}{end}", f"{aside}{end}")  # noqa: PTH105 - names with ends, not paths
+    return aside

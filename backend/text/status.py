@@ -165,7 +165,7 @@ def as_text(snapshot: api.Snapshot) -> str:
     """The snapshot as text: engines, last steps, timers, mismatched facts, join, commands and events."""
     trainer = snapshot.trainer
     blocks = [
-        f"run {snapshot.run}: trainer {trainer.health}, step {_whole(trainer.step)}, "
+        f"run {snapshot.run}: trainer {api.health_text(trainer.health)}, step {_whole(trainer.step)}, "
         f"policy version {_whole(trainer.policy_version)}",
         "engines\n" + _table(_ENGINE_HEADS, [_engine_row(e) for _, e in sorted(snapshot.engines.items())]),
         "steps\n"
@@ -218,7 +218,7 @@ _STEP_HEADS = (
 
 def _engine_row(engine: api.Engine) -> tuple[str, ...]:
     flags = " ".join(f"{name}={_flag_text(flag)}" for name, flag in engine.flags.items())
-    health = engine.health
+    health = api.health_text(engine.health)
     if health == "live" and (engine.paused or engine.update_open):
         health = "updating" if engine.update_open else "paused"
     return (

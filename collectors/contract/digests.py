@@ -5,11 +5,14 @@ signed integer (-0.0 as 0), ``mix`` a bijection of 64-bit integers with mix(0) =
 all mod 2**64:
 
     r_i   = mix(sum_j mix(v_ij) m_j)
-    rows  = sum_i r_i            # of tensors concatenated along their first axis, the sum; rows of zeros add nothing
-    whole = sum_i r_i m_i        # depends on the order of rows too
+    c_j = mix(sum_i mix(v_ij) m_i)
+    rows    = sum_i r_i          # of tensors concatenated along their first axis, the sum; rows of zeros add nothing
+    columns = sum_j c_j          # the same along the last axis
+    whole   = sum_i r_i m_i      # depends on the order of rows too
 
 ``whole`` compares replicas. ``rows`` compares with a trainer whose q, k and v are three tensors where the engine has
-one, and whose vocabulary is not padded. Integers are summed, so devices and chunks do not matter. This finds accidents;
+one, whose vocabulary is not padded, and whose tensors the engine's ranks cut by rows; ``columns`` where they cut them
+by columns. Integers are summed, so devices and chunks do not matter. This finds accidents;
 it is no cryptographic hash.
 """
 
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,31 +39,43 @@ Bits = Any
 
 @dataclass
 class Checksum:
-    """Both checksums of one tensor, from its rows or its columns in any chunks. Not both ways at once."""
+    """All checksums of one tensor, from its rows or its columns in any chunks. Not both ways at once."""
 
     rows: int = 0
+    columns: int = 0
     whole: int = 0
-    _open: Any = None
+    _rows: Any = field(default=None, compare=False)
+    _columns: Any = field(default=None, compare=False)
 
     def add_rows(self, first: int, bits: Bits) -> None:
-        """Rows [n, width] from row ``first`` on."""
-        self._take(first, (_mix(bits) * _multipliers(0, bits.shape[1], bits)).sum(1))
+        """Rows [n, width] from row ``first`` on; ``end`` after the last."""
+        mixed = _mix(bits)
+        self._take(first, (mixed * _multipliers(0, bits.shape[1], bits)).sum(1))
+        part = (mixed * _multipliers(first, bits.shape[0], bits)[:, None]).sum(0)
+        self._columns = part if self._columns is None else self._columns + part
 
     def add_columns(self, first: int, bits: Bits) -> None:
-        """Columns [all rows, n] from column ``first`` on; ``end_columns`` after the last."""
-        part = (_mix(bits) * _multipliers(first, bits.shape[1], bits)).sum(1)
-        self._open = part if self._open is None else self._open + part
+        """Columns [all rows, n] from column ``first`` on; ``end`` after the last."""
+        mixed = _mix(bits)
+        part = (mixed * _multipliers(first, bits.shape[1], bits)).sum(1)
+        self._rows = part if self._rows is None else self._rows + part
+        self._take_columns((mixed * _multipliers(0, bits.shape[0], bits)[:, None]).sum(0))
 
-    def end_columns(self) -> None:
-        """All columns were added."""
-        if self._open is not None:
-            self._take(0, self._open)
-            self._open = None
+    def end(self) -> None:
+        """All rows or columns were added."""
+        if self._rows is not None:
+            self._take(0, self._rows)
+        if self._columns is not None:
+            self._take_columns(self._columns)
+        self._rows = self._columns = None
 
     def _take(self, first: int, sums: Bits) -> None:
         mixed = _mix(sums)
         self.rows = (self.rows + int(mixed.sum())) % _FULL
         self.whole = (self.whole + int((mixed * _multipliers(first, sums.shape[0], sums)).sum())) % _FULL
+
+    def _take_columns(self, sums: Bits) -> None:
+        self.columns = (self.columns + int(_mix(sums).sum())) % _FULL
 
 
 def hexed(value: int) -> str:
@@ -104,6 +119,7 @@ def checksum(tensor: Any, dtype: Any = None) -> Checksum:
     found = Checksum()
     for first, bits in row_chunks(tensor, dtype):
         found.add_rows(first, bits)
+    found.end()
     return found
 
 
@@ -121,7 +137,8 @@ def weight_digests(weights: Mapping[str, Any] | Iterable[tuple[str, Any]], dtype
     for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
         tensor = tensor.detach() if hasattr(tensor, "detach") else tensor
         sample = _cast(tensor.reshape(-1)[:1], dtype)
-        found[name] = f"{dtype_name(sample)}:{hexed(checksum(tensor, dtype).rows)}"
+        sums = checksum(tensor, dtype)
+        found[name] = f"{dtype_name(sample)}:{hexed(sums.rows)}:{hexed(sums.columns)}"
     return found
 
 

@@ -1,7 +1,8 @@
 """Every message between collectors and the hub: append-only structs, one version, size limits.
 
 A data message (PUSH -> PULL) is ``[Envelope, body, array, array, ...]``: two msgpack frames and raw little-endian
-arrays that the body names in order. A control message (DEALER <-> ROUTER) is one msgpack frame.
+arrays that the body names in order, packed into one frame of ZeroMQ (``pack``) unless it is very large. A control
+message (DEALER <-> ROUTER) is one msgpack frame.
 
 Rules of the wire: fields are only ever appended, with defaults; an unknown tag is counted, not fatal; nothing is
 allocated before sizes, dtypes and lengths were checked; no pickle. ``docs/wire.md`` says the same for other languages.
@@ -9,6 +10,7 @@ allocated before sizes, dtypes and lengths were checked; no pickle. ``docs/wire.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -22,6 +24,12 @@ PROTO = 1
 MAX_FRAMES = 32
 MAX_FRAME_BYTES = 64 << 20
 """Limits on one data message. Larger batches are split by the sender."""
+
+MAX_PACKED_BYTES = 16 << 20
+"""Larger messages (a collector aims at 1 MiB) are not packed, but sent frame by frame."""
+
+_SIZE = 4
+"""Of each number at the beginning of a packed message."""
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_CONTROL_BYTES = 1 << 20
@@ -288,6 +296,7 @@ class Digest(msgspec.Struct, frozen=True, array_like=True):
     dtype: str
     elements: int
     rank: int = 0
+    columns: str = ""
 
 
 class ProbeReport(Body, frozen=True, array_like=True, tag="probe_report"):
@@ -378,8 +387,8 @@ class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
 class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
     """A rank has passed all it had for ``step``. The step closes when ``world_size`` ranks have said so.
 
-    ``weight_digests``: of the weights after the step, by the checkpoint's names: dtype, colon, checksum of rows
-    (``collectors.digests``); empty where the trainer gave none. ``rows``: that the rank passed for the step, those of
+    ``weight_digests``: of the weights after the step, by the checkpoint's names: dtype, checksums of rows and columns
+    (``collectors.digests``), with colons; empty where the trainer gave none. ``rows``: passed for the step, those of
     all updates, whatever became of them; None if it did not count.
     """
 
@@ -580,13 +589,46 @@ def encode_body(body: DataBody, arrays: Arrays) -> list[bytes | memoryview]:
     return frames
 
 
+def pack(frames: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """Join a data message's frames into one, unless it is very large: their number, their sizes, their bytes.
+
+    Every frame that is sent or received releases the GIL, and beside a thread that computes in Python it takes up to
+    5 ms to get it back.
+    """
+    sizes = [len(frames), *map(len, frames)]
+    if sum(sizes) > MAX_PACKED_BYTES:
+        return list(frames)
+    return [b"".join((struct.pack(f"<{len(sizes)}I", *sizes), *frames))]
+
+
+def unpack(frames: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
+    """Undo ``pack``; frames that were sent one by one are returned as they are.
+
+    Each frame is an object of its own, so that keeping one array does not keep the whole message.
+
+    Raises:
+        WireError: the sizes do not fit.
+    """
+    if len(frames) != 1:
+        return frames
+    packed = memoryview(frames[0])
+    number = struct.unpack_from("<I", packed)[0] if len(packed) >= _SIZE else 0
+    if not 2 <= number <= MAX_FRAMES or len(packed) < (at := _SIZE * (number + 1)):
+        raise WireError(f"a packed message of {len(packed)} bytes and {number} frames; it has 2 to {MAX_FRAMES}")
+    sizes = struct.unpack_from(f"<{number}I", packed, _SIZE)
+    if at + sum(sizes) != len(packed):
+        raise WireError(f"frames of {sum(sizes)} bytes packed into {len(packed) - at}")
+    return [bytes(packed[at : (at := at + size)]) for size in sizes]
+
+
 def decode_data(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, DataBody, Arrays]:
-    """Check and decode one data message; the arrays are views of the frames, read-only.
+    """Check and decode one data message, packed or not; the arrays are views of the frames, read-only.
 
     Raises:
         WireError: too many or too large frames, another major version, an unknown message, or arrays that do not fit
             their description.
     """
+    frames = unpack(frames)
     _check_limits(frames)
     try:
         envelope = _envelope_decoder.decode(frames[0])

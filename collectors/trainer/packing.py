@@ -16,6 +16,10 @@ from rltop.collectors.trainer.arrays import Copy, short
 MESSAGE_BYTES = 1 << 20
 """What one message aims at; a batch is split between rows, so a single longer row makes a larger one."""
 
+STRETCH_BYTES = 8 << 20
+"""Size of the rows that are converted together, before they are split into messages. Every pass of numpy over more than
+some hundred values releases the GIL, and beside a trainer that computes in Python that costs up to 5 ms."""
+
 VERSIONS = frozenset({"rollout_versions", "old_versions"})
 
 Ints = NDArray[np.int64]
@@ -68,16 +72,20 @@ def pack(batch: CopiedCall) -> Iterator[tuple[wire.Sequences, wire.Arrays]]:
     weights = 32 + 4 * batch.prompt_sizes + sizes * (5 + 4 * len(batch.columns))
     if batch.request_ids:
         weights += np.array([len(name) for name in batch.request_ids])
-    for first, last in _blocks(weights):
-        block = _Block(first, last, sizes[first:last], int(starts[first]), int(starts[last]))
-        arrays = _rows(batch, block) | _prompts(batch, block, prompt_starts) | _columns(batch, block)
+    for first, last in _blocks(weights, STRETCH_BYTES):
+        block = _Block(batch, first, last, sizes[first:last], int(starts[first]), int(starts[last]))
+        made, trained = _rows(batch, block)
+        made |= _prompts(batch, block, prompt_starts) | _columns(batch, block)
         if batch.rewards is not None:
-            arrays["rewards"] = _floats(batch.rewards.read(first, last))
-        ids = batch.request_ids[first:last] if batch.request_ids else []
-        yield (
-            msgspec.structs.replace(batch.head, rows=last - first, arrays=wire.describe(arrays), request_ids=ids),
-            arrays,
-        )
+            made["rewards"] = _floats(batch.rewards.read(first, last))
+        ends = _ends(made, trained)
+        for begin, end in _blocks(weights[first:last], MESSAGE_BYTES):
+            arrays = {name: values[ends[name][begin] : ends[name][end]] for name, values in made.items()}
+            ids = batch.request_ids[first + begin : first + end] if batch.request_ids else []
+            yield (
+                msgspec.structs.replace(batch.head, rows=end - begin, arrays=wire.describe(arrays), request_ids=ids),
+                arrays,
+            )
 
 
 def row_sizes(cu_seqlens: NDArray[Any], tokens: int) -> Ints:
@@ -93,37 +101,49 @@ def row_sizes(cu_seqlens: NDArray[Any], tokens: int) -> Ints:
 
 
 class _Block:
-    """Rows ``first`` to ``last`` of a batch, tokens ``start`` to ``stop``."""
+    """Rows ``first`` to ``last`` of a batch: tokens ``start`` to ``stop``, and which of these are trained on."""
 
-    def __init__(self, first: int, last: int, sizes: Ints, start: int, stop: int) -> None:
+    def __init__(self, batch: CopiedCall, first: int, last: int, sizes: Ints, start: int, stop: int) -> None:
         self.first, self.last, self.sizes, self.start, self.stop = first, last, sizes, start, stop
+        self.mask: NDArray[np.bool_] = batch.mask.read(start, stop) != 0
 
 
-def _blocks(weights: Ints) -> Iterator[tuple[int, int]]:
-    """Row ranges of at most ``MESSAGE_BYTES``, or of one row."""
+def _blocks(weights: Ints, limit: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of at most ``limit`` bytes, or of one row."""
     ends = np.cumsum(weights)
     first, base = 0, 0
     while first < len(weights):
-        last = max(int(np.searchsorted(ends, base + MESSAGE_BYTES, side="right")), first + 1)
+        last = max(int(np.searchsorted(ends, base + limit, side="right")), first + 1)
         yield first, last
         first, base = last, int(ends[last - 1])
 
 
-def _rows(batch: CopiedCall, block: _Block) -> wire.Arrays:
-    """Ids and mask of the block's rows, each cut after its last trained token: what follows tells nothing."""
-    mask = _mask(batch, block)
-    trained = np.flatnonzero(mask)
-    row_of = np.repeat(np.arange(len(block.sizes)), block.sizes)
-    starts = _offsets(block.sizes)[:-1]
-    kept = np.zeros(len(block.sizes), np.int64)
-    kept[row_of[trained]] = trained - starts[row_of[trained]] + 1  # of repeated indices the last one counts
-    keep = np.arange(len(mask)) - starts[row_of] < kept[row_of]
+def _rows(batch: CopiedCall, block: _Block) -> tuple[wire.Arrays, Ints]:
+    """Ids and mask of the block's rows, each cut after its last trained token; and the trained tokens of each row."""
+    trained = np.flatnonzero(block.mask)
+    edges = _offsets(block.sizes)
+    ends = np.searchsorted(trained, edges)
+    last = np.append(trained, 0)[ends[1:] - 1]  # of each row; of one without a trained token it is not used
+    count = np.diff(ends)
+    kept = np.where(count > 0, last - edges[:-1] + 1, 0)
+    keep = np.repeat(np.tile([True, False], kept.size), np.stack([kept, block.sizes - kept], axis=1).ravel())
     ids = batch.token_ids.read(block.start, block.stop)
-    return {
+    arrays: wire.Arrays = {
         "row_sizes": _ints("row_sizes", kept),
         "row_ids": _ints("token_ids", ids[keep]),
-        "row_mask": mask[keep].astype("u1"),
+        "row_mask": block.mask[keep].view("u1"),
     }
+    return arrays, count
+
+
+def _ends(made: wire.Arrays, trained: Ints) -> dict[str, Ints]:
+    """Offsets of the block's rows in every array: [rows + 1]."""
+    rows = np.arange(trained.size + 1)
+    ends = dict.fromkeys(made, _offsets(trained)) | dict.fromkeys(("row_sizes", "prompt_sizes", "rewards"), rows)
+    ends |= dict.fromkeys(("row_ids", "row_mask"), _offsets(made["row_sizes"].astype(np.int64)))
+    if "prompt_sizes" in made:
+        ends["prompt_ids"] = _offsets(made["prompt_sizes"].astype(np.int64))
+    return ends
 
 
 def _prompts(batch: CopiedCall, block: _Block, starts: Ints) -> wire.Arrays:
@@ -135,10 +155,9 @@ def _prompts(batch: CopiedCall, block: _Block, starts: Ints) -> wire.Arrays:
 
 
 def _columns(batch: CopiedCall, block: _Block) -> wire.Arrays:
-    mask = _mask(batch, block)
     arrays: wire.Arrays = {}
     for name, column in batch.columns.items():
-        values = _spread(column, block)[mask]
+        values = _spread(column, block)[block.mask]
         if wire.TOKEN_COLUMNS[name] == "f4":
             arrays[name] = _floats(values)
         elif name in VERSIONS:
@@ -146,11 +165,6 @@ def _columns(batch: CopiedCall, block: _Block) -> wire.Arrays:
         else:
             arrays[name] = (values != 0).astype("u1")
     return arrays
-
-
-def _mask(batch: CopiedCall, block: _Block) -> NDArray[np.bool_]:
-    mask: NDArray[np.bool_] = batch.mask.read(block.start, block.stop) != 0
-    return mask
 
 
 def _spread(column: PackedColumn, block: _Block) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""What a sender sent and nobody acknowledged: kept as far as there is room, to be sent again when a hub asks."""
+"""The resend buffer: sent messages without acknowledgement, kept as far as memory allows, to resend on request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rltop.collectors.contract import wire
 
 MESSAGE_BYTES = 400
-"""What a kept message takes beside its frames, roughly."""
+"""Estimated memory of a message in addition to its frames."""
 
 Frame = bytes | memoryview
 
@@ -17,7 +17,7 @@ _PASSED: list[Frame] = wire.encode_body(wire.Passed(), {})
 
 @dataclass(frozen=True, slots=True)
 class SentMessage:
-    """A message as it was sent: its number, the sender's wall clock then, and its frames after the envelope."""
+    """A message as it was sent: its number, the sender's wall clock (seconds), and its frames without the envelope."""
 
     seq: int
     time: float
@@ -26,62 +26,62 @@ class SentMessage:
 
 
 class ResendBuffer:
-    """The messages from ``oldest`` up to ``next_seq``, by number. One thread.
+    """The messages from ``oldest`` up to ``next_seq``, by number. For one thread.
 
     Attributes:
         next_seq: number of the next new message.
-        oldest: of the messages that are kept; ``next_seq`` if none is.
-        nbytes: that they take.
+        oldest: number of the oldest message in the buffer; ``next_seq`` if it is empty.
+        nbytes: estimated memory of the messages.
     """
 
     def __init__(self) -> None:
         self.next_seq = 0
         self.oldest = 0
         self.nbytes = 0
-        self._kept: dict[int, SentMessage] = {}
-        self._again = 0  # next to be sent again; ``next_seq`` when nothing is
+        self._messages: dict[int, SentMessage] = {}
+        self._resend_seq = 0  # the next message to resend; ``next_seq`` if there is none
 
     @property
-    def due(self) -> SentMessage | None:
-        """What is to be sent again next: before anything new, since a hub takes messages in order."""
-        return self._kept.get(self._again)
+    def next_resend(self) -> SentMessage | None:
+        """The next message to resend. It goes before any new message, because hubs process messages in order."""
+        return self._messages.get(self._resend_seq)
 
-    def keep(self, time: float, frames: Sequence[Frame], *, passing: bool = False) -> None:
-        """Message ``next_seq`` was sent at ``time``. Of a ``passing`` one only the number is kept."""
+    def append(self, time: float, frames: Sequence[Frame], *, passing: bool = False) -> None:
+        """Add message ``next_seq``, sent at ``time``. Of a ``passing`` message only the number is kept."""
         own = _PASSED if passing else [_owned(frame) for frame in frames]
         nbytes = MESSAGE_BYTES + (0 if passing else sum(map(len, own)))
-        self._kept[self.next_seq] = SentMessage(self.next_seq, time, own, nbytes)
+        self._messages[self.next_seq] = SentMessage(self.next_seq, time, own, nbytes)
         self.nbytes += nbytes
-        if self._again == self.next_seq:
-            self._again += 1
+        if self._resend_seq == self.next_seq:
+            self._resend_seq += 1
         self.next_seq += 1
 
     def rewind(self, seq: int) -> None:
-        """Send again from ``seq`` on, or from the oldest that is kept."""
-        self._again = min(max(seq, self.oldest), self.next_seq)
+        """Resend from ``seq``, or from the oldest message in the buffer if that is later."""
+        self._resend_seq = min(max(seq, self.oldest), self.next_seq)
 
-    def sent_again(self) -> None:
-        """What was due is sent."""
-        self._again += 1
+    def mark_resent(self) -> None:
+        """``next_resend`` was sent."""
+        self._resend_seq += 1
 
-    def release(self, seq: int) -> None:
-        """Nobody will ask for messages up to ``seq``."""
+    def acknowledge(self, seq: int) -> None:
+        """Remove the messages up to ``seq``: no hub will ask for them."""
         while self.oldest <= seq and self.oldest < self.next_seq:
-            self._drop()
+            self._remove_oldest()
 
-    def fit(self, nbytes: int) -> None:
-        """Let the oldest go until what is kept takes ``nbytes`` at most."""
+    def shrink(self, nbytes: int) -> None:
+        """Remove the oldest messages until at most ``nbytes`` are used."""
         while self.nbytes > nbytes and self.oldest < self.next_seq:
-            self._drop()
+            self._remove_oldest()
 
-    def _drop(self) -> None:
-        self.nbytes -= self._kept.pop(self.oldest).nbytes
+    def _remove_oldest(self) -> None:
+        self.nbytes -= self._messages.pop(self.oldest).nbytes
         self.oldest += 1
-        self._again = max(self._again, self.oldest)
+        self._resend_seq = max(self._resend_seq, self.oldest)
 
 
 def _owned(frame: Frame) -> Frame:
-    """The frame, or a copy where it is a window on an array that may be much larger."""
+    """The frame; a copy if it is a view of a part of an array, which may be much larger."""
     if isinstance(frame, memoryview) and getattr(frame.obj, "base", None) is not None:
         return bytes(frame)
     return frame

@@ -1,10 +1,12 @@
-"""The way out of a host: a bounded outbox, one daemon thread, two sockets. Offering never blocks and never raises.
+"""The sender: a bounded queue, one daemon thread and two sockets. Offering an item never blocks and never raises.
 
-The host's thread leaves a reference and returns. The thread wakes every ``tick_s``, turns what is queued into messages
-with the collector's own ``encode``, one at a time, and sends without waiting. Order is kept. While the hub is away or
-slow the outbox fills to its bound and sheds. ``sent`` means taken by ZeroMQ. What that loses, and what a hub had taken
-and not stored when it died, is sent again when a hub asks: messages are kept until they are acknowledged, as long as
-the outbox does not need the room.
+The host's thread queues a reference and returns. The sender's thread wakes every ``tick_s``, encodes queued items with
+the collector's ``encode``, one message at a time, and sends them in order without waiting. While the hub is away or
+slow, the queue fills to its bound and drops new items. ``sent`` means accepted by ZeroMQ. Messages stay in the resend
+buffer until a hub acknowledges them, as long as the queue does not need the memory, and are resent when a hub asks.
+
+If the host computes in Python, the thread waits up to 5 ms for the GIL each time after it has released it. So it
+releases it once to wait and once per message, and asks sockets whether they are ready instead of trying.
 """
 
 from __future__ import annotations
@@ -19,69 +21,70 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
 
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.error_boundary import Guard
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 from rltop.collectors.transport.resend_buffer import Frame, ResendBuffer
 from rltop.collectors.transport.send_queue import QueuedBatch, SendQueue
 
 TICK_S = 0.01
-"""How often the thread looks at the queue, unless told otherwise."""
+"""Default interval at which the thread checks the queue."""
 
 ANSWER_S = 1.0
-"""For so long after a command the queue is looked at every ``TICK_S``, however long the ticks: somebody waits."""
+"""How long after a command the queue is checked every ``TICK_S``, so that the answer is sent quickly."""
 
 BURST = 64
-"""Messages sent in a row before commands get a hearing."""
+"""Messages sent in a row before commands are received."""
 
 HEALTH_PERIOD_S = 1.0
-"""How often a health record leaves, and ``periodic`` is called."""
+"""Interval of health messages and of calls of ``periodic``."""
 
 REGISTER_PERIOD_S = 3.0
-"""How often ``Register`` is repeated: a new hub on the same path must learn whose connection this is."""
+"""Interval of ``Register``, by which a new hub on the same path identifies this connection."""
 
 SEND_HWM = 64
-"""Messages that may wait inside ZeroMQ. Memory stays within the outbox's bound plus as many messages."""
+"""Messages that may wait inside ZeroMQ, in addition to the bound of the queue."""
 
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 2000
 
 MAX_REPLIES = 1024
-"""Control messages that may wait for a hub; of more, the oldest are forgotten (state repeats what they said)."""
+"""Control messages that may wait for a hub; beyond it the oldest are dropped (the state contains the same updates)."""
 
 BYE_TIMEOUT_S = 2.0
-"""How long ``close`` goes on without progress. The hub confirms the last message, since LINGER loses some on ipc."""
+"""How long ``close`` continues without progress. The hub confirms the last message: LINGER loses messages on ipc."""
 
 EXIT_TIMEOUT_S = 2.0
-"""How long the end of the interpreter waits for a sender that nobody closed."""
+"""How long interpreter exit waits for a sender that was not closed."""
 
 Message = tuple[wire.DataBody, wire.Arrays]
 
 
-class Encode(Protocol):
-    """Turns queued items of one kind into messages; runs on the sender's thread, and may be a generator."""
+T = TypeVar("T")
 
-    def __call__(self, kind: str, items: list[Any], /) -> Iterable[Message]:
-        """The messages that carry ``items``, which are all of one kind and in the order they were offered."""
+Encode = Callable[[str, list[T]], Iterable[Message]]
+"""``encode(kind, items)`` makes the messages for consecutive items of one kind; it may be a generator. Called on the
+sender's thread. If it raises, the items are dropped and counted."""
 
 
-class Sender:
-    """Sends one collector's records to the hub of ``rundir``, and takes commands from it.
+class Sender(Generic[T]):
+    """Sends one collector's items, of type ``T``, to the hub of ``rundir``, and receives commands from it.
 
     Args:
-        rundir: where the hub listens. The hub need not be there: what cannot be sent is dropped and counted.
+        rundir: the run directory with the hub's sockets. The hub need not exist: what can't be sent is dropped and
+            counted.
         source: name of this collector in every message: an engine id, or ``trainer/<rank>``.
         role: ``engine`` or ``trainer``.
-        encode: see ``Encode``. A fault in it drops the items it was given, and counts them.
-        on_message: called on the sender's thread for every ``wire.Command`` (and ``Welcome``) from the hub.
+        encode: makes messages of items; see ``Encode``.
+        on_message: called on the sender's thread for every ``wire.Command`` and ``wire.Welcome`` from the hub.
         periodic: called on the sender's thread once a second; may call ``offer`` and ``reply``.
-        tick: called on the sender's thread at every turn, about every ``tick_s``, and once more when closing; may call
-            ``offer`` and ``reply``.
-        tick_s: seconds that what is offered may wait. Every turn takes the GIL from the host: the longer the cheaper.
-        vital: kinds that are shed last.
-        limit_bytes: bound on what the outbox refers to, until it is sent, and on what is kept to be sent again:
-            together, but for what was offered since the thread last looked.
+        tick: called on the sender's thread about every ``tick_s``, and once more when closing; may call ``offer`` and
+            ``reply``.
+        tick_s: seconds that an item may wait. Every tick takes the GIL from the host, so longer ticks cost less.
+        vital: kinds that are dropped last.
+        limit_bytes: bound on the bytes of the queue and the resend buffer together, except for items offered since the
+            last tick.
         guard: contains faults of ``encode``, ``on_message``, ``periodic`` and ``tick``.
     """
 
@@ -90,7 +93,7 @@ class Sender:
         rundir: RunDir,
         source: str,
         role: str,
-        encode: Encode,
+        encode: Encode[T],
         *,
         on_message: Callable[[wire.ControlToCollector], None] | None = None,
         periodic: Callable[[], None] | None = None,
@@ -98,12 +101,12 @@ class Sender:
         tick_s: float = TICK_S,
         vital: frozenset[str] = frozenset(),
         limit_bytes: int = 64 << 20,
-        guard: Guard | None = None,
+        guard: ErrorBoundary | None = None,
     ) -> None:
         self.rundir = rundir
         self.source = source
         self.role = role
-        self.guard = guard or Guard()
+        self.guard = guard or ErrorBoundary()
         self._encode = encode
         self._on_message = on_message
         self._periodic = periodic
@@ -115,73 +118,73 @@ class Sender:
         _senders.add(self)
 
     def _reset(self) -> None:
-        """A fresh life: in a new sender, and in a forked child, whose inherited records belong to the parent."""
+        """Initialise the state: of a new sender, and in a forked child, where the inherited items are the parent's."""
         self.epoch = uuid.uuid4().hex[:16]
         self.loop_count = 0
         self._loop_seen = (0, time.monotonic())
-        self._outbox = SendQueue(self._limit_bytes, self._vital)
+        self._queue: SendQueue[T] = SendQueue(self._limit_bytes, self._vital)
         self._replies: deque[wire.ControlToHub] = deque(maxlen=MAX_REPLIES)
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
         self._closing = threading.Event()
-        self._answering = 0.0  # until then somebody waits for what became of a command
-        self._give_up = 0.0  # when a closing thread ends, whatever is left
+        self._fast_until = 0.0  # monotonic; until then an answer to a command is expected
+        self._deadline = 0.0  # monotonic; when a closing thread ends in any case
         self._acknowledged = threading.Event()
-        self._retained = ResendBuffer()
-        self._lot: QueuedBatch | None = None
-        self._messages: Iterator[Frames] = iter(())  # of the lot, made as they can be sent
-        self._next: Frames = _NONE  # the message that is due, less the envelope
+        self._resend_buffer = ResendBuffer()
+        self._batch: QueuedBatch[T] | None = None
+        self._messages: Iterator[Frames] = iter(())  # of the batch, encoded one at a time
+        self._next: Frames = _NONE  # the next message to send
 
     # --- any thread ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread, once. Called by the first ``offer`` too, so that a collector made before a fork works."""
+        """Start the thread, once. The first ``offer`` also does, so that a collector created before a fork works."""
         with self._start_lock:
             if self._thread is None and not self._closing.is_set():
-                # Not in the thread: a fork in the middle of an import would leave the child half a module for ever.
+                # Not in the thread: a fork during the import would leave the child with an incomplete module.
                 self.guard.run("sender", importlib.import_module, "zmq")
                 self._thread = threading.Thread(target=self._run, name=f"rltop-{self.source}", daemon=True)
                 self._thread.start()
 
-    def offer(self, kind: str, nbytes: int, item: Any) -> bool:
-        """Queue ``item``, of about ``nbytes`` bytes, or drop it and count. Returns whether it was queued.
+    def offer(self, kind: str, nbytes: int, item: T) -> bool:
+        """Queue ``item`` of about ``nbytes`` bytes, or drop and count it. Returns whether it was queued.
 
         Never blocks on I/O, never raises.
         """
         if self._thread is None:
             self.start()
-        return self._outbox.offer(kind, nbytes, item)
+        return self._queue.offer(kind, nbytes, item)
 
     def has_room(self, kind: str, nbytes: int) -> bool:
-        """Whether an offer of that size would be queued now: to ask before a large copy is made."""
-        return self._outbox.has_room(kind, nbytes)
+        """Whether an item of that size would be queued now. Check it before making a large copy."""
+        return self._queue.has_room(kind, nbytes)
 
-    def lost(self, kind: str, count: int) -> None:
-        """Count records that were lost before they could be offered."""
-        self._outbox.lost(kind, count)
+    def count_dropped(self, kind: str, count: int) -> None:
+        """Count records that were dropped before they could be offered."""
+        self._queue.count_dropped(kind, count)
 
     def reply(self, message: wire.ControlToHub) -> None:
         """Queue a message for the control socket."""
         self._replies.append(message)
 
     def health(self) -> wire.Health:
-        """What became of every record so far, and how the host's loop is."""
+        """The counts of every kind, the size of the queue, and the progress of the host's loop."""
         age = time.monotonic() - self._loop_seen[1]
-        box, faults = self._outbox, dict(self.guard.faults)
-        return wire.Health(box.counts(), box.nbytes, box.limit_bytes, self.loop_count, age, faults)
+        queue, faults = self._queue, dict(self.guard.faults)
+        return wire.Health(queue.counts(), queue.nbytes, queue.limit_bytes, self.loop_count, age, faults)
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Send what is queued, say goodbye, and end the thread. True if the hub confirmed the last message.
+        """Send what is queued, disconnect, and end the thread. Returns whether the hub confirmed the last message.
 
-        Bounded by ``timeout`` seconds, and by ``BYE_TIMEOUT_S`` without progress; what could not be sent by then is
+        Takes at most ``timeout`` seconds, and at most ``BYE_TIMEOUT_S`` without progress; items not sent by then are
         counted as dropped. Idempotent.
         """
-        with self._start_lock:  # no thread starts behind our back
+        with self._start_lock:  # no thread starts meanwhile
             if not self._closing.is_set():
-                self._give_up = time.monotonic() + timeout
+                self._deadline = time.monotonic() + timeout
                 self._closing.set()
         if self._thread is None:
-            self._outbox.shut()
+            self._queue.close()
         else:
             self._thread.join(timeout)
         return self._acknowledged.is_set()
@@ -190,11 +193,11 @@ class Sender:
 
     def _run(self) -> None:
         self.guard.run("sender", self._serve)
-        self._outbox.shut()
-        while lot := self._lot or self._outbox.take():  # nobody will send what is left
-            self._outbox.settle(lot, sent=False)
-            self._lot = None
-        self._messages, self._next, self._retained = iter(()), _NONE, ResendBuffer()
+        self._queue.close()
+        while batch := self._batch or self._queue.pop_batch():  # the rest will not be sent
+            self._queue.settle(batch, sent=False)
+            self._batch = None
+        self._messages, self._next, self._resend_buffer = iter(()), _NONE, ResendBuffer()
 
     def _serve(self) -> None:
         import zmq
@@ -207,134 +210,138 @@ class Sender:
                 socket.linger = 0
                 socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
                 socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-                socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a hub that is not there
+                socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued without a connection
             data.sndhwm = SEND_HWM
             control.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
             control.setsockopt(zmq.ROUTING_ID, f"{self.source}#{self.epoch}".encode())
             data.connect(self.rundir.ingest)
             control.connect(self.rundir.control)
-            self._work(data, control)
-            self._say_goodbye(data, control)
+            self._loop(data, control)
+            self._disconnect(data, control)
         finally:
             data.close()
             control.close()
             context.term()
 
-    def _work(self, data: Any, control: Any) -> None:
-        """Turn until told to close."""
+    def _loop(self, data: Any, control: Any) -> None:
+        """Run until ``close`` is called."""
         next_health = next_register = 0.0
-        closing = owing = False
+        closing = health_due = False
         while not closing:
-            closing = self._closing.is_set()  # then this is the last turn: what tick offers in it still counts
+            closing = self._closing.is_set()  # then this is the last iteration; items that ``tick`` offers are sent
             now = time.monotonic()
             if self.loop_count != self._loop_seen[0]:
                 self._loop_seen = (self.loop_count, now)
-            if now >= next_register and _say(control, self._register()):
+            if now >= next_register and _send_control(control, self._register()):
                 next_register = now + REGISTER_PERIOD_S
             if now >= next_health:
                 next_health = now + HEALTH_PERIOD_S
                 if self._periodic is not None:
                     self.guard.run("periodic", self._periodic)
-                owing = True
-            if owing:  # a hub that comes back hears first of what was dropped meanwhile
-                owing = not self._post_health(data)
+                health_due = True
+            if health_due:  # first: it tells a hub that comes back how many records were dropped
+                health_due = not self._send_health(data)
             if self._tick is not None:
                 self.guard.run("tick", self._tick)
-            self._turn(data, control)
+            self._run_once(data, control)
 
-    def _say_goodbye(self, data: Any, control: Any) -> None:
-        """Send what is left, then ``Bye``; end when the hub confirms, or when nothing moves any more."""
-        self._outbox.shut()
-        kept, said, place, progress = self._retained, False, (0, 0), time.monotonic()
+    def _disconnect(self, data: Any, control: Any) -> None:
+        """Send the remaining items, then ``Bye``; return when the hub confirms it, or after a time without progress."""
+        self._queue.close()
+        buffer, said_bye, position, last_progress = self._resend_buffer, False, (0, 0), time.monotonic()
         while not self._acknowledged.is_set():
-            if not said and kept.due is None and self._lot is None and not self._load_next():
-                self._post_health(data)  # the last word on what was dropped
-                self.reply(wire.Bye(self.source, self.epoch, kept.next_seq, kept.oldest))
-                said = True
-            self._turn(data, control)
+            if not said_bye and buffer.next_resend is None and self._batch is None and not self._prepare_next():
+                self._send_health(data)  # the final counts
+                self.reply(wire.Bye(self.source, self.epoch, buffer.next_seq, buffer.oldest))
+                said_bye = True
+            self._run_once(data, control)
             now = time.monotonic()
-            here = kept.next_seq, kept.due.seq if kept.due else kept.next_seq
-            if here != place:
-                place, progress = here, now
-            if now >= min(progress + BYE_TIMEOUT_S, self._give_up):
+            resend = buffer.next_resend
+            reached = buffer.next_seq, resend.seq if resend else buffer.next_seq
+            if reached != position:
+                position, last_progress = reached, now
+            if now >= min(last_progress + BYE_TIMEOUT_S, self._deadline):
                 return
 
-    def _turn(self, data: Any, control: Any) -> None:
+    def _run_once(self, data: Any, control: Any) -> None:
+        """Send what can be sent, then receive control messages; waits up to a tick if there is nothing to send."""
         import zmq
 
-        self._retained.fit(self._limit_bytes - self._outbox.nbytes)
-        idle = self._pump(data)
-        while self._replies and _say(control, self._replies[0]):
+        self._resend_buffer.shrink(self._limit_bytes - self._queue.nbytes)
+        idle = self._send_burst(data)
+        while self._replies and _send_control(control, self._replies[0]):
             self._replies.popleft()
-        tick_s = self._tick_s if time.monotonic() > self._answering else min(TICK_S, self._tick_s)
-        timeout_ms = tick_s * 1000 if idle else 0
-        while control.poll(timeout_ms, zmq.POLLIN):
-            self.guard.run("control", self._hear, control.recv(zmq.NOBLOCK))
-            timeout_ms = 0
+        tick_s = self._tick_s if time.monotonic() > self._fast_until else min(TICK_S, self._tick_s)
+        if idle:
+            control.poll(tick_s * 1000, zmq.POLLIN)
+        while _ready(control) & zmq.POLLIN:
+            self.guard.run("control", self._receive, control.recv(zmq.NOBLOCK))
 
-    def _pump(self, data: Any) -> bool:
-        """Send what can be sent, up to a burst. Returns whether there is nothing to do before the next tick."""
+    def _send_burst(self, data: Any) -> bool:
+        """Send up to ``BURST`` messages, resends first. Returns whether there is nothing to do before the next tick."""
         for _ in range(BURST):
-            if due := self._retained.due:
-                if not self._hand_over(data, due.seq, due.time, due.frames):
+            if resend := self._resend_buffer.next_resend:
+                if not self._send_frames(data, resend.seq, resend.time, resend.frames):
                     return True
-                self._retained.sent_again()
+                self._resend_buffer.mark_resent()
                 continue
-            if self._next is _NONE and not self._load_next():
+            if self._next is _NONE and not self._prepare_next():
                 return True
-            if not self._post(data, self._next):
-                return True  # the hub is away or behind; the outbox behind this message fills and sheds
+            if not self._send_new(data, self._next):
+                return True  # the hub is away or slow; meanwhile the queue fills and drops
             self._next = _NONE
         return False
 
-    def _load_next(self) -> bool:
-        """Make the frames of the next message that is due; False if nothing is queued."""
+    def _prepare_next(self) -> bool:
+        """Encode the next message; False if nothing is queued."""
         while True:
-            if self._lot is None:
-                self._lot = self._outbox.take()
-                if self._lot is None:
+            if self._batch is None:
+                self._batch = self._queue.pop_batch()
+                if self._batch is None:
                     return False
-                self._messages = self._encoded(self._lot)
-            made = self.guard.run("encode", next, self._messages, _NONE)
-            if made is not None and made is not _NONE:
-                self._next = made
+                self._messages = self._encode_batch(self._batch)
+            message = self.guard.run("encode", next, self._messages, _NONE)
+            if message is not None and message is not _NONE:
+                self._next = message
                 return True
-            self._outbox.settle(self._lot, sent=made is _NONE)  # all its messages are out, or one can't be made
-            self._lot = None
+            self._queue.settle(self._batch, sent=message is _NONE)  # all its messages are sent, or encoding failed
+            self._batch = None
 
-    def _encoded(self, lot: QueuedBatch) -> Iterator[Frames]:
-        for body, arrays in self._encode(lot.kind, lot.items):
+    def _encode_batch(self, batch: QueuedBatch[T]) -> Iterator[Frames]:
+        for body, arrays in self._encode(batch.kind, batch.items):
             yield Frames(wire.encode_body(body, arrays), passing=isinstance(body, wire.PASSING))
 
-    def _post(self, data: Any, message: Frames) -> bool:
-        """Hand one new message to ZeroMQ; False if it takes none now. Only what it took uses up a sequence number."""
+    def _send_new(self, data: Any, message: Frames) -> bool:
+        """Send a new message; False if ZeroMQ accepts none now. Only accepted messages use a sequence number."""
         now = time.time()
-        if not self._hand_over(data, self._retained.next_seq, now, message.frames):
+        if not self._send_frames(data, self._resend_buffer.next_seq, now, message.frames):
             return False
-        self._retained.keep(now, message.frames, passing=message.passing)
-        self._retained.fit(self._limit_bytes - self._outbox.nbytes)
+        self._resend_buffer.append(now, message.frames, passing=message.passing)
+        self._resend_buffer.shrink(self._limit_bytes - self._queue.nbytes)
         return True
 
-    def _hand_over(self, data: Any, seq: int, sent: float, frames: list[Frame]) -> bool:
+    def _send_frames(self, data: Any, seq: int, sent: float, frames: list[Frame]) -> bool:
         import zmq
 
-        envelope = wire.Envelope(wire.PROTO, self.source, self.epoch, seq, sent, self._retained.oldest)
+        if not _ready(data) & zmq.POLLOUT:  # otherwise the message would be packed again in every iteration
+            return False
+        envelope = wire.Envelope(wire.PROTO, self.source, self.epoch, seq, sent, self._resend_buffer.oldest)
         try:
-            data.send_multipart([wire.encode_envelope(envelope), *frames], zmq.NOBLOCK)
+            data.send_multipart(wire.pack([wire.encode_envelope(envelope), *frames]), zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
 
-    def _post_health(self, data: Any) -> bool:
-        """Send how it is now; False if that can't be sent now, or not before what is sent again."""
-        return self._retained.due is None and self._post(
-            data, Frames(wire.encode_body(self.health(), {}), passing=True)
-        )
+    def _send_health(self, data: Any) -> bool:
+        """Send a health message; False if it can't be sent now, or has to wait for resends."""
+        if self._resend_buffer.next_resend is not None:
+            return False
+        return self._send_new(data, Frames(wire.encode_body(self.health(), {}), passing=True))
 
     def _register(self) -> wire.Register:
         return wire.Register(wire.PROTO, self.source, self.epoch, self.role)
 
-    def _hear(self, frame: bytes) -> None:
+    def _receive(self, frame: bytes) -> None:
         message = wire.decode_to_collector(frame)
         if isinstance(message, wire.ByeAck):
             if message.epoch == self.epoch:
@@ -342,18 +349,25 @@ class Sender:
             return
         if isinstance(message, wire.Acknowledged | wire.Resend):
             if message.epoch == self.epoch and isinstance(message, wire.Resend):
-                self._retained.rewind(message.seq)
+                self._resend_buffer.rewind(message.seq)
             elif message.epoch == self.epoch:
-                self._retained.release(message.seq)
+                self._resend_buffer.acknowledge(message.seq)
             return
         if isinstance(message, wire.Command):
-            self._answering = time.monotonic() + ANSWER_S
-        if self._on_message is not None:  # under a place of its own: the hub's confirmation is heard regardless
+            self._fast_until = time.monotonic() + ANSWER_S
+        if self._on_message is not None:  # contained separately: a fault in it must not switch off "control"
             self.guard.run("on_message", self._on_message, message)
 
 
-def _say(control: Any, message: wire.ControlToHub) -> bool:
-    """Send a control message; False if there is no hub to take it now."""
+def _ready(socket: Any) -> int:
+    """Events that a socket is ready for. Unlike ``poll``, or ``recv`` without a message, this keeps the GIL."""
+    import zmq
+
+    return int(socket.getsockopt(zmq.EVENTS))
+
+
+def _send_control(control: Any, message: wire.ControlToHub) -> bool:
+    """Send a control message; False if ZeroMQ can't accept it now."""
     import zmq
 
     try:
@@ -365,26 +379,26 @@ def _say(control: Any, message: wire.ControlToHub) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """A new message less its envelope; ``passing``: of ``wire.PASSING``."""
+    """A new message without its envelope. ``passing``: its type is in ``wire.PASSING``."""
 
     frames: list[Frame]
     passing: bool
 
 
 _NONE = Frames([], passing=False)
-"""No message is due, and a lot has no further one."""
+"""There is no message to send; a batch has no further one."""
 
-_senders: weakref.WeakSet[Sender] = weakref.WeakSet()
+_senders: weakref.WeakSet[Sender[Any]] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     for sender in list(_senders):
-        sender._reset()  # a thread and sockets do not survive a fork; messages sent on them vanish silently
+        sender._reset()  # threads and sockets do not survive a fork; messages sent on them are lost silently
         sender.guard.reset()
 
 
 def _at_exit() -> None:
-    # Nobody closed them. A daemon thread that outlives the interpreter may be cut off inside somebody's C++ and abort.
+    # Close those still open. A daemon thread stopped inside C++ code at interpreter exit may abort the process.
     for sender in list(_senders):
         sender.close(EXIT_TIMEOUT_S)
 

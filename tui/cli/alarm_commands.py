@@ -36,7 +36,7 @@ def alarms(run: str | None, as_json: bool) -> None:
     """
     import msgspec
 
-    from rltop.backend.api.alarm import about, standing
+    from rltop.backend.api.alarm import status_text, summary_line
 
     snapshot = _snapshot(run)
     newest_first = list(reversed(snapshot.alarms.values()))
@@ -47,7 +47,7 @@ def alarms(run: str | None, as_json: bool) -> None:
     else:
         for alarm in newest_first:
             at = time.strftime("%H:%M:%S", time.localtime(alarm.raised))
-            click.echo(f"{alarm.id}  {at}  {standing(alarm, time.time())}: {about(alarm)}")
+            click.echo(f"{alarm.id}  {at}  {status_text(alarm, time.time())}: {summary_line(alarm)}")
             for sentence in (*alarm.evidence, *([alarm.remedy] if alarm.remedy else [])):
                 click.echo(f"    {sentence}")
             if alarm.command:

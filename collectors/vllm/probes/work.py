@@ -120,8 +120,8 @@ class Digesting:
         for rank, answer in enumerate(answers):
             if answer["done"]:
                 self.digests += [
-                    Digest(name, kind, whole, rows, dtype, elements, rank)
-                    for name, kind, whole, rows, dtype, elements in answer["found"]
+                    Digest(name, kind, whole, rows, dtype, elements, rank, columns)
+                    for name, kind, whole, rows, dtype, elements, columns in answer["found"]
                 ]
                 self.fused |= answer["fused"]
         return all(answer["done"] for answer in answers)

@@ -1,7 +1,12 @@
-"""The engine's side of what lives in its workers: all ranks alike, or all as before."""
+"""The engine's side of what lives in its workers: all ranks alike, or all as before.
+
+A rank without the objects of a flag (of a pipeline, every stage but the last has no head and no sampler in use) is not
+applicable: it neither counts as different nor blocks a switch, and what is read comes from the ranks that have them.
+"""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from rltop.collectors.vllm.workers.one_rank import READ, WRITE, Answer
@@ -14,6 +19,19 @@ def reachable(engine: Any) -> bool:
     them for its own.
     """
     return all(engine.model_executor.collective_rpc(hasattr, args=(READ,)))
+
+
+_marks = itertools.count(1)
+
+
+def in_step(engine: Any) -> bool:
+    """Whether every rank's answer is the one to this call: each hands back a number of ours, by a builtin as above."""
+    mark = next(_marks)
+    try:
+        answers = engine.model_executor.collective_rpc(getattr, args=("rltop_no_such_attribute", mark))
+    except RuntimeError:
+        return False  # the failure of an earlier call: this one can't fail
+    return all(answer == mark for answer in answers)
 
 
 class Workers:
@@ -33,13 +51,15 @@ class Workers:
         try:
             if self.fault and not reachable(self._engine):
                 raise AttributeError(f"the collector is not in every worker: no {READ}")
+            if not in_step(self._engine):
+                raise RuntimeError("a call failed on a rank, and vLLM takes each rank's last answer for the next one's")
             self._answers = self._engine.model_executor.collective_rpc(READ)
             self.fault = "" if self._answers else "no worker answered"
         except Exception as fault:  # noqa: BLE001 - whatever an executor raises
             self._answers, self.fault = [], f"{type(fault).__name__}: {fault}"
 
     def read(self, name: str) -> str | None:
-        """The value that all ranks have; ``mixed`` where they differ."""
+        """The value of all ranks that have it; ``mixed`` where those differ."""
         values = {answer["value"] for answer in self._of(name)}
         return "mixed" if len(values) > 1 else next(iter(values), None)
 
@@ -76,11 +96,11 @@ class Workers:
         """Facts for the fingerprint, of all ranks."""
         found: dict[str, set[str]] = {}
         for answers in self._answers:
-            for answer in answers.values():
+            for answer in filter(None, answers.values()):
                 for name, fact in answer["facts"].items():
                     found.setdefault(name, set()).add(fact)
         return {name: ", ".join(sorted(values)) for name, values in found.items()}
 
     def _of(self, name: str) -> list[Answer]:
-        """The answer of each rank."""
-        return [answers[name] for answers in self._answers]
+        """The answer of each rank on which the flag applies."""
+        return [answers[name] for answers in self._answers if answers[name]]

@@ -6,6 +6,7 @@ rank would leave the answers of the others in vLLM's queue, where the next call 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ RUNNER_ASYNC = "async_scheduling"
 """The runner's part of that flag."""
 
 Answer = dict[str, Any]
-"""Of one rank for one flag: ``value``, ``lacking`` (what was found, by need), ``note``, ``facts``."""
+"""Of one rank for one flag: ``value``, ``lacking`` (what was found, by need), ``note``, ``facts``. Empty where the flag
+is not applicable on this rank."""
 
 
 def no_note(_runner: Any) -> str:
@@ -33,6 +35,24 @@ def no_facts(_runner: Any) -> dict[str, str]:
     return {}
 
 
+def everywhere(_runner: Any) -> bool:
+    """Every rank has it."""
+    return True
+
+
+def last_stage(runner: Any) -> bool:
+    """Whether this rank is on the last stage of the pipeline, the only one with a head and a sampler in use.
+
+    V1's runner makes a sampler on every stage and never calls those before the last.
+    """
+    if getattr(getattr(runner.vllm_config, "parallel_config", None), "pipeline_parallel_size", 1) == 1:
+        return True
+    known = getattr(runner, "is_last_pp_rank", None)  # V2's
+    if known is None:
+        known = sys.modules["vllm.distributed.parallel_state"].get_pp_group().is_last_rank
+    return bool(known)
+
+
 @dataclass(frozen=True)
 class RankFlag:
     """What of one flag lives on a model runner.
@@ -42,12 +62,14 @@ class RankFlag:
         write: set it: ``write(runner, value, extra)``, with what else the engine core sent along.
         note: why a switch would change nothing; empty if it would.
         facts: for the fingerprint.
+        present: whether this rank has the objects; one that has not neither answers nor takes a value.
     """
 
     read: Callable[[Any], str | None]
     write: Callable[[Any, str, Any], None]
     note: Callable[[Any], str] = no_note
     facts: Callable[[Any], dict[str, str]] = no_facts
+    present: Callable[[Any], bool] = everywhere
 
 
 def _read_async(runner: Any) -> str | None:
@@ -75,8 +97,8 @@ def _write_async(runner: Any, value: str, tokens: dict[str, list[int]]) -> None:
 
 
 PARTS: dict[str, RankFlag] = {
-    "logprobs_mode": RankFlag(logprobs_mode.read, logprobs_mode.write, facts=logprobs_mode.facts),
-    "lm_head_fp32": RankFlag(lm_head.read, lm_head.write, lm_head.note, lm_head.facts),
+    "logprobs_mode": RankFlag(logprobs_mode.read, logprobs_mode.write, facts=logprobs_mode.facts, present=last_stage),
+    "lm_head_fp32": RankFlag(lm_head.read, lm_head.write, lm_head.note, lm_head.facts, last_stage),
     RUNNER_ASYNC: RankFlag(_read_async, _write_async),
 }
 """By the name of the flag."""
@@ -90,7 +112,8 @@ def read_flags(worker: Any) -> dict[str, Answer]:
 def write_flag(worker: Any, name: str, value: str, extra: Any = None) -> Answer:
     """Set one flag on this rank; ``error`` says what went wrong. Undoing is the engine's, on all ranks alike."""
     try:
-        PARTS[name].write(worker.model_runner, value, extra)
+        if PARTS[name].present(worker.model_runner):
+            PARTS[name].write(worker.model_runner, value, extra)
         error = ""
     except Exception as fault:  # noqa: BLE001 - see the top
         error = f"{type(fault).__name__}: {fault}"
@@ -99,10 +122,12 @@ def write_flag(worker: Any, name: str, value: str, extra: Any = None) -> Answer:
 
 def _answer(name: str, worker: Any) -> Answer:
     flag, part = BY_NAME[name], PARTS[name]
-    needs = [need for need in flag.needs + flag.strict_needs if need in CHECKS]
+    needs = [need for need in flag.preconditions + flag.strict_preconditions if need in CHECKS]
     lacking: dict[str, str] = {}
     try:
         runner = worker.model_runner
+        if not part.present(runner):
+            return {}
         for need in needs:
             if found := CHECKS[need](runner):
                 lacking[need] = found

@@ -26,8 +26,8 @@ SKIPPED = ("kv_cache", "rltop")
 MAX_TENSORS = 50_000
 """What fits a message; of more, the rest is not read, and told."""
 
-Found = tuple[str, str, str, str, str, int]
-"""Name, kind, ``whole``, ``rows``, dtype, elements; as ``wire.Digest``."""
+Found = tuple[str, str, str, str, str, int, str]
+"""Name, kind, ``whole``, ``rows``, dtype, elements, ``columns``; as ``wire.Digest``."""
 
 
 class DigestPass:
@@ -53,12 +53,13 @@ class DigestPass:
         """Yields after every chunk."""
         for number, (name, kind, tensor) in enumerate(tensors(model)):
             if number >= MAX_TENSORS:
-                self.found.append((f"more than {MAX_TENSORS} tensors", UNREAD, "", "", "", 0))
+                self.found.append((f"more than {MAX_TENSORS} tensors", UNREAD, "", "", "", 0, ""))
                 return
             sum_ = Checksum()
             for first, bits in row_chunks(tensor):
                 sum_.add_rows(first, bits)
                 yield
+            sum_.end()
             self._add(name, kind, sum_, dtype_name(tensor), int(tensor.numel()))
         for name, module in packed(model):
             yield from self._project(name, module)
@@ -66,7 +67,7 @@ class DigestPass:
     def _project(self, name: str, module: Any) -> Iterator[None]:
         width = getattr(module, "input_size_per_partition", None) or getattr(module, "embedding_dim", None)
         if not width:
-            self.found.append((name, UNREAD, "", "", "", 0))
+            self.found.append((name, UNREAD, "", "", "", 0, ""))
             return
         torch, weight = sys.modules["torch"], module.weight
         sum_, first, step, elements = Checksum(), 0, 1, 0
@@ -78,11 +79,11 @@ class DigestPass:
             first, elements = first + units.shape[0], elements + int(columns.numel())
             step = max(chunk_elements(weight) // int(columns.shape[0]), 1)
             yield
-        sum_.end_columns()
+        sum_.end()
         self._add(name, PACKED, sum_, dtype_name(weight), elements)
 
     def _add(self, name: str, kind: str, sum_: Checksum, dtype: str, elements: int) -> None:
-        self.found.append((name, kind, hexed(sum_.whole), hexed(sum_.rows), dtype, elements))
+        self.found.append((name, kind, hexed(sum_.whole), hexed(sum_.rows), dtype, elements, hexed(sum_.columns)))
 
 
 def tensors(model: Any) -> Iterator[tuple[str, str, Any]]:
@@ -146,11 +147,13 @@ def digest(worker: Any, anew: bool, seconds: float) -> dict[str, Any]:
             runner = worker.model_runner
             worker.rltop_reading = DigestPass(runner.get_model() if hasattr(runner, "get_model") else runner.model)
         reading = worker.rltop_reading
+        if reading is None:  # done; the ranks of another stage have more
+            return {"done": True, "error": "", "found": [], "fused": {}}
         with torch.inference_mode():
             reading.go(seconds)
         if not reading.done:
             return {"done": False, "error": ""}
-        del worker.rltop_reading
+        worker.rltop_reading = None
         return {"done": True, "error": "", "found": reading.found, "fused": reading.fused}
     except Exception as fault:  # noqa: BLE001 - as all that a worker is asked by us
         return {"done": True, "error": f"{type(fault).__name__}: {fault}", "found": [], "fused": {}}
