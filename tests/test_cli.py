@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rltop.backend.client.live import Client
+from rltop.backend.store.store import wait_for_writer
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.launch import ensure_hub, find_hub
 from rltop.collectors.contract.rundir import RunDir, for_run
@@ -39,6 +40,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield found.path
         for path in found.path.iterdir():
             kill_hub(RunDir(path))
+            wait_for_writer(path)
 
 
 def kill_hub(rundir: RunDir) -> None:
