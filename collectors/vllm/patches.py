@@ -282,7 +282,9 @@ class InstalledPatches:
             self._undo.pop()()
 
 
-def _wrapped(original: Callable[..., Any], name: str, hooks: dict[str, Hook], guard: ErrorBoundary) -> Callable[..., Any]:
+def _wrapped(
+    original: Callable[..., Any], name: str, hooks: dict[str, Hook], guard: ErrorBoundary
+) -> Callable[..., Any]:
     if name in REPLACE_ARGUMENTS:
         return wrap_arguments(original, name, hooks[name], guard)
     if name in EVERY_STEP:
