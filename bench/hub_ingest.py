@@ -36,7 +36,7 @@ def messages(
 ) -> tuple[list[list[bytes]], list[list[bytes]]]:
     """Messages of one step: two engines' rollouts, and one rank's rows with the close of the step.
 
-    ``seqs``: the next sequence number of each source, updated; for the first step it may be left out.
+    ``seqs``: the next sequence number of each source, updated here; None for the first step.
     """
     rng = np.random.default_rng(step)
     engines: list[list[bytes]] = []

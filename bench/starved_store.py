@@ -1,12 +1,11 @@
-"""What a busy Python thread in the hub's process costs the store: each figure alone and beside one, in one run.
+"""Cost of a busy Python thread in the hub's process for the store: each figure with and without it in one run.
 
     python -m bench.starved_store [--commits 200]
 
-*store*: this process is the hub. Frames are those of a real core that took in rows of two engines, with the sums that
-are stored beside them. The first write of a run counts from the store's start: the file, its tables and columns. Then a
-frame is handed over every 50 ms; its commit is over when the store has acknowledged it. *hub*: a real hub process, two
-engines, 20 steps a second. From the first step that a viewer is shown, and from the last, to a frame that says that
-nothing waits (``unstored`` is 0).
+*store*: this process is the hub. The frames come from a real core that received rows of two engines, with their
+aggregates. The first write of a run is timed from the start of the store: the file, its tables and columns. Then a
+frame is passed every 50 ms; its commit ends when the store acknowledges it. *hub*: a real hub process, two engines, 20
+steps per second. Timed from the first step that a viewer receives, and from the last, to a frame with ``unstored`` 0.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from tests.training import Training
 DEADLINE_S = 120.0
 
 MADE = 30
-"""Frames that are made before, and used in turn."""
+"""Frames created in advance and used in turn."""
 
 PERIOD_S = 0.05
 STEPS = 60

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rltop.backend.client.live import Client
+from rltop.backend.store.store import wait_for_writer
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.launch import ensure_hub, find_hub
 from rltop.collectors.contract.rundir import RunDir, for_run
@@ -39,6 +40,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield found.path
         for path in found.path.iterdir():
             kill_hub(RunDir(path))
+            wait_for_writer(path)
 
 
 def kill_hub(rundir: RunDir) -> None:
@@ -140,7 +142,7 @@ def test_the_help_of_a_command_ends_with_an_example_that_parses(name: str) -> No
         (["runs", "extra"], 2, "unexpected extra argument"),
         (["--bogus"], 2, "--bogus"),
         (["set", "speed", "on"], 2, "prefix_caching"),
-        (["set", "prefix_caching", "off", "--for", "soon"], 2, "'soon' is no duration; type 90s, 10m"),
+        (["set", "prefix_caching", "off", "--for", "soon"], 2, "'soon' is not a duration; use 90s, 10m"),
         (["set", "prefix_caching", "off", "--for", "8d"], 2, "8d: use more than 0 and at most 7d"),
         (["set", "prefix_caching", "off", "--fraction", "0"], 2, "--fraction"),
         (["pause", "--for", "11m"], 2, "at most 10m"),

@@ -114,7 +114,7 @@ def test_an_engine_whose_scores_differ_from_its_rollout_logprobs_is_reported(hom
         one.shift = 0.5
         rescored = rltop("probe", "prefill-rescore", "--engine", "e0")
         assert rescored.exit_code == 0
-        assert "e0: |prefill - rollout|, mean 0.5 nats" in rescored.output
+        assert "e0: mean |difference| 0.5 nats" in rescored.output
     finally:
         one.sender.close(5)
 

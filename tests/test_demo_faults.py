@@ -341,11 +341,11 @@ def test_the_temperature_defaults_to_the_faults(fault: Fault) -> None:
     ("options", "complaint"),
     [
         ({"fault": "gremlins"}, "fault: 'gremlins'; expected one of raw-logprobs, trainer-temperature, "),
-        ({"fault": "lying-replica", "engines": 1}, r"fault lying-replica: it is on e1; engines are \['e0'\]"),
-        ({"fault": "lying-replica", "fault_engine": "e2"}, "fault lying-replica: it is on e2; engines are "),
-        ({"fault": "lag", "fault_engine": "e1"}, "--fault-engine: lag is not a fault of one engine; leave the option "),
-        ({"fault": "bf16-engine", "fault_at": 5}, "--fault-at: bf16-engine is there from the launch on, so it can't"),
-        ({"fault_at": 5}, "--fault-at: there is no fault, so it can't begin with step 5"),
+        ({"fault": "lying-replica", "engines": 1}, r"fault lying-replica: it needs engine e1; engines are \['e0'\]"),
+        ({"fault": "lying-replica", "fault_engine": "e2"}, "fault lying-replica: it needs engine e2; engines are "),
+        ({"fault": "lag", "fault_engine": "e1"}, "--fault-engine: lag is not limited to one engine; leave the option "),
+        ({"fault": "bf16-engine", "fault_at": 5}, "--fault-at: bf16-engine exists from the launch, so it can't"),
+        ({"fault_at": 5}, "--fault-at: there is no fault, so it can't start at step 5"),
         ({"fault": "lag", "steps": 9, "fault_at": 9}, "--fault-at: 9; expected 0 to 8"),
     ],
 )  # fmt: skip
@@ -363,9 +363,9 @@ def test_every_fault_has_a_cause_and_a_component(fault: Fault) -> None:
 
 
 def test_the_help_and_the_page_list_every_fault() -> None:
-    output = " ".join(CliRunner().invoke(main, ["demo", "--help"]).output.replace("-\n", "-").split())
+    printed = " ".join(CliRunner().invoke(main, ["demo", "--help"]).output.replace("-\n", "-").split())
     for fault in FAULTS:
-        assert f"{fault.name} {fault.help}".replace("- ", "-") in output.replace("- ", "-")
+        assert f"{fault.name} {fault.help}".replace("- ", "-") in printed.replace("- ", "-")
     assert as_markdown() in DEMO.read_text()
 
 
