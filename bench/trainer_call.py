@@ -26,7 +26,7 @@ RECEIVER = """
 import sys, zmq
 from pathlib import Path
 from rltop.collectors import wire
-from rltop.collectors.rundir import RunDir
+from rltop.collectors.contract.rundir import RunDir
 directory, context = RunDir(Path(sys.argv[1])), zmq.Context()
 data, control = context.socket(zmq.PULL), context.socket(zmq.ROUTER)
 data.bind(directory.ingest)

@@ -29,7 +29,7 @@ VIEWER = """
 import sys
 from pathlib import Path
 from rltop.backend.client.live import Client
-from rltop.collectors.rundir import RunDir
+from rltop.collectors.contract.rundir import RunDir
 client = Client(RunDir(Path(sys.argv[1])))
 assert client.wait(lambda c: c.state == "live", 3600)
 print("live", flush=True)

@@ -74,7 +74,7 @@ def test_a_killed_hub_is_replaced_only_when_somebody_asks() -> None:
 RANK = """
 import sys
 from rltop.collectors import TrainerCollector
-from rltop.collectors.launch import find_hub
+from rltop.collectors.contract.launch import find_hub
 sys.stdin.readline()  # both at once
 with TrainerCollector(hub=sys.argv[1], rank=0, world_size=2) as trainer:
     trainer.step(0)
