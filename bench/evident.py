@@ -1,9 +1,9 @@
-"""From which step on a recorded fault could be told at all: by one who knows what it is, where and since when.
+"""The first step at which a recorded fault could be reported by an observer who knows its kind, location and onset.
 
-A fault in an update is in the rows of some step, and moves next to nothing at first. ``evident`` is the first step by
-which the figure that it moves, read from the run itself, is as far from a healthy run's as the tests are to be sure:
-log odds of ``ALARM_LOG_E``, with no price for not knowing the fault, its beginning or its size. It does not look at
-verdicts. A fault of which the figure is not in ``MOVES`` is evident at its onset.
+A fault in a weight update changes almost nothing at first. ``evident`` is the first step at which the figure that the
+fault moves, computed from the run itself, differs from a healthy run's by the log odds that the checks require, with no
+penalty for not knowing the fault, its onset or its size. It does not use verdicts. A fault whose figure is not in
+``MOVES`` is evident at its onset.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rltop.backend.evidence.kernel import FIGURE, SUM
 from rltop.backend.evidence.sequential import Floats, stretches
 
 USUAL_FALL = 0.05
-"""By so much a step the logarithm of the entropy falls in the demo's healthy runs (0.036 to 0.058), where a run has no
-steps of its own before the fault."""
+"""Fall of the log entropy per step in healthy runs of the demo (0.036 to 0.058), for runs without enough steps before
+the fault."""
 
 USUAL_LAG = 2.0
-"""Versions of lag that healthy runs of the demo stay below."""
+"""Upper bound of the mean lag in healthy runs of the demo, in versions."""
 
 BEFORE = 6
-"""Steps before the onset that give a run's own fall."""
+"""Steps before the onset that are needed to estimate a run's own fall."""
 
 
 def evident(run: Run, onset: int, case: DiagnosisInput) -> int | None:
@@ -104,4 +104,4 @@ MOVES: dict[str, Callable[[EvidenceArrays, int], Floats]] = {
     "raw-temperature-silent": _of_surprisal,
     "entropy-collapse": _of_entropy,
 }
-"""By name of a fault: the log odds by each step of what it moves [steps]."""
+"""Fault -> log odds, at each step, of the figure that it moves [steps]."""

@@ -200,7 +200,7 @@ def test_a_slow_engine_is_slowed_once_with_the_first_ticket_of_its_first_step(mo
 # --- the trainer --------------------------------------------------------------------------------------------------
 
 
-class Told:
+class RecordedCalls:
     """Records the calls to a trainer's collector and engines."""
 
     def __init__(self, **given: Any) -> None:
@@ -228,9 +228,11 @@ def rollouts() -> Any:
     return gather(groups)
 
 
-def trained(monkeypatch: pytest.MonkeyPatch, fault: Fault, step: int = 0, *, facts: bool = True) -> tuple[Told, Any]:
-    """What is passed on of one step with ``fault``, and the trainer."""
-    monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.TrainerCollector", Told)
+def trained(
+    monkeypatch: pytest.MonkeyPatch, fault: Fault, step: int = 0, *, facts: bool = True
+) -> tuple[RecordedCalls, Any]:
+    """The calls of one training step with ``fault``, and the trainer."""
+    monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.TrainerCollector", RecordedCalls)
     monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.EnginePool", lambda *_: None)
     torch.manual_seed(0)
     trainer = DemoTrainer(
@@ -339,12 +341,12 @@ def test_the_temperature_defaults_to_the_faults(fault: Fault) -> None:
     ("options", "complaint"),
     [
         ({"fault": "gremlins"}, "fault: 'gremlins'; expected one of raw-logprobs, trainer-temperature, "),
-        ({"fault": "lying-replica", "engines": 1}, r"fault lying-replica: it needs engine e1; engines are \['e0'\]"),
-        ({"fault": "lying-replica", "fault_engine": "e2"}, "fault lying-replica: it needs engine e2; engines are "),
-        ({"fault": "lag", "fault_engine": "e1"}, "fault_engine: lag is not limited to one engine"),
-        ({"fault": "bf16-engine", "fault_at": 5}, "fault_at: bf16-engine exists from the launch, so it can't"),
-        ({"fault_at": 5}, "fault_at: there is no fault, so it can't start at step 5"),
-        ({"fault": "lag", "steps": 9, "fault_at": 9}, "fault_at: 9; expected 0 to 8"),
+        ({"fault": "lying-replica", "engines": 1}, r"fault lying-replica: it is on e1; engines are \['e0'\]"),
+        ({"fault": "lying-replica", "fault_engine": "e2"}, "fault lying-replica: it is on e2; engines are "),
+        ({"fault": "lag", "fault_engine": "e1"}, "--fault-engine: lag is not a fault of one engine; leave the option "),
+        ({"fault": "bf16-engine", "fault_at": 5}, "--fault-at: bf16-engine is there from the launch on, so it can't"),
+        ({"fault_at": 5}, "--fault-at: there is no fault, so it can't begin with step 5"),
+        ({"fault": "lag", "steps": 9, "fault_at": 9}, "--fault-at: 9; expected 0 to 8"),
     ],
 )  # fmt: skip
 def test_invalid_fault_options_are_rejected(options: dict[str, Any], complaint: str) -> None:
@@ -361,9 +363,9 @@ def test_every_fault_has_a_cause_and_a_component(fault: Fault) -> None:
 
 
 def test_the_help_and_the_page_list_every_fault() -> None:
-    sent = " ".join(CliRunner().invoke(main, ["demo", "--help"]).output.replace("-\n", "-").split())
+    output = " ".join(CliRunner().invoke(main, ["demo", "--help"]).output.replace("-\n", "-").split())
     for fault in FAULTS:
-        assert f"{fault.name}: {fault.help}".replace("- ", "-") in sent.replace("- ", "-")
+        assert f"{fault.name} {fault.help}".replace("- ", "-") in output.replace("- ", "-")
     assert as_markdown() in DEMO.read_text()
 
 

@@ -1,4 +1,4 @@
-"""Alarms reach commands and URLs: each once, again until they are taken, and nothing that hangs holds up the rest."""
+"""Alarm hooks: each notification once, with retries, and a hanging hook delays only itself."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from tests.receiver import wait_until
 NOW = pictures.healthy().time
 
 
-def told(memory: NotificationHistory, *alarms: Alarm, now: float = NOW) -> list[str]:
+def notified(memory: NotificationHistory, *alarms: Alarm, now: float = NOW) -> list[str]:
     return [news.what for news in memory.new_changes(alarms, now)]
 
 
 def test_each_change_of_an_alarm_is_notified_once() -> None:
     memory, alarm = NotificationHistory(), verdicts.alarm
-    assert told(memory) == []
-    assert told(memory, alarm()) == [RAISED]
-    assert told(memory, alarm()) == []
-    assert told(memory, alarm(cause="other")) == []
-    assert told(memory, alarm(layer="weights")) == [RENAMED]
-    assert told(memory, alarm(layer="weights", cleared=1.0)) == [CLEARED]
-    assert told(memory, alarm(layer="weights", cleared=1.0)) == []
-    assert told(memory, alarm(layer="weights", again=1)) == [REOPENED]
-    assert told(memory, alarm(layer="weights", again=1), alarm(id="a2")) == [RAISED]
+    assert notified(memory) == []
+    assert notified(memory, alarm()) == [RAISED]
+    assert notified(memory, alarm()) == []
+    assert notified(memory, alarm(cause="other")) == []
+    assert notified(memory, alarm(layer="weights")) == [RENAMED]
+    assert notified(memory, alarm(layer="weights", cleared=1.0)) == [CLEARED]
+    assert notified(memory, alarm(layer="weights", cleared=1.0)) == []
+    assert notified(memory, alarm(layer="weights", again=1)) == [REOPENED]
+    assert notified(memory, alarm(layer="weights", again=1), alarm(id="a2")) == [RAISED]
 
 
 def test_an_alarm_that_was_over_before_the_start_is_not_notified() -> None:
     memory = NotificationHistory()
-    assert told(memory, verdicts.alarm(cleared=1.0)) == []
-    assert told(memory, verdicts.alarm(again=1)) == [RAISED]
+    assert notified(memory, verdicts.alarm(cleared=1.0)) == []
+    assert notified(memory, verdicts.alarm(again=1)) == [RAISED]
 
 
 def test_the_same_alarm_id_of_another_history_is_another_alarm() -> None:
     memory = NotificationHistory()
-    told(memory, verdicts.alarm())
-    assert told(memory, verdicts.alarm(raised=5.0)) == [RAISED]
+    notified(memory, verdicts.alarm())
+    assert notified(memory, verdicts.alarm(raised=5.0)) == [RAISED]
 
 
 def test_silence_delays_and_acknowledging_ends_notifications() -> None:
     memory = NotificationHistory()
-    assert told(memory, verdicts.alarm(silenced_until=NOW + 5)) == []
-    assert told(memory, verdicts.alarm(silenced_until=NOW + 5), now=NOW + 6) == [RAISED]
-    assert told(memory, verdicts.alarm(acknowledged="kim", sure=False)) == []
-    assert told(memory, verdicts.alarm(acknowledged="kim", cleared=1.0)) == [CLEARED]  # its beginning was told
-    assert told(NotificationHistory(), verdicts.alarm(acknowledged="kim")) == []
+    assert notified(memory, verdicts.alarm(silenced_until=NOW + 5)) == []
+    assert notified(memory, verdicts.alarm(silenced_until=NOW + 5), now=NOW + 6) == [RAISED]
+    assert notified(memory, verdicts.alarm(acknowledged="kim", sure=False)) == []
+    assert notified(memory, verdicts.alarm(acknowledged="kim", cleared=1.0)) == [CLEARED]  # its start was notified
+    assert notified(NotificationHistory(), verdicts.alarm(acknowledged="kim")) == []
 
 
 class Flaky:
-    """Fails so many times, then takes everything."""
+    """Fails this many times, then accepts everything."""
 
     def __init__(self, *failures: Exception) -> None:
         self.failures = list(failures)
@@ -141,7 +141,7 @@ def test_a_hanging_hook_blocks_nothing_and_its_queue_is_bounded() -> None:
 def test_a_command_receives_the_message_on_standard_input(tmp_path: Path) -> None:
     ShellCommand(f"cat > {tmp_path}/got")(b'{"what": "raised"}')
     assert (tmp_path / "got").read_text() == '{"what": "raised"}'
-    ShellCommand("true")(b"x" * 1_000_000)  # does not read it
+    ShellCommand("true")(b"x" * 1_000_000)  # the command does not read it
     with pytest.raises(TryLaterError, match="exit code 7"):
         ShellCommand("exit 7")(b"")
 
@@ -155,7 +155,7 @@ def test_a_hanging_command_is_killed_with_its_process_group(tmp_path: Path) -> N
 
 @contextmanager
 def server(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
-    """Answers with these statuses, one after the other."""
+    """Answers with these statuses in turn."""
     left, got = list(statuses), []
 
     class Handler(BaseHTTPRequestHandler):

@@ -105,7 +105,7 @@ def test_an_acknowledgement_is_logged_with_user_and_reason(verdicts: list[Verdic
     assert alarm.silenced_until == 1900.0
     assert "silenced for 30m" in note.text and "for 1800 s" in audit.as_text(line)
     assert watched.answer(api.AskSilence("q", "a1", 0.0, "kim", "node"), 100.0, 7)[1].text.startswith(
-        "alarm a1 silenced no more"
+        "alarm a1 silence ended by kim@node"
     )
     assert list(watched.take_changed()) == ["a1"]
     assert not watched.take_changed()
@@ -198,7 +198,7 @@ def test_the_command_line_lists_alarms_of_a_stored_run(tmp_path: Path) -> None:
     assert [one["id"] for one in told["alarms"]] == ["a1"]
     (tmp_path / "fine").mkdir()
     fine = CliRunner().invoke(main, ["alarms", str(stored.store(tmp_path / "fine", stored.frames(3)))])
-    assert (fine.exit_code, fine.output) == (0, "run run: no alarm so far\n")
+    assert (fine.exit_code, fine.output) == (0, "run run: no alarms\n")
 
 
 def test_a_hub_that_was_killed_leaves_the_open_alarm_to_the_next(tmp_path: Path) -> None:

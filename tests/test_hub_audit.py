@@ -22,7 +22,7 @@ from tests.test_hub_control import applied, ask_set, fleet, update
 
 
 def successor(hub: Hub, *engines: str, name: str = "hub-2", disk: list[AuditLine] | None = None) -> Hub:
-    """The hub that is started after this one was killed, with the engines that find it."""
+    """The hub that is started after this one was killed, with reconnected engines."""
     after = Hub(name)
     after.now = hub.now
     after.restore(hub.lines if disk is None else disk)
@@ -84,7 +84,7 @@ def test_the_next_hub_closes_a_command_unknown_to_the_engine_without_sending_it(
     after.later(0.1)
     assert events(after) == ["timed_out"]
     assert after.change.reason.startswith("engine e0 does not know the command")
-    assert after.change.new == "on"  # what it reads there
+    assert after.change.new == "on"  # its current value
 
 
 def test_the_next_hub_tracks_an_open_command_that_the_engine_repeats() -> None:
@@ -171,7 +171,7 @@ def test_every_command_is_closed_once_whatever_is_repeated_late_or_lost(calls: l
             hub.later(7.0)
             hub.engine("e0", commands=[end] if end else [])
         elif call == "ask" and not disk:
-            hub.ask(ask_set())  # the same question once more
+            hub.ask(ask_set())  # the same question again
     hub.later(100.0)
     disk += hub.lines
     mine = [line for line in disk if line.command == command]

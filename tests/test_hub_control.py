@@ -186,7 +186,7 @@ def test_a_new_hub_learns_the_outcome_of_an_earlier_hubs_commands() -> None:
     old = fleet("e0")
     answer, _ = old.ask(ask_set())
     hub = Hub("hub-2")
-    hub.say("e0", update(answer.command or "", "draining"))  # not closed: the engine will say how it ended
+    hub.say("e0", update(answer.command or "", "draining"))  # not closed: the engine will report the outcome
     hub.engine("e0", commands=[applied(answer.command or "")])
     hub.engine("e0", commands=[applied(answer.command or "")])
     hub.later()

@@ -1,4 +1,4 @@
-"""The report of a picture: the promised keys, nothing that is not JSON, and text for people."""
+"""The status report: documented keys, strict JSON, and text."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def test_the_report_has_the_promised_keys_and_is_strict_json(steps: list[dict[st
 
 def test_the_report_has_the_outcome_of_a_flag_change() -> None:
     (change,) = status.as_json(picture([]))["flag_changes"]
-    said = {
+    expected = {
         "flag": "prefix_caching", "engine": "e0", "from": "on", "to": "off", "outcome": "applied", "engine_step": 9,
         "policy_version": 3, "in_flight": 4, "lost_requests": 0, "milliseconds": 1.25, "command": "c1", "verb": "set",
         "reason": "as asked", "requested": 1.0,
     }  # fmt: skip
-    assert change == dict.fromkeys(CHANGE_KEYS) | said
+    assert change == dict.fromkeys(CHANGE_KEYS) | expected
 
 
 def test_the_json_report_has_the_engines_and_events_of_the_text() -> None:

@@ -58,8 +58,8 @@ def switch(hub: Hub, engines: str = "e0", **about: Any) -> str:
         (act("flush_cache", revert_s=10.0), "has no timer"),
         (act("pause", revert_s=BY_VERB["pause"].max_guard_s + 1), "at most 600"),
         (act("pause", timeout_s=0.0), "timeout"),
-        (api.AskKeep("k", "nobody"), "no command 'nobody'"),
-        (api.AskUndo("u", "nobody"), "no command 'nobody'"),
+        (api.AskKeep("k", "unknown"), "no command 'unknown'"),
+        (api.AskUndo("u", "unknown"), "no command 'unknown'"),
     ],
 )
 def test_an_invalid_request_is_rejected_with_the_valid_choices(question: api.Question, named: str) -> None:
@@ -221,7 +221,9 @@ def test_keep_is_sent_to_the_engines_with_a_timer_and_records_who_kept_it() -> N
     kept = hub.picture.changes[f"{command}@e0"]
     assert (kept.kept_by, kept.reverts_at, kept.state) == ("bob", None, "applied")
     assert hub.lines[-1].event == "kept"
-    _, orders = ask(hub, api.AskKeep("k2", command, who="ann", host="h"))  # no mistake: the engine will say so
+    _, orders = ask(
+        hub, api.AskKeep("k2", command, who="ann", host="h")
+    )  # no error: the engine answers that it is kept already
     assert list(orders) == ["e0"]
 
 
@@ -230,7 +232,7 @@ def test_a_command_without_a_timer_cannot_be_kept() -> None:
     command = switch(hub)
     hub.engine("e0", timers=[timer("other")])
     assert refused(hub, api.AskKeep("k", command)) == f"{command} has no timer; commands that have one: other"
-    _, orders = ask(hub, api.AskKeep("k2", "other"))  # of an earlier hub, in no log: the engine knows it
+    _, orders = ask(hub, api.AskKeep("k2", "other"))  # of an earlier hub, in no log, but known to the engine
     assert list(orders) == ["e0"]
 
 

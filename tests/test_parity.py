@@ -1,4 +1,4 @@
-"""The verdict on runs: noise passes at the stated rate, a fault fails and is dated, and too little is said to be."""
+"""The parity verdict: noise passes at the stated rate, faults fail and are dated, too little data is reported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SCALE = {
 def run(
     rng: np.random.Generator, steps: int = 100, drift: float = 0.5, shift: dict[str, Floats] | None = None
 ) -> dict[int, api.Step]:
-    """A run: learning curves with noise at every step, and a slow drift of its own of that share of the noise."""
+    """A run: learning curves with noise at every step and a slow drift of this share of the noise."""
     made: dict[str, Floats] = {}
     for name, (level, noise) in SCALE.items():
         slow = np.empty(steps)
@@ -174,7 +174,7 @@ async def test_the_dashboard_draws_the_reference_and_the_divergence() -> None:
         assert "reference: not parity in KL (k3) since step 3" in screen
         assert "≠reference" in screen
         assert " ref" in screen
-        picture = app.query_one("#plot-reward", Plot)._picture(app.history, (), app.sight)
+        picture = app.query_one("#plot-reward", Plot)._drawing(app.state.history, (), app.state.viewport)
         theirs = next(line for line in picture.lines if line.label == "ref")
         assert theirs.y.tolist() == [step.values["reward_mean"] for step in reference.values()]
 

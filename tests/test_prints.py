@@ -1,4 +1,4 @@
-"""What is printed of fingerprints, and launch options that vLLM's own parser turns into the flags they came from."""
+"""Fingerprint output, and launch options that vLLM's parser turns back into the same flags."""
 
 from __future__ import annotations
 

@@ -132,13 +132,13 @@ def test_memory_answers_what_it_has_and_the_store_is_asked_for_the_rest() -> Non
     world.play(first)
     first.later(10.0)
     assert asked(first, api.AskSamples("q", 0, "worst")) == "Reply"
-    assert asked(first, api.AskSamples("q", 1, "worst")) == "Recall"
+    assert asked(first, api.AskSamples("q", 1, "worst")) == "AnswerFromStore"
     assert asked(first, api.AskMismatch("q")) == "Reply"
     second = Hub("hub-2", first.picture)
-    assert asked(second, api.AskSamples("q", None, "worst")) == "Recall"
-    assert asked(second, api.AskMismatch("q", 0, 5)) == "Recall"
+    assert asked(second, api.AskSamples("q", None, "worst")) == "AnswerFromStore"
+    assert asked(second, api.AskMismatch("q", 0, 5)) == "AnswerFromStore"
     assert asked(second, api.AskMismatch("q", 1, 5)) == "Reply"
-    assert asked(first, api.AskPast("q", 0)) == "Recall"
+    assert asked(first, api.AskPast("q", 0)) == "AnswerFromStore"
 
 
 def test_the_store_answers_who_was_there_at_a_step(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A stored run shown again, copied into one file, and written out as tables: the same numbers as the live one had."""
+"""Replay, recording and export of a stored run: bit-identical to the live run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.test_hub_steps import World
 
 SECRET = 987_654_321
 TEXT = "what the model wrote"
-"""What is nowhere else: a token id, and a mark beside it."""
+"""Unique in the store: a token id, and a marker next to it."""
 
 
 class Clock:
@@ -63,7 +63,7 @@ def rltop(*arguments: str) -> Result:
 
 
 def sampled(directory: Path, steps: int = 3) -> Path:
-    """A store with kept sequences and tokens."""
+    """A store with sequences and tokens."""
     writer = Writer(directory / NAME, "run", "h", pictures.START)
     for number, frame in enumerate(stored.frames(steps)):
         body = msgspec.msgpack.encode(
@@ -175,7 +175,7 @@ def test_a_replay_is_bit_identical_to_the_live_hub(rundir: RunDir, tmp_path: Pat
             trainer.sender.close(5)
             shown = see(client, lambda v: v.trainer.health == "gone" and "e0" in v.engines)
             live = status.as_json(shown)
-            assert record(rundir.path, tmp_path / "run.rltop") > 0  # while it goes on
+            assert record(rundir.path, tmp_path / "run.rltop") > 0  # while the run is live
         hub.terminate()
         assert ended(hub) == 0
     finally:
@@ -188,7 +188,7 @@ def test_a_replay_is_bit_identical_to_the_live_hub(rundir: RunDir, tmp_path: Pat
         again = rltop("replay", place, "--json")
         assert again.exit_code == 0, again.output
         assert json.loads(again.stdout)["steps"] == json.loads(json.dumps(live))["steps"]
-    assert [path.name for path in rundir.path.glob("store*")] == [NAME]  # nothing is left beside it
+    assert [path.name for path in rundir.path.glob("store*")] == [NAME]  # no leftovers
 
 
 # --- record ---------------------------------------------------------------------------------------------------------
@@ -315,8 +315,8 @@ def test_the_sample_is_a_real_run_with_switches_and_a_fault() -> None:
     assert raw is not None
     assert back is not None
     gap = {number: step.values["backend_abs_diff_mean"] or 0.0 for number, step in picture.steps.items()}
-    assert max(gap[number] for number in range(raw)) < 1e-5  # the record was right
-    assert min(gap[number] for number in range(raw + 4, back)) > 1e-3  # then it was not
+    assert max(gap[number] for number in range(raw)) < 1e-5  # correct rollout logprobs
+    assert min(gap[number] for number in range(raw + 4, back)) > 1e-3  # wrong rollout logprobs
     assert max(gap[number] for number in range(back + 4, 60)) < 1e-5
     assert rltop("replay", "--sample", "--json").exit_code == 0
 

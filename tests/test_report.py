@@ -42,8 +42,8 @@ def test_a_report_begins_with_the_verdict_and_has_the_whole_incident() -> None:
     lines = text.splitlines()
     assert lines[0] == "# Run sort: The prefix cache survives weight updates (C1)"
     assert lines[4].startswith("**run sort: FAULT since step 14 on all engines, as of step 39")
-    for said in (*verdicts.STALE.evidence, verdicts.PARTIAL.title, "cleared at step 32", "prefix\\_caching"):
-        assert said.replace("|", "\\|") in text, said
+    for sentence in (*verdicts.STALE.evidence, verdicts.PARTIAL.title, "cleared at step 32", "prefix\\_caching"):
+        assert sentence.replace("|", "\\|") in text, sentence
     assert "rltop set update_clears_cache on --run sort" in lines
     assert "ada@node-a" in text and "alarm a1 raised" in text and "| e0 " in text.replace("    ", " | ")
     titles = [svg.find("{http://www.w3.org/2000/svg}title") for svg in drawn(text)]
@@ -91,15 +91,15 @@ def test_html_is_one_file_without_external_resources_or_scripts() -> None:
 
 
 @given(st.text(max_size=60))
-def test_text_is_escaped_in_both_formats(said: str) -> None:
-    found: list[Block] = [Heading(said), Paragraph(said), Bullets([(said, said)]), TableBlock([said], [[said]])]
+def test_text_is_escaped_in_both_formats(text: str) -> None:
+    found: list[Block] = [Heading(text), Paragraph(text), Bullets([(text, text)]), TableBlock([text], [[text]])]
     lines = markdown(found).splitlines()
     assert len(lines) == 9  # whatever it is, a line each: a table has three, blank lines between
-    assert not Tags(as_html(said, found)).tags - {
+    assert not Tags(as_html(text, found)).tags - {
         "html", "head", "meta", "title", "style", "body", "h2", "p", "ul", "li", "em", "table", "tr", "th", "td",
     }  # fmt: skip
-    first, *_, last = markdown([Code(said)]).splitlines()
-    assert first == last and set(first) == {"`"} and first not in said
+    first, *_, last = markdown([Code(text)]).splitlines()
+    assert first == last and set(first) == {"`"} and first not in text
 
 
 @given(
@@ -155,7 +155,7 @@ def test_the_command_writes_the_report_of_a_stored_run(tmp_path: Path) -> None:
     result = run.invoke(main, ["report", str(path), "-o", str(to)])
     assert result.exit_code == 0, result.output
     assert to.read_text().startswith("<!doctype html>") and len(drawn(to.read_text())) == len(PLOTS)
-    assert "is there already" in run.invoke(main, ["report", str(path), "-o", str(to)]).output
+    assert "exists; --force overwrites it" in run.invoke(main, ["report", str(path), "-o", str(to)]).output
     plain = run.invoke(main, ["report", str(path)])
     assert plain.output.startswith("# Run run: ") and "as of step 11" in plain.output
     then = run.invoke(main, ["report", str(path), "--step", "5"])

@@ -94,9 +94,9 @@ class AlarmWatch:
             detail=alarm.cause, who=question.who, host=question.host, why=question.why, step=step, revert_s=seconds,
             requested=now, hub=self._hub,
         )  # fmt: skip
-        length = "" if seconds is None else f" for {span(seconds)}" if seconds else " (ended)"
+        action = "silence ended" if seconds == 0 else f"{event} for {span(seconds)}" if seconds else event
         reason = f": {question.why}" if question.why else ""
-        return alarm, AlarmEvent("info", f"alarm {alarm.id} {event}{length} by {who}{reason}"), line
+        return alarm, AlarmEvent("info", f"alarm {alarm.id} {action} by {who}{reason}"), line
 
     def take_changed(self) -> dict[str, Alarm]:
         """The alarms that changed since the last call."""

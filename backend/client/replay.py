@@ -17,7 +17,7 @@ from rltop.backend.store import step_details as store_samples
 from rltop.backend.store.read import Reader
 from rltop.backend.store.stored_diagnosis import case
 
-SAMPLE = Path(__file__).parent / "sample" / "sort.rltop.gz"
+SAMPLE = Path(__file__).parent.parent / "store" / "sample" / "sort.rltop.gz"
 """A recorded demo run that ships with the package; ``docs/history.md`` describes it."""
 
 SAMPLE_SPEED = 30.0

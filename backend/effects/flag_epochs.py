@@ -74,7 +74,7 @@ class EffectHistory:
                 return "no command has switched anything yet"
         chosen = [change for change in known if change.command.startswith(command)]
         if not chosen:
-            return f"no command {command!r}"
+            return f"no command {command!r}; `rltop audit` lists the commands"
         if len(ids := list(dict.fromkeys(change.command for change in chosen))) > 1:
             return f"{command!r} is ambiguous: {', '.join(ids)}"
         switched = [change for change in chosen if api.change_key(change) in self.marks]

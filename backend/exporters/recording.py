@@ -34,7 +34,7 @@ def record(source: Path, to: Path, *, with_text: bool = False, overwrite: bool =
         OSError: writing failed.
     """
     if to.exists() and not overwrite:
-        raise FileExistsError(f"{to} is there already")
+        raise FileExistsError(f"{to} already exists")
     with tempfile.TemporaryDirectory(prefix=".rltop-", dir=to.parent) as directory:
         copy = Path(directory) / "copy"
         with Reader(source) as reader:

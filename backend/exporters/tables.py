@@ -145,7 +145,7 @@ def export(reader: Reader, what: str, to: Path, *, overwrite: bool = False) -> i
     """
     write = _writer(to)
     if to.exists() and not overwrite:
-        raise FileExistsError(f"{to} is there already")
+        raise FileExistsError(f"{to} already exists")
     kind = KIND_BY_NAME[what]
     rows = iter(kind.rows(reader))
     first = next(rows, None)

@@ -218,9 +218,9 @@ def _expected(values: Floats, per_block: float, drift: float) -> float:
 
 def _variance(references: Floats, expected: float) -> float:
     """Variance of one run's block about the mean of all, from the references [runs, blocks] and the prior."""
-    apart = references - references.mean(axis=0)
+    deviations = references - references.mean(axis=0)
     freedom = (len(references) - 1) * references.shape[1]
-    return float((PRIOR_BLOCKS * expected + np.sum(apart**2)) / (PRIOR_BLOCKS + freedom))
+    return float((PRIOR_BLOCKS * expected + np.sum(deviations**2)) / (PRIOR_BLOCKS + freedom))
 
 
 def _stretches(difference: Floats, references: int) -> tuple[Floats, Floats, list[tuple[int, int]]]:
@@ -254,9 +254,9 @@ def critical_value(references: int, blocks: int, tests: int) -> float:
     for block in range(1, blocks):
         noise[:, :, block] = RHO * noise[:, :, block - 1] + math.sqrt(1 - RHO**2) * noise[:, :, block]
     others = noise[:, :-1]
-    apart = others - others.mean(axis=1, keepdims=True)
-    shown = np.sum(apart**2, axis=(1, 2))
-    sigma = np.sqrt((PRIOR_BLOCKS + shown) / (PRIOR_BLOCKS + (references - 1) * blocks))
+    deviations = others - others.mean(axis=1, keepdims=True)
+    squares = np.sum(deviations**2, axis=(1, 2))
+    sigma = np.sqrt((PRIOR_BLOCKS + squares) / (PRIOR_BLOCKS + (references - 1) * blocks))
     means, scales, _ = _stretches(noise[:, -1] - others.mean(axis=1), references)
     return float(np.quantile(np.max(np.abs(means) / scales, axis=1) / sigma, 1 - ALPHA / tests))
 

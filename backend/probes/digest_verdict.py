@@ -316,8 +316,8 @@ def _counts(
                 "weights changed by updates", float(change.changed), n=count, of="weights", engine=engine
             )
         if match.compared:
-            name, different = "weights that differ from the trainer's", float(len(match.differ))
-            yield ProbeEvidence(name, different, n=match.compared, of="weights", engine=engine)
+            name = "weights that differ from the trainer's"
+            yield ProbeEvidence(name, float(len(match.differ)), n=match.compared, of="weights", engine=engine)
 
 
 def _costs(reports: Mapping[str, Report]) -> Iterable[ProbeEvidence]:

@@ -188,21 +188,16 @@ def _changes(picture: api.Snapshot) -> list[Block]:
 
 def _updates(picture: api.Snapshot) -> list[Block]:
     steps = [step for step in picture.steps.values() if step.policy_version is not None]
-    rows = [
-        (
-            "trainer",
-            f"{api.health_text(picture.trainer.health)}, policy version {_or_dash(picture.trainer.policy_version)}",
-        )
-    ]
+    version = _or_dash(picture.trainer.policy_version)
+    rows = [("trainer", f"{api.health_text(picture.trainer.health)}, policy version {version}")]
     if steps:
         first, last = min(steps, key=lambda s: s.step), max(steps, key=lambda s: s.step)
         text = f"{_or_dash(first.policy_version)} at step {first.step}, {_or_dash(last.policy_version)} at {last.step}"
         rows.append(("policy version", text))
     for engine in picture.engines.values():
-        state = (
-            f"{api.health_text(engine.health)}, version {_or_dash(engine.policy_version)} ({engine.version_source}), "
-        )
-        rows.append((engine.id, f"{state}{_or_dash(engine.lag)} behind the trainer"))
+        version = f"version {_or_dash(engine.policy_version)} ({engine.version_source})"
+        lag = f"{_or_dash(engine.lag)} behind the trainer"
+        rows.append((engine.id, f"{api.health_text(engine.health)}, {version}, {lag}"))
     return [Bullets(rows)]
 
 

@@ -90,14 +90,11 @@ def _columns(engines: Iterable[api.Engine]) -> list[tuple[str, api.Engine]]:
     for engine in sorted(engines, key=lambda engine: engine.id):
         known = tuple(sorted(facts.of_engine(engine).items())), tuple(sorted(engine.differs.items()))
         identical.setdefault((known, engine.health), []).append(engine)
-    return [
-        (
-            facts.some([e.id for e in group], 3)
-            + ("" if group[0].health == "live" else f" ({api.health_text(group[0].health)})"),
-            group[0],
-        )
-        for group in identical.values()
-    ]
+    columns = []
+    for first, *rest in identical.values():
+        health = "" if first.health == "live" else f" ({api.health_text(first.health)})"
+        columns.append((facts.some([engine.id for engine in (first, *rest)], 3) + health, first))
+    return columns
 
 
 def _row(name: str, engines: list[api.Engine], trainer: facts.Facts) -> tuple[str, ...]:
