@@ -1,8 +1,9 @@
 """Whole runs as their hub's core heard them: every call with its time, taped while the run goes on, and played again.
 
-A tape has the calls of ``HubState`` in their order, each as 4 bytes of size (little-endian) and a msgpack array ``[method,
-arguments, named]``; the first is ``["start", [run, epoch, now], {}]``. Messages are in it as the frames that came over
-the wire, so a tape outlives changes of what the hub makes of them. ``bench/faults.py record`` makes tapes, with xz.
+A tape has the calls of ``HubState`` in their order, each as 4 bytes of size (little-endian) and a msgpack array
+``[method, arguments, named]``; the first is ``["start", [run, epoch, now], {}]``. Messages are in it as the frames that
+came over the wire, so a tape outlives changes of what the hub makes of them. ``bench/faults.py record`` makes tapes,
+with xz.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from rltop.collectors.contract.wire import Arrays, Command, CommandUpdate, Passa
 from rltop.collectors.vllm.probes import work as probe_work
 from rltop.collectors.vllm.probes.injection import Injection
 from rltop.collectors.vllm.probes.probe_executor import Prober
-from rltop.collectors.vllm.probes.scoring import Got, Plan, hot_and_cold, ids_of, rescore
+from rltop.collectors.vllm.probes.scoring import Plan, ScoringResult, hot_and_cold, ids_of, rescore
 from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX
 from rltop.collectors.vllm.workers import weight_digest
 from rltop.collectors.vllm.workers.one_rank import METHODS
@@ -464,7 +464,7 @@ def test_a_rank_that_has_read_all_waits_for_those_that_have_more() -> None:
     )
     work = probe_work.Digesting(engine)
     rounds = 1
-    while not work.go():
+    while not work.advance():
         rounds += 1
     assert rounds > len(read(short))
     found = [{one.name for one in work.digests if one.rank == rank} for rank in (0, 1)]
@@ -487,7 +487,7 @@ def drive(plan: Plan, cached: int) -> list[list[str]]:
         wanted = next(plan)
         while True:
             lots.append([one.way for one in wanted])
-            got = [Got(cached if one.reads else 0, np.empty(0, np.float32)) for one in wanted]
+            got = [ScoringResult(cached if one.reads_cache else 0, np.empty(0, np.float32)) for one in wanted]
             wanted = plan.send(got)
     except StopIteration:
         return lots
@@ -509,6 +509,6 @@ def test_a_passage_cut_before_its_completion_is_left_out() -> None:
 
 def test_an_injection_that_ends_twice_ends_once(bench: Bench) -> None:
     made = Injection(bench.core, bench.guard, "x")
-    made.end()
-    made.end()
+    made.stop()
+    made.stop()
     assert made.complete

@@ -18,7 +18,7 @@ from rltop.backend.probes.inputs import InputChooser, ScoringInput
 from rltop.backend.probes.reports import Report, Scored
 from rltop.backend.probes.scores import judge_cache_salt, judge_cross_replica, judge_rescore
 from rltop.collectors.contract import wire
-from rltop.collectors.contract.digests import checksum, hexed, weight_digests
+from rltop.collectors.contract.digests import as_hex, checksum, weight_digests
 from tests.hub_messages import Written, engine_state, rollouts
 
 RNG = np.random.default_rng(1)
@@ -211,8 +211,8 @@ def test_ranks_that_cut_a_weight_by_rows_or_columns_add_up_to_the_trainers() -> 
         for name, parts in cuts.items():
             for rank, part in enumerate(parts):
                 sums = checksum(part + np.float32(name == wrong))
-                rows, columns = hexed(sums.rows), hexed(sums.columns)
-                found.append(wire.Digest(name, "parameter", hexed(sums.whole), rows, "float32", 64, rank, columns))
+                rows, columns = as_hex(sums.rows), as_hex(sums.columns)
+                found.append(wire.Digest(name, "parameter", as_hex(sums.whole), rows, "float32", 64, rank, columns))
         return Report(wire.ProbeReport("c", "e0", "p", [], 3, 1, digests=found), [])
 
     weights = KnownDigests()

@@ -15,8 +15,10 @@ def test_the_page_is_generated_from_the_table() -> None:
 def test_every_probe_has_a_unique_name_and_code_and_a_cost() -> None:
     assert len(BY_NAME) == len({probe.code for probe in PROBES}) == len(PROBES)
     for probe in PROBES:
-        words = [answer.word for answer in probe.words]
+        words = [answer.word for answer in probe.all_answers]
         assert len(words) == len(set(words))
-        assert all((probe.summary, probe.isolates, probe.method, probe.cost, probe.risk, probe.needs, probe.takes))
-        assert probe.by in {HUB, ENGINES, SWITCH}
-        assert probe.by == ENGINES or not probe.requests
+        assert all(
+            (probe.summary, probe.isolates, probe.method, probe.cost, probe.risk, probe.requirements, probe.duration)
+        )
+        assert probe.executed_by in {HUB, ENGINES, SWITCH}
+        assert probe.executed_by == ENGINES or not probe.sends_requests

@@ -135,7 +135,7 @@ class CommandLifecycle:
 
     def _closed_at_once(self, change: api.Change) -> HubClosure | None:
         """Why a requested change is not sent to its engine, if it is not."""
-        if change.probe and BY_PROBE[change.probe].by == HUB:
+        if change.probe and BY_PROBE[change.probe].executed_by == HUB:
             return HubClosure.ANSWERED_BY_HUB
         return None if self._fleet.health(change.engine) == "live" else HubClosure.ENGINE_NOT_LIVE
 

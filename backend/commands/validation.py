@@ -171,13 +171,13 @@ def _probe(
     question: api.AskProbe, command: str, deadline: float, fleet: KnownFleet, choose_inputs: ChooseInputs
 ) -> dict[str, wire.Command]:
     probe = BY_PROBE.get(question.probe)
-    startable = [name for name, other in BY_PROBE.items() if other.by != SWITCH]
-    if probe is None or probe.by == SWITCH:
+    startable = [name for name, other in BY_PROBE.items() if other.executed_by != SWITCH]
+    if probe is None or probe.executed_by == SWITCH:
         raise RejectedError(f"probe {question.probe!r} can't be started; there is {', '.join(startable)}")
     engines = choose_engines(question.engines, None, fleet)
-    if len(engines) < probe.engines:
-        raise RejectedError(f"{probe.name} takes {probe.engines} engines, not {', '.join(engines)} alone")
-    chosen = choose_inputs(probe.name, engines) if probe.requests else {}
+    if len(engines) < probe.min_engines:
+        raise RejectedError(f"{probe.name} takes {probe.min_engines} engines, not {', '.join(engines)} alone")
+    chosen = choose_inputs(probe.name, engines) if probe.sends_requests else {}
     return {
         engine: wire.Command(command, "", "", deadline, PROBE, probe=probe.name, passages=tuple(chosen.get(engine, ())))
         for engine in engines

@@ -80,7 +80,7 @@ class RunningProbes:
                 continue
             running.closed = running.closed or now
             applied = {change.engine for change in mine if change.state == "applied"}
-            waits = BY_NAME[running.probe].by != HUB and not applied <= running.reports.keys()
+            waits = BY_NAME[running.probe].executed_by != HUB and not applied <= running.reports.keys()
             if waits and now - running.closed < REPORT_S:
                 continue
             del self._running[running.command]
@@ -115,7 +115,7 @@ class RunningProbes:
             return config_diff(picture, running.engines)
         if running.probe == "token-echo":
             return token_echo(picture)
-        if len(running.reports) < BY_NAME[running.probe].engines:
+        if len(running.reports) < BY_NAME[running.probe].min_engines:
             return _too_few_reports(failed)
         if running.probe == "weight-digest":
             return self.weights.judge(running.reports, self._epochs)

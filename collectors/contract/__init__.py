@@ -1,1 +1,1 @@
-"""What collectors and hub agree on: messages, run directory, flags, actions, probes, preconditions, facts, digests."""
+"""Contract of collectors and hub: messages, run directory, flags, actions, probes, preconditions, facts, digests."""

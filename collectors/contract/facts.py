@@ -12,7 +12,7 @@ MAX_CHARS = 200
 
 
 def as_text(value: Any) -> str | None:
-    """The text of a fact: ``float32`` for a dtype of torch or numpy, ``on`` or ``off`` for a bool, ``0.7`` for a number.
+    """The text of a fact: ``float32`` for a torch or numpy dtype, ``on`` or ``off`` for a bool, ``0.7`` for a number.
 
     None, the absence of a fact, stays None.
     """

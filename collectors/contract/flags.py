@@ -80,7 +80,7 @@ FLAGS: tuple[Flag, ...] = (
         "of seeded requests do not change.",
         cost="9 to 35 ms with 64 requests in flight on an H100; strict also recomputes every running request",
         read_from="depth of the batch queue, class of the scheduler, model_runner.use_async_scheduling of every rank",
-        switched_by="replaces the drained batch queue by one with the launch depth, or with one batch per pipeline stage",
+        switched_by="replaces the drained batch queue by one of the launch depth, or with one batch per pipeline stage",
         preconditions=(
             "boundary",
             "sees_steps",
@@ -143,8 +143,8 @@ FLAGS: tuple[Flag, ...] = (
         "elsewhere the whole weight is cast in every step. Changes the sampled tokens.",
         cost="8 to 19 ms with 64 requests in flight on an H100; then memory for float32 logits, and except on GPUs for "
         "a float32 copy of the head",
-        read_from="logits_processor.head_dtype, or the head's projection in vLLM versions without head_dtype; verified by "
-        "the dtype of one projected row; on every rank of the last pipeline stage",
+        read_from="logits_processor.head_dtype, or the head's projection in vLLM versions without head_dtype; verified "
+        "by the dtype of one projected row; on every rank of the last pipeline stage",
         switched_by="sets head_dtype, or wraps the projection of the head only: the look-up of a tied embedding stays",
         preconditions=(
             "boundary",
@@ -172,8 +172,8 @@ FLAGS: tuple[Flag, ...] = (
         read_from="the collector's own policy, if pauses and worker calls of the live engine go through the collector",
         switched_by="off: a pause never clears the cache. on: the prefix cache alone is reset after every update by "
         "vLLM's calls (finish_weight_update, reload_weights, an update_weights outside an open update), paused or not, "
-        "at the next step boundary; if a running request would not survive, the reset is skipped and reported. Explicit "
-        "resets are unaffected, and a trainer's own worker calls are not recognised as updates",
+        "at the next step boundary; if a running request would not survive, the reset is skipped and reported. "
+        "Explicit resets are unaffected, and a trainer's own worker calls are not recognised as updates",
         preconditions=("boundary", "sees_steps", "no_connector", "sees_updates", "no_sleep_mode", "text_only"),
         launch="a text model, no KV connector, no sleep mode",
         launch_args={"caller": ""},
@@ -192,8 +192,9 @@ def document() -> str:
         "[`collectors/contract/preconditions.py`](../collectors/contract/preconditions.py):",
         "`python -m rltop.collectors.contract.flags > docs/flags.md`.",
         "",
-        "A switch runs between two engine steps, after the batches in flight have finished. It completes or is undone; the",
-        "result is what is read back from the live objects. If a precondition does not hold, it is refused with the reason.",
+        "A switch runs between two engine steps, after the batches in flight have finished. It completes or is undone;",
+        "the result is what is read back from the live objects. If a precondition does not hold, the switch is refused",
+        "with the reason.",
         "Source locations are paths in vLLM's package, of version 0.32.0 unless stated otherwise.",
     ]
     for flag in FLAGS:

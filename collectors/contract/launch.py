@@ -86,7 +86,7 @@ def _start(rundir: RunDir, deadline: float) -> HubInfo:
             hub.returncode = 0  # it outlives this process; without this, collecting the handle would warn
             return info  # of this hub, or of one that another process started without the lock
         if hub.poll():
-            raise LaunchError(f"the hub of {rundir.path} exited with code {hub.returncode}{_tail(rundir.log)}")
+            raise LaunchError(f"the hub of {rundir.path} ended with exit code {hub.returncode}{_tail(rundir.log)}")
         time.sleep(POLL_S)
     hub.kill()
     hub.wait()

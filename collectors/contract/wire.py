@@ -1,11 +1,11 @@
-"""Every message between collectors and the hub: append-only structs, one version, size limits.
+"""The messages between collectors and the hub: append-only structs with one version and size limits.
 
-A data message (PUSH -> PULL) is ``[Envelope, body, array, array, ...]``: two msgpack frames and raw little-endian
-arrays that the body names in order, packed into one frame of ZeroMQ (``pack``) unless it is very large. A control
-message (DEALER <-> ROUTER) is one msgpack frame.
+A data message (PUSH → PULL) is ``[Envelope, body, array, array, ...]``: two msgpack frames and raw little-endian arrays
+that the body describes in order. The frames are packed into one ZeroMQ frame (``pack``) unless the message is very
+large. A control message (DEALER ↔ ROUTER) is one msgpack frame.
 
-Rules of the wire: fields are only ever appended, with defaults; an unknown tag is counted, not fatal; nothing is
-allocated before sizes, dtypes and lengths were checked; no pickle. ``docs/wire.md`` says the same for other languages.
+Rules: fields are only appended, with defaults. An unknown tag is counted, not fatal. Sizes, dtypes and lengths are
+checked before anything is allocated. No pickle. ``docs/wire.md`` describes the format for other languages.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 PROTO = 1
-"""Major version of the wire. A hub reads no other major version; it counts and names the sender instead."""
+"""Major version of the wire. A hub rejects messages of other versions; it counts them and reports the sender."""
 
 MAX_FRAMES = 32
 MAX_FRAME_BYTES = 64 << 20
-"""Limits on one data message. Larger batches are split by the sender."""
+"""Limits of one data message. Collectors split larger batches."""
 
 MAX_PACKED_BYTES = 16 << 20
-"""Larger messages (a collector aims at 1 MiB) are not packed, but sent frame by frame."""
+"""Larger messages are not packed but sent as separate frames. Collectors aim at 1 MiB."""
 
 _SIZE = 4
-"""Of each number at the beginning of a packed message."""
+"""Bytes of each number in the header of a packed message."""
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_CONTROL_BYTES = 1 << 20
-"""Limits on a frame that is decoded into objects: an envelope or body, a control message."""
+"""Limits of frames that are decoded into objects: envelope and body; control message."""
 
 DTYPES: dict[str, np.dtype[Any]] = {"i4": np.dtype("<i4"), "f4": np.dtype("<f4"), "u1": np.dtype("u1")}
-"""The element types an array frame may have."""
+"""Element types of array frames."""
 
 UNKNOWN_VERSION = -1
-"""In integer version arrays: not known, or not computed."""
+"""In integer version arrays: unknown, or not computed."""
 
 
 Version = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
-"""A policy version outside of arrays: any number that a trainer counts by, such that a difference fits 64 bits."""
+"""A policy version outside of arrays; limited so that a difference of two fits 64 bits."""
 
 
 class WireError(ValueError):
-    """A frame from outside that does not keep to the wire's rules."""
+    """A received frame violates the rules of the wire."""
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):
-    """Who sent a data message, and where it stands in what that sender sent.
+    """The sender of a data message and its sequence number.
 
     Attributes:
         proto: ``PROTO`` of the sender.
         source: stable name of the sender: an engine id (``e0``), or ``trainer/<rank>``.
-        epoch: random id of this life of the sender's process; ``seq`` starts at 0 in each.
-        seq: number of this message within the epoch; a hole is a loss in transit.
+        epoch: random id of the sender's process; ``seq`` starts at 0 in each epoch.
+        seq: number of this message within the epoch; a gap is a loss in transit.
         sent: wall clock of the sender when it first sent this message, seconds.
-        oldest: the sender can send again what it sent from this number on (``Resend``); None if it resends nothing.
+        oldest: the oldest message that the sender can resend (``Resend``); None if it can't resend.
     """
 
     proto: int
@@ -71,7 +71,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Array(msgspec.Struct, frozen=True, array_like=True):
-    """One array frame: its name in the body's documentation, its dtype (a key of ``DTYPES``), its length."""
+    """Description of one array frame: its name, its dtype (a key of ``DTYPES``) and its number of elements."""
 
     name: str
     dtype: str
@@ -86,9 +86,9 @@ class Body(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class VersionRun(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens from ``start`` to the next run were sampled under one flag epoch and one policy version.
+    """The tokens from ``start`` up to the next run were sampled with one flag epoch and one policy version.
 
-    ``version`` is None where vLLM carries none; see ``Rollout.version_source``.
+    ``version`` is None if it is unknown; see ``Rollout.version_source``.
     """
 
     start: int
@@ -104,16 +104,16 @@ class Rollout(msgspec.Struct, frozen=True, array_like=True):
         prompt_size: prompt tokens, in ``Rollouts.prompt_ids``.
         size: sampled tokens, in ``Rollouts.token_ids`` and ``Rollouts.logprobs``.
         finish_reason: ``stop``, ``length``, ``abort`` or ``error``.
-        runs: per-token flag epoch and policy version, run-length encoded; empty when ``size`` is 0.
-        version_source: ``engine`` (vLLM's own label), ``inferred`` (from observed update calls) or ``unknown``.
+        runs: flag epoch and policy version per token, run-length encoded; empty if ``size`` is 0.
+        version_source: ``engine`` (vLLM's weight label), ``inferred`` (from observed update calls) or ``unknown``.
         has_logprobs: False if the request did not ask for logprobs; its entries in ``logprobs`` are NaN.
-        cached_tokens: prompt tokens read from the prefix cache; None where vLLM did not say.
+        cached_tokens: prompt tokens read from the prefix cache; None if vLLM did not report it.
         lookup_off: the prefix-cache lookup was off when the request was first scheduled.
         sampling: the sampling parameters that shape the distribution (temperature, top_p, top_k, min_p, penalties,
-            seed), where set.
+            seed), as far as they are set.
         arrived, scheduled, finished: wall clock of the engine, seconds; ``scheduled`` is 0.0 if it never was.
         first_step: engine step at which the request was first scheduled; -1 if it never was.
-        updated: wall clock of the engine's last weight update before ``scheduled``; 0.0 if none was seen.
+        updated: wall clock of the engine's last weight update before ``scheduled``; 0.0 if none was observed.
         started: wall clock at which the collector attached to the engine.
     """
 
@@ -148,11 +148,13 @@ class Rollouts(Body, frozen=True, array_like=True, tag="rollouts"):
 
 
 class FlagState(msgspec.Struct, frozen=True, array_like=True):
-    """One flag as read from the live objects of an engine.
+    """The state of one flag, as read from the live objects of an engine.
 
-    ``value`` is one of the flag's values, or None where this engine has no such thing; ``reason`` says why it is not
-    ``switchable``, and may carry the launch option that would make it so. ``detail`` says which form of the value it
-    is, where there are several (``depth 1`` or ``strict`` of an asynchronous scheduling that is off).
+    Attributes:
+        value: one of the flag's values; None if this engine has no such setting.
+        switchable: whether the flag can be switched now.
+        reason: why it can't, possibly with the launch option that would help; empty if it can.
+        detail: form of the value, if there are several (``depth 1`` or ``strict`` if asynchronous scheduling is off).
     """
 
     value: str | None
@@ -162,27 +164,26 @@ class FlagState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
-    """What became of a command on one engine. Sent on the control socket, and repeated in ``EngineState.commands``.
+    """The state of a command on one engine. Sent on the control socket, and repeated in ``EngineState.commands``.
 
     Attributes:
         id: id of the command.
-        state: ``accepted``, ``draining``, ``applied``, ``refused``, ``timed_out``, ``superseded`` (it was to take
-            something back that was changed since, and left it alone).
-        reason: why it was refused, or what there is to know about how it was applied.
+        state: ``accepted``, ``draining``, ``running`` (a probe), ``applied``, ``refused``, ``timed_out``, or
+            ``superseded`` (a revert or undo whose subject was changed since, or an interrupted probe).
+        reason: why it was refused, or additional information about how it was applied.
         old, new: the flag's value as read back before and after.
         engine_step: engine step at whose boundary it happened.
-        policy_version: weights at that moment, None if unknown.
+        policy_version: version of the weights at that moment; None if unknown.
         in_flight: requests running or waiting at that moment.
-        lost_requests: of those, how many are neither alive nor properly finished afterwards; None where nobody counted,
-            since nothing was done.
-        milliseconds: how long the engine's own thread was busy with the switch; None where nothing was done.
+        lost_requests: how many of them were neither alive nor properly finished afterwards; None if not counted.
+        milliseconds: how long the switch occupied the engine's thread; None if nothing was done.
         time: wall clock of the engine, seconds.
-        verb: what was asked, as in ``Command``; ``flag`` is empty where it names none.
+        verb: as in ``Command``; ``flag`` is empty if it names none.
         detail: form of the new value, as in ``FlagState``.
-        reverts_at: wall clock at which the engine will take it back by itself; None if it will not.
-        reverts: id of the command that this one takes back: at its timer's end (then this one is the engine's own,
-            with the id ``<id>/revert``), or because somebody wants it undone.
-        flag_epoch: tokens of this flag epoch and later were sampled after it; None if it changed none.
+        reverts_at: wall clock at which the engine reverts it; None if it has no timer.
+        reverts: id of the command that this one reverts: when its timer expired (then this is the engine's own command
+            ``<id>/revert``), or because of an undo.
+        flag_epoch: tokens of this flag epoch and later were sampled after it; None if it changed no flag.
     """
 
     id: str
@@ -206,9 +207,9 @@ class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
 
 
 class Timer(msgspec.Struct, frozen=True, array_like=True):
-    """The engine will take back what ``command`` did at wall clock ``at``, unless it is kept.
+    """The engine will revert ``command`` at wall clock ``at`` (seconds), unless it is kept.
 
-    ``verb`` and ``flag`` are those of the command, ``back_to`` the value that the flag had before.
+    ``verb`` and ``flag`` are those of the command, ``back_to`` is the value that the flag had before.
     """
 
     command: str
@@ -219,24 +220,24 @@ class Timer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
-    """An engine as it is now. Sent once a second and after every switch; complete, so a new hub needs nothing else.
+    """The current state of an engine. Sent once a second and after every switch; complete by itself.
 
     Attributes:
         engine: id of the engine.
         step: engine steps executed since the collector attached.
         policy_version: version of the weights in use; None if unknown.
         version_source: as in ``Rollout``.
-        weight_label: vLLM's own label of the weights, verbatim.
+        weight_label: vLLM's weight label, verbatim.
         running, waiting: requests in the scheduler.
         kv_usage: used share of the KV cache, 0 to 1.
         prompt_tokens, generated_tokens: counters since the collector attached.
         cached_tokens: counter, prompt tokens read from the prefix cache.
         flags: by flag name.
         flag_epoch: number of applied switches since the collector attached.
-        fingerprint: facts read from the live objects (vLLM version, runner, dtype, ...), for people and for comparison.
+        fingerprint: facts read from the live objects (vLLM version, runner, dtype, ...).
         commands: the last commands this engine closed, newest last.
-        paused: generation is paused. update_open: a weight update is under way.
-        timers: what the engine will take back by itself, soonest first.
+        paused: generation is paused. update_open: a weight update is in progress.
+        timers: running timers, the next to expire first.
     """
 
     engine: str
@@ -266,13 +267,14 @@ class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
 
 
 class Score(msgspec.Struct, frozen=True, array_like=True):
-    """The logprobs of one request of a probe, ``size`` of them in ``ProbeReport``'s array.
+    """The logprobs of one request of a probe: ``size`` entries of ``ProbeReport``'s array.
 
     Attributes:
-        passage: number of the command's passage. way: ``cold``, ``hot`` or ``warm`` (``collectors.probes``).
-        first: place in the passage's ids of the token that the first logprob is of.
-        size: how many follow; the last is of the passage's last token, or of the last that was scored.
-        cached: tokens read from the prefix cache; None where vLLM did not say.
+        passage: index of the command's passage.
+        way: ``cold``, ``hot`` or ``warm``; see ``contract.probes``.
+        first: position in the passage's ids of the token that the first logprob belongs to.
+        size: number of logprobs; the last belongs to the passage's last token, or to the last one that was scored.
+        cached: tokens read from the prefix cache; None if vLLM did not report it.
     """
 
     passage: int
@@ -283,10 +285,10 @@ class Score(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Digest(msgspec.Struct, frozen=True, array_like=True):
-    """Checksums (``collectors.digests``) of one tensor on one rank, 16 hex digits each.
+    """Checksums (``contract.digests``) of one tensor on one rank, 16 hex digits each.
 
-    ``kind``: ``parameter``; ``packed``, read by projecting unit vectors; ``buffer``; ``other``, which
-    ``named_parameters`` and ``named_buffers`` miss; ``unread``, with the checksums empty.
+    ``kind``: ``parameter``; ``packed`` (read by projecting unit vectors); ``buffer``; ``other`` (neither in
+    ``named_parameters`` nor in ``named_buffers``); ``unread`` (with empty checksums).
     """
 
     name: str
@@ -300,16 +302,16 @@ class Digest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ProbeReport(Body, frozen=True, array_like=True, tag="probe_report"):
-    """What an engine measured for the probe ``command``; sent before the command is closed. Raw: the hub judges.
+    """The measurements of an engine for the probe ``command``, without a verdict; sent before the command is closed.
 
-    Array: ``logprobs`` f4 (nats), of all ``scores`` one after another.
+    Array: ``logprobs`` f4 (nats), of all ``scores`` concatenated.
 
     Attributes:
-        policy_version, weight_updates, flag_epoch: of the engine, the same from the probe's begin to its end.
-        requests, tokens: that it sent. seconds: from begin to end.
-        stall_s, longest_s: how long the engine's thread was busy with the probe, in all and at once.
-        fused: parts of a module's name, by the name of the module that has them in one tensor (``qkv_proj``).
-        notes: what could not be done, one sentence each.
+        policy_version, weight_updates, flag_epoch: of the engine; constant from the probe's start to its end.
+        requests, tokens: sent by the probe. seconds: from start to end.
+        stall_s, longest_s: how long the probe occupied the engine's thread, in total and at most at once.
+        fused: names of a module's parts, by the name of the module that holds them in one tensor (``qkv_proj``).
+        notes: steps that could not be done, one sentence each.
     """
 
     command: str
@@ -342,7 +344,7 @@ TOKEN_COLUMNS: dict[str, str] = {
     "old_versions": "i4",
     "clipped": "u1",
 }
-"""The arrays of ``Sequences`` that have one entry per trained token, with their element types."""
+"""Arrays of ``Sequences`` with one entry per trained token, and their element types."""
 
 ROW_COLUMNS: dict[str, str] = {
     "row_ids": "i4",
@@ -352,22 +354,23 @@ ROW_COLUMNS: dict[str, str] = {
     "prompt_sizes": "i4",
     "rewards": "f4",
 }
-"""The other arrays of ``Sequences``, likewise."""
+"""The other arrays of ``Sequences``, and their element types."""
 
 
 class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
-    """Rows that one rank trained on in one step, and what is known of every trained token.
+    """Rows that one rank trained on in one step, with data per trained token.
 
     Arrays. Per row, concatenated: ``row_ids`` i4 and ``row_mask`` u1 (``row_sizes`` entries per row, cut after the
     last trained token), ``prompt_ids`` i4 (``prompt_sizes`` per row; absent if the rows contain their prompts).
     ``row_sizes`` i4 [rows], ``prompt_sizes`` i4 [rows], ``rewards`` f4 [rows].
     Per trained token (where ``row_mask`` is 1), concatenated in row order: ``rollout_logprobs`` f4 and
     ``trainer_logprobs`` f4 always; ``old_logprobs`` f4, ``entropy`` f4, ``advantages`` f4, ``rollout_versions`` i4,
-    ``old_versions`` i4 (``UNKNOWN_VERSION`` where not computed), ``clipped`` u1 where given. All in nats.
+    ``old_versions`` i4 (``UNKNOWN_VERSION`` where not computed), ``clipped`` u1 if passed. Logprobs and entropy in
+    nats.
 
     ``update`` numbers the optimizer updates on the same rollouts, from 0. ``clip_low`` and ``clip_high`` bound the
-    ratio; ``ratio_base`` names its denominator, ``rollout`` or ``old``; ``objective`` is ``ppo`` or ``gspo``.
-    ``request_ids`` are what vLLM or its caller named the request of each row by, empty where not kept; none, or [rows].
+    ratio; ``ratio_base`` is its denominator, ``rollout`` or ``old``; ``objective`` is ``ppo`` or ``gspo``.
+    ``request_ids``: the request id of each row, from vLLM or its caller, "" if unknown; [rows], or empty if none is.
     """
 
     step: int
@@ -385,11 +388,11 @@ class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
 
 
 class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
-    """A rank has passed all it had for ``step``. The step closes when ``world_size`` ranks have said so.
+    """A rank has closed ``step``. The step closes when ``world_size`` ranks have.
 
-    ``weight_digests``: of the weights after the step, by the checkpoint's names: dtype, checksums of rows and columns
-    (``collectors.digests``), with colons; empty where the trainer gave none. ``rows``: passed for the step, those of
-    all updates, whatever became of them; None if it did not count.
+    ``weight_digests``: of the weights after the step, by checkpoint name: dtype and checksums of rows and columns,
+    separated by colons (``contract.digests``); empty if the trainer passed none. ``rows``: number of rows that the rank
+    passed for the step, over all updates, including dropped ones; None if not counted.
     """
 
     step: int
@@ -403,10 +406,10 @@ class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
 
 
 class TrainerFacts(Body, frozen=True, array_like=True, tag="trainer_facts"):
-    """What a trainer rank says it computes with; sent at the start, when it changes, and to every new hub.
+    """The configuration that a trainer rank computes with; sent at the start, after a change, and to every new hub.
 
-    ``facts`` uses the names of ``EngineState.fingerprint`` where both have the same fact (``dtype``, ``head_dtype``),
-    and those of the sampling parameters (``temperature``, ``top_p``, ...), as text.
+    ``facts`` maps names to text. The names are those of ``EngineState.fingerprint`` (``dtype``, ``head_dtype``) and of
+    sampling parameters (``temperature``, ``top_p``, ...).
     """
 
     rank: int
@@ -417,7 +420,7 @@ class TrainerFacts(Body, frozen=True, array_like=True, tag="trainer_facts"):
 
 
 class Counts(msgspec.Struct, frozen=True, array_like=True):
-    """What became of the records of one kind: ``offered == sent + dropped + queued``, always."""
+    """Counts of the records of one kind; ``offered == sent + dropped + queued`` at all times."""
 
     offered: int = 0
     sent: int = 0
@@ -426,10 +429,10 @@ class Counts(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Health(Body, frozen=True, array_like=True, tag="health"):
-    """Once a second: what this collector lost, and whether the loop it watches still turns.
+    """Sent once a second: how many records the collector dropped, and whether the host's loop makes progress.
 
-    ``loop_count`` rises with every turn of the host's loop, ``loop_age`` is the seconds since it last rose;
-    ``faults`` counts exceptions that the guard kept from the host, by place.
+    ``loop_count`` increases with every iteration of the host's loop; ``loop_age`` is the time since the last increase,
+    in seconds. ``faults`` counts the exceptions contained by the error boundary, by place.
     """
 
     counts: dict[str, Counts]
@@ -441,18 +444,18 @@ class Health(Body, frozen=True, array_like=True, tag="health"):
 
 
 PASSING = (EngineState, Health)
-"""Messages about the present, each of which makes those before it void: not kept, and never sent again."""
+"""Messages about the present state, which replace all earlier ones: they are not kept for resending."""
 
 
 class Passed(Body, frozen=True, array_like=True, tag="passed"):
-    """Sent again in place of a message of ``PASSING``, so that no number is missing."""
+    """Resent in place of a message of ``PASSING``, so that no sequence number is missing."""
 
 
 # --- control socket ---------------------------------------------------------------------------------------------
 
 
 class Register(Body, frozen=True, array_like=True, tag="register"):
-    """First message on the control socket, and after every reconnect: which source this connection belongs to."""
+    """Identifies the source of a connection: first message on the control socket, and repeated every few seconds."""
 
     proto: int
     source: str
@@ -461,7 +464,7 @@ class Register(Body, frozen=True, array_like=True, tag="register"):
 
 
 class Bye(Body, frozen=True, array_like=True, tag="bye"):
-    """The sender's last word: ``sent`` data messages left in this epoch. The hub answers ``ByeAck``.
+    """The sender disconnects after ``sent`` data messages in this epoch. The hub answers ``ByeAck``.
 
     ``oldest``: as in ``Envelope``.
     """
@@ -479,29 +482,30 @@ class ByeAck(Body, frozen=True, array_like=True, tag="bye_ack"):
 
 
 class Welcome(Body, frozen=True, array_like=True, tag="welcome"):
-    """Answer to ``Register``: which hub this is. Also sent when a new hub hears from a source it does not know."""
+    """Identifies the hub: the answer to ``Register``; also sent by a new hub to a source that it does not know."""
 
     hub_epoch: str
 
 
 class Acknowledged(Body, frozen=True, array_like=True, tag="acknowledged"):
-    """No hub will ask again for what the sender sent in this epoch, up to number ``seq``: it is stored, or settled."""
+    """The messages of this epoch up to number ``seq`` are stored or settled: no hub will ask for them again."""
 
     epoch: str
     seq: int
 
 
 class Resend(Body, frozen=True, array_like=True, tag="resend"):
-    """The hub lacks number ``seq`` of this epoch: send again from there on, all of it and in order, as far as kept."""
+    """The hub lacks message ``seq`` of this epoch: resend it and all following ones in order, as far as kept."""
 
     epoch: str
     seq: int
 
 
 class Passage(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens for a probe to score: ``ids`` is i4 [n], prompt and completion of a rollout; the latter from ``start`` on.
+    """Tokens for a probe to score: prompt and completion of a rollout.
 
-    ``request_id`` is the rollout's: the engine that had it knows under which cache salt.
+    ``ids``: i4 [n], of which the completion starts at ``start``. ``request_id``: the rollout's, from which the engine
+    that sampled it knows the cache salt.
     """
 
     request_id: str
@@ -510,16 +514,17 @@ class Passage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Command(Body, frozen=True, array_like=True, tag="command"):
-    """What the receiving engine is to do. Idempotent by ``id``; void after ``deadline`` (hub's wall clock).
+    """A command to the receiving engine. Idempotent by ``id``; void after ``deadline`` (hub's wall clock, seconds).
 
     Attributes:
-        flag, value: of ``set``: which flag, and to what; empty for the other verbs.
-        verb: ``set``; ``keep`` (stop the timer of ``target``); ``flush_cache``; ``pause``; ``resume``.
-        strict: of ``set``: the strict form of the value, where the flag has one.
-        revert_s: of ``set`` and ``pause``: the engine takes it back by itself after so many seconds; None: never.
-        probe, passages: of ``probe``: which one, and the tokens that it scores, where it scores any.
-        target: of ``keep``: id of the command to keep. Of ``set`` and ``resume``: this takes back what that command
-            did, and does nothing (``superseded``) if that does not stand any more as it was left.
+        flag, value: for ``set``: the flag and its new value; empty for other verbs.
+        verb: ``set``; ``keep`` (stop the timer of ``target``); ``flush_cache``; ``pause``; ``resume``; ``probe``.
+        strict: for ``set``: the strict form of the value, if the flag has one.
+        revert_s: for ``set`` and ``pause``: the engine reverts it after this time, seconds; None: no timer for ``set``,
+            the default for ``pause``.
+        probe, passages: for ``probe``: its name, and the tokens that it scores, if any.
+        target: for ``keep``: id of the command to keep. For ``set`` and ``resume``: id of the command to undo; if its
+            change is not in place any more, nothing is done (``superseded``).
     """
 
     id: str
@@ -545,7 +550,7 @@ _to_hub_decoder: msgspec.msgpack.Decoder[ControlToHub] = msgspec.msgpack.Decoder
 _to_collector_decoder: msgspec.msgpack.Decoder[ControlToCollector] = msgspec.msgpack.Decoder(ControlToCollector)
 
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises on bytes from outside; ValidationError is a DecodeError."""
+"""Exceptions of msgspec for malformed input; ValidationError is a DecodeError."""
 
 T = TypeVar("T")
 
@@ -553,10 +558,10 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def describe(arrays: Arrays) -> list[Array]:
-    """The ``Array`` entries for arrays whose dtypes are already those of the wire.
+    """Make the ``Array`` entries for arrays with dtypes of the wire.
 
     Raises:
-        WireError: a dtype or a number of axes that the wire does not carry.
+        WireError: another dtype, or not 1-D.
     """
     named = {dtype: name for name, dtype in DTYPES.items()}
     described = []
@@ -568,20 +573,20 @@ def describe(arrays: Arrays) -> list[Array]:
 
 
 def encode_data(envelope: Envelope, body: DataBody, arrays: Arrays) -> list[bytes | memoryview]:
-    """The frames of one data message: ``encode_envelope`` and ``encode_body``."""
+    """Encode the frames of one data message: ``encode_envelope`` and ``encode_body``."""
     return [encode_envelope(envelope), *encode_body(body, arrays)]
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
-    """The first frame of a data message."""
+    """Encode the first frame of a data message."""
     return _encoder.encode(envelope)
 
 
 def encode_body(body: DataBody, arrays: Arrays) -> list[bytes | memoryview]:
-    """The other frames. ``arrays`` must be contiguous and described in the body, in the same order.
+    """Encode the other frames. ``arrays`` must be contiguous and described in the body, in the same order.
 
     Raises:
-        WireError: the message is beyond the limits that ``decode_data`` sets.
+        WireError: the message exceeds the limits of ``decode_data``.
     """
     frames: list[bytes | memoryview] = [_encoder.encode(body)]
     frames += [array.data.cast("B") if array.size else b"" for array in arrays.values()]
@@ -590,10 +595,10 @@ def encode_body(body: DataBody, arrays: Arrays) -> list[bytes | memoryview]:
 
 
 def pack(frames: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Join a data message's frames into one, unless it is very large: their number, their sizes, their bytes.
+    """Join a data message's frames into one, unless it is very large: number of frames, their sizes, their bytes.
 
-    Every frame that is sent or received releases the GIL, and beside a thread that computes in Python it takes up to
-    5 ms to get it back.
+    Sending or receiving a frame releases the GIL; if another thread computes in Python, it takes up to 5 ms to get it
+    back.
     """
     sizes = [len(frames), *map(len, frames)]
     if sum(sizes) > MAX_PACKED_BYTES:
@@ -602,12 +607,12 @@ def pack(frames: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
 
 
 def unpack(frames: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
-    """Undo ``pack``; frames that were sent one by one are returned as they are.
+    """Split a packed message into its frames; frames that were sent separately are returned unchanged.
 
-    Each frame is an object of its own, so that keeping one array does not keep the whole message.
+    Each frame is a copy, so that keeping one array does not keep the whole message in memory.
 
     Raises:
-        WireError: the sizes do not fit.
+        WireError: the sizes do not match the message.
     """
     if len(frames) != 1:
         return frames
@@ -622,10 +627,10 @@ def unpack(frames: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]
 
 
 def decode_data(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, DataBody, Arrays]:
-    """Check and decode one data message, packed or not; the arrays are views of the frames, read-only.
+    """Check and decode one data message, packed or not. The arrays are read-only views of the frames.
 
     Raises:
-        WireError: too many or too large frames, another major version, an unknown message, or arrays that do not fit
+        WireError: too many or too large frames, another major version, an unknown message, or arrays that do not match
             their description.
     """
     frames = unpack(frames)
@@ -659,7 +664,7 @@ def _check_limits(frames: Sequence[bytes | memoryview]) -> None:
 
 
 def encode(body: Body) -> bytes:
-    """One control message."""
+    """Encode a control message."""
     return _encoder.encode(body)
 
 

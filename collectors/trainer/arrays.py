@@ -1,7 +1,8 @@
 """A trainer's arrays: torch tensors (any device, any float dtype) or numpy arrays, whole or as a list of rows.
 
-The caller's thread inspects shapes and dtypes (``inspect``) and copies (``Given.copy``). It reads no values, so it never
-waits for a device. The sender's thread reads the values (``Copy.read``). Torch is used only if the caller imported it.
+The caller's thread inspects shapes and dtypes (``inspect``) and copies (``Given.copy``). It reads no values, so it
+never waits for a device. The sender's thread reads the values (``Copy.read``). Torch is used only if the caller
+imported it.
 """
 
 from __future__ import annotations

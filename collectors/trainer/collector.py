@@ -245,8 +245,8 @@ class TrainerCollector:
         """Set or change facts: the configuration that this rank computes with. The hub compares it with the engines'.
 
         Use the engines' names (``rltop fingerprint`` lists them): ``temperature``, ``top_p``, ``top_k``, ``min_p`` and
-        the penalties under which ``trainer_logprobs`` are computed; ``dtype`` of the forward pass, ``head_dtype`` of the
-        projection to the vocabulary; ``model``, ``quantization``. Other names are shown too.
+        the penalties under which ``trainer_logprobs`` are computed; ``dtype`` of the forward pass, ``head_dtype`` of
+        the projection to the vocabulary; ``model``, ``quantization``. Other names are shown too.
 
         Args:
             facts: numbers, dtypes, bools or strings. None removes a fact.
@@ -258,7 +258,7 @@ class TrainerCollector:
             self._sender.offer("facts", STEP_BYTES, wire.TrainerFacts(self._rank, self._facts))
 
     def _update_facts(self, facts: Mapping[str, Any]) -> bool:
-        """Merge ``facts``; True if any changed. Makes a new mapping: the sender's thread may be encoding the old one."""
+        """Merge ``facts`` into a new mapping (the sender may be encoding the old one). True if any changed."""
         new: dict[str, str | None] = {**self._facts, **checked_facts(facts)}
         before, self._facts = self._facts, {name: text for name, text in new.items() if text is not None}
         return before != self._facts

@@ -1,4 +1,4 @@
-"""From one ``TrainerCollector.sequences()`` call to messages: cut, select, convert, split. On the sender's thread."""
+"""Converts one ``TrainerCollector.sequences()`` call to messages. On the sender's thread."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rltop.collectors.contract import wire
 from rltop.collectors.trainer.arrays import Copy, short
 
 MESSAGE_BYTES = 1 << 20
-"""What one message aims at; a batch is split between rows, so a single longer row makes a larger one."""
+"""Target size of a message. A call is split between rows, so a single long row makes a larger message."""
 
-STRETCH_BYTES = 8 << 20
-"""Size of the rows that are converted together, before they are split into messages. Every pass of numpy over more than
-some hundred values releases the GIL, and beside a trainer that computes in Python that costs up to 5 ms."""
+CONVERT_BYTES = 8 << 20
+"""Size of the rows that are converted together before they are split into messages. Every numpy operation on more than
+a few hundred values releases the GIL; if the trainer computes in Python, each time costs up to 5 ms."""
 
 VERSIONS = frozenset({"rollout_versions", "old_versions"})
 
@@ -35,16 +35,17 @@ class PackedColumn:
 
 @dataclass(frozen=True)
 class CopiedCall:
-    """One call, copied.
+    """The copied arguments of one call.
 
     Attributes:
         head: the message without rows and arrays.
-        rows: their number.
-        sizes: entries per row, or the copy of cu_seqlens where they are on a device; ``tokens`` is their sum.
+        rows: number of rows.
+        sizes: entries per row [rows]; or the copy of cu_seqlens, if they are on a device.
+        tokens: sum of the sizes.
         token_ids, mask: [tokens].
-        prompt_ids: concatenated, or None. prompt_sizes: entries per row.
+        prompt_ids: concatenated; None if not passed. prompt_sizes: entries per row.
         rewards: [rows], or None.
-        columns: by the names of ``wire.TOKEN_COLUMNS``.
+        columns: keyed as ``wire.TOKEN_COLUMNS``.
         request_ids: [rows], or None.
     """
 
@@ -62,25 +63,25 @@ class CopiedCall:
 
 
 def pack(batch: CopiedCall) -> Iterator[tuple[wire.Sequences, wire.Arrays]]:
-    """The messages of one batch, made one at a time.
+    """Yield the messages of one call.
 
     Raises:
-        ValueError: cu_seqlens that could not be read before do not fit, or an id is beyond int32.
+        ValueError: cu_seqlens on a device are invalid, or an id does not fit int32.
     """
     sizes = batch.sizes if isinstance(batch.sizes, np.ndarray) else row_sizes(batch.sizes.read(), batch.tokens)
     starts, prompt_starts = _offsets(sizes), _offsets(batch.prompt_sizes)
     weights = 32 + 4 * batch.prompt_sizes + sizes * (5 + 4 * len(batch.columns))
     if batch.request_ids:
         weights += np.array([len(name) for name in batch.request_ids])
-    for first, last in _blocks(weights, STRETCH_BYTES):
+    for first, last in _blocks(weights, CONVERT_BYTES):
         block = _Block(batch, first, last, sizes[first:last], int(starts[first]), int(starts[last]))
-        made, trained = _rows(batch, block)
-        made |= _prompts(batch, block, prompt_starts) | _columns(batch, block)
+        converted, trained = _rows(batch, block)
+        converted |= _prompts(batch, block, prompt_starts) | _columns(batch, block)
         if batch.rewards is not None:
-            made["rewards"] = _floats(batch.rewards.read(first, last))
-        ends = _ends(made, trained)
+            converted["rewards"] = _floats(batch.rewards.read(first, last))
+        offsets = _row_offsets(converted, trained)
         for begin, end in _blocks(weights[first:last], MESSAGE_BYTES):
-            arrays = {name: values[ends[name][begin] : ends[name][end]] for name, values in made.items()}
+            arrays = {name: array[offsets[name][begin] : offsets[name][end]] for name, array in converted.items()}
             ids = batch.request_ids[first + begin : first + end] if batch.request_ids else []
             yield (
                 msgspec.structs.replace(batch.head, rows=end - begin, arrays=wire.describe(arrays), request_ids=ids),
@@ -89,7 +90,7 @@ def pack(batch: CopiedCall) -> Iterator[tuple[wire.Sequences, wire.Arrays]]:
 
 
 def row_sizes(cu_seqlens: NDArray[Any], tokens: int) -> Ints:
-    """Row sizes from cumulative ones.
+    """Row sizes from cumulative sizes.
 
     Raises:
         ValueError: they do not rise from 0 to ``tokens``.
@@ -101,7 +102,7 @@ def row_sizes(cu_seqlens: NDArray[Any], tokens: int) -> Ints:
 
 
 class _Block:
-    """Rows ``first`` to ``last`` of a batch: tokens ``start`` to ``stop``, and which of these are trained on."""
+    """Rows ``first`` to ``last`` of a call: tokens ``start`` to ``stop``, and the mask of the trained ones."""
 
     def __init__(self, batch: CopiedCall, first: int, last: int, sizes: Ints, start: int, stop: int) -> None:
         self.first, self.last, self.sizes, self.start, self.stop = first, last, sizes, start, stop
@@ -109,7 +110,7 @@ class _Block:
 
 
 def _blocks(weights: Ints, limit: int) -> Iterator[tuple[int, int]]:
-    """Row ranges of at most ``limit`` bytes, or of one row."""
+    """Yield row ranges of at most ``limit`` bytes, or of one row."""
     ends = np.cumsum(weights)
     first, base = 0, 0
     while first < len(weights):
@@ -119,11 +120,11 @@ def _blocks(weights: Ints, limit: int) -> Iterator[tuple[int, int]]:
 
 
 def _rows(batch: CopiedCall, block: _Block) -> tuple[wire.Arrays, Ints]:
-    """Ids and mask of the block's rows, each cut after its last trained token; and the trained tokens of each row."""
+    """Ids and mask of the rows, each cut after its last trained token; and the number of trained tokens per row."""
     trained = np.flatnonzero(block.mask)
     edges = _offsets(block.sizes)
     ends = np.searchsorted(trained, edges)
-    last = np.append(trained, 0)[ends[1:] - 1]  # of each row; of one without a trained token it is not used
+    last = np.append(trained, 0)[ends[1:] - 1]  # per row; unused for rows without a trained token
     count = np.diff(ends)
     kept = np.where(count > 0, last - edges[:-1] + 1, 0)
     keep = np.repeat(np.tile([True, False], kept.size), np.stack([kept, block.sizes - kept], axis=1).ravel())
@@ -136,14 +137,14 @@ def _rows(batch: CopiedCall, block: _Block) -> tuple[wire.Arrays, Ints]:
     return arrays, count
 
 
-def _ends(made: wire.Arrays, trained: Ints) -> dict[str, Ints]:
+def _row_offsets(arrays: wire.Arrays, trained: Ints) -> dict[str, Ints]:
     """Offsets of the block's rows in every array: [rows + 1]."""
     rows = np.arange(trained.size + 1)
-    ends = dict.fromkeys(made, _offsets(trained)) | dict.fromkeys(("row_sizes", "prompt_sizes", "rewards"), rows)
-    ends |= dict.fromkeys(("row_ids", "row_mask"), _offsets(made["row_sizes"].astype(np.int64)))
-    if "prompt_sizes" in made:
-        ends["prompt_ids"] = _offsets(made["prompt_sizes"].astype(np.int64))
-    return ends
+    offsets = dict.fromkeys(arrays, _offsets(trained)) | dict.fromkeys(("row_sizes", "prompt_sizes", "rewards"), rows)
+    offsets |= dict.fromkeys(("row_ids", "row_mask"), _offsets(arrays["row_sizes"].astype(np.int64)))
+    if "prompt_sizes" in arrays:
+        offsets["prompt_ids"] = _offsets(arrays["prompt_sizes"].astype(np.int64))
+    return offsets
 
 
 def _prompts(batch: CopiedCall, block: _Block, starts: Ints) -> wire.Arrays:
@@ -157,7 +158,7 @@ def _prompts(batch: CopiedCall, block: _Block, starts: Ints) -> wire.Arrays:
 def _columns(batch: CopiedCall, block: _Block) -> wire.Arrays:
     arrays: wire.Arrays = {}
     for name, column in batch.columns.items():
-        values = _spread(column, block)[block.mask]
+        values = _per_token(column, block)[block.mask]
         if wire.TOKEN_COLUMNS[name] == "f4":
             arrays[name] = _floats(values)
         elif name in VERSIONS:
@@ -167,8 +168,8 @@ def _columns(batch: CopiedCall, block: _Block) -> wire.Arrays:
     return arrays
 
 
-def _spread(column: PackedColumn, block: _Block) -> NDArray[Any]:
-    """The column's values for the block, one per token."""
+def _per_token(column: PackedColumn, block: _Block) -> NDArray[Any]:
+    """Broadcast the column to one value per token of the block."""
     if column.level == "token":
         return column.values.read(block.start, block.stop)
     if column.level == "row":
@@ -177,12 +178,12 @@ def _spread(column: PackedColumn, block: _Block) -> NDArray[Any]:
 
 
 def _offsets(sizes: Ints) -> Ints:
-    """Where each row starts, and after the last where it ends: [rows + 1]."""
+    """Start of each row, and the end of the last: [rows + 1]."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
 
 def _floats(values: NDArray[Any]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # what float32 can't hold travels as inf, and the hub counts it
+    with np.errstate(over="ignore"):  # values beyond float32 become inf, which the hub counts
         return np.ascontiguousarray(values, "<f4")
 
 

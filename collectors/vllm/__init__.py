@@ -18,7 +18,7 @@ _refused: set[str] = set()
 
 
 def register() -> None:
-    """Entry point of ``vllm.general_plugins``. Never raises, is idempotent, and does nothing without RLTOP_HUB or RLTOP_RUN."""
+    """Entry point of ``vllm.general_plugins``. Idempotent; never raises; idle without RLTOP_HUB or RLTOP_RUN."""
     from rltop.collectors.transport.error_boundary import ErrorBoundary
 
     guard = ErrorBoundary()

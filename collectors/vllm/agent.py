@@ -259,7 +259,7 @@ class Agent:
         facts = self.facts | current(self.engine) | self.board.facts()
         waiting = sum(len(getattr(scheduler, name, ())) for name in WAITING)
         probing = 0
-        if self.commands.prober.out:  # probe requests are not counted
+        if self.commands.prober.in_flight:  # probe requests are not counted
             probing = sum(request.request_id.startswith(PROBE_PREFIX) for request in list(scheduler.running))
         by_batch = self.tap.reads_batches and not self.tap.arrays_unreadable
         facts["tokens read from"] = "batches" if by_batch else "each request's outputs"
@@ -278,7 +278,7 @@ class Agent:
             version_source=source,
             weight_label=None if label is None else str(label),
             running=len(scheduler.running) - probing,
-            waiting=max(waiting - (self.commands.prober.out - probing), 0),
+            waiting=max(waiting - (self.commands.prober.in_flight - probing), 0),
             kv_usage=_kv_usage(scheduler),
             prompt_tokens=assembler.prompt_tokens,
             generated_tokens=assembler.generated_tokens,

@@ -23,7 +23,7 @@ MODULE = "vllm.v1.engine.core"
 CLIENT_MODULE = "vllm.v1.engine.core_client"
 
 LOOPS = ("EngineCoreProc", "DPEngineCoreProc")
-"""Classes that define ``run_busy_loop`` (the data-parallel one overrides it). It is entered once the engine is complete."""
+"""Classes that define ``run_busy_loop`` (the second overrides it). It is entered when the engine is complete."""
 
 WORKER_MODULE = "vllm.v1.worker.worker_base"
 
@@ -152,8 +152,8 @@ PATCH_POINTS: tuple[PatchPoint, ...] = (
 )
 
 REPLACE_ARGUMENTS = frozenset({PAUSING.name})
-"""Patch points whose hook runs before the original, ``hook(*args, **kwargs)``, and returns the arguments to pass instead,
-or None to keep the caller's."""
+"""Patch points whose hook runs before the original, ``hook(*args, **kwargs)``, and returns the arguments to pass
+instead, or None to keep the caller's."""
 
 EVERY_STEP = frozenset({STEP.name, UPDATE.name, SCHEDULE.name})
 """Patch points on the hot path, called in every engine step. Their hooks call no vLLM code."""
@@ -191,7 +191,7 @@ def wrap(
 
 
 def wrap_arguments(original: Callable[..., Any], place: str, hook: Hook, guard: ErrorBoundary) -> Callable[..., Any]:
-    """Return ``original`` called with the arguments that ``hook`` returns, or the caller's if it returns None or fails."""
+    """Return ``original`` with the arguments that ``hook`` returns, or the caller's if it returns None or fails."""
 
     @functools.wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:

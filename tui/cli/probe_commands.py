@@ -67,7 +67,7 @@ def probe(
     """The help text above is made from the table of probes."""
     if [name is not None, listed, command is not None].count(True) != 1:
         raise click.UsageError("give the NAME of a probe, or --list, or --result ID")
-    if (flag is not None) != (name is not None and BY_NAME[name].by == SWITCH):
+    if (flag is not None) != (name is not None and BY_NAME[name].executed_by == SWITCH):
         raise click.UsageError("canary-flip needs --flag FLAG=VALUE, and no other probe takes --flag")
     if listed:
         print_json({"probes": [_entry(one) for one in PROBES]}) if as_json else click.echo(_table())
@@ -76,7 +76,7 @@ def probe(
         _print_result(run, lambda client: _stored_result(client, command), as_json=as_json)
     else:
         selected = BY_NAME[name]
-        if selected.by != HUB and not yes and not as_json and sys.stdin.isatty():
+        if selected.executed_by != HUB and not yes and not as_json and sys.stdin.isatty():
             _confirm(selected, engines)
         from rltop.backend import api
 
@@ -183,7 +183,7 @@ def _confirm(selected: Probe, engines: tuple[str, ...]) -> None:
 
 def _entry(one: Probe) -> dict[str, Any]:
     names = ("name", "code", "summary", "isolates", "cost", "risk", "needs", "takes")
-    answers = {answer.word: answer.means for answer in one.words}
+    answers = {answer.word: answer.meaning for answer in one.all_answers}
     return {name: getattr(one, name) for name in names} | {"answers": answers}
 
 

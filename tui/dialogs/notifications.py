@@ -30,11 +30,11 @@ def probe_of(cause: Cause, snapshot: Snapshot) -> Probe:
     probe = BY_NAME.get(cause.probe)
     if probe is None:
         raise ValueError(f"{cause.probe}: rltop can't start this one; do it by hand")
-    if probe.by == SWITCH:
+    if probe.executed_by == SWITCH:
         raise ValueError(f"{probe.name}: switch the flag on one engine for a time (Control view, then t, w, f)")
     live = sum(engine.health == "live" for engine in snapshot.engines.values())
-    if live < probe.engines:
-        raise ValueError(f"{probe.name} takes {probe.engines} live engines; there are {live}")
+    if live < probe.min_engines:
+        raise ValueError(f"{probe.name} takes {probe.min_engines} live engines; there are {live}")
     return probe
 
 
@@ -43,7 +43,7 @@ def probe_question(probe: Probe, snapshot: Snapshot) -> ConfirmPlain:
     engines = ", ".join(engine.id for engine in snapshot.engines.values() if engine.health == "live")
     facts = [
         ("reaches", engines), ("does", probe.summary), ("isolates", probe.isolates), ("cost", probe.cost),
-        ("risk", probe.risk), ("requires", probe.needs), ("takes", probe.takes),
+        ("risk", probe.risk), ("requires", probe.requirements), ("takes", probe.duration),
     ]  # fmt: skip
     return ConfirmPlain(f"Start probe {probe.name} ({probe.code}) ?", [f for f in facts if f[1]], "start")
 

@@ -1,6 +1,6 @@
-"""Checks of ``contract/preconditions.py`` on the engine core. Each returns its finding; empty if the precondition holds.
+"""Checks of ``contract/preconditions.py`` on the engine core, each callable from any thread.
 
-They inspect objects, never version numbers, and may be called from any thread.
+Each returns its finding; empty if the precondition holds. They inspect objects, never version numbers.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Switch:
 def violation(core: CoreAccess, flag: str, precondition: str) -> str:
     """The finding that violates a precondition, on the engine core or on a rank; empty if it holds."""
     check = CHECKS.get(precondition)
-    return check(core) if check is not None else core.workers.lacking(flag, precondition)
+    return check(core) if check is not None else core.workers.violation(flag, precondition)
 
 
 class Switchboard:

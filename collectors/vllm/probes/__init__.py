@@ -1,1 +1,1 @@
-"""Probes on a live engine: requests of our own and weight digests."""
+"""Probes on a live engine: scoring requests and weight digests."""

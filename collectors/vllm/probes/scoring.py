@@ -1,9 +1,9 @@
-"""What requests a scoring probe sends, and in which order: a plan asks for some, and goes on with what came back. Pure.
+"""Plans of scoring probes: generators that yield batches of requests and are sent their results. Pure.
 
-A score is a prompt of which vLLM returns the logprob of every token it computes (``prompt_logprobs``), with one token
-sampled and thrown away. vLLM computes them by prefill, at temperature 1, whatever the mode of logprobs; asked so, it
-reads no prefix cache unless it is told to, and then it scores what comes after the hit. That is what one-token
-continuations at every position would give, from one request.
+A scoring request is a prompt for which vLLM returns the logprob of every computed token (``prompt_logprobs``); one
+token is sampled and discarded. vLLM computes these logprobs by prefill at temperature 1, whatever ``logprobs_mode`` is.
+It reads no prefix cache for such requests unless that is requested, and then scores only the tokens after the hit. One
+request gives the same logprobs as one-token continuations at every position.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rltop.collectors.contract.probes import COLD, HOT, MAX_IN_FLIGHT, WARM
 from rltop.collectors.contract.wire import Passage
 
 FILL = "fill"
-"""Way of a request that scores nothing, and leaves in the cache what a warm one reads."""
+"""Way of a request that scores nothing and fills the cache for a warm one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,54 +26,59 @@ class ScoringRequest:
     """One request.
 
     Attributes:
-        passage: number of the passage it is about. way: see above.
-        ids: its prompt.
-        salt: of the prefix cache; None: none. reads: whether the cache is looked up.
-        scores: whether logprobs are wanted.
+        passage: index of its passage.
+        way: ``COLD``, ``HOT``, ``WARM`` or ``FILL``.
+        ids: the prompt.
+        salt: salt of the prefix cache; None: no salt.
+        reads_cache: whether the prefix cache is read.
+        scores: whether logprobs are returned.
     """
 
     passage: int
     way: str
     ids: list[int]
     salt: str | None
-    reads: bool = False
+    reads_cache: bool = False
     scores: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Got:
-    """What came back: ``cached`` tokens (None: not said), and f4 logprobs of the prompt's last tokens, nats."""
+class ScoringResult:
+    """The number of ``cached`` tokens (None: not reported), and f4 logprobs (nats) of the prompt's last tokens."""
 
     cached: int | None
     logprobs: NDArray[np.float32]
 
 
-Plan = Generator[list[ScoringRequest], list[Got], None]
-"""Yields the requests to send together, at most ``MAX_IN_FLIGHT``; is sent what came of each, in their order."""
+Plan = Generator[list[ScoringRequest], list[ScoringResult], None]
+"""Yields batches of at most ``MAX_IN_FLIGHT`` requests, and is sent their results in the same order."""
 
 Salt = Callable[[str], str | None]
-"""The cache salt of a rollout, by its request's id."""
+"""Returns the cache salt of a rollout, by request id."""
 
 
 def rescore(passages: Sequence[list[int]], fresh: Callable[[], str]) -> Plan:
-    """Every passage once, cold, under a salt of its own: nobody else will hit what it leaves in the cache."""
-    wanted = [ScoringRequest(number, COLD, ids, fresh()) for number, ids in enumerate(passages)]
-    for at in range(0, len(wanted), MAX_IN_FLIGHT):
-        yield wanted[at : at + MAX_IN_FLIGHT]
+    """Score every passage once, cold, with a salt of its own, so that no other request hits its blocks."""
+    requests = [ScoringRequest(index, COLD, ids, fresh()) for index, ids in enumerate(passages)]
+    for start in range(0, len(requests), MAX_IN_FLIGHT):
+        yield requests[start : start + MAX_IN_FLIGHT]
 
 
 def hot_and_cold(passages: Sequence[list[int]], salts: Sequence[str | None], fresh: Callable[[], str]) -> Plan:
-    """Of every passage: hot and cold; and, where it hit, the same hit computed now (warm)."""
-    for number, (ids, salt) in enumerate(zip(passages, salts, strict=True)):
-        hot, _ = yield [ScoringRequest(number, HOT, ids, salt, reads=True), ScoringRequest(number, COLD, ids, fresh())]
+    """Score every passage hot and cold and, if it hit the cache, with the same prefix recomputed now (warm)."""
+    for index, (ids, salt) in enumerate(zip(passages, salts, strict=True)):
+        hot, _ = yield [
+            ScoringRequest(index, HOT, ids, salt, reads_cache=True),
+            ScoringRequest(index, COLD, ids, fresh()),
+        ]
         if hot.cached:
             own = fresh()
-            # One token more than the blocks that were hit: a lookup never takes all of a prompt.
-            yield [ScoringRequest(number, FILL, ids[: hot.cached + 1], own, scores=False)]
-            yield [ScoringRequest(number, WARM, ids, own, reads=True)]
+            # One token more than the hit: a lookup never returns a whole prompt.
+            yield [ScoringRequest(index, FILL, ids[: hot.cached + 1], own, scores=False)]
+            yield [ScoringRequest(index, WARM, ids, own, reads_cache=True)]
 
 
-def ids_of(passage: Passage, most: int) -> list[int]:
-    """The passage's ids, cut to ``most``; none where that leaves nothing of the completion."""
-    ids: list[int] = np.frombuffer(passage.ids, "<i4")[:most].tolist()
+def ids_of(passage: Passage, limit: int) -> list[int]:
+    """The passage's token ids, cut to ``limit``; empty if that leaves no token of the completion."""
+    ids: list[int] = np.frombuffer(passage.ids, "<i4")[:limit].tolist()
     return ids if len(ids) > max(passage.start, 1) else []

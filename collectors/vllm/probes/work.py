@@ -1,9 +1,8 @@
-"""What a probe does on an engine between two steps: sends requests and keeps what comes back, or has weights read."""
+"""The work of a probe between two engine steps: scoring requests, or reading weights."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,80 +15,80 @@ from rltop.collectors.vllm.probes.injection import Injection
 from rltop.collectors.vllm.workers.weight_digest import DIGEST
 
 SLICE_S = 0.02
-"""How long a rank reads weights at once."""
+"""How long a rank reads weights without interruption."""
 
 REST = 4.0
-"""After a slice the engine has its thread for so many times as long, at least."""
+"""After a slice the probe pauses for at least this multiple of its duration."""
 
-PATIENCE_S = 1.0
-"""A probe that waits for outputs is looked at so often, to see whether it was overtaken."""
+WATCH_S = 1.0
+"""Interval of step boundaries while a probe waits for results, to detect interruptions."""
 
 
 class Work(Protocol):
-    """What one probe does between two steps."""
+    """The work of one probe."""
 
-    def go(self) -> bool:
-        """Go on as far as can be done now; True at the end. On the engine's thread."""
+    def advance(self) -> bool:
+        """Do as much as possible now; True when complete. On the engine's thread."""
 
     def rest(self) -> float:
-        """For how many seconds the probe asks for nothing."""
+        """Seconds until the probe needs a step boundary again."""
 
     def stop(self) -> None:
-        """Leave nothing behind."""
+        """Clean up."""
 
     def report(self) -> dict[str, Any]:
-        """Fields of ``ProbeReport`` beside those that all have."""
+        """Fields of ``ProbeReport`` that depend on the kind of probe."""
 
     def arrays(self) -> Arrays:
-        """Its arrays."""
+        """The arrays of the report."""
 
 
 @dataclass
 class Scoring:
-    """Sends a plan's requests and keeps what comes back."""
+    """Sends the requests of a plan and collects their results."""
 
     plan: scoring.Plan
     injection: Injection
-    waiting: list[scoring.ScoringRequest] = field(default_factory=list)
+    batch: list[scoring.ScoringRequest] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
-    def go(self) -> bool:
+    def advance(self) -> bool:
         """See ``Work``."""
-        if not self.waiting:
-            return self._next(next, self.plan)
-        got = self.injection.answers()
-        if got is None:
-            return False
-        for wanted, one in zip(self.waiting, got, strict=True):
-            if wanted.scores:
-                first = len(wanted.ids) - one.logprobs.size
-                self.scores.append(Score(wanted.passage, wanted.way, first, int(one.logprobs.size), one.cached))
-                self.logprobs.append(one.logprobs)
-        return self._next(self.plan.send, got)
-
-    def _next(self, ask: Callable[[Any], list[scoring.ScoringRequest]], what: Any) -> bool:
+        results: list[scoring.ScoringResult] | None = None
+        if self.batch:
+            results = self.injection.results()
+            if results is None:
+                return False
+            self._collect(results)
         try:
-            self.waiting = ask(what)
+            self.batch = next(self.plan) if results is None else self.plan.send(results)
         except StopIteration:
             return True
-        self.injection.send(self.waiting)
+        self.injection.send(self.batch)
         return False
+
+    def _collect(self, results: list[scoring.ScoringResult]) -> None:
+        for request, result in zip(self.batch, results, strict=True):
+            if request.scores:
+                size = int(result.logprobs.size)
+                self.scores.append(Score(request.passage, request.way, len(request.ids) - size, size, result.cached))
+                self.logprobs.append(result.logprobs)
 
     @property
     def lost(self) -> bool:
-        """Whether somebody else ended a request."""
+        """Whether another caller aborted a request."""
         return self.injection.lost
 
     def rest(self) -> float:
-        """Until the tokens so far are no more than their rate allows."""
+        """Until the tokens sent so far are within ``TOKENS_PER_S``, or ``WATCH_S`` while requests are in flight."""
         due = self.started + self.injection.tokens / TOKENS_PER_S
-        return max(due - time.monotonic(), 0.0) if self.injection.complete else PATIENCE_S
+        return max(due - time.monotonic(), 0.0) if self.injection.complete else WATCH_S
 
     def stop(self) -> None:
         """See ``Work``."""
-        self.injection.end()
+        self.injection.stop()
 
     def report(self) -> dict[str, Any]:
         """See ``Work``."""
@@ -102,19 +101,19 @@ class Scoring:
 
 @dataclass
 class Digesting:
-    """Has every rank read its weights, a slice at a time."""
+    """Lets every rank read its weights, one slice at a time."""
 
     engine: Any
     digests: list[Digest] = field(default_factory=list)
     fused: dict[str, list[str]] = field(default_factory=dict)
-    begun: bool = False
-    took: float = 0.0
+    started: bool = False
+    slice_s: float = 0.0
 
-    def go(self) -> bool:
-        """See ``Work``. Raises ``RuntimeError`` with what a rank says went wrong."""
+    def advance(self) -> bool:
+        """See ``Work``. Raises ``RuntimeError`` with the errors of ranks."""
         started = time.perf_counter()
-        answers = self.engine.model_executor.collective_rpc(DIGEST, args=(not self.begun, SLICE_S))
-        self.begun, self.took = True, time.perf_counter() - started
+        answers = self.engine.model_executor.collective_rpc(DIGEST, args=(not self.started, SLICE_S))
+        self.started, self.slice_s = True, time.perf_counter() - started
         if errors := [f"rank {rank}: {answer['error']}" for rank, answer in enumerate(answers) if answer["error"]]:
             raise RuntimeError("; ".join(errors))
         for rank, answer in enumerate(answers):
@@ -128,20 +127,20 @@ class Digesting:
 
     def rest(self) -> float:
         """See ``REST``."""
-        return REST * self.took
+        return REST * self.slice_s
 
     def stop(self) -> None:
-        """A reading that is not finished is begun anew by the next."""
+        """Nothing to do: the next digest starts from the beginning."""
 
     def report(self) -> dict[str, Any]:
         """See ``Work``."""
         return {"digests": self.digests, "fused": self.fused}
 
     def arrays(self) -> Arrays:
-        """It has none."""
+        """None."""
         return {"logprobs": np.empty(0, "<f4")}
 
 
-def answered(work: Work) -> bool:
-    """Whether what it waited for is there, before its time of looking."""
+def is_ready(work: Work) -> bool:
+    """Whether the results that it waits for are complete."""
     return isinstance(work, Scoring) and work.rest() == 0.0

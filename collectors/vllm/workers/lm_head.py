@@ -1,9 +1,9 @@
-"""The projection to the vocabulary in float32: our override on a live model.
+"""Overrides the projection to the vocabulary on a live model, to compute it in float32.
 
-Where vLLM knows ``head_dtype`` (0.26.0 on) that is set; it casts the weight for the projection alone. Where it does not
-(0.18.1) the ``apply`` of the head's own quant method is wrapped, and does the same. A tied embedding keeps the model's
-dtype either way: its look-up goes through ``embedding``, never through ``apply``. Whether the setting is *bound* is
-seen by projecting one row through the live objects.
+vLLM versions with ``head_dtype`` (from 0.26.0) cast the weight for the projection only, so ``head_dtype`` is set. In
+older ones (0.18.1) the ``apply`` of the head's quant method is wrapped and does the same. A tied embedding keeps the
+model's dtype in both cases: its look-up uses ``embedding``, not ``apply``. Whether the override is *bound* (effective)
+is verified by projecting one row through the live objects.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 PLAIN = frozenset({"UnquantizedEmbeddingMethod", "UnquantizedLinearMethod"})
-"""Kinds of head whose weight can be cast; any other raises inside the forward, which ends the engine."""
+"""Quant methods whose weight can be cast; any other raises in the forward pass, which ends the engine."""
 
 
 def parts(runner: Any) -> tuple[Any, Any]:
-    """Logits processor and head; of the language model where others stand around it."""
+    """Logits processor and head of the model, or of its language model if it is multimodal."""
     model = runner.get_model() if hasattr(runner, "get_model") else runner.model
     if not hasattr(model, "logits_processor"):
         model = getattr(model, "language_model", None)
@@ -31,7 +31,7 @@ def _is_float32(dtype: Any) -> bool:
 
 
 def read(runner: Any) -> str | None:
-    """``on`` while our override holds; None where there is no head that it could hold on."""
+    """``on`` while the override is in place; None if there is no head for it."""
     processor, head = parts(runner)
     if hasattr(processor, "head_dtype"):
         return "on" if hasattr(processor, "rltop_head_dtype") and _is_float32(processor.head_dtype) else "off"
@@ -42,7 +42,7 @@ def read(runner: Any) -> str | None:
 
 
 def note(runner: Any) -> str:
-    """Why a switch would change nothing; empty if it would."""
+    """Why a switch has no effect; empty if it has one."""
     processor, _ = parts(runner)
     if _is_float32(runner.model_config.dtype):
         return "no effect: the model is float32"
@@ -51,7 +51,7 @@ def note(runner: Any) -> str:
 
 
 def write(runner: Any, value: str, _extra: Any) -> None:
-    """Put the override in or take it out, and see one row come out as asked."""
+    """Install or remove the override, and verify the dtype of one projected row."""
     if read(runner) != value:
         processor, head = parts(runner)
         if hasattr(processor, "head_dtype"):
@@ -61,7 +61,7 @@ def write(runner: Any, value: str, _extra: Any) -> None:
         else:
             del head.quant_method.apply
     if value == "on" and not _is_float32(found := projected(runner)):
-        raise RuntimeError(f"not bound: asked for float32, a projected row came out as {found}")
+        raise RuntimeError(f"not bound: expected float32, a projected row has dtype {found}")
 
 
 def _set_dtype(processor: Any, value: str) -> None:
@@ -74,9 +74,9 @@ def _set_dtype(processor: Any, value: str) -> None:
 
 
 def _in_float32(head: Any, original: Callable[..., Any]) -> Callable[..., Any]:
-    """The projection of ``head`` in float32, as vLLM does it where it knows ``head_dtype``; of all else as it was.
+    """Wrap ``apply``: project in float32 if the layer is ``head``, as vLLM does for ``head_dtype``; else unchanged.
 
-    On CUDA the product accumulates into float32 without a copy of the weight.
+    On CUDA the product accumulates in float32 without a copy of the weight.
     """
     torch = sys.modules["torch"]
 
@@ -90,12 +90,12 @@ def _in_float32(head: Any, original: Callable[..., Any]) -> Callable[..., Any]:
             return logits if bias is None else logits + bias.float()
         return torch.nn.functional.linear(x.float(), layer.weight.float(), None if bias is None else bias.float())
 
-    apply.rltop_head = True  # type: ignore[attr-defined] # by which ``read`` knows it
+    apply.rltop_head = True  # type: ignore[attr-defined] # recognised by ``read``
     return apply
 
 
 def projected(runner: Any) -> Any:
-    """Dtype of the logits of one row, by vLLM's own projection; None where it can't be called alone."""
+    """Dtype of one row projected by vLLM's own code; None if a single row can't be projected."""
     processor, head = parts(runner)
     if hasattr(processor, "_apply_head"):
         project: Callable[[Any], Any] = lambda row: processor._apply_head(head, row, None)  # noqa: E731 - one of two
@@ -110,7 +110,7 @@ def projected(runner: Any) -> Any:
 
 
 def facts(runner: Any) -> dict[str, str]:
-    """The dtype that logits really come in, and whether our override is what made it so."""
+    """The actual dtype of logits, and whether the override is effective."""
     found, value = projected(runner), read(runner)
     shown = "unknown" if found is None else str(found).removeprefix("torch.")
     bound = "no override" if value == "off" else "yes" if _is_float32(found) else "no"
@@ -118,7 +118,7 @@ def facts(runner: Any) -> dict[str, str]:
 
 
 def memory(runner: Any) -> str:
-    """What is lacking: float32 logits of a full batch and, off CUDA, a float32 copy of the weight have to fit."""
+    """Why float32 logits of a full batch (except on CUDA also a float32 weight) don't fit; empty if they do."""
     _, head = parts(runner)
     rows = runner.vllm_config.scheduler_config.max_num_seqs
     need = 4 * rows * head.weight.shape[0]
@@ -131,7 +131,7 @@ def memory(runner: Any) -> str:
 
 
 def free_bytes(device: Any) -> int | None:
-    """Free memory of a device, with what torch holds and does not use; None where it can't be read."""
+    """Free memory of a device in bytes, including torch's unused cache; None if it can't be read."""
     if device.type == "cuda":
         cuda = sys.modules["torch"].cuda
         unused = cuda.memory_reserved(device) - cuda.memory_allocated(device)

@@ -1,9 +1,9 @@
-"""The worker's half of a weight digest: every tensor of the model, read a little at a time.
+"""The worker's part of a weight digest: reads every tensor of the model in slices.
 
-A worker answers ``DIGEST`` again and again until all is read; each call takes about as long as it is told to. What
-``named_parameters`` misses is read too: buffers, tensors that modules keep by other ways, and the weights that a linear
-layer has packed for the CPU, where its parameter is left empty (or, of a tied head, shares the embedding's). Packed
-weights are behind a pointer; they come out exactly by projecting unit vectors, since all other products are zero.
+The engine calls ``DIGEST`` repeatedly until everything is read; each call takes about the given time. Tensors that
+``named_parameters`` misses are read too: buffers, other attributes of modules, and weights that a linear layer has
+packed for the CPU, whose parameter is empty (or, for a tied head, is the embedding's). Packed weights are not
+accessible as tensors; projecting unit vectors returns them exactly, because all other products are zero.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from rltop.collectors.contract.digests import Checksum, bits_of, chunk_elements, dtype_name, hexed, row_chunks
+from rltop.collectors.contract.digests import Checksum, as_hex, bits_of, chunk_elements, dtype_name, row_chunks
 
 DIGEST = "rltop_digest"
-ROOM = "rltop_free_bytes"
+FREE_BYTES = "rltop_free_bytes"
 
 PARAMETER, BUFFER, OTHER, PACKED, UNREAD = "parameter", "buffer", "other", "packed", "unread"
 
 SKIPPED = ("kv_cache", "rltop")
-"""Attributes of modules whose name begins so hold no weights."""
+"""Attributes with these prefixes contain no weights."""
 
 MAX_TENSORS = 50_000
-"""What fits a message; of more, the rest is not read, and told."""
+"""Limit of a message; further tensors are reported as unread."""
 
 Found = tuple[str, str, str, str, str, int, str]
-"""Name, kind, ``whole``, ``rows``, dtype, elements, ``columns``; as ``wire.Digest``."""
+"""Name, kind, ``whole``, ``rows``, dtype, elements, ``columns``; see ``wire.Digest``."""
 
 
 class DigestPass:
-    """One pass over a model: ``go`` until ``done``."""
+    """One pass over a model: call ``advance`` until ``done``."""
 
     def __init__(self, model: Any) -> None:
         self.found: list[Found] = []
@@ -41,8 +41,8 @@ class DigestPass:
         }
         self._work = self._read(model)
 
-    def go(self, seconds: float) -> None:
-        """Read on for about so long, a chunk at least."""
+    def advance(self, seconds: float) -> None:
+        """Read for about ``seconds``, at least one chunk."""
         until = time.perf_counter() + seconds
         while not self.done and next(self._work, self) is not self:
             if time.perf_counter() >= until:
@@ -83,11 +83,11 @@ class DigestPass:
         self._add(name, PACKED, sum_, dtype_name(weight), elements)
 
     def _add(self, name: str, kind: str, sum_: Checksum, dtype: str, elements: int) -> None:
-        self.found.append((name, kind, hexed(sum_.whole), hexed(sum_.rows), dtype, elements, hexed(sum_.columns)))
+        self.found.append((name, kind, as_hex(sum_.whole), as_hex(sum_.rows), dtype, elements, as_hex(sum_.columns)))
 
 
 def tensors(model: Any) -> Iterator[tuple[str, str, Any]]:
-    """All tensors of a model with something in them, each once, with name and kind."""
+    """Yield name, kind and tensor of all non-empty tensors of a model, each once."""
     seen: set[tuple[int, tuple[int, ...]]] = set()
     for name, kind, tensor in _named(model):
         place = (int(tensor.data_ptr()), tuple(tensor.shape))
@@ -109,7 +109,7 @@ def _named(model: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _within(value: Any) -> Iterator[tuple[str, Any]]:
-    """The tensors that an attribute is, or holds directly."""
+    """Yield the tensor that an attribute is, or those that it contains directly, with a suffix for the name."""
     kind = sys.modules["torch"].Tensor
     if isinstance(value, kind):
         yield "", value
@@ -120,9 +120,9 @@ def _within(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def packed(model: Any) -> Iterator[tuple[str, Any]]:
-    """Modules that project by a packed copy of their weight, by the name of that weight.
+    """Yield the modules that project with a packed copy of their weight, with the name of that weight.
 
-    An embedding has one too, which nothing projects by unless it is the head as well.
+    An embedding has such a copy too, but it is used only if the embedding is also the head.
     """
     plain = sys.modules["torch"].nn.functional.linear
     heads = {id(part) for module in model.modules() for name, part in module.named_children() if name == "lm_head"}
@@ -130,37 +130,37 @@ def packed(model: Any) -> Iterator[tuple[str, Any]]:
         linear = vars(module).get("cpu_linear")
         used = not hasattr(module, "embedding_dim") or id(module) in heads
         if used and linear is not None and linear is not plain and _holds_a_copy(linear):
-            taken = getattr(module, "weight", None)
-            yield f"{name}.weight{' (packed)' if taken is not None and taken.numel() else ''}", module
+            weight = getattr(module, "weight", None)
+            yield f"{name}.weight{' (packed)' if weight is not None and weight.numel() else ''}", module
 
 
 def _holds_a_copy(linear: Any) -> bool:
-    """The fallback of vLLM closes over nothing, and projects by the parameter that it is given."""
+    """VLLM's fallback has no closure: it projects with the parameter that it is passed."""
     return bool(getattr(linear, "__closure__", None) or getattr(linear, "__defaults__", None))
 
 
-def digest(worker: Any, anew: bool, seconds: float) -> dict[str, Any]:
-    """Read on for about ``seconds``, from the start if ``anew``. Never raises: see ``worker``."""
+def digest(worker: Any, restart: bool, seconds: float) -> dict[str, Any]:
+    """Read for about ``seconds``, from the beginning if ``restart``. Never raises: see ``one_rank``."""
     try:
         torch = sys.modules["torch"]
-        if anew:
+        if restart:
             runner = worker.model_runner
             worker.rltop_reading = DigestPass(runner.get_model() if hasattr(runner, "get_model") else runner.model)
-        reading = worker.rltop_reading
-        if reading is None:  # done; the ranks of another stage have more
+        digest_pass = worker.rltop_reading
+        if digest_pass is None:  # complete; ranks of another stage have more to read
             return {"done": True, "error": "", "found": [], "fused": {}}
         with torch.inference_mode():
-            reading.go(seconds)
-        if not reading.done:
+            digest_pass.advance(seconds)
+        if not digest_pass.done:
             return {"done": False, "error": ""}
         worker.rltop_reading = None
-        return {"done": True, "error": "", "found": reading.found, "fused": reading.fused}
-    except Exception as fault:  # noqa: BLE001 - as all that a worker is asked by us
+        return {"done": True, "error": "", "found": digest_pass.found, "fused": digest_pass.fused}
+    except Exception as fault:  # noqa: BLE001 - never raises, as every method of a worker
         return {"done": True, "error": f"{type(fault).__name__}: {fault}", "found": [], "fused": {}}
 
 
 def free_bytes(worker: Any) -> int | None:
-    """Free memory of the rank's device; None where it can't be read. Never raises."""
+    """Free memory of the rank's device in bytes; None if it can't be read. Never raises."""
     from rltop.collectors.vllm.workers.lm_head import free_bytes as free
 
     try:
