@@ -30,8 +30,8 @@ from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Verdict
 from rltop.backend.demo.faults import BY_NAME as FAULTS
 from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.evidence.series import Stretch
-from tests.cases import DATA, load, save
-from tests.tapes import played
+from tests.support.cases import DATA, load, save
+from tests.support.tapes import played
 
 HEALTHY_RUN = "healthy"
 

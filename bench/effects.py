@@ -26,7 +26,7 @@ from rltop.backend.client.live import Client
 from rltop.backend.hub import process as hub
 from rltop.backend.hub.state import HubState
 from rltop.collectors.contract.rundir import RunDir, for_run
-from tests.recordings import DATA, Recording, save
+from tests.support.recordings import DATA, Recording, save
 
 STOP_S = 60.0
 

@@ -33,7 +33,7 @@ from rltop.backend.hub.state import HubState
 from rltop.backend.text.attribution_text import line_text
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir, for_run
-from tests.fault_recordings import DATA, rows_of, save
+from tests.support.fault_recordings import DATA, rows_of, save
 
 STOP_S = 60.0
 SEED = 0

@@ -1,8 +1,8 @@
-"""The suite of ``tests/test_engine_live.py`` without pytest: a table of every switch for the docs.
+"""The suite of ``tests/live/test_engine_live.py`` without pytest: a table of every switch for the docs.
 
-``bench/gpu_suite.sh`` prepares a machine for it. Device, model and eager mode are those of ``tests/live_engine.py``.
-With ``--size`` the engine spans two ranks (``tests/parallel.py``); a refused switch is a row of the table with its
-reason. ``--out DIR`` keeps the rows in ``DIR/rows.json``, written after every part; ``bench/gpu_table.py`` joins them.
+``bench/gpu_suite.sh`` prepares a machine for it. Device, model and eager mode are those of
+``tests/support/live_engine.py``. With ``--size`` the engine spans two ranks (``tests/support/parallel.py``); a refused
+switch is a row of the table with its reason. ``--out DIR`` keeps the rows in ``DIR/rows.json``, written after every part; ``bench/gpu_table.py`` joins them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,22 @@ from typing import Any
 
 import numpy as np
 
-from tests.harness import HubStandIn, wait_for
-from tests.live_engine import DEVICE, EAGER, ENVIRONMENT, MODEL, LiveEngine
-from tests.parallel import SIZES, kill_mid_switch, switch_together, update_and_compare
-from tests.switchboard import ENGINE, TIMES, Row, Walk, arrived, by_epoch, check_equal, fresh, prompt, switch, table
+from tests.support.harness import HubStandIn, wait_for
+from tests.support.live_engine import DEVICE, EAGER, ENVIRONMENT, MODEL, LiveEngine
+from tests.support.parallel import SIZES, kill_mid_switch, switch_together, update_and_compare
+from tests.support.switchboard import (
+    ENGINE,
+    TIMES,
+    Row,
+    Walk,
+    arrived,
+    by_epoch,
+    check_equal,
+    fresh,
+    prompt,
+    switch,
+    table,
+)
 
 FACTS = ("vllm_version", "model_runner", "attention_backend", "device", "sampling_path", "dtype", "parallel")
 IN_FLIGHT = 40

@@ -22,10 +22,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from tests.harness import HubStandIn
-from tests.live_engine import DEVICE, ENVIRONMENT, MODEL, ON_CPU, LiveEngine
-from tests.parallel import beside_trainer, digest, moved, tensors_of
-from tests.switchboard import ENGINE, arrived, check_same, fresh, prompt, switch
+from tests.support.harness import HubStandIn
+from tests.support.live_engine import DEVICE, ENVIRONMENT, MODEL, ON_CPU, LiveEngine
+from tests.support.parallel import beside_trainer, digest, moved, tensors_of
+from tests.support.switchboard import ENGINE, arrived, check_same, fresh, prompt, switch
 
 REQUESTS = 48
 LENGTH, TOKENS = (512, 440) if ON_CPU else (4096, 2400)

@@ -1,7 +1,7 @@
 """Records runs of the demo: the hub tapes every call of its state, and a replay of the tape must give the same result.
 
-A recording is a directory ``OUT/NAME/`` with ``tape.xz`` (replayed by ``tests/tapes.py``), ``run.json`` (the run's
-settings) and ``demo.log``.
+A recording is a directory ``OUT/NAME/`` with ``tape.xz`` (replayed by ``tests/support/tapes.py``), ``run.json`` (the
+run's settings) and ``demo.log``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rltop.backend.hub import process as hub
 from rltop.backend.hub.state import HubState
 from rltop.backend.summary.strata import warm
 from rltop.collectors.contract.rundir import RunDir
-from tests.tapes import digest, replay, taping
+from tests.support.tapes import digest, replay, taping
 
 HUB_START_S = 120.0
 HUB_STOP_S = 60.0

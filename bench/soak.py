@@ -29,8 +29,8 @@ from rltop.backend.store.write import Writer
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
 from rltop.collectors.transport.sender import Message, Sender
-from tests.hub_messages import engine_state
-from tests.receiver import run_directory
+from tests.support.hub_messages import engine_state
+from tests.support.receiver import run_directory
 
 ROWS, TOKENS, PROMPT = 64, 16, 48
 

@@ -28,10 +28,10 @@ from rltop.backend.client.live import Client
 from rltop.backend.store.aggregates import FrameAggregates
 from rltop.backend.store.store import Store
 from rltop.collectors.contract import wire
-from tests.hub_core import Hub
-from tests.receiver import run_directory
-from tests.store_load import SCALARS, fleet
-from tests.training import Training
+from tests.support.hub_core import Hub
+from tests.support.receiver import run_directory
+from tests.support.store_load import SCALARS, fleet
+from tests.support.training import Training
 
 DEADLINE_S = 120.0
 

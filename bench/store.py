@@ -32,8 +32,8 @@ from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.retention import Limits
 from rltop.backend.store.row_mapping import SampleRow, sample_row
 from rltop.backend.store.write import Writer
-from tests import pictures
-from tests.screens import dashboard
+from tests.support import pictures
+from tests.support.screens import dashboard
 
 ALL = Limits(steps=10**9, coarse_steps=10**9, step_engines=10**9)
 NAMES = [metric.name for metric in metrics.METRICS]

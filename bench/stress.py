@@ -3,8 +3,8 @@
     .venv/bin/python -m bench.stress [--runs 400] [--first 0] [--only raw top-p]
 
 The number of a run seeds its fault and its setting: vocabulary, temperature, lengths, engines, lag, size of updates,
-whether old logprobs, entropies and facts are passed. The policies are exact (``tests/exact.py``), the hub is the real
-one. This bench finds errors in the checks; accuracy is measured on real runs (``bench/diagnosis.py``).
+whether old logprobs, entropies and facts are passed. The policies are exact (``tests/support/exact.py``), the hub is the
+real one. This bench finds errors in the checks; accuracy is measured on real runs (``bench/diagnosis.py``).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.hub.state import Effect
 from rltop.backend.summary.strata import warm
 from rltop.collectors.contract import wire
-from tests.exact import RIGHT, Run, Setting, Wrong
-from tests.hub_core import Hub
+from tests.support.exact import RIGHT, Run, Setting, Wrong
+from tests.support.hub_core import Hub
 
 OnMessage = Callable[[wire.DataBody, wire.Arrays], object]
 
