@@ -23,7 +23,7 @@ from typing import Any
 
 from rltop.backend import api
 from rltop.backend.client.live import Client
-from rltop.backend.hub import process as hub
+from rltop.backend.hub import process, startup
 from rltop.backend.hub.state import HubState
 from rltop.collectors.contract.rundir import RunDir, for_run
 from tests.recordings import DATA, Recording, save
@@ -40,13 +40,13 @@ def serve(rundir: RunDir, path: Path) -> int:
             super().__init__(*arguments)
             made.append(self)
 
-    setattr(hub, "State", Remembered)  # noqa: B010 - the name that the hub makes its state by
-    code = hub.main(rundir)
+    setattr(process, "HubState", Remembered)  # noqa: B010 - the name that the hub makes its state by
+    code = startup.main(rundir)
     (state,) = made
-    effects = state._effects
+    effects = state._hub.effects
     marks = {k: m for k, m in effects.marks.items() if k in state.snapshot.changes}
     changes = {k: state.snapshot.changes[k] for k in marks}
-    steps = state._steps.cells.steps()
+    steps = state._hub.steps.cells.steps()
     save(path, Recording(steps, effects.pace.samples(), changes, marks, effects.pace.present()))
     return code
 

@@ -28,7 +28,7 @@ from typing import Any
 from bench import fault_figures, fault_runs, recorder
 from rltop.backend.api.attribution import Attribution, Interval, Stratum
 from rltop.backend.client.live import Client
-from rltop.backend.hub import process
+from rltop.backend.hub import process, startup
 from rltop.backend.hub.state import HubState
 from rltop.backend.text.attribution_text import line_text
 from rltop.collectors.contract import wire
@@ -54,8 +54,8 @@ def serve(rundir: RunDir, path: Path) -> int:
             heard.append((body, arrays))
             return super().data(frames, now)
 
-    setattr(process, "State", Listening)  # noqa: B010 - the name that the hub makes its state by
-    code = process.main(rundir)
+    setattr(process, "HubState", Listening)  # noqa: B010 - the name that the hub makes its state by
+    code = startup.main(rundir)
     if rows := [row for row in rows_of(heard, SEED) if row.step in KEPT]:
         save(path, rows, SEED)
     return code

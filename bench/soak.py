@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from rltop.backend.client.live import Client
-from rltop.backend.hub import process as hub
+from rltop.backend.hub import startup
 from rltop.backend.store import retention
 from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.write import Writer
@@ -97,7 +97,7 @@ def serve(rundir: RunDir, budget: float) -> int:
     )
     whole = Writer.__init__
     setattr(Writer, "__init__", lambda *given, **named: whole(*given, **named, limits=limits))  # noqa: B010 - its limits
-    return hub.main(rundir)
+    return startup.main(rundir)
 
 
 def main() -> None:

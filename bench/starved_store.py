@@ -89,9 +89,9 @@ def frames(count: int) -> list[Item]:
         hub.engine("e0")
         hub.engine("e1")
         hub.state.tick(hub.now)
-        frame = hub.state.frame(hub.now, heartbeat=True)
+        frame = hub.state.next_frame(hub.now, heartbeat=True)
         assert frame is not None
-        made.append((frame, hub.state.beside(frame.steps)))
+        made.append((frame, hub.state.frames.aggregates(frame)))
         hub.now += 1.0
     return [item for item in made if item[0].steps]
 

@@ -20,7 +20,7 @@ import numpy as np
 from bench.diagnosis import INSEPARABLE
 from rltop.backend.api.verdict import FAULT, HEALTHY, Verdict
 from rltop.backend.diagnosis.diagnose import diagnose
-from rltop.backend.hub.state import Effect
+from rltop.backend.hub.outputs import Effect
 from rltop.backend.summary.strata import warm
 from rltop.collectors.contract import wire
 from tests.exact import RIGHT, Run, Setting, Wrong
@@ -212,7 +212,7 @@ def tell(
     for step, hub in enumerate(Run(setting, wrong).hubs(Listening(heard) if heard else Hub())):
         if step % every == every - 1 or step in (wrong.at - 1, setting.steps - 1):
             steps.append(step)
-            verdicts.append(diagnose(hub.state.case()))
+            verdicts.append(diagnose(hub.state.frames.diagnosis_input()))
     return Told(kind, setting, wrong, steps, verdicts)
 
 

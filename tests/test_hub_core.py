@@ -14,7 +14,8 @@ from rltop.backend import api
 from rltop.backend.commands.audit import AuditFile
 from rltop.backend.hub import worker_thread
 from rltop.backend.hub.handover import Handover
-from rltop.backend.hub.state import Effect, HubState
+from rltop.backend.hub.outputs import Effect
+from rltop.backend.hub.state import HubState
 from rltop.backend.steps import steps
 from rltop.collectors.contract import wire
 from rltop.collectors.transport.error_boundary import MAX_FAULTS
@@ -127,8 +128,8 @@ def test_a_flood_of_questions_is_bounded_and_counted(bench: Bench) -> None:
     assert bench.counters["asked"] == worker_thread.MAX_URGENT
 
 
-def test_the_data_lane_is_bounded_for_small_messages_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_thread, "DATA_LANE_BYTES", 100_000)
+def test_the_data_queue_is_bounded_for_small_messages_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_thread, "DATA_QUEUE_BYTES", 100_000)
     taken = 0
     while bench.core.has_room() and taken < 10_000:
         bench.core.put_data([b"", b""])

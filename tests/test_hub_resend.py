@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from rltop.backend import api
-from rltop.backend.hub.state import Effect, SendControl
+from rltop.backend.hub.outputs import Effect, SendControl
 from rltop.backend.ingest.acknowledgement import PERIOD_S
-from rltop.backend.ingest.sources import RETURN_S
+from rltop.backend.ingest.sources import RECONNECT_S
 from rltop.backend.steps.steps import GRACE_S, RESENT_S
 from rltop.backend.store.store import Store
 from rltop.collectors.contract import wire
@@ -60,7 +60,7 @@ class Run:
         self._lives += 1
         epoch = f"hub-{self._lives}"
         store = Store(self._directory, "run", epoch, now)
-        hub = Hub(epoch, past=store.past(), recalled=store.recall(), now=now)
+        hub = Hub(epoch, past=store.past(), stored=store.aggregates(), now=now)
         store.start()
         return hub, store
 
@@ -86,10 +86,10 @@ class Run:
         hub, state = self.hub, self.hub.state
         hub.now += seconds
         self._perform(state.tick(hub.now))
-        frame = state.frame(hub.now, heartbeat=True)
+        frame = state.next_frame(hub.now, heartbeat=True)
         assert frame is not None
         if stored:
-            assert self.store.put(frame, state.beside(frame.steps))
+            assert self.store.put(frame, state.frames.aggregates(frame))
             assert self.store.settle(20) == 0
             self._perform(state.stored())
         for name in self.senders:
@@ -252,7 +252,7 @@ def test_a_hub_that_takes_over_measures_what_one_that_lived_would_have(tmp_path:
                     run.later(stored=False)  # it dies before that is stored
                     run.start()
             run.later()
-        run.later(RETURN_S)
+        run.later(RECONNECT_S)
         found.append(run.steps)
         assert not run.hub.counters.get("lost_messages")
         assert not run.hub.counters.get("late_rows")
@@ -279,7 +279,7 @@ def test_what_a_busy_hub_hears_of_in_one_breath_is_kept_for_the_steps_after_it(r
     for step in later:
         for message in step:
             run.send(*message)
-    run.later(RETURN_S)
+    run.later(RECONNECT_S)
     run.later(GRACE_S)
     assert [run.steps[number].values["joined_fraction"] for number in (12, 13)] == [1.0, 1.0]
 
@@ -300,7 +300,7 @@ def test_rows_wait_for_rollouts_that_are_sent_again(run: Run) -> None:
         run.send(name, engine_state(name))
     run.later()
     assert run.steps[1].values["joined_fraction"] == 1.0
-    assert RESENT_S > RETURN_S > GRACE_S
+    assert RESENT_S > RECONNECT_S > GRACE_S
 
 
 def test_rollouts_that_never_come_again_are_not_waited_for_for_ever(run: Run) -> None:
@@ -313,7 +313,7 @@ def test_rollouts_that_never_come_again_are_not_waited_for_for_ever(run: Run) ->
     run.send("trainer/0", wire.StepClosed(1, 0, 1, 2))
     run.later()
     assert 1 not in run.steps
-    run.later(RETURN_S)
+    run.later(RECONNECT_S)
     assert run.steps[1].unjoined == {"no_prompt": 1}
 
 
@@ -326,7 +326,7 @@ def test_senders_are_told_what_is_stored_and_no_more(run: Run) -> None:
     assert trainer.acknowledged == -1
     run.start()
     run.send("trainer/0", wire.Health({}, 0, 1000))
-    run.later(RETURN_S + GRACE_S)
+    run.later(RECONNECT_S + GRACE_S)
     assert trainer.acknowledged == len(step) - 2  # all of it: two of the messages are the engines', one is news
     assert run.senders["e0"].acknowledged == -1  # what it wrote may yet be trained on
     run.send("e0", engine_state("e0"))
@@ -386,7 +386,7 @@ def test_rollouts_that_stored_steps_have_are_not_called_unused(run: Run) -> None
         if step == 2:
             run.start()
             run.send("e0", engine_state("e0"))
-            run.later(RETURN_S)
+            run.later(RECONNECT_S)
     unused = [step.unused for step in run.steps.values() if step.unused]
     assert unused == [{"e0": 1}]
     assert run.steps[3].reused == 1

@@ -399,7 +399,7 @@ def test_a_step_whose_rollouts_came_late_is_measured_in_parts_with_room_for_ques
     ticks = 0
     while not hub.steps:
         hub.state.tick(hub.now)
-        hub.state.frame(hub.now)
+        hub.state.next_frame(hub.now)
         ticks += 1
         answer, _ = hub.ask(api.AskSnapshot(f"q{ticks}"))
         assert answer.snapshot is not None

@@ -41,7 +41,7 @@ def test_a_steps_figures_are_those_of_its_stored_tokens(tmp_path: Path) -> None:
     world.states()
     world.writer.close()
     with Reader(tmp_path) as reader:
-        recorded = reader.picture().steps
+        recorded = reader.snapshot().steps
         stored = {number: answer(reader, number, "sample", None, 100).sequences for number in recorded}
     assert list(stored) == list(range(6))
     for number, sequences in stored.items():

@@ -96,7 +96,7 @@ def test_what_a_new_hub_repeats_of_old_commands_is_stored_once(tmp_path: Path) -
     path = stored.store(tmp_path, [api.Frame("h2", 1, 3.0, changes=[done])], epoch="h2")
     with Reader(path) as reader:
         assert reader.execute("SELECT state FROM change ORDER BY id").fetchall() == [("requested",), ("applied",)]
-        assert bits(list(reader.picture().changes.values())) == bits([done])
+        assert bits(list(reader.snapshot().changes.values())) == bits([done])
         assert [life.epoch for life in reader.lives()] == ["h1", "h2"]
 
 
@@ -222,9 +222,9 @@ def test_an_old_part_of_a_run_is_thinned_and_its_extremes_stay(tmp_path: Path) -
             made.append(api.Frame("h", step.step + 1, step.closed, {"e0": engine}, steps=[step], events=[event]))
         writer.write(made)
         for _ in range(14):
-            writer.tidy()
+            writer.maintain()
     for _ in range(100):
-        writer.tidy()
+        writer.maintain()
     writer.close()
     with Reader(tmp_path) as reader:
         kept = {number for (number,) in reader.execute("SELECT step FROM step")}
@@ -240,7 +240,7 @@ def test_an_old_part_of_a_run_is_thinned_and_its_extremes_stay(tmp_path: Path) -
         assert reader.execute("SELECT max(waiting) FROM engine").fetchone() == (7000,)
         assert reader.execute("SELECT count(*) FROM event WHERE number = 44").fetchone() == (1,)
         assert reader.execute("SELECT count(*) FROM event").fetchone()[0] <= 52
-        picture = reader.picture()
+        picture = reader.snapshot()
         assert picture.steps[1234].values["kl_k3"] == 9.0
         assert set(picture.steps) <= kept
         assert reader.execute("PRAGMA integrity_check").fetchone() == ("ok",)

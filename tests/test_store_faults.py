@@ -55,7 +55,7 @@ def frame(number: int) -> api.Frame:
 def trouble(store: Store) -> str:
     """What keeps it from storing, as far as its writer has reported by now."""
     _ = store.unstored
-    return store._trouble
+    return store._error
 
 
 def settled(store: Store) -> bool:
@@ -68,7 +68,7 @@ def writer_of(store: Store) -> int:
 
 
 def told(store: Store) -> str:
-    return " | ".join(text for _, _, text in store.take_news())
+    return " | ".join(text for _, _, text in store.take_events())
 
 
 def steps(directory: Path) -> list[int]:
@@ -176,7 +176,7 @@ def test_what_does_not_fit_in_memory_either_is_let_go_oldest_first_and_counted(
         store.put(frame(number))
     (tmp_path / NAME).rmdir()
     wait_until(lambda: store.settle(0) == 0)
-    assert "10 frames had waited; 20 before them were let go" in told(store)
+    assert "10 frames had waited; 20 earlier frames were dropped" in told(store)
     store.end()
     assert steps(tmp_path) == list(range(21, 31))
 
@@ -215,7 +215,7 @@ def test_a_frame_that_cannot_be_written_does_not_stand_in_the_way(store: Store, 
     wait_until(lambda: store.settle(0) == 0 and trouble(store))
     store.put(frame(3))
     wait_until(lambda: settled(store))
-    assert told(store).count("1 before them were let go") == 2
+    assert told(store).count("1 earlier frames were dropped") == 2
     store.end()
     assert steps(tmp_path) == [3]
 
@@ -273,7 +273,7 @@ def test_the_next_hub_waits_for_what_a_killed_one_had_handed_over(store: Store, 
     writer = int(killed.stdout)
     assert steps(tmp_path) == [1]
     store.start()
-    assert "the last writer has not ended yet" in told(store)
+    assert "the previous writer has not exited yet" in told(store)
     past = threading.Thread(target=lambda: found.append(store.past()))
     found: list[api.Snapshot | None] = []
     past.start()
@@ -294,7 +294,7 @@ def test_a_past_that_is_set_aside_is_kept_under_another_name(tmp_path: Path) -> 
     assert aside is not None
     assert not (tmp_path / NAME).exists()
     with Reader(aside) as reader:
-        assert len(reader.picture().steps) == 3
+        assert len(reader.snapshot().steps) == 3
 
 
 def test_a_hub_on_a_full_disk_says_so_and_shows_the_run_and_recovers(rundir: RunDir) -> None:

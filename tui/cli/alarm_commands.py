@@ -66,7 +66,7 @@ def _picture(run: str | None) -> Snapshot:
             with Client(rundirs.at(str(path))) as client:
                 return client.snapshot()
         with Reader(path) as reader:
-            return reader.picture()
+            return reader.snapshot()
     except (HubUnreachable, StoreError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -59,7 +59,7 @@ def read_references(names: tuple[str, ...]) -> Reference | None:
     for name in names:
         try:
             with Reader(stored(name)) as reader:
-                found.append(reader.picture().steps)
+                found.append(reader.snapshot().steps)
         except StoreError as error:
             raise click.ClickException(str(error)) from error
     return Reference(found)
@@ -99,7 +99,7 @@ def replay(
         reader = Reader(SAMPLE if sample else stored(run))
         if as_json or not on_terminal():
             with reader:
-                picture = reader.picture()
+                picture = reader.snapshot()
             click.echo(json.dumps(status.as_json(picture), indent=2) if as_json else status.as_text(picture))
             return
         made = Replay(reader, speed=speed or (SAMPLE_SPEED if sample else 1.0), from_step=from_step)

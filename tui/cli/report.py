@@ -54,7 +54,7 @@ def _of(run: str | None, step: int | None) -> tuple[Snapshot, Verdict]:
     from rltop.backend.diagnosis.diagnose import diagnose
     from rltop.backend.store.read import Reader
     from rltop.backend.store.schema import StoreError
-    from rltop.backend.store.stored_diagnosis import case
+    from rltop.backend.store.stored_diagnosis import diagnosis_input
     from rltop.collectors.contract import rundir as rundirs
     from rltop.collectors.contract.launch import find_hub
 
@@ -64,7 +64,7 @@ def _of(run: str | None, step: int | None) -> tuple[Snapshot, Verdict]:
             with Client(rundirs.at(str(path))) as client:
                 return client.snapshot(), client.diagnosis(step)
         with Reader(path) as reader:
-            return reader.picture(), diagnose(case(reader, step))
+            return reader.snapshot(), diagnose(diagnosis_input(reader, step))
     except (CommandError, HubUnreachable, StoreError, ValueError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -42,7 +42,7 @@ TESTS: tuple[Check, ...] = (
             "version in more than 5 steps in a row, and in twice as many as ever before"
         ),
         rate=STATED,
-        source="rltop.backend.hub.state.MAX_SKEW; vime, issue 329",
+        source="rltop.backend.hub.event_log.MAX_SKEW; vime, issue 329",
         by_engine=True,
     ),
     Check(
