@@ -15,7 +15,7 @@ def test_every_step_that_never_came_is_told_once_in_whatever_order_the_others_cl
     comes: list[bool], width: int, seed: int
 ) -> None:
     rng, holes = random.Random(seed), Holes(9)
-    holes.lost()
+    holes.messages_lost()
     waiting = [10 + place for place, there in enumerate(comes) if there]
     expected = {10 + place for place, there in enumerate(comes) if not there and 10 + place < max(waiting, default=0)}
     told: list[int] = []
@@ -33,7 +33,7 @@ def test_every_step_that_never_came_is_told_once_in_whatever_order_the_others_cl
 def test_a_trainer_may_count_as_it_likes_while_nothing_is_lost() -> None:
     holes = Holes()
     assert [holes.step_done(step, []) for step in (3, 10, 20)] == [[], [], []]
-    holes.lost()
+    holes.messages_lost()
     assert holes.step_done(22, []) == [(21, 21, LOST)]
     holes.new_epoch()
     assert holes.step_done(5, []) == []

@@ -33,7 +33,7 @@ def test_engines_appear_fall_silent_come_back_restart_and_leave() -> None:
     assert sent(hub.say("e0", wire.Bye("e0", "life-2", 1)), wire.ByeAck) == [wire.ByeAck("life-2")]
     hub.later()
     assert hub.picture.engines["e0"].health == "gone"
-    assert hub.texts == ["e0 appeared", "e0 is silent", "e0 is back", "e0 restarted", "e0 said goodbye"]
+    assert hub.texts == ["e0 connected", "e0 is silent", "e0 is back", "e0 restarted", "e0 disconnected"]
     hub.later(SILENT_S + 1)
     assert hub.picture.engines["e0"].health == "gone"
     hub.sources["e0"] = Source("e0", "life-3")
@@ -175,8 +175,8 @@ def test_faults_losses_and_version_skew_are_told_once() -> None:
         hub.send("e0", health({"tap": 2}, rollouts=wire.Counts(5, 4, 1, 0)))
         hub.later()
     assert hub.texts == [
-        "e0 appeared",
-        "e1 appeared",
+        "e0 connected",
+        "e1 connected",
         "e0: 2 faults in tap were contained; the run is not affected",
         "live engines differ by 8 policy versions",
     ]

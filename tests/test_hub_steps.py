@@ -375,7 +375,7 @@ def test_a_step_that_nobody_closes_does_not_stay_for_ever() -> None:
 def test_rows_wait_until_they_can_be_measured_and_delay_nothing_else() -> None:
     ready = False
     waiting = steps.Steps(RolloutIndex(), lambda: ready)
-    waiting.rows("life", *sequences([Trained([1, 2], [0, 1], [-1.0], [-1.5])]), 0.0)
+    waiting.add_rows("life", *sequences([Trained([1, 2], [0, 1], [-1.0], [-1.5])]), 0.0)
     waiting.closed("life", wire.StepClosed(0, 0, 1), 0.0)
     waiting.closed("life", wire.StepClosed(1, 0, 1), 0.0)
     assert [step.step for step in waiting.tick(100.0)] == [1]
@@ -418,7 +418,7 @@ def test_rows_that_come_while_others_are_half_measured_do_not_overtake_them(monk
 
     def pass_row(at: int) -> None:
         row = Trained([at, 5, 6], [0, 1, 1], [-1.0, -1.5], [-1.0, -1.5])
-        waiting.rows("life", *sequences([row]), 0.0)
+        waiting.add_rows("life", *sequences([row]), 0.0)
 
     for at in range(1, 4):
         pass_row(at)

@@ -269,6 +269,6 @@ def test_what_a_dead_engine_had_under_way_is_closed() -> None:
     hub.later()
     found = {change.engine: (change.state, change.reason) for change in hub.picture.changes.values()}
     assert found == {
-        "e0": ("timed_out", "engine e0 was started anew before it was closed"),
-        "e1": ("timed_out", "engine e1 said goodbye before it was closed"),
+        "e0": ("timed_out", "engine e0 was restarted before it was closed"),
+        "e1": ("timed_out", "engine e1 disconnected before it was closed"),
     }

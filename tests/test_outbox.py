@@ -31,7 +31,7 @@ def test_every_record_is_queued_sent_or_dropped_and_the_bound_holds(todo: list[A
             else:
                 gone[kind] += 1
         elif action == "lost":
-            box.lost(kind, size)
+            box.count_lost(kind, size)
             offered[kind] += size
             gone[kind] += size
         elif action == "take":
@@ -64,7 +64,7 @@ def test_vital_kinds_have_room_of_their_own() -> None:
 def test_after_shut_offers_are_dropped_and_the_rest_can_still_be_taken() -> None:
     box = SendQueue(100, frozenset())
     assert box.offer("bulk", 1, "a")
-    box.shut()
+    box.close()
     assert not box.offer("bulk", 1, "b")
     assert not box.has_room("bulk", 1)
     lot = box.take()

@@ -77,9 +77,9 @@ class World:
         seq = due.seq if due else self.kept.next_seq
         envelope = wire.Envelope(wire.PROTO, "e0", LIFE, seq, 0.0, self.kept.oldest)
         if due:
-            self.kept.sent_again()
+            self.kept.resent()
         else:
-            self.kept.keep(self.now, [])
+            self.kept.retain(self.now, [])
         self.link.put(envelope, fate)
 
     def hear(self, *, asked: bool = True) -> None:

@@ -23,7 +23,7 @@ def test_what_is_kept_is_what_follows_the_last_that_was_let_go(acts: list[Act]) 
     oldest = again = 0
     for act, number in acts:
         if act in ("keep", "passing"):
-            kept.keep(float(len(told)), [b"x" * number, b"y"], passing=act == "passing")
+            kept.retain(float(len(told)), [b"x" * number, b"y"], transient=act == "passing")
             again += again == len(told)
             told.append(MESSAGE_BYTES + (number + 1 if act == "keep" else 0))
         elif act == "release":
@@ -33,7 +33,7 @@ def test_what_is_kept_is_what_follows_the_last_that_was_let_go(acts: list[Act]) 
             kept.rewind(number)
             again = number
         elif act == "again" and kept.due:
-            kept.sent_again()
+            kept.resent()
             again += 1
         elif act == "fit":
             room = number * MESSAGE_BYTES
@@ -48,7 +48,7 @@ def test_what_is_kept_is_what_follows_the_last_that_was_let_go(acts: list[Act]) 
 
 def test_a_message_about_the_present_is_kept_as_its_number_alone() -> None:
     kept = ResendBuffer()
-    kept.keep(0.0, wire.encode_body(wire.Health({}, 0, 1000), {}), passing=True)
+    kept.retain(0.0, wire.encode_body(wire.Health({}, 0, 1000), {}), transient=True)
     kept.rewind(0)
     assert kept.due is not None
     envelope = wire.encode_envelope(wire.Envelope(wire.PROTO, "e0", "life", 0, 0.0))
@@ -60,7 +60,7 @@ def test_a_window_on_a_large_array_does_not_keep_the_array() -> None:
     part = large[10:20]
     body = wire.Sequences(0, 0, 0, 0, wire.describe({"part": part, "large": large}))
     kept = ResendBuffer()
-    kept.keep(0.0, wire.encode_body(body, {"part": part, "large": large}))
+    kept.retain(0.0, wire.encode_body(body, {"part": part, "large": large}))
     kept.rewind(0)
     assert kept.due is not None
     _, window, whole = kept.due.frames

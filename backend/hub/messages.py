@@ -42,7 +42,7 @@ class MessageHandlers:
         except wire.WireError as error:
             hub.log.invalid(str(error), now)
             return []
-        is_current = isinstance(body, wire.PASSING)
+        is_current = isinstance(body, wire.TRANSIENT)
         queued = envelope, wire.Passed() if is_current else body, arrays
         arrival = hub.sources.receive(envelope, now, queued, sum(array.nbytes for array in arrays.values()))
         effects = self._arrived(arrival, now)

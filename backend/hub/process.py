@@ -65,8 +65,8 @@ class Hub:
         store.start()
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex[:12]  # noqa: E731
         state = HubState(rundir.run, self.epoch, self.started, new_id, Warmup().ready, past, stored)
-        take_events: Callable[[], list[tuple[str, str, str]]] = lambda: [*store.take_events(), *clock.take_news()]  # noqa: E731
-        self._worker = WorkerThread(state, clock, self._outbox, audit.AuditFile(rundir.audit), store, take_events)
+        events: Callable[[], list[tuple[str, str, str]]] = lambda: [*store.take_events(), *clock.take_news()]  # noqa: E731
+        self._worker = WorkerThread(state, clock, self._outbox, audit.AuditFile(rundir.audit), store, events)
         self._worker.put(lambda now: _restore(state, rundir.audit, now))  # before any message
 
     def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
@@ -196,6 +196,6 @@ def _restore(state: HubState, log_file: Path, now: float) -> list[Effect]:
     try:
         lines, bad = audit.read(log_file)
     except OSError as error:
-        state.audit_written(f"{log_file}: {error.strerror or error}", 0, now)
+        state.log.audit_written(f"{log_file}: {error.strerror or error}", 0, now)
         return []
     return state.restore(lines, bad, now)

@@ -1,11 +1,11 @@
-"""Every message between collectors and the hub: append-only structs, one version, size limits.
+"""All messages between collectors and the hub: append-only structs, one version, size limits.
 
 A data message (PUSH -> PULL) is ``[Envelope, body, array, array, ...]``: two msgpack frames and raw little-endian
-arrays that the body names in order, packed into one frame of ZeroMQ (``pack``) unless it is very large. A control
-message (DEALER <-> ROUTER) is one msgpack frame.
+arrays that the body lists in order, packed into one ZeroMQ frame (``pack``) unless it is very large. A control message
+(DEALER <-> ROUTER) is one msgpack frame.
 
-Rules of the wire: fields are only ever appended, with defaults; an unknown tag is counted, not fatal; nothing is
-allocated before sizes, dtypes and lengths were checked; no pickle. ``docs/wire.md`` says the same for other languages.
+Rules: fields are only ever appended, with defaults; an unknown tag is counted, not fatal; sizes, dtypes and lengths are
+checked before anything is allocated; no pickle. ``docs/wire.md`` describes the wire for other languages.
 """
 
 from __future__ import annotations
@@ -19,47 +19,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 PROTO = 1
-"""Major version of the wire. A hub reads no other major version; it counts and names the sender instead."""
+"""Major version of the wire. A hub reads no other major version; it counts and reports the sender instead."""
 
 MAX_FRAMES = 32
 MAX_FRAME_BYTES = 64 << 20
 """Limits on one data message. Larger batches are split by the sender."""
 
 MAX_PACKED_BYTES = 16 << 20
-"""Larger messages (a collector aims at 1 MiB) are not packed, but sent frame by frame."""
+"""Larger messages (a collector aims at 1 MiB) are sent frame by frame."""
 
 _SIZE = 4
-"""Of each number at the beginning of a packed message."""
+"""Bytes of each number at the beginning of a packed message."""
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_CONTROL_BYTES = 1 << 20
-"""Limits on a frame that is decoded into objects: an envelope or body, a control message."""
+"""Limits on frames that are decoded into objects: envelope or body, control message."""
 
 DTYPES: dict[str, np.dtype[Any]] = {"i4": np.dtype("<i4"), "f4": np.dtype("<f4"), "u1": np.dtype("u1")}
-"""The element types an array frame may have."""
+"""The element types of array frames."""
 
 UNKNOWN_VERSION = -1
-"""In integer version arrays: not known, or not computed."""
-
+"""In integer version arrays: unknown, or not computed."""
 
 Version = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
-"""A policy version outside of arrays: any number that a trainer counts by, such that a difference fits 64 bits."""
+"""A policy version outside of arrays; bounded so that a difference fits 64 bits."""
 
 
 class WireError(ValueError):
-    """A frame from outside that does not keep to the wire's rules."""
+    """A received frame that violates the rules of the wire."""
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):
-    """Who sent a data message, and where it stands in what that sender sent.
+    """Sender and sequence number of a data message.
 
     Attributes:
         proto: ``PROTO`` of the sender.
         source: stable name of the sender: an engine id (``e0``), or ``trainer/<rank>``.
-        epoch: random id of this life of the sender's process; ``seq`` starts at 0 in each.
-        seq: number of this message within the epoch; a hole is a loss in transit.
+        epoch: random id of the sender's process lifetime; ``seq`` starts at 0 in each.
+        seq: number of this message within the epoch; a gap is a loss in transit.
         sent: wall clock of the sender when it first sent this message, seconds.
-        oldest: the sender can send again what it sent from this number on (``Resend``); None if it resends nothing.
+        oldest: the sender can resend messages from this number on (``Resend``); None if it can't resend.
     """
 
     proto: int
@@ -88,7 +87,7 @@ class Body(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class VersionRun(msgspec.Struct, frozen=True, array_like=True):
     """Tokens from ``start`` to the next run were sampled under one flag epoch and one policy version.
 
-    ``version`` is None where vLLM carries none; see ``Rollout.version_source``.
+    ``version`` is None if vLLM has none; see ``Rollout.version_source``.
     """
 
     start: int
@@ -107,10 +106,10 @@ class Rollout(msgspec.Struct, frozen=True, array_like=True):
         runs: per-token flag epoch and policy version, run-length encoded; empty when ``size`` is 0.
         version_source: ``engine`` (vLLM's own label), ``inferred`` (from observed update calls) or ``unknown``.
         has_logprobs: False if the request did not ask for logprobs; its entries in ``logprobs`` are NaN.
-        cached_tokens: prompt tokens read from the prefix cache; None where vLLM did not say.
+        cached_tokens: prompt tokens read from the prefix cache; None if vLLM did not report it.
         lookup_off: the prefix-cache lookup was off when the request was first scheduled.
         sampling: the sampling parameters that shape the distribution (temperature, top_p, top_k, min_p, penalties,
-            seed), where set.
+            seed), if set.
         arrived, scheduled, finished: wall clock of the engine, seconds; ``scheduled`` is 0.0 if it never was.
         first_step: engine step at which the request was first scheduled; -1 if it never was.
         updated: wall clock of the engine's last weight update before ``scheduled``; 0.0 if none was seen.
@@ -139,7 +138,7 @@ class Rollouts(Body, frozen=True, array_like=True, tag="rollouts"):
     """Finished requests of one engine.
 
     Arrays, concatenated in the order of ``rollouts``: ``prompt_ids`` i4, ``token_ids`` i4, ``logprobs`` f4 (nats;
-    NaN where not recorded).
+    NaN if not recorded).
     """
 
     engine: str
@@ -150,9 +149,9 @@ class Rollouts(Body, frozen=True, array_like=True, tag="rollouts"):
 class FlagState(msgspec.Struct, frozen=True, array_like=True):
     """One flag as read from the live objects of an engine.
 
-    ``value`` is one of the flag's values, or None where this engine has no such thing; ``reason`` says why it is not
-    ``switchable``, and may carry the launch option that would make it so. ``detail`` says which form of the value it
-    is, where there are several (``depth 1`` or ``strict`` of an asynchronous scheduling that is off).
+    ``value`` is one of the flag's values, or None if this engine lacks the feature; ``reason`` says why it is not
+    ``switchable``, and may name the launch option that makes it so. ``detail`` is the form of the value, if there are
+    several (``depth 1`` or ``strict`` of asynchronous scheduling that is off).
     """
 
     value: str | None
@@ -162,27 +161,26 @@ class FlagState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
-    """What became of a command on one engine. Sent on the control socket, and repeated in ``EngineState.commands``.
+    """State of a command on one engine. Sent on the control socket, and repeated in ``EngineState.commands``.
 
     Attributes:
         id: id of the command.
-        state: ``accepted``, ``draining``, ``applied``, ``refused``, ``timed_out``, ``superseded`` (it was to take
-            something back that was changed since, and left it alone).
-        reason: why it was refused, or what there is to know about how it was applied.
+        state: ``accepted``, ``draining``, ``applied``, ``refused``, ``timed_out``, ``superseded`` (a
+            revert whose target was changed since; nothing was done).
+        reason: why it was refused, or remarks on how it was applied.
         old, new: the flag's value as read back before and after.
-        engine_step: engine step at whose boundary it happened.
+        engine_step: engine step at whose boundary it took effect.
         policy_version: weights at that moment, None if unknown.
         in_flight: requests running or waiting at that moment.
-        lost_requests: of those, how many are neither alive nor properly finished afterwards; None where nobody counted,
-            since nothing was done.
-        milliseconds: how long the engine's own thread was busy with the switch; None where nothing was done.
+        lost_requests: of those, how many are neither alive nor properly finished afterwards; None if nothing was done.
+        milliseconds: how long the engine's own thread was busy with the switch; None if nothing was done.
         time: wall clock of the engine, seconds.
-        verb: what was asked, as in ``Command``; ``flag`` is empty where it names none.
+        verb: as in ``Command``; ``flag`` is empty if the verb has none.
         detail: form of the new value, as in ``FlagState``.
-        reverts_at: wall clock at which the engine will take it back by itself; None if it will not.
-        reverts: id of the command that this one takes back: at its timer's end (then this one is the engine's own,
-            with the id ``<id>/revert``), or because somebody wants it undone.
-        flag_epoch: tokens of this flag epoch and later were sampled after it; None if it changed none.
+        reverts_at: wall clock at which the engine auto-reverts it; None if it does not.
+        reverts: id of the command that this one reverts: when its timer ends (then this one is the engine's own, with
+            the id ``<id>/revert``), or on request.
+        flag_epoch: tokens of this flag epoch and later were sampled after it; None if it changed no flag.
     """
 
     id: str
@@ -206,9 +204,9 @@ class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
 
 
 class Timer(msgspec.Struct, frozen=True, array_like=True):
-    """The engine will take back what ``command`` did at wall clock ``at``, unless it is kept.
+    """The engine auto-reverts ``command`` at wall clock ``at``, unless it is kept.
 
-    ``verb`` and ``flag`` are those of the command, ``back_to`` the value that the flag had before.
+    ``verb`` and ``flag`` are those of the command; ``back_to`` is the flag's previous value.
     """
 
     command: str
@@ -219,7 +217,7 @@ class Timer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
-    """An engine as it is now. Sent once a second and after every switch; complete, so a new hub needs nothing else.
+    """Current state of an engine. Sent once a second and after every switch; complete, so a new hub needs nothing else.
 
     Attributes:
         engine: id of the engine.
@@ -233,10 +231,10 @@ class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
         cached_tokens: counter, prompt tokens read from the prefix cache.
         flags: by flag name.
         flag_epoch: number of applied switches since the collector attached.
-        fingerprint: facts read from the live objects (vLLM version, runner, dtype, ...), for people and for comparison.
-        commands: the last commands this engine closed, newest last.
+        fingerprint: facts read from the live objects (vLLM version, runner, dtype, ...), for display and comparison.
+        commands: the last commands that this engine closed, newest last.
         paused: generation is paused. update_open: a weight update is under way.
-        timers: what the engine will take back by itself, soonest first.
+        timers: pending auto-reverts, soonest first.
     """
 
     engine: str
@@ -266,13 +264,13 @@ class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
 
 
 class Score(msgspec.Struct, frozen=True, array_like=True):
-    """The logprobs of one request of a probe, ``size`` of them in ``ProbeReport``'s array.
+    """One scored request of a probe, with ``size`` logprobs in the array of ``ProbeReport``.
 
     Attributes:
-        passage: number of the command's passage. way: ``cold``, ``hot`` or ``warm`` (``collectors.probes``).
-        first: place in the passage's ids of the token that the first logprob is of.
-        size: how many follow; the last is of the passage's last token, or of the last that was scored.
-        cached: tokens read from the prefix cache; None where vLLM did not say.
+        passage: number of the command's passage. way: ``cold``, ``hot`` or ``warm`` (``contract.probes``).
+        first: index in the passage's ids of the token of the first logprob.
+        size: number of logprobs, up to the passage's last token or the last that was scored.
+        cached: tokens read from the prefix cache; None if vLLM did not report it.
     """
 
     passage: int
@@ -283,10 +281,10 @@ class Score(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Digest(msgspec.Struct, frozen=True, array_like=True):
-    """Checksums (``collectors.digests``) of one tensor on one rank, 16 hex digits each.
+    """Checksums (``contract.digests``) of one tensor on one rank, 16 hex digits each.
 
-    ``kind``: ``parameter``; ``packed``, read by projecting unit vectors; ``buffer``; ``other``, which
-    ``named_parameters`` and ``named_buffers`` miss; ``unread``, with the checksums empty.
+    ``kind``: ``parameter``; ``packed``, read by projecting unit vectors; ``buffer``; ``other``, not in
+    ``named_parameters`` or ``named_buffers``; ``unread``, with empty checksums.
     """
 
     name: str
@@ -300,16 +298,16 @@ class Digest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ProbeReport(Body, frozen=True, array_like=True, tag="probe_report"):
-    """What an engine measured for the probe ``command``; sent before the command is closed. Raw: the hub judges.
+    """Raw measurements of an engine for the probe ``command``, sent before the command is closed.
 
-    Array: ``logprobs`` f4 (nats), of all ``scores`` one after another.
+    Array: ``logprobs`` f4 (nats), of all ``scores``, concatenated.
 
     Attributes:
-        policy_version, weight_updates, flag_epoch: of the engine, the same from the probe's begin to its end.
-        requests, tokens: that it sent. seconds: from begin to end.
-        stall_s, longest_s: how long the engine's thread was busy with the probe, in all and at once.
-        fused: parts of a module's name, by the name of the module that has them in one tensor (``qkv_proj``).
-        notes: what could not be done, one sentence each.
+        policy_version, weight_updates, flag_epoch: of the engine, constant during the probe.
+        requests, tokens: sent by the probe. seconds: duration.
+        stall_s, longest_s: how long the probe kept the engine's thread busy, in total and at most at once.
+        fused: names of the parts, by the name of the module that fuses them into one tensor (``qkv_proj``).
+        notes: what could not be measured, one sentence each.
     """
 
     command: str
@@ -352,22 +350,22 @@ ROW_COLUMNS: dict[str, str] = {
     "prompt_sizes": "i4",
     "rewards": "f4",
 }
-"""The other arrays of ``Sequences``, likewise."""
+"""The other arrays of ``Sequences``, with their element types."""
 
 
 class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
-    """Rows that one rank trained on in one step, and what is known of every trained token.
+    """Rows that one rank trained on in one step, and values of every trained token.
 
     Arrays. Per row, concatenated: ``row_ids`` i4 and ``row_mask`` u1 (``row_sizes`` entries per row, cut after the
     last trained token), ``prompt_ids`` i4 (``prompt_sizes`` per row; absent if the rows contain their prompts).
     ``row_sizes`` i4 [rows], ``prompt_sizes`` i4 [rows], ``rewards`` f4 [rows].
     Per trained token (where ``row_mask`` is 1), concatenated in row order: ``rollout_logprobs`` f4 and
     ``trainer_logprobs`` f4 always; ``old_logprobs`` f4, ``entropy`` f4, ``advantages`` f4, ``rollout_versions`` i4,
-    ``old_versions`` i4 (``UNKNOWN_VERSION`` where not computed), ``clipped`` u1 where given. All in nats.
+    ``old_versions`` i4 (``UNKNOWN_VERSION`` if not computed), ``clipped`` u1 if given. Logprobs are in nats.
 
     ``update`` numbers the optimizer updates on the same rollouts, from 0. ``clip_low`` and ``clip_high`` bound the
     ratio; ``ratio_base`` names its denominator, ``rollout`` or ``old``; ``objective`` is ``ppo`` or ``gspo``.
-    ``request_ids`` are what vLLM or its caller named the request of each row by, empty where not kept; none, or [rows].
+    ``request_ids``: id of each row's request, of vLLM or its caller, empty if unknown; none, or [rows].
     """
 
     step: int
@@ -385,11 +383,11 @@ class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
 
 
 class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
-    """A rank has passed all it had for ``step``. The step closes when ``world_size`` ranks have said so.
+    """A rank has sent all its rows of ``step``. The step closes when ``world_size`` ranks have closed it.
 
     ``weight_digests``: of the weights after the step, by the checkpoint's names: dtype, checksums of rows and columns
-    (``collectors.digests``), with colons; empty where the trainer gave none. ``rows``: passed for the step, those of
-    all updates, whatever became of them; None if it did not count.
+    (``contract.digests``), joined with colons; empty if the trainer gave none. ``rows``: number of rows of the step,
+    of all updates, delivered or not; None if the trainer did not count.
     """
 
     step: int
@@ -403,9 +401,9 @@ class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
 
 
 class TrainerFacts(Body, frozen=True, array_like=True, tag="trainer_facts"):
-    """What a trainer rank says it computes with; sent at the start, when it changes, and to every new hub.
+    """Configuration that a trainer rank states; sent at the start, on changes, and to every new hub.
 
-    ``facts`` uses the names of ``EngineState.fingerprint`` where both have the same fact (``dtype``, ``head_dtype``),
+    ``facts`` uses the names of ``EngineState.fingerprint`` for facts that both have (``dtype``, ``head_dtype``),
     and those of the sampling parameters (``temperature``, ``top_p``, ...), as text.
     """
 
@@ -417,7 +415,7 @@ class TrainerFacts(Body, frozen=True, array_like=True, tag="trainer_facts"):
 
 
 class Counts(msgspec.Struct, frozen=True, array_like=True):
-    """What became of the records of one kind: ``offered == sent + dropped + queued``, always."""
+    """Counts of the records of one kind: ``offered == sent + dropped + queued``, always."""
 
     offered: int = 0
     sent: int = 0
@@ -426,10 +424,10 @@ class Counts(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Health(Body, frozen=True, array_like=True, tag="health"):
-    """Once a second: what this collector lost, and whether the loop it watches still turns.
+    """Once a second: what this collector lost, and whether the loop it watches still runs.
 
-    ``loop_count`` rises with every turn of the host's loop, ``loop_age`` is the seconds since it last rose;
-    ``faults`` counts exceptions that the guard kept from the host, by place.
+    ``loop_count`` increases with every iteration of the host's loop, ``loop_age`` is the seconds since the last;
+    ``faults`` counts exceptions that the error boundary contained, by place.
     """
 
     counts: dict[str, Counts]
@@ -440,19 +438,19 @@ class Health(Body, frozen=True, array_like=True, tag="health"):
     faults: dict[str, int] = {}
 
 
-PASSING = (EngineState, Health)
-"""Messages about the present, each of which makes those before it void: not kept, and never sent again."""
+TRANSIENT = (EngineState, Health)
+"""Messages about the current state: each supersedes earlier ones, so they are neither retained nor resent."""
 
 
 class Passed(Body, frozen=True, array_like=True, tag="passed"):
-    """Sent again in place of a message of ``PASSING``, so that no number is missing."""
+    """Resent in place of a message of ``TRANSIENT``, so that no number is missing."""
 
 
 # --- control socket ---------------------------------------------------------------------------------------------
 
 
 class Register(Body, frozen=True, array_like=True, tag="register"):
-    """First message on the control socket, and after every reconnect: which source this connection belongs to."""
+    """First message on the control socket, and after every reconnect: identifies the source of the connection."""
 
     proto: int
     source: str
@@ -461,7 +459,7 @@ class Register(Body, frozen=True, array_like=True, tag="register"):
 
 
 class Bye(Body, frozen=True, array_like=True, tag="bye"):
-    """The sender's last word: ``sent`` data messages left in this epoch. The hub answers ``ByeAck``.
+    """The sender disconnects after ``sent`` data messages of this epoch. The hub answers ``ByeAck``.
 
     ``oldest``: as in ``Envelope``.
     """
@@ -473,26 +471,26 @@ class Bye(Body, frozen=True, array_like=True, tag="bye"):
 
 
 class ByeAck(Body, frozen=True, array_like=True, tag="bye_ack"):
-    """The hub has everything up to the sender's ``Bye``."""
+    """The hub has all messages up to the sender's ``Bye``, or has given up waiting for them."""
 
     epoch: str
 
 
 class Welcome(Body, frozen=True, array_like=True, tag="welcome"):
-    """Answer to ``Register``: which hub this is. Also sent when a new hub hears from a source it does not know."""
+    """Answer to ``Register``: identifies the hub. Also sent when a hub first hears from a source."""
 
     hub_epoch: str
 
 
 class Acknowledged(Body, frozen=True, array_like=True, tag="acknowledged"):
-    """No hub will ask again for what the sender sent in this epoch, up to number ``seq``: it is stored, or settled."""
+    """Messages of this epoch up to number ``seq`` are settled and stored: no hub will request them again."""
 
     epoch: str
     seq: int
 
 
 class Resend(Body, frozen=True, array_like=True, tag="resend"):
-    """The hub lacks number ``seq`` of this epoch: send again from there on, all of it and in order, as far as kept."""
+    """The hub lacks number ``seq`` of this epoch: resend all messages from there on, in order, as far as retained."""
 
     epoch: str
     seq: int
@@ -501,7 +499,7 @@ class Resend(Body, frozen=True, array_like=True, tag="resend"):
 class Passage(msgspec.Struct, frozen=True, array_like=True):
     """Tokens for a probe to score: ``ids`` is i4 [n], prompt and completion of a rollout; the latter from ``start`` on.
 
-    ``request_id`` is the rollout's: the engine that had it knows under which cache salt.
+    ``request_id`` is the rollout's: its engine knows the cache salt.
     """
 
     request_id: str
@@ -510,16 +508,16 @@ class Passage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Command(Body, frozen=True, array_like=True, tag="command"):
-    """What the receiving engine is to do. Idempotent by ``id``; void after ``deadline`` (hub's wall clock).
+    """A command to an engine. Idempotent by ``id``; void after ``deadline`` (the hub's wall clock).
 
     Attributes:
-        flag, value: of ``set``: which flag, and to what; empty for the other verbs.
+        flag, value: of ``set``; empty for the other verbs.
         verb: ``set``; ``keep`` (stop the timer of ``target``); ``flush_cache``; ``pause``; ``resume``.
-        strict: of ``set``: the strict form of the value, where the flag has one.
-        revert_s: of ``set`` and ``pause``: the engine takes it back by itself after so many seconds; None: never.
-        probe, passages: of ``probe``: which one, and the tokens that it scores, where it scores any.
-        target: of ``keep``: id of the command to keep. Of ``set`` and ``resume``: this takes back what that command
-            did, and does nothing (``superseded``) if that does not stand any more as it was left.
+        strict: of ``set``: the strict form of the value, if the flag has one.
+        revert_s: of ``set`` and ``pause``: the engine auto-reverts it after this many seconds; None: never.
+        probe, passages: of ``probe``: its name, and the tokens to score, if any.
+        target: of ``keep``: id of the command to keep. Of ``set`` and ``resume``: id of the command to revert;
+            nothing is done (``superseded``) if its effect was changed since.
     """
 
     id: str
@@ -545,7 +543,7 @@ _to_hub_decoder: msgspec.msgpack.Decoder[ControlToHub] = msgspec.msgpack.Decoder
 _to_collector_decoder: msgspec.msgpack.Decoder[ControlToCollector] = msgspec.msgpack.Decoder(ControlToCollector)
 
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises on bytes from outside; ValidationError is a DecodeError."""
+"""What msgspec raises on malformed bytes; ValidationError is a DecodeError."""
 
 T = TypeVar("T")
 
@@ -553,10 +551,10 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def describe(arrays: Arrays) -> list[Array]:
-    """The ``Array`` entries for arrays whose dtypes are already those of the wire.
+    """Return the ``Array`` entries of arrays that have dtypes of the wire.
 
     Raises:
-        WireError: a dtype or a number of axes that the wire does not carry.
+        WireError: a dtype or number of axes that the wire does not support.
     """
     named = {dtype: name for name, dtype in DTYPES.items()}
     described = []
@@ -568,20 +566,20 @@ def describe(arrays: Arrays) -> list[Array]:
 
 
 def encode_data(envelope: Envelope, body: DataBody, arrays: Arrays) -> list[bytes | memoryview]:
-    """The frames of one data message: ``encode_envelope`` and ``encode_body``."""
+    """Return the frames of a data message: ``encode_envelope`` and ``encode_body``."""
     return [encode_envelope(envelope), *encode_body(body, arrays)]
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
-    """The first frame of a data message."""
+    """Return the first frame of a data message."""
     return _encoder.encode(envelope)
 
 
 def encode_body(body: DataBody, arrays: Arrays) -> list[bytes | memoryview]:
-    """The other frames. ``arrays`` must be contiguous and described in the body, in the same order.
+    """Return the other frames. ``arrays`` must be contiguous and described in the body, in the same order.
 
     Raises:
-        WireError: the message is beyond the limits that ``decode_data`` sets.
+        WireError: the message exceeds the limits of ``decode_data``.
     """
     frames: list[bytes | memoryview] = [_encoder.encode(body)]
     frames += [array.data.cast("B") if array.size else b"" for array in arrays.values()]
@@ -590,7 +588,7 @@ def encode_body(body: DataBody, arrays: Arrays) -> list[bytes | memoryview]:
 
 
 def pack(frames: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Join a data message's frames into one, unless it is very large: their number, their sizes, their bytes.
+    """Join a data message's frames into one (their number, sizes, bytes), unless it is very large.
 
     Every frame that is sent or received releases the GIL, and beside a thread that computes in Python it takes up to
     5 ms to get it back.
@@ -602,12 +600,12 @@ def pack(frames: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
 
 
 def unpack(frames: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
-    """Undo ``pack``; frames that were sent one by one are returned as they are.
+    """Split a packed message; frames that were sent one by one are returned unchanged.
 
-    Each frame is an object of its own, so that keeping one array does not keep the whole message.
+    Each frame is an object of its own: a retained array does not retain the whole message.
 
     Raises:
-        WireError: the sizes do not fit.
+        WireError: the sizes are inconsistent.
     """
     if len(frames) != 1:
         return frames
@@ -625,15 +623,15 @@ def decode_data(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, DataBod
     """Check and decode one data message, packed or not; the arrays are views of the frames, read-only.
 
     Raises:
-        WireError: too many or too large frames, another major version, an unknown message, or arrays that do not fit
-            their description.
+        WireError: too many or too large frames, another major version, an unknown message, or arrays that
+            don't match their description.
     """
     frames = unpack(frames)
     _check_limits(frames)
     try:
         envelope = _envelope_decoder.decode(frames[0])
         if envelope.proto != PROTO:
-            raise WireError(f"{envelope.source} speaks wire version {envelope.proto}, this hub {PROTO}")
+            raise WireError(f"{envelope.source} uses wire version {envelope.proto}, this hub {PROTO}")
         body = _data_decoder.decode(frames[1])
     except _MALFORMED as error:
         raise WireError(str(error)) from error
@@ -659,7 +657,7 @@ def _check_limits(frames: Sequence[bytes | memoryview]) -> None:
 
 
 def encode(body: Body) -> bytes:
-    """One control message."""
+    """Encode a control message."""
     return _encoder.encode(body)
 
 

@@ -200,7 +200,7 @@ class TrainerCollector:
         room = self._sender.has_room("sequences", nbytes)  # what would be dropped is not copied first
         copied = self._guard.run("sequences", checked.copy) if room else None
         if copied is None:
-            self._sender.lost("sequences", 1)
+            self._sender.count_lost("sequences", 1)
         else:
             self._sender.offer("sequences", nbytes, copied)
 
@@ -233,7 +233,7 @@ class TrainerCollector:
         self._sender.loop_count += 1
         copied = self._guard.run("step", lambda: {name: value.copy() for name, value in checked.items()})
         if copied is None:
-            self._sender.lost("step", 1)
+            self._sender.count_lost("step", 1)
         else:
             nbytes = STEP_BYTES + DIGEST_BYTES * len(closed.weight_digests)
             self._sender.offer("step", nbytes, _Closed(closed, copied))

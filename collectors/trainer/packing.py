@@ -1,4 +1,4 @@
-"""From one ``TrainerCollector.sequences()`` call to messages: cut, select, convert, split. On the sender's thread."""
+"""Converts a ``TrainerCollector.sequences()`` call to messages: cut, select, convert, split. On the sender's thread."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rltop.collectors.contract import wire
 from rltop.collectors.trainer.arrays import Copy, short
 
 MESSAGE_BYTES = 1 << 20
-"""What one message aims at; a batch is split between rows, so a single longer row makes a larger one."""
+"""Target size of a message; a batch is split between rows, so a single longer row makes a larger message."""
 
-STRETCH_BYTES = 8 << 20
-"""Size of the rows that are converted together, before they are split into messages. Every pass of numpy over more than
+BLOCK_BYTES = 8 << 20
+"""Size of the rows that are converted together, before they are split into messages. Each numpy operation on more than
 some hundred values releases the GIL, and beside a trainer that computes in Python that costs up to 5 ms."""
 
 VERSIONS = frozenset({"rollout_versions", "old_versions"})
@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PackedColumn:
-    """A copied per-token array: one value for all, one per row, or one per token."""
+    """A copied per-token array: one value for all tokens, one per row, or one per token."""
 
     values: Copy
     level: Literal["all", "row", "token"]
@@ -40,7 +40,7 @@ class CopiedCall:
     Attributes:
         head: the message without rows and arrays.
         rows: their number.
-        sizes: entries per row, or the copy of cu_seqlens where they are on a device; ``tokens`` is their sum.
+        sizes: entries per row, or the copy of cu_seqlens if it is on a device. tokens: their sum.
         token_ids, mask: [tokens].
         prompt_ids: concatenated, or None. prompt_sizes: entries per row.
         rewards: [rows], or None.
@@ -62,25 +62,25 @@ class CopiedCall:
 
 
 def pack(batch: CopiedCall) -> Iterator[tuple[wire.Sequences, wire.Arrays]]:
-    """The messages of one batch, made one at a time.
+    """Yield the messages of one batch.
 
     Raises:
-        ValueError: cu_seqlens that could not be read before do not fit, or an id is beyond int32.
+        ValueError: cu_seqlens on a device are inconsistent, or an id exceeds int32.
     """
     sizes = batch.sizes if isinstance(batch.sizes, np.ndarray) else row_sizes(batch.sizes.read(), batch.tokens)
     starts, prompt_starts = _offsets(sizes), _offsets(batch.prompt_sizes)
     weights = 32 + 4 * batch.prompt_sizes + sizes * (5 + 4 * len(batch.columns))
     if batch.request_ids:
         weights += np.array([len(name) for name in batch.request_ids])
-    for first, last in _blocks(weights, STRETCH_BYTES):
+    for first, last in _blocks(weights, BLOCK_BYTES):
         block = _Block(batch, first, last, sizes[first:last], int(starts[first]), int(starts[last]))
-        made, trained = _rows(batch, block)
-        made |= _prompts(batch, block, prompt_starts) | _columns(batch, block)
+        columns, trained = _rows(batch, block)
+        columns |= _prompts(batch, block, prompt_starts) | _columns(batch, block)
         if batch.rewards is not None:
-            made["rewards"] = _floats(batch.rewards.read(first, last))
-        ends = _ends(made, trained)
+            columns["rewards"] = _floats(batch.rewards.read(first, last))
+        ends = _ends(columns, trained)
         for begin, end in _blocks(weights[first:last], MESSAGE_BYTES):
-            arrays = {name: values[ends[name][begin] : ends[name][end]] for name, values in made.items()}
+            arrays = {name: values[ends[name][begin] : ends[name][end]] for name, values in columns.items()}
             ids = batch.request_ids[first + begin : first + end] if batch.request_ids else []
             yield (
                 msgspec.structs.replace(batch.head, rows=end - begin, arrays=wire.describe(arrays), request_ids=ids),
@@ -89,19 +89,21 @@ def pack(batch: CopiedCall) -> Iterator[tuple[wire.Sequences, wire.Arrays]]:
 
 
 def row_sizes(cu_seqlens: NDArray[Any], tokens: int) -> Ints:
-    """Row sizes from cumulative ones.
+    """Return row sizes from cumulative ones.
 
     Raises:
-        ValueError: they do not rise from 0 to ``tokens``.
+        ValueError: they do not increase from 0 to ``tokens``.
     """
     sizes: Ints = np.diff(cu_seqlens.astype(np.int64))
     if cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (sizes < 0).any():
-        raise ValueError(f"cu_seqlens: {short(cu_seqlens)}; expected to rise from 0 to {tokens}, the number of tokens")
+        raise ValueError(
+            f"cu_seqlens: {short(cu_seqlens)}; expected to increase from 0 to {tokens}, the number of tokens"
+        )
     return sizes
 
 
 class _Block:
-    """Rows ``first`` to ``last`` of a batch: tokens ``start`` to ``stop``, and which of these are trained on."""
+    """Rows ``first`` to ``last`` of a batch: tokens ``start`` to ``stop``, and their training mask."""
 
     def __init__(self, batch: CopiedCall, first: int, last: int, sizes: Ints, start: int, stop: int) -> None:
         self.first, self.last, self.sizes, self.start, self.stop = first, last, sizes, start, stop
@@ -109,7 +111,7 @@ class _Block:
 
 
 def _blocks(weights: Ints, limit: int) -> Iterator[tuple[int, int]]:
-    """Row ranges of at most ``limit`` bytes, or of one row."""
+    """Yield row ranges of at most ``limit`` bytes, or of one row."""
     ends = np.cumsum(weights)
     first, base = 0, 0
     while first < len(weights):
@@ -119,30 +121,30 @@ def _blocks(weights: Ints, limit: int) -> Iterator[tuple[int, int]]:
 
 
 def _rows(batch: CopiedCall, block: _Block) -> tuple[wire.Arrays, Ints]:
-    """Ids and mask of the block's rows, each cut after its last trained token; and the trained tokens of each row."""
+    """Return ids and mask of the rows, cut after their last trained tokens, and trained tokens per row."""
     trained = np.flatnonzero(block.mask)
     edges = _offsets(block.sizes)
     ends = np.searchsorted(trained, edges)
-    last = np.append(trained, 0)[ends[1:] - 1]  # of each row; of one without a trained token it is not used
+    last = np.append(trained, 0)[ends[1:] - 1]  # by row; unused for rows without a trained token
     count = np.diff(ends)
-    kept = np.where(count > 0, last - edges[:-1] + 1, 0)
-    keep = np.repeat(np.tile([True, False], kept.size), np.stack([kept, block.sizes - kept], axis=1).ravel())
+    cut = np.where(count > 0, last - edges[:-1] + 1, 0)
+    keep = np.repeat(np.tile([True, False], cut.size), np.stack([cut, block.sizes - cut], axis=1).ravel())
     ids = batch.token_ids.read(block.start, block.stop)
     arrays: wire.Arrays = {
-        "row_sizes": _ints("row_sizes", kept),
+        "row_sizes": _ints("row_sizes", cut),
         "row_ids": _ints("token_ids", ids[keep]),
         "row_mask": block.mask[keep].view("u1"),
     }
     return arrays, count
 
 
-def _ends(made: wire.Arrays, trained: Ints) -> dict[str, Ints]:
-    """Offsets of the block's rows in every array: [rows + 1]."""
+def _ends(arrays: wire.Arrays, trained: Ints) -> dict[str, Ints]:
+    """Return the offsets of the block's rows in every array: [rows + 1]."""
     rows = np.arange(trained.size + 1)
-    ends = dict.fromkeys(made, _offsets(trained)) | dict.fromkeys(("row_sizes", "prompt_sizes", "rewards"), rows)
-    ends |= dict.fromkeys(("row_ids", "row_mask"), _offsets(made["row_sizes"].astype(np.int64)))
-    if "prompt_sizes" in made:
-        ends["prompt_ids"] = _offsets(made["prompt_sizes"].astype(np.int64))
+    ends = dict.fromkeys(arrays, _offsets(trained)) | dict.fromkeys(("row_sizes", "prompt_sizes", "rewards"), rows)
+    ends |= dict.fromkeys(("row_ids", "row_mask"), _offsets(arrays["row_sizes"].astype(np.int64)))
+    if "prompt_sizes" in arrays:
+        ends["prompt_ids"] = _offsets(arrays["prompt_sizes"].astype(np.int64))
     return ends
 
 
@@ -168,7 +170,7 @@ def _columns(batch: CopiedCall, block: _Block) -> wire.Arrays:
 
 
 def _spread(column: PackedColumn, block: _Block) -> NDArray[Any]:
-    """The column's values for the block, one per token."""
+    """Return the column's values for the block, one per token."""
     if column.level == "token":
         return column.values.read(block.start, block.stop)
     if column.level == "row":
@@ -177,12 +179,12 @@ def _spread(column: PackedColumn, block: _Block) -> NDArray[Any]:
 
 
 def _offsets(sizes: Ints) -> Ints:
-    """Where each row starts, and after the last where it ends: [rows + 1]."""
+    """Return the start of each row, and the end of the last: [rows + 1]."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
 
 def _floats(values: NDArray[Any]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # what float32 can't hold travels as inf, and the hub counts it
+    with np.errstate(over="ignore"):  # values beyond float32 become inf, and the hub counts them
         return np.ascontiguousarray(values, "<f4")
 
 

@@ -1,8 +1,7 @@
-"""The border between a host and us: nothing of ours is ever raised into vLLM or a trainer.
+"""The error boundary between a host and rltop: no exception of rltop is ever raised into vLLM or a trainer.
 
-Every call from the host goes through ``Guard.run``. It is the only place in the collectors that catches
-``Exception``, but for what asks an engine's workers or answers it from there, and for what a command or a weight update
-asks of an engine: those faults are answers.
+Every call from the host goes through ``Guard.run``. The collectors catch ``Exception`` nowhere else, except in requests
+to an engine's workers, and in commands and weight updates on an engine: there, the exception is the answer.
 """
 
 from __future__ import annotations
@@ -17,19 +16,22 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MAX_FAULTS = 20
-"""After so many faults at one place that place is switched off for the rest of the process."""
+"""After this many exceptions in one place, the place is switched off for the rest of the process."""
 
 log = logging.getLogger("rltop")
 
 
 class Guard:
-    """Counts and contains our own faults, by place.
+    """Contains and counts exceptions, by place.
 
-    The first fault of a place is logged with its traceback, later ones are only counted; after ``max_faults`` the
-    place is off and costs one dictionary look-up. Safe from any thread.
+    The first exception of a place is logged with its traceback, later ones are only counted. After ``max_faults`` the
+    place is off and costs one dictionary lookup. Thread-safe.
 
     Args:
-        max_faults: None never switches a place off: in a process of our own, where there is no host to spare.
+        max_faults: None never switches a place off: for processes of rltop, without a host to protect.
+
+    Attributes:
+        faults: exceptions so far, by place.
     """
 
     def __init__(self, max_faults: int | None = MAX_FAULTS) -> None:
@@ -43,43 +45,42 @@ class Guard:
             return None
         try:
             return call(*args)
-        except Exception:  # noqa: BLE001 - the one place that may
-            self._note(place)
+        except Exception:  # noqa: BLE001 - the one place that catches all
+            self._count(place)
             return None
 
     def is_off(self, place: str) -> bool:
-        """Whether ``place`` failed so often that nothing runs there any more."""
+        """Whether ``place`` failed too often and is switched off."""
         return self.faults.get(place, 0) >= self._limit
 
     def after(self, place: str, original: Callable[..., T], call: Callable[..., Any]) -> Callable[..., T]:
-        """``original``, then ``run(place, call, result, ...)`` with its arguments: for what a host calls all the time.
+        """Wrap ``original``: afterwards, ``run(place, call, result, ...)`` with its arguments. For frequent calls.
 
-        Written out, because every call and every object it touches costs an engine that did something else meanwhile
-        a cache miss or more.
+        ``run`` is inlined, because each further call and object costs the host a cache miss or more.
         """
         faults, limit = self.faults, self._limit
 
         @functools.wraps(original)
-        def followed(*args: Any, **kwargs: Any) -> T:
+        def wrapper(*args: Any, **kwargs: Any) -> T:
             result = original(*args, **kwargs)
             if not faults or faults.get(place, 0) < limit:
                 try:
                     call(result, *args, **kwargs)
                 except Exception:  # noqa: BLE001 - as in ``run``
-                    self._note(place)
+                    self._count(place)
             return result
 
-        return followed
+        return wrapper
 
     def reset(self) -> None:
-        """Forget every fault: in a forked child, where the lock may be held by a thread that is not there."""
+        """Reset the counts: in a forked child, where the lock may be held by a thread that does not exist."""
         self.faults.clear()
         self._lock = threading.Lock()
 
-    def _note(self, place: str) -> None:
+    def _count(self, place: str) -> None:
         with self._lock:
             count = self.faults[place] = self.faults.get(place, 0) + 1
         if count == 1:
-            log.warning("rltop: a fault in %s was contained; the run is not affected", place, exc_info=True)
+            log.warning("rltop: an exception in %s was contained; the run is not affected", place, exc_info=True)
         elif count == self._limit:
             log.warning("rltop: %s failed %d times and is now off", place, count)

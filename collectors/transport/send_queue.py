@@ -1,4 +1,4 @@
-"""What waits to be sent: a queue bounded by bytes that keeps order, sheds by kind, and counts every record."""
+"""The send queue: bounded by bytes, keeps order, sheds by kind, and counts every record."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from rltop.collectors.contract.wire import Counts
 
 VITAL_SHARE = 0.1
-"""Share of the byte limit that only vital kinds may use: scalars and state survive when bulk is shed."""
+"""Share of the byte limit reserved for vital kinds: scalars and states are kept when bulk data is shed."""
 
 
 @dataclass(frozen=True)
 class QueuedBatch:
-    """Consecutive items of one kind, taken to be sent; they count as queued until they are settled."""
+    """Consecutive items of one kind, taken for sending; they count as queued until they are settled."""
 
     kind: str
     items: list[Any]
@@ -30,13 +30,13 @@ class _Kind:
 
 
 class SendQueue:
-    """Items offered by the host's threads, taken by the sender's. Safe from any thread; no call waits or raises.
+    """Items offered by the host's threads, taken by the sender's thread. Thread-safe; no call blocks or raises.
 
-    A new item that does not fit is dropped whole: what is already queued is older and more likely to be complete.
-    For every kind ``offered == sent + dropped + queued`` at all times.
+    A new item that does not fit is dropped: queued ones are older, and more likely to be complete. For every kind
+    ``offered == sent + dropped + queued`` at all times.
 
     Args:
-        limit_bytes: bound on what is queued or taken and not settled.
+        limit_bytes: bound on items that are queued, or taken and not settled.
         vital: kinds that may use all of it; others leave ``VITAL_SHARE`` free.
     """
 
@@ -47,12 +47,12 @@ class SendQueue:
         self._vital = vital
         self._queue: deque[tuple[str, int, Any]] = deque()
         self._kinds: dict[str, _Kind] = {}
-        self._shut = False
+        self._is_closed = False
         # One uncontended lock: threads meet here for microseconds at most.
         self._lock = threading.Lock()
 
     def offer(self, kind: str, nbytes: int, item: Any) -> bool:
-        """Queue ``item``, or drop and count it. Returns whether it was queued."""
+        """Queue ``item``, or drop and count it. Return whether it was queued."""
         with self._lock:
             counts = self._kinds.setdefault(kind, _Kind())
             counts.offered += 1
@@ -64,11 +64,11 @@ class SendQueue:
         return True
 
     def has_room(self, kind: str, nbytes: int) -> bool:
-        """Whether an offer of that size would be queued now."""
+        """Whether an item of that size would be queued now."""
         with self._lock:
             return self._fits(kind, nbytes)
 
-    def lost(self, kind: str, count: int) -> None:
+    def count_lost(self, kind: str, count: int) -> None:
         """Count records that were lost before they could be offered."""
         with self._lock:
             counts = self._kinds.setdefault(kind, _Kind())
@@ -76,7 +76,7 @@ class SendQueue:
             counts.dropped += count
 
     def take(self) -> QueuedBatch | None:
-        """The oldest item and all that follow it up to the next one of another kind; None if nothing is queued."""
+        """Take the oldest item, and all directly after it of the same kind; None if the queue is empty."""
         with self._lock:
             if not self._queue:
                 return None
@@ -87,23 +87,23 @@ class SendQueue:
                 items.append(item)
         return QueuedBatch(kind, items, nbytes)
 
-    def settle(self, lot: QueuedBatch, *, sent: bool) -> None:
-        """Say what became of a lot: sent or dropped, as a whole."""
+    def settle(self, batch: QueuedBatch, *, sent: bool) -> None:
+        """Count a taken batch as sent or dropped, as a whole."""
         with self._lock:
-            counts = self._kinds[lot.kind]
+            counts = self._kinds[batch.kind]
             if sent:
-                counts.sent += len(lot.items)
+                counts.sent += len(batch.items)
             else:
-                counts.dropped += len(lot.items)
-            self.nbytes -= lot.nbytes
+                counts.dropped += len(batch.items)
+            self.nbytes -= batch.nbytes
 
-    def shut(self) -> None:
-        """Queue nothing more: from now on offers are dropped."""
+    def close(self) -> None:
+        """Drop all later offers."""
         with self._lock:
-            self._shut = True
+            self._is_closed = True
 
     def counts(self) -> dict[str, Counts]:
-        """What became of every record so far, by kind."""
+        """Return the counts of all records so far, by kind."""
         with self._lock:
             return {
                 name: Counts(k.offered, k.sent, k.dropped, k.offered - k.sent - k.dropped)
@@ -112,4 +112,4 @@ class SendQueue:
 
     def _fits(self, kind: str, nbytes: int) -> bool:
         limit = self.limit_bytes if kind in self._vital else self._bulk_limit
-        return not self._shut and self.nbytes + nbytes <= limit
+        return not self._is_closed and self.nbytes + nbytes <= limit

@@ -169,7 +169,7 @@ class Agent:
         assembler.lost_requests(tap.shed_requests - self._lost_requests)
         self._lost_requests = tap.shed_requests
         if assembler.dropped != self._counted_drops:
-            self.sender.lost("rollouts", assembler.dropped - self._counted_drops)
+            self.sender.count_lost("rollouts", assembler.dropped - self._counted_drops)
             self._counted_drops = assembler.dropped
         for finished in assembler.take():
             self.sender.offer("rollouts", finished.nbytes, finished)
