@@ -70,7 +70,7 @@ def ingest(directory: Path, count: int, engines: int, scalars: int, limits: Limi
         if tidy:
             writer.maintain()
     spent = time.process_time() - start
-    while tidy and writer._thinner._reached["step"] < count - limits.steps:
+    while tidy and writer._retention._reached["step"] < count - limits.steps:
         writer.maintain()
     writer.close()
     return count / spent, (directory / NAME).stat().st_size / 1e6

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
+from rltop.backend import api
 from rltop.backend.fleet.engines import SILENT_S
 from rltop.backend.ingest.sources import BYE_PATIENCE_S
 from rltop.backend.join.index import RolloutIndex
@@ -376,8 +377,8 @@ def test_rows_wait_until_they_can_be_measured_and_delay_nothing_else() -> None:
     ready = False
     waiting = steps.Steps(RolloutIndex(), lambda: ready)
     waiting.add_rows("life", *sequences([Trained([1, 2], [0, 1], [-1.0], [-1.5])]), 0.0)
-    waiting.closed("life", wire.StepClosed(0, 0, 1), 0.0)
-    waiting.closed("life", wire.StepClosed(1, 0, 1), 0.0)
+    waiting.close_rank("life", wire.StepClosed(0, 0, 1), 0.0)
+    waiting.close_rank("life", wire.StepClosed(1, 0, 1), 0.0)
     assert [step.step for step in waiting.tick(100.0)] == [1]
     ready = True
     (step,) = waiting.tick(100.1)
@@ -431,7 +432,7 @@ def test_rows_that_come_while_others_are_half_measured_do_not_overtake_them(monk
 
     assert tick(1.0)
     pass_row(3)
-    waiting.closed("life", wire.StepClosed(0, 0, 1, rows=4), 1.0)
+    waiting.close_rank("life", wire.StepClosed(0, 0, 1, rows=4), 1.0)
     while tick(1.0):
         assert not found
     while not found:

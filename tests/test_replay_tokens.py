@@ -14,7 +14,7 @@ from rltop.backend.client.replay import SAMPLE
 from rltop.backend.measure import arrays
 from rltop.backend.store.read import Reader
 from rltop.backend.store.row_mapping import sample_body
-from rltop.backend.store.step_details import answer
+from rltop.backend.store.step_details import samples
 from tests.oracles import gap
 from tests.test_store_sums import Stored
 
@@ -42,7 +42,7 @@ def test_a_steps_figures_are_those_of_its_stored_tokens(tmp_path: Path) -> None:
     world.writer.close()
     with Reader(tmp_path) as reader:
         recorded = reader.snapshot().steps
-        stored = {number: answer(reader, number, "sample", None, 100).sequences for number in recorded}
+        stored = {number: samples(reader, number, "sample", None, 100).sequences for number in recorded}
     assert list(stored) == list(range(6))
     for number, sequences in stored.items():
         shown = recorded[number].values
