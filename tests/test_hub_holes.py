@@ -11,9 +11,7 @@ from rltop.backend.steps.unmeasured import LOST, NO_HUB, Holes
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 6), st.integers(0, 2**32 - 1))
-def test_every_step_that_never_came_is_told_once_in_whatever_order_the_others_close(
-    comes: list[bool], width: int, seed: int
-) -> None:
+def test_every_missing_step_is_reported_once_in_any_order_of_closes(comes: list[bool], width: int, seed: int) -> None:
     rng, holes = random.Random(seed), Holes(9)
     holes.messages_lost()
     waiting = [10 + place for place, there in enumerate(comes) if there]
@@ -30,7 +28,7 @@ def test_every_step_that_never_came_is_told_once_in_whatever_order_the_others_cl
     assert len(told) == len(set(told))
 
 
-def test_a_trainer_may_count_as_it_likes_while_nothing_is_lost() -> None:
+def test_steps_may_be_numbered_freely_while_nothing_is_lost() -> None:
     holes = Holes()
     assert [holes.step_done(step, []) for step in (3, 10, 20)] == [[], [], []]
     holes.messages_lost()
@@ -40,7 +38,7 @@ def test_a_trainer_may_count_as_it_likes_while_nothing_is_lost() -> None:
     assert holes.step_done(9, []) == []
 
 
-def test_the_first_step_of_a_new_hub_says_that_there_was_none() -> None:
+def test_the_first_step_of_a_new_hub_reports_the_time_without_a_hub() -> None:
     holes = Holes(4)
     assert holes.step_done(8, []) == [(5, 7, NO_HUB)]
     assert holes.step_done(10, []) == []

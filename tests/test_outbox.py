@@ -61,7 +61,7 @@ def test_vital_kinds_have_room_of_their_own() -> None:
     assert [box.offer("vital", 5, None) for _ in range(3)] == [True, True, False]
 
 
-def test_after_shut_offers_are_dropped_and_the_rest_can_still_be_taken() -> None:
+def test_after_close_offers_are_dropped_and_the_rest_can_be_taken() -> None:
     box = SendQueue(100, frozenset())
     assert box.offer("bulk", 1, "a")
     box.close()

@@ -64,7 +64,7 @@ def shape(client: Client, first: int | None, last: int | None) -> object:
     return answer.mismatch
 
 
-def test_a_killed_hubs_steps_are_answered_by_the_next_as_by_itself(rundir: RunDir) -> None:
+def test_the_next_hub_answers_about_a_killed_hubs_steps(rundir: RunDir) -> None:
     with collector(rundir, "trainer/0") as trainer, collector(rundir, "e0") as e0:
         with hub_of(rundir) as client:
             for step in range(2):
@@ -89,7 +89,7 @@ def test_a_killed_hubs_steps_are_answered_by_the_next_as_by_itself(rundir: RunDi
                 client.samples(9, "worst")
 
 
-def test_a_hub_without_a_store_answers_what_it_knows(tmp_path: Path) -> None:
+def test_a_hub_without_a_store_answers_from_memory(tmp_path: Path) -> None:
     answers: list[tuple[bytes, api.Answer]] = []
     recall = StoreLookup(tmp_path / NAME, lambda viewer, answer: answers.append((viewer, answer)))
     recall.end()  # never asked: nothing to end
@@ -100,7 +100,7 @@ def test_a_hub_without_a_store_answers_what_it_knows(tmp_path: Path) -> None:
     assert not recall.is_alive()
 
 
-def test_questions_beyond_what_may_wait_are_answered_at_once(tmp_path: Path) -> None:
+def test_questions_beyond_the_queue_bound_are_answered_at_once(tmp_path: Path) -> None:
     answers: list[bytes] = []
     go = threading.Event()
 
@@ -122,7 +122,7 @@ def test_questions_beyond_what_may_wait_are_answered_at_once(tmp_path: Path) -> 
     assert not recall.is_alive()
 
 
-def test_memory_answers_what_it_has_and_the_store_is_asked_for_the_rest() -> None:
+def test_memory_answers_first_and_the_store_the_rest() -> None:
     first = Hub("hub-1")
     world = World(3)
     world.play(first)
@@ -137,7 +137,7 @@ def test_memory_answers_what_it_has_and_the_store_is_asked_for_the_rest() -> Non
     assert asked(first, api.AskPast("q", 0)) == "Recall"
 
 
-def test_the_store_answers_who_was_there_at_a_step(tmp_path: Path) -> None:
+def test_the_store_answers_with_the_engines_at_a_step(tmp_path: Path) -> None:
     answers: list[api.Answer] = []
     recall = StoreLookup(stored.store(tmp_path, stored.frames(9)), lambda _, answer: answers.append(answer))
     otherwise = api.Answer("q", error="not in memory")

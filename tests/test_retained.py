@@ -17,7 +17,7 @@ ACTS = st.lists(
 
 
 @given(ACTS)
-def test_what_is_kept_is_what_follows_the_last_that_was_let_go(acts: list[Act]) -> None:
+def test_the_buffer_retains_all_messages_after_the_last_released(acts: list[Act]) -> None:
     kept = ResendBuffer()
     told: list[int] = []  # an independent account: the size of every message that was kept
     oldest = again = 0
@@ -46,7 +46,7 @@ def test_what_is_kept_is_what_follows_the_last_that_was_let_go(acts: list[Act]) 
         assert kept.due is None or kept.due.time == again
 
 
-def test_a_message_about_the_present_is_kept_as_its_number_alone() -> None:
+def test_a_transient_message_is_retained_as_its_number_alone() -> None:
     kept = ResendBuffer()
     kept.retain(0.0, wire.encode_body(wire.Health({}, 0, 1000), {}), transient=True)
     kept.rewind(0)
@@ -55,7 +55,7 @@ def test_a_message_about_the_present_is_kept_as_its_number_alone() -> None:
     assert wire.decode_data([envelope, *kept.due.frames])[1] == wire.Passed()
 
 
-def test_a_window_on_a_large_array_does_not_keep_the_array() -> None:
+def test_a_view_of_a_large_array_does_not_retain_the_array() -> None:
     large = np.zeros(10_000, "<f4")
     part = large[10:20]
     body = wire.Sequences(0, 0, 0, 0, wire.describe({"part": part, "large": large}))

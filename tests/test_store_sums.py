@@ -65,7 +65,7 @@ def loaded(directory: Path) -> StoredAggregates:
         return aggregates.load(reader)
 
 
-def test_the_next_hub_tells_the_effect_of_a_switch_of_the_last(world: Stored, tmp_path: Path) -> None:
+def test_the_next_hub_estimates_the_effect_of_an_earlier_switch(world: Stored, tmp_path: Path) -> None:
     before = world.effect()
     past = Store(tmp_path, "run", "hub-2", world.hub.now)
     picture, found = past.past(), past.aggregates()
@@ -84,7 +84,7 @@ def test_the_next_hub_tells_the_effect_of_a_switch_of_the_last(world: Stored, tm
     assert world.effect().last_step == 26
 
 
-def test_the_next_hub_tells_where_the_gap_of_the_last_came_from(world: Stored, tmp_path: Path) -> None:
+def test_the_next_hub_has_the_attribution_of_earlier_steps(world: Stored, tmp_path: Path) -> None:
     then = attribution(world.hub, 20)
     hub = Hub("hub-2", past=world.hub.picture, stored=loaded(tmp_path))
     assert attribution(hub, 20) == then
@@ -123,13 +123,13 @@ def test_a_replay_answers_as_the_hub_would_have_at_that_step(world: Stored, tmp_
     first.close()
 
 
-def test_sums_of_other_strata_are_passed_over(world: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_of_other_strata_are_skipped(world: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(loaded(tmp_path).parts) == 24
     monkeypatch.setattr(aggregates, "STRATA", STRATA + 1)
     assert loaded(tmp_path).parts == []
 
 
-def test_a_step_that_was_trained_again_is_loaded_as_it_was_last(world: Stored, tmp_path: Path) -> None:
+def test_a_repeated_step_is_loaded_as_it_was_last(world: Stored, tmp_path: Path) -> None:
     world.hub.sources["trainer/0"] = Source("trainer/0", "life-2")
     world.step = 20
     world.go(2)
@@ -140,7 +140,7 @@ def test_a_step_that_was_trained_again_is_loaded_as_it_was_last(world: Stored, t
     assert attribution(Hub("hub-2", stored=found), 4) == attribution(world.hub, 4)
 
 
-def test_old_sums_are_let_go_and_the_rest_can_still_be_read(world: Stored, tmp_path: Path) -> None:
+def test_old_sums_are_dropped_and_the_rest_can_be_read(world: Stored, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / NAME, isolation_level=None) as connection:
         count = {t: connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("cell", "pace", "strata")}
         (size,) = connection.execute("SELECT avg(length(body)) + 60 FROM strata").fetchone()
@@ -157,7 +157,7 @@ def test_old_sums_are_let_go_and_the_rest_can_still_be_read(world: Stored, tmp_p
     assert set(found.marks) == set(loaded(tmp_path).marks)
 
 
-def test_a_store_brought_up_to_date_has_the_tables_of_a_new_one() -> None:
+def test_a_migrated_store_has_the_tables_of_a_new_one() -> None:
     def made(connection: sqlite3.Connection) -> set[str]:
         return {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")}
 
@@ -174,7 +174,7 @@ def test_a_store_brought_up_to_date_has_the_tables_of_a_new_one() -> None:
     new.close()
 
 
-def test_a_part_comes_back_to_the_bit(world: Stored, tmp_path: Path) -> None:
+def test_a_part_is_read_back_bit_for_bit(world: Stored, tmp_path: Path) -> None:
     (step, of) = loaded(tmp_path).parts[-1]
     kept = (
         world.hub.state.frames.aggregates(
@@ -196,7 +196,7 @@ def test_a_part_comes_back_to_the_bit(world: Stored, tmp_path: Path) -> None:
             assert ours.tobytes() == theirs.tobytes()
 
 
-def test_the_command_line_tells_of_a_run_that_is_over_and_of_a_file(world: Stored, tmp_path: Path) -> None:
+def test_the_command_line_reads_an_ended_run_and_a_file(world: Stored, tmp_path: Path) -> None:
     world.writer.close()
     assert record(tmp_path, tmp_path / "run.rltop") > 0
     live = world.effect()
