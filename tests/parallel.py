@@ -143,7 +143,7 @@ def switch_together(engine: LiveEngine, hub: HubStandIn, ranks: tuple[str, ...])
     traffic, updates = Traffic(engine, "dp"), []
     try:
         traffic.start()
-        wait_for(lambda: all(running(hub, rank) >= AT_LEAST for rank in ranks), "enough requests on every rank", 60)
+        wait_for(lambda: all(running(hub, rank) >= AT_LEAST for rank in ranks), "enough requests on every rank")
         for number, (flag, value, form) in enumerate(SWITCHES):
             traffic.wait_tokens(TOKENS_BETWEEN)
             for rank in ranks:

@@ -351,5 +351,5 @@ def test_kept_sequences_and_tokens_are_answered_from_the_store_as_by_the_hub(run
     replay.ask(api.AskMismatch("q", 0, None))
     assert bits(replay.answers["q"].mismatch) == shape
     replay.ask(api.AskSamples("q", 7, "worst"))
-    assert "nothing is stored of step 7" in str(replay.answers["q"].error)
+    assert "no sample of step 7 is stored" in str(replay.answers["q"].error)
     replay.close()

@@ -357,7 +357,7 @@ def test_a_clock_behind_the_store_is_reported_and_the_order_is_kept(tmp_path: Pa
     stored.store(tmp_path, [frame(number) for number in range(1, 4)])
     late = Store(tmp_path, "run", "hub-2", pictures.START - 7200)
     assert late.past() is not None
-    assert "behind what was stored last" in told(late)
+    assert "behind the last stored frame" in told(late)
     late.start()
     late.put(api.Frame("hub-2", 1, pictures.START - 7000, steps=[stored.step(4)]))
     late.end()

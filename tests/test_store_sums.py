@@ -119,7 +119,7 @@ def test_a_replay_answers_as_the_hub_would_have_at_that_step(world: Stored, tmp_
     for question in (api.AskEffect("e"), api.AskAttribution("a", 5)):
         first.ask(question)
     assert "no command has switched anything" in str(first.answers["e"].error)
-    assert "nothing is stored of where the gap came from" in str(first.answers["a"].error)
+    assert "no attribution data is stored" in str(first.answers["a"].error)
     first.close()
 
 

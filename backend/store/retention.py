@@ -129,7 +129,7 @@ class Retention:
     # Each task processes one table, and returns whether it had rows to process.
 
     def _span(self, key: str, table: str, keep: int) -> tuple[int, int] | None:
-        """Return the next rows of ``table`` beyond the newest ``keep``, as ids (after, last]; None if there are none."""
+        """Return the next rows of ``table`` beyond the newest ``keep``, as ids (after, last]; None if none."""
         first, last = self._connection.execute(f"SELECT min(id), max(id) FROM {table}").fetchone()
         if last is None:
             return None

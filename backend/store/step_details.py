@@ -170,7 +170,7 @@ def samples(reader: Reader, step: int | None, kind: str, engine: str | None, lim
         step = steps[-1] if steps else None
     if step is None or step not in steps:
         which = f"; there are {len(steps)} steps from {steps[0]} to {steps[-1]}" if steps else ""
-        raise ValueError(f"nothing is stored of {'any step' if step is None else f'step {step}'}{which}")
+        raise ValueError(f"{'no sample' if step is None else f'no sample of step {step}'} is stored{which}")
     (frame,) = reader.execute("SELECT max(frame) FROM sample WHERE step = ?", (step,)).fetchone()
     sequences: list[Sequence] = []
     tokens: list[Token] = []
