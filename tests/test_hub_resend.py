@@ -211,7 +211,10 @@ def test_steps_whose_close_the_trainers_collector_dropped_are_reported_as_unmeas
         hub.send("trainer/0", wire.StepClosed(number, 0, 1, number))
         hub.later()
     assert hub.counters.get("missing_steps", 0) == (2 if lossy else 0)  # else it counts as it likes
-    assert any("steps 2 to 3 were not measured: the trainer's messages about them were lost" in text for text in hub.texts) == lossy
+    assert (
+        any("steps 2 to 3 were not measured: the trainer's messages about them were lost" in text for text in hub.texts)
+        == lossy
+    )
     hub.sources["trainer/0"] = Source("trainer/0", "life-2")
     hub.send("trainer/0", wire.StepClosed(9, 0, 1, 9))
     hub.later()
