@@ -1,13 +1,15 @@
-# make demo    a real run on this machine, with the dashboard on a terminal
-# make test    the checks and all tests, real engines included
+# make demo    a real run on this machine, with the dashboard
+# make test    static checks and all tests, those on real engines included
 # make fast    the tests without real engines
-# make setup   only the environment (.venv); the others call it
+# make check   static checks
+# make docs    the generated pages of docs/
+# make setup   the environment (.venv); the other targets call it
 PYTHON ?= python3
 
-.PHONY: demo test fast check setup
+.PHONY: demo test fast check docs setup
 
 demo: setup
-	@.venv/bin/rltop demo $(ARGS) || { code=$$?; [ $$code -eq 130 ] || exit $$code; }  # 130: ended by ctrl-c
+	@.venv/bin/rltop demo $(ARGS) || { code=$$?; [ $$code -eq 130 ] || exit $$code; }  # 130: ctrl-c
 
 test: check
 	@.venv/bin/python -m pytest -n 2 $(ARGS)
@@ -17,6 +19,9 @@ fast: setup
 
 check: setup
 	@scripts/check.sh
+
+docs: setup
+	@.venv/bin/python scripts/docs.py
 
 setup:
 	@$(PYTHON) scripts/setup.py

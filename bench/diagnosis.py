@@ -1,14 +1,14 @@
-"""The fault bench: real runs with real faults, diagnosed step by step as they went on.
+"""The fault bench: real runs with real faults, diagnosed step by step.
 
-    .venv/bin/python -m bench.diagnosis pack TAPES        # from tapes (bench/faults.py) to tests/data/runs
-    .venv/bin/python -m bench.diagnosis score             # every run of the tune part; --part score, unseen, all
-    .venv/bin/python -m bench.diagnosis speed             # how long a verdict over 10^6 tokens takes
+    .venv/bin/python -m bench.diagnosis pack TAPES        # tapes of bench/faults.py -> tests/data/runs
+    .venv/bin/python -m bench.diagnosis score             # the tune part; --part score, unseen or all
+    .venv/bin/python -m bench.diagnosis speed             # time of a diagnosis over 10^6 tokens
     .venv/bin/python -m bench.diagnosis page [PEERS [SITUATIONS]] > docs/diagnosis-bench.md
 
-PEERS is a file with the table that bench/diagnosis_peers.py prints, SITUATIONS one with those of bench/situations.py.
+PEERS is a file with the output of bench/diagnosis_peers.py, SITUATIONS one with that of bench/situations.py.
 
-A run is right where at its end the first cause is the fault's, or where that is one of a pair that can't be told apart
-without a probe, named together with the probe. A healthy run is right where no step of it has a fault.
+A run with a fault is right if at its end the first cause is the fault's, or is one of a pair that only a probe can
+distinguish and both are named with that probe. A healthy run is right if no step has a fault verdict.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.tapes import played
 HEALTHY_RUN = "healthy"
 
 INSEPARABLE = (frozenset({"B3", "C1"}),)
-"""Codes that `rl-on-cpu` found no passive metric to tell apart: a partial update and a stale prefix cache."""
+"""Cause codes that no passive metric distinguishes: a partial update and a stale prefix cache."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,11 @@ class Scored:
     """A run, diagnosed at each of its steps.
 
     Attributes:
-        onset: the first step whose rows have the fault; None of a healthy run.
-        steps, verdicts: what was told as of which step.
+        onset: the first step whose rows have the fault; None for a healthy run.
+        steps, verdicts: the steps and the verdict at each.
         milliseconds: per verdict.
-        evident: the first step by which who knew the fault could tell it (``bench.evident``); None: never, or healthy.
+        evident: the first step with enough evidence for an observer who knows the fault (``bench.evident``); None if
+            there is none, or for a healthy run.
     """
 
     run: Run
@@ -59,23 +60,23 @@ class Scored:
 
     @property
     def code(self) -> str:
-        """What is to be named; empty of a healthy run."""
+        """The expected cause code; empty for a healthy run."""
         return FAULTS[self.run.fault].codes[0] if self.onset is not None else ""
 
     @property
     def alarms(self) -> list[int]:
-        """Steps at which a fault is told, though there was none yet."""
+        """Steps with a fault verdict before the onset."""
         before = [n for n, step in enumerate(self.steps) if self.onset is None or step < self.onset]
         return [self.steps[n] for n in before if self.verdicts[n].verdict == FAULT]
 
     @property
     def found(self) -> int | None:
-        """The first step at which the fault is told."""
+        """The first step with a fault verdict from the onset on."""
         return self._first(lambda verdict: verdict.verdict == FAULT)
 
     @property
     def named(self) -> int | None:
-        """The first step from which on it is told rightly to the end."""
+        """The first step from which on every verdict is right."""
         wrong = [step for step, verdict in zip(self.steps, self.verdicts, strict=True) if not self.is_right(verdict)]
         later = [step for step in self.steps if not wrong or step > wrong[-1]]
         return later[0] if later else None
@@ -86,15 +87,15 @@ class Scored:
         return not self.alarms if self.onset is None else self.is_right(self.verdicts[-1])
 
     @property
-    def told(self) -> str:
-        """What its last verdict comes to: the first cause's code, or a word."""
+    def answer(self) -> str:
+        """The first cause's code in the last verdict; ``-`` if healthy, ``?`` if undecided."""
         last = self.verdicts[-1]
         if last.verdict == HEALTHY:
             return "-"
         return last.causes[0].code if last.causes and last.verdict == FAULT else "?"
 
     def is_right(self, verdict: Verdict) -> bool:
-        """Whether a verdict names the fault."""
+        """Whether the verdict names the fault."""
         if verdict.verdict != FAULT or not verdict.causes:
             return False
         first = verdict.causes[0]
@@ -129,7 +130,7 @@ def score(run: Run, path: Path) -> Scored:
 
 
 def speed(path: Path, tokens: int = 1_000_000) -> str:
-    """How long a verdict takes over so many tokens: a packed run, one copy of its steps after the other."""
+    """Time of a diagnosis over at least ``tokens`` tokens: the steps of a packed run, repeated."""
     (case,) = load(path)[-1:]
     have = sum(int(step.values.get("tokens") or 0) for step in case.steps)
     count = len(case.steps)
@@ -150,8 +151,8 @@ def speed(path: Path, tokens: int = 1_000_000) -> str:
         began = time.perf_counter()
         diagnose(long)
         took.append(1000 * (time.perf_counter() - began))
-    looked = sum(int(step.values.get("tokens") or 0) for step in steps)
-    return f"a verdict over {looked} tokens in {len(steps)} steps: {min(took):.0f} ms (worst of 5: {max(took):.0f} ms)"
+    total = sum(int(step.values.get("tokens") or 0) for step in steps)
+    return f"a verdict over {total} tokens in {len(steps)} steps: {min(took):.0f} ms (worst of 5: {max(took):.0f} ms)"
 
 
 def onset_of(run: Run) -> int | None:
@@ -160,7 +161,7 @@ def onset_of(run: Run) -> int | None:
 
 
 def pack(tapes: Path, part: str) -> None:
-    """Make the files of the runs of a part whose tapes are there, of those that have none yet."""
+    """Write the packed file of each run of a part that has a tape and no packed file yet."""
     for run in RUNS:
         tape, to = tapes / run.name / "tape.xz", DATA / f"{run.name}.xz"
         if part not in (run.part, "all") or not tape.exists() or to.exists():
@@ -174,12 +175,12 @@ def pack(tapes: Path, part: str) -> None:
 
 
 def chosen(part: str) -> list[Run]:
-    """The runs of a part that are packed."""
+    """The packed runs of a part."""
     return [run for run in RUNS if part in (run.part, "all") and (DATA / f"{run.name}.xz").exists()]
 
 
 def lines(scored: Sequence[Scored]) -> list[str]:
-    """A line for each run: what was told, and when."""
+    """A table with a row per run: the verdict and its delay."""
     found = [
         "| run | onset | evident | reported at | named from | verdict | fault | confidence |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -189,25 +190,25 @@ def lines(scored: Sequence[Scored]) -> list[str]:
         sure = f"{first[0].confidence:.2f}" if first else "-"
         verdict = "" if one.right else " **wrong**"
         when = one.onset, one.evident, one.found, one.named
-        cells = (one.run.name, *when, f"{one.told}{verdict}", one.code or "healthy", sure)
+        cells = (one.run.name, *when, f"{one.answer}{verdict}", one.code or "healthy", sure)
         found.append("| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |")
     return found
 
 
 def confusion(scored: Sequence[Scored]) -> list[str]:
-    """Rows: what was wrong; columns: what was told at the end."""
-    counted = Counter((one.code or "healthy", one.told) for one in scored)
-    heads = sorted({told for _, told in counted})
+    """The confusion matrix: rows are faults, columns the last verdicts."""
+    counted = Counter((one.code or "healthy", one.answer) for one in scored)
+    heads = sorted({answer for _, answer in counted})
     rows = sorted({code for code, _ in counted})
     found = [f"| fault | {' | '.join(heads)} |", f"| --- | {' | '.join('---' for _ in heads)} |"]
     return found + [f"| {row} | {' | '.join(str(counted[row, head] or '') for head in heads)} |" for row in rows]
 
 
 def summary(scored: Sequence[Scored]) -> list[str]:
-    """The figures that count."""
+    """Accuracy, delays, false alarms and the time of a verdict."""
     faults = [one for one in scored if one.onset is not None]
     healthy = [one for one in scored if one.onset is None]
-    calm = sum(len(one.steps) for one in healthy)
+    healthy_steps = sum(len(one.steps) for one in healthy)
     before = sum(1 for one in faults for step in one.steps if one.onset is not None and step < one.onset)
     undecided = sum(verdict.verdict == UNDECIDED for one in healthy for verdict in one.verdicts)
     times = [value for one in scored for value in one.milliseconds]
@@ -215,16 +216,16 @@ def summary(scored: Sequence[Scored]) -> list[str]:
     if faults:
         right = sum(one.right for one in faults)
         found.append(f"- top-1 cause correct: {right} of {len(faults)} runs ({100 * right / len(faults):.0f} %)")
-        told, named = [one.found for one in faults], [one.named for one in faults]
+        found_at, named_at = [one.found for one in faults], [one.named for one in faults]
         for since, begins in (
             ("onset", [one.onset for one in faults]),
             ("it was evident", [one.evident for one in faults]),
         ):
-            found.append(f"- reported after {since}: {_delays(told, begins)}")
-            found.append(f"- correctly named from then on, after {since}: {_delays(named, begins)}")
+            found.append(f"- reported after {since}: {_delays(found_at, begins)}")
+            found.append(f"- correctly named from then on, after {since}: {_delays(named_at, begins)}")
     found.append(
-        f"- false alarms: {sum(len(one.alarms) for one in healthy)} in {calm} steps of {len(healthy)} healthy runs, "
-        f"{sum(len(one.alarms) for one in faults)} in {before} steps before onsets; "
+        f"- false alarms: {sum(len(one.alarms) for one in healthy)} in {healthy_steps} steps of {len(healthy)} healthy "
+        f"runs, {sum(len(one.alarms) for one in faults)} in {before} steps before onsets; "
         f"undecided in {undecided} healthy steps"
     )
     if times:
@@ -232,23 +233,23 @@ def summary(scored: Sequence[Scored]) -> list[str]:
     return found
 
 
-def _delays(told: Sequence[int | None], since: Sequence[int | None]) -> str:
-    late = [at - begin for at, begin in zip(told, since, strict=True) if at is not None and begin is not None]
+def _delays(steps: Sequence[int | None], since: Sequence[int | None]) -> str:
+    late = [at - begin for at, begin in zip(steps, since, strict=True) if at is not None and begin is not None]
     worst = f"median {statistics.median(late)} steps, worst {max(late)}" if late else "-"
-    return f"{worst}; later than 5 steps {sum(delay > 5 for delay in late)}, never {told.count(None)}"
+    return f"{worst}; later than 5 steps {sum(delay > 5 for delay in late)}, never {steps.count(None)}"
 
 
 def wrong(scored: Iterable[Scored]) -> Iterable[str]:
-    """What was told instead."""
+    """A line per false alarm and per wrong verdict."""
     for one in scored:
         for place in one.alarms[:2]:
             verdict = one.verdicts[one.steps.index(place)]
-            yield f"{one.run.name}: alarm at step {place}: {_told(verdict)}"
+            yield f"{one.run.name}: alarm at step {place}: {_describe(verdict)}"
         if not one.right and one.onset is not None:
-            yield f"{one.run.name}: {_told(one.verdicts[-1])}"
+            yield f"{one.run.name}: {_describe(one.verdicts[-1])}"
 
 
-def _told(verdict: Verdict) -> str:
+def _describe(verdict: Verdict) -> str:
     causes = ", ".join(f"{cause.code} {cause.id} {cause.confidence:.2f}" for cause in verdict.causes[:4])
     alarming = [f for f in verdict.findings if f.p < 1]
     shown = "; ".join(f"{f.test} {f.outcome} {f.detail} {f.engine or ''} p={f.p:.0e}" for f in alarming[:12])
@@ -261,7 +262,7 @@ def main() -> int:
     parser.add_argument("what", choices=("pack", "score", "page", "speed"))
     parser.add_argument("files", nargs="*", type=Path, metavar="TAPES|PEERS|SITUATIONS")
     parser.add_argument("--part", choices=("tune", "score", "unseen", "all"), default="tune")
-    parser.add_argument("--only", nargs="*", default=[], help="names of runs, or parts of them")
+    parser.add_argument("--only", nargs="*", default=[], help="names of runs, or parts of names")
     given = parser.parse_args()
     if given.what == "pack":
         pack(given.files[0], given.part)
@@ -312,7 +313,7 @@ are a fault of their own), the others are correct now.
 
 
 def page(tables: Sequence[Path]) -> list[str]:
-    """``docs/diagnosis-bench.md``; with tables of what peers say, and of the simulated situations, if there are any."""
+    """``docs/diagnosis-bench.md``, with the tables of peers and of simulated situations if given."""
     found = [PAGE]
     for part, title in (("unseen", "Unseen"), ("score", "Scored"), ("tune", "Tuned on")):
         scored = [score(run, DATA / f"{run.name}.xz") for run in chosen(part)]

@@ -1,9 +1,9 @@
-"""How often the tests of a diagnosis alarm where nothing is wrong, asked at every step of simulated healthy runs.
+"""False alarm rate of the diagnosis checks at every step of simulated healthy runs.
 
     .venv/bin/python -m bench.diagnosis_null [--runs 40] [--steps 60]
 
-Settings change from run to run: temperature, lag, engines, length of answers, with and without old logprobs, how far an
-update moves the weights. The policies are simulated (``tests/simulated.py``); seeds are fixed.
+The settings vary between runs: temperature, lag, engines, answer length, old logprobs, and how far an update moves the
+weights. The policies are simulated (``tests/simulated.py``); seeds are fixed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections import Counter
 import numpy as np
 
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME
-from rltop.backend.diagnosis.checks.run_all import ask
+from rltop.backend.diagnosis.checks.run_all import run_all
 from tests.simulated import Policy
 
 
 def policy(number: int) -> Policy:
-    """The healthy run of a number."""
+    """The healthy run that ``number`` seeds."""
     rng = np.random.default_rng(number)
     low, move = int(rng.choice([6, 10, 30])), float(rng.choice([0.02, 0.05, 0.1, 0.2]))
     return Policy(
@@ -34,7 +34,7 @@ def policy(number: int) -> Policy:
 
 
 def main() -> None:
-    """Run them and print what alarmed."""
+    """Run the checks and print the alarms."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--steps", type=int, default=60)
@@ -45,7 +45,7 @@ def main() -> None:
         run = policy(number)
         before = sum(alarms.values())
         for case in run.cases(arguments.steps):
-            found = ask(case)
+            found = run_all(case)
             own = [f"{one.test} {one.outcome}" for one in found if BY_NAME[one.test].alarms(one.outcome)]
             alarms.update(own)
             asked, findings, steps_with = asked + 1, findings + len(found), steps_with + bool(own)

@@ -1,11 +1,11 @@
-"""The nearest peer on the same runs: what martingale says of each taped run, beside what rltop says.
+"""The diagnoses of martingale, the nearest peer, on recorded runs, next to those of rltop.
 
     pip install --no-deps --target DIR martingale
     .venv/bin/python -m bench.diagnosis_peers TAPES --peers DIR [--part tune|score|all]
 
-It gets what its own adapters would hand it: every rollout with its recorded logprobs and versions, the trainer's
-logprobs of every row, and, so that it has tokens of lag 0, the version-matched ones again under their own version.
-Sampling is declared as the engines report it. What it says is its alarms, and the lines of its doctor at the end.
+martingale gets the data that its own adapters would pass: every rollout with its logprobs and versions, the trainer's
+logprobs of every row, and also the version-matched ones under their own version, so that there are tokens of lag 0. The
+sampling parameters are those that the engines report. Its results are its alarms and its doctor's lines at the end.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ CAUSE_LINES = {
     "Staleness dominates": "staleness",
     "lag-0 tokens not read as a floor": "temperature not applied alike",
 }  # fmt: skip
-"""What its doctor's sentences come to, by a part of each."""
+"""Part of a sentence of its doctor -> its conclusion."""
 
 
-class Flight:
-    """A run handed to martingale."""
+class PeerRun:
+    """A run passed to martingale."""
 
     def __init__(self, workspace: str) -> None:
         from martingale.integrations._trl_callback import MartingaleMonitor
@@ -53,7 +53,7 @@ class Flight:
         self._sampler = SamplerConfig
         self._declared: dict[str, Any] = {}
         self._revisions: dict[tuple[int, str], str] = {}
-        self._written: dict[tuple[Any, ...], list[str]] = {}
+        self._records: dict[tuple[Any, ...], list[str]] = {}
         self._monitor = MartingaleMonitor(self, halt_on_error=False)
         self._number = 0
         self.alarms: list[tuple[int, str]] = []
@@ -74,13 +74,13 @@ class Flight:
         return self._revisions[version, source]
 
     def state(self, body: wire.EngineState) -> None:
-        """What an engine says of itself."""
+        """Keep the sampling parameters that an engine reports."""
         self._declared |= {
             name: body.fingerprint[name] for name in ("logprobs_mode", "dtype") if name in body.fingerprint
         }
 
     def rollouts(self, body: wire.Rollouts, arrays: wire.Arrays) -> None:
-        """Finished requests of an engine."""
+        """Record finished requests of an engine."""
         prompt = token = 0
         for rollout in body.rollouts:
             self._declared |= {name: rollout.sampling.get(name, 1.0) for name in ("temperature", "top_p")}
@@ -97,13 +97,13 @@ class Flight:
             with self.recorder.sequence(actor, f"r{self._number}", list(ids)) as sequence:
                 for version, own, logprob in zip(versions, tokens, logprobs, strict=True):
                     sequence.token(self._revision(int(version or 0), "engine_sampling"), own, float(logprob))
-            self._written.setdefault((ids, tokens), []).append(sequence.record.digest)
+            self._records.setdefault((ids, tokens), []).append(sequence.record.digest)
             self.stats["sequences"] += 1
 
     def rows(self, body: wire.Sequences, arrays: wire.Arrays) -> None:
-        """What the trainer trains on."""
+        """Record the trainer's scores of the rollouts."""
         for ids, tokens, columns in _rows(arrays):
-            found = self._written.get((ids, tokens), [])
+            found = self._records.get((ids, tokens), [])
             if not found:
                 self.stats["unmatched_rows"] += 1
                 continue
@@ -119,13 +119,13 @@ class Flight:
                 self.recorder.score(digest, own, list(map(float, columns["old_logprobs"])))
 
     def close(self, step: int) -> None:
-        """A step is over: its alarms are kept."""
+        """Close a step and keep its alarms."""
         before = len(self._monitor.alarms)
         self._monitor.on_step_end(step)
         self.alarms += [(step, alarm.kind) for alarm in self._monitor.alarms[before:]]
 
-    def hear(self, body: wire.DataBody, arrays: wire.Arrays) -> None:
-        """Any message."""
+    def on_message(self, body: wire.DataBody, arrays: wire.Arrays) -> None:
+        """Handle one message to the hub."""
         if isinstance(body, wire.EngineState):
             self.state(body)
         elif isinstance(body, wire.Rollouts):
@@ -136,11 +136,11 @@ class Flight:
             self.close(body.step)
 
     def doctor(self) -> list[str]:
-        """What its doctor says in the end, by ``CAUSE_LINES``."""
+        """The conclusions of its doctor at the end; see ``CAUSE_LINES``."""
         from martingale.diagnostics.staleness import decompose, diagnosis
 
         lines = diagnosis(decompose(self.recorder.ledger))
-        return [said for part, said in CAUSE_LINES.items() if any(part in line for line in lines)]
+        return [conclusion for part, conclusion in CAUSE_LINES.items() if any(part in line for line in lines)]
 
 
 def _rows(arrays: wire.Arrays) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]:
@@ -156,8 +156,8 @@ def _rows(arrays: wire.Arrays) -> Iterator[tuple[tuple[int, ...], tuple[int, ...
 
 
 @contextlib.contextmanager
-def flown(peers: Path) -> Iterator[str]:
-    """Martingale can be loaded from there, and has a workspace."""
+def peer_workspace(peers: Path) -> Iterator[str]:
+    """Make martingale importable from ``peers`` and give it a temporary workspace."""
     if str(peers) not in sys.path:
         sys.path.append(str(peers))
     logging.disable(logging.ERROR)
@@ -166,15 +166,15 @@ def flown(peers: Path) -> Iterator[str]:
         yield workspace
 
 
-def fly(tape: Path, peers: Path) -> tuple[Counter[str], list[str]]:
-    """Its alarms by kind, and what its doctor says."""
-    with flown(peers) as workspace:
-        flight = Flight(workspace)
+def run_peer(tape: Path, peers: Path) -> tuple[Counter[str], list[str]]:
+    """Its alarms by kind, and the conclusions of its doctor."""
+    with peer_workspace(peers) as workspace:
+        peer = PeerRun(workspace)
         for method, arguments, _ in calls(tape):
             if method == "data":
                 _, body, arrays = wire.decode_data(arguments[0])
-                flight.hear(body, arrays)
-        return Counter(kind for _, kind in flight.alarms), flight.doctor()
+                peer.on_message(body, arrays)
+        return Counter(kind for _, kind in peer.alarms), peer.doctor()
 
 
 def main() -> int:
@@ -192,10 +192,12 @@ def main() -> int:
         wanted = given.part in (run.part, "all") and (not given.only or any(text in run.name for text in given.only))
         if not wanted or not tape.exists() or not packed.exists():
             continue
-        alarms, doctor = fly(tape, given.peers)
+        alarms, doctor = run_peer(tape, given.peers)
         code = "healthy" if run.fault == HEALTHY_RUN else FAULTS[run.fault].codes[0]
-        told = ", ".join(f"{kind} {count}x" for kind, count in alarms.items()) or "-"
-        print(f"| {run.name} | {code} | {score(run, packed).told} | {told} | {'; '.join(doctor) or '-'} |", flush=True)
+        listed = ", ".join(f"{kind} {count}x" for kind, count in alarms.items()) or "-"
+        print(
+            f"| {run.name} | {code} | {score(run, packed).answer} | {listed} | {'; '.join(doctor) or '-'} |", flush=True
+        )
     return 0
 
 

@@ -1,11 +1,11 @@
-"""Record a real demo run for the tests of effects: its cells, speeds and commands, into ``tests/data/NAME.npz``.
+"""Record the epoch sums, throughput and commands of a real demo run, into ``tests/data/NAME.npz`` for the tests.
 
     .venv/bin/python -m bench.effects healthy-t07 -- --temperature 0.7 --seed 12 --steps 400
     .venv/bin/python -m bench.effects switch-1 --switch 40:all:logprobs_mode=raw \\
         --switch 80:all:logprobs_mode=processed --switch 120:e1:logprobs_mode=raw -- --temperature 0.7 --seed 11
 
-``--switch STEP:ENGINES:FLAG=VALUE`` asks for a switch when the step closes. The hub of the run is this script's own, so
-that what it held can be written down at the end; ``--minutes`` bounds the run.
+``--switch STEP:ENGINES:FLAG=VALUE`` requests a switch when the step closes. This script runs the hub itself, so that it
+can save the hub's state at the end; ``--minutes`` limits the run.
 """
 
 from __future__ import annotations
@@ -32,45 +32,45 @@ STOP_S = 60.0
 
 
 def serve(rundir: RunDir, path: Path) -> int:
-    """Be the hub of a run; write down what it held when it is told to end."""
-    made: list[HubState] = []
+    """Run the hub; save its state when it ends."""
+    states: list[HubState] = []
 
-    class Remembered(HubState):
+    class RememberedState(HubState):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
-            made.append(self)
+            states.append(self)
 
-    setattr(process, "HubState", Remembered)  # noqa: B010 - the name that the hub makes its state by
+    setattr(process, "HubState", RememberedState)  # noqa: B010 - the hub looks the class up by this name
     code = startup.main(rundir)
-    (state,) = made
+    (state,) = states
     effects = state._hub.effects
     marks = {k: m for k, m in effects.marks.items() if k in state.snapshot.changes}
     changes = {k: state.snapshot.changes[k] for k in marks}
     steps = state._hub.steps.cells.steps()
-    save(path, Recording(steps, effects.pace.samples(), changes, marks, effects.pace.present()))
+    save(path, Recording(steps, effects.throughput.samples(), changes, marks, effects.throughput.present()))
     return code
 
 
 def record(name: str, minutes: float, switches: list[str], demo: list[str]) -> int:
-    """Run the demo with the recording hub; ask for the switches as their steps close."""
+    """Run the demo with the recording hub and request each switch when its step closes."""
     with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as home:
         os.environ["RLTOP_HOME"] = home
         rundir = for_run(name)
         rundir.create()
         DATA.mkdir(exist_ok=True)
         path = DATA / f"{name}.npz"
-        hubs = subprocess.Popen([sys.executable, "-m", "bench.effects", "--serve", str(rundir.path), str(path)])
+        hub_process = subprocess.Popen([sys.executable, "-m", "bench.effects", "--serve", str(rundir.path), str(path)])
         with Client(rundir) as client:
             client.snapshot(30.0)
             run = subprocess.Popen(
                 [sys.executable, "-m", "rltop.tui.cli.main", "demo", "--headless", "--run", name, *demo]
             )  # fmt: skip
             _follow(client, run, time.monotonic() + 60 * minutes, switches)
-        for process in (run, hubs):
+        for process in (run, hub_process):
             process.send_signal(signal.SIGTERM)
             process.wait(STOP_S)
         print(f"{path}: {path.stat().st_size} bytes")
-        return hubs.returncode
+        return hub_process.returncode
 
 
 def _follow(client: Client, run: subprocess.Popen[bytes], until: float, switches: list[str]) -> None:

@@ -1,7 +1,7 @@
-"""The half of ``engine_step.py`` that runs inside the engine-core process: puts the collector in, takes it out, reads.
+"""The half of ``engine_step.py`` in the engine-core process: attaches, measures and detaches the collector.
 
-vLLM loads it as a plugin. What it adds to the engine core is called from the front end as a utility: between two steps,
-on the engine's own thread.
+vLLM loads it as a plugin. The front end calls the functions that it adds to the engine core as utilities: between two
+steps, on the engine's own thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.error_boundary import Guard
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 from rltop.collectors.vllm import patches
 from rltop.collectors.vllm.agent import Agent
 from rltop.collectors.vllm.workers.one_rank import METHODS
@@ -27,7 +27,7 @@ UTILITIES = ("bench_attach", "bench_cpu", "bench_detach")
 
 
 def register() -> None:
-    """Entry point of ``vllm.general_plugins``, which vLLM calls in every one of its processes."""
+    """Entry point of ``vllm.general_plugins``, which vLLM calls in each of its processes."""
     from vllm.v1.engine.core import EngineCore
 
     for name in UTILITIES:
@@ -36,16 +36,16 @@ def register() -> None:
 
 
 class StepTimer:
-    """Times what hooks add around the methods of a step, from both sides of them; see ``costs``.
+    """Measures the time that hooks add to the methods of a step, with a timer inside and one outside of each hook.
 
-    Made before the hooks are put in; ``close`` it when they are in, and ``undo`` it when they are out again.
+    Create it before the hooks are installed, call ``close`` after that, and ``undo`` after the hooks are removed.
     """
 
     def __init__(self, engine: Any, running: int) -> None:
         self.costs: list[float] = []
-        """Microseconds of the engine's thread, one for each step that put out a token of ``running`` requests."""
+        """Microseconds of the engine's thread per step, for steps that emitted a token of ``running`` requests."""
         self.own: list[float] = []
-        """Microseconds that timing a method costs by itself: of the one that has no hook, in the same steps."""
+        """Microseconds of the timing itself in the same steps, measured on the method without a hook."""
         self._running = running
         self._own = 0.0
         self._spent = 0.0
@@ -58,14 +58,14 @@ class StepTimer:
         self._bare = [vars(owner)[method] for owner, method in self._owners]
 
     def close(self) -> None:
-        """Put in the outer half, around the hooks."""
+        """Install the outer timers, around the hooks."""
         notes = (None, None, self._stepped)
         for (owner, method), span, bare, note in zip(self._owners, self._inner, self._bare, notes, strict=True):
             hooked = vars(owner)[method]
             setattr(owner, method, self._around(hooked, span, note, free=hooked is bare))
 
     def undo(self) -> None:
-        """Take both halves out."""
+        """Remove both timers."""
         for (owner, method), shadowed in zip(self._owners, self._shadowed, strict=True):
             if shadowed is None:
                 delattr(owner, method)
@@ -75,7 +75,7 @@ class StepTimer:
     def _around(
         self, hooked: Callable[..., Any], span: _Span, note: Callable[[Any], None] | None, *, free: bool
     ) -> Any:
-        """Timed; ``free``: it has no hook, and is here only for ``note``."""
+        """Time a method; ``free``: it has no hook, and is only called for ``note``."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
@@ -100,7 +100,7 @@ class StepTimer:
 
 
 class _Span:
-    """A method of the host, and when its last call began and ended."""
+    """A method of the host, and the start and end of its last call."""
 
     def __init__(self, original: Callable[..., Any]) -> None:
         self.began = self.ended = 0.0
@@ -115,68 +115,70 @@ class _Span:
 
 
 class Cpu(NamedTuple):
-    """Seconds of CPU of the collector's own thread, and of ZeroMQ's."""
+    """CPU seconds of the collector's own thread, and of ZeroMQ's threads."""
 
     sender: float
     zeromq: float
 
 
 class Attached:
-    """The collector as it is in production, and the threads that it brought."""
+    """The collector as in production, and the threads that it started."""
 
     def __init__(self, engine: Any, rundir: RunDir, timer: StepTimer | None) -> None:
         before = _threads()
         self.timer = timer
-        self.agent = Agent(engine, rundir, Guard())
+        self.agent = Agent(engine, rundir, ErrorBoundary())
         if timer is not None:
             timer.close()
-        _wait(lambda: len(_threads() - before) >= 3)  # the sender's, and two of ZeroMQ's
+        _wait(lambda: len(_threads() - before) >= 3)  # the sender's and two of ZeroMQ's
         python = {thread.native_id for thread in threading.enumerate()}
         self._threads = _threads() - before
         self._sender = self._threads & python
-        _wait(lambda: self._sent("state") >= 2)  # the first one, and one to a hub that has just heard of it
+        _wait(lambda: self._sent("state") >= 2)  # the first one, and one to a hub that has registered the engine
 
     def cpu(self) -> Cpu:
-        """Seconds of CPU of its threads, once everything the engine put out is dealt with.
+        """CPU seconds of its threads, after all output of the engine has been processed.
 
-        Work on the engine's own thread is not in it: see ``StepTimer``. Nor is what starting up takes.
+        Excludes work on the engine's own thread (see ``StepTimer``) and the start.
         """
-        self._rest()
+        self._drain()
         sender = sum(map(_cpu_of_thread, self._sender))
         return Cpu(sender, sum(map(_cpu_of_thread, self._threads - self._sender)))
 
     def counts(self) -> list[float]:
-        """Rollouts offered, sent and dropped, likewise."""
-        self._rest()
+        """Rollouts offered, sent and dropped, after all output of the engine has been processed."""
+        self._drain()
         rollouts = self.agent.sender.health().counts["rollouts"]
         return [rollouts.offered, rollouts.sent, rollouts.dropped]
 
     def _sent(self, kind: str) -> int:
-        found = self.agent.sender.health().counts.get(kind)
-        return 0 if found is None else found.sent
+        count = self.agent.sender.health().counts.get(kind)
+        return 0 if count is None else count.sent
 
-    def _rest(self) -> None:
+    def _drain(self) -> None:
         tap, sender = self.agent.tap, self.agent.sender
-        _wait(lambda: tap.taken == tap.put and not any(kind.queued for kind in sender.health().counts.values()))
+        _wait(
+            lambda: tap.processed == tap.enqueued and not any(kind.queued for kind in sender.health().counts.values())
+        )
 
 
 _attached: list[Attached] = []
 
 
 def bench_attach(engine: Any, rundir: str, running: int) -> None:
-    """Put the collector in; with its hooks timed unless ``running`` is 0."""
+    """Attach the collector; time its hooks unless ``running`` is 0."""
     timer = StepTimer(engine, running) if running else None
     _attached.append(Attached(engine, RunDir(Path(rundir)), timer))
 
 
 def bench_cpu(_engine: Any) -> list[float]:
-    """Seconds of CPU so far: of the engine core's process, its workers', and of the collector's threads (``Cpu``)."""
+    """CPU seconds so far of the engine core's process, of its workers and of the collector's threads (``Cpu``)."""
     children = sum(_cpu_of_process(child.pid) for child in multiprocessing.active_children() if child.pid)
     return [time.process_time(), children, *(_attached[0].cpu() if _attached else (0.0, 0.0))]
 
 
 def bench_detach(_engine: Any) -> list[list[float]]:
-    """Take the collector out, as the end of an engine does: counts of rollouts, and what ``StepTimer`` found."""
+    """Detach the collector as at the end of an engine. Returns its rollout counts and the times of ``StepTimer``."""
     attached = _attached.pop()
     counts = attached.counts()
     attached.agent.close()
@@ -187,12 +189,12 @@ def bench_detach(_engine: Any) -> list[list[float]]:
 
 
 def _cpu_of_process(pid: int) -> float:
-    """As ``clock_getcpuclockid`` makes the clock."""
+    """CPU seconds of a process, by the clock id of ``clock_getcpuclockid``."""
     return time.clock_gettime((~pid << 3) | 2)
 
 
 def _cpu_of_thread(thread: int) -> float:
-    """As ``pthread_getcpuclockid`` makes the clock, for a thread that Python did not start too."""
+    """CPU seconds of any thread, by the clock id of ``pthread_getcpuclockid``."""
     return time.clock_gettime((~thread << 3) | 6)
 
 
@@ -204,5 +206,5 @@ def _wait(probe: Callable[[], bool]) -> None:
     deadline = time.monotonic() + SETTLE_S
     while not probe():
         if time.monotonic() > deadline:
-            raise TimeoutError("the collector did not come to rest")
+            raise TimeoutError("the collector did not drain its queues")
         time.sleep(0.005)

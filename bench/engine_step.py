@@ -1,13 +1,13 @@
-"""What the engine collector costs an engine, measured on one engine that it is put into and taken out of, in turn.
+"""Cost of the collector on a real engine, to which it is attached and detached in turn.
 
 ``python bench/engine_step.py [--model DIR] [--device cuda] [--tensor N] [--seconds N]`` serves 64 requests at a time on
 a real engine, with a real hub process beside it and no viewer, and prints
 
-- the microseconds a step that the collector's hooks take on the engine's own thread,
-- the CPU time of the collector's threads, and with those hooks, in percent of all of the engine's process,
-- tokens/s with the collector over without: pairs of neighbouring batches, the order of each pair the other way round
-  than the last's, so that drift cancels; with a 95 % interval (Student's t over the logs of the pairs' ratios), and the
-  median, which another program that steals the machine for some batches moves less.
+- the microseconds per step of the collector's hooks on the engine's own thread,
+- the CPU time of the collector's threads, alone and with the hooks, in percent of the engine's processes,
+- the ratio of tokens/s with and without the collector: pairs of adjacent batches in alternating order, so that drift
+  cancels; with a 95 % interval (Student's t over the logs of the ratios) and the median, which is more robust against
+  other load on the machine.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ MIN_PAIRS, MAX_PAIRS = 8, 200
 
 @dataclass
 class Batch:
-    """One batch: tokens/s, and seconds of CPU meanwhile of the engine core's process, its workers', and the collector.
+    """One batch: tokens/s, and the CPU seconds of the engine core's process, its workers and the collector's threads.
 
-    The collector's threads, its own (``sender``) and ZeroMQ's, are of the engine core's process.
+    The collector's threads, its own (``sender``) and ZeroMQ's, belong to the engine core's process.
     """
 
     rate: float
@@ -59,8 +59,8 @@ class Batch:
 
 
 @dataclass
-class Found:
-    """``costs``, ``own``: see ``engine_side.StepTimer``. ``pairs``: batches with the collector, and without."""
+class Measurements:
+    """``costs``, ``own``: see ``engine_side.StepTimer``. ``pairs``: a batch with the collector, and one without."""
 
     costs: list[float] = field(default_factory=list)
     own: list[float] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Found:
 
 
 def add_plugin(folder: Path) -> None:
-    """Have vLLM load ``engine_side`` in all its processes: an installed package is what it looks for."""
+    """Make vLLM load ``engine_side`` in all its processes, by a package with an entry point."""
     info = folder / "rltop_bench-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rltop-bench\nVersion: 0\n")
@@ -78,7 +78,7 @@ def add_plugin(folder: Path) -> None:
 
 
 class Engine:
-    """A real engine, and the collector in it or not."""
+    """A real engine, with or without the collector."""
 
     def __init__(self, arguments: argparse.Namespace, rundir: RunDir) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -86,7 +86,7 @@ class Engine:
 
         self.tokens: int = arguments.tokens
         self.vocabulary: int = arguments.vocabulary
-        self.found = Found()
+        self.measured = Measurements()
         self._rundir = rundir
         self._batches = 0
         self._attached = False
@@ -107,19 +107,19 @@ class Engine:
             )
         )
 
-    async def ask(self, method: str, *args: Any) -> Any:
-        """The answer of ``engine_side``."""
+    async def call(self, method: str, *args: Any) -> Any:
+        """Call a utility of ``engine_side``."""
         return await self.llm.engine_core.call_utility_async(method, *args)
 
-    async def put(self, attached: bool, timed: bool = False) -> None:
-        """Put the collector in, or take it out."""
+    async def attach(self, attached: bool, timed: bool = False) -> None:
+        """Attach the collector, or detach it."""
         if attached and not self._attached:
-            await self.ask("bench_attach", str(self._rundir.path), RUNNING if timed else 0)
+            await self.call("bench_attach", str(self._rundir.path), RUNNING if timed else 0)
         elif self._attached and not attached:
-            counts, costs, own = await self.ask("bench_detach")
-            self.found.rollouts = [a + b for a, b in zip(self.found.rollouts, counts, strict=True)]
-            self.found.costs += costs
-            self.found.own += own
+            counts, costs, own = await self.call("bench_detach")
+            self.measured.rollouts = [a + b for a, b in zip(self.measured.rollouts, counts, strict=True)]
+            self.measured.costs += costs
+            self.measured.own += own
         self._attached = attached
 
     async def batch(self) -> Batch:
@@ -145,31 +145,31 @@ class Engine:
                 pass
 
         gc.collect()
-        before = await self.ask("bench_cpu")
+        before = await self.call("bench_cpu")
         began = time.perf_counter()
         await asyncio.gather(*(one(number) for number in range(RUNNING)))
         rate = RUNNING * self.tokens / (time.perf_counter() - began)
-        after = await self.ask("bench_cpu")
+        after = await self.call("bench_cpu")
         return Batch(rate, *(b - a for a, b in zip(before, after, strict=True)))
 
-    async def measure(self, seconds: float) -> Found:
-        """Timed batches, then pairs for so many seconds."""
+    async def measure(self, seconds: float) -> Measurements:
+        """Run timed batches, then pairs for ``seconds``."""
         await self.batch()
-        await self.put(True, timed=True)
+        await self.attach(True, timed=True)
         for _ in range(TIMED_BATCHES):
             await self.batch()
-        await self.put(False)
+        await self.attach(False)
         until = time.monotonic() + seconds
-        pairs = self.found.pairs
+        pairs = self.measured.pairs
         while len(pairs) < MAX_PAIRS and (len(pairs) < MIN_PAIRS or time.monotonic() < until):
             with_first = len(pairs) % 2 == 0
             batches = {}
             for attached in (with_first, not with_first):
-                await self.put(attached)
+                await self.attach(attached)
                 batches[attached] = await self.batch()
             pairs.append((batches[True], batches[False]))
-        await self.put(False)
-        return self.found
+        await self.attach(False)
+        return self.measured
 
 
 def interval(ratios: list[float]) -> tuple[float, float, float]:
@@ -186,7 +186,7 @@ def _t975(freedom: int) -> float:
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
-def row(found: Found, size: str) -> dict[str, Any]:
+def row(found: Measurements, size: str) -> dict[str, Any]:
     """As ``gpu_suite.Suite.add`` makes them."""
     low, median, high = np.quantile(found.costs, [0.025, 0.5, 0.975])
     middle, lower, upper = interval([with_.rate / without.rate for with_, without in found.pairs])
@@ -196,35 +196,38 @@ def row(found: Found, size: str) -> dict[str, Any]:
     return {"size": size, "runner": "", "part": "cost", "switch": "", "outcome": "measured", "says": says}
 
 
-def report(found: Found, tokens: int) -> None:
+def report(found: Measurements, tokens: int) -> None:
     if not found.costs:
         raise SystemExit(f"no step put out a token of all {RUNNING} requests: nothing was timed")
     low, median, high = np.quantile(found.costs, [0.025, 0.5, 0.975])
-    print(f"engine's thread: {median:.1f} us a step at {RUNNING} running (95 % of {len(found.costs)} steps: ", end="")
+    print(f"engine's thread: {median:.1f} us per step at {RUNNING} running (95 % of {len(found.costs)} steps: ", end="")
     print(f"{low:.1f} to {high:.1f}; mean {np.mean(found.costs):.1f})")
-    print(f"  in it, what timing costs by itself: about {np.median(found.own):.1f} us for each of two methods")
+    print(f"  of which timing itself: about {np.median(found.own):.1f} us for each of two methods")
     tapped = [with_ for with_, _ in found.pairs]
     steps = len(tapped) * tokens
     core, workers = sum(batch.core for batch in tapped), sum(batch.workers for batch in tapped)
     zeromq = sum(batch.zeromq for batch in tapped)
     threads, hooks = sum(batch.sender for batch in tapped) + zeromq, steps * float(np.mean(found.costs)) / 1e6
-    print(f"collector's threads: {threads / steps * 1e6:.1f} us of CPU a step, ", end="")
+    print(f"collector's threads: {threads / steps * 1e6:.1f} us of CPU per step, ", end="")
     print(
-        f"{threads / len(tapped) / RUNNING * 1e6:.0f} a finished request ({zeromq / threads:.0%} in ZeroMQ's); ", end=""
+        f"{threads / len(tapped) / RUNNING * 1e6:.0f} per finished request ({zeromq / threads:.0%} in ZeroMQ's); ",
+        end="",
     )
     print("with its hooks on the engine's thread ", end="")
     print(f"{(threads + hooks) / (core + workers):.2%} of the engine's CPU time, ", end="")
     print(f"{(threads + hooks) / core:.2%} of its core process alone")
     print(
-        f"engine: {(core + workers) / steps * 1e3:.2f} ms of CPU a step, {core / steps * 1e3:.2f} in the core process"
+        f"engine: {(core + workers) / steps * 1e3:.2f} ms of CPU per step, {core / steps * 1e3:.2f} in the core process"
     )
     print(f"rollouts offered, sent, dropped: {found.rollouts}")
-    for what, ratios in (
+    for label, ratios in (
         ("tokens/s", [a.rate / b.rate for a, b in found.pairs]),
         ("tokens per CPU second", [(b.core + b.workers) / (a.core + a.workers) for a, b in found.pairs]),
     ):
         middle, lower, upper = interval(ratios)
-        print(f"{what}, with / without, {len(ratios)} pairs: {middle:.4f} (95 %: {lower:.4f} to {upper:.4f}), ", end="")
+        print(
+            f"{label}, with / without, {len(ratios)} pairs: {middle:.4f} (95 %: {lower:.4f} to {upper:.4f}), ", end=""
+        )
         print(f"median {statistics.median(ratios):.4f}")
     rates = [statistics.median(batch.rate for batch in side) for side in zip(*found.pairs, strict=True)]
     print(f"  median tokens/s with {rates[0]:.0f}, without {rates[1]:.0f}; load {os.getloadavg()[0]:.1f}", flush=True)
@@ -238,12 +241,14 @@ async def main() -> None:
     parser.add_argument("--tensor", type=int, default=1, help="ranks that every tensor is cut over")
     parser.add_argument("--pipeline", type=int, default=1, help="stages that the layers are cut into")
     parser.add_argument("--out", type=Path, help="folder for rows.json, as bench.gpu_suite writes it")
-    parser.add_argument("--tokens", type=int, default=50, help="tokens a request")
-    parser.add_argument("--vocabulary", type=int, default=30, help="prompts are random ids from 3 to here")
-    parser.add_argument("--seconds", type=float, default=120, help="for the pairs; booting takes as long again")
+    parser.add_argument("--tokens", type=int, default=50, help="tokens per request")
+    parser.add_argument("--vocabulary", type=int, default=30, help="prompts are random ids from 3 to this")
+    parser.add_argument(
+        "--seconds", type=float, default=120, help="duration of the pairs; the start takes as long again"
+    )
     arguments = parser.parse_args()
     for name in ("RLTOP_HUB", "RLTOP_RUN"):
-        os.environ.pop(name, None)  # the collector is put in by the bench alone
+        os.environ.pop(name, None)  # only the bench attaches the collector
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if arguments.device == "cpu":
         os.environ.update(CPU_ENVIRONMENT)

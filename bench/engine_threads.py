@@ -1,11 +1,11 @@
-"""What the collector costs an engine, without an engine: a stand-in steps as fast as it is told.
+"""Cost of the collector on a simulated engine that steps at a given rate.
 
 ``python -m bench.engine_threads [--tokens N] [--step-ms MS]``: a real agent, its real threads, and a real hub process
-take what 64 requests at a time put out in steps of ``--step-ms``, of which the stand-in computes some, so that the
-collector's code is out of the caches as beside a real engine. Prints CPU by thread, per step and per finished request,
-and what the hooks add to the stand-in's own thread; ``--profile`` also where the sender's thread spent it, which makes
-that slower. ``--against CHECKOUT`` runs the collector of another checkout and this one in turn, and prints both figures
-of each pair.
+process the output of 64 requests at a time in steps of ``--step-ms``. The simulated engine computes for part of each
+step, so that the collector's code leaves the caches as on a real engine. Prints CPU by thread, per step and per
+finished request, and the time that the hooks add to the engine's own thread; ``--profile`` also prints a profile of the
+sender's thread, which slows it down. ``--against CHECKOUT`` runs the collector of another checkout and this one in
+turn, and prints both results of each pair.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ PAIRS = 5
 RUNNING = 64
 PROMPT = 32
 BUSY = 0.6
-"""Share of a step in which the stand-in holds the interpreter, as an engine does that prepares its next batch."""
+"""Share of a step in which the simulated engine holds the interpreter, as when it prepares its next batch."""
 
 
 class Scheduler(AsyncScheduler):
-    """Hands out what it is told to."""
+    """Returns the prepared schedule and outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class Scheduler(AsyncScheduler):
 
 
 class Load:
-    """An engine core that samples one token a step for each of ``RUNNING`` requests of ``tokens`` tokens.
+    """An engine core that samples one token per step for each of ``RUNNING`` requests of ``tokens`` tokens.
 
-    They begin and end together; or, ``spread``, one after the other, as the answers of a run's prompts do.
+    Requests start and end together; with ``spread``, one after the other, as in a real run.
     """
 
     def __init__(self, tokens: int, step_s: float, spread: bool) -> None:
@@ -75,7 +75,7 @@ class Load:
         self._cold = np.ones(4 << 20, np.int64)
 
     def batch(self) -> None:
-        """As many steps as a request has tokens, so that ``RUNNING`` requests end."""
+        """Run as many steps as a request has tokens, so that ``RUNNING`` requests end."""
         for _ in range(self._tokens):
             until = time.perf_counter() + self._step_s
             self.engine.step_fn()
@@ -110,7 +110,7 @@ class Load:
         scheduler.finished_req_ids = set()
         tokens = torch.from_numpy(
             self._rng.integers(3, 30000, (RUNNING, 1), np.int32)
-        ).numpy()  # a runner's are torch's
+        ).numpy()  # as a model runner's, backed by torch
         values = torch.from_numpy(-self._rng.random((RUNNING, 1), np.float32)).numpy()
         outputs = []
         for row, (request, (token,)) in enumerate(zip(self._running, tokens.tolist(), strict=True)):
@@ -128,7 +128,7 @@ class Load:
         return scheduler.update_from_output(scheduled, sampled), True
 
     def _compute(self, until: float) -> None:
-        """Python and memory for a share of the rest of the step, sleep for the other, as one that waits for its GPU."""
+        """Use CPU and memory for a share of the rest of the step, then sleep as if waiting for a GPU."""
         busy = time.perf_counter() + BUSY * (until - time.perf_counter())
         while time.perf_counter() < busy:
             self._cold[:: 8 * 64] += 1
@@ -137,7 +137,7 @@ class Load:
 
 
 def measure(load: Load, rundir: RunDir, batches: int) -> tuple[list[Cpu], StepTimer, list[float]]:
-    """CPU of the collector's threads in each of some batches, what its hooks took, its counts of rollouts."""
+    """CPU of the collector's threads in each batch, the times of its hooks, and its rollout counts."""
     timer = StepTimer(load.engine, RUNNING)
     attached = Attached(load.engine, rundir, timer)
     load.batch()
@@ -152,7 +152,7 @@ def measure(load: Load, rundir: RunDir, batches: int) -> tuple[list[Cpu], StepTi
 
 
 def compare(other: Path, arguments: list[str]) -> None:
-    """Both collectors in turn, each in a process of its own."""
+    """Run both collectors in turn, each in a process of its own."""
     for _ in range(PAIRS):
         costs = []
         for checkout in (other, ROOT):
@@ -164,19 +164,21 @@ def compare(other: Path, arguments: list[str]) -> None:
                 environ = os.environ | {"PYTHONPATH": f"{tree}:{ROOT}"}
                 done = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=True)
                 costs.append([float(cost) for cost in done.stdout.split()])
-        for what, there, here in zip(("threads", "hooks"), *costs, strict=True):
-            print(f"{what}: {there:.1f} us a step there, {here:.1f} here: {here / there:.2f}", flush=True)
+        for label, there, here in zip(("threads", "hooks"), *costs, strict=True):
+            print(f"{label}: {there:.1f} us per step there, {here:.1f} here: {here / there:.2f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=256, help="tokens a request")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens per request")
     parser.add_argument("--step-ms", type=float, default=5.5)
     parser.add_argument("--spread", action="store_true", help="requests end one after the other, not together")
-    parser.add_argument("--batches", type=int, default=10, help="so many times 64 finished requests")
+    parser.add_argument("--batches", type=int, default=10, help="number of batches of 64 finished requests")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT")
-    parser.add_argument("--brief", action="store_true", help="microseconds a step: of all threads, of the hooks")
+    parser.add_argument(
+        "--brief", action="store_true", help="print only microseconds per step: of all threads, of the hooks"
+    )
     arguments = parser.parse_args()
     if arguments.against is not None:
         more = ["--spread"] if arguments.spread else []
@@ -186,8 +188,8 @@ def main() -> None:
         return
     profile = cProfile.Profile(time.thread_time)
     if arguments.profile:
-        work = Sender._work
-        Sender._work = lambda *given: profile.runcall(work, *given)  # type: ignore[method-assign]
+        work = Sender._loop
+        Sender._loop = lambda *given: profile.runcall(work, *given)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as folder:
         rundir = RunDir(Path(folder) / "bench")
         ensure_hub(rundir)
@@ -202,9 +204,9 @@ def main() -> None:
         return
     for name, seconds in zip(Cpu._fields, map(np.array, zip(*found, strict=True)), strict=True):
         us = seconds * 1e6
-        print(f"{name}: {np.median(us) / arguments.tokens:.1f} us a step, ", end="")
-        print(f"{np.median(us) / RUNNING:.1f} us a finished request (best batch {us.min() / RUNNING:.1f})")
-    print(f"hooks: {np.median(timer.costs):.1f} us a step, {np.median(timer.own):.1f} of them timing one by itself")
+        print(f"{name}: {np.median(us) / arguments.tokens:.1f} us per step, ", end="")
+        print(f"{np.median(us) / RUNNING:.1f} us per finished request (best batch {us.min() / RUNNING:.1f})")
+    print(f"hooks: {np.median(timer.costs):.1f} us per step, {np.median(timer.own):.1f} of them the timing itself")
     print(f"rollouts offered, sent, dropped: {counts}")
     if arguments.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(45)

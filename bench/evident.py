@@ -1,9 +1,9 @@
-"""From which step on a recorded fault could be told at all: by one who knows what it is, where and since when.
+"""The first step at which a recorded fault could be reported by an observer who knows its kind, location and onset.
 
-A fault in an update is in the rows of some step, and moves next to nothing at first. ``evident`` is the first step by
-which the figure that it moves, read from the run itself, is as far from a healthy run's as the tests are to be sure:
-log odds of ``LOG_FOUND``, with no price for not knowing the fault, its beginning or its size. It does not look at
-verdicts. A fault of which the figure is not in ``MOVES`` is evident at its onset.
+A fault in a weight update changes almost nothing at first. ``evident`` is the first step at which the figure that the
+fault moves, computed from the run itself, differs from a healthy run's by the log odds that the checks require, with no
+penalty for not knowing the fault, its onset or its size. It does not use verdicts. A fault whose figure is not in
+``MOVES`` is evident at its onset.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import numpy as np
 
 from bench.fault_runs import Run
 from rltop.backend.demo.faults import BY_NAME as FAULTS
-from rltop.backend.diagnosis.checks.findings import LOG_FOUND
+from rltop.backend.diagnosis.checks.findings import ALARM_LOG_E
 from rltop.backend.diagnosis.checks.rounding_noise import STRAY
-from rltop.backend.evidence import kernel
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
+from rltop.backend.evidence.kernel import FIGURE, SUM
 from rltop.backend.evidence.sequential import Floats, stretches
 
 USUAL_FALL = 0.05
-"""By so much a step the logarithm of the entropy falls in the demo's healthy runs (0.036 to 0.058), where a run has no
-steps of its own before the fault."""
+"""Fall of the log entropy per step in healthy runs of the demo (0.036 to 0.058), for runs without enough steps before
+the fault."""
 
 USUAL_LAG = 2.0
-"""Versions of lag that healthy runs of the demo stay below."""
+"""Upper bound of the mean lag in healthy runs of the demo, in versions."""
 
 BEFORE = 6
-"""Steps before the onset that give a run's own fall."""
+"""Steps before the onset that are needed to estimate a run's own fall."""
 
 
 def evident(run: Run, onset: int, case: DiagnosisInput) -> int | None:
@@ -43,38 +43,38 @@ def evident(run: Run, onset: int, case: DiagnosisInput) -> int | None:
     odds = MOVES.get(run.fault)
     if odds is None:
         return onset
-    piles, engine = EvidenceByEngine(case), run.on or FAULTS[run.fault].engine
-    pile = piles.engine(engine) if engine else piles.run
-    known = odds(pile, int(np.searchsorted(pile.first, onset)))
-    sure = np.flatnonzero(known >= LOG_FOUND)
-    return int(pile.first[sure[0]]) if sure.size else None
+    evidence, engine = EvidenceByEngine(case), run.on or FAULTS[run.fault].engine
+    arrays = evidence.engine(engine) if engine else evidence.run
+    known = odds(arrays, int(np.searchsorted(arrays.first, onset)))
+    sure = np.flatnonzero(known >= ALARM_LOG_E)
+    return int(arrays.first[sure[0]]) if sure.size else None
 
 
-def _of_gap(pile: EvidenceArrays, begin: int) -> Floats:
+def _of_gap(arrays: EvidenceArrays, begin: int) -> Floats:
     """Sequences with a matched d beyond ``loop.FINE``, against the strays of a healthy run."""
-    rows = pile.moments[:, kernel.M_DD, 0]
-    beyond = np.minimum(np.maximum(pile.sums[:, kernel.BELOW_ROWS], pile.sums[:, kernel.ABOVE_ROWS]), rows)
+    rows = arrays.moments[:, FIGURE.matched_d2, 0]
+    beyond = np.minimum(np.maximum(arrays.sums[:, SUM.sequences_below], arrays.sums[:, SUM.sequences_above]), rows)
     share = np.clip(beyond / np.maximum(rows, 1.0), 1e-9, 1 - 1e-9)
     each = beyond * np.log(share / STRAY) + (rows - beyond) * np.log((1 - share) / (1 - STRAY))
     return _since(np.where(share > STRAY, each, 0.0), begin)
 
 
-def _of_surprisal(pile: EvidenceArrays, begin: int) -> Floats:
+def _of_surprisal(arrays: EvidenceArrays, begin: int) -> Floats:
     """Surprisal less entropy against 0, by its error over sequences."""
-    each = [stretches(step[None]) for step in pile.moments[:, kernel.SURPRISAL]]
+    each = [stretches(step[None]) for step in arrays.moments[:, FIGURE.weighted_nll]]
     return _since(np.array([float(one.mean[0]) ** 2 / (2 * float(one.variance[0])) for one in each]), begin)
 
 
-def _of_lag(pile: EvidenceArrays, begin: int) -> Floats:
+def _of_lag(arrays: EvidenceArrays, begin: int) -> Floats:
     """Certain where tokens are older than healthy runs have them."""
-    n = pile.lags[:, :-1, 1]
+    n = arrays.lags[:, :-1, 1]
     mean = (n @ np.arange(-1.0, n.shape[1] - 1)) / np.maximum(n.sum(axis=1), 1.0)
-    return _since(np.where(mean > USUAL_LAG, LOG_FOUND, 0.0), begin)
+    return _since(np.where(mean > USUAL_LAG, ALARM_LOG_E, 0.0), begin)
 
 
-def _of_entropy(pile: EvidenceArrays, begin: int) -> Floats:
+def _of_entropy(arrays: EvidenceArrays, begin: int) -> Floats:
     """The fall of the logarithm since the last step before the onset, against the run's fall until then."""
-    moments = pile.moments[:, kernel.ENTROPY]
+    moments = arrays.moments[:, FIGURE.entropy]
     logs = np.log(moments[:, 2] / moments[:, 1])
     variance = float(np.mean(np.diff(logs, 2) ** 2)) / 6
     usual = -float(np.polyfit(np.arange(begin), logs[:begin], 1)[0]) if begin >= BEFORE else USUAL_FALL
@@ -104,4 +104,4 @@ MOVES: dict[str, Callable[[EvidenceArrays, int], Floats]] = {
     "raw-temperature-silent": _of_surprisal,
     "entropy-collapse": _of_entropy,
 }
-"""By name of a fault: the log odds by each step of what it moves [steps]."""
+"""Fault -> log odds, at each step, of the figure that it moves [steps]."""

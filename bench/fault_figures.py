@@ -1,4 +1,4 @@
-"""What recorded faults look like, step by step: the table of docs/faults.md, from the tapes that are for tuning."""
+"""The table of docs/faults.md: metrics of the recorded runs for tuning."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
     ("matched max", "backend_abs_diff_max", ".1e"),
     ("joined", "joined_fraction", ".2f"),
 )
-"""Heading, metric and format; of each the median over the steps that the fault is in."""
+"""Heading, metric and format. A cell is the median over the steps with the fault."""
 
 
 def rows(out: Path) -> Iterator[str]:
-    """A line of Markdown for each recorded run that is for tuning, in the order of their names."""
+    """The Markdown table, with a row per recorded run for tuning, ordered by name."""
     headings = ["run", "code", "steps", *(heading for heading, _, _ in FIGURES), "grad norm", "k3 by engine"]
     yield f"| {' | '.join(headings)} |"
     yield f"|{'---|' * len(headings)}"
     for path in sorted(out.glob("*/run.json")):
-        about = json.loads(path.read_text())
-        if about["part"] == "tune":
-            steps = [step for number, step in replay(path.parent / "tape.xz").steps.items() if number >= about["onset"]]
-            yield row(about["name"], about["code"], steps)
+        run = json.loads(path.read_text())
+        if run["part"] == "tune":
+            steps = [step for number, step in replay(path.parent / "tape.xz").steps.items() if number >= run["onset"]]
+            yield row(run["name"], run["code"], steps)
 
 
 def row(name: str, code: str, steps: list[Step]) -> str:
-    """One line: medians over ``steps``."""
+    """One row: medians over ``steps``."""
     cells = [f"`{name}`", code or "-", f"{min(s.step for s in steps)}-{max(s.step for s in steps)}"]
     cells += [_median([step.values.get(metric) for step in steps], spec) for _, metric, spec in FIGURES]
     cells.append(_median([step.trainer.get("grad_norm") for step in steps], ".2f"))

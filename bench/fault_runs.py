@@ -1,8 +1,8 @@
-"""The runs of the fault bench: which faults, under which settings, and what each run is for. Split before any tuning.
+"""The runs of the fault bench: fault, settings and part of each. The parts were fixed before any tuning.
 
-``tune`` runs are for looking at and for choosing thresholds; ``score`` runs are for scoring alone; ``unseen`` runs were
-scored once, when all was written. The split is by whole runs: seeds below 200 tune, those from 600 on are unseen,
-others score. The order is the order of recording.
+``tune`` runs may be inspected and used to choose thresholds; ``score`` runs are only scored; ``unseen`` runs were
+scored once, after everything else was written. The parts consist of whole runs: seeds below 200 tune, seeds from 600 on
+unseen, the others score. The runs are in the order of recording.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 FIRST_SCORE_SEED, FIRST_UNSEEN_SEED = 200, 600
 
 UNRECORDED = frozenset({"kept-kv", "head-fp32-trainer"})
-"""Faults that are shown on a live fleet (tests/test_incident_live.py), and have no runs here."""
+"""Faults without runs here: tests/test_incident_live.py shows them on a live fleet."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Run:
         fault: a name of ``backend/demo/faults.py``, or ``healthy``.
         seed: of prompts, sampling and the choice of matched sequences.
         at: step at which the fault begins.
-        on: the engine that has it; empty: as the fault has it.
+        on: the engine with the fault; empty: the fault's default.
         steps: optimizer steps.
         objective: ``ppo`` or ``gspo``.
-        engines: how many.
-        temperature: None: as the fault has it, or 1.
-        options: further options of ``rltop demo``.
+        engines: number of engines.
+        temperature: of sampling; None: the fault's default, or 1.
+        options: more options of ``rltop demo``.
     """
 
     fault: str
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of the run and of its directory: ``<fault>-<variant>-s<seed>``."""
+        """Name of the run and of its directory: ``<fault>-<variant>-s<seed>``."""
         parts = [self.fault, "gspo" if self.objective == "gspo" else "grpo", f"{self.engines}e"]
         if self.temperature is not None:
             parts.append(f"t{self.temperature:g}")
@@ -63,22 +63,22 @@ class Run:
 
     @property
     def arguments(self) -> list[str]:
-        """Of ``rltop demo``."""
-        told = ["--steps", str(self.steps), "--seed", str(self.seed)]
-        told += ["--objective", self.objective, "--engines", str(self.engines)]
+        """Arguments of ``rltop demo``."""
+        arguments = ["--steps", str(self.steps), "--seed", str(self.seed)]
+        arguments += ["--objective", self.objective, "--engines", str(self.engines)]
         if self.fault != "healthy":
-            told += ["--fault", self.fault]
+            arguments += ["--fault", self.fault]
         if self.at:
-            told += ["--fault-at", str(self.at)]
+            arguments += ["--fault-at", str(self.at)]
         if self.on:
-            told += ["--fault-engine", self.on]
+            arguments += ["--fault-engine", self.on]
         if self.temperature is not None:
-            told += ["--temperature", str(self.temperature)]
-        return [*told, *self.options]
+            arguments += ["--temperature", str(self.temperature)]
+        return [*arguments, *self.options]
 
 
 HEALTHY_STEPS = 63
-"""Sixteen such runs have more than a thousand steps."""
+"""Sixteen healthy runs have more than a thousand steps."""
 
 NO_FACTS = ("--no-facts",)
 
@@ -110,7 +110,7 @@ RUNS: tuple[Run, ...] = (
     Run("penalty-default", 119),
     Run("slow-engine", 120, engines=3),
     _healthy(121, "gspo", temperature=0.7),
-    # scored from here on, other settings too
+    # score part from here on, with other settings too
     Run("raw-logprobs", 201, objective="gspo", engines=3),
     Run("trainer-temperature", 202, options=NO_FACTS),
     Run("top-p-processed", 203, objective="gspo", temperature=0.7, options=NO_FACTS),
@@ -146,7 +146,7 @@ RUNS: tuple[Run, ...] = (
     _healthy(227, engines=3),
     _healthy(127, "gspo", engines=3, temperature=0.7),
     _healthy(228, "gspo", engines=3, temperature=0.7),
-    # once more, with settings changed places
+    # each fault again, with the settings permuted
     Run("raw-logprobs", 131, engines=3, objective="gspo", options=NO_FACTS),
     Run("trainer-temperature", 231, at=8, objective="gspo", engines=3),
     Run("top-p-processed", 132, temperature=0.7),
@@ -167,7 +167,7 @@ RUNS: tuple[Run, ...] = (
     Run("entropy-collapse", 239, at=6, steps=26, objective="gspo", temperature=0.7),
     Run("penalty-default", 140, objective="gspo", options=NO_FACTS),
     Run("slow-engine", 240, engines=3, temperature=0.7),
-    # temperatures, sizes of fleets and beginnings that none of those above has
+    # unseen part: temperatures, fleet sizes and onsets that no run above has
     Run("healthy", 621, steps=40, temperature=0.6),
     Run("zero-padded-logprobs", 614, temperature=1.1, objective="gspo"),
     Run("lying-replica", 607, at=4, temperature=0.6, engines=3, on="e2"),

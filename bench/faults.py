@@ -1,4 +1,4 @@
-"""The fault bench: real runs of the demo with real faults, recorded, and what they look like in the attribution.
+"""The fault bench: records real runs of the demo with real faults, and tabulates their attribution.
 
     .venv/bin/python -m bench.faults record lying-replica --seed 3 --out DIR -- --objective gspo
     .venv/bin/python -m bench.faults record-all --out DIR [NAME ...]
@@ -6,11 +6,11 @@
     .venv/bin/python -m bench.faults figures --out DIR
     .venv/bin/python -m bench.faults look lying-replica
 
-``record`` tapes one run whole, ``record-all`` those of ``bench/fault_runs.py`` that are not in DIR yet, or those of
-them that have one of the NAMEs in their names (``bench/recorder.py``).
+``record`` records one run (``bench/recorder.py``), ``record-all`` those of ``bench/fault_runs.py`` that are not in DIR
+yet; NAMEs select runs by parts of their names.
 
-``look`` is the row of docs/attribution.md: it prints what ``rltop attribution`` tells of the last steps, and writes
-some steps, as the hub heard them, to ``tests/data/fault-NAME.npz`` for the tests. In all of them the hub is ours.
+``look`` makes a row of docs/attribution.md: it prints ``rltop attribution`` of the last steps, and saves some steps as
+the hub received them to ``tests/data/fault-NAME.npz`` for the tests. This script runs the hub itself.
 """
 
 from __future__ import annotations
@@ -38,39 +38,38 @@ from tests.fault_recordings import DATA, rows_of, save
 STOP_S = 60.0
 SEED = 0
 WINDOW = 20
-"""Steps that are asked about, as `rltop attribution` does."""
+"""Number of last steps to use, the default of `rltop attribution`."""
 
 KEPT = range(6, 18)
-"""Steps that are written down: faults show, and the trainer still has all versions that a replica may be at."""
+"""Steps to save: faults show, and the trainer still has every version that a replica may have."""
 
 
 def serve(rundir: RunDir, path: Path) -> int:
-    """Be the hub of a run; write down what it heard of some steps when it is told to end."""
-    heard: list[tuple[wire.DataBody, wire.Arrays]] = []
+    """Run the hub; save the messages of some steps when it ends."""
+    messages: list[tuple[wire.DataBody, wire.Arrays]] = []
 
-    class Listening(HubState):
+    class RecordingState(HubState):
         def data(self, frames: list[bytes], now: float) -> Any:
             _, body, arrays = wire.decode_data([bytes(frame) for frame in frames])
-            heard.append((body, arrays))
+            messages.append((body, arrays))
             return super().data(frames, now)
 
-    setattr(process, "HubState", Listening)  # noqa: B010 - the name that the hub makes its state by
+    setattr(process, "HubState", RecordingState)  # noqa: B010 - the hub looks the class up by this name
     code = startup.main(rundir)
-    if rows := [row for row in rows_of(heard, SEED) if row.step in KEPT]:
+    if rows := [row for row in rows_of(messages, SEED) if row.step in KEPT]:
         save(path, rows, SEED)
     return code
 
 
 def look_at(name: str, steps: int, demo: list[str]) -> int:
-    """Run the demo with the fault, print its row."""
+    """Run the demo with the fault and print its row."""
     fault = [] if name == "healthy" else ["--fault", name]
     path = DATA / f"fault-{name}.npz"
     with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as home:
         os.environ["RLTOP_HOME"] = home
         rundir = for_run("fault")
         rundir.create()
-        told = ["--serve", str(rundir.path), str(path)]
-        hubs = subprocess.Popen([sys.executable, "-m", "bench.faults", *told])
+        hub = subprocess.Popen([sys.executable, "-m", "bench.faults", "--serve", str(rundir.path), str(path)])
         with Client(rundir) as client:
             client.snapshot(60.0)
             command = ["demo", "--headless", "--run", "fault", "--steps", str(steps), "--seed", str(SEED)]
@@ -78,8 +77,8 @@ def look_at(name: str, steps: int, demo: list[str]) -> int:
             code = subprocess.run([sys.executable, "-m", "rltop.tui.cli.main", *command], check=False).returncode
             found = client.attribution(WINDOW)
             subprocess.run([sys.executable, "-m", "rltop.tui.cli.main", "attribution", "fault"], check=False)
-        hubs.send_signal(signal.SIGTERM)
-        hubs.wait(STOP_S)
+        hub.send_signal(signal.SIGTERM)
+        hub.wait(STOP_S)
     if code == 0:
         print(f"| {' | '.join(COLUMNS)} |")
         print(row(name, found))
@@ -94,20 +93,20 @@ COLUMNS = (
 
 
 def row(name: str, found: Attribution) -> str:
-    """A line of the table, under ``COLUMNS``."""
+    """A row of the table; see ``COLUMNS``."""
     lines = {line.engine: line for line in found.lines}
     cells = [name]
-    cells += [_told(_of(found.strata, "engine", engine), "k3") for engine in ("e0", "e1")]
+    cells += [_cell(_of(found.strata, "engine", engine), "k3") for engine in ("e0", "e1")]
     cells.append(", ".join(f"{mean_lag(found, engine):.1f}" for engine in ("e0", "e1")))
     for engine in ("e0", "e1"):
         cells.append(line_text(lines[engine]) if engine in lines else "one lag")
-    cells += [_told(_of(found.matched, "engine", engine), "k3") for engine in ("e0", "e1")]
-    cells += [_told(_of(found.matched, "prefix", label), "abs_diff") for label in ("hit", "miss")]
+    cells += [_cell(_of(found.matched, "engine", engine), "k3") for engine in ("e0", "e1")]
+    cells += [_cell(_of(found.matched, "prefix", label), "abs_diff") for label in ("hit", "miss")]
     return f"| {' | '.join(cells)} |"
 
 
 def mean_lag(found: Attribution, engine: str) -> float:
-    """Over the tokens of an engine, in versions."""
+    """Mean lag of the tokens of an engine, in versions."""
     strata = [s for s in found.strata if s.dimension == "lag" and s.engine == engine and s.label.strip("+").isdigit()]
     return sum(int(s.label.strip("+")) * s.tokens for s in strata) / sum(s.tokens for s in strata)
 
@@ -116,7 +115,7 @@ def _of(strata: list[Stratum], dimension: str, label: str) -> Stratum | None:
     return next((s for s in strata if (s.dimension, s.label) == (dimension, label)), None)
 
 
-def _told(stratum: Stratum | None, figure: str) -> str:
+def _cell(stratum: Stratum | None, figure: str) -> str:
     return "-" if stratum is None else _text(getattr(stratum, figure))
 
 
@@ -126,21 +125,21 @@ def _text(value: Interval) -> str:
     return f"{value.mean:.2g} ({value.low:.2g} to {value.high:.2g})"
 
 
-OTHERS_TURN_S = 0.5
-"""Between two turns, for whoever waits for the lock."""
+LOCK_RELEASED_S = 0.5
+"""Time without the lock between two turns, for other processes that wait for it."""
 
 
 def record_all(given: argparse.Namespace) -> int:
-    """Record what is on the list and not there yet, one run at a time. Returns how many failed."""
+    """Record the listed runs that have no recording yet, one at a time. Returns the number of failures."""
     listed = [run for run in fault_runs.RUNS if not given.names or any(name in run.name for name in given.names)]
     tried: set[str] = set()
     failed = 0
     while _todo(listed, given.out, tried):
-        with recorder.turn(given.lock):
+        with recorder.exclusive(given.lock):
             for run in _todo(listed, given.out, tried)[: given.per_turn]:
                 tried.add(run.name)
                 failed += not _recorded(run, given.out, given.limit)
-        time.sleep(OTHERS_TURN_S)
+        time.sleep(LOCK_RELEASED_S)
     return failed
 
 
@@ -152,7 +151,7 @@ def _recorded(run: fault_runs.Run, out: Path, limit_s: float) -> bool:
     began = time.monotonic()
     try:
         recorder.record(run, out, limit_s)
-    except Exception as error:  # noqa: BLE001 - the next run may do better
+    except Exception as error:  # noqa: BLE001 - the next run may succeed
         print(f"{time.strftime('%T')} {run.name}: {type(error).__name__}: {error}", flush=True)
         return False
     print(f"{time.strftime('%T')} {run.name}: {time.monotonic() - began:.0f} s", flush=True)
@@ -170,20 +169,22 @@ def main() -> int:
     for command, steps in ((look, 28), (one, 24)):
         command.add_argument("name", help="healthy, or a fault of `rltop demo`")
         command.add_argument("--steps", type=int, default=steps)
-        command.epilog = "After -- come options of `rltop demo`."
+        command.epilog = "Options of `rltop demo` follow after --."
     one.add_argument("--seed", type=int, default=SEED)
-    every.add_argument("names", nargs="*", help="parts of names of runs (default: all runs)")
-    every.add_argument("--lock", type=Path, help="a file to hold with flock while a run goes on")
-    every.add_argument("--per-turn", type=int, default=1, help="runs before the lock is let go for a moment")
+    every.add_argument("names", nargs="*", help="parts of run names (default: all runs)")
+    every.add_argument("--lock", type=Path, help="file to lock with flock while a run is recorded")
+    every.add_argument("--per-turn", type=int, default=1, help="runs per turn with the lock")
     for command in (one, every):
-        command.add_argument("--out", type=Path, required=True, help="where each run gets a directory")
-        command.add_argument("--limit", type=float, default=600.0, help="seconds that a run of the demo may take")
-    figures = parts.add_parser("figures", help="print what the recorded runs for tuning look like (docs/faults.md)")
-    figures.add_argument("--out", type=Path, required=True, help="where they are")
-    told = sys.argv[1:]
-    own = told.index("--") if "--" in told else len(told)
-    given, demo = parser.parse_args(told[:own]), told[own + 1 :]
-    recorder.end_by_signal()
+        command.add_argument(
+            "--out", type=Path, required=True, help="directory for the recordings, one directory per run"
+        )
+        command.add_argument("--limit", type=float, default=600.0, help="time limit of a run of the demo, in seconds")
+    figures = parts.add_parser("figures", help="print the table of the recorded runs for tuning (docs/faults.md)")
+    figures.add_argument("--out", type=Path, required=True, help="directory of the recordings")
+    arguments = sys.argv[1:]
+    own = arguments.index("--") if "--" in arguments else len(arguments)
+    given, demo = parser.parse_args(arguments[:own]), arguments[own + 1 :]
+    recorder.end_on_sigterm()
     if given.part == "list":
         for run in fault_runs.RUNS:
             print(run.part, run.name)

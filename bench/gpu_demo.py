@@ -1,12 +1,12 @@
-"""Many real demo runs on one machine, some at once, within a time: what each made and said, in one folder.
+"""Runs many real demos on one machine, several at once, within a time budget, and collects their output.
 
     bench/gpu_demo.sh SETUP OUT                                    # a smoke test
     bench/gpu_demo.sh SETUP OUT --runs runs.txt --at-once 6 --budget 540
 
-A line of ``runs.txt`` is a name and a shell command, run in the checkout with ``$INTO`` a folder for what it makes and
-``$RLTOP_HOME`` one for its run. The first line runs alone, so that it compiles for all others, and if it fails nothing
-else is tried. ``OUT`` gets ``summary.txt`` and ``runs-N.tar`` with a folder for each run: what it made, ``log``, and
-the logs of its engines if it failed.
+A line of ``runs.txt`` is a name and a shell command, run in the checkout with ``$INTO`` as its output folder and
+``$RLTOP_HOME`` as its home. The first line runs alone, so that compiled code is cached for the others; if it fails,
+nothing else runs. ``OUT`` gets ``summary.txt`` and ``runs-N.tar`` with a folder per run: its output, ``log``, and the
+logs of its engines if it failed.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ SMOKE = f"smoke {DEMO} --engines 2 --steps 4"
 
 POLL_S = 0.2
 END_S = 45.0
-"""How long a run that was told to end may take: it ends its engines in good order."""
+"""Time between SIGTERM and SIGKILL: a run first shuts its engines down."""
 
 TAR_BYTES = 12 << 20
-"""A tar that has grown beyond is left, and the next is begun."""
+"""Size beyond which the next tar is started."""
 
 TAIL_LINES = 60
 
 
 @dataclass
 class Run:
-    """A line of the list, while it runs and after."""
+    """A line of the list, running or ended."""
 
     name: str
     process: subprocess.Popen[bytes]
     folder: Path
     began: float
-    told: float = 0.0
-    """When it was told to end; 0 if it was not."""
+    terminated: float = 0.0
+    """Time of SIGTERM; 0 if none was sent."""
 
 
 class Bench:
-    """Starts runs, ends them in time, keeps what they leave."""
+    """Starts runs, ends them at their time limit and keeps their output."""
 
     def __init__(self, out: Path, work: Path, each_s: float, end: float) -> None:
         self._out = out
@@ -62,7 +62,7 @@ class Bench:
         self.failed: list[str] = []
 
     def go(self, lines: list[str], at_once: int) -> None:
-        """Run all lines for which there is time, by the quickest so far: the first alone, then ``at_once``."""
+        """Run the first line alone, then ``at_once`` at a time, while the quickest run so far fits the budget."""
         waiting, running = list(lines), list[Run]()
         first = True
         while waiting or running:
@@ -74,14 +74,14 @@ class Bench:
                 first = False
             while waiting and len(running) < (1 if first else at_once):
                 if time.monotonic() + self._quickest_s > self._end:
-                    self.say(f"no time for {', '.join(line.split()[0] for line in waiting)}")
+                    self.log(f"no time for {', '.join(line.split()[0] for line in waiting)}")
                     waiting.clear()
                 else:
                     running.append(self._start(waiting.pop(0)))
             time.sleep(POLL_S)
 
-    def say(self, text: str) -> None:
-        """One line, on standard output and in the summary."""
+    def log(self, text: str) -> None:
+        """Write one line to standard output and to the summary."""
         line = f"[{time.monotonic() - self._began:5.0f}s] {text}"
         print(line, flush=True)
         with (self._out / "summary.txt").open("a") as file:
@@ -101,23 +101,24 @@ class Bench:
         return Run(name, process, folder, time.monotonic())
 
     def _is_over(self, run: Run) -> bool:
-        """Whether it has ended; one that is late is told to, then made to."""
+        """Whether the run has ended; SIGTERM at its time limit, SIGKILL after ``END_S`` more."""
         if run.process.poll() is not None:
             return True
         now = time.monotonic()
-        if run.told and now > run.told + END_S:
+        if run.terminated and now > run.terminated + END_S:
             os.killpg(run.process.pid, signal.SIGKILL)
-        elif not run.told and now > min(run.began + self._each_s, self._end):
-            run.told = now
+        elif not run.terminated and now > min(run.began + self._each_s, self._end):
+            run.terminated = now
             os.killpg(run.process.pid, signal.SIGTERM)
         return False
 
     def _keep(self, run: Run) -> None:
         code, took = run.process.returncode, time.monotonic() - run.began
         made = sorted(path for path in (run.folder / "into").rglob("*") if path.is_file())
-        told = ", ".join(f"{path.name} {path.stat().st_size}" for path in made)
-        self.say(
-            f"{run.name}: exit {code} after {took:.0f} s{', told to end' if run.told else ''}; {told or 'nothing made'}"
+        outputs = ", ".join(f"{path.name} {path.stat().st_size}" for path in made)
+        self.log(
+            f"{run.name}: exit {code} after {took:.0f} s{', at its time limit' if run.terminated else ''}; "
+            f"{outputs or 'no output'}"
         )
         kept = [run.folder / "log", *made]
         if code == 0:
@@ -149,10 +150,12 @@ def main() -> int:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--runs", type=Path, help="the list; without it: a smoke test")
+    parser.add_argument("--runs", type=Path, help="list of runs (default: a smoke test)")
     parser.add_argument("--at-once", type=int, default=6)
-    parser.add_argument("--each", type=float, default=240.0, help="seconds that a run may take")
-    parser.add_argument("--budget", type=float, default=540.0, help="seconds that all may take; END_S more to end")
+    parser.add_argument("--each", type=float, default=240.0, help="time limit of a run, in seconds")
+    parser.add_argument(
+        "--budget", type=float, default=540.0, help="time limit of all runs, in seconds; END_S more to end"
+    )
     given = parser.parse_args()
     lines = given.runs.read_text().splitlines() if given.runs else [SMOKE]
     wanted = [line for line in lines if line.strip() and not line.startswith("#")]
@@ -164,7 +167,7 @@ def main() -> int:
         with tarfile.open(given.out / "runs-0.tar") as tar:
             log = tar.extractfile("smoke/log")
             print(log.read().decode() if log else "")
-    bench.say(f"failed: {', '.join(bench.failed) or 'none'}")
+    bench.log(f"failed: {', '.join(bench.failed) or 'none'}")
     return 1 if bench.failed else 0
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Real demo runs on a GPU machine without network, several at once: bench/gpu_demo.sh SETUP OUT [options of bench.gpu_demo]
-# SETUP is sourced to put vLLM on the path. With RLTOP_MODEL_SCRIPT set, `$RLTOP_MODEL_SCRIPT DIR` makes a model first, which
-# the runs find in RLTOP_TEST_MODEL. Needs no pytest and installs nothing. Without --runs it is a smoke test: one
-# demo of two engines and four steps.
+# Runs demos on a GPU machine without network, several at once: bench/gpu_demo.sh SETUP OUT [options of bench.gpu_demo]
+# SETUP is sourced to put vLLM on the path. With RLTOP_MODEL_SCRIPT set, `$RLTOP_MODEL_SCRIPT DIR` creates a model first, and
+# the runs find it in RLTOP_TEST_MODEL. Needs no pytest and installs nothing. Without --runs it is a smoke test: one
+# demo with two engines and four steps.
 set -uo pipefail
 setup=$(realpath "$1") out=$(realpath "$2")
 shift 2
@@ -11,8 +11,8 @@ work=$(mktemp -d)
 own=$(python3 -c 'import numba, os; assert numba.njit(lambda x: x + 1)(1) == 2; print(os.path.dirname(numba.__file__))' 2> "$work/numba")
 # shellcheck source=bench/gpu_path.sh
 source bench/gpu_path.sh "$setup" "$work"
-# What SETUP brings may have a numba that does nothing, which is enough for vLLM; the hub has use for the machine's own.
-if [ -n "$own" ]; then rm -rf "$work/site/numba"; else echo "no numba here, the hub's loops are interpreted: $(tail -1 "$work/numba")"; fi
+# SETUP may provide a stub of numba, which is enough for vLLM; the hub uses the machine's own numba.
+if [ -n "$own" ]; then rm -rf "$work/site/numba"; else echo "no numba here, so the hub's loops are interpreted: $(tail -1 "$work/numba")"; fi
 if [ -n "${RLTOP_MODEL_SCRIPT:-}" ]; then
     python3 "$RLTOP_MODEL_SCRIPT" "$work/model" || exit 1
     export RLTOP_TEST_MODEL=$work/model RLTOP_TEST_DEVICE=cuda

@@ -1,6 +1,6 @@
 # Sourced by the benches for a GPU machine without network: gpu_path.sh SETUP WORK
-# Puts vLLM on the path (SETUP TARGET is sourced for that) and what `pip install .` would leave: the packages, and the entry
-# points by which vLLM finds the collector and the demo's plugin.
+# Puts vLLM on the path (by sourcing SETUP TARGET), and the files that `pip install .` would install: the packages, and the
+# entry points by which vLLM finds the collector and the demo's plugin.
 # shellcheck disable=SC1090
 source "$1" "$2/site"
 mkdir -p "$2/path/rltop" "$2/path/rltop-0.dist-info"

@@ -1,4 +1,4 @@
-"""The judged suite of ``tests/test_engine_live.py`` where there is no pytest: a table of every switch, for the docs.
+"""The suite of ``tests/test_engine_live.py`` without pytest: a table of every switch for the docs.
 
 ``bench/gpu_suite.sh`` prepares a machine for it. Device, model and eagerness are those of ``tests/live_engine.py``.
 ``--size`` has the engine span two ranks (``tests/parallel.py``); what is refused there is a row of the table with its
@@ -148,21 +148,21 @@ def torn(suite: Suite) -> str:
     try:
         with tempfile.TemporaryDirectory() as empty:
             engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": empty}))
-    except Exception as error:  # noqa: BLE001 - whatever vLLM makes of it
-        said = fresh(hub).fingerprint["weights torn"]
+    except Exception as error:  # noqa: BLE001 - any error that vLLM raises
+        reported = fresh(hub).fingerprint["weights torn"]
         switch(hub, "prefix_caching", "off", "torn")
         switch(hub, "prefix_caching", "on", "torn")
         if suite.size == "tp2":
-            return _out_of_step(suite, said)
+            return _out_of_step(suite, reported)
         engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(MODEL)}))
         assert "weights torn" not in fresh(hub).fingerprint
         assert check_equal(hub, "mended", engine.generate("mended", prompt(1), 20, seed=1).result(60)).size == 20
-        suite.add("torn", "an update that fails", "shown", said)
-        return f"{type(error).__name__}; told: {said}"
+        suite.add("torn", "an update that fails", "shown", reported)
+        return f"{type(error).__name__}; reported: {reported}"
     raise AssertionError("an update from nowhere succeeded")
 
 
-def _out_of_step(suite: Suite, said: str) -> str:
+def _out_of_step(suite: Suite, reported: str) -> str:
     """vLLM leaves what the other rank answered to a call that failed; then what lives in the ranks is not switched."""
     suite.hub.command(ENGINE, "logprobs_mode", "processed", "out-of-step")
     update = suite.hub.closed("out-of-step")
@@ -173,7 +173,7 @@ def _out_of_step(suite: Suite, said: str) -> str:
     output = suite.engine.generate("after", prompt(1), 20, seed=1).result(60)
     assert check_equal(suite.hub, "after", output).size == 20
     assert (update.state, "a call failed on a rank" in update.reason) == ("refused", True), update
-    return f"told: {said}; then {update.state}: {update.reason}"
+    return f"reported: {reported}; then {update.state}: {update.reason}"
 
 
 def digests(suite: Suite) -> str:

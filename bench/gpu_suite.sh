@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The judged suite on a GPU machine without network: bench/gpu_suite.sh SETUP MODEL_SCRIPT [--size tp2|pp2|dp2] [--skip PART...]
-# SETUP is sourced to put vLLM on the path; MODEL_SCRIPT DIR makes a model without a tokenizer's help. Runs compiled on the
+# The engine suite on a GPU machine without network: bench/gpu_suite.sh SETUP MODEL_SCRIPT [--size tp2|pp2|dp2] [--skip PART...]
+# SETUP is sourced to put vLLM on the path; MODEL_SCRIPT DIR creates a model without a tokenizer. Runs compiled on the
 # default model runner, then eager on V1, and prints a table for each. Needs no pytest and installs nothing.
 set -uo pipefail
 setup=$(realpath "$1") model_script=$(realpath "$2") bench=${RLTOP_BENCH:-bench.gpu_suite}  # or bench.gpu_life

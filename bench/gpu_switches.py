@@ -1,8 +1,8 @@
-"""Every flag switched on a real GPU engine with 64 requests in flight, seen through a real hub.
+"""Every flag switched on a real GPU engine with 64 requests in flight, through a real hub.
 
-``python bench/gpu_switches.py MODEL [--eager] [--tokens N]`` prints one row per batch. A batch is passed on as a
-trainer would pass it, with the engine's own logprobs as the trainer's, so ``joined`` must be 100 % and ``gap`` 0: every
-token and every logprob that the front end returned is the one that the collector recorded inside the engine.
+``python bench/gpu_switches.py MODEL [--eager] [--tokens N]`` prints one row per batch. A batch is passed to the
+trainer's collector with the engine's logprobs as the trainer's, so ``joined`` must be 100 % and ``gap`` 0: every token
+and logprob that the front end returned equals the one that the collector recorded inside the engine.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rltop.backend import api
 from rltop.backend.api import Change, Step
 from rltop.backend.client.live import Client
 from rltop.collectors import TrainerCollector
@@ -28,14 +29,14 @@ SWITCH_AFTER_S = 0.35
 
 
 def prompts(batch: int, vocabulary: int) -> list[list[int]]:
-    """Half of them share a prefix of 256 tokens; the rest of each is new in every batch."""
+    """Prompts of a batch. Half of them share a prefix of 256 tokens; the rest of each is new in every batch."""
     rng = np.random.default_rng(batch)
     shared = np.random.default_rng(7).integers(3, vocabulary, 256).tolist()
     return [(shared if i % 2 else []) + rng.integers(3, vocabulary, 64 + 4 * i).tolist() for i in range(REQUESTS)]
 
 
 async def sample(engine: Any, batch: int, tokens: int, vocabulary: int) -> list[Any]:
-    """One batch at temperature 0.7 and top_p 0.9, whole outputs in order."""
+    """Sample one batch at temperature 0.7 and top_p 0.9. Returns the final outputs in order."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -51,21 +52,21 @@ async def sample(engine: Any, batch: int, tokens: int, vocabulary: int) -> list[
 
 
 def switch(rundir: RunDir, flag: str, value: str) -> Change:
-    """Ask for the switch as a person would, and wait for what became of it."""
+    """Switch a flag through the hub and wait for the outcome."""
     with Client(rundir) as client:
-        return client.set_flag(flag, value)[0]
+        return client.command(api.AskSet(api.new_id(), flag, value))[0]
 
 
 def measured(client: Client, step: int) -> Step:
-    """The step as the hub measured it."""
+    """Wait for the hub's measurement of the step."""
     client.wait(lambda c: c.view is not None and step in c.view.steps, 30.0)
     assert client.view is not None
     return client.view.steps[step]
 
 
 async def batches(engine: Any, rundir: RunDir, tokens: int, vocabulary: int) -> None:
-    """A plain batch, then for every flag and each of its values a batch into which it is switched."""
-    print("switch                   outcome       ms flight lost   whole  joined      gap   hits")
+    """Run a batch without a switch, then one per flag and value with the switch during the batch."""
+    print("switch                   outcome       ms flight lost   full   joined      gap   hits")
     switches = [("", ""), *((flag.name, value) for flag in FLAGS for value in (*flag.values[1:], flag.values[0]))]
     with TrainerCollector(hub=str(rundir.path), rank=0, world_size=1) as trainer, Client(rundir) as client:
         for step, (flag, value) in enumerate(switches):
@@ -87,14 +88,14 @@ async def batches(engine: Any, rundir: RunDir, tokens: int, vocabulary: int) -> 
             )  # fmt: skip
             trainer.step(step)
             values = measured(client, step).values
-            told = (
+            columns = (
                 f"{change.state:8} {change.milliseconds or 0:7.1f} {change.in_flight!s:>6} {change.lost_requests!s:>4}"
                 if change
                 else " " * 28
             )
-            whole = sum(len(row) == tokens for row in rows)
+            complete = sum(len(row) == tokens for row in rows)
             print(
-                f"{flag + ' ' + value:24} {told} {whole:>4}/{len(rows)} {values['joined_fraction']:7.1%} "
+                f"{flag + ' ' + value:24} {columns} {complete:>4}/{len(rows)} {values['joined_fraction']:7.1%} "
                 f"{values['logp_abs_diff_mean']:8.1e} {values['prefix_hit_rate'] or 0:6.1%}"
                 + (f"  {change.reason}" if change and change.reason else ""),
                 flush=True,

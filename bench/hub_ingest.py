@@ -1,10 +1,10 @@
-"""Tokens per second: through a summary, through the pure core (decode, join, measure), and through a real hub.
+"""Tokens per second through a summary, through the pure core (decode, join, measure) and through a real hub.
 
     .venv/bin/python bench/hub_ingest.py [--rows 2000] [--tokens 1000]
 
-Engines' rollouts and the trainer's rows of one step are made first; then each stage is timed alone on one core. The
-real hub runs as its own process; its time is from the first message sent to the step seen by a client, and the last
-column asks for a flag while that step is on its way: the time to the answer.
+The engines' rollouts and the trainer's rows of one step are created first; then each stage is timed alone on one core.
+The real hub runs in its own process; its time is from the first message sent to the step received by a client. The last
+column is the latency of a flag request sent while that step is processed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PROMPT = 100
 def messages(
     rows: int, tokens: int, step: int = 0, seqs: dict[str, int] | None = None
 ) -> tuple[list[list[bytes]], list[list[bytes]]]:
-    """Frames of two engines' rollouts and of one rank's rows with the close, for one step.
+    """Messages of one step: two engines' rollouts, and one rank's rows with the close of the step.
 
     ``seqs``: the next sequence number of each source, updated; for the first step it may be left out.
     """
@@ -55,12 +55,12 @@ def messages(
         prompts = rng.integers(0, 30_000, (n, PROMPT)).astype("<i4")
         ids = rng.integers(0, 30_000, (n, tokens)).astype("<i4")
         logprobs = -rng.exponential(1, (n, tokens)).astype("<f4")
-        made: wire.Arrays = {"prompt_ids": prompts.ravel(), "token_ids": ids.ravel(), "logprobs": logprobs.ravel()}
+        sampled: wire.Arrays = {"prompt_ids": prompts.ravel(), "token_ids": ids.ravel(), "logprobs": logprobs.ravel()}
         entry = [
             wire.Rollout(f"r{step}-{start + i}", PROMPT, tokens, "stop", [wire.VersionRun(0, 0, 3)], "engine", True, 96)
             for i in range(n)
         ]
-        engines.append(frames(engine, wire.Rollouts(engine, entry, wire.describe(made)), made))
+        engines.append(frames(engine, wire.Rollouts(engine, entry, wire.describe(sampled)), sampled))
         rows_of: wire.Arrays = {
             "row_ids": np.concatenate([prompts, ids], axis=1).ravel(),
             "row_mask": np.repeat(np.array([[0] * PROMPT + [1] * tokens], "u1"), n, axis=0).ravel(),
@@ -88,7 +88,7 @@ def summary(total: int) -> float:
 
 
 def core(engines: list[list[bytes]], trainer: list[list[bytes]], total: int) -> tuple[float, float]:
-    """Tokens per second of CPU, and the longest that one message took in ms."""
+    """Tokens per second of CPU, and the longest time of one message in ms."""
     state = HubState("bench", "h", 0.0, lambda: "c")
     longest = 0.0
     start = time.process_time()
@@ -104,7 +104,7 @@ def core(engines: list[list[bytes]], trainer: list[list[bytes]], total: int) -> 
 
 
 def hub(engines: list[list[bytes]], trainer: list[list[bytes]], total: int) -> tuple[float, float]:
-    """Tokens per second of wall clock through a hub process, and the time to a command's answer meanwhile in ms."""
+    """Tokens per second of wall clock through a hub process, and the latency of a request meanwhile in ms."""
     with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as path:
         Path(path).chmod(0o700)
         rundir = RunDir(Path(path))
@@ -151,7 +151,7 @@ def main() -> None:
     speed, longest = core(engines, trainer, total)
     print(f"core      {speed / 1e6:6.1f} M tokens/s of CPU, longest message {longest:.1f} ms")
     speed, answered = hub(engines, trainer, total)
-    print(f"hub       {speed / 1e6:6.1f} M tokens/s of wall clock, a question answered meanwhile in {answered:.1f} ms")
+    print(f"hub       {speed / 1e6:6.1f} M tokens/s of wall clock, a request answered meanwhile in {answered:.1f} ms")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Kill a hub 200 times at random moments under load, and look for a step that was shown or sent and is not stored.
+"""Kills a hub 200 times at random moments under load, and checks that every step that was shown or sent is stored.
 
     .venv/bin/python -m bench.hub_kills [--kills 200] [--seed 0]
 
-From the root of a checkout. A trainer closes 50 steps a second, two engines report, a viewer notes what it is shown;
-the hub is a process of its own, killed with SIGKILL up to 0.6 s after it began to show the run, and the next one
-starts in the same directory. After every kill, every step that the viewer was shown meanwhile, while nothing was said
-to wait, is held against what is stored, and at the end all of them again and the file as a whole. Then a last hub
-comes, and every step that the trainer closed must be there, once and whole.
+Run it from the root of a checkout. A trainer closes 50 steps per second, two engines report, a viewer keeps the steps
+that it receives. The hub is a separate process, killed with SIGKILL up to 0.6 s after it begins to show the run; the
+next one starts in the same directory. After every kill, each step that the viewer received as stored is compared with
+the store, and at the end all of them again and the integrity of the file. Then a last hub starts, and every step that
+the trainer closed must be stored once and complete.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def main() -> None:
         size = (rundir.path / NAME).stat().st_size
     print(
         f"{options.kills} kills in {time.monotonic() - start:.0f} s: {closed} steps closed by the trainer, "
-        f"{stored} stored ({size / 1e6:.1f} MB), {len(witness.shown)} shown as stored, 0 of them lost or other, "
-        "file sound, nothing that was sent is missing"
+        f"{stored} stored ({size / 1e6:.1f} MB), {len(witness.shown)} shown as stored, 0 of them lost or different, "
+        "file sound, no sent step missing"
     )
 
 

@@ -1,17 +1,17 @@
-"""Tokens per second of the whole token-level set, strata included, beside its limit and its peers, in one run.
+"""Tokens per second of all token-level metrics with strata, compared with the memory limit and with peers in one run.
 
     .venv/bin/python -m bench.metrics [--most 1e8] [--length 500] [--peers DIR]
 
 For 1e4 to 1e8 tokens (float32, sequences of ``--length``), CPU time of one core:
 
-limit        reading the two arrays once (numpy's maximum of each)
-rltop        pieces, kernel, strata of every dimension, sequences: what the hub does, a message (128 k) at a time
-compute      ``rltop compute`` on the same arrays, from padded ones on
-numpy        the formulas of the token-level set as plain numpy passes, without strata and histograms
+limit        read the two arrays once (numpy's maximum of each)
+rltop        token runs, kernel, strata of every dimension, sequences: the work of the hub, 128 k tokens per message
+compute      ``rltop compute`` on the same arrays, padded
+numpy        the token-level formulas as plain numpy passes, without strata and histograms
 wandb        ``wandb.Histogram(trainer - rollout)``
-martingale   its verl hooks: rollout and scores into a record; up to 1e4 tokens
+martingale   its verl hooks, which record rollouts and scores; up to 1e4 tokens
 
-Peers are run where they are installed (``pip install --no-deps --target DIR wandb martingale``, then ``--peers DIR``).
+Peers run if they are installed (``pip install --no-deps --target DIR wandb martingale``, then ``--peers DIR``).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rltop.backend.summary.token_runs import TokenRuns, cut, reduce
 
 Floats = NDArray[np.float32]
 
-AT_A_TIME = 1 << 17
+MESSAGE_TOKENS = 1 << 17
 NUMPY_MOST, COMPUTE_MOST, MARTINGALE_MOST = 10**7, 10**7, 10**4
 _OWN_LABELS = {"all", "position", "probability"}
 
@@ -55,9 +55,9 @@ def limit(trainer: Floats, rollout: Floats, _: int) -> None:
 
 
 def rltop(trainer: Floats, rollout: Floats, length: int) -> None:
-    lot = max(AT_A_TIME // length, 1) * length
-    for at in range(0, trainer.size, lot):
-        t, r = trainer[at : at + lot], rollout[at : at + lot]
+    chunk = max(MESSAGE_TOKENS // length, 1) * length
+    for at in range(0, trainer.size, chunk):
+        t, r = trainer[at : at + chunk], rollout[at : at + chunk]
         start = np.arange(0, t.size, length)
         zero = np.zeros(start.size, np.int64)
         runs = TokenRuns(start, np.minimum(start + length, t.size), np.arange(start.size), zero, zero, zero, 1)
@@ -108,7 +108,7 @@ def martingale_record() -> Callable[[Floats, Floats, int], None]:
         rows = max(trainer.size // length, 1)
         shape = rows, trainer.size // rows
         with tempfile.TemporaryDirectory() as directory:
-            flight = MartingaleVerlRecorder(directory, "0" * 64, rollout_config=config)
+            recorder = MartingaleVerlRecorder(directory, "0" * 64, rollout_config=config)
             prompts = torch.arange(rows)[:, None]
             ones = torch.ones(shape, dtype=torch.int64)
             batch = {
@@ -117,17 +117,17 @@ def martingale_record() -> Callable[[Floats, Floats, int], None]:
                 "attention_mask": torch.ones(rows, 1 + shape[1], dtype=torch.int64),
             }  # fmt: skip
             weights = {"w": torch.zeros(1)}
-            flight.on_rollout(batch, step=0, weights=weights)
-            flight.on_train_step(
+            recorder.on_rollout(batch, step=0, weights=weights)
+            recorder.on_train_step(
                 batch, torch.from_numpy(trainer[: rows * shape[1]].reshape(shape)), step=1, weights=weights
             )
-            assert flight.stats["scored_tokens"] == rows * shape[1]
+            assert recorder.stats["scored_tokens"] == rows * shape[1]
 
     return record
 
 
 def speed(run: Callable[..., None], trainer: Floats, rollout: Floats, length: int) -> float:
-    """Million tokens per second of this process's CPU, the best of a few."""
+    """Million tokens per second of this process's CPU, the best of up to 7 repeats."""
     best, spent = 0.0, 0.0
     for _ in range(7):
         start = time.process_time()
@@ -157,16 +157,16 @@ def main() -> None:
         runs["martingale"] = martingale_record(), MARTINGALE_MOST
     warm()
     offline(*arrays_of(1000), 100)
-    print(f"M tokens/s of one core, sequences of {options.length}; in brackets the share of the limit")
+    print(f"M tokens/s of one core, sequences of {options.length}; in parentheses the fraction of the limit")
     print(f"{'tokens':>10}" + "".join(f"{name:>20}" for name in runs))
     size = 10_000
     while size <= options.most:
         trainer, rollout = arrays_of(size)
-        found: dict[str, Any] = {
+        rates: dict[str, Any] = {
             name: speed(run, trainer, rollout, options.length) if size <= most else None
             for name, (run, most) in runs.items()
         }
-        cells = ["-" if value is None else f"{value:.4g} ({value / found['limit']:.2g})" for value in found.values()]
+        cells = ["-" if value is None else f"{value:.4g} ({value / rates['limit']:.2g})" for value in rates.values()]
         print(f"{size:>10.0e}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
         size *= 10
 

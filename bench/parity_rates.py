@@ -1,12 +1,12 @@
-"""How often `rltop parity` is wrong: on simulated runs, and on recorded ones of one configuration with several seeds.
+"""Error rates of `rltop parity` on simulated runs, and on recorded runs of one configuration with several seeds.
 
     .venv/bin/python -m bench.parity_rates [--trials 1000] [--runs DIR]
 
-From the root of a checkout. Simulated: runs that differ by noise and by a slow drift of their own, of various sizes
-(the test's model is 0.75); *fail* is the share of verdicts *not parity*. Recorded: ``DIR`` has a directory per run of
-the demo, as ``bench/faults.py record`` leaves them; their tapes are played through the hub's core. Every run is judged
-against every choice of 1, 2 and 3 healthy ones of its objective and temperature that are not itself; of healthy ones
-also against those of as many engines alone, which differ from it by their seeds.
+Run it from the root of a checkout. Simulated runs differ by noise and by a slow drift of their own, of various sizes
+(the model of the test assumes 0.75); *fail* is the share of verdicts *not parity*. For recorded runs, ``DIR`` has a
+directory per run of the demo, as written by ``bench/faults.py record``; their tapes are replayed through the hub's
+core. Every run is tested against every choice of 1, 2 and 3 other healthy runs with its objective and temperature;
+healthy runs also against only those with the same number of engines, which differ by their seeds.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def simulated(trials: int) -> None:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recorded run; ``like`` is what runs must share to be compared."""
+    """A recorded run; only runs with the same ``like`` are compared."""
 
     name: str
     fault: str
@@ -62,19 +62,19 @@ class Recorded:
 
 
 def read(directory: Path) -> list[Recorded]:
-    found = []
+    runs = []
     for path in sorted(directory.glob("*/tape.xz")):
-        about = json.loads((path.parent / "run.json").read_text())
-        like = about["objective"], about["temperature"]
-        found.append(Recorded(path.parent.name, about["fault"], like, about["engines"], replay(path).steps))
-    return found
+        run = json.loads((path.parent / "run.json").read_text())
+        like = run["objective"], run["temperature"]
+        runs.append(Recorded(path.parent.name, run["fault"], like, run["engines"], replay(path).steps))
+    return runs
 
 
-def verdicts(judged: Recorded, references: list[Recorded], size: int) -> list[tuple[bool, str, int | None]]:
-    """Of each choice of so many references: whether ``judged`` fails, in what, and since when."""
+def verdicts(tested: Recorded, references: list[Recorded], size: int) -> list[tuple[bool, str, int | None]]:
+    """For each choice of ``size`` references: whether ``tested`` fails, in which metrics, and since which step."""
     found = []
-    for chosen in itertools.combinations([r for r in references if r is not judged and r.like == judged.like], size):
-        verdict = parity([reference.steps for reference in chosen], judged.steps)
+    for chosen in itertools.combinations([r for r in references if r is not tested and r.like == tested.like], size):
+        verdict = parity([reference.steps for reference in chosen], tested.steps)
         labels = ", ".join(metric.label for metric in verdict.metrics if metric.verdict == DIVERGES)
         found.append((verdict.verdict == NOT_PARITY, labels, verdict.since))
     return found
@@ -91,21 +91,21 @@ def recorded(directory: Path) -> None:
                 for verdict in verdicts(one, [r for r in healthy if r.engines == one.engines or not same], size)
             ]
             failed = sorted({labels for fails, labels, _ in every if fails})
-            what = "other seeds" if same else "other seeds and engines"
-            print(f"{what}, {size} references: {sum(fails for fails, *_ in every)} of {len(every)} fail {failed}")
+            label = "other seeds" if same else "other seeds and engines"
+            print(f"{label}, {size} references: {sum(fails for fails, *_ in every)} of {len(every)} fail {failed}")
     for one in runs:
         if one.fault != "healthy":
             print(row_of(one, healthy))
 
 
-def row_of(judged: Recorded, healthy: list[Recorded]) -> str:
-    """A line of the table of faults: shares that fail, the metrics of the verdict that names most, the first step."""
-    by_size = [verdicts(judged, healthy, size) for size in (1, 2, 3)]
+def row_of(tested: Recorded, healthy: list[Recorded]) -> str:
+    """A row of the table of faults: shares that fail, the metrics of the longest verdict, the first step."""
+    by_size = [verdicts(tested, healthy, size) for size in (1, 2, 3)]
     failed = [(labels, since) for of_size in by_size for fails, labels, since in of_size if fails]
     shares = " | ".join(f"{sum(fails for fails, *_ in of_size)} of {len(of_size)}" for of_size in by_size)
     most = max((labels for labels, _ in failed), key=len, default="")
     first = min((since for _, since in failed if since is not None), default="")
-    return f"| {judged.name} | {shares} | {most} | {first} |"
+    return f"| {tested.name} | {shares} | {most} | {first} |"
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""Records runs of the demo whole: the hub tapes every call of its core, and a replay of the tape must come to the same.
+"""Records runs of the demo: the hub tapes every call of its state, and a replay of the tape must give the same result.
 
-Of a run, in ``OUT/NAME/``: ``tape.xz`` (``tests/tapes.py`` plays it), ``run.json`` (what the run was), ``demo.log``.
+A recording is a directory ``OUT/NAME/`` with ``tape.xz`` (replayed by ``tests/tapes.py``), ``run.json`` (the run's
+settings) and ``demo.log``.
 """
 
 from __future__ import annotations
@@ -38,49 +39,49 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class RecordingError(RuntimeError):
-    """The run can't be used; the message says why."""
+    """The recording can't be used; the message says why."""
 
 
-def end_by_signal() -> None:
-    """Let a SIGTERM end this process as Ctrl-C does: what it started is ended too."""
+def end_on_sigterm() -> None:
+    """Handle SIGTERM as Ctrl-C, so that child processes are ended too."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def serve(rundir: RunDir, tape: Path) -> int:
-    """Be the hub of a run, write the tape, and beside it what was shown of the steps, as a digest."""
+    """Run the hub; write the tape, and next to it a digest of the final snapshot."""
     warm()
-    made: list[HubState] = []
+    states: list[HubState] = []
     with tape.open("wb") as file:
         make = taping(file.write)
 
         def state(*arguments: Any) -> HubState:
-            made.append(make(*arguments))
-            return made[-1]
+            states.append(make(*arguments))
+            return states[-1]
 
-        setattr(hub_process, "HubState", state)  # noqa: B010 - the name that the hub makes its state by
+        setattr(hub_process, "HubState", state)  # noqa: B010 - the hub looks the class up by this name
         code = startup.main(rundir)
-    tape.with_suffix(".digest").write_text(digest(made[0].snapshot))
+    tape.with_suffix(".digest").write_text(digest(states[0].snapshot))
     return code
 
 
 def record(run: Run, out: Path, limit_s: float) -> Path:
-    """Run the demo, and keep its tape once a replay has come to the same as its hub.
+    """Run the demo, and keep its tape if a replay gives the same snapshot as its hub had.
 
     Args:
-        run: what to run.
-        out: where the run gets a directory; what is there of it is replaced.
-        limit_s: how long the demo may take.
+        run: the run to record.
+        out: parent of the recording's directory, which is replaced if it exists.
+        limit_s: time limit of the demo.
 
     Raises:
-        RecordingError: the demo failed or took too long, or the replay differs.
+        RecordingError: the demo failed or exceeded its time limit, or the replay differs.
     """
     began = time.time()
     with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as home:
         rundir, tape = RunDir(Path(home) / "fault"), Path(home) / "tape"
         with _hub(rundir, tape, home):
             code = _demo(run, home, Path(home) / "demo.log", limit_s)
-        text = _without_place((Path(home) / "demo.log").read_bytes()).decode()
-        tape.write_bytes(_without_place(tape.read_bytes()))
+        text = _without_checkout((Path(home) / "demo.log").read_bytes()).decode()
+        tape.write_bytes(_without_checkout(tape.read_bytes()))
         if code:
             raise RecordingError(f"the demo ended with {code}:\n{text[-2000:]}")
         found = replay(tape)
@@ -88,19 +89,19 @@ def record(run: Run, out: Path, limit_s: float) -> Path:
             raise RecordingError("a replay of the tape differs from the run")
         if sorted(found.steps) != list(range(run.steps)):
             raise RecordingError(f"the hub measured steps {sorted(found.steps)} of {run.steps}")
-        place = out / run.name
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        (place / "tape.xz").write_bytes(lzma.compress(tape.read_bytes()))
-        (place / "demo.log").write_text(text)
-        (place / "run.json").write_text(json.dumps(_about(run, began, digest(found.picture)), indent=1) + "\n")
-    return place
+        directory = out / run.name
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        (directory / "tape.xz").write_bytes(lzma.compress(tape.read_bytes()))
+        (directory / "demo.log").write_text(text)
+        (directory / "run.json").write_text(json.dumps(_settings(run, began, digest(found.picture)), indent=1) + "\n")
+    return directory
 
 
-def _without_place(told: bytes) -> bytes:
-    """With the path of this checkout overwritten, at its length: recordings are for other machines."""
-    place = str(ROOT).encode()
-    return told.replace(place, b"/checkout".ljust(len(place), b"_")[: len(place)])
+def _without_checkout(recording: bytes) -> bytes:
+    """The path of this checkout overwritten by one of the same length: recordings must not name this machine."""
+    path = str(ROOT).encode()
+    return recording.replace(path, b"/checkout".ljust(len(path), b"_")[: len(path)])
 
 
 @contextlib.contextmanager
@@ -118,7 +119,7 @@ def _hub(rundir: RunDir, tape: Path, home: str) -> Iterator[None]:
 
 
 def _demo(run: Run, home: str, log: Path, limit_s: float) -> int:
-    """Its exit code. One that takes too long is told to end, as by Ctrl-C."""
+    """Run the demo and return its exit code, or 1 after ending it at its time limit."""
     command = [sys.executable, "-m", "rltop.tui.cli.main", "demo", "--headless", "--run", "fault", *run.arguments]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "RLTOP_HOME": home})
@@ -131,7 +132,7 @@ def _demo(run: Run, home: str, log: Path, limit_s: float) -> int:
             process.wait(HUB_STOP_S)
 
 
-def _about(run: Run, began: float, shown: str) -> dict[str, object]:
+def _settings(run: Run, began: float, shown: str) -> dict[str, object]:
     fault = HEALTHY if run.fault == "healthy" else BY_NAME[run.fault]
     temperature = fault.temperature if run.temperature is None else run.temperature
     return {
@@ -166,18 +167,18 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return told.stdout.strip()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return head.stdout.strip()
 
 
 @contextlib.contextmanager
-def turn(lock: Path | None) -> Iterator[None]:
-    """While it is ours, nobody else who keeps to ``lock`` runs engines on this machine."""
+def exclusive(lock: Path | None) -> Iterator[None]:
+    """Hold ``lock``, so that no other process that respects it runs engines on this machine."""
     if lock is None:
         yield
         return
-    with lock.open("a") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -1,9 +1,9 @@
-"""What a viewer pays for a long run: the snapshot's bytes, the time to make, send and read it, memory, the first paint.
+"""Cost of a long run for hub and viewer: size of the snapshot, time to encode and decode it, memory, first paint.
 
-``python -m bench.snapshot [--steps 20000] [--engines 8] [--whole N]`` from the repository root. The picture is made by
-frames, as a hub's is, of steps with a figure for every metric and ten scalars of the trainer. ``--whole`` is how many
-of the newest steps are whole; as many as there are steps: the same without thinning. The viewer's side runs in a
-process of its own, whose memory is what it holds more than before.
+``python -m bench.snapshot [--steps 20000] [--engines 8] [--whole N]`` from the repository root. The snapshot is built
+from frames, as in a hub, of steps with a value for every metric and ten scalars of the trainer. ``--whole`` is the
+number of newest steps that are not downsampled. The viewer's side runs in a process of its own; its memory is the
+increase while it decodes.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from tests.pictures import HeldClient
 from tests.screens import dashboard
 
 KINDS = 64
-"""Different steps there are; each is copied, so that no two share an object."""
+"""Number of different steps. Each use is decoded again, so that no two steps share an object."""
 
 
 def resident_mb() -> float:
-    """Memory of this process."""
+    """Resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
 
 def steps(count: int, engines: int) -> list[api.Step]:
     rng = random.Random(0)
-    made = []
+    found = []
     for n in range(count):
         values = _figures(rng, metrics.BY_NAME)
         own = {f"e{e}": _figures(rng, metrics.PER_ENGINE) for e in range(engines)}
         scalars = {f"actor/scalar_{i}": rng.random() for i in range(10)}
         joins = {"content": 64}
-        made.append(api.Step(n, pictures.START + n, n, False, values, own, {}, scalars, joins))
-    return made
+        found.append(api.Step(n, pictures.START + n, n, False, values, own, {}, scalars, joins))
+    return found
 
 
 def _figures(rng: random.Random, names: Iterable[str]) -> dict[str, float | None]:
@@ -48,7 +48,7 @@ def _figures(rng: random.Random, names: Iterable[str]) -> dict[str, float | None
 
 
 def hub(count: int, engines: int) -> tuple[bytes, float, float]:
-    """The encoded answer, MB that the hub's picture takes, and milliseconds to encode it."""
+    """The encoded answer, MB of the hub's snapshot, and milliseconds to encode it."""
     kinds = [api.encode(api.Frame("bench", 1, 0.0, steps=[one])) for one in steps(KINDS, engines)]
     picture, before = pictures.picture(epoch="bench", seq=0), resident_mb()
     for n in range(count):
@@ -61,8 +61,8 @@ def hub(count: int, engines: int) -> tuple[bytes, float, float]:
     return answer, held, 1e3 * (time.perf_counter() - began)
 
 
-def viewer(answer: bytes, told: multiprocessing.SimpleQueue[tuple[float, float, float]]) -> None:
-    """Milliseconds to decode, MB held, milliseconds from the picture to the painted overview."""
+def viewer(answer: bytes, results: multiprocessing.SimpleQueue[tuple[float, float, float]]) -> None:
+    """Puts milliseconds to decode, MB held, and milliseconds from the snapshot to the painted overview."""
     before, began = resident_mb(), time.perf_counter()
     picture = api.decode_answer(answer).snapshot
     decoding, held = 1e3 * (time.perf_counter() - began), resident_mb() - before
@@ -76,7 +76,7 @@ def viewer(answer: bytes, told: multiprocessing.SimpleQueue[tuple[float, float, 
             app.tick()
             return 1e3 * (time.perf_counter() - began)
 
-    told.put((decoding, held, asyncio.run(paint())))
+    results.put((decoding, held, asyncio.run(paint())))
 
 
 def main() -> None:
@@ -87,11 +87,11 @@ def main() -> None:
     arguments = parser.parse_args()
     downsample.WHOLE_STEPS = arguments.whole
     answer, held, encoding = hub(arguments.steps, arguments.engines)
-    forked = multiprocessing.get_context("spawn")
-    told: multiprocessing.SimpleQueue[tuple[float, float, float]] = forked.SimpleQueue()
-    process = forked.Process(target=viewer, args=(answer, told))
+    context = multiprocessing.get_context("spawn")
+    results: multiprocessing.SimpleQueue[tuple[float, float, float]] = context.SimpleQueue()
+    process = context.Process(target=viewer, args=(answer, results))
     process.start()
-    decoding, viewer_held, painting = told.get()
+    decoding, viewer_held, painting = results.get()
     process.join()
     print("| steps, whole | engines | snapshot | hub holds | encode | decode | viewer holds | first paint |")
     print("|---|---|---|---|---|---|---|---|")

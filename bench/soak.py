@@ -1,14 +1,13 @@
-"""Feed a hub for half an hour at ten times the demo's rate, and look for what grows: memory, descriptors, bytes a step.
+"""Feeds a hub for half an hour at ten times the demo's rate, and prints its memory, descriptors and bytes per step.
 
     .venv/bin/python -m bench.soak [--minutes 30] [--rate 6] [--engines 4] [--budget 0.1] [--kill-every 0]
 
-From the root of a checkout. Each step is 64 sequences of 16 tokens, written by the engines and trained on, all metrics
-measured; every engine reports once a second; a viewer follows. A line a minute: what the hub's process holds, and the
-bytes of store per step since the line before (the log beside the file grows to 16 MB first and then stays). What the
-store keeps within a budget of bytes it keeps until that is full, which takes hours at the demo's rate: ``--budget`` is
-the share of it that the hub has here, so that most of the half hour is of a full one. ``--kill-every S`` kills the hub
-with SIGKILL every so many seconds, and starts the next. At the end every step that was sent must be stored, once and
-whole, with every sequence joined.
+Run it from the root of a checkout. Each step has 64 sequences of 16 tokens from engines and trainer; every engine
+reports once a second; a viewer follows. Every minute it prints the memory of the hub's process, and the bytes of store
+per step since the last line (the write-ahead log grows to 16 MB and stays there). Tables with a byte budget fill up
+over hours at the demo's rate: ``--budget`` scales the budget down, so that it is full for most of the half hour.
+``--kill-every S`` kills the hub with SIGKILL every S seconds and starts the next one. At the end every step that was
+sent must be stored, once and complete, with every sequence joined.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.write import Writer
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
 from tests.hub_messages import engine_state
 from tests.receiver import run_directory
 
@@ -37,13 +36,13 @@ ROWS, TOKENS, PROMPT = 64, 16, 48
 
 
 class Load:
-    """Engines and a trainer; ``step`` sends all of one step."""
+    """Simulated engines and trainer; ``step`` sends the messages of one step."""
 
     def __init__(self, rundir: RunDir, engines: int) -> None:
         self._rng = np.random.default_rng(0)
         self.steps = 0
-        self.engines = [Sender(rundir, f"e{n}", "engine", lambda _, items: items) for n in range(engines)]
-        self.trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items)
+        self.engines = [Sender[Message](rundir, f"e{n}", "engine", lambda _, items: items) for n in range(engines)]
+        self.trainer = Sender[Message](rundir, "trainer/0", "trainer", lambda _, items: items)
 
     def step(self) -> None:
         share = ROWS // len(self.engines)
@@ -51,7 +50,7 @@ class Load:
             prompts = self._rng.integers(0, 30_000, (share, PROMPT)).astype("<i4")
             ids = self._rng.integers(0, 30_000, (share, TOKENS)).astype("<i4")
             logprobs = -self._rng.exponential(1, (share, TOKENS)).astype("<f4")
-            made: wire.Arrays = {
+            sampled: wire.Arrays = {
                 "prompt_ids": prompts.ravel(), "token_ids": ids.ravel(), "logprobs": logprobs.ravel(),
             }  # fmt: skip
             entries = [
@@ -60,7 +59,7 @@ class Load:
                 )
                 for n in range(share)
             ]
-            engine.offer("all", 10_000, (wire.Rollouts(engine.source, entries, wire.describe(made)), made))
+            engine.offer("all", 10_000, (wire.Rollouts(engine.source, entries, wire.describe(sampled)), sampled))
             rows: wire.Arrays = {
                 "row_ids": np.concatenate([prompts, ids], axis=1).ravel(),
                 "row_mask": np.repeat(np.array([[0] * PROMPT + [1] * TOKENS], "u1"), share, axis=0).ravel(),
@@ -81,7 +80,7 @@ class Load:
             engine.offer("all", 500, (state, {}))
 
 
-def look(pid: int, store: Path) -> tuple[float, int, float]:
+def usage(pid: int, store: Path) -> tuple[float, int, float]:
     """Resident MB and open descriptors of the process, MB of the store with its log."""
     status = Path(f"/proc/{pid}/status").read_text()
     resident = int(status.partition("VmRSS:")[2].split()[0]) / 1e3
@@ -90,20 +89,20 @@ def look(pid: int, store: Path) -> tuple[float, int, float]:
 
 
 def serve(rundir: RunDir, budget: float) -> int:
-    """Be the hub, with that share of the budgets of bytes."""
+    """Run the hub with that share of the byte budgets."""
     limits = retention.LIMITS
     limits = replace(
         limits, sample_bytes=int(budget * limits.sample_bytes), strata_bytes=int(budget * limits.strata_bytes)
     )
-    whole = Writer.__init__
-    setattr(Writer, "__init__", lambda *given, **named: whole(*given, **named, limits=limits))  # noqa: B010 - its limits
+    original = Writer.__init__
+    setattr(Writer, "__init__", lambda *args, **kwargs: original(*args, **kwargs, limits=limits))  # noqa: B010
     return startup.main(rundir)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--rate", type=float, default=6.0, help="steps a second")
+    parser.add_argument("--rate", type=float, default=6.0, help="steps per second")
     parser.add_argument("--engines", type=int, default=4)
     parser.add_argument("--budget", type=float, default=1.0)
     parser.add_argument("--kill-every", type=float, default=0, help="seconds; 0 for never")
@@ -112,8 +111,8 @@ def main() -> None:
     if options.serve is not None:
         sys.exit(serve(RunDir(options.serve), options.budget))
     with run_directory() as rundir, Client(rundir) as client:
-        served = [sys.executable, "-m", "bench.soak", "--serve", str(rundir.path), "--budget", str(options.budget)]
-        process = subprocess.Popen(served, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "bench.soak", "--serve", str(rundir.path), "--budget", str(options.budget)]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
             client.snapshot(60)
             load = Load(rundir, options.engines)
@@ -133,24 +132,26 @@ def main() -> None:
                     next_kill += options.kill_every
                     process.kill()
                     process.wait(30)
-                    process = subprocess.Popen(served, stderr=subprocess.DEVNULL)
+                    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
                 if now >= next_line:
                     next_line += 60
-                    resident, files, size = look(process.pid, rundir.path / NAME)
-                    picture = client.view
-                    assert picture is not None
-                    steps = max(picture.steps) + 1
-                    values = next(reversed(picture.steps.values())).values
+                    resident, files, size = usage(process.pid, rundir.path / NAME)
+                    snapshot = client.view
+                    assert snapshot is not None
+                    steps = max(snapshot.steps) + 1
+                    values = next(reversed(snapshot.steps.values())).values
                     each = (size - last_size) * 1e6 / max(steps - last_steps, 1)
                     last_steps, last_size = steps, size
                     print(
                         f"{(now - start) / 60:3.0f} min: {steps} steps, joined {values['joined_fraction']}, "
                         f"{resident:.0f} MB resident, {files} descriptors, store {size:.1f} MB, {each:.0f} B/step, "
-                        f"{[picture.counters.get(name, 0) for name in ('unstored', 'lost_messages', 'faults')]}",
+                        f"{[snapshot.counters.get(name, 0) for name in ('unstored', 'lost_messages', 'faults')]}",
                         flush=True,
                     )
             last = load.steps - 1
-            assert client.wait(lambda c: c.view is not None and last in c.view.steps, 120), "the last step never came"
+            assert client.wait(lambda c: c.view is not None and last in c.view.steps, 120), (
+                "the last step did not arrive"
+            )
             for sender in (*load.engines, load.trainer):
                 sender.close(5)
         finally:
@@ -160,16 +161,16 @@ def main() -> None:
 
 
 def check(rundir: RunDir, steps: int) -> None:
-    """Every step is stored, once, whole, and with all its rollouts; nothing was lost."""
+    """Check that every step is stored once and complete, with all its rollouts, and that nothing was lost."""
     with Reader(rundir.path) as reader:
         found = reader.execute("SELECT step, partial, joined_fraction FROM step ORDER BY id").fetchall()
-        told = reader.execute("SELECT text FROM event WHERE kind IN ('gap', 'lost')").fetchall()
+        losses = reader.execute("SELECT text FROM event WHERE kind IN ('gap', 'lost')").fetchall()
     odd = [row for row in found if row[1:] != (0, 1.0)]
     missing = set(range(steps)) - {row[0] for row in found}
     again = len(found) - len({row[0] for row in found})
-    print(f"{steps} steps sent: {len(missing)} missing, {again} twice; {told}")
+    print(f"{steps} steps sent: {len(missing)} missing, {again} twice; {losses}")
     print(f"{len(odd)} partial or not all joined (step, partial, share joined): {odd[:20]}")
-    assert not (missing or again or odd or told)
+    assert not (missing or again or odd or losses)
 
 
 if __name__ == "__main__":

@@ -136,12 +136,12 @@ def train(path: str, size: str, how: str) -> None:
 def step_engine(path: str, how: str) -> None:
     """Step a stand-in engine that computes in Python all the time, or hardly at all."""
     from bench import engine_threads
-    from rltop.collectors.transport.error_boundary import Guard
+    from rltop.collectors.transport.error_boundary import ErrorBoundary
     from rltop.collectors.vllm.agent import Agent
 
     engine_threads.BUSY = 1.0 if how == "busy" else 0.0
     load = engine_threads.Load(TOKENS, 0.0055, spread=True)
-    agent = Agent(load.engine, RunDir(Path(path)), Guard())
+    agent = Agent(load.engine, RunDir(Path(path)), ErrorBoundary())
     for _ in range(ENGINE_BATCHES):
         load.batch()
     agent.close()

@@ -1,12 +1,12 @@
-"""What the store takes in, how large it gets, and how fast it answers.
+"""Write rate, size and query times of the store.
 
     .venv/bin/python -m bench.store [--steps 1000000]
 
-From the root of a checkout. A run of so many steps is written frame by frame through the writer that hubs use: all
-metrics of a step, two engines' parts, 40 scalars of the trainer. Then a hub's commits (a frame of one step each), and
-the questions: the picture as a hub or a replay opens it, the newest 500 steps of a metric, and the 20 worst tokens of
-100 steps from kept sequences. Questions are asked in a process that has not read the file before; the operating
-system's cache is warm, but where it says cold. *Painted* is the overview of the whole run, at 160x48.
+Run it from the root of a checkout. It writes a run of ``--steps`` steps frame by frame through the writer of the hub:
+all metrics of a step, two engines' parts, 40 scalars of the trainer. Then it times the commits of a hub (a frame of one
+step each) and the queries: the snapshot as a hub or a replay opens it, the newest 500 steps of a metric, and the 20
+worst tokens of 100 steps from kept sequences. Queries run in a process that has not read the file before, with a warm
+page cache unless marked cold. *Painted* is the overview of the whole run at 160x48.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 from rltop.backend import api, metrics
-from rltop.backend.api.samples import Sequence as Kept
+from rltop.backend.api.samples import Sequence as KeptSequence
 from rltop.backend.api.samples import Token
 from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.retention import Limits
@@ -40,7 +40,7 @@ NAMES = [metric.name for metric in metrics.METRICS]
 
 
 def steps(count: int, engines: int, scalars: int) -> list[api.Step]:
-    """``count`` steps to be used in turn: making them must not be what is timed."""
+    """``count`` steps to be used in turn, so that their creation is not timed."""
     rng = random.Random(0)
 
     def values() -> dict[str, float | None]:
@@ -61,7 +61,7 @@ def frame(step: api.Step, number: int) -> api.Frame:
 
 
 def ingest(directory: Path, count: int, engines: int, scalars: int, limits: Limits, tidy: bool) -> tuple[float, float]:
-    """Steps per second of CPU, frames of 200 steps a transaction, and MB of the closed file."""
+    """Steps per second of CPU in transactions of 200 frames, and MB of the closed file."""
     made = steps(200, engines, scalars)
     writer = Writer(directory / NAME, "bench", "bench", 1e9, limits=limits)
     start = time.process_time()
@@ -91,7 +91,7 @@ def commits(directory: Path, count: int) -> list[float]:
 
 
 def tokens(directory: Path, count: int) -> None:
-    """Kept sequences of 1000 tokens (24 a step) and single tokens (64 a step), and the worst of 100 steps."""
+    """Time 24 kept sequences of 1000 tokens and 64 single tokens per step, and queries of the worst of 100 steps."""
     rng = np.random.default_rng(0)
     writer = Writer(directory / NAME, "bench", "bench", 1e9)
     spent, total = 0.0, 0
@@ -102,7 +102,7 @@ def tokens(directory: Path, count: int) -> None:
             rollout[rng.random(1000) < 0.4] = 0.0
             trainer = (rollout + rng.normal(0, 0.02, 1000)).astype("<f4")
             ids = rng.zipf(1.3, 1000).clip(max=150_000).astype("<i4")
-            body = Kept(
+            body = KeptSequence(
                 step, 0, number, 1000, 0, 0.02, 3e-4, 1.0, ["e0"], ["r1"], ["content"], "stop", 100, 96,
                 ids[:100].tobytes(), ids.tobytes(), b"\1" * 1000, rollout.tobytes(), trainer.tobytes(),
                 np.full(1000, step, "<i4").tobytes(), bytes(4000),
@@ -136,7 +136,7 @@ def tokens(directory: Path, count: int) -> None:
 
 
 async def paint(picture: api.Snapshot) -> float:
-    """Milliseconds from the picture to the painted overview."""
+    """Milliseconds from the snapshot to the painted overview."""
     client = pictures.HeldClient(pictures.no_steps())
     async with dashboard(client, (160, 48)) as (app, _):
         client.show(picture)
@@ -145,8 +145,8 @@ async def paint(picture: api.Snapshot) -> float:
         return 1e3 * (time.perf_counter() - began)
 
 
-def ask(path: Path, cold: bool) -> None:
-    """The questions, in a process of its own."""
+def query(path: Path, cold: bool) -> None:
+    """Time the queries, in a process of its own."""
     file = os.open(path / NAME, os.O_RDONLY)
     if cold:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -177,11 +177,11 @@ def ask(path: Path, cold: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_000_000)
-    parser.add_argument("--ask", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--query", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cold", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.ask:
-        ask(options.ask, options.cold)
+    if options.query:
+        query(options.query, options.cold)
         return
     with tempfile.TemporaryDirectory(prefix="rl") as made:
         for name in ("commits", "small", "tokens", "whole", "thinned"):
@@ -198,8 +198,8 @@ def main() -> None:
             rate, size = ingest(Path(made) / name, options.steps, 0, 0, limits, tidy=name == "thinned")
             print(f"{options.steps} steps {name}: {rate:,.0f} steps/s of CPU, {size:.0f} MB", flush=True)
             for how in (["--cold"], [], []):
-                asked = ["--ask", str(Path(made) / name), *how]
-                subprocess.run([sys.executable, "-m", "bench.store", *asked], check=True)
+                arguments = ["--query", str(Path(made) / name), *how]
+                subprocess.run([sys.executable, "-m", "bench.store", *arguments], check=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Simulated runs of all kinds with all faults that can be simulated: which are named wrongly, or told though healthy?
+"""Wrong diagnoses and false alarms over simulated runs with every fault that can be simulated.
 
-    .venv/bin/python -m bench.stress [--runs 400] [--first 0] [--only raw top-p] [--without facts]
+    .venv/bin/python -m bench.stress [--runs 400] [--first 0] [--only raw top-p]
 
-Each run has a number, from which its fault and its setting are drawn: vocabulary, temperature, lengths, engines, lag,
-size of updates, whether old logprobs, entropies and facts are passed. The policies are exact (``tests/exact.py``), the
-hub is the real one. It is a place to find mistakes of reasoning in; what counts are real runs (``bench/diagnosis.py``).
+The number of a run seeds its fault and its setting: vocabulary, temperature, lengths, engines, lag, size of updates,
+whether old logprobs, entropies and facts are passed. The policies are exact (``tests/exact.py``), the hub is the real
+one. This bench finds errors in the checks; accuracy is measured on real runs (``bench/diagnosis.py``).
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from rltop.collectors.contract import wire
 from tests.exact import RIGHT, Run, Setting, Wrong
 from tests.hub_core import Hub
 
+OnMessage = Callable[[wire.DataBody, wire.Arrays], object]
+
 ONSETS = (0, 7)
 STEPS, LONG = 20, 32
 EVERY = 5
-"""Every so many steps a verdict is asked for."""
+"""Steps between two diagnoses."""
 
-BUDGET = 2_500
-"""Tokens of a step, about."""
+STEP_TOKENS = 2_500
+"""Approximate tokens per step."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,10 @@ class Kind:
     """One fault.
 
     Attributes:
-        name: what it is called here. codes: any of which names it rightly.
-        wrong: what is wrong, by the setting and by a number from 0 to 1.
-        fits: whether the setting can have it.
-        steps: of a run with it.
+        name: of the fault in this bench. codes: the cause codes that count as right.
+        wrong: the deviation, given the setting and a random number in [0, 1].
+        fits: whether the fault can occur in the setting.
+        steps: length of a run with the fault.
     """
 
     name: str
@@ -93,12 +95,12 @@ LENGTHS = ((1, 1), (1, 4), (4, 16), (12, 48), (12, 48), (40, 300), (300, 4096))
 
 
 @dataclass(frozen=True)
-class Told:
-    """What was told of one run.
+class DiagnosedRun:
+    """The verdicts on one run.
 
     Attributes:
-        kind, setting, wrong: the run.
-        steps, verdicts: as of which step.
+        kind, setting, wrong: of the run.
+        steps, verdicts: the diagnosed steps and the verdict at each.
     """
 
     kind: Kind
@@ -109,48 +111,48 @@ class Told:
 
     @property
     def last(self) -> str:
-        """What it comes to at the end: a code, ``-`` of a healthy verdict, ``?`` of none."""
-        return said(self.verdicts[-1])
+        """Cause code of the last verdict; ``-`` if healthy, ``?`` if undecided."""
+        return code_of(self.verdicts[-1])
 
     @property
     def alarms(self) -> list[int]:
-        """Indices of verdicts of fault before there was one."""
+        """Indices of fault verdicts before the onset."""
         onset = self.wrong.at if self.kind.codes else self.setting.steps
-        told = zip(self.steps, self.verdicts, strict=True)
-        return [n for n, (step, verdict) in enumerate(told) if step < onset and verdict.verdict == FAULT]
+        verdicts = zip(self.steps, self.verdicts, strict=True)
+        return [n for n, (step, verdict) in enumerate(verdicts) if step < onset and verdict.verdict == FAULT]
 
     @property
     def names(self) -> list[str]:
-        """What was told since the onset, of verdicts of fault."""
-        told = zip(self.steps, self.verdicts, strict=True)
-        return [said(verdict) for step, verdict in told if step >= self.wrong.at and verdict.verdict == FAULT]
+        """Cause codes of the fault verdicts from the onset on."""
+        verdicts = zip(self.steps, self.verdicts, strict=True)
+        return [code_of(verdict) for step, verdict in verdicts if step >= self.wrong.at and verdict.verdict == FAULT]
 
     def is_right(self, verdict: Verdict) -> bool:
-        """Whether it names the fault."""
-        code = said(verdict)
+        """Whether the verdict names the fault."""
+        code = code_of(verdict)
         if code in self.kind.codes:
             return True
-        with_it = {cause.code for cause in verdict.causes}
-        return any({code, *self.kind.codes} <= pair <= with_it for pair in INSEPARABLE)
+        named = {cause.code for cause in verdict.causes}
+        return any({code, *self.kind.codes} <= pair <= named for pair in INSEPARABLE)
 
     @property
     def outcome(self) -> str:
-        """``right``, ``wrong``, or ``open`` where nothing is told at the end."""
+        """``right``, ``wrong``, or ``open`` if the last verdict reports no fault."""
         last = self.verdicts[-1]
         if not self.kind.codes:
             return "wrong" if self.alarms else "right"
         return "open" if last.verdict != FAULT else "right" if self.is_right(last) else "wrong"
 
 
-def said(verdict: Verdict) -> str:
-    """The first cause's code, ``-`` or ``?``."""
+def code_of(verdict: Verdict) -> str:
+    """The code of the first cause; ``-`` if healthy, ``?`` if undecided."""
     if verdict.verdict == HEALTHY:
         return "-"
     return verdict.causes[0].code if verdict.verdict == FAULT and verdict.causes else "?"
 
 
-def drawn(number: int, kinds: Sequence[Kind]) -> tuple[Kind, Setting, Wrong]:
-    """The run of a number."""
+def draw(number: int, kinds: Sequence[Kind]) -> tuple[Kind, Setting, Wrong]:
+    """The run that ``number`` seeds."""
     rng = np.random.default_rng((11, number))
     kind = kinds[number % len(kinds)]
     while True:
@@ -175,7 +177,7 @@ def _setting(rng: np.random.Generator, number: int, kind: Kind) -> Setting:
         engines=int(rng.integers(1, 5)),
         lag=int(rng.choice([0, 1, 1, 2, 4])),
         ragged=bool(rng.random() < 0.3),
-        groups=int(np.clip(BUDGET / mean / size, 4, 96 / size)),
+        groups=int(np.clip(STEP_TOKENS / mean / size, 4, 96 / size)),
         size=size,
         shortest=shortest,
         longest=longest,
@@ -188,52 +190,48 @@ def _setting(rng: np.random.Generator, number: int, kind: Kind) -> Setting:
     )
 
 
-class Listening(Hub):
-    """A hub whose messages somebody else hears too."""
+class ForwardingHub(Hub):
+    """A hub that passes a copy of each message to ``on_message``."""
 
-    def __init__(self, heard: Callable[[wire.DataBody, wire.Arrays], object]) -> None:
+    def __init__(self, on_message: OnMessage) -> None:
         super().__init__()
-        self._heard = heard
+        self._on_message = on_message
 
     def send(self, source: str, body: wire.DataBody, arrays: wire.Arrays | None = None) -> list[Effect]:
-        self._heard(body, arrays or {})
+        self._on_message(body, arrays or {})
         return super().send(source, body, arrays)
 
 
-def tell(
-    kind: Kind,
-    setting: Setting,
-    wrong: Wrong,
-    every: int = EVERY,
-    heard: Callable[[wire.DataBody, wire.Arrays], object] | None = None,
-) -> Told:
-    """Run it, and ask for a verdict every so many steps, before the onset and at the end."""
+def diagnose_run(
+    kind: Kind, setting: Setting, wrong: Wrong, every: int = EVERY, on_message: OnMessage | None = None
+) -> DiagnosedRun:
+    """Simulate a run and diagnose it every ``every`` steps, just before the onset and at the end."""
     steps, verdicts = [], []
-    for step, hub in enumerate(Run(setting, wrong).hubs(Listening(heard) if heard else Hub())):
+    for step, hub in enumerate(Run(setting, wrong).hubs(ForwardingHub(on_message) if on_message else Hub())):
         if step % every == every - 1 or step in (wrong.at - 1, setting.steps - 1):
             steps.append(step)
             verdicts.append(diagnose(hub.state.frames.diagnosis_input()))
-    return Told(kind, setting, wrong, steps, verdicts)
+    return DiagnosedRun(kind, setting, wrong, steps, verdicts)
 
 
-def about(told: Told) -> str:
-    """One line."""
-    usual, setting = Setting(), told.setting
+def describe(run: DiagnosedRun) -> str:
+    """One line: the fault and the settings that differ from the default."""
+    default, setting = Setting(), run.setting
     differs = {
         name: value
         for name in setting.__dataclass_fields__
-        if (value := getattr(setting, name)) != getattr(usual, name)
+        if (value := getattr(setting, name)) != getattr(default, name)
     }
     wrong = {
         name: value
         for name in RIGHT.__dataclass_fields__
-        if (value := getattr(told.wrong, name)) != getattr(RIGHT, name)
+        if (value := getattr(run.wrong, name)) != getattr(RIGHT, name)
     }
-    return f"{told.kind.name} {wrong} in {differs}"
+    return f"{run.kind.name} {wrong} in {differs}"
 
 
 def findings(verdict: Verdict) -> str:
-    """What alarms, and the causes with their shares."""
+    """One line: the causes with their confidence, and the findings that alarm."""
     causes = ", ".join(f"{cause.code} {cause.confidence:.2f}" for cause in verdict.causes[:5])
     shown = "; ".join(
         f"{f.test} {f.outcome} {f.detail} {f.engine or ''} {f.p:.0e}" for f in verdict.findings if f.p < 1
@@ -241,22 +239,30 @@ def findings(verdict: Verdict) -> str:
     return f"{verdict.verdict} [{causes}] by {shown}"
 
 
-def table(told: Sequence[Told]) -> Iterator[str]:
-    """By fault: how many are named right, wrongly, not told; and what they are taken for."""
-    yield "| fault | runs | right | wrong | open | taken for | named otherwise on the way |"
+def table(runs: Sequence[DiagnosedRun]) -> Iterator[str]:
+    """A row per fault: runs with a right, wrong or no diagnosis, and the wrong codes."""
+    yield "| fault | runs | right | wrong | open | diagnosed as | other codes before the end |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for kind in KINDS:
-        own = [one for one in told if one.kind is kind]
-        counted = Counter(one.outcome for one in own)
+        own = [run for run in runs if run.kind is kind]
+        counted = Counter(run.outcome for run in own)
         if not own:
             continue
-        for_ = Counter(one.last for one in own if one.outcome == "wrong")
-        way = Counter(name for one in own for name in set(one.names) - set(kind.codes) if one.outcome != "wrong")
-        cells = (kind.name, len(own), counted["right"], counted["wrong"], counted["open"], _few(for_), _few(way))
+        mistaken = Counter(run.last for run in own if run.outcome == "wrong")
+        passing = Counter(name for run in own for name in set(run.names) - set(kind.codes) if run.outcome != "wrong")
+        cells = (
+            kind.name,
+            len(own),
+            counted["right"],
+            counted["wrong"],
+            counted["open"],
+            _few(mistaken),
+            _few(passing),
+        )
         yield "| " + " | ".join(map(str, cells)) + " |"
-    early = sum(bool(one.alarms) for one in told if one.kind.codes)
+    early = sum(bool(run.alarms) for run in runs if run.kind.codes)
     yield ""
-    yield f"alarms before the onset in {early} of {sum(bool(one.kind.codes and one.wrong.at) for one in told)} runs"
+    yield f"alarms before the onset in {early} of {sum(bool(run.kind.codes and run.wrong.at) for run in runs)} runs"
 
 
 def _few(counted: Counter[str]) -> str:
@@ -269,18 +275,18 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10 * len(KINDS))
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=list(BY_NAME), choices=list(BY_NAME))
-    parser.add_argument("--quiet", action="store_true", help="the table alone")
+    parser.add_argument("--quiet", action="store_true", help="print only the table")
     given = parser.parse_args()
     warm()
-    told = []
+    runs = []
     for number in range(given.first, given.first + given.runs):
         began = time.perf_counter()
-        one = tell(*drawn(number, [BY_NAME[name] for name in given.only]))
-        told.append(one)
-        if not given.quiet and (one.outcome != "right" or one.alarms):
-            print(f"{number} {one.outcome} {one.last}: {about(one)} ({time.perf_counter() - began:.0f} s)")
-            print(f"    {findings(one.verdicts[one.alarms[0] if one.alarms else -1])}", flush=True)
-    print("\n".join(table(told)))
+        run = diagnose_run(*draw(number, [BY_NAME[name] for name in given.only]))
+        runs.append(run)
+        if not given.quiet and (run.outcome != "right" or run.alarms):
+            print(f"{number} {run.outcome} {run.last}: {describe(run)} ({time.perf_counter() - began:.0f} s)")
+            print(f"    {findings(run.verdicts[run.alarms[0] if run.alarms else -1])}", flush=True)
+    print("\n".join(table(runs)))
 
 
 if __name__ == "__main__":

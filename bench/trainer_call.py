@@ -1,6 +1,6 @@
-"""What ``TrainerCollector.sequences()`` costs its caller, as a ratio to plainly copying the same arrays.
+"""Cost of ``TrainerCollector.sequences()`` for its caller, as a ratio to copying the same arrays.
 
-Copies and calls alternate, so that both see the same machine. A receiver in a process of its own takes what is sent.
+Copies and calls alternate, so that both see the same load. A receiver in a process of its own receives the data.
 ``python bench/trainer_call.py [--library torch|numpy|cuda]``
 """
 
@@ -25,8 +25,8 @@ from rltop.collectors.contract.rundir import RunDir
 RECEIVER = """
 import sys, zmq
 from pathlib import Path
-from rltop.collectors import wire
-from rltop.collectors.rundir import RunDir
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.rundir import RunDir
 directory, context = RunDir(Path(sys.argv[1])), zmq.Context()
 data, control = context.socket(zmq.PULL), context.socket(zmq.ROUTER)
 data.bind(directory.ingest)
@@ -78,7 +78,7 @@ def measure(library: str, rows: int, time_: int, repeats: int) -> None:
         for step in range(repeats):
             copies.append(timed(copy))
             calls.append(timed(partial(collector.sequences, step, **values)))
-            deadline = time.monotonic() + 30  # a trainer computes between its steps; the thread sends meanwhile
+            deadline = time.monotonic() + 30  # between steps a trainer computes while the thread sends
             while collector._sender.health().counts["sequences"].queued and time.monotonic() < deadline:
                 time.sleep(0.002)
         collector.close()

@@ -1,7 +1,7 @@
-"""What the dashboard costs at its default rate: bytes and CPU a tick, on a real pseudo-terminal.
+"""Cost of the dashboard at its default rate: bytes and CPU per tick, on a real pseudo-terminal.
 
-``python -m bench.tui_bytes`` from the repository root. Every tick brings new figures of all eight engines; every eighth
-a new step (a step each two seconds). CPU is that of the dashboard's process, start-up left out.
+``python -m bench.tui_bytes`` from the repository root. Every tick brings new values of all eight engines, every
+eighth a new step (a step each two seconds). CPU is that of the dashboard's process without its start.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def cpu_s(pid: int) -> float:
 def measure(columns: int, lines: int, kind: str) -> str:
     with Terminal(columns, lines, fps=FPS) as terminal:
         terminal.wait_for(lambda text: "step 39" in text and "detach" in text)
-        terminal.tell("s")
+        terminal.advance("s")
         terminal.wait_for(lambda text: "step 40" in text)
         sent, used, began = terminal.bytes, cpu_s(terminal.process.pid), time.monotonic()
-        terminal.tell(kind * TICKS + "s")
+        terminal.advance(kind * TICKS + "s")
         last = 41 + kind.count("s") * TICKS + (TICKS + 1) // 8 * kind.count("n")
         terminal.wait_for(lambda text: f"step {last}" in text)
         took = time.monotonic() - began

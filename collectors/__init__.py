@@ -1,4 +1,4 @@
-"""Collectors: the part of rltop that runs inside engines and trainers. Light, and never in the way."""
+"""Collectors: the part of rltop that runs inside engines and trainers. They never block or raise into their host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    if name == "TrainerCollector":  # on first use: an engine that imports the plugin needs none of it
+    if name == "TrainerCollector":  # imported on first use: engines that load the plugin don't need it
         from rltop.collectors.trainer.collector import TrainerCollector
 
         return TrainerCollector

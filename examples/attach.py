@@ -1,18 +1,18 @@
-"""The smallest run that rltop can watch: one vLLM engine, a torch model, REINFORCE on the sorting task.
+"""A minimal run for rltop: one vLLM engine, a torch model, REINFORCE on the sorting task.
 
 Run it, and `rltop example --control` in another terminal:
 
     VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind .venv/bin/python examples/attach.py
 
-The weights in the engine are never updated here, so the gap grows with every step: that is what staleness looks like.
-The hub stays when the run has ended, for whoever still looks; `rltop hub example --stop` ends it.
+The engine's weights are never updated here, so the gap grows with every step: this is staleness. The hub keeps running
+after the run has ended; `rltop hub example --stop` stops it.
 """
 
 import os
 import random
 from pathlib import Path
 
-os.environ.setdefault("RLTOP_RUN", "example")  # before vLLM starts: this is what wakes the engine's collector
+os.environ.setdefault("RLTOP_RUN", "example")  # before vLLM starts: activates the engine's collector
 os.environ.setdefault("RLTOP_ENGINE", "e0")
 
 import torch
@@ -27,7 +27,7 @@ MODEL = Path(demo.__file__).parent / "sort-sft"
 
 
 def main(steps: int = 20, batch: int = 32) -> None:
-    """Sample, score, learn; three calls tell rltop about it."""
+    """Sample, score and train; three calls pass the data to rltop."""
     engine = LLM(str(MODEL), skip_tokenizer_init=True, max_model_len=128, enforce_eager=True, dtype="float32",
                  block_size=32, logprobs_mode="processed_logprobs")  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
@@ -35,7 +35,7 @@ def main(steps: int = 20, batch: int = 32) -> None:
     sampling = SamplingParams(temperature=1.0, max_tokens=20, logprobs=0, detokenize=False, stop_token_ids=[task.EOS])
     rng = random.Random(0)
 
-    facts = {"temperature": 1.0, "top_p": 1.0, "dtype": torch.float32}  # what score() computes with
+    facts = {"temperature": 1.0, "top_p": 1.0, "dtype": torch.float32}  # the settings of score()
 
     with TrainerCollector(rank=0, world_size=1, facts=facts) as trainer:
         for step in range(steps):

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Static checks: formatting, lint, types over code and tests, and the one-way rule of imports.
+# Static checks: formatting, lint, types of code and tests, and the import contracts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${RLTOP_BIN:-.venv/bin}
 
-# The three folders are the packages rltop.tui, rltop.backend, rltop.collectors; mypy and import-linter follow no import
-# hook of an editable install, so they read the packages through links.
+# The three folders are the packages rltop.tui, rltop.backend and rltop.collectors. mypy and import-linter can't follow
+# the import hook of an editable install, so they read the packages through links.
 mkdir -p build/tree/rltop
 for package in tui backend collectors; do ln -sfn "../../../$package" "build/tree/rltop/$package"; done
 

@@ -1,11 +1,10 @@
-"""Record the run that comes with the package: `rltop replay --sample`.
+"""Record the sample run of the package, shown by `rltop replay --sample`.
 
     .venv/bin/python scripts/sample.py
 
-The real demo on this machine (some minutes), at temperature 0.7, with flags switched as it goes; the fault is injected
-by a switch as well: raw logprobs, which at this temperature are not those that were sampled from. Token ids stay in, so
-that every view has something to show. To be done again when steps gain metrics. What happens when is written down in
-docs/history.md.
+Runs the real demo on this machine (some minutes) at temperature 0.7 and switches flags during the run. The fault is one
+of the switches: raw logprobs, which at this temperature are not the logprobs of the sampled distribution. Token ids are
+included, so that every view has data. Record it again when steps get new metrics. docs/history.md describes the run.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SETTINGS = (
 
 
 def main() -> int:
-    """Run the demo and record it; its exit code."""
+    """Run the demo and record it. Returns the demo's exit code."""
     with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as home:
         command = [sys.executable, "-m", "rltop.tui.cli.main", "demo", "--headless", "--run", "sort", "--steps", "60"]
         command += ["--temperature", "0.7", *(part for text in SETTINGS for part in ("--set", text))]

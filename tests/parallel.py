@@ -89,7 +89,7 @@ def beside_trainer(report: wire.ProbeReport, tensors: Mapping[str, Any]) -> Prob
     """What the report says beside a trainer that has ``tensors`` at the engine's version."""
     weights = KnownDigests()
     digests = weight_digests(tensors)
-    weights.trained(wire.StepClosed(0, 0, 1, report.policy_version, weight_digests=digests))
+    weights.add_trainer_digests(wire.StepClosed(0, 0, 1, report.policy_version, weight_digests=digests))
     return weights.judge({report.engine: Report(report, [])}, {})
 
 
@@ -213,4 +213,6 @@ def _applied(seen: api.Snapshot, rank: str) -> bool:
 
 def _switch(rundir: RunDir) -> list[api.Change]:
     with Client(rundir) as client:
-        return client.set_flag("prefix_caching", "off", who="bench", host="here", timeout_s=20.0)
+        return client.command(
+            api.AskSet(api.new_id(), "prefix_caching", "off", who="bench", host="here", timeout_s=20.0)
+        )

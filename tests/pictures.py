@@ -1,4 +1,4 @@
-"""Pictures of runs as a hub would serve them, made by hand and the same every time, and a client that holds one."""
+"""Deterministic snapshots of runs, as a hub would serve them, and a client that serves one."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from rltop.collectors.contract.flags import FLAGS
 from rltop.collectors.contract.wire import Counts, FlagState, Timer
 
 START = 1_790_000_000.0
-"""Wall clock at which every picture's run began."""
+"""Wall clock at which every run started."""
 
 STEP_S = 4.0
 
 
 @dataclass
 class HeldClient:
-    """A client whose hub is the test: it shows what the test puts there and keeps what was asked."""
+    """A client controlled by the test: it serves the test's snapshot and records the questions."""
 
-    api: Snapshot | None = None
+    view: Snapshot | None = None
     state: str = "live"
     age_s: float = 0.1
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -61,7 +61,7 @@ def flags(caching: str = "on", scheduling: str = "on") -> dict[str, FlagState]:
 
 
 def step(number: int) -> Step:
-    """Step ``number`` of a healthy run whose prefix caching goes off after step 10."""
+    """Step ``number`` of a healthy run whose prefix caching is switched off after step 10."""
     rng = random.Random(number)
     learned = 1 - math.exp(-number / 18)
     gap = 0.011 + 0.004 * rng.random() + (0.004 if number > 20 else 0)
@@ -81,7 +81,7 @@ def step(number: int) -> Step:
         "joined_fraction": 1.0,
         "prefix_hit_rate": 0.62 if number <= 10 else 0.0,
     }
-    if number >= 4:  # before, no token's version was known
+    if number >= 4:  # before, token versions are unknown
         noise = gap * 0.9
         values |= {
             "noise_std": noise / math.sqrt(2 / math.pi),
@@ -180,12 +180,12 @@ def healthy(steps: int = 40, engines: int = 2) -> Snapshot:
 
 
 def young() -> Snapshot:
-    """A run of three steps, in which no noise floor is known yet."""
+    """A run of three steps, without a noise floor yet."""
     return healthy(3)
 
 
 def no_steps() -> Snapshot:
-    """Engines are there, the trainer too, nothing was trained yet."""
+    """Engines and trainer are connected; no training step yet."""
     return picture(
         engines={
             "e0": engine(gap=None, prefix_hit_rate=None, policy_version=None, lag=None),
@@ -196,7 +196,7 @@ def no_steps() -> Snapshot:
 
 
 def switched() -> Snapshot:
-    """One engine refused what the other took; a second switch is under way."""
+    """One engine refused a switch that the other applied; a second switch is running."""
     fixed = FlagState("off", False, "async scheduling is not supported with this executor")
     changes = [
         applied("e0", "async_scheduling", "on", command="c2", at_step=20),
@@ -215,7 +215,7 @@ def switched() -> Snapshot:
 
 
 def timed() -> Snapshot:
-    """Half the fleet was switched for ten minutes, strict; it is paused for one; facts do not agree."""
+    """Half the fleet has a strict switch for ten minutes and a pause for one; facts differ."""
     strict = FlagState("off", True, "", "strict")
     shown = healthy()
     now = shown.time
@@ -226,7 +226,7 @@ def timed() -> Snapshot:
         "vllm_version": "0.32.0", "dtype": "bfloat16", "head_dtype": "bfloat16",
         "default_sampling": "temperature=0.6, top_k=20",
     }  # fmt: skip
-    raw = "a raw record leaves out temperature 0.7, which makes every ratio wrong"
+    raw = "raw rollout logprobs ignore temperature 0.7, which makes every ratio wrong"
     shown.engines = {
         "e0": engine(
             flags=flags() | {"async_scheduling": strict, "logprobs_mode": FlagState("raw", True)},
@@ -260,7 +260,7 @@ def timed() -> Snapshot:
 
 
 def effect(**changes: Any) -> Effect:
-    """What a canary did: one figure up, one not, one not yet, one confounded, one not measured."""
+    """The effect of a canary: verdicts up, none, not yet, confounded, down, unknown."""
 
     def row(figure: str, unit: str, verdict: str, **facts: Any) -> EffectRow:
         own = EffectEstimate(0.0143, 0.0191, 0.0048, 0.0021, 0.0075)
@@ -282,7 +282,7 @@ def effect(**changes: Any) -> Effect:
 
 
 def troubled() -> Snapshot:
-    """Many engines; one silent, one gone, one that lost records, one whose version is inferred."""
+    """Many engines: one silent, one exited, one that lost records, one with an inferred version."""
     shown = healthy(engines=12)
     shown.engines["e3"] = engine("e3", health="silent", tokens_per_s=None)
     shown.engines["e7"] = engine("e7", health="gone", tokens_per_s=None, kv_usage=None, running=0, waiting=0)

@@ -1,7 +1,7 @@
-"""What a dashboard's screen shows, as text that can be read and compared.
+"""The dashboard's screen as text, compared with saved files.
 
-A cell in reverse (cursor, focus, alarm) stands between ``⟦`` and ``⟧``; colours are left out, since no fact may need
-them. ``RLTOP_NEW_SCREENS=1 pytest tests/test_tui_screens.py`` writes the files anew; read the diff before a commit.
+Reversed cells (cursor, focus, alarm) are between ``⟦`` and ``⟧``; colours are left out, since no fact may depend on
+them. ``RLTOP_NEW_SCREENS=1 pytest tests/test_tui_screens.py`` rewrites the files; read the diff before a commit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SAVED = Path(__file__).parent / "screens"
 async def dashboard(
     client: HeldClient, size: tuple[int, int], *, control: bool = False
 ) -> AsyncIterator[tuple[RltopApp, Pilot[int]]]:
-    """The dashboard of ``client``, painted; its clock stands still."""
+    """The painted dashboard of ``client``, with a stopped clock."""
     app = RltopApp(client, "sort", control=control, clock=lambda: 100.0)
     async with app.run_test(size=size) as pilot:
         await settle(app, pilot)
@@ -32,14 +32,14 @@ async def dashboard(
 
 
 async def settle(app: RltopApp, pilot: Pilot[int]) -> None:
-    """Take what the client has, lay out, paint."""
+    """Receive, lay out, paint."""
     for _ in range(3):
         app.tick()
         await pilot.pause()
 
 
 def screen_text(app: App[int]) -> str:
-    """The whole screen, one line a row, without blanks at the ends."""
+    """The whole screen, without trailing blanks."""
     lines = []
     for strip in app.screen._compositor.render_strips():
         text, inside = "", False
@@ -52,7 +52,7 @@ def screen_text(app: App[int]) -> str:
 
 
 def assert_as_saved(app: App[int], name: str) -> None:
-    """The screen is the one saved as ``name``."""
+    """Assert that the screen equals the file saved as ``name``."""
     shown, path = screen_text(app), SAVED / f"{name}.txt"
     if os.environ.get("RLTOP_NEW_SCREENS"):
         path.parent.mkdir(exist_ok=True)

@@ -96,7 +96,8 @@ class Policy:
             made = BatchRuns(batch)
             parts = measure(batch, made)
             found = evidence.of(batch, made)
-            course.put(step, {e: evidence.with_lags(own, parts[e].strata) for e, own in found.items() if own.told})
+            kept = {e: own for e, own in found.items() if not own.is_empty}
+            course.put(step, {e: evidence.with_lags(own, parts[e].strata) for e, own in kept.items()})
             of_copies = {engine: dict(kinds) for engine, kinds in copies.compare(batch).items()}
             told.append(api.Step(step, float(step), step + 1, False, {}, joins=dict(batch.ways()), copies=of_copies))
             yield DiagnosisInput("run", list(told), evidence=course.stretches())
@@ -137,7 +138,7 @@ class Policy:
             index.add(*rollouts([rollout for rollout in written if rollout.engine == name]), "life")
         body, arrays = sequences(rows, step=step, policy_version=step, temperature=self.heat)
         batch = Batch(body, arrays)
-        batch.join(index, surely=False)
+        batch.join(index, strict=False)
         return batch
 
     def _contexts(self, rng: np.random.Generator, length: int) -> Floats:

@@ -17,7 +17,7 @@ from rltop.backend.client.live import Client
 from rltop.backend.store.read import Reader
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
 from tests.harness import wait_shown
 from tests.hub_messages import engine_state
 
@@ -42,14 +42,14 @@ class Fleet:
         self.steps = 0
         self._pause = 1 / steps_per_s
         self._next = time.monotonic()
-        self._trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items, tick=self._tick)
-        self._engines = [Sender(rundir, f"e{n}", "engine", lambda _, items: items) for n in range(engines)]
+        self._trainer = Sender[Message](rundir, "trainer/0", "trainer", lambda _, items: items, tick=self._tick)
+        self._engines = [Sender[Message](rundir, f"e{n}", "engine", lambda _, items: items) for n in range(engines)]
         for place, engine in enumerate(self._engines):
             engine._periodic = lambda e=engine, n=place: self._report(e, n)
             engine.start()
         self._trainer.start()
 
-    def _report(self, engine: Sender, place: int) -> None:
+    def _report(self, engine: Sender[Message], place: int) -> None:
         state = engine_state(engine.source, step=self.steps, generated_tokens=self.steps * 100 + place)
         engine.offer("state", 500, (state, {}))
 

@@ -1,8 +1,8 @@
-"""The dashboard on a real terminal of a given size: what it sends is counted and shown on an emulated screen.
+"""The dashboard on a real pseudo-terminal: its output is counted and shown on an emulated screen.
 
-``python -m tests.terminal FD`` is the other side: a dashboard whose run moves by one message of ``FD``:
-``m`` nothing but a mark, ``e`` one engine's figures, ``s`` a step, ``n`` eight engines' figures and a step now and
-then, ``f`` all plots at once.
+``python -m tests.terminal FD`` is the other side: a dashboard whose run advances by one message of ``FD`` a tick:
+``m`` only a mark, ``e`` values of one engine, ``s`` a step, ``n`` values of eight engines and every eighth time a step,
+``f`` all plots at once.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tests.harness import wait_for
 from tests.pictures import HeldClient
 
 MARK = b"\a"
-"""What the dashboard's process sends after all before it, when told ``m``: the bell, which it never rings."""
+"""The reply to ``m``, sent after all earlier output: the bell, which the dashboard never rings here."""
 
 
 class Terminal:
-    """A dashboard in a child process on a pseudo-terminal, which its session owns as after a login, or not."""
+    """A dashboard in a child process on a pseudo-terminal; ``owned``: its session's controlling terminal."""
 
     def __init__(self, columns: int, lines: int, *, fps: float = 10.0, owned: bool = True) -> None:
         self.bytes = 0
@@ -42,14 +42,14 @@ class Terminal:
         self._stream = pyte.ByteStream(self._screen)
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-        told, self._tell = os.pipe()
+        messages, self._messages = os.pipe()
         environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.terminal", str(told), str(fps), str(int(owned))],
-            stdin=slave, stdout=slave, stderr=slave, pass_fds=(told,), start_new_session=True, env=environment,
+            [sys.executable, "-m", "tests.terminal", str(messages), str(fps), str(int(owned))],
+            stdin=slave, stdout=slave, stderr=slave, pass_fds=(messages,), start_new_session=True, env=environment,
         )  # fmt: skip
         os.close(slave)
-        os.close(told)
+        os.close(messages)
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +58,7 @@ class Terminal:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self.hang_up()
-        os.close(self._tell)
+        os.close(self._messages)
 
     def hang_up(self) -> None:
         """Close the terminal, as a lost connection does."""
@@ -66,20 +66,20 @@ class Terminal:
             os.close(self._master)
             self._master = -1
 
-    def tell(self, messages: str) -> None:
-        """Let the run move; one message is taken at each tick."""
-        os.write(self._tell, messages.encode())
+    def advance(self, messages: str) -> None:
+        """Advance the run, one message a tick."""
+        os.write(self._messages, messages.encode())
 
     def mark(self) -> int:
-        """How many bytes it took to paint all that was told before; what is still on its way is waited for."""
+        """Bytes sent until all earlier messages were painted; waits for those still in transit."""
         wanted = self._marks + 1
-        self.tell("m")
+        self.advance("m")
         self._wait(lambda: self._marks >= wanted)
         return self._at_mark
 
-    def wait_until_told(self) -> None:
-        """Until the run has taken all messages; reads nothing of what the dashboard sends meanwhile."""
-        wait_for(lambda: not any(fcntl.ioctl(self._tell, termios.FIONREAD, bytes(4))), "the run takes all messages")
+    def wait_until_taken(self) -> None:
+        """Wait until the run has taken all messages, without reading the dashboard's output."""
+        wait_for(lambda: not any(fcntl.ioctl(self._messages, termios.FIONREAD, bytes(4))), "the run takes all messages")
 
     def press(self, keys: str) -> None:
         os.write(self._master, keys.encode())
@@ -89,7 +89,7 @@ class Terminal:
         return "\n".join(self._screen.display)
 
     def read(self, timeout_s: float) -> int:
-        """Take what the dashboard has sent, waiting up to ``timeout_s`` for the first of it."""
+        """Read the dashboard's output, waiting up to ``timeout_s`` for the first bytes."""
         if not select.select([self._master], [], [], timeout_s)[0]:
             return 0
         data = os.read(self._master, 1 << 16)
@@ -101,7 +101,7 @@ class Terminal:
         return len(data)
 
     def wait_for(self, shown: Callable[[str], bool]) -> None:
-        """Read until the screen is as wanted."""
+        """Read until ``shown`` is true of the screen."""
         self._wait(lambda: shown(self.text))
 
     def _wait(self, condition: Callable[[], bool]) -> None:
@@ -111,19 +111,19 @@ class Terminal:
             raise AssertionError(f"{stalled}\n{self.text}") from None
 
 
-class ToldClient(HeldClient):
-    """Moves when the test says so, by one message a tick."""
+class AdvancingClient(HeldClient):
+    """Advances by one message of the pipe ``messages`` a tick."""
 
-    def __init__(self, told: int) -> None:
+    def __init__(self, messages: int) -> None:
         super().__init__(pictures.healthy(engines=8))
-        os.set_blocking(told, False)
-        self._told = told
+        os.set_blocking(messages, False)
+        self._messages = messages
         self._moves = 0
         self.marked: Callable[[], object] = str
 
     def poll(self, timeout_s: float = 0.0) -> bool:
         try:
-            message = os.read(self._told, 1).decode()
+            message = os.read(self._messages, 1).decode()
         except BlockingIOError:
             message = ""
         if message == "m":
@@ -150,10 +150,10 @@ class ToldClient(HeldClient):
             view.steps = {n: msgspec.structs.replace(pictures.step(n + self._moves), step=n) for n in range(200)}
 
 
-def main(told: int, fps: float, owned: int) -> int:
+def main(messages: int, fps: float, owned: int) -> int:
     if owned:
         fcntl.ioctl(sys.stdin, termios.TIOCSCTTY, 0)  # as a login's terminal: its end is this session's end
-    client = ToldClient(told)
+    client = AdvancingClient(messages)
     app = RltopApp(client, "sort", fps=fps)
     client.marked = app.bell
     app.run()

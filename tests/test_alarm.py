@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rltop.backend.alarms import rules
 from rltop.backend.alarms.rules import Alarms
-from rltop.backend.api.alarm import CLEAR_AFTER, CLEARED, RAISED, RENAMED, REOPENED, Alarm, AlarmChange, standing
+from rltop.backend.api.alarm import CLEAR_AFTER, CLEARED, RAISED, RENAMED, REOPENED, Alarm, AlarmChange, status_text
 from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Verdict
 
 STALE = Cause("stale-prefix", "C1", "inference path", "KV of older weights", "", 0.9, since_step=3)
@@ -23,7 +23,7 @@ def verdict(step: int, *causes: Cause, sure: bool = True) -> Verdict:
 
 def run(alarms: Alarms, *verdicts: Verdict) -> list[AlarmChange]:
     """What comes of them, a minute apart."""
-    said = [alarms.take(one, 60.0 * (one.step or 0)) for one in verdicts]
+    said = [alarms.update(one, 60.0 * (one.step or 0)) for one in verdicts]
     return [news for news in said if news is not None]
 
 
@@ -39,7 +39,7 @@ def raised(cause: Cause = STALE) -> tuple[Alarms, Alarm]:
     return alarms, news.alarm
 
 
-def test_one_odd_step_is_no_alarm() -> None:
+def test_a_single_bad_step_raises_no_alarm() -> None:
     assert not run(Alarms(), verdict(1), verdict(2, STALE), verdict(3), verdict(4, STALE), verdict(5))
 
 
@@ -50,14 +50,14 @@ def test_an_alarm_names_the_cause_its_engines_and_since_when() -> None:
     assert news.alarm.raised_step == 10 + rules.RAISE_AFTER - 1
 
 
-def test_faults_of_different_layers_in_turn_take_as_long_as_a_doubt() -> None:
+def test_alternating_layers_take_as_long_as_an_undecided_verdict() -> None:
     flickering = [verdict(step, STALE if step % 2 else LYING) for step in range(rules.DOUBT_AFTER)]
     assert not run(Alarms(), *flickering[:-1])
     [news] = run(Alarms(), *flickering)
     assert not news.alarm.sure
 
 
-def test_a_doubt_takes_longer_and_is_told_again_when_it_becomes_sure() -> None:
+def test_an_undecided_alarm_takes_longer_and_is_reported_again_when_certain() -> None:
     alarms = Alarms()
     [doubt] = run(alarms, *steps(0, rules.DOUBT_AFTER, PARTIAL, sure=False))
     assert (doubt.alarm.sure, doubt.alarm.raised_step) == (False, rules.DOUBT_AFTER - 1)
@@ -73,7 +73,7 @@ def test_too_little_data_neither_raises_nor_ends_an_alarm() -> None:
     assert alarms.open == alarm
 
 
-def test_it_ends_after_some_healthy_steps_and_says_so_once() -> None:
+def test_an_alarm_ends_after_healthy_steps_and_is_reported_once() -> None:
     alarms, alarm = raised()
     assert not run(alarms, *steps(12, CLEAR_AFTER - 1))
     [news] = run(alarms, *steps(20, 10))
@@ -81,7 +81,7 @@ def test_it_ends_after_some_healthy_steps_and_says_so_once() -> None:
     assert alarms.open is None
 
 
-def test_a_better_name_within_the_layer_is_not_told_anew_and_another_layer_is() -> None:
+def test_a_rename_is_reported_only_if_the_layer_changes() -> None:
     alarms, _ = raised(PARTIAL)
     [same] = run(alarms, *steps(12, 4, LYING))
     assert (same.what, same.told, same.alarm.cause) == (RENAMED, False, LYING.id)
@@ -90,7 +90,7 @@ def test_a_better_name_within_the_layer_is_not_told_anew_and_another_layer_is() 
     assert (other.told, other.alarm.acknowledged) == (True, "")
 
 
-def test_the_same_cause_soon_after_opens_the_old_alarm_again() -> None:
+def test_the_same_cause_soon_after_reopens_the_alarm() -> None:
     alarms, alarm = raised()
     run(alarms, *steps(12, CLEAR_AFTER))
     [again] = run(alarms, *steps(20, 2, STALE))
@@ -100,7 +100,7 @@ def test_the_same_cause_soon_after_opens_the_old_alarm_again() -> None:
     assert (new.what, new.alarm.id) == (RAISED, "a2")
 
 
-def test_nothing_is_told_of_what_is_acknowledged_or_silenced() -> None:
+def test_acknowledged_and_silenced_alarms_send_no_notifications() -> None:
     alarms, alarm = raised()
     alarms.acknowledge(alarm.id, "kim", 700.0)
     [news] = run(alarms, *steps(12, CLEAR_AFTER))
@@ -110,14 +110,14 @@ def test_nothing_is_told_of_what_is_acknowledged_or_silenced() -> None:
     assert [n.told for n in run(alarms, *steps(12, CLEAR_AFTER))] == [False]
 
 
-def test_silence_ends_by_itself_and_at_once_with_zero() -> None:
+def test_a_silence_expires_and_zero_ends_it_at_once() -> None:
     alarms, alarm = raised()
-    assert alarms.silence(alarm.id, 10.0, 700.0).quiet(709.0)
-    assert not alarms.silence(alarm.id, 10.0, 700.0).quiet(711.0)
-    assert not alarms.silence(alarm.id, 0.0, 700.0).quiet(700.0)
+    assert alarms.silence(alarm.id, 10.0, 700.0).is_muted(709.0)
+    assert not alarms.silence(alarm.id, 10.0, 700.0).is_muted(711.0)
+    assert not alarms.silence(alarm.id, 0.0, 700.0).is_muted(700.0)
 
 
-def test_an_alarm_that_is_not_there_or_over_says_so() -> None:
+def test_an_unknown_or_cleared_alarm_is_refused() -> None:
     alarms, alarm = raised()
     with pytest.raises(ValueError, match="no alarm 'a7'; alarms: a1"):
         alarms.acknowledge("a7", "kim", 0.0)
@@ -134,11 +134,11 @@ def test_a_new_hub_goes_on_from_the_alarms_of_the_last() -> None:
     assert (news.what, news.alarm.id) == (CLEARED, alarm.id)
 
 
-def test_it_says_how_far_it_is_from_its_end_and_a_bad_step_begins_anew() -> None:
+def test_healthy_steps_are_counted_and_a_bad_step_resets_the_count() -> None:
     alarms, _ = raised()
     assert not run(alarms, *steps(12, 3))
     assert alarms.open is not None
-    assert (alarms.open.well, standing(alarms.open, 0.0)) == (3, "open, healthy for 3 of 5 steps")
+    assert (alarms.open.well, status_text(alarms.open, 0.0)) == (3, "open, healthy for 3 of 5 steps")
     assert list(alarms.take_changed()) == ["a1"]
     run(alarms, verdict(15, STALE))
     assert alarms.open.well == 0
@@ -151,11 +151,11 @@ def test_it_says_how_far_it_is_from_its_end_and_a_bad_step_begins_anew() -> None
 
 
 @given(st.lists(st.sampled_from([None, STALE, PARTIAL, LYING]), max_size=200), st.data())
-def test_raised_and_cleared_take_turns_whatever_comes(causes: list[Cause | None], data: st.DataObject) -> None:
+def test_raised_and_cleared_alternate(causes: list[Cause | None], data: st.DataObject) -> None:
     alarms, told = Alarms(), []
     for step, cause in enumerate(causes):
         sure = data.draw(st.booleans()) if cause else True
-        if news := alarms.take(verdict(step, *([cause] if cause else []), sure=sure), float(step)):
+        if news := alarms.update(verdict(step, *([cause] if cause else []), sure=sure), float(step)):
             told.append(news.what)
     ends = [what for what in told if what != RENAMED]
     assert [what == CLEARED for what in ends] == [bool(i % 2) for i in range(len(ends))]

@@ -1,4 +1,4 @@
-"""The command line on real hubs: what it prints, in JSON where asked, what it says of mistakes, how it ends."""
+"""The command line on real hubs: its output as text and JSON, its error messages and exit codes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,23 +21,17 @@ from rltop.backend.client.live import Client
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.launch import ensure_hub, find_hub
 from rltop.collectors.contract.rundir import RunDir, for_run
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
 from rltop.tui.cli import main as cli
 from tests.harness import wait_shown
 from tests.hub_messages import Trained, engine_state, sequences
 from tests.receiver import run_directory, wait_until
 from tests.test_hub_report import CHANGE_KEYS, ENGINE_KEYS, REPORT_KEYS, STEP_KEYS
 
-COMMANDS = (
-    "top", "runs", "status", "set", "keep", "undo", "flush", "pause", "resume", "audit", "effect", "hub", "demo",
-    "fingerprint", "launch-args", "worst",
-    "replay", "record", "export", "parity", "forward",
-)  # fmt: skip
-
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty ``RLTOP_HOME``; the hubs that were started in it are ended."""
+    """An empty ``RLTOP_HOME``; hubs that a test starts in it are killed at the end."""
     for name in ("RLTOP_RUN", "RLTOP_HUB"):
         monkeypatch.delenv(name, raising=False)
     with run_directory() as found:
@@ -57,7 +52,7 @@ def rltop(*arguments: str) -> Result:
 
 
 def answer(*arguments: str) -> Any:
-    """What a command that ends well prints as JSON."""
+    """The JSON that a successful command prints."""
     result = rltop(*arguments)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
@@ -70,12 +65,12 @@ def start_hub(run: str) -> RunDir:
 
 
 class Engine:
-    """An engine's end of the wire: reports its state, and obeys every command at once, or refuses it."""
+    """An engine's end of the wire: reports its state, and applies or refuses every command immediately."""
 
     def __init__(self, rundir: RunDir, *, refuses: str = "") -> None:
         self._refuses = refuses
         self._closed: list[wire.CommandUpdate] = []
-        self.sender = Sender(
+        self.sender = Sender[Message](
             rundir, "e0", "engine", lambda _, items: items, on_message=self._obey, periodic=self._report
         )
         self.sender.start()
@@ -106,24 +101,33 @@ def wait_for_engine(rundir: RunDir) -> None:
         wait_shown(client, lambda c: c.view is not None and "e0" in c.view.engines)
 
 
-def test_every_command_explains_itself_in_lines_that_fit() -> None:
-    whole = rltop("--help")
-    assert whole.exit_code == 0
-    listed = re.findall(r"^  ([a-z-]+) {2,}\S", whole.output.partition("Begin:")[2], re.MULTILINE)
-    assert sorted(listed) == sorted(cli.main.commands), "each command stands in one section of the help"
-    assert "..." not in whole.output.partition("Begin:")[2], "a summary was cut off"
-    for command in COMMANDS:
-        result = rltop(command, "-h")
-        assert result.exit_code == 0
-        assert result.output.startswith(f"Usage: main {command} ")
+def test_the_help_lists_every_command_under_one_heading() -> None:
+    result = rltop("--help")
+    assert result.exit_code == 0
+    _, start, table = result.output.partition("Start:")
+    assert re.findall(r"^(\S.*):$", start + table, re.MULTILINE) == list(cli.HEADINGS)
+    listed = re.findall(r"^  ([a-z-]+) {2,}\S", table, re.MULTILINE)
+    assert sorted(listed) == sorted(cli.main.commands)
+    assert "..." not in table, "a summary was cut off"
     assert rltop("--version").output.startswith("rltop, version ")
 
 
+@pytest.mark.parametrize("name", cli.main.commands)
+def test_the_help_of_a_command_ends_with_an_example_that_parses(name: str) -> None:
+    result = rltop(name, "-h")
+    assert result.exit_code == 0
+    assert result.output.startswith(f"Usage: main {name} ")
+    (example,) = re.findall(r"^  Example: (.+)$", result.output, re.MULTILINE)
+    program, command, *arguments = shlex.split(example)
+    assert (program, command) == ("rltop", name)
+    cli.main.commands[name].make_context(name, arguments)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         ([], 1, "`rltop demo` starts one"),
-        (["status"], 1, "`rltop runs` lists what is there"),
+        (["status"], 1, "`rltop runs` lists all runs"),
         (["hub"], 1, "no run is live"),
         (["statsu"], 1, "no run 'statsu' .* `rltop --help` the commands"),
         (["status", "nosuch", "--json"], 1, "no run 'nosuch'"),
@@ -137,7 +141,7 @@ def test_every_command_explains_itself_in_lines_that_fit() -> None:
         (["--bogus"], 2, "--bogus"),
         (["set", "speed", "on"], 2, "prefix_caching"),
         (["set", "prefix_caching", "off", "--for", "soon"], 2, "'soon' is no duration; type 90s, 10m"),
-        (["set", "prefix_caching", "off", "--for", "8d"], 2, "8d: more than 0 and at most 7d"),
+        (["set", "prefix_caching", "off", "--for", "8d"], 2, "8d: use more than 0 and at most 7d"),
         (["set", "prefix_caching", "off", "--fraction", "0"], 2, "--fraction"),
         (["pause", "--for", "11m"], 2, "at most 10m"),
         (["keep", "c1"], 1, "no run is live"),
@@ -152,15 +156,15 @@ def test_every_command_explains_itself_in_lines_that_fit() -> None:
         (["demo", "--seed", "-1"], 2, "--seed"),
     ],
 )
-def test_a_mistake_is_named_with_what_to_do(home: Path, arguments: list[str], code: int, says: str) -> None:
+def test_an_invalid_command_line_prints_what_to_do(home: Path, arguments: list[str], code: int, message: str) -> None:
     result = rltop(*arguments)
     assert result.exit_code == code
     assert result.stdout == ""
-    assert re.search(says, " ".join(result.stderr.split())), result.stderr
-    assert list(home.iterdir()) == [], "a mistake left something behind"
+    assert re.search(message, " ".join(result.stderr.split())), result.stderr
+    assert list(home.iterdir()) == [], "a failed command left files behind"
 
 
-def test_a_hub_is_started_listed_and_ended(home: Path) -> None:
+def test_a_hub_is_started_listed_and_stopped(home: Path) -> None:
     assert answer("runs", "--json") == {"home": str(home), "runs": []}
     assert "no runs under" in rltop("runs").output
     first, again = rltop("hub", "one"), rltop("hub", "one")
@@ -180,17 +184,17 @@ def test_a_hub_is_started_listed_and_ended(home: Path) -> None:
     assert (twice.exit_code, twice.stderr) == (1, "Error: run 'one' has no hub\n")
 
 
-def test_a_run_whose_hub_was_killed_is_named_where_no_run_was(home: Path) -> None:
+def test_the_default_run_reports_runs_without_a_hub(home: Path) -> None:
     kill_hub(start_hub("night"))
     for command in (["status"], ["set", "prefix_caching", "off"], ["hub"]):
-        said = rltop(*command)
-        assert said.exit_code == 1
-        assert "run 'night' has no hub, which `rltop hub night` brings back" in said.stderr
+        result = rltop(*command)
+        assert result.exit_code == 1
+        assert "run 'night' has no hub: `rltop hub night` starts it" in result.stderr
     kill_hub(start_hub("other"))
-    assert "2 runs have no hub, which `rltop hub RUN` brings back" in rltop("status").stderr
+    assert "2 runs have no hub: `rltop hub RUN` starts it" in rltop("status").stderr
 
 
-def test_of_two_live_runs_one_has_to_be_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_live_runs_need_a_run_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start_hub("one")
     start_hub("two")
     assert "2 runs are live: one, two; name one" in rltop("status").stderr
@@ -204,9 +208,9 @@ def test_of_two_live_runs_one_has_to_be_named(home: Path, monkeypatch: pytest.Mo
     assert "network addresses are refused" in rltop("status").stderr
 
 
-def test_status_has_the_promised_shape(home: Path) -> None:
+def test_status_has_the_documented_fields(home: Path) -> None:
     rundir = start_hub("shape")
-    trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items)
+    trainer = Sender[Message](rundir, "trainer/0", "trainer", lambda _, items: items)
     trainer.start()
     with Engine(rundir), Client(rundir) as client:
         row = Trained([1, 2, 3], [0, 1, 1], [-1.0, -2.0], [-1.0, -2.0])
@@ -226,25 +230,25 @@ def test_status_has_the_promised_shape(home: Path) -> None:
     assert "prefix_caching=on" in text
 
 
-def test_set_prints_what_became_of_it_and_fails_unless_applied(home: Path) -> None:
+def test_set_prints_the_outcome_and_fails_unless_applied(home: Path) -> None:
     rundir = start_hub("flags")
-    nobody = rltop("set", "prefix_caching", "off")
-    assert (nobody.exit_code, nobody.stdout) == (1, "")
-    assert "no engine is live" in nobody.stderr
+    no_engine = rltop("set", "prefix_caching", "off")
+    assert (no_engine.exit_code, no_engine.stdout) == (1, "")
+    assert "no engine is live" in no_engine.stderr
     with Engine(rundir):
         wait_for_engine(rundir)
         (change,) = answer("set", "prefix_caching", "off", "--json", "--reason", "to see")["flag_changes"]
         assert change.keys() == CHANGE_KEYS
         assert (change["engine"], change["outcome"], change["lost_requests"]) == ("e0", "applied", 0)
-        told = rltop("set", "prefix_caching", "on").stderr
-        assert re.fullmatch(r"what it does: rltop effect (\w+); back: rltop undo \1\n", told)
-        nothing = rltop("worst", "--engine", "e9")
-        assert (nothing.exit_code, nothing.stderr) == (1, "Error: no engine 'e9'; engines of this run: e0\n")
+        hints = rltop("set", "prefix_caching", "on").stderr
+        assert re.fullmatch(r"see its effect: rltop effect (\w+); revert it: rltop undo \1\n", hints)
+        unknown = rltop("worst", "--engine", "e9")
+        assert (unknown.exit_code, unknown.stderr) == (1, "Error: no engine 'e9'; engines of this run: e0\n")
         wrong = rltop("set", "prefix_caching", "off", "--engine", "e9")
         assert (wrong.exit_code, wrong.stderr) == (1, "Error: no engine 'e9'; live engines: e0\n")
 
 
-def test_a_refused_switch_is_exit_code_1_with_the_reason(home: Path) -> None:
+def test_a_refused_switch_exits_with_1_and_prints_the_reason(home: Path) -> None:
     rundir = start_hub("flags")
     with Engine(rundir, refuses="launch with --enable-prefix-caching"):
         wait_for_engine(rundir)
@@ -256,7 +260,7 @@ def test_a_refused_switch_is_exit_code_1_with_the_reason(home: Path) -> None:
     assert json.loads(as_json.stdout)["flag_changes"][0]["outcome"] == "refused"
 
 
-def test_a_hub_that_was_killed_is_missed_by_name(home: Path) -> None:
+def test_a_run_without_a_hub_prints_how_to_start_one(home: Path) -> None:
     kill_hub(start_hub("gone"))
     assert "`rltop hub gone` starts one" in rltop("status", "gone").stderr
     assert rltop("hub", "gone").exit_code == 0
@@ -264,7 +268,7 @@ def test_a_hub_that_was_killed_is_missed_by_name(home: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["status", "k"], ["set", "prefix_caching", "off", "--run", "k"], ["hub", "k"]])
-def test_a_directory_that_cannot_be_trusted_or_is_too_long_is_refused(
+def test_a_directory_that_is_not_private_or_too_long_is_refused(
     home: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "k").mkdir(mode=0o755)
@@ -278,7 +282,7 @@ def test_a_directory_that_cannot_be_trusted_or_is_too_long_is_refused(
 
 
 @pytest.mark.parametrize("command", [["hub", "k"], ["demo", "--headless", "--run", "k"]])
-def test_a_home_that_cannot_be_made_is_named(home: Path, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_home_is_reported(home: Path, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "file").touch()
     monkeypatch.setenv("RLTOP_HOME", str(home / "file"))
     result = rltop(*command)
@@ -286,7 +290,7 @@ def test_a_home_that_cannot_be_made_is_named(home: Path, command: list[str], mon
     assert str(home / "file") in result.stderr
 
 
-def test_the_demo_says_at_once_that_its_report_cannot_be_written(home: Path) -> None:
+def test_the_demo_fails_immediately_if_its_report_cannot_be_written(home: Path) -> None:
     (home / "file").touch()
     result = rltop("demo", "--headless", "--json", str(home / "file" / "out.json"))
     assert result.exit_code == 1
@@ -295,7 +299,7 @@ def test_the_demo_says_at_once_that_its_report_cannot_be_written(home: Path) -> 
 
 
 @pytest.mark.parametrize("redirected", ["stdin", "stdout", "stderr"])
-def test_the_dashboard_wants_all_of_a_terminal(home: Path, redirected: str) -> None:
+def test_the_dashboard_needs_all_three_streams_on_a_terminal(home: Path, redirected: str) -> None:
     RunDir(home / "one").create()
     master, slave = pty.openpty()
     streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), slave)

@@ -1,4 +1,4 @@
-"""``rltop metrics`` and ``rltop compute``: what they print, and what they refuse."""
+"""``rltop metrics`` and ``rltop compute``: output and error messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def file_of(directory: Path, **arrays: Any) -> Path:
     return path
 
 
-def test_compute_prints_one_object_of_all_metrics(tmp_path: Path) -> None:
+def test_compute_prints_one_object_with_all_metrics(tmp_path: Path) -> None:
     result = run("compute", file_of(tmp_path, **GIVEN), "--json")
     assert result.exit_code == 0, result.output
     values = json.loads(result.stdout)
@@ -41,14 +41,14 @@ def test_compute_prints_one_object_of_all_metrics(tmp_path: Path) -> None:
     assert values["entropy"] is None
 
 
-def test_compute_prints_units_for_people(tmp_path: Path) -> None:
+def test_compute_prints_units_in_its_text_output(tmp_path: Path) -> None:
     lines = run("compute", file_of(tmp_path, **GIVEN)).stdout.splitlines()
     (line,) = [line for line in lines if line.split()[0] == "logp_abs_diff_mean"]
     assert line.split()[1:] == ["0.08", "nats"]
     assert not any("None" in line or "entropy " in line for line in lines)
 
 
-def test_one_sequence_may_come_without_a_batch_and_packed_ones_with_bounds(tmp_path: Path) -> None:
+def test_a_single_sequence_and_packed_sequences_are_accepted(tmp_path: Path) -> None:
     one = {name: array[0] for name, array in GIVEN.items()}
     assert json.loads(run("compute", file_of(tmp_path, **one), "--json").stdout)["sequences"] == 1
     flat = {name: array.ravel() for name, array in GIVEN.items()}
@@ -56,7 +56,7 @@ def test_one_sequence_may_come_without_a_batch_and_packed_ones_with_bounds(tmp_p
     assert json.loads(packed) == json.loads(run("compute", file_of(tmp_path, **GIVEN), "--json").stdout)
 
 
-def test_everything_that_the_collector_takes_is_taken(tmp_path: Path) -> None:
+def test_every_argument_of_the_collector_is_accepted(tmp_path: Path) -> None:
     path = file_of(
         tmp_path, **GIVEN, token_ids=np.arange(6).reshape(2, 3), prompt_ids=[[7], [8]], rewards=[0.0, 1.0],
         advantages=[-1.0, 1.0], entropy=np.ones((2, 3)), old_logprobs=TRAINER, old_version=3, rollout_versions=[3, 2],
@@ -71,14 +71,14 @@ def test_everything_that_the_collector_takes_is_taken(tmp_path: Path) -> None:
     assert values["reward_std"] == 0.5
 
 
-def test_what_is_not_used_is_said(tmp_path: Path) -> None:
+def test_unused_arrays_are_reported(tmp_path: Path) -> None:
     result = run("compute", file_of(tmp_path, **GIVEN, old_logprob=TRAINER), "--json")
     assert result.exit_code == 0
     assert result.stderr == "not used: old_logprob\n"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"mask": None}, "mask: missing; required are trainer_logprobs, rollout_logprobs, mask"),
         ({"rollout_logprobs": ROLLOUT[:, :2]}, "rollout_logprobs: shape [2, 2]; expected shape [2, 3] as trainer_logp"),
@@ -90,18 +90,18 @@ def test_what_is_not_used_is_said(tmp_path: Path) -> None:
         ({"rewards": np.array([object(), None])}, "Object arrays cannot be loaded"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+def test_an_invalid_array_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     arrays = {name: array for name, array in (GIVEN | change).items() if array is not None}
     result = run("compute", file_of(tmp_path, **arrays))
     assert result.exit_code == 1
-    assert told in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.output
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"nonsense", b"PK\x03\x04nonsense", b"\x93NUMPY\x01\x00nonsense", b"\x80\x04N."]
 )
-def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_npz_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.npz"
     path.write_bytes(content)
     result = run("compute", path)
@@ -110,7 +110,7 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> Non
     assert "Traceback" not in result.output
 
 
-def test_no_file_a_directory_and_a_bare_array_are_refused(tmp_path: Path) -> None:
+def test_a_missing_file_a_directory_and_a_bare_array_are_refused(tmp_path: Path) -> None:
     bare = tmp_path / "x.npy"
     np.save(bare, ROLLOUT)
     for path in (tmp_path / "none.npz", tmp_path, bare):
@@ -131,7 +131,7 @@ def test_the_catalogue_lists_every_metric_with_its_unit() -> None:
             ), metric.name
 
 
-def test_one_metric_is_explained_and_as_json_too() -> None:
+def test_one_metric_is_described_as_text_and_as_json() -> None:
     text = run("metrics", "kl_k3").stdout
     for part in ("nats", "exp(d) - 1 - d", "Schulman", "0.001", "verl: rollout_corr/k3_kl", "NeMo-RL: gen_kl_error"):
         assert part in text
@@ -140,13 +140,13 @@ def test_one_metric_is_explained_and_as_json_too() -> None:
     assert len(json.loads(run("metrics", "--json").stdout)["metrics"]) == len(BY_NAME)
 
 
-def test_a_figure_that_is_not_computed_says_why_and_what_is_nearest() -> None:
+def test_a_metric_that_is_not_computed_has_a_reason_and_an_alternative() -> None:
     result = run("metrics", "rank_tail")
     assert result.exit_code == 1
     assert "not computed" in result.output and "low_prob_frac" in result.output
 
 
-def test_a_wrong_name_is_answered_with_those_it_may_have_meant() -> None:
+def test_an_unknown_metric_lists_similar_names() -> None:
     result = run("metrics", "rollout_corr/k3_kl")
     assert result.exit_code == 1
     assert "kl_k3" in result.stderr

@@ -1,4 +1,4 @@
-"""The commands that change engines, from the command line to engines played by hand and back."""
+"""The commands that change engines, from the command line to simulated engines and back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from rltop.backend.client.live import Client
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
 from tests.harness import ended, wait_shown
 from tests.hub_messages import engine_state
 from tests.receiver import wait_until
@@ -30,17 +30,19 @@ __all__ = ["home"]
 
 
 class Engine:
-    """Obeys at once, and holds timers without ever ending them. ``refuses`` is its answer to every ``set``, if any;
-    while it ``drains`` it says so, and waits for ``carry_out``.
+    """A simulated engine that executes commands immediately; its timers never fire.
+
+    With ``refuses`` it refuses every ``set`` for that reason; with ``drains`` it reports that reason as ``draining``
+    and waits for a call of ``execute``.
     """
 
     def __init__(self, rundir: RunDir, name: str, *, refuses: str = "", drains: str = "") -> None:
         self.name, self.refuses, self.drains = name, refuses, drains
         self.caching, self.paused = "on", False
         self.timers: list[wire.Timer] = []
-        self.heard: list[wire.Command] = []
-        self.sender = Sender(
-            rundir, name, "engine", lambda _, items: items, on_message=self._obey, periodic=self.report
+        self.received: list[wire.Command] = []
+        self.sender = Sender[Message](
+            rundir, name, "engine", lambda _, items: items, on_message=self._on_command, periodic=self.report
         )
         self.sender.start()
 
@@ -49,16 +51,16 @@ class Engine:
         state = engine_state(self.name, flags=flags, timers=list(self.timers), paused=self.paused)
         self.sender.offer("state", 100, (state, {}))
 
-    def _obey(self, message: wire.ControlToCollector) -> None:
+    def _on_command(self, message: wire.ControlToCollector) -> None:
         if not isinstance(message, wire.Command):
             return
-        self.heard.append(message)
+        self.received.append(message)
         if self.drains:
-            self._say(message, "draining", reason=self.drains)
+            self._reply(message, "draining", reason=self.drains)
         else:
-            self.carry_out(message)
+            self.execute(message)
 
-    def carry_out(self, message: wire.Command) -> None:
+    def execute(self, message: wire.Command) -> None:
         old, reason, state = self.caching, "", "applied"
         if message.verb == "set" and self.refuses:
             state, reason = "refused", self.refuses
@@ -73,10 +75,10 @@ class Engine:
             back = "running" if message.verb == "pause" else old
             self.timers.append(wire.Timer(message.id, message.verb, message.flag, back, at))
         self.report()
-        self._say(message, state, reason=reason, old=old, new=self.caching, engine_step=9, in_flight=2,
+        self._reply(message, state, reason=reason, old=old, new=self.caching, engine_step=9, in_flight=2,
                   lost_requests=0, milliseconds=0.5, reverts_at=at)  # fmt: skip
 
-    def _say(self, message: wire.Command, state: str, **about: Any) -> None:
+    def _reply(self, message: wire.Command, state: str, **about: Any) -> None:
         reverts = "" if message.verb == "keep" else message.target
         self.sender.reply(
             wire.CommandUpdate(message.id, self.name, message.flag, state, verb=message.verb, reverts=reverts, **about)
@@ -85,7 +87,7 @@ class Engine:
 
 @contextlib.contextmanager
 def engines(rundir: RunDir, *names: str, **about: Any) -> Iterator[list[Engine]]:
-    """Engines that the hub has heard of."""
+    """Simulated engines that the hub already knows."""
     found = [Engine(rundir, name, **about) for name in names]
     try:
         with Client(rundir) as client:
@@ -101,69 +103,67 @@ def logged(run: str = "", *arguments: str) -> list[dict[str, Any]]:
     return lines
 
 
-def test_a_timed_switch_is_kept_and_the_log_has_it_all(home: Path) -> None:
+def test_a_temporary_switch_is_kept_and_logged(home: Path) -> None:
     rundir = start_hub("keep")
     with engines(rundir, "e0") as (engine,):
         done = rltop("set", "prefix_caching", "off", "--for", "10m", "--reason", "trial")
         assert done.exit_code == 0
-        (command,) = engine.heard
+        (command,) = engine.received
         assert command.revert_s == 600.0
-        assert f"to let it stay: rltop keep {command.id}\n" in done.stderr
-        wait_until(lambda: f"`rltop keep {command.id}` lets it stay" in rltop("status").output)
+        assert f"; keep it: rltop keep {command.id}\n" in done.stderr
+        wait_until(lambda: f"`rltop keep {command.id}` keeps the current value" in rltop("status").output)
         (timer,) = answer("status", "--json")["engines"][0]["timers"]
         assert (timer["command"], timer["back_to"]) == (command.id, "on")
         kept = rltop("keep")
         assert (kept.exit_code, kept.stdout) == (
             0, f"e0: keep {command.id}, applied, at engine step 9, 2 requests in flight, 0 lost, 0.5 ms\n",
         )  # fmt: skip
-        wait_until(lambda: "goes back to" not in rltop("status").output)
+        wait_until(lambda: "auto-reverts to" not in rltop("status").output)
         none = rltop("keep")
         assert (none.exit_code, none.stderr) == (
-            1, "Error: no timer runs: nothing is taken back by itself, nothing has to be kept\n",
+            1, "Error: no timer is running: no change auto-reverts, so there is nothing to keep\n",
         )  # fmt: skip
     assert [line["event"] for line in logged()] == ["requested", "applied", "requested", "kept"]
     kill_hub(rundir)
     text = rltop("audit").output  # no hub, and the only run
-    assert f"requested     e0     prefix_caching > off [{command.id}] by " in text
+    assert f"requested     e0     prefix_caching → off [{command.id}] by " in text
     assert "because 'trial' for 600 s" in text
     assert [line["event"] for line in logged("keep", "--flag", "prefix_caching")] == ["requested", "applied"]
     assert logged("keep", "--engine", "e1") == logged("keep", "--since", "2999-01-01") == []
     assert len(logged("keep", "--since", "1h")) == len(logged("keep", "--since", "2020-01-01T00:00")) == 4
 
 
-def test_of_several_timers_one_has_to_be_named(home: Path) -> None:
+def test_keep_needs_an_id_if_several_timers_run(home: Path) -> None:
     rundir = start_hub("two")
     with engines(rundir, "e0", "e1"):
         for engine in ("e0", "e1"):
             assert rltop("set", "prefix_caching", "off", "--for", "10m", "--engine", engine).exit_code == 0
-        wait_until(lambda: rltop("status").output.count("goes back to") == 2)
+        wait_until(lambda: rltop("status").output.count("auto-reverts to") == 2)
         many = rltop("keep")
     assert many.exit_code == 1
-    assert "2 commands have timers; name one" in many.stderr
-    assert (
-        len(re.findall(r"e\d: prefix_caching goes back to on in \S+ \(`rltop keep \w+` lets it stay\)", many.stderr))
-        == 2
-    )
+    assert "2 commands have timers; give the id of one" in many.stderr
+    timer = r"e\d: prefix_caching auto-reverts to on in \S+ \(`rltop keep \w+` keeps the current value\)"
+    assert len(re.findall(timer, many.stderr)) == 2
 
 
-def test_a_half_switched_fleet_prints_the_line_that_brings_it_back(home: Path) -> None:
+def test_a_half_switched_fleet_prints_the_command_that_reverts_it(home: Path) -> None:
     rundir = start_hub("half")
     with engines(rundir, "e0", "e1") as (e0, e1):
         e1.refuses = "started without it"
         half = rltop("set", "prefix_caching", "off", "--run", "half")
         assert half.exit_code == 1
-        (command,) = e0.heard
-        assert half.stderr == f"not on all engines; this brings back e0:\n  rltop undo {command.id} --run half\n"
+        (command,) = e0.received
+        assert half.stderr == f"not applied on all engines; this reverts e0:\n  rltop undo {command.id} --run half\n"
         assert "half switched: off on e0; on on e1" in rltop("status").output
         undone = rltop("undo", command.id)
         assert (undone.exit_code, e0.caching) == (0, "on")
-        assert [order.id for order in e1.heard] == [command.id]
+        assert [order.id for order in e1.received] == [command.id]
     assert [line["event"] for line in logged() if line["engine"] != "e1"] == [
         "requested", "applied", "half_switched", "requested", "undone",
     ]  # fmt: skip
 
 
-def test_a_canary_switches_a_part_of_the_fleet(home: Path) -> None:
+def test_a_fraction_switches_part_of_the_fleet(home: Path) -> None:
     rundir = start_hub("part")
     with engines(rundir, "e0", "e1", "e2") as fleet:
         (change,) = answer("set", "prefix_caching", "off", "--fraction", "0.3", "--json")["flag_changes"]
@@ -175,50 +175,50 @@ def test_generation_is_paused_and_resumed_and_the_cache_flushed(home: Path) -> N
     rundir = start_hub("pause")
     with engines(rundir, "e0") as (engine,):
         paused = rltop("pause", "--for", "30s")
-        assert (paused.exit_code, engine.heard[-1].revert_s) == (0, 30.0)
-        assert paused.stderr.startswith("taken back by itself in ")
+        assert (paused.exit_code, engine.received[-1].revert_s) == (0, 30.0)
+        assert paused.stderr.startswith("auto-reverts in ")
         assert "keep" not in paused.stderr
         wait_until(lambda: answer("status", "--json")["engines"][0]["paused"])
         assert rltop("resume", "--engine", "e0").exit_code == 0
         assert rltop("flush").exit_code == 0
-        assert [order.verb for order in engine.heard] == ["pause", "resume", "flush_cache"]
+        assert [order.verb for order in engine.received] == ["pause", "resume", "flush_cache"]
 
 
-def test_progress_is_told_on_a_terminal(home: Path) -> None:
+def test_progress_is_printed_on_a_terminal(home: Path) -> None:
     rundir = start_hub("slow")
     with engines(rundir, "e0", drains="waits for the weight update under way to finish") as (engine,):
         master, slave = pty.openpty()
-        asked = subprocess.Popen(
+        command = subprocess.Popen(
             [sys.executable, "-m", "rltop.tui.cli.main", "set", "prefix_caching", "off"],
             stdout=subprocess.PIPE,
             stderr=slave,
         )
         try:
-            told = b""
-            while b"e0: draining, waits for the weight update under way to finish" not in told:
-                told += os.read(master, 4096)
-            engine.carry_out(engine.heard[0])
-            assert ended(asked) == 0
-            assert asked.stdout is not None
-            assert asked.stdout.read().startswith(b"e0: prefix_caching on > off, applied")
+            printed = b""
+            while b"e0: draining, waits for the weight update under way to finish" not in printed:
+                printed += os.read(master, 4096)
+            engine.execute(engine.received[0])
+            assert ended(command) == 0
+            assert command.stdout is not None
+            assert command.stdout.read().decode().startswith("e0: prefix_caching on → off, applied")
         finally:
-            asked.kill()
-            asked.communicate()
+            command.kill()
+            command.communicate()
             os.close(slave)
             os.close(master)
 
 
-def test_a_command_that_is_not_known_is_named_with_those_that_are(home: Path) -> None:
+def test_an_unknown_command_id_lists_the_last_ones(home: Path) -> None:
     rundir = start_hub("who")
     with engines(rundir, "e0") as (engine,):
         assert rltop("set", "prefix_caching", "off").exit_code == 0
-        wrong = rltop("undo", "nobody")
+        wrong = rltop("undo", "c999")
     assert (wrong.exit_code, wrong.stderr) == (
-        1, f"Error: no command 'nobody' is known here; the last ones: {engine.heard[0].id}\n",
+        1, f"Error: no command 'c999'; the last ones: {engine.received[0].id}\n",
     )  # fmt: skip
 
 
-def test_a_log_that_is_no_log_is_named(home: Path) -> None:
+def test_an_unreadable_log_is_reported(home: Path) -> None:
     rundir = RunDir(home / "odd")
     rundir.create()
     rundir.audit.mkdir()
@@ -227,12 +227,12 @@ def test_a_log_that_is_no_log_is_named(home: Path) -> None:
     rundir.audit.write_text('{"torn')
     found = rltop("audit", "odd")
     assert (found.exit_code, found.stdout) == (0, "")
-    assert "1 lines can't be read" in found.stderr
+    assert "1 unreadable lines" in found.stderr
     assert json.loads(rltop("audit", "odd", "--json").stdout)["unreadable"] == 1
 
 
 @pytest.mark.parametrize("broken", ["a directory", "full"])
-def test_a_log_that_cannot_be_written_stops_no_command_and_is_told(home: Path, broken: str) -> None:
+def test_a_log_that_cannot_be_written_is_reported_and_stops_no_command(home: Path, broken: str) -> None:
     rundir = start_hub("full")
     rundir.audit.mkdir() if broken == "a directory" else rundir.audit.symlink_to("/dev/full")
     with engines(rundir, "e0"):

@@ -1,4 +1,4 @@
-"""Probes from the command line, with engines played by hand."""
+"""Probes from the command line, with simulated engines."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rltop.backend.api import Change, Step, change_key
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.probes import PROBES
 from rltop.collectors.contract.rundir import RunDir
-from rltop.tui.model.changes import deed
+from rltop.tui.model.changes import describe
 from rltop.tui.model.step_columns import StepColumns
 from rltop.tui.model.timeline import marks
 from tests import pictures
 from tests.harness import wait_for
-from tests.test_cli import Engine as Answering
+from tests.test_cli import Engine as AppliesEverything
 from tests.test_cli import answer, home, rltop, start_hub, wait_for_engine
 from tests.test_cli_orders import Engine, engines, logged
 
@@ -27,13 +27,13 @@ __all__ = ["home"]
 
 
 class Scorer(Engine):
-    """Scores a passage with ``shift`` nats added to what was recorded: -1 for every token."""
+    """Scores every token of a passage with ``shift`` nats added to its rollout logprob, -1."""
 
     shift = 0.0
 
     def roll_out(self, count: int) -> None:
-        """Some finished rollouts of the present version."""
-        found = [
+        """Report finished rollouts of the current version."""
+        rollouts = [
             wire.Rollout(
                 f"r{n}", 3, 4, "stop", [wire.VersionRun(0, 0, 3)], "engine", True, sampling={"temperature": 1.0}
             )
@@ -44,11 +44,11 @@ class Scorer(Engine):
             "token_ids": np.arange(4 * count, dtype="<i4"),
             "logprobs": np.full(4 * count, -1.0, "<f4"),
         }
-        self.sender.offer("rollouts", 1000, (wire.Rollouts(self.name, found, wire.describe(arrays)), arrays))
+        self.sender.offer("rollouts", 1000, (wire.Rollouts(self.name, rollouts, wire.describe(arrays)), arrays))
 
-    def carry_out(self, message: wire.Command) -> None:
+    def execute(self, message: wire.Command) -> None:
         if message.verb != "probe":
-            return super().carry_out(message)
+            return super().execute(message)
         scores = [
             wire.Score(number, "cold", 1, len(one.ids) // 4 - 1, 0) for number, one in enumerate(message.passages)
         ]
@@ -56,11 +56,11 @@ class Scorer(Engine):
         arrays: wire.Arrays = {"logprobs": np.full(total, self.shift - 1.0, "<f4")}
         report = wire.ProbeReport(message.id, self.name, message.probe, wire.describe(arrays), 3, scores=scores)
         self.sender.offer("probe", 1000, (report, arrays))
-        self._say(message, "applied", engine_step=9, milliseconds=0.5)
+        self._reply(message, "applied", engine_step=9, milliseconds=0.5)
         return None
 
 
-def test_what_there_is_is_listed_with_cost_and_risk() -> None:
+def test_the_list_has_every_probe_with_cost_and_risk() -> None:
     text = rltop("probe", "--list").output
     for probe in PROBES:
         assert f"{probe.name} ({probe.code})" in text
@@ -72,17 +72,17 @@ def test_what_there_is_is_listed_with_cost_and_risk() -> None:
 @pytest.mark.parametrize(
     "arguments", [(), ("config-diff", "--list"), ("canary-flip",), ("config-diff", "--flag", "a=b"), ("nonsense",)]
 )
-def test_what_makes_no_sense_is_a_mistake_of_the_command_line(arguments: tuple[str, ...]) -> None:
+def test_contradictory_arguments_are_a_usage_error(arguments: tuple[str, ...]) -> None:
     assert rltop("probe", *arguments).exit_code == 2
 
 
-def played(rundir: RunDir) -> Any:
+def two_engines(rundir: RunDir) -> Any:
     return engines(rundir, "e0", "e1")
 
 
-def test_a_probe_answers_as_text_and_as_json_and_is_found_again_by_its_id(home: Path) -> None:
+def test_a_result_is_printed_as_text_and_json_and_again_by_its_id(home: Path) -> None:
     rundir = start_hub("ask")
-    with played(rundir):
+    with two_engines(rundir):
         done = rltop("probe", "config-diff", "--reason", "why")
         assert done.exit_code == 0
         assert "config-diff (P0) on e0, e1: agree" in done.output
@@ -101,7 +101,7 @@ def succeeded(*arguments: str) -> Result | None:
     return None if found.exit_code else found
 
 
-def test_an_engine_that_scores_otherwise_than_it_recorded_is_told(home: Path) -> None:
+def test_an_engine_whose_scores_differ_from_its_rollout_logprobs_is_reported(home: Path) -> None:
     rundir = start_hub("score")
     one = Scorer(rundir, "e0")
     try:
@@ -112,17 +112,17 @@ def test_an_engine_that_scores_otherwise_than_it_recorded_is_told(home: Path) ->
         found = wait_for(lambda: succeeded("probe", "prefill-rescore", "--json"), "a verdict", poll_s=0.1)
         assert json.loads(found.output)["verdict"] in ("match", "unclear", "differ")
         one.shift = 0.5
-        told = rltop("probe", "prefill-rescore", "--engine", "e0")
-        assert told.exit_code == 0
-        assert "e0: 0.5 nats apart on average" in told.output
+        rescored = rltop("probe", "prefill-rescore", "--engine", "e0")
+        assert rescored.exit_code == 0
+        assert "e0: |prefill - rollout|, mean 0.5 nats" in rescored.output
     finally:
         one.sender.close(5)
 
 
 @pytest.mark.usefixtures("home")
-def test_a_canary_is_a_timed_switch_of_one_engine() -> None:
+def test_a_canary_flip_is_a_temporary_switch_of_one_engine() -> None:
     rundir = start_hub("canary")
-    with Answering(rundir):
+    with AppliesEverything(rundir):
         wait_for_engine(rundir)
         found = answer("probe", "canary-flip", "--flag", "prefix_caching=off", "--for", "5m", "--json")
         assert (found["probe"], found["engines"]) == ("canary-flip", ["e0"])
@@ -136,7 +136,7 @@ def test_a_canary_is_a_timed_switch_of_one_engine() -> None:
 def test_the_dashboard_names_probes_in_its_log_and_marks_none_in_its_charts() -> None:
     asked = Change("c", "e0", "", "", "applied", 1.0, verb="probe", probe="config-diff", step=1)
     switch = Change("d", "e0", "prefix_caching", "off", "applied", 1.0, old="on", new="off", step=1)
-    assert deed(asked) == "probe config-diff"
+    assert describe(asked) == "probe config-diff"
     history = StepColumns()
     history.update({number: Step(number, float(number), None, False, {}) for number in range(4)})
     shown = pictures.picture(changes={change_key(change): change for change in (asked, switch)})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rltop.backend import api
 from rltop.backend.api import downsample
-from rltop.backend.api.downsample import EXTREMES, HEADLINE, MOST, ROOM, STRETCH
+from rltop.backend.api.downsample import BLOCK, EXTREMES, HEADLINE, MAX_STEPS, ROOM
 
 
 def step(number: int, **values: float | None) -> api.Step:
@@ -28,7 +28,7 @@ def picture(count: int, spikes: dict[int, float], *, per_frame: int = 1) -> api.
 def test_a_long_run_stays_bounded_and_keeps_its_spikes(per_frame: int) -> None:
     spikes = {3: 9.0, 700: -4.0, 9_999: 5.0, 20_000: 8.0, 39_000: 7.0}
     shown = picture(40_000, spikes, per_frame=per_frame).steps
-    assert len(shown) <= MOST + per_frame
+    assert len(shown) <= MAX_STEPS + per_frame
     assert spikes.keys() <= shown.keys()
     assert {number: shown[number].values["kl_k3"] for number in spikes} == spikes
     assert list(shown) == sorted(shown)
@@ -38,7 +38,7 @@ def test_a_long_run_stays_bounded_and_keeps_its_spikes(per_frame: int) -> None:
     assert next(iter(shown)) == 0
 
 
-def test_every_viewer_thins_alike_from_wherever_it_began() -> None:
+def test_every_viewer_downsamples_alike_from_any_start() -> None:
     whole = picture(5_000, {})
     early = msgspec.msgpack.decode(msgspec.msgpack.encode(whole), type=api.Snapshot)
     for number in range(5_000, 9_000):
@@ -48,12 +48,12 @@ def test_every_viewer_thins_alike_from_wherever_it_began() -> None:
     assert msgspec.msgpack.encode(whole) == msgspec.msgpack.encode(early)
 
 
-def test_a_run_without_end_is_thinned_again_and_again() -> None:
+def test_an_endless_run_is_downsampled_repeatedly() -> None:
     steps: dict[int, api.Step] = {}
-    for number in range(0, 400 * STRETCH, STRETCH):
-        steps |= {n: step(n, reward_mean=float(n % 97)) for n in range(number, number + STRETCH)}
-        downsample.thin(steps)
-        assert len(steps) <= MOST
+    for number in range(0, 400 * BLOCK, BLOCK):
+        steps |= {n: step(n, reward_mean=float(n % 97)) for n in range(number, number + BLOCK)}
+        downsample.downsample(steps)
+        assert len(steps) <= MAX_STEPS
     assert {s.level for s in steps.values()} == {0, 1, 2}
     assert 0 in steps
 
@@ -64,9 +64,9 @@ def test_a_run_without_end_is_thinned_again_and_again() -> None:
         st.dictionaries(st.sampled_from(EXTREMES), st.none() | st.floats(allow_nan=False)), min_size=1, max_size=40
     )
 )
-def test_extremes_ends_and_nothing_else_stand_out(found: list[dict[str, float | None]]) -> None:
+def test_only_extremes_and_ends_are_kept(found: list[dict[str, float | None]]) -> None:
     steps = [step(number, **values) for number, values in enumerate(found)]
-    kept = downsample.standing_out(steps)
+    kept = downsample.representative(steps)
     assert {0, len(steps) - 1} <= kept
     assert len(kept) <= 2 + 2 * len(EXTREMES)
     for name in EXTREMES:
@@ -76,5 +76,5 @@ def test_extremes_ends_and_nothing_else_stand_out(found: list[dict[str, float | 
             assert (min(held), max(held)) == (min(known), max(known))
 
 
-def test_extremes_are_looked_for_in_what_old_steps_keep() -> None:
+def test_extremes_are_headline_metrics() -> None:
     assert set(EXTREMES) <= set(HEADLINE)

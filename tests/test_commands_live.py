@@ -1,7 +1,7 @@
-"""A command on a real engine while hubs, viewers and links die: one of the two states, known, and logged once.
+"""Commands on a real engine while hubs, viewers and links fail: each ends in one state, is logged once.
 
 The stages are held open by a weight update, which commands wait for, by stopping the hub's process, and by cutting the
-link between the two. With this: one engine, a hub process that is killed and started anew, and clients and command
+link between the two. The setup: one engine, a hub process that is killed and restarted, and clients and command
 lines of their own.
 """
 
@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import pytest
 from rltop.backend import api
 from rltop.backend.client.live import Client, CommandError
 from rltop.backend.commands import audit
+from rltop.backend.commands.events import outcome
 from rltop.collectors.contract.rundir import RunDir
 from tests.harness import PATIENT_S, wait_for, wait_shown
 from tests.link import Link
@@ -39,7 +39,7 @@ TOKENS = 200
 
 
 class Run:
-    """The run's engine, its hub, and who looks on."""
+    """The run's engine, hub and client."""
 
     def __init__(self, rundir: RunDir, engine: LiveEngine, link: Link) -> None:
         self.rundir = rundir
@@ -73,7 +73,7 @@ class Run:
 
     def ask(self, value: str, **about: Any) -> str:
         """Ask for a switch without waiting for its end; the command's id."""
-        question = api.AskSet(uuid.uuid4().hex, FLAG, value, who="ann", host="here", **about)
+        question = api.AskSet(api.new_id(), FLAG, value, who="ann", host="here", **about)
         self.client.ask(question)
         wait_shown(self.client, lambda c: question.id in c.answers)
         answer = self.client.answers[question.id]
@@ -99,12 +99,12 @@ class Run:
         lines, bad = audit.read(self.rundir.audit)
         mine = [line for line in lines if line.command == command]
         assert bad == 0
-        assert [line.event for line in mine] == ["requested"] * asked + [audit.event_of(change)], mine
+        assert [line.event for line in mine] == ["requested"] * asked + [outcome(change)], mine
         assert change.lost_requests in (0, None)
         return change
 
     def switch(self, value: str, **about: Any) -> api.Change:
-        (change,) = self.client.set_flag(FLAG, value, **about)
+        (change,) = self.client.command(api.AskSet(api.new_id(), FLAG, value, **about))
         assert change.state == "applied", change
         return change
 
@@ -116,10 +116,12 @@ class Run:
     def reach(self) -> None:
         """Wait until the engine is heard and hears, with the flag on: behind a link that was cut either takes time."""
         self.heard()
-        wait_for(lambda: self.client.set_flag(FLAG, "on")[0].state == "applied", "the engine hears")
+        wait_for(
+            lambda: self.client.command(api.AskSet(api.new_id(), FLAG, "on"))[0].state == "applied", "the engine hears"
+        )
 
     def batch(self, tokens: int = 3) -> list[Any]:
-        """Requests in flight, each with so many tokens at least."""
+        """Requests in flight, each with at least this many tokens."""
         self._batches += 1
         names = [f"batch{self._batches}-{i}" for i in range(IN_FLIGHT)]
         running = [self.engine.generate(n, [3] + [5 + i] * 20, TOKENS, seed=i) for i, n in enumerate(names)]
@@ -140,7 +142,9 @@ class Run:
             request = WeightTransferUpdateRequest(update_info={"path": str(Path(MODEL) / "model.safetensors")})
             self.engine.run(llm.update_weights(request))
             self.engine.run(llm.finish_weight_update(f"step-{self._batches}"))
-            self.engine.run(llm.resume_generation())  # answered by a later boundary: what waited has been executed
+            self.engine.run(
+                llm.resume_generation()
+            )  # answered at a later boundary: waiting commands have been executed
             self.finish(running)
 
     def finish(self, running: list[Any]) -> None:
@@ -148,7 +152,7 @@ class Run:
 
 
 def is_live(shown: api.Snapshot) -> bool:
-    """The hub hears the engine."""
+    """Whether the hub receives the engine's reports."""
     return ENGINE in shown.engines and shown.engines[ENGINE].health == "live"
 
 
@@ -180,9 +184,9 @@ def begins_with_the_flag_on(run: Run) -> Iterator[None]:
     run.reach()
 
 
-def test_killed_before_it_read_the_wish_the_hub_leaves_nothing_behind(run: Run) -> None:
+def test_a_hub_killed_before_reading_the_request_leaves_no_command(run: Run) -> None:
     run.hub.send_signal(signal.SIGSTOP)
-    question = api.AskSet(uuid.uuid4().hex, FLAG, "off")
+    question = api.AskSet(api.new_id(), FLAG, "off")
     run.client.ask(question)
     run.kill_hub()
     before = audit.read(run.rundir.audit)[0]
@@ -193,10 +197,10 @@ def test_killed_before_it_read_the_wish_the_hub_leaves_nothing_behind(run: Run) 
     assert audit.read(run.rundir.audit)[0] == before
 
 
-def test_killed_with_the_command_on_its_way_the_next_hub_learns_whether_it_arrived(run: Run) -> None:
+def test_after_a_kill_during_delivery_the_next_hub_learns_the_outcome(run: Run) -> None:
     assert run.client.view is not None
     pid = run.client.view.engines[ENGINE].pid
-    os.kill(pid, signal.SIGSTOP)  # the engine's process: what is sent to it now waits in the socket
+    os.kill(pid, signal.SIGSTOP)  # the engine's process: messages to it now wait in the socket
     try:
         command = run.ask("off")
         run.kill_hub()
@@ -207,7 +211,7 @@ def test_killed_with_the_command_on_its_way_the_next_hub_learns_whether_it_arriv
 
 
 @pytest.mark.parametrize("finished", ["before the next hub", "after it"])
-def test_killed_while_the_command_waits_for_a_weight_update(run: Run, finished: str) -> None:
+def test_a_hub_killed_while_the_command_waits_for_a_weight_update(run: Run, finished: str) -> None:
     with run.update():
         command = run.ask("off", timeout_s=PATIENT_S)
         assert "weight update" in run.until(command, "draining").reason
@@ -220,7 +224,7 @@ def test_killed_while_the_command_waits_for_a_weight_update(run: Run, finished: 
     assert (run.settled(command).state, run.settled(command).in_flight) == ("applied", IN_FLIGHT)
 
 
-def test_killed_after_the_engine_applied_it_and_before_the_hub_heard(run: Run) -> None:
+def test_a_hub_killed_between_application_and_report(run: Run) -> None:
     with run.update():
         command = run.ask("off", timeout_s=PATIENT_S)
         run.until(command, "draining")
@@ -232,30 +236,30 @@ def test_killed_after_the_engine_applied_it_and_before_the_hub_heard(run: Run) -
 
 
 @pytest.mark.parametrize("in_time", [True, False])
-def test_cut_off_from_the_engine_the_hub_hears_how_it_ended_when_it_is_back(run: Run, in_time: bool) -> None:
+def test_a_stopped_hub_learns_the_outcome_when_it_continues(run: Run, in_time: bool) -> None:
     with run.update():
         command = run.ask("off", timeout_s=PATIENT_S if in_time else 4.0)
         run.until(command, "draining")
         run.hub.send_signal(signal.SIGSTOP)
-        if not in_time:  # the engine gives up by itself, and nobody hears
+        if not in_time:  # the engine times out, and its report is lost
             assert not run.client.wait(lambda c: c.view is None, 6.0)
     run.hub.send_signal(signal.SIGCONT)
     assert run.settled(command).state == ("applied" if in_time else "timed_out")
 
 
 @pytest.mark.parametrize("in_time", [True, False])
-def test_with_the_link_cut_and_mended_the_hub_hears_how_it_ended(run: Run, in_time: bool) -> None:
+def test_after_a_broken_link_the_hub_learns_the_outcome(run: Run, in_time: bool) -> None:
     with contextlib.ExitStack() as until_mended, run.update():
         command = run.ask("off", timeout_s=PATIENT_S if in_time else 4.0)
         run.until(command, "draining")
         until_mended.enter_context(run.link.cut())
-        if not in_time:  # the engine gives up by itself, and the hub for it
+        if not in_time:  # the engine times out, and so does the hub
             run.until(command, "timed_out")
-    run.see(is_live)  # the engine has found back, and its word is heard
+    run.see(is_live)  # the engine has reconnected and reports
     assert run.settled(command).state == ("applied" if in_time else "timed_out")
 
 
-def test_applied_with_the_link_cut_and_the_hub_killed_the_next_hub_learns_of_it(run: Run) -> None:
+def test_after_a_broken_link_and_a_kill_the_next_hub_learns_the_outcome(run: Run) -> None:
     with contextlib.ExitStack() as until_mended:
         with run.update():
             command = run.ask("off", timeout_s=PATIENT_S)
@@ -270,7 +274,7 @@ def test_applied_with_the_link_cut_and_the_hub_killed_the_next_hub_learns_of_it(
     assert run.settled(command).state == "applied"
 
 
-def test_asked_for_with_the_link_cut_it_is_refused_and_nothing_was_sent(run: Run) -> None:
+def test_a_command_over_a_broken_link_is_refused_without_being_sent(run: Run) -> None:
     with run.link.cut():
         command = run.ask("off", timeout_s=PATIENT_S)
         change = run.until(command, *api.TERMINAL)
@@ -279,21 +283,21 @@ def test_asked_for_with_the_link_cut_it_is_refused_and_nothing_was_sent(run: Run
     assert run.settled(command).state == "refused"
 
 
-def test_with_its_socket_files_removed_a_command_ends_and_the_next_hub_is_found_in_their_place(run: Run) -> None:
+def test_a_command_ends_without_its_socket_files_and_the_next_hub_replaces_them(run: Run) -> None:
     with run.update():
         command = run.ask("off", timeout_s=PATIENT_S)
         run.until(command, "draining")
         for path in run.rundir.path.glob("*.sock"):
             path.unlink()
-    assert run.settled(command).state == "applied"  # who is connected stays so
+    assert run.settled(command).state == "applied"  # existing connections stay
     run.kill_hub()
     run.another_hub()
     run.heard()
-    assert run.settled(command).who == "ann"  # which the log knows
+    assert run.settled(command).who == "ann"  # from the log
     assert run.switch("on").old == "off"
 
 
-def test_a_command_outlives_the_command_line_that_gave_it(run: Run) -> None:
+def test_a_command_outlives_its_command_line(run: Run) -> None:
     with run.update():
         line = subprocess.Popen(
             [sys.executable, "-m", "rltop.tui.cli.main", "set", FLAG, "off", "--run", str(run.rundir.path)],
@@ -307,32 +311,32 @@ def test_a_command_outlives_the_command_line_that_gave_it(run: Run) -> None:
     assert run.settled(command).state == "applied"
 
 
-def test_the_engine_takes_back_a_timed_switch_while_no_hub_lives(run: Run) -> None:
+def test_the_engine_reverts_a_timed_switch_without_a_hub(run: Run) -> None:
     running = run.batch()
     change = run.switch("off", revert_s=3.0, who="ann", why="trial")
     assert change.reverts_at is not None
     run.kill_hub()
-    over = change.reverts_at + 2.0  # the engine looks once a second
+    over = change.reverts_at + 2.0  # the engine checks once a second
     wait_for(lambda: time.time() > over, "the timer's end")
     run.another_hub()
     revert = run.settled(f"{change.command}/revert", asked=0)
     assert (revert.state, revert.old, revert.new, revert.reverts) == ("applied", "off", "on", change.command)
-    assert (revert.who, revert.why) == ("ann", "its 3 s are over")
+    assert (revert.who, revert.why) == ("ann", "its timer expired after 3 s")
     run.finish(running)
 
 
-def test_a_timer_is_kept_by_way_of_the_next_hub(run: Run) -> None:
+def test_a_timer_is_kept_through_the_next_hub(run: Run) -> None:
     change = run.switch("off", revert_s=600.0)
     run.kill_hub()
     run.another_hub()
     (timer,) = run.see(lambda v: v.engines[ENGINE].timers).engines[ENGINE].timers
     assert (timer.command, timer.flag, timer.back_to) == (change.command, FLAG, "on")
-    (kept,) = run.client.keep(change.command, who="bob")
+    (kept,) = run.client.command(api.AskKeep(api.new_id(), change.command, who="bob"))
     assert kept.state == "applied"
     run.see(lambda v: not v.engines[ENGINE].timers)
     assert run.settled(change.command).kept_by == "bob"
     with pytest.raises(CommandError, match="no command"):
-        run.client.keep("nobody")
+        run.client.command(api.AskKeep(api.new_id(), "unknown"))
 
 
 def test_a_timer_is_superseded_by_a_command_of_the_next_hub(run: Run) -> None:
@@ -344,7 +348,7 @@ def test_a_timer_is_superseded_by_a_command_of_the_next_hub(run: Run) -> None:
     run.see(lambda v: not v.engines[ENGINE].timers)
 
 
-def test_a_revert_that_falls_into_a_weight_update_waits_for_it(run: Run) -> None:
+def test_a_revert_waits_for_an_open_weight_update(run: Run) -> None:
     running = run.batch()  # before the timer starts: then the update is opened at once
     change = run.switch("off", revert_s=2.0)
     with run.update(running):
@@ -355,52 +359,52 @@ def test_a_revert_that_falls_into_a_weight_update_waits_for_it(run: Run) -> None
     assert run.settled(f"{change.command}/revert", asked=0).new == "on"
 
 
-def test_a_fleet_that_ends_half_switched_is_brought_back(run: Run) -> None:
+def test_a_half_switched_fleet_is_reverted(run: Run) -> None:
     played = PlayedEngine(run.rundir, "e1", refuses="started without it")
     try:
         run.see(lambda v: "e1" in v.engines)
-        changes = run.client.set_flag(FLAG, "off")
+        changes = run.client.command(api.AskSet(api.new_id(), FLAG, "off"))
         assert {change.engine: change.state for change in changes} == {"e0": "applied", "e1": "refused"}
         command = changes[0].command
-        run.see(lambda v: any(f"`rltop undo {command}` brings back e0" in event.text for event in v.events))
-        (undone,) = run.client.undo(command)
+        run.see(lambda v: any(f"`rltop undo {command}` reverts e0" in event.text for event in v.events))
+        (undone,) = run.client.command(api.AskUndo(api.new_id(), command))
         assert (undone.state, undone.new, undone.reverts) == ("applied", "on", command)
-        (left,) = run.client.undo(command)
+        (left,) = run.client.command(api.AskUndo(api.new_id(), command))
         assert (left.state, left.new) == ("superseded", "on")
     finally:
         played.sender.close(5)
     run.see(lambda v: v.engines["e1"].health == "gone")
 
 
-def test_a_pause_ends_by_itself_while_no_hub_lives_and_loses_nobody(run: Run) -> None:
+def test_a_pause_ends_without_a_hub_and_loses_no_request(run: Run) -> None:
     running = run.batch()
-    (paused,) = run.client.act("pause", revert_s=6.0, who="ann")
+    (paused,) = run.client.command(api.AskAct(api.new_id(), "pause", revert_s=6.0, who="ann"))
     assert (paused.state, paused.new, paused.in_flight, paused.lost_requests) == ("applied", "paused", IN_FLIGHT, 0)
     run.see(lambda v: v.engines[ENGINE].paused)
     seen = dict(run.engine.progress)
     run.kill_hub()
     assert seen == run.engine.progress
-    run.finish(running)  # it goes on by itself
+    run.finish(running)  # it resumes by itself
     run.another_hub()
     revert = run.until(f"{paused.command}/revert", "applied")
     assert (revert.verb, revert.new, revert.reverts, revert.who) == ("resume", "running", paused.command, "ann")
 
 
-def test_somebody_elses_pause_is_not_resumed(run: Run) -> None:
+def test_a_pause_of_another_caller_is_not_resumed(run: Run) -> None:
     llm = run.engine.llm
     run.engine.run(llm.pause_generation(mode="keep", clear_cache=False))
     try:
-        (refused,) = run.client.act("resume")
-        assert (refused.state, "theirs to resume" in refused.reason) == ("refused", True)
+        (refused,) = run.client.command(api.AskAct(api.new_id(), "resume"))
+        assert (refused.state, "has to resume it" in refused.reason) == ("refused", True)
         assert run.engine.run(llm.is_paused())
     finally:
         run.engine.run(llm.resume_generation())
-    run.client.act("pause", revert_s=600.0)
-    run.engine.run(llm.resume_generation())  # theirs now: the guard timer has nothing to end
+    run.client.command(api.AskAct(api.new_id(), "pause", revert_s=600.0))
+    run.engine.run(llm.resume_generation())  # now another caller's: the guard timer has nothing to end
     run.see(lambda v: not v.engines[ENGINE].timers and not v.engines[ENGINE].paused)
 
 
-def test_a_flushed_cache_is_not_hit_and_says_what_is_left(run: Run) -> None:
+def test_a_flushed_cache_has_no_hits_and_reports_the_remaining_blocks(run: Run) -> None:
     shared = [3] + [7 + i % 90 for i in range(99)]
 
     def cached(name: str) -> int:
@@ -408,20 +412,20 @@ def test_a_flushed_cache_is_not_hit_and_says_what_is_left(run: Run) -> None:
 
     cached("fill")
     assert cached("hit") == 96
-    (flushed,) = run.client.act("flush_cache")
+    (flushed,) = run.client.command(api.AskAct(api.new_id(), "flush_cache"))
     assert (flushed.state, flushed.new) == ("applied", "0 blocks")
-    assert flushed.reason.endswith("blocks evicted, none is left")
+    assert flushed.reason.endswith("blocks evicted, none left")
     assert cached("cold") == 0
-    for _ in range(5):  # requests may be over before the engine gets to it
+    for _ in range(5):  # requests may end before the engine executes it
         running = run.batch(tokens=40)  # a block is 32 tokens: each holds one that is cached
-        (held,) = run.client.act("flush_cache")
+        (held,) = run.client.command(api.AskAct(api.new_id(), "flush_cache"))
         run.finish(running)
         if "that requests hold stay" in held.reason:
             break
     assert "that requests hold stay" in held.reason
 
 
-def test_nothing_failed_on_the_way(run: Run) -> None:
+def test_no_fault_was_contained_during_these_tests(run: Run) -> None:
     engine = run.see(lambda v: v.engines[ENGINE].counts).engines[ENGINE]
     assert engine.faults == {}
     assert not [name for name in engine.fingerprint if name.startswith("missing")]

@@ -1,4 +1,4 @@
-"""No process of the demo is left behind, however it ends."""
+"""No process of the demo outlives it, however it ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.receiver import wait_until
 
 
 class Starter:
-    """Starts children and ends what a test left."""
+    """Starts children and ends the leftovers of a test."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -58,7 +58,7 @@ def test_ending_a_child_ends_its_children(starter: Starter) -> None:
     assert group_members(child.pid) == []
 
 
-def test_a_child_that_ignores_us_is_killed(starter: Starter) -> None:
+def test_a_child_that_ignores_sigterm_is_killed(starter: Starter) -> None:
     child = starter.start("stubborn")
     read_line(child)
     assert end_all([child], grace_s=0.2) == []
@@ -66,12 +66,12 @@ def test_a_child_that_ignores_us_is_killed(starter: Starter) -> None:
     assert group_members(child.pid) == []
 
 
-def test_a_child_that_failed_is_told_of_with_its_log_and_its_children_are_ended(starter: Starter) -> None:
+def test_a_failed_child_is_reported_with_its_log_and_its_children_are_ended(starter: Starter) -> None:
     child = starter.start("failing")
     read_line(child)
     wait_until(lambda: child.exit_code is not None)
-    assert "failing ended with exit code 1" in child.obituary()
-    assert "something that is named" in child.obituary()
+    assert "failing ended with exit code 1" in child.failure()
+    assert "something that is named" in child.failure()
     assert not child.is_gone()  # its own child lives on
     assert end_all([child], grace_s=0.2) == []
     assert group_members(child.pid) == []

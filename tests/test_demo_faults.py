@@ -1,4 +1,4 @@
-"""What each fault changes: an engine's launch, requests and updates, and what the trainer computes and hands on."""
+"""Effects of each fault: on an engine's launch, requests and updates, and on the trainer's computation and data."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from rltop.backend.demo.engines.engine_process import TicketServer
 from rltop.backend.demo.faults import BY_NAME, FAULTS, HEALTHY, Fault, as_markdown
 from rltop.backend.demo.options import MODEL, DemoOptions
 from rltop.backend.demo.rl import policy, task
-from rltop.backend.demo.rl.demo_trainer import DemoTrainer, gather, load_model, recorded
+from rltop.backend.demo.rl.demo_trainer import DemoTrainer, gather, load_model, rollout_logprobs
 from rltop.tui.cli.main import main
 
-torch.set_num_threads(1)  # more of them fight over the machine for models of this size
+torch.set_num_threads(1)  # more threads are slower for models of this size
 
 DEMO = Path(__file__).parents[1] / "docs" / "demo.md"
 
 
 def job(fault: str, engine: str = "e1", **changes: Any) -> jobs.EngineJob:
-    told = dataclasses.replace(BY_NAME[fault], **changes).on(engine)
-    return jobs.EngineJob(engine, "model", "socket", 0, BY_NAME[fault].temperature, told)
+    on_engine = dataclasses.replace(BY_NAME[fault], **changes).on(engine)
+    return jobs.EngineJob(engine, "model", "socket", 0, BY_NAME[fault].temperature, on_engine)
 
 
 # --- an engine's launch -------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ LAUNCHES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("fault", BY_NAME)
-def test_an_engine_is_launched_as_the_fault_says(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+def test_engine_launch_options_of_each_fault(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     for module, name in (
         ("vllm.config", "WeightTransferConfig"),
         ("vllm.engine.arg_utils", "AsyncEngineArgs"),
@@ -60,12 +60,12 @@ def test_an_engine_is_launched_as_the_fault_says(monkeypatch: pytest.MonkeyPatch
     fake = ModuleType("vllm.v1.engine.async_llm")
     fake.AsyncLLM = SimpleNamespace(from_engine_args=lambda given: given)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
-    told = demo_engine.boot(job(fault))
-    assert {key: told[key] for key in LAUNCH} == {**LAUNCH, **LAUNCHES.get(fault, {})}
+    sent = demo_engine.boot(job(fault))
+    assert {key: sent[key] for key in LAUNCH} == {**LAUNCH, **LAUNCHES.get(fault, {})}
 
 
 @pytest.mark.parametrize("fault", BY_NAME)
-def test_the_checkpoint_says_how_to_sample_only_with_the_penalty(tmp_path: Path, fault: str) -> None:
+def test_only_the_penalty_fault_changes_the_checkpoint(tmp_path: Path, fault: str) -> None:
     path = supervisor._checkpoint(BY_NAME[fault], tmp_path)
     config = json.loads((path / "generation_config.json").read_text())
     assert config.get("repetition_penalty") == (1.1 if fault == "penalty-default" else None)
@@ -89,14 +89,14 @@ def sampling(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.mark.parametrize("fault", BY_NAME)
-def test_requests_ask_for_what_the_fault_says(sampling: Callable[..., dict[str, Any]], fault: str) -> None:
+def test_sampling_parameters_of_each_fault(sampling: Callable[..., dict[str, Any]], fault: str) -> None:
     asked = sampling(job(fault), {}, 0, 0)
     assert asked["top_p"] == (0.9 if fault in ("top-p-processed", "top-p-raw") else 1.0)
     cool = ("raw-logprobs", "trainer-temperature", "raw-temperature-silent")
     assert asked["temperature"] == (0.7 if fault in cool else 1.0)
 
 
-def test_requests_change_with_the_first_ticket_of_the_step_that_the_fault_begins_with(
+def test_requests_change_with_the_first_ticket_of_the_faults_first_step(
     sampling: Callable[..., dict[str, Any]],
 ) -> None:
     late = job("top-p-raw", at=3)
@@ -104,13 +104,13 @@ def test_requests_change_with_the_first_ticket_of_the_step_that_the_fault_begins
     assert asked == [1.0] * (3 * jobs.GROUPS) + [0.9] * (3 * jobs.GROUPS)
 
 
-def test_what_a_request_does_not_say_goes_by_the_checkpoint(sampling: Callable[..., dict[str, Any]]) -> None:
+def test_unset_sampling_parameters_come_from_the_checkpoint(sampling: Callable[..., dict[str, Any]]) -> None:
     asked = sampling(job(""), {"repetition_penalty": 1.1, "temperature": 0.3}, 0, 0)
     assert (asked["repetition_penalty"], asked["temperature"]) == (1.1, 1.0)
 
 
 @pytest.mark.parametrize("fault", [HEALTHY, *FAULTS])
-def test_only_faults_of_the_cache_keep_requests_apart(fault: Fault) -> None:
+def test_only_cache_faults_salt_requests(fault: Fault) -> None:
     rollouts = TicketServer(SimpleNamespace(), jobs.EngineJob("e1", "model", "socket", 0, 1.0, fault), None)
     asked = [rollouts._prompt(f"t0-{number}", number, [1, 2]) for number in range(jobs.GROUP_SIZE)]
     assert all(prompt["prompt_token_ids"] == [1, 2] for prompt in asked)
@@ -122,7 +122,7 @@ def test_only_faults_of_the_cache_keep_requests_apart(fault: Fault) -> None:
 
 
 class Recorder:
-    """An ``AsyncLLM`` that writes down what it is told."""
+    """An ``AsyncLLM`` that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -137,17 +137,17 @@ class Recorder:
 def updated(
     monkeypatch: pytest.MonkeyPatch, engine_job: jobs.EngineJob, version: int = 3
 ) -> tuple[list[tuple[Any, ...]], list[Any]]:
-    """The calls of one update, and what the trainer is told."""
+    """The calls of one update, and the messages to the trainer."""
     base = ModuleType("base")
     base.WeightTransferUpdateRequest = lambda update_info: update_info  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.base", base)
-    recorder, told = Recorder(), []
+    recorder, sent = Recorder(), []
 
     async def send(message: Any) -> None:
-        told.append(message)
+        sent.append(message)
 
     asyncio.run(TicketServer(recorder, engine_job, send).update(messages.Update(version, "file")))
-    return recorder.calls, told
+    return recorder.calls, sent
 
 
 LOADED = [("start_weight_update",), ("update_weights", {"path": "file"}), ("finish_weight_update", "3")]
@@ -166,22 +166,22 @@ UPDATES: dict[tuple[str, str], tuple[bool, list[Any]]] = {
 
 @pytest.mark.parametrize("engine", ["e0", "e1"])
 @pytest.mark.parametrize("fault", BY_NAME)
-def test_an_update_goes_wrong_as_the_fault_says(monkeypatch: pytest.MonkeyPatch, fault: str, engine: str) -> None:
+def test_update_calls_of_each_fault(monkeypatch: pytest.MonkeyPatch, fault: str, engine: str) -> None:
     clears, between = UPDATES.get((fault, engine), (True, LOADED))
-    calls, told = updated(monkeypatch, job(fault, engine))
+    calls, sent = updated(monkeypatch, job(fault, engine))
     assert calls == [("pause_generation", "keep", clears), *between, ("resume_generation",)]
-    assert [(message.engine, message.version) for message in told] == [(engine, 3)]
+    assert [(message.engine, message.version) for message in sent] == [(engine, 3)]
 
 
 @pytest.mark.parametrize(("version", "loads"), [(3, True), (4, True), (5, False), (6, False)])
-def test_the_first_update_that_goes_wrong_is_the_one_after_the_step_that_the_fault_begins_with(
+def test_the_first_faulty_update_follows_the_faults_first_step(
     monkeypatch: pytest.MonkeyPatch, version: int, loads: bool
 ) -> None:
     calls, _ = updated(monkeypatch, job("never-updated", at=4), version)
     assert (("update_weights", {"path": "file"}) in calls) == loads
 
 
-def test_a_slow_engine_is_slowed_once_with_its_first_ticket_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_engine_is_slowed_once_with_the_first_ticket_of_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder, slow = Recorder(), job("slow-engine", at=2)
     monkeypatch.setattr(TicketServer, "_sample", lambda *_: asyncio.sleep(0))
 
@@ -200,8 +200,8 @@ def test_a_slow_engine_is_slowed_once_with_its_first_ticket_of_the_step(monkeypa
 # --- the trainer --------------------------------------------------------------------------------------------------
 
 
-class Told:
-    """What a trainer's collector and its engines are told."""
+class RecordedCalls:
+    """Records the calls to a trainer's collector and engines."""
 
     def __init__(self, **given: Any) -> None:
         self.facts: Any = given.get("facts")
@@ -228,27 +228,29 @@ def rollouts() -> Any:
     return gather(groups)
 
 
-def trained(monkeypatch: pytest.MonkeyPatch, fault: Fault, step: int = 0, *, facts: bool = True) -> tuple[Told, Any]:
-    """What is passed on of one step with ``fault``, and the trainer."""
-    monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.TrainerCollector", Told)
-    monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.Fleet", lambda *_: None)
+def trained(
+    monkeypatch: pytest.MonkeyPatch, fault: Fault, step: int = 0, *, facts: bool = True
+) -> tuple[RecordedCalls, Any]:
+    """The calls of one training step with ``fault``, and the trainer."""
+    monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.TrainerCollector", RecordedCalls)
+    monkeypatch.setattr("rltop.backend.demo.rl.demo_trainer.EnginePool", lambda *_: None)
     torch.manual_seed(0)
     trainer = DemoTrainer(
         jobs.TrainerJob("run", str(MODEL), "", "", ["e0"], 9, 0, fault.temperature, "ppo", 4, fault, facts)
     )
     trainer._train(step, rollouts())
-    told: Any = trainer._collector
-    return told, trainer
+    sent: Any = trainer._collector
+    return sent, trainer
 
 
 def is_in_training(fault: Fault) -> bool:
-    return "trainer" in fault.where and not fault.keeps_back and fault.burst == 1
+    return "trainer" in fault.where and not fault.withheld and fault.burst == 1
 
 
 @pytest.mark.parametrize("fault", [HEALTHY, *filter(is_in_training, FAULTS)], ids=lambda fault: fault.name)
-def test_the_trainer_computes_and_passes_on_what_the_fault_says(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
-    told, _ = trained(monkeypatch, fault)
-    (row,) = told.rows
+def test_trainer_data_of_each_fault(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
+    sent, _ = trained(monkeypatch, fault)
+    (row,) = sent.rows
     data, name = rollouts(), fault.name
     model = load_model(str(MODEL)).eval()
     temperature = 1.0 if name in ("trainer-temperature", "raw-temperature-silent") else fault.temperature
@@ -259,18 +261,18 @@ def test_the_trainer_computes_and_passes_on_what_the_fault_says(monkeypatch: pyt
     real = data.batch.mask > 0
     off = (row["trainer_logprobs"] - expected)[real].abs().max()
     assert off > 1e-2 if name == "dropout" else off < 1e-4
-    assert (row["old_logprobs"] - expected)[real].abs().max() < 1e-4  # recomputed as it should be, at its temperature
-    assert row["temperature"] == fault.temperature  # what the framework believes
+    assert (row["old_logprobs"] - expected)[real].abs().max() < 1e-4  # recomputed correctly, at its temperature
+    assert row["temperature"] == fault.temperature  # the configured one
     copied = torch.equal(row["rollout_logprobs"], data.logprobs)
     assert copied == (name not in ("shifted-logprobs", "zero-padded-logprobs"))
     assert row["mask"].all() == (name == "dropped-mask")
     assert torch.equal(row["mask"] > 0, real) == (name != "dropped-mask")
-    assert told.facts["temperature"] == fault.temperature
-    assert told.facts["head_dtype"] == (torch.bfloat16 if name == "head-fp32-one-side" else torch.float32)
+    assert sent.facts["temperature"] == fault.temperature
+    assert sent.facts["head_dtype"] == (torch.bfloat16 if name == "head-fp32-one-side" else torch.float32)
 
 
 @pytest.mark.parametrize("name", ["trainer-temperature", "shifted-logprobs", "dropped-mask", "dropout"])
-def test_the_trainer_is_well_until_the_fault_begins(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_trainer_is_healthy_until_the_fault_starts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     late = dataclasses.replace(BY_NAME[name], at=3)
     healthy = Fault(temperature=late.temperature)
     ((before,), (well,)) = (trained(monkeypatch, fault, 2)[0].rows for fault in (late, healthy))
@@ -280,9 +282,9 @@ def test_the_trainer_is_well_until_the_fault_begins(monkeypatch: pytest.MonkeyPa
     assert not all(torch.equal(after[c], well[c]) for c in ("rollout_logprobs", "trainer_logprobs", "mask"))
 
 
-def test_copies_are_late_by_one_token_or_zero_at_the_end_of_each_answer() -> None:
+def test_copied_logprobs_are_shifted_or_zeroed_at_the_end_of_each_answer() -> None:
     data = rollouts()
-    late, lost = (recorded(data, BY_NAME[name]) for name in ("shifted-logprobs", "zero-padded-logprobs"))
+    late, lost = (rollout_logprobs(data, BY_NAME[name]) for name in ("shifted-logprobs", "zero-padded-logprobs"))
     for row, answer in enumerate(ANSWERS):
         kept = data.logprobs[row, : len(answer)].tolist()
         assert late[row].tolist() == pytest.approx([0.0, *kept[:-1], *[0.0] * (6 - len(answer))])
@@ -290,47 +292,47 @@ def test_copies_are_late_by_one_token_or_zero_at_the_end_of_each_answer() -> Non
 
 
 @pytest.mark.parametrize("at", [0, 3])
-def test_updates_leave_out_the_head_and_nothing_else(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+def test_updates_withhold_the_head_alone(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     _, trainer = trained(monkeypatch, dataclasses.replace(BY_NAME["head-not-updated"], at=at))
     for step in (0, 2, 3):
         missing = set(trainer._model.state_dict()) - set(trainer._update(step))
         assert missing == ({"lm_head.weight"} if step >= at else set())
 
 
-def test_a_punished_entropy_falls_and_a_healthy_objective_leaves_it_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_punished_entropy_falls_faster_than_under_a_healthy_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     fell = {}
     for fault in (HEALTHY, BY_NAME["entropy-collapse"]):
-        told, trainer = trained(monkeypatch, fault)
+        sent, trainer = trained(monkeypatch, fault)
         trainer._train(1, rollouts())
-        means = [float((row["entropy"].detach() * row["mask"]).sum() / row["mask"].sum()) for row in told.rows]
+        means = [float((row["entropy"].detach() * row["mask"]).sum() / row["mask"].sum()) for row in sent.rows]
         fell[fault.name] = means[0] - means[-1]
     assert fell["entropy-collapse"] > fell[""] + 0.01
 
 
-def test_a_trainer_can_keep_its_facts_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trainer_without_facts_states_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trained(monkeypatch, HEALTHY, facts=False)[0].facts is None
 
 
-# --- what can be asked for ----------------------------------------------------------------------------------------
+# --- options ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_survives_the_way_to_another_process(fault: Fault) -> None:
+def test_a_fault_is_unchanged_by_encoding(fault: Fault) -> None:
     options = DemoOptions(fault=fault.name)
     assert options.injected == fault
-    told = jobs.EngineJob("e1", "model", "socket", 0, 1.0, fault)
-    assert jobs.decode(jobs.encode(told), jobs.EngineJob) == told
+    sent = jobs.EngineJob("e1", "model", "socket", 0, 1.0, fault)
+    assert jobs.decode(jobs.encode(sent), jobs.EngineJob) == sent
 
 
-def test_a_fault_begins_when_and_where_it_was_told_to() -> None:
+def test_a_fault_starts_at_the_given_step_and_engine() -> None:
     options = DemoOptions(fault="lying-replica", fault_at=5, fault_engine="e0")
     assert [options.injected.on(engine).name for engine in ("e0", "e1")] == ["lying-replica", ""]
     assert [options.injected.during(step).name for step in (4, 5)] == ["", "lying-replica"]
-    assert options.injected.told == "e0 gets no weight updates, yet its version advances"
+    assert options.injected.description == "e0 loads no weight updates, but its version advances"
 
 
 @pytest.mark.parametrize("fault", [HEALTHY, *FAULTS])
-def test_the_temperature_is_the_one_of_the_fault_until_another_is_told(fault: Fault) -> None:
+def test_the_temperature_defaults_to_the_faults(fault: Fault) -> None:
     assert DemoOptions(fault=fault.name).sampled_at == fault.temperature
     assert DemoOptions(fault=fault.name, temperature=0.5).sampled_at == 0.5
 
@@ -341,29 +343,29 @@ def test_the_temperature_is_the_one_of_the_fault_until_another_is_told(fault: Fa
         ({"fault": "gremlins"}, "fault: 'gremlins'; expected one of raw-logprobs, trainer-temperature, "),
         ({"fault": "lying-replica", "engines": 1}, r"fault lying-replica: it is on e1; engines are \['e0'\]"),
         ({"fault": "lying-replica", "fault_engine": "e2"}, "fault lying-replica: it is on e2; engines are "),
-        ({"fault": "lag", "fault_engine": "e1"}, "fault_engine: lag is not on one engine"),
-        ({"fault": "bf16-engine", "fault_at": 5}, "fault_at: bf16-engine is there from the launch on, so it can't"),
-        ({"fault_at": 5}, "fault_at: there is no fault, so it can't begin with step 5"),
-        ({"fault": "lag", "steps": 9, "fault_at": 9}, "fault_at: 9; expected 0 to 8"),
+        ({"fault": "lag", "fault_engine": "e1"}, "--fault-engine: lag is not a fault of one engine; leave the option "),
+        ({"fault": "bf16-engine", "fault_at": 5}, "--fault-at: bf16-engine is there from the launch on, so it can't"),
+        ({"fault_at": 5}, "--fault-at: there is no fault, so it can't begin with step 5"),
+        ({"fault": "lag", "steps": 9, "fault_at": 9}, "--fault-at: 9; expected 0 to 8"),
     ],
 )  # fmt: skip
-def test_a_fault_that_cannot_be_had_is_refused(options: dict[str, Any], complaint: str) -> None:
+def test_invalid_fault_options_are_rejected(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         DemoOptions(**options)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_every_fault_is_an_instance_of_a_cause_and_says_where_it_is(fault: Fault) -> None:
+def test_every_fault_has_a_cause_and_a_component(fault: Fault) -> None:
     assert fault.codes and fault.help and fault.where
     assert fault != dataclasses.replace(
         HEALTHY, **{key: getattr(fault, key) for key in ("name", "codes", "help", "where", "launch", "first", "engine")}
     )
 
 
-def test_the_help_and_the_page_tell_of_every_fault() -> None:
-    told = " ".join(CliRunner().invoke(main, ["demo", "--help"]).output.replace("-\n", "-").split())
+def test_the_help_and_the_page_list_every_fault() -> None:
+    output = " ".join(CliRunner().invoke(main, ["demo", "--help"]).output.replace("-\n", "-").split())
     for fault in FAULTS:
-        assert f"{fault.name}: {fault.help}".replace("- ", "-") in told.replace("- ", "-")
+        assert f"{fault.name} {fault.help}".replace("- ", "-") in output.replace("- ", "-")
     assert as_markdown() in DEMO.read_text()
 
 
@@ -376,11 +378,11 @@ def test_the_help_and_the_page_tell_of_every_fault() -> None:
          ("lying-replica", 7, "e0", False)),
     ],
 )  # fmt: skip
-def test_the_command_passes_on_the_fault_or_none(
+def test_the_command_passes_the_fault_options(
     monkeypatch: pytest.MonkeyPatch, given: list[str], wanted: tuple[Any, ...]
 ) -> None:
-    told: list[DemoOptions] = []
-    monkeypatch.setattr(supervisor, "run_headless", told.append)
+    sent: list[DemoOptions] = []
+    monkeypatch.setattr(supervisor, "run_headless", sent.append)
     assert CliRunner().invoke(main, ["demo", "--headless", *given]).exit_code == 0
-    (options,) = told
+    (options,) = sent
     assert (options.fault, options.fault_at, options.fault_engine, options.facts) == wanted

@@ -52,7 +52,7 @@ def follow(*settings: str) -> tuple[ScriptedHub, Follower]:
     return hub, Follower(cast(Client, hub), [parse_setting(text) for text in settings])
 
 
-def test_steps_are_given_once_and_kept_when_another_hub_takes_over() -> None:
+def test_steps_are_returned_once_and_kept_across_hubs() -> None:
     hub, follower = follow()
     assert follower.poll(0.0) == []
     hub.start("a")
@@ -98,7 +98,7 @@ def test_a_setting_is_settled_when_every_engine_has_closed_it() -> None:
     assert follower.failures() == []
 
 
-def test_a_refusal_is_named_with_engine_and_reason() -> None:
+def test_a_refusal_is_reported_with_engine_and_reason() -> None:
     hub, follower = follow("0:prefix_caching=off")
     hub.start("a")
     hub.close_step(0)
@@ -110,7 +110,7 @@ def test_a_refusal_is_named_with_engine_and_reason() -> None:
     assert follower.failures() == ["--set 0:prefix_caching=off: refused on e0: started without it"]
 
 
-def test_what_the_hub_will_not_take_is_a_failure() -> None:
+def test_a_setting_that_the_hub_rejects_is_a_failure() -> None:
     hub, follower = follow("0:prefix_caching=off")
     hub.start("a")
     hub.close_step(0)
@@ -122,20 +122,20 @@ def test_what_the_hub_will_not_take_is_a_failure() -> None:
     assert follower.failures() == ["--set 0:prefix_caching=off: no live engine"]
 
 
-def test_a_setting_that_never_left_is_tried_again() -> None:
+def test_an_unsent_setting_is_retried() -> None:
     hub, follower = follow("0:prefix_caching=off")
     hub.start("a")
     hub.close_step(0)
     hub.reachable = False
     follower.poll(0.0)
     assert hub.questions == []
-    assert follower.failures() == ["--set 0:prefix_caching=off: its end was not seen"]
+    assert follower.failures() == ["--set 0:prefix_caching=off: no outcome was reported"]
     hub.reachable = True
     follower.poll(0.0)
     assert len(hub.questions) == 1
 
 
-def test_an_unanswered_setting_is_asked_of_the_next_hub_and_a_taken_one_is_not() -> None:
+def test_an_unanswered_setting_is_sent_to_the_next_hub_and_an_accepted_one_is_not() -> None:
     hub, follower = follow("0:prefix_caching=off")
     hub.start("a")
     hub.close_step(0)

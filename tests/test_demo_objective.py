@@ -96,7 +96,7 @@ def test_advantages_are_standard_scores_within_the_group(rewards: list[list[floa
         assert advantages == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_group_of_equal_rewards_teaches_nothing() -> None:
+def test_a_group_of_equal_rewards_has_zero_advantage() -> None:
     assert not group_advantages(torch.full((2, 8), 0.75)).any()
 
 

@@ -1,4 +1,4 @@
-"""What a demo run can be told, and what it refuses before anything starts."""
+"""Options of the demo: parsing, validation, encoding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rltop.backend.demo import jobs
 from rltop.backend.demo.options import DemoOptions, Setting, parse_setting
-from rltop.backend.demo.progress import spans
+from rltop.backend.demo.progress import ranges
 from rltop.collectors.contract.flags import FLAGS
 
 settings = st.builds(
@@ -21,7 +21,7 @@ settings = st.builds(
 
 
 @given(settings)
-def test_a_setting_reads_as_it_prints(setting: Setting) -> None:
+def test_a_setting_is_parsed_from_its_text(setting: Setting) -> None:
     assert parse_setting(str(setting)) == setting
 
 
@@ -38,13 +38,13 @@ def test_a_setting_reads_as_it_prints(setting: Setting) -> None:
         ("5:prefix_caching=maybe", r"prefix_caching can be on or off, not 'maybe'"),
     ],
 )
-def test_a_wrong_setting_is_refused_with_what_there_is(text: str, complaint: str) -> None:
+def test_an_invalid_setting_is_rejected_with_the_valid_ones(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         parse_setting(text)
 
 
 @given(st.text(max_size=30))
-def test_no_text_is_read_as_something_else(text: str) -> None:
+def test_every_parsed_text_prints_as_itself(text: str) -> None:
     try:
         setting = parse_setting(text)
     except ValueError:
@@ -65,17 +65,17 @@ def test_no_text_is_read_as_something_else(text: str) -> None:
         ({"steps": 5, "settings": (Setting(5, "prefix_caching", "off"),)}, "the last of 5 steps is 4"),
     ],
 )
-def test_options_that_cannot_be_run_are_refused(wrong: dict[str, Any], complaint: str) -> None:
+def test_invalid_options_are_rejected(wrong: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         DemoOptions(**wrong)
 
 
 @given(settings, st.sampled_from([None, Path("/tmp/a b.json")]))
-def test_options_survive_the_way_to_another_process(setting: Setting, path: Path | None) -> None:
+def test_options_are_unchanged_by_encoding(setting: Setting, path: Path | None) -> None:
     options = DemoOptions(steps=setting.step + 1, settings=(setting,), json_path=path, keep_hub=True)
     assert jobs.decode(jobs.encode(options), DemoOptions) == options
 
 
-def test_numbers_are_told_in_spans() -> None:
-    assert spans([3, 4, 5, 9, 11, 12]) == "3-5, 9, 11-12"
-    assert spans([]) == ""
+def test_numbers_are_shown_as_ranges() -> None:
+    assert ranges([3, 4, 5, 9, 11, 12]) == "3-5, 9, 11-12"
+    assert ranges([]) == ""

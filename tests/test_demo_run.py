@@ -1,4 +1,4 @@
-"""The demo itself: real engines, a real trainer, switched live; and the same without its hub for a while."""
+"""The demo with real engines and a real trainer, switched live, also without its hub for a while."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.engine
 
 SEQUENCES = 64
 NOISE_NATS = 2e-5
-"""What fp32 logprobs of one model differ by between vLLM and torch on the CPU; seen: 1e-7 mean."""
+"""Largest difference of fp32 logprobs between vLLM and torch on the CPU; observed mean: 1e-7."""
 
 
 @pytest.fixture
@@ -60,12 +60,12 @@ def until(demo: Demo, client: Client, condition: Callable[[], object]) -> None:
 
 
 def processes_of(home: Path) -> list[str]:
-    """Live processes that were told of this test's directory, in their arguments or environment."""
+    """Live processes with this test's directory in their arguments or environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended while we looked
-            told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
-            if str(home).encode() in told and int(process.name) != os.getpid():
+            text = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            if str(home).encode() in text and int(process.name) != os.getpid():
                 found.append((process / "cmdline").read_text().replace("\0", " "))
     return found
 
@@ -107,7 +107,7 @@ def check_steps(steps: list[Step]) -> None:
         assert gap < NOISE_NATS, step
 
 
-def test_a_headless_run_is_switched_live_and_reported_whole(home: Path) -> None:
+def test_a_headless_run_is_switched_live_and_fully_reported(home: Path) -> None:
     steps = 10
     options = DemoOptions(
         run="whole",
@@ -130,7 +130,7 @@ def test_a_headless_run_is_switched_live_and_reported_whole(home: Path) -> None:
     assert not list((home / "whole").glob("*.safetensors"))
 
 
-def test_a_replica_that_lies_about_its_version_is_named_by_the_attribution(home: Path) -> None:
+def test_a_replica_with_a_wrong_version_is_named_by_the_attribution(home: Path) -> None:
     steps = 8
     with running(DemoOptions(run="lying", steps=steps, matched=32, fault="lying-replica")) as (demo, client):
         until(demo, client, lambda: demo.exit_code is not None and client.view and steps - 1 in client.view.steps)
@@ -148,7 +148,7 @@ def test_a_replica_that_lies_about_its_version_is_named_by_the_attribution(home:
     assert whole["e1"].low > whole["e0"].high
 
 
-def test_a_fault_that_begins_in_the_middle_is_in_the_rows_from_its_step_on(home: Path) -> None:
+def test_a_fault_that_starts_late_is_in_the_rows_from_its_step_on(home: Path) -> None:
     steps, at = 6, 3
     with running(DemoOptions(run="nucleus", steps=steps, fault="top-p-processed", fault_at=at)) as (demo, client):
         until(demo, client, lambda: demo.exit_code is not None and client.view and steps - 1 in client.view.steps)
@@ -161,7 +161,7 @@ def test_a_fault_that_begins_in_the_middle_is_in_the_rows_from_its_step_on(home:
     assert all(values["backend_diff_mean"] is not None and values["backend_diff_mean"] < -0.01 for values in found[at:])
 
 
-def test_training_goes_on_without_its_hub_and_another_hub_takes_over(home: Path) -> None:
+def test_training_continues_without_its_hub_and_another_takes_over(home: Path) -> None:
     steps = 12
     with running(DemoOptions(run="hubless", steps=steps, engines=1, json_path=home / "out.json")) as (demo, client):
         # As the run itself saw it: a killed hub's last frame may have reached us and not the run, or the other way.
@@ -183,7 +183,7 @@ def test_training_goes_on_without_its_hub_and_another_hub_takes_over(home: Path)
     assert processes_of(home) == []
 
 
-def test_a_run_that_is_stopped_while_it_boots_leaves_nothing(home: Path) -> None:
+def test_a_run_that_is_stopped_during_boot_leaves_no_processes(home: Path) -> None:
     with running(DemoOptions(run="stopped")) as (demo, client):
         until(demo, client, lambda: (demo.rundir.path / "e1.log").exists())
     assert demo.exit_code == 128 + signal.SIGTERM

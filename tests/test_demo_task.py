@@ -39,14 +39,14 @@ def test_the_prefix_is_one_block_of_distinct_roles() -> None:
 
 
 @given(numbers)
-def test_the_right_answer_earns_one_and_less_without_its_end(number: int) -> None:
+def test_the_correct_answer_earns_one_and_less_without_its_end_token(number: int) -> None:
     prompt = task.prompt(0, number)
     right = sorted(prompt[32:-1])
     assert task.reward(prompt, [*right, task.EOS]) == 1.0
     assert task.reward(prompt, right) == 0.5
 
 
-def test_the_reward_is_the_share_of_right_positions() -> None:
+def test_the_reward_is_the_share_of_correct_positions() -> None:
     prompt = [*task.PREFIX, 9, 5, 7, 6, task.SEP]
     assert task.reward(prompt, [5, 6, 7, 9, task.EOS]) == 1.0
     assert task.reward(prompt, [5, 6, 9, 7, task.EOS]) == 0.5
@@ -57,12 +57,12 @@ def test_the_reward_is_the_share_of_right_positions() -> None:
 
 
 @given(numbers, st.lists(st.integers(0, task.VOCABULARY - 1), max_size=task.MAX_ANSWER))
-def test_any_answer_earns_between_nothing_and_one(number: int, answer: list[int]) -> None:
+def test_every_reward_is_between_zero_and_one(number: int, answer: list[int]) -> None:
     assert 0.0 <= task.reward(task.prompt(0, number), answer) <= 1.0
 
 
 @given(numbers, st.floats(0, 1))
-def test_a_noisy_answer_is_an_order_of_the_symbols(number: int, noise: float) -> None:
+def test_a_noisy_answer_is_a_permutation_of_the_symbols(number: int, noise: float) -> None:
     prompt = task.prompt(0, number)
     answer = task.noisy_answer(random.Random(number), prompt, noise)
     assert answer[-1] == task.EOS

@@ -1,4 +1,4 @@
-"""The trainer's arithmetic: logprobs against an unpadded forward pass, the ring of past weights, what is matched."""
+"""The demo trainer's computation: logprobs compared with an unpadded forward pass, past weights, matched rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from rltop.backend.demo.engines.engine_process import token_versions
 from rltop.backend.demo.faults import HEALTHY, Fault
 from rltop.backend.demo.options import MODEL
 from rltop.backend.demo.rl import policy, task
-from rltop.backend.demo.rl.demo_trainer import gather, granted, load_model, pick_matched, sampled_with, spanning_share
+from rltop.backend.demo.rl.demo_trainer import (
+    gather,
+    last_sampled,
+    load_model,
+    pick_matched,
+    spanning_share,
+    steps_to_grant,
+)
 
 PROMPTS = [task.prompt(0, number) for number in range(3)]
 ANSWERS = [[*task.solution(prompt), task.EOS] for prompt in PROMPTS]
@@ -51,7 +58,7 @@ def test_padding_changes_no_logprob_and_no_entropy(model: Any, temperature: floa
         torch.testing.assert_close(entropy[row, : len(answer)], -(expected.exp() * expected).sum(-1), atol=2e-5, rtol=0)
 
 
-def test_past_weights_go_by_token_and_by_row(model: Any) -> None:
+def test_logprobs_under_past_weights_are_per_token_and_row(model: Any) -> None:
     snapshots = policy.Snapshots(model, limit=10)
     first = snapshots.take(0)
     disturb(model, 1)
@@ -89,7 +96,7 @@ def test_only_the_last_snapshots_are_kept_and_older_tokens_stay_unknown(model: A
     assert known.isnan().all()
 
 
-def test_a_snapshot_does_not_follow_the_live_weights(model: Any) -> None:
+def test_a_snapshot_is_a_copy_of_the_live_weights(model: Any) -> None:
     snapshots = policy.Snapshots(model, limit=2)
     kept = snapshots.take(0)["lm_head.weight"].clone()
     disturb(model, 2)
@@ -113,7 +120,7 @@ def spans(*borders: tuple[str, int, int]) -> list[Any]:
     return [SimpleNamespace(version=version, start=start, end=end) for version, start, end in borders]
 
 
-def test_versions_go_by_token() -> None:
+def test_version_spans_are_expanded_per_token() -> None:
     assert token_versions(spans(("3", 0, 2), ("4", 2, 5)), 5) == [3, 3, 4, 4, 4]
 
 
@@ -126,7 +133,7 @@ def test_versions_go_by_token() -> None:
         spans(),
     ],
 )
-def test_versions_that_do_not_cover_the_answer_are_refused(broken: list[Any]) -> None:
+def test_version_spans_that_do_not_cover_the_answer_are_rejected(broken: list[Any]) -> None:
     with pytest.raises(ValueError, match="do not cover 5 tokens"):
         token_versions(broken, 5)
 
@@ -141,26 +148,26 @@ def group(ticket: int, versions: list[list[int]]) -> messages.Group:
 
 
 @given(st.integers(1, 12), st.integers(0, 30), st.integers(1, 60))
-def test_tickets_of_every_step_go_out_once_and_in_time(burst: int, at: int, steps: int) -> None:
+def test_tickets_of_every_step_are_granted_once_and_in_time(burst: int, at: int, steps: int) -> None:
     fault, out = Fault(burst=burst, at=at), list[int]()
     for done in range(-jobs.AHEAD, steps):
         if done >= 0:
             assert done in out
-        out += granted(done, fault, steps)
+        out += steps_to_grant(done, fault, steps)
     assert out == list(range(steps))
 
 
 @given(st.integers(1, 12), st.integers(0, 30), st.integers(1, 60))
-def test_a_step_waits_for_its_whole_burst_and_for_no_ticket_that_is_not_out(burst: int, at: int, steps: int) -> None:
+def test_a_step_waits_for_its_whole_burst_and_only_for_granted_tickets(burst: int, at: int, steps: int) -> None:
     fault = Fault(burst=burst, at=at)
-    together = [granted(done, fault, steps) for done in range(-jobs.AHEAD, steps)]
+    together = [steps_to_grant(done, fault, steps) for done in range(-jobs.AHEAD, steps)]
     for step in range(steps):
         (own,) = [out for out in together if step in out]
-        assert sampled_with(step, fault, steps) == own[-1]
+        assert last_sampled(step, fault, steps) == own[-1]
 
 
-def test_without_a_fault_tickets_are_out_for_two_steps() -> None:
-    assert [list(granted(done, HEALTHY, 4)) for done in range(-2, 4)] == [[0], [1], [2], [3], [], []]
+def test_without_a_fault_tickets_are_granted_two_steps_ahead() -> None:
+    assert [list(steps_to_grant(done, HEALTHY, 4)) for done in range(-2, 4)] == [[0], [1], [2], [3], [], []]
 
 
 def test_groups_become_rows_with_rewards_and_advantages() -> None:

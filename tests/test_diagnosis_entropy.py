@@ -9,10 +9,10 @@ from rltop.backend import api
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
 from rltop.backend.diagnosis.checks.trends import FALL, FALL_STEPS, GROUPED, entropy
-from rltop.backend.evidence import kernel
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence import Evidence
 from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
+from rltop.backend.evidence.kernel import FIGURE
 from rltop.backend.evidence.series import Stretch
 
 ROWS, TOKENS = 64, 15
@@ -27,7 +27,7 @@ def told(levels: list[float], error: float = PROMPTS) -> Finding:
         own = Evidence()
         spread = (error / GROUPED * level * ROWS * TOKENS) ** 2
         n, s = ROWS * TOKENS, level * ROWS * TOKENS
-        own.moments[kernel.ENTROPY] = ROWS, n, s, ROWS * TOKENS**2, s * s / ROWS + spread, s * TOKENS
+        own.moments[FIGURE.entropy] = ROWS, n, s, ROWS * TOKENS**2, s * s / ROWS + spread, s * TOKENS
         stretches.append(Stretch(step, step, {"e0": own}))
     steps = [api.Step(step, float(step), step, False, {}) for step in range(len(levels))]
     (found,) = entropy(EvidenceByEngine(DiagnosisInput("run", steps, evidence=stretches)))

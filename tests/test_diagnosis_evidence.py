@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from rltop.backend import api
 from rltop.backend.diagnosis.catalogue import checks_page
-from rltop.backend.evidence import evidence, kernel, sequential
+from rltop.backend.evidence import sequential
 from rltop.backend.evidence.evidence import Evidence
 from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
+from rltop.backend.evidence.kernel import FIGURE, SUM
 from rltop.backend.evidence.series import EvidenceSeries, Stretch
 from rltop.backend.store import step_details
 from rltop.backend.store.read import Reader
@@ -36,13 +37,13 @@ def _same(one: Evidence, other: Evidence, tolerance: float = 1e-9) -> bool:
     )
 
 
-def test_sums_are_what_the_tokens_make() -> None:
+def test_sums_match_the_tokens() -> None:
     run = EvidenceByEngine(type("C", (), {"evidence": _stretches(1, seed=5, matched=64)})()).run
-    n = run.sums[0, kernel.N]
-    assert n == run.sums[0, kernel.MATCHED] == run.moments[0, kernel.X, 1]
-    assert run.moments[0, kernel.X, 0] == 64
-    assert abs(run.moments[0, kernel.M_D, 2]) < 1e-3  # step 0 is on policy
-    assert run.sums[0, evidence.REQUESTS] == run.sums[0, evidence.ROWS] == 64
+    n = run.sums[0, SUM.valid]
+    assert n == run.sums[0, SUM.matched] == run.moments[0, FIGURE.excess, 1]
+    assert run.moments[0, FIGURE.excess, 0] == 64
+    assert abs(run.moments[0, FIGURE.matched_d, 2]) < 1e-3  # step 0 is on policy
+    assert run.sums[0, SUM.requests] == run.sums[0, SUM.rows] == 64
     assert run.profile[0, :, 0].sum() == n
 
 
@@ -57,11 +58,11 @@ def test_bytes_come_back_to_float32() -> None:
     back = Evidence.from_bytes(own.to_bytes())
     assert _same(own, back, 1e-6)
     assert back.to_bytes() == own.to_bytes()
-    with pytest.raises(ValueError, match="keeps"):
+    with pytest.raises(ValueError, match="has"):
         Evidence.from_bytes(own.to_bytes()[:-4])
 
 
-def test_a_course_is_bounded_and_loses_no_sum() -> None:
+def test_a_series_is_bounded_and_keeps_all_sums() -> None:
     course, total = EvidenceSeries(max_parts=20), Evidence()
     stretches = _stretches(4)
     for step in range(60):
@@ -75,7 +76,7 @@ def test_a_course_is_bounded_and_loses_no_sum() -> None:
     assert _same(sum((own for stretch in kept for own in stretch.engines.values()), Evidence()), total)
 
 
-def test_a_trainer_that_went_back_forgets_what_came_after() -> None:
+def test_a_trainer_that_went_back_drops_later_steps() -> None:
     course = EvidenceSeries()
     stretches = _stretches(2)
     for step in (0, 1, 2, 3, 2):
@@ -86,7 +87,7 @@ def test_a_trainer_that_went_back_forgets_what_came_after() -> None:
     assert [stretch.first for stretch in course.stretches()] == [0, 1, 2, 3, 4]
 
 
-def test_the_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
+def test_evidence_round_trips_through_the_store(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "store.sqlite", "run", "epoch", 1.0)
     stretches = _stretches(3)
     for stretch in stretches:
@@ -101,14 +102,14 @@ def test_the_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
         assert all(_same(one.engines[e], other.engines[e], 1e-5) for e in one.engines)
 
 
-def test_weights_of_beginnings_sum_to_one() -> None:
+def test_weights_of_first_steps_sum_to_one() -> None:
     total = float(np.exp(sequential.log_weights(np.arange(1_000_000))).sum())
     assert 0.9 < total < 1.0
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.3, 1.5))
 @settings(max_examples=25)
-def test_a_mean_of_zero_is_not_taken_for_more(seed: int, spread: float) -> None:
+def test_a_mean_of_zero_does_not_alarm(seed: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
     moments = _moments(rng.normal(0, spread, (120, 32)))
     first = np.arange(120)
@@ -126,7 +127,7 @@ def test_evidence_for_a_mean_above_zero_is_an_e_value() -> None:
 
 @given(st.floats(0.05, 0.5), st.integers(0, 20))
 @settings(max_examples=10)
-def test_a_mean_above_zero_is_found_and_nearly_always_from_its_first_step_on(effect: float, at: int) -> None:
+def test_a_mean_above_zero_is_found_with_its_first_step(effect: float, at: int) -> None:
     rng = np.random.default_rng(0)
     off = []
     for _ in range(60):
@@ -138,7 +139,7 @@ def test_a_mean_above_zero_is_found_and_nearly_always_from_its_first_step_on(eff
     assert np.mean(np.array(off) <= 1) > 0.9  # what comes right before may lie above zero by chance
 
 
-def test_an_end_is_seen_after_three_steps() -> None:
+def test_the_end_of_a_fault_is_detected_after_three_steps() -> None:
     rng = np.random.default_rng(1)
     values = rng.normal(0, 0.1, (30, 32))
     values[10:20] += 0.3
@@ -148,7 +149,7 @@ def test_an_end_is_seen_after_three_steps() -> None:
 
 
 @given(st.lists(st.floats(-0.9, 0.9), min_size=1, max_size=4), st.floats(0.05, 0.95))
-def test_a_bet_on_a_fair_toss_expects_to_keep_its_wealth(stakes: list[float], p: float) -> None:
+def test_a_bet_on_a_fair_toss_has_an_expectation_of_one(stakes: list[float], p: float) -> None:
     """Of a value with mean 0 on two points, each account's factor has mean 1, and so has their mean."""
     low, high = -(1 - p), p  # with probabilities p and 1 - p
     mean = sum(chance * np.mean([1 + stake * x for stake in stakes]) for chance, x in ((p, low), (1 - p, high)))
@@ -156,14 +157,14 @@ def test_a_bet_on_a_fair_toss_expects_to_keep_its_wealth(stakes: list[float], p:
 
 
 @given(st.floats(0.001, 0.33), st.sampled_from([(0.02, 0.7), (0.2, 0.7), (0.4, 0.7), (1.6, 1.3), (2.0, 1.3)]))
-def test_a_bet_on_other_tokens_expects_no_gain(q: float, bet: tuple[float, float]) -> None:
-    """T4: with probability q another token comes; else (1 - p) / p of it were due."""
+def test_a_bet_on_unlikely_tokens_has_an_expectation_of_at_most_one(q: float, bet: tuple[float, float]) -> None:
+    """calibration: with probability q another token comes; else (1 - p) / p of it were due."""
     share, bound = bet
     mean = q * share / bound + (1 - q) * math.exp((bound - share) * q / (1 - q))
     assert mean <= 1 + 1e-9
 
 
-def test_the_page_is_that_of_the_tables() -> None:
+def test_the_page_of_checks_is_up_to_date() -> None:
     page = (Path(__file__).parent.parent / "docs" / "diagnosis.md").read_text()
     assert page == checks_page.document()
 

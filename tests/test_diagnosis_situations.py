@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from bench.situations import SHAPES, SITUATIONS, Situation, settings
-from bench.stress import Told, tell
+from bench.stress import DiagnosedRun, diagnose_run
 from rltop.backend.api.verdict import FAULT
 from rltop.backend.diagnosis.diagnose import diagnose
 from tests.exact import RIGHT, Run, Setting, Wrong
@@ -17,10 +17,10 @@ from tests.exact import RIGHT, Run, Setting, Wrong
 FAULTY = [one for one in SITUATIONS if one.kind.codes]
 
 
-def told(situation: Situation, number: int) -> Told:
+def told(situation: Situation, number: int) -> DiagnosedRun:
     """One run of a situation, asked at every other step."""
     setting = list(settings(situation, 1))[number]
-    return tell(situation.kind, setting, situation.kind.wrong(setting, 0.0), every=2)
+    return diagnose_run(situation.kind, setting, situation.kind.wrong(setting, 0.0), every=2)
 
 
 @pytest.mark.parametrize("situation", FAULTY, ids=lambda one: one.kind.name)

@@ -10,9 +10,9 @@ from rltop.backend import api
 from rltop.backend.api.verdict import FAULT, HEALTHY, Finding, Verdict
 from rltop.backend.diagnosis import diagnose as diagnosed
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, UNKNOWN
-from rltop.backend.diagnosis.checks.run_all import ask
+from rltop.backend.diagnosis.checks.run_all import run_all
 from rltop.backend.diagnosis.conclude import conclude
-from rltop.backend.diagnosis.diagnose import diagnose, run_of
+from rltop.backend.diagnosis.diagnose import context_of, diagnose
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from tests import pictures
 from tests.simulated import Fault, Policy
@@ -52,31 +52,31 @@ def told(policy: Policy, step: int | None) -> list[list[str]]:
     [(STALE, "C1", "C6"), (CUT, "A4", "A5"), (RAW, "A1", "A5")],
     ids=["stale-prefix", "top-p", "raw"],
 )
-def test_what_a_switch_cured_leaves_no_other_cause_behind(policy: Policy, own: str, left: str) -> None:
+def test_a_fault_fixed_by_a_switch_leaves_no_other_cause(policy: Policy, own: str, left: str) -> None:
     assert policy.fault.until is not None
     after = slice(policy.fault.until, None)
     assert [left] in told(policy, None)[after]  # what the sums over both look like
     assert {*map(tuple, told(policy, policy.fault.until - 1)[after])} == {(own,), ()}
 
 
-def test_nor_does_it_leave_one_beside_the_cause_that_it_cured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fixed_fault_has_no_alternative_that_appeared_after_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     gap = [
         alarm("floor above"),
         alarm("fit partial"),
-        alarm("T8 jump"),
-        *map(calm, ("T1", "T10", "repeat", "slope", "in_flight")),
+        alarm("trend jump"),
+        *map(calm, ("mean_ratio", "engine_gap", "repeat", "slope", "in_flight")),
     ]
-    told_apart, mixed = [*gap, calm("T11")], [*gap, Finding("T11", UNKNOWN)]
+    told_apart, mixed = [*gap, calm("cache_gap")], [*gap, Finding("cache_gap", UNKNOWN)]
 
     def found(case: DiagnosisInput) -> list[Finding]:
         if not case.evidence or case.evidence[0].first > 0:
-            return [calm("floor"), calm("T8")]
+            return [calm("floor"), calm("trend")]
         return told_apart if case.steps[-1].step <= 5 else mixed
 
     *_, case = RAW.cases(9)
     case = replace(switched(case, 5), engines={"e0": pictures.engine("e0", flags=pictures.flags(caching="on"))})
-    assert [cause.code for cause in conclude(run_of(case), mixed).causes] == ["B3", "C1"]
-    monkeypatch.setattr(diagnosed, "ask", found)
+    assert [cause.code for cause in conclude(context_of(case), mixed).causes] == ["B3", "C1"]
+    monkeypatch.setattr(diagnosed, "run_all", found)
     (cause,) = diagnose(case).causes
     assert (cause.code, "stale-prefix-cache" in cause.confusable_with) == ("B3", False)
 
@@ -90,15 +90,15 @@ def test_a_run_as_of_a_step_has_the_flags_of_that_step() -> None:
     assert case.up_to(6).engines["e0"] is engine
 
 
-def test_what_was_told_at_a_switch_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verdict_at_a_switch_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     *_, case = RAW.cases(7)
     asked: list[int] = []
 
     def counted(case: DiagnosisInput) -> list[Finding]:
         asked.append(case.steps[-1].step)
-        return ask(case)
+        return run_all(case)
 
-    monkeypatch.setattr(diagnosed, "ask", counted)
+    monkeypatch.setattr(diagnosed, "run_all", counted)
     known: dict[float, Verdict] = {}
     first = diagnose(switched(case, 5), known)
     assert (5 in asked, len(known)) == (True, 1)
@@ -107,14 +107,14 @@ def test_what_was_told_at_a_switch_is_not_asked_again(monkeypatch: pytest.Monkey
     assert 5 not in asked
 
 
-def test_a_fault_that_a_switch_brings_is_told() -> None:
+def test_a_fault_caused_by_a_switch_is_reported() -> None:
     policy = Policy(seed=1, heat=0.7, fault=Fault(record_heat=1.0, at=8))
     found = told(policy, 7)
     assert found[:8] == [[]] * 8
     assert found[10:] == [["A1"]] * (STEPS - 10)
 
 
-def test_a_fault_that_a_switch_did_not_cure_stays_told() -> None:
+def test_a_fault_that_a_switch_did_not_fix_is_still_reported() -> None:
     policy = Policy(seed=1, heat=0.7, fault=Fault(record_heat=1.0))
     verdicts = [diagnose(switched(case, 9)) for case in policy.cases(STEPS)]
     assert {verdict.verdict for verdict in verdicts[2:]} == {FAULT}

@@ -21,10 +21,10 @@ SENTENCE = (
 )
 
 
-def found(sign: str, engine: str | None = None, since: int | None = 10) -> Finding:
-    test, outcome = alternatives(sign)[0]
+def found(symptom: str, engine: str | None = None, since: int | None = 10) -> Finding:
+    test, outcome = alternatives(symptom)[0]
     word, _, detail = outcome.partition("=")
-    return Finding(test, word, p=1e-10, since_step=since, engine=engine, detail=detail, text=f"{sign}: {SENTENCE}")
+    return Finding(test, word, p=1e-10, since_step=since, engine=engine, detail=detail, text=f"{symptom}: {SENTENCE}")
 
 
 def calm(*tests: str) -> list[Finding]:
@@ -49,20 +49,30 @@ def test_a_verdict_fits_one_screen(known: CauseEntry) -> None:
     assert verdict.causes[0].command in whole
 
 
-def test_the_verdict_comes_first_then_what_was_seen_and_what_to_do() -> None:
-    shown = [found("T1 above", since=3), found("T2 positive", since=4)]
-    verdict = conclude(RUN, [*shown, *calm("T6", "record", "copies", "T3", "T5", "join", "mask")])
+def test_the_verdict_comes_first_then_evidence_and_fix() -> None:
+    shown = [found("mean_ratio above", since=3), found("sign positive", since=4)]
+    verdict = conclude(
+        RUN, [*shown, *calm("alignment", "record", "copies", "one_sided", "nll_minus_entropy", "join", "mask")]
+    )
     assert verdict.verdict == FAULT
     lines = verdict_text.lines(verdict)
     assert lines[0].startswith("run sort: FAULT since step 3 on all engines, as of step 14 (15 steps")
     whole = "\n".join(lines)
-    assert "A1 The record is of the distribution before temperature [semantic," in whole
-    assert whole.index("seen   T1 above: mean ratio 1.0931") < whole.index("do     Record what is sampled from")
-    assert "live   rltop set logprobs_mode processed --run sort" in whole
+    assert "A1 Engines return raw logprobs (before temperature) [semantic," in whole
+    evidence, fix = (
+        "  evidence        mean_ratio above: mean ratio 1.0931",
+        "  fix             Return the sampled distribution",
+    )
+    assert whole.index(evidence) < whole.index(fix)
+    assert "  live command    rltop set logprobs_mode processed --run sort" in whole
 
 
-def test_the_engines_that_have_it_are_named_and_so_is_the_order_for_them() -> None:
-    findings = [found("T1 above", "e1"), Finding("T1", "calibrated", engine="e0"), *calm("copies", "T6", "record")]
+def test_affected_engines_are_named_and_in_the_command() -> None:
+    findings = [
+        found("mean_ratio above", "e1"),
+        Finding("mean_ratio", "calibrated", engine="e0"),
+        *calm("copies", "alignment", "record"),
+    ]
     verdict = conclude(RUN, findings)
     (cause,) = [cause for cause in verdict.causes if cause.id == "raw-logprobs"]
     assert cause.engines == ["e1"]
@@ -70,7 +80,7 @@ def test_the_engines_that_have_it_are_named_and_so_is_the_order_for_them() -> No
     assert "on e1," in verdict_text.headline(verdict)
 
 
-def test_an_engine_of_which_nothing_can_be_told_yet_gets_the_remedy_too() -> None:
+def test_the_command_includes_engines_with_an_undecided_check() -> None:
     open_yet = Finding("floor", UNKNOWN, engine="e0")
     verdict = conclude(
         RUN, [found("floor above"), found("floor above", "e1"), open_yet, found("in_flight after_worse")]
@@ -87,65 +97,80 @@ def test_an_engine_of_which_nothing_can_be_told_yet_gets_the_remedy_too() -> Non
         (("processed", "processed"), ""),
     ],
 )
-def test_what_an_order_would_set_and_is_set_already_is_not_offered(flags: tuple[str, str], command: str) -> None:
+def test_a_command_whose_value_is_already_set_is_not_offered(flags: tuple[str, str], command: str) -> None:
     run = RunContext(
         "sort", 14, {f"e{n}": {"logprobs_mode": flag} for n, flag in enumerate(flags)}, {}, 15, 42_000, 960
     )
-    verdict = conclude(run, [found("T1 above"), found("T2 positive"), *calm("T6", "record", "copies", "T3", "T5")])
+    verdict = conclude(
+        run,
+        [
+            found("mean_ratio above"),
+            found("sign positive"),
+            *calm("alignment", "record", "copies", "one_sided", "nll_minus_entropy"),
+        ],
+    )
     cause = verdict.causes[0]
     assert (cause.id, cause.command) == ("raw-logprobs", command)
     assert cause.in_place == ("" if command else "rltop set logprobs_mode processed")
     said = " ".join(" ".join(verdict_text.lines(verdict)).split())
-    assert ("`rltop set logprobs_mode processed` is in place." in said) == (not command)
+    assert ("`rltop set logprobs_mode processed` is applied." in said) == (not command)
 
 
-def test_what_is_on_every_engine_names_none() -> None:
-    verdict = conclude(RUN, [found("T1 above", engine) for engine in ("e0", "e1", None)])
+def test_a_cause_on_all_engines_names_none() -> None:
+    verdict = conclude(RUN, [found("mean_ratio above", engine) for engine in ("e0", "e1", None)])
     assert verdict.causes[0].engines == []
 
 
 def test_a_healthy_run_has_no_causes() -> None:
-    verdict = conclude(RUN, calm("T1", "floor", "T5"))
+    verdict = conclude(RUN, calm("mean_ratio", "floor", "nll_minus_entropy"))
     assert (verdict.verdict, verdict.causes, verdict.needs) == (HEALTHY, [], [])
     assert verdict_text.lines(verdict) == ["run sort: HEALTHY as of step 14 (15 steps, 960 sequences, 42000 tokens)"]
 
 
-def test_too_little_data_is_told_with_how_much_more_it_takes() -> None:
-    waiting = Finding("T1", UNKNOWN, text="3 sequences", more_sequences=29)
+def test_too_little_data_is_reported_with_the_missing_evidence() -> None:
+    waiting = Finding("mean_ratio", UNKNOWN, text="3 sequences", more_sequences=29)
     verdict = conclude(RUN, [waiting, Finding("floor", UNKNOWN, text="no old_logprobs are passed")])
     assert verdict.verdict == UNDECIDED
     assert verdict.needs == [
         "about 29 more sequences (mean ratio)",
-        "matched gap against the floor: no old_logprobs are passed",
+        "version-matched gap against its bound: no old_logprobs are passed",
     ]
-    assert verdict_text.lines(verdict)[0].startswith("run sort: CANNOT TELL YET, as of step 14")
+    assert verdict_text.lines(verdict)[0].startswith("run sort: NOT ENOUGH EVIDENCE YET, as of step 14")
 
 
-def test_what_cannot_be_told_apart_is_named_with_the_probe_that_would() -> None:
+def test_causes_that_fit_alike_are_named_with_the_probe_that_distinguishes_them() -> None:
     """Both the trainer's weights and the cache may be old where no request missed the cache."""
     run = RunContext("sort", 14, {"e0": {"prefix_caching": "on"}}, {}, 15, 42_000, 960)
-    findings = [found("floor above"), found("fit partial"), found("T8 jump"), Finding("T11", UNKNOWN)]
-    verdict = conclude(run, [*findings, *calm("T1", "T10", "repeat")])
+    findings = [found("floor above"), found("fit partial"), found("trend jump"), Finding("cache_gap", UNKNOWN)]
+    verdict = conclude(run, [*findings, *calm("mean_ratio", "engine_gap", "repeat")])
     first = verdict.causes[0]
     assert (verdict.verdict, first.id) == (FAULT, "partial-update")
     assert "stale-prefix-cache" in first.confusable_with
     assert first.probe == "weight-digest"
-    assert any(need.startswith("probe weight-digest tells partial-update from ") for need in verdict.needs)
-    assert "or     " in "\n".join(verdict_text.lines(verdict, height=None))
+    assert any(need.startswith("probe weight-digest distinguishes partial-update from ") for need in verdict.needs)
+    assert "  alternatives    " in "\n".join(verdict_text.lines(verdict, height=None))
 
 
-def test_what_no_cause_explains_is_undecided_and_names_a_probe() -> None:
-    verdict = conclude(RUN, [found("T14 grows"), found("T4 sharper"), *calm("T5", "T1", "floor", "repeat_engine")], [])
+def test_unexplained_findings_are_undecided_and_name_a_probe() -> None:
+    verdict = conclude(
+        RUN,
+        [
+            found("batch_load grows"),
+            found("calibration sharper"),
+            *calm("nll_minus_entropy", "mean_ratio", "floor", "repeat_engine"),
+        ],
+        [],
+    )
     assert (verdict.verdict, verdict.causes) == (UNDECIDED, [])
     assert verdict.needs == [need for need in verdict.needs if "probe triad" in need] != []
 
 
-def test_a_probe_is_asked_for_once_with_all_that_it_tells_apart() -> None:
-    verdict = conclude(RUN, [found("floor above"), *calm("T1", "T10", "T11", "repeat")])
+def test_a_probe_is_listed_once_with_all_causes_that_it_distinguishes() -> None:
+    verdict = conclude(RUN, [found("floor above"), *calm("mean_ratio", "engine_gap", "cache_gap", "repeat")])
     wanted = [need for need in verdict.needs if need.startswith("probe ")]
     assert len({need.split()[1] for need in wanted}) == len(wanted) > 1
-    (digest,) = [need for need in wanted if need.startswith("probe weight-digest tells ")]
-    told, rest = digest.removeprefix("probe weight-digest tells ").partition(": ")[0].split(" from ")
+    (digest,) = [need for need in wanted if need.startswith("probe weight-digest distinguishes ")]
+    told, rest = digest.removeprefix("probe weight-digest distinguishes ").partition(": ")[0].split(" from ")
     assert "partial-update" in told.split(", ") and not {*told.split(", ")} & {*rest.split(", ")}
 
 
@@ -153,17 +178,17 @@ def test_a_probe_is_asked_for_once_with_all_that_it_tells_apart() -> None:
     ("engine", "trainer", "order"),
     [("bfloat16", "float32", "on"), ("float32", "bfloat16", "off"), (None, "float32", "on"), ("float32", None, "off")],
 )
-def test_the_head_is_brought_to_the_trainers(engine: str | None, trainer: str | None, order: str) -> None:
+def test_the_command_sets_the_head_to_the_trainers_dtype(engine: str | None, trainer: str | None, order: str) -> None:
     run = RunContext(
         "sort", 14, {"e0": {"head_dtype": engine} if engine else {}}, {"head_dtype": trainer} if trainer else {}
     )
-    verdict = conclude(run, [found("facts differs=head_dtype"), *calm("T1", "floor")])
+    verdict = conclude(run, [found("facts differs=head_dtype"), *calm("mean_ratio", "floor")])
     assert verdict.causes[0].command == f"rltop set lm_head_fp32 {order}"
 
 
-def test_json_has_the_fields_that_programs_rely_on_and_no_infinities() -> None:
-    odd = Finding("T2", "positive", value=math.inf, low=-math.inf, high=math.nan, p=0.0, since_step=1)
-    built = verdict_text.as_json(conclude(RUN, [found("T1 above"), odd]))
+def test_json_has_stable_fields_and_no_infinities() -> None:
+    odd = Finding("sign", "positive", value=math.inf, low=-math.inf, high=math.nan, p=0.0, since_step=1)
+    built = verdict_text.as_json(conclude(RUN, [found("mean_ratio above"), odd]))
     assert {"run", "step", "verdict", "causes", "needs", "findings"} <= set(built)
     assert {
         "id", "code", "layer", "confidence", "since_step", "engines", "evidence", "confusable_with", "probe", "remedy",
@@ -171,8 +196,15 @@ def test_json_has_the_fields_that_programs_rely_on_and_no_infinities() -> None:
     assert json.loads(json.dumps(built, allow_nan=False)) == built
 
 
-def test_every_test_is_told_on_demand_the_alarming_ones_first() -> None:
-    verdict = conclude(RUN, [*calm("T5"), found("T1 above", "e1"), Finding("T13", UNKNOWN, text="no second logprob")])
+def test_all_findings_are_listed_the_alarming_ones_first() -> None:
+    verdict = conclude(
+        RUN,
+        [
+            *calm("nll_minus_entropy"),
+            found("mean_ratio above", "e1"),
+            Finding("logit_lattice", UNKNOWN, text="no second logprob"),
+        ],
+    )
     lines = verdict_text.findings(verdict)
-    assert lines[0].startswith("T1 mean ratio of e1: above. T1 above: mean ratio")
-    assert lines[-1] == "T13 lattice of logits: unknown. no second logprob"
+    assert lines[0].startswith("mean_ratio (mean ratio) on e1: above. mean_ratio above: mean ratio")
+    assert lines[-1] == "logit_lattice (bfloat16 grid of logits): unknown. no second logprob"

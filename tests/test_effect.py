@@ -16,6 +16,7 @@ from rltop.backend.effects import epoch_sums
 from rltop.backend.effects.epoch_sums import EpochKey, StepCells
 from rltop.backend.effects.estimate import FIGURES, MIN_SIDE, SPEED, WINDOW, SwitchMark, effect
 from rltop.backend.effects.throughput import SpeedSample
+from rltop.backend.summary.kernel import MOMENT
 from rltop.backend.text import effect_text
 
 LIFE = "life"
@@ -98,7 +99,7 @@ SHIFTS = {"gap": 0.02, "ratio": 0.05, "clip": -0.03, SPEED: -200.0, "latency": 0
 SIGNS = {"gap": "up", "ratio": "up", "clip": "down", SPEED: "down", "latency": "up"}
 
 
-def test_a_fleet_switch_is_told_before_and_after() -> None:
+def test_a_fleet_switch_has_levels_before_and_after() -> None:
     run = Run().go(20).switch("e0", "e1").go(20, {"e0": SHIFTS, "e1": SHIFTS})
     found = run.effect("e0", "e1")
     assert {figure: moved(found).get(figure) for figure in SHIFTS} == SIGNS
@@ -116,7 +117,7 @@ def test_a_fleet_switch_is_told_before_and_after() -> None:
     assert (row(found, "gap").samples_before, row(found, "gap").samples) == (20 * 800, "tokens")
 
 
-def test_what_moves_all_engines_at_once_is_no_effect_of_a_canary() -> None:
+def test_a_change_of_all_engines_is_no_effect_of_a_canary() -> None:
     shared = {"e0": {"gap": 0.05}, "e1": {"gap": 0.05, "ratio": 0.04}}
     found = Run().go(20).switch("e1").go(20, shared).effect("e1")
     assert found.against == ["e0"]
@@ -129,13 +130,13 @@ def test_what_moves_all_engines_at_once_is_no_effect_of_a_canary() -> None:
     assert ratio.verdict == "up"
 
 
-def test_an_engine_that_was_switched_with_it_is_none_to_compare_with() -> None:
+def test_an_engine_switched_by_the_same_command_is_no_control() -> None:
     run = Run(engines=("e0", "e1", "e2")).go(10)
     run.switch("e1", "e2").go(10, {"e1": {"ratio": 0.05}})
     assert run.effect("e1").against == ["e0"]
 
 
-def test_an_engine_that_was_switched_earlier_or_later_is_compared_in_its_own_epoch() -> None:
+def test_a_control_engine_switched_earlier_or_later_is_compared_within_its_own_epoch() -> None:
     run = Run(engines=("e0", "e1", "e2")).go(8).switch("e0").go(10, {"e0": {"ratio": 0.3}})
     run.switch("e1").go(10, {"e0": {"ratio": 0.3}, "e1": {"ratio": 0.05}})
     run.switch("e2").go(10, {"e0": {"ratio": 0.3}, "e1": {"ratio": 0.05}, "e2": {"ratio": 0.3}})
@@ -158,7 +159,7 @@ def test_the_window_ends_at_the_next_switch() -> None:
     assert {"gap", "ratio", "clip"} <= set(moved(later))
 
 
-def test_a_restarted_engine_is_another() -> None:
+def test_a_restarted_engine_ends_the_window() -> None:
     run = Run().go(12).switch("e0").go(8)
     run.lives["e0"], run.epochs["e0"] = "another", 0
     found = run.go(20, {"e0": SHIFTS}).effect("e0")
@@ -167,7 +168,7 @@ def test_a_restarted_engine_is_another() -> None:
     assert "gap" not in moved(found)
 
 
-def test_at_most_a_window_is_looked_at() -> None:
+def test_at_most_a_window_of_steps_is_used() -> None:
     found = Run().go(WINDOW + 30).switch("e0", "e1").go(WINDOW + 30).effect("e0", "e1")
     assert (found.first_step, found.last_step) == (30, 30 + 2 * WINDOW)
     assert (row(found, "gap").before, row(found, "gap").after) == (WINDOW, WINDOW)
@@ -181,7 +182,7 @@ def test_too_few_steps_after_are_not_yet(after: int) -> None:
     assert told.own is None
 
 
-def test_too_few_steps_before_can_never_be_told() -> None:
+def test_too_few_steps_before_stay_inconclusive() -> None:
     told = row(Run().go(MIN_SIDE - 1).switch("e0", "e1").go(20).effect("e0", "e1"), "ratio")
     assert (told.verdict, told.more) == ("unclear", None)
     assert "before" in told.reason
@@ -189,7 +190,7 @@ def test_too_few_steps_before_can_never_be_told() -> None:
     assert told.verdict == "unknown"
 
 
-def test_a_noisy_figure_is_not_yet_and_the_steps_it_asks_for_are_enough() -> None:
+def test_a_noisy_figure_is_not_yet_and_the_requested_steps_suffice() -> None:
     asked = enough = 0
     for seed in range(20):
         run = Run(seed, noise={"ratio": 0.012}).go(WINDOW).switch("e0").go(8)
@@ -204,7 +205,7 @@ def test_a_noisy_figure_is_not_yet_and_the_steps_it_asks_for_are_enough() -> Non
     assert enough >= 0.5 * asked  # the noise itself is known only so well
 
 
-def test_where_a_whole_window_would_not_show_it_no_steps_are_asked_for() -> None:
+def test_no_steps_are_requested_if_a_whole_window_would_not_suffice() -> None:
     run = Run(1, noise={"ratio": 0.2}).go(WINDOW).switch("e0").go(20)
     told = row(run.effect("e0"), "ratio")
     assert (told.verdict, told.more) == ("unclear", None)
@@ -215,12 +216,12 @@ def test_where_a_whole_window_would_not_show_it_no_steps_are_asked_for() -> None
     ("shift", "word", "touched", "untouched"),
     [
         ({"lag": 1.0}, "policy lag", {"gap", "k3", "clip"}, {"ratio", "entropy", SPEED}),
-        ({"prompt": 20.0}, "prompts' length", {"gap", "ratio", SPEED}, set()),
+        ({"prompt": 20.0}, "prompt length", {"gap", "ratio", SPEED}, set()),
         ({"temperature": -0.3}, "temperature", {"gap", "ratio", "entropy"}, set()),
     ],
 )
 @pytest.mark.parametrize("canary", [False, True])
-def test_what_changed_with_the_switch_confounds_it(
+def test_another_change_at_the_switch_confounds_it(
     shift: dict[str, float], word: str, touched: set[str], untouched: set[str], canary: bool
 ) -> None:
     engines = ("e1",) if canary else ("e0", "e1")
@@ -240,7 +241,7 @@ def test_a_lag_that_grows_on_all_engines_does_not_confound_a_canary() -> None:
     assert row(found, "ratio").verdict == "up"
 
 
-def test_a_figure_that_was_never_measured_is_unknown() -> None:
+def test_a_figure_without_observations_is_unknown() -> None:
     run = Run().go(20).switch("e0").go(20)
     for step in run.steps:
         for cell in step.cells.values():
@@ -250,7 +251,7 @@ def test_a_figure_that_was_never_measured_is_unknown() -> None:
     assert "before" in told.reason
 
 
-def test_a_command_before_any_step_is_told_without_a_number() -> None:
+def test_a_command_before_the_first_step_has_no_numbers() -> None:
     found = Run().effect("e0", epoch=0)
     assert {row.verdict for row in found.rows} == {"unknown"}
     assert found.first_step is None
@@ -268,7 +269,7 @@ def test_neither_the_order_of_engines_nor_the_unit_matters(seed: int, scale: flo
         order = sorted(step.cells, key=lambda place: turned.index(place.engine))
         scaled = {place: step.cells[place].copy() for place in order}
         for cell in scaled.values():
-            cell[epoch_sums.ROW["entropy"], epoch_sums.S] *= scale
+            cell[epoch_sums.ROW["entropy"], MOMENT.s] *= scale
         run.steps[n] = StepCells(step.step, step.closed, scaled)
     run.samples = {engine: run.samples[engine] for engine in turned}
     other = run.effect("e3", "e1")
@@ -304,14 +305,14 @@ def _check(value: Any) -> None:
         assert math.isfinite(value)
 
 
-def test_every_figure_is_a_line_and_every_verdict_a_word() -> None:
+def test_every_figure_has_a_line_and_a_verdict() -> None:
     found = Run().go(20).switch("e1").go(20, {"e1": SHIFTS | {"lag": 1.0}}).effect("e1")
     text = "\n".join(effect_text.lines(found))
     for figure in FIGURES:
         assert figure.title in text
-    assert "logprobs_mode processed > raw on e1" in text
+    assert "logprobs_mode processed → raw on e1" in text
     assert "compared with e0" in text
-    assert "confounded: the policy lag changed by +" in text
+    assert "confounder: policy lag changed by +" in text
     assert text.count("against e0") == len(FIGURES)
     assert "20/20 steps, 8000/8000 tokens" in text
     short = "\n".join(effect_text.lines(Run().go(20).switch("e1").go(2).effect("e1")))
@@ -320,7 +321,7 @@ def test_every_figure_is_a_line_and_every_verdict_a_word() -> None:
 
 
 @pytest.mark.parametrize("width", [40, 80, 100, 120, 200])
-def test_a_narrow_table_keeps_what_tells_most(width: int) -> None:
+def test_a_narrow_table_keeps_the_most_important_columns(width: int) -> None:
     found = Run().go(20).switch("e1").go(20, {"e1": SHIFTS}).effect("e1")
     table = effect_text.lines(found, width)[4:-2]
     assert max(map(len, table)) <= width

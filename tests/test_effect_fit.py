@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rltop.backend.effects.level_shift import PULL, RHO, LevelShift, fit, needed, t_quantile
+from rltop.backend.effects.level_shift import HUBER_BOUND, RHO, LevelShift, fit, observations_needed, t_quantile
 
 Floats = NDArray[np.float64]
 
@@ -46,7 +46,7 @@ def plain(x: Floats, y: Floats, weights: Floats, after: NDArray[np.bool_], *, tr
         for i in range(n):
             same = [j for j in range(n) if after[j] == after[i]]
             sigma = np.mean([abs(target[j] - line[j]) * scale[j, j] for j in same]) * math.sqrt(math.pi / 2)
-            bound = PULL * sigma / scale[i, i]
+            bound = HUBER_BOUND * sigma / scale[i, i]
             moved[i] = min(max(y[i], line[i] - bound), line[i] + bound)
         if np.max(np.abs(moved - target)) < 1e-12:
             break
@@ -82,7 +82,7 @@ def done(found: LevelShift | None) -> LevelShift:
     seed=st.integers(0, 10**6), before=st.integers(5, 25), after=st.integers(5, 25), trend=st.booleans(),
     rho=st.sampled_from([0.0, 0.6]),
 )  # fmt: skip
-def test_the_fit_is_what_whole_matrices_give(seed: int, before: int, after: int, trend: bool, rho: float) -> None:
+def test_the_fit_equals_the_dense_matrix_solution(seed: int, before: int, after: int, trend: bool, rho: float) -> None:
     data = series(seed, before, after, rho=rho, slope=0.1)
     found, (shift, half) = done(fit(*data, trend=trend)), plain(*data, trend=trend)
     assert found.shift == pytest.approx(shift, rel=1e-3, abs=1e-3)
@@ -95,19 +95,19 @@ def test_the_fit_is_what_whole_matrices_give(seed: int, before: int, after: int,
      (30, 0.975, 2.04227), (100, 0.975, 1.98397), (3, 0.9995, 12.9240), (10, 0.9995, 4.58689), (4, 0.95, 2.13185),
      (1e6, 0.975, 1.95997)],
 )  # fmt: skip
-def test_quantiles_of_t_are_those_of_the_tables(freedom: float, p: float, value: float) -> None:
+def test_t_quantiles_match_the_tables(freedom: float, p: float, value: float) -> None:
     assert t_quantile(p, freedom) == pytest.approx(value, rel=1e-3)
 
 
 @given(st.floats(1.0, 200.0), st.floats(0.01, 10.0))
-def test_quantiles_of_t_fall_with_the_freedom(freedom: float, more: float) -> None:
+def test_t_quantiles_fall_with_the_degrees_of_freedom(freedom: float, more: float) -> None:
     assert t_quantile(0.975, freedom + more) <= t_quantile(0.975, freedom) * (1 + 2e-3)
 
 
 @pytest.mark.parametrize("trend", [False, True])
 @pytest.mark.parametrize("rho", [0.0, 0.3, 0.6])
 @pytest.mark.parametrize(("before", "after"), [(40, 40), (40, 10), (15, 20)])
-def test_intervals_hold_a_known_shift_nineteen_times_in_twenty(
+def test_intervals_cover_a_known_shift_nineteen_times_in_twenty(
     before: int, after: int, rho: float, trend: bool
 ) -> None:
     truth, slope, runs = 2.0, 0.3 if trend else 0.0, 400
@@ -119,7 +119,7 @@ def test_intervals_hold_a_known_shift_nineteen_times_in_twenty(
     assert (0.88 if hard else 0.90) <= held / runs <= 0.99
 
 
-def test_a_trend_alone_is_no_shift_and_a_shift_is_found_in_spite_of_one() -> None:
+def test_a_trend_alone_is_no_shift_and_a_shift_is_found_despite_one() -> None:
     missed = sum(done(fit(*series(s, 40, 40, slope=-0.5, shift=4.0), trend=True)).high < 0 for s in range(100))
     found = sum(done(fit(*series(s, 40, 40, slope=-0.5, shift=4.0), trend=True)).low > 0 for s in range(100))
     assert missed == 0
@@ -131,7 +131,7 @@ def test_a_trend_alone_is_no_shift_and_a_shift_is_found_in_spite_of_one() -> Non
     seed=st.integers(0, 10**6), trend=st.booleans(), scale=st.floats(1e-6, 1e6), offset=st.floats(-1e3, 1e3),
     weight=st.floats(1e-3, 1e3), pace=st.floats(1e-2, 1e2),
 )  # fmt: skip
-def test_units_do_not_matter(
+def test_the_fit_is_scale_invariant(
     seed: int, trend: bool, scale: float, offset: float, weight: float, pace: float
 ) -> None:  # fmt: skip
     x, y, w, after = series(seed, 15, 12)
@@ -145,43 +145,43 @@ def test_units_do_not_matter(
     assert (turned.low, turned.high) == pytest.approx((-base.high, -base.low), rel=1e-6, abs=1e-9)
 
 
-def test_one_odd_step_neither_hides_a_shift_nor_makes_one() -> None:
+def test_one_outlier_neither_hides_nor_creates_a_shift() -> None:
     x, y, w, after = series(1, 30, 30, shift=5.0)
     y[40] += 1000.0
     found = done(fit(x, y, w, after, trend=True))
     assert found.low > 0
     assert found.high < 15
-    assert found.pulled >= 1
+    assert found.winsorised >= 1
     x, y, w, after = series(1, 30, 30)
     y[40] += 1000.0
     found = done(fit(x, y, w, after, trend=True))
     assert found.low < 0 < found.high < 15
 
 
-def test_a_figure_that_never_varies_has_no_shift() -> None:
+def test_a_constant_figure_has_no_shift() -> None:
     x, _, w, after = series(0, 10, 10)
     for value in (0.0, 1 / 3, 1e6, -1e-6):
         found = done(fit(x, np.full(20, value), w, after, trend=True))
         assert found.low <= 0 <= found.high
         assert found.half == pytest.approx(0, abs=1e-8 * abs(value))
-        assert found.pulled == 0
+        assert found.winsorised == 0
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 9), (9, 0), (2, 2), (0, 0)])
-def test_one_side_or_too_little_gives_nothing(before: int, after: int) -> None:
+def test_one_side_or_too_few_observations_give_no_fit(before: int, after: int) -> None:
     n = before + after
     values: Any = np.arange(float(n))
     assert fit(values, values, np.ones(n), np.arange(n) >= before, trend=True) is None
 
 
-def test_the_steps_still_needed_are_enough_and_fewer_are_not() -> None:
+def test_the_needed_observations_suffice_and_fewer_do_not() -> None:
     x, _, _, after = series(3, 40, 8)
     half = 1.0
-    more = needed(x, after, trend=False, half=half, wanted=0.7, limit=100)
+    more = observations_needed(x, after, trend=False, half=half, wanted=0.7, limit=100)
     assert more is not None
 
     def width(extra: int) -> float:
         return half * math.sqrt((1 / 40 + 1 / (8 + extra)) / (1 / 40 + 1 / 8))
 
     assert width(more) <= 0.7 < width(more - 1)
-    assert needed(x, after, trend=False, half=half, wanted=0.3, limit=100) is None
+    assert observations_needed(x, after, trend=False, half=half, wanted=0.3, limit=100) is None

@@ -34,7 +34,7 @@ def test_recordings_are_real_runs_of_some_length() -> None:
     assert not any(load(name).commands for name in HEALTHY)
 
 
-def test_intervals_of_imaginary_switches_hold_nothing_nine_times_in_ten(answers: list[api.Effect]) -> None:
+def test_intervals_of_placebo_switches_cover_zero_nine_times_in_ten(answers: list[api.Effect]) -> None:
     held: dict[str, list[bool]] = defaultdict(list)
     for answer in answers:
         for row in answer.rows:
@@ -51,7 +51,7 @@ def test_a_healthy_run_is_hardly_ever_called_confounded(answers: list[api.Effect
 
 
 @pytest.mark.parametrize("name", SWITCHED)
-def test_a_real_raw_or_processed_switch_is_found_every_time(name: str) -> None:
+def test_a_real_logprobs_mode_switch_is_always_found(name: str) -> None:
     run = load(name)
     found = 0
     for command in run.commands:

@@ -27,8 +27,8 @@ class Bench:
         self.engine = EngineCore()
         self.engine.scheduler.finished_req_ids = set()
         self.tap = Tap(self.engine, backlog_limit)
-        assert self.tap.by_rows
-        self.tap.by_rows = self.by_rows
+        assert self.tap.reads_batches
+        self.tap.reads_batches = self.by_rows
         self.assembler = Assembler(alive_limit)
         self.steps = 0
 
@@ -60,8 +60,8 @@ class Bench:
             self.tap.on_step((result, True))
             return
         self.engine._weight_version = label  # type: ignore[assignment] # None before vLLM had one
-        self.tap.misread = any(len(item.new_token_ids) > 1 for item in items)  # then the rows don't fit
-        self.tap.types = None if self.tap.misread else self.tap.types
+        self.tap.arrays_unreadable = any(len(item.new_token_ids) > 1 for item in items)  # then the rows don't fit
+        self.tap.array_types = None if self.tap.arrays_unreadable else self.tap.array_types
         idle = ["idle"] if self.steps % 3 == 0 else []  # some step takes no token of a row
         self.tap.on_update(result, None, runner_output(list(items), idle))
         scheduler.finished_req_ids.clear()
@@ -85,12 +85,12 @@ class Bench:
         while self.tap.records:
             record = self.tap.records.popleft()
             self.assembler.apply(record)
-            self.tap.taken += record[1]
-        self.assembler.settle()
-        self.assembler.lost_requests(self.tap.shed_requests)
-        self.tap.shed_requests = 0
+            self.tap.processed += record[1]
+        self.assembler.flush()
+        self.assembler.count_dropped(self.tap.dropped_requests)
+        self.tap.dropped_requests = 0
         assert self.conserved()
-        return {found.rollout.request_id: found for found in self.assembler.take()}
+        return {found.rollout.request_id: found for found in self.assembler.pop_finished()}
 
     def conserved(self) -> bool:
         a = self.assembler
@@ -109,7 +109,7 @@ def test_tokens_logprobs_versions_and_epochs_stand_per_token() -> None:
     bench.schedule("a")
     bench.step(output("a", [11], cached=2), label="default")
     bench.step(output("a", [12, 13]), label="default")
-    bench.tap.epoch = 1
+    bench.tap.flag_epoch = 1
     bench.step(output("a", [14]), label="v3")
     bench.step(output("a", [15], finish="stop"), label="v3")
     found = bench.drain()["a"]
@@ -220,7 +220,7 @@ def test_versions_are_inferred_from_update_calls_where_vllm_carries_none() -> No
     assert bench.tap.update_open
     bench.tap.on_rpc(None, "update_weights", kwargs={"update_info": {"path": "x"}})
     bench.tap.on_rpc(None, "finish_weight_update")
-    assert (bench.tap.update_open, bench.tap.updates) == (False, 1)
+    assert (bench.tap.update_open, bench.tap.update_count) == (False, 1)
     bench.step(output("a", [2]))
     bench.tap.on_rpc(None, "update_weights", kwargs={"update_info": {"version": 9}})  # no start: whole by itself
     bench.step(output("a", [3], finish="stop"))
@@ -235,7 +235,7 @@ def test_a_shed_step_drops_every_request_it_may_have_touched_and_no_later_one() 
     bench.step(output("a", [1]), output("b", [1]))
     bench.step(output("a", [2]), output("b", [2]))  # finds the queue full
     bench.add("lost")
-    assert (bench.tap.shed, bench.tap.shed_requests) == (2, 1)
+    assert (bench.tap.dropped_records, bench.tap.dropped_requests) == (2, 1)
     assert not bench.drain()
     bench.step(output("a", [3], finish="stop"), output("b", [3], finish="stop"), output("lost", [1], finish="stop"))
     assert not bench.drain()
@@ -302,14 +302,14 @@ def test_every_published_rollout_is_exactly_what_the_engine_put_out(events: list
         if event == "drain":
             published |= bench.drain()
         elif event == "epoch":
-            bench.tap.epoch += 1
+            bench.tap.flag_epoch += 1
         elif event == "add" and name is None:
             started[who] = f"r{number}"
             truth[f"r{number}"] = []
             bench.add(f"r{number}")
             seen += 1
         elif event in ("step", "finish") and name is not None:
-            truth[name].append((number, bench.tap.epoch))
+            truth[name].append((number, bench.tap.flag_epoch))
             bench.step(output(name, [number], finish="stop" if event == "finish" else None))
             if event == "finish":
                 del started[who]
@@ -317,7 +317,7 @@ def test_every_published_rollout_is_exactly_what_the_engine_put_out(events: list
             bench.abort(name)
             del started[who]
     published |= bench.drain()
-    bench.assembler.catch_up(bench.tap.shed)
+    bench.assembler.check_gap(bench.tap.dropped_records)
     for name, found in published.items():
         assert found.token_ids.tolist() == [token for token, _ in truth[name]]
         assert found.logprobs.tolist() == [-token / 8 for token, _ in truth[name]]
@@ -326,7 +326,7 @@ def test_every_published_rollout_is_exactly_what_the_engine_put_out(events: list
         assert epochs == [epoch for _, epoch in truth[name]]
     assert bench.assembler.added == seen
     assert bench.conserved()
-    if not bench.tap.shed:
+    if not bench.tap.dropped_records:
         assert set(published) == set(truth) - set(started.values())
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.collectors.contract.wire import VersionRun
-from rltop.collectors.vllm.rollouts.assembly import UNSETTLED_LIMIT, Assembler
-from rltop.collectors.vllm.rollouts.columns import columns_of
+from rltop.collectors.vllm.rollouts.assembly import BUFFERED_OUTPUTS, Assembler
+from rltop.collectors.vllm.rollouts.columns import read_outputs
 from rltop.collectors.vllm.rollouts.request import FinishedRollout
 from rltop.collectors.vllm.rollouts.tap import Record, RequestAdded, RequestsEnded, SampledTokens, StepOutputs, Tap
 from tests.engine_doubles import EngineCore, LogprobsLists, Output, Outputs, output, request
@@ -77,9 +77,9 @@ def test_however_many_steps_are_read_at_once_the_rollouts_are_the_engines(case: 
     for number, record in enumerate(case.records):
         assembler.apply(record)
         if number % together == 0:
-            assembler.settle()
-    assembler.settle()
-    found = {finished.rollout.request_id: finished for finished in assembler.take()}
+            assembler.flush()
+    assembler.flush()
+    found = {finished.rollout.request_id: finished for finished in assembler.pop_finished()}
     assert found.keys() == case.truth.keys()
     for name, truth in case.truth.items():
         assert tokens_of(found[name]) == truth
@@ -118,7 +118,7 @@ class Batches:
         tap, width = self.tap, draw(st.sampled_from([1, 1, 3]))
         self.schedule([])
         label = self.engine._weight_version = draw(st.sampled_from(["default", "default", "v7"]))
-        tap.epoch += draw(st.integers(0, 5)) == 5
+        tap.flag_epoch += draw(st.integers(0, 5)) == 5
         ids = [name for name in draw(st.permutations(self.running)) if draw(st.integers(0, 4))]
         tokens = np.array([draw(st.integers(0, 9)) for _ in ids], np.int32)
         told = tokens + np.array([draw(st.integers(0, 8)) == 8 for _ in ids], np.int32)
@@ -128,7 +128,7 @@ class Batches:
                 continue  # a prompt that isn't through, or a token that was sampled in vain
             known = self.with_logprobs[name]
             self.truth[name].append(
-                (token, -token / 8 if known and of == token else None, tap.epoch, 7 if label == "v7" else None)
+                (token, -token / 8 if known and of == token else None, tap.flag_epoch, 7 if label == "v7" else None)
             )
             self.misplaced += known and of != token
             self.scheduler.requests[name].output_token_ids.append(token)
@@ -168,9 +168,9 @@ def test_batches_are_read_as_the_engine_took_them(data: st.DataObject, together:
     for number, record in enumerate(engine.tap.records):
         assembler.apply(record)
         if number % together == 0:
-            assembler.settle()
-    assembler.settle()
-    found = {finished.rollout.request_id: finished for finished in assembler.take()}
+            assembler.flush()
+    assembler.flush()
+    found = {finished.rollout.request_id: finished for finished in assembler.pop_finished()}
     assert found.keys() == engine.truth.keys()
     for name, truth in engine.truth.items():
         assert tokens_of(found[name]) == truth
@@ -193,7 +193,7 @@ def test_a_request_that_took_another_number_of_tokens_than_it_has_rows_is_droppe
     last = [Output(name, [1], None, "stop") for name in ("odd", "even")]
     steps = [sampled(["odd", "even"], ["odd", "even"], last if k == rows - 1 else []) for k in range(rows)]
     assembler = fed(RequestAdded(0, 1, odd, 0.0), RequestAdded(0, 1, even, 0.0), *steps)
-    assert [f.rollout.request_id for f in assembler.take()] == ["even"]
+    assert [f.rollout.request_id for f in assembler.pop_finished()] == ["even"]
     assert (assembler.unmatched, assembler.dropped, assembler.alive) == (1, 1, 0)
 
 
@@ -203,8 +203,8 @@ def test_a_token_without_a_row_is_a_hole() -> None:
         assembler.apply(added(name))
     assembler.apply(sampled(["a"], ["a", "b"], []))
     with pytest.raises(ValueError, match="have a row"):
-        assembler.settle()
-    assembler.hole()
+        assembler.flush()
+    assembler.drop_alive()
     assert (assembler.dropped, assembler.alive) == (2, 0)
 
 
@@ -216,11 +216,11 @@ def test_where_rows_are_not_one_for_each_request_outputs_are_read_and_nothing_is
         engine.scheduler.requests[name].output_token_ids += [5, 6]
         engine.scheduler.finished_req_ids.add(name)
         engine.tap.on_update({0: Outputs([item])}, None, SimpleNamespace(req_ids=[name], logprobs=item.new_logprobs))
-        assert engine.tap.misread
+        assert engine.tap.arrays_unreadable
     while engine.tap.records:
         assembler.apply(engine.tap.records.popleft())
-    assembler.settle()
-    found = assembler.take()
+    assembler.flush()
+    found = assembler.pop_finished()
     assert [(f.rollout.request_id, f.token_ids.tolist()) for f in found] == [("a", [5, 6]), ("b", [5, 6])]
 
 
@@ -229,10 +229,10 @@ def test_a_batch_with_other_rows_than_requests_is_a_hole() -> None:
     for name in "ab":
         assembler.apply(added(name))
     assembler.apply(sampled(["a", "b"], ["a", "b"], []))
-    assembler.apply(sampled(["a", "b"], ["a", "b"], [])._replace(told=b"123456789"))
-    with pytest.raises(ValueError, match="17 bytes recorded for batches of 4"):
-        assembler.settle()
-    assembler.hole()
+    assembler.apply(sampled(["a", "b"], ["a", "b"], [])._replace(id_bytes=b"123456789"))
+    with pytest.raises(ValueError, match="17 bytes recorded for 4 rows"):
+        assembler.flush()
+    assembler.drop_alive()
     assert (assembler.dropped, assembler.alive) == (2, 0)
 
 
@@ -253,7 +253,7 @@ def fed(*records: Record) -> Assembler:
     assembler = Assembler()
     for record in records:
         assembler.apply(record)
-    assembler.settle()
+    assembler.flush()
     return assembler
 
 
@@ -268,14 +268,14 @@ def test_a_rollout_ends_when_its_last_output_came_not_when_it_was_read() -> None
         stepped(output("a", [3], finish="stop"), time=6.0),
         stepped(time=7.0),
     )  # fmt: skip
-    ends = [(f.rollout.request_id, f.rollout.finished, f.rollout.finish_reason) for f in assembler.take()]
+    ends = [(f.rollout.request_id, f.rollout.finished, f.rollout.finish_reason) for f in assembler.pop_finished()]
     assert ends == [("b", 5.0, "length"), ("a", 6.0, "stop")]
 
 
 def test_a_name_that_is_used_again_at_once_makes_two_rollouts() -> None:
     assembler = fed(added("a"), stepped(output("a", [1], finish="stop")), added("a"),
                     stepped(output("a", [2], finish="length")))  # fmt: skip
-    assert [f.token_ids.tolist() for f in assembler.take()] == [[1], [2]]
+    assert [f.token_ids.tolist() for f in assembler.pop_finished()] == [[1], [2]]
     assert (assembler.added, assembler.published) == (2, 2)
 
 
@@ -283,14 +283,14 @@ def test_outputs_after_the_end_of_a_request_are_not_its_own() -> None:
     assembler = fed(added("a"), added("b"), stepped(output("a", [1], finish="stop"), output("b", [4])),
                     stepped(output("a", [2]), output("b", [5])), stepped(output("a", [3], finish="error")),
                     stepped(output("b", [6], finish="stop")))  # fmt: skip
-    found = [(f.token_ids.tolist(), f.logprobs.tolist(), f.rollout.finish_reason) for f in assembler.take()]
+    found = [(f.token_ids.tolist(), f.logprobs.tolist(), f.rollout.finish_reason) for f in assembler.pop_finished()]
     assert found == [([1], [-1 / 8], "stop"), ([4, 5, 6], [-4 / 8, -5 / 8, -6 / 8], "stop")]
 
 
 def test_requests_that_are_not_followed_are_left_out_between_those_that_are() -> None:
     assembler = fed(added("a"), stepped(output("x", [8]), output("a", [1]), output("y", [9])),
                     stepped(output("a", [2], finish="stop"), output("x", [7], finish="stop")))  # fmt: skip
-    assert [f.token_ids.tolist() for f in assembler.take()] == [[1, 2]]
+    assert [f.token_ids.tolist() for f in assembler.pop_finished()] == [[1, 2]]
     assert (assembler.generated_tokens, assembler.published) == (2, 1)
 
 
@@ -298,37 +298,37 @@ def test_rows_that_are_missing_are_a_fault_and_the_hole_takes_what_it_may_have_t
     short = output("a", [1, 2])
     short.new_logprobs = recorded([1], [1], 2)
     with pytest.raises(ValueError, match="1 ids and 1 logprobs recorded for 2 tokens"):
-        columns_of([short])
+        read_outputs([short])
     assembler = Assembler()
     for record in (added("a"), added("b"), stepped(short, output("b", [3], finish="stop"))):
         assembler.apply(record)
     with pytest.raises(ValueError, match="recorded for 3 tokens"):
-        assembler.settle()
-    assembler.hole()
+        assembler.flush()
+    assembler.drop_alive()
     assembler.apply(added("c"))
     assembler.apply(stepped(output("a", [4], finish="stop"), output("c", [5], finish="stop")))
-    assembler.settle()
-    assert [f.rollout.request_id for f in assembler.take()] == ["c"]
+    assembler.flush()
+    assert [f.rollout.request_id for f in assembler.pop_finished()] == ["c"]
     assert (assembler.added, assembler.published, assembler.dropped, assembler.alive) == (3, 1, 2, 0)
 
 
 def test_a_hole_in_the_stream_spares_what_ended_before_it() -> None:
     assembler = fed(added("a"), added("b"), stepped(output("a", [1], finish="stop"), output("b", [2])))
-    late = stepped(output("b", [3], finish="stop"))._replace(shed=1)
+    late = stepped(output("b", [3], finish="stop"))._replace(drops_before=1)
     assembler.apply(stepped(output("b", [9])))  # unsettled when the hole is seen
     assembler.apply(late)
-    assembler.settle()
-    assert [f.rollout.request_id for f in assembler.take()] == ["a"]
+    assembler.flush()
+    assert [f.rollout.request_id for f in assembler.pop_finished()] == ["a"]
     assert (assembler.published, assembler.dropped) == (1, 1)
 
 
 def test_outputs_do_not_wait_without_bound() -> None:
     assembler = Assembler()
     assembler.apply(added("a"))
-    for token in range(UNSETTLED_LIMIT + 1):
+    for token in range(BUFFERED_OUTPUTS + 1):
         assembler.apply(stepped(output("a", [token])))
-    assert assembler.generated_tokens == UNSETTLED_LIMIT
+    assert assembler.generated_tokens == BUFFERED_OUTPUTS
     assembler.apply(RequestsEnded(0, 1, [("a", "abort")], 1.0))
-    found = assembler.take()[0]
-    assert found.token_ids.tolist() == list(range(UNSETTLED_LIMIT + 1))
+    found = assembler.pop_finished()[0]
+    assert found.token_ids.tolist() == list(range(BUFFERED_OUTPUTS + 1))
     assert found.rollout.runs == [VersionRun(0, 0, None)]

@@ -30,7 +30,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
 def send(desk: Desk, verb: str, id: str = "c", *, seconds: float = 60.0, **about: Any) -> list[CommandUpdate]:  # noqa: A002
     flag, value = about.pop("flag", ""), about.pop("value", "")
     desk.commands.receive(Command(id, flag, value, time.time() + seconds, verb, **about))
-    return desk.commands.take_updates()
+    return desk.commands.pop_updates()
 
 
 def do(desk: Desk, verb: str, id: str = "c", **about: Any) -> CommandUpdate:  # noqa: A002
@@ -56,7 +56,7 @@ def when_due(desk: Desk, id: str = "c/revert") -> list[CommandUpdate]:  # noqa: 
 
     def seen() -> bool:
         desk.commands.check()
-        updates.extend(desk.commands.take_updates())
+        updates.extend(desk.commands.pop_updates())
         return any(update.id == id for update in updates)
 
     wait_for(seen, f"{id}")
@@ -105,7 +105,7 @@ def test_a_kept_switch_stays_and_keeping_twice_is_no_mistake() -> None:
     (kept,) = send(desk, "keep", "k1", target="c")
     assert (kept.state, kept.flag, kept.old, kept.new, kept.reverts) == ("applied", "prefix_caching", "off", "off", "")
     assert desk.commands.timers() == []
-    assert [u.reason for u in send(desk, "keep", "k2", target="c")] == ["kept already"]
+    assert [u.reason for u in send(desk, "keep", "k2", target="c")] == ["already kept"]
     desk.commands.check()
     assert desk.boundary() == []
     assert not caching(desk)
@@ -114,14 +114,14 @@ def test_a_kept_switch_stays_and_keeping_twice_is_no_mistake() -> None:
 def test_what_cannot_be_kept_is_refused_with_the_reason() -> None:
     desk = Desk()
     (none,) = send(desk, "keep", "k1", target="nobody")
-    assert (none.state, none.reason) == ("refused", "no timer of command nobody runs on this engine")
+    assert (none.state, none.reason) == ("refused", "this engine has no timer of command nobody")
     off(desk, revert_s=SOON_S)
     when_due(desk)
     (late,) = send(desk, "keep", "k2", target="c")
-    assert (late.state, late.reason) == ("refused", "its time is over: the revert is accepted")
+    assert (late.state, late.reason) == ("refused", "the timer has expired: the revert is accepted")
     desk.boundary()
     (later,) = send(desk, "keep", "k3", target="c")
-    assert (later.state, later.reason) == ("refused", "its time is over: the revert is applied")
+    assert (later.state, later.reason) == ("refused", "the timer has expired: the revert is applied")
     assert caching(desk)
     do(desk, "pause", "p")
     (paused,) = send(desk, "keep", "k4", target="p")
@@ -136,7 +136,7 @@ def test_another_command_on_the_flag_ends_the_timer_at_once() -> None:
     applied, superseded = desk.boundary()
     assert (applied.id, applied.state, applied.reverts_at) == ("d", "applied", None)
     assert (superseded.id, superseded.state, superseded.reverts) == ("c/revert", "superseded", "c")
-    assert "d spoke on prefix_caching" in superseded.reason
+    assert "d was applied to prefix_caching" in superseded.reason
     assert desk.commands.timers() == []
 
 
@@ -208,7 +208,7 @@ def test_a_flag_whose_parts_differ_is_not_switched_for_a_time_only() -> None:
     desk.engine.async_scheduling = False
     refused = do(desk, "set", flag="async_scheduling", value="on", revert_s=600.0)
     assert refused.state == "refused"
-    assert "reads mixed, to which it could not be taken back" in refused.reason
+    assert "reads mixed, to which it can't be reverted" in refused.reason
 
 
 def test_a_timed_switch_back_to_what_was_before_needs_no_timer() -> None:
@@ -228,7 +228,7 @@ def test_a_flag_changed_by_hand_is_left_alone() -> None:
     (left,) = desk.boundary()
     assert (left.state, left.old, left.new) == ("superseded", "on", "on")
     assert "reads on, not off" in left.reason
-    assert desk.tap.epoch == 1
+    assert desk.tap.flag_epoch == 1
 
 
 def test_an_undo_takes_back_only_what_the_command_did() -> None:
@@ -325,7 +325,7 @@ def test_somebody_elses_pause_is_never_ended() -> None:
     desk.engine.scheduler.set_pause_state(PauseState.PAUSED_ALL)
     refused = do(desk, "resume")
     assert refused.state == "refused"
-    assert "theirs to resume" in refused.reason
+    assert "has to resume it" in refused.reason
     assert pause_state(desk) == "PAUSED_ALL"
 
 
@@ -344,7 +344,7 @@ def test_a_pause_that_somebody_took_over_is_theirs_and_its_timer_ends(theirs: Pa
     do(desk, "pause", revert_s=600.0)
     desk.engine.scheduler.set_pause_state(theirs)
     desk.commands.check()
-    (left,) = desk.commands.take_updates()
+    (left,) = desk.commands.pop_updates()
     assert (left.id, left.state) == ("c/revert", "superseded")
     assert desk.commands.timers() == []
     assert pause_state(desk) == theirs.name
@@ -370,7 +370,7 @@ def test_generation_that_cannot_be_paused_safely_is_refused_with_the_reason() ->
     assert "no pause" in do(Desk(engine), "pause").reason
     desk = Desk()
     vars(desk.engine.scheduler)["set_pause_state"] = lambda other: None
-    assert "whose pause it is" in do(desk, "pause").reason
+    assert "who paused generation" in do(desk, "pause").reason
 
 
 def test_a_pause_that_does_not_take_is_undone() -> None:
@@ -387,10 +387,10 @@ def test_a_flush_evicts_what_nobody_holds_and_says_what_remains() -> None:
     desk = Desk()
     flushed = do(desk, "flush_cache")
     assert (flushed.state, flushed.old, flushed.new) == ("applied", "7 blocks", "3 blocks")
-    assert flushed.reason == "4 blocks evicted, 3 that requests hold stay, and can be hit until those end"
+    assert flushed.reason == "4 blocks evicted, 3 in use stay and can be hit until their requests end"
     assert desk.engine.scheduler.kv_cache_manager.block_pool.evicted == [0, 2, 4, 6]
     assert caching(desk)
-    assert desk.tap.epoch == 0
+    assert desk.tap.flag_epoch == 0
     desk.engine.scheduler.connector = object()
     assert "connector" in do(desk, "flush_cache", "d").reason
 
@@ -403,7 +403,7 @@ def test_where_steps_are_not_seen_any_more_nothing_is_paused_but_a_pause_ends() 
     when_due(desk, "p/revert")
     (back,) = desk.boundary()
     assert (back.state, back.new, back.lost_requests) == ("applied", "running", None)  # nobody counted
-    assert "whether a request is lost" in do(desk, "pause", "q").reason
+    assert "lost requests could not be counted" in do(desk, "pause", "q").reason
 
 
 def test_an_unknown_verb_is_refused_with_what_there_is() -> None:
@@ -417,41 +417,41 @@ def test_a_new_hub_is_told_of_what_is_under_way() -> None:
     desk = Desk()
     desk.tap.on_rpc(None, "start_weight_update")
     off(desk)
-    desk.commands.repeat()
-    assert [(u.id, u.state) for u in desk.commands.take_updates()] == [("c", "draining")]
+    desk.commands.resend_pending()
+    assert [(u.id, u.state) for u in desk.commands.pop_updates()] == [("c", "draining")]
 
 
-def lease(command: str, subject: str, due: float) -> FlagTimer:
+def timer(command: str, subject: str, due: float) -> FlagTimer:
     return FlagTimer(command, subject, "set", subject, "on", False, due, due)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10)), max_size=20), st.floats(0, 10))
-def test_a_lease_ends_once(given_leases: list[tuple[str, float]], now: float) -> None:
-    leases = FlagTimers()
-    for number, (subject, due) in enumerate(given_leases):
-        if earlier := leases.before(subject):
-            assert leases.end(earlier)
-        leases.start(lease(f"c{number}", subject, due))
-    running = leases.running()
+def test_a_timer_ends_once(starts: list[tuple[str, float]], now: float) -> None:
+    timers = FlagTimers()
+    for number, (subject, due) in enumerate(starts):
+        if earlier := timers.latest(subject):
+            assert timers.stop(earlier)
+        timers.start(timer(f"c{number}", subject, due))
+    running = timers.running()
     assert [one.due for one in running] == sorted(one.due for one in running)
-    over = leases.take_due(now)
+    over = timers.pop_due(now)
     assert [one for one in running if one.due <= now] == over
     for one in over:
-        assert not leases.end(one)
-        assert not leases.keep(one)
-        assert not leases.was_kept(one.command)
-    for one in leases.running():
-        assert leases.keep(one)
-        assert leases.was_kept(one.command)
-    assert leases.running() == []
-    assert leases.timers() == []
+        assert not timers.stop(one)
+        assert not timers.keep(one)
+        assert not timers.was_kept(one.command)
+    for one in timers.running():
+        assert timers.keep(one)
+        assert timers.was_kept(one.command)
+    assert timers.running() == []
+    assert timers.as_wire() == []
 
 
-def test_what_was_kept_is_remembered_within_a_bound() -> None:
-    leases = FlagTimers()
+def test_kept_commands_are_remembered_within_a_bound() -> None:
+    timers = FlagTimers()
     for number in range(REMEMBERED + 1):
-        one = lease(f"c{number}", "a", 1.0)
-        leases.start(one)
-        leases.keep(one)
-    assert not leases.was_kept("c0")
-    assert leases.was_kept(f"c{REMEMBERED}")
+        one = timer(f"c{number}", "a", 1.0)
+        timers.start(one)
+        timers.keep(one)
+    assert not timers.was_kept("c0")
+    assert timers.was_kept(f"c{REMEMBERED}")

@@ -42,7 +42,7 @@ def test_what_a_generation_config_fills_in_is_told_with_its_source(model: Path) 
     assert known["default_sampling_from"] == "the model's generation_config.json"
     assert facts.defaults(known) == {"repetition_penalty": "1.05", "temperature": "0.6", "top_k": "20"}
     (found,) = facts.compare({"e0": known}, {"temperature": "1", "top_k": "20", "dtype": "torch.float32"})
-    assert found.says == "requests that leave it unset get temperature 0.6 where the trainer says 1"
+    assert found.explanation == "requests without their own value get temperature 0.6 where the trainer states 1"
 
 
 def test_told_not_to_it_fills_in_nothing_or_what_the_launch_says(model: Path) -> None:

@@ -14,8 +14,7 @@ import pytest
 from rltop.collectors.contract import preconditions
 from rltop.collectors.contract.flags import BY_NAME, FLAGS, PREEMPTION, document
 from rltop.collectors.contract.wire import FlagState
-from rltop.collectors.vllm.control import engine_checks as engine_needs
-from rltop.collectors.vllm.control import switchboard
+from rltop.collectors.vllm.control import engine_checks, switchboard
 from rltop.collectors.vllm.control.flag_controls import CONTROLS
 from rltop.collectors.vllm.control.switchboard import Switchboard
 from rltop.collectors.vllm.engine_core import CoreAccess, FlagControl
@@ -54,30 +53,32 @@ def test_every_flag_has_its_engine_side_and_no_other_has() -> None:
 def test_every_flag_is_whole() -> None:
     for flag in FLAGS:
         assert flag.launch_args.keys() <= set(flag.values)
-        assert all((flag.summary, flag.effect, flag.cost, flag.probe, flag.method, flag.launch))
-        assert bool(flag.strict) == bool(flag.strict_needs)
-        assert len({*flag.needs, *flag.strict_needs}) == len(flag.needs + flag.strict_needs)
+        assert all((flag.summary, flag.effect, flag.cost, flag.read_from, flag.switched_by, flag.launch))
+        assert bool(flag.strict) == bool(flag.strict_preconditions)
+        assert len({*flag.preconditions, *flag.strict_preconditions}) == len(
+            flag.preconditions + flag.strict_preconditions
+        )
 
 
 def test_every_need_has_exactly_one_check_and_is_asked_for() -> None:
-    asked = {need for flag in FLAGS for need in flag.needs + flag.strict_needs}
+    asked = {need for flag in FLAGS for need in flag.preconditions + flag.strict_preconditions}
     assert asked == set(preconditions.BY_NAME)
-    assert len(preconditions.BY_NAME) == len(preconditions.NEEDS)
-    assert not set(engine_needs.CHECKS) & set(rank_checks.CHECKS)
-    assert set(engine_needs.CHECKS) | set(rank_checks.CHECKS) == set(preconditions.BY_NAME)
-    assert set(PREEMPTION) <= set(engine_needs.CHECKS)
+    assert len(preconditions.BY_NAME) == len(preconditions.PRECONDITIONS)
+    assert not set(engine_checks.CHECKS) & set(rank_checks.CHECKS)
+    assert set(engine_checks.CHECKS) | set(rank_checks.CHECKS) == set(preconditions.BY_NAME)
+    assert set(PREEMPTION) <= set(engine_checks.CHECKS)
 
 
 def test_a_flag_asks_for_the_workers_before_it_asks_the_workers() -> None:
     for flag in FLAGS:
-        names = flag.needs + flag.strict_needs
+        names = flag.preconditions + flag.strict_preconditions
         of_workers = [names.index(name) for name in names if name in rank_checks.CHECKS]
         assert all(names.index("workers_answer") < place for place in of_workers), flag.name
         assert bool(of_workers) == (flag.name in PARTS)
 
 
 def test_a_sixth_flag_is_one_entry_and_one_control(monkeypatch: pytest.MonkeyPatch) -> None:
-    sixth = dataclasses.replace(BY_NAME[PREFIX], name="quiet", values=("off", "on"), needs=("boundary",))
+    sixth = dataclasses.replace(BY_NAME[PREFIX], name="quiet", values=("off", "on"), preconditions=("boundary",))
 
     def write(core: CoreAccess, value: str, _strict: bool) -> None:
         core.engine.quiet = value
@@ -301,7 +302,7 @@ def old_pauses(engine: EngineCore) -> None:
 REFUSALS: list[tuple[str, str, Change, str]] = [
     *(("boundary", flag, in_process, "VLLM_ENABLE_V1_MULTIPROCESSING") for flag in BY_NAME),
     *(("boundary", flag, other_boundary, "no step boundary") for flag in BY_NAME),
-    *(("sees_steps", flag, no_steps, "step_fn is not there") for flag in BY_NAME),
+    *(("sees_steps", flag, no_steps, "step_fn is missing") for flag in BY_NAME),
     *(("no_connector", flag, connected, "SimpleNamespace") for flag in (PREFIX, ASYNC, UPDATE)),
     ("causal", PREFIX, ahead, "look ahead"),
     ("causal", PREFIX, config("model_config.is_encoder_decoder", True), "encoder-decoder"),
@@ -318,7 +319,7 @@ REFUSALS: list[tuple[str, str, Change, str]] = [
         for flag in (ASYNC, LOGPROBS, HEAD)
     ),
     ("no_drafts", ASYNC, drafting, "drafts"),
-    ("depth_to_spare", ASYNC, config("parallel_config.pipeline_parallel_size", 2), "2 deep"),
+    ("depth_to_spare", ASYNC, config("parallel_config.pipeline_parallel_size", 2), "depth 2"),
     ("none_waits_with_kv", STRICT, waiting(status="WAITING_FOR_REMOTE_KVS"), "1 request"),
     ("none_waits_with_kv", STRICT, waiting(status="WAITING_FOR_STREAMING_REQ", num_computed_tokens=7), "1 request"),
     ("none_finishes_in_pause", STRICT, finishing_in_a_pause, "1 request"),
@@ -346,9 +347,9 @@ REFUSALS: list[tuple[str, str, Change, str]] = [
     ("native_sampling", LOGPROBS, each(no_native), "forward_hip"),
     ("no_lora", HEAD, config("lora_config", SimpleNamespace()), "LoRA"),
     ("weights_present", HEAD, put("model_config.enable_sleep_mode", True), "sleep mode"),
-    ("known_head", HEAD, put("model.logits_processor", None), "no logits processor"),
-    ("known_head", HEAD, put("model.logits_processor.logits_as_input", True), "no head"),
-    ("known_head", HEAD, each(headless), "no head"),
+    ("known_head", HEAD, put("model.logits_processor", None), "no known logits processor"),
+    ("known_head", HEAD, put("model.logits_processor.logits_as_input", True), "no known head"),
+    ("known_head", HEAD, each(headless), "no known head"),
     ("plain_head", HEAD, put("model.lm_head.base_layer", object()), "LoRA"),
     ("plain_head", HEAD, put("model.lm_head.quant_method", SimpleNamespace(apply=None)), "SimpleNamespace"),
     ("provable_head", HEAD, each(gathered_head), "one piece"),
@@ -356,7 +357,7 @@ REFUSALS: list[tuple[str, str, Change, str]] = [
     ("head_memory", HEAD, put("model.lm_head.weight.device.type", "tpu"), "can't be read"),
     ("sees_updates", UPDATE, old_pauses, "pausing"),
     ("no_sleep_mode", UPDATE, config("model_config.enable_sleep_mode", True), "sleep mode"),
-    ("text_only", UPDATE, config("model_config.is_multimodal_model", True), "other inputs"),
+    ("text_only", UPDATE, config("model_config.is_multimodal_model", True), "inputs other than text"),
 ]
 
 
@@ -395,7 +396,7 @@ def test_a_switch_whose_need_does_not_hold_is_refused_with_the_reason(
 def test_pauses_that_nobody_listens_to_are_not_ours_to_steer() -> None:
     desk = Desk()
     desk.taps.undo()
-    assert "does not see calls of pause_scheduler" in desk.board.states()[UPDATE].reason
+    assert "does not observe calls of pause_scheduler" in desk.board.states()[UPDATE].reason
 
 
 def test_a_doubled_engine_lacks_nothing() -> None:

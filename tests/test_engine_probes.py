@@ -124,14 +124,14 @@ class Bench(Desk):
             self.core, "e0", self.tap, lambda: (3, "engine"), self.guard, {"r0": "salt"}.get,
             lambda report, arrays: self.reports.append((report, arrays)),
         )  # fmt: skip
-        prober.end = self.commands._probed
+        prober.end = self.commands._close_probe
         self.commands.prober = prober
 
     def ask(self, probe: str, *passages: Passage, id: str = "p", seconds: float = 60.0) -> list[CommandUpdate]:  # noqa: A002
         self.commands.receive(
             Command(id, "", "", time.time() + seconds, PROBE, probe=probe, passages=passages)
         )  # fmt: skip
-        return self.commands.take_updates()
+        return self.commands.pop_updates()
 
     def states(self) -> list[str]:
         return [update.state for update in self.boundary()]

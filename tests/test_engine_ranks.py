@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.collectors.contract.flags import FLAGS
-from rltop.collectors.transport.error_boundary import Guard
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 from rltop.collectors.vllm.agent import Agent
 from tests.engine_doubles import EngineCore, Outputs, output, request
 from tests.harness import HubStandIn, wait_for
@@ -75,7 +75,7 @@ def test_every_turn_of_a_rank_in_lockstep_runs_one_forward_whatever_is_switched(
             else:
                 desk.send(*change, f"c{number}")
                 engine.turn("switch")
-                (update,) = desk.commands.take_updates()
+                (update,) = desk.commands.pop_updates()
                 assert (update.state, update.new) == ("applied", change[1])
             assert engine.forwards == number + 1
     assert desk.guard.faults == {}
@@ -98,7 +98,7 @@ def test_each_rank_is_an_engine_of_its_own_and_is_switched_alone(monkeypatch: py
             engine.vllm_config.parallel_config.data_parallel_size = 2
             engine.vllm_config.parallel_config.data_parallel_index = rank
             engines.append(engine)
-            watchers.append(Agent(engine, hub.rundir, Guard()))
+            watchers.append(Agent(engine, hub.rundir, ErrorBoundary()))
         hub.command("e0/dp1", "prefix_caching", "off", "x")
         wait_for(lambda: [u for u in hub.updates if u.state == "accepted"], "accepted")
         assert engines[0].input_queue.empty()

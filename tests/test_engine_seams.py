@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
+from rltop.collectors.transport.error_boundary import MAX_FAULTS, ErrorBoundary
 from rltop.collectors.vllm import agent, patches, register
-from rltop.collectors.vllm.rollouts.tap import Noted, RequestAdded, StepOutputs
+from rltop.collectors.vllm.rollouts.tap import Record, RequestAdded, StepOutputs
 from tests.engine_doubles import EngineCore, Outputs, PauseState, output, request
 from tests.harness import HubStandIn, wait_for
 
@@ -94,7 +94,7 @@ def test_every_kind_of_loop_attaches_once_and_detaches_at_its_end(loops: Any) ->
         return lambda: seen.append("detach")
 
     for _ in range(2):  # vLLM may load plugins more than once
-        assert patches.install(attach, Guard()) == []
+        assert patches.install(attach, ErrorBoundary()) == []
     for name in patches.LOOPS:
         with pytest.raises(SystemExit):
             getattr(loops, name)().run_busy_loop()
@@ -110,7 +110,7 @@ def test_every_kind_of_loop_attaches_once_and_detaches_at_its_end(loops: Any) ->
 
 
 def test_an_engine_in_its_callers_process_is_let_go_with_its_client(loops: Any, tmp_path: Path, quiet: None) -> None:
-    guard = Guard()
+    guard = ErrorBoundary()
     patches.install(lambda engine: agent.Agent(engine, RunDir(tmp_path), guard).close, guard)
     client = loops.InprocClient()
     core = client.engine_core
@@ -127,7 +127,7 @@ def test_an_engine_in_its_callers_process_is_let_go_with_its_client(loops: Any, 
 def test_the_copy_in_a_forked_child_does_not_speak_for_the_engine(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLTOP_ENGINE", "e7")
     with HubStandIn() as hub:
-        watcher = agent.Agent(EngineCore(), hub.rundir, Guard())
+        watcher = agent.Agent(EngineCore(), hub.rundir, ErrorBoundary())
         wait_for(lambda: hub.knows("e7"), "the engine registers")
         child = os.fork()
         if not child:
@@ -139,7 +139,7 @@ def test_the_copy_in_a_forked_child_does_not_speak_for_the_engine(quiet: None, m
 
 
 def test_an_attach_that_raises_leaves_the_loop_alone(loops: Any) -> None:
-    guard = Guard()
+    guard = ErrorBoundary()
     patches.install(lambda engine: 1 // 0, guard)  # type: ignore[arg-type, return-value]
     with pytest.raises(SystemExit):
         loops.EngineCoreProc().run_busy_loop()
@@ -148,8 +148,8 @@ def test_an_attach_that_raises_leaves_the_loop_alone(loops: Any) -> None:
 
 def test_a_loop_that_is_not_there_is_named(loops: Any) -> None:
     del loops.DPEngineCoreProc
-    assert patches.install(lambda engine: lambda: None, Guard()) == [
-        f"{patches.MODULE}.DPEngineCoreProc.run_busy_loop is not there"
+    assert patches.install(lambda engine: lambda: None, ErrorBoundary()) == [
+        f"{patches.MODULE}.DPEngineCoreProc.run_busy_loop is missing"
     ]
 
 
@@ -175,12 +175,12 @@ def none(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-NAMES = [seam.name for seam in patches.SEAMS]
+NAMES = [seam.name for seam in patches.PATCH_POINTS]
 
 
 @pytest.mark.parametrize("hook", [raises, none])
 def test_the_hosts_results_do_not_depend_on_ours(hook: Any) -> None:
-    guard = Guard()
+    guard = ErrorBoundary()
     engine = EngineCore()
     taps = patches.InstalledPatches(engine, dict.fromkeys(NAMES, hook), guard)
     assert taps.missing == {}
@@ -195,13 +195,13 @@ def test_the_hosts_results_do_not_depend_on_ours(hook: Any) -> None:
 
 @pytest.mark.parametrize("name", ["step", "update"])
 def test_it_is_told_that_steps_are_not_seen_any_more(name: str) -> None:
-    guard, engine = Guard(), EngineCore()
+    guard, engine = ErrorBoundary(), EngineCore()
     patches.InstalledPatches(engine, {name: raises}, guard)
-    assert patches.unseen(engine) == ""
+    assert patches.why_steps_unseen(engine) == ""
     for _ in range(30):
         engine.step_fn()
         engine.scheduler.update_from_output(None, None)
-    assert f"failed {MAX_FAULTS} times" in patches.unseen(engine)
+    assert f"failed {MAX_FAULTS} times" in patches.why_steps_unseen(engine)
 
 
 def test_the_hosts_exceptions_pass_unchanged() -> None:
@@ -212,13 +212,13 @@ def test_the_hosts_exceptions_pass_unchanged() -> None:
         raise error
 
     engine.step_fn = dies
-    patches.InstalledPatches(engine, {"step": raises}, Guard())
+    patches.InstalledPatches(engine, {"step": raises}, ErrorBoundary())
     with pytest.raises(RuntimeError) as caught:
         engine.step_fn()
     assert caught.value is error
 
 
-CHANGES = [(seam, kind) for seam in patches.SEAMS for kind in ("renamed", "none", "other signature")]
+CHANGES = [(seam, kind) for seam in patches.PATCH_POINTS for kind in ("renamed", "none", "other signature")]
 
 
 @pytest.mark.parametrize(
@@ -235,16 +235,16 @@ def test_a_seam_that_is_not_what_it_was_costs_one_capability(seam: patches.Patch
     else:
         body = {seam.method: replacement if kind != "renamed" else property(lambda self: self.no_such_attribute)}
         owner.__class__ = type("Changed", (type(owner),), body)
-    guard = Guard()
+    guard = ErrorBoundary()
     taps = patches.InstalledPatches(engine, dict.fromkeys(NAMES, none), guard)
     assert list(taps.missing) == [seam.name]
-    assert seam.why in taps.missing[seam.name]
+    assert seam.provides in taps.missing[seam.name]
 
 
 def test_utility_calls_still_see_the_originals_signature() -> None:
     """VLLM converts a utility call's arguments by the signature of the method, and counts them."""
     engine = EngineCore()
-    patches.InstalledPatches(engine, {"rpc": none}, Guard())
+    patches.InstalledPatches(engine, {"rpc": none}, ErrorBoundary())
     assert list(inspect.signature(engine.collective_rpc).parameters) == ["method", "timeout", "args", "kwargs"]
 
 
@@ -264,7 +264,7 @@ def test_ranks_of_one_name_are_told_apart() -> None:
 
 def test_an_engine_is_watched_to_its_end_without_a_hub(tmp_path: Path, quiet: None) -> None:
     engine = EngineCore()
-    guard = Guard()
+    guard = ErrorBoundary()
     watcher = agent.Agent(engine, RunDir(tmp_path), guard)
     expected = calls(EngineCore())
     assert str(calls(engine)) == str(expected)
@@ -274,7 +274,7 @@ def test_an_engine_is_watched_to_its_end_without_a_hub(tmp_path: Path, quiet: No
 
 
 def test_flags_that_cannot_be_read_leave_the_rest_of_the_state(quiet: None, tmp_path: Path) -> None:
-    guard = Guard()
+    guard = ErrorBoundary()
     watcher = agent.Agent(EngineCore(), RunDir(tmp_path), guard)
     watcher.close()  # its thread reads the state as well, once a second
     wait_for(lambda: watcher.sender._thread is None or not watcher.sender._thread.is_alive(), "the sender ends")
@@ -290,19 +290,19 @@ def test_flags_that_cannot_be_read_leave_the_rest_of_the_state(quiet: None, tmp_
 
 @pytest.mark.parametrize("faults", [1, MAX_FAULTS])
 def test_a_record_that_cannot_be_read_costs_what_it_may_have_touched(quiet: None, tmp_path: Path, faults: int) -> None:
-    guard = Guard()
+    guard = ErrorBoundary()
     watcher = agent.Agent(EngineCore(), RunDir(tmp_path), guard)
     outputs = {name: {0: Outputs([output(name, [5], finish="stop")])} for name in "ab"}
-    records: list[Noted] = [RequestAdded(0, 1, request("a"), 0.0)]
+    records: list[Record] = [RequestAdded(0, 1, request("a"), 0.0)]
     records += [StepOutputs(0, 1, {0: None}, 0.0, 0, None) for _ in range(faults)]
     records += [RequestAdded(0, 1, request("b"), 0.0)]
     records += [StepOutputs(0, 1, outputs[name], 0.0, 0, None) for name in "ab"]
-    watcher.tap.put = len(records)
+    watcher.tap.enqueued = len(records)
     watcher.tap.records.extend(records)
     watcher.close()
     followed = 1 if faults < MAX_FAULTS else 0  # of those after it; too many, and nothing is followed any more
     assert (watcher.assembler.published, watcher.assembler.dropped) == (followed, 1)
-    assert (guard.faults, watcher.tap.taken) == ({"assemble": faults}, len(records))
+    assert (guard.faults, watcher.tap.processed) == ({"assemble": faults}, len(records))
 
 
 @pytest.mark.parametrize("queue", ["kv_holding_waiting", "skipped_waiting"])
@@ -310,7 +310,7 @@ def test_every_queue_of_a_scheduler_counts_as_waiting(quiet: None, tmp_path: Pat
     engine = EngineCore()
     engine.scheduler.waiting = [request("a")]
     vars(engine.scheduler)[queue] = [request("b"), request("c")]
-    watcher = agent.Agent(engine, RunDir(tmp_path), Guard())
+    watcher = agent.Agent(engine, RunDir(tmp_path), ErrorBoundary())
     assert watcher.state().waiting == 3
     watcher.close()
 
@@ -319,7 +319,7 @@ def test_rollouts_and_state_reach_the_hub_and_the_last_word_too(quiet: None, mon
     monkeypatch.setenv("RLTOP_ENGINE", "e7")
     with HubStandIn() as hub:
         engine = EngineCore()
-        watcher = agent.Agent(engine, hub.rundir, Guard())
+        watcher = agent.Agent(engine, hub.rundir, ErrorBoundary())
         wait_for(lambda: hub.knows("e7"), "the engine registers")
         calls(engine)
         watcher.close()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rltop.collectors.contract.wire import Command, CommandUpdate
-from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
+from rltop.collectors.transport.error_boundary import MAX_FAULTS, ErrorBoundary
 from rltop.collectors.vllm.control.command_executor import CLOSED_SHOWN, MAX_REASON_CHARS, REMEMBERED, CommandExecutor
 from rltop.collectors.vllm.control.switchboard import Switchboard, drain
 from rltop.collectors.vllm.patches import FAILED, Hook, HostFailure, InstalledPatches
@@ -38,7 +38,7 @@ class Desk:
     def __init__(self, engine: EngineCore | None = None) -> None:
         self.engine = engine or EngineCore()
         self.announced = 0
-        self.guard = Guard()
+        self.guard = ErrorBoundary()
         self.board = Switchboard(self.engine)
         policy = self.board.core.policy
         self.tap = Tap(self.engine, on_weights=policy.on_weights)
@@ -72,11 +72,11 @@ class Desk:
         strict: bool = False,
     ) -> list[CommandUpdate]:
         self.commands.receive(Command(id, flag, value, time.time() + seconds, strict=strict))
-        return self.commands.take_updates()
+        return self.commands.pop_updates()
 
     def boundary(self) -> list[CommandUpdate]:
         assert self.engine._handle_client_request(Kinds.WAKEUP, None) == "handled"
-        return self.commands.take_updates()
+        return self.commands.pop_updates()
 
 
 @pytest.fixture(autouse=True)
@@ -102,8 +102,8 @@ def test_a_switch_drains_the_batches_in_flight_and_loses_nobody() -> None:
     assert (update.in_flight, update.lost_requests, update.policy_version) == (2, 0, 3)
     assert (desk.engine.batch_queue_size, desk.engine.batch_queue) == (1, deque(maxlen=1))
     assert desk.engine.output_queue.get_nowait()[0] == 0
-    assert [record.epoch for record in desk.tap.records if isinstance(record, StepOutputs)] == [0]
-    assert desk.tap.epoch == 1
+    assert [record.flag_epoch for record in desk.tap.records if isinstance(record, StepOutputs)] == [0]
+    assert desk.tap.flag_epoch == 1
     assert "has_requests" not in vars(desk.engine.scheduler)
     desk.send("async_scheduling", "on", "back")
     assert desk.boundary()[0].new == "on"
@@ -132,7 +132,7 @@ def test_the_present_value_is_applied_without_a_drain_and_without_a_new_epoch() 
     (update,) = desk.boundary()
     assert (update.state, update.reason, update.lost_requests) == ("applied", "already on", None)
     assert len(desk.engine.batch_queue) == 1
-    assert desk.tap.epoch == 0
+    assert desk.tap.flag_epoch == 0
 
 
 def test_a_failing_switch_is_undone_and_refused() -> None:
@@ -148,7 +148,7 @@ def test_a_failing_switch_is_undone_and_refused() -> None:
     assert update.state == "refused"
     assert "undone" in update.reason
     assert manager.enable_caching
-    assert desk.tap.epoch == 0
+    assert desk.tap.flag_epoch == 0
     assert update.lost_requests == 0
     assert desk.guard.faults == {}  # refused is an answer
 
@@ -192,8 +192,8 @@ def test_a_switch_that_fails_and_stays_is_told_as_it_reads() -> None:
     desk.send("prefix_caching", "off")
     (update,) = desk.boundary()
     assert (update.state, update.new, update.flag_epoch) == ("refused", "off", 1)
-    assert update.reason == "the switch failed and it reads off now: AssertionError: "
-    assert desk.tap.epoch == 1
+    assert update.reason == "the switch failed and left the value at off: AssertionError: "
+    assert desk.tap.flag_epoch == 1
 
 
 def test_a_command_is_answered_whatever_fails() -> None:
@@ -216,9 +216,9 @@ def test_a_boundary_that_is_off_is_told_and_nothing_waits_for_it() -> None:
     desk.send("prefix_caching", "off")
     desk.guard.faults["boundary"] = MAX_FAULTS
     desk.commands.check()
-    (update,) = desk.commands.take_updates()
+    (update,) = desk.commands.pop_updates()
     assert update.state == "refused"
-    assert f"failed {MAX_FAULTS} times at _handle_client_request" in update.reason
+    assert f"hook of _handle_client_request failed {MAX_FAULTS} times" in update.reason
 
 
 @pytest.mark.parametrize(("seam", "method"), [("boundary", "_handle_client_request"), ("step", "step_fn")])
@@ -227,7 +227,7 @@ def test_flags_say_of_a_seam_they_need_that_it_is_off(seam: str, method: str) ->
     desk.guard.faults[seam] = MAX_FAULTS
     for state in desk.board.states().values():
         assert not state.switchable
-        assert f"failed {MAX_FAULTS} times at {method}" in state.reason
+        assert f"hook of {method} failed {MAX_FAULTS} times" in state.reason
     assert desk.send("prefix_caching", "off", "d")[0].state == "refused"
 
 
@@ -265,7 +265,7 @@ def test_the_engines_own_failure_while_draining_reaches_the_engine_unchanged() -
     desk.send("async_scheduling", "off")
     with pytest.raises(RuntimeError, match="the model executor failed"):
         desk.boundary()
-    (update,) = desk.commands.take_updates()
+    (update,) = desk.commands.pop_updates()
     assert update.state == "refused"
     assert "has_requests" not in vars(desk.engine.scheduler)
     assert desk.guard.faults == {}
@@ -285,7 +285,7 @@ def test_a_switch_that_loses_a_request_is_undone_and_refused() -> None:
     desk.send("async_scheduling", "off")
     (update,) = desk.boundary()
     assert (update.state, update.in_flight, update.lost_requests) == ("refused", 3, 1)
-    assert (update.old, update.new, update.reason) == ("on", "on", "1 requests were lost, so it was undone")
+    assert (update.old, update.new, update.reason) == ("on", "on", "1 requests were lost; it was undone")
     assert desk.engine.batch_queue_size == 2
 
 
@@ -308,7 +308,7 @@ def test_a_command_that_waits_too_long_times_out_and_is_never_executed() -> None
 
     def taken() -> list[CommandUpdate]:
         desk.commands.check()
-        return desk.commands.take_updates()
+        return desk.commands.pop_updates()
 
     updates = wait_for(taken, "the command times out")
     assert [u.state for u in updates] == ["timed_out"]

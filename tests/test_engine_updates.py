@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
+from rltop.collectors.transport.error_boundary import MAX_FAULTS, ErrorBoundary
 from rltop.collectors.vllm.agent import Agent
 from tests.engine_doubles import EngineCore, Outputs, output, request
 from tests.harness import HubStandIn, wait_for
@@ -40,39 +40,39 @@ def test_an_update_that_fails_is_over_leaves_the_weights_torn_and_lets_switches_
     desk.send("prefix_caching", "off")
     assert [u.state for u in desk.boundary()] == ["draining"]
     fails(desk, method)
-    assert desk.tap.torn == f"{method} failed at engine step 0 (RuntimeError: no {method} today)"
+    assert desk.tap.partial_update == f"{method} failed at engine step 0 (RuntimeError: no {method} today)"
     assert [u.state for u in desk.boundary()] == ["applied"]
-    assert desk.tap.updates == 0
+    assert desk.tap.update_count == 0
     for call in WHOLE:
         desk.engine.collective_rpc(call)
-    assert (desk.tap.torn, desk.tap.updates, desk.tap.inferred) == ("", 1, 1)
+    assert (desk.tap.partial_update, desk.tap.update_count, desk.tap.inferred_version) == ("", 1, 1)
 
 
 def test_an_update_that_fails_at_its_start_has_loaded_nothing() -> None:
     desk = Desk()
     fails(desk, "start_weight_update")
-    assert (desk.tap.torn, desk.tap.update_open) == ("", False)
+    assert (desk.tap.partial_update, desk.tap.update_open) == ("", False)
 
 
 @pytest.mark.parametrize("method", ["reload_weights", "update_weights"])
 def test_an_update_in_one_call_that_fails_tears_the_weights_too(method: str) -> None:
     desk = Desk()
     fails(desk, method)
-    assert method in desk.tap.torn
+    assert method in desk.tap.partial_update
 
 
 def test_other_calls_that_fail_say_nothing_of_the_weights() -> None:
     desk = Desk()
     desk.engine.collective_rpc("start_weight_update")
     fails(desk, "profile")
-    assert (desk.tap.torn, desk.tap.update_open) == ("", True)
+    assert (desk.tap.partial_update, desk.tap.update_open) == ("", True)
 
 
 def test_torn_weights_are_told_to_people(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLTOP_ENGINE", "e7")
     with HubStandIn() as hub:
         engine = EngineCore()
-        watcher = Agent(engine, hub.rundir, Guard())
+        watcher = Agent(engine, hub.rundir, ErrorBoundary())
         engine.failing = {"update_weights"}
         with pytest.raises(RuntimeError):
             engine.collective_rpc("update_weights")
@@ -160,7 +160,7 @@ def test_a_policy_set_between_update_and_boundary_holds_from_the_next_update_on(
     ("change", "said"),
     [
         (seeded_on_cpu, "seeds"),
-        (waiting(status="WAITING_FOR_REMOTE_KVS"), "KV from elsewhere"),
+        (waiting(status="WAITING_FOR_REMOTE_KVS"), "KV transfer"),
         (finishing_in_a_pause, "a pause lets 1 request finish"),
     ],
     ids=["seeds", "remote KV", "pause"],

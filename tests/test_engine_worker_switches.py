@@ -98,7 +98,7 @@ def test_logprobs_mode_changes_every_holder_and_the_sampling_path_on_every_rank(
     assert (update.state, update.old, update.new, update.lost_requests) == ("applied", "raw", "processed", 0)
     assert modes(desk.engine) == PROCESSED
     assert (desk.engine.batch_queue_size, len(desk.engine.batch_queue)) == (2, 0)
-    assert desk.tap.epoch == 1
+    assert desk.tap.flag_epoch == 1
     assert desk.board.core.workers.facts()["sampling_path"] == "forward_native"
     desk.send("logprobs_mode", "raw", "back")
     assert desk.boundary()[0].new == "raw"
@@ -150,7 +150,7 @@ def test_one_rank_that_fails_takes_all_back(rank: int) -> None:
     assert {runner.sampler.logprobs_mode for runner in runners(engine)} == {"raw_logprobs"}
     assert {runner.model_config.logprobs_mode for runner in runners(engine)} == {"raw_logprobs"}
     assert desk.board.states()["logprobs_mode"].value == "raw"
-    assert desk.tap.epoch == 0
+    assert desk.tap.flag_epoch == 0
 
 
 def test_a_rank_that_ignores_the_switch_is_noticed_and_all_go_back() -> None:

@@ -124,7 +124,7 @@ def test_no_line_is_told_where_nearly_all_tokens_have_lag_1_or_2(fault: str) -> 
     for engine in (None, *REPLICAS):
         fit = line(fault, engine)
         assert (fit.at_lag0, fit.per_lag) == (None, None)
-        assert fit.why == "lags too close to tell (1 to 2)"
+        assert fit.why == "lags span too few versions for a line (1 to 2)"
 
 
 def test_a_replica_far_behind_has_a_slope_and_nothing_is_told_of_lag_0_where_it_has_no_tokens() -> None:

@@ -1,4 +1,4 @@
-"""Handing a run on: each step once, in formats that other tools read, and nothing of theirs can hold the hub."""
+"""Forwarding a run: each step once, in formats of other tools, without ever blocking the hub."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from rltop.backend.exporters.forward import (
     Prometheus,
     TensorBoard,
     exposition,
-    figures,
     open_sink,
+    scalars,
 )
 from tests import pictures
 from tests.harness import ended
@@ -42,7 +42,7 @@ class Kept:
     def close(self) -> None: ...
 
 
-def test_each_step_is_handed_on_once_also_after_a_pause() -> None:
+def test_each_step_is_sent_once_also_after_a_pause() -> None:
     kept = Kept()
     forwarder = Forwarder(kept)
     for steps in (3, 3, 7, 5, 9):
@@ -64,7 +64,7 @@ def test_prometheus_text_has_the_last_step_and_every_engine() -> None:
     assert sorted(set(names), key=names.index) == [line.split()[2] for line in text.splitlines() if "# TYPE" in line]
 
 
-def test_prometheus_serves_it_on_the_loopback_address() -> None:
+def test_prometheus_is_served_on_the_loopback_address() -> None:
     sink = Prometheus(0)
     try:
         sink.show(pictures.healthy(3), [])
@@ -108,36 +108,36 @@ def test_tensorboard_records_have_their_checksums(tmp_path: Path) -> None:
     assert len(events) == 3
     assert b"brain.Event:2" in events[0]
     assert b"rltop/kl_k3" in events[1]
-    # Known to TensorFlow: the masked CRC-32C of the length 24 stands in files that it wrote.
+    # From a file that TensorFlow wrote: the masked CRC-32C of the length 24.
     from rltop.backend.exporters.forward import _masked
 
     assert _masked(struct.pack("<Q", 24)) == bytes.fromhex("a37f4b22")
 
 
-def test_figures_have_the_names_that_other_tools_sort_by() -> None:
+def test_scalars_have_the_names_that_trackers_group_by() -> None:
     step = api.Step(1, 1.0, 1, False, {"kl_k3": 0.5, "ess": None}, {"e0": {"kl_k3": 0.25}}, trainer={"loss": 2.0})
-    assert figures(step) == {"rltop/kl_k3": 0.5, "rltop/e0/kl_k3": 0.25, "trainer/loss": 2.0}
+    assert scalars(step) == {"rltop/kl_k3": 0.5, "rltop/e0/kl_k3": 0.25, "trainer/loss": 2.0}
 
 
 @pytest.mark.parametrize("text", ["prometheus", "prometheus:", "prometheus:http", "statsd:1", "tensorboard:/proc/no"])
-def test_sinks_that_cannot_be_are_named(text: str) -> None:
+def test_an_invalid_sink_is_rejected_with_the_valid_forms(text: str) -> None:
     with pytest.raises(ForwardError):
         open_sink(text)
 
 
 def heed_interrupts() -> None:
-    """A shell has what it runs in the background ignore ctrl-c, and so do the children of that."""
+    """Background jobs of a shell ignore ctrl-c, and so do their children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_a_sink_that_hangs_does_not_hold_the_hub() -> None:
+def test_a_hanging_sink_does_not_block_the_hub() -> None:
     with run_directory() as rundir:
         hub = start_hub(rundir)
         command = [sys.executable, "-m", "rltop.tui.cli.main", "forward", str(rundir.path), "--to", "prometheus:0"]
         forward = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
         assert forward.stdout is not None
         try:
-            assert "handing run" in forward.stdout.readline()
+            assert "forwarding run" in forward.stdout.readline()
             forward.send_signal(signal.SIGSTOP)  # as if its sink had stopped it
             with Client(rundir) as client, collector(rundir, "trainer/0") as trainer:
                 for step in range(100):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rltop.backend import api, metrics
 from rltop.backend.api.downsample import HEADLINE, WHOLE_STEPS, headline
-from rltop.backend.parity.compare import JUDGED
+from rltop.backend.parity.compare import METRICS
 from rltop.backend.store.read import Reader
 from rltop.backend.text import status
 from rltop.tui.model.charts import CHARTS
@@ -28,18 +28,18 @@ def picture(frames: list[list[api.Step]]) -> api.Snapshot:
     return made
 
 
-def test_what_is_followed_over_a_run_is_in_the_headline() -> None:
+def test_metrics_charted_over_a_run_are_in_the_headline() -> None:
     assert set(HEADLINE) <= set(metrics.BY_NAME)
     assert len(set(HEADLINE)) == len(HEADLINE)
     drawn = {name for chart in CHARTS for series in chart.series for name in (series.metric, series.noise) if name}
     assert drawn <= set(HEADLINE)
-    assert {judged.metric for judged in JUDGED} <= set(HEADLINE)
+    assert {judged.metric for judged in METRICS} <= set(HEADLINE)
     assert set(status.STEP_METRICS) <= set(HEADLINE)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 900), st.integers(1, BATCH)), min_size=1, max_size=8))
-def test_the_newest_steps_are_whole_and_the_others_keep_their_headline(stretches: list[tuple[int, int]]) -> None:
+def test_the_newest_steps_are_complete_and_the_others_keep_their_headline(stretches: list[tuple[int, int]]) -> None:
     one = stored.step(0)
     steps = [[msgspec.structs.replace(one, step=first + n) for n in range(size)] for first, size in stretches]
     shown = picture(steps).steps
@@ -51,7 +51,7 @@ def test_the_newest_steps_are_whole_and_the_others_keep_their_headline(stretches
         assert bits(step) == bits(whole if place < WHOLE_STEPS else headline(whole))
 
 
-def test_a_headline_is_small_and_says_how_rows_were_joined() -> None:
+def test_a_headline_is_small_and_keeps_the_join_statistics() -> None:
     whole = stored.step(1)
     old = headline(whole)
     assert len(api.encode(api.Frame("h", 1, 0.0, steps=[old]))) < 1000
@@ -63,7 +63,7 @@ def test_a_headline_is_small_and_says_how_rows_were_joined() -> None:
     assert headline(old) is old
 
 
-def test_the_store_has_every_step_whole_and_its_picture_is_the_live_one(tmp_path: Path) -> None:
+def test_the_store_has_every_step_complete_and_restores_the_live_snapshot(tmp_path: Path) -> None:
     steps = [stored.step(number) for number in (*range(WHOLE_STEPS + 20), *range(200, 240))]  # the trainer went back
     made = [api.Frame("hub-1", number, float(number), steps=[step]) for number, step in enumerate(steps, 1)]
     path = stored.store(tmp_path, made)

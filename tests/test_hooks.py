@@ -1,4 +1,4 @@
-"""Alarms reach commands and URLs: each once, again until they are taken, and nothing that hangs holds up the rest."""
+"""Alarm hooks: each notification once, with retries, and a hanging hook delays only itself."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from tests.receiver import wait_until
 NOW = pictures.healthy().time
 
 
-def told(memory: NotificationHistory, *alarms: Alarm, now: float = NOW) -> list[str]:
-    return [news.what for news in memory.fresh(alarms, now)]
+def notified(memory: NotificationHistory, *alarms: Alarm, now: float = NOW) -> list[str]:
+    return [news.what for news in memory.new_changes(alarms, now)]
 
 
-def test_each_news_of_an_alarm_is_told_once_over_its_life() -> None:
+def test_each_change_of_an_alarm_is_notified_once() -> None:
     memory, alarm = NotificationHistory(), verdicts.alarm
-    assert told(memory) == []
-    assert told(memory, alarm()) == [RAISED]
-    assert told(memory, alarm()) == []
-    assert told(memory, alarm(cause="other")) == []
-    assert told(memory, alarm(layer="weights")) == [RENAMED]
-    assert told(memory, alarm(layer="weights", cleared=1.0)) == [CLEARED]
-    assert told(memory, alarm(layer="weights", cleared=1.0)) == []
-    assert told(memory, alarm(layer="weights", again=1)) == [REOPENED]
-    assert told(memory, alarm(layer="weights", again=1), alarm(id="a2")) == [RAISED]
+    assert notified(memory) == []
+    assert notified(memory, alarm()) == [RAISED]
+    assert notified(memory, alarm()) == []
+    assert notified(memory, alarm(cause="other")) == []
+    assert notified(memory, alarm(layer="weights")) == [RENAMED]
+    assert notified(memory, alarm(layer="weights", cleared=1.0)) == [CLEARED]
+    assert notified(memory, alarm(layer="weights", cleared=1.0)) == []
+    assert notified(memory, alarm(layer="weights", again=1)) == [REOPENED]
+    assert notified(memory, alarm(layer="weights", again=1), alarm(id="a2")) == [RAISED]
 
 
-def test_what_was_over_before_anybody_listened_is_not_told() -> None:
+def test_an_alarm_that_was_over_before_the_start_is_not_notified() -> None:
     memory = NotificationHistory()
-    assert told(memory, verdicts.alarm(cleared=1.0)) == []
-    assert told(memory, verdicts.alarm(again=1)) == [RAISED]
+    assert notified(memory, verdicts.alarm(cleared=1.0)) == []
+    assert notified(memory, verdicts.alarm(again=1)) == [RAISED]
 
 
-def test_an_alarm_of_another_history_is_another_alarm() -> None:
+def test_the_same_alarm_id_of_another_history_is_another_alarm() -> None:
     memory = NotificationHistory()
-    told(memory, verdicts.alarm())
-    assert told(memory, verdicts.alarm(raised=5.0)) == [RAISED]
+    notified(memory, verdicts.alarm())
+    assert notified(memory, verdicts.alarm(raised=5.0)) == [RAISED]
 
 
-def test_silence_puts_off_and_acknowledging_ends_what_is_told() -> None:
+def test_silence_delays_and_acknowledging_ends_notifications() -> None:
     memory = NotificationHistory()
-    assert told(memory, verdicts.alarm(silenced_until=NOW + 5)) == []
-    assert told(memory, verdicts.alarm(silenced_until=NOW + 5), now=NOW + 6) == [RAISED]
-    assert told(memory, verdicts.alarm(acknowledged="kim", sure=False)) == []
-    assert told(memory, verdicts.alarm(acknowledged="kim", cleared=1.0)) == [CLEARED]  # its beginning was told
-    assert told(NotificationHistory(), verdicts.alarm(acknowledged="kim")) == []
+    assert notified(memory, verdicts.alarm(silenced_until=NOW + 5)) == []
+    assert notified(memory, verdicts.alarm(silenced_until=NOW + 5), now=NOW + 6) == [RAISED]
+    assert notified(memory, verdicts.alarm(acknowledged="kim", sure=False)) == []
+    assert notified(memory, verdicts.alarm(acknowledged="kim", cleared=1.0)) == [CLEARED]  # its start was notified
+    assert notified(NotificationHistory(), verdicts.alarm(acknowledged="kim")) == []
 
 
 class Flaky:
-    """Fails so many times, then takes everything."""
+    """Fails this many times, then accepts everything."""
 
     def __init__(self, *failures: Exception) -> None:
         self.failures = list(failures)
@@ -74,15 +74,15 @@ class Flaky:
 
 
 @contextmanager
-def hook(deliver: alarm_hooks.Deliver, said: list[str], waits_s: tuple[float, ...] = (0.0, 0.0)) -> Iterator[Hook]:
-    made = Hook(deliver, said.append, waits_s)
+def hook(deliver: alarm_hooks.Deliver, log: list[str], waits_s: tuple[float, ...] = (0.0, 0.0)) -> Iterator[Hook]:
+    made = Hook(deliver, log.append, waits_s)
     try:
         yield made
     finally:
         made.close()
 
 
-def test_a_message_says_what_where_and_what_to_do() -> None:
+def test_a_message_has_the_cause_the_location_and_the_fix() -> None:
     taken = Flaky()
     with hook(taken, []) as made:
         made.show(verdicts.alarmed(), [])
@@ -97,32 +97,32 @@ def test_a_message_says_what_where_and_what_to_do() -> None:
     assert alarm["command"] == verdicts.STALE.command and alarm["evidence"]
 
 
-def test_what_fails_is_tried_again_and_given_up_after_the_last_wait() -> None:
-    said: list[str] = []
+def test_a_failed_delivery_is_retried_and_dropped_after_the_last_wait() -> None:
+    log: list[str] = []
     taken = Flaky(TryLaterError("busy"), TryLaterError("busy"))
-    with hook(taken, said) as made:
+    with hook(taken, log) as made:
         made.show(verdicts.alarmed(), [])
         wait_until(lambda: taken.taken)
-    assert sum("again in" in line for line in said) == 2
+    assert sum("retrying in" in line for line in log) == 2
     never = Flaky(*[TryLaterError("busy")] * 3)
-    with hook(never, said) as made:
+    with hook(never, log) as made:
         made.show(verdicts.alarmed(), [])
-        wait_until(lambda: any("given up" in line for line in said))
+        wait_until(lambda: any("dropped" in line for line in log))
         made.show(verdicts.alarmed(cleared=1.0), [])
         wait_until(lambda: never.taken)
     assert [one["what"] for one in never.taken] == [CLEARED]
 
 
-def test_what_will_never_be_taken_is_not_tried_again() -> None:
-    said: list[str] = []
+def test_a_permanent_failure_is_not_retried() -> None:
+    log: list[str] = []
     taken = Flaky(GiveUpError("gone"))
-    with hook(taken, said) as made:
+    with hook(taken, log) as made:
         made.show(verdicts.alarmed(), [])
-        wait_until(lambda: "not delivered: gone" in said)
+        wait_until(lambda: "not delivered: gone" in log)
     assert not taken.taken
 
 
-def test_a_hook_that_hangs_holds_up_nobody_and_keeps_a_bound() -> None:
+def test_a_hanging_hook_blocks_nothing_and_its_queue_is_bounded() -> None:
     free, taken = threading.Event(), []
 
     def hang(content: bytes) -> None:
@@ -138,15 +138,15 @@ def test_a_hook_that_hangs_holds_up_nobody_and_keeps_a_bound() -> None:
     assert json.loads(taken[-1])["alarm"]["id"] == f"a{3 * alarm_hooks.MAX_WAITING - 1}"
 
 
-def test_a_command_gets_the_message_on_its_input(tmp_path: Path) -> None:
+def test_a_command_receives_the_message_on_standard_input(tmp_path: Path) -> None:
     ShellCommand(f"cat > {tmp_path}/got")(b'{"what": "raised"}')
     assert (tmp_path / "got").read_text() == '{"what": "raised"}'
-    ShellCommand("true")(b"x" * 1_000_000)  # does not read it
+    ShellCommand("true")(b"x" * 1_000_000)  # the command does not read it
     with pytest.raises(TryLaterError, match="exit code 7"):
         ShellCommand("exit 7")(b"")
 
 
-def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
+def test_a_hanging_command_is_killed_with_its_process_group(tmp_path: Path) -> None:
     with pytest.raises(TryLaterError, match=r"more than 0\.2 s and was killed"):
         ShellCommand(f"(sleep 1; touch {tmp_path}/late) & wait", 0.2)(b"")
     threading.Event().wait(1.5)
@@ -155,7 +155,7 @@ def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> 
 
 @contextmanager
 def server(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
-    """Answers with these statuses, one after the other."""
+    """Answers with these statuses in turn."""
     left, got = list(statuses), []
 
     class Handler(BaseHTTPRequestHandler):
@@ -178,7 +178,7 @@ def server(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
         thread.join(5)
 
 
-def test_a_webhook_posts_and_knows_what_passes_by_itself() -> None:
+def test_a_webhook_posts_and_retries_only_retryable_errors() -> None:
     with server(204, 503, 429, 404) as (url, got):
         post = Webhook(url)
         post(b'{"what": "raised"}')
@@ -190,10 +190,10 @@ def test_a_webhook_posts_and_knows_what_passes_by_itself() -> None:
             post(b"{}")
         assert "secret" not in str(caught.value)
     with pytest.raises(TryLaterError):
-        post(b"{}")  # nobody is there any more
+        post(b"{}")  # the server has ended
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "example.org/hook", "http://", "ftp://host/x"])
-def test_what_is_no_webhook_is_refused_at_once(url: str) -> None:
-    with pytest.raises(ForwardError, match="begins with http"):
+def test_an_invalid_webhook_url_is_rejected(url: str) -> None:
+    with pytest.raises(ForwardError, match="must begin with http"):
         Webhook(url)

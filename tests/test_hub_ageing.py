@@ -1,4 +1,4 @@
-"""When rollouts are old: after so many steps that trained on later ones, however the hub came to hear of both."""
+"""Rollouts are old after UNUSED_STEPS steps that trained on later ones, in whatever order the hub received both."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def numbers(records: list[Record], engine: str) -> list[int]:
 
 
 @given(seed=st.integers(0, 1000), lag=st.integers(0, UNUSED_STEPS - 1), steps=st.integers(1, 30))
-def test_what_is_old_after_a_step_does_not_depend_on_when_the_hub_heard_of_what(
-    seed: int, lag: int, steps: int
-) -> None:
+def test_old_rollouts_do_not_depend_on_the_order_of_arrival(seed: int, lag: int, steps: int) -> None:
     """Each step trains on the rollout that each engine wrote ``lag`` steps before."""
     rng = random.Random(seed)
     ageing = RolloutAgeing()
@@ -52,14 +50,14 @@ def test_what_is_old_after_a_step_does_not_depend_on_when_the_hub_heard_of_what(
         assert sorted(record.seq for record in old) == ([passed - 1] * len(ENGINES) if passed > 0 else [])
 
 
-def test_a_step_that_trains_on_old_ones_again_ages_nothing() -> None:
+def test_a_step_that_reuses_old_rollouts_ages_nothing() -> None:
     ageing = RolloutAgeing()
     records = arriving(ageing, "e0", 20)
     for _ in range(3 * UNUSED_STEPS):
         assert not list(ageing.step_done(records[:1], in_turn=True))
 
 
-def test_what_no_step_trains_on_is_old_so_many_steps_after_it_arrived() -> None:
+def test_a_rollout_of_an_unused_process_is_old_unused_steps_after_its_arrival() -> None:
     ageing = RolloutAgeing()
     used = arriving(ageing, "e0", 40)
     idle = arriving(ageing, "e1", 3)
@@ -72,14 +70,14 @@ def test_what_no_step_trains_on_is_old_so_many_steps_after_it_arrived() -> None:
     assert idle
 
 
-def test_steps_that_came_out_of_their_turn_say_nothing_of_what_they_did_not_train_on() -> None:
+def test_steps_processed_out_of_order_do_not_age_unused_processes() -> None:
     ageing = RolloutAgeing()
     arriving(ageing, "e0", 3)
     for _ in range(3 * UNUSED_STEPS):
         assert not list(ageing.step_done([], in_turn=False))
 
 
-def test_a_process_that_ended_leaves_nothing_behind() -> None:
+def test_a_finished_process_is_removed() -> None:
     ageing = RolloutAgeing()
     records = arriving(ageing, "e0", 2)
     for _ in range(2 * UNUSED_STEPS):
@@ -89,7 +87,7 @@ def test_a_process_that_ended_leaves_nothing_behind() -> None:
     assert not ageing._processes
 
 
-def test_what_leaves_for_want_of_room_is_not_told_again() -> None:
+def test_an_evicted_rollout_is_not_reported_as_old() -> None:
     ageing = RolloutAgeing()
     records = arriving(ageing, "e0", 3)
     assert ageing.remove(records[0])

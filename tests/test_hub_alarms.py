@@ -50,12 +50,12 @@ def wrong(verdicts: list[Verdict], watched: AlarmWatch) -> AlarmEvent:
     notes = []
     for step in range(rules.RAISE_AFTER):
         watched.step_closed(step)
-        notes.append(watched.look(case, 10.0 * step))
+        notes.append(watched.diagnose_if_due(case, 10.0 * step))
     (note,) = [note for note in notes if note]
     return note
 
 
-def test_it_looks_once_a_step_and_once_a_period_at_most(verdicts: list[Verdict]) -> None:
+def test_a_hub_diagnoses_once_a_step_and_once_a_period_at_most(verdicts: list[Verdict]) -> None:
     looked = []
 
     def counted() -> DiagnosisInput:
@@ -63,15 +63,15 @@ def test_it_looks_once_a_step_and_once_a_period_at_most(verdicts: list[Verdict])
         return case()
 
     watched = AlarmWatch("h")
-    watched.look(counted, 0.0)
+    watched.diagnose_if_due(counted, 0.0)
     assert not looked
     for tenth in range(30):
         watched.step_closed(tenth)
-        watched.look(counted, tenth * PERIOD_S / 10)
+        watched.diagnose_if_due(counted, tenth * PERIOD_S / 10)
     assert len(looked) == 3
 
 
-def test_a_diagnosis_that_fails_is_not_tried_again_with_every_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_diagnosis_is_not_retried_every_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
     def failing(*_: object) -> Verdict:
@@ -82,30 +82,30 @@ def test_a_diagnosis_that_fails_is_not_tried_again_with_every_tick(monkeypatch: 
     watched = AlarmWatch("h")
     watched.step_closed(1)
     with pytest.raises(ZeroDivisionError):
-        watched.look(case, 5.0)
-    assert watched.look(case, 50.0) is None
+        watched.diagnose_if_due(case, 5.0)
+    assert watched.diagnose_if_due(case, 50.0) is None
     assert len(tried) == 1
 
 
-def test_what_is_told_names_cause_engine_and_step(verdicts: list[Verdict]) -> None:
+def test_the_event_names_cause_engine_and_step(verdicts: list[Verdict]) -> None:
     note = wrong(verdicts, AlarmWatch("h"))
     assert (note.severity, note.engine) == ("error", "e1")
     assert note.text == "alarm a1 raised: stale-prefix (C1) on e1 since step 3: KV of older weights"
 
 
-def test_an_answer_is_on_record_with_who_and_why(verdicts: list[Verdict]) -> None:
+def test_an_acknowledgement_is_logged_with_user_and_reason(verdicts: list[Verdict]) -> None:
     watched = AlarmWatch("h")
     wrong(verdicts, watched)
-    alarm, note, line = watched.ask(api.AskAcknowledge("q", "a1", "kim", "node", "looking"), 100.0, 7)
+    alarm, note, line = watched.answer(api.AskAcknowledge("q", "a1", "kim", "node", "looking"), 100.0, 7)
     assert alarm.acknowledged == "kim"
     assert note.text == "alarm a1 acknowledged by kim@node: looking"
-    said = audit.text_of(line)
+    said = audit.as_text(line)
     assert "acknowledged" in said and "[a1] by kim@node because 'looking'" in said
-    alarm, note, line = watched.ask(api.AskSilence("q", "a1", 1800.0, "kim", "node"), 100.0, 7)
+    alarm, note, line = watched.answer(api.AskSilence("q", "a1", 1800.0, "kim", "node"), 100.0, 7)
     assert alarm.silenced_until == 1900.0
-    assert "silenced for 30m" in note.text and "for 1800 s" in audit.text_of(line)
-    assert watched.ask(api.AskSilence("q", "a1", 0.0, "kim", "node"), 100.0, 7)[1].text.startswith(
-        "alarm a1 silenced no more"
+    assert "silenced for 30m" in note.text and "for 1800 s" in audit.as_text(line)
+    assert watched.answer(api.AskSilence("q", "a1", 0.0, "kim", "node"), 100.0, 7)[1].text.startswith(
+        "alarm a1 silence ended by kim@node"
     )
     assert list(watched.take_changed()) == ["a1"]
     assert not watched.take_changed()
@@ -117,7 +117,7 @@ def test_a_silence_without_end_is_refused(verdicts: list[Verdict], seconds: floa
     watched = AlarmWatch("h")
     wrong(verdicts, watched)
     with pytest.raises(ValueError, match="silenced for 0 to 7d"):
-        watched.ask(api.AskSilence("q", "a1", seconds), 100.0, None)
+        watched.answer(api.AskSilence("q", "a1", seconds), 100.0, None)
 
 
 def test_a_recorded_fault_raises_one_alarm_that_viewers_see_and_a_new_hub_keeps() -> None:
@@ -156,7 +156,7 @@ def test_a_healthy_recorded_run_raises_none() -> None:
     assert not replay(load("fault-healthy"), seed_of("fault-healthy"), every_s=4.0).picture.alarms
 
 
-def test_an_alarm_that_is_not_there_is_refused_and_not_on_record() -> None:
+def test_an_unknown_alarm_is_refused_and_not_logged() -> None:
     hub = Hub()
     answer, _ = hub.ask(api.AskAcknowledge("q", "a9"))
     assert answer.error == "no alarm 'a9'; alarms: none yet"
@@ -172,7 +172,7 @@ def alarm(**changes: object) -> Alarm:
     return Alarm(**(base | changes))  # type: ignore[arg-type]
 
 
-def test_a_store_gives_back_alarms_as_they_stood_at_any_moment(tmp_path: Path) -> None:
+def test_a_store_returns_alarms_as_of_any_moment(tmp_path: Path) -> None:
     stages = [
         alarm(), alarm(acknowledged="kim", acknowledged_at=5.5, silenced_until=9.0),
         alarm(cleared=7.0, cleared_step=30), alarm(id="a2", sure=False, engines=[], since_step=None),
@@ -198,7 +198,7 @@ def test_the_command_line_lists_alarms_of_a_stored_run(tmp_path: Path) -> None:
     assert [one["id"] for one in told["alarms"]] == ["a1"]
     (tmp_path / "fine").mkdir()
     fine = CliRunner().invoke(main, ["alarms", str(stored.store(tmp_path / "fine", stored.frames(3)))])
-    assert (fine.exit_code, fine.output) == (0, "run run: no alarm so far\n")
+    assert (fine.exit_code, fine.output) == (0, "run run: no alarms\n")
 
 
 def test_a_hub_that_was_killed_leaves_the_open_alarm_to_the_next(tmp_path: Path) -> None:

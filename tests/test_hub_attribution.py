@@ -118,7 +118,7 @@ APART = (0, 1, 2, 4)
 """Lags that a line can be told of."""
 
 
-def test_a_healthy_run_has_no_worse_engine() -> None:
+def test_a_healthy_run_has_no_outlier_engine() -> None:
     found = Run().attribution
     assert found.steps == [1, 2, 3, 4, 5]
     one, other = at(found.strata, "engine", "e0"), at(found.strata, "engine", "e1")
@@ -131,7 +131,7 @@ def test_a_healthy_run_has_no_worse_engine() -> None:
     assert at(found.strata, "lag", "1", "e1").tokens == at(found.strata, "lag", "1").tokens / 2
 
 
-def test_a_replica_that_missed_its_updates_and_says_so_is_behind_and_apart() -> None:
+def test_a_replica_that_reports_missed_updates_lags_and_stands_out() -> None:
     found = Run("missed, honest", lags=(0,)).attribution
     assert above(at(found.strata, "engine", "e1").k3, at(found.strata, "engine", "e0").k3)
     assert at(found.strata, "lag", "0").tokens == at(found.strata, "engine", "e0").tokens
@@ -139,7 +139,7 @@ def test_a_replica_that_missed_its_updates_and_says_so_is_behind_and_apart() -> 
     assert at(found.matched, "all", "all").k3.mean == pytest.approx(0, abs=1e-9)
 
 
-def test_a_replica_that_missed_its_updates_and_hides_it_is_apart_at_equal_lag() -> None:
+def test_a_replica_that_hides_missed_updates_stands_out_at_equal_lag() -> None:
     found = Run("missed, lying").attribution
     assert above(at(found.strata, "engine", "e1").k3, at(found.strata, "engine", "e0").k3)
     for lag in ("0", "1", "2"):
@@ -150,7 +150,7 @@ def test_a_replica_that_missed_its_updates_and_hides_it_is_apart_at_equal_lag() 
     assert wrong is not None and right is not None and above(wrong, right)
 
 
-def test_where_lags_are_apart_the_line_of_staleness_alone_meets_0_at_lag_0() -> None:
+def test_with_a_wide_range_of_lags_pure_staleness_has_intercept_0() -> None:
     found = Run(lags=APART).attribution
     assert [line.engine for line in found.lines] == [None, "e0", "e1"]
     for line in found.lines:
@@ -160,21 +160,21 @@ def test_where_lags_are_apart_the_line_of_staleness_alone_meets_0_at_lag_0() -> 
         assert (line.lags, line.why) == ((0, 4), "")
 
 
-def test_of_lags_that_are_close_no_line_is_told() -> None:
+def test_a_narrow_range_of_lags_gives_no_line() -> None:
     (first, *_) = found = Run(lags=(1, 1, 2)).attribution.lines
     assert (first.at_lag0, first.per_lag, first.lags) == (None, None, (1, 2))
-    assert line_text(first) == "k3 by lag: lags too close to tell (1 to 2)"
+    assert line_text(first) == "k3 by lag: lags span too few versions for a line (1 to 2)"
     assert {line.why for line in found} == {first.why}
 
 
-def test_far_from_lag_0_the_slope_is_told_and_the_foot_is_not() -> None:
+def test_far_from_lag_0_there_is_a_slope_and_no_intercept() -> None:
     first = Run(lags=(5, 7, 9)).attribution.lines[0]
     assert first.at_lag0 is None and first.per_lag is not None
     assert line_text(first).startswith("k3 = ? + ")
-    assert line_text(first).endswith("lags too far from 0 to tell what is left there (5 to 9)")
+    assert line_text(first).endswith("lags too far from 0 for an intercept (5 to 9)")
 
 
-def test_few_tokens_at_an_end_are_not_an_end() -> None:
+def test_a_few_tokens_do_not_extend_the_range_of_lags() -> None:
     strata, lags = Strata(), LAG.strata
     for label, tokens in (("unknown", 900), ("0", 4), ("1", 50), ("2", 46), ("9", 4)):
         strata.moments[OFFSET[LAG.name] + lags.index(label), :, 1] = tokens
@@ -185,7 +185,7 @@ def test_few_tokens_at_an_end_are_not_an_end() -> None:
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_a_stale_prefix_shows_in_hits_against_misses_where_versions_match(old: bool) -> None:
+def test_a_stale_prefix_shows_in_version_matched_hits_against_misses(old: bool) -> None:
     found = Run("stale prefix", old=old).attribution
     assert found.matched_by == ("old" if old else "lag0")
     hit, miss = at(found.matched, "prefix", "hit"), at(found.matched, "prefix", "miss")
@@ -195,7 +195,7 @@ def test_a_stale_prefix_shows_in_hits_against_misses_where_versions_match(old: b
     assert hit.tokens == (5 * 24 * SIZE if old else 5 * 8 * SIZE)
 
 
-def test_strata_of_probability_have_their_gap_over_what_is_left_to_other_tokens() -> None:
+def test_strata_of_probability_have_the_gap_per_1_minus_p() -> None:
     run = Run()
     told = {s.label: s for s in run.attribution.strata if s.dimension == "probability"}
     assert told.keys() >= {"0.01-0.1", "0.1-0.5", "0.5-0.9"}
@@ -211,7 +211,7 @@ def test_strata_of_probability_have_their_gap_over_what_is_left_to_other_tokens(
     assert lines[head].index("|d|/(1-p)") == lines[head + 1].rindex(lines[head + 1].split()[-1])
 
 
-def test_times_since_the_last_update_and_the_start_are_told_apart() -> None:
+def test_times_since_the_last_update_and_the_start_have_their_own_strata() -> None:
     hub, trained = Hub(), []
     for number, (updated, started) in enumerate([(0.0, 0.0), (99.5, 10.0), (40.0, 10.0), (0.0, 99.0)]):
         body, arrays = rollouts([Written([number], [1, 2], [-1.0, -1.0], [3, 3], cached=0)])
@@ -246,7 +246,7 @@ def test_every_dimension_has_all_tokens() -> None:
     }  # fmt: skip
 
 
-def test_an_interval_of_simulated_means_holds_the_truth_about_as_often_as_it_says() -> None:
+def test_intervals_of_simulated_means_have_their_nominal_coverage() -> None:
     rng = np.random.default_rng(3)
     for sequences_ in (5, 40):
         hits = 0
@@ -257,7 +257,7 @@ def test_an_interval_of_simulated_means_holds_the_truth_about_as_often_as_it_say
         assert 0.91 < hits / 400 < 0.985
 
 
-def test_sampled_divergences_are_those_of_the_whole_vocabulary() -> None:
+def test_sampled_divergences_match_the_full_vocabulary() -> None:
     """Within five standard errors, which the sample itself gives; contexts and vocabulary as an LM's, peaked."""
     rng = np.random.default_rng(5)
     contexts, vocabulary, samples = 400, 1000, 100
@@ -291,7 +291,7 @@ def test_sampled_divergences_are_those_of_the_whole_vocabulary() -> None:
     assert found["kl_k3"] == pytest.approx(exact["kl_k3"], rel=0.05)
 
 
-def test_the_text_leaves_out_what_tells_nothing_apart() -> None:
+def test_the_text_omits_dimensions_with_a_single_stratum() -> None:
     lines = list(cli_metrics._lines(Run().attribution))
     heads = [line.split()[0] for line in lines if line.split()[1:2] == ["tokens"]]
     assert heads == ["all", "lag", "position", "probability", "prefix", "engine", "lag", "flag_epoch", "prompt",

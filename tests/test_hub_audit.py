@@ -1,4 +1,4 @@
-"""The audit log: every command once, whatever died in between; and a disk that fails is an event, never an end."""
+"""The audit log: every command once, whichever process ends; a failing disk is an event, never a crash."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rltop.backend.commands.lifecycle import GRACE_S, RESTORE_S
 from rltop.collectors.contract import wire
 from tests.hub_core import Hub
 from tests.hub_messages import Source
-from tests.test_hub_control import applied, fleet, update, wish
+from tests.test_hub_control import applied, ask_set, fleet, update
 
 
 def successor(hub: Hub, *engines: str, name: str = "hub-2", disk: list[AuditLine] | None = None) -> Hub:
-    """The hub that is started after this one was killed, with the engines that find it."""
+    """The hub that is started after this one was killed, with reconnected engines."""
     after = Hub(name)
     after.now = hub.now
     after.restore(hub.lines if disk is None else disk)
@@ -36,9 +36,9 @@ def events(hub: Hub, engine: str = "e0") -> list[str]:
     return [line.event for line in hub.lines if line.engine == engine]
 
 
-def test_a_command_is_logged_when_it_is_asked_for_and_when_it_is_closed() -> None:
+def test_a_command_is_logged_when_requested_and_when_closed() -> None:
     hub = fleet("e0")
-    answer, _ = hub.ask(wish(who="ann", host="h", why="trial", revert_s=600.0))
+    answer, _ = hub.ask(ask_set(who="ann", host="h", why="trial", revert_s=600.0))
     hub.say("e0", update(answer.command or "", "accepted"))
     hub.say("e0", applied(answer.command or ""))
     hub.engine("e0", commands=[applied(answer.command or "")])
@@ -50,9 +50,9 @@ def test_a_command_is_logged_when_it_is_asked_for_and_when_it_is_closed() -> Non
     assert closed.at == audit.iso(hub.now) == "1970-01-01T00:16:40.000Z"
 
 
-def test_the_next_hub_knows_what_was_closed_and_logs_it_no_more() -> None:
+def test_the_next_hub_does_not_log_closed_changes_again() -> None:
     hub = fleet("e0")
-    answer, _ = hub.ask(wish(who="ann", why="trial"))
+    answer, _ = hub.ask(ask_set(who="ann", why="trial"))
     hub.say("e0", applied(answer.command or ""))
     after = successor(hub)
     after.engine("e0", commands=[applied(answer.command or "")])
@@ -64,9 +64,9 @@ def test_the_next_hub_knows_what_was_closed_and_logs_it_no_more() -> None:
     assert not any("applied" in text for text in after.texts)
 
 
-def test_the_next_hub_learns_how_an_open_command_ended_and_who_asked() -> None:
+def test_the_next_hub_learns_the_outcome_of_an_open_command_and_its_requester() -> None:
     hub = fleet("e0")
-    answer, _ = hub.ask(wish(who="ann", why="trial"))
+    answer, _ = hub.ask(ask_set(who="ann", why="trial"))
     after = successor(hub)
     after.engine("e0", commands=[applied(answer.command or "")])
     after.later(RESTORE_S + GRACE_S + 1)
@@ -74,22 +74,22 @@ def test_the_next_hub_learns_how_an_open_command_ended_and_who_asked() -> None:
     assert (after.change.state, after.change.who, after.change.why) == ("applied", "ann", "trial")
 
 
-def test_a_command_that_no_engine_knows_is_closed_and_not_brought_about_by_the_next_hub() -> None:
+def test_the_next_hub_closes_a_command_unknown_to_the_engine_without_sending_it() -> None:
     hub = fleet("e0")
-    hub.ask(wish())
+    hub.ask(ask_set())
     after = successor(hub, "e0")
     assert not [e for e in after.say("e0", wire.Register(wire.PROTO, "e0", "life-1", "engine")) if "Command(" in str(e)]
     after.later(RESTORE_S + GRACE_S)
     after.engine("e0")
     after.later(0.1)
     assert events(after) == ["timed_out"]
-    assert after.change.reason.startswith("engine e0 does not know it")
-    assert after.change.new == "on"  # what it reads there
+    assert after.change.reason.startswith("engine e0 does not know the command")
+    assert after.change.new == "on"  # its current value
 
 
-def test_a_command_that_an_engine_repeats_to_the_next_hub_is_followed_to_its_end() -> None:
+def test_the_next_hub_tracks_an_open_command_that_the_engine_repeats() -> None:
     hub = fleet("e0")
-    answer, _ = hub.ask(wish())
+    answer, _ = hub.ask(ask_set())
     hub.say("e0", update(answer.command or "", "draining"))
     after = successor(hub, "e0")
     after.say("e0", update(answer.command or "", "draining"))
@@ -99,9 +99,9 @@ def test_a_command_that_an_engine_repeats_to_the_next_hub_is_followed_to_its_end
     assert events(after) == ["applied"]
 
 
-def test_a_revert_that_happened_while_no_hub_lived_is_logged_with_who_asked_for_the_switch() -> None:
+def test_a_revert_without_a_hub_is_logged_later_with_the_requester_of_the_switch() -> None:
     hub = fleet("e0")
-    answer, _ = hub.ask(wish(who="ann", host="h", revert_s=60.0))
+    answer, _ = hub.ask(ask_set(who="ann", host="h", revert_s=60.0))
     hub.say("e0", update(answer.command or "", "applied", old="on", new="off", reverts_at=hub.now + 60))
     after = successor(hub)
     revert = update(
@@ -113,23 +113,23 @@ def test_a_revert_that_happened_while_no_hub_lived_is_logged_with_who_asked_for_
     assert (line.event, line.who, line.host, line.reverts) == ("reverted", "ann", "h", answer.command)
 
 
-def test_a_fleet_that_the_last_hub_left_half_switched_is_told_once() -> None:
+def test_a_half_switched_fleet_is_reported_once_across_hubs() -> None:
     hub = fleet("e0", "e1")
-    answer, _ = hub.ask(wish())
+    answer, _ = hub.ask(ask_set())
     command = answer.command or ""
     hub.say("e0", applied(command))
     hub.say("e1", update(command, "refused", "e1", old="on", new="on"))
-    assert hub.lines[-1].event == audit.HALF
+    assert hub.lines[-1].event == audit.HALF_SWITCHED
     assert successor(hub).lines == []
     del hub.lines[-1]  # killed between the two writes
     after = successor(hub)
-    assert [line.event for line in after.lines] == [audit.HALF]
+    assert [line.event for line in after.lines] == [audit.HALF_SWITCHED]
     assert any("half switched" in text for text in after.texts)
 
 
-def test_a_late_word_of_an_engine_corrects_the_log_by_a_line_that_says_so() -> None:
+def test_a_late_report_corrects_the_log_with_a_line_of_its_own() -> None:
     hub = fleet("e0")
-    answer, _ = hub.ask(wish(timeout_s=1.0))
+    answer, _ = hub.ask(ask_set(timeout_s=1.0))
     hub.later(1.0 + GRACE_S + 0.1)
     hub.say("e0", applied(answer.command or ""))
     assert [(line.event, line.corrects) for line in hub.lines] == [
@@ -146,10 +146,10 @@ CALLS = st.lists(
 @settings(max_examples=300)
 @example(["hub dies", "time", "time", "hub dies", "applied"], True)
 @given(CALLS, st.booleans())
-def test_every_command_is_closed_once_whatever_comes_twice_late_or_never(calls: list[str], delivered: bool) -> None:
-    """The engine's end is its first: what it says again, to whichever hub, is the same."""
+def test_every_command_is_closed_once_whatever_is_repeated_late_or_lost(calls: list[str], delivered: bool) -> None:
+    """The first outcome that an engine reports is final; it repeats the same one to every hub."""
     hub, end = fleet("e0"), None
-    answer, _ = hub.ask(wish())
+    answer, _ = hub.ask(ask_set())
     command = answer.command or ""
     disk: list[AuditLine] = []
     for number, call in enumerate(calls):
@@ -171,7 +171,7 @@ def test_every_command_is_closed_once_whatever_comes_twice_late_or_never(calls: 
             hub.later(7.0)
             hub.engine("e0", commands=[end] if end else [])
         elif call == "ask" and not disk:
-            hub.ask(wish())  # the same question once more
+            hub.ask(ask_set())  # the same question again
     hub.later(100.0)
     disk += hub.lines
     mine = [line for line in disk if line.command == command]
@@ -193,7 +193,7 @@ def lines_of(*commands: str) -> list[AuditLine]:
     return [audit.line_of(change, 2.0, "h") for change in changes]
 
 
-def test_what_is_written_is_read_again_and_only_the_owner_may(tmp_path: Path) -> None:
+def test_written_lines_are_read_back_and_only_the_owner_has_access(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     assert audit.read(path) == ([], 0)
     file = AuditFile(path)
@@ -205,7 +205,7 @@ def test_what_is_written_is_read_again_and_only_the_owner_may(tmp_path: Path) ->
 
 
 @given(st.integers(0, 400))
-def test_a_line_that_was_torn_is_left_behind_whole_lines_are_not(tmp_path_factory: Any, cut: int) -> None:
+def test_a_torn_line_is_skipped_and_whole_lines_are_read(tmp_path_factory: Any, cut: int) -> None:
     path = tmp_path_factory.mktemp("torn") / "audit.jsonl"
     AuditFile(path).write(lines_of("a", "b"))
     whole = path.read_bytes()
@@ -216,7 +216,7 @@ def test_a_line_that_was_torn_is_left_behind_whole_lines_are_not(tmp_path_factor
     assert audit.read(path)[0] == [*kept, *lines_of("c")]
 
 
-def test_a_full_disk_keeps_lines_waiting_and_they_are_written_later(tmp_path: Path) -> None:
+def test_lines_wait_while_the_disk_is_full_and_are_written_later(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     path.symlink_to("/dev/full")
     file = AuditFile(path)
@@ -234,8 +234,8 @@ def test_a_log_that_cannot_be_written_or_read_is_an_event() -> None:
         hub.state.log.audit_written("audit.jsonl: No space left on device", 2, hub.now)
     hub.state.log.audit_written("", 0, hub.now)
     hub.later()
-    told = [(event.severity, event.text) for event in hub.picture.events if event.kind == "audit"]
-    assert told == [
+    shown = [(event.severity, event.text) for event in hub.picture.events if event.kind == "audit"]
+    assert shown == [
         ("error", "the audit log can't be written, 2 lines wait: audit.jsonl: No space left on device"),
         ("info", "the audit log is written again, nothing is missing"),
     ]
@@ -244,7 +244,7 @@ def test_a_log_that_cannot_be_written_or_read_is_an_event() -> None:
     assert "2 lines of the audit log can't be read" in hub.texts[-1]
 
 
-def test_a_line_of_a_later_version_is_read_and_one_without_its_fields_is_not(tmp_path: Path) -> None:
+def test_a_line_with_unknown_fields_is_read_and_one_without_required_fields_is_not(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     AuditFile(path).write(lines_of("a"))
     newer = {**json.loads(path.read_text()), "a field": "of a later version"}
@@ -257,13 +257,13 @@ def test_times_are_utc_to_the_millisecond(seconds: float, text: str) -> None:
     assert audit.iso(seconds) == text
 
 
-def test_a_log_of_many_commands_restores_the_last_ones() -> None:
+def test_a_long_log_restores_the_newest_changes() -> None:
     many = lines_of(*(f"c{number}" for number in range(api.MAX_CHANGES + 5)))
     assert next(iter(audit.changes_of(many))) == "c5@e0"
     assert len(audit.changes_of(many)) == api.MAX_CHANGES
 
 
-def test_a_log_without_an_end_is_not_read(tmp_path: Path) -> None:
+def test_a_device_file_is_not_read_as_a_log(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     path.symlink_to("/dev/full")
     with pytest.raises(OSError, match="not a regular file"):

@@ -83,7 +83,7 @@ def step(seed: int, rows: int) -> tuple[dict[EpochKey, Cell], Plain]:
                 note("latency", [] if aborted else [times[2] - times[0]])
                 note("token_time", [] if aborted else [(times[2] - times[1]) / size])
     batch = Batch(*sequences(trained, policy_version=9, clip_low=0.8, clip_high=1.2))
-    batch.join(index, surely=True)
+    batch.join(index, strict=True)
     return epoch_sums.measure_cells(batch), plain
 
 
@@ -98,7 +98,7 @@ def test_a_cell_holds_the_sums_of_its_engine_and_flag_epoch(seed: int, rows: int
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 20), st.floats(-5, 5)), min_size=2, max_size=20))
-def test_the_variance_of_a_mean_counts_whole_sequences(pairs: list[tuple[int, float]]) -> None:
+def test_the_variance_of_a_mean_is_clustered_by_sequence(pairs: list[tuple[int, float]]) -> None:
     cell = epoch_sums.empty()
     cell[0] = np.sum([(1, n, s, n * n, s * s, n * s) for n, s in pairs], axis=0)
     n = np.array([n for n, _ in pairs], float)
@@ -108,7 +108,7 @@ def test_the_variance_of_a_mean_counts_whole_sequences(pairs: list[tuple[int, fl
     assert epoch_sums.variance(cell, FIGURES[0]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-def test_nothing_has_no_mean_and_one_sequence_no_variance() -> None:
+def test_an_empty_cell_has_no_mean_and_one_sequence_no_variance() -> None:
     cell = epoch_sums.empty()
     assert epoch_sums.mean(cell, "gap") is None
     cell[0] = (1, 2, 3, 4, 9, 6)
@@ -116,10 +116,10 @@ def test_nothing_has_no_mean_and_one_sequence_no_variance() -> None:
     assert epoch_sums.variance(cell, "gap") is None
 
 
-def test_the_oldest_steps_go_when_there_are_too_many_cells() -> None:
+def test_the_oldest_steps_are_dropped_beyond_the_byte_limit() -> None:
     kept = Cells(total_bytes=7 * epoch_sums.CELL_BYTES, steps=0)
     for number in range(4):
-        kept.add(number, float(number), {EpochKey(engine, "a", 0): epoch_sums.empty() for engine in ("e0", "e1")})
+        kept.put(number, float(number), {EpochKey(engine, "a", 0): epoch_sums.empty() for engine in ("e0", "e1")})
     assert [step.step for step in kept.steps()] == [2, 3]
-    kept.add(2, 9.0, {EpochKey("e0", "b", 0): epoch_sums.empty()})
+    kept.put(2, 9.0, {EpochKey("e0", "b", 0): epoch_sums.empty()})
     assert [(step.step, len(step.cells)) for step in kept.steps()] == [(3, 2), (2, 1)]

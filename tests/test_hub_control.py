@@ -1,4 +1,4 @@
-"""The life of a flag command in the pure core: checks, acknowledgements in any order, silence, and another hub."""
+"""The lifecycle of a command in the pure core: validation, reports in any order, silence, and a new hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.hub_core import Hub, sent
 from tests.hub_messages import Source
 
 
-def wish(flag: str = "prefix_caching", value: str = "off", **about: Any) -> api.AskSet:
+def ask_set(flag: str = "prefix_caching", value: str = "off", **about: Any) -> api.AskSet:
     return api.AskSet(about.pop("id", "q1"), flag, value, **about)
 
 
@@ -39,15 +39,15 @@ def fleet(*engines: str) -> Hub:
 @pytest.mark.parametrize(
     ("question", "named"),
     [
-        (wish("speed"), "prefix_caching, async_scheduling"),
-        (wish(value="maybe"), "on or off"),
-        (wish(engines=["e7"]), "e0"),
-        (wish(engines=[]), "no engine named"),
-        (wish(timeout_s=-1.0), "timeout"),
-        (wish(timeout_s=float("nan")), "timeout"),
+        (ask_set("speed"), "prefix_caching, async_scheduling"),
+        (ask_set(value="maybe"), "on or off"),
+        (ask_set(engines=["e7"]), "e0"),
+        (ask_set(engines=[]), "no engine named"),
+        (ask_set(timeout_s=-1.0), "timeout"),
+        (ask_set(timeout_s=float("nan")), "timeout"),
     ],
 )
-def test_a_wish_that_cannot_be_is_answered_with_what_can(question: api.AskSet, named: str) -> None:
+def test_an_invalid_request_is_rejected_with_the_valid_choices(question: api.AskSet, named: str) -> None:
     hub = fleet("e0")
     answer, orders = hub.ask(question)
     assert answer.command is None
@@ -58,14 +58,14 @@ def test_a_wish_that_cannot_be_is_answered_with_what_can(question: api.AskSet, n
     assert not hub.picture.changes
 
 
-def test_without_a_live_engine_there_is_nothing_to_switch() -> None:
-    answer, _ = Hub().ask(wish())
+def test_without_a_live_engine_a_switch_is_rejected() -> None:
+    answer, _ = Hub().ask(ask_set())
     assert answer.error == "no engine is live, nothing to switch"
 
 
 def test_a_command_goes_to_every_live_engine_and_each_closes_its_own() -> None:
     hub = fleet("e0", "e1")
-    answer, orders = hub.ask(wish(who="ann", host="h", why="trial"))
+    answer, orders = hub.ask(ask_set(who="ann", host="h", why="trial"))
     assert answer.command
     assert [order.to for order in orders] == ["e0#life-1", "e1#life-1"]
     assert {order.message for order in orders} == {
@@ -90,9 +90,9 @@ def test_a_command_goes_to_every_live_engine_and_each_closes_its_own() -> None:
 
 
 @given(st.permutations(["accepted", "accepted", "draining", "applied", "applied", "refused"]))
-def test_acknowledgements_in_any_order_and_number_never_take_a_command_back(states: list[str]) -> None:
+def test_reports_in_any_order_and_number_never_move_a_change_backwards(states: list[str]) -> None:
     hub = fleet("e0")
-    answer, _ = hub.ask(wish())
+    answer, _ = hub.ask(ask_set())
     order = {"requested": 0, "accepted": 1, "draining": 2, "applied": 3, "refused": 3}
     seen = ["requested"]
     for state in states:
@@ -107,14 +107,14 @@ def test_acknowledgements_in_any_order_and_number_never_take_a_command_back(stat
 
 def test_the_same_question_twice_is_one_command() -> None:
     hub = fleet("e0")
-    first, orders = hub.ask(wish())
-    again, more = hub.ask(wish())
+    first, orders = hub.ask(ask_set())
+    again, more = hub.ask(ask_set())
     assert (again.command, len(orders), more) == (first.command, 1, [])
 
 
-def test_an_engine_that_says_nothing_is_timed_out_and_heard_if_it_speaks_later() -> None:
+def test_a_silent_engine_times_out_and_its_late_report_counts() -> None:
     hub = fleet("e0")
-    answer, _ = hub.ask(wish(timeout_s=10.0))
+    answer, _ = hub.ask(ask_set(timeout_s=10.0))
     hub.later(10.0 + GRACE_S)
     assert hub.change.state == "requested"
     hub.later(0.1)
@@ -127,28 +127,28 @@ def test_an_engine_that_says_nothing_is_timed_out_and_heard_if_it_speaks_later()
     assert hub.change.state == "applied"
 
 
-def test_a_hub_that_was_stopped_hears_what_engines_said_meanwhile_before_it_judges_their_silence() -> None:
+def test_a_hub_that_stalled_processes_queued_reports_before_it_times_changes_out() -> None:
     hub = fleet("e0")
-    answer, _ = hub.ask(wish(timeout_s=10.0))
+    answer, _ = hub.ask(ask_set(timeout_s=10.0))
     hub.now += 100.0  # no tick, no message: its process was stopped
     hub.state.tick(hub.now)
     hub.say("e0", applied(answer.command or ""))
     hub.later(GRACE_S)
     assert [line.event for line in hub.lines] == ["requested", "applied"]
     hub.engine("e0")
-    hub.ask(wish(id="q2", value="on", timeout_s=10.0))
+    hub.ask(ask_set(id="q2", value="on", timeout_s=10.0))
     hub.now += 100.0
     hub.later(GRACE_S + 1.0)
     assert hub.lines[-1].event == "timed_out"
 
 
-def test_an_engine_that_is_silent_gone_or_not_connected_refuses_at_once() -> None:
+def test_a_command_to_a_silent_exited_or_unconnected_engine_is_refused_at_once() -> None:
     hub = fleet("e0", "e1", "e2")
     hub.say("e1", wire.Bye("e1", "life-1", 1))
     hub.later(6.0)
     hub.engine("e2")
     hub.later()
-    answer, orders = hub.ask(wish(engines=["e0", "e1", "e2"]))
+    answer, orders = hub.ask(ask_set(engines=["e0", "e1", "e2"]))
     (order,) = orders
     assert order.to == "e2#life-1"
     hub.undelivered(order)
@@ -158,13 +158,13 @@ def test_an_engine_that_is_silent_gone_or_not_connected_refuses_at_once() -> Non
         f"{answer.command}@{engine}": "refused" for engine in ("e0", "e1", "e2")
     }
     assert "silent" in changes[f"{answer.command}@e0"].reason
-    assert "gone" in changes[f"{answer.command}@e1"].reason
+    assert "exited" in changes[f"{answer.command}@e1"].reason
     assert "not connected" in changes[f"{answer.command}@e2"].reason
 
 
-def test_a_lost_acknowledgement_is_made_up_for_by_the_engines_state() -> None:
+def test_engine_state_replaces_a_lost_report() -> None:
     hub = fleet("e0")
-    answer, _ = hub.ask(wish())
+    answer, _ = hub.ask(ask_set())
     for _ in range(3):
         hub.engine("e0", commands=[applied(answer.command or "")])
         hub.later(1.0)
@@ -172,9 +172,9 @@ def test_a_lost_acknowledgement_is_made_up_for_by_the_engines_state() -> None:
     assert sum("applied" in text for text in hub.texts) == 1
 
 
-def test_an_engine_that_reconnects_is_sent_what_it_has_not_spoken_of() -> None:
+def test_a_reconnecting_engine_is_resent_unacknowledged_commands() -> None:
     hub = fleet("e0")
-    answer, (order,) = hub.ask(wish())
+    answer, (order,) = hub.ask(ask_set())
     again = hub.say("e0", wire.Register(wire.PROTO, "e0", "life-1", "engine"))
     assert sent(again, wire.Command) == [order.message]
     hub.say("e0", update(answer.command or "", "accepted"))
@@ -182,21 +182,21 @@ def test_an_engine_that_reconnects_is_sent_what_it_has_not_spoken_of() -> None:
     assert sent(again, wire.Command) == []
 
 
-def test_a_new_hub_learns_what_became_of_commands_of_the_one_before() -> None:
+def test_a_new_hub_learns_the_outcome_of_an_earlier_hubs_commands() -> None:
     old = fleet("e0")
-    answer, _ = old.ask(wish())
+    answer, _ = old.ask(ask_set())
     hub = Hub("hub-2")
-    hub.say("e0", update(answer.command or "", "draining"))  # not closed: the engine will say how it ended
+    hub.say("e0", update(answer.command or "", "draining"))  # not closed: the engine will report the outcome
     hub.engine("e0", commands=[applied(answer.command or "")])
     hub.engine("e0", commands=[applied(answer.command or "")])
     hub.later()
     assert (hub.change.state, hub.change.old, hub.change.wanted) == ("applied", "on", "off")
-    assert hub.change.why == "asked of an earlier hub"
+    assert hub.change.why == "requested through an earlier hub"
 
 
-def test_nobody_speaks_for_another() -> None:
+def test_reports_for_another_engine_are_invalid() -> None:
     hub = fleet("e0", "e1")
-    answer, _ = hub.ask(wish(engines=["e0"]))
+    answer, _ = hub.ask(ask_set(engines=["e0"]))
     hub.say("e1", applied(answer.command or "", "e0"))
     hub.say("e1", wire.Bye("e0", "life-1", 99))
     hub.later()
@@ -205,9 +205,9 @@ def test_nobody_speaks_for_another() -> None:
     assert hub.picture.engines["e0"].health == "live"
 
 
-def test_a_restarted_engine_gets_commands_under_its_new_life() -> None:
+def test_a_restarted_engine_receives_commands_under_its_new_epoch() -> None:
     hub = fleet("e0")
     hub.sources["e0"] = Source("e0", "life-2")
     assert sent(hub.engine("e0"), wire.Welcome) == [wire.Welcome("hub-1")]
-    _, (order,) = hub.ask(wish())
+    _, (order,) = hub.ask(ask_set())
     assert order.to == "e0#life-2"

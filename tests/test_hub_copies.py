@@ -1,4 +1,4 @@
-"""The trainer's copy of the rollout logprobs: equal to the record, or named for what was done to it."""
+"""Classification of the trainer's copy of the rollout logprobs: equal, or the kind of corruption."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ DAMAGES: dict[str, Callable[[Floats], Floats]] = {
 
 
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.sampled_from(sorted(DAMAGES)), st.integers(9, 40)), min_size=1))
-def test_every_damage_is_named_whatever_stands_beside_it(seed: int, spans: list[tuple[str, int]]) -> None:
+def test_every_corruption_is_classified_among_other_spans(seed: int, spans: list[tuple[str, int]]) -> None:
     records = [logprobs(seed + number, size) for number, (_, size) in enumerate(spans)]
     copies = [DAMAGES[name](record) for (name, _), record in zip(spans, records, strict=True)]
     sizes = np.array([size for _, size in spans], np.int64)
@@ -91,12 +91,12 @@ def test_every_damage_is_named_whatever_stands_beside_it(seed: int, spans: list[
         ([float("nan"), -0.3], [-3.0, float(bfloat16(f4([-0.3]))[0])], "cast_bfloat16"),
     ],
 )
-def test_short_copies_are_named_by_the_same_rules(record: list[float], copy: list[float], kind: str) -> None:
+def test_short_copies_are_classified_by_the_same_rules(record: list[float], copy: list[float], kind: str) -> None:
     assert classify(f4(record), f4(copy), np.array([len(record)])) == [kind]
 
 
 @given(st.integers(0, 2**32), st.integers(1, 30), st.sampled_from([-1, 1]))
-def test_one_rounding_of_float32_is_no_difference_and_two_are(seed: int, size: int, side: int) -> None:
+def test_one_float32_rounding_is_equal_and_two_are_not(seed: int, size: int, side: int) -> None:
     record = logprobs(seed, size)
     one = np.nextafter(record, f4(np.inf * side))
     assert equal(record, one).all()
@@ -144,7 +144,7 @@ def test_a_joined_row_is_compared_with_its_own_rollout() -> None:
     assert copies_of(silent, [-1.0]) == {"e0": {"unrecorded": 1}}
 
 
-def test_a_token_masked_out_leaves_the_rest_equal() -> None:
+def test_a_masked_token_leaves_the_rest_equal() -> None:
     one = Written([1], [2, 3, 4], [-0.5, -1.5, -2.5])
     row = Trained([1, 2, 3, 4], [0, 1, 0, 1], [-0.5, -2.5], [-0.5, -2.5])
     assert compare(settled(index_of(one), batch_of(row))) == {"e0": {"equal": 2}}
@@ -162,7 +162,7 @@ def play(hub: Hub, step: int, damage: Callable[[Floats], Floats]) -> None:
     hub.settle()
 
 
-def test_a_step_counts_its_copies_and_an_event_tells_when_a_kind_appears() -> None:
+def test_a_step_counts_its_copies_and_a_new_kind_causes_an_event() -> None:
     hub = Hub()
     play(hub, 0, DAMAGES["equal"])
     assert hub.steps[0].copies == {"e0": {"equal": 1}, "e1": {"equal": 1}}
@@ -170,6 +170,6 @@ def test_a_step_counts_its_copies_and_an_event_tells_when_a_kind_appears() -> No
     for step in (1, 2):
         play(hub, step, DAMAGES["shifted+1"])
     assert hub.steps[2].copies == {"e0": {"equal": 1}, "e1": {"shifted+1": 1}}
-    told = [event for event in hub.picture.events if event.kind == "join"]
-    assert [(event.severity, event.step) for event in told] == [("warn", 1)]
-    assert "1 of 1 copies of e1's logprobs are shifted+1: each value is that of a token before" in told[0].text
+    events = [event for event in hub.picture.events if event.kind == "join"]
+    assert [(event.severity, event.step) for event in events] == [("warn", 1)]
+    assert "1 of 1 copies of e1's logprobs are shifted+1: each value belongs to an earlier" in events[0].text

@@ -8,17 +8,20 @@ import sqlite3
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from rltop.backend import api
-from rltop.backend.api.verdict import Verdict
+from rltop.backend.api.verdict import OLD_CHECK_IDS, Verdict
 from rltop.backend.client.replay import SAMPLE, Replay
 from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.store.aggregates import aggregate_rows
 from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.stored_diagnosis import diagnosis_input
+from rltop.backend.store.stored_diagnosis import diagnosis as stored_verdict
 from rltop.backend.store.write import Writer
+from rltop.backend.text import verdict_text
 from rltop.tui.cli.main import main
 from tests.fault_recordings import load, replay, seed_of
 from tests.hub_core import Hub
@@ -53,7 +56,7 @@ def rltop(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
-def test_a_hub_says_what_is_wrong_and_where() -> None:
+def test_a_hub_reports_cause_and_engines() -> None:
     found = diagnosis("lying-replica")
     assert found.verdict == "fault"
     first = found.causes[0]
@@ -62,7 +65,7 @@ def test_a_hub_says_what_is_wrong_and_where() -> None:
     assert found.step == max(hub("lying-replica").steps)
 
 
-def test_a_hub_says_so_of_a_healthy_run() -> None:
+def test_a_hub_reports_a_healthy_run() -> None:
     assert (diagnosis("healthy").verdict, diagnosis("healthy").causes) == ("healthy", [])
 
 
@@ -75,17 +78,17 @@ def test_a_diagnosis_can_be_of_an_earlier_step() -> None:
 def test_a_step_that_is_not_kept_is_refused_with_those_that_are() -> None:
     answer, _ = hub("healthy").ask(api.AskDiagnosis("q", 10_000))
     assert answer.diagnosis is None
-    assert answer.error is not None and "step 10000 is not kept; steps that are: 6 to 17" in answer.error
+    assert answer.error is not None and "step 10000 is not kept; kept steps: 6 to 17" in answer.error
 
 
-def test_before_the_first_step_nothing_can_be_told() -> None:
+def test_before_the_first_step_the_verdict_is_undecided() -> None:
     answer, _ = Hub().ask(api.AskDiagnosis("q"))
     assert answer.diagnosis is not None
     assert (answer.diagnosis.verdict, answer.diagnosis.step) == ("undecided", None)
 
 
 @pytest.mark.parametrize("fault", ["lying-replica", "stale-replica"])
-def test_a_store_says_what_its_hub_said(fault: str, tmp_path: Path) -> None:
+def test_a_store_gives_the_verdict_of_its_hub(fault: str, tmp_path: Path) -> None:
     path = store(tmp_path, fault)
     result = rltop("diagnose", str(path), "--json")
     assert result.exit_code == 1, result.output
@@ -94,7 +97,19 @@ def test_a_store_says_what_its_hub_said(fault: str, tmp_path: Path) -> None:
     assert [cause["id"] for cause in told["causes"]] == [cause.id for cause in live.causes]
 
 
-def test_a_store_says_it_as_of_a_step(tmp_path: Path) -> None:
+def test_a_verdict_with_former_check_ids_reads_as_one_with_current_ids(tmp_path: Path) -> None:
+    verdict = stored_verdict(store(tmp_path, "lying-replica"))
+    former = {current: old for old, current in OLD_CHECK_IDS.items()}
+    built = msgspec.to_builtins(verdict)
+    for finding in built["findings"]:
+        finding["test"] = former.get(finding["test"], finding["test"])
+    assert {finding["test"] for finding in built["findings"]} >= OLD_CHECK_IDS.keys()
+    read = msgspec.json.decode(msgspec.json.encode(built), type=Verdict)
+    assert read == verdict
+    assert verdict_text.findings(read) == verdict_text.findings(verdict)
+
+
+def test_a_store_gives_the_verdict_as_of_a_step(tmp_path: Path) -> None:
     path = store(tmp_path, "lying-replica")
     steps = sorted(hub("lying-replica").steps)
     told = json.loads(rltop("diagnose", str(path), "--json", "--step", str(steps[2])).output)
@@ -116,20 +131,20 @@ def test_the_exit_code_is_the_verdict_and_the_text_fits_a_screen(tmp_path: Path)
     assert len(bad.output.splitlines()) <= 24
     assert "on e1" in bad.output
     whole = rltop("diagnose", str(wrong / NAME), "--tests")
-    assert "T10 engines against each other of e1: outlier" in " ".join(whole.output.split())
+    assert "engine_gap (gap of each engine against the others) on e1: outlier" in " ".join(whole.output.split())
 
 
-def test_a_store_without_evidence_can_not_tell_and_says_what_it_takes(tmp_path: Path) -> None:
+def test_a_store_without_evidence_is_undecided_and_lists_missing_evidence(tmp_path: Path) -> None:
     path = store(tmp_path, "lying-replica")
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("DELETE FROM evidence")  # as of a hub that kept none
         connection.commit()
     result = rltop("diagnose", str(path))
     assert result.exit_code == 3
-    assert "CANNOT TELL YET" in result.output
+    assert "NOT ENOUGH EVIDENCE YET" in result.output
 
 
-def test_the_recorded_sample_is_told_and_is_healthy_before_and_after() -> None:
+def test_the_recorded_sample_has_a_fault_between_healthy_parts() -> None:
     """Raw logprobs from step 32 on, and processed ones again from 46 on; two steps are sampled ahead."""
     sample = "backend/store/sample/sort.rltop.gz"
     for step in (30, 59):
@@ -140,7 +155,7 @@ def test_the_recorded_sample_is_told_and_is_healthy_before_and_after() -> None:
     assert (first["code"], first["since_step"] in range(33, 37)) == ("A1", True)
 
 
-def test_what_is_told_of_the_sample_while_its_cure_takes_hold_was_told_before_it() -> None:
+def test_no_new_cause_appears_in_the_sample_after_its_fix() -> None:
     with Reader(SAMPLE) as reader:
         causes = {step: diagnose(diagnosis_input(reader, step)).causes for step in (46, 47, 50)}
     before = {cause.id: cause.since_step for cause in causes[46]}
@@ -160,7 +175,7 @@ def test_a_replay_answers_as_of_what_it_shows(tmp_path: Path) -> None:
     assert found.causes[0].id == "lying-replica"
 
 
-def test_what_is_no_run_is_said(tmp_path: Path) -> None:
+def test_a_path_without_a_run_is_refused(tmp_path: Path) -> None:
     result = rltop("diagnose", str(tmp_path / "nothing"))
     assert result.exit_code == 1
     assert "no run" in result.output
@@ -171,7 +186,7 @@ def test_a_live_hub_is_asked_and_not_its_store() -> None:
     start_hub("living")
     result = rltop("diagnose", "living")
     assert result.exit_code == 3, result.output
-    assert result.output.startswith("run living: CANNOT TELL YET, before the first step (0 steps")
+    assert result.output.startswith("run living: NOT ENOUGH EVIDENCE YET, before the first step (0 steps")
     refused = rltop("diagnose", "living", "--step", "3")
     assert refused.exit_code == 1
-    assert "step 3 is not kept; steps that are: none" in refused.output
+    assert "step 3 is not kept; kept steps: none" in refused.output

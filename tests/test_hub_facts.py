@@ -14,7 +14,7 @@ from rltop.backend.fleet.agreement import RECENT, SETTLE_S, SamplingFacts
 from rltop.backend.fleet.facts import BY_NAME, FACTS, compare, defaults, same_model, same_text, same_top_k
 from rltop.backend.fleet.facts_page import document
 from rltop.collectors.contract import wire
-from rltop.collectors.contract.facts import MAX_CHARS, MAX_FACTS, as_text, stated
+from rltop.collectors.contract.facts import MAX_CHARS, MAX_FACTS, as_text, checked_facts
 from rltop.collectors.contract.flags import FLAGS
 from tests.hub_core import Hub
 from tests.hub_messages import Trained, Written, engine_state, rollouts, sequences
@@ -22,7 +22,7 @@ from tests.hub_messages import Trained, Written, engine_state, rollouts, sequenc
 ENGINE = {"vllm_version": "0.32.0", "dtype": "bfloat16", "head_dtype": "float32", "logprobs_mode": "processed"}
 
 
-def test_every_fact_says_what_it_is_and_why_it_matters() -> None:
+def test_every_fact_has_a_description_and_an_effect() -> None:
     assert len(BY_NAME) == len(FACTS)
     for fact in FACTS:
         assert fact.means
@@ -32,7 +32,7 @@ def test_every_fact_says_what_it_is_and_why_it_matters() -> None:
     assert facts.NEUTRAL.keys() <= BY_NAME.keys()
 
 
-def test_the_page_of_facts_is_the_table() -> None:
+def test_the_page_of_facts_is_up_to_date() -> None:
     assert (Path(__file__).parent.parent / "docs" / "facts.md").read_text() == document()
 
 
@@ -44,11 +44,11 @@ def test_the_page_of_facts_is_the_table() -> None:
         ("none", "none", True), ("none", "fp8", False),
     ],
 )  # fmt: skip
-def test_two_words_for_one_thing_are_equal(one: str, other: str, same: bool) -> None:
+def test_values_with_one_meaning_are_equal(one: str, other: str, same: bool) -> None:
     assert same_text(one, other) is same_text(other, one) is same
 
 
-def test_no_top_k_has_many_words_and_a_model_may_lie_anywhere() -> None:
+def test_top_k_and_models_have_their_own_comparison() -> None:
     assert same_top_k("-1", "0")
     assert same_top_k("none", "-1")
     assert not same_top_k("50", "-1")
@@ -57,7 +57,7 @@ def test_no_top_k_has_many_words_and_a_model_may_lie_anywhere() -> None:
 
 
 def found(engines: dict[str, dict[str, str]], trainer: dict[str, str] | None = None) -> dict[tuple[str, str], str]:
-    return {(one.engine, one.fact): one.says for one in compare(engines, trainer or {})}
+    return {(one.engine, one.fact): one.explanation for one in compare(engines, trainer or {})}
 
 
 def test_of_three_the_odd_one_is_marked_and_of_two_both() -> None:
@@ -76,14 +76,14 @@ def test_what_is_not_stated_is_not_compared() -> None:
     assert found({"e0": ENGINE}, {"temperature": "0.7", "quantization": "fp8"}) == {}
 
 
-def test_the_trainer_is_held_against_every_engine() -> None:
+def test_the_trainer_is_compared_with_every_engine() -> None:
     trainer = {"dtype": "torch.float32", "head_dtype": "fp32", "temperature": "1.0"}
     sampled = ENGINE | {"temperature": "0.7"}
     assert found({"e0": sampled, "e1": sampled}, trainer) == {
-        ("e0", "dtype"): "the trainer says torch.float32",
-        ("e1", "dtype"): "the trainer says torch.float32",
-        ("e0", "temperature"): "the trainer says 1.0",
-        ("e1", "temperature"): "the trainer says 1.0",
+        ("e0", "dtype"): "the trainer states torch.float32",
+        ("e1", "dtype"): "the trainer states torch.float32",
+        ("e0", "temperature"): "the trainer states 1.0",
+        ("e1", "temperature"): "the trainer states 1.0",
     }
 
 
@@ -104,20 +104,20 @@ def test_requests_of_several_kinds_agree_if_one_kind_is_the_trainers() -> None:
         ("processed", {"temperature": "0.7"}, {"temperature": "0.7"}, None),
     ],
 )
-def test_a_raw_record_is_wrong_where_something_shaped_the_distribution(
+def test_raw_logprobs_mismatch_shaped_sampling(
     mode: str, sampled: dict[str, str], trainer: dict[str, str], left_out: str | None
 ) -> None:
     said = found({"e0": ENGINE | sampled | {"logprobs_mode": mode}}, trainer)
-    expected = {("e0", "logprobs_mode"): f"a raw record leaves out {left_out}, which makes every ratio wrong"}
+    expected = {("e0", "logprobs_mode"): f"raw logprobs leave out {left_out}, which makes every ratio wrong"}
     assert said == (expected if left_out else {})
 
 
-def test_what_a_generation_config_fills_in_is_held_against_the_trainer() -> None:
+def test_defaults_of_a_generation_config_are_compared_with_the_trainer() -> None:
     filled = ENGINE | {"default_sampling": "repetition_penalty=1.05, temperature=0.6, top_k=20, top_p=0.95"}
     assert defaults(filled) == {"repetition_penalty": "1.05", "temperature": "0.6", "top_k": "20", "top_p": "0.95"}
     assert defaults(ENGINE | {"default_sampling": "vLLM's own"}) == {}
     assert found({"e0": filled}, {"temperature": "1", "top_k": "20"}) == {
-        ("e0", "default_sampling"): "requests that leave it unset get temperature 0.6 where the trainer says 1"
+        ("e0", "default_sampling"): "requests without their own value get temperature 0.6 where the trainer states 1"
     }
 
 
@@ -132,7 +132,7 @@ def test_engines_are_marked_unless_they_are_the_majority(engines: dict[str, str]
     assert marked == {name for name, value in engines.items() if len(counts) > 1 and value not in usual}
 
 
-def test_the_latest_requests_with_logprobs_say_how_an_engine_samples() -> None:
+def test_sampling_facts_come_from_the_latest_requests_with_logprobs() -> None:
     sampled = SamplingFacts()
     assert sampled.facts("e0") == {}
 
@@ -142,7 +142,7 @@ def test_the_latest_requests_with_logprobs_say_how_an_engine_samples() -> None:
             wire.Rollout(r.request_id, 1, 1, "stop", [], "engine", True, sampling={"temperature": temperature, **about})
             for r in body.rollouts
         ]
-        sampled.take(wire.Rollouts("e0", entries, body.arrays))
+        sampled.observe(wire.Rollouts("e0", entries, body.arrays))
 
     finish(0.7)
     assert sampled.facts("e0")["temperature"] == "0.7"
@@ -168,7 +168,7 @@ def both(hub: Hub, one: dict[str, str], other: dict[str, str], seconds: float = 
         hub.later(1.0)
 
 
-def test_a_difference_is_an_event_once_and_so_is_its_end() -> None:
+def test_a_mismatch_and_its_end_are_one_event_each() -> None:
     hub = Hub()
     both(hub, ENGINE, ENGINE | {"dtype": "float16"}, 12)
     assert told(hub) == [
@@ -186,7 +186,7 @@ def test_a_difference_is_an_event_once_and_so_is_its_end() -> None:
     assert len(told(hub)) == 3
 
 
-def test_a_fleet_that_is_switched_one_by_one_is_no_difference() -> None:
+def test_a_fleet_that_is_switched_one_by_one_is_no_mismatch() -> None:
     hub = Hub()
     both(hub, ENGINE, ENGINE)
     both(hub, ENGINE | {"head_dtype": "bfloat16"}, ENGINE, SETTLE_S - 2)
@@ -194,7 +194,7 @@ def test_a_fleet_that_is_switched_one_by_one_is_no_difference() -> None:
     assert told(hub) == []
 
 
-def test_flags_count_as_they_stand_and_a_canary_is_no_warning() -> None:
+def test_current_flags_are_compared_and_a_canary_is_no_warning() -> None:
     hub = Hub()
     off = {"prefix_caching": wire.FlagState("off", True), "async_scheduling": wire.FlagState("off", True, "", "strict")}
     for _ in range(8):
@@ -221,14 +221,14 @@ def test_an_engine_that_is_gone_does_not_count() -> None:
     assert both_gone["e0"].differs == {}
 
 
-def test_the_trainers_word_is_compared_shown_and_forgotten_with_its_life() -> None:
+def test_trainer_facts_are_compared_shown_and_dropped_at_a_restart() -> None:
     hub = Hub()
     hub.send("trainer/0", wire.TrainerFacts(0, {"dtype": "float32", "temperature": "1"}))
     both(hub, ENGINE, ENGINE)
     assert hub.picture.trainer.facts == {"dtype": "float32", "temperature": "1"}
-    assert hub.picture.engines["e1"].differs == {"dtype": "the trainer says float32"}
+    assert hub.picture.engines["e1"].differs == {"dtype": "the trainer states float32"}
     assert [text for _, text in told(hub)] == [
-        "dtype: e0, e1 have bfloat16, the trainer says float32; other rounding: the gap grows with the length of an "
+        "dtype: e0, e1 have bfloat16, the trainer states float32; other rounding: the gap grows with the length of an "
         "answer"
     ]
     hub.sources.pop("trainer/0")
@@ -239,7 +239,7 @@ def test_the_trainers_word_is_compared_shown_and_forgotten_with_its_life() -> No
     assert told(hub)[1:] == [("info", "dtype no longer differs from training")]
 
 
-def test_requests_are_held_against_the_trainers_temperature() -> None:
+def test_requests_are_compared_with_the_trainers_temperature() -> None:
     hub = Hub()
     body, arrays = rollouts([Written([1], [2], [-1.0])])
     entry = wire.Rollout("r", 1, 1, "stop", [], "engine", True, sampling={"temperature": 0.6})
@@ -249,7 +249,7 @@ def test_requests_are_held_against_the_trainers_temperature() -> None:
         hub.send("e0", wire.Rollouts("e0", [entry], body.arrays), arrays)
         hub.later(1.0)
     assert hub.picture.engines["e0"].fingerprint["temperature"] == "0.6"
-    assert hub.picture.engines["e0"].differs == {"temperature": "the trainer says 1.0"}
+    assert hub.picture.engines["e0"].differs == {"temperature": "the trainer states 1.0"}
 
 
 def test_facts_of_an_engine_are_its_fingerprint_and_its_flags_now() -> None:
@@ -282,6 +282,6 @@ def test_values_are_text_that_is_always_the_same() -> None:
         {f"f{i}": i for i in range(MAX_FACTS + 1)},
     ],
 )  # fmt: skip
-def test_what_is_no_fact_is_refused(wrong: dict[object, object]) -> None:
+def test_invalid_facts_are_refused(wrong: dict[object, object]) -> None:
     with pytest.raises(ValueError, match="fact"):
-        stated(wrong)
+        checked_facts(wrong)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rltop.backend.join.batch import PATIENT_LOOKS, Batch
+from rltop.backend.join.batch import ATTEMPTS_PER_DELAY, Batch
 from rltop.backend.join.index import KEPT_STEPS, RolloutIndex
 from rltop.collectors.contract import wire
 from tests.hub_messages import Trained, Written, rollouts, sequences
@@ -42,8 +42,8 @@ def engines(batch: Batch) -> list[str | None]:
 
 
 def settled(index: RolloutIndex, batch: Batch) -> Batch:
-    batch.join(index, surely=True)
-    batch.join(index, surely=False)
+    batch.join(index, strict=True)
+    batch.join(index, strict=False)
     return batch
 
 
@@ -84,12 +84,12 @@ def test_every_row_joins_its_own_rollout_in_any_order(
 @given(fleets().flatmap(lambda fleet: st.tuples(st.just(fleet), st.permutations(fleet))))
 @example((SHORT_AND_LONG, SHORT_AND_LONG))
 @example((SHORT_AND_LONG, SHORT_AND_LONG[::-1]))
-def test_rows_that_come_first_join_as_their_rollouts_arrive(case: tuple[list[Written], list[Written]]) -> None:
+def test_rows_that_arrive_first_join_as_their_rollouts_arrive(case: tuple[list[Written], list[Written]]) -> None:
     fleet, arriving = case
     index, batch = RolloutIndex(), batch_of(*(trained(one) for one in fleet))
     for one in arriving:
         index.add(*rollouts([one]))
-        batch.join(index, surely=True)
+        batch.join(index, strict=True)
     assert not batch.waiting
     assert engines(batch) == [one.engine for one in fleet]
 
@@ -109,7 +109,7 @@ ALIKE = [Written([1] * n, [1] * 12, logprobs_of([1] * 12, 0, [1] * n)) for n in 
 
 @given(fleets(), fleets())
 @example(ALIKE[:1], ALIKE[1:])
-def test_nothing_joins_that_differs_in_prompt_or_tokens(fleet: list[Written], others: list[Written]) -> None:
+def test_rows_with_other_prompts_or_tokens_do_not_join(fleet: list[Written], others: list[Written]) -> None:
     known = {(tuple(one.prompt), tuple(one.tokens)) for one in fleet}
     batch = settled(index_of(*fleet), batch_of(*(trained(one) for one in others)))
     for span, hit, one in zip(batch.spans, batch.hits, others, strict=True):
@@ -122,21 +122,21 @@ def test_nothing_joins_that_differs_in_prompt_or_tokens(fleet: list[Written], ot
 
 
 @given(tokens, tokens, tokens, st.integers(1, 6))
-def test_a_longer_engine_record_joins_once_the_exact_ones_are_out(
+def test_a_longer_rollout_joins_once_the_exact_ones_are_claimed(
     prompt: list[int], completion: list[int], surplus: list[int], pad: int
 ) -> None:
     whole = [*completion, *surplus]
     longer = Written(prompt, whole, logprobs_of(whole, 1), engine="longer")
     exact = Written(prompt, completion, longer.logprobs[: len(completion)], engine="exact")
     batch = batch_of(trained(longer, size=len(completion), pad=pad))
-    assert not batch.join(index_of(longer), surely=True)  # the exact one may still come
+    assert not batch.join(index_of(longer), strict=True)  # the exact one may still come
     assert engines(settled(index_of(longer), batch)) == ["longer"]
     batch = batch_of(trained(longer, pad=pad), trained(exact, pad=pad))
     assert engines(settled(index_of(longer, exact), batch)) == ["longer", "exact"]
 
 
 @given(tokens, st.lists(st.tuples(tokens, tokens), min_size=1, max_size=4), st.integers(0, 2), st.booleans())
-def test_a_row_of_several_requests_joins_each_by_all_that_went_before(
+def test_a_row_of_several_requests_joins_each_by_its_whole_context(
     prompt: list[int], turns: list[tuple[list[int], list[int]]], pad: int, prompt_apart: bool
 ) -> None:
     made: list[Written] = []
@@ -158,7 +158,7 @@ def test_a_row_of_several_requests_joins_each_by_all_that_went_before(
     assert engines(batch) == [one.engine for one in made]
 
 
-def test_a_token_masked_out_inside_a_completion_does_not_cut_it_off() -> None:
+def test_a_masked_token_inside_a_completion_does_not_end_it() -> None:
     one = Written([5, 6], [1, 2, 3, 4, 5], logprobs_of([1, 2, 3, 4, 5], 0), versions=[7, 7, 7, 8, 8])
     kept = [one.logprobs[0], one.logprobs[1], one.logprobs[3], one.logprobs[4]]
     batch = settled(index_of(one), batch_of(Trained([5, 6, 1, 2, 3, 4, 5], [0, 0, 1, 1, 0, 1, 1], kept, kept)))
@@ -167,7 +167,7 @@ def test_a_token_masked_out_inside_a_completion_does_not_cut_it_off() -> None:
 
 
 @pytest.mark.parametrize("cast", [np.float16, "bfloat16", np.float32])
-def test_a_copy_of_the_logprobs_that_was_cast_still_tells_equal_completions_apart(cast: object) -> None:
+def test_a_cast_copy_of_the_logprobs_still_distinguishes_equal_completions(cast: object) -> None:
     fleet = [Written([1], [2, 2, 2], logprobs_of([2, 2, 2], salt), engine=f"e{salt}") for salt in range(6)]
     rows = []
     for one in reversed(fleet):
@@ -178,32 +178,32 @@ def test_a_copy_of_the_logprobs_that_was_cast_still_tells_equal_completions_apar
             copy = exact.astype(cast)  # type: ignore[call-overload]
         rows.append(Trained([1, 2, 2, 2], [0, 1, 1, 1], [float(x) for x in copy], one.logprobs))
     batch = batch_of(*rows)
-    assert batch.join(index_of(*fleet), surely=True)
+    assert batch.join(index_of(*fleet), strict=True)
     assert engines(batch) == [f"e{salt}" for salt in reversed(range(6))]
 
 
-def test_a_damaged_copy_of_the_logprobs_joins_by_tokens_when_no_better_rollout_came() -> None:
+def test_a_corrupted_copy_of_the_logprobs_joins_by_tokens_without_a_better_rollout() -> None:
     one = Written([1], [2, 3], [-0.5, -1.5])
     batch = batch_of(Trained([1, 2, 3], [0, 1, 1], [0.0, 0.0], [0.0, 0.0]))
     index = index_of(one)
-    assert not batch.join(index, surely=True)
+    assert not batch.join(index, strict=True)
     assert batch.unjoined() == {"unsure": 1}
-    assert batch.join(index, surely=False)
+    assert batch.join(index, strict=False)
 
 
 def test_a_rollout_without_logprobs_joins_by_tokens() -> None:
     one = Written([1], [2, 3], [float("nan")] * 2, has_logprobs=False)
-    assert batch_of(Trained([1, 2, 3], [0, 1, 1], [-1.0, -1.0], [0.0, 0.0])).join(index_of(one), surely=True)
+    assert batch_of(Trained([1, 2, 3], [0, 1, 1], [-1.0, -1.0], [0.0, 0.0])).join(index_of(one), strict=True)
 
 
 def test_a_rollout_joins_again_in_another_step_and_another_update() -> None:
     one = Written([1], [2, 3], [-0.5, -1.5])
     index = index_of(one)
     for step, update in ((0, 0), (0, 1), (1, 0)):
-        assert batch_of(trained(one), step=step, update=update).join(index, surely=True)
+        assert batch_of(trained(one), step=step, update=update).join(index, strict=True)
 
 
-def test_unjoined_rows_say_why() -> None:
+def test_unjoined_rows_have_a_reason() -> None:
     old, kept = Written([1], [2], [-1.0]), Written([4], [5], [-1.0])
     index = index_of(old, kept, max_bytes=3000)
     assert index.evicted == 1
@@ -211,7 +211,7 @@ def test_unjoined_rows_say_why() -> None:
     assert settled(index, batch_of(*rows)).unjoined() == {"evicted": 1, "no_prompt": 1, "no_completion_match": 1}
 
 
-def test_the_index_is_bounded_by_bytes_too_and_forgets_all_of_a_rollout() -> None:
+def test_the_index_is_bounded_by_bytes_and_evicts_rollouts_completely() -> None:
     index = RolloutIndex(max_bytes=100_000)
     for number in range(300):
         index.add(*rollouts([Written([number], [1] * 50, [-1.0] * 50)]))
@@ -222,7 +222,7 @@ def test_the_index_is_bounded_by_bytes_too_and_forgets_all_of_a_rollout() -> Non
     assert sum(index._lengths.values()) == sum(index._firsts.values()) == len(index)
 
 
-def test_a_row_with_nothing_trained_is_neither_joined_nor_unjoined() -> None:
+def test_a_row_without_trained_tokens_is_neither_joined_nor_unjoined() -> None:
     batch = batch_of(Trained([1, 2], [0, 0], [], []), trained(Written([1], [2], [-1.0])))
     assert (batch.rows, batch.joinable, batch.joined) == (2, 1, 0)
 
@@ -238,20 +238,20 @@ def test_arrays_that_do_not_fit_are_refused(data: st.DataObject) -> None:
         Batch(body, arrays)
 
 
-def test_rows_whose_rollouts_do_not_come_are_looked_for_ever_less_often_and_found_all_the_same() -> None:
+def test_rows_without_rollouts_are_retried_less_and_less_often_but_still_join() -> None:
     index, batch = RolloutIndex(), batch_of(trained(Written([1], [2], [-1.0])))
-    looks = 0
+    attempts = 0
     for number in range(400):
         index.add(*rollouts([Written([100 + number], [1], [-1.0])]))
-        before = batch._looks
-        assert not batch.join(index, surely=True)
-        looks += batch._looks - before
-    assert PATIENT_LOOKS < looks < 100
+        before = batch._attempts
+        assert not batch.join(index, strict=True)
+        attempts += batch._attempts - before
+    assert ATTEMPTS_PER_DELAY < attempts < 100
     index.add(*rollouts([Written([1], [2], [-1.0])]))
-    assert batch.join(index, surely=False)
+    assert batch.join(index, strict=False)
 
 
-def test_rollouts_of_old_steps_are_let_go_beyond_what_is_kept_for_reuse() -> None:
+def test_rollouts_of_old_steps_beyond_the_reuse_budget_are_evicted() -> None:
     index = RolloutIndex(kept_bytes=10_000)
     for number in range(KEPT_STEPS + 20):
         index.add(*rollouts([Written([number], [1] * 50, [-1.0] * 50)]))

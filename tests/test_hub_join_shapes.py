@@ -46,7 +46,7 @@ def matrix(rows: list[Written], *, prompts_apart: bool) -> list[Trained]:
 @given(fleets(), st.booleans())
 def test_a_matrix_of_padded_prompts_joins_whole(fleet: list[Written], prompts_apart: bool) -> None:
     batch = batch_of(*matrix(fleet, prompts_apart=prompts_apart))
-    assert batch.join(index_of(*fleet), surely=True)
+    assert batch.join(index_of(*fleet), strict=True)
     assert engines(batch) == [one.engine for one in fleet]
     assert set(batch.ways()) <= {"whole", "padded"}
 
@@ -71,7 +71,7 @@ def test_a_packed_row_may_have_padding_and_untrained_tokens_between(fleet: list[
     assert engines(batch) == [one.engine for one in fleet]
 
 
-def test_packed_sequences_of_several_turns_join_by_all_that_went_before_in_their_own() -> None:
+def test_packed_sequences_of_several_turns_join_by_their_own_context() -> None:
     parts: list[Sequence[int] | Written] = []
     made = []
     for number in range(3):
@@ -80,13 +80,13 @@ def test_packed_sequences_of_several_turns_join_by_all_that_went_before_in_their
         made += [first, second]
         parts += [first.prompt, first, [7, 8], second]
     batch = batch_of(row_of(*parts))
-    assert batch.join(index_of(*made), surely=True)
+    assert batch.join(index_of(*made), strict=True)
     assert engines(batch) == [f"e{number}" for number in range(6)]
     assert batch.ways() == {"packed": 1}
 
 
 @given(tokens, st.lists(tokens, min_size=2, max_size=5), st.integers(0, 2))
-def test_a_request_that_was_stopped_and_sent_again_joins_in_pieces(
+def test_a_stopped_and_resubmitted_request_joins_in_pieces(
     prompt: list[int], pieces: list[list[int]], pad: int
 ) -> None:
     made, context = list[Written](), list(prompt)
@@ -102,13 +102,13 @@ def test_a_request_that_was_stopped_and_sent_again_joins_in_pieces(
     assert batch.ways() == {"resumed": 1}
 
 
-def test_a_row_that_goes_on_after_its_rollout_is_told_from_one_that_was_never_sampled() -> None:
+def test_a_row_that_continues_after_its_rollout_is_distinguished_from_one_never_sampled() -> None:
     one = written([1, 2], [3, 4, 5], 0)
     appended = Trained([1, 2, 3, 4, 5, 99], [0, 0, 1, 1, 1, 1], [*one.logprobs, 0.0], [*one.logprobs, -3.0])
     assert settled(index_of(one), batch_of(appended)).unjoined() == {"overlong": 1}
 
 
-def test_text_that_was_tokenised_anew_is_named_and_not_joined() -> None:
+def test_retokenised_text_is_reported_and_not_joined() -> None:
     prompt, completion = [1, 2], list(range(100, 140))
     one, other = written(prompt, completion, 0), written(prompt, list(range(200, 240)), 1)
     again = [*completion[:10], 7, *completion[12:25], 8, 9, *completion[26:]]  # two ids for one, one for two
@@ -117,29 +117,29 @@ def test_text_that_was_tokenised_anew_is_named_and_not_joined() -> None:
     assert settled(index_of(one, other), batch_of(row, trained(one))).unjoined() == {"no_completion_match": 1}
 
 
-def test_a_changed_prompt_does_not_hide_a_rollout_whose_tokens_and_logprobs_tell_it() -> None:
+def test_a_changed_prompt_joins_if_tokens_and_logprobs_identify_the_rollout() -> None:
     one = written([1, 2], list(range(100, 120)), 0)
     batch = batch_of(Trained([5, 1, 3, *one.tokens], [0] * 3 + [1] * 20, one.logprobs, one.logprobs))
-    assert not batch.join(index_of(one), surely=True)
+    assert not batch.join(index_of(one), strict=True)
     assert settled(index_of(one), batch).joined == 1
     assert batch.ways() == {"other_prompt": 1}
 
 
-def test_a_changed_prompt_and_two_rollouts_that_may_be_meant_stay_apart() -> None:
+def test_a_changed_prompt_with_two_candidate_rollouts_does_not_join() -> None:
     one, two = written([1, 2], list(range(100, 120)), 0), written([3, 4], list(range(100, 120)), 0)
     two.logprobs = one.logprobs
     row = Trained([5, *one.tokens], [0] + [1] * 20, one.logprobs, one.logprobs)
     assert settled(index_of(one, two), batch_of(row)).unjoined() == {"no_prompt": 1}
 
 
-def test_tokens_in_front_of_the_prompt_are_left_out_and_said() -> None:
+def test_tokens_before_the_prompt_are_removed_and_reported() -> None:
     one = written([1, 2, 3], [4, 5], 0)
     batch = batch_of(row_of([7, 1], one.prompt, one))  # a second beginning of text, by another tokeniser
-    assert batch.join(index_of(one), surely=True)
+    assert batch.join(index_of(one), strict=True)
     assert batch.ways() == {"padded": 1}
 
 
-def test_a_damaged_copy_after_padding_joins_where_the_completion_is_long_enough_to_tell() -> None:
+def test_a_corrupted_copy_after_padding_joins_if_the_completion_is_distinctive() -> None:
     long, short = written([1, 2], list(range(100, 108)), 0), written([1, 3], [100], 1)
     rows = [
         Trained([PAD, *one.prompt, *one.tokens], [0, 0, 0] + [1] * len(one.tokens), zeros, zeros)
@@ -151,7 +151,7 @@ def test_a_damaged_copy_after_padding_joins_where_the_completion_is_long_enough_
     assert batch.unjoined() == {"unsure": 1}
 
 
-def test_a_short_row_with_other_logprobs_is_no_beginning_of_a_longer_rollout() -> None:
+def test_a_short_row_with_other_logprobs_is_no_prefix_of_a_longer_rollout() -> None:
     longer = written([1], [2, 3, 4], 0)
     assert settled(index_of(longer), batch_of(Trained([1, 2], [0, 1], [-9.0], [-9.0]))).unjoined() == {"unsure": 1}
 
@@ -167,36 +167,36 @@ def test_a_short_row_with_other_logprobs_is_no_beginning_of_a_longer_rollout() -
         ("new\nline-0a1b2c3d", "new\nline"),
     ],
 )
-def test_an_id_is_known_as_the_caller_gave_it(internal: str, given: str) -> None:
+def test_an_id_is_reduced_to_the_one_the_caller_gave(internal: str, given: str) -> None:
     assert given_id(internal) == given
 
 
 @pytest.mark.parametrize("known_as", ["r7", "r7-0a1b2c3d", "0_r7-0a1b2c3d", "r7-0-0a1b2c3d"])
-def test_an_id_finds_a_rollout_at_once_whatever_became_of_prompt_and_logprobs(known_as: str) -> None:
+def test_an_id_finds_a_rollout_at_once_despite_changed_prompt_and_logprobs(known_as: str) -> None:
     one = written([1], [2, 3], 0, request_id=known_as)
     row = Trained([8, 9, 2, 3], [0, 0, 1, 1], [0.0, 0.0], [0.0, 0.0], request_id="r7")
     batch = batch_of(row)
-    assert batch.join(index_of(one), surely=True)
+    assert batch.join(index_of(one), strict=True)
     assert batch.ways() == {"by_id": 1}
 
 
-def test_samples_of_one_request_share_its_id_and_are_told_apart_by_their_content() -> None:
+def test_samples_of_one_request_share_its_id_and_differ_by_content() -> None:
     fleet = [written([1], [2, 3], salt, request_id=f"{salt}_r7-0a1b2c3d") for salt in range(4)]
     rows = [row_of([9], one, request_id="r7") for one in reversed(fleet)]
     batch = batch_of(*rows)
-    assert batch.join(index_of(*fleet), surely=True)
+    assert batch.join(index_of(*fleet), strict=True)
     assert engines(batch) == ["e3", "e2", "e1", "e0"]
 
 
-def test_an_id_with_other_tokens_names_the_edit_and_joins_nothing() -> None:
+def test_an_id_with_other_tokens_reports_the_edit_and_does_not_join() -> None:
     one = written([1], [2, 3], 0, request_id="r7")
     row = Trained([1, 2, 4], [0, 1, 1], [-1.0, -1.0], [-1.0, -1.0], request_id="r7")
     assert settled(index_of(one), batch_of(row)).unjoined() == {"retokenised": 1}
 
 
-def test_an_id_that_no_engine_reported_does_not_keep_a_row_from_its_rollout() -> None:
+def test_an_unknown_id_does_not_keep_a_row_from_its_rollout() -> None:
     one = written([1], [2, 3], 0, request_id="r7")
-    assert batch_of(row_of([1], one, request_id="unknown")).join(index_of(one), surely=True)
+    assert batch_of(row_of([1], one, request_id="unknown")).join(index_of(one), strict=True)
 
 
 @given(fleets())
@@ -205,7 +205,7 @@ def test_ids_change_nothing_for_rows_that_join_without(fleet: list[Written]) -> 
         one.request_id = f"r{number}-0a1b2c3d"
     rows = [row_of(one.prompt, one, request_id=f"r{number}") for number, one in enumerate(fleet)]
     batch = batch_of(*rows)
-    assert batch.join(index_of(*fleet), surely=True)
+    assert batch.join(index_of(*fleet), strict=True)
     assert engines(batch) == [one.engine for one in fleet]
 
 
@@ -225,7 +225,7 @@ def test_rollouts_that_no_step_trains_on_are_counted_once_by_engine() -> None:
     assert told[UNUSED_STEPS:] == [{"e0": 1, "e2": 1}, {}, {}]
 
 
-def test_rollouts_that_leave_for_want_of_room_are_counted_as_unused_too() -> None:
+def test_rollouts_evicted_for_lack_of_space_also_count_as_unused() -> None:
     index = RolloutIndex(max_bytes=6000)
     for number in range(5):
         index.add(*rollouts([written([number], [2], number % 2)]))
@@ -308,7 +308,7 @@ def test_trl_passes_padded_prompts_and_completions_apart_or_in_one(seed: int) ->
             mask=np.concatenate([ahead, mask], axis=1),
         ),
     ):
-        assert batch.join(index_of(*fleet), surely=True)
+        assert batch.join(index_of(*fleet), strict=True)
         assert engines(batch) == [one.engine for one in fleet]
 
 
@@ -330,7 +330,7 @@ def test_verl_passes_responses_with_tool_output_masked_out(seed: int) -> None:
         rollout_logprobs=right(logprobs, 0.0),
         prompt_ids=left([list(one.prompt) for one in first]),
     )
-    assert batch.join(index_of(*first, *second), surely=True)
+    assert batch.join(index_of(*first, *second), strict=True)
     assert engines(batch) == [w.engine for pair in zip(first, second, strict=True) for w in pair]
 
 
@@ -352,7 +352,7 @@ def test_prime_rl_packs_samples_into_one_row_with_padding_at_its_end(seed: int, 
             mask=np.array([[*mask, *tail]]),
             rollout_logprobs=np.array([[*logprobs, *tail]]),
         )
-    assert batch.join(index_of(*fleet), surely=True)
+    assert batch.join(index_of(*fleet), strict=True)
     assert engines(batch) == [one.engine for one in fleet]
     assert batch.ways() == ({"whole": len(fleet)} if apart else {"packed": 1})
 
@@ -368,5 +368,5 @@ def test_a_copy_in_bfloat16_joins_at_once(seed: int) -> None:
         prompt_ids=[list(one.prompt) for one in fleet],
         request_ids=[f"r{n}" for n in range(len(fleet))],
     )
-    assert batch.join(index_of(*fleet), surely=True)
+    assert batch.join(index_of(*fleet), strict=True)
     assert engines(batch) == [one.engine for one in fleet]

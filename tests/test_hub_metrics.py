@@ -1,4 +1,4 @@
-"""The metric table is whole and says what it must."""
+"""The metric table is complete and matches its page."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ASKED = {
 }
 
 
-def test_every_metric_stands_in_the_table_once_with_unit_formula_and_source() -> None:
+def test_every_metric_is_in_the_table_once_with_unit_formula_and_source() -> None:
     names = [metric.name for metric in metrics.METRICS]
     assert len(names) == len(set(names)) == len(metrics.BY_NAME)
     assert set(names) >= ASKED
@@ -62,7 +62,7 @@ def test_every_metric_stands_in_the_table_once_with_unit_formula_and_source() ->
             assert metric.thresholds.source
 
 
-def test_an_empty_step_has_every_metric_and_none_that_is_made_up() -> None:
+def test_an_empty_step_has_every_metric_and_no_invented_value() -> None:
     values = metrics.values(Summary())
     assert set(values) == set(metrics.BY_NAME)
     assert {value for value in values.values() if value is not None} == {0.0}  # counts alone
@@ -72,7 +72,7 @@ def test_reports_name_only_metrics_of_the_table() -> None:
     assert set(status.STEP_METRICS) <= set(metrics.BY_NAME)
 
 
-def test_the_manual_is_the_table() -> None:
+def test_the_manual_matches_the_table() -> None:
     manual = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
     assert manual == document.page(), "python -m rltop.backend.metrics > docs/metrics.md"
     for metric in metrics.METRICS:

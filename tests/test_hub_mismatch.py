@@ -22,7 +22,7 @@ from tests.test_hub_steps import World
 
 @given(st.integers(0, 2**32), st.booleans())
 @settings(max_examples=40)
-def test_bins_and_means_are_those_of_one_token_at_a_time(seed: int, broken: bool) -> None:
+def test_bins_and_means_match_a_token_by_token_oracle(seed: int, broken: bool) -> None:
     world, hub = World(seed, broken=broken), Hub()
     world.play(hub)
     hub.settle()
@@ -93,7 +93,7 @@ def told(hub: Hub, first: int | None = None, last: int | None = None) -> Mismatc
 
 def test_a_viewer_gets_means_by_engine_and_stratum() -> None:
     world, hub = World(3), Hub()
-    assert asked(hub).error == "no step with sequences is kept of that range"
+    assert asked(hub).error == "no step with sequences is kept in that range"
     world.play(hub)
     hub.settle()
     found = told(hub)
@@ -123,7 +123,7 @@ def test_a_viewer_gets_means_by_engine_and_stratum() -> None:
     assert asked(hub, 5, 9).mismatch is None
 
 
-def test_what_is_kept_is_bounded_and_a_step_that_comes_again_takes_its_own_place() -> None:
+def test_steps_are_bounded_and_a_repeated_step_replaces_itself() -> None:
     one = {"e0": Summary(tokens=5)}
     size = 500 + GapShape().bins.nbytes + GapShape().sums.nbytes
     kept = GapShapes(total_bytes=10 * size)

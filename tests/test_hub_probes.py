@@ -1,4 +1,4 @@
-"""Probes through the hub's core: asked for, judged once all of it is there, on record."""
+"""Probes through the hub's core: request, verdict once all reports have arrived, audit log."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fleet(*names: str) -> Hub:
     return hub
 
 
-def test_a_config_diff_names_the_facts_that_differ_and_is_on_record() -> None:
+def test_a_config_diff_names_the_differing_facts_and_is_logged() -> None:
     hub = fleet("e0", "e1")
     command = ask(hub, "config-diff")
     found = result(hub, command)
@@ -52,16 +52,16 @@ def test_a_config_diff_names_the_facts_that_differ_and_is_on_record() -> None:
     mine = [line for line in hub.lines if line.command == command]
     assert [line.event for line in mine] == ["requested", "requested", "applied", "applied", audit.MEASURED]
     assert mine[-1].result == found
-    assert "probe config-diff" in audit.text_of(mine[-1])
+    assert "probe config-diff" in audit.as_text(mine[-1])
 
 
-def test_what_the_trainer_states_counts_with_one_engine_alone() -> None:
+def test_one_engine_alone_is_compared_with_the_trainer() -> None:
     hub = fleet("e0")
     hub.send("trainer/0", wire.TrainerFacts(0, {"dtype": "bf16"}))
     hub.later()
     found = result(hub, ask(hub, "config-diff"))
     assert found.verdict == "differ"
-    assert any("the trainer says bf16" in note for note in found.notes)
+    assert any("the trainer states bf16" in note for note in found.notes)
 
 
 PROMPT, TOKENS, LOGPROBS = [3, 4, 5], [6, 7, 8, 9], [-0.5, -1.0, -0.25, -2.0]
@@ -75,7 +75,7 @@ def step_of(hub: Hub, ids: list[int], prompt: list[int] = PROMPT) -> None:
     hub.settle()
 
 
-def test_a_token_echo_says_that_ids_are_equal() -> None:
+def test_token_echo_of_equal_ids() -> None:
     hub = fleet("e0")
     step_of(hub, TOKENS)
     found = result(hub, ask(hub, "token-echo"))
@@ -84,7 +84,7 @@ def test_a_token_echo_says_that_ids_are_equal() -> None:
     assert (rows.value, rows.n, copied.value) == (0.0, 1, 0.0)
 
 
-def test_a_token_echo_says_how_ids_differ() -> None:
+def test_token_echo_of_different_ids() -> None:
     hub = fleet("e0")
     step_of(hub, [6, 7, 8, 1])
     found = result(hub, ask(hub, "token-echo"))
@@ -97,9 +97,9 @@ def test_a_token_echo_before_the_first_step_is_unclear() -> None:
     assert token_echo(fleet("e0").picture).verdict == "unclear"
 
 
-def test_what_cannot_be_probed_is_said_before_anything_is_sent() -> None:
+def test_an_invalid_probe_is_rejected_before_anything_is_sent() -> None:
     hub = fleet("e0")
-    for probe, words in (("nonsense", "there is config-diff"), ("canary-flip", "can be started so")):
+    for probe, words in (("nonsense", "there is config-diff"), ("canary-flip", "can't be started")):
         answer, sent = hub.ask(api.AskProbe(probe, probe))
         assert answer.error is not None
         assert words in answer.error
@@ -108,7 +108,7 @@ def test_what_cannot_be_probed_is_said_before_anything_is_sent() -> None:
     assert answer.error == "no engine 'e7'; live engines: e0"
 
 
-def test_the_next_hub_has_the_results_of_the_log() -> None:
+def test_the_next_hub_restores_results_from_the_log() -> None:
     hub = fleet("e0", "e1")
     found = result(hub, command := ask(hub, "config-diff"))
     other = Hub("hub-2")
@@ -118,7 +118,7 @@ def test_the_next_hub_has_the_results_of_the_log() -> None:
     assert [line.event for line in other.lines] == []
 
 
-def test_a_result_is_told_as_text_and_as_json() -> None:
+def test_a_result_as_text_and_json() -> None:
     hub = fleet("e0", "e1")
     found = result(hub, ask(hub, "config-diff"))
     assert as_text(found).startswith("config-diff (P0) on e0, e1: agree")
@@ -141,7 +141,7 @@ def test_students_points_are_those_of_the_tables() -> None:
         assert student(freedom) == pytest.approx(point, rel=0.01)
 
 
-def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
+def test_the_interval_of_a_mean_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     found = [mean("x", rng.normal(1.0, 2.0, 5).tolist(), "", "") for _ in range(2000)]
     inside = sum(one.low is not None and one.high is not None and one.low <= 1.0 <= one.high for one in found)

@@ -18,7 +18,7 @@ from rltop.backend.client.live import Client, CommandError, HubUnreachable
 from rltop.backend.hub.process import VIEW_HWM
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
 from tests import oracles
 from tests.harness import PATIENT_S, ended, wait_shown
 from tests.hub_messages import Trained, Written, engine_state, rollouts, sequences
@@ -77,7 +77,7 @@ class Collector:
         self.heard: list[wire.ControlToCollector] = []
         self.state: dict[str, Any] = {}
         role = "trainer" if name.startswith("trainer/") else "engine"
-        self.sender = Sender(
+        self.sender = Sender[Message](
             rundir, name, role, lambda _, items: items, on_message=self._hear,
             periodic=self._report if role == "engine" else None,
         )  # fmt: skip
@@ -159,10 +159,10 @@ def test_a_command_reaches_the_engine_and_its_states_are_shown(
         (change,) = picture.changes.values()
         assert (change.who, change.old, change.new) == ("ann", "on", "off")
         with pytest.raises(CommandError, match="prefix_caching"):
-            client.set_flag("speed", "on")
+            client.command(api.AskSet(api.new_id(), "speed", "on"))
         with pytest.raises(CommandError, match="e9"):
-            client.set_flag("prefix_caching", "on", engines=["e9"])
-        (closed,) = client.set_flag("prefix_caching", "on", timeout_s=0.2)
+            client.command(api.AskSet(api.new_id(), "prefix_caching", "on", ["e9"]))
+        (closed,) = client.command(api.AskSet(api.new_id(), "prefix_caching", "on", timeout_s=0.2))
         assert (closed.state, closed.reason) == ("timed_out", "no answer from engine e0")
 
 

@@ -1,4 +1,4 @@
-"""The report of a picture: the promised keys, nothing that is not JSON, and text for people."""
+"""The status report: documented keys, strict JSON, and text."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ def test_the_report_has_the_promised_keys_and_is_strict_json(steps: list[dict[st
             assert step[name] == (int(expected) if name == "tokens" and expected is not None else expected)
 
 
-def test_the_report_says_what_became_of_a_flag_change() -> None:
+def test_the_report_has_the_outcome_of_a_flag_change() -> None:
     (change,) = status.as_json(picture([]))["flag_changes"]
-    said = {
+    expected = {
         "flag": "prefix_caching", "engine": "e0", "from": "on", "to": "off", "outcome": "applied", "engine_step": 9,
         "policy_version": 3, "in_flight": 4, "lost_requests": 0, "milliseconds": 1.25, "command": "c1", "verb": "set",
         "reason": "as asked", "requested": 1.0,
     }  # fmt: skip
-    assert change == dict.fromkeys(CHANGE_KEYS) | said
+    assert change == dict.fromkeys(CHANGE_KEYS) | expected
 
 
-def test_the_report_says_who_is_there_and_what_happened_as_the_text_does() -> None:
+def test_the_json_report_has_the_engines_and_events_of_the_text() -> None:
     made = status.as_json(picture([]))
     assert made["trainer"] == {"health": "absent", "step": None, "policy_version": None}
     (engine,), (event,) = made["engines"], made["events"]
@@ -86,7 +86,7 @@ def test_the_report_says_who_is_there_and_what_happened_as_the_text_does() -> No
     }  # fmt: skip
 
 
-def test_the_text_says_nothing_of_a_join_that_was_not_kept() -> None:
+def test_the_text_leaves_out_unknown_join_statistics() -> None:
     shown = picture([{"joined_fraction": 1.0}])
     assert "join of step" not in status.as_text(shown)
     shown.steps[0] = msgspec.structs.replace(shown.steps[0], unjoined={"unknown_prompt": 2})
@@ -98,8 +98,8 @@ def test_the_text_counts_timers_down_and_names_a_paused_engine() -> None:
     timers = [Timer("c9", "pause", "", "running", 61.0), Timer("c1", "set", "prefix_caching", "on", 601.0)]
     shown.engines["e0"] = msgspec.structs.replace(shown.engines["e0"], timers=timers, paused=True)
     text = status.as_text(shown)
-    assert "e0: prefix_caching goes back to on in 10m (`rltop keep c1` lets it stay)" in text
-    assert "e0: generation goes back to running in 1m (c9)" in text
+    assert "e0: prefix_caching auto-reverts to on in 10m (`rltop keep c1` keeps the current value)" in text
+    assert "e0: generation auto-reverts to running in 1m (c9)" in text
     assert re.search(r"e0 +paused ", text)
     assert status.as_json(shown)["engines"][0]["timers"][1] == {
         "command": "c1", "verb": "set", "flag": "prefix_caching", "back_to": "on", "at": 601.0,
@@ -109,12 +109,12 @@ def test_the_text_counts_timers_down_and_names_a_paused_engine() -> None:
 def test_the_text_has_engines_steps_changes_and_events() -> None:
     text = status.as_text(picture([{"kl_k3": 1.5e-3, "joined_fraction": 0.995}]))
     for part in ("run sort", "0.32.0", "prefix_caching=on", "async_scheduling=none", "0.0015", "99.5%",
-                 "e0: prefix_caching on > off, applied, at engine step 9", "3 messages of e0"):  # fmt: skip
+                 "e0: prefix_caching on → off, applied, at engine step 9", "3 messages of e0"):  # fmt: skip
         assert part in text
     assert "none yet" in status.as_text(api.Snapshot("r", "h", 0, 0.0, 0.0))
 
 
-def test_an_engine_that_gets_weights_is_not_called_paused() -> None:
+def test_an_engine_that_is_updating_weights_is_not_shown_as_paused() -> None:
     shown = picture([])
     shown.engines["e0"] = msgspec.structs.replace(shown.engines["e0"], paused=True, update_open=True)
     assert re.search(r"e0 +updating ", status.as_text(shown))

@@ -34,7 +34,7 @@ def batches(rows: list[Trained], cuts: list[int], *, step: int = 0) -> list[Batc
         if rows[start:end]:
             batch = Batch(*sequences(rows[start:end], step=step))
             batch.first = start
-            batch.join(RolloutIndex(), surely=False)
+            batch.join(RolloutIndex(), strict=False)
             made.append(batch)
     return made
 
@@ -42,13 +42,13 @@ def batches(rows: list[Trained], cuts: list[int], *, step: int = 0) -> list[Batc
 def kept(*found: Batch) -> StepSamples:
     step = StepSamples()
     for batch in found:
-        step.add(batch)
+        step.add_batch(batch)
     return step
 
 
 @given(st.integers(0, 2**32), st.integers(1, 40), st.data())
 @settings(max_examples=40)
-def test_batches_in_any_cut_and_order_and_merged_parts_keep_the_same(
+def test_any_split_order_and_merge_of_batches_keeps_the_same_samples(
     seed: int, count: int, data: st.DataObject
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -65,7 +65,7 @@ def test_batches_in_any_cut_and_order_and_merged_parts_keep_the_same(
 
 @given(st.integers(0, 2**32), st.integers(1, 60))
 @settings(max_examples=40)
-def test_the_worst_are_those_of_a_plain_search(seed: int, count: int) -> None:
+def test_the_worst_match_a_brute_force_search(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     rows = [plain_row(rng, int(rng.integers(1, 12)), spread=0.5) for _ in range(count)]
     found = kept(*batches(rows, []))
@@ -85,7 +85,7 @@ def test_the_worst_are_those_of_a_plain_search(seed: int, count: int) -> None:
             )
 
 
-def test_every_sequence_has_the_same_chance_whatever_its_place_length_and_gap() -> None:
+def test_every_sequence_has_the_same_chance() -> None:
     rng = np.random.default_rng(0)
     rows = [plain_row(rng, 1 + 10 * (number % 3), spread=0.01 * number) for number in range(64)]
     chosen: Counter[int] = Counter()
@@ -102,7 +102,7 @@ def test_every_sequence_has_the_same_chance_whatever_its_place_length_and_gap() 
         assert of_length / len(range(third, 64, 3)) == pytest.approx(expected, rel=0.05)
 
 
-def test_long_sequences_are_bounded_by_bytes_without_losing_their_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_sequences_are_bounded_by_bytes_but_not_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "STEP_BYTES", 20_000)
     rng = np.random.default_rng(0)
     rows = [plain_row(rng, 400 if number % 2 else 4) for number in range(32)]
@@ -116,7 +116,7 @@ def test_long_sequences_are_bounded_by_bytes_without_losing_their_chance(monkeyp
     assert long / count == pytest.approx(0.5, abs=0.03)
 
 
-def test_an_engine_whose_own_do_not_stand_out_has_its_worst_kept_too() -> None:
+def test_an_engine_without_outliers_also_keeps_its_worst() -> None:
     hub, rng = Hub(), np.random.default_rng(0)
     for number in range(120):
         size, quiet = 10, number == 77
@@ -173,7 +173,7 @@ def asked(hub: Hub, kind: str, engine: str | None = None, limit: int = 32, step:
     return api.decode_answer(api.encode(answer)).samples  # type: ignore[return-value]
 
 
-def test_a_viewer_gets_sequences_with_what_their_engine_knows() -> None:
+def test_a_viewer_gets_sequences_with_the_engines_facts() -> None:
     hub = told()
     found = asked(hub, "worst")
     assert (found.step, found.of_sequences, found.of_tokens, found.steps) == (0, 2, 4, [0])
@@ -205,14 +205,14 @@ def test_a_viewer_may_ask_for_one_engine_and_for_fewer() -> None:
         (api.AskSamples("q", 0, "best"), "no samples of kind 'best'; there are sample, worst, abs_diff, k3"),
     ],
 )
-def test_a_question_that_has_no_answer_says_what_there_is(question: api.AskSamples, error: str) -> None:
+def test_a_failed_request_lists_what_is_available(question: api.AskSamples, error: str) -> None:
     answer, _ = told().ask(question)
     assert (answer.samples, answer.error) == (None, error)
     answer, _ = Hub().ask(api.AskSamples("q"))
-    assert answer.error == "no step with sequences has closed yet"
+    assert answer.error == "no training step with sequences has closed yet"
 
 
-def test_samples_become_json_that_any_reader_takes() -> None:
+def test_samples_become_valid_json() -> None:
     hub = told()
     plain = as_json(asked(hub, "worst"))
     assert plain["sequences"][0]["trainer"] == [-1.0, -2.5]
@@ -220,7 +220,7 @@ def test_samples_become_json_that_any_reader_takes() -> None:
     assert as_json(asked(hub, "k3"))["tokens"][0]["before"] == [1, 2, 3]
 
 
-def test_rows_are_numbered_as_their_rank_sent_them_whenever_they_join() -> None:
+def test_rows_are_numbered_in_the_order_their_rank_sent_them() -> None:
     hub = Hub()
     late, early = Written([1], [3], [-1.0]), Written([2], [4], [-1.0])
     hub.send("e0", *rollouts([early]))
@@ -232,7 +232,7 @@ def test_rows_are_numbered_as_their_rank_sent_them_whenever_they_join() -> None:
     assert [(s.number, s.abs_diff_mean) for s in asked(hub, "worst").sequences] == [(0, 0.5), (1, 0.0)]
 
 
-def test_the_oldest_steps_go_first_when_there_is_no_room() -> None:
+def test_the_oldest_steps_are_dropped_first() -> None:
     rng = np.random.default_rng(0)
     one = kept(*batches([plain_row(rng, 100) for _ in range(20)], []))
     store = SampledSteps(total_bytes=int(3.5 * one.nbytes))

@@ -24,29 +24,29 @@ def test_rollouts_are_needed_until_they_are_trained_on_or_old(sizes: list[int], 
     needed = PendingMessages()
     records = [record(seq, place) for seq, size in enumerate(sizes) for place in range(size)]
     for seq, size in enumerate(sizes):
-        needed.add("e0", "life", seq, size)
+        needed.received("e0", "life", seq, size)
     last = len(sizes) - 1
     trained, old = set[int](), 0
     for act in data.draw(st.lists(st.sampled_from(["train", "age"]), max_size=2 * len(records))):
         if act == "age" and old < len(records):  # the oldest first
-            needed.aged(records[old])
+            needed.mark_old(records[old])
             old += 1
         elif records:
             chosen = data.draw(st.integers(0, len(records) - 1))
-            needed.trained(records[chosen])
+            needed.mark_trained(records[chosen])
             trained.add(chosen)
         young = [of.seq for of in records[old:]]
         untrained = [of.seq for place, of in enumerate(records) if place >= old and place not in trained]
         expected = min(young, default=last + 1) - 1, min(untrained, default=last + 1) - 1
-        assert needed.marks("e0", "life", last) == expected
-    assert needed.marks("e0", "another life", 7) == (7, 7)
+        assert needed.watermarks("e0", "life", last) == expected
+    assert needed.watermarks("e0", "another life", 7) == (7, 7)
 
 
 def message_taken(settling: Acknowledgements, seq: int, step: int) -> None:
     settling.message_taken(wire.Envelope(wire.PROTO, "trainer/0", "life", seq, 0.0, 0), wire.StepClosed(step, 0, 1))
 
 
-def test_only_stored_marks_are_acknowledged() -> None:
+def test_a_sender_is_acknowledged_only_what_the_store_has() -> None:
     still_open = {1, 2}
     settling = Acknowledgements(PendingMessages(), still_open.__contains__)
     trainer = Source("trainer/0", "life", 0.0, 4, resends=True)
@@ -66,6 +66,6 @@ def test_only_stored_marks_are_acknowledged() -> None:
     assert settling.take_marks([trainer], 3 * PERIOD_S, step_done=True) == []
 
 
-def test_senders_that_cannot_resend_have_no_marks() -> None:
+def test_senders_without_a_resend_buffer_have_no_watermarks() -> None:
     settling = Acknowledgements(PendingMessages(), lambda _: False)
     assert settling.take_marks([Source("e0", "life", 0.0, 4)], 0.0, step_done=True) == []

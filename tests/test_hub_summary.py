@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rltop.backend import metrics
+from rltop.backend.evidence import kernel as evidence_kernel
 from rltop.backend.summary import Bounds, Gap, Pairs, Regression, SequenceSummary, Sizes, Spread, Strata, Summary
+from rltop.backend.summary import kernel as summary_kernel
 from rltop.backend.summary.groups import MAX_GROUPS, Groups
-from rltop.backend.summary.kernel import FIGURES, PIECE_HIGH, PIECE_LOW, PIECE_N, PIECE_SUMS
+from rltop.backend.summary.kernel import FIGURE, RUN
 from rltop.backend.summary.token_runs import POSITION_EDGES, TokenRuns, cut, gap_of, reduce
 from tests import oracles
 
@@ -57,7 +59,7 @@ def assert_like(left: Any, right: Any, scale: float = 1.0) -> None:
 
 
 @given(differences)
-def test_whatever_the_logprobs_no_figure_is_nan_or_infinite_and_every_token_is_counted(d: np.ndarray) -> None:
+def test_no_figure_is_nan_or_infinite_and_every_token_is_counted(d: np.ndarray) -> None:
     gap = gap_with(d)
     assert gap.n + gap.invalid == gap.tokens == d.size
     assert all(value is None or math.isfinite(value) for value in metrics.values(Summary(gap=gap)).values())
@@ -65,7 +67,7 @@ def test_whatever_the_logprobs_no_figure_is_nan_or_infinite_and_every_token_is_c
 
 
 @given(moderate)
-def test_k3_less_k1_is_the_mean_ratio_less_one(d: np.ndarray) -> None:
+def test_k3_minus_k1_is_the_mean_ratio_minus_one(d: np.ndarray) -> None:
     gap = gap_with(d)
     if gap.n:
         assert gap.k1 is not None and gap.k3 is not None and gap.ratio is not None
@@ -98,7 +100,7 @@ def test_means_pairs_and_sizes_merge_in_any_order_and_grouping(a: np.ndarray, b:
 
 
 @given(arrays(np.int64, st.integers(0, 30), elements=st.integers(-40, 40)))
-def test_counted_values_are_those_values_so_often(x: np.ndarray) -> None:
+def test_counts_act_as_repeated_values(x: np.ndarray) -> None:
     values, often = np.unique(x, return_counts=True)
     assert_like(Spread.of(values, often), Spread.of(x), 1e4)
     assert_like(Sizes.of(values, often), Sizes.of(x))
@@ -121,15 +123,15 @@ def test_bounds_merge_in_any_order_and_grouping(a: Bounds, b: Bounds, c: Bounds)
 
 
 def rows_of(rng: np.random.Generator, size: int) -> np.ndarray:
-    rows = np.abs(rng.normal(size=(size, PIECE_SUMS)))
-    rows[:, PIECE_N] = rng.integers(0, 5, size)
-    rows[:, PIECE_LOW], rows[:, PIECE_HIGH] = -rows[:, PIECE_HIGH], rows[:, PIECE_HIGH]
+    rows = np.abs(rng.normal(size=(size, len(RUN))))
+    rows[:, RUN.n] = rng.integers(0, 5, size)
+    rows[:, RUN.low], rows[:, RUN.high] = -rows[:, RUN.high], rows[:, RUN.high]
     return rows
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(0, 40))
-def test_sequences_lines_and_groups_of_parts_are_those_of_the_whole(seed: int, first: int, second: int) -> None:
+def test_sequences_lines_and_groups_of_parts_merge_to_those_of_the_whole(seed: int, first: int, second: int) -> None:
     rng = np.random.default_rng(seed)
     rows = rows_of(rng, first + second)
     lengths, gains = rng.integers(1, 500, len(rows)), rng.normal(size=len(rows))
@@ -143,7 +145,7 @@ def test_sequences_lines_and_groups_of_parts_are_those_of_the_whole(seed: int, f
     assert_like(of_groups[1] + of_groups[0], of_groups[2])
 
 
-def test_of_too_many_groups_a_sample_is_kept_whole_and_the_same_in_any_order() -> None:
+def test_too_many_groups_are_sampled_completely_and_in_any_order() -> None:
     rng = np.random.default_rng(0)
     keys = np.repeat(rng.permutation(3 * MAX_GROUPS).astype(np.uint64), 2)
     rows, rewards = rows_of(rng, keys.size), rng.random(keys.size)
@@ -158,7 +160,7 @@ def test_of_too_many_groups_a_sample_is_kept_whole_and_the_same_in_any_order() -
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 400), st.integers(0, 2)), min_size=1, max_size=12))
-def test_pieces_are_the_runs_cut_at_position_edges(described: list[tuple[int, int, int]]) -> None:
+def test_pieces_are_the_runs_split_at_position_edges(described: list[tuple[int, int, int]]) -> None:
     sizes, at, places = (np.array(column, np.int64) for column in zip(*described, strict=True))
     end = np.cumsum(sizes)
     runs = TokenRuns(end - sizes, end, np.arange(sizes.size), places, at, np.zeros(sizes.size, np.int64), 3)
@@ -201,20 +203,20 @@ def test_strata_hold_the_moments_of_their_sequences_and_merge(seed: int, rows: i
         s = np.array([math.fsum(values) for values in of_rows.values()])
         expected = [len(n), n.sum(), s.sum(), (n * n).sum(), (s * s).sum(), (n * s).sum()]
         assert told[key][1] == pytest.approx(expected)
-    halves = [pieces.only((pieces.group < rows // 2) == first) for first in (True, False)]
+    halves = [pieces.select((pieces.group < rows // 2) == first) for first in (True, False)]
     parts = [Strata.of(reduce(trainer, rollout, half), half, labels)[0] for half in halves]
     assert_like(parts[1] + parts[0], found)
-    assert found.moments.shape[1] == FIGURES
+    assert found.moments.shape[1] == len(FIGURE)
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(-5, 5)), min_size=3, max_size=30))
-def test_a_line_is_none_where_there_is_one_lag(pairs: list[tuple[int, float]]) -> None:
+def test_a_regression_over_one_lag_has_no_fit(pairs: list[tuple[int, float]]) -> None:
     sums = np.array([(n, 2.0 * n, 4.0 * n, y, 2.0 * y) for n, y in pairs])
     assert Regression.of(sums).fit() is None
     assert Regression.of(sums).errors() is None
 
 
-def test_nothing_and_all_invalid_give_none_everywhere() -> None:
+def test_no_tokens_and_invalid_tokens_give_none_everywhere() -> None:
     for gap in (Gap(), gap_with(np.full(7, np.nan))):
         values = gap_values(gap)
         assert {name for name, value in values.items() if value is not None} <= {"invalid_frac"}
@@ -230,9 +232,15 @@ def test_every_field_of_a_summary_merges() -> None:
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=30), st.floats(-50, 50), st.integers(0, 2**32 - 1))
-def test_equal_numbers_have_no_slope_however_they_were_merged(sizes: list[int], x: float, seed: int) -> None:
+def test_equal_numbers_have_no_slope_after_any_merge(sizes: list[int], x: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     merged = sum((Pairs.of(np.full(size, x), rng.normal(size=size)) for size in sizes), Pairs())
     assert (merged.slope, merged.correlation) == (None, None)
     line = sum((Pairs.of(rising := x + np.arange(size, dtype=np.float64), rising) for size in [2, *sizes]), Pairs())
     assert line.slope == pytest.approx(1.0)
+
+
+def test_both_kernels_share_their_constants() -> None:
+    """They can't import them: numba renews cached code only when its own file changes."""
+    for name in ("CLAMP", "BOUND", "NEAR"):
+        assert getattr(evidence_kernel, name) == getattr(summary_kernel, name)

@@ -1,4 +1,4 @@
-"""What people may ask for, of which engines, and how it is taken back: the pure core, with engines played by hand."""
+"""Requests: validation, choice of engines, keep, undo and reverts. The pure core, with simulated engines."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.backend import api
-from rltop.backend.commands.validation import RejectedError, choose
+from rltop.backend.commands.validation import RejectedError, choose_engines
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.actions import BY_VERB, MAX_REVERT_S
 from tests.hub_core import Hub
-from tests.test_hub_control import applied, fleet, update, wish
+from tests.test_hub_control import applied, ask_set, fleet, update
 
 
 def ask(hub: Hub, question: api.Question) -> tuple[str, dict[str, wire.Command]]:
-    """The new command's id, and what was sent to whom."""
+    """The new command's id, and the commands sent, by engine."""
     answer, orders = hub.ask(question)
     assert answer.command, answer.error
     sent = {order.to.partition("#")[0]: order.message for order in orders}
@@ -37,7 +37,7 @@ def act(verb: str, id: str = "a1", **about: Any) -> api.AskAct:  # noqa: A002
 
 def switch(hub: Hub, engines: str = "e0", **about: Any) -> str:
     """A switch that every engine applies."""
-    command, orders = ask(hub, wish(id=f"q{len(hub.lines)}", **about))
+    command, orders = ask(hub, ask_set(id=f"q{len(hub.lines)}", **about))
     for engine in orders:
         hub.say(engine, applied(command, engine))
     hub.later()
@@ -47,29 +47,29 @@ def switch(hub: Hub, engines: str = "e0", **about: Any) -> str:
 @pytest.mark.parametrize(
     ("question", "named"),
     [
-        (wish(strict=True), "has no strict form"),
-        (wish(revert_s=0.0), "a timer of 0 s"),
-        (wish(revert_s=float("nan")), "a timer of nan s"),
-        (wish(revert_s=MAX_REVERT_S + 1), "at most"),
-        (wish(fraction=0.0), "a fraction of 0.0"),
-        (wish(fraction=1.5), "at most 1"),
-        (wish(fraction=0.5, engines=["e0"]), "not both"),
+        (ask_set(strict=True), "has no strict form"),
+        (ask_set(revert_s=0.0), "a timer of 0 s"),
+        (ask_set(revert_s=float("nan")), "a timer of nan s"),
+        (ask_set(revert_s=MAX_REVERT_S + 1), "at most"),
+        (ask_set(fraction=0.0), "a fraction of 0.0"),
+        (ask_set(fraction=1.5), "at most 1"),
+        (ask_set(fraction=0.5, engines=["e0"]), "not both"),
         (act("explode"), "flush_cache, pause, resume"),
         (act("flush_cache", revert_s=10.0), "has no timer"),
         (act("pause", revert_s=BY_VERB["pause"].max_guard_s + 1), "at most 600"),
         (act("pause", timeout_s=0.0), "timeout"),
-        (api.AskKeep("k", "nobody"), "no command 'nobody'"),
-        (api.AskUndo("u", "nobody"), "no command 'nobody'"),
+        (api.AskKeep("k", "unknown"), "no command 'unknown'"),
+        (api.AskUndo("u", "unknown"), "no command 'unknown'"),
     ],
 )
-def test_a_wish_that_cannot_be_is_answered_with_what_can(question: api.Question, named: str) -> None:
+def test_an_invalid_request_is_rejected_with_the_valid_choices(question: api.Question, named: str) -> None:
     hub = fleet("e0", "e1")
     assert named in refused(hub, question)
     assert hub.lines == []
 
 
-def test_a_fraction_of_one_engine_is_no_canary() -> None:
-    assert "only e0 is live" in refused(fleet("e0"), wish(fraction=0.5))
+def test_a_fraction_of_one_engine_is_rejected() -> None:
+    assert "only e0 is live" in refused(fleet("e0"), ask_set(fraction=0.5))
 
 
 class Names:
@@ -87,36 +87,36 @@ class Names:
 
 
 @given(st.integers(2, 40), st.floats(0.001, 0.999), st.randoms())
-def test_a_fraction_takes_one_at_least_leaves_one_at_least_and_is_always_the_same(
+def test_a_fraction_takes_and_leaves_at_least_one_engine_and_is_deterministic(
     count: int, fraction: float, order: Any
 ) -> None:
     names = [f"e{number}" for number in range(count)]
-    chosen = choose(None, fraction, Names(names))
+    chosen = choose_engines(None, fraction, Names(names))
     assert 1 <= len(chosen) < count
     assert abs(len(chosen) - fraction * count) <= 1
     order.shuffle(names)
-    assert choose(None, fraction, Names(names)) == chosen
+    assert choose_engines(None, fraction, Names(names)) == chosen
 
 
 def test_the_ranks_of_an_engine_are_switched_together() -> None:
     ranks = Names(["e0/dp0", "e0/dp1", "e1/dp0", "e1/dp1"])
-    assert choose(None, 0.5, ranks) == ["e0/dp0", "e0/dp1"]
-    assert choose(["e1"], None, ranks) == ["e1/dp0", "e1/dp1"]
-    assert choose(["e1/dp1"], None, ranks) == ["e1/dp1"]
+    assert choose_engines(None, 0.5, ranks) == ["e0/dp0", "e0/dp1"]
+    assert choose_engines(["e1"], None, ranks) == ["e1/dp0", "e1/dp1"]
+    assert choose_engines(["e1/dp1"], None, ranks) == ["e1/dp1"]
     with pytest.raises(RejectedError, match="only e0 is live"):
-        choose(None, 0.5, Names(["e0/dp0", "e0/dp1"]))
+        choose_engines(None, 0.5, Names(["e0/dp0", "e0/dp1"]))
 
 
-def test_a_timed_canary_reaches_the_chosen_engines_whole() -> None:
+def test_a_timed_canary_is_sent_to_the_chosen_engines_alone() -> None:
     hub = fleet("e1", "e0")
-    command, orders = ask(hub, wish(fraction=0.5, revert_s=600.0, who="ann", host="h", why="trial"))
+    command, orders = ask(hub, ask_set(fraction=0.5, revert_s=600.0, who="ann", host="h", why="trial"))
     assert orders == {"e0": wire.Command(command, "prefix_caching", "off", hub.now + 30.0, revert_s=600.0)}
     hub.later()
     assert (hub.change.revert_s, hub.change.why) == (600.0, "trial")
-    assert "prefix_caching off for 10m asked of e0 (ann@h): trial" in hub.texts
+    assert "prefix_caching off for 10m requested on e0 by ann@h: trial" in hub.texts
 
 
-def test_other_actions_go_the_same_way() -> None:
+def test_an_action_has_the_lifecycle_of_a_switch() -> None:
     hub = fleet("e0")
     command, orders = ask(hub, act("pause", revert_s=30.0))
     assert orders == {"e0": wire.Command(command, "", "", hub.now + 30.0, "pause", revert_s=30.0)}
@@ -125,26 +125,26 @@ def test_other_actions_go_the_same_way() -> None:
     hub.say("e0", wire.CommandUpdate(command, "e0", "", "applied", verb="pause", reverts_at=at, **about))
     hub.later()
     assert (hub.change.state, hub.change.wanted, hub.change.reverts_at) == ("applied", "paused", hub.now + 30.0)
-    assert "pause running > paused applied at engine step 4, 2 in flight, 0 lost" in hub.texts
+    assert "pause running → paused applied at engine step 4, 2 in flight, 0 lost" in hub.texts
     back, orders = ask(hub, api.AskUndo("u", command))
     assert orders == {"e0": wire.Command(back, "", "", hub.now + 30.0, "resume", target=command)}
 
 
-def test_a_flag_that_is_being_switched_is_not_switched_by_another() -> None:
+def test_a_second_switch_of_the_same_flag_is_rejected_while_one_is_open() -> None:
     hub = fleet("e0", "e1")
-    command, _ = ask(hub, wish(engines=["e0"], who="ann", host="h"))
-    error = refused(hub, wish(id="q2", value="on"))
+    command, _ = ask(hub, ask_set(engines=["e0"], who="ann", host="h"))
+    error = refused(hub, ask_set(id="q2", value="on"))
     assert f"prefix_caching of e0 is being changed: {command} by ann@h is requested" in error
-    ask(hub, wish(id="q3", flag="async_scheduling"))
-    ask(hub, wish(id="q4", value="on", engines=["e1"]))
+    ask(hub, ask_set(id="q3", flag="async_scheduling"))
+    ask(hub, ask_set(id="q4", value="on", engines=["e1"]))
     hub.say("e0", applied(command))
-    ask(hub, wish(id="q5", value="on", engines=["e0"]))
+    ask(hub, ask_set(id="q5", value="on", engines=["e0"]))
 
 
-def test_undo_brings_back_the_engines_that_were_changed_and_no_others() -> None:
+def test_undo_restores_only_the_engines_that_were_changed() -> None:
     hub = fleet("e0", "e1", "e2")
-    command, _ = ask(hub, wish())
-    assert "still under way on e0" in refused(hub, api.AskUndo("u0", command))
+    command, _ = ask(hub, ask_set())
+    assert "still in progress on e0" in refused(hub, api.AskUndo("u0", command))
     hub.say("e0", applied(command))
     hub.say("e1", update(command, "applied", "e1", old="off", new="off", reason="already off"))
     hub.say("e2", update(command, "refused", "e2", old="on", new="on", reason="started without it"))
@@ -160,12 +160,12 @@ def test_undo_brings_back_the_engines_that_were_changed_and_no_others() -> None:
     again, _ = ask(hub, api.AskUndo("u2", undo))
     hub.say("e0", update(again, "superseded", old="on", new="on", reason="left alone", reverts=undo))
     hub.later()
-    assert "changed nothing that could be undone: e0 superseded (left alone)" in refused(hub, api.AskUndo("u3", again))
+    assert "changed nothing that can be undone: e0 superseded (left alone)" in refused(hub, api.AskUndo("u3", again))
 
 
-def test_a_change_of_form_alone_can_be_undone() -> None:
+def test_a_change_of_form_without_a_change_of_value_can_be_undone() -> None:
     hub = fleet("e0")
-    command, _ = ask(hub, wish(flag="async_scheduling", strict=True))
+    command, _ = ask(hub, ask_set(flag="async_scheduling", strict=True))
     strict = wire.CommandUpdate(command, "e0", "async_scheduling", "applied", old="off", new="off", detail="strict",
                                 flag_epoch=3)  # fmt: skip
     hub.say("e0", strict)
@@ -173,28 +173,28 @@ def test_a_change_of_form_alone_can_be_undone() -> None:
     assert orders == {"e0": wire.Command(undo, "async_scheduling", "off", hub.now + 30.0, target=command)}
 
 
-def test_a_half_switched_fleet_is_told_with_what_to_type() -> None:
+def test_a_half_switched_fleet_is_reported_with_the_command_that_resolves_it() -> None:
     hub = fleet("e0", "e1", "e2")
-    command, _ = ask(hub, wish())
+    command, _ = ask(hub, ask_set())
     hub.say("e0", applied(command))
     hub.say("e1", update(command, "refused", "e1", old="on", new="on", reason="started without it"))
     assert not any("half" in text for text in hub.texts)
     hub.say("e2", applied(command, "e2"))
     hub.later()
-    told = (
+    text = (
         "prefix_caching is half switched: off on e0, e2; on on e1 (e1 refused: started without it). "
-        f"`rltop undo {command}` brings back e0, e2"
+        f"`rltop undo {command}` reverts e0, e2"
     )
     (event,) = [event for event in hub.picture.events if "half" in event.text]
-    assert (event.severity, event.text) == ("warn", told)
+    assert (event.severity, event.text) == ("warn", text)
     (line,) = [line for line in hub.lines if line.event == "half_switched"]
-    assert (line.command, line.engine, line.reason) == (command, "", told)
+    assert (line.command, line.engine, line.reason) == (command, "", text)
 
 
 @pytest.mark.parametrize("answers", [("applied", "applied"), ("refused", "refused")])
-def test_a_fleet_that_is_as_one_is_not_half_switched(answers: tuple[str, str]) -> None:
+def test_a_uniform_fleet_is_not_half_switched(answers: tuple[str, str]) -> None:
     hub = fleet("e0", "e1")
-    command, _ = ask(hub, wish())
+    command, _ = ask(hub, ask_set())
     for engine, state in zip(("e0", "e1"), answers, strict=True):
         hub.say(engine, applied(command, engine) if state == "applied" else update(command, state, engine))
     hub.later()
@@ -205,9 +205,9 @@ def timer(command: str, at: float = 2000.0) -> wire.Timer:
     return wire.Timer(command, "set", "prefix_caching", "on", at)
 
 
-def test_keep_goes_to_the_engines_that_hold_a_timer_and_is_remembered_with_who() -> None:
+def test_keep_is_sent_to_the_engines_with_a_timer_and_records_who_kept_it() -> None:
     hub = fleet("e0", "e1")
-    command, _ = ask(hub, wish(revert_s=600.0))
+    command, _ = ask(hub, ask_set(revert_s=600.0))
     for engine in ("e0", "e1"):
         at = hub.now + 600.0 if engine == "e0" else None
         hub.say(engine, update(command, "applied", engine, old="on", new="off", reverts_at=at))
@@ -221,7 +221,9 @@ def test_keep_goes_to_the_engines_that_hold_a_timer_and_is_remembered_with_who()
     kept = hub.picture.changes[f"{command}@e0"]
     assert (kept.kept_by, kept.reverts_at, kept.state) == ("bob", None, "applied")
     assert hub.lines[-1].event == "kept"
-    _, orders = ask(hub, api.AskKeep("k2", command, who="ann", host="h"))  # no mistake: the engine will say so
+    _, orders = ask(
+        hub, api.AskKeep("k2", command, who="ann", host="h")
+    )  # no error: the engine answers that it is kept already
     assert list(orders) == ["e0"]
 
 
@@ -230,24 +232,29 @@ def test_a_command_without_a_timer_cannot_be_kept() -> None:
     command = switch(hub)
     hub.engine("e0", timers=[timer("other")])
     assert refused(hub, api.AskKeep("k", command)) == f"{command} has no timer; commands that have one: other"
-    _, orders = ask(hub, api.AskKeep("k2", "other"))  # of an earlier hub, in no log: the engine knows it
+    _, orders = ask(hub, api.AskKeep("k2", "other"))  # of an earlier hub, in no log, but known to the engine
     assert list(orders) == ["e0"]
 
 
-def test_an_engines_own_revert_is_followed_and_carries_who_and_why() -> None:
+def test_an_engines_own_revert_is_tracked_with_who_and_why() -> None:
     hub = fleet("e0")
-    command, _ = ask(hub, wish(revert_s=600.0, who="ann", host="h"))
+    command, _ = ask(hub, ask_set(revert_s=600.0, who="ann", host="h"))
     hub.say("e0", update(command, "applied", old="on", new="off", reverts_at=hub.now + 600.0))
     own = {"old": "off", "new": "on", "reverts": command}
     hub.say("e0", update(f"{command}/revert", "draining", reverts=command))
     hub.later()
     revert = hub.picture.changes[f"{command}/revert@e0"]
-    assert (revert.state, revert.who, revert.why, revert.reverts) == ("draining", "ann", "its 600 s are over", command)
-    assert "is draining" in refused(hub, wish(id="q9"))
+    assert (revert.state, revert.who, revert.why, revert.reverts) == (
+        "draining",
+        "ann",
+        "its timer expired after 600 s",
+        command,
+    )
+    assert "is draining" in refused(hub, ask_set(id="q9"))
     hub.say("e0", update(f"{command}/revert", "applied", **own))
     hub.later()
     assert hub.lines[-1].event == "reverted"
-    assert "prefix_caching off > on reverted" in hub.texts[-1]
+    assert "prefix_caching off → on reverted" in hub.texts[-1]
 
 
 def test_a_revert_that_failed_is_an_error() -> None:
@@ -258,9 +265,9 @@ def test_a_revert_that_failed_is_an_error() -> None:
     assert hub.picture.events[-1].severity == "error"
 
 
-def test_what_a_dead_engine_had_under_way_is_closed() -> None:
+def test_open_changes_of_an_ended_engine_time_out() -> None:
     hub = fleet("e0", "e1")
-    command, _ = ask(hub, wish())
+    command, _ = ask(hub, ask_set())
     hub.say("e0", update(command, "draining"))
     hub.sources["e0"].epoch = "life-2"
     hub.sources["e0"].seq = 0
@@ -269,6 +276,6 @@ def test_what_a_dead_engine_had_under_way_is_closed() -> None:
     hub.later()
     found = {change.engine: (change.state, change.reason) for change in hub.picture.changes.values()}
     assert found == {
-        "e0": ("timed_out", "engine e0 was restarted before it was closed"),
-        "e1": ("timed_out", "engine e1 disconnected before it was closed"),
+        "e0": ("timed_out", "engine e0 was restarted before the command was closed"),
+        "e1": ("timed_out", "engine e1 disconnected before the command was closed"),
     }

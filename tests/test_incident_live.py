@@ -224,11 +224,11 @@ async def healed(run: Watched, ordered: int) -> int:
 async def remedied(run: Watched, person: Person, incident: Incident, alarm: Alarm) -> int:
     """Take the offered remedy with the keys that the screen shows; the step after which it was given."""
     order = f"rltop set {incident.flag} {incident.value}"
-    await person.sees("✖ FAULT", f": {incident.code} ", f"✖ {alarm.id} {alarm.cause}", order, "(r)", "r remedy")
+    await person.sees("✖ FAULT", f": {incident.code} ", f"✖ {alarm.id} {alarm.cause}", order, "(r)", "r fix")
     await person.press("r")
     await person.sees(f"Switch {incident.flag} from ", f"⟦{incident.value}⟧ ?", alarm.cause, "y  Yes, switch")
     await person.press("y")
-    lines = await person.sees("given  ", f"{incident.flag} {incident.value} after step ", "✔ applied on all engines")
+    lines = await person.sees("applied  ", f"{incident.flag} {incident.value} after step ", "✔ applied on all engines")
     await run.until(lambda: len(run.changes(incident)) == 2, "both engines switch", SHOWN_WITHIN)
     print("\n".join(lines).rstrip())
     steps = {change.step for change in run.changes(incident)}
@@ -250,11 +250,11 @@ async def test_a_fault_is_named_its_remedy_is_taken_from_the_screen_and_it_is_ov
 ) -> None:
     with watched(incident) as run:
         async with before_the_screen(run, incident.fault) as person:
-            await person.press("4")
+            await person.press("3")
             named, alarm = await raised(run, incident)
             ordered = await remedied(run, person, incident, alarm)
             healthy = await healed(run, ordered)
-            lines = await person.sees("✔ HEALTHY", f"{alarm.id} {alarm.cause} ({incident.code}) is over since step ")
+            lines = await person.sees("✔ HEALTHY", f"{alarm.id} {alarm.cause} ({incident.code}) cleared at step ")
             assert alarm.id not in lines[0]
             print("\n".join(lines).rstrip())
         over = answer("alarms", incident.fault)["alarms"]

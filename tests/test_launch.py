@@ -74,7 +74,7 @@ def test_a_killed_hub_is_replaced_only_when_somebody_asks() -> None:
 RANK = """
 import sys
 from rltop.collectors import TrainerCollector
-from rltop.collectors.launch import find_hub
+from rltop.collectors.contract.launch import find_hub
 sys.stdin.readline()  # both at once
 with TrainerCollector(hub=sys.argv[1], rank=0, world_size=2) as trainer:
     trainer.step(0)
@@ -136,7 +136,7 @@ def test_rank_0_without_a_hub_warns_once_and_trains(
         trainer.step(0)
         assert not trainer.close(timeout=0.1)
         assert [record.levelname for record in caplog.records] == ["WARNING"]
-        assert "training goes on without a hub" in caplog.text
+        assert "training continues without a hub" in caplog.text
         assert "exit code 1" in caplog.text
 
 
@@ -166,7 +166,7 @@ def test_a_hub_that_is_never_ready_is_ended(monkeypatch: pytest.MonkeyPatch) -> 
         script.write_text(f"#!/bin/sh\necho $$ > {rundir.path}/pid\nexec sleep 600\n")
         script.chmod(0o700)
         monkeypatch.setattr(sys, "executable", str(script))
-        with pytest.raises(LaunchError, match="not ready in time and was ended"):
+        with pytest.raises(LaunchError, match="not ready in time and was killed"):
             ensure_hub(rundir, timeout_s=1.0)
         pid = int((rundir.path / "pid").read_text())
         assert not Path(f"/proc/{pid}").exists()

@@ -68,7 +68,7 @@ def compared(framework: str, theirs: dict[str, float], values: dict[str, float |
 
 @pytest.mark.skipif(not INSTALLED, reason="TRL and verl are not installed (RLTOP_FRAMEWORKS)")
 @pytest.mark.parametrize(("seed", "noise"), [(0, 0.01), (1, 0.2), (2, 1.5)])
-def test_what_trl_and_verl_publish_gives_the_same_numbers(tmp_path: Path, seed: int, noise: float) -> None:
+def test_the_published_code_of_trl_and_verl_gives_the_same_numbers(tmp_path: Path, seed: int, noise: float) -> None:
     a = arrays_of(seed, noise)
     np.savez(tmp_path / "arrays.npz", allow_pickle=False, **a)
     script = Path(__file__).parent / "framework_values.py"

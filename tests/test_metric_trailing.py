@@ -17,7 +17,7 @@ norms = st.lists(st.floats(0, 1e6).map(lambda value: round(value, 3)) | st.just(
 
 
 @given(norms, st.floats(0, 1e6))
-def test_the_z_is_that_of_the_last_steps_that_have_a_norm(earlier: list[float], now: float) -> None:
+def test_the_z_score_uses_the_last_steps_with_a_norm(earlier: list[float], now: float) -> None:
     found = grad_norm_z({"actor/grad_norm": now}, [{"loss": 0.0, "actor/grad_norm": value} for value in earlier])
     known = [value for value in earlier[-TRAILING:] if math.isfinite(value)]
     middle = statistics.median(known) if known else 0.0
@@ -29,7 +29,7 @@ def test_the_z_is_that_of_the_last_steps_that_have_a_norm(earlier: list[float], 
 
 
 @pytest.mark.parametrize("name", ["grad_norm", "actor/grad_norm", "optim/grad_norm"])
-def test_the_norm_is_found_under_its_framework_s_name(name: str) -> None:
+def test_the_norm_is_found_under_any_framework_path(name: str) -> None:
     assert grad_norm({"x": 1.0, name: 2.0}) == 2.0
     assert grad_norm({f"{name}_clipped": 1.0, "old_grad_norm": 1.0}) is None
     assert grad_norm({name: math.inf}) is None
@@ -40,7 +40,7 @@ def close(hub: Hub, number: int, norm: float) -> None:
     hub.later(0.3)
 
 
-def test_a_hub_counts_only_earlier_steps_and_goes_on_from_those_of_the_hub_before() -> None:
+def test_a_hub_uses_earlier_steps_only_including_those_of_the_previous_hub() -> None:
     hub = Hub()
     for number in range(LEAST + 1):
         close(hub, number, 1.0 + number % 3)

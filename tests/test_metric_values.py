@@ -133,7 +133,7 @@ def test_a_step_has_every_metric_of_the_oracle(
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), lengths, st.sampled_from([0.02, 0.3, 1.0]))
-def test_extreme_and_invalid_logprobs_are_counted_and_spoil_nothing(seed: int, lengths: list[int], odd: float) -> None:
+def test_extreme_and_invalid_logprobs_are_counted_and_excluded(seed: int, lengths: list[int], odd: float) -> None:
     step, arrays = make(seed, lengths, 0.05, odd, full=False)
     ours = compute.values(arrays)
     assert all(value is None or math.isfinite(value) for value in ours.values())
@@ -152,7 +152,7 @@ def test_extreme_and_invalid_logprobs_are_counted_and_spoil_nothing(seed: int, l
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1_000, 100_000])
 @pytest.mark.parametrize("rows", [1, 7])
-def test_any_length_is_the_same_to_it(size: int, rows: int) -> None:
+def test_any_row_length_gives_the_same_values(size: int, rows: int) -> None:
     step, arrays = make(size, [max(size // rows, 1)] * rows, 0.03, 0.001, full=True)
     for row in step.rows:  # 1e38 in a sum leaves no digits to compare
         for column in (row.trainer, row.rollout):
@@ -216,12 +216,12 @@ def test_summaries_of_parts_add_up_to_every_metric_of_the_whole(
             assert got == pytest.approx(expected, rel=rel, abs=floor), name
 
 
-def test_no_tokens_give_no_figure_but_counts() -> None:
+def test_no_tokens_give_counts_alone() -> None:
     arrays = {name: np.full((2, 3), -1.0) for name in ("trainer_logprobs", "rollout_logprobs")}
     ours = compute.values(arrays | {"mask": np.zeros((2, 3))})
     assert {name for name, value in ours.items() if value} == {"sequences"}
 
 
-def test_the_oracle_knows_every_metric() -> None:
+def test_the_oracle_has_every_metric() -> None:
     step, _ = make(4, [30] * 12 + [20] * 3, 1.0, 0.0, full=True)  # far enough apart for the error mask
     assert step.values().keys() == metrics.BY_NAME.keys() - ELSEWHERE

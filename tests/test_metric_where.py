@@ -34,7 +34,7 @@ def jump(d: np.ndarray) -> float | None:
 
 
 @pytest.mark.parametrize("at", [None, 1, 97, 128, 250])
-def test_the_position_at_which_the_gap_jumps_is_found_to_its_stretch(at: int | None) -> None:
+def test_the_position_of_a_jump_is_found_to_its_bin(at: int | None) -> None:
     rng = np.random.default_rng(0)
     d = rng.laplace(0, 0.01, (40, 300))
     if at is not None:
@@ -58,7 +58,9 @@ def test_too_few_tokens_give_no_position() -> None:
 
 
 @given(fleets)
-def test_the_z_of_an_engine_is_that_of_its_oddest_figure(fleet: dict[str, dict[str, float | None]]) -> None:
+def test_the_z_score_of_an_engine_is_that_of_its_most_deviating_metric(
+    fleet: dict[str, dict[str, float | None]],
+) -> None:
     found = engine_z(fleet)
     assert found.keys() == fleet.keys()
     for engine, own in fleet.items():
@@ -78,7 +80,7 @@ def test_the_z_of_an_engine_is_that_of_its_oddest_figure(fleet: dict[str, dict[s
             assert abs(z) == pytest.approx(max(sizes))
 
 
-def test_one_bad_replica_stands_out_on_its_own_side_and_in_the_fleets_figure() -> None:
+def test_one_bad_replica_stands_out_and_defines_the_fleet_value() -> None:
     rng = np.random.default_rng(1)
     parts = {}
     for n in range(8):
@@ -93,7 +95,7 @@ def test_one_bad_replica_stands_out_on_its_own_side_and_in_the_fleets_figure() -
     assert metrics.values(sum(parts.values(), Summary()), engines)["engine_z"] == z["e5"]
 
 
-def test_engines_that_are_the_same_or_too_few_have_no_z() -> None:
+def test_equal_or_too_few_engines_have_no_z_score() -> None:
     same = {f"e{n}": dict.fromkeys(COMPARED, 1 + n * 1e-15) for n in range(6)}
     assert set(engine_z(same).values()) == {None}
     few = {f"e{n}": dict.fromkeys(COMPARED, math.exp(n)) for n in range(MIN_ENGINES - 1)}

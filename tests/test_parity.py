@@ -1,4 +1,4 @@
-"""The verdict on runs: noise passes at the stated rate, a fault fails and is dated, and too little is said to be."""
+"""The parity verdict: noise passes at the stated rate, faults fail and are dated, too little data is reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.backend import api, metrics
-from rltop.backend.parity.compare import ALPHA, JUDGED, MIN_STEPS, RHO, Floats, parity
+from rltop.backend.parity.compare import ALPHA, METRICS, MIN_STEPS, RHO, Floats, parity
 from rltop.backend.parity.stored_runs import as_text, compare_stored, differing
 from rltop.tui.app import RltopApp
 from rltop.tui.cli import main as cli
@@ -35,7 +35,7 @@ SCALE = {
 def run(
     rng: np.random.Generator, steps: int = 100, drift: float = 0.5, shift: dict[str, Floats] | None = None
 ) -> dict[int, api.Step]:
-    """A run: learning curves with noise at every step, and a slow drift of its own of that share of the noise."""
+    """A run: learning curves with noise at every step and a slow drift of this share of the noise."""
     made: dict[str, Floats] = {}
     for name, (level, noise) in SCALE.items():
         slow = np.empty(steps)
@@ -75,7 +75,7 @@ def test_a_fault_is_found_and_dated(references: int, metric: str, size: float) -
         assert one.difference == pytest.approx(size, rel=0.35)
 
 
-def test_a_fault_that_passes_is_found_with_its_end() -> None:
+def test_a_temporary_fault_is_found_with_its_end() -> None:
     rng = np.random.default_rng(3)
     shift = {"kl_k3": np.where((np.arange(100) >= 30) & (np.arange(100) < 50), 0.01, 0.0)}
     found = parity([run(rng) for _ in range(3)], run(rng, shift=shift))
@@ -85,7 +85,7 @@ def test_a_fault_that_passes_is_found_with_its_end() -> None:
     assert (abs(one.since - 30) <= 5, abs(one.until - 49) <= 10) == (True, True)
 
 
-def test_what_nobody_would_care_about_is_no_divergence() -> None:
+def test_a_difference_below_the_tolerance_is_no_divergence() -> None:
     rng = np.random.default_rng(0)
     quiet = [run(rng) for _ in range(2)]
     for steps in quiet:
@@ -96,14 +96,14 @@ def test_what_nobody_would_care_about_is_no_divergence() -> None:
 
 
 @given(st.integers(0, MIN_STEPS - 1))
-def test_too_little_data_is_said(steps: int) -> None:
+def test_too_little_data_is_reported(steps: int) -> None:
     rng = np.random.default_rng(0)
     found = parity([run(rng, 60)], {n: step for n, step in run(rng, 60).items() if n < steps})
     assert found.verdict == "too little data"
     assert found.steps == steps
 
 
-def test_steps_that_are_partial_or_missing_are_left_out_and_absent_metrics_are_named() -> None:
+def test_partial_and_missing_steps_are_excluded_and_absent_metrics_are_named() -> None:
     rng = np.random.default_rng(1)
     reference, other = run(rng), run(rng)
     del reference[3]
@@ -127,7 +127,7 @@ def test_a_run_follows_itself_exactly() -> None:
     assert max(abs(metric.difference or 0.0) for metric in found.metrics) < 1e-15
 
 
-def test_settings_that_differ_are_named() -> None:
+def test_differing_settings_are_named() -> None:
     healthy, switched = pictures.healthy(), pictures.healthy()
     switched.engines = {name: pictures.engine(name, flags=pictures.flags()) for name in switched.engines}
     switched.changes = {}
@@ -135,13 +135,13 @@ def test_settings_that_differ_are_named() -> None:
     assert "engine prefix_caching: reference off and on, run on" in differing([healthy], switched)
 
 
-def test_judged_metrics_exist_and_the_model_is_one() -> None:
-    assert {judged.metric for judged in JUDGED} <= set(metrics.BY_NAME)
-    assert set(SCALE) == {judged.metric for judged in JUDGED}
+def test_parity_metrics_are_in_the_catalogue() -> None:
+    assert {judged.metric for judged in METRICS} <= set(metrics.BY_NAME)
+    assert set(SCALE) == {judged.metric for judged in METRICS}
     assert 0 <= RHO < 1
 
 
-def test_the_command_prints_the_verdict_and_ends_with_it(tmp_path: Path) -> None:
+def test_the_command_prints_the_verdict_and_exits_with_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     shift = {"ratio_mean": np.full(100, 0.05)}
     paths = []
@@ -162,7 +162,7 @@ def test_the_command_prints_the_verdict_and_ends_with_it(tmp_path: Path) -> None
     assert (nothing.exit_code, "no run or file" in nothing.stderr) == (1, True)
 
 
-async def test_the_dashboard_draws_the_reference_and_says_where_it_is_left() -> None:
+async def test_the_dashboard_draws_the_reference_and_the_divergence() -> None:
     rng = np.random.default_rng(5)
     reference = run(rng, 60)
     shift = {"kl_k3": np.where(np.arange(60) >= 30, 0.02, 0.0)}
@@ -174,12 +174,12 @@ async def test_the_dashboard_draws_the_reference_and_says_where_it_is_left() -> 
         assert "reference: not parity in KL (k3) since step 3" in screen
         assert "≠reference" in screen
         assert " ref" in screen
-        picture = app.query_one("#plot-reward", Plot)._picture(app.history, (), app.sight)
+        picture = app.query_one("#plot-reward", Plot)._drawing(app.state.history, (), app.state.viewport)
         theirs = next(line for line in picture.lines if line.label == "ref")
         assert theirs.y.tolist() == [step.values["reward_mean"] for step in reference.values()]
 
 
-def test_references_are_read_from_files_and_what_is_none_is_named(tmp_path: Path) -> None:
+def test_references_are_read_from_files_and_invalid_ones_are_named(tmp_path: Path) -> None:
     path = stored.store(tmp_path, stored.frames(3))
     reference = read_references((str(path),))
     assert reference is not None

@@ -1,4 +1,4 @@
-"""What is printed of fingerprints, and launch options that vLLM's own parser turns into the flags they came from."""
+"""Fingerprint output, and launch options that vLLM's parser turns back into the same flags."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def differing() -> Any:
     )
 
 
-def test_engines_that_are_alike_share_a_column_and_what_differs_has_a_sign() -> None:
+def test_identical_engines_share_a_column_and_mismatches_are_marked() -> None:
     text = fingerprint_text.as_text(differing())
     lines = {line[3:].split("  ")[0].strip(): line for line in text.splitlines()[2:]}
-    assert text.splitlines()[0] == "run sort: 3 engines; dtype does not agree."
+    assert text.splitlines()[0] == "run sort: 3 engines; dtype differs."
     assert lines["fact"].split() == ["fact", "e0,", "e1", "e2", "(silent)", "trainer"]
     assert lines["dtype"].split() == ["≠", "dtype", "bfloat16", "≠", "float16", "≠", "float32"]
     assert lines["model"].count("…") == 2
@@ -54,16 +54,16 @@ def test_engines_that_are_alike_share_a_column_and_what_differs_has_a_sign() -> 
     )
 
 
-def test_where_all_agree_it_says_so() -> None:
+def test_matching_engines_are_reported_as_such() -> None:
     agreeing = pictures.picture(engines={"e0": pictures.engine("e0", fingerprint={"dtype": "float32"})})
     assert fingerprint_text.as_text(agreeing).startswith(
-        "run sort: 1 engine, nothing to hold it against. The trainer stated no facts"
+        "run sort: 1 engine, nothing to compare with. The trainer stated no facts"
     )
     assert "≠" not in fingerprint_text.as_text(agreeing)
     assert fingerprint_text.as_text(pictures.picture()) == "run sort: no engine has reported yet"
 
 
-def test_the_json_has_every_fact_whole() -> None:
+def test_the_json_has_every_fact_untruncated() -> None:
     made = json.loads(json.dumps(fingerprint_text.as_json(differing()), allow_nan=False))
     assert made.keys() == {"run", "agree", "engines", "trainer"}
     assert made["agree"] is False
@@ -75,7 +75,7 @@ def test_the_json_has_every_fact_whole() -> None:
     assert made["trainer"]["facts"] == {"dtype": "float32", "rank_of_lora": "8"}
 
 
-def test_status_names_what_does_not_agree() -> None:
+def test_status_names_the_mismatched_facts() -> None:
     from rltop.backend.text import status
 
     assert "  ≠ dtype: e0, e1 have bfloat16; e2 has float16; other rounding" in status.as_text(differing())
@@ -113,16 +113,16 @@ def test_every_launch_option_of_the_table_is_one_of_vllms(flag: Any) -> None:
         parsed(line)
 
 
-def test_what_no_option_can_say_is_remarked() -> None:
+def test_flags_without_a_launch_option_get_a_remark() -> None:
     engine = engine_with(prefix_caching="mixed", lm_head_fp32=None)
     engine.flags["async_scheduling"] = FlagState("off", True, "", "depth 1")
     line, remarks = fingerprint_text.launch_args(msgspec.structs.replace(engine, health="gone"))
     assert "prefix" not in line
     assert "--no-async-scheduling" in line
     assert remarks == [
-        "engine e0 is gone: these are its flags as last heard of",
+        "engine e0: exited; these are its last reported flags",
         "prefix_caching reads mixed, which no launch option reproduces",
-        "async_scheduling is off (depth 1); launched so, it is off altogether",
+        "async_scheduling is off (depth 1); the launch option sets off in full",
         "lm_head_fp32: this engine reports no such flag",
     ]
 
@@ -143,7 +143,7 @@ def test_the_commands_print_it_for_a_live_run(home: Path) -> None:
     assert (wrong.exit_code, wrong.stderr) == (1, "Error: no engine 'e7'; engines of this run: e0\n")
 
 
-def test_the_commands_name_a_run_that_is_not_there(home: Path) -> None:
+def test_the_commands_name_a_missing_run(home: Path) -> None:
     for command in (["fingerprint", "nosuch"], ["launch-args", "e0", "--run", "nosuch"]):
         result = rltop(*command)
         assert (result.exit_code, result.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""What raw measurements of probes are judged to say, on measurements made by hand."""
+"""Verdicts of probes on synthetic measurements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rltop.backend.probes.canary import result_of
 from rltop.backend.probes.digest_verdict import KnownDigests
 from rltop.backend.probes.inputs import InputChooser, ScoringInput
 from rltop.backend.probes.reports import Report, Scored
-from rltop.backend.probes.scores import crossed, rescored, salted
+from rltop.backend.probes.scores import judge_cache_salt, judge_cross_replica, judge_rescore
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.digests import checksum, hexed, weight_digests
 from tests.hub_messages import Written, engine_state, rollouts
@@ -25,16 +25,16 @@ RNG = np.random.default_rng(1)
 FP32 = {"e0": "float32", "e1": "torch.float32", "e2": "float32"}
 
 
-def materials(count: int = 8, tokens: int = 20) -> list[ScoringInput]:
-    found = []
+def scoring_inputs(count: int = 8, tokens: int = 20) -> list[ScoringInput]:
+    inputs = []
     for number in range(count):
         recorded = RNG.uniform(-3, 0, tokens).astype(np.float32)
-        found.append(
+        inputs.append(
             ScoringInput(
                 f"r{number}", np.arange(4, dtype=np.int32), np.arange(tokens, dtype=np.int32), recorded, recorded
             )
         )
-    return found
+    return inputs
 
 
 def report(engine: str, scores: list[Scored], *, version: int = 3, **about: Any) -> Report:
@@ -43,7 +43,7 @@ def report(engine: str, scores: list[Scored], *, version: int = 3, **about: Any)
 
 
 def cold(chosen: list[ScoringInput], error: float = 0.0, only: set[int] | None = None) -> list[Scored]:
-    """Scores of whole passages: the record with an error of this size on each token."""
+    """Scores of whole passages: the rollout logprobs with an error of this size on each token."""
     found = []
     for number, one in enumerate(chosen):
         size = error if only is None or number in only else 0.0
@@ -53,15 +53,15 @@ def cold(chosen: list[ScoringInput], error: float = 0.0, only: set[int] | None =
 
 
 def judged(error: float, *, dtype: str = "float32", count: int = 8, only: set[int] | None = None) -> ProbeFinding:
-    chosen = materials(count)
-    return rescored({"e0": report("e0", cold(chosen, error, only))}, {"e0": chosen}, {"e0": dtype})
+    chosen = scoring_inputs(count)
+    return judge_rescore({"e0": report("e0", cold(chosen, error, only))}, {"e0": chosen}, {"e0": dtype})
 
 
 @pytest.mark.parametrize(
     ("error", "dtype", "verdict"),
     [(1e-6, "float32", "match"), (1e-3, "float32", "differ"), (1e-2, "bfloat16", "match"), (0.1, "bf16", "differ")],
 )
-def test_a_rescore_is_held_against_what_the_dtype_allows(error: float, dtype: str, verdict: str) -> None:
+def test_a_rescore_is_compared_with_the_tolerance_of_the_dtype(error: float, dtype: str, verdict: str) -> None:
     found = judged(error, dtype=dtype)
     assert found.verdict == verdict
     assert found.odd == (["e0"] if verdict == "differ" else [])
@@ -70,17 +70,17 @@ def test_a_rescore_is_held_against_what_the_dtype_allows(error: float, dtype: st
     assert (found.evidence[0].n, found.evidence[1].n) == (8, 160)
 
 
-def test_one_sequence_far_off_is_enough_and_few_are_too_few() -> None:
+def test_one_outlying_sequence_decides_and_too_few_sequences_do_not() -> None:
     assert judged(0.05, only={3}).verdict == "differ"
     assert judged(1e-6, count=3).verdict == "unclear"
     assert judged(0.5, count=1).verdict == "differ"
-    assert rescored({"e0": report("e0", [])}, {"e0": []}, FP32).verdict == "unclear"
+    assert judge_rescore({"e0": report("e0", [])}, {"e0": []}, FP32).verdict == "unclear"
 
 
-def test_a_passage_that_was_cut_is_compared_as_far_as_it_goes() -> None:
-    chosen = materials(5)
+def test_a_truncated_passage_is_compared_up_to_its_end() -> None:
+    chosen = scoring_inputs(5)
     scores = [Scored(s.passage, s.way, s.first, s.logprobs[:10], 0) for s in cold(chosen)]
-    found = rescored({"e0": report("e0", scores)}, {"e0": chosen}, FP32)
+    found = judge_rescore({"e0": report("e0", scores)}, {"e0": chosen}, FP32)
     assert found.verdict == "match"
     assert found.evidence[1].n == 5 * 7
 
@@ -94,33 +94,36 @@ def salts(stale: float, path: float, *, cached: int = 32, count: int = 8) -> Pro
         scores.append(Scored(number, "cold", 1, true + path * sign, 0))
         if cached:
             scores.append(Scored(number, "warm", 33, true[32:], cached))
-    return salted({"e0": report("e0", scores)}, FP32)
+    return judge_cache_salt({"e0": report("e0", scores)}, FP32)
 
 
-def test_a_cached_prefix_is_stale_where_its_age_does_more_than_its_path() -> None:
+def test_a_cached_prefix_is_stale_if_its_age_matters_more_than_the_compute_path() -> None:
     assert salts(0.0, 1e-6).verdict == "fresh"
     found = salts(0.02, 1e-6)
     assert (found.verdict, found.odd) == ("stale", ["e0"])
-    assert salts(0.02, 0.02).verdict == "fresh"  # no more than what another path gives
+    assert salts(0.02, 0.02).verdict == "fresh"  # no more than the compute path alone
     assert salts(0.0, 0.0, cached=0).verdict == "not_cached"
     assert salts(1e-6, 1e-6, count=2).verdict == "unclear"
 
 
-def test_engines_are_told_apart_and_the_odd_one_is_named_by_the_trainer_or_by_the_others() -> None:
-    chosen = materials()
+def test_the_differing_engine_is_identified_by_the_trainer_or_by_the_other_engines() -> None:
+    chosen = scoring_inputs()
     fine, wrong = cold(chosen, 1e-6), cold(chosen, 0.1)
     two = {"e0": chosen, "e1": chosen}
-    assert crossed({"e0": report("e0", fine), "e1": report("e1", fine)}, two, FP32, neutral=True).verdict == "agree"
+    assert (
+        judge_cross_replica({"e0": report("e0", fine), "e1": report("e1", fine)}, two, FP32, neutral=True).verdict
+        == "agree"
+    )
     pair = {"e0": report("e0", fine), "e1": report("e1", wrong)}
-    found = crossed(pair, two, FP32, neutral=True)
+    found = judge_cross_replica(pair, two, FP32, neutral=True)
     assert (found.verdict, found.odd) == ("differ", ["e1"])
-    unnamed = crossed(pair, two, FP32, neutral=False)
+    unnamed = judge_cross_replica(pair, two, FP32, neutral=False)
     assert (unnamed.verdict, unnamed.odd) == ("differ", [])
     assert "weight-digest" in unnamed.text
     three = pair | {"e2": report("e2", fine)}
-    assert crossed(three, two | {"e2": chosen}, FP32, neutral=False).odd == ["e1"]
+    assert judge_cross_replica(three, two | {"e2": chosen}, FP32, neutral=False).odd == ["e1"]
     other = {"e0": report("e0", fine), "e1": report("e1", wrong, version=4)}
-    assert crossed(other, two, FP32, neutral=True).verdict == "unclear"
+    assert judge_cross_replica(other, two, FP32, neutral=True).verdict == "unclear"
 
 
 def digests(value: str, *, small: str = "0", fused: str | None = None) -> list[wire.Digest]:
@@ -136,50 +139,50 @@ def of(engine: str, value: str, updates: int, *, version: int = 3, **about: Any)
     return report(engine, [], version=version, weight_updates=updates, digests=digests(value, **about))
 
 
-LIVES = {"e0": "l0", "e1": "l1"}
+EPOCHS = {"e0": "l0", "e1": "l1"}
 
 
-def test_replicas_of_one_version_differ_and_the_update_that_changed_nothing_names_the_odd_one() -> None:
+def test_of_two_different_replicas_the_one_whose_update_changed_nothing_is_named() -> None:
     weights = KnownDigests()
-    first = weights.judge({"e0": of("e0", "a", 1), "e1": of("e1", "a", 1)}, LIVES)
+    first = weights.judge({"e0": of("e0", "a", 1), "e1": of("e1", "a", 1)}, EPOCHS)
     assert first.verdict == "agree"
     assert any("run it again after the next update" in note for note in first.notes)
-    found = weights.judge({"e0": of("e0", "b", 2, small="1"), "e1": of("e1", "a", 2)}, LIVES)
+    found = weights.judge({"e0": of("e0", "b", 2, small="1"), "e1": of("e1", "a", 2)}, EPOCHS)
     assert (found.verdict, found.odd) == ("differ", ["e1"])
     assert "m.qkv_proj.weight" in found.text
 
 
-def test_without_a_digest_before_two_engines_differ_and_nobody_is_named() -> None:
-    found = KnownDigests().judge({"e0": of("e0", "b", 2), "e1": of("e1", "a", 2)}, LIVES)
+def test_without_earlier_digests_two_engines_differ_and_neither_is_named() -> None:
+    found = KnownDigests().judge({"e0": of("e0", "b", 2), "e1": of("e1", "a", 2)}, EPOCHS)
     assert (found.verdict, found.odd) == ("differ", [])
-    assert "can't be told" in found.text
+    assert "does not show which" in found.text
 
 
-def test_of_three_the_one_that_stands_apart_is_named() -> None:
+def test_of_three_engines_the_one_that_differs_is_named() -> None:
     reports = {name: of(name, value, 2) for name, value in (("e0", "a"), ("e1", "b"), ("e2", "a"))}
-    assert KnownDigests().judge(reports, LIVES).odd == ["e1"]
+    assert KnownDigests().judge(reports, EPOCHS).odd == ["e1"]
 
 
-def test_an_update_that_changed_nothing_anywhere_is_found_though_all_are_equal() -> None:
+def test_an_update_without_effect_is_found_although_all_engines_are_equal() -> None:
     weights = KnownDigests()
-    weights.judge({"e0": of("e0", "a", 1), "e1": of("e1", "a", 1)}, LIVES)
-    found = weights.judge({"e0": of("e0", "a", 2), "e1": of("e1", "a", 2)}, LIVES)
+    weights.judge({"e0": of("e0", "a", 1), "e1": of("e1", "a", 1)}, EPOCHS)
+    found = weights.judge({"e0": of("e0", "a", 2), "e1": of("e1", "a", 2)}, EPOCHS)
     assert (found.verdict, found.odd) == ("not_applied", ["e0", "e1"])
-    same = weights.judge({"e0": of("e0", "a", 2), "e1": of("e1", "a", 2)}, LIVES)
+    same = weights.judge({"e0": of("e0", "a", 2), "e1": of("e1", "a", 2)}, EPOCHS)
     assert same.verdict == "agree"  # no update since
 
 
-def test_a_large_weight_that_an_update_left_is_partial_and_a_small_one_is_not() -> None:
+def test_an_unchanged_large_weight_is_a_partial_update_and_a_small_one_is_not() -> None:
     weights = KnownDigests()
-    weights.judge({"e0": of("e0", "a", 1)}, LIVES)
-    small = weights.judge({"e0": of("e0", "b", 2)}, LIVES)  # the norm stayed
+    weights.judge({"e0": of("e0", "a", 1)}, EPOCHS)
+    small = weights.judge({"e0": of("e0", "b", 2)}, EPOCHS)  # the norm stayed
     assert small.verdict == "agree"
-    large = weights.judge({"e0": of("e0", "b", 3, small="1")}, LIVES)
+    large = weights.judge({"e0": of("e0", "b", 3, small="1")}, EPOCHS)
     assert (large.verdict, large.odd) == ("partial", ["e0"])
     assert "m.qkv_proj.weight" in large.text
 
 
-def test_an_engine_that_was_started_anew_has_nothing_to_compare_with() -> None:
+def test_digests_of_an_earlier_engine_process_are_not_compared() -> None:
     weights = KnownDigests()
     weights.judge({"e0": of("e0", "a", 1)}, {"e0": "l0"})
     assert weights.judge({"e0": of("e0", "a", 2)}, {"e0": "l9"}).verdict == "agree"
@@ -190,12 +193,12 @@ def test_the_trainers_parts_add_up_to_an_engines_fused_weight() -> None:
     body = wire.ProbeReport("c", "e0", "p", [], 3, 1, digests=digests("a", fused=f"{7:016x}"), fused=fused)
     rows = {"m.q_proj.weight": f"float32:{(1 << 64) - 1:016x}", "m.k_proj.weight": f"float32:{8:016x}"}
     weights = KnownDigests()
-    weights.trained(wire.StepClosed(0, 0, 1, 3, weight_digests=rows))
-    right = weights.judge({"e0": Report(body, [])}, LIVES)
+    weights.add_trainer_digests(wire.StepClosed(0, 0, 1, 3, weight_digests=rows))
+    right = weights.judge({"e0": Report(body, [])}, EPOCHS)
     assert right.verdict == "agree"
-    assert "e0: 1 of 1 weights are the trainer's of this version" in right.notes
-    weights.trained(wire.StepClosed(0, 0, 1, 3, weight_digests={"m.k_proj.weight": f"float32:{9:016x}"}))
-    wrong = weights.judge({"e0": Report(body, [])}, LIVES)
+    assert "e0: 1 of 1 weights match the trainer's of this version" in right.notes
+    weights.add_trainer_digests(wire.StepClosed(0, 0, 1, 3, weight_digests={"m.k_proj.weight": f"float32:{9:016x}"}))
+    wrong = weights.judge({"e0": Report(body, [])}, EPOCHS)
     assert (wrong.verdict, wrong.odd) == ("not_the_trainer", ["e0"])
 
 
@@ -213,20 +216,20 @@ def test_ranks_that_cut_a_weight_by_rows_or_columns_add_up_to_the_trainers() -> 
         return Report(wire.ProbeReport("c", "e0", "p", [], 3, 1, digests=found), [])
 
     weights = KnownDigests()
-    weights.trained(wire.StepClosed(0, 0, 1, 3, weight_digests=weight_digests(dict.fromkeys(cuts, whole))))
-    right = weights.judge({"e0": report()}, LIVES)
+    weights.add_trainer_digests(wire.StepClosed(0, 0, 1, 3, weight_digests=weight_digests(dict.fromkeys(cuts, whole))))
+    right = weights.judge({"e0": report()}, EPOCHS)
     assert right.verdict == "agree"
-    assert "e0: 3 of 3 weights are the trainer's of this version" in right.notes
+    assert "e0: 3 of 3 weights match the trainer's of this version" in right.notes
     for wrong in cuts:
-        found = weights.judge({"e0": report(wrong)}, LIVES)
+        found = weights.judge({"e0": report(wrong)}, EPOCHS)
         assert (found.verdict, found.odd) == ("not_the_trainer", ["e0"])
         assert wrong in found.text
 
 
 def test_digests_of_another_dtype_are_not_compared() -> None:
     weights = KnownDigests()
-    weights.trained(wire.StepClosed(0, 0, 1, 3, weight_digests={"m.norm.weight": f"bfloat16:{9:016x}"}))
-    found = weights.judge({"e0": of("e0", "a", 1)}, LIVES)
+    weights.add_trainer_digests(wire.StepClosed(0, 0, 1, 3, weight_digests={"m.norm.weight": f"bfloat16:{9:016x}"}))
+    found = weights.judge({"e0": of("e0", "a", 1)}, EPOCHS)
     assert found.verdict == "agree"
     assert any("none of the trainer's digests" in note for note in found.notes)
 
@@ -235,14 +238,14 @@ def chooser(*written: Written, **state: Any) -> InputChooser:
     engines = Engines()
     mode = state.pop("mode", "raw")
     flags = {"logprobs_mode": wire.FlagState(mode, True)}
-    engines.report(wire.Envelope(1, "e0", "l", 0, 1.0), engine_state("e0", flags=flags, **state), 1.0)
+    engines.set_state(wire.Envelope(1, "e0", "l", 0, 1.0), engine_state("e0", flags=flags, **state), 1.0)
 
     def samples() -> Samples:
         raise ValueError("none")
 
     made = InputChooser(engines, samples)
     for one in written:
-        made.recent.take(*rollouts([one]))
+        made.recent.add(*rollouts([one]))
     return made
 
 
@@ -250,32 +253,32 @@ def rolled(number: int, versions: list[int | None], **about: Any) -> Written:
     return Written([1, 2, number], [3, 4, 5], [-1.0, -2.0, -3.0], versions, request_id=f"r{number}", **about)
 
 
-def test_a_rescore_takes_the_newest_rollouts_of_the_present_weights() -> None:
+def test_a_rescore_uses_the_newest_rollouts_of_the_current_weights() -> None:
     made = chooser(rolled(0, [3, 3, 3]), rolled(1, [2, 2, 3]), rolled(2, [2, 2, 2]), rolled(3, [3, 3, 3]))
     (passages,) = made.choose("prefill-rescore", ["e0"]).values()
     assert [one.request_id for one in passages] == ["r3", "r0"]
     assert np.frombuffer(passages[0].ids, "<i4").tolist() == [1, 2, 3, 3, 4, 5]
     assert passages[0].start == 3
-    assert made.taken()["e0"][0].recorded.tolist() == [-1.0, -2.0, -3.0]
+    assert made.take_chosen()["e0"][0].recorded.tolist() == [-1.0, -2.0, -3.0]
 
 
-def test_what_cannot_be_rescored_is_refused_with_the_reason() -> None:
+def test_a_rescore_without_usable_rollouts_is_rejected_with_the_reason() -> None:
     with pytest.raises(RejectedError, match="no rollout of e0 has finished yet"):
         chooser().choose("prefill-rescore", ["e0"])
-    with pytest.raises(RejectedError, match="under its present weights"):
+    with pytest.raises(RejectedError, match="under its current weights"):
         chooser(rolled(0, [2, 2, 2])).choose("prefill-rescore", ["e0"])
     hot, arrays = rollouts([rolled(0, [3, 3, 3])])
     hot.rollouts[0].sampling["temperature"] = 0.7
     made = chooser(mode="processed")
-    made.recent.take(hot, arrays)
-    with pytest.raises(RejectedError, match="otherwise than at temperature 1"):
+    made.recent.add(hot, arrays)
+    with pytest.raises(RejectedError, match="other sampling parameters than temperature 1"):
         made.choose("prefill-rescore", ["e0"])
     raw = chooser(mode="raw")
-    raw.recent.take(hot, arrays)
-    assert raw.choose("prefill-rescore", ["e0"])["e0"] != []  # what is raw knows of no temperature either
+    raw.recent.add(hot, arrays)
+    assert raw.choose("prefill-rescore", ["e0"])["e0"] != []  # raw logprobs are before temperature
 
 
-def test_rollouts_that_hit_the_cache_come_first_and_of_different_prompts() -> None:
+def test_rollouts_that_hit_the_cache_come_first_with_different_prompts() -> None:
     made = chooser(
         rolled(0, [3] * 3, cached=2),
         rolled(1, [3] * 3, cached=0),
@@ -286,7 +289,7 @@ def test_rollouts_that_hit_the_cache_come_first_and_of_different_prompts() -> No
     assert [one.request_id for one in passages] == ["r2", "r0", "r1", "r0"]
 
 
-def test_one_probe_sends_a_bounded_lot() -> None:
+def test_the_passages_of_one_probe_are_bounded() -> None:
     many = [Written(list(range(3000)), [3, 4], [-1.0, -1.0], [3, 3], request_id=f"r{n}") for n in range(12)]
     (passages,) = chooser(*many).choose("prefill-rescore", ["e0"]).values()
     assert len(passages) == 5  # of 16384 tokens

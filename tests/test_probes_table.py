@@ -1,4 +1,4 @@
-"""The table of probes is whole, and so is the page made from it."""
+"""The table of probes is complete, and docs/probes.md is generated from it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from rltop.collectors.contract.probes import BY_NAME, ENGINES, HUB, PROBES, SWITCH, document
 
 
-def test_the_manual_is_the_table() -> None:
+def test_the_page_is_generated_from_the_table() -> None:
     manual = (Path(__file__).parent.parent / "docs" / "probes.md").read_text()
     assert manual == document(), "python -m rltop.collectors.contract.probes > docs/probes.md"
 
 
-def test_every_probe_has_a_name_and_a_code_of_its_own_and_says_what_it_costs() -> None:
+def test_every_probe_has_a_unique_name_and_code_and_a_cost() -> None:
     assert len(BY_NAME) == len({probe.code for probe in PROBES}) == len(PROBES)
     for probe in PROBES:
         words = [answer.word for answer in probe.words]

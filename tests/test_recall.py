@@ -52,7 +52,9 @@ def play(trainer: Collector, e0: Collector, step: int) -> None:
 
 def told(client: Client, step: int) -> list[bytes]:
     """All that is kept of a step, as bytes, but for which other steps there are."""
-    found = [client.samples(step, kind, engine) for kind in KINDS for engine in (None, "e0")]
+    found = [
+        client.samples(api.AskSamples(api.new_id(), step, kind, engine)) for kind in KINDS for engine in (None, "e0")
+    ]
     assert all(samples.sequences or samples.tokens for samples in found)
     plain = [msgspec.structs.replace(samples, steps=[]) for samples in found]
     return [msgspec.msgpack.encode(one) for one in (*plain, shape(client, step, step))]
@@ -76,17 +78,19 @@ def test_the_next_hub_answers_about_a_killed_hubs_steps(rundir: RunDir) -> None:
             see(client, lambda v: 1 in v.steps)
             assert [told(client, step) for step in range(2)] == before
             assert shape(client, None, 1) == both
-            assert client.samples(None, "worst").step == 1  # of no step of its own: the last that is stored
+            assert (
+                client.samples(api.AskSamples(api.new_id(), kind="worst")).step == 1
+            )  # of no step of its own: the last that is stored
             see(client, lambda v: v.trainer.health == "live")
             play(trainer, e0, 2)
             see(client, lambda v: 2 in v.steps)
             assert told(client, 0) == before[0]
-            assert client.samples(None, "worst").step == 2
+            assert client.samples(api.AskSamples(api.new_id(), kind="worst")).step == 2
             whole = client._answer(api.AskMismatch("m", None, None)).mismatch
             assert whole is not None and (whole.first, whole.last, whole.steps) == (0, 2, 3)
             assert whole.profiles[0].spreads["e0"] != [None] * len(whole.profiles[0].labels)
             with pytest.raises(CommandError, match=r"no sample of step 9 is stored; there are 3 steps from 0 to 2"):
-                client.samples(9, "worst")
+                client.samples(api.AskSamples(api.new_id(), 9, "worst"))
 
 
 def test_a_hub_without_a_store_answers_from_memory(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A stored run shown again, copied into one file, and written out as tables: the same numbers as the live one had."""
+"""Replay, recording and export of a stored run: bit-identical to the live run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.test_hub_steps import World
 
 SECRET = 987_654_321
 TEXT = "what the model wrote"
-"""What is nowhere else: a token id, and a mark beside it."""
+"""Unique in the store: a token id, and a marker next to it."""
 
 
 class Clock:
@@ -63,7 +63,7 @@ def rltop(*arguments: str) -> Result:
 
 
 def sampled(directory: Path, steps: int = 3) -> Path:
-    """A store with kept sequences and tokens."""
+    """A store with sequences and tokens."""
     writer = Writer(directory / NAME, "run", "h", pictures.START)
     for number, frame in enumerate(stored.frames(steps)):
         body = msgspec.msgpack.encode(
@@ -89,7 +89,7 @@ def sampled(directory: Path, steps: int = 3) -> Path:
 # --- replay ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_replay_keeps_the_runs_pace_and_ends_with_its_picture(tmp_path: Path) -> None:
+def test_a_replay_keeps_the_runs_pace_and_ends_with_its_snapshot(tmp_path: Path) -> None:
     made = list(stored.frames(40, every_s=2.0))
     clock = Clock()
     replay = Replay(Reader(stored.store(tmp_path, made)), speed=4.0, clock=clock)
@@ -113,7 +113,7 @@ def test_a_replay_keeps_the_runs_pace_and_ends_with_its_picture(tmp_path: Path) 
     replay.close()
 
 
-def test_a_replay_can_begin_at_a_step_or_show_the_end(tmp_path: Path) -> None:
+def test_a_replay_starts_at_a_step_or_at_the_end(tmp_path: Path) -> None:
     made = list(stored.frames(40))
     path = stored.store(tmp_path, made)
     replay = Replay(Reader(path), from_step=17)
@@ -129,7 +129,7 @@ def test_a_replay_can_begin_at_a_step_or_show_the_end(tmp_path: Path) -> None:
         Replay(reader, from_step=40)
 
 
-def test_long_silences_and_clocks_that_were_set_back_are_passed_over(tmp_path: Path) -> None:
+def test_long_silences_are_shortened_and_clock_resets_are_followed(tmp_path: Path) -> None:
     times = [0.0, 1.0, 86_400.0, 500.0, 501.0]
     made = [
         api.Frame("h", n + 1, pictures.START + at, steps=[stored.step(n)]) for n, at in enumerate(times)
@@ -160,7 +160,7 @@ async def test_every_view_shows_a_replay(tmp_path: Path) -> None:
     replay.close()
 
 
-def test_a_replay_has_the_numbers_that_the_live_hub_had_to_the_bit(rundir: RunDir, tmp_path: Path) -> None:
+def test_a_replay_is_bit_identical_to_the_live_hub(rundir: RunDir, tmp_path: Path) -> None:
     hub = start_hub(rundir)
     try:
         with Client(rundir) as client, collector(rundir, "trainer/0") as trainer, collector(rundir, "e0") as e0:
@@ -175,7 +175,7 @@ def test_a_replay_has_the_numbers_that_the_live_hub_had_to_the_bit(rundir: RunDi
             trainer.sender.close(5)
             shown = see(client, lambda v: v.trainer.health == "gone" and "e0" in v.engines)
             live = status.as_json(shown)
-            assert record(rundir.path, tmp_path / "run.rltop") > 0  # while it goes on
+            assert record(rundir.path, tmp_path / "run.rltop") > 0  # while the run is live
         hub.terminate()
         assert ended(hub) == 0
     finally:
@@ -188,14 +188,14 @@ def test_a_replay_has_the_numbers_that_the_live_hub_had_to_the_bit(rundir: RunDi
         again = rltop("replay", place, "--json")
         assert again.exit_code == 0, again.output
         assert json.loads(again.stdout)["steps"] == json.loads(json.dumps(live))["steps"]
-    assert [path.name for path in rundir.path.glob("store*")] == [NAME]  # nothing is left beside it
+    assert [path.name for path in rundir.path.glob("store*")] == [NAME]  # no leftovers
 
 
 # --- record ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["run.rltop", "run.rltop.gz"])
-def test_a_record_holds_the_run_and_no_token_unless_asked(tmp_path: Path, name: str) -> None:
+def test_a_recording_has_no_tokens_unless_requested(tmp_path: Path, name: str) -> None:
     source = sampled(tmp_path)
     plain, full = tmp_path / f"plain-{name}", tmp_path / f"full-{name}"
     for to, with_text in ((plain, False), (full, True)):
@@ -214,7 +214,7 @@ def test_a_record_holds_the_run_and_no_token_unless_asked(tmp_path: Path, name: 
     assert {path.name for path in tmp_path.iterdir()} == {NAME, plain.name, full.name}
 
 
-def test_what_cannot_be_recorded_or_shown_is_named(tmp_path: Path) -> None:
+def test_invalid_recordings_and_replays_are_errors(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="nothing was recorded"):
         record(tmp_path / "nothing", tmp_path / "to")
     stored.store(tmp_path, stored.frames(2))
@@ -230,7 +230,7 @@ def test_what_cannot_be_recorded_or_shown_is_named(tmp_path: Path) -> None:
 # --- export ---------------------------------------------------------------------------------------------------------
 
 
-def test_steps_are_exported_to_the_bit(tmp_path: Path) -> None:
+def test_exported_steps_are_bit_identical(tmp_path: Path) -> None:
     made = list(stored.frames(25))
     steps = list(stored.live(made).steps.values())
     with Reader(stored.store(tmp_path, made)) as reader:
@@ -265,7 +265,7 @@ def test_everything_is_exported_in_every_format(tmp_path: Path, what: str, end: 
     assert (again.exit_code, "--force" in again.stderr) == (1, True)
 
 
-def test_kept_sequences_are_readable_in_an_export(tmp_path: Path) -> None:
+def test_stored_sequences_are_readable_in_an_export(tmp_path: Path) -> None:
     with Reader(sampled(tmp_path)) as reader:
         export(reader, "sequences", tmp_path / "out.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -273,7 +273,7 @@ def test_kept_sequences_are_readable_in_an_export(tmp_path: Path) -> None:
     assert (body["ids"][:2], body["rollout"], body["engine"]) == ([SECRET, SECRET], [-0.5], "e0")
 
 
-def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_export_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
     with Reader(stored.store(tmp_path, stored.frames(2))) as reader:
         with pytest.raises(ExportError, match="no sequences are stored"):
             export(reader, "sequences", tmp_path / "out.csv")
@@ -315,13 +315,13 @@ def test_the_sample_is_a_real_run_with_switches_and_a_fault() -> None:
     assert raw is not None
     assert back is not None
     gap = {number: step.values["backend_abs_diff_mean"] or 0.0 for number, step in picture.steps.items()}
-    assert max(gap[number] for number in range(raw)) < 1e-5  # the record was right
-    assert min(gap[number] for number in range(raw + 4, back)) > 1e-3  # then it was not
+    assert max(gap[number] for number in range(raw)) < 1e-5  # correct rollout logprobs
+    assert min(gap[number] for number in range(raw + 4, back)) > 1e-3  # wrong rollout logprobs
     assert max(gap[number] for number in range(back + 4, 60)) < 1e-5
     assert rltop("replay", "--sample", "--json").exit_code == 0
 
 
-def test_kept_sequences_and_tokens_are_answered_from_the_store_as_by_the_hub(rundir: RunDir) -> None:
+def test_the_store_answers_questions_about_samples_like_the_hub(rundir: RunDir) -> None:
     hub = start_hub(rundir)
     live: dict[tuple[str, str | None], bytes] = {}
     questions = [(kind, engine) for kind in ("sample", "worst", "abs_diff", "k3") for engine in (None, "e0")]
@@ -333,7 +333,7 @@ def test_kept_sequences_and_tokens_are_answered_from_the_store_as_by_the_hub(run
             trainer.send(wire.StepClosed(0, 0, 1, 1))
             see(client, lambda v: 0 in v.steps)
             for kind, engine in questions:
-                found = client.samples(0, kind, engine)
+                found = client.samples(api.AskSamples(api.new_id(), 0, kind, engine))
                 live[kind, engine] = bits([found.sequences, found.tokens, found.of_sequences, found.of_tokens])
                 assert found.sequences or found.tokens
             shape = bits(client._answer(api.AskMismatch("m", 0, 0)).mismatch)

@@ -1,4 +1,4 @@
-"""What was recorded of a step is what its stored tokens come to, reckoned anew: the figures are not only copies."""
+"""A step's stored metrics equal those recomputed from its stored tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.test_store_sums import Stored
 EXACT = 1e-9
 
 BY_THE_JOIN = {"requests", "lag0_tokens"}
-"""Figures that rollouts tell, not tokens."""
+"""Metrics that come from rollouts, not tokens."""
 
 BINNED = tuple(f"logp{kind}_diff_p{q}" for kind in ("", "_abs") for q in (50, 95, 99))
 """Quantiles come from bins, within their width; ``compute`` has the same ones."""
@@ -32,7 +32,7 @@ def differences(sequence: Sequence) -> list[float]:
     return [float(d) for d in trainer - rollout]
 
 
-def test_a_steps_figures_are_those_of_its_stored_tokens(tmp_path: Path) -> None:
+def test_a_steps_metrics_equal_those_of_its_stored_tokens(tmp_path: Path) -> None:
     world = Stored(tmp_path)
     world.go(3)
     world.switch("e1")
@@ -46,7 +46,7 @@ def test_a_steps_figures_are_those_of_its_stored_tokens(tmp_path: Path) -> None:
     assert list(stored) == list(range(6))
     for number, sequences in stored.items():
         shown = recorded[number].values
-        assert len(sequences) == shown["sequences"] == 12  # few enough that all of them are kept
+        assert len(sequences) == shown["sequences"] == 12  # few enough that all are stored
         rows = sorted(sequences, key=lambda sequence: sequence.number)
         plain = gap([d for sequence in rows for d in differences(sequence)])
         for name in plain.keys() - set(BINNED):
@@ -66,7 +66,7 @@ def test_a_steps_figures_are_those_of_its_stored_tokens(tmp_path: Path) -> None:
             assert shown[name] == pytest.approx(value, rel=EXACT, abs=EXACT), name
 
 
-def test_figures_of_sequences_and_tokens_of_a_real_run_are_those_of_their_stored_logprobs() -> None:
+def test_metrics_of_a_real_runs_samples_equal_those_of_their_stored_logprobs() -> None:
     with Reader(SAMPLE) as reader:
         held = reader.execute("SELECT kind, value, body FROM sample").fetchall()
     seen = dict.fromkeys(("sample", "worst", "abs_diff", "k3"), 0)

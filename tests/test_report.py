@@ -1,4 +1,4 @@
-"""The report of a run: one file that says what is wrong, whatever the names in it are, and loads nothing."""
+"""The report of a run: one self-contained file with the verdict, safe against any text in it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rltop.backend import api
 from rltop.backend.metrics import BY_NAME
 from rltop.backend.report.blocks import Block, Bullets, Code, Heading, Paragraph, TableBlock, as_html, markdown
 from rltop.backend.report.contents import PLOTS, blocks
-from rltop.backend.report.svg import MAX_POINTS, PlotLine, PlotMark, svg, thinned, ticks
+from rltop.backend.report.svg import MAX_POINTS, PlotLine, PlotMark, downsampled, svg, ticks
 from rltop.tui.cli.main import main
 from tests import pictures, stored, verdicts
 
@@ -37,20 +37,20 @@ def drawn(text: str) -> list[ET.Element]:
     return [ET.fromstring(found) for found in re.findall(r"<svg.*?</svg>", text)]
 
 
-def test_a_report_says_first_what_is_wrong_and_has_all_of_the_incident() -> None:
+def test_a_report_begins_with_the_verdict_and_has_the_whole_incident() -> None:
     text = markdown(blocks(incident(), verdicts.fault(), NOW))
     lines = text.splitlines()
     assert lines[0] == "# Run sort: The prefix cache survives weight updates (C1)"
     assert lines[4].startswith("**run sort: FAULT since step 14 on all engines, as of step 39")
-    for said in (*verdicts.STALE.evidence, verdicts.PARTIAL.title, "over since step 32", "prefix\\_caching"):
-        assert said.replace("|", "\\|") in text, said
+    for sentence in (*verdicts.STALE.evidence, verdicts.PARTIAL.title, "cleared at step 32", "prefix\\_caching"):
+        assert sentence.replace("|", "\\|") in text, sentence
     assert "rltop set update_clears_cache on --run sort" in lines
     assert "ada@node-a" in text and "alarm a1 raised" in text and "| e0 " in text.replace("    ", " | ")
     titles = [svg.find("{http://www.w3.org/2000/svg}title") for svg in drawn(text)]
     assert [title.text for title in titles if title is not None] == [title for title, _, _ in PLOTS]
 
 
-def test_a_report_of_a_healthy_or_an_empty_run_says_so() -> None:
+def test_reports_of_a_healthy_and_of_an_empty_run() -> None:
     text = markdown(blocks(pictures.healthy(), verdicts.healthy(), NOW))
     assert text.startswith("# Run sort: healthy\n") and "None was raised." in text
     empty = verdicts.undecided()
@@ -58,7 +58,7 @@ def test_a_report_of_a_healthy_or_an_empty_run_says_so() -> None:
     assert "No step has closed." in text and not drawn(text)
 
 
-def test_every_figure_is_one_of_the_catalogue() -> None:
+def test_every_plotted_metric_is_in_the_catalogue() -> None:
     assert {metric for _, series, own in PLOTS for _, metric in series} <= set(BY_NAME)
 
 
@@ -76,7 +76,7 @@ class Tags(html.parser.HTMLParser):
         self.loads += [(name, value) for name, value in attrs if name in ("src", "href", "onload", "onclick")]
 
 
-def test_html_is_one_file_that_loads_nothing_and_runs_nothing() -> None:
+def test_html_is_one_file_without_external_resources_or_scripts() -> None:
     shown = incident()
     evil = '"><script>alert(1)</script><img src=x onerror=y>\x1b]0;x\x07'
     shown.events.append(pictures.event(100, evil, "error"))
@@ -91,15 +91,15 @@ def test_html_is_one_file_that_loads_nothing_and_runs_nothing() -> None:
 
 
 @given(st.text(max_size=60))
-def test_text_stays_text_in_either_form(said: str) -> None:
-    found: list[Block] = [Heading(said), Paragraph(said), Bullets([(said, said)]), TableBlock([said], [[said]])]
+def test_text_is_escaped_in_both_formats(text: str) -> None:
+    found: list[Block] = [Heading(text), Paragraph(text), Bullets([(text, text)]), TableBlock([text], [[text]])]
     lines = markdown(found).splitlines()
     assert len(lines) == 9  # whatever it is, a line each: a table has three, blank lines between
-    assert not Tags(as_html(said, found)).tags - {
+    assert not Tags(as_html(text, found)).tags - {
         "html", "head", "meta", "title", "style", "body", "h2", "p", "ul", "li", "em", "table", "tr", "th", "td",
     }  # fmt: skip
-    first, *_, last = markdown([Code(said)]).splitlines()
-    assert first == last and set(first) == {"`"} and first not in said
+    first, *_, last = markdown([Code(text)]).splitlines()
+    assert first == last and set(first) == {"`"} and first not in text
 
 
 @given(
@@ -112,7 +112,7 @@ def test_a_plot_is_well_formed_and_its_line_is_inside_its_frame(
     column = np.array([np.nan if value is None else value for value in values])
     made = svg(
         "a <b>", np.arange(len(values), dtype=float), [PlotLine("x&y", column)],
-        [PlotMark(step, "<m>", kind) for step, kind in marks], updates=[0.5], wrong=(1.0, 3.0),
+        [PlotMark(step, "<m>", kind) for step, kind in marks], updates=[0.5], fault=(1.0, 3.0),
     )  # fmt: skip
     root = ET.fromstring(made)
     lines = [e.attrib["d"] for e in root.iter("{http://www.w3.org/2000/svg}path") if e.get("stroke-linejoin")]
@@ -123,9 +123,9 @@ def test_a_plot_is_well_formed_and_its_line_is_inside_its_frame(
         assert all(57 <= x <= 665 and 21 <= y <= 165 for x, y in points)
 
 
-def test_no_line_leads_past_a_hole_and_what_stands_alone_is_a_dot() -> None:
-    steps, joined = np.array([0.0, 1.0, 4.0, 5.0, 6.0]), np.array([True, False, True, False])
-    made = svg("a", steps, [PlotLine("x", np.array([1.0, 2.0, 3.0, 4.0, 5.0]))], joined=joined)
+def test_lines_are_not_drawn_over_holes_and_isolated_points_are_dots() -> None:
+    steps, connected = np.array([0.0, 1.0, 4.0, 5.0, 6.0]), np.array([True, False, True, False])
+    made = svg("a", steps, [PlotLine("x", np.array([1.0, 2.0, 3.0, 4.0, 5.0]))], connected=connected)
     (line,) = re.findall(r'd="([^"]*)"[^>]*stroke-linejoin', made)
     assert re.sub(r"[-\d. ]+", "", line.replace("h0", "h")) == "MLMLMh"
 
@@ -135,27 +135,27 @@ def test_a_long_run_keeps_its_extremes(steps: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     y = rng.normal(size=steps)
     y[rng.integers(steps)] = np.nan
-    x, kept = thinned(np.arange(steps, dtype=float), y)
+    x, kept = downsampled(np.arange(steps, dtype=float), y)
     assert len(x) <= MAX_POINTS + 2
     assert (np.nanmin(kept), np.nanmax(kept)) == (np.nanmin(y), np.nanmax(y))
     assert (np.diff(x) > 0).all()
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(2, 10))
-def test_ticks_are_few_and_inside(low: float, size: float, about: int) -> None:
+def test_ticks_are_few_and_inside_the_range(low: float, size: float, about: int) -> None:
     found = ticks(low, low + size, about)
     assert len(found) <= 2 * about + 2
     assert all(low - size * 1e-6 - abs(low) * 1e-9 <= at <= low + size * (1 + 1e-6) + abs(low) * 1e-9 for at in found)
 
 
-def test_the_command_line_writes_it_from_a_stored_run(tmp_path: Path) -> None:
+def test_the_command_writes_the_report_of_a_stored_run(tmp_path: Path) -> None:
     path = stored.store(tmp_path, stored.frames(12))
     to = tmp_path / "report.html"
     run = CliRunner()
     result = run.invoke(main, ["report", str(path), "-o", str(to)])
     assert result.exit_code == 0, result.output
     assert to.read_text().startswith("<!doctype html>") and len(drawn(to.read_text())) == len(PLOTS)
-    assert "is there already" in run.invoke(main, ["report", str(path), "-o", str(to)]).output
+    assert "exists; --force overwrites it" in run.invoke(main, ["report", str(path), "-o", str(to)]).output
     plain = run.invoke(main, ["report", str(path)])
     assert plain.output.startswith("# Run run: ") and "as of step 11" in plain.output
     then = run.invoke(main, ["report", str(path), "--step", "5"])
@@ -164,6 +164,6 @@ def test_the_command_line_writes_it_from_a_stored_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "a/b"])
-def test_what_is_no_run_is_said(name: str, tmp_path: Path) -> None:
+def test_a_missing_run_is_an_error(name: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["report", str(tmp_path / name)])
     assert result.exit_code == 1 and "no run or file" in result.output

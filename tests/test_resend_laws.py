@@ -72,14 +72,14 @@ class World:
 
     def send(self, fate: str = "") -> None:
         """What is due, or else a new message."""
-        self.kept.fit(self.room * MESSAGE_BYTES)
-        due = self.kept.due
+        self.kept.shrink(self.room * MESSAGE_BYTES)
+        due = self.kept.next_resend
         seq = due.seq if due else self.kept.next_seq
         envelope = wire.Envelope(wire.PROTO, "e0", LIFE, seq, 0.0, self.kept.oldest)
         if due:
-            self.kept.resent()
+            self.kept.mark_resent()
         else:
-            self.kept.retain(self.now, [])
+            self.kept.append(self.now, [])
         self.link.put(envelope, fate)
 
     def hear(self, *, asked: bool = True) -> None:
@@ -98,7 +98,7 @@ class World:
         self.hub.taken, self.hub.lost = [], 0
         self.mark = ReceivedMark(LIFE, last, last)
         if told:
-            self.kept.release(last)
+            self.kept.acknowledge(last)
 
     def die(self) -> None:
         """What the hub had not stored is gone, and so is what was on its way; another takes over."""

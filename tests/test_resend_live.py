@@ -15,7 +15,7 @@ from rltop.backend.client.live import Client
 from rltop.backend.steps.steps import GRACE_S
 from rltop.backend.store.read import Reader
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
 from tests.harness import wait_shown
 from tests.hub_core import Hub
 from tests.link import Link
@@ -43,7 +43,7 @@ class Live:
         self.client = Client(rundir)
         self.hub: subprocess.Popen[bytes] | None = None
         self.senders = {
-            name: Sender(near or rundir, name, role, lambda _, items: items, limit_bytes=limit_bytes)
+            name: Sender[Message](near or rundir, name, role, lambda _, items: items, limit_bytes=limit_bytes)
             for name, role in ROLES.items()
         }
 

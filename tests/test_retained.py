@@ -11,7 +11,7 @@ from rltop.collectors.transport.resend_buffer import MESSAGE_BYTES, ResendBuffer
 
 Act = tuple[str, int]
 ACTS = st.lists(
-    st.tuples(st.sampled_from(["keep", "passing", "release", "rewind", "again", "fit"]), st.integers(0, 30)),
+    st.tuples(st.sampled_from(["keep", "transient", "release", "rewind", "again", "fit"]), st.integers(0, 30)),
     max_size=80,
 )
 
@@ -22,37 +22,37 @@ def test_the_buffer_retains_all_messages_after_the_last_released(acts: list[Act]
     told: list[int] = []  # an independent account: the size of every message that was kept
     oldest = again = 0
     for act, number in acts:
-        if act in ("keep", "passing"):
-            kept.retain(float(len(told)), [b"x" * number, b"y"], transient=act == "passing")
+        if act in ("keep", "transient"):
+            kept.append(float(len(told)), [b"x" * number, b"y"], transient=act == "transient")
             again += again == len(told)
             told.append(MESSAGE_BYTES + (number + 1 if act == "keep" else 0))
         elif act == "release":
-            kept.release(number)
+            kept.acknowledge(number)
             oldest = max(oldest, min(number + 1, len(told)))
         elif act == "rewind":
             kept.rewind(number)
             again = number
-        elif act == "again" and kept.due:
-            kept.resent()
+        elif act == "again" and kept.next_resend:
+            kept.mark_resent()
             again += 1
         elif act == "fit":
             room = number * MESSAGE_BYTES
-            kept.fit(room)
+            kept.shrink(room)
             while sum(told[oldest:]) > room:
                 oldest += 1
         again = min(max(again, oldest), len(told))
         assert (kept.oldest, kept.next_seq, kept.nbytes) == (oldest, len(told), sum(told[oldest:]))
-        assert (kept.due.seq if kept.due else len(told)) == again
-        assert kept.due is None or kept.due.time == again
+        assert (kept.next_resend.seq if kept.next_resend else len(told)) == again
+        assert kept.next_resend is None or kept.next_resend.time == again
 
 
 def test_a_transient_message_is_retained_as_its_number_alone() -> None:
     kept = ResendBuffer()
-    kept.retain(0.0, wire.encode_body(wire.Health({}, 0, 1000), {}), transient=True)
+    kept.append(0.0, wire.encode_body(wire.Health({}, 0, 1000), {}), transient=True)
     kept.rewind(0)
-    assert kept.due is not None
+    assert kept.next_resend is not None
     envelope = wire.encode_envelope(wire.Envelope(wire.PROTO, "e0", "life", 0, 0.0))
-    assert wire.decode_data([envelope, *kept.due.frames])[1] == wire.Passed()
+    assert wire.decode_data([envelope, *kept.next_resend.frames])[1] == wire.Passed()
 
 
 def test_a_view_of_a_large_array_does_not_retain_the_array() -> None:
@@ -60,10 +60,10 @@ def test_a_view_of_a_large_array_does_not_retain_the_array() -> None:
     part = large[10:20]
     body = wire.Sequences(0, 0, 0, 0, wire.describe({"part": part, "large": large}))
     kept = ResendBuffer()
-    kept.retain(0.0, wire.encode_body(body, {"part": part, "large": large}))
+    kept.append(0.0, wire.encode_body(body, {"part": part, "large": large}))
     kept.rewind(0)
-    assert kept.due is not None
-    _, window, whole = kept.due.frames
+    assert kept.next_resend is not None
+    _, window, whole = kept.next_resend.frames
     assert isinstance(window, bytes)
     assert window == part.tobytes()
     assert isinstance(whole, memoryview)

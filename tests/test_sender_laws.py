@@ -23,7 +23,11 @@ from tests.receiver import Receiver, run_directory, wait_until
 PAYLOAD = np.zeros(25_000, "<f4")
 
 
-def encode(kind: str, items: list[Any]) -> Iterable[Message]:
+Item = tuple[int, int]
+"""Of which thread, and its number."""
+
+
+def encode(kind: str, items: list[Item]) -> Iterable[Message]:
     """One message per item: a number, or for bulk one with 100 kB behind it."""
     for rank, number in items:
         if kind == "bulk":
@@ -33,11 +37,11 @@ def encode(kind: str, items: list[Any]) -> Iterable[Message]:
             yield wire.StepClosed(number, rank, 1), {}
 
 
-def make(rundir: RunDir, **options: Any) -> Sender:
+def make(rundir: RunDir, **options: Any) -> Sender[Any]:
     return Sender(rundir, "trainer/0", "trainer", options.pop("encode", encode), vital=frozenset({"vital"}), **options)
 
 
-def counts(sender: Sender, kind: str) -> tuple[int, int, int, int]:
+def counts(sender: Sender[Any], kind: str) -> tuple[int, int, int, int]:
     c = sender.health().counts[kind]
     return c.offered, c.sent, c.dropped, c.queued
 
@@ -49,7 +53,7 @@ def test_a_racing_close_counts_every_record_and_the_hub_has_all_sent_ones() -> N
             sender = make(rundir)
             barrier = threading.Barrier(4)
 
-            def offer(rank: int, sender: Sender = sender, barrier: threading.Barrier = barrier) -> None:
+            def offer(rank: int, sender: Sender[Item] = sender, barrier: threading.Barrier = barrier) -> None:
                 barrier.wait()
                 for number in range(200):
                     sender.offer("vital", 1, (rank, number))
@@ -338,7 +342,7 @@ def test_retained_messages_make_room_for_new_records() -> None:
         for number in range(30):
             assert sender.offer("bulk", PAYLOAD.nbytes, (0, number))
             wait_until(lambda n=number: len(heard(hub, wire.Sequences)) == n + 1)  # type: ignore[misc]
-            assert sender._retained.nbytes + sender.health().queue_bytes <= limit
+            assert sender._resend_buffer.nbytes + sender.health().queue_bytes <= limit
         hub.to_send.append(wire.Resend(sender.epoch, 0))
         wait_until(lambda: heard(hub, wire.Sequences)[-1][1] == 29 and len(heard(hub, wire.Sequences)) > 30)
         again = [step for _, step in heard(hub, wire.Sequences)[30:]]

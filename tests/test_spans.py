@@ -10,7 +10,7 @@ from rltop.backend.util.durations import UNITS, seconds_of, span
 
 
 @given(st.floats(0, 1e8))
-def test_what_is_printed_is_what_it_was_in_its_two_largest_units(seconds: float) -> None:
+def test_formatted_durations_are_exact_in_their_two_largest_units(seconds: float) -> None:
     unit = next((size for size in UNITS.values() if seconds >= size), 1)
     smaller = next((size for size in UNITS.values() if size < unit), 0.01)
     assert abs(seconds_of(span(seconds)) - seconds) <= max(smaller, 0.5)
@@ -19,13 +19,13 @@ def test_what_is_printed_is_what_it_was_in_its_two_largest_units(seconds: float)
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("2d", 172_800), ("1.5h", 5400)]
 )
-def test_durations_are_read_as_people_type_them(text: str, seconds: float) -> None:
+def test_durations_are_parsed(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "10", "m", "10 m", "-5s", "1e3s", "nans", "10m!", "1..5h"])
-def test_what_is_no_duration_is_named_with_what_is(text: str) -> None:
-    with pytest.raises(ValueError, match="type 90s, 10m, 1h"):
+def test_invalid_durations_raise_with_a_hint(text: str) -> None:
+    with pytest.raises(ValueError, match="use 90s, 10m, 1h"):
         seconds_of(text)
 
 
@@ -42,5 +42,5 @@ def test_what_is_no_duration_is_named_with_what_is(text: str) -> None:
         (3600, "1h"),
     ],
 )
-def test_durations_are_printed_short(seconds: float, text: str) -> None:
+def test_durations_are_formatted_short(seconds: float, text: str) -> None:
     assert span(seconds) == text

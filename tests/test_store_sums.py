@@ -189,8 +189,8 @@ def test_a_part_is_read_back_bit_for_bit(world: Stored, tmp_path: Path) -> None:
         assert part.old == then.old
         for ours, theirs in (
             (part.strata.rows, then.strata.rows), (part.strata.moments, then.strata.moments),
-            (part.matched.moments, then.matched.moments), (part.line.sums, then.line.sums),
-            (part.line.products, then.line.products), (part.groups.keys, then.groups.keys),
+            (part.matched.moments, then.matched.moments), (part.lag_regression.sums, then.lag_regression.sums),
+            (part.lag_regression.products, then.lag_regression.products), (part.groups.keys, then.groups.keys),
             (part.groups.moments, then.groups.moments), (part.groups.rewards, then.groups.rewards),
         ):  # fmt: skip
             assert ours.tobytes() == theirs.tobytes()

@@ -30,7 +30,14 @@ LAST_STEP = 2
 
 CAUSE = ("id", "code", "layer", "confidence", "since_step", "engines")
 FINDING = ("test", "outcome", "value", "low", "high", "p", "since_step", "engine", "tokens", "sequences")
-"""Fields of a verdict that are no wording."""
+"""Fields of a verdict that are not wording."""
+
+RENAMED_CHECKS = {
+    "T1": "mean_ratio", "T2": "sign", "T3": "one_sided", "T4": "calibration", "T5": "nll_minus_entropy",
+    "T6": "alignment", "T7": "position", "T8": "trend", "T9": "lag_slope", "T10": "engine_gap", "T11": "cache_gap",
+    "T12": "tail", "T13": "logit_lattice", "T14": "batch_load",
+}  # fmt: skip
+"""Ids of checks that the earlier version called otherwise."""
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +61,12 @@ def replay(path: Path) -> Iterator[Replay]:
 
 def plain(value: object) -> Any:
     return json.loads(json.dumps(msgspec.to_builtins(value, str_keys=True)))
+
+
+def attribution_figures(attribution: Any) -> Any:
+    """The attribution without its wording: why a line has no estimate."""
+    lines = [{name: value for name, value in line.items() if name != "why"} for line in attribution["lines"]]
+    return attribution | {"lines": lines}
 
 
 def equal(ours: object, theirs: object) -> bool:
@@ -91,6 +104,9 @@ def test_the_diagnosis_names_the_same_cause_from_the_same_findings(path: Path, f
     for part, fields in (("causes", CAUSE), ("findings", FINDING)):
         ours = [{name: one[name] for name in fields} for one in verdict[part]]
         theirs = [{name: one[name] for name in fields} for one in expected[part]]
+        for one in theirs:
+            if "test" in one:
+                one["test"] = RENAMED_CHECKS.get(one["test"], one["test"])
         assert ours == theirs
     assert expected["causes"][0]["id"] == "trainer-without-temperature"
 
@@ -98,10 +114,10 @@ def test_the_diagnosis_names_the_same_cause_from_the_same_findings(path: Path, f
 def test_questions_about_the_replay_have_the_same_answers(replay: Replay, figures: Any) -> None:
     while not replay.ended:
         replay.poll()
-    attribution = plain(answer(replay, api.AskAttribution("a", 3)).attribution)
+    attribution = attribution_figures(plain(answer(replay, api.AskAttribution("a", 3)).attribution))
     mismatch = plain(answer(replay, api.AskMismatch("m")).mismatch)
     effect = plain(answer(replay, api.AskEffect("e")).effect)
-    assert equal(attribution, figures["attribution"])
+    assert equal(attribution, attribution_figures(figures["attribution"]))
     assert equal(mismatch, figures["mismatch"])
     assert equal(effect, figures["effect"]["effect"])
     samples = answer(replay, api.AskSamples("s")).samples
@@ -116,7 +132,8 @@ def test_a_hub_continues_from_the_store(tmp_path: Path, figures: Any) -> None:
     hub = Hub("hub-2", past=past, stored=stored, now=figures["snapshot"]["time"] + 1.0)
     attribution, _ = hub.ask(api.AskAttribution("a", 3))
     diagnosed, _ = hub.ask(api.AskDiagnosis("d"))
-    assert equal(plain(attribution.attribution), figures["attribution"])
+    shown = attribution_figures(plain(attribution.attribution))
+    assert equal(shown, attribution_figures(figures["attribution"]))
     assert diagnosed.diagnosis is not None
     assert [cause.id for cause in diagnosed.diagnosis.causes] == [one["id"] for one in figures["diagnosis"]["causes"]]
     assert list(hub.picture.alarms) == list(figures["snapshot"]["alarms"])

@@ -278,7 +278,8 @@ def test_a_process_that_forks_and_ends_leaves_nothing_behind() -> None:
 
 ENDING = """
 import sys, torch
-from rltop.collectors import TrainerCollector, sender
+from rltop.collectors import TrainerCollector
+from rltop.collectors.transport import sender
 sender.EXIT_TIMEOUT_S = sender.BYE_TIMEOUT_S = float(sys.argv[2])
 collector = TrainerCollector(hub=sys.argv[1], start_hub=False)
 big = torch.zeros(64, 4096, dtype=torch.bfloat16)

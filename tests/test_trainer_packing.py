@@ -180,8 +180,8 @@ def test_ids_travel_with_their_rows(message_bytes: int, monkeypatch: pytest.Monk
     ("ids", "said"),
     [
         (["a", "b"], "request_ids: 2 entries; expected 3, one per row"),
-        (["a", 5, "c"], "request_ids: '5'; expected None or text of at most 256 characters"),
-        (["a", "b" * 257, "c"], "expected None or text of at most 256 characters"),
+        (["a", 5, "c"], "request_ids: '5'; expected None or a string of at most 256 characters"),
+        (["a", "b" * 257, "c"], "expected None or a string of at most 256 characters"),
     ],
 )
 def test_ids_of_other_kinds_or_numbers_are_refused(ids: list[Any], said: str) -> None:

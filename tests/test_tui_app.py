@@ -1,4 +1,4 @@
-"""What keys do, and what the dashboard does as the hub comes, goes and returns."""
+"""Keys of the dashboard, and its reaction to connection loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from textual.widgets import ContentSwitcher
 
 from rltop.backend.api import Answer, AskSet, change_key
 from rltop.tui.app import RltopApp
-from rltop.tui.dialogs.requests import UNANSWERED_S
+from rltop.tui.dialogs.requests import TIMEOUT_S
 from rltop.tui.dialogs.switch_dialog import Confirm
 from rltop.tui.model.fleet_table import Row
 from rltop.tui.model.key_commands import NEEDS_CONTROL
@@ -28,20 +28,20 @@ def notes(app: RltopApp) -> list[str]:
     return [note.message for note in app._notifications]
 
 
-async def test_the_screen_follows_the_run_from_nothing_to_loss_and_return() -> None:
+async def test_the_screen_follows_the_run_through_connect_loss_and_reconnect() -> None:
     client = HeldClient(None, "connecting")
     async with dashboard(client, SIZE) as (app, pilot):
         assert "connecting: waiting for the hub" in screen_text(app)
         client.state = "live"
         client.show(pictures.no_steps())
         await settle(app, pilot)
-        assert "no step has closed yet" in screen_text(app)
+        assert "waiting for the first training step" in screen_text(app)
         client.show(pictures.healthy())
         await settle(app, pilot)
         assert "step 39" in screen_text(app)
         client.state, client.age_s = "lost", 12.0
         await settle(app, pilot)
-        assert "hub lost 12s: the run goes on; `rltop hub sort` brings one back" in screen_text(app)
+        assert "hub lost 12s: the run continues; `rltop hub sort` starts a new one" in screen_text(app)
         assert "0.0143" in screen_text(app)
         client.state, client.age_s = "live", 0.1
         client.show(msgspec.structs.replace(pictures.healthy(5), epoch="h2"))
@@ -50,14 +50,14 @@ async def test_the_screen_follows_the_run_from_nothing_to_loss_and_return() -> N
         assert "step 4 " in screen_text(app)
 
 
-async def test_who_started_the_view_can_have_a_word() -> None:
+async def test_the_header_shows_the_notice_of_the_caller() -> None:
     app = RltopApp(HeldClient(pictures.healthy()), "sort", notice=lambda: "boot 2/3: engines")
     async with app.run_test(size=SIZE) as pilot:
         await settle(app, pilot)
         assert "live  boot 2/3: engines  step 39" in screen_text(app)
 
 
-async def test_freezing_holds_the_picture_and_counts_what_came_since() -> None:
+async def test_a_frozen_dashboard_keeps_its_snapshot_and_counts_newer_steps() -> None:
     shown = pictures.healthy()
     client = HeldClient(shown)
     async with dashboard(client, SIZE) as (app, pilot):
@@ -78,10 +78,10 @@ async def test_freezing_holds_the_picture_and_counts_what_came_since() -> None:
         assert "frozen" not in screen_text(app)
 
 
-async def test_read_only_says_why_and_asks_nothing() -> None:
+async def test_a_read_only_dashboard_explains_itself_and_sends_nothing() -> None:
     client = HeldClient(pictures.switched())
     async with dashboard(client, SIZE) as (app, pilot):
-        await pilot.press("6", "t")
+        await pilot.press("4", "t")
         assert NEEDS_CONTROL in notes(app)
         await pilot.press("enter")
         assert len(app.screen_stack) == 1
@@ -89,10 +89,10 @@ async def test_read_only_says_why_and_asks_nothing() -> None:
 
 
 @pytest.mark.parametrize("keys", [("n",), ("escape",), ("enter",), ("q",), ("right", "left", "enter")])
-async def test_a_switch_needs_more_than_one_careless_key(keys: tuple[str, ...]) -> None:
+async def test_no_single_accidental_key_confirms_a_switch(keys: tuple[str, ...]) -> None:
     client = HeldClient(pictures.switched())
     async with dashboard(client, SIZE, control=True) as (app, pilot):
-        await pilot.press("6", "t")
+        await pilot.press("4", "t")
         await pilot.pause()
         assert isinstance(app.screen, Confirm)
         await pilot.press(*keys)
@@ -102,10 +102,10 @@ async def test_a_switch_needs_more_than_one_careless_key(keys: tuple[str, ...]) 
 
 
 @pytest.mark.parametrize("keys", [("y",), ("right", "enter")])
-async def test_a_switch_asks_the_hub_for_the_engines_shown(keys: tuple[str, ...]) -> None:
+async def test_a_switch_is_sent_for_the_engines_shown(keys: tuple[str, ...]) -> None:
     client = HeldClient(pictures.switched())
     async with dashboard(client, SIZE, control=True) as (_, pilot):
-        await pilot.press("6", "t", *keys)
+        await pilot.press("4", "t", *keys)
         await pilot.pause()
         (asked,) = client.asked
         assert isinstance(asked, AskSet)
@@ -117,7 +117,7 @@ async def test_a_switch_asks_the_hub_for_the_engines_shown(keys: tuple[str, ...]
 async def test_one_engine_alone_can_be_switched_and_a_fixed_one_cannot() -> None:
     client = HeldClient(pictures.switched())
     async with dashboard(client, SIZE, control=True) as (app, pilot):
-        await pilot.press("6", "e", "j", "t", "y")
+        await pilot.press("4", "e", "j", "t", "y")
         await pilot.pause()
         assert [asked.engines for asked in client.asked if isinstance(asked, AskSet)] == [["e0"]]
         await pilot.press("j", "j", "j", "j", "t")
@@ -132,32 +132,32 @@ async def test_a_mixed_fleet_can_be_switched_either_way() -> None:
     client = HeldClient(shown)
     async with dashboard(client, SIZE, control=True) as (_, pilot):
         for keys in ("v", "vv", "vvv"):
-            await pilot.press("6", "g", "j", "t", *keys, "y")
+            await pilot.press("4", "g", "j", "t", *keys, "y")
             await pilot.pause()
         asked = [(a.flag, a.value) for a in client.asked if isinstance(a, AskSet)]
         assert asked == [("async_scheduling", value) for value in ("off", "on", "off")]
 
 
-async def test_a_refused_question_and_an_unanswered_one_are_told() -> None:
+async def test_refused_and_unanswered_requests_are_shown() -> None:
     client = HeldClient(pictures.switched())
     async with dashboard(client, SIZE, control=True) as (app, pilot):
-        await pilot.press("6", "t", "y")
+        await pilot.press("4", "t", "y")
         await pilot.pause()
         client.answers[client.asked[0].id] = Answer(client.asked[0].id, error="one controller at a time")
         await settle(app, pilot)
         assert "prefix_caching off on fleet: one controller at a time" in notes(app)
         await pilot.press("t", "y")
         await pilot.pause()
-        app._clock = lambda: 100.0 + UNANSWERED_S + 1
+        app._clock = lambda: 100.0 + TIMEOUT_S + 1
         await settle(app, pilot)
         assert any("the hub has not answered" in note for note in notes(app))
 
 
-async def test_a_command_can_be_followed_from_request_to_end() -> None:
+async def test_a_command_is_shown_in_every_state() -> None:
     shown = pictures.healthy()
     client = HeldClient(shown)
     async with dashboard(client, (130, 36), control=True) as (app, pilot):
-        await pilot.press("6")
+        await pilot.press("4")
         for state, sign in (("requested", "○"), ("accepted", "◔"), ("draining", "◑")):
             change = pictures.change("e0", "prefix_caching", "on", state, command="c9", at_step=39)
             shown.changes[change_key(change)] = change
@@ -184,7 +184,7 @@ async def test_the_cursor_stays_on_its_engine_when_the_order_changes() -> None:
         assert rates[0] == max(rate or 0 for rate in rates)
 
 
-async def test_a_log_shows_the_newest_until_someone_reads_on() -> None:
+async def test_a_log_follows_the_newest_line_until_its_cursor_moves() -> None:
     shown = pictures.healthy()
     client = HeldClient(shown)
     async with dashboard(client, SIZE) as (app, pilot):
@@ -201,7 +201,7 @@ async def test_a_log_shows_the_newest_until_someone_reads_on() -> None:
         assert "⟦" in next(line for line in screen_text(app).splitlines() if "happening 127" in line)
 
 
-async def test_a_switch_from_before_the_known_steps_is_on_no_chart() -> None:
+async def test_switches_before_the_known_steps_are_not_marked() -> None:
     shown = pictures.healthy()
     shown.steps = {number: step for number, step in shown.steps.items() if number >= 30}
     async with dashboard(HeldClient(shown), SIZE) as (app, _):
@@ -213,7 +213,7 @@ async def test_a_switch_from_before_the_known_steps_is_on_no_chart() -> None:
         assert "└▲pc-" in screen_text(app)
 
 
-async def test_what_an_engine_took_back_by_itself_stands_where_it_happened() -> None:
+async def test_an_auto_revert_is_marked_at_its_time() -> None:
     asked = pictures.applied("e0", "prefix_caching", "on", command="c1", at_step=25)
     own = msgspec.structs.replace(asked, command="c1/revert", reverts="c1", step=None)
     history = StepColumns()
@@ -250,7 +250,7 @@ async def test_zoom_shows_one_pane_and_goes_back() -> None:
         assert app.query_one("#fleet") in app.screen._compositor.visible_widgets
 
 
-async def test_the_axes_and_the_step_read_out_are_shared_by_all_plots() -> None:
+async def test_all_plots_share_axes_and_cursor() -> None:
     async with dashboard(HeldClient(pictures.healthy()), SIZE) as (app, pilot):
         await pilot.press("{", "[", "]")
         await settle(app, pilot)
@@ -273,11 +273,11 @@ async def test_no_color_leaves_signs_and_words(monkeypatch: pytest.MonkeyPatch) 
     assert plain == coloured
 
 
-async def test_views_and_leaving() -> None:
+async def test_keys_open_views_and_detach() -> None:
     async with dashboard(HeldClient(pictures.healthy()), SIZE) as (app, pilot):
         views = app.query_one(ContentSwitcher)
         for key, view in (
-            ("6", "control"),
+            ("4", "control"),
             ("1", "overview"),
             ("F", "control"),
             ("escape", "overview"),

@@ -40,7 +40,7 @@ def dots(rows: list[Strip]) -> NDArray[np.bool_]:
 
 
 @given(figures, st.booleans())
-def test_every_finite_figure_is_a_lit_dot(values: list[float | None], dashed: bool) -> None:
+def test_every_finite_value_is_a_lit_dot(values: list[float | None], dashed: bool) -> None:
     drawn = line(values, dashed=dashed)
     reach = (0.0, max(len(values) - 1, 1.0))
     lit = dots(canvas.draw(Drawing(reach, (drawn,)), WIDTH, HEIGHT))
@@ -55,7 +55,7 @@ def test_every_finite_figure_is_a_lit_dot(values: list[float | None], dashed: bo
 
 
 @given(finite, finite)
-def test_a_missing_figure_leaves_a_gap(left: float, right: float) -> None:
+def test_a_missing_value_leaves_a_gap(left: float, right: float) -> None:
     lit = dots(canvas.draw(Drawing((0, 4), (line([left, left, None, right, right]),)), WIDTH, HEIGHT))
     columns = np.asarray(lit.any(axis=0))
     quarter = (columns.size - 1) / 4
@@ -63,13 +63,13 @@ def test_a_missing_figure_leaves_a_gap(left: float, right: float) -> None:
     assert not columns[round(quarter) + 1 : round(3 * quarter)].any()
 
 
-def test_figures_that_do_not_belong_together_are_not_joined() -> None:
+def test_unlinked_values_are_not_connected() -> None:
     apart = CanvasLine("a", np.array([0.0, 4.0]), np.array([1.0, 2.0]), np.array([False]), Style())
     assert dots(canvas.draw(Drawing((0, 4), (apart,)), WIDTH, HEIGHT)).sum() == 2
 
 
 @given(st.lists(figures, max_size=3), st.booleans())
-def test_the_value_axis_holds_every_figure_and_its_numbers_fit(many: list[list[float | None]], log: bool) -> None:
+def test_the_value_axis_contains_every_value_and_its_numbers_fit(many: list[list[float | None]], log: bool) -> None:
     axis = canvas.scale(tuple(line(values) for values in many), 3, log=log)
     assert axis.low < axis.high
     assert axis.ticks[0] >= axis.low - 1e-9 * abs(axis.low)
@@ -86,7 +86,7 @@ def test_the_value_axis_holds_every_figure_and_its_numbers_fit(many: list[list[f
 
 
 @given(st.floats(0, 30_000), st.floats(0, 30_000), st.none() | st.sampled_from([30.0, 100.0, 300.0]))
-def test_the_page_holds_the_latest(first: float, span: float, window: float | None) -> None:
+def test_the_page_contains_the_latest_step(first: float, span: float, window: float | None) -> None:
     low, high = canvas.page(first, first + span, window)
     assert low < high
     assert high >= first + span - 1e-6
@@ -96,7 +96,7 @@ def test_the_page_holds_the_latest(first: float, span: float, window: float | No
         assert high - low == window
 
 
-def test_the_page_holds_still_while_steps_arrive() -> None:
+def test_the_page_rarely_moves_while_steps_arrive() -> None:
     whole = [canvas.page(0, last) for last in range(2_000)]
     assert len(set(whole)) < 25
     windowed = [canvas.page(0, last, 100.0) for last in range(2_000)]
@@ -137,14 +137,14 @@ def test_a_number_that_a_marker_would_cut_is_left_out_whole() -> None:
         assert len(re.findall(r"\d+", text)) >= len(re.findall(r"\d+", plain)) - 2
 
 
-def test_of_markers_that_overlap_the_later_is_whole_and_no_letter_of_the_earlier_stands_behind_it() -> None:
+def test_the_later_of_two_overlapping_markers_is_shown_whole() -> None:
     marks = (Marker(10.0, "resume"), Marker(10.5, "as-"))
     text = canvas.draw(Drawing((0, 40), (line([1.0] * 40),), marks), WIDTH, HEIGHT)[-1].text
     assert "▲as-─" in text
     assert "e" not in text.partition("▲as-")[2]
 
 
-def test_names_stand_at_the_end_of_their_lines_where_there_is_room() -> None:
+def test_line_labels_are_at_the_line_ends_where_there_is_room() -> None:
     two = (line([1.0] * 9, label="low"), line([5.0] * 9, label="high"))
     rows = [strip.text for strip in canvas.draw(Drawing((0, 8), two), 60, 12)]
     named = {word: y for y, text in enumerate(rows) for word in ("low", "high") if text.rstrip().endswith(word)}
@@ -152,7 +152,7 @@ def test_names_stand_at_the_end_of_their_lines_where_there_is_room() -> None:
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(2, 4))
-def test_a_figure_is_short_and_close(value: float, digits: int) -> None:
+def test_a_formatted_value_is_short_and_accurate(value: float, digits: int) -> None:
     text = theme.figure(value, digits)
     assert len(text) <= digits + 6
     units = {"k": 1e3, "M": 1e6, "G": 1e9}
@@ -161,7 +161,7 @@ def test_a_figure_is_short_and_close(value: float, digits: int) -> None:
 
 
 @given(st.text(max_size=40), st.integers(0, 30))
-def test_text_from_outside_is_as_wide_as_asked_and_cannot_act(text: str, width: int) -> None:
+def test_untrusted_text_has_the_requested_width_and_no_control_characters(text: str, width: int) -> None:
     shown = theme.clean(text, width)
     assert Strip(list(theme.row([(shown, theme.PLAIN)], width))).cell_length == width
     assert shown.isprintable()
@@ -181,7 +181,7 @@ def test_a_guide_is_dotted_sets_no_scale_and_never_hides_or_fakes_data(
     assert (after[there] == before[there]).all()
 
 
-def test_a_guide_shows_where_it_is_known_and_in_range_alone() -> None:
+def test_a_guide_is_drawn_only_where_known_and_in_range() -> None:
     guide = line([None, None, 0.5, 0.5, 0.5, 0.5, 7.0, 7.0, 7.0], label="noise")
     rows = canvas.draw(Drawing((0, 8), (line([*[0.0] * 8, 1.0]),), guides=(guide,)), WIDTH, HEIGHT)
     middle = dots(rows)[8:24, :60].any(axis=0)  # below lies the line, which rises at the end

@@ -1,4 +1,4 @@
-"""One table of commands feeds keys, palette, help and footer: they agree."""
+"""Keys, palette, help and footer are made from one table of commands and one of views."""
 
 from __future__ import annotations
 
@@ -8,23 +8,31 @@ from rltop.backend.metrics import BY_NAME
 from rltop.collectors.contract.flags import FLAGS
 from rltop.tui.app import RltopApp
 from rltop.tui.model.charts import CHARTS
-from rltop.tui.model.key_commands import COMMANDS, NEEDS_CONTROL
+from rltop.tui.model.key_commands import NEEDS_CONTROL
+from rltop.tui.views.registry import COMMANDS, VIEWS
 from tests import pictures
 from tests.harness import until
 from tests.pictures import HeldClient
 from tests.screens import dashboard, screen_text
 
 
-def test_ids_and_keys_are_given_once() -> None:
+def test_ids_and_keys_are_unique() -> None:
     ids = [command.id for command in COMMANDS]
     keys = [key for command in COMMANDS for key in command.keys]
     assert len(set(ids)) == len(ids)
     assert len(set(keys)) == len(keys)
 
 
-async def test_every_command_is_done_and_bound_to_all_its_keys() -> None:
+def test_views_have_the_keys_one_to_n_and_one_name_each() -> None:
+    commands = [command for command in COMMANDS if command.group == "Views"]
+    assert [command.keys[0] for command in commands] == [str(number) for number in range(1, len(VIEWS) + 1)]
+    assert [command.title for command in commands] == ["Overview", "Gap", "Diagnosis", "Control"]
+    assert all(command.id == command.footer == command.title.lower() for command in commands)
+
+
+async def test_every_command_has_a_function_and_is_bound_to_all_its_keys() -> None:
     async with dashboard(HeldClient(pictures.healthy()), (80, 24)) as (app, _):
-        assert set(app._doing()) == {command.id for command in COMMANDS}
+        assert set(app._functions) == {command.id for command in COMMANDS}
         for command in COMMANDS:
             for key in command.keys:
                 bound = app._bindings.get_bindings_for_key(key)
@@ -34,7 +42,7 @@ async def test_every_command_is_done_and_bound_to_all_its_keys() -> None:
 
 async def test_no_key_of_a_focused_pane_or_screen_hides_a_command() -> None:
     async with dashboard(HeldClient(pictures.healthy()), (80, 24)) as (app, pilot):
-        for view in ("1", "6"):
+        for view in (str(number) for number, _ in enumerate(VIEWS, 1)):
             await pilot.press(view)
             active = app.screen.active_bindings
             for command in COMMANDS:
@@ -62,7 +70,7 @@ async def test_help_and_palette_list_every_command_chart_and_flag() -> None:
         await app.workers.wait_for_complete()
         await pilot.press(*"freeze")
         await pilot.pause()
-        await wait_for_text(app, pilot, "hold the picture still")
+        await wait_for_text(app, pilot, "freeze the screen")
 
 
 async def wait_for_text(app: RltopApp, pilot: object, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What can be asked for from the Control view, what is asked of the hub then, and what is never asked by mistake."""
+"""The Control view: what can be requested, what is sent to the hub, and what is never sent by accident."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rltop.collectors.contract.actions import ACTIONS, BY_VERB
 from rltop.collectors.contract.flags import FLAGS
 from rltop.collectors.contract.wire import FlagState, Timer
 from rltop.tui.dialogs.confirm_dialog import ConfirmPlain
-from rltop.tui.dialogs.switch_dialog import HALF, Confirm, keep_question, places, times
-from rltop.tui.model.changes import deed, entries, label, undoable
+from rltop.tui.dialogs.switch_dialog import HALF, Confirm, keep_question, scopes, times
+from rltop.tui.model.changes import describe, label, log_entries, undoable
 from rltop.tui.model.key_commands import NEEDS_CONTROL
 from rltop.tui.model.switchable import FOREIGN_PAUSE, MIXED, SUBJECTS, Target, fold, targets
 from rltop.tui.widgets import theme
@@ -31,7 +31,7 @@ def one(view: Snapshot, subject: str, engine: str | None = None) -> Target:
 
 
 async def asked(view: Snapshot, *keys: str, why: str = "") -> list[Question]:
-    """What the dashboard asks of the hub after these keys; ``why`` is typed where ``r`` stands among them."""
+    """The questions sent to the hub after these keys; ``why`` is typed after ``r``."""
     client = HeldClient(view)
     async with dashboard(client, SIZE, control=True) as (app, pilot):
         for key in keys:
@@ -43,16 +43,16 @@ async def asked(view: Snapshot, *keys: str, why: str = "") -> list[Question]:
         return client.asked
 
 
-# --- what there is -----------------------------------------------------------------------------------------------
+# --- choices ----------------------------------------------------------------------------------------------------
 
 
-def test_every_flag_and_every_action_can_be_asked_for() -> None:
+def test_every_flag_and_every_action_can_be_requested() -> None:
     assert [subject.name for subject in SUBJECTS[: len(FLAGS)]] == [flag.name for flag in FLAGS]
     assert {choice.verb for subject in SUBJECTS for choice in subject.choices} == {"set", *BY_VERB}
     assert {subject.name for subject in SUBJECTS[len(FLAGS) :]} == {action.subject for action in ACTIONS}
 
 
-def test_a_fleet_reads_mixed_where_engines_differ_and_the_form_only_where_all_share_it() -> None:
+def test_a_fleet_is_mixed_where_engines_differ_and_has_a_form_only_if_all_share_it() -> None:
     view = pictures.healthy()
     strict, plain = FlagState("off", True, "", "strict"), FlagState("off", True, "", "depth 1")
     view.engines["e0"] = pictures.engine("e0", flags=pictures.flags() | {"async_scheduling": strict})
@@ -64,7 +64,7 @@ def test_a_fleet_reads_mixed_where_engines_differ_and_the_form_only_where_all_sh
     assert one(view, "async_scheduling").now == "off (strict)"
 
 
-def test_only_an_own_pause_can_be_ended() -> None:
+def test_only_a_pause_by_rltop_can_be_resumed() -> None:
     view = pictures.healthy()
     assert [choice.word for choice in one(view, "generation", "e0").choices] == ["pause"]
     view.engines["e0"] = pictures.engine("e0", paused=True)
@@ -76,7 +76,7 @@ def test_only_an_own_pause_can_be_ended() -> None:
     assert one(view, "generation").refusing == (f"e0: {FOREIGN_PAUSE}",)
 
 
-def test_of_a_large_fleet_only_what_stands_out_has_a_line() -> None:
+def test_a_large_fleet_has_rows_only_for_engines_that_differ() -> None:
     view = pictures.picture(engines={f"e{i}": pictures.engine(f"e{i}") for i in range(12)})
     assert [target.engine for target in fold(targets(view))] == [None] * len(SUBJECTS)
     view.engines["e3"] = pictures.engine("e3", flags=pictures.flags(caching="off"))
@@ -91,7 +91,7 @@ def test_of_a_large_fleet_only_what_stands_out_has_a_line() -> None:
     ]  # fmt: skip
 
 
-def test_the_pause_of_a_weight_update_moves_no_lines_and_our_own_has_one() -> None:
+def test_the_pause_of_a_weight_update_adds_no_row_and_a_pause_by_rltop_does() -> None:
     view = pictures.picture(engines={f"e{i}": pictures.engine(f"e{i}") for i in range(3)})
     view.engines["e1"] = pictures.engine("e1", paused=True)
     assert [target.engine for target in fold(targets(view)) if target.engine] == []
@@ -100,7 +100,7 @@ def test_the_pause_of_a_weight_update_moves_no_lines_and_our_own_has_one() -> No
     assert [target.engine for target in fold(targets(view)) if target.engine] == ["e1"]
 
 
-def test_a_pause_ends_by_itself_and_can_not_be_kept() -> None:
+def test_a_pause_auto_reverts_and_cannot_be_kept() -> None:
     view = pictures.healthy()
     timers = [Timer("c1", "pause", "", "running", view.time + 30), Timer("c2", "set", "lm_head_fp32", "off", view.time)]
     view.engines["e1"] = pictures.engine("e1", paused=True, timers=timers)
@@ -108,32 +108,32 @@ def test_a_pause_ends_by_itself_and_can_not_be_kept() -> None:
     assert keep_question(view, "c2") is not None
 
 
-async def test_where_no_engine_lives_no_launch_option_is_asked_for() -> None:
+async def test_no_launch_option_is_suggested_without_a_live_engine() -> None:
     view = pictures.healthy()
     view.engines = {name: msgspec.structs.replace(engine, health="gone") for name, engine in view.engines.items()}
     async with dashboard(HeldClient(view), SIZE, control=True) as (app, pilot):
-        await pilot.press("6")
+        await pilot.press("4")
         await settle(app, pilot)
         assert "fleet: no live engine" in screen_text(app)
-        assert "To be able to" not in screen_text(app)
+        assert "To make it switchable" not in screen_text(app)
 
 
-def test_what_is_shown_can_be_unfolded_and_folded() -> None:
+def test_folding_is_idempotent() -> None:
     found = targets(pictures.healthy(engines=12))
     assert len(found) == 13 * len(SUBJECTS)
     assert fold(found) == fold(fold(found))
 
 
-def test_the_places_of_a_command_begin_with_the_line_under_the_cursor() -> None:
+def test_the_scopes_of_a_command_start_with_the_selected_row() -> None:
     view = pictures.healthy()
-    assert [place.name for place in places(one(view, "prefix_caching"))] == ["fleet", "half", "e0", "e1"]
-    assert [place.name for place in places(one(view, "prefix_caching", "e1"))] == ["e1"]
-    assert [place.name for place in places(one(view, "generation"))] == ["fleet", "e0", "e1"]
-    assert [place.name for place in places(one(pictures.switched(), "async_scheduling"))] == ["fleet", "half", "e0"]
-    assert [place.name for place in places(one(pictures.healthy(engines=1), "prefix_caching"))] == ["fleet"]
+    assert [place.name for place in scopes(one(view, "prefix_caching"))] == ["fleet", "half", "e0", "e1"]
+    assert [place.name for place in scopes(one(view, "prefix_caching", "e1"))] == ["e1"]
+    assert [place.name for place in scopes(one(view, "generation"))] == ["fleet", "e0", "e1"]
+    assert [place.name for place in scopes(one(pictures.switched(), "async_scheduling"))] == ["fleet", "half", "e0"]
+    assert [place.name for place in scopes(one(pictures.healthy(engines=1), "prefix_caching"))] == ["fleet"]
 
 
-def test_a_guard_timer_can_be_chosen_but_not_left_out() -> None:
+def test_a_guard_timer_has_a_choice_of_times_but_is_mandatory() -> None:
     pause, flush = one(pictures.healthy(), "generation"), one(pictures.healthy(), "prefix cache")
     assert [seconds for _, seconds in times(pause.choices[0])] == [60.0, 600.0]
     assert times(flush.choices[0]) == ()
@@ -153,12 +153,12 @@ def test_a_guard_timer_can_be_chosen_but_not_left_out() -> None:
         ({"verb": "of the future"}, "of the future", "of the future"),
     ],
 )
-def test_a_change_is_named_as_people_say_it(facts: dict[str, Any], said: str, short: str) -> None:
+def test_a_change_is_described_in_words_and_in_short_form(facts: dict[str, Any], said: str, short: str) -> None:
     change = msgspec.structs.replace(pictures.applied("e0", "prefix_caching", "off", command="c1"), **facts)
-    assert (deed(change), label(change)) == (said, short)
+    assert (describe(change), label(change)) == (said, short)
 
 
-def test_only_what_changed_something_can_be_undone() -> None:
+def test_only_changes_with_an_effect_can_be_undone() -> None:
     done = pictures.applied("e0", "prefix_caching", "off", command="c1")
     same = pictures.applied("e0", "prefix_caching", "off", command="c2", old="off")
     refused = pictures.change("e0", "prefix_caching", "off", "refused", command="c3", old="on")
@@ -169,7 +169,7 @@ def test_only_what_changed_something_can_be_undone() -> None:
 
 def test_the_log_counts_down_with_the_hubs_clock() -> None:
     view = pictures.timed()
-    left = {(entry.change.command, entry.change.engine): entry.left_s for entry in entries(view)}
+    left = {(entry.change.command, entry.change.engine): entry.left_s for entry in log_entries(view)}
     assert left[("c7", "e0")] == pytest.approx(572)
     assert left[("c5", "e1")] is None
     assert theme.clock(572) == "9:32"
@@ -179,15 +179,15 @@ def test_the_log_counts_down_with_the_hubs_clock() -> None:
     ("seconds", "shown"),
     [(-3, "0:00"), (0, "0:00"), (7.4, "0:07"), (59.9, "1:00"), (3599, "59:59"), (3720, "1:02h"), (200_000, "2d")],
 )
-def test_time_left_is_told_to_the_second_while_that_matters(seconds: float, shown: str) -> None:
+def test_time_left_has_seconds_below_one_hour(seconds: float, shown: str) -> None:
     assert theme.clock(seconds) == shown
 
 
-# --- what is asked -----------------------------------------------------------------------------------------------
+# --- requests -----------------------------------------------------------------------------------------------------
 
 
-async def test_options_go_to_the_hub_as_confirmed() -> None:
-    (question,) = await asked(pictures.healthy(), "6", "j", "t", "f", "f", "s", "r", "y", why="is it that?")
+async def test_options_are_sent_as_confirmed() -> None:
+    (question,) = await asked(pictures.healthy(), "4", "j", "t", "f", "f", "s", "r", "y", why="is it that?")
     assert isinstance(question, AskSet)
     assert (question.flag, question.value, question.engines) == ("async_scheduling", "off", ["e0", "e1"])
     assert (question.strict, question.revert_s, question.fraction) == (True, 600.0, None)
@@ -196,25 +196,25 @@ async def test_options_go_to_the_hub_as_confirmed() -> None:
     assert question.host
 
 
-async def test_half_the_fleet_is_left_for_the_hub_to_choose() -> None:
-    (question,) = await asked(pictures.healthy(), "6", "t", "w", "y")
+async def test_the_hub_picks_the_half_of_a_canary() -> None:
+    (question,) = await asked(pictures.healthy(), "4", "t", "w", "y")
     assert isinstance(question, AskSet)
     assert (question.engines, question.fraction, question.strict, question.revert_s) == (None, HALF, False, None)
 
 
-async def test_one_engine_can_be_chosen_from_the_fleets_line() -> None:
-    (question,) = await asked(pictures.healthy(), "6", "t", "w", "w", "w", "y")
+async def test_one_engine_can_be_chosen_in_the_dialog_of_the_fleet() -> None:
+    (question,) = await asked(pictures.healthy(), "4", "t", "w", "w", "w", "y")
     assert isinstance(question, AskSet)
     assert (question.engines, question.fraction) == (["e1"], None)
 
 
 async def test_a_form_is_offered_only_where_the_flag_has_one() -> None:
-    (question,) = await asked(pictures.healthy(), "6", "t", "s", "y")
+    (question,) = await asked(pictures.healthy(), "4", "t", "s", "y")
     assert isinstance(question, AskSet)
     assert question.strict is False
 
 
-async def test_actions_are_asked_for_on_the_whole_fleet_from_anywhere() -> None:
+async def test_actions_on_the_whole_fleet_are_available_in_every_view() -> None:
     (pause,) = await asked(pictures.healthy(), "p", "y")
     assert isinstance(pause, AskAct)
     assert (pause.verb, pause.engines, pause.revert_s) == ("pause", ["e0", "e1"], 60.0)
@@ -224,11 +224,11 @@ async def test_actions_are_asked_for_on_the_whole_fleet_from_anywhere() -> None:
 
 
 async def test_a_timer_is_kept_from_its_flag_or_from_the_log() -> None:
-    for keys in (("6", "j", "K"), ("@", "G", "K")):
+    for keys in (("4", "j", "K"), ("@", "G", "K")):
         (question,) = await asked(pictures.timed(), *keys, "y")
         assert isinstance(question, AskKeep)
         assert question.command == "c7"
-    assert await asked(pictures.timed(), "6", "K", "y") == []
+    assert await asked(pictures.timed(), "4", "K", "y") == []
     assert await asked(pictures.timed(), "@", "K", "y") == []
 
 
@@ -236,15 +236,15 @@ async def test_a_change_is_undone_from_its_flag_or_from_the_log() -> None:
     (question,) = await asked(pictures.timed(), "@", "G", "u", "r", "y", why="no use")
     assert isinstance(question, AskUndo)
     assert (question.command, question.why) == ("c7", "no use")
-    (question,) = await asked(pictures.timed(), "6", "j", "j", "u", "y")
+    (question,) = await asked(pictures.timed(), "4", "j", "j", "u", "y")
     assert isinstance(question, AskUndo)
     assert question.command == "c7"
     assert await asked(pictures.timed(), "@", "u", "y") == []
 
 
-@pytest.mark.parametrize("keys", [("6", "j", "t"), ("6", "j", "K"), ("@", "G", "u"), ("p",), ("f",)])
+@pytest.mark.parametrize("keys", [("4", "j", "t"), ("4", "j", "K"), ("@", "G", "u"), ("p",), ("f",)])
 @pytest.mark.parametrize("way_out", [("n",), ("escape",), ("enter",), ("q",), ("r", "y", "enter", "n")])
-async def test_no_question_is_answered_by_a_careless_key(keys: tuple[str, ...], way_out: tuple[str, ...]) -> None:
+async def test_no_dialog_is_confirmed_by_an_accidental_key(keys: tuple[str, ...], way_out: tuple[str, ...]) -> None:
     view = pictures.timed()
     view.engines["e0"] = msgspec.structs.replace(view.engines["e0"], paused=False)
     client = HeldClient(view)
@@ -261,7 +261,7 @@ async def test_no_question_is_answered_by_a_careless_key(keys: tuple[str, ...], 
 async def test_letters_of_a_reason_are_no_keys_and_escape_only_leaves_it() -> None:
     client = HeldClient(pictures.healthy())
     async with dashboard(client, SIZE, control=True) as (app, pilot):
-        await pilot.press("6", "t", "r", *"yes, now", "escape")
+        await pilot.press("4", "t", "r", *"yes, now", "escape")
         await pilot.pause()
         assert app.screen.query_one("#why", Input).value == "yes, now"
         assert client.asked == []
@@ -273,10 +273,10 @@ async def test_letters_of_a_reason_are_no_keys_and_escape_only_leaves_it() -> No
 
 
 @pytest.mark.parametrize("key", ["t", "K", "u", "p", "f"])
-async def test_without_control_nothing_can_be_asked_and_it_says_how(key: str) -> None:
+async def test_without_control_nothing_is_sent_and_the_view_explains_how(key: str) -> None:
     client = HeldClient(pictures.timed())
     async with dashboard(client, SIZE) as (app, pilot):
-        await pilot.press("6", "j", key)
+        await pilot.press("4", "j", key)
         assert NEEDS_CONTROL in [note.message for note in app._notifications]
         assert len(app.screen_stack) == 1
         assert client.asked == []
@@ -284,11 +284,11 @@ async def test_without_control_nothing_can_be_asked_and_it_says_how(key: str) ->
         assert "‖ read-only: on a live run, `rltop --control`" in screen_text(app)
 
 
-async def test_the_lines_of_engines_are_folded_until_they_are_asked_for() -> None:
+async def test_rows_of_engines_are_folded_until_requested() -> None:
     view = pictures.healthy(engines=12)
     view.changes.clear()
     async with dashboard(HeldClient(view), SIZE) as (app, pilot):
-        await pilot.press("6")
+        await pilot.press("4")
         assert "  e7 " not in screen_text(app)
         await pilot.press("e")
         assert "  e7 " in screen_text(app)

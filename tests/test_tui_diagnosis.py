@@ -1,4 +1,4 @@
-"""The Diagnosis view, the open alarm on every view, and what the person on call can do about it."""
+"""The Diagnosis view, the open alarm on every view, and the answers to an alarm."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Hub(HeldClient):
 async def test_screen(name: str, verdict: Verdict, size: tuple[int, int], keys: tuple[str, ...]) -> None:
     shown = pictures.healthy() if verdict.verdict == "healthy" else verdicts.alarmed(sure=verdict.verdict == "fault")
     async with dashboard(Hub(cured(shown), verdict=verdict), size, control=True) as (app, pilot):
-        await pilot.press("4")
+        await pilot.press("3")
         await settle(app, pilot)
         await pilot.press(*keys)
         await settle(app, pilot)
@@ -80,17 +80,17 @@ def cured(shown: Snapshot, value: str = "off") -> Snapshot:
 async def test_an_open_alarm_is_on_every_view(name: str, changes: dict[str, str]) -> None:
     async with dashboard(Hub(verdicts.alarmed(**changes), verdict=verdicts.fault()), SMALL) as (app, pilot):
         assert_as_saved(app, name)
-        for key in "346":
+        for key in "234":
             await pilot.press(key)
             await settle(app, pilot)
             assert "a1 stale-prefix-cache (C1) since step 14" in screen_text(app).splitlines()[0]
 
 
-async def test_the_hub_is_asked_when_a_step_closes_and_of_the_step_that_is_read() -> None:
+async def test_the_hub_is_queried_when_a_step_closes_and_when_the_cursor_moves() -> None:
     hub = Hub(pictures.healthy(20), verdict=verdicts.fault(19))
     async with dashboard(hub, SMALL) as (app, pilot):
         assert hub.diagnoses() == []
-        await pilot.press("4")
+        await pilot.press("3")
         await settle(app, pilot)
         assert hub.diagnoses() == [None]
         hub.show(pictures.healthy(21))
@@ -106,17 +106,17 @@ async def test_the_hub_is_asked_when_a_step_closes_and_of_the_step_that_is_read(
         assert hub.diagnoses()[3:] == [None] or hub.diagnoses()[3:] == [20]
 
 
-async def test_what_the_hub_can_not_say_is_shown() -> None:
+async def test_an_error_of_the_hub_is_shown() -> None:
     async with dashboard(Hub(pictures.healthy(), verdict=None), SMALL) as (app, pilot):
-        await pilot.press("4")
+        await pilot.press("3")
         await settle(app, pilot)
         assert "step 7 is not kept" in screen_text(app)
 
 
-async def test_the_remedy_is_switched_after_a_yes_and_not_after_a_no() -> None:
+async def test_the_fix_is_sent_after_yes_and_not_after_no() -> None:
     hub = Hub(cured(verdicts.alarmed()), verdict=verdicts.fault())
     async with dashboard(hub, SMALL, control=True) as (app, pilot):
-        await pilot.press("4")
+        await pilot.press("3")
         await settle(app, pilot)
         await pilot.press("r", "enter")  # the focus is on No
         await settle(app, pilot)
@@ -141,18 +141,18 @@ async def test_an_alarm_is_answered_with_two_keys_and_only_with_control() -> Non
     assert isinstance(silenced, AskSilence) and silenced.seconds == notifications.SILENCE_S
 
 
-async def test_without_an_alarm_or_a_cause_the_keys_say_so() -> None:
+async def test_keys_explain_a_missing_alarm_or_cause() -> None:
     async with dashboard(Hub(pictures.healthy(), verdict=verdicts.healthy()), SMALL, control=True) as (app, pilot):
         await pilot.press("a")
         await pilot.press("r")
         said = [notification.message for notification in app._notifications]
-        assert said == ["no alarm is open", "put the cursor of the diagnosis (4) on a cause"]
+        assert said == ["no alarm is open", "select a cause in the Diagnosis view"]
 
 
-async def test_the_probe_that_would_tell_is_started_after_a_yes_and_its_answer_shown() -> None:
+async def test_the_confirming_probe_starts_after_yes_and_its_result_is_shown() -> None:
     hub = Hub(verdicts.alarmed(), verdict=verdicts.fault())
     async with dashboard(hub, LARGE, control=True) as (app, pilot):
-        await pilot.press("4")
+        await pilot.press("3")
         await settle(app, pilot)
         await pilot.press("X")
         await settle(app, pilot)
@@ -164,14 +164,14 @@ async def test_the_probe_that_would_tell_is_started_after_a_yes_and_its_answer_s
         answer = ProbeResult("p1", "cache-salt", "P4", ["e0"], "differs", "hits are off by 0.2 nats", step=39)
         hub.show(msgspec.structs.replace(verdicts.alarmed(), probes={"p1": answer}))
         await settle(app, pilot)
-        assert "found  after step 39: cache-salt differs: hits are off by 0.2 nats" in screen_text(app)
+        assert "result  after step 39: cache-salt differs: hits are off by 0.2 nats" in screen_text(app)
 
 
-def test_a_probe_that_can_not_be_started_says_why() -> None:
+def test_a_probe_that_cannot_start_gives_the_reason() -> None:
     view = pictures.healthy(engines=1)
     for probe, said in (
         ("", "no probe is needed"),
-        ("triad", "a person does it"),
+        ("triad", "do it by hand"),
         ("canary-flip", "switch the flag on one engine"),
         ("cross-replica", "takes 2 live engines; there are 1"),
     ):
@@ -179,7 +179,7 @@ def test_a_probe_that_can_not_be_started_says_why() -> None:
             probe_of(msgspec.structs.replace(verdicts.STALE, probe=probe), view)
 
 
-async def test_a_bell_rings_once_and_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_bell_rings_once_and_can_be_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     for bell, rung in ((True, ["bell"]), (False, [])):
         rings: list[str] = []
         monkeypatch.setattr(RltopApp, "bell", lambda _, rings=rings: rings.append("bell"))

@@ -1,4 +1,4 @@
-"""What is this number: from a plot, the fleet or the places of the gap to its entry, with its value and N."""
+"""The explanation of numbers in plots, the fleet table and the gap table, with value and sample size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TALL = (160, 150)
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.id)
-async def test_a_plots_figures_are_explained_at_the_step_that_is_read(chart: Chart) -> None:
+async def test_the_numbers_of_a_plot_are_explained_at_the_cursor(chart: Chart) -> None:
     async with dashboard(HeldClient(pictures.healthy()), TALL) as (app, pilot):
         app.query_one(f"#plot-{chart.id}").focus()
         await pilot.press("[", "i")
@@ -32,10 +32,10 @@ async def test_a_plots_figures_are_explained_at_the_step_that_is_read(chart: Cha
                     assert said.split()[0] in text
         await pilot.press("i")
         await settle(app, pilot)
-        assert "What these numbers are" not in screen_text(app)
+        assert "Numbers of" not in screen_text(app)
 
 
-async def test_what_cannot_be_measured_says_what_it_would_take() -> None:
+async def test_a_number_that_is_not_measurable_names_what_it_needs() -> None:
     async with dashboard(HeldClient(pictures.young()), TALL) as (app, pilot):
         app.query_one("#plot-KL").focus()
         await pilot.press("i")
@@ -45,7 +45,7 @@ async def test_what_cannot_be_measured_says_what_it_would_take() -> None:
         assert metrics.BY_NAME["noise_k3"].needs[:30] in text
 
 
-async def test_an_engines_line_and_a_place_have_their_own_figures_and_counts() -> None:
+async def test_rows_of_engines_have_their_own_numbers_and_sample_sizes() -> None:
     async with dashboard(AnsweringClient(pictures.healthy()), TALL) as (app, pilot):
         await pilot.press("j", "i")
         await settle(app, pilot)
@@ -53,7 +53,7 @@ async def test_an_engines_line_and_a_place_have_their_own_figures_and_counts() -
         assert "e1, step 39" in text
         assert "of 1,300 tokens" in text
         assert "5.250 robust standard deviations" in text
-        for key in ("escape", "3", "j"):
+        for key in ("escape", "2", "j"):
             await pilot.press(key)
             await settle(app, pilot)
         await pilot.press("i")
@@ -63,9 +63,9 @@ async def test_an_engines_line_and_a_place_have_their_own_figures_and_counts() -
         assert "of 5,400 tokens" in text
 
 
-async def test_where_nothing_is_to_be_explained_it_says_where_to_go() -> None:
+async def test_a_pane_without_numbers_points_to_those_that_have_some() -> None:
     async with dashboard(HeldClient(pictures.healthy()), (80, 24)) as (app, pilot):
-        await pilot.press("6", "i")
+        await pilot.press("4", "i")
         await settle(app, pilot)
         assert len(app.screen_stack) == 1
         assert NOTHING in [shown.message for shown in app._notifications]
@@ -77,7 +77,7 @@ def test_columns_name_metrics_of_the_catalogue() -> None:
     assert set(named) <= set(metrics.PER_ENGINE)
 
 
-def test_a_figure_is_counted_by_what_it_runs_over() -> None:
+def test_the_sample_size_is_that_of_the_metrics_unit() -> None:
     values = {"tokens": 10.0, "sequences": 3.0, "requests": 4.0, "lag0_tokens": 5.0, "backend_tokens": 0.0}
 
     def of(name: str) -> tuple[float, str] | None:

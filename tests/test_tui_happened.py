@@ -1,4 +1,4 @@
-"""What plots mark and keys go to: switches, starts, losses, trouble, gaps, alarms, each where it happened."""
+"""The marks of the timeline: switches, starts, losses, update trouble, gaps, alarms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from rltop.backend.api import Event, Snapshot, change_key
 from rltop.backend.api.alarm import Alarm
 from rltop.tui.model.step_columns import StepColumns
-from rltop.tui.model.timeline import KINDS, lands, markers, marks, next_mark, told_at, updates
+from rltop.tui.model.timeline import KINDS, first_step_after, markers, marks, marks_before, next_mark, updates
 from tests import pictures
 from tests.pictures import HeldClient
 from tests.screens import dashboard, screen_text, settle
@@ -19,6 +19,8 @@ EVENTS: tuple[tuple[str, str, str, str | None, str], ...] = (
     ("engine", "info", "e0 is back", "e0", "↻e0"),
     ("engine", "warn", "e0 is silent", "e0", "✖e0"),
     ("engine", "info", "e0 said goodbye", "e0", "✖e0"),
+    ("engine", "info", "e0 connected", "e0", "↻e0"),
+    ("engine", "info", "e0 disconnected", "e0", "✖e0"),
     ("trainer", "warn", "trainer/0 restarted", None, "↻trainer"),
     ("hub", "info", "a new hub goes on from 12 stored steps", None, "↻hub"),
     ("skew", "warn", "live engines differ by 3 policy versions", None, "◇skew"),
@@ -26,7 +28,7 @@ EVENTS: tuple[tuple[str, str, str, str | None, str], ...] = (
     ("gap", "warn", "steps 8 to 9 were not measured: there was no hub", None, "∅gap"),
     ("lost", "warn", "3 messages of e0 were lost on the way", None, "∅lost"),
 )
-"""Kind, severity, text and engine of an event as the hub tells it, and how it is marked."""
+"""Kind, severity, text and engine of an event as the hub emits it or an older store has it, and its mark."""
 
 
 def run(*events: Event, steps: int = 20) -> tuple[Snapshot, StepColumns]:
@@ -43,16 +45,16 @@ def event(kind: str, severity: str, text: str, engine: str | None, step: int | N
 
 
 @pytest.mark.parametrize(("kind", "severity", "text", "engine", "mark"), EVENTS)
-def test_what_befell_the_run_is_marked(kind: str, severity: str, text: str, engine: str | None, mark: str) -> None:
+def test_events_are_marked_by_kind(kind: str, severity: str, text: str, engine: str | None, mark: str) -> None:
     shown, history = run(event(kind, severity, text, engine))
     (found,) = marks(shown, history)
     assert found.text == mark
     (marker,) = markers([found], history, "step")
     assert marker.x == 7.5
-    assert lands(found, history) == 8
+    assert first_step_after(found, history) == 8
 
 
-def test_no_line_leads_over_steps_that_nobody_measured_or_that_lack_something() -> None:
+def test_no_line_crosses_steps_that_are_missing_or_incomplete() -> None:
     replace = msgspec.structs.replace
     steps = {n: pictures.step(n) for n in (0, 1, 2, 3, 4, 5, 6, 9, 10)}
     steps[2], steps[5] = replace(steps[2], partial=True), replace(steps[5], lost={"e0": 1})
@@ -61,12 +63,12 @@ def test_no_line_leads_over_steps_that_nobody_measured_or_that_lack_something() 
     assert history.linked().tolist() == [True, False, False, True, False, False, False, True]
 
 
-def test_every_kind_has_a_sign_of_its_own_and_is_tried() -> None:
+def test_every_kind_of_mark_has_its_own_sign_and_is_tested() -> None:
     assert len({kind.sign for kind in KINDS}) == len(KINDS)
     assert {kind.sign for kind in KINDS} - {"▲", "◆"} == {mark[0] for *_, mark in EVENTS}
 
 
-def test_how_a_run_begins_and_what_is_plain_news_is_not_marked() -> None:
+def test_the_start_of_a_run_and_plain_information_are_not_marked() -> None:
     shown, history = run(
         event("engine", "info", "e0 appeared", "e0", step=None),
         event("facts", "info", "logprobs_mode no longer differs from training", None),
@@ -77,12 +79,12 @@ def test_how_a_run_begins_and_what_is_plain_news_is_not_marked() -> None:
     assert marks(pictures.no_steps(), StepColumns()) == ()
 
 
-def test_what_befell_many_engines_at_once_is_one_mark() -> None:
+def test_the_same_event_on_many_engines_is_one_mark() -> None:
     shown, history = run(*(event("engine", "warn", f"e{i} is silent", f"e{i}") for i in range(5)))
     assert [mark.text for mark in marks(shown, history)] == ["✖e0+4"]
 
 
-def test_marks_can_be_gone_to_one_after_the_other_both_ways() -> None:
+def test_the_cursor_goes_from_mark_to_mark_in_both_directions() -> None:
     shown, history = run(*(event("engine", "warn", "e0 restarted", "e0", step=step) for step in (3, 9, 9, 14, 19)))
     one = pictures.applied("e0", "prefix_caching", "off", command="c", at_step=9)
     shown.changes = {change_key(one): one}
@@ -95,10 +97,10 @@ def test_marks_can_be_gone_to_one_after_the_other_both_ways() -> None:
     forward = [next_mark(found, history, step, forward=True) for step in (0, 4, 10, 15)]
     assert forward == [4, 10, 15, 19]
     assert next_mark(found, history, None, forward=True) is None
-    assert told_at(found, history, 10) == "▲pc- ↻e0"
+    assert marks_before(found, history, 10) == "▲pc- ↻e0"
 
 
-def test_new_weights_are_notches_where_they_are_rare() -> None:
+def test_weight_updates_are_notches_where_they_are_rare() -> None:
     shown, history = run()
     assert updates(history, "step") == ()
     history.update({n: msgspec.structs.replace(step, policy_version=n // 5) for n, step in shown.steps.items()})
@@ -112,13 +114,13 @@ def alarm(name: str, raised: int, cleared: int | None = None) -> Alarm:
     )  # fmt: skip
 
 
-def test_an_alarm_is_marked_where_it_was_raised_and_where_it_ended() -> None:
+def test_an_alarm_is_marked_where_it_was_raised_and_where_it_cleared() -> None:
     shown, history = run(event("alarm", "info", "alarm a1 acknowledged by ada", None))
     shown.alarms = {"a1": alarm("a1", 4, 9), "a2": alarm("a2", 15)}
     assert [(mark.step, mark.text) for mark in marks(shown, history)] == [(4, "◆a1"), (9, "◆a1✔"), (15, "◆a2")]
 
 
-async def test_keys_go_from_mark_to_mark_and_the_first_line_says_which() -> None:
+async def test_keys_go_from_mark_to_mark_and_the_header_names_it() -> None:
     client = HeldClient(pictures.healthy())
     assert client.view is not None
     client.view.alarms = {"a1": alarm("a1", 30)}
@@ -134,7 +136,7 @@ async def test_keys_go_from_mark_to_mark_and_the_first_line_says_which() -> None
 
 
 @pytest.mark.parametrize("keys", [("#", "2", "1", "enter"), ("colon", "2", "1", "enter")])
-async def test_a_step_can_be_named(keys: tuple[str, ...]) -> None:
+async def test_the_cursor_goes_to_an_entered_step(keys: tuple[str, ...]) -> None:
     async with dashboard(HeldClient(pictures.healthy()), (120, 40)) as (app, pilot):
         for key in keys:
             if key == "enter":
@@ -142,6 +144,6 @@ async def test_a_step_can_be_named(keys: tuple[str, ...]) -> None:
             await pilot.press("number_sign" if key == "#" else key)
         for _ in range(100):
             await settle(app, pilot)
-            if app.sight.cursor == 21:
+            if app.state.viewport.cursor == 21:
                 break
         assert "reading step 21" in screen_text(app)

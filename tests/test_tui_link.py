@@ -52,7 +52,7 @@ def test_the_backlog_is_that_of_textuals_writer() -> None:
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.sampled_from([0.5, 1.0, 4.0, 10.0]))
-def test_it_never_paints_onto_a_backlog_and_never_gives_up(waiting: list[int], hz: float) -> None:
+def test_it_never_paints_with_a_backlog_and_always_recovers(waiting: list[int], hz: float) -> None:
     pace, painted = RepaintPacer(hz), []
     for i, count in enumerate([*waiting, *[0] * int(hz / SLOWEST_HZ + 2)]):
         if pace.tick(i / hz, count):
@@ -62,7 +62,7 @@ def test_it_never_paints_onto_a_backlog_and_never_gives_up(waiting: list[int], h
     assert painted[-1] >= len(waiting)
 
 
-def test_it_slows_down_while_the_link_is_behind_and_recovers() -> None:
+def test_it_slows_down_while_the_terminal_is_behind_and_recovers() -> None:
     pace = RepaintPacer(4.0)
     seen = [(pace.tick(i / 4, 0 if i == 0 or i > 8 else 5), pace.slow, pace.painting_hz) for i in range(60)]
     assert seen[0] == (True, False, 4.0)
@@ -74,22 +74,22 @@ def test_it_slows_down_while_the_link_is_behind_and_recovers() -> None:
 def test_a_tick_sends_what_changed_and_a_frozen_screen_nothing() -> None:
     with Terminal(160, 48) as terminal:
         terminal.wait_for(lambda text: "step 39" in text and "detach" in text)
-        terminal.tell("e")
+        terminal.advance("e")
         terminal.wait_for(lambda text: " 301 " in text)
         before = terminal.mark()
-        terminal.tell("e" * 10)
+        terminal.advance("e" * 10)
         terminal.wait_for(lambda text: " 311 " in text)
         assert (terminal.mark() - before) / 10 < 400
 
         before = terminal.mark()
-        terminal.tell("s" * 10)
+        terminal.advance("s" * 10)
         terminal.wait_for(lambda text: "step 49" in text)
         assert (terminal.mark() - before) / 10 < 6_000
 
         terminal.press(" ")
         terminal.wait_for(lambda text: "frozen at step 49" in text)
         before = terminal.mark()
-        terminal.tell("e" * 10 + "s")
+        terminal.advance("e" * 10 + "s")
         terminal.wait_for(lambda text: "+1 new" in text)
         assert terminal.mark() - before < 400
 
@@ -114,12 +114,14 @@ def test_a_cursor_that_moves_sends_its_columns_and_leaves_nothing_behind() -> No
         terminal.wait_for(lambda text: text == moved)  # painted whole again
 
 
-def test_a_link_that_stands_still_is_not_flooded_and_said_to_be_slow() -> None:
+def test_a_stalled_terminal_is_not_flooded_and_reported_as_slow() -> None:
     with Terminal(160, 48) as terminal:
         terminal.wait_for(lambda text: "step 39" in text and "detach" in text)
-        terminal.tell("f" * 40 + "s")  # far more than the terminal's buffer holds: nobody reads until all is told
-        terminal.wait_until_told()
-        terminal.wait_for(lambda text: "link slow, painting at" in text)
+        terminal.advance(
+            "f" * 40 + "s"
+        )  # far more than the terminal's buffer holds: nothing is read until all messages are taken
+        terminal.wait_until_taken()
+        terminal.wait_for(lambda text: "slow terminal, painting at" in text)
         terminal.wait_for(lambda text: "live" in text and "step 200" in text)
 
 

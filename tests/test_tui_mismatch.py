@@ -1,4 +1,4 @@
-"""The Mismatch view: what it asks, what it shows, and how one gets from a number to the sequences behind it."""
+"""The Gap view: its queries, its tables, and the way from a number to the sequences behind it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rltop.backend.api.profiles import Mismatch, Profile
 from rltop.backend.api.samples import Samples, Sequence, Token
 from rltop.backend.gaps.mismatch import DIMENSIONS, EDGES
 from rltop.tui.tokens.dedupe import distinct_sequences, distinct_tokens
-from rltop.tui.views.gap_table import FLEET, Means, along, merged, places, with_error
+from rltop.tui.views.gap_table import FLEET, Means, gap_rows, merged, profile_means, with_error
 from rltop.tui.widgets.bars import Bar, BarChart, draw
 from tests import pictures
 from tests.pictures import HeldClient
@@ -144,16 +144,16 @@ SMALL, LARGE = (80, 24), (160, 48)
 @pytest.mark.parametrize(
     ("name", "size", "keys"),
     [
-        ("mismatch-80", SMALL, ("3",)),
-        ("mismatch-160", LARGE, ("3", "w")),
-        ("mismatch-50", (50, 20), ("3",)),
-        ("mismatch-engine-80", SMALL, ("3", "j", "j", "enter")),
-        ("mismatch-sequences-80", SMALL, ("3", "v", "v")),
-        ("mismatch-token-80", SMALL, ("3", "v", "j", "enter")),
-        ("mismatch-sequence-120", (120, 36), ("3", "v", "v", "v", "enter")),
-        ("mismatch-reading-80", SMALL, ("{", "3")),
-        ("mismatch-number-80", SMALL, ("3", "j", "i")),
-        ("mismatch-number-160", LARGE, ("3", "i")),
+        ("mismatch-80", SMALL, ("2",)),
+        ("mismatch-160", LARGE, ("2", "w")),
+        ("mismatch-50", (50, 20), ("2",)),
+        ("mismatch-engine-80", SMALL, ("2", "j", "j", "enter")),
+        ("mismatch-sequences-80", SMALL, ("2", "v", "v")),
+        ("mismatch-token-80", SMALL, ("2", "v", "j", "enter")),
+        ("mismatch-sequence-120", (120, 36), ("2", "v", "v", "v", "enter")),
+        ("mismatch-reading-80", SMALL, ("{", "2")),
+        ("mismatch-number-80", SMALL, ("2", "j", "i")),
+        ("mismatch-number-160", LARGE, ("2", "i")),
     ],
 )
 async def test_screen(name: str, size: tuple[int, int], keys: tuple[str, ...]) -> None:
@@ -174,17 +174,17 @@ async def test_screen(name: str, size: tuple[int, int], keys: tuple[str, ...]) -
 )
 async def test_without_an_answer(name: str, client: AnsweringClient) -> None:
     async with dashboard(client, SMALL) as (app, pilot):
-        await pilot.press("3")
+        await pilot.press("2")
         await settle(app, pilot)
         assert_as_saved(app, name)
 
 
-async def test_it_asks_only_when_something_else_is_looked_at() -> None:
+async def test_the_hub_is_queried_only_when_the_selection_changes() -> None:
     client = AnsweringClient(pictures.healthy())
     async with dashboard(client, SMALL) as (app, pilot):
         await settle(app, pilot)
         assert not client.seen  # not looked at: nothing is asked
-        await pilot.press("3")
+        await pilot.press("2")
         for _ in range(5):
             client.changed = True
             await settle(app, pilot)
@@ -203,10 +203,10 @@ async def test_it_asks_only_when_something_else_is_looked_at() -> None:
         assert (client.ranges[-1], client.lists[-1]) == ((11, 40), (40, "k3", None))
 
 
-async def test_enter_on_an_engine_shows_it_alone_and_again_all() -> None:
+async def test_enter_selects_an_engine_and_all_again() -> None:
     client = AnsweringClient(pictures.healthy())
     async with dashboard(client, SMALL) as (app, pilot):
-        await pilot.press("3")
+        await pilot.press("2")
         await settle(app, pilot)
         for key, engine in (("j", "e0"), ("j", "e1"), ("j", ""), ("k", "e1"), ("", None)):
             await pilot.press(*([key] if key else []), "enter")
@@ -217,21 +217,21 @@ async def test_enter_on_an_engine_shows_it_alone_and_again_all() -> None:
 def test_parts_of_a_profile_add_up_to_the_fleet() -> None:
     answer = mismatch()
     for dimension in ("lag", "position", "probability", "prefix"):
-        labels, rows = along(answer, dimension, None)
+        labels, rows = profile_means(answer, dimension, None)
         assert len(labels) == len(rows)
-        engines = [along(answer, dimension, engine)[1] for engine in ENGINES]
+        engines = [profile_means(answer, dimension, engine)[1] for engine in ENGINES]
         for at, whole in enumerate(rows):
             each = [rows_[at] for rows_ in engines]
             assert whole.tokens == sum(row.tokens for row in each)
             assert whole.size * whole.tokens == pytest.approx(sum(row.tokens * row.size for row in each))
-    fleet, *rest = places(answer)
+    fleet, *rest = gap_rows(answer)
     assert (fleet.engine, [place.engine for place in rest]) == (FLEET, ["e0", "e1", "?"])
     assert fleet.tokens == sum(place.tokens for place in rest)
     assert fleet.size("3") is not None
     assert merged([]) == Means()
 
 
-def test_an_interval_is_that_of_the_sequences_of_all_parts() -> None:
+def test_a_merged_interval_is_that_of_all_sequences() -> None:
     rng = np.random.default_rng(0)
     n, s = rng.integers(1, 40, 60).astype(float), rng.exponential(1, 60)
     parts = [slice(0, 25), slice(25, 60)]
@@ -248,7 +248,7 @@ def test_an_interval_is_that_of_the_sequences_of_all_parts() -> None:
     assert with_error(whole) == f"{mean:.3f}±{100 * 2.001 * error / mean:.0f}"
 
 
-def test_no_interval_is_told_where_a_part_kept_none_or_one_sequence_is_all() -> None:
+def test_there_is_no_interval_if_a_part_has_none_or_for_one_sequence() -> None:
     some = Means(100, 0.0, 0.02, 0.0, (5.0, 2000.0, 0.8, 40.0))
     assert some.high is not None
     assert merged([some, Means(10, 0.0, 0.02)]).high is None
@@ -263,7 +263,7 @@ def test_no_interval_is_told_where_a_part_kept_none_or_one_sequence_is_all() -> 
         assert "±" in shown and len(shown) <= 9
 
 
-def test_samples_that_are_the_same_are_one_line_with_their_number() -> None:
+def test_equal_samples_are_one_line_with_their_count() -> None:
     one, other = token(0, "e0", 3), token(1, "e0", 3)
     again = [msgspec.structs.replace(one, number=number, request=f"r{number}", position=5) for number in (7, 8)]
     elsewhere = msgspec.structs.replace(one, engine="e1", number=2)
@@ -275,14 +275,14 @@ def test_samples_that_are_the_same_are_one_line_with_their_number() -> None:
     assert (first.number, counts) == (2, {"3/0/2": 2})
 
 
-def test_bars_stand_on_the_axis_and_nothing_is_nothing() -> None:
+def test_bars_stand_on_the_axis_and_missing_values_are_blank() -> None:
     chart = BarChart((), tuple(Bar(share, label) for share, label in ((None, "a"), (0.0, "b"), (0.5, ""), (1.0, "d"))))
     lines = ["".join(segment.text for segment in strip) for strip in draw(chart, 8, 4)]
     assert lines == ["        ", "      ██", "  ▁▁████", "a─b───d─"]
     assert len(draw(chart, 2, 1)) == 1
 
 
-def test_an_interval_is_a_line_above_its_bar_as_far_as_there_is_room() -> None:
+def test_an_interval_is_a_line_above_its_bar_clipped_to_the_chart() -> None:
     bars = (Bar(0.25, high=0.75), Bar(0.5, high=0.5), Bar(None, high=1.0), Bar(0.5, high=9.0))
     lines = ["".join(segment.text for segment in strip) for strip in draw(BarChart((), bars), 12, 6)]
     assert lines[1:5] == ["          │ ", " │        │ ", " │ ███   ███", "██████   ███"]

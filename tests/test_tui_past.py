@@ -1,4 +1,4 @@
-"""While an earlier step is read, everything is as of that step; what nobody kept of it reads '-', never 0."""
+"""At an earlier step every view shows that step; values that were not stored are '-', never 0."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rltop.backend.store.read import Reader
 from rltop.tui.app import RltopApp
 from rltop.tui.model.changes import Entry
 from rltop.tui.model.fleet_table import Row, at_step, flags_at
-from rltop.tui.model.past_engines import PATIENCE_S, PastEngines
+from rltop.tui.model.past_engines import TIMEOUT_S, PastEngines
 from rltop.tui.views.overview import last_before
 from rltop.tui.widgets.table import Table
 from tests import pictures, stored
@@ -46,7 +46,7 @@ def fleet(app: RltopApp) -> dict[str, list[str]]:
     return {line[0]: line for line in lines if line and re.fullmatch(r"e\d+", line[0])}
 
 
-async def test_the_fleet_is_as_the_store_has_it_of_the_step_that_is_read() -> None:
+async def test_the_fleet_at_an_earlier_step_is_as_stored() -> None:
     client = HeldClient(pictures.healthy())
     async with dashboard(client, MIDDLE) as (app, pilot):
         assert fleet(app)["e0"][9] == "pc-"
@@ -59,13 +59,13 @@ async def test_the_fleet_is_as_the_store_has_it_of_the_step_that_is_read() -> No
         gap = pictures.step(5).engines["e0"]["logp_abs_diff_mean"]
         assert gap is not None
         assert fleet(app)["e0"][:3] == ["e0", "105", "16"]
-        assert fleet(app)["e0"][8:10] == [f"{gap:.4f}", "usual"]
+        assert fleet(app)["e0"][8:10] == [f"{gap:.4f}", "default"]
         await pilot.press("end")
         await settle(app, pilot)
         assert fleet(app)["e0"][1] == "312"
 
 
-async def test_without_a_store_the_figures_of_the_step_stand_and_the_rest_is_not_known() -> None:
+async def test_without_a_store_only_the_values_of_the_step_are_known() -> None:
     client = HeldClient(pictures.healthy())
     async with dashboard(client, MIDDLE) as (app, pilot):
         await pilot.press("number_sign", "5", "enter")
@@ -76,13 +76,13 @@ async def test_without_a_store_the_figures_of_the_step_stand_and_the_rest_is_not
         line = fleet(app)["e0"]
         assert line[1:5] == ["-"] * 4
         assert line[5] == "62%"
-        assert line[9] == "usual"
+        assert line[9] == "default"
         await pilot.press("enter")
-        assert any("nobody kept the facts of e0" in note.message for note in app._notifications)
+        assert any("the facts of e0 at this step are not stored" in note.message for note in app._notifications)
         assert asked(client) == [question]
 
 
-async def test_an_old_step_has_no_figure_of_an_engine_and_none_of_them_reads_zero() -> None:
+async def test_unknown_engine_values_of_an_old_step_are_never_zero() -> None:
     shown = pictures.healthy()
     shown.steps = {n: downsample.headline(step) if n < 20 else step for n, step in shown.steps.items()}
     shown.changes = {}
@@ -98,7 +98,7 @@ async def test_an_old_step_has_no_figure_of_an_engine_and_none_of_them_reads_zer
         assert fleet(app)["e0"][8] != "-"
 
 
-def test_flags_without_a_store_are_those_of_the_switches_before_and_after() -> None:
+def test_without_a_store_flags_follow_from_the_switches() -> None:
     changes = [
         pictures.applied("e0", "prefix_caching", "off", command="c1", at_step=10),
         pictures.applied("e0", "prefix_caching", "on", command="c2", at_step=20),
@@ -109,32 +109,32 @@ def test_flags_without_a_store_are_those_of_the_switches_before_and_after() -> N
     assert [flags["logprobs_mode"] for flags in at] == ["processed"] * 3 + ["raw"]
 
 
-def test_an_engine_that_came_later_is_not_listed_where_the_store_knows_who_was_there() -> None:
+def test_an_engine_that_connected_later_is_not_listed_if_the_store_knows_the_fleet() -> None:
     shown = pictures.healthy(engines=3)
     step = msgspec.structs.replace(pictures.step(5), engines={})
     assert [row.id for row in at_step(shown, step, None)] == ["e0", "e1", "e2"]
     assert [row.id for row in at_step(shown, step, then(5))] == ["e0", "e1"]
 
 
-def test_a_key_held_down_has_one_question_on_its_way() -> None:
+def test_a_key_held_down_has_one_question_in_flight() -> None:
     shown, pasts = pictures.healthy(), PastEngines()
     first = pasts.question(shown, 30, 0.0)
     assert first is not None
     assert [pasts.question(shown, step, 0.1) for step in (29, 28, 27)] == [None] * 3
-    assert pasts.take({first.id: Answer(first.id, past=then(30))})
+    assert pasts.take_answers({first.id: Answer(first.id, past=then(30))})
     second = pasts.question(shown, 27, 0.2)
     assert second is not None
     assert second.step == 27
-    assert pasts.question(shown, 26, 0.2 + PATIENCE_S) is None
-    third = pasts.question(shown, 26, 0.3 + PATIENCE_S)
+    assert pasts.question(shown, 26, 0.2 + TIMEOUT_S) is None
+    third = pasts.question(shown, 26, 0.3 + TIMEOUT_S)
     assert third is not None
-    assert not pasts.take({second.id: Answer(second.id, past=then(27))})
-    assert pasts.of(30) == then(30)
+    assert not pasts.take_answers({second.id: Answer(second.id, past=then(27))})
+    assert pasts.cached(30) == then(30)
     pasts.question(msgspec.structs.replace(shown, epoch="another"), None, 9.0)
-    assert pasts.of(30) is None
+    assert pasts.cached(30) is None
 
 
-async def test_events_and_the_log_of_changes_turn_to_the_time_of_the_step() -> None:
+async def test_events_and_the_log_of_changes_scroll_to_the_time_of_the_step() -> None:
     shown = pictures.healthy()
     shown.events = [pictures.event(n, f"thing {n}", at_step=n) for n in range(40)]
     later = pictures.applied("e0", "prefix_caching", "on", command="c2", at_step=30)
@@ -162,7 +162,7 @@ async def test_events_and_the_log_of_changes_turn_to_the_time_of_the_step() -> N
         assert screen_text(app).splitlines()[head + 1].endswith("thing 40")
 
 
-def test_of_steps_that_closed_in_one_go_the_number_tells_what_was_before() -> None:
+def test_steps_closed_at_the_same_time_are_ordered_by_number() -> None:
     events = [pictures.event(n, "thing", at_step=n) for n in range(9, -1, -1)]
     late = max(event.time for event in events)
     assert last_before(events, 4, late) is events[6]
@@ -173,11 +173,11 @@ def test_of_steps_that_closed_in_one_go_the_number_tells_what_was_before() -> No
 
 
 @pytest.mark.parametrize("keys", [("space",), ("left_square_bracket",), ("space", "left_square_bracket")])
-async def test_control_shows_what_is_and_says_so(keys: tuple[str, ...]) -> None:
+async def test_control_shows_the_run_now_and_says_so(keys: tuple[str, ...]) -> None:
     shown = pictures.switched()
     client = HeldClient(shown)
     async with dashboard(client, MIDDLE, control=True) as (app, pilot):
-        await pilot.press(*keys, "6")
+        await pilot.press(*keys, "4")
         await settle(app, pilot)
         assert "this view is live" in screen_text(app)
         done = pictures.applied("e0", "prefix_caching", "off", command="c3", at_step=39, engine_step=777)
@@ -207,14 +207,14 @@ async def test_a_replay_has_the_fleet_of_every_step(replay: Replay) -> None:
             await settle(app, pilot)
             table: Table[Row] = app.query_one("#fleet", Table)
             assert all(row.engine is not None and row.engine.health == "live" for row in table.items)
-            flags.append((app.sight.cursor, fleet(app)["e0"][9]))
+            flags.append((app.state.viewport.cursor, fleet(app)["e0"][9]))
     assert flags == [
-        (55, "usual"), (47, "usual"), (35, "lm=r"), (33, "lm=r"),
-        (27, "usual"), (21, "as-"), (17, "usual"), (9, "pc-"),
+        (55, "default"), (47, "default"), (35, "lm=r"), (33, "lm=r"),
+        (27, "default"), (21, "as-"), (17, "default"), (9, "pc-"),
     ]  # fmt: skip
 
 
-def test_a_store_has_the_run_as_of_every_step(tmp_path: Path) -> None:
+def test_a_store_restores_the_run_at_every_step(tmp_path: Path) -> None:
     made = list(stored.frames(30))
     store = stored.store(tmp_path, made)
     with Reader(store) as reader:
@@ -237,7 +237,7 @@ def test_a_store_has_the_run_as_of_every_step(tmp_path: Path) -> None:
         ("reading-fleet-80", SMALL, ("left_curly_bracket",)),
         ("reading-fleet-120", MIDDLE, ("N",)),
         ("zoomed-axis-120", MIDDLE, ("home", "plus", "plus")),
-        ("reading-control-120", MIDDLE, ("N", "6")),
+        ("reading-control-120", MIDDLE, ("N", "4")),
     ],
 )
 async def test_screen(name: str, size: tuple[int, int], keys: tuple[str, ...]) -> None:

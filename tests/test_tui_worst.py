@@ -18,7 +18,7 @@ from rltop.backend.api import Engine
 from rltop.backend.api.samples import Samples, Sequence, Token
 from rltop.backend.client.live import Client
 from rltop.collectors.contract import wire
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.sender import Message, Sender
 from rltop.tui.cli import main as cli
 from rltop.tui.cli.worst import text
 from rltop.tui.tokens.decode import as_id, decoder, printable
@@ -62,7 +62,7 @@ def test_sequences_mark_each_token_by_its_gap_without_colour() -> None:
     assert lines[3:] == ["  after …1 2 3", "  11 12↓↓↓ (60) 13?"]
 
 
-def test_tokens_and_sequences_that_are_the_same_stand_once() -> None:
+def test_equal_tokens_and_sequences_are_listed_once() -> None:
     tokens = [
         TOKEN,
         *(msgspec.structs.replace(TOKEN, number=n) for n in (6, 7)),
@@ -75,8 +75,8 @@ def test_tokens_and_sequences_that_are_the_same_stand_once() -> None:
     assert text(Samples(3, "worst", 64, 1500, sequences), as_id).splitlines()[2].startswith("2x row 0/5")
 
 
-def test_nothing_is_said_as_such() -> None:
-    assert text(Samples(3, "worst"), as_id).endswith("nothing is kept of that")
+def test_empty_samples_are_named_as_such() -> None:
+    assert text(Samples(3, "worst"), as_id).endswith("no such samples are kept")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_marks_grow_with_the_gap(diff: float, sign: str) -> None:
 
 
 @given(st.text())
-def test_what_a_token_holds_can_not_move_the_cursor(found: str) -> None:
+def test_the_text_of_a_token_is_always_printable(found: str) -> None:
     assert printable(found).isprintable()
     assert len(printable(found)) == len(found)
 
@@ -133,7 +133,7 @@ def trained(kind: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])
-def test_a_real_tokenizers_tokens_read_as_the_text_that_they_make(kind: str, tmp_path: Path) -> None:
+def test_the_tokens_of_a_real_tokenizer_read_as_their_text(kind: str, tmp_path: Path) -> None:
     made = trained(kind)
     made.save(str(tmp_path / "tokenizer.json"))
     decode = decoder([engine_of(str(tmp_path))])
@@ -159,8 +159,8 @@ def test_the_command_prints_the_text_around_a_token_that_the_models_tokenizer_kn
     prompt, answer = made.encode("The quick brown").ids, made.encode(" fox jumps\n").ids
     rollout = [-1.0] * len(answer)
     row = Trained(answer, [1] * len(answer), rollout, [-3.0, *rollout[1:]], prompt)
-    trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items)
-    engine = Sender(rundir, "e0", "engine", lambda _, items: items)
+    trainer = Sender[Message](rundir, "trainer/0", "trainer", lambda _, items: items)
+    engine = Sender[Message](rundir, "e0", "engine", lambda _, items: items)
     for sender in (engine, trainer):
         sender.start()
     engine.offer("all", 100, (engine_state("e0", fingerprint={"model": str(tmp_path)}), {}))
@@ -179,12 +179,12 @@ def test_the_command_prints_the_text_around_a_token_that_the_models_tokenizer_kn
     assert "The quick brown" in sequence
 
 
-def test_the_command_prints_what_a_hub_keeps(home: Path) -> None:
+def test_the_command_prints_the_samples_of_a_hub(home: Path) -> None:
     rundir = start_hub("worst")
     row = Trained([1, 2, 3], [0, 1, 1], [-1.0, -2.0], [-1.0, -3.5])
     one = Written([1], [2, 3], [-1.0, -2.0], engine="e0")
-    trainer = Sender(rundir, "trainer/0", "trainer", lambda _, items: items)
-    engine = Sender(rundir, "e0", "engine", lambda _, items: items)
+    trainer = Sender[Message](rundir, "trainer/0", "trainer", lambda _, items: items)
+    engine = Sender[Message](rundir, "e0", "engine", lambda _, items: items)
     for sender in (engine, trainer):
         sender.start()
     engine.offer("all", 100, rollouts([one]))

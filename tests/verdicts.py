@@ -34,15 +34,15 @@ PARTIAL = Cause(
     ["record fits between two versions"], ["stale-prefix-cache"], "weight-digest", "Send all tensors.",
 )  # fmt: skip
 FINDINGS = [
-    Finding("T11", "hit_worse", 3.2, "", 2.7, 3.8, 2e-9, 14, None, 24842, 1664,
+    Finding("cache_gap", "hit_worse", 3.2, "", 2.7, 3.8, 2e-9, 14, None, 24842, 1664,
             "matched |d| of hits is 3.2 times (2.7 to 3.8) that of misses"),
-    Finding("T8", "jump", 0.013, "nats", 0.011, 0.015, 1e-12, 15, None, 24842, 1664,
+    Finding("trend", "jump", 0.013, "nats", 0.011, 0.015, 1e-12, 15, None, 24842, 1664,
             "matched |d| 3.7e-07 before step 15, 0.013 since"),
-    Finding("T1", "calibrated", 1.0003, "", 0.9989, 1.0017, 1.0, None, None, 24842, 1664,
+    Finding("mean_ratio", "calibrated", 1.0003, "", 0.9989, 1.0017, 1.0, None, None, 24842, 1664,
             "mean ratio 1.0003 (0.9989 to 1.0017)"),
-    Finding("T1", "calibrated", 1.0013, "", 0.9991, 1.0035, 1.0, None, "e0", 12000, 800,
+    Finding("mean_ratio", "calibrated", 1.0013, "", 0.9991, 1.0035, 1.0, None, "e0", 12000, 800,
             "mean ratio 1.0013 (0.9991 to 1.0035)"),
-    *(Finding(name, "unknown", text="it needs what nobody measured") for name in ("T13", "T14", "versions")),
+    *(Finding(name, "unknown", text="not measured") for name in ("logit_lattice", "batch_load", "versions")),
 ]  # fmt: skip
 
 

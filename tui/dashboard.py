@@ -1,4 +1,4 @@
-"""The dashboard of a live run, from the first line to the last word."""
+"""Runs the dashboard on a live run."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def run_dashboard(
     notice: Callable[[], str] = str,
     reference: Reference | None = None,
     bell: bool = True,
-    farewell: str = "detached; the run goes on",
+    farewell: str = "detached; the run continues",
 ) -> int:
-    """Show the dashboard of a run until the person leaves it.
+    """Show the dashboard of a run until the user detaches.
 
     Args:
-        rundir: where the run's hub listens, now or later.
+        rundir: the directory of the run; its hub may start later.
         control: flags may be switched.
         fps: repaints per second at most.
-        notice: asked at every repaint for what else the first line should say; empty for nothing.
-        reference: a stored run to hold this one against; None for nothing.
+        notice: additional text of the header, read at every repaint.
+        reference: a stored run to compare with; None for none.
         bell: as ``RltopApp``.
-        farewell: the last word on the terminal when the person left; empty for none.
+        farewell: printed after the user detached; empty for nothing.
 
     Returns:
         The exit status.
@@ -41,5 +41,5 @@ def run_dashboard(
     finally:
         client.close()
     if app.return_code == 0 and farewell:
-        print(farewell)  # noqa: T201 - the last word, on the terminal
+        print(farewell)  # noqa: T201 - printed on the restored terminal
     return app.return_code or 0

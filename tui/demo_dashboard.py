@@ -1,4 +1,4 @@
-"""The demo with the dashboard in front: the run in a process of its own, its progress in the first line."""
+"""The demo with the dashboard: the run in its own process, its progress in the header."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rltop.collectors.contract.rundir import RunDirError
 from rltop.tui.dashboard import run_dashboard
 
 LEFT_EARLY = 130
-"""Exit code when the person ended the run before its last step, as a shell gives for ctrl-c."""
+"""Exit code if the user ended the run before its last step, as a shell's for ctrl-c."""
 
 LAST_LINES = 3
 POLL_S = 0.25
 
 
 def run_with_dashboard(options: DemoOptions) -> int:
-    """Start the run and show it. Detaching leaves it going, a line per step; ctrl-c then ends it.
+    """Start the run and show it. After detaching it prints a line per step; ctrl-c then ends it.
 
     Returns:
         As ``run_headless``, or ``LEFT_EARLY``.
@@ -45,9 +45,9 @@ def run_with_dashboard(options: DemoOptions) -> int:
 
 
 def _follow(demo: Demo) -> None:
-    """Print what the run prints, from its last lines on, until it ends."""
+    """Print the run's log, from its last lines on, until it ends."""
     if demo.exit_code is None:
-        click.echo(f"detached; the run goes on: ctrl-c ends it, `rltop {demo.rundir.run}` shows it again")
+        click.echo(f"detached; the run continues: ctrl-c ends it, `rltop {demo.rundir.run}` shows it again")
     with demo.log.open() as log:
         for line in log.readlines()[-LAST_LINES:]:
             click.echo(line, nl=False)
@@ -58,15 +58,15 @@ def _follow(demo: Demo) -> None:
 
 
 def _notice(demo: Demo) -> Callable[[], str]:
-    """What the dashboard's first line says of the run's process: boot progress, its end, its failure."""
+    """The header's notice about the run's process: boot progress, end, failure."""
 
     def notice() -> str:
         code = demo.exit_code
         if code is None:
-            said = _tail(demo.log, 1)
-            return said if "boot" in said or "is up after" in said else ""
+            line = _tail(demo.log, 1)
+            return line if "boot" in line or "is up after" in line else ""
         if code == 0:
-            return "the run has finished; q leaves"
+            return "the run has finished; q detaches"
         return f"the run failed (exit code {code}): {_tail(demo.log, 1)}"
 
     return notice

@@ -1,33 +1,34 @@
-"""Keys and palette entries, made from the table of commands."""
+"""Key bindings and palette entries, made from the table of commands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol, cast
 
 from textual.binding import Binding, BindingType
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from rltop.tui.model.key_commands import COMMANDS, NEEDS_CONTROL
+from rltop.tui.model.key_commands import NEEDS_CONTROL, KeyCommand
 
 
 class CommandTarget(Protocol):
-    """An application that does commands of the table."""
+    """An application that executes commands."""
 
     control: bool
+    commands: Sequence[KeyCommand]
 
     def command(self, command_id: str) -> None:
-        """Do it, or say why not."""
+        """Execute a command, or show why it is unavailable."""
 
     def go_to(self, step: int) -> None:
-        """Read everything at that step."""
+        """Show every view at that step."""
 
 
-def key_bindings() -> list[BindingType]:
-    """Keys of all commands. Leaving works everywhere, also in front of a dialog."""
+def key_bindings(commands: Sequence[KeyCommand]) -> list[BindingType]:
+    """Bindings of all commands. ctrl+c works everywhere, also in front of a dialog."""
     bindings: list[BindingType] = [Binding("ctrl+c", "command('quit')", show=False, priority=True)]
-    for command in COMMANDS:
+    for command in commands:
         keys = ",".join(command.keys)
         bindings.append(Binding(keys, f"command('{command.id}')", command.title, id=command.id, show=False))
     return bindings
@@ -37,7 +38,7 @@ class CommandPalette(Provider):
     """The palette's entries."""
 
     async def discover(self) -> Hits:
-        """All commands, before anything was typed."""
+        """All commands, before anything is typed."""
         for title, call, text in self._entries():
             yield DiscoveryHit(title, call, help=text)
 
@@ -53,7 +54,7 @@ class CommandPalette(Provider):
 
     def _entries(self) -> Iterator[tuple[str, Callable[[], None], str]]:
         app = cast("CommandTarget", self.app)
-        for command in COMMANDS:
+        for command in app.commands:
             off = command.needs_control and not app.control
             text = f"{command.shown}   {NEEDS_CONTROL if off else command.help}"
             yield command.title, partial(app.command, command.id), text

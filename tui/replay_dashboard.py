@@ -1,4 +1,4 @@
-"""A stored run in the dashboard: every view, and nobody to command."""
+"""Runs the dashboard on a stored run, read-only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rltop.tui.model.reference import Reference
 
 
 def run_replay(replay: Replay, *, fps: float = 4.0, reference: Reference | None = None) -> int:
-    """Show the replay until the person leaves it. Returns the exit status."""
+    """Show the replay until the user detaches. Returns the exit status."""
     try:
         app = RltopApp(
             replay, replay.view.run, fps=fps, notice=lambda: replay.progress, reference=reference, bell=False

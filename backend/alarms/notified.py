@@ -1,4 +1,4 @@
-"""What somebody has been told of alarms, so that each news is told once, over pauses and new hubs too. Pure."""
+"""Deduplicates alarm notifications per listener, across snoozes and hub restarts. Pure."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from rltop.backend.api.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm, A
 
 
 class NotificationHistory:
-    """One listener's memory: a bell, a command, a webhook."""
+    """The notifications that one listener has received: a bell, a command, a webhook."""
 
     def __init__(self) -> None:
-        self._told: dict[str, Alarm] = {}
+        self._notified: dict[str, Alarm] = {}
 
-    def fresh(self, alarms: Iterable[Alarm], now: float) -> list[AlarmChange]:
-        """What is to be told of ``alarms``, which are as they stand now, oldest first.
+    def new_changes(self, alarms: Iterable[Alarm], now: float) -> list[AlarmChange]:
+        """The changes to notify the listener of, given the current ``alarms``, oldest first.
 
-        Nothing of what is acknowledged or silent; when a silence ends, what is still open is told then. Whoever was
-        told that an alarm began is told that it ended.
+        Acknowledged and silenced alarms are left out; an alarm that is still open when its silence ends is reported
+        then. The end of an alarm is always reported to a listener that was notified of its start.
         """
-        news = []
+        changes = []
         for alarm in alarms:
-            before = self._told.get(alarm.id)
-            if before is not None and before.raised != alarm.raised:  # of another history: the run began anew
+            before = self._notified.get(alarm.id)
+            if before is not None and before.raised != alarm.raised:  # the run was restarted
                 before = None
-            what = _became(before, alarm)
-            if what is None or (what != CLEARED and alarm.quiet(now)):
+            what = _change(before, alarm)
+            if what is None or (what != CLEARED and alarm.is_muted(now)):
                 continue
-            self._told[alarm.id] = alarm
-            news.append(AlarmChange(what, alarm, told=True))
-        return news
+            self._notified[alarm.id] = alarm
+            changes.append(AlarmChange(what, alarm, told=True))
+        return changes
 
 
-def _became(before: Alarm | None, alarm: Alarm) -> str | None:
-    """What has become of it since it was told of; None: nothing that is worth telling."""
+def _change(before: Alarm | None, alarm: Alarm) -> str | None:
+    """How the alarm changed since the last notification; None if there is nothing to report."""
     if before is None:
         return RAISED if alarm.cleared is None else None
     if alarm.cleared is not None:

@@ -1,4 +1,4 @@
-"""Every struct that a viewer gets, and the codec of the view and query sockets. Imports nothing of the hub."""
+"""The structs that viewers get, and the codec of the view and query sockets. Imports nothing of the hub."""
 
 from rltop.backend.api.effect import Effect, EffectEstimate, EffectRow
 from rltop.backend.api.questions import (
@@ -27,6 +27,7 @@ from rltop.backend.api.questions import (
     decode_frame,
     decode_question,
     encode,
+    new_id,
 )
 from rltop.backend.api.snapshot import (
     MAX_CHANGES,
@@ -40,8 +41,9 @@ from rltop.backend.api.snapshot import (
     Snapshot,
     Trainer,
     change_key,
-    has_news,
-    moved,
+    changed_engine,
+    has_records,
+    health_text,
 )
 from rltop.backend.api.step import Step
 
@@ -82,10 +84,12 @@ __all__ = [
     "Step",
     "Trainer",
     "change_key",
+    "changed_engine",
     "decode_answer",
     "decode_frame",
     "decode_question",
     "encode",
-    "has_news",
-    "moved",
+    "has_records",
+    "health_text",
+    "new_id",
 ]

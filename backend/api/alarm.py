@@ -1,4 +1,4 @@
-"""An alarm and its changes as viewers get them. Pure data; ``rltop.backend.alarms.rules`` decides on them."""
+"""Alarms and their changes as viewers get them. Pure data; ``rltop.backend.alarms.rules`` raises and clears them."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from rltop.backend.api.verdict import Cause
 from rltop.backend.util.durations import span
 
 CLEAR_AFTER = 5
-"""Healthy verdicts in a row that end an alarm."""
+"""Consecutive healthy verdicts that clear an alarm."""
 
 MAX_EVIDENCE = 3
-"""Sentences of evidence that go with an alarm."""
+"""Most sentences of evidence in an alarm."""
 
 MAX_ALARMS = 200
-"""That are kept; the oldest go."""
+"""Most alarms that are kept; the oldest are dropped first."""
 
 RAISED, RENAMED, REOPENED, CLEARED = "raised", "renamed", "reopened", "cleared"
-"""What can become of an alarm."""
+"""Changes of an alarm."""
 
 
 class Alarm(msgspec.Struct, frozen=True):
-    """Something is wrong, or was, until ``cleared``.
+    """A problem of the run; over once ``cleared`` is set.
 
     Attributes:
         id: of this alarm, for ``rltop ack``.
-        cause: slug of the cause that it is called by; code, layer, title: of that cause.
-        sure: a fault was named; otherwise only its family, and a probe would tell.
-        engines: on which; empty of all. since_step: the first step at which it shows.
-        raised, raised_step: when it was told of, wall clock, and after which step.
-        cleared, cleared_step: when it was over; None while it is not.
-        again: how often it was opened again.
-        acknowledged: who has taken note of it, and when ``acknowledged_at``; such an alarm is not told anew.
-        silenced_until: wall clock until which nothing is told of it.
-        evidence, remedy, command: of that cause, as when it was called by it.
-        well: healthy verdicts in a row by now; ``CLEAR_AFTER`` of them end it.
+        cause: slug of the cause that names it. code, layer, title: of that cause.
+        sure: a single cause was found; otherwise a family of causes, between which a probe decides.
+        engines: affected engines; empty for all. since_step: the first step that shows it.
+        raised, raised_step: wall clock and step at which it was raised.
+        cleared, cleared_step: wall clock and step at which it was cleared; None while open.
+        again: number of times it was reopened.
+        acknowledged, acknowledged_at: who acknowledged it, and when; an acknowledged alarm sends no notifications.
+        silenced_until: wall clock until which notifications are suppressed.
+        evidence, remedy, command: of the cause, from when it gave the alarm its name.
+        well: consecutive healthy verdicts so far; ``CLEAR_AFTER`` of them clear it.
     """
 
     id: str
@@ -60,13 +60,13 @@ class Alarm(msgspec.Struct, frozen=True):
     command: str = ""
     well: int = 0
 
-    def quiet(self, now: float) -> bool:
-        """Whether nobody is to be told."""
+    def is_muted(self, now: float) -> bool:
+        """Whether notifications are suppressed."""
         return bool(self.acknowledged) or (self.silenced_until is not None and now < self.silenced_until)
 
 
-def named_after(cause: Cause) -> dict[str, Any]:
-    """The fields of an alarm that come from the cause that it is called by."""
+def fields_of(cause: Cause) -> dict[str, Any]:
+    """The fields of an alarm that come from its cause."""
     return {
         "cause": cause.id, "code": cause.code, "layer": cause.layer, "title": cause.title, "engines": cause.engines,
         "since_step": cause.since_step, "evidence": cause.evidence[:MAX_EVIDENCE], "remedy": cause.remedy,
@@ -74,29 +74,29 @@ def named_after(cause: Cause) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def about(alarm: Alarm) -> str:
-    """What is wrong, where and since when, in a line."""
-    sure = "" if alarm.sure else "perhaps "
+def summary_line(alarm: Alarm) -> str:
+    """Cause, engines and first step in one line."""
+    sure = "" if alarm.sure else "possibly "
     where = ", ".join(alarm.engines) or "all engines"
     since = "" if alarm.since_step is None else f" since step {alarm.since_step}"
-    again = f", opened again {alarm.again} time{'s' * (alarm.again > 1)}" if alarm.again else ""
+    again = f", reopened {alarm.again} time{'s' * (alarm.again > 1)}" if alarm.again else ""
     return f"{sure}{alarm.cause} ({alarm.code}) on {where}{since}: {alarm.title}{again}"
 
 
-def standing(alarm: Alarm, now: float) -> str:
-    """How it stands, in a few words."""
+def status_text(alarm: Alarm, now: float) -> str:
+    """The alarm's status in a few words."""
     if alarm.cleared is not None:
-        return f"over since step {alarm.cleared_step}"
-    said = f"acknowledged by {alarm.acknowledged}" if alarm.acknowledged else "open"
+        return f"cleared at step {alarm.cleared_step}"
+    text = f"acknowledged by {alarm.acknowledged}" if alarm.acknowledged else "open"
     if alarm.well:
-        said += f", healthy for {alarm.well} of {CLEAR_AFTER} steps"
+        text += f", healthy for {alarm.well} of {CLEAR_AFTER} steps"
     if alarm.silenced_until is not None and now < alarm.silenced_until:
-        said += f", silent for {span(alarm.silenced_until - now)}"
-    return said
+        text += f", silenced for {span(alarm.silenced_until - now)}"
+    return text
 
 
 class AlarmChange(msgspec.Struct, frozen=True):
-    """What became of an alarm: one of the words above. ``told``: it is worth a bell, a message, a command."""
+    """A change of an alarm, one of the constants above. ``told``: it sends notifications."""
 
     what: str
     alarm: Alarm

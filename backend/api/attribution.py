@@ -1,4 +1,4 @@
-"""What a viewer sees of where the gap comes from. Pure data; ``rltop.backend.gaps.attribute`` makes it."""
+"""The attribution of the gap as viewers get it. Pure data; ``rltop.backend.gaps.attribute`` computes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """A mean over tokens with its 95 % interval, whole sequences taken as independent; None with fewer than two."""
+    """A mean over tokens with its 95 % interval, clustered by sequence; no interval with fewer than two sequences."""
 
     mean: float
     low: float | None = None
@@ -17,11 +17,11 @@ class Stratum(msgspec.Struct, frozen=True):
     """The gap of the tokens of one stratum, ``d = trainer - rollout``.
 
     Attributes:
-        dimension: what tells tokens apart: a name of ``summary.dimensions``, or engine, flag_epoch, prompt.
-        label: which of them. engine: of one engine alone; None of all.
-        tokens, sequences: how many; a sequence counts in every stratum that it has tokens in.
-        diff, abs_diff, k3: in nats. ratio: mean exp(d). None where not kept.
-        abs_diff_per_1_minus_p: of a stratum of probability, sum of |d| over the sum of 1 - p, in nats.
+        dimension: a name of ``summary.dimensions``, or engine, flag_epoch, prompt.
+        label: of the stratum. engine: of this engine alone; None for all.
+        tokens, sequences: their numbers; a sequence counts in every stratum in which it has tokens.
+        diff, abs_diff, k3: in nats. ratio: mean exp(d). None if not kept.
+        abs_diff_per_1_minus_p: for a stratum of probability, sum of |d| over the sum of 1 - p, in nats.
     """
 
     dimension: str
@@ -37,12 +37,12 @@ class Stratum(msgspec.Struct, frozen=True):
 
 
 class LagRegression(msgspec.Struct, frozen=True):
-    """The line ``k3 = at_lag0 + per_lag * lag`` over tokens of an engine (None: of all).
+    """The regression ``k3 = at_lag0 + per_lag * lag`` over the tokens of an engine (None: of all).
 
     Attributes:
-        at_lag0: nats. per_lag: nats per version. None where the lags do not allow to tell.
-        lags: between which they are, but for one token in twenty at either end.
-        why: what keeps either from being told; empty if nothing does.
+        at_lag0: nats. per_lag: nats per version. None if the lags do not support an estimate.
+        lags: range of the lags, leaving out less than one token in twenty on either side.
+        why: reason that one of them is None; empty if both are given.
     """
 
     at_lag0: Interval | None
@@ -54,14 +54,14 @@ class LagRegression(msgspec.Struct, frozen=True):
 
 
 class Attribution(msgspec.Struct, frozen=True):
-    """Where the gap comes from, over a window of steps.
+    """The breakdown of the gap over a window of steps.
 
     Attributes:
         steps: numbers of the steps, oldest first.
-        strata: of all tokens. matched: of version-matched ones alone: staleness is taken out.
+        strata: of all tokens. matched: of version-matched tokens alone, without staleness.
         matched_by: ``old``: old - rollout under the version that sampled; ``lag0``: trainer - rollout of tokens that
-            the trainer's own version sampled, an estimate; None where nothing is matched.
-        lines: of all, then of each engine, where tokens have more than one lag; not each can be told.
+            the trainer's own version sampled, an estimate; None if no token is matched.
+        lines: of all tokens, then of each engine, if tokens have more than one lag.
     """
 
     steps: list[int]

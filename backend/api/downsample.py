@@ -1,10 +1,10 @@
-"""Bounds the snapshot of a long run: recent steps whole, older ones as headline metrics, the oldest thinned. Pure.
+"""Bounds the snapshot of a long run: recent steps complete, older ones with headline metrics, the oldest downsampled.
 
-A whole step takes some 10 kB, most of it per engine. The newest ``WHOLE_STEPS`` steps stay whole; older steps keep only
-the metrics of ``HEADLINE``. Beyond ``ROOM[0]`` steps, old stretches are thinned: the first and the last step stay, and
-for every metric of ``EXTREMES`` the steps with its minimum and its maximum, so a spike never disappears. Nothing is
-averaged. Each thinning raises a step's level; when a level is full, its oldest stretch is thinned again. The store
-keeps every step.
+A complete step takes about 10 kB, most of it per engine. The newest ``WHOLE_STEPS`` steps stay complete; older steps
+keep the metrics of ``HEADLINE``. Beyond ``ROOM[0]`` steps, blocks of old steps are downsampled: the first and the last
+step stay, and the steps with the minimum and the maximum of every metric of ``EXTREMES``, so a spike never disappears.
+Nothing is averaged. Downsampling raises the level of a step; when a level is full, its oldest block is downsampled
+again. The store keeps every step. Pure.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ HEADLINE: tuple[str, ...] = (
     "noise_clip_frac_low", "noise_clip_frac_high", "entropy", "ess", "lag_mean", "lag_max", "prefix_hit_rate",
     "engine_z",
 )  # fmt: skip
-"""Metrics (``rltop.backend.metrics``) that steps keep for as long as they are in a picture."""
+"""Metrics (``rltop.backend.metrics``) that every step of a snapshot keeps."""
 
 WHOLE_STEPS = 300
-"""The newest steps of a picture that are whole."""
+"""Number of newest steps of a snapshot that stay complete."""
 
 EXTREMES = (
     "reward_mean",
@@ -44,24 +44,24 @@ EXTREMES = (
     "joined_fraction",
     "invalid_frac",
 )
-"""Metrics whose extremes are kept."""
+"""Metrics whose extremes survive downsampling."""
 
 ROOM = (4_000, 750, 915, 1_000)
-"""Steps of each level in a picture, beside a stretch that is being filled: with some 16 kept of a stretch, level 1
-reaches back 16,000 steps, level 2 250,000, and level 3 beyond."""
+"""Steps per level of a snapshot, besides the block that is being filled. With about 16 steps kept per block, level 1
+reaches back 16,000 steps, level 2 250,000, and level 3 further."""
 
-STRETCH = 256
-"""Steps that are thinned at a time."""
+BLOCK = 256
+"""Steps that are downsampled together."""
 
-MOST = sum(ROOM) + STRETCH * len(ROOM)
-"""Steps in a picture at most, but for those of one frame."""
+MAX_STEPS = sum(ROOM) + BLOCK * len(ROOM)
+"""Most steps in a snapshot, apart from those of one frame."""
 
-LOOK_EVERY = 32
-"""Steps between two looks at how many there are of each level."""
+CHECK_EVERY = 32
+"""Steps between two checks of the number of steps per level."""
 
 
-def standing_out(steps: Sequence[Step]) -> set[int]:
-    """Numbers of those that stay, of steps in order of arrival."""
+def representative(steps: Sequence[Step]) -> set[int]:
+    """Numbers of the steps of a block, in order of arrival, that downsampling keeps."""
     kept = {steps[0].step, steps[-1].step}
     for name in EXTREMES:
         known = {step.step: value for step in steps if (value := step.values.get(name)) is not None}
@@ -70,13 +70,13 @@ def standing_out(steps: Sequence[Step]) -> set[int]:
     return kept
 
 
-def thin(steps: dict[int, Step]) -> None:
-    """Thin what is too much in a picture's steps, by number and in order of arrival."""
+def downsample(steps: dict[int, Step]) -> None:
+    """Downsample the full levels of a snapshot's steps (by number, in order of arrival) in place."""
     levels = Counter(step.level for step in steps.values())
     for level, room in enumerate(ROOM):
-        while levels[level] >= room + STRETCH:
-            oldest = list(islice(_of_level(steps.values(), level), STRETCH))
-            kept, coarser = standing_out(oldest), min(level + 1, len(ROOM) - 1)
+        while levels[level] >= room + BLOCK:
+            oldest = list(islice(_of_level(steps.values(), level), BLOCK))
+            kept, coarser = representative(oldest), min(level + 1, len(ROOM) - 1)
             for step in oldest:
                 if step.step in kept:
                     steps[step.step] = msgspec.structs.replace(step, level=coarser)
@@ -90,17 +90,17 @@ def _of_level(steps: Iterable[Step], level: int) -> Iterable[Step]:
     return (step for step in steps if step.level == level)
 
 
-_NOTHING: dict[str, Any] = {}
+_EMPTY: dict[str, Any] = {}
 
 
 def headline(step: Step, like: Step | None = None) -> Step:
-    """The step with no more than its headline, and how its rows were joined; itself if that is all it has.
+    """The step with its headline metrics and join statistics only; the step itself if it has nothing else.
 
-    How rows are joined hardly changes: what is as in the step ``like`` is shared with it, and takes no room.
+    Join statistics rarely change: those equal to the step ``like`` are shared with it to save memory.
     """
     kept = {name: step.values[name] for name in HEADLINE if name in step.values}
     if not (step.engines or step.trainer) and len(step.values) == len(kept):
         return step
     own = {name: getattr(step, name) for name in ("unjoined", "joins", "unused", "copies", "lost")}
-    shared = {} if like is None else {name: then for name in own if own[name] == (then := getattr(like, name))}
-    return msgspec.structs.replace(step, values=kept, engines=_NOTHING, trainer=_NOTHING, **shared)
+    shared = {} if like is None else {name: value for name in own if own[name] == (value := getattr(like, name))}
+    return msgspec.structs.replace(step, values=kept, engines=_EMPTY, trainer=_EMPTY, **shared)

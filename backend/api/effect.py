@@ -1,4 +1,4 @@
-"""The effect of a switch as viewers get it. Pure data; ``rltop.backend.effects.estimate`` makes it."""
+"""The effect of a switch as viewers get it. Pure data; ``rltop.backend.effects.estimate`` computes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class EffectEstimate(msgspec.Struct, frozen=True):
-    """A figure's fitted levels right before and after a switch, their difference, and its 95 % interval."""
+    """Fitted levels of a figure right before and after a switch, their difference, and its 95 % interval."""
 
     before: float
     after: float
@@ -16,20 +16,20 @@ class EffectEstimate(msgspec.Struct, frozen=True):
 
 
 class EffectRow(msgspec.Struct, frozen=True):
-    """What a switch did to one figure.
+    """The effect of a switch on one figure.
 
     Attributes:
-        figure, unit: a name of ``rltop.backend.effects.estimate.FIGURES``, and what it is measured in.
-        own: of the engines that were switched, with the run's own trend taken out. None: see ``reason``.
-        against: of the differences to the engines that were not; None where there are none.
-        verdict: ``up``, ``down``, ``none`` (no effect of a size that matters), ``not_yet``, ``unclear`` (too few
-            observations, and no more will come, or too noisy), ``confounded``, ``unknown`` (not measured). By
-            ``against`` where there is one.
-        reason: of every verdict but up, down and none.
-        more: for ``not_yet``, about how many more observations it takes; None if that can't be told.
-        before, after: observations on either side; ``every`` says what one is: ``step``, or a time such as ``5 s``.
-        samples_before, samples_after: what they are means over, in ``samples`` (tokens, requests, s).
-        pulled: odd observations that were given less weight.
+        figure, unit: a name of ``rltop.backend.effects.estimate.FIGURES``, and its unit.
+        own: estimate for the switched engines, with the run's trend removed; None for the reason in ``reason``.
+        against: estimate for their difference to the control group; None without one.
+        verdict: ``up``, ``down``, ``none`` (no relevant effect), ``not_yet``, ``unclear`` (too noisy, or too few
+            observations and no more will come), ``confounded``, ``unknown`` (not measured). By ``against`` if there is
+            a control group.
+        reason: of every verdict except up, down and none.
+        more: for ``not_yet``, approximate number of further observations that it takes; None if not known.
+        before, after: number of observations on either side. every: what one is: ``step``, or a time such as ``5 s``.
+        samples_before, samples_after: number of samples behind them, of the unit ``samples`` (tokens, requests, s).
+        pulled: number of outliers, which were winsorised.
     """
 
     figure: str
@@ -49,14 +49,14 @@ class EffectRow(msgspec.Struct, frozen=True):
 
 
 class Effect(msgspec.Struct, frozen=True):
-    """What a command did to the run, as far as it can be told by now.
+    """The effect of a command on the run so far.
 
     Attributes:
-        command, flag, old, new: the command and what it switched. reverts: the command that it took back, if it did.
-        engines: that were switched. against: that were not, and are compared with.
-        first_step, last_step: of the window. mixed: steps left out of it, with tokens from before and after.
-        ended: why no later step will count; empty while the window is open.
-        confounds: what else changed with the switch.
+        command, flag, old, new: the command and its switch. reverts: the command that it reverted, if any.
+        engines: switched engines. against: the control group.
+        first_step, last_step: of the window. mixed: steps excluded from it, with tokens from before and after.
+        ended: reason that no later step will count; empty while the window is open.
+        confounds: other changes at the switch.
         rows: one per figure.
     """
 

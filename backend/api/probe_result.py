@@ -1,4 +1,4 @@
-"""What a probe found out, as data and as text. Pure."""
+"""Results of probes, as data and as text. Pure."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import msgspec
 
 Z = 1.959963984540054
-"""Of a 95 % interval."""
+"""Normal quantile of a 95 % interval."""
 
 
 class ProbeEvidence(msgspec.Struct, frozen=True):
-    """One number that the answer rests on.
+    """One number of the evidence.
 
     Attributes:
-        name: what it is.
-        value: in ``unit`` (empty: a share or a count); None where it can't be told.
-        low, high: its 95 % interval, taking one of ``of`` as one observation; None where there is none.
-        n, of: how many of what it is about.
-        engine: on which engine, or pair of engines; empty of all.
+        name: of the number.
+        value: in ``unit`` (empty: a share or a count); None if not known.
+        low, high: its 95 % interval, with each of ``of`` as one observation; None without one.
+        n, of: number and kind of the observations.
+        engine: the engine or pair of engines; empty for all.
     """
 
     name: str
@@ -34,17 +34,17 @@ class ProbeEvidence(msgspec.Struct, frozen=True):
 
 
 class ProbeResult(msgspec.Struct, frozen=True):
-    """What a probe says.
+    """The result of a probe.
 
     Attributes:
         command: id of its command. probe, code: as in ``rltop.collectors.contract.probes``.
-        engines: that it was asked of.
-        verdict: one of the probe's words.
-        text: the same for a person, with the numbers that matter.
-        odd: the engines that stand apart, where the verdict is about some.
-        evidence: in numbers.
-        time: wall clock of the hub, seconds. step: last closed step. policy_version: of the weights that were probed.
-        notes: what else there is to know, one sentence each.
+        engines: probed engines.
+        verdict: one of the verdicts that the probe defines.
+        text: the verdict as a sentence, with the most important numbers.
+        odd: deviating engines, if the verdict is about some.
+        evidence: the numbers.
+        time: wall clock of the hub, seconds. step: last closed step. policy_version: of the probed weights.
+        notes: further remarks, one sentence each.
     """
 
     command: str
@@ -62,7 +62,7 @@ class ProbeResult(msgspec.Struct, frozen=True):
 
 
 class ProbeFinding(msgspec.Struct, frozen=True):
-    """The part of a result that a judge decides; the fields are those of ``ProbeResult``."""
+    """The part of a result that evaluates the reports; the fields are those of ``ProbeResult``."""
 
     verdict: str
     text: str
@@ -73,7 +73,7 @@ class ProbeFinding(msgspec.Struct, frozen=True):
 
 
 def share(name: str, hits: int, n: int, of: str, engine: str = "") -> ProbeEvidence:
-    """A share with Wilson's interval (Wilson 1927, JASA 22:209)."""
+    """A share with its Wilson interval (Wilson 1927, JASA 22:209)."""
     if not n:
         return ProbeEvidence(name, None, n=0, of=of, engine=engine)
     p, z2 = hits / n, Z * Z
@@ -83,7 +83,7 @@ def share(name: str, hits: int, n: int, of: str, engine: str = "") -> ProbeEvide
 
 
 def mean(name: str, values: Sequence[float], unit: str, of: str, engine: str = "") -> ProbeEvidence:
-    """The mean of independent observations, with Student's interval; no interval of fewer than two."""
+    """The mean of independent observations with Student's interval; no interval for fewer than two."""
     n = len(values)
     if not n:
         return ProbeEvidence(name, None, unit, n=0, of=of, engine=engine)
@@ -96,9 +96,9 @@ def mean(name: str, values: Sequence[float], unit: str, of: str, engine: str = "
 
 
 def student(freedom: int) -> float:
-    """The 97.5 % point of Student's t, by the expansion of Cornish and Fisher (Abramowitz and Stegun 26.7.5).
+    """The 97.5 % quantile of Student's t, by the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5).
 
-    Exact for 1 and 2 degrees of freedom; of the others within 1 %.
+    Exact for 1 and 2 degrees of freedom, otherwise within 1 %.
     """
     if freedom < 3:
         return (math.inf, 12.706204736, 4.302652730)[freedom]
@@ -112,7 +112,7 @@ def student(freedom: int) -> float:
 
 
 def as_json(result: ProbeResult) -> dict[str, Any]:
-    """Plain values; None for what is not finite."""
+    """The result as plain values; None for values that are not finite."""
     found: dict[str, Any] = msgspec.to_builtins(result)
     for entry in found["evidence"]:
         for name in ("value", "low", "high"):
@@ -122,7 +122,7 @@ def as_json(result: ProbeResult) -> dict[str, Any]:
 
 
 def as_text(result: ProbeResult) -> str:
-    """The verdict, and the numbers under it."""
+    """The verdict, followed by the numbers."""
     head = f"{result.probe} ({result.code}) on {', '.join(result.engines) or 'no engine'}: {result.verdict}"
     version = "" if result.policy_version is None else f", policy version {result.policy_version}"
     step = "" if result.step is None else f", after step {result.step}"

@@ -1,4 +1,4 @@
-"""Where a gap lies, as viewers get it."""
+"""Profiles and histogram of the gap as viewers get them. Pure data."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ class Profile(msgspec.Struct, frozen=True):
     """The gap along one dimension, per engine, for each label.
 
     Attributes:
-        engines: tokens and the means of d, |d| and k3 (0 tokens: 0).
-        spreads: over sequences the sums of 1, n n, s s and n s, of n tokens with the sum s of |d|, which an interval of
-            |d| is made of (``intervals``) and which add up; None where they are not kept.
+        engines: number of tokens and means of d, |d| and k3 (0 without tokens).
+        spreads: sums over sequences of 1, n n, s s and n s, for n tokens with sum s of |d|, which give the interval of
+            |d| (``measure.intervals``) and add up; None if not kept.
     """
 
     dimension: str
@@ -21,10 +21,10 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 class Mismatch(msgspec.Struct, frozen=True):
-    """Of the steps ``first`` to ``last``, as far as kept: ``steps`` of them.
+    """The gap over the ``steps`` kept steps from ``first`` to ``last``.
 
     ``bins`` counts tokens per engine by d: below -``edges[-2]``, ..., around 0 (|d| below ``edges[0]``), ..., above
-    ``edges[-2]``. Tokens whose engine is not known are under an empty name; ``invalid`` have no finite d.
+    ``edges[-2]``. Tokens of unknown engines are under an empty name; ``invalid`` tokens have no finite d.
     """
 
     first: int

@@ -1,6 +1,8 @@
-"""Questions of viewers, answers of the hub, and their codec: one msgpack frame each way on the query socket."""
+"""Requests of viewers, answers of the hub, and their codec: one msgpack frame each way on the query socket."""
 
 from __future__ import annotations
+
+import uuid
 
 import msgspec
 
@@ -15,27 +17,32 @@ from rltop.backend.api.verdict import Verdict
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
-    """Base of every question; ``id`` comes back in the answer."""
+    """Base of every request; the answer has the same ``id``."""
 
     id: str
 
 
+def new_id() -> str:
+    """An id for a question; sent twice with the same id, a command is executed once."""
+    return uuid.uuid4().hex
+
+
 class AskSnapshot(Ask, frozen=True, tag="snapshot"):
-    """The whole picture. Answer: ``Answer.snapshot``."""
+    """Get the whole snapshot. Answer: ``Answer.snapshot``."""
 
 
 class AskAttribution(Ask, frozen=True, tag="attribution"):
-    """Where the gap comes from, over the last ``steps`` steps. Answer: ``Answer.attribution``."""
+    """Break the gap of the last ``steps`` steps down by source. Answer: ``Answer.attribution``."""
 
     steps: int = 20
 
 
 class AskSet(Ask, frozen=True, tag="set"):
-    """Switch a flag on the named engines (None: all that are live). Answer: ``Answer.command``, or ``error``.
+    """Set a flag on the named engines (None: all live ones). Answer: ``Answer.command``, or ``error``.
 
-    The command's life then goes by in frames. ``who``, ``host`` and ``why`` are for the record. ``strict`` asks for the
-    strict form of the value; after ``revert_s`` seconds the engines take it back by themselves, unless it is kept;
-    ``fraction`` leaves the choice of engines to the hub: that share of the live ones, at least one, never all.
+    Frames then report the progress of the command. ``who``, ``host`` and ``why`` are for the audit log. ``strict``
+    requests the strict form of the value. After ``revert_s`` seconds the engines revert it, unless it is kept. With
+    ``fraction`` the hub chooses the engines: that share of the live ones, at least one, never all.
     """
 
     flag: str
@@ -51,9 +58,9 @@ class AskSet(Ask, frozen=True, tag="set"):
 
 
 class AskAct(Ask, frozen=True, tag="act"):
-    """Have engines do something else: ``verb`` is one of ``collectors.actions``. Otherwise as ``AskSet``.
+    """Execute an action on engines: ``verb`` is one of ``collectors.contract.actions``. Otherwise as ``AskSet``.
 
-    ``revert_s`` is after how many seconds an engine takes it back by itself, where the action has a guard timer.
+    After ``revert_s`` seconds an engine reverts it, if the action has a guard timer.
     """
 
     verb: str
@@ -66,9 +73,9 @@ class AskAct(Ask, frozen=True, tag="act"):
 
 
 class AskKeep(Ask, frozen=True, tag="keep"):
-    """Stop the timers of ``command`` on all engines that hold one. Otherwise as ``AskSet``.
+    """Stop the revert timers of ``command`` on all engines. Otherwise as ``AskSet``.
 
-    The answer names a command of its own, whose ``Change.target`` is the one that is kept.
+    The answer has the id of a new command, whose ``Change.target`` is the kept command.
     """
 
     command: str
@@ -79,10 +86,10 @@ class AskKeep(Ask, frozen=True, tag="keep"):
 
 
 class AskUndo(Ask, frozen=True, tag="undo"):
-    """Bring the engines that ``command`` changed back to what they had before. Otherwise as ``AskSet``.
+    """Revert the engines that ``command`` changed to their previous values. Otherwise as ``AskSet``.
 
-    The answer names a command of its own, whose ``Change.reverts`` is the one that is undone. An engine whose flag was
-    changed since is left alone, and its change closed as ``superseded``.
+    The answer has the id of a new command, whose ``Change.reverts`` is the reverted command. An engine whose flag was
+    changed since is skipped, and its change closed as ``superseded``.
     """
 
     command: str
@@ -93,9 +100,9 @@ class AskUndo(Ask, frozen=True, tag="undo"):
 
 
 class AskProbe(Ask, frozen=True, tag="probe"):
-    """Start ``probe`` (``collectors.probes``) on the named engines (None: all that are live). Otherwise as ``AskSet``.
+    """Start ``probe`` (``collectors.contract.probes``) on the named engines (None: all live ones).
 
-    What it found out comes in a frame once the command has ended on every engine: ``Snapshot.probes``.
+    Otherwise as ``AskSet``. A frame has the result once the command has ended on every engine: ``Snapshot.probes``.
     """
 
     probe: str
@@ -107,7 +114,7 @@ class AskProbe(Ask, frozen=True, tag="probe"):
 
 
 class AskEffect(Ask, frozen=True, tag="effect"):
-    """What a command did to the run. ``command``: its id or the start of it; empty for the last that switched anything.
+    """Estimate the effect of ``command``: an id or its prefix; empty for the last command that switched something.
 
     Answer: ``Answer.effect``, or ``error``.
     """
@@ -116,10 +123,10 @@ class AskEffect(Ask, frozen=True, tag="effect"):
 
 
 class AskSamples(Ask, frozen=True, tag="samples"):
-    """Sequences or tokens of a step (None: the last that any are kept of), of one engine if named. ``Answer.samples``.
+    """Get sequences or tokens of a step (None: the last with samples), of one engine if named. ``Answer.samples``.
 
-    ``kind``: ``sample``, whole sequences chosen by chance alone; ``worst``, those with the highest mean k3;
-    ``abs_diff`` and ``k3``, the tokens with the highest.
+    ``kind``: ``sample``, a random sample of sequences; ``worst``, the sequences with the highest mean k3; ``abs_diff``
+    and ``k3``, the tokens with the highest |d| and k3.
     """
 
     step: int | None = None
@@ -129,22 +136,22 @@ class AskSamples(Ask, frozen=True, tag="samples"):
 
 
 class AskMismatch(Ask, frozen=True, tag="mismatch"):
-    """Where the gap of the steps ``first`` to ``last`` (None: no bound) lies. Answer: ``Answer.mismatch``."""
+    """Get the gap profiles of the steps ``first`` to ``last`` (None: no bound). Answer: ``Answer.mismatch``."""
 
     first: int | None = None
     last: int | None = None
 
 
 class AskDiagnosis(Ask, frozen=True, tag="diagnosis"):
-    """What is wrong with the run, as of ``step`` (None: the last). Answer: ``Answer.diagnosis``, or ``error``."""
+    """Diagnose the run as of ``step`` (None: the last). Answer: ``Answer.diagnosis``, or ``error``."""
 
     step: int | None = None
 
 
 class AskAcknowledge(Ask, frozen=True, tag="acknowledge"):
-    """Take note of an alarm: nothing more is told of it, until it is another. Answer: ``Answer.alarm``, or ``error``.
+    """Acknowledge an alarm: no more notifications until it changes its cause. Answer: ``Answer.alarm``, or ``error``.
 
-    ``who``, ``host`` and ``why`` are for the record.
+    ``who``, ``host`` and ``why`` are for the audit log.
     """
 
     alarm: str
@@ -154,7 +161,7 @@ class AskAcknowledge(Ask, frozen=True, tag="acknowledge"):
 
 
 class AskSilence(Ask, frozen=True, tag="silence"):
-    """Tell nothing of an alarm for ``seconds``; 0 ends a silence. Otherwise as ``AskAcknowledge``."""
+    """Silence an alarm for ``seconds``; 0 ends a silence. Otherwise as ``AskAcknowledge``."""
 
     alarm: str
     seconds: float
@@ -164,24 +171,24 @@ class AskSilence(Ask, frozen=True, tag="silence"):
 
 
 class AskPast(Ask, frozen=True, tag="past"):
-    """The run as it was when ``step`` had closed. Answer: ``Answer.past``, or ``error``."""
+    """Get the run as it was when ``step`` closed. Answer: ``Answer.past``, or ``error``."""
 
     step: int
 
 
 class AskStop(Ask, frozen=True, tag="stop"):
-    """End the hub, in good order."""
+    """Shut the hub down cleanly."""
 
 
 class PastState(msgspec.Struct, frozen=True):
-    """A run as it was when a step had closed: the step with all its figures, and the engines as last heard of then."""
+    """A run as it was when a step closed: the step with all metrics, and the engines as last reported then."""
 
     step: Step
     engines: dict[str, Engine]
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Answer to the question with this ``id``; ``error`` says what was wrong with it."""
+    """Answer to the request with this ``id``; ``error`` explains a failure."""
 
     id: str
     error: str | None = None
@@ -197,10 +204,10 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 AskCommand = AskSet | AskAct | AskKeep | AskUndo | AskProbe
-"""The questions that make a command."""
+"""Requests that create a command."""
 
 AskAlarm = AskAcknowledge | AskSilence
-"""The questions that change an alarm."""
+"""Requests that change an alarm."""
 
 Question = (
     AskSnapshot
@@ -222,12 +229,12 @@ _frame_decoder = msgspec.msgpack.Decoder(Frame)
 
 
 def encode(message: Frame | Answer | Question) -> bytes:
-    """One message of the view or query socket."""
+    """Encode a message of the view or query socket."""
     return _encoder.encode(message)
 
 
 def decode_question(frame: bytes) -> Question:
-    """Check and decode a question. Raises ``ValueError``."""
+    """Validate and decode a request. Raises ``ValueError``."""
     try:
         return _question_decoder.decode(frame)
     except RecursionError as error:
@@ -235,10 +242,10 @@ def decode_question(frame: bytes) -> Question:
 
 
 def decode_answer(frame: bytes) -> Answer:
-    """Check and decode an answer. Raises ``ValueError``."""
+    """Validate and decode an answer. Raises ``ValueError``."""
     return _answer_decoder.decode(frame)
 
 
 def decode_frame(frame: bytes) -> Frame:
-    """Check and decode a frame. Raises ``ValueError``."""
+    """Validate and decode a frame. Raises ``ValueError``."""
     return _frame_decoder.decode(frame)

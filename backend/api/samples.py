@@ -1,7 +1,7 @@
-"""Trained sequences and tokens as viewers get them, token by token, with what the engine knows beside it.
+"""Trained sequences and tokens as viewers get them, with the engine's facts per token.
 
-Arrays travel as raw little-endian bytes, as on the wire; ``ints`` and ``floats`` read them. What a viewer can't know is
-``wire.UNKNOWN_VERSION`` or an empty name, never a guess.
+Arrays travel as raw little-endian bytes, as on the wire; ``ints`` and ``floats`` read them. Unknown values are
+``wire.UNKNOWN_VERSION`` or an empty name.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 
 def ints(raw: bytes) -> NDArray[np.int32]:
-    """An i4 array."""
+    """Read an i4 array."""
     return np.frombuffer(raw, "<i4")
 
 
 def floats(raw: bytes) -> NDArray[np.float32]:
-    """An f4 array."""
+    """Read an f4 array."""
     return np.frombuffer(raw, "<f4")
 
 
@@ -29,16 +29,16 @@ class Sequence(msgspec.Struct, frozen=True):
 
     Attributes:
         step, rank, number: the ``number``-th row, from 0, that the rank sent for the step.
-        tokens: trained tokens. invalid: of those, without a finite difference of logprobs.
-        abs_diff_mean, k3_mean: over the valid ones, in nats (``metrics``); None if there are none.
+        tokens: trained tokens. invalid: those without a finite d.
+        abs_diff_mean, k3_mean: over the valid tokens, in nats; None without any.
         reward: None if the trainer gave none.
-        engines: that wrote it, in order. requests: their ids. ways: how each was found (``unjoined.WAYS``).
-        finish_reason: of the last request. prompt_tokens, cached_tokens: of the first; None where not known.
-        context: i4, tokens before the first trained one, the last ``closeup.MAX_CONTEXT`` of them.
-        ids: i4, the row from its first trained token on. mask: u1 likewise, 1 where trained.
-        rollout, trainer: f4 [tokens], nats.
-        versions, epochs: i4 [tokens], policy version and flag epoch that sampled each.
-        unjoined: why it has no rollout; empty if it has.
+        engines: that generated it, in order. requests: their ids. ways: how each was joined (``join.reasons.WAYS``).
+        finish_reason: of the last request. prompt_tokens, cached_tokens: of the first; None if not known.
+        context: i4, the last ``gaps.token_details.MAX_CONTEXT`` tokens before the first trained one.
+        ids: i4, the row from its first trained token on. mask: u1 of the same size, 1 if trained.
+        rollout, trainer: logprobs, f4 [tokens], nats.
+        versions, epochs: i4 [tokens], policy version and flag epoch that sampled each token.
+        unjoined: reason that it has no rollout; empty if it has one.
     """
 
     step: int
@@ -66,17 +66,17 @@ class Sequence(msgspec.Struct, frozen=True):
 
     @property
     def nbytes(self) -> int:
-        """What it holds, roughly."""
+        """Approximate memory use."""
         arrays = (self.context, self.ids, self.mask, self.rollout, self.trainer, self.versions, self.epochs)
         return 500 + sum(map(len, arrays))
 
 
 class Token(msgspec.Struct, frozen=True):
-    """A trained token with some of what stands around it.
+    """A trained token with some context.
 
     ``step``, ``rank``, ``number`` are those of its ``Sequence``; ``position`` counts trained tokens from 0, of
-    ``tokens``; ``before`` and ``after`` are i4, ids around it in its row. ``reward``, ``engine``, ``request``,
-    ``prompt_tokens`` and ``cached_tokens`` are as in ``Sequence``, of its own request.
+    ``tokens``; ``before`` and ``after`` are i4, the ids around it in its row. ``reward``, ``engine``, ``request``,
+    ``prompt_tokens`` and ``cached_tokens`` are as in ``Sequence``, for its own request.
     """
 
     step: int
@@ -105,9 +105,9 @@ class Token(msgspec.Struct, frozen=True):
 
 
 class Samples(msgspec.Struct, frozen=True):
-    """What is kept of a step, or of some: ``of_sequences`` and ``of_tokens`` say how many there were.
+    """Samples of a step, out of ``of_sequences`` sequences and ``of_tokens`` tokens.
 
-    ``kind`` is what was asked for; see ``view.AskSamples``. ``steps`` are those that anything is kept of.
+    ``kind`` as in ``AskSamples``. ``steps``: all steps with samples.
     """
 
     step: int | None
@@ -120,7 +120,7 @@ class Samples(msgspec.Struct, frozen=True):
 
 
 def as_json(samples: Samples) -> dict[str, Any]:
-    """Plain lists instead of arrays; None for what is not finite."""
+    """The samples with lists instead of arrays; None for values that are not finite."""
     found = msgspec.structs.asdict(samples)
     found["sequences"] = [_sequence_json(sequence) for sequence in samples.sequences]
     found["tokens"] = [_token_json(token) for token in samples.tokens]

@@ -1,7 +1,7 @@
-"""What a viewer sees of a run: the structs the hub serves, and how a frame changes them. Pure.
+"""The state of a run as viewers see it, and the frames that update it. Pure.
 
 The hub sends one ``Snapshot`` on demand and small ``Frame`` deltas a few times a second. ``Snapshot.apply`` is the only
-way a viewer's picture changes, so every viewer that saw the same frames shows the same thing.
+way in which a viewer's snapshot changes, so all viewers that received the same frames show the same state.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from rltop.collectors.contract.wire import Counts, FlagState, Timer
 MAX_EVENTS = 2_000
 MAX_CHANGES = 1_000
 MAX_PROBES = 200
-"""Bounds of a snapshot, in the hub and in viewers; the oldest are dropped first. ``downsample`` bounds the steps."""
+"""Bounds of a snapshot in the hub and in viewers; the oldest are dropped first. ``downsample`` bounds the steps."""
 
 TERMINAL = frozenset({"applied", "refused", "timed_out", "superseded"})
 """States in which a change is closed."""
 
 
 class Engine(msgspec.Struct, frozen=True):
-    """One engine as last heard of.
+    """An engine as last reported.
 
-    ``health`` is ``live``, ``silent`` (no word for some seconds) or ``gone`` (said goodbye). ``lag`` is in versions
-    behind the trainer. ``tokens_per_s`` is over the last few seconds; ``prefix_hit_rate`` cached over prompt tokens,
-    likewise recent; ``gap`` is the last step's ``logp_abs_diff_mean`` of this engine. ``differs`` names the facts
-    (``rltop.backend.fleet.facts``) that do not agree with the other engines or with the trainer, and what those say.
+    ``health`` is ``live``, ``silent`` (no message for some seconds) or ``gone`` (disconnected). ``lag``: versions
+    behind the trainer. ``tokens_per_s`` and ``prefix_hit_rate`` (cached over prompt tokens) cover the last few seconds.
+    ``gap``: ``logp_abs_diff_mean`` of this engine in the last step. ``differs``: facts (``rltop.backend.fleet.facts``)
+    that disagree with the other engines or the trainer, with the values of those.
     """
 
     id: str
@@ -66,9 +66,9 @@ class Engine(msgspec.Struct, frozen=True):
 
 
 class Trainer(msgspec.Struct, frozen=True):
-    """The trainer as last heard of; ``ranks`` maps rank to the wall clock of its last word.
+    """The trainer as last reported; ``ranks`` maps a rank to the wall clock of its last message.
 
-    ``facts`` is what it says it computes with (``wire.TrainerFacts``), of the lowest rank.
+    ``facts``: its configuration (``wire.TrainerFacts``), from the lowest rank.
     """
 
     health: str = "absent"
@@ -81,7 +81,7 @@ class Trainer(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something that happened: a flag change, an engine that came or went, a weight update, lost records.
+    """An event: a flag change, an engine connecting or disconnecting, a weight update, lost records.
 
     ``severity`` is ``info``, ``warn`` or ``error``; ``step`` the last closed step at the time; ``number`` rises by one
     per event of this hub.
@@ -97,11 +97,11 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A command's life on one engine. ``command`` is shared by the engines of one fleet-wide command.
+    """The state of a command on one engine. The engines of a fleet-wide command share ``command``.
 
     ``state``: requested, accepted, draining, then one of ``TERMINAL``. ``step`` is the last closed step when it was
     requested. ``verb``, ``strict``, ``revert_s`` and ``target`` are as in ``wire.Command``, the rest as in
-    ``wire.CommandUpdate``. ``kept_by`` says who stopped its timer; ``probe`` is the probe that it begins.
+    ``wire.CommandUpdate``. ``kept_by``: who stopped its revert timer. ``probe``: the probe that it starts.
     """
 
     command: str
@@ -136,9 +136,9 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """What changed since the last frame. ``seq`` rises by one per frame within a hub's ``epoch``.
+    """The changes since the last frame. ``seq`` rises by one per frame within a hub's ``epoch``.
 
-    A changed engine, step, change or alarm is sent whole; an empty frame is a heartbeat.
+    A changed engine, step, change or alarm is sent in full; an empty frame is a heartbeat.
     """
 
     epoch: str
@@ -154,19 +154,18 @@ class Frame(msgspec.Struct, frozen=True):
     alarms: dict[str, Alarm] = {}
 
 
-def has_news(frame: Frame) -> bool:
-    """Whether there is something in it that is kept whole: no later frame says it again."""
+def has_records(frame: Frame) -> bool:
+    """Whether the frame has entries that no later frame repeats."""
     return bool(frame.steps or frame.events or frame.changes or frame.alarms)
 
 
 class Snapshot(msgspec.Struct):
-    """The whole picture as of frame ``seq`` of hub ``epoch``.
+    """The state of a run as of frame ``seq`` of hub ``epoch``.
 
     ``steps`` and ``changes`` are keyed (by step number; by command and engine) and in order of arrival. The newest
-    ``WHOLE_STEPS`` steps are whole, older ones keep their ``HEADLINE``, and of the oldest only those that stand out
-    remain (``rltop.backend.api.downsample``).
-    ``counters`` are the hub's own: messages, bytes, gaps, invalid and unjoined records. ``probes``: what they found
-    out, by command. ``alarms`` are by id, oldest first.
+    ``WHOLE_STEPS`` steps are complete, older ones have ``HEADLINE`` metrics, and the oldest are downsampled
+    (``rltop.backend.api.downsample``). ``counters``: of the hub: messages, bytes, gaps, invalid and unjoined records.
+    ``probes``: results by command. ``alarms``: by id, oldest first.
     """
 
     run: str
@@ -184,10 +183,10 @@ class Snapshot(msgspec.Struct):
     alarms: dict[str, Alarm] = {}
 
     def apply(self, frame: Frame) -> None:
-        """Take in the next frame.
+        """Apply the next frame.
 
         Raises:
-            ValueError: the frame is of another epoch, or one was missed; ask for a snapshot again.
+            ValueError: the frame is of another epoch, or one was missed; a new snapshot is needed.
         """
         if frame.epoch != self.epoch or frame.seq != self.seq + 1:
             raise ValueError(f"frame {frame.epoch}/{frame.seq} does not follow {self.epoch}/{self.seq}")
@@ -196,7 +195,7 @@ class Snapshot(msgspec.Struct):
         self.engines.update(frame.engines)
         if frame.trainer is not None:
             self.trainer = frame.trainer
-        self._take(frame.steps)
+        self._add_steps(frame.steps)
         self.events.extend(frame.events)
         self.changes.update({change_key(change): change for change in frame.changes})
         self.counters.update(frame.counters)
@@ -212,14 +211,14 @@ class Snapshot(msgspec.Struct):
 
     @property
     def alarm(self) -> Alarm | None:
-        """The alarm that is not over, if any."""
+        """The open alarm, if any."""
         last = next(reversed(self.alarms.values()), None)
         return last if last is not None and last.cleared is None else None
 
-    def _take(self, steps: list[Step]) -> None:
-        had = len(self.steps)
+    def _add_steps(self, steps: list[Step]) -> None:
+        before = len(self.steps)
         for step in steps:
-            self.steps.pop(step.step, None)  # one that comes again, from a restarted trainer, is the newest
+            self.steps.pop(step.step, None)  # a step repeated by a restarted trainer is the newest
             self.steps[step.step] = step
         whole = downsample.WHOLE_STEPS
         like = None
@@ -227,9 +226,9 @@ class Snapshot(msgspec.Struct):
             like = self.steps[number] = downsample.headline(self.steps[number], like)
         if (
             len(self.steps) > downsample.ROOM[0]
-            and len(self.steps) // downsample.LOOK_EVERY != had // downsample.LOOK_EVERY
+            and len(self.steps) // downsample.CHECK_EVERY != before // downsample.CHECK_EVERY
         ):
-            downsample.thin(self.steps)
+            downsample.downsample(self.steps)
 
 
 def change_key(change: Change) -> str:
@@ -237,8 +236,13 @@ def change_key(change: Change) -> str:
     return f"{change.command}@{change.engine}"
 
 
-def moved(change: Change) -> bool:
-    """Whether it changed its engine, if only from one form of a value to another: there is something to take back."""
+def health_text(health: str) -> str:
+    """The health of an engine or trainer as people read it."""
+    return "exited" if health == "gone" else health
+
+
+def changed_engine(change: Change) -> bool:
+    """Whether the change was applied and can be reverted, even if only the form of a value changed."""
     return (
         change.state == "applied"
         and change.old is not None

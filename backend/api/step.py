@@ -1,4 +1,4 @@
-"""One measured training step as viewers get it. Pure data."""
+"""A measured training step as viewers get it. Pure data."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import msgspec
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One training step, measured.
+    """The measurements of one training step.
 
     Attributes:
         step: the trainer's number, from 0.
         closed: wall clock of the hub when it closed, seconds.
-        policy_version: weights after the step; None if the trainer did not say.
-        partial: closed by a timeout with ranks missing, or rows of it are missing.
-        values: by metric name (``rltop.backend.metrics``); a metric that can't be computed is None, never NaN.
-        engines: the per-engine subset of the metrics, by engine id; tokens whose engine is not known are absent.
+        policy_version: of the weights after the step; None if the trainer passed none.
+        partial: closed by a timeout without all ranks, or rows are missing.
+        values: by metric name (``rltop.backend.metrics``); None, never NaN, for a metric that can't be computed.
+        engines: the per-engine metrics by engine id; tokens of unknown engines are excluded.
         unjoined: trainer sequences without their rollout, by reason.
         trainer: the scalars the trainer passed to ``step(metrics=...)``.
-        joins: joined sequences by how they were found (``rltop.backend.join.reasons.WAYS``).
-        reused: joined sequences that an earlier step has trained on too.
-        unused: rollouts that no step has trained on, by engine, counted when they become too old for it.
-        copies: by engine, how the trainer's copies of the recorded logprobs came out (``join.copies.KINDS``).
-        level: in how coarse a part of a picture it stands (``coarse``); 0 has every step.
-        missing_rows: rows that the trainer passed for it and that never came.
-        lost: messages, by source, that never came and may have been about it; 0 where nobody knows how many.
+        joins: joined sequences by the way they were found (``rltop.backend.join.reasons.WAYS``).
+        reused: joined sequences that an earlier step also trained on.
+        unused: rollouts that no step trained on, by engine, counted when they are too old for one.
+        copies: by engine, kinds of the trainer's copies of the rollout logprobs (``join.copies.KINDS``).
+        level: downsampling level in a snapshot (``downsample``); level 0 has every step.
+        missing_rows: rows that the trainer passed for the step and that never arrived.
+        lost: lost messages by source that may belong to the step; 0 if their number is not known.
     """
 
     step: int

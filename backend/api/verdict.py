@@ -1,30 +1,38 @@
-"""What a diagnosis says: findings of tests, causes best first, the verdict. Pure data."""
+"""The result of a diagnosis: findings of checks, likely causes, the verdict. Pure data."""
 
 from __future__ import annotations
 
 import msgspec
 
 HEALTHY, FAULT, UNDECIDED = "healthy", "fault", "undecided"
-"""The verdicts. Undecided: something is off and no cause stands out, or there is too little data; see ``needs``."""
+"""The verdicts. Undecided: there is a deviation without a clear cause, or too little data; see ``needs``."""
 
 LAYERS = ("record", "semantic", "inference path", "weights", "trainer", "objective", "health")
-"""Where a cause lies, in the order in which a person looks."""
+"""Layers of causes, in the order in which a person looks."""
+
+OLD_CHECK_IDS = {
+    "T1": "mean_ratio", "T2": "sign", "T3": "one_sided", "T4": "calibration", "T5": "nll_minus_entropy",
+    "T6": "alignment", "T7": "position", "T8": "trend", "T9": "lag_slope", "T10": "engine_gap", "T11": "cache_gap",
+    "T12": "tail", "T13": "logit_lattice", "T14": "batch_load",
+}  # fmt: skip
+"""Former ids of checks, in verdicts of earlier versions; ``Finding`` replaces them."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What one test says of a run, or of one of its engines.
+    """The outcome of one check for a run, or for one of its engines.
 
     Attributes:
-        test: a name of ``rltop.backend.diagnosis.catalogue.all_checks.TESTS`` (``T1`` ...).
-        outcome: one of the words that the test declares; ``unknown`` where there is too little data or none.
-        value: the statistic, in ``unit``, with its 95 % interval where there is one.
-        p: how often a healthy run would show this, over the whole run so far; 1 where the outcome is the healthy one.
-        since_step: the first step at which it holds, as well as that can be told; None of a healthy or unknown outcome.
-        engine: of this engine alone; None of the run.
-        tokens, sequences: that it was computed on.
+        test: id of the check (``rltop.backend.diagnosis.catalogue.all_checks``).
+        outcome: one of the outcomes that the check declares; ``unknown`` with too little data or none.
+        value: the statistic in ``unit``, with its 95 % interval ``low`` to ``high`` if there is one.
+        p: probability that a healthy run shows this at any time so far; 1 for a healthy outcome.
+        since_step: estimate of the first step at which it holds; None for a healthy or unknown outcome.
+        engine: of this engine alone; None for the run.
+        tokens, sequences: sample size.
         text: the evidence as a sentence with numbers.
-        more_sequences: of an unknown outcome, about how many more would decide it; None where more would not help.
-        detail: what exactly, where a test names one of many: a fact, a kind of copy, a number of tokens; see ``TESTS``.
+        more_sequences: of an unknown outcome, approximate number of further sequences that would decide it; None if
+            more would not help.
+        detail: which one, if a check can find one of many: a fact, a kind of copy, a number of tokens; see ``TESTS``.
     """
 
     test: str
@@ -42,23 +50,27 @@ class Finding(msgspec.Struct, frozen=True):
     more_sequences: int | None = None
     detail: str = ""
 
+    def __post_init__(self) -> None:
+        if self.test in OLD_CHECK_IDS:
+            msgspec.structs.force_setattr(self, "test", OLD_CHECK_IDS[self.test])
+
 
 class Cause(msgspec.Struct, frozen=True):
-    """A cause that fits what was found.
+    """A cause that explains the findings.
 
     Attributes:
         id, code: a slug, and the cause's code in the table of causes (``A1``).
         layer: one of ``LAYERS``.
-        title: what is wrong, in a few words; what: what it does to the run.
-        confidence: 0 to 1, over all causes that were considered; those that can't be told apart share it.
-        since_step: the first step at which it shows.
-        engines: on which; empty of all.
+        title: the fault in a few words. what: its consequence for the run.
+        confidence: 0 to 1, over all considered causes; indistinguishable causes share it.
+        since_step: the first step that shows it.
+        engines: affected engines; empty for all.
         evidence: sentences with numbers, strongest first.
-        confusable_with: ids of causes that fit as well.
-        probe: the name of the probe that would tell; empty where none is needed.
-        remedy: what to do: an option, a command, one of rltop's flags.
-        command: the order of rltop that does it live, as one would type it; empty where there is none.
-        in_place: that order where the engines have what it sets already, and ``command`` is empty.
+        confusable_with: ids of causes that explain the findings equally well.
+        probe: name of the probe that would decide between them; empty if none is needed.
+        remedy: the fix: an option, a command, one of rltop's flags.
+        command: the rltop command line that applies the fix live; empty if there is none.
+        in_place: that command line if the engines already have the setting; ``command`` is then empty.
     """
 
     id: str
@@ -78,16 +90,16 @@ class Cause(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What is wrong with a run as of a step, if anything.
+    """The diagnosis of a run as of a step.
 
     Attributes:
-        run, step: which run, and the last step that was looked at; None before the first.
+        run, step: the run and the last step considered; None before the first.
         verdict: healthy, fault or undecided.
-        causes: best first; none of a healthy run.
-        findings: of every test, the alarming ones first.
-        needs: what would decide, in words with numbers: more sequences, a probe, something the trainer could pass.
-        steps, tokens, sequences: that it was computed on.
-        notes: what stands out and healthy runs may have too, with what it would be a sign of.
+        causes: most likely first; empty for a healthy run.
+        findings: of every check, alarming ones first.
+        needs: missing evidence, with numbers: more sequences, a probe, an argument that the trainer could pass.
+        steps, tokens, sequences: sample size.
+        notes: deviations that healthy runs also show, each with the fault that it could indicate.
     """
 
     run: str

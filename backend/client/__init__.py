@@ -1,1 +1,1 @@
-"""The clients of a run: a live hub or a stored run."""
+"""Clients of a run: of a live hub, or of a stored run."""

@@ -1,7 +1,7 @@
-"""The one client of a hub, for the dashboard, the command line and the demo. One thread, never waits unasked.
+"""Client of a live hub, for the dashboard, the command line and the demo. One thread; only named calls wait.
 
-Subscribe, see a first frame, ask for a snapshot, drop the frames it contains, apply the rest. A missed frame or
-another hub (a new epoch) starts this over, while the picture so far stays.
+It subscribes to frames, asks for a snapshot on the first one, drops the frames that the snapshot contains and applies
+the rest. A missed frame or a new hub (another epoch) repeats this; meanwhile the last view stays.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import getpass
 import socket
 import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Self
 
 import msgspec
@@ -27,10 +26,10 @@ from rltop.collectors.contract.launch import find_hub
 from rltop.collectors.contract.rundir import RunDir
 
 LOST_S = 3.0
-"""The hub sends a frame at least once a second; after this long without one it is lost."""
+"""The hub sends a frame at least once a second; it counts as lost after this long without one."""
 
 RETRY_S = 2.0
-"""How long an unanswered request for a snapshot stands before it is asked again."""
+"""How long a snapshot request may be unanswered before it is repeated."""
 
 ANSWER_S = 5.0
 """How long the blocking calls wait for an answer."""
@@ -41,25 +40,24 @@ RESULT_S = 10.0
 MAX_BUFFERED = 1_000
 MAX_ANSWERS = 256
 
-
 Watch = Callable[[list[api.Change]], None]
 """Called with a command's changes, one per engine."""
 
 
-class HubUnreachable(RuntimeError):  # noqa: N818 - says what it is
-    """No hub answers for this run; the message says what to do."""
+class HubUnreachable(RuntimeError):  # noqa: N818 - the name is a state
+    """No hub answers for this run; the message contains the command that starts one."""
 
 
 class CommandError(ValueError):
-    """The hub refused a question as such: no such flag, value, engine or step."""
+    """The hub rejected a question: invalid flag, value, engine or step."""
 
 
 class Client:
     """Follows the hub of ``rundir``. Not safe for several threads.
 
     Attributes:
-        view: the picture so far; None before the first, kept (stale) while the hub is away.
-        answers: to questions asked with ``ask``, by id.
+        view: the current snapshot; None before the first, stale while the hub is lost.
+        answers: to questions sent with ``ask``, by id.
     """
 
     def __init__(self, rundir: RunDir) -> None:
@@ -78,13 +76,13 @@ class Client:
         self._poller.register(self._questions, zmq.POLLIN)
 
     def _connect(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
-        made = self._context.socket(kind)
-        made.linger = 0
-        made.setsockopt(zmq.RECONNECT_IVL, 100)
-        made.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        made.setsockopt(zmq.IMMEDIATE, 1)  # a question asked of a dead hub must not reach the next one
-        made.connect(endpoint)
-        return made
+        connected = self._context.socket(kind)
+        connected.linger = 0
+        connected.setsockopt(zmq.RECONNECT_IVL, 100)
+        connected.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        connected.setsockopt(zmq.IMMEDIATE, 1)  # a question to a dead hub must not reach the next one
+        connected.connect(endpoint)
+        return connected
 
     def __enter__(self) -> Self:
         return self
@@ -94,18 +92,18 @@ class Client:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the hub was last heard of; infinite before."""
+        """Seconds since the last frame; infinite before the first."""
         return float("inf") if self._heard is None else time.monotonic() - self._heard
 
     @property
     def state(self) -> str:
-        """``connecting`` before the first picture, ``live``, or ``lost``."""
+        """``connecting`` before the first snapshot, ``live``, or ``lost``."""
         if self.view is None:
             return "connecting"
         return "live" if self.age_s <= LOST_S else "lost"
 
     def poll(self, timeout_s: float = 0.0) -> bool:
-        """Take in what is there, waiting at most ``timeout_s`` for the first of it. True if the picture changed."""
+        """Process what has arrived; wait at most ``timeout_s`` if nothing has. True if ``view`` changed."""
         changed = False
         ready = dict(self._poller.poll(int(max(timeout_s, 0.0) * 1000)))
         if self._frames in ready:
@@ -114,11 +112,11 @@ class Client:
         if self._questions in ready:
             for raw in _drain(self._questions):
                 changed |= self._take_answer(api.decode_answer(raw))
-        self._chase_snapshot()
+        self._request_snapshot()
         return changed
 
     def wait(self, until: Callable[[Client], bool], timeout_s: float) -> bool:
-        """Poll until ``until(self)`` holds, at most ``timeout_s``. Whether it did."""
+        """Poll until ``until(self)`` is true, at most ``timeout_s``. Returns whether it was."""
         deadline = time.monotonic() + timeout_s
         while not until(self):
             left = deadline - time.monotonic()
@@ -128,108 +126,48 @@ class Client:
         return True
 
     def ask(self, question: api.Question) -> None:
-        """Send a question; its answer shows up in ``answers``, at once with an error if no hub is connected."""
+        """Send a question. Its answer appears in ``answers``; immediately, as an error, if no hub is connected."""
         if not self._send(question):
             self._keep(api.Answer(question.id, error=self._advice()))
 
-    def set_flag(
-        self,
-        flag: str,
-        value: str,
-        *,
-        engines: Sequence[str] | None = None,
-        who: str | None = None,
-        host: str | None = None,
-        why: str = "",
-        timeout_s: float = 30.0,
-        strict: bool = False,
-        revert_s: float | None = None,
-        fraction: float | None = None,
-        watch: Watch | None = None,
-    ) -> list[api.Change]:
-        """Switch a flag and follow it to its end on every engine; waits at most a little over ``timeout_s``.
+    def command(self, question: api.AskCommand, watch: Watch | None = None) -> list[api.Change]:
+        """Send a command and wait until every engine has closed it, a little over ``question.timeout_s`` at most.
 
-        ``engines`` None means all live ones, or the ``fraction`` of them; ``who`` and ``host`` default to this user and
-        machine; ``strict`` and ``revert_s`` as in ``view.AskSet``. ``watch`` is called with the changes whenever one
-        has moved on.
+        An empty ``who`` or ``host`` becomes this user and machine. ``watch`` is called whenever a change has changed.
 
         Raises:
-            CommandError: the hub refused it as such, or was lost before the command ended.
+            CommandError: the hub rejected the request, or was lost before the command ended.
             HubUnreachable: no hub answers.
         """
-        return self.command(
-            api.AskSet(
-                uuid.uuid4().hex, flag, value, _listed(engines), who or "", host or "", why, timeout_s,
-                strict, revert_s, fraction,
-            ),
-            watch,
-        )  # fmt: skip
+        self.snapshot()
+        answer = self._answer(_signed(question))
+        if answer.command is None:
+            raise CommandError(answer.error or "the hub returned no command")
+        # The changes come in a frame after the answer; from then on each stays in the view until it is closed.
+        seen: list[api.Change] = []
 
-    def act(
-        self,
-        verb: str,
-        *,
-        engines: Sequence[str] | None = None,
-        revert_s: float | None = None,
-        who: str | None = None,
-        host: str | None = None,
-        why: str = "",
-        timeout_s: float = 30.0,
-        watch: Watch | None = None,
-    ) -> list[api.Change]:
-        """Have engines do ``verb`` (``collectors.actions``), and follow it to its end. Otherwise as ``set_flag``."""
-        return self.command(
-            api.AskAct(uuid.uuid4().hex, verb, _listed(engines), revert_s, who or "", host or "", why, timeout_s),
-            watch,
-        )
+        def ended(client: Client) -> bool:
+            nonlocal seen
+            changes = client._changes(answer.command)
+            if watch is not None and changes != seen:
+                watch(changes)
+            seen = changes
+            return changes != [] and all(change.state in api.TERMINAL for change in changes)
 
-    def keep(
-        self,
-        command: str,
-        *,
-        who: str | None = None,
-        host: str | None = None,
-        why: str = "",
-        timeout_s: float = 30.0,
-        watch: Watch | None = None,
-    ) -> list[api.Change]:
-        """Stop the timers of ``command``, on every engine that holds one. Otherwise as ``set_flag``."""
-        return self.command(api.AskKeep(uuid.uuid4().hex, command, who or "", host or "", why, timeout_s), watch)
+        if not self.wait(ended, question.timeout_s + GRACE_S + 2.0):
+            raise CommandError(
+                f"command {answer.command} was sent, but the hub was lost before it ended; `rltop audit` "
+                "shows the outcome once a hub has received it"
+            )
+        return seen
 
-    def undo(
-        self,
-        command: str,
-        *,
-        who: str | None = None,
-        host: str | None = None,
-        why: str = "",
-        timeout_s: float = 30.0,
-        watch: Watch | None = None,
-    ) -> list[api.Change]:
-        """Bring the engines that ``command`` changed back to what they had before. Otherwise as ``set_flag``."""
-        return self.command(api.AskUndo(uuid.uuid4().hex, command, who or "", host or "", why, timeout_s), watch)
-
-    def probe(
-        self,
-        probe: str,
-        *,
-        engines: Sequence[str] | None = None,
-        who: str | None = None,
-        host: str | None = None,
-        why: str = "",
-        timeout_s: float = 120.0,
-        watch: Watch | None = None,
-    ) -> ProbeResult:
-        """Start a probe (``collectors.probes``), follow it to its end, and say what it found out.
-
-        Raises as ``set_flag``.
-        """
-        question = api.AskProbe(uuid.uuid4().hex, probe, _listed(engines), who or "", host or "", why, timeout_s)
+    def probe(self, question: api.AskProbe, watch: Watch | None = None) -> ProbeResult:
+        """Run a probe (``collectors.contract.probes``) and return its result. Otherwise as ``command``."""
         command = self.command(question, watch)[0].command
-        return self.measured(command, RESULT_S)
+        return self.probe_result(command, RESULT_S)
 
-    def measured(self, command: str, timeout_s: float = 0.0) -> ProbeResult:
-        """What the probe of ``command`` (its id or the start of it) found out, waiting for it if need be.
+    def probe_result(self, command: str, timeout_s: float = 0.0) -> ProbeResult:
+        """The result of the probe ``command`` (its id or a prefix), waiting for it if necessary.
 
         Raises:
             CommandError: no such probe, or it has not ended.
@@ -237,59 +175,32 @@ class Client:
         """
         self.snapshot()
 
-        def found(client: Client) -> list[ProbeResult]:
+        def matches(client: Client) -> list[ProbeResult]:
             known = client.view.probes.items() if client.view else ()
-            return [result for name, result in known if name == command or name.startswith(command)]
+            return [result for name, result in known if name.startswith(command)]
 
-        if not self.wait(lambda client: bool(found(client)), timeout_s) or len(found(self)) > 1:
+        if not self.wait(lambda client: bool(matches(client)), timeout_s) or len(matches(self)) > 1:
             known = list(self.view.probes) if self.view else []
             raise CommandError(
-                f"no one probe {command!r} has ended here; the last ones: {', '.join(known[-5:]) or 'none'}"
+                f"no single finished probe matches {command!r}; the last ones: {', '.join(known[-5:]) or 'none'}"
             )
-        return found(self)[0]
-
-    def command(self, question: api.AskCommand, watch: Watch | None = None) -> list[api.Change]:
-        """Ask for a command and follow it to its end on every engine; see ``set_flag``."""
-        self.snapshot()
-        question = msgspec.structs.replace(
-            question, who=question.who or getpass.getuser(), host=question.host or socket.gethostname()
-        )
-        answer = self._answer(question)
-        if answer.command is None:
-            raise CommandError(answer.error or "the hub gave no command")
-        # The command and its changes come in one frame after the answer; each engine's change then lives to its end.
-        seen: list[api.Change] = []
-
-        def ended(client: Client) -> bool:
-            nonlocal seen
-            found = client._changes(answer.command)
-            if watch is not None and found != seen:
-                watch(found)
-            seen = found
-            return found != [] and _closed(found)
-
-        if not self.wait(ended, question.timeout_s + GRACE_S + 2.0):
-            raise CommandError(
-                f"command {answer.command} was sent, but the hub was lost before it ended; `rltop audit` "
-                "tells what became of it, once a hub has heard of it"
-            )
-        return seen
+        return matches(self)[0]
 
     def effect(self, command: str = "") -> api.Effect:
-        """What a command did; its id or the start of it, empty for the last that switched anything.
+        """The effect of a command, named by its id or a prefix; empty: the last one that changed a flag.
 
         Raises:
-            CommandError: no such command, or it switched nothing.
+            CommandError: no such command, or it changed nothing.
             HubUnreachable: no hub answers.
         """
         self.snapshot()
-        answer = self._answer(api.AskEffect(uuid.uuid4().hex, command))
+        answer = self._answer(api.AskEffect(api.new_id(), command))
         if answer.effect is None:
-            raise CommandError(answer.error or "the hub gave no effect")
+            raise CommandError(answer.error or "the hub returned no effect")
         return answer.effect
 
     def snapshot(self, timeout_s: float = 5.0) -> api.Snapshot:
-        """The present picture, waiting for the hub if need be.
+        """The current snapshot, waiting for the hub if necessary.
 
         Raises:
             HubUnreachable: no hub answers within ``timeout_s``.
@@ -300,69 +211,62 @@ class Client:
         return self.view
 
     def attribution(self, steps: int = 20) -> Attribution:
-        """Where the gap of the last ``steps`` steps comes from.
+        """The gap of the last ``steps`` steps, broken down by source.
 
         Raises:
             HubUnreachable: no hub answers.
         """
         self.snapshot()
-        answer = self._answer(api.AskAttribution(uuid.uuid4().hex, steps))
+        answer = self._answer(api.AskAttribution(api.new_id(), steps))
         if answer.attribution is None:
             raise HubUnreachable(answer.error or "the hub is of another version")
         return answer.attribution
 
     def diagnosis(self, step: int | None = None) -> Verdict:
-        """What is wrong with the run, as of ``step`` (None: the last).
+        """The diagnosis of the run as of ``step`` (None: the last).
 
         Raises:
             CommandError: there is no such step.
             HubUnreachable: no hub answers.
         """
         self.snapshot()
-        answer = self._answer(api.AskDiagnosis(uuid.uuid4().hex, step))
+        answer = self._answer(api.AskDiagnosis(api.new_id(), step))
         if answer.diagnosis is None:
-            raise CommandError(answer.error or "the hub gave no diagnosis")
+            raise CommandError(answer.error or "the hub returned no diagnosis")
         return answer.diagnosis
 
-    def acknowledge(self, alarm: str, *, why: str = "") -> Alarm:
-        """Take note of an alarm, as this user. Raises ``CommandError``, ``HubUnreachable``."""
-        return self._ask_alarm(
-            api.AskAcknowledge(uuid.uuid4().hex, alarm, getpass.getuser(), socket.gethostname(), why)
-        )
-
-    def silence(self, alarm: str, seconds: float, *, why: str = "") -> Alarm:
-        """Have nothing told of an alarm for ``seconds``; 0 ends that. Otherwise as ``acknowledge``."""
-        who, host = getpass.getuser(), socket.gethostname()
-        return self._ask_alarm(api.AskSilence(uuid.uuid4().hex, alarm, seconds, who, host, why))
-
-    def _ask_alarm(self, question: api.AskAlarm) -> Alarm:
-        self.snapshot()
-        answer = self._answer(question)
-        if answer.alarm is None:
-            raise CommandError(answer.error or "the hub gave no alarm")
-        return answer.alarm
-
-    def samples(
-        self, step: int | None = None, kind: str = "sample", engine: str | None = None, limit: int = 32
-    ) -> Samples:
-        """Sequences or tokens of a step; see ``view.AskSamples``.
+    def change_alarm(self, question: api.AskAlarm) -> Alarm:
+        """Acknowledge or silence an alarm; ``who`` and ``host`` as in ``command``.
 
         Raises:
-            CommandError: there are none; the text says what there is.
+            CommandError: no such open alarm.
             HubUnreachable: no hub answers.
         """
         self.snapshot()
-        answer = self._answer(api.AskSamples(uuid.uuid4().hex, step, kind, engine, limit))
+        answer = self._answer(_signed(question))
+        if answer.alarm is None:
+            raise CommandError(answer.error or "the hub returned no alarm")
+        return answer.alarm
+
+    def samples(self, question: api.AskSamples) -> Samples:
+        """Sequences or tokens of a step.
+
+        Raises:
+            CommandError: there are none; the message lists the steps that have some.
+            HubUnreachable: no hub answers.
+        """
+        self.snapshot()
+        answer = self._answer(question)
         if answer.samples is None:
-            raise CommandError(answer.error or "the hub gave no samples")
+            raise CommandError(answer.error or "the hub returned no samples")
         return answer.samples
 
     def stop_hub(self) -> None:
-        """Tell the hub to end, and wait until it has; the run goes on. Raises ``HubUnreachable``."""
+        """Stop the hub and wait until it has ended; the run goes on. Raises ``HubUnreachable``."""
         self.snapshot()
         hub = find_hub(self.rundir)
-        self.ask(api.AskStop(uuid.uuid4().hex))
-        # Its answer may be lost with its end: what counts is that it let go of the run.
+        self.ask(api.AskStop(api.new_id()))
+        # Its answer may be lost: the hub has ended when the run is no longer registered to it.
         if not self.wait(lambda c: find_hub(c.rundir) is None or find_hub(c.rundir) != hub, ANSWER_S):
             raise HubUnreachable(f"the hub of run {self.rundir.run!r} did not end within {ANSWER_S:.0f} s")
 
@@ -393,12 +297,12 @@ class Client:
             return False
         return True
 
-    def _chase_snapshot(self) -> None:
-        """Ask for a snapshot if frames wait for one and no request is on its way."""
+    def _request_snapshot(self) -> None:
+        """Ask for a snapshot if buffered frames need one and no request is pending."""
         now = time.monotonic()
         if not self._buffer or (self._snapshot_asked and now - self._snapshot_asked[1] < RETRY_S):
             return
-        question = api.AskSnapshot(uuid.uuid4().hex)
+        question = api.AskSnapshot(api.new_id())
         if self._send(question):
             self._snapshot_asked = question.id, now
 
@@ -416,23 +320,23 @@ class Client:
             self._keep(answer)
             return False
         if self._snapshot_asked is None or answer.id != self._snapshot_asked[0]:
-            self._keep(answer)  # asked for by the caller, or too late to be of use
+            self._keep(answer)  # the caller asked for it, or it is too late
             return False
         self._snapshot_asked = None
         self._heard = time.monotonic()
         waiting, self._buffer = self._buffer, []
-        return self._start_over(answer.snapshot, waiting)
+        return self._resync(answer.snapshot, waiting)
 
-    def _start_over(self, picture: api.Snapshot, waiting: list[api.Frame]) -> bool:
-        """Take a snapshot and the frames that came while it was on its way; what does not fit waits for another."""
+    def _resync(self, picture: api.Snapshot, waiting: list[api.Frame]) -> bool:
+        """Apply the frames that arrived meanwhile to a snapshot; those after a hole wait for the next snapshot."""
         epoch = waiting[-1].epoch if waiting else picture.epoch
         waiting = [frame for frame in waiting if frame.epoch == epoch]
-        if epoch != picture.epoch:  # the answer of a hub that has since been replaced
+        if epoch != picture.epoch:  # from a hub that has been replaced since
             self._buffer = waiting
             return False
-        for place, frame in enumerate(waiting):
+        for i, frame in enumerate(waiting):
             if frame.seq > picture.seq + 1:
-                self._buffer = waiting[place:]
+                self._buffer = waiting[i:]
                 break
             if frame.seq > picture.seq:
                 picture.apply(frame)
@@ -458,9 +362,8 @@ def _follows(picture: api.Snapshot, frame: api.Frame) -> bool:
     return frame.epoch == picture.epoch and frame.seq == picture.seq + 1
 
 
-def _listed(engines: Sequence[str] | None) -> list[str] | None:
-    return None if engines is None else list(engines)
-
-
-def _closed(changes: list[api.Change]) -> bool:
-    return all(change.state in api.TERMINAL for change in changes)
+def _signed(question: api.AskCommand | api.AskAlarm) -> api.AskCommand | api.AskAlarm:
+    """``question`` with this user and machine, unless it names others."""
+    return msgspec.structs.replace(
+        question, who=question.who or getpass.getuser(), host=question.host or socket.gethostname()
+    )

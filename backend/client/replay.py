@@ -1,4 +1,4 @@
-"""A stored run as if it were live: the part of ``backend.client.Client`` that views use, fed from a file."""
+"""Replays a stored run with the interface of ``client.live.Client`` that views use."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from rltop.backend.store import step_details as store_samples
 from rltop.backend.store.read import Reader
 from rltop.backend.store.stored_diagnosis import diagnosis_input
 
-SAMPLE = Path(__file__).parent / "sample" / "sort.rltop.gz"
-"""A recorded run of the demo that comes with the package; ``docs/history.md`` says what happens in it."""
+SAMPLE = Path(__file__).parent.parent / "store" / "sample" / "sort.rltop.gz"
+"""A recorded demo run that ships with the package; ``docs/history.md`` describes it."""
 
 SAMPLE_SPEED = 30.0
-"""The sample is a run of minutes."""
+"""Default replay speed of the sample, which lasted minutes."""
 
 MAX_IDLE_S = 3.0
-"""Longer silences of the recorded run, such as the time without a hub, are passed over in this, at any speed."""
+"""Longer silences, such as the time without a hub, are shortened to this at any speed."""
 
 BATCH = 500
-"""Frames applied per poll: a view that asks rarely, or a great speed, must not stop the keys."""
+"""Most frames per poll, so that a high speed does not block the keys."""
 
 
 class Replay:
-    """Plays the frames of a store, with the pauses that the run had. One thread.
+    """Plays the frames of a store at the pace of the run. One thread.
 
     Args:
         reader: the store; closed by ``close``.
         speed: seconds of the run per second; infinite shows the end at once.
-        from_step: begin with the picture before this step; None: from nothing.
+        from_step: start with the snapshot before this step; None: from the beginning.
         clock: monotonic seconds.
 
     Attributes:
-        view: the picture so far.
-        answers: to questions; each is told that nobody is there to ask.
+        view: the current snapshot.
+        answers: to questions; an error where the store has no answer.
 
     Raises:
-        ValueError: no such step or later one is stored.
+        ValueError: neither this step nor a later one is stored.
     """
 
     state = "replay"
@@ -64,32 +64,32 @@ class Replay:
         self.answers: dict[str, api.Answer] = {}
         start = 0
         if from_step is not None:
-            found = reader.frame_of_step(from_step)
-            if found is None:
+            frame = reader.frame_of_step(from_step)
+            if frame is None:
                 raise ValueError(f"no step {from_step} or later is stored in {reader.path}")
-            start = found - 1
+            start = frame - 1
         elif speed == float("inf"):
             start = reader.last_frame()
         self.view = reader.snapshot(start)
         self._frames = reader.frames(start)
         self._next = next(self._frames, None)
         self._last_step = reader.execute("SELECT max(step) FROM step").fetchone()[0]
-        self._at = self._next.time if self._next else 0.0  # of the run's clock
+        self._at = self._next.time if self._next else 0.0  # on the run's clock
         self._seen = clock()
 
     @property
     def ended(self) -> bool:
-        """Whether all that was stored has been shown."""
+        """Whether the last stored frame has been shown."""
         return self._next is None
 
     @property
     def progress(self) -> str:
-        """How far it is, for the first line of a screen."""
+        """Position and speed, for the status line of a screen."""
         last = "no steps" if self._last_step is None else f"step {max(self.view.steps, default=0)} of {self._last_step}"
-        return f"{last}, ended" if self.ended else f"{last}, {self.speed:g} times as fast"
+        return f"{last}, ended" if self.ended else f"{last}, {self.speed:g}x speed"
 
     def poll(self, timeout_s: float = 0.0) -> bool:
-        """Show what is due by now; ``timeout_s`` is not waited for. True if the picture changed."""
+        """Apply the frames that are due; does not wait. True if ``view`` changed."""
         del timeout_s
         now = self._clock()
         self._at += (now - self._seen) * self.speed
@@ -99,7 +99,7 @@ class Replay:
             frame = self._next
             if frame is None:
                 break
-            # Never faster than asked for: a silence is cut short, and a clock that was set back is followed.
+            # Shorten silences, and follow a clock that was set back; never exceed the speed otherwise.
             if frame.time - self._at > MAX_IDLE_S * self.speed or frame.time < self.view.time - 1.0:
                 self._at = max(frame.time - MAX_IDLE_S * self.speed, min(frame.time, self._at))
             if frame.time > self._at:
@@ -110,11 +110,11 @@ class Replay:
         return changed
 
     def _apply(self, frame: api.Frame) -> None:
-        self.view.seq = frame.seq - 1  # the old part of a store has holes
+        self.view.seq = frame.seq - 1  # old frames are downsampled, so numbers are missing
         self.view.apply(msgspec.structs.replace(frame, epoch=self.view.epoch))
 
     def ask(self, question: api.Question) -> None:
-        """Answer what the store knows; else that this is no live run."""
+        """Answer from the store; other questions get an error."""
         newest = max(self.view.steps, default=-1)
         try:
             if isinstance(question, api.AskSamples):
@@ -135,20 +135,20 @@ class Replay:
             elif isinstance(question, api.AskAttribution):
                 answer = api.Answer(question.id, attribution=aggregates.attributed(self._reader, question, self.view))
             else:
-                raise ValueError("this is a replay: only what was stored can be shown, and nothing switched")
+                raise ValueError("this is a replay: it shows stored data only and can't change the run")
         except ValueError as problem:
             answer = api.Answer(question.id, error=str(problem))
         self.answers[question.id] = answer
 
     def effect(self, command: str = "") -> api.Effect:
-        """As ``Client.effect``. Raises ``ValueError``: no such command, or it switched nothing."""
+        """As ``Client.effect``. Raises ``ValueError``: no such command, or it changed nothing."""
         answer = aggregates.effect(self._reader, api.AskEffect("", command), self.view)
         if answer.effect is None:
             raise ValueError(answer.error)
         return answer.effect
 
     def attribution(self, steps: int = 20) -> Attribution:
-        """As ``Client.attribution``. Raises ``ValueError``: nothing is stored of it."""
+        """As ``Client.attribution``. Raises ``ValueError``: no data is stored."""
         return aggregates.attributed(self._reader, api.AskAttribution("", steps), self.view)
 
     def __enter__(self) -> Self:
@@ -158,6 +158,6 @@ class Replay:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._frames.close()
         self._reader.close()

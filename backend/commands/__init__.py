@@ -1,1 +1,1 @@
-"""Commands to engines: from a wish to a closed record on every engine, and the log of it all."""
+"""Commands to engines: validation, the lifecycle of each change, and the audit log."""

@@ -1,6 +1,6 @@
-"""The audit log of a run: who asked what of which engine, why, and what became of it. Append-only, one JSON a line.
+"""The audit log of a run: append-only, one JSON object per line: who requested what, why, and the outcome.
 
-``line_of`` and ``changes_of`` are pure; ``AuditFile`` and ``read`` are the only ones that touch the file.
+``lines_of`` and ``changes_of`` are pure; only ``AuditFile`` and ``read`` access the file.
 """
 
 from __future__ import annotations
@@ -17,32 +17,34 @@ import msgspec
 
 from rltop.backend import api
 from rltop.backend.api.probe_result import ProbeResult
+from rltop.backend.commands import messages
+from rltop.backend.commands.events import ChangeClosed, CommandEvent, CommandRequested, outcome
 from rltop.collectors.contract.actions import BY_VERB, PROBE
 
 MAX_WAITING = 10_000
-"""Lines that wait for a disk that takes none; of more, the oldest are given up."""
+"""Lines kept in memory while the disk takes none; beyond that the oldest are dropped."""
 
 MODE = 0o600
 
-HALF = "half_switched"
+HALF_SWITCHED = "half_switched"
 MEASURED = "measured"
 """Events of a command as a whole."""
 
 SILENCED = "silenced"
-"""Event of an alarm: nothing is told of it for ``AuditLine.revert_s`` seconds."""
+"""Event of an alarm: no notifications for ``AuditLine.revert_s`` seconds."""
 
 
 class AuditLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the log. The fields of ``view.Change`` have their meaning there.
+    """One line of the log. Fields that ``api.Change`` has too mean the same.
 
     Attributes:
-        at: UTC, ISO 8601, to the millisecond. time: the same, seconds.
-        event: ``requested``; how it was closed (``applied``, ``reverted``, ``undone``, ``kept``, ``refused``,
-            ``timed_out``, ``superseded``); of a command as a whole, ``engine`` empty: ``HALF``, or ``MEASURED`` with
-            the ``result`` of a probe; or, likewise, of the alarm that ``command`` names: ``acknowledged``,
-            ``SILENCED``.
-        requested: when it was asked for, seconds.
-        corrects: the state that this hub had given it in the engine's silence, which this line replaces.
+        at: UTC, ISO 8601, to the millisecond. time: the same in seconds.
+        event: ``requested``, or the outcome (``applied``, ``reverted``, ``undone``, ``kept``, ``refused``,
+            ``timed_out``, ``superseded``). With an empty ``engine``: of the command as a whole (``HALF_SWITCHED``, or
+            ``MEASURED`` with the ``result`` of a probe), or of the alarm that ``command`` names (``acknowledged``,
+            ``SILENCED``).
+        requested: time of the request, seconds.
+        corrects: the state that the hub had set in the engine's silence, and that this line replaces.
         hub: epoch of the hub that wrote the line.
     """
 
@@ -86,30 +88,26 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AuditLine)
 
 
-def event_of(change: api.Change) -> str:
-    """The word for what happened to a change last."""
-    if change.state != "applied":
-        return change.state
-    if change.verb == "keep":
-        return "kept"
-    if change.reverts:
-        return "reverted" if is_own_revert(change) else "undone"
-    return "applied"
-
-
-def is_own_revert(change: api.Change) -> bool:
-    """Whether the engine made this command itself, at the end of a timer."""
-    return bool(change.reverts) and change.command == f"{change.reverts}/revert"
+def lines_of(event: CommandEvent, now: float, hub: str) -> list[AuditLine]:
+    """The lines that record ``event``."""
+    if isinstance(event, CommandRequested):
+        return [line_of(change, now, hub) for change in event.changes]
+    if isinstance(event, ChangeClosed):
+        return [line_of(event.change, now, hub, corrects=event.corrects)]
+    whole = msgspec.structs.replace(
+        event.changes[0], engine="", state="", reason=messages.half_switched(event.changes), old=None, new=None
+    )
+    return [line_of(whole, now, hub, event=HALF_SWITCHED)]
 
 
 def line_of(change: api.Change, now: float, hub: str, *, corrects: str = "", event: str = "") -> AuditLine:
-    """The line that says what became of ``change``."""
+    """The line of one change; ``event`` defaults to its outcome."""
     shared = {name: getattr(change, name) for name in _SHARED}
-    return AuditLine(at=iso(now), time=now, event=event or event_of(change), corrects=corrects, hub=hub, **shared)
+    return AuditLine(at=iso(now), time=now, event=event or outcome(change), corrects=corrects, hub=hub, **shared)
 
 
 def measured(result: ProbeResult, now: float, hub: str) -> AuditLine:
-    """The line that says what a probe found out."""
+    """The line of a probe's result."""
     return AuditLine(
         at=iso(now), time=now, event=MEASURED, command=result.command, engine="", verb=PROBE, flag="",
         reason=f"{result.verdict}: {result.text}", step=result.step, policy_version=result.policy_version,
@@ -118,7 +116,7 @@ def measured(result: ProbeResult, now: float, hub: str) -> AuditLine:
 
 
 def changes_of(lines: Iterable[AuditLine]) -> dict[str, api.Change]:
-    """What the log tells of the last ``view.MAX_CHANGES`` changes, by their key, oldest first."""
+    """The last ``api.MAX_CHANGES`` changes in the log, by key, oldest first."""
     found: dict[str, api.Change] = {}
     for line in lines:
         if not line.engine:
@@ -140,18 +138,9 @@ def iso(seconds: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{thousandths:03d}Z"
 
 
-def text_of(line: AuditLine) -> str:
+def as_text(line: AuditLine) -> str:
     """One line for people."""
-    what = line.flag or (BY_VERB[line.verb].word if line.verb in BY_VERB else line.verb)
-    if line.verb == "keep":
-        what = f"keep {line.target}"
-    elif line.verb == PROBE:
-        what = f"{PROBE} {line.probe}"
-    elif line.event == "requested":
-        what += f" > {line.wanted}" if line.wanted else ""
-    elif line.old is not None or line.new is not None:
-        what += f" {line.old or '?'} > {line.new or '?'}"
-    words = [line.at, f"{line.event:<13}", f"{line.engine or 'fleet':<6}", what, f"[{line.command}]"]
+    words = [line.at, f"{line.event:<13}", f"{line.engine or 'fleet':<6}", _subject(line), f"[{line.command}]"]
     if line.who:
         words.append(f"by {line.who}@{line.host}")
     if line.why:
@@ -165,14 +154,27 @@ def text_of(line: AuditLine) -> str:
     return " ".join(words) + (f": {line.reason}" if line.reason else "")
 
 
+def _subject(line: AuditLine) -> str:
+    if line.verb == "keep":
+        return f"keep {line.target}"
+    if line.verb == PROBE:
+        return f"{PROBE} {line.probe}"
+    name = line.flag or (BY_VERB[line.verb].word if line.verb in BY_VERB else line.verb)
+    if line.event == "requested":
+        return f"{name} → {line.wanted}" if line.wanted else name
+    if line.old is not None or line.new is not None:
+        return f"{name} {line.old or '?'} → {line.new or '?'}"
+    return name
+
+
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
 def read(path: Path) -> tuple[list[AuditLine], int]:
-    """The lines of the log, oldest first, and how many can't be read. A line that was torn by a kill is one of those.
+    """The lines of the log, oldest first, and the number of unreadable ones (a kill may tear a line).
 
     Raises:
-        OSError: there is a log and it can't be read.
+        OSError: the log exists and can't be read.
     """
     lines, bad = [], 0
     try:
@@ -193,7 +195,7 @@ def read(path: Path) -> tuple[list[AuditLine], int]:
 
 
 class AuditFile:
-    """Appends lines to a log, each time to the disk itself. What can't be written waits, and is tried again.
+    """Appends lines to a log and syncs them to disk. Lines that can't be written wait for the next attempt.
 
     Attributes:
         waiting: lines that are not on disk yet.
@@ -204,7 +206,7 @@ class AuditFile:
         self.waiting: deque[AuditLine] = deque(maxlen=MAX_WAITING)
 
     def write(self, lines: Iterable[AuditLine] = ()) -> str:
-        """Append ``lines`` after those that wait. Why it could not be done, or nothing. Never raises ``OSError``."""
+        """Append the waiting lines, then ``lines``. Returns the error, or an empty string. Never raises ``OSError``."""
         self.waiting.extend(lines)
         if not self.waiting:
             return ""
@@ -219,10 +221,9 @@ class AuditFile:
         return ""
 
     def _append(self, descriptor: int) -> None:
-        """Whole lines: the rest of one that was torn, by a kill or a full disk, ends where the next begins."""
+        """Write whole lines; a torn one at the end of the file (a kill, a full disk) is ended first."""
         size = os.fstat(descriptor).st_size
-        whole = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
-        if not whole:
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
             os.write(descriptor, b"\n")
         while self.waiting:
             content = _encoder.encode(self.waiting[0]) + b"\n"

@@ -1,9 +1,9 @@
-"""Commands, from a person's wish to a closed record on every engine. Pure.
+"""The state machine of commands: one change per engine, from request to a terminal state. Pure.
 
-requested > accepted > (draining) > (running, a probe) > applied | refused | timed out | superseded.
-An engine closes its own commands with a read-back; the hub closes those that it could not bring to an engine, or that
-no engine spoke of by the deadline. Should the engine speak after that, its word counts. What an earlier hub did is read
-from the audit log (``restore``).
+``transitions.TRANSITIONS`` is the table of states; docs/protocols/command.md explains the guards. An engine closes its
+own commands with a read-back. The hub closes those that it could not deliver, and those without an outcome by the
+deadline; if the engine reports one later, that outcome counts. The commands of earlier hubs come from the audit log
+(``restore``).
 """
 
 from __future__ import annotations
@@ -15,116 +15,110 @@ import msgspec
 
 from rltop.backend import api
 from rltop.backend.commands import audit
-from rltop.backend.commands.messages import FlagEvent, asked, half_switched, news_of
-from rltop.backend.commands.validation import Choose, KnownFleet, RejectedError, orders_of
+from rltop.backend.commands.events import ChangeClosed, CommandEvent, CommandRequested, HalfSwitched, is_half_switched
+from rltop.backend.commands.transitions import CLOSED_BY_ENGINE, CLOSED_BY_HUB, NEW, TRANSITIONS, HubClosure
+from rltop.backend.commands.validation import ChooseInputs, KnownFleet, commands_for
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.actions import BY_VERB, subject_of
 from rltop.collectors.contract.probes import BY_NAME as BY_PROBE
 from rltop.collectors.contract.probes import HUB
 
 GRACE_S = 2.0
-"""The engine itself gives up at the deadline; only silence beyond it is closed here."""
+"""Engines give up at the deadline themselves; the hub closes a change after this much more silence."""
 
-GAP_S = 1.0
-"""Ticks come several times a second; after so long without one this hub itself was away."""
+STALL_S = 1.0
+"""Ticks come several times a second; a longer gap means that this hub itself was stopped or starved."""
 
 RESTORE_S = 10.0
-"""An engine greets a new hub within seconds, with all that it has under way: what it does not name then, it never had,
-or forgot with its life."""
-
-_ORDER = {"requested": 0, "accepted": 1, "draining": 2, "running": 3}
-
-EARLIER = "asked of an earlier hub"
+"""An engine reports its open commands to a new hub within seconds; the others it never received, or lost with its
+process."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliverCommand:
-    """Bring ``command`` to ``engine``."""
+    """Send ``command`` to ``engine``."""
 
     engine: str
     command: wire.Command
 
 
 class CommandLifecycle:
-    """All commands of this hub, and those of earlier ones.
+    """All commands of this hub and of earlier ones.
 
     Args:
-        hub: epoch of this hub.
         new_id: makes the id of a command.
-        fleet: what is known of the engines.
+        fleet: the known state of the engines.
         now: seconds.
-        passages: see ``wishes.orders_of``.
+        choose_inputs: see ``validation.commands_for``.
     """
 
     def __init__(
         self,
-        hub: str,
         new_id: Callable[[], str],
         fleet: KnownFleet,
         now: float,
-        passages: Choose = lambda _probe, _on: {},
+        choose_inputs: ChooseInputs = lambda _probe, _on: {},
     ) -> None:
-        self._passages = passages
-        self._hub = hub
+        self._choose_inputs = choose_inputs
         self._new_id = new_id
         self._fleet = fleet
         self._changes: dict[str, api.Change] = {}
-        self._orders: dict[str, wire.Command] = {}  # that this hub sent, and whose engine has not spoken
+        self._unacknowledged: dict[str, wire.Command] = {}  # sent by this hub, not reported by the engine yet
         self._deadlines: dict[str, float] = {}
-        self._closed_here: set[str] = set()
-        self._asked: dict[str, str] = {}
+        self._closed_by_hub: set[str] = set()
+        self._by_question: dict[str, str] = {}
         self._dirty: dict[str, api.Change] = {}
-        self._ticked = self._hears_until = now
-        self._lines: list[audit.AuditLine] = []
-        self._news: list[FlagEvent] = []
+        self._ticked = self._listens_until = now
+        self._events: list[CommandEvent] = []
 
-    # --- what comes in ------------------------------------------------------------------------------------------
+    # --- inputs -------------------------------------------------------------------------------------------------
 
     def restore(self, lines: Iterable[audit.AuditLine], now: float) -> None:
-        """Take in the log of earlier hubs: what is closed there is not logged again, what is open may still end."""
+        """Load the log of earlier hubs. Closed changes are not logged again; open ones may still end."""
         lines = list(lines)
         self._changes = audit.changes_of(lines)
         self._dirty = dict(self._changes)
         for key, change in self._changes.items():
             if change.state not in api.TERMINAL:
                 self._deadlines[key] = now + RESTORE_S
-            elif change.engine_step is None:  # closed by a hub; the engine's own word, should it still come, counts
-                self._closed_here.add(key)
-        told = {line.command for line in lines if line.event == audit.HALF}
+            elif change.engine_step is None:  # only engines set it: a hub closed this one
+                self._closed_by_hub.add(key)
+        reported = {line.command for line in lines if line.event == audit.HALF_SWITCHED}
         for command in self.commands():
-            if command not in told:
-                self._judge(command, now)
+            if command not in reported:
+                self._report_half_switched(command)
 
-    def ask(self, question: api.AskCommand, now: float, step: int | None) -> tuple[str, list[DeliverCommand]]:
-        """Check a wish and start it. Returns the command's id and what to send; the same question twice is one.
+    def request(self, question: api.AskCommand, now: float, step: int | None) -> tuple[str, list[DeliverCommand]]:
+        """Validate a request and start it. A repeated question returns the same command.
 
         Args:
-            question: the wish.
+            question: the request.
             now: seconds.
             step: last closed step.
 
-        Raises:
-            RejectedError: see ``wishes.orders_of``.
-        """
-        if question.id in self._asked:
-            return self._asked[question.id], []
-        command = self._new_id()
-        found = orders_of(question, command, now + question.timeout_s, self._fleet, self, self._passages)
-        self._remember(question.id, command)
-        self._news.append(asked(question, list(found)))
-        changes = [self._begin(question, engine, order, now, step) for engine, order in found.items()]
-        sent = []
-        for change in changes:
-            health = self._fleet.health(change.engine)
-            if change.probe and BY_PROBE[change.probe].by == HUB:
-                self._close_here(change, "applied", "the hub answers it", now)
-            elif health == "live":
-                sent.append(DeliverCommand(change.engine, found[change.engine]))
-            else:
-                self._close_here(change, "refused", f"engine {change.engine} is {health}; nothing was sent", now)
-        return command, sent
+        Returns:
+            The command's id, and the messages to send.
 
-    def _begin(
+        Raises:
+            RejectedError: see ``validation.commands_for``.
+        """
+        if question.id in self._by_question:
+            return self._by_question[question.id], []
+        command = self._new_id()
+        orders = commands_for(question, command, now + question.timeout_s, self._fleet, self, self._choose_inputs)
+        self._remember(question.id, command)
+        changes = [self._start(question, engine, order, now, step) for engine, order in orders.items()]
+        self._events.append(CommandRequested(question, changes))
+        for change in changes:
+            if closure := self._closed_at_once(change):
+                self._close_by_hub(change, closure, now)
+        return command, [
+            DeliverCommand(engine, order)
+            for engine, order in orders.items()
+            if f"{command}@{engine}" in self._unacknowledged
+        ]
+
+    def _start(
         self, question: api.AskCommand, engine: str, order: wire.Command, now: float, step: int | None
     ) -> api.Change:
         action = BY_VERB.get(order.verb)
@@ -135,24 +129,27 @@ class CommandLifecycle:
             probe=order.probe,
         )  # fmt: skip
         key = api.change_key(change)
-        self._orders[key], self._deadlines[key] = order, order.deadline
+        self._unacknowledged[key], self._deadlines[key] = order, order.deadline
         self._set(change)
-        self._log(change, now)
         return change
 
-    def update(self, update: wire.CommandUpdate, now: float) -> None:
-        """An engine's word on a command; one that says nothing new changes nothing.
+    def _closed_at_once(self, change: api.Change) -> HubClosure | None:
+        """Why a requested change is not sent to its engine, if it is not."""
+        if change.probe and BY_PROBE[change.probe].by == HUB:
+            return HubClosure.ANSWERED_BY_HUB
+        return None if self._fleet.health(change.engine) == "live" else HubClosure.ENGINE_NOT_LIVE
 
-        An id that this hub does not know is an engine's own revert, or a command of an earlier hub that is in no log.
+    def apply_update(self, update: wire.CommandUpdate, now: float) -> None:
+        """Apply an engine's report. A report without an allowed transition is a repetition and changes nothing.
+
+        An unknown id is an engine's own revert, or a command of an earlier hub that is in no log.
         """
         key = f"{update.id}@{update.engine}"
-        before = self._changes.get(key) or self._learned(update, now)
-        terminal = update.state in api.TERMINAL
-        if before.state in api.TERMINAL:
-            if not terminal or key not in self._closed_here:
-                return
-        elif not terminal and _ORDER.get(update.state, -1) <= _ORDER.get(before.state, -1):
+        known = self._changes.get(key)
+        if update.state not in TRANSITIONS[self._state(key)].engine:
             return
+        before = known or self._learned(update, now)
+        terminal = update.state in api.TERMINAL
         change = msgspec.structs.replace(
             before,
             flag=update.flag or before.flag,
@@ -171,24 +168,33 @@ class CommandLifecycle:
             reverts_at=update.reverts_at,
             flag_epoch=update.flag_epoch,
         )
-        self._orders.pop(key, None)  # it has it
+        self._unacknowledged.pop(key, None)
         if not terminal:
             self._set(change)
             return
         self._deadlines.pop(key, None)
-        corrects = before.state if key in self._closed_here else ""
-        self._closed_here.discard(key)
+        corrects = before.state if key in self._closed_by_hub else ""
+        self._closed_by_hub.discard(key)
         if corrects == change.state:
-            self._set(change)  # what was told is right; now it is known from the engine
+            self._set(change)  # already logged and shown: only the engine's facts are new
         else:
-            self._close(change, now, corrects)
+            self._close(change, corrects)
+
+    def _state(self, key: str) -> str:
+        """The key of a change in ``TRANSITIONS``."""
+        change = self._changes.get(key)
+        if change is None:
+            return NEW
+        if change.state not in api.TERMINAL:
+            return change.state if change.state in TRANSITIONS else "requested"  # the log of a later version
+        return CLOSED_BY_HUB if key in self._closed_by_hub else CLOSED_BY_ENGINE
 
     def _learned(self, update: wire.CommandUpdate, now: float) -> api.Change:
-        """A change this hub did not ask for; of an engine's own revert, who and why are those of what it reverts."""
+        """A change that this hub did not request; an engine's own revert inherits who and host of its command."""
         parent = self._changes.get(f"{update.reverts}@{update.engine}")
-        why = EARLIER
+        why = "requested through an earlier hub"
         if parent is not None:
-            why = f"its {parent.revert_s:g} s are over" if parent.revert_s is not None else "its time is over"
+            why = "its timer expired" + (f" after {parent.revert_s:g} s" if parent.revert_s is not None else "")
         action = BY_VERB.get(update.verb)
         return api.Change(
             update.id, update.engine, update.flag, action.value if action else update.new or "", "", update.time or now,
@@ -196,118 +202,112 @@ class CommandLifecycle:
             verb=update.verb, reverts=update.reverts,
         )  # fmt: skip
 
-    def unreachable(self, engine: str, command: str, now: float) -> None:
-        """The command could not be delivered; it stays open only if the engine has spoken of it."""
+    def not_delivered(self, engine: str, command: str, now: float) -> None:
+        """Refuse a command that could not be delivered, unless the engine has reported it already."""
         change = self._changes.get(f"{command}@{engine}")
-        if change is not None and change.state == "requested":
-            self._close_here(change, "refused", f"engine {engine} is not connected; nothing was sent", now)
+        if change is not None:
+            self._close_by_hub(change, HubClosure.NOT_DELIVERED, now)
 
-    def engine_ended(self, engine: str, how: str, now: float) -> None:
-        """The engine's life is over: what it had under way, and its timers, ended with it."""
+    def engine_ended(self, engine: str, closure: HubClosure, now: float) -> None:
+        """Close the open changes of an engine whose process ended or was replaced."""
         for change in list(self._changes.values()):
-            if change.engine == engine and change.state not in api.TERMINAL:
-                self._close_here(change, "timed_out", f"engine {engine} {how} before it was closed", now)
+            if change.engine == engine:
+                self._close_by_hub(change, closure, now)
 
-    def unanswered(self, engine: str) -> list[DeliverCommand]:
-        """Orders that the engine has not spoken of, to be sent again when it reconnects (engines know them by id).
+    def unacknowledged(self, engine: str) -> list[DeliverCommand]:
+        """Commands to send again when an engine reconnects: those it has not reported. Engines know them by id.
 
-        Only this hub's own: what an earlier one asked for is not brought about by its successor.
+        Only commands of this hub: it never executes a request to an earlier one.
         """
         return [
-            DeliverCommand(engine, order) for key, order in self._orders.items() if self._changes[key].engine == engine
+            DeliverCommand(engine, order)
+            for key, order in self._unacknowledged.items()
+            if self._changes[key].engine == engine
         ]
 
     def tick(self, now: float) -> None:
-        """Close what no engine closed by its deadline.
+        """Close changes whose deadline has passed.
 
-        After a gap, when this hub was stopped or starved, engines may have spoken long ago: they are heard first.
+        After a stall of this hub, the reports that have piled up are processed first.
         """
-        if now - self._ticked > GAP_S:
-            self._hears_until = now + GRACE_S
+        if now - self._ticked > STALL_S:
+            self._listens_until = now + GRACE_S
         self._ticked = now
-        if now < self._hears_until:
+        if now < self._listens_until:
             return
         for key in [key for key, deadline in self._deadlines.items() if now > deadline + GRACE_S]:
             change = self._changes[key]
-            self._close_here(change, "timed_out", self._silence(change, ours=key in self._orders), now)
+            self._close_by_hub(change, self._timeout_closure(change, ours=key in self._unacknowledged), now)
 
-    # --- what is known (``wishes.Book``) --------------------------------------------------------------------------
+    # --- queries (``validation.CommandHistory``) ------------------------------------------------------------------
 
     def commands(self) -> list[str]:
         """Ids, oldest first."""
         return list(dict.fromkeys(change.command for change in self._changes.values()))
 
-    def of(self, command: str) -> list[api.Change]:
+    def changes_of(self, command: str) -> list[api.Change]:
         """A command's changes, one per engine."""
         return [change for change in self._changes.values() if change.command == command]
 
-    def open_on(self, engine: str, subject: str) -> api.Change | None:
-        """The change of this subject that is under way on this engine."""
+    def open_change(self, engine: str, subject: str) -> api.Change | None:
+        """The change of this subject that is in progress on this engine."""
         for change in reversed(self._changes.values()):
-            mine = change.engine == engine and subject_of(change.verb, change.flag) == subject
-            if mine and change.state not in api.TERMINAL:
+            same = change.engine == engine and subject_of(change.verb, change.flag) == subject
+            if same and change.state not in api.TERMINAL:
                 return change
         return None
 
-    # --- what goes out --------------------------------------------------------------------------------------------
+    # --- outputs --------------------------------------------------------------------------------------------------
 
     def take_changed(self) -> list[api.Change]:
-        """The changes since the last call, oldest first."""
+        """The changes that were modified since the last call, oldest first."""
         changed = list(self._dirty.values())
         self._dirty.clear()
         return changed
 
-    def take_lines(self) -> list[audit.AuditLine]:
-        """What has to go to the audit log since the last call."""
-        lines, self._lines = self._lines, []
-        return lines
+    def take_events(self) -> list[CommandEvent]:
+        """The events since the last call, for the audit log and for people."""
+        events, self._events = self._events, []
+        return events
 
-    def take_news(self) -> list[FlagEvent]:
-        """What people should be told since the last call."""
-        news, self._news = self._news, []
-        return news
+    # --- transitions ----------------------------------------------------------------------------------------------
 
-    # --- inside ---------------------------------------------------------------------------------------------------
-
-    def _close_here(self, change: api.Change, state: str, reason: str, now: float) -> None:
+    def _close_by_hub(self, change: api.Change, closure: HubClosure, now: float) -> None:
+        """Close a change in the engine's place, if the table allows it."""
         key = api.change_key(change)
+        if closure.state not in TRANSITIONS[self._state(key)].hub:
+            return
         self._deadlines.pop(key, None)
-        self._orders.pop(key, None)
-        self._closed_here.add(key)
+        self._unacknowledged.pop(key, None)
+        self._closed_by_hub.add(key)
+        health = api.health_text(self._fleet.health(change.engine))
+        reason = closure.reason(change.engine, change.state, health)
         new = self._fleet.reads(change.engine, subject_of(change.verb, change.flag))
-        self._close(msgspec.structs.replace(change, state=state, reason=reason, new=new, closed=now), now)
+        self._close(msgspec.structs.replace(change, state=closure.state, reason=reason, new=new, closed=now))
 
-    def _close(self, change: api.Change, now: float, corrects: str = "") -> None:
+    def _close(self, change: api.Change, corrects: str = "") -> None:
         self._set(change)
-        self._log(change, now, corrects)
-        self._news.append(news_of(change))
+        self._events.append(ChangeClosed(change, corrects))
         target = self._changes.get(f"{change.target}@{change.engine}")
         if change.verb == "keep" and change.state == "applied" and target is not None:
             self._set(msgspec.structs.replace(target, kept_by=target.kept_by or change.who, reverts_at=None))
-        self._judge(change.command, now)
+        self._report_half_switched(change.command)
 
-    def _judge(self, command: str, now: float) -> None:
-        """Once a command is closed on all its engines: never leave the fleet half switched in silence."""
-        changes = self.of(command)
-        if all(change.state in api.TERMINAL for change in changes) and (news := half_switched(changes)):
-            self._news.append(news)
-            whole = msgspec.structs.replace(changes[0], engine="", state="", reason=news.text, old=None, new=None)
-            self._log(whole, now, event=audit.HALF)
+    def _report_half_switched(self, command: str) -> None:
+        changes = self.changes_of(command)
+        if all(change.state in api.TERMINAL for change in changes) and is_half_switched(changes):
+            self._events.append(HalfSwitched(changes))
 
-    def _silence(self, change: api.Change, *, ours: bool) -> str:
-        engine = change.engine
+    def _timeout_closure(self, change: api.Change, *, ours: bool) -> HubClosure:
         if change.state != "requested":
-            return f"engine {engine} {change.state} it and said nothing more"
+            return HubClosure.NO_OUTCOME
         if ours:
-            return f"no answer from engine {engine}"
-        if self._fleet.health(engine) != "live":
-            return f"no word from engine {engine} since the hub was started anew"
-        return (
-            f"engine {engine} does not know it: it did not get there before the hub ended, or the engine is a new one"
-        )
+            return HubClosure.UNACKNOWLEDGED
+        if self._fleet.health(change.engine) != "live":
+            return HubClosure.NOT_HEARD
+        return HubClosure.UNKNOWN_TO_ENGINE
 
-    def _log(self, change: api.Change, now: float, corrects: str = "", event: str = "") -> None:
-        self._lines.append(audit.line_of(change, now, self._hub, corrects=corrects, event=event))
+    # --- bounded memory -------------------------------------------------------------------------------------------
 
     def _set(self, change: api.Change) -> None:
         key = api.change_key(change)
@@ -315,14 +315,11 @@ class CommandLifecycle:
         while len(self._changes) > api.MAX_CHANGES:
             oldest = next(iter(self._changes))
             del self._changes[oldest]
-            for memory in (self._deadlines, self._orders):
+            for memory in (self._deadlines, self._unacknowledged):
                 memory.pop(oldest, None)
-            self._closed_here.discard(oldest)
+            self._closed_by_hub.discard(oldest)
 
     def _remember(self, question: str, command: str) -> None:
-        self._asked[question] = command
-        while len(self._asked) > api.MAX_CHANGES:
-            del self._asked[next(iter(self._asked))]
-
-
-__all__ = ["CommandLifecycle", "DeliverCommand", "RejectedError"]
+        self._by_question[question] = command
+        while len(self._by_question) > api.MAX_CHANGES:
+            del self._by_question[next(iter(self._by_question))]

@@ -1,7 +1,4 @@
-"""What a person asks for, checked and turned into one command for each engine. Pure.
-
-Everything that can be wrong with a wish is said here, before anything is sent.
-"""
+"""Validates a request and turns it into one command per engine. Pure; nothing has been sent yet."""
 
 from __future__ import annotations
 
@@ -18,32 +15,31 @@ from rltop.collectors.contract.probes import SWITCH
 MAX_TIMEOUT_S = 3600.0
 
 MIN_PREFIX = 4
-"""A command may be named by so many first characters of its id, where that is clear."""
+"""Shortest prefix of an id that names a command, if only one id has it."""
 
-
-Choose = Callable[[str, list[str]], "dict[str, list[wire.Passage]]"]
-"""Of a probe's name and engines: what each engine is to score. Raises ``RejectedError`` where there is nothing."""
+ChooseInputs = Callable[[str, list[str]], "dict[str, list[wire.Passage]]"]
+"""From a probe's name and engines, the passages that each engine scores. Raises ``RejectedError`` if there are none."""
 
 
 class RejectedError(ValueError):
-    """A wish that cannot be carried out; the message names what can be."""
+    """An invalid request; the message names the valid choices."""
 
 
 class KnownFleet(Protocol):
-    """What is known of the engines."""
+    """The known state of the engines."""
 
     @property
     def live(self) -> list[str]:
-        """Ids of the engines that were heard of lately."""
+        """Ids of the engines that reported recently."""
 
     def health(self, engine: str) -> str:
         """``live``, ``silent``, ``gone``, or ``unknown``."""
 
     def reads(self, engine: str, subject: str) -> str | None:
-        """What a flag, or another subject of commands, reads there; None if unknown."""
+        """The value of a flag or another subject of commands on an engine; None if unknown."""
 
     def timers(self, engine: str) -> list[wire.Timer]:
-        """What the engine will take back by itself."""
+        """The engine's running timers, each of which will revert a command."""
 
 
 class CommandHistory(Protocol):
@@ -52,64 +48,69 @@ class CommandHistory(Protocol):
     def commands(self) -> list[str]:
         """Ids, oldest first."""
 
-    def of(self, command: str) -> list[api.Change]:
+    def changes_of(self, command: str) -> list[api.Change]:
         """A command's changes, one per engine."""
 
-    def open_on(self, engine: str, subject: str) -> api.Change | None:
-        """The change of this subject that is under way on this engine."""
+    def open_change(self, engine: str, subject: str) -> api.Change | None:
+        """The change of this subject that is in progress on this engine."""
 
 
-def orders_of(
-    question: api.AskCommand, command: str, deadline: float, fleet: KnownFleet, book: CommandHistory, passages: Choose
+def commands_for(
+    question: api.AskCommand,
+    command: str,
+    deadline: float,
+    fleet: KnownFleet,
+    history: CommandHistory,
+    choose_inputs: ChooseInputs,
 ) -> dict[str, wire.Command]:
     """The command for each engine, by the engine's id.
 
     Args:
-        question: the wish.
-        command: id that the new command will have.
-        deadline: until when engines may begin, seconds.
-        fleet: what is known of the engines.
-        book: what is known of earlier commands.
-        passages: chooses what a probe is to score.
+        question: the request.
+        command: id of the new command.
+        deadline: seconds; engines start nothing after it.
+        fleet: the known state of the engines.
+        history: earlier commands.
+        choose_inputs: chooses the passages that a probe scores.
 
     Raises:
-        RejectedError: no such flag, value, engine or command, a time that is none, or another command is in the way.
+        RejectedError: invalid flag, value, engine, command, timer or timeout, or another command is in progress.
     """
     if not 0 < question.timeout_s <= MAX_TIMEOUT_S:
         raise RejectedError(f"a timeout of {question.timeout_s} s; use more than 0 and at most {MAX_TIMEOUT_S:.0f}")
     if isinstance(question, api.AskSet):
-        order = _switch(question, command, deadline)
-        orders = dict.fromkeys(choose(question.engines, question.fraction, fleet), order)
+        order = _set(question, command, deadline)
+        orders = dict.fromkeys(choose_engines(question.engines, question.fraction, fleet), order)
     elif isinstance(question, api.AskAct):
-        order = _action(question, command, deadline)
-        orders = dict.fromkeys(choose(question.engines, None, fleet), order)
+        order = _act(question, command, deadline)
+        orders = dict.fromkeys(choose_engines(question.engines, None, fleet), order)
     elif isinstance(question, api.AskProbe):
-        orders = _probe(question, command, deadline, fleet, passages)
+        orders = _probe(question, command, deadline, fleet, choose_inputs)
     elif isinstance(question, api.AskKeep):
-        return _keep(question, command, deadline, fleet, book)
+        return _keep(question, command, deadline, fleet, history)
     else:
-        orders = _undo(question, command, deadline, book)
+        orders = _undo(question, command, deadline, history)
     for engine, order in orders.items():
         subject = subject_of(order.verb, order.flag)
-        if fleet.health(engine) == "live" and (busy := book.open_on(engine, subject)):
-            raise RejectedError(f"{subject} of {engine} is being changed: {_who(busy)}; wait for it to end")
+        if fleet.health(engine) == "live" and (busy := history.open_change(engine, subject)):
+            raise RejectedError(f"{subject} of {engine} is being changed: {_progress(busy)}; wait for it to end")
     return orders
 
 
-def choose(named: list[str] | None, fraction: float | None, fleet: KnownFleet) -> list[str]:
-    """The engines that a wish means: those named, a fraction of the live ones, or all of these.
+def choose_engines(named: list[str] | None, fraction: float | None, fleet: KnownFleet) -> list[str]:
+    """The engines of a request: the named ones, a fraction of the live ones, or all live ones.
 
-    A name stands for all its data-parallel ranks (``e0`` for ``e0/dp0`` and ``e0/dp1``), and a fraction never parts
-    them. Which engines a fraction is, depends on the names alone: the first ones.
+    A name stands for all its data-parallel ranks (``e0`` for ``e0/dp0`` and ``e0/dp1``), and a fraction never splits
+    them. A fraction takes the first engines by name, so it is always the same ones.
 
     Raises:
-        RejectedError: no such engine, or a fraction that leaves none out.
+        RejectedError: unknown engine, or a fraction that leaves no engine to compare with.
     """
     live = sorted(fleet.live)
     if fraction is not None:
         if named is not None:
             raise RejectedError("name engines, or a fraction of them, not both")
-        return _share(live, fraction)
+        return _first_engines(live, fraction)
     if named is None:
         if not live:
             raise RejectedError("no engine is live, nothing to switch")
@@ -129,7 +130,7 @@ def _base(engine: str) -> str:
     return engine.partition("/dp")[0]
 
 
-def _share(live: list[str], fraction: float) -> list[str]:
+def _first_engines(live: list[str], fraction: float) -> list[str]:
     if not 0 < fraction <= 1:
         raise RejectedError(f"a fraction of {fraction}; use more than 0 and at most 1")
     groups = list(dict.fromkeys(_base(engine) for engine in live))
@@ -141,7 +142,7 @@ def _share(live: list[str], fraction: float) -> list[str]:
     return [engine for engine in live if _base(engine) in groups[:count]]
 
 
-def _switch(question: api.AskSet, command: str, deadline: float) -> wire.Command:
+def _set(question: api.AskSet, command: str, deadline: float) -> wire.Command:
     flag = BY_NAME.get(question.flag)
     if flag is None:
         raise RejectedError(f"no flag {question.flag!r}; there is {', '.join(BY_NAME)}")
@@ -156,7 +157,7 @@ def _switch(question: api.AskSet, command: str, deadline: float) -> wire.Command
     )
 
 
-def _action(question: api.AskAct, command: str, deadline: float) -> wire.Command:
+def _act(question: api.AskAct, command: str, deadline: float) -> wire.Command:
     action = BY_VERB.get(question.verb)
     if action is None:
         raise RejectedError(f"no command {question.verb!r}; there is {', '.join(BY_VERB)}")
@@ -167,16 +168,16 @@ def _action(question: api.AskAct, command: str, deadline: float) -> wire.Command
 
 
 def _probe(
-    question: api.AskProbe, command: str, deadline: float, fleet: KnownFleet, passages: Choose
+    question: api.AskProbe, command: str, deadline: float, fleet: KnownFleet, choose_inputs: ChooseInputs
 ) -> dict[str, wire.Command]:
     probe = BY_PROBE.get(question.probe)
     startable = [name for name, other in BY_PROBE.items() if other.by != SWITCH]
     if probe is None or probe.by == SWITCH:
-        raise RejectedError(f"no probe {question.probe!r} can be started so; there is {', '.join(startable)}")
-    engines = choose(question.engines, None, fleet)
+        raise RejectedError(f"probe {question.probe!r} can't be started; there is {', '.join(startable)}")
+    engines = choose_engines(question.engines, None, fleet)
     if len(engines) < probe.engines:
         raise RejectedError(f"{probe.name} takes {probe.engines} engines, not {', '.join(engines)} alone")
-    chosen = passages(probe.name, engines) if probe.requests else {}
+    chosen = choose_inputs(probe.name, engines) if probe.requests else {}
     return {
         engine: wire.Command(command, "", "", deadline, PROBE, probe=probe.name, passages=tuple(chosen.get(engine, ())))
         for engine in engines
@@ -189,57 +190,61 @@ def _check_timer(seconds: float | None, longest: float) -> None:
 
 
 def _keep(
-    question: api.AskKeep, command: str, deadline: float, fleet: KnownFleet, book: CommandHistory
+    question: api.AskKeep, command: str, deadline: float, fleet: KnownFleet, history: CommandHistory
 ) -> dict[str, wire.Command]:
-    held = {engine: [timer.command for timer in fleet.timers(engine)] for engine in fleet.live}
-    pending = sorted({other for commands in held.values() for other in commands})
-    target = find(question.command, book, pending)
-    timed = [c.engine for c in book.of(target) if c.state == "applied" and (c.reverts_at is not None or c.kept_by)]
-    timed += [engine for engine, commands in held.items() if target in commands]
+    timers = {engine: [timer.command for timer in fleet.timers(engine)] for engine in fleet.live}
+    pending = sorted({other for commands in timers.values() for other in commands})
+    target = resolve_id(question.command, history, pending)
+    timed = [
+        c.engine for c in history.changes_of(target) if c.state == "applied" and (c.reverts_at is not None or c.kept_by)
+    ]
+    timed += [engine for engine, commands in timers.items() if target in commands]
     if not timed:
         raise RejectedError(f"{target} has no timer; commands that have one: {', '.join(pending) or 'none'}")
     order = wire.Command(command, "", "", deadline, "keep", target=target)
     return dict.fromkeys(timed, order)
 
 
-def _undo(question: api.AskUndo, command: str, deadline: float, book: CommandHistory) -> dict[str, wire.Command]:
-    """Back to what each engine said it had; engines check for themselves that it was not changed since."""
-    target = find(question.command, book)
-    changes = book.of(target)
+def _undo(question: api.AskUndo, command: str, deadline: float, history: CommandHistory) -> dict[str, wire.Command]:
+    """Restore the value that each engine had; the engine checks that it was not changed since."""
+    target = resolve_id(question.command, history)
+    changes = history.changes_of(target)
     if still := [change for change in changes if change.state not in api.TERMINAL]:
-        raise RejectedError(f"{target} is still under way on {still[0].engine} ({still[0].state}); wait for it to end")
+        raise RejectedError(
+            f"{target} is still in progress on {still[0].engine} ({still[0].state}); wait for it to end"
+        )
     orders: dict[str, wire.Command] = {}
     for change in changes:
-        if not api.moved(change):
+        if not api.changed_engine(change):
             continue
         if change.verb == "set":
             orders[change.engine] = wire.Command(command, change.flag, str(change.old), deadline, target=target)
         elif change.verb in BY_VERB and (back := BY_VERB[change.verb].undo):
             orders[change.engine] = wire.Command(command, "", "", deadline, back, target=target)
     if not orders:
-        raise RejectedError(f"{target} changed nothing that could be undone: {'; '.join(map(_end, changes))}")
+        raise RejectedError(f"{target} changed nothing that can be undone: {'; '.join(map(_outcome, changes))}")
     return orders
 
 
-def find(text: str, book: CommandHistory, also: Iterable[str] = ()) -> str:
-    """The id of the command that ``text`` names, whole or by its beginning. Raises ``RejectedError``."""
-    known = list(dict.fromkeys([*book.commands(), *also]))
+def resolve_id(text: str, history: CommandHistory, also: Iterable[str] = ()) -> str:
+    """The id of the command that ``text`` names, whole or by a prefix. Raises ``RejectedError``."""
+    known = list(dict.fromkeys([*history.commands(), *also]))
     if text in known:
         return text
-    asked = [command for command in known if not command.endswith("/revert")]
-    begins = [command for command in asked if command.startswith(text)] if len(text) >= MIN_PREFIX else []
-    if len(begins) == 1:
-        return begins[0]
-    if begins:
-        raise RejectedError(f"{text!r} may be {' or '.join(begins)}")
-    short = f"; the start of an id will do, from {MIN_PREFIX} characters on" if len(text) < MIN_PREFIX else ""
-    raise RejectedError(f"no command {text!r} is known here; the last ones: {', '.join(known[-5:]) or 'none'}{short}")
+    requested = [command for command in known if not command.endswith("/revert")]
+    matches = [command for command in requested if command.startswith(text)] if len(text) >= MIN_PREFIX else []
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise RejectedError(f"{text!r} is ambiguous: {' or '.join(matches)}")
+    short = f"; a prefix needs at least {MIN_PREFIX} characters" if len(text) < MIN_PREFIX else ""
+    raise RejectedError(f"no command {text!r}; the last ones: {', '.join(known[-5:]) or 'none'}{short}")
 
 
-def _who(change: api.Change) -> str:
+def _progress(change: api.Change) -> str:
     who = f" by {change.who}@{change.host}" if change.who else ""
     return f"{change.command}{who} is {change.state}{f' ({change.reason})' if change.reason else ''}"
 
 
-def _end(change: api.Change) -> str:
+def _outcome(change: api.Change) -> str:
     return f"{change.engine} {change.state}{f' ({change.reason})' if change.reason else ''}"

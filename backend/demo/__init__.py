@@ -1,1 +1,1 @@
-"""The demo: a real run of two vLLM engines and a GRPO trainer on the sorting task, small enough for two cores."""
+"""The demo: a real run of two vLLM engines and a GRPO trainer on a sorting task, small enough for two cores."""

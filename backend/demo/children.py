@@ -1,4 +1,4 @@
-"""The demo's child processes: each in its own session, with its log, and none left behind."""
+"""The demo's child processes: each has its own session and log, and none outlives the demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from rltop.backend.demo import jobs
 
 TERM_GRACE_S = 15.0
-"""How long a child may take to end in good order."""
+"""How long a child may take to end after SIGTERM."""
 
 KILL_GRACE_S = 5.0
 TAIL_LINES = 20
@@ -22,16 +22,16 @@ POLL_S = 0.05
 
 
 class Child:
-    """A Python module run as a process that leads its own session, and so a group that holds its children.
+    """A Python module run as the leader of its own session and process group.
 
-    The child ends when ``stdin`` closes (``jobs.end_with_parent``): it can't outlive us.
+    The child ends when its ``stdin`` closes (``jobs.end_with_parent``), so it can't outlive this process.
 
     Args:
-        name: for people, and of the log file.
-        module: what ``python -m`` runs.
-        job: its one argument, as JSON.
-        environment: added to ours.
-        log: takes standard error, and standard output unless ``piped``.
+        name: name in messages.
+        module: for ``python -m``.
+        job: the only argument, sent as JSON.
+        environment: added to this process's environment.
+        log: file for standard error, and for standard output unless ``piped``.
         piped: standard output is read with ``lines``.
     """
 
@@ -62,29 +62,29 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the leader, and of its group and session."""
+        """Id of the process, its group and its session."""
         return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
-        """Of the leader; None while it runs, negative for a signal."""
+        """Exit code of the leader; None while it runs, negative for a signal."""
         return self._process.poll()
 
     def lines(self) -> list[bytes]:
-        """The whole lines that were printed since the last call. Never waits."""
+        """The complete lines printed since the last call. Never waits."""
         assert self._process.stdout is not None
         while chunk := self._process.stdout.read():
             self._rest += chunk
         *whole, self._rest = self._rest.split(b"\n")
         return whole
 
-    def obituary(self) -> str:
-        """How it ended and the end of its log, for an error message."""
+    def failure(self) -> str:
+        """Exit code and end of the log, for an error message."""
         lines = self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
         return f"{self.name} ended with exit code {self.exit_code}; the end of {self.log}:\n" + "\n".join(lines)
 
     def signal(self, number: int, *, group: bool = False) -> None:
-        """Send a signal to the leader, or to everything in its group. A process that is gone is no error."""
+        """Send a signal to the leader or to its group. An exited process is no error."""
         with contextlib.suppress(ProcessLookupError):
             if group:
                 os.killpg(self.pid, number)
@@ -92,40 +92,40 @@ class Child:
                 os.kill(self.pid, number)
 
     def is_gone(self) -> bool:
-        """Whether nothing of its group is left."""
+        """Whether all processes of the group have ended."""
         return self.exit_code is not None and not group_members(self.pid)
 
     def release(self) -> None:
-        """Close our ends of its pipes."""
+        """Close this side of its pipes."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
 
 
 def end_all(children: Iterable[Child], grace_s: float = TERM_GRACE_S) -> list[str]:
-    """End all children in good order: leaders are asked, then groups, then killed. Returns what was left, by name."""
-    living = list(children)
+    """End all children: SIGTERM to leaders, then to groups, then SIGKILL. Returns the names of survivors."""
+    alive = list(children)
     for number, group, patience_s in (
         (signal.SIGTERM, False, grace_s),
         (signal.SIGTERM, True, KILL_GRACE_S),
         (signal.SIGKILL, True, KILL_GRACE_S),
     ):
-        for child in living:
+        for child in alive:
             child.signal(number, group=group)
         deadline = time.monotonic() + patience_s
-        while living and time.monotonic() < deadline:
-            for child in [child for child in living if child.is_gone()]:
+        while alive and time.monotonic() < deadline:
+            for child in [child for child in alive if child.is_gone()]:
                 child.release()
-                living.remove(child)
+                alive.remove(child)
             time.sleep(POLL_S)
-    return [f"{child.name} (group {child.pid})" for child in living]
+    return [f"{child.name} (group {child.pid})" for child in alive]
 
 
 def group_members(group: int) -> list[int]:
     """The live processes of a process group (zombies are not alive), from /proc."""
     members = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended while we looked
+        with contextlib.suppress(OSError):  # it ended meanwhile
             state, _, pgrp = entry.read_text().rpartition(")")[2].split()[:3]
             if int(pgrp) == group and state != "Z":
                 members.append(int(entry.parent.name))

@@ -1,4 +1,4 @@
-"""The demo and the hub of its run: one without a past, and none left behind."""
+"""Starts a hub without earlier steps for the demo, and stops it."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from rltop.collectors.contract.launch import HubInfo, ensure_hub, find_hub
 from rltop.collectors.contract.rundir import RunDir
 
 STOP_S = 10.0
-"""How long a hub, which leads a session of its own, may take to end after it was told to."""
+"""How long a hub may take to end after a signal."""
 
 POLL_S = 0.05
 
 
 class RunInUseError(RuntimeError):
-    """Engines of somebody else are live on this run."""
+    """Live engines of another run use this run directory."""
 
 
 def fresh_hub(rundir: RunDir) -> tuple[HubInfo, bool]:
-    """A hub of ``rundir`` that has seen no steps, and whether it was started here.
+    """A hub of ``rundir`` without steps, and whether it was started here.
 
-    A hub that an earlier run left behind is ended first, and what it stored is set aside: its steps would be mixed with
-    the new ones.
+    A leftover hub of an earlier run is ended first and its store set aside, so that steps of two runs never mix.
 
     Raises:
-        RunInUseError: live engines are attached to it.
+        RunInUseError: live engines are connected to it.
         LaunchError: no hub could be started.
     """
     found = find_hub(rundir)
     if found is not None:
-        if not _has_past(rundir):
+        if not _has_earlier_run(rundir):
             return found, False
         stop_hub(rundir, found)
     if find_hub(rundir) is None and has_steps(rundir.path):
@@ -45,7 +44,7 @@ def fresh_hub(rundir: RunDir) -> tuple[HubInfo, bool]:
 
 
 def stop_hub(rundir: RunDir, hub: HubInfo) -> None:
-    """End this hub of the run, and wait until its process is gone. One that died or was replaced is left alone."""
+    """End this hub and wait until its process has ended. Does nothing if it died or was replaced."""
     if find_hub(rundir) != hub:
         return
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -56,7 +55,7 @@ def stop_hub(rundir: RunDir, hub: HubInfo) -> None:
             time.sleep(POLL_S)
 
 
-def _has_past(rundir: RunDir) -> bool:
+def _has_earlier_run(rundir: RunDir) -> bool:
     with Client(rundir) as client:
         picture = client.snapshot()
     live = [engine.id for engine in picture.engines.values() if engine.health == "live"]

@@ -1,7 +1,7 @@
-"""Faults that a demo run can be started with: real ones, for seeing what they look like.
+"""Real faults that a demo run can be started with, to see how they show.
 
-A table: the command's help and docs/demo.md are made of it, and its fields are what engines and trainer act on.
-``engine.py`` is where an engine goes wrong, ``run.py`` its checkpoint, ``trainer.py`` the trainer and what it hands on.
+The command's help and docs/demo.md are made from this table; engines and trainer act on its fields. Engine faults are
+in ``engines/engine_process.py``, checkpoint faults in ``supervisor.py``, trainer faults in ``rl/demo_trainer.py``.
 """
 
 from __future__ import annotations
@@ -11,40 +11,40 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing that goes wrong; the defaults are a healthy run.
+    """One fault; the defaults are a healthy run.
 
     Attributes:
-        name: what the command line calls it; empty of the healthy run.
-        codes: the causes it is an instance of: a letter for the layer (A record, B weights, C caches, D numerics, I
-            trainer, J dynamics, K speed) and a number; the first is the one to name.
-        help: what happens, in a line.
-        where: whose code does it: ``engine``, ``trainer``, ``checkpoint``.
-        engine: the one engine it is on; empty where it is not on one alone.
-        at: the step it begins with.
-        launch: it is there from the launch on, and can't begin later.
-        first: the first step whose rows it is in, counted from ``at``.
-        temperature: of sampling, where the run is not told another.
+        name: on the command line; empty for the healthy run.
+        codes: the causes that it is an instance of, the best one first: a letter for the layer (A rollout logprobs, B
+            weights, C caches, D numerics, I trainer, J dynamics, K speed) and a number.
+        help: what goes wrong, in one line.
+        where: the faulty component: ``engine``, ``trainer``, ``checkpoint``.
+        engine: the only faulty engine; empty if it is not limited to one.
+        at: the step that it starts with.
+        launch: it exists from the launch and can't start later.
+        first: the first step whose rows show it, counted from ``at``.
+        temperature: default sampling temperature of the run.
 
-        loads: an update brings the new weights.
-        labels: an update that brings no weights moves the engine's version nevertheless, or not.
-        clears: an update forgets the KV that older weights computed.
-        apart: of the samples of a group, those that share no prefix with anything, so that there are misses.
-        logprobs_mode: which logprobs vLLM records.
+        loads_weights: an update loads the new weights.
+        moves_version: an update that loads no weights still moves the engine's version.
+        clears_cache: an update clears the KV that older weights computed.
+        unshared: samples per group that share no prefix with any other request, so that there are cache misses.
+        logprobs_mode: vLLM's logprobs mode.
         top_p: of sampling.
         dtype, head_dtype: of the engine's weights, and of its head (empty: the same).
-        repetition_penalty: what the checkpoint's ``generation_config.json`` has requests get that don't say.
-        slow_ms: what every pass of the model takes longer.
+        repetition_penalty: in the checkpoint's ``generation_config.json``, for requests that leave it unset.
+        slow_ms: delay added to every forward pass.
 
-        burst: steps that are sampled at once, and then trained on one after the other.
-        keeps_back: tensors that the trainer leaves out of every update.
-        trainer_temperature: of the trainer's logprobs, whatever it says; None: the one of sampling.
-        bf16: the trainer computes in bf16, head and all (autocast; its weights stay fp32).
-        trainer_head_fp32: but for its head, which computes in fp32.
-        dropout: of the attention, in the pass that is trained on.
-        shift: the trainer's copy of the recorded logprobs is so many tokens late.
-        padded: tokens at the end of an answer whose logprobs the trainer lost, and has 0.0 for.
-        trains_padding: the mask lets padding into the loss.
-        entropy_bonus: weight of the entropy in the objective; below 0 it is punished.
+        burst: steps that are sampled together and then trained on one after the other.
+        withheld: tensors that the trainer leaves out of every update.
+        trainer_temperature: of the trainer's logprobs, whatever it states; None: the sampling temperature.
+        bf16: the trainer computes in bf16, head included (autocast; its weights stay fp32).
+        trainer_head_fp32: the trainer's head computes in fp32 nevertheless.
+        dropout: attention dropout in the training pass.
+        shift: tokens by which the trainer's copy of the rollout logprobs is late.
+        zeroed: tokens at the end of an answer whose rollout logprobs are 0.0 in the trainer's copy.
+        trains_padding: the loss mask includes padding.
+        entropy_bonus: weight of the entropy in the objective; negative values punish it.
     """
 
     name: str = ""
@@ -57,10 +57,10 @@ class Fault:
     first: int = 0
     temperature: float = 1.0
 
-    loads: bool = True
-    labels: bool = True
-    clears: bool = True
-    apart: int = 0
+    loads_weights: bool = True
+    moves_version: bool = True
+    clears_cache: bool = True
+    unshared: int = 0
     logprobs_mode: str = "processed_logprobs"
     top_p: float = 1.0
     dtype: str = "float32"
@@ -69,27 +69,27 @@ class Fault:
     slow_ms: float = 0.0
 
     burst: int = 1
-    keeps_back: tuple[str, ...] = ()
+    withheld: tuple[str, ...] = ()
     trainer_temperature: float | None = None
     bf16: bool = False
     trainer_head_fp32: bool = False
     dropout: float = 0.0
     shift: int = 0
-    padded: int = 0
+    zeroed: int = 0
     trains_padding: bool = False
     entropy_bonus: float = 0.0
 
     @property
-    def told(self) -> str:
-        """``help``, of the engine that has it."""
+    def description(self) -> str:
+        """``help`` with the engine of this run."""
         return self.help.replace("e1", self.engine)
 
     def on(self, engine: str) -> Fault:
-        """What ``engine`` has of it."""
+        """The fault as it applies to ``engine``."""
         return self if self.engine in ("", engine) else HEALTHY
 
     def during(self, step: int) -> Fault:
-        """What there is of it while ``step`` is sampled and trained, or in the update that ends it."""
+        """The fault as it applies to sampling and training of ``step`` and to the update that follows."""
         return self if step >= self.at else HEALTHY
 
 
@@ -99,7 +99,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="raw-logprobs",
         codes=("A1",),
-        help="engines record logprobs from before the temperature (0.7), the trainer's are from after it",
+        help="engines return logprobs before temperature (0.7), the trainer computes them after temperature",
         where="engine",
         launch=True,
         temperature=0.7,
@@ -108,7 +108,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="trainer-temperature",
         codes=("A2",),
-        help="the trainer forgets to divide by the temperature (0.7), and says that it does",
+        help="the trainer does not divide by the temperature (0.7), but states that it does",
         where="trainer",
         temperature=0.7,
         trainer_temperature=1.0,
@@ -116,14 +116,14 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="top-p-processed",
         codes=("A4",),
-        help="requests ask for top_p 0.9, and the record is of what is left; the trainer has the whole distribution",
+        help="requests use top_p 0.9 and rollout logprobs are after it; the trainer uses the whole distribution",
         where="engine",
         top_p=0.9,
     ),
     Fault(
         name="top-p-raw",
         codes=("A5",),
-        help="requests ask for top_p 0.9, yet record and trainer are of the whole distribution: no gap shows it",
+        help="requests use top_p 0.9, but rollout and trainer logprobs are of the whole distribution: no gap shows it",
         where="engine",
         top_p=0.9,
         logprobs_mode="raw_logprobs",
@@ -131,7 +131,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="raw-temperature-silent",
         codes=("A5",),
-        help="sampled at 0.7, yet recorded and trained as if at 1: no gap shows it; the trainer says 0.7",
+        help="sampled at 0.7, but rollout and trainer logprobs are at 1: no gap shows it; the trainer states 0.7",
         where="engine and trainer",
         launch=True,
         temperature=0.7,
@@ -141,21 +141,21 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="zero-padded-logprobs",
         codes=("A13",),
-        help="the trainer lost the logprobs of the last four tokens of every answer, and has 0.0 for them",
+        help="the trainer lost the rollout logprobs of the last four tokens of every answer and has 0.0 instead",
         where="trainer",
-        padded=4,
+        zeroed=4,
     ),
     Fault(
         name="shifted-logprobs",
         codes=("A12",),
-        help="the trainer's copy of the recorded logprobs is late by one token",
+        help="the trainer's copy of the rollout logprobs is shifted by one token",
         where="trainer",
         shift=1,
     ),
     Fault(
         name="penalty-default",
         codes=("A6", "A7"),
-        help="the checkpoint's generation_config.json has a repetition penalty of 1.1; requests don't say",
+        help="the checkpoint's generation_config.json has a repetition penalty of 1.1; requests leave it unset",
         where="checkpoint",
         launch=True,
         repetition_penalty=1.1,
@@ -163,7 +163,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="lag",
         codes=("B1",),
-        help="eight steps are sampled at once, then trained on, so what is trained on gets ever older until the next",
+        help="eight steps are sampled at once and then trained on in turn, so the policy lag grows within each burst",
         where="trainer",
         first=3,
         burst=8,
@@ -171,55 +171,55 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="never-updated",
         codes=("B2",),
-        help="no engine gets weight updates, yet their versions advance",
+        help="no engine loads weight updates, but their versions advance",
         where="engine",
         first=1,
-        loads=False,
+        loads_weights=False,
     ),
     Fault(
         name="head-not-updated",
         codes=("B3",),
-        help="updates leave out lm_head.weight, so engines have a new body and the first head",
+        help="updates leave out lm_head.weight, so engines have a new body and the initial head",
         where="trainer",
         first=1,
-        keeps_back=("lm_head.weight",),
+        withheld=("lm_head.weight",),
     ),
     Fault(
         name="stale-replica",
         codes=("B6",),
-        help="e1 gets no weight updates, and its version says so",
+        help="e1 loads no weight updates, and its version stays at 0",
         where="engine",
         engine="e1",
         first=1,
-        loads=False,
-        labels=False,
+        loads_weights=False,
+        moves_version=False,
     ),
     Fault(
         name="lying-replica",
         codes=("B6",),
-        help="e1 gets no weight updates, yet its version advances",
+        help="e1 loads no weight updates, but its version advances",
         where="engine",
         engine="e1",
         first=1,
-        loads=False,
+        loads_weights=False,
     ),
     Fault(
         name="stale-prefix",
         codes=("C1",),
-        help="updates leave the prefix cache, so prompts hit KV of older weights (one in four has a salt, and misses)",
+        help="updates keep the prefix cache, so prompts hit KV of older weights (one in four is salted and misses)",
         where="engine",
         first=1,
-        clears=False,
-        apart=2,
+        clears_cache=False,
+        unshared=2,
     ),
     Fault(
         name="kept-kv",
         codes=("C2",),
-        help="updates leave the KV of requests in flight, so their answers end on older weights' (no prompt is shared)",
+        help="updates keep the KV of requests in flight, so answers continue on stale KV (no prompt is shared)",
         where="engine",
         first=1,
-        clears=False,
-        apart=8,
+        clears_cache=False,
+        unshared=8,
     ),
     Fault(
         name="bf16-engine",
@@ -252,21 +252,21 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="dropout",
         codes=("I1",),
-        help="the pass that is trained on drops a tenth of the attention",
+        help="the training pass has attention dropout of 0.1",
         where="trainer",
         dropout=0.1,
     ),
     Fault(
         name="dropped-mask",
         codes=("I5",),
-        help="the trainer's mask is lost: padding after short answers is trained on, with a recorded logprob of 0.0",
+        help="the loss mask is lost: padding after short answers is trained on, with a rollout logprob of 0.0",
         where="trainer",
         trains_padding=True,
     ),
     Fault(
         name="entropy-collapse",
         codes=("J1",),
-        help="the objective punishes entropy (a wrong sign); nothing is wrong with the backend",
+        help="the objective punishes entropy (wrong sign); the backend is healthy",
         where="trainer",
         first=1,
         entropy_bonus=-2.0,
@@ -274,7 +274,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="slow-engine",
         codes=("K1",),
-        help="every pass of e1's model takes 40 ms longer, so it is several times slower",
+        help="every forward pass of e1 takes 40 ms longer, so it is several times slower",
         where="engine",
         engine="e1",
         slow_ms=40.0,

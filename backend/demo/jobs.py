@@ -1,7 +1,7 @@
-"""What the demo's processes are told when they start: one JSON argument each, and how they notice that they must end.
+"""Jobs of the demo's processes, each passed as one JSON argument, and their end with the supervisor.
 
-The supervisor holds the other end of every child's standard input. When that closes, for whatever reason, the child
-ends itself and its group: no process of the demo outlives its supervisor.
+The supervisor holds the other end of every child's standard input. When that closes, for any reason, the child ends
+itself and its group, so no process of the demo outlives its supervisor.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ GROUPS, GROUP_SIZE = 8, 8
 """Prompts per step, and samples per prompt."""
 
 AHEAD = 2
-"""Steps for which tickets are out: the one in training and the one after. Bounds the lag to two versions."""
+"""Steps whose tickets are out: the one in training and the next. Bounds the lag to two versions."""
 
 SNAPSHOTS = 10
-"""Versions of the weights the trainer keeps to recompute logprobs under."""
+"""Weight versions that the trainer keeps to recompute logprobs."""
 
 LEARNING_RATE = 5e-4
 GRADIENT_NORM = 1.0
 
 END_GRACE_S = 40.0
-"""How long an orphan may take to end in good order before its group is killed."""
+"""How long an orphan may take to end after SIGTERM before its group is killed."""
 
 
 class EngineJob(msgspec.Struct, frozen=True):
-    """One engine: its id, the checkpoint, where the trainer listens, how it samples, and what is wrong with it."""
+    """One engine: its id, checkpoint, trainer socket, sampling and fault."""
 
     engine: str
     model: str
@@ -47,9 +47,9 @@ class EngineJob(msgspec.Struct, frozen=True):
 
 
 class TrainerJob(msgspec.Struct, frozen=True):
-    """The trainer: the run's name, the checkpoint, its socket, where weights are published, and what to train.
+    """The trainer: run name, checkpoint, socket, directory for weights, and training parameters.
 
-    ``facts``: it tells rltop what it computes with.
+    ``facts``: the trainer states its configuration to rltop.
     """
 
     run: str
@@ -66,18 +66,18 @@ class TrainerJob(msgspec.Struct, frozen=True):
     facts: bool = True
 
 
-# --- what the trainer says on its standard output, one JSON object a line -----------------------------------------
+# --- the trainer's standard output, one JSON object per line ------------------------------------------------------
 
 
 class EngineUp(msgspec.Struct, frozen=True, tag="engine"):
-    """An engine reported ready."""
+    """An engine has booted."""
 
     engine: str
     boot_s: float
 
 
 class StepDone(msgspec.Struct, frozen=True, tag="step"):
-    """A step is trained; the trainer's own measurements beside what it passed to rltop."""
+    """A step was trained; ``metrics`` are the trainer's own."""
 
     step: int
     metrics: dict[str, float]
@@ -87,17 +87,17 @@ Progress = EngineUp | StepDone
 
 
 def encode(job: object) -> str:
-    """A job as the one argument of a process."""
+    """Encode a job as a process argument."""
     return msgspec.json.encode(job, enc_hook=str).decode()
 
 
 def decode(argument: str, kind: type[T]) -> T:
-    """A job from the one argument of a process. Raises ``msgspec.DecodeError``."""
-    return msgspec.json.decode(argument, type=kind, dec_hook=lambda wanted, value: wanted(value))  # paths
+    """Decode a job from a process argument. Raises ``msgspec.DecodeError``."""
+    return msgspec.json.decode(argument, type=kind, dec_hook=lambda kind, value: kind(value))  # paths
 
 
 def end_with_parent() -> None:
-    """End this process and its group when its standard input closes: politely, then for good."""
+    """End this process and its group when standard input closes: SIGTERM, then SIGKILL after ``END_GRACE_S``."""
 
     def watch() -> None:
         os.read(sys.stdin.fileno(), 1)

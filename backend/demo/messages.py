@@ -1,8 +1,8 @@
-"""What the demo's trainer and engines say to each other: msgpack over one ROUTER (trainer) and DEALERs (engines).
+"""Messages between the demo's trainer and engines: msgpack over one ROUTER (trainer) and DEALERs (engines).
 
-This is the demo's own plumbing, as a training framework would have it; rltop neither sees nor needs it. The trainer
-grants tickets; a ticket is one prompt to be answered by a group of samples. Step ``s`` trains on exactly the tickets
-``[s * groups, (s + 1) * groups)``, and a step's tickets are granted two steps ahead: lag is bounded by construction.
+This stands in for a training framework's own transport; rltop does not use it. A ticket is one prompt to be answered by
+a group of samples. Step ``s`` trains on exactly the tickets ``[s * groups, (s + 1) * groups)``, which are granted two
+steps ahead, so the policy lag is bounded by construction.
 """
 
 from __future__ import annotations

@@ -1,25 +1,24 @@
-"""What the demo's supervisor knows of its run: every step and flag change the hub showed, kept across hubs.
+"""Follows the demo's run: collects every step and flag change across hubs, and sends the ``--set`` requests.
 
-A hub may be killed in the middle and another may take over with an empty memory. What was seen stays here; what no hub
-saw is absent and is said.
+A hub may be killed and another may take over without its memory. Everything seen stays here; steps that no hub measured
+are reported as missing.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from rltop.backend.api import TERMINAL, AskSet, Change, Snapshot, Step
+from rltop.backend.api import TERMINAL, AskSet, Change, Snapshot, Step, new_id
 from rltop.backend.client.live import Client
 from rltop.backend.demo.options import Setting
 
 
 @dataclass
 class Request:
-    """A ``--set`` on its way: not asked (no question), asked of the hub ``epoch``, answered (command or error)."""
+    """A ``--set``: not sent (no question), sent to the hub ``epoch``, or answered (command or error)."""
 
     setting: Setting
     question: str = ""
@@ -28,16 +27,16 @@ class Request:
     error: str = ""
 
     def is_due(self, newest: int, epoch: str) -> bool:
-        """Whether to ask: the step has closed, and no hub that still lives was asked or has answered."""
+        """Whether to send it: the step has closed, and this hub has not received it and none has answered."""
         return self.setting.step <= newest and not (self.command or self.error) and self.epoch != epoch
 
 
 class Follower:
-    """Follows the hub of a run and sends the settings when their steps close. Never blocks longer than asked to.
+    """Follows the hub of a run and sends each setting when its step closes.
 
     Args:
-        client: of the run.
-        settings: to send.
+        client: client of the run's hub.
+        settings: the ``--set`` requests.
     """
 
     def __init__(self, client: Client, settings: Sequence[Setting]) -> None:
@@ -48,9 +47,9 @@ class Follower:
         self._requests = [Request(setting) for setting in settings]
 
     def poll(self, timeout_s: float) -> list[Step]:
-        """Take in what the hub has to say; returns the steps that were not seen before, in order."""
+        """Process frames and answers, for at most ``timeout_s``; returns the new steps in order."""
         self.client.poll(timeout_s)
-        view = self.client.view  # the client's own picture: it goes on changing, and a new hub replaces it
+        view = self.client.view  # the client's own object: it keeps changing, and a new hub replaces it
         if view is None:
             return []
         fresh = [step for number, step in sorted(view.steps.items()) if number not in self.steps]
@@ -63,31 +62,31 @@ class Follower:
 
     @property
     def live(self) -> bool:
-        """Whether a hub is there now."""
+        """Whether the hub is live."""
         return self.client.state == "live"
 
     def unsettled(self) -> list[str]:
-        """The settings whose end is not known yet."""
+        """The settings whose outcome is not known yet."""
         return [str(request.setting) for request in self._requests if not request.error and not self._closed(request)]
 
     def failures(self) -> list[str]:
-        """What went wrong with the settings, one sentence each; empty if every one was applied everywhere."""
-        found = [f"--set {request.setting}: {request.error}" for request in self._requests if request.error]
-        found += [f"--set {setting}: its end was not seen" for setting in self.unsettled()]
+        """One sentence per failed setting; empty if all were applied on every engine."""
+        failures = [f"--set {request.setting}: {request.error}" for request in self._requests if request.error]
+        failures += [f"--set {setting}: no outcome was reported" for setting in self.unsettled()]
         for request in self._requests:
-            found += [
+            failures += [
                 f"--set {request.setting}: {change.state} on {change.engine}: {change.reason}"
                 for change in self._changes_of(request)
                 if change.state in TERMINAL and change.state != "applied"
             ]
-        return found
+        return failures
 
     def missing(self, steps: int) -> list[int]:
-        """The steps of the run that no hub showed."""
+        """The steps that no hub measured."""
         return [step for step in range(steps) if step not in self.steps]
 
     def picture(self) -> Snapshot | None:
-        """All that was seen, as one snapshot; None if no hub was ever seen."""
+        """Everything seen, as one snapshot; None if no hub was reached."""
         if self.last is None:
             return None
         return msgspec.structs.replace(self.last, steps=dict(sorted(self.steps.items())), changes=dict(self.changes))
@@ -102,9 +101,11 @@ class Follower:
                 self._send(request, view.epoch)
 
     def _send(self, request: Request, epoch: str) -> None:
-        setting, question = request.setting, uuid.uuid4().hex
+        setting, question = request.setting, new_id()
         self.client.ask(AskSet(question, setting.flag, setting.value, who="rltop demo", why=f"--set {setting}"))
-        if self.client.answers.pop(question, None) is None:  # an answer at once: it never left; try again next turn
+        if (
+            self.client.answers.pop(question, None) is None
+        ):  # an immediate answer means that it was not sent; retry at the next poll
             request.question, request.epoch = question, epoch
 
     def _read_answers(self) -> None:

@@ -1,4 +1,4 @@
-"""What a demo run is told: plain data, checked before anything starts."""
+"""Options of a demo run, validated before any process starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rltop.backend.demo.faults import Fault
 from rltop.collectors.contract.flags import BY_NAME
 
 MODEL = Path(__file__).parent / "sort-sft"
-"""The checkpoint that training starts from; ``pretrain.py`` makes such a one."""
+"""The initial checkpoint, made by ``rl/pretrain.py``."""
 
 OBJECTIVES = ("ppo", "gspo")
 
@@ -32,7 +32,7 @@ def parse_setting(text: str) -> Setting:
     """Read ``N:FLAG=VALUE``.
 
     Raises:
-        ValueError: another form, an unknown flag or value; the message names what there is.
+        ValueError: wrong form, unknown flag or value; the message names the valid ones.
     """
     number, colon, rest = text.partition(":")
     flag, equals, value = rest.partition("=")
@@ -50,23 +50,23 @@ class DemoOptions:
     """One demo run.
 
     Attributes:
-        run: its name; the run directory is found by it.
+        run: name of the run and its directory.
         steps: optimizer steps.
-        settings: flags to switch, and when.
-        seed: of prompts, sampling, and the choice of matched sequences.
-        temperature: of sampling and of the trainer's logprobs; None: as the fault has it, else 1.
-        engines: how many vLLM engines.
+        settings: flags to switch, with their steps.
+        seed: for prompts, sampling, and the choice of matched sequences.
+        temperature: of sampling and the trainer's logprobs; None: the fault's, or 1.
+        engines: number of vLLM engines.
         objective: ``ppo`` or ``gspo``.
-        matched: sequences a step whose logprobs are recomputed under their own rollout versions.
-        json_path: where the whole run is written as one JSON object.
-        fault: what is wrong with the run, a name of ``faults.FAULTS``; empty for nothing.
-        fault_at: the step it begins with.
-        fault_engine: the engine that has it; empty: as the fault has it.
-        facts: the trainer tells rltop what it computes with.
-        keep_hub: leave the hub running at the end, for whoever still looks.
+        matched: sequences per step whose logprobs are recomputed under their own rollout versions.
+        json_path: file for the whole run as one JSON object.
+        fault: name of a fault in ``faults.FAULTS``; empty for none.
+        fault_at: the step that the fault starts with.
+        fault_engine: the faulty engine; empty: the fault's default.
+        facts: the trainer states its configuration to rltop.
+        keep_hub: leave the hub running at the end, for viewers.
 
     Raises:
-        ValueError: a value that can't be run, named.
+        ValueError: an invalid value; the message names it.
     """
 
     run: str = "sort"
@@ -99,7 +99,9 @@ class DemoOptions:
             raise ValueError(f"matched: {self.matched}; expected 0 or more")
         self._check_fault()
         if self.injected.engine not in ("", *self.engine_ids):
-            raise ValueError(f"fault {self.fault}: it is on {self.injected.engine}; engines are {self.engine_ids}")
+            raise ValueError(
+                f"fault {self.fault}: it needs engine {self.injected.engine}; engines are {self.engine_ids}"
+            )
         for setting in self.settings:
             if setting.step >= self.steps:
                 raise ValueError(f"--set {setting}: the last of {self.steps} steps is {self.steps - 1}")
@@ -107,16 +109,18 @@ class DemoOptions:
     def _check_fault(self) -> None:
         known = FAULTS[self.fault]
         if not 0 <= self.fault_at < self.steps:
-            raise ValueError(f"fault_at: {self.fault_at}; expected 0 to {self.steps - 1}")
+            raise ValueError(f"--fault-at: {self.fault_at}; expected 0 to {self.steps - 1}")
         if self.fault_at and (known.launch or not self.fault):
             why = f"{self.fault} is there from the launch on" if self.fault else "there is no fault"
-            raise ValueError(f"fault_at: {why}, so it can't begin with step {self.fault_at}")
+            raise ValueError(f"--fault-at: {why}, so it can't begin with step {self.fault_at}")
         if self.fault_engine and not known.engine:
-            raise ValueError(f"fault_engine: {self.fault or 'no fault'} is not on one engine")
+            raise ValueError(
+                f"--fault-engine: {self.fault or 'no fault'} is not a fault of one engine; leave the option out"
+            )
 
     @property
     def injected(self) -> Fault:
-        """The fault; ``faults.HEALTHY`` for none."""
+        """The fault of this run; ``faults.HEALTHY`` for none."""
         known = FAULTS[self.fault]
         return dataclasses.replace(known, at=self.fault_at, engine=self.fault_engine or known.engine)
 

@@ -1,4 +1,4 @@
-"""What a person reads while the demo runs: one line per step, and word of anything that takes long."""
+"""The demo's output: one line per step, and a line for anything that takes long."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import msgspec
 
 from rltop.backend.api import Step
 from rltop.backend.demo.jobs import EngineUp, StepDone
-from rltop.backend.demo.jobs import Progress as Line
+from rltop.backend.demo.jobs import Progress as TrainerLine
 
 PERIOD_S = 5.0
-"""How often a line says that something slow still goes on."""
+"""How often a line reports that something slow is in progress."""
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("reward", "reward_mean", ".3f"),
@@ -28,72 +28,72 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("hits", "prefix_hit_rate", ".2f"),
     ("joined", "joined_fraction", ".3f"),
 )
-"""Heading, metric and format of a step's line."""
+"""Heading, metric and format of the columns of a step's line."""
 
 WIDTH = 8
 
-_line: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+_line: msgspec.json.Decoder[TrainerLine] = msgspec.json.Decoder(TrainerLine)
 
 
 class ProgressPrinter:
-    """Prints to ``out``; trouble goes to standard error. ``steps``: how many the run has."""
+    """Prints to ``out``, warnings to standard error. ``steps``: number of steps of the run."""
 
     def __init__(self, out: TextIO, steps: int) -> None:
         self._out = out
         self._steps = steps
         self._began = time.monotonic()
-        self._spoke = self._began
+        self._printed = self._began
         self._booting: list[str] = []
         self._trained: list[StepDone] = []
         self._hub = "connecting"
 
-    def say(self, text: str) -> None:
-        """One line, now."""
-        self._spoke = time.monotonic()
-        print(f"[{self._spoke - self._began:5.1f}s] {text}", file=self._out, flush=True)
+    def line(self, text: str) -> None:
+        """Print one line."""
+        self._printed = time.monotonic()
+        print(f"[{self._printed - self._began:5.1f}s] {text}", file=self._out, flush=True)
 
-    def trouble(self, text: str) -> None:
-        """One line on standard error."""
+    def warn(self, text: str) -> None:
+        """Print one line on standard error."""
         print(f"rltop demo: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
     def booting(self, engines: list[str]) -> None:
-        """These engines were started."""
+        """These engines are booting."""
         self._booting = list(engines)
-        self.say(f"booting vLLM engines {', '.join(engines)} and the trainer (20 to 60 s)")
+        self.line(f"booting vLLM engines {', '.join(engines)} and the trainer (20 to 60 s)")
 
-    def hear(self, line: bytes) -> None:
-        """One line of the trainer's standard output."""
+    def trainer_line(self, line: bytes) -> None:
+        """Process one line of the trainer's standard output."""
         match _line.decode(line):
             case EngineUp(engine, boot_s):
                 self._booting.remove(engine)
-                self.say(f"engine {engine} is up after {boot_s:.0f} s")
+                self.line(f"engine {engine} is up after {boot_s:.0f} s")
                 if not self._booting:
-                    self.say("step " + " ".join(f"{heading:>{WIDTH}}" for heading, _, _ in COLUMNS))
+                    self.line("step " + " ".join(f"{heading:>{WIDTH}}" for heading, _, _ in COLUMNS))
             case StepDone() as done:
                 self._trained.append(done)
 
     def step(self, step: Step) -> None:
         """The hub measured a step."""
         values = (_cell(step.values.get(metric), spec) for _, metric, spec in COLUMNS)
-        self.say(f"{step.step:4d} " + " ".join(values) + (" (partial)" if step.partial else ""))
+        self.line(f"{step.step:4d} " + " ".join(values) + (" (partial)" if step.partial else ""))
 
     def tick(self, hub: str) -> None:
-        """Say that something slow goes on, and when the hub (``Client.state``) goes or comes back."""
+        """Report slow operations, and changes of the hub's state (``Client.state``)."""
         if hub != self._hub:
             if "lost" in (hub, self._hub):
-                self.trouble("the hub is away; training goes on" if hub == "lost" else "the hub is back")
+                self.warn("the hub is lost; training continues" if hub == "lost" else "the hub is live again")
             self._hub = hub
-        if time.monotonic() - self._spoke > PERIOD_S:
+        if time.monotonic() - self._printed > PERIOD_S:
             waiting = f"booting engine {', '.join(self._booting)}" if self._booting else self._training()
-            self.say(f"{waiting} ...")
+            self.line(f"{waiting} ...")
 
     def summary(self) -> None:
-        """The trainer's own figures over the run."""
+        """Print the trainer's own averages over the run."""
         if not self._trained:
             return
         means = {name: _mean(self._trained, name) for name in ("step_s", "train_s", "spanning_share", "update_ms")}
-        self.say(
-            f"{len(self._trained)} steps trained: {_text(means['step_s'], '.2f')} s a step "
+        self.line(
+            f"{len(self._trained)} steps trained: {_text(means['step_s'], '.2f')} s per step "
             f"({_text(means['train_s'], '.2f')} s training), weight updates {_text(means['update_ms'], '.0f')} ms, "
             f"{_text(means['spanning_share'], '.1%')} of sequences span two versions"
         )
@@ -115,8 +115,8 @@ def _mean(done: list[StepDone], name: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def spans(steps: list[int]) -> str:
-    """Rising numbers as text: ``[3, 4, 5, 9]`` as ``3-5, 9``."""
+def ranges(steps: list[int]) -> str:
+    """Ascending numbers as text: ``[3, 4, 5, 9]`` as ``3-5, 9``."""
     found: list[list[int]] = []
     for step in steps:
         if found and found[-1][1] == step - 1:

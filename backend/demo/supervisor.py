@@ -1,7 +1,6 @@
-"""The demo's supervisor: starts hub, engines and trainer, follows the run, ends everything in good order.
+"""The demo's supervisor: starts hub, engines and trainer, follows the run, and ends all processes.
 
-``run_headless`` is the whole run in the foreground; ``start`` is the same in a process of its own, for a dashboard
-beside it.
+``run_headless`` does the whole run in the foreground; ``start`` does it in a process of its own, for a dashboard.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ from rltop.backend.demo.demo_hub import RunInUseError, fresh_hub, stop_hub
 from rltop.backend.demo.faults import Fault
 from rltop.backend.demo.observed import Follower
 from rltop.backend.demo.options import MODEL, DemoOptions, Setting, parse_setting
-from rltop.backend.demo.progress import ProgressPrinter, spans
+from rltop.backend.demo.progress import ProgressPrinter, ranges
 from rltop.backend.text import status
 from rltop.collectors.contract.launch import HubInfo, LaunchError
 from rltop.collectors.contract.rundir import RunDir, RunDirError, for_run
 
 __all__ = ["Demo", "DemoError", "DemoOptions", "RunInUseError", "Setting", "parse_setting", "run_headless", "start"]
 
-NEEDED = ("vllm", "torch", "transformers", "safetensors")
+REQUIRED = ("vllm", "torch", "transformers", "safetensors")
 
 POLL_S = 0.1
-LAST_WORDS_S = 15.0
-"""How long, after training, the hub may take to show the last step and the trainer's goodbye."""
+LAST_STEP_S = 15.0
+"""How long the hub may take after training to show the last step and the end of the trainer."""
 
 STOP_GRACE_S = 40.0
 """How long the supervisor may take to end its children."""
 
 SETTLE_S = 60.0
-"""How long, after training, a flag change may take to be closed."""
+"""How long a flag change may take after training to be closed."""
 
 ENGINE_ENVIRONMENT = {
     "RLTOP_DEMO_ASYNC": "1",
@@ -58,42 +57,42 @@ ENGINE_ENVIRONMENT = {
     "TORCH_COMPILE_DISABLE": "1",
     "TRITON_F32_DEFAULT": "ieee",
 }
-"""Without the CPU settings the small engine is forty times slower on two cores; without ``TORCH_COMPILE_DISABLE``, the
-first sampled token waits 20 s for a compiler, for a helper of the sampler that needs none. The last is for GPUs: else
-attention in fp32 multiplies in TF32, and the gap of a healthy run is that."""
+"""Without the CPU settings the small engine is forty times slower on two cores. Without ``TORCH_COMPILE_DISABLE`` the
+first token waits 20 s for the compilation of a sampler helper. The last is for GPUs: without it fp32 attention
+multiplies in TF32, which dominates the gap of a healthy run."""
 
 TRAINER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
 class DemoError(RuntimeError):
-    """The run can't go on; the message says why and what to do."""
+    """The run can't continue; the message has the reason and the fix."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """Somebody asked us to stop; ``args[0]`` is the signal."""
+    """A signal asked the run to stop; ``args[0]`` is its number."""
 
 
 def run_headless(options: DemoOptions, out: TextIO | None = None) -> int:
-    """The whole run: progress and one line per step on ``out``, trouble on standard error.
+    """The whole run: progress and one line per step on ``out``, warnings on standard error.
 
     Returns:
-        0 only if all steps were trained, trainer and engines were well to the end, and every ``--set`` was applied on
-        every engine; 1 if not; 128 + n after signal n.
+        0 if all steps were trained, no process failed and every ``--set`` was applied on every engine; 1 if not;
+        128 + n after signal n.
     """
     progress = ProgressPrinter(out or sys.stdout, options.steps)
     try:
         with _signals() as caught, contextlib.ExitStack() as stack:
             return _Run(options, progress, caught, stack).go()
     except Interrupted as interrupted:
-        progress.trouble(f"ended by {signal.Signals(interrupted.args[0]).name}")
+        progress.warn(f"ended by {signal.Signals(interrupted.args[0]).name}")
         return 128 + int(interrupted.args[0])
     except (DemoError, RunInUseError, LaunchError, RunDirError, HubUnreachable) as error:
-        progress.trouble(str(error))
+        progress.warn(str(error))
         return 1
 
 
 class _Run:
-    """One run, from nothing to nothing; what it makes is undone by ``stack`` in reverse order."""
+    """One run; ``stack`` cleans up in reverse order."""
 
     def __init__(
         self, options: DemoOptions, progress: ProgressPrinter, caught: list[int], stack: contextlib.ExitStack
@@ -106,34 +105,34 @@ class _Run:
         self._caught = caught
         self._stack = stack
         self._rundir = for_run(options.run)
-        stack.enter_context(_only_demo(self._rundir))
+        stack.enter_context(_demo_lock(self._rundir))
         self._start_hub()
         client = Client(self._rundir)
         stack.callback(client.close)
         self._follower = Follower(client, options.settings)
 
     def go(self) -> int:
-        """Start everything, follow it to its end, and judge."""
+        """Start all processes, follow the run to its end, and return the exit code."""
         weights = Path(tempfile.mkdtemp(prefix="rltop-", dir=_memory_directory()))
         self._stack.callback(shutil.rmtree, weights, ignore_errors=True)
         children = self._start_children(weights)
         *engines, trainer = children
         self._progress.booting([engine.name for engine in engines])
         while trainer.exit_code is None:
-            self._turn(trainer)
+            self._poll(trainer)
             self._check_alive(engines)
-        self._turn(trainer)
+        self._poll(trainer)
         if trainer.exit_code != 0:
-            raise DemoError(trainer.obituary())
-        self._hear_the_end(engines)
-        return self._verdict()
+            raise DemoError(trainer.failure())
+        self._await_last_reports(engines)
+        return self._exit_code()
 
     def _start_hub(self) -> None:
         hub, ours = fresh_hub(self._rundir)
         if (fault := self._options.injected).name:
             since = f", from step {fault.at} on" if fault.at else ""
-            self._progress.say(f"started with the fault {fault.name}{since}: {fault.told}")
-        self._progress.say(f"run {self._options.run!r}: hub is process {hub.pid}, directory {self._rundir.path}")
+            self._progress.line(f"started with the fault {fault.name}{since}: {fault.description}")
+        self._progress.line(f"run {self._options.run!r}: hub is process {hub.pid}, directory {self._rundir.path}")
         if ours and not self._options.keep_hub:
             self._stack.callback(stop_hub, self._rundir, hub)
 
@@ -173,60 +172,60 @@ class _Run:
         )  # fmt: skip
         return children
 
-    def _turn(self, trainer: Child | None = None) -> None:
-        """One look at everything: the hub's news, the trainer's, and whether we were told to stop."""
+    def _poll(self, trainer: Child | None = None) -> None:
+        """Process the hub's frames, the trainer's output, and signals."""
         if self._caught:
             raise Interrupted(self._caught[0])
         for step in self._follower.poll(POLL_S):
             self._progress.step(step)
         for line in trainer.lines() if trainer else []:
-            self._progress.hear(line)
+            self._progress.trainer_line(line)
         self._progress.tick(hub=self._follower.client.state)
 
     def _check_alive(self, engines: list[Child]) -> None:
         for engine in engines:
             if engine.exit_code is not None:
-                raise DemoError(engine.obituary())
+                raise DemoError(engine.failure())
 
-    def _hear_the_end(self, engines: list[Child]) -> None:
-        """After training: the hub's last news, and the end of every flag change, while the engines still live."""
+    def _await_last_reports(self, engines: list[Child]) -> None:
+        """After training, wait for the last step and the end of every flag change; the engines are still live."""
         last = self._options.steps - 1
-        deadline = time.monotonic() + LAST_WORDS_S
+        deadline = time.monotonic() + LAST_STEP_S
         while self._follower.live and time.monotonic() < deadline:
             view = self._follower.client.view
             if view is not None and last in view.steps and view.trainer.health == "gone":
                 break
-            self._turn()
+            self._poll()
         deadline = time.monotonic() + SETTLE_S
         while self._follower.live and self._follower.unsettled() and time.monotonic() < deadline:
-            self._turn()
+            self._poll()
             self._check_alive(engines)
         self._check_alive(engines)
 
-    def _verdict(self) -> int:
+    def _exit_code(self) -> int:
         options, follower = self._options, self._follower
         if missing := follower.missing(options.steps):
-            self._progress.trouble(f"no hub measured steps {spans(missing)} (the trainer went on)")
+            self._progress.warn(f"no hub measured steps {ranges(missing)} (the trainer continued)")
         picture = follower.picture()
         if options.json_path is not None:
             if picture is None:
-                raise DemoError(f"no hub was ever seen, so {options.json_path} is not written")
+                raise DemoError(f"no hub was reached, so {options.json_path} is not written")
             _write_json(options.json_path, status.as_json(picture))
         failures = follower.failures()
         for failure in failures:
-            self._progress.trouble(failure)
+            self._progress.warn(failure)
         self._progress.summary()
         return 1 if failures else 0
 
     def _end(self, children: list[Child]) -> None:
         if children:
-            self._progress.say("ending engines and trainer")
+            self._progress.line("stopping engines and trainer")
         if left := end_all(children):
-            self._progress.trouble(f"still there after SIGKILL: {', '.join(left)}")
+            self._progress.warn(f"still running after SIGKILL: {', '.join(left)}")
 
 
 def _checkpoint(fault: Fault, scratch: Path) -> Path:
-    """The checkpoint to start from: the demo's, or a copy that says how requests are to be sampled."""
+    """The initial checkpoint: the demo's, or a copy with the fault's sampling defaults."""
     if fault.repetition_penalty == 1.0:
         return MODEL
     copy = scratch / "checkpoint"
@@ -237,7 +236,7 @@ def _checkpoint(fault: Fault, scratch: Path) -> Path:
 
 
 def _check_installed() -> None:
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if missing:
         raise DemoError(
             f"the demo needs {', '.join(missing)}: run `make setup` in a checkout, or install the extra `rltop[demo]`"
@@ -245,7 +244,7 @@ def _check_installed() -> None:
 
 
 @contextlib.contextmanager
-def _only_demo(rundir: RunDir) -> Iterator[IO[bytes]]:
+def _demo_lock(rundir: RunDir) -> Iterator[IO[bytes]]:
     try:
         rundir.create()
         opened = (rundir.path / "demo.lock").open("wb")
@@ -260,12 +259,12 @@ def _only_demo(rundir: RunDir) -> Iterator[IO[bytes]]:
 
 
 def _memory_directory() -> str | None:
-    shared = Path("/dev/shm")  # noqa: S108 - a fresh 0700 directory is made in it
+    shared = Path("/dev/shm")  # noqa: S108 - a fresh 0700 directory is created in it
     return str(shared) if os.access(shared, os.W_OK) else None
 
 
 def _check_writable(path: Path) -> None:
-    """See that a file can be made beside ``path``: before a run of minutes, not after it."""
+    """Check that ``path`` can be written, before a run of minutes rather than after it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -283,7 +282,7 @@ def _write_json(path: Path, value: object) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Catch SIGINT, SIGTERM and SIGHUP: they are noted, and the run ends at its next turn."""
+    """Catch SIGINT, SIGTERM and SIGHUP; the run ends at its next poll."""
     caught: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in numbers}
@@ -299,7 +298,7 @@ class Demo:
 
     Attributes:
         rundir: of the run; its hub serves the dashboard.
-        log: what the supervisor prints.
+        log: the supervisor's output.
     """
 
     def __init__(self, rundir: RunDir, process: Child, hub: HubInfo | None) -> None:
@@ -310,11 +309,11 @@ class Demo:
 
     @property
     def exit_code(self) -> int | None:
-        """As ``run_headless`` returns it; None while the run goes on."""
+        """The result of ``run_headless``; None while the run is in progress."""
         return self._process.exit_code
 
     def stop(self) -> int:
-        """End the run, if it still goes on, and the hub that was started for it; blocks for the seconds that takes.
+        """End the run and the hub that was started for it; blocks for seconds.
 
         Returns the exit code.
         """
@@ -326,20 +325,19 @@ class Demo:
 
 
 def start(options: DemoOptions) -> Demo:
-    """Start the run in the background, with its hub up when this returns (a second or two).
+    """Start the run in the background; its hub is up when this returns (a second or two).
 
-    The hub stays after the last step, for whoever still looks; ``Demo.stop`` ends it. If the caller dies, the run
-    ends too.
+    The hub stays up after the last step, for viewers; ``Demo.stop`` ends it. If the caller dies, the run ends too.
 
     Raises:
-        DemoError, RunInUseError, LaunchError, RunDirError: it can't be started; nothing was left running.
+        DemoError, RunInUseError, LaunchError, RunDirError: the start failed; no process is left.
     """
     _check_installed()
     rundir = for_run(options.run)
-    with _only_demo(rundir):  # not while another demo runs: its hub would be taken for one that was left behind
+    with _demo_lock(rundir):  # another demo's hub must not be taken for a leftover
         hub, ours = fresh_hub(rundir)
-    told = dataclasses.replace(options, keep_hub=True)
-    supervisor = Child("demo", "rltop.backend.demo.supervisor", told, {}, rundir.path / "demo.log")
+    job = dataclasses.replace(options, keep_hub=True)
+    supervisor = Child("demo", "rltop.backend.demo.supervisor", job, {}, rundir.path / "demo.log")
     return Demo(rundir, supervisor, hub if ours else None)
 
 

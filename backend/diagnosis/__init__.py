@@ -1,1 +1,1 @@
-"""What is wrong with a run, and why: evidence, tests, causes, verdict."""
+"""Diagnosis of a run: checks of its evidence, causes that explain the findings, and a verdict."""

@@ -1,10 +1,14 @@
-"""From findings to causes: what explains all that is alarming and is contradicted by nothing. Pure.
+"""Infers causes from findings. Pure.
 
-Every cause, and every two of them, is a hypothesis. To a hypothesis an alarming finding is certain where one of its
-causes needs it, as likely as not (``MAYBE``) where one may show it, and chance where none knows of it: the finding's
-own p. A cause is out where something it needs was looked for and is not there, or something stands against it. Beside
-them stand two more: that nothing is wrong, to which everything is chance, and that the cause is not in the table.
-Confidences are the hypotheses' shares; causes that explain the same share alike.
+Hypotheses are every cause alone, every pair of causes, "nothing is wrong" and "a cause that is not in the table". The
+weight of a hypothesis is its prior times, for each alarming finding, the likelihood of the finding:
+
+- 1 if one of its causes needs the finding,
+- ``MAY_LIKELIHOOD`` if one of its causes may show it,
+- the finding's own p (chance) otherwise; if nothing is wrong, every finding is chance.
+
+A cause is ruled out if a symptom that it needs was checked and is absent, or if an excluding symptom is present. The
+confidence in a cause is the share of the hypotheses that contain it; causes that explain the same findings share alike.
 """
 
 from __future__ import annotations
@@ -20,70 +24,73 @@ from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, UNKNOWN
 from rltop.backend.diagnosis.causes.cause import CauseEntry, alternatives
 from rltop.backend.fleet.facts import FLAG_NAMES, FLEET
 
-MAYBE = 0.5
-"""Of what a cause may show or not; and of what it needs where the test has not spoken yet."""
+MAY_LIKELIHOOD = 0.5
+"""Likelihood of a finding that a cause may show; also the factor for each needed symptom whose check is undecided."""
 
 UNSTATED = 0.02
-"""Of a feature (adapters, experts, drafts) that a cause is of, where nobody states whether the run has it; and of a
-fact that stands out, to a cause that it does not name."""
+"""Prior of a cause that concerns a feature (adapters, experts, drafts) if no side states whether the run has it; also
+the likelihood of a mismatching fact under a cause that does not name it."""
 
-UNLISTED = 0.05
-"""Of an alarming finding, to a cause that is not in the table: it might show anything, and any one seldom."""
+UNLISTED_LIKELIHOOD = 0.05
+"""Least likelihood of an alarming finding under a cause that is not in the table, which may show anything."""
 
-TWO = 0.01
-"""Of two faults at once, beside one."""
+PAIR_PRIOR = 0.01
+"""Prior of two causes at once, relative to one."""
 
-PLACES = ("in_flight",)
-ASIDE = 0.2
-"""Mild findings of these tests say where a gap is: they accuse nobody, and tell causes apart. The second is how likely
-one is to a cause that does not know of it."""
+LOCATING_CHECKS = ("in_flight",)
+LOCATING_LIKELIHOOD = 0.2
+"""Mild findings of these checks locate a gap: they support no alarm but tell causes apart. The second value is their
+likelihood under a cause that does not name them."""
 
-LEAST = 1e-12
-"""No p counts for less: tests assume what no run keeps to by so many digits."""
+MIN_P = 1e-12
+"""Lower bound on p: the assumptions of the checks do not hold to more digits."""
 
-SYMPTOMS: tuple[tuple[str, str], ...] = (("gradient", "vanished"), ("entropy", "collapsed"))
-"""What training comes to when anything is wrong: every cause may show them."""
+COMMON_SYMPTOMS: tuple[tuple[str, str], ...] = (("gradient", "vanished"), ("entropy", "collapsed"))
+"""Late consequences of any fault: every cause may show them."""
 
 
 @dataclass(frozen=True, eq=False)
 class CandidateCause:
-    """A cause that is not ruled out, of which something shows.
+    """A cause that is not ruled out and has at least one symptom.
 
     Attributes:
-        known: its entry.
-        shown: findings that it needs; none where it is a fact alone that speaks for it. also: those that it may show.
-        open: signs that it needs whose tests have not spoken.
-        prior: 1, or less where the run may not have what it is of.
+        entry: its entry in the table of causes.
+        needed: findings that match its needed symptoms; empty if only a stated fact supports it.
+        optional: findings that it may show.
+        undecided: needed symptoms whose checks have no result yet.
+        prior: 1, or less where the run may lack the feature that the cause concerns.
         confidence: 0 to 1.
     """
 
-    known: CauseEntry
-    shown: list[Finding]
-    also: list[Finding]
-    open: list[str] = field(default_factory=list)
+    entry: CauseEntry
+    needed: list[Finding]
+    optional: list[Finding]
+    undecided: list[str] = field(default_factory=list)
     prior: float = 1.0
     confidence: float = 0.0
 
 
 @dataclass(frozen=True)
 class Inference:
-    """Suspects best first, and what else may be: that nothing is wrong, that the cause is none of the table.
+    """Candidate causes by confidence, and the shares of the two hypotheses without a cause.
 
     Attributes:
-        suspects, nothing, unlisted: with their shares.
-        watched: causes of which nothing shows but what healthy runs may have too; they have no share.
-        engines: of the run, as far as they are known.
+        candidates: best first.
+        healthy: share of "nothing is wrong".
+        unlisted: share of "a cause that is not in the table".
+        mild: causes that only have symptoms which healthy runs may have too; they have no share.
+        engines: engines of the run, as far as known.
     """
 
-    suspects: list[CandidateCause]
-    nothing: float
+    candidates: list[CandidateCause]
+    healthy: float
     unlisted: float
-    watched: list[CandidateCause] = field(default_factory=list)
+    mild: list[CandidateCause] = field(default_factory=list)
     engines: frozenset[str] = frozenset()
 
 
 def is_alarming(finding: Finding) -> bool:
-    """Whether a healthy run does not show it; what is mild serves a cause, and accuses nobody.
+    """Whether a healthy run does not show the finding.
 
     A flag that is set on part of the fleet is a canary, and meant to differ.
     """
@@ -92,96 +99,184 @@ def is_alarming(finding: Finding) -> bool:
     return BY_NAME[finding.test].alarms(finding.outcome) and not canary
 
 
-def _stands_out(finding: Finding) -> bool:
-    return finding.outcome not in (UNKNOWN, BY_NAME[finding.test].healthy)
-
-
 def infer(
     findings: Sequence[Finding],
     causes: Sequence[CauseEntry],
-    given: Mapping[str, bool | None] | None = None,
+    applicable: Mapping[str, bool | None] | None = None,
     engines: Collection[str] = (),
 ) -> Inference:
     """Weigh the causes.
 
     Args:
-        findings: of the tests; their order does not matter.
-        causes: in the order in which causes that fit alike are told.
-        given: by id of a cause, whether the run has what it is of; None, or absent: nobody says.
-        engines: of the run, beside those that findings name.
+        findings: results of the checks, in any order.
+        causes: table of causes; ties keep its order.
+        applicable: by cause id, whether the run has the feature that the cause concerns; None or absent: not stated.
+        engines: engines of the run, beside those that findings name.
     """
-    seen = _CheckResults(findings, engines)
-    every = [suspect for known in causes if (suspect := _suspect(known, seen, (given or {}).get(known.id))) is not None]
-    found = [suspect for suspect in every if any(map(is_alarming, (*suspect.shown, *suspect.also)))]
-    watched = [suspect for suspect in every if suspect not in found and not _contradicted(suspect.known, seen, None)]
-    alarming = [max(finding.p, LEAST) for finding in seen.distinct if is_alarming(finding)]
-    masses = list(_masses(found, seen))
-    nothing = math.prod(alarming)
-    places = sum(not is_alarming(finding) for finding in seen.distinct if finding.test in PLACES)
-    unlisted = math.prod(max(p, UNLISTED) for p in alarming) * ASIDE**places if alarming else 0.0
-    whole = math.fsum([nothing, unlisted, *(mass for _, mass in masses)])
-    shares = [math.fsum(mass for members, mass in masses if suspect in members) / whole for suspect in found]
-    suspects = [replace(suspect, confidence=share) for suspect, share in zip(found, shares, strict=True) if share]
-    suspects.sort(key=lambda suspect: -suspect.confidence)
-    return Inference(suspects, nothing / whole, unlisted / whole, watched, frozenset(seen.engines))
+    results = _CheckResults(findings, engines)
+    possible = [c for entry in causes if (c := _candidate(entry, results, (applicable or {}).get(entry.id)))]
+    candidates = [c for c in possible if any(map(is_alarming, (*c.needed, *c.optional)))]
+    mild = [c for c in possible if c not in candidates and not _excluded(c.entry, results)]
+    weights = list(_weights(candidates, results))
+    healthy, unlisted = _weights_without_cause(results)
+    total = math.fsum([healthy, unlisted, *(weight for _, weight in weights)])
+    shares = [math.fsum(weight for members, weight in weights if c in members) / total for c in candidates]
+    ranked = [replace(c, confidence=share) for c, share in zip(candidates, shares, strict=True) if share]
+    ranked.sort(key=lambda c: -c.confidence)
+    return Inference(ranked, healthy / total, unlisted / total, mild, frozenset(results.engines))
 
 
-def _masses(found: Sequence[CandidateCause], seen: _CheckResults) -> Iterator[tuple[tuple[CandidateCause, ...], float]]:
-    """Every cause and every two of them that nothing stands against, with what is to be said for them."""
-    weighed = [f for f in seen.distinct if is_alarming(f) or f.test in ("facts", *PLACES)]
-    chance = [max(f.p, LEAST) if is_alarming(f) else ASIDE if f.test in PLACES else UNSTATED for f in weighed]
-    levels = [[_level(s.known, seen, f, p) for f, p in zip(weighed, chance, strict=True)] for s in found]
-    each = list(zip(found, levels, strict=True))
-    for suspect, level in each:
-        if not _contradicted(suspect.known, seen, None):
-            yield (suspect,), suspect.prior * math.prod(level)
-    for (one, its), (two, other) in combinations(each, 2):
-        if _covers(one.known, two.known) or _covers(two.known, one.known):
-            continue
-        if not (_contradicted(one.known, seen, two.known) or _contradicted(two.known, seen, one.known)):
-            yield (one, two), TWO * one.prior * two.prior * math.prod(map(max, its, other))
+def _weights(
+    candidates: Sequence[CandidateCause], results: _CheckResults
+) -> Iterator[tuple[tuple[CandidateCause, ...], float]]:
+    """The weight of every cause and of every pair of causes that no symptom excludes."""
+    weighed = [f for f in results.distinct if is_alarming(f) or f.test in ("facts", *LOCATING_CHECKS)]
+    by_chance = [_chance(finding) for finding in weighed]
+    scored = [
+        (c, [_likelihood(c.entry, results, f, chance) for f, chance in zip(weighed, by_chance, strict=True)])
+        for c in candidates
+    ]
+    for cause, likelihoods in scored:
+        if not _excluded(cause.entry, results):
+            yield (cause,), cause.prior * math.prod(likelihoods)
+    for (one, of_one), (other, of_other) in combinations(scored, 2):
+        if _may_coincide(one.entry, other.entry, results):
+            yield (one, other), PAIR_PRIOR * one.prior * other.prior * math.prod(map(max, of_one, of_other))
 
 
-def _covers(one: CauseEntry, other: CauseEntry) -> bool:
-    """Whether a cause that is on all engines leaves nothing to another that is on one."""
+def _weights_without_cause(results: _CheckResults) -> tuple[float, float]:
+    """The weights of "nothing is wrong" and of "a cause that is not in the table"."""
+    alarming = [_chance(finding) for finding in results.distinct if is_alarming(finding)]
+    if not alarming:
+        return 1.0, 0.0
+    locating = sum(not is_alarming(finding) for finding in results.distinct if finding.test in LOCATING_CHECKS)
+    unlisted = math.prod(max(p, UNLISTED_LIKELIHOOD) for p in alarming)
+    return math.prod(alarming), unlisted * LOCATING_LIKELIHOOD**locating
+
+
+def _chance(finding: Finding) -> float:
+    """The likelihood of the finding under a cause that does not explain it."""
+    if is_alarming(finding):
+        return max(finding.p, MIN_P)
+    return LOCATING_LIKELIHOOD if finding.test in LOCATING_CHECKS else UNSTATED
+
+
+def _likelihood(entry: CauseEntry, results: _CheckResults, finding: Finding, chance: float) -> float:
+    """How likely the finding is if the cause is present."""
+    if results.matches_any(entry.needs, finding):
+        return 1.0
+    if (finding.test, finding.outcome) in COMMON_SYMPTOMS or results.matches_any(entry.may, finding):
+        return max(MAY_LIKELIHOOD, chance)
+    return chance
+
+
+def _may_coincide(one: CauseEntry, other: CauseEntry, results: _CheckResults) -> bool:
+    """Whether two causes can be present at once: neither subsumes nor excludes the other."""
+    if _subsumes(one, other) or _subsumes(other, one):
+        return False
+    return not (_excluded(one, results, other) or _excluded(other, results, one))
+
+
+def _subsumes(one: CauseEntry, other: CauseEntry) -> bool:
+    """Whether a cause on all engines leaves nothing to another of the same layer on some."""
     return one.layer == other.layer and one.all_engines and other.one_engine
 
 
+def _excluded(entry: CauseEntry, results: _CheckResults, partner: CauseEntry | None = None) -> bool:
+    """Whether an excluding symptom is present that ``partner``, if any, does not explain."""
+    for symptom in entry.against:
+        matching = results.matching(symptom)
+        if matching and partner and all(_likelihood(partner, results, finding, 0.0) > 0 for finding in matching):
+            continue
+        if results.is_present(symptom):
+            return True
+    return False
+
+
+def _candidate(entry: CauseEntry, results: _CheckResults, applicable: bool | None) -> CandidateCause | None:
+    """The cause with its findings; None if it is ruled out on its own, or has no symptom."""
+    if (entry.where and applicable is False) or any(map(results.is_absent, entry.needs)):
+        return None
+    needed: list[Finding] = []
+    for symptom in entry.needs:
+        needed += [finding for finding in results.matching(symptom) if finding not in needed]
+    optional = [f for f in results.unusual if f not in needed and results.matches_any(entry.may, f)]
+    if not needed and not any(finding.test == "facts" for finding in optional):
+        return None
+    if entry.one_engine and not _on_some_engines(needed, results):
+        return None
+    if entry.all_engines and any(_spares_engines(symptom, results) for symptom in entry.needs):
+        return None
+    undecided = [symptom for symptom in entry.needs if not results.matching(symptom)]
+    prior = (UNSTATED if entry.where and applicable is None else 1.0) * MAY_LIKELIHOOD ** len(undecided)
+    return CandidateCause(entry, sorted(needed, key=_order), optional, undecided, prior)
+
+
+def _on_some_engines(findings: Sequence[Finding], results: _CheckResults) -> bool:
+    """Whether the findings contain an outcome that some engines have and others have not."""
+    by_outcome: dict[tuple[str, str], set[str]] = {}
+    for finding in findings:
+        if finding.engine is not None:
+            by_outcome.setdefault((finding.test, finding.outcome), set()).add(finding.engine)
+    return any(engines < results.engines for engines in by_outcome.values())
+
+
+def _spares_engines(symptom: str, results: _CheckResults) -> bool:
+    """Whether only some engines show the symptom. If most do, an engine with an undecided check may have it too."""
+    matching = results.matching(symptom)
+    affected, checks = {finding.engine for finding in matching}, {finding.test for finding in matching}
+    undecided = {finding.engine for finding in results.undecided if finding.test in checks} - affected
+    if 2 * len(affected) <= len(results.engines):
+        undecided = set()
+    return bool(affected) and affected | undecided < results.engines
+
+
 class _CheckResults:
-    """What the tests said."""
+    """The findings of a run, indexed by symptom.
+
+    Attributes:
+        undecided: findings without a result.
+        unusual: findings whose outcome is not the healthy one, by p.
+        distinct: of these, the one with the least p of each check, outcome and detail, over engines.
+        engines: all engines that are known.
+    """
 
     def __init__(self, findings: Sequence[Finding], engines: Collection[str]) -> None:
-        spoken = [finding for finding in findings if finding.outcome != UNKNOWN]
-        self.unsure = [finding for finding in findings if finding.outcome == UNKNOWN]
-        self.odd = sorted(filter(_stands_out, spoken), key=_order)
-        self.tests = {finding.test for finding in spoken}
-        self.calm = self.tests - {finding.test for finding in self.odd}
+        decided = [finding for finding in findings if finding.outcome != UNKNOWN]
+        self.undecided = [finding for finding in findings if finding.outcome == UNKNOWN]
+        self.unusual = sorted((f for f in decided if f.outcome != BY_NAME[f.test].healthy), key=_order)
         self.engines = {*engines, *(finding.engine for finding in findings if finding.engine is not None)}
-        first: dict[tuple[str, str, str], Finding] = {}
-        for finding in self.odd:  # of several engines the surest, which comes first
-            first.setdefault((finding.test, finding.outcome, _named(finding)), finding)
-        self.distinct = list(first.values())
-        self._showing: dict[str, list[Finding]] = {}
+        self._checks = {finding.test for finding in decided}
+        self._healthy = self._checks - {finding.test for finding in self.unusual}
+        least: dict[tuple[str, str, str], Finding] = {}
+        for finding in self.unusual:
+            least.setdefault((finding.test, finding.outcome, _subject(finding)), finding)
+        self.distinct = list(least.values())
+        self._matching: dict[str, list[Finding]] = {}
 
-    def showing(self, sign: str) -> list[Finding]:
-        """The findings that are this sign."""
-        if sign not in self._showing:
-            self._showing[sign] = [finding for finding in self.odd if _is(sign, finding)]
-        return self._showing[sign]
+    def matching(self, symptom: str) -> list[Finding]:
+        """The unusual findings that match a symptom."""
+        if symptom not in self._matching:
+            self._matching[symptom] = [finding for finding in self.unusual if _matches(symptom, finding)]
+        return self._matching[symptom]
 
-    def shows(self, signs: Sequence[str], finding: Finding) -> bool:
-        """Whether the finding is one of these signs."""
-        return any(other is finding for sign in signs for other in self.showing(sign))
+    def matches_any(self, symptoms: Sequence[str], finding: Finding) -> bool:
+        """Whether the finding matches one of the symptoms."""
+        return any(other is finding for symptom in symptoms for other in self.matching(symptom))
 
-    def stands(self, sign: str) -> bool:
-        """Whether the sign is there; a healthy outcome is where no engine has another."""
-        if self.showing(sign):
+    def is_present(self, symptom: str) -> bool:
+        """Whether the symptom is there; a healthy outcome is present if no engine has another outcome."""
+        if self.matching(symptom):
             return True
-        return any(test in self.calm and BY_NAME[test].healthy == outcome for test, outcome in alternatives(sign))
+        return any(check in self._healthy and BY_NAME[check].healthy == word for check, word in alternatives(symptom))
+
+    def is_absent(self, symptom: str) -> bool:
+        """Whether all checks of the symptom have a result, and no finding matches it."""
+        return not self.matching(symptom) and all(check in self._checks for check, _ in alternatives(symptom))
 
 
-def _named(finding: Finding) -> str:
-    """Which of many a finding is of; a figure that engines have each their own of makes no two findings."""
+def _subject(finding: Finding) -> str:
+    """The detail that makes findings of one outcome distinct; not a figure, which differs between engines."""
     return "" if re.fullmatch(r"[-+]?[\d.]+", finding.detail) else finding.detail
 
 
@@ -189,72 +284,11 @@ def _order(finding: Finding) -> tuple[float, str, str, str, str]:
     return finding.p, finding.test, finding.outcome, finding.detail, finding.engine or ""
 
 
-def _is(sign: str, finding: Finding) -> bool:
-    """Whether the finding is one of the sign's alternatives."""
-    for test, outcome in alternatives(sign):
+def _matches(symptom: str, finding: Finding) -> bool:
+    """Whether the finding is one of the symptom's alternatives."""
+    details = ("", finding.detail, finding.detail.partition("/")[0])
+    for check, outcome in alternatives(symptom):
         word, _, detail = outcome.partition("=")
-        details = ("", finding.detail, finding.detail.partition("/")[0])
-        if (test, word) == (finding.test, finding.outcome) and detail in details:
+        if (check, word) == (finding.test, finding.outcome) and detail in details:
             return True
     return False
-
-
-def _suspect(known: CauseEntry, seen: _CheckResults, given: bool | None) -> CandidateCause | None:
-    """None where it is ruled out by itself, or nothing of it shows."""
-    if known.where and given is False:
-        return None
-    shown: list[Finding] = []
-    open_signs = []
-    for sign in known.needs:
-        there = seen.showing(sign)
-        if not there:
-            if all(test in seen.tests for test, _ in alternatives(sign)):
-                return None
-            open_signs.append(sign)
-        shown += [finding for finding in there if finding not in shown]
-    also = [f for f in seen.odd if f not in shown and seen.shows(known.may, f)]
-    stated = any(finding.test == "facts" for finding in also)
-    if not (shown or stated) or (known.one_engine and not _on_part(shown, seen)):
-        return None
-    if known.all_engines and any(_spared(sign, seen) for sign in known.needs):
-        return None
-    prior = (UNSTATED if known.where and given is None else 1.0) * MAYBE ** len(open_signs)
-    return CandidateCause(known, sorted(shown, key=_order), also, open_signs, prior)
-
-
-def _spared(sign: str, seen: _CheckResults) -> bool:
-    """Whether only some engines show the sign: of a minority, a test that can't say yet says nothing against it."""
-    shown = seen.showing(sign)
-    have, tests = {finding.engine for finding in shown}, {finding.test for finding in shown}
-    unsure = {f.engine for f in seen.unsure if f.test in tests} - have if 2 * len(have) > len(seen.engines) else set()
-    return bool(have) and have | unsure < seen.engines
-
-
-def _on_part(shown: Sequence[Finding], seen: _CheckResults) -> bool:
-    """Whether a finding is of some engines and not of the others."""
-    for finding in shown:
-        kind = finding.test, finding.outcome
-        have = {str(f.engine) for f in shown if (f.test, f.outcome) == kind and f.engine is not None}
-        if finding.engine is not None and have < seen.engines:
-            return True
-    return False
-
-
-def _contradicted(known: CauseEntry, seen: _CheckResults, other: CauseEntry | None) -> bool:
-    """Whether anything stands against it that the other cause, if there is one, does not explain."""
-    for sign in known.against:
-        there = seen.showing(sign)
-        if there and other is not None and all(_level(other, seen, finding, 0.0) > 0 for finding in there):
-            continue
-        if seen.stands(sign):
-            return True
-    return False
-
-
-def _level(known: CauseEntry, seen: _CheckResults, finding: Finding, chance: float) -> float:
-    """How likely the finding is to the cause."""
-    if seen.shows(known.needs, finding):
-        return 1.0
-    if (finding.test, finding.outcome) in SYMPTOMS or seen.shows(known.may, finding):
-        return max(MAYBE, chance)
-    return chance

@@ -1,1 +1,1 @@
-"""What a switch did to the run: memory, estimate, words."""
+"""Estimates the effect of a flag switch on the run."""

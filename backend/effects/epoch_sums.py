@@ -1,8 +1,8 @@
-"""What the effect of a switch is reckoned from: sums per engine and flag epoch, and how sequences vary. Pure.
+"""Sums per engine and flag epoch, from which the effect of a switch is estimated. Pure.
 
-A token belongs to the flag epoch it was sampled in, whichever step trains on it. A cell holds, for each figure, what
-a mean over tokens and the variance of that mean need when the tokens of a sequence are not independent: for sequences
-with n tokens and a sum of s each, the sums of 1, n, s, n n, s s and n s. Cells of the same place merge by addition.
+A token belongs to the flag epoch in which it was sampled, whichever step trains on it. For each figure a cell holds the
+moments (``summary.kernel.Moments``) of which a mean over tokens and its variance are made, with sequences as the
+independent units. Cells of the same key merge by addition.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rltop.backend.join.batch import Batch
 from rltop.backend.measure.measure import by_row, clips, token_versions
 from rltop.backend.summary import CLAMP, Floats
+from rltop.backend.summary.kernel import MOMENT
 from rltop.backend.util.bounded import ByteBoundedCache
 from rltop.collectors.contract import wire
 
@@ -24,31 +25,28 @@ REQUEST_FIGURES = ("prompt", "temperature", "latency", "token_time")
 FIGURES = (*TOKEN_FIGURES, "clip", "reward", *REQUEST_FIGURES)
 """The figures of a cell, in the order of its rows.
 
-gap: |d| in nats. k3: exp(d) - 1 - d in nats. ratio: exp(d). entropy: nats. lag: versions. All per token of update 0,
-``d = trainer - rollout`` held to +-20 but in gap. clip: 1 where clipped, low or high, of all updates, per token (per
-sequence for GSPO without a mask). reward: per sequence. prompt (tokens) and temperature: per request. latency: seconds
-from arrival to end of a request, token_time: seconds from its first scheduling to its end over its tokens, of requests
-that were not aborted. Requests count where they lie wholly in one flag epoch.
+gap: |d| in nats. k3: exp(d) - 1 - d in nats. ratio: exp(d). entropy: nats. lag: versions. All per token of update 0;
+``d = trainer - rollout`` is clamped to +-20 except in gap. clip: 1 if clipped, low or high, of all updates, per token
+(per sequence for GSPO without a mask). reward: per sequence. prompt (tokens) and temperature: per request. latency:
+seconds from arrival to end of a request; token_time: seconds from its first scheduling to its end, per token; both of
+requests that were not aborted. A request counts if it lies within one flag epoch.
 """
 
 CELL_BYTES = 700
-"""What a cell holds, roughly, with its place."""
+"""Approximate memory use of a cell with its key."""
 
 TOTAL_BYTES, STEPS, MOST_BYTES = 4 << 20, 200, 64 << 20
-"""What is kept of past steps: of 8 engines the last 750; of 100 and more the last 200, which any question of an effect
-looks at; of 1,000 the last 90."""
+"""Bounds on past steps. With 8 engines the last 750 are kept, with 100 and more the last 200, which is what an estimate
+can use, with 1,000 the last 90."""
 
 ROW = {name: number for number, name in enumerate(FIGURES)}
 
-M, N, S, NN, SS, NS = range(6)
-"""Columns of a cell: sequences, tokens (or what is counted), their sum, and the second moments of n and s."""
-
 Cell = Floats
-"""[len(FIGURES), 6] float64."""
+"""float64 [len(FIGURES), Moments]; ``n`` counts tokens, sequences or requests, as the figure does."""
 
 
 class EpochKey(NamedTuple):
-    """Where tokens were sampled. ``life`` is the engine process's (its flag epochs start at 0 again in the next)."""
+    """A flag epoch of an engine process. ``life`` is the process's epoch: each process counts flag epochs from 0."""
 
     engine: str
     life: str
@@ -57,7 +55,7 @@ class EpochKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepCells:
-    """The cells of one step, and when it closed (wall clock of the hub, seconds)."""
+    """The cells of one step, and the time it closed (wall clock of the hub, seconds)."""
 
     step: int
     closed: float
@@ -70,33 +68,33 @@ class Cells:
     def __init__(self, total_bytes: int = TOTAL_BYTES, steps: int = STEPS) -> None:
         self._steps: ByteBoundedCache[StepCells] = ByteBoundedCache(total_bytes, steps=steps, most_bytes=MOST_BYTES)
 
-    def add(self, step: int, closed: float, cells: dict[EpochKey, Cell]) -> None:
-        """A step is done. One that comes again, from a restarted trainer, takes the place of its first telling."""
+    def put(self, step: int, closed: float, cells: dict[EpochKey, Cell]) -> None:
+        """Store a finished step, replacing an earlier one of that number (of a restarted trainer)."""
         self._steps.put(step, StepCells(step, closed, cells), CELL_BYTES * (1 + len(cells)))
 
     def of_step(self, step: int) -> dict[EpochKey, Cell]:
-        """The cells of a step; none where none are kept."""
-        found = self._steps.get(step)
-        return found.cells if found else {}
+        """The cells of a step; empty if none are kept."""
+        stored = self._steps.get(step)
+        return stored.cells if stored else {}
 
     def steps(self) -> list[StepCells]:
-        """In the order in which they closed."""
+        """All steps, in the order in which they closed."""
         return [cells for _, cells in self._steps.items()]
 
 
 def empty() -> Cell:
-    """A cell of nothing."""
-    return np.zeros((len(FIGURES), 6))
+    """A cell without observations."""
+    return np.zeros((len(FIGURES), len(MOMENT)))
 
 
 def mean(cell: Cell, figure: str) -> float | None:
-    """Mean of a figure over what it counts; None where there is nothing."""
+    """Mean of a figure; None without observations."""
     row = cell[ROW[figure]]
-    return float(row[S] / row[N]) if row[N] else None
+    return float(row[MOMENT.s] / row[MOMENT.n]) if row[MOMENT.n] else None
 
 
 def variance(cell: Cell, figure: str) -> float | None:
-    """Variance of ``mean``, with whole sequences as the independent units (ratio estimator); None below two of them."""
+    """Variance of ``mean`` with sequences as the independent units (ratio estimator); None with fewer than two."""
     m, n, s, nn, ss, ns = map(float, cell[ROW[figure]])
     if m < 2 or not n:
         return None
@@ -105,31 +103,31 @@ def variance(cell: Cell, figure: str) -> float | None:
 
 
 def measure_cells(batch: Batch) -> dict[EpochKey, Cell]:
-    """The batch's cells. Tokens whose engine is not known are in none; a row of several places has no reward there."""
-    places: dict[EpochKey, int] = {}
-    token_places = _token_places(batch, places)
-    cells = [empty() for _ in places]
+    """The cells of a batch. Tokens of unknown engines are in no cell; a row of several keys adds no reward."""
+    keys: dict[EpochKey, int] = {}
+    token_keys = _token_keys(batch, keys)
+    cells = [empty() for _ in keys]
     if not cells:
         return {}
-    starts = _starts(batch.token_rows, token_places)
-    group_places = token_places[starts]
-    row_places = _row_places(batch, batch.token_rows[starts], group_places)
-    clipped = np.fmax(*clips(batch))  # of the two sides; a side without a bound has only NaN
+    starts = _starts(batch.token_rows, token_keys)
+    group_keys = token_keys[starts]
+    row_keys = _row_keys(batch, batch.token_rows[starts], group_keys)
+    clipped = np.fmax(*clips(batch))  # of either side; a side without a bound has only NaN
     if by_row(batch):
-        _add(cells, "clip", row_places, clipped, np.arange(batch.rows))
+        _add(cells, "clip", row_keys, clipped, np.arange(batch.rows))
     else:
-        _add(cells, "clip", group_places, clipped, starts)
+        _add(cells, "clip", group_keys, clipped, starts)
     if batch.body.update == 0:
         for name, values in _token_values(batch).items():
-            _add(cells, name, group_places, values, starts)
+            _add(cells, name, group_keys, values, starts)
         if (rewards := batch.arrays.get("rewards")) is not None:
-            _add(cells, "reward", row_places, rewards.astype(np.float64), np.arange(batch.rows))
-        _add_requests(batch, cells, places)
-    return dict(zip(places, cells, strict=True))
+            _add(cells, "reward", row_keys, rewards.astype(np.float64), np.arange(batch.rows))
+        _add_requests(batch, cells, keys)
+    return dict(zip(keys, cells, strict=True))
 
 
-def _token_places(batch: Batch, places: dict[EpochKey, int]) -> NDArray[np.int64]:
-    """Number of each token's place [tokens], -1 where unknown; ``places`` is filled."""
+def _token_keys(batch: Batch, keys: dict[EpochKey, int]) -> NDArray[np.int64]:
+    """Number of each token's key [tokens], -1 if unknown; ``keys`` is filled in."""
     found = np.full(batch.tokens, -1, np.int64)
     for span, hit in zip(batch.spans, batch.hits, strict=True):
         if hit is None:
@@ -139,34 +137,34 @@ def _token_places(batch: Batch, places: dict[EpochKey, int]) -> NDArray[np.int64
             start = max(run.start - hit.offset, 0)
             if start >= span.end - span.start:
                 break
-            place = EpochKey(record.engine, record.life, run.flag_epoch)
-            found[span.token + start : span.token + span.end - span.start] = places.setdefault(place, len(places))
+            key = EpochKey(record.engine, record.life, run.flag_epoch)
+            found[span.token + start : span.token + span.end - span.start] = keys.setdefault(key, len(keys))
     return found
 
 
-def _row_places(batch: Batch, group_rows: NDArray[np.int64], group_places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The one place that a row's tokens are of [rows], -1 where there are several or none."""
-    places = np.full(batch.rows, -1, np.int64)
-    places[group_rows] = group_places
-    places[np.bincount(group_rows, minlength=batch.rows) != 1] = -1
-    return places
+def _row_keys(batch: Batch, group_rows: NDArray[np.int64], group_keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The key of each row's tokens [rows], -1 if there are several or none."""
+    keys = np.full(batch.rows, -1, np.int64)
+    keys[group_rows] = group_keys
+    keys[np.bincount(group_rows, minlength=batch.rows) != 1] = -1
+    return keys
 
 
-def _starts(rows: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where runs of tokens of one row and one place start: the units that are taken as independent."""
-    change = (rows[1:] != rows[:-1]) | (places[1:] != places[:-1])
+def _starts(rows: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Starts of the runs of tokens of one row and one key, which are the independent units."""
+    change = (rows[1:] != rows[:-1]) | (keys[1:] != keys[:-1])
     return np.concatenate([[0], np.flatnonzero(change) + 1])
 
 
 def _token_values(batch: Batch) -> dict[str, Floats]:
-    """Per-token values [tokens] of update 0, NaN where they do not count."""
+    """Values per token [tokens] of update 0, NaN if they do not count."""
     arrays = batch.arrays
-    with np.errstate(invalid="ignore"):  # inf - inf: not counted
+    with np.errstate(invalid="ignore"):  # inf - inf gives NaN, which is not counted
         d = arrays["trainer_logprobs"].astype(np.float64) - arrays["rollout_logprobs"]
     d[~np.isfinite(d)] = np.nan
-    held = np.clip(d, -CLAMP, CLAMP)
-    excess = np.expm1(held)
-    values = {"gap": np.abs(d), "k3": excess - held, "ratio": excess + 1}
+    clamped = np.clip(d, -CLAMP, CLAMP)
+    excess = np.expm1(clamped)
+    values = {"gap": np.abs(d), "k3": excess - clamped, "ratio": excess + 1}
     if "entropy" in arrays:
         values["entropy"] = arrays["entropy"].astype(np.float64)
     if batch.body.policy_version is not None:
@@ -176,48 +174,48 @@ def _token_values(batch: Batch) -> dict[str, Floats]:
     return values
 
 
-def _add(cells: list[Cell], figure: str, places: NDArray[np.int64], values: Floats, starts: NDArray[np.int64]) -> None:
-    """Add values to the cells: each group from ``starts`` on is a sequence, ``places`` [groups] says of which cell."""
+def _add(cells: list[Cell], figure: str, keys: NDArray[np.int64], values: Floats, starts: NDArray[np.int64]) -> None:
+    """Add values to cells. ``starts``: first value of each sequence; ``keys``: its cell, or -1."""
     n = np.diff(starts, append=values.size).astype(np.float64)
     s = np.add.reduceat(values, starts)
     if not np.isfinite(s).all():
         counted = np.isfinite(values)
         n = np.add.reduceat(counted, starts, dtype=np.float64)
         s = np.add.reduceat(np.where(counted, values, 0.0), starts)
-    used = (n > 0) & (places >= 0)
-    n, s, where = n[used], s[used], places[used]
-    for column, moments in enumerate((np.ones_like(n), n, s, n * n, s * s, n * s)):
-        sums = np.bincount(where, moments, minlength=len(cells))
+    used = (n > 0) & (keys >= 0)
+    n, s, cell_of = n[used], s[used], keys[used]
+    for column, moments in zip(MOMENT, (np.ones_like(n), n, s, n * n, s * s, n * s), strict=True):
+        sums = np.bincount(cell_of, moments, minlength=len(cells))
         for cell, total in zip(cells, sums, strict=True):
             cell[ROW[figure], column] += total
 
 
-def _add_requests(batch: Batch, cells: list[Cell], places: dict[EpochKey, int]) -> None:
+def _add_requests(batch: Batch, cells: list[Cell], keys: dict[EpochKey, int]) -> None:
     found: dict[str, tuple[list[int], list[float]]] = {figure: ([], []) for figure in REQUEST_FIGURES}
 
-    def note(figure: str, place: int, value: float) -> None:
-        found[figure][0].append(place)
+    def append(figure: str, key: int, value: float) -> None:
+        found[figure][0].append(key)
         found[figure][1].append(value)
 
     for hit in batch.hits:
-        if hit is None or hit.offset:  # the rest of a request that was counted at its start
+        if hit is None or hit.offset:  # a later part of a request that was counted at its start
             continue
         record, rollout = hit.record, hit.record.rollout
         epochs = {run.flag_epoch for run in rollout.runs}
         if len(epochs) != 1:
             continue
-        place = places.get(EpochKey(record.engine, record.life, epochs.pop()))
-        if place is None:
+        key = keys.get(EpochKey(record.engine, record.life, epochs.pop()))
+        if key is None:
             continue
-        note("prompt", place, rollout.prompt_size)
+        append("prompt", key, rollout.prompt_size)
         if (temperature := rollout.sampling.get("temperature")) is not None:
-            note("temperature", place, temperature)
+            append("temperature", key, temperature)
         if rollout.finish_reason == "abort":
             continue
         if 0 < rollout.arrived <= rollout.finished:
-            note("latency", place, rollout.finished - rollout.arrived)
+            append("latency", key, rollout.finished - rollout.arrived)
         if 0 < rollout.scheduled <= rollout.finished:
-            note("token_time", place, (rollout.finished - rollout.scheduled) / rollout.size)
-    for figure, (where, values) in found.items():
-        if where:
-            _add(cells, figure, np.array(where, np.int64), np.array(values, np.float64), np.arange(len(where)))
+            append("token_time", key, (rollout.finished - rollout.scheduled) / rollout.size)
+    for figure, (cell_of, values) in found.items():
+        if cell_of:
+            _add(cells, figure, np.array(cell_of, np.int64), np.array(values, np.float64), np.arange(len(cell_of)))

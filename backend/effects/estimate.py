@@ -1,10 +1,10 @@
-"""What a switch did: before, after, the difference with its interval, and against engines that were not switched. Pure.
+"""Estimates the effect of a switch: the level shift of each figure, also against engines not switched. Pure.
 
-A step is *before* if all its tokens of the switched engines are of the flag epoch that the switch ended, *after* if all
-are of the one it began. A step with both is left out: on the one side it has the ends of sequences, on the other their
-beginnings. So the window ends by itself at the next switch, revert or restart of any of these engines.
+A step is *before* if all its tokens of the switched engines belong to the flag epoch that the switch ended, *after* if
+all belong to the epoch that it began. A step with both is left out: one side has the ends of sequences, the other their
+beginnings. So the window ends at the next switch, revert or restart of any of these engines.
 
-Speed comes from the engines' states, second by second, by the same rules with bins of ``BIN_S`` for steps.
+Speed comes from the engines' states every second, by the same rules with bins of ``BIN_S`` instead of steps.
 """
 
 from __future__ import annotations
@@ -17,38 +17,39 @@ import numpy as np
 from rltop.backend import api
 from rltop.backend.effects import epoch_sums
 from rltop.backend.effects.epoch_sums import EpochKey, StepCells
-from rltop.backend.effects.level_shift import Bools, Floats, LevelShift, fit, needed
+from rltop.backend.effects.level_shift import Bools, Floats, LevelShift, fit, observations_needed
 from rltop.backend.effects.throughput import BIN_S, SpeedSample
+from rltop.backend.summary.kernel import MOMENT
 
 WINDOW = 40
-"""Steps, on either side, that are looked at: longer, and a learning run's trend is no longer a line."""
+"""Steps that are used on either side. Over longer windows the trend of a learning run is no longer linear."""
 
 WINDOW_BINS = 40
-"""Observations of speed, of ``BIN_S`` seconds each, that are looked at on either side."""
+"""Observations of speed, of ``BIN_S`` seconds each, that are used on either side."""
 
 MIN_SIDE = 5
-"""Observations a side must have before anything is said."""
+"""Fewest observations on a side for an estimate."""
 
 OWN_TREND, AGAINST_TREND = True, False
-"""Engines that share policy and prompts share their trend: it is not modelled again in the difference between them."""
+"""Whether to model a trend. Engines with the same policy and prompts share it, so their difference needs none."""
 
-SURE = 0.999
-"""Level of the intervals by which a comparison is called confounded; of several checks none should cry wolf."""
+CONFOUND_LEVEL = 0.999
+"""Confidence level at which a comparison counts as confounded; high, since there are several checks."""
 
-LAG_MATTERS, PROMPT_MATTERS = 0.25, 0.05
-"""A shift of the mean lag (versions) and of the mean prompt (share of its length) that confounds."""
+MIN_LAG_SHIFT, MIN_PROMPT_SHIFT = 0.25, 0.05
+"""Least shift of the mean lag (versions) and of the mean prompt length (relative) that counts as a confounder."""
 
 
 @dataclass(frozen=True)
 class EffectFigure:
-    """One line of the answer.
+    """A figure of the estimate.
 
     Attributes:
         name, unit: of the figure; a row of a cell, or ``speed``.
-        title: in words.
-        samples: what a mean of it runs over.
-        floor, share: a difference below ``max(floor, share * level before)`` does not matter to anybody.
-        by_lag: also depends on how stale the policy is.
+        title: display name.
+        samples: unit of the samples that its mean is taken over.
+        floor, share: a difference below ``max(floor, share * level before)`` is negligible.
+        by_lag: the figure also depends on the staleness of the policy.
     """
 
     name: str
@@ -59,8 +60,8 @@ class EffectFigure:
     share: float
     by_lag: bool = False
 
-    def matters(self, before: float) -> float:
-        """The smallest difference that matters, given the level before."""
+    def relevant(self, before: float) -> float:
+        """The smallest relevant difference, given the level before."""
         return max(self.floor, self.share * abs(before))
 
 
@@ -80,7 +81,7 @@ FIGURES: tuple[EffectFigure, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class SwitchMark:
-    """A switch on one engine: from flag epoch ``epoch`` on its tokens are of after. ``life`` is of its process."""
+    """A switch on one engine: flag epoch ``epoch`` is the first after it. ``life``: epoch of the engine process."""
 
     life: str
     epoch: int
@@ -88,7 +89,7 @@ class SwitchMark:
 
 @dataclass(frozen=True, slots=True)
 class FigureSeries:
-    """One figure over a window: place ``x``, value ``y``, sample size ``n`` and side of each observation."""
+    """One figure over a window: time ``x``, value ``y``, sample size ``n`` and side of each observation."""
 
     x: Floats
     y: Floats
@@ -97,19 +98,19 @@ class FigureSeries:
 
     @classmethod
     def of(cls, rows: Iterable[tuple[float, float, float, bool]], limit: int) -> FigureSeries:
-        """From (x, y, n, after) in order of x, at most the nearest ``limit`` of a side."""
-        found = list(rows)
-        kept = [r for r in found if not r[3]][-limit:] + [r for r in found if r[3]][:limit]
+        """From (x, y, n, after) in order of x; at most ``limit`` observations per side, the nearest to the switch."""
+        every = list(rows)
+        kept = [r for r in every if not r[3]][-limit:] + [r for r in every if r[3]][:limit]
         x, y, n, after = zip(*kept, strict=True) if kept else ((), (), (), ())
         return cls(np.array(x, float), np.array(y, float), np.array(n, float), np.array(after, bool))
 
     def sides(self) -> tuple[int, int]:
-        """Observations before and after."""
+        """Number of observations before and after."""
         after = int(np.count_nonzero(self.after))
         return self.after.size - after, after
 
     def fit(self, *, trend: bool, level: float = 0.95) -> LevelShift | None:
-        """None while a side has fewer than ``MIN_SIDE``."""
+        """The level shift; None if a side has fewer than ``MIN_SIDE`` observations."""
         if min(self.sides()) < MIN_SIDE:
             return None
         return fit(self.x, self.y, self.n, self.after, trend=trend, level=level)
@@ -117,7 +118,7 @@ class FigureSeries:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step of the window: its place, its side, its cells of the switched engines and of the others, each summed."""
+    """A step of the window: index, side, and the summed cells of the switched engines and of the others."""
 
     number: int
     x: int
@@ -133,14 +134,14 @@ def effect(
     samples: Mapping[str, Sequence[SpeedSample]],
     present: Mapping[str, tuple[str, int]],
 ) -> api.Effect:
-    """What a command did.
+    """Estimate the effect of a command.
 
     Args:
         changes: the command on each engine that it switched, at least one.
-        marks: by engine, for each of these.
+        marks: of these engines.
         steps: in the order in which they closed.
-        samples: of the speed of all engines.
-        present: life and flag epoch of every engine now.
+        samples: speed of all engines.
+        present: current process epoch and flag epoch of every engine.
     """
     rows, mixed, others = _window(steps, marks)
     ended = _ended(marks, present)
@@ -148,7 +149,7 @@ def effect(
     found = []
     for figure in FIGURES:
         if figure.name == SPEED:
-            own, against = _speeds(samples, marks, others)
+            own, against = _speed_both(samples, marks, others)
             found.append(_row(figure, own, against, ended, confounds, WINDOW_BINS, f"{BIN_S:g} s"))
         else:
             own, against = _own(rows, figure.name), _against(rows, figure.name) if others else None
@@ -164,37 +165,37 @@ def effect(
 # --- the window -----------------------------------------------------------------------------------------------------
 
 
-def _side(place: EpochKey, marks: Mapping[str, SwitchMark]) -> str:
-    mark = marks[place.engine]
-    if place.life != mark.life:
+def _side(key: EpochKey, marks: Mapping[str, SwitchMark]) -> str:
+    mark = marks[key.engine]
+    if key.life != mark.life:
         return "other"
-    return {mark.epoch - 1: "before", mark.epoch: "after"}.get(place.epoch, "other")
+    return {mark.epoch - 1: "before", mark.epoch: "after"}.get(key.epoch, "other")
 
 
 def _window(
     steps: Sequence[StepCells], marks: Mapping[str, SwitchMark]
 ) -> tuple[list[_Step], int, dict[str, EpochKey]]:
-    """The steps of either side, how many were mixed, and the engines to compare with, each with its one place."""
+    """The steps of either side, the number of mixed steps, and the control engines, each with its flag epoch."""
     before: list[tuple[int, StepCells, bool]] = []
     after: list[tuple[int, StepCells, bool]] = []
     mixed = 0
     for x in reversed(range(len(steps))):
-        sides = {_side(place, marks) for place in steps[x].cells if place.engine in marks}
+        sides = {_side(key, marks) for key in steps[x].cells if key.engine in marks}
         mixed += sides == {"before", "after"}
         if len(sides) == 1 and "other" not in sides:
             (after if "after" in sides else before).append((x, steps[x], "after" in sides))
         if len(before) == WINDOW:
             break
     kept = [*before, *after[-WINDOW:]]
-    kept.sort(key=lambda found: found[0])
+    kept.sort(key=lambda entry: entry[0])
     others = _others([(step, side) for _, step, side in kept], marks)
     rows = []
     for x, step, is_after in kept:
-        switched = [cell for place, cell in step.cells.items() if place.engine in marks]
-        compared = {place: cell for place, cell in step.cells.items() if place.engine in others}
-        if not compared.keys() <= set(others.values()):  # one of them was switched: another thing to compare with
-            compared = {}
-        rows.append(_Step(step.step, x, is_after, sum(switched, epoch_sums.empty()), _total(list(compared.values()))))
+        switched = [cell for key, cell in step.cells.items() if key.engine in marks]
+        control = {key: cell for key, cell in step.cells.items() if key.engine in others}
+        if not control.keys() <= set(others.values()):  # a control engine was switched itself
+            control = {}
+        rows.append(_Step(step.step, x, is_after, sum(switched, epoch_sums.empty()), _total(list(control.values()))))
     return rows, mixed, others
 
 
@@ -203,10 +204,10 @@ def _total(found: Sequence[epoch_sums.Cell]) -> epoch_sums.Cell | None:
 
 
 def _others(kept: Sequence[tuple[StepCells, bool]], marks: Mapping[str, SwitchMark]) -> dict[str, EpochKey]:
-    """Engines that were not switched, each with the one place whose tokens are on both sides of the switch."""
-    before = {place for step, after in kept if not after for place in step.cells}
-    later = {place for step, after in kept if after for place in step.cells}
-    return {place.engine: place for place in sorted(before & later) if place.engine not in marks}
+    """Engines that were not switched, each with its flag epoch that has tokens on both sides of the switch."""
+    before = {key for step, after in kept if not after for key in step.cells}
+    later = {key for step, after in kept if after for key in step.cells}
+    return {key.engine: key for key in sorted(before & later) if key.engine not in marks}
 
 
 def _ended(marks: Mapping[str, SwitchMark], present: Mapping[str, tuple[str, int]]) -> str:
@@ -223,30 +224,28 @@ def _ended(marks: Mapping[str, SwitchMark], present: Mapping[str, tuple[str, int
 
 
 def _own(rows: Sequence[_Step], figure: str) -> FigureSeries:
-    at = epoch_sums.ROW[figure]
-    found = [(row.x, row.switched[at], row.after) for row in rows]
-    return FigureSeries.of(
-        [(x, c[epoch_sums.S] / c[epoch_sums.N], c[epoch_sums.N], after) for x, c, after in found if c[epoch_sums.N]],
-        WINDOW,
-    )
+    number = epoch_sums.ROW[figure]
+    sums = [(row.x, row.switched[number, MOMENT.s], row.switched[number, MOMENT.n], row.after) for row in rows]
+    return FigureSeries.of([(x, s / n, n, after) for x, s, n, after in sums if n], WINDOW)
 
 
 def _against(rows: Sequence[_Step], figure: str) -> FigureSeries:
-    """The differences, switched less not switched, of the steps that have both."""
-    at = epoch_sums.ROW[figure]
+    """The difference, switched minus control engines, of the steps that have both."""
+    number = epoch_sums.ROW[figure]
     found = []
     for row in rows:
-        if row.others is None or not row.switched[at, epoch_sums.N] or not row.others[at, epoch_sums.N]:
+        if row.others is None:
             continue
-        (n, s), (m, t) = (cell[at, [epoch_sums.N, epoch_sums.S]] for cell in (row.switched, row.others))
-        found.append((row.x, s / n - t / m, n * m / (n + m), row.after))
+        (n, s), (m, t) = (cell[number, [MOMENT.n, MOMENT.s]] for cell in (row.switched, row.others))
+        if n and m:
+            found.append((row.x, s / n - t / m, n * m / (n + m), row.after))
     return FigureSeries.of(found, WINDOW)
 
 
-def _speeds(
+def _speed_both(
     samples: Mapping[str, Sequence[SpeedSample]], marks: Mapping[str, SwitchMark], others: Mapping[str, EpochKey]
 ) -> tuple[FigureSeries, FigureSeries | None]:
-    """Tokens per second of an engine while it works, in bins of time, and less that of the others."""
+    """Tokens per second of a working engine in bins of time, and its difference to the control engines."""
     own = _bins(
         (sample, side)
         for engine in marks
@@ -256,8 +255,8 @@ def _speeds(
     if not others:
         return _speed_series(own), None
     rest = _bins(
-        (sample, "same" if (sample.life, sample.epoch) == (place.life, place.epoch) else "other")
-        for engine, place in others.items()
+        (sample, "same" if (sample.life, sample.epoch) == (key.life, key.epoch) else "other")
+        for engine, key in others.items()
         for sample in samples.get(engine, ())
     )
     both = []
@@ -270,7 +269,7 @@ def _speeds(
 
 
 def _bins(found: Iterable[tuple[SpeedSample, str]]) -> dict[float, tuple[set[str], float, float]]:
-    """Sides, seconds and tokens by number of the bin, in order."""
+    """Sides, seconds and tokens by bin number, in order."""
     bins: dict[float, tuple[set[str], float, float]] = {}
     for sample, side in found:
         x = sample.bin
@@ -288,30 +287,35 @@ def _speed_series(bins: Mapping[float, tuple[set[str], float, float]]) -> Figure
 
 
 def _confounds(rows: Sequence[_Step], compared: bool) -> dict[str, bool]:
-    """What else changed with the switch, and whether only figures that depend on lag are touched by it."""
+    """Other changes at the switch, each with whether it affects only figures that depend on lag."""
     found: dict[str, bool] = {}
     for figure, words, unit, only_lag in (
-        ("lag", "the policy lag", "versions", True),
-        ("prompt", "the prompts' length", "tokens", False),
-        ("temperature", "the sampling temperature", "", False),
+        ("lag", "policy lag", "versions", True),
+        ("prompt", "prompt length", "tokens", False),
+        ("temperature", "sampling temperature", "", False),
     ):
         shift = (_against(rows, figure) if compared else _own(rows, figure)).fit(
-            trend=AGAINST_TREND if compared else OWN_TREND, level=SURE
+            trend=AGAINST_TREND if compared else OWN_TREND, level=CONFOUND_LEVEL
         )
         if shift is None or shift.low <= 0 <= shift.high:
             continue
         level = abs(_own(rows, figure).y.mean())
-        least = {"lag": LAG_MATTERS, "prompt": PROMPT_MATTERS * level, "temperature": 1e-6}[figure]
+        least = {"lag": MIN_LAG_SHIFT, "prompt": MIN_PROMPT_SHIFT * level, "temperature": 1e-6}[figure]
         if abs(shift.shift) >= least:
-            than = " against the other engines" if compared else ""
-            found[f"{words} changed by {shift.shift:+.3g} {unit}".rstrip() + than] = only_lag
+            relative = " relative to the other engines" if compared else ""
+            found[f"{words} changed by {shift.shift:+.3g} {unit}".rstrip() + relative] = only_lag
     return found
 
 
 def _row(
-    figure: EffectFigure, own: FigureSeries, against: FigureSeries | None, ended: str, confounds: Mapping[str, bool], limit: int,
+    figure: EffectFigure,
+    own: FigureSeries,
+    against: FigureSeries | None,
+    ended: str,
+    confounds: Mapping[str, bool],
+    limit: int,
     every: str,
-) -> api.EffectRow:  # fmt: skip
+) -> api.EffectRow:
     shift = own.fit(trend=OWN_TREND)
     compared = against.fit(trend=AGAINST_TREND) if against is not None else None
     judged, series, trend = (shift, own, OWN_TREND)
@@ -323,7 +327,7 @@ def _row(
     return api.EffectRow(
         figure.name, figure.unit, _estimate(shift), _estimate(compared), verdict, reason, more, every, before, after,
         figure.samples, round(float(own.n[~own.after].sum())), round(float(own.n[own.after].sum())),
-        judged.pulled if judged else 0,
+        judged.winsorised if judged else 0,
     )  # fmt: skip
 
 
@@ -332,16 +336,22 @@ def _estimate(shift: LevelShift | None) -> api.EffectEstimate | None:
 
 
 def _verdict(
-    figure: EffectFigure, own: LevelShift | None, judged: LevelShift | None, series: FigureSeries, trend: bool, ended: str,
-    confounds: Sequence[str], limit: int,
-) -> tuple[str, str, int | None]:  # fmt: skip
-    """Verdict, reason, and how many more observations it takes."""
+    figure: EffectFigure,
+    own: LevelShift | None,
+    judged: LevelShift | None,
+    series: FigureSeries,
+    trend: bool,
+    ended: str,
+    confounds: Sequence[str],
+    limit: int,
+) -> tuple[str, str, int | None]:
+    """Verdict, reason, and the number of further observations that it takes."""
     before, after = series.sides()
     if not before or not after:
         side = "before" if not before else "after"
         if ended or not before:
-            return "unknown", f"this hub measured nothing {side} the switch", None
-        return "not_yet", "nothing was measured after the switch so far", MIN_SIDE
+            return "unknown", f"no observations {side} the switch", None
+        return "not_yet", "no observations after the switch yet", MIN_SIDE
     if judged is None or own is None:
         if before < MIN_SIDE:
             return "unclear", f"only {_observations(before)} before the switch", None
@@ -352,15 +362,15 @@ def _verdict(
         return "confounded", "; ".join(confounds), None
     if not judged.low <= 0 <= judged.high:
         return ("up" if judged.shift > 0 else "down"), "", None
-    least = figure.matters(own.before)
+    least = figure.relevant(own.before)
     if judged.half <= least:
         return "none", "", None
-    noise = f"+-{judged.half:.3g}, {least:.2g} matters"
+    noise = f"+-{judged.half:.3g}; {least:.2g} is relevant"
     if ended:
         return "unclear", noise, None
-    # It takes until the interval shuts out either 0, if the difference is what it looks like, or all that matters.
+    # Enough observations exclude either 0, if the estimate is right, or every relevant difference.
     wanted = max(least, abs(judged.shift))
-    more = needed(series.x, series.after, trend=trend, half=judged.half, wanted=wanted, limit=limit)
+    more = observations_needed(series.x, series.after, trend=trend, half=judged.half, wanted=wanted, limit=limit)
     if more is None:
         return "unclear", f"too noisy: {noise}", None
     return "not_yet", noise, more

@@ -1,4 +1,4 @@
-"""The hub's memory for effects: which switch began which flag epoch, and how fast engines are. Pure, bounded."""
+"""Tracks the flag epochs that switches began and the engines' throughput, to estimate effects. Pure, bounded."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from rltop.collectors.contract import wire
 
 
 class EffectHistory:
-    """Answers ``view.AskEffect``.
+    """Answers ``api.AskEffect``.
 
     Args:
-        marks: that are known from before.
+        marks: restored from the store.
 
     Attributes:
-        pace: of the engines.
-        marks: by ``view.change_key``, where on that engine the command began a flag epoch.
+        throughput: of the engines.
+        marks: the flag epoch that a command began on an engine, by ``api.change_key``.
     """
 
     def __init__(self, marks: Mapping[str, SwitchMark] = MappingProxyType({})) -> None:
-        self.pace = Throughput()
+        self.throughput = Throughput()
         self.marks = dict(marks)
         self._new_marks: list[str] = []
 
-    def report(self, envelope: wire.Envelope, state: wire.EngineState, now: float) -> None:
-        """A new state of an engine, which repeats the commands that its process closed."""
-        self.pace.report(envelope, state, now)
+    def record_state(self, envelope: wire.Envelope, state: wire.EngineState, now: float) -> None:
+        """Record an engine state, which repeats the commands that its process closed."""
+        self.throughput.record(envelope, state, now)
         for update in state.commands:
             if update.state == "applied" and update.flag_epoch is not None:
                 self._mark(f"{update.id}@{update.engine}", SwitchMark(envelope.epoch, update.flag_epoch))
@@ -42,19 +42,19 @@ class EffectHistory:
             self.marks[key] = mark
             self._new_marks.append(key)
 
-    def take_marks(self) -> list[tuple[str, SwitchMark]]:
-        """The marks that are new since this was last asked."""
+    def take_new_marks(self) -> list[tuple[str, SwitchMark]]:
+        """The marks that are new since the last call."""
         new, self._new_marks = self._new_marks, []
         return [(key, self.marks[key]) for key in new if key in self.marks]
 
     def answer(self, question: api.AskEffect, changes: Mapping[str, api.Change], cells: Cells) -> api.Answer:
-        """What a command did, or why that can't be said."""
+        """The effect of a command, or the error that prevents an estimate."""
         chosen = self.choose(question.command, list(changes.values()))
         if isinstance(chosen, str):
             return api.Answer(question.id, error=chosen)
-        return self.answered(question, chosen, cells.steps(), self.pace.samples(), self.pace.present())
+        return self.answer_for(question, chosen, cells.steps(), self.throughput.samples(), self.throughput.present())
 
-    def answered(
+    def answer_for(
         self,
         question: api.AskEffect,
         chosen: Sequence[api.Change],
@@ -62,21 +62,21 @@ class EffectHistory:
         samples: Mapping[str, Sequence[SpeedSample]],
         present: Mapping[str, tuple[str, int]],
     ) -> api.Answer:
-        """The answer about a command that is chosen, from what ``judge.effect`` takes."""
+        """The effect of a chosen command, from the arguments of ``estimate.effect``."""
         marks = {change.engine: self.marks[api.change_key(change)] for change in chosen}
         return api.Answer(question.id, effect=effect(chosen, marks, steps, samples, present))
 
     def choose(self, command: str, known: list[api.Change]) -> list[api.Change] | str:
-        """The command on each engine that it switched, or why there is none to tell of."""
+        """The changes of a command on each engine that it switched, or the reason why there is none."""
         if not command:
             command = next((c.command for c in reversed(known) if api.change_key(c) in self.marks), "")
             if not command:
                 return "no command has switched anything yet"
         chosen = [change for change in known if change.command.startswith(command)]
         if not chosen:
-            return f"no command {command!r}"
+            return f"no command {command!r}; `rltop audit` lists the commands"
         if len(ids := list(dict.fromkeys(change.command for change in chosen))) > 1:
-            return f"{command!r} is the start of several commands: {', '.join(ids)}"
+            return f"{command!r} is ambiguous: {', '.join(ids)}"
         switched = [change for change in chosen if api.change_key(change) in self.marks]
         return switched or f"command {ids[0]} switched nothing: {'; '.join(map(_end, chosen))}"
 

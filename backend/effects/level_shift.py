@@ -1,16 +1,16 @@
-"""How far a series moved at a switch, with an interval that neither a trend nor autocorrelation nor one odd step fools.
+"""Estimates the level shift of a series at a switch, robust to trend, autocorrelation and outliers.
 
 Model: ``y_t = level + shift * after_t (+ slope * t + bend * t * after_t) + u_t``, t counted from the switch, u an AR(1)
 process of any variance on either side.
 
-1. Least squares, weighted. Residuals beyond ``PULL`` of their side's scale are pulled in to there and the fit is made
-   anew, until it stands (Huber 1981, 7.8: pseudo-observations): one odd step neither makes nor hides an effect.
-2. Residuals' lag-1 autocorrelation, corrected for the bias of a short series, within ``RHO``; the rows are whitened by
-   it (Prais and Winsten 1954).
-3. HC2 variance, right when the sides are not equally noisy (MacKinnon and White 1985), and t quantiles with the
-   degrees of freedom of Bell and McCaffrey (2002; Imbens and Kolesar 2016), right when one side is short.
+1. Weighted least squares. Residuals beyond ``HUBER_BOUND`` scales of their side are winsorised and the fit is repeated
+   until it converges (Huber 1981, 7.8: pseudo-observations), so that one outlier neither creates nor hides an effect.
+2. Lag-1 autocorrelation of the residuals, corrected for the bias of a short series, within ``RHO``; the rows are
+   whitened by it (Prais and Winsten 1954).
+3. HC2 variance, valid if the sides are not equally noisy (MacKinnon and White 1985), and t quantiles with the degrees
+   of freedom of Bell and McCaffrey (2002; Imbens and Kolesar 2016), valid if one side is short.
 
-Which of these matter was found on recorded runs; ``docs/effects.md`` has the figures.
+The choice was made on recorded runs; ``docs/effects.md`` has the numbers.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-PULL = 2.0
+HUBER_BOUND = 2.0
 """In scales of a side; a scale is the mean absolute residual times sqrt(pi / 2), the standard deviation if normal."""
 
 RHO = (-0.1, 0.9)
-"""Bounds of the autocorrelation. Held to 0 and more, intervals of steps that are independent are too wide."""
+"""Bounds of the autocorrelation. With a lower bound of 0 the intervals of independent steps are too wide."""
 
 ROUNDING = 1e-9
-"""No interval is narrower than this part of the largest value: what never varies must not show an effect."""
+"""Least half-width of an interval relative to the largest value, so that a constant shows no effect."""
 
 _ROUNDS = 500
 
 
 @dataclass(frozen=True, slots=True)
 class LevelShift:
-    """What a fit says: the shift, half the width of its interval, and the levels it lies between.
+    """The result of a fit: the shift and half the width of its interval.
 
-    ``before`` and ``after`` are the fitted levels at the switch, so that ``after - before`` is the shift; ``pulled``
-    observations were odd; ``rho`` is the autocorrelation of the rest.
+    ``before`` and ``after`` are the fitted levels at the switch; their difference is the shift. ``winsorised``: number
+    of outliers. ``rho``: autocorrelation of the residuals.
     """
 
     shift: float
     half: float
     before: float
     after: float
-    pulled: int
+    winsorised: int
     rho: float
 
     @property
@@ -64,10 +64,10 @@ class LevelShift:
 
 
 def fit(x: Floats, y: Floats, weights: Floats, after: Bools, *, trend: bool, level: float = 0.95) -> LevelShift | None:
-    """The shift of ``y`` [n] where ``after`` [n] turns true; ``x`` [n] is the place in time, rising.
+    """The shift of ``y`` [n] where ``after`` [n] becomes true; ``x`` [n] is the time, rising.
 
-    ``weights`` [n] say how much an observation counts (tokens). None with fewer observations than the model and one
-    more need, or without any on a side.
+    ``weights`` [n]: sample size of each observation (tokens). None if there are no more observations than parameters,
+    or none on a side.
     """
     if after.all() or not after.any():
         return None
@@ -76,29 +76,29 @@ def fit(x: Floats, y: Floats, weights: Floats, after: Bools, *, trend: bool, lev
     if n <= k:
         return None
     root = np.sqrt(weights / weights.mean())
-    rows, pulled = design * root[:, None], _pull_in(design, y, root, after)
-    residuals = (pulled - design @ _solve(rows, pulled * root)) * root
+    rows, robust = design * root[:, None], _winsorised(design, y, root, after)
+    residuals = (robust - design @ _solve(rows, robust * root)) * root
     rho = _rho(residuals, k)
-    rows, target = _whiten(rows, rho), _whiten(pulled * root, rho)
+    rows, target = _whiten(rows, rho), _whiten(robust * root, rho)
     beta = _solve(rows, target)
-    kept = float(np.mean(pulled == y))
+    kept = float(np.mean(robust == y))
     variance, freedom = _variance(rows, target - rows @ beta)
     half = t_quantile((1 + level) / 2, freedom) * math.sqrt(variance) / max(kept, 0.5)
     half = max(half, ROUNDING * float(np.max(np.abs(y))))
     before, shift = float(beta[0]), float(beta[1])
-    return LevelShift(shift, half, before, before + shift, int(np.count_nonzero(pulled != y)), rho)
+    return LevelShift(shift, half, before, before + shift, int(np.count_nonzero(robust != y)), rho)
 
 
-def needed(x: Floats, after: Bools, *, trend: bool, half: float, wanted: float, limit: int) -> int | None:
-    """How many more observations after the switch make the interval's half as small as ``wanted``.
+def observations_needed(x: Floats, after: Bools, *, trend: bool, half: float, wanted: float, limit: int) -> int | None:
+    """Further observations after the switch that reduce the interval's half-width to ``wanted``.
 
-    From the design alone, at the present noise. None if ``limit`` observations after the switch are not enough.
+    Computed from the design at the present noise. None if ``limit`` observations after the switch are not enough.
     """
-    now = _spread(_design(x, after, trend))
+    now = _shift_variance(_design(x, after, trend))
     gap = float(np.median(np.diff(x))) if x.size > 1 else 1.0
     for more in range(1, limit - int(np.count_nonzero(after)) + 1):
         longer = np.concatenate([x, x[-1] + gap * np.arange(1, more + 1)])
-        then = _spread(_design(longer, np.concatenate([after, np.ones(more, bool)]), trend))
+        then = _shift_variance(_design(longer, np.concatenate([after, np.ones(more, bool)]), trend))
         if half * math.sqrt(then / now) <= wanted:
             return more
     return None
@@ -117,31 +117,31 @@ def _solve(rows: Floats, target: Floats) -> Floats:
     return np.asarray(np.linalg.lstsq(rows, target, rcond=None)[0], np.float64)
 
 
-def _spread(design: Floats) -> float:
-    """Variance of the shift in units of the noise's."""
+def _shift_variance(design: Floats) -> float:
+    """Variance of the shift relative to that of the noise."""
     return float(np.linalg.pinv(design.T @ design)[1, 1])
 
 
-def _pull_in(design: Floats, y: Floats, root: Floats, after: Bools) -> Floats:
-    """``y`` with its odd observations pulled in to ``PULL`` scales from the fit."""
-    pulled = y
+def _winsorised(design: Floats, y: Floats, root: Floats, after: Bools) -> Floats:
+    """``y`` with its outliers moved to ``HUBER_BOUND`` scales from the fit."""
+    robust = y
     project = design @ np.linalg.pinv(design * root[:, None])
     for _ in range(_ROUNDS):
-        line = project @ (pulled * root)
+        line = project @ (robust * root)
         new = y.copy()
         for side in (after, ~after):
-            scale = math.sqrt(math.pi / 2) * float(np.mean(np.abs((pulled - line)[side] * root[side])))
-            bound = PULL * scale / root
-            odd = side & (np.abs(y - line) > bound + 1e-12 * np.abs(line))
-            new[odd] = (line + np.sign(y - line) * bound)[odd]
-        if np.allclose(new, pulled, rtol=1e-10, atol=0.0):
+            scale = math.sqrt(math.pi / 2) * float(np.mean(np.abs((robust - line)[side] * root[side])))
+            bound = HUBER_BOUND * scale / root
+            outlier = side & (np.abs(y - line) > bound + 1e-12 * np.abs(line))
+            new[outlier] = (line + np.sign(y - line) * bound)[outlier]
+        if np.allclose(new, robust, rtol=1e-10, atol=0.0):
             break
-        pulled = new
-    return pulled
+        robust = new
+    return robust
 
 
 def _rho(residuals: Floats, parameters: int) -> float:
-    """Lag-1 autocorrelation; fitting ``parameters`` of them to n observations lowers it by about their share of n."""
+    """Lag-1 autocorrelation; fitting ``parameters`` to n observations lowers it by about their ratio: corrected."""
     power = float(residuals @ residuals)
     if not power:
         return 0.0
@@ -159,17 +159,17 @@ def _variance(rows: Floats, residuals: Floats) -> tuple[float, float]:
     inverse = np.linalg.pinv(rows.T @ rows)
     lever = rows @ inverse
     free = np.maximum(1 - np.einsum("ij,ij->i", lever, rows), 1e-9)
-    pull2 = lever[:, 1] ** 2 / free
-    # With H the hat matrix and a = sqrt(pull2), the freedom is tr(B)^2 / tr(B B) of B = diag(a) (I - H) diag(a).
-    moment = inverse @ (rows.T @ (rows * pull2[:, None]))
-    trace2 = float(np.sum(pull2**2 * (2 * free - 1))) + float(np.trace(moment @ moment))
-    return float(pull2 @ residuals**2), float(inverse[1, 1]) ** 2 / trace2
+    weight2 = lever[:, 1] ** 2 / free
+    # With H the hat matrix and a = sqrt(weight2), the freedom is tr(B)^2 / tr(B B) of B = diag(a) (I - H) diag(a).
+    moment = inverse @ (rows.T @ (rows * weight2[:, None]))
+    trace2 = float(np.sum(weight2**2 * (2 * free - 1))) + float(np.trace(moment @ moment))
+    return float(weight2 @ residuals**2), float(inverse[1, 1]) ** 2 / trace2
 
 
 def t_quantile(p: float, freedom: float) -> float:
-    """The ``p`` quantile, p > 0.5, of Student's t with ``freedom`` degrees of freedom, fractions too, at least 1.
+    """The ``p`` quantile, p > 0.5, of Student's t with ``freedom`` (real, at least 1) degrees of freedom.
 
-    Hill 1970 (CACM algorithm 396): right to 0.1 % from 2 degrees on, up to a fifth too wide between 1 and 2.
+    Hill 1970 (CACM algorithm 396): accurate to 0.1 % from 2 degrees on, up to a fifth too wide between 1 and 2.
     """
     n, both = max(freedom, 1.0), 2 * (1 - p)
     a = 1 / (n - 0.5)

@@ -1,4 +1,4 @@
-"""How fast each engine sampled, from the states it reports. Pure, bounded."""
+"""Sampling speed of each engine, from the states that it reports. Pure, bounded."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from rltop.collectors.contract import wire
 
 BIN_S = 5.0
-"""Seconds that are taken together."""
+"""Width of a bin in seconds."""
 
 MAX_SAMPLES, LEAST_SAMPLES, TOTAL_SAMPLES = 720, 100, 50_000
-"""Samples kept of an engine: an hour of work; less in large fleets, but what a question of an effect looks at."""
+"""Samples kept per engine: an hour of work; fewer in large fleets, but as many as an estimate can use."""
 
 MAX_GAP_S = 10.0
-"""Two states that are further apart say nothing about the time between them."""
+"""States that are further apart give no sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +30,20 @@ class SpeedSample:
 
     @property
     def bin(self) -> float:
-        """Number of the stretch of ``BIN_S`` seconds that it is of."""
+        """Number of its bin of ``BIN_S`` seconds."""
         return self.time // BIN_S
 
 
 class Throughput:
-    """Samples of every engine. An interval in which an engine had nothing to do, or was paused, is left out."""
+    """Speed samples of every engine. Intervals in which an engine was idle or paused are left out."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, float, wire.EngineState]] = {}
         self._samples: dict[str, deque[SpeedSample]] = {}
-        self._done: list[tuple[str, SpeedSample]] = []  # nothing will be added to them
+        self._finished: list[tuple[str, SpeedSample]] = []  # samples that are complete
 
-    def report(self, envelope: wire.Envelope, state: wire.EngineState, now: float) -> None:
-        """A new state of an engine; seconds are by the clock of its sender."""
+    def record(self, envelope: wire.Envelope, state: wire.EngineState, now: float) -> None:
+        """Record an engine state; seconds are by the sender's clock."""
         before = self._last.get(state.engine)
         self._last[state.engine] = envelope.epoch, envelope.sent, state
         if before is None or before[0] != envelope.epoch:
@@ -63,24 +63,24 @@ class Throughput:
             samples[-1] = replace(new, seconds=last.seconds + new.seconds, tokens=last.tokens + new.tokens)
         else:
             if last:
-                self._done.append((engine, last))
+                self._finished.append((engine, last))
             samples.append(new)
         if len(samples) > max(min(MAX_SAMPLES, TOTAL_SAMPLES // len(self._samples)), LEAST_SAMPLES):
             samples.popleft()
 
     def present(self) -> dict[str, tuple[str, int]]:
-        """Life and flag epoch of every engine, as last heard."""
+        """Process epoch and flag epoch of every engine, as last reported."""
         return {engine: (life, state.flag_epoch) for engine, (life, _, state) in self._last.items()}
 
-    def take_done(self) -> list[tuple[str, SpeedSample]]:
-        """Engine and sample, of those to which nothing will be added, since this was last asked."""
-        done, self._done = self._done, []
-        return done
+    def take_finished(self) -> list[tuple[str, SpeedSample]]:
+        """Engine and sample of the samples that were completed since the last call."""
+        finished, self._finished = self._finished, []
+        return finished
 
-    def take_up(self, samples: Mapping[str, Sequence[SpeedSample]]) -> None:
-        """Samples that an earlier hub took."""
+    def restore(self, samples: Mapping[str, Sequence[SpeedSample]]) -> None:
+        """Restore the samples of an earlier hub."""
         self._samples = {engine: deque(own[-MAX_SAMPLES:]) for engine, own in samples.items()}
 
     def samples(self) -> dict[str, list[SpeedSample]]:
-        """By engine, oldest first."""
+        """Samples by engine, oldest first."""
         return {engine: list(samples) for engine, samples in self._samples.items()}

@@ -1,4 +1,4 @@
-"""What a verdict is made from: everything that is kept of a run, up to a step. Pure data."""
+"""The input of a diagnosis: the state and evidence of a run up to a step. Pure data."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from rltop.backend.evidence.series import Stretch
 
 
 def last_mixed(steps: Iterable[api.Step], step: int) -> int:
-    """The last of ``steps`` that may have trained on tokens which were sampled before ``step`` had closed.
+    """The last of ``steps`` that may have trained on tokens sampled before ``step`` closed.
 
-    By their lag: a token of lag n was sampled n steps before it is trained on.
+    A token of lag n was sampled n steps before it is trained on.
     """
     return max((one.step for one in steps if one.step - (one.values.get("lag_max") or 0) <= step), default=step)
 
 
 @dataclass(frozen=True, slots=True)
 class DiagnosisInput:
-    """A run, as a hub or a store has it.
+    """A run, from a hub or a store.
 
     Attributes:
         run: its name.
         steps: measured steps, oldest first.
-        engines, trainer: as last heard of, with fingerprints, flags, facts and what differs.
-        events, changes: what happened, oldest first.
-        evidence: of the steps, oldest first; the older ones merged.
+        engines, trainer: their latest state, with fingerprints, flags, facts and mismatches.
+        events, changes: oldest first.
+        evidence: by stretches of steps, oldest first.
     """
 
     run: str
@@ -40,20 +40,20 @@ class DiagnosisInput:
     evidence: Sequence[Stretch] = ()
 
     def sampled_after(self, step: int) -> DiagnosisInput:
-        """With the evidence of those steps alone whose tokens were all sampled after ``step`` had closed."""
+        """The run with the evidence of steps whose tokens were all sampled after ``step`` closed."""
         after = last_mixed(self.steps, step)
         return replace(self, evidence=[stretch for stretch in self.evidence if stretch.first > after])
 
     def up_to(self, step: int) -> DiagnosisInput:
-        """The run as it was when ``step`` was its last: flags as they were then, other facts as last heard of.
+        """The run as of ``step``: flags as they were then, other facts as in the latest state.
 
         Raises:
-            ValueError: no such step is known.
+            ValueError: the step is not kept.
         """
         steps = [one for one in self.steps if one.step <= step]
         if not steps or steps[-1].step != step:
             known = f"{self.steps[0].step} to {self.steps[-1].step}" if self.steps else "none"
-            raise ValueError(f"step {step} is not kept; steps that are: {known}")
+            raise ValueError(f"step {step} is not kept; kept steps: {known}")
         return replace(
             self,
             steps=steps,
@@ -64,10 +64,10 @@ class DiagnosisInput:
         )
 
     def _with_flags_of(self, engine: api.Engine, step: int) -> api.Engine:
-        """The engine before all that was switched on it since ``step`` closed."""
+        """The engine with its flags as of ``step``."""
         flags = dict(engine.flags)
         for change in reversed(self.changes):
             since = change.step is not None and change.step >= step and change.engine == engine.id
-            if since and change.verb == "set" and api.moved(change) and change.flag in flags:
+            if since and change.verb == "set" and api.changed_engine(change) and change.flag in flags:
                 flags[change.flag] = msgspec.structs.replace(flags[change.flag], value=change.old)
         return msgspec.structs.replace(engine, flags=flags) if flags != engine.flags else engine

@@ -1,4 +1,4 @@
-"""The evidence of a case as arrays over steps and engines. Pure."""
+"""The evidence of a run as arrays over steps and engines. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ import numpy as np
 
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence import Evidence
+from rltop.backend.evidence.kernel import EXTREME
 from rltop.backend.evidence.sequential import Floats, Ints
 
 
 @dataclass(frozen=True)
 class EvidenceArrays:
-    """All steps of a case, of all engines together or of some.
+    """The evidence of all steps, of some engines added up; one entry for each stretch of steps.
 
     Attributes:
-        first, last: numbers of the steps of each stretch [steps].
-        moments: [steps, FIGURES, 6]. sums: [steps, SUMS]. extremes: [steps, 3]. aligned: [steps, SHIFTS, 2].
-        profile: [steps, bins, 3]. lags: [steps, lag strata, 6].
+        first, last: step numbers of each stretch [steps].
+        moments: [steps, FIGURE, MOMENT].
+        sums: [steps, SUM_COLUMNS].
+        extremes: [steps, EXTREME].
+        aligned: [steps, SHIFTS, 2].
+        profile: [steps, position bins, 3].
+        lags: [steps, lag strata, MOMENT].
     """
 
     first: Ints
@@ -33,7 +38,7 @@ class EvidenceArrays:
 
     @property
     def steps(self) -> int:
-        """How many stretches there are."""
+        """Number of stretches."""
         return int(self.first.size)
 
     def from_step(self, start: int) -> EvidenceArrays:
@@ -42,21 +47,21 @@ class EvidenceArrays:
 
 
 class EvidenceByEngine:
-    """The piles of a case: of the run, and of each engine (the unknown one counts for the run alone)."""
+    """The evidence of a run and of each of its engines; tokens of an unknown engine count for the run alone."""
 
-    def __init__(self, case: DiagnosisInput) -> None:
-        self.case = case
-        found = case.evidence
-        self.engines: list[str] = sorted({name for stretch in found for name in stretch.engines if name})
-        self._made: dict[tuple[int, ...], EvidenceArrays] = {}
-        self._first = np.array([stretch.first for stretch in found], np.int64)
-        self._last = np.array([stretch.last for stretch in found], np.int64)
-        nothing = Evidence()
+    def __init__(self, run: DiagnosisInput) -> None:
+        self.input = run
+        stretches = run.evidence
+        self.engines: list[str] = sorted({name for stretch in stretches for name in stretch.engines if name})
+        self._by_places: dict[tuple[int, ...], EvidenceArrays] = {}
+        self._first = np.array([stretch.first for stretch in stretches], np.int64)
+        self._last = np.array([stretch.last for stretch in stretches], np.int64)
+        empty = Evidence()
         places = ["", *self.engines]
-        self._held = {
+        self._arrays = {
             name: np.array(
-                [[getattr(stretch.engines.get(e, nothing), name) for e in places] for stretch in found]
-            ).reshape(len(found), len(places), *getattr(nothing, name).shape)
+                [[getattr(stretch.engines.get(place, empty), name) for place in places] for stretch in stretches]
+            ).reshape(len(stretches), len(places), *getattr(empty, name).shape)
             for name in (*_SUMMED, _EXTREMES)
         }
 
@@ -74,21 +79,21 @@ class EvidenceByEngine:
         return self._of([1 + at for at, other in enumerate(self.engines) if other != name])
 
     def _of(self, places: list[int]) -> EvidenceArrays:
-        """Of these places, added up once."""
+        """The sum over places, computed once."""
         key = tuple(places)
-        if key not in self._made:  # not functools.cache: that would keep all piles for ever
-            self._made[key] = self._sum(places)
-        return self._made[key]
+        if key not in self._by_places:  # functools.cache would keep the arrays alive
+            self._by_places[key] = self._sum(places)
+        return self._by_places[key]
 
     def _sum(self, places: list[int]) -> EvidenceArrays:
-        parts = {name: self._held[name][:, places].sum(axis=1) for name in _SUMMED}
-        extremes = self._held[_EXTREMES][:, places]
+        summed = {name: self._arrays[name][:, places].sum(axis=1) for name in _SUMMED}
+        extremes = np.full((self._first.size, len(EXTREME)), np.inf)
+        extremes[:, EXTREME.high] = -np.inf
         if places:
-            low, high, least = extremes[..., 0].min(1), extremes[..., 1].max(1), extremes[..., 2].min(1)
-        else:
-            low = least = np.full(self._first.size, np.inf)
-            high = -low
-        return EvidenceArrays(self._first, self._last, extremes=np.stack([low, high, least], axis=1), **parts)
+            of_places = self._arrays[_EXTREMES][:, places]
+            extremes = of_places.min(axis=1)
+            extremes[:, EXTREME.high] = of_places[..., EXTREME.high].max(axis=1)
+        return EvidenceArrays(self._first, self._last, extremes=extremes, **summed)
 
 
 _SUMMED = ("moments", "sums", "aligned", "profile", "lags")

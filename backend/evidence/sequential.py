@@ -1,16 +1,16 @@
-"""Tests that may be asked at every step of a run and still keep their error rate. Pure.
+"""Anytime-valid sequential tests: they keep their error rate when repeated at every step of a run. Pure.
 
-A mean over tokens is tested on every stretch that ends now: the sums of the steps add up, so a stretch has a mean and a
-variance that takes sequences as the independent units. For the stretch from step j on the evidence against ``mean <=
-least`` is a mixture over the size of the effect (a normal with deviation ``scale``):
+A mean over tokens is tested on every stretch of steps that ends now. The sums of steps add up, so a stretch has a mean
+and a variance with sequences as the independent units. For the stretch from step j on, the evidence against ``mean <=
+least`` is a mixture over the effect size (a normal with deviation ``scale``):
 
     log E_j = -log(1 + scale^2 I) / 2 + z^2 / 2 * scale^2 I / (1 + scale^2 I) + log(2 Phi(...)),   I = 1 / variance,
 
-with ``z^2 = m log(1 + t^2 / (m - 1))`` for t of m sequences, which is what Student's t is worth where m is small. The
-run's evidence is ``E = sum of weight_j E_j`` with weights that sum to 1 over all steps j of an endless run, so that a
-fault may begin anywhere. A healthy run reaches ``E >= 1 / p`` at any time with probability p or less (Ville), as far as
-means over sequences are normal (Robbins 1970; Howard, Ramdas, McAuliffe, Sekhon 2021; Waudby-Smith et al. 2021 for
-the estimated variance; Shin, Ramdas, Rinaldo 2024 for the sum over beginnings).
+with ``z^2 = m log(1 + t^2 / (m - 1))`` for t of m sequences, the correction of Student's t for small m. The run's
+evidence is ``E = sum of weight_j E_j`` with weights that sum to 1 over all steps j of an endless run, so that a fault
+may begin at any step. A healthy run ever reaches ``E >= 1 / p`` with probability p or less (Ville), if means over
+sequences are normal (Robbins 1970; Howard, Ramdas, McAuliffe, Sekhon 2021; Waudby-Smith et al. 2021 for
+the estimated variance; Shin, Ramdas, Rinaldo 2024 for the sum over first steps).
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _TOTAL = 2.1097428
 """Sum of 1 / (k log(k)^2) over k from 2 on."""
 
 MIN_SEQUENCES = 8
-"""A stretch with fewer has no say: its variance is a guess."""
+"""Sequences below which a stretch is ignored, since its variance is unreliable."""
 
 Z95 = 1.96
 
 RECOVERY_STEPS = 3
 RECOVERY = math.log(1000)
-"""A fault is over when the latest steps, this many at least, are free of it and differ from what was before by odds of
+"""A fault has ended if at least RECOVERY_STEPS latest steps are free of it and differ from those before by odds of
 1,000."""
 
 
 def log_weights(first: Ints) -> Floats:
-    """Of a beginning at each step: they sum to 1 over all steps from 0 on."""
+    """Log weights of a first step: the weights sum to 1 over all steps from 0 on."""
     k = np.maximum(first, 0) + 2.0
     weights: Floats = -np.log(k) - 2 * np.log(np.log(k)) - math.log(_TOTAL)
     return weights
@@ -47,7 +47,7 @@ def log_weights(first: Ints) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Stretches:
-    """Every stretch that ends now, by the index of its first step: mean over tokens, its variance, what it is of."""
+    """All stretches that end now, by index of the first step: mean over tokens, its variance, and their sizes."""
 
     mean: Floats
     variance: Floats
@@ -56,7 +56,7 @@ class Stretches:
 
 
 def stretches(moments: Floats) -> Stretches:
-    """Of six sums by step [steps, 6]."""
+    """The stretches from moments by step [steps, MOMENT]."""
     m, n, s, nn, ss, ns = np.cumsum(moments[::-1], axis=0)[::-1].T
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = s / n
@@ -66,7 +66,7 @@ def stretches(moments: Floats) -> Stretches:
 
 
 def log_evidence(mean: Floats, variance: Floats, sequences: Floats, scale: float) -> Floats:
-    """Log E of ``mean <= 0`` against more, for each stretch; see the module."""
+    """Log evidence against ``mean <= 0`` for each stretch; see the module."""
     variance = np.maximum(variance, 1e-24)
     with np.errstate(over="ignore", invalid="ignore"):
         t2 = mean**2 / variance
@@ -79,7 +79,7 @@ def log_evidence(mean: Floats, variance: Floats, sequences: Floats, scale: float
 
 
 def _log_two_phi(z: Floats) -> Floats:
-    """log(2 Phi(z)), to 1e-6 above 0 and to 0.4 far below (Abramowitz and Stegun, 7.1.26)."""
+    """log(2 Phi(z)), accurate to 1e-6 above 0 and to 0.4 far below (Abramowitz and Stegun, 7.1.26)."""
     x = np.abs(z) / math.sqrt(2)
     t = 1 / (1 + 0.3275911 * x)
     poly = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
@@ -90,13 +90,13 @@ def _log_two_phi(z: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class MeanShift:
-    """What is found of a mean.
+    """The result of a test of a mean.
 
     Attributes:
-        log_e: evidence that it is beyond the bound.
-        start: index of the step from which on it is.
-        mean, low, high: over that stretch, with its 95 % interval; of all steps where there is no evidence.
-        sequences, tokens: that it is of.
+        log_e: log evidence that the mean is beyond the bound.
+        start: index of the first step of the shift.
+        mean, low, high: over that stretch, with its 95 % interval; over all steps without evidence.
+        sequences, tokens: size of the stretch.
     """
 
     log_e: float
@@ -109,21 +109,21 @@ class MeanShift:
 
     @property
     def p(self) -> float:
-        """How often a healthy run would show so much at any time."""
+        """Probability that a healthy run ever shows so much evidence."""
         return min(1.0, math.exp(-self.log_e)) if self.log_e < 700 else 0.0
 
 
 def above(
     moments: Floats, first: Ints, scale: float, least: Floats | float = 0.0, log_alpha: float = 13.8
 ) -> MeanShift:
-    """Evidence that a mean is above ``least`` by now.
+    """Test whether a mean is above ``least`` now.
 
     Args:
-        moments: six sums by step [steps, 6].
+        moments: sums by step [steps, MOMENT].
         first: number of each step [steps].
-        scale: how far above 0 a fault would put it, about.
-        least: bound on what is no fault, for all stretches or for each [steps].
-        log_alpha: log of the odds from which on it is taken as found, and looked for its end.
+        scale: expected size of the effect of a fault.
+        least: bound up to which there is no fault, for all stretches or for each [steps].
+        log_alpha: log evidence from which a shift is accepted, and its end searched for.
     """
     begin = 0
     while True:
@@ -133,30 +133,30 @@ def above(
         log_e = float(np.logaddexp.reduce(bare + log_weights(first[begin:]))) if bare.size else -math.inf
         start = int(np.argmax(bare)) if bare.size else 0
         if log_e < log_alpha:
-            return _told(of, 0, log_e, begin)
-        over = _end(moments[begin + start :], float(of.mean[start]), scale)
-        if over is None:
-            return _told(of, start, log_e, begin)
-        begin += start + over
+            return _mean_shift(of, 0, log_e, begin)
+        end = _end(moments[begin + start :], float(of.mean[start]), scale)
+        if end is None:
+            return _mean_shift(of, start, log_e, begin)
+        begin += start + end
 
 
 def below(
     moments: Floats, first: Ints, scale: float, least: Floats | float = 0.0, log_alpha: float = 13.8
 ) -> MeanShift:
-    """Evidence that a mean is below ``-least`` by now; otherwise as ``above``."""
+    """Test whether a mean is below ``-least`` now; otherwise as ``above``."""
     found = above(moments * np.array([1, 1, -1, 1, 1, -1]), first, scale, least, log_alpha)
     return MeanShift(found.log_e, found.start, -found.mean, -found.high, -found.low, found.sequences, found.tokens)
 
 
 def bets(logs: Floats, first: Ints, log_alpha: float = 13.8) -> tuple[float, int]:
-    """Evidence of a betting test, and the index of the step from which on it comes.
+    """Log evidence of a betting test, and the index of the first step of the shift.
 
-    Each token multiplies a wealth by a factor that a healthy run expects to be 1 or less, given all before it; so does
-    the mean over accounts, and the sum over beginnings by ``log_weights``. No variance is estimated and nothing has to
-    be normal: wealth reaches 1 / p with probability p or less (Ville 1939; Shafer 2021).
+    Each token multiplies wealth by a factor whose conditional expectation in a healthy run is at most 1; the same holds
+    for the mean over accounts and the sum over first steps by ``log_weights``. No variance and no normal distribution
+    are needed: wealth ever reaches 1 / p with probability p or less (Ville 1939; Shafer 2021).
 
     Args:
-        logs: log of the wealth that each step multiplies each account with [steps, accounts].
+        logs: log of the factor on each account in each step [steps, accounts].
         first: number of each step [steps].
         log_alpha: as of ``above``.
     """
@@ -168,15 +168,15 @@ def bets(logs: Floats, first: Ints, log_alpha: float = 13.8) -> tuple[float, int
         start = int(np.argmax(by_start))
         if log_e < log_alpha:
             return log_e, begin + start
-        over = _stopped(part[start:, int(np.argmax(part[start:].sum(axis=0)))])
-        if over is None:
+        end = _stopped(part[start:, int(np.argmax(part[start:].sum(axis=0)))])
+        if end is None:
             return log_e, begin + start
-        begin += start + over
+        begin += start + end
     return 0.0, max(len(logs) - 1, 0)
 
 
 def _stopped(gains: Floats) -> int | None:
-    """Index of the step from which on an account that grew until then gains next to nothing; None if it goes on."""
+    """Index of the step from which an account stops growing; None if it still grows."""
     total = np.cumsum(gains)
     for at in range(1, gains.size - RECOVERY_STEPS + 1):
         rate = total[at - 1] / at
@@ -187,6 +187,7 @@ def _stopped(gains: Floats) -> int | None:
 
 
 STOPPED = 0.05
+"""Share of its earlier rate up to which an account has stopped growing."""
 
 
 def _mean_account(logs: Floats) -> Floats:
@@ -194,7 +195,7 @@ def _mean_account(logs: Floats) -> Floats:
     return mean
 
 
-def _told(of: Stretches, at: int, log_e: float, begin: int) -> MeanShift:
+def _mean_shift(of: Stretches, at: int, log_e: float, begin: int) -> MeanShift:
     if not of.mean.size or not of.tokens[at]:
         return MeanShift(log_e, begin + at, 0.0, -math.inf, math.inf, 0, 0)
     error = Z95 * math.sqrt(of.variance[at])
@@ -203,7 +204,7 @@ def _told(of: Stretches, at: int, log_e: float, begin: int) -> MeanShift:
 
 
 def _end(moments: Floats, effect: float, scale: float) -> int | None:
-    """Index of the step at which a fault that begins at the first ended; None if it goes on."""
+    """Index of the step at which a fault that begins at the first step has ended; None if it goes on."""
     steps = len(moments)
     if steps < 2 * RECOVERY_STEPS:
         return None

@@ -1,4 +1,4 @@
-"""The evidence of a run's steps, in order: the latest singly, older ones merged, within a bound. Pure."""
+"""The evidence of a run by steps, in bounded memory: the latest steps singly, older ones merged. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from rltop.backend.evidence.evidence import Evidence
 
 MAX_PARTS = 4096
-"""Engines times steps that are kept singly or merged, at about 5 kB each: 20 MB. Of two engines the last 1,000
-steps at least are kept singly."""
+"""Largest number of ``Evidence`` kept, at about 5 kB each: 20 MB. For two engines at least the last 1,000 steps stay
+unmerged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """One step, or several that were merged.
+    """The evidence of one step, or of several that were merged.
 
     Attributes:
-        first, last: numbers of the steps.
-        engines: evidence by engine; the empty name is of tokens whose engine is not known.
+        first, last: step numbers.
+        engines: evidence by engine; the empty name is for tokens of unknown engines.
     """
 
     first: int
@@ -34,7 +34,7 @@ class Stretch:
 
 
 class EvidenceSeries:
-    """All stretches of a run. Where there are too many, the older half is merged in pairs."""
+    """All stretches of a run. If there are too many, the older half is merged in pairs."""
 
     def __init__(self, max_parts: int = MAX_PARTS) -> None:
         self._max = max_parts
@@ -42,28 +42,28 @@ class EvidenceSeries:
         self._stretches: list[Stretch] = []
 
     def stretches(self) -> Sequence[Stretch]:
-        """In the order of their steps."""
+        """All stretches in the order of steps."""
         return list(self._stretches)
 
     def of_step(self, step: int) -> Mapping[str, Evidence]:
-        """Of one of the latest steps; nothing where none is kept singly."""
+        """The evidence of a step by engine; empty if the step is merged or unknown."""
         for stretch in reversed(self._stretches):
             if stretch.first == stretch.last == step:
                 return stretch.engines
         return {}
 
     def put(self, step: int, engines: Mapping[str, Evidence]) -> None:
-        """A step is done. One that comes again is of a trainer that went back to it: what came after it is no more."""
+        """Add the evidence of a step. If the trainer went back to a step, it replaces that step and all later ones."""
         if not engines:
             return
-        found = self._stretches
-        if any(stretch.first <= step <= stretch.last for stretch in found):
-            while found and found[-1].last >= step:
-                self._parts -= len(found.pop().engines)
-        at = bisect.bisect(found, step, key=lambda stretch: stretch.first)
-        found.insert(at, Stretch(step, step, engines))
+        kept = self._stretches
+        if any(stretch.first <= step <= stretch.last for stretch in kept):
+            while kept and kept[-1].last >= step:
+                self._parts -= len(kept.pop().engines)
+        at = bisect.bisect(kept, step, key=lambda stretch: stretch.first)
+        kept.insert(at, Stretch(step, step, engines))
         self._parts += len(engines)
-        if self._parts > self._max and len(found) > 2:
+        if self._parts > self._max and len(kept) > 2:
             self._merge()
 
     def _merge(self) -> None:

@@ -1,6 +1,6 @@
-"""Hands alarms on: JSON to the standard input of a command, or posted to a URL; each once, late rather than never.
+"""Delivers alarm notifications: JSON on a command's standard input or posted to a URL. Each once, with retries.
 
-Runs in the process of ``rltop forward``, a thread per hook: one that hangs or fails holds up its own messages alone.
+Runs in the process of ``rltop forward`` with one thread per hook, so a hook that hangs or fails delays only itself.
 """
 
 from __future__ import annotations
@@ -22,57 +22,57 @@ import msgspec
 
 from rltop.backend.alarms.notified import NotificationHistory
 from rltop.backend.api import Snapshot, Step
-from rltop.backend.api.alarm import AlarmChange, about
+from rltop.backend.api.alarm import AlarmChange, summary_line
 from rltop.backend.exporters.forward import ForwardError
 
 COMMAND_S = 30.0
-"""How long a command may take; then it and what it started are killed."""
+"""Time limit of a command; then its process group is killed."""
 
 POST_S = 10.0
-"""How long the other side of a webhook may take to answer."""
+"""Timeout of a webhook."""
 
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
-"""Waits between attempts; after the last the message is given up: three minutes, the time in which services restart."""
+"""Waits between attempts. The message is dropped after the last: three minutes, enough for a service to restart."""
 
 MAX_WAITING = 100
-"""Messages that may wait for a hook; of more, the oldest are given up."""
+"""Most messages that wait for a hook; beyond that the oldest are dropped."""
 
-_LATER = frozenset({408, 425, 429})
-"""Statuses of a client's fault that pass by themselves."""
+_RETRYABLE = frozenset({408, 425, 429})
+"""Client error statuses that are worth a retry."""
 
 
 class TryLaterError(Exception):
-    """A message could not be delivered, and may be later."""
+    """Delivery failed; a retry may succeed."""
 
 
 class GiveUpError(Exception):
-    """A message can't be delivered, now or later."""
+    """Delivery failed; a retry can't succeed."""
 
 
 Deliver = Callable[[bytes], None]
-"""Delivers one message. Raises ``TryLaterError`` or ``GiveUpError``, which say why."""
+"""Delivers one message. Raises ``TryLaterError`` or ``GiveUpError`` with the reason."""
 
 
-def message(run: str, news: AlarmChange) -> dict[str, Any]:
-    """What a hook gets: ``what`` became of which ``alarm``, and ``text``, a line that chat services show."""
-    text = f"rltop {run}: alarm {news.alarm.id} {news.what}: {about(news.alarm)}"
-    return {"run": run, "what": news.what, "text": text, "alarm": msgspec.to_builtins(news.alarm)}
+def message(run: str, change: AlarmChange) -> dict[str, Any]:
+    """The payload of a hook: the ``alarm``, its change (``what``), and ``text``, a line that chat services show."""
+    text = f"rltop {run}: alarm {change.alarm.id} {change.what}: {summary_line(change.alarm)}"
+    return {"run": run, "what": change.what, "text": text, "alarm": msgspec.to_builtins(change.alarm)}
 
 
 class Hook:
     """A ``forward.Sink`` that delivers alarms.
 
     Args:
-        deliver: see ``Deliver``; called on a thread of this hook's own.
-        say: takes lines for the person, on any thread.
+        deliver: see ``Deliver``; called on this hook's own thread.
+        log: takes lines for the terminal, on any thread.
         waits_s: as ``WAITS_S``.
     """
 
-    def __init__(self, deliver: Deliver, say: Callable[[str], None], waits_s: tuple[float, ...] = WAITS_S) -> None:
+    def __init__(self, deliver: Deliver, log: Callable[[str], None], waits_s: tuple[float, ...] = WAITS_S) -> None:
         self._deliver = deliver
-        self._say = say
+        self._log = log
         self._waits_s = waits_s
-        self._told = NotificationHistory()
+        self._notified = NotificationHistory()
         self._waiting: deque[bytes] = deque()
         self._wake = threading.Condition()
         self._ended = False
@@ -82,17 +82,17 @@ class Hook:
     def show(self, picture: Snapshot, fresh: list[Step]) -> None:
         """See ``forward.Sink``. Never waits."""
         del fresh
-        for news in self._told.fresh(picture.alarms.values(), picture.time):
-            made = message(picture.run, news)
+        for change in self._notified.new_changes(picture.alarms.values(), picture.time):
+            payload = message(picture.run, change)
             with self._wake:
-                self._waiting.append(msgspec.json.encode(made))
+                self._waiting.append(msgspec.json.encode(payload))
                 if len(self._waiting) > MAX_WAITING:
                     self._waiting.popleft()
                 self._wake.notify()
-            self._say(made["text"])
+            self._log(payload["text"])
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Try once more what waits, for so long at most; no more will come."""
+        """Try the waiting messages once more, for at most ``timeout_s``, and end the thread."""
         with self._wake:
             self._ended = True
             self._wake.notify()
@@ -105,35 +105,35 @@ class Hook:
                 if not self._waiting:
                     return
                 content = self._waiting.popleft()
-            self._bring(content)
+            self._deliver_with_retries(content)
 
-    def _bring(self, content: bytes) -> None:
+    def _deliver_with_retries(self, content: bytes) -> None:
         for wait_s in (*self._waits_s, None):
             try:
                 self._deliver(content)
                 return
             except GiveUpError as error:
-                self._say(f"not delivered: {error}")
+                self._log(f"not delivered: {error}")
                 return
             except TryLaterError as error:
                 if wait_s is None or self._ended:
-                    self._say(f"not delivered, given up: {error}")
+                    self._log(f"not delivered, dropped: {error}")
                     return
-                self._say(f"not delivered, again in {wait_s:g} s: {error}")
+                self._log(f"not delivered, retrying in {wait_s:g} s: {error}")
             with self._wake:
                 self._wake.wait_for(lambda: self._ended, wait_s)
 
 
 @dataclass(frozen=True)
 class ShellCommand:
-    """A command for the shell, which gets a message on standard input; exit code 0 says that it has it."""
+    """A shell command that receives a message on standard input; exit code 0 acknowledges it."""
 
     text: str
     limit_s: float = COMMAND_S
 
     def __call__(self, content: bytes) -> None:
         """See ``Deliver``."""
-        started = subprocess.Popen(  # noqa: S602 - the person's own command, typed as one
+        started = subprocess.Popen(  # noqa: S602 - the user's own command line
             self.text, shell=True, stdin=subprocess.PIPE, start_new_session=True
         )
         try:
@@ -143,7 +143,7 @@ class ShellCommand:
                 os.killpg(started.pid, signal.SIGKILL)
             started.wait()
             raise TryLaterError(f"the command took more than {self.limit_s:g} s and was killed") from None
-        except BrokenPipeError:  # it does not care for its input
+        except BrokenPipeError:  # the command does not read its input
             started.wait()
         if started.returncode:
             raise TryLaterError(f"the command ended with exit code {started.returncode}")
@@ -151,7 +151,7 @@ class ShellCommand:
 
 @dataclass(frozen=True)
 class Webhook:
-    """A URL that messages are posted to. Raises ``ForwardError`` if it is none of http or https."""
+    """A URL that messages are posted to. Raises ``ForwardError`` if it is neither http nor https."""
 
     url: str
     limit_s: float = POST_S
@@ -159,7 +159,7 @@ class Webhook:
     def __post_init__(self) -> None:
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ForwardError(f"{self.url!r} is no URL to post to; it begins with http:// or https://")
+            raise ForwardError(f"{self.url!r} is not a webhook URL; it must begin with http:// or https://")
 
     def __call__(self, content: bytes) -> None:
         """See ``Deliver``."""
@@ -170,7 +170,7 @@ class Webhook:
                 return
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code < 500 and error.code not in _LATER:
+            if error.code < 500 and error.code not in _RETRYABLE:
                 raise GiveUpError(f"{self._host} answered {error.code} {error.reason}") from None
             raise TryLaterError(f"{self._host} answered {error.code} {error.reason}") from None
         except (OSError, ValueError) as error:
@@ -178,5 +178,5 @@ class Webhook:
 
     @property
     def _host(self) -> str:
-        """Without the path, which often is a secret."""
+        """The host alone: the path is often a secret."""
         return urllib.parse.urlsplit(self.url).hostname or ""

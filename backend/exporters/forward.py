@@ -1,7 +1,7 @@
-"""Hands a live run on to other tools, from a process of its own: a sink that hangs costs its own figures and no others.
+"""Forwards a live run to other tools, from its own process, so a sink that hangs affects nothing else.
 
-A forwarder is a viewer like any other: it follows the hub's frames, and the hub drops for it what it is too slow to
-take. After a pause, a lost frame or a new hub it sends what the picture has and it has not sent yet.
+A forwarder is an ordinary viewer of the hub's frames; the hub drops frames for it if it is too slow. After a pause, a
+lost frame or a new hub it sends the steps of the snapshot that it has not sent yet.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from typing import Any, Protocol
 from rltop.backend.api import Engine, Snapshot, Step
 
 LOOPBACK = "127.0.0.1"
-"""The only address that is served: whoever wants it elsewhere puts a proxy or a tunnel before it."""
+"""The only address that is served; use a proxy or a tunnel for remote access."""
 
 
 class ForwardError(RuntimeError):
-    """A sink can't be opened; the message says what to do."""
+    """A sink can't be opened; the message names the fix."""
 
 
 class Sink(Protocol):
-    """Where figures go."""
+    """Receives steps and snapshots."""
 
     def show(self, picture: Snapshot, fresh: list[Step]) -> None:
-        """The picture has changed; ``fresh`` steps were not shown before, in order of number."""
+        """The snapshot has changed; ``fresh`` are the new steps, in order."""
 
     def close(self) -> None:
-        """No more will come."""
+        """Flush and close."""
 
 
 class Forwarder:
-    """Passes on what changes, each step once."""
+    """Sends each step once."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._last = -1
 
     def show(self, picture: Snapshot) -> int:
-        """Hand on the picture; how many new steps were in it."""
+        """Send a snapshot; returns the number of new steps in it."""
         fresh = [step for number, step in sorted(picture.steps.items()) if number > self._last]
         if fresh:
             self._last = fresh[-1].step
@@ -53,12 +53,12 @@ class Forwarder:
         return len(fresh)
 
 
-def figures(step: Step) -> dict[str, float]:
-    """Everything of a step that is a number, by the names that other tools use: ``rltop/kl_k3``, ``trainer/loss``."""
-    found = {f"rltop/{name}": value for name, value in step.values.items() if value is not None}
+def scalars(step: Step) -> dict[str, float]:
+    """Every number of a step, named as experiment trackers do: ``rltop/kl_k3``, ``trainer/loss``."""
+    values_by_name = {f"rltop/{name}": value for name, value in step.values.items() if value is not None}
     for engine, values in step.engines.items():
-        found |= {f"rltop/{engine}/{name}": value for name, value in values.items() if value is not None}
-    return found | {f"trainer/{name}": value for name, value in step.trainer.items()}
+        values_by_name |= {f"rltop/{engine}/{name}": value for name, value in values.items() if value is not None}
+    return values_by_name | {f"trainer/{name}": value for name, value in step.trainer.items()}
 
 
 # --- Prometheus -----------------------------------------------------------------------------------------------------
@@ -74,11 +74,11 @@ ENGINE_GAUGES = (
     "lag",
     "gap",
 )
-"""Figures of an engine that are served."""
+"""Numbers of an engine that are exported."""
 
 
 def exposition(picture: Snapshot) -> str:
-    """The last step and the engines in Prometheus' text format."""
+    """The last step and the engines in the Prometheus text format."""
     lines: list[str] = []
 
     def gauge(name: str, about: str, rows: list[tuple[dict[str, str], float]]) -> None:
@@ -89,17 +89,17 @@ def exposition(picture: Snapshot) -> str:
     last = max(picture.steps.values(), key=lambda step: step.step, default=None)
     if last is not None:
         gauge("rltop_step", "Last closed step.", [({}, last.step)])
-        gauge("rltop_step_closed_seconds", "When it closed.", [({}, last.closed)])
+        gauge("rltop_step_closed_seconds", "Time at which it closed, seconds since 1970.", [({}, last.closed)])
         gauge("rltop_metric", "Metrics of the last step.", _known(last.values))
         of_engines = [({"engine": e} | labels, v) for e, vs in last.engines.items() for labels, v in _known(vs)]
-        gauge("rltop_engine_metric", "The same, of each engine's part.", of_engines)
-        gauge("rltop_trainer_scalar", "What the trainer passed.", _known(last.trainer))
+        gauge("rltop_engine_metric", "Metrics of the last step, per engine.", of_engines)
+        gauge("rltop_trainer_scalar", "Scalars passed by the trainer.", _known(last.trainer))
     for name in ENGINE_GAUGES:
         rows = [({"engine": e.id}, float(v)) for e in picture.engines.values() if (v := getattr(e, name)) is not None]
-        gauge(f"rltop_engine_{name}", "As last reported.", rows)
+        gauge(f"rltop_engine_{name}", "Last reported value.", rows)
     gauge(
         "rltop_engine_live",
-        "1 if it was heard of lately.",
+        "1 if the engine reported recently.",
         [({"engine": e.id}, _live(e)) for e in picture.engines.values()],
     )
     gauge("rltop_hub_counter", "Counters of the hub.", _known(picture.counters, "counter"))
@@ -126,7 +126,7 @@ def _number(value: float) -> str:
 
 
 class Prometheus:
-    """Serves ``/metrics`` on the loopback address at ``port`` (0: any that is free, see ``port``)."""
+    """Serves ``/metrics`` on the loopback address; port 0 picks a free one (see ``port``)."""
 
     def __init__(self, port: int) -> None:
         self._text = b""
@@ -143,7 +143,7 @@ class Prometheus:
                 self.wfile.write(body)
 
             def log_message(self, *_: Any) -> None:
-                """Say nothing."""
+                """No request log."""
 
         try:
             self._server = ThreadingHTTPServer((LOOPBACK, port), Handler)
@@ -169,7 +169,7 @@ class Prometheus:
 
 
 class TensorBoard:
-    """Writes an event file in ``directory``, without TensorBoard: a record of scalars per step."""
+    """Writes an event file with one record of scalars per step; TensorBoard need not be installed."""
 
     def __init__(self, directory: str) -> None:
         name = f"events.out.tfevents.{int(time.time())}.rltop.{os.getpid()}"
@@ -186,7 +186,7 @@ class TensorBoard:
         for step in fresh:
             values = b"".join(
                 _bytes(1, _bytes(1, tag.encode()) + b"\x15" + struct.pack("<f", _float32(value)))
-                for tag, value in figures(step).items()
+                for tag, value in scalars(step).items()
             )
             self._write(_double(1, step.closed) + b"\x10" + _varint(step.step) + _bytes(5, values))
         if fresh:
@@ -248,7 +248,7 @@ def _masked(content: bytes) -> bytes:
 
 
 class WandB:
-    """Logs to a project of Weights & Biases; its own environment variables say how (``WANDB_MODE=offline``)."""
+    """Logs to a Weights & Biases project, configured by its environment variables (``WANDB_MODE=offline``)."""
 
     def __init__(self, project: str) -> None:
         if importlib.util.find_spec("wandb") is None:
@@ -261,7 +261,7 @@ class WandB:
         """See ``Sink``."""
         del picture
         for step in fresh:
-            self._run.log(figures(step), step=step.step)
+            self._run.log(scalars(step), step=step.step)
 
     def close(self) -> None:
         """See ``Sink``."""
@@ -270,7 +270,7 @@ class WandB:
 
 @dataclass(frozen=True)
 class SinkKind:
-    """A kind of sink: what stands after the colon, and what makes it."""
+    """A kind of sink: the name of its argument, a summary, and its constructor."""
 
     argument: str
     summary: str
@@ -279,7 +279,7 @@ class SinkKind:
 
 def _port(text: str) -> Sink:
     if not (text.isascii() and text.isdigit() and int(text) < 65_536):
-        raise ForwardError(f"prometheus:{text}: the port is a number")
+        raise ForwardError(f"prometheus:{text}: the port must be a number below 65536")
     return Prometheus(int(text))
 
 
@@ -291,7 +291,7 @@ KINDS: Mapping[str, SinkKind] = {
 
 
 def open_sink(text: str) -> Sink:
-    """The sink that ``KIND:ARGUMENT`` means. Raises ``ForwardError``."""
+    """Open the sink ``KIND:ARGUMENT``. Raises ``ForwardError``."""
     kind, colon, argument = text.partition(":")
     if kind not in KINDS or not colon or not argument:
         forms = ", ".join(f"{name}:{kind.argument}" for name, kind in KINDS.items())

@@ -1,4 +1,4 @@
-"""What of a run can be exported, by name: for the command line, which loads nothing heavy to know it."""
+"""The exportable tables of a run; apart from ``tables`` so that the command line starts fast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SUMMARIES: Mapping[str, str] = {
     "steps": "every metric of every step, and the trainer's scalars",
     "engine-steps": "the metrics of each engine's part of every step",
     "engines": "the state of every engine over time",
-    "sequences": "the sequences and tokens that were kept of each step",
-    "events": "what happened",
-    "changes": "the stages of every command",
+    "sequences": "the stored sequences and tokens of each step",
+    "events": "the event log",
+    "changes": "the states of every command",
 }

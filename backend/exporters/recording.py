@@ -1,4 +1,4 @@
-"""One shareable file of a run: its store, whole and closed, without token text unless asked for."""
+"""Copies a run's store into one shareable file, without token text by default."""
 
 from __future__ import annotations
 
@@ -13,30 +13,28 @@ from rltop.backend.store.read import Reader
 from rltop.backend.store.schema import StoreError
 
 TEXT_TABLES = ("sample",)
-"""Tables whose rows hold what a model read or wrote."""
+"""Tables with prompts and completions."""
 
 
 def record(source: Path, to: Path, *, with_text: bool = False, overwrite: bool = False) -> int:
-    """Copy the store of a run, live or not, to ``to``: an SQLite file, packed with gzip if the name ends in ``.gz``.
-
-    A file is there whole or not at all.
+    """Copy the store of a run, live or not, to ``to``: SQLite, compressed if the name ends in ``.gz``. Atomic.
 
     Args:
         source: a run directory, or a file of ``record``.
         to: the new file.
         with_text: keep the sequences with their tokens.
-        overwrite: ``to`` may be there.
+        overwrite: replace an existing ``to``.
 
     Returns:
         Its size in bytes.
 
     Raises:
         StoreError: there is no store at ``source``.
-        FileExistsError: ``to`` is there.
-        OSError: it can't be written.
+        FileExistsError: ``to`` exists.
+        OSError: writing failed.
     """
     if to.exists() and not overwrite:
-        raise FileExistsError(f"{to} is there already")
+        raise FileExistsError(f"{to} already exists")
     with tempfile.TemporaryDirectory(prefix=".rltop-", dir=to.parent) as directory:
         copy = Path(directory) / "copy"
         with Reader(source) as reader:
@@ -49,7 +47,7 @@ def record(source: Path, to: Path, *, with_text: bool = False, overwrite: bool =
         if to.suffix == ".gz":
             copy = _pack(copy)
         copy.chmod(0o600)
-        os.replace(copy, to)  # noqa: PTH105 - said as what it is
+        os.replace(copy, to)  # noqa: PTH105 - the atomic call by its name
     return to.stat().st_size
 
 
@@ -59,7 +57,7 @@ def _strip(file: Path) -> None:
         connection.execute("PRAGMA journal_mode = DELETE")
         for table in TEXT_TABLES:
             connection.execute(f"DELETE FROM {table}")
-        connection.execute("VACUUM")  # what was deleted is not to be found in free pages either
+        connection.execute("VACUUM")  # so that free pages hold no deleted rows
     except sqlite3.Error as error:
         raise OSError(f"{file}: {error}") from error
     finally:

@@ -1,4 +1,4 @@
-"""A stored run as plain tables: CSV, JSON lines, or Parquet where pyarrow is installed."""
+"""Exports a stored run as CSV, JSON lines, or Parquet (with pyarrow)."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from rltop.backend.store.schema import BY_NAME, ENGINE_NUMBERS, SCALAR, metric_n
 Row = dict[str, Any]
 
 BATCH = 10_000
-"""Rows that are held at a time."""
+"""Rows in memory at a time."""
 
 
 class ExportError(ValueError):
-    """It can't be exported so; the message says what can."""
+    """An unsupported export; the message names the supported ones."""
 
 
 @dataclass(frozen=True)
 class ExportKind:
-    """What can be exported.
+    """An exportable table.
 
     Attributes:
-        name: as in ``export_kinds``, which says what it is.
+        name: as in ``kinds.SUMMARIES``.
         columns: names and types (``float``, ``int``, ``text``, ``bool``) in this store.
-        rows: one dict a row, in order of arrival.
+        rows: one dict per row, in order of arrival.
     """
 
     name: str
@@ -110,7 +110,7 @@ def _sequences(reader: Reader) -> Iterator[Row]:
 
 
 def readable(body: Row) -> Row:
-    """The map with its raw arrays as lists: f4 and u1 where it is known by name, else i4."""
+    """The row with its raw arrays as lists; columns not in ``types`` are i4."""
     types = {"rollout": "<f4", "trainer": "<f4", "old": "<f4", "mask": "u1"}
     return {
         name: np.frombuffer(value, types.get(name, "<i4")).tolist() if isinstance(value, bytes) else value
@@ -131,21 +131,21 @@ KIND_BY_NAME: Mapping[str, ExportKind] = {kind.name: kind for kind in KINDS}
 
 
 def export(reader: Reader, what: str, to: Path, *, overwrite: bool = False) -> int:
-    """Write one kind of rows to ``to``, whose end says the format. A file is there whole or not at all.
+    """Write one table to ``to``; the suffix selects the format. Atomic.
 
-    Numbers that are no number: empty in CSV for unknown, ``nan`` and ``inf`` as such; JSON has null for all of these.
+    CSV: unknown numbers are empty, ``nan`` and ``inf`` are written as such. JSON: null for all of these.
 
     Returns:
-        How many rows.
+        The number of rows.
 
     Raises:
         ExportError: no such format, pyarrow is missing, or there are no rows.
-        FileExistsError: ``to`` is there and may not be overwritten.
-        OSError: it can't be written.
+        FileExistsError: ``to`` exists and ``overwrite`` is off.
+        OSError: writing failed.
     """
     write = _writer(to)
     if to.exists() and not overwrite:
-        raise FileExistsError(f"{to} is there already")
+        raise FileExistsError(f"{to} already exists")
     kind = KIND_BY_NAME[what]
     rows = iter(kind.rows(reader))
     first = next(rows, None)
@@ -155,7 +155,7 @@ def export(reader: Reader, what: str, to: Path, *, overwrite: bool = False) -> i
     os.close(handle)
     try:
         count = write(Path(partial), kind.columns(reader), itertools.chain([first], rows))
-        os.replace(partial, to)  # noqa: PTH105 - said as what it is
+        os.replace(partial, to)  # noqa: PTH105 - the atomic call by its name
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
@@ -180,7 +180,7 @@ def _csv(path: Path, columns: dict[str, str], rows: Iterator[Row]) -> int:
         out = csv.writer(file)
         out.writerow(columns)
         for row in rows:
-            out.writerow(row.get(name) for name in columns)  # floats as repr: they read back to the bit
+            out.writerow(row.get(name) for name in columns)  # floats as repr: bit-exact when read back
             count += 1
     return count
 

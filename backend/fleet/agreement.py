@@ -1,4 +1,4 @@
-"""Watches whether the facts of engines and trainer agree, and tells each difference once, and once its end. Pure."""
+"""Watches mismatches between the facts of engines and trainer, and reports the start and end of each once. Pure."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from rltop.collectors.contract import wire
 from rltop.collectors.contract.facts import as_text
 
 SETTLE_S = 3.0
-"""A difference is told when it has stood this long: a fleet is switched one engine after the other."""
+"""A mismatch is reported once it has lasted this long, since fleets are switched one engine at a time."""
 
 PERIOD_S = 1.0
-"""How often the facts are compared: as often as engines report."""
+"""How often facts are compared: as often as engines report."""
 
 RECENT = 64
-"""So many of an engine's latest requests say how it samples."""
+"""Latest requests of an engine that its sampling facts come from."""
 
 
 @dataclass(frozen=True, slots=True)
 class FactChange:
-    """A difference that appeared, or is no more."""
+    """The event of a mismatch that started or ended."""
 
     severity: str
     text: str
 
 
 class SamplingFacts:
-    """How each engine's requests were sampled lately; only of those that asked for logprobs, as training does."""
+    """Sampling parameters of each engine's recent requests with logprobs, which are those of training."""
 
     def __init__(self) -> None:
         self._recent: dict[str, deque[dict[str, float]]] = {}
 
-    def take(self, body: wire.Rollouts) -> None:
-        """Finished requests of one engine."""
+    def observe(self, body: wire.Rollouts) -> None:
+        """Add finished requests of one engine."""
         recent = self._recent.setdefault(body.engine, deque(maxlen=RECENT))
         recent.extend(rollout.sampling for rollout in body.rollouts[-RECENT:] if rollout.has_logprobs)
 
     def facts(self, engine: str) -> dict[str, str]:
-        """By parameter, the value or the values; empty before the first request."""
+        """The value or values of each parameter; empty before the first request."""
         recent = self._recent.get(engine)
         if not recent:
             return {}
@@ -52,48 +52,48 @@ class SamplingFacts:
 
 
 class DifferenceWatch:
-    """Which differences stand, since when, and which of them were told."""
+    """Current mismatches, their start, and which of them were reported."""
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, str], float] = {}
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
 
-    def look(self, found: Iterable[facts.Difference], engines: int, now: float) -> list[FactChange]:
-        """Compare with what stood before.
+    def update(self, differences: Iterable[facts.Difference], engines: int, now: float) -> list[FactChange]:
+        """Compare with the mismatches so far; returns the events to publish.
 
         Args:
-            found: all differences of now.
-            engines: how many engines were compared; of none, nothing can be told.
+            differences: all current mismatches.
+            engines: number of engines that were compared; without any, nothing changes.
             now: seconds.
         """
         if not engines:
             return []
-        standing: dict[tuple[str, str], list[facts.Difference]] = {}
-        for one in found:
-            standing.setdefault((one.fact, one.against), []).append(one)
-        ended = [key for key in self._since if key not in standing]
-        news = [_ended(key) for key in ended if key in self._told]
+        current: dict[tuple[str, str], list[facts.Difference]] = {}
+        for one in differences:
+            current.setdefault((one.fact, one.against), []).append(one)
+        ended = [key for key in self._since if key not in current]
+        changes = [_ended(key) for key in ended if key in self._reported]
         for key in ended:
             del self._since[key]
-            self._told.discard(key)
-        for key, ones in standing.items():
-            if now - self._since.setdefault(key, now) >= SETTLE_S and key not in self._told:
-                self._told.add(key)
-                news.append(_appeared(ones))
-        return news
+            self._reported.discard(key)
+        for key, ones in current.items():
+            if now - self._since.setdefault(key, now) >= SETTLE_S and key not in self._reported:
+                self._reported.add(key)
+                changes.append(_started(ones))
+        return changes
 
 
-def _appeared(ones: list[facts.Difference]) -> FactChange:
+def _started(ones: list[facts.Difference]) -> FactChange:
     first = ones[0]
     why = facts.because(first.fact)
     if first.against == facts.TRAINER:
         who = facts.has([one.engine for one in ones], first.value)
-        return FactChange("warn", f"{first.fact}: {who}, {first.says}{why}")
+        return FactChange("warn", f"{first.fact}: {who}, {first.explanation}{why}")
     values: dict[str, list[str]] = {}
     for one in ones:
         values.setdefault(one.value, []).append(one.engine)
     each = "; ".join(facts.has(engines, value) for value, engines in values.items())
-    rest = "" if len(values) > 1 else f"; {first.says}"
+    rest = "" if len(values) > 1 else f"; {first.explanation}"
     severity = "info" if first.fact in facts.FLAG_NAMES else "warn"  # a canary is meant to differ
     return FactChange(severity, f"{first.fact} differs across the fleet: {each}{rest}{why}")
 
@@ -106,7 +106,7 @@ def _ended(key: tuple[str, str]) -> FactChange:
 
 
 class Fingerprints:
-    """All of it for one run: facts go in as they come, differences come out once a second."""
+    """Mismatch detection for one run, once a second."""
 
     def __init__(self) -> None:
         self.sampled = SamplingFacts()
@@ -114,7 +114,7 @@ class Fingerprints:
         self._next = 0.0
 
     def due(self, now: float) -> bool:
-        """Whether it is time to compare again."""
+        """Whether the next comparison is due."""
         if now < self._next:
             return False
         self._next = now + PERIOD_S
@@ -123,6 +123,6 @@ class Fingerprints:
     def compare(
         self, engines: Mapping[str, facts.Facts], trainer: facts.Facts, now: float
     ) -> tuple[dict[str, dict[str, str]], list[FactChange]]:
-        """What each engine is marked with, and what is new."""
-        found = facts.compare(engines, trainer)
-        return facts.by_engine(found), self._watch.look(found, len(engines), now)
+        """The mismatches of each engine, and the events to publish."""
+        differences = facts.compare(engines, trainer)
+        return facts.by_engine(differences), self._watch.update(differences, len(engines), now)

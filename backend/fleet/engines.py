@@ -1,4 +1,4 @@
-"""Engines as viewers see them, from what they report once a second. Pure."""
+"""The engines and the trainer of a run, from their periodic reports. Pure."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from rltop.collectors.contract.actions import BY_VERB
 from rltop.collectors.contract.facts import as_text
 
 RATE_WINDOW_S = 5.0
-"""Tokens per second and the recent prefix hit rate are over about this long."""
+"""Window of tokens per second and of the recent prefix hit rate."""
 
 MIN_RATE_S = 0.5
-"""Over less there is no rate: to a new hub the states that waited come at once, with a step of tokens between them."""
+"""Least window for a rate: a new hub receives queued states at once, with many tokens between them."""
 
 SILENT_S = 5.0
-"""A collector reports once a second; after this long without a word it is called silent."""
+"""Seconds without a report after which an engine is silent; collectors report once a second."""
 
 
 @dataclass(slots=True)
 class Tracked:
-    """One engine: its latest state, its counters over the rate window, and what the steps said of it.
+    """One engine: its latest state, and its counters over the rate window.
 
-    ``sampled`` is how its requests were sampled lately, ``differs`` which of its facts do not agree (``facts``).
+    ``gap`` is that of the last step, ``sampled`` the sampling facts of recent requests, ``differs`` the mismatching
+    facts (``facts``).
     """
 
     state: wire.EngineState
@@ -42,7 +43,7 @@ class Tracked:
     differs: dict[str, str] = field(default_factory=dict)
 
     def observe(self, sent: float) -> None:
-        """Remember the counters of ``state`` as of the sender's clock."""
+        """Add the counters of ``state`` at the sender's time."""
         state = self.state
         if self.samples and sent <= self.samples[-1][0]:
             return
@@ -114,7 +115,7 @@ class Engines:
 
     @property
     def live(self) -> list[str]:
-        """Ids of the engines that were heard of lately."""
+        """Ids of the live engines."""
         return [engine for engine, tracked in self._known.items() if tracked.health == "live"]
 
     def health(self, engine: str) -> str:
@@ -122,7 +123,7 @@ class Engines:
         return self._known[engine].health if engine in self._known else "unknown"
 
     def reads(self, engine: str, subject: str) -> str | None:
-        """What a flag reads on an engine, or whether it generates; None if that is not known."""
+        """The value of a flag on an engine, or whether it generates; None if unknown."""
         if (tracked := self._known.get(engine)) is None:
             return None
         state = tracked.state
@@ -131,21 +132,21 @@ class Engines:
         return state.flags[subject].value if subject in state.flags else None
 
     def state(self, engine: str) -> wire.EngineState | None:
-        """What an engine reported last."""
+        """The latest report of an engine."""
         return self._known[engine].state if engine in self._known else None
 
     def timers(self, engine: str) -> list[wire.Timer]:
-        """What an engine will take back by itself."""
+        """The pending auto-reverts of an engine."""
         return self._known[engine].state.timers if engine in self._known else []
 
     def skew(self) -> int:
-        """Greatest difference of the policy versions of live engines."""
+        """Largest difference between the policy versions of live engines."""
         versions = [self._known[e].state.policy_version for e in self.live]
         known = [version for version in versions if version is not None]
         return max(known) - min(known) if known else 0
 
-    def report(self, envelope: wire.Envelope, state: wire.EngineState, now: float) -> None:
-        """A new state of an engine."""
+    def set_state(self, envelope: wire.Envelope, state: wire.EngineState, now: float) -> None:
+        """Apply a state report of an engine."""
         tracked = self._known.get(state.engine)
         if tracked is None or tracked.epoch != envelope.epoch:
             gap = tracked.gap if tracked else None
@@ -154,31 +155,31 @@ class Engines:
         tracked.observe(envelope.sent)
         self._changed.add(state.engine)
 
-    def record(self, engine: str, health: wire.Health, now: float) -> None:
-        """A health record of an engine's collector."""
+    def set_counters(self, engine: str, health: wire.Health, now: float) -> None:
+        """Apply a health record of an engine's collector."""
         if tracked := self._known.get(engine):
             tracked.health_record, tracked.last_seen = health, now
 
     def set_health(self, engine: str, health: str) -> None:
-        """The engine fell silent, or said goodbye."""
+        """Set the health of an engine: silent, or gone."""
         if engine in self._known and self._known[engine].health != health:
             self._known[engine].health = health
             self._changed.add(engine)
 
     def set_trainer_version(self, version: int | None) -> None:
-        """The trainer's weights moved on: every lag changes."""
+        """Set the trainer's version, which changes every lag."""
         if version != self.trainer_version:
             self.trainer_version = version
             self._changed.update(self._known)
 
     def set_gap(self, engine: str, gap: float | None) -> None:
-        """The engine's gap in the last step."""
+        """Set the engine's gap in the last step."""
         if engine in self._known:
             self._known[engine].gap = gap
             self._changed.add(engine)
 
     def facts(self, sampled: Callable[[str], dict[str, str]]) -> dict[str, dict[str, str]]:
-        """The facts of every engine that is not gone, with how its requests were sampled."""
+        """The facts of every engine that is not gone, with the sampling facts of its requests."""
         found = {}
         for engine, tracked in self._known.items():
             if tracked.health != "gone":
@@ -186,8 +187,8 @@ class Engines:
                 found[engine] = facts.of_engine(tracked.state) | tracked.sampled
         return found
 
-    def mark(self, differs: Mapping[str, dict[str, str]]) -> None:
-        """Which facts of which engines do not agree now; of all others, all do."""
+    def set_differences(self, differs: Mapping[str, dict[str, str]]) -> None:
+        """Set the mismatching facts by engine; engines that are absent have none."""
         for engine, tracked in self._known.items():
             if tracked.differs != (marks := differs.get(engine, {})):
                 tracked.differs = marks
@@ -201,7 +202,7 @@ class Engines:
 
 
 class TrainerRanks:
-    """The trainer as viewers see it, from what its ranks send."""
+    """The trainer as viewers see it, from the messages of its ranks."""
 
     def __init__(self) -> None:
         self._view = api.Trainer()
@@ -211,12 +212,12 @@ class TrainerRanks:
 
     @property
     def version(self) -> int | None:
-        """Policy version of the trainer, as far as it said."""
+        """Policy version of the trainer, if stated."""
         return self._view.policy_version
 
     @property
     def stated(self) -> dict[str, str]:
-        """What the trainer says it computes with."""
+        """The facts that the trainer states."""
         return self._view.facts
 
     def _set(self, **changes: object) -> None:
@@ -224,14 +225,14 @@ class TrainerRanks:
         self._changed = True
 
     def new_epoch(self) -> None:
-        """A rank started anew: what was known of the run's progress may be of another life."""
+        """A rank restarted: forget progress and facts, which may belong to the earlier process."""
         self._facts.clear()
         self._set(policy_version=None, step=None, facts={})
 
     def rows(self, body: wire.Sequences) -> None:
-        """Rows say which weights are being updated; a close, which says the weights after it, is not undone.
+        """Apply version and temperature of rows.
 
-        They also say the temperature, which is the latest word on that fact.
+        Rows carry the version before the update, a close that after it: the version never goes back.
         """
         temperature = as_text(body.temperature)
         if temperature is not None and self._view.facts.get("temperature") != temperature:
@@ -241,17 +242,17 @@ class TrainerRanks:
             self._set(policy_version=version)
 
     def facts(self, body: wire.TrainerFacts) -> None:
-        """What a rank says it computes with; the lowest rank's word is shown."""
+        """Apply the facts of a rank; those of the lowest rank are shown."""
         self._facts[body.rank] = body.facts
         self._set(facts=self._facts[min(self._facts)])
 
     def closed(self, body: wire.StepClosed) -> None:
-        """A rank closed a step."""
+        """Apply the end of a step on a rank."""
         version = self._view.policy_version if body.policy_version is None else body.policy_version
         self._set(step=body.step, policy_version=version, world_size=body.world_size)
 
-    def record(self, source: str, health: wire.Health, now: float) -> None:
-        """A health record of a rank: counts are summed over ranks."""
+    def set_counters(self, source: str, health: wire.Health, now: float) -> None:
+        """Apply a health record of a rank; counts are summed over ranks."""
         self._counts[source] = health.counts
         totals: dict[str, wire.Counts] = {}
         for counts in self._counts.values():
@@ -266,7 +267,7 @@ class TrainerRanks:
         self._set(counts=totals, ranks={**self._view.ranks, source.removeprefix("trainer/"): now})
 
     def set_health(self, health: str) -> None:
-        """``live``, ``silent`` or ``gone``: the best of the ranks."""
+        """Set the health: the best of the ranks."""
         if health != self._view.health:
             self._set(health=health)
 

@@ -1,6 +1,6 @@
-"""Which facts of engines must agree, with each other and with what the trainer says, and why. Data and pure functions.
+"""Facts of engines that must match each other and the trainer, and the reasons. Data and pure functions.
 
-A fact that an engine or the trainer does not state is not compared: absent is never guessed.
+A fact that an engine or the trainer does not state is not compared.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from rltop.collectors.contract.flags import FLAGS
 from rltop.collectors.contract.wire import EngineState
 
 Facts = Mapping[str, str]
-"""Of one engine or of the trainer, by name."""
+"""The facts of one engine or of the trainer, by name."""
 
 FLEET, TRAINER = "fleet", "trainer"
-"""What an engine's fact is held against."""
+"""What an engine's fact is compared with."""
 
 FLAG_NAMES = frozenset(flag.name for flag in FLAGS)
 
@@ -41,26 +41,26 @@ def _plain(text: str) -> float | str:
 
 
 def same_top_k(one: str, other: str) -> bool:
-    """0, -1 and ``none`` all mean that nothing is cut off."""
+    """Equal values of top_k; 0, -1 and ``none`` all mean no truncation."""
     return same_text(*("0" if text.strip().lower() in ("-1", "none", "off") else text for text in (one, other)))
 
 
 def same_model(one: str, other: str) -> bool:
-    """The last part of the path: each machine may keep its copy elsewhere."""
+    """Equal last parts of the path: each machine may have its copy elsewhere."""
     return PurePath(one).name == PurePath(other).name
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that an engine computes with.
+    """One property of an engine's computation.
 
     Attributes:
         name: as in ``EngineState.fingerprint`` or ``EngineState.flags``, and in the trainer's facts.
-        means: what it is.
-        why: what a difference does to the run; empty where it is what the flag says it does.
-        fleet: all live engines must have the same.
-        trainer: every engine must have what the trainer says.
-        same: whether two texts of it mean the same.
+        means: its description.
+        why: the effect of a mismatch on the run; empty for flags, which describe their own effect.
+        fleet: must be the same on all live engines.
+        trainer: must match the trainer's on every engine.
+        same: compares two values.
     """
 
     name: str
@@ -71,36 +71,36 @@ class Fact:
     same: Callable[[str, str], bool] = same_text
 
 
-_SAMPLING_WHY = "the trainer's logprobs are of another distribution than the one sampled from"
+_SAMPLING_WHY = "the trainer's logprobs describe another distribution than the sampled one"
 
 FACTS: tuple[Fact, ...] = (
-    Fact("model", "the checkpoint that the engine was started with", "they may be different models",
+    Fact("model", "checkpoint that the engine was started with", "they may be different models",
          trainer=True, same=same_model),
-    Fact("vllm_version", "version of vLLM", "other kernels and other defaults: logprobs of equal tokens differ"),
-    Fact("model_runner", "which of vLLM's two model runners", "they have different samplers"),
-    Fact("attention_backend", "kernels of attention", "other rounding: logprobs of equal tokens differ"),
-    Fact("dtype", "that the forward computes in", "other rounding: the gap grows with the length of an answer",
+    Fact("vllm_version", "version of vLLM", "other kernels and defaults: logprobs of equal tokens differ"),
+    Fact("model_runner", "vLLM's model runner (V1 or V2)", "they have different samplers"),
+    Fact("attention_backend", "attention kernels", "other rounding: logprobs of equal tokens differ"),
+    Fact("dtype", "dtype of the forward", "other rounding: the gap grows with the length of an answer",
          trainer=True),
-    Fact("head_dtype", "that logits come in", "logprobs lose their last digits to rounding on one side alone",
+    Fact("head_dtype", "dtype of logits", "rounding affects the last digits of logprobs on one side only",
          trainer=True),
-    Fact("quantization", "of the weights", "the engines sample from other weights than are trained", trainer=True),
-    Fact("kv_cache_dtype", "of cached keys and values", "other rounding: the gap grows with the length of a context"),
+    Fact("quantization", "of the weights", "engines sample from other weights than are trained", trainer=True),
+    Fact("kv_cache_dtype", "dtype of cached keys and values", "other rounding: the gap grows with the context length"),
     *(Fact(flag.name, flag.summary, "") for flag in FLAGS),
-    Fact("temperature", "that requests with logprobs were sampled at lately", _SAMPLING_WHY, fleet=False, trainer=True),
-    Fact("top_p", "likewise: share of probability that is kept", _SAMPLING_WHY, fleet=False, trainer=True),
-    Fact("top_k", "likewise: number of tokens that are kept", _SAMPLING_WHY, fleet=False, trainer=True,
+    Fact("temperature", "of recent requests with logprobs", _SAMPLING_WHY, fleet=False, trainer=True),
+    Fact("top_p", "of recent requests: share of probability that is kept", _SAMPLING_WHY, fleet=False, trainer=True),
+    Fact("top_k", "of recent requests: number of tokens that are kept", _SAMPLING_WHY, fleet=False, trainer=True,
          same=same_top_k),
-    Fact("min_p", "likewise: least probability that is kept", _SAMPLING_WHY, fleet=False, trainer=True),
-    Fact("repetition_penalty", "likewise", _SAMPLING_WHY, fleet=False, trainer=True),
-    Fact("presence_penalty", "likewise", _SAMPLING_WHY, fleet=False, trainer=True),
-    Fact("frequency_penalty", "likewise", _SAMPLING_WHY, fleet=False, trainer=True),
-    Fact("default_sampling", "what requests get for parameters that they leave unset",
-         "what such requests record is of another distribution than is trained"),
-    Fact("sampling_path", "which sampler picks the tokens", "other rounding at the edge of top-p and top-k"),
-    Fact("parallel", "how the model is split", "sums in another order: other rounding"),
-    Fact("speculative", "drafting of tokens", "logprobs and timing differ"),
+    Fact("min_p", "of recent requests: least probability that is kept", _SAMPLING_WHY, fleet=False, trainer=True),
+    Fact("repetition_penalty", "of recent requests", _SAMPLING_WHY, fleet=False, trainer=True),
+    Fact("presence_penalty", "of recent requests", _SAMPLING_WHY, fleet=False, trainer=True),
+    Fact("frequency_penalty", "of recent requests", _SAMPLING_WHY, fleet=False, trainer=True),
+    Fact("default_sampling", "values of parameters that requests leave unset",
+         "logprobs of such requests describe another distribution than is trained"),
+    Fact("sampling_path", "sampler implementation", "other rounding at the edge of top-p and top-k"),
+    Fact("parallel", "how the model is sharded", "sums in another order: other rounding"),
+    Fact("speculative", "speculative decoding", "logprobs and timing differ"),
     Fact("enforce_eager", "no CUDA graphs, no compilation", "other kernels: other rounding"),
-    Fact("device", "what it computes on", "other kernels: other rounding"),
+    Fact("device", "device type", "other kernels: other rounding"),
     Fact("torch_version", "version of torch", "other kernels: other rounding"),
 )  # fmt: skip
 
@@ -110,51 +110,51 @@ NEUTRAL = {
     "temperature": "1", "top_p": "1", "top_k": "0", "min_p": "0", "repetition_penalty": "1", "presence_penalty": "0",
     "frequency_penalty": "0",
 }  # fmt: skip
-"""The value at which each sampling parameter leaves the model's distribution as it is."""
+"""The value at which each sampling parameter leaves the model's distribution unchanged."""
 
 AND = "; "
-"""Between things that are said of one fact."""
+"""Separates several explanations of one fact."""
 
 MIXED = ", "
-"""Between the values of a fact that has several: requests may differ, and so may ranks."""
+"""Separates the values of a fact that has several: requests and ranks may differ."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One fact of one engine that does not agree.
+    """A mismatching fact of one engine.
 
     Attributes:
         fact: name of the fact.
-        engine: whose.
+        engine: id of the engine.
         against: ``FLEET`` or ``TRAINER``.
-        value: what the engine has.
-        says: what the others have, or what is wrong, for a person.
+        value: the engine's value.
+        explanation: the other values, or the problem, as text.
     """
 
     fact: str
     engine: str
     against: str
     value: str
-    says: str
+    explanation: str
 
 
 def of_engine(engine: api.Engine | EngineState) -> dict[str, str]:
-    """All facts of an engine: its fingerprint, and its flags as they stand now with their form."""
+    """All facts of an engine: its fingerprint, and the current values of its flags."""
     flags = {name: shown(state.value, state.detail) for name, state in engine.flags.items() if state.value is not None}
     return {**engine.fingerprint, **flags}
 
 
 def shown(value: str | None, detail: str = "") -> str:
-    """A flag's value with its form: ``off (strict)``."""
+    """A flag's value with its detail: ``off (strict)``."""
     return f"{value or 'unknown'} ({detail})" if detail else value or "unknown"
 
 
 def compare(engines: Mapping[str, Facts], trainer: Facts) -> list[Difference]:
-    """What does not agree, in the order of the table. Pure.
+    """All mismatches, in the order of the table.
 
     Args:
         engines: facts by engine id, of the engines that count.
-        trainer: what the trainer says; empty if it said nothing.
+        trainer: facts that the trainer states; may be empty.
     """
     found = []
     for fact in FACTS:
@@ -164,12 +164,12 @@ def compare(engines: Mapping[str, Facts], trainer: Facts) -> list[Difference]:
         if fact.trainer and fact.name in trainer:
             found += _with_trainer(fact, values, trainer[fact.name])
     for engine, facts in engines.items():
-        found += _raw_record(engine, facts, trainer) + _defaults(engine, facts, trainer)
+        found += _raw_logprobs(engine, facts, trainer) + _defaults(engine, facts, trainer)
     return found
 
 
 def _within(fact: Fact, values: Facts) -> list[Difference]:
-    """The engines that stand apart: all but the majority, or all where there is none."""
+    """The engines outside the majority, or all engines if there is no majority."""
     groups: list[tuple[str, list[str]]] = []
     for engine, value in values.items():
         group = next((engines for known, engines in groups if fact.same(known, value)), None)
@@ -181,22 +181,22 @@ def _within(fact: Fact, values: Facts) -> list[Difference]:
     found = []
     for value, engines in groups:
         if 2 * len(engines) > len(values):
-            continue  # the majority is not what is odd
+            continue  # the majority
         others = AND.join(has(whose, other) for other, whose in groups if whose is not engines)
         found += [Difference(fact.name, engine, FLEET, value, others) for engine in engines]
     return found
 
 
-def _with_trainer(fact: Fact, values: Facts, word: str) -> list[Difference]:
+def _with_trainer(fact: Fact, values: Facts, stated: str) -> list[Difference]:
     return [
-        Difference(fact.name, engine, TRAINER, value, f"the trainer says {word}")
+        Difference(fact.name, engine, TRAINER, value, f"the trainer states {stated}")
         for engine, value in values.items()
-        if not any(fact.same(one, word) for one in value.split(MIXED))
+        if not any(fact.same(one, stated) for one in value.split(MIXED))
     ]
 
 
-def _raw_record(engine: str, facts: Facts, trainer: Facts) -> list[Difference]:
-    """A raw record leaves out what shaped the distribution; only the trainer's or the requests' word can tell."""
+def _raw_logprobs(engine: str, facts: Facts, trainer: Facts) -> list[Difference]:
+    """Raw logprobs omit sampling parameters, which only the trainer or the requests state."""
     value = facts.get("logprobs_mode", "")
     if not value.startswith("raw"):
         return []
@@ -206,26 +206,26 @@ def _raw_record(engine: str, facts: Facts, trainer: Facts) -> list[Difference]:
         for name, value in used.items()
         if not any(_is(name, one, NEUTRAL[name]) for one in value.split(MIXED))
     ]
-    says = f"a raw record leaves out {some(shaped)}, which makes every ratio wrong"
-    return [Difference("logprobs_mode", engine, TRAINER, value, says)] if shaped else []
+    explanation = f"raw logprobs leave out {some(shaped)}, which makes every ratio wrong"
+    return [Difference("logprobs_mode", engine, TRAINER, value, explanation)] if shaped else []
 
 
 def _defaults(engine: str, facts: Facts, trainer: Facts) -> list[Difference]:
-    """Sampling parameters that a model's ``generation_config`` fills in, where the trainer computes otherwise."""
+    """Sampling parameters from a model's ``generation_config`` that do not match the trainer's."""
     filled = defaults(facts)
     wrong = [
-        f"{name} {value} where the trainer says {trainer[name]}"
+        f"{name} {value} where the trainer states {trainer[name]}"
         for name, value in filled.items()
         if name in trainer and not _is(name, value, trainer[name])
     ]
     if not wrong:
         return []
-    says = f"requests that leave it unset get {some(wrong)}"
-    return [Difference("default_sampling", engine, TRAINER, facts["default_sampling"], says)]
+    explanation = f"requests without their own value get {some(wrong)}"
+    return [Difference("default_sampling", engine, TRAINER, facts["default_sampling"], explanation)]
 
 
 def defaults(facts: Facts) -> dict[str, str]:
-    """The sampling parameters that an engine fills in where a request leaves them unset, by name."""
+    """The values that an engine uses for sampling parameters that requests leave unset, by name."""
     pairs = (part.partition("=") for part in facts.get("default_sampling", "").split(MIXED))
     return {name: value for name, equals, value in pairs if equals}
 
@@ -235,27 +235,27 @@ def _is(name: str, one: str, other: str) -> bool:
 
 
 def some(names: list[str], most: int = 4) -> str:
-    """A list as people say it: ``e0, e1 and 6 more``."""
+    """An abbreviated list: ``e0, e1 and 6 more``."""
     if len(names) <= most:
         return ", ".join(names)
     return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"
 
 
 def because(fact: str) -> str:
-    """What a difference of this fact does to the run, to stand behind what differs."""
+    """The effect of a mismatch of this fact, as a suffix of its description."""
     why = BY_NAME[fact].why if fact in BY_NAME else ""
     return f"; {why}" if why else ""
 
 
 def has(engines: list[str], value: str) -> str:
-    """Who has what: ``e0, e1 have float32``."""
+    """Engines and their value: ``e0, e1 have float32``."""
     return f"{some(engines)} {'has' if len(engines) == 1 else 'have'} {value}"
 
 
 def by_engine(found: list[Difference]) -> dict[str, dict[str, str]]:
-    """For each engine that differs: what is to be said of each fact."""
-    said: dict[str, dict[str, str]] = {}
+    """The explanations of each mismatching engine, by fact."""
+    explanations: dict[str, dict[str, str]] = {}
     for one in found:
-        facts = said.setdefault(one.engine, {})
-        facts[one.fact] = f"{facts[one.fact]}{AND}{one.says}" if one.fact in facts else one.says
-    return said
+        facts = explanations.setdefault(one.engine, {})
+        facts[one.fact] = f"{facts[one.fact]}{AND}{one.explanation}" if one.fact in facts else one.explanation
+    return explanations

@@ -1,32 +1,32 @@
-"""The table of facts for people: ``python -m rltop.backend.fleet.facts_page > docs/facts.md``."""
+"""The table of facts as a page: ``python -m rltop.backend.fleet.facts_page > docs/facts.md``."""
 
 from __future__ import annotations
 
 from rltop.backend.fleet.facts import FACTS, FLAG_NAMES, Fact
 
 HEAD = """\
-# Facts that must agree
+# Facts that must match
 
-Made from the table in [`backend/fleet/facts.py`](../backend/fleet/facts.py):
+Generated from the table in [`backend/fleet/facts.py`](../backend/fleet/facts.py):
 `python -m rltop.backend.fleet.facts_page > docs/facts.md`.
 
-`rltop fingerprint` prints what each engine computes with, read from its live objects, beside what the trainer states
-(`TrainerCollector(facts=...)`, `.facts(...)`). What does not agree is marked with an unequal sign there, in
-`rltop status` and in the dashboard; it is an event once it has stood for three seconds, and once more when it ends.
+`rltop fingerprint` prints the configuration of each engine, read from its live objects, and the facts that the trainer
+states (`TrainerCollector(facts=...)`, `.facts(...)`). Mismatches are marked with an unequal sign there, in
+`rltop status` and in the dashboard. A mismatch is an event once it has lasted three seconds, and another when it ends.
 
-- Of several engines the odd ones are marked; where none has a majority, all.
-- Dtypes agree by any of their names (`torch.float32`, `fp32`), numbers as numbers, `top_k` 0 as -1, models by the last
-  part of their path. What an engine or the trainer does not state is not compared.
-- `logprobs_mode` raw is also held against temperature, top-p, top-k and penalties of trainer and requests: a raw record
-  leaves them out.
-- `default_sampling` is what a model's `generation_config.json` fills in where a request leaves a parameter unset; it is
-  held against the trainer's parameters too.
+- Among engines, those outside the majority are marked; without a majority, all.
+- Dtypes match under any of their names (`torch.float32`, `fp32`), numbers by value, `top_k` 0 matches -1, and models
+  match by the last part of their path. A fact that is not stated is not compared.
+- `logprobs_mode` raw is also compared with temperature, top-p, top-k and penalties of trainer and requests, since raw
+  logprobs leave them out.
+- `default_sampling` are the values from a model's `generation_config.json` for parameters that requests leave unset.
+  They are compared with the trainer's parameters too.
 
-| fact | what it is | same on all engines | same as the trainer's | why |
+| fact | description | same on all engines | same as the trainer's | effect of a mismatch |
 | --- | --- | --- | --- | --- |
 """
 
-TAIL = "| every flag | its value and form now | yes | | what the flag does: `rltop set --help` |\n"
+TAIL = "| every flag | its current value | yes | | see `rltop set --help` |\n"
 
 
 def document() -> str:

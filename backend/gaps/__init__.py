@@ -1,1 +1,1 @@
-"""Where the gap lies: strata, profiles, samples, the worst."""
+"""Localises the gap: attribution by stratum, profiles, samples and worst tokens."""

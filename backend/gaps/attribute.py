@@ -1,6 +1,6 @@
-"""Where the gap comes from: the strata of the latest steps, each with its count and interval. Pure.
+"""Breaks the gap of the latest steps down by stratum, each with count and interval. Pure.
 
-What is kept of a step is its moments, which add up; means and intervals are made when somebody asks.
+Only moments are kept per step, which add up; means and intervals are computed on request.
 """
 
 from __future__ import annotations
@@ -18,65 +18,66 @@ from rltop.backend.measure.intervals import estimate, interval
 from rltop.backend.summary import Floats, Regression, Strata, Summary
 from rltop.backend.summary.dimensions import ALL, LAG, PROBABILITY
 from rltop.backend.summary.groups import Groups
+from rltop.backend.summary.kernel import FIGURE, MOMENT
 from rltop.backend.summary.lagline import Estimate, lag_line
-from rltop.backend.summary.strata import ABS, K3, D, Packed, X
+from rltop.backend.summary.strata import Packed
 from rltop.backend.util.bounded import ByteBoundedCache
 
 TOTAL_BYTES = 32 << 20
-"""What is kept of past steps, at 10 to 40 kB for an engine's part of one: of 8 engines the last 100 to 400 steps."""
+"""Bound on the moments of past steps, 10 to 40 kB per engine and step: with 8 engines the last 100 to 400 steps."""
 
 MAX_PROMPTS = 32
-"""Prompt groups that are told, those with the largest k3."""
+"""Prompt groups that are reported, those with the largest k3."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSums:
-    """What is kept of one engine's part of a step. ``old``: ``matched`` is by old logprobs, not by lag 0."""
+    """Sums of one engine's part of a step. ``old``: ``matched`` is by old logprobs, not by lag 0."""
 
     strata: Packed
     matched: Packed
     old: bool
-    line: Regression
+    lag_regression: Regression
     groups: Groups
 
     @property
     def nbytes(self) -> int:
-        """What it holds, roughly."""
+        """Approximate memory use."""
         return 1000 + self.strata.nbytes + self.matched.nbytes + self.groups.nbytes
 
 
 class StepParts:
-    """The parts of the latest steps, bounded by bytes."""
+    """The sums of the latest steps by engine, bounded by bytes."""
 
     def __init__(self, total_bytes: int = TOTAL_BYTES) -> None:
         self._steps: ByteBoundedCache[dict[str, EngineSums]] = ByteBoundedCache(total_bytes)
 
-    def add(self, step: int, summaries: dict[str, Summary]) -> None:
-        """A step is done. One that comes again, from a restarted trainer, takes the place of its first telling."""
+    def put(self, step: int, summaries: dict[str, Summary]) -> None:
+        """Store a finished step, replacing an earlier one of that number (of a restarted trainer)."""
         parts = {
-            engine: EngineSums(s.strata.packed(), s.matched.packed(), s.backend.n > 0, s.line, s.groups)
+            engine: EngineSums(s.strata.packed(), s.matched.packed(), s.backend.n > 0, s.lag_regression, s.groups)
             for engine, s in summaries.items()
             if s.gap.n
         }
-        self.take_up(step, parts)
+        self.put_parts(step, parts)
 
-    def take_up(self, step: int, parts: dict[str, EngineSums]) -> None:
-        """The parts of a step that is done."""
+    def put_parts(self, step: int, parts: dict[str, EngineSums]) -> None:
+        """Store the parts of a finished step."""
         self._steps.put(step, parts, sum(part.nbytes for part in parts.values()))
 
     def of_step(self, step: int) -> dict[str, EngineSums]:
-        """The parts of a step by engine; none where none are kept."""
+        """The parts of a step by engine; empty if none are kept."""
         return self._steps.get(step) or {}
 
     def attribution(self, steps: int, of_epochs: Sequence[StepCells] = ()) -> Attribution:
-        """Over the last ``steps`` steps (at least one); ``of_epochs`` has the cells of their flag epochs."""
+        """Attribution over the last ``steps`` steps (at least one); ``of_epochs``: cells of their flag epochs."""
         return attribution(list(self._steps.items())[-max(steps, 1) :], of_epochs)
 
 
 def attribution(
     window: Sequence[tuple[int, dict[str, EngineSums]]], of_epochs: Sequence[StepCells] = ()
 ) -> Attribution:
-    """Over the steps of ``window``, with their parts; ``of_epochs`` has the cells of their flag epochs."""
+    """Attribution over the steps of ``window`` with their parts; ``of_epochs``: cells of their flag epochs."""
     numbers = [number for number, _ in window]
     by_engine: dict[str, list[EngineSums]] = {}
     for _, parts in window:
@@ -86,24 +87,27 @@ def attribution(
     old = any(part.old for part in every)
     matched = {e: Packed.total(p.matched for p in parts if p.old == old) for e, parts in by_engine.items()}
     strata = {engine: Packed.total(part.strata for part in parts) for engine, parts in by_engine.items()}
-    of_matched = list(_told(matched))
+    of_matched = list(_strata(matched))
     return Attribution(
         numbers,
-        [*_told(strata), *_epochs(of_epochs, set(numbers)), *_prompts(part.groups for part in every)],
+        [*_strata(strata), *_epochs(of_epochs, set(numbers)), *_prompts(part.groups for part in every)],
         of_matched,
         ("old" if old else "lag0") if of_matched else None,
-        list(_lines({e: sum((p.line for p in parts), Regression()) for e, parts in by_engine.items()}, strata)),
+        list(
+            _lines({e: sum((p.lag_regression for p in parts), Regression()) for e, parts in by_engine.items()}, strata)
+        ),
     )
 
 
-def _told(strata: dict[str, Strata]) -> Iterator[Stratum]:
-    """The fleet's strata, then each engine's whole and its lags; tokens of no known engine are one of them."""
+def _strata(strata: dict[str, Strata]) -> Iterator[Stratum]:
+    """Strata of the fleet, then each engine in total and by lag; tokens of unknown engines count as one engine."""
     fleet = sum(strata.values(), Strata())
     for dimension, label, moments in fleet:
-        told = _stratum(dimension.name, label, moments)
+        stratum = _stratum(dimension.name, label, moments)
         if dimension is PROBABILITY and (others := fleet.others[dimension.strata.index(label)]):
-            told = msgspec.structs.replace(told, abs_diff_per_1_minus_p=float(moments[ABS, 2] / others))
-        yield told
+            per_others = float(moments[FIGURE.abs_d, MOMENT.s] / others)
+            stratum = msgspec.structs.replace(stratum, abs_diff_per_1_minus_p=per_others)
+        yield stratum
     named = {engine or "unknown": own for engine, own in sorted(strata.items())}
     for engine, own in named.items():
         yield from (_stratum("engine", engine, moments) for dimension, _, moments in own if dimension is ALL)
@@ -112,13 +116,13 @@ def _told(strata: dict[str, Strata]) -> Iterator[Stratum]:
 
 
 def _stratum(dimension: str, label: str, moments: Floats, engine: str | None = None) -> Stratum:
-    diff, abs_diff, k3, excess = (_estimate(moments[figure]) for figure in (D, ABS, K3, X))
+    diff, abs_diff, k3, excess = map(_estimate, moments)
     ratio = Interval(
         1 + excess.mean,
         None if excess.low is None else 1 + excess.low,
         None if excess.high is None else 1 + excess.high,
     )
-    sequences, tokens = int(moments[K3, 0]), int(moments[K3, 1])
+    sequences, tokens = int(moments[FIGURE.k3, MOMENT.sequences]), int(moments[FIGURE.k3, MOMENT.n])
     return Stratum(dimension, label, tokens, sequences, abs_diff, k3, ratio, diff, engine)
 
 
@@ -127,33 +131,35 @@ def _estimate(moments: Floats) -> Interval:
 
 
 def _epochs(steps: Sequence[StepCells], numbers: set[int]) -> Iterator[Stratum]:
-    """Each engine's flag epochs; lives are told apart by a ' per restart."""
+    """Strata of each engine's flag epochs; the label has one ' per restart of the engine."""
     found: dict[EpochKey, Floats] = {}
     for step in steps:
         if step.step in numbers:
-            for place, cell in step.cells.items():
-                found[place] = found[place] + cell if place in found else cell
+            for key, cell in step.cells.items():
+                found[key] = found[key] + cell if key in found else cell
     lives: dict[str, list[str]] = {}
-    for place in found:
-        if place.life not in lives.setdefault(place.engine, []):
-            lives[place.engine].append(place.life)
-    for place, cell in sorted(found.items()):
+    for key in found:
+        if key.life not in lives.setdefault(key.engine, []):
+            lives[key.engine].append(key.life)
+    for key, cell in sorted(found.items()):
         rows = [cell[epoch_sums.ROW[figure]] for figure in ("gap", "k3", "ratio")]
-        if not rows[0][epoch_sums.N]:
+        if not rows[0][MOMENT.n]:
             continue
-        label = f"{place.epoch}{chr(39) * lives[place.engine].index(place.life)}"
+        label = f"{key.epoch}{chr(39) * lives[key.engine].index(key.life)}"
         abs_diff, k3, ratio = map(_estimate, rows)
-        counts = int(rows[0][epoch_sums.N]), int(rows[0][epoch_sums.M])
-        yield Stratum("flag_epoch", label, *counts, abs_diff, k3, ratio, engine=place.engine)
+        counts = int(rows[0][MOMENT.n]), int(rows[0][MOMENT.sequences])
+        yield Stratum("flag_epoch", label, *counts, abs_diff, k3, ratio, engine=key.engine)
 
 
 def _prompts(groups: Iterable[Groups]) -> Iterator[Stratum]:
-    whole = sum(groups, Groups())
-    tokens = whole.moments[:, K3, 1]
-    means = np.divide(whole.moments[:, K3, 2], tokens, out=np.full(tokens.size, -np.inf), where=tokens > 0)
+    total = sum(groups, Groups())
+    tokens = total.moments[:, FIGURE.k3, MOMENT.n]
+    means = np.divide(
+        total.moments[:, FIGURE.k3, MOMENT.s], tokens, out=np.full(tokens.size, -np.inf), where=tokens > 0
+    )
     for number in np.argsort(-means, kind="stable")[:MAX_PROMPTS]:
         if tokens[number]:
-            yield _stratum("prompt", f"{int(whole.keys[number]):016x}", whole.moments[number])
+            yield _stratum("prompt", f"{int(total.keys[number]):016x}", total.moments[number])
 
 
 def _lines(lines: dict[str, Regression], strata: dict[str, Strata]) -> Iterator[LagRegression]:
@@ -163,12 +169,12 @@ def _lines(lines: dict[str, Regression], strata: dict[str, Strata]) -> Iterator[
     named += [(engine or "unknown", line, strata[engine]) for engine, line in sorted(lines.items())]
     for engine, line, own in named:
         if (found := lag_line(line, own)) is not None:
-            foot, slope = (_told_end(end, line.sequences) for end in (found.at_lag0, found.per_lag))
-            yield LagRegression(foot, slope, line.sequences, engine, found.lags, found.why)
+            intercept, slope = (_interval(estimate, line.sequences) for estimate in (found.at_lag0, found.per_lag))
+            yield LagRegression(intercept, slope, line.sequences, engine, found.lags, found.why)
 
 
-def _told_end(end: Estimate | None, sequences: int) -> Interval | None:
-    if end is None:
+def _interval(found: Estimate | None, sequences: int) -> Interval | None:
+    if found is None:
         return None
-    value, error = end
+    value, error = found
     return Interval(value) if error is None else interval(value, error, sequences)

@@ -1,6 +1,6 @@
-"""Where the gap of a step lies, for viewers: how d is spread, its size by lag, position, probability, prefix cache.
+"""The shape of a step's gap for viewers: histogram of d, and size by lag, position, probability and prefix cache.
 
-What the summaries of a step know, in few bytes: it adds up over steps, and more of them can be kept. Pure, bounded.
+A compact extract of a step's summaries, which adds up over steps, so that more steps can be kept. Pure, bounded.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import numpy as np
 from rltop.backend.api.profiles import Mismatch, Profile
 from rltop.backend.summary import Floats, Ints, Summary
 from rltop.backend.summary.dimensions import CACHE, LAG, OFFSET, POSITION, PROBABILITY
+from rltop.backend.summary.kernel import FIGURE, MOMENT
 from rltop.backend.summary.moments import MIDDLES
-from rltop.backend.summary.strata import ABS, K3, D
 from rltop.backend.util.bounded import ByteBoundedCache
 
 EDGES: tuple[float, ...] = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-10, 3))
-"""Sizes of |d| that bound the bins: two to the decade, from 1e-5 to 10 nats, each to the 0.8 % of the summary's own
-bins. Below the first it counts as 0."""
+"""Edges of the bins of |d|: two per decade, from 1e-5 to 10 nats, each accurate to the 0.8 % of the summary's own
+bins. |d| below the first counts as 0."""
 
 DIMENSIONS = (LAG, POSITION, PROBABILITY, CACHE)
-"""What the gap is told apart by here."""
+"""Dimensions of the profiles."""
 
 TOTAL_BYTES = 16 << 20
 MAX_STEPS = 1000
-"""What is kept of past steps, and how many of them one answer adds up; the oldest go first."""
+"""Bounds on past steps in bytes and per answer; the oldest are dropped first."""
 
 _ROWS = np.concatenate([OFFSET[d.name] + np.arange(len(d.strata)) for d in DIMENSIONS])
 _SIZES = np.minimum(np.searchsorted(EDGES, np.abs(MIDDLES), side="right"), len(EDGES) - 1)
@@ -33,14 +33,14 @@ _COARSE = np.where(MIDDLES < 0, -_SIZES, _SIZES) + len(EDGES) - 1
 _BINS = 2 * (len(EDGES) - 1) + 1
 
 COLUMNS, MEANS = 8, 4
-"""Of ``GapShape.sums``, and how many of them means are made of; the rest is for intervals, NaN where it was not kept."""
+"""Columns of ``GapShape.sums``, and how many of them are for means. The others are for intervals; NaN if not kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class GapShape:
-    """Of one engine's tokens. ``bins``: of d, from the lowest.
+    """The gap of one engine's tokens. ``bins``: histogram of d, from the lowest.
 
-    ``sums`` [strata, 8]: tokens, d, |d|, k3; and over sequences 1, n n, s s, n s, of n tokens with the sum s of |d|.
+    ``sums`` [strata, 8]: tokens, d, |d|, k3; and over sequences of n tokens and sum s of |d|: 1, n n, s s, n s.
     """
 
     bins: Ints = field(default_factory=lambda: np.zeros(_BINS, np.int64))
@@ -50,11 +50,15 @@ class GapShape:
 
     @classmethod
     def of(cls, summary: Summary) -> GapShape:
-        """What a summary knows of it."""
+        """Extract from a summary."""
         moments = summary.strata.moments[_ROWS]
-        sums = np.concatenate(
-            [moments[:, D, 1:2], moments[:, (D, ABS, K3), 2], moments[:, ABS, :1], moments[:, ABS, 3:]], axis=1
-        )
+        of_abs = moments[:, FIGURE.abs_d]
+        means = [
+            moments[:, FIGURE.d, MOMENT.n],
+            *(moments[:, f, MOMENT.s] for f in (FIGURE.d, FIGURE.abs_d, FIGURE.k3)),
+        ]
+        spreads = [of_abs[:, MOMENT.sequences], of_abs[:, MOMENT.nn], of_abs[:, MOMENT.ss], of_abs[:, MOMENT.ns]]
+        sums = np.stack([*means, *spreads], axis=1)
         bins = np.bincount(_COARSE, summary.gap.bins, _BINS).astype(np.int64)
         return cls(bins, sums, summary.tokens, summary.gap.invalid)
 
@@ -68,33 +72,33 @@ class GapShape:
 
 
 class GapShapes:
-    """Of the last steps, and what viewers ask of them."""
+    """Shapes of the last steps; answers ``api.AskMismatch``."""
 
     def __init__(self, total_bytes: int = TOTAL_BYTES) -> None:
         self._steps: ByteBoundedCache[dict[str, GapShape]] = ByteBoundedCache(total_bytes)
 
     @property
     def nbytes(self) -> int:
-        """What it holds, roughly."""
+        """Approximate memory use."""
         return self._steps.nbytes
 
     def put(self, step: int, summaries: dict[str, Summary]) -> None:
-        """The step is over; one that comes again takes the place of the old one."""
+        """Store a finished step, replacing an earlier one of that number."""
         self.put_shapes(step, {engine: GapShape.of(summary) for engine, summary in summaries.items() if summary.tokens})
 
     def put_shapes(self, step: int, found: dict[str, GapShape]) -> None:
-        """The same, of a step whose shapes are known."""
+        """Store the shapes of a finished step."""
         if found:
             self._steps.put(step, found, _nbytes(found))
         else:
             self._steps.drop(step)
 
     def of_step(self, step: int) -> dict[str, GapShape]:
-        """The shapes of a step by engine; none where none are kept."""
+        """The shapes of a step by engine; empty if none are kept."""
         return self._steps.get(step) or {}
 
     def is_full(self, first: int | None, last: int | None) -> bool:
-        """Whether no answer of these steps could have more of them than are kept here."""
+        """Whether the steps kept here fill an answer about this range."""
         return len(self._between(first, last)) == MAX_STEPS
 
     def _between(self, first: int | None, last: int | None) -> list[int]:
@@ -102,14 +106,14 @@ class GapShapes:
         return [step for step in self._steps if low <= step <= high][-MAX_STEPS:]
 
     def answer(self, first: int | None, last: int | None) -> Mismatch:
-        """All of the steps ``first`` to ``last`` (None: no bound), the last ``MAX_STEPS`` of them.
+        """The gap over the steps ``first`` to ``last`` (None: no bound), at most the last ``MAX_STEPS`` of them.
 
         Raises:
-            ValueError: nothing is kept of any of them.
+            ValueError: no such step is kept.
         """
         chosen = self._between(first, last)
         if not chosen:
-            raise ValueError("no step with sequences is kept of that range")
+            raise ValueError("no step with sequences is kept in that range")
         merged: dict[str, GapShape] = {}
         for step in chosen:
             for engine, shape in self.of_step(step).items():

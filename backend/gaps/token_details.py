@@ -1,4 +1,4 @@
-"""A batch seen close up: single rows and tokens as viewers get them, and which of them are the highest. Pure."""
+"""Single rows and tokens of a batch in the form that viewers get, ranked by |d| and k3. Pure."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from rltop.collectors.contract import wire
 
 MAX_CONTEXT = 512
 BEFORE, AFTER = 24, 8
-"""Tokens kept of what stands before a sequence, and around a single token."""
+"""Context tokens that are kept before a sequence, and around a single token."""
 
 Floats = NDArray[np.float32]
 Hashes = NDArray[np.uint64]
 T = TypeVar("T")
 Ranked = tuple[float, int, T]
-"""Value, place, what: the highest values first, of equal ones the lowest place."""
+"""Value, key, item: sorted by falling value, then by rising key."""
 
 
 class TokenDetails:
-    """A batch, looked at for what is worth keeping.
+    """The rows and tokens of a batch with their |d| and k3.
 
     Attributes:
-        rows: those with trained tokens [rows]; all else by row is in that order.
-        hashes: of their places. row_k3: mean k3, infinite where a token has no finite d.
-        size, k3: of every trained token [tokens], |d| and k3; infinite where d is not finite.
+        rows: numbers of the rows with trained tokens [rows]; other arrays by row have this order.
+        hashes: of rank and row number [rows]. row_k3: mean k3 [rows], infinite if a token has no finite d.
+        size, k3: |d| and k3 of every trained token [tokens], infinite if d is not finite.
     """
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
         with np.errstate(invalid="ignore"):
             d = batch.arrays["trainer_logprobs"] - batch.arrays["rollout_logprobs"]
-        held = np.clip(d, -CLAMP, CLAMP)
-        self.size, self.k3 = np.abs(d), np.expm1(held) - held
+        clamped = np.clip(d, -CLAMP, CLAMP)
+        self.size, self.k3 = np.abs(d), np.expm1(clamped) - clamped
         invalid = ~np.isfinite(d)
         self.size[invalid] = self.k3[invalid] = np.inf
         self.rows, self._starts, self._counts = np.unique(batch.token_rows, return_index=True, return_counts=True)
-        self.hashes = place_hashes(batch.body.step, batch.body.rank, batch.first + self.rows)
+        self.hashes = row_hashes(batch.body.step, batch.body.rank, batch.first + self.rows)
         sums = np.add.reduceat(self.k3, self._starts) if self.rows.size else self.k3[:0]
         self.row_k3 = (sums / self._counts).astype(np.float32)
         names = [hit.record.engine if hit else "" for hit in batch.hits]
@@ -51,34 +51,34 @@ class TokenDetails:
         of_spans = np.array([self.engines.index(name) for name in names], np.int32)
         self._token_engines = np.repeat(of_spans, [span.end - span.start for span in batch.spans])
         self._row_engines = self._token_engines[self._starts]
-        self._made: dict[int, Sequence] = {}
+        self._sequences: dict[int, Sequence] = {}
         self._tokens: dict[int, Token] = {}
 
     def rows_of(self, engine: str | None) -> NDArray[np.intp]:
-        """Places in ``rows`` of those that the engine began."""
+        """Indices in ``rows`` of the rows that the engine began (None: all)."""
         every = np.arange(self.rows.size)
         return every if engine is None else every[self._row_engines == self.engines.index(engine)]
 
     def tokens(self, values: Floats, engine: str | None, kept: list[Ranked[Token]], most: int) -> list[Ranked[Token]]:
-        """The ``most`` tokens with the highest values, of the engine, that may go among those that are ``kept``."""
+        """The engine's ``most`` tokens with the highest values, as far as they can enter the ranked list ``kept``."""
         rank = self._batch.body.rank
         here = None if engine is None else np.flatnonzero(self._token_engines == self.engines.index(engine))
-        places = highest(values if here is None else values[here], most, least(kept, most))
+        places = highest(values if here is None else values[here], most, threshold(kept, most))
         found = []
         for at in places if here is None else here[places].tolist():
             row = int(self._batch.token_rows[at])
             position = at - int(self._starts[np.searchsorted(self.rows, row)])
-            place = (rank << 64) | (self._batch.first + row) << 32 | position
-            if place not in self._tokens:
-                self._tokens[place] = self._token(row, position)
-            found.append((float(values[at]), place, self._tokens[place]))
+            key = (rank << 64) | (self._batch.first + row) << 32 | position
+            if key not in self._tokens:
+                self._tokens[key] = self._token(row, position)
+            found.append((float(values[at]), key, self._tokens[key]))
         return found
 
-    def sequence(self, at: int) -> Sequence:
-        """All of the row at a place in ``rows``."""
-        if at not in self._made:
-            self._made[at] = self._sequence(int(self.rows[at]))
-        return self._made[at]
+    def sequence(self, index: int) -> Sequence:
+        """The row at an index in ``rows``."""
+        if index not in self._sequences:
+            self._sequences[index] = self._sequence(int(self.rows[index]))
+        return self._sequences[index]
 
     def _sequence(self, row: int) -> Sequence:
         batch = self._batch
@@ -89,7 +89,7 @@ class TokenDetails:
         with np.errstate(invalid="ignore"):
             d = trainer.astype(np.float64) - rollout
         d = d[np.isfinite(d)]
-        held = np.clip(d, -CLAMP, CLAMP)
+        clamped = np.clip(d, -CLAMP, CLAMP)
         hits = [hit for _, hit in batch.hits_of(row) if hit is not None]
         whole = [hit for hit in hits if not hit.offset]
         opening = whole[0].record.rollout if whole else None
@@ -100,7 +100,7 @@ class TokenDetails:
             tokens=end - start,
             invalid=end - start - d.size,
             abs_diff_mean=float(np.abs(d).mean()) if d.size else None,
-            k3_mean=float((np.expm1(held) - held).mean()) if d.size else None,
+            k3_mean=float((np.expm1(clamped) - clamped).mean()) if d.size else None,
             reward=self._reward(row),
             engines=list(dict.fromkeys(hit.record.engine for hit in hits)),
             requests=[hit.record.rollout.request_id for hit in whole],
@@ -165,12 +165,12 @@ class TokenDetails:
     def _of_tokens(
         self, row: int, labels: Callable[[Hit], NDArray[np.int64]], given: str | None = None
     ) -> NDArray[np.int64]:
-        """What the engines say of each token of the row, else what the trainer's array ``given`` does."""
+        """Label of each token of the row from the engines, else from the trainer's array ``given``."""
         start, end = self._range(row)
-        told = self._batch.arrays.get(given) if given else None
+        array = self._batch.arrays.get(given) if given else None
         values = np.full(end - start, wire.UNKNOWN_VERSION, np.int64)
-        if told is not None:
-            values[:] = told[start:end]
+        if array is not None:
+            values[:] = array[start:end]
         for span, hit in self._batch.hits_of(row):
             if hit is not None:
                 size = span.end - span.start
@@ -180,20 +180,20 @@ class TokenDetails:
 
 
 def highest(values: Floats, most: int, floor: float) -> list[int]:
-    """Places of the ``most`` highest of ``values`` [n] that reach ``floor``, highest first; of equal ones the first."""
+    """Indices of the ``most`` highest ``values`` [n] that reach ``floor``, by falling value, then by rising index."""
     if values.size > most:
         floor = max(floor, float(np.partition(values, values.size - most)[values.size - most]))
     places = np.flatnonzero(values >= floor)
     return [int(at) for at in places[np.argsort(-values[places], kind="stable")][:most]]
 
 
-def least(ranked: list[Ranked[T]], most: int) -> float:
-    """What a value must reach to be kept."""
+def threshold(ranked: list[Ranked[T]], most: int) -> float:
+    """The value that an entry must reach to be kept."""
     return ranked[-1][0] if len(ranked) == most else -np.inf
 
 
-def place_hashes(step: int, rank: int, numbers: NDArray[np.int64]) -> Hashes:
-    """A hash of each row's place [n]: splitmix64 (Steele et al. 2014), which fills all 64 bits evenly."""
+def row_hashes(step: int, rank: int, numbers: NDArray[np.int64]) -> Hashes:
+    """Hash of step, rank and each row number [n]: splitmix64 (Steele et al. 2014), uniform over 64 bits."""
     of_rank = _mixed(_mixed(np.array([step], np.uint64)) + np.array([rank], np.uint64))
     return _mixed(of_rank + _mixed(numbers.astype(np.uint64)))
 

@@ -8,7 +8,9 @@ import msgspec
 
 from rltop.backend import api
 from rltop.backend.alarms.monitor import AlarmWatch
+from rltop.backend.commands import audit
 from rltop.backend.commands.lifecycle import CommandLifecycle, DeliverCommand
+from rltop.backend.commands.messages import describe
 from rltop.backend.effects.flag_epochs import EffectHistory
 from rltop.backend.fleet.agreement import Fingerprints
 from rltop.backend.fleet.engines import Engines, TrainerRanks
@@ -60,7 +62,7 @@ class Components:
         self.engines = Engines()
         self.trainer = TrainerRanks()
         self.probe_inputs = InputChooser(self.engines, lambda: self.steps.samples.answer(None, "sample"))
-        self.commands = CommandLifecycle(epoch, new_id, self.engines, now, self.probe_inputs.choose)
+        self.commands = CommandLifecycle(new_id, self.engines, now, self.probe_inputs.choose)
         self.probes = RunningProbes()
         self.fingerprints = Fingerprints()
         self.effects = EffectHistory(stored.marks)
@@ -86,11 +88,11 @@ class Components:
         self.log.emit(now, "info", "hub", f"a new hub continues from {len(past.steps)} stored steps")
 
     def _load_aggregates(self, stored: StoredAggregates) -> None:
-        self.effects.pace.take_up(stored.samples)
+        self.effects.throughput.restore(stored.samples)
         for step in stored.steps:
-            self.steps.cells.add(step.step, step.closed, step.cells)
+            self.steps.cells.put(step.step, step.closed, step.cells)
         for number, parts in stored.parts:
-            self.steps.parts.take_up(number, parts)
+            self.steps.parts.put_parts(number, parts)
         for stretch in stored.series:
             self.steps.series.put(stretch.last, stretch.engines)
 
@@ -113,10 +115,13 @@ class Components:
         return effects
 
     def after_audit(self, effects: list[Effect], now: float) -> list[Effect]:
-        """Put the audit lines of commands before ``effects``, so that they are on disk first; emit command events."""
-        for news in self.commands.take_news():
-            self.log.emit(now, news.severity, "flag", news.text, engine=news.engine)
-        return [*(Audit(line) for line in self.commands.take_lines()), *effects]
+        """Put the audit lines of command events before ``effects``, so that they are on disk first; emit the events."""
+        lines: list[Effect] = []
+        for event in self.commands.take_events():
+            shown = describe(event)
+            self.log.emit(now, shown.severity, "flag", shown.text, engine=shown.engine)
+            lines += [Audit(line) for line in audit.lines_of(event, now, self.snapshot.epoch)]
+        return [*lines, *effects]
 
 
 def _silent_unless_exited(engine: api.Engine) -> api.Engine:

@@ -47,7 +47,7 @@ class FrameBuilder:
             hub.alarms.take_changed(),
         )
         self._steps, self._probes = [], []
-        changed = frame.engines or frame.trainer or api.has_news(frame) or frame.counters
+        changed = frame.engines or frame.trainer or api.has_records(frame) or frame.counters
         if not (changed or frame.probes or heartbeat):
             return None
         shown.apply(frame)
@@ -64,7 +64,7 @@ class FrameBuilder:
             for n in (step.step for step in frame.steps)
         ]  # fmt: skip
         marks = hub.acknowledgements.take_marks(hub.sources, hub.snapshot.time, step_done=bool(frame.steps))
-        return FrameAggregates(details, hub.effects.take_marks(), hub.effects.pace.take_done(), marks)
+        return FrameAggregates(details, hub.effects.take_new_marks(), hub.effects.throughput.take_finished(), marks)
 
     def diagnosis_input(self) -> DiagnosisInput:
         """Return the input of a diagnosis as of now, including the steps of the next frame."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rltop.backend.commands.transitions import HubClosure
 from rltop.backend.hub.components import Components
 from rltop.backend.hub.outputs import Effect, SendControl, identity, send_to
 from rltop.backend.ingest.sources import Arrival, Source
@@ -62,14 +63,14 @@ class MessageHandlers:
 
     def _rollouts(self, envelope: wire.Envelope, body: wire.Rollouts, arrays: wire.Arrays, _now: float) -> None:
         self._hub.index.add(body, arrays, envelope.epoch, envelope.seq)
-        self._hub.probe_inputs.recent.take(body, arrays)
-        self._hub.fingerprints.sampled.take(body)
+        self._hub.probe_inputs.recent.add(body, arrays)
+        self._hub.fingerprints.sampled.observe(body)
 
     def _engine_state(self, envelope: wire.Envelope, body: wire.EngineState, _: wire.Arrays, now: float) -> None:
-        self._hub.engines.report(envelope, body, now)
-        self._hub.effects.report(envelope, body, now)
+        self._hub.engines.set_state(envelope, body, now)
+        self._hub.effects.record_state(envelope, body, now)
         for update in body.commands:
-            self._hub.commands.update(update, now)
+            self._hub.commands.apply_update(update, now)
 
     def _sequences(self, envelope: wire.Envelope, body: wire.Sequences, arrays: wire.Arrays, now: float) -> None:
         hub = self._hub
@@ -81,7 +82,7 @@ class MessageHandlers:
     def _step_closed(self, envelope: wire.Envelope, body: wire.StepClosed, _: wire.Arrays, now: float) -> None:
         hub = self._hub
         hub.trainer.closed(body)
-        hub.probes.weights.trained(body)
+        hub.probes.weights.add_trainer_digests(body)
         hub.engines.set_trainer_version(hub.trainer.version)
         hub.steps.close_rank(envelope.epoch, body, now)
 
@@ -89,7 +90,7 @@ class MessageHandlers:
         self._hub.trainer.facts(body)
 
     def _probe_report(self, envelope: wire.Envelope, body: wire.ProbeReport, arrays: wire.Arrays, _now: float) -> None:
-        self._hub.probes.report(body, arrays, envelope.epoch)
+        self._hub.probes.add_report(body, arrays, envelope.epoch)
 
     def _health(self, envelope: wire.Envelope, health: wire.Health, _: wire.Arrays, now: float) -> None:
         hub = self._hub
@@ -103,9 +104,9 @@ class MessageHandlers:
         if source.is_trainer:
             if any(counts.dropped for counts in health.counts.values()):
                 hub.unmeasured.messages_lost()
-            hub.trainer.record(source.name, health, now)
+            hub.trainer.set_counters(source.name, health, now)
         else:
-            hub.engines.record(source.name, health, now)
+            hub.engines.set_counters(source.name, health, now)
 
     def _arrived(self, arrival: Arrival, now: float) -> list[Effect]:
         """Process what the arrival of a message says about its source, whatever its content."""
@@ -128,7 +129,7 @@ class MessageHandlers:
     def _restarted(self, source: Source, now: float) -> None:
         hub = self._hub
         if not source.is_trainer:
-            hub.commands.engine_ended(source.name, "was restarted", now)
+            hub.commands.engine_ended(source.name, HubClosure.RESTARTED, now)
             return
         hub.trainer.new_epoch()
         hub.steps.new_epoch()
@@ -154,7 +155,7 @@ class MessageHandlers:
         source, _, epoch = sender.rpartition("#")
         if isinstance(message, wire.CommandUpdate):
             if message.engine == source:
-                hub.commands.update(message, now)
+                hub.commands.apply_update(message, now)
             else:
                 hub.log.invalid(f"{sender} sent a message of engine {message.engine}", now)
             return hub.after_audit([], now)
@@ -174,7 +175,7 @@ class MessageHandlers:
             return []
         hub.sources.registered(message, now)
         welcome = SendControl(identity(message.source, message.epoch), wire.Welcome(hub.snapshot.epoch))
-        return [welcome, *hub.deliver(hub.commands.unanswered(message.source))]
+        return [welcome, *hub.deliver(hub.commands.unacknowledged(message.source))]
 
     def undelivered(self, receiver: str, frame: bytes, now: float) -> list[Effect]:
         """Handle that a control message could not be delivered."""
@@ -182,7 +183,7 @@ class MessageHandlers:
         name = receiver.rpartition("#")[0]
         message = wire.decode_to_collector(frame)
         if isinstance(message, wire.Command):
-            hub.commands.unreachable(name, message.id, now)
+            hub.commands.not_delivered(name, message.id, now)
         elif isinstance(message, wire.Resend) and (source := hub.sources.get(name)):
             source.requested = -1  # its data arrived before its control socket: request again at the next tick
         return hub.after_audit([], now)
@@ -197,7 +198,7 @@ class MessageHandlers:
             if missing:
                 hub.messages_lost(source.name, missing)
             hub.engines.set_health(source.name, "gone")
-            hub.commands.engine_ended(source.name, "disconnected", now)
+            hub.commands.engine_ended(source.name, HubClosure.DISCONNECTED, now)
             self._emit_about(source, "info", "disconnected", now)
             if source.is_trainer and hub.sources.trainer_health() == "gone":
                 hub.steps.trainer_gone(now)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rltop.backend import api
-from rltop.backend.commands.lifecycle import RejectedError
+from rltop.backend.commands.validation import RejectedError
 from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.hub.components import Components
 from rltop.backend.hub.frames import FrameBuilder
@@ -100,7 +100,7 @@ class QuestionHandlers:
     def _alarm(self, viewer: bytes, question: api.AskAlarm, now: float) -> list[Effect]:
         hub = self._hub
         try:
-            alarm, event, line = hub.alarms.ask(question, now, hub.log.last_step)
+            alarm, event, line = hub.alarms.answer(question, now, hub.log.last_step)
         except ValueError as error:
             return [_error(viewer, question, error)]
         hub.log.emit(now, event.severity, "alarm", event.text)
@@ -109,12 +109,12 @@ class QuestionHandlers:
     def _command(self, viewer: bytes, question: api.AskCommand, now: float) -> list[Effect]:
         hub = self._hub
         try:
-            command, orders = hub.commands.ask(question, now, hub.log.last_step)
+            command, orders = hub.commands.request(question, now, hub.log.last_step)
         except RejectedError as error:
             return [_error(viewer, question, error)]
         if isinstance(question, api.AskProbe) and command not in hub.snapshot.probes:
-            engines = [change.engine for change in hub.commands.of(command)]
-            hub.probes.begun(command, question.probe, engines, hub.probe_inputs.taken())
+            engines = [change.engine for change in hub.commands.changes_of(command)]
+            hub.probes.start(command, question.probe, engines, hub.probe_inputs.take_chosen())
         reply = Reply(viewer, api.Answer(question.id, command=command))
         return hub.after_audit([reply, *hub.deliver(orders)], now)
 

@@ -117,7 +117,7 @@ class HubState:
 
     def diagnose(self, now: float) -> None:
         """Diagnose the run if that is due, and report alarms. Call after every tick."""
-        if event := self._hub.alarms.look(self.frames.diagnosis_input, now):
+        if event := self._hub.alarms.diagnose_if_due(self.frames.diagnosis_input, now):
             self.log.emit(now, event.severity, "alarm", event.text, engine=event.engine)
 
     def stored(self) -> list[Effect]:
@@ -144,7 +144,7 @@ class HubState:
         log.count("unjoined_rows", sum(step.unjoined.values()))
         for engine, values in step.engines.items():
             hub.engines.set_gap(engine, values["logp_abs_diff_mean"])
-        for line in hub.joins.news(step):
+        for line in hub.joins.notices(step):
             log.emit(now, "warn", "join", line)
         if step.partial:
             missing = f"{step.missing_rows} rows" if step.missing_rows else "ranks or rows"
@@ -162,14 +162,14 @@ class HubState:
         if hub.fingerprints.due(now):
             engines = hub.engines.facts(hub.fingerprints.sampled.facts)
             marks, news = hub.fingerprints.compare(engines, hub.trainer.stated, now)
-            hub.engines.mark(marks)
+            hub.engines.set_differences(marks)
             for change in news:
                 self.log.emit(now, change.severity, "facts", change.text)
 
     def _finish_probes(self, now: float) -> list[Effect]:
         """Publish the results of probes that ended; new ones also go to the audit log."""
         hub = self._hub
-        changes = {command: hub.commands.of(command) for command in hub.probes.open}
+        changes = {command: hub.commands.changes_of(command) for command in hub.probes.open}
         known = hub.snapshot.probes.keys()
         lines: list[Effect] = []
         for result in hub.probes.finish(changes, hub.snapshot, now):

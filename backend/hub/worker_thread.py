@@ -22,7 +22,7 @@ from rltop.backend.store.aggregates import FrameAggregates
 from rltop.backend.store.lookup import StoreLookup
 from rltop.backend.store.store import Store
 from rltop.collectors.contract import wire
-from rltop.collectors.transport.error_boundary import Guard
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 
 DATA_QUEUE_BYTES = 256 << 20
 _MESSAGE_BYTES = 500  # rough cost of a message's objects beside its frames
@@ -80,7 +80,7 @@ class WorkerThread(threading.Thread):
         self._ended = False
         self._frame_wanted = False
         self._shed = 0
-        self._guard = Guard(max_faults=None)
+        self._guard = ErrorBoundary(max_faults=None)
         self.failed = True  # until it has ended in good order
 
     # --- from the I/O thread ------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ class WorkerThread(threading.Thread):
         """Hand a frame to the store; wait for its commit if it has news, so that a viewer's news survive a kill."""
         if not store.put(frame, aggregates):
             self._state.aggregates_not_stored()
-        if api.has_news(frame) or self._state.snapshot.counters.get("unstored"):
+        if api.has_records(frame) or self._state.snapshot.counters.get("unstored"):
             self._state.frames.correct_unstored(frame, store.settle())
 
     def _perform(self, effects: list[Effect]) -> None:

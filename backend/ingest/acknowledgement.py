@@ -78,7 +78,7 @@ class Acknowledgements:
     def _mark(self, source: Source) -> ReceivedMark:
         last = source.next_seq - 1
         if not source.is_trainer:
-            return ReceivedMark(source.epoch, *self._pending.marks(source.name, source.epoch, last))
+            return ReceivedMark(source.epoch, *self._pending.watermarks(source.name, source.epoch, last))
         life, messages = self._step_messages.get(source.name, ("", _NONE))
         if life != source.epoch:
             messages = _NONE

@@ -1,1 +1,1 @@
-"""Which rollout is this row of the trainer? And is its copy of the logprobs the record?"""
+"""Joins trainer rows with the engines' rollouts, and compares the trainer's logprobs with the engine's."""

@@ -1,8 +1,9 @@
-"""When a rollout is old: so many steps have passed it over that none will train on it any more. Pure.
+"""Decides when a rollout is old, so that no later step will train on it. Pure.
 
-Steps and rollouts reach the hub by different sockets: of a hub that was busy, or has just begun, many rollouts may
-arrive before the first of many steps is done. So what counts is that steps trained on *later* rollouts of the same
-engine process, in whose order they arrive. Only of a process that steps no longer train on, when they arrived counts.
+Steps and rollouts reach the hub by different sockets: at a hub that was busy or has just started, many rollouts may
+arrive before the first of many steps is done. A rollout is therefore old once ``UNUSED_STEPS`` steps have trained on
+*later* rollouts of the same engine process, whose rollouts arrive in order. Arrival times count only for a process that
+steps no longer train on.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from dataclasses import dataclass, field
 from rltop.backend.join.records import Record
 
 UNUSED_STEPS = 8
-"""A rollout that so many steps have passed over counts as unused if none trained on it: trainers drop what is older
-(default limits of lag: TRL 3, SkyRL 4, prime-rl 8)."""
+"""Steps after which a rollout that none trained on counts as unused. Trainers drop older ones (default limits of lag:
+TRL 3, SkyRL 4, prime-rl 8)."""
 
 _Life = tuple[str, str]
 
 
 @dataclass(slots=True)
 class _Process:
-    """Of one engine process: rollouts that are not old yet, and the newest that each of its last steps trained on."""
+    """One engine process: its rollouts that are not old yet, and the newest one that each recent step trained on."""
 
     young: deque[Record] = field(default_factory=deque)
     reached: deque[int] = field(default_factory=lambda: deque(maxlen=UNUSED_STEPS))
@@ -30,7 +31,7 @@ class _Process:
 
 
 class RolloutAgeing:
-    """The rollouts of all engines, until they are old."""
+    """Tracks the rollouts of all engines until they are old."""
 
     def __init__(self) -> None:
         self._processes: dict[_Life, _Process] = {}
@@ -38,13 +39,13 @@ class RolloutAgeing:
         self._ends: deque[int] = deque(maxlen=UNUSED_STEPS + 1)  # how many had arrived by the end of each step
 
     def add(self, record: Record) -> None:
-        """A rollout arrived."""
+        """Add a rollout that has arrived."""
         record.arrival = self._arrived
         self._arrived += 1
         self._processes.setdefault((record.engine, record.life), _Process()).young.append(record)
 
     def remove(self, record: Record) -> bool:
-        """Let the oldest of all go. False if it was old before."""
+        """Remove the oldest rollout. Returns whether it was not old yet."""
         process = self._processes.get((record.engine, record.life))
         if process is None or not process.young or process.young[0] is not record:
             return False
@@ -52,9 +53,9 @@ class RolloutAgeing:
         return True
 
     def step_done(self, trained: Iterable[Record], *, in_turn: bool) -> Iterator[Record]:
-        """The rollouts that are old now that a step is done, which ``trained`` on these.
+        """Close a step that trained on ``trained``. Yields the rollouts that are old now.
 
-        ``in_turn``: no rollouts are here that came long after those the step could train on.
+        ``in_turn``: no rollouts have arrived that are much later than those the step could train on.
         """
         newest: dict[_Life, int] = {}
         for record in trained:

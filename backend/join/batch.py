@@ -1,4 +1,4 @@
-"""One message of trainer rows: checked, cut into spans, and joined with the engines' rollouts. Pure."""
+"""One message of trainer rows: validated, split into spans, and joined with the engines' rollouts. Pure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.join.index import RolloutIndex, claim
-from rltop.backend.join.reasons import NO_COMPLETION, PACKED, PADDED, RESUMED, TRUNCATED, WHOLE, nearer, odder
+from rltop.backend.join.reasons import NO_COMPLETION, PACKED, PADDED, RESUMED, TRUNCATED, WHOLE, more_unusual, nearer
 from rltop.backend.join.records import Hit, Ints, RowQuery, prompt_key
 from rltop.collectors.contract import wire
 
 _SPAN_BYTES = 1000  # rough cost of a span's objects beside the arrays
 
-PATIENT_LOOKS = 8
-"""For every so many looks in vain, the next is put off for one call more."""
+ATTEMPTS_PER_DELAY = 8
+"""Failed attempts after which the next one waits for one more call."""
 
 _REQUIRED = ("row_ids", "row_mask", "row_sizes", "rollout_logprobs", "trainer_logprobs")
 
@@ -34,20 +34,20 @@ class Span:
 
 
 class Batch:
-    """The rows of one ``wire.Sequences``, and what is known of the rollouts they came from.
+    """The rows of one ``wire.Sequences``, and the rollouts that they came from.
 
     Attributes:
         body, arrays: the message.
-        rows, tokens: how many rows and trained tokens.
+        rows, tokens: number of rows and of trained tokens.
         token_rows: row of each trained token [tokens].
-        spans: in row order; one that several requests wrote is cut in two when their rollouts are found.
-        hits: per span, its rollout or None.
-        waiting: rows not yet joined, with the reason so far.
-        first: how many rows its rank had sent of the step before; set by whoever knows.
-        nbytes: what all this holds, roughly.
+        spans: in row order; a span that several requests generated is split when their rollouts are found.
+        hits: the rollout of each span, or None.
+        waiting: rows that are not joined yet, each with the reason so far.
+        first: rows that the rank sent earlier for the same step; set by the caller.
+        nbytes: approximate memory use.
 
     Raises:
-        WireError: arrays missing, of other types, or of sizes that do not fit each other.
+        WireError: an array is missing, has another type, or its size does not fit the others.
     """
 
     def __init__(self, body: wire.Sequences, arrays: wire.Arrays) -> None:
@@ -83,15 +83,15 @@ class Batch:
         self._begins: list[int] = [-1] * len(self.spans)  # per joined span: where its prompt starts in the whole row
         self._keys: dict[tuple[int, int], _Keys] = {}
         self.waiting: dict[int, str] = dict.fromkeys(self._row_spans, "")
-        held = [*arrays.values(), self.token_rows]
-        self.nbytes = sum(array.nbytes for array in held) + len(self.spans) * _SPAN_BYTES
+        columns = [*arrays.values(), self.token_rows]
+        self.nbytes = sum(array.nbytes for array in columns) + len(self.spans) * _SPAN_BYTES
         self._generation = -1
-        self._looks = self._put_off = 0
+        self._attempts = self._delay = 0
         self.first = 0
 
     def _cut(self, mask: NDArray[np.bool_], before: NDArray[np.int64]) -> Iterator[Span]:
         first = np.zeros(mask.size + 1, bool)
-        first[self._edges] = True  # a row's first position; the end counts too
+        first[self._edges] = True  # the first position of each row, and the end
         padded = np.concatenate([mask, [False]])
         previous = np.concatenate([[False], mask])
         starts = np.flatnonzero(padded & (first | ~previous))
@@ -104,12 +104,12 @@ class Batch:
 
     @property
     def joined(self) -> int:
-        """Rows that have all their rollouts."""
+        """Number of rows with all their rollouts."""
         return len(self._row_spans) - len(self.waiting)
 
     @property
     def joinable(self) -> int:
-        """Rows with a trained token."""
+        """Number of rows with a trained token."""
         return len(self._row_spans)
 
     def is_joined(self, row: int) -> bool:
@@ -117,11 +117,11 @@ class Batch:
         return row in self._row_spans and row not in self.waiting
 
     def unjoined(self) -> Counter[str]:
-        """The rows that are waiting, by reason."""
+        """Number of waiting rows by reason."""
         return Counter(self.waiting.values())
 
     def row_of(self, row: int) -> tuple[Ints, NDArray[np.bool_], Ints]:
-        """Ids and mask of a row [n], and the prompt that goes before it, where the trainer passed that apart."""
+        """Ids and mask of a row [n], and its prompt if the trainer passed it separately (else empty)."""
         prompt = self._ids[:0]
         if self._prompts is not None:
             prompt = self._prompts[self._prompt_edges[row] : self._prompt_edges[row + 1]]
@@ -132,16 +132,16 @@ class Batch:
         return [(self.spans[number], self.hits[number]) for number in self._row_spans.get(row, ())]
 
     def ways(self) -> Counter[str]:
-        """How the joined rows were found: the oddest way of each row's spans."""
+        """Number of joined rows by the way they were found, the most unusual one of a row's spans."""
         rows: dict[int, str] = {}
         for number, (span, hit) in enumerate(zip(self.spans, self.hits, strict=True)):
             if hit is not None and span.row not in self.waiting:
-                way = odder(hit.way, TRUNCATED) if self.is_cut(number) else hit.way
-                rows[span.row] = odder(rows.get(span.row, ""), way)
+                way = more_unusual(hit.way, TRUNCATED) if self.is_cut(number) else hit.way
+                rows[span.row] = more_unusual(rows.get(span.row, ""), way)
         return Counter(rows.values())
 
     def reused(self) -> int:
-        """Joined rows that an earlier step has trained on too."""
+        """Number of joined rows that an earlier step also trained on."""
         return len({span.row for span, hit in zip(self.spans, self.hits, strict=True) if hit and hit.again})
 
     def is_cut(self, number: int) -> bool:
@@ -154,29 +154,29 @@ class Batch:
         following = self.hits[number + 1]
         return following is None or following.record is not hit.record
 
-    def join(self, index: RolloutIndex, *, surely: bool) -> bool:
-        """Look for the rollouts of the rows that wait. Returns whether none waits any more.
+    def join(self, index: RolloutIndex, *, strict: bool) -> bool:
+        """Look up the rollouts of the waiting rows. Returns whether all rows are joined.
 
-        ``surely`` takes only what cannot be mistaken (see ``RolloutIndex.find``). A repeated sure look costs nothing where no
-        rollouts have come, and is put off ever longer, so that rows whose rollouts never come cost little.
+        ``strict`` accepts only unambiguous rollouts (see ``RolloutIndex.find``). A repeated strict attempt is skipped
+        if no rollouts have arrived, else more and more often, so rows whose rollouts never arrive cost little.
         """
-        if surely:
-            self._put_off -= 1
-            if self._generation == index.generation or self._put_off > 0:
+        if strict:
+            self._delay -= 1
+            if self._generation == index.generation or self._delay > 0:
                 return not self.waiting
             self._generation = index.generation
-            self._looks += 1
-            self._put_off = self._looks // PATIENT_LOOKS
-        self._look(index, surely=True)
-        if not surely:
-            self._look(index, surely=False)
+            self._attempts += 1
+            self._delay = self._attempts // ATTEMPTS_PER_DELAY
+        self._join_rows(index, strict=True)
+        if not strict:
+            self._join_rows(index, strict=False)
             for row in list(self.waiting):
-                self._settle_row(row, self._last_look(row, index))
+                self._settle_row(row, self._find_by_fingerprint(row, index))
         return not self.waiting
 
-    def _look(self, index: RolloutIndex, *, surely: bool) -> None:
+    def _join_rows(self, index: RolloutIndex, *, strict: bool) -> None:
         for row in list(self.waiting):
-            self._settle_row(row, self._join_row(row, index, surely))
+            self._settle_row(row, self._join_row(row, index, strict))
 
     def _settle_row(self, row: int, reason: str) -> None:
         if reason:
@@ -184,63 +184,63 @@ class Batch:
         else:
             del self.waiting[row]
 
-    def _join_row(self, row: int, index: RolloutIndex, surely: bool) -> str:
-        """Why the row does not join yet, the nearest miss of its spans; empty if it does."""
+    def _join_row(self, row: int, index: RolloutIndex, strict: bool) -> str:
+        """Join the spans of a row. Returns the reason of the nearest miss; empty if all are joined."""
         reason, at = "", 0
-        while at < len(self._row_spans[row]):  # a span that is cut in two makes them more
+        while at < len(self._row_spans[row]):  # splitting a span adds one
             number = self._row_spans[row][at]
             if self.hits[number] is None:
-                reason = nearer(reason, self._join_span(number, index, surely))
+                reason = nearer(reason, self._join_span(number, index, strict))
             at += 1
         return reason
 
-    def _join_span(self, number: int, index: RolloutIndex, surely: bool) -> str:
-        """Why the span does not join; empty if it does.
+    def _join_span(self, number: int, index: RolloutIndex, strict: bool) -> str:
+        """Join a span. Returns the reason why it is not joined; empty if it is.
 
-        What stands before a span in its row is its prompt, or has padding or other sequences before that: a known
-        prompt shows where it starts. One that starts with a repeated token looks like a padded shorter one, and the
-        shorter one's rollout may be known first, so every reading is tried each time, the plainest first.
+        The tokens before a span are its prompt, possibly after padding or other sequences: a known prompt shows where
+        it starts. A prompt that starts with a repeated token looks like a padded shorter one, whose rollout may be
+        known first, so every possible start is tried each time, the simplest first.
         """
         if self._continue(number):
             return ""
-        asked = self._asked(number)
+        query = self._query(number)
         reason = ""
-        for begin in self._readings(number, index):
-            part = begin > self._plain(number)
+        for begin in self._prompt_starts(number, index):
+            part = begin > self._default_start(number)
             key = self._key(number, begin)
-            found = index.find(key, asked, surely=surely, in_part=part)
+            found = index.find(key, query, strict=strict, in_part=part)
             if isinstance(found, str) and found == NO_COMPLETION:
-                found = self._resume(number, begin, index, asked) or found
+                found = self._resume(number, begin, index, query) or found
             if not isinstance(found, str):
-                self.hits[number] = replace(found, way=odder(found.way, self._way(number, begin)))
+                self.hits[number] = replace(found, way=more_unusual(found.way, self._way(number, begin)))
                 self._begins[number] = begin
                 return ""
             reason = nearer(reason, found)
         return reason
 
-    def _plain(self, number: int) -> int:
-        """Where the span's prompt starts in the whole row, if nothing stands before: as with the span before it."""
+    def _default_start(self, number: int) -> int:
+        """Start of the span's prompt in the whole row if nothing precedes it: that of the previous joined span."""
         row = self.spans[number].row
         joined = [n for n in self._row_spans[row] if n < number and self._begins[n] >= 0]
         return self._begins[joined[-1]] if joined else 0
 
-    def _readings(self, number: int, index: RolloutIndex) -> Iterator[int]:
-        """Where the span's prompt may start, in order of trial."""
-        plain = self._plain(number)
-        yield plain
+    def _prompt_starts(self, number: int, index: RolloutIndex) -> Iterator[int]:
+        """Possible starts of the span's prompt, in the order in which they are tried."""
+        default = self._default_start(number)
+        yield default
         whole, start = self._whole(number)
         span, before = self.spans[number], self.spans[number - 1]
         first = number == 0 or before.row != span.row
-        gap = plain + 1 if first else start - (span.start - before.end)
+        gap = default + 1 if first else start - (span.start - before.end)
         for place in index.prompts_at_end(whole[gap:start]):
             yield gap + place
 
     def _way(self, number: int, begin: int) -> str:
-        if begin == self._plain(number):
+        if begin == self._default_start(number):
             return WHOLE
         return PADDED if number == self._row_spans[self.spans[number].row][0] else PACKED
 
-    def _asked(self, number: int) -> RowQuery:
+    def _query(self, number: int) -> RowQuery:
         span = self.spans[number]
         ids = self.body.request_ids
         return RowQuery(
@@ -250,21 +250,21 @@ class Batch:
             ids[span.row] if ids else "",
         )
 
-    def _resume(self, number: int, begin: int, index: RolloutIndex, asked: RowQuery) -> Hit | None:
-        """A request that was stopped, and sent again with what it had: its rollout is the beginning of the span.
+    def _resume(self, number: int, begin: int, index: RolloutIndex, query: RowQuery) -> Hit | None:
+        """Join a request that was stopped and resubmitted with its tokens: its rollout is a prefix of the span.
 
-        Only if a rollout goes on from there; the span is then cut in two.
+        Only if another rollout continues from there; the span is then split.
         """
-        record = index.beginning(self._key(number, begin), asked)
+        record = index.find_prefix(self._key(number, begin), query)
         if record is None:
             return None
         whole, start = self._whole(number)
         if not index.knows(prompt_key(whole[begin : start + record.tokens.size])):
             return None
-        self._cut_span(number, record.tokens.size)
-        return claim(record, asked, RESUMED)
+        self._split_span(number, record.tokens.size)
+        return claim(record, query, RESUMED)
 
-    def _cut_span(self, number: int, size: int) -> None:
+    def _split_span(self, number: int, size: int) -> None:
         span = self.spans[number]
         rest = Span(span.row, span.start + size, span.end, span.token + size)
         self.spans[number : number + 1] = [replace(span, end=span.start + size), rest]
@@ -273,22 +273,22 @@ class Batch:
         self._number_spans()
         self._keys = {place: keys for place, keys in self._keys.items() if place[0] != span.row}
 
-    def _last_look(self, row: int, index: RolloutIndex) -> str:
-        """What else is to be found, or said, once all other rows have theirs."""
+    def _find_by_fingerprint(self, row: int, index: RolloutIndex) -> str:
+        """Join the rest of a row by fingerprint, after all other rows. Returns the reason as ``_join_row`` does."""
         reason = self.waiting[row]
         missing = False
         for number in self._row_spans[row]:
             if self.hits[number] is None:
-                asked = self._asked(number)
-                self.hits[number] = index.by_fingerprint(asked)
+                query = self._query(number)
+                self.hits[number] = index.by_fingerprint(query)
                 if self.hits[number] is None:
                     missing = True
-                    for begin in self._readings(number, index):
-                        reason = nearer(reason, index.near_miss(self._key(number, begin), asked))
+                    for begin in self._prompt_starts(number, index):
+                        reason = nearer(reason, index.near_miss(self._key(number, begin), query))
         return reason if missing else ""
 
     def _continue(self, number: int) -> bool:
-        """Give the span the previous one's rollout, if that goes on through the gap (tokens masked out) to its end."""
+        """Join the span with the previous span's rollout if that continues through the masked gap to its end."""
         span, before = self.spans[number], self.spans[number - 1]
         hit = self.hits[number - 1] if number and before.row == span.row else None
         if hit is None:
@@ -304,13 +304,13 @@ class Batch:
         return self._ids[self._edges[row] : self._edges[row + 1]]
 
     def _whole(self, number: int) -> tuple[Ints, int]:
-        """The span's row with its prompt before it, and where the span starts in that."""
+        """The span's row after its prompt, and the start of the span in that."""
         span = self.spans[number]
         tokens, _, prompt = self.row_of(span.row)
         return np.concatenate([prompt, tokens]) if prompt.size else tokens, prompt.size + span.start
 
     def _key(self, number: int, begin: int) -> bytes:
-        """The hash of what stands before the span in its row, from ``begin`` on."""
+        """Hash of the tokens before the span in its row, from ``begin`` on."""
         span = self.spans[number]
         keys = self._keys.get((span.row, begin))
         if keys is None:
@@ -325,7 +325,7 @@ class Batch:
 
 
 class _Keys:
-    """Prompt hashes of a row's spans, all read from one beginning; each goes on from the one before."""
+    """Prompt hashes of a row's spans that share a start; each hash continues the previous one."""
 
     def __init__(self, whole: Ints, prompt: int, begin: int) -> None:
         self._whole, self._prompt = whole, prompt
@@ -334,7 +334,7 @@ class _Keys:
         self._made: dict[int, bytes] = {}
 
     def before(self, start: int) -> bytes:
-        """Of the tokens before position ``start`` of the row; positions are asked for in rising order."""
+        """Hash of the tokens before position ``start`` of the row; positions must rise from call to call."""
         if start not in self._made:
             end = self._prompt + start
             assert end >= self._done

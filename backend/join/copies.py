@@ -1,8 +1,8 @@
-"""The trainer's copy of the rollout logprobs beside the engine's record of them, token by token. Pure, vectorised.
+"""Compares the trainer's copy of the rollout logprobs with the engine's, token by token. Pure, vectorised.
 
-A copy that is not the record makes every number that is measured against it wrong, and most ways of spoiling one leave
-a mark that names it. No threshold here is tuned: a copy is the record up to the rounding of float32, exactly what a
-rounding to bfloat16 or float16 makes of it, or it is not.
+A corrupted copy makes every number that is measured against it wrong, and most kinds of corruption can be recognised.
+No threshold here is tuned: a copy equals the engine's logprobs to the rounding of float32, or exactly after a cast to
+bfloat16 or float16, or it differs.
 """
 
 from __future__ import annotations
@@ -20,46 +20,47 @@ from rltop.backend.join.rounding import CASTS, Floats, Marks, equal
 Ints = NDArray[np.int64]
 
 MAX_SHIFT = 4
-"""Copies displaced by up to so many tokens are named. A label shift is 1; a turn's header is a few."""
+"""Largest shift in tokens that is recognised. A label shift is 1; the header of a turn is a few."""
 
 NOT_A_LOGPROB = -9998.0
-"""At or below it, above 0, or not finite: a filler. vLLM writes -9999 where it has none; no real one gets there."""
+"""A value at or below this, above 0, or not finite is a filler. vLLM writes -9999 without a logprob; no real one gets
+there."""
 
 EQUAL, CUT, UNRECORDED = "equal", "cut", "unrecorded"
 ZERO_FILLED, PADDED, CLAMPED, RECOMPUTED, CHANGED = "zero_filled", "padded", "clamped", "recomputed", "changed"
 SHIFTED = "shifted"
 
 KINDS: tuple[ReasonEntry, ...] = (
-    ReasonEntry(EQUAL, "the copy is the engine's record, to the rounding of float32"),
-    ReasonEntry(CUT, "equal as far as it goes, but the engine recorded more tokens of the request"),
-    ReasonEntry(UNRECORDED, "the engine recorded no logprobs: there is nothing to compare with"),
-    ReasonEntry(ZERO_FILLED, "0.0 stands where the engine recorded another value, and the rest is equal"),
+    ReasonEntry(EQUAL, "the copy equals the engine's logprobs, to the rounding of float32"),
+    ReasonEntry(CUT, "an equal prefix: the engine generated more tokens for the request"),
+    ReasonEntry(UNRECORDED, "the engine returned no logprobs to compare with"),
+    ReasonEntry(ZERO_FILLED, "0.0 replaces some of the engine's values, and the rest is equal"),
     ReasonEntry(
-        PADDED, "a filler stands where the engine recorded a value (one number, NaN or infinity); the rest is equal"
+        PADDED, "a filler (one number, NaN or infinity) replaces some of the engine's values; the rest is equal"
     ),
     ReasonEntry(CLAMPED, "values below a bound were raised to it, and the rest is equal"),
-    ReasonEntry(SHIFTED, "each value is that of a token before (+) or after (-)"),
-    *(ReasonEntry(f"cast_{name}", f"the record rounded to {name}") for name in CASTS),
-    ReasonEntry(RECOMPUTED, "most values differ, and by no rule: not a copy, but computed again"),
-    ReasonEntry(CHANGED, "some values differ, by no rule"),
+    ReasonEntry(SHIFTED, "each value belongs to an earlier (+) or later (-) token"),
+    *(ReasonEntry(f"cast_{name}", f"the engine's logprobs rounded to {name}") for name in CASTS),
+    ReasonEntry(RECOMPUTED, "most values differ without a pattern: recomputed, not copied"),
+    ReasonEntry(CHANGED, "some values differ without a pattern"),
 )
 
 _BY_NAME = {kind.name: kind for kind in KINDS}
 
 
 FINE = frozenset({EQUAL, CUT})
-"""What a healthy run has; anything else is worth an event when it appears."""
+"""Kinds of a healthy run; any other causes an event when it appears."""
 
 
 def describe(kind: str) -> str:
-    """The sentence for a kind as ``compare`` names it."""
+    """The sentence that explains a kind returned by ``compare``."""
     return _BY_NAME[SHIFTED if kind.startswith(SHIFTED) else kind].sentence
 
 
 def compare(batch: Batch) -> dict[str, Counter[str]]:
-    """How many joined spans have which kind of copy, by engine.
+    """Number of joined spans by engine and kind of copy.
 
-    ``shifted`` has the number of tokens appended: ``shifted+1`` where each value is that of the token before.
+    ``shifted`` has the number of tokens appended: ``shifted+1`` if each value is that of the previous token.
     """
     found: dict[str, Counter[str]] = {}
     joined = [(n, span, hit) for n, (span, hit) in enumerate(zip(batch.spans, batch.hits, strict=True)) if hit]
@@ -83,8 +84,8 @@ def classify(ours: Floats, theirs: Floats, sizes: Ints) -> list[str]:
     """The kind of each span.
 
     Args:
-        ours: the engines' records of the spans, concatenated [tokens].
-        theirs: the trainer's copies, likewise.
+        ours: the engines' logprobs of the spans, concatenated [tokens].
+        theirs: the trainer's copies of them [tokens].
         sizes: tokens per span [spans], all above 0.
     """
     kinds = np.full(sizes.size, "", dtype=object)
@@ -93,43 +94,43 @@ def classify(ours: Floats, theirs: Floats, sizes: Ints) -> list[str]:
         if not left.size:
             break
         spans = _Spans(ours, theirs, sizes)
-        said = test(spans)
-        kinds[left[said]] = name
-        keep = np.repeat(~said, sizes)
-        ours, theirs, sizes, left = ours[keep], theirs[keep], sizes[~said], left[~said]
+        matches = test(spans)
+        kinds[left[matches]] = name
+        keep = np.repeat(~matches, sizes)
+        ours, theirs, sizes, left = ours[keep], theirs[keep], sizes[~matches], left[~matches]
     return [str(kind) for kind in kinds]
 
 
 class _Spans:
-    """Spans that no rule has named yet.
+    """Spans that no test has matched yet.
 
-    ``differ`` [tokens]: where the copy is not the record. Where the engine has no record (NaN), anything is right.
+    ``differ`` [tokens]: the copy differs from the engine's logprob. Without one (NaN) every value is accepted.
     """
 
     def __init__(self, ours: Floats, theirs: Floats, sizes: Ints) -> None:
         self.ours, self.theirs, self.sizes = ours, theirs, sizes
         self.starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        self.differ = ~self.follow(ours)
+        self.differ = ~self.matches(ours)
 
-    def follow(self, values: Floats) -> Marks:
-        """Where the copy is ``values`` [tokens], made of the record."""
-        follows: Marks = equal(values, self.theirs) | np.isnan(values)
-        return follows
+    def matches(self, values: Floats) -> Marks:
+        """Where the copy equals ``values`` [tokens], derived from the engine's logprobs."""
+        same: Marks = equal(values, self.theirs) | np.isnan(values)
+        return same
 
     def all(self, tokens: Marks) -> Marks:
         """Whether all tokens of each span are marked [spans]."""
         return np.logical_and.reduceat(tokens, self.starts)
 
     def any(self, tokens: Marks) -> Marks:
-        """Whether any is."""
+        """Whether any token of each span is marked [spans]."""
         return np.logical_or.reduceat(tokens, self.starts)
 
     def count(self, tokens: Marks) -> Ints:
-        """How many are."""
+        """Number of marked tokens of each span [spans]."""
         return np.add.reduceat(tokens.astype(np.int64), self.starts)
 
     def spread(self, spans: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A value per span, for each of its tokens."""
+        """Repeat a value per span [spans] for its tokens [tokens]."""
         return np.repeat(spans, self.sizes)
 
 
@@ -143,29 +144,29 @@ def _is_zero_filled(spans: _Spans) -> Marks:
 
 def _is_cast(cast: Callable[[Floats], Floats]) -> Callable[[_Spans], Marks]:
     def test(spans: _Spans) -> Marks:
-        return spans.all(spans.follow(cast(spans.ours)))
+        return spans.all(spans.matches(cast(spans.ours)))
 
     return test
 
 
 def _is_shifted(by: int) -> Callable[[_Spans], Marks]:
-    """Of the tokens that both have, all must agree, and one of them not in a 0.0, which many tokens have alike."""
+    """All tokens that both have must agree, one of them on a value other than 0.0, which many tokens share."""
 
     def test(spans: _Spans) -> Marks:
-        place = np.arange(spans.ours.size) - np.repeat(spans.starts, spans.sizes)
-        inside = (place - by >= 0) & (place - by < np.repeat(spans.sizes, spans.sizes))
+        position = np.arange(spans.ours.size) - np.repeat(spans.starts, spans.sizes)
+        inside = (position - by >= 0) & (position - by < np.repeat(spans.sizes, spans.sizes))
         source = np.clip(np.arange(spans.ours.size) - by, 0, spans.ours.size - 1)
         moved = spans.ours[source]
-        agree = spans.follow(moved)
+        agree = spans.matches(moved)
         for cast in CASTS.values():
-            agree |= spans.follow(cast(moved))
+            agree |= spans.matches(cast(moved))
         return spans.all(agree | ~inside) & spans.any(inside & agree & (moved != 0) & np.isfinite(moved))
 
     return test
 
 
 def _is_clamped(spans: _Spans) -> Marks:
-    """What differs, two tokens or more, was below one bound, which stands there now; nothing else is below it."""
+    """The differing tokens, two or more, were raised to one bound; no other token is below it."""
     bound = np.where(spans.differ, spans.theirs, -np.inf).astype(np.float32)
     highest = np.maximum.reduceat(bound, spans.starts)
     with np.errstate(invalid="ignore"):
@@ -175,7 +176,7 @@ def _is_clamped(spans: _Spans) -> Marks:
 
 
 def _is_padded(spans: _Spans) -> Marks:
-    """What differs holds no logprob, or one and the same value at two tokens or more."""
+    """The differing tokens hold no logprob, or two or more of them hold one and the same value."""
     filler = ~np.isfinite(spans.theirs) | (spans.theirs > 0) | (spans.theirs <= NOT_A_LOGPROB)
     with np.errstate(invalid="ignore"):
         low = np.minimum.reduceat(np.where(spans.differ, spans.theirs, np.inf), spans.starts)
@@ -190,7 +191,7 @@ def _is_recomputed(spans: _Spans) -> Marks:
     return most
 
 
-def _is_left(spans: _Spans) -> Marks:
+def _any_other(spans: _Spans) -> Marks:
     return np.ones(spans.sizes.size, bool)
 
 
@@ -208,6 +209,6 @@ _TESTS: tuple[tuple[str, Callable[[_Spans], Marks]], ...] = (
     (CLAMPED, _is_clamped),
     (PADDED, _is_padded),
     (RECOMPUTED, _is_recomputed),
-    (CHANGED, _is_left),
+    (CHANGED, _any_other),
 )
-"""In order: the first that holds names the span. Whatever a rounding or a shift explains, no later rule may."""
+"""Tests in order of priority: the first that matches decides. A cast or a shift takes precedence over later tests."""

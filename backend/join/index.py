@@ -1,8 +1,8 @@
-"""Which rollout is this span of a trainer's row? By content, verified token by token, or by id; never a guess. Pure.
+"""Finds the rollout of a span of a trainer's row, by content or by request id, verified token by token. Pure.
 
-A rollout is found by a 128-bit hash of its prompt, then by the first tokens of its completion, then its tokens are
-compared with the span's. Equal completions of one prompt are a multiset: within one (step, update) each rollout
-answers for one span, and the recorded logprobs say which (the trainer's copy may be cast).
+A rollout is looked up by a 128-bit hash of its prompt, then by the first tokens of its completion, then its tokens are
+compared with the span's. Equal completions of one prompt are a multiset: within one (step, update) each rollout joins
+one span, chosen by the rollout logprobs (of which the trainer's copy may be cast).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from rltop.backend.join.reasons import (
     nearer,
 )
 from rltop.backend.join.records import (
+    DISTINCTIVE_TOKENS,
     HEADS,
-    SURE_SIZE,
     Hit,
     Ints,
     Record,
@@ -40,43 +40,37 @@ from rltop.backend.join.records import (
     distance,
     fingerprint,
     given_id,
-    is_beginning,
+    is_distinctive,
+    is_prefix,
     keys,
     prompt_key,
-    telling,
 )
 from rltop.collectors.contract import wire
 
 KEPT_BYTES, KEPT_STEPS, MAX_BYTES = 64 << 20, 64, 512 << 20
-"""The index keeps the rollouts that arrived in the last steps, and older ones for reuse as far as there is room; if
-these steps alone are too much, the oldest go and are counted."""
+"""The index keeps the rollouts of the last KEPT_STEPS steps, and older ones for reuse up to KEPT_BYTES. Beyond
+MAX_BYTES the oldest are evicted and counted."""
 
 MAX_EVICTED_PROMPTS = 20_000
-"""Prompts remembered after their last rollout was evicted, to name the reason of a failed join."""
+"""Prompts remembered after their last rollout was evicted, to report the reason of a failed join."""
 
 _PROMPT_TRIES = 8
 _NEAR_TRIES = 16
-_LOOKED_AT = 1024
-"""Bounds on what is looked at for one span: prompts, rollouts, tokens of each."""
-
-_TELLING = 1e-3
-_TELLING_TOKENS = 4
-"""Logprobs beyond -0.001 have about 13 bits that depend on the whole context; 4 equal ones are no chance."""
-
+_NEAR_TOKENS = 1024
+"""Bounds of the search for one span: prompts, rollouts, tokens of each."""
 
 Origin = tuple[str, str, int, int]
-"""Engine, its life, number of the message, place in it."""
+"""Engine, epoch of its process, sequence number of the message, index in the message."""
 
 
 class RolloutIndex:
     """Rollouts by content, bounded by bytes.
 
     Attributes:
-        evicted: rollouts of the last steps that were let go for want of room.
+        evicted: rollouts of the last steps that were evicted for lack of space.
         generation: rises with every message of rollouts.
-        bytes: what it holds, roughly.
-        unused: rollouts that no step has trained on, by engine, since ``step_done`` last returned.
-        needed: which messages of rollouts may still be needed.
+        bytes: approximate memory use.
+        needed: the messages of rollouts that may still be needed.
     """
 
     def __init__(self, kept_bytes: int = KEPT_BYTES, max_bytes: int = MAX_BYTES) -> None:
@@ -84,14 +78,14 @@ class RolloutIndex:
         self.generation = 0
         self.bytes = 0
         self._kept_bytes, self._max_bytes = kept_bytes, max_bytes
-        self._let_go = 0  # all that were, for want of room or as too old
+        self._removed = 0  # rollouts evicted for lack of space or as too old
         self._records: deque[Record] = deque()
         self._by: dict[bytes | str, list[Record]] = {}  # by every key of ``records.keys``
         self._lengths: Counter[int] = Counter()  # of prompts
         self._firsts: Counter[int] = Counter()  # first tokens of prompts
-        self._gone: OrderedDict[bytes, None] = OrderedDict()
+        self._evicted_prompts: OrderedDict[bytes, None] = OrderedDict()
         self._ageing = RolloutAgeing()
-        self._marks: deque[int] = deque()  # how many had arrived by the end of each of the last steps
+        self._step_ends: deque[int] = deque()  # arrivals by the end of each of the last steps
         self._unused: Counter[str] = Counter()
         self.needed = PendingMessages()
         self._uses: dict[Origin, Iterable[Use]] = {}
@@ -100,24 +94,24 @@ class RolloutIndex:
         return len(self._records)
 
     def expect(self, uses: Mapping[Origin, Iterable[Use]]) -> None:
-        """What may come again, and which steps that are stored trained on it."""
+        """Set the rollouts that may be resent, with the stored steps that trained on them."""
         self._uses = dict(uses)
 
     def add(self, body: wire.Rollouts, arrays: wire.Arrays, life: str = "", seq: int = -1) -> None:
-        """Take in finished requests, of the engine's process with this epoch, that came in its message ``seq``.
+        """Add finished requests from message ``seq`` of the engine process with epoch ``life``.
 
         Raises:
-            WireError: the arrays do not have the sizes that the rollouts say, or one is missing.
+            WireError: an array is missing or does not have the size that the rollouts declare.
         """
-        prompts, tokens = _take(arrays, "prompt_ids", "i4"), _take(arrays, "token_ids", "i4")
-        logprobs = _take(arrays, "logprobs", "f4")
+        prompts, tokens = _checked(arrays, "prompt_ids", "i4"), _checked(arrays, "token_ids", "i4")
+        logprobs = _checked(arrays, "logprobs", "f4")
         if any(r.prompt_size < 0 or r.size < 0 for r in body.rollouts):
             raise wire.WireError("a rollout of negative size")
         if sum(r.prompt_size for r in body.rollouts) != prompts.size:
             raise wire.WireError(f"prompt_ids: {prompts.size} entries do not fit the rollouts' prompt sizes")
         if not sum(r.size for r in body.rollouts) == tokens.size == logprobs.size:
             raise wire.WireError(f"{tokens.size} token_ids and {logprobs.size} logprobs do not fit the rollouts' sizes")
-        self.needed.add(body.engine, life, seq, sum(rollout.size > 0 for rollout in body.rollouts))
+        self.needed.received(body.engine, life, seq, sum(rollout.size > 0 for rollout in body.rollouts))
         prompt_at = at = 0
         for place, rollout in enumerate(body.rollouts):
             prompt = prompts[prompt_at : prompt_at + rollout.prompt_size]
@@ -130,7 +124,7 @@ class RolloutIndex:
                     body.engine, rollout, key, first, tokens[at:end], logprobs[at:end], life, uses, seq, place
                 )
                 if uses:
-                    self.needed.trained(record)
+                    self.needed.mark_trained(record)
                 self._insert(record)
             prompt_at, at = prompt_at + rollout.prompt_size, end
         self.generation += 1
@@ -155,47 +149,46 @@ class RolloutIndex:
             if not found:
                 del self._by[key]
         if record.prompt not in self._by:
-            self._gone[record.prompt] = None
-            if len(self._gone) > MAX_EVICTED_PROMPTS:
-                self._gone.popitem(last=False)
+            self._evicted_prompts[record.prompt] = None
+            if len(self._evicted_prompts) > MAX_EVICTED_PROMPTS:
+                self._evicted_prompts.popitem(last=False)
         _lower(self._lengths, record.rollout.prompt_size)
         _lower(self._firsts, record.starts_with)
         if self._ageing.remove(record):
-            self._judge(record)
+            self._mark_old(record)
         self.bytes -= cost(record)
-        self._let_go += 1
+        self._removed += 1
 
-    def _judge(self, record: Record) -> None:
-        """It is old now."""
-        self.needed.aged(record)
+    def _mark_old(self, record: Record) -> None:
+        self.needed.mark_old(record)
         if not record.uses:
             self._unused[record.engine] += 1
 
     def step_done(self, trained: Collection[Record] = (), *, in_turn: bool = True) -> Counter[str]:
-        """A step is over that ``trained`` on these. Returns how many rollouts became unused by it, by engine.
+        """Close a step that trained on ``trained``. Returns the number of newly unused rollouts by engine.
 
-        ``in_turn``: it has rows, and no rollouts are here that came long after those the step could train on.
+        ``in_turn``: the step has rows, and no rollouts have arrived that are much later than those it could train on.
         """
         for record in trained:
-            self.needed.trained(record)
+            self.needed.mark_trained(record)
         for record in self._ageing.step_done(trained, in_turn=in_turn):
-            self._judge(record)
+            self._mark_old(record)
         if not in_turn:
             return Counter()
-        self._marks.append(self._let_go + len(self._records))
-        if len(self._marks) > KEPT_STEPS:
-            old = self._marks.popleft()
-            while self._let_go < old and self.bytes > self._kept_bytes:
+        self._step_ends.append(self._removed + len(self._records))
+        if len(self._step_ends) > KEPT_STEPS:
+            old = self._step_ends.popleft()
+            while self._removed < old and self.bytes > self._kept_bytes:
                 self._evict()
         unused, self._unused = self._unused, Counter()
         return unused
 
     def knows(self, prompt: bytes) -> bool:
-        """Whether there is a rollout of this prompt."""
+        """Whether the index holds a rollout of this prompt."""
         return prompt in self._by
 
     def prompts_at_end(self, context: Ints) -> list[int]:
-        """Where in ``context`` [n] a known prompt starts that goes on to its end; the longest first, 8 at most."""
+        """Starts of known prompts that extend to the end of ``context`` [n]; the longest first, 8 at most."""
         if not context.size:
             return []
         places = np.flatnonzero(np.isin(context, np.fromiter(self._firsts, np.int64, len(self._firsts))))
@@ -203,20 +196,20 @@ class RolloutIndex:
         tries = [place for place, _ in zip(likely, range(_PROMPT_TRIES), strict=False)]
         return [place for place in tries if prompt_key(context[place:]) in self._by]
 
-    def find(self, prompt: bytes, span: RowQuery, *, surely: bool, in_part: bool) -> Hit | str:
+    def find(self, prompt: bytes, span: RowQuery, *, strict: bool, in_part: bool) -> Hit | str:
         """The rollout of this prompt whose tokens start with the span's, or the reason why there is none.
 
-        Of several free ones the nearest by logprobs. It is ``UNSURE`` if it might not be the right one: if ``surely``
-        is asked for and it has more tokens or other logprobs (beyond a rounding to fewer bits); else if it has more
-        tokens and other logprobs, or is a short one with other logprobs while the prompt is only ``in_part`` what the
-        row has before the span. What is returned is claimed for the span's use.
+        Of several free rollouts the one with the nearest logprobs. The reason is ``UNSURE`` if it may be the wrong one.
+        With ``strict``: it has more tokens, or other logprobs (beyond a rounding to fewer bits). Without: it has more
+        tokens and other logprobs, or it is short with other logprobs and the prompt is only part (``in_part``) of the
+        tokens before the span. The returned rollout is claimed for the span's use.
         """
         named = self._named(span.request_id)
         found = [record for record in named if record.starts(span.tokens)]
         way = BY_ID if found else ""
         if not found:
             if prompt not in self._by:
-                return EVICTED if prompt in self._gone else NO_PROMPT
+                return EVICTED if prompt in self._evicted_prompts else NO_PROMPT
             head = span.tokens[: next(h for h in HEADS if h <= span.tokens.size)]
             found = [r for r in self._by.get(prompt + head.tobytes(), ()) if r.starts(span.tokens)]
         if not found:
@@ -225,17 +218,17 @@ class RolloutIndex:
         if not free:
             return TAKEN
         best = free[0] if len(free) == 1 else min(free, key=lambda r: distance(r, span.logprobs))
-        if not (way and len(found) == 1) and not _acceptable(best, span, surely=surely, in_part=in_part):
+        if not (way and len(found) == 1) and not _acceptable(best, span, strict=strict, in_part=in_part):
             return UNSURE
         return claim(best, span, "" if prompt == best.prompt else way)
 
-    def beginning(self, prompt: bytes, span: RowQuery) -> Record | None:
-        """A free rollout of this prompt that is the beginning of the span, logprobs and all; the longest."""
-        free = [r for r in self._by.get(prompt, ()) if span.use not in r.uses and is_beginning(r, span)]
+    def find_prefix(self, prompt: bytes, span: RowQuery) -> Record | None:
+        """The longest free rollout of this prompt whose tokens and logprobs are a prefix of the span."""
+        free = [r for r in self._by.get(prompt, ()) if span.use not in r.uses and is_prefix(r, span)]
         return max(free, key=lambda record: record.tokens.size, default=None)
 
     def by_fingerprint(self, span: RowQuery) -> Hit | None:
-        """The only free rollout with these tokens and logprobs, under whatever prompt."""
+        """The free rollout with these tokens and logprobs under any prompt, if there is exactly one."""
         key = fingerprint(span.tokens, span.logprobs)
         same = [
             record
@@ -248,19 +241,19 @@ class RolloutIndex:
         return claim(same[0], span, OTHER_PROMPT) if len(same) == 1 else None
 
     def near_miss(self, prompt: bytes, span: RowQuery) -> str:
-        """What else may be said of a span without its rollout; empty if nothing."""
+        """A more specific reason for a span without a rollout; empty if there is none."""
         named = self._named(span.request_id)
         reason = RETOKENISED if named else ""
         free = (record for record in (*named, *self._by.get(prompt, ())) if span.use not in record.uses)
         for record, _ in zip(free, range(_NEAR_TRIES), strict=False):
-            if is_beginning(record, span):
+            if is_prefix(record, span):
                 reason = nearer(reason, OVERLONG)
             elif not reason and _shared(record.tokens, span.tokens) >= 0.5:
                 reason = RETOKENISED
         return reason
 
     def _named(self, request_id: str) -> list[Record]:
-        """Rollouts of the request with this id; as an OpenAI server names it, its first prompt's."""
+        """Rollouts of the request with this id, as the engine names it or an OpenAI server (its first prompt)."""
         if not request_id:
             return []
         ids = (request_id, given_id(request_id), f"{request_id}-0")
@@ -268,29 +261,31 @@ class RolloutIndex:
 
 
 def claim(record: Record, span: RowQuery, way: str) -> Hit:
-    """The record answers for the span."""
+    """Claim the record for the span."""
     again = any(step != span.use[0] for step, _ in record.uses)
     record.uses.add(span.use)
     return Hit(record, 0, way, again)
 
 
-def _acceptable(record: Record, span: RowQuery, *, surely: bool, in_part: bool) -> bool:
+def _acceptable(record: Record, span: RowQuery, *, strict: bool, in_part: bool) -> bool:
     same_size = record.tokens.size == span.tokens.size
     if record.agrees(span.logprobs):
-        return same_size or not surely
-    return not surely and same_size and (not in_part or telling(span.tokens))
+        return same_size or not strict
+    return not strict and same_size and (not in_part or is_distinctive(span.tokens))
 
 
 def _shared(ours: Ints, theirs: Ints) -> float:
-    """Share of the runs of 3 tokens of one that are in the other, as far as is looked at."""
-    runs = [_runs(ids[:_LOOKED_AT]) for ids in (ours, theirs)]
-    longer = max(run.size for run in runs)
-    return np.intersect1d(runs[0], runs[1], assume_unique=True).size / longer if longer else 0.0
+    """Share of common 3-grams among the first ``_NEAR_TOKENS`` tokens of both."""
+    trigrams = [_trigrams(ids[:_NEAR_TOKENS]) for ids in (ours, theirs)]
+    longer = max(found.size for found in trigrams)
+    return np.intersect1d(trigrams[0], trigrams[1], assume_unique=True).size / longer if longer else 0.0
 
 
-def _runs(ids: Ints) -> NDArray[np.int64]:
+def _trigrams(ids: Ints) -> NDArray[np.int64]:
     wide = ids.astype(np.int64)
-    return np.unique(wide[:-2] * 1_000_003 + wide[1:-1] * 10_007 + wide[2:]) if ids.size >= SURE_SIZE else wide[:0]
+    if ids.size < DISTINCTIVE_TOKENS:
+        return wide[:0]
+    return np.unique(wide[:-2] * 1_000_003 + wide[1:-1] * 10_007 + wide[2:])
 
 
 def _lower(counter: Counter[int], key: int) -> None:
@@ -299,7 +294,7 @@ def _lower(counter: Counter[int], key: int) -> None:
         del counter[key]
 
 
-def _take(arrays: wire.Arrays, name: str, dtype_name: str) -> NDArray[Any]:
+def _checked(arrays: wire.Arrays, name: str, dtype_name: str) -> NDArray[Any]:
     dtype = wire.DTYPES[dtype_name]
     array = arrays.get(name)
     if array is None or array.dtype != dtype:

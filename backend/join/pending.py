@@ -1,4 +1,4 @@
-"""Which messages of rollouts may still be needed: for rows that are to come, or to know what became of them. Pure."""
+"""Tracks which messages of rollouts are still needed, for later rows or for the count of unused rollouts. Pure."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from rltop.backend.join.records import Record
 
 @dataclass(slots=True)
 class _ProcessMessages:
-    """Of one engine's process, by number of the message: how many rollouts of it ..."""
+    """Counts of one engine process by the sequence number of the message."""
 
     young: OrderedDict[int, int] = field(default_factory=OrderedDict)
-    """... are not yet old enough to be passed over;"""
+    """Rollouts of the message that are not old yet."""
 
     untrained: OrderedDict[int, int] = field(default_factory=OrderedDict)
-    """... are neither that, nor in a step that is done."""
+    """Those of them that are in no finished step."""
 
 
 class PendingMessages:
-    """The messages of every engine, as long as a rollout of theirs is needed."""
+    """The messages of every engine, as long as one of their rollouts is needed."""
 
     def __init__(self) -> None:
-        self._lives: dict[tuple[str, str], _ProcessMessages] = {}
+        self._processes: dict[tuple[str, str], _ProcessMessages] = {}
 
-    def add(self, engine: str, life: str, seq: int, records: int) -> None:
-        """Message ``seq`` of the engine's process brought so many rollouts."""
+    def received(self, engine: str, life: str, seq: int, records: int) -> None:
+        """Message ``seq`` of the engine process brought ``records`` rollouts."""
         if records:
-            found = self._lives.setdefault((engine, life), _ProcessMessages())
-            found.young[seq] = found.untrained[seq] = records
+            process = self._processes.setdefault((engine, life), _ProcessMessages())
+            process.young[seq] = process.untrained[seq] = records
 
-    def trained(self, record: Record) -> None:
-        """The rollout is in a step that is done."""
+    def mark_trained(self, record: Record) -> None:
+        """Mark a rollout as trained on by a finished step."""
         if not record.trained:
             record.trained = True
-            if not record.old and (life := self._lives.get((record.engine, record.life))):
-                _lower(life.untrained, record.seq)
+            if not record.old and (process := self._processes.get((record.engine, record.life))):
+                _lower(process.untrained, record.seq)
 
-    def aged(self, record: Record) -> None:
-        """The rollout is old enough: what has not trained on it by now, will not."""
+    def mark_old(self, record: Record) -> None:
+        """Mark a rollout as old: no later step will train on it."""
         record.old = True
         key = record.engine, record.life
-        if life := self._lives.get(key):
-            _lower(life.young, record.seq)
+        if process := self._processes.get(key):
+            _lower(process.young, record.seq)
             if not record.trained:
-                _lower(life.untrained, record.seq)
-            if not life.young:
-                del self._lives[key]
+                _lower(process.untrained, record.seq)
+            if not process.young:
+                del self._processes[key]
 
-    def marks(self, engine: str, life: str, last: int) -> tuple[int, int]:
-        """Of the messages up to ``last``, the last before which no rollout is young, and none is untrained."""
-        found = self._lives.get((engine, life))
-        if found is None:
+    def watermarks(self, engine: str, life: str, last: int) -> tuple[int, int]:
+        """The last message, up to ``last``, by which no rollout is young, and by which none is untrained."""
+        process = self._processes.get((engine, life))
+        if process is None:
             return last, last
-        return next(iter(found.young)) - 1, next(iter(found.untrained), last + 1) - 1
+        return next(iter(process.young)) - 1, next(iter(process.untrained), last + 1) - 1
 
 
 def _lower(counts: OrderedDict[int, int], seq: int) -> None:

@@ -1,4 +1,4 @@
-"""Why a trainer's row has no rollout, and how the others found theirs: two small tables. Pure."""
+"""Reasons why a trainer's row is not joined, and ways in which a row is joined: two tables. Pure data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ReasonEntry:
-    """A name in ``view.Step`` and the sentence that says what it means."""
+    """A name in ``api.Step`` and the sentence that explains it."""
 
     name: str
     sentence: str
@@ -23,41 +23,41 @@ UNSURE = "unsure"
 
 REASONS: tuple[ReasonEntry, ...] = (
     ReasonEntry(NO_PROMPT, "no engine reported a rollout of this prompt"),
-    ReasonEntry(EVICTED, "the rollouts of this prompt had left the hub's memory before the row came"),
-    ReasonEntry(NO_COMPLETION, "engines wrote other completions of this prompt, not this one"),
+    ReasonEntry(EVICTED, "the hub had evicted the rollouts of this prompt before the row arrived"),
+    ReasonEntry(NO_COMPLETION, "engines generated other completions of this prompt, not this one"),
     ReasonEntry(
         RETOKENISED,
-        "a rollout that no row answers for has nearly the same tokens, or the same id: text tokenised anew, or edited",
+        "an unjoined rollout has nearly the same tokens, or the same id: retokenised or edited text",
     ),
-    ReasonEntry(OVERLONG, "the row goes on after its rollout's last token, with tokens that no engine sampled"),
-    ReasonEntry(TAKEN, "every rollout with these tokens answers for another row of the same step and update"),
-    ReasonEntry(UNSURE, "a rollout has these tokens and more of them, or other logprobs: it may not be this row's"),
+    ReasonEntry(OVERLONG, "the row continues after its rollout's last token, with tokens that no engine sampled"),
+    ReasonEntry(TAKEN, "every rollout with these tokens is joined with another row of the same step and update"),
+    ReasonEntry(UNSURE, "ambiguous: a rollout with these tokens has more of them, or other logprobs"),
 )
-"""From the farthest to the nearest miss; of several the nearest is told."""
+"""From the farthest to the nearest miss; the nearest of several is reported."""
 
 WHOLE, PADDED, PACKED, TRUNCATED = "whole", "padded", "packed", "truncated"
 RESUMED, BY_ID, OTHER_PROMPT = "resumed", "by_id", "other_prompt"
 
 WAYS: tuple[ReasonEntry, ...] = (
-    ReasonEntry(WHOLE, "prompt and completion as the engine recorded them"),
-    ReasonEntry(PADDED, "after tokens before the prompt were left out: padding, or a token put in front"),
-    ReasonEntry(PACKED, "from a row that holds several sequences one after another"),
-    ReasonEntry(TRUNCATED, "with fewer tokens than the engine recorded: cut, or a stop string left out"),
-    ReasonEntry(RESUMED, "from several requests: the engine was stopped in the middle, and what was there sent again"),
-    ReasonEntry(BY_ID, "by the request's id"),
-    ReasonEntry(OTHER_PROMPT, "by tokens and logprobs alone: the trainer's prompt is not the one that the engine had"),
+    ReasonEntry(WHOLE, "prompt and completion equal those of the engine"),
+    ReasonEntry(PADDED, "after removal of tokens before the prompt: padding, or a prepended token"),
+    ReasonEntry(PACKED, "from a row that packs several sequences"),
+    ReasonEntry(TRUNCATED, "with fewer tokens than the engine generated: truncated, or a stop string removed"),
+    ReasonEntry(RESUMED, "from several requests: one was stopped, and its tokens were resubmitted"),
+    ReasonEntry(BY_ID, "by request id"),
+    ReasonEntry(OTHER_PROMPT, "by tokens and logprobs alone: the trainer's prompt differs from the engine's"),
 )
-"""From the plainest way to the oddest; a row of several requests counts under the oddest of theirs."""
+"""From the usual to the most unusual way; a row of several requests counts under the most unusual."""
 
 _NEARNESS = {reason.name: place for place, reason in enumerate(REASONS)}
-_ODDNESS = {way.name: place for place, way in enumerate(WAYS)}
+_UNUSUALNESS = {way.name: place for place, way in enumerate(WAYS)}
 
 
 def nearer(reason: str, other: str) -> str:
-    """Of two reasons (empty: none yet) the nearer miss."""
+    """The nearer miss of two reasons (empty: none yet)."""
     return max(reason, other, key=lambda name: _NEARNESS.get(name, -1))
 
 
-def odder(way: str, other: str) -> str:
-    """Of two ways (empty: none yet) the odder one."""
-    return max(way, other, key=lambda name: _ODDNESS.get(name, -1))
+def more_unusual(way: str, other: str) -> str:
+    """The more unusual of two ways (empty: none yet)."""
+    return max(way, other, key=lambda name: _UNUSUALNESS.get(name, -1))

@@ -1,4 +1,4 @@
-"""A rollout as the hub keeps it, what a trainer's row asks for, and the keys by which one finds the other. Pure."""
+"""Rollouts in the index, queries for the spans of trainer rows, and the keys that match them. Pure."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ from rltop.backend.join.rounding import agree
 from rltop.collectors.contract import wire
 
 HEADS = (8, 4, 2, 1)
-"""Rollouts are found by so many first tokens of their completion."""
+"""Rollouts are indexed by these numbers of first tokens of their completion."""
 
-SURE_SIZE = 8
-SURE_KINDS = 4
-"""So many tokens, of so many different ones, tell a completion apart from others of a prompt whatever its logprobs are;
-with logprobs that are not near 0, so many tell it from all others."""
+DISTINCTIVE_TOKENS, DISTINCT_IDS = 8, 4
+"""A completion of so many tokens with so many distinct ids is unlikely to occur twice for a prompt. With logprobs that
+are not near 0, so many tokens identify it among all rollouts."""
 
-_TELLING = 1e-3
-_TELLING_TOKENS = 4
-"""Logprobs beyond -0.001 have about 13 bits that depend on the whole context; 4 equal ones are no chance."""
+_NEAR_ZERO = 1e-3
+_MIN_LOGPROBS = 4
+"""Logprobs below -0.001 have about 13 bits that depend on the whole context; 4 equal ones are no coincidence."""
 
 _RECORD_BYTES = 2600  # rough cost of a record and its keys beside its arrays
 
 _INTERNAL_ID = re.compile(r"^(?:\d+_)?(?P<given>.*?)(?:-[0-9a-f]{8})?$", re.DOTALL)
-"""vLLM puts ``<n>_`` before the caller's id where n > 1, and appends 8 random hex digits."""
+"""vLLM prefixes the caller's id with ``<n>_`` if n > 1, and appends 8 random hex digits."""
 
 Ints = NDArray[np.int32]
 Use = tuple[int, int]
-"""(step, update): within it a rollout joins once."""
+"""(step, update), within which a rollout joins at most once."""
 
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """One rollout as the index keeps it. ``tokens`` i4 and ``logprobs`` f4 [size]; ``life`` of the engine's process.
+    """A rollout in the index. ``tokens`` i4 and ``logprobs`` f4 [size]; ``life`` is the epoch of the engine process.
 
-    ``seq`` is the number of the message that brought it, and ``place`` its place there; ``arrival`` its place among
-    all; ``trained``: a step that is done has it; ``old``: no step will train on it any more (``join.ageing``).
+    ``seq`` is the number of its message and ``place`` its index there; ``arrival`` its number among all rollouts.
+    ``trained``: a finished step trained on it. ``old``: no later step will train on it (``join.ageing``).
     """
 
     engine: str
@@ -59,7 +58,7 @@ class Record:
 
     @property
     def versions(self) -> NDArray[np.int64]:
-        """Policy version per token [size], ``wire.UNKNOWN_VERSION`` where the engine had none."""
+        """Policy version per token [size], ``wire.UNKNOWN_VERSION`` if the engine had none."""
         versions = np.full(self.tokens.size, wire.UNKNOWN_VERSION, np.int64)
         for run in self.rollout.runs:
             versions[max(run.start, 0) :] = wire.UNKNOWN_VERSION if run.version is None else run.version
@@ -67,18 +66,18 @@ class Record:
 
     @property
     def epochs(self) -> NDArray[np.int64]:
-        """Flag epoch per token [size], ``wire.UNKNOWN_VERSION`` where the engine had none."""
+        """Flag epoch per token [size], ``wire.UNKNOWN_VERSION`` if the engine had none."""
         epochs = np.full(self.tokens.size, wire.UNKNOWN_VERSION, np.int64)
         for run in self.rollout.runs:
             epochs[max(run.start, 0) :] = run.flag_epoch
         return epochs
 
     def run_at(self, position: int) -> wire.VersionRun | None:
-        """The run that the token at ``position`` belongs to."""
+        """The run of the token at ``position``."""
         return next((run for run in reversed(self.rollout.runs) if run.start <= position), None)
 
     def agrees(self, logprobs: NDArray[np.float32]) -> bool:
-        """Whether the trainer's copy ``logprobs`` [n] is this record's beginning, perhaps rounded to fewer bits."""
+        """Whether the trainer's copy ``logprobs`` [n] equals the record's first n logprobs, up to a cast."""
         return not self.rollout.has_logprobs or agree(self.logprobs[: logprobs.size], logprobs)
 
     def starts(self, tokens: Ints) -> bool:
@@ -88,7 +87,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class RowQuery:
-    """What a trainer says of trained tokens in a row: [n] each, and the id of the request, where it kept one."""
+    """Trained tokens of a row and their rollout logprobs [n], and the request id if the trainer kept it."""
 
     tokens: Ints
     logprobs: NDArray[np.float32]
@@ -98,9 +97,9 @@ class RowQuery:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A span belongs to ``record``, from its token ``offset`` on.
+    """The match of a span with ``record``, from its token ``offset`` on.
 
-    ``way`` says how it was found (``unjoined.WAYS``); ``again``: another step has trained on it before.
+    ``way``: how it was found (``reasons.WAYS``). ``again``: another step trained on it before.
     """
 
     record: Record
@@ -115,13 +114,13 @@ def prompt_key(prompt: Ints) -> bytes:
 
 
 def given_id(request_id: str) -> str:
-    """The id as the caller of vLLM gave it, of one as the engine core has it."""
+    """The id that the caller gave to vLLM, from the id in the engine core."""
     found = _INTERNAL_ID.match(request_id)
     return found["given"] if found else request_id
 
 
 def keys(record: Record) -> Iterable[bytes | str]:
-    """Prompt; prompt and head; the request's id; tokens and logprobs. All of different types or lengths."""
+    """Index keys: prompt; prompt and head; request id; tokens and logprobs. They differ in type or length."""
     yield record.prompt
     for size in HEADS:
         if record.tokens.size >= size:
@@ -133,19 +132,22 @@ def keys(record: Record) -> Iterable[bytes | str]:
 
 
 def fingerprint(tokens: Ints, logprobs: NDArray[np.float32]) -> bytes:
-    """Of the first tokens and their logprobs; empty where these tell too little."""
-    if tokens.size < SURE_SIZE or np.count_nonzero(np.abs(logprobs[:SURE_SIZE]) > _TELLING) < _TELLING_TOKENS:
+    """Key of the first tokens and their logprobs; empty if these identify too little."""
+    if (
+        tokens.size < DISTINCTIVE_TOKENS
+        or np.count_nonzero(np.abs(logprobs[:DISTINCTIVE_TOKENS]) > _NEAR_ZERO) < _MIN_LOGPROBS
+    ):
         return b""
-    return tokens[:SURE_SIZE].tobytes() + logprobs[:SURE_SIZE].tobytes()
+    return tokens[:DISTINCTIVE_TOKENS].tobytes() + logprobs[:DISTINCTIVE_TOKENS].tobytes()
 
 
 def cost(record: Record) -> int:
-    """Bytes that a record holds, roughly."""
+    """Approximate memory use of a record in bytes."""
     return _RECORD_BYTES + record.tokens.nbytes + record.logprobs.nbytes
 
 
 def distance(record: Record, logprobs: NDArray[np.float32]) -> tuple[float, int, int]:
-    """By logprobs, then by surplus tokens, then by how often it has joined."""
+    """Sort key: mean |difference| of logprobs, surplus tokens, times it has joined."""
     with np.errstate(invalid="ignore"):
         gaps = np.abs(record.logprobs[: logprobs.size] - logprobs)
     gaps = gaps[np.isfinite(gaps)]
@@ -153,13 +155,13 @@ def distance(record: Record, logprobs: NDArray[np.float32]) -> tuple[float, int,
     return far, record.tokens.size - logprobs.size, len(record.uses)
 
 
-def telling(tokens: Ints) -> bool:
-    """Whether a completion is unlikely to come twice."""
-    return tokens.size >= SURE_SIZE and np.unique(tokens).size >= SURE_KINDS
+def is_distinctive(tokens: Ints) -> bool:
+    """Whether a completion is unlikely to occur twice."""
+    return tokens.size >= DISTINCTIVE_TOKENS and np.unique(tokens).size >= DISTINCT_IDS
 
 
-def is_beginning(record: Record, span: RowQuery) -> bool:
-    """Whether the span goes on after all of the record, whose tokens and logprobs it starts with."""
+def is_prefix(record: Record, span: RowQuery) -> bool:
+    """Whether the record's tokens and logprobs are a proper prefix of the span."""
     size = record.tokens.size
     return (
         size < span.tokens.size

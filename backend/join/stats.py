@@ -1,4 +1,4 @@
-"""What a step says of its join, beside the numbers: how rows were found, used again, copied; and when that is news."""
+"""Statistics of a step's join: ways, reasons, reuse and copies, and notices when something unusual appears."""
 
 from __future__ import annotations
 
@@ -12,57 +12,57 @@ from rltop.backend.join.batch import Batch
 from rltop.backend.join.reasons import OTHER_PROMPT, OVERLONG, REASONS, RETOKENISED, WAYS, ReasonEntry
 
 REMEMBERED_STEPS = 8
-"""What has not been seen for so many steps is news again."""
+"""Steps after which a notice is repeated if it reappears."""
 
-TELLING_REASONS = tuple(reason for reason in REASONS if reason.name in (RETOKENISED, OVERLONG))
-TELLING_WAYS = tuple(way for way in WAYS if way.name == OTHER_PROMPT)
-"""Reasons and ways that say of a trainer's rows that they are not what an engine was asked for, or answered."""
+NOTABLE_REASONS = tuple(reason for reason in REASONS if reason.name in (RETOKENISED, OVERLONG))
+NOTABLE_WAYS = tuple(way for way in WAYS if way.name == OTHER_PROMPT)
+"""Reasons and ways of rows whose prompt or completion differs from the engine's."""
 
 Copies = dict[str, dict[str, int]]
-"""By engine and kind (``copies.KINDS``), how many spans."""
+"""Number of spans by engine and kind (``copies.KINDS``)."""
 
 
 @dataclass(slots=True)
 class JoinStats:
-    """Of the batches of one step, update 0. Adding batches in any order gives the same."""
+    """Counts over the batches of update 0 of one step. The order of batches does not matter."""
 
     ways: Counter[str] = field(default_factory=Counter)
     unjoined: Counter[str] = field(default_factory=Counter)
     copies: dict[str, Counter[str]] = field(default_factory=dict)
     reused: int = 0
 
-    def add(self, batch: Batch) -> None:
-        """Take in a batch that looks for rollouts no more."""
+    def count(self, batch: Batch) -> None:
+        """Add a batch whose join is final."""
         self.ways += batch.ways()
         self.unjoined += batch.unjoined()
         self.reused += batch.reused()
         for engine, kinds in copies.compare(batch).items():
             self.copies.setdefault(engine, Counter()).update(kinds)
 
-    def of_copies(self) -> Copies:
-        """As ``view.Step`` has it."""
+    def copies_by_engine(self) -> Copies:
+        """As in ``api.Step.copies``."""
         return {engine: dict(sorted(kinds.items())) for engine, kinds in sorted(self.copies.items())}
 
 
 class JoinWatch:
-    """Notices when something appears that a healthy run does not have: a kind of copy, a way or a reason."""
+    """Detects kinds of copies, ways and reasons that appear and that a healthy run does not have."""
 
     def __init__(self) -> None:
         self._steps = 0
         self._seen: dict[tuple[str, str], int] = {}
 
-    def news(self, step: api.Step) -> list[str]:
-        """What to tell of a step: one line per kind of copy that is new on an engine, per new reason and way."""
+    def notices(self, step: api.Step) -> list[str]:
+        """One line per kind of copy that is new on an engine, and per new reason and way."""
         self._steps += 1
         new: dict[str, list[str]] = {}
         for engine, kinds in step.copies.items():
             for kind in kinds.keys() - copies.FINE:
                 if self._is_new(engine, kind):
                     new.setdefault(kind, []).append(engine)
-        lines = [_line(kind, sorted(engines), step.copies) for kind, engines in sorted(new.items())]
-        for named, counts in ((TELLING_REASONS, step.unjoined), (TELLING_WAYS, step.joins)):
-            there = [one for one in named if one.name in counts]
-            lines += [_said(counts[one.name], one) for one in there if self._is_new("", one.name)]
+        lines = [_copies_line(kind, sorted(engines), step.copies) for kind, engines in sorted(new.items())]
+        for named, counts in ((NOTABLE_REASONS, step.unjoined), (NOTABLE_WAYS, step.joins)):
+            present = [one for one in named if one.name in counts]
+            lines += [_reason_line(counts[one.name], one) for one in present if self._is_new("", one.name)]
         return lines
 
     def _is_new(self, engine: str, name: str) -> bool:
@@ -71,11 +71,11 @@ class JoinWatch:
         return self._steps - before > REMEMBERED_STEPS
 
 
-def _said(count: int, named: ReasonEntry) -> str:
+def _reason_line(count: int, named: ReasonEntry) -> str:
     return f"{count} sequences {named.name}: {named.sentence}"
 
 
-def _line(kind: str, engines: list[str], found: Copies) -> str:
+def _copies_line(kind: str, engines: list[str], found: Copies) -> str:
     of_kind = sum(found[engine][kind] for engine in engines)
     of_all = sum(sum(found[engine].values()) for engine in engines)
     where = ", ".join(engines)
@@ -83,7 +83,7 @@ def _line(kind: str, engines: list[str], found: Copies) -> str:
 
 
 def as_json(step: api.Step) -> dict[str, Any]:
-    """What a step says of its join."""
+    """The join of a step as plain values."""
     return {
         "joined": step.joins,
         "unjoined": step.unjoined,
@@ -94,13 +94,13 @@ def as_json(step: api.Step) -> dict[str, Any]:
 
 
 def as_text(step: api.Step) -> list[str]:
-    """The same in lines for a person, each reason with what it means."""
+    """The join of a step as lines of text, each reason with its explanation."""
     joined = sum(step.joins.values())
     lines = [f"{joined} of {joined + sum(step.unjoined.values())} sequences found among the rollouts"]
     ways = ", ".join(f"{count} {way}" for way, count in sorted(step.joins.items()))
     lines[0] += f" ({ways})" if ways else ""
     if step.reused:
-        lines.append(f"{step.reused} were trained on in an earlier step too")
+        lines.append(f"{step.reused} were also trained on in an earlier step")
     missed = [(step.unjoined.get(reason.name), reason) for reason in REASONS]
     lines += [f"{count} {reason.name}: {reason.sentence}" for count, reason in missed if count]
     if step.unused:
@@ -109,8 +109,8 @@ def as_text(step: api.Step) -> list[str]:
     for kind in sorted({kind for kinds in step.copies.values() for kind in kinds}):
         engines = sorted(engine for engine, kinds in step.copies.items() if kind in kinds)
         if kind != copies.EQUAL:
-            lines.append(_line(kind, engines, step.copies))
+            lines.append(_copies_line(kind, engines, step.copies))
     if every := sum(sum(kinds.values()) for kinds in step.copies.values()):
         equal = sum(kinds.get(copies.EQUAL, 0) for kinds in step.copies.values())
-        lines.append(f"{equal} of {every} copies of the recorded logprobs are equal to them")
+        lines.append(f"{equal} of {every} copies of the rollout logprobs are equal to the engine's")
     return lines

@@ -1,1 +1,1 @@
-"""From joined rows to summaries."""
+"""Computes summaries from joined rows."""

@@ -1,4 +1,4 @@
-"""The metrics of arrays at hand: what the hub computes of a step, of a ``.npz`` file. Pure but for reading the file."""
+"""Computes the metrics of given arrays or of a ``.npz`` file, as the hub does for a step. Pure but for the file."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _NUMBERS = ("policy_version", "clip_low", "clip_high", "temperature")
 _WORDS = {"ratio_base": ("rollout", "old"), "objective": ("ppo", "gspo")}
 _ARRAYS = ("token_ids", "mask", "prompt_ids", "rewards", "cu_seqlens", *arguments.LEVELS)
 NAMES = frozenset({*_ARRAYS, *_NUMBERS, *_WORDS})
-"""The arguments of ``TrainerCollector.sequences`` that say something here."""
+"""Arguments of ``TrainerCollector.sequences`` that are used here."""
 
 _EXACT = tuple(name for name, kind in wire.TOKEN_COLUMNS.items() if kind == "f4")
 
 
 class ComputeError(ValueError):
-    """The file or its arrays are not what is asked for; the message says which and what was expected."""
+    """The file or an array is invalid; the message names it and what was expected."""
 
 
 def read(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a ``.npz`` file. Nothing in it is executed: pickled arrays are refused.
+    """Reads the arrays of a ``.npz`` file. Pickled arrays are refused, so nothing in the file is executed.
 
     Raises:
         ComputeError: no such file, not a .npz, or an array that can't be read.
@@ -42,7 +42,7 @@ def read(path: Path) -> dict[str, NDArray[Any]]:
         file = np.load(path, allow_pickle=False)
     except OSError as error:
         raise ComputeError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # numpy takes any other file for a pickle, and says so
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # numpy reports any other file as a pickle
         raise ComputeError(f"{path}: not a .npz, as numpy.savez writes it") from error
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise ComputeError(f"{path}: one array without a name; expected a .npz (numpy.savez)")
@@ -58,10 +58,10 @@ def _array(path: Path, file: Mapping[str, Any], name: str) -> NDArray[Any]:
 
 
 def values(arrays: Mapping[str, Any]) -> dict[str, float | None]:
-    """Every metric of arrays, named and shaped as the arguments of ``TrainerCollector.sequences``.
+    """Every metric of ``arrays``, which have the names and shapes of the arguments of ``TrainerCollector.sequences``.
 
     ``trainer_logprobs``, ``rollout_logprobs`` and ``mask`` are required; 1-D arrays without ``cu_seqlens`` are one
-    sequence. Logprobs are used in the precision they come in.
+    sequence. Logprobs are used in the given precision.
 
     Raises:
         ComputeError: an array is missing or does not fit.
@@ -70,7 +70,7 @@ def values(arrays: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def summary(arrays: Mapping[str, Any]) -> Summary:
-    """The summary that ``values`` are read from; raises likewise."""
+    """The summary that ``values`` are computed from; raises as it does."""
     for name in REQUIRED:
         if name not in arrays:
             raise ComputeError(f"{name}: missing; required are {', '.join(REQUIRED)}")
@@ -84,13 +84,13 @@ def summary(arrays: Mapping[str, Any]) -> Summary:
             _head(arrays), ids, given["mask"], given.get("prompt_ids"), given.get("rewards"), given.get("cu_seqlens"),
             {name: given.get(name) for name in arguments.LEVELS},
         )  # fmt: skip
-        total = _summed(checked.copy(), ids_known="token_ids" in arrays)
+        total = _total(checked.copy(), ids_known="token_ids" in arrays)
     except ComputeError:
         raise
     except ValueError as error:
-        told = str(error) if "token_ids" in arrays else str(error).replace("as token_ids", "as trainer_logprobs")
-        raise ComputeError(told) from error
-    total.joinable = 0  # there is nothing to join with
+        text = str(error) if "token_ids" in arrays else str(error).replace("as token_ids", "as trainer_logprobs")
+        raise ComputeError(text) from error
+    total.joinable = 0  # there are no rollouts to join with
     if not {"token_ids", "prompt_ids"} & arrays.keys():
         total.groups = Groups()
     return total
@@ -115,11 +115,11 @@ def _head(arrays: Mapping[str, Any]) -> wire.Sequences:
     return wire.Sequences(step=0, update=0, rank=0, rows=0, arrays=[], **numbers)
 
 
-def _summed(batch: packing.CopiedCall, *, ids_known: bool) -> Summary:
-    """Block after block of rows, each as the hub would get it, but with the logprobs as precise as they came."""
+def _total(batch: packing.CopiedCall, *, ids_known: bool) -> Summary:
+    """Sum over blocks of rows, as the hub receives them, but with the logprobs in the given precision."""
     sizes = batch.sizes if isinstance(batch.sizes, np.ndarray) else batch.sizes.read()
     mask = batch.mask.read() != 0
-    exact = {name: _whole(column, sizes)[mask] for name, column in batch.columns.items() if name in _EXACT}
+    exact = {name: _per_token(column, sizes)[mask] for name, column in batch.columns.items() if name in _EXACT}
     total, at = Summary(), 0
     for body, block in packing.pack(batch):
         rows = Batch(body, block)
@@ -129,8 +129,8 @@ def _summed(batch: packing.CopiedCall, *, ids_known: bool) -> Summary:
     return total
 
 
-def _whole(column: packing.PackedColumn, sizes: NDArray[np.int64]) -> NDArray[Any]:
-    """A column's values, one per token, in float64 unless they came in float32."""
+def _per_token(column: packing.PackedColumn, sizes: NDArray[np.int64]) -> NDArray[Any]:
+    """A column's values per token; float64 unless they are float32."""
     found = column.values.read()
     if found.dtype != np.float32:
         found = found.astype(np.float64)

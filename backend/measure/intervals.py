@@ -1,4 +1,4 @@
-"""Means over tokens with their intervals, from sums over sequences, which are the independent units. Pure."""
+"""Means over tokens with confidence intervals, from sums over sequences, the independent units. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _Z = 1.96
 
 
 def estimate(moments: tuple[float, ...]) -> Interval:
-    """Mean and interval from the sums over sequences of 1, n, s, n n, s s, n s: n tokens, s the sum over them."""
+    """Mean and interval from the sums (``kernel.Moments``) over sequences of 1, n, s, n n, s s, n s."""
     m, n, s, nn, ss, ns = moments
     mean = s / n
     if m < 2:
@@ -20,7 +20,7 @@ def estimate(moments: tuple[float, ...]) -> Interval:
 
 
 def interval(mean: float, error: float, sequences: int) -> Interval:
-    """95 % interval of a mean: Student's t for ``sequences - 1`` degrees of freedom, by its expansion about z."""
+    """95 % interval of a mean by Student's t with ``sequences - 1`` degrees of freedom, expanded about z."""
     free = max(sequences - 1, 1)
     z = _Z
     t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)

@@ -1,4 +1,4 @@
-"""From a joined batch to summaries, one per engine. Pure, vectorised over tokens."""
+"""Computes the summaries of a joined batch, one per engine. Pure, vectorised over tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.records import prompt_key
-from rltop.backend.measure.repetition import repeating
-from rltop.backend.measure.sampling_runs import SampledRuns, gains, sampled, token_versions
+from rltop.backend.measure.repetition import ends_in_repetition
+from rltop.backend.measure.sampling_runs import SampledRuns, mean_advantages, sampled_runs, token_versions
 from rltop.backend.summary import CLAMP, Bounds, Floats, Ints, Regression, Sizes, Spread, Strata, Summary
+from rltop.backend.summary.engine_summary import ADVANTAGE
 from rltop.backend.summary.groups import Groups
-from rltop.backend.summary.kernel import PIECE_K3, PIECE_N
+from rltop.backend.summary.kernel import RUN
 from rltop.backend.summary.sequences import SequenceSummary, by_sequence
 from rltop.backend.summary.token_runs import Pieces, Reduced, cut, reduce
 from rltop.collectors.contract import wire
@@ -21,25 +22,25 @@ from rltop.collectors.contract import wire
 __all__ = ["UNKNOWN_ENGINE", "BatchRuns", "by_row", "clips", "measure", "token_versions"]
 
 UNKNOWN_ENGINE = ""
-"""Key of the tokens whose engine is not known, and of rows that several engines wrote."""
+"""Key of tokens whose engine is not known, and of rows that several engines generated."""
 
 
 class BatchRuns:
-    """A batch, cut into tokens that were sampled alike; what is costly is made when it is first asked for.
+    """A batch split into runs of tokens that were sampled under the same conditions; costly parts are computed lazily.
 
     Attributes:
-        names: engines by number; the first is of tokens whose engine is not known.
-        token_places, row_places: engine of each token [tokens] and row [rows].
+        names: engines by number; number 0 is ``UNKNOWN_ENGINE``.
+        token_engines, row_engines: engine number of each token [tokens] and row [rows].
     """
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
         self.names = [UNKNOWN_ENGINE, *sorted({hit.record.engine for hit in batch.hits if hit is not None})]
         number = {name: i for i, name in enumerate(self.names)}
-        self._span_places = np.array([number[hit.record.engine] if hit else 0 for hit in batch.hits], np.int64)
+        self._span_engines = np.array([number[hit.record.engine] if hit else 0 for hit in batch.hits], np.int64)
         lengths = np.array([span.end - span.start for span in batch.spans], np.int64)
-        self.token_places = np.repeat(self._span_places, lengths)
-        self.row_places = _row_engines(batch, self._span_places)
+        self.token_engines = np.repeat(self._span_engines, lengths)
+        self.row_engines = _row_engines(batch, self._span_engines)
 
     @functools.cached_property
     def versions(self) -> Ints:
@@ -47,48 +48,51 @@ class BatchRuns:
         return token_versions(self._batch)
 
     @functools.cached_property
-    def of_runs(self) -> SampledRuns:
-        """Runs of tokens that were sampled alike."""
-        return sampled(self._batch, self._span_places, len(self.names), self.versions)
+    def sampled(self) -> SampledRuns:
+        """Runs of tokens that were sampled under the same conditions."""
+        return sampled_runs(self._batch, self._span_engines, len(self.names), self.versions)
 
     @functools.cached_property
     def pieces(self) -> Pieces:
-        """The runs, cut at bins of positions."""
-        return cut(self.of_runs.runs)
+        """The runs, split at the edges of position bins."""
+        return cut(self.sampled.runs)
 
     @functools.cached_property
     def groups(self) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-        """Prompt group of each row [rows], and whether it has one [rows]."""
+        """Key of each row's prompt group [rows], and whether it has one [rows]."""
         return _groups(self._batch)
 
 
-def measure(batch: Batch, made: BatchRuns | None = None, *, ids_known: bool = True) -> dict[str, Summary]:
-    """The batch's summaries by engine; their sum is the batch's. Updates after the first give only clip rates.
+def measure(batch: Batch, runs: BatchRuns | None = None, *, ids_known: bool = True) -> dict[str, Summary]:
+    """Summaries of the batch by engine; their sum is that of the batch. Updates after the first give only clip rates.
 
-    ``made``: the batch cut up, where that is at hand. ``ids_known``: its token ids are not made up.
+    Args:
+        batch: joined rows.
+        runs: of the batch, if already computed.
+        ids_known: false if the batch's token ids are placeholders.
     """
-    made = made or BatchRuns(batch)
-    parts = [Summary() for _ in made.names]
-    _add_clips(batch, parts, made.token_places, made.row_places)
+    runs = runs or BatchRuns(batch)
+    parts = [Summary() for _ in runs.names]
+    _add_clips(batch, parts, runs.token_engines, runs.row_engines)
     if batch.body.update == 0:
-        of_runs, pieces = made.of_runs, made.pieces
+        sampled, pieces = runs.sampled, runs.pieces
         reduced = reduce(batch.arrays["trainer_logprobs"], batch.arrays["rollout_logprobs"], pieces)
-        for part, gap, told in zip(parts, reduced.gaps, Strata.of(reduced, pieces, of_runs.labels), strict=True):
-            part.gap, part.strata, part.tokens = gap, told, gap.tokens
-        _add_matched(batch, parts, of_runs, pieces)
-        _add_lags(batch, parts, of_runs, pieces, reduced)
-        _add_means(batch, parts, made.token_places)
-        _add_spans(batch, parts, made.row_places, made.versions)
+        for part, gap, strata in zip(parts, reduced.gaps, Strata.of(reduced, pieces, sampled.labels), strict=True):
+            part.gap, part.strata, part.tokens = gap, strata, gap.tokens
+        _add_matched(batch, parts, sampled, pieces)
+        _add_lags(batch, parts, sampled, pieces, reduced)
+        _add_means(batch, parts, runs.token_engines)
+        _add_spans(batch, parts, runs.row_engines, runs.versions)
         sums, sizes = by_sequence(reduced, pieces, batch.rows)
-        _add_rows(batch, parts, made, sums, sizes)
+        _add_rows(batch, parts, runs, sums, sizes)
         if ids_known:
-            _add_loops(batch, parts, made.row_places, sizes)
-        _add_requests(batch, parts, {name: i for i, name in enumerate(made.names)})
-    return dict(zip(made.names, parts, strict=True))
+            _add_repetitions(batch, parts, runs.row_engines, sizes)
+        _add_requests(batch, parts, {name: i for i, name in enumerate(runs.names)})
+    return dict(zip(runs.names, parts, strict=True))
 
 
 def _row_engines(batch: Batch, span_engines: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The one engine that wrote the row; 0 (unknown) where there is none or more than one."""
+    """The engine that generated each row [rows]; 0 (unknown) if there is none or more than one."""
     engines = np.zeros(batch.rows, np.int64)
     seen: set[int] = set()
     for span, engine in zip(batch.spans, span_engines, strict=True):
@@ -100,66 +104,69 @@ def _row_engines(batch: Batch, span_engines: NDArray[np.int64]) -> NDArray[np.in
 
 
 def _minus(left: NDArray[np.float32], right: NDArray[np.float32]) -> Floats:
-    with np.errstate(invalid="ignore"):  # inf - inf: counted as invalid later
+    with np.errstate(invalid="ignore"):  # inf - inf gives NaN, which is counted as invalid later
         return left.astype(np.float64) - right
 
 
-def _add_matched(batch: Batch, parts: list[Summary], of_runs: SampledRuns, pieces: Pieces) -> None:
-    """What is of the version that sampled, and the other ends of the three-way split."""
+def _add_matched(batch: Batch, parts: list[Summary], sampled: SampledRuns, pieces: Pieces) -> None:
+    """The version-matched gap, and the other parts of the three-way split."""
     trainer, rollout = batch.arrays["trainer_logprobs"], batch.arrays["rollout_logprobs"]
     old, now = batch.arrays.get("old_logprobs"), batch.body.policy_version
     matched: tuple[Reduced, Pieces] | None = None
     if now is not None:
-        fresh = pieces.only((of_runs.known & (of_runs.version == now))[pieces.run])
-        matched = reduce(trainer, rollout, fresh), fresh
+        lag0 = pieces.select((sampled.known & (sampled.version == now))[pieces.run])
+        matched = reduce(trainer, rollout, lag0), lag0
         for part, gap in zip(parts, matched[0].gaps, strict=True):
-            part.fresh = gap
+            part.lag0 = gap
     if old is not None:
-        chosen = of_runs.matched[pieces.run]
-        backend = pieces.only(chosen)
-        of_backend, of_stale = reduce(old, rollout, backend), reduce(old, rollout, pieces.only(~chosen))
+        chosen = sampled.matched[pieces.run]
+        backend = pieces.select(chosen)
+        of_backend, of_stale = reduce(old, rollout, backend), reduce(old, rollout, pieces.select(~chosen))
         of_update = reduce(trainer, old, pieces)
         for part, *gaps in zip(parts, of_backend.gaps, of_stale.gaps, of_update.gaps, strict=True):
             part.backend, part.stale, part.update = gaps
         if any(gap.n for gap in of_backend.gaps):
             matched = of_backend, backend
     if matched is not None:
-        for part, told in zip(parts, Strata.of(*matched, of_runs.labels), strict=True):
-            part.matched = told
+        for part, strata in zip(parts, Strata.of(*matched, sampled.labels), strict=True):
+            part.matched = strata
 
 
-def _add_lags(batch: Batch, parts: list[Summary], of_runs: SampledRuns, pieces: Pieces, reduced: Reduced) -> None:
+def _add_lags(batch: Batch, parts: list[Summary], sampled: SampledRuns, pieces: Pieces, reduced: Reduced) -> None:
     if batch.body.policy_version is None:
         return
-    lags = batch.body.policy_version - of_runs.version
-    sizes = of_runs.runs.end - of_runs.runs.start
-    known = of_runs.known[pieces.run]
-    lag, n, k3 = lags[pieces.run] * 1.0, reduced.sums[:, PIECE_N] * known, reduced.sums[:, PIECE_K3] * known
-    groups = pieces.group_place.size
+    lags = batch.body.policy_version - sampled.version
+    sizes = sampled.runs.end - sampled.runs.start
+    known = sampled.known[pieces.run]
+    lag, n, k3 = lags[pieces.run] * 1.0, reduced.sums[:, RUN.n] * known, reduced.sums[:, RUN.k3] * known
+    groups = pieces.group_engine.size
     columns = [np.bincount(pieces.group, x, groups) for x in (n, n * lag, n * lag * lag, k3, k3 * lag)]
     sums = np.stack(columns, axis=1)
-    for place, part in enumerate(parts):
-        here = of_runs.known & (of_runs.runs.place == place)
-        part.dated = part.tokens
+    for engine, part in enumerate(parts):
+        here = sampled.known & (sampled.runs.engine == engine)
+        part.lag_expected = part.tokens
         part.lag = Spread.of(lags[here], sizes[here])
         part.lags = Sizes.of(lags[here], sizes[here])
-        part.line = Regression.of(sums[pieces.group_place == place])
+        part.lag_regression = Regression.of(sums[pieces.group_engine == engine])
 
 
 def _add_means(batch: Batch, parts: list[Summary], engines: Ints) -> None:
     arrays = batch.arrays
     if (entropy := arrays.get("entropy")) is not None:
-        for place, part in enumerate(parts):
-            part.entropy = Spread.of(entropy[engines == place])
-    if (gain := arrays.get("advantages")) is not None:
+        for engine, part in enumerate(parts):
+            part.entropy = Spread.of(entropy[engines == engine])
+    if (advantages := arrays.get("advantages")) is not None:
         d = _minus(arrays["trainer_logprobs"], arrays["rollout_logprobs"])
-        valid = np.isfinite(d) & np.isfinite(gain)
-        d, gain, where = d[valid], gain[valid].astype(np.float64), engines[valid]
-        size = np.abs(gain)
-        columns = (np.ones_like(d), gain * d, size * np.abs(d), size, gain < 0, gain > 0)
-        for number, column in enumerate(columns):
-            for part, total in zip(parts, np.bincount(where, column, len(parts)), strict=True):
-                part.advantage[number] = total
+        valid = np.isfinite(d) & np.isfinite(advantages)
+        d, advantage, engine_of = d[valid], advantages[valid].astype(np.float64), engines[valid]
+        size = np.abs(advantage)
+        columns = {
+            ADVANTAGE.n: np.ones_like(d), ADVANTAGE.d: advantage * d, ADVANTAGE.abs_d: size * np.abs(d),
+            ADVANTAGE.size: size, ADVANTAGE.negative: advantage < 0, ADVANTAGE.positive: advantage > 0,
+        }  # fmt: skip
+        for column, values in columns.items():
+            for part, total in zip(parts, np.bincount(engine_of, values, len(parts)), strict=True):
+                part.advantage[column] = total
 
 
 def _add_spans(batch: Batch, parts: list[Summary], engines: NDArray[np.int64], versions: NDArray[np.int64]) -> None:
@@ -174,35 +181,36 @@ def _add_spans(batch: Batch, parts: list[Summary], engines: NDArray[np.int64], v
         part.spanning = int(np.count_nonzero(own > 1))
 
 
-def _add_rows(batch: Batch, parts: list[Summary], made: BatchRuns, sums: Floats, lengths: Ints) -> None:
-    engines, (keys, grouped) = made.row_places, made.groups
+def _add_rows(batch: Batch, parts: list[Summary], runs: BatchRuns, sums: Floats, lengths: Ints) -> None:
+    engines, (keys, grouped) = runs.row_engines, runs.groups
     rewards = batch.arrays.get("rewards")
     reward = np.full(batch.rows, np.nan) if rewards is None else rewards.astype(np.float64)
     joined = np.array([batch.is_joined(row) for row in range(batch.rows)], bool)
-    gain = gains(batch)
-    for place, part in enumerate(parts):
-        here = engines == place
+    advantage = mean_advantages(batch)
+    for engine, part in enumerate(parts):
+        here = engines == engine
         part.sequences = int(np.count_nonzero(here))
         part.joined = int(np.count_nonzero(here & joined))
         part.reward = Spread.of(reward[here])
         trained = here & (lengths > 0)
-        part.whole = SequenceSummary.of(sums[trained], lengths[trained], gain[trained], reward[trained])
-        there = here & grouped
-        part.groups = Groups.of(keys[there], sums[there], reward[there])
+        part.per_sequence = SequenceSummary.of(sums[trained], lengths[trained], advantage[trained], reward[trained])
+        of_group = here & grouped
+        part.groups = Groups.of(keys[of_group], sums[of_group], reward[of_group])
     parts[0].joinable = batch.joinable - sum(part.joined for part in parts)
     for part in parts:
         part.joinable += part.joined
 
 
-def _add_loops(batch: Batch, parts: list[Summary], engines: Ints, lengths: Ints) -> None:
-    loops = repeating(batch.arrays["row_ids"][batch.arrays["row_mask"] != 0], lengths)
-    for place, part in enumerate(parts):
-        here = (engines == place) & (lengths > 0)
-        part.read, part.repeating = int(np.count_nonzero(here)), int(np.count_nonzero(here & loops))
+def _add_repetitions(batch: Batch, parts: list[Summary], engines: Ints, lengths: Ints) -> None:
+    repetitive = ends_in_repetition(batch.arrays["row_ids"][batch.arrays["row_mask"] != 0], lengths)
+    for engine, part in enumerate(parts):
+        here = (engines == engine) & (lengths > 0)
+        part.repetition_checked = int(np.count_nonzero(here))
+        part.repetitive = int(np.count_nonzero(here & repetitive))
 
 
 def _groups(batch: Batch) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Key of each row's prompt group [rows], and whether it has one: what stands before its first trained token."""
+    """Key of each row's prompt group [rows], and whether it has one: a hash of its prompt."""
     keys = np.zeros(batch.rows, np.uint64)
     known = np.zeros(batch.rows, bool)
     arrays = batch.arrays
@@ -227,7 +235,7 @@ def _groups(batch: Batch) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
 
 def _add_requests(batch: Batch, parts: list[Summary], number: dict[str, int]) -> None:
     for hit in batch.hits:
-        if hit is None or hit.offset:  # the rest of a request that was counted at its start
+        if hit is None or hit.offset:  # a later part of a request that was counted at its start
             continue
         part, rollout = parts[number[hit.record.engine]], hit.record.rollout
         part.requests += 1
@@ -246,65 +254,66 @@ def _add_clips(
     bounds = Bounds(batch.body.clip_low, batch.body.clip_high, by_row(batch))
     engines = row_engines if by_row(batch) else token_engines
     sizes = np.bincount(batch.token_rows, minlength=batch.rows) if by_row(batch) else np.ones(batch.tokens, np.int64)
-    kept = np.where((low == 1) | (high == 1), 0.0, np.where(np.isnan(low) & np.isnan(high), np.nan, 1.0))
+    unclipped = np.where((low == 1) | (high == 1), 0.0, np.where(np.isnan(low) & np.isnan(high), np.nan, 1.0))
     for engine, part in enumerate(parts):
         here = engines == engine
         part.clip_low, part.clip_high, part.bounds = Spread.of(low[here]), Spread.of(high[here]), bounds
-        part.kept = Spread.of(kept[here], sizes[here])
+        part.unclipped = Spread.of(unclipped[here], sizes[here])
 
 
 def by_row(batch: Batch) -> bool:
-    """Whether clips are counted by sequence rather than by token."""
+    """Whether clips are counted per sequence rather than per token."""
     return batch.body.objective == "gspo" and "clipped" not in batch.arrays
 
 
 def clips(batch: Batch) -> tuple[Floats, Floats]:
     """Low and high clips: 1 clipped, 0 not, NaN not counted. [tokens], for GSPO without an explicit mask [rows].
 
-    GSPO compares exp(mean d) of a sequence's valid tokens, and takes the sign of their mean advantage.
+    GSPO compares exp(mean d) over a sequence's valid tokens with the bounds, and uses the sign of their mean advantage.
     """
     arrays, body = batch.arrays, batch.body
     base = arrays.get("old_logprobs" if body.ratio_base == "old" else "rollout_logprobs")
     advantages = arrays.get("advantages")
-    if base is None and "clipped" in arrays:  # the ratio only tells valid tokens, and a side where nothing else does
+    if (
+        base is None and "clipped" in arrays
+    ):  # it is used only for validity, and for the side if there are no advantages
         base = arrays["rollout_logprobs"]
     size = batch.rows if by_row(batch) else batch.tokens
-    nothing = np.full(size, np.nan)
+    not_counted = np.full(size, np.nan)
     if base is None or (advantages is None and "clipped" not in arrays):
-        return nothing, nothing
+        return not_counted, not_counted
     d = _minus(arrays["trainer_logprobs"], base)
     d[~np.isfinite(d)] = np.nan
     if "clipped" in arrays:
         return _clips_of_mask(arrays["clipped"] != 0, d, advantages)
-    gain = np.asarray(advantages, np.float64)
+    advantage = np.asarray(advantages, np.float64)
     if by_row(batch):
-        d, gain = _row_means(batch, d, gain)
-    counted = np.isfinite(d) & np.isfinite(gain)
+        d, advantage = _row_means(batch, d, advantage)
+    counted = np.isfinite(d) & np.isfinite(advantage)
     ratio = np.exp(np.clip(d, -CLAMP, CLAMP))
-    low, high = nothing.copy(), nothing.copy()
+    low, high = not_counted.copy(), not_counted.copy()
     if body.clip_low is not None:
-        low[counted] = ((gain < 0) & (ratio < body.clip_low))[counted]
+        low[counted] = ((advantage < 0) & (ratio < body.clip_low))[counted]
     if body.clip_high is not None:
-        high[counted] = ((gain > 0) & (ratio > body.clip_high))[counted]
+        high[counted] = ((advantage > 0) & (ratio > body.clip_high))[counted]
     return low, high
 
 
 def _clips_of_mask(mask: NDArray[np.bool_], d: Floats, advantages: NDArray[np.float32] | None) -> tuple[Floats, Floats]:
-    """An explicit mask has no sides: the sign of the advantage tells them, and the ratio's where there is none."""
+    """Clips of an explicit mask, which has no sides: the side is the sign of the advantage, else of d."""
     side = np.where(d < 0, -1.0, 1.0)
     if advantages is not None:
-        gain = advantages.astype(np.float64)
-        told = np.isfinite(gain) & (gain != 0)
-        side[told] = np.sign(gain[told])
+        nonzero = np.isfinite(advantages) & (advantages != 0)
+        side[nonzero] = np.sign(advantages[nonzero])
     low, high = (mask & (side < 0)).astype(np.float64), (mask & (side > 0)).astype(np.float64)
     low[np.isnan(d)] = high[np.isnan(d)] = np.nan
     return low, high
 
 
-def _row_means(batch: Batch, d: Floats, gain: Floats) -> tuple[Floats, Floats]:
-    """Means over each row's tokens with finite d; NaN for a row without any."""
+def _row_means(batch: Batch, d: Floats, advantage: Floats) -> tuple[Floats, Floats]:
+    """Means over the tokens of each row that have a finite d; NaN for a row without any."""
     valid = np.isfinite(d)
     rows = batch.token_rows[valid]
     n = np.bincount(rows, minlength=batch.rows).astype(np.float64)
     n[n == 0] = np.nan
-    return (np.bincount(rows, x[valid], minlength=batch.rows) / n for x in (d, gain))  # type: ignore[return-value]
+    return (np.bincount(rows, x[valid], minlength=batch.rows) / n for x in (d, advantage))  # type: ignore[return-value]

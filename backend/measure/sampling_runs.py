@@ -1,4 +1,4 @@
-"""From a joined batch to runs of tokens that were sampled alike, and what is known of each. Pure."""
+"""Splits a joined batch into runs of tokens that were sampled under the same conditions. Pure."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _FINISH = {name: number for number, name in enumerate(FINISH.strata)}
 
 @dataclass(frozen=True, slots=True)
 class SampledRuns:
-    """Runs, and what is known of them.
+    """Runs with the facts about each.
 
     Attributes:
-        runs: of one span, one version and one answer to ``matched`` each.
-        version: that sampled the run [runs]. known: whether that is known. matched: whether the old logprobs were
-            computed under it. labels: stratum by dimension [runs].
+        runs: each within one span, with one version and one value of ``matched``.
+        version: policy version that sampled the run [runs]. known: whether it is known [runs]. matched: whether the old
+            logprobs were computed under that version [runs]. labels: stratum of each run by dimension [runs].
     """
 
     runs: TokenRuns
@@ -53,8 +53,8 @@ def token_versions(batch: Batch) -> NDArray[np.int64]:
     return versions
 
 
-def sampled(batch: Batch, span_places: Ints, places: int, versions: Ints) -> SampledRuns:
-    """The runs of a batch; ``span_places`` [spans] of ``places``, ``versions`` [tokens]."""
+def sampled_runs(batch: Batch, span_engines: Ints, engines: int, versions: Ints) -> SampledRuns:
+    """The runs of a batch, given the engine of each span [spans] and the version of each token [tokens]."""
     begins = np.array([span.token for span in batch.spans], np.int64)
     sizes = np.array([span.end - span.start for span in batch.spans], np.int64)
     rows = np.array([span.row for span in batch.spans], np.int64)
@@ -67,29 +67,29 @@ def sampled(batch: Batch, span_places: Ints, places: int, versions: Ints) -> Sam
     start = np.flatnonzero(change)
     end = np.append(start[1:], batch.tokens)[: start.size]
     span = np.searchsorted(begins, start, side="right") - 1
-    row, place = rows[span], span_places[span]
-    if np.any((row[1:] == row[:-1]) & (place[1:] != place[:-1])):
-        order = np.lexsort((place, row))  # stable: a row's tokens of one place follow each other
-        start, end, span, row, place = start[order], end[order], span[order], row[order], place[order]
-    flow = (start > begins[span]) + 2 * (end < begins[span] + sizes[span])
+    row, engine = rows[span], span_engines[span]
+    if np.any((row[1:] == row[:-1]) & (engine[1:] != engine[:-1])):
+        order = np.lexsort((engine, row))  # stable: a row's tokens of one engine stay in order
+        start, end, span, row, engine = start[order], end[order], span[order], row[order], engine[order]
+    adjacent = (start > begins[span]) + 2 * (end < begins[span] + sizes[span])
     row_starts = np.searchsorted(batch.token_rows, np.arange(batch.rows))
-    runs = TokenRuns(start, end, row, place, start - row_starts[row], flow.astype(np.int64), places)
+    runs = TokenRuns(start, end, row, engine, start - row_starts[row], adjacent.astype(np.int64), engines)
     version = versions[start]
     known = version != wire.UNKNOWN_VERSION
     row_sizes = np.bincount(batch.token_rows, minlength=batch.rows)
-    facts = _span_facts(batch)
-    labels = {name: facts[name][span] for name in ("prefix", "since_update", "since_start", "turn", "finish")}
+    of_span = _span_strata(batch)
+    labels = {name: of_span[name][span] for name in ("prefix", "since_update", "since_start", "turn", "finish")}
     labels["length"] = dimensions.length_strata(row_sizes[row])
-    labels["update"] = _updates(batch, versions, start, span, known)
+    labels["update"] = _update_strata(batch, versions, start, span, known)
     if batch.body.policy_version is not None:
         labels["lag"] = dimensions.lag_strata(batch.body.policy_version - version, known)
     return SampledRuns(runs, version, known, matched[start], labels)
 
 
-def _span_facts(batch: Batch) -> dict[str, Ints]:
-    """Strata of each span [spans]."""
-    nothing = _PREFIX["unknown"], np.nan, np.nan, _FINISH["unknown"]
-    rows = [nothing if hit is None else _facts(hit) for hit in batch.hits]
+def _span_strata(batch: Batch) -> dict[str, Ints]:
+    """Stratum of each span [spans] by dimension."""
+    unknown = _PREFIX["unknown"], np.nan, np.nan, _FINISH["unknown"]
+    rows = [unknown if hit is None else _request_facts(hit) for hit in batch.hits]
     prefix, updated, started, finish = zip(*rows, strict=True) if rows else ((), (), (), ())
     return {
         "prefix": np.array(prefix, np.int64),
@@ -100,7 +100,8 @@ def _span_facts(batch: Batch) -> dict[str, Ints]:
     }
 
 
-def _facts(hit: Hit) -> tuple[int, float, float, int]:
+def _request_facts(hit: Hit) -> tuple[int, float, float, int]:
+    """Prefix stratum, seconds since the last update and since the start (NaN if not known), finish stratum."""
     rollout = hit.record.rollout
     cached = rollout.cached_tokens
     prefix = "off" if rollout.lookup_off else "unknown" if cached is None else "hit" if cached else "miss"
@@ -111,21 +112,21 @@ def _facts(hit: Hit) -> tuple[int, float, float, int]:
 
 
 def _turns(batch: Batch) -> Ints:
-    """Which of its row's stretches each span is: a token masked out within one request starts no new one."""
+    """Turn of each span [spans] in its row; a token masked out within one request starts no new turn."""
     turns = np.zeros(len(batch.spans), np.int64)
     for number, (span, hit) in enumerate(zip(batch.spans, batch.hits, strict=True)):
         if not number or batch.spans[number - 1].row != span.row:
             continue
-        before = batch.hits[number - 1]
-        goes_on = hit is not None and before is not None and hit.record is before.record
-        turns[number] = turns[number - 1] + (not goes_on)
+        previous = batch.hits[number - 1]
+        same_request = hit is not None and previous is not None and hit.record is previous.record
+        turns[number] = turns[number - 1] + (not same_request)
     return np.minimum(turns, MAX_TURN - 1)
 
 
-def _updates(batch: Batch, versions: Ints, start: Ints, span: Ints, known: NDArray[np.bool_]) -> Ints:
-    """Whether each run was sampled before or after the first change of weights in its request [runs].
+def _update_strata(batch: Batch, versions: Ints, start: Ints, span: Ints, known: NDArray[np.bool_]) -> Ints:
+    """Whether each run was sampled before or after the first weight update within its request [runs].
 
-    Without a rollout the span stands for the request.
+    Without a rollout the span counts as the request.
     """
     changed = np.full(len(batch.spans), _NEVER)
     for number, (here, hit) in enumerate(zip(batch.spans, batch.hits, strict=True)):
@@ -140,17 +141,17 @@ def _updates(batch: Batch, versions: Ints, start: Ints, span: Ints, known: NDArr
             if others.size:
                 changed[number] = here.token + others[0]
     at = changed[span]
-    told = np.where(at == _NEVER, _UPDATE["whole"], np.where(start < at, _UPDATE["before"], _UPDATE["after"]))
-    return np.where(known, told, _UPDATE["unknown"])
+    strata = np.where(at == _NEVER, _UPDATE["whole"], np.where(start < at, _UPDATE["before"], _UPDATE["after"]))
+    return np.where(known, strata, _UPDATE["unknown"])
 
 
-def gains(batch: Batch) -> Floats:
-    """Mean known advantage of each row [rows], NaN where there is none."""
-    gain = batch.arrays.get("advantages")
-    if gain is None:
+def mean_advantages(batch: Batch) -> Floats:
+    """Mean known advantage of each row [rows]; NaN if none is known."""
+    advantages = batch.arrays.get("advantages")
+    if advantages is None:
         return np.full(batch.rows, np.nan)
-    valid = np.isfinite(gain)
+    valid = np.isfinite(advantages)
     rows = batch.token_rows[valid]
     n = np.bincount(rows, minlength=batch.rows).astype(np.float64)
     n[n == 0] = np.nan
-    return np.bincount(rows, gain[valid].astype(np.float64), minlength=batch.rows) / n
+    return np.bincount(rows, advantages[valid].astype(np.float64), minlength=batch.rows) / n

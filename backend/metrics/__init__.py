@@ -1,12 +1,12 @@
-"""The metrics as data: name, unit, formula, source, thresholds, and what other frameworks call the same thing.
+"""The metrics as data: name, unit, formula, source, thresholds, and the names that other frameworks use.
 
 Conventions. ``d = trainer - rollout`` logprob of the sampled token, in nats; ``ratio = exp(d)``; means are over all
-trained tokens of update 0 unless said otherwise. d is held to +-20 in ratio, k1, k2, k3 and whatever else is
-exponentiated, so that ``kl_k3 - kl_k1 = ratio_mean - 1`` holds exactly; tokens that this touches are ``clamped_frac``.
-Tokens with a non-finite logprob are counted by kind and left out of the rest; every other token counts. What can't be
-computed is None, never NaN. Quantiles are to 1 % of their size.
+trained tokens of update 0 unless stated otherwise. d is clamped to +-20 in ratio, k1, k2, k3 and wherever it is
+exponentiated, so that ``kl_k3 - kl_k1 = ratio_mean - 1`` holds exactly; ``clamped_frac`` counts the tokens that this
+affects. Tokens with a non-finite logprob are counted by kind and excluded from all other metrics; every other token is
+included. A metric that can't be computed is None, never NaN. Quantiles are accurate to 1 %.
 
-``python -m rltop.backend.metrics > docs/metrics.md`` writes the tables down.
+``python -m rltop.backend.metrics > docs/metrics.md`` writes the reference page.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ PER_ENGINE: tuple[str, ...] = (
     "zero_logprob_frac", "clamped_frac", "backend_abs_diff_mean", "backend_k3", "backend_ratio_mean", "backend_tokens",
     "update_abs_diff_mean", "lag0_abs_diff_mean", "lag0_k3", "lag0_tokens", "engine_z", "repetition_frac",
 )  # fmt: skip
-"""Kept for each engine of every step; of the others a step keeps the fleet's alone."""
+"""Metrics stored per engine for every step; of the others only the fleet's value is stored."""
 
 
 def values(
@@ -77,10 +77,10 @@ def values(
     """Every metric of a step.
 
     Args:
-        summary: of it all.
+        summary: of the whole step.
         engines: ``of_engines`` of its parts.
-        scalars: of the trainer, of this step.
-        before: likewise of earlier steps, oldest first.
+        scalars: of the trainer, for this step.
+        before: scalars of earlier steps, oldest first.
     """
     found = {m.name: m.of(summary) if m.of else None for m in METRICS}
     found |= {m.name: m.across(engines) for m in METRICS if m.across and engines}
@@ -88,9 +88,9 @@ def values(
 
 
 def of_engines(parts: Mapping[str, Summary]) -> dict[str, dict[str, float | None]]:
-    """The metrics ``PER_ENGINE``, of each engine's part of a step."""
+    """The metrics ``PER_ENGINE`` for each engine's part of a step."""
     own = {
         engine: {name: of(part) for name in PER_ENGINE if (of := BY_NAME[name].of)} for engine, part in parts.items()
     }
-    apart = location_metrics.engine_z(own)
-    return {engine: figures | {"engine_z": apart[engine]} for engine, figures in own.items()}
+    z = location_metrics.engine_z(own)
+    return {engine: values | {"engine_z": z[engine]} for engine, values in own.items()}

@@ -1,4 +1,4 @@
-"""Figures that others name and that this catalogue does not have, and why. Pure data."""
+"""Metrics of other tools that rltop does not compute, with the reason. Pure data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AbsentMetric:
-    """One of them: ``why`` it is not computed, and what is nearest to it ``instead``."""
+    """A metric that is not computed, the reason ``why``, and the nearest substitutes ``instead``."""
 
     name: str
     why: str
@@ -22,19 +22,19 @@ ABSENT: tuple[AbsentMetric, ...] = (
     ),
     AbsentMetric(
         "trainer_noise_floor",
-        "the trainer's logprobs against its own in other micro-batches: no trainer computes them twice",
-        "ppo_kl and update_abs_diff_mean of update 0, where weights are the same and only the batch differs; noise_std",
+        "trainer logprobs against those of other micro-batches: no trainer computes them twice",
+        "ppo_kl and update_abs_diff_mean of update 0, with equal weights and different batches; noise_std",
     ),
     AbsentMetric(
         "decode_prefill_gap",
-        "the engine's logprobs against its own of the same text scored as a prompt: nobody asks it to score",
-        "backend_abs_diff_mean, which has the trainer as the second opinion",
+        "decode logprobs against prefill logprobs of the same engine and text: only probes request prefill scores",
+        "backend_abs_diff_mean, which compares with the trainer; the probe prefill-rescore",
     ),
     AbsentMetric(
         "len_mismatch",
-        "arrays of one call that differ in length are refused on the caller's line, and messages that do are counted "
-        "as invalid: none gets as far as a figure",
-        "the hub's counter invalid; sequences of other length than their rollout are told by the join "
+        "a call with arrays of different lengths raises an error, and such a message counts as invalid: no metric "
+        "includes them",
+        "the hub's counter invalid; the join reports sequences of another length than their rollout "
         "(overlong, truncated)",
     ),
 )

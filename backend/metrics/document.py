@@ -1,4 +1,4 @@
-"""The catalogue as text: the page ``docs/metrics.md``, and the answer to *what is this number*. Pure."""
+"""The catalogue as text: the page ``docs/metrics.md``, and the explanation of a single metric. Pure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def as_json(metric: Metric) -> dict[str, Any]:
 
 
 def explain(metric: Metric) -> list[tuple[str, str]]:
-    """What this number is, as (label, text) lines for a panel."""
+    """Explains a metric, as (label, text) lines for a panel."""
     lines = [
         ("unit", f"{unit_of(metric)}, per {metric.level}"),
         ("formula", metric.formula),
@@ -46,11 +46,11 @@ def explain(metric: Metric) -> list[tuple[str, str]]:
     if metric.reading:
         lines.append(("reading", metric.reading))
     if metric.needs:
-        lines.append(("needs", metric.needs))
+        lines.append(("requires", metric.needs))
     if metric.bad != "none":
         lines.append(("bad", metric.bad))
     if limits := metric.thresholds:
-        lines += [("amber", f"{limits.amber:g}"), ("red", f"{limits.red:g}"), ("who says so", limits.source)]
+        lines += [("amber", f"{limits.amber:g}"), ("red", f"{limits.red:g}"), ("source of the limits", limits.source)]
     lines += [("elsewhere", alias) for alias in metric.aliases]
     return lines
 
@@ -61,14 +61,14 @@ _COUNTS = (
     ("lag0_", ("lag0_tokens",)),
     ("noise_", ("backend_tokens", "lag0_tokens")),
 )
-"""By how names begin: the metrics of which the first that is not 0 says over how many tokens they run."""
+"""By prefix of the name: metrics whose first non-zero value is the number of tokens behind it."""
 
 _OF_LEVEL = {"token": "tokens", "sequence": "sequences", "request": "requests"}
 
 
 def count(metric: Metric, values: metrics.Values) -> tuple[float, str] | None:
-    """Over how many of what the figure runs, in a step or an engine's part of one; None where that is not kept."""
-    if metric.name.startswith(("clip_frac_", "noise_clip_frac_")):  # of all updates, by token or by sequence
+    """Number and unit of the items behind a metric, in a step or an engine's part of it; None if not stored."""
+    if metric.name.startswith(("clip_frac_", "noise_clip_frac_")):  # cover all updates, per token or per sequence
         return None
     if of := next((names for start, names in _COUNTS if metric.name.startswith(start)), None):
         found, unit = next((n for name in of if (n := values.get(name))), None), "tokens"
@@ -84,8 +84,8 @@ def page() -> str:
     lines = [
         "# Metrics",
         "",
-        "Made from the tables in [`backend/metrics/`](../backend/metrics), which hub and `rltop compute` reckon by:",
-        "`python -m rltop.backend.metrics > docs/metrics.md`. `rltop metrics NAME` prints an entry.",
+        "Generated from the tables in [`backend/metrics/`](../backend/metrics) that the hub and `rltop compute` use:",
+        "`python -m rltop.backend.metrics > docs/metrics.md`. `rltop metrics NAME` prints one entry.",
         "",
         conventions,
         "",
@@ -100,7 +100,7 @@ def page() -> str:
                 m.formula,
                 m.source,
                 "yes" if m.name in metrics.PER_ENGINE else "no",
-                " ".join(filter(None, (m.reading, m.needs and f"Needs {m.needs}."))),
+                " ".join(filter(None, (m.reading, m.needs and f"Requires {m.needs}."))),
             )
             for m in family.metrics
         ]
@@ -123,27 +123,27 @@ def page() -> str:
             *lines,
             "## Thresholds",
             "",
-            "Starting points, since models differ. Where *bad* is *away from* a value, they are distances from it.",
+            "Starting points, since models differ. If *bad* is *away from* a value, thresholds are distances from it.",
             "",
-            *_table(("metric", "bad", "amber", "red", "who says so"), limits),
+            *_table(("metric", "bad", "amber", "red", "source"), limits),
             "",
-            "## Names elsewhere",
+            "## Names in other frameworks",
             "",
-            "In brackets how the other one differs, where it does; without them the same arrays give the same value.",
+            "Differences are in brackets; without brackets the same arrays give the same value.",
             "",
             *_table(("metric", "framework: key"), names),
             "",
-            "## What is not here",
+            "## Metrics that are not computed",
             "",
             *_table(("name", "why", "instead"), [(f"`{a.name}`", a.why, a.instead) for a in ABSENT]),
             "",
-            "## What the gap is told apart by",
+            "## Dimensions of the gap",
             "",
-            "Each stratum has its tokens, its sequences, and d, |d|, k3 and ratio with standard errors that take whole",
-            "sequences as the independent units; beside them stand engine, flag epoch and prompt group. Strata of",
-            "probability also have the sum of |d| over the sum of 1 - p.",
+            "Each stratum has its tokens, its sequences, and d, |d|, k3 and ratio with standard errors clustered by",
+            "sequence. Engine, flag epoch and prompt group are further dimensions. Strata of probability also have the",
+            "sum of |d| over the sum of 1 - p.",
             "",
-            *_table(("dimension", "what it is", "strata", "from ... to"), strata),
+            *_table(("dimension", "meaning", "strata", "from ... to"), strata),
             "",
         ]
     )

@@ -1,4 +1,4 @@
-"""What an entry of the catalogue is. Pure data."""
+"""The types of the metrics catalogue. Pure data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where a metric turns amber and red, and who says so. Starting points; models differ."""
+    """Values at which a metric turns amber and red, with their source. Starting points: models differ."""
 
     amber: float
     red: float
@@ -20,27 +20,27 @@ class Thresholds:
 
 
 Values = Mapping[str, float | None]
-"""Figures by name; None where not known."""
+"""Values by metric name; None if not known."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a step.
+    """One metric of a step.
 
     Attributes:
-        name: as in ``view.Step.values`` and in reports.
-        unit: nats, probability, ratio, share, versions, tokens, ...; empty for what has the trainer's own unit.
-        level: what the figure runs over: token, sequence, request, group, engine, step.
+        name: as in ``api.Step.values`` and in reports.
+        unit: nats, probability, ratio, share, versions, tokens, ...; empty if the trainer defines the unit.
+        level: what it is computed over: token, sequence, request, group, engine, step.
         formula: in words.
-        source: where the formula is from.
-        bad: which way is bad: ``high``, ``low``, ``away from 0``, ``away from 1``, or ``none``.
-        of: the figure of a summary; None for what only a comparison gives.
-        thresholds: None where no source gives any.
-        aliases: ``framework: key`` of the same quantity elsewhere; in brackets how it differs, where it does.
-        reading: what it tells, where the formula alone does not.
-        needs: what it can't be had without, where that is not always there.
-        across: the fleet's figure, of the figures of each engine.
-        trailing: the step's figure, of the trainer's scalars of this step and of those before it, oldest first.
+        source: of the formula.
+        bad: direction that is bad: ``high``, ``low``, ``away from 0``, ``away from 1``, or ``none``.
+        of: computes it from a summary; None if it comes from ``across`` or ``trailing``.
+        thresholds: None if no source gives any.
+        aliases: ``framework: key`` of the same quantity elsewhere, with differences in brackets.
+        reading: interpretation, if the formula alone does not suffice.
+        needs: required input that is not always there.
+        across: computes the fleet's value from the values of each engine.
+        trailing: computes the step's value from the trainer's scalars of this step and of earlier ones, oldest first.
     """
 
     name: str
@@ -68,11 +68,11 @@ class MetricFamily:
 
 
 def share(part: float, whole: float) -> float | None:
-    """``part / whole``; None of nothing."""
+    """``part / whole``; None if ``whole`` is 0."""
     return part / whole if whole else None
 
 
-# Sources that several entries name.
+# Sources of several metrics.
 SCHULMAN = "J. Schulman, Approximating KL Divergence (2020)"
 SAMPLING = "importance sampling: E[exp(d)] = 1"
 MISMATCH = "rltop"
@@ -82,6 +82,6 @@ VERL = "verl docs, rollout_corr"
 NEMO_K3 = Thresholds(1e-3, 1e-2, "NeMo-RL docs: <= 1e-3 acceptable; tinker-cookbook: stable below 0.01")
 SLIME_ABS = Thresholds(0.03, 0.1, "slime CI fails above 0.1; healthy runs report 0.010 to 0.018")
 DENSITY = Thresholds(
-    0.01, 0.5, "a mean of 1 is a theorem when the record is the sampling density; verl: red outside 0.5 to 2"
+    0.01, 0.5, "the mean is 1 if rollout logprobs are the sampling density; verl: red outside 0.5 to 2"
 )
-ANY = Thresholds(0.0, 0.0, "any is a fault")
+ANY = Thresholds(0.0, 0.0, "any value above 0 is a fault")

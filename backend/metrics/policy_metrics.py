@@ -1,4 +1,4 @@
-"""Entries over sequences and requests, clipping, entropy, lag, and the three-way split."""
+"""Metrics of sequences, requests, clipping, entropy, lag, and the three-way split of the gap."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ from rltop.backend.metrics.metric import (
     share,
 )
 from rltop.backend.metrics.trainer_metrics import GRAD_NORM_Z
-from rltop.backend.summary import engine_summary as w
-from rltop.backend.summary import kernel as k
-from rltop.backend.summary import sequences as q
+from rltop.backend.summary.engine_summary import ADVANTAGE
+from rltop.backend.summary.kernel import SUM, TIS_CAP
 from rltop.backend.summary.lagline import END, MIN_SPAN, lag_line
+from rltop.backend.summary.sequences import CORRECT, SEQ, SEQ_EXTREME
 
 if TYPE_CHECKING:
     from rltop.backend.summary import Gap, Summary
 
-_MATCHED = (
-    "tokens whose logprob is compared under the version that sampled them: old logprobs with their version, or lag 0"
-)
+_MATCHED = "version-matched tokens: old logprobs with their version, or tokens at lag 0"
 _BOUND = f"clip bounds and advantages, and {_MATCHED}"
 _SPAN = f"lags that span {MIN_SPAN} versions or more, with one token in {END} at either end"
 _MILES = Thresholds(0.2, 0.5, "miles docs; for gspo about 100 times more is normal")
@@ -40,156 +38,163 @@ def negative(value: float | None) -> float | None:
     return None if value is None else -value
 
 
-def surplus_nll(s: Summary) -> float | None:
-    """Mean of -trainer logprob, less the mean entropy."""
-    nll = negative(s.gap.share(k.LEFT))
+def nll_minus_entropy(s: Summary) -> float | None:
+    """Mean of -trainer logprob, minus the mean entropy."""
+    nll = negative(s.gap.mean_of(SUM.left))
     return None if nll is None or s.entropy.mean is None else nll - s.entropy.mean
 
 
 def correction(s: Summary) -> Gap:
-    """What a correction by importance weights corrects: old - rollout, all tokens; without old, trainer - rollout."""
+    """The gap that importance weights correct: old - rollout over all tokens, else trainer - rollout."""
     split = s.backend + s.stale
     return split if split.n else s.gap
 
 
-def line(s: Summary, *, foot: bool, error: bool = False) -> float | None:
-    """Foot or slope of the line of k3 on lag, or its standard error, where it can be told."""
-    found = lag_line(s.line, s.strata)
-    told = None if found is None else found.at_lag0 if foot else found.per_lag
-    return None if told is None else told[error]
+def lag_estimate(s: Summary, *, intercept: bool, error: bool = False) -> float | None:
+    """Intercept or slope of the regression of k3 on lag, or its standard error; None if the lags do not support it."""
+    line = lag_line(s.lag_regression, s.strata)
+    estimate = None if line is None else line.at_lag0 if intercept else line.per_lag
+    return None if estimate is None else estimate[error]
 
 
 def noise_k3(s: Summary) -> float | None:
-    """k3 that noise of this size has."""
+    """k3 of Gaussian noise with standard deviation ``Summary.noise``."""
     return None if s.noise is None else s.noise**2 / 2
 
 
 def noise_abs_diff(s: Summary) -> float | None:
-    """Mean |d| that noise of this size has."""
+    """Mean |d| of such noise."""
     return None if s.noise is None else s.noise * math.sqrt(2 / math.pi)
 
 
 def noise_ess(s: Summary) -> float | None:
-    """ESS that noise of this size leaves."""
+    """ESS of such noise."""
     return None if s.noise is None else math.exp(-min(s.noise**2, 700.0))
 
 
 SEQUENCES = MetricFamily(
     "How far apart are whole sequences?",
-    "Per sequence first, then over sequences.",
+    "Computed per sequence, then averaged over sequences.",
     (
         Metric("trainer_log_ppl", "nats", "sequence", "mean over sequences of -mean trainer logprob", VERL, "none",
-               lambda s: s.whole.share(q.LOG_PPL_LEFT), aliases=("verl: rollout_corr/training_log_ppl",)),
+               lambda s: s.per_sequence.mean_of(SEQ.log_ppl_left), aliases=("verl: rollout_corr/training_log_ppl",)),
         Metric("rollout_log_ppl", "nats", "sequence", "mean over sequences of -mean rollout logprob", VERL, "none",
-               lambda s: s.whole.share(q.LOG_PPL_RIGHT), aliases=("verl: rollout_corr/rollout_log_ppl",)),
+               lambda s: s.per_sequence.mean_of(SEQ.log_ppl_right), aliases=("verl: rollout_corr/rollout_log_ppl",)),
         Metric("trainer_ppl", "perplexity", "sequence", "mean over sequences of exp(-mean trainer logprob)", VERL,
-               "none", lambda s: s.whole.share(q.PPL_LEFT), aliases=("verl: rollout_corr/training_ppl",)),
+               "none", lambda s: s.per_sequence.mean_of(SEQ.ppl_left), aliases=("verl: rollout_corr/training_ppl",)),
         Metric("rollout_ppl", "perplexity", "sequence", "mean over sequences of exp(-mean rollout logprob)", VERL,
-               "none", lambda s: s.whole.share(q.PPL_RIGHT), aliases=("verl: rollout_corr/rollout_ppl",)),
+               "none", lambda s: s.per_sequence.mean_of(SEQ.ppl_right), aliases=("verl: rollout_corr/rollout_ppl",)),
         Metric("log_ppl_diff", "nats", "sequence", "mean over sequences of -mean d", VERL, "away from 0",
-               lambda s: s.whole.log_ppl_diff, aliases=("verl: rollout_corr/log_ppl_diff",)),
+               lambda s: s.per_sequence.log_ppl_diff, aliases=("verl: rollout_corr/log_ppl_diff",)),
         Metric("log_ppl_abs_diff", "nats", "sequence", "mean over sequences of |mean d|", VERL, "high",
-               lambda s: s.whole.share(q.LOG_PPL_ABS), aliases=("verl: rollout_corr/log_ppl_abs_diff",)),
-        Metric("log_ppl_diff_max", "nats", "sequence", "greatest -mean d of a sequence", VERL, "none",
-               lambda s: s.whole.extreme(q.LOG_PPL_HIGH), aliases=("verl: rollout_corr/log_ppl_diff_max",)),
-        Metric("log_ppl_diff_min", "nats", "sequence", "smallest -mean d of a sequence", VERL, "none",
-               lambda s: s.whole.extreme(q.LOG_PPL_LOW), aliases=("verl: rollout_corr/log_ppl_diff_min",)),
+               lambda s: s.per_sequence.mean_of(SEQ.log_ppl_abs), aliases=("verl: rollout_corr/log_ppl_abs_diff",)),
+        Metric("log_ppl_diff_max", "nats", "sequence", "maximum over sequences of -mean d", VERL, "none",
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.log_ppl_high),
+               aliases=("verl: rollout_corr/log_ppl_diff_max",)),
+        Metric("log_ppl_diff_min", "nats", "sequence", "minimum over sequences of -mean d", VERL, "none",
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.log_ppl_low),
+               aliases=("verl: rollout_corr/log_ppl_diff_min",)),
         Metric("ppl_ratio", "ratio", "sequence", "mean over sequences of exp(-mean d)", VERL, "away from 1",
-               lambda s: s.whole.share(q.PPL_RATIO), aliases=("verl: rollout_corr/ppl_ratio",)),
-        Metric("seq_mult_prob_error", "ratio", "sequence", "mean over sequences of their mean exp(|d|)", "NeMo-RL",
-               "high", lambda s: s.whole.share(q.MULT), aliases=("NeMo-RL: mean_seq_mult_prob_error",)),
-        Metric("seq_mult_prob_error_max", "ratio", "sequence", "greatest mean exp(|d|) of a sequence", "NeMo-RL",
-               "none", lambda s: s.whole.extreme(q.MULT_HIGH), aliases=("NeMo-RL: max_seq_mult_prob_error",)),
-        Metric("seq_ratio_geo_min", "ratio", "sequence", "smallest exp(mean d) of a sequence", VERL, "none",
-               lambda s: s.whole.extreme(q.GEO_LOW)),
-        Metric("seq_ratio_geo_max", "ratio", "sequence", "greatest exp(mean d) of a sequence", VERL, "none",
-               lambda s: s.whole.extreme(q.GEO_HIGH)),
-        Metric("seq_ratio_prod_min", "ratio", "sequence", "smallest exp(sum of d) of a sequence", VERL, "none",
-               lambda s: s.whole.extreme(q.PROD_LOW),
-               aliases=("verl: rollout_corr/rollout_is_min (sequence level; not held at -20)",)),
-        Metric("seq_ratio_prod_max", "ratio", "sequence", "greatest exp(sum of d) of a sequence", VERL, "none",
-               lambda s: s.whole.extreme(q.PROD_HIGH), aliases=("verl: rollout_corr/rollout_is_max (sequence level)",)),
+               lambda s: s.per_sequence.mean_of(SEQ.ppl_ratio), aliases=("verl: rollout_corr/ppl_ratio",)),
+        Metric("seq_mult_prob_error", "ratio", "sequence", "mean over sequences of mean exp(|d|)", "NeMo-RL",
+               "high", lambda s: s.per_sequence.mean_of(SEQ.mult), aliases=("NeMo-RL: mean_seq_mult_prob_error",)),
+        Metric("seq_mult_prob_error_max", "ratio", "sequence", "maximum over sequences of mean exp(|d|)", "NeMo-RL",
+               "none", lambda s: s.per_sequence.extreme(SEQ_EXTREME.mult_high),
+               aliases=("NeMo-RL: max_seq_mult_prob_error",)),
+        Metric("seq_ratio_geo_min", "ratio", "sequence", "minimum over sequences of exp(mean d)", VERL, "none",
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.geo_low)),
+        Metric("seq_ratio_geo_max", "ratio", "sequence", "maximum over sequences of exp(mean d)", VERL, "none",
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.geo_high)),
+        Metric("seq_ratio_prod_min", "ratio", "sequence", "minimum over sequences of exp(sum of d)", VERL, "none",
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.prod_low),
+               aliases=("verl: rollout_corr/rollout_is_min (sequence level; not clamped at -20)",)),
+        Metric("seq_ratio_prod_max", "ratio", "sequence", "maximum over sequences of exp(sum of d)", VERL, "none",
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.prod_high),
+               aliases=("verl: rollout_corr/rollout_is_max (sequence level)",)),
         Metric("len_scaling_slope", "per e-fold", "sequence", "least-squares slope of ln |mean d| on ln length",
-               "tunix issue 2129", "high", lambda s: s.whole.scaling_slope, reading="About -0.5: independent noise of "
-                       "tokens. About 0: a bias that all tokens share."),
+               "tunix issue 2129", "high", lambda s: s.per_sequence.scaling_slope,
+               reading="About -0.5: independent noise per token. About 0: a bias shared by all tokens."),
     ),
 )  # fmt: skip
 
 MASKS = MetricFamily(
-    "What would corrections cut off?",
-    "At the usual bounds, whether the trainer corrects or not. A falling share is no health: look at kl_k3 beside it.",
+    "What would corrections remove?",
+    "At the usual bounds, whether the trainer corrects or not. A falling share alone is no recovery: compare kl_k3.",
     (
         Metric("clip_frac_low", "share", "token; sequence for gspo", "advantage < 0 and ratio < clip_low, of all valid "
-               "tokens of all updates; the ratio's denominator is the rollout's or the old logprob, as the trainer "
-               "says. An explicit mask overrides and counts tokens: its low side is where the advantage is < 0 (ratio "
-               "< 1 where there is none)", PPO, "high", lambda s: s.clip_low.mean, _MILES, ("TRL: clip_ratio/low_mean",
+               "tokens of all updates; the ratio is to the rollout or the old logprob, as the trainer declares. An "
+               "explicit mask overrides this and counts tokens: on the low side if the advantage is < 0, or the ratio "
+               "< 1 without advantages", PPO, "high", lambda s: s.clip_low.mean, _MILES, ("TRL: clip_ratio/low_mean",
                "verl: actor/pg_clipfrac (both sides)", "OpenRLHF: ppo_clip_ratio (both sides)",
-               "slime: pg_clipfrac (both sides)", "PipelineRL: rl/clamp_log_ratio_new_old_indicator (whatever the "
+               "slime: pg_clipfrac (both sides)", "PipelineRL: rl/clamp_log_ratio_new_old_indicator (for any "
                "advantage)")),
-        Metric("clip_frac_high", "share", "token; sequence for gspo", "advantage > 0 and ratio > clip_high, likewise",
+        Metric("clip_frac_high", "share", "token; sequence for gspo", "advantage > 0 and ratio > clip_high, as above",
                PPO, "high", lambda s: s.clip_high.mean, _MILES, ("TRL: clip_ratio/high_mean",
                "verl: actor/pg_clipfrac (both sides)", "OpenRLHF: ppo_clip_ratio (both sides)",
                "slime: pg_clipfrac (both sides)")),
-        Metric("kept_token_frac", "share", "token", "tokens that are clipped on neither side, as clip_frac_low and "
-               "clip_frac_high count; for gspo, all tokens of a clipped sequence are", PPO, "low",
-               lambda s: s.kept.mean, Thresholds(0.8, 0.5, "rltop; miles docs: 0.2 clipped is the end of healthy"),
-               reading="What is left to learn from. A correction that masks ever more makes other figures look better "
-                       "while it falls.", needs="clip bounds and advantages, or an explicit mask of what is clipped"),
-        Metric("noise_clip_frac_low", "share", "token; sequence for gspo", "what noise of standard deviation noise_std "
-               "alone would give for clip_frac_low: share of A < 0 times P(exp(N(0, noise_std^2)) < clip_low); "
+        Metric("kept_token_frac", "share", "token", "tokens clipped on neither side, counted as in clip_frac_low "
+               "and clip_frac_high; for gspo, all tokens of a clipped sequence are clipped", PPO, "low",
+               lambda s: s.unclipped.mean, Thresholds(0.8, 0.5, "rltop; miles docs: 0.2 clipped is the end of healthy"),
+               reading="The share of tokens with a gradient. It falls when a correction masks more and more, while "
+                       "other metrics improve.", needs="clip bounds and advantages, or an explicit clip mask"),
+        Metric("noise_clip_frac_low", "share", "token; sequence for gspo", "clip_frac_low of Gaussian noise with "
+               "standard deviation noise_std: share of A < 0 times P(exp(N(0, noise_std^2)) < clip_low); "
                "noise_std / sqrt(T) for a gspo sequence of T tokens",
                "rltop, after the Gaussian noise table of Fast-LLM PR 525", "none", lambda s: s.noise_clip(high=False),
                needs=_BOUND),
-        Metric("noise_clip_frac_high", "share", "token; sequence for gspo", "likewise for clip_frac_high", "rltop",
+        Metric("noise_clip_frac_high", "share", "token; sequence for gspo", "the same for clip_frac_high", "rltop",
                "none", lambda s: s.noise_clip(high=True), needs=_BOUND),
-        Metric("tis_clip_frac", "share", "token", f"tokens with exp(d) > {k.TIS_CAP:g}", VERL, "high",
-               lambda s: s.gap.share(k.OVER_CAP), Thresholds(1e-3, 1e-2, "rltop"),
+        Metric("tis_clip_frac", "share", "token", f"tokens with exp(d) > {TIS_CAP:g}", VERL, "high",
+               lambda s: s.gap.mean_of(SUM.over_cap), Thresholds(1e-3, 1e-2, "rltop"),
                ("verl: rollout_corr/rollout_is_ratio_fraction_high", "slime: tis_clipfrac (also below its lower bound)",
                "SkyRL: policy/loss_metrics/tis_token_clip_high_ratio")),
-        Metric("tis_seq_clip_frac", "share", "sequence", f"sequences with exp(sum of d) > {k.TIS_CAP:g}", VERL, "high",
-               lambda s: s.whole.share(q.OVER_CAP)),
+        Metric("tis_seq_clip_frac", "share", "sequence", f"sequences with exp(sum of d) > {TIS_CAP:g}", VERL, "high",
+               lambda s: s.per_sequence.mean_of(SEQ.over_cap)),
         Metric("icepop_mask_frac", "share", "token", "tokens with exp(d) outside 0.5 to 5", "IcePop", "high",
-               lambda s: s.gap.share(k.OUT_ICEPOP), Thresholds(1e-3, 1e-2, "rltop"),
+               lambda s: s.gap.mean_of(SUM.outside_icepop), Thresholds(1e-3, 1e-2, "rltop"),
                ("verl: rollout_corr/rollout_is_oob_ratio (IcePop 0.5_5)", "NeMo-RL: is_oob_ratio (icepop)")),
         Metric("geo_mask_frac", "share", "sequence", "sequences with exp(mean d) outside 0.99 to 1.01", "SkyRL", "high",
-               lambda s: s.whole.share(q.OUT_GEO),
+               lambda s: s.per_sequence.mean_of(SEQ.outside_geo),
                aliases=("verl: rollout_corr/rollout_rs_masked_fraction (geometric)",)),
         Metric("prod_mask_frac", "share", "sequence", "sequences with exp(sum of d) outside 0.5 to 2", "SkyRL", "high",
-               lambda s: s.whole.share(q.OUT_PROD), reading="Rises with length even where every token is healthy."),
+               lambda s: s.per_sequence.mean_of(SEQ.outside_prod),
+               reading="Rises with length even if every token is healthy."),
         Metric("seq_err_mask_frac", "share", "sequence", "sequences with mean exp(|d|) > 2", "NeMo-RL", "high",
-               lambda s: s.whole.share(q.OVER_MULT), aliases=("NeMo-RL: num_masked_seqs (a count)",)),
-        Metric("masked_correct_frac", "share", "sequence", f"sequences with a reward of {q.CORRECT:g} or more, of "
-               "those with mean exp(|d|) > 2", "NeMo-RL", "high", lambda s: share(s.whole.over_correct, s.whole.over),
+               lambda s: s.per_sequence.mean_of(SEQ.over_mult), aliases=("NeMo-RL: num_masked_seqs (a count)",)),
+        Metric("masked_correct_frac", "share", "sequence", f"sequences with a reward of {CORRECT:g} or more, of "
+               "those with mean exp(|d|) > 2", "NeMo-RL", "high",
+               lambda s: share(s.per_sequence.over_correct, s.per_sequence.over),
                aliases=("NeMo-RL: masked_correct_pct (reward exactly 1)",), needs="rewards, and a sequence that the "
-               "error mask rejects", reading="Far above the share of correct ones among all: the mask throws away what "
-                       "the policy should learn from."),
+               "error mask rejects", reading="Far above the share of correct sequences overall: the mask discards "
+                       "correct answers."),
         Metric("opsm_mask_frac", "share", "sequence", "mean advantage < 0 and -mean d > 0.5, of sequences with "
                "advantages", "DeepSeek-V3.2; TRL's example bound", "high",
-               lambda s: share(s.whole.opsm, s.whole.gained)),
+               lambda s: share(s.per_sequence.opsm, s.per_sequence.with_advantage)),
         Metric("adv_weighted_diff", "nats", "token", "mean of A d", MISMATCH, "away from 0",
-               lambda s: share(float(s.advantage[w.ADV_D]), float(s.advantage[w.ADV_N])),
-               reading="First-order bias of the policy gradient's objective."),
+               lambda s: share(float(s.advantage[ADVANTAGE.d]), float(s.advantage[ADVANTAGE.n])),
+               reading="First-order bias of the policy-gradient objective."),
         Metric("adv_weighted_abs_diff", "nats", "token", "sum of |A| |d| / sum of |A|", MISMATCH, "high",
-               lambda s: share(float(s.advantage[w.ADV_ABS]), float(s.advantage[w.ADV]))),
+               lambda s: share(float(s.advantage[ADVANTAGE.abs_d]), float(s.advantage[ADVANTAGE.size]))),
     ),
 )  # fmt: skip
 
 ENTROPY = MetricFamily(
-    "How sure are the policies?",
+    "How certain are the policies?",
     "",
     (
-        Metric("entropy", "nats", "token", "mean of the trainer's entropy, as passed", MISMATCH, "low",
+        Metric("entropy", "nats", "token", "mean of the entropy that the trainer passes", MISMATCH, "low",
                lambda s: s.entropy.mean, aliases=("verl: actor/entropy", "TRL: entropy", "prime-rl: entropy/all/mean",
                "PipelineRL: rl/entropy")),
         Metric("entropy_sample_rollout", "nats", "token", "mean of -rollout logprob", "tinker-cookbook", "none",
-               lambda s: negative(s.gap.share(k.RIGHT)), aliases=("tinker-cookbook: optim/entropy",
+               lambda s: negative(s.gap.mean_of(SUM.right)), aliases=("tinker-cookbook: optim/entropy",
                "PipelineRL: rl/old_logprobs (its negative, sequence mean)")),
         Metric("entropy_sample_trainer", "nats", "token", "mean of -exp(d) trainer logprob", "NeMo-RL", "none",
-               lambda s: negative(s.gap.share(k.RHO_LEFT)), aliases=("NeMo-RL: approx_entropy",)),
+               lambda s: negative(s.gap.mean_of(SUM.ratio_left)), aliases=("NeMo-RL: approx_entropy",)),
         Metric("nll_minus_entropy", "nats", "token", "mean of -trainer logprob - entropy", MISMATCH, "away from 0",
-               surplus_nll, Thresholds(0.1, 0.2, "rltop: -0.3 at T = 0.7 or top_p = 0.9, within 0.05 in healthy runs"),
-               reading="Far below 0: tokens were sampled from a sharper distribution than the trainer's, even where "
-                       "the recorded logprobs agree."),
+               nll_minus_entropy,
+               Thresholds(0.1, 0.2, "rltop: -0.3 at T = 0.7 or top_p = 0.9, within 0.05 in healthy runs"),
+               reading="Far below 0: tokens were sampled from a sharper distribution than the trainer's, even if the "
+                       "rollout logprobs agree."),
     ),
 )  # fmt: skip
 
@@ -203,26 +208,27 @@ LAG = MetricFamily(
                "verl: training/off_policy/trajectory_staleness/mean (trajectories)")),
         Metric("lag_p95", "versions", "token", "95th percentile of the lag", MISMATCH, "high",
                lambda s: s.lags.quantile(0.95)),
-        Metric("lag_max", "versions", "token", "greatest lag of a token", MISMATCH, "high", lambda s: s.lag.max,
+        Metric("lag_max", "versions", "token", "maximum lag", MISMATCH, "high", lambda s: s.lag.max,
                Thresholds(4, 8, "default limits: TRL 3, SkyRL 4, prime-rl 8"), ("prime-rl: off_policy/max",)),
-        Metric("lag_unknown_frac", "share", "token", "tokens whose version is not known, where the trainer told its "
-               "own", MISMATCH, "high", lambda s: share(s.dated - s.lag.n, s.dated)),
+        Metric("lag_unknown_frac", "share", "token", "tokens of unknown version, if the trainer passes its own "
+               "version", MISMATCH, "high", lambda s: share(s.lag_expected - s.lag.n, s.lag_expected)),
         Metric("spanning_frac", "share", "sequence", "sequences sampled under two or more policy versions", MISMATCH,
                "none", lambda s: share(s.spanning, s.versions.n), aliases=("verl: partial/partial_ratio",)),
         Metric("versions_per_seq_mean", "versions", "sequence", "policy versions that sampled a sequence, mean over "
-               "sequences", MISMATCH, "none", lambda s: s.versions.mean, reading="1: no weights changed in flight."),
-        Metric("versions_per_seq_max", "versions", "sequence", "greatest of the same", MISMATCH, "none",
+               "sequences", MISMATCH, "none", lambda s: s.versions.mean, reading="1: no weight update in flight."),
+        Metric("versions_per_seq_max", "versions", "sequence", "maximum of the same", MISMATCH, "none",
                lambda s: s.versions.max),
         Metric("k3_at_lag0", "nats", "token", "a of the least-squares line k3 = a + b lag over tokens", MISMATCH,
-               "high", lambda s: line(s, foot=True), NEMO_K3, needs=f"{_SPAN}, and tokens within {MIN_SPAN} versions "
-               "of lag 0", reading="The engine's part: what would be left without staleness. k3 grows faster than lag, "
-                       "so that staleness alone has it at 0 or a little below."),
-        Metric("k3_at_lag0_se", "nats", "token", "standard error of it, by sequence", "Liang and Zeger (1986)", "none",
-               lambda s: line(s, foot=True, error=True)),
+               "high", lambda s: lag_estimate(s, intercept=True), NEMO_K3,
+               needs=f"{_SPAN}, and tokens within {MIN_SPAN} versions of lag 0",
+               reading="The part of the gap that is not staleness. k3 grows faster than lag, so staleness "
+                       "alone gives 0 or a little less."),
+        Metric("k3_at_lag0_se", "nats", "token", "its standard error, clustered by sequence",
+               "Liang and Zeger (1986)", "none", lambda s: lag_estimate(s, intercept=True, error=True)),
         Metric("k3_per_lag", "nats per version", "token", "b of the same line", MISMATCH, "high",
-               lambda s: line(s, foot=False), needs=_SPAN, reading="Drift of the policy per version."),
-        Metric("k3_per_lag_se", "nats per version", "token", "standard error of it, by sequence",
-               "Liang and Zeger (1986)", "none", lambda s: line(s, foot=False, error=True)),
+               lambda s: lag_estimate(s, intercept=False), needs=_SPAN, reading="Drift of the policy per version."),
+        Metric("k3_per_lag_se", "nats per version", "token", "its standard error, clustered by sequence",
+               "Liang and Zeger (1986)", "none", lambda s: lag_estimate(s, intercept=False, error=True)),
     ),
 )  # fmt: skip
 
@@ -230,23 +236,25 @@ SPLIT = MetricFamily(
     "Engine or staleness?",
     "With old logprobs: backend (old - rollout, version-matched) + update (trainer - old) = the gap. Without: lag 0.",
     (
-        Metric("backend_abs_diff_mean", "nats", "token", "mean of |old - rollout| where the old logprob was computed "
-               "under the version that sampled the token", MISMATCH, "high", lambda s: s.backend.abs_mean, SLIME_ABS),
+        Metric("backend_abs_diff_mean", "nats", "token", "mean of |old - rollout| over tokens whose old logprob was "
+               "computed under the version that sampled them", MISMATCH, "high",
+               lambda s: s.backend.abs_mean, SLIME_ABS),
         Metric("backend_diff_mean", "nats", "token", "mean of old - rollout, same tokens", MISMATCH, "away from 0",
                lambda s: s.backend.mean),
         Metric("backend_k3", "nats", "token", "mean of exp(d) - 1 - d with d = old - rollout, same tokens", SCHULMAN,
                "high", lambda s: s.backend.k3, NEMO_K3),
         Metric("backend_ratio_mean", "ratio", "token", "mean of exp(old - rollout), same tokens", MISMATCH,
                "away from 1", lambda s: s.backend.ratio, DENSITY),
-        Metric("backend_abs_diff_max", "nats", "token", "greatest |old - rollout|, same tokens", MISMATCH, "none",
+        Metric("backend_abs_diff_max", "nats", "token", "maximum |old - rollout|, same tokens", MISMATCH, "none",
                lambda s: s.backend.abs_max),
         Metric("backend_tokens", "tokens", "token", "version-matched tokens with an old logprob", MISMATCH, "none",
                lambda s: float(s.backend.n)),
-        Metric("stale_backend_abs_diff_mean", "nats", "token", "mean of |old - rollout| where the versions differ or "
-               "are not known: staleness and backend together", MISMATCH, "high", lambda s: s.stale.abs_mean),
+        Metric("stale_backend_abs_diff_mean", "nats", "token", "mean of |old - rollout| over tokens whose versions "
+               "differ or are not known: staleness and backend combined", MISMATCH, "high", lambda s: s.stale.abs_mean),
         Metric("stale_backend_k3", "nats", "token", "mean of exp(d) - 1 - d with d = old - rollout, same tokens",
                SCHULMAN, "high", lambda s: s.stale.k3),
-        Metric("stale_backend_tokens", "tokens", "token", "those tokens", MISMATCH, "none", lambda s: float(s.stale.n)),
+        Metric("stale_backend_tokens", "tokens", "token", "number of those tokens", MISMATCH, "none",
+               lambda s: float(s.stale.n)),
         Metric("update_diff_mean", "nats", "token", "mean of trainer - old", MISMATCH, "away from 0",
                lambda s: s.update.mean),
         Metric("update_abs_diff_mean", "nats", "token", "mean of |trainer - old|", MISMATCH, "none",
@@ -255,23 +263,23 @@ SPLIT = MetricFamily(
                lambda s: s.update.k3),
         Metric("ppo_kl", "nats", "token", "mean of old - trainer", SCHULMAN, "away from 0", lambda s: s.update.k1,
                aliases=("verl: actor/ppo_kl", "slime: ppo_kl", "OpenRLHF: ppo_kl"), reading="0 in the first update on "
-                       "fresh rollouts; else the trainer does not repeat itself."),
+                       "fresh rollouts; otherwise the trainer's forward pass is not reproducible."),
         Metric("correction_ess", "share", "token", "ESS of exp(old - rollout), all tokens with an old logprob; of "
-               "exp(trainer - rollout) where there is none", "Kish (1965)", "low", lambda s: correction(s).ess,
+               "exp(trainer - rollout) without old logprobs", "Kish (1965)", "low", lambda s: correction(s).ess,
                Thresholds(0.95, 0.3, "amber: rltop; red: verl's alert")),
-        Metric("correction_ess_capped", "share", "token", f"likewise, weights capped at {k.TIS_CAP:g}", "Kish (1965)",
+        Metric("correction_ess_capped", "share", "token", f"the same, weights capped at {TIS_CAP:g}", "Kish (1965)",
                "low", lambda s: correction(s).ess_capped, Thresholds(0.5, 0.3, "verl docs")),
         Metric("lag0_abs_diff_mean", "nats", "token", "mean of |d| over tokens that the trainer's own version sampled",
-               MISMATCH, "high", lambda s: s.fresh.abs_mean, SLIME_ABS, reading="The version-matched estimate where "
-                       "there are no old logprobs."),
+               MISMATCH, "high", lambda s: s.lag0.abs_mean, SLIME_ABS, reading="The version-matched estimate "
+                       "without old logprobs."),
         Metric("lag0_k3", "nats", "token", "mean of exp(d) - 1 - d, same tokens", SCHULMAN, "high",
-               lambda s: s.fresh.k3, NEMO_K3, reading="Above 0.01 in the first step: other tokens, template or weights "
-                       "(tinker-cookbook)."),
+               lambda s: s.lag0.k3, NEMO_K3, reading="Above 0.01 in the first step: different tokens, template or "
+                       "weights (tinker-cookbook)."),
         Metric("lag0_ratio_mean", "ratio", "token", "mean of exp(d), same tokens", MISMATCH, "away from 1",
-               lambda s: s.fresh.ratio, DENSITY),
-        Metric("lag0_tokens", "tokens", "token", "those tokens", MISMATCH, "none", lambda s: float(s.fresh.n)),
-        Metric("noise_std", "nats", "token", "standard deviation of the version-matched d: old - rollout where there "
-               "is one, else trainer - rollout at lag 0", MISMATCH, "high", lambda s: s.noise,
+               lambda s: s.lag0.ratio, DENSITY),
+        Metric("lag0_tokens", "tokens", "token", "number of those tokens", MISMATCH, "none", lambda s: float(s.lag0.n)),
+        Metric("noise_std", "nats", "token", "standard deviation of the version-matched d: old - rollout, else "
+               "trainer - rollout at lag 0", MISMATCH, "high", lambda s: s.noise,
                needs=_MATCHED, reading="0.022 for a 7B model in bfloat16 with a float32 head on both sides, 0.039 "
                        "without (Fast-LLM PR 525)."),
         Metric("noise_abs_diff", "nats", "token", "noise_std sqrt(2 / pi): the mean |d| of Gaussian noise",
@@ -284,46 +292,48 @@ SPLIT = MetricFamily(
 )  # fmt: skip
 
 HEALTH = MetricFamily(
-    "Is the run healthy otherwise?",
+    "Is the rest of the run healthy?",
     "",
     (
         Metric("reward_mean", "", "sequence", "mean of the sequences' rewards", MISMATCH, "low",
                lambda s: s.reward.mean, aliases=("verl: critic/rewards/mean", "TRL: reward", "PipelineRL: rl/reward")),
         Metric("reward_std", "", "sequence", "standard deviation of the sequences' rewards", MISMATCH, "none",
                lambda s: s.reward.std),
-        Metric("zero_std_group_frac", "share", "group", "prompts whose rewards are all the same, of those with several",
+        Metric("zero_std_group_frac", "share", "group", "prompts with equal rewards, of those with two or more",
                "miles docs", "high", lambda s: s.groups.zero_std, Thresholds(0.5, 0.8, "amber: miles docs; red: rltop"),
                ("TRL: frac_reward_zero_std",)),
         Metric("tokens", "tokens", "token", "trained tokens of update 0", MISMATCH, "none", lambda s: float(s.tokens)),
         Metric("sequences", "sequences", "sequence", "sequences of update 0", MISMATCH, "none",
                lambda s: float(s.sequences)),
         Metric("response_len_mean", "tokens", "sequence", "mean of the sequences' trained tokens", MISMATCH, "none",
-               lambda s: s.whole.lengths.mean, aliases=("TRL: completions/mean_length", "verl: response_length/mean")),
+               lambda s: s.per_sequence.lengths.mean,
+               aliases=("TRL: completions/mean_length", "verl: response_length/mean")),
         Metric("response_len_p95", "tokens", "sequence", "95th percentile of the same", MISMATCH, "none",
-               lambda s: s.whole.sizes.quantile(0.95)),
-        Metric("response_len_max", "tokens", "sequence", "greatest of the same", MISMATCH, "none",
-               lambda s: s.whole.lengths.max, aliases=("TRL: completions/max_length", "verl: response_length/max")),
+               lambda s: s.per_sequence.sizes.quantile(0.95)),
+        Metric("response_len_max", "tokens", "sequence", "maximum of the same", MISMATCH, "none",
+               lambda s: s.per_sequence.lengths.max,
+               aliases=("TRL: completions/max_length", "verl: response_length/max")),
         Metric("joined_fraction", "share", "sequence", "sequences found among the engines' rollouts, of those with a "
                "trained token", MISMATCH, "low", lambda s: share(s.joined, s.joinable)),
         Metric("prefix_hit_rate", "share", "request", "cached / prompt tokens of the joined rollouts; a request whose "
                "lookup was off counts with 0 cached", MISMATCH, "none", lambda s: s.cached.mean),
-        Metric("truncated_frac", "share", "request", "joined rollouts that ended at the limit of tokens",
+        Metric("truncated_frac", "share", "request", "joined rollouts that ended at the token limit",
                "ScaleRL, arXiv 2510.13786", "high", lambda s: share(s.truncated, s.requests),
                Thresholds(0.1, 0.25, "amber: ScaleRL; red: miles docs"), ("TRL: completions/clipped_ratio",
                "verl: response_length/clip_ratio", "OpenRLHF: response_clip_ratio")),
         Metric("requests", "requests", "request", "joined rollouts", MISMATCH, "none", lambda s: float(s.requests)),
-        Metric("aborted", "requests", "request", "joined rollouts that the engine ended as aborted (also by a stop "
-               "string found in the front end)", MISMATCH, "high", lambda s: float(s.aborted)),
+        Metric("aborted", "requests", "request", "joined rollouts that ended as aborted (also by a stop string that "
+               "the front end found)", MISMATCH, "high", lambda s: float(s.aborted)),
         Metric("aborted_frac", "share", "request", "the same, of all joined rollouts", MISMATCH, "high",
                lambda s: share(s.aborted, s.requests),
                Thresholds(0.05, 0.25, "amber: miles, prime-rl docs; red: rltop"), ("verl: response/aborted_ratio",)),
         Metric("failed_frac", "share", "request", "joined rollouts that ended in an error", MISMATCH, "high",
                lambda s: share(s.failed, s.requests), Thresholds(0.05, 0.25, "amber: prime-rl docs; red: rltop")),
-        Metric("repetition_frac", "share", "sequence", "sequences of 256 trained tokens or more whose last 2500, one "
-               "byte for each kind of token, zlib makes ten times smaller, of all", "slime: has_repetition, there of "
-               "10,000 characters", "high", lambda s: share(s.repeating, s.read),
+        Metric("repetition_frac", "share", "sequence", "sequences of 256 trained tokens or more whose last 2500, coded "
+               "as one byte per distinct token, zlib compresses tenfold, of all", "slime: has_repetition, over 10,000 "
+               "characters", "high", lambda s: share(s.repetitive, s.repetition_checked),
                Thresholds(0.05, 0.25, "amber: prime-rl, miles docs; red: rltop"), ("slime: repetition_frac (of text)",),
-               reading="Sequences that end in a loop: a policy that falls apart, or no way out of a budget."),
+               reading="Sequences that end in a loop: a collapsing policy, or one that can't end within its budget."),
         GRAD_NORM_Z,
     ),
 )  # fmt: skip

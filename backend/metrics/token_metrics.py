@@ -1,4 +1,4 @@
-"""Entries over tokens: is the record right, how large is the gap, how far apart are the policies."""
+"""Metrics of tokens: validity of the logprobs, size of the gap, distance between the policies."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from rltop.backend.metrics.metric import (
     Thresholds,
     share,
 )
-from rltop.backend.summary import kernel as k
-from rltop.backend.summary import sequences as q
 from rltop.backend.summary.dimensions import OFFSET, PROBABILITY
-from rltop.backend.summary.strata import ABS, K3, D
+from rltop.backend.summary.kernel import FIGURE, MOMENT, POSITIVE, PROB_BINS, SUM, TIS_CAP, ZERO_GAP
+from rltop.backend.summary.sequences import SEQ
 
 if TYPE_CHECKING:
     from rltop.backend.summary import Summary
@@ -29,10 +28,10 @@ if TYPE_CHECKING:
 
 _FIRST_PROB = OFFSET[PROBABILITY.name]
 _LOW_PROB = slice(_FIRST_PROB, _FIRST_PROB + 2)
-_EVERY_PROB = slice(_FIRST_PROB, _FIRST_PROB + k.PROB_BINS)
+_EVERY_PROB = slice(_FIRST_PROB, _FIRST_PROB + PROB_BINS)
 
 
-def less_one(value: float | None) -> float | None:
+def minus_one(value: float | None) -> float | None:
     """``value - 1``."""
     return None if value is None else value - 1
 
@@ -45,82 +44,82 @@ def entropy_ratio(s: Summary) -> float | None:
 
 def low_probability(s: Summary) -> float | None:
     """Share of tokens in the strata of rollout probability below 1e-3."""
-    return share(float(s.strata.moments[_LOW_PROB, D, 1].sum()), s.gap.n)
+    return share(float(s.strata.moments[_LOW_PROB, FIGURE.d, MOMENT.n].sum()), s.gap.n)
 
 
 def low_probability_mean(s: Summary) -> float | None:
     """Mean of d over those tokens."""
-    n, total = (float(s.strata.moments[_LOW_PROB, D, moment].sum()) for moment in (1, 2))
+    n, total = (float(s.strata.moments[_LOW_PROB, FIGURE.d, moment].sum()) for moment in (MOMENT.n, MOMENT.s))
     return share(total, n)
 
 
 def low_probability_part(s: Summary) -> float | None:
-    """Share of all k3 that those tokens have."""
-    low, every = (float(s.strata.moments[rows, K3, 2].sum()) for rows in (_LOW_PROB, _EVERY_PROB))
+    """Share of those tokens in the sum of k3."""
+    low, every = (float(s.strata.moments[rows, FIGURE.k3, MOMENT.s].sum()) for rows in (_LOW_PROB, _EVERY_PROB))
     return share(low, every)
 
 
 def per_others(s: Summary) -> float | None:
     """Mean |d| over the mean of 1 - p, p the rollout probability."""
-    return share(float(s.strata.moments[_EVERY_PROB, ABS, 2].sum()), float(s.strata.others.sum()))
+    return share(float(s.strata.moments[_EVERY_PROB, FIGURE.abs_d, MOMENT.s].sum()), float(s.strata.others.sum()))
 
 
 CORRECTNESS = MetricFamily(
-    "Is the record right?",
-    "Tests of what the logprobs mean; a distance between policies, however large, passes them.",
+    "Are the rollout logprobs valid?",
+    "Tests of what the logprobs mean. They hold for any two policies, however far apart.",
     (
         Metric("ratio_mean", "ratio", "token", "mean of exp(d)", SAMPLING, "away from 1", lambda s: s.gap.ratio,
                DENSITY, ("PipelineRL: rl/ratio_new_old (sequence mean)", "TRL: sampling/importance_sampling_ratio/mean "
-               "(after clipping)", "TRL async: ratio", "NeMo-RL: sampling_importance_ratio (after truncation, where "
-               "that is on)", "verl: rollout_corr/rollout_is_mean (of applied weights)",
-               "slime: tis (mean of sequence means)"), reading="1 for any two policies if the recorded logprob is that "
-                       "of the distribution sampled from. Below 1: tokens were cut off (top_p, top_k) and this is the "
-                       "kept mass; above: raw logprobs at T != 1, or other tokens."),
+               "(after clipping)", "TRL async: ratio", "NeMo-RL: sampling_importance_ratio (after truncation, if "
+               "enabled)", "verl: rollout_corr/rollout_is_mean (of applied weights)",
+               "slime: tis (mean of sequence means)"), reading="1 for any two policies if rollout logprobs are those "
+                       "of the sampling distribution. Below 1: top_p or top_k removed tokens, and this is the kept "
+                       "mass; above: raw logprobs at T != 1, or different tokens."),
         Metric("ratio_mean_se", "ratio", "token", "standard deviation of exp(d) / sqrt(tokens)", MISMATCH, "none",
                lambda s: s.gap.ratio_se),
         Metric("ratio_mean_z", "standard errors", "token", "(ratio_mean - 1) / ratio_mean_se", SAMPLING, "away from 0",
                lambda s: s.gap.ratio_z, reading="Judge it together with ratio_mean: |z| > 4 and |ratio_mean - 1| > "
                        "0.01, with 5000 tokens or more."),
-        Metric("shift_probe", "tokens", "token", "shift of the rollout logprobs by -1, 0 or 1 tokens at which mean |d| "
-               "is smallest", "ms-swift issue 8196", "away from 0", lambda s: s.gap.shift, ANY,
-               reading="Not 0: one of the two arrays is off by one."),
+        Metric("shift_probe", "tokens", "token", "shift of the rollout logprobs by -1, 0 or 1 tokens that minimises "
+               "mean |d|", "ms-swift issue 8196", "away from 0", lambda s: s.gap.shift, ANY,
+               reading="Not 0: one array is off by one."),
         Metric("surprisal_slope", "nats per nat", "token", "least-squares slope of d on the rollout logprob", MISMATCH,
                "away from 0", lambda s: s.gap.surprisal.slope,
-               Thresholds(0.05, 0.2, "rltop: 0.31 at T = 0.7 in simulation"), reading="Large: one side has another "
-                       "temperature, or raw logprobs stand beside processed ones."),
+               Thresholds(0.05, 0.2, "rltop: 0.31 at T = 0.7 in simulation"), reading="Large: the temperatures "
+                       "differ, or raw logprobs are compared with processed ones."),
         Metric("invalid_frac", "share", "token", "tokens with a non-finite trainer or rollout logprob", MISMATCH,
                "high", lambda s: share(s.gap.invalid, s.gap.tokens), ANY),
         Metric("nan_logprob_frac", "share", "token", "tokens with a NaN logprob", MISMATCH, "high",
-               lambda s: s.gap.share_of_all(k.NAN), ANY),
+               lambda s: s.gap.share_of_all(SUM.nan), ANY),
         Metric("inf_logprob_frac", "share", "token", "tokens with an infinite logprob and no NaN", MISMATCH, "high",
-               lambda s: s.gap.share_of_all(k.INF), ANY),
+               lambda s: s.gap.share_of_all(SUM.infinite), ANY),
         Metric("zero_logprob_frac", "share", "token",
-               f"rollout logprob exactly 0.0 and the trainer's below -{k.ZERO_GAP}; they stay in all other figures",
-               "rllm issue 816", "high", lambda s: s.gap.share_of_all(k.ZERO), ANY,
-               reading="Placeholders taken for logprobs, or top_k = 1 (top_p below 0.78) with processed logprobs."),
-        Metric("positive_logprob_frac", "share", "token", f"tokens with a logprob above {k.POSITIVE}", MISMATCH, "high",
-               lambda s: s.gap.share_of_all(k.ABOVE), ANY, reading="No probability is above 1: these are other "
-                       "numbers."),
-        Metric("clamped_frac", "share", "token", "valid tokens with |d| > 20, which is where d is held", MISMATCH,
-               "high", lambda s: s.gap.share(k.CLAMPED), Thresholds(0.0, 1e-2, "rltop")),
+               f"rollout logprob exactly 0.0 and trainer logprob below -{ZERO_GAP}; all other metrics include them",
+               "rllm issue 816", "high", lambda s: s.gap.share_of_all(SUM.suspect_zero), ANY,
+               reading="Placeholders instead of logprobs, or top_k = 1 (top_p below 0.78) with processed logprobs."),
+        Metric("positive_logprob_frac", "share", "token", f"tokens with a logprob above {POSITIVE}", MISMATCH, "high",
+               lambda s: s.gap.share_of_all(SUM.positive), ANY, reading="No probability exceeds 1: these are no "
+                       "logprobs."),
+        Metric("clamped_frac", "share", "token", "valid tokens with |d| > 20, where d is clamped", MISMATCH,
+               "high", lambda s: s.gap.mean_of(SUM.clamped), Thresholds(0.0, 1e-2, "rltop")),
     ),
 )  # fmt: skip
 
 LOGPROB_GAP = MetricFamily(
     "How large is the gap in logprobs?",
-    "d in nats. Not to be compared with differences of probabilities.",
+    "d in nats. Not comparable with differences of probabilities.",
     (
         Metric("logp_diff_mean", "nats", "token", "mean of d", MISMATCH, "away from 0", lambda s: s.gap.mean,
-               aliases=("AReaL: behave_approx_kl (old - rollout)",), reading="About -k3 for two policies; above 0 by 3 "
-                       "standard errors: the record is not the sampling logprob."),
+               aliases=("AReaL: behave_approx_kl (old - rollout)",), reading="About -k3 for two policies. Above 0 by 3 "
+                       "standard errors: rollout logprobs are not those of the sampling distribution."),
         Metric("logp_diff_std", "nats", "token", "standard deviation of d", MISMATCH, "high", lambda s: s.gap.std),
-        Metric("logp_diff_min", "nats", "token", "smallest d", MISMATCH, "none", lambda s: s.gap.least),
+        Metric("logp_diff_min", "nats", "token", "minimum d", MISMATCH, "none", lambda s: s.gap.least),
         Metric("logp_diff_p50", "nats", "token", "median of d", MISMATCH, "away from 0", lambda s: s.gap.quantile(0.5)),
         Metric("logp_diff_p95", "nats", "token", "95th percentile of d", MISMATCH, "high",
                lambda s: s.gap.quantile(0.95)),
         Metric("logp_diff_p99", "nats", "token", "99th percentile of d", MISMATCH, "high",
                lambda s: s.gap.quantile(0.99)),
-        Metric("logp_diff_max", "nats", "token", "greatest d", MISMATCH, "none", lambda s: s.gap.greatest),
+        Metric("logp_diff_max", "nats", "token", "maximum d", MISMATCH, "none", lambda s: s.gap.greatest),
         Metric("logp_abs_diff_mean", "nats", "token", "mean of |d|", MISMATCH, "high", lambda s: s.gap.abs_mean,
                SLIME_ABS, ("TRL: sampling/sampling_logp_difference/mean",
                "PipelineRL: rl/mean_abs_log_ratio_new_old (sequence mean)",
@@ -134,26 +133,26 @@ LOGPROB_GAP = MetricFamily(
                lambda s: s.gap.abs_quantile(0.95)),
         Metric("logp_abs_diff_p99", "nats", "token", "99th percentile of |d|", MISMATCH, "high",
                lambda s: s.gap.abs_quantile(0.99)),
-        Metric("logp_abs_diff_max", "nats", "token", "greatest |d|", MISMATCH, "none", lambda s: s.gap.abs_max,
+        Metric("logp_abs_diff_max", "nats", "token", "maximum |d|", MISMATCH, "none", lambda s: s.gap.abs_max,
                aliases=("TRL: sampling/sampling_logp_difference/max",
                "SkyRL: policy/rollout_train_logprobs_abs_diff_max")),
-        Metric("logp_abs_diff_seq_mean", "nats", "sequence", "mean over sequences of their mean |d|", MISMATCH, "high",
-               lambda s: s.whole.share(q.ABS), SLIME_ABS, ("slime: train_rollout_logprob_abs_diff",
-               "PipelineRL: rl/mean_abs_log_ratio_new_old"), reading="Short sequences weigh as much as long ones."),
+        Metric("logp_abs_diff_seq_mean", "nats", "sequence", "mean over sequences of mean |d|", MISMATCH, "high",
+               lambda s: s.per_sequence.mean_of(SEQ.abs_d), SLIME_ABS, ("slime: train_rollout_logprob_abs_diff",
+               "PipelineRL: rl/mean_abs_log_ratio_new_old"), reading="Short and long sequences have the same weight."),
     ),
 )  # fmt: skip
 
 PROB_GAP = MetricFamily(
     "How large is the gap in probabilities?",
-    "p = exp(logprob). Not to be compared with nats.",
+    "p = exp(logprob). Not comparable with nats.",
     (
         Metric("probs_diff_mean", "probability", "token", "mean of |p trainer - p rollout|", "verl debug metrics",
-               "high", lambda s: s.gap.share(k.PROB),
+               "high", lambda s: s.gap.mean_of(SUM.prob_gap),
                Thresholds(0.005, 0.01, "verl FAQ: below 0.005 normal, above 0.01 a fault"),
                ("verl: training/rollout_probs_diff_mean",)),
         Metric("probs_diff_std", "probability", "token", "standard deviation of the same", "verl debug metrics", "high",
                lambda s: s.gap.prob_std, aliases=("verl: training/rollout_probs_diff_std (divides by n - 1)",)),
-        Metric("probs_diff_max", "probability", "token", "greatest of the same", "verl debug metrics", "none",
+        Metric("probs_diff_max", "probability", "token", "maximum of the same", "verl debug metrics", "none",
                lambda s: s.gap.prob_max, aliases=("verl: training/rollout_probs_diff_max",)),
         Metric("probs_pearson", "correlation", "token", "Pearson correlation of p trainer and p rollout",
                "MiniMax-M1, arXiv 2506.13585", "low", lambda s: s.gap.probs.correlation,
@@ -164,11 +163,11 @@ PROB_GAP = MetricFamily(
 
 DIVERGENCES = MetricFamily(
     "How far apart are the policies?",
-    "Sample estimates, unbiased where the record is that of the sampling distribution.",
+    "Sample estimates, unbiased if rollout logprobs are those of the sampling distribution.",
     (
         Metric("kl_k1", "nats", "token", "mean of -d", SCHULMAN, "away from 0", lambda s: s.gap.k1,
                aliases=("verl: rollout_corr/kl", "OpenRLHF: vllm_kl", "tinker-cookbook: optim/kl_sample_train_v1"),
-               reading="KL(rollout || trainer); within 2 kl_k1_se of 0 its sign says nothing."),
+               reading="KL(rollout || trainer); within 2 kl_k1_se of 0 its sign means nothing."),
         Metric("kl_k1_se", "nats", "token", "standard deviation of d / sqrt(tokens)", MISMATCH, "none",
                lambda s: s.gap.k1_se),
         Metric("kl_k2", "nats", "token", "mean of d^2 / 2", SCHULMAN, "high", lambda s: s.gap.k2,
@@ -176,21 +175,21 @@ DIVERGENCES = MetricFamily(
         Metric("kl_k3", "nats", "token", "mean of exp(d) - 1 - d", SCHULMAN, "high", lambda s: s.gap.k3, NEMO_K3,
                ("verl: rollout_corr/k3_kl", "NeMo-RL: gen_kl_error", "prime-rl: mismatch_kl/all/mean", "TRL async: kl",
                "PipelineRL: rl/kl_new_old (sequence mean)"), reading="KL(rollout || trainer), never negative. "
-                       "Staleness and engine together: see lag0_k3, backend_k3."),
-        Metric("kl_k3_seq_mean", "nats", "sequence", "mean over sequences of their mean exp(d) - 1 - d", SCHULMAN,
-               "high", lambda s: s.whole.share(q.K3), NEMO_K3, ("PipelineRL: rl/kl_new_old",
-               "slime: train_rollout_kl (miles; d held to +-10)")),
+                       "Includes staleness: see lag0_k3, backend_k3."),
+        Metric("kl_k3_seq_mean", "nats", "sequence", "mean over sequences of mean exp(d) - 1 - d", SCHULMAN,
+               "high", lambda s: s.per_sequence.mean_of(SEQ.k3), NEMO_K3, ("PipelineRL: rl/kl_new_old",
+               "slime: train_rollout_kl (miles; d clamped to +-10)")),
         Metric("kl_k3_rev", "nats", "token", "mean of exp(-d) - 1 + d", "NeMo-RL loss functions", "high",
-               lambda s: s.gap.share(k.K3_REV), aliases=("NeMo-RL: policy_kl_error",),
-               reading="Far above kl_k3: tokens that the trainer finds next to impossible."),
+               lambda s: s.gap.mean_of(SUM.k3_reverse), aliases=("NeMo-RL: policy_kl_error",),
+               reading="Far above kl_k3: tokens that are almost impossible for the trainer."),
         Metric("js", "nats", "token", "mean of (exp(d) ln(2 exp(d) / (1 + exp(d))) + ln(2 / (1 + exp(d)))) / 2",
-               "f-divergence, sampled", "high", lambda s: s.gap.share(k.JS), aliases=("NeMo-RL: js_divergence_error "
-                        "(another formula, not bounded by ln 2)",), reading="Jensen-Shannon divergence; about kl_k3 / "
-                       "4 for small gaps."),
+               "f-divergence, sampled", "high", lambda s: s.gap.mean_of(SUM.js),
+               aliases=("NeMo-RL: js_divergence_error (another formula, not bounded by ln 2)",),
+               reading="Jensen-Shannon divergence; about kl_k3 / 4 for small gaps."),
         Metric("tv", "probability", "token", "mean of |exp(d) - 1| / 2", "f-divergence, sampled", "high",
                lambda s: s.gap.tv, reading="Total variation distance."),
         Metric("token_mult_prob_error", "ratio", "token", "mean of exp(|d|)", "NeMo-RL docs", "high",
-               lambda s: s.gap.share(k.MULT),
+               lambda s: s.gap.mean_of(SUM.mult),
                Thresholds(1.05, 1.10, "NeMo-RL docs: above 1.05 investigate; CI fails above 1.1"),
                ("NeMo-RL: token_mult_prob_error",)),
         Metric("kl_ent_ratio", "ratio", "token", "kl_k3 / entropy", "prime-rl", "high", entropy_ratio,
@@ -199,70 +198,72 @@ DIVERGENCES = MetricFamily(
 )  # fmt: skip
 
 RATIOS = MetricFamily(
-    "What do the importance ratios look like?",
-    "Raw: before any clipping or masking, unless it says capped.",
+    "How are the importance ratios distributed?",
+    "Before any clipping or masking, unless named capped.",
     (
         Metric("ratio_std", "ratio", "token", "standard deviation of exp(d)", VERL, "high", lambda s: s.gap.ratio_std,
                Thresholds(0.5, 1.0, "red: verl docs; amber: rltop"), ("verl: rollout_corr/rollout_is_std (of applied "
                 "weights)",)),
-        Metric("ratio_min", "ratio", "token", "smallest exp(d)", VERL, "none", lambda s: s.gap.ratio_least,
+        Metric("ratio_min", "ratio", "token", "minimum exp(d)", VERL, "none", lambda s: s.gap.ratio_least,
                aliases=("verl: rollout_corr/rollout_is_min", "TRL: sampling/importance_sampling_ratio/min (after "
                "clipping)")),
-        Metric("ratio_max", "ratio", "token", "greatest exp(d)", VERL, "none", lambda s: s.gap.ratio_greatest,
+        Metric("ratio_max", "ratio", "token", "maximum exp(d)", VERL, "none", lambda s: s.gap.ratio_greatest,
                aliases=("verl: rollout_corr/rollout_is_max (of applied weights)",
                "TRL: sampling/importance_sampling_ratio/max (after clipping)")),
-        Metric("ratio_seq_mean", "ratio", "sequence", "mean over sequences of their mean exp(d)", SAMPLING,
-               "away from 1", lambda s: s.whole.share(q.RATIO), DENSITY, ("PipelineRL: rl/ratio_new_old",
+        Metric("ratio_seq_mean", "ratio", "sequence", "mean over sequences of mean exp(d)", SAMPLING,
+               "away from 1", lambda s: s.per_sequence.mean_of(SEQ.ratio), DENSITY, ("PipelineRL: rl/ratio_new_old",
                "slime: tis")),
-        Metric("ratio_capped_mean", "ratio", "token", f"mean of min(exp(d), {k.TIS_CAP:g})", VERL, "none",
-               lambda s: s.gap.share(k.CAPPED), aliases=("verl: rollout_corr/rollout_is_mean",
+        Metric("ratio_capped_mean", "ratio", "token", f"mean of min(exp(d), {TIS_CAP:g})", VERL, "none",
+               lambda s: s.gap.mean_of(SUM.capped), aliases=("verl: rollout_corr/rollout_is_mean",
                "TRL: sampling/importance_sampling_ratio/mean (token_truncate; its cap is 3)")),
         Metric("chi2_token", "chi^2", "token", "mean of exp(2 d) - 1", VERL, "high", lambda s: s.gap.chi2,
                Thresholds(0.1, 1.0, "red: verl docs, severe shift; amber: rltop"), ("verl: rollout_corr/chi2_token",)),
-        Metric("chi2_seq", "chi^2", "sequence", "mean over sequences of exp(2 sum of d) - 1, the sum held to +-20",
-               VERL, "high", lambda s: less_one(s.whole.share(q.PROD2)), aliases=("verl: rollout_corr/chi2_seq",)),
+        Metric("chi2_seq", "chi^2", "sequence", "mean over sequences of exp(2 sum of d) - 1, the sum clamped to "
+               "+-20", VERL, "high", lambda s: minus_one(s.per_sequence.mean_of(SEQ.prod2)),
+               aliases=("verl: rollout_corr/chi2_seq",)),
         Metric("chi2_seq_geo", "chi^2", "sequence", "mean over sequences of exp(2 mean d) - 1", "ms-swift", "high",
-               lambda s: less_one(s.whole.share(q.GEO2)), aliases=("ms-swift: rollout_correction/chi2_seq",)),
+               lambda s: minus_one(s.per_sequence.mean_of(SEQ.geo2)),
+               aliases=("ms-swift: rollout_correction/chi2_seq",)),
         Metric("ess", "share", "token", "(sum of ratios)^2 / (tokens * sum of squared ratios)", "Kish (1965)", "low",
                lambda s: s.gap.ess, Thresholds(0.95, 0.3, "amber: rltop; red: verl's alert, there on clipped weights"),
                ("PipelineRL: rl/ess", "verl: rollout_corr/rollout_is_eff_sample_size (clipped weights)")),
-        Metric("ess_capped", "share", "token", f"likewise, of min(exp(d), {k.TIS_CAP:g})", "Kish (1965)", "low",
+        Metric("ess_capped", "share", "token", f"the same, of min(exp(d), {TIS_CAP:g})", "Kish (1965)", "low",
                lambda s: s.gap.ess_capped, Thresholds(0.5, 0.3, "verl docs: above 0.5 good, below 0.3 alert"),
                ("verl: rollout_corr/rollout_is_eff_sample_size",)),
-        Metric("ess_seq", "share", "sequence", "likewise, of exp(sum of d) of each sequence, the sum held to +-20",
-               "Kish (1965)", "low", lambda s: s.whole.ess, Thresholds(0.5, 0.3, "verl docs"),
-               reading="Falls with length even where every token is healthy."),
+        Metric("ess_seq", "share", "sequence", "the same, of exp(sum of d) per sequence, the sum clamped to +-20",
+               "Kish (1965)", "low", lambda s: s.per_sequence.ess, Thresholds(0.5, 0.3, "verl docs"),
+               reading="Falls with length even if every token is healthy."),
     ),
 )  # fmt: skip
 
 TAIL = MetricFamily(
     "What is in the tail?",
-    "Rare tokens do the damage and vanish in means.",
+    "Rare tokens do the damage and are invisible in means.",
     (
         Metric("extreme_frac_tau2", "share", "token", "tokens with |d| > ln 2", "R3, arXiv 2510.11370: F(2)", "high",
-               lambda s: s.gap.share(k.TAU2), Thresholds(1e-2, 0.1, "red: R3; amber: rltop"),
+               lambda s: s.gap.mean_of(SUM.beyond_2x), Thresholds(1e-2, 0.1, "red: R3; amber: rltop"),
                ("AReaL: rollout_train_extreme_frac_tau2 (proposed)",)),
         Metric("extreme_frac_tau5", "share", "token", "tokens with |d| > ln 5", "R3, arXiv 2510.11370: F(5)", "high",
-               lambda s: s.gap.share(k.TAU5)),
+               lambda s: s.gap.mean_of(SUM.beyond_5x)),
         Metric("band_0p1_frac", "share", "token", "tokens with exp(d) outside 0.9 to 1.1", "TRL issue 6789", "high",
-               lambda s: s.gap.share(k.OUT_BAND), reading="7.5 % was healthy for a 0.5B model in bfloat16."),
+               lambda s: s.gap.mean_of(SUM.outside_band), reading="7.5 % was healthy for a 0.5B model in bfloat16."),
         Metric("catastrophic_token_frac", "share", "token", "tokens with exp(d) < 1e-4", "slime and SkyRL: veto",
-               "high", lambda s: s.gap.share(k.VANISHED), Thresholds(0.0, 1e-3, "rltop"),
+               "high", lambda s: s.gap.mean_of(SUM.vanished), Thresholds(0.0, 1e-3, "rltop"),
                ("slime: mis_rs_catastrophic_token_fraction",)),
         Metric("exploded_token_frac", "share", "token", "tokens with exp(d) > 100", "SkyRL: outlier mask", "high",
-               lambda s: s.gap.share(k.EXPLODED), Thresholds(0.0, 1e-3, "rltop")),
+               lambda s: s.gap.mean_of(SUM.exploded), Thresholds(0.0, 1e-3, "rltop")),
         Metric("catastrophic_seq_frac", "share", "sequence", "sequences with a token of exp(d) < 1e-4", "slime: veto",
-               "high", lambda s: s.whole.share(q.VANISHED), Thresholds(0.0, 1e-2, "rltop"),
+               "high", lambda s: s.per_sequence.mean_of(SEQ.vanished), Thresholds(0.0, 1e-2, "rltop"),
                ("slime: mis_rs_catastrophic_seq_fraction",)),
         Metric("low_prob_frac", "share", "token", "tokens with a rollout probability below 1e-3", MISMATCH, "high",
-               low_probability, reading="Rising: contexts out of distribution, or an entropy blow-up."),
-        Metric("low_prob_diff_mean", "nats", "token", "mean of d over those tokens", MISMATCH, "away from 0",
-               low_probability_mean, reading="Where the gap is noise this is about 0. Far below 0 while logp_diff_mean "
-                       "is not: the pitfall of rare tokens, which the engine makes likelier than the trainer does."),
-        Metric("low_prob_k3_share", "share", "token", "k3 of those tokens, of all k3", MISMATCH, "none",
-               low_probability_part, reading="Beside low_prob_frac it says how much of the gap is in the tail."),
+               low_probability, reading="Rising: out-of-distribution contexts, or exploding entropy."),
+        Metric("low_prob_diff_mean", "nats", "token", "mean of d over the same tokens", MISMATCH, "away from 0",
+               low_probability_mean, reading="About 0 if the gap is noise. Far below 0 while logp_diff_mean is not: "
+                       "rare tokens are likelier in the engine than in the trainer."),
+        Metric("low_prob_k3_share", "share", "token", "their share of the sum of k3", MISMATCH, "none",
+               low_probability_part, reading="With low_prob_frac: how much of the gap is in the tail."),
         Metric("logp_abs_diff_per_1_minus_p", "nats per probability", "token", "sum of |d| / sum of 1 - p rollout",
-               MISMATCH, "high", per_others, reading="Noise of the logits moves a token by about as much as it leaves "
-                       "to the others, 1 - p; by stratum of probability it is then flat (rltop attribution)."),
+               MISMATCH, "high", per_others, reading="Logit noise moves a token's logprob in proportion to 1 - p, "
+                       "so this is flat over the strata of probability (rltop attribution)."),
     ),
 )  # fmt: skip

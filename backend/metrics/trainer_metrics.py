@@ -1,4 +1,4 @@
-"""Entries that hold what the trainer tells of a step against the steps before. Pure."""
+"""Metrics that compare the trainer's scalars of a step with those of earlier steps. Pure."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 from rltop.backend.metrics.metric import MISMATCH, Metric
 
 TRAILING, LEAST = 50, 10
-"""Steps before this one that it is held against, and how few are enough."""
+"""Earlier steps that a step is compared with, and the fewest that suffice."""
 
 Scalars = Mapping[str, float]
-"""What the trainer passed to ``step(metrics=...)``."""
+"""The scalars that the trainer passed to ``step(metrics=...)``."""
 
 
 def grad_norm(scalars: Scalars) -> float | None:
-    """The gradient's norm, under whatever path the trainer logs it (``actor/grad_norm``); None if it is not finite."""
+    """The gradient norm, logged under any path (``actor/grad_norm``); None if absent or not finite."""
     found = (value for name, value in scalars.items() if name.rpartition("/")[2] == "grad_norm")
     value = next(found, math.nan)
     return value if math.isfinite(value) else None
 
 
 def grad_norm_z(scalars: Scalars, before: Sequence[Scalars]) -> float | None:
-    """How far the norm is from those of the last steps; None where too few are known, or all are the same."""
+    """Robust z of the gradient norm against the last steps; None if too few are known, or all are equal."""
     now = grad_norm(scalars)
     known = [value for earlier in before[-TRAILING:] if (value := grad_norm(earlier)) is not None]
     if now is None or len(known) < LEAST:
@@ -38,6 +38,6 @@ GRAD_NORM_Z = Metric(
     "grad_norm_z", "robust standard deviations", "step", f"(grad_norm - median of the last {TRAILING} steps) / (1.4826 "
     "median absolute deviation)", MISMATCH, "high", None, trailing=grad_norm_z,
     needs=f"a scalar named grad_norm, or path/grad_norm, in the step and in {LEAST} before it",
-    reading="Norms have heavy tails: 4 is seen in healthy runs. A spike where kl_k3 or extreme_frac_tau2 has one too "
-            "is the gap's; one without is the objective's.",
+    reading="Norms have heavy tails: 4 occurs in healthy runs. A spike together with one of kl_k3 or "
+            "extreme_frac_tau2 comes from the gap, a spike alone from the objective.",
 )  # fmt: skip

@@ -1,15 +1,14 @@
-"""Does a run follow a reference within the noise of repeated runs? Pure: steps in, a verdict out.
+"""Does a run follow reference runs within the noise of repeated runs? Pure: steps in, a verdict out.
 
-Per metric, the steps that all runs have are cut into blocks of equal length. ``D`` is the run's block mean less the
-mean of the references'. Its noise is estimated from how the references differ among themselves, with what the runs' own
-step-to-step noise leads to expect as a prior; with one reference only the prior is there, and the verdict says so. The
-statistic is the greatest mean of D over any stretch of blocks, in units of its own noise: a difference that begins
-late, or that passes, counts as much as one from the start. Its critical value is simulated: blocks of the same number
-of runs that differ by Gaussian noise with correlation ``RHO`` between neighbouring blocks, put through the same
-estimate. A difference must also exceed the metric's tolerance, below which nobody would care.
+Per metric, the steps common to all runs are cut into blocks of equal length. ``D`` is the run's block mean minus the
+references' block mean. Its noise is estimated from the differences among the references, with the runs' step-to-step
+noise as a prior; with one reference the prior is all there is, and the verdict notes it. The statistic is the maximum
+over all stretches of blocks of |mean D| in units of its noise, so a late or temporary difference counts like one from
+the start. Its critical value is simulated from runs that differ by Gaussian noise with correlation ``RHO`` between
+neighbouring blocks, with the same estimator. A difference must also exceed the metric's tolerance.
 
-Error rates: ``ALPHA`` is shared out evenly over the metrics that can be judged, so runs that differ by such noise alone
-fail at most that often. How it did on real runs is in ``docs/measurements.md``.
+Error rate: ``ALPHA`` is divided evenly over the metrics with enough data, so runs that differ by such noise alone fail
+at most that often. ``docs/measurements.md`` has the rates on real runs.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ from numpy.typing import NDArray
 from rltop.backend.api import Step
 
 ALPHA = 0.05
-"""Chance that a run which follows its references fails in any metric."""
+"""Probability that a run which follows its references fails in any metric."""
 
 MIN_STEPS = 20
-"""Common steps below which nothing is said of a metric."""
+"""Fewest common steps for a verdict on a metric."""
 
 MIN_BLOCK, MAX_BLOCKS = 5, 10
-"""Steps per block at least; blocks at most."""
+"""Fewest steps per block; most blocks."""
 
 RHO = 0.5
-"""Correlation of neighbouring blocks of one run's difference from the mean of all: learning drifts apart slowly."""
+"""Correlation between neighbouring blocks of a run's difference from the mean of all runs, which drift apart slowly."""
 
 DRIFT, LEARNING_DRIFT = 0.75, 1.5
-"""How far two runs drift apart, as a share of the noise of a single step: expected before references show it. Three
-demo runs that differed by their seeds had 0 to 0.9, and 1.2 in entropy, whose way down is each run's own."""
+"""Prior drift between two runs, as a share of the noise of a single step. Three demo runs with different seeds had 0 to
+0.9, and 1.2 in entropy, which decreases at each run's own pace."""
 
 PRIOR_BLOCKS = 4.0
-"""Weight of that expectation beside what several references show, in blocks."""
+"""Weight of the prior relative to the references, in blocks."""
 
 DRAWS = 20_000
 """Simulated comparisons per critical value."""
@@ -51,8 +50,8 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A metric of the verdict, the difference below which two runs are the same in it, and its expected drift."""
+class ParityMetric:
+    """A metric of the verdict, the difference below which two runs count as equal, and its prior drift."""
 
     metric: str
     label: str
@@ -60,18 +59,18 @@ class Judged:
     drift: float = DRIFT
 
 
-JUDGED: tuple[Judged, ...] = (
-    Judged("logp_abs_diff_mean", "gap", 1e-3),
-    Judged("backend_abs_diff_mean", "backend's own gap", 1e-4),
-    Judged("ratio_mean", "mean ratio", 1e-3),
-    Judged("kl_k3", "KL (k3)", 1e-4),
-    Judged("clip_frac_low", "clip rate, low", 2e-3),
-    Judged("clip_frac_high", "clip rate, high", 2e-3),
-    Judged("entropy", "entropy", 1e-2, LEARNING_DRIFT),
-    Judged("reward_mean", "reward", 1e-2),
-    Judged("lag_mean", "lag", 0.1),
+METRICS: tuple[ParityMetric, ...] = (
+    ParityMetric("logp_abs_diff_mean", "gap", 1e-3),
+    ParityMetric("backend_abs_diff_mean", "backend's own gap", 1e-4),
+    ParityMetric("ratio_mean", "mean ratio", 1e-3),
+    ParityMetric("kl_k3", "KL (k3)", 1e-4),
+    ParityMetric("clip_frac_low", "clip rate, low", 2e-3),
+    ParityMetric("clip_frac_high", "clip rate, high", 2e-3),
+    ParityMetric("entropy", "entropy", 1e-2, LEARNING_DRIFT),
+    ParityMetric("reward_mean", "reward", 1e-2),
+    ParityMetric("lag_mean", "lag", 0.1),
 )
-"""What the migration was judged by: clip rate, KL, entropy and reward, and what its faults showed in first."""
+"""Clip rate, KL, entropy and reward, and the metrics that show faults first."""
 
 FOLLOWS, DIVERGES, TOO_LITTLE, ABSENT = "follows", "diverges", "too little data", "not measured"
 PARITY, NOT_PARITY = "parity", "not parity"
@@ -85,11 +84,11 @@ class MetricVerdict(msgspec.Struct, frozen=True):
         verdict: ``follows``, ``diverges``, ``too little data``, ``not measured``.
         steps: common steps with a value.
         reference, run: means over these steps.
-        since: first step of the divergence; ``until``: its last.
-        difference: mean of run - reference over that stretch, or over all steps where it follows.
-        noise: expected size of such a mean difference between runs that follow each other.
-        detectable: difference over all steps that would have been found.
-        score: the statistic over its critical value; above 1 is beyond noise.
+        since, until: first and last step of the divergence.
+        difference: mean of run - reference over that stretch, or over all steps if the run follows.
+        noise: standard deviation of that mean difference between runs that follow each other.
+        detectable: smallest difference over all steps that the test detects.
+        score: the statistic divided by its critical value; above 1 is beyond noise.
     """
 
     metric: str
@@ -107,9 +106,9 @@ class MetricVerdict(msgspec.Struct, frozen=True):
 
 
 class ParityVerdict(msgspec.Struct, frozen=True):
-    """The overall answer, per metric, and what weakens it.
+    """The overall verdict, the verdict per metric, and limitations (``notes``).
 
-    ``settings`` are facts of the engines or the trainer in which the run differs from the references.
+    ``settings`` are facts of engines or trainer in which the run differs from the references.
     """
 
     verdict: str
@@ -125,35 +124,35 @@ Steps = Mapping[int, Step]
 
 
 def parity(references: Sequence[Steps], run: Steps, settings: Sequence[str] = ()) -> ParityVerdict:
-    """Judge ``run`` against one or more ``references``.
+    """Compare ``run`` with one or more ``references``.
 
     Raises:
         ValueError: there is no reference.
     """
     if not references:
         raise ValueError("no reference run")
-    tables = {judged.metric: _table(references, run, judged.metric) for judged in JUDGED}
-    able = sum(steps.size >= MIN_STEPS for steps, _ in tables.values())
-    found = [_judge(judged, *tables[judged.metric], tests=max(able, 1)) for judged in JUDGED]
+    tables = {about.metric: _table(references, run, about.metric) for about in METRICS}
+    tested = sum(steps.size >= MIN_STEPS for steps, _ in tables.values())
+    metrics = [_judge(about, *tables[about.metric], tests=max(tested, 1)) for about in METRICS]
     common = max((steps.size for steps, _ in tables.values()), default=0)
-    diverging = [metric for metric in found if metric.verdict == DIVERGES]
-    verdict = NOT_PARITY if diverging else TOO_LITTLE if any(m.verdict == TOO_LITTLE for m in found) else PARITY
-    if not able and not diverging:
+    diverging = [metric for metric in metrics if metric.verdict == DIVERGES]
+    verdict = NOT_PARITY if diverging else TOO_LITTLE if any(m.verdict == TOO_LITTLE for m in metrics) else PARITY
+    if not tested and not diverging:
         verdict = TOO_LITTLE
     notes = []
     if len(references) == 1:
         notes.append(
-            "one reference: the noise of repeated runs is not known; it is taken from the noise within these two "
-            f"(drift {DRIFT:g} of a step's, {LEARNING_DRIFT:g} in entropy). Three references or more give the band"
+            "one reference: the noise between repeated runs is unknown and estimated from the noise within these two "
+            f"(drift {DRIFT:g} of a step's noise, {LEARNING_DRIFT:g} in entropy). Three or more references measure it"
         )
-    if absent := [metric.label for metric in found if metric.verdict == ABSENT]:
+    if absent := [metric.label for metric in metrics if metric.verdict == ABSENT]:
         notes.append(f"not measured in every run: {', '.join(absent)}")
     since = min((metric.since for metric in diverging if metric.since is not None), default=None)
-    return ParityVerdict(verdict, len(references), common, found, since, notes, list(settings))
+    return ParityVerdict(verdict, len(references), common, metrics, since, notes, list(settings))
 
 
 def _table(references: Sequence[Steps], run: Steps, metric: str) -> tuple[NDArray[np.int64], Floats]:
-    """The whole steps that all have, and the metric in them [references then run, steps]."""
+    """The complete steps common to all runs, and the metric in them [references then run, steps]."""
     runs = [*references, run]
     common = sorted(set.intersection(*(set(steps) for steps in runs)))
     columns = []
@@ -165,40 +164,40 @@ def _table(references: Sequence[Steps], run: Steps, metric: str) -> tuple[NDArra
     return steps, np.array([values for _, values in columns], np.float64).reshape(len(columns), len(runs)).T
 
 
-def _judge(judged: Judged, steps: NDArray[np.int64], values: Floats, *, tests: int) -> MetricVerdict:
+def _judge(about: ParityMetric, steps: NDArray[np.int64], values: Floats, *, tests: int) -> MetricVerdict:
     if steps.size < MIN_STEPS:
-        return MetricVerdict(judged.metric, judged.label, TOO_LITTLE if steps.size else ABSENT, int(steps.size))
+        return MetricVerdict(about.metric, about.label, TOO_LITTLE if steps.size else ABSENT, int(steps.size))
     count = min(steps.size // MIN_BLOCK, MAX_BLOCKS)
     edges = np.linspace(0, steps.size, count + 1).round().astype(int)
     blocks = np.add.reduceat(values, edges[:-1], axis=1) / np.diff(edges)
     references = len(values) - 1
-    sigma = math.sqrt(_variance(blocks[:-1], _expected(values, steps.size / count, judged.drift)))
-    means, scales, places = _stretches(blocks[-1:] - blocks[:-1].mean(axis=0), references)
+    sigma = math.sqrt(_variance(blocks[:-1], _expected(values, steps.size / count, about.drift)))
+    means, scales, stretches = _stretches(blocks[-1:] - blocks[:-1].mean(axis=0), references)
     unit = sigma * scales + np.finfo(float).tiny
     critical = critical_value(references, count, tests)
     beyond = np.abs(means[0]) / unit / critical
-    beyond[np.abs(means[0]) <= judged.tolerance] *= 0.0
+    beyond[np.abs(means[0]) <= about.tolerance] *= 0.0
     worst = int(beyond.argmax())
-    whole = places.index((0, count))
+    whole = stretches.index((0, count))
     difference = values[-1] - values[:-1].mean(axis=0)
-    about = MetricVerdict(
-        judged.metric,
-        judged.label,
+    verdict = MetricVerdict(
+        about.metric,
+        about.label,
         FOLLOWS,
         int(steps.size),
         float(values[:-1].mean()),
         float(values[-1].mean()),
         difference=float(difference.mean()),
         noise=float(unit[whole]),
-        detectable=max(float(critical * unit[whole]), judged.tolerance),
+        detectable=max(float(critical * unit[whole]), about.tolerance),
         score=float(beyond[worst]),
     )
     if beyond[worst] <= 1:
-        return about
-    first, last = places[worst]
+        return verdict
+    first, last = stretches[worst]
     start = _onset(difference, edges, first, float(means[0, worst]))
     return msgspec.structs.replace(
-        about,
+        verdict,
         verdict=DIVERGES,
         since=int(steps[start]),
         until=int(steps[edges[last] - 1]),
@@ -208,36 +207,36 @@ def _judge(judged: Judged, steps: NDArray[np.int64], values: Floats, *, tests: i
 
 
 def _expected(values: Floats, per_block: float, drift: float) -> float:
-    """Variance of a run's block mean that its step-to-step noise leads to expect, drift included.
+    """Prior variance of a run's block mean, from its step-to-step noise and drift.
 
-    The noise is that of second differences, which neither a trend nor a step in level adds to.
+    The noise is estimated from second differences, which neither a trend nor a level shift contributes to.
     """
     bend = values[:, 2:] - 2 * values[:, 1:-1] + values[:, :-2]
     noise = float(np.mean(bend**2)) / 6
-    return noise * (1 / per_block + drift**2 / 2)  # of one run; the difference of two drifts by ``drift``
+    return noise * (1 / per_block + drift**2 / 2)  # per run; the difference of two runs drifts by ``drift``
 
 
 def _variance(references: Floats, expected: float) -> float:
-    """Variance of a block of one run about the mean of all: what references [runs, blocks] show, and the prior."""
-    apart = references - references.mean(axis=0)
+    """Variance of one run's block about the mean of all, from the references [runs, blocks] and the prior."""
+    deviations = references - references.mean(axis=0)
     freedom = (len(references) - 1) * references.shape[1]
-    return float((PRIOR_BLOCKS * expected + np.sum(apart**2)) / (PRIOR_BLOCKS + freedom))
+    return float((PRIOR_BLOCKS * expected + np.sum(deviations**2)) / (PRIOR_BLOCKS + freedom))
 
 
 def _stretches(difference: Floats, references: int) -> tuple[Floats, Floats, list[tuple[int, int]]]:
     """Means over stretches of blocks of differences [rows, blocks].
 
-    A stretch of one block counts only at the end, where more of it may be to come.
+    A stretch of one block counts only at the end, where it may continue.
 
     Returns:
-        Means [rows, stretches], their noise in units of that of one run's block [stretches], and the stretches.
+        Means [rows, stretches], their noise in units of the noise of one run's block [stretches], and the stretches.
     """
     blocks = difference.shape[1]
-    places = [(i, j) for i in range(blocks) for j in range(i + 1, blocks + 1) if j - i > 1 or j == blocks]
+    stretches = [(i, j) for i in range(blocks) for j in range(i + 1, blocks + 1) if j - i > 1 or j == blocks]
     sums = np.concatenate([np.zeros((len(difference), 1)), np.cumsum(difference, axis=1)], axis=1)
-    sizes = np.array([j - i for i, j in places])
-    means = (sums[:, [j for _, j in places]] - sums[:, [i for i, _ in places]]) / sizes
-    return means, np.sqrt(1 + 1 / references) * np.array([_mean_noise(int(size)) for size in sizes]), places
+    sizes = np.array([j - i for i, j in stretches])
+    means = (sums[:, [j for _, j in stretches]] - sums[:, [i for i, _ in stretches]]) / sizes
+    return means, np.sqrt(1 + 1 / references) * np.array([_mean_noise(int(size)) for size in sizes]), stretches
 
 
 @functools.cache
@@ -249,21 +248,21 @@ def _mean_noise(size: int) -> float:
 
 @functools.cache
 def critical_value(references: int, blocks: int, tests: int) -> float:
-    """What the statistic exceeds in ``ALPHA / tests`` of the comparisons of runs that differ by noise alone."""
+    """The ``1 - ALPHA / tests`` quantile of the statistic for runs that differ by noise alone."""
     rng = np.random.default_rng(20_260_506)
     noise = rng.standard_normal((DRAWS, references + 1, blocks))
     for block in range(1, blocks):
         noise[:, :, block] = RHO * noise[:, :, block - 1] + math.sqrt(1 - RHO**2) * noise[:, :, block]
     others = noise[:, :-1]
-    apart = others - others.mean(axis=1, keepdims=True)
-    shown = np.sum(apart**2, axis=(1, 2))
-    sigma = np.sqrt((PRIOR_BLOCKS + shown) / (PRIOR_BLOCKS + (references - 1) * blocks))
+    deviations = others - others.mean(axis=1, keepdims=True)
+    squares = np.sum(deviations**2, axis=(1, 2))
+    sigma = np.sqrt((PRIOR_BLOCKS + squares) / (PRIOR_BLOCKS + (references - 1) * blocks))
     means, scales, _ = _stretches(noise[:, -1] - others.mean(axis=1), references)
     return float(np.quantile(np.max(np.abs(means) / scales, axis=1) / sigma, 1 - ALPHA / tests))
 
 
 def _onset(difference: Floats, edges: NDArray[np.int64], first: int, size: float) -> int:
-    """Place of the step from which the difference is there: near its stretch's start, half its size and staying."""
+    """Index of the step where the difference begins: near the stretch's start, at half its size and persistent."""
     half = difference * np.sign(size) >= abs(size) / 2
     for start in range(int(edges[max(first - 1, 0)]), int(edges[first + 1])):
         if half[start] and half[start : start + 3].mean() > 0.6:

@@ -1,4 +1,4 @@
-"""Stored runs put side by side: read, judge, and say it."""
+"""Compares stored runs: reads them, computes the verdict, and formats it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from rltop.backend.parity import compare
 from rltop.backend.store.read import Reader
 
 MAX_SETTINGS = 12
-"""Differences of settings that are printed."""
+"""Most differing settings that are printed."""
 
 _OWN_FACTS = frozenset({"pid", "host", "policy_version", "weight_label", "prefix cache resets"})
-"""Facts in which two runs differ anyway."""
+"""Facts that differ between any two runs."""
 
 
 def compare_stored(references: Sequence[Path], run: Path) -> compare.ParityVerdict:
     """The verdict on stored runs.
 
     Raises:
-        StoreError: one of them can't be read.
+        StoreError: a store can't be read.
     """
     pictures = [_picture(path) for path in (*references, run)]
     return compare.parity([p.steps for p in pictures[:-1]], pictures[-1].steps, differing(pictures[:-1], pictures[-1]))
@@ -32,25 +32,25 @@ def _picture(path: Path) -> api.Snapshot:
 
 
 def facts(picture: api.Snapshot) -> dict[str, set[str]]:
-    """Every setting of engines and trainer, with all values that it had at the end."""
-    found: dict[str, set[str]] = {}
+    """Every setting of engines and trainer, with all its values during the run."""
+    values_of: dict[str, set[str]] = {}
     for engine in picture.engines.values():
         for name, flag in engine.flags.items():
-            found.setdefault(f"engine {name}", set()).add(str(flag.value))
+            values_of.setdefault(f"engine {name}", set()).add(str(flag.value))
         for name, fact in engine.fingerprint.items():
             if name not in engine.flags and name not in _OWN_FACTS:
-                found.setdefault(f"engine {name}", set()).add(fact)
+                values_of.setdefault(f"engine {name}", set()).add(fact)
     for name, fact in picture.trainer.facts.items():
-        found.setdefault(f"trainer {name}", set()).add(fact)
-    for change in picture.changes.values():  # what was switched on the way counts as well
+        values_of.setdefault(f"trainer {name}", set()).add(fact)
+    for change in picture.changes.values():  # values that were switched during the run
         if change.state == "applied" and change.flag:
             values = {value for value in (change.old, change.new) if value}
-            found.setdefault(f"engine {change.flag}", set()).update(values)
-    return found
+            values_of.setdefault(f"engine {change.flag}", set()).update(values)
+    return values_of
 
 
 def differing(references: Sequence[api.Snapshot], run: api.Snapshot) -> list[str]:
-    """Settings in which the run is not like its references, one line each."""
+    """Settings in which the run differs from its references, one line each."""
     theirs: dict[str, set[str]] = {}
     for picture in references:
         for name, values in facts(picture).items():
@@ -67,11 +67,11 @@ def _or(values: set[str] | None) -> str:
     return " and ".join(sorted(values)) if values else "-"
 
 
-_HEADS = (("reference", 11), ("run", 11), ("difference", 12), ("noise", 10), ("visible", 10))
+_HEADS = (("reference", 11), ("run", 11), ("difference", 12), ("noise", 10), ("detectable", 12))
 
 
 def as_text(verdict: compare.ParityVerdict) -> str:
-    """For people: the answer first, then why."""
+    """For people: the verdict, then a table of metrics, notes and differing settings."""
     since = f", since step {verdict.since}" if verdict.since is not None else ""
     which = [metric.label for metric in verdict.metrics if metric.verdict == compare.DIVERGES]
     lines = [
@@ -83,7 +83,7 @@ def as_text(verdict: compare.ParityVerdict) -> str:
     for metric in verdict.metrics:
         figures = (metric.reference, metric.run, metric.difference, metric.noise, metric.detectable)
         shown = "".join(
-            f"{_figure(value):>{width}}" for value, width in zip(figures, (11, 11, 12, 10, 10), strict=True)
+            f"{_figure(value):>{width}}" for value, width in zip(figures, (11, 11, 12, 10, 12), strict=True)
         )
         span = f"{metric.since}-{metric.until}" if metric.since is not None else str(metric.steps)
         lines.append(f"  {metric.label:<16}{metric.verdict:<18}{shown}  {span}")

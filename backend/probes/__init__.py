@@ -1,1 +1,1 @@
-"""Probes: what is sent to engines for them, what came back, and what that says."""
+"""Probes: their inputs, the engines' reports, and the verdicts."""

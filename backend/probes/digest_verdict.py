@@ -1,4 +1,4 @@
-"""What digests of weights say: over the fleet, against what an engine had before, against the trainer. Pure."""
+"""Verdict on weight digests: across the fleet, against earlier digests, and against the trainer. Pure."""
 
 from __future__ import annotations
 
@@ -12,69 +12,65 @@ from rltop.backend.probes.reports import Report
 from rltop.collectors.contract import wire
 
 WEIGHTS = frozenset({"parameter", "packed"})
-"""Kinds of tensors that a weight update is about; buffers and the rest may stay as they are, or differ by machine."""
+"""Kinds of tensors that a weight update changes; buffers and others may stay unchanged or differ by machine."""
 
 PACKED_MARK = " (packed)"
-"""Ends the name of a packed copy whose parameter is there too."""
+"""Suffix of a packed copy's name if the engine has its parameter too."""
 
-TELLING_ELEMENTS = 4096
-"""A weight of fewer elements may stay as it is in an update: at a small learning rate nothing in it crosses a step of
-bfloat16. In a larger one something does."""
+MIN_ELEMENTS = 4096
+"""A smaller weight may be unchanged by an update: at a small learning rate no element may cross a bfloat16 step."""
 
 VERSIONS = 32
-"""So many of the trainer's last versions have their digests kept."""
+"""Number of trainer versions whose digests are kept, the newest."""
 
 _FULL = 1 << 64
 
-Wholes = dict[tuple[str, int], str]
+WeightDigests = dict[tuple[str, int], str]
 """Digest of each weight by its name and rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class LastDigest:
-    """The last digest of one engine: in which life, after how many updates, at which version."""
+    """The last digests of an engine process (``epoch``), after a number of weight updates."""
 
-    life: str
+    epoch: str
     updates: int
-    version: int | None
-    wholes: Wholes
+    weights: WeightDigests
 
 
 class KnownDigests:
-    """What earlier probes and the trainer said of weights."""
+    """Digests of earlier probes and of the trainer, which new ones are compared with."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, LastDigest] = {}
+        self._last: dict[str, LastDigest] = {}
         self._trainer: OrderedDict[int, dict[str, str]] = OrderedDict()
 
-    def trained(self, body: wire.StepClosed) -> None:
-        """The trainer's digests of the weights after a step; ranks may each pass some of the tensors."""
+    def add_trainer_digests(self, body: wire.StepClosed) -> None:
+        """Add the trainer's digests after a step; each rank may pass some of the tensors."""
         if body.weight_digests and body.policy_version is not None:
             known = self._trainer.setdefault(body.policy_version, {})
             known.update(body.weight_digests)
             while len(self._trainer) > VERSIONS:
                 self._trainer.popitem(last=False)
 
-    def judge(self, reports: Mapping[str, Report], lives: Mapping[str, str]) -> ProbeFinding:
-        """What the reports of one probe say; they are what the next is compared with.
+    def judge(self, reports: Mapping[str, Report], epochs: Mapping[str, str]) -> ProbeFinding:
+        """The finding of one probe. Its reports are what the next probe is compared with.
 
         Args:
             reports: by engine.
-            lives: epoch of each engine's process: what an earlier one had counts no more.
+            epochs: of each engine's process; digests of an earlier process are ignored.
         """
         present = {engine: _weights(report) for engine, report in sorted(reports.items())}
-        before = {e: self._seen[e] for e in present if e in self._seen and self._seen[e].life == lives.get(e)}
+        before = {e: self._last[e] for e in present if e in self._last and self._last[e].epoch == epochs.get(e)}
         for engine, report in reports.items():
             body = report.body
-            self._seen[engine] = LastDigest(
-                lives.get(engine, ""), body.weight_updates, body.policy_version, present[engine]
-            )
+            self._last[engine] = LastDigest(epochs.get(engine, ""), body.weight_updates, present[engine])
         versions = {engine: report.body.policy_version for engine, report in sorted(reports.items())}
         changes = {engine: _change(present[engine], reports[engine].body, before.get(engine)) for engine in present}
         trainer = {e: _with_trainer(reports[e].body, self._trainer.get(v) if v is not None else None)
                    for e, v in versions.items()}  # fmt: skip
-        notes = [*_versions(versions), *(f"{engine}: {change.says}" for engine, change in changes.items())]
-        notes += [f"{engine}: {match.says}" for engine, match in trainer.items() if match.says]
+        notes = [*_versions(versions), *(f"{engine}: {change.text}" for engine, change in changes.items())]
+        notes += [f"{engine}: {match.text}" for engine, match in trainer.items() if match.text]
         notes += [note for engine, report in sorted(reports.items()) for note in _of_report(engine, report)]
         evidence = [*_counts(present, changes, trainer), *_costs(reports)]
         verdict, text, odd = _verdict(present, versions, changes, trainer)
@@ -84,58 +80,63 @@ class KnownDigests:
 
 @dataclass(frozen=True, slots=True)
 class WeightChange:
-    """What became of an engine's weights since its last digest. ``updates`` since then; None: no such digest.
+    """An engine's weights compared with its last digest.
 
-    ``changed`` of all weights, ``kept`` of those that are large enough to tell.
+    Attributes:
+        updates: weight updates since then; None: no earlier digest.
+        changed: number of changed weights.
+        unchanged: names of unchanged weights with at least ``MIN_ELEMENTS`` elements.
+        text: the same for people.
     """
 
     updates: int | None
     changed: int
-    kept: list[str]
-    says: str
+    unchanged: list[str]
+    text: str
 
     @property
     def not_applied(self) -> bool:
-        """Updates were counted, and nothing is other than it was."""
+        """Updates were counted, but no weight changed."""
         return bool(self.updates) and not self.changed
 
     @property
     def partial(self) -> bool:
-        """An update changed some weights, and left others."""
-        return bool(self.updates) and self.changed > 0 and bool(self.kept)
+        """An update changed only some of the weights."""
+        return bool(self.updates) and self.changed > 0 and bool(self.unchanged)
 
 
 @dataclass(frozen=True, slots=True)
 class DigestMatch:
-    """An engine's weights beside the trainer's of the same version."""
+    """An engine's weights compared with the trainer's of the same version."""
 
     compared: int
     differ: list[str]
-    says: str
+    text: str
 
 
-def _weights(report: Report) -> Wholes:
+def _weights(report: Report) -> WeightDigests:
     return {(one.name, one.rank): one.whole for one in report.body.digests if one.kind in WEIGHTS}
 
 
-def _change(now: Wholes, body: wire.ProbeReport, seen: LastDigest | None) -> WeightChange:
-    if seen is None:
+def _change(now: WeightDigests, body: wire.ProbeReport, last: LastDigest | None) -> WeightChange:
+    if last is None:
         return WeightChange(None, 0, [], "no earlier digest to compare with; run it again after the next update")
-    updates = body.weight_updates - seen.updates
-    same = sorted({name for (name, rank), whole in now.items() if seen.wholes.get((name, rank)) == whole})
-    large = {one.name for one in body.digests if one.elements >= TELLING_ELEMENTS}
+    updates = body.weight_updates - last.updates
+    same = sorted({name for (name, rank), whole in now.items() if last.weights.get((name, rank)) == whole})
+    large = {one.name for one in body.digests if one.elements >= MIN_ELEMENTS}
     total = len({name for name, _ in now})
-    changed, kept = total - len(same), [name for name in same if name in large]
+    changed, unchanged = total - len(same), [name for name in same if name in large]
     since = f"{updates} update{'s' * (updates != 1)} since the last digest"
     if not updates:
-        text = "as they were" if not changed else f"yet {changed} weights changed: by a way that is not seen"
-        return WeightChange(0, changed, kept, f"{since}, and the weights are {text}")
-    says = f"{since} changed {changed} of {total} weights"
-    return WeightChange(updates, changed, kept, says + (f"; as before: {some(kept)}" if kept and changed else ""))
+        text = f"{changed} weights changed without a weight update" if changed else "the weights are unchanged"
+        return WeightChange(0, changed, unchanged, f"{since}; {text}")
+    text = f"{since} changed {changed} of {total} weights"
+    text += f"; unchanged: {some(unchanged)}" if unchanged and changed else ""
+    return WeightChange(updates, changed, unchanged, text)
 
 
 def _with_trainer(body: wire.ProbeReport, trainer: Mapping[str, str] | None) -> DigestMatch:
-    """Rows of tensors that the engine has in one add up to those of the trainer's parts; ranks add up likewise."""
+    """Row checksums are additive: over the trainer's parts of a fused tensor, and over ranks."""
     if not trainer:
         return DigestMatch(0, [], "")
     ranks: dict[str, list[wire.Digest]] = {}
@@ -148,7 +149,7 @@ def _with_trainer(body: wire.ProbeReport, trainer: Mapping[str, str] | None) -> 
             continue
         parts = [trainer.get(part) for part in _parts(name.removesuffix(PACKED_MARK), body.fused)]
         if any(part is None or part.partition(":")[0] != digests[0].dtype for part in parts):
-            continue  # under another name there, or of another dtype
+            continue  # another name or another dtype in the trainer
         compared += 1
         here = _sums(digests)
         if _sum(str(part).split(":")[1] for part in parts) in here.rows:
@@ -162,9 +163,9 @@ def _with_trainer(body: wire.ProbeReport, trainer: Mapping[str, str] | None) -> 
         else:
             differ.append(name)
     if not compared:
-        return DigestMatch(0, [], "none of the trainer's digests has a name and dtype of this engine's")
-    says = f"{compared - len(differ)} of {compared} weights are the trainer's of this version"
-    return DigestMatch(compared, differ, says + (f"; not: {some(differ)}" if differ else ""))
+        return DigestMatch(0, [], "none of the trainer's digests matches a weight of this engine by name and dtype")
+    text = f"{compared - len(differ)} of {compared} weights match the trainer's of this version"
+    return DigestMatch(compared, differ, text + (f"; different: {some(differ)}" if differ else ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,7 @@ def _sum(hexes: Iterable[str]) -> int:
 
 
 def _parts(name: str, fused: Mapping[str, list[str]]) -> list[str]:
-    """The names under which a checkpoint has this tensor: ``q_proj``, ``k_proj``, ``v_proj`` of ``qkv_proj``."""
+    """The checkpoint's names of a tensor: ``q_proj``, ``k_proj``, ``v_proj`` for ``qkv_proj``."""
     words = name.split(".")
     for at, word in enumerate(words):
         if word in fused:
@@ -198,68 +199,75 @@ def _parts(name: str, fused: Mapping[str, list[str]]) -> list[str]:
 
 
 def _verdict(
-    present: Mapping[str, Wholes],
+    present: Mapping[str, WeightDigests],
     versions: Mapping[str, int | None],
     changes: Mapping[str, WeightChange],
     trainer: Mapping[str, DigestMatch],
 ) -> tuple[str, str, list[str]]:
-    groups = _groups(present, versions)
-    for version, alike in groups.items():
-        if len(alike) > 1:
-            return "differ", *_differing(version, alike, present, changes, trainer)
+    groups = _equal_groups(present, versions)
+    for version, equal in groups.items():
+        if len(equal) > 1:
+            return "differ", *_differing(version, equal, present, changes, trainer)
     right = {engine for engine, match in trainer.items() if match.compared and not match.differ}
     changes = {engine: change for engine, change in changes.items() if engine not in right}
     stale = [engine for engine, change in changes.items() if change.not_applied]
     if stale:
-        return "not_applied", f"Not one weight of {some(stale)} is other than before the last update.", stale
+        return "not_applied", f"The last update changed no weight of {some(stale)}.", stale
     partial = [engine for engine, change in changes.items() if change.partial]
     if partial:
-        left = changes[partial[0]].kept
+        left = changes[partial[0]].unchanged
         return (
             "partial",
-            f"The last update of {some(partial)} left {len(left)} weights as they were: {some(left)}.",
+            f"The last update left {len(left)} weights of {some(partial)} unchanged: {some(left)}.",
             partial,
         )
     wrong = [engine for engine, match in trainer.items() if match.differ]
     if wrong:
         left = trainer[wrong[0]].differ
-        return "not_the_trainer", f"{len(left)} weights of {some(wrong)} are not the trainer's: {some(left)}.", wrong
+        return (
+            "not_the_trainer",
+            f"{len(left)} weights of {some(wrong)} differ from the trainer's: {some(left)}.",
+            wrong,
+        )
     count = len(next(iter(present.values()), {}))
     if len(present) == 1:
-        return "agree", f"{count} weights of {next(iter(present))}; nothing speaks against them.", []
-    alone = " (no two of them have the same version)" if len(groups) == len(present) else ""
+        return "agree", f"No fault found in {count} weights of {next(iter(present))}.", []
+    alone = " (no two have the same version)" if len(groups) == len(present) else ""
     return "agree", f"{count} weights are the same on {some(list(present))}{alone}.", []
 
 
-def _groups(present: Mapping[str, Wholes], versions: Mapping[str, int | None]) -> dict[int | None, list[list[str]]]:
-    """Of each version, the engines that have the same weights."""
-    found: dict[int | None, list[list[str]]] = {}
-    for engine, wholes in present.items():
-        groups = found.setdefault(versions[engine], [])
-        group = next((one for one in groups if present[one[0]] == wholes), None)
+def _equal_groups(
+    present: Mapping[str, WeightDigests], versions: Mapping[str, int | None]
+) -> dict[int | None, list[list[str]]]:
+    """Per version, the groups of engines with equal weights."""
+    by_version: dict[int | None, list[list[str]]] = {}
+    for engine, weights in present.items():
+        groups = by_version.setdefault(versions[engine], [])
+        group = next((one for one in groups if present[one[0]] == weights), None)
         if group is None:
             groups.append([engine])
         else:
             group.append(engine)
-    return found
+    return by_version
 
 
 def _differing(
     version: int | None,
     groups: list[list[str]],
-    present: Mapping[str, Wholes],
+    present: Mapping[str, WeightDigests],
     changes: Mapping[str, WeightChange],
     trainer: Mapping[str, DigestMatch],
 ) -> tuple[str, list[str]]:
-    """What to say of engines of one version with other weights, and which are the odd ones."""
+    """The text for engines of one version with different weights, and which of them stand out."""
     engines = [engine for group in groups for engine in group]
     first, second = present[groups[0][0]], present[groups[1][0]]
     names = sorted(
         {name for name, rank in first.keys() | second.keys() if first.get((name, rank)) != second.get((name, rank))}
     )
     total = len({name for name, _ in first.keys() | second.keys()})
-    what = f"{len(names)} of {total} weights differ between {' and '.join(some(group) for group in groups)}"
-    text = f"{what}, all of version {'unknown' if version is None else version}: {some(names)}."
+    between = " and ".join(some(group) for group in groups)
+    number = "unknown" if version is None else version
+    text = f"{len(names)} of {total} weights differ between {between}, all of version {number}: {some(names)}."
     odd, why = _odd(groups, engines, changes, trainer)
     return f"{text} {why}", odd
 
@@ -269,17 +277,17 @@ def _odd(
 ) -> tuple[list[str], str]:
     wrong = [engine for engine in engines if trainer[engine].differ]
     if wrong and any(trainer[engine].compared and not trainer[engine].differ for engine in engines):
-        return wrong, f"Those of {some(wrong)} are not the trainer's."
+        return wrong, f"Those of {some(wrong)} differ from the trainer's."
     stale = [engine for engine in engines if changes[engine].not_applied]
     if stale and any(changes[engine].changed for engine in engines):
-        return stale, f"{some(stale)} counted an update that changed nothing there."
+        return stale, f"{some(stale)} counted an update that changed no weight."
     most = max(map(len, groups))
     if sum(len(group) == most for group in groups) == 1:
         odd = [engine for group in groups if len(group) < most for engine in group]
-        return odd, f"{some(odd)} stand{'s' * (len(odd) == 1)} apart from the other {most}."
+        return odd, f"{some(odd)} differ{'s' * (len(odd) == 1)} from the other {most}."
     return [], (
-        "Which of them is right can't be told from this alone: run it again after the next update, pass the trainer's "
-        "digests, or ask cross-replica."
+        "This alone does not show which of them is wrong: run it again after the next update, pass the trainer's "
+        "digests, or run cross-replica."
     )
 
 
@@ -287,32 +295,32 @@ def _versions(versions: Mapping[str, int | None]) -> list[str]:
     if len(set(versions.values())) < 2:
         return []
     each = ", ".join(f"{engine} {version}" for engine, version in versions.items())
-    return [f"Engines had different versions ({each}); only those of the same are compared."]
+    return [f"Engines had different versions ({each}); only engines of the same version are compared."]
 
 
 def _of_report(engine: str, report: Report) -> list[str]:
     unread = sorted({one.name for one in report.body.digests if one.kind == "unread"})
     notes = [f"{engine}: {note}" for note in report.body.notes]
-    return notes + ([f"{engine}: could not be read: {some(unread)}"] if unread else [])
+    return notes + ([f"{engine}: not readable: {some(unread)}"] if unread else [])
 
 
 def _counts(
-    present: Mapping[str, Wholes], changes: Mapping[str, WeightChange], trainer: Mapping[str, DigestMatch]
+    present: Mapping[str, WeightDigests], changes: Mapping[str, WeightChange], trainer: Mapping[str, DigestMatch]
 ) -> Iterable[ProbeEvidence]:
-    for engine, wholes in present.items():
+    for engine, weights in present.items():
         change, match = changes[engine], trainer[engine]
-        count = len({name for name, _ in wholes})
+        count = len({name for name, _ in weights})
         yield ProbeEvidence("weights read", float(count), engine=engine)
         if change.updates:
             yield ProbeEvidence(
                 "weights changed by updates", float(change.changed), n=count, of="weights", engine=engine
             )
         if match.compared:
-            yield ProbeEvidence("weights unlike the trainer's", float(len(match.differ)), n=match.compared, of="weights",
-                           engine=engine)  # fmt: skip
+            name = "weights that differ from the trainer's"
+            yield ProbeEvidence(name, float(len(match.differ)), n=match.compared, of="weights", engine=engine)
 
 
 def _costs(reports: Mapping[str, Report]) -> Iterable[ProbeEvidence]:
     for engine, report in sorted(reports.items()):
-        yield ProbeEvidence("the engine stood still for", 1e3 * report.body.stall_s, "ms", engine=engine)
-        yield ProbeEvidence("the longest at once", 1e3 * report.body.longest_s, "ms", engine=engine)
+        yield ProbeEvidence("engine stalled for", 1e3 * report.body.stall_s, "ms", engine=engine)
+        yield ProbeEvidence("longest stall", 1e3 * report.body.longest_s, "ms", engine=engine)

@@ -1,4 +1,4 @@
-"""What an engine measured for a probe, unpacked. Pure."""
+"""An engine's measurements for a probe, unpacked. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One request's logprobs [n], nats, of the tokens of its passage from ``first`` on; ``cached`` as on the wire."""
+    """One request's logprobs [n] in nats, from token ``first`` of its passage on; ``cached`` as in ``wire``."""
 
     passage: int
     way: str
@@ -32,17 +32,19 @@ class Report:
     scores: list[Scored]
 
     @classmethod
-    def of(cls, body: wire.ProbeReport, arrays: wire.Arrays) -> Self:
-        """Raises ``WireError`` where sizes do not fit."""
+    def unpack(cls, body: wire.ProbeReport, arrays: wire.Arrays) -> Self:
+        """Unpack a report. Raises ``WireError`` if the sizes do not match."""
         logprobs = arrays.get("logprobs", np.empty(0, np.float32))
         sizes = [score.size for score in body.scores]
         if logprobs.dtype != np.float32 or min(sizes, default=0) < 0 or sum(sizes) != logprobs.size:
-            raise wire.WireError(f"logprobs: {logprobs.size} entries of {logprobs.dtype} do not fit the scores' sizes")
-        found, at = [], 0
+            raise wire.WireError(
+                f"logprobs: {logprobs.size} entries of {logprobs.dtype} do not match the scores' sizes"
+            )
+        scores, at = [], 0
         for score in body.scores:
-            found.append(Scored(score.passage, score.way, score.first, logprobs[at : at + score.size], score.cached))
+            scores.append(Scored(score.passage, score.way, score.first, logprobs[at : at + score.size], score.cached))
             at += score.size
-        return cls(body, found)
+        return cls(body, scores)
 
     def by_passage(self, way: str) -> dict[int, Scored]:
         """The scores of one way, by the number of their passage."""

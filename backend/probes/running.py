@@ -1,4 +1,4 @@
-"""The probes under way: what was asked of whom, what came back, and the judgement once all of it is there. Pure."""
+"""Probes in progress: their engines and reports, and the verdict once all reports have arrived. Pure."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rltop.backend.probes.digest_verdict import KnownDigests
 from rltop.backend.probes.from_hub_state import config_diff, token_echo
 from rltop.backend.probes.inputs import ScoringInput
 from rltop.backend.probes.reports import Report
-from rltop.backend.probes.scores import crossed, rescored, salted
+from rltop.backend.probes.scores import judge_cache_salt, judge_cross_replica, judge_rescore
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.probes import BY_NAME, HUB
 
 REPORT_S = 3.0
-"""A report leaves an engine before its last word on the command, by another socket: for so long it is waited for."""
+"""How long to wait for reports once the command is closed: they are sent before the state, on another socket."""
 
 
 @dataclass(slots=True)
 class RunningProbe:
-    """One probe's command: the engines it was asked of, and their reports so far."""
+    """One probe: its command and engines, and the reports so far."""
 
     command: str
     probe: str
@@ -39,96 +39,97 @@ class RunningProbes:
     """All probes of this hub.
 
     Attributes:
-        weights: what is known of digests.
+        weights: digests of earlier probes and of the trainer.
     """
 
     def __init__(self) -> None:
         self.weights = KnownDigests()
-        self._lives: dict[str, str] = {}
-        self._asked: dict[str, RunningProbe] = {}
+        self._epochs: dict[str, str] = {}
+        self._running: dict[str, RunningProbe] = {}
         self._results: list[ProbeResult] = []
 
     def restore(self, lines: Iterable[AuditLine]) -> None:
-        """What the log of earlier hubs has of probes that ended."""
+        """Load the results of earlier hubs from the audit log."""
         results = [line.result for line in lines if line.result is not None]
         self._results += results[-api.MAX_PROBES :]
 
-    def begun(self, command: str, probe: str, engines: list[str], chosen: dict[str, list[ScoringInput]]) -> None:
-        """A probe was asked for; ``chosen`` is what its engines score."""
-        self._asked[command] = RunningProbe(command, probe, engines, chosen)
+    def start(self, command: str, probe: str, engines: list[str], chosen: dict[str, list[ScoringInput]]) -> None:
+        """A probe was requested; ``chosen`` has the inputs that each engine scores."""
+        self._running[command] = RunningProbe(command, probe, engines, chosen)
 
-    def report(self, body: wire.ProbeReport, arrays: wire.Arrays, life: str) -> None:
-        """What the engine's process with this epoch measured. Raises ``WireError`` where sizes do not fit."""
-        report = Report.of(body, arrays)
-        self._lives[body.engine] = life
-        asked = self._asked.get(body.command)
-        if asked is not None and body.engine in asked.engines:
-            asked.reports[body.engine] = report
+    def add_report(self, body: wire.ProbeReport, arrays: wire.Arrays, epoch: str) -> None:
+        """Add the measurements of an engine's process. Raises ``WireError`` if the sizes do not match."""
+        report = Report.unpack(body, arrays)
+        self._epochs[body.engine] = epoch
+        running = self._running.get(body.command)
+        if running is not None and body.engine in running.engines:
+            running.reports[body.engine] = report
 
     def finish(self, changes: Mapping[str, list[api.Change]], picture: api.Snapshot, now: float) -> list[ProbeResult]:
-        """The probes that are over by now, judged.
+        """The results of the probes that have ended.
 
         Args:
             changes: by command, of the probes in ``open``.
-            picture: of the run.
+            picture: snapshot of the run.
             now: seconds.
         """
         results, self._results = self._results, []
-        for asked in list(self._asked.values()):
-            mine = changes.get(asked.command, [])
+        for running in list(self._running.values()):
+            mine = changes.get(running.command, [])
             if not all(change.state in api.TERMINAL for change in mine):
                 continue
-            asked.closed = asked.closed or now
+            running.closed = running.closed or now
             applied = {change.engine for change in mine if change.state == "applied"}
-            waits = BY_NAME[asked.probe].by != HUB and not applied <= asked.reports.keys()
-            if waits and now - asked.closed < REPORT_S:
+            waits = BY_NAME[running.probe].by != HUB and not applied <= running.reports.keys()
+            if waits and now - running.closed < REPORT_S:
                 continue
-            del self._asked[asked.command]
-            results.append(self._judged(asked, mine, picture, now))
+            del self._running[running.command]
+            results.append(self._result(running, mine, picture, now))
         return results
 
     @property
     def open(self) -> list[str]:
-        """Commands of probes that are not judged yet."""
-        return list(self._asked)
+        """Commands of the probes without a result."""
+        return list(self._running)
 
-    def _judged(self, asked: RunningProbe, changes: list[api.Change], picture: api.Snapshot, now: float) -> ProbeResult:
-        probe = BY_NAME[asked.probe]
+    def _result(
+        self, running: RunningProbe, changes: list[api.Change], picture: api.Snapshot, now: float
+    ) -> ProbeResult:
+        probe = BY_NAME[running.probe]
         failed = [change for change in changes if change.state != "applied"]
         notes = [f"{change.engine}: {change.reason}" for change in failed]
-        found = self._finding(asked, failed, picture)
+        found = self._finding(running, failed, picture)
         fields = msgspec.structs.asdict(found) | {"notes": [*found.notes, *notes]}
         return ProbeResult(
-            asked.command,
+            running.command,
             probe.name,
             probe.code,
-            asked.engines,
+            running.engines,
             time=now,
             step=max(picture.steps, default=None),
             **fields,
         )
 
-    def _finding(self, asked: RunningProbe, failed: list[api.Change], picture: api.Snapshot) -> ProbeFinding:
-        if asked.probe == "config-diff":
-            return config_diff(picture, asked.engines)
-        if asked.probe == "token-echo":
+    def _finding(self, running: RunningProbe, failed: list[api.Change], picture: api.Snapshot) -> ProbeFinding:
+        if running.probe == "config-diff":
+            return config_diff(picture, running.engines)
+        if running.probe == "token-echo":
             return token_echo(picture)
-        if len(asked.reports) < BY_NAME[asked.probe].engines:
-            return _nothing(failed)
-        if asked.probe == "weight-digest":
-            return self.weights.judge(asked.reports, self._lives)
-        dtypes = {e: picture.engines[e].fingerprint.get("dtype", "") for e in asked.reports if e in picture.engines}
-        if asked.probe == "cache-salt":
-            return salted(asked.reports, dtypes)
-        if asked.probe == "prefill-rescore":
-            return rescored(asked.reports, asked.chosen, dtypes)
+        if len(running.reports) < BY_NAME[running.probe].engines:
+            return _too_few_reports(failed)
+        if running.probe == "weight-digest":
+            return self.weights.judge(running.reports, self._epochs)
+        dtypes = {e: picture.engines[e].fingerprint.get("dtype", "") for e in running.reports if e in picture.engines}
+        if running.probe == "cache-salt":
+            return judge_cache_salt(running.reports, dtypes)
+        if running.probe == "prefill-rescore":
+            return judge_rescore(running.reports, running.chosen, dtypes)
         neutral = same_text(picture.trainer.facts.get("temperature", "1"), "1")
-        return crossed(asked.reports, asked.chosen, dtypes, neutral)
+        return judge_cross_replica(running.reports, running.chosen, dtypes, neutral)
 
 
-def _nothing(failed: list[api.Change]) -> ProbeFinding:
-    """Too few engines did it."""
-    overtaken = [change for change in failed if change.state == "superseded"]
-    if overtaken:
-        return ProbeFinding("overtaken", "it was overtaken before enough engines had answered")
+def _too_few_reports(failed: list[api.Change]) -> ProbeFinding:
+    """The finding where too few engines reported."""
+    if any(change.state == "superseded" for change in failed):
+        return ProbeFinding("overtaken", "interrupted by a weight update before enough engines had answered")
     return ProbeFinding("refused" if failed else "unclear", "too few engines answered")

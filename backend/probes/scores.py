@@ -1,13 +1,15 @@
-"""What scores say: against the record, hot against cold, engine against engine. Pure.
+"""Verdicts on logprobs that engines computed for a probe. Pure.
 
-A sequence is one observation; its tokens are not independent. Floors are of the mean |difference| of two logprobs of
-one token, in nats, by the dtype that the engine computes in.
+``prefill-rescore`` compares prefill with the rollout logprobs, ``cache-salt`` a cached prefix with a recomputed one,
+and ``cross-replica`` engines with each other. One sequence is one observation, since its tokens are not independent.
+Tolerances are mean |differences| of two logprobs of one token, in nats.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -20,237 +22,287 @@ from rltop.backend.probes.reports import Report, Scored
 from rltop.collectors.contract.probes import COLD, HOT, MIN_SEQUENCES, WARM
 
 Floats = NDArray[np.float64]
-Said = tuple[str, ProbeEvidence, int]
-"""An engine, its number, and of how many sequences."""
 
-FLOORS = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
-"""Upper ends of what healthy engines show. float32: the demo's engines stay below 1e-5 between prefill and decode
-(tests/test_probes_live.py). bfloat16: 0.008 to 0.02 for dense models and those of experts on Qwen3, as vime, miles and
-NeMo publish; float16 has three bits more, of which the softmax keeps two."""
+TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
+"""Upper ends of healthy engines, by compute dtype. float32: the demo's engines stay below 1e-5 between prefill and
+decode (tests/test_probes_live.py). bfloat16: 0.008 to 0.02 for dense and MoE models on Qwen3, as vime, miles and NeMo
+publish; float16 has three bits more, of which the softmax keeps two."""
 
-UNKNOWN_FLOOR = FLOORS["bfloat16"]
+UNKNOWN_DTYPE = TOLERANCES["bfloat16"]
 
 OUTLIER = 10.0
-"""A single sequence so many floors away counts, whatever the mean: a fault may hit some alone."""
+"""One sequence this many tolerances away is enough for a difference: a fault may affect only some sequences."""
 
 PATH = 3.0
-"""What a cached prefix may differ by, in multiples of what the path alone differs by."""
+"""How far a cached prefix may differ, in multiples of the difference between the two compute paths."""
+
+DIFFERENT, SAME, UNCLEAR = "different", "same", "unclear"
 
 
-def floor_of(dtype: str) -> float:
-    """Of an engine's dtype, by any of its names."""
-    return next((floor for name, floor in FLOORS.items() if same_text(name, dtype)), UNKNOWN_FLOOR)
+def tolerance(dtype: str) -> float:
+    """For a compute dtype, by any of its names."""
+    return next((limit for name, limit in TOLERANCES.items() if same_text(name, dtype)), UNKNOWN_DTYPE)
 
 
-def rescored(
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Differences of logprobs, compared with a limit.
+
+    Attributes:
+        subject: an engine, or a pair of engines.
+        outcome: ``DIFFERENT``, ``SAME`` or ``UNCLEAR``.
+        mean: of the sequences' mean |difference|, nats.
+        largest: the largest |difference| of a token; empty without tokens.
+        bias: mean over sequences of the mean signed difference, nats.
+    """
+
+    subject: str
+    outcome: str
+    mean: ProbeEvidence
+    largest: list[ProbeEvidence]
+    bias: float
+
+
+def compare(name: str, differences: Sequence[Floats], limit: float, subject: str) -> Comparison:
+    """Compare the mean over sequences of the mean |difference| with ``limit``."""
+    differences = [one for one in differences if one.size]
+    sizes = [_mean_abs(one) for one in differences]
+    average = mean(name, sizes, "nats", "sequences", subject)
+    bias = float(np.mean([one.mean() for one in differences])) if differences else math.nan
+    return Comparison(subject, _outcome(average, sizes, limit), average, _largest(differences, subject), bias)
+
+
+def _outcome(average: ProbeEvidence, sizes: Sequence[float], limit: float) -> str:
+    if average.value is None or not all(map(math.isfinite, sizes)):
+        return UNCLEAR
+    if any(size > OUTLIER * limit for size in sizes):
+        return DIFFERENT
+    if len(sizes) < MIN_SEQUENCES:
+        return UNCLEAR
+    if average.low is not None and average.low > limit:
+        return DIFFERENT
+    return SAME if average.value <= limit else UNCLEAR
+
+
+# --- prefill-rescore ----------------------------------------------------------------------------------------------
+
+
+def judge_rescore(
     reports: Mapping[str, Report], chosen: Mapping[str, Sequence[ScoringInput]], dtypes: Mapping[str, str]
 ) -> ProbeFinding:
-    """Prefill against the record, per engine."""
-    evidence, odd, said, words = [], [], [], set()
-    for engine, report in sorted(reports.items()):
-        gaps = []
-        for number, score in sorted(report.by_passage(COLD).items()):
-            material = chosen[engine][number]
-            values, recorded = _overlap(score, material)
-            if values.size:
-                gaps.append(values - recorded)
-        word, entry = _apart("|rescore - record|, mean", gaps, floor_of(dtypes.get(engine, "")), engine)
-        evidence += [entry, *_largest(gaps, engine)]
-        words.add(word)
-        if word == "apart":
-            odd.append(engine)
-            bias = float(np.mean([gap.mean() for gap in gaps]))
-            said.append(f"{engine}: {_nats(entry.value)} apart on average, {bias:+.2g} nats with its sign")
-    sequences = sum(entry.n for entry in evidence if entry.of == "sequences")
-    version = _version(reports)
-    notes = _notes(reports)
-    if odd:
-        text = f"Prefill does not give what was recorded. {'; '.join(said)}."
-        return ProbeFinding("differ", text, odd, evidence, version, notes)
-    if words == {"same"}:
-        text = f"Prefill gives what was recorded, on {sequences} sequences of {some(sorted(reports))}."
+    """Compare prefill with the rollout logprobs, per engine."""
+    results = [
+        compare(
+            "|prefill - rollout|, mean",
+            [_rescore_difference(score, chosen[engine][i]) for i, score in sorted(report.by_passage(COLD).items())],
+            tolerance(dtypes.get(engine, "")),
+            engine,
+        )
+        for engine, report in sorted(reports.items())
+    ]
+    evidence = [entry for one in results for entry in (one.mean, *one.largest)]
+    version, notes = _version(reports), _notes(reports)
+    if different := [one for one in results if one.outcome == DIFFERENT]:
+        details = "; ".join(
+            f"{one.subject}: mean |difference| {_nats(one.mean.value)}, mean difference {one.bias:+.2g} nats"
+            for one in different
+        )
+        text = f"Prefill does not reproduce the rollout logprobs. {details}."
+        return ProbeFinding("differ", text, [one.subject for one in different], evidence, version, notes)
+    if results and all(one.outcome == SAME for one in results):
+        count = sum(one.mean.n for one in results)
+        text = f"Prefill reproduces the rollout logprobs on {count} sequences of {some(sorted(reports))}."
         return ProbeFinding("match", text, [], evidence, version, notes)
     return ProbeFinding("unclear", _too_few(evidence), [], evidence, version, notes)
 
 
-def salted(reports: Mapping[str, Report], dtypes: Mapping[str, str]) -> ProbeFinding:
-    """A cached prefix against the same computed now, per engine."""
-    evidence: list[ProbeEvidence] = []
-    missed: list[str] = []
-    stale: list[Said] = []
-    unclear: list[Said] = []
-    fresh: list[Said] = []
-    for engine, report in sorted(reports.items()):
-        hot, cold, warm = (report.by_passage(way) for way in (HOT, COLD, WARM))
-        hits = [n for n, one in sorted(hot.items()) if one.cached and n in warm and warm[n].cached == one.cached]
-        evidence.append(_hits(engine, hot, cold))
-        if not hits:
-            missed.append(engine)
-            continue
-        aged = [_difference(hot[n], warm[n]) for n in hits]
-        path = [_difference(cold[n], warm[n]) for n in hits if n in cold]
-        noise = mean("|cold - warm|, mean: what the path alone does", [_size(gap) for gap in path], "nats", "sequences",
-                     engine)  # fmt: skip
-        limit = max(PATH * (noise.value or 0.0), floor_of(dtypes.get(engine, "")) / OUTLIER)
-        word, entry = _apart("|hot - warm|, mean: what the age of the prefix does", aged, limit, engine)
-        evidence += [entry, noise, *_largest(aged, engine)]
-        {"apart": stale, "same": fresh}.get(word, unclear).append((engine, entry, len(hits)))
+def _rescore_difference(score: Scored, scored: ScoringInput) -> Floats:
+    """Prefill minus rollout logprob of the completion tokens that have both, finite."""
+    values = _completion(score, scored)
+    difference: Floats = values - scored.recorded[: values.size].astype(np.float64)
+    finite: Floats = difference[np.isfinite(difference)]
+    return finite
+
+
+# --- cache-salt ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CacheCheck:
+    """One engine's cached prefixes, compared with recomputed ones. ``comparison`` is None if no sequence hit."""
+
+    engine: str
+    hits: int
+    comparison: Comparison | None
+    evidence: list[ProbeEvidence]
+
+
+def judge_cache_salt(reports: Mapping[str, Report], dtypes: Mapping[str, str]) -> ProbeFinding:
+    """Compare a cached prefix with the same prefix recomputed, per engine."""
+    checks = [_check_cache(engine, report, dtypes.get(engine, "")) for engine, report in sorted(reports.items())]
+    evidence = [entry for check in checks for entry in check.evidence]
     version, notes = _version(reports), _notes(reports)
-    notes += [f"{engine}: no sequence hit the cache; there was nothing to compare." for engine in missed]
-    if stale:
-        said = "; ".join(
-            f"{engine}: {_nats(entry.value)} on {count} sequences that hit" for engine, entry, count in stale
+    notes += [f"{one.engine}: no sequence hit the cache, so nothing was compared." for one in checks if not one.hits]
+    by_outcome: dict[str, list[CacheCheck]] = {DIFFERENT: [], SAME: [], UNCLEAR: []}
+    for check in checks:
+        if check.comparison is not None:
+            by_outcome[check.comparison.outcome].append(check)
+    if stale := by_outcome[DIFFERENT]:
+        details = "; ".join(
+            f"{one.engine}: mean |difference| {_nats(one.comparison.mean.value if one.comparison else None)} "
+            f"on {one.hits} sequences that hit"
+            for one in stale
         )
-        text = f"Cached keys and values are not those of the present weights. {said}."
-        return ProbeFinding("stale", text, [engine for engine, *_ in stale], evidence, version, notes)
-    if unclear:
+        text = f"Cached keys and values are not those of the current weights. {details}."
+        return ProbeFinding("stale", text, [one.engine for one in stale], evidence, version, notes)
+    if by_outcome[UNCLEAR]:
         return ProbeFinding("unclear", _too_few(evidence), [], evidence, version, notes)
-    if not fresh:
-        return ProbeFinding(
-            "not_cached", "No sequence hit the cache, so there was nothing to compare.", [], evidence, version
-        )
-    count = sum(count for *_, count in fresh)
-    text = f"On {count} sequences that hit, a cached prefix gives what one computed now gives."
+    if not by_outcome[SAME]:
+        text = "No sequence hit the cache, so nothing was compared."
+        return ProbeFinding("not_cached", text, [], evidence, version)
+    count = sum(one.hits for one in by_outcome[SAME])
+    text = f"On {count} sequences that hit, a cached prefix gives the same logprobs as a recomputed one."
     return ProbeFinding("fresh", text, [], evidence, version, notes)
 
 
-def crossed(
+def _check_cache(engine: str, report: Report, dtype: str) -> CacheCheck:
+    """Hot: the cache as it is. Cold: no cache, another compute path. Warm: the hot path on blocks computed just now."""
+    hot, cold, warm = (report.by_passage(way) for way in (HOT, COLD, WARM))
+    hits = [i for i, one in sorted(hot.items()) if one.cached and i in warm and warm[i].cached == one.cached]
+    evidence = [_cached_tokens(engine, hot.values(), cold.values())]
+    if not hits:
+        return CacheCheck(engine, 0, None, evidence)
+    path = [_mean_abs(_difference(cold[i], warm[i])) for i in hits if i in cold]
+    noise = mean("|cold - warm|, mean: effect of the compute path", path, "nats", "sequences", engine)
+    limit = max(PATH * (noise.value or 0.0), tolerance(dtype) / OUTLIER)
+    aged = [_difference(hot[i], warm[i]) for i in hits]
+    comparison = compare("|hot - warm|, mean: effect of the prefix's age", aged, limit, engine)
+    return CacheCheck(engine, len(hits), comparison, [*evidence, comparison.mean, noise, *comparison.largest])
+
+
+def _cached_tokens(engine: str, hot: Iterable[Scored], cold: Iterable[Scored]) -> ProbeEvidence:
+    cached = [one.cached or 0 for one in hot]
+    name = f"cached tokens per hot request (cold: {sum(one.cached or 0 for one in cold)})"
+    average = float(np.mean(cached)) if cached else None
+    return ProbeEvidence(name, average, "tokens", n=len(cached), of="requests", engine=engine)
+
+
+# --- cross-replica ------------------------------------------------------------------------------------------------
+
+
+def judge_cross_replica(
     reports: Mapping[str, Report],
     chosen: Mapping[str, Sequence[ScoringInput]],
     dtypes: Mapping[str, str],
     neutral: bool,
 ) -> ProbeFinding:
-    """Engine against engine, sequence by sequence; ``neutral``: the trainer's logprobs are of temperature 1."""
+    """Compare engines with each other on the same sequences; ``neutral``: trainer logprobs are at temperature 1."""
     versions = {engine: report.body.policy_version for engine, report in sorted(reports.items())}
     if len(set(versions.values())) > 1:
         each = ", ".join(f"{engine} {version}" for engine, version in versions.items())
-        return ProbeFinding("unclear", f"Engines had different versions ({each}): they should differ. Ask again.")
-    floor = max(floor_of(dtypes.get(engine, "")) for engine in reports)
-    evidence, apart, words = [], [], set()
-    for one, other in combinations(sorted(reports), 2):
-        here, there = (reports[engine].by_passage(COLD) for engine in (one, other))
-        gaps = [_completion(here[n], chosen[one][n]) - _completion(there[n], chosen[one][n])
-                for n in sorted(here.keys() & there.keys())]  # fmt: skip
-        word, entry = _apart("|difference|, mean", gaps, floor, f"{one} - {other}")
-        evidence += [entry, *_largest(gaps, f"{one} - {other}")]
-        words.add(word)
-        if word == "apart":
-            apart.append((one, other))
-    version, notes = _version(reports), _notes(reports)
-    if apart:
-        odd, why, more = _odd(sorted(reports), apart, reports, chosen, neutral)
-        pairs = ", ".join(f"{one} and {other}" for one, other in apart)
-        return ProbeFinding(
-            "differ", f"Of the same tokens {pairs} give other logprobs. {why}", odd, evidence + more, version, notes
+        text = f"Engines had different versions ({each}), so they are expected to differ. Run it again."
+        return ProbeFinding("unclear", text)
+    limit = max(tolerance(dtypes.get(engine, "")) for engine in reports)
+    results = {
+        (one, other): compare(
+            "|difference|, mean", _pair_differences(one, other, reports, chosen), limit, f"{one} - {other}"
         )
-    if words == {"same"}:
-        text = f"{some(sorted(reports))} give the same logprobs of the same tokens."
+        for one, other in combinations(sorted(reports), 2)
+    }
+    evidence = [entry for result in results.values() for entry in (result.mean, *result.largest)]
+    version, notes = _version(reports), _notes(reports)
+    if different := [pair for pair, result in results.items() if result.outcome == DIFFERENT]:
+        odd, why, more = _outlier(sorted(reports), different, reports, chosen, neutral)
+        pairs = ", ".join(f"{one} and {other}" for one, other in different)
+        text = f"{pairs} give different logprobs for the same tokens. {why}"
+        return ProbeFinding("differ", text, odd, evidence + more, version, notes)
+    if results and all(result.outcome == SAME for result in results.values()):
+        text = f"{some(sorted(reports))} give the same logprobs for the same tokens."
         return ProbeFinding("agree", text, [], evidence, version, notes)
     return ProbeFinding("unclear", _too_few(evidence), [], evidence, version, notes)
 
 
-def _odd(
+def _pair_differences(
+    one: str, other: str, reports: Mapping[str, Report], chosen: Mapping[str, Sequence[ScoringInput]]
+) -> list[Floats]:
+    here, there = (reports[engine].by_passage(COLD) for engine in (one, other))
+    return [
+        _completion(here[i], chosen[one][i]) - _completion(there[i], chosen[one][i])
+        for i in sorted(here.keys() & there.keys())
+    ]
+
+
+def _outlier(
     engines: list[str],
-    apart: list[tuple[str, str]],
+    different: list[tuple[str, str]],
     reports: Mapping[str, Report],
     chosen: Mapping[str, Sequence[ScoringInput]],
     neutral: bool,
 ) -> tuple[list[str], str, list[ProbeEvidence]]:
-    """Who stands apart: from all others that agree; or, of two, who is farther from the trainer."""
-    lonely = [engine for engine in engines if sum(engine in pair for pair in apart) == len(engines) - 1]
-    if len(engines) > 2 and len(lonely) == 1:
-        return lonely, f"{lonely[0]} stands apart from all others.", []
-    ask = "weight-digest, before and after an update, tells which"
+    """The engine that differs from all others; of two, the one that is farther from the trainer."""
+    next_probe = "weight-digest before and after an update tells which engine is wrong"
     if len(engines) > 2:
-        return [], f"No engine alone stands apart; {ask}.", []
+        alone = [engine for engine in engines if sum(engine in pair for pair in different) == len(engines) - 1]
+        if len(alone) == 1:
+            return alone, f"{alone[0]} differs from all others.", []
+        return [], f"No single engine differs from all others; {next_probe}.", []
     one, other = engines
-    far = [_farther(reports[one], reports[other], number, material) for number, material in enumerate(chosen[one])]
-    entry = mean(
-        f"how much farther {one} is from the trainer, of d squared", [x for x in far if x is not None], "", "sequences"
-    )
+    excess = [_excess_distance(reports[one], reports[other], i, scored) for i, scored in enumerate(chosen[one])]
+    name = f"{one}'s mean squared distance from the trainer minus {other}'s"
+    entry = mean(name, [value for value in excess if value is not None], "", "sequences")
     if not neutral or entry.low is None or entry.high is None or entry.n < MIN_SEQUENCES:
-        return [], f"Of two engines without the trainer's logprobs of these tokens it can't be told which; {ask}.", []
+        return [], f"Two engines, and no trainer logprobs of these tokens to decide; {next_probe}.", []
     if entry.low > 0 or entry.high < 0:
-        name = one if entry.low > 0 else other
-        return [name], f"{name} is the one that is farther from the trainer.", [entry]
-    return [], f"Both are as far from the trainer; {ask}.", [entry]
+        farther = one if entry.low > 0 else other
+        return [farther], f"{farther} is farther from the trainer.", [entry]
+    return [], f"Both are equally far from the trainer; {next_probe}.", [entry]
 
 
-def _farther(one: Report, other: Report, number: int, material: ScoringInput) -> float | None:
-    """How much more the first engine's mean squared difference to the trainer is than the other's."""
-    scores = [report.by_passage(COLD).get(number) for report in (one, other)]
-    if material.trainer is None or any(score is None for score in scores):
+def _excess_distance(one: Report, other: Report, passage: int, scored: ScoringInput) -> float | None:
+    """Mean squared distance of one engine from the trainer minus that of the other, nats squared."""
+    here, there = (report.by_passage(COLD).get(passage) for report in (one, other))
+    if scored.trainer is None or here is None or there is None:
         return None
-    here, there = (_completion(score, material) for score in scores if score is not None)
-    size = min(here.size, there.size)
+    ours, theirs = _completion(here, scored), _completion(there, scored)
+    size = min(ours.size, theirs.size)
     if not size:
         return None
-    trainer = material.trainer[:size].astype(np.float64)
-    return float(np.mean((here[:size] - trainer) ** 2) - np.mean((there[:size] - trainer) ** 2))
+    trainer = scored.trainer[:size].astype(np.float64)
+    return float(np.mean((ours[:size] - trainer) ** 2) - np.mean((theirs[:size] - trainer) ** 2))
 
 
-def _apart(name: str, gaps: Sequence[Floats], limit: float, engine: str) -> tuple[str, ProbeEvidence]:
-    """``apart``, ``same`` or ``unclear``: the mean over sequences of the mean |gap|, held against ``limit``."""
-    sizes = [_size(gap) for gap in gaps if gap.size]
-    entry = mean(name, sizes, "nats", "sequences", engine)
-    if entry.value is None or not all(map(math.isfinite, sizes)):
-        return "unclear", entry
-    if any(size > OUTLIER * limit for size in sizes):
-        return "apart", entry
-    if len(sizes) < MIN_SEQUENCES:
-        return "unclear", entry
-    if entry.low is not None and entry.low > limit:
-        return "apart", entry
-    return ("same" if entry.value <= limit else "unclear"), entry
+# --- shared -------------------------------------------------------------------------------------------------------
 
 
-def _overlap(score: Scored, material: ScoringInput) -> tuple[Floats, Floats]:
-    """Scored and recorded logprobs of the completion's tokens that have both, finite."""
-    values = _completion(score, material)
-    recorded = material.recorded[: values.size].astype(np.float64)
-    both = np.isfinite(values) & np.isfinite(recorded)
-    return values[both], recorded[both]
-
-
-def _completion(score: Scored, material: ScoringInput) -> Floats:
-    """The scores of the completion's tokens, as far as they were scored."""
-    begin = material.prompt.size - score.first
-    return score.logprobs[max(begin, 0) :].astype(np.float64) if begin >= 0 else np.empty(0)
+def _completion(score: Scored, scored: ScoringInput) -> Floats:
+    """The logprobs of the completion's tokens, as far as they were scored."""
+    begin = scored.prompt.size - score.first
+    return score.logprobs[begin:].astype(np.float64) if begin >= 0 else np.empty(0)
 
 
 def _difference(one: Scored, other: Scored) -> Floats:
-    """Of the tokens that both have."""
+    """Over the tokens that both have."""
     first = max(one.first, other.first)
     end = min(one.first + one.logprobs.size, other.first + other.logprobs.size)
     a, b = (score.logprobs[first - score.first : max(end - score.first, 0)] for score in (one, other))
     return a.astype(np.float64) - b
 
 
-def _size(gap: Floats) -> float:
-    return float(np.abs(gap).mean()) if gap.size else math.nan
+def _mean_abs(difference: Floats) -> float:
+    return float(np.abs(difference).mean()) if difference.size else math.nan
 
 
-def _largest(gaps: Sequence[Floats], engine: str) -> list[ProbeEvidence]:
-    sizes = np.concatenate([np.empty(0), *(np.abs(gap) for gap in gaps)])
-    return (
-        [ProbeEvidence("the largest", float(sizes.max()), "nats", n=sizes.size, of="tokens", engine=engine)]
-        if sizes.size
-        else []
-    )
-
-
-def _hits(engine: str, hot: Mapping[int, Scored], cold: Mapping[int, Scored]) -> ProbeEvidence:
-    cached = [one.cached or 0 for one in hot.values()]
-    read = sum(one.cached or 0 for one in cold.values())
-    name = f"cached tokens a hot request (cold: {read})"
-    return ProbeEvidence(
-        name, float(np.mean(cached)) if cached else None, "tokens", n=len(cached), of="requests", engine=engine
-    )
+def _largest(differences: Sequence[Floats], subject: str) -> list[ProbeEvidence]:
+    if not differences:
+        return []
+    sizes = np.abs(np.concatenate(differences))
+    return [ProbeEvidence("largest token |difference|", float(sizes.max()), "nats", n=sizes.size, of="tokens",
+                          engine=subject)]  # fmt: skip
 
 
 def _too_few(evidence: Sequence[ProbeEvidence]) -> str:
     counts = ", ".join(f"{entry.n} of {entry.engine}" for entry in evidence if entry.of == "sequences") or "none"
-    return f"Neither can be told from the sequences that came back ({counts}); {MIN_SEQUENCES} are the least."
+    return f"The returned sequences ({counts}) do not decide; at least {MIN_SEQUENCES} are needed."
 
 
 def _nats(value: float | None) -> str:
@@ -266,7 +318,7 @@ def _notes(reports: Mapping[str, Report]) -> list[str]:
     notes = [f"{engine}: {note}" for engine, report in sorted(reports.items()) for note in report.body.notes]
     sent = ", ".join(
         f"{engine} {report.body.requests} requests of {report.body.tokens} tokens in {report.body.seconds:.1f} s, "
-        f"its thread busy with them for {1e3 * report.body.stall_s:.0f} ms"
+        f"engine thread busy for {1e3 * report.body.stall_s:.0f} ms"
         for engine, report in sorted(reports.items())
     )
     return [*notes, f"Sent: {sent}."]

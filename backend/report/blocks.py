@@ -1,6 +1,6 @@
-"""A document as blocks, and the blocks as Markdown or as HTML. Pure.
+"""Renders a document of blocks as Markdown or HTML. Pure.
 
-Names and reasons come from other machines: everything but plots is escaped in either form.
+Names and reasons come from other machines, so everything except plots is escaped in both formats.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A sentence or some; ``strong`` is read first."""
+    """Sentences; ``strong`` ones are emphasised."""
 
     text: str
     strong: bool = False
@@ -29,21 +29,21 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Bullets:
-    """Items of a list, each with a name before it, if it has one."""
+    """A list of (name, text) items; an empty name is left out."""
 
     items: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to be typed, or that are aligned."""
+    """Preformatted lines, such as commands or aligned tables."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class TableBlock:
-    """Rows under heads."""
+    """A table."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -69,12 +69,12 @@ svg { display: block; margin: 4px 0 14px; max-width: 100%; height: auto; }
 
 
 def markdown(blocks: Iterable[Block]) -> str:
-    """As Markdown with inline SVG."""
+    """Markdown with inline SVG."""
     return "\n\n".join(map(_markdown, blocks)) + "\n"
 
 
 def as_html(title: str, blocks: Iterable[Block]) -> str:
-    """As one HTML file that loads nothing."""
+    """One self-contained HTML file."""
     body = "\n".join(map(_html, blocks))
     head = f'<meta charset="utf-8"><title>{_escaped(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
@@ -106,8 +106,8 @@ def _html(block: Block) -> str:
         case Paragraph(text, strong):
             return f"<p><strong>{_escaped(text)}</strong></p>" if strong else f"<p>{_escaped(text)}</p>"
         case Bullets(items):
-            made = (f"{f'<em>{_escaped(name)}</em>: ' if name else ''}{_escaped(text)}" for name, text in items)
-            return "<ul>" + "".join(f"<li>{item}</li>" for item in made) + "</ul>"
+            rendered = (f"{f'<em>{_escaped(name)}</em>: ' if name else ''}{_escaped(text)}" for name, text in items)
+            return "<ul>" + "".join(f"<li>{item}</li>" for item in rendered) + "</ul>"
         case Code(text):
             return "<pre>" + "\n".join(map(_escaped, text.splitlines())) + "</pre>"
         case TableBlock(heads, rows):
@@ -119,7 +119,7 @@ def _html(block: Block) -> str:
 
 
 def _clean(text: str) -> str:
-    """One line without anything that a terminal or a parser would act on."""
+    """One line without control characters."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 
@@ -128,7 +128,7 @@ def _escaped(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown leaves as it is."""
+    """Text with Markdown's special characters escaped."""
     escaped = html.escape(_clean(text), quote=False)
     for sign in "\\`*_[]|#~":
         escaped = escaped.replace(sign, f"\\{sign}")

@@ -1,4 +1,4 @@
-"""What a report of a run says, as blocks: the verdict first, then why, what to do, what was done. Pure."""
+"""The contents of a run's report: verdict, causes, alarms, plots, switches, updates, facts and findings. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend import api
-from rltop.backend.api.alarm import about, standing
+from rltop.backend.api.alarm import status_text, summary_line
 from rltop.backend.api.verdict import Cause, Finding, Verdict
-from rltop.backend.commands.messages import title as deed
+from rltop.backend.commands.messages import title as change_title
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TESTS
 from rltop.backend.diagnosis.causes.confirming_probes import BY_NAME as PROBES
 from rltop.backend.report.blocks import Block, Bullets, Code, Heading, Paragraph, SvgBlock, TableBlock
@@ -29,70 +29,70 @@ PLOTS: tuple[tuple[str, tuple[tuple[str, str], ...], str], ...] = (
     ("entropy, nats", (("mean", "entropy"),), ""),
     ("reward", (("mean", "reward_mean"),), ""),
 )
-"""Title, lines with their metrics, and the metric that each engine has a line of too."""
+"""Title, lines with their metrics, and the metric that is also drawn per engine."""
 
 MAX_ENGINES = 4
-"""Engines with lines of their own; of a larger fleet none."""
+"""Most engines that are drawn as lines; a larger fleet has none."""
 
 MAX_TICKS = 200
-"""Weight updates that are drawn."""
+"""Most weight updates that are drawn as ticks."""
 
 MAX_EVENTS = 60
-"""Warnings and errors that are listed, the newest."""
+"""Most warnings and errors that are listed, the newest."""
 
 
 def blocks(picture: api.Snapshot, verdict: Verdict, now: float) -> list[Block]:
     """The report of a run.
 
     Args:
-        picture: the run, as far as it is known.
-        verdict: what is wrong with it.
-        now: when the report is made, wall clock.
+        picture: snapshot of the run.
+        verdict: diagnosis of the run.
+        now: time of the report, wall clock in seconds.
     """
-    found: list[Block] = [
+    document: list[Block] = [
         Heading(f"Run {picture.run}: {_short(verdict)}", 1),
-        Paragraph(f"Made {_at(now)} UTC by rltop, from what was known at {_at(picture.time)} UTC."),
+        Paragraph(f"Created by rltop at {_at(now)} UTC from the state at {_at(picture.time)} UTC."),
         Paragraph(headline(verdict), strong=True),
     ]
-    for place, cause in enumerate(verdict.causes):
-        found += _cause(cause, verdict.run, first=place == 0)
+    for i, cause in enumerate(verdict.causes):
+        document += _cause(cause, verdict.run, first=i == 0)
     if verdict.needs or verdict.notes:
-        needs = [("needs", need) for need in verdict.needs]
-        found.append(Bullets([*needs, *(("noted", note) for note in verdict.notes)]))
-    found += [Heading("Alarms"), *_alarms(picture)]
-    found += [Heading("Figures"), *_figures(picture, verdict)]
-    found += [Heading("Switches"), *_changes(picture)]
-    found += [Heading("Weight updates"), *_updates(picture)]
-    found += [Heading("Engines and trainer"), Code(fingerprint_text.as_text(picture))]
-    found += [Heading("Warnings and errors"), *_events(picture)]
-    found += [Heading("What every test found"), _findings(verdict.findings)]
-    return found
+        needs = [("missing evidence", need) for need in verdict.needs]
+        document.append(Bullets([*needs, *(("note", note) for note in verdict.notes)]))
+    document += [Heading("Alarms"), *_alarms(picture)]
+    document += [Heading("Plots"), *_plots(picture, verdict)]
+    document += [Heading("Switches"), *_changes(picture)]
+    document += [Heading("Weight updates"), *_updates(picture)]
+    document += [Heading("Engines and trainer"), Code(fingerprint_text.as_text(picture))]
+    document += [Heading("Warnings and errors"), *_events(picture)]
+    document += [Heading("Findings of every check"), _findings(verdict.findings)]
+    return document
 
 
 def _short(verdict: Verdict) -> str:
     if not verdict.causes:
         return verdict.verdict
     best = verdict.causes[0]
-    return f"{'' if verdict.verdict == 'fault' else 'perhaps '}{best.title} ({best.code})"
+    return f"{'' if verdict.verdict == 'fault' else 'possibly '}{best.title} ({best.code})"
 
 
 def _cause(cause: Cause, run: str, *, first: bool) -> list[Block]:
     since = f", since step {cause.since_step}" if cause.since_step is not None else ""
-    head = f"{cause.code} {cause.title}: {cause.layer}, {min(100 * cause.confidence, 99):.0f} % sure"
-    said = [("where", f"{where(cause)}{since}"), ("what it does", cause.what)]
-    said += [("seen", sentence) for sentence in cause.evidence]
-    said.append(("what to do", cause.remedy))
+    head = f"{cause.code} {cause.title}: {cause.layer}, {min(100 * cause.confidence, 99):.0f} % confidence"
+    rows = [("location", f"{where(cause)}{since}"), ("meaning", cause.what)]
+    rows += [("evidence", sentence) for sentence in cause.evidence]
+    rows.append(("fix", cause.remedy))
     if cause.in_place:
-        said.append(("in place", in_place(cause)))
+        rows.append(("applied", in_place(cause)))
     if cause.confusable_with:
-        said.append(("fits as well", ", ".join(cause.confusable_with)))
+        rows.append(("alternatives", ", ".join(cause.confusable_with)))
     if cause.probe:
         probe = PROBES.get(cause.probe)
-        said.append(("would tell", f"{cause.probe}: {probe.does}" if probe is not None else cause.probe))
-    made: list[Block] = [Heading(head, 2 if first else 3), Bullets([(name, text) for name, text in said if text])]
+        rows.append(("probe", f"{cause.probe}: {probe.does}" if probe is not None else cause.probe))
+    section: list[Block] = [Heading(head, 2 if first else 3), Bullets([(name, text) for name, text in rows if text])]
     if cause.command:
-        made.append(Code(f"{cause.command} --run {run}"))
-    return made
+        section.append(Code(f"{cause.command} --run {run}"))
+    return section
 
 
 def _alarms(picture: api.Snapshot) -> list[Block]:
@@ -100,30 +100,30 @@ def _alarms(picture: api.Snapshot) -> list[Block]:
         return [Paragraph("None was raised.")]
     rows = [
         (
-            alarm.id, _at(alarm.raised), str(alarm.raised_step), about(alarm), standing(alarm, picture.time),
+            alarm.id, _at(alarm.raised), str(alarm.raised_step), summary_line(alarm), status_text(alarm, picture.time),
             "" if alarm.acknowledged_at is None else _at(alarm.acknowledged_at),
         )
         for alarm in picture.alarms.values()
     ]  # fmt: skip
-    heads = ("alarm", "raised, UTC", "after step", "what", "how it stands", "acknowledged, UTC")
-    seen = [(f"{a.id} seen", sentence) for a in picture.alarms.values() for sentence in a.evidence]
-    return [TableBlock(heads, rows), *([Bullets(seen)] if seen else [])]
+    heads = ("alarm", "raised, UTC", "after step", "cause", "status", "acknowledged, UTC")
+    evidence = [(f"{a.id} evidence", sentence) for a in picture.alarms.values() for sentence in a.evidence]
+    return [TableBlock(heads, rows), *([Bullets(evidence)] if evidence else [])]
 
 
-def _figures(picture: api.Snapshot, verdict: Verdict) -> list[Block]:
+def _plots(picture: api.Snapshot, verdict: Verdict) -> list[Block]:
     steps = sorted(picture.steps.values(), key=lambda step: step.step)
     if not steps:
         return [Paragraph("No step has closed.")]
     numbers = np.array([step.step for step in steps], dtype=np.float64)
     marks = _marks(picture, steps)
-    updates, joined = _update_steps(steps), _joined(steps)
+    updates, connected = _update_steps(steps), _connected(steps)
     since = verdict.causes[0].since_step if verdict.causes else None
-    explained = "Lines across: switches (dashed), alarms raised (whole) and over (dotted). Ticks below: new weights."
-    wrong = None
+    legend = "Vertical lines: switches (dashed), alarms raised (solid) and over (dotted). Ticks: weight updates."
+    fault = None
     if since is not None and verdict.step is not None:
-        wrong = float(since), float(verdict.step)
-        explained += f" Shaded: from step {since}, where what is wrong shows first, to the step of the verdict."
-    found: list[Block] = [Paragraph(explained)]
+        fault = float(since), float(verdict.step)
+        legend += f" Shaded: from step {since}, the first that shows the fault, to the step of the verdict."
+    plots: list[Block] = [Paragraph(legend)]
     for title, metrics, by_engine in PLOTS:
         series = [PlotLine(label, _column([step.values.get(metric) for step in steps])) for label, metric in metrics]
         if by_engine and len(picture.engines) <= MAX_ENGINES:
@@ -131,14 +131,14 @@ def _figures(picture: api.Snapshot, verdict: Verdict) -> list[Block]:
                 PlotLine(engine, _column([step.engines.get(engine, {}).get(by_engine) for step in steps]))
                 for engine in sorted(picture.engines)
             ]
-        found.append(SvgBlock(svg(title, numbers, series, marks, updates=updates, wrong=wrong, joined=joined)))
-    return found
+        plots.append(SvgBlock(svg(title, numbers, series, marks, updates=updates, fault=fault, connected=connected)))
+    return plots
 
 
-def _joined(steps: Sequence[api.Step]) -> NDArray[np.bool_]:
-    """Whether a line may lead from each step to the next [steps - 1]: not past what nobody measured, or lacks a part.
+def _connected(steps: Sequence[api.Step]) -> NDArray[np.bool_]:
+    """Whether a line connects each step to the next [steps - 1]: not over unmeasured or incomplete steps.
 
-    Of the old part of a long run some steps are left out on purpose.
+    Gaps between downsampled steps of a long run's old part are connected.
     """
     whole = [not (step.partial or step.lost) for step in steps]
     near = [a.level or b.level or b.step == a.step + 1 for a, b in pairwise(steps)]
@@ -150,9 +150,9 @@ def _column(values: Sequence[float | None]) -> Floats:
 
 
 def _update_steps(steps: Sequence[api.Step]) -> list[float]:
-    """Where the weights were new; nothing where ticks would run together."""
-    found = [b.step - 0.5 for a, b in pairwise(steps) if a.policy_version != b.policy_version]
-    return found if len(found) <= MAX_TICKS else []
+    """Steps after which the weights changed; empty if there are too many for ticks."""
+    updates = [b.step - 0.5 for a, b in pairwise(steps) if a.policy_version != b.policy_version]
+    return updates if len(updates) <= MAX_TICKS else []
 
 
 def _marks(picture: api.Snapshot, steps: Sequence[api.Step]) -> list[PlotMark]:
@@ -160,7 +160,7 @@ def _marks(picture: api.Snapshot, steps: Sequence[api.Step]) -> list[PlotMark]:
     for change in picture.changes.values():
         if change.state == "applied" and change.verb != "keep":
             step = change.step if change.step is not None else _step_at(steps, change.requested)
-            label = f"{change.flag} {change.new}" if change.verb == "set" else deed(change)
+            label = f"{change.flag} {change.new}" if change.verb == "set" else change_title(change)
             marks[step, label] = PlotMark(step + 0.5, label, "switch")
     for alarm in picture.alarms.values():
         marks[alarm.raised_step, alarm.id] = PlotMark(alarm.raised_step, f"{alarm.id} raised", "alarm")
@@ -183,28 +183,30 @@ def _changes(picture: api.Snapshot) -> list[Block]:
         )
         for change in picture.changes.values()
     ]  # fmt: skip
-    return [TableBlock(("asked, UTC", "step", "what became of it", "who", "why", "command"), rows)]
+    return [TableBlock(("requested, UTC", "step", "outcome", "who", "why", "command"), rows)]
 
 
 def _updates(picture: api.Snapshot) -> list[Block]:
     steps = [step for step in picture.steps.values() if step.policy_version is not None]
-    said = [("trainer", f"{picture.trainer.health}, policy version {_or_dash(picture.trainer.policy_version)}")]
+    version = _or_dash(picture.trainer.policy_version)
+    rows = [("trainer", f"{api.health_text(picture.trainer.health)}, policy version {version}")]
     if steps:
         first, last = min(steps, key=lambda s: s.step), max(steps, key=lambda s: s.step)
         text = f"{_or_dash(first.policy_version)} at step {first.step}, {_or_dash(last.policy_version)} at {last.step}"
-        said.append(("policy version", text))
+        rows.append(("policy version", text))
     for engine in picture.engines.values():
-        stands = f"{engine.health}, version {_or_dash(engine.policy_version)} ({engine.version_source}), "
-        said.append((engine.id, f"{stands}{_or_dash(engine.lag)} behind the trainer"))
-    return [Bullets(said)]
+        version = f"version {_or_dash(engine.policy_version)} ({engine.version_source})"
+        lag = f"{_or_dash(engine.lag)} behind the trainer"
+        rows.append((engine.id, f"{api.health_text(engine.health)}, {version}, {lag}"))
+    return [Bullets(rows)]
 
 
 def _events(picture: api.Snapshot) -> list[Block]:
-    found = [event for event in picture.events if event.severity != "info"][-MAX_EVENTS:]
-    if not found:
+    events = [event for event in picture.events if event.severity != "info"][-MAX_EVENTS:]
+    if not events:
         return [Paragraph("None.")]
-    rows = [(_at(e.time), _or_dash(e.step), e.severity, e.kind, e.engine or "", e.text) for e in found]
-    return [TableBlock(("when, UTC", "step", "", "of", "engine", "what happened"), rows)]
+    rows = [(_at(e.time), _or_dash(e.step), e.severity, e.kind, e.engine or "", e.text) for e in events]
+    return [TableBlock(("time, UTC", "step", "severity", "kind", "engine", "event"), rows)]
 
 
 def _findings(findings: Sequence[Finding]) -> Block:
@@ -220,7 +222,7 @@ def _findings(findings: Sequence[Finding]) -> Block:
         )
         for finding in findings
     ]  # fmt: skip
-    return TableBlock(("test", "of", "found", "p", "since step", "in words"), rows)
+    return TableBlock(("check", "scope", "finding", "p", "since step", "details"), rows)
 
 
 def _or_dash(value: int | None) -> str:

@@ -1,6 +1,6 @@
-"""Lines over steps as SVG: a few kilobytes of text each, no library. Pure.
+"""Line plots over steps as SVG, a few kilobytes each, without a plotting library. Pure.
 
-Series differ by dashes and by the label at their end, markers by their labels: no fact is told by colour alone.
+Series differ by dashes and by the label at their end, markers by their labels: nothing depends on colour alone.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ Floats = NDArray[np.float64]
 
 WIDTH, HEIGHT = 760, 190
 LEFT, RIGHT, TOP, BOTTOM = 58, 96, 22, 26
-"""Of a plot in pixels, and what its frame leaves around it."""
+"""Size of a plot and its margins, in pixels."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES = ("", "6 3", "2 2", "8 3 2 3", "1 3", "10 4")
-"""Of series in turn (colours of Okabe and Ito)."""
+"""Styles of the series in turn (Okabe and Ito's palette)."""
 
 MAX_POINTS = 1_500
-"""Of a line; of more, the least and the greatest of each stretch are drawn."""
+"""Most points of a line; a longer one is downsampled to the extremes of each bucket."""
 
 
 @dataclass(frozen=True)
 class PlotLine:
-    """A line: a value per step, NaN where it is not known."""
+    """A line: one value per step, NaN where unknown."""
 
     label: str
     values: Floats
@@ -37,7 +37,7 @@ class PlotLine:
 
 @dataclass(frozen=True)
 class PlotMark:
-    """Something that happened before ``step``: ``kind`` is ``switch``, ``alarm`` or ``over``."""
+    """An event before ``step``; ``kind`` is ``switch``, ``alarm`` or ``over``."""
 
     step: float
     label: str
@@ -54,19 +54,19 @@ def svg(
     marks: Sequence[PlotMark] = (),
     *,
     updates: Sequence[float] = (),
-    wrong: tuple[float, float] | None = None,
-    joined: NDArray[np.bool_] | None = None,
+    fault: tuple[float, float] | None = None,
+    connected: NDArray[np.bool_] | None = None,
 ) -> str:
     """A plot of ``series`` over ``steps`` [steps].
 
     Args:
-        title: what is shown, with its unit.
-        steps: numbers of the steps, rising.
+        title: quantity and unit.
+        steps: step numbers, ascending.
         series: each with a value per step.
         marks: vertical lines with labels.
-        updates: steps after which the weights were new: ticks on the axis.
-        wrong: from this step to that something is wrong: shaded.
-        joined: whether a line may lead from each step to the next [steps - 1]; None: everywhere.
+        updates: steps after which the weights changed: ticks on the axis.
+        fault: first and last step of the shaded range.
+        connected: whether a line connects each step to the next [steps - 1]; None: everywhere.
     """
     known = [one for one in series if np.isfinite(one.values).any()]
     parts = [
@@ -77,9 +77,9 @@ def svg(
     ]
     if not known or not len(steps):
         return "".join([*parts, f'<text x="{LEFT}" y="{HEIGHT // 2}" fill="#777">not measured</text></svg>'])
-    frame = _Frame.around(steps, known)
-    if wrong is not None:
-        x, end = frame.x(max(wrong[0] - 0.5, frame.first)), frame.x(min(wrong[1], frame.last))
+    frame = _Frame.fit(steps, known)
+    if fault is not None:
+        x, end = frame.x(max(fault[0] - 0.5, frame.first)), frame.x(min(fault[1], frame.last))
         parts.append(
             f'<rect x="{x:.1f}" y="{TOP}" width="{max(end - x, 0):.1f}" height="{HEIGHT - TOP - BOTTOM}" '
             'fill="#d55e00" fill-opacity="0.09"/>'
@@ -88,16 +88,16 @@ def svg(
     bottom = HEIGHT - BOTTOM
     parts += [f'<path d="M{frame.x(at):.1f} {bottom}v4" stroke="#0072b2" stroke-width="0.7"/>' for at in updates]
     parts += _marks(marks, frame)
-    ends: list[float] = []
-    stretch = np.zeros(len(steps), np.intp) if joined is None else np.concatenate([[0], np.cumsum(~joined)])
-    for place, one in enumerate(known):
-        parts += _line(one, steps, stretch, frame, place, ends)
+    labels: list[float] = []
+    segment = np.zeros(len(steps), np.intp) if connected is None else np.concatenate([[0], np.cumsum(~connected)])
+    for i, one in enumerate(known):
+        parts += _line(one, steps, segment, frame, i, labels)
     return "".join([*parts, "</svg>"])
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """From steps and values to pixels."""
+    """Maps steps and values to pixels."""
 
     first: float
     last: float
@@ -105,14 +105,14 @@ class _Frame:
     high: float
 
     @classmethod
-    def around(cls, steps: Floats, series: Sequence[PlotLine]) -> _Frame:
-        every = np.concatenate([one.values[np.isfinite(one.values)] for one in series])
-        low, high = float(every.min()), float(every.max())
+    def fit(cls, steps: Floats, series: Sequence[PlotLine]) -> _Frame:
+        values = np.concatenate([one.values[np.isfinite(one.values)] for one in series])
+        low, high = float(values.min()), float(values.max())
         if 0 <= low < 0.5 * high:
             low = 0.0
-        room = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
+        margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
         first, last = float(steps[0]), float(steps[-1])
-        return cls(first, last if last > first else first + 1, low - room * (low != 0), high + room)
+        return cls(first, last if last > first else first + 1, low - margin * (low != 0), high + margin)
 
     def x(self, step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (step - self.first) / (self.last - self.first)
@@ -137,7 +137,7 @@ class _Frame:
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers from ``low`` to ``high``, some ``about`` of them.
+    """About ``about`` round numbers from ``low`` to ``high``.
 
     >>> ticks(0.0, 1.0, 4)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -149,27 +149,27 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _line(
-    one: PlotLine, steps: Floats, stretch: NDArray[np.intp], frame: _Frame, place: int, ends: list[float]
+    one: PlotLine, steps: Floats, segment: NDArray[np.intp], frame: _Frame, index: int, labels: list[float]
 ) -> list[str]:
-    """The line and its label, which keeps a line's distance from those in ``ends``; what stands alone is a dot.
+    """A line and its label, placed at a distance from those at heights ``labels``; an isolated point is a dot.
 
-    ``stretch`` [steps] numbers the stretches that a line may lead through.
+    ``segment`` [steps] numbers the connected segments.
     """
-    colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
-    x, y = thinned(steps, one.values)
-    of = stretch[np.searchsorted(steps, x)]
+    colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+    x, y = downsampled(steps, one.values)
+    numbers = segment[np.searchsorted(steps, x)]
     known = np.isfinite(y)
-    leads = known[:-1] & known[1:] & (of[:-1] == of[1:])  # from each point to the next
-    before, after = np.concatenate([[False], leads]), np.concatenate([leads, [False]])
+    joined = known[:-1] & known[1:] & (numbers[:-1] == numbers[1:])  # each point with the next
+    before, after = np.concatenate([[False], joined]), np.concatenate([joined, [False]])
     path = [
         f"{'L' if here else 'M'}{frame.x(step):.1f} {frame.y(value):.1f}{'' if here or on else 'h0'}"
         for step, value, here, on in zip(x[known], y[known], before[known], after[known], strict=True)
     ]
     last = frame.y(float(one.values[np.isfinite(one.values)][-1]))
     away = 4 if last < HEIGHT / 2 else -4
-    while any(abs(last - other) < 12 for other in ends):
+    while any(abs(last - other) < 12 for other in labels):
         last += away
-    ends.append(last)
+    labels.append(last)
     return [
         f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-linejoin="round" '
         f'stroke-linecap="round" stroke-dasharray="{dash}"/>',
@@ -177,18 +177,18 @@ def _line(
     ]
 
 
-def thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """At most ``MAX_POINTS`` points, among them the extremes of every stretch."""
+def downsampled(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """At most ``MAX_POINTS`` points: the minimum and maximum of every bucket."""
     if len(x) <= MAX_POINTS:
         return x, y
-    kept: list[int] = []
+    indices: list[int] = []
     for part in np.array_split(np.arange(len(x)), MAX_POINTS // 2):
         values = y[part]
         if np.isfinite(values).any():
-            kept += sorted({int(part[np.nanargmin(values)]), int(part[np.nanargmax(values)])})
+            indices += sorted({int(part[np.nanargmin(values)]), int(part[np.nanargmax(values)])})
         else:
-            kept.append(int(part[0]))
-    return x[kept], y[kept]
+            indices.append(int(part[0]))
+    return x[indices], y[indices]
 
 
 def _marks(marks: Sequence[PlotMark], frame: _Frame) -> list[str]:

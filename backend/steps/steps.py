@@ -104,8 +104,8 @@ class Assembly:
         for place, cell in measure_cells(batch).items():
             self.cells[place] = self.cells[place] + cell if place in self.cells else cell
         if batch.body.update == 0:
-            self.joined.add(batch)
-            self.samples.add(batch)
+            self.joined.count(batch)
+            self.samples.add_batch(batch)
         self.provenance.add(batch)
 
     @property
@@ -140,7 +140,7 @@ class Assembly:
             joins=dict(self.joined.ways),
             reused=self.joined.reused,
             unused=dict(unused),
-            copies=self.joined.of_copies(),
+            copies=self.joined.copies_by_engine(),
             missing_rows=self.missing_rows,
             lost=dict(self.lost),
         )
@@ -225,9 +225,9 @@ class Steps:
             batch.first = assembly.rows[body.rank]
             assembly.rows[body.rank] += batch.rows
         if body.update and not self.behind:  # only contributes clip rates: not worth waiting for
-            batch.join(self._index, surely=False)
+            batch.join(self._index, strict=False)
             assembly.absorb(batch)
-        elif self._joins_now() and not self._unseen and batch.join(self._index, surely=True):
+        elif self._joins_now() and not self._unseen and batch.join(self._index, strict=True):
             assembly.absorb(batch)
         else:
             self._unseen |= not self._joins_now()
@@ -307,7 +307,7 @@ class Steps:
             return None
         waiting = []
         for batch in assembly.waiting:
-            if self._budget > 0 and batch.join(self._index, surely=True):
+            if self._budget > 0 and batch.join(self._index, strict=True):
                 self._absorb(assembly, batch)
             else:
                 waiting.append(batch)
@@ -326,7 +326,7 @@ class Steps:
 
     def _settle(self, assembly: Assembly, batch: Batch) -> None:
         """Absorb a batch with the nearest rollouts there are."""
-        batch.join(self._index, surely=False)
+        batch.join(self._index, strict=False)
         self._absorb(assembly, batch)
 
     def _finish(self, assembly: Assembly, now: float) -> api.Step:
@@ -346,11 +346,11 @@ class Steps:
         self._scalars[step.step] = step.trainer
         while len(self._scalars) > metrics.TRAILING:
             del self._scalars[min(self._scalars)]
-        self.cells.add(step.step, step.closed, assembly.cells)
-        self.parts.add(step.step, assembly.parts)
+        self.cells.put(step.step, step.closed, assembly.cells)
+        self.parts.put(step.step, assembly.parts)
         self.samples.put(step.step, assembly.samples)
         self.shapes.put(step.step, assembly.parts)
-        known = {e: own for e, own in assembly.evidence.items() if own.told}
+        known = {e: own for e, own in assembly.evidence.items() if not own.is_empty}
         self.series.put(step.step, {e: evidence.with_lags(own, assembly.parts[e].strata) for e, own in known.items()})
         return step
 

@@ -34,7 +34,7 @@ from rltop.backend.store.step_details import StepDetails
 from rltop.backend.summary import Regression
 from rltop.backend.summary.dimensions import STRATA
 from rltop.backend.summary.groups import Groups
-from rltop.backend.summary.kernel import FIGURES, MOMENTS
+from rltop.backend.summary.kernel import FIGURE, MOMENT
 from rltop.backend.summary.strata import Packed
 
 EFFECT_STEPS = epoch_sums.STEPS
@@ -115,8 +115,8 @@ def part_rows(step: int, parts: Mapping[str, EngineSums]) -> Iterator[Row]:
     """Yield rows of ``strata``."""
     for engine, part in parts.items():
         body = _PartBody(
-            STRATA, _of_strata(part.strata), _of_strata(part.matched), part.line.sequences,
-            [part.line.sums.tobytes(), part.line.products.tobytes()],
+            STRATA, _of_strata(part.strata), _of_strata(part.matched), part.lag_regression.sequences,
+            [part.lag_regression.sums.tobytes(), part.lag_regression.products.tobytes()],
             [part.groups.keys.tobytes(), part.groups.moments.tobytes(), part.groups.rewards.tobytes()],
         )  # fmt: skip
         yield {"step": step, "engine": engine, "old": int(part.old), "body": msgspec.msgpack.encode(body)}
@@ -164,13 +164,13 @@ def _part(old: int, packed: bytes) -> EngineSums | None:
         bool(old),
         Regression(body.sequences, sums, products.reshape(sums.size, sums.size)),
         Groups(
-            _array(keys, "<u8"), _array(moments).reshape(-1, FIGURES, MOMENTS), _array(rewards).reshape(-1, 3),
+            _array(keys, "<u8"), _array(moments).reshape(-1, len(FIGURE), len(MOMENT)), _array(rewards).reshape(-1, 3),
         ),
     )  # fmt: skip
 
 
 def _strata(raw: Sequence[bytes]) -> Packed:
-    return Packed(_array(raw[0], "<u2"), _array(raw[1]).reshape(-1, FIGURES, MOMENTS), _array(raw[2]))
+    return Packed(_array(raw[0], "<u2"), _array(raw[1]).reshape(-1, len(FIGURE), len(MOMENT)), _array(raw[2]))
 
 
 def _array(raw: bytes, kind: str = "<f8") -> NDArray[Any]:
@@ -260,7 +260,7 @@ def effect(reader: Reader, question: api.AskEffect, shown: api.Snapshot) -> api.
     lives = {place.engine: place.life for step in steps for place in step.cells}
     lives |= {engine: own[-1].life for engine, own in speeds.items()}
     present = {e: (lives[e], engine.flag_epoch) for e, engine in shown.engines.items() if e in lives}
-    return known.answered(question, chosen, steps, speeds, present)
+    return known.answer_for(question, chosen, steps, speeds, present)
 
 
 _LOOKBACK_S = 5.0 * LEAST_SAMPLES

@@ -341,7 +341,7 @@ def _connect(path: Path) -> sqlite3.Connection:
                 raise
             return sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, check_same_thread=False)
     except (OSError, EOFError, sqlite3.Error) as error:
-        raise schema.StoreError(f"{path}: can't be read: {error}") from error
+        raise schema.StoreError(f"{path} is not a readable store or recording of a run: {error}") from error
 
 
 def _up_to_date(old: sqlite3.Connection) -> sqlite3.Connection:

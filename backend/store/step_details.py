@@ -58,7 +58,7 @@ def sample_rows(details: StepDetails) -> Iterator[SampleRow]:
     for kind in KINDS:
         seen: set[tuple[int, ...]] = set()
         for engine in (None, *samples.engines):
-            sequences, tokens = samples.of(kind, engine)
+            sequences, tokens = samples.select(kind, engine)
             for sequence in sequences:
                 if (row := (sequence.rank, sequence.number)) not in seen:
                     seen.add(row)

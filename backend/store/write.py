@@ -176,7 +176,7 @@ class Writer:
         self._counters.update(frame.counters)
         self._trainer = frame.trainer or self._trainer
         due = self._due(frame.time)
-        news = api.has_news(frame) or due
+        news = api.has_records(frame) or due
         if not news and (not (self._trainer or frame.counters) or frame.time - self._counts_stored < COUNTS_PERIOD_S):
             return
         number = self._new_frame(frame.time)

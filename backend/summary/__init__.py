@@ -1,7 +1,7 @@
-"""From tokens to a mergeable summary: counts, float64 sums, extremes, fixed histograms and strata. Pure.
+"""Mergeable summaries of tokens: counts, float64 sums, extremes, fixed histograms and strata. Pure.
 
-Every summary here is an identity (the empty one), an ``of`` that makes one from arrays, and ``+``, which is associative
-and commutative (sums to float64 rounding, everything else exactly). Quantiles are read only at display.
+Every summary is a monoid: the empty summary, a constructor ``of`` that takes arrays, and an associative and commutative
+``+`` (sums to float64 rounding, everything else exactly). Quantiles are computed only for display.
 ``d = trainer - rollout`` throughout, in nats; conventions of ``rltop.backend.metrics``.
 """
 

@@ -1,4 +1,4 @@
-"""What a gap is told apart by: every dimension with its strata, as data. Loads nothing heavy."""
+"""The dimensions that the gap is broken down by, each with its strata. Pure data; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Dimension:
-    """One way to tell tokens apart.
+    """One partition of the tokens into strata.
 
     Attributes:
         name: as in reports.
-        help: in words.
-        strata: labels, in order; their number bounds what is kept.
+        help: description for reports.
+        strata: labels, in order. Their number bounds the memory per summary.
         of_sequence: all tokens of a sequence are in one stratum, unless weights or engines changed within it.
     """
 
@@ -44,7 +44,7 @@ class Dimension:
 
 
 def _ranges(edges: tuple[int, ...]) -> tuple[str, ...]:
-    """Labels of whole numbers from each edge up to the next."""
+    """Labels of the integer ranges between the edges; the last is open."""
     ends = [*edges[1:], None]
     return tuple(
         f"{low}+" if end is None else f"{low}" if end == low + 1 else f"{low}-{end - 1}"
@@ -52,14 +52,14 @@ def _ranges(edges: tuple[int, ...]) -> tuple[str, ...]:
     )
 
 
-def _spans(edges: tuple[int, ...]) -> tuple[str, ...]:
+def _time_ranges(edges: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(
-        f"{_time(low)}+" if end is None else f"{_time(low)}-{_time(end)}"
+        f"{_duration(low)}+" if end is None else f"{_duration(low)}-{_duration(end)}"
         for low, end in zip(edges, [*edges[1:], None], strict=True)
     )
 
 
-def _time(seconds: int) -> str:
+def _duration(seconds: int) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size and seconds % size == 0:
             return f"{seconds // size}{unit}"
@@ -69,12 +69,12 @@ def _time(seconds: int) -> str:
 ALL = Dimension("all", "every token", ("all",))
 LAG = Dimension(
     "lag",
-    "versions between the weights that sampled the token and those that the trainer's logprob is of",
+    "weight versions between sampling and the trainer logprob of the token",
     ("ahead", *map(str, range(MAX_LAG)), f"{MAX_LAG}+", UNKNOWN),
     of_sequence=False,
 )
 POSITION = Dimension(
-    "position", "place of the token among the sequence's trained ones, from 0", _ranges(POSITIONS), of_sequence=False
+    "position", "index of the token among the sequence's trained tokens, from 0", _ranges(POSITIONS), of_sequence=False
 )
 PROBABILITY = Dimension(
     "probability",
@@ -84,25 +84,27 @@ PROBABILITY = Dimension(
 )
 CACHE = Dimension(
     "prefix",
-    "whether prompt tokens of the request came from the prefix cache: hit, miss, or off (no lookup)",
+    "whether the request read prompt tokens from the prefix cache: hit, miss, or off (no lookup)",
     ("hit", "miss", "off", UNKNOWN),
 )
 UPDATE = Dimension(
     "update",
-    "before or after the first change of weights within the request; whole: there was none",
+    "before or after the first weight update within the request; whole: there was none",
     ("whole", "before", "after", UNKNOWN),
     False,
 )
 SINCE_UPDATE = Dimension(
-    "since_update", "from the engine's last change of weights to the request's scheduling", (*_spans(SECONDS), UNKNOWN)
+    "since_update",
+    "time from the engine's last weight update to the scheduling of the request",
+    (*_time_ranges(SECONDS), UNKNOWN),
 )
 SINCE_START = Dimension(
-    "since_start", "from the engine's start to the request's scheduling", (*_spans(SECONDS), UNKNOWN)
+    "since_start", "time from the engine's start to the scheduling of the request", (*_time_ranges(SECONDS), UNKNOWN)
 )
 LENGTH = Dimension("length", "trained tokens of the sequence", _ranges(LENGTHS))
 TURN = Dimension(
     "turn",
-    "stretch of the sequence that the policy wrote, from 0; what lies between is not trained on",
+    "number of the policy's turn in the sequence, from 0; the text between turns is not trained on",
     (*map(str, range(MAX_TURN - 1)), f"{MAX_TURN - 1}+"),
 )
 FINISH = Dimension("finish", "why the request ended", ("stop", "length", "abort", "error", "other", UNKNOWN))
@@ -112,7 +114,7 @@ DIMENSIONS: tuple[Dimension, ...] = (
 )  # fmt: skip
 
 OFFSET: dict[str, int] = {}
-"""First stratum of each dimension in the row of all strata."""
+"""Index of each dimension's first stratum in the array of all strata."""
 STRATA = 0
 for _dimension in DIMENSIONS:
     OFFSET[_dimension.name] = STRATA
@@ -120,17 +122,17 @@ for _dimension in DIMENSIONS:
 
 
 def lag_strata(lags: Ints, known: NDArray[np.bool_]) -> Ints:
-    """Stratum of each lag [n]."""
+    """Stratum in ``LAG`` of each lag [n]."""
     return np.where(known, np.clip(lags, -1, MAX_LAG) + 1, len(LAG.strata) - 1)
 
 
 def second_strata(seconds: Floats) -> Ints:
-    """Stratum of each time [n], NaN where not known, in ``SINCE_UPDATE`` and ``SINCE_START``."""
+    """Stratum in ``SINCE_UPDATE`` and ``SINCE_START`` of each time [n]; NaN if not known."""
     known = seconds >= 0
     found = np.searchsorted(np.array(SECONDS), np.where(known, seconds, 0.0), side="right") - 1
     return np.where(known, found, len(SECONDS))
 
 
 def length_strata(lengths: Ints) -> Ints:
-    """Stratum of each length [n], at least 1."""
+    """Stratum in ``LENGTH`` of each length [n], at least 1."""
     return np.searchsorted(np.array(LENGTHS), lengths, side="right") - 1

@@ -1,9 +1,10 @@
-"""The summary of the tokens of one engine, or of all, in one step. Pure."""
+"""The summary of one engine's tokens in one step. Pure."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,13 +15,24 @@ from rltop.backend.summary.moments import Regression, Sizes, Spread
 from rltop.backend.summary.sequences import SequenceSummary
 from rltop.backend.summary.strata import Strata
 
-ADV_N, ADV_D, ADV_ABS, ADV, ADV_LOW, ADV_HIGH = range(6)
-"""Sums over tokens with a valid d and a known advantage A: 1, A d, |A| |d|, |A|, and where A < 0 and A > 0."""
+
+class AdvantageSums(NamedTuple):
+    """Sums over the tokens with a valid d and a known advantage A."""
+
+    n: int
+    d: int  # A d
+    abs_d: int  # |A| |d|
+    size: int  # |A|
+    negative: int  # tokens with A < 0
+    positive: int  # tokens with A > 0
+
+
+ADVANTAGE = AdvantageSums(*range(len(AdvantageSums._fields)))
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Bounds of the ratio outside which the trainer clips, the widest of several; by sequence for GSPO."""
+    """Bounds of the ratio outside which the trainer clips; per sequence for GSPO. ``+`` takes the wider of two."""
 
     low: float | None = None
     high: float | None = None
@@ -34,47 +46,50 @@ class Bounds:
 
 @dataclass(slots=True)
 class Summary:
-    """What is kept of the tokens of one engine (or of all) in one step.
+    """Summary of the tokens of one engine, or of all engines, in one step.
 
-    All but the clip rates and ``kept``, which are of all updates, is of update 0.
+    Everything covers update 0, except ``clip_low``, ``clip_high`` and ``unclipped``, which cover all updates.
 
     Attributes:
-        gap: trainer - rollout. fresh: of those, tokens that the trainer's own version sampled (lag 0).
-        backend: old - rollout where the old version is the rollout version. stale: old - rollout elsewhere.
+        gap: trainer - rollout. lag0: the same over tokens that the trainer's own version sampled (lag 0).
+        backend: old - rollout, tokens whose old version is the rollout version. stale: old - rollout, other tokens.
         update: trainer - old.
-        whole: the gap over whole sequences. strata: the gap told apart. matched: likewise of what is version-matched:
-            ``backend`` where there are old logprobs, ``fresh`` where not. line: k3 on lag. groups: by prompt.
-        entropy, lag, lags: over tokens. reward: over sequences. advantage: as ``ADV_N`` to ``ADV_HIGH`` name them.
-        clip_low, clip_high: 1 where clipped; over tokens, for GSPO over sequences. bounds: what they were reckoned by.
-        kept: 1 where neither; over tokens.
-        cached: total = prompt tokens read from the cache, n = prompt tokens, of joined rollouts.
-        tokens, sequences: trained on. joinable: sequences with a trained token. joined: of those, with their rollouts.
-        versions: over sequences with known token versions, how many sampled each. spanning: of those, by two or more.
-        read: sequences with a trained token whose ids are known. repeating: of those, that end in a repetition.
-        dated: tokens whose lag could be known, the trainer having told its version.
-        requests: joined rollouts. aborted, failed, truncated: of those, ended by an abort (also by a stop string found
-            in the front end), by an error, by the limit of tokens.
+        per_sequence: the gap over sequences. strata: the gap by stratum. matched: the version-matched gap by stratum,
+            of the tokens in ``backend`` if there are old logprobs, else of those in ``lag0``. lag_regression: k3 on
+            lag. groups: the gap by prompt.
+        entropy, lag, lags: over tokens. reward: over sequences. advantage: [AdvantageSums].
+        clip_low, clip_high: 1 if clipped; over tokens, for GSPO over sequences. bounds: the clip bounds.
+        unclipped: 1 if neither; over tokens.
+        cached: total = prompt tokens read from the prefix cache, n = prompt tokens, of joined rollouts.
+        tokens, sequences: trained on. joinable: sequences with a trained token. joined: those with their rollouts.
+        versions: over sequences with known token versions, the number of versions that sampled each. spanning: those
+            with two or more.
+        repetition_checked: sequences with a trained token whose ids are known. repetitive: those that end in a
+            repetition.
+        lag_expected: tokens for which the trainer gave its version, so that their lag can be known.
+        requests: joined rollouts. aborted, failed, truncated: those ended by an abort (or by a stop string that the
+            front end found), by an error, by the token limit.
     """
 
     gap: Gap = field(default_factory=Gap)
-    fresh: Gap = field(default_factory=Gap)
+    lag0: Gap = field(default_factory=Gap)
     backend: Gap = field(default_factory=Gap)
     stale: Gap = field(default_factory=Gap)
     update: Gap = field(default_factory=Gap)
-    whole: SequenceSummary = field(default_factory=SequenceSummary)
+    per_sequence: SequenceSummary = field(default_factory=SequenceSummary)
     strata: Strata = field(default_factory=Strata)
     matched: Strata = field(default_factory=Strata)
-    line: Regression = field(default_factory=Regression)
+    lag_regression: Regression = field(default_factory=Regression)
     groups: Groups = field(default_factory=Groups)
     entropy: Spread = field(default_factory=Spread)
     reward: Spread = field(default_factory=Spread)
     lag: Spread = field(default_factory=Spread)
     lags: Sizes = field(default_factory=Sizes)
-    advantage: Floats = field(default_factory=lambda: np.zeros(6))
+    advantage: Floats = field(default_factory=lambda: np.zeros(len(ADVANTAGE)))
     clip_low: Spread = field(default_factory=Spread)
     clip_high: Spread = field(default_factory=Spread)
     bounds: Bounds = field(default_factory=Bounds)
-    kept: Spread = field(default_factory=Spread)
+    unclipped: Spread = field(default_factory=Spread)
     cached: Spread = field(default_factory=Spread)
     tokens: int = 0
     sequences: int = 0
@@ -82,9 +97,9 @@ class Summary:
     joined: int = 0
     versions: Spread = field(default_factory=Spread)
     spanning: int = 0
-    read: int = 0
-    repeating: int = 0
-    dated: int = 0
+    repetition_checked: int = 0
+    repetitive: int = 0
+    lag_expected: int = 0
     requests: int = 0
     aborted: int = 0
     failed: int = 0
@@ -97,28 +112,28 @@ class Summary:
 
     @property
     def noise(self) -> float | None:
-        """Standard deviation of the version-matched d: of ``backend``, else of ``fresh``; None where there is none."""
-        return self.backend.std if self.backend.n else self.fresh.std
+        """Standard deviation of the version-matched d: of ``backend``, else of ``lag0``; None without such tokens."""
+        return self.backend.std if self.backend.n else self.lag0.std
 
     def noise_clip(self, *, high: bool) -> float | None:
-        """Share that noise alone would clip on one side: d ~ N(0, noise^2), sides by the signs of the advantages.
+        """Share that noise alone would clip on one side: d ~ N(0, noise^2), the side by the sign of the advantage.
 
         A GSPO sequence of T tokens has noise / sqrt(T). None without a bound, advantages or version-matched tokens.
         """
         bound = self.bounds.high if high else self.bounds.low
-        s, told = self.noise, float(self.advantage[ADV_N])
-        if bound is None or s is None or not told or bound <= 0:
+        s, n = self.noise, float(self.advantage[ADVANTAGE.n])
+        if bound is None or s is None or not n or bound <= 0:
             return None
-        side = float(self.advantage[ADV_HIGH if high else ADV_LOW]) / told
+        side = float(self.advantage[ADVANTAGE.positive if high else ADVANTAGE.negative]) / n
         edge = math.log(bound) if high else -math.log(bound)
         if not self.bounds.by_sequence:
             return side * _beyond(edge, s)
-        sizes, counts = self.whole.sizes.values, self.whole.sizes.counts
-        there = sizes >= 1
-        if not there.any():
+        sizes, counts = self.per_sequence.sizes.values, self.per_sequence.sizes.counts
+        trained = sizes >= 1
+        if not trained.any():
             return None
-        shares = [_beyond(edge, s / math.sqrt(size)) for size in sizes[there]]
-        return side * float(np.average(shares, weights=counts[there]))
+        shares = [_beyond(edge, s / math.sqrt(size)) for size in sizes[trained]]
+        return side * float(np.average(shares, weights=counts[trained]))
 
 
 def _beyond(edge: float, s: float) -> float:

@@ -1,7 +1,7 @@
-"""Prompt groups: the sequences of one prompt taken together. Pure.
+"""Prompt groups: the sequences sampled from one prompt. Pure.
 
-Of more than ``MAX_GROUPS`` groups those with the smallest keys are kept. Keys are hashes, so that is an unbiased
-sample, whole in itself, and merging keeps it so in any order.
+At most ``MAX_GROUPS`` groups are kept, those with the smallest keys. Keys are hashes, so this is an unbiased sample of
+complete groups, and the same one in whatever order summaries are merged.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from rltop.backend.summary import kernel as k
-from rltop.backend.summary.kernel import FIGURES, MOMENTS, Floats
+from rltop.backend.summary.kernel import FIGURE, MOMENT, RUN, RUN_FIGURES, Floats
 
 MAX_GROUPS = 1024
 
@@ -24,28 +23,26 @@ _NO_KEYS: Keys = np.zeros(0, np.uint64)
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """What is kept of prompt groups.
+    """Sums by prompt group.
 
     Attributes:
-        keys: rising [groups]. moments: of the gap over the group's sequences [groups, FIGURES, MOMENTS].
-        rewards: how many, and their smallest and greatest [groups, 3].
+        keys: rising [groups]. moments: of the gap over the group's sequences [groups, Figures, Moments].
+        rewards: number of known rewards, their minimum and maximum [groups, 3].
     """
 
     keys: Keys = field(default_factory=lambda: _NO_KEYS)
-    moments: Floats = field(default_factory=lambda: np.zeros((0, FIGURES, MOMENTS)))
+    moments: Floats = field(default_factory=lambda: np.zeros((0, len(FIGURE), len(MOMENT))))
     rewards: Floats = field(default_factory=lambda: np.zeros((0, 3)))
 
     @classmethod
     def of(cls, keys: Keys, rows: Floats, rewards: Floats) -> Groups:
-        """Of sequences with their group's key, the kernel's sums [sequences, PIECE_SUMS], and rewards, NaN unknown."""
-        n, sums = rows[:, k.PIECE_N, None], rows[:, k.PIECE_D : k.PIECE_D + FIGURES]
+        """Of sequences: their groups' keys, the kernel's sums [sequences, RunSums], and rewards, NaN if unknown."""
+        n, sums = rows[:, RUN.n, None], rows[:, RUN_FIGURES]
         n = np.broadcast_to(n, sums.shape)
         moments = np.stack([(n > 0).astype(float), n, sums, n * n, sums * sums, n * sums], axis=2)
         known = np.isfinite(rewards)
-        told = np.stack(
-            [known.astype(float), np.where(known, rewards, math.inf), np.where(known, rewards, -math.inf)], axis=1
-        )
-        return cls(keys, moments, told)._whole()
+        low, high = (np.where(known, rewards, none) for none in (math.inf, -math.inf))
+        return cls(keys, moments, np.stack([known.astype(float), low, high], axis=1))._merged()
 
     def __add__(self, other: Groups) -> Groups:
         if not (self.keys.size and other.keys.size):
@@ -54,12 +51,12 @@ class Groups:
             np.concatenate([self.keys, other.keys]),
             np.concatenate([self.moments, other.moments]),
             np.concatenate([self.rewards, other.rewards]),
-        )._whole()
+        )._merged()
 
-    def _whole(self) -> Groups:
-        """Each key once, and no more of them than are kept."""
+    def _merged(self) -> Groups:
+        """With one entry per key, and at most ``MAX_GROUPS`` keys."""
         keys, where = np.unique(self.keys, return_inverse=True)
-        moments = np.zeros((keys.size, FIGURES, MOMENTS))
+        moments = np.zeros((keys.size, len(FIGURE), len(MOMENT)))
         np.add.at(moments, where, self.moments)
         rewards = np.tile([0.0, math.inf, -math.inf], (keys.size, 1))
         np.add.at(rewards[:, 0], where, self.rewards[:, 0])
@@ -70,12 +67,12 @@ class Groups:
 
     @property
     def nbytes(self) -> int:
-        """What it holds, roughly."""
+        """Approximate memory use."""
         return 400 + self.keys.nbytes + self.moments.nbytes + self.rewards.nbytes
 
     @property
     def zero_std(self) -> float | None:
-        """Share of the groups of several rewards whose rewards are all the same; None of no such group."""
+        """Share of groups with equal rewards among those with two or more; None without such a group."""
         several = self.rewards[:, 0] > 1
         if not several.any():
             return None

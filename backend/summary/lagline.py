@@ -1,8 +1,8 @@
-"""The line k3 = a + b lag, told only as far as the lags of the tokens allow. Pure.
+"""The regression of k3 on lag, reported as far as the range of lags supports it. Pure.
 
-k3 grows faster than lag, so a line through lags that are near each other has a slope of noise and a foot as high as k3
-itself: it would tell of an engine that is off in every healthy run. And what a line has at lag 0 is no evidence where
-no token is near.
+The slope is reported only if the lags span at least ``MIN_SPAN`` versions, the intercept only if there are tokens near
+lag 0. k3 grows faster than lag, so over a narrow range of lags the slope is noise and the intercept as high as k3
+itself, which would suggest a faulty engine in every healthy run.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from rltop.backend.summary.dimensions import LAG, MAX_LAG, OFFSET, UNKNOWN
+from rltop.backend.summary.kernel import FIGURE, MOMENT
 from rltop.backend.summary.moments import Regression
-from rltop.backend.summary.strata import K3, Strata
+from rltop.backend.summary.strata import Strata
 
 MIN_SPAN = 3
-"""Versions that the lags must span, and within which of lag 0 there must be tokens, for the line to be told there."""
+"""Versions that the lags must span for a slope; an intercept also needs tokens at a lag below it."""
 
 END = 20
-"""One token in so many must be at either end of the span."""
+"""The range of lags leaves out less than one token in ``END`` on either side."""
 
 _LAGS = np.arange(-1, MAX_LAG + 1)
 _ROWS = slice(OFFSET[LAG.name], OFFSET[LAG.name] + LAG.strata.index(UNKNOWN))
@@ -33,9 +34,9 @@ class LagLine:
     """``k3 = at_lag0 + per_lag * lag``.
 
     Attributes:
-        lags: between which the tokens' lags are, but for one in ``END`` at either end.
-        at_lag0: nats; None where not to be told. per_lag: likewise, nats per version.
-        why: what keeps either from being told, for a person; empty if nothing does.
+        lags: range of the lags, leaving out less than one token in ``END`` on either side.
+        at_lag0: nats; None if the lags do not support it. per_lag: nats per version; None on the same condition.
+        why: reason that one of them is None; empty if both are given.
     """
 
     lags: tuple[int, int]
@@ -45,7 +46,7 @@ class LagLine:
 
 
 def lag_line(line: Regression, strata: Strata) -> LagLine | None:
-    """What can be told of a line and the strata of the same tokens; None where all have one lag, or none is known."""
+    """The parts of a regression that the lags in ``strata`` support; None if all have one lag or none is known."""
     fit = line.fit()
     ends = lag_ends(strata)
     if fit is None or ends is None:
@@ -53,20 +54,20 @@ def lag_line(line: Regression, strata: Strata) -> LagLine | None:
     low, high = ends
     if high - low < MIN_SPAN:
         seen = f"nearly all {low}" if low == high else f"{low} to {high}"
-        return LagLine(ends, why=f"lags too close to tell ({seen})")
+        return LagLine(ends, why=f"lags span too few versions for a line ({seen})")
     errors = line.errors() or (None, None)
-    foot, slope = zip(fit, errors, strict=True)
+    intercept, slope = zip(fit, errors, strict=True)
     if low >= MIN_SPAN:
-        return LagLine(ends, None, slope, f"lags too far from 0 to tell what is left there ({low} to {high})")
-    return LagLine(ends, foot, slope)
+        return LagLine(ends, None, slope, f"lags too far from 0 for an intercept ({low} to {high})")
+    return LagLine(ends, intercept, slope)
 
 
 def lag_ends(strata: Strata) -> tuple[int, int] | None:
-    """The lowest lag that one token in ``END`` is at or below, the highest that as many are at or above.
+    """The lowest lag that one token in ``END`` is at or below, and the highest that as many are at or above.
 
-    None where no lag is known. Lags beyond the strata count as the last.
+    None if no lag is known. Lags beyond the last stratum count as in it.
     """
-    tokens = strata.moments[_ROWS, K3, 1]
+    tokens = strata.moments[_ROWS, FIGURE.k3, MOMENT.n]
     total = tokens.sum()
     if not total:
         return None

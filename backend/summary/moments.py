@@ -1,4 +1,4 @@
-"""Means, spreads and lines that merge: of numbers, of pairs of numbers, and of histograms. Pure."""
+"""Mergeable statistics: mean and spread, covariance of pairs, regression, histogram. Pure."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rltop.backend.summary.kernel import FIRST, LARGEST, SHIFT, SIDE, Floats, In
 _edges = ((np.arange(SIDE + 1, dtype=np.uint32) + np.uint32(FIRST)) << np.uint32(SHIFT)).view(np.float32)
 _magnitudes = (_edges[:-1].astype(np.float64) + _edges[1:]) / 2
 MIDDLES: Floats = np.concatenate([-_magnitudes[::-1], [0.0], _magnitudes])
-"""Middle of each bin of a histogram; 0 stands at ``SIDE``."""
+"""Middle of each bin of a histogram; the zero bin has index ``SIDE``."""
 
 
 def histogram(values: NDArray[np.generic], counts: Ints | None = None) -> Ints:
-    """How many finite ``values`` [n], each as often as ``counts`` [n] says, are in the bins of ``MIDDLES``."""
+    """Counts of finite ``values`` [n] in the bins of ``MIDDLES``, weighted by ``counts`` [n]."""
     size = np.minimum(np.abs(values), LARGEST).astype(np.float32)
-    place = (size.view(np.uint32) >> np.uint32(SHIFT)).astype(np.int64) - (FIRST - 1)
-    np.maximum(place, 0, out=place)
-    signed = SIDE + np.where(np.asarray(values) < 0, -place, place)
+    bins = (size.view(np.uint32) >> np.uint32(SHIFT)).astype(np.int64) - (FIRST - 1)
+    np.maximum(bins, 0, out=bins)
+    signed = SIDE + np.where(np.asarray(values) < 0, -bins, bins)
     return np.bincount(signed, counts, minlength=2 * SIDE + 1).astype(np.int64)
 
 
@@ -36,27 +36,27 @@ def quantile(counts: Ints, middles: Floats, q: float) -> float:
 
 
 def _sum_of(x: Floats, y: Floats | Ints) -> float:
-    """Sum of products: not by BLAS, whose threads cost more than they bring here."""
+    """Sum of products, without BLAS: its threads cost more than they save here."""
     return float(np.einsum("i,i->", x, y))
 
 
 ROUNDING = 1e-12
-"""Spread about a mean, as a share of it, that may be all rounding."""
+"""Relative spread about a mean below which it may be rounding alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean, standard deviation and greatest of numbers."""
+    """Count, mean, standard deviation and maximum of numbers."""
 
     n: int = 0
     total: float = 0.0
     high: float = -math.inf
     squares: float = 0.0
-    """About the mean."""
+    """Sum of squared deviations from the mean."""
 
     @classmethod
     def of(cls, values: NDArray[np.generic], counts: Ints | None = None) -> Spread:
-        """Over the finite entries of ``values`` [n], each as often as ``counts`` [n] says."""
+        """Of the finite entries of ``values`` [n], weighted by ``counts`` [n]."""
         x: Floats = np.asarray(values, np.float64)
         valid = np.isfinite(x) if counts is None else np.isfinite(x) & (counts > 0)
         x = x[valid]
@@ -81,23 +81,23 @@ class Spread:
 
     @property
     def mean(self) -> float | None:
-        """None when there was nothing."""
+        """None if empty."""
         return self.total / self.n if self.n else None
 
     @property
     def max(self) -> float | None:
-        """None when there was nothing."""
+        """None if empty."""
         return self.high if self.n else None
 
     @property
     def std(self) -> float | None:
-        """Of the population; None when there was nothing."""
+        """Population standard deviation; None if empty."""
         return math.sqrt(self.squares / self.n) if self.n else None
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """How two numbers go together: means, and the sums of squares and products about them."""
+    """Means of pairs of numbers, and the sums of squares and products of their deviations."""
 
     n: float = 0.0
     x: float = 0.0
@@ -108,7 +108,7 @@ class Pairs:
 
     @classmethod
     def of(cls, x: Floats, y: Floats) -> Pairs:
-        """Over pairs [n] of finite numbers."""
+        """Of pairs [n] of finite numbers."""
         if not x.size:
             return cls()
         mean_x, mean_y = float(x.mean()), float(y.mean())
@@ -116,11 +116,10 @@ class Pairs:
         return cls(x.size, mean_x, mean_y, _sum_of(dx, dx), _sum_of(dy, dy), _sum_of(dx, dy))
 
     @classmethod
-    def about(cls, n: float, anchor: tuple[float, float], sums: tuple[float, float, float, float, float]) -> Pairs:
+    def about(cls, n: float, anchor: tuple[float, float], x: float, y: float, xx: float, yy: float, xy: float) -> Pairs:
         """From the sums of dx, dy, dx dx, dy dy, dx dy, the deviations from ``anchor``."""
         if not n:
             return cls()
-        x, y, xx, yy, xy = sums
         return cls(
             n,
             anchor[0] + x / n,
@@ -146,28 +145,28 @@ class Pairs:
 
     @property
     def correlation(self) -> float | None:
-        """Pearson's; None where either does not vary."""
+        """Pearson's correlation; None if x or y does not vary."""
         if not (_varies(self.n, self.x, self.xx) and _varies(self.n, self.y, self.yy)):
             return None
         return max(-1.0, min(1.0, self.xy / (math.sqrt(self.xx) * math.sqrt(self.yy))))
 
     @property
     def slope(self) -> float | None:
-        """Of the least-squares line of y on x; None where x does not vary."""
+        """Slope of the least-squares line of y on x; None if x does not vary."""
         return self.xy / self.xx if _varies(self.n, self.x, self.xx) else None
 
 
 def _varies(n: float, mean: float, squares: float) -> bool:
-    """Whether squares about a mean are more than its rounding left there; merging leaves some of equal numbers."""
+    """Whether squared deviations exceed rounding error; merging equal numbers leaves some."""
     return squares > n * (ROUNDING * mean) ** 2
 
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """The least-squares line of y on x over tokens, whose errors may go together within a sequence.
+    """The least-squares line of y on x over tokens, with errors that may be correlated within a sequence.
 
-    For a sequence with sums v = (n, x, xx, y, xy) over its tokens it keeps the sum of v and of v v', which is all that
-    the line and its cluster-robust variance need (Liang and Zeger 1986, with m / (m - 1)).
+    With v = (n, x, xx, y, xy) the sums over the tokens of a sequence, it holds the sums over sequences of v and v v',
+    which determine the line and its cluster-robust variance (Liang and Zeger 1986, with the factor m / (m - 1)).
     """
 
     sequences: int = 0
@@ -184,7 +183,7 @@ class Regression:
         return Regression(self.sequences + other.sequences, self.sums + other.sums, self.products + other.products)
 
     def fit(self) -> tuple[float, float] | None:
-        """Intercept and slope; None where x does not vary."""
+        """Intercept and slope; None if x does not vary."""
         n, x, xx, y, xy = map(float, self.sums)
         det = n * xx - x * x
         if n == 0 or det <= 1e-9 * n * xx:
@@ -193,7 +192,7 @@ class Regression:
         return (y - slope * x) / n, slope
 
     def errors(self) -> tuple[float, float] | None:
-        """Standard errors of intercept and slope; None with fewer than three sequences or where there is no fit."""
+        """Standard errors of intercept and slope; None with fewer than three sequences or without a fit."""
         if self.sequences < 3 or (fit := self.fit()) is None:
             return None
         intercept, slope = fit
@@ -208,14 +207,14 @@ class Regression:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How often each size occurred: bins of ``histogram`` that are in use, whole below 128."""
+    """A sparse histogram of sizes: the non-empty bins of ``histogram``; integers below 128 are exact."""
 
     bins: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     counts: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def of(cls, values: NDArray[np.generic], counts: Ints | None = None) -> Sizes:
-        """Of finite ``values`` [n], each as often as ``counts`` [n] says."""
+        """Of finite ``values`` [n], weighted by ``counts`` [n]."""
         found = histogram(values, counts)
         used = np.flatnonzero(found)
         return cls(used, found[used])
@@ -228,11 +227,11 @@ class Sizes:
 
     @property
     def values(self) -> Floats:
-        """The sizes [bins], to 0.8 %; whole numbers below 128 exactly."""
+        """The sizes [bins], to 0.8 %; integers below 128 exactly."""
         middles = MIDDLES[self.bins]
         floor = np.sign(middles) * np.floor(np.abs(middles))
         return np.where(np.abs(middles) < 128, floor, middles)
 
     def quantile(self, q: float) -> float | None:
-        """Quantile ``q``; None of nothing."""
+        """Quantile ``q``; None if empty."""
         return quantile(self.counts, self.values, q) if self.counts.size else None

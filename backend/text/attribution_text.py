@@ -1,4 +1,4 @@
-"""Attribution in words, for whoever prints it. Pure."""
+"""Formats parts of an attribution. Pure."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from rltop.backend.api.attribution import Interval, LagRegression
 
 
 def estimate(value: Interval, form: str = ".3g") -> str:
-    """Mean and interval."""
+    """A mean with its interval."""
     if value.low is None or value.high is None:
         return f"{value.mean:{form}}"
     return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
 
 
 def line_text(line: LagRegression) -> str:
-    """The line of k3 on lag, as far as it can be told."""
+    """The regression of k3 on lag, as far as the lags support it."""
     if line.per_lag is None:
         return f"k3 by lag: {line.why}"
-    foot = "?" if line.at_lag0 is None else estimate(line.at_lag0)
-    return f"k3 = {foot} + {estimate(line.per_lag)} per version, {line.why or 'lags {} to {}'.format(*line.lags)}"
+    intercept = "?" if line.at_lag0 is None else estimate(line.at_lag0)
+    return f"k3 = {intercept} + {estimate(line.per_lag)} per version, {line.why or 'lags {} to {}'.format(*line.lags)}"

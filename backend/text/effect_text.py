@@ -1,4 +1,4 @@
-"""The effect of a command as lines of text, for the command line and the dashboard alike, and as JSON. Pure."""
+"""The effect of a command as lines of text and as JSON, for the command line and the dashboard. Pure."""
 
 from __future__ import annotations
 
@@ -13,41 +13,43 @@ _TITLES = {figure.name: figure.title for figure in FIGURES}
 _HEADS = ("", "unit", "before", "after", "difference", "95 % interval", "N", "verdict")
 _RIGHT = (2, 3, 4)
 _DROPPED = (6, 1, 3, 2)
-_WORDS = 36  # of a verdict that is longer, the end is cut off where there is no room
-_CAUTION = f"An interval misses the truth once in twenty: of {len(FIGURES)} figures, one errs in every third switch."
+_WORDS = 36  # width up to which a verdict is shown in full if there is not enough space
+_CAUTION = f"A 95 % interval misses the true value 1 time in 20: with {len(FIGURES)} rows, in about every third switch."
 
 
 def as_json(effect: api.Effect) -> dict[str, Any]:
-    """The report of ``rltop effect --json``: the fields of ``view.Effect``; unknown is None, never NaN."""
+    """The report of ``rltop effect --json``: the fields of ``api.Effect``; unknown is None, never NaN."""
     built: dict[str, Any] = msgspec.to_builtins(effect)
     return built
 
 
 def lines(effect: api.Effect, width: int | None = None) -> list[str]:
-    """What was switched, over which steps, what else changed, and a table with one figure a line.
+    """The switch, the window, other changes, and a table with one line per figure.
 
-    Where there are engines to compare with, a second line has the difference of the differences, which the verdict is
-    by. A table wider than ``width`` loses columns, the least telling first.
+    With a control group, a second line has the difference in differences, which decides the verdict. A table wider than
+    ``width`` loses columns, the least important first.
     """
     table = _table([cells for row in effect.rows for cells in _cells(row, effect)], width)
     return [*_preface(effect), "", *table, "", _CAUTION]
 
 
 def _preface(effect: api.Effect) -> list[str]:
-    what = f"{effect.flag} {effect.old or '?'} > {effect.new or '?'} on {', '.join(effect.engines)}"
-    back = f", taking back {effect.reverts}" if effect.reverts else ""
-    against = ", ".join(effect.against) or "nothing: every engine was switched, or none other has tokens on both sides"
+    switch = f"{effect.flag} {effect.old or '?'} → {effect.new or '?'} on {', '.join(effect.engines)}"
+    reverted = f", reverting {effect.reverts}" if effect.reverts else ""
+    control = f"compared with {', '.join(effect.against)}"
+    if not effect.against:
+        control = "no control group: every engine was switched, or no other one has tokens on both sides"
     window = "no step on either side yet"
     if effect.first_step is not None:
         window = f"steps {effect.first_step} to {effect.last_step}"
         if effect.mixed:
-            window += f"; {effect.mixed} left out, with tokens from before and after"
+            window += f"; {effect.mixed} excluded, with tokens from before and after"
     found = [
-        f"command {effect.command}: {what}{back}",
-        f"compared with {against}",
+        f"command {effect.command}: {switch}{reverted}",
+        control,
         f"{window}; {'ended: ' + effect.ended if effect.ended else 'the window is open'}",
     ]
-    return found + [f"confounded: {words}" for words in effect.confounds]
+    return found + [f"confounder: {words}" for words in effect.confounds]
 
 
 def _cells(row: api.EffectRow, effect: api.Effect) -> list[tuple[str, ...]]:
@@ -69,14 +71,14 @@ def _numbers(found: api.EffectEstimate | None) -> tuple[str, str, str, str]:
 
 
 def verdict(row: api.EffectRow) -> str:
-    """The verdict on a figure in words."""
+    """The verdict on a figure as text."""
     match row.verdict:
         case "none":
-            return "no effect seen"
+            return "no effect"
         case "not_yet":
             return f"not yet: about {_more(row)}" if row.more else f"not yet: {row.reason}"
         case "unclear":
-            return f"can't tell: {row.reason}"
+            return f"inconclusive: {row.reason}"
         case "unknown":
             return f"not measured: {row.reason}"
         case "confounded":

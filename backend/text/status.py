@@ -1,4 +1,4 @@
-"""A picture of a run as JSON and as plain text. Pure; the same facts as the dashboard's."""
+"""A snapshot of a run as JSON and as plain text, with the facts that the dashboard shows. Pure."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ STEP_METRICS = (
     "lag_mean",
     "prefix_hit_rate",
 )
-"""What a report says of a step beside its number and policy version."""
+"""Metrics of a step in the report."""
 
 _COUNTS = frozenset({"tokens"})
 _LAST_STEPS, _LAST_CHANGES, _LAST_EVENTS = 10, 10, 10
 
 
 def as_json(snapshot: api.Snapshot, *, joins: bool = False) -> dict[str, Any]:
-    """The report of ``rltop status --json`` (there with ``joins``: how rows were found) and ``rltop demo --json``.
+    """The output of ``rltop status --json`` (with ``joins``: join statistics) and ``rltop demo --json``.
 
-    Logprobs, gaps and entropy in nats, ess, shares and rates in [0, 1], lag in versions, times in seconds since 1970;
-    unknown is None, never NaN.
+    Logprobs, gaps and entropy in nats; ess, shares and rates in [0, 1]; lag in versions; times in seconds since 1970.
+    Unknown values are None, never NaN.
     """
     steps = sorted(snapshot.steps.values(), key=lambda step: step.step)
     trainer = snapshot.trainer
@@ -89,7 +89,7 @@ def _engine_json(engine: api.Engine) -> dict[str, Any]:
 
 
 def _timer_json(timer: Timer) -> dict[str, Any]:
-    """What an engine will take back by itself, at wall clock ``at`` in seconds."""
+    """A command that auto-reverts at wall clock ``at``, in seconds."""
     return {name: getattr(timer, name) for name in ("command", "verb", "flag", "back_to", "at")}
 
 
@@ -100,7 +100,7 @@ def _step_json(step: api.Step) -> dict[str, Any]:
 
 
 def change_json(change: api.Change) -> dict[str, Any]:
-    """One command on one engine; ``outcome`` is its state, ``to`` the value asked for."""
+    """One command on one engine; ``outcome`` is its state, ``to`` the requested value."""
     return {
         "flag": change.flag,
         "engine": change.engine,
@@ -134,7 +134,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def change_text(change: api.Change) -> str:
-    """One line on what became of a command on one engine."""
+    """One line: a command, its state on one engine, and details."""
     state = change.state.replace("_", " ")
     words = [f"{change.engine}: {title(change)}", f"{state} ({change.detail})" if change.detail else state]
     if change.engine_step is not None:
@@ -142,7 +142,7 @@ def change_text(change: api.Change) -> str:
     if change.policy_version is not None:
         words.append(f"policy version {change.policy_version}")
     if change.in_flight is not None:
-        lost = "" if change.lost_requests is None else f", {change.lost_requests} lost"  # None: nobody counted
+        lost = "" if change.lost_requests is None else f", {change.lost_requests} lost"  # None: not counted
         words.append(f"{change.in_flight} requests in flight{lost}")
     if change.milliseconds is not None:
         words.append(f"{change.milliseconds:.1f} ms")
@@ -151,21 +151,21 @@ def change_text(change: api.Change) -> str:
 
 
 def timer_texts(snapshot: api.Snapshot) -> list[str]:
-    """One line for each thing that an engine will take back by itself, soonest first."""
-    held = [(timer, engine.id) for engine in snapshot.engines.values() for timer in engine.timers]
-    held.sort(key=lambda pair: pair[0].at)
+    """One line per running timer, soonest first."""
+    timers = [(timer, engine.id) for engine in snapshot.engines.values() for timer in engine.timers]
+    timers.sort(key=lambda pair: pair[0].at)
     return [
-        f"{engine}: {timer.flag or 'generation'} goes back to {timer.back_to} in {span(timer.at - snapshot.time)} "
-        + (f"(`rltop keep {timer.command}` lets it stay)" if timer.verb == "set" else f"({timer.command})")
-        for timer, engine in held
+        f"{engine}: {timer.flag or 'generation'} auto-reverts to {timer.back_to} in {span(timer.at - snapshot.time)} "
+        + (f"(`rltop keep {timer.command}` keeps the current value)" if timer.verb == "set" else f"({timer.command})")
+        for timer, engine in timers
     ]
 
 
 def as_text(snapshot: api.Snapshot) -> str:
-    """The picture for a person without a dashboard: engines, last steps, last flag changes and events."""
+    """The snapshot as text: engines, last steps, timers, mismatched facts, join, commands and events."""
     trainer = snapshot.trainer
     blocks = [
-        f"run {snapshot.run}: trainer {trainer.health}, step {_whole(trainer.step)}, "
+        f"run {snapshot.run}: trainer {api.health_text(trainer.health)}, step {_whole(trainer.step)}, "
         f"policy version {_whole(trainer.policy_version)}",
         "engines\n" + _table(_ENGINE_HEADS, [_engine_row(e) for _, e in sorted(snapshot.engines.items())]),
         "steps\n"
@@ -176,7 +176,7 @@ def as_text(snapshot: api.Snapshot) -> str:
     if timers := timer_texts(snapshot):
         blocks.append("timers\n" + "\n".join("  " + text for text in timers))
     if differences := fingerprint_text.difference_lines(snapshot):
-        blocks.append("facts that do not agree (`rltop fingerprint`)\n" + "\n".join(f"  {d}" for d in differences))
+        blocks.append("mismatched facts (`rltop fingerprint`)\n" + "\n".join(f"  {d}" for d in differences))
     if (last := max(snapshot.steps.values(), key=lambda s: s.step, default=None)) is not None and (
         last.joins or last.unjoined
     ):
@@ -218,7 +218,7 @@ _STEP_HEADS = (
 
 def _engine_row(engine: api.Engine) -> tuple[str, ...]:
     flags = " ".join(f"{name}={_flag_text(flag)}" for name, flag in engine.flags.items())
-    health = engine.health
+    health = api.health_text(engine.health)
     if health == "live" and (engine.paused or engine.update_open):
         health = "updating" if engine.update_open else "paused"
     return (

@@ -1,4 +1,4 @@
-"""A verdict as JSON, and as text that fits one screen. Pure."""
+"""Formats a verdict as JSON, and as text that fits one screen. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Any
 import msgspec
 
 from rltop.backend.api.verdict import FAULT, HEALTHY, Cause, Verdict
-from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TESTS
+from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as CHECKS
 from rltop.backend.diagnosis.causes.confirming_probes import BY_NAME as PROBES
 
 WIDTH, HEIGHT = 80, 24
-"""The least screen that a verdict has to fit."""
+"""The smallest screen that a verdict must fit."""
 
-_MOST_EVIDENCE = 4
+_LABEL = 18
+"""Width of the column of labels."""
+
+_MAX_EVIDENCE = 4
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:
-    """The report of ``rltop diagnose --json``: the fields of ``Verdict``; unknown is None, never NaN or infinite."""
+    """The output of ``rltop diagnose --json``: the fields of ``Verdict``; a value that is not finite becomes None."""
     built: dict[str, Any] = msgspec.to_builtins(verdict)
     for finding in built["findings"]:
         for name in ("value", "low", "high"):
@@ -29,65 +32,65 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def lines(verdict: Verdict, *, width: int = WIDTH, height: int | None = HEIGHT) -> list[str]:
-    """The verdict first, then causes best first, then what is needed; at most ``height`` lines of ``width``."""
-    found = _wrapped("", headline(verdict), width)
+    """The verdict, its causes best first, then missing evidence; at most ``height`` lines of ``width``."""
+    text = textwrap.wrap(headline(verdict), width, break_on_hyphens=False)
     for cause in verdict.causes[:1]:
-        found += _cause(cause, verdict, width)
+        text += _cause(cause, verdict, width)
     for cause in verdict.causes[1:]:
-        found += _briefly(cause, width)
+        text += _labelled("also", _summary(cause), width)
     for need in verdict.needs:
-        found += _wrapped("needs  ", need, width)
+        text += _labelled("missing evidence", need, width)
     for note in verdict.notes:
-        found += _wrapped("noted  ", note, width)
-    if height is None or len(found) <= height:
-        return found
-    return [*found[: height - 1], "... `rltop diagnose --json` has the rest"[:width]]
+        text += _labelled("note", note, width)
+    if height is None or len(text) <= height:
+        return text
+    return [*text[: height - 1], "... `rltop diagnose --json` shows the rest"[:width]]
 
 
 def headline(verdict: Verdict) -> str:
     """The verdict in one sentence."""
-    seen = f"as of step {verdict.step}" if verdict.step is not None else "before the first step"
-    looked = f"{seen} ({verdict.steps} steps, {verdict.sequences} sequences, {verdict.tokens} tokens)"
+    as_of = f"as of step {verdict.step}" if verdict.step is not None else "before the first step"
+    scope = f"{as_of} ({verdict.steps} steps, {verdict.sequences} sequences, {verdict.tokens} tokens)"
     if verdict.verdict == HEALTHY:
-        return f"run {verdict.run}: HEALTHY {looked}"
+        return f"run {verdict.run}: HEALTHY {scope}"
     best = verdict.causes[0] if verdict.causes else None
     if verdict.verdict == FAULT and best is not None:
         since = f" since step {best.since_step}" if best.since_step is not None else ""
-        return f"run {verdict.run}: FAULT{since} on {where(best)}, {looked}"
-    said = "something is off, and what it is can't be told yet" if best else "CANNOT TELL YET"
-    return f"run {verdict.run}: {said if best is None else 'UNDECIDED: ' + said}, {looked}"
+        return f"run {verdict.run}: FAULT{since} on {where(best)}, {scope}"
+    undecided = (
+        "NOT ENOUGH EVIDENCE YET" if best is None else "UNDECIDED: something is wrong, the cause is not clear yet"
+    )
+    return f"run {verdict.run}: {undecided}, {scope}"
 
 
 def where(cause: Cause) -> str:
-    """On which engines."""
+    """The affected engines."""
     return ", ".join(cause.engines) if cause.engines else "all engines"
 
 
 def in_place(cause: Cause) -> str:
-    """What is to be said of an order that is not to be given again."""
+    """The explanation for a command whose value is already set."""
     return (
-        f"`{cause.in_place}` is in place. If it was given just now, tokens of before are trained on for some steps "
-        "yet; if not, it is no cure."
+        f"`{cause.in_place}` is applied. If it was applied recently, older tokens are still trained on for some steps; "
+        "if not, it does not fix this."
     )
 
 
 def _cause(cause: Cause, verdict: Verdict, width: int) -> list[str]:
-    found = ["", *_wrapped("", _title(cause), width)]
-    found += _wrapped("  what   ", cause.what, width)
-    for sentence in cause.evidence[:_MOST_EVIDENCE]:
-        found += _wrapped("  seen   ", sentence, width)
-    found += _wrapped("  do     ", cause.remedy, width)
+    rows = [("meaning", cause.what), *(("evidence", sentence) for sentence in cause.evidence[:_MAX_EVIDENCE])]
+    rows.append(("fix", cause.remedy))
     if cause.command:
-        found += _wrapped("  live   ", f"{cause.command} --run {verdict.run}", width)
+        rows.append(("live command", f"{cause.command} --run {verdict.run}"))
     if cause.in_place:
-        found += _wrapped("  live   ", in_place(cause), width)
+        rows.append(("applied", in_place(cause)))
     if cause.confusable_with:
-        found += _wrapped("  or     ", ", ".join(cause.confusable_with), width)
+        rows.append(("alternatives", ", ".join(cause.confusable_with)))
     if cause.probe:
         probe = PROBES[cause.probe]
-        order = f" (`{probe.runs} --run {verdict.run}`)" if probe.runs else ""
-        found += _wrapped("  probe  ", f"{probe.name}{order}: {probe.does}", width)
-    return found
+        command = f" (`{probe.runs} --run {verdict.run}`)" if probe.runs else ""
+        rows.append(("probe", f"{probe.name}{command}: {probe.does}"))
+    title = textwrap.wrap(_title(cause), width, break_on_hyphens=False)
+    return ["", *title, *(line for label, text in rows for line in _labelled(f"  {label}", text, width))]
 
 
 def _title(cause: Cause) -> str:
@@ -95,27 +98,27 @@ def _title(cause: Cause) -> str:
 
 
 def _percent(share: float) -> str:
-    """Never a certainty."""
+    """Never 100 %."""
     return f"{min(100 * share, 99):.0f} %"
 
 
-def _briefly(cause: Cause, width: int) -> list[str]:
+def _summary(cause: Cause) -> str:
     since = f", since step {cause.since_step}" if cause.since_step is not None else ""
-    return _wrapped("also   ", f"{_title(cause)} {cause.id} on {where(cause)}{since}", width)
+    return f"{_title(cause)} {cause.id} on {where(cause)}{since}"
 
 
 def findings(verdict: Verdict, width: int = WIDTH) -> list[str]:
-    """What every test found, the alarming ones first."""
-    found = []
+    """The finding of every check, the alarming ones first."""
+    text = []
     for finding in verdict.findings:
-        of = f" of {finding.engine}" if finding.engine else ""
+        engine = f" on {finding.engine}" if finding.engine else ""
         detail = f" ({finding.detail})" if finding.detail else ""
-        head = f"{finding.test} {TESTS[finding.test].title}{of}: {finding.outcome}{detail}"
-        found += _wrapped("", f"{head}. {finding.text}" if finding.text else head, width)
-    return found
+        head = f"{finding.test} ({CHECKS[finding.test].title}){engine}: {finding.outcome}{detail}"
+        text += textwrap.wrap(f"{head}. {finding.text}" if finding.text else head, width, break_on_hyphens=False)
+    return text
 
 
-def _wrapped(label: str, text: str, width: int) -> list[str]:
-    return textwrap.wrap(
-        text, width, initial_indent=label, subsequent_indent=" " * len(label), break_on_hyphens=False
-    ) or [label.rstrip()]
+def _labelled(label: str, text: str, width: int) -> list[str]:
+    """The text wrapped beside its label."""
+    first, rest = f"{label:<{_LABEL}}", " " * _LABEL
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False) or [label]

@@ -1,1 +1,1 @@
-"""Helpers without knowledge of a run."""
+"""Helpers that know nothing of runs."""

@@ -1,4 +1,4 @@
-"""The hub's clock: the wall clock of its start, moved on steadily, and news of the wall clock going elsewhere."""
+"""The hub's clock: the wall clock at start plus monotonic time, with a warning when the wall clock jumps."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import time
 from collections.abc import Callable
 
 JUMP_S = 5.0
-"""A wall clock that is off by so much more than when that was last told has jumped; less is a clock being steered."""
+"""Change of the difference to the wall clock that counts as a jump; a smaller one is a clock being slewed."""
 
 
 class SteadyClock:
-    """Wall clock that never steps back and is never set: seconds since the epoch, as of the hub's start.
+    """A wall clock that never steps: seconds since the epoch, based on the wall clock at the hub's start.
 
     Args:
-        wall, steady: the machine's clocks.
+        wall, steady: wall clock and monotonic clock of the machine.
     """
 
     def __init__(self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:
         self._wall, self._steady = wall, steady
         self._offset = wall() - steady()
-        self._told = 0.0
+        self._reported = 0.0
 
     def __call__(self) -> float:
-        """Now."""
+        """The current time."""
         return self._offset + self._steady()
 
     def take_news(self) -> list[tuple[str, str, str]]:
-        """Whether the wall clock has jumped since this was last asked, as severity, kind and text."""
+        """Severity, kind and text of a warning if the wall clock has jumped since the last call."""
         drift = self._wall() - self()
-        jump = drift - self._told
+        jump = drift - self._reported
         if abs(jump) < JUMP_S:
             return []
-        self._told = drift
+        self._reported = drift
         way = "forward" if jump > 0 else "back"
-        text = f"the machine's clock jumped {way} by {abs(jump):.0f} s; the hub's goes on steadily, {-drift:+.0f} s off"
+        text = f"the machine's clock jumped {way} by {abs(jump):.0f} s; the hub keeps its own time, {-drift:+.0f} s off"
         return [("warn", "clock", text)]

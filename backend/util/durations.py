@@ -1,4 +1,4 @@
-"""Durations as people type and read them."""
+"""Formats and parses durations such as 1h30m."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
 def span(seconds: float) -> str:
-    """A duration as people type it, in its two largest units.
+    """Format a duration in its two largest units.
 
     >>> span(90), span(600), span(4000), span(0.5), span(86_400)
     ('1m30s', '10m', '1h6m', '0.5s', '1d')
@@ -19,12 +19,12 @@ def span(seconds: float) -> str:
     for unit, size in UNITS.items():
         count, left = divmod(left, size)
         parts.append(f"{count}{unit}")
-    first = next(place for place, part in enumerate(parts) if part[0] != "0")
+    first = next(index for index, part in enumerate(parts) if part[0] != "0")
     return "".join(part for part in parts[first : first + 2] if part[0] != "0")
 
 
 def seconds_of(text: str) -> float:
-    """The seconds in ``90s``, ``10m``, ``1h30m``. Raises ``ValueError``, which says what can be typed."""
+    """Parse a duration such as ``90s``, ``10m`` or ``1h30m`` to seconds. Raises ``ValueError`` with a hint."""
     if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
-        raise ValueError(f"{text!r} is no duration; type 90s, 10m, 1h or 1h30m")
+        raise ValueError(f"{text!r} is not a duration; use 90s, 10m, 1h or 1h30m")
     return sum(float(count) * UNITS[unit] for count, unit in re.findall(r"([\d.]+)([dhms])", text))

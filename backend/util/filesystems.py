@@ -1,4 +1,4 @@
-"""Which kind of file system a directory is on."""
+"""Detects the file system of a directory."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ NETWORK = frozenset({
     "orangefs", "ocfs2", "gfs2", "wekafs", "panfs",
     "fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.gcsfuse", "fuse.juicefs", "fuse.mount-s3",
 })  # fmt: skip
-"""Kinds on which processes of several machines meet, or that can't share memory: SQLite's log does not work there."""
+"""File systems shared between machines or without shared memory: SQLite's write-ahead log does not work there."""
 
 
 def kind_of(directory: Path, mounts: str | None = None) -> str:
-    """Kind of the file system at ``directory``, as the kernel calls it; empty where it does not say.
+    """Type of the file system at ``directory`` in the kernel's terms; empty if not known.
 
-    ``mounts`` is the text of ``/proc/self/mountinfo``, read if it is not given.
+    ``mounts``: text of ``/proc/self/mountinfo``; read if None.
     """
     if mounts is None:
         try:
             mounts = Path("/proc/self/mountinfo").read_text()
         except OSError:
             return ""
-    place = directory.resolve()
+    resolved = directory.resolve()
     best, kind = -1, ""
     for line in mounts.splitlines():
         left, _, right = line.partition(" - ")
         fields, rest = left.split(), right.split()
         if len(fields) < 5 or not rest:
             continue
-        mounted = Path(fields[4].encode().decode("unicode_escape"))  # a space stands as \040
-        if place.is_relative_to(mounted) and len(mounted.parts) >= best:  # of equal ones the later covers the earlier
+        mounted = Path(fields[4].encode().decode("unicode_escape"))  # a space is escaped as \040
+        if resolved.is_relative_to(mounted) and len(mounted.parts) >= best:  # a later mount covers an equal earlier one
             best, kind = len(mounted.parts), rest[0]
     return kind
 

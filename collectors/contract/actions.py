@@ -1,6 +1,6 @@
-"""What an engine can be told to do beside switching a flag, as data; and what holds of every command.
+"""Actions of an engine other than switching a flag, as data, and constants of all commands.
 
-The engine side, the hub, the CLI, the screens, the help and the docs all read this table.
+The engine side, the hub, the CLI, the dashboard and the docs all read this table.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from dataclasses import dataclass
 from rltop.collectors.contract import probes
 
 PROBE = "probe"
-"""Verb of the command that begins a probe; which one, the command says."""
+"""Verb of the command that starts a probe; the command names it."""
 
 MAX_REVERT_S = 7 * 86_400.0
-"""Longest time after which a flag is taken back; beyond it a switch is no experiment."""
+"""Longest timer of a flag, seconds; a longer change is not an experiment."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """One thing an engine does on command.
+    """One action of an engine.
 
     Attributes:
         verb: on the wire.
-        word: as people type it, ``rltop <word>``.
-        subject: what it changes; of one subject an engine has one command under way, and one timer.
-        value: what the subject reads afterwards; empty where it has no state to read.
-        summary: one line, what it does.
-        effect: what to expect of it, with its cost.
-        undo: the verb that takes it back; empty if nothing does.
-        guard_s: it is always taken back by itself, after so many seconds unless asked otherwise; None: never.
-        max_guard_s: the longest that can be asked for.
+        word: as typed in a command line, ``rltop <word>``.
+        subject: what it changes. An engine has one pending command and one timer per subject.
+        value: the subject's value afterwards; empty if it has no value to read.
+        summary: one line: what it does.
+        effect: consequences and cost.
+        undo: the verb that undoes it; empty if there is none.
+        guard_s: default of its timer, seconds: the action always auto-reverts. None: it has no timer.
+        max_guard_s: longest timer, seconds.
     """
 
     verb: str
@@ -49,9 +49,9 @@ ACTIONS: tuple[Action, ...] = (
         word="flush",
         subject="prefix cache",
         value="",
-        summary="forget the cached blocks that no request holds",
-        effect="Prompts that come next are computed anew. Blocks that requests in flight hold stay, and can be hit "
-        "until those end; what was left is told.",
+        summary="evict the cached blocks that no request uses",
+        effect="The next prompts are prefilled completely. Blocks used by requests in flight stay and can be hit until "
+        "these end; the answer says how many.",
     ),
     Action(
         verb="pause",
@@ -59,7 +59,7 @@ ACTIONS: tuple[Action, ...] = (
         subject="generation",
         value="paused",
         summary="stop generating; requests in flight and new ones wait",
-        effect="The engine goes on by itself when its guard timer ends, whatever became of the hub and the viewers.",
+        effect="The engine resumes by itself when the timer expires, even without a hub.",
         undo="resume",
         guard_s=60.0,
         max_guard_s=600.0,
@@ -69,17 +69,16 @@ ACTIONS: tuple[Action, ...] = (
         word="resume",
         subject="generation",
         value="running",
-        summary="go on generating after `rltop pause`",
-        effect="Only ends a pause that rltop began: one of the trainer or of another client is theirs to end.",
+        summary="resume generating after `rltop pause`",
+        effect="Only ends a pause by rltop: the trainer or another client has to end its own.",
     ),
 )
 
 BY_VERB: dict[str, Action] = {action.verb: action for action in ACTIONS}
-BY_WORD: dict[str, Action] = {action.word: action for action in ACTIONS}
 
 
 def subject_of(verb: str, flag: str) -> str:
-    """What a command of this verb changes: a flag, or the subject of an action; empty for ``keep``."""
+    """The subject of a command with this verb: a flag, or the subject of an action; empty for ``keep``."""
     if verb == PROBE:
         return probes.SUBJECT
     return BY_VERB[verb].subject if verb in BY_VERB else flag if verb == "set" else ""

@@ -1,4 +1,4 @@
-"""Facts that an engine or a trainer states about itself, as text: the same value is always the same text."""
+"""Converts facts about an engine or a trainer to text, so that equal values give equal text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 MAX_FACTS = 64
 MAX_CHARS = 200
-"""Bounds on what a trainer may state: facts are for a table, not for a log."""
+"""Bounds on a trainer's facts, which are shown in a table."""
 
 
 def as_text(value: Any) -> str | None:
-    """``float32`` for a dtype of torch or numpy, ``on`` and ``off`` for a truth value, ``0.7`` for a number.
+    """The text of a fact: ``float32`` for a dtype of torch or numpy, ``on`` or ``off`` for a bool, ``0.7`` for a number.
 
-    None, which no fact is, stays None.
+    None, the absence of a fact, stays None.
     """
     if value is None:
         return None
@@ -27,15 +27,16 @@ def as_text(value: Any) -> str | None:
     return " ".join(str(value).split()).removeprefix("torch.")
 
 
-def stated(facts: Mapping[Any, Any]) -> dict[str, str | None]:
-    """A person's facts as text; None takes one back.
+def checked_facts(facts: Mapping[Any, Any]) -> dict[str, str | None]:
+    """Convert a caller's facts to text; None removes a fact.
 
     Raises:
-        ValueError: too many, a name that is no identifier, or a value that is no fact: not finite, empty, or too long.
+        ValueError: more than ``MAX_FACTS``, a name that is not an identifier, or a value that is not finite, empty or
+            longer than ``MAX_CHARS``.
     """
     if len(facts) > MAX_FACTS:
         raise ValueError(f"{len(facts)} facts; at most {MAX_FACTS}")
-    found: dict[str, str | None] = {}
+    texts: dict[str, str | None] = {}
     for name, value in facts.items():
         if not isinstance(name, str) or not name.isidentifier() or len(name) > MAX_CHARS:
             raise ValueError(f"fact {str(name)[:MAX_CHARS]!r}: expected a name like temperature or head_dtype")
@@ -45,5 +46,5 @@ def stated(facts: Mapping[Any, Any]) -> dict[str, str | None]:
             raise ValueError(
                 f"fact {name}: {str(value)[:40]!r}; expected a finite number or 1 to {MAX_CHARS} characters"
             )
-        found[name] = text
-    return found
+        texts[name] = text
+    return texts

@@ -1,8 +1,8 @@
-"""The flags of an engine as data: what they are called, which values they have, what they do and what they need.
+"""The flags of an engine as data: names, values, effects, costs and preconditions.
 
-The engine side, the hub, the CLI, the screens, the help and the docs all read this table. A further flag is one entry
-here and one ``Control`` on the engine's side (``vllm/controls.py``, or ``vllm/worker.py`` where it lives in the
-workers). ``python -m rltop.collectors.contract.flags > docs/flags.md`` writes the table down.
+The engine side, the hub, the CLI, the dashboard and the docs all read this table. A new flag is one entry here and one
+``FlagControl`` in ``vllm/control/flag_controls.py``, with an entry in ``vllm/workers/one_rank.py`` if it lives in the
+workers. ``python -m rltop.collectors.contract.flags > docs/flags.md`` generates its page.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rltop.collectors.contract.preconditions import BY_NAME as NEED_BY_NAME
+from rltop.collectors.contract.preconditions import BY_NAME as PRECONDITION_BY_NAME
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One engine behaviour that can be switched while the engine serves.
+    """One engine behaviour that can be switched while the engine serves requests.
 
     Attributes:
-        name: as people type it.
-        values: the values a command may ask for, the usual one first.
-        summary: one line, what it does.
-        effect: what to expect of switching it.
-        cost: what the switch itself and the value cost.
-        probe: where the value is read on the live objects.
-        method: what switching it changes there.
-        needs: names of what must hold before it is switched, in the order in which they are looked at.
-        launch: what to start the engine with so that the flag can be switched at all.
-        launch_args: launch arguments that reproduce each value; empty: vLLM's default; missing: there are none.
-        strict: what the strict form of the flag adds; empty where it has none.
-        strict_needs: what must hold for the strict form as well.
+        name: as typed in commands.
+        values: the values that a command may set, the default first.
+        summary: one line: what the flag controls.
+        effect: consequences of each value.
+        cost: cost of switching, and of the value itself.
+        read_from: live objects from which the value is read.
+        switched_by: changes that a switch makes to them.
+        preconditions: names of the preconditions, in the order in which they are checked.
+        launch: launch options with which the flag can be switched.
+        launch_args: launch arguments that reproduce each value. Empty: vLLM's default; missing: there are none.
+        strict: what the strict form does in addition; empty if there is none.
+        strict_preconditions: additional preconditions of the strict form.
     """
 
     name: str
@@ -37,30 +37,30 @@ class Flag:
     summary: str
     effect: str
     cost: str
-    probe: str
-    method: str
-    needs: tuple[str, ...]
+    read_from: str
+    switched_by: str
+    preconditions: tuple[str, ...]
     launch: str
     launch_args: Mapping[str, str]
     strict: str = ""
-    strict_needs: tuple[str, ...] = ()
+    strict_preconditions: tuple[str, ...] = ()
 
 
 PREEMPTION = ("none_waits_with_kv", "none_finishes_in_pause", "preemption_keeps_tokens", "seeds_survive")
-"""What must hold before every running request is preempted to be computed anew."""
+"""Preconditions of preempting every running request, to be recomputed."""
 
 FLAGS: tuple[Flag, ...] = (
     Flag(
         name="prefix_caching",
         values=("on", "off"),
         summary="reuse the KV cache of equal prompt prefixes",
-        effect="off: every prompt is computed anew, prefill costs more; requests in flight keep what they have. "
-        "Switching either way forgets cached blocks that no request holds.",
+        effect="off: every prompt is prefilled completely, which costs more; requests in flight keep their blocks. "
+        "Switching in either direction evicts cached blocks that no request uses.",
         cost="8 to 17 ms with 64 requests in flight on an H100",
-        probe="scheduler.kv_cache_manager.enable_caching",
-        method="evicts every hashed block that no request holds, then sets kv_cache_manager.enable_caching; the "
-        "pool's and the coordinator's own setting stays, since reused blocks would keep their hash",
-        needs=(
+        read_from="scheduler.kv_cache_manager.enable_caching",
+        switched_by="evicts every hashed block that no request uses, then sets kv_cache_manager.enable_caching; the "
+        "settings of the pool and the coordinator stay, because reused blocks would keep their hash",
+        preconditions=(
             "boundary",
             "sees_steps",
             "no_connector",
@@ -75,13 +75,13 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         name="async_scheduling",
         values=("on", "off"),
-        summary="schedule the next step while the last one still runs",
+        summary="schedule the next step while the current one runs",
         effect="off: one step at a time (queue depth 1), fewer tokens per second on host-bound models; the tokens "
         "of seeded requests do not change.",
-        cost="9 to 35 ms with 64 requests in flight on an H100; strict also computes every running request anew",
-        probe="depth of the batch queue, class of the scheduler, model_runner.use_async_scheduling of every rank",
-        method="renews the batch queue, drained, with the depth as launched or of the pipeline's stages",
-        needs=(
+        cost="9 to 35 ms with 64 requests in flight on an H100; strict also recomputes every running request",
+        read_from="depth of the batch queue, class of the scheduler, model_runner.use_async_scheduling of every rank",
+        switched_by="replaces the drained batch queue by one with the launch depth, or with one batch per pipeline stage",
+        preconditions=(
             "boundary",
             "sees_steps",
             "no_connector",
@@ -93,10 +93,10 @@ FLAGS: tuple[Flag, ...] = (
         ),
         launch="--async-scheduling",
         launch_args={"on": "--async-scheduling", "off": "--no-async-scheduling"},
-        strict="off as if launched so: also the scheduler's class, the engine's and the model runners' own flag. "
-        "Every running request is preempted first and computed anew, and the prefix cache is forgotten; so on the way "
-        "back.",
-        strict_needs=(
+        strict="off as if launched with it off: also sets the scheduler's class and the flags of the engine and the "
+        "model runners. Every running request is preempted and recomputed, and the prefix cache is reset; the same "
+        "happens when it is reverted.",
+        strict_preconditions=(
             *PREEMPTION,
             "one_stage",
             "no_lockstep",
@@ -113,13 +113,13 @@ FLAGS: tuple[Flag, ...] = (
         name="logprobs_mode",
         values=("processed", "raw"),
         summary="logprobs before (raw) or after temperature, top-p and top-k",
-        effect="processed: temperature, top-p, top-k and penalties are in the logprobs that the trainer gets, which is "
-        "what an importance ratio needs; with top-p or top-k a fused sampler gives way to a slower one.",
+        effect="processed: logprobs are those after temperature, top-p, top-k and penalties, as an importance ratio "
+        "needs them; with top-p or top-k a slower sampler replaces a fused one.",
         cost="11 to 18 ms with 64 requests in flight on an H100",
-        probe="logprobs_mode of every holder on every rank of the last pipeline stage: the sampler, its top-k/top-p "
-        "part, prompt logprobs, the model's configuration; and the sampling path that is bound",
-        method="sets all of them, and binds the native sampling path where a fused one would assert",
-        needs=(
+        read_from="logprobs_mode of every object that has one (the sampler, its top-k/top-p part, prompt logprobs, the "
+        "model's configuration), and the bound sampling path, on every rank of the last pipeline stage",
+        switched_by="sets all of them, and binds the native sampling path if the fused one would fail an assertion",
+        preconditions=(
             "boundary",
             "sees_steps",
             "no_speculation",
@@ -139,14 +139,14 @@ FLAGS: tuple[Flag, ...] = (
         name="lm_head_fp32",
         values=("off", "on"),
         summary="project to the vocabulary in float32",
-        effect="on: logits and logprobs lose less to rounding. On GPUs the projection accumulates into float32, "
-        "elsewhere the whole weight is cast at every step. Changes the tokens that are sampled.",
-        cost="8 to 19 ms with 64 requests in flight on an H100; then memory for float32 logits, and off GPUs for a "
-        "float32 copy of the head",
-        probe="logits_processor.head_dtype, or the head's projection where vLLM knows no head_dtype; bound where one "
-        "projected row comes out in float32; on every rank of the last pipeline stage",
-        method="sets head_dtype, or wraps the projection of the head alone: a tied embedding keeps its own look-up",
-        needs=(
+        effect="on: logits and logprobs have smaller rounding errors. On GPUs the projection accumulates in float32, "
+        "elsewhere the whole weight is cast in every step. Changes the sampled tokens.",
+        cost="8 to 19 ms with 64 requests in flight on an H100; then memory for float32 logits, and except on GPUs for "
+        "a float32 copy of the head",
+        read_from="logits_processor.head_dtype, or the head's projection in vLLM versions without head_dtype; verified by "
+        "the dtype of one projected row; on every rank of the last pipeline stage",
+        switched_by="sets head_dtype, or wraps the projection of the head only: the look-up of a tied embedding stays",
+        preconditions=(
             "boundary",
             "sees_steps",
             "no_speculation",
@@ -165,17 +165,17 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         name="update_clears_cache",
         values=("caller", "on", "off"),
-        summary="forget cached prefixes at a weight update",
-        effect="on: running requests are computed anew under the new weights, which costs a prefill of each. off: they "
-        "go on with keys and values of the old weights. No value is right everywhere.",
+        summary="reset the prefix cache at a weight update",
+        effect="on: running requests are recomputed under the new weights, which costs a prefill of each. off: they "
+        "continue with stale KV of the old weights. No value is right for every run.",
         cost="nothing when it is switched; on costs a prefill of every running request at each update",
-        probe="our own policy, where the live engine's pauses and worker calls go through the collector",
-        method="off: a pause that asks to clear the cache does not. on: the prefix cache alone is reset after every "
-        "update by vLLM's calls (finish_weight_update, reload_weights, a lone update_weights), paused or not, at the "
-        "next step boundary; where a running request would not survive that it is left, and told. Explicit resets "
-        "stay what they are, and calls of a trainer's own are not known to be updates",
-        needs=("boundary", "sees_steps", "no_connector", "sees_updates", "no_sleep_mode", "text_only"),
-        launch="a text model, without a KV connector and without sleep mode",
+        read_from="the collector's own policy, if pauses and worker calls of the live engine go through the collector",
+        switched_by="off: a pause never clears the cache. on: the prefix cache alone is reset after every update by "
+        "vLLM's calls (finish_weight_update, reload_weights, an update_weights outside an open update), paused or not, "
+        "at the next step boundary; if a running request would not survive, the reset is skipped and reported. Explicit "
+        "resets are unaffected, and a trainer's own worker calls are not recognised as updates",
+        preconditions=("boundary", "sees_steps", "no_connector", "sees_updates", "no_sleep_mode", "text_only"),
+        launch="a text model, no KV connector, no sleep mode",
         launch_args={"caller": ""},
     ),
 )
@@ -188,34 +188,35 @@ def document() -> str:
     lines = [
         "# Flags",
         "",
-        "Made from the tables in [`collectors/contract/flags.py`](../collectors/contract/flags.py) and",
+        "Generated from the tables in [`collectors/contract/flags.py`](../collectors/contract/flags.py) and",
         "[`collectors/contract/preconditions.py`](../collectors/contract/preconditions.py):",
         "`python -m rltop.collectors.contract.flags > docs/flags.md`.",
         "",
-        "A switch runs between two engine steps, with the batches in flight finished first; it is whole or undone, and",
-        "what counts is what the live objects read afterwards. Where a need does not hold it is refused, and says why.",
-        "Places are in vLLM's package, of 0.32.0 unless they say otherwise.",
+        "A switch runs between two engine steps, after the batches in flight have finished. It completes or is undone; the",
+        "result is what is read back from the live objects. If a precondition does not hold, it is refused with the reason.",
+        "Source locations are paths in vLLM's package, of version 0.32.0 unless stated otherwise.",
     ]
     for flag in FLAGS:
         lines += ["", f"## {flag.name}", "", f"{flag.summary[0].upper()}{flag.summary[1:]}.", ""]
         lines += [f"- **Values**: {', '.join(f'`{value}`' for value in flag.values)}"]
         lines += [f"- **Effect**: {flag.effect}", f"- **Cost**: {flag.cost}"]
-        lines += [f"- **Read from**: {flag.probe}", f"- **Switched by**: {flag.method}"]
+        lines += [f"- **Read from**: {flag.read_from}", f"- **Switched by**: {flag.switched_by}"]
         if flag.strict:
-            lines += [f"- **Strict**: {flag.strict}"]
-        lines += [f"- **Can be switched on an engine started with**: {flag.launch}"]
+            lines += [f"- **Strict form**: {flag.strict}"]
+        lines += [f"- **Switchable on an engine started with**: {flag.launch}"]
         for value in flag.values:
             arguments = flag.launch_args.get(value)
             text = "no launch argument" if arguments is None else f"`{arguments}`" if arguments else "the default"
             lines += [f"- **Launched as `{value}`**: {text}"]
-        lines += ["", "| need | refused with | because of |", "| --- | --- | --- |"]
-        lines += [_row(name) for name in flag.needs] + [_row(name, " (strict)") for name in flag.strict_needs]
+        lines += ["", "| precondition | reason if refused | source in vLLM |", "| --- | --- | --- |"]
+        lines += [_row(name) for name in flag.preconditions]
+        lines += [_row(name, " (strict)") for name in flag.strict_preconditions]
     return "\n".join(lines) + "\n"
 
 
 def _row(name: str, note: str = "") -> str:
-    need = NEED_BY_NAME[name]
-    return f"| `{need.name}`{note} | {need.reason.replace('{}', '...')} | {need.source} |"
+    entry = PRECONDITION_BY_NAME[name]
+    return f"| `{entry.name}`{note} | {entry.reason.replace('{}', '...')} | {entry.source} |"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Finding the hub of a run on this machine, and starting one where there is none.
+"""Finds the hub of a run on this machine, and starts one if there is none.
 
-A hub holds ``hub.lock`` (flock) for as long as it lives and describes itself in ``hub.json``: whoever can't share the
-lock knows that it is there. Starting goes under a lock of its own, so that any number of starters make one hub.
+A hub holds ``hub.lock`` (flock) for its lifetime and describes itself in ``hub.json``. A process that can't get a
+shared lock knows that a hub is alive. Starting is serialised by another lock, so that concurrent starters get one hub.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ RUN_ID_FILES = frozenset({"hub.lock", "hub.json"})
 
 
 class LaunchError(RuntimeError):
-    """No hub could be started; the message holds the end of its log."""
+    """No hub could be started; the message contains the end of its log."""
 
 
 class HubInfo(msgspec.Struct, frozen=True):
-    """What a hub says of itself in ``hub.json``, written once its sockets are bound.
+    """The content of ``hub.json``, written once the hub's sockets are bound.
 
-    ``started`` is the hub's wall clock in seconds; ``epoch`` is new for every life of a hub; ``proto`` is the wire
-    version it speaks.
+    ``started``: the hub's wall clock, seconds. ``epoch``: random id of this hub process. ``proto``: its wire version.
     """
 
     pid: int
@@ -45,26 +44,26 @@ class HubInfo(msgspec.Struct, frozen=True):
 
 def find_hub(rundir: RunDir) -> HubInfo | None:
     """The live hub of this run; None if there is none, or it is not ready yet. Changes nothing."""
-    info = _read_info(rundir)  # before the lock is looked at: a hub that starts now is not disturbed
+    info = _read_info(rundir)  # before testing the lock, so that a hub that starts now can get it
     return info if info is not None and _is_held(rundir.lock) else None
 
 
 def list_runs(home: Path) -> list[tuple[RunDir, HubInfo | None]]:
-    """The runs in ``home`` (see ``rundir.home``) by name, each with its hub if it lives."""
+    """The runs in ``home`` (see ``rundir.home``) sorted by name, each with its live hub or None."""
     if not home.is_dir():
         return []
     return [(RunDir(path), find_hub(RunDir(path))) for path in sorted(home.iterdir()) if _is_run(path)]
 
 
 def ensure_hub(rundir: RunDir, *, timeout_s: float = 15.0) -> HubInfo:
-    """The run's hub, started if there is none: a new process in its own session, which outlives the caller.
+    """Return the run's hub; start one if there is none, in a process and session of its own that outlives the caller.
 
-    Safe to call from several processes at once; one hub comes of it. Blocks for the second or so a hub needs, at most
+    Safe to call from several processes at once: they get one hub. Blocks about a second while a hub starts, at most
     ``timeout_s``.
 
     Raises:
         RunDirError: the run directory can't be used.
-        LaunchError: the hub ended at once, or was not ready in time.
+        LaunchError: the hub exited, or was not ready in time.
     """
     deadline = time.monotonic() + timeout_s
     try:
@@ -76,7 +75,7 @@ def ensure_hub(rundir: RunDir, *, timeout_s: float = 15.0) -> HubInfo:
 
 
 def _start(rundir: RunDir, deadline: float) -> HubInfo:
-    _forget_dead_hub(rundir)
+    _remove_stale_info(rundir)
     command = [sys.executable, "-m", "rltop.backend.hub", str(rundir.path)]
     with rundir.log.open("ab") as log:
         hub = subprocess.Popen(
@@ -84,25 +83,25 @@ def _start(rundir: RunDir, deadline: float) -> HubInfo:
         )
     while time.monotonic() < deadline:
         if info := find_hub(rundir):
-            hub.returncode = 0  # let go of: it outlives us, and a handle collected before its process would warn
-            return info  # of ours, or of somebody's who was quicker and did not ask us
+            hub.returncode = 0  # it outlives this process; without this, collecting the handle would warn
+            return info  # of this hub, or of one that another process started without the lock
         if hub.poll():
-            raise LaunchError(f"the hub of {rundir.path} ended with exit code {hub.returncode}{_tail(rundir.log)}")
+            raise LaunchError(f"the hub of {rundir.path} exited with code {hub.returncode}{_tail(rundir.log)}")
         time.sleep(POLL_S)
     hub.kill()
     hub.wait()
-    raise LaunchError(f"the hub of {rundir.path} was not ready in time and was ended{_tail(rundir.log)}")
+    raise LaunchError(f"the hub of {rundir.path} was not ready in time and was killed{_tail(rundir.log)}")
 
 
-def _forget_dead_hub(rundir: RunDir) -> None:
-    """Remove what a killed hub said of itself, so that ``hub.json`` beside a held lock means a hub that is ready."""
+def _remove_stale_info(rundir: RunDir) -> None:
+    """Remove the ``hub.json`` of a killed hub, so that ``hub.json`` with a held lock means that a hub is ready."""
     with rundir.lock.open("ab") as lock, contextlib.suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         rundir.info.unlink(missing_ok=True)
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a hub ever lived here; what is not ours to look into is no run of ours."""
+    """Whether a hub ever ran here. Directories that this user can't read are not runs."""
     return os.access(path, os.R_OK | os.X_OK) and any((path / name).exists() for name in RUN_ID_FILES)
 
 
@@ -134,13 +133,13 @@ def _locked(path: Path, deadline: float) -> Iterator[IO[bytes]]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise LaunchError(f"{path}: somebody else is still starting the hub; try again") from None
+                    raise LaunchError(f"{path}: another process is still starting the hub; try again") from None
                 time.sleep(POLL_S)
         yield file
 
 
 def _tail(log: Path) -> str:
-    """The end of the hub's log, as the end of a sentence."""
+    """The end of the hub's log, to append to a message."""
     try:
         lines = log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
     except OSError:

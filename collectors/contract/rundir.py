@@ -1,4 +1,4 @@
-"""Where a run lives on this machine: one 0700 directory per run, with the hub's sockets, lock and log.
+"""Run directories: one directory per run with mode 0700, containing the hub's sockets, lock and log.
 
 ``RLTOP_HOME`` holds the run directories (default: ``$XDG_RUNTIME_DIR/rltop``, else ``/tmp/rltop-<uid>``).
 ``RLTOP_HUB`` names a run directory outright, ``RLTOP_RUN`` a run inside ``RLTOP_HOME``.
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOCKET_PATH_LIMIT = 107
-"""Longest path of a unix socket on Linux, in bytes (sun_path less its terminating zero)."""
+"""Longest path of a unix socket on Linux, in bytes (sun_path without its terminating zero)."""
 
 
 class RunDirError(ValueError):
-    """A run directory that can't be used; the message says what to do."""
+    """A run directory can't be used; the message says how to fix it."""
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """The files of one run. Makes nothing by itself."""
+    """The paths of one run. Creates nothing by itself."""
 
     path: Path
 
@@ -34,32 +34,32 @@ class RunDir:
 
     @property
     def argument(self) -> str:
-        """What means this run on the command line: its name or, where that would mean another run, its path."""
+        """This run as a command-line argument: its name, or its path if the name would refer to another run."""
         return self.run if self.path == home() / self.run else str(self.path)
 
     @property
     def ingest(self) -> str:
-        """Collectors PUSH data here."""
+        """Socket to which collectors PUSH data."""
         return self._endpoint("ingest")
 
     @property
     def control(self) -> str:
-        """Collectors' DEALER sockets: commands to them, acknowledgements from them."""
+        """Socket for collectors (DEALER): commands and acknowledgements."""
         return self._endpoint("control")
 
     @property
     def view(self) -> str:
-        """Viewers subscribe to conflated frames here."""
+        """Socket from which viewers receive conflated frames (SUB)."""
         return self._endpoint("view")
 
     @property
     def query(self) -> str:
-        """Viewers ask for snapshots and send commands here."""
+        """Socket to which viewers send queries and commands."""
         return self._endpoint("query")
 
     @property
     def lock(self) -> Path:
-        """Held (flock) by the one hub of this run for as long as it lives."""
+        """Lock file (flock) that the hub of this run holds for its lifetime."""
         return self.path / "hub.lock"
 
     @property
@@ -69,34 +69,34 @@ class RunDir:
 
     @property
     def log(self) -> Path:
-        """What the hub wrote to standard output and error."""
+        """Standard output and error of the hub."""
         return self.path / "hub.log"
 
     @property
     def audit(self) -> Path:
-        """Append-only log of all commands, one JSON object a line, written by the hub."""
+        """Append-only log of all commands, one JSON object per line, written by the hub."""
         return self.path / "audit.jsonl"
 
     def _endpoint(self, name: str) -> str:
         return f"ipc://{self.path / name}.sock"
 
     def create(self) -> None:
-        """Make the directory, mode 0700, or check the one that is there.
+        """Create the directory with mode 0700, or check the existing one.
 
         Raises:
-            RunDirError: the path is too long for a socket, or belongs to somebody else, or others can enter it.
-            OSError: it can't be made.
+            RunDirError: the path is too long for a socket, or another user owns the directory or has access to it.
+            OSError: it can't be created.
         """
         self._check_length()
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.check()
 
     def check(self) -> None:
-        """See that the directory that is there can be trusted: whoever can write in it could speak as the hub.
+        """Check that no other user can write to the existing directory, and so act as the hub.
 
         Raises:
             RunDirError: as ``create``.
-            OSError: there is none, or it can't be looked at.
+            OSError: it does not exist or can't be read.
         """
         self._check_length()
         found = self.path.stat()
@@ -128,7 +128,7 @@ def for_run(run: str, environ: Mapping[str, str] = os.environ) -> RunDir:
     """The directory of the named run.
 
     Raises:
-        RunDirError: the name is not made of letters, digits, ``.``, ``_``, ``-``.
+        RunDirError: the name contains other characters than letters, digits, ``.``, ``_`` and ``-``.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", run):
         raise RunDirError(f"run name {run!r}: use 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first")
@@ -139,10 +139,10 @@ def at(hub: str) -> RunDir:
     """The run directory with this path.
 
     Raises:
-        RunDirError: not a local directory. A hub is reached over the network only with keys, and this version has none.
+        RunDirError: not a local directory. Network access would need keys, which this version does not support.
     """
     if "://" in hub:
-        raise RunDirError(f"hub {hub}: only a local run directory is served; network addresses are refused")
+        raise RunDirError(f"hub {hub}: only a local run directory is supported; network addresses are refused")
     return RunDir(Path(hub).absolute())
 
 

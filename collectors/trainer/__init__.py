@@ -1,1 +1,1 @@
-"""The trainer collector: checks arguments, copies arrays, packs messages."""
+"""The trainer collector: validates arguments, copies arrays, packs messages."""

@@ -1,4 +1,4 @@
-"""The arguments of one ``TrainerCollector.sequences()`` call: checked, then copied. On the caller's thread."""
+"""Validates and copies the arguments of one ``TrainerCollector.sequences()`` call. On the caller's thread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rltop.collectors.contract import wire
-from rltop.collectors.trainer.arrays import Given, given
+from rltop.collectors.trainer.arrays import Given, inspect
 from rltop.collectors.trainer.packing import CopiedCall, Ints, PackedColumn, row_sizes
 
 Level = Literal["all", "row", "token"]
@@ -23,21 +23,21 @@ LEVELS: dict[str, tuple[Level, ...]] = {
     "rollout_versions": ("token", "row", "all"),
     "old_version": ("token", "row", "all"),
 }
-"""How many values each argument may have: one per token, one per row, one for all. The first that fits counts (packed
-rows that are as many as their tokens leave no other way to tell)."""
+"""Allowed shapes of each argument: one value per token, one per row, or one for all. The first that fits is used: it
+decides the ambiguous case of packed rows of one token each."""
 
 NO_ROWS = (0,)
-"""The shape of an empty list: a rank may get no rows at times."""
+"""Shape of an empty list: a rank may have no rows in a step."""
 
 MAX_ID = 256
 
 WIRE_NAMES = {"old_version": "old_versions"}
-"""Arguments whose column has another name on the wire."""
+"""Argument -> name of its column on the wire, where they differ."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Arguments that fit together, not copied yet. ``nbytes`` is what the copy will hold."""
+    """Validated arguments, not copied yet."""
 
     head: wire.Sequences
     rows: int
@@ -52,14 +52,14 @@ class Checked:
 
     @property
     def nbytes(self) -> int:
-        """Size of the copy."""
+        """Size of the copy in bytes."""
         optional = [part for part in (self.prompt_ids, self.rewards) if part is not None]
         columns = [column for column, _ in self.columns.values()]
         ids = sum(map(len, self.request_ids or ()))
         return ids + sum(part.nbytes for part in [self.token_ids, self.mask, *optional, *columns])
 
     def copy(self) -> CopiedCall:
-        """What later changes to the arguments don't reach."""
+        """Copy the arguments, so that the caller may change them."""
         return CopiedCall(
             head=self.head,
             rows=self.rows,
@@ -88,35 +88,35 @@ def check(
     columns: dict[str, Any],
     request_ids: Any = None,
 ) -> Checked:
-    """Look at shapes and kinds; ``columns`` are the arguments named in ``LEVELS``, None where not given.
+    """Validate shapes and dtypes. ``columns``: the arguments named in ``LEVELS``, None if not passed.
 
     Raises:
-        ValueError: one does not fit; the message names it, what was seen and what is expected.
+        ValueError: an argument has the wrong shape or dtype; the message names it, the actual and the expected one.
     """
-    ids = given("token_ids", token_ids, integer=True)
+    ids = inspect("token_ids", token_ids, integer=True)
     sizes, rows = _rows(ids, cu_seqlens)
-    found = {name: given(name, value) for name, value in columns.items() if value is not None}
+    passed = {name: inspect(name, value) for name, value in columns.items() if value is not None}
     for name in ("rollout_logprobs", "trainer_logprobs"):
-        if name not in found:
+        if name not in passed:
             raise ValueError(f"{name}: None; expected {_expected(ids, rows, ('token',))}")
-    chosen = given("mask", mask)
-    _level(chosen, ids, rows, ("token",))
+    masked = inspect("mask", mask)
+    _level(masked, ids, rows, ("token",))
     return Checked(
         head=head,
         rows=rows,
         sizes=sizes,
         tokens=int(np.prod(ids.shape)) if not ids.ragged else sum(ids.shape),
         token_ids=ids,
-        mask=chosen,
+        mask=masked,
         prompt_ids=None if prompt_ids is None else _prompts(prompt_ids, rows),
         rewards=None if rewards is None else _rewards(rewards, ids, rows),
-        columns={name: (column, _level(column, ids, rows, LEVELS[name])) for name, column in found.items()},
+        columns={name: (column, _level(column, ids, rows, LEVELS[name])) for name, column in passed.items()},
         request_ids=None if request_ids is None else _request_ids(request_ids, rows),
     )
 
 
 def _rows(ids: Given, cu_seqlens: Any) -> tuple[Given | Ints, int]:
-    """Row sizes (or cu_seqlens, where they can only be read later) and the number of rows."""
+    """Row sizes (or cu_seqlens, if they are on a device and have to be read later) and the number of rows."""
     if cu_seqlens is None:
         if not ids.ragged and len(ids.shape) != 2 and ids.shape != NO_ROWS:
             raise ValueError(
@@ -126,7 +126,7 @@ def _rows(ids: Given, cu_seqlens: Any) -> tuple[Given | Ints, int]:
         return _sizes(ids), ids.shape[0] if not ids.ragged else len(ids.shape)
     if ids.ragged or len(ids.shape) != 1:
         raise ValueError(f"token_ids: {ids.describe()} with cu_seqlens; expected [tokens]")
-    bounds = given("cu_seqlens", cu_seqlens, integer=True)
+    bounds = inspect("cu_seqlens", cu_seqlens, integer=True)
     if bounds.ragged or len(bounds.shape) != 1 or bounds.shape[0] < 1:
         raise ValueError(f"cu_seqlens: {bounds.describe()}; expected [rows + 1]")
     rows = bounds.shape[0] - 1
@@ -134,14 +134,14 @@ def _rows(ids: Given, cu_seqlens: Any) -> tuple[Given | Ints, int]:
 
 
 def _sizes(argument: Given) -> Ints:
-    """Entries per row of a list of rows or a [batch, time] array."""
+    """Entries per row of a list of rows or of a [batch, time] array."""
     if argument.ragged or argument.shape == NO_ROWS:
         return np.array(argument.shape if argument.ragged else (), np.int64)
     return np.full(argument.shape[0], argument.shape[1], np.int64)
 
 
 def _level(argument: Given, ids: Given, rows: int, allowed: tuple[Level, ...]) -> Level:
-    """Which of the allowed levels the argument's shape is; raises ``ValueError``."""
+    """The first allowed level that fits the argument's shape; raises ``ValueError``."""
     for level in allowed:
         if level == "token":
             fits = (argument.ragged, argument.shape) == (ids.ragged, ids.shape)
@@ -153,12 +153,12 @@ def _level(argument: Given, ids: Given, rows: int, allowed: tuple[Level, ...]) -
 
 
 def _expected(ids: Given, rows: int, allowed: tuple[Level, ...]) -> str:
-    words = {"token": f"{ids.describe()} as token_ids", "row": f"[{rows}], one per row", "all": "a single number"}
-    return ", or ".join(words[level] for level in allowed)
+    shapes = {"token": f"{ids.describe()} as token_ids", "row": f"[{rows}], one per row", "all": "a single number"}
+    return ", or ".join(shapes[level] for level in allowed)
 
 
 def _prompts(prompt_ids: Any, rows: int) -> Given:
-    prompts = given("prompt_ids", prompt_ids, integer=True)
+    prompts = inspect("prompt_ids", prompt_ids, integer=True)
     if prompts.ragged:
         fits = len(prompts.shape) == rows
     else:
@@ -169,17 +169,19 @@ def _prompts(prompt_ids: Any, rows: int) -> Given:
 
 
 def _request_ids(request_ids: Any, rows: int) -> list[str]:
-    """One text per row, empty where there is none; raises ``ValueError``."""
+    """One string per row, empty for None; raises ``ValueError``."""
     ids = ["" if name is None else name for name in request_ids]
     for name in ids:
         if not isinstance(name, str) or len(name) > MAX_ID:
-            raise ValueError(f"request_ids: {str(name)[:80]!r}; expected None or text of at most {MAX_ID} characters")
+            raise ValueError(
+                f"request_ids: {str(name)[:80]!r}; expected None or a string of at most {MAX_ID} characters"
+            )
     if len(ids) != rows:
         raise ValueError(f"request_ids: {len(ids)} entries; expected {rows}, one per row")
     return ids
 
 
 def _rewards(rewards: Any, ids: Given, rows: int) -> Given:
-    values = given("rewards", rewards)
+    values = inspect("rewards", rewards)
     _level(values, ids, rows, ("row",))
     return values

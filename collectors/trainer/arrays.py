@@ -1,7 +1,7 @@
-"""Arrays of a trainer, by protocol: torch (any device, any float dtype) or numpy, whole or as a list of rows.
+"""A trainer's arrays: torch tensors (any device, any float dtype) or numpy arrays, whole or as a list of rows.
 
-The caller's thread looks at shapes and dtypes (``Given``) and copies (``Given.copy``); nothing there reads a value, so
-no device is waited for. The sender's thread reads the values (``Copy.read``). Torch is never imported, only met.
+The caller's thread inspects shapes and dtypes (``inspect``) and copies (``Given.copy``). It reads no values, so it never
+waits for a device. The sender's thread reads the values (``Copy.read``). Torch is used only if the caller imported it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Given:
-    """One argument as the caller gave it.
+    """One argument as the caller passed it.
 
     Attributes:
-        name: of the argument, for messages.
-        parts: torch tensors or numpy arrays; one, or one [time] per row where ``ragged``.
-        shape: of the one part; where ``ragged``, the length of each row.
+        name: name of the argument, for messages.
+        parts: torch tensors or numpy arrays: a single one, or one [time] per row if ``ragged``.
+        shape: shape of the single part; if ``ragged``, the length of each row.
         ragged: the argument is a list of rows.
     """
 
@@ -33,12 +33,12 @@ class Given:
 
     @property
     def nbytes(self) -> int:
-        """Size of a copy."""
+        """Size of a copy in bytes."""
         return sum(int(part.nbytes) for part in self.parts)
 
     @property
     def on_device(self) -> bool:
-        """Whether reading a value now would wait for a device."""
+        """Whether reading a value would wait for a device."""
         return any(_is_tensor(part) and part.device.type != "cpu" for part in self.parts)
 
     def describe(self) -> str:
@@ -46,7 +46,7 @@ class Given:
         return f"rows of lengths {short(self.shape)}" if self.ragged else f"shape {list(self.shape)}"
 
     def copy(self) -> Copy:
-        """A copy that later changes to the argument don't reach. Does not wait for a device where torch can."""
+        """Copy the values, flattened. Copying from CUDA is asynchronous; other devices are waited for."""
         if not _is_tensor(self.parts[0] if self.parts else None):
             flat = [np.ravel(part) for part in self.parts] or [np.empty(0)]
             return Copy(np.concatenate(flat))
@@ -57,11 +57,12 @@ class Given:
 class Copy:
     """The flat copy of an argument.
 
-    It is numpy throughout: an interpreter that ends while a daemon thread is inside torch aborts its host.
+    It is a numpy array: an interpreter that exits while a daemon thread is inside torch aborts.
 
     Attributes:
-        host: [entries], in the argument's own dtype; bfloat16, which numpy lacks, as int16 where ``bfloat16`` says so.
-        ready: a ``torch.cuda.Event`` that says when a device has written it; None if it is there.
+        host: [entries], in the argument's own dtype; int16 if ``bfloat16``, which numpy lacks.
+        bfloat16: ``host`` contains the bits of bfloat16 values.
+        ready: a ``torch.cuda.Event`` after which ``host`` is complete; None if it is complete already.
     """
 
     host: NDArray[Any]
@@ -69,7 +70,7 @@ class Copy:
     ready: Any = None
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Entries ``start`` to ``stop`` in a dtype that numpy computes with. Waits for the device."""
+        """Entries ``start`` to ``stop``, converted to a dtype that numpy can compute with. Waits for the device."""
         if self.ready is not None:
             self.ready.synchronize()
         part = self.host[start:stop]
@@ -78,16 +79,16 @@ class Copy:
         return part if part.dtype.kind in "biuf" else part.astype(np.float32)
 
 
-def given(name: str, value: Any, *, integer: bool = False) -> Given:
-    """Look at an argument.
+def inspect(name: str, value: Any, *, integer: bool = False) -> Given:
+    """Inspect an argument's type, shape and dtype.
 
     Args:
-        name: of the argument, for messages.
-        value: a torch tensor, anything numpy makes a numeric array of, or a list of 1-D ones of these.
-        integer: floats are refused.
+        name: name of the argument, for messages.
+        value: a torch tensor, anything that numpy converts to a numeric array, or a list of 1-D ones of these.
+        integer: require integers.
 
     Raises:
-        ValueError: not numeric, of the wrong kind, or a list of rows that are not 1-D or not all of one kind.
+        ValueError: not numeric; not integers; or a list of rows that are not 1-D, or differ in library or device.
     """
     if isinstance(value, list | tuple) and value and _is_row(value[0]):
         parts = tuple(_part(f"{name}[{index}]", item, integer) for index, item in enumerate(value))
@@ -95,7 +96,7 @@ def given(name: str, value: Any, *, integer: bool = False) -> Given:
             if part.ndim != 1 or type(part) is not type(parts[0]) or _device(part) != _device(parts[0]):
                 raise ValueError(
                     f"{name}[{index}]: {type(part).__name__} of shape {list(part.shape)} on {_device(part)}; expected "
-                    f"1-D as every row, of one library and on one device ({_device(parts[0])})"
+                    f"1-D rows of one library on one device ({_device(parts[0])})"
                 )
         return Given(name, parts, tuple(int(part.shape[0]) for part in parts), ragged=True)
     part = _part(name, value, integer)
@@ -103,13 +104,13 @@ def given(name: str, value: Any, *, integer: bool = False) -> Given:
 
 
 def short(values: Any) -> str:
-    """The first few values, for messages."""
+    """The first six values, for messages."""
     shown = [value.item() if isinstance(value, np.generic) else value for value in values[:6]]
     return f"[{', '.join(map(str, shown))}{', ...' if len(values) > 6 else ''}]"
 
 
 def _part(name: str, value: Any, integer: bool) -> Any:
-    """One tensor or numpy array of a numeric dtype; raises ``ValueError``."""
+    """Convert to a tensor or numpy array of numeric dtype; raises ``ValueError``."""
     if _is_tensor(value):
         if value.is_nested or str(value.layout) != "torch.strided":
             raise ValueError(f"{name}: a nested or sparse tensor; expected a dense one")
@@ -121,7 +122,7 @@ def _part(name: str, value: Any, integer: bool) -> Any:
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name}: numpy can't read it: {error}") from error
         kind = part.dtype.kind
-        if kind == "V" and "float" in part.dtype.name:  # ml_dtypes (bfloat16, float8): raw bytes to numpy, by kind
+        if kind == "V" and "float" in part.dtype.name:  # ml_dtypes (bfloat16, float8) have kind V (raw bytes)
             kind = "f"
     if kind not in "biuf" or (integer and kind == "f" and math.prod(part.shape)):
         raise ValueError(f"{name}: dtype {part.dtype}; expected {'integers' if integer else 'numbers'}")
@@ -134,12 +135,14 @@ def _copy_tensors(parts: tuple[Any, ...]) -> Copy:
     for part in parts[1:]:
         dtype = torch.promote_types(dtype, part.dtype)
     bfloat16 = dtype == torch.bfloat16
-    if dtype.itemsize == 1 and dtype.is_floating_point:  # float8, by whatever name: neither numpy nor promotion has it
+    if dtype.itemsize == 1 and dtype.is_floating_point:  # float8 of any kind: not in numpy, not promotable
         dtype = torch.float32
     stored = torch.int16 if bfloat16 else dtype
     count = sum(part.numel() for part in parts)
     if parts[0].device.type == "cuda":
-        pinned = torch.empty(count, dtype=stored, device="cpu", pin_memory=True)  # whatever the default is
+        pinned = torch.empty(
+            count, dtype=stored, device="cpu", pin_memory=True
+        )  # device: overrides torch.set_default_device
         _fill(pinned.view(dtype), parts, non_blocking=True)
         ready = torch.cuda.Event()
         ready.record(torch.cuda.current_stream(parts[0].device))

@@ -1,4 +1,4 @@
-"""The trainer's side of a run: what each rank trained on, handed to the hub without getting in the way.
+"""``TrainerCollector``: sends what each trainer rank trained on to the run's hub, without delaying training.
 
 ```python
 trainer = TrainerCollector(run="sort", facts={"temperature": 1.0, "top_p": 1.0, "dtype": torch.bfloat16})
@@ -25,47 +25,48 @@ from typing import Any, Literal, Self
 import msgspec
 
 from rltop.collectors.contract import wire
-from rltop.collectors.contract.facts import stated
+from rltop.collectors.contract.facts import checked_facts
 from rltop.collectors.contract.launch import LaunchError, ensure_hub
 from rltop.collectors.contract.rundir import RunDir, RunDirError, at, for_run, from_environment
 from rltop.collectors.trainer import packing
 from rltop.collectors.trainer.arguments import check
-from rltop.collectors.trainer.arrays import Copy, Given, given
-from rltop.collectors.transport.error_boundary import Guard
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.trainer.arrays import Copy, Given, inspect
+from rltop.collectors.transport.error_boundary import ErrorBoundary
+from rltop.collectors.transport.sender import Message, Sender
 
 LIMIT_BYTES = 256 << 20
-"""Bound on copies that wait for the hub. A batch that does not fit is dropped whole and counted."""
+"""Bound on the memory of copies waiting to be sent. A call that does not fit is dropped completely and counted."""
 
 STEP_BYTES = 1024
 DIGEST_BYTES = 128
-"""What one step record, or one statement of facts, is taken to need, and a weight's digest."""
+"""Estimated size of a step record or of facts, and of a weight's digest."""
 
 MAX_OPEN = 64
-"""Steps whose rows are counted at a time; of more, the first go uncounted."""
+"""Steps whose rows are counted at the same time; beyond it the oldest are forgotten."""
 
 log = logging.getLogger("rltop")
 
 
 class TrainerCollector:
-    """Passes one trainer rank's sequences and steps to the run's hub.
+    """Sends one trainer rank's sequences and steps to the run's hub.
 
-    Calls check shapes, copy, and return; a daemon thread does the rest. They never wait for a device or a hub, and
-    never raise anything but ``ValueError`` for wrong arguments, on the caller's line, before anything was copied. With
-    no hub, a slow hub, or after ``close`` they go on: what can't be passed on is dropped whole and counted. From one
-    thread at a time.
+    Calls validate shapes, copy the arrays and return; a daemon thread sends them. Calls never wait for a CUDA device or
+    a hub. They raise only ``ValueError``, for wrong arguments, before anything is copied. Without a hub, with a slow
+    hub, or after ``close``, data that can't be sent is dropped in whole calls and counted. Call it from one thread at a
+    time.
 
     Args:
-        run: name of the run. None: what ``RLTOP_HUB`` or ``RLTOP_RUN`` name.
-        rank: of this process among the ranks that call ``step``.
-        world_size: how many such ranks there are.
-        hub: a run directory, instead of ``run``.
-        facts: what this rank computes with; see ``facts``.
-        start_hub: rank 0 starts a hub on this machine if the run has none, once, here. If that fails there is one
-            warning, and training goes on without.
+        run: name of the run. None: the run that ``RLTOP_HUB`` or ``RLTOP_RUN`` names.
+        rank: rank of this process among those that call ``step``, from 0.
+        world_size: number of these ranks.
+        hub: path of a run directory, instead of ``run``.
+        facts: configuration that this rank computes with; see ``facts``.
+        start_hub: if the run has no hub, rank 0 starts one on this machine, in this constructor. If that fails, one
+            warning is logged and training continues without a hub.
 
     Raises:
-        ValueError: no run is named, two are, a name, rank or fact is wrong, or the directory can't hold sockets.
+        ValueError: no run is named, or both ``run`` and ``hub``; an invalid name, rank or fact; or a run directory that
+            can't be used (``RunDirError``).
     """
 
     def __init__(
@@ -83,19 +84,19 @@ class TrainerCollector:
         if not self._rank < self._world_size:
             raise ValueError(f"rank {rank} of world_size {world_size}; expected 0 <= rank < world_size")
         self._facts: dict[str, str] = {}
-        self._welcomed: tuple[str, str] | None = None
+        self._met: tuple[str, str] | None = None  # sender epoch and hub epoch of the last ``Welcome``
         self._rows: dict[int, int] = {}  # passed so far, by step
-        self._state(facts or {})
+        self._update_facts(facts or {})
         self.rundir = _run_directory(run, hub)
         if start_hub and self._rank == 0:
             _try_hub(self.rundir)
-        self._guard = Guard()
+        self._guard = ErrorBoundary()
         self._sender = Sender(
             self.rundir,
             f"trainer/{self._rank}",
             "trainer",
             _encode,
-            on_message=self._hear,
+            on_message=self._on_message,
             vital=frozenset({"step", "facts"}),
             limit_bytes=LIMIT_BYTES,
             guard=self._guard,
@@ -128,45 +129,47 @@ class TrainerCollector:
         cu_seqlens: Any = None,
         request_ids: Any = None,
     ) -> None:
-        """Pass on rows that this rank trains on. Any number of calls a step: micro-batches, epochs.
+        """Record rows that this rank trains on. Call it any number of times per step: micro-batches, epochs.
 
-        Arrays are torch tensors (any device, any float dtype, with or without grad) or numpy. *Per token* means, for
-        all of them in the same form: ``[batch, time]``; or packed ``[tokens]`` with ``cu_seqlens``; or a list of
-        ``[time]`` arrays. Column t of every one belongs to ``token_ids[:, t]``: a logprob is that of the token in its
-        own column, not of the next. Log-probabilities and entropy are in nats. Values that are not finite travel as
-        they are. Ranks that hold the same rows pass them once.
+        Arrays are torch tensors (any device, any float dtype, with or without grad) or numpy arrays. *Per token* arrays
+        all have the same form: ``[batch, time]``; or packed ``[tokens]`` with ``cu_seqlens``; or a list of ``[time]``
+        arrays. Column t of each belongs to ``token_ids[:, t]``: a logprob is that of the token in its own column, not
+        of the next one. Logprobs and entropy are in nats. Values that are not finite are sent unchanged. If several
+        ranks hold the same rows, exactly one of them passes them.
 
         Args:
             step: the trainer's step, from 0.
-            token_ids: per token, integers. The completion, or prompt and completion, padded in any way.
-            rollout_logprobs: per token, as the engine recorded them while sampling.
+            token_ids: per token, integers: the completion, or prompt and completion, with any padding.
+            rollout_logprobs: per token, as the engine returned them when it sampled.
             trainer_logprobs: per token, under the weights that are being updated.
-            mask: per token, bool or 0 and 1; where not 0, the token is trained on. What the mask leaves out is used
-                only as context, to find the rollout that a row came from.
-            prompt_ids: the prompts, where the rows don't hold them: a list of 1-D arrays, or [batch, P]. Padding in
-                [batch, P] is not stripped; pass a list if prompts differ in length.
+            mask: per token, bool or 0 and 1. Tokens where it is not 0 are trained on. Other tokens are used only as
+                context, to find the rollout of a row.
+            prompt_ids: integers: the prompts, if the rows don't contain them: a list of 1-D arrays, or [batch, P].
+                Padding in [batch, P] is not removed; pass a list if prompts differ in length.
             old_logprobs: per token, recomputed by the trainer under ``old_version``; NaN where not computed.
             advantages: [batch] or per token.
             rewards: [batch].
             entropy: per token, of the trainer's distribution.
-            policy_version: version of the weights that are being updated.
-            rollout_versions: version of the weights that sampled: one for all, [batch], or per token. NaN or
-                negative where not known.
-            old_version: version of the weights of ``old_logprobs``: likewise.
-            update: number of the optimizer update on the same rollouts, from 0. Counts, reward and the headline gap
-                use update 0, clip rates use all.
-            temperature: that ``trainer_logprobs`` are computed at.
-            clip_low: lower bound of the ratio, such as 0.8.
-            clip_high: upper bound of the ratio, such as 1.28.
-            ratio_base: the ratio's denominator: ``rollout`` or ``old`` logprobs.
-            objective: ``ppo``, where tokens are clipped, or ``gspo``, where sequences are.
-            clipped: per token, bool or 0 and 1: what the trainer clipped, instead of reckoning it from the bounds.
-            cu_seqlens: [rows + 1], integers from 0 to the number of tokens, for packed arrays.
-            request_ids: [batch] of text, None where not kept: what vLLM, or its caller, named each row's request by.
-                Rows find their rollouts without; an id finds them where prompts were changed on the way.
+            policy_version: version of the weights that are being updated, an integer from 0.
+            rollout_versions: version of the weights that sampled: a single number, [batch], or per token. NaN or
+                negative where unknown.
+            old_version: version of the weights of ``old_logprobs``, in the same forms.
+            update: number of the optimizer update on the same rollouts, from 0. Counts, rewards and the headline gap
+                use update 0, clip rates use all updates.
+            temperature: temperature at which ``trainer_logprobs`` are computed.
+            clip_low: lower bound of the ratio itself, such as 0.8; from 0 to 1.
+            clip_high: upper bound of the ratio itself, such as 1.28; at least 1.
+            ratio_base: denominator of the ratio: ``rollout`` or ``old`` logprobs.
+            objective: ``ppo`` (clips tokens) or ``gspo`` (clips sequences).
+            clipped: per token, bool or 0 and 1: the tokens that the trainer clipped, instead of computing them from
+                the bounds.
+            cu_seqlens: [rows + 1], integers rising from 0 to the number of tokens, for packed arrays.
+            request_ids: [batch] of strings of at most 256 characters, or None: the request id that vLLM, or its caller,
+                gave each row. Rows are joined with their rollouts without ids; an id helps if prompts were changed.
 
         Raises:
-            ValueError: an argument of a wrong shape or kind, named with what was seen and expected.
+            ValueError: an argument has the wrong shape, dtype or value; the message names it, the actual and the
+                expected one.
         """
         head = wire.Sequences(
             step=_count("step", step),
@@ -197,10 +200,10 @@ class TrainerCollector:
         if len(self._rows) > MAX_OPEN:
             del self._rows[next(iter(self._rows))]
         nbytes = checked.nbytes
-        room = self._sender.has_room("sequences", nbytes)  # what would be dropped is not copied first
+        room = self._sender.has_room("sequences", nbytes)  # else it would be copied and then dropped
         copied = self._guard.run("sequences", checked.copy) if room else None
         if copied is None:
-            self._sender.count_lost("sequences", 1)
+            self._sender.count_dropped("sequences", 1)
         else:
             self._sender.offer("sequences", nbytes, copied)
 
@@ -211,18 +214,18 @@ class TrainerCollector:
         metrics: Mapping[str, Any] | None = None,
         weight_digests: Mapping[str, str] | None = None,
     ) -> None:
-        """Close ``step`` for this rank: it has passed all it had. The hub measures when every rank has said so.
+        """Close ``step`` for this rank. The hub measures a step when all ranks have closed it.
 
         Args:
             step: as in ``sequences``.
-            policy_version: version of the weights after the step.
-            metrics: scalars to show beside the step: numbers, or tensors of one element (on any device).
-            weight_digests: of the weights after the step, made by
-                ``rltop.collectors.contract.digests.weight_digests``; `rltop probe weight-digest` compares engines of
-                that version with them. Worth it now and then, not in every step.
+            policy_version: version of the weights after the step, an integer from 0.
+            metrics: scalars to show with the step: numbers, or tensors of one element (on any device).
+            weight_digests: digests of the weights after the step, from
+                ``rltop.collectors.contract.digests.weight_digests``. `rltop probe weight-digest` compares them with
+                those of engines of that version. Computing them is expensive: not in every step.
 
         Raises:
-            ValueError: a metric that is no number, or whose name is no string; a digest that is none.
+            ValueError: a metric that is not a single number, or whose name is not a string; an invalid digest.
         """
         checked = {name: _metric(name, value) for name, value in (metrics or {}).items()}
         closed = wire.StepClosed(
@@ -233,44 +236,44 @@ class TrainerCollector:
         self._sender.loop_count += 1
         copied = self._guard.run("step", lambda: {name: value.copy() for name, value in checked.items()})
         if copied is None:
-            self._sender.count_lost("step", 1)
+            self._sender.count_dropped("step", 1)
         else:
             nbytes = STEP_BYTES + DIGEST_BYTES * len(closed.weight_digests)
-            self._sender.offer("step", nbytes, _Closed(closed, copied))
+            self._sender.offer("step", nbytes, _ClosedStep(closed, copied))
 
     def facts(self, **facts: Any) -> None:
-        """State what this rank computes with, to be held against what the engines do; say it again when it changes.
+        """Set or change facts: the configuration that this rank computes with. The hub compares it with the engines'.
 
-        Use the engines' own names (``rltop fingerprint`` lists them): ``temperature``, ``top_p``, ``top_k``, ``min_p``
-        and the penalties that ``trainer_logprobs`` are computed under; ``dtype`` that the forward computes in,
-        ``head_dtype`` of the projection to the vocabulary; ``model``, ``quantization``. Any other name is shown too.
+        Use the engines' names (``rltop fingerprint`` lists them): ``temperature``, ``top_p``, ``top_k``, ``min_p`` and
+        the penalties under which ``trainer_logprobs`` are computed; ``dtype`` of the forward pass, ``head_dtype`` of the
+        projection to the vocabulary; ``model``, ``quantization``. Other names are shown too.
 
         Args:
-            facts: numbers, dtypes, truth values or text. None takes a fact back.
+            facts: numbers, dtypes, bools or strings. None removes a fact.
 
         Raises:
-            ValueError: too many facts, or a value that is no fact.
+            ValueError: more than 64 facts, or a value that is not finite, empty or longer than 200 characters.
         """
-        if self._state(facts) and self._welcomed is not None:
+        if self._update_facts(facts) and self._met is not None:
             self._sender.offer("facts", STEP_BYTES, wire.TrainerFacts(self._rank, self._facts))
 
-    def _state(self, facts: Mapping[str, Any]) -> bool:
-        """Take in facts; whether that changed any. A new mapping each time: another thread may be sending the last."""
-        new: dict[str, str | None] = {**self._facts, **stated(facts)}
+    def _update_facts(self, facts: Mapping[str, Any]) -> bool:
+        """Merge ``facts``; True if any changed. Makes a new mapping: the sender's thread may be encoding the old one."""
+        new: dict[str, str | None] = {**self._facts, **checked_facts(facts)}
         before, self._facts = self._facts, {name: text for name, text in new.items() if text is not None}
         return before != self._facts
 
-    def _hear(self, message: wire.ControlToCollector) -> None:
-        """The sender's thread: a hub that hears of this process for the first time is told the facts."""
-        if isinstance(message, wire.Welcome) and self._welcomed != (met := (self._sender.epoch, message.hub_epoch)):
-            self._welcomed = met
+    def _on_message(self, message: wire.ControlToCollector) -> None:
+        """On the sender's thread: send the facts to a hub that meets this process for the first time."""
+        if isinstance(message, wire.Welcome) and self._met != (met := (self._sender.epoch, message.hub_epoch)):
+            self._met = met
             if self._facts:
                 self._sender.offer("facts", STEP_BYTES, wire.TrainerFacts(self._rank, self._facts))
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Send what is queued and say goodbye. True if the hub confirmed that it has everything.
+        """Send what is queued and disconnect. Returns True if the hub confirmed that it has everything.
 
-        Waits at most ``timeout`` seconds, and about two where no hub answers. Calls after it are ignored and counted.
+        Waits at most ``timeout`` seconds, and about two if no hub answers. Later calls are ignored and counted.
         """
         return self._sender.close(timeout)
 
@@ -284,8 +287,8 @@ class TrainerCollector:
 
 
 @dataclass(frozen=True)
-class _Closed:
-    """A closed step whose metrics may still be on their way from a device."""
+class _ClosedStep:
+    """A closed step whose metrics may not have been copied from their device yet."""
 
     head: wire.StepClosed
     metrics: dict[str, Copy]
@@ -295,12 +298,16 @@ class _Closed:
         return msgspec.structs.replace(self.head, metrics=metrics)
 
 
-def _encode(kind: str, items: list[Any]) -> Iterator[tuple[wire.DataBody, wire.Arrays]]:
-    """The sender's thread: messages of what the calls queued."""
+Item = packing.CopiedCall | _ClosedStep | wire.TrainerFacts
+"""Items of the send queue, by kind: ``sequences``, ``step``, ``facts``."""
+
+
+def _encode(_kind: str, items: list[Item]) -> Iterator[Message]:
+    """Encode queued items. On the sender's thread."""
     for item in items:
-        if kind == "step":
+        if isinstance(item, _ClosedStep):
             yield item.message(), {}
-        elif kind == "facts":
+        elif isinstance(item, wire.TrainerFacts):
             yield item, {}
         else:
             yield from packing.pack(item)
@@ -311,21 +318,21 @@ def _run_directory(run: str | None, hub: str | None) -> RunDir:
         raise RunDirError(f"run={run!r} and hub={hub!r}: name one of them")
     if hub is not None:
         return at(hub)
-    found = for_run(run) if run is not None else from_environment()
-    if found is None:
+    rundir = for_run(run) if run is not None else from_environment()
+    if rundir is None:
         raise RunDirError("no run is named: pass run=, or set RLTOP_RUN or RLTOP_HUB")
-    return found
+    return rundir
 
 
 def _try_hub(rundir: RunDir) -> None:
     try:
         ensure_hub(rundir)
     except LaunchError as error:
-        log.warning("rltop: training goes on without a hub: %s", error)
+        log.warning("rltop: training continues without a hub: %s", error)
 
 
 def _count(name: str, value: Any) -> int:
-    """A whole number from 0; raises ``ValueError``."""
+    """Check a non-negative integer; raises ``ValueError``."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -365,17 +372,17 @@ _DIGEST = re.compile(r"\w+(:[0-9a-f]{16}){1,2}")
 
 
 def _digest(name: Any, digest: Any) -> str:
-    """A weight's digest as text; raises ``ValueError``."""
+    """Check the digest of one weight; raises ``ValueError``."""
     if not isinstance(name, str) or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-        raise ValueError(f"weight_digests[{name!r}]: {digest!r}; expected what digests.weight_digests makes")
+        raise ValueError(f"weight_digests[{name!r}]: {digest!r}; expected a digest from digests.weight_digests")
     return digest
 
 
 def _metric(name: Any, value: Any) -> Given:
-    """A scalar to show; raises ``ValueError``."""
+    """Check a scalar; raises ``ValueError``."""
     if not isinstance(name, str):
         raise ValueError(f"metrics: name {name!r}; expected a string")
-    scalar = given(f"metrics[{name!r}]", value)
+    scalar = inspect(f"metrics[{name!r}]", value)
     if scalar.ragged or math.prod(scalar.shape) != 1:
         raise ValueError(f"metrics[{name!r}]: {scalar.describe()}; expected a single number")
     return scalar

@@ -1,1 +1,1 @@
-"""Sending to the hub: the bounded queue, the sender thread, the resend buffer, the error boundary."""
+"""Transport to the hub: the bounded send queue, the sender thread, the resend buffer, the error boundary."""

@@ -1,7 +1,8 @@
-"""The error boundary between a host and rltop: no exception of rltop is ever raised into vLLM or a trainer.
+"""The error boundary: no exception of the collectors is ever raised into vLLM or a trainer.
 
-Every call from the host goes through ``Guard.run``. The collectors catch ``Exception`` nowhere else, except in requests
-to an engine's workers, and in commands and weight updates on an engine: there, the exception is the answer.
+Every call from the host into a collector goes through ``ErrorBoundary.run``. Elsewhere in the collectors ``Exception``
+is caught only where it becomes an answer: when workers are called or answer, and when a command, a probe or a weight
+update acts on the engine.
 """
 
 from __future__ import annotations
@@ -16,22 +17,19 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MAX_FAULTS = 20
-"""After this many exceptions in one place, the place is switched off for the rest of the process."""
+"""After this many faults a place is switched off for the rest of the process."""
 
 log = logging.getLogger("rltop")
 
 
-class Guard:
-    """Contains and counts exceptions, by place.
+class ErrorBoundary:
+    """Contains the collectors' own exceptions, and counts them by place.
 
-    The first exception of a place is logged with its traceback, later ones are only counted. After ``max_faults`` the
-    place is off and costs one dictionary lookup. Thread-safe.
+    The first fault of a place is logged with its traceback, later ones are only counted. After ``max_faults`` the place
+    is off and costs one dictionary look-up. Safe from any thread.
 
     Args:
-        max_faults: None never switches a place off: for processes of rltop, without a host to protect.
-
-    Attributes:
-        faults: exceptions so far, by place.
+        max_faults: None never switches a place off; for processes of rltop itself, which have no host to protect.
     """
 
     def __init__(self, max_faults: int | None = MAX_FAULTS) -> None:
@@ -40,28 +38,29 @@ class Guard:
         self._lock = threading.Lock()
 
     def run(self, place: str, call: Callable[..., T], *args: Any) -> T | None:
-        """Call ``call(*args)``; None if it raised, or if ``place`` is off. Never raises an ``Exception``."""
+        """Return ``call(*args)``; None if it raised, or if ``place`` is off. Never raises an ``Exception``."""
         if self.is_off(place):
             return None
         try:
             return call(*args)
-        except Exception:  # noqa: BLE001 - the one place that catches all
+        except Exception:  # noqa: BLE001 - containing them is the purpose of this class
             self._count(place)
             return None
 
     def is_off(self, place: str) -> bool:
-        """Whether ``place`` failed too often and is switched off."""
+        """Whether ``place`` has failed too often and is switched off."""
         return self.faults.get(place, 0) >= self._limit
 
     def after(self, place: str, original: Callable[..., T], call: Callable[..., Any]) -> Callable[..., T]:
-        """Wrap ``original``: afterwards, ``run(place, call, result, ...)`` with its arguments. For frequent calls.
+        """Return ``original`` followed by ``call(result, *args, **kwargs)``, contained as in ``run``.
 
-        ``run`` is inlined, because each further call and object costs the host a cache miss or more.
+        Hot path: used for methods that vLLM calls in every step. ``run`` is inlined, because at that time each
+        additional function call and object costs a cache miss or more.
         """
         faults, limit = self.faults, self._limit
 
         @functools.wraps(original)
-        def wrapper(*args: Any, **kwargs: Any) -> T:
+        def wrapped(*args: Any, **kwargs: Any) -> T:
             result = original(*args, **kwargs)
             if not faults or faults.get(place, 0) < limit:
                 try:
@@ -70,10 +69,10 @@ class Guard:
                     self._count(place)
             return result
 
-        return wrapper
+        return wrapped
 
     def reset(self) -> None:
-        """Reset the counts: in a forked child, where the lock may be held by a thread that does not exist."""
+        """Forget every fault: in a forked child, where a thread that no longer exists may hold the lock."""
         self.faults.clear()
         self._lock = threading.Lock()
 
@@ -81,6 +80,6 @@ class Guard:
         with self._lock:
             count = self.faults[place] = self.faults.get(place, 0) + 1
         if count == 1:
-            log.warning("rltop: an exception in %s was contained; the run is not affected", place, exc_info=True)
+            log.warning("rltop: a fault in %s was contained; the run is not affected", place, exc_info=True)
         elif count == self._limit:
             log.warning("rltop: %s failed %d times and is now off", place, count)

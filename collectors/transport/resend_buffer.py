@@ -1,4 +1,4 @@
-"""Retains the messages that no hub has acknowledged, within a byte bound, to resend them on request."""
+"""The resend buffer: sent messages without acknowledgement, kept as far as memory allows, to resend on request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rltop.collectors.contract import wire
 
 MESSAGE_BYTES = 400
-"""Approximate size of a retained message without its frames."""
+"""Estimated memory of a message in addition to its frames."""
 
 Frame = bytes | memoryview
 
@@ -17,7 +17,7 @@ _PASSED: list[Frame] = wire.encode_body(wire.Passed(), {})
 
 @dataclass(frozen=True, slots=True)
 class SentMessage:
-    """A message as it was sent: number, wall clock of sending, frames after the envelope."""
+    """A message as it was sent: its number, the sender's wall clock (seconds), and its frames without the envelope."""
 
     seq: int
     time: float
@@ -26,62 +26,62 @@ class SentMessage:
 
 
 class ResendBuffer:
-    """The retained messages ``oldest`` to ``next_seq - 1``, and a cursor for resending. One thread.
+    """The messages from ``oldest`` up to ``next_seq``, by number. For one thread.
 
     Attributes:
         next_seq: number of the next new message.
-        oldest: of the retained messages; ``next_seq`` if there is none.
-        nbytes: size of the retained messages.
+        oldest: number of the oldest message in the buffer; ``next_seq`` if it is empty.
+        nbytes: estimated memory of the messages.
     """
 
     def __init__(self) -> None:
         self.next_seq = 0
         self.oldest = 0
         self.nbytes = 0
-        self._retained: dict[int, SentMessage] = {}
-        self._cursor = 0  # next message to resend; ``next_seq`` if none is due
+        self._messages: dict[int, SentMessage] = {}
+        self._resend_seq = 0  # the next message to resend; ``next_seq`` if there is none
 
     @property
-    def due(self) -> SentMessage | None:
-        """The next message to resend, if any: before new ones, since a hub takes messages in order."""
-        return self._retained.get(self._cursor)
+    def next_resend(self) -> SentMessage | None:
+        """The next message to resend. It goes before any new message, because hubs process messages in order."""
+        return self._messages.get(self._resend_seq)
 
-    def retain(self, time: float, frames: Sequence[Frame], *, transient: bool = False) -> None:
-        """Retain message ``next_seq``, sent at ``time``; of a ``transient`` one only the number."""
+    def append(self, time: float, frames: Sequence[Frame], *, transient: bool = False) -> None:
+        """Add message ``next_seq``, sent at ``time``. Of a ``transient`` message only the number is kept."""
         own = _PASSED if transient else [_owned(frame) for frame in frames]
         nbytes = MESSAGE_BYTES + (0 if transient else sum(map(len, own)))
-        self._retained[self.next_seq] = SentMessage(self.next_seq, time, own, nbytes)
+        self._messages[self.next_seq] = SentMessage(self.next_seq, time, own, nbytes)
         self.nbytes += nbytes
-        if self._cursor == self.next_seq:
-            self._cursor += 1
+        if self._resend_seq == self.next_seq:
+            self._resend_seq += 1
         self.next_seq += 1
 
     def rewind(self, seq: int) -> None:
-        """Resend from ``seq`` on, or from the oldest retained message."""
-        self._cursor = min(max(seq, self.oldest), self.next_seq)
+        """Resend from ``seq``, or from the oldest message in the buffer if that is later."""
+        self._resend_seq = min(max(seq, self.oldest), self.next_seq)
 
-    def resent(self) -> None:
-        """The due message was sent."""
-        self._cursor += 1
+    def mark_resent(self) -> None:
+        """``next_resend`` was sent."""
+        self._resend_seq += 1
 
-    def release(self, seq: int) -> None:
-        """Release the messages up to ``seq``: they are acknowledged."""
+    def acknowledge(self, seq: int) -> None:
+        """Remove the messages up to ``seq``: no hub will ask for them."""
         while self.oldest <= seq and self.oldest < self.next_seq:
-            self._drop()
+            self._remove_oldest()
 
-    def fit(self, nbytes: int) -> None:
-        """Drop the oldest messages until the rest takes at most ``nbytes``."""
+    def shrink(self, nbytes: int) -> None:
+        """Remove the oldest messages until at most ``nbytes`` are used."""
         while self.nbytes > nbytes and self.oldest < self.next_seq:
-            self._drop()
+            self._remove_oldest()
 
-    def _drop(self) -> None:
-        self.nbytes -= self._retained.pop(self.oldest).nbytes
+    def _remove_oldest(self) -> None:
+        self.nbytes -= self._messages.pop(self.oldest).nbytes
         self.oldest += 1
-        self._cursor = max(self._cursor, self.oldest)
+        self._resend_seq = max(self._resend_seq, self.oldest)
 
 
 def _owned(frame: Frame) -> Frame:
-    """Return the frame, or a copy if it is a view of an array that may be much larger."""
+    """The frame; a copy if it is a view of a part of an array, which may be much larger."""
     if isinstance(frame, memoryview) and getattr(frame.obj, "base", None) is not None:
         return bytes(frame)
     return frame

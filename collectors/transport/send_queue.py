@@ -1,24 +1,26 @@
-"""The send queue: bounded by bytes, keeps order, sheds by kind, and counts every record."""
+"""The send queue: bounded by bytes, ordered, drops bulk kinds first, and counts every record."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 from rltop.collectors.contract.wire import Counts
 
+T = TypeVar("T")
+
 VITAL_SHARE = 0.1
-"""Share of the byte limit reserved for vital kinds: scalars and states are kept when bulk data is shed."""
+"""Share of the byte limit reserved for vital kinds: scalars and state still fit when bulk data is dropped."""
 
 
 @dataclass(frozen=True)
-class QueuedBatch:
-    """Consecutive items of one kind, taken for sending; they count as queued until they are settled."""
+class QueuedBatch(Generic[T]):
+    """Consecutive items of one kind, removed to be sent. They count as queued until ``SendQueue.settle``."""
 
     kind: str
-    items: list[Any]
+    items: list[T]
     nbytes: int
 
 
@@ -29,15 +31,15 @@ class _Kind:
     dropped: int = 0
 
 
-class SendQueue:
-    """Items offered by the host's threads, taken by the sender's thread. Thread-safe; no call blocks or raises.
+class SendQueue(Generic[T]):
+    """Items offered by the host's threads and removed by the sender's. Safe from any thread; never waits or raises.
 
-    A new item that does not fit is dropped: queued ones are older, and more likely to be complete. For every kind
-    ``offered == sent + dropped + queued`` at all times.
+    A new item that does not fit is dropped completely: items already queued are older and more likely to be complete.
+    For every kind ``offered == sent + dropped + queued`` at all times.
 
     Args:
-        limit_bytes: bound on items that are queued, or taken and not settled.
-        vital: kinds that may use all of it; others leave ``VITAL_SHARE`` free.
+        limit_bytes: bound on the bytes of items that are queued, or removed and not settled.
+        vital: kinds that may use the whole limit; other kinds leave ``VITAL_SHARE`` free.
     """
 
     def __init__(self, limit_bytes: int, vital: frozenset[str]) -> None:
@@ -45,14 +47,13 @@ class SendQueue:
         self.nbytes = 0
         self._bulk_limit = int(limit_bytes * (1 - VITAL_SHARE))
         self._vital = vital
-        self._queue: deque[tuple[str, int, Any]] = deque()
+        self._queue: deque[tuple[str, int, T]] = deque()
         self._kinds: dict[str, _Kind] = {}
-        self._is_closed = False
-        # One uncontended lock: threads meet here for microseconds at most.
-        self._lock = threading.Lock()
+        self._closed = False
+        self._lock = threading.Lock()  # held for microseconds at most
 
-    def offer(self, kind: str, nbytes: int, item: Any) -> bool:
-        """Queue ``item``, or drop and count it. Return whether it was queued."""
+    def offer(self, kind: str, nbytes: int, item: T) -> bool:
+        """Queue ``item`` of about ``nbytes`` bytes, or drop and count it. Returns whether it was queued."""
         with self._lock:
             counts = self._kinds.setdefault(kind, _Kind())
             counts.offered += 1
@@ -68,27 +69,28 @@ class SendQueue:
         with self._lock:
             return self._fits(kind, nbytes)
 
-    def count_lost(self, kind: str, count: int) -> None:
-        """Count records that were lost before they could be offered."""
+    def count_dropped(self, kind: str, count: int) -> None:
+        """Count records that were dropped before they could be offered."""
         with self._lock:
             counts = self._kinds.setdefault(kind, _Kind())
             counts.offered += count
             counts.dropped += count
 
-    def take(self) -> QueuedBatch | None:
-        """Take the oldest item, and all directly after it of the same kind; None if the queue is empty."""
+    def pop_batch(self) -> QueuedBatch[T] | None:
+        """Remove the oldest item and all following ones of the same kind; None if the queue is empty."""
         with self._lock:
             if not self._queue:
                 return None
-            kind, nbytes, items = self._queue[0][0], 0, []
+            kind, nbytes = self._queue[0][0], 0
+            items: list[T] = []
             while self._queue and self._queue[0][0] == kind:
                 _, size, item = self._queue.popleft()
                 nbytes += size
                 items.append(item)
         return QueuedBatch(kind, items, nbytes)
 
-    def settle(self, batch: QueuedBatch, *, sent: bool) -> None:
-        """Count a taken batch as sent or dropped, as a whole."""
+    def settle(self, batch: QueuedBatch[T], *, sent: bool) -> None:
+        """Count the items of a batch as sent or dropped, and release their bytes."""
         with self._lock:
             counts = self._kinds[batch.kind]
             if sent:
@@ -98,12 +100,12 @@ class SendQueue:
             self.nbytes -= batch.nbytes
 
     def close(self) -> None:
-        """Drop all later offers."""
+        """Drop every item that is offered from now on."""
         with self._lock:
-            self._is_closed = True
+            self._closed = True
 
     def counts(self) -> dict[str, Counts]:
-        """Return the counts of all records so far, by kind."""
+        """The counts of every kind so far."""
         with self._lock:
             return {
                 name: Counts(k.offered, k.sent, k.dropped, k.offered - k.sent - k.dropped)
@@ -112,4 +114,4 @@ class SendQueue:
 
     def _fits(self, kind: str, nbytes: int) -> bool:
         limit = self.limit_bytes if kind in self._vital else self._bulk_limit
-        return not self._is_closed and self.nbytes + nbytes <= limit
+        return not self._closed and self.nbytes + nbytes <= limit

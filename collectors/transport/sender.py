@@ -1,13 +1,12 @@
-"""Sends a collector's records to the hub: a bounded queue, one daemon thread, two sockets. Offering never blocks.
+"""The sender: a bounded queue, one daemon thread and two sockets. Offering an item never blocks and never raises.
 
-The host's thread leaves a reference and returns. The sender's thread wakes every ``tick_s``, turns queued items into
-messages with the collector's own ``encode``, one at a time, and sends without waiting. Order is kept. While the hub is
-away or slow, the queue fills to its bound and sheds. ``sent`` means that ZeroMQ accepted the message. Messages are
-retained until a hub acknowledges them, as long as the queue does not need the room: so messages that ZeroMQ loses, or
-that a hub received and did not store before it died, are resent on request (``docs/protocols/resend.md``).
+The host's thread queues a reference and returns. The sender's thread wakes every ``tick_s``, encodes queued items with
+the collector's ``encode``, one message at a time, and sends them in order without waiting. While the hub is away or
+slow, the queue fills to its bound and drops new items. ``sent`` means accepted by ZeroMQ. Messages stay in the resend
+buffer until a hub acknowledges them, as long as the queue does not need the memory, and are resent when a hub asks.
 
-Beside a host that computes in Python, the thread waits up to 5 ms for the GIL each time it has released it. So it
-releases it once to wait and once per message, and asks sockets whether they are ready instead of trying them.
+If the host computes in Python, the thread waits up to 5 ms for the GIL each time after it has released it. So it
+releases it once to wait and once per message, and asks sockets whether they are ready instead of trying.
 """
 
 from __future__ import annotations
@@ -22,28 +21,28 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
 
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.error_boundary import Guard
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 from rltop.collectors.transport.resend_buffer import Frame, ResendBuffer
 from rltop.collectors.transport.send_queue import QueuedBatch, SendQueue
 
 TICK_S = 0.01
-"""Default period of the thread."""
+"""Default interval at which the thread checks the queue."""
 
 ANSWER_S = 1.0
-"""For this long after a command the period is ``TICK_S`` at most, because a viewer waits for the answer."""
+"""How long after a command the queue is checked every ``TICK_S``, so that the answer is sent quickly."""
 
 BURST = 64
-"""Messages sent in a row before control messages are read."""
+"""Messages sent in a row before commands are received."""
 
 HEALTH_PERIOD_S = 1.0
-"""How often a health message is sent, and ``periodic`` is called."""
+"""Interval of health messages and of calls of ``periodic``."""
 
 REGISTER_PERIOD_S = 3.0
-"""How often ``Register`` is repeated: a new hub on the same path must learn which source a connection belongs to."""
+"""Interval of ``Register``, by which a new hub on the same path identifies this connection."""
 
 SEND_HWM = 64
 """Messages that may wait inside ZeroMQ, in addition to the bound of the queue."""
@@ -51,41 +50,42 @@ SEND_HWM = 64
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 2000
 
 MAX_REPLIES = 1024
-"""Control messages that may wait for a hub; the oldest are dropped (``EngineState`` repeats their content)."""
+"""Control messages that may wait for a hub; beyond it the oldest are dropped (the state contains the same updates)."""
 
 BYE_TIMEOUT_S = 2.0
-"""How long ``close`` continues without progress. The hub confirms the last message, since LINGER loses some on ipc."""
+"""How long ``close`` continues without progress. The hub confirms the last message: LINGER loses messages on ipc."""
 
 EXIT_TIMEOUT_S = 2.0
-"""How long interpreter shutdown waits for a sender that was not closed."""
+"""How long interpreter exit waits for a sender that was not closed."""
 
 Message = tuple[wire.DataBody, wire.Arrays]
 
 
-class Encode(Protocol):
-    """Turns queued items of one kind into messages; runs on the sender's thread, and may be a generator."""
+T = TypeVar("T")
 
-    def __call__(self, kind: str, items: list[Any], /) -> Iterable[Message]:
-        """Return the messages for ``items``, which are all of one kind and in the order they were offered."""
+Encode = Callable[[str, list[T]], Iterable[Message]]
+"""``encode(kind, items)`` makes the messages for consecutive items of one kind; it may be a generator. Called on the
+sender's thread. If it raises, the items are dropped and counted."""
 
 
-class Sender:
-    """Sends one collector's records to the hub of ``rundir``, and receives commands from it.
+class Sender(Generic[T]):
+    """Sends one collector's items, of type ``T``, to the hub of ``rundir``, and receives commands from it.
 
     Args:
-        rundir: of the run. The hub need not be running: records that can't be sent are dropped and counted.
+        rundir: the run directory with the hub's sockets. The hub need not exist: what can't be sent is dropped and
+            counted.
         source: name of this collector in every message: an engine id, or ``trainer/<rank>``.
         role: ``engine`` or ``trainer``.
-        encode: see ``Encode``. If it raises, its items are dropped and counted.
-        on_message: called on the sender's thread for every ``wire.Command`` (and ``Welcome``) from the hub.
+        encode: makes messages of items; see ``Encode``.
+        on_message: called on the sender's thread for every ``wire.Command`` and ``wire.Welcome`` from the hub.
         periodic: called on the sender's thread once a second; may call ``offer`` and ``reply``.
         tick: called on the sender's thread about every ``tick_s``, and once more when closing; may call ``offer`` and
             ``reply``.
-        tick_s: seconds that an offered item may wait. Every tick takes the GIL from the host: the longer the cheaper.
-        vital: kinds that are shed last.
-        limit_bytes: bound on queued items and retained messages together (items offered since the last tick may
-            exceed it).
-        guard: contains exceptions of ``encode``, ``on_message``, ``periodic`` and ``tick``.
+        tick_s: seconds that an item may wait. Every tick takes the GIL from the host, so longer ticks cost less.
+        vital: kinds that are dropped last.
+        limit_bytes: bound on the bytes of the queue and the resend buffer together, except for items offered since the
+            last tick.
+        guard: contains faults of ``encode``, ``on_message``, ``periodic`` and ``tick``.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Sender:
         rundir: RunDir,
         source: str,
         role: str,
-        encode: Encode,
+        encode: Encode[T],
         *,
         on_message: Callable[[wire.ControlToCollector], None] | None = None,
         periodic: Callable[[], None] | None = None,
@@ -101,12 +101,12 @@ class Sender:
         tick_s: float = TICK_S,
         vital: frozenset[str] = frozenset(),
         limit_bytes: int = 64 << 20,
-        guard: Guard | None = None,
+        guard: ErrorBoundary | None = None,
     ) -> None:
         self.rundir = rundir
         self.source = source
         self.role = role
-        self.guard = guard or Guard()
+        self.guard = guard or ErrorBoundary()
         self._encode = encode
         self._on_message = on_message
         self._periodic = periodic
@@ -118,36 +118,36 @@ class Sender:
         _senders.add(self)
 
     def _reset(self) -> None:
-        """Begin a new epoch: in a new sender, and in a forked child, whose inherited records belong to the parent."""
+        """Initialise the state: of a new sender, and in a forked child, where the inherited items are the parent's."""
         self.epoch = uuid.uuid4().hex[:16]
         self.loop_count = 0
         self._loop_seen = (0, time.monotonic())
-        self._queue = SendQueue(self._limit_bytes, self._vital)
+        self._queue: SendQueue[T] = SendQueue(self._limit_bytes, self._vital)
         self._replies: deque[wire.ControlToHub] = deque(maxlen=MAX_REPLIES)
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
         self._closing = threading.Event()
-        self._answer_until = 0.0  # a viewer waits for the answer to a command
-        self._close_deadline = 0.0  # time at which a closing thread ends in any case
+        self._fast_until = 0.0  # monotonic; until then an answer to a command is expected
+        self._deadline = 0.0  # monotonic; when a closing thread ends in any case
         self._acknowledged = threading.Event()
-        self._retained = ResendBuffer()
-        self._batch: QueuedBatch | None = None
+        self._resend_buffer = ResendBuffer()
+        self._batch: QueuedBatch[T] | None = None
         self._messages: Iterator[Frames] = iter(())  # of the batch, encoded one at a time
-        self._next: Frames = _NONE  # the next new message, without its envelope
+        self._next: Frames = _NONE  # the next message to send
 
     # --- any thread ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread, once. The first ``offer`` calls it too, so that a collector created before a fork works."""
+        """Start the thread, once. The first ``offer`` also does, so that a collector created before a fork works."""
         with self._start_lock:
             if self._thread is None and not self._closing.is_set():
-                # Not in the thread: a fork during the import would leave the child with half a module.
+                # Not in the thread: a fork during the import would leave the child with an incomplete module.
                 self.guard.run("sender", importlib.import_module, "zmq")
                 self._thread = threading.Thread(target=self._run, name=f"rltop-{self.source}", daemon=True)
                 self._thread.start()
 
-    def offer(self, kind: str, nbytes: int, item: Any) -> bool:
-        """Queue ``item``, of about ``nbytes`` bytes, or drop and count it. Return whether it was queued.
+    def offer(self, kind: str, nbytes: int, item: T) -> bool:
+        """Queue ``item`` of about ``nbytes`` bytes, or drop and count it. Returns whether it was queued.
 
         Never blocks on I/O, never raises.
         """
@@ -156,32 +156,32 @@ class Sender:
         return self._queue.offer(kind, nbytes, item)
 
     def has_room(self, kind: str, nbytes: int) -> bool:
-        """Whether an item of that size would be queued now: to be checked before a large copy is made."""
+        """Whether an item of that size would be queued now. Check it before making a large copy."""
         return self._queue.has_room(kind, nbytes)
 
-    def count_lost(self, kind: str, count: int) -> None:
-        """Count records that were lost before they could be offered."""
-        self._queue.count_lost(kind, count)
+    def count_dropped(self, kind: str, count: int) -> None:
+        """Count records that were dropped before they could be offered."""
+        self._queue.count_dropped(kind, count)
 
     def reply(self, message: wire.ControlToHub) -> None:
         """Queue a message for the control socket."""
         self._replies.append(message)
 
     def health(self) -> wire.Health:
-        """Return the counts of all records so far, and the state of the host's loop."""
+        """The counts of every kind, the size of the queue, and the progress of the host's loop."""
         age = time.monotonic() - self._loop_seen[1]
         queue, faults = self._queue, dict(self.guard.faults)
         return wire.Health(queue.counts(), queue.nbytes, queue.limit_bytes, self.loop_count, age, faults)
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Send queued items, disconnect, and end the thread. Return whether the hub confirmed the last message.
+        """Send what is queued, disconnect, and end the thread. Returns whether the hub confirmed the last message.
 
-        Bounded by ``timeout`` seconds, and by ``BYE_TIMEOUT_S`` without progress; items that could not be
-        sent by then are counted as dropped. Idempotent.
+        Takes at most ``timeout`` seconds, and at most ``BYE_TIMEOUT_S`` without progress; items not sent by then are
+        counted as dropped. Idempotent.
         """
         with self._start_lock:  # no thread starts meanwhile
             if not self._closing.is_set():
-                self._close_deadline = time.monotonic() + timeout
+                self._deadline = time.monotonic() + timeout
                 self._closing.set()
         if self._thread is None:
             self._queue.close()
@@ -189,15 +189,15 @@ class Sender:
             self._thread.join(timeout)
         return self._acknowledged.is_set()
 
-    # --- the sender's thread ------------------------------------------------------------------------------------
+    # --- the sender's own thread --------------------------------------------------------------------------------
 
     def _run(self) -> None:
         self.guard.run("sender", self._serve)
         self._queue.close()
-        while batch := self._batch or self._queue.take():  # these will not be sent
+        while batch := self._batch or self._queue.pop_batch():  # the rest will not be sent
             self._queue.settle(batch, sent=False)
             self._batch = None
-        self._messages, self._next, self._retained = iter(()), _NONE, ResendBuffer()
+        self._messages, self._next, self._resend_buffer = iter(()), _NONE, ResendBuffer()
 
     def _serve(self) -> None:
         import zmq
@@ -210,25 +210,25 @@ class Sender:
                 socket.linger = 0
                 socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
                 socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-                socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued while no hub is connected
+                socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued without a connection
             data.sndhwm = SEND_HWM
             control.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
             control.setsockopt(zmq.ROUTING_ID, f"{self.source}#{self.epoch}".encode())
             data.connect(self.rundir.ingest)
             control.connect(self.rundir.control)
-            self._work(data, control)
+            self._loop(data, control)
             self._disconnect(data, control)
         finally:
             data.close()
             control.close()
             context.term()
 
-    def _work(self, data: Any, control: Any) -> None:
-        """Serve until ``close`` is called."""
+    def _loop(self, data: Any, control: Any) -> None:
+        """Run until ``close`` is called."""
         next_health = next_register = 0.0
         closing = health_due = False
         while not closing:
-            closing = self._closing.is_set()  # then this is the last turn, including what ``tick`` offers in it
+            closing = self._closing.is_set()  # then this is the last iteration; items that ``tick`` offers are sent
             now = time.monotonic()
             if self.loop_count != self._loop_seen[0]:
                 self._loop_seen = (self.loop_count, now)
@@ -239,91 +239,93 @@ class Sender:
                 if self._periodic is not None:
                     self.guard.run("periodic", self._periodic)
                 health_due = True
-            if health_due:  # a hub that returns learns first what was dropped meanwhile
+            if health_due:  # first: it tells a hub that comes back how many records were dropped
                 health_due = not self._send_health(data)
             if self._tick is not None:
                 self.guard.run("tick", self._tick)
-            self._turn(data, control)
+            self._run_once(data, control)
 
     def _disconnect(self, data: Any, control: Any) -> None:
-        """Send the remaining messages, then ``Bye``; return when the hub confirms, or without progress."""
+        """Send the remaining items, then ``Bye``; return when the hub confirms it, or after a time without progress."""
         self._queue.close()
-        buffer, bye_sent, position, progress = self._retained, False, (0, 0), time.monotonic()
+        buffer, said_bye, position, last_progress = self._resend_buffer, False, (0, 0), time.monotonic()
         while not self._acknowledged.is_set():
-            if not bye_sent and buffer.due is None and self._batch is None and not self._load_next():
+            if not said_bye and buffer.next_resend is None and self._batch is None and not self._prepare_next():
                 self._send_health(data)  # the final counts
                 self.reply(wire.Bye(self.source, self.epoch, buffer.next_seq, buffer.oldest))
-                bye_sent = True
-            self._turn(data, control)
+                said_bye = True
+            self._run_once(data, control)
             now = time.monotonic()
-            current = buffer.next_seq, buffer.due.seq if buffer.due else buffer.next_seq
-            if current != position:
-                position, progress = current, now
-            if now >= min(progress + BYE_TIMEOUT_S, self._close_deadline):
+            resend = buffer.next_resend
+            reached = buffer.next_seq, resend.seq if resend else buffer.next_seq
+            if reached != position:
+                position, last_progress = reached, now
+            if now >= min(last_progress + BYE_TIMEOUT_S, self._deadline):
                 return
 
-    def _turn(self, data: Any, control: Any) -> None:
+    def _run_once(self, data: Any, control: Any) -> None:
+        """Send what can be sent, then receive control messages; waits up to a tick if there is nothing to send."""
         import zmq
 
-        self._retained.fit(self._limit_bytes - self._queue.nbytes)
-        idle = self._send_some(data)
+        self._resend_buffer.shrink(self._limit_bytes - self._queue.nbytes)
+        idle = self._send_burst(data)
         while self._replies and _send_control(control, self._replies[0]):
             self._replies.popleft()
-        tick_s = self._tick_s if time.monotonic() > self._answer_until else min(TICK_S, self._tick_s)
+        tick_s = self._tick_s if time.monotonic() > self._fast_until else min(TICK_S, self._tick_s)
         if idle:
             control.poll(tick_s * 1000, zmq.POLLIN)
         while _ready(control) & zmq.POLLIN:
-            self.guard.run("control", self._handle_control, control.recv(zmq.NOBLOCK))
+            self.guard.run("control", self._receive, control.recv(zmq.NOBLOCK))
 
-    def _send_some(self, data: Any) -> bool:
-        """Send up to a burst of messages. Return whether nothing can be sent before the next tick."""
+    def _send_burst(self, data: Any) -> bool:
+        """Send up to ``BURST`` messages, resends first. Returns whether there is nothing to do before the next tick."""
         for _ in range(BURST):
-            if due := self._retained.due:
-                if not self._send(data, due.seq, due.time, due.frames):
+            if resend := self._resend_buffer.next_resend:
+                if not self._send_frames(data, resend.seq, resend.time, resend.frames):
                     return True
-                self._retained.resent()
+                self._resend_buffer.mark_resent()
                 continue
-            if self._next is _NONE and not self._load_next():
+            if self._next is _NONE and not self._prepare_next():
                 return True
             if not self._send_new(data, self._next):
-                return True  # the hub is away or behind; the queue behind this message fills and sheds
+                return True  # the hub is away or slow; meanwhile the queue fills and drops
             self._next = _NONE
         return False
 
-    def _load_next(self) -> bool:
-        """Encode the next new message; False if the queue is empty."""
+    def _prepare_next(self) -> bool:
+        """Encode the next message; False if nothing is queued."""
         while True:
             if self._batch is None:
-                self._batch = self._queue.take()
+                self._batch = self._queue.pop_batch()
                 if self._batch is None:
                     return False
-                self._messages = self._encoded(self._batch)
+                self._messages = self._encode_batch(self._batch)
             message = self.guard.run("encode", next, self._messages, _NONE)
             if message is not None and message is not _NONE:
                 self._next = message
                 return True
-            self._queue.settle(self._batch, sent=message is _NONE)  # all its messages are sent, or one can't be encoded
+            self._queue.settle(self._batch, sent=message is _NONE)  # all its messages are sent, or encoding failed
             self._batch = None
 
-    def _encoded(self, batch: QueuedBatch) -> Iterator[Frames]:
+    def _encode_batch(self, batch: QueuedBatch[T]) -> Iterator[Frames]:
         for body, arrays in self._encode(batch.kind, batch.items):
             yield Frames(wire.encode_body(body, arrays), transient=isinstance(body, wire.TRANSIENT))
 
     def _send_new(self, data: Any, message: Frames) -> bool:
-        """Send a new message; False if ZeroMQ does not accept it now. Only accepted ones use a sequence number."""
+        """Send a new message; False if ZeroMQ accepts none now. Only accepted messages use a sequence number."""
         now = time.time()
-        if not self._send(data, self._retained.next_seq, now, message.frames):
+        if not self._send_frames(data, self._resend_buffer.next_seq, now, message.frames):
             return False
-        self._retained.retain(now, message.frames, transient=message.transient)
-        self._retained.fit(self._limit_bytes - self._queue.nbytes)
+        self._resend_buffer.append(now, message.frames, transient=message.transient)
+        self._resend_buffer.shrink(self._limit_bytes - self._queue.nbytes)
         return True
 
-    def _send(self, data: Any, seq: int, sent: float, frames: list[Frame]) -> bool:
+    def _send_frames(self, data: Any, seq: int, sent: float, frames: list[Frame]) -> bool:
         import zmq
 
-        if not _ready(data) & zmq.POLLOUT:  # else the message would be packed again at every tick
+        if not _ready(data) & zmq.POLLOUT:  # otherwise the message would be packed again in every iteration
             return False
-        envelope = wire.Envelope(wire.PROTO, self.source, self.epoch, seq, sent, self._retained.oldest)
+        envelope = wire.Envelope(wire.PROTO, self.source, self.epoch, seq, sent, self._resend_buffer.oldest)
         try:
             data.send_multipart(wire.pack([wire.encode_envelope(envelope), *frames]), zmq.NOBLOCK)
         except zmq.Again:
@@ -331,15 +333,15 @@ class Sender:
         return True
 
     def _send_health(self, data: Any) -> bool:
-        """Send the current health; False if that is not possible now, or messages are due to be resent first."""
-        return self._retained.due is None and self._send_new(
-            data, Frames(wire.encode_body(self.health(), {}), transient=True)
-        )
+        """Send a health message; False if it can't be sent now, or has to wait for resends."""
+        if self._resend_buffer.next_resend is not None:
+            return False
+        return self._send_new(data, Frames(wire.encode_body(self.health(), {}), transient=True))
 
     def _register(self) -> wire.Register:
         return wire.Register(wire.PROTO, self.source, self.epoch, self.role)
 
-    def _handle_control(self, frame: bytes) -> None:
+    def _receive(self, frame: bytes) -> None:
         message = wire.decode_to_collector(frame)
         if isinstance(message, wire.ByeAck):
             if message.epoch == self.epoch:
@@ -347,25 +349,25 @@ class Sender:
             return
         if isinstance(message, wire.Acknowledged | wire.Resend):
             if message.epoch == self.epoch and isinstance(message, wire.Resend):
-                self._retained.rewind(message.seq)
+                self._resend_buffer.rewind(message.seq)
             elif message.epoch == self.epoch:
-                self._retained.release(message.seq)
+                self._resend_buffer.acknowledge(message.seq)
             return
         if isinstance(message, wire.Command):
-            self._answer_until = time.monotonic() + ANSWER_S
-        if self._on_message is not None:  # as a place of its own: if it is off, the hub's confirmation still arrives
+            self._fast_until = time.monotonic() + ANSWER_S
+        if self._on_message is not None:  # contained separately: a fault in it must not switch off "control"
             self.guard.run("on_message", self._on_message, message)
 
 
 def _ready(socket: Any) -> int:
-    """Return the events that a socket is ready for. Unlike a poll or a failing receive, this keeps the GIL."""
+    """Events that a socket is ready for. Unlike ``poll``, or ``recv`` without a message, this keeps the GIL."""
     import zmq
 
     return int(socket.getsockopt(zmq.EVENTS))
 
 
 def _send_control(control: Any, message: wire.ControlToHub) -> bool:
-    """Send a control message; False if no hub is connected now."""
+    """Send a control message; False if ZeroMQ can't accept it now."""
     import zmq
 
     try:
@@ -377,26 +379,26 @@ def _send_control(control: Any, message: wire.ControlToHub) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """A new message without its envelope; ``transient``: one of ``wire.TRANSIENT``."""
+    """A new message without its envelope. ``transient``: its type is in ``wire.TRANSIENT``."""
 
     frames: list[Frame]
     transient: bool
 
 
 _NONE = Frames([], transient=False)
-"""No message is due; a batch has no further message."""
+"""There is no message to send; a batch has no further one."""
 
-_senders: weakref.WeakSet[Sender] = weakref.WeakSet()
+_senders: weakref.WeakSet[Sender[Any]] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     for sender in list(_senders):
-        sender._reset()  # threads and sockets do not survive a fork; messages sent on these vanish silently
+        sender._reset()  # threads and sockets do not survive a fork; messages sent on them are lost silently
         sender.guard.reset()
 
 
 def _at_exit() -> None:
-    # They were not closed. A daemon thread that outlives the interpreter may be cut off inside C++ code and abort.
+    # Close those still open. A daemon thread stopped inside C++ code at interpreter exit may abort the process.
     for sender in list(_senders):
         sender.close(EXIT_TIMEOUT_S)
 

@@ -1,7 +1,7 @@
-"""The engine collector: a vLLM plugin, dormant unless it is told where the hub is.
+"""The engine collector: a vLLM plugin, dormant unless RLTOP_HUB or RLTOP_RUN is set.
 
-vLLM calls ``register`` in the front end, in every engine-core process and in every worker. Only the process that runs
-an engine's loop is ever tapped, and only once its loop begins.
+vLLM calls ``register`` in the front end, in every engine-core process and in every worker. Engines are patched only in
+the process that runs their loop, and only when the loop starts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rltop.collectors.transport.error_boundary import Guard
+    from rltop.collectors.transport.error_boundary import ErrorBoundary
 
 log = logging.getLogger("rltop")
 
@@ -18,14 +18,14 @@ _refused: set[str] = set()
 
 
 def register() -> None:
-    """Entry point of ``vllm.general_plugins``: total, idempotent, and free unless RLTOP_HUB or RLTOP_RUN is set."""
-    from rltop.collectors.transport.error_boundary import Guard
+    """Entry point of ``vllm.general_plugins``. Never raises, is idempotent, and does nothing without RLTOP_HUB or RLTOP_RUN."""
+    from rltop.collectors.transport.error_boundary import ErrorBoundary
 
-    guard = Guard()
+    guard = ErrorBoundary()
     guard.run("register", _register, guard)
 
 
-def _register(guard: Guard) -> None:
+def _register(guard: ErrorBoundary) -> None:
     from rltop.collectors.contract.rundir import RunDirError, from_environment
 
     try:
@@ -36,6 +36,6 @@ def _register(guard: Guard) -> None:
             log.warning("rltop: the engine collector stays off: %s", error)
         return
     if rundir is not None:
-        from rltop.collectors.vllm.agent import hook  # not above: a dormant plugin loads neither numpy nor msgspec
+        from rltop.collectors.vllm.agent import install  # here: a dormant plugin loads neither numpy nor msgspec
 
-        hook(rundir, guard)
+        install(rundir, guard)

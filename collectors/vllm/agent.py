@@ -1,7 +1,8 @@
-"""One agent per engine: owns the tap, the assembler, the sender and the commands, and says which thread does what.
+"""The agent of one engine: owns the tap, the assembler, the sender and the commands, and divides work between threads.
 
-The engine's thread appends references (``tap.Tap``) and, between two steps, executes what stands in ``_pending``.
-The sender's thread does all the rest: assembling, encoding, answering commands, reading the engine's state.
+The engine's thread appends references (``tap.Tap``) and executes pending commands between two steps
+(``CommandExecutor``). The sender's thread does everything else: it assembles rollouts, encodes messages, answers
+commands and reads the engine's state.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
-from rltop.collectors.transport.sender import Sender
+from rltop.collectors.transport.error_boundary import MAX_FAULTS, ErrorBoundary
+from rltop.collectors.transport.sender import Message, Sender
 from rltop.collectors.vllm import patches
 from rltop.collectors.vllm.control.command_executor import CommandExecutor
 from rltop.collectors.vllm.control.switchboard import Switchboard
@@ -28,16 +29,16 @@ from rltop.collectors.vllm.fingerprint import current, fingerprint
 from rltop.collectors.vllm.probes.probe_executor import Prober
 from rltop.collectors.vllm.rollouts.assembly import Assembler
 from rltop.collectors.vllm.rollouts.request import FinishedRollout
-from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX, Noted, Tap, version_of
+from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX, Record, Tap, version_of
 from rltop.collectors.vllm.workers.one_rank import METHODS
 
 MESSAGE_BYTES = 1 << 20
-"""Aimed at size of one message of rollouts."""
+"""Target size of a message of rollouts."""
 
 TICK_S = 0.5
-"""How often the sender's thread takes in what the engine's thread noted down; a finished rollout waits as long at most.
+"""How often the sender's thread processes the tap's records; the longest time that a finished rollout waits.
 
-Some steps of a fast engine: reading them together costs far less than one by one, see ``columns``.
+Reading many steps together costs far less than one by one; see ``columns``.
 """
 
 WAITING = ("waiting", "kv_holding_waiting", "skipped_waiting")
@@ -45,27 +46,42 @@ WAITING = ("waiting", "kv_holding_waiting", "skipped_waiting")
 
 STATE_BYTES = 4096
 DIGEST_BYTES = 256
-"""What a state, and a digest of a probe's report, is taken to need."""
+"""Estimated size of a state, and of a digest in a probe's report."""
 
 FLUSH_S = 1.0
 CLOSE_S = 1.5
-"""Bounds on what the end of an engine waits for us, a tick in each; vLLM kills it after some 5 seconds."""
+"""How long an engine that ends waits for records to be processed and sent; vLLM kills it after about 5 seconds."""
 
 log = logging.getLogger("rltop")
 
 
-def hook(rundir: RunDir, guard: Guard) -> None:
-    """Have an agent attached to every engine that starts in this process, and its workers answer it."""
+class StateRequest(NamedTuple):
+    """Send the engine's state, as it is when the message is encoded."""
+
+
+class ProbeResult(NamedTuple):
+    """A probe's report and its arrays."""
+
+    report: wire.ProbeReport
+    arrays: wire.Arrays
+
+
+Item = FinishedRollout | StateRequest | ProbeResult
+"""Items of the send queue, by kind: ``rollouts``, ``state``, ``probe``."""
+
+
+def install(rundir: RunDir, guard: ErrorBoundary) -> None:
+    """Attach an agent to every engine that starts in this process, and prepare its workers."""
     guard.run("workers", patches.install_in_workers, METHODS)
     for problem in patches.install(lambda engine: Agent(engine, rundir, guard).close, guard):
-        log.warning("rltop: %s; engines of this kind are not seen", problem)
+        log.warning("rltop: %s; engines of this kind are not observed", problem)
 
 
 def engine_id(engine: Any, environ: Mapping[str, str] = os.environ) -> str:
-    """``RLTOP_ENGINE``, else ``<short host>-<pid>``; with ``/dp<rank>`` where several ranks share one name.
+    """``RLTOP_ENGINE``, else ``<short host>-<pid>``; with ``/dp<rank>`` if several data-parallel ranks share the name.
 
-    vLLM makes ranks of a dense model independent (``data_parallel_size`` reads 1 again) but keeps their index, and the
-    coordinator that only ranks of several have.
+    vLLM makes the ranks of a dense model independent (``data_parallel_size`` reads 1 again) but keeps their index, and
+    the coordinator, which exists only with several ranks.
     """
     parallel = engine.vllm_config.parallel_config
     rank = getattr(engine, "engine_index", None) or getattr(parallel, "data_parallel_index", 0) or 0
@@ -75,20 +91,20 @@ def engine_id(engine: Any, environ: Mapping[str, str] = os.environ) -> str:
 
 
 class Agent:
-    """Watches one engine core, and switches its flags.
+    """Observes one engine core and switches its flags.
 
-    Raises nothing into the engine: hooks run behind the guard. ``close`` is idempotent and bounded.
+    Never raises into the engine: hooks run inside the error boundary. ``close`` is idempotent and bounded.
     """
 
-    def __init__(self, engine: Any, rundir: RunDir, guard: Guard) -> None:
+    def __init__(self, engine: Any, rundir: RunDir, guard: ErrorBoundary) -> None:
         self.engine = engine
         self.guard = guard
         self._pid = os.getpid()
         self.id = engine_id(engine)
         self.board = Switchboard(engine)
         self.tap = Tap(engine, on_weights=self.board.core.policy.on_weights)
-        if any(patches.fault_of(seam, engine.scheduler) for seam in (patches.UPDATE, patches.SCHEDULE)):
-            self.tap.by_rows = False
+        if any(patches.why_unusable(point, engine.scheduler) for point in (patches.UPDATE, patches.SCHEDULE)):
+            self.tap.reads_batches = False
         self.assembler = Assembler(started=self.tap.started)
         self.facts = guard.run("fingerprint", fingerprint, engine) or {}
         self.sender = Sender(
@@ -96,7 +112,7 @@ class Agent:
             self.id,
             "engine",
             self._encode,
-            on_message=self._hear,
+            on_message=self._on_message,
             periodic=self._every_second,
             tick=self._tick,
             tick_s=TICK_S,
@@ -107,14 +123,14 @@ class Agent:
             engine, self.id, self.tap, self._version, guard, self.assembler.salt_of, self._offer_report
         )  # fmt: skip
         self.commands = CommandExecutor(self.board, self.id, self.tap, self._version, self._announce, prober)
-        self._hub = ""
-        self._counted_drops = 0
-        self._lost_requests = 0
-        self._taps = patches.InstalledPatches(engine, self._hooks(), guard)
-        for seam, reason in self._taps.missing.items():
-            self.facts[f"missing {seam}"] = reason
-            log.warning("rltop: %s: %s", seam, reason)
-        if any(seam in self._taps.missing for seam in patches.ESSENTIAL):
+        self._hub_epoch = ""
+        self._dropped_rollouts = 0
+        self._dropped_requests = 0
+        self._patches = patches.InstalledPatches(engine, self._hooks(), guard)
+        for name, reason in self._patches.missing.items():
+            self.facts[f"missing {name}"] = reason
+            log.warning("rltop: %s: %s", name, reason)
+        if any(name in self._patches.missing for name in patches.ESSENTIAL):
             log.warning("rltop: engine %s publishes no rollouts", self.id)
         self.sender.start()
         atexit.register(self.close)
@@ -134,7 +150,7 @@ class Agent:
             "rpc" + patches.FAILED: tap.on_rpc_failed,
             "reset": self.board.core.policy.on_reset,
         }
-        hooks |= {patches.UPDATE.name: tap.on_update} if tap.by_rows else {patches.STEP.name: tap.on_step}
+        hooks |= {patches.UPDATE.name: tap.on_update} if tap.reads_batches else {patches.STEP.name: tap.on_step}
         if hasattr(self.engine, "input_queue"):
             hooks |= {
                 "boundary": at_boundary,
@@ -144,14 +160,14 @@ class Agent:
         return hooks
 
     def close(self) -> None:
-        """Publish what is finished, say goodbye, and leave the engine as it was found. Bounded in time."""
+        """Remove the patches, publish the finished rollouts and disconnect. Bounded in time."""
         atexit.unregister(self.close)
         if os.getpid() != self._pid:
-            return  # a fork's copy: the engine is the parent's to speak for
+            return  # the copy in a forked child: the parent's agent reports for the engine
         self.guard.run("probe", self.commands.prober.stop, "timed_out", "the engine ended")
-        self._taps.undo()
+        self._patches.undo()
         deadline = time.monotonic() + FLUSH_S
-        while self.tap.taken != self.tap.put and time.monotonic() < deadline:
+        while self.tap.processed != self.tap.enqueued and time.monotonic() < deadline:
             time.sleep(0.005)
         self._announce()
         self.sender.close(CLOSE_S)
@@ -159,80 +175,82 @@ class Agent:
     # --- the sender's thread --------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Turn what the engine's thread noted down into whole rollouts."""
+        """Assemble the tap's records, offer finished rollouts, and send command updates."""
         tap, assembler = self.tap, self.assembler
-        self.sender.loop_count = tap.turns
+        self.sender.loop_count = tap.loop_count
         records = [tap.records.popleft() for _ in range(len(tap.records))]
         self._assemble(records)
         if max(self.guard.faults.get(place, 0) for place in (patches.STEP.name, patches.UPDATE.name)) >= MAX_FAULTS:
-            assembler.hole()  # no more steps are seen
-        assembler.lost_requests(tap.shed_requests - self._lost_requests)
-        self._lost_requests = tap.shed_requests
-        if assembler.dropped != self._counted_drops:
-            self.sender.count_lost("rollouts", assembler.dropped - self._counted_drops)
-            self._counted_drops = assembler.dropped
-        for finished in assembler.take():
+            assembler.drop_alive()  # steps are not recorded any more
+        assembler.count_dropped(tap.dropped_requests - self._dropped_requests)
+        self._dropped_requests = tap.dropped_requests
+        if assembler.dropped != self._dropped_rollouts:
+            self.sender.count_dropped("rollouts", assembler.dropped - self._dropped_rollouts)
+            self._dropped_rollouts = assembler.dropped
+        for finished in assembler.pop_finished():
             self.sender.offer("rollouts", finished.nbytes, finished)
-        tap.taken += sum(record[1] for record in records)  # last: ``close`` waits for it
+        tap.processed += sum(record[1] for record in records)  # last: ``close`` waits for it
         self.commands.tick()
-        for update in self.commands.take_updates():
+        for update in self.commands.pop_updates():
             self.sender.reply(update)
 
-    def _assemble(self, records: list[Noted]) -> None:
-        """What can't be read is a hole; and if it was batches, the outputs are read from now on."""
-        rest = iter(records)
-        while self.guard.run("assemble", self.assembler.take_in, rest) is None:
-            self.assembler.hole()
-            self.tap.distrust()
+    def _assemble(self, records: list[Record]) -> None:
+        """Apply records. One that can't be read is a gap; from then on outputs are recorded instead of batches."""
+        remaining = iter(records)
+        while self.guard.run("assemble", self.assembler.apply_all, remaining) is None:
+            self.assembler.drop_alive()
+            self.tap.disable_batch_reading()
             if self.guard.is_off("assemble"):
                 return
 
     def _every_second(self) -> None:
-        self.guard.run("commands", self.commands.check)  # under a place of its own: the state is told regardless
+        self.guard.run("commands", self.commands.check)  # contained separately: the state is sent if this raises
         self._announce()
 
     def _announce(self) -> None:
-        """Send the state, read when it is encoded. From any thread."""
-        self.sender.offer("state", STATE_BYTES, None)
+        """Queue the engine's state. From any thread."""
+        self.sender.offer("state", STATE_BYTES, StateRequest())
 
     def _offer_report(self, report: wire.ProbeReport, arrays: wire.Arrays) -> None:
         nbytes = STATE_BYTES + DIGEST_BYTES * len(report.digests) + sum(array.nbytes for array in arrays.values())
-        self.sender.offer("probe", nbytes, (report, arrays))
+        self.sender.offer("probe", nbytes, ProbeResult(report, arrays))
 
-    def _hear(self, message: wire.ControlToCollector) -> None:
+    def _on_message(self, message: wire.ControlToCollector) -> None:
         if isinstance(message, wire.Welcome):
-            self.commands.repeat()
-            if message.hub_epoch == self._hub:
-                return  # it has the state, and answers every ``Register``
-            self._hub = message.hub_epoch
+            self.commands.resend_pending()
+            if message.hub_epoch == self._hub_epoch:
+                return  # this hub has the state already; it answers every ``Register``
+            self._hub_epoch = message.hub_epoch
         elif isinstance(message, wire.Command):
             self.commands.receive(message)
         self._announce()
 
-    def _encode(self, kind: str, items: list[Any], /) -> Iterable[tuple[wire.DataBody, wire.Arrays]]:
+    def _encode(self, kind: str, items: list[Item], /) -> Iterator[Message]:
+        """The messages of consecutive items of one kind; state requests share one message."""
         if kind == "state":
-            return [(self.state(), {})]
-        if kind == "probe":
-            return items
-        return self._messages(items)
-
-    def _messages(self, items: list[FinishedRollout]) -> Iterable[tuple[wire.DataBody, wire.Arrays]]:
-        lot: list[FinishedRollout] = []
-        size = 0
+            yield self.state(), {}
         for item in items:
-            lot.append(item)
-            size += item.nbytes
+            if isinstance(item, ProbeResult):
+                yield item.report, item.arrays
+        yield from self._rollout_messages([item for item in items if isinstance(item, FinishedRollout)])
+
+    def _rollout_messages(self, rollouts: list[FinishedRollout]) -> Iterator[Message]:
+        batch: list[FinishedRollout] = []
+        size = 0
+        for rollout in rollouts:
+            batch.append(rollout)
+            size += rollout.nbytes
             if size >= MESSAGE_BYTES:
-                yield _message(self.id, lot)
-                lot, size = [], 0
-        if lot:
-            yield _message(self.id, lot)
+                yield _message(self.id, batch)
+                batch, size = [], 0
+        if batch:
+            yield _message(self.id, batch)
 
     def _version(self) -> tuple[int | None, str]:
-        return version_of(getattr(self.engine, "_weight_version", None), self.tap.inferred)
+        return version_of(getattr(self.engine, "_weight_version", None), self.tap.inferred_version)
 
     def state(self) -> wire.EngineState:
-        """The engine as it is now: plain reads and lengths only, so from any thread."""
+        """The engine's current state. Plain attribute reads and lengths only, so from any thread."""
         scheduler = self.engine.scheduler
         pause = getattr(getattr(scheduler, "pause_state", None), "name", "UNPAUSED")
         version, source = self._version()
@@ -241,12 +259,12 @@ class Agent:
         facts = self.facts | current(self.engine) | self.board.facts()
         waiting = sum(len(getattr(scheduler, name, ())) for name in WAITING)
         probing = 0
-        if self.commands.prober.out:  # its requests are none of the run's
+        if self.commands.prober.out:  # probe requests are not counted
             probing = sum(request.request_id.startswith(PROBE_PREFIX) for request in list(scheduler.running))
-        by_batch = self.tap.by_rows and not self.tap.misread
+        by_batch = self.tap.reads_batches and not self.tap.arrays_unreadable
         facts["tokens read from"] = "batches" if by_batch else "each request's outputs"
-        if self.tap.torn:
-            facts = facts | {"weights torn": self.tap.torn}
+        if self.tap.partial_update:
+            facts = facts | {"weights torn": self.tap.partial_update}
         if assembler.misplaced:
             facts = facts | {"misplaced logprobs": str(assembler.misplaced)}
         if assembler.unmatched:
@@ -268,13 +286,13 @@ class Agent:
             finished=assembler.finished_count,
             aborted=assembler.aborted,
             without_logprobs=assembler.without_logprobs,
-            flags=self.guard.run("flags", self.board.states) or {},  # the rest is told regardless
-            flag_epoch=self.tap.epoch,
+            flags=self.guard.run("flags", self.board.states) or {},  # the rest is sent if this raises
+            flag_epoch=self.tap.flag_epoch,
             fingerprint=facts,
             commands=self.commands.closed(),
             paused=pause != "UNPAUSED",
             update_open=self.tap.update_open,
-            weight_updates=self.tap.updates,
+            weight_updates=self.tap.update_count,
             timers=self.commands.timers(),
         )
 
@@ -284,10 +302,10 @@ def _kv_usage(scheduler: Any) -> float | None:
     return None if usage is None else float(usage)
 
 
-def _message(engine: str, lot: list[FinishedRollout]) -> tuple[wire.DataBody, wire.Arrays]:
+def _message(engine: str, rollouts: list[FinishedRollout]) -> Message:
     arrays: wire.Arrays = {
-        "prompt_ids": np.frombuffer(b"".join([item.prompt for item in lot]), np.int32),
-        "token_ids": np.frombuffer(b"".join([item.tokens for item in lot]), np.int32),
-        "logprobs": np.frombuffer(b"".join([item.values for item in lot]), np.float32),
+        "prompt_ids": np.frombuffer(b"".join([item.prompt for item in rollouts]), np.int32),
+        "token_ids": np.frombuffer(b"".join([item.tokens for item in rollouts]), np.int32),
+        "logprobs": np.frombuffer(b"".join([item.values for item in rollouts]), np.float32),
     }
-    return wire.Rollouts(engine, [item.rollout for item in lot], wire.describe(arrays)), arrays
+    return wire.Rollouts(engine, [item.rollout for item in rollouts], wire.describe(arrays)), arrays

@@ -1,4 +1,4 @@
-"""What a switch is made of: the objects it works on, a control per flag, and what several of them need."""
+"""Building blocks of switches: access to the engine core, a control per flag, and shared operations."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rltop.collectors.vllm.control.update_policy import UpdatePolicy
-from rltop.collectors.vllm.patches import BOUNDARY, fault_of
+from rltop.collectors.vllm.patches import BOUNDARY, why_unusable
 from rltop.collectors.vllm.workers.all_ranks import Workers
 
 
 class SwitchError(RuntimeError):
-    """The live objects did not do what the switch expected; everything is as it was before."""
+    """A switch did not take effect on the live objects; the previous state is restored."""
 
 
 @dataclass
 class CoreAccess:
-    """One engine core as the switches see it. Made before the engine takes work: it asks the workers.
+    """One engine core, as the switches access it. Create it before the engine takes requests: it queries the workers.
 
     Attributes:
         engine: vLLM's engine core.
         workers: all its ranks.
-        policy: what weight updates do to the cache.
-        scheduler_class: of the scheduler as launched.
-        depth: of the batch queue as launched.
+        policy: whether weight updates reset the prefix cache.
+        scheduler_class: class of the scheduler at launch.
+        depth: depth of the batch queue at launch.
     """
 
     engine: Any
@@ -41,58 +41,57 @@ class CoreAccess:
         self.workers.refresh()
 
 
-def nothing(_core: CoreAccess) -> str:
-    """Nothing to add."""
+def no_text(_core: CoreAccess) -> str:
+    """An empty detail or note."""
     return ""
 
 
 @dataclass(frozen=True)
 class FlagControl:
-    """The engine's side of one flag.
+    """The engine side of one flag.
 
     Attributes:
-        read: the value, or None where this engine has no such thing. From any thread.
-        write: set it, whole or not at all: ``write(core, value, strict)``. On the engine's thread, the queue drained.
-        detail: which form of the value it is, where there are several. From any thread.
-        note: what else there is to say of an applied switch; often empty.
+        read: the value; None if this engine has no such setting. From any thread.
+        write: set it, completely or not at all: ``write(core, value, strict)``. On the engine's thread, queue drained.
+        detail: form of the value, if there are several; else empty. From any thread.
+        note: additional information about an applied switch; may be empty.
     """
 
     read: Callable[[CoreAccess], str | None]
     write: Callable[[CoreAccess, str, bool], None]
-    detail: Callable[[CoreAccess], str] = nothing
-    note: Callable[[CoreAccess], str] = nothing
+    detail: Callable[[CoreAccess], str] = no_text
+    note: Callable[[CoreAccess], str] = no_text
 
 
-def no_boundary(engine: Any) -> str:
-    """Why nothing can be run between two steps of this engine; empty if it can."""
+def why_no_boundary(engine: Any) -> str:
+    """Why this engine has no usable step boundary; empty if it has one."""
     if not hasattr(engine, "_process_engine_step") or not hasattr(engine, "input_queue"):
         return "an engine inside its caller's process has no step boundary; unset VLLM_ENABLE_V1_MULTIPROCESSING=0"
-    if fault := fault_of(BOUNDARY, engine):
-        return f"no step boundary that is known here: {fault}"
+    if fault := why_unusable(BOUNDARY, engine):
+        return f"no step boundary on this vLLM: {fault}"
     return ""
 
 
-def evict_unheld(manager: Any) -> tuple[int, int]:
-    """Evict every hashed block that no request holds: how many those were, and how many stay because one does.
+def evict_unreferenced(manager: Any) -> tuple[int, int]:
+    """Evict every hashed block that no request references; return how many were evicted and how many remain.
 
-    What is evicted can't be hit any more, and is free as before: its content stays for whoever still copies it.
+    An evicted block can't be hit any more. It was free before, and its content stays until the block is reused.
     """
-    pool = manager.block_pool
-    unheld, held = split_hashed(manager)
-    pool.evict_blocks(unheld)
-    return len(unheld), held
+    unreferenced, referenced = hashed_blocks(manager)
+    manager.block_pool.evict_blocks(unreferenced)
+    return len(unreferenced), referenced
 
 
-def split_hashed(manager: Any) -> tuple[set[int], int]:
-    """Ids of the hashed blocks that no request holds, and how many are held."""
+def hashed_blocks(manager: Any) -> tuple[set[int], int]:
+    """Ids of the hashed blocks that no request references, and the number of referenced ones."""
     hashed = [block for block in manager.block_pool.blocks if block.block_hash is not None]
-    unheld = {block.block_id for block in hashed if block.ref_cnt == 0}
-    return unheld, len(hashed) - len(unheld)
+    unreferenced = {block.block_id for block in hashed if block.ref_cnt == 0}
+    return unreferenced, len(hashed) - len(unreferenced)
 
 
 def preempt_all(engine: Any) -> None:
-    """Have every running request computed anew, by vLLM's own reset of the prefix cache. The batch queue is drained.
+    """Preempt every running request, to be recomputed, by vLLM's own reset of the prefix cache. Drain the queue first.
 
-    Callers check ``flags.PREEMPTION`` first: the reset raises only after it has preempted some.
+    Callers check ``flags.PREEMPTION`` first: the reset raises only after it has preempted some requests.
     """
     engine.scheduler.reset_prefix_cache(reset_running_requests=True)

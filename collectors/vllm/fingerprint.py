@@ -1,6 +1,7 @@
-"""Who this engine is, read from the live objects. Strings only; what can't be read is absent, never guessed.
+"""The engine's configuration as facts, read from the live objects. Facts that can't be read are absent, never guessed.
 
-What a flag switches is told by the flag's own state, not here; ``current`` has what else may change while it serves.
+All values are strings. Flags report their own state and are not included. ``current`` has the other facts that may
+change while the engine runs.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from rltop.collectors.contract.facts import as_text
 from rltop.collectors.vllm.workers.all_ranks import reachable
 
 RESTORED = "RLTOP_DEMO_ASYNC_RESTORED"
-"""Set by rltop's demo where it put async scheduling back on a platform that turns it off."""
+"""Set by rltop's demo if it re-enabled async scheduling on a platform that turns it off."""
 
 NEUTRAL = "vLLM's own"
-"""No default sampling parameter is other than vLLM's own: temperature 1, and nothing cut off."""
+"""All default sampling parameters are vLLM's own: temperature 1, no truncation."""
 
 
 def _attention(runner: Any) -> str:
@@ -48,7 +49,7 @@ WORKER_FACTS: dict[str, Callable[[Any], Any]] = {
 
 
 def worker_facts(worker: Any) -> dict[str, str]:
-    """Runs in a worker, called through vLLM's own ``collective_rpc``."""
+    """Read the facts of a model runner. Runs in a worker, called through vLLM's ``collective_rpc``."""
     return _read(WORKER_FACTS, getattr(getattr(worker, "worker", worker), "model_runner", None))
 
 
@@ -58,7 +59,7 @@ def _scheduler(engine: Any) -> str:
 
 
 def _sampling(engine: Any) -> str:
-    """What requests get for the parameters that they leave unset, where it is not what vLLM itself would give."""
+    """Defaults for parameters that requests leave unset, as far as they differ from vLLM's own."""
     defaults = engine.vllm_config.model_config.get_diff_sampling_param()
     return ", ".join(f"{name}={as_text(value)}" for name, value in sorted(defaults.items())) or NEUTRAL
 
@@ -97,22 +98,22 @@ FACTS: dict[str, Callable[[Any], Any]] = {
     "torch_version": lambda _: sys.modules["torch"].__version__,
     "python_version": lambda _: platform.python_version(),
 }
-"""Facts of an engine core that stay as they are for its life."""
+"""Facts of an engine core that never change."""
 
 CURRENT: dict[str, Callable[[Any], Any]] = {
     "scheduler": _scheduler,
     "batch_queue": lambda engine: engine.batch_queue_size if engine.batch_queue is not None else "none",
 }
-"""Facts of an engine core that a switch may change: plain reads, from any thread."""
+"""Facts of an engine core that a switch may change. Plain attribute reads, from any thread."""
 
 
 def current(engine: Any) -> dict[str, str]:
-    """The facts that may have changed since ``fingerprint``."""
+    """Read the facts that may have changed since ``fingerprint``."""
     return _read(CURRENT, engine)
 
 
 def fingerprint(engine: Any) -> dict[str, str]:
-    """The facts that this engine has. Call it before the engine takes work: it asks the workers."""
+    """Read all facts. Call it before the engine takes requests: it queries the workers."""
     found = _read(FACTS, engine)
     workers = engine.model_executor.collective_rpc(worker_facts) if reachable(engine) else []
     for name in WORKER_FACTS:
@@ -123,7 +124,7 @@ def fingerprint(engine: Any) -> dict[str, str]:
 
 
 def _read(facts: dict[str, Callable[[Any], Any]], source: Any) -> dict[str, str]:
-    """Objects differ from version to version: absent is an answer."""
+    """Read each fact; skip those that this vLLM version does not have."""
     found = {}
     for name, read in facts.items():
         try:

@@ -1,8 +1,8 @@
-"""Where the collector touches vLLM: the only file that names vLLM objects to patch.
+"""Patches vLLM: the only file that names the vLLM methods that the collector wraps.
 
-Every seam wraps, none pastes: the host's exceptions pass unchanged, and what is ours runs behind the guard, after the
-original and with its arguments; one goes before it and steers (``STEERS``). A seam that is missing or looks different
-costs one capability, which then says so; nothing else changes.
+A patch wraps a method and never replaces its code. vLLM's exceptions pass unchanged. The collector's hook runs inside
+the error boundary, after the original and with its arguments; hooks in ``REPLACE_ARGUMENTS`` run before it. If a patch
+point is missing or has other parameters, one capability is lost and reported; nothing else changes.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rltop.collectors.transport.error_boundary import MAX_FAULTS, Guard
+from rltop.collectors.transport.error_boundary import MAX_FAULTS, ErrorBoundary
 
 MODULE = "vllm.v1.engine.core"
-"""The module of the engine core; loaded wherever vLLM runs or starts an engine."""
+"""The module of the engine core, loaded in every process that runs or starts an engine."""
 
 CLIENT_MODULE = "vllm.v1.engine.core_client"
 
 LOOPS = ("EngineCoreProc", "DPEngineCoreProc")
-"""Classes with a ``run_busy_loop`` of their own: the data-parallel one overrides it. Entered once, engine complete."""
+"""Classes that define ``run_busy_loop`` (the data-parallel one overrides it). It is entered once the engine is complete."""
 
 WORKER_MODULE = "vllm.v1.worker.worker_base"
 
 Hook = Callable[..., Any]
-"""Runs after the original: ``hook(result, *args, **kwargs)``, with the original's arguments; see also ``STEERS``."""
+"""Called after the original: ``hook(result, *args, **kwargs)``, with its arguments. See also ``REPLACE_ARGUMENTS``."""
 
 FAILED = " failed"
-"""A hook of this ending after a seam's name runs where the original raised: ``hook(error, *args, **kwargs)``."""
+"""Suffix of a patch point's name; its hook is called if the original raised: ``hook(error, *args, **kwargs)``."""
 
 Attach = Callable[[Any], Callable[[], None]]
-"""Called with a complete engine core; returns what to do when the engine ends."""
+"""Called with a complete engine core; returns a function to call when the engine ends."""
 
 
 class HostFailure(BaseException):
-    """Carries an exception of the host's own code, met while we ran it, past the guard and back to the host."""
+    """Carries an exception of vLLM's own code through the error boundary back to vLLM, if a hook called that code."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -47,23 +47,23 @@ class HostFailure(BaseException):
 
 @dataclass(frozen=True)
 class PatchPoint:
-    """One method of a live engine that we listen to.
+    """One method of a live engine that the collector wraps.
 
     Attributes:
-        name: of the capability, and of the place in the guard's counts.
-        path: from the engine core to the object that has the method; empty for the engine core itself.
+        name: of the capability, and of the place in the error boundary's counts.
+        path: attribute path from the engine core to the object with the method; empty for the engine core itself.
         method: its name.
-        parameters: the leading parameters it must have for our reading of its arguments to be right.
-        why: what is lost without it.
-        seen: versions of vLLM it was read in.
+        parameters: leading parameters that it must have, so that the hook interprets its arguments correctly.
+        provides: what the collector gets from it.
+        verified: vLLM versions in which the method was read.
     """
 
     name: str
     path: tuple[str, ...]
     method: str
     parameters: tuple[str, ...]
-    why: str
-    seen: str
+    provides: str
+    verified: str
 
 
 BOUNDARY = PatchPoint(
@@ -71,12 +71,17 @@ BOUNDARY = PatchPoint(
     (),
     "_handle_client_request",
     ("request_type", "request"),
-    "the step boundary where switches run; reached when idle or paused too",
+    "the step boundary where switches run; also reached while the engine is idle or paused",
     "0.18.1 0.26.0 0.32.0",
 )
 
 RPC = PatchPoint(
-    "rpc", (), "collective_rpc", ("method",), "weight updates: when one is open, how many there were", "0.32.0"
+    "rpc",
+    (),
+    "collective_rpc",
+    ("method",),
+    "weight updates: whether one is in progress, how many were finished",
+    "0.32.0",
 )
 
 PAUSING = PatchPoint(
@@ -93,7 +98,7 @@ PAUSE = PatchPoint(
     ("scheduler",),
     "set_pause_state",
     ("pause_state",),
-    "whose pause it is: without it generation is not paused or resumed from here",
+    "who paused generation; `rltop pause` and `rltop resume` need it",
     "0.18.1 0.26.0 0.32.0",
 )
 
@@ -102,7 +107,7 @@ UPDATE = PatchPoint(
     ("scheduler",),
     "update_from_output",
     ("scheduler_output", "model_runner_output"),
-    "tokens, logprobs, versions: of a whole batch at once; else they are read from each request's outputs",
+    "tokens, logprobs and versions of a whole batch at once, instead of from each request's outputs",
     "0.18.1 0.26.0 0.32.0",
 )
 
@@ -111,15 +116,15 @@ SCHEDULE = PatchPoint(
     ("scheduler",),
     "schedule",
     (),
-    "first scheduling: time, step, cache lookup",
+    "first scheduling of a request: time, step, cache lookup",
     "0.18.1 0.26.0 0.32.0",
 )
 
 STEP = PatchPoint(
-    "step", (), "step_fn", (), "tokens, logprobs, versions: the outputs of every step", "0.18.1 0.26.0 0.32.0"
+    "step", (), "step_fn", (), "tokens, logprobs and versions: the outputs of every step", "0.18.1 0.26.0 0.32.0"
 )
 
-SEAMS: tuple[PatchPoint, ...] = (
+PATCH_POINTS: tuple[PatchPoint, ...] = (
     STEP,
     UPDATE,
     SCHEDULE,
@@ -129,7 +134,7 @@ SEAMS: tuple[PatchPoint, ...] = (
         ("scheduler",),
         "finish_requests",
         ("request_ids", "finished_status"),
-        "aborted requests: they bypass the outputs of the step",
+        "aborted requests, which do not appear in the outputs of a step",
         "0.26.0 0.32.0",
     ),
     RPC,
@@ -146,26 +151,26 @@ SEAMS: tuple[PatchPoint, ...] = (
     BOUNDARY,
 )
 
-STEERS = frozenset({PAUSING.name})
-"""Seams whose hook runs before the original, ``hook(*args, **kwargs)``, and answers with the arguments to use instead,
-or None for the caller's."""
+REPLACE_ARGUMENTS = frozenset({PAUSING.name})
+"""Patch points whose hook runs before the original, ``hook(*args, **kwargs)``, and returns the arguments to pass instead,
+or None to keep the caller's."""
 
 EVERY_STEP = frozenset({STEP.name, UPDATE.name, SCHEDULE.name})
-"""Seams that are passed in every step of the engine. Their hooks run no code of the host."""
+"""Patch points on the hot path, called in every engine step. Their hooks call no vLLM code."""
 
 _classes: list[tuple[Any, str, Any]] = []
 
 ESSENTIAL = ("step", "add")
-"""Without these there is nothing to publish."""
+"""Without these no rollouts are published."""
 
 
 def wrap(
-    original: Callable[..., Any], place: str, hook: Hook, guard: Guard, on_failure: Hook | None = None
+    original: Callable[..., Any], place: str, hook: Hook, guard: ErrorBoundary, on_failure: Hook | None = None
 ) -> Callable[..., Any]:
-    """``original`` followed by ``hook``, or by ``on_failure`` where it raised.
+    """Return ``original`` followed by ``hook``, or by ``on_failure`` if it raised.
 
-    The result and the host's exceptions are the original's. ``functools.wraps`` matters: vLLM converts the arguments of
-    utility calls by the signature of what it calls.
+    Result and exceptions are the original's. ``functools.wraps`` is needed: vLLM converts the arguments of utility
+    calls according to the signature of the method.
     """
 
     @functools.wraps(original)
@@ -182,54 +187,54 @@ def wrap(
             raise failure.error from failure.error.__cause__
         return result
 
-    return _marked(wrapped, place, guard)
+    return _with_off_check(wrapped, place, guard)
 
 
-def steer(original: Callable[..., Any], place: str, hook: Hook, guard: Guard) -> Callable[..., Any]:
-    """``original`` with the arguments that ``hook`` answers, or with its own where that is None or failed."""
+def wrap_arguments(original: Callable[..., Any], place: str, hook: Hook, guard: ErrorBoundary) -> Callable[..., Any]:
+    """Return ``original`` called with the arguments that ``hook`` returns, or the caller's if it returns None or fails."""
 
     @functools.wraps(original)
-    def steered(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         chosen = guard.run(place, functools.partial(hook, **kwargs) if kwargs else hook, *args)
         return original(*args, **kwargs) if chosen is None else original(*chosen)
 
-    return _marked(steered, place, guard)
+    return _with_off_check(wrapped, place, guard)
 
 
-def _marked(tapped: Callable[..., Any], place: str, guard: Guard) -> Callable[..., Any]:
-    """With what tells whether its hook still runs; see ``fault_of``."""
-    tapped.rltop_is_off = functools.partial(guard.is_off, place)  # type: ignore[attr-defined] # a mark of ours
-    return tapped
+def _with_off_check(wrapped: Callable[..., Any], place: str, guard: ErrorBoundary) -> Callable[..., Any]:
+    """Attach a function that returns whether the hook was switched off; see ``why_unusable``."""
+    wrapped.rltop_is_off = functools.partial(guard.is_off, place)  # type: ignore[attr-defined] # our own attribute
+    return wrapped
 
 
-def is_tapped(owner: Any, method: str) -> bool:
-    """Whether a method of this very object is one of ours."""
+def is_patched(owner: Any, method: str) -> bool:
+    """Whether this object's method is wrapped by the collector."""
     return hasattr(vars(owner).get(method), "__wrapped__")
 
 
-def fault_of(seam: PatchPoint, owner: Any) -> str:
-    """Why ``seam`` can't be used on ``owner``; empty if it can."""
-    method = getattr(owner, seam.method, None)
+def why_unusable(point: PatchPoint, owner: Any) -> str:
+    """Why ``point`` can't be used on ``owner``; empty if it can."""
+    method = getattr(owner, point.method, None)
     if not callable(method):
-        return f"{seam.method} is not there"
+        return f"{point.method} is missing"
     parameters = _parameters_of(method)
     if parameters is None:
-        return f"{seam.method} has no signature"
-    if parameters[: len(seam.parameters)] != seam.parameters:
-        return f"{seam.method} takes {parameters}, not {seam.parameters}"
+        return f"{point.method} has no signature"
+    if parameters[: len(point.parameters)] != point.parameters:
+        return f"{point.method} takes {parameters}, not {point.parameters}"
     is_off = getattr(method, "rltop_is_off", None)
     if is_off is not None and is_off():
-        return f"the collector failed {MAX_FAULTS} times at {seam.method}, and listens no more"
+        return f"the collector's hook of {point.method} failed {MAX_FAULTS} times and is off"
     return ""
 
 
 _parameters: weakref.WeakKeyDictionary[Callable[..., Any], tuple[str, ...]] = weakref.WeakKeyDictionary()
-"""Of functions that were asked for: every state of an engine asks, and to inspect one takes as long as all the rest."""
+"""Cache by function: every engine state needs them, and inspecting one takes as long as the rest of the state."""
 
 
 def _parameters_of(method: Callable[..., Any]) -> tuple[str, ...] | None:
-    """Names, without a bound ``self``; None where it does not tell."""
-    function = getattr(method, "__func__", method)  # a bound method is made anew for everyone who asks
+    """Parameter names without a bound ``self``; None if the signature can't be read."""
+    function = getattr(method, "__func__", method)  # a bound method is a new object on each access
     try:
         found = _parameters.get(function)
         if found is None:
@@ -239,34 +244,34 @@ def _parameters_of(method: Callable[..., Any]) -> tuple[str, ...] | None:
     return found
 
 
-def unseen(engine: Any) -> str:
-    """Why it is not seen any more what the engine's steps put out; empty if it is."""
-    if is_tapped(engine.scheduler, UPDATE.method):
-        return fault_of(UPDATE, engine.scheduler)
-    return fault_of(STEP, engine)
+def why_steps_unseen(engine: Any) -> str:
+    """Why the outputs of engine steps are no longer recorded; empty if they are."""
+    if is_patched(engine.scheduler, UPDATE.method):
+        return why_unusable(UPDATE, engine.scheduler)
+    return why_unusable(STEP, engine)
 
 
 class InstalledPatches:
-    """The seams of one live engine: put in by ``__init__``, taken out by ``undo``.
+    """The patches of one live engine: installed by ``__init__``, removed by ``undo``.
 
-    ``missing`` maps the name of each seam that could not be used to the reason.
+    ``missing`` maps the name of each patch point that could not be used to the reason.
     """
 
-    def __init__(self, engine: Any, hooks: dict[str, Hook], guard: Guard) -> None:
+    def __init__(self, engine: Any, hooks: dict[str, Hook], guard: ErrorBoundary) -> None:
         self.missing: dict[str, str] = {}
         self._undo: list[Callable[[], None]] = []
-        for seam in SEAMS:
-            if seam.name not in hooks:
+        for point in PATCH_POINTS:
+            if point.name not in hooks:
                 continue
             owner = engine
-            for name in seam.path:
+            for name in point.path:
                 owner = getattr(owner, name, None)
-            if fault := fault_of(seam, owner):
-                self.missing[seam.name] = f"{fault} (lost: {seam.why})"
+            if fault := why_unusable(point, owner):
+                self.missing[point.name] = f"{fault} (unavailable: {point.provides})"
                 continue
-            self._put(owner, seam.method, _made(getattr(owner, seam.method), seam.name, hooks, guard))
+            self._install(owner, point.method, _wrapped(getattr(owner, point.method), point.name, hooks, guard))
 
-    def _put(self, owner: Any, method: str, wrapped: Callable[..., Any]) -> None:
+    def _install(self, owner: Any, method: str, wrapped: Callable[..., Any]) -> None:
         """Shadow the method on the instance; the class, and other engines, stay as they are."""
         self._undo.append(functools.partial(restore, owner, method, vars(owner).get(method)))
         setattr(owner, method, wrapped)
@@ -277,43 +282,48 @@ class InstalledPatches:
             self._undo.pop()()
 
 
-def _made(original: Callable[..., Any], name: str, hooks: dict[str, Hook], guard: Guard) -> Callable[..., Any]:
-    if name in STEERS:
-        return steer(original, name, hooks[name], guard)
+def _wrapped(
+    original: Callable[..., Any], name: str, hooks: dict[str, Hook], guard: ErrorBoundary
+) -> Callable[..., Any]:
+    if name in REPLACE_ARGUMENTS:
+        return wrap_arguments(original, name, hooks[name], guard)
     if name in EVERY_STEP:
-        return _marked(guard.after(name, original, hooks[name]), name, guard)
+        return _with_off_check(guard.after(name, original, hooks[name]), name, guard)
     return wrap(original, name, hooks[name], guard, hooks.get(name + FAILED))
 
 
 def restore(owner: Any, method: str, previous: Any) -> None:
-    """Put back what an instance or a class had of its own; None: nothing."""
+    """Restore an attribute of an instance or class; ``previous`` None: it had none of its own."""
     if previous is None:
         delattr(owner, method)
     else:
         setattr(owner, method, previous)
 
 
-def install(attach: Attach, guard: Guard) -> list[str]:
-    """Have ``attach`` called for every engine that starts in this process. Idempotent; returns what could not be done.
+def install(attach: Attach, guard: ErrorBoundary) -> list[str]:
+    """Call ``attach`` for every engine that starts in this process. Idempotent.
 
     Wrapping ``EngineCore.__init__`` would be too late: vLLM loads plugins inside it.
+
+    Returns:
+        The methods that could not be patched, one message each.
     """
     module = importlib.import_module(MODULE)
     problems = [
-        f"{MODULE}.{name}.run_busy_loop is not there"
+        f"{MODULE}.{name}.run_busy_loop is missing"
         for name in LOOPS
         if not _wrap_class(getattr(module, name, None), "run_busy_loop", _loop, attach, guard)
     ]
     client = getattr(importlib.import_module(CLIENT_MODULE), "InprocClient", None)
     if not _wrap_class(client, "__init__", _inproc, attach, guard):
-        problems.append(f"{CLIENT_MODULE}.InprocClient is not there")
+        problems.append(f"{CLIENT_MODULE}.InprocClient is missing")
     return problems
 
 
 def install_in_workers(methods: dict[str, Callable[..., Any]]) -> None:
-    """Give every worker of this process methods of ours, that its engine core calls by name. Idempotent.
+    """Add methods to the worker class of this process, for the engine core to call by name. Idempotent.
 
-    vLLM loads plugins in each worker's process before it makes the worker.
+    vLLM loads plugins in each worker's process before it creates the worker.
     """
     owner = importlib.import_module(WORKER_MODULE).WorkerBase
     for name, method in methods.items():
@@ -323,12 +333,12 @@ def install_in_workers(methods: dict[str, Callable[..., Any]]) -> None:
 
 
 def uninstall() -> None:
-    """Undo ``install`` and ``install_in_workers`` for what has not started yet."""
+    """Undo ``install`` and ``install_in_workers``, for engines and workers that have not started yet."""
     while _classes:
         restore(*_classes.pop())
 
 
-def _wrap_class(owner: Any, method: str, make: Callable[..., Any], attach: Attach, guard: Guard) -> bool:
+def _wrap_class(owner: Any, method: str, make: Callable[..., Any], attach: Attach, guard: ErrorBoundary) -> bool:
     original = vars(owner).get(method) if owner is not None else None
     if original is None:
         return False
@@ -338,8 +348,8 @@ def _wrap_class(owner: Any, method: str, make: Callable[..., Any], attach: Attac
     return True
 
 
-def _loop(original: Callable[..., Any], attach: Attach, guard: Guard) -> Callable[..., Any]:
-    """Around ``fault_tolerant_wrapper`` too, so once per engine however often the loop is re-entered."""
+def _loop(original: Callable[..., Any], attach: Attach, guard: ErrorBoundary) -> Callable[..., Any]:
+    """Also encloses ``fault_tolerant_wrapper``: runs once per engine, however often the loop is re-entered."""
 
     @functools.wraps(original)
     def run_busy_loop(engine: Any, *args: Any, **kwargs: Any) -> Any:
@@ -353,8 +363,8 @@ def _loop(original: Callable[..., Any], attach: Attach, guard: Guard) -> Callabl
     return run_busy_loop
 
 
-def _inproc(original: Callable[..., Any], attach: Attach, guard: Guard) -> Callable[..., Any]:
-    """The in-process engine has no loop: it lives as long as the client that builds it, and must not outlive it."""
+def _inproc(original: Callable[..., Any], attach: Attach, guard: ErrorBoundary) -> Callable[..., Any]:
+    """The in-process engine has no loop. It lives as long as its client; the agent must not keep it alive."""
 
     @functools.wraps(original)
     def __init__(client: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807

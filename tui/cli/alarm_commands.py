@@ -1,69 +1,70 @@
-"""The commands about alarms: what is open, taking note of it, silencing it."""
+"""The commands about alarms: list, acknowledge, silence."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from rltop.backend.util.durations import span
 from rltop.tui.cli.control_commands import Duration
-from rltop.tui.cli.history_commands import stored
-from rltop.tui.cli.run_options import as_json_option, client_of, print_json, run_option
+from rltop.tui.cli.run_options import (
+    as_json_option,
+    client_of,
+    live_rundir,
+    print_json,
+    reason_option,
+    run_option,
+    run_path,
+)
 
 if TYPE_CHECKING:
-    from rltop.backend.api import Snapshot
+    from rltop.backend.api import AskAlarm, Snapshot
     from rltop.backend.api.alarm import Alarm
-    from rltop.backend.client.live import Client
 
-_LONGEST_S = 7 * 86_400.0
-
-_reason = click.option("--reason", "why", default="", help="Why, for the record.")
+_MAX_SILENCE_S = 7 * 86_400.0
 
 
-@click.command(short_help="Print what is wrong or was, newest first.")
+@click.command(short_help="List open and past alarms.")
 @click.argument("run", required=False, metavar="[RUN|FILE]")
 @as_json_option
 def alarms(run: str | None, as_json: bool) -> None:
-    """Print the alarms of RUN, the newest first: what is wrong, since when, and what to do.
+    """List the alarms of RUN, newest first, with evidence and fix.
 
-    RUN may be live or over. Exit code 0: no alarm is open; 1: one is.
+    RUN may be live or over. Exit code 1 while an alarm is open, else 0.
     """
     import msgspec
 
-    from rltop.backend.api.alarm import about, standing
+    from rltop.backend.api.alarm import status_text, summary_line
 
-    picture = _picture(run)
-    found = list(reversed(picture.alarms.values()))
+    snapshot = _snapshot(run)
+    newest_first = list(reversed(snapshot.alarms.values()))
     if as_json:
-        print_json({"run": picture.run, "alarms": [msgspec.to_builtins(alarm) for alarm in found]})
-    elif not found:
-        click.echo(f"run {picture.run}: no alarm so far")
+        print_json({"run": snapshot.run, "alarms": [msgspec.to_builtins(alarm) for alarm in newest_first]})
+    elif not newest_first:
+        click.echo(f"run {snapshot.run}: no alarms")
     else:
-        for alarm in found:
+        for alarm in newest_first:
             at = time.strftime("%H:%M:%S", time.localtime(alarm.raised))
-            click.echo(f"{alarm.id}  {at}  {standing(alarm, time.time())}: {about(alarm)}")
+            click.echo(f"{alarm.id}  {at}  {status_text(alarm, time.time())}: {summary_line(alarm)}")
             for sentence in (*alarm.evidence, *([alarm.remedy] if alarm.remedy else [])):
                 click.echo(f"    {sentence}")
             if alarm.command:
-                click.echo(f"    {alarm.command} --run {picture.run}")
-    click.get_current_context().exit(1 if picture.alarm is not None else 0)
+                click.echo(f"    {alarm.command} --run {snapshot.run}")
+    click.get_current_context().exit(1 if snapshot.alarm is not None else 0)
 
 
-def _picture(run: str | None) -> Snapshot:
-    """Of the hub, where the run has one; else of what is stored."""
+def _snapshot(run: str | None) -> Snapshot:
+    """From the hub if the run is live, else from the store."""
     from rltop.backend.client.live import Client, HubUnreachable
     from rltop.backend.store.read import Reader
     from rltop.backend.store.schema import StoreError
-    from rltop.collectors.contract import rundir as rundirs
-    from rltop.collectors.contract.launch import find_hub
 
-    path = stored(run)
+    path = run_path(run)
     try:
-        if path.is_dir() and find_hub(rundirs.at(str(path))) is not None:
-            with Client(rundirs.at(str(path))) as client:
+        if (rundir := live_rundir(path)) is not None:
+            with Client(rundir) as client:
                 return client.snapshot()
         with Reader(path) as reader:
             return reader.snapshot()
@@ -71,39 +72,44 @@ def _picture(run: str | None) -> Snapshot:
         raise click.ClickException(str(error)) from error
 
 
-@click.command(short_help="Take note of ALARM: no more is told of it.")
+@click.command(short_help="Acknowledge an alarm and stop notifying about it.")
 @click.argument("alarm")
-@_reason
+@reason_option
 @run_option
 def ack(alarm: str, why: str, run: str | None) -> None:
-    """Take note of ALARM: nothing more is told of it, unless it turns out to lie elsewhere.
+    """Acknowledge ALARM and stop notifying about it, unless its cause or engines change.
 
-    It stays open until the run is healthy again. `rltop alarms` lists them.
+    It stays open until the run is healthy again. `rltop alarms` lists the ids.
     """
-    found = _answered(run, lambda client: client.acknowledge(alarm, why=why))
-    click.echo(f"{found.id} {found.cause}: acknowledged by {found.acknowledged}")
+    from rltop.backend import api
+
+    changed = _change(run, api.AskAcknowledge(api.new_id(), alarm, why=why))
+    click.echo(f"{changed.id} {changed.cause}: acknowledged by {changed.acknowledged}")
 
 
-@click.command(short_help="Have nothing told of ALARM for a time.")
+@click.command(short_help="Silence an alarm for a time.")
 @click.argument("alarm")
-@click.option("--for", "seconds", type=Duration(_LONGEST_S), metavar="TIME", help="How long (90s, 30m, 2h).")
-@click.option("--off", is_flag=True, help="End the silence instead.")
-@_reason
+@click.option("--for", "seconds", type=Duration(_MAX_SILENCE_S), metavar="TIME", help="How long (90s, 30m, 2h).")
+@click.option("--off", is_flag=True, help="End the silence.")
+@reason_option
 @run_option
 def silence(alarm: str, seconds: float | None, off: bool, why: str, run: str | None) -> None:
-    """Have nothing told of ALARM for a time: no bell, no message, no command."""
+    """Silence ALARM for a time: no bell, no notification, no command. `rltop alarms` lists the ids."""
     if (seconds is None) != off:
-        raise click.UsageError("say how long with --for, or --off")
-    found = _answered(run, lambda client: client.silence(alarm, seconds or 0.0, why=why))
-    click.echo(f"{found.id} {found.cause}: " + (f"silent for {span(seconds)}" if seconds else "no longer silent"))
+        raise click.UsageError("give either --for TIME or --off")
+    from rltop.backend import api
+
+    changed = _change(run, api.AskSilence(api.new_id(), alarm, seconds or 0.0, why=why))
+    state = f"silenced for {span(seconds)}" if seconds else "no longer silenced"
+    click.echo(f"{changed.id} {changed.cause}: {state}")
 
 
-def _answered(run: str | None, ask: Callable[[Client], Alarm]) -> Alarm:
+def _change(run: str | None, question: AskAlarm) -> Alarm:
     from rltop.backend.client.live import CommandError, HubUnreachable
 
     try:
         with client_of(run) as client:
-            return ask(client)
+            return client.change_alarm(question)
     except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
 

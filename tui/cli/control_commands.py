@@ -1,10 +1,10 @@
-"""The commands that change engines: set, keep, undo, flush, pause, resume; and the log of them all."""
+"""The commands that change engines: set, keep, undo, flush, pause, resume; and ``audit``, their log."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,23 +13,31 @@ import click
 from rltop.backend.util.durations import seconds_of, span
 from rltop.collectors.contract.actions import ACTIONS, MAX_REVERT_S, Action
 from rltop.collectors.contract.flags import BY_NAME, FLAGS
-from rltop.tui.cli.run_options import as_json_option, client_of, logged_run, print_json, run_option
+from rltop.tui.cli.run_options import (
+    as_json_option,
+    client_of,
+    engines_option,
+    logged_run,
+    print_json,
+    reason_option,
+    run_option,
+)
 
 if TYPE_CHECKING:
-    from rltop.backend.api import Change
-    from rltop.backend.client.live import Client, Watch
+    from rltop.backend.api import AskCommand, Change
+    from rltop.backend.client.live import Client
 
 FLAG_HELP = "\n\n\b\n" + "\n".join(f"{flag.name:<21}{'|'.join(flag.values):<15}{flag.summary}" for flag in FLAGS)
-"""The table of flags, as a paragraph that click leaves as it is."""
+"""The table of flags, as a paragraph that click does not rewrap."""
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3
-    """``90s``, ``10m``, ``1h30m``; as seconds."""
+    """``90s``, ``10m`` or ``1h30m``, converted to seconds."""
 
     name = "duration"
 
-    def __init__(self, longest_s: float) -> None:
-        self._longest_s = longest_s
+    def __init__(self, max_s: float) -> None:
+        self._max_s = max_s
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """See ``click.ParamType``."""
@@ -37,13 +45,13 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since clic
             seconds = seconds_of(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        if not 0 < seconds <= self._longest_s:
-            self.fail(f"{value}: more than 0 and at most {span(self._longest_s)}", param, ctx)
+        if not 0 < seconds <= self._max_s:
+            self.fail(f"{value}: use more than 0 and at most {span(self._max_s)}", param, ctx)
         return seconds
 
 
 class Moment(click.ParamType):  # type: ignore[type-arg]
-    """A duration before now, or a date and time (ISO 8601, UTC unless it says otherwise); as seconds."""
+    """A duration before now, or an ISO 8601 time (default zone: UTC), converted to seconds since the epoch."""
 
     name = "moment"
 
@@ -54,39 +62,42 @@ class Moment(click.ParamType):  # type: ignore[type-arg]
         except ValueError:
             pass
         try:
-            found = datetime.fromisoformat(value)
+            moment = datetime.fromisoformat(value)
         except ValueError:
             self.fail(f"{value!r} is neither a duration (2h) nor a time (2026-01-31T12:00)", param, ctx)
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-_reason = click.option("--reason", "why", default="", help="Why, for the record.")
 _timeout = click.option(
-    "--timeout", type=click.FloatRange(1, 3600), default=30.0, show_default=True, help="Seconds to wait."
+    "--timeout",
+    type=click.FloatRange(1, 3600),
+    default=30.0,
+    show_default=True,
+    help="Seconds to wait for the engines.",
 )
-_engines = click.option("--engine", "engines", multiple=True, metavar="ID", help="Only this engine (may be repeated).")
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What every command has that waits for engines."""
-    return run_option(_reason(_timeout(as_json_option(command))))
+    """Adds the options of a command that waits for engines."""
+    return run_option(reason_option(_timeout(as_json_option(command))))
 
 
 @click.command(
     name="set",
     short_help="Switch a flag on live engines.",
-    help="Switch FLAG to VALUE on the live engines, and wait for what became of it. "
+    help="Switch FLAG to VALUE on the live engines and wait for the outcome. "
     "Exit code 0 only if every engine applied it." + FLAG_HELP,
 )
 @click.argument("flag", type=click.Choice(list(BY_NAME)), metavar="FLAG")
 @click.argument("value")
-@_engines
+@engines_option
 @click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), metavar="F",
-              help="Only this share of the live engines: at least one, and one left out to compare with.")  # fmt: skip
+              help="Only this fraction of the live engines: at least one, with at least one left as the control "
+              "group.")  # fmt: skip
 @click.option("--for", "revert_s", type=Duration(MAX_REVERT_S), metavar="TIME",
-              help="Take it back after this time (90s, 10m, 1h) unless `rltop keep` says otherwise; the engines do it "
-              "themselves.")  # fmt: skip
-@click.option("--strict", is_flag=True, help="The strict form of VALUE, where FLAG has one.")
+              help="Auto-revert after this time (90s, 10m, 1h) unless kept by `rltop keep`; the engines hold the "
+              "timer.")  # fmt: skip
+@click.option("--strict", is_flag=True, help="Use the strict form of VALUE (docs/flags.md).")
 @_options
 def set_flag(
     flag: str,
@@ -100,34 +111,34 @@ def set_flag(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """See the help text above, which is made from the table of flags."""
+    """The help text above is made from the table of flags."""
     if value not in BY_NAME[flag].values:
         raise click.BadParameter(
             f"{flag} can be {' or '.join(BY_NAME[flag].values)}, not {value!r}", param_hint="VALUE"
         )
+    from rltop.backend import api
 
-    def ask(client: Client, watch: Watch | None) -> list[Change]:
-        return client.set_flag(
-            flag, value, engines=list(engines) or None, why=why, timeout_s=timeout, strict=strict, revert_s=revert_s,
-            fraction=fraction, watch=watch,
-        )  # fmt: skip
-
-    _follow(run, ask, as_json=as_json)
+    question = api.AskSet(
+        api.new_id(), flag, value, list(engines) or None, why=why, timeout_s=timeout, strict=strict,
+        revert_s=revert_s, fraction=fraction,
+    )  # fmt: skip
+    _run_command(run, lambda _client: question, as_json=as_json)
 
 
-@click.command()
+@click.command(short_help="Keep a temporary change.")
 @click.argument("command", required=False)
 @_options
 def keep(command: str | None, run: str | None, why: str, timeout: float, as_json: bool) -> None:
-    """Let what COMMAND did with --for stay.
+    """Keep the change that COMMAND made with --for: cancel its timer.
 
-    Without COMMAND: the only one whose timer runs.
+    Without COMMAND: the only command with a running timer.
     """
+    from rltop.backend import api
 
-    def ask(client: Client, watch: Watch | None) -> list[Change]:
-        return client.keep(command or _only_timer(client), why=why, timeout_s=timeout, watch=watch)
+    def question(client: Client) -> api.AskKeep:
+        return api.AskKeep(api.new_id(), command or _only_timer(client), why=why, timeout_s=timeout)
 
-    _follow(run, ask, as_json=as_json)
+    _run_command(run, question, as_json=as_json)
 
 
 def _only_timer(client: Client) -> str:
@@ -138,23 +149,28 @@ def _only_timer(client: Client) -> str:
     if len(timers) == 1:
         return timers.pop()
     if not timers:
-        raise click.ClickException("no timer runs: nothing is taken back by itself, nothing has to be kept")
-    raise click.ClickException("\n".join([f"{len(timers)} commands have timers; name one", *timer_texts(snapshot)]))
+        raise click.ClickException("no timer is running: no change auto-reverts, so there is nothing to keep")
+    raise click.ClickException(
+        "\n".join([f"{len(timers)} commands have timers; give the id of one", *timer_texts(snapshot)])
+    )
 
 
-@click.command(short_help="Take back what COMMAND changed.")
+@click.command(short_help="Revert a command.")
 @click.argument("command")
 @_options
 def undo(command: str, run: str | None, why: str, timeout: float, as_json: bool) -> None:
-    """Bring the engines that COMMAND changed back to what they had before.
+    """Revert COMMAND: return the engines that it changed to their previous state.
 
-    A flag that was changed since is left alone. `rltop audit` lists the commands.
+    A flag that was changed again since is left alone. `rltop audit` lists the commands.
     """
-    _follow(run, lambda client, watch: client.undo(command, why=why, timeout_s=timeout, watch=watch), as_json=as_json)
+    from rltop.backend import api
+
+    question = api.AskUndo(api.new_id(), command, why=why, timeout_s=timeout)
+    _run_command(run, lambda _client: question, as_json=as_json)
 
 
 def _action(action: Action) -> click.Command:
-    """The command of an entry of the table of actions."""
+    """The command of one entry of the table of actions."""
 
     def act(
         run: str | None,
@@ -164,24 +180,22 @@ def _action(action: Action) -> click.Command:
         as_json: bool,
         revert_s: float | None = None,
     ) -> None:
-        def ask(client: Client, watch: Watch | None) -> list[Change]:
-            return client.act(
-                action.verb, engines=list(engines) or None, revert_s=revert_s, why=why, timeout_s=timeout, watch=watch
-            )
+        from rltop.backend import api
 
-        _follow(run, ask, as_json=as_json)
+        question = api.AskAct(api.new_id(), action.verb, list(engines) or None, revert_s, why=why, timeout_s=timeout)
+        _run_command(run, lambda _client: question, as_json=as_json)
 
-    made = _options(_engines(act))
+    command = _options(engines_option(act))
     if action.guard_s is not None:
-        text = f"Guard timer: at most {span(action.max_guard_s)} (default: {span(action.guard_s)})."
-        made = click.option("--for", "revert_s", type=Duration(action.max_guard_s), metavar="TIME", help=text)(made)
+        text = f"Auto-revert after this time, at most {span(action.max_guard_s)} (default: {span(action.guard_s)})."
+        timer = click.option("--for", "revert_s", type=Duration(action.max_guard_s), metavar="TIME", help=text)
+        command = timer(command)
     summary = action.summary[0].upper() + action.summary[1:]
-    return click.command(name=action.word, short_help=f"{summary}.", help=f"{summary}.\n\n{action.effect}")(made)
+    return click.command(name=action.word, short_help=f"{summary}.", help=f"{summary}.\n\n{action.effect}")(command)
 
 
-def _follow(run: str | None, ask: Callable[[Client, Watch | None], list[Change]], *, as_json: bool) -> None:
-    """Ask, show how it goes on a terminal, print what became of it, and end with 0 only if all engines applied it."""
-    from rltop.backend import api
+def _run_command(run: str | None, question: Callable[[Client], AskCommand], *, as_json: bool) -> None:
+    """Send a command, show its progress on a terminal, print its outcome, and exit with 0 only if all applied it."""
     from rltop.backend.client.live import CommandError, HubUnreachable
     from rltop.backend.commands import messages
     from rltop.backend.text import status
@@ -189,7 +203,7 @@ def _follow(run: str | None, ask: Callable[[Client, Watch | None], list[Change]]
     watch = None if as_json or not sys.stderr.isatty() else CommandProgress()
     try:
         with client_of(run) as client:
-            changes = ask(client, watch)
+            changes = client.command(question(client), watch)
     except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -199,24 +213,33 @@ def _follow(run: str | None, ask: Callable[[Client, Watch | None], list[Change]]
             click.echo(status.change_text(change))
     applied = all(change.state == "applied" for change in changes)
     where = f" --run {run}" if run else ""
-    if not applied and (found := messages.remedy(changes)):
-        click.echo(f"not on all engines; this {found.does}:\n  {found.type}{where}", err=True)
-    timed = next((change for change in changes if change.reverts_at is not None), None)
-    if timed is not None and not as_json:
-        left = span(round(max((timed.reverts_at or 0.0) - time.time(), 0.0)))
-        stay = "" if timed.verb != "set" else f"; to let it stay: rltop keep {timed.command}{where}"
-        click.echo(f"taken back by itself in {left}{stay}", err=True)
-    if applied and not as_json and any(api.moved(change) and change.verb == "set" for change in changes):
-        command = changes[0].command
-        click.echo(f"what it does: rltop effect {command}{where}; back: rltop undo {command}{where}", err=True)
+    if not applied and (remedy := messages.remedy(changes)):
+        click.echo(f"not applied on all engines; this {remedy.effect}:\n  {remedy.command}{where}", err=True)
+    if not as_json:
+        for hint in _next_steps(changes, applied, where):
+            click.echo(hint, err=True)
     sys.exit(0 if applied else 1)
 
 
+def _next_steps(changes: list[Change], applied: bool, where: str) -> Iterator[str]:
+    """The commands to run next: keep a temporary change, measure its effect, revert it."""
+    from rltop.backend.api import changed_engine
+
+    timed = next((change for change in changes if change.reverts_at is not None), None)
+    if timed is not None:
+        left = span(round(max((timed.reverts_at or 0.0) - time.time(), 0.0)))
+        keep_it = f"; keep it: rltop keep {timed.command}{where}" if timed.verb == "set" else ""
+        yield f"auto-reverts in {left}{keep_it}"
+    if applied and any(changed_engine(change) and change.verb == "set" for change in changes):
+        command = changes[0].command
+        yield f"see its effect: rltop effect {command}{where}; revert it: rltop undo {command}{where}"
+
+
 class CommandProgress:
-    """Says on standard error what each engine is about, whenever that changes and is not the end."""
+    """Prints on standard error each new state of each engine until the command ends there."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[str, str]] = {}
+        self._printed: dict[str, tuple[str, str]] = {}
 
     def __call__(self, changes: list[Change]) -> None:
         """See ``client.Watch``."""
@@ -224,21 +247,21 @@ class CommandProgress:
 
         for change in changes:
             now = change.state, change.reason
-            if change.state not in TERMINAL and self._seen.get(change.engine) != now:
-                self._seen[change.engine] = now
+            if change.state not in TERMINAL and self._printed.get(change.engine) != now:
+                self._printed[change.engine] = now
                 click.echo(f"{change.engine}: {change.state}{f', {change.reason}' if change.reason else ''}", err=True)
 
 
-@click.command()
+@click.command(short_help="Print the log of all commands: user, reason, outcome.")
 @click.argument("run", required=False)
 @click.option("--flag", type=click.Choice(list(BY_NAME)), metavar="FLAG", help="Only this flag.")
 @click.option("--engine", "engine", metavar="ID", help="Only this engine.")
-@click.option("--since", type=Moment(), metavar="TIME", help="From then on: 2h (ago), or a UTC time.")
+@click.option("--since", type=Moment(), metavar="TIME", help="Only from this time on: 2h (ago), or a UTC time.")
 @as_json_option
 def audit(run: str | None, flag: str | None, engine: str | None, since: float | None, as_json: bool) -> None:
-    """Print who asked for what, why, and what became of it.
+    """Print the log of all commands of RUN: user, reason, outcome.
 
-    Read from the log in the directory of RUN; no hub is needed.
+    Reads the log in the run's directory; needs no hub.
     """
     import msgspec
 
@@ -258,12 +281,12 @@ def audit(run: str | None, flag: str | None, engine: str | None, since: float | 
         print_json({"log": str(path), "unreadable": bad, "lines": [msgspec.to_builtins(line) for line in shown]})
         return
     for line in shown:
-        click.echo(log.text_of(line))
+        click.echo(log.as_text(line))
     if bad:
-        click.echo(f"{bad} lines can't be read; a kill in the middle of a write may tear one", err=True)
+        click.echo(f"{bad} unreadable lines (a hub killed during a write leaves one)", err=True)
     if not shown:
-        said = f"none of the {len(lines)} lines in {path} is such" if lines else f"no command was logged in {path}"
-        click.echo(said, err=True)
+        text = f"none of the {len(lines)} lines in {path} match" if lines else f"no commands logged in {path}"
+        click.echo(text, err=True)
 
 
 COMMANDS: tuple[click.Command, ...] = (set_flag, keep, undo, *(_action(action) for action in ACTIONS), audit)

@@ -1,4 +1,4 @@
-"""``rltop effect``: what a switch did to the run."""
+"""``rltop effect``: the measured effect of a switch on the run."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import click
 from rltop.tui.cli.run_options import as_json_option, client_or_replay, print_json, run_option
 
 
-@click.command()
+@click.command(short_help="Print the effect of a command: before, after, difference.")
 @click.argument("command", required=False, default="")
 @run_option
 @as_json_option
 def effect(command: str, run: str | None, as_json: bool) -> None:
-    """Print what COMMAND did: before, after, difference.
+    """Print the effect of COMMAND on the run: before, after, difference, interval.
 
-    COMMAND is the id of a command or the start of it (default: the last that switched anything). Before and after go by
-    the flag epoch in which each token was sampled; engines that were not switched are compared with where there are
-    any. "not yet" says how long it still takes. RUN may be over, or a file of `rltop record`.
+    COMMAND is the id of a command or a prefix of it (default: the last one that switched anything). Tokens count as
+    before or after by the flag epoch in which they were sampled; engines that were not switched serve as the control
+    group. "not yet" comes with the time still needed. RUN may be over, or a file written by `rltop record`.
     """
     from rltop.backend.client.live import CommandError, HubUnreachable
     from rltop.backend.text import effect_text

@@ -1,4 +1,4 @@
-"""The commands that print what engines compute with: ``rltop fingerprint`` and ``rltop launch-args``."""
+"""The commands that print the configuration of engines: ``rltop fingerprint`` and ``rltop launch-args``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _snapshot(run: str | None) -> Snapshot:
         raise click.ClickException(str(error)) from error
 
 
-@click.command()
+@click.command(short_help="Print the configuration of engines and trainer.")
 @click.argument("run", required=False)
 @as_json_option
 def fingerprint(run: str | None, as_json: bool) -> None:
-    """Print what each engine computes with, and the trainer.
+    """Print the configuration of each engine and of the trainer; mismatches are marked and explained.
 
-    Facts are read from the live engines. What should agree and does not is marked with an unequal sign and explained.
+    Facts are read from the live engines, not from their launch options.
     """
     from rltop.backend.text import fingerprint_text
 
@@ -39,20 +39,20 @@ def fingerprint(run: str | None, as_json: bool) -> None:
         click.echo(fingerprint_text.as_text(snapshot))
 
 
-@click.command(name="launch-args")
+@click.command(name="launch-args", short_help="Print the vLLM options that match an engine's present state.")
 @click.argument("engine")
 @run_option
 def launch_args(engine: str, run: str | None) -> None:
-    """Print vLLM options for ENGINE as it is now.
+    """Print the vLLM options that match the present state of ENGINE.
 
-    One line on standard output; what no option can say is remarked on standard error.
+    One line on standard output; remarks on standard error name the state that no option can set.
     """
     from rltop.backend.text import fingerprint_text
 
     engines = _snapshot(run).engines
     if engine not in engines:
-        known = ", ".join(sorted(engines)) or "none"
-        raise click.ClickException(f"no engine {engine!r}; engines of this run: {known}")
+        names = ", ".join(sorted(engines)) or "none"
+        raise click.ClickException(f"no engine {engine!r}; engines of this run: {names}")
     options, remarks = fingerprint_text.launch_args(engines[engine])
     click.echo(options)
     for remark in remarks:

@@ -1,6 +1,7 @@
-"""The command line: the same facts as the dashboard, as text or JSON, from the same client.
+"""The command line: the data of the dashboard as text or JSON, from the same client.
 
-Nothing heavy is imported before a command needs it: ``rltop status`` loads no Textual and ``rltop --help`` no ZeroMQ.
+Heavy modules are imported only by the commands that need them: ``rltop status`` loads no Textual, ``rltop --help`` no
+ZeroMQ.
 """
 
 from __future__ import annotations
@@ -14,41 +15,84 @@ import click
 from rltop.backend.demo.faults import FAULTS
 from rltop.collectors.contract import rundir as rundirs
 from rltop.collectors.contract.rundir import RunDir, RunDirError
-from rltop.tui.cli import alarm_commands as cli_alarms
-from rltop.tui.cli import control_commands, fingerprint, probe_commands, worst
-from rltop.tui.cli import diagnose as cli_diagnose
-from rltop.tui.cli import effect as cli_effect
-from rltop.tui.cli import history_commands as cli_history
-from rltop.tui.cli import metrics_commands as cli_metrics
-from rltop.tui.cli import report as cli_report
+from rltop.tui.cli import (
+    alarm_commands,
+    control_commands,
+    diagnose,
+    effect,
+    fingerprint,
+    history_commands,
+    metrics_commands,
+    probe_commands,
+    report,
+    worst,
+)
 from rltop.tui.cli.run_options import as_json_option, choose_run, client_of, existing_run, on_terminal, print_json
 
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "Begin": ("demo", "top", "runs", "hub"),
-    "Look": ("status", "diagnose", "alarms", "fingerprint", "worst", "attribution", "launch-args"),
-    "Switch": ("set", "keep", "undo", "flush", "pause", "resume"),
-    "Answer an alarm": ("ack", "silence"),
-    "What came of it": ("effect", "audit"),
-    "Tell causes apart": ("probe",),
-    "Look back, hand on": ("replay", "report", "record", "export", "parity", "forward"),
-    "Numbers": ("metrics", "compute"),
+HEADINGS: dict[str, dict[str, str]] = {
+    "Start": {
+        "demo": "rltop demo --steps 20 --set 5:prefix_caching=off",
+        "top": "rltop top myrun --control",
+        "runs": "rltop runs --json",
+        "hub": "rltop hub myrun",
+    },
+    "Inspect": {
+        "status": "rltop status myrun --json",
+        "diagnose": "rltop diagnose myrun --step 40 --tests",
+        "fingerprint": "rltop fingerprint myrun",
+        "worst": "rltop worst myrun --step 40 --kind k3 --engine e0",
+        "attribution": "rltop attribution myrun --steps 50",
+        "launch-args": "rltop launch-args e0",
+    },
+    "Control": {
+        "set": "rltop set prefix_caching off --fraction 0.5 --for 10m",
+        "keep": "rltop keep 3fa0",
+        "undo": "rltop undo 3fa0 --reason 'throughput fell'",
+        "flush": "rltop flush --engine e0",
+        "pause": "rltop pause --for 30s",
+        "resume": "rltop resume --engine e0",
+    },
+    "Alarms": {
+        "alarms": "rltop alarms myrun",
+        "ack": "rltop ack a1 --reason 'known, fixed in the next run'",
+        "silence": "rltop silence a1 --for 30m",
+    },
+    "Results": {
+        "effect": "rltop effect 3fa0",
+        "audit": "rltop audit myrun --flag prefix_caching --since 2h",
+    },
+    "Probes": {
+        "probe": "rltop probe prefill-rescore --engine e0",
+    },
+    "History and export": {
+        "replay": "rltop replay run.rltop.gz --speed 10 --from 40",
+        "report": "rltop report myrun -o report.html",
+        "record": "rltop record myrun --to run.rltop.gz",
+        "export": "rltop export myrun --what steps --to steps.csv",
+        "parity": "rltop parity reference1 reference2 myrun",
+        "forward": "rltop forward myrun --to prometheus:9464",
+    },
+    "Reference": {
+        "metrics": "rltop metrics kl_k3",
+        "compute": "rltop compute batch.npz --json",
+    },
 }
-"""The commands as the help lists them, in the order in which a new user needs them."""
+"""Heading of the help -> command -> its example, in the order in which a new user needs them."""
 
 
 class _Commands(click.Group):
-    """A group whose unknown first word is a run to show: ``rltop``, ``rltop sort`` and ``rltop top sort`` all work."""
+    """A group that takes an unknown first word as a run: ``rltop``, ``rltop sort`` and ``rltop top sort`` all work."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
         width = max(map(len, self.commands))
-        for title, names in SECTIONS.items():
-            with formatter.section(title):
+        for heading, names in HEADINGS.items():
+            with formatter.section(heading):
                 formatter.write_dl([(f"{n:<{width}}", self.commands[n].get_short_help_str(limit=60)) for n in names])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        own = {"--help", "-h", "--version"}
-        if not args or (args[0] not in self.commands and args[0] not in own):
+        options = {"--help", "-h", "--version"}
+        if not args or (args[0] not in self.commands and args[0] not in options):
             args = ["top", *args]
         return super().parse_args(ctx, args)
 
@@ -59,33 +103,39 @@ class _Commands(click.Group):
             raise click.ClickException(str(error)) from error
 
 
+FAULT_HELP = "\n\n\b\n" + "\n".join(
+    click.wrap_text(f"{fault.name:<23}{fault.help}", 78, "", " " * 23) for fault in FAULTS
+)
+"""The table of faults, as a paragraph that click does not rewrap."""
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rltop", prog_name="rltop")
 def main() -> None:
     """Top for live reinforcement-learning runs on language models.
 
-    Without a command: the dashboard of the only live run, or of RUN. Detaching (q) never touches the run.
+    Without a command: the dashboard of the only live run, or of RUN. `q` detaches; the run is never affected.
     """
 
 
-@main.command()
+@main.command(short_help="Show the dashboard of a run.")
 @click.argument("run", required=False)
-@click.option("--control", is_flag=True, help="Allow switching flags from the dashboard (default: read-only).")
+@click.option("--control", is_flag=True, help="Allow commands from the dashboard (default: read-only).")
 @click.option("--fps", type=click.FloatRange(0.5, 10), default=4.0, show_default=True, help="Repaints per second.")
 @click.option("--bell/--no-bell", default=True, show_default=True,
-              help="Ring, and have the terminal notify, when an alarm is raised.")  # fmt: skip
-@cli_history.reference_option
+              help="Ring the bell and send a terminal notification when an alarm is raised.")  # fmt: skip
+@history_commands.reference_option
 def top(run: str | None, control: bool, fps: float, bell: bool, references: tuple[str, ...]) -> None:
-    """Show the dashboard of RUN (what `rltop` alone does)."""
+    """Show the dashboard of RUN. `rltop` and `rltop RUN` do the same."""
     from rltop.collectors.contract.launch import LaunchError, ensure_hub
 
     rundir = existing_run(run)
     if not on_terminal():
         raise click.ClickException(
             "the dashboard needs a terminal as standard input, output and error; "
-            "`rltop status [--json]` prints the same facts"
+            "`rltop status [--json]` prints the same data"
         )
-    reference = cli_history.read_references(references)
+    reference = history_commands.read_references(references)
     from rltop.tui.dashboard import run_dashboard
 
     try:
@@ -122,11 +172,11 @@ def runs(as_json: bool) -> None:
         click.echo(f"{row['run']:<24} {state:<20} {row['directory']}")
 
 
-@main.command()
+@main.command(short_help="Print engines, steps, flag changes and events.")
 @click.argument("run", required=False)
 @as_json_option
 def status(run: str | None, as_json: bool) -> None:
-    """Print engines, steps, flag changes and events of RUN."""
+    """Print engines, steps, flag changes and events of RUN, as the dashboard shows them."""
     from rltop.backend.client.live import HubUnreachable
     from rltop.backend.text import status
 
@@ -141,11 +191,11 @@ def status(run: str | None, as_json: bool) -> None:
         click.echo(status.as_text(snapshot))
 
 
-@main.command()
+@main.command(short_help="Start or stop the hub of a run.")
 @click.argument("run", required=False)
-@click.option("--stop", is_flag=True, help="End the hub instead; the run itself goes on.")
+@click.option("--stop", is_flag=True, help="Stop the hub instead; the run goes on.")
 def hub(run: str | None, stop: bool) -> None:
-    """Start the hub of RUN, in the background, if it has none."""
+    """Start the hub of RUN in the background, unless it is running."""
     if stop:
         _stop_hub(existing_run(run))
         return
@@ -173,28 +223,33 @@ def _stop_hub(rundir: RunDir) -> None:
     click.echo(f"hub of run {rundir.run!r} stopped")
 
 
-@main.command()
+@main.command(
+    short_help="Run real RL on this machine, with the dashboard.",
+    help="Run real RL on this machine, with the dashboard: vLLM engines and a GRPO trainer that learns to sort. On the "
+    "CPU, or on the GPU if vLLM is installed for one. Exit code 0 only if the run finished and every --set was applied."
+    "\n\nFaults that --fault can inject:" + FAULT_HELP,
+)
 @click.option("--run", "run", default="sort", show_default=True, metavar="RUN", help="Name of the run.")
-@click.option("--headless", is_flag=True, help="No dashboard: a line per step (the default without a terminal).")
+@click.option("--headless", is_flag=True, help="No dashboard, one line per step (default without a terminal).")
 @click.option("--steps", type=click.IntRange(1), default=60, show_default=True, help="Optimizer steps.")
 @click.option("--set", "settings", multiple=True, metavar="N:FLAG=VALUE", help="Switch FLAG when step N closes.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0.1, 2.0), help="Of sampling (default: the fault's, else 1).")
-@click.option("--engines", type=click.IntRange(1, 8), default=2, show_default=True, help="vLLM engines.")
-@click.option("--objective", type=click.Choice(["ppo", "gspo"]), default="ppo", show_default=True)
-@click.option("--matched", type=click.IntRange(0), default=16, show_default=True,
-              help="Sequences a step whose old_logprobs are recomputed under their own rollout versions.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+              help="Seed of prompts, sampling and training.")  # fmt: skip
 @click.option(
-    "--fault",
-    type=click.Choice([fault.name for fault in FAULTS]),
-    metavar="NAME",
-    help=f"Start it with a fault. {'; '.join(f'{fault.name}: {fault.help}' for fault in FAULTS)}.",
+    "--temperature", type=click.FloatRange(0.1, 2.0), help="Sampling temperature (default: the fault's, or 1)."
 )
-@click.option("--fault-at", type=click.IntRange(0), default=0, metavar="STEP", help="The step it begins with.")
-@click.option("--fault-engine", default="", metavar="ENGINE", help="The engine that has it, where it is on one.")
-@click.option("--facts/--no-facts", default=True, help="The trainer tells what it computes with, or not.")
+@click.option("--engines", type=click.IntRange(1, 8), default=2, show_default=True, help="Number of vLLM engines.")
+@click.option("--objective", type=click.Choice(["ppo", "gspo"]), default="ppo", show_default=True,
+              help="Objective of the trainer.")  # fmt: skip
+@click.option("--matched", type=click.IntRange(0), default=16, show_default=True,
+              help="Sequences per step whose old_logprobs are recomputed under their own rollout version.")  # fmt: skip
+@click.option("--fault", type=click.Choice([fault.name for fault in FAULTS]), metavar="NAME",
+              help="Inject a fault (see above).")  # fmt: skip
+@click.option("--fault-at", type=click.IntRange(0), default=0, metavar="STEP", help="First step with the fault.")
+@click.option("--fault-engine", default="", metavar="ENGINE", help="Engine with the fault, for faults of one engine.")
+@click.option("--facts/--no-facts", default=True, help="Whether the trainer declares its configuration.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the whole run as one JSON object.")  # fmt: skip
+              help="Write the run to FILE as one JSON object.")  # fmt: skip
 def demo(
     run: str,
     headless: bool,
@@ -211,10 +266,7 @@ def demo(
     facts: bool,
     json_path: Path | None,
 ) -> None:
-    """Run real RL on this machine, with the dashboard.
-
-    vLLM engines and a GRPO trainer, all on the CPU. Exit code 0 only if the run finished and every --set was applied.
-    """
+    """The help text above is made from the table of faults."""
     from rltop.backend.demo import supervisor as demo_run
 
     try:
@@ -242,19 +294,22 @@ def demo(
     sys.exit(run_with_dashboard(options))
 
 
-for made in (
+for _command in (
     *control_commands.COMMANDS,
     *fingerprint.COMMANDS,
-    *cli_alarms.COMMANDS,
-    *cli_diagnose.COMMANDS,
-    *cli_effect.COMMANDS,
-    *cli_metrics.COMMANDS,
+    *alarm_commands.COMMANDS,
+    *diagnose.COMMANDS,
+    *effect.COMMANDS,
+    *metrics_commands.COMMANDS,
     *worst.COMMANDS,
     *probe_commands.COMMANDS,
-    *cli_history.COMMANDS,
-    *cli_report.COMMANDS,
+    *history_commands.COMMANDS,
+    *report.COMMANDS,
 ):
-    main.add_command(made)
+    main.add_command(_command)
+for _names in HEADINGS.values():
+    for _name, _example in _names.items():
+        main.commands[_name].epilog = f"\b\nExample: {_example}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Probes from the command line: what there is, start one, what came of it."""
+"""``rltop probe``: list the probes, run one on live engines, print its result."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,35 +12,43 @@ import click
 from rltop.backend.util.durations import seconds_of
 from rltop.collectors.contract.probes import BY_NAME, HUB, PROBES, SWITCH, Probe
 from rltop.tui.cli.control_commands import CommandProgress
-from rltop.tui.cli.run_options import as_json_option, client_of, print_json, run_option
+from rltop.tui.cli.run_options import (
+    as_json_option,
+    client_of,
+    engines_option,
+    print_json,
+    reason_option,
+    run_option,
+)
 
 if TYPE_CHECKING:
-    from rltop.backend.api import Effect
+    from rltop.backend.api import AskProbe, AskSet, Effect
     from rltop.backend.api.probe_result import ProbeResult
     from rltop.backend.client.live import Client
 
-STATE_S = 5.0
-"""Engines report once a second; after so long without a word of a switch there is none to wait for."""
+EFFECT_WAIT_S = 5.0
+"""How long to wait for the first report on a switch. Engines report once a second."""
 
-NAMES = "\n\n\b\n" + "\n".join(f"{probe.name:<17}{probe.code:<5}{probe.summary}" for probe in PROBES)
-"""The table of probes, as a paragraph that click leaves as it is."""
+PROBE_HELP = "\n\n\b\n" + "\n".join(f"{probe.name:<17}{probe.code:<5}{probe.summary}" for probe in PROBES)
+"""The table of probes, as a paragraph that click does not rewrap."""
 
 
 @click.command(
     name="probe",
-    short_help="Experiment on the live run to tell causes apart.",
-    help="Start the probe NAME on the live engines, wait for it, and say what it found out. It is asked before, with "
-    "its cost and risk, unless --yes. Exit code 0 if it answered, whatever the answer; 1 if it could not." + NAMES,
+    short_help="Run an experiment that distinguishes causes.",
+    help="Run the probe NAME on the live engines, wait for it and print its result. Probes that cost engine time ask "
+    "for confirmation on a terminal. Exit code 0 if the probe answered, whatever the answer; 1 if it could not run."
+    + PROBE_HELP,
 )
 @click.argument("name", required=False, type=click.Choice(list(BY_NAME)), metavar="[NAME]")
-@click.option("--list", "listed", is_flag=True, help="What there is, with cost and risk; asks nothing.")
-@click.option("--result", "command", metavar="ID", help="What the probe of this command found out.")
-@click.option("--engine", "engines", multiple=True, metavar="ID", help="Only this engine (may be repeated).")
-@click.option("--flag", metavar="FLAG=VALUE", help="Of canary-flip: what to switch, on the one engine.")
-@click.option("--for", "seconds", default="10m", show_default=True, metavar="TIME", help="Of canary-flip: how long.")
-@click.option("--reason", "why", default="", help="Why, for the record.")
-@click.option("--timeout", type=click.FloatRange(1, 3600), help="Seconds to wait; default: by the probe.")
-@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
+@click.option("--list", "listed", is_flag=True, help="List the probes with cost and risk; runs nothing.")
+@click.option("--result", "command", metavar="ID", help="Print the result of an earlier probe by its command id.")
+@engines_option
+@click.option("--flag", metavar="FLAG=VALUE", help="canary-flip: the switch to try on one engine.")
+@click.option("--for", "seconds", default="10m", show_default=True, metavar="TIME", help="canary-flip: how long.")
+@reason_option
+@click.option("--timeout", type=click.FloatRange(1, 3600), help="Seconds to wait (default: depends on the probe).")
+@click.option("--yes", is_flag=True, help="Skip the confirmation.")
 @run_option
 @as_json_option
 def probe(
@@ -55,85 +64,107 @@ def probe(
     run: str | None,
     as_json: bool,
 ) -> None:
-    """See the help text above, which is made from the table of probes."""
-    if sum([name is not None, listed, command is not None]) != 1:
-        raise click.UsageError("name a probe, or use --list or --result ID")
+    """The help text above is made from the table of probes."""
+    if [name is not None, listed, command is not None].count(True) != 1:
+        raise click.UsageError("give the NAME of a probe, or --list, or --result ID")
     if (flag is not None) != (name is not None and BY_NAME[name].by == SWITCH):
-        raise click.UsageError("--flag FLAG=VALUE goes with canary-flip, and only with it")
+        raise click.UsageError("canary-flip needs --flag FLAG=VALUE, and no other probe takes --flag")
     if listed:
         print_json({"probes": [_entry(one) for one in PROBES]}) if as_json else click.echo(_table())
-        return
-    costs = name is not None and BY_NAME[name].by != HUB
-    if name is not None and costs and not yes and sys.stdin.isatty() and not as_json:
-        _confirm(BY_NAME[name], engines)
+    elif name is None:
+        assert command is not None
+        _print_result(run, lambda client: _stored_result(client, command), as_json=as_json)
+    else:
+        selected = BY_NAME[name]
+        if selected.by != HUB and not yes and not as_json and sys.stdin.isatty():
+            _confirm(selected, engines)
+        from rltop.backend import api
+
+        chosen = list(engines) or None
+        if flag is not None:
+            switch = _canary_switch(flag, chosen, seconds, why, timeout or selected.timeout_s)
+            _print_result(run, lambda client: _flip_canary(client, switch), as_json=as_json)
+        else:
+            question = api.AskProbe(api.new_id(), name, chosen, why=why, timeout_s=timeout or selected.timeout_s)
+            _print_result(run, lambda client: _run_probe(client, question, quiet=as_json), as_json=as_json)
+
+
+def _print_result(run: str | None, result_of: Callable[[Client], ProbeResult], *, as_json: bool) -> None:
+    """Get a result from the run's hub, print it, and exit with 1 if the probe could not answer."""
+    from rltop.backend.api import probe_result
     from rltop.backend.client.live import CommandError, HubUnreachable
 
     try:
         with client_of(run) as client:
-            if command is not None:
-                result = _result(client, command)
-            elif flag is not None:
-                result = _flip(client, flag, engines, seconds, why, timeout)
-            else:
-                assert name is not None
-                watch = None if as_json or not sys.stderr.isatty() else CommandProgress()
-                wait = timeout or BY_NAME[name].timeout_s
-                result = client.probe(name, engines=list(engines) or None, why=why, timeout_s=wait, watch=watch)
+            result = result_of(client)
     except (CommandError, HubUnreachable, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    from rltop.backend.api.probe_result import as_json as plain
-    from rltop.backend.api.probe_result import as_text
-
     if as_json:
-        print_json(plain(result))
+        print_json(probe_result.as_json(result))
     else:
-        click.echo(as_text(result))
+        click.echo(probe_result.as_text(result))
     sys.exit(1 if result.verdict in ("refused", "overtaken") else 0)
 
 
-def _result(client: Client, command: str) -> ProbeResult:
-    """Of a probe, or of the switch that a canary-flip is."""
+def _run_probe(client: Client, question: AskProbe, *, quiet: bool) -> ProbeResult:
+    """Run a probe and wait for its result, with progress on a terminal unless ``quiet``."""
+    watch = None if quiet or not sys.stderr.isatty() else CommandProgress()
+    return client.probe(question, watch)
+
+
+def _stored_result(client: Client, command: str) -> ProbeResult:
+    """The result of an earlier probe; for a canary-flip, computed from the effect of its switch."""
     from rltop.backend.client.live import CommandError
     from rltop.backend.probes.canary import result_of
 
-    switches = [c for c in client.snapshot().changes.values() if c.command.startswith(command) and c.verb == "set"]
-    if not switches:
-        return client.measured(command)
+    snapshot = client.snapshot()
+    switch = next((c for c in snapshot.changes.values() if c.verb == "set" and c.command.startswith(command)), None)
+    if switch is None:
+        return client.probe_result(command)
     try:
-        return result_of(client.effect(switches[0].command), client.snapshot())
+        return result_of(client.effect(switch.command), client.snapshot())
     except CommandError as error:
-        raise CommandError(f"{switches[0].command} is a switch, of which nothing was measured: {error}") from error
+        raise CommandError(f"{switch.command} is a switch without a measured effect: {error}") from error
 
 
-def _flip(
-    client: Client, flag: str, engines: tuple[str, ...], seconds: str, why: str, timeout: float | None
-) -> ProbeResult:
-    """Switch one engine for a time; what came of it is asked for later, by the same id."""
-    from rltop.backend.client.live import CommandError
-    from rltop.backend.probes.canary import result_of
+def _canary_switch(flag: str, engines: list[str] | None, duration: str, why: str, timeout_s: float) -> AskSet:
+    """The temporary switch of a canary-flip, from ``FLAG=VALUE``."""
+    from rltop.backend import api
 
     name, equals, value = flag.partition("=")
-    if not equals or len(engines) > 1:
+    if not equals or len(engines or []) > 1:
         raise click.UsageError("canary-flip takes --flag FLAG=VALUE and at most one --engine")
-    chosen = list(engines) or sorted(e.id for e in client.snapshot().engines.values() if e.health == "live")[:1]
-    changes = client.set_flag(
-        name,
-        value,
-        engines=chosen,
-        why=why or "probe canary-flip",
-        timeout_s=timeout or 30.0,
-        revert_s=seconds_of(seconds),
-    )
-    if changes[0].state != "applied":
-        raise CommandError(f"{changes[0].engine} {changes[0].state.replace('_', ' ')}: {changes[0].reason}")
-    return result_of(_effect(client, changes[0].command), client.snapshot())
+    try:
+        revert_s = seconds_of(duration)
+    except ValueError as error:
+        raise click.ClickException(f"--for: {error}") from error
+    why = why or "probe canary-flip"
+    return api.AskSet(api.new_id(), name, value, engines, why=why, timeout_s=timeout_s, revert_s=revert_s)
 
 
-def _effect(client: Client, command: str) -> Effect:
-    """Of a switch that was applied just now: engines say with their next state where it began."""
+def _flip_canary(client: Client, switch: AskSet) -> ProbeResult:
+    """Switch one engine temporarily. The effect is measured later: ``--result`` with the same id prints it."""
+    import msgspec
+
+    from rltop.backend.client.live import CommandError
+    from rltop.backend.probes.canary import result_of
+
+    if switch.engines is None:
+        live = sorted(engine.id for engine in client.snapshot().engines.values() if engine.health == "live")
+        if not live:
+            raise CommandError("no engine is live, nothing to switch")
+        switch = msgspec.structs.replace(switch, engines=live[:1])
+    change = client.command(switch)[0]
+    if change.state != "applied":
+        raise CommandError(f"{change.engine} {change.state.replace('_', ' ')}: {change.reason}")
+    return result_of(_wait_for_effect(client, change.command), client.snapshot())
+
+
+def _wait_for_effect(client: Client, command: str) -> Effect:
+    """The effect of a switch that was just applied; available once the engine has reported its new flag epoch."""
     from rltop.backend.client.live import CommandError
 
-    deadline = time.monotonic() + STATE_S
+    deadline = time.monotonic() + EFFECT_WAIT_S
     while True:
         try:
             return client.effect(command)
@@ -143,27 +174,37 @@ def _effect(client: Client, command: str) -> Effect:
         client.poll(0.2)
 
 
-def _confirm(one: Probe, engines: tuple[str, ...]) -> None:
-    click.echo(f"{one.name} ({one.code}) on {', '.join(engines) or 'all live engines'}: {one.summary}", err=True)
-    for title, text in (("cost", one.cost), ("risk", one.risk), ("needs", one.needs), ("takes", one.takes)):
-        click.echo(click.wrap_text(f"{title}: {text}", 100, "  ", "    "), err=True)
-    click.confirm("Start it?", default=False, abort=True, err=True)
+def _confirm(selected: Probe, engines: tuple[str, ...]) -> None:
+    where = ", ".join(engines) or "all live engines"
+    click.echo(f"{selected.name} ({selected.code}) on {where}: {selected.summary}", err=True)
+    click.echo(_details(selected, "cost", "risk", "needs", "takes"), err=True)
+    click.confirm("Run it?", default=False, abort=True, err=True)
 
 
 def _entry(one: Probe) -> dict[str, Any]:
     names = ("name", "code", "summary", "isolates", "cost", "risk", "needs", "takes")
-    words = {answer.word: answer.means for answer in one.words}
-    return {name: getattr(one, name) for name in names} | {"answers": words}
+    answers = {answer.word: answer.means for answer in one.words}
+    return {name: getattr(one, name) for name in names} | {"answers": answers}
 
 
 def _table() -> str:
-    blocks = []
-    for one in PROBES:
-        lines = [f"{one.name} ({one.code}): {one.summary}"]
-        for title, text in (("isolates", one.isolates), ("cost", one.cost), ("risk", one.risk), ("takes", one.takes)):
-            lines.append(click.wrap_text(f"{title}: {text}", 100, "  ", "    "))
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+    return "\n\n".join(
+        f"{one.name} ({one.code}): {one.summary}\n{_details(one, 'isolates', 'cost', 'risk', 'takes')}"
+        for one in PROBES
+    )
 
+
+def _details(one: Probe, *names: str) -> str:
+    """The named attributes of a probe, one wrapped paragraph each."""
+    return "\n".join(click.wrap_text(f"{_LABELS[name]}: {getattr(one, name)}", 100, "  ", "    ") for name in names)
+
+
+_LABELS = {
+    "isolates": "distinguishes",
+    "cost": "cost",
+    "risk": "risk",
+    "needs": "preconditions",
+    "takes": "duration",
+}
 
 COMMANDS: tuple[click.Command, ...] = (probe,)

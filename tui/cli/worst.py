@@ -1,4 +1,4 @@
-"""``rltop worst``: the tokens and sequences of a step that disagree most, or a fair sample, as text or JSON."""
+"""``rltop worst``: the tokens and sequences of a step with the largest gap, or a random sample, as text or JSON."""
 
 from __future__ import annotations
 
@@ -13,46 +13,48 @@ if TYPE_CHECKING:
     from rltop.tui.tokens.decode import Decode
 
 KINDS = ("abs_diff", "k3", "worst", "sample")
-"""As in ``view.AskSamples``."""
+"""As in ``api.AskSamples``."""
 
-MOST = 32
-"""Most that a hub keeps of a kind, and so the most to be asked for."""
+MAX_SAMPLES = 32
+"""A hub keeps at most this many samples of a kind, so no more can be requested."""
 
 
-@click.command()
+@click.command(short_help="Print the tokens and sequences with the largest gap.")
 @click.argument("run", required=False)
 @click.option("--step", type=click.IntRange(0), help="Training step (default: the last).")
 @click.option("--kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True,
-              help="Tokens by |d| or by k3; whole sequences: the worst by mean k3, or a fair sample.")  # fmt: skip
-@click.option("--engine", metavar="ID", help="Only what this engine wrote.")
-@click.option("--limit", type=click.IntRange(1, MOST), default=8, show_default=True, help="How many.")
+              help="Tokens by |d| or by k3; whole sequences: worst by mean k3, or a random sample.")  # fmt: skip
+@click.option("--engine", metavar="ID", help="Only tokens that this engine sampled.")
+@click.option("--limit", type=click.IntRange(1, MAX_SAMPLES), default=8, show_default=True, help="How many.")
 @as_json_option
 def worst(run: str | None, step: int | None, kind: str, engine: str | None, limit: int, as_json: bool) -> None:
-    """Print the tokens and sequences of RUN with the largest gap. Those that are the same stand once: "7x".
+    """Print the tokens and sequences of RUN with the largest gap. Duplicates are merged and counted: "7x".
 
-    d is trainer minus rollout logprob, in nats. Arrows after a token say how large it is: one from 0.05 nats on, two
-    from 0.25, three from 1; up where the trainer gives the token more probability than the engine did, down where less.
+    d is the trainer logprob minus the rollout logprob, in nats. Arrows after a token show its size: one from 0.05 nats,
+    two from 0.25, three from 1; up if the trainer assigns the token more probability than the engine, down if less.
     """
+    from rltop.backend import api
     from rltop.backend.api import samples
     from rltop.backend.client.live import CommandError, HubUnreachable
     from rltop.tui.tokens.decode import decoder
 
     try:
         with client_of(run) as client:
-            known = client.snapshot().engines
-            if engine is not None and engine not in known:
-                raise click.ClickException(f"no engine {engine!r}; engines of this run: {', '.join(sorted(known))}")
-            found = client.samples(step, kind, engine, limit if as_json else MOST)
+            engines = client.snapshot().engines
+            if engine is not None and engine not in engines:
+                names = ", ".join(sorted(engines)) or "none"
+                raise click.ClickException(f"no engine {engine!r}; engines of this run: {names}")
+            found = client.samples(api.AskSamples(api.new_id(), step, kind, engine, limit if as_json else MAX_SAMPLES))
     except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         print_json(samples.as_json(found))
     else:
-        click.echo(text(found, decoder(list(known.values())), limit))
+        click.echo(text(found, decoder(list(engines.values())), limit))
 
 
-def text(found: Samples, decode: Decode, limit: int = MOST) -> str:
-    """For a person; all of it printable."""
+def text(found: Samples, decode: Decode, limit: int = MAX_SAMPLES) -> str:
+    """The samples as lines of printable text."""
     from rltop.tui.tokens import token_text
     from rltop.tui.tokens.dedupe import distinct_sequences, distinct_tokens, sequence_key, times_text, token_key
 
@@ -67,7 +69,7 @@ def text(found: Samples, decode: Decode, limit: int = MOST) -> str:
     for sequence in sequences[:limit]:
         facts, *rest = token_text.lines(sequence, decode)
         lines += ["", times_text(of_sequences, sequence_key(sequence)) + facts, *rest]
-    return "\n".join([head, *(lines or ["nothing is kept of that"])])
+    return "\n".join([head, *(lines or ["no such samples are kept"])])
 
 
 def _token(token: Token, decode: Decode, times: str) -> str:

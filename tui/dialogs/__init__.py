@@ -1,1 +1,1 @@
-"""Dialogs and panels in front of a view, and requests to the hub."""
+"""Dialogs and pages in front of a view, and requests to the hub."""

@@ -1,4 +1,4 @@
-"""Questions that stand before every command. Nothing happens by mistake: the focus is on No, and y means yes."""
+"""Confirmation dialogs. The focus is on No, and only y or the Yes button confirms."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from rltop.tui.widgets import theme
 from rltop.tui.widgets.theme import wrap
 
 INNER = 71
-"""Cells of text in a question, beside a scrollbar; narrower screens wrap it once more."""
+"""Cells of text in a dialog, without the scrollbar; narrower screens wrap again."""
 
 OTHER_LINES = 13
-"""Lines of the screen that a question needs beside its facts."""
+"""Lines of the screen that a dialog needs besides its facts."""
 
-MAX_WHY = 200
-"""Characters of a reason for the record."""
+MAX_REASON = 200
+"""Characters of the reason that is stored with a command."""
 
 T = TypeVar("T")
 
 Facts = Sequence[tuple[str, str]]
-"""Names with what is to be said of them."""
+"""Labels with their text."""
 
 
 class Question(ModalScreen[T | None], Generic[T]):
-    """A headline, options, a reason for the record, facts to weigh, and two buttons. Answers None for No."""
+    """A headline, options, a reason, facts to consider, and two buttons. Returns None for No."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "yes", "Yes"),
@@ -43,23 +43,24 @@ class Question(ModalScreen[T | None], Generic[T]):
     ]
 
     reason = ""
-    """For the record, until another is typed."""
+    """Default of the reason."""
 
     def compose(self) -> ComposeResult:
         """Headline and options, reason, facts, buttons."""
         with Vertical(classes="dialog"):
             yield Static(self.head(), id="question")
             with Horizontal(id="reason"):
-                yield Static(f"{'r':>4}  why    ", id="reason-name")
-                yield Input(self.reason, "for the record; may stay empty", max_length=MAX_WHY, compact=True, id="why")
-            with VerticalScroll(id="weigh", can_focus=False):
-                yield Static(self.weigh(), id="weighed")
+                yield Static(f"{'r':>4}  reason ", id="reason-name")
+                placeholder = "kept with the command; may stay empty"
+                yield Input(self.reason, placeholder, max_length=MAX_REASON, compact=True, id="why")
+            with VerticalScroll(id="facts", can_focus=False):
+                yield Static(self.facts_text(), id="facts-text")
             with Horizontal(id="buttons"):
                 yield Button("n  No", id="no", compact=True)
                 yield Button(self._yes(), id="yes", compact=True)
 
     def verb(self) -> str:
-        """Word of the Yes button."""
+        """The verb of the Yes button."""
         raise NotImplementedError
 
     def _yes(self) -> str:
@@ -70,69 +71,69 @@ class Question(ModalScreen[T | None], Generic[T]):
         raise NotImplementedError
 
     def facts(self) -> Facts:
-        """What to weigh."""
+        """The facts to consider."""
         raise NotImplementedError
 
     def answer(self) -> T:
-        """What Yes means now."""
+        """The result of Yes with the current options."""
         raise NotImplementedError
 
     @property
-    def why(self) -> str:
+    def typed_reason(self) -> str:
         """The reason as typed."""
         return " ".join(self.query_one("#why", Input).value.split())
 
     def on_mount(self) -> None:
-        """Nothing happens by mistake."""
+        """Focus No, so that no accidental key confirms."""
         self.query_one("#no").focus()
         self.on_resize()
 
     def on_resize(self) -> None:
-        """The facts take what the rest leaves, and scroll."""
-        self.query_one("#weigh").styles.max_height = max(2, self.app.size.height - OTHER_LINES)
+        """Give the facts the remaining lines; they scroll."""
+        self.query_one("#facts").styles.max_height = max(2, self.app.size.height - OTHER_LINES)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """A button was chosen."""
+        """Return the answer of the button."""
         self.dismiss(self.answer() if event.button.id == "yes" else None)
 
     def on_input_submitted(self) -> None:
-        """The reason is typed; back to No."""
+        """Move the focus from the reason to No."""
         self.query_one("#no").focus()
 
     def action_yes(self) -> None:
-        """Do it."""
+        """Confirm."""
         self.dismiss(self.answer())
 
     def action_no(self) -> None:
-        """Leave it; from the reason, only leave that."""
+        """Cancel; in the reason, only leave the field."""
         if self.query_one("#why").has_focus:
             self.query_one("#no").focus()
         else:
             self.dismiss(None)
 
     def action_other(self) -> None:
-        """To the other button."""
+        """Focus the other button."""
         self.query_one("#no" if self.query_one("#yes").has_focus else "#yes").focus()
 
     def action_reason(self) -> None:
-        """To the reason."""
+        """Focus the reason."""
         self.query_one("#why").focus()
 
     def action_scroll(self, by: int) -> None:
-        """The facts, line by line."""
-        self.query_one("#weigh").scroll_relative(y=by, animate=False)
+        """Scroll the facts by lines."""
+        self.query_one("#facts").scroll_relative(y=by, animate=False)
 
     def redraw(self) -> None:
-        """An option changed."""
+        """Draw the dialog after an option changed."""
         self.query_one("#question", Static).update(self.head())
-        self.query_one("#weighed", Static).update(self.weigh())
+        self.query_one("#facts-text", Static).update(self.facts_text())
         self.query_one("#yes", Button).label = self._yes()
 
-    def weigh(self) -> Text:
-        """The facts, their names in a column."""
+    def facts_text(self) -> Text:
+        """The facts with their labels in a column."""
         text = Text()
-        for name, said in self.facts():
-            for i, line in enumerate(wrap(theme.clean(said, len(said)), INNER - 11)):
+        for name, value in self.facts():
+            for i, line in enumerate(wrap(theme.clean(value, len(value)), INNER - 11)):
                 text.append(f"{'' if i else name:>9}  ", str(theme.FAINT))
                 text.append(f"{line}\n")
         text.rstrip()
@@ -140,7 +141,7 @@ class Question(ModalScreen[T | None], Generic[T]):
 
 
 class ConfirmPlain(Question[str]):
-    """Asks before something without options. Answers with the reason for the record."""
+    """A confirmation without options. Returns the reason."""
 
     def __init__(self, headline: str, facts: Facts, verb: str) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ class ConfirmPlain(Question[str]):
         return self._verb
 
     def head(self) -> Text:
-        """What is about to happen."""
+        """The headline."""
         return Text(theme.clean(self._headline, len(self._headline)) + "\n", "bold")
 
     def facts(self) -> Facts:
@@ -162,4 +163,4 @@ class ConfirmPlain(Question[str]):
 
     def answer(self) -> str:
         """The reason."""
-        return self.why
+        return self.typed_reason

@@ -1,4 +1,4 @@
-"""The effect panel: what a change did to the run, asked of the hub again and again while it is open."""
+"""The effect panel: the effect of a change on the run, refreshed from the hub while it is open."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from rltop.tui.widgets import theme
 from rltop.tui.widgets.theme import wrap
 
 REFRESH_S = 2.0
-"""How often an open panel asks anew."""
+"""Seconds between two queries of an open panel."""
 
-PATIENCE_S = 6.0
-"""A question that is not answered by then is asked again, and the panel says that the hub is silent."""
+TIMEOUT_S = 6.0
+"""A query without an answer is repeated after this time, and the panel shows that the hub does not answer."""
 
 VERDICTS: dict[str, tuple[str, Style]] = {
     "up": ("▲", theme.WARN),
@@ -32,64 +32,65 @@ VERDICTS: dict[str, tuple[str, Style]] = {
     "confounded": ("≈", theme.WARN),
     "unknown": ("-", theme.FAINT),
 }
-"""Sign and style of what is said of a figure."""
+"""Sign and style of a verdict on a metric."""
 
 _TITLES = {figure.name: figure.title for figure in FIGURES}
 
 
 class EffectPage(Page):
-    """What ``command`` did, kept up to date.
+    """The effect of ``command``, kept up to date.
 
     Args:
         command: id of the command.
-        what: the command in words.
-        client: takes the questions, has the answers.
+        description: the command in words.
+        client: takes the questions and has the answers.
         clock: monotonic seconds.
         width: cells of a line.
     """
 
-    def __init__(self, command: str, what: str, client: SnapshotSource, clock: Callable[[], float], width: int) -> None:
-        super().__init__(Text(f"Effect of {what}\nasking the hub"))
+    def __init__(
+        self, command: str, description: str, client: SnapshotSource, clock: Callable[[], float], width: int
+    ) -> None:
+        super().__init__(Text(f"Effect of {description}\nwaiting for the hub"))
         self._command = command
-        self._what = what
+        self._description = description
         self._client = client
         self._clock = clock
         self._width = width
         self._question = ""
         self._asked = float("-inf")
-        self._said: Text | None = None
+        self._effect: Text | None = None
 
     def on_mount(self) -> None:
-        """Ask at once, then look for answers."""
-        self.set_interval(0.25, self.look)
-        self.look()
+        """Send the first query, then check for answers."""
+        self.set_interval(0.25, self.check_answer)
+        self.check_answer()
 
-    def look(self) -> None:
-        """Take an answer if there is one; ask again when it is time."""
+    def check_answer(self) -> None:
+        """Show an answer that has arrived; send the next query when it is due."""
         answer = self._client.answers.pop(self._question, None)
         if answer is not None:
             self._question = ""
-            said = answer_text(answer.effect, answer.error or "the hub gave no effect", self._width)
-            self._show(said)
+            self._show(answer_text(answer.effect, answer.error or "the hub returned no effect", self._width))
         waited = self._clock() - self._asked
-        if self._question and waited > PATIENCE_S:
-            self._show(self._said, f"the hub has not answered for {theme.duration(waited)}")
+        if self._question and waited > TIMEOUT_S:
+            self._show(self._effect, f"the hub has not answered for {theme.duration(waited)}")
             self._question = ""
         if not self._question and waited >= REFRESH_S:
             question = AskEffect(uuid.uuid4().hex, self._command)
             self._question, self._asked = question.id, self._clock()
             self._client.ask(question)
 
-    def _show(self, said: Text | None, note: str = "") -> None:
-        head = Text.assemble((f"Effect of {theme.clean(self._what, len(self._what))}", "bold"), "\n")
+    def _show(self, effect: Text | None, note: str = "") -> None:
+        head = Text.assemble((f"Effect of {theme.clean(self._description, len(self._description))}", "bold"), "\n")
         if note:
             head.append(f"▲ {note}\n", str(theme.WARN))
-        self._said = said
-        self.query_one(Static).update(head if said is None else Text.assemble(head, said))
+        self._effect = effect
+        self.query_one(Static).update(head if effect is None else Text.assemble(head, effect))
 
 
 def answer_text(effect: Effect | None, error: str, width: int) -> Text:
-    """What the hub says, in lines of ``width`` cells."""
+    """The answer of the hub, in lines of ``width`` cells."""
     text = Text()
     if effect is None:
         _wrapped(text, error, width)
@@ -106,7 +107,7 @@ def answer_text(effect: Effect | None, error: str, width: int) -> Text:
 
 
 def _row(text: Text, row: EffectRow, effect: Effect, width: int) -> None:
-    """Figure and verdict; levels and difference; against the others, where there are any."""
+    """Metric and verdict; levels and difference; difference to the other engines, if any."""
     sign, style = VERDICTS.get(row.verdict, ("?", theme.WARN))
     text.append(f"{theme.clean(_TITLES.get(row.figure, row.figure), 15)} ", "bold")
     counts = f" · n {row.before} / {row.after} {'steps' if row.every == 'step' else f'x {row.every}'}"
@@ -114,17 +115,17 @@ def _row(text: Text, row: EffectRow, effect: Effect, width: int) -> None:
         text.append(f"{sign} " if not i else " " * 18, str(style))
         text.append(f"{line}\n", str(style))
     if row.own is not None:
-        levels = f"{row.own.before:.4g} > {row.own.after:.4g} {row.unit if row.unit != 'share' else ''}"
+        levels = f"{row.own.before:.4g} → {row.own.after:.4g} {row.unit if row.unit != 'share' else ''}"
         text.append(f"  {levels:<26} {_difference(row.own)}\n")
     if row.against is not None:
         others = f"against {', '.join(effect.against)}" if len(effect.against) < 4 else f"against {len(effect.against)}"
         text.append(f"  {theme.clean(others, 26)} {_difference(row.against)}\n")
 
 
-def _difference(found: EffectEstimate) -> str:
-    return f"{found.difference:+.3g}".ljust(10) + f"95 % {found.low:+.3g} to {found.high:+.3g}"
+def _difference(estimate: EffectEstimate) -> str:
+    return f"{estimate.difference:+.3g}".ljust(10) + f"95 % {estimate.low:+.3g} to {estimate.high:+.3g}"
 
 
-def _wrapped(text: Text, said: str, width: int) -> None:
-    for i, line in enumerate(wrap(theme.clean(said, len(said)), max(width - 2, 20))):
+def _wrapped(text: Text, added: str, width: int) -> None:
+    for i, line in enumerate(wrap(theme.clean(added, len(added)), max(width - 2, 20))):
         text.append(f"{'  ' if i else ''}{line}\n")

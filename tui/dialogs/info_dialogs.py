@@ -1,8 +1,8 @@
-"""What stands in front of a view for a moment to be read: the help, the facts of an engine, what a number is."""
+"""Pages of text in front of a view: the help, the facts of an engine, the explanation of numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -23,22 +23,23 @@ from rltop.collectors.contract.actions import ACTIONS
 from rltop.collectors.contract.flags import FLAGS
 from rltop.tui.model.charts import CHARTS
 from rltop.tui.model.explain import ShownFigure
-from rltop.tui.model.key_commands import COMMANDS, NEEDS_CONTROL
+from rltop.tui.model.fleet_table import health_text
+from rltop.tui.model.key_commands import NEEDS_CONTROL, KeyCommand
 from rltop.tui.model.timeline import KINDS
 from rltop.tui.widgets import theme
 from rltop.tui.widgets.theme import wrap
 
 WIDEST = 110
-"""Cells of a page with its border, as in the style sheet; it leaves a little of the screen."""
+"""Width of a page with its border, as in the style sheet."""
 
 
 def page_width(screen: int) -> int:
-    """Cells of text on a page: less border, padding and scrollbar."""
+    """Cells of text on a page, without border, padding and scrollbar."""
     return min(WIDEST, screen * 96 // 100) - 5
 
 
 class Page(ModalScreen[None]):
-    """Text to read; any of the usual keys closes it."""
+    """Text to read; any of several keys closes it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter,question_mark,f1,h,i", "dismiss", "Close"),
@@ -51,51 +52,51 @@ class Page(ModalScreen[None]):
         self._text = text
 
     def compose(self) -> ComposeResult:
-        """The text, scrolling where it is long."""
+        """The text; it scrolls."""
         with VerticalScroll(classes="dialog page"):
             yield Static(self._text)
 
-    def action_scroll(self, way: str) -> None:
-        """One line up or down."""
+    def action_scroll(self, direction: str) -> None:
+        """Scroll one line."""
         box = self.query_one(VerticalScroll)
-        (box.scroll_down if way == "down" else box.scroll_up)(animate=False)
+        (box.scroll_down if direction == "down" else box.scroll_up)(animate=False)
 
 
 class GoTo(ModalScreen[int | None]):
-    """Asks for a step. Answers None where nothing was typed."""
+    """Asks for a step. Returns None for empty input."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Close")]
 
     def compose(self) -> ComposeResult:
-        """A word, and where to type."""
+        """A label and an input field."""
         with Horizontal(classes="dialog", id="go-to"):
             yield Static("go to step ", id="go-to-name")
             yield Input(type="integer", max_length=12, compact=True, id="step")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """A number was typed, or nothing."""
+        """Return the number."""
         self.dismiss(int(event.value) if event.value.strip("+-") else None)
 
 
 SIGNS = (
-    (MARK, "a fact that does not agree with the other engines or with the trainer; enter on the engine says why"),
-    ("↶", "taken back: by a timer, by the engine itself, or by an undo"),
+    (MARK, "a fact that differs from other engines or from the trainer; enter on the engine explains it"),
+    ("↶", "reverted: by a timer, by the engine itself, or by an undo"),
     *((sign, f"a change is {state.replace('_', ' ')}") for state, (sign, _) in theme.OUTCOME.items()),
 )
 
 
-def help_page(width: int, *, control: bool) -> Page:
-    """All commands and signs, from the tables that the dashboard itself is made from, in lines of ``width`` cells."""
+def help_page(commands: Sequence[KeyCommand], width: int, *, control: bool) -> Page:
+    """All commands and signs in lines of ``width`` cells, from the tables that define them."""
     text = Text()
-    for group in dict.fromkeys(command.group for command in COMMANDS):
+    for group in dict.fromkeys(command.group for command in commands):
         text.append(f"{group}\n", "bold")
-        members = [command for command in COMMANDS if command.group == group]
+        members = [command for command in commands if command.group == group]
         if not control and any(command.needs_control for command in members):
             text.append(f"  {NEEDS_CONTROL}\n", str(theme.WARN))
         for command in members:
             off = str(theme.FAINT) if command.needs_control and not control else ""
-            said = f"{command.title}: {command.help}"
-            _listed(text, f"{command.shown:<12}", said, width, off or str(theme.SERIES[0]), off)
+            meaning = f"{command.title}: {command.help}"
+            _listed(text, f"{command.shown:<12}", meaning, width, off or str(theme.SERIES[0]), off)
     text.append("Charts\n", "bold")
     for chart in CHARTS:
         for series in chart.series:
@@ -104,11 +105,11 @@ def help_page(width: int, *, control: bool) -> Page:
             _listed(text, f"{chart.id + ' ' + series.label:<12}", f"{metric.formula}{unit}", width)
     for kind in KINDS:
         _listed(text, f"{kind.sign + ' ' + kind.name:<12}", kind.help, width)
-    _listed(text, f"{'┴':<12}", "new weights, in runs where not every step brings some", width)
-    _listed(text, " " * 12, "a row of single dots is a threshold; what was not measured is a gap in the line", width)
+    _listed(text, f"{'┴':<12}", "a weight update, in runs that do not update at every step", width)
+    _listed(text, " " * 12, "a row of single dots is a threshold; a gap in a line was not measured", width)
     for series in (series for chart in CHARTS for series in chart.series if series.noise):
         _listed(text, f"{'┈' + series.label:<12}", METRICS[series.noise].formula, width)
-    _listed(text, " " * 12, "lines of what noise alone gives; none is drawn where that is not measurable", width)
+    _listed(text, " " * 12, "dotted lines are noise floors; none is drawn where it is not measurable", width)
     text.append("Flags and actions\n", "bold")
     for flag in FLAGS:
         labels = " ".join(theme.flag_label(flag.name, value, short=True) for value in flag.values)
@@ -121,21 +122,21 @@ def help_page(width: int, *, control: bool) -> Page:
     return Page(text)
 
 
-def _listed(text: Text, label: str, said: str, width: int, label_style: str = "", style: str = "") -> None:
-    """A label and what it means, whose further lines stand under the first."""
-    for i, line in enumerate(wrap(said, max(width - len(label) - 2, 20))):
+def _listed(text: Text, label: str, meaning: str, width: int, label_style: str = "", style: str = "") -> None:
+    """A label and its meaning, wrapped beside the label."""
+    for i, line in enumerate(wrap(meaning, max(width - len(label) - 2, 20))):
         text.append(f"  {label if i == 0 else ' ' * len(label)}", label_style)
         text.append(f"{line}\n", style)
 
 
-def numbers_page(where: str, figures: Iterable[ShownFigure], width: int) -> Page:
-    """What the figures are, in lines of ``width`` cells; ``where`` says whose they are."""
+def numbers_page(place: str, figures: Iterable[ShownFigure], width: int) -> Page:
+    """The explanation of numbers in lines of ``width`` cells; ``place`` names the plot or row they belong to."""
     text = Text()
-    text.append(f"What these numbers are: {theme.clean(where, min(len(where), width))}\n", theme.FAINT)
+    text.append(f"Numbers of {theme.clean(place, min(len(place), width))}\n", theme.FAINT)
     for figure in figures:
         metric = METRICS[figure.metric]
         text.append(f"{metric.name}", theme.STRONG)
-        text.append(f", here {figure.label}\n" if figure.label else "\n", theme.FAINT)
+        text.append(f", shown as {figure.label}\n" if figure.label else "\n", theme.FAINT)
         fact_line(text, width, "now", _now(metric, figure))
         for name, value in explain(metric):
             fact_line(text, width, name, value)
@@ -144,7 +145,7 @@ def numbers_page(where: str, figures: Iterable[ShownFigure], width: int) -> Page
 
 def _now(metric: Metric, figure: ShownFigure) -> str:
     if figure.value is None:
-        return "not measurable" if metric.needs else "not known"
+        return "not measurable" if metric.needs else "unknown"
     shown = theme.percent(figure.value) if metric.unit == "share" else theme.figure(figure.value, 4)
     unit = "" if metric.unit in ("", "share") else f" {metric.unit}"
     of = f", of {figure.of[0]:,.0f} {figure.of[1]}" if figure.of else ""
@@ -152,13 +153,13 @@ def _now(metric: Metric, figure: ShownFigure) -> str:
 
 
 def engine_page(engine: Engine, width: int) -> Page:
-    """What is known of one engine beyond its line in the table, in lines of ``width`` cells."""
+    """The facts of one engine in lines of ``width`` cells."""
     facts = {
-        "engine": f"{engine.id} on {engine.host}, pid {engine.pid}, {engine.health}",
+        "engine": f"{engine.id} on {engine.host}, pid {engine.pid}, {health_text(engine.health)}",
         "vLLM": engine.vllm_version,
         "policy": f"{theme.whole(engine.policy_version)} ({engine.version_source}), lag {theme.whole(engine.lag)}",
         "requests": f"{engine.running} running, {engine.waiting} waiting, {engine.finished} finished",
-        "of those finished": f"{engine.aborted} aborted, {engine.without_logprobs} without logprobs",
+        "finished requests": f"{engine.aborted} aborted, {engine.without_logprobs} without logprobs",
     }
     facts |= {
         f"{kind} records": f"{counts.sent} sent, {counts.dropped} dropped, {counts.queued} queued"
@@ -172,23 +173,23 @@ def engine_page(engine: Engine, width: int) -> Page:
     text = Text()
     line = partial(fact_line, text, width)
     if engine.differs:
-        text.append("Does not agree\n", "bold")
-        for name, says in engine.differs.items():
+        text.append("Mismatches\n", "bold")
+        for name, mismatch in engine.differs.items():
             value = known_facts.of_engine(engine).get(name, theme.UNKNOWN)
-            line(name, f"{value}: {says}{known_facts.because(name)}", mark=True)
+            line(name, f"{value}: {mismatch}{known_facts.because(name)}", mark=True)
     for heading, entries in (("Now", facts), ("Read from the live objects", known)):
         text.append(f"{heading}\n", "bold")
         for name, value in entries.items():
             line(name, value, mark=entries is known and name in engine.differs)
     if filled := known_facts.defaults(engine.fingerprint):
-        text.append("Filled in for requests that leave them unset\n", "bold")
+        text.append("Defaults of sampling parameters that a request does not set\n", "bold")
         for name, value in filled.items():
             line(name, value)
     return Page(text)
 
 
 def fact_line(text: Text, width: int, name: str, value: str, *, mark: bool = False) -> None:
-    """A name and its value on a page; a long value goes on in further lines."""
+    """A name and its value on a page; a long value is wrapped."""
     for i, part in enumerate(wrap(theme.clean(value, len(value)), max(width - 27, 20))):
         text.append(f"{MARK} " if mark and not i else "  ", str(theme.WARN))
         text.append(f"{theme.clean('' if i else name, 24)} ", str(theme.FAINT))

@@ -1,4 +1,4 @@
-"""The questions before a flag is switched, an action is done, a timer is stopped, or a change is undone."""
+"""The dialogs before a switch, an action, a keep or an undo."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from textual.binding import Binding, BindingType
 from rltop.backend.api import Change, Snapshot
 from rltop.backend.util.durations import span
 from rltop.tui.dialogs.confirm_dialog import INNER, ConfirmPlain, Facts, Question
-from rltop.tui.model.changes import deed, open_timers, together, undoable
+from rltop.tui.model.changes import changes_of, describe, open_timers, undoable
 from rltop.tui.model.switchable import Choice, Target
 from rltop.tui.widgets import theme
 
 TIMES: tuple[tuple[str, float], ...] = (("1m", 60.0), ("10m", 600.0), ("1h", 3600.0))
-"""After how long a change can be taken back by itself."""
+"""Times after which a change can auto-revert."""
 
-FOR_GOOD = "good"
+UNTIL_CHANGED = "until changed"
 
 HALF = 0.5
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Where a command goes: these engines, or a share of the live ones that the hub picks."""
+    """The engines of a command: these, or a fraction of the live ones that the hub picks."""
 
     name: str
     engines: tuple[str, ...] = ()
@@ -34,27 +34,27 @@ class Scope:
 
 @dataclass(frozen=True)
 class CommandRequest:
-    """A switch or an action as it was confirmed; see ``view.AskSet`` and ``view.AskAct``."""
+    """A confirmed switch or action; see ``api.AskSet`` and ``api.AskAct``."""
 
     choice: Choice
-    place: Scope
+    scope: Scope
     strict: bool = False
     revert_s: float | None = None
-    why: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One line of options: its key, its name, what can be chosen."""
+    """One line of options: key, name, labels to choose from."""
 
     key: str
     name: str
     labels: tuple[str, ...]
 
 
-def places(target: Target) -> tuple[Scope, ...]:
-    """Where the command can go, the line under the cursor first: a fleet, its canary half, each engine that can."""
-    refusing = {said.partition(":")[0] for said in target.refusing}
+def scopes(target: Target) -> tuple[Scope, ...]:
+    """The possible scopes: the selected row first, then for the fleet its canary half and each engine."""
+    refusing = {refusal.partition(":")[0] for refusal in target.refusing}
     each = tuple(Scope(engine, (engine,)) for engine in target.engines if engine not in refusing)
     if target.engine is not None:
         return each
@@ -63,49 +63,49 @@ def places(target: Target) -> tuple[Scope, ...]:
 
 
 def times(choice: Choice) -> tuple[tuple[str, float | None], ...]:
-    """After how long it can be taken back by itself; what has a guard timer always is."""
+    """The possible auto-revert times with labels; None is no auto-revert, which actions with a guard timer lack."""
     if not choice.max_s:
         return ()
     within = [time for time in TIMES if time[1] <= choice.max_s]
-    return (*(() if choice.guard_s is not None else ((FOR_GOOD, None),)), *within)
+    return (*(() if choice.guard_s is not None else ((UNTIL_CHANGED, None),)), *within)
 
 
 class Confirm(Question[CommandRequest]):
-    """Asks before a flag is switched or an action is done."""
+    """The dialog of a switch or an action."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("v", "next('v')", "Other value"),
-        Binding("w", "next('w')", "Other place"),
+        Binding("w", "next('w')", "Other scope"),
         Binding("f", "next('f')", "Other time"),
         Binding("s", "next('s')", "Other form"),
     ]
 
     def __init__(self, target: Target, offered: CommandRequest | None = None) -> None:
-        """``offered``: begin with this choice, place and reason."""
+        """``offered``: start with this choice, scope and reason."""
         super().__init__()
         self._target = target
         self._chosen = dict.fromkeys("vwfs", 0)
-        self._places = places(target)
+        self._scopes = scopes(target)
         if offered is not None:
-            self._places = tuple(dict.fromkeys((offered.place, *self._places)))
+            self._scopes = tuple(dict.fromkeys((offered.scope, *self._scopes)))
             self._chosen["v"] = target.choices.index(offered.choice)
-            self.reason = offered.why
+            self.reason = offered.reason
 
     @property
     def _choice(self) -> Choice:
         return self._target.choices[self._chosen["v"]]
 
     @property
-    def _place(self) -> Scope:
-        return self._places[self._chosen["w"]]
+    def _scope(self) -> Scope:
+        return self._scopes[self._chosen["w"]]
 
     def _options(self) -> list[Option]:
         flag = self._target.subject.flag
         options = [
             Option("v", "value", tuple(choice.word for choice in self._target.choices)),
-            Option("w", "where", tuple(place.name for place in self._places)),
+            Option("w", "where", tuple(scope.name for scope in self._scopes)),
             Option("f", "for", tuple(label for label, _ in times(self._choice))),
-            Option("s", "form", ("usual", "strict") if flag is not None and self._has_forms() else ()),
+            Option("s", "form", ("default", "strict") if flag is not None and self._has_forms() else ()),
         ]
         return [option for option in options if len(option.labels) > 1]
 
@@ -114,7 +114,7 @@ class Confirm(Question[CommandRequest]):
         return flag is not None and bool(flag.strict) and self._choice.word != flag.values[0]
 
     def head(self) -> Text:
-        """What is about to happen, and each option with its choices."""
+        """The headline, and each option with its choices."""
         target, choice = self._target, self._choice
         if choice.verb == "set":
             text = Text.assemble(
@@ -134,39 +134,39 @@ class Confirm(Question[CommandRequest]):
         return text
 
     def facts(self) -> Facts:
-        """Where it goes, what it does and costs, what stands against it, how it ends."""
-        target, choice, place = self._target, self._choice, self._place
+        """Scope, effect, cost, refusals, how it ends, preconditions."""
+        target, choice, scope = self._target, self._choice, self._scope
         flag = target.subject.flag
         strict = flag.strict if flag is not None and self._has_forms() and self._chosen["s"] else ""
-        needs = f"{', '.join(flag.needs)}: each is looked at first" if flag is not None and flag.needs else ""
+        checks = f"{', '.join(flag.preconditions)}: checked first" if flag is not None and flag.preconditions else ""
         found = [
-            ("reaches", _reach(target, place)), ("expect", choice.effect), ("cost", choice.cost), ("strict", strict),
-            *(("refuses", said) for said in target.refusing), ("ends", self._ends()), ("needs", needs),
+            ("reaches", _reach(target, scope)), ("effect", choice.effect), ("cost", choice.cost), ("strict", strict),
+            *(("refuses", refusal) for refusal in target.refusing), ("ends", self._ends()), ("requires", checks),
         ]  # fmt: skip
-        return [(name, said) for name, said in found if said]
+        return [(name, text) for name, text in found if text]
 
     def _ends(self) -> str:
         choice, revert_s = self._choice, self._revert_s()
         if revert_s is not None:
             keeps = "; K keeps it" if choice.verb == "set" else ""
-            return f"the engine takes it back by itself after {span(revert_s)}, whatever dies meanwhile{keeps}"
-        return "u brings it back" if choice.verb == "set" else "at once"
+            return f"auto-reverts on the engine after {span(revert_s)}, also without hub or dashboard{keeps}"
+        return "u undoes it" if choice.verb == "set" else "at once"
 
     def _revert_s(self) -> float | None:
         offered = times(self._choice)
         return offered[self._chosen["f"]][1] if offered else None
 
     def answer(self) -> CommandRequest:
-        """The wish as it stands."""
+        """The request with the current options."""
         strict = self._has_forms() and bool(self._chosen["s"])
-        return CommandRequest(self._choice, self._place, strict, self._revert_s(), self.why)
+        return CommandRequest(self._choice, self._scope, strict, self._revert_s(), self.typed_reason)
 
     def verb(self) -> str:
-        """As people say it."""
+        """``switch``, or the word of the action."""
         return "switch" if self._choice.verb == "set" else self._choice.word
 
     def action_next(self, key: str) -> None:
-        """The next choice of an option."""
+        """Select the next choice of an option."""
         option = next((option for option in self._options() if option.key == key), None)
         if option is not None:
             self._chosen[key] = (self._chosen[key] + 1) % len(option.labels)
@@ -175,18 +175,18 @@ class Confirm(Question[CommandRequest]):
             self.redraw()
 
 
-def _reach(target: Target, place: Scope) -> str:
-    kept = f"{target.in_flight} requests in flight when last heard of; all are kept"
-    if place.fraction is not None:
-        return f"half of {len(target.engines)} live engines, never all: the effect is held against the others"
-    if place.name == "fleet":
+def _reach(target: Target, scope: Scope) -> str:
+    kept = f"{target.in_flight} requests in flight at the last report; all are kept"
+    if scope.fraction is not None:
+        return f"half of {len(target.engines)} live engines, never all: the others are the control group"
+    if scope.name == "fleet":
         return f"{len(target.engines)} live: {', '.join(target.engines)}; {kept}"
-    alone = f"engine{'s' * (len(place.engines) > 1)} {place.name} alone"
-    return alone + (f"; {kept}" if target.engine else "")
+    only = f"only engine{'s' * (len(scope.engines) > 1)} {scope.name}"
+    return only + (f"; {kept}" if target.engine else "")
 
 
 def _window(labels: tuple[str, ...], chosen: int, room: int = INNER - 16) -> list[str]:
-    """The labels that fit beside the chosen one, with dots where some are left out."""
+    """The labels that fit around the chosen one, with ellipses for the rest."""
     low = high = chosen
     while True:
         grown = [(low - 1, high), (low, high + 1)]
@@ -202,32 +202,32 @@ def _window(labels: tuple[str, ...], chosen: int, room: int = INNER - 16) -> lis
 
 @dataclass(frozen=True)
 class CommandQuestion:
-    """A question about a command that was given: its id, itself in words, and the question."""
+    """A confirmation about an earlier command: its id, its description, and the dialog."""
 
     command: str
-    what: str
-    question: ConfirmPlain
+    description: str
+    dialog: ConfirmPlain
 
 
-def keep_question(view: Snapshot, command: str) -> CommandQuestion | None:
-    """Whether to stop the timers of ``command``; None if none runs."""
-    timers = [(engine, timer) for engine, timer in open_timers(view, command) if timer.verb == "set"]
+def keep_question(snapshot: Snapshot, command: str) -> CommandQuestion | None:
+    """The dialog before stopping the timers of ``command``; None if none runs."""
+    timers = [(engine, timer) for engine, timer in open_timers(snapshot, command) if timer.verb == "set"]
     if not timers:
         return None
     engines, timer = ", ".join(engine for engine, _ in timers), timers[0][1]
-    what = next((deed(change) for change in together(view, command)), timer.flag or timer.verb)
+    description = next((describe(change) for change in changes_of(snapshot, command)), timer.flag or timer.verb)
     facts = [
-        ("otherwise", f"back to {timer.back_to} in {theme.clock(timer.at - view.time)}"),
-        ("keep", "stops the timer; the change stays until someone undoes it"),
+        ("otherwise", f"back to {timer.back_to} in {theme.clock(timer.at - snapshot.time)}"),
+        ("keep", "stops the timer; the change stays until changed"),
     ]
-    return CommandQuestion(command, what, ConfirmPlain(f"Keep {what} on {engines} ?", facts, "keep it"))
+    return CommandQuestion(command, description, ConfirmPlain(f"Keep {description} on {engines} ?", facts, "keep"))
 
 
-def undo_question(view: Snapshot, change: Change) -> CommandQuestion | None:
-    """Whether to bring engines back to what they had before the command of ``change``; None if it changed nothing."""
-    done = undoable(together(view, change.command))
+def undo_question(snapshot: Snapshot, change: Change) -> CommandQuestion | None:
+    """The dialog before reverting the command of ``change``; None if it changed nothing."""
+    done = undoable(changes_of(snapshot, change.command))
     if not done:
         return None
-    facts = [(one.engine, f"{one.flag or deed(one)} back to {one.old}") for one in done]
-    facts.append(("unless", "something was changed since: then it is left alone, and the log says superseded"))
-    return CommandQuestion(change.command, deed(change), ConfirmPlain(f"Undo {deed(change)} ?", facts, "undo"))
+    facts = [(one.engine, f"{one.flag or describe(one)} back to {one.old}") for one in done]
+    facts.append(("unless", "it was changed since: such an engine is left as it is, and the log shows superseded"))
+    return CommandQuestion(change.command, describe(change), ConfirmPlain(f"Undo {describe(change)} ?", facts, "undo"))

@@ -1,1 +1,1 @@
-"""What the views draw, computed from the snapshot. No widgets."""
+"""State of the dashboard and data of its views, computed from the snapshot. No widgets."""

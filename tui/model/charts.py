@@ -1,4 +1,4 @@
-"""The plots of the Overview, as data."""
+"""The plots of the Overview as data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rltop.tui.widgets import theme
 
 @dataclass(frozen=True)
 class ChartSeries:
-    """One line of a plot: its name in the legend, the metric it shows, and the one that says what noise alone gives."""
+    """One line of a plot: label in the legend, metric, and the metric of its noise floor, if any."""
 
     label: str
     metric: str
@@ -19,12 +19,12 @@ class ChartSeries:
 
 @dataclass(frozen=True)
 class Chart:
-    """What a plot shows.
+    """A plot.
 
     Attributes:
-        id: short name, also its title where there is no room.
-        title: its title.
-        series: the most telling first; its unit and thresholds are the chart's.
+        id: short name, used as the title where space is short.
+        title: the title.
+        series: the most important first; its unit and thresholds apply to the chart.
     """
 
     id: str
@@ -33,22 +33,22 @@ class Chart:
 
     @property
     def metric(self) -> metrics.Metric:
-        """The metric that the chart is about."""
+        """The metric of the first series."""
         return metrics.BY_NAME[self.series[0].metric]
 
     @property
     def factor(self) -> float:
-        """What values are multiplied with to be shown: shares of one are shown in percent."""
+        """Factor from value to display: shares are shown in percent."""
         return 100.0 if self.metric.unit == "share" else 1.0
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """Where the metric begins to be worth a look, as shown."""
+        """The thresholds of the metric, in display units."""
         known = self.metric.thresholds
         return () if known is None else tuple(level * self.factor for level in (known.amber, known.red) if level > 0)
 
     def figure(self, value: float | None, digits: int) -> str:
-        """A value of one of the series, in few characters."""
+        """A value of one of the series as short text."""
         return theme.percent(value) if self.metric.unit == "share" else theme.figure(value, digits)
 
 
@@ -57,7 +57,8 @@ CHARTS: tuple[Chart, ...] = (
         ChartSeries("mean", "logp_abs_diff_mean", "noise_abs_diff"), ChartSeries("p95", "logp_abs_diff_p95"),
     )),
     Chart("clip", "clip rate", (
-        ChartSeries("low", "clip_frac_low", "noise_clip_frac_low"), ChartSeries("high", "clip_frac_high", "noise_clip_frac_high"),
+        ChartSeries("low", "clip_frac_low", "noise_clip_frac_low"),
+        ChartSeries("high", "clip_frac_high", "noise_clip_frac_high"),
     )),
     Chart("KL", "KL rollout|trainer", (ChartSeries("k3", "kl_k3", "noise_k3"), ChartSeries("k1", "kl_k1"))),
     Chart("reward", "reward", (ChartSeries("mean", "reward_mean"),)),

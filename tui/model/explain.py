@@ -1,4 +1,4 @@
-"""Figures on the screen that the catalogue knows, to be asked what they are. Pure."""
+"""Numbers on the screen that the metric catalogue can explain. Pure."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from rltop.backend import metrics
 from rltop.backend.metrics.document import count
 
-NOTHING = "focus a plot, the fleet or the places of the gap: tab goes from one to the next"
+NOTHING = "focus a plot, the fleet table or the table of the gap: tab moves the focus"
 
 
 @dataclass(frozen=True)
 class ShownFigure:
-    """A figure on the screen.
+    """A number on the screen.
 
     Attributes:
-        label: what stands on the screen for it. metric: its name in the catalogue.
-        value: as now shown; None where not known. of: over how many of what, likewise.
+        label: its label on the screen. metric: its name in the catalogue.
+        value: the value shown; None where unknown. of: sample size and unit (``1300, "tokens"``); None where unknown.
     """
 
     label: str
@@ -26,5 +26,5 @@ class ShownFigure:
 
 
 def in_step(label: str, metric: str, values: metrics.Values) -> ShownFigure:
-    """The figure as a step, or an engine's part of one, has it."""
+    """The number from the values of a step, or of one engine in a step."""
     return ShownFigure(label, metric, values.get(metric), count(metrics.BY_NAME[metric], values))

@@ -1,4 +1,4 @@
-"""The fleet as a table: engines as they are, or as they were when a step had closed. Pure."""
+"""The fleet as a table: the engines now, or when a step closed. Pure."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ from rltop.tui.widgets.table import Column
 HEALTH = {"live": ("●", theme.GOOD), "silent": ("◌", theme.WARN), "gone": ("✖", theme.BAD)}
 
 
+def health_text(health: str) -> str:
+    """The health of an engine or trainer as displayed."""
+    return "exited" if health == "gone" else health
+
+
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. What is not known of that time is None, and reads ``-``.
+    """A line of the table. Values unknown for that time are None and shown as ``-``.
 
     Attributes:
         id: the engine's name.
-        engine: as last heard of by then; None if nobody kept that.
+        engine: its last state by then; None if that was not stored.
         gap: ``logp_abs_diff_mean`` of its tokens in the step. hits: its prefix hit rate.
         lag: versions behind the trainer.
-        flags: flag to value; empty if not known.
+        flags: flag to value; empty if unknown.
     """
 
     id: str
@@ -38,22 +43,22 @@ class Row:
 
 
 def now(engines: Iterable[Engine]) -> list[Row]:
-    """The engines as they are."""
+    """The engines now."""
     return [_row(engine, engine.gap, engine.lag) for engine in by_id(engines)]
 
 
-def at_step(view: Snapshot, step: Step, past: PastState | None) -> list[Row]:
-    """The engines as they were when ``step`` had closed.
+def at_step(snapshot: Snapshot, step: Step, past: PastState | None) -> list[Row]:
+    """The engines when ``step`` closed.
 
     Args:
-        view: the picture, as it is.
-        step: as the picture has it; of an old one that is its headline.
-        past: what a store has of that time; None if there is none, or not yet.
+        snapshot: of now.
+        step: as in ``snapshot``; of an old step only its headline values.
+        past: the stored state of that time; None if there is none, or not yet.
     """
     values = {**step.engines, **(past.step.engines if past else {})}
     known = past.engines if past else {}
-    names = {**known, **values} if past else {**view.engines, **values}
-    changes = [change for change in view.changes.values() if change.verb == "set" and change.state == "applied"]
+    names = {**known, **values} if past else {**snapshot.engines, **values}
+    changes = [change for change in snapshot.changes.values() if change.verb == "set" and change.state == "applied"]
     return by_id(_row_at(name, known.get(name), values.get(name, {}), changes, step.closed) for name in names)
 
 
@@ -71,7 +76,7 @@ def _row(engine: Engine, gap: float | None, lag: float | None) -> Row:
 
 
 def flags_at(changes: Iterable[Change], when: float) -> dict[str, str | None]:
-    """Values of the flags that an engine's applied switches name, at the wall clock ``when``."""
+    """Values at wall clock ``when`` of the flags that an engine's applied switches changed."""
     found: dict[str, str | None] = {}
     for change in sorted(changes, key=lambda change: change.closed or change.requested):
         if (change.closed or change.requested) <= when:
@@ -82,13 +87,13 @@ def flags_at(changes: Iterable[Change], when: float) -> dict[str, str | None]:
 
 
 def flags_text(flags: Mapping[str, str | None]) -> str:
-    """The flags that are not as usual, in few characters: ``pc- lm=p``."""
-    unusual = [
+    """The flags that differ from their defaults, in short form: ``pc- lm=p``; ``default`` if none does."""
+    changed = [
         (flag.name, flags[flag.name])
         for flag in FLAGS
         if flag.name in flags and flags[flag.name] not in (None, flag.values[0])
     ]
-    return " ".join(theme.flag_label(name, value, short=True) for name, value in unusual) or "usual"
+    return " ".join(theme.flag_label(name, value, short=True) for name, value in changed) or "default"
 
 
 def _name(row: Row) -> theme.Part:
@@ -120,7 +125,7 @@ def _state(row: Row) -> theme.Part:
     faults = sum(engine.faults.values())
     lost = sum(counts.dropped for counts in engine.counts.values())
     words = [
-        (engine.health != "live", engine.health),
+        (engine.health != "live", health_text(engine.health)),
         (engine.paused, "paused"),
         (engine.update_open, "updating"),
         (faults > 0, f"{faults} faults"),
@@ -128,8 +133,8 @@ def _state(row: Row) -> theme.Part:
         (engine.without_logprobs > 0, f"{engine.without_logprobs} without logprobs"),
         (bool(engine.differs), f"{MARK} {some(list(engine.differs))}"),
     ]
-    said = ", ".join(word for true, word in words if true)
-    return said or "ok", theme.WARN if said and said != "updating" else theme.FAINT
+    text = ", ".join(word for true, word in words if true)
+    return text or "ok", theme.WARN if text and text != "updating" else theme.FAINT
 
 
 def _shown(text: Callable[[Engine], str], style: Any = theme.PLAIN) -> Callable[[Row], theme.Part]:
@@ -140,7 +145,7 @@ def _by(key: Callable[[Engine], Any]) -> Callable[[Row], Any]:
     return lambda row: None if row.engine is None else key(row.engine)
 
 
-# What changes most stands together: a line is sent again from its first to its last changed cell.
+# Columns that change often stand side by side: a line is resent from its first to its last changed cell.
 FLEET: tuple[Column[Row], ...] = (
     Column("engine", 10, _name, sort=lambda row: row.id, right=False),
     Column("tok/s", 6, _shown(lambda e: theme.figure(e.tokens_per_s)), sort=_by(lambda e: e.tokens_per_s)),
@@ -168,5 +173,5 @@ T = TypeVar("T", Engine, Row)
 
 
 def by_id(engines: Iterable[T]) -> list[T]:
-    """Engines in the order people count: e2 before e10."""
+    """Engines in natural order: e2 before e10."""
     return sorted(engines, key=lambda engine: (engine.id.rstrip("0123456789"), len(engine.id), engine.id))

@@ -1,4 +1,4 @@
-"""What a store has of steps that are read: asked of the hub, one question at a time. Pure but for the asking."""
+"""Stored engine states of earlier steps, requested from the hub one at a time."""
 
 from __future__ import annotations
 
@@ -9,65 +9,64 @@ from rltop.backend.api import Answer, AskPast, PastState, Snapshot, Step
 from rltop.tui.model.fleet_table import Row, at_step, now
 from rltop.tui.model.step_columns import StepColumns
 
-KEPT = 64
-"""Answers that are kept; a cursor goes to and fro."""
+MAX_CACHED = 64
+"""Answers in the cache; a cursor often moves back and forth."""
 
-PATIENCE_S = 5.0
-"""A question that is not answered by then is given up, and another may be asked."""
+TIMEOUT_S = 5.0
+"""A question without an answer is given up after this time, and the next may be sent."""
 
 
 class PastEngines:
-    """Answers by step.
+    """Cache of stored states by step.
 
-    A cursor that moves on while a question is on its way waits for it, so a key held down asks no more than the hub
-    answers.
+    At most one question is in flight, so a key held down asks no faster than the hub answers.
     """
 
     def __init__(self) -> None:
         self._epoch = ""
-        self._found: dict[int, PastState | None] = {}
+        self._states: dict[int, PastState | None] = {}
         self._asked: tuple[str, int, float] | None = None
 
-    def of(self, step: int) -> PastState | None:
-        """What is known of the run at that step, so far."""
-        return self._found.get(step)
+    def cached(self, step: int) -> PastState | None:
+        """The stored state at that step, if it has arrived."""
+        return self._states.get(step)
 
     def step(self, history: StepColumns, cursor: int | None) -> Step | None:
-        """The step that is read (None: the latest), with all that is known of it; None before the first."""
-        place = history.index(math.inf if cursor is None else cursor)
-        if place is None:
+        """The step under the cursor (None: the latest) with all its known values; None before the first step."""
+        index = history.index(math.inf if cursor is None else cursor)
+        if index is None:
             return None
-        step, past = history.steps[place], None if cursor is None else self.of(cursor)
+        step, past = history.steps[index], None if cursor is None else self.cached(cursor)
         return step if past is None or step.engines else past.step
 
-    def fleet(self, view: Snapshot, history: StepColumns, cursor: int | None) -> list[Row]:
-        """The engines as they are, or as of the step that is read."""
+    def fleet(self, snapshot: Snapshot, history: StepColumns, cursor: int | None) -> list[Row]:
+        """The engines now, or at the step under the cursor."""
         step = self.step(history, cursor)
         if cursor is None or step is None:
-            return now(view.engines.values())
-        return at_step(view, step, self.of(cursor))
+            return now(snapshot.engines.values())
+        return at_step(snapshot, step, self.cached(cursor))
 
-    def question(self, view: Snapshot, step: int | None, at: float) -> AskPast | None:
-        """What to ask now that ``step`` is read (None: the latest)."""
-        if view.epoch != self._epoch:
-            self._epoch, self._found, self._asked = view.epoch, {}, None
-        if self._asked is not None and at - self._asked[2] > PATIENCE_S:
+    def question(self, snapshot: Snapshot, step: int | None, at: float) -> AskPast | None:
+        """The question to send while the cursor is on ``step`` (None: the latest); None if none is due."""
+        if snapshot.epoch != self._epoch:
+            self._epoch, self._states, self._asked = snapshot.epoch, {}, None
+        if self._asked is not None and at - self._asked[2] > TIMEOUT_S:
             self._asked = None
-        if step is None or step in self._found or self._asked is not None:
+        if step is None or step in self._states or self._asked is not None:
             return None
         question = AskPast(uuid.uuid4().hex, step)
         self._asked = question.id, step, at
         return question
 
-    def take(self, answers: dict[str, Answer]) -> bool:
-        """Take the answer if it has come. Whether there is something new to show."""
+    def take_answers(self, answers: dict[str, Answer]) -> bool:
+        """Remove the answer from ``answers`` if it has arrived; True if there is something new to draw."""
         if self._asked is None or self._asked[0] not in answers:
             return False
-        self._keep(self._asked[1], answers.pop(self._asked[0]).past)
+        self._cache(self._asked[1], answers.pop(self._asked[0]).past)
         return True
 
-    def _keep(self, step: int, past: PastState | None) -> None:
+    def _cache(self, step: int, past: PastState | None) -> None:
         self._asked = None
-        self._found[step] = past
-        while len(self._found) > KEPT:
-            del self._found[next(iter(self._found))]
+        self._states[step] = past
+        while len(self._states) > MAX_CACHED:
+            del self._states[next(iter(self._states))]

@@ -1,4 +1,4 @@
-"""A stored run to hold the shown one against: on every plot, and in a word."""
+"""A stored run that the shown run is compared with: drawn in every plot, summarised in one phrase."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from rltop.backend.api import Step
 from rltop.backend.parity.compare import DIVERGES, ParityVerdict, parity
 
 EVERY = 5
-"""Steps after which the runs are judged anew; in between the last word stands."""
+"""Steps between two comparisons."""
 
 
 class Reference:
-    """Stored runs, of which the first is drawn.
+    """Reference runs. The first one is drawn; the verdict uses all.
 
     Args:
         runs: their steps by number.
@@ -22,25 +22,27 @@ class Reference:
         self.steps = runs[0]
         self.verdict: ParityVerdict | None = None
         self._runs = runs
-        self._judged = -EVERY
+        self._compared_steps = -EVERY
 
     def judge(self, steps: Mapping[int, Step]) -> ParityVerdict:
-        """The verdict on the shown run; worked out when there are some more steps, or fewer."""
-        if self.verdict is None or not 0 <= len(steps) - self._judged < EVERY:
-            self._judged = len(steps)
+        """The verdict on the shown run, recomputed every ``EVERY`` steps and when steps disappear."""
+        if self.verdict is None or not 0 <= len(steps) - self._compared_steps < EVERY:
+            self._compared_steps = len(steps)
             self.verdict = parity(self._runs, steps)
         return self.verdict
 
     @property
     def since(self) -> int | None:
-        """First step of divergence."""
+        """First step of divergence; None if there is none."""
         return self.verdict.since if self.verdict else None
 
     @property
     def text(self) -> str:
-        """The verdict in a few words; empty before there is one."""
+        """The verdict in a few words; empty before the first comparison."""
         if self.verdict is None:
             return ""
-        which = [metric.label for metric in self.verdict.metrics if metric.verdict == DIVERGES]
-        where = f" in {', '.join(which[:3])}{' ...' if len(which) > 3 else ''} since step {self.since}" if which else ""
-        return f"reference: {self.verdict.verdict}{where}"
+        diverging = [metric.label for metric in self.verdict.metrics if metric.verdict == DIVERGES]
+        text = f"reference: {self.verdict.verdict}"
+        if not diverging:
+            return text
+        return f"{text} in {', '.join(diverging[:3])}{' ...' if len(diverging) > 3 else ''} since step {self.since}"

@@ -1,4 +1,4 @@
-"""Where the picture comes from, as far as the dashboard needs to know."""
+"""The source of the dashboard's snapshots: a live client or a replay."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ class SnapshotSource(Protocol):
 
     @property
     def view(self) -> Snapshot | None:
-        """The picture so far."""
+        """The latest snapshot; None before the first."""
 
     @property
     def state(self) -> str:
-        """``connecting``, ``live`` or ``lost``; ``replay`` of a stored run."""
+        """``connecting``, ``live`` or ``lost``; ``replay`` for a stored run."""
 
     @property
     def age_s(self) -> float:
-        """Seconds since the hub was last heard of."""
+        """Seconds since the last message of the hub."""
 
     @property
     def answers(self) -> dict[str, Answer]:
-        """Answers by id of the question."""
+        """Answers by question id."""
 
     def poll(self, timeout_s: float = 0.0) -> bool:
-        """Take in what is there; True if the picture changed."""
+        """Receive what has arrived; True if the snapshot changed."""
 
     def ask(self, question: Question) -> None:
-        """Send a question; never waits."""
+        """Send a question; never blocks."""
 
 
-def hold(view: Snapshot) -> Snapshot:
-    """The picture as it is now, untouched by later frames."""
+def copy_of(snapshot: Snapshot) -> Snapshot:
+    """A copy that later frames do not change."""
     return msgspec.structs.replace(
-        view,
-        engines=dict(view.engines),
-        steps=dict(view.steps),
-        events=list(view.events),
-        changes=dict(view.changes),
-        counters=dict(view.counters),
-        alarms=dict(view.alarms),
+        snapshot,
+        engines=dict(snapshot.engines),
+        steps=dict(snapshot.steps),
+        events=list(snapshot.events),
+        changes=dict(snapshot.changes),
+        counters=dict(snapshot.counters),
+        alarms=dict(snapshot.alarms),
     )

@@ -1,4 +1,4 @@
-"""The steps of a picture as numpy columns, made when asked for: what the plots draw from."""
+"""The steps of a snapshot as numpy columns, computed on first use: the data of the plots."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from rltop.tui.widgets.canvas import Floats
 
 XAxis = Literal["step", "version", "minutes"]
 X_AXES: tuple[XAxis, ...] = ("step", "version", "minutes")
-"""What the x axis of every plot may count: training steps, policy versions, minutes since the first step."""
+"""The x axes of the plots: training step, policy version, minutes since the first step."""
 
 
 class StepColumns:
-    """Columns over steps, in order of step; NaN where a step lacks the figure. Kept until the steps change.
+    """Columns over steps, in step order; NaN where a step lacks the value. Cached until the steps change.
 
-    ``revision`` rises whenever they do.
+    ``revision`` increases whenever they do.
 
     Args:
-        reference: what the shown run is held against; None for nothing.
+        reference: the run to compare with; None for none.
     """
 
     def __init__(self, reference: Reference | None = None) -> None:
@@ -36,7 +36,7 @@ class StepColumns:
         self._columns: dict[str, Floats] = {}
 
     def update(self, steps: Mapping[int, Step]) -> bool:
-        """Take the steps of the current picture; True if they are not those of before."""
+        """Replace the steps with those of the current snapshot; True if they changed."""
         current = list(steps.values())
         if any(a.step > b.step for a, b in pairwise(current)):
             current.sort(key=lambda step: step.step)
@@ -50,25 +50,26 @@ class StepColumns:
         return True
 
     def column(self, metric: str) -> Floats:
-        """The metric of every step, [steps], NaN where it is not known."""
+        """The metric at every step, [steps], NaN where unknown."""
         return self._column(metric, lambda: (step.values.get(metric) for step in self.steps))
 
     def reference_column(self, metric: str) -> Floats | None:
         """The metric of the reference run at every step, [steps]; None without a reference."""
         if self.reference is None:
             return None
-        theirs = self.reference.steps
+        reference_steps = self.reference.steps
         return self._column(
             f"#reference {metric}",
-            lambda: (theirs[s.step].values.get(metric) if s.step in theirs else None for s in self.steps),
-        )
+            lambda: (reference_steps[s.step].values.get(metric) if s.step in reference_steps else None
+                     for s in self.steps),
+        )  # fmt: skip
 
     def numbers(self) -> Floats:
         """The number of every step, [steps]."""
         return self._column("#step", lambda: (step.step for step in self.steps))
 
     def x(self, axis: XAxis) -> Floats:
-        """Where every step stands on the x axis, [steps]."""
+        """The x position of every step, [steps]."""
         if axis == "step":
             return self.numbers()
         if axis == "version":
@@ -77,23 +78,23 @@ class StepColumns:
         return self._column("#minutes", lambda: ((step.closed - start) / 60 for step in self.steps))
 
     def linked(self) -> NDArray[np.bool_]:
-        """Whether a line may lead from each step to the next, [steps - 1].
+        """Whether a line may connect each step to the next, [steps - 1].
 
-        Not over steps that nobody measured, nor to one that lacks some of what it is made of.
+        No line crosses steps that were not measured, or touches one that lacks part of its data.
         """
         whole = self._column("#whole", lambda: (not (step.partial or step.lost) for step in self.steps)) == 1
         linked: NDArray[np.bool_] = (np.diff(self.numbers()) == 1) & whole[:-1] & whole[1:]
         return linked
 
     def index(self, number: float) -> int | None:
-        """Place of the last step up to ``number``; None if there is none."""
-        place = int(np.searchsorted(self.numbers(), number, side="right")) - 1
-        return place if place >= 0 else None
+        """Index of the last step up to ``number``; None if there is none."""
+        index = int(np.searchsorted(self.numbers(), number, side="right")) - 1
+        return index if index >= 0 else None
 
     def closed(self, number: int | None) -> float:
         """Wall clock at which the last step up to ``number`` closed; infinite for None, and where there is none."""
-        place = None if number is None else self.index(number)
-        return math.inf if place is None else self.steps[place].closed
+        index = None if number is None else self.index(number)
+        return math.inf if index is None else self.steps[index].closed
 
     def _column(self, name: str, values: Callable[[], Iterable[float | None]]) -> Floats:
         if name not in self._columns:

@@ -1,4 +1,4 @@
-"""What can be switched or done, and where: one row of the Control view each. Pure."""
+"""Flags and actions with their state on the fleet and on each engine: the rows of the Control view. Pure."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from rltop.backend.fleet.facts import shown
 from rltop.collectors.contract.actions import ACTIONS, Action, subject_of
 from rltop.collectors.contract.flags import FLAGS, Flag
 from rltop.collectors.contract.wire import FlagState, Timer
-from rltop.tui.model.fleet_table import by_id
+from rltop.tui.model.fleet_table import by_id, health_text
 
-ABSENT = FlagState(None, False, "this engine reports no such flag")
+ABSENT = FlagState(None, False, "this engine does not report the flag")
 
-FOREIGN_PAUSE = "paused by the trainer or another client: theirs to end"
+FOREIGN_PAUSE = "paused by the trainer or another client, which has to resume it"
 
 MIXED = "mixed"
-"""Value of a fleet whose live engines differ."""
+"""Value of a fleet whose live engines have different values."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing that can be asked of engines.
+    """A value or action that can be requested.
 
     Attributes:
         verb: as on the wire.
-        word: as people say it: the value of a flag, or the word of an action.
-        effect: what to expect of it.
-        cost: what it costs; empty where the effect says so.
-        guard_s: it is always taken back after so many seconds; None: never by itself.
-        max_s: the longest after which it can be taken back; 0: it can't.
+        word: the value of a flag, or the word of an action.
+        effect: the expected effect.
+        cost: the cost; empty where the effect includes it.
+        guard_s: it always auto-reverts after this many seconds; None: only on request.
+        max_s: the longest auto-revert that can be requested; 0: none.
     """
 
     verb: str
@@ -43,12 +43,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a command changes: a flag, or what actions act on.
+    """The object of a command: a flag, or the subject of actions.
 
     Attributes:
         name: as in the table of flags or of actions.
-        summary: one line, what it is; empty where its choices say it.
-        choices: everything that can be asked for.
+        summary: one line; empty where the choices explain it.
+        choices: everything that can be requested.
         flag: the flag, if it is one.
     """
 
@@ -81,22 +81,22 @@ SUBJECTS: tuple[Subject, ...] = (
 
 @dataclass(frozen=True)
 class Target:
-    """One subject in one place.
+    """One subject on the fleet or on one engine.
 
     Attributes:
-        subject: what can be changed.
-        engine: where; None for the whole fleet.
-        value: as read back; ``MIXED`` where live engines differ, None where not known.
-        detail: form of the value; of a fleet, where all have the same.
-        choices: what may be asked for here now.
+        subject: the flag, or the subject of actions.
+        engine: the engine; None for the whole fleet.
+        value: as read back; ``MIXED`` where live engines differ, None where unknown.
+        detail: form of the value; for a fleet, where all engines share it.
+        choices: what can be requested here now.
         engines: ids of the live engines that a command would reach.
         in_flight: requests running or waiting there.
         refusal: why nothing can be changed; empty if something can.
-        refusing: of a fleet, the live engines that refuse, each with its reason.
-        last: the latest change here; for the fleet, of the engines that are furthest behind.
-        timer: what will be taken back soonest; ``left_s`` says in how many seconds.
+        refusing: for a fleet, the live engines that refuse, each with its reason.
+        last: the latest change here; for a fleet, of the engine that is furthest behind.
+        timer: the next auto-revert; ``left_s`` is the time left in seconds.
         timed: ids of the engines that hold such a timer.
-        differs: what is wrong with the value, by engine (``rltop.backend.fleet.facts``).
+        differs: mismatches of the value, by engine (``rltop.backend.fleet.facts``).
     """
 
     subject: Subject
@@ -116,12 +116,12 @@ class Target:
 
     @property
     def key(self) -> str:
-        """Stays the same while values change."""
+        """Identifies the row while its values change."""
         return f"{self.subject.name}@{self.engine or ''}"
 
     @property
     def where(self) -> str:
-        """The place, as people say it."""
+        """``fleet`` or the engine's id."""
         return "fleet" if self.engine is None else self.engine
 
     @property
@@ -131,44 +131,45 @@ class Target:
 
     @property
     def signature(self) -> tuple[str, ...]:
-        """What it reads, why it refuses, what will be taken back, how far a command is: alike on most engines.
+        """Value, refusal, pending revert and state of a running command; engines with equal signatures fold together.
 
-        A pause that is not ours is left out: every weight update brings one, and lines must not come and go with it.
+        A pause by another client is left out: every weight update causes one, and rows must not come and go with it.
         """
         if self.refusal == FOREIGN_PAUSE:
             return "running", "", "", ""
-        under_way = self.last.state if self.last is not None and self.last.state not in TERMINAL else ""
-        return self.now, self.refusal, self.timer.back_to if self.timer is not None else "", under_way
+        running = self.last.state if self.last is not None and self.last.state not in TERMINAL else ""
+        return self.now, self.refusal, self.timer.back_to if self.timer is not None else "", running
 
 
-def targets(view: Snapshot) -> list[Target]:
-    """Every subject fleet-wide and on each engine, in the order of the tables."""
-    engines = by_id(view.engines.values())
-    # A revert that found something newer in place says the least of all.
-    in_order = sorted(view.changes.values(), key=lambda change: change.state != "superseded")
+def targets(snapshot: Snapshot) -> list[Target]:
+    """Every subject on the fleet and on each engine, in the order of the tables of flags and actions."""
+    engines = by_id(snapshot.engines.values())
+    # A superseded revert changed nothing: any other change is preferred.
+    in_order = sorted(snapshot.changes.values(), key=lambda change: change.state != "superseded")
     last = {(subject_of(change.verb, change.flag), change.engine): change for change in in_order}
     found = []
     for subject in SUBJECTS:
         each = [_on_engine(subject, engine, last.get((subject.name, engine.id))) for engine in engines]
         found += [_on_fleet(subject, each), *each]
-    return [replace(t, left_s=t.timer.at - view.time) if t.timer is not None else t for t in found]
+    return [replace(t, left_s=t.timer.at - snapshot.time) if t.timer is not None else t for t in found]
 
 
-def fold(found: Sequence[Target]) -> list[Target]:
-    """The fleet's lines, and those of the engines that stand out."""
-    names = dict.fromkeys(target.subject.name for target in found)
-    usual = {name: _usual([t for t in found if t.engine and t.engines and t.subject.name == name]) for name in names}
+def fold(rows: Sequence[Target]) -> list[Target]:
+    """The rows of the fleet, and of the engines that differ from the majority."""
+    names = dict.fromkeys(target.subject.name for target in rows)
+    live = [target for target in rows if target.engine and target.engines]
+    majority = {name: _majority([target for target in live if target.subject.name == name]) for name in names}
     return [
         target
-        for target in found
+        for target in rows
         if target.engine is None
         or target.differs
-        or (target.engines and target.signature != usual[target.subject.name])
+        or (target.engines and target.signature != majority[target.subject.name])
     ]
 
 
-def _usual(each: Sequence[Target]) -> tuple[str, ...]:
-    """The signature of more than half of the live engines; where there is none, all stand out."""
+def _majority(each: Sequence[Target]) -> tuple[str, ...]:
+    """The signature of more than half of the live engines; empty if there is none, so that every engine differs."""
     seen = [target.signature for target in each]
     most = max(seen, key=seen.count, default=())
     return most if 2 * seen.count(most) > len(seen) else ()
@@ -176,9 +177,9 @@ def _usual(each: Sequence[Target]) -> tuple[str, ...]:
 
 def _on_engine(subject: Subject, engine: Engine, last: Change | None) -> Target:
     live = engine.health == "live"
-    value, detail, choices, refusal = _of(subject, engine)
+    value, detail, choices, refusal = _reading(subject, engine)
     timers = [timer for timer in engine.timers if subject_of(timer.verb, timer.flag) == subject.name]
-    says = engine.differs.get(subject.name)
+    mismatch = engine.differs.get(subject.name)
     return Target(
         subject,
         engine.id,
@@ -187,20 +188,20 @@ def _on_engine(subject: Subject, engine: Engine, last: Change | None) -> Target:
         choices,
         engines=(engine.id,) if live else (),
         in_flight=engine.running + engine.waiting if live else 0,
-        refusal=refusal if live else f"engine is {engine.health}",
+        refusal=refusal if live else f"engine is {health_text(engine.health)}",
         last=last,
         timer=timers[0] if timers else None,
         timed=(engine.id,) if timers else (),
-        differs=(f"{engine.id}: {says}",) if says else (),
+        differs=(f"{engine.id}: {mismatch}",) if mismatch else (),
     )
 
 
-def _of(subject: Subject, engine: Engine) -> tuple[str | None, str, tuple[Choice, ...], str]:
+def _reading(subject: Subject, engine: Engine) -> tuple[str | None, str, tuple[Choice, ...], str]:
     """Value, form, choices and refusal of a subject on one engine."""
     if subject.flag is not None:
         state = engine.flags.get(subject.name, ABSENT)
-        again = bool(subject.flag.strict) and state.value != subject.flag.values[0]  # to the other form of the value
-        choices = tuple(choice for choice in subject.choices if choice.word != state.value or again)
+        has_forms = bool(subject.flag.strict) and state.value != subject.flag.values[0]  # the same value, other form
+        choices = tuple(choice for choice in subject.choices if choice.word != state.value or has_forms)
         return state.value, state.detail, choices, "" if state.switchable else state.reason or "not switchable"
     if not any(action.value for action in ACTIONS if action.subject == subject.name):
         return None, "", subject.choices, ""
@@ -238,7 +239,7 @@ def _on_fleet(subject: Subject, each: list[Target]) -> Target:
         last=min((change for change in changes if change.requested == newest), key=_progress, default=None),
         timer=min(timers, key=lambda timer: timer.at, default=None),
         timed=tuple(engine for target in live for engine in target.timed),
-        differs=tuple(said for target in live for said in target.differs),
+        differs=tuple(mismatch for target in live for mismatch in target.differs),
     )
 
 

@@ -1,7 +1,8 @@
-"""What happened in a run, where plots mark it and keys go to it. Pure."""
+"""The events of a run that plots mark and keys jump to. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,51 +18,53 @@ from rltop.tui.widgets.canvas import Marker
 
 @dataclass(frozen=True)
 class MarkKind:
-    """A kind of mark: its sign, its name, what it means, and which events are of it.
+    """A kind of mark and the events that belong to it.
 
     Attributes:
         sign: one cell.
-        name: a word.
+        name: one word.
         help: one line.
-        events: kinds of events (``backend.view.Event.kind``).
-        words: of these events, those whose text has one of these; empty for all.
-        trouble: of these events, those that are more than information.
+        events: kinds of events (``backend.api.Event.kind``).
+        words: regular expression that the event's text must match; empty matches all.
+        trouble: only events above severity ``info``.
     """
 
     sign: str
     name: str
     help: str
     events: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
+    words: str = ""
     trouble: bool = False
 
     def has(self, event: Event) -> bool:
         """Whether the event is of this kind."""
-        said = not self.words or any(word in event.text for word in self.words)
-        return event.kind in self.events and said and not (self.trouble and event.severity == "info")
+        if event.kind not in self.events or (self.trouble and event.severity == "info"):
+            return False
+        return re.search(self.words, event.text) is not None
 
 
 SWITCH = MarkKind(
-    "▲", "switch", "a switch or an action took hold: its first letters, + on, - off; or the reference is left"
+    "▲", "switch", "a switch or an action took effect: its initials, + on, - off; or the reference diverges"
 )
-ALARM = MarkKind("◆", "alarm", "an alarm was raised: its id; with ✔: it ended")
+ALARM = MarkKind("◆", "alarm", "an alarm was raised: its id; with ✔: it cleared")
 KINDS: tuple[MarkKind, ...] = (
     SWITCH,
-    MarkKind("↻", "start", "an engine, the trainer or the hub was started, or is back from silence",
-         ("engine", "trainer", "hub"), ("appeared", "restarted", "returned", "is back", "goes on")),
-    MarkKind("✖", "loss", "an engine or the trainer fell silent, or said goodbye",
-         ("engine", "trainer"), ("is silent", "said goodbye")),
-    MarkKind("◇", "update", "trouble with weight updates: live engines are versions apart", ("skew",)),
-    MarkKind("≢", "facts", "engines and trainer began to disagree in what they compute with", ("facts",), trouble=True),
-    MarkKind("∅", "gap", "steps that nobody measured, or that lack messages that were lost on the way", ("gap", "lost")),
+    MarkKind("↻", "start", "an engine, the trainer or the hub started, reconnected or recovered from silence",
+             ("engine", "trainer", "hub"),
+             r"\b(appeared|connected|reconnected|restarted|returned|is back|goes on|resumed|continues)\b"),
+    MarkKind("✖", "loss", "an engine or the trainer went silent or disconnected",
+             ("engine", "trainer"), r"\b(is silent|said goodbye|disconnected)\b"),
+    MarkKind("◇", "update", "weight updates are in trouble: live engines have different versions", ("skew",)),
+    MarkKind("≢", "facts", "engines and trainer started to differ in their configuration", ("facts",), trouble=True),
+    MarkKind("∅", "gap", "steps that were not measured, or that lack messages lost in transit", ("gap", "lost")),
     ALARM,
 )  # fmt: skip
-"""All kinds of marks, in the order in which they are told where several meet."""
+"""All kinds of marks, in the order in which marks of one step are listed. The words match older stores too."""
 
 
 @dataclass(frozen=True)
 class TimelineMark:
-    """Something that happened after ``step`` had closed (-1: before the first), told in ``label``, with its sign."""
+    """An event after ``step`` closed (-1: before the first step), with a short label."""
 
     step: int
     kind: MarkKind
@@ -73,49 +76,53 @@ class TimelineMark:
         return f"{self.kind.sign}{self.label}"
 
 
-def marks(view: Snapshot, history: StepColumns) -> tuple[TimelineMark, ...]:
-    """What happened, in order of steps, each once per step and kind however many engines it befell.
+def marks(snapshot: Snapshot, history: StepColumns) -> tuple[TimelineMark, ...]:
+    """The marks of a run in step order, one per step, kind and label however many engines share it.
 
-    What was before the steps that are known (a hub that was restarted has lost the older ones) has no place.
+    Events before the first known step are left out: a restarted hub has lost the older steps.
     """
     if not history.steps:
         return ()
-    found = {*_switches(view.changes.values(), history), *_events(view.events), *_alarms(view.alarms.values())}
+    found = {
+        *_switch_marks(snapshot.changes.values(), history),
+        *_event_marks(snapshot.events),
+        *_alarm_marks(snapshot.alarms.values()),
+    }
     if history.reference is not None and history.reference.since is not None:
         found.add(TimelineMark(history.reference.since - 1, SWITCH, "≠reference"))
     first = history.steps[0].step
-    order = {kind: place for place, kind in enumerate(KINDS)}
-    kept = (mark for mark in found if mark.step >= first - 1)
-    return tuple(sorted(kept, key=lambda mark: (mark.step, order[mark.kind], mark.label)))
+    order = {kind: index for index, kind in enumerate(KINDS)}
+    known = (mark for mark in found if mark.step >= first - 1)
+    return tuple(sorted(known, key=lambda mark: (mark.step, order[mark.kind], mark.label)))
 
 
-def _switches(changes: Iterable[Change], history: StepColumns) -> Iterator[TimelineMark]:
+def _switch_marks(changes: Iterable[Change], history: StepColumns) -> Iterator[TimelineMark]:
     for change in changes:
         if change.state == "applied" and change.verb not in ("keep", PROBE):  # these change nothing
             yield TimelineMark(_step_of(change, history), SWITCH, label(change))
 
 
 def _step_of(change: Change, history: StepColumns) -> int:
-    """The last step closed before the change, -1 if none was: what an engine takes back by itself names no step."""
+    """The last step closed before the change, -1 if none: an engine's auto-revert carries no step."""
     if change.step is not None:
         return change.step
     earlier = (step.step for step in history.steps if step.closed <= change.requested)
     return max(earlier, default=-1)
 
 
-def _events(events: Iterable[Event]) -> Iterator[TimelineMark]:
-    """Of events after the first step: how a run begins is no news."""
-    whose: dict[tuple[int, MarkKind], list[str]] = {}
+def _event_marks(events: Iterable[Event]) -> Iterator[TimelineMark]:
+    """Marks of events after the first step: the start of a run is not marked."""
+    sources: dict[tuple[int, MarkKind], list[str]] = {}
     for event in events:
         kind = next((kind for kind in KINDS if kind.has(event)), None)
         if kind is not None and event.step is not None:
-            names = whose.setdefault((event.step, kind), [])
+            names = sources.setdefault((event.step, kind), [])
             names += [name for name in (event.engine or event.kind,) if name not in names]
-    for (step, kind), names in whose.items():
+    for (step, kind), names in sources.items():
         yield TimelineMark(step, kind, names[0] if len(names) == 1 else f"{names[0]}+{len(names) - 1}")
 
 
-def _alarms(alarms: Iterable[Alarm]) -> Iterator[TimelineMark]:
+def _alarm_marks(alarms: Iterable[Alarm]) -> Iterator[TimelineMark]:
     for alarm in alarms:
         yield TimelineMark(alarm.raised_step, ALARM, alarm.id)
         if alarm.cleared_step is not None:
@@ -123,40 +130,42 @@ def _alarms(alarms: Iterable[Alarm]) -> Iterator[TimelineMark]:
 
 
 def updates(history: StepColumns, axis: XAxis) -> tuple[float, ...]:
-    """Where on the x axis new weights came, of a run in which that is no matter of every step; else empty."""
+    """Weight updates on the x axis; empty for a run that updates at more than half of its steps."""
     versions, x = history.x("version"), history.x(axis)
     rises = np.flatnonzero(np.diff(versions) > 0) + 1
     rises = rises[np.isfinite(x[rises])]
     return tuple(x[rises].tolist()) if 2 * rises.size < versions.size else ()
 
 
-def markers(found: Iterable[TimelineMark], history: StepColumns, axis: XAxis) -> tuple[Marker, ...]:
-    """One marker per mark, between the step before it and the next."""
+def markers(all_marks: Iterable[TimelineMark], history: StepColumns, axis: XAxis) -> tuple[Marker, ...]:
+    """One marker per mark, between its step and the next."""
     x, numbers = history.x(axis), history.numbers()
     known = np.isfinite(x)
     if not known.any():
         return ()
     return tuple(
         Marker(float(np.interp(mark.step + 0.5, numbers[known], x[known])), mark.label, mark.kind.sign)
-        for mark in found
+        for mark in all_marks
     )
 
 
-def lands(mark: TimelineMark, history: StepColumns) -> int:
-    """The first step that closed after it, which shows it; the latest if none has."""
-    place = history.index(mark.step)
-    return history.steps[min(-1 if place is None else place, len(history.steps) - 2) + 1].step
+def first_step_after(mark: TimelineMark, history: StepColumns) -> int:
+    """The first step that closed after the mark; the latest if none has."""
+    index = history.index(mark.step)
+    return history.steps[min(-1 if index is None else index, len(history.steps) - 2) + 1].step
 
 
-def next_mark(found: Iterable[TimelineMark], history: StepColumns, cursor: int | None, *, forward: bool) -> int | None:
-    """The step of the next mark after the cursor, or of the one before; None if there is none."""
+def next_mark(
+    all_marks: Iterable[TimelineMark], history: StepColumns, cursor: int | None, *, forward: bool
+) -> int | None:
+    """The step of the next mark after the cursor, or of the previous one; None if there is none."""
     at = float("inf") if cursor is None else cursor
-    steps = {lands(mark, history) for mark in found}
+    steps = {first_step_after(mark, history) for mark in all_marks}
     if forward:
         return min((step for step in steps if step > at), default=None)
     return max((step for step in steps if step < at and step != history.steps[-1].step), default=None)
 
 
-def told_at(found: Iterable[TimelineMark], history: StepColumns, step: int) -> str:
-    """What happened right before ``step``, in few words."""
-    return " ".join(mark.text for mark in found if lands(mark, history) == step)
+def marks_before(all_marks: Iterable[TimelineMark], history: StepColumns, step: int) -> str:
+    """The marks right before ``step``, in one line."""
+    return " ".join(mark.text for mark in all_marks if first_step_after(mark, history) == step)

@@ -1,1 +1,1 @@
-"""Single tokens and sequences as text."""
+"""Tokens and sequences as text."""

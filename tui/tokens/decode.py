@@ -1,4 +1,4 @@
-"""Token ids as text, where the run's tokenizer is on this machine and ``tokenizers`` is installed; else ids."""
+"""Token ids as text, if the model's tokenizer is on this machine and ``tokenizers`` is installed; otherwise as ids."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Protocol
 from rltop.backend.api import Engine
 
 _SPACE = "▁"
-"""What SentencePiece writes for a blank."""
+"""The blank of SentencePiece."""
 
 _PART = "\ufffd"
-"""Stands for bytes that are no character by themselves: many tokens hold a part of one."""
+"""Replacement for bytes that are not a whole character: many tokens contain part of one."""
 
 
 class Decode(Protocol):
-    """Shows one token."""
+    """Decodes one token."""
 
     def __call__(self, token: int) -> str:
         """The token as text of printable characters, never empty."""
@@ -26,12 +26,12 @@ class Decode(Protocol):
 
 
 def as_id(token: int) -> str:
-    """Where nothing is known of the tokenizer."""
+    """The decoder without a tokenizer: the id."""
     return str(token)
 
 
 def decoder(engines: Iterable[Engine]) -> Decode:
-    """By the tokenizer of the model that the engines say they run, if all say the same and it is a directory here."""
+    """A decoder with the tokenizer of the engines' model, if all engines have the same one in a local directory."""
     models = {engine.fingerprint.get("model", "") for engine in engines}
     path = Path(models.pop()) / "tokenizer.json" if len(models) == 1 else None
     if path is None or not path.is_file() or find_spec("tokenizers") is None:
@@ -61,6 +61,6 @@ def _load(path: Path) -> Decode:
 
 
 def printable(text: str) -> str:
-    """``text`` with what would move the cursor, or not be seen, made visible."""
+    """``text`` with control and invisible characters made visible."""
     shown = text.replace("\n", "↵").replace("\t", "→").replace("\r", "↤")
     return "".join(c if c.isprintable() else "?" for c in shown)

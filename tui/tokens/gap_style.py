@@ -1,4 +1,4 @@
-"""How the gap of single tokens looks on the screen: signs and colours by its size. Pure."""
+"""Tokens and sequences as styled text, with signs and colours by the size of the gap. Pure."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rltop.tui.tokens.token_text import between, context, legend, level, mark, m
 from rltop.tui.widgets import theme
 
 STYLES = (theme.PLAIN, theme.SERIES[0], theme.WARN, theme.BAD)
-"""By ``marks.level``."""
+"""Styles by ``token_text.level``."""
 
-SHOWN = 2000
-"""Tokens of a sequence that are shown: those around its worst."""
+MAX_TOKENS = 2000
+"""Tokens of a sequence that are shown, around its worst one."""
 
 
 def style(d: float) -> Style:
-    """The colour of a token with this d."""
+    """The style of a token with this d."""
     return STYLES[level(d)]
 
 
 def sequence_text(sequence: Sequence, decode: Decode) -> Text:
-    """A sequence to read, each token coloured and marked by its gap."""
+    """A sequence as text, each token coloured and marked by its gap."""
     text = Text()
     text.append(f"step {sequence.step}, {sequence_facts(sequence)}\n")
     if sequence.requests:
@@ -33,7 +33,7 @@ def sequence_text(sequence: Sequence, decode: Decode) -> Text:
     text.append(legend() + "\n\n", theme.FAINT)
     text.append(context(sequence.context, decode, 200) + " » ", theme.FAINT)
     tokens = list(marked(sequence, decode))
-    start, end = _sight([d for _, d in tokens])
+    start, end = _window([d for _, d in tokens])
     if start:
         text.append(f"… {start} tokens … ", theme.FAINT)
     for shown, d in tokens[start:end]:
@@ -45,7 +45,7 @@ def sequence_text(sequence: Sequence, decode: Decode) -> Text:
 
 
 def token_text(token: Token, decode: Decode) -> Text:
-    """A token to read, with what stands around it."""
+    """A token with its context as text."""
     text = Text()
     text.append(f"step {token.step}, {token_facts(token)}\n")
     if token.request:
@@ -56,13 +56,13 @@ def token_text(token: Token, decode: Decode) -> Text:
     return text
 
 
-def _sight(diffs: list[float | None]) -> tuple[int, int]:
-    """The stretch to show: all, or what stands around the worst token."""
-    if len(diffs) <= SHOWN:
+def _window(diffs: list[float | None]) -> tuple[int, int]:
+    """The range to show: all, or the part around the worst token."""
+    if len(diffs) <= MAX_TOKENS:
         return 0, len(diffs)
-    worst = max(range(len(diffs)), key=lambda at: _size(diffs[at]))
-    start = min(max(worst - SHOWN // 2, 0), len(diffs) - SHOWN)
-    return start, start + SHOWN
+    worst = max(range(len(diffs)), key=lambda index: _size(diffs[index]))
+    start = min(max(worst - MAX_TOKENS // 2, 0), len(diffs) - MAX_TOKENS)
+    return start, start + MAX_TOKENS
 
 
 def _size(d: float | None) -> float:

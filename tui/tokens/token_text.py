@@ -1,4 +1,4 @@
-"""Single tokens and sequences as plain text: signs by the size of the gap, facts, context. Pure; loads no Textual."""
+"""Tokens and sequences as plain text: signs by the size of the gap, facts, context. Pure; imports no Textual."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from rltop.backend.api.samples import Sequence, Token, floats, ints
 from rltop.tui.tokens.decode import Decode, as_id, printable
 
 LEVELS = (0.05, 0.25, 1.0)
-"""From how many nats of |d| on a token is marked with one arrow, two, three: a ratio of 1.05, 1.28 (the usual upper
-clip) and 2.7. Up: the trainer gives the token more probability than the engine did; down: less."""
+"""|d| in nats from which a token is marked with one, two, three arrows: a ratio of 1.05, 1.28 (the default upper clip)
+and 2.7. Up: the trainer gives the token more probability than the engine did; down: less."""
 
 NO_GAP = "?"
 """The sign of a token without a finite d."""
 
 UNKNOWN = "-"
-"""Stands for a figure that is not known, as in ``look``."""
+"""Text of an unknown value, as in ``widgets.theme``."""
 
 
 def level(d: float) -> int:
-    """0 where a gap is not worth a mark, to 3."""
+    """Number of arrows, 0 to 3."""
     return 3 if math.isnan(d) else sum(abs(d) >= limit for limit in LEVELS)
 
 
 def mark(d: float) -> str:
-    """The sign that stands after a token with this d; it says the same as the colour."""
+    """The sign after a token with this d; it carries the same information as the colour."""
     return NO_GAP if math.isnan(d) else ("↑" if d > 0 else "↓") * level(d)
 
 
@@ -36,18 +36,18 @@ def differences(sequence: Sequence) -> list[float]:
 
 
 def context(raw: bytes, decode: Decode, last: int | None = None) -> str:
-    """Ids in a row as text, the last ones where there are many."""
+    """A row of ids as text; only the ``last`` ones if given."""
     found = ints(raw).tolist()
     return between(decode).join(decode(token) for token in (found if last is None else found[-last:]))
 
 
 def between(decode: Decode) -> str:
-    """What stands between tokens: ids need a blank, text has its own."""
+    """The separator of tokens: ids need a blank, text has its own."""
     return " " if decode is as_id else ""
 
 
 def marked(sequence: Sequence, decode: Decode) -> Iterator[tuple[str, float | None]]:
-    """The row's tokens with their marks, and d; None for those that are not trained on, which stand in brackets."""
+    """The tokens of a sequence with their marks and d; untrained tokens are in brackets, with None."""
     diffs = iter(differences(sequence))
     for token, trained in zip(ints(sequence.ids).tolist(), sequence.mask, strict=True):
         if trained:
@@ -58,7 +58,7 @@ def marked(sequence: Sequence, decode: Decode) -> Iterator[tuple[str, float | No
 
 
 def sequence_facts(sequence: Sequence) -> str:
-    """One line on where a sequence comes from and how far it is off."""
+    """Origin and gap of a sequence, in one line."""
     engines = printable(", ".join(sequence.engines)) or f"engine unknown ({sequence.unjoined})"
     facts = [f"row {sequence.rank}/{sequence.number}", engines, f"{sequence.tokens} tokens"]
     figures = (("|d|", sequence.abs_diff_mean), ("k3", sequence.k3_mean), ("reward", sequence.reward))
@@ -73,7 +73,7 @@ def sequence_facts(sequence: Sequence) -> str:
 
 
 def token_facts(token: Token) -> str:
-    """One line on where a token comes from and how far it is off."""
+    """Origin and gap of a token, in one line."""
     version = UNKNOWN if token.version < 0 else str(token.version)
     epoch = UNKNOWN if token.epoch < 0 else str(token.epoch)
     facts = [
@@ -94,7 +94,7 @@ def token_facts(token: Token) -> str:
 
 
 def legend() -> str:
-    """What the marks mean."""
+    """The legend of the marks."""
     limits = ", ".join(f"{'↑' * n} from {limit:g}" for n, limit in enumerate(LEVELS, 1))
     return f"{limits} nats; ↑ the trainer gives more probability, ↓ less; (brackets) not trained on"
 

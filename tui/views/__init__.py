@@ -1,1 +1,1 @@
-"""The views and dialogs of the dashboard."""
+"""The views of the dashboard. ``registry.VIEWS`` is the table of all."""

@@ -1,27 +1,34 @@
-"""The Diagnosis view: what is wrong, why that is thought, what to do, and what every test found."""
+"""The Diagnosis view: verdict, causes with evidence and fix, and the findings of every check."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.containers import Vertical
 
 from rltop.backend.api import Answer, AskDiagnosis, Question, Snapshot
+from rltop.backend.api.alarm import Alarm
 from rltop.backend.api.probe_result import ProbeResult
 from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Finding, Verdict
-from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TESTS
+from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as CHECKS
 from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
 from rltop.backend.diagnosis.causes.confirming_probes import BY_NAME as PROBES
 from rltop.backend.text.verdict_text import where
-from rltop.tui.dialogs.info_dialogs import page_width
-from rltop.tui.model.viewport import Viewport
-from rltop.tui.views.remedy import Sayings, alarm_sayings, standing
+from rltop.tui.dialogs.info_dialogs import Page, page_width
+from rltop.tui.dialogs.notifications import SILENCE_S, probe_of, probe_question
+from rltop.tui.model.key_commands import KeyCommand
+from rltop.tui.model.state import UnavailableError
+from rltop.tui.views.remedy import APPLIED, REQUESTED, LabelledLines, alarm_status, fix_of, fix_status
+from rltop.tui.views.view import Dashboard, View
 from rltop.tui.widgets import theme
 from rltop.tui.widgets.line_widget import LineWidget, set_height
 from rltop.tui.widgets.table import Column, Table
 from rltop.tui.widgets.theme import wrap
+
+T = TypeVar("T")
 
 VERDICTS = {
     HEALTHY: ("✔ HEALTHY", theme.GOOD),
@@ -33,12 +40,11 @@ VERDICTS = {
 MOST_CAUSES = 5
 """Lines of the table of causes at most; more scroll."""
 
-FINDING_LINES = 6
+MIN_FINDING_LINES = 6
 """Lines of the table of findings at least."""
 
-
-PRESSING = ("alarm", "given", "do", "live")
-"""What is to be read first."""
+URGENT = ("alarm", APPLIED, REQUESTED, "fix", "command")
+"""Labels whose text is printed bold."""
 
 
 def _since(step: int | None) -> theme.Part:
@@ -52,15 +58,15 @@ CAUSES: tuple[Column[Cause], ...] = (
     Column("layer", 14, lambda c: (c.layer, theme.PLAIN), right=False),
     Column("since", 5, lambda c: _since(c.since_step)),
     Column("on", 11, lambda c: (where(c), theme.PLAIN), right=False),
-    Column("what is wrong", 40, lambda c: (c.title, theme.FAINT), rank=1, right=False),
+    Column("description", 40, lambda c: (c.title, theme.FAINT), rank=1, right=False),
 )
 
 
 def _outcome(finding: Finding) -> theme.Part:
     if finding.outcome == UNKNOWN:
         return "? unknown", theme.FAINT
-    test = TESTS.get(finding.test)
-    if test is not None and test.alarms(finding.outcome):
+    check = CHECKS.get(finding.test)
+    if check is not None and check.alarms(finding.outcome):
         return f"▲ {finding.outcome}", theme.WARN
     return f"· {finding.outcome}", theme.PLAIN
 
@@ -70,81 +76,90 @@ def _size(finding: Finding) -> theme.Part:
 
 
 FINDINGS: tuple[Column[Finding], ...] = (
-    Column("test", 13, lambda f: (f.test, theme.STRONG), sort=lambda f: f.test, right=False),
-    Column("found", 14, _outcome, right=False),
+    Column("check", 17, lambda f: (f.test, theme.STRONG), sort=lambda f: f.test, right=False),
+    Column("outcome", 14, _outcome, right=False),
     Column("on", 5, lambda f: (f.engine or "run", theme.PLAIN), sort=lambda f: f.engine or "", right=False),
     Column("value", 7, _size, rank=2),
     Column("since", 5, lambda f: _since(f.since_step), rank=3),
     Column("p", 7, lambda f: (theme.figure(f.p, 1) if f.p < 1 else "", theme.FAINT), rank=4),
-    Column(
-        "asked of", 28, lambda f: (TESTS[f.test].title if f.test in TESTS else "", theme.PLAIN), rank=5, right=False
-    ),
-    Column("in words; enter shows all", 20, lambda f: (f.text, theme.FAINT), right=False),
+    Column("title", 28, lambda f: (CHECKS[f.test].title if f.test in CHECKS else "", theme.PLAIN), rank=5, right=False),
+    Column("text", 20, lambda f: (f.text, theme.FAINT), right=False),
 )
 
 
-def explained(cause: Cause, order: Sayings, run: str) -> Sayings:
-    """What is to be said of a cause, and of its order, each with a word for what it is, the most urgent first."""
-    do = [("do", cause.remedy)]
-    said = [*order, *do] if order and order[0][0] == "given" else [*do, *order]
-    seen = [("seen", sentence) for sentence in cause.evidence]
-    said += seen[:2]
+def cause_lines(cause: Cause, status: LabelledLines, run: str) -> LabelledLines:
+    """The explanation of a cause, the most urgent first; ``status`` is that of its fix (``remedy.fix_status``)."""
+    fix = [("fix", cause.remedy)]
+    lines = [*status, *fix] if status and status[0][0] in (APPLIED, REQUESTED) else [*fix, *status]
+    evidence = [("evidence", sentence) for sentence in cause.evidence]
+    lines += evidence[:2]
     if cause.confusable_with:
-        said.append(("or", f"{', '.join(cause.confusable_with)}: can't be told apart by what was seen"))
+        lines.append(("alternatives", f"{', '.join(cause.confusable_with)}: the evidence fits them too"))
     if cause.probe:
         probe = PROBES.get(cause.probe)
-        typed = f" (`{probe.runs} --run {run}`, X)" if probe is not None and probe.runs else ""
-        said.append(("probe", f"{cause.probe}{typed}" + (f": {probe.does}" if probe is not None else "")))
-    return [(name, text) for name, text in (*said, *seen[2:], ("what", cause.what)) if text]
+        command = f" (`{probe.runs} --run {run}`, X)" if probe is not None and probe.runs else ""
+        lines.append(("probe", f"{cause.probe}{command}" + (f": {probe.does}" if probe is not None else "")))
+    return [(name, text) for name, text in (*lines, *evidence[2:], ("meaning", cause.what)) if text]
 
 
-class DiagnosisView(Vertical):
-    """The view. It asks the hub when a step closes or another step is looked at."""
+class DiagnosisView(View):
+    """The view. It queries the hub when a step closes or the cursor moves to another step."""
 
-    def __init__(self, *, allowed: bool, id: str | None = None) -> None:  # noqa: A002 - as Widget's
-        super().__init__(id=id)
-        self._allowed = allowed
-        self._view: Snapshot | None = None
+    first_pane = "#causes"
+    keys = (
+        KeyCommand("fix", ("r",), "r", "Fix", "apply the fix of the selected cause; asks first", "Diagnosis",
+                   needs_control=True, footer="fix"),
+        KeyCommand("probe", ("X",), "X", "Probe", "start the probe that confirms the selected cause; asks first",
+                   "Diagnosis", needs_control=True, footer="probe"),
+        KeyCommand("acknowledge", ("a",), "a", "Acknowledge", "acknowledge the open alarm and stop notifying about it",
+                   "Diagnosis", needs_control=True, footer="ack"),
+        KeyCommand("silence", ("A",), "A", "Silence", "stop notifying about the open alarm for 30 minutes", "Diagnosis",
+                   needs_control=True),
+    )  # fmt: skip
+
+    def __init__(self, dashboard: Dashboard, *, id: str) -> None:  # noqa: A002 - as Widget's
+        super().__init__(dashboard, id=id)
+        self._snapshot: Snapshot | None = None
         self._verdict: Verdict | None = None
         self._error = ""
-        self._wanted: object = None
+        self._requested: object = None
         self._asked = ""
-        self._probed: ProbeResult | None = None
+        self._probe_result: ProbeResult | None = None
         self._room = 1
 
     def compose(self) -> ComposeResult:
-        """Two lines, the causes, one of them explained, the findings."""
+        """The verdict, the causes, the selected one explained, the findings."""
         yield LineWidget(id="verdict")
         yield Table(CAUSES, lambda cause: cause.id, empty="", id="causes", log=True, opens=True)
-        yield LineWidget(id="because")
+        yield LineWidget(id="explanation")
         yield Table(
             FINDINGS,
             lambda f: f"{f.test}@{f.engine or ''}",
-            empty="no test was made yet",
+            empty="no checks yet",
             id="findings",
             log=True,
             opens=True,
         )
 
-    # --- asking -----------------------------------------------------------------------------------------------------
+    # --- questions ---------------------------------------------------------------------------------------------------
 
-    def questions(self, view: Snapshot, sight: Viewport, *, frozen: bool = False) -> list[Question]:
-        """What to ask the hub now: nothing, unless another step is looked at than before."""
-        last = max(view.steps, default=None)
+    def questions(self, snapshot: Snapshot) -> list[Question]:
+        """The diagnosis of the step under the cursor; nothing if it was requested before."""
+        last, cursor = max(snapshot.steps, default=None), self.state.viewport.cursor
         step = last
-        if sight.cursor is not None:
-            step = max((number for number in view.steps if number <= sight.cursor), default=last)
-        wanted = (view.epoch, step)
-        if step is None or wanted == self._wanted:
+        if cursor is not None:
+            step = max((number for number in snapshot.steps if number <= cursor), default=last)
+        request = (snapshot.epoch, step)
+        if step is None or request == self._requested:
             return []
-        self._wanted = wanted
-        of_now = step == last and not frozen
-        question = AskDiagnosis(uuid.uuid4().hex, None if of_now else step)
+        self._requested = request
+        latest = step == last and self.state.frozen is None
+        question = AskDiagnosis(uuid.uuid4().hex, None if latest else step)
         self._asked = question.id
         return [question]
 
-    def take(self, answers: dict[str, Answer]) -> bool:
-        """Take the answer if it has come. Whether there is something new to show."""
+    def take_answers(self, answers: dict[str, Answer]) -> bool:
+        """As ``View``."""
         answer = answers.pop(self._asked, None) if self._asked else None
         if answer is None:
             return False
@@ -154,34 +169,77 @@ class DiagnosisView(Vertical):
 
     @property
     def cause(self) -> Cause | None:
-        """The cause under the cursor."""
+        """The selected cause."""
         table: Table[Cause] = self.query_one("#causes", Table)
         return table.selected
 
-    def choose(self, item: object) -> Text | None:
-        """Enter on a line: all that is to be said of it."""
+    # --- commands ---------------------------------------------------------------------------------------------------
+
+    def commands(self) -> Mapping[str, Callable[[], object]]:
+        """As ``View``."""
+        requests = self.dashboard.requests
+        return {
+            "fix": self._apply_fix,
+            "probe": self._start_probe,
+            "acknowledge": lambda: requests.acknowledge(self._open_alarm().id),
+            "silence": lambda: requests.silence(self._open_alarm().id, SILENCE_S),
+        }
+
+    def on_table_chosen(self, event: Table.Chosen) -> None:
+        """Enter: the whole text of a cause or finding."""
         width = page_width(self.app.size.width)
-        if isinstance(item, Finding):
-            return finding_text(item, width)
-        if isinstance(item, Cause):
-            return cause_text(item, self._explained(item), width)
-        return None
+        if isinstance(event.item, Finding):
+            self.app.push_screen(Page(finding_text(event.item, width)))
+        elif isinstance(event.item, Cause):
+            self.app.push_screen(Page(cause_text(event.item, self._explanation(event.item), width)))
 
-    def _explained(self, cause: Cause) -> Sayings:
-        if self._view is None or self._verdict is None:
+    def _open_alarm(self) -> Alarm:
+        alarm = self.state.live.alarm if self.state.live is not None else None
+        if alarm is None:
+            raise UnavailableError("no alarm is open")
+        return alarm
+
+    def _apply_fix(self) -> None:
+        """Open the dialog of the switch that fixes the selected cause."""
+        target, request = self._for_cause(fix_of)
+        self.confirm_switch(target, request)
+
+    def _start_probe(self) -> None:
+        """Open the dialog of the probe that confirms the selected cause."""
+        probe = self._for_cause(probe_of)
+
+        def answered(reason: str | None) -> None:
+            if reason is not None:
+                self.dashboard.requests.probe(probe, reason)
+
+        if self.state.live is not None:
+            self.app.push_screen(probe_question(probe, self.state.live), answered)
+
+    def _for_cause(self, find: Callable[[Cause, Snapshot], T]) -> T:
+        """``find`` for the selected cause and the run now; its ``ValueError`` is shown as the reason why not."""
+        cause, live = self.cause, self.state.live
+        if not self.display or cause is None or live is None:
+            raise UnavailableError("select a cause in the Diagnosis view")
+        try:
+            return find(cause, live)
+        except ValueError as error:
+            raise UnavailableError(str(error), seconds=8) from error
+
+    def _explanation(self, cause: Cause) -> LabelledLines:
+        if self._snapshot is None or self._verdict is None:
             return []
-        order = standing(cause, self._view, self._verdict, allowed=self._allowed)
-        return explained(cause, order, self._verdict.run)
+        status = fix_status(cause, self._snapshot, self._verdict, control=self.dashboard.control)
+        return cause_lines(cause, status, self._verdict.run)
 
-    # --- showing ----------------------------------------------------------------------------------------------------
+    # --- painting ---------------------------------------------------------------------------------------------------
 
-    def paint(self, view: Snapshot) -> None:
-        """Show what was answered last."""
-        self._view = view
-        self._probed = next(reversed(view.probes.values()), None)
-        self._show()
+    def paint(self, snapshot: Snapshot) -> None:
+        """Draw the latest answer."""
+        self._snapshot = snapshot
+        self._probe_result = next(reversed(snapshot.probes.values()), None)
+        self._draw()
 
-    def _show(self) -> None:
+    def _draw(self) -> None:
         verdict = self._verdict
         causes = verdict.causes if verdict is not None else []
         self._make_room(causes)
@@ -189,50 +247,54 @@ class DiagnosisView(Vertical):
         self.query_one("#findings", Table).set_items(verdict.findings if verdict is not None else [])
         line = self.query_one("#verdict", LineWidget)
         line.show([theme.row(parts, line.size.width) for parts in (self._headline(verdict), self._scope(verdict))])
-        self.explain()
+        self.cursor_moved()
 
-    def explain(self) -> None:
-        """Say what the cause under the cursor is; of a run without one, what is needed or was noted."""
-        about = self.query_one("#because", LineWidget)
+    def cursor_moved(self) -> None:
+        """Explain the selected cause; without one, show missing evidence and notes."""
+        explanation = self.query_one("#explanation", LineWidget)
         lines = self._lines(self.cause)
         if len(lines) > self._room:
-            lines[self._room - 1 :] = [[(" " * 8, theme.PLAIN), ("… enter on the cause shows all", theme.FAINT)]]
-        about.show([theme.row(parts, about.size.width) for parts in lines])
+            lines[self._room - 1 :] = [[("  … enter on the cause shows all", theme.FAINT)]]
+        explanation.show([theme.row(parts, explanation.size.width) for parts in lines])
 
     def on_resize(self) -> None:
-        """Other lines fit now."""
+        """Fit the lines to the new size."""
         self._make_room(self._verdict.causes if self._verdict is not None else [])
-        self.call_after_refresh(self._show)
+        self.call_after_refresh(self._draw)
 
     def _lines(self, cause: Cause | None) -> list[list[theme.Part]]:
-        verdict, width = self._verdict, max(self.size.width - 8, 20)
+        """The explanation of ``cause`` as lines of parts, the labels in a column."""
+        verdict = self._verdict
         if verdict is None:
             return []
-        said = self._explained(cause) if cause is not None else []
-        if self._view is not None:
-            said += alarm_sayings(next(reversed(self._view.alarms.values()), None), verdict)
-        if (found := self._probed) is not None:
-            when = "" if found.step is None else f"after step {found.step}: "
-            at = next((place for place, (name, _) in enumerate(said) if name == "probe"), len(said) - 1) + 1
-            said.insert(at, ("found", f"{when}{found.probe} {found.verdict}: {found.text}"))
-        said += [*(("needs", need) for need in verdict.needs), *(("noted", note) for note in verdict.notes)]
+        labelled = self._explanation(cause) if cause is not None else []
+        if self._snapshot is not None:
+            labelled += alarm_status(next(reversed(self._snapshot.alarms.values()), None), verdict)
+        if (result := self._probe_result) is not None:
+            when = "" if result.step is None else f"after step {result.step}: "
+            index = next((i for i, (name, _) in enumerate(labelled) if name == "probe"), len(labelled) - 1) + 1
+            labelled.insert(index, ("result", f"{when}{result.probe} {result.verdict}: {result.text}"))
+        labelled += [("missing evidence", need) for need in verdict.needs]
+        labelled += [("note", note) for note in verdict.notes]
+        column = max((len(name) for name, _ in labelled), default=0)
+        width = max(self.size.width - column - 2, 20)
         return [
-            [(f"{'' if i else name:>6}  ", theme.FAINT), (line, theme.STRONG if name in PRESSING else theme.PLAIN)]
-            for name, text in said
+            [(f"{'' if i else name:>{column}}  ", theme.FAINT), (line, theme.STRONG if name in URGENT else theme.PLAIN)]
+            for name, text in labelled
             for i, line in enumerate(wrap(theme.clean(text, len(text)), width))
         ]
 
     def _headline(self, verdict: Verdict | None) -> list[theme.Part]:
         if verdict is None:
-            waiting = "no step has closed yet" if self._wanted is None else "waiting for the hub"
+            waiting = "waiting for the first training step" if self._requested is None else "waiting for the hub"
             return [(self._error or waiting, theme.WARN if self._error else theme.FAINT)]
         word, style = VERDICTS.get(verdict.verdict, (verdict.verdict, theme.WARN))
         parts: list[theme.Part] = [(f" {word} ", style + theme.ALARM), ("  ", theme.PLAIN)]
         if not verdict.causes:
             return parts
         best = verdict.causes[0]
-        known = (f"{best.layer}: ", theme.PLAIN), (f"{best.code} {best.title}", theme.STRONG)
-        return [*parts, *known] if verdict.verdict == FAULT else [*parts, ("perhaps ", theme.PLAIN), *known]
+        name = (f"{best.layer}: ", theme.PLAIN), (f"{best.code} {best.title}", theme.STRONG)
+        return [*parts, *name] if verdict.verdict == FAULT else [*parts, ("perhaps ", theme.PLAIN), *name]
 
     def _scope(self, verdict: Verdict | None) -> list[theme.Part]:
         if verdict is None or verdict.step is None:
@@ -246,54 +308,56 @@ class DiagnosisView(Vertical):
         return [*parts, (counted, theme.FAINT)]
 
     def _make_room(self, causes: list[Cause]) -> None:
-        """What any of the causes needs to be explained, and some findings at least."""
+        """Size the explanation by the longest one, leaving room for some findings."""
         rows = min(len(causes), MOST_CAUSES) + 1 if causes else 0
         needed = max([len(self._lines(cause)) for cause in causes] or [len(self._lines(None))])
-        self._room = max(1, min(needed, self.size.height - 2 - rows - FINDING_LINES))
+        self._room = max(1, min(needed, self.size.height - 2 - rows - MIN_FINDING_LINES))
         set_height(self.query_one("#causes"), rows)
-        set_height(self.query_one("#because"), self._room)
+        set_height(self.query_one("#explanation"), self._room)
 
 
 def finding_text(finding: Finding, width: int) -> Text:
-    """A finding, and what the test is, to be read in lines of ``width`` cells."""
+    """A finding and its check, in lines of ``width`` cells."""
     text = Text()
-    test = TESTS.get(finding.test)
-    title = test.title if test is not None else ""
+    check = CHECKS.get(finding.test)
+    title = check.title if check is not None else ""
     text.append(f"{finding.test} {title}: {finding.outcome}\n", "bold")
-    of = "of the run" if finding.engine is None else f"of engine {finding.engine}"
-    shown = [("found", finding.text), ("on", of)]
+    scope = "the whole run" if finding.engine is None else f"engine {finding.engine}"
+    labelled = [("outcome", finding.text), ("on", scope)]
     if finding.value is not None:
         interval = ""
         if finding.low is not None and finding.high is not None:
             interval = f"  (95 %: {finding.low:.4g} to {finding.high:.4g})"
-        shown.append(("value", f"{finding.value:.4g} {finding.unit}{interval}"))
+        labelled.append(("value", f"{finding.value:.4g} {finding.unit}{interval}"))
     if finding.p < 1:
-        shown.append(("p", f"{finding.p:.1g}: how often a healthy run would show this"))
+        labelled.append(("p", f"{finding.p:.1g}: probability of this outcome in a healthy run"))
     if finding.since_step is not None:
-        shown.append(("since", f"step {finding.since_step}"))
+        labelled.append(("since", f"step {finding.since_step}"))
     if finding.sequences:
-        shown.append(("made on", f"{finding.sequences} sequences, {finding.tokens} tokens"))
+        labelled.append(("data", f"{finding.sequences} sequences, {finding.tokens} tokens"))
     if finding.more_sequences is not None:
-        shown.append(("needs", f"about {finding.more_sequences} more sequences"))
-    if test is not None:
-        shown += [("means", test.meaning.get(finding.outcome, "as in a healthy run")), ("statistic", test.formula)]
-        shown += [("computed on", test.on), ("error rate", test.rate), ("source", test.source)]
-    return _listed(text, shown, width)
+        labelled.append(("missing evidence", f"about {finding.more_sequences} more sequences"))
+    if check is not None:
+        meaning = check.meaning.get(finding.outcome, "as in a healthy run")
+        labelled += [("meaning", meaning), ("statistic", check.formula)]
+        labelled += [("computed on", check.on), ("error rate", check.rate), ("source", check.source)]
+    return _append_labelled(text, labelled, width)
 
 
-def cause_text(cause: Cause, said: Sayings, width: int) -> Text:
-    """Everything of a cause, likewise."""
+def cause_text(cause: Cause, explanation: LabelledLines, width: int) -> Text:
+    """A cause and its explanation, in lines of ``width`` cells."""
     text = Text()
     text.append(f"{cause.code} {cause.title}\n", "bold")
     since = f" since step {cause.since_step}" if cause.since_step is not None else ""
-    head = [("id", cause.id), ("lies in", cause.layer), ("on", f"{where(cause)}{since}")]
-    return _listed(text, [*head, *said], width)
+    head = [("id", cause.id), ("layer", cause.layer), ("on", f"{where(cause)}{since}")]
+    return _append_labelled(text, [*head, *explanation], width)
 
 
-def _listed(text: Text, shown: list[tuple[str, str]], width: int) -> Text:
-    for name, said in shown:
-        for i, line in enumerate(wrap(theme.clean(said, len(said)), max(width - 13, 20))):
-            text.append(f"{'' if i else name:>11}  ", str(theme.FAINT))
+def _append_labelled(text: Text, labelled: LabelledLines, width: int) -> Text:
+    column = max(len(name) for name, _ in labelled)
+    for name, value in labelled:
+        for i, line in enumerate(wrap(theme.clean(value, len(value)), max(width - column - 2, 20))):
+            text.append(f"{'' if i else name:>{column}}  ", str(theme.FAINT))
             text.append(f"{line}\n")
     text.rstrip()
     return text

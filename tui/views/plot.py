@@ -1,4 +1,4 @@
-"""A plot: a title that doubles as the legend, and a canvas under it."""
+"""A plot: a title line that is also the legend, and a canvas below it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rltop.tui.model.charts import Chart
 from rltop.tui.model.explain import ShownFigure, in_step
 from rltop.tui.model.step_columns import StepColumns
 from rltop.tui.model.timeline import updates
-from rltop.tui.model.viewport import Viewport, cursor_x, stretch
+from rltop.tui.model.viewport import Viewport
 from rltop.tui.widgets import canvas, theme
 from rltop.tui.widgets.line_widget import LineWidget
 
@@ -25,46 +25,47 @@ class Plot(LineWidget, can_focus=True):
         self._drawn: tuple[StepColumns, tuple[canvas.Marker, ...], Viewport] = (StepColumns(), (), Viewport())
 
     def figures(self) -> tuple[str, list[ShownFigure]]:
-        """Which step is read out, and what its figures here are."""
-        history, _, sight = self._drawn
-        place = history.index(math.inf if sight.cursor is None else sight.cursor)
-        step = None if place is None else history.steps[place]
+        """Title and step, and the numbers of the plot at that step."""
+        history, _, viewport = self._drawn
+        index = history.index(math.inf if viewport.cursor is None else viewport.cursor)
+        step = None if index is None else history.steps[index]
         values = step.values if step else {}
         shown = [
-            in_step(f"━ {s.label}" if at == 0 else f"╍ {s.label}", s.metric, values)
-            for at, s in enumerate(self.chart.series)
+            in_step(f"━ {s.label}" if i == 0 else f"╍ {s.label}", s.metric, values)
+            for i, s in enumerate(self.chart.series)
         ]
-        noise = [in_step(f"┈ noise beside {s.label}", s.noise, values) for s in self.chart.series if s.noise]
+        noise = [in_step(f"┈ noise floor of {s.label}", s.noise, values) for s in self.chart.series if s.noise]
         return f"{self.chart.title}, {f'step {step.step}' if step else 'no step yet'}", shown + noise
 
     def on_resize(self) -> None:
-        """Draw the same again, in the new size."""
+        """Draw in the new size."""
         self.draw(*self._drawn)
 
     def on_focus(self) -> None:
-        """The focus shows in the title."""
+        """Show the focus in the title."""
         self.draw(*self._drawn)
 
     def on_blur(self) -> None:
-        """The focus went on."""
+        """Remove the focus from the title."""
         self.draw(*self._drawn)
 
-    def draw(self, history: StepColumns, marks: tuple[canvas.Marker, ...], sight: Viewport) -> None:
-        """Draw the run as it is now; ``marks`` are what happened, on the x axis of ``sight``."""
-        self._drawn = (history, marks, sight)
+    def draw(self, history: StepColumns, marks: tuple[canvas.Marker, ...], viewport: Viewport) -> None:
+        """Draw the run; ``marks`` are positions on the x axis of ``viewport``."""
+        self._drawn = (history, marks, viewport)
         width, height = self.size
         if not width or not height:
             return
-        place = history.index(math.inf if sight.cursor is None else sight.cursor)
-        rows = [self._title(history, place, width)]
+        index = history.index(math.inf if viewport.cursor is None else viewport.cursor)
+        rows = [self._title(history, index, width)]
         if history.steps:
-            rows += canvas.draw(self._picture(history, marks, sight), width, height - 1)
+            rows += canvas.draw(self._drawing(history, marks, viewport), width, height - 1)
         else:
-            rows += [theme.row((), width), theme.row([("no step has closed yet", theme.FAINT)], width)]
+            lines = ("", *theme.wrap("waiting for the first training step", width))
+            rows += [theme.row([(line, theme.FAINT)], width) for line in lines]
         self.show(rows)
 
-    def _picture(self, history: StepColumns, marks: tuple[canvas.Marker, ...], sight: Viewport) -> canvas.Drawing:
-        x = history.x(sight.axis)
+    def _drawing(self, history: StepColumns, marks: tuple[canvas.Marker, ...], viewport: Viewport) -> canvas.Drawing:
+        x = history.x(viewport.axis)
         linked = history.linked()
         lines = tuple(
             canvas.CanvasLine(
@@ -77,24 +78,24 @@ class Plot(LineWidget, can_focus=True):
             for series, style in zip(self.chart.series, theme.SERIES, strict=False)
             if series.noise
         )
-        theirs = history.reference_column(self.chart.series[0].metric)
-        if theirs is not None:
-            lines += (canvas.CanvasLine("ref", x, theirs * self.chart.factor, linked, theme.FAINT),)
+        reference = history.reference_column(self.chart.series[0].metric)
+        if reference is not None:
+            lines += (canvas.CanvasLine("ref", x, reference * self.chart.factor, linked, theme.FAINT),)
         return canvas.Drawing(
-            x_range=stretch(sight, history),
+            x_range=viewport.visible_range(history),
             lines=lines[::-1],
             guides=guides,
             markers=marks,
             levels=self.chart.levels,
-            cursor=cursor_x(sight, history),
-            log=sight.log,
-            x_name=sight.axis,
-            ticks=updates(history, sight.axis),
+            cursor=viewport.cursor_x(history),
+            log=viewport.log,
+            x_name=viewport.axis,
+            ticks=updates(history, viewport.axis),
         )
 
-    def _title(self, history: StepColumns, place: int | None, width: int) -> Strip:
-        """Name, unit and every series with its figure at the last step, or the one read out; short where need be."""
-        step = {} if place is None else history.steps[place].values
+    def _title(self, history: StepColumns, index: int | None, width: int) -> Strip:
+        """Name, unit and each series with its value at the cursor or the latest step; shortened to fit."""
+        step = {} if index is None else history.steps[index].values
         values = [step.get(series.metric) for series in self.chart.series]
         unit = {"": "", "share": " %"}.get(self.chart.metric.unit, f" {self.chart.metric.unit}")
         long, middle, short = f"{self.chart.title}{unit}", f"{self.chart.id}{unit}", self.chart.id
@@ -113,13 +114,13 @@ class Plot(LineWidget, can_focus=True):
                 parts.append((" " * gap, theme.PLAIN))
                 parts.append((f"{line}{series.label} " if labelled else line, style))
                 parts.append((self.chart.figure(value, digits), theme.PLAIN))
-            parts += self._noise(step, gap, digits) if noisy and place is not None else []
+            parts += self._noise(step, gap, digits) if noisy and index is not None else []
             if theme.length(parts) <= width:
                 break
         return theme.row(parts, width)
 
     def _noise(self, values: metrics.Values, gap: int, digits: int) -> list[theme.Part]:
-        """What noise alone gives, in the colours of the lines it is to be held against; or that it is not known."""
+        """The noise floors in the colours of their lines; or that they are unknown."""
         pairs = zip(self.chart.series, theme.SERIES, strict=False)
         known = [(style, values.get(series.noise)) for series, style in pairs if series.noise]
         if not known:

@@ -1,4 +1,4 @@
-"""The Mismatch view's lists: tokens and sequences, each that several share once. Pure."""
+"""Columns of the Gap view's lists of tokens and sequences. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rltop.tui.widgets.table import Column
 
 
 def token_columns(decode: Decode, times: Times) -> tuple[Column[Token], ...]:
-    """Columns of the list of tokens; ``times`` is read as it is then."""
+    """Columns of the list of tokens; ``times`` is read at each repaint."""
 
     def gap(token: Token) -> theme.Part:
         return f"{theme.figure(token.diff)}{token_text.mark(token.diff):<3}", gap_style.style(token.diff)
 
-    def around(token: Token) -> theme.Part:
+    def in_context(token: Token) -> theme.Part:
         before = token_text.context(token.before, decode, 6)
         after = token_text.context(token.after, decode)
         return f"{times_text(times, token_key(token))}{before}»{decode(token.id)}«{after}", theme.PLAIN
@@ -32,14 +32,14 @@ def token_columns(decode: Decode, times: Times) -> tuple[Column[Token], ...]:
         Column("cached", 6, lambda t: (theme.whole(t.cached_tokens), theme.PLAIN), rank=4),
         Column("reward", 6, lambda t: (theme.figure(t.reward), theme.PLAIN), rank=5),
         Column("at", 9, lambda t: (f"{t.position}/{t.tokens}", theme.FAINT), rank=2),
-        Column("before » token « after", 26, around, right=False),
+        Column("before » token « after", 26, in_context, right=False),
     )
 
 
 def sequence_columns(decode: Decode, times: Times) -> tuple[Column[Sequence], ...]:
-    """Columns of the list of sequences; ``times`` likewise."""
+    """Columns of the list of sequences; ``times`` is read at each repaint."""
 
-    def begins(sequence: Sequence) -> theme.Part:
+    def beginning(sequence: Sequence) -> theme.Part:
         shown = (text for text, _ in token_text.marked(sequence, decode))
         text = token_text.between(decode).join(text for text, _ in zip(shown, range(40), strict=False))
         return times_text(times, sequence_key(sequence)) + text, theme.PLAIN
@@ -53,5 +53,5 @@ def sequence_columns(decode: Decode, times: Times) -> tuple[Column[Sequence], ..
         Column("cached", 6, lambda s: (theme.whole(s.cached_tokens), theme.PLAIN), rank=2),
         Column("row", 7, lambda s: (f"{s.rank}/{s.number}", theme.FAINT), rank=3),
         Column("ended", 6, lambda s: (s.finish_reason, theme.FAINT), rank=1, right=False),
-        Column("begins", 26, begins, right=False),
+        Column("begins", 26, beginning, right=False),
     )

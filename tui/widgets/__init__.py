@@ -1,1 +1,1 @@
-"""Widgets and drawing primitives. They know nothing of a run."""
+"""Widgets and drawing primitives, independent of a run."""

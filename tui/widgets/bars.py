@@ -1,4 +1,4 @@
-"""Upright bars of text, one or more cells wide: a spread, or a figure along something. Pure."""
+"""Vertical bar charts of text: a histogram, or a value by stratum."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _WHISKER = "│"
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: ``share`` of the height in [0, 1], None where there is nothing; ``label`` stands under its left edge.
+    """One bar: its height as a ``share`` in [0, 1], None for no value; ``label`` is under its left edge.
 
-    ``high``: up to where its interval goes, likewise; a thin line above the bar.
+    ``high``: upper end of its interval as a share, drawn as a thin line above the bar.
     """
 
     share: float | None
@@ -30,14 +30,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarChart:
-    """A title of parts, the most important first, and bars."""
+    """A title in parts, the most important first, and bars."""
 
     title: tuple[theme.Part, ...]
     bars: tuple[Bar, ...]
 
 
 def draw(chart: BarChart, width: int, height: int) -> list[Strip]:
-    """``height`` lines of ``width`` cells: the title, the bars, their labels. What does not fit is cut off."""
+    """``height`` lines of ``width`` cells: title, bars, labels. What does not fit is cut."""
     lines = [theme.row(chart.title, width)]
     wide = max(1, width // max(len(chart.bars), 1))
     tall = height - 2
@@ -56,7 +56,7 @@ def _cells(bar: Bar, level: int, tall: int, wide: int) -> str:
 
 
 def _cell(bar: Bar, level: int, tall: int) -> str:
-    """What a bar has at ``level``, 0 at the bottom. The smallest there is shows as a line: it is not nothing."""
+    """The cell of a bar at ``level``, 0 at the bottom. The smallest value is a line, to differ from no value."""
     if bar.share is None:
         return " "
     eighths = round(8 * tall * min(max(bar.share, 0.0), 1.0)) - 8 * level
@@ -64,11 +64,11 @@ def _cell(bar: Bar, level: int, tall: int) -> str:
 
 
 def _labels(bars: Sequence[Bar], wide: int, width: int) -> str:
-    """The axis, with as many labels on it as have room, the first ones first."""
+    """The axis with as many labels as fit, from the left."""
     axis = ["─"] * min(wide * len(bars), width)
     free = 0
-    for place, bar in enumerate(bars):
-        at = place * wide
+    for index, bar in enumerate(bars):
+        at = index * wide
         if bar.label and at >= free and at + len(bar.label) <= len(axis):
             axis[at : at + len(bar.label)] = bar.label
             free = at + len(bar.label) + 1
@@ -88,5 +88,5 @@ class Bars(LineWidget):
         self.show(draw(chart, self.size.width, self.size.height))
 
     def on_resize(self) -> None:
-        """The bars have another size."""
+        """Draw in the new size."""
         self.draw(self._chart)

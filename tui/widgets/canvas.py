@@ -1,7 +1,7 @@
-"""A braille canvas on numpy: what to draw goes in, lines of text come out. Pure; knows nothing of the screen.
+"""Plots in braille characters: numpy data to lines of text. Pure.
 
-A cell holds 2 x 4 dots and one colour. Where a line and a mark meet in a cell only the line's dots show, so nothing
-beside the data ever looks like data.
+A cell holds 2 x 4 dots and one colour. Where a line and a mark share a cell only the line's dots are shown, so nothing
+but data ever looks like data.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from rltop.tui.widgets import theme
 Floats = NDArray[np.float64]
 
 GUTTER = 8
-"""Cells left of the dots: the numbers of the value axis and the axis itself."""
+"""Cells left of the dots: the value axis with its numbers."""
 
 _BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
 _LEVEL, _MARKER, _CURSOR, _FIRST = 1, 2, 3, 4
-"""Inks; from ``_FIRST`` on the guides, then the lines."""
+"""Inks in drawing order; guides start at ``_FIRST``, lines follow."""
 _STYLES = (theme.PLAIN, theme.FAINT, theme.MARK, theme.STRONG)
 
 
 @dataclass(frozen=True)
 class CanvasLine:
-    """One series. ``x``, ``y`` [n], NaN where missing; ``linked`` [n-1]: point i and i+1 belong together."""
+    """One series. ``x``, ``y`` [n], NaN where missing; ``linked`` [n-1]: points i and i+1 are connected."""
 
     label: str
     x: Floats
@@ -42,7 +42,7 @@ class CanvasLine:
 
 @dataclass(frozen=True)
 class Marker:
-    """Something that happened at ``x``: a dotted line from top to bottom, its sign and label on the axis."""
+    """An event at ``x``: a dotted vertical line, with sign and label on the axis."""
 
     x: float
     label: str
@@ -51,11 +51,11 @@ class Marker:
 
 @dataclass(frozen=True)
 class Drawing:
-    """All there is to draw. ``lines`` are drawn in order, the last on top; ``levels`` are drawn where in range.
+    """The content of a plot. ``lines`` are drawn in order, the last on top; ``levels`` are drawn where in range.
 
-    ``guides`` are dotted lines to hold others against: they stand below all lines, and as levels set no scale and show
-    only where in range. ``ticks`` are notches of the x axis. ``x_name`` stands before the x axis, in at most
-    ``GUTTER - 1`` characters.
+    ``guides`` are dotted reference lines below all lines; like levels they do not affect the scale and are drawn only
+    where in range. ``ticks`` are notches of the x axis. ``x_name`` labels the x axis, in at most ``GUTTER - 1``
+    characters.
     """
 
     x_range: tuple[float, float]
@@ -71,7 +71,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Scale:
-    """The value axis: from ``low`` to ``high`` (of the logarithm, if ``log``), numbers at ``ticks`` (likewise)."""
+    """The value axis: from ``low`` to ``high`` (of the logarithm, if ``log``), numbers at ``ticks`` (of the same)."""
 
     low: float
     high: float
@@ -79,14 +79,14 @@ class Scale:
     log: bool = False
 
     def dots(self, values: Floats, size: int) -> NDArray[np.intp]:
-        """Dot rows of finite values, 0 at the bottom. What is off the scale stands on its edge."""
+        """Dot rows of finite values, 0 at the bottom; values off the scale are clipped to its edge."""
         if self.log:
             values = np.log10(np.maximum(values, 10.0**self.low))
         share = (np.clip(values, self.low, self.high) - self.low) / (self.high - self.low)
         return np.rint(share * (size - 1)).astype(np.intp)
 
     def label(self, tick: float) -> str:
-        """The number that stands at ``tick``, in at most ``GUTTER - 1`` characters."""
+        """The number at ``tick``, in at most ``GUTTER - 1`` characters."""
         if self.log:
             return f"1e{round(tick)}"
         decimals = max(0, -math.floor(math.log10(self.ticks[1] - self.ticks[0]) + 1e-9))
@@ -109,7 +109,7 @@ def nice_step(span: float, parts: int) -> float:
 
 
 def scale(lines: tuple[CanvasLine, ...], parts: int, *, log: bool = False) -> Scale:
-    """A value axis that holds all finite values and changes seldom: its ends are ticks, and near zero means zero."""
+    """A value axis that contains all finite values and rarely changes: it ends on ticks, and snaps to zero if near."""
     values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines] or [np.empty(0)])
     if log and (values > 0).any():
         values = np.log10(values[values > 0])
@@ -129,10 +129,10 @@ def scale(lines: tuple[CanvasLine, ...], parts: int, *, log: bool = False) -> Sc
 
 
 def page(first: float, last: float, window: float | None = None) -> tuple[float, float]:
-    """The stretch of the x axis to show: it holds still while data grow into it, then shifts or grows by a good part.
+    """The visible range of the x axis. It stays while data grow into it, then grows or shifts by a large step.
 
-    Without a window everything from ``first`` on shows, on a page of a round length; with one the last ``window``
-    show, and the page shifts by a quarter.
+    Without a window it starts at ``first`` and has a round length; with one it is the last ``window``, shifted by
+    quarters.
     """
     if window is not None and last - first > window:
         stride = window / 4
@@ -148,9 +148,9 @@ def page(first: float, last: float, window: float | None = None) -> tuple[float,
 
 @dataclass
 class Raster:
-    """Dots, bottom row first: 0 is dark, else the ink that lit it; the higher ink wins a cell.
+    """Dots, bottom row first: 0 is dark, otherwise the ink; the highest ink wins a cell.
 
-    From ink ``data`` on it is data, which nothing below shares a cell with.
+    Inks from ``data`` on are data, which share a cell with nothing else.
     """
 
     width: int
@@ -162,13 +162,13 @@ class Raster:
         self.dots = np.zeros((4 * self.height, 2 * self.width), np.uint8)
 
     def points(self, x: NDArray[np.intp], y: NDArray[np.intp], ink: int) -> None:
-        """Light dots. ``x``, ``y`` [n], within the raster."""
+        """Set dots. ``x``, ``y`` [n], within the raster."""
         self.dots[y, x] = ink
 
     def segments(
         self, x: NDArray[np.intp], y: NDArray[np.intp], linked: NDArray[np.bool_], ink: int, *, pattern: str = ""
     ) -> None:
-        """Join point i and i+1 where ``linked[i]``; ``dashed`` leaves every other pair dark, ``dotted`` odd columns."""
+        """Connect points i and i+1 where ``linked[i]``; ``dashed`` skips every other pair, ``dotted`` odd columns."""
         x0, y0, dx, dy = x[:-1][linked], y[:-1][linked], np.diff(x)[linked], np.diff(y)[linked]
         count = np.maximum(np.abs(dx), np.abs(dy)) + 1
         which = np.repeat(np.arange(count.size), count)
@@ -187,25 +187,25 @@ class Raster:
         return (shown * _BITS).sum(axis=(2, 3), dtype=np.uint8), ink
 
 
-def draw(picture: Drawing, width: int, height: int) -> list[Strip]:
+def draw(drawing: Drawing, width: int, height: int) -> list[Strip]:
     """``height`` lines of ``width`` cells: the dots, the value axis on the left, the x axis as the last line."""
-    inner, tall = width - GUTTER - _label_width(picture, width), height - 1
+    inner, tall = width - GUTTER - _label_width(drawing, width), height - 1
     if inner < 4 or tall < 1:
         return [theme.row((), width)] * height
-    lines, guides = (tuple(_cut(line, picture.x_range) for line in many) for many in (picture.lines, picture.guides))
-    picture = replace(picture, lines=lines, guides=guides)
-    axis = scale(picture.lines, max(2, tall // 3), log=picture.log)
-    raster = Raster(inner, tall, _FIRST + len(picture.guides))
-    _draw_marks(raster, picture, axis)
-    for ink, guide in enumerate(picture.guides, _FIRST):
-        _draw_guide(raster, guide, picture.x_range, axis, ink)
-    for ink, line in enumerate(picture.lines, raster.data):
-        _draw_line(raster, line, picture.x_range, axis, ink)
-    left, right = _value_axis(axis, tall), _end_labels(picture, axis, tall)
-    styles = (*_STYLES, *(line.style for line in (*picture.guides, *picture.lines)))
+    lines, guides = (tuple(_cut(line, drawing.x_range) for line in many) for many in (drawing.lines, drawing.guides))
+    drawing = replace(drawing, lines=lines, guides=guides)
+    axis = scale(drawing.lines, max(2, tall // 3), log=drawing.log)
+    raster = Raster(inner, tall, _FIRST + len(drawing.guides))
+    _draw_marks(raster, drawing, axis)
+    for ink, guide in enumerate(drawing.guides, _FIRST):
+        _draw_guide(raster, guide, drawing.x_range, axis, ink)
+    for ink, line in enumerate(drawing.lines, raster.data):
+        _draw_line(raster, line, drawing.x_range, axis, ink)
+    left, right = _value_axis(axis, tall), _end_labels(drawing, axis, tall)
+    styles = (*_STYLES, *(line.style for line in (*drawing.guides, *drawing.lines)))
     bits, inks = raster.cells()
     rows = [_strip(left[y], bits[y], inks[y], right.get(y, ("", theme.PLAIN)), styles, width) for y in range(tall)]
-    return [*rows, _x_axis(picture, inner, width)]
+    return [*rows, _x_axis(drawing, inner, width)]
 
 
 def columns(x: Floats, x_range: tuple[float, float], size: int) -> NDArray[np.intp]:
@@ -246,14 +246,14 @@ def _draw_guide(raster: Raster, line: CanvasLine, x_range: tuple[float, float], 
     raster.points(x[alone], y[alone], ink)
 
 
-def _draw_marks(raster: Raster, picture: Drawing, axis: Scale) -> None:
+def _draw_marks(raster: Raster, drawing: Drawing, axis: Scale) -> None:
     tall, wide = raster.dots.shape
-    for level in picture.levels:
+    for level in drawing.levels:
         if axis.low <= (math.log10(level) if axis.log else level) <= axis.high:
             raster.dots[axis.dots(np.array([level]), tall)[0], ::4] = _LEVEL
-    for x, ink in [*((m.x, _MARKER) for m in picture.markers), (picture.cursor, _CURSOR)]:
-        if x is not None and picture.x_range[0] <= x <= picture.x_range[1]:
-            raster.dots[:: 2 if ink == _MARKER else 1, columns(np.array([x]), picture.x_range, wide)[0]] = ink
+    for x, ink in [*((m.x, _MARKER) for m in drawing.markers), (drawing.cursor, _CURSOR)]:
+        if x is not None and drawing.x_range[0] <= x <= drawing.x_range[1]:
+            raster.dots[:: 2 if ink == _MARKER else 1, columns(np.array([x]), drawing.x_range, wide)[0]] = ink
 
 
 def _value_axis(axis: Scale, tall: int) -> list[str]:
@@ -268,22 +268,22 @@ def _ticks(axis: Scale) -> Floats:
     return np.asarray(10.0**ticks if axis.log else ticks)
 
 
-def _label_width(picture: Drawing, width: int) -> int:
-    if len(picture.lines) < 2 or width < 50:
+def _label_width(drawing: Drawing, width: int) -> int:
+    if len(drawing.lines) < 2 or width < 50:
         return 0
-    return 1 + max(len(line.label) for line in picture.lines)
+    return 1 + max(len(line.label) for line in drawing.lines)
 
 
-def _end_labels(picture: Drawing, axis: Scale, tall: int) -> dict[int, theme.Part]:
-    """Each line's name beside its last point, one to a row; a name whose row is taken moves to the next."""
+def _end_labels(drawing: Drawing, axis: Scale, tall: int) -> dict[int, theme.Part]:
+    """Each line's label beside its last point, one per row; on a taken row it moves to the nearest free one."""
     labels: dict[int, theme.Part] = {}
-    for line in reversed(picture.lines):
+    for line in reversed(drawing.lines):
         ys = line.y[np.isfinite(line.y)]
         if ys.size:
             wanted = tall - 1 - int(axis.dots(ys[-1:], 4 * tall)[0]) // 4
             free = (y for y in sorted(range(tall), key=lambda y: abs(y - wanted)) if y not in labels)
             labels[next(free, wanted)] = (f" {line.label}", line.style)
-    return labels if len(picture.lines) > 1 else {}
+    return labels if len(drawing.lines) > 1 else {}
 
 
 def _strip(
@@ -297,7 +297,7 @@ def _strip(
     parts: list[theme.Part] = [(left, theme.FAINT)]
     text = "".join(chr(0x2800 + b) if b else " " for b in bits.tolist())
     start = 0
-    # A dark cell takes the ink before it: a blank has no colour, and fewer changes of colour are fewer bytes.
+    # A blank cell takes the ink before it: it has no visible colour, and fewer colour changes are fewer bytes.
     filled = np.maximum.accumulate(np.where(inks > 0, np.arange(inks.size), 0))
     same = inks[filled]
     for end in [*(np.flatnonzero(np.diff(same)) + 1).tolist(), inks.size]:
@@ -306,38 +306,38 @@ def _strip(
     return theme.row([*parts, right], width)
 
 
-def _x_axis(picture: Drawing, inner: int, width: int) -> Strip:
-    """Numbers and markers on the line itself: ``0────10───▲pc-──20``; no number touches a marker."""
-    low, high = picture.x_range
+def _x_axis(drawing: Drawing, inner: int, width: int) -> Strip:
+    """Numbers and markers on the axis: ``0────10───▲pc-──20``; no number touches a marker."""
+    low, high = drawing.x_range
     cells: list[tuple[str, Style]] = [("─", theme.FAINT)] * inner
     step = nice_step(high - low, max(1, inner // 9))
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     ticks = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
-    marks = [(marker.x, f"{marker.sign}{marker.label}") for marker in picture.markers if low <= marker.x <= high]
-    places = _places(marks, picture.x_range, inner)
+    marks = [(marker.x, f"{marker.sign}{marker.label}") for marker in drawing.markers if low <= marker.x <= high]
+    places = _marker_cells(marks, drawing.x_range, inner)
     taken = {cell for place in places for cell in range(place.start - 1, place.stop + 1)}
-    for x in picture.ticks:
+    for x in drawing.ticks:
         if low <= x <= high:
-            _write(cells, _cells(x, "┴", picture.x_range, inner), "┴", theme.FAINT)
+            _write(cells, _cells(x, "┴", drawing.x_range, inner), "┴", theme.FAINT)
     for x in ticks.tolist():
         text = f"{x:.{decimals}f}"
-        if taken.isdisjoint(place := _cells(x, text, picture.x_range, inner)):
+        if taken.isdisjoint(place := _cells(x, text, drawing.x_range, inner)):
             _write(cells, place, text, theme.FAINT)
     for (_, text), place in zip(marks, places, strict=True):
         _write(cells, place, text, theme.MARK)
-    return theme.row([(picture.x_name.rjust(GUTTER - 1) + "└", theme.FAINT), *_runs(cells)], width)
+    return theme.row([(drawing.x_name.rjust(GUTTER - 1) + "└", theme.FAINT), *_runs(cells)], width)
 
 
 def _cells(x: float, text: str, x_range: tuple[float, float], inner: int) -> range:
-    """Where ``text`` stands that belongs to ``x``, on an axis of ``inner`` cells."""
+    """The cells of ``text`` at ``x``, on an axis of ``inner`` cells."""
     at = min(int(columns(np.array([x]), x_range, 2 * inner)[0]) // 2, max(0, inner - len(text)))
     return range(at, min(at + len(text), inner))
 
 
-def _places(marks: list[tuple[float, str]], x_range: tuple[float, float], inner: int) -> list[range]:
-    """Where the texts of markers stand: each from its cell to the next one's at most, of those in one cell the last.
+def _marker_cells(marks: list[tuple[float, str]], x_range: tuple[float, float], inner: int) -> list[range]:
+    """The cells of the markers' texts: each ends before the next marker; of several in one cell the last is shown.
 
-    The last text moves to the left as far as it needs and the one before lets it.
+    The last text moves left to fit, as far as the one before permits.
     """
     starts = [_cells(x, "▲", x_range, inner).start for x, _ in marks]
     places = [

@@ -1,7 +1,7 @@
-"""The one way anything is painted: a widget of ready-made lines that repaints only what changed.
+"""The base of all widgets: ready-made lines, of which only changed parts are repainted.
 
-Of a changed line the stretch from the first to the last changed cell is sent again (``repaint``): what changes often
-belongs side by side.
+A changed line is resent from its first to its last changed cell (``repaint``), so values that change often belong side
+by side.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rltop.tui.widgets.theme import PLAIN
 
 
 class LineWidget(Widget):
-    """Lines of text. Whoever has new ones calls ``show``."""
+    """Lines of text, replaced with ``show``."""
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - as Widget's
         super().__init__(id=id, classes=classes)
         self._rows: list[Strip] = []
 
     def show(self, rows: Sequence[Strip]) -> None:
-        """Make these the lines of the widget, from the top."""
+        """Replace the lines of the widget."""
         blank = Strip.blank(self.size.width, PLAIN)
         old, self._rows = self._rows, list(rows)
         dirty = []
@@ -38,21 +38,21 @@ class LineWidget(Widget):
             self.refresh(*dirty)
 
     def render_line(self, y: int) -> Strip:
-        """One line, as Textual asks for it."""
+        """One line, for Textual."""
         if y >= len(self._rows):
             return Strip.blank(self.size.width, PLAIN)
         return self._rows[y].adjust_cell_length(self.size.width, PLAIN)
 
 
 def set_height(widget: Widget, rows: int) -> None:
-    """Make the widget so many lines high. A new layout costs a whole repaint: only where the number is new."""
+    """Set the height if it differs: a new layout costs a whole repaint."""
     height = widget.styles.height
     if height is None or height.value != rows:
         widget.styles.height = rows
 
 
 def zoom(view: Widget, pane: Widget | None) -> None:
-    """Of all panes of a view only this one; or all again."""
+    """Show only this pane of the view, or all panes again."""
     chosen = None if view.has_class("zoomed") else pane
     view.set_class(chosen is not None, "zoomed")
     for each in view.query("*"):
@@ -60,7 +60,7 @@ def zoom(view: Widget, pane: Widget | None) -> None:
 
 
 def changed(old: Strip, new: Strip) -> tuple[int, int]:
-    """The first cell that differs, and the one after the last; equal for equal lines."""
+    """The range of cells that differ, ``start`` to ``end`` exclusive; equal for equal lines."""
     if old == new:
         return 0, 0
     before, after = _cells(old), _cells(new)

@@ -1,4 +1,4 @@
-"""What a repaint sends: of a changed line the cells that changed, not all from the left edge of its widget."""
+"""Partial repaints that send only the changed cells of a line, not all from the left edge of its widget."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from textual.screen import Screen
 
 
 class NarrowUpdate(ChopsUpdate):
-    """Textual crops a changed stretch of a line on its right side only; this one on the left too.
+    """Crops changed parts of a line on both sides; Textual crops them on the right only.
 
-    A cursor that moves over all plots then costs its own two columns instead of all that stands left of them.
+    A cursor that moves over all plots then costs its own two columns instead of everything to their left.
     """
 
     def render_segments(self, console: Console) -> str:
-        """What to write to the terminal."""
+        """The control sequences and text for the terminal."""
         written = []
         for y, first, last in self.spans:
             for end, (x, strip) in zip(self.chop_ends[y], self.chops[y].items(), strict=False):
@@ -28,18 +28,18 @@ class NarrowUpdate(ChopsUpdate):
 
 
 class NarrowCompositor(Compositor):
-    """Makes ``NarrowUpdate``."""
+    """Creates ``NarrowUpdate``."""
 
     def render_partial_update(self) -> ChopsUpdate | None:
-        """Of what is dirty; None if nothing is."""
+        """The update of all dirty regions; None if there are none."""
         update = super().render_partial_update()
         return None if update is None else NarrowUpdate(update.chops, update.spans, update.chop_ends)
 
 
 class NarrowScreen(Screen[Any]):
-    """A screen that is repainted so.
+    """A screen with narrow updates.
 
-    Textual has no public way to choose the compositor; a test holds that the screen is as after a whole repaint.
+    Textual has no public way to choose the compositor; a test checks that the screen equals that of a whole repaint.
     """
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - as Widget's

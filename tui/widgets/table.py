@@ -1,4 +1,4 @@
-"""A table of fixed-width columns: a row that did not change costs nothing, a narrow screen drops columns."""
+"""A table of fixed-width columns. Unchanged rows are not repainted; a narrow screen drops columns."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Column(Generic[T]):
 
     Attributes:
         title: its head.
-        width: cells; the last column shown takes what is left.
+        width: cells; the last visible column takes the rest.
         cell: text and style of an item's cell.
-        sort: what to sort by; None if the column does not sort. Unknown figures go last either way.
-        rank: columns of higher rank are dropped first where there is no room; rank 0 always shows.
-        right: align to the right, as figures are.
-        metrics: what the catalogue calls the figure, and others that tell more of it.
+        sort: sort key; None if the column is not sortable. Unknown values go last in either order.
+        rank: columns of higher rank are dropped first on a narrow screen; rank 0 is always shown.
+        right: align to the right, for numbers.
+        metrics: metrics of the catalogue that explain the column.
     """
 
     title: str
@@ -40,7 +40,7 @@ class Column(Generic[T]):
 
 
 def fit(columns: Sequence[Column[T]], width: int) -> list[Column[T]]:
-    """The columns that fit into ``width`` cells with a blank between them, the least important dropped first."""
+    """The columns that fit into ``width`` cells with a blank between them; the highest ranks are dropped first."""
     kept = list(columns)
     while sum(column.width + 1 for column in kept) - 1 > width:
         last = max(kept, key=lambda column: column.rank)
@@ -51,13 +51,19 @@ def fit(columns: Sequence[Column[T]], width: int) -> list[Column[T]]:
 
 
 class Table(LineWidget, Generic[T], can_focus=True):
-    """Items under a head, one line each, with a cursor that stays on its item however the order changes.
+    """Items below a header, one line each, with a cursor that stays on its item when the order changes.
 
-    In a log, newest first, the cursor on the first line stays on the first line; lines that ``opens`` can be chosen.
+    Args:
+        columns: the columns, the most important with rank 0.
+        key: identity of an item over updates.
+        empty: text of an empty table.
+        id: of the widget.
+        log: newest first; a cursor on the first line stays on the first line.
+        opens: lines can be chosen; default: unless it is a log.
     """
 
     class Chosen(Message):
-        """Enter, or a second click, on an item."""
+        """Posted on Enter, or on a second click, on an item."""
 
         def __init__(self, table: Table[Any], item: Any) -> None:
             super().__init__()
@@ -81,7 +87,7 @@ class Table(LineWidget, Generic[T], can_focus=True):
         self._empty = empty
         self._log = log
         self._opens = not log if opens is None else opens
-        self._at: str | None = None
+        self._cursor_key: str | None = None
         self._top = 0
         self._sorted: Column[T] | None = None
         self._reverse = False
@@ -89,106 +95,106 @@ class Table(LineWidget, Generic[T], can_focus=True):
     @property
     def selected(self) -> T | None:
         """The item under the cursor."""
-        return self.items[self._place()] if self.items else None
+        return self.items[self._index()] if self.items else None
 
     def set_columns(self, columns: Sequence[Column[T]]) -> None:
-        """Other columns, as many; the order stays that of arrival."""
+        """Replace the columns by as many others; the sort order is reset."""
         self._columns, self._sorted = columns, None
         self.paint()
 
     def set_items(self, items: Sequence[T]) -> None:
-        """Show these items; the cursor stays on its item, or goes to the first."""
-        before = self._place() if self._log and self._at is not None else None
+        """Replace the items; the cursor stays on its item, or moves to the first."""
+        before = self._index() if self._log and self._cursor_key is not None else None
         self.items = self._in_order(items)
         if before is not None:
-            self._top += self._place() - before  # who reads a log keeps the lines in sight while new ones come
-        if self._at is None and self.items:
+            self._top += self._index() - before  # the visible lines of a log stay while new ones arrive
+        if self._cursor_key is None and self.items:
             self._hold(0)
         self.paint()
 
     def move(self, by: int) -> None:
-        """Move the cursor by so many items, within the table."""
+        """Move the cursor by ``by`` items, clamped to the table."""
         if self.items:
-            place = min(max(self._place() + by, 0), len(self.items) - 1)
-            self._hold(place)
+            index = min(max(self._index() + by, 0), len(self.items) - 1)
+            self._hold(index)
             self.paint()
 
     def turn_to(self, item: T | None) -> None:
-        """Put the cursor on the item, and that at the top; None: back to the first."""
-        place = 0 if item is None else self.items.index(item)
+        """Scroll so that the item is at the top, with the cursor; None: the first item."""
+        index = 0 if item is None else self.items.index(item)
         if self.items:
-            self._top = place
-            self._hold(place)
+            self._top = index
+            self._hold(index)
             self.paint()
 
     def sort_next(self) -> None:
-        """Sort by the next column that sorts; after the last, in the order of arrival. Its head says so."""
+        """Sort by the next sortable column; after the last, by arrival. The header marks it."""
         choices = [None, *(column for column in self._columns if column.sort)]
         self._sorted = choices[(choices.index(self._sorted) + 1) % len(choices)]
         self.set_items(self.items)
 
     def sort_reverse(self) -> None:
-        """Turn the order round."""
+        """Reverse the order."""
         self._reverse = not self._reverse
         self.set_items(self.items)
 
     def explained(self) -> list[Column[T]]:
-        """Columns whose figures the catalogue knows, the one that is sorted by first."""
+        """Columns that the metric catalogue explains, the sort column first."""
         known = [column for column in self._columns if column.metrics]
         return sorted(known, key=lambda column: column is not self._sorted)
 
     def paint(self) -> None:
-        """Make the lines that are in sight."""
+        """Draw the visible lines."""
         width, body = self.size.width, max(self.size.height - 1, 0)
-        self._top = min(max(self._top, self._place() - body + 1), self._place(), max(len(self.items) - body, 0))
+        self._top = min(max(self._top, self._index() - body + 1), self._index(), max(len(self.items) - body, 0))
         columns = fit(self._columns, width)
         lines = [self._head(columns, width)]
-        place = self._place() if self.has_focus else -1
+        cursor = self._index() if self.has_focus else -1
         shown = enumerate(self.items[self._top : self._top + body], self._top)
-        lines += [self._line(columns, item, width, at=i == place) for i, item in shown]
+        lines += [self._line(columns, item, width, at=i == cursor) for i, item in shown]
         if not self.items:
             lines.append(theme.row([(self._empty, theme.FAINT)], width))
         self.show(lines)
 
     def on_resize(self) -> None:
-        """Other columns may fit now."""
+        """Fit the columns to the new size."""
         self.paint()
 
     def on_focus(self) -> None:
-        """The cursor shows."""
+        """Show the cursor."""
         self.paint()
 
     def on_blur(self) -> None:
-        """The cursor hides."""
+        """Hide the cursor."""
         self.paint()
 
     def on_click(self, event: Any) -> None:
-        """Put the cursor there; on the item under the cursor: choose it."""
-        place = self._top + event.y - 1
-        if event.y > 0 and place < len(self.items):
-            if place == self._place() and self.has_focus:
+        """Move the cursor to the line; choose the item if the cursor was on it."""
+        index = self._top + event.y - 1
+        if event.y > 0 and index < len(self.items):
+            if index == self._index() and self.has_focus:
                 self.choose()
-            self.move(place - self._place())
+            self.move(index - self._index())
 
     def choose(self) -> None:
-        """Tell who listens that the item under the cursor was chosen."""
+        """Post ``Chosen`` for the item under the cursor."""
         if self._opens and self.selected is not None:
             self.post_message(self.Chosen(self, self.selected))
 
-    def _hold(self, place: int) -> None:
-        self._at = None if self._log and place == 0 else self._key(self.items[place])
+    def _hold(self, index: int) -> None:
+        self._cursor_key = None if self._log and index == 0 else self._key(self.items[index])
 
-    def _place(self) -> int:
-        if self._at is None:
+    def _index(self) -> int:
+        if self._cursor_key is None:
             return 0
-        return next((i for i, item in enumerate(self.items) if self._key(item) == self._at), 0)
+        return next((i for i, item in enumerate(self.items) if self._key(item) == self._cursor_key), 0)
 
     def _in_order(self, items: Sequence[T]) -> list[T]:
         if self._sorted is None or self._sorted.sort is None:
             return list(reversed(items)) if self._reverse else list(items)
-        by = self._sorted.sort
-        known = sorted((item for item in items if by(item) is not None), key=by, reverse=self._reverse)
-        return known + [item for item in items if by(item) is None]
+        key = self._sorted.sort
+        known = sorted((item for item in items if key(item) is not None), key=key, reverse=self._reverse)
+        return known + [item for item in items if key(item) is None]
 
     def _head(self, columns: Sequence[Column[T]], width: int) -> Strip:
         titles = []
@@ -198,8 +204,9 @@ class Table(LineWidget, Generic[T], can_focus=True):
         head = self._cells(columns, titles, width, theme.HEAD)
         if len(self.items) <= self.size.height - 1:
             return head
-        where = f" {self._place() + 1}/{len(self.items)}"
-        return Strip.join([head.crop(0, max(width - len(where), 0)), theme.row([(where, theme.HEAD)], len(where))])
+        position = f" {self._index() + 1}/{len(self.items)}"
+        head = head.crop(0, max(width - len(position), 0))
+        return Strip.join([head, theme.row([(position, theme.HEAD)], len(position))])
 
     def _line(self, columns: Sequence[Column[T]], item: T, width: int, *, at: bool) -> Strip:
         cells = [column.cell(item) for column in columns]

@@ -1,4 +1,4 @@
-"""The terminal's link: is it keeping up, and how often to paint on it."""
+"""The connection to the terminal: its backlog, and the repaint rate it sustains."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import threading
 from typing import Any
 
 MAX_BACKLOG = 1
-"""Writes that may wait before painting stops. Textual queues 30 and then blocks its own event loop."""
+"""Queued writes above which painting stops. Textual queues 30 and then blocks its own event loop."""
 
 SLOWEST_HZ = 0.5
 
 
 def backlog(app: Any) -> int:
-    """Writes that wait for the terminal to take them; 0 where there is no terminal, or Textual keeps them elsewhere.
+    """Number of writes queued for the terminal; 0 without a terminal, or if Textual stores them elsewhere.
 
-    Textual offers no public way to ask; this is the only place that reads its driver's queue, and a test holds it.
+    Textual has no public interface for this; only this function reads its driver's queue, and a test covers it.
     """
     writer = getattr(getattr(app, "_driver", None), "_writer_thread", None)
     queue = getattr(writer, "_queue", None)
@@ -24,23 +24,23 @@ def backlog(app: Any) -> int:
 
 
 def send(app: Any, sequence: str) -> None:
-    """Write a control sequence to the terminal between two paintings; nothing where there is none."""
+    """Write a control sequence to the terminal between two repaints; does nothing without a terminal."""
     driver = getattr(app, "_driver", None)
     if driver is not None and not app.is_headless:
         driver.write(sequence)
 
 
 def end_with_terminal(fd: int) -> None:
-    """End this process, with exit code 1, once the terminal behind ``fd`` is gone for good.
+    """End this process with exit code 1 once the terminal behind ``fd`` has closed.
 
-    Its session is told by a signal, but nohup and setsid keep that from a viewer, and Textual then turns round in vain
-    or waits for ever for a write to end. So a thread of its own waits, and asks nobody: there is no screen to restore,
-    and a viewer holds nothing.
+    The session gets a signal then, but nohup and setsid keep it from the process, and Textual would spin or block on a
+    write forever. A separate thread waits and ends the process at once: there is no screen to restore and no state to
+    save.
     """
 
     def wait() -> None:
         poll = select.poll()
-        poll.register(fd, 0)  # hang-up, error and closed are told without being asked for
+        poll.register(fd, 0)  # hang-up, error and close are always reported
         poll.poll()
         os._exit(1)
 
@@ -50,8 +50,8 @@ def end_with_terminal(fd: int) -> None:
 class RepaintPacer:
     """Decides at each tick whether to paint. Pure: time is an argument.
 
-    While the link is behind, the wait between paints doubles, down to ``SLOWEST_HZ``; each painted tick without a
-    backlog halves it again, back to the rate asked for.
+    While the terminal is behind, the interval doubles up to that of ``SLOWEST_HZ``; each painted tick without a backlog
+    halves it, down to the requested rate.
     """
 
     def __init__(self, hz: float) -> None:
@@ -61,20 +61,20 @@ class RepaintPacer:
 
     @property
     def slow(self) -> bool:
-        """The link is or was just behind."""
+        """The terminal is behind, or was until recently."""
         return self.wait_s > 0
 
     @property
     def painting_hz(self) -> float:
-        """How often it paints now."""
+        """The current rate."""
         return 1 / self.wait_s if self.slow else self.hz
 
     def tick(self, now: float, waiting: int) -> bool:
-        """May this tick paint, with so many writes ``waiting``?"""
+        """Whether to paint now, with ``waiting`` queued writes."""
         if waiting > MAX_BACKLOG:
             self.wait_s = min(max(2 * self.wait_s, 2 / self.hz), 1 / SLOWEST_HZ)
             return False
-        # Half a tick of grace: timers are late, and a tick just missed would halve the rate.
+        # Half a tick of tolerance: timers are late, and a tick missed by a little would halve the rate.
         if now - self._last + 0.5 / self.hz < self.wait_s:
             return False
         self._last = now

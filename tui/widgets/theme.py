@@ -1,7 +1,7 @@
-"""How facts look: the palette, the signs that stand beside every colour, numbers in few characters, rows of text.
+"""Appearance: palette, signs that accompany every colour, short number formats, rows of text.
 
-Colours are 256-colour numbers in the order of Okabe and Ito, told apart by people who see red and green alike, on dark
-and light backgrounds; the background is the terminal's own. Each costs 11 bytes on the wire, a true colour 19.
+Colours are 256-colour approximations of the Okabe-Ito palette, safe for colour-blind readers on dark and light
+backgrounds; the background is the terminal's own. Each costs 11 bytes on the wire, a true colour 19.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BAD = Style(color="color(202)", bold=True)
 MARK = Style(color="color(175)")
 ALARM = Style(reverse=True, bold=True)
 SERIES = (Style(color="color(74)"), Style(color="color(214)"), Style(color="color(36)"))
-"""First, second and third line of a plot."""
+"""Lines of a plot, in order."""
 
 SEVERITY = {"info": ("·", PLAIN), "warn": ("▲", WARN), "error": ("✖", BAD)}
 """Sign and style of an event, by severity."""
@@ -42,15 +42,15 @@ OUTCOME = {
 """Sign and style of a flag change, by state."""
 
 UNKNOWN = "-"
-"""Stands for a figure that is not known. Never 0, never blank."""
+"""Text of an unknown value. Never 0, never blank."""
 
 Part = tuple[str, Style]
 
 
 def clean(text: str, width: int) -> str:
-    """``text`` in exactly ``width`` cells: cut with an ellipsis or padded; what a terminal would act on becomes '?'.
+    """``text`` in exactly ``width`` cells: cut with an ellipsis or padded; control characters become '?'.
 
-    Names and reasons come from other machines: an escape sequence in one must not reach the terminal.
+    Names and reasons come from other machines: an escape sequence in them must not reach the terminal.
     """
     if not text.isprintable():
         text = "".join(c if c.isprintable() else "?" for c in text)
@@ -60,7 +60,7 @@ def clean(text: str, width: int) -> str:
 
 
 def row(parts: Iterable[Part], width: int) -> Strip:
-    """One line of ``width`` cells; the last parts fall off where there is no room."""
+    """One line of ``width`` cells; parts that do not fit are cut."""
     segments, used = [], 0
     for text, style in parts:
         if used >= width:
@@ -100,7 +100,7 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of one as a percentage: 4.2%, 100%."""
+    """A share in [0, 1] as a percentage: 4.2%, 100%."""
     if share is None or not math.isfinite(share):
         return UNKNOWN
     return f"{100 * share:.{0 if share >= 0.0995 else 1}f}%"
@@ -112,7 +112,7 @@ def whole(value: int | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A span of time in at most 4 characters: 8s, 12m, 3.5h, 4d."""
+    """A duration in at most 4 characters: 8s, 12m, 3.5h, 4d."""
     if seconds < 100:
         return f"{max(seconds, 0):.0f}s"
     if seconds < 6000:
@@ -123,7 +123,7 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Time left, to the second while that matters: 0:07, 9:32, 1:02h, 3d."""
+    """Time left, with seconds below one hour: 0:07, 9:32, 1:02h, 3d."""
     left = max(round(seconds), 0)
     if left < 3600:
         return f"{left // 60}:{left % 60:02d}"

@@ -1,4 +1,4 @@
-"""The trainer's side of the demo's engines: tickets out, groups in, weights out."""
+"""The trainer's connection to the demo's engines: sends tickets and weights, receives groups."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rltop.backend.demo import messages
 from rltop.backend.demo.jobs import GROUPS
 
 SETTLE_S = 30.0
-"""How long the last weights may take to arrive everywhere before the trainer ends without knowing."""
+"""How long the trainer waits at the end for engines to load the last weights."""
 
 
 class EnginePool:
-    """Talks to all engines from the trainer's one thread.
+    """All engines of the run. One thread.
 
     Args:
         socket: endpoint to bind.
-        engines: ids of the engines that will come.
+        engines: ids of the expected engines.
         weights: directory where weights are published.
         on_ready: called when an engine has booted.
     """
@@ -43,25 +43,25 @@ class EnginePool:
     def wait_ready(self) -> None:
         """Block until every engine has booted."""
         while self._ready != set(self._engines):
-            self._hear(None)
+            self._receive(None)
 
     def grant(self, step: int) -> None:
-        """Hand out the tickets of ``step``, in turn over the engines."""
+        """Send out the tickets of ``step``, round-robin over the engines."""
         tickets = range(step * GROUPS, (step + 1) * GROUPS)
         for index, engine in enumerate(self._engines):
-            self._say(engine, messages.Grant(list(tickets[index :: len(self._engines)])))
+            self._send(engine, messages.Grant(list(tickets[index :: len(self._engines)])))
 
     def collect(self, step: int, last: int) -> list[messages.Group]:
-        """Block until all groups of the steps from ``step`` to ``last`` are there; ``step``'s, by their tickets."""
+        """Block until all groups of steps ``step`` to ``last`` have arrived; returns those of ``step`` by ticket."""
         while not all(ticket in self._groups for ticket in range(step * GROUPS, (last + 1) * GROUPS)):
-            self._hear(None)
+            self._receive(None)
         return [self._groups.pop(ticket) for ticket in range(step * GROUPS, (step + 1) * GROUPS)]
 
     def publish(self, version: int, weights: dict[str, Tensor], steps: Iterable[int]) -> None:
-        """Have every engine load ``weights`` as ``version``, and hand out the tickets of ``steps`` just before.
+        """Send the tickets of ``steps``, then have every engine load ``weights`` as ``version``.
 
-        Tickets and weights leave together, so that the update meets the new requests in flight. Returns at once; the
-        weights' file goes when all engines have it.
+        Both are sent together, so that the update meets the new requests in flight. Does not wait; the weights file is
+        deleted when all engines have loaded it.
         """
         path = self._path(version)
         save_file(weights, path)
@@ -69,29 +69,29 @@ class EnginePool:
         for step in steps:
             self.grant(step)
         for engine in self._engines:
-            self._say(engine, messages.Update(version, str(path)))
+            self._send(engine, messages.Update(version, str(path)))
 
     def settle(self) -> None:
-        """Wait, for a bounded time, until every engine has what was published."""
-        while self._loading and self._hear(SETTLE_S):
+        """Wait, for a bounded time, until every engine has loaded the published weights."""
+        while self._loading and self._receive(SETTLE_S):
             pass
 
     def take_updates(self) -> list[messages.Updated]:
-        """The updates that engines have reported since the last call."""
-        while self._hear(0.0):
+        """The updates that engines reported since the last call."""
+        while self._receive(0.0):
             pass
         taken, self.updates = self.updates, []
         return taken
 
     def close(self) -> None:
-        """Leave the engines."""
+        """Close the socket."""
         self._context.destroy(linger=0)
 
-    def _say(self, engine: str, message: messages.ToEngine) -> None:
+    def _send(self, engine: str, message: messages.ToEngine) -> None:
         self._socket.send_multipart([engine.encode(), messages.encode(message)])
 
-    def _hear(self, timeout_s: float | None) -> bool:
-        """Take in one message; False if none came in time (None: wait for one)."""
+    def _receive(self, timeout_s: float | None) -> bool:
+        """Process one message; False if none arrived in time (None: wait for one)."""
         if not self._socket.poll(None if timeout_s is None else int(timeout_s * 1000)):
             return False
         message = messages.to_trainer.decode(self._socket.recv_multipart()[1])

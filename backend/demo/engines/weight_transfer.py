@@ -1,11 +1,11 @@
-"""The worker's half of the demo's weight updates: a backend for vLLM's weight-transfer API that reads a file.
+"""A backend for vLLM's weight-transfer API that reads a file; it runs in the engine's workers.
 
-vLLM 0.26 and 0.32 have backends for GPUs only, but the name of a backend is free and the registry is public. This one
-reads a safetensors file, normally in /dev/shm, and serves CPUs as well. Importing the module registers it; vLLM imports
-it in every worker because ``worker_extension_cls`` names ``WorkerExtension``.
+vLLM 0.26 and 0.32 have backends for GPUs only, but their registry is public. This one reads a safetensors file,
+normally in /dev/shm, and works on CPUs too. Importing the module registers it; vLLM imports it in every worker because
+``worker_extension_cls`` names ``WorkerExtension``.
 
-On the CPU a loaded linear layer is packed for oneDNN and its ``weight`` is left empty, so new weights must go through
-vLLM's layerwise reload, which unpacks, loads and packs again.
+On the CPU a linear layer is packed for oneDNN and its ``weight`` is emptied, so new weights must go through vLLM's
+layerwise reload, which unpacks, loads and packs the layer.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ BACKEND = "rltop_file"
 
 @dataclass
 class FileInit(WeightTransferInitInfo):  # type: ignore[misc] # vLLM's base has no types here
-    """Nothing to agree on beforehand."""
+    """No parameters."""
 
 
 @dataclass
 class FileUpdate(WeightTransferUpdateInfo):  # type: ignore[misc] # vLLM's base has no types here
-    """``path``: a safetensors file with the whole model, under the names of its checkpoint; empty: all stays as it is.
+    """An update.
 
-    ``version``: what it is, for whoever watches the calls of a vLLM that keeps no label itself.
+    Attributes:
+        path: a safetensors file with the whole model under its checkpoint names; empty: nothing is loaded.
+        version: version of the weights, for collectors of a vLLM that has no label itself.
     """
 
     path: str = ""
@@ -46,7 +48,7 @@ class FileUpdate(WeightTransferUpdateInfo):  # type: ignore[misc] # vLLM's base 
 
 
 class FileWeightTransfer(WeightTransferEngine):  # type: ignore[misc] # vLLM's base has no types here
-    """Loads whole checkpoints from a file between two steps of a paused engine."""
+    """Loads whole checkpoints from a file while the engine is paused."""
 
     init_info_cls = FileInit
     update_info_cls = FileUpdate
@@ -55,10 +57,10 @@ class FileWeightTransfer(WeightTransferEngine):  # type: ignore[misc] # vLLM's b
         """Nothing to prepare."""
 
     def start_weight_update(self) -> None:
-        """Nothing: ``receive_weights`` has all of an update in hand."""
+        """Nothing to do: ``receive_weights`` has the whole update."""
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Load the file. Overridden because the base synchronises an accelerator also where none is."""
+        """Load the file. Overridden because the base class synchronises an accelerator even if there is none."""
         self.receive_weights(self.parse_update_info(update_info))
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
@@ -74,19 +76,19 @@ class FileWeightTransfer(WeightTransferEngine):  # type: ignore[misc] # vLLM's b
             _pack_tied_head(self.model)
 
     def finish_weight_update(self) -> None:
-        """Nothing, as at the start."""
+        """Nothing to do."""
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     @staticmethod
     def trainer_send_weights(iterator: Iterator[tuple[str, torch.Tensor]], trainer_args: dict[str, str]) -> None:
-        """Write the file ``trainer_args["path"]``: the trainer's half, which vLLM 0.26 wants a backend to have."""
+        """Write the file ``trainer_args["path"]``: the trainer's side, which vLLM 0.26 requires of a backend."""
         save_file(dict(iterator), trainer_args["path"])
 
 
 def _pack_tied_head(model: Any) -> None:
-    """Pack a head that shares the embedding's weight: layerwise reload (0.32) forgets it and keeps the old head."""
+    """Pack a head that shares the embedding's weight: layerwise reload (0.32) skips it and keeps the old head."""
     if not getattr(model.config, "tie_word_embeddings", False):
         return
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
@@ -95,19 +97,19 @@ def _pack_tied_head(model: Any) -> None:
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker by ``worker_extension_cls``; importing its module registered the backend."""
+    """Mixed into vLLM's worker by ``worker_extension_cls``."""
 
     model_runner: Any
 
     def rltop_demo_slow_down(self, seconds: float) -> None:
-        """Have every pass of the model take so much longer, as beside a neighbour that takes the machine's time."""
+        """Delay every forward pass by ``seconds``, as on a contended machine."""
         execute = self.model_runner.execute_model
 
-        def slowly(*arguments: Any, **named: Any) -> Any:
+        def delayed(*args: Any, **kwargs: Any) -> Any:
             time.sleep(seconds)
-            return execute(*arguments, **named)
+            return execute(*args, **kwargs)
 
-        self.model_runner.execute_model = slowly
+        self.model_runner.execute_model = delayed
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransfer)

@@ -1,8 +1,8 @@
-"""How the demo moves a vLLM engine to new weights, and which version sampled which token, on the vLLM that is there.
+"""Weight updates of a vLLM engine, and the version that sampled each token, for vLLM with and without versions.
 
-vLLM 0.32 puts a label on an engine's weights and tells of every token the label it was sampled under. vLLM 0.26 has the
-same weight-transfer API without a label: there each update names its version beside its file, where whoever watches the
-calls can read it, and ``VersionMarks`` keeps what every request had when an update came.
+vLLM 0.32 has a version label and reports per token which version sampled it. vLLM 0.26 has the same weight-transfer API
+without the label: an update then carries its version beside its file, where a collector can read it, and
+``TokenVersions`` tracks the tokens of every request at each update.
 """
 
 from __future__ import annotations
@@ -12,58 +12,47 @@ from typing import Any, Protocol
 
 
 class EngineWeights(Protocol):
-    """Of one engine. To be called while it is paused, or before it has taken work."""
-
-    async def begin(self) -> None:
-        """Say that the weights it was started with are version 0."""
+    """The weights of one engine. Call only while it is paused or has no requests yet."""
 
     async def load(self, path: str, version: int) -> None:
         """Load ``path``, a safetensors file, as ``version``."""
 
-    async def claim(self, version: int) -> None:
-        """Say that this is ``version`` and load nothing."""
+    async def set_version(self, version: int) -> None:
+        """Set the version without loading weights."""
 
 
 def weights_of(engine: Any) -> EngineWeights:
-    """By what ``engine``, an ``AsyncLLM``, has."""
+    """For ``engine``, an ``AsyncLLM``, by the API that it has."""
     return Labelled(engine) if hasattr(engine, "update_weight_version") else Unlabelled(engine)
 
 
 class Labelled:
-    """vLLM that labels its weights (0.32)."""
+    """vLLM with a version label (0.32)."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-
-    async def begin(self) -> None:
-        """As ``EngineWeights``."""
-        await self.claim(0)
 
     async def load(self, path: str, version: int) -> None:
         """As ``EngineWeights``."""
         await _transfer(self._engine, {"path": path}, str(version))
 
-    async def claim(self, version: int) -> None:
+    async def set_version(self, version: int) -> None:
         """As ``EngineWeights``."""
         await self._engine.update_weight_version(str(version))
 
 
 class Unlabelled:
-    """vLLM without labels (0.26): a version is known by the update that brought it, also the first."""
+    """vLLM without a label (0.26): every version is set by an update, also the first."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-
-    async def begin(self) -> None:
-        """As ``EngineWeights``."""
-        await self.claim(0)
 
     async def load(self, path: str, version: int) -> None:
         """As ``EngineWeights``."""
         await _transfer(self._engine, {"path": path, "version": version})
 
-    async def claim(self, version: int) -> None:
-        """An update that brings nothing."""
+    async def set_version(self, version: int) -> None:
+        """Send an update without a file."""
         await _transfer(self._engine, {"version": version})
 
 
@@ -75,29 +64,29 @@ async def _transfer(engine: Any, info: dict[str, Any], *label: str) -> None:
     await engine.finish_weight_update(*label)
 
 
-class VersionMarks:
-    """Which version sampled which token, as far as the one who makes the updates can tell.
+class TokenVersions:
+    """The version that sampled each token, tracked by the client that sends the updates.
 
-    An update pauses the engine between two steps and lets go what was sampled, so that what a request has before the
-    engine resumes is of older weights, and what it gets then is of the new ones.
+    An update pauses the engine between two steps and delivers the sampled tokens, so a request's tokens before the
+    engine resumes are of older weights, and those after it of the new ones.
     """
 
     def __init__(self) -> None:
         self._version = 0
         self._starts: dict[str, list[tuple[int, int]]] = {}
 
-    def open(self, request: str) -> None:
-        """A request begins."""
+    def start(self, request: str) -> None:
+        """A request starts."""
         self._starts[request] = [(0, self._version)]
 
-    def move(self, version: int, sizes: Mapping[str, int]) -> None:
-        """The weights are of ``version`` now; ``sizes`` has the tokens of each open request."""
+    def update(self, version: int, sizes: Mapping[str, int]) -> None:
+        """The weights are now ``version``; ``sizes`` has the token count of each open request."""
         self._version = version
         for request, size in sizes.items():
             self._starts[request].append((size, version))
 
-    def close(self, request: str, size: int) -> list[int]:
-        """The version of each of the ``size`` tokens that the request ended with."""
+    def finish(self, request: str, size: int) -> list[int]:
+        """The version of each of a finished request's ``size`` tokens."""
         starts = self._starts.pop(request)
         ends = [start for start, _ in starts[1:]] + [size]
         return [version for (start, version), end in zip(starts, ends, strict=True) for _ in range(start, end)]

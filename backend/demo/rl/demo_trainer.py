@@ -1,7 +1,7 @@
-"""The demo's trainer: GRPO on the sorting task, in a process of its own, watched by rltop as any trainer would be.
+"""The demo's trainer: GRPO on the sorting task, in a process of its own, with an ordinary ``TrainerCollector``.
 
-``python -m rltop.backend.demo.rl.demo_trainer JOB`` with ``JOB`` a JSON ``TrainerJob``. Prints one JSON ``Progress`` a
-line.
+``python -m rltop.backend.demo.rl.demo_trainer JOB`` with ``JOB`` a JSON ``TrainerJob``. Prints one JSON ``Progress``
+per line.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from rltop.collectors.contract.digests import weight_digests
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What a step trains on: ``[batch, time]`` tensors beside the batch; ``rewards`` and ``advantages`` ``[batch]``."""
+    """The rollouts of one step; per token ``[batch, time]``, ``rewards`` and ``advantages`` ``[batch]``."""
 
     prompts: list[Tensor]
     batch: policy.PaddedAnswers
@@ -52,7 +52,7 @@ class TrainingBatch:
 
 
 def gather(groups: list[messages.Group]) -> TrainingBatch:
-    """Stack the samples of all groups and reckon rewards and advantages."""
+    """Stack the samples of all groups and compute rewards and advantages."""
     prompts = [group.prompt for group in groups for _ in group.samples]
     samples = [sample for group in groups for sample in group.samples]
     rewards = torch.tensor(
@@ -69,7 +69,7 @@ def gather(groups: list[messages.Group]) -> TrainingBatch:
 
 
 def spanning_share(rollouts: TrainingBatch) -> float:
-    """Share of the sequences whose tokens are of more than one version."""
+    """Share of the sequences with tokens of more than one version."""
     real = rollouts.batch.mask > 0
     newest = rollouts.versions.masked_fill(~real, -1).amax(1)
     oldest = rollouts.versions.masked_fill(~real, torch.iinfo(torch.long).max).amin(1)
@@ -77,36 +77,36 @@ def spanning_share(rollouts: TrainingBatch) -> float:
 
 
 def pick_matched(seed: int, step: int, size: int, batch: int) -> Tensor:
-    """The rows whose ``old_logprobs`` are recomputed: ``size`` of ``batch``, a function of seed and step."""
+    """The rows whose ``old_logprobs`` are recomputed: ``size`` of ``batch``, determined by seed and step."""
     rng = random.Random(f"matched/{seed}/{step}")  # noqa: S311 - a sample, not a secret
     return torch.tensor(sorted(rng.sample(range(batch), min(size, batch))), dtype=torch.long)
 
 
-def granted(step: int, fault: Fault, steps: int) -> range:
-    """The steps, of ``steps``, whose tickets go out when ``step`` is done: ``AHEAD`` before them, and in bursts."""
+def steps_to_grant(step: int, fault: Fault, steps: int) -> range:
+    """The steps, of ``steps``, whose tickets go out when ``step`` is done: ``AHEAD`` steps ahead, and in bursts."""
     first, burst = step + AHEAD, fault.during(step).burst
     return range(first, min(first + burst, steps)) if (step - fault.at) % burst == 0 else range(0)
 
 
-def sampled_with(step: int, fault: Fault, steps: int) -> int:
-    """The last of the steps that are sampled before ``step`` is trained on: itself, or the last of its burst."""
-    place = step - (fault.at + AHEAD)  # bursts begin there
-    return min(step + fault.burst - 1 - place % fault.burst, steps - 1) if place >= 0 else step
+def last_sampled(step: int, fault: Fault, steps: int) -> int:
+    """The last step that is sampled before ``step`` is trained on: itself, or the last of its burst."""
+    offset = step - (fault.at + AHEAD)  # from the start of the first burst
+    return min(step + fault.burst - 1 - offset % fault.burst, steps - 1) if offset >= 0 else step
 
 
-def recorded(rollouts: TrainingBatch, fault: Fault) -> Tensor:
-    """The trainer's copy of the logprobs that engines recorded, as ``fault`` leaves it."""
+def rollout_logprobs(rollouts: TrainingBatch, fault: Fault) -> Tensor:
+    """The trainer's copy of the rollout logprobs, with the fault applied."""
     copy, mask = rollouts.logprobs, rollouts.batch.mask
     if fault.shift:
         copy = torch.nn.functional.pad(copy, (fault.shift, 0))[:, : copy.shape[1]] * mask
-    if fault.padded:
-        to_end = mask.flip(1).cumsum(1).flip(1)  # of the real tokens: n, n - 1, ..., 1
-        copy = copy.masked_fill(to_end <= fault.padded, 0.0)
+    if fault.zeroed:
+        to_end = mask.flip(1).cumsum(1).flip(1)  # of real tokens: n, n - 1, ..., 1
+        copy = copy.masked_fill(to_end <= fault.zeroed, 0.0)
     return copy
 
 
 class DemoTrainer:
-    """One optimizer step per batch of rollouts; weights go out after every step."""
+    """Trains one optimizer step per batch of rollouts and publishes the weights after every step."""
 
     def __init__(self, job: TrainerJob) -> None:
         self._job = job
@@ -121,18 +121,18 @@ class DemoTrainer:
             run=job.run, rank=0, world_size=1, facts={"model": job.model, **computed} if job.facts else None
         )
         self._fleet = EnginePool(
-            job.socket, job.engines, Path(job.weights), lambda ready: say(EngineUp(ready.engine, ready.boot_s))
+            job.socket, job.engines, Path(job.weights), lambda ready: report(EngineUp(ready.engine, ready.boot_s))
         )
 
     def run(self) -> None:
-        """Train all steps, then wait until the engines have the last weights."""
+        """Train all steps, then wait until the engines have loaded the last weights."""
         self._fleet.wait_ready()
         for before in range(-AHEAD, 0):
-            for step in self._granted(before):
+            for step in self._steps_to_grant(before):
                 self._fleet.grant(step)
         for step in range(self._job.steps):
             began = time.perf_counter()
-            rollouts = gather(self._fleet.collect(step, sampled_with(step, self._job.fault, self._job.steps)))
+            rollouts = gather(self._fleet.collect(step, last_sampled(step, self._job.fault, self._job.steps)))
             waited = time.perf_counter()
             grad_norm = self._train(step, rollouts)
             trained = time.perf_counter()
@@ -143,24 +143,24 @@ class DemoTrainer:
                 "train_s": trained - waited,
                 **self._update_metrics(),
             }
-            digests = weight_digests(self._model.state_dict())  # some 20 ms at this size
+            digests = weight_digests(self._model.state_dict())  # about 20 ms at this size
             self._collector.step(step, policy_version=step + 1, metrics=metrics, weight_digests=digests)
-            self._fleet.publish(step + 1, self._update(step), self._granted(step))
-            say(StepDone(step, {**metrics, "step_s": time.perf_counter() - began}))
+            self._fleet.publish(step + 1, self._update(step), self._steps_to_grant(step))
+            report(StepDone(step, {**metrics, "step_s": time.perf_counter() - began}))
         self._fleet.settle()
 
     def close(self) -> None:
-        """Say goodbye to the hub and leave the engines."""
+        """Disconnect from the hub and the engines."""
         self._collector.close()
         self._fleet.close()
 
-    def _granted(self, step: int) -> range:
-        """The steps whose tickets go out when ``step`` is done (the negative ones are done at the start)."""
-        return granted(step, self._job.fault, self._job.steps)
+    def _steps_to_grant(self, step: int) -> range:
+        """The steps whose tickets go out when ``step`` is done (negative steps: at the start)."""
+        return steps_to_grant(step, self._job.fault, self._job.steps)
 
     def _update(self, step: int) -> dict[str, Tensor]:
-        """What goes out when ``step`` is done."""
-        weights, missing = self._snapshots.take(step + 1), self._job.fault.during(step).keeps_back
+        """The weights to publish when ``step`` is done."""
+        weights, missing = self._snapshots.take(step + 1), self._job.fault.during(step).withheld
         return {name: value for name, value in weights.items() if name not in missing}
 
     def _train(self, step: int, rollouts: TrainingBatch) -> float:
@@ -168,12 +168,12 @@ class DemoTrainer:
         batch, job, fault = rollouts.batch, self._job, self._job.fault.during(step)
         temperature, bonus = fault.trainer_temperature or job.temperature, fault.entropy_bonus
         mask = torch.ones_like(batch.mask) if fault.trains_padding else batch.mask
-        record = recorded(rollouts, fault)
+        rollout = rollout_logprobs(rollouts, fault)
         policy.set_dropout(self._model, fault.dropout)
         new, entropy = policy.logprobs_and_entropy(
-            self._model, batch, temperature, **self._precision, graded=bonus != 0
+            self._model, batch, temperature, **self._precision, entropy_grad=bonus != 0
         )
-        loss = self._objective.loss(new, record, rollouts.advantages, mask)
+        loss = self._objective.loss(new, rollout, rollouts.advantages, mask)
         if bonus:
             loss = loss - bonus * (entropy * mask).sum() / mask.sum()
         rows = pick_matched(job.seed, step, job.matched, len(rollouts.prompts))
@@ -181,7 +181,7 @@ class DemoTrainer:
         self._collector.sequences(
             step,
             token_ids=batch.answers,
-            rollout_logprobs=record,
+            rollout_logprobs=rollout,
             trainer_logprobs=new,
             mask=mask,
             prompt_ids=rollouts.prompts,
@@ -221,14 +221,14 @@ def load_model(path: str) -> Any:
     return Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32).train()
 
 
-def say(progress: Progress) -> None:
-    """One line for the supervisor."""
+def report(progress: Progress) -> None:
+    """Print one line for the supervisor."""
     sys.stdout.buffer.write(msgspec.json.encode(progress) + b"\n")
     sys.stdout.flush()
 
 
 def main(argument: str) -> None:
-    """Run the job to its end; a fault ends the process with its traceback in the log."""
+    """Run the job to its end; an exception ends the process with its traceback in the log."""
     job = decode(argument, TrainerJob)
     torch.manual_seed(job.seed)
     torch.set_num_threads(1)

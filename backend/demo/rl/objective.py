@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 SPREAD_FLOOR = 1e-4
-"""Keeps the advantages of a group whose rewards are (nearly) equal finite."""
+"""Keeps advantages finite in a group of (nearly) equal rewards."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Objective:
 
 OBJECTIVES: dict[str, Objective] = {
     "ppo": Objective("ppo", 0.8, 1.28),
-    # The mean of d over a sequence spreads like 1/sqrt(tokens): published runs with 16k tokens use 3e-3 and 4e-3, the
-    # demo's answers have 15. With these bounds it clips a few sequences in a hundred, as those runs do.
+    # The spread of the mean of d is proportional to 1/sqrt(tokens): published runs with 16k tokens use 3e-3 and 4e-3,
+    # the demo's answers have 15. These bounds clip a few sequences in a hundred, as in those runs.
     "gspo": Objective("gspo", 0.95, 1.07),
 }
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
-    """GRPO: every reward of ``[groups, samples]`` in standard deviations (population) from the mean of its group."""
+    """GRPO: the rewards ``[groups, samples]`` as standard scores within each group (population deviation)."""
     centred = rewards - rewards.mean(1, keepdim=True)
     return centred / (rewards.std(1, keepdim=True, correction=0) + SPREAD_FLOOR)

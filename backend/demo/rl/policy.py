@@ -1,4 +1,4 @@
-"""The trainer's model: logprobs of given answers, and a ring of past weights to recompute them under."""
+"""The trainer's model: logprobs of answers, under the current weights or the versions that sampled them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class PaddedAnswers:
     """Prompts with answers, padded on the right.
 
     Attributes:
-        ids: ``[batch, prompt + time]``, prompt and answer without a gap.
+        ids: ``[batch, prompt + time]``, prompt and answer, contiguous.
         prompt_sizes: ``[batch]``.
-        answers: ``[batch, time]``, the answers alone.
+        answers: ``[batch, time]``, answers only.
         mask: ``[batch, time]``, 1.0 where ``answers`` is real.
     """
 
@@ -31,7 +31,7 @@ class PaddedAnswers:
     mask: Tensor
 
     def rows(self, rows: Tensor) -> PaddedAnswers:
-        """Some rows (indices or a boolean mask) of the batch."""
+        """Select rows by indices or a boolean mask."""
         return PaddedAnswers(self.ids[rows], self.prompt_sizes[rows], self.answers[rows], self.mask[rows])
 
 
@@ -57,14 +57,14 @@ def logprobs_and_entropy(
     *,
     bf16: bool = False,
     head_fp32: bool = False,
-    graded: bool = False,
+    entropy_grad: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Logprob of every answer token, and entropy of the distribution it is from: ``[batch, time]``, nats.
 
-    The distribution is the one sampled from: softmax of the logits over the temperature. No attention mask is needed:
-    padding stands to the right of everything that is read. Padded columns hold meaningless finite values. The entropy
-    carries a gradient only if ``graded``. ``bf16``: the model computes in bf16 up to its logits, whatever its weights;
-    with ``head_fp32`` up to what its head is given.
+    The distribution is the sampling distribution: softmax of logits / temperature. No attention mask is needed, since
+    padding is to the right of all tokens that are read; padded columns hold meaningless finite values. The entropy has
+    a gradient only with ``entropy_grad``. ``bf16``: the model computes in bf16 whatever its weights, head included
+    unless ``head_fp32``.
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         hidden = model.model(batch.ids).last_hidden_state
@@ -74,19 +74,19 @@ def logprobs_and_entropy(
     before = (batch.prompt_sizes[:, None] - 1 + time).clamp(max=logits.shape[1] - 1)  # logits at t - 1 predict t
     chosen = logits.gather(1, before[..., None].expand(-1, -1, logits.shape[2]))
     logp = torch.log_softmax(chosen / temperature, -1)
-    of_entropy = logp if graded else logp.detach()
-    return logp.gather(2, batch.answers[..., None]).squeeze(2), -(of_entropy.exp() * of_entropy).sum(-1)
+    entropy_logp = logp if entropy_grad else logp.detach()
+    return logp.gather(2, batch.answers[..., None]).squeeze(2), -(entropy_logp.exp() * entropy_logp).sum(-1)
 
 
 def set_dropout(model: Any, share: float) -> None:
-    """Have a model in training drop ``share`` of its attention weights."""
+    """Set the attention dropout of a model in training mode."""
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = share
 
 
 def facts(model: Any, temperature: float, *, bf16: bool = False, head_fp32: bool = False) -> dict[str, Any]:
-    """What ``logprobs_and_entropy`` computes with: the whole distribution over the temperature, nothing cut off."""
+    """The configuration of ``logprobs_and_entropy``: temperature only, no truncation."""
     return {
         "temperature": temperature,
         "top_p": 1.0,
@@ -104,23 +104,23 @@ class Snapshots:
     """The last weights of a model by version, and logprobs under them.
 
     Args:
-        model: the live model; snapshots are taken of it.
-        limit: how many versions are kept; the oldest goes first.
+        model: the live model.
+        limit: number of versions kept.
     """
 
     def __init__(self, model: Any, limit: int) -> None:
         self._model = model
-        self._past = copy.deepcopy(model).eval()
+        self._scratch = copy.deepcopy(model).eval()
         self._limit = limit
         self._weights: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
 
     @property
     def versions(self) -> list[int]:
-        """The versions that are kept, oldest first."""
+        """The kept versions, oldest first."""
         return list(self._weights)
 
     def take(self, version: int) -> dict[str, Tensor]:
-        """Keep a copy of the live weights as ``version``, and return it."""
+        """Store a copy of the live weights as ``version`` and return it."""
         weights = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
         self._weights[version] = weights
         while len(self._weights) > self._limit:
@@ -143,13 +143,13 @@ class Snapshots:
             batch: prompts and answers.
             versions: ``[batch, time]``, the version that sampled each token.
             rows: indices of the rows to compute.
-            temperature: as sampled.
+            temperature: of sampling.
             bf16: as in ``logprobs_and_entropy``.
-            head_fp32: likewise.
+            head_fp32: as in ``logprobs_and_entropy``.
 
         Returns:
             ``(logprobs, version)``, both ``[batch, time]`` float; NaN where not computed: other rows, padding, and
-            tokens whose version is no longer kept.
+            tokens of versions no longer kept.
         """
         logprobs = torch.full(batch.answers.shape, torch.nan)
         known = torch.full(batch.answers.shape, torch.nan)
@@ -159,10 +159,10 @@ class Snapshots:
             here = wanted & (versions == version)
             touched = here.any(1)
             if touched.any():
-                self._past.load_state_dict(weights)
+                self._scratch.load_state_dict(weights)
                 with torch.no_grad():
                     under, _ = logprobs_and_entropy(
-                        self._past, batch.rows(touched), temperature, bf16=bf16, head_fp32=head_fp32
+                        self._scratch, batch.rows(touched), temperature, bf16=bf16, head_fp32=head_fp32
                     )
                 logprobs[here] = under[here[touched]]
                 known[here] = float(version)

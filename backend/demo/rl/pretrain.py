@@ -1,8 +1,9 @@
-"""Makes a checkpoint for the demo: a small Qwen3, taught to sort by noisy examples.
+"""Makes the demo's checkpoint: a small Qwen3, trained to sort on noisy examples.
 
-``python -m rltop.backend.demo.rl.pretrain OUT [--steps N] [--seed S]``. The noise leaves the policy uncertain, with a
-sampled reward of about 0.5 after the default steps, for reinforcement learning to sharpen. ``sort-sft`` is of 238
-steps. The head is not tied to the embedding: vLLM 0.32 loads tied heads wrongly on the CPU (see ``weights.py``).
+``python -m rltop.backend.demo.rl.pretrain OUT [--steps N] [--seed S]``. The noise leaves the policy uncertain: the
+sampled reward is about 0.5 after the default steps, which reinforcement learning can improve. ``sort-sft`` had 238
+steps. The head is not tied to the embedding: vLLM 0.32 loads tied heads wrongly on the CPU (see
+``weight_transfer.py``).
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from rltop.backend.demo.rl import policy, task
 
 STEPS, BATCH, NOISE = 240, 32, 0.12
 LEARNING_RATE, WARMUP_STEPS, GRADIENT_NORM = 2e-3, 20, 1.0
-SAY_EVERY = 10
+LOG_EVERY = 10
 
 
 def new_model() -> Any:
-    """A Qwen3 of 0.62 million parameters, at random weights."""
+    """A randomly initialised Qwen3 with 0.62 million parameters."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     return Qwen3ForCausalLM(
@@ -45,13 +46,13 @@ def new_model() -> Any:
 
 
 def example_batch(rng: random.Random, size: int) -> policy.PaddedAnswers:
-    """Random prompts, each with a noisy answer."""
+    """Random prompts with noisy answers."""
     prompts = [task.make_prompt(rng) for _ in range(size)]
     return policy.make_batch(prompts, [task.noisy_answer(rng, prompt, NOISE) for prompt in prompts])
 
 
 def pretrain(out: Path, steps: int, seed: int) -> float:
-    """Train and save; returns the last step's loss, in nats per answer token."""
+    """Train and save; returns the last loss, in nats per answer token."""
     torch.manual_seed(seed)
     rng = random.Random(f"pretrain/{seed}")  # noqa: S311 - a task, not a secret
     model = new_model()
@@ -67,7 +68,7 @@ def pretrain(out: Path, steps: int, seed: int) -> float:
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
         optimizer.step()
         warmup.step()
-        if step % SAY_EVERY == 0 or step == steps - 1:
+        if step % LOG_EVERY == 0 or step == steps - 1:
             sys.stdout.write(f"step {step:4d}  loss {float(loss.detach()):.3f}\n")
             sys.stdout.flush()
     model.save_pretrained(out)

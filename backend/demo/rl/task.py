@@ -1,7 +1,7 @@
 """The demo's task: sort distinct symbols. Small enough for two cores, with a reward that rises within a minute.
 
-A prompt is a fixed prefix of one KV block (so that prefix caching has something to reuse), 10 to 18 distinct symbols,
-and a separator; the right answer is the symbols in ascending order, then the end token. Token ids: 0 pad, 1 end,
+A prompt is a fixed prefix of one KV block (for prefix caching), 10 to 18 distinct symbols and a separator. The correct
+answer is the symbols in ascending order, then the end token. Token ids: 0 pad, 1 end,
 2 separator, 3 begin, 4 to 39 symbols, 64 to 127 prefix.
 """
 
@@ -17,17 +17,17 @@ VOCABULARY = 128
 SHORTEST, LONGEST = 10, 18
 
 PREFIX: tuple[int, ...] = (BOS, *(FIRST_PREFIX + 7 * i % 64 for i in range(PREFIX_SIZE - 1)))
-"""32 tokens: exactly one KV block of 32, the smallest block vLLM has on the CPU."""
+"""32 tokens: exactly one KV block, in vLLM's smallest block size on the CPU."""
 
 MAX_ANSWER = LONGEST + 2
-"""Tokens an answer may have: the longest right one, and room to be wrong."""
+"""Longest answer in tokens: one more than the longest correct one with its end token."""
 
 UNFINISHED_FACTOR = 0.5
-"""What an answer without the end token keeps of its reward."""
+"""Factor on the reward of an answer without the end token."""
 
 
 def prompt(seed: int, number: int) -> list[int]:
-    """Prompt ``number`` of the run with this seed: the same on every machine and in any order."""
+    """Prompt ``number`` of the run with this seed: the same on every machine, in any order of calls."""
     rng = random.Random(f"{seed}/{number}")  # noqa: S311 - a task, not a secret
     return make_prompt(rng)
 
@@ -39,23 +39,23 @@ def make_prompt(rng: random.Random) -> list[int]:
 
 
 def solution(prompt_ids: Sequence[int]) -> list[int]:
-    """The right answer to a prompt, without the end token."""
+    """The correct answer to a prompt, without the end token."""
     return sorted(prompt_ids[PREFIX_SIZE:-1])
 
 
 def reward(prompt_ids: Sequence[int], answer: Sequence[int]) -> float:
-    """Share of positions that are right, in [0, 1]; half of that if the end token is missing."""
-    right = solution(prompt_ids)
+    """Share of correct positions, in [0, 1]; halved if the end token is missing."""
+    correct = solution(prompt_ids)
     finished = bool(answer) and answer[-1] == EOS
     body = answer[:-1] if finished else answer
-    share = sum(a == b for a, b in zip(body, right, strict=False)) / max(len(body), len(right))
+    share = sum(a == b for a, b in zip(body, correct, strict=False)) / max(len(body), len(correct))
     return share if finished else UNFINISHED_FACTOR * share
 
 
 def noisy_answer(rng: random.Random, prompt_ids: Sequence[int], noise: float) -> list[int]:
     """An answer that takes, with probability ``noise`` at each position, any remaining symbol instead of the next.
 
-    A policy trained on these is uncertain in the way that reinforcement learning can sharpen.
+    A policy trained on these is uncertain, so reinforcement learning can improve it.
     """
     remaining, answer = solution(prompt_ids), []
     while remaining:

@@ -1,7 +1,7 @@
-"""The tests of a diagnosis, as data: what each asks, what it may answer, on what, how often it errs.
+"""The catalogue of checks, as data.
 
-The first outcome of a test is the healthy one; any test may also say ``unknown``. Signs: ``d = trainer - rollout``,
-nats, so a ``positive`` d is a token that the trainer finds likelier than the record says. Loads nothing heavy.
+The first outcome of a check is the healthy one; any check may also be ``unknown``. ``d = trainer - rollout`` in nats: a
+token with a positive d is likelier to the trainer. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from rltop.backend.diagnosis.catalogue import gap_checks, rollout_checks, run_checks
 from rltop.backend.diagnosis.catalogue.check import ALPHA, UNKNOWN, Check
 
-__all__ = ["ALPHA", "BY_NAME", "TESTS", "UNKNOWN", "Check"]
+__all__ = ["ALPHA", "BY_NAME", "CHECKS", "UNKNOWN", "Check"]
 
-TESTS: tuple[Check, ...] = (*rollout_checks.TESTS, *gap_checks.TESTS, *run_checks.TESTS)
+CHECKS: tuple[Check, ...] = (*rollout_checks.CHECKS, *gap_checks.CHECKS, *run_checks.CHECKS)
 
-BY_NAME: dict[str, Check] = {test.name: test for test in TESTS}
+BY_NAME: dict[str, Check] = {check.name: check for check in CHECKS}

@@ -1,62 +1,70 @@
-"""The tests as a page: ``python -m rltop.backend.diagnosis.catalogue.checks_page > docs/diagnosis.md``."""
+"""Renders the catalogue of checks: ``python -m rltop.backend.diagnosis.catalogue.checks_page > docs/diagnosis.md``."""
 
 from __future__ import annotations
 
 import sys
 
-from rltop.backend.diagnosis.catalogue.all_checks import ALPHA, TESTS, Check
+from rltop.backend.diagnosis.catalogue.all_checks import ALPHA, CHECKS, Check
 
-_INTRO = f"""# The tests of a diagnosis
+_INTRO = f"""# Checks of a diagnosis
 
-Made from the tables in [`backend/diagnosis/`](../backend/diagnosis/) (`table_*.py`):
+Generated from the tables in [`backend/diagnosis/catalogue/`](../backend/diagnosis/catalogue/):
 `python -m rltop.backend.diagnosis.catalogue.checks_page > docs/diagnosis.md`.
 
-`d = trainer - rollout` in nats, per token. Tests are asked of all sampled tokens, before any filter by reward or
-length, at every step of a run; what a test says holds for the run so far and not for the step alone.
+`d = trainer - rollout` logprob in nats, per token. Checks cover all sampled tokens, before any filter by reward or
+length, and run at every step. A result holds for the run so far, not for one step.
 
-- **Error rate.** A test alarms where the evidence, an e-value, passes 1 / {ALPHA:g}. Evidence is a mean of bets (or of
-  likelihood ratios) over sizes of the effect and over all steps at which it may have begun, with weights that sum to
-  1 over an endless run. A healthy run ever gets there with probability {ALPHA:g} or less, however often one looks
-  (Ville's inequality). Bets need no variance and no normal distribution; means are taken over whole sequences and need
-  both.
-- **From the start.** Nothing is held against the run's own first steps alone: a true record has a mean ratio of 1 and a
-  surprisal of the trainer's entropy at any lag, and rounding has the size that the dtypes give it. Where the first
-  steps rounded far finer than that, they are a second and lower bound: a gap that comes later is told by it, and one
-  that was there from the start only makes it the higher one, so that the dtypes' holds. T8, `entropy`, `reward`,
-  `gradient`, `clip` and part of `lag` look at the course of the run itself.
-- **At once, or not yet.** A run's gap may be a thousand times that of its first steps and still below what its dtypes
-  could make; then a few sequences tell. What is not known to be different is not called alike: `T11`, `in_flight` and
-  `fit` say how many more sequences it takes, or that it is too near to call.
-- **Begin and end.** The first step of a fault is the one that the evidence is largest from. A fault is over when three
-  steps or more are free of it and differ from what was before by odds of 1,000; an alarm ends with it.
-- *Mild* outcomes are had by healthy runs too. They support a cause, and are no reason to wake anybody.
-- Not computed: T14, since collectors do not take the size of the batch that sampled a token. T4 and T13 do without
-  several logprobs at a position: T4 takes the trainer's entropy to know where it is nearly sure, T13 takes answers to
-  one prompt, which begin in the same context.
+- **Error rate.** A statistical check alarms if its evidence, an e-value, passes 1 / {ALPHA:g}. Evidence is a mean of
+  bets (or of likelihood ratios) over effect sizes and over all steps at which the effect may begin, with weights that
+  sum to 1 over an endless run. A healthy run reaches that with probability {ALPHA:g} or less, however often one looks
+  (Ville's inequality). Bets need no variance and no normal distribution; means are over whole sequences and need both.
+- **Faults from the first step.** Most checks need no healthy baseline: with correct rollout logprobs the mean ratio is
+  1 and NLL equals the trainer's entropy in expectation, at any lag, and rounding has the size that the dtypes imply. If
+  the first steps round far finer than that, they give a second, lower bound, which detects a later gap sooner. A gap
+  that is present from the start raises this bound, so that the bound of the dtypes applies. `trend`, `entropy`,
+  `reward`, `gradient`, `clip` and part of `lag` compare a run with its own history.
+- **Detection delay.** A run's gap may be a thousand times that of its first steps and still below the bound of its
+  dtypes; then a few sequences suffice. Undecided comparisons are not called alike: `cache_gap`, `in_flight` and `fit`
+  report how many more sequences they need, or that the result is too close to decide.
+- **Start and end.** The first step of a fault is the one from which the evidence is largest. A fault has ended if
+  three or more steps are free of it and differ from those before by odds of 1,000; its alarm then ends too.
+- *Mild* outcomes also occur in healthy runs. They support a cause but never raise an alarm.
+- `batch_load` is not computed, since collectors do not record the size of the batch that sampled a token.
+  `calibration` and `logit_lattice` need no top logprobs: the first uses the trainer's entropy to find where the trainer
+  is nearly sure, the second uses answers to one prompt, which begin in the same context.
 
-## How often they err
-`python -m bench.diagnosis_null` asks all tests at every step of simulated healthy runs with temperatures from 0.6 to
-1.2, lags of 0 to 4, 1 to 4 engines, answers of 6 to 60 tokens, with and without old logprobs. Of
-2,000 steps of 40 runs, 145,850 findings, none alarms. Nor does any in the eight recorded healthy runs of the demo that
-bounds were chosen on (504 steps, at temperatures 1 and 0.7, GRPO and GSPO, 2 and 3 engines), with old logprobs or
-without them and without facts.
+## Measured error rate
+`python -m bench.diagnosis_null` runs all checks at every step of simulated healthy runs with temperatures from 0.6 to
+1.2, lags of 0 to 4, 1 to 4 engines, answers of 6 to 60 tokens, with and without old logprobs. None of the 145,850
+findings of 2,000 steps of 40 runs alarms. Neither does any in the eight recorded healthy runs of the demo that bounds
+were chosen on (504 steps, at temperatures 1 and 0.7, GRPO and GSPO, 2 and 3 engines), with or without old logprobs, and
+without facts.
 """
 
 
-def _row(test: Check) -> str:
-    said = "; ".join(
-        f"*{word}*{' (mild)' if word in test.mild else ''}: {meaning}" for word, meaning in test.meaning.items()
+def _row(check: Check) -> str:
+    outcomes = "; ".join(
+        f"*{word}*{' (mild)' if word in check.mild else ''}: {meaning}" for word, meaning in check.meaning.items()
     )
-    which = "run and each engine" if test.by_engine else "run"
-    cells = (f"`{test.name}`", test.title, said, which, test.on, test.formula, test.rate, test.source)
+    scope = "run and each engine" if check.by_engine else "run"
+    cells = (f"`{check.name}`", check.title, outcomes, scope, check.on, check.formula, check.rate, check.source)
     return "| " + " | ".join(cell.replace("|", chr(92) + "|") for cell in cells) + " |"
 
 
 def document() -> str:
     """``docs/diagnosis.md``."""
-    head = ("test", "asks for", "answers if not healthy", "of", "computed on", "how", "how often it errs", "source")
-    table = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |", *map(_row, TESTS)]
-    return "\n".join([_INTRO, "## All tests", "", *table, ""])
+    head = (
+        "check",
+        "subject",
+        "unhealthy outcomes",
+        "scope",
+        "computed on",
+        "statistic and bound",
+        "error rate",
+        "source",
+    )
+    table = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |", *map(_row, CHECKS)]
+    return "\n".join([_INTRO, "## All checks", "", *table, ""])
 
 
 if __name__ == "__main__":

@@ -1,107 +1,86 @@
-"""The tests of the record against the trainer, as data. Loads nothing heavy."""
+"""The checks of rollout logprobs against the trainer, as data. Imports nothing heavy."""
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.catalogue.check import BET, LEVEL, MEAN, STATED, Check
+from rltop.backend.diagnosis.catalogue.check import BET, DETERMINISTIC, LEVEL, MEAN, Check
 
-TESTS: tuple[Check, ...] = (
+CHECKS: tuple[Check, ...] = (
     Check(
-        name="T1",
+        name="mean_ratio",
         title="mean ratio",
-        outcomes=(
-            "calibrated",
-            "above",
-            "below",
-        ),
+        outcomes=("calibrated", "above", "below"),
         meaning={
-            "above": "the record is not what was sampled from: the mean of exp(d) is above 1",
+            "above": "the mean of exp(d) is above 1: rollout logprobs are not those that were sampled from",
             "below": ("the mean of exp(d) is below 1: part of the trainer's distribution could not be sampled"),
         },
         on=(
             "all tokens, at any lag; version-matched tokens: old logprobs under the version that sampled, or "
             "tokens of lag 0"
         ),
-        formula="wealth = product of 1 + stake (exp(d) - 1), exp(d) held to 21; a true record expects 1",
-        rate=BET + "; below 1 as far as ratios beyond 21 add nothing to the mean",
-        source="E[pi / mu] = 1 over what mu sampled; betting: Waudby-Smith and Ramdas 2024",
+        formula="wealth = product of 1 + stake (exp(d) - 1), exp(d) clamped to 21; its expectation is 1",
+        rate=BET + "; below 1 if ratios beyond 21 add nothing to the mean",
+        source="E[pi / mu] = 1 over samples of mu; betting: Waudby-Smith and Ramdas 2024",
         by_engine=True,
-        detail="of above: old where the mean ratio of version-matched tokens is 1 for sure, else all",
+        detail="for above: old if the mean ratio of version-matched tokens is certainly 1, else all",
     ),
     Check(
-        name="T2",
-        title="sign of the mean",
-        outcomes=(
-            "lognormal",
-            "positive",
-            "too_negative",
-        ),
+        name="sign",
+        title="sign of the mean gap",
+        outcomes=("lognormal", "positive", "too_negative"),
         meaning={
-            "positive": ("the mean of d is above 0, which no difference of policies does to a true record"),
+            "positive": ("the mean of d is above 0, which no difference between policies causes"),
             "too_negative": "the mean of d is further below 0 than its spread explains",
         },
         on=(
             "version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0; without any, all"
         ),
-        formula="mean d > 0.001; mean d < -2 mean d d - 0.001; of 500 tokens or more",
+        formula="mean d > 0.001; mean d < -2 mean d^2 - 0.001; of 500 tokens or more",
         rate=MEAN,
-        source="Jensen: E[d] <= 0; of a small d E[d] = -E[d d] / 2",
+        source="Jensen: E[d] <= 0; for small d, E[d] = -E[d^2] / 2",
         by_engine=True,
     ),
     Check(
-        name="T3",
-        title="one-sidedness",
-        outcomes=(
-            "both",
-            "negative",
-            "positive",
-        ),
+        name="one_sided",
+        title="d of one sign only",
+        outcomes=("both", "negative", "positive"),
         meaning={
-            "negative": ("d is never above 0 and never below a bound: a truncation that the trainer does not know"),
+            "negative": ("d is never above 0 and never below a bound: a truncation that the trainer does not apply"),
             "positive": "d is never below 0",
         },
         on="version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0",
         formula=(
-            "sequences with a d beyond 0.001 (or tokens beyond 0.02) on one side against those on the other, "
-            "as tosses of a coin, its bias uniform; the other side 1 % or less"
+            "sequences with d beyond 0.001 (or tokens beyond 0.02) on one side against those on the other, as tosses "
+            "of a coin with uniform bias; the other side 1 % or less"
         ),
         rate=BET,
-        source="of top-p: log top_p <= d <= 0; TRL, issue 6789",
+        source="for top-p, log top_p <= d <= 0; TRL, issue 6789",
         by_engine=True,
-        detail="of negative: exp(smallest d), the share of probability that is kept at least",
+        detail="for negative: exp(smallest d), a lower bound on the kept share of probability",
     ),
     Check(
-        name="T4",
-        title="calibration of the sampler",
-        outcomes=(
-            "calibrated",
-            "sharper",
-            "flatter",
-            "truncated",
-        ),
+        name="calibration",
+        title="frequency of unlikely tokens",
+        outcomes=("calibrated", "sharper", "flatter", "truncated"),
         meaning={
             "sharper": "tokens are sampled from a sharper distribution than the trainer's",
-            "flatter": "from a flatter one",
-            "truncated": ("where the trainer is nearly sure, other tokens are never sampled: they are cut off"),
+            "flatter": "tokens are sampled from a flatter distribution than the trainer's",
+            "truncated": ("where the trainer is nearly sure, unlikely tokens are never sampled: they are cut off"),
         },
         on="all tokens where the trainer's entropy is below 0.4; needs its entropy",
         formula=(
-            "other tokens than the likeliest, against the sum of (1 - p) / p over the likeliest; sharper and "
-            "flatter beyond 30 %, more with a lag above 2 or where the entropy has changed within it; truncated: 2 % "
-            "or less of 60 due or more"
+            "number of sampled tokens other than the likeliest, against the sum of (1 - p) / p over the likeliest. "
+            "Sharper, flatter: beyond 30 %, more with a lag above 2 or if the entropy has changed since. Truncated: "
+            "2 % or less of 60 expected or more"
         ),
         rate=BET,
         source="Horvitz and Thompson 1952",
         by_engine=True,
-        detail="others that were sampled, as a share of those due",
+        detail="sampled unlikely tokens, as a share of those expected",
     ),
     Check(
-        name="T5",
-        title="entropy against surprisal",
-        outcomes=(
-            "equal",
-            "below",
-            "above",
-        ),
+        name="nll_minus_entropy",
+        title="NLL minus entropy",
+        outcomes=("equal", "below", "above"),
         meaning={
             "below": (
                 "sampled tokens are likelier under the trainer than its entropy allows: sampled sharper, or truncated"
@@ -110,85 +89,71 @@ TESTS: tuple[Check, ...] = (
         },
         on="all tokens, at any lag; needs the trainer's entropy",
         formula=(
-            "wealth = product of 1 + stake u, u = exp(d) (-trainer - entropy) held to 20; a true record expects 0 of u"
+            "wealth = product of 1 + stake u, u = exp(d) (-trainer - entropy) clamped to 20; the expectation of u is 0"
         ),
         rate=BET,
-        source="E over what mu sampled of pi / mu (-log pi) = H(pi)",
+        source="E[pi / mu (-log pi)] = H(pi) over samples of mu",
         by_engine=True,
     ),
     Check(
-        name="T6",
-        title="alignment",
-        outcomes=(
-            "aligned",
-            "shifted",
-        ),
-        meaning={"shifted": "the record fits the trainer's logprobs of another token"},
+        name="alignment",
+        title="alignment with tokens",
+        outcomes=("aligned", "shifted"),
+        meaning={"shifted": "rollout logprobs fit the trainer's logprobs of another token"},
         on="all tokens",
         formula=(
-            "mean |trainer - record displaced by -2 to 2 tokens|; shifted: one is below half of that in "
-            "place, of 200 tokens or more"
+            "mean |trainer - rollout displaced by -2 to 2 tokens|. Shifted: one is below a quarter of that in place, "
+            "and half of it in the step before; of 200 tokens or more"
         ),
         rate=LEVEL,
         source="prime-rl, issue 1525; ms-swift, issue 8196",
         by_engine=True,
-        detail="by how many tokens the record is late, as +1",
+        detail="tokens by which rollout logprobs are late, as +1",
     ),
     Check(
         name="slope",
-        title="gap against surprisal",
-        outcomes=(
-            "flat",
-            "sharper",
-            "flatter",
-        ),
+        title="gap by NLL minus entropy",
+        outcomes=("flat", "sharper", "flatter"),
         meaning={
-            "sharper": (
-                "the trainer's distribution is the record's to a power above 1: a temperature below the record's"
-            ),
-            "flatter": "to a power below 1",
+            "sharper": ("the trainer's distribution is sharper, as with a temperature below the rollout's"),
+            "flatter": "the trainer's distribution is flatter, as with a temperature above the rollout's",
         },
         on=(
             "version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0, where "
             "there is a gap; needs the trainer's entropy"
         ),
         formula=(
-            "slope of d on e = -record - entropy is 1 - power; told where 85 % of the squares of d go with e, "
-            "unless d has one sign alone, and that of unlikely tokens"
+            "slope of d on e = -rollout - entropy is 1 - (rollout T / trainer T); reported if e explains 85 % of d^2, "
+            "unless d has only the sign of unlikely tokens"
         ),
         rate=MEAN,
         source="log p_T = log p / T - log Z; TRL, issue 4159",
         by_engine=True,
-        detail="the power, trainer's over record's 1/T",
+        detail="rollout temperature over trainer temperature",
     ),
     Check(
         name="repetition",
-        title="tokens that stand in their context already",
-        outcomes=(
-            "alike",
-            "disfavoured",
-            "favoured",
-        ),
+        title="gap of repeated tokens",
+        outcomes=("alike", "disfavoured", "favoured"),
         meaning={
-            "disfavoured": ("the record has them less likely than the trainer, more than others: as with a penalty"),
-            "favoured": "it has them likelier",
+            "disfavoured": (
+                "tokens that occur earlier in their context are less likely in the rollout, as with a penalty"
+            ),
+            "favoured": "such tokens are likelier in the rollout",
         },
         on=(
             "version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0; 64 rows"
             " of a message"
         ),
-        formula=("mean d of tokens that stand in their prompt or answer already, less that of the others, beyond 0.01"),
+        formula=("mean d of tokens that occur earlier in their prompt or answer minus that of the others, beyond 0.01"),
         rate=MEAN,
-        source="penalties are put on logits before they are recorded (vLLM)",
+        source="vLLM applies penalties to logits before it records logprobs",
         by_engine=True,
-        mild=(
-            "disfavoured",
-            "favoured",
-        ),
+        mild=("disfavoured", "favoured"),
     ),
     Check(
         name="copies",
-        title="the trainer's copy of the record",
+        title="the trainer's copies of rollout logprobs",
         outcomes=(
             "equal",
             "shifted",
@@ -202,49 +167,39 @@ TESTS: tuple[Check, ...] = (
         ),
         meaning={
             "shifted": "each value is that of another token",
-            "zero_filled": "0.0 stands where a value was recorded",
-            "padded": "a filler stands where a value was recorded",
-            "clamped": "low values were raised to a bound",
+            "zero_filled": "0.0 replaces a logprob",
+            "padded": "a filler replaces a logprob",
+            "clamped": "low values are clamped to a bound",
             "cast": "rounded to 16 bits",
-            "recomputed": "computed again, not copied",
-            "changed": "changed by no rule",
+            "recomputed": "recomputed, not copied",
+            "changed": "changed by no known rule",
             "unrecorded": "engines recorded no logprobs",
         },
         on="joined rows of the last 3 steps",
-        formula="10 % of an engine's copies, and 2 of them",
-        rate=STATED,
+        formula="10 % of an engine's copies, and at least 2",
+        rate=DETERMINISTIC,
         source="rltop.backend.join.copies",
         by_engine=True,
         detail="the kind, as rltop.backend.join.copies names it",
     ),
     Check(
         name="record",
-        title="fillers in the record",
-        outcomes=(
-            "clean",
-            "zeros",
-            "fillers",
-        ),
+        title="fillers among rollout logprobs",
+        outcomes=("clean", "zeros", "fillers"),
         meaning={
-            "zeros": "0.0 stands in the record where the trainer's logprob is far below",
-            "fillers": "NaN, infinity or -9999 stands in it",
+            "zeros": "0.0 where the trainer's logprob is far below",
+            "fillers": "NaN, infinity or -9999",
         },
         on="all tokens of the last 3 steps",
-        formula=("0.0 where the trainer is below -0.5; no number, or -9998 and below; 1 % of tokens and 3 of them"),
-        rate=STATED,
+        formula=("0.0 where the trainer is below -0.5; not finite, or -9998 and below; 1 % of tokens, and at least 3"),
+        rate=DETERMINISTIC,
         source="vime, issue 70; vLLM writes -9999 where it has none",
         by_engine=True,
     ),
     Check(
         name="join",
-        title="rows against rollouts",
-        outcomes=(
-            "joined",
-            "unjoined",
-            "retokenised",
-            "other_prompt",
-            "cut",
-        ),
+        title="join of rows with rollouts",
+        outcomes=("joined", "unjoined", "retokenised", "other_prompt", "cut"),
         meaning={
             "unjoined": "rows have no rollout",
             "retokenised": "rows have other tokens than were sampled",
@@ -252,8 +207,8 @@ TESTS: tuple[Check, ...] = (
             "cut": "rows end before their rollout does",
         },
         on="rows of the last 3 steps",
-        formula="10 % of rows, and 2 of them",
-        rate=STATED,
+        formula="10 % of rows, and at least 2",
+        rate=DETERMINISTIC,
         source="rltop.backend.join.reasons; TRL, issue 5224",
         detail="the reason, as rltop.backend.join.reasons names it",
         mild=("cut",),
@@ -261,14 +216,11 @@ TESTS: tuple[Check, ...] = (
     Check(
         name="mask",
         title="tokens in the loss",
-        outcomes=(
-            "sampled",
-            "unsampled",
-        ),
-        meaning={"unsampled": "tokens are in the loss that no engine sampled"},
+        outcomes=("sampled", "unsampled"),
+        meaning={"unsampled": "the loss includes tokens that no engine sampled"},
         on="all tokens of the last 3 steps",
         formula="10 % of tokens are in no rollout",
-        rate=STATED,
+        rate=DETERMINISTIC,
         source="rllm, issue 816",
     ),
 )

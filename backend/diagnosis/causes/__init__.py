@@ -1,4 +1,4 @@
-"""What goes wrong in runs, as data: causes by family, and the probes that tell them apart."""
+"""The causes of faults, as data, by family, and the probes that distinguish them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rltop.backend.diagnosis.causes.trainer_causes import OBJECTIVE, TRAINER
 from rltop.backend.diagnosis.causes.weight_causes import WEIGHTS
 
 CAUSES: tuple[CauseEntry, ...] = RECORD + SEMANTIC + WEIGHTS + PATH + TRAINER + OBJECTIVE + HEALTH
-"""In the order in which a person looks; of causes that fit alike the first is told first."""
+"""In the order in which to look; of causes that fit alike the first is reported first."""
 
-BY_ID: dict[str, CauseEntry] = {known.id: known for known in CAUSES}
+BY_ID: dict[str, CauseEntry] = {entry.id: entry for entry in CAUSES}
 
 
-def confusable(known: CauseEntry) -> list[str]:
-    """Ids of the causes that can show the same signs: those that it names, and those that name it."""
-    return [other.id for other in CAUSES if other.id in known.confusable_with or known.id in other.confusable_with]
+def confusable(entry: CauseEntry) -> list[str]:
+    """Ids of the causes that can have the same symptoms: those that it names, and those that name it."""
+    return [other.id for other in CAUSES if other.id in entry.confusable_with or entry.id in other.confusable_with]

@@ -1,8 +1,8 @@
-"""What an entry of the table of causes is. Pure data.
+"""The structure of the table of causes. Pure data.
 
-A sign is a test and one of its outcomes, ``T1 above``, with a finding's detail where that matters,
-``facts differs=dtype``; several of which one will do are written ``T1 above | T5 below``. The names are of
-``rltop.backend.diagnosis.catalogue.all_checks.TESTS``.
+A symptom is a check and one of its outcomes, ``mean_ratio above``, optionally with the detail of the finding,
+``facts differs=dtype``. Alternatives are written ``mean_ratio above | nll_minus_entropy below``. Checks are those of
+``rltop.backend.diagnosis.catalogue.all_checks``.
 """
 
 from __future__ import annotations
@@ -12,41 +12,42 @@ from dataclasses import dataclass
 from functools import cache
 
 GAP = (
-    "T2 too_negative", "T4 sharper", "T4 flatter", "T5 below", "T5 above", "T7 grows", "T7 falls", "T7 step",
-    "T12 heavy", "T14 grows", "fit frozen", "fit partial", "repetition favoured", "repetition disfavoured",
+    "sign too_negative", "calibration sharper", "calibration flatter", "nll_minus_entropy below",
+    "nll_minus_entropy above", "position grows", "position falls", "position step", "tail heavy",
+    "batch_load grows", "fit frozen", "fit partial", "repetition favoured", "repetition disfavoured",
     "in_flight after_worse", "in_flight before_worse", "repeat_engine differs", "lag high=hurts",
 )  # fmt: skip
-"""What any gap may look like, whatever it is of: these tests tell causes apart by what needs them, and by what is
-against them."""
+"""Symptoms that any gap may show. They distinguish only causes that need them or are excluded by them."""
 
 RECORD_GAP = (
-    *GAP, "T1 above", "T1 below", "T2 positive", "T3 positive", "T3 negative", "T4 truncated", "floor rounding",
-    "floor above", "slope sharper", "slope flatter", "T8 jump", "T8 ramp", "T10 outlier", "T11 hit_worse",
-    "T11 miss_worse", "T13 engine_coarse", "T13 trainer_coarse",
+    *GAP, "mean_ratio above", "mean_ratio below", "sign positive", "one_sided positive", "one_sided negative",
+    "calibration truncated", "floor rounding", "floor above", "slope sharper", "slope flatter", "trend jump",
+    "trend ramp", "engine_gap outlier", "cache_gap hit_worse", "cache_gap miss_worse",
+    "logit_lattice engine_coarse", "logit_lattice trainer_coarse",
 )  # fmt: skip
-"""A wrong record makes every figure that is measured against it wrong, in any way."""
+"""Symptoms of wrong rollout logprobs, which affect every figure that is computed from them."""
 
 
 @dataclass(frozen=True)
 class CauseEntry:
-    """One thing that goes wrong in runs.
+    """A cause of faults in runs.
 
     Attributes:
-        code: as in the knowledge that the table is written from: a letter for the family, a number.
+        code: a letter for the family, and a number.
         id: a readable slug.
         layer: one of ``verdict.LAYERS``.
-        title: what is wrong, in a few words.
-        what: what it does to the run, in a sentence.
-        needs: signs that it always shows, where their tests can be made.
-        may: signs that it shows in some runs; what is in neither is chance to it.
-        against: signs that rule it out.
-        where: what the run must have for it, as conditions on facts (``holds``): ``speculative not none``.
-        one_engine: what it needs shows on part of the engines only. all_engines: never on part of them alone.
-        probe: a code of ``PROBES``: what tells it from those that show the same.
-        confusable_with: ids of causes that can show the same signs; one of the two names the other.
-        remedy: what to do, as options and commands; the first sentence is what is done at once.
-        command: the order of rltop that does it on live engines; ``{engines}`` is where engines are named. Empty: none.
-        source: who says so: issue threads (``vllm#1``), papers, or ``rl-on-cpu`` for what was measured here.
+        title: a short description.
+        what: its effect on the run, in a sentence.
+        needs: symptoms that it always shows, if their checks have a result.
+        may: symptoms that it shows in some runs; other findings are chance.
+        against: symptoms that rule it out.
+        where: features that the run must have, as conditions on facts (``holds``): ``speculative not none``.
+        one_engine: it affects some engines, never all. all_engines: it affects all engines.
+        probe: code of the probe that distinguishes it from causes with the same symptoms.
+        confusable_with: ids of causes that can have the same symptoms; one of the two names the other.
+        remedy: the fix, as options and commands; the immediate one first.
+        command: the rltop command that applies it live, if any; ``{engines}`` stands for the option of engines.
+        source: issue threads (``vllm#1``), papers, or ``rl-on-cpu`` for own measurements.
     """
 
     code: str
@@ -69,12 +70,13 @@ class CauseEntry:
 
 @dataclass(frozen=True)
 class ConfirmingProbe:
-    """One experiment that tells causes apart.
+    """An experiment that distinguishes causes.
 
     Attributes:
-        code: in the catalogue. name: as people type it, and as a diagnosis names it.
-        does: what is done, and what to look at.
-        runs: the order that runs it; empty where a person does it.
+        code: in the catalogue.
+        name: as typed in commands, and in a diagnosis.
+        does: its method.
+        runs: the command that runs it; empty if it is manual.
     """
 
     code: str
@@ -84,19 +86,19 @@ class ConfirmingProbe:
 
 
 @cache
-def alternatives(sign: str) -> tuple[tuple[str, str], ...]:
-    """The (test, outcome) pairs of a sign, any of which will do."""
+def alternatives(symptom: str) -> tuple[tuple[str, str], ...]:
+    """The alternatives of a symptom, as (check, outcome)."""
     pairs = []
-    for part in sign.split("|"):
-        test, _, outcome = part.strip().partition(" ")
-        pairs.append((test, outcome.strip()))
+    for part in symptom.split("|"):
+        check, _, outcome = part.strip().partition(" ")
+        pairs.append((check, outcome.strip()))
     return tuple(pairs)
 
 
 def holds(condition: str, facts: Iterable[Mapping[str, str]]) -> bool | None:
-    """Whether a condition of ``where`` holds of any engine or trainer; None where nobody states the fact.
+    """Whether a condition of ``where`` holds for any engine or the trainer; None if the fact is not stated.
 
-    ``F is a|b``: the fact is one of these. ``F not a``: none of them. ``F has a|b``: one of them is part of it.
+    ``F is a|b``: the fact is one of these. ``F not a``: it is none of these. ``F has a|b``: it contains one of these.
     """
     name, word, rest = condition.split(" ", 2)
     wanted = rest.split("|")

@@ -1,4 +1,4 @@
-"""Causes that cost time or rollouts, not correctness."""
+"""Causes that affect speed or rollouts, not correctness."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _DIFFERS = " | ".join(
 HEALTH: tuple[CauseEntry, ...] = (
     CauseEntry(
         "K1", "slow-engine", "health", "An engine is slower than the others",
-        "Its requests take longer: the trainer waits for them, and what it samples is older when it is used.",
+        "Its requests take longer: the trainer waits for them, and its tokens are older when used.",
         needs=("speed slow",),
-        may=("lag behind", "T9 grows"),
+        may=("lag behind", "lag_slope grows"),
         one_engine=True,
         probe="P0",
-        remedy="Look at the machine (other processes, clocks, ECC, swapping) and compare options: `rltop "
+        remedy="Check the machine (other processes, clocks, ECC, swapping) and compare options: `rltop "
         "fingerprint`; take it out of the rotation until then.",
         source="rltop",
     ),
     CauseEntry(
         "K2", "aborted-requests", "health", "Requests are aborted or fail",
-        "What was sampled is thrown away and asked for again, or partial answers are trained on.",
+        "Sampled tokens are discarded and requested again, or partial answers are trained on.",
         needs=("aborts many",),
         may=("join cut", "truncation many", "join unjoined"),
         probe="P0",
@@ -31,12 +31,12 @@ HEALTH: tuple[CauseEntry, ...] = (
         source="prime-rl, PipelineRL; rl-on-cpu",
     ),
     CauseEntry(
-        "K3", "mixed-fleet", "health", "Engines are not alike",
-        "They differ in something that changes logprobs or speed: one engine's sequences are of another policy.",
+        "K3", "mixed-fleet", "health", "Engines differ from each other",
+        "A difference changes logprobs or speed: some sequences come from another policy.",
         needs=(_DIFFERS,),
-        may=(*GAP, "T10 outlier", "floor rounding", "floor above", "speed slow"),
+        may=(*GAP, "engine_gap outlier", "floor rounding", "floor above", "speed slow"),
         probe="P0",
         remedy="Start all engines from one image with the same options: `rltop launch-args ENGINE` prints them.",
-        source="knowledge base, P0",
+        source="rltop",
     ),
 )  # fmt: skip

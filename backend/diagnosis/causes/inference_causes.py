@@ -1,21 +1,21 @@
-"""Causes that lie in the inference path: caches, kernels and precision, mixtures of experts, quantisation."""
+"""Causes in the inference path: caches, kernels and precision, mixtures of experts, quantisation."""
 
 from __future__ import annotations
 
 from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 
-_STALE = (*GAP, "T8 jump", "T8 ramp")
-_NUMERIC = (*GAP, "T10 outlier")
-_FROM_START = ("T8 jump", "T8 ramp", "repeat differs")
+_STALE = (*GAP, "trend jump", "trend ramp")
+_NUMERIC = (*GAP, "engine_gap outlier")
+_FROM_START = ("trend jump", "trend ramp", "repeat differs")
 
 CACHES: tuple[CauseEntry, ...] = (
     CauseEntry(
         "C1", "stale-prefix-cache", "inference path", "The prefix cache survives weight updates",
-        "Prompts are read from keys and values that older weights computed: engines sample from a policy that never "
-        "existed, while gap, clip rate and reward look normal.",
-        needs=("floor above", "T11 hit_worse"),
+        "Prompts use keys and values computed by older weights: engines sample from a policy that never existed, "
+        "while gap, clip rate and reward look normal.",
+        needs=("floor above", "cache_gap hit_worse"),
         may=_STALE,
-        against=("T10 outlier", "repeat differs"),
+        against=("engine_gap outlier", "repeat differs"),
         where=("prefix_caching is on",),
         probe="P4",
         confusable_with=("partial-update", "refused-reset", "stale-connector", "kept-kv", "prefix-numerics"),
@@ -25,25 +25,25 @@ CACHES: tuple[CauseEntry, ...] = (
         source="nemo#4018, nemo#3152, vllm#9744, lmdeploy#4917; rl-on-cpu",
     ),
     CauseEntry(
-        "C2", "kept-kv", "inference path", "Requests in flight keep their keys and values across updates",
-        "Tokens after an update come from new weights over an old context: a small excess, by design of keep without "
+        "C2", "kept-kv", "inference path", "Running requests keep stale KV across updates",
+        "Tokens after an update come from new weights with an old context: a small gap, by design of keep without "
         "clear_cache.",
         needs=("floor above", "in_flight after_worse"),
-        may=(*GAP, "T8 jump", "T8 ramp", "T12 heavy"),
-        against=("T10 outlier", "T11 hit_worse", "in_flight after_worse=elsewhere too"),
+        may=(*GAP, "trend jump", "trend ramp", "tail heavy"),
+        against=("engine_gap outlier", "cache_gap hit_worse", "in_flight after_worse=elsewhere too"),
         probe="P2",
         confusable_with=("stale-prefix-cache", "mislabelled-version"),
-        remedy='Have running requests computed anew: pause_generation(mode="keep", clear_cache=True). It costs a '
+        remedy='Recompute running requests: pause_generation(mode="keep", clear_cache=True). It costs a '
         "prefill of each at every update, and so some lag.",
         command="rltop set update_clears_cache on{engines}",
         source="nemo#1455, PipelineRL#19, skyrl#979; rl-on-cpu",
     ),
     CauseEntry(
-        "C2b", "refused-reset", "inference path", "Resetting the prefix cache is refused, and nobody hears it",
-        "reset_prefix_cache fails while requests run: it is configured, and does nothing.",
-        needs=("floor above", "T11 hit_worse"),
+        "C2b", "refused-reset", "inference path", "Resets of the prefix cache are refused silently",
+        "reset_prefix_cache fails while requests run: it is configured, without effect.",
+        needs=("floor above", "cache_gap hit_worse"),
         may=_STALE,
-        against=("T10 outlier",),
+        against=("engine_gap outlier",),
         where=("cache_reset is refused",),
         probe="P4",
         confusable_with=("stale-prefix-cache",),
@@ -54,8 +54,8 @@ CACHES: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "C3", "stale-connector", "inference path", "An external KV cache survives weight updates",
-        "LMCache, Mooncake or offloaded blocks are keyed by tokens alone: the local reset does not reach them.",
-        needs=("floor above", "T11 hit_worse"),
+        "LMCache, Mooncake or offloaded blocks are keyed by tokens alone; the local reset does not clear them.",
+        needs=("floor above", "cache_gap hit_worse"),
         may=_STALE,
         where=("kv_connector not none",),
         probe="P4",
@@ -65,8 +65,8 @@ CACHES: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "C4", "lora-cache", "inference path", "Cached prefixes of an adapter outlive its reload",
-        "The block hash has the adapter's name and not its weights.",
-        needs=("floor above", "T11 hit_worse"),
+        "The block hash contains the adapter's name, not its weights.",
+        needs=("floor above", "cache_gap hit_worse"),
         may=_STALE,
         where=("lora is on",),
         probe="P4",
@@ -77,10 +77,10 @@ CACHES: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "C5", "multimodal-cache", "inference path", "Cached images outlive the encoder that computed them",
-        "Prompts with images are off after updates that touch the vision tower.",
-        needs=("floor above", "T8 jump"),
-        may=(*GAP, "T11 hit_worse"),
-        against=("T11 hit_worse=alone",),
+        "Prompts with images are wrong after updates of the vision tower.",
+        needs=("floor above", "trend jump"),
+        may=(*GAP, "cache_gap hit_worse"),
+        against=("cache_gap hit_worse=alone",),
         where=("multimodal is on",),
         probe="P4",
         confusable_with=("stale-prefix-cache",),
@@ -88,11 +88,11 @@ CACHES: tuple[CauseEntry, ...] = (
         source="vllm#44939, vllm#46125",
     ),
     CauseEntry(
-        "C6", "prefix-numerics", "inference path", "Prompts with a cached prefix are computed by other tiles",
-        "Hits differ from misses by rounding; hybrid models may be off altogether from the first token.",
-        needs=("T11 hit_worse",),
-        may=("floor rounding", "floor above", "T12 heavy", "T7 falls"),
-        against=("T8 jump", "T8 ramp"),
+        "C6", "prefix-numerics", "inference path", "Prompts with a cached prefix are computed with other tiles",
+        "Hits differ from misses by rounding; hybrid models may be wrong from the first token.",
+        needs=("cache_gap hit_worse",),
+        may=("floor rounding", "floor above", "tail heavy", "position falls"),
+        against=("trend jump", "trend ramp"),
         where=("prefix_caching is on",),
         probe="P4",
         confusable_with=("stale-prefix-cache",),
@@ -105,27 +105,28 @@ CACHES: tuple[CauseEntry, ...] = (
 NUMERICS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "D1", "other-rounding", "inference path", "Engine and trainer round differently (dtype or kernels)",
-        "Logits differ in their last digits: a symmetric gap without bias, which clips some tokens for nothing.",
+        "Logits differ in their last digits: a symmetric gap without bias, which clips some tokens needlessly.",
         needs=("floor rounding | facts differs=dtype",),
-        may=(*_NUMERIC, "facts differs=head_dtype", "T13 engine_coarse", "T13 trainer_coarse"),
+        may=(*_NUMERIC, "facts differs=head_dtype", "logit_lattice engine_coarse", "logit_lattice trainer_coarse"),
         against=_FROM_START,
         probe="P8",
         confusable_with=("head-precision", "half-precision", "attention-kernel", "compiled-kernels", "op-definitions",
                          "batch-dependence", "parallel-sums"),
         remedy="Compute in one dtype on both sides (--dtype float32 or the trainer in bfloat16) and with the same "
-        "kernels; what is left, truncated importance sampling takes.",
+        "kernels; truncated importance sampling corrects the rest.",
         source="Fast-LLM#525, verl-omni#637; rl-on-cpu",
     ),
     CauseEntry(
-        "D2", "head-precision", "inference path", "The head is in float32 on one side alone",
-        "Logits of one side are rounded to 16 bits, 0.02 to 0.04 nats a token: on long answers that is what clips.",
-        needs=("facts differs=head_dtype | T13 engine_coarse | T13 trainer_coarse",),
+        "D2", "head-precision", "inference path", "The head is in float32 on one side only",
+        "Logits of one side are rounded to 16 bits, 0.02 to 0.04 nats a token: the main reason for clips on long "
+        "answers.",
+        needs=("facts differs=head_dtype | logit_lattice engine_coarse | logit_lattice trainer_coarse",),
         may=("floor rounding", "floor above", *_NUMERIC),
         against=("facts differs=dtype", *_FROM_START),
         probe="P12",
         confusable_with=("other-rounding", "half-precision"),
-        remedy="The same on both sides: --hf-overrides '{\"head_dtype\": \"float32\"}' (vLLM 0.28 on) and a float32 "
-        "head in the trainer; matching counts more than float32.",
+        remedy="Use the same on both sides: --hf-overrides '{\"head_dtype\": \"float32\"}' (vLLM 0.28 on) and a "
+        "float32 head in the trainer; matching counts more than float32.",
         command="rltop set lm_head_fp32 {head}{engines}",
         source="vllm#48390, nemo#3936, trl#4303, MiniMax-M1, ScaleRL; rl-on-cpu",
     ),
@@ -142,23 +143,23 @@ NUMERICS: tuple[CauseEntry, ...] = (
         source="arXiv 2510.26788, Precision-RL#10",
     ),
     CauseEntry(
-        "D4", "attention-kernel", "inference path", "Attention is computed by another kernel, or without a feature",
-        "Sinks, soft caps or windows that one side leaves out give a large gap from the start; another backend alone "
-        "gives rounding.",
+        "D4", "attention-kernel", "inference path", "Attention uses another kernel, or lacks a feature",
+        "Missing sinks, soft caps or windows on one side cause a large gap from the start; another backend alone "
+        "causes rounding.",
         needs=("facts differs=attention_backend | floor above",),
         may=("floor rounding", *_NUMERIC),
         against=_FROM_START,
         probe="P8",
         confusable_with=("bad-export", "rope-config", "other-rounding", "op-definitions"),
-        remedy="The same family of kernels on both sides (--attention-backend), one that knows the model's sinks.",
+        remedy="Use the same family of kernels on both sides (--attention-backend), with support for the "
+        "model's sinks.",
         source="miles#1500, verl#3894, vllm#28561, prime-rl#3424",
     ),
     CauseEntry(
         "D5", "cascade-attention", "inference path", "Cascade attention on a GPU where it is wrong",
-        "Groups with a long shared prefix have spikes, the more the longer the answer (vLLM up to 0.30, not on "
-        "Hopper).",
-        needs=("T12 heavy", "floor rounding | floor above", "T14 grows | T7 grows"),
-        may=("T7 grows", "T14 grows"),
+        "Groups with a long shared prefix have spikes, more in longer answers (vLLM up to 0.30, not on Hopper).",
+        needs=("tail heavy", "floor rounding | floor above", "batch_load grows | position grows"),
+        may=("position grows", "batch_load grows"),
         against=_FROM_START,
         where=("cascade_attention is on",),
         probe="P8",
@@ -167,8 +168,8 @@ NUMERICS: tuple[CauseEntry, ...] = (
         source="verl FAQ, vllm#22103, flash-attention#87, vllm#15243",
     ),
     CauseEntry(
-        "D6", "compiled-kernels", "inference path", "Compiled or captured kernels round otherwise",
-        "Fused operations leave out casts that the trainer makes.",
+        "D6", "compiled-kernels", "inference path", "Compiled or captured kernels round differently",
+        "Fused operations omit casts that the trainer applies.",
         needs=("facts differs=enforce_eager | floor rounding",),
         may=_NUMERIC,
         against=(*_FROM_START, "facts differs=dtype"),
@@ -181,8 +182,8 @@ NUMERICS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "D7", "chunked-prefill", "inference path", "Chunks of a prefill lose their state",
         "On hybrid models prompts longer than a chunk are wrong from the first token on.",
-        needs=("T12 heavy", "floor above"),
-        may=("T7 falls", "T7 grows", *GAP),
+        needs=("tail heavy", "floor above"),
+        may=("position falls", "position grows", *GAP),
         against=_FROM_START,
         where=("hybrid is on",),
         probe="P8",
@@ -192,9 +193,9 @@ NUMERICS: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "D8", "batch-dependence", "inference path", "Logprobs depend on what else is in the batch",
-        "Kernels are picked by the batch's shape: the same tokens get other logprobs under load.",
-        needs=("T14 grows | repeat_engine differs",),
-        may=("floor rounding", "T12 heavy", "T10 outlier", "facts differs=dtype"),
+        "Kernels are chosen by the batch's shape: the same tokens get other logprobs under load.",
+        needs=("batch_load grows | repeat_engine differs",),
+        may=("floor rounding", "tail heavy", "engine_gap outlier", "facts differs=dtype"),
         against=("floor above",),
         probe="P7",
         confusable_with=("async-scheduling", "other-rounding", "cascade-attention"),
@@ -202,10 +203,10 @@ NUMERICS: tuple[CauseEntry, ...] = (
         source="thinkingmachines.ai, vllm#51187, vllm#47069, verl#7688",
     ),
     CauseEntry(
-        "D9", "parallel-sums", "inference path", "Sums over devices are made in another order",
-        "Tensor or expert parallelism rounds otherwise than the trainer's sharding.",
+        "D9", "parallel-sums", "inference path", "Sums over devices are computed in another order",
+        "Tensor or expert parallelism rounds differently from the trainer's sharding.",
         needs=("floor rounding | facts differs=parallel",),
-        may=(*_NUMERIC, "T8 ramp"),
+        may=(*_NUMERIC, "trend ramp"),
         against=("repeat differs", "facts differs=dtype"),
         where=("parallel has tensor 2|tensor 4|tensor 8",),
         probe="P8",
@@ -214,8 +215,8 @@ NUMERICS: tuple[CauseEntry, ...] = (
         source="NeMo dtensor-tp-accuracy, automodel#1839, arXiv 2511.17826",
     ),
     CauseEntry(
-        "D10", "op-definitions", "inference path", "An operation is defined otherwise (norm, rope, router)",
-        "Casts in RMSNorm, rope or the router stand in another order than in the trainer.",
+        "D10", "op-definitions", "inference path", "An operation is defined differently (norm, rope, router)",
+        "Casts in RMSNorm, rope or the router are in another order than in the trainer.",
         needs=("floor rounding",),
         may=_NUMERIC,
         against=(*_FROM_START, "facts differs=dtype"),
@@ -229,7 +230,7 @@ NUMERICS: tuple[CauseEntry, ...] = (
         "D11", "hybrid-kernels", "inference path", "Decode and prefill of a recurrent layer differ",
         "Mamba or GDN states drift from what a prefill computes, slowly, with the position.",
         needs=("floor above | floor rounding",),
-        may=("T7 grows", "T12 heavy", *GAP),
+        may=("position grows", "tail heavy", *GAP),
         against=_FROM_START,
         where=("hybrid is on",),
         probe="P13",
@@ -242,9 +243,9 @@ NUMERICS: tuple[CauseEntry, ...] = (
 EXPERTS: tuple[CauseEntry, ...] = (
     CauseEntry(
         "E1", "routing-flips", "inference path", "Tokens are routed to other experts",
-        "Near ties in the router fall the other way under rounding: few tokens with an enormous gap, the mean ratio 1.",
-        needs=("T12 heavy", "floor rounding | floor above"),
-        may=("T7 grows", *_NUMERIC),
+        "Rounding flips near ties in the router: few tokens with an enormous gap, and a mean ratio of 1.",
+        needs=("tail heavy", "floor rounding | floor above"),
+        may=("position grows", *_NUMERIC),
         against=("repeat differs",),
         where=("moe is on",),
         probe="P8",
@@ -254,10 +255,10 @@ EXPERTS: tuple[CauseEntry, ...] = (
         source="arXiv 2510.11370, prime-rl#2808, prime-rl#3543, nemo#2590",
     ),
     CauseEntry(
-        "E2", "wrong-replay", "inference path", "Replayed routing is not what the engine used",
-        "Routes are dropped, shifted or of another request: the gap is as large as without replay.",
-        needs=("T12 heavy", "floor rounding | floor above"),
-        may=("T7 grows", "T7 step", *_NUMERIC),
+        "E2", "wrong-replay", "inference path", "Replayed routing differs from the engine's",
+        "Routes are dropped, shifted or belong to another request: the gap is as large as without replay.",
+        needs=("tail heavy", "floor rounding | floor above"),
+        may=("position grows", "position step", *_NUMERIC),
         where=("router_replay is on",),
         probe="P8",
         confusable_with=("routing-flips",),
@@ -266,13 +267,13 @@ EXPERTS: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "E3", "expert-parallel", "inference path", "Expert parallelism combines in a wrong order",
-        "Most sequences are off, by how experts are spread.",
-        needs=("T12 heavy", "floor above"),
-        may=(*GAP, "T8 jump"),
+        "Most sequences are wrong, depending on the placement of experts.",
+        needs=("tail heavy", "floor above"),
+        may=(*GAP, "trend jump"),
         where=("moe is on",),
         probe="P13",
         confusable_with=("routing-flips",),
-        remedy="Vary the expert parallelism of engine and trainer apart; --moe-backend triton.",
+        remedy="Vary the expert parallelism of engine and trainer separately; --moe-backend triton.",
         source="nemo#4243",
     ),
 )  # fmt: skip
@@ -293,12 +294,12 @@ QUANTISED: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "F2", "fp8-kv", "inference path", "Keys and values are cached in FP8",
-        "Decode reads what prefill did not; with FlashAttention 3 the gap steps up at position 97.",
-        needs=("floor rounding | floor above | T7 step",),
-        may=("T7 step", "T7 grows", *_NUMERIC),
+        "Decode reads quantised values that prefill does not; with FlashAttention 3 the gap steps up at position 97.",
+        needs=("floor rounding | floor above | position step",),
+        may=("position step", "position grows", *_NUMERIC),
         where=("kv_cache_dtype has fp8",),
         probe="P1",
-        remedy="--kv-cache-dtype auto; else compute its scales anew at each update.",
+        remedy="--kv-cache-dtype auto; else recompute its scales at each update.",
         source="vllm#54035, flash-attention#184, sglang#25790",
     ),
     CauseEntry(
@@ -315,9 +316,9 @@ QUANTISED: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "F4", "broken-refit", "inference path", "Quantised weights are wrong after an update",
-        "Scales or packing are not made anew: it looks like quantisation noise and is many times larger, from the "
-        "first update on.",
-        needs=("floor above", "T8 jump"),
+        "Scales or packing are not recomputed: like quantisation noise, but many times larger, from the first update "
+        "on.",
+        needs=("floor above", "trend jump"),
         may=(*GAP, "facts differs=quantization"),
         where=("quantization not none",),
         probe="P5",

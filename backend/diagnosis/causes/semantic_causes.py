@@ -1,4 +1,4 @@
-"""Causes that lie in what a recorded logprob means: temperature, truncation, penalties, the sampler."""
+"""Causes in the meaning of rollout logprobs: temperature, truncation, penalties, the sampler."""
 
 from __future__ import annotations
 
@@ -9,44 +9,45 @@ PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 def _facts(*names: str) -> tuple[str, ...]:
-    """Every way in which facts say that something is off."""
+    """All symptoms of the check ``facts`` for these facts."""
     return tuple(f"facts {outcome}={name}" for name in names for outcome in ("differs", "shaped"))
 
 
 _POWERS = ("slope sharper", "slope flatter")
-"""One side's distribution is a power of the other's. Where d is a constant of the context (a normaliser that is left
-out, the share that was kept), it does not go with how likely a token is within it."""
+"""One side's distribution is a power of the other's. A constant of the context (a missing normaliser, the kept share)
+does not depend on how likely a token is within it."""
 
-_TILTED_TRAINER = (*GAP, *_POWERS, "floor above", "floor rounding", "T8 ramp", "T8 jump")
-_TILTED = (*_TILTED_TRAINER, "T10 outlier")
-"""What a distribution that is shaped on one side alone looks like, whichever the side; the trainer's is the same to all
-engines."""
+_TILTED_TRAINER = (*GAP, *_POWERS, "floor above", "floor rounding", "trend ramp", "trend jump")
+_TILTED = (*_TILTED_TRAINER, "engine_gap outlier")
+"""Symptoms of a distribution that is shaped on one side only; a trainer's affects all engines alike."""
 
 _PENALISED = " | ".join(("repetition favoured", "repetition disfavoured", *_facts(*PENALTIES, "logit_bias")))
 
 SEMANTIC: tuple[CauseEntry, ...] = (
     CauseEntry(
-        "A1", "raw-logprobs", "semantic", "The record is of the distribution before temperature",
-        "Engines sample at a temperature and record logprobs without it, the trainer has it: every ratio is biased, "
-        "and the clip rate is up from the first step.",
-        needs=("T1 above",),
-        # Below 1 the rare tokens whose d is negative may be too few to be seen: T3 positive does not rule it out.
-        may=("T2 positive", "T3 positive", *_TILTED, *_facts("logprobs_mode", *SHAPES)),
-        against=("T3 negative", "T1 above=old"),
+        "A1", "raw-logprobs", "semantic", "Engines return raw logprobs (before temperature)",
+        "Engines sample at a temperature and return logprobs without it; the trainer applies it: every ratio is "
+        "biased, and the clip rate is high from the first step.",
+        needs=("mean_ratio above",),
+        # Below temperature 1, tokens with a negative d may be too rare to be seen, so "one_sided positive" may show.
+        may=("sign positive", "one_sided positive", *_TILTED, *_facts("logprobs_mode", *SHAPES)),
+        against=("one_sided negative", "mean_ratio above=old"),
         probe="P11",
         confusable_with=("generation-config", "truncation-in-trainer"),
-        remedy="Record what is sampled from: --logprobs-mode processed_logprobs (vLLM 0.10.2 on), or train at "
+        remedy="Return the sampled distribution: --logprobs-mode processed_logprobs (vLLM 0.10.2 on), or train at "
         "temperature 1. Never rescale the logprob of the chosen token alone.",
         command="rltop set logprobs_mode processed{engines}",
         source="trl#4159, trl#4163, vime#64, verl#4162, open-instruct#1678",
     ),
     CauseEntry(
         "A2", "trainer-without-temperature", "semantic", "The trainer computes without the sampling temperature",
-        "The trainer's policy is flatter or sharper than the one that sampled: ratios are far off 1 while their mean "
+        "The trainer's policy is flatter or sharper than the one that sampled: ratios are far from 1 while their mean "
         "is 1, ESS is low and gradients are large, from the first step.",
-        needs=("slope sharper | slope flatter | T4 sharper | T4 flatter", "floor above | floor rounding"),
-        may=("T3 negative", "T4 truncated", "T2 too_negative", *_TILTED_TRAINER, *_facts("temperature")),
-        against=("slope flat", "T1 above", "T3 positive", "T2 positive", "T10 outlier"),
+        needs=("slope sharper | slope flatter | calibration sharper | calibration flatter",
+               "floor above | floor rounding"),
+        may=("one_sided negative", "calibration truncated", "sign too_negative", *_TILTED_TRAINER,
+             *_facts("temperature")),
+        against=("slope flat", "mean_ratio above", "one_sided positive", "sign positive", "engine_gap outlier"),
         probe="P9",
         confusable_with=("penalties", "generation-config"),
         remedy="Divide logits by the temperature in every logprob path of the trainer (current, old, entropy), and "
@@ -54,29 +55,30 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         source="nemo#316, nemo#935, nemo#902, ms-swift#8427",
     ),
     CauseEntry(
-        "A3", "logprob-over-temperature", "semantic", "The record is logprob / T where logits / T was meant",
-        "The record is no distribution: every ratio is above 1 (T < 1), the more so the less certain the policy is.",
-        needs=("T3 positive",),
-        may=("T1 above", "T2 positive", *GAP, "floor above", "floor rounding", "T8 ramp", "T8 jump", "T10 outlier",
-             *_facts(*SHAPES)),
-        against=("T1 below", *_POWERS),
+        "A3", "logprob-over-temperature", "semantic", "Rollout logprobs are logprob / T instead of logits / T",
+        "Rollout logprobs are not normalised: every ratio is above 1 (T < 1), and more so the less certain the policy.",
+        needs=("one_sided positive",),
+        may=("mean_ratio above", "sign positive", *GAP, "floor above", "floor rounding", "trend ramp", "trend jump",
+             "engine_gap outlier", *_facts(*SHAPES)),
+        against=("mean_ratio below", *_POWERS),
         probe="P11",
         confusable_with=("truncation-in-trainer", "normaliser"),
-        remedy="Take the engine's own: --logprobs-mode processed_logprobs; never divide a logprob.",
+        remedy="Use the engine's own: --logprobs-mode processed_logprobs; never divide a logprob.",
         command="rltop set logprobs_mode processed{engines}",
         source="prime-rl#697",
     ),
     CauseEntry(
         "A4", "truncation-in-record", "semantic",
-        "Sampling is cut off (top-p, top-k, min-p), the trainer has all tokens",
-        "The engine's distribution is renormalised over the tokens that were kept, the trainer's is not: every ratio "
-        "is at most 1, their mean is the share that was kept.",
-        # Of rounding as large as the share that is cut off, d has both signs.
-        needs=("T3 negative | T4 truncated | T5 below", "T3 negative | T1 below | T2 too_negative"),
-        # A token that is left alone has a recorded logprob of 0.0; once old, the trainer may be far below it.
-        may=(*GAP, "floor above", "floor rounding", "T8 jump", "T8 ramp", "T10 outlier", "record zeros",
+        "Sampling is truncated (top-p, top-k, min-p), the trainer is not",
+        "The engine's distribution is renormalised over the kept tokens, the trainer's is not: every ratio is at most "
+        "1, and their mean is the kept share.",
+        # If rounding is as large as the truncated share, d has both signs.
+        needs=("one_sided negative | calibration truncated | nll_minus_entropy below",
+               "one_sided negative | mean_ratio below | sign too_negative"),
+        # The only candidate left has a logprob of 0.0; for an old token the trainer may be far below.
+        may=(*GAP, "floor above", "floor rounding", "trend jump", "trend ramp", "engine_gap outlier", "record zeros",
              *_facts("top_p", "top_k", "min_p")),
-        against=("T1 above", "T2 positive"),
+        against=("mean_ratio above", "sign positive"),
         probe="P8",
         confusable_with=("structured-output", "generation-config", "normaliser"),
         remedy="Sample with top_p=1, top_k=0, min_p=0; or have vLLM return the mask (return_sampling_mask, 0.28 on) "
@@ -84,14 +86,15 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         source="trl#6789, trl#7269, prime-rl#3431, verl#6240, vllm#42259",
     ),
     CauseEntry(
-        "A5", "shaped-in-silence", "semantic", "Sampling is shaped, and neither the record nor the trainer knows",
-        "Tokens come from a sharper distribution (top-p, top-k or a temperature) than either side computes: no ratio "
-        "shows it, the gradient is biased.",
-        needs=("T5 below | T5 above | T4 truncated",),
-        # Updates make likely what was sampled, and that was sampled more often than the record says.
-        may=("T4 sharper", "T4 flatter", "floor rounding", "T1 above=old", *_facts(*SHAPES, "logprobs_mode")),
-        against=("floor above", "T1 above=all", "T1 below", "T3 negative", "T3 positive", "T2 positive",
-                 "T2 too_negative"),
+        "A5", "shaped-in-silence", "semantic", "Sampling is shaped, but neither logprobs nor trainer show it",
+        "Tokens come from a sharper distribution (top-p, top-k or a temperature) than either side computes: ratios do "
+        "not show it, and the gradient is biased.",
+        needs=("nll_minus_entropy below | nll_minus_entropy above | calibration truncated",),
+        # Updates raise what was sampled, which was sampled more often than the logprobs say.
+        may=("calibration sharper", "calibration flatter", "floor rounding", "mean_ratio above=old",
+             *_facts(*SHAPES, "logprobs_mode")),
+        against=("floor above", "mean_ratio above=all", "mean_ratio below", "one_sided negative", "one_sided positive",
+                 "sign positive", "sign too_negative"),
         probe="P11",
         confusable_with=("generation-config",),
         remedy="Sample with temperature=1, top_p=1, top_k=0; or shape on both sides: --logprobs-mode "
@@ -100,11 +103,12 @@ SEMANTIC: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "A6", "generation-config", "semantic", "The model's generation_config.json shapes sampling",
-        "Requests that leave a parameter unset get it from the checkpoint (temperature, top-p, penalties): the run "
-        "samples otherwise than its own configuration says.",
+        "Requests without a parameter get it from the checkpoint (temperature, top-p, penalties): sampling differs "
+        "from the run's configuration.",
         needs=("facts shaped=default_sampling | facts differs=default_sampling",),
-        may=("T4 truncated", "T1 above", "T1 below", "T2 positive", "T2 too_negative", "T3 negative", "T3 positive",
-             "T12 heavy", *_TILTED, "floor rounding", *_facts(*SHAPES, *PENALTIES, "logprobs_mode")),
+        may=("calibration truncated", "mean_ratio above", "mean_ratio below", "sign positive", "sign too_negative",
+             "one_sided negative", "one_sided positive", "tail heavy", *_TILTED, "floor rounding",
+             *_facts(*SHAPES, *PENALTIES, "logprobs_mode")),
         probe="P11",
         confusable_with=("raw-logprobs", "trainer-without-temperature", "truncation-in-record", "shaped-in-silence",
                          "penalties"),
@@ -112,12 +116,11 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         source="nemo#3497, nemo#3685, ART#140, verl#7270, vllm#50767",
     ),
     CauseEntry(
-        "A7", "penalties", "semantic", "Penalties or other edits of logits that the trainer does not make",
-        "Tokens that already occurred are sampled with another probability than is trained: the gap sits on repeated "
-        "tokens.",
+        "A7", "penalties", "semantic", "Penalties or other logit edits that the trainer does not apply",
+        "Repeated tokens are sampled with another probability than is trained: the gap is in repeated tokens.",
         needs=(_PENALISED,),
-        may=(*GAP, "T1 above", "T1 below", "T2 positive", "floor above", "floor rounding", "T8 jump", "T8 ramp",
-             "T10 outlier", *_facts("logprobs_mode")),
+        may=(*GAP, "mean_ratio above", "mean_ratio below", "sign positive", "floor above", "floor rounding",
+             "trend jump", "trend ramp", "engine_gap outlier", *_facts("logprobs_mode")),
         against=_facts("default_sampling"),
         probe="P11",
         confusable_with=("generation-config", "trainer-without-temperature"),
@@ -126,12 +129,12 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         source="vLLM: order of the sampler; nemo#3497",
     ),
     CauseEntry(
-        "A8", "structured-output", "semantic", "A grammar masks tokens that the trainer gives probability to",
-        "At constrained positions the record is of few tokens, the trainer's of all: large ratios below 1 there, "
-        "none elsewhere.",
-        needs=("T3 negative", "T12 heavy"),
-        may=("T4 truncated", "T1 below", "T2 too_negative", *_TILTED),
-        against=("T1 above",),
+        "A8", "structured-output", "semantic", "A grammar masks tokens that have probability in the trainer",
+        "At constrained positions rollout logprobs cover few tokens, the trainer's all: ratios far below 1 there, and "
+        "1 elsewhere.",
+        needs=("one_sided negative", "tail heavy"),
+        may=("calibration truncated", "mean_ratio below", "sign too_negative", *_TILTED),
+        against=("mean_ratio above",),
         where=("structured_output not none",),
         probe="P8",
         confusable_with=("truncation-in-record",),
@@ -140,10 +143,10 @@ SEMANTIC: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "A9", "speculative-logprobs", "semantic", "Logprobs of speculative decoding are wrong",
-        "Rows of the rejection sampler are mixed up: some sequences, often near the length limit, have a wrong record.",
-        needs=("T1 above | T1 below | T12 heavy | record zeros",),
-        may=("T2 positive", "T2 too_negative", "T7 grows", "T7 step", "floor above", "fit partial", "T14 grows",
-             "T10 outlier", *_facts("speculative")),
+        "The rejection sampler mixes up rows: some sequences, often near the length limit, have wrong logprobs.",
+        needs=("mean_ratio above | mean_ratio below | tail heavy | record zeros",),
+        may=("sign positive", "sign too_negative", "position grows", "position step", "floor above", "fit partial",
+             "batch_load grows", "engine_gap outlier", *_facts("speculative")),
         where=("speculative not none",),
         probe="P8",
         remedy="Update vLLM (fixes #30846, #33391, #38711) and keep prompt + max_tokens + drafts below "
@@ -152,10 +155,10 @@ SEMANTIC: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "A10", "sampler-kernel", "semantic", "Sampler kernels differ",
-        "A fused sampler draws from a slightly other distribution than it records: a bias in the tail.",
+        "A fused sampler draws from a slightly different distribution than it reports: a bias in the tail.",
         needs=("facts differs=sampling_path",),
-        may=("T14 grows", "floor rounding", "T10 outlier"),
-        against=("T1 above", "T5 below", "T5 above"),
+        may=("batch_load grows", "floor rounding", "engine_gap outlier"),
+        against=("mean_ratio above", "nll_minus_entropy below", "nll_minus_entropy above"),
         probe="P8",
         confusable_with=("shaped-in-silence",),
         remedy="VLLM_USE_FLASHINFER_SAMPLER=0 on all engines; the processed mode uses the native sampler too.",
@@ -163,11 +166,11 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         source="vllm#51187, vllm#40376, vllm#42472",
     ),
     CauseEntry(
-        "A11", "async-scheduling", "semantic", "Asynchronous scheduling loses what a step depends on",
-        "Penalties and stateful processors see placeholders, preempted requests repeat or drop a token: the more the "
-        "fuller the engine.",
-        needs=("T14 grows", "floor above | T1 above | T1 below"),
-        may=("T12 heavy", "T2 too_negative", "T10 outlier", "repeat_engine differs", *_facts(*PENALTIES)),
+        "A11", "async-scheduling", "semantic", "Asynchronous scheduling loses the state that a step depends on",
+        "Penalties and stateful processors see placeholders, preempted requests repeat or drop a token; more so under "
+        "load.",
+        needs=("batch_load grows", "floor above | mean_ratio above | mean_ratio below"),
+        may=("tail heavy", "sign too_negative", "engine_gap outlier", "repeat_engine differs", *_facts(*PENALTIES)),
         where=("async_scheduling is on",),
         probe="P8",
         confusable_with=("batch-dependence",),

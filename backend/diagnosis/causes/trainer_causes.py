@@ -1,19 +1,19 @@
-"""Causes that lie in the trainer and in what both sides are configured with."""
+"""Causes in the trainer, its configuration and the objective."""
 
 from __future__ import annotations
 
 from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 
-_LATER = ("T8 jump", "T8 ramp")
+_LATER = ("trend jump", "trend ramp")
 
 TRAINER: tuple[CauseEntry, ...] = (
     CauseEntry(
-        "G1", "rope-config", "trainer", "Positions are encoded otherwise (RoPE, YaRN)",
+        "G1", "rope-config", "trainer", "Positions are encoded differently (RoPE, YaRN)",
         "A scale or a factor of the position encoding differs: a gap from the first step on that often grows with "
         "the position.",
         needs=("floor above",),
-        may=("T7 grows", *GAP),
-        against=(*_LATER, "T10 outlier", "repeat differs"),
+        may=("position grows", *GAP),
+        against=(*_LATER, "engine_gap outlier", "repeat differs"),
         probe="P13",
         confusable_with=("bad-export", "attention-kernel", "rope-in-bf16"),
         remedy="Compare rope_scaling, rope_theta and partial_rotary_factor of both configurations, and their cos and "
@@ -22,10 +22,10 @@ TRAINER: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "G2", "rope-in-bf16", "trainer", "The trainer's position encoding is in bfloat16",
-        "inv_freq was cast with the model: phases are off the more the farther a token is, up to a half turn at 4,096.",
-        needs=("T7 grows", "floor rounding | floor above"),
+        "inv_freq was cast with the model: phases are wrong in proportion to the position, up to a half turn at 4,096.",
+        needs=("position grows", "floor rounding | floor above"),
         may=GAP,
-        against=(*_LATER, "T10 outlier", "repeat differs"),
+        against=(*_LATER, "engine_gap outlier", "repeat differs"),
         probe="P13",
         confusable_with=("rope-config",),
         remedy="Keep buffers in float32 (FSDP: buffer_dtype=float32; no model.to(bfloat16) over rotary_emb.inv_freq).",
@@ -33,8 +33,8 @@ TRAINER: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "G3", "packing", "trainer", "Packed sequences see each other, or have wrong positions",
-        "The logprob of a token depends on what it was packed with: the starts of sequences are off.",
-        needs=("T7 falls", "floor above"),
+        "The logprob of a token depends on the rest of its pack: the starts of sequences are wrong.",
+        needs=("position falls", "floor above"),
         may=("repeat differs", *GAP),
         against=_LATER,
         probe="P9",
@@ -45,45 +45,45 @@ TRAINER: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "G4", "attention-window", "trainer", "Attention reaches farther on one side",
-        "A sliding window or a length limit differs: no gap up to it, a gap behind it.",
-        needs=("T7 step",),
+        "A sliding window or a length limit differs: no gap up to it, a gap beyond it.",
+        needs=("position step",),
         may=("floor above", "floor rounding", *GAP),
-        against=(*_LATER, "T10 outlier"),
+        against=(*_LATER, "engine_gap outlier"),
         probe="P13",
-        remedy="The same sliding_window, max_model_len and sparse-attention index on both sides.",
+        remedy="Use the same sliding_window, max_model_len and sparse-attention index on both sides.",
         source="vllm#48305",
     ),
     CauseEntry(
-        "H5", "multimodal-input", "trainer", "Images are prepared otherwise",
-        "Resizing or patching differs: prompts with images are off, others not.",
+        "H5", "multimodal-input", "trainer", "Images are preprocessed differently",
+        "Resizing or patching differs: prompts with images are wrong, others not.",
         needs=("floor above",),
         may=GAP,
         against=(*_LATER, "repeat differs"),
         where=("multimodal is on",),
         probe="P10",
         confusable_with=("bad-export",),
-        remedy="One processor for both sides; compare hashes of pixel_values.",
+        remedy="Use one processor for both sides; compare hashes of pixel_values.",
         source="prime-rl docs/advanced.md",
     ),
     CauseEntry(
         "I1", "dropout", "trainer", "Dropout is on in the trainer",
-        "Every pass of the trainer is another model: ratios are noise, and a large part is clipped from the first "
+        "Every forward of the trainer is another model: ratios are noise, and many tokens are clipped from the first "
         "step.",
         needs=("floor above | repeat differs", "repeat differs"),
-        # The few ratios that are large enough to make their mean 1 are beyond what T1 counts.
-        may=("T1 below", "T7 grows", "T7 falls", *_LATER, *GAP),
-        against=("T10 outlier", "T1 above"),
+        # The few ratios that are large enough to make the mean 1 are above the clamp of mean_ratio.
+        may=("mean_ratio below", "position grows", "position falls", *_LATER, *GAP),
+        against=("engine_gap outlier", "mean_ratio above"),
         probe="P9",
         confusable_with=("trainer-batch", "packing"),
         remedy="Set attention_dropout and hidden_dropout to 0 (Megatron: --attention-dropout 0 --hidden-dropout 0); "
-        "model.eval() where only logprobs are computed.",
+        "model.eval() when only logprobs are computed.",
         source="reef#536, trl#3234",
     ),
     CauseEntry(
         "I2", "trainer-batch", "trainer", "The trainer's logprobs depend on its micro-batches",
-        "Old and current logprobs of equal weights differ: ratios are off 1 with nothing stale.",
+        "Old and current logprobs of equal weights differ: ratios differ from 1 with nothing stale.",
         needs=("repeat differs",),
-        may=("floor rounding", "T12 heavy"),
+        may=("floor rounding", "tail heavy"),
         against=("floor above",),
         probe="P9",
         confusable_with=("dropout",),
@@ -92,22 +92,22 @@ TRAINER: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "I3", "lora-merge", "trainer", "Adapters are merged with rounding, or not applied",
-        "Engines sample from a merge on bfloat16's grid, or from the base model: the gap grows from 0 as the adapter "
-        "does.",
-        needs=("floor above", "T8 ramp"),
+        "Engines sample from a merge rounded to bfloat16, or from the base model: the gap grows from 0 with the "
+        "adapter.",
+        needs=("floor above", "trend ramp"),
         may=("fit frozen", *GAP),
         where=("lora is on",),
         probe="P5",
         confusable_with=("never-updated", "partial-update"),
-        remedy="Hand on the adapter itself, or merge in float32; never unmerge in bfloat16.",
+        remedy="Send the adapter itself, or merge in float32; never unmerge in bfloat16.",
         source="automodel#3845, nemo#3696, trl#6688, skyrl#1776",
     ),
     CauseEntry(
-        "I4", "normaliser", "trainer", "The trainer's softmax runs over other logits",
+        "I4", "normaliser", "trainer", "The trainer's softmax covers other logits",
         "Padded vocabulary, a logit scale or a soft cap on one side: all logprobs are shifted to one side.",
-        needs=("T3 negative | T3 positive",),
-        may=("T1 below", "T1 above", "T2 positive", "floor above", *GAP),
-        against=("T10 outlier",),
+        needs=("one_sided negative | one_sided positive",),
+        may=("mean_ratio below", "mean_ratio above", "sign positive", "floor above", *GAP),
+        against=("engine_gap outlier",),
         where=("padded_vocabulary is on",),
         probe="P13",
         confusable_with=("truncation-in-record", "truncation-in-trainer", "logprob-over-temperature"),
@@ -115,25 +115,25 @@ TRAINER: tuple[CauseEntry, ...] = (
         source="marin#2458",
     ),
     CauseEntry(
-        "I6", "truncation-in-trainer", "trainer", "The trainer filters by top-p where the record does not",
-        "Kept tokens are likelier in the trainer than in the record: every ratio is above 1.",
-        needs=("T3 positive",),
-        may=("T1 above", "T2 positive", "floor above", "T5 below", *GAP, "facts differs=logprobs_mode",
-             "facts shaped=logprobs_mode"),
-        against=("T1 below", "slope sharper", "slope flatter"),
+        "I6", "truncation-in-trainer", "trainer", "The trainer filters by top-p, rollout logprobs do not",
+        "Kept tokens are likelier in the trainer than in the rollout: every ratio is above 1.",
+        needs=("one_sided positive",),
+        may=("mean_ratio above", "sign positive", "floor above", "nll_minus_entropy below", *GAP,
+             "facts differs=logprobs_mode", "facts shaped=logprobs_mode"),
+        against=("mean_ratio below", "slope sharper", "slope flatter"),
         probe="P11",
         confusable_with=("logprob-over-temperature", "normaliser"),
-        remedy="--logprobs-mode processed_logprobs, so that the record has the filter too.",
+        remedy="--logprobs-mode processed_logprobs, so that rollout logprobs include the filter too.",
         command="rltop set logprobs_mode processed{engines}",
-        source="rltop: the table of semantics in the knowledge base, last row but one",
+        source="rltop",
     ),
 )  # fmt: skip
 
 OBJECTIVE: tuple[CauseEntry, ...] = (
     CauseEntry(
         "J1", "entropy-collapse", "objective", "The policy's entropy collapses",
-        "Answers become one answer: groups have equal rewards, advantages are 0 and nothing is learned any more. The "
-        "backend is not the cause, and a smaller gap is its consequence.",
+        "All answers become alike: groups have equal rewards, advantages are 0 and learning stops. The backend is not "
+        "the cause; a smaller gap is a consequence.",
         needs=("entropy collapsed",),
         may=("entropy falling", "gradient vanished", "reward falling", "reward rising"),
         probe="lr0",
@@ -142,17 +142,17 @@ OBJECTIVE: tuple[CauseEntry, ...] = (
         source="DAPO, arXiv 2503.14476; LightRFT#53",
     ),
     CauseEntry(
-        "J2", "answers-cut", "objective", "Answers run into the length limit",
-        "Cut answers are rewarded as wrong or dropped: length and reward fight each other.",
+        "J2", "answers-cut", "objective", "Answers reach the length limit",
+        "Cut answers are rewarded as wrong, or dropped: length and reward conflict.",
         needs=("truncation many",),
-        may=("reward falling", "T7 grows"),
+        may=("reward falling", "position grows"),
         probe="lr0",
         remedy="Raise max_tokens, or shape the reward for length (overlong reward shaping).",
         source="DAPO, arXiv 2503.14476",
     ),
     CauseEntry(
-        "J6", "entropy-explosion", "objective", "The policy's entropy grows without end",
-        "The policy forgets what it knew: answers become noise, and reward falls after them.",
+        "J6", "entropy-explosion", "objective", "The policy's entropy keeps growing",
+        "The policy degrades: answers become noise, and the reward falls.",
         needs=("entropy rising",),
         may=("gradient rising", "gradient spike", "reward falling", "clip high"),
         probe="lr0",
@@ -161,15 +161,15 @@ OBJECTIVE: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "J7", "unstable-gradient", "objective", "Gradients blow up",
-        "Single batches throw the policy far: reward and entropy jump after them.",
+        "Single batches move the policy far: reward and entropy jump.",
         needs=("gradient spike | gradient rising",),
-        may=("entropy rising", "entropy falling", "reward falling", "clip high", "T12 heavy"),
+        may=("entropy rising", "entropy falling", "reward falling", "clip high", "tail heavy"),
         probe="lr0",
-        remedy="Clip the gradient's norm at 1, lower the learning rate, look at the worst sequences: `rltop worst`.",
+        remedy="Clip the gradient's norm at 1, lower the learning rate, inspect the worst sequences: `rltop worst`.",
         source="PPO, arXiv 1707.06347",
     ),
     CauseEntry(
-        "J8", "no-signal", "objective", "There is nothing to learn from",
+        "J8", "no-signal", "objective", "No learning signal",
         "The gradient is 0: advantages are 0 (all answers of a group alike), or the loss is masked.",
         needs=("gradient vanished",),
         may=("entropy falling",),
@@ -178,20 +178,20 @@ OBJECTIVE: tuple[CauseEntry, ...] = (
         source="DAPO, arXiv 2503.14476",
     ),
     CauseEntry(
-        "J9", "reward-falls", "objective", "The reward falls, and nothing is wrong with the backend",
-        "Record, weights and engines are as they should be: look at the objective, the data and the reward itself.",
+        "J9", "reward-falls", "objective", "The reward falls, and the backend is fine",
+        "Logprobs, weights and engines are correct: inspect the objective, the data and the reward.",
         needs=("reward falling",),
         may=("gradient rising", "gradient spike", "entropy rising", "entropy falling", "clip high"),
         probe="lr0",
-        remedy="Compare with the last good run (`rltop parity GOOD RUN`); look at reward functions, data order, "
+        remedy="Compare with the last good run (`rltop parity GOOD RUN`); check reward functions, data order, "
         "learning rate.",
         source="rltop",
     ),
     CauseEntry(
-        "J10", "clipped-updates", "objective", "More is clipped than noise explains, and the backend is fine",
-        "Steps are too large for the clip range, or too many are made of one batch.",
+        "J10", "clipped-updates", "objective", "More tokens are clipped than noise explains, and the backend is fine",
+        "Steps are too large for the clip range, or too many per batch.",
         needs=("clip high",),
-        may=("gradient rising", "entropy falling", "T9 grows"),
+        may=("gradient rising", "entropy falling", "lag_slope grows"),
         probe="lr0",
         remedy="Lower the learning rate or the number of updates per batch; else widen the clip range.",
         source="PPO, arXiv 1707.06347",

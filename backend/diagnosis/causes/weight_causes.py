@@ -1,64 +1,63 @@
-"""Causes that lie in the weights: updates that do not arrive, arrive in part, or under another version's name."""
+"""Causes in weight updates: missing, partial, or with a wrong version."""
 
 from __future__ import annotations
 
 from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 
-_LATER = ("T8 jump", "T8 ramp")
+_LATER = ("trend jump", "trend ramp")
 
-_BRING = (
-    "Fix the call that brings the weights (it often hangs on a flag such as sleep mode), and assert after each update "
-    "that a digest of the weights has changed."
+_FIX_UPDATES = (
+    "Fix the call that updates the weights (it often depends on a flag such as sleep mode), and assert after each "
+    "update that a digest of the weights has changed."
 )
 
 WEIGHTS: tuple[CauseEntry, ...] = (
     CauseEntry(
-        "B1", "policy-lag", "weights", "What is trained on is old",
+        "B1", "policy-lag", "weights", "Trained tokens are old",
         "Tokens were sampled many versions ago: ratios spread, more is clipped, ESS falls, and each step learns less.",
         needs=("lag high",),
-        may=(*GAP, "T9 grows"),
+        may=(*GAP, "lag_slope grows"),
         probe="P6",
-        remedy="Bound the age of what is consumed, queue included (prime-rl: max_off_policy_steps; verl: "
+        remedy="Bound the age of consumed rollouts, queue included (prime-rl: max_off_policy_steps; verl: "
         "staleness_threshold), or correct for it: truncated importance sampling.",
         source="molt#124, prime-rl#2674, prime-rl#3310; rl-on-cpu",
     ),
     CauseEntry(
-        "B2", "never-updated", "weights", "No engine ever gets the new weights",
-        "Updates are called, or counted, and change nothing: engines sample the first policy for ever, and the gap "
-        "grows with every step of the trainer.",
-        needs=("fit frozen | T4 flatter",),
-        may=("floor above", "lag high", *GAP, *_LATER, "T9 grows"),
-        against=("T10 outlier", "floor at_floor"),
+        "B2", "never-updated", "weights", "No engine ever receives new weights",
+        "Updates are called, or counted, without effect: engines keep sampling from the first policy, and the gap "
+        "grows with every step.",
+        needs=("fit frozen | calibration flatter",),
+        may=("floor above", "lag high", *GAP, *_LATER, "lag_slope grows"),
+        against=("engine_gap outlier", "floor at_floor"),
         all_engines=True,
         probe="P5",
         confusable_with=("cached-reload", "partial-update", "trainer-without-temperature"),
-        remedy=_BRING,
+        remedy=_FIX_UPDATES,
         source="trl#5312, verl#4248, OpenRLHF#660",
     ),
     CauseEntry(
-        "B2", "stuck-fleet", "weights", "No engine gets new weights any more, and their versions say so",
-        "The trainer moves on and the whole fleet samples from one version: what is trained on is older with every "
-        "step.",
+        "B2", "stuck-fleet", "weights", "No engine receives new weights any more, as their versions show",
+        "The trainer advances while the whole fleet samples from one version: tokens are older with every step.",
         needs=("versions stuck",),
-        may=("floor above", "lag high", *GAP, *_LATER, "T9 grows"),
-        against=("T10 outlier",),
+        may=("floor above", "lag high", *GAP, *_LATER, "lag_slope grows"),
+        against=("engine_gap outlier",),
         all_engines=True,
         probe="P5",
         confusable_with=("policy-lag",),
-        remedy=_BRING,
+        remedy=_FIX_UPDATES,
         source="trl#5312, OpenRLHF#660",
     ),
     CauseEntry(
-        "B3", "partial-update", "weights", "Part of the weights is left out of updates",
-        "Names that the loader does not know, or the trainer does not send, keep their old values: engines sample a "
-        "model that was never trained.",
+        "B3", "partial-update", "weights", "Updates leave out part of the weights",
+        "Tensors that the loader does not know, or the trainer does not send, keep their old values: engines sample "
+        "from a model that was never trained.",
         needs=("floor above",),
         may=(*GAP, *_LATER),
-        against=("T10 outlier", "repeat differs"),
+        against=("engine_gap outlier", "repeat differs"),
         probe="P5",
-        confusable_with=("stale-prefix-cache", "tied-embeddings", "bad-export", "layout-corruption",
-                         "derived-tensors", "never-updated", "rope-config"),
-        remedy="Send every tensor, compare the names that load_weights returns with those that were sent, and "
+        confusable_with=("stale-prefix-cache", "tied-embeddings", "bad-export", "layout-corruption", "derived-tensors",
+                         "never-updated", "rope-config"),
+        remedy="Send every tensor, compare the names that load_weights returns with those sent, and "
         "bracket each update with start_weight_update and finish_weight_update.",
         source="prime-rl#2714, trl#5269, vllm#48312, nemo#3403",
     ),
@@ -66,9 +65,9 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         "B4", "layout-corruption", "weights", "A second load writes weights in the wrong layout",
         "Weights that were repacked after the first load are overwritten in checkpoint layout: gibberish after the "
         "first update.",
-        needs=("floor above", "T8 jump"),
-        may=(*GAP, *_LATER, "T1 below"),
-        against=("T10 outlier",),
+        needs=("floor above", "trend jump"),
+        may=(*GAP, *_LATER, "mean_ratio below"),
+        against=("engine_gap outlier",),
         where=("moe is on",),
         probe="P5",
         confusable_with=("partial-update",),
@@ -77,11 +76,11 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         source="vllm#42821, vllm#42823, vllm#48284, skyrl#1680, verl#7986",
     ),
     CauseEntry(
-        "B5", "derived-tensors", "weights", "Tensors made from the weights keep their old values",
-        "CUDA graphs, MLA's projected weights, float32 copies of the head or KV scales stay as they were at load: "
-        "decode is wrong, prefill right.",
-        needs=("floor above", "T8 jump | T8 ramp"),
-        may=(*GAP, *_LATER, "T14 grows"),
+        "B5", "derived-tensors", "weights", "Tensors derived from the weights keep their old values",
+        "CUDA graphs, MLA's projected weights, float32 copies of the head or KV scales are not refreshed: decode is "
+        "wrong, prefill right.",
+        needs=("floor above", "trend jump | trend ramp"),
+        may=(*GAP, *_LATER, "batch_load grows"),
         where=("device has cuda", "enforce_eager is off"),
         probe="P13",
         confusable_with=("partial-update",),
@@ -89,11 +88,11 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         source="vllm#48941, vllm#48312, prime-rl#3543, Megatron-LM#6723, verl#7455",
     ),
     CauseEntry(
-        "B6", "stale-replica", "weights", "An engine misses its weight updates, and its version says so",
-        "Its share of the rollouts is sampled from ever older weights: ratios of those sequences are useless, and "
-        "most of what is clipped is theirs.",
+        "B6", "stale-replica", "weights", "An engine misses weight updates, as its version shows",
+        "Its rollouts are sampled from ever older weights: ratios of those sequences are useless, and most clipped "
+        "tokens are theirs.",
         needs=("versions stuck | lag behind",),
-        may=(*GAP, *_LATER, "T9 grows", "T10 outlier", "lag high"),
+        may=(*GAP, *_LATER, "lag_slope grows", "engine_gap outlier", "lag high"),
         one_engine=True,
         probe="P3",
         confusable_with=("lying-replica",),
@@ -103,11 +102,12 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         source="vime#66, vime#329, nemo#3403, vllm#54443; rl-on-cpu",
     ),
     CauseEntry(
-        "B6", "lying-replica", "weights", "An engine misses its weight updates, and its version hides it",
-        "Its version advances while its weights stay: its rollouts count as fresh, and are not.",
-        needs=("T10 outlier | floor above",),
-        may=("floor above", "fit frozen", *GAP, *_LATER, "T11 hit_worse", "T11 miss_worse", "T9 grows"),
-        against=("versions stuck", "lag behind", "T1 above"),
+        "B6", "lying-replica", "weights", "An engine misses weight updates, and its version hides it",
+        "Its version advances while its weights stay the same: its rollouts count as fresh, and are not.",
+        needs=("engine_gap outlier | floor above",),
+        may=("floor above", "fit frozen", *GAP, *_LATER, "cache_gap hit_worse", "cache_gap miss_worse",
+             "lag_slope grows"),
+        against=("versions stuck", "lag behind", "mean_ratio above"),
         one_engine=True,
         probe="P5",
         confusable_with=("stale-replica", "mislabelled-version"),
@@ -117,11 +117,11 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         source="nemo#3403, vllm#54443; rl-on-cpu: the label may advance without the weights",
     ),
     CauseEntry(
-        "B7", "bad-export", "weights", "The weights that engines get are not the trainer's",
-        "A converter or a cast on the way changes them: there is a gap before the first step of training.",
+        "B7", "bad-export", "weights", "Engines receive other weights than the trainer's",
+        "A converter or a cast changes them: there is a gap before the first training step.",
         needs=("floor above",),
         may=GAP,
-        against=("T10 outlier", "T8 jump", "T8 ramp", "repeat differs"),
+        against=("engine_gap outlier", "trend jump", "trend ramp", "repeat differs"),
         probe="P5",
         confusable_with=("partial-update", "rope-config", "attention-kernel", "op-definitions"),
         remedy="Load one engine from the original checkpoint and one by a null update (learning rate 0): they must "
@@ -129,18 +129,18 @@ WEIGHTS: tuple[CauseEntry, ...] = (
         source="vime#274, prime-rl#2438, vllm-ascend#15666",
     ),
     CauseEntry(
-        "B8", "update-race", "weights", "Weights are written while a step runs",
-        "Requests that run at that moment see half of either version: seconds of extreme tokens around each update.",
-        needs=("floor above", "T12 heavy", "in_flight before_worse | in_flight after_worse"),
-        may=(*GAP, *_LATER, "T1 above", "T1 below"),
+        "B8", "update-race", "weights", "Weights are written while engines compute",
+        "Running requests see a mixture of two versions: extreme tokens around each update.",
+        needs=("floor above", "tail heavy", "in_flight before_worse | in_flight after_worse"),
+        may=(*GAP, *_LATER, "mean_ratio above", "mean_ratio below"),
         where=("updates_pause is off",),
         probe="P5",
         remedy='Bracket updates with pause_generation(mode="keep") and resume_generation().',
         source="nemo#3839",
     ),
     CauseEntry(
-        "B9", "mislabelled-version", "weights", "Tokens carry the version of another moment",
-        "A request that spans an update has one version for all of its tokens: its older half is corrected for the "
+        "B9", "mislabelled-version", "weights", "Tokens carry the wrong version",
+        "A request that spans an update has one version for all its tokens: the older ones are corrected for the "
         "wrong policy.",
         needs=("in_flight before_worse",),
         may=("floor above", *GAP, *_LATER),
@@ -152,10 +152,10 @@ WEIGHTS: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "B10", "cached-reload", "weights", "Reloading returns the weights of the first load",
-        "reload_weights answers OK and reads the path of the first time: nothing changes.",
-        needs=("fit frozen | T8 ramp",),
+        "reload_weights succeeds but reads the path of the first call: nothing changes.",
+        needs=("fit frozen | trend ramp",),
         may=("floor above", *GAP, *_LATER, "lag high"),
-        against=("T10 outlier",),
+        against=("engine_gap outlier",),
         where=("update_call is reload_weights",),
         all_engines=True,
         probe="P5",
@@ -165,11 +165,11 @@ WEIGHTS: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "B11", "tied-embeddings", "weights", "A tied head keeps its old weights",
-        "The body is new and the head is old: on CPU vLLM 0.32 does not repack a tied lm_head after a layerwise "
+        "The body is new and the head old: on CPU vLLM 0.32 does not repack a tied lm_head after a layerwise "
         "reload.",
         needs=("floor above",),
         may=(*GAP, *_LATER),
-        against=("T10 outlier", "repeat differs"),
+        against=("engine_gap outlier", "repeat differs"),
         where=("tie_word_embeddings is on",),
         probe="P5",
         confusable_with=("partial-update",),

@@ -1,407 +1,454 @@
-"""Tests of the record against the trainer's distribution: T1, T2, T3, T5, T6 and the slope. Pure.
+"""Checks of rollout logprobs against the trainer's distribution. Pure.
 
-If the record is the density that was sampled from, ``E[exp(d) | past] = 1`` for any trainer, however stale, as long as
-it has no mass where nothing could be sampled; then ``E[d] <= 0``, and ``E[exp(d) (-log p - H)] = 0`` for the trainer's
-own entropy H. All three hold on all tokens and at any lag; matched tokens have less noise.
+If rollout logprobs are the density that was sampled from, ``E[exp(d) | past] = 1`` for any trainer, however stale, that
+has no mass where nothing could be sampled. Then ``E[d] <= 0``, and ``E[exp(d) (-log p - H)] = 0`` for the trainer's own
+entropy H. All three hold on all tokens and at any lag; version-matched tokens have less noise.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.checks.deterministic import mean_lags
-from rltop.backend.diagnosis.checks.findings import FOUND, LOG_FOUND, asked, finding, unknown
+from rltop.backend.diagnosis.checks.findings import (
+    ALARM_LOG_E,
+    CERTAIN_LOG_E,
+    NO_LOGPROBS,
+    NOT_MATCHED,
+    finding,
+    run_and_engines,
+    unknown,
+)
 from rltop.backend.diagnosis.checks.level import bound_of, exceeds
 from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
+from rltop.backend.evidence.kernel import EXTREME, FIGURE, MOMENT, SUM
 from rltop.backend.evidence.sequential import Floats, MeanShift
 
-LEAST_RATIO = 2e-3
-"""A mean ratio this near 1 is no fault however sure it is: rounding of the record to 16 bits makes some."""
+MIN_RATIO_EXCESS = 2e-3
+"""A mean ratio this close to 1 is no fault: rounding rollout logprobs to 16 bits has that effect."""
 
-LEAST_MEAN = 1e-3
-"""A mean d this little above 0 is no fault: 16-bit records are rounded after they were sampled from."""
+MIN_MEAN = 1e-3
+"""A mean d this little above 0 is no fault: 16-bit rollout logprobs are rounded after sampling."""
 
 MAX_RHO = 4.0
-"""-2 mean / mean square is 1 for a small difference of policies; a truncation has far more."""
+"""-2 mean / mean square is 1 for a small difference of policies, and far larger for a truncation."""
 
 MIN_SHAPED = 500
-"""Tokens before the shape of d is told: rare large ones may not have come yet."""
+"""Tokens before the mean of d is judged: rare large values may be missing from fewer."""
 
-LEAST_SURPRISAL = 0.01
-"""Nats that surprisal and entropy may differ by: the trainer's entropy has 16 bits in some frameworks."""
-
-
-def mean_ratio(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T1: the mean of exp(d), by betting above 1 and by its interval below."""
-    for engine, pile in asked(piles):
-        yield _mean_ratio(pile, engine)
+MIN_NLL_EXCESS = 0.01
+"""Nats by which NLL and entropy may differ: some frameworks compute the entropy in 16 bits."""
 
 
-def _mean_ratio(pile: EvidenceArrays, engine: str | None) -> Finding:
-    if not pile.sums[:, kernel.N].sum():
-        return unknown("T1", "no logprobs of both sides yet", engine)
-    high = _bets(pile)
-    if high.log_e >= LOG_FOUND and high.low > LEAST_RATIO:
-        text = f"mean ratio {1 + high.mean:.4f} ({1 + high.low:.4f} to {1 + high.high:.4f}) over {high.tokens} tokens"
-        which, also = ("old", ", as matched tokens do") if _is_true_of_matched(pile, high.start) else ("all", "")
-        text += f"; a true record has 1{also}"
-        return finding("T1", "above", high, pile, engine, shift_by=1.0, text=text, detail=which)
-    low = _bets(pile, down=True)
-    if low.log_e >= LOG_FOUND and low.high < -LEAST_RATIO:
-        text = f"mean ratio {1 + low.mean:.4f} ({1 + low.low:.4f} to {1 + low.high:.4f}) over {low.tokens} tokens"
-        return finding(
-            "T1", "below", low, pile, engine, shift_by=1.0, text=f"{text}: some of the trainer's mass is cut off"
+def mean_ratio(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``mean_ratio``: bets that the mean of exp(d) is above 1, and below it."""
+    for engine, arrays in run_and_engines(evidence):
+        yield _mean_ratio(arrays, engine)
+
+
+def _mean_ratio(arrays: EvidenceArrays, engine: str | None) -> Finding:
+    if not arrays.sums[:, SUM.valid].sum():
+        return unknown("mean_ratio", NO_LOGPROBS, engine)
+    high = _bets(arrays, kernel.BETS_ABOVE)
+    if high.log_e >= ALARM_LOG_E and high.low > MIN_RATIO_EXCESS:
+        which, also = (
+            ("old", ", as it is for matched tokens") if _is_one_if_matched(arrays, high.start) else ("all", "")
         )
-    known = pile.moments[:, kernel.M_X, 1].sum() >= pile.moments[:, kernel.X, 1].sum() / 10
-    calm = sequential.above(pile.moments[:, kernel.M_X if known else kernel.X], pile.first, 0.02, LEAST_RATIO)
-    text = f"mean ratio {1 + calm.mean:.4f} ({1 + calm.low:.4f} to {1 + calm.high:.4f})"
-    return finding("T1", "calibrated", calm, pile, engine, shift_by=1.0, text=text)
+        text = f"{_ratio_text(high)} over {high.tokens} tokens; correct rollout logprobs have 1{also}"
+        return finding("mean_ratio", "above", high, arrays, engine, offset=1.0, text=text, detail=which)
+    low = _bets(arrays, kernel.BETS_BELOW)
+    if low.log_e >= ALARM_LOG_E and low.high < -MIN_RATIO_EXCESS:
+        text = f"{_ratio_text(low)} over {low.tokens} tokens: part of the trainer's probability mass is cut off"
+        return finding("mean_ratio", "below", low, arrays, engine, offset=1.0, text=text)
+    tokens = arrays.moments[:, :, MOMENT.n].sum(axis=0)
+    figure = FIGURE.matched_excess if tokens[FIGURE.matched_excess] >= tokens[FIGURE.excess] / 10 else FIGURE.excess
+    mean = sequential.above(arrays.moments[:, figure], arrays.first, 0.02, MIN_RATIO_EXCESS)
+    return finding("mean_ratio", "calibrated", mean, arrays, engine, offset=1.0, text=_ratio_text(mean))
 
 
-def _is_true_of_matched(pile: EvidenceArrays, start: int) -> bool:
-    """Whether the mean ratio of matched tokens, which have next to no noise, is 1 for sure."""
-    of = sequential.stretches(pile.moments[start:, kernel.M_X])
+def _ratio_text(excess: MeanShift) -> str:
+    return f"mean ratio {1 + excess.mean:.4f} ({1 + excess.low:.4f} to {1 + excess.high:.4f})"
+
+
+def _is_one_if_matched(arrays: EvidenceArrays, start: int) -> bool:
+    """Whether the mean ratio of matched tokens, which have little noise, is certainly 1."""
+    of = sequential.stretches(arrays.moments[start:, FIGURE.matched_excess])
     error = sequential.Z95 * math.sqrt(of.variance[0])
-    return bool(of.tokens[0] and abs(float(of.mean[0])) + error < LEAST_RATIO)
+    return bool(of.tokens[0] and abs(float(of.mean[0])) + error < MIN_RATIO_EXCESS)
 
 
-def _bets(pile: EvidenceArrays, *, down: bool = False) -> MeanShift:
-    """The betting test: each token multiplies a wealth by 1 + stake (ratio - 1), of which a true record expects 1.
+def _bets(arrays: EvidenceArrays, accounts: slice) -> MeanShift:
+    """The betting test: each token multiplies a wealth by 1 + stake (ratio - 1), whose expectation is 1.
 
-    Ratios are held to 21: that lowers wealth for stakes above 0; for those below it is an assumption, that larger
-    ones add little to the mean. A mean and its error do not do for ratios below 1: the rare large ones that make the
-    mean 1 may not have come yet, and the error does not know.
+    Ratios are clamped to 21. That lowers wealth for stakes above 0; for stakes below 0 it assumes that larger ratios
+    add little to the mean. A mean with its error can't replace bets on ratios below 1: the rare large ratios that make
+    the mean 1 may be missing, and the error does not show it.
     """
-    first, last = (2 * len(kernel.BETS), 2 * len(kernel.BETS) + len(kernel.DOWN)) if down else (0, 2 * len(kernel.BETS))
-    logs = pile.sums[:, kernel.WEALTH + first : kernel.WEALTH + last]
-    log_e, start = sequential.bets(logs, pile.first)
-    matched = not down and int(np.argmax(logs[start:].sum(axis=0))) >= len(kernel.BETS)
-    return _of(pile, kernel.M_X if matched else kernel.X, log_e, start)
+    logs = arrays.sums[:, accounts]
+    log_e, start = sequential.bets(logs, arrays.first)
+    best = accounts.start + int(np.argmax(logs[start:].sum(axis=0)))
+    matched = SUM.log_wealth_above_matched <= best < SUM.log_wealth_below
+    return _mean_from(arrays, FIGURE.matched_excess if matched else FIGURE.excess, log_e, start)
 
 
-def _of(pile: EvidenceArrays, figure: int, log_e: float, start: int) -> MeanShift:
-    """The figure's mean from a step on, with evidence that was found otherwise; of all steps where there is none."""
-    start = start if log_e >= LOG_FOUND else 0
-    of = sequential.stretches(pile.moments[start:, figure])
+def _mean_from(arrays: EvidenceArrays, figure: int, log_e: float, start: int) -> MeanShift:
+    """The figure's mean from step ``start`` on, with this evidence; over all steps if the evidence is too weak."""
+    start = start if log_e >= ALARM_LOG_E else 0
+    of = sequential.stretches(arrays.moments[start:, figure])
     error = sequential.Z95 * math.sqrt(of.variance[0])
     mean = float(of.mean[0])
     return MeanShift(log_e, start, mean, mean - error, mean + error, int(of.sequences[0]), int(of.tokens[0]))
 
 
-def sign(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T2: the mean of d against 0 and against its spread."""
-    for engine, pile in asked(piles):
-        if not pile.sums[:, kernel.N].sum():
-            yield unknown("T2", "no logprobs of both sides yet", engine)
+def sign(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``sign``: the mean of d against 0 and against its spread."""
+    for engine, arrays in run_and_engines(evidence):
+        if not arrays.sums[:, SUM.valid].sum():
+            yield unknown("sign", NO_LOGPROBS, engine)
             continue
-        matched = bool(pile.sums[:, kernel.MATCHED].sum())
-        figure = kernel.M_D if matched else kernel.D
-        up = sequential.above(pile.moments[:, figure], pile.first, 0.02, LEAST_MEAN)
-        if up.log_e >= LOG_FOUND and up.tokens >= MIN_SHAPED:
+        matched = bool(arrays.sums[:, SUM.matched].sum())
+        figure = FIGURE.matched_d if matched else FIGURE.d
+        up = sequential.above(arrays.moments[:, figure], arrays.first, 0.02, MIN_MEAN)
+        if up.log_e >= ALARM_LOG_E and up.tokens >= MIN_SHAPED:
             text = f"mean d {up.mean:+.4f} ({up.low:+.4f} to {up.high:+.4f}), above 0"
-            yield finding("T2", "positive", up, pile, engine, text=text, unit="nats")
+            yield finding("sign", "positive", up, arrays, engine, text=text, unit="nats")
             continue
-        square = sequential.stretches(pile.moments[:, kernel.M_DD]).mean
-        down = sequential.below(pile.moments[:, kernel.M_D], pile.first, 0.02, MAX_RHO / 2 * square + LEAST_MEAN)
-        if down.log_e >= LOG_FOUND and down.tokens >= MIN_SHAPED:
+        square = sequential.stretches(arrays.moments[:, FIGURE.matched_d2]).mean
+        down = sequential.below(
+            arrays.moments[:, FIGURE.matched_d], arrays.first, 0.02, MAX_RHO / 2 * square + MIN_MEAN
+        )
+        if down.log_e >= ALARM_LOG_E and down.tokens >= MIN_SHAPED:
             rho = -2 * down.mean / max(float(square[down.start]), 1e-12)
-            text = f"mean d {down.mean:+.4f}, {rho:.0f} times what its spread explains"
-            yield finding("T2", "too_negative", down, pile, engine, text=text, unit="nats")
+            text = f"mean d {down.mean:+.4f}, {rho:.0f} times as far below 0 as its spread explains"
+            yield finding("sign", "too_negative", down, arrays, engine, text=text, unit="nats")
             continue
-        yield finding("T2", "lognormal", up, pile, engine, text=f"mean d {up.mean:+.2g}", unit="nats")
+        yield finding("sign", "lognormal", up, arrays, engine, text=f"mean d {up.mean:+.2g}", unit="nats")
 
 
 MIN_SIDED = 20
-"""Tokens with a sign before one side can be called empty."""
+"""Tokens with a sign before one side can be empty."""
 
 
-def sides(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T3: sequences whose matched d has one sign alone, as tosses of a coin."""
-    for engine, pile in asked(piles):
-        if not pile.sums[:, kernel.MATCHED].sum():
-            yield unknown("T3", "no version-matched tokens yet: old logprobs, or tokens of lag 0", engine)
+def one_sided(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``one_sided``: sequences whose matched d has only one sign, as tosses of a coin."""
+    for engine, arrays in run_and_engines(evidence):
+        if not arrays.sums[:, SUM.matched].sum():
+            yield unknown("one_sided", NOT_MATCHED, engine)
             continue
-        yield _sides(pile, engine)
+        yield _one_sided(arrays, engine)
 
 
-def _sides(pile: EvidenceArrays, engine: str | None) -> Finding:
-    tails = np.cumsum(pile.sums[::-1], axis=0)[::-1]
-    rows_below, rows_above = tails[:, kernel.BELOW_ROWS], tails[:, kernel.ABOVE_ROWS]
-    for outcome, few, many, coarse, rows_few, rows_many in (
-        (
-            "negative",
-            kernel.FINE_ABOVE,
-            kernel.FINE_BELOW,
-            (kernel.COARSE_ABOVE, kernel.COARSE_BELOW),
-            rows_above,
-            rows_below,
-        ),
-        (
-            "positive",
-            kernel.FINE_BELOW,
-            kernel.FINE_ABOVE,
-            (kernel.COARSE_BELOW, kernel.COARSE_ABOVE),
-            rows_below,
-            rows_above,
-        ),
-    ):
-        log_e = _coins(rows_few, rows_many) + sequential.log_weights(pile.first)
-        rare = (tails[:, few] <= tails[:, many] / 100) & (tails[:, many] >= MIN_SIDED)
-        rough_few, rough_many = tails[:, coarse[0]], tails[:, coarse[1]]
-        rough = (rough_few <= rough_many / 100) & (rough_many >= MIN_SIDED)
-        of_tokens = _coins(rough_few, np.minimum(rough_many, rows_many)) + sequential.log_weights(pile.first)
-        each = np.maximum(np.where(rare, log_e, -np.inf), np.where(rough, of_tokens, -np.inf))
-        start = int(np.argmax(each))
-        if each[start] < LOG_FOUND or _silent_now(pile, coarse[1] if rough[start] and not rare[start] else many):
-            continue
-        low, high = float(pile.extremes[start:, 0].min()), float(pile.extremes[start:, 1].max())
-        edge = low if outcome == "negative" else high
-        start += int(np.argmax(pile.sums[start:, many] > 0))
-        n = int(tails[start, many])
-        text = (
-            f"{n} matched tokens have d {'below' if outcome == 'negative' else 'above'} 0 and {int(tails[start, few])}"
-        )
-        text += f" the other sign; none beyond {edge:+.4f}"
-        at = MeanShift(
-            float(each.max()), start, edge, low, high, int(rows_many[start]), int(tails[start, kernel.MATCHED])
-        )
-        return finding("T3", outcome, at, pile, engine, text=text, unit="nats", detail=f"{math.exp(edge):.3f}")
-    n = int(tails[0, kernel.MATCHED])
-    both = MeanShift(0.0, 0, 0.0, -math.inf, math.inf, 0, n)
-    counts = f"{int(tails[0, kernel.FINE_BELOW])} below and {int(tails[0, kernel.FINE_ABOVE])} above"
-    return finding("T3", "both", both, pile, engine, text=f"of {n} matched tokens {counts} {kernel.FINE} nats")
-
-
-def _silent_now(pile: EvidenceArrays, many: int) -> bool:
-    """Whether the latest steps have matched tokens but none of that sign."""
-    late = pile.sums[-sequential.RECOVERY_STEPS :]
-    return bool(
-        len(late) >= sequential.RECOVERY_STEPS and late[:, kernel.MATCHED].sum() >= 60 and not late[:, many].sum()
+def _one_sided(arrays: EvidenceArrays, engine: str | None) -> Finding:
+    from_each_step = np.cumsum(arrays.sums[::-1], axis=0)[::-1]
+    return (
+        _one_side(arrays, from_each_step, "negative", _BELOW, _ABOVE, engine)
+        or _one_side(arrays, from_each_step, "positive", _ABOVE, _BELOW, engine)
+        or _both_sides(from_each_step[0], arrays, engine)
     )
 
 
-def _coins(few: Floats, many: Floats) -> Floats:
-    """Logarithm of the evidence that a coin is not fair: uniform mixture over its bias."""
+class _Side(NamedTuple):
+    """Columns of ``SUM`` for the matched tokens whose d has one sign."""
+
+    fine: int
+    coarse: int
+    sequences: int
+
+
+_BELOW = _Side(SUM.fine_below, SUM.coarse_below, SUM.sequences_below)
+_ABOVE = _Side(SUM.fine_above, SUM.coarse_above, SUM.sequences_above)
+
+
+def _one_side(
+    arrays: EvidenceArrays, sums: Floats, outcome: str, many: _Side, few: _Side, engine: str | None
+) -> Finding | None:
+    """The finding that d has the sign of ``many`` alone, if so; ``sums`` are from each step on."""
+    log_weights = sequential.log_weights(arrays.first)
+    sequences = sums[:, many.sequences]
+    by_sequence = _fair_coin(sums[:, few.sequences], sequences) + log_weights
+    by_token = _fair_coin(sums[:, few.coarse], np.minimum(sums[:, many.coarse], sequences)) + log_weights
+    fine, coarse = _is_rare(sums, few.fine, many.fine), _is_rare(sums, few.coarse, many.coarse)
+    log_e = np.maximum(np.where(fine, by_sequence, -np.inf), np.where(coarse, by_token, -np.inf))
+    start = int(np.argmax(log_e))
+    deciding = many.coarse if coarse[start] and not fine[start] else many.fine
+    if log_e[start] < ALARM_LOG_E or _has_ended(arrays, deciding):
+        return None
+    low = float(arrays.extremes[start:, EXTREME.low].min())
+    high = float(arrays.extremes[start:, EXTREME.high].max())
+    edge = low if outcome == "negative" else high
+    start += int(np.argmax(arrays.sums[start:, many.fine] > 0))
+    text = f"{int(sums[start, many.fine])} matched tokens have d {'below' if outcome == 'negative' else 'above'} 0 and "
+    text += f"{int(sums[start, few.fine])} the other sign; none beyond {edge:+.4f}"
+    shift = MeanShift(float(log_e.max()), start, edge, low, high, int(sequences[start]), int(sums[start, SUM.matched]))
+    return finding("one_sided", outcome, shift, arrays, engine, text=text, unit="nats", detail=f"{math.exp(edge):.3f}")
+
+
+def _is_rare(sums: Floats, few: int, many: int) -> NDArray[np.bool_]:
+    return (sums[:, few] <= sums[:, many] / 100) & (sums[:, many] >= MIN_SIDED)
+
+
+def _both_sides(sums: Floats, arrays: EvidenceArrays, engine: str | None) -> Finding:
+    n = int(sums[SUM.matched])
+    text = f"of {n} matched tokens {int(sums[SUM.fine_below])} have d below -{kernel.FINE} nats"
+    text += f" and {int(sums[SUM.fine_above])} above {kernel.FINE}"
+    shift = MeanShift(0.0, 0, 0.0, -math.inf, math.inf, 0, n)
+    return finding("one_sided", "both", shift, arrays, engine, text=text)
+
+
+def _has_ended(arrays: EvidenceArrays, many: int) -> bool:
+    """Whether the latest steps have matched tokens, but none of that sign."""
+    late = arrays.sums[-sequential.RECOVERY_STEPS :]
+    return bool(len(late) >= sequential.RECOVERY_STEPS and late[:, SUM.matched].sum() >= 60 and not late[:, many].sum())
+
+
+def _fair_coin(few: Floats, many: Floats) -> Floats:
+    """Log evidence against a fair coin: a uniform mixture over its bias."""
     a, b = few.astype(np.int64), many.astype(np.int64)
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, (a + b).max(initial=0) + 2)))])
     found: Floats = log_factorial[a] + log_factorial[b] - log_factorial[a + b + 1] + (a + b) * math.log(2)
     return found
 
 
-def surprisal(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T5: the trainer's surprisal at what was sampled less its entropy, weighted by the ratio: by betting.
+def nll_minus_entropy(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``nll_minus_entropy``: bets on the trainer's NLL of sampled tokens minus its entropy, weighted by the ratio.
 
-    The weight makes its mean 0 at any lag, and whatever the trainer does, if the record is what was sampled from.
+    The weight makes the mean 0 at any lag and for any trainer, if rollout logprobs are those that were sampled from.
     """
-    for engine, pile in asked(piles):
-        if not pile.moments[:, kernel.SURPRISAL, 1].sum():
-            yield unknown("T5", "the trainer passes no entropy (sequences(entropy=...))", engine)
+    for engine, arrays in run_and_engines(evidence):
+        if not arrays.moments[:, FIGURE.weighted_nll, MOMENT.n].sum():
+            yield unknown("nll_minus_entropy", "the trainer passes no entropy (sequences(entropy=...))", engine)
             continue
-        base = kernel.WEALTH + 2 * len(kernel.BETS) + len(kernel.DOWN)
-        accounts = pile.sums[:, base : base + len(kernel.SURPRISE)]
-        for outcome, logs in (("above", accounts[:, :2]), ("below", accounts[:, 2:])):
-            told = _of(pile, kernel.SURPRISAL, *sequential.bets(logs, pile.first))
-            beyond = told.low > LEAST_SURPRISAL if outcome == "above" else told.high < -LEAST_SURPRISAL
-            if told.log_e >= LOG_FOUND and beyond:
+        accounts = arrays.sums[:, kernel.BETS_NLL]
+        rising = kernel.STAKES_NLL > 0
+        for outcome, logs in (("above", accounts[:, rising]), ("below", accounts[:, ~rising])):
+            mean = _mean_from(arrays, FIGURE.weighted_nll, *sequential.bets(logs, arrays.first))
+            beyond = mean.low > MIN_NLL_EXCESS if outcome == "above" else mean.high < -MIN_NLL_EXCESS
+            if mean.log_e >= ALARM_LOG_E and beyond:
                 break
         else:
             outcome = "equal"
-        text = f"surprisal less entropy {told.mean:+.3f} ({told.low:+.3f} to {told.high:+.3f}) nats a token"
-        yield finding("T5", outcome, told, pile, engine, text=text, unit="nats")
+        text = f"NLL minus entropy {mean.mean:+.3f} ({mean.low:+.3f} to {mean.high:+.3f}) nats a token"
+        yield finding("nll_minus_entropy", outcome, mean, arrays, engine, text=text, unit="nats")
 
 
-LEAST_OTHER = 0.3
-"""Share by which other tokens than the likeliest may be more or fewer than the trainer says: a lag of one or two
-versions made 0.1 in the demo's runs."""
+MIN_UNLIKELY = 0.3
+"""Relative excess or lack of unlikely tokens that is no fault: a lag of one or two versions made 0.1 in the demo."""
 
 CUT = 0.02
-CUT_DUE = 60.0
-"""So small a share of what is due, where so many are due, says that others are cut off: in such contexts a temperature
-of 0.6 leaves 0.05 to 0.08 of them."""
-
+MIN_CUT_EXPECTED = 60.0
+"""At most this share of the expected unlikely tokens, with so many expected, means that they are cut off: in such
+contexts a temperature of 0.6 leaves 0.05 to 0.08 of them."""
 
 SHARPER, FLATTER = (0.02, 0.2, 0.4), (1.6, 2.0)
-"""Shares of what is due that are bet on. More than twice is no bet that expects nothing where p is as low as 0.67."""
+"""Shares of the expected number that are bet on. Above 2 the bet's expectation exceeds 1 where p is as low as 0.67."""
 
 
-def sampler(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T4: how often another token than the likeliest is sampled where the trainer is nearly sure, without top logprobs.
+def calibration(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``calibration``: how often an unlikely token is sampled where the trainer is nearly sure; needs no top logprobs.
 
-    Where the entropy is below ``loop.PEAK`` a token with more than a half is the likeliest. The number of others that
-    are due is estimated from the likeliest alone, sum of ``(1 - p) / p`` over them, which has the same expectation
-    (Horvitz and Thompson 1952) if tokens are sampled from the trainer's distribution. By betting: for a share s below
-    the least that is healthy, l, wealth is multiplied by ``(s / l)^others exp((l - s) due)``, of which a healthy run
-    expects 1 or less; for one above the most that is healthy likewise.
+    Where the entropy is below ``kernel.LOW_ENTROPY``, a token with p above a half is the likeliest. The number of other
+    tokens is estimated from the likeliest alone: the sum of ``(1 - p) / p`` over them has the same expectation (Horvitz
+    and Thompson 1952) if tokens are sampled from the trainer's distribution. For a share s below the least healthy
+    share l, a bet multiplies wealth by ``(s / l)^unlikely exp((l - s) expected)``, whose expectation in a healthy run
+    is at most 1; the same holds for a share above the largest healthy one.
     """
-    for engine, pile in asked(piles):
-        seen = pile.sums[:, [kernel.OTHER, kernel.OTHER_NARROW]]
-        due = pile.sums[:, [kernel.OTHER_DUE, kernel.OTHER_NARROW_DUE]]
-        if not due.sum():
-            yield unknown("T4", "no context where the trainer's entropy is low, or no entropy is passed", engine)
+    for engine, arrays in run_and_engines(evidence):
+        unlikely = arrays.sums[:, [SUM.unlikely, SUM.lowest_unlikely]]
+        expected = arrays.sums[:, [SUM.unlikely_expected, SUM.lowest_unlikely_expected]]
+        if not expected.sum():
+            yield unknown("calibration", "the trainer's entropy is nowhere low, or not passed", engine)
             continue
         outcome, start, log_e = "calibrated", 0, 0.0
-        more, less = _by_lag(pile)
-        for word, shares, usual, by_lag in (
-            ("flatter", FLATTER, 1 + LEAST_OTHER, more), ("sharper", SHARPER, 1 - LEAST_OTHER, less),
+        more, fewer = _by_lag(arrays)
+        for word, shares, healthy, by_lag in (
+            ("flatter", FLATTER, 1 + MIN_UNLIKELY, more), ("sharper", SHARPER, 1 - MIN_UNLIKELY, fewer),
         ):  # fmt: skip
-            bound = usual * by_lag[:, None]
+            bound = healthy * by_lag[:, None]
             s = np.array(shares) * by_lag[:, None]
-            logs = seen.sum(axis=1)[:, None] * np.log(s / bound) + due.sum(axis=1)[:, None] * (bound - s)
-            evidence, at = sequential.bets(logs, pile.first)
-            if evidence >= LOG_FOUND:
-                outcome, start, log_e = word, at, evidence
+            logs = unlikely.sum(axis=1)[:, None] * np.log(s / bound) + expected.sum(axis=1)[:, None] * (bound - s)
+            log_wealth, at = sequential.bets(logs, arrays.first)
+            if log_wealth >= ALARM_LOG_E:
+                outcome, start, log_e = word, at, log_wealth
                 break
-        seen_now, due_now = seen[start:].sum(axis=0), due[start:].sum(axis=0)
-        if outcome == "sharper" and bool(((due_now >= CUT_DUE) & (seen_now <= CUT * due_now)).any()):
+        sampled, due = unlikely[start:].sum(axis=0), expected[start:].sum(axis=0)
+        if outcome == "sharper" and bool(((due >= MIN_CUT_EXPECTED) & (sampled <= CUT * due)).any()):
             outcome = "truncated"
-        ratio = float(seen_now.sum() / max(due_now.sum(), 1e-9))
-        told = MeanShift(log_e, start, ratio, math.nan, math.nan, 0, int(pile.sums[start:, kernel.N].sum()))
+        ratio = float(sampled.sum() / max(due.sum(), 1e-9))
+        shift = MeanShift(log_e, start, ratio, math.nan, math.nan, 0, int(arrays.sums[start:, SUM.valid].sum()))
         text = (
-            f"where the trainer is nearly sure, {seen_now.sum():.0f} other tokens were sampled, {due_now.sum():.0f} due"
+            f"{sampled.sum():.0f} unlikely tokens sampled, {due.sum():.0f} expected, where the trainer is nearly sure"
         )
-        yield finding("T4", outcome, told, pile, engine, text=text, detail=f"{ratio:.2f}")
+        yield finding("calibration", outcome, shift, arrays, engine, text=text, detail=f"{ratio:.2f}")
 
 
-def _by_lag(pile: EvidenceArrays) -> tuple[Floats, Floats]:
-    """By how many times more other tokens, and fewer, may come for the age of what is trained on [steps].
+def _by_lag(arrays: EvidenceArrays) -> tuple[Floats, Floats]:
+    """Factors by which the age of tokens may raise, and lower, the number of unlikely tokens [steps].
 
-    They were sampled when the entropy was what it was so many steps before; where the trainer is sure, others become
-    fewer about as the square of it does. And what one or two versions make, twice as many make twice.
+    The tokens were sampled at the entropy of that time, and unlikely tokens go with about the square of the entropy.
+    Beside that, the tolerance grows with the lag.
     """
-    further = np.maximum(np.nan_to_num(mean_lags(pile)) - USUAL_LAG, 0)
-    sums = np.cumsum(pile.moments[:, kernel.ENTROPY, 1:3], axis=0)
+    older = np.maximum(np.nan_to_num(mean_lags(arrays)) - USUAL_LAG, 0)
+    sums = np.cumsum(arrays.moments[:, FIGURE.entropy, MOMENT.n : MOMENT.s + 1], axis=0)
     sums[SMOOTH:] -= sums[:-SMOOTH].copy()
-    there = sums[:, 0] > 0
-    if not further.any() or not there.any():
-        return np.ones(pile.steps), np.ones(pile.steps)
-    entropy = np.maximum(sums[there, 1] / sums[there, 0], 1e-6)
-    then, now = (np.interp(at, pile.last[there], entropy) for at in (pile.last - further, pile.last))
-    change, times = (then / now) ** 2, further / USUAL_LAG
-    return np.maximum(change, 1.0) * (1 + LEAST_OTHER) ** times, np.minimum(change, 1.0) * (1 - LEAST_OTHER) ** times
+    known = sums[:, 0] > 0
+    if not older.any() or not known.any():
+        return np.ones(arrays.steps), np.ones(arrays.steps)
+    entropy = np.maximum(sums[known, 1] / sums[known, 0], 1e-6)
+    then, now = (np.interp(at, arrays.last[known], entropy) for at in (arrays.last - older, arrays.last))
+    change, times = (then / now) ** 2, older / USUAL_LAG
+    return np.maximum(change, 1.0) * (1 + MIN_UNLIKELY) ** times, np.minimum(change, 1.0) * (1 - MIN_UNLIKELY) ** times
 
 
 SMOOTH = 5
-"""Steps that an entropy is a mean of."""
+"""Steps that the entropy is averaged over."""
 
 USUAL_LAG = 2.0
-"""Versions that ``LEAST_OTHER`` is of."""
+"""Versions of lag that ``MIN_UNLIKELY`` allows for."""
 
 MIN_ALIGNED = 200
-"""Tokens at a displacement before it can be called the right one."""
+"""Tokens at a displacement before it is judged."""
 
 
-def alignment(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T6: at which displacement the record is nearest to the trainer's logprobs."""
-    for engine, pile in asked(piles):
-        found: Finding | None = None
-        for steps in (1, 3, 10):  # the shortest that has enough tokens
-            late = pile.aligned[-steps:].sum(axis=0)
-            if late[2, 0] < MIN_ALIGNED:
-                continue
-            found = _alignment(pile, late, engine, pile.aligned[-2] if steps == 1 and pile.steps > 1 else None)
-            break
-        yield found or unknown("T6", f"fewer than {MIN_ALIGNED} tokens", engine)
+def alignment(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``alignment``: the displacement at which rollout logprobs are closest to the trainer's."""
+    for engine, arrays in run_and_engines(evidence):
+        result: Finding | None = None
+        for steps in (1, 3, 10):  # the fewest that have enough tokens
+            late = arrays.aligned[-steps:].sum(axis=0)
+            if late[IN_PLACE, 0] >= MIN_ALIGNED:
+                before = arrays.aligned[-2] if steps == 1 and arrays.steps > 1 else None
+                result = _alignment(arrays, late, engine, before)
+                break
+        yield result or unknown("alignment", f"fewer than {MIN_ALIGNED} tokens", engine)
 
+
+IN_PLACE = kernel.SHIFTS.index(0)
 
 DISPLACED = 4.0
-"""By so much nearer must the record be elsewhere, in two steps: where nearly all tokens are sure, a few make the mean,
-and of one step it was twice as near elsewhere once in 500 healthy steps."""
+"""Factor by which rollout logprobs must be closer when displaced, with half of it in the step before. Where nearly all
+tokens are certain, few tokens make up the mean: one healthy step in 500 reached a factor of 2."""
 
 
-def _alignment(pile: EvidenceArrays, late: Floats, engine: str | None, before: Floats | None) -> Finding:
+def _alignment(arrays: EvidenceArrays, late: Floats, engine: str | None, before: Floats | None) -> Finding:
     with np.errstate(invalid="ignore", divide="ignore"):
-        off = np.where(late[:, 0] >= MIN_ALIGNED, late[:, 1] / late[:, 0], np.inf)
-        earlier = off if before is None else before[:, 1] / before[:, 0]
-    best = int(np.argmin(off))
+        distance = np.where(late[:, 0] >= MIN_ALIGNED, late[:, 1] / late[:, 0], np.inf)
+        earlier = distance if before is None else before[:, 1] / before[:, 0]
+    best = int(np.argmin(distance))
     n = int(late[best, 0])
-    stands = not earlier[best] > earlier[2] / 2  # NaN of a step without tokens says nothing against it
-    if kernel.SHIFTS[best] and off[best] < off[2] / DISPLACED and stands:
+    confirmed = not earlier[best] > earlier[IN_PLACE] / 2  # NaN, of a step without tokens, does not object
+    if best != IN_PLACE and distance[best] < distance[IN_PLACE] / DISPLACED and confirmed:
         with np.errstate(invalid="ignore", divide="ignore"):
-            each = pile.aligned[:, :, 1] / pile.aligned[:, :, 0]
-        wrong = each[:, best] < each[:, 2] / 2
-        start = pile.steps - 1
-        while start and (wrong[start - 1] or not pile.aligned[start - 1, 2, 0]):
+            each = arrays.aligned[:, :, 1] / arrays.aligned[:, :, 0]
+        wrong = each[:, best] < each[:, IN_PLACE] / 2
+        start = arrays.steps - 1
+        while start and (wrong[start - 1] or not arrays.aligned[start - 1, IN_PLACE, 0]):
             start -= 1
         by = -kernel.SHIFTS[best]
-        text = f"mean |d| is {off[2]:.3f} as it stands and {off[best]:.3f} with the record moved by {by:+d} tokens"
-        at = MeanShift(FOUND, start, float(by), math.nan, math.nan, 0, n)
-        return finding("T6", "shifted", at, pile, engine, text=text, unit="tokens", detail=f"{-by:+d}")
-    text = f"mean |d| {off[2]:.3f} as it stands, {min(off[1], off[3]):.3f} one token off"
-    return finding("T6", "aligned", MeanShift(0.0, 0, 0.0, 0.0, 0.0, 0, n), pile, engine, text=text, unit="tokens")
+        text = f"mean |d| is {distance[IN_PLACE]:.3f} in place, {distance[best]:.3f} with rollout logprobs moved by "
+        shift = MeanShift(CERTAIN_LOG_E, start, float(by), math.nan, math.nan, 0, n)
+        return finding(
+            "alignment",
+            "shifted",
+            shift,
+            arrays,
+            engine,
+            text=f"{text}{by:+d} tokens",
+            unit="tokens",
+            detail=f"{-by:+d}",
+        )
+    beside = min(distance[IN_PLACE - 1], distance[IN_PLACE + 1])
+    text = f"mean |d| {distance[IN_PLACE]:.3f} in place, {beside:.3f} one token off"
+    shift = MeanShift(0.0, 0, 0.0, 0.0, 0.0, 0, n)
+    return finding("alignment", "aligned", shift, arrays, engine, text=text, unit="tokens")
 
 
-LEAST_SLOPE = 0.03
-"""A temperature that differs by so much (as a share) is a fault."""
+MIN_SLOPE = 0.03
+"""Relative difference of temperatures that is a fault."""
 
 MIN_LINE = 100
-"""Tokens before a slope is told."""
+"""Tokens before a slope is judged."""
 
 TEMPERATURE_LIKE = 0.85
-"""Share of the squares of matched d that goes with surprisal, from which on a temperature is what explains it: of a
-temperature it is most, of other weights little."""
+"""Share of the squares of matched d that the slope explains, from which a temperature explains the gap: a temperature
+explains most of it, other weights little."""
 
 UNLIKE = 0.5
-"""Up to which it is none. Between the two, contexts that differ much may make a temperature's share smaller: their own
-constants, which it has too, are most of what is left."""
+"""Share up to which no temperature explains it. Between the two, contexts may hide one: it also adds a constant to each
+context, and where contexts differ much these constants are most of the rest."""
 
 
-def slope(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """How matched d goes with surprisal less entropy: with -(1/T - 1) for a temperature that one side leaves out.
+def slope(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``slope``: matched d against NLL minus entropy; the slope is -(1/T - 1) if one side leaves out a temperature T.
 
-    Within a context ``d = (alpha - 1) (log p + H) + a small constant`` where the trainer's distribution is the record's
-    to the power of alpha. Surprisal less entropy has mean 0 within a context, so differences between contexts, which
-    bend a line through logprobs themselves, hardly enter.
+    If the trainer's distribution is the rollout's to the power of alpha, then within a context
+    ``d = (alpha - 1) (log p + H) + a small constant``. NLL minus entropy has mean 0 within a context, so differences
+    between contexts, which bend a line through the logprobs themselves, hardly matter.
     """
-    for engine, pile in asked(piles):
-        if not pile.moments[:, kernel.M_DE, 1].sum():
-            yield unknown("slope", "it needs matched tokens and the trainer's entropy", engine)
+    for engine, arrays in run_and_engines(evidence):
+        if not arrays.moments[:, FIGURE.matched_d_e, MOMENT.n].sum():
+            yield unknown("slope", "needs version-matched tokens and the trainer's entropy", engine)
             continue
-        yield _slope(pile, engine, bound_of(piles, engine)[0])
+        yield _slope(arrays, engine, bound_of(evidence, engine)[0])
 
 
-def _slope(pile: EvidenceArrays, engine: str | None, least: float) -> Finding:
-    off = exceeds(pile, least)
-    n, rows, line, share = _line(pile, off.start)
-    alpha = 1 - line
-    if off.log_e < LOG_FOUND or n < MIN_LINE or rows < sequential.MIN_SEQUENCES:
-        at = MeanShift(0.0, 0, 1.0, math.nan, math.nan, 0, int(n))
-        return finding("slope", "flat", at, pile, engine, text="no matched gap that could go with surprisal")
-    error = math.sqrt(max(1 - share, 1e-6) / max(share, 1e-6) / rows) * abs(line)
-    told = MeanShift(off.log_e, off.start, alpha, alpha - 1.96 * error, alpha + 1.96 * error, int(rows), int(n))
+def _slope(arrays: EvidenceArrays, engine: str | None, bound: float) -> Finding:
+    gap = exceeds(arrays, bound)
+    line = _regression(arrays, gap.start)
+    alpha, share = 1 - line.slope, line.share
+    if gap.log_e < ALARM_LOG_E or line.tokens < MIN_LINE or line.sequences < sequential.MIN_SEQUENCES:
+        shift = MeanShift(0.0, 0, 1.0, math.nan, math.nan, 0, line.tokens)
+        return finding("slope", "flat", shift, arrays, engine, text="no matched gap to compare with NLL")
+    error = math.sqrt(max(1 - share, 1e-6) / max(share, 1e-6) / line.sequences) * abs(line.slope)
+    shift = MeanShift(
+        gap.log_e, gap.start, alpha, alpha - 1.96 * error, alpha + 1.96 * error, line.sequences, line.tokens
+    )
+    explained = f"{share:.0%} of d^2 is explained by NLL minus entropy"
     if UNLIKE < share < TEMPERATURE_LIKE:
-        return unknown("slope", f"{share:.0%} of d d goes with surprisal: contexts may hide a temperature", engine)
-    if share < TEMPERATURE_LIKE or abs(line) <= max(LEAST_SLOPE, 3 * error):
-        return finding("slope", "flat", told, pile, engine, text=f"{share:.0%} of d d goes with surprisal")
-    text = f"the trainer's distribution is the record's to the power of {alpha:.2f}, {share:.0%} of d d"
+        return unknown("slope", f"{explained}: contexts may hide a temperature", engine)
+    if share < TEMPERATURE_LIKE or abs(line.slope) <= max(MIN_SLOPE, 3 * error):
+        return finding("slope", "flat", shift, arrays, engine, text=explained)
     outcome = "sharper" if alpha > 1 else "flatter"
-    if _sides(pile, engine).outcome == {"sharper": "negative", "flatter": "positive"}[outcome]:
-        text = "d has one sign, and that which a temperature gives to unlikely tokens alone: it is a context's constant"
-        return finding("slope", "flat", told, pile, engine, text=text)
-    return finding("slope", outcome, told, pile, engine, text=text, detail=f"{alpha:.2f}")
+    if _one_sided(arrays, engine).outcome == {"sharper": "negative", "flatter": "positive"}[outcome]:
+        text = "d has only the sign that a temperature gives to unlikely tokens: a constant of the context"
+        return finding("slope", "flat", shift, arrays, engine, text=text)
+    relative = f"trainer looks like temperature {1 / alpha:.2f} of the rollout" if alpha > 0 else f"slope {alpha:.2f}"
+    return finding("slope", outcome, shift, arrays, engine, text=f"{relative}; {explained}", detail=f"{alpha:.2f}")
 
 
-def _line(pile: EvidenceArrays, start: int) -> tuple[float, float, float, float]:
-    """From step ``start`` on: tokens, sequences, slope of d on e, share of the squares of d that goes with it."""
-    part = pile.moments[start:]
-    n, all_n = float(part[:, kernel.M_DE, 1].sum()), float(part[:, kernel.M_D, 1].sum())
-    rows = float(part[:, kernel.M_DE, 0].sum())
+class _Regression(NamedTuple):
+    """A line of d on e, and the share of the squares of d that it explains."""
+
+    tokens: int
+    sequences: int
+    slope: float
+    share: float
+
+
+def _regression(arrays: EvidenceArrays, start: int) -> _Regression:
+    """Regress matched d on e (NLL minus entropy), from step ``start`` on."""
+    totals = arrays.moments[start:].sum(axis=0)
+    n, all_n = float(totals[FIGURE.matched_d_e, MOMENT.n]), float(totals[FIGURE.matched_d, MOMENT.n])
+    sequences = int(totals[FIGURE.matched_d_e, MOMENT.sequences])
     if not n:
-        return 0.0, 0.0, 0.0, 0.0
-    e, de, ee = (float(part[:, figure, 2].sum()) / n for figure in (kernel.M_E, kernel.M_DE, kernel.M_EE))
-    d, dd = (float(part[:, figure, 2].sum()) / all_n for figure in (kernel.M_D, kernel.M_DD))
-    cov, of_e, of_d = de - d * e, ee - e * e, dd - d * d
+        return _Regression(0, 0, 0.0, 0.0)
+    sums = totals[:, MOMENT.s]
+    e, de, ee = (float(sums[figure]) / n for figure in (FIGURE.matched_e, FIGURE.matched_d_e, FIGURE.matched_e2))
+    d, dd = (float(sums[figure]) / all_n for figure in (FIGURE.matched_d, FIGURE.matched_d2))
+    covariance, of_e, of_d = de - d * e, ee - e * e, dd - d * d
     if of_e <= 0 or of_d <= 0:
-        return n, rows, 0.0, 0.0
-    return n, rows, cov / of_e, min(cov * cov / (of_e * of_d), 1.0)
+        return _Regression(int(n), sequences, 0.0, 0.0)
+    return _Regression(int(n), sequences, covariance / of_e, min(covariance * covariance / (of_e * of_d), 1.0))
 
 
-def shape(pile: EvidenceArrays, least: float) -> str:
-    """``temperature`` or ``truncation`` where the matched gap has that form, else nothing."""
-    if _slope(pile, None, least).outcome in ("sharper", "flatter"):
+def shape(arrays: EvidenceArrays, bound: float) -> str:
+    """``temperature`` or ``truncation`` if the matched gap has that shape, else an empty string."""
+    if _slope(arrays, None, bound).outcome in ("sharper", "flatter"):
         return "temperature"
-    return "truncation" if _sides(pile, None).outcome != "both" else ""
+    return "truncation" if _one_sided(arrays, None).outcome != "both" else ""

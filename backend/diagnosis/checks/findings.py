@@ -1,4 +1,4 @@
-"""How tests say what they find. Pure."""
+"""Builds the findings of checks. Pure."""
 
 from __future__ import annotations
 
@@ -7,61 +7,64 @@ from collections.abc import Iterator
 
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.catalogue.all_checks import ALPHA, BY_NAME, UNKNOWN
-from rltop.backend.evidence import kernel
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
+from rltop.backend.evidence.kernel import FIGURE, MOMENT
 from rltop.backend.evidence.sequential import MeanShift
 
-LOG_FOUND = -math.log(ALPHA)
-"""Evidence from which on a test alarms."""
+ALARM_LOG_E = -math.log(ALPHA)
+"""Log evidence from which a check alarms."""
 
-FOUND = LOG_FOUND + 1.0
-"""Of tests without a statistic: what is there is there."""
+CERTAIN_LOG_E = ALARM_LOG_E + 1.0
+"""Log evidence assigned to a deterministic check."""
+
+NOT_MATCHED = "no version-matched tokens yet: old logprobs, or tokens of lag 0"
+NO_LOGPROBS = "no tokens with logprobs on both sides yet"
 
 
-def asked(piles: EvidenceByEngine) -> Iterator[tuple[str | None, EvidenceArrays]]:
-    """The run, and each of its engines if there are several."""
-    yield None, piles.run
-    if len(piles.engines) > 1:
-        for engine in piles.engines:
-            yield engine, piles.engine(engine)
+def run_and_engines(evidence: EvidenceByEngine) -> Iterator[tuple[str | None, EvidenceArrays]]:
+    """The evidence of the run (None), and of each engine if there are several."""
+    yield None, evidence.run
+    if len(evidence.engines) > 1:
+        for engine in evidence.engines:
+            yield engine, evidence.engine(engine)
 
 
 def finding(
-    test: str,
+    check: str,
     outcome: str,
     shift: MeanShift,
-    pile: EvidenceArrays,
+    arrays: EvidenceArrays,
     engine: str | None = None,
     *,
-    shift_by: float = 0.0,
+    offset: float = 0.0,
     text: str = "",
     unit: str = "",
     detail: str = "",
 ) -> Finding:
-    """What a test says; ``shift_by`` is added to its figures."""
-    healthy = outcome == BY_NAME[test].healthy
-    since = None if healthy or not pile.steps else int(pile.first[shift.start])
+    """The finding of a statistical check; ``offset`` is added to the mean and its interval."""
+    healthy = outcome == BY_NAME[check].healthy
+    since = None if healthy or not arrays.steps else int(arrays.first[shift.start])
     return Finding(
-        test,
+        check,
         outcome,
-        _number(shift.mean + shift_by),
+        _finite(shift.mean + offset),
         unit,
-        _number(shift.low + shift_by),
-        _number(shift.high + shift_by),
+        _finite(shift.low + offset),
+        _finite(shift.high + offset),
         1.0 if healthy else shift.p,
         since,
         engine,
         shift.tokens,
-        shift.sequences or int(pile.moments[shift.start :, kernel.D, 0].sum()),
+        shift.sequences or int(arrays.moments[shift.start :, FIGURE.d, MOMENT.sequences].sum()),
         text,
         detail=detail,
     )
 
 
-def unknown(test: str, why: str, engine: str | None = None, more: int | None = None) -> Finding:
-    """A test that can't say."""
-    return Finding(test, UNKNOWN, engine=engine, text=why, more_sequences=more)
+def unknown(check: str, why: str, engine: str | None = None, more_sequences: int | None = None) -> Finding:
+    """The finding of a check that has no result yet."""
+    return Finding(check, UNKNOWN, engine=engine, text=why, more_sequences=more_sequences)
 
 
-def _number(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None

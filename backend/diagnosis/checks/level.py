@@ -1,7 +1,7 @@
-"""Tests of how large the matched gap is, and when it came: floor, T8, fit, repeat. Pure functions of a case.
+"""Checks of the size of the version-matched gap and its trend over steps, and of repeated logprobs. Pure.
 
-What is matched has the same weights on both sides, so nothing but rounding is left of a healthy gap, and rounding has a
-size that follows from the dtypes.
+Version-matched tokens have the same weights on both sides, so a healthy gap is rounding alone, whose size follows from
+the dtypes.
 """
 
 from __future__ import annotations
@@ -13,64 +13,62 @@ import numpy as np
 
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.checks import rounding_noise
-from rltop.backend.diagnosis.checks.findings import FOUND, LOG_FOUND, asked, finding, unknown
-from rltop.backend.evidence import kernel, sequential
-from rltop.backend.evidence.evidence import (
-    ENGINE_ON_GRID,
-    ENGINE_PAIRS,
-    ENGINE_REPEAT,
-    ENGINE_REPEAT_FREE,
-    ON_GRID,
-    PAIRS,
-    REPEAT,
-    REPEAT_FREE,
+from rltop.backend.diagnosis.checks.findings import (
+    ALARM_LOG_E,
+    CERTAIN_LOG_E,
+    NOT_MATCHED,
+    finding,
+    run_and_engines,
+    unknown,
 )
+from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
+from rltop.backend.evidence.kernel import FIGURE, MOMENT, SUM
 from rltop.backend.evidence.sequential import Floats, MeanShift
 from rltop.backend.fleet import facts
 
 FLOAT32 = 4e-3
-"""Root mean square of d, nats, with float32 throughout, per root of the mean room for a difference, 1 - p:
-0.0017 to 0.0022 were measured on text with a mean surprisal of 3.6 on GPUs (Fast-LLM, pull 525), 1e-6 on CPUs."""
+"""Upper bound on the normalised RMS gap (|d| / sqrt(1-p)), with float32 throughout: 0.0017 to 0.0022 were measured on
+text with a mean NLL of 3.6 on GPUs (Fast-LLM, pull 525), 1e-6 on CPUs."""
 
 SIXTEEN_BITS = 0.05
-"""With bfloat16 anywhere: 0.022 to 0.041 there, for bodies and heads of either dtype; bfloat16 logits between 32 and 64
-alone make 0.07, of which neighbours in the sum take a part."""
+"""The bound with bfloat16 anywhere: 0.022 to 0.041 in the same measurement, for bodies and heads of either dtype;
+bfloat16 logits between 32 and 64 alone cause 0.07, part of which the softmax cancels."""
 
-MOST_ROUNDING = 0.09
-"""No rounding to 16 bits makes more: bfloat16 logits between 32 and 64 on both sides."""
+MAX_ROUNDING = 0.09
+"""The most that rounding to 16 bits can cause: bfloat16 logits between 32 and 64 on both sides."""
 
-LEAST_HEAT = 0.1
-"""Temperatures below it are taken for it: sampling is greedy there."""
+MIN_TEMPERATURE = 0.1
+"""Lower bound on the temperature: below it, sampling is greedy."""
 
 EIGHT_BITS = 0.5
-"""With weights of 8 bits or fewer: 0.27 as mean |d| in a toy of few layers (miles, issue 1678), 0.34 as its root."""
+"""The bound with weights of 8 bits or fewer: mean |d| 0.27 in a toy of few layers (miles, issue 1678), 0.34 as RMS."""
 
-SEEN = {FLOAT32: 0.0022, SIXTEEN_BITS: 0.041, EIGHT_BITS: 0.34}
-"""The most that was measured, at a temperature of 1."""
+MEASURED = {FLOAT32: 0.0022, SIXTEEN_BITS: 0.041, EIGHT_BITS: 0.34}
+"""The largest measured values at a temperature of 1, by bound."""
 
 _WIDE = {"float32", "float64", "fp32", "fp64", "torch.float32", "float", "torch.float64"}
 
 
-def floor_of(piles: EvidenceByEngine, engine: str | None) -> tuple[float, str]:
-    """The root mean square of d that the declared dtypes imply, and in words which; 16 bits where nobody says.
+def floor_of(evidence: EvidenceByEngine, engine: str | None) -> tuple[float, str]:
+    """The normalised RMS gap that the stated dtypes imply at most, and the reason; 16 bits if no dtype is stated.
 
-    Of logits: those are divided by the temperature, and their rounding with them.
+    Rounding is that of logits, and is divided by the temperature with them.
     """
-    case = piles.case
-    names = [engine] if engine else piles.engines or list(case.engines)
+    case = evidence.input
+    names = [engine] if engine else evidence.engines or list(case.engines)
     sides = [facts.of_engine(case.engines[name]) for name in names if name in case.engines]
     bound, why = _floor_of(sides, case.trainer.facts)
-    heat = _heat(sides, case.trainer.facts)
-    seen = SEEN[bound] / heat
-    return (seen, f"{why} at a temperature of {heat:g}") if seen > bound else (bound, why)
+    temperature = _temperature(sides, case.trainer.facts)
+    measured = MEASURED[bound] / temperature
+    return (measured, f"{why} at a temperature of {temperature:g}") if measured > bound else (bound, why)
 
 
-def _heat(sides: Sequence[facts.Facts], trainer: facts.Facts) -> float:
-    """The least temperature that anybody states, 1 at most."""
-    said = [text for side in (*sides, trainer) for text in side.get("temperature", "").split(facts.MIXED) if text]
-    heats = [float(text) for text in said if text.replace(".", "", 1).isdigit()]
-    return max(min([1.0, *(heat for heat in heats if heat > 0)]), LEAST_HEAT)
+def _temperature(sides: Sequence[facts.Facts], trainer: facts.Facts) -> float:
+    """The lowest stated temperature, 1 at most."""
+    stated = [text for side in (*sides, trainer) for text in side.get("temperature", "").split(facts.MIXED) if text]
+    values = [float(text) for text in stated if text.replace(".", "", 1).isdigit()]
+    return max(min([1.0, *(value for value in values if value > 0)]), MIN_TEMPERATURE)
 
 
 def _floor_of(sides: Sequence[facts.Facts], trainer: facts.Facts) -> tuple[float, str]:
@@ -79,215 +77,227 @@ def _floor_of(sides: Sequence[facts.Facts], trainer: facts.Facts) -> tuple[float
     engine_words = [side[fact] for side in sides for fact in ("dtype", "head_dtype") if fact in side]
     trainer_words = [trainer[fact] for fact in ("dtype", "head_dtype") if fact in trainer]
     if trainer_words and engine_words and any(map(_narrow, engine_words)) != any(map(_narrow, trainer_words)):
-        return FLOAT32, "dtypes that differ"
+        return FLOAT32, "mismatching dtypes"
     words = engine_words + trainer_words
     if words and not any(map(_narrow, words)):
         return FLOAT32, "float32 on both sides" if trainer_words else "float32 in the engines"
-    return SIXTEEN_BITS, "16 bits" if words else "dtypes that nobody states"
+    return SIXTEEN_BITS, "16 bits" if words else "dtypes not stated"
 
 
-def bound_of(piles: EvidenceByEngine, engine: str | None) -> tuple[float, str]:
-    """The bound on what rounding makes, in the same unit: of the declared dtypes or of the run's own first steps."""
-    declared, why = floor_of(piles, engine)
-    own = rounding_noise.usual(piles.run, declared)
+def bound_of(evidence: EvidenceByEngine, engine: str | None) -> tuple[float, str]:
+    """The bound on the gap that rounding causes, and the reason: by dtypes, or by the run's first steps if lower."""
+    declared, why = floor_of(evidence, engine)
+    own = rounding_noise.bound_of_first_steps(evidence.run, declared)
     return (own, f"{rounding_noise.WIDER:g} times the run's first steps, {why}") if own < declared else (declared, why)
 
 
-def most_rounding(piles: EvidenceByEngine, engine: str | None) -> float:
-    """What rounding to 16 bits can't exceed, of logprobs at the run's temperature."""
-    names = [engine] if engine else list(piles.case.engines)
-    sides = [facts.of_engine(piles.case.engines[name]) for name in names if name in piles.case.engines]
-    return MOST_ROUNDING / _heat(sides, piles.case.trainer.facts)
+def max_rounding(evidence: EvidenceByEngine, engine: str | None) -> float:
+    """The most that rounding to 16 bits can cause at the run's temperature."""
+    names = [engine] if engine else list(evidence.input.engines)
+    sides = [facts.of_engine(evidence.input.engines[name]) for name in names if name in evidence.input.engines]
+    return MAX_ROUNDING / _temperature(sides, evidence.input.trainer.facts)
 
 
 def _narrow(word: str) -> bool:
     return word.strip().lower() not in _WIDE
 
 
-def floor(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """The mean square of matched d, per room for a difference, against what dtypes and the run's first steps imply."""
-    for engine, pile in asked(piles):
-        n = pile.sums[:, kernel.MATCHED]
+def floor(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``floor``: the normalised RMS gap of matched tokens against the bound of dtypes and of the run's first steps."""
+    for engine, arrays in run_and_engines(evidence):
+        n = arrays.sums[:, SUM.matched]
         if not n.sum():
-            yield unknown("floor", "no version-matched tokens yet: old logprobs, or tokens of lag 0", engine)
+            yield unknown("floor", NOT_MATCHED, engine)
             continue
-        least, why = bound_of(piles, engine)
-        over = exceeds(pile, least)
-        size = math.sqrt(max(over.mean, 0.0) / _room(pile)[over.start])
-        text = f"root mean square {size:.2g} nats per root of room"
-        if over.log_e < LOG_FOUND:
-            text += f", no more than {least:g} ({why})"
-            yield finding("floor", "at_floor", _root(over, size), pile, engine, text=text, unit="nats")
+        bound, why = bound_of(evidence, engine)
+        over = exceeds(arrays, bound)
+        size = math.sqrt(max(over.mean, 0.0) / _mean_complement(arrays)[over.start])
+        text = f"normalised RMS gap (|d| / sqrt(1-p)) {size:.2g}"
+        if over.log_e < ALARM_LOG_E:
+            text += f", at most {bound:g} ({why})"
+            yield finding("floor", "at_floor", _root(over, size), arrays, engine, text=text, unit="nats")
             continue
-        rounding_noise = over.start == 0 and size <= most_rounding(piles, engine) and _even(pile)
-        text += f"; {why} makes {least:g} at most"
-        outcome = "rounding" if rounding_noise else "above"
-        yield finding("floor", outcome, _root(over, size), pile, engine, text=text, unit="nats")
+        from_start = over.start == 0 and _is_constant(arrays)
+        outcome = "rounding" if from_start and size <= max_rounding(evidence, engine) else "above"
+        text += f", above {bound:g} ({why})"
+        yield finding("floor", outcome, _root(over, size), arrays, engine, text=text, unit="nats")
 
 
-def _room(pile: EvidenceArrays) -> Floats:
-    """Mean of 1 - p over matched tokens of each stretch that ends now [steps]."""
-    room, n = (np.cumsum(pile.sums[::-1, column])[::-1] for column in (kernel.ROOM, kernel.MATCHED))
-    mean: Floats = np.maximum(room, 1e-6) / np.maximum(n, 1.0)
+def _mean_complement(arrays: EvidenceArrays) -> Floats:
+    """Mean of 1 - p over matched tokens, from each step on [steps]."""
+    complement, n = (np.cumsum(arrays.sums[::-1, column])[::-1] for column in (SUM.complement, SUM.matched))
+    mean: Floats = np.maximum(complement, 1e-6) / np.maximum(n, 1.0)
     return mean
 
 
-def mean_of(least: float, pile: EvidenceArrays) -> float:
-    """The mean of ``|d|`` that a root mean square of ``least`` per root of room implies at most: no more than that."""
-    return least * math.sqrt(float(_room(pile)[0])) if pile.steps else 0.0
+def mean_bound(bound: float, arrays: EvidenceArrays) -> float:
+    """The mean |d| that a normalised RMS gap of ``bound`` implies at most."""
+    return bound * math.sqrt(float(_mean_complement(arrays)[0])) if arrays.steps else 0.0
 
 
-def exceeds(pile: EvidenceArrays, least: float) -> MeanShift:
-    """Evidence that matched d has a root mean square above ``least`` per root of room; the figures are of d d.
+def exceeds(arrays: EvidenceArrays, least: float) -> MeanShift:
+    """Evidence that the normalised RMS gap of matched tokens is above ``least``; the mean is that of d^2.
 
-    By d d, by |d|, whose mean is no larger than its root, and by how many tokens are beyond a bound c, which are no
-    more than ``(least / c)^2`` per room (Chebyshev): squares have too heavy a tail to be averaged over few sequences
-    where a fault is in few tokens, and say most where it is in all. Tokens after an update within their request, which
-    may have all of it, are looked at alone as well; of their room no more is known than that it is at most 1. Where
-    ``least`` is fine enough, sequences with a token far beyond it are bet on, too: a few tell it at once.
+    A mean over several statistics: d^2; |d|, whose mean is at most the RMS; and the share of tokens beyond a bound c,
+    which is at most ``(least / c)^2 (1 - p)`` (Chebyshev). Squares have too heavy a tail if the fault is in few tokens,
+    and say most if it is in all. Tokens after an update within their request, which may carry the whole fault, are also
+    tested alone, with 1 - p taken as 1. If ``least`` is fine enough, bets on sequences with a token far beyond it are
+    added: a few sequences suffice.
     """
-    room = _room(pile)
-    beyond, bound = (kernel.M_BEYOND, kernel.COARSE) if least < kernel.COARSE / 2 else (kernel.M_FAR, kernel.FAR)
-    share = np.minimum(least**2 * room / bound**2, 1.0)
-    found = (
-        sequential.above(pile.moments[:, kernel.M_DD], pile.first, max(4 * least**2, 1e-4), least**2 * room),
-        sequential.above(pile.moments[:, kernel.M_ABS], pile.first, max(least, 0.02), least * np.sqrt(room)),
-        sequential.above(pile.moments[:, beyond], pile.first, 0.2, share),
-        sequential.above(pile.moments[:, kernel.M_AFTER], pile.first, max(least, 0.02), least),
+    complement = _mean_complement(arrays)
+    beyond, bound = (
+        (FIGURE.matched_coarse, kernel.COARSE) if least < kernel.COARSE / 2 else (FIGURE.matched_far, kernel.FAR)
     )
-    evidence = [(shift.log_e, shift.start) for shift in found]
+    share = np.minimum(least**2 * complement / bound**2, 1.0)
+    found = (
+        sequential.above(
+            arrays.moments[:, FIGURE.matched_d2], arrays.first, max(4 * least**2, 1e-4), least**2 * complement
+        ),
+        sequential.above(
+            arrays.moments[:, FIGURE.matched_abs_d], arrays.first, max(least, 0.02), least * np.sqrt(complement)
+        ),
+        sequential.above(arrays.moments[:, beyond], arrays.first, 0.2, share),
+        sequential.above(arrays.moments[:, FIGURE.after_update], arrays.first, max(least, 0.02), least),
+    )
+    tried = [(shift.log_e, shift.start) for shift in found]
     if least < kernel.FINE:
-        evidence.append(rounding_noise.bet_on_sequences(pile, least))
-    log_e = float(np.logaddexp.reduce([own for own, _ in evidence])) - math.log(len(evidence))
-    start = max(evidence)[1] if log_e >= LOG_FOUND else 0
-    of = sequential.stretches(pile.moments[start:, kernel.M_DD])
+        tried.append(rounding_noise.bet_on_sequences(arrays, least))
+    log_e = float(np.logaddexp.reduce([own for own, _ in tried])) - math.log(len(tried))
+    start = max(tried)[1] if log_e >= ALARM_LOG_E else 0
+    of = sequential.stretches(arrays.moments[start:, FIGURE.matched_d2])
     error = sequential.Z95 * math.sqrt(of.variance[0])
     mean = float(of.mean[0])
     return MeanShift(log_e, start, mean, mean - error, mean + error, int(of.sequences[0]), int(of.tokens[0]))
 
 
 def _root(shift: MeanShift, size: float) -> MeanShift:
-    """In units of ``size``: the root of the mean, and of its interval."""
+    """The shift of d^2 as one of its root, scaled to ``size``."""
     unit = size / math.sqrt(shift.mean) if shift.mean > 0 else 0.0
     low, high = (unit * math.sqrt(max(x, 0.0)) if math.isfinite(x) else x for x in (shift.low, shift.high))
     return MeanShift(shift.log_e, shift.start, size, low, high, shift.sequences, shift.tokens)
 
 
-def _even(pile: EvidenceArrays) -> bool:
-    """Whether the first step, before any update, has as large a gap for its room as the rest."""
-    room, moments = pile.sums[:, kernel.ROOM], pile.moments[:, kernel.M_DD]
+def _is_constant(arrays: EvidenceArrays) -> bool:
+    """Whether step 0, before any update, has as large a normalised gap as the rest."""
+    complement, moments = arrays.sums[:, SUM.complement], arrays.moments[:, FIGURE.matched_d2]
     first = int(np.argmax(moments[:, 1] > 0))
-    rest = moments[first + 1 :, 2].sum() / max(float(room[first + 1 :].sum()), 1e-9)
-    at_start = moments[first, 2] / max(float(room[first]), 1e-9)
-    return bool(pile.first[first] == 0 and at_start > rest / 9) or bool(rest == 0)
+    rest = moments[first + 1 :, 2].sum() / max(float(complement[first + 1 :].sum()), 1e-9)
+    at_start = moments[first, 2] / max(float(complement[first]), 1e-9)
+    return bool(arrays.first[first] == 0 and at_start > rest / 9) or bool(rest == 0)
 
 
 RAMP, RAMP_STEPS = 2.0, 6
-"""A gap whose later half is so many times its earlier half grows, where it has lasted so many steps."""
+"""A gap that has lasted RAMP_STEPS grows if its later half is RAMP times the earlier half."""
 
 
-def course(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T8: from which step on the gap is above what it was before, and how it goes on; of matched tokens if there are.
+def trend(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``trend``: the step from which the matched gap is larger than before, and whether it jumped or grows.
 
-    Where none are, k3 of all tokens is held against four times what it was in the run's first steps with a lag; if it
-    rises above that, as it does with the learning rate, nobody knows.
+    Without matched tokens, k3 of all tokens is compared with four times that of the first steps with a lag. If it is
+    higher the result is unknown, since a larger learning rate has the same effect.
     """
-    for engine, pile in asked(piles):
-        matched = _tells(piles, engine, pile)
-        moments = pile.moments[:, kernel.M_ABS if matched else kernel.K3]
-        if pile.steps < 3 or not moments[:, 1].sum():
-            yield unknown("T8", "fewer than three steps", engine)
+    for engine, arrays in run_and_engines(evidence):
+        matched = _has_matched(evidence, engine, arrays)
+        moments = arrays.moments[:, FIGURE.matched_abs_d if matched else FIGURE.k3]
+        if arrays.steps < 3 or not moments[:, 1].sum():
+            yield unknown("trend", "fewer than three steps", engine)
             continue
         first = int(np.argmax(moments[:, 1] > 0)) if matched else FIRST_STEPS - 2
         base = _first_level(moments[first : first + 1] if matched else moments[1 : 1 + FIRST_STEPS])
         if matched:
-            over = exceeds(pile, max(2 * _size_at(pile, first), bound_of(piles, engine)[0]))
+            over = exceeds(arrays, max(2 * _size_at(arrays, first), bound_of(evidence, engine)[0]))
         else:
-            over = sequential.above(moments, pile.first, max(2 * base, 0.02), 4 * base + LEAST_K3)
+            over = sequential.above(moments, arrays.first, max(2 * base, 0.02), 4 * base + MIN_K3_RISE)
         part = moments[over.start :]
         level = part[:, 2].sum() / max(part[:, 1].sum(), 1.0)
-        told = MeanShift(over.log_e, over.start, level, math.nan, math.nan, over.sequences, over.tokens)
-        size = "matched |d|" if matched else "k3"
-        if over.log_e < LOG_FOUND or over.start <= first:
-            yield finding("T8", "steady", told, pile, engine, text=f"{size} {level:.2g} throughout", unit="nats")
+        shift = MeanShift(over.log_e, over.start, level, math.nan, math.nan, over.sequences, over.tokens)
+        size = "version-matched |d|" if matched else "k3"
+        if over.log_e < ALARM_LOG_E or over.start <= first:
+            yield finding(
+                "trend", "steady", shift, arrays, engine, text=f"{size} {level:.2g} in all steps", unit=("nats")
+            )
             continue
         if not matched:
-            yield unknown("T8", f"k3 of all tokens rose from {base:.2g} to {level:.2g}, {_LARGER}", engine)
+            yield unknown("trend", f"k3 of all tokens rose from {base:.2g} to {level:.2g}, {_LARGER_UPDATES}", engine)
             continue
         half = len(part) // 2
         early, late = (x[:, 2].sum() / max(x[:, 1].sum(), 1.0) for x in (part[:half], part[half:]))
         outcome = "ramp" if len(part) >= RAMP_STEPS and late > RAMP * early else "jump"
-        text = f"matched |d| {base:.2g} before step {int(pile.first[over.start])}, {level:.2g} since"
-        yield finding("T8", outcome, told, pile, engine, text=text, unit="nats")
+        text = f"version-matched |d| {base:.2g} before step {int(arrays.first[over.start])}, {level:.2g} since"
+        yield finding("trend", outcome, shift, arrays, engine, text=text, unit="nats")
 
 
-def _size_at(pile: EvidenceArrays, step: int) -> float:
-    """Root mean square of matched d per root of room at a step that has some."""
-    return math.sqrt(pile.moments[step, kernel.M_DD, 2] / max(float(pile.sums[step, kernel.ROOM]), 1e-9))
+def _size_at(arrays: EvidenceArrays, step: int) -> float:
+    """Normalised RMS gap at a step with matched tokens."""
+    return math.sqrt(
+        arrays.moments[step, FIGURE.matched_d2, MOMENT.s] / max(float(arrays.sums[step, SUM.complement]), 1e-9)
+    )
 
 
-def _tells(piles: EvidenceByEngine, engine: str | None, pile: EvidenceArrays) -> bool:
-    """Whether there are matched tokens of late, or their gap stands from earlier steps."""
-    n = pile.sums[:, kernel.MATCHED]
+def _has_matched(evidence: EvidenceByEngine, engine: str | None, arrays: EvidenceArrays) -> bool:
+    """Whether recent steps have matched tokens, or earlier ones show a gap."""
+    n = arrays.sums[:, SUM.matched]
     if n[-RECENT_STEPS:].sum() or not n.sum():
         return bool(n.sum())
-    return exceeds(pile, bound_of(piles, engine)[0]).log_e >= LOG_FOUND
+    return exceeds(arrays, bound_of(evidence, engine)[0]).log_e >= ALARM_LOG_E
 
 
-_LARGER = "which larger updates do too: pass sequences(old_logprobs=..., old_version=...)"
+_LARGER_UPDATES = "as larger updates also cause: pass sequences(old_logprobs=..., old_version=...)"
 
 RECENT_STEPS, FIRST_STEPS = 5, 5
-LEAST_K3 = 5e-3
-"""k3 that a rise of all tokens' must add at least: half of what makes a lag high."""
+MIN_K3_RISE = 5e-3
+"""Least rise of k3 of all tokens: half of what makes a lag high."""
 
 
 def _first_level(moments: Floats) -> float:
-    """Median of the means of a run's first steps."""
+    """Median over steps of the mean."""
     there = moments[moments[:, 1] > 0]
     return float(np.median(there[:, 2] / there[:, 1])) if len(there) else 0.0
 
 
 MIN_PAIRS = 30
 FINE_SHARE, GRID_SHARE = 0.1, 0.5
-"""Share of pairs on the grid up to which logits are finer than it, and from which on they are on it."""
+"""Share of pairs on the grid up to which logits are finer than the grid, and from which they are on it."""
 
 
-def lattice(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T13: whether logprobs of different tokens at one position differ by multiples of bfloat16's grid, on which side.
+def logit_lattice(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``logit_lattice``: on which side logprobs at one position differ by multiples of bfloat16's grid.
 
-    Answers to one prompt begin in the same context, so no logprobs but those of the sampled tokens are needed.
+    Answers to one prompt begin in the same context, so logprobs of the sampled tokens suffice.
     """
-    trainer = _on_grid(piles.run, PAIRS, ON_GRID)
-    for engine, pile in asked(piles):
-        own = _on_grid(pile, ENGINE_PAIRS, ENGINE_ON_GRID)
-        if _is_moved(pile):
-            yield unknown("T13", "the record is that of other tokens", engine)
+    trainer = _on_grid(evidence.run, SUM.pairs, SUM.on_grid)
+    for engine, arrays in run_and_engines(evidence):
+        own = _on_grid(arrays, SUM.engine_pairs, SUM.engine_on_grid)
+        if _is_shifted(arrays):
+            yield unknown("logit_lattice", "rollout logprobs belong to other tokens", engine)
             continue
         if trainer is None or own is None:
-            yield unknown("T13", f"fewer than {MIN_PAIRS} pairs of different tokens after equal contexts", engine)
+            yield unknown(
+                "logit_lattice", f"fewer than {MIN_PAIRS} pairs of different tokens after equal contexts", engine
+            )
             continue
         outcome = "alike"
         if own >= GRID_SHARE and trainer <= FINE_SHARE:
             outcome = "engine_coarse"
         elif trainer >= GRID_SHARE and own <= FINE_SHARE:
             outcome = "trainer_coarse"
-        told = MeanShift(0.0 if outcome == "alike" else FOUND, 0, own - trainer, math.nan, math.nan, 0, 0)
+        shift = MeanShift(0.0 if outcome == "alike" else CERTAIN_LOG_E, 0, own - trainer, math.nan, math.nan, 0, 0)
         text = f"{own:.0%} of the engine's pairs of logprobs at a position are on bfloat16's grid, {trainer:.0%} of the"
-        yield finding("T13", outcome, told, pile, engine, text=text + " trainer's")
+        yield finding("logit_lattice", outcome, shift, arrays, engine, text=text + " trainer's")
 
 
 LATTICE_STEPS = 10
 
 
-def _is_moved(pile: EvidenceArrays) -> bool:
-    """Whether the record fits the trainer's logprobs of other tokens better (T6)."""
-    n, off = pile.aligned[-LATTICE_STEPS:].sum(axis=0).T
+def _is_shifted(arrays: EvidenceArrays) -> bool:
+    """Whether rollout logprobs fit the trainer's logprobs of other tokens better (see ``alignment``)."""
+    n, off = arrays.aligned[-LATTICE_STEPS:].sum(axis=0).T
     mean = off / np.maximum(n, 1.0)
     return bool((n > 0).all() and mean.min() < mean[kernel.SHIFTS.index(0)] / 2)
 
 
-def _on_grid(pile: EvidenceArrays, pairs: int, on: int) -> float | None:
-    late = pile.sums[-LATTICE_STEPS:].sum(axis=0) if pile.steps else np.zeros(pairs + 1)
+def _on_grid(arrays: EvidenceArrays, pairs: int, on: int) -> float | None:
+    late = arrays.sums[-LATTICE_STEPS:].sum(axis=0) if arrays.steps else np.zeros(pairs + 1)
     return float(max(late[on], late[on + 1]) / late[pairs]) if late[pairs] >= MIN_PAIRS else None
 
 
@@ -295,35 +305,35 @@ MIN_FREE = 16
 """Degrees of freedom before repeated logprobs are compared."""
 
 
-def repeat(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """The trainer's logprobs of equal tokens after equal contexts in one step, against what its dtype rounds."""
-    trainer = piles.case.trainer.facts
+def repeat(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``repeat``: how much the trainer's logprobs of equal tokens after equal contexts differ within a step."""
+    trainer = evidence.input.trainer.facts
     words = [trainer[fact] for fact in ("dtype", "head_dtype") if fact in trainer]
     least = FLOAT32 if words and not any(map(_narrow, words)) else SIXTEEN_BITS
-    least = max(least, SEEN[least] / _heat((), trainer))
-    yield _repeat("repeat", piles.run, None, REPEAT, REPEAT_FREE, 2 * least)
+    least = max(least, MEASURED[least] / _temperature((), trainer))
+    yield _repeat("repeat", evidence.run, None, SUM.repeat, SUM.repeat_free, 2 * least)
 
 
-def repeat_engine(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """The same of what engines recorded under one version."""
-    for engine, pile in asked(piles):
-        least, _ = floor_of(piles, engine)
-        yield _repeat("repeat_engine", pile, engine, ENGINE_REPEAT, ENGINE_REPEAT_FREE, 2 * least)
+def repeat_engine(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``repeat_engine``: the same for rollout logprobs of one engine and version."""
+    for engine, arrays in run_and_engines(evidence):
+        least, _ = floor_of(evidence, engine)
+        yield _repeat("repeat_engine", arrays, engine, SUM.engine_repeat, SUM.engine_repeat_free, 2 * least)
 
 
-def _repeat(test: str, pile: EvidenceArrays, engine: str | None, squares: int, free: int, least: float) -> Finding:
-    n = np.cumsum(pile.sums[::-1, free])[::-1]
+def _repeat(check: str, arrays: EvidenceArrays, engine: str | None, squares: int, free: int, least: float) -> Finding:
+    n = np.cumsum(arrays.sums[::-1, free])[::-1]
     if n.size == 0 or n[0] < MIN_FREE:
-        return unknown(test, "too few rows of one prompt begin alike", engine)
-    least *= math.sqrt(min(_room(pile)[0], 1.0)) if pile.sums[:, kernel.MATCHED].any() else 1.0
-    each = pile.sums[:, squares] / np.maximum(pile.sums[:, free], 1e-9)
-    late = pile.sums[-3:]
+        return unknown(check, "too few rows of one prompt with the same first tokens", engine)
+    least *= math.sqrt(min(_mean_complement(arrays)[0], 1.0)) if arrays.sums[:, SUM.matched].any() else 1.0
+    each = arrays.sums[:, squares] / np.maximum(arrays.sums[:, free], 1e-9)
+    late = arrays.sums[-3:]
     now = late[:, squares].sum() / max(float(late[:, free].sum()), 1e-9)
     off = now > least**2 and late[:, free].sum() >= MIN_FREE
-    start = pile.steps - 1
-    while off and start and (each[start - 1] > least**2 or not pile.sums[start - 1, free]):
+    start = arrays.steps - 1
+    while off and start and (each[start - 1] > least**2 or not arrays.sums[start - 1, free]):
         start -= 1
     size = math.sqrt(max(float(now), 0.0))
-    told = MeanShift(FOUND if off else 0.0, start, size, math.nan, math.nan, 0, int(late[:, free].sum()))
-    text = f"equal tokens after equal contexts have logprobs {size:.2g} nats apart (root mean square)"
-    return finding(test, "differs" if off else "same", told, pile, engine, text=text, unit="nats")
+    shift = MeanShift(CERTAIN_LOG_E if off else 0.0, start, size, math.nan, math.nan, 0, int(late[:, free].sum()))
+    text = f"equal tokens after equal contexts have logprobs that differ by {size:.2g} nats (RMS)"
+    return finding(check, "differs" if off else "same", shift, arrays, engine, text=text, unit="nats")

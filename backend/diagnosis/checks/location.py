@@ -1,4 +1,4 @@
-"""Tests of where the gap is: position, lag, engine, cache, tail, updates in flight, contexts. Pure."""
+"""Checks that locate a gap: by position, lag, engine, cache, tail, updates within requests, and context. Pure."""
 
 from __future__ import annotations
 
@@ -9,34 +9,33 @@ from dataclasses import replace
 import numpy as np
 
 from rltop.backend.api.verdict import Finding
-from rltop.backend.diagnosis.checks.findings import LOG_FOUND, asked, finding, unknown
-from rltop.backend.diagnosis.checks.level import bound_of, floor_of, mean_of
-from rltop.backend.evidence import kernel, sequential
-from rltop.backend.evidence.evidence import SEEN, UNSEEN
+from rltop.backend.diagnosis.checks.findings import ALARM_LOG_E, finding, run_and_engines, unknown
+from rltop.backend.diagnosis.checks.level import bound_of, floor_of, mean_bound
+from rltop.backend.evidence import sequential
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
+from rltop.backend.evidence.kernel import FIGURE, MOMENT, SUM
 from rltop.backend.evidence.sequential import Floats, MeanShift, Stretches
 from rltop.backend.summary.token_runs import POSITION_EDGES
 
 MIN_RATIO = math.log(1.5)
-"""Two means that differ by less than this factor are alike: heavy tails of k3 make that, of 64 sequences each."""
-
+"""Log ratio of two means that is no difference: heavy tails of k3 cause it over 64 sequences each."""
 
 APART = math.log(2)
-"""Two means are only called alike where their 95 % interval is within this factor: a fault makes 5 to 50."""
+"""Two means are alike only if the 95 % interval of their log ratio is within this: faults cause factors of 5 to 50."""
 
 
 def contrast(
-    one: Floats, other: Floats, pile: EvidenceArrays, ground: float, least: float = MIN_RATIO, begin: int = 0
+    one: Floats, other: Floats, arrays: EvidenceArrays, ground: float, least: float = MIN_RATIO, begin: int = 0
 ) -> tuple[MeanShift, MeanShift]:
     """Evidence that the mean of ``one`` is above that of ``other``, and below it, by log ratio.
 
     Args:
-        one: six sums by step [steps, 6].
-        other: likewise.
-        pile: whose steps they are.
-        ground: is added to both means: what is below it is no difference.
-        least: log ratio that is none.
-        begin: the first step that counts.
+        one: moments by step [steps, MOMENT].
+        other: moments by step that it is compared with.
+        arrays: the evidence that they are part of.
+        ground: added to both means, so that differences below it do not count.
+        least: log ratio that is no difference.
+        begin: index of the first step that counts.
     """
     a, b = sequential.stretches(one[begin:]), sequential.stretches(other[begin:])
     up = _log_ratio(a, b, ground)
@@ -45,7 +44,7 @@ def contrast(
     for direction in (1.0, -1.0):
         each = sequential.log_evidence(direction * ratio - least, variance, sequences, 1.0)
         start = int(np.argmax(each)) if each.size else 0
-        weighted = each + sequential.log_weights(pile.first[begin:])
+        weighted = each + sequential.log_weights(arrays.first[begin:])
         log_e = float(np.logaddexp.reduce(weighted)) if each.size else -math.inf
         error = sequential.Z95 * math.sqrt(variance[start]) if each.size else math.inf
         mean = float(ratio[start]) if each.size else 0.0
@@ -69,134 +68,148 @@ def _times(shift: MeanShift) -> str:
     return f"{times(shift.mean)} times ({times(shift.low)} to {times(shift.high)})"
 
 
-def _since_over(one: Floats, other: Floats, pile: EvidenceArrays, ground: float) -> tuple[MeanShift, MeanShift]:
-    """``contrast``, looked at anew from where an earlier difference has ended."""
-    up, down = contrast(one, other, pile, ground)
+def _current_contrast(one: Floats, other: Floats, arrays: EvidenceArrays, ground: float) -> tuple[MeanShift, MeanShift]:
+    """``contrast``, or that of the latest steps if an earlier difference has ended."""
+    up, down = contrast(one, other, arrays, ground)
     late = sequential.RECOVERY_STEPS * 2
-    if max(up.log_e, down.log_e) >= LOG_FOUND and pile.steps > late:
-        now_up, now_down = contrast(one, other, pile, ground, begin=pile.steps - late)
-        if max(now_up.log_e, now_down.log_e) < LOG_FOUND / 4 and abs(now_up.mean) < MIN_RATIO:
+    if max(up.log_e, down.log_e) >= ALARM_LOG_E and arrays.steps > late:
+        now_up, now_down = contrast(one, other, arrays, ground, begin=arrays.steps - late)
+        if max(now_up.log_e, now_down.log_e) < ALARM_LOG_E / 4 and abs(now_up.mean) < MIN_RATIO:
             return now_up, now_down
     return up, down
 
 
-def engines(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T10: each engine's gap against that of the others: of matched tokens, or where there are none of equal lags."""
-    if len(piles.engines) < 2:
-        yield unknown("T10", "there is one engine")
+def engine_gap(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``engine_gap``: each engine's gap against the others', over matched tokens, or else over tokens of equal lags."""
+    if len(evidence.engines) < 2:
+        yield unknown("engine_gap", "the run has one engine")
         return
-    fine, coarse = (max(of(piles, engine)[0] for engine in piles.engines) for of in (bound_of, floor_of))
-    for engine in piles.engines:
-        own, others = piles.engine(engine), piles.others(engine)
-        late = min(x.sums[-LATE_STEPS:, kernel.MATCHED].sum() for x in (own, others))
+    fine, coarse = (max(of(evidence, engine)[0] for engine in evidence.engines) for of in (bound_of, floor_of))
+    for engine in evidence.engines:
+        own, others = evidence.engine(engine), evidence.others(engine)
+        late = min(x.sums[-LATE_STEPS:, SUM.matched].sum() for x in (own, others))
         matched = late >= MIN_MATCHED
         if matched:
-            a, b, size = own.moments[:, kernel.M_ABS], others.moments[:, kernel.M_ABS], "matched |d|"
-            ground = mean_of(fine if _at_rest(others, fine) else coarse, piles.run)
+            a, b, size = (
+                own.moments[:, FIGURE.matched_abs_d],
+                others.moments[:, FIGURE.matched_abs_d],
+                "version-matched |d|",
+            )
+            ground = mean_bound(fine if _within_bound(others, fine) else coarse, evidence.run)
         else:
             a, b = _equal_lags(own.lags, others.lags)
             ground, size = 1e-3, "k3 at equal lags"
-        up, _ = _since_over(a, b, own, ground)
-        enough = matched or own.steps - up.start >= LATE_STEPS  # one step of rare large ratios is no engine's fault
-        outcome = "outlier" if up.log_e >= LOG_FOUND and enough else "alike"
+        up, _ = _current_contrast(a, b, own, ground)
+        enough = matched or own.steps - up.start >= LATE_STEPS  # one step may have rare large ratios
+        outcome = "outlier" if up.log_e >= ALARM_LOG_E and enough else "alike"
         text = f"{size} is {_times(up)} that of the other engines"
-        yield finding("T10", outcome, up, own, engine, text=text, unit="log", detail="matched" if matched else "all")
+        yield finding(
+            "engine_gap", outcome, up, own, engine, text=text, unit="log", detail="matched" if matched else "all"
+        )
 
 
 LATE_STEPS = 3
 MIN_MATCHED = 30
 
 
-def _at_rest(pile: EvidenceArrays, least: float) -> bool:
-    """Whether matched tokens have no gap beyond the bound: then any that another engine has is that engine's."""
-    n = max(float(pile.sums[:, kernel.MATCHED].sum()), 1.0)
-    return bool(pile.moments[:, kernel.M_ABS, 2].sum() / n <= mean_of(least, pile))
+def _within_bound(arrays: EvidenceArrays, least: float) -> bool:
+    """Whether the matched gap is within the bound, so that any gap of another engine is that engine's."""
+    n = max(float(arrays.sums[:, SUM.matched].sum()), 1.0)
+    return bool(arrays.moments[:, FIGURE.matched_abs_d, MOMENT.s].sum() / n <= mean_bound(least, arrays))
 
 
 def _equal_lags(own: Floats, others: Floats) -> tuple[Floats, Floats]:
-    """k3 by step [steps, 6] of the lags that both have; the last label, lag not known, is one."""
+    """Moments of k3 by step [steps, MOMENT], over the lags that both have; "unknown" counts as a lag."""
     both = (own[:, :, 1] > 0) & (others[:, :, 1] > 0)
     return (own * both[..., None]).sum(axis=1), (others * both[..., None]).sum(axis=1)
 
 
-def cache(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T11: matched |d| of requests that read the prefix cache against that of those that did not."""
+def cache_gap(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``cache_gap``: version-matched |d| of requests that hit the prefix cache against those that missed it."""
     yield _pair(
-        piles,
-        "T11",
-        kernel.M_HIT,
-        kernel.M_MISS,
+        evidence,
+        "cache_gap",
+        FIGURE.cache_hit,
+        FIGURE.cache_miss,
         ("hit_worse", "miss_worse", "alike"),
         "hits",
         "misses",
     )
 
 
-def in_flight(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """Matched |d| after an update within the request against that before it; and whether any other token has a gap."""
+def in_flight(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``in_flight``: version-matched |d| of tokens after an update within their request against those before it."""
     words = ("after_worse", "before_worse", "alike")
     yield _pair(
-        piles,
+        evidence,
         "in_flight",
-        kernel.M_AFTER,
-        kernel.M_BEFORE,
+        FIGURE.after_update,
+        FIGURE.before_update,
         words,
         "tokens after an update",
-        "those before",
+        "tokens before it",
     )
 
 
 def _pair(
-    piles: EvidenceByEngine, test: str, one: int, other: int, outcomes: tuple[str, str, str], name: str, against: str
+    evidence: EvidenceByEngine,
+    check: str,
+    one: int,
+    other: int,
+    outcomes: tuple[str, str, str],
+    name: str,
+    against: str,
 ) -> Finding:
-    pile = piles.run
-    a, b = pile.moments[:, one], pile.moments[:, other]
-    few = min(a[:, 0].sum(), b[:, 0].sum()) if pile.steps else 0
+    arrays = evidence.run
+    a, b = arrays.moments[:, one], arrays.moments[:, other]
+    few = min(a[:, 0].sum(), b[:, 0].sum()) if arrays.steps else 0
     if few < sequential.MIN_SEQUENCES:
-        side = name if pile.steps == 0 or a[:, 0].sum() <= b[:, 0].sum() else against
+        side = name if arrays.steps == 0 or a[:, 0].sum() <= b[:, 0].sum() else against
         more = int(sequential.MIN_SEQUENCES - few)
-        return unknown(test, f"matched tokens of {side} in {int(few)} sequences alone", more=more)
-    least, coarse = bound_of(piles, None)[0], floor_of(piles, None)[0]
-    both = [_since_over(a, b, pile, ground) for ground in sorted({least, coarse})]
+        return unknown(check, f"version-matched {side} in {int(few)} sequences only", more_sequences=more)
+    least, coarse = bound_of(evidence, None)[0], floor_of(evidence, None)[0]
+    both = [_current_contrast(a, b, arrays, ground) for ground in sorted({least, coarse})]
     up, down = (_best(of) for of in zip(*both, strict=True))
     for outcome, shift, worse in ((outcomes[0], up, one), (outcomes[1], down, other)):
-        if shift.log_e >= LOG_FOUND:
-            text = f"matched |d| of {name} is {_times(shift)} that of {against}"
-            where = _elsewhere(pile, shift, worse, least)
-            return finding(test, outcome, shift, pile, text=text, unit="log", detail=where)
+        if shift.log_e >= ALARM_LOG_E:
+            text = f"version-matched |d| of {name} is {_times(shift)} that of {against}"
+            where = _elsewhere(arrays, shift, worse, least)
+            return finding(check, outcome, shift, arrays, text=text, unit="log", detail=where)
     all_a, all_b = (sequential.stretches(x.sum(axis=0)[None]) for x in (a, b))
     ratio, variance, _ = _log_ratio(all_a, all_b, least)
     error = sequential.Z95 * math.sqrt(float(variance[0]))
     if abs(float(ratio[0])) + error > APART:
         more = max(int(few * (error**2 / APART**2 - 1)), 1)
-        return unknown(test, f"{name} have {_times(up)} the |d| of {against}: too few to tell", more=more)
-    return finding(test, outcomes[2], up, pile, text=f"{name} have {_times(up)} the |d| of {against}", unit="log")
+        return unknown(
+            check, f"{name} have {_times(up)} the |d| of {against}: too few sequences to decide", more_sequences=more
+        )
+    return finding(check, outcomes[2], up, arrays, text=f"{name} have {_times(up)} the |d| of {against}", unit="log")
 
 
 def _best(tried: Sequence[MeanShift]) -> MeanShift:
-    """The one with the most evidence, less what it costs to have tried the others."""
+    """The shift with the most evidence, corrected for the number tried."""
     best = max(tried, key=lambda shift: shift.log_e)
     return replace(best, log_e=best.log_e - math.log(len(tried)))
 
 
-def _elsewhere(pile: EvidenceArrays, shift: MeanShift, figure: int, least: float) -> str:
-    """``alone`` where the other matched tokens have no gap: what is beyond the bound is in the figure's alone."""
-    moments, sums = pile.moments[shift.start :].sum(axis=0), pile.sums[shift.start :].sum(axis=0)
-    rest, room = (
-        moments[kernel.M_ABS] - moments[figure],
-        sums[kernel.ROOM] / max(float(sums[kernel.MATCHED]), 1.0),
+def _elsewhere(arrays: EvidenceArrays, shift: MeanShift, figure: int, least: float) -> str:
+    """``alone`` if all other matched tokens are within the bound, else ``elsewhere too``."""
+    moments, sums = arrays.moments[shift.start :].sum(axis=0), arrays.sums[shift.start :].sum(axis=0)
+    rest, complement = (
+        moments[FIGURE.matched_abs_d] - moments[figure],
+        sums[SUM.complement] / max(float(sums[SUM.matched]), 1.0),
     )
-    return "alone" if rest[2] <= least * math.sqrt(max(float(room), 1e-6)) * rest[1] else "elsewhere too"
+    return "alone" if rest[2] <= least * math.sqrt(max(float(complement), 1e-6)) * rest[1] else "elsewhere too"
 
 
-def lag(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T9: k3 on lag, a line through the means of the lags, by weighted least squares."""
-    pile = piles.run
-    sums = pile.lags.sum(axis=0) if pile.steps else np.zeros((0, 6))
-    known = [(at - 1, mean) for at, mean in enumerate(_means(sums[:-1])) if mean is not None]  # label 0 is "ahead"
+def lag_slope(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``lag_slope``: weighted least-squares line of mean k3 on lag."""
+    arrays = evidence.run
+    sums = arrays.lags.sum(axis=0) if arrays.steps else np.zeros((0, 6))
+    known = [(at - 1, mean) for at, mean in enumerate(_means(sums[:-1])) if mean is not None]  # stratum 0 is "ahead"
     known = [(lag, mean) for lag, mean in known if mean[2] >= sequential.MIN_SEQUENCES and mean[1] > 0]
     if len(known) < 2:
-        yield unknown("T9", "tokens of one lag alone")
+        yield unknown("lag_slope", "all tokens have one lag")
         return
     x = np.array([float(lag) for lag, _ in known])
     y, v = (np.array([mean[i] for _, mean in known]) for i in (0, 1))
@@ -207,9 +220,9 @@ def lag(piles: EvidenceByEngine) -> Iterator[Finding]:
     error = float(1 / math.sqrt(spread))
     start = float((w * y).sum() / w.sum() - slope * center)
     grows = slope > 5 * error
-    told = MeanShift(0.0, 0, slope, slope - 1.96 * error, slope + 1.96 * error, 0, int(sums[:, 1].sum()))
+    shift = MeanShift(0.0, 0, slope, slope - 1.96 * error, slope + 1.96 * error, 0, int(sums[:, 1].sum()))
     text = f"k3 = {start:.2g} + {slope:.2g} per version of lag, lags {int(x[0])} to {int(x[-1])}"
-    yield finding("T9", "grows" if grows else "flat", told, pile, text=text, unit="nats")
+    yield finding("lag_slope", "grows" if grows else "flat", shift, arrays, text=text, unit="nats")
 
 
 def _means(sums: Floats) -> list[tuple[float, float, float] | None]:
@@ -225,58 +238,58 @@ def _means(sums: Floats) -> list[tuple[float, float, float] | None]:
 
 HEAVY = 0.01
 HEAVY_SHAPE = 4.0
-"""Share of matched tokens beyond a factor of 2, and k3 over that of a normal of the same mean |d|, of a heavy tail. 1.4
-is usual of bfloat16, 1 of quantised weights in published runs."""
+"""A tail is heavy from this share of matched tokens beyond a factor of 2, and this ratio of k3 to that of a normal with
+the same mean |d|. In published runs the ratio is 1.4 for bfloat16, 1 for quantised weights."""
 
 
-def tail(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T12: whether few tokens make the matched gap."""
-    pile = piles.run
-    n = pile.sums[:, kernel.MATCHED].sum()
-    least, _ = floor_of(piles, None)
-    size = pile.moments[:, kernel.M_ABS, 2].sum() / max(n, 1)
+def tail(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``tail``: whether few tokens make up the matched gap."""
+    arrays = evidence.run
+    n = arrays.sums[:, SUM.matched].sum()
+    least, _ = floor_of(evidence, None)
+    size = arrays.moments[:, FIGURE.matched_abs_d, MOMENT.s].sum() / max(n, 1)
     if n < 200 or size < least / 4:
-        yield unknown("T12", "no matched gap whose shape could be told")
+        yield unknown("tail", "no matched gap to judge the shape of")
         return
-    k3 = pile.moments[:, kernel.M_K3, 2].sum() / n
+    k3 = arrays.moments[:, FIGURE.matched_k3, MOMENT.s].sum() / n
     shape = float(k3 / (math.pi / 4 * size**2))
-    share = float(pile.sums[:, kernel.TAIL].sum() / n)
+    share = float(arrays.sums[:, SUM.beyond_2x].sum() / n)
     heavy = share > HEAVY and shape > HEAVY_SHAPE
-    told = MeanShift(0.0, 0, shape, math.nan, math.nan, 0, int(n))
+    shift = MeanShift(0.0, 0, shape, math.nan, math.nan, 0, int(n))
     text = f"k3 is {shape:.1f} times that of a normal; {100 * share:.2g} % of tokens beyond a factor of 2"
-    yield finding("T12", "heavy" if heavy else "light", told, pile, text=text)
+    yield finding("tail", "heavy" if heavy else "light", shift, arrays, text=text)
 
 
 MIN_BIN = 40
-"""Tokens in a bin of positions before it counts."""
+"""Tokens in a bin of positions for it to count."""
 
 
-def position(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """T7: d d over 1 - p, the room for a difference, by position: its slope on log position, or one step."""
-    pile = piles.run
-    n, squares, room = pile.profile.sum(axis=0).T if pile.steps else np.zeros((3, 1))
-    fine = (n >= MIN_BIN) & (room > 1)
-    least, _ = floor_of(piles, None)
-    if fine.sum() < 4 or squares.sum() / max(room.sum(), 1) < least**2:
-        yield unknown("T7", "no matched gap at four ranges of positions")
+def position(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``position``: d^2 / (1 - p) by position: its slope on log position, or one step."""
+    arrays = evidence.run
+    n, squares, complement = arrays.profile.sum(axis=0).T if arrays.steps else np.zeros((3, 1))
+    fine = (n >= MIN_BIN) & (complement > 1)
+    least, _ = floor_of(evidence, None)
+    if fine.sum() < 4 or squares.sum() / max(complement.sum(), 1) < least**2:
+        yield unknown("position", "no matched gap in four bins of positions")
         return
-    half = pile.profile[: pile.steps // 2].sum(axis=0), pile.profile[pile.steps // 2 :].sum(axis=0)
-    level = np.log(squares[fine] / room[fine] + 1e-12)
+    half = arrays.profile[: arrays.steps // 2].sum(axis=0), arrays.profile[arrays.steps // 2 :].sum(axis=0)
+    level = np.log(squares[fine] / complement[fine] + 1e-12)
     where = np.log1p(POSITION_EDGES[fine])
     slope = float(np.polyfit(where, level, 1, w=np.sqrt(n[fine]))[0])
     error = _slope_error(where, level, n[fine], slope)
     at, rise = _step_up(level, n[fine])
-    told = MeanShift(0.0, 0, slope, slope - 1.96 * error, slope + 1.96 * error, 0, int(n.sum()))
-    text = f"d d per room goes with position to the power of {slope:+.2f} (error {error:.2f})"
+    shift = MeanShift(0.0, 0, slope, slope - 1.96 * error, slope + 1.96 * error, 0, int(n.sum()))
+    text = f"d^2 / (1-p) goes with position^{slope:+.2f} (error {error:.2f})"
     stepped = rise > math.log(9) and _agrees(half, fine, at)
     if stepped:
         edge = int(POSITION_EDGES[fine][at])
-        text = f"d d per room is {math.exp(min(rise, 50)):.2g} times as large from position {edge} on"
-        yield finding("T7", "step", told, pile, text=text, detail=str(edge))
+        text = f"d^2 / (1-p) is {math.exp(min(rise, 50)):.2g} times as large from position {edge} on"
+        yield finding("position", "step", shift, arrays, text=text, detail=str(edge))
     elif abs(slope) > max(5 * error, 0.5):
-        yield finding("T7", "grows" if slope > 0 else "falls", told, pile, text=text)
+        yield finding("position", "grows" if slope > 0 else "falls", shift, arrays, text=text)
     else:
-        yield finding("T7", "flat", told, pile, text=text)
+        yield finding("position", "flat", shift, arrays, text=text)
 
 
 def _slope_error(x: Floats, y: Floats, w: Floats, slope: float) -> float:
@@ -287,7 +300,7 @@ def _slope_error(x: Floats, y: Floats, w: Floats, slope: float) -> float:
 
 
 def _step_up(level: Floats, n: Floats) -> tuple[int, float]:
-    """Between which bins the mean level rises most, and by how much, in logs."""
+    """The bin from which the mean log level rises most, and by how much."""
     best = (1, -math.inf)
     for at in range(2, level.size - 1):
         rise = np.average(level[at:], weights=n[at:]) - np.average(level[:at], weights=n[:at])
@@ -298,44 +311,44 @@ def _step_up(level: Floats, n: Floats) -> tuple[int, float]:
 
 
 def _agrees(halves: tuple[Floats, Floats], fine: Floats, at: int) -> bool:
+    """Whether both halves of the run have the step at bin ``at``."""
     for profile in halves:
-        n, squares, room = profile[fine].T
-        if room[at:].sum() < 1 or room[:at].sum() < 1:
+        _, squares, complement = profile[fine].T
+        if complement[at:].sum() < 1 or complement[:at].sum() < 1:
             return False
-        if squares[at:].sum() / room[at:].sum() < 4 * squares[:at].sum() / room[:at].sum():
+        if squares[at:].sum() / complement[at:].sum() < 4 * squares[:at].sum() / complement[:at].sum():
             return False
-        del n
     return True
 
 
-LEAST_REPEATED = 0.01
+MIN_REPEATED = 0.01
 
 
-def repetition(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """Mean matched d of tokens that stand in their context already, less that of the others."""
-    for engine, pile in asked(piles):
-        a, b = pile.moments[:, SEEN], pile.moments[:, UNSEEN]
-        if not pile.steps or min(a[:, 0].sum(), b[:, 0].sum()) < sequential.MIN_SEQUENCES:
-            yield unknown("repetition", "too few matched tokens that are new in their context, or that are not", engine)
+def repetition(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``repetition``: mean matched d of tokens that occur earlier in their context minus that of the others."""
+    for engine, arrays in run_and_engines(evidence):
+        a, b = arrays.moments[:, FIGURE.repeated_d], arrays.moments[:, FIGURE.new_d]
+        if not arrays.steps or min(a[:, 0].sum(), b[:, 0].sum()) < sequential.MIN_SEQUENCES:
+            yield unknown("repetition", "too few matched tokens that are new in their context, or repeated", engine)
             continue
         of, other = sequential.stretches(a), sequential.stretches(b)
         difference, variance = of.mean - other.mean, of.variance + other.variance
         sequences = np.minimum(of.sequences, other.sequences)
-        yield _repetition(pile, engine, difference, variance, sequences, of.tokens)
+        yield _repetition(arrays, engine, difference, variance, sequences, of.tokens)
 
 
 def _repetition(
-    pile: EvidenceArrays, engine: str | None, difference: Floats, variance: Floats, sequences: Floats, tokens: Floats
+    arrays: EvidenceArrays, engine: str | None, difference: Floats, variance: Floats, sequences: Floats, tokens: Floats
 ) -> Finding:
-    told, said = MeanShift(0.0, 0, 0.0, math.nan, math.nan, 0, 0), "alike"
+    shift, result = MeanShift(0.0, 0, 0.0, math.nan, math.nan, 0, 0), "alike"
     for outcome, direction in (("favoured", -1.0), ("disfavoured", 1.0)):
-        each = sequential.log_evidence(direction * difference - LEAST_REPEATED, variance, sequences, 0.1)
+        each = sequential.log_evidence(direction * difference - MIN_REPEATED, variance, sequences, 0.1)
         start = int(np.argmax(each))
-        log_e = float(np.logaddexp.reduce(each + sequential.log_weights(pile.first)))
+        log_e = float(np.logaddexp.reduce(each + sequential.log_weights(arrays.first)))
         mean, error = float(difference[start]), 1.96 * math.sqrt(variance[start])
-        told = MeanShift(log_e, start, mean, mean - error, mean + error, int(sequences[start]), int(tokens[start]))
-        if log_e >= LOG_FOUND:
-            said = outcome
+        shift = MeanShift(log_e, start, mean, mean - error, mean + error, int(sequences[start]), int(tokens[start]))
+        if log_e >= ALARM_LOG_E:
+            result = outcome
             break
-    text = f"mean d of tokens that stand in their context already is {told.mean:+.3f} above that of the others"
-    return finding("repetition", said, told, pile, engine, text=text, unit="nats")
+    text = f"mean d of tokens that occur earlier in their context is {shift.mean:+.3f} above that of the others"
+    return finding("repetition", result, shift, arrays, engine, text=text, unit="nats")

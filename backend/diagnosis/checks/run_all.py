@@ -1,4 +1,4 @@
-"""Asks every test of a case. Pure."""
+"""Runs every check. Pure."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, UNKNOWN
 from rltop.backend.diagnosis.checks import calibration, deterministic, level, location, trends, version_fit
 from rltop.backend.diagnosis.checks.findings import unknown
 from rltop.backend.diagnosis.checks.level import bound_of
-from rltop.backend.evidence import kernel
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
+from rltop.backend.evidence.kernel import FIGURE, MOMENT, SUM
 
-ASK: dict[str, Callable[[EvidenceByEngine], Iterator[Finding]]] = {
-    "T1": calibration.mean_ratio,
-    "T2": calibration.sign,
-    "T3": calibration.sides,
-    "T4": calibration.sampler,
-    "T5": calibration.surprisal,
-    "T6": calibration.alignment,
-    "T7": location.position,
-    "T8": level.course,
-    "T9": location.lag,
-    "T10": location.engines,
-    "T11": location.cache,
-    "T12": location.tail,
-    "T13": level.lattice,
+FUNCTIONS: dict[str, Callable[[EvidenceByEngine], Iterator[Finding]]] = {
+    "mean_ratio": calibration.mean_ratio,
+    "sign": calibration.sign,
+    "one_sided": calibration.one_sided,
+    "calibration": calibration.calibration,
+    "nll_minus_entropy": calibration.nll_minus_entropy,
+    "alignment": calibration.alignment,
+    "position": location.position,
+    "trend": level.trend,
+    "lag_slope": location.lag_slope,
+    "engine_gap": location.engine_gap,
+    "cache_gap": location.cache_gap,
+    "tail": location.tail,
+    "logit_lattice": level.logit_lattice,
     "floor": level.floor,
     "fit": version_fit.fit,
     "slope": calibration.slope,
@@ -38,60 +38,59 @@ ASK: dict[str, Callable[[EvidenceByEngine], Iterator[Finding]]] = {
     "record": deterministic.record,
     "join": deterministic.join,
     "mask": deterministic.mask,
-    "facts": deterministic.stated,
+    "facts": deterministic.facts_agree,
     "versions": deterministic.versions,
     "lag": deterministic.lag,
     "entropy": trends.entropy,
     "reward": trends.reward,
     "gradient": trends.gradient,
-    "clip": trends.clips,
+    "clip": trends.clip,
     "speed": trends.speed,
     "aborts": trends.aborts,
     "truncation": trends.truncation,
 }
-"""The function of each test that can be computed from what collectors have."""
+"""The function of each check that can be computed from what collectors send."""
 
 NOT_COMPUTED: dict[str, str] = {
-    "T14": "it needs the size of the batch that sampled each token, which collectors do not take",
+    "batch_load": "needs the size of the batch that sampled each token, which collectors do not record",
 }
 
 
-OF_MATCHED = frozenset({"T2", "T3", "T7", "T8", "T11", "T12", "floor", "fit", "slope", "in_flight", "repetition"})
-"""Tests of version-matched tokens: where those are few, or of earlier steps alone, nothing is healthy for that."""
+OF_MATCHED = frozenset(
+    {"sign", "one_sided", "position", "trend", "cache_gap", "tail", "floor", "fit", "slope", "in_flight", "repetition"}
+)
+"""Checks of version-matched tokens: if these are few, or not recent, a healthy outcome becomes unknown."""
 
 LATE_STEPS = 5
-"""The latest steps that must have matched tokens: as soon is a fault to be told."""
+"""The latest steps that must have matched tokens: as soon is a fault to be shift."""
 
 
-def ask(case: DiagnosisInput) -> list[Finding]:
-    """What every test finds, the alarming first."""
-    piles = EvidenceByEngine(case)
-    found = [one for name, test in ASK.items() for one in (test(piles) if case.steps or name == "facts" else ())]
-    found += [unknown(name, why) for name, why in NOT_COMPUTED.items()]
-    seen = {one.engine for one in found if one.test == "floor" and BY_NAME["floor"].alarms(one.outcome)}
-    blind = {engine: why for engine in (None, *piles.engines) if (why := _blind(piles, engine, engine in seen))}
-    found = [
-        unknown(one.test, blind[one.engine], one.engine)
-        if one.test in OF_MATCHED and one.engine in blind and one.outcome == BY_NAME[one.test].healthy
-        else one
-        for one in found
+def run_all(run: DiagnosisInput) -> list[Finding]:
+    """The findings of every check, the alarming first."""
+    evidence = EvidenceByEngine(run)
+    findings = [f for name, check in FUNCTIONS.items() if run.steps or name == "facts" for f in check(evidence)]
+    findings += [unknown(name, why) for name, why in NOT_COMPUTED.items()]
+    with_gap = {f.engine for f in findings if f.test == "floor" and BY_NAME["floor"].alarms(f.outcome)}
+    uninformative = {
+        engine: why
+        for engine in (None, *evidence.engines)
+        if engine not in with_gap and (why := _uninformative(evidence, engine))
+    }
+    findings = [
+        unknown(f.test, uninformative[f.engine], f.engine)
+        if f.test in OF_MATCHED and f.engine in uninformative and f.outcome == BY_NAME[f.test].healthy
+        else f
+        for f in findings
     ]
-    return sorted(found, key=lambda one: one.outcome in (BY_NAME[one.test].healthy, UNKNOWN))
+    return sorted(findings, key=lambda f: f.outcome in (BY_NAME[f.test].healthy, UNKNOWN))
 
 
-def _blind(piles: EvidenceByEngine, engine: str | None, seen: bool) -> str:
-    """Why matched tokens can't say that a run, or an engine of it, is healthy; empty where they can.
-
-    ``seen``: they have a gap that is above the floor for sure; then what they say is of its shape.
-    """
-    if seen:
-        return ""
-    pile = piles.run if engine is None else piles.engine(engine)
-    late = pile.from_step(max(pile.steps - LATE_STEPS, 0))
-    if not late.sums[:, kernel.MATCHED].sum():
-        return f"no version-matched tokens in the latest {LATE_STEPS} steps"
-    least, _ = bound_of(piles, engine)
-    square = late.moments[:, kernel.M_DD, 2].sum() / max(float(late.sums[:, kernel.ROOM].sum()), 1e-9)
-    if square > least**2:
-        return "the latest matched gap is above its floor, in too few sequences to be sure"
-    return ""
+def _uninformative(evidence: EvidenceByEngine, engine: str | None) -> str:
+    """Why matched tokens can't show that a run, or one of its engines, is healthy; empty if they can."""
+    arrays = evidence.run if engine is None else evidence.engine(engine)
+    late = arrays.from_step(max(arrays.steps - LATE_STEPS, 0))
+    if not late.sums[:, SUM.matched].sum():
+        return f"no version-matched tokens in the last {LATE_STEPS} steps"
+    bound, _ = bound_of(evidence, engine)
+    square = late.moments[:, FIGURE.matched_d2, MOMENT.s].sum() / max(float(late.sums[:, SUM.complement].sum()), 1e-9)
+    return "the latest matched gap is above its bound, in too few sequences to be certain" if square > bound**2 else ""

@@ -1,4 +1,4 @@
-"""Tests of the objective and of the engines' health: entropy, reward, gradient, clips, speed. Pure."""
+"""Checks of the objective and of engine health: entropy, reward, gradient, clips, speed, aborts. Pure."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from rltop.backend.api.verdict import Finding
-from rltop.backend.diagnosis.checks.findings import FOUND, asked, finding, unknown
-from rltop.backend.evidence import kernel, sequential
-from rltop.backend.evidence.evidence import ABORTED, FAILED, REQUESTS, REWARD, TRUNCATED
+from rltop.backend.diagnosis.checks.findings import CERTAIN_LOG_E, finding, run_and_engines, unknown
+from rltop.backend.evidence import sequential
 from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
+from rltop.backend.evidence.kernel import EXTREME, FIGURE, SUM
 from rltop.backend.evidence.sequential import Floats, MeanShift
 
 FIRST_STEPS = 5
-"""The run's first steps, that its course is held against."""
+"""The run's first steps, its baseline."""
 
 LATE_STEPS = 3
 
 COLLAPSED = 0.05
-"""Share of its first entropy that is left of a collapsed policy's."""
+"""Share of the initial entropy below which a policy has collapsed."""
 
 
 def _levels(moments: Floats) -> Floats:
@@ -31,30 +31,30 @@ def _levels(moments: Floats) -> Floats:
 
 
 FALL, FALL_ERRORS = 0.062, 3.75
-"""By so much a step, beyond so many errors of its slope, the logarithm of the entropy falls where it collapses.
-Calibrated on recorded runs of the demo: 0.052 at most in healthy ones, wherever in them one begins to look, and 0.12
-where the objective punishes entropy. Of simulated runs of 60 steps that fall by 0.04 a step, as healthy ones do, one in
-1,500 is taken for one where prompts make 20 % of it, one in 10,000 where 10 %; at 0.05 a step one in 400 and 1,500."""
+"""Fall of the log entropy per step, beyond so many errors of the slope, from which it collapses. Calibrated on recorded
+runs of the demo: at most 0.052 from any step on in healthy runs, and 0.12 where the objective punishes entropy. Of
+simulated runs of 60 steps that fall by 0.04 a step, as healthy ones do, one in 1,500 counts as a collapse if prompts
+vary the entropy by 20 %, one in 10,000 at 10 %; at 0.05 a step one in 400 and 1,500."""
 
 FALL_STEPS = range(6, 17)
-"""Over so many steps in a row: a fast fall is seen in few, a slow one in many."""
+"""Lengths of the windows in steps: a fast fall shows in few steps, a slow one in many."""
 
 FALL_REACH = 400
-"""Steps back that a fall is looked for: it stands until the entropy is back at what it was in the middle of it."""
+"""Steps that are searched for a fall. It counts until the entropy is back at its level in the middle of the fall."""
 
 GROUPED = math.sqrt(8)
-"""A step's entropy errs by so much more than if its sequences were independent, where eight are of one prompt and
-alike: prompts are why it goes up and down, by 2.8 of such errors in runs of the demo."""
+"""Factor on the error of a step's entropy for groups of eight similar sequences to a prompt. In runs of the demo the
+choice of prompts varies the entropy by 2.8 of the errors of independent sequences."""
 
 
-def entropy(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """The trainer's mean entropy over sampled tokens, now against the run's first steps and some steps ago."""
-    pile = piles.run
-    moments = pile.moments[:, kernel.ENTROPY]
+def entropy(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``entropy``: the trainer's mean entropy, against the run's first steps and over windows of steps."""
+    arrays = evidence.run
+    moments = arrays.moments[:, FIGURE.entropy]
     series = _levels(moments)
     there = np.flatnonzero(np.isfinite(series))
     if there.size < FALL_STEPS[0]:
-        yield unknown("entropy", f"the trainer passes no entropy, or fewer than {FALL_STEPS[0]} steps of it")
+        yield unknown("entropy", f"the trainer passes no entropy, or fewer than {FALL_STEPS[0]} steps have one")
         return
     first, now = float(series[there[:FIRST_STEPS]].mean()), float(series[there[-LATE_STEPS:]].mean())
     rate, at = _worst_fall(series[there], _errors(moments[there]))
@@ -68,14 +68,14 @@ def entropy(piles: EvidenceByEngine) -> Iterator[Finding]:
         outcome = "rising"
     if outcome in ("collapsed", "falling") and rate <= FALL:
         start = int(np.flatnonzero(series < first / 2)[0])
-    told = MeanShift(0.0 if outcome == "steady" else FOUND, start, now, math.nan, math.nan, 0, 0)
+    shift = MeanShift(0.0 if outcome == "steady" else CERTAIN_LOG_E, start, now, math.nan, math.nan, 0, 0)
     text = f"entropy {now:.3g} nats, {first:.3g} in the first steps"
     text += f"; it falls by {100 * rate:.0f} % a step or more" if rate > FALL else ""
-    yield finding("entropy", outcome, told, pile, text=text, unit="nats")
+    yield finding("entropy", outcome, shift, arrays, text=text, unit="nats")
 
 
 def _errors(moments: Floats) -> Floats:
-    """Of the logarithm of each step's mean [steps], where sequences of a prompt are alike."""
+    """Errors of the logarithm of each step's mean [steps], for similar sequences of a prompt."""
     m, n, s, nn, ss, ns = moments.T
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = s / n
@@ -84,11 +84,11 @@ def _errors(moments: Floats) -> Floats:
 
 
 def _worst_fall(levels: Floats, errors: Floats) -> tuple[float, int]:
-    """The fall that was the first to be told and has not been made up for, and the index of its first step.
+    """The rate of the first significant fall that has not recovered, and the index of its first step.
 
     Args:
         levels: by step [steps].
-        errors: of their logarithms, by what they are means of [steps].
+        errors: errors of their logarithms [steps].
     """
     skipped = max(levels.size - FALL_REACH, 0)
     logs = np.log(np.maximum(levels[skipped:], 1e-9))
@@ -109,13 +109,13 @@ def _worst_fall(levels: Floats, errors: Floats) -> tuple[float, int]:
     return (best[1], best[2]) if best else (0.0, 0)
 
 
-def reward(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """Mean reward, the latest steps against those before."""
-    pile = piles.run
-    moments = pile.moments[:, REWARD]
+def reward(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``reward``: mean reward of the latest steps against the best and the first."""
+    arrays = evidence.run
+    moments = arrays.moments[:, FIGURE.reward]
     there = np.flatnonzero(moments[:, 1] > 0)
     if there.size < FIRST_STEPS + LATE_STEPS:
-        yield unknown("reward", "no rewards, or fewer than 8 steps of them")
+        yield unknown("reward", "no rewards, or fewer than 8 steps with rewards")
         return
     late = there[-FIRST_STEPS:]
     now = sequential.stretches(moments[late].sum(axis=0)[None])
@@ -132,20 +132,20 @@ def reward(piles: EvidenceByEngine) -> Iterator[Finding]:
         outcome, start = "falling", int(there[best])
     elif rise > 5 * rise_error:
         outcome = "rising"
-    told = MeanShift(FOUND, start, float(now.mean[0]), math.nan, math.nan, int(now.sequences[0]), 0)
+    shift = MeanShift(CERTAIN_LOG_E, start, float(now.mean[0]), math.nan, math.nan, int(now.sequences[0]), 0)
     text = f"reward {now.mean[0]:.3g}, {first.mean[0]:.3g} in the first steps, {top.mean[0]:.3g} at best"
-    yield finding("reward", outcome, told, pile, text=text)
+    yield finding("reward", outcome, shift, arrays, text=text)
 
 
 SPIKE = 10.0
-"""Times the median of the steps before: gradients are heavy-tailed, and clipped for that."""
+"""Multiple of the median: gradient norms are heavy-tailed, and clipped for that reason."""
 
 GRADIENTS = ("grad_norm", "actor/grad_norm", "train/grad_norm", "optim/grad_norm", "policy/grad_norm")
 
 
-def gradient(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """The norm that the trainer passes, against the median of the run so far."""
-    steps = piles.case.steps
+def gradient(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``gradient``: the gradient norm that the trainer passes, against the run's median."""
+    steps = evidence.input.steps
     name = next((name for name in GRADIENTS if any(name in step.trainer for step in steps[-3:])), None)
     values = [(step.step, step.trainer[name]) for step in steps if name and name in step.trainer]
     if name is None or len(values) < FIRST_STEPS + LATE_STEPS:
@@ -161,20 +161,20 @@ def gradient(piles: EvidenceByEngine) -> Iterator[Finding]:
         outcome = "rising"
     elif not np.isfinite(late).all() or late.max() > SPIKE * median > 0:
         outcome = "spike"
-    told = MeanShift(0.0 if outcome == "steady" else FOUND, 0, float(late[-1]), math.nan, math.nan, 0, 0)
-    pile = piles.run
+    shift = MeanShift(0.0 if outcome == "steady" else CERTAIN_LOG_E, 0, float(late[-1]), math.nan, math.nan, 0, 0)
+    arrays = evidence.run
     text = f"{name} {late[-1]:.3g}, median so far {median:.3g}"
-    found = finding("gradient", outcome, told, pile, text=text)
+    found = finding("gradient", outcome, shift, arrays, text=text)
     yield found
 
 
 MORE_CLIPS = 0.1
-"""Share of tokens by which clips must exceed the run's first steps: GSPO clips 15 % of tokens by design."""
+"""Rise of the share of clipped tokens that is high: GSPO clips 15 % of tokens by design."""
 
 
-def clips(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """The share of clipped tokens, now against the run's first steps."""
-    steps = piles.case.steps
+def clip(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``clip``: the share of clipped tokens against the run's first steps."""
+    steps = evidence.input.steps
     shares = [
         (low or 0.0) + (high or 0.0)
         for step in steps
@@ -182,45 +182,45 @@ def clips(piles: EvidenceByEngine) -> Iterator[Finding]:
         if low is not None or high is not None
     ]
     if len(shares) < FIRST_STEPS + LATE_STEPS:
-        yield unknown("clip", "no clip bounds, or fewer than 8 steps of them")
+        yield unknown("clip", "no clip bounds, or fewer than 8 steps with them")
         return
     first, now = float(np.mean(shares[:FIRST_STEPS])), float(np.mean(shares[-LATE_STEPS:]))
     high = now > 3 * first + MORE_CLIPS
-    told = MeanShift(FOUND if high else 0.0, 0, now, math.nan, math.nan, 0, 0)
-    text = f"{100 * now:.2g} % are clipped, {100 * first:.2g} % in the first steps"
-    yield finding("clip", "high" if high else "as_noise", told, piles.run, text=text)
+    shift = MeanShift(CERTAIN_LOG_E if high else 0.0, 0, now, math.nan, math.nan, 0, 0)
+    text = f"{100 * now:.2g} % of tokens clipped, {100 * first:.2g} % in the first steps"
+    yield finding("clip", "high" if high else "as_noise", shift, evidence.run, text=text)
 
 
 SLOW = 3.0
-"""A factor in seconds per token by which engines may differ: of two cores that other programs use too, in healthy runs
-of the demo, it was up to 2.5 over four steps."""
+"""Factor in seconds per token by which healthy engines may differ: up to 2.5 over four steps in runs of the demo on two
+shared cores."""
 
 SPEED_STEPS = 4
 
 SPEED_CHANCE, SPEED_REACH = 1e-5, 64
-"""An engine is slow where engines that are now and then so slow would be it in so many steps in a row less often than
-this, by how often the others were within so many steps: on a machine that does much else it may be in a third."""
+"""An engine is slow if its streak of slow steps has a lower probability than this, given how often the others were slow
+in the last SPEED_REACH steps: up to a third of them on a busy machine."""
 
 
-def _seldom(others: list[Floats], steps: int) -> bool:
-    """Whether so many slow steps in a row are no chance, by how often others were far above their own least."""
+def _is_unlikely(others: list[Floats], steps: int) -> bool:
+    """Whether so many slow steps in a row are unlikely, by how often the others exceed their own minimum."""
     values = [own[np.isfinite(own)][-SPEED_REACH:] for own in others]
     slow = sum(int((own > SLOW * own.min()).sum()) for own in values if own.size)
     return bool(((slow + 0.5) / (sum(own.size for own in values) + 1.0)) ** steps < SPEED_CHANCE)
 
 
-def speed(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """The least seconds per token that any request of late took, against the other engines'.
+def speed(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``speed``: the least seconds per token of recent requests, against the other engines'.
 
-    The least and not the mean: whatever else a machine does makes requests slower for a while, never faster.
+    The least and not the mean: other work on the machine makes some requests slower, and none faster.
     """
-    if len(piles.engines) < 2:
-        yield unknown("speed", "there is one engine")
+    if len(evidence.engines) < 2:
+        yield unknown("speed", "the run has one engine")
         return
-    for engine in piles.engines:
-        own = piles.engine(engine)
-        rest = [piles.engine(other).extremes[:, 2] for other in piles.engines if other != engine]
-        a, b = own.extremes[:, 2], np.median(rest, axis=0)
+    for engine in evidence.engines:
+        own = evidence.engine(engine)
+        rest = [evidence.engine(other).extremes[:, EXTREME.token_time] for other in evidence.engines if other != engine]
+        a, b = own.extremes[:, EXTREME.token_time], np.median(rest, axis=0)
         there = np.flatnonzero(np.isfinite(a) & np.isfinite(b))[-SPEED_STEPS:]
         if there.size < SPEED_STEPS:
             yield unknown("speed", f"fewer than {SPEED_STEPS} steps with requests of this engine and another", engine)
@@ -231,39 +231,39 @@ def speed(piles: EvidenceByEngine) -> Iterator[Finding]:
         start = int(there[0])
         while slow and start and a[start - 1] > SLOW * other and np.isfinite(a[start - 1]):
             start -= 1
-        slow = slow and _seldom(rest, int(np.isfinite(a[start:] + b[start:]).sum()))
-        told = MeanShift(FOUND if slow else 0.0, start, least / other, math.nan, math.nan, 0, 0)
-        text = f"a token takes {1e3 * least:.2g} ms at least, {1e3 * other:.2g} on the other engines"
-        yield finding("speed", "slow" if slow else "alike", told, own, engine, text=text, unit="times")
+        slow = slow and _is_unlikely(rest, int(np.isfinite(a[start:] + b[start:]).sum()))
+        shift = MeanShift(CERTAIN_LOG_E if slow else 0.0, start, least / other, math.nan, math.nan, 0, 0)
+        text = f"least time per token {1e3 * least:.2g} ms, {1e3 * other:.2g} ms on the other engines"
+        yield finding("speed", "slow" if slow else "alike", shift, own, engine, text=text, unit="times")
 
 
 MANY_ABORTS = 0.1
 MANY_TRUNCATED = 0.5
 
 
-def aborts(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """The share of requests that were aborted or failed lately."""
-    for engine, pile in asked(piles):
-        late = pile.sums[-LATE_STEPS:].sum(axis=0)
-        n = float(late[REQUESTS])
+def aborts(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``aborts``: the share of recent requests that were aborted or failed."""
+    for engine, arrays in run_and_engines(evidence):
+        late = arrays.sums[-LATE_STEPS:].sum(axis=0)
+        n = float(late[SUM.requests])
         if not n:
-            yield unknown("aborts", "no requests were joined lately", engine)
+            yield unknown("aborts", "no requests joined recently", engine)
             continue
-        share = float(late[ABORTED] + late[FAILED]) / n
-        told = MeanShift(FOUND, max(pile.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
-        text = f"{int(late[ABORTED])} of {int(n)} requests were aborted and {int(late[FAILED])} failed"
-        yield finding("aborts", "many" if share > MANY_ABORTS else "few", told, pile, engine, text=text)
+        share = float(late[SUM.aborted] + late[SUM.failed]) / n
+        shift = MeanShift(CERTAIN_LOG_E, max(arrays.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
+        text = f"{int(late[SUM.aborted])} of {int(n)} requests were aborted and {int(late[SUM.failed])} failed"
+        yield finding("aborts", "many" if share > MANY_ABORTS else "few", shift, arrays, engine, text=text)
 
 
-def truncation(piles: EvidenceByEngine) -> Iterator[Finding]:
-    """The share of answers that reached the limit of tokens lately."""
-    pile = piles.run
-    late = pile.sums[-LATE_STEPS:].sum(axis=0) if pile.steps else np.zeros(1)
-    n = float(late[REQUESTS]) if pile.steps else 0.0
+def truncation(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``truncation``: the share of recent answers that reached the token limit."""
+    arrays = evidence.run
+    late = arrays.sums[-LATE_STEPS:].sum(axis=0) if arrays.steps else np.zeros(1)
+    n = float(late[SUM.requests]) if arrays.steps else 0.0
     if not n:
-        yield unknown("truncation", "no requests were joined lately")
+        yield unknown("truncation", "no requests joined recently")
         return
-    share = float(late[TRUNCATED]) / n
-    told = MeanShift(FOUND, max(pile.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
-    text = f"{int(late[TRUNCATED])} of {int(n)} answers reached the limit of tokens"
-    yield finding("truncation", "many" if share > MANY_TRUNCATED else "few", told, pile, text=text)
+    share = float(late[SUM.truncated]) / n
+    shift = MeanShift(CERTAIN_LOG_E, max(arrays.steps - LATE_STEPS, 0), share, math.nan, math.nan, int(n), 0)
+    text = f"{int(late[SUM.truncated])} of {int(n)} answers reached the token limit"
+    yield finding("truncation", "many" if share > MANY_TRUNCATED else "few", shift, arrays, text=text)

@@ -1,18 +1,18 @@
-"""The engine's side of every flag: how it is read on the live objects, and how it is set.
+"""The engine side of every flag: how it is read from the live objects, and how it is set.
 
-Everything is probed on the objects, never on version numbers. A new flag is one entry in ``contract/flags.py`` and one
-``FlagControl`` here; a flag that lives in the workers gets its control from ``of_workers`` and a part in ``one_rank.py``.
+Decisions depend on the objects, never on version numbers. A new flag is one entry in ``contract/flags.py`` and one
+``FlagControl`` here. The control of a flag that lives in the workers comes from ``worker_control``, with an entry in
+``workers/one_rank.py``.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import deque
-from typing import Any
 
 from rltop.collectors.vllm.control.engine_checks import is_async, stages
-from rltop.collectors.vllm.engine_core import CoreAccess, FlagControl, SwitchError, evict_unheld, preempt_all
-from rltop.collectors.vllm.patches import PAUSING, is_tapped
+from rltop.collectors.vllm.engine_core import CoreAccess, FlagControl, SwitchError, evict_unreferenced, preempt_all
+from rltop.collectors.vllm.patches import PAUSING, is_patched
 from rltop.collectors.vllm.workers.one_rank import RUNNER_ASYNC
 
 DEPTH_1, STRICT = "depth 1", "strict"
@@ -21,19 +21,19 @@ DEPTH_1, STRICT = "depth 1", "strict"
 
 
 def _caching(core: CoreAccess) -> str | None:
-    """As the live manager has it."""
+    """As set on the live KV cache manager."""
     enabled = getattr(getattr(core.engine.scheduler, "kv_cache_manager", None), "enable_caching", None)
     return None if enabled is None else ("on" if enabled else "off")
 
 
 def _set_caching(core: CoreAccess, value: str, _strict: bool) -> None:
-    """Both ways evict every hashed block that no request holds; of before, only what requests hold can be hit.
+    """Evict every hashed block that no request references, then set ``enable_caching``.
 
-    The pool's and the coordinator's own ``enable_caching`` stay as they are: with those off, reused blocks keep
-    their hash, and a later "on" would read wrong KV.
+    ``enable_caching`` of the pool and the coordinator stay unchanged: with those off, reused blocks would keep their
+    hash, and a later "on" would read wrong KV.
     """
     manager = core.engine.scheduler.kv_cache_manager
-    evict_unheld(manager)
+    evict_unreferenced(manager)
     manager.enable_caching = value == "on"
 
 
@@ -41,17 +41,17 @@ def _set_caching(core: CoreAccess, value: str, _strict: bool) -> None:
 
 
 def _form(core: CoreAccess) -> str | None:
-    """``on``, ``depth 1``, ``strict``, ``mixed`` where the parts differ; None where the engine was launched without."""
+    """``on``, ``depth 1``, ``strict``, or ``mixed`` if the parts differ; None if the engine was launched without it."""
     engine = core.engine
     if not is_async(core.scheduler_class) or getattr(engine, "batch_queue", None) is None:
         return None
     deep = engine.batch_queue_size > stages(core)
-    full = {type(engine.scheduler) is not core.scheduler_class, not engine.async_scheduling}
+    strict = {type(engine.scheduler) is not core.scheduler_class, not engine.async_scheduling}
     if (runners := core.workers.read(RUNNER_ASYNC)) is not None:
-        full.add(runners == "off")
-    if runners == "mixed" or len(full) > 1 or (deep and True in full):
+        strict.add(runners == "off")
+    if runners == "mixed" or len(strict) > 1 or (deep and True in strict):
         return "mixed"
-    return "on" if deep else STRICT if True in full else DEPTH_1
+    return "on" if deep else STRICT if True in strict else DEPTH_1
 
 
 def _scheduling(core: CoreAccess) -> str | None:
@@ -65,46 +65,46 @@ def _scheduling_detail(core: CoreAccess) -> str:
 
 
 def _set_scheduling(core: CoreAccess, value: str, strict: bool) -> None:
-    """Depth 1 makes the same step function schedule, execute, wait, update: one step at a time."""
+    """Set the queue depth; at depth 1 the same step function schedules, executes, waits and updates step by step."""
     engine = core.engine
     if engine.batch_queue:
         raise SwitchError("the batch queue is not empty")
-    full = value == "off" and strict
-    if full or _form(core) in {STRICT, "mixed"}:
-        _set_strict(core, full)
+    strict_off = value == "off" and strict
+    if strict_off or _form(core) in {STRICT, "mixed"}:
+        _set_strict(core, strict_off)
     depth = core.depth if value == "on" else stages(core)
     engine.batch_queue_size, engine.batch_queue = depth, deque(maxlen=depth)
 
 
-def _set_strict(core: CoreAccess, full: bool) -> None:
-    """Everything that reads the setting, as if launched so or as launched.
+def _set_strict(core: CoreAccess, strict_off: bool) -> None:
+    """Set everything that reads the setting: as if launched with it off, or as launched.
 
-    Running requests are preempted, so that none is left in the runners' batch, whose rows mean something else either
-    way; the runners get the tokens which they held as placeholders. The scheduler's two classes differ in methods
-    alone. What stays is the copy thread of multiprocess workers, which hands over what it is given.
+    Running requests are preempted, because the rows of the runners' batch have another meaning in the other mode; the
+    runners get the token ids for which they held placeholders. The two scheduler classes differ only in methods. The
+    copy thread of multiprocess workers stays: it passes on any output.
     """
     engine = core.engine
     preempt_all(engine)
     if core.workers.read(RUNNER_ASYNC) is not None:
         tokens = {name: list(request.output_token_ids) for name, request in engine.scheduler.requests.items()}
-        if fault := core.workers.write(RUNNER_ASYNC, "off" if full else "on", tokens):
+        if fault := core.workers.write(RUNNER_ASYNC, "off" if strict_off else "on", tokens):
             raise SwitchError(fault)
-    engine.scheduler.__class__ = core.scheduler_class.__bases__[0] if full else core.scheduler_class
-    engine.async_scheduling = not full
+    engine.scheduler.__class__ = core.scheduler_class.__bases__[0] if strict_off else core.scheduler_class
+    engine.async_scheduling = not strict_off
 
 
 # --- update_clears_cache ------------------------------------------------------------------------------------------
 
 
 def _policy(core: CoreAccess) -> str | None:
-    """The policy, if the live engine's pauses do go through ours."""
+    """The policy, if the live engine's pauses go through the collector; else ``caller``."""
     if getattr(core.engine, PAUSING.method, None) is None:
         return None
-    return core.policy.value if is_tapped(core.engine, PAUSING.method) else "caller"
+    return core.policy.value if is_patched(core.engine, PAUSING.method) else "caller"
 
 
 def _set_policy(core: CoreAccess, value: str, _strict: bool) -> None:
-    """From the next pause or update on."""
+    """Takes effect at the next pause or weight update."""
     core.policy.value = value
     core.policy.due = False
 
@@ -125,17 +125,20 @@ def _note_workers(flag: str, core: CoreAccess) -> str:
     return core.workers.note(flag)
 
 
-def of_workers(flag: str) -> FlagControl:
-    """The control of a flag whose parts are in ``worker.PARTS``."""
-    parts: list[Any] = [functools.partial(part, flag) for part in (_read_workers, _write_workers, _note_workers)]
-    return FlagControl(read=parts[0], write=parts[1], note=parts[2])
+def worker_control(flag: str) -> FlagControl:
+    """The control of a flag that lives in the workers; see ``one_rank``."""
+    return FlagControl(
+        read=functools.partial(_read_workers, flag),
+        write=functools.partial(_write_workers, flag),
+        note=functools.partial(_note_workers, flag),
+    )
 
 
 CONTROLS: dict[str, FlagControl] = {
     "prefix_caching": FlagControl(_caching, _set_caching),
     "async_scheduling": FlagControl(_scheduling, _set_scheduling, _scheduling_detail),
-    "logprobs_mode": of_workers("logprobs_mode"),
-    "lm_head_fp32": of_workers("lm_head_fp32"),
+    "logprobs_mode": worker_control("logprobs_mode"),
+    "lm_head_fp32": worker_control("lm_head_fp32"),
     "update_clears_cache": FlagControl(_policy, _set_policy),
 }
-"""By the name of the flag."""
+"""By flag name."""

@@ -1,4 +1,4 @@
-"""What commands do on the live objects of one engine core: one job for each subject."""
+"""Jobs: how commands act on the live objects of an engine core. One job per subject."""
 
 from __future__ import annotations
 
@@ -7,46 +7,46 @@ from typing import Any, Protocol
 from rltop.collectors.contract import probes
 from rltop.collectors.contract.actions import BY_VERB
 from rltop.collectors.vllm.control.switchboard import Switchboard, drain
-from rltop.collectors.vllm.engine_core import SwitchError, evict_unheld, no_boundary, split_hashed
-from rltop.collectors.vllm.patches import PAUSE, fault_of, unseen
+from rltop.collectors.vllm.engine_core import SwitchError, evict_unreferenced, hashed_blocks, why_no_boundary
+from rltop.collectors.vllm.patches import PAUSE, why_steps_unseen, why_unusable
 
 PAUSED = BY_VERB["pause"].value
 RUNNING = BY_VERB["resume"].value
 PAUSED_BY_CALLER = "paused by its caller"
-"""What the generation reads while a pause holds that is not ours."""
+"""Value of the generation while another caller's pause is in effect."""
 
 
 class Job(Protocol):
     """One subject of commands on one engine."""
 
     def refresh(self) -> None:
-        """Read anew what only the engine's thread may read."""
+        """Re-read what only the engine's thread may read."""
 
     def read(self) -> str | None:
-        """What it is now. From any thread."""
+        """The current value; None if there is none to read. From any thread."""
 
     def detail(self) -> str:
-        """Which form of it, where there are several. From any thread."""
+        """Form of the value, if there are several; else empty. From any thread."""
 
     def stands(self, value: str, *, strict: bool) -> bool:
-        """Whether there is nothing to do for ``value``. From any thread."""
+        """Whether ``value`` is in effect already. From any thread."""
 
     def obstacle(self, value: str, *, strict: bool) -> str:
-        """Why it can't become ``value``; empty if it can. From any thread."""
+        """Why ``value`` can't be set; empty if it can. From any thread."""
 
     def waits(self, value: str) -> str:
-        """What to wait for before it becomes ``value``; empty for nothing. From any thread."""
+        """Why setting ``value`` has to wait; empty if it doesn't. From any thread."""
 
     def perform(self, value: str, *, strict: bool) -> None:
-        """Do it, whole or not at all. On the engine's thread, between two steps.
+        """Set ``value``, completely or not at all. On the engine's thread, between two steps.
 
         Raises:
-            SwitchError: it did not take; all is as before.
-            HostFailure: see ``switches.drain``.
+            SwitchError: it did not take effect; the previous state is restored.
+            HostFailure: see ``switchboard.drain``.
         """
 
     def note(self) -> str:
-        """What there is to say of it when it was done; often empty."""
+        """Additional information after ``perform``; may be empty."""
 
 
 class FlagJob:
@@ -73,12 +73,12 @@ class FlagJob:
         """See ``Job``."""
         return self._switch.stands(value, strict)
 
-    def obstacle(self, value: str, *, strict: bool) -> str:  # noqa: ARG002 - a switch may be used either way, or not
+    def obstacle(self, value: str, *, strict: bool) -> str:  # noqa: ARG002 - preconditions don't depend on it
         """See ``Job``."""
         return self._switch.obstacle(strict)
 
     def waits(self, value: str) -> str:  # noqa: ARG002
-        """Weight updates are waited for in any case."""
+        """Nothing: the executor waits for weight updates anyway."""
         return ""
 
     def perform(self, value: str, *, strict: bool) -> None:
@@ -91,7 +91,7 @@ class FlagJob:
 
 
 class CacheJob:
-    """The prefix cache, to be flushed as far as no request holds it."""
+    """The prefix cache: flushes the blocks that no request references."""
 
     def __init__(self, board: Switchboard) -> None:
         self._engine = board.engine
@@ -99,62 +99,62 @@ class CacheJob:
         self._note = ""
 
     def refresh(self) -> None:
-        """All of it can be read from any thread."""
+        """Nothing to do: everything can be read from any thread."""
 
     def read(self) -> str | None:
-        """How many blocks can be hit."""
+        """The number of blocks that can be hit."""
         if self._caching.obstacle():
             return None
-        unheld, held = split_hashed(self._engine.scheduler.kv_cache_manager)
-        return f"{len(unheld) + held} blocks"
+        unreferenced, referenced = hashed_blocks(self._engine.scheduler.kv_cache_manager)
+        return f"{len(unreferenced) + referenced} blocks"
 
     def detail(self) -> str:
-        """It has one form."""
+        """Empty: there is one form."""
         return ""
 
     def stands(self, value: str, *, strict: bool) -> bool:  # noqa: ARG002
-        """It is flushed as often as it is asked for."""
+        """Never: every command flushes."""
         return False
 
     def obstacle(self, value: str, *, strict: bool) -> str:  # noqa: ARG002
-        """What stands against evicting single blocks stands against the switch of the cache too."""
+        """The obstacles of switching the cache: those also prevent evicting single blocks."""
         return self._caching.obstacle()
 
     def waits(self, value: str) -> str:  # noqa: ARG002
-        """For nothing of its own."""
+        """Nothing."""
         return ""
 
     def perform(self, value: str, *, strict: bool) -> None:  # noqa: ARG002
-        """Evict; what requests hold stays theirs."""
+        """Evict the blocks that no request references."""
         drain(self._engine)
-        evicted, held = evict_unheld(self._engine.scheduler.kv_cache_manager)
-        left = f"{held} that requests hold stay, and can be hit until those end" if held else "none is left"
+        evicted, referenced = evict_unreferenced(self._engine.scheduler.kv_cache_manager)
+        left = f"{referenced} in use stay and can be hit until their requests end" if referenced else "none left"
         self._note = f"{evicted} blocks evicted, {left}"
 
     def note(self) -> str:
-        """What was evicted, and what remains."""
+        """How many blocks were evicted, and how many remain."""
         return self._note
 
 
 class GenerationJob:
-    """Whether the engine generates, and whose pause it is if not.
+    """Pauses and resumes generation, and tracks who paused it.
 
-    The scheduler's pause state says that it is paused, not by whom: ``on_set`` hears everybody who sets it.
+    The scheduler's pause state does not contain who set it, so ``on_set`` is called for every change of it.
     """
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self._ours = False
 
-    def on_set(self, _result: Any, pause_state: Any) -> None:  # noqa: ARG002 - the host's names
-        """``Scheduler.set_pause_state(pause_state)``, by anybody."""
+    def on_set(self, _result: Any, pause_state: Any) -> None:  # noqa: ARG002 - vLLM's names
+        """``Scheduler.set_pause_state(pause_state)``, by any caller."""
         self._ours = False
 
     def refresh(self) -> None:
-        """All of it can be read from any thread."""
+        """Nothing to do: everything can be read from any thread."""
 
     def read(self) -> str | None:
-        """Running, paused by us, or paused by somebody else."""
+        """Running, paused by rltop, or paused by another caller."""
         state = getattr(self._engine.scheduler, "pause_state", None)
         if state is None:
             return None
@@ -163,38 +163,38 @@ class GenerationJob:
         return PAUSED if self._ours else PAUSED_BY_CALLER
 
     def detail(self) -> str:
-        """It has one form."""
+        """Empty: there is one form."""
         return ""
 
     def stands(self, value: str, *, strict: bool) -> bool:  # noqa: ARG002
-        """Whether it is so already, by us."""
+        """Whether generation is in this state already, paused by rltop."""
         return self.read() == value
 
     def obstacle(self, value: str, *, strict: bool) -> str:  # noqa: ARG002
-        """It can't be told who paused; ranks that step together pause together; or the pause is somebody else's."""
+        """Missing patch points, data-parallel ranks in lockstep, or a pause by another caller."""
         engine = self._engine
-        if reason := no_boundary(engine):
+        if reason := why_no_boundary(engine):
             return reason
-        if value == PAUSED and (fault := unseen(engine)):  # to go on is always right
-            return f"it could not be told whether a request is lost: {fault}"
+        if value == PAUSED and (fault := why_steps_unseen(engine)):  # resuming loses nothing
+            return f"lost requests could not be counted: {fault}"
         if self.read() is None:
             return "this vLLM's scheduler has no pause"
-        if fault := fault_of(PAUSE, engine.scheduler):
-            return f"whose pause it is can't be told on this vLLM: {fault}"
+        if fault := why_unusable(PAUSE, engine.scheduler):
+            return f"who paused generation is unknown on this vLLM: {fault}"
         if hasattr(engine, "dp_group"):
-            return "data-parallel ranks that step together pause only together, by pause_generation()"
+            return "data-parallel ranks in lockstep pause only together, by pause_generation()"
         if value == RUNNING and self.read() == PAUSED_BY_CALLER:
-            return "generation was paused by the trainer or another client, and is theirs to resume"
+            return "generation was paused by the trainer or another client, which has to resume it"
         return ""
 
     def waits(self, value: str) -> str:
-        """A pause of ours on top of somebody else's would end with theirs."""
+        """For another caller's pause: one of rltop on top of it would end together with it."""
         if value == PAUSED and self.read() == PAUSED_BY_CALLER:
             return "waits for the trainer or client that paused generation to resume it"
         return ""
 
     def perform(self, value: str, *, strict: bool) -> None:  # noqa: ARG002
-        """Finish the batches in flight, then keep every request where it is, or go on."""
+        """Finish the batches in flight, then pause with all requests in place, or resume."""
         drain(self._engine)
         scheduler = self._engine.scheduler
         kinds = type(scheduler.pause_state)
@@ -203,49 +203,49 @@ class GenerationJob:
         if self.read() != value:
             scheduler.set_pause_state(kinds["UNPAUSED" if value == PAUSED else "PAUSED_ALL"])
             self._ours = value != PAUSED
-            raise SwitchError(f"the engine reads {self.read()} after it was told to be {value}")
+            raise SwitchError(f"the engine reads {self.read()} after it was set to {value}")
 
     def note(self) -> str:
-        """Nothing to add."""
+        """Empty."""
         return ""
 
 
 class ProbeJob:
-    """What all commands must know of the probe's: it has nothing to read, and waits for nothing of its own."""
+    """The subject of probe commands, which ``Prober`` executes: no value, nothing to wait for."""
 
     def refresh(self) -> None:
-        """There is nothing to read."""
+        """Nothing to do: there is no value."""
 
     def read(self) -> str | None:
-        """See ``refresh``."""
+        """None: there is no value."""
         return None
 
     def detail(self) -> str:
-        """It has one form."""
+        """Empty: there is one form."""
         return ""
 
     def stands(self, value: str, *, strict: bool) -> bool:  # noqa: ARG002
-        """It is done as often as it is asked for."""
+        """Never: every command starts a probe."""
         return False
 
     def obstacle(self, value: str, *, strict: bool) -> str:  # noqa: ARG002
-        """It depends on the probe: ``Prober.obstacle``."""
+        """Empty: ``Prober.obstacle`` decides."""
         return ""
 
     def waits(self, value: str) -> str:  # noqa: ARG002
-        """For nothing of its own."""
+        """Nothing."""
         return ""
 
     def perform(self, value: str, *, strict: bool) -> None:
-        """It is begun and carried on by ``Prober``."""
+        """Nothing: ``Prober`` executes it."""
 
     def note(self) -> str:
-        """Nothing to add."""
+        """Empty."""
         return ""
 
 
 def jobs_of(board: Switchboard, generation: GenerationJob) -> dict[str, Job]:
-    """The job for each subject of this engine's commands."""
+    """The job for each subject of commands."""
     return {
         **{flag: FlagJob(board, flag) for flag in board.switches},
         BY_VERB["flush_cache"].subject: CacheJob(board),

@@ -1,7 +1,7 @@
-"""The switches of one engine: a flag of the table, its control, and what must hold, brought together.
+"""The switches of one engine: each combines a flag of the table with its control and preconditions.
 
-A switch runs on the engine's own thread between two steps, with the batch queue drained, so that tokens of batches in
-flight belong to the time before it; it is whole or undone; and what counts is the read-back.
+A switch runs on the engine's thread between two steps with the batch queue drained, so that all tokens of batches in
+flight were sampled before it. It completes or is undone; the result is what is read back from the live objects.
 """
 
 from __future__ import annotations
@@ -26,57 +26,57 @@ class Switch:
         self._core = core
 
     def refresh(self) -> None:
-        """Read anew what only the engine's thread may read."""
-        if "workers_answer" in self.flag.needs + self.flag.strict_needs:
+        """Re-read what only the engine's thread may read."""
+        if "workers_answer" in self.flag.preconditions + self.flag.strict_preconditions:
             self._core.workers.refresh()
 
     def read(self) -> str | None:
-        """The value, or None where the engine has no such thing. From any thread."""
+        """The value; None if the engine has no such setting. From any thread."""
         return self._control.read(self._core)
 
     def detail(self) -> str:
-        """Which form of the value it is, where there are several. From any thread."""
+        """Form of the value, if there are several; else empty. From any thread."""
         return self._control.detail(self._core)
 
     def obstacle(self, strict: bool = False) -> str:
-        """Why it can't be switched on this engine now; empty if it can. From any thread."""
+        """The first precondition that does not hold, as a reason; empty if all hold. From any thread."""
         if strict and not self.flag.strict:
             return f"{self.flag.name} has no strict form"
-        way = strict or self.detail() == STRICT  # the way back takes the same steps
-        for name in self.flag.needs + (self.flag.strict_needs if way else ()):
-            if found := lacking(self._core, self.flag.name, name):
-                need = table.BY_NAME[name]
-                reason = need.reason.format(found)
-                return f"{reason}; start the engine with {self.flag.launch}" if need.relaunch else reason
+        needs_strict = strict or self.detail() == STRICT  # leaving the strict form takes the same steps
+        for name in self.flag.preconditions + (self.flag.strict_preconditions if needs_strict else ()):
+            if finding := violation(self._core, self.flag.name, name):
+                precondition = table.BY_NAME[name]
+                reason = precondition.reason.format(finding)
+                return f"{reason}; start the engine with {self.flag.launch}" if precondition.relaunch else reason
         return ""
 
     def stands(self, value: str, strict: bool = False) -> bool:
-        """Whether a command for this value has nothing to do: what is strictly so is so."""
+        """Whether the value is in effect already. The strict form includes the plain one."""
         return self.read() == value and (not strict or self.detail() in {"", STRICT})
 
-    def took(self, value: str, strict: bool) -> bool:
-        """Whether it reads as it was just written, form and all."""
+    def reads_as(self, value: str, strict: bool) -> bool:
+        """Whether value and form read as they were just written."""
         return self.read() == value and (not self.detail() or (self.detail() == STRICT) == strict)
 
     def write(self, value: str, strict: bool = False) -> None:
-        """Set it, whole or not at all. On the engine's thread, the batch queue drained."""
+        """Set it, completely or not at all. On the engine's thread, with the batch queue drained."""
         self._control.write(self._core, value, strict)
 
     def note(self) -> str:
-        """What else there is to say of an applied switch; often empty."""
+        """Additional information about an applied switch; may be empty."""
         return self._control.note(self._core)
 
 
-def lacking(core: CoreAccess, flag: str, need: str) -> str:
-    """What was found against ``need``, on the engine core or on a rank; empty if it holds."""
-    check = CHECKS.get(need)
-    return check(core) if check is not None else core.workers.lacking(flag, need)
+def violation(core: CoreAccess, flag: str, precondition: str) -> str:
+    """The finding that violates a precondition, on the engine core or on a rank; empty if it holds."""
+    check = CHECKS.get(precondition)
+    return check(core) if check is not None else core.workers.lacking(flag, precondition)
 
 
 class Switchboard:
-    """All switches of one engine core, by the name of their flag.
+    """All switches of one engine core, by flag name.
 
-    Made before the engine takes work: it asks the workers.
+    Create it before the engine takes requests: it queries the workers.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -85,18 +85,18 @@ class Switchboard:
         self.switches = {flag.name: Switch(flag, CONTROLS[flag.name], self.core) for flag in FLAGS}
 
     def states(self) -> dict[str, FlagState]:
-        """Every flag as it stands. Only reads, from any thread."""
-        found = {}
+        """The state of every flag. Only reads, from any thread."""
+        states = {}
         for name, switch in self.switches.items():
             obstacle = switch.obstacle()
-            found[name] = FlagState(switch.read(), not obstacle, obstacle, switch.detail())
-        return found
+            states[name] = FlagState(switch.read(), not obstacle, obstacle, switch.detail())
+        return states
 
     def flip(self, flag: str, value: str, *, strict: bool = False) -> None:
-        """Drain, switch, read back.
+        """Drain the engine, switch the flag and read it back.
 
         Raises:
-            SwitchError: it did not take, or can't be done in the strict form; the old value is back in place.
+            SwitchError: it had no effect, or has no strict form here; the previous value is restored.
             HostFailure: see ``drain``.
         """
         switch = self.switches[flag]
@@ -107,7 +107,7 @@ class Switchboard:
         try:
             switch.write(value, strict)
             switch.refresh()
-            if not switch.took(value, strict):
+            if not switch.reads_as(value, strict):
                 raise SwitchError(f"the engine still reads {switch.read()} {switch.detail()}".rstrip())
         except Exception:
             switch.refresh()
@@ -116,7 +116,7 @@ class Switchboard:
             raise
 
     def at_boundary(self) -> None:
-        """Between two steps: reset the cache for an update that asks for it, if every running request survives that.
+        """Between two steps: reset the prefix cache if a weight update requires it and running requests survive that.
 
         Raises:
             HostFailure: see ``drain``.
@@ -126,24 +126,25 @@ class Switchboard:
             return
         policy.due = False
         drain(self.engine)
-        found = ((table.BY_NAME[name], lacking(self.core, "update_clears_cache", name)) for name in PREEMPTION)
-        policy.skipped = next((need.reason.format(fault) for need, fault in found if fault), "")
+        findings = ((table.BY_NAME[name], violation(self.core, "update_clears_cache", name)) for name in PREEMPTION)
+        reasons = (precondition.reason.format(finding) for precondition, finding in findings if finding)
+        policy.skipped = next(reasons, "")
         if not policy.skipped:
             try:
                 preempt_all(self.engine)
-            except Exception as error:  # noqa: BLE001 - told; the boundary is there for the next update too
+            except Exception as error:  # noqa: BLE001 - reported; the next update tries again
                 policy.skipped = str(error)
 
     def facts(self) -> dict[str, str]:
-        """What the switches know of the engine, for the fingerprint."""
+        """Facts for the fingerprint."""
         return self.core.workers.facts() | self.core.policy.facts()
 
 
 def drain(engine: Any) -> None:
-    """Finish the batches in flight and schedule none, by the engine's own step.
+    """Finish the batches in flight by the engine's own step, without scheduling new ones.
 
     Raises:
-        HostFailure: the engine's own code raised; its batch is gone, so the engine must know.
+        HostFailure: the engine's code raised. Its batch is lost, so the exception must reach the engine.
     """
     scheduler = engine.scheduler
     shadowed = vars(scheduler).get("has_requests")

@@ -1,7 +1,7 @@
-"""What an engine will take back by itself: one lease for each subject, on a clock that never steps. Pure.
+"""Timers of temporary changes: at most one per subject, on the monotonic clock. Pure.
 
-A lease ends once: kept, due, or superseded. One that ended is never revived. One that is due still says what was before
-it, until it has been taken back: a command may come in between.
+A timer ends once: kept, due, or superseded; an ended timer never runs again. A due timer keeps the previous value until
+its revert is closed, because another command may be executed in between.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from rltop.collectors.contract.wire import Timer
 
 REMEMBERED = 256
-"""Kept commands remembered by id, so that keeping twice is no mistake."""
+"""Kept commands remembered by id, so that a repeated ``keep`` succeeds."""
 
 
 @dataclass(frozen=True)
 class FlagTimer:
-    """What ``command`` did to ``subject`` holds until ``due``.
+    """The change of ``subject`` by ``command`` is reverted when the timer is due.
 
     Attributes:
         verb, flag: of the command.
-        back_to, back_strict: the value that the subject had before any lease, and whether in its strict form.
-        due: monotonic clock, seconds. at: the same moment on the wall clock, for people.
+        back_to, back_strict: the value of the subject before any timer, and whether in its strict form.
+        due: monotonic clock, seconds.
+        at: the same moment on the wall clock, for display.
     """
 
     command: str
@@ -37,12 +38,12 @@ class FlagTimer:
 
     @property
     def revert(self) -> str:
-        """Id of the command by which the engine takes it back."""
+        """Id of the engine's command that reverts the change."""
         return f"{self.command}/revert"
 
 
 class FlagTimers:
-    """The leases that run, by subject. Safe from any thread."""
+    """The running timers by subject. Safe from any thread."""
 
     def __init__(self) -> None:
         self._running: dict[str, FlagTimer] = {}
@@ -50,58 +51,58 @@ class FlagTimers:
         self._kept: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def start(self, lease: FlagTimer) -> None:
-        """Begin a lease; the one on the same subject must have been ended."""
+    def start(self, timer: FlagTimer) -> None:
+        """Start a timer; an earlier one on the same subject must have been stopped."""
         with self._lock:
-            self._running[lease.subject] = lease
+            self._running[timer.subject] = timer
 
-    def before(self, subject: str) -> FlagTimer | None:
-        """The lease that runs on ``subject``, or that is due and not taken back yet: it knows what was before it."""
+    def latest(self, subject: str) -> FlagTimer | None:
+        """The timer that runs on ``subject``, or that is due and not reverted yet."""
         with self._lock:
             return self._running.get(subject) or self._due.get(subject)
 
     def find(self, command: str) -> FlagTimer | None:
-        """The lease that ``command`` began, if it runs."""
-        return next((lease for lease in list(self._running.values()) if lease.command == command), None)
+        """The running timer that ``command`` started; None if it has none."""
+        return next((timer for timer in list(self._running.values()) if timer.command == command), None)
 
-    def end(self, lease: FlagTimer) -> bool:
-        """End it. True for exactly one of those who try."""
+    def stop(self, timer: FlagTimer) -> bool:
+        """Stop a running timer. True for exactly one of several callers."""
         with self._lock:
-            if self._running.get(lease.subject) is not lease:
+            if self._running.get(timer.subject) is not timer:
                 return False
-            del self._running[lease.subject]
+            del self._running[timer.subject]
             return True
 
-    def keep(self, lease: FlagTimer) -> bool:
-        """End it for good, because somebody wants what it did to stay. True as ``end``."""
-        if not self.end(lease):
+    def keep(self, timer: FlagTimer) -> bool:
+        """Stop a timer so that its change stays, and remember that. True as for ``stop``."""
+        if not self.stop(timer):
             return False
-        self._kept[lease.command] = None
+        self._kept[timer.command] = None
         while len(self._kept) > REMEMBERED:
             self._kept.popitem(last=False)
         return True
 
     def was_kept(self, command: str) -> bool:
-        """Whether the lease of ``command`` ended by being kept."""
+        """Whether the timer of ``command`` was stopped by ``keep``."""
         return command in self._kept
 
-    def take_due(self, now: float) -> list[FlagTimer]:
-        """End those whose time is over, soonest first. Whoever takes them back says so by ``settle``."""
+    def pop_due(self, now: float) -> list[FlagTimer]:
+        """End the timers that are due at ``now`` (monotonic), in order. The caller reverts them; see ``forget_due``."""
         with self._lock:
-            due = sorted((lease for lease in self._running.values() if now >= lease.due), key=lambda one: one.due)
-            for lease in due:
-                self._due[lease.subject] = self._running.pop(lease.subject)
+            due = sorted((timer for timer in self._running.values() if now >= timer.due), key=lambda timer: timer.due)
+            for timer in due:
+                self._due[timer.subject] = self._running.pop(timer.subject)
         return due
 
-    def settle(self, revert: str) -> None:
-        """The command ``revert`` of a lease that was due is over, however it ended."""
+    def forget_due(self, revert: str) -> None:
+        """Forget the due timer whose revert command, with this id, was closed."""
         with self._lock:
-            self._due = {subject: lease for subject, lease in self._due.items() if lease.revert != revert}
+            self._due = {subject: timer for subject, timer in self._due.items() if timer.revert != revert}
 
     def running(self) -> list[FlagTimer]:
-        """Those that run, soonest due first."""
-        return sorted(self._running.values(), key=lambda lease: lease.due)
+        """The running timers, the next to expire first."""
+        return sorted(self._running.values(), key=lambda timer: timer.due)
 
-    def timers(self) -> list[Timer]:
-        """The same, for the wire."""
+    def as_wire(self) -> list[Timer]:
+        """The running timers as messages, in the same order."""
         return [Timer(one.command, one.verb, one.flag, one.back_to, one.at) for one in self.running()]

@@ -1,9 +1,9 @@
-"""Whether the prefix cache is forgotten at a weight update: the caller's choice, or ours.
+"""Decides whether a weight update resets the prefix cache: the flag ``update_clears_cache``.
 
-vLLM leaves it to whoever pauses the engine: ``pause_scheduler(mode, clear_cache)``. ``off`` goes in there, and only
-there. ``on`` comes after the update itself, which every caller sends as ``collective_rpc`` whether it pauses or not: at
-the next step boundary, with the batches in flight finished, so that no token is dropped, the prefix cache alone is
-reset. vLLM's own reset would clear the engine's multimodal cache too, while the front end keeps its copy.
+In vLLM the caller that pauses the engine decides: ``pause_scheduler(mode, clear_cache)``. ``off`` overrides that
+argument. ``on`` acts after the update itself, which every caller sends as ``collective_rpc``, with or without a pause:
+at the next step boundary, after the batches in flight have finished (so no token is lost), only the prefix cache is
+reset. vLLM's own reset would also clear the engine's multimodal cache, while the front end keeps its copy.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ CALLER = "caller"
 
 
 class UpdatePolicy:
-    """The policy of one engine; all of it on the engine's thread, but for reads.
+    """The policy of one engine. Written on the engine's thread only.
 
     Attributes:
         value: ``caller``, ``on`` or ``off``.
-        due: an update came that the cache has to be reset for.
-        resets: times that the whole prefix cache was reset, by whoever.
-        skipped: why the last reset that was due was not done; empty if it was.
+        due: a weight update requires a reset.
+        resets: number of resets of the whole prefix cache, by any caller.
+        skipped: why the last due reset was skipped; empty if it was not.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -31,7 +31,7 @@ class UpdatePolicy:
         self.skipped = ""
 
     def on_pause(self, mode: Any = "abort", clear_cache: Any = True) -> tuple[Any, Any] | None:
-        """``EngineCore.pause_scheduler(mode, clear_cache)``: the arguments to use instead; None for the caller's."""
+        """``EngineCore.pause_scheduler(mode, clear_cache)``: the arguments to pass instead; None: the caller's."""
         return (mode, False) if self.value == "off" and clear_cache else None
 
     def on_reset(self, done: Any, *_args: Any, **_kwargs: Any) -> None:
@@ -39,10 +39,10 @@ class UpdatePolicy:
         self.resets += bool(done)
 
     def on_weights(self) -> None:
-        """The weights have changed, or may have."""
+        """The weights have changed, or may have changed."""
         self.due = self.value == "on"
 
     def facts(self) -> dict[str, str]:
         """For the fingerprint."""
-        found = {"prefix cache resets": str(self.resets)}
-        return found | {"prefix cache not reset": self.skipped} if self.skipped else found
+        facts = {"prefix cache resets": str(self.resets)}
+        return facts | {"prefix cache not reset": self.skipped} if self.skipped else facts

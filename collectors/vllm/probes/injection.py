@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from rltop.collectors.transport.error_boundary import Guard
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 from rltop.collectors.vllm.patches import UPDATE, restore
 from rltop.collectors.vllm.probes.scoring import Got, ScoringRequest
 from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX
@@ -34,7 +34,7 @@ class Injection:
         sent, tokens: requests, and tokens of their prompts, so far.
     """
 
-    def __init__(self, engine: Any, guard: Guard, command: str) -> None:
+    def __init__(self, engine: Any, guard: ErrorBoundary, command: str) -> None:
         self.sent = self.tokens = 0
         self._engine = engine
         self._guard = guard

@@ -14,9 +14,9 @@ from typing import Any
 
 from rltop.collectors.contract.probes import BY_NAME, ENGINES, MAX_TOKENS
 from rltop.collectors.contract.wire import Arrays, Command, ProbeReport, describe
-from rltop.collectors.transport.error_boundary import Guard
-from rltop.collectors.vllm.engine_core import no_boundary
-from rltop.collectors.vllm.patches import unseen
+from rltop.collectors.transport.error_boundary import ErrorBoundary
+from rltop.collectors.vllm.engine_core import why_no_boundary
+from rltop.collectors.vllm.patches import why_steps_unseen
 from rltop.collectors.vllm.probes import scoring
 from rltop.collectors.vllm.probes.injection import Injection, fresh_salt
 from rltop.collectors.vllm.probes.probe_checks import asleep, crowded, unfit
@@ -82,7 +82,7 @@ class Prober:
         name: str,
         tap: Tap,
         version: Callable[[], tuple[int | None, str]],
-        guard: Guard | None = None,
+        guard: ErrorBoundary | None = None,
         salts: scoring.Salt = lambda _: None,
         report: Callable[[ProbeReport, Arrays], None] = lambda _report, _arrays: None,
     ) -> None:
@@ -91,7 +91,7 @@ class Prober:
         self._name = name
         self._tap = tap
         self._version = version
-        self._guard = guard or Guard()
+        self._guard = guard or ErrorBoundary()
         self._salts = salts
         self._report = report
         self._running: ActiveProbe | None = None
@@ -129,12 +129,12 @@ class Prober:
 
     def _obstacles(self, command: Command, *, requests: bool) -> Iterator[str]:
         engine = self._engine
-        yield no_boundary(engine)
+        yield why_no_boundary(engine)
         yield asleep(engine)
         if not requests:
             return
         yield unfit(engine)
-        if fault := unseen(engine):
+        if fault := why_steps_unseen(engine):
             yield f"outputs of its requests could not be taken out: {fault}"
         if sum(len(passage.ids) // 4 for passage in command.passages) > MAX_TOKENS:
             yield f"more than {MAX_TOKENS} tokens were sent"
@@ -233,7 +233,7 @@ class Prober:
 
     def _standing(self) -> ProbeConditions:
         pause = getattr(getattr(self._engine.scheduler, "pause_state", None), "name", "UNPAUSED")
-        return ProbeConditions(self._tap.updates, self._tap.update_open, self._tap.epoch, pause != "UNPAUSED")
+        return ProbeConditions(self._tap.update_count, self._tap.update_open, self._tap.flag_epoch, pause != "UNPAUSED")
 
     def _passages(self, command: Command, notes: list[str]) -> dict[int, list[int]]:
         """The ids of each passage, by its number, as long as may be scored here."""

@@ -1,1 +1,1 @@
-"""From the engine's step outputs to finished rollouts."""
+"""Assembles the engine's step outputs into finished rollouts."""

@@ -1,10 +1,11 @@
-"""From a stream of references to whole rollouts. Runs on the sender's thread; works on duck-typed objects.
+"""Assembles the tap's records into complete rollouts. Runs on the sender's thread; works on duck-typed objects.
 
-A request is published once, whole, or dropped whole and counted: after a hole in the stream every request that may be
-part of it is dropped, so a rollout never misses a token it claims to have. ``added == published + dropped + alive``.
+A request is published once, complete, or dropped completely and counted: after a gap in the records every request that
+the gap may have affected is dropped, so no rollout lacks a token that it claims to have. At all times
+``added == published + dropped + alive``.
 
-Steps wait as they came until ``settle`` reads them together, since reading many costs little more than reading one.
-Whatever must not be read together with them (another version, another flag epoch) settles them first.
+Steps are buffered until ``flush``, because reading many together costs little more than reading one. A step that can't
+be read together with the buffered ones (another version or flag epoch) flushes them first.
 """
 
 from __future__ import annotations
@@ -12,92 +13,92 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rltop.collectors.vllm.rollouts.columns import (
-    Batch,
     Layout,
     RequestRows,
     by_request,
-    columns_of,
     layout_of,
-    rows_of,
+    read_batches,
+    read_outputs,
 )
 from rltop.collectors.vllm.rollouts.request import TOKEN_BYTES, FinishedRollout, OpenRequest, packed
 from rltop.collectors.vllm.rollouts.tap import (
-    Noted,
+    Record,
     RequestAdded,
     RequestsEnded,
     RequestsScheduled,
-    SampledTokens,
+    SampledFields,
     StepOutputs,
     version_of,
 )
 
 ALIVE_LIMIT_BYTES = 256 << 20
-"""Bound on what is kept of unfinished requests; beyond it the request that comes or grows is dropped whole."""
+"""Bound on the memory of unfinished requests; beyond it a request that arrives or grows is dropped completely."""
 
 SALTS = 4096
-"""Cache salts remembered, of the last requests that had one: a probe reads the cache as they did."""
+"""Remembered cache salts, of the latest requests that had one; probes read the cache with the same salt."""
 
-UNSETTLED_LIMIT = 4096
-"""Outputs that are kept as vLLM's objects; about 4 MiB of them."""
+BUFFERED_OUTPUTS = 4096
+"""Outputs buffered as vLLM's objects; about 4 MiB of them."""
 
-UNSETTLED_ROWS = 1 << 15
-"""Rows that are kept as they were copied; half a MiB where only the sampled token's logprob is recorded."""
+BUFFERED_ROWS = 1 << 15
+"""Rows buffered as bytes; half a MiB if only the sampled token's logprob is recorded."""
 
 
-class _Origin(NamedTuple):
-    """What all unsettled outputs have in common: flag epoch, what tells the policy version, layout of logprobs."""
+class _Context(NamedTuple):
+    """Properties shared by all buffered steps: flag epoch, sources of the policy version, layout of the logprobs."""
 
-    epoch: int
+    flag_epoch: int
     label: Any
-    inferred: int | None
+    inferred_version: int | None
     layout: Layout | None
 
 
 class _End(NamedTuple):
-    """How a request ended: its last output, and when that came."""
+    """A request's last output, and its wall clock in seconds."""
 
     output: Any
     time: float
 
 
 class Assembler:
-    """Applies records in order; collects finished rollouts in ``finished`` until they are taken.
+    """Applies records in order; collects finished rollouts until ``pop_finished``.
 
-    Call ``settle`` after the records at hand: only then are the counters and ``finished`` up to date.
+    Call ``flush`` after the available records: only then are the counters and finished rollouts up to date.
 
     Args:
-        alive_limit_bytes: bound on unfinished requests. started: wall clock at which the engine was first watched.
+        alive_limit_bytes: bound on the memory of unfinished requests.
+        started: wall clock at which the tap was installed, seconds.
 
     Attributes:
-        added, published, dropped: requests, so that ``added == published + dropped + alive`` at all times.
-        misplaced: sampled tokens whose logprob was not in column 0 of what vLLM recorded; their logprob is NaN.
-        unmatched: requests, dropped, that did not take as many tokens as were sampled for them.
+        added, published, dropped: requests; ``added == published + dropped + alive`` at all times.
+        misplaced: sampled tokens whose logprob was not in column 0 of vLLM's arrays; their logprob is NaN.
+        unmatched: dropped requests whose own token count differs from the tokens recorded for them.
         prompt_tokens, generated_tokens, cached_tokens, finished_count, aborted, without_logprobs: counters.
     """
 
     def __init__(self, alive_limit_bytes: int = ALIVE_LIMIT_BYTES, started: float = 0.0) -> None:
-        self.finished: list[FinishedRollout] = []
         self.added = self.published = self.dropped = 0
         self.misplaced = self.unmatched = 0
         self.prompt_tokens = self.generated_tokens = self.cached_tokens = 0
         self.finished_count = self.aborted = self.without_logprobs = 0
+        self._finished: list[FinishedRollout] = []
         self._alive: dict[str, OpenRequest] = {}
         self._alive_bytes = 0
         self._salts: OrderedDict[str, str] = OrderedDict()
         self._alive_limit = alive_limit_bytes
         self._started = started
-        self._shed = 0
+        self._drops = 0
         self._steps: list[list[Any]] = []
-        self._batches: list[Batch] = []
+        self._batches: list[SampledFields] = []
         self._firsts: dict[str, Any] = {}
-        self._unsettled = 0
+        self._buffered = 0
         self._ends: dict[str, _End] = {}
-        self._origin = _Origin(0, None, None, None)
+        self._context = _Context(0, None, None, None)
 
     @property
     def alive(self) -> int:
@@ -105,77 +106,75 @@ class Assembler:
         return len(self._alive)
 
     def salt_of(self, request_id: str) -> str | None:
-        """The cache salt of one of the last requests that had one. From any thread."""
+        """The cache salt of a recent request; None if it had none or is too old. From any thread."""
         return self._salts.get(request_id)
 
-    def _remember(self, request_id: str, salt: str) -> None:
+    def _remember_salt(self, request_id: str, salt: str) -> None:
         self._salts[request_id] = salt
         if len(self._salts) > SALTS:
             self._salts.popitem(last=False)
 
-    def take(self) -> list[FinishedRollout]:
-        """What was finished since the last call."""
-        finished, self.finished = self.finished, []
+    def pop_finished(self) -> list[FinishedRollout]:
+        """Return and forget the rollouts finished since the last call."""
+        finished, self._finished = self._finished, []
         return finished
 
-    def hole(self) -> None:
-        """Something of the stream was lost: drop whatever may have been part of it."""
-        self._forget_steps()
+    def drop_alive(self) -> None:
+        """Drop every unfinished request, after a gap in the records."""
+        self._take_buffer()
         self.dropped += len(self._alive)
         self._alive.clear()
         self._alive_bytes = 0
 
-    def lost_requests(self, count: int) -> None:
-        """Requests that are not followed: their arrival was shed, or there is no room."""
+    def count_dropped(self, count: int) -> None:
+        """Count requests that are not followed: their arrival was dropped, or there is no room."""
         self.added += count
         self.dropped += count
 
-    def catch_up(self, shed: int) -> None:
-        """Note how many records had been lost by now."""
-        if shed != self._shed:
-            self._shed = shed
-            self.settle()  # what ended before the hole is whole
-            self.hole()
+    def check_gap(self, drops: int) -> None:
+        """Compare the number of records dropped so far; if it rose, drop the requests that the gap may affect."""
+        if drops != self._drops:
+            self._drops = drops
+            self.flush()  # requests that ended before the gap are complete
+            self.drop_alive()
 
-    def take_in(self, records: Iterable[Noted]) -> bool:
-        """Apply records, and settle. True, so that a guard can tell it from a contained fault."""
+    def apply_all(self, records: Iterable[Record]) -> bool:
+        """Apply records and flush. Returns True, to distinguish success from a contained exception (None)."""
         for record in records:
             self.apply(record)
-        self.settle()
+        self.flush()
         return True
 
-    def apply(self, noted: Noted) -> None:
-        """Take in the next record."""
-        if noted[0] != self._shed:
-            self.catch_up(noted[0])
-        if type(noted) is tuple or isinstance(noted, SampledTokens):
-            self._sampled(noted)
-            return
-        record = cast("RequestAdded | RequestsScheduled | StepOutputs | RequestsEnded", noted)
+    def apply(self, record: Record) -> None:
+        """Process the next record."""
+        if record[0] != self._drops:
+            self.check_gap(record[0])
         if isinstance(record, StepOutputs):
-            self._stepped(record)
+            self._buffer_outputs(record)
         elif isinstance(record, RequestAdded):
             self._add(record)
         elif isinstance(record, RequestsScheduled):
             self._schedule(record)
-        else:
-            self.settle()
+        elif isinstance(record, RequestsEnded):
+            self.flush()
             for request_id, reason in record.requests:
                 self._finish(request_id, reason, record.time)
+        else:
+            self._buffer_batch(record)
 
     def _add(self, record: RequestAdded) -> None:
         request = record.request
         params = getattr(request, "sampling_params", None)
         if request.request_id in self._ends:
-            self.settle()  # the name is free again
+            self.flush()  # finishes the earlier request with this id
         if params is None or getattr(request, "resumable", False) or request.request_id in self._alive:
-            return  # pooling, or a session fed in turns: not rollouts
+            return  # pooling requests and multi-turn sessions are not rollouts
         if self._alive_bytes > self._alive_limit:
-            self.lost_requests(1)
+            self.count_dropped(1)
             return
-        alive = OpenRequest.of(request, params, record.time)
+        alive = OpenRequest.from_vllm(request, params, record.time)
         if salt := getattr(request, "cache_salt", None):
-            self._remember(request.request_id, str(salt))
+            self._remember_salt(request.request_id, str(salt))
         self.added += 1
         self._alive[request.request_id] = alive
         self._alive_bytes += alive.nbytes
@@ -186,48 +185,50 @@ class Assembler:
             if alive is not None and alive.first_step < 0:  # some runners list resumed requests here again
                 alive.scheduled = record.time
                 alive.first_step = record.step
-                alive.updated = record.updated
+                alive.updated = record.last_update
                 alive.lookup_off = alive.skips_lookup or not record.lookup
 
-    def _stepped(self, record: StepOutputs) -> None:
+    def _buffer_outputs(self, record: StepOutputs) -> None:
         for of_client in record.outputs.values():
             outputs = of_client.outputs
             label = record.label if record.label is not None else getattr(of_client, "weight_version", None)
-            origin = _Origin(record.epoch, label, record.inferred, layout_of(outputs) or self._origin.layout)
-            if origin != self._origin or self._batches or self._unsettled >= UNSETTLED_LIMIT:
-                self.settle()
-                self._origin = origin
+            layout = layout_of(outputs) or self._context.layout
+            context = _Context(record.flag_epoch, label, record.inferred_version, layout)
+            if context != self._context or self._batches or self._buffered >= BUFFERED_OUTPUTS:
+                self.flush()
+                self._context = context
             self._steps.append(outputs)
-            self._unsettled += len(outputs)
+            self._buffered += len(outputs)
             for output in outputs:
                 if output.finish_reason is not None:
                     self._ends.setdefault(output.request_id, _End(output, record.time))
 
-    def _sampled(self, record: tuple[Any, ...]) -> None:
-        """A ``tap.Sampled``, or a tuple of its fields, of which none is made: this runs for every step."""
-        _, weight, ids, _, marked, time, told, logprobs, types, epoch, label, inferred = record
+    def _buffer_batch(self, record: SampledFields) -> None:
+        """Unpacks the tuple, without making a ``SampledTokens``: this runs for every step."""
+        _, weight, ids, _, marked, time, id_bytes, logprob_bytes, types, flag_epoch, label, inferred_version = record
         layout = None
         if types is not None:
-            layout = len(told) // len(ids), len(logprobs) // len(ids), types
-        if (epoch, label, inferred, layout) != self._origin or self._steps or self._unsettled >= UNSETTLED_ROWS:
-            self.settle()
-            self._origin = _Origin(epoch, label, inferred, layout)
+            layout = len(id_bytes) // len(ids), len(logprob_bytes) // len(ids), types
+        context = flag_epoch, label, inferred_version, layout
+        if context != self._context or self._steps or self._buffered >= BUFFERED_ROWS:
+            self.flush()
+            self._context = _Context(*context)
         self._batches.append(record)
-        self._unsettled += weight
+        self._buffered += weight
         for output in marked or ():
             self._firsts.setdefault(output.request_id, output)
             if output.finish_reason is not None:
                 self._ends.setdefault(output.request_id, _End(output, time))
 
-    def settle(self) -> bool:
-        """Read the steps that wait. True, so that a guard can tell it from a contained fault."""
-        steps, batches, firsts, ends = self._forget_steps()
+    def flush(self) -> None:
+        """Read the buffered steps, finish the requests that ended in them, and apply the memory bound."""
+        steps, batches, firsts, ends = self._take_buffer()
         if batches:
-            grown = self._append_rows(rows_of(batches, self._origin.layout), firsts)
+            grown = self._append_rows(read_batches(batches, self._context.layout), firsts)
         elif steps:
             grown = self._append_outputs(by_request(steps), ends)
         else:
-            return True
+            return
         for request_id, end in ends.items():
             self._finish(request_id, str(end.output.finish_reason), end.time)
         for request_id in grown:
@@ -235,39 +236,39 @@ class Assembler:
                 break
             if request_id in self._alive:
                 self._drop(request_id)
-        return True
 
     def _append_rows(self, rows: RequestRows, firsts: dict[str, Any]) -> list[str]:
-        """Append to each request its rows; who it was."""
-        version, source = version_of(self._origin.label, self._origin.inferred)
-        tokens, logprobs = rows.told.tobytes(), rows.logprobs.tobytes()
-        recorded = self._origin.layout is not None
+        """Append its rows to each request; return the ids of these requests."""
+        context = self._context
+        version, source = version_of(context.label, context.inferred_version)
+        tokens, logprobs = rows.token_ids.tobytes(), rows.logprobs.tobytes()
+        recorded = context.layout is not None
         grown = []
-        stop = taken = 0
-        for request_id, size in zip(rows.ids, rows.sizes, strict=True):
+        stop = total = 0
+        for request_id, size in zip(rows.request_ids, rows.sizes, strict=True):
             start, stop = stop, stop + size
             alive = self._alive.get(request_id)
             if alive is None or not size:
                 continue
             if not alive.tokens:
-                self._first(alive, firsts.get(request_id))
-            if alive.origin is not self._origin:
-                alive.origin = self._origin
-                alive.run(version, source, self._origin.epoch)
-                alive.by_rows = True
-                alive.recorded = alive.recorded or (recorded and alive.asked)
+                self._count_prompt(alive, firsts.get(request_id))
+            if alive.context is not context:
+                alive.context = context
+                alive.begin_run(version, source, context.flag_epoch)
+                alive.from_batches = True
+                alive.has_logprobs = alive.has_logprobs or (recorded and alive.wants_logprobs)
             alive.tokens += tokens[4 * start : 4 * stop]
-            alive.logprobs += logprobs[4 * start : 4 * stop] if alive.asked else _NAN * size
-            taken += size
+            alive.logprobs += logprobs[4 * start : 4 * stop] if alive.wants_logprobs else _NAN * size
+            total += size
             grown.append(request_id)
-        self.generated_tokens += taken
-        self._alive_bytes += TOKEN_BYTES * taken
+        self.generated_tokens += total
+        self._alive_bytes += TOKEN_BYTES * total
         return grown
 
-    def _append_outputs(self, found: dict[str, list[Any]], ends: dict[str, _End]) -> list[str]:
-        """Append to each request its outputs; who it was."""
+    def _append_outputs(self, grouped: dict[str, list[Any]], ends: dict[str, _End]) -> list[str]:
+        """Append its outputs to each request; return the ids of these requests."""
         followed = []
-        for request_id, outputs in found.items():
+        for request_id, outputs in grouped.items():
             alive = self._alive.get(request_id)
             if alive is not None:
                 end = ends.get(request_id)
@@ -277,37 +278,40 @@ class Assembler:
         self._append(followed)
         return [request_id for request_id, _, _ in followed]
 
-    def _forget_steps(self) -> tuple[list[list[Any]], list[Batch], dict[str, Any], dict[str, _End]]:
-        """What waited; nothing of it does from now on, also if a fault stops what is done with it."""
-        waited = self._steps, self._batches, self._firsts, self._ends
-        self._steps, self._batches, self._firsts, self._ends, self._unsettled = [], [], {}, {}, 0
-        return waited
+    def _take_buffer(self) -> tuple[list[list[Any]], list[SampledFields], dict[str, Any], dict[str, _End]]:
+        """Empty the buffer and return it. It stays empty if processing its content raises."""
+        buffered = self._steps, self._batches, self._firsts, self._ends
+        self._steps, self._batches, self._firsts, self._ends, self._buffered = [], [], {}, {}, 0
+        return buffered
 
     def _append(self, followed: list[tuple[str, OpenRequest, list[Any]]]) -> None:
-        """Append to each request what its outputs sampled."""
-        columns = columns_of([output for _, _, outputs in followed for output in outputs])
+        """Append the tokens of its outputs to each request."""
+        columns = read_outputs([output for _, _, outputs in followed for output in outputs])
         self.misplaced += columns.misplaced
         self.generated_tokens += columns.token_ids.size
         self._alive_bytes += TOKEN_BYTES * columns.token_ids.size
-        version, source = version_of(self._origin.label, self._origin.inferred)
+        context = self._context
+        version, source = version_of(context.label, context.inferred_version)
         tokens, logprobs = columns.token_ids.tobytes(), columns.logprobs.tobytes()
-        of_each = iter(columns.sizes)
+        sizes = iter(columns.sizes)
         start = 0
         for _, alive, outputs in followed:
-            stop = start + sum(islice(of_each, len(outputs)))
+            stop = start + sum(islice(sizes, len(outputs)))
             if stop == start:
                 continue
             if not alive.tokens:
-                self._first(alive, next(output for output in outputs if output.new_token_ids))
-            alive.origin = self._origin
-            alive.run(version, source, self._origin.epoch)
-            alive.recorded = alive.recorded or any(o.new_logprobs is not None for o in outputs if o.new_token_ids)
+                self._count_prompt(alive, next(output for output in outputs if output.new_token_ids))
+            alive.context = context
+            alive.begin_run(version, source, context.flag_epoch)
+            alive.has_logprobs = alive.has_logprobs or any(
+                o.new_logprobs is not None for o in outputs if o.new_token_ids
+            )
             alive.tokens += tokens[4 * start : 4 * stop]
             alive.logprobs += logprobs[4 * start : 4 * stop]
             start = stop
 
-    def _first(self, alive: OpenRequest, output: Any) -> None:
-        """Cached tokens as of the first scheduling: vLLM does not set them again after a preemption."""
+    def _count_prompt(self, alive: OpenRequest, output: Any) -> None:
+        """Count prompt and cached tokens at the first output: vLLM does not set them again after a preemption."""
         stats = getattr(output, "prefill_stats", None)
         cached = getattr(stats, "num_cached_tokens", None) if stats is not None else None
         if cached is None:
@@ -326,25 +330,25 @@ class Assembler:
         if alive is None:
             return
         self._alive_bytes -= alive.nbytes
-        if alive.truth is not None and (alive.by_rows or not alive.tokens):
-            taken = packed(alive.truth[:])
-            if len(taken) != len(alive.tokens):
+        if alive.own_tokens is not None and (alive.from_batches or not alive.tokens):
+            accepted = packed(alive.own_tokens[:])
+            if len(accepted) != len(alive.tokens):
                 self.dropped += 1
                 self.unmatched += 1
                 return
-            if taken != alive.tokens:
-                self.misplaced += alive.correct(taken)
-        finished = alive.end(request_id, reason, time, self._started)
+            if accepted != alive.tokens:
+                self.misplaced += alive.correct_tokens(accepted)
+        finished = alive.finish(request_id, reason, time, self._started)
         self.published += 1
         self.finished_count += reason != "abort"
         self.aborted += reason == "abort"
         self.without_logprobs += not finished.rollout.has_logprobs
-        self.finished.append(finished)
+        self._finished.append(finished)
 
 
 def _up_to(outputs: list[Any], last: Any) -> list[Any]:
-    """What comes after the end of a request is not its own."""
-    return outputs[: next(place for place, output in enumerate(outputs) if output is last) + 1]
+    """Outputs up to ``last``: later ones belong to another request with the same id."""
+    return outputs[: next(index for index, output in enumerate(outputs) if output is last) + 1]
 
 
 _NAN = np.float32(np.nan).tobytes()

@@ -1,7 +1,7 @@
-"""One request from its arrival to its end: what is known of it, and the rollout that it becomes.
+"""One request from its arrival to its end, and the rollout made from it.
 
-Token ids and logprobs are bytes throughout, little-endian on every machine that vLLM runs on: they are cut, held
-against each other and joined at the price of a copy, and become arrays when a message is made of them.
+Token ids and logprobs are bytes throughout (little-endian on every machine that vLLM runs on), so that slicing,
+comparing and joining cost no more than a copy. They become arrays when a message is encoded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rltop.collectors.contract.wire import Rollout, VersionRun
 
 REQUEST_BYTES = 1024
-"""What a request is taken to need beside its tokens."""
+"""Estimated memory of a request without its tokens."""
 
 TOKEN_BYTES = 8
 
@@ -32,11 +32,11 @@ SAMPLING = {
     "repetition_penalty": 1.0,
     "seed": None,
 }
-"""Sampling parameters that shape the distribution, with the value at which each does nothing (None: always told)."""
+"""Sampling parameters that shape the distribution, with the value at which each has no effect (None: always sent)."""
 
 
 class FinishedRollout(NamedTuple):
-    """A whole rollout: its facts, and the bytes of its arrays (i4, i4, f4; nats, NaN where not recorded)."""
+    """A complete rollout: metadata, and the bytes of its arrays (i4, i4, f4 in nats; NaN if not recorded)."""
 
     rollout: Rollout
     prompt: bytes
@@ -45,7 +45,7 @@ class FinishedRollout(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """About how much memory it holds."""
+        """Approximate memory use."""
         return len(self.prompt) + len(self.tokens) + len(self.values) + 1024
 
     @property
@@ -69,20 +69,21 @@ class OpenRequest:
     """A request that has not ended.
 
     Attributes:
-        prompt: bytes of its token ids. tokens, logprobs: likewise, of what it sampled so far.
-        asked: it asked for logprobs. recorded: some came.
-        truth: the request's own list of sampled tokens, None where it has none; by_rows: ``tokens`` were not read from
-            its outputs, and are held against the truth at its end.
-        origin: of the last tokens; see ``assemble``.
+        prompt: bytes of the prompt's token ids.
+        tokens, logprobs: bytes of the token ids and logprobs sampled so far.
+        wants_logprobs: the request asked for logprobs. has_logprobs: some were recorded.
+        own_tokens: vLLM's list of the request's sampled tokens; None if it has none.
+        from_batches: ``tokens`` were read from batch arrays, and are verified against ``own_tokens`` at the end.
+        context: flag epoch, version and layout of the last tokens; see ``assembly``.
         others: as in ``Rollout``.
     """
 
     prompt: bytes
     arrived: float
-    asked: bool
+    wants_logprobs: bool
     skips_lookup: bool
     sampling: dict[str, float]
-    truth: Any
+    own_tokens: Any
     tokens: bytearray = field(default_factory=bytearray)
     logprobs: bytearray = field(default_factory=bytearray)
     runs: list[VersionRun] = field(default_factory=list)
@@ -92,22 +93,23 @@ class OpenRequest:
     scheduled: float = 0.0
     first_step: int = -1
     updated: float = 0.0
-    recorded: bool = False
-    by_rows: bool = False
-    origin: Any = None
+    has_logprobs: bool = False
+    from_batches: bool = False
+    context: Any = None
 
     @classmethod
-    def of(cls, request: Any, params: Any, time: float) -> OpenRequest:
-        """Of a request of vLLM's that came at ``time``."""
+    def from_vllm(cls, request: Any, params: Any, time: float) -> OpenRequest:
+        """Make one for a vLLM request that arrived at ``time`` (wall clock, seconds)."""
         prompt = request.prompt_token_ids
-        asked = getattr(params, "num_logprobs", None) is not None or getattr(params, "logprobs", None) is not None
+        counts = getattr(params, "num_logprobs", None), getattr(params, "logprobs", None)
+        wants_logprobs = counts != (None, None)
         return cls(
             prompt=packed(prompt if prompt is not None else ()),
             arrived=float(getattr(request, "arrival_time", time)),
-            asked=asked,
+            wants_logprobs=wants_logprobs,
             skips_lookup=bool(getattr(request, "skip_reading_prefix_cache", False)),
             sampling=sampling_of(params),
-            truth=getattr(request, "output_token_ids", None),
+            own_tokens=getattr(request, "output_token_ids", None),
         )
 
     @property
@@ -117,27 +119,31 @@ class OpenRequest:
 
     @property
     def nbytes(self) -> int:
-        """About how much memory it holds."""
+        """Approximate memory use."""
         return REQUEST_BYTES + len(self.prompt) + TOKEN_BYTES * self.size
 
-    def run(self, version: int | None, source: str, epoch: int) -> None:
-        """The next token is of this version and flag epoch."""
+    def begin_run(self, version: int | None, source: str, epoch: int) -> None:
+        """Start a new run at the next token, unless the current one has the same version and flag epoch."""
         if not self.runs or self.runs[-1].version != version or self.runs[-1].flag_epoch != epoch:
             self.runs.append(VersionRun(self.size, epoch, version))
             if source != "unknown" and self.source != "engine":
                 self.source = source
 
-    def correct(self, taken: bytes) -> int:
-        """Its tokens are ``taken``, as many as before: a logprob of another token is none. How many there were."""
-        told, ids = np.frombuffer(self.tokens, np.int32), np.frombuffer(taken, np.int32)
-        logprobs = np.frombuffer(self.logprobs, np.float32)
-        astray = (ids != told) & ~np.isnan(logprobs)
-        self.tokens = bytearray(taken)
-        self.logprobs = bytearray(np.where(astray, np.float32(np.nan), logprobs))
-        return int(np.count_nonzero(astray))
+    def correct_tokens(self, accepted: bytes) -> int:
+        """Replace the token ids by ``accepted``, of equal size, and set logprobs of other tokens to NaN.
 
-    def end(self, request_id: str, reason: str, time: float, started: float) -> FinishedRollout:
-        """What it has by now, as a rollout; see there."""
+        Returns:
+            How many logprobs that were.
+        """
+        recorded, ids = np.frombuffer(self.tokens, np.int32), np.frombuffer(accepted, np.int32)
+        logprobs = np.frombuffer(self.logprobs, np.float32)
+        misplaced = (ids != recorded) & ~np.isnan(logprobs)
+        self.tokens = bytearray(accepted)
+        self.logprobs = bytearray(np.where(misplaced, np.float32(np.nan), logprobs))
+        return int(np.count_nonzero(misplaced))
+
+    def finish(self, request_id: str, reason: str, time: float, started: float) -> FinishedRollout:
+        """Make the rollout; for ``reason``, ``time`` and ``started`` see ``Rollout``."""
         rollout = Rollout(
             request_id=request_id,
             prompt_size=len(self.prompt) // 4,
@@ -145,7 +151,7 @@ class OpenRequest:
             finish_reason=reason,
             runs=self.runs,
             version_source=self.source,
-            has_logprobs=self.recorded or (self.asked and not self.tokens),
+            has_logprobs=self.has_logprobs or (self.wants_logprobs and not self.tokens),
             cached_tokens=self.cached,
             lookup_off=self.lookup_off,
             sampling=self.sampling,
@@ -160,7 +166,7 @@ class OpenRequest:
 
 
 def packed(token_ids: Sequence[int]) -> bytes:
-    """As i4; in less than half the time of np.array.
+    """Pack ids as i4, in less than half the time of np.array.
 
     Raises:
         struct.error: an id is beyond 32 bits.
@@ -169,10 +175,10 @@ def packed(token_ids: Sequence[int]) -> bytes:
 
 
 def sampling_of(params: Any) -> dict[str, float]:
-    """The parameters of ``SAMPLING`` that are set to something that matters."""
+    """The parameters in ``SAMPLING`` that are set and have an effect."""
     found = {}
-    for name, idle in SAMPLING.items():
+    for name, neutral in SAMPLING.items():
         value = getattr(params, name, None)
-        if value != idle and isinstance(value, int | float) and math.isfinite(value):
+        if value != neutral and isinstance(value, int | float) and math.isfinite(value):
             found[name] = float(value)
     return found

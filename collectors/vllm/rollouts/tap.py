@@ -1,7 +1,7 @@
-"""The engine's own thread: what it notes down, and nothing more.
+"""The engine thread's half of rollout recording: appends one record per event, and does nothing else.
 
-Every method here runs inside vLLM's step. Each appends at most one tuple; what it means is worked out
-by ``Assembler`` on the sender's thread, which drains the queue some times a second.
+Every method here runs inside vLLM's step and appends at most one tuple. ``Assembler`` interprets the records on the
+sender's thread, which drains the queue a few times per second.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ BACKLOG_LIMIT = 1 << 16
 class RequestAdded(NamedTuple):
     """A request entered the scheduler.
 
-    Here and below, ``shed`` is the number of records lost before this one, ``weight`` what it counts for in the bound.
+    Every record begins with ``drops_before``, the number of records dropped before this one, and ``weight``, its share
+    of ``BACKLOG_LIMIT``.
     """
 
-    shed: int
+    drops_before: int
     weight: int
     request: Any
     time: float
@@ -30,210 +31,221 @@ class RequestAdded(NamedTuple):
 class RequestsScheduled(NamedTuple):
     """Requests were scheduled, some for the first time.
 
-    ``lookup``: whether the prefix cache was looked up; ``updated``: see ``Tap``.
+    ``lookup``: whether the prefix cache was looked up. ``last_update``: see ``Tap``.
     """
 
-    shed: int
+    drops_before: int
     weight: int
     new_requests: list[Any]
     time: float
     step: int
     lookup: bool
-    updated: float = 0.0
+    last_update: float = 0.0
 
 
 class StepOutputs(NamedTuple):
-    """One step's outputs by client, as vLLM hands them to its front ends.
+    """The outputs of one step by client, as vLLM passes them to its front ends.
 
-    ``inferred``: see ``Tap.inferred``; ``label``: vLLM's own for the weights, where the outputs may not bear it yet.
+    ``inferred_version``: see ``Tap``. ``label``: vLLM's weight label, for versions whose outputs do not carry it.
     """
 
-    shed: int
+    drops_before: int
     weight: int
     outputs: dict[int, Any]
     time: float
-    epoch: int
-    inferred: int | None
+    flag_epoch: int
+    inferred_version: int | None
     label: Any = None
 
 
 class SampledTokens(NamedTuple):
-    """One step's accepted tokens, as the model runner put them out for all its requests at once.
+    """The accepted tokens of one step, from the model runner's arrays for the whole batch.
 
-    The two arrays are copied, since that costs less than to free them later: a runner's arrays lie in memory that its
-    GPU writes to, and who drops the last reference waits for the driver. The last four fields are what must be equal
-    for steps that are read together: see ``assemble``.
+    The two arrays are copied to bytes because freeing them later costs more: they lie in pinned memory, and dropping
+    the last reference waits for the driver. Steps are read together only if ``types`` and the last three fields are
+    equal; see ``Assembler``.
 
     Attributes:
-        ids: the batch, in the order of the rows of the arrays.
+        request_ids: the batch, in the row order of the arrays.
         accepted: requests that took the token of their row; None: all of them.
-        marked: the outputs that are a request's first or last; None: there are none, and ``time`` is not told.
-        told, logprobs: bytes of two arrays [batch, width], of which column 0 has the sampled token's id and its logprob
-            (nats). Empty where none are recorded.
-        types: of the elements of the two; None where none are recorded.
-        label: vLLM's own for the weights.
+        marked: outputs that are a request's first or last; None: there are none, and ``time`` is 0.
+        id_bytes, logprob_bytes: two arrays [batch, width]; column 0 holds the sampled token's id and its logprob
+            (nats). Empty if none are recorded.
+        types: element types of the two; None if none are recorded.
+        label: vLLM's weight label.
     """
 
-    shed: int
+    drops_before: int
     weight: int
-    ids: list[str]
+    request_ids: list[str]
     accepted: list[str] | None
     marked: list[Any] | None
     time: float
-    told: bytes
-    logprobs: bytes
+    id_bytes: bytes
+    logprob_bytes: bytes
     types: Any
-    epoch: int
+    flag_epoch: int
     label: Any
-    inferred: int | None
+    inferred_version: int | None
+
+
+SampledFields = tuple[
+    int, int, list[str], list[str] | None, list[Any] | None, float, bytes, bytes, Any, int, Any, int | None
+]
+"""A ``SampledTokens`` or a plain tuple of its fields, which the engine's thread writes in every step: making an
+instance of the class would take longer."""
 
 
 class RequestsEnded(NamedTuple):
     """Requests were ended from outside a step: ``(request_id, finish reason)``."""
 
-    shed: int
+    drops_before: int
     weight: int
     requests: list[tuple[str, str]]
     time: float
 
 
+Record = RequestAdded | RequestsScheduled | StepOutputs | RequestsEnded | SampledFields
+
 PROBE_PREFIX = "rltop-probe-"
-"""Requests of probes are named so: they are no rollouts, and are not followed."""
-
-Record = RequestAdded | RequestsScheduled | StepOutputs | SampledTokens | RequestsEnded
-
-Noted = Record | tuple[Any, ...]
-"""A plain tuple is a ``SampledTokens``: the engine's thread writes one in every step, and the class takes its time."""
+"""Prefix of the ids of probe requests. They are not rollouts and are not recorded."""
 
 UPDATE_OPENS = frozenset({"start_weight_update", "start_draft_weight_update"})
 UPDATE_CLOSES = frozenset({"finish_weight_update"})
 UPDATE_WHOLE = frozenset({"reload_weights"})
 UPDATE_PART = frozenset({"update_weights"})
-"""Methods of ``collective_rpc`` by which weights change. ``update_weights`` with none open is a whole update."""
+"""Methods of ``collective_rpc`` that change weights. ``update_weights`` outside an open update is a complete update."""
 
 VERSION_KEYS = ("weight_version", "policy_version", "version", "step")
-"""Where a caller's own number may stand in ``update_info``."""
+"""Keys of ``update_info`` that may hold the caller's version number."""
 
 
 class Tap:
-    """What the engine's thread writes, and the few numbers that the sender's thread reads from it.
+    """The queue that the engine's thread writes, and the few numbers that the sender's thread reads from it.
 
     Attributes:
         records: for the sender's thread, oldest first.
-        turns: times that the engine scheduled, or that its step function returned; rises as long as its loop does.
-        step: batches executed since the tap was put in.
-        by_rows: tokens are read from the model runner's arrays, else from each request's outputs; see ``fits_rows``.
-        types: of the elements of the runner's two arrays, None: not known, or ``misread``.
-        misread: the arrays can't be read; see ``distrust``.
-        epoch: flag epoch; raised by an applied switch.
-        update_open: a weight update is under way.
-        updates: weight updates that were finished. updated: wall clock of the last one; 0.0 before the first.
-        started: wall clock at which the tap was put in.
-        torn: why the weights are neither the old nor the new ones; empty unless the last update failed halfway.
-        inferred: version of the weights as far as the update calls tell; None before the first.
-        shed, shed_requests: records, and whole requests among them, that found the queue full.
-        put, taken: weight that went in (written by the engine's thread only) and was dealt with (sender's thread only).
-        fresh: requests that were scheduled and have put out nothing yet.
-        finished_ids: while a switch drains, the requests that finished meanwhile; else None.
+        loop_count: times that the engine scheduled or its step function returned; rises as long as its loop runs.
+        step: batches executed since the tap was installed.
+        reads_batches: tokens are read from the model runner's arrays, not from each request's outputs; see
+            ``samples_one_token_per_request``.
+        array_types: element types of the runner's two arrays; None if unknown or unreadable.
+        arrays_unreadable: the arrays are not laid out as expected; see ``disable_batch_reading``.
+        flag_epoch: incremented by every applied switch.
+        update_open: a weight update is in progress.
+        update_count: finished weight updates.
+        last_update: wall clock of the last one, seconds; 0.0 before the first.
+        partial_update: why the weights are neither the old nor the new ones; empty unless the last update failed.
+        inferred_version: version of the weights according to the observed update calls; None before the first.
+        started: wall clock at which the tap was installed, seconds.
+        dropped_records, dropped_requests: records, and arrivals of requests among them, that found the queue full.
+        enqueued: total weight of the records appended; written by the engine's thread only.
+        processed: total weight of the records processed; written by the sender's thread only.
+        awaiting_output: requests that were scheduled and have no output yet.
+        finished_ids: requests that finished while a switch drains the engine; None at any other time.
     """
 
     def __init__(
         self, engine: Any, backlog_limit: int = BACKLOG_LIMIT, on_weights: Callable[[], None] | None = None
     ) -> None:
-        self.records: deque[Noted] = deque()
-        self.turns = 0
+        self.records: deque[Record] = deque()
+        self.loop_count = 0
         self.step = 0
-        self.epoch = 0
+        self.flag_epoch = 0
         self.update_open = False
-        self.updates = 0
-        self.torn = ""
-        self.updated = 0.0
+        self.update_count = 0
+        self.partial_update = ""
+        self.last_update = 0.0
         self.started = time.time()
-        self.inferred: int | None = None
-        self.shed = 0
-        self.shed_requests = 0
+        self.inferred_version: int | None = None
+        self.dropped_records = 0
+        self.dropped_requests = 0
         self.finished_ids: set[str] | None = None
-        self.put = 0
-        self.taken = 0
+        self.enqueued = 0
+        self.processed = 0
         self.limit = backlog_limit
         self._on_weights = on_weights
         self._manager = getattr(engine.scheduler, "kv_cache_manager", None)
-        self.by_rows = fits_rows(engine)
-        self.misread = False
-        self.types: Any = None
-        self.fresh: set[str] = set()
-        self.on_update = _updater(self, engine, engine.scheduler)
+        self.reads_batches = samples_one_token_per_request(engine)
+        self.arrays_unreadable = False
+        self.array_types: Any = None
+        self.awaiting_output: set[str] = set()
+        self.on_update = _update_hook(self, engine, engine.scheduler)
         self._next_version: int | None = None
 
-    def _put(self, record: Record) -> bool:
-        """Bounded by outputs, not records: a step's weight is the requests in it."""
-        if self.put - self.taken >= self.limit:
-            self.shed += 1
+    def _enqueue(self, record: RequestAdded | RequestsScheduled | StepOutputs | RequestsEnded) -> bool:
+        """Append a record, or drop and count it. The bound counts outputs, not records."""
+        if self.enqueued - self.processed >= self.limit:
+            self.dropped_records += 1
             return False
-        self.put += record.weight
+        self.enqueued += record.weight
         self.records.append(record)
         return True
 
-    # --- hooks; see seams.SEAMS -----------------------------------------------------------------------------------
+    # --- hooks; see patches.PATCH_POINTS ----------------------------------------------------------------------------
 
     def on_add(self, _result: Any, request: Any) -> None:
         """``Scheduler.add_request(request)``."""
         if request.request_id.startswith(PROBE_PREFIX):
             return
-        if not self._put(RequestAdded(self.shed, 1, request, time.time())):
-            self.shed_requests += 1
+        if not self._enqueue(RequestAdded(self.dropped_records, 1, request, time.time())):
+            self.dropped_requests += 1
 
     def on_schedule(self, output: Any, *_args: Any, **_kwargs: Any) -> None:
         """``Scheduler.schedule() -> SchedulerOutput``."""
         if new := output.scheduled_new_reqs:
             lookup = bool(getattr(self._manager, "enable_caching", False))
-            self._put(RequestsScheduled(self.shed, len(new), new, time.time(), self.step, lookup, self.updated))
-        if self.by_rows:
-            if self.fresh:
-                self.fresh.difference_update(output.finished_req_ids)
+            self._enqueue(
+                RequestsScheduled(self.dropped_records, len(new), new, time.time(), self.step, lookup, self.last_update)
+            )
+        if self.reads_batches:
+            if self.awaiting_output:
+                self.awaiting_output.difference_update(output.finished_req_ids)
             if new:
-                self.fresh.update([request.req_id for request in new])
-            self.turns += 1
+                self.awaiting_output.update([request.req_id for request in new])
+            self.loop_count += 1
             if output.total_num_scheduled_tokens:
                 self.step += 1
 
-    def distrust(self) -> None:
-        """Hand out the outputs from now on, since the arrays are not what we think they are. From any thread."""
-        self.misread, self.types = True, None
+    def disable_batch_reading(self) -> None:
+        """Record each request's outputs from now on: the arrays are not laid out as expected. From any thread."""
+        self.arrays_unreadable, self.array_types = True, None
 
-    def types_of(self, sampled: Any) -> Any:
-        """Of the arrays of a runner's output: ``types``; None where there are none, or they have other rows."""
+    def detect_types(self, sampled: Any) -> Any:
+        """Set ``array_types`` from a model runner's output and return it; None if there are no readable arrays."""
         recorded = sampled.logprobs
         if recorded is not None and len(recorded.logprobs) != len(sampled.req_ids):
-            self.distrust()
-        if recorded is not None and not self.misread:
-            self.types = recorded.logprob_token_ids.dtype, recorded.logprobs.dtype
-        return self.types
+            self.disable_batch_reading()
+        if recorded is not None and not self.arrays_unreadable:
+            self.array_types = recorded.logprob_token_ids.dtype, recorded.logprobs.dtype
+        return self.array_types
 
     def mark(self, outputs: list[Any]) -> tuple[list[str], list[Any]]:
-        """Of one step: who took a token, and the outputs that are the first or the last of a request."""
-        fresh = self.fresh
+        """Return the requests that took a token in this step, and the outputs that are a request's first or last."""
+        awaiting = self.awaiting_output
         accepted = [output.request_id for output in outputs if output.new_token_ids]
-        marked = [output for output in outputs if output.finish_reason is not None or output.request_id in fresh]
-        if fresh:
-            fresh.difference_update([output.request_id for output in marked])
+        marked = [output for output in outputs if output.finish_reason is not None or output.request_id in awaiting]
+        if awaiting:
+            awaiting.difference_update([output.request_id for output in marked])
         if self.finished_ids is not None:
             self.finished_ids.update(output.request_id for output in marked if output.finish_reason is not None)
         return accepted, marked
 
     def on_step(self, result: Any) -> None:
-        """``EngineCore.step_fn() -> (outputs by client or None, executed)``; where ``on_update`` can't be used."""
-        self.turns += 1
-        self.shed += 1  # taken back below: a fault in between leaves a hole that is seen
+        """``EngineCore.step_fn() -> (outputs by client or None, executed)``; used where ``on_update`` can't be."""
+        self.loop_count += 1
+        self.dropped_records += 1  # undone below: an exception in between must leave a visible gap
         outputs, executed = result
         if executed:
             self.step += 1
         size = 0
         for of_client in outputs.values() if outputs else ():
             size += len(of_client.outputs)
-        self.shed -= 1
+        self.dropped_records -= 1
         if size:
-            self._put(StepOutputs(self.shed, size, outputs, time.time(), self.epoch, self.inferred))
+            self._enqueue(
+                StepOutputs(self.dropped_records, size, outputs, time.time(), self.flag_epoch, self.inferred_version)
+            )
             if self.finished_ids is not None:
                 self.finished_ids.update(
                     o.request_id for c in outputs.values() for o in c.outputs if o.finish_reason is not None
@@ -247,13 +259,13 @@ class Tap:
         ended = [(_id_of(item), reason) for item in requests]
         if self.finished_ids is not None:
             self.finished_ids.update(request_id for request_id, _ in ended)
-        self._put(RequestsEnded(self.shed, len(ended), ended, time.time()))
+        self._enqueue(RequestsEnded(self.dropped_records, len(ended), ended, time.time()))
 
     def on_rpc(
         self,
         _result: Any,
         method: Any,
-        timeout: Any = None,  # noqa: ARG002 - the host's names, by which it may be called
+        timeout: Any = None,  # noqa: ARG002 - vLLM's names: it may pass these by keyword
         args: Any = (),  # noqa: ARG002
         kwargs: Any = None,
     ) -> None:
@@ -263,12 +275,12 @@ class Tap:
         elif method in UPDATE_PART:
             self._next_version = _version_in(kwargs)
             if not self.update_open:
-                self._updated()
+                self._finish_update()
         elif method in UPDATE_CLOSES:
             self.update_open = False
-            self._updated()
+            self._finish_update()
         elif method in UPDATE_WHOLE:
-            self._updated()
+            self._finish_update()
 
     def on_rpc_failed(
         self,
@@ -278,80 +290,87 @@ class Tap:
         args: Any = (),  # noqa: ARG002
         kwargs: Any = None,  # noqa: ARG002
     ) -> None:
-        """The same where it raised on a worker: that update is over, and what it had loaded stays loaded.
+        """``EngineCore.collective_rpc(...)`` raised on a worker: the update is over, and loaded weights stay loaded.
 
-        Nothing waits for it any longer. A start that failed has loaded nothing; of everything later it can't be known
-        which weights are the new ones, until an update comes through whole.
+        Commands stop waiting for it. A failed start has loaded nothing; after any later failure it is unknown which
+        weights are new, until the next complete update.
         """
         if method not in UPDATE_OPENS | UPDATE_PART | UPDATE_CLOSES | UPDATE_WHOLE:
             return
         self.update_open = False
         self._next_version = None
         if method not in UPDATE_OPENS:
-            self.torn = f"{method} failed at engine step {self.step} ({type(error).__name__}: {error})"
-            self._changed()
+            self.partial_update = f"{method} failed at engine step {self.step} ({type(error).__name__}: {error})"
+            self._notify()
 
-    def _changed(self) -> None:
+    def _notify(self) -> None:
         if self._on_weights is not None:
             self._on_weights()
 
-    def _updated(self) -> None:
-        self.updates += 1
-        self.updated = time.time()
-        self.torn = ""
-        self._changed()
-        self.inferred = self._next_version if self._next_version is not None else self.updates
+    def _finish_update(self) -> None:
+        self.update_count += 1
+        self.last_update = time.time()
+        self.partial_update = ""
+        self._notify()
+        self.inferred_version = self._next_version if self._next_version is not None else self.update_count
         self._next_version = None
 
 
-def _updater(tap: Tap, engine: Any, scheduler: Any) -> Callable[[Any, Any, Any], None]:
-    """``Scheduler.update_from_output(scheduler_output, model_runner_output) -> outputs by client``, its hook.
+def _update_hook(tap: Tap, engine: Any, scheduler: Any) -> Callable[[Any, Any, Any], None]:
+    """Make the hook of ``Scheduler.update_from_output(scheduler_output, model_runner_output) -> outputs by client``.
 
-    Nothing is read of single requests but in a step in which one begins, ends, or takes no token: then the outputs,
-    which vLLM made just now, say which. A function of its own, and a plain tuple: this runs in every step, with its
-    objects and its own code out of the caches.
+    Hot path: it runs in every step, when its objects and code are not in the CPU's caches. So it is a closure instead
+    of a method, appends a plain tuple, and reads individual requests only on steps where one starts, finishes or emits
+    no token.
     """
-    append, now, labelled = tap.records.append, time.time, hasattr(engine, "_weight_version")
+    append, now, has_label = tap.records.append, time.time, hasattr(engine, "_weight_version")
 
     def on_update(result: Any, _scheduled: Any, sampled: Any) -> None:
         try:
             size = 0
             for of_client in result.values():
                 size += len(of_client.outputs)
-            ids, recorded = sampled.req_ids, sampled.logprobs
+            request_ids, arrays = sampled.req_ids, sampled.logprobs
+
             accepted = marked = None
             at = 0.0
-            if size != len(ids) or scheduler.finished_req_ids or tap.fresh:
+            if size != len(request_ids) or scheduler.finished_req_ids or tap.awaiting_output:
                 if not size:
                     return
                 accepted, marked = tap.mark([output for of_client in result.values() for output in of_client.outputs])
                 at = now()
-            if tap.put - tap.taken >= tap.limit:
-                tap.shed += 1
+
+            drops = tap.dropped_records
+            if tap.enqueued - tap.processed >= tap.limit:
+                tap.dropped_records = drops + 1
                 return
-            label = engine._weight_version if labelled else None
-            types = tap.types or tap.types_of(sampled)
-            record: Noted
-            if recorded is None:
-                record = (tap.shed, size, ids, accepted, marked, at, b"", b"", None, tap.epoch, label, tap.inferred)
-            elif types is None:
-                record = StepOutputs(tap.shed, size, result, now(), tap.epoch, tap.inferred, label)
+
+            label = engine._weight_version if has_label else None
+            types = tap.array_types or tap.detect_types(sampled)
+            id_bytes = logprob_bytes = b""
+            if arrays is None:
+                types = None
+            elif types is not None:
+                id_bytes, logprob_bytes = arrays.logprob_token_ids.tobytes(), arrays.logprobs.tobytes()
+            record: Record
+            if arrays is not None and types is None:  # unreadable: leave the outputs to the assembler
+                record = StepOutputs(drops, size, result, now(), tap.flag_epoch, tap.inferred_version, label)
             else:
-                told, logprobs = recorded.logprob_token_ids.tobytes(), recorded.logprobs.tobytes()
                 record = (
-                    tap.shed, size, ids, accepted, marked, at, told, logprobs, types, tap.epoch, label, tap.inferred
+                    drops, size, request_ids, accepted, marked, at, id_bytes, logprob_bytes, types,
+                    tap.flag_epoch, label, tap.inferred_version,
                 )  # fmt: skip
-            tap.put += size
+            tap.enqueued += size
             append(record)
         except BaseException:
-            tap.shed += 1  # a hole that is seen
+            tap.dropped_records += 1  # the assembler sees a gap and drops the requests it may affect
             raise
 
     return on_update
 
 
-def fits_rows(engine: Any) -> bool:
-    """Whether a step samples one token for each request of its batch, and the engine says when a request ends."""
+def samples_one_token_per_request(engine: Any) -> bool:
+    """Whether a step samples exactly one token per request of its batch, and the engine reports when a request ends."""
     speculative = getattr(engine.vllm_config, "speculative_config", None)
     per_step = getattr(engine.scheduler, "num_sampled_tokens_per_step", 1)
     return speculative is None and per_step == 1 and hasattr(engine.scheduler, "finished_req_ids")
@@ -371,7 +390,7 @@ def _version_in(kwargs: Any) -> int | None:
 
 
 def label_version(label: Any) -> int | None:
-    """The number at the end of vLLM's opaque weight label; None for ``default`` or where there is none.
+    """The number at the end of vLLM's opaque weight label; None for ``default`` or if it ends in no number.
 
     >>> label_version("step-12"), label_version("default"), label_version(None)
     (12, None, None)
@@ -384,9 +403,9 @@ def label_version(label: Any) -> int | None:
 Source = Literal["engine", "inferred", "unknown"]
 
 
-def version_of(label: Any, inferred: int | None) -> tuple[int | None, Source]:
-    """Version and where it comes from: vLLM's own label first, then the observed update calls."""
+def version_of(label: Any, inferred_version: int | None) -> tuple[int | None, Source]:
+    """The policy version and its source: vLLM's label if it has a number, else the observed update calls."""
     version = label_version(label)
     if version is not None:
         return version, "engine"
-    return inferred, "unknown" if inferred is None else "inferred"
+    return inferred_version, "unknown" if inferred_version is None else "inferred"

@@ -122,7 +122,7 @@ def write_flag(worker: Any, name: str, value: str, extra: Any = None) -> Answer:
 
 def _answer(name: str, worker: Any) -> Answer:
     flag, part = BY_NAME[name], PARTS[name]
-    needs = [need for need in flag.needs + flag.strict_needs if need in CHECKS]
+    needs = [need for need in flag.preconditions + flag.strict_preconditions if need in CHECKS]
     lacking: dict[str, str] = {}
     try:
         runner = worker.model_runner
