@@ -168,7 +168,7 @@ def pack(tapes: Path, part: str) -> None:
             continue
         cases = []
         for hub, new in played(tape):
-            case = hub.state.case()
+            case = hub.state.frames.diagnosis_input()
             cases += [case.up_to(step) for step in sorted(new)]
         save(to, cases)
         print(f"{to.name}: {to.stat().st_size} bytes, {len(cases)} steps", flush=True)

@@ -2,7 +2,8 @@
 
 ``bench/gpu_suite.sh`` prepares a machine for it. Device, model and eager mode are those of
 ``tests/support/live_engine.py``. With ``--size`` the engine spans two ranks (``tests/support/parallel.py``); a refused
-switch is a row of the table with its reason. ``--out DIR`` keeps the rows in ``DIR/rows.json``, written after every part; ``bench/gpu_table.py`` joins them.
+switch is a row of the table with its reason. ``--out DIR`` keeps the rows in ``DIR/rows.json``, written after every
+part; ``bench/gpu_table.py`` joins them.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def core(engines: list[list[bytes]], trainer: list[list[bytes]], total: int) -> 
         state.data(frames, 0.0)
         longest = max(longest, time.perf_counter() - before)
     state.tick(1.0)
-    state.frame(1.0)
+    state.next_frame(1.0)
     spent = time.process_time() - start
     assert state.snapshot.steps[0].values["joined_fraction"] == 1.0
     return total / spent, longest * 1000

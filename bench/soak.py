@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from rltop.backend.client.live import Client
-from rltop.backend.hub import process as hub
+from rltop.backend.hub import startup
 from rltop.backend.store import retention
 from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.write import Writer
@@ -96,7 +96,7 @@ def serve(rundir: RunDir, budget: float) -> int:
     )
     original = Writer.__init__
     setattr(Writer, "__init__", lambda *args, **kwargs: original(*args, **kwargs, limits=limits))  # noqa: B010
-    return hub.main(rundir)
+    return startup.main(rundir)
 
 
 def main() -> None:

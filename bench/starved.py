@@ -149,11 +149,11 @@ def step_engine(path: str, how: str) -> None:
 
 def serve(path: str, how: str) -> None:
     """A hub; perhaps with a busy thread beside its own."""
-    from rltop.backend.hub import process as hub
+    from rltop.backend.hub import startup
 
     if how == "busy":
         threading.Thread(target=spin, args=(600.0,), daemon=True).start()
-    code = hub.main(RunDir(Path(path)))
+    code = startup.main(RunDir(Path(path)))
     os._exit(code)
 
 

@@ -1,8 +1,8 @@
 """Reads and writes recorded ``DiagnosisInput``s of runs, step by step, one small file per run in ``tests/data/runs``.
 
-A file has everything of every ``DiagnosisInput`` but what no diagnosis reads: figures of single engines, sizes and times of
-messages. It is lossless to float32, which is what the store keeps of evidence; what an engine or the trainer says is
-kept where it changes.
+A file has everything of every ``DiagnosisInput`` except what no diagnosis reads: figures of single engines, sizes and
+times of messages. It is lossless to float32, which is what the store keeps of evidence; what an engine or the trainer
+says is kept where it changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence import Evidence
 from rltop.backend.evidence.series import Stretch
 
-DATA = Path(__file__).parents[1] / "data" / "runs"
+DATA = Path(__file__).parents[2] / "data" / "runs"
 Floats = NDArray[np.float32]
 T = TypeVar("T")
 

@@ -224,7 +224,7 @@ class Run:
         hub.send("trainer/0", wire.StepClosed(step, 0, 1, step + 1, metrics, hub.now))
         hub.now += STEP_S
         hub.state.tick(hub.now)
-        hub.state.frame(hub.now)  # the hub's picture changes by its frames; nobody watches for alarms
+        hub.state.next_frame(hub.now)  # the hub's picture changes by its frames; nobody watches for alarms
         self._made.clear()
 
     def _state(self, engine: str, wrong: Wrong, version: int) -> wire.EngineState:

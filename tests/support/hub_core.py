@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from rltop.backend import api
 from rltop.backend.commands.audit import AuditLine
-from rltop.backend.hub.state import AnswerFromStore, Audit, Effect, HubState, Reply, SendControl
+from rltop.backend.hub.outputs import AnswerFromStore, Audit, Effect, Reply, SendControl
+from rltop.backend.hub.state import HubState
 from rltop.backend.ingest.sources import is_trainer
 from rltop.backend.steps.steps import GRACE_S
 from rltop.backend.store.aggregates import StoredAggregates
@@ -27,12 +28,12 @@ class Hub:
         self,
         epoch: str = "hub-1",
         past: api.Snapshot | None = None,
-        recalled: StoredAggregates | None = None,
+        stored: StoredAggregates | None = None,
         now: float = 1000.0,
     ) -> None:
         self.now = now
         ids = itertools.count()
-        self.state = HubState("run", epoch, self.now, lambda: f"{epoch}-c{next(ids)}", past=past, recalled=recalled)
+        self.state = HubState("run", epoch, self.now, lambda: f"{epoch}-c{next(ids)}", past=past, stored=stored)
         self.sources: dict[str, Source] = {}
         self.lines: list[AuditLine] = []
         self.frames: list[api.Frame] = []
@@ -104,8 +105,8 @@ class Hub:
             effects += self._logged(self.state.tick(self.now))
             while self.state.unfinished:
                 effects += self._logged(self.state.tick(self.now))
-            self.state.watch(self.now)
-        if frame := self.state.frame(self.now):
+            self.state.diagnose(self.now)
+        if frame := self.state.next_frame(self.now):
             self.frames.append(frame)
         return effects
 

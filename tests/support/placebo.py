@@ -1,4 +1,4 @@
-"""Imaginary switches in healthy recordings. ``python -m tests.support.placebo`` prints how often an interval holds 0."""
+"""Imaginary switches in healthy recordings. ``python -m tests.support.placebo`` prints how often an interval has 0."""
 
 from __future__ import annotations
 

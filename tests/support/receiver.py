@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import zmq
 
-from rltop.backend.store.store import wait_for_writer
+from rltop.backend.store.writer_launch import wait_for_writer
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
 from tests.support.harness import wait_for

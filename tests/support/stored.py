@@ -90,4 +90,4 @@ def bits(thing: object) -> bytes:
 
 def picture(path: Path, until: int | None = None) -> api.Snapshot:
     with Reader(path) as reader:
-        return reader.picture(until)
+        return reader.snapshot(until)

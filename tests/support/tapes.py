@@ -19,7 +19,8 @@ from typing import Any
 import msgspec
 
 from rltop.backend import api
-from rltop.backend.hub.state import Effect, HubState
+from rltop.backend.hub.outputs import Effect
+from rltop.backend.hub.state import HubState
 from tests.support.hub_core import Hub
 
 Call = tuple[str, list[Any], dict[str, Any]]
@@ -27,6 +28,10 @@ Call = tuple[str, list[Any], dict[str, Any]]
 _SIZE = struct.Struct("<I")
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Call).decode
+
+
+METHODS = {"watch": "diagnose", "frame": "next_frame"}
+"""Methods of ``HubState`` whose name on tapes is another one."""
 
 
 def taping(write: Callable[[bytes], object]) -> Callable[..., HubState]:
@@ -65,13 +70,13 @@ def taping(write: Callable[[bytes], object]) -> Callable[..., HubState]:
             self._tape("tick", now)
             return super().tick(now)
 
-        def watch(self, now: float) -> None:
+        def diagnose(self, now: float) -> None:
             self._tape("watch", now)
-            super().watch(now)
+            super().diagnose(now)
 
-        def frame(self, now: float, *, heartbeat: bool = False) -> api.Frame | None:
+        def next_frame(self, now: float, *, heartbeat: bool = False) -> api.Frame | None:
             self._tape("frame", now, heartbeat=heartbeat)
-            return super().frame(now, heartbeat=heartbeat)
+            return super().next_frame(now, heartbeat=heartbeat)
 
         def note(self, now: float, severity: str, kind: str, text: str) -> None:
             self._tape("note", now, severity, kind, text)
@@ -109,7 +114,7 @@ def played(path: Path) -> Iterator[tuple[Hub, list[int]]]:
     hub = Hub.of(HubState(run, epoch, now, _numbered()), now)
     for method, arguments, named in tape:
         hub.now = next(reversed([value for value in arguments if isinstance(value, float)]))
-        effect = getattr(hub.state, method)(*arguments, **named)
+        effect = getattr(hub.state, METHODS.get(method, method))(*arguments, **named)
         if isinstance(effect, api.Frame):
             hub.frames.append(effect)
             if effect.steps:

@@ -1,6 +1,7 @@
 """The dashboard on a real pseudo-terminal: its output is counted and shown on an emulated screen.
 
-``python -m tests.support.terminal FD`` is the other side: a dashboard whose run advances by one message of ``FD`` a tick:
+``python -m tests.support.terminal FD`` is the other side: a dashboard whose run advances by one message of ``FD`` per
+tick:
 ``m`` only a mark, ``e`` values of one engine, ``s`` a step, ``n`` values of eight engines and every eighth time a step,
 ``f`` all plots at once.
 """

@@ -1,4 +1,4 @@
-"""A deterministic run as its collectors see it: engines that generate, a trainer that trains on their rollouts later."""
+"""A deterministic run as its collectors see it: engines that generate, and a trainer on their rollouts."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def test_the_command_prints_the_samples_of_a_hub(home: Path) -> None:
     assert found["sequences"][0]["engines"] == ["e0"]
     assert (refused.exit_code, refused.output) == (
         1,
-        "Error: nothing is stored of step 9; there are 1 steps from 0 to 0\n",
+        "Error: no sample of step 9 is stored; there are 1 steps from 0 to 0\n",
     )
     assert "1 of 1 sequences found among the rollouts (1 whole)" in status.output
     assert "1 of 1 copies of the rollout logprobs are equal to the engine's" in status.output

@@ -302,7 +302,7 @@ def test_the_worst_tokens_of_a_range_of_steps(tmp_path: Path) -> None:
 def test_the_sample_is_a_real_run_with_switches_and_a_fault() -> None:
     assert SAMPLE.stat().st_size < 3_000_000
     with Reader(SAMPLE) as reader:
-        picture = reader.picture()
+        picture = reader.snapshot()
         hosts = {engine.vllm_version for engine in picture.engines.values()}
     assert hosts == {"0.32.0"}
     assert list(picture.steps) == list(range(len(picture.steps)))
@@ -351,5 +351,5 @@ def test_the_store_answers_questions_about_samples_like_the_hub(rundir: RunDir) 
     replay.ask(api.AskMismatch("q", 0, None))
     assert bits(replay.answers["q"].mismatch) == shape
     replay.ask(api.AskSamples("q", 7, "worst"))
-    assert "nothing is stored of step 7" in str(replay.answers["q"].error)
+    assert "no sample of step 7 is stored" in str(replay.answers["q"].error)
     replay.close()

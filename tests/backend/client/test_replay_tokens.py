@@ -14,7 +14,7 @@ from rltop.backend.client.replay import SAMPLE
 from rltop.backend.measure import arrays
 from rltop.backend.store.read import Reader
 from rltop.backend.store.row_mapping import sample_body
-from rltop.backend.store.step_details import answer
+from rltop.backend.store.step_details import samples
 from tests.backend.store.test_store_aggregates import Stored
 from tests.support.oracles import gap
 
@@ -41,8 +41,8 @@ def test_a_steps_metrics_equal_those_of_its_stored_tokens(tmp_path: Path) -> Non
     world.states()
     world.writer.close()
     with Reader(tmp_path) as reader:
-        recorded = reader.picture().steps
-        stored = {number: answer(reader, number, "sample", None, 100).sequences for number in recorded}
+        recorded = reader.snapshot().steps
+        stored = {number: samples(reader, number, "sample", None, 100).sequences for number in recorded}
     assert list(stored) == list(range(6))
     for number, sequences in stored.items():
         shown = recorded[number].values

@@ -231,8 +231,8 @@ def test_lines_wait_while_the_disk_is_full_and_are_written_later(tmp_path: Path)
 def test_a_log_that_cannot_be_written_or_read_is_an_event() -> None:
     hub = fleet("e0")
     for _ in range(3):
-        hub.state.audit_written("audit.jsonl: No space left on device", 2, hub.now)
-    hub.state.audit_written("", 0, hub.now)
+        hub.state.log.audit_written("audit.jsonl: No space left on device", 2, hub.now)
+    hub.state.log.audit_written("", 0, hub.now)
     hub.later()
     shown = [(event.severity, event.text) for event in hub.picture.events if event.kind == "audit"]
     assert shown == [

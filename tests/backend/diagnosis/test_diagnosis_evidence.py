@@ -95,7 +95,7 @@ def test_evidence_round_trips_through_the_store(tmp_path: Path) -> None:
         writer.write([api.Frame("epoch", stretch.first, 1.0)], [[("evidence", row) for row in rows]])
     writer.close()
     with Reader(tmp_path / "store.sqlite") as reader:
-        back = step_details.course(reader).stretches()
+        back = step_details.evidence_series(reader).stretches()
     assert [stretch.first for stretch in back] == [0, 1, 2]
     for one, other in zip(stretches, back, strict=True):
         assert one.engines.keys() == other.engines.keys()

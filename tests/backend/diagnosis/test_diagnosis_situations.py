@@ -40,7 +40,7 @@ def test_a_healthy_run_is_left_alone(number: int) -> None:
 def first(setting: Setting, wrong: Wrong) -> list[str]:
     """Codes of the first two causes at the end of a run."""
     *_, hub = Run(setting, wrong).hubs()
-    verdict = diagnose(hub.state.case())
+    verdict = diagnose(hub.state.frames.diagnosis_input())
     return [cause.code for cause in verdict.causes[:2]] if verdict.verdict == FAULT else []
 
 

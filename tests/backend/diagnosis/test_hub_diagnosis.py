@@ -16,10 +16,10 @@ from rltop.backend import api
 from rltop.backend.api.verdict import OLD_CHECK_IDS, Verdict
 from rltop.backend.client.replay import SAMPLE, Replay
 from rltop.backend.diagnosis.diagnose import diagnose
-from rltop.backend.store.aggregates import rows_beside
+from rltop.backend.store.aggregates import aggregate_rows
 from rltop.backend.store.read import NAME, Reader
-from rltop.backend.store.stored_diagnosis import case
 from rltop.backend.store.stored_diagnosis import diagnosis as stored_verdict
+from rltop.backend.store.stored_diagnosis import diagnosis_input
 from rltop.backend.store.write import Writer
 from rltop.backend.text import verdict_text
 from rltop.tui.cli.main import main
@@ -47,7 +47,7 @@ def store(directory: Path, fault: str) -> Path:
     told = hub(fault)
     writer = Writer(directory / NAME, "run", "hub-1", START)
     for frame in told.frames:
-        writer.write([frame], [list(rows_beside(told.state.beside(frame.steps)))])
+        writer.write([frame], [list(aggregate_rows(told.state.frames.aggregates(frame)))])
     writer.close()
     return directory / NAME
 
@@ -157,7 +157,7 @@ def test_the_recorded_sample_has_a_fault_between_healthy_parts() -> None:
 
 def test_no_new_cause_appears_in_the_sample_after_its_fix() -> None:
     with Reader(SAMPLE) as reader:
-        causes = {step: diagnose(case(reader, step)).causes for step in (46, 47, 50)}
+        causes = {step: diagnose(diagnosis_input(reader, step)).causes for step in (46, 47, 50)}
     before = {cause.id: cause.since_step for cause in causes[46]}
     assert before["raw-logprobs"] in range(33, 37)
     for step in (47, 50):

@@ -42,8 +42,8 @@ def test_rollouts_are_needed_until_they_are_trained_on_or_old(sizes: list[int], 
     assert needed.watermarks("e0", "another life", 7) == (7, 7)
 
 
-def took(settling: Acknowledgements, seq: int, step: int) -> None:
-    settling.took(wire.Envelope(wire.PROTO, "trainer/0", "life", seq, 0.0, 0), wire.StepClosed(step, 0, 1))
+def message_taken(settling: Acknowledgements, seq: int, step: int) -> None:
+    settling.message_taken(wire.Envelope(wire.PROTO, "trainer/0", "life", seq, 0.0, 0), wire.StepClosed(step, 0, 1))
 
 
 def test_a_sender_is_acknowledged_only_what_the_store_has() -> None:
@@ -51,21 +51,21 @@ def test_a_sender_is_acknowledged_only_what_the_store_has() -> None:
     settling = Acknowledgements(PendingMessages(), still_open.__contains__)
     trainer = Source("trainer/0", "life", 0.0, 4, resends=True)
     for seq, step in enumerate((0, 0, 1, 2)):
-        took(settling, seq, step)
-    assert settling.marks([trainer], 0.0, step_done=True) == [("trainer/0", ReceivedMark("life", 1, 1))]
+        message_taken(settling, seq, step)
+    assert settling.take_marks([trainer], 0.0, step_done=True) == [("trainer/0", ReceivedMark("life", 1, 1))]
     settling.not_stored()
-    assert settling.acknowledged() == []
-    assert settling.marks([trainer], 1.0, step_done=False) == []
+    assert settling.take_acknowledged() == []
+    assert settling.take_marks([trainer], 1.0, step_done=False) == []
     still_open.remove(2)  # a later step is done: that does not settle what is before it
-    assert settling.marks([trainer], PERIOD_S, step_done=False) == [("trainer/0", ReceivedMark("life", 1, 1))]
-    assert settling.acknowledged() == [("trainer/0", wire.Acknowledged("life", 1))]
-    assert settling.acknowledged() == []
+    assert settling.take_marks([trainer], PERIOD_S, step_done=False) == [("trainer/0", ReceivedMark("life", 1, 1))]
+    assert settling.take_acknowledged() == [("trainer/0", wire.Acknowledged("life", 1))]
+    assert settling.take_acknowledged() == []
     still_open.remove(1)
-    assert settling.marks([trainer], PERIOD_S, step_done=True) == [("trainer/0", ReceivedMark("life", 3, 3))]
-    assert settling.acknowledged() == [("trainer/0", wire.Acknowledged("life", 3))]
-    assert settling.marks([trainer], 3 * PERIOD_S, step_done=True) == []
+    assert settling.take_marks([trainer], PERIOD_S, step_done=True) == [("trainer/0", ReceivedMark("life", 3, 3))]
+    assert settling.take_acknowledged() == [("trainer/0", wire.Acknowledged("life", 3))]
+    assert settling.take_marks([trainer], 3 * PERIOD_S, step_done=True) == []
 
 
 def test_senders_without_a_resend_buffer_have_no_watermarks() -> None:
     settling = Acknowledgements(PendingMessages(), lambda _: False)
-    assert settling.marks([Source("e0", "life", 0.0, 4)], 0.0, step_done=True) == []
+    assert settling.take_marks([Source("e0", "life", 0.0, 4)], 0.0, step_done=True) == []

@@ -143,7 +143,7 @@ def test_viewers_see_the_oracles_numbers(
         assert late.snapshot(PATIENT_S).steps == picture.steps
 
 
-def test_a_command_reaches_the_engine_and_its_life_is_followed(
+def test_a_command_reaches_the_engine_and_its_states_are_shown(
     rundir: RunDir, hub: subprocess.Popen[bytes], client: Client
 ) -> None:
     with collector(rundir, "e0") as engine:
@@ -166,7 +166,7 @@ def test_a_command_reaches_the_engine_and_its_life_is_followed(
         assert (closed.state, closed.reason) == ("timed_out", "no answer from engine e0")
 
 
-def test_a_killed_hub_takes_nobody_with_it_and_the_next_one_is_found_by_all(
+def test_a_killed_hub_ends_no_other_process_and_all_find_the_next_one(
     rundir: RunDir, hub: subprocess.Popen[bytes], client: Client
 ) -> None:
     with collector(rundir, "trainer/0") as trainer, collector(rundir, "e0") as engine:
@@ -194,7 +194,7 @@ def test_a_killed_hub_takes_nobody_with_it_and_the_next_one_is_found_by_all(
             end(second)
 
 
-def test_a_stopped_viewer_and_a_killed_one_do_not_hurt_the_others(
+def test_stopped_and_killed_viewers_do_not_affect_the_others(
     rundir: RunDir, hub: subprocess.Popen[bytes], client: Client
 ) -> None:
     steps = 3 * VIEW_HWM
@@ -234,7 +234,9 @@ def test_a_stopped_viewer_and_a_killed_one_do_not_hurt_the_others(
             end(viewer)
 
 
-def test_rubbish_is_counted_and_the_run_goes_on(rundir: RunDir, hub: subprocess.Popen[bytes], client: Client) -> None:
+def test_malformed_messages_are_counted_and_the_run_continues(
+    rundir: RunDir, hub: subprocess.Popen[bytes], client: Client
+) -> None:
     see(client, lambda v: True)
     context = zmq.Context()
     try:
@@ -259,7 +261,7 @@ def test_rubbish_is_counted_and_the_run_goes_on(rundir: RunDir, hub: subprocess.
     assert hub.poll() is None
 
 
-def test_a_killed_collector_is_silent_and_its_half_step_closes_partial_at_its_end(
+def test_a_killed_collector_becomes_silent_and_its_step_closes_as_partial(
     rundir: RunDir, hub: subprocess.Popen[bytes], client: Client
 ) -> None:
     with collector(rundir, "trainer/0") as trainer:
@@ -271,9 +273,7 @@ def test_a_killed_collector_is_silent_and_its_half_step_closes_partial_at_its_en
     assert step.values["tokens"] == oracles.Step(world.rows).values()["tokens"]
 
 
-def test_frames_that_were_missed_lead_to_a_new_snapshot(
-    rundir: RunDir, hub: subprocess.Popen[bytes], client: Client
-) -> None:
+def test_missed_frames_lead_to_a_new_snapshot(rundir: RunDir, hub: subprocess.Popen[bytes], client: Client) -> None:
     with collector(rundir, "trainer/0") as trainer:
         see(client, lambda v: v.trainer.health == "live")
         assert client.view is not None
@@ -288,7 +288,7 @@ def test_frames_that_were_missed_lead_to_a_new_snapshot(
             assert theirs.steps == client.view.steps
 
 
-def test_one_hub_per_run_and_it_leaves_in_good_order(rundir: RunDir, hub: subprocess.Popen[bytes]) -> None:
+def test_a_run_has_one_hub_which_exits_cleanly(rundir: RunDir, hub: subprocess.Popen[bytes]) -> None:
     wait_until(rundir.info.exists)
     info = json.loads(rundir.info.read_text())
     assert (info["pid"], info["proto"]) == (hub.pid, wire.PROTO)
@@ -301,7 +301,7 @@ def test_one_hub_per_run_and_it_leaves_in_good_order(rundir: RunDir, hub: subpro
     assert not rundir.info.exists()
 
 
-def test_a_hub_can_be_told_to_stop(rundir: RunDir, hub: subprocess.Popen[bytes], client: Client) -> None:
+def test_a_viewer_can_stop_the_hub(rundir: RunDir, hub: subprocess.Popen[bytes], client: Client) -> None:
     see(client, lambda v: True)
     client.stop_hub()
     assert ended(hub) == 0
@@ -314,7 +314,7 @@ def test_network_addresses_are_refused() -> None:
         assert b"network addresses are refused" in process.stderr
 
 
-def test_without_a_hub_the_client_says_what_to_do(rundir: RunDir) -> None:
+def test_without_a_hub_the_clients_error_says_what_to_do(rundir: RunDir) -> None:
     with Client(rundir) as client:
         assert client.state == "connecting"
         with pytest.raises(HubUnreachable, match="rltop hub"):
@@ -323,7 +323,9 @@ def test_without_a_hub_the_client_says_what_to_do(rundir: RunDir) -> None:
         assert client.answers["q"].error
 
 
-def test_a_big_batch_with_equal_prompts_is_served(rundir: RunDir, hub: subprocess.Popen[bytes], client: Client) -> None:
+def test_a_large_batch_with_equal_prompts_is_measured(
+    rundir: RunDir, hub: subprocess.Popen[bytes], client: Client
+) -> None:
     written = [Written([1, 2, 3], [n % 7, n // 7, 5], [-0.5, -1.0 - n / 64, -2.0], [1, 1, 2]) for n in range(512)]
     rows = [Trained([1, 2, 3, *one.tokens], [0, 0, 0, 1, 1, 1], one.logprobs, one.logprobs) for one in written]
     with collector(rundir, "trainer/0") as trainer, collector(rundir, "e0") as engine:

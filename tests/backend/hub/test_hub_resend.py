@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from rltop.backend import api
-from rltop.backend.hub.state import Effect, SendControl
+from rltop.backend.hub.outputs import Effect, SendControl
 from rltop.backend.ingest.acknowledgement import PERIOD_S
-from rltop.backend.ingest.sources import RETURN_S
+from rltop.backend.ingest.sources import RECONNECT_S
 from rltop.backend.steps.steps import GRACE_S, RESENT_S
 from rltop.backend.store.store import Store
 from rltop.collectors.contract import wire
@@ -60,7 +60,7 @@ class Run:
         self._lives += 1
         epoch = f"hub-{self._lives}"
         store = Store(self._directory, "run", epoch, now)
-        hub = Hub(epoch, past=store.past(), recalled=store.recall(), now=now)
+        hub = Hub(epoch, past=store.past(), stored=store.aggregates(), now=now)
         store.start()
         return hub, store
 
@@ -86,10 +86,10 @@ class Run:
         hub, state = self.hub, self.hub.state
         hub.now += seconds
         self._perform(state.tick(hub.now))
-        frame = state.frame(hub.now, heartbeat=True)
+        frame = state.next_frame(hub.now, heartbeat=True)
         assert frame is not None
         if stored:
-            assert self.store.put(frame, state.beside(frame.steps))
+            assert self.store.put(frame, state.frames.aggregates(frame))
             assert self.store.settle(20) == 0
             self._perform(state.stored())
         for name in self.senders:
@@ -116,7 +116,7 @@ def told(step: api.Step) -> dict[str, Any]:
     return {name: getattr(step, name) for name in VALUES}
 
 
-def test_what_is_missing_is_asked_for_and_all_is_taken_in_order_and_once() -> None:
+def test_missing_messages_are_requested_and_all_are_taken_in_order_and_once() -> None:
     hub = Hub()
     trainer = Source("trainer/0", oldest=0)
     frames = [trainer.frames(wire.StepClosed(number, 0, 1, number)) for number in range(4)]
@@ -133,7 +133,7 @@ def test_what_is_missing_is_asked_for_and_all_is_taken_in_order_and_once() -> No
     assert (hub.counters["duplicates"], hub.counters["resends"], hub.counters.get("lost_messages")) == (4, 1, None)
 
 
-def test_a_sender_is_asked_again_while_nothing_comes_and_before_it_leaves() -> None:
+def test_requests_are_repeated_without_an_answer_and_before_a_disconnect() -> None:
     hub = Hub()
     source = Source("e0", oldest=0)
     frames = [source.frames(engine_state("e0")) for _ in range(3)]
@@ -149,7 +149,7 @@ def test_a_sender_is_asked_again_while_nothing_comes_and_before_it_leaves() -> N
     assert not hub.counters.get("lost_messages")
 
 
-def test_a_sender_that_could_not_be_reached_is_asked_again_at_once() -> None:
+def test_an_undelivered_request_is_repeated_at_once() -> None:
     hub = Hub()
     source = Source("e0", oldest=0)
     frames = [source.frames(engine_state("e0")) for _ in range(2)]
@@ -162,7 +162,7 @@ def test_a_sender_that_could_not_be_reached_is_asked_again_at_once() -> None:
     assert sent(hub.later(0.1), wire.Resend) == [wire.Resend("life-1", 0)]
 
 
-def test_what_is_said_of_the_present_is_heard_while_the_past_is_missing() -> None:
+def test_current_states_are_used_while_earlier_messages_are_missing() -> None:
     hub = Hub()
     source = Source("e0", oldest=0)
     source.seq = 5
@@ -178,7 +178,7 @@ def test_what_is_said_of_the_present_is_heard_while_the_past_is_missing() -> Non
     assert not hub.counters.get("lost_messages")
 
 
-def test_what_a_sender_no_longer_has_is_lost_and_the_steps_of_the_time_say_so() -> None:
+def test_dropped_messages_are_lost_and_attributed_to_open_steps() -> None:
     hub = Hub()
     trainer, engine = Source("trainer/0", oldest=0), Source("e0", oldest=0)
     hub.state.data(trainer.frames(wire.StepClosed(0, 0, 1, 0, rows=0)), hub.now)
@@ -203,7 +203,7 @@ def test_what_a_sender_no_longer_has_is_lost_and_the_steps_of_the_time_say_so() 
 
 
 @pytest.mark.parametrize("lossy", [False, True])
-def test_steps_whose_end_was_dropped_by_the_trainers_collector_are_a_hole(lossy: bool) -> None:
+def test_steps_whose_close_the_trainers_collector_dropped_are_reported_as_unmeasured(lossy: bool) -> None:
     hub = Hub()
     dropped = wire.Counts(4, 2, 2) if lossy else wire.Counts(2, 2)
     hub.send("trainer/0", wire.Health({"step": dropped}, 0, 1000))
@@ -211,7 +211,10 @@ def test_steps_whose_end_was_dropped_by_the_trainers_collector_are_a_hole(lossy:
         hub.send("trainer/0", wire.StepClosed(number, 0, 1, number))
         hub.later()
     assert hub.counters.get("missing_steps", 0) == (2 if lossy else 0)  # else it counts as it likes
-    assert any("steps 2 to 3 were not measured: what the trainer said" in text for text in hub.texts) == lossy
+    assert (
+        any("steps 2 to 3 were not measured: the trainer's messages about them were lost" in text for text in hub.texts)
+        == lossy
+    )
     hub.sources["trainer/0"] = Source("trainer/0", "life-2")
     hub.send("trainer/0", wire.StepClosed(9, 0, 1, 9))
     hub.later()
@@ -219,7 +222,7 @@ def test_steps_whose_end_was_dropped_by_the_trainers_collector_are_a_hole(lossy:
 
 
 @pytest.mark.parametrize("rows", [2, 3, None])
-def test_a_step_that_lacks_rows_says_how_many(rows: int | None) -> None:
+def test_a_step_reports_how_many_rows_are_missing(rows: int | None) -> None:
     hub = Hub()
     made = [Trained([1, 5 + n], [0, 1], [-1.0], [-1.0]) for n in range(2)]
     hub.send("trainer/0", *sequences(made))
@@ -229,7 +232,7 @@ def test_a_step_that_lacks_rows_says_how_many(rows: int | None) -> None:
     assert any("partial: 1 rows of it are missing" in text for text in hub.texts) == (rows == 3)
 
 
-def test_a_lost_message_does_not_spoil_a_step_whose_rows_are_all_here() -> None:
+def test_a_lost_message_does_not_make_a_complete_step_partial() -> None:
     hub = Hub()
     hub.send("trainer/0", *sequences([Trained([1, 5], [0, 1], [-1.0], [-1.0])]))
     hub.source("trainer/0").seq += 1
@@ -239,7 +242,7 @@ def test_a_lost_message_does_not_spoil_a_step_whose_rows_are_all_here() -> None:
 
 
 @pytest.mark.parametrize("kill", range(0, 60, 7))
-def test_a_hub_that_takes_over_measures_what_one_that_lived_would_have(tmp_path: Path, kill: int) -> None:
+def test_a_resumed_hub_measures_the_same_as_an_uninterrupted_one(tmp_path: Path, kill: int) -> None:
     found: list[dict[int, api.Step]] = []
     for name, when in (("lived", None), ("killed", kill)):
         (tmp_path / name).mkdir()
@@ -252,7 +255,7 @@ def test_a_hub_that_takes_over_measures_what_one_that_lived_would_have(tmp_path:
                     run.later(stored=False)  # it dies before that is stored
                     run.start()
             run.later()
-        run.later(RETURN_S)
+        run.later(RECONNECT_S)
         found.append(run.steps)
         assert not run.hub.counters.get("lost_messages")
         assert not run.hub.counters.get("late_rows")
@@ -266,7 +269,7 @@ def test_a_hub_that_takes_over_measures_what_one_that_lived_would_have(tmp_path:
     assert unused[1] <= unused[0]  # what came again is waited for anew, and counted once
 
 
-def test_what_a_busy_hub_hears_of_in_one_breath_is_kept_for_the_steps_after_it(run: Run) -> None:
+def test_rollouts_received_together_with_their_step_are_retained_for_later_steps(run: Run) -> None:
     first, later = (lambda steps: (steps[:12], steps[12:]))(messages(14))
     for engines in (True, False):  # each socket is read to its end: all rollouts are here before the first step is done
         for step in first:
@@ -279,12 +282,12 @@ def test_what_a_busy_hub_hears_of_in_one_breath_is_kept_for_the_steps_after_it(r
     for step in later:
         for message in step:
             run.send(*message)
-    run.later(RETURN_S)
+    run.later(RECONNECT_S)
     run.later(GRACE_S)
     assert [run.steps[number].values["joined_fraction"] for number in (12, 13)] == [1.0, 1.0]
 
 
-def test_rows_wait_for_rollouts_that_are_sent_again(run: Run) -> None:
+def test_rows_wait_for_resent_rollouts(run: Run) -> None:
     before, *rest = messages(3)
     for message in before:
         run.send(*message)
@@ -300,10 +303,10 @@ def test_rows_wait_for_rollouts_that_are_sent_again(run: Run) -> None:
         run.send(name, engine_state(name))
     run.later()
     assert run.steps[1].values["joined_fraction"] == 1.0
-    assert RESENT_S > RETURN_S > GRACE_S
+    assert RESENT_S > RECONNECT_S > GRACE_S
 
 
-def test_rollouts_that_never_come_again_are_not_waited_for_for_ever(run: Run) -> None:
+def test_the_wait_for_resent_rollouts_is_bounded(run: Run) -> None:
     for message in messages(1)[0]:
         run.send(*message)
     run.later()
@@ -313,11 +316,11 @@ def test_rollouts_that_never_come_again_are_not_waited_for_for_ever(run: Run) ->
     run.send("trainer/0", wire.StepClosed(1, 0, 1, 2))
     run.later()
     assert 1 not in run.steps
-    run.later(RETURN_S)
+    run.later(RECONNECT_S)
     assert run.steps[1].unjoined == {"no_prompt": 1}
 
 
-def test_senders_are_told_what_is_stored_and_no_more(run: Run) -> None:
+def test_only_stored_messages_are_acknowledged(run: Run) -> None:
     step, *_ = messages(1)
     for message in step:
         run.send(*message)
@@ -326,7 +329,7 @@ def test_senders_are_told_what_is_stored_and_no_more(run: Run) -> None:
     assert trainer.acknowledged == -1
     run.start()
     run.send("trainer/0", wire.Health({}, 0, 1000))
-    run.later(RETURN_S + GRACE_S)
+    run.later(RECONNECT_S + GRACE_S)
     assert trainer.acknowledged == len(step) - 2  # all of it: two of the messages are the engines', one is news
     assert run.senders["e0"].acknowledged == -1  # what it wrote may yet be trained on
     run.send("e0", engine_state("e0"))
@@ -334,7 +337,7 @@ def test_senders_are_told_what_is_stored_and_no_more(run: Run) -> None:
     assert run.senders["e0"].acknowledged == -1
 
 
-def test_a_rank_that_was_not_heard_in_time_does_not_open_a_stored_step_anew(run: Run) -> None:
+def test_a_late_rank_does_not_reopen_a_stored_step(run: Run) -> None:
     def rows(step: int, rank: int) -> tuple[wire.Sequences, wire.Arrays]:
         return sequences([Trained([1, 5], [0, 1], [-1.0], [-1.0])], step=step, rank=rank)
 
@@ -360,7 +363,7 @@ def test_a_rank_that_was_not_heard_in_time_does_not_open_a_stored_step_anew(run:
     assert not run.hub.counters.get("late_rows")
 
 
-def test_a_trainer_that_was_started_anew_trains_its_steps_anew(run: Run) -> None:
+def test_a_restarted_trainer_repeats_stored_steps(run: Run) -> None:
     for number in range(3):
         run.send("trainer/0", wire.StepClosed(number, 0, 1, number, {"loss": 1.0}))
         run.later()
@@ -372,7 +375,7 @@ def test_a_trainer_that_was_started_anew_trains_its_steps_anew(run: Run) -> None
     assert [run.steps[number].trainer["loss"] for number in (0, 1, 2)] == [1.0, 2.0, 1.0]
 
 
-def test_rollouts_that_stored_steps_have_are_not_called_unused(run: Run) -> None:
+def test_rollouts_of_stored_steps_do_not_count_as_unused(run: Run) -> None:
     written = [Written([1, 2], [5, 6, 7 + n], [-0.5, -1.0, -1.5], [0, 0, 0]) for n in range(2)]
     run.send("e0", *rollouts(written))
     row = Trained([1, 2, 5, 6, 7], [0, 0, 1, 1, 1], [-0.5, -1.0, -1.5], [-0.5, -1.0, -1.5])
@@ -386,13 +389,13 @@ def test_rollouts_that_stored_steps_have_are_not_called_unused(run: Run) -> None
         if step == 2:
             run.start()
             run.send("e0", engine_state("e0"))
-            run.later(RETURN_S)
+            run.later(RECONNECT_S)
     unused = [step.unused for step in run.steps.values() if step.unused]
     assert unused == [{"e0": 1}]
     assert run.steps[3].reused == 1
 
 
-def test_a_store_that_is_lost_costs_no_more_than_what_was_acknowledged(run: Run, tmp_path: Path) -> None:
+def test_a_lost_store_loses_only_acknowledged_messages(run: Run, tmp_path: Path) -> None:
     for number in range(3):
         run.send("trainer/0", wire.StepClosed(number, 0, 1, number))
         run.later()

@@ -127,7 +127,7 @@ def assert_same(ours: list[api.Step], theirs: dict[int, api.Step]) -> None:
         assert step.values["joined_fraction"] == 1.0
 
 
-def test_a_hub_that_was_killed_in_the_middle_of_steps_stores_what_one_that_lived_would_have(rundir: RunDir) -> None:
+def test_a_hub_killed_within_a_step_stores_the_same_as_an_uninterrupted_one(rundir: RunDir) -> None:
     rng = random.Random(3)
     with live(rundir) as run:
         run.start()
@@ -154,7 +154,7 @@ def test_a_hub_that_was_killed_in_the_middle_of_steps_stores_what_one_that_lived
     assert_same(stored(rundir), measured(steps))
 
 
-def test_what_did_not_fit_is_a_gap_that_is_counted_told_and_marked(rundir: RunDir) -> None:
+def test_records_beyond_the_bound_are_counted_reported_and_marked(rundir: RunDir) -> None:
     with live(rundir, limit_bytes=30_000) as run:
         run.start()
         run.steps(4, pause_s=0.02)
@@ -194,7 +194,7 @@ def test_what_did_not_fit_is_a_gap_that_is_counted_told_and_marked(rundir: RunDi
         assert whole or step.partial or step.lost
 
 
-def test_a_link_that_was_cut_loses_nothing(rundir: RunDir) -> None:
+def test_a_cut_link_loses_nothing(rundir: RunDir) -> None:
     with run_directory() as near:
         link = Link(near, rundir)
         try:

@@ -18,7 +18,7 @@ def health(faults: dict[str, int] | None = None, **counts: wire.Counts) -> wire.
     return wire.Health(counts, 0, 1000, faults=faults or {})
 
 
-def test_engines_appear_fall_silent_come_back_restart_and_leave() -> None:
+def test_engines_connect_fall_silent_come_back_restart_and_disconnect() -> None:
     hub = Hub()
     assert sent(hub.engine("e0"), wire.Welcome) == [wire.Welcome("hub-1")]
     hub.later(SILENT_S)
@@ -33,7 +33,7 @@ def test_engines_appear_fall_silent_come_back_restart_and_leave() -> None:
     assert sent(hub.say("e0", wire.Bye("e0", "life-2", 1)), wire.ByeAck) == [wire.ByeAck("life-2")]
     hub.later()
     assert hub.picture.engines["e0"].health == "gone"
-    assert hub.texts == ["e0 appeared", "e0 is silent", "e0 is back", "e0 restarted", "e0 said goodbye"]
+    assert hub.texts == ["e0 connected", "e0 is silent", "e0 is back", "e0 restarted", "e0 disconnected"]
     hub.later(SILENT_S + 1)
     assert hub.picture.engines["e0"].health == "gone"
     hub.sources["e0"] = Source("e0", "life-3")
@@ -44,7 +44,7 @@ def test_engines_appear_fall_silent_come_back_restart_and_leave() -> None:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=50))
-def test_every_message_that_did_not_arrive_is_counted(arrives: list[bool]) -> None:
+def test_every_lost_message_is_counted(arrives: list[bool]) -> None:
     hub = Hub()
     source = hub.source("e0")
     first = arrives.index(True) if any(arrives) else len(arrives)
@@ -59,7 +59,7 @@ def test_every_message_that_did_not_arrive_is_counted(arrives: list[bool]) -> No
     assert any("lost" in text for text in hub.texts) == (lost > 0)
 
 
-def test_a_goodbye_is_confirmed_once_all_before_it_is_here_or_was_waited_for() -> None:
+def test_a_bye_is_confirmed_once_earlier_messages_arrived_or_are_overdue() -> None:
     hub = Hub()
     hub.engine("e0")
     late = hub.source("e0").frames(engine_state("e0"))
@@ -75,7 +75,7 @@ def test_a_goodbye_is_confirmed_once_all_before_it_is_here_or_was_waited_for() -
     assert hub.counters["lost_messages"] == 4
 
 
-def test_who_registers_is_there_though_its_data_waits_its_turn() -> None:
+def test_a_registration_is_a_sign_of_life() -> None:
     hub = Hub()
     hub.engine("e0")
     for _ in range(4):
@@ -88,7 +88,7 @@ def test_who_registers_is_there_though_its_data_waits_its_turn() -> None:
     assert hub.picture.engines["e0"].health == "silent"
 
 
-def test_nobody_sends_data_in_anothers_name() -> None:
+def test_messages_about_another_source_are_refused() -> None:
     hub = Hub()
     hub.engine("e0")
     told = wire.CommandUpdate("c", "e0", "prefix_caching", "applied", new="off")
@@ -112,7 +112,7 @@ def test_nobody_sends_data_in_anothers_name() -> None:
 @given(st.integers(-(2**63), 2**64 - 1), st.integers(-(2**63), 2**64 - 1))
 @example(2**40, 2**40 + 1)
 @example(0, 2**63)
-def test_a_version_is_taken_whole_or_refused(sampled: int, policy: int) -> None:
+def test_versions_beyond_their_range_are_refused(sampled: int, policy: int) -> None:
     hub = Hub()
     hub.send("e0", *rollouts([Written([1], [5], [-1.0], [sampled])]))
     hub.send("trainer/0", *sequences([Trained([1, 5], [0, 1], [-1.0], [-1.0])], policy_version=policy))
@@ -133,7 +133,7 @@ def test_a_deeply_nested_question_is_refused() -> None:
     assert hub.counters["invalid"] == 1
 
 
-def test_rates_are_over_the_last_seconds_of_the_engines_own_clock() -> None:
+def test_rates_use_the_last_seconds_of_the_engines_clock() -> None:
     hub = Hub()
     for second in range(20):
         hub.engine("e0", generated_tokens=100 * second, prompt_tokens=10 * second, cached_tokens=5 * second)
@@ -149,7 +149,7 @@ def test_rates_are_over_the_last_seconds_of_the_engines_own_clock() -> None:
     assert hub.picture.engines["e0"].tokens_per_s is None
 
 
-def test_lag_is_behind_the_trainer_and_follows_it() -> None:
+def test_lag_is_relative_to_the_trainers_version() -> None:
     hub = Hub()
     hub.engine("e0", policy_version=3)
     hub.engine("e1", policy_version=None)
@@ -167,7 +167,7 @@ def test_lag_is_behind_the_trainer_and_follows_it() -> None:
     assert hub.picture.trainer.policy_version == 5
 
 
-def test_faults_losses_and_version_skew_are_told_once() -> None:
+def test_faults_losses_and_version_skew_are_reported_once() -> None:
     hub = Hub()
     hub.engine("e0", policy_version=1)
     hub.engine("e1", policy_version=9)
@@ -175,8 +175,8 @@ def test_faults_losses_and_version_skew_are_told_once() -> None:
         hub.send("e0", health({"tap": 2}, rollouts=wire.Counts(5, 4, 1, 0)))
         hub.later()
     assert hub.texts == [
-        "e0 appeared",
-        "e1 appeared",
+        "e0 connected",
+        "e1 connected",
         "e0: 2 faults in tap were contained; the run is not affected",
         "live engines differ by 8 policy versions",
     ]
@@ -197,7 +197,7 @@ def test_the_trainers_counts_are_summed_over_its_ranks() -> None:
 
 
 @given(st.lists(st.binary(max_size=200), max_size=6))
-def test_whatever_comes_in_is_counted_and_the_hub_goes_on(frames: list[bytes]) -> None:
+def test_malformed_input_is_counted_and_the_hub_continues(frames: list[bytes]) -> None:
     hub = Hub()
     hub.state.data(frames, hub.now)
     hub.state.control("e0#x", b"".join(frames), hub.now)
@@ -210,7 +210,7 @@ def test_whatever_comes_in_is_counted_and_the_hub_goes_on(frames: list[bytes]) -
 
 
 @given(st.lists(st.sampled_from(["engine", "step", "flag", "ack", "beat", "silence"]), max_size=30), st.data())
-def test_a_snapshot_and_the_frames_after_it_are_the_hubs_own_picture(acts: list[str], data: st.DataObject) -> None:
+def test_a_snapshot_and_the_frames_after_it_equal_the_hubs_snapshot(acts: list[str], data: st.DataObject) -> None:
     hub = Hub()
     snapshots = [api.encode(hub.ask(api.AskSnapshot("s"))[0])]
     for number, act in enumerate(acts):

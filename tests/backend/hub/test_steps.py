@@ -120,7 +120,7 @@ def assert_values(ours: dict[str, float | None], rows: list[oracles.Row], clip: 
 
 @given(st.integers(0, 2**32), st.sampled_from(["ppo", "gspo"]), st.sampled_from(["rollout", "old"]), st.booleans())
 @settings(max_examples=60)
-def test_a_step_has_the_numbers_of_the_oracle(seed: int, objective: str, base: str, broken: bool) -> None:
+def test_a_step_has_the_oracles_numbers(seed: int, objective: str, base: str, broken: bool) -> None:
     world, hub = World(seed, objective=objective, base=base, broken=broken), Hub()
     world.play(hub)
     step = hub.steps[0]
@@ -133,7 +133,7 @@ def test_a_step_has_the_numbers_of_the_oracle(seed: int, objective: str, base: s
 
 @given(st.integers(0, 2**32), st.integers(1, 5), st.booleans(), st.sampled_from([1, 2000, steps.PART_TOKENS]))
 @settings(max_examples=40)
-def test_micro_batches_the_order_of_arrival_and_parts_change_nothing(
+def test_micro_batches_arrival_order_and_parts_do_not_change_the_result(
     seed: int, split: int, first: bool, part: int
 ) -> None:
     world, hub, other = World(seed), Hub(), Hub()
@@ -227,7 +227,7 @@ def test_a_step_closes_when_all_ranks_have_closed_it() -> None:
     assert step.trainer == {"loss": 2.0, "grad_norm": 3.0}
 
 
-def test_a_step_whose_other_ranks_stay_away_closes_partial() -> None:
+def test_a_step_with_missing_ranks_closes_as_partial() -> None:
     hub = Hub()
     hub.send("trainer/0", *sequences([row()]))
     hub.send("trainer/0", wire.StepClosed(0, 0, 2))
@@ -239,7 +239,7 @@ def test_a_step_whose_other_ranks_stay_away_closes_partial() -> None:
     assert any("is partial" in event.text for event in hub.state.snapshot.events)
 
 
-def test_a_closed_step_waits_for_rollouts_only_as_long_as_it_must() -> None:
+def test_a_closed_step_waits_for_rollouts_for_a_bounded_time() -> None:
     hub = Hub()
     hub.send("trainer/0", *sequences([row()]))
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
@@ -255,7 +255,7 @@ def test_a_closed_step_waits_for_rollouts_only_as_long_as_it_must() -> None:
 
 
 @pytest.mark.parametrize("late", ["its rollouts", "nothing", "silence"])
-def test_a_closed_step_waits_until_every_engine_has_spoken(late: str) -> None:
+def test_a_closed_step_waits_until_every_engine_was_heard(late: str) -> None:
     """The hub or an engine is starved: what it says next are the rollouts, or it had none."""
     hub = Hub()
     hub.engine("e0")
@@ -271,7 +271,7 @@ def test_a_closed_step_waits_until_every_engine_has_spoken(late: str) -> None:
     assert hub.steps[0].values["joined_fraction"] == (late == "its rollouts")
 
 
-def test_a_closed_step_does_not_take_an_earlier_rollout_for_one_on_its_way() -> None:
+def test_a_closed_step_does_not_use_an_earlier_rollout_for_one_in_transit() -> None:
     hub = Hub()
     hub.send("e0", *rollouts([Written([1], [5], [-3.0], [0])]))  # the same tokens, sampled some steps ago
     hub.send("trainer/0", *sequences([row()], policy_version=7))
@@ -283,7 +283,7 @@ def test_a_closed_step_does_not_take_an_earlier_rollout_for_one_on_its_way() -> 
     assert hub.steps[0].values["lag_mean"] == 0.0
 
 
-def test_rows_after_their_step_was_measured_are_counted_and_change_nothing() -> None:
+def test_late_rows_are_counted_and_change_nothing() -> None:
     hub = Hub()
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
     hub.later()
@@ -311,7 +311,7 @@ def test_a_restarted_trainer_may_repeat_its_steps() -> None:
     assert "late_rows" not in hub.counters  # counters show once they rise
 
 
-def test_a_trainer_that_leaves_closes_what_it_left_open() -> None:
+def test_a_disconnect_of_the_trainer_closes_its_open_steps() -> None:
     hub = Hub()
     hub.send("trainer/0", *sequences([row()]))
     effects = hub.say("trainer/0", wire.Bye("trainer/0", "life-1", 1))
@@ -322,7 +322,7 @@ def test_a_trainer_that_leaves_closes_what_it_left_open() -> None:
     assert hub.state.snapshot.trainer.health == "gone"
 
 
-def test_a_trainer_that_leaves_while_its_rows_wait_here_loses_none_of_them() -> None:
+def test_a_disconnect_of_the_trainer_loses_no_waiting_rows() -> None:
     hub = Hub()
     hub.send("trainer/0", wire.StepClosed(0, 0, 1))
     late = [hub.source("trainer/0").frames(*sequences([row()], step=1), sent=hub.now) for _ in range(5)]
@@ -339,7 +339,7 @@ def test_a_trainer_that_leaves_while_its_rows_wait_here_loses_none_of_them() -> 
     assert not hub.counters.get("lost_messages")
 
 
-def test_steps_that_nobody_closes_are_bounded_and_shown() -> None:
+def test_open_steps_are_bounded_and_the_oldest_is_shown() -> None:
     hub = Hub()
     hub.send("e0", *rollouts([Written([1], [5], [-1.0])]))
     for step in range(3 * MAX_OPEN):
@@ -349,7 +349,7 @@ def test_steps_that_nobody_closes_are_bounded_and_shown() -> None:
     assert all(step.partial and step.values["joined_fraction"] == 1.0 for step in hub.steps.values())
 
 
-def test_rows_that_wait_are_bounded_by_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_rows_are_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "MAX_WAITING_BYTES", 100_000)
     hub = Hub()
     for token in range(300):  # a few bytes each on the wire, a thousand here
@@ -362,7 +362,7 @@ def test_rows_that_wait_are_bounded_by_what_they_hold(monkeypatch: pytest.Monkey
     assert hub.steps[0].unjoined == {"no_prompt": 300}
 
 
-def test_a_step_that_nobody_closes_does_not_stay_for_ever() -> None:
+def test_a_step_that_no_rank_closes_does_not_stay_open() -> None:
     hub = Hub()
     hub.send("trainer/0", *sequences([row()]))
     hub.send("trainer/0", wire.StepClosed(1, 0, 1))
@@ -373,19 +373,19 @@ def test_a_step_that_nobody_closes_does_not_stay_for_ever() -> None:
     assert hub.steps[0].partial
 
 
-def test_rows_wait_until_they_can_be_measured_and_delay_nothing_else() -> None:
+def test_rows_wait_for_the_compiler_and_delay_nothing_else() -> None:
     ready = False
     waiting = steps.Steps(RolloutIndex(), lambda: ready)
-    waiting.rows("life", *sequences([Trained([1, 2], [0, 1], [-1.0], [-1.5])]), 0.0)
-    waiting.closed("life", wire.StepClosed(0, 0, 1), 0.0)
-    waiting.closed("life", wire.StepClosed(1, 0, 1), 0.0)
+    waiting.add_rows("life", *sequences([Trained([1, 2], [0, 1], [-1.0], [-1.5])]), 0.0)
+    waiting.close_rank("life", wire.StepClosed(0, 0, 1), 0.0)
+    waiting.close_rank("life", wire.StepClosed(1, 0, 1), 0.0)
     assert [step.step for step in waiting.tick(100.0)] == [1]
     ready = True
     (step,) = waiting.tick(100.1)
     assert (step.step, step.values["logp_diff_mean"]) == (0, -0.5)
 
 
-def test_a_step_whose_rollouts_came_late_is_measured_in_parts_with_room_for_questions(
+def test_a_step_with_late_rollouts_is_measured_in_parts_between_questions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(steps, "PART_TOKENS", 1)
@@ -400,7 +400,7 @@ def test_a_step_whose_rollouts_came_late_is_measured_in_parts_with_room_for_ques
     ticks = 0
     while not hub.steps:
         hub.state.tick(hub.now)
-        hub.state.frame(hub.now)
+        hub.state.next_frame(hub.now)
         ticks += 1
         answer, _ = hub.ask(api.AskSnapshot(f"q{ticks}"))
         assert answer.snapshot is not None
@@ -409,7 +409,7 @@ def test_a_step_whose_rollouts_came_late_is_measured_in_parts_with_room_for_ques
     assert hub.steps[0].values["joined_fraction"] == 1.0
 
 
-def test_rows_that_come_while_others_are_half_measured_do_not_overtake_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_rows_do_not_overtake_half_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two equal completions, one rollout: it is of the row that came first."""
     monkeypatch.setattr(steps, "PART_TOKENS", 1)
     ready = False
@@ -419,7 +419,7 @@ def test_rows_that_come_while_others_are_half_measured_do_not_overtake_them(monk
 
     def pass_row(at: int) -> None:
         row = Trained([at, 5, 6], [0, 1, 1], [-1.0, -1.5], [-1.0, -1.5])
-        waiting.rows("life", *sequences([row]), 0.0)
+        waiting.add_rows("life", *sequences([row]), 0.0)
 
     for at in range(1, 4):
         pass_row(at)
@@ -432,7 +432,7 @@ def test_rows_that_come_while_others_are_half_measured_do_not_overtake_them(monk
 
     assert tick(1.0)
     pass_row(3)
-    waiting.closed("life", wire.StepClosed(0, 0, 1, rows=4), 1.0)
+    waiting.close_rank("life", wire.StepClosed(0, 0, 1, rows=4), 1.0)
     while tick(1.0):
         assert not found
     while not found:

@@ -11,11 +11,9 @@ from rltop.backend.steps.unmeasured import LOST, NO_HUB, Holes
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 6), st.integers(0, 2**32 - 1))
-def test_every_step_that_never_came_is_told_once_in_whatever_order_the_others_close(
-    comes: list[bool], width: int, seed: int
-) -> None:
+def test_every_missing_step_is_reported_once_in_any_order_of_closes(comes: list[bool], width: int, seed: int) -> None:
     rng, holes = random.Random(seed), Holes(9)
-    holes.lost()
+    holes.messages_lost()
     waiting = [10 + place for place, there in enumerate(comes) if there]
     expected = {10 + place for place, there in enumerate(comes) if not there and 10 + place < max(waiting, default=0)}
     told: list[int] = []
@@ -24,24 +22,24 @@ def test_every_step_that_never_came_is_told_once_in_whatever_order_the_others_cl
         while waiting and len(still_open) < width:  # they begin in order, and some are open at a time
             still_open.append(waiting.pop(0))
         step = still_open.pop(rng.randrange(len(still_open)))
-        for first, last, _ in holes.closed(step, still_open):
+        for first, last, _ in holes.step_done(step, still_open):
             told += range(first, last + 1)
     assert sorted(told) == sorted(expected)
     assert len(told) == len(set(told))
 
 
-def test_a_trainer_may_count_as_it_likes_while_nothing_is_lost() -> None:
+def test_steps_may_be_numbered_freely_while_nothing_is_lost() -> None:
     holes = Holes()
-    assert [holes.closed(step, []) for step in (3, 10, 20)] == [[], [], []]
-    holes.lost()
-    assert holes.closed(22, []) == [(21, 21, LOST)]
+    assert [holes.step_done(step, []) for step in (3, 10, 20)] == [[], [], []]
+    holes.messages_lost()
+    assert holes.step_done(22, []) == [(21, 21, LOST)]
     holes.new_epoch()
-    assert holes.closed(5, []) == []
-    assert holes.closed(9, []) == []
+    assert holes.step_done(5, []) == []
+    assert holes.step_done(9, []) == []
 
 
-def test_the_first_step_of_a_new_hub_says_that_there_was_none() -> None:
+def test_the_first_step_of_a_new_hub_reports_the_time_without_a_hub() -> None:
     holes = Holes(4)
-    assert holes.closed(8, []) == [(5, 7, NO_HUB)]
-    assert holes.closed(10, []) == []
-    assert Holes(4).closed(8, [6]) == [(5, 5, NO_HUB)]
+    assert holes.step_done(8, []) == [(5, 7, NO_HUB)]
+    assert holes.step_done(10, []) == []
+    assert Holes(4).step_done(8, [6]) == [(5, 5, NO_HUB)]

@@ -19,7 +19,7 @@ def threads() -> list[threading.Thread]:
 
 
 @pytest.mark.parametrize("fault", [None, RuntimeError("no compiler")])
-def test_it_begins_when_first_asked_and_ends_whatever_happens(
+def test_compilation_starts_with_the_first_query_and_always_ends(
     monkeypatch: pytest.MonkeyPatch, fault: Exception | None
 ) -> None:
     go, calls = threading.Event(), []
@@ -42,7 +42,7 @@ def test_it_begins_when_first_asked_and_ends_whatever_happens(
     assert calls == [1]
 
 
-def test_what_a_step_brings_is_all_compiled_ahead() -> None:
+def test_a_step_compiles_nothing_after_the_warmup() -> None:
     """In a process of its own: here other tests may have had other types compiled."""
     script = (
         "import sys; sys.path.insert(0, 'bench')\n"

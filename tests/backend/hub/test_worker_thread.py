@@ -14,7 +14,8 @@ from rltop.backend import api
 from rltop.backend.commands.audit import AuditFile
 from rltop.backend.hub import worker_thread
 from rltop.backend.hub.handover import Handover
-from rltop.backend.hub.state import Effect, HubState
+from rltop.backend.hub.outputs import Effect
+from rltop.backend.hub.state import HubState
 from rltop.backend.steps import steps
 from rltop.collectors.contract import wire
 from rltop.collectors.transport.error_boundary import MAX_FAULTS
@@ -98,7 +99,7 @@ def bench() -> Iterator[Bench]:
     made.context.term()
 
 
-def test_however_often_one_message_goes_wrong_the_others_are_heard(bench: Bench) -> None:
+def test_repeated_exceptions_do_not_affect_other_messages(bench: Bench) -> None:
     bench.core.start()
     faults = 2 * MAX_FAULTS
     for _ in range(faults):
@@ -127,8 +128,8 @@ def test_a_flood_of_questions_is_bounded_and_counted(bench: Bench) -> None:
     assert bench.counters["asked"] == worker_thread.MAX_URGENT
 
 
-def test_the_data_lane_is_bounded_for_small_messages_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_thread, "DATA_LANE_BYTES", 100_000)
+def test_the_data_queue_is_bounded_for_small_messages_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_thread, "DATA_QUEUE_BYTES", 100_000)
     taken = 0
     while bench.core.has_room() and taken < 10_000:
         bench.core.put_data([b"", b""])
@@ -136,7 +137,7 @@ def test_the_data_lane_is_bounded_for_small_messages_too(bench: Bench, monkeypat
     assert taken < 1000
 
 
-def test_questions_overtake_a_step_that_is_half_measured_and_data_does_not(
+def test_questions_are_answered_while_a_step_is_half_measured_and_data_waits(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked, and sent, each time a part of it was measured."""
@@ -190,7 +191,7 @@ class Counted(zmq.Socket[bytes]):
         return super().recv(*args, **options)
 
 
-def test_whatever_waits_is_handed_over_at_one_ring_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queued_messages_are_handed_over_in_order_with_one_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zmq.Context, "_socket_class", Counted)
     monkeypatch.setattr(Counted, "sends", 0)
     monkeypatch.setattr(Counted, "recvs", 0)
@@ -209,7 +210,7 @@ def test_whatever_waits_is_handed_over_at_one_ring_in_order(monkeypatch: pytest.
     context.term()
 
 
-def test_nothing_handed_over_by_one_thread_is_left_by_another() -> None:
+def test_no_message_is_left_behind_between_two_threads() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     handover = Handover(context)
 

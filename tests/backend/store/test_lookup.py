@@ -1,4 +1,4 @@
-"""Sequences and shapes of steps that only the store has: of a hub that was killed, or let go from memory."""
+"""Sequences and shapes of steps that only the store has: of a killed hub, or evicted from memory."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def shape(client: Client, first: int | None, last: int | None) -> object:
     return answer.mismatch
 
 
-def test_a_killed_hubs_steps_are_answered_by_the_next_as_by_itself(rundir: RunDir) -> None:
+def test_the_next_hub_answers_about_a_killed_hubs_steps(rundir: RunDir) -> None:
     with collector(rundir, "trainer/0") as trainer, collector(rundir, "e0") as e0:
         with hub_of(rundir) as client:
             for step in range(2):
@@ -89,22 +89,22 @@ def test_a_killed_hubs_steps_are_answered_by_the_next_as_by_itself(rundir: RunDi
             whole = client._answer(api.AskMismatch("m", None, None)).mismatch
             assert whole is not None and (whole.first, whole.last, whole.steps) == (0, 2, 3)
             assert whole.profiles[0].spreads["e0"] != [None] * len(whole.profiles[0].labels)
-            with pytest.raises(CommandError, match=r"nothing is stored of step 9; there are 3 steps from 0 to 2"):
+            with pytest.raises(CommandError, match=r"no sample of step 9 is stored; there are 3 steps from 0 to 2"):
                 client.samples(api.AskSamples(api.new_id(), 9, "worst"))
 
 
-def test_a_hub_without_a_store_answers_what_it_knows(tmp_path: Path) -> None:
+def test_a_hub_without_a_store_answers_from_memory(tmp_path: Path) -> None:
     answers: list[tuple[bytes, api.Answer]] = []
-    recall = StoreLookup(tmp_path / NAME, lambda viewer, answer: answers.append((viewer, answer)))
-    recall.end()  # never asked: nothing to end
-    recall.put(b"a", api.AskSamples("q", 3, "worst"), api.Answer("q", error="not in memory"))
+    lookup = StoreLookup(tmp_path / NAME, lambda viewer, answer: answers.append((viewer, answer)))
+    lookup.end()  # never asked: nothing to end
+    lookup.put(b"a", api.AskSamples("q", 3, "worst"), api.Answer("q", error="not in memory"))
     wait_until(lambda: answers)
-    recall.end()
+    lookup.end()
     assert answers == [(b"a", api.Answer("q", error="not in memory"))]
-    assert not recall.is_alive()
+    assert not lookup.is_alive()
 
 
-def test_questions_beyond_what_may_wait_are_answered_at_once(tmp_path: Path) -> None:
+def test_questions_beyond_the_queue_bound_are_answered_at_once(tmp_path: Path) -> None:
     answers: list[bytes] = []
     go = threading.Event()
 
@@ -113,20 +113,20 @@ def test_questions_beyond_what_may_wait_are_answered_at_once(tmp_path: Path) -> 
         if viewer == b"slow":
             assert go.wait(PATIENT_S)
 
-    recall = StoreLookup(tmp_path / NAME, reply)
+    lookup = StoreLookup(tmp_path / NAME, reply)
     question, otherwise = api.AskMismatch("q"), api.Answer("q", error="not in memory")
-    recall.put(b"slow", question, otherwise)
+    lookup.put(b"slow", question, otherwise)
     wait_until(lambda: answers == [b"slow"])
     for _ in range(MAX_WAITING):
-        recall.put(b"waits", question, otherwise)
-    recall.put(b"too many", question, otherwise)
+        lookup.put(b"waits", question, otherwise)
+    lookup.put(b"too many", question, otherwise)
     assert answers == [b"slow", b"too many"]
     go.set()
-    recall.end()
-    assert not recall.is_alive()
+    lookup.end()
+    assert not lookup.is_alive()
 
 
-def test_memory_answers_what_it_has_and_the_store_is_asked_for_the_rest() -> None:
+def test_memory_answers_first_and_the_store_the_rest() -> None:
     first = Hub("hub-1")
     world = World(3)
     world.play(first)
@@ -141,14 +141,14 @@ def test_memory_answers_what_it_has_and_the_store_is_asked_for_the_rest() -> Non
     assert asked(first, api.AskPast("q", 0)) == "AnswerFromStore"
 
 
-def test_the_store_answers_who_was_there_at_a_step(tmp_path: Path) -> None:
+def test_the_store_answers_with_the_engines_at_a_step(tmp_path: Path) -> None:
     answers: list[api.Answer] = []
-    recall = StoreLookup(stored.store(tmp_path, stored.frames(9)), lambda _, answer: answers.append(answer))
+    lookup = StoreLookup(stored.store(tmp_path, stored.frames(9)), lambda _, answer: answers.append(answer))
     otherwise = api.Answer("q", error="not in memory")
     for step in (4, 9):
-        recall.put(b"a", api.AskPast("q", step), otherwise)
+        lookup.put(b"a", api.AskPast("q", step), otherwise)
     wait_until(lambda: len(answers) == 2)
-    recall.end()
+    lookup.end()
     found, none = answers
     assert found.past is not None
     assert (found.past.step.step, set(found.past.engines)) == (4, set(stored.ENGINES))

@@ -35,7 +35,7 @@ NUMBER = st.none() | st.floats() | st.integers(-(2**63), 2**64 - 1).map(float)
     st.dictionaries(st.sampled_from(["loss", "lr", "naïve", "a b", 'x"y']), st.floats()),
     st.none() | st.integers(-(2**62), 2**62),
 )
-def test_a_step_is_given_back_to_the_bit(
+def test_a_step_is_read_back_bit_for_bit(
     values: dict[str, float | None], scalars: dict[str, float], version: int | None
 ) -> None:
     step = api.Step(3, 1.5, version, True, values, unjoined={"no rollout": 2}, trainer=scalars)
@@ -50,7 +50,7 @@ def test_a_step_is_given_back_to_the_bit(
     assert bits(store_rows.step_of(tuple(row), found, {})) == bits(step)
 
 
-def test_the_picture_is_the_one_that_viewers_had(tmp_path: Path) -> None:
+def test_the_snapshot_equals_the_viewers(tmp_path: Path) -> None:
     made = list(stored.frames(120))
     path = stored.store(tmp_path, made)
     shown, kept = stored.live(made), stored.picture(path)
@@ -61,7 +61,7 @@ def test_the_picture_is_the_one_that_viewers_had(tmp_path: Path) -> None:
     assert list(kept.changes) == list(shown.changes)
 
 
-def test_a_picture_of_any_moment_is_what_was_shown_then(tmp_path: Path) -> None:
+def test_a_snapshot_of_any_frame_equals_the_viewers_then(tmp_path: Path) -> None:
     made = list(stored.frames(60))
     path = stored.store(tmp_path, made)
     for until in (1, 17, 59):
@@ -70,7 +70,7 @@ def test_a_picture_of_any_moment_is_what_was_shown_then(tmp_path: Path) -> None:
         assert bits([then.steps, then.events, then.changes]) == bits([shown.steps, shown.events, shown.changes])
 
 
-def test_the_frames_build_the_same_picture_again(tmp_path: Path) -> None:
+def test_the_frames_rebuild_the_same_snapshot(tmp_path: Path) -> None:
     made = list(stored.frames(50))
     path = stored.store(tmp_path, made)
     again = api.Snapshot("run", "", 0, pictures.START, pictures.START)
@@ -82,21 +82,21 @@ def test_the_frames_build_the_same_picture_again(tmp_path: Path) -> None:
     assert bits([again.engines, again.trainer, again.counters]) == bits([shown.engines, shown.trainer, shown.counters])
 
 
-def test_a_step_that_is_trained_again_replaces_the_first(tmp_path: Path) -> None:
+def test_a_repeated_step_replaces_the_first(tmp_path: Path) -> None:
     first, again = stored.step(0), stored.step(0, seed=9)
     made = [api.Frame("h", 1, 1.0, steps=[first, stored.step(1)]), api.Frame("h", 2, 2.0, steps=[again])]
     kept = stored.picture(stored.store(tmp_path, made))
     assert bits(list(kept.steps.values())) == bits([stored.step(1), again])  # in order of arrival
 
 
-def test_what_a_new_hub_repeats_of_old_commands_is_stored_once(tmp_path: Path) -> None:
+def test_repeated_changes_of_old_commands_are_stored_once(tmp_path: Path) -> None:
     asked = pictures.change("e0", "prefix_caching", "off", "requested", command="c1")
     done = pictures.applied("e0", "prefix_caching", "off", command="c1")
     stored.store(tmp_path, [api.Frame("h1", n, float(n), changes=[c]) for n, c in ((1, asked), (2, done))], epoch="h1")
     path = stored.store(tmp_path, [api.Frame("h2", 1, 3.0, changes=[done])], epoch="h2")
     with Reader(path) as reader:
         assert reader.execute("SELECT state FROM change ORDER BY id").fetchall() == [("requested",), ("applied",)]
-        assert bits(list(reader.picture().changes.values())) == bits([done])
+        assert bits(list(reader.snapshot().changes.values())) == bits([done])
         assert [life.epoch for life in reader.lives()] == ["h1", "h2"]
 
 
@@ -124,7 +124,7 @@ def test_other_programs_find_every_metric_by_its_name(tmp_path: Path) -> None:
     assert set(flags) == {("on",)}
 
 
-def test_the_newest_of_a_metric_are_read_alone(tmp_path: Path) -> None:
+def test_the_newest_values_of_one_metric_are_read(tmp_path: Path) -> None:
     with Reader(stored.store(tmp_path, stored.frames(30))) as reader:
         newest = [(n, stored.step(n).values["entropy"]) for n in range(25, 30)]
         assert reader.series("entropy", last=5) == newest  # -0.0 is 0.0 in its column
@@ -144,7 +144,7 @@ def test_a_directory_is_copied_with_cp_also_after_a_kill(tmp_path: Path) -> None
     assert bits(stored.picture(tmp_path / "copy").steps) == bits(stored.live(made).steps)
 
 
-def test_a_store_is_read_from_gzip_and_where_nothing_may_be_written(tmp_path: Path) -> None:
+def test_a_store_is_read_from_gzip_and_from_a_read_only_directory(tmp_path: Path) -> None:
     path = stored.store(tmp_path, stored.frames(5))
     packed = tmp_path / "run.rltop.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
@@ -152,7 +152,7 @@ def test_a_store_is_read_from_gzip_and_where_nothing_may_be_written(tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 1000])
-def test_what_is_no_store_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_store_is_reported(tmp_path: Path, content: bytes) -> None:
     (tmp_path / NAME).write_bytes(content)
     with pytest.raises(StoreError, match=NAME):
         Reader(tmp_path)
@@ -177,7 +177,7 @@ def test_another_programs_database_and_a_newer_store_are_left_alone(tmp_path: Pa
         assert len(before) > 0
 
 
-def test_an_older_store_is_brought_up_to_date_or_left_as_it_was() -> None:
+def test_an_older_store_is_migrated_or_left_unchanged() -> None:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     old = (store_schema.StoreTable("step", "", (store_schema.StoreColumn("id", "INTEGER PRIMARY KEY", ""),)),)
     store_schema.prepare(connection, tables=old, version=1)
@@ -194,7 +194,7 @@ def test_an_older_store_is_brought_up_to_date_or_left_as_it_was() -> None:
     assert set(store_schema.MIGRATIONS) == set(range(1, store_schema.VERSION))
 
 
-def test_the_tables_are_written_down() -> None:
+def test_the_tables_are_documented() -> None:
     text = (Path(__file__).parents[3] / "docs" / "store.md").read_text()
     assert text == store_schema.document()
 
@@ -207,7 +207,7 @@ def plain(number: int, **figures: float) -> api.Step:
     return api.Step(number, float(number), number, partial=False, values=values, engines={"e0": {"kl_k3": 0.0}})
 
 
-def test_an_old_part_of_a_run_is_thinned_and_its_extremes_stay(tmp_path: Path) -> None:
+def test_the_old_part_of_a_run_is_downsampled_and_keeps_its_extremes(tmp_path: Path) -> None:
     limits = Limits(steps=1000, coarse_steps=6000, step_engines=500, engines=200, events=50, frames=2000)
     spikes = {1234: 9.0, 1300: 8.0, 5000: 7.0}
     writer = Writer(tmp_path / NAME, "run", "h", 0.0, limits=limits)
@@ -222,9 +222,9 @@ def test_an_old_part_of_a_run_is_thinned_and_its_extremes_stay(tmp_path: Path) -
             made.append(api.Frame("h", step.step + 1, step.closed, {"e0": engine}, steps=[step], events=[event]))
         writer.write(made)
         for _ in range(14):
-            writer.tidy()
+            writer.maintain()
     for _ in range(100):
-        writer.tidy()
+        writer.maintain()
     writer.close()
     with Reader(tmp_path) as reader:
         kept = {number for (number,) in reader.execute("SELECT step FROM step")}
@@ -240,13 +240,13 @@ def test_an_old_part_of_a_run_is_thinned_and_its_extremes_stay(tmp_path: Path) -
         assert reader.execute("SELECT max(waiting) FROM engine").fetchone() == (7000,)
         assert reader.execute("SELECT count(*) FROM event WHERE number = 44").fetchone() == (1,)
         assert reader.execute("SELECT count(*) FROM event").fetchone()[0] <= 52
-        picture = reader.picture()
+        picture = reader.snapshot()
         assert picture.steps[1234].values["kl_k3"] == 9.0
         assert set(picture.steps) <= kept
         assert reader.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_picture_of_a_long_run_is_bounded_and_has_its_extremes(tmp_path: Path) -> None:
+def test_a_snapshot_of_a_long_run_is_bounded_and_has_its_extremes(tmp_path: Path) -> None:
     made = (
         api.Frame("h", n + 1, float(n), steps=[plain(n, kl_k3=5.0 if n == 3000 else n % 7 / 100)])
         for n in range(20_000)
@@ -280,7 +280,7 @@ def test_the_kind_of_file_system_is_read_from_the_mounts(place: str, kind: str) 
     assert (kind in NETWORK) == (kind != "ext4")
 
 
-def test_this_machines_own_disk_is_no_network(tmp_path: Path) -> None:
+def test_the_local_disk_is_not_a_network_file_system(tmp_path: Path) -> None:
     assert kind_of(Path("/proc")) == "proc"
     assert not is_network(tmp_path)
 
@@ -293,13 +293,13 @@ def test_without_a_log_the_store_is_one_file(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_numbers_that_no_column_holds_do_not_stop_the_store(tmp_path: Path) -> None:
+def test_numbers_that_no_column_can_hold_are_stored(tmp_path: Path) -> None:
     engine = pictures.engine("e0", tokens=2**64 - 1, kv_usage=math.inf)
     made = [api.Frame("h", 1, 1.0, {"e0": engine})]
     assert bits(stored.picture(stored.store(tmp_path, made)).engines["e0"]) == bits(engine)
 
 
-def test_unknown_fields_of_later_versions_are_passed_over(tmp_path: Path) -> None:
+def test_unknown_fields_of_later_versions_are_ignored(tmp_path: Path) -> None:
     path = stored.store(tmp_path, [api.Frame("h", 1, 1.0, steps=[stored.step(0)])])
     with sqlite3.connect(path) as connection:
         (rest,) = connection.execute("SELECT rest FROM step").fetchone()

@@ -18,7 +18,7 @@ from rltop.backend.exporters.recording import record
 from rltop.backend.store import aggregates, schema
 from rltop.backend.store.aggregates import StoredAggregates
 from rltop.backend.store.read import NAME, Reader
-from rltop.backend.store.retention import Limits, Thinner
+from rltop.backend.store.retention import Limits, Retention
 from rltop.backend.store.store import Store
 from rltop.backend.store.write import Writer
 from rltop.backend.summary.dimensions import STRATA
@@ -40,7 +40,7 @@ class Stored(World):
     def states(self) -> None:
         super().states()
         for frame in self.hub.frames:
-            self.writer.write([frame], [list(aggregates.rows_beside(self.hub.state.beside(frame.steps)))])
+            self.writer.write([frame], [list(aggregates.aggregate_rows(self.hub.state.frames.aggregates(frame)))])
         self.hub.frames.clear()
 
 
@@ -60,17 +60,17 @@ def attribution(hub: Hub, steps: int) -> bytes:
     return bits(hub.ask(api.AskAttribution("a", steps))[0].attribution)
 
 
-def recalled(directory: Path) -> StoredAggregates:
+def loaded(directory: Path) -> StoredAggregates:
     with Reader(directory) as reader:
-        return aggregates.recall(reader)
+        return aggregates.load(reader)
 
 
-def test_the_next_hub_tells_the_effect_of_a_switch_of_the_last(world: Stored, tmp_path: Path) -> None:
+def test_the_next_hub_estimates_the_effect_of_an_earlier_switch(world: Stored, tmp_path: Path) -> None:
     before = world.effect()
     past = Store(tmp_path, "run", "hub-2", world.hub.now)
-    picture, found = past.past(), past.recall()
+    picture, found = past.past(), past.aggregates()
     assert picture is not None
-    world.hub = hub = Hub("hub-2", past=picture, recalled=found)
+    world.hub = hub = Hub("hub-2", past=picture, stored=found)
     world.states()
     hub.later(0.1)
     after = world.effect()
@@ -84,9 +84,9 @@ def test_the_next_hub_tells_the_effect_of_a_switch_of_the_last(world: Stored, tm
     assert world.effect().last_step == 26
 
 
-def test_the_next_hub_tells_where_the_gap_of_the_last_came_from(world: Stored, tmp_path: Path) -> None:
+def test_the_next_hub_has_the_attribution_of_earlier_steps(world: Stored, tmp_path: Path) -> None:
     then = attribution(world.hub, 20)
-    hub = Hub("hub-2", past=world.hub.picture, recalled=recalled(tmp_path))
+    hub = Hub("hub-2", past=world.hub.picture, stored=loaded(tmp_path))
     assert attribution(hub, 20) == then
 
 
@@ -119,45 +119,45 @@ def test_a_replay_answers_as_the_hub_would_have_at_that_step(world: Stored, tmp_
     for question in (api.AskEffect("e"), api.AskAttribution("a", 5)):
         first.ask(question)
     assert "no command has switched anything" in str(first.answers["e"].error)
-    assert "nothing is stored of where the gap came from" in str(first.answers["a"].error)
+    assert "no attribution data is stored" in str(first.answers["a"].error)
     first.close()
 
 
-def test_sums_of_other_strata_are_passed_over(world: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(recalled(tmp_path).parts) == 24
+def test_sums_of_other_strata_are_skipped(world: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(loaded(tmp_path).parts) == 24
     monkeypatch.setattr(aggregates, "STRATA", STRATA + 1)
-    assert recalled(tmp_path).parts == []
+    assert loaded(tmp_path).parts == []
 
 
-def test_a_step_that_was_trained_again_is_recalled_as_it_was_last(world: Stored, tmp_path: Path) -> None:
+def test_a_repeated_step_is_loaded_as_it_was_last(world: Stored, tmp_path: Path) -> None:
     world.hub.sources["trainer/0"] = Source("trainer/0", "life-2")
     world.step = 20
     world.go(2)
     world.states()
-    found = recalled(tmp_path)
+    found = loaded(tmp_path)
     assert [step.step for step in found.steps] == [*range(20), 22, 23, 20, 21]
     assert [step for step, _ in found.parts][-4:] == [22, 23, 20, 21]
-    assert attribution(Hub("hub-2", recalled=found), 4) == attribution(world.hub, 4)
+    assert attribution(Hub("hub-2", stored=found), 4) == attribution(world.hub, 4)
 
 
-def test_old_sums_are_let_go_and_the_rest_can_still_be_read(world: Stored, tmp_path: Path) -> None:
+def test_old_sums_are_dropped_and_the_rest_can_be_read(world: Stored, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / NAME, isolation_level=None) as connection:
         count = {t: connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("cell", "pace", "strata")}
         (size,) = connection.execute("SELECT avg(length(body)) + 60 FROM strata").fetchone()
-        thinner = Thinner(connection, Limits(cells=10, paces=4, strata_bytes=int(8 * size)))
+        retention = Retention(connection, Limits(cells=10, paces=4, strata_bytes=int(8 * size)))
         for _ in range(40):
-            thinner.turn()
+            retention.apply_some()
         left = {t: connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in count}
     connection.close()
     assert (left["cell"], left["pace"]) == (10, 4)
     assert 6 <= left["strata"] <= 10
     assert all(left[table] < count[table] for table in count)
-    found = recalled(tmp_path)
+    found = loaded(tmp_path)
     assert [step.step for step in found.steps] == list(range(19, 24))
-    assert set(found.marks) == set(recalled(tmp_path).marks)
+    assert set(found.marks) == set(loaded(tmp_path).marks)
 
 
-def test_a_store_brought_up_to_date_has_the_tables_of_a_new_one() -> None:
+def test_a_migrated_store_has_the_tables_of_a_new_one() -> None:
     def made(connection: sqlite3.Connection) -> set[str]:
         return {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")}
 
@@ -174,9 +174,15 @@ def test_a_store_brought_up_to_date_has_the_tables_of_a_new_one() -> None:
     new.close()
 
 
-def test_a_part_comes_back_to_the_bit(world: Stored, tmp_path: Path) -> None:
-    (step, of) = recalled(tmp_path).parts[-1]
-    kept = world.hub.state.beside([msgspec.structs.replace(world.hub.steps[23], step=step)]).steps[0].parts
+def test_a_part_is_read_back_bit_for_bit(world: Stored, tmp_path: Path) -> None:
+    (step, of) = loaded(tmp_path).parts[-1]
+    kept = (
+        world.hub.state.frames.aggregates(
+            api.Frame("", 0, 0.0, steps=[msgspec.structs.replace(world.hub.steps[23], step=step)])
+        )
+        .steps[0]
+        .parts
+    )
     assert of.keys() == kept.keys()
     for engine, part in of.items():
         then = kept[engine]
@@ -190,7 +196,7 @@ def test_a_part_comes_back_to_the_bit(world: Stored, tmp_path: Path) -> None:
             assert ours.tobytes() == theirs.tobytes()
 
 
-def test_the_command_line_tells_of_a_run_that_is_over_and_of_a_file(world: Stored, tmp_path: Path) -> None:
+def test_the_command_line_reads_an_ended_run_and_a_file(world: Stored, tmp_path: Path) -> None:
     world.writer.close()
     assert record(tmp_path, tmp_path / "run.rltop") > 0
     live = world.effect()

@@ -102,7 +102,7 @@ def fill(directory: Path) -> Path:
     return ballast
 
 
-def test_a_hub_on_a_disk_that_is_full_says_so_shows_the_run_and_recovers(small_disk: RunDir) -> None:
+def test_a_hub_on_a_full_disk_reports_it_shows_the_run_and_recovers(small_disk: RunDir) -> None:
     with hub(small_disk) as process, Client(small_disk) as client, collector(small_disk, "trainer/0") as trainer:
         close_step(trainer, 0)
         see(client, lambda v: 0 in v.steps)
@@ -124,7 +124,7 @@ def test_a_hub_on_a_disk_that_is_full_says_so_shows_the_run_and_recovers(small_d
     assert list(stored.picture(small_disk.path).steps) == list(range(number + 3))
 
 
-def test_a_hub_that_may_not_write_its_store_says_so_shows_the_run_and_recovers(rundir: RunDir) -> None:
+def test_a_hub_with_a_read_only_store_reports_it_shows_the_run_and_recovers(rundir: RunDir) -> None:
     stored.store(rundir.path, stored.frames(3))
     (rundir.path / NAME).chmod(0o400)
     with (
@@ -143,7 +143,7 @@ def test_a_hub_that_may_not_write_its_store_says_so_shows_the_run_and_recovers(r
     assert list(stored.picture(rundir.path).steps) == [0, 1, 2, 10]
 
 
-def test_a_hub_whose_directory_becomes_read_only_goes_on_and_recovers(rundir: RunDir) -> None:
+def test_a_hub_whose_directory_becomes_read_only_continues_and_recovers(rundir: RunDir) -> None:
     with (
         hub(rundir, *bound_by_modes()) as process,
         Client(rundir) as client,
@@ -168,7 +168,7 @@ def test_a_hub_whose_directory_becomes_read_only_goes_on_and_recovers(rundir: Ru
     assert list(stored.picture(rundir.path).steps) == [1, 2]
 
 
-def test_a_hub_that_may_not_write_its_directory_at_all_ends_with_the_reason(rundir: RunDir) -> None:
+def test_a_hub_without_write_access_to_its_directory_exits_with_the_reason(rundir: RunDir) -> None:
     rundir.path.chmod(0o500)
     try:
         with hub(rundir, *bound_by_modes()) as process:
@@ -181,7 +181,7 @@ def test_a_hub_that_may_not_write_its_directory_at_all_ends_with_the_reason(rund
     assert "Traceback" not in told.decode()
 
 
-def test_a_hub_whose_wall_clock_jumps_tells_it_and_loses_nothing(rundir: RunDir, tmp_path: Path) -> None:
+def test_a_jump_of_the_wall_clock_is_reported_and_loses_nothing(rundir: RunDir, tmp_path: Path) -> None:
     shift = tmp_path / "shift"
     set_clock(shift, "0")
     with (

@@ -55,7 +55,7 @@ def frame(number: int) -> api.Frame:
 def trouble(store: Store) -> str:
     """What keeps it from storing, as far as its writer has reported by now."""
     _ = store.unstored
-    return store._trouble
+    return store._error
 
 
 def settled(store: Store) -> bool:
@@ -68,7 +68,7 @@ def writer_of(store: Store) -> int:
 
 
 def told(store: Store) -> str:
-    return " | ".join(text for _, _, text in store.take_news())
+    return " | ".join(text for _, _, text in store.take_events())
 
 
 def steps(directory: Path) -> list[int]:
@@ -85,7 +85,7 @@ def test_twenty_kills_lose_no_step_that_was_shown_and_none_that_was_sent(rundir:
     assert closed > len(witness.shown)
 
 
-def test_a_new_hub_goes_on_from_what_is_stored_and_tells_the_hole() -> None:
+def test_a_new_hub_continues_from_the_store_and_reports_unmeasured_steps() -> None:
     first = Hub("hub-1")
     for number in range(3):
         first.send("trainer/0", wire.StepClosed(number, 0, 1, number))
@@ -108,7 +108,7 @@ def test_a_new_hub_goes_on_from_what_is_stored_and_tells_the_hole() -> None:
     assert numbers == list(range(len(numbers)))
 
 
-def test_a_step_that_is_still_waited_for_is_not_in_the_hole() -> None:
+def test_an_open_step_is_not_reported_as_unmeasured() -> None:
     first = Hub("hub-1")
     first.send("trainer/0", wire.StepClosed(2, 0, 1, 2))
     first.later(1.0)
@@ -132,7 +132,7 @@ def test_a_lost_message_of_the_trainer_makes_its_step_partial() -> None:
     assert [step.partial for step in hub.steps.values()] == [False, True]
 
 
-def test_engines_of_the_last_hub_are_silent_until_they_speak() -> None:
+def test_engines_of_the_previous_hub_are_silent_until_they_report() -> None:
     first = Hub("hub-1")
     for engine in ("e0", "e1"):
         first.engine(engine)
@@ -146,7 +146,7 @@ def test_engines_of_the_last_hub_are_silent_until_they_speak() -> None:
 # --- a disk that takes no more --------------------------------------------------------------------------------------
 
 
-def test_what_waited_for_a_full_disk_is_stored_once_there_is_room(store: Store, tmp_path: Path) -> None:
+def test_frames_that_waited_for_a_full_disk_are_stored_once_there_is_room(store: Store, tmp_path: Path) -> None:
     store.start()
     writer = writer_of(store)
     store.put(frame(1))
@@ -165,7 +165,7 @@ def test_what_waited_for_a_full_disk_is_stored_once_there_is_room(store: Store, 
     assert steps(tmp_path) == list(range(1, 201))
 
 
-def test_what_does_not_fit_in_memory_either_is_let_go_oldest_first_and_counted(
+def test_frames_beyond_the_memory_bound_are_dropped_oldest_first_and_counted(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stores, "MAX_WAITING", 10)
@@ -176,12 +176,12 @@ def test_what_does_not_fit_in_memory_either_is_let_go_oldest_first_and_counted(
         store.put(frame(number))
     (tmp_path / NAME).rmdir()
     wait_until(lambda: store.settle(0) == 0)
-    assert "10 frames had waited; 20 before them were let go" in told(store)
+    assert "10 frames had waited; 20 earlier frames were dropped" in told(store)
     store.end()
     assert steps(tmp_path) == list(range(21, 31))
 
 
-def test_a_store_that_was_removed_is_begun_anew(store: Store, tmp_path: Path) -> None:
+def test_a_removed_store_is_created_again(store: Store, tmp_path: Path) -> None:
     store.start()
     store.put(frame(1))
     wait_until(lambda: store.settle(0) == 0)
@@ -207,7 +207,7 @@ def test_a_damaged_store_is_set_aside_and_kept(store: Store, tmp_path: Path) -> 
     assert aside.read_bytes().startswith(b"not a database")
 
 
-def test_a_frame_that_cannot_be_written_does_not_stand_in_the_way(store: Store, tmp_path: Path) -> None:
+def test_a_frame_that_cannot_be_written_does_not_block_others(store: Store, tmp_path: Path) -> None:
     store.start()
     store.put(api.Frame("hub-1", 1, pictures.START, steps=[api.Step(0, object(), None, False, {})]))  # type: ignore[arg-type]
     assert "not stored" in told(store)
@@ -215,12 +215,12 @@ def test_a_frame_that_cannot_be_written_does_not_stand_in_the_way(store: Store, 
     wait_until(lambda: store.settle(0) == 0 and trouble(store))
     store.put(frame(3))
     wait_until(lambda: settled(store))
-    assert told(store).count("1 before them were let go") == 2
+    assert told(store).count("1 earlier frames were dropped") == 2
     store.end()
     assert steps(tmp_path) == [3]
 
 
-def test_what_is_old_is_thinned_while_frames_go_on_coming(store: Store, tmp_path: Path) -> None:
+def test_retention_is_applied_while_frames_keep_arriving(store: Store, tmp_path: Path) -> None:
     body = {"step": 0, "body": b""}
     writer = Writer(tmp_path / NAME, "run", "hub-0", pictures.START)
     writer.write([frame(0)], [[("taken", body)] * (LIMITS.taken + 500)])
@@ -266,14 +266,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_the_next_hub_waits_for_what_a_killed_one_had_handed_over(store: Store, tmp_path: Path) -> None:
+def test_the_next_hub_waits_for_the_commits_of_a_killed_hubs_writer(store: Store, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED_HUB, str(tmp_path)]
     killed = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     assert killed.returncode == -signal.SIGKILL
     writer = int(killed.stdout)
     assert steps(tmp_path) == [1]
     store.start()
-    assert "the last writer has not ended yet" in told(store)
+    assert "the previous writer has not exited yet" in told(store)
     past = threading.Thread(target=lambda: found.append(store.past()))
     found: list[api.Snapshot | None] = []
     past.start()
@@ -287,17 +287,17 @@ def test_the_next_hub_waits_for_what_a_killed_one_had_handed_over(store: Store, 
     assert steps(tmp_path) == [1, 2, 3]
 
 
-def test_a_past_that_is_set_aside_is_kept_under_another_name(tmp_path: Path) -> None:
+def test_a_store_that_is_set_aside_is_renamed(tmp_path: Path) -> None:
     assert set_aside(tmp_path) is None
     stored.store(tmp_path, stored.frames(3))
     aside = set_aside(tmp_path)
     assert aside is not None
     assert not (tmp_path / NAME).exists()
     with Reader(aside) as reader:
-        assert len(reader.picture().steps) == 3
+        assert len(reader.snapshot().steps) == 3
 
 
-def test_a_hub_on_a_full_disk_says_so_and_shows_the_run_and_recovers(rundir: RunDir) -> None:
+def test_a_live_hub_on_a_full_disk_reports_it_and_recovers(rundir: RunDir) -> None:
     hub = start_hub(rundir)
     try:
         with Client(rundir) as client, collector(rundir, "trainer/0") as trainer:
@@ -320,7 +320,7 @@ def test_a_hub_on_a_full_disk_says_so_and_shows_the_run_and_recovers(rundir: Run
     assert steps(rundir.path) == [0, 1, 2]
 
 
-def test_a_hub_whose_directory_vanishes_goes_on_showing(rundir: RunDir) -> None:
+def test_a_hub_whose_directory_vanishes_continues_the_live_view(rundir: RunDir) -> None:
     hub = start_hub(rundir)
     try:
         with Client(rundir) as client, fleet(rundir, steps_per_s=20):
@@ -338,7 +338,7 @@ def test_a_hub_whose_directory_vanishes_goes_on_showing(rundir: RunDir) -> None:
 # --- clocks ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_hubs_clock_goes_on_steadily_while_the_machines_jumps() -> None:
+def test_the_hubs_clock_is_steady_while_the_machines_jumps() -> None:
     wall, steady = 1000.0, 50.0
     clock = SteadyClock(lambda: wall, lambda: steady)
     wall, steady = 1010.0, 60.0
@@ -353,11 +353,11 @@ def test_the_hubs_clock_goes_on_steadily_while_the_machines_jumps() -> None:
     assert "jumped back by 3600 s" in text
 
 
-def test_a_clock_that_is_behind_the_store_is_told_and_order_is_kept(tmp_path: Path) -> None:
+def test_a_clock_behind_the_store_is_reported_and_the_order_is_kept(tmp_path: Path) -> None:
     stored.store(tmp_path, [frame(number) for number in range(1, 4)])
     late = Store(tmp_path, "run", "hub-2", pictures.START - 7200)
     assert late.past() is not None
-    assert "behind what was stored last" in told(late)
+    assert "behind the last stored frame" in told(late)
     late.start()
     late.put(api.Frame("hub-2", 1, pictures.START - 7000, steps=[stored.step(4)]))
     late.end()

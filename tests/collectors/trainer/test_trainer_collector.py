@@ -76,7 +76,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"entropy": torch.ones(2, 3).to_sparse()}, r"entropy: a nested or sparse tensor; expected a dense one"),
     ({"trainer_logprobs": [["a"], ["b"]]}, r"trainer_logprobs\[0\]: dtype <U1"),
     ({"cu_seqlens": BOUNDS}, r"token_ids: shape \[2, 3\] with cu_seqlens; expected \[tokens\]"),
-    (PACKED | {"cu_seqlens": [0, 7]}, r"cu_seqlens: \[0, 7\]; expected to rise from 0 to 6"),
+    (PACKED | {"cu_seqlens": [0, 7]}, r"cu_seqlens: \[0, 7\]; expected to increase from 0 to 6"),
     (PACKED | {"cu_seqlens": torch.tensor([0, 4, 2, 6])}, r"cu_seqlens: \[0, 4, 2, 6\]"),
     (PACKED | {"cu_seqlens": np.ones((2, 2), int)}, r"cu_seqlens: shape \[2, 2\]; expected \[rows \+ 1\]"),
     (PACKED | {"cu_seqlens": [0.0, 6.0]}, r"cu_seqlens: dtype float64; expected integers"),

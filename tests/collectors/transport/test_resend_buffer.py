@@ -11,19 +11,19 @@ from rltop.collectors.transport.resend_buffer import MESSAGE_BYTES, ResendBuffer
 
 Act = tuple[str, int]
 ACTS = st.lists(
-    st.tuples(st.sampled_from(["keep", "passing", "release", "rewind", "again", "fit"]), st.integers(0, 30)),
+    st.tuples(st.sampled_from(["keep", "transient", "release", "rewind", "again", "fit"]), st.integers(0, 30)),
     max_size=80,
 )
 
 
 @given(ACTS)
-def test_what_is_kept_is_what_follows_the_last_that_was_let_go(acts: list[Act]) -> None:
+def test_the_buffer_retains_all_messages_after_the_last_released(acts: list[Act]) -> None:
     kept = ResendBuffer()
     told: list[int] = []  # an independent account: the size of every message that was kept
     oldest = again = 0
     for act, number in acts:
-        if act in ("keep", "passing"):
-            kept.append(float(len(told)), [b"x" * number, b"y"], passing=act == "passing")
+        if act in ("keep", "transient"):
+            kept.append(float(len(told)), [b"x" * number, b"y"], transient=act == "transient")
             again += again == len(told)
             told.append(MESSAGE_BYTES + (number + 1 if act == "keep" else 0))
         elif act == "release":
@@ -46,16 +46,16 @@ def test_what_is_kept_is_what_follows_the_last_that_was_let_go(acts: list[Act]) 
         assert kept.next_resend is None or kept.next_resend.time == again
 
 
-def test_a_message_about_the_present_is_kept_as_its_number_alone() -> None:
+def test_a_transient_message_is_retained_as_its_number_alone() -> None:
     kept = ResendBuffer()
-    kept.append(0.0, wire.encode_body(wire.Health({}, 0, 1000), {}), passing=True)
+    kept.append(0.0, wire.encode_body(wire.Health({}, 0, 1000), {}), transient=True)
     kept.rewind(0)
     assert kept.next_resend is not None
     envelope = wire.encode_envelope(wire.Envelope(wire.PROTO, "e0", "life", 0, 0.0))
     assert wire.decode_data([envelope, *kept.next_resend.frames])[1] == wire.Passed()
 
 
-def test_a_window_on_a_large_array_does_not_keep_the_array() -> None:
+def test_a_view_of_a_large_array_does_not_retain_the_array() -> None:
     large = np.zeros(10_000, "<f4")
     part = large[10:20]
     body = wire.Sequences(0, 0, 0, 0, wire.describe({"part": part, "large": large}))

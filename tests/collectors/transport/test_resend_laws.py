@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.ingest.sources import ASK_AGAIN_S, HOLE_PATIENCE_S, ReceivedMark, Sources
+from rltop.backend.ingest.sources import HOLE_TIMEOUT_S, REQUEST_AGAIN_S, ReceivedMark, Sources
 from rltop.collectors.contract import wire
 from rltop.collectors.transport.resend_buffer import MESSAGE_BYTES, ResendBuffer
 
@@ -47,13 +47,13 @@ class Hub:
         self.lost = 0
 
     def hear(self, envelope: wire.Envelope, now: float) -> int | None:
-        arrival = self.sources.arrived(envelope, now, envelope.seq, 1 << 20)
+        arrival = self.sources.receive(envelope, now, envelope.seq, 1 << 20)
         self.lost += arrival.lost
-        if arrival.midway:  # nobody knows of those before: no hub has stored anything
+        if arrival.is_midway:  # nobody knows of those before: no hub has stored anything
             self.lost += min(arrival.ready, default=arrival.source.next_seq)
-        assert not (arrival.twice and arrival.ready)
+        assert not (arrival.is_duplicate and arrival.ready)
         self.taken += arrival.ready
-        return arrival.source.lacks(now)
+        return arrival.source.resend_due(now)
 
 
 class World:
@@ -130,7 +130,7 @@ def test_every_message_is_stored_once_and_in_order_or_counted_as_lost(acts: list
         elif act == "cut":  # what the hub has of the old connection it reads beside the new one's
             world.link.pipes = [world.link.pipes[-1], deque()]
     for _ in range(2 * len(acts) + 10):  # then all goes well
-        world.now += ASK_AGAIN_S
+        world.now += REQUEST_AGAIN_S
         world.send()
         while any(world.link.pipes):
             world.hear()
@@ -142,12 +142,12 @@ def test_every_message_is_stored_once_and_in_order_or_counted_as_lost(acts: list
         assert world.lost == 0
 
 
-def test_a_sender_that_never_sends_what_it_is_asked_for_is_heard_again() -> None:
+def test_messages_that_are_never_resent_are_given_up() -> None:
     world = World(0, 1000)
     world.send()
     world.hear()
     world.send("lost")
-    while world.now < HOLE_PATIENCE_S - 1:
+    while world.now < HOLE_TIMEOUT_S - 1:
         world.send()
         world.hear(asked=False)
         world.now += 1

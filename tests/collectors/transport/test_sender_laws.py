@@ -37,16 +37,16 @@ def encode(kind: str, items: list[Item]) -> Iterable[Message]:
             yield wire.StepClosed(number, rank, 1), {}
 
 
-def make(rundir: RunDir, **options: Any) -> Sender[Item]:
+def make(rundir: RunDir, **options: Any) -> Sender[Any]:
     return Sender(rundir, "trainer/0", "trainer", options.pop("encode", encode), vital=frozenset({"vital"}), **options)
 
 
-def counts(sender: Sender[Item], kind: str) -> tuple[int, int, int, int]:
+def counts(sender: Sender[Any], kind: str) -> tuple[int, int, int, int]:
     c = sender.health().counts[kind]
     return c.offered, c.sent, c.dropped, c.queued
 
 
-def test_a_racing_close_leaves_every_record_sent_or_dropped_and_the_hub_with_all_that_was_sent() -> None:
+def test_a_racing_close_counts_every_record_and_the_hub_has_all_sent_ones() -> None:
     with run_directory() as rundir, Receiver(rundir) as hub:
         for _ in range(20):
             hub.messages.clear()
@@ -79,7 +79,7 @@ def test_a_racing_close_leaves_every_record_sent_or_dropped_and_the_hub_with_all
                 assert numbers == list(range(len(numbers)))
 
 
-def test_kinds_stay_in_the_order_they_were_offered_in() -> None:
+def test_kinds_keep_their_order() -> None:
     with run_directory() as rundir, Receiver(rundir) as hub:
         sender = make(rundir)
         order = [("bulk", 1), ("vital", 1), ("vital", 2), ("bulk", 2), ("vital", 3)]
@@ -94,7 +94,7 @@ def test_kinds_stay_in_the_order_they_were_offered_in() -> None:
         assert seen == order
 
 
-def test_without_a_hub_bulk_is_shed_first_and_what_is_queued_arrives_when_one_comes() -> None:
+def test_without_a_hub_bulk_is_shed_first_and_the_queue_arrives_later() -> None:
     with run_directory() as rundir:
         sender = make(rundir, limit_bytes=1000)
         taken = [sender.offer("bulk", 100, (0, number)) for number in range(50)]
@@ -110,7 +110,7 @@ def test_without_a_hub_bulk_is_shed_first_and_what_is_queued_arrives_when_one_co
             assert hub.sequence_numbers() == list(range(len(hub.messages)))  # nothing was lost: no holes
 
 
-def test_a_hub_that_does_not_read_costs_bulk_but_no_vital_record() -> None:
+def test_a_stalled_hub_costs_bulk_records_but_no_vital_one() -> None:
     with run_directory() as rundir, Receiver(rundir, reading=False) as hub:
         sender = make(rundir, limit_bytes=4 << 20)
         sender.start()
@@ -132,7 +132,7 @@ def test_a_hub_that_does_not_read_costs_bulk_but_no_vital_record() -> None:
         assert last.counts["bulk"].dropped == dropped  # the hub knows what it missed
 
 
-def test_a_new_hub_learns_who_is_there_and_every_loss_is_a_hole_in_the_sequence(
+def test_collectors_register_with_a_new_hub_and_losses_are_gaps_in_the_sequence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sender_module, "REGISTER_PERIOD_S", 0.05)
@@ -167,7 +167,7 @@ def test_a_new_hub_learns_who_is_there_and_every_loss_is_a_hole_in_the_sequence(
             assert 0 <= sent - steps <= len(holes)
 
 
-def test_close_without_a_hub_ends_the_thread_and_counts_what_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_without_a_hub_ends_the_thread_and_counts_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender_module, "BYE_TIMEOUT_S", 0.1)
     with run_directory() as rundir:
         sender = make(rundir)
@@ -181,7 +181,7 @@ def test_close_without_a_hub_ends_the_thread_and_counts_what_was_left(monkeypatc
         assert not sender.close()
 
 
-def test_a_hub_that_never_confirms_does_not_hold_up_close(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_is_bounded_if_the_hub_never_confirms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender_module, "BYE_TIMEOUT_S", 0.1)
     with run_directory() as rundir, Receiver(rundir, acknowledging=False) as hub:
         sender = make(rundir)
@@ -192,7 +192,7 @@ def test_a_hub_that_never_confirms_does_not_hold_up_close(monkeypatch: pytest.Mo
         wait_until(lambda: any(isinstance(message, wire.Bye) for message in hub.control))
 
 
-def test_a_sender_that_was_never_used_closes_and_stays_closed() -> None:
+def test_an_unused_sender_closes_and_stays_closed() -> None:
     with run_directory() as rundir:
         sender = make(rundir)
         assert not sender.close()
@@ -218,7 +218,7 @@ def test_threads_and_sockets_are_gone_after_close() -> None:
 
 
 @pytest.mark.parametrize("place", ["encode", "on_message", "periodic", "tick"])
-def test_faults_of_a_collector_are_contained_counted_and_in_the_end_switched_off(
+def test_exceptions_of_a_collector_are_contained_counted_and_finally_switched_off(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender_module, "HEALTH_PERIOD_S", 0.01)
@@ -250,7 +250,7 @@ def test_faults_of_a_collector_are_contained_counted_and_in_the_end_switched_off
         assert (sent, dropped) == ((0, number) if place == "encode" else (number, 0))
 
 
-def test_a_message_that_the_wire_does_not_carry_is_dropped_and_the_rest_goes_on() -> None:
+def test_an_invalid_message_is_dropped_and_the_rest_is_sent() -> None:
     def wrong(kind: str, items: list[Any]) -> Iterable[Message]:
         for item in items:
             if item == "wrong":
@@ -310,7 +310,7 @@ def heard(hub: Receiver, kind: type[Any]) -> list[tuple[int, int]]:
     return [(envelope.seq, body.step) for envelope, body, _ in list(hub.messages) if isinstance(body, kind)]
 
 
-def test_what_is_not_acknowledged_is_sent_again_as_it_was_and_before_what_is_new() -> None:
+def test_unacknowledged_messages_are_resent_unchanged_before_new_ones() -> None:
     with run_directory() as rundir, Receiver(rundir) as hub:
         sender = make(rundir)
         for number in range(5):
@@ -335,7 +335,7 @@ def test_what_is_not_acknowledged_is_sent_again_as_it_was_and_before_what_is_new
         assert not any(isinstance(body, wire.Health) for envelope, body, _ in again if envelope.seq in then)
 
 
-def test_what_is_kept_makes_room_for_what_is_new() -> None:
+def test_retained_messages_make_room_for_new_records() -> None:
     limit = 10 * PAYLOAD.nbytes
     with run_directory() as rundir, Receiver(rundir) as hub:
         sender = make(rundir, limit_bytes=limit)
@@ -351,7 +351,7 @@ def test_what_is_kept_makes_room_for_what_is_new() -> None:
         assert sender.close()
 
 
-def test_a_goodbye_waits_for_what_is_asked_for_once_more() -> None:
+def test_a_disconnect_waits_for_requested_messages() -> None:
     with run_directory() as rundir, Receiver(rundir, acknowledging=False) as hub:
         sender = make(rundir)
         for number in range(3):
@@ -387,7 +387,7 @@ class Counted(zmq.Socket[bytes]):
         return super().poll(*args, **options)
 
 
-def test_a_message_of_any_arrays_costs_one_call_on_a_socket_and_hearing_nothing_costs_none(
+def test_a_message_costs_one_socket_call_and_idle_polling_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def encode_wide(kind: str, items: list[Any]) -> Iterable[Message]:

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rltop.backend.client.live import Client
-from rltop.backend.store.store import wait_for_writer
+from rltop.backend.store.writer_launch import wait_for_writer
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.launch import ensure_hub, find_hub
 from rltop.collectors.contract.rundir import RunDir, for_run
