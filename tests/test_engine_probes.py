@@ -279,7 +279,7 @@ UNFIT: dict[str, tuple[Callable[[Any], Any], str]] = {
     "speculative": (lambda core: setattr(core.vllm_config, "speculative_config", object()), "speculative"),
     "adapters": (lambda core: setattr(core.vllm_config, "lora_config", object()), "adapter"),
     "connector": (lambda core: setattr(core.scheduler, "connector", object()), "KV connector"),
-    "lockstep": (lambda core: setattr(core, "dp_group", object()), "step together"),
+    "lockstep": (lambda core: setattr(core, "dp_group", object()), "in lockstep"),
     "images": (lambda core: setattr(core.vllm_config.model_config, "is_multimodal_model", True), "token ids"),
     "paused": (lambda core: core.scheduler.set_pause_state(PauseState.PAUSED_ALL), "paused"),
     "full": (lambda core: setattr(core.scheduler.kv_cache_manager, "usage", 0.95), "95% full"),
@@ -317,12 +317,12 @@ def test_a_sleeping_engine_is_let_sleep(bench: Bench, probe: str) -> None:
 def test_a_worker_without_the_collector_is_an_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.ask("weight-digest")
     monkeypatch.delattr(Worker, "rltop_read_flags")
-    assert bench.boundary()[-1].reason == "the collector is not in every worker of this engine"
+    assert bench.boundary()[-1].reason == "the collector is not loaded in every worker of this engine"
 
 
 def test_an_engine_of_another_make_is_refused_not_waited_for(bench: Bench) -> None:
     del bench.core.vllm_config.model_config
-    assert "not as it is known here" in bench.ask("prefill-rescore", passage())[0].reason
+    assert "differs from known vLLM versions" in bench.ask("prefill-rescore", passage())[0].reason
 
 
 def test_a_probe_without_a_cache_or_of_an_unknown_name_is_refused(bench: Bench) -> None:
@@ -341,7 +341,7 @@ def test_prompts_are_cut_to_what_the_memory_for_their_logits_allows() -> None:
         assert len(only.prompt_token_ids) == 8  # of 1 GiB at 12 bytes a logit
         bench.on()
         assert bench.reports[0][0].notes == [
-            "2 sequences were cut to their first 8 tokens, for want of memory or model length"
+            "2 sequences were cut to their first 8 tokens (free memory or model length)"
         ]
     finally:
         del type(bench.core.scheduler).update_from_output

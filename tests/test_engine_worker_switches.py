@@ -50,7 +50,7 @@ def test_workers_that_lack_the_collector_are_asked_nothing_that_could_fail() -> 
     engine = EngineCore()
     engine.model_executor = Strict([Worker(), SimpleNamespace()])
     desk = Desk(engine)
-    assert desk.board.core.workers.fault == "AttributeError: the collector is not in every worker: no rltop_read_flags"
+    assert desk.board.core.workers.fault == "AttributeError: the collector is not loaded in every worker: no rltop_read_flags"
     desk.send("logprobs_mode", "processed")
     assert desk.boundary() == []
     assert fingerprint(engine)["max_num_batched_tokens"] == "64"
@@ -161,7 +161,7 @@ def test_a_rank_that_ignores_the_switch_is_noticed_and_all_go_back() -> None:
     desk.send("logprobs_mode", "processed")
     (update,) = desk.boundary()
     assert update.state == "refused"
-    assert "did not all take it" in update.reason
+    assert "not all ranks have the new value" in update.reason
     assert modes(engine) == RAW
 
 

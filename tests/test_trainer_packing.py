@@ -92,7 +92,7 @@ def test_messages_say_what_the_arrays_say(data: st.DataObject) -> None:
     size = data.draw(st.integers(0, 6)) if form == "batch" else None
     given_rows: list[Row] = data.draw(st.lists(rows(size), min_size=1, max_size=5))
     message_bytes = data.draw(st.sampled_from([1, 150, 1 << 20]))
-    stretch_bytes = data.draw(st.sampled_from([1, 300, 8 << 20]))
+    convert_bytes = data.draw(st.sampled_from([1, 300, 8 << 20]))
 
     def tokens(name: str, dtype: str) -> Any:
         return shaped(form, library, [getattr(row, name) for row in given_rows], dtype)
@@ -118,7 +118,7 @@ def test_messages_say_what_the_arrays_say(data: st.DataObject) -> None:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "MESSAGE_BYTES", message_bytes)
-        patch.setattr(packing, "STRETCH_BYTES", stretch_bytes)
+        patch.setattr(packing, "CONVERT_BYTES", convert_bytes)
         bodies, arrays = sent(checked.copy())
 
     kept = [max((t + 1 for t, m in enumerate(row.mask) if m), default=0) for row in given_rows]

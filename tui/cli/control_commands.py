@@ -223,14 +223,14 @@ def _run_command(run: str | None, question: Callable[[Client], AskCommand], *, a
 
 def _next_steps(changes: list[Change], applied: bool, where: str) -> Iterator[str]:
     """The commands to run next: keep a temporary change, measure its effect, revert it."""
-    from rltop.backend.api import moved
+    from rltop.backend.api import changed_engine
 
     timed = next((change for change in changes if change.reverts_at is not None), None)
     if timed is not None:
         left = span(round(max((timed.reverts_at or 0.0) - time.time(), 0.0)))
         keep_it = f"; keep it: rltop keep {timed.command}{where}" if timed.verb == "set" else ""
         yield f"auto-reverts in {left}{keep_it}"
-    if applied and any(moved(change) and change.verb == "set" for change in changes):
+    if applied and any(changed_engine(change) and change.verb == "set" for change in changes):
         command = changes[0].command
         yield f"see its effect: rltop effect {command}{where}; revert it: rltop undo {command}{where}"
 
