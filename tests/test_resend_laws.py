@@ -142,7 +142,7 @@ def test_every_message_is_stored_once_and_in_order_or_counted_as_lost(acts: list
         assert world.lost == 0
 
 
-def test_a_sender_that_never_sends_what_it_is_asked_for_is_heard_again() -> None:
+def test_a_sender_that_never_resends_is_read_again() -> None:
     world = World(0, 1000)
     world.send()
     world.hear()

@@ -17,7 +17,7 @@ ACTS = st.lists(
 
 
 @given(ACTS)
-def test_what_is_kept_is_what_follows_the_last_that_was_let_go(acts: list[Act]) -> None:
+def test_the_buffer_holds_the_messages_after_the_last_removed_one(acts: list[Act]) -> None:
     kept = ResendBuffer()
     told: list[int] = []  # an independent account: the size of every message that was kept
     oldest = again = 0
@@ -46,7 +46,7 @@ def test_what_is_kept_is_what_follows_the_last_that_was_let_go(acts: list[Act]) 
         assert kept.next_resend is None or kept.next_resend.time == again
 
 
-def test_a_message_about_the_present_is_kept_as_its_number_alone() -> None:
+def test_a_passing_message_is_kept_as_its_number_only() -> None:
     kept = ResendBuffer()
     kept.append(0.0, wire.encode_body(wire.Health({}, 0, 1000), {}), passing=True)
     kept.rewind(0)
@@ -55,7 +55,7 @@ def test_a_message_about_the_present_is_kept_as_its_number_alone() -> None:
     assert wire.decode_data([envelope, *kept.next_resend.frames])[1] == wire.Passed()
 
 
-def test_a_window_on_a_large_array_does_not_keep_the_array() -> None:
+def test_a_view_of_a_large_array_does_not_keep_the_array() -> None:
     large = np.zeros(10_000, "<f4")
     part = large[10:20]
     body = wire.Sequences(0, 0, 0, 0, wire.describe({"part": part, "large": large}))

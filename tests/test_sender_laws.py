@@ -94,7 +94,7 @@ def test_kinds_stay_in_the_order_they_were_offered_in() -> None:
         assert seen == order
 
 
-def test_without_a_hub_bulk_is_shed_first_and_what_is_queued_arrives_when_one_comes() -> None:
+def test_without_a_hub_bulk_is_dropped_first_and_queued_items_arrive_later() -> None:
     with run_directory() as rundir:
         sender = make(rundir, limit_bytes=1000)
         taken = [sender.offer("bulk", 100, (0, number)) for number in range(50)]
@@ -132,7 +132,7 @@ def test_a_hub_that_does_not_read_costs_bulk_but_no_vital_record() -> None:
         assert last.counts["bulk"].dropped == dropped  # the hub knows what it missed
 
 
-def test_a_new_hub_learns_who_is_there_and_every_loss_is_a_hole_in_the_sequence(
+def test_a_new_hub_learns_the_sources_and_every_loss_is_a_gap(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sender_module, "REGISTER_PERIOD_S", 0.05)
@@ -167,7 +167,7 @@ def test_a_new_hub_learns_who_is_there_and_every_loss_is_a_hole_in_the_sequence(
             assert 0 <= sent - steps <= len(holes)
 
 
-def test_close_without_a_hub_ends_the_thread_and_counts_what_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_without_a_hub_ends_the_thread_and_counts_the_rest_as_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender_module, "BYE_TIMEOUT_S", 0.1)
     with run_directory() as rundir:
         sender = make(rundir)
@@ -181,7 +181,7 @@ def test_close_without_a_hub_ends_the_thread_and_counts_what_was_left(monkeypatc
         assert not sender.close()
 
 
-def test_a_hub_that_never_confirms_does_not_hold_up_close(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_never_confirms_does_not_block_close(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender_module, "BYE_TIMEOUT_S", 0.1)
     with run_directory() as rundir, Receiver(rundir, acknowledging=False) as hub:
         sender = make(rundir)
@@ -218,7 +218,7 @@ def test_threads_and_sockets_are_gone_after_close() -> None:
 
 
 @pytest.mark.parametrize("place", ["encode", "on_message", "periodic", "tick"])
-def test_faults_of_a_collector_are_contained_counted_and_in_the_end_switched_off(
+def test_faults_of_a_collector_are_contained_counted_and_finally_switched_off(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender_module, "HEALTH_PERIOD_S", 0.01)
@@ -250,7 +250,7 @@ def test_faults_of_a_collector_are_contained_counted_and_in_the_end_switched_off
         assert (sent, dropped) == ((0, number) if place == "encode" else (number, 0))
 
 
-def test_a_message_that_the_wire_does_not_carry_is_dropped_and_the_rest_goes_on() -> None:
+def test_a_message_that_cannot_be_encoded_is_dropped_alone() -> None:
     def wrong(kind: str, items: list[Any]) -> Iterable[Message]:
         for item in items:
             if item == "wrong":
@@ -310,7 +310,7 @@ def heard(hub: Receiver, kind: type[Any]) -> list[tuple[int, int]]:
     return [(envelope.seq, body.step) for envelope, body, _ in list(hub.messages) if isinstance(body, kind)]
 
 
-def test_what_is_not_acknowledged_is_sent_again_as_it_was_and_before_what_is_new() -> None:
+def test_unacknowledged_messages_are_resent_unchanged_before_new_ones() -> None:
     with run_directory() as rundir, Receiver(rundir) as hub:
         sender = make(rundir)
         for number in range(5):
@@ -335,7 +335,7 @@ def test_what_is_not_acknowledged_is_sent_again_as_it_was_and_before_what_is_new
         assert not any(isinstance(body, wire.Health) for envelope, body, _ in again if envelope.seq in then)
 
 
-def test_what_is_kept_makes_room_for_what_is_new() -> None:
+def test_the_resend_buffer_makes_room_for_new_items() -> None:
     limit = 10 * PAYLOAD.nbytes
     with run_directory() as rundir, Receiver(rundir) as hub:
         sender = make(rundir, limit_bytes=limit)
@@ -351,7 +351,7 @@ def test_what_is_kept_makes_room_for_what_is_new() -> None:
         assert sender.close()
 
 
-def test_a_goodbye_waits_for_what_is_asked_for_once_more() -> None:
+def test_a_disconnect_waits_for_requested_resends() -> None:
     with run_directory() as rundir, Receiver(rundir, acknowledging=False) as hub:
         sender = make(rundir)
         for number in range(3):
@@ -387,7 +387,7 @@ class Counted(zmq.Socket[bytes]):
         return super().poll(*args, **options)
 
 
-def test_a_message_of_any_arrays_costs_one_call_on_a_socket_and_hearing_nothing_costs_none(
+def test_a_message_costs_one_socket_call_and_receiving_nothing_costs_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def encode_wide(kind: str, items: list[Any]) -> Iterable[Message]:

@@ -144,14 +144,14 @@ def begins_with(now: Any, then: Any) -> bool:
     return bool(now == then)
 
 
-def test_every_message_of_the_wire_is_here() -> None:
+def test_every_message_of_the_wire_has_a_golden_entry() -> None:
     every = {cls for union in (wire.DataBody, wire.ControlToHub, wire.ControlToCollector) for cls in get_args(union)}
     assert {type(body) for body in MESSAGES.values()} == every
     assert set(GOLDEN) == {*ENVELOPES, *MESSAGES}
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_bytes_that_were_once_sent_are_read_and_sent_again_alike(name: str) -> None:
+def test_golden_bytes_are_decoded_and_encoded_unchanged(name: str) -> None:
     frame = bytes.fromhex(GOLDEN[name])
     assert decoder_for(MESSAGES[name]).decode(frame) == MESSAGES[name]
     # Fields appended since then may follow; what was there has not moved.
@@ -172,7 +172,7 @@ def test_an_old_reader_ignores_fields_appended_later(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_a_new_reader_fills_in_what_an_old_sender_did_not_know(name: str) -> None:
+def test_a_new_reader_fills_in_fields_of_an_old_sender(name: str) -> None:
     fields = msgspec.structs.fields(type(MESSAGES[name]))
     required = sum(field.required for field in fields)
     frame = msgspec.msgpack.decode(bytes.fromhex(GOLDEN[name]))

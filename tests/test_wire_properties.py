@@ -40,7 +40,7 @@ def test_arrays_arrive_as_they_were_sent(arrays: wire.Arrays) -> None:
 
 
 @given(named_arrays)
-def test_a_packed_message_is_one_frame_and_says_the_same(arrays: wire.Arrays) -> None:
+def test_a_packed_message_is_one_frame_with_the_same_content(arrays: wire.Arrays) -> None:
     body = wire.Sequences(3, 0, 1, 2, wire.describe(arrays))
     frames = [bytes(frame) for frame in wire.encode_data(ENVELOPE, body, arrays)]
     packed = bytes(*wire.pack(frames))
@@ -55,7 +55,7 @@ def test_a_packed_message_is_one_frame_and_says_the_same(arrays: wire.Arrays) ->
 
 
 @given(st.binary(max_size=60), st.data())
-def test_packed_messages_that_are_cut_or_changed_raise_nothing_else(rest: bytes, data: st.DataObject) -> None:
+def test_truncated_or_changed_packed_messages_raise_only_wire_errors(rest: bytes, data: st.DataObject) -> None:
     packed = bytes(*wire.pack(wire.encode_data(ENVELOPE, wire.Health({}, 0, 1000), {})))
     changed = bytearray(packed)
     changed[data.draw(st.integers(0, 40))] = data.draw(st.integers(0, 255))
@@ -66,7 +66,7 @@ def test_packed_messages_that_are_cut_or_changed_raise_nothing_else(rest: bytes,
 @pytest.mark.parametrize(
     "frame", [b"", b"\2\0\0", b"\1" + bytes(7), b"\xff" * 400, b"\2\0\0\0" + b"\xff" * 8 + bytes(90)]
 )
-def test_sizes_that_do_not_fit_are_refused_before_anything_is_made(frame: bytes) -> None:
+def test_invalid_sizes_are_refused_before_any_allocation(frame: bytes) -> None:
     with pytest.raises(wire.WireError, match="packed"):
         wire.unpack([frame])
 
@@ -78,12 +78,12 @@ def test_a_message_too_large_to_be_packed_goes_frame_by_frame() -> None:
 
 
 @given(st.lists(st.binary(max_size=60), max_size=5))
-def test_arbitrary_bytes_raise_nothing_else(frames: list[bytes]) -> None:
+def test_arbitrary_bytes_raise_only_wire_errors(frames: list[bytes]) -> None:
     assert_message_or_wire_error(frames)
 
 
 @given(st.sampled_from(list(MESSAGES)), st.data())
-def test_mutated_messages_raise_nothing_else(name: str, data: st.DataObject) -> None:
+def test_mutated_messages_raise_only_wire_errors(name: str, data: st.DataObject) -> None:
     body = MESSAGES[name]
     if isinstance(body, wire.DataBody):
         frames = [bytes(frame) for frame in wire.encode_data(ENVELOPE, body, ARRAYS.get(name, {}))]
@@ -163,7 +163,7 @@ def sequences(**changes: Any) -> list[bytes]:
         ({"frame": bytes(wire.MAX_FRAME_BYTES + 1)}, "array frame of more than"),
     ],
 )
-def test_what_does_not_fit_its_description_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
+def test_an_array_that_does_not_match_its_description_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(wire.WireError, match=said):
         wire.decode_data(sequences(**changes))
 
@@ -175,7 +175,7 @@ def test_large_headers_are_refused_before_they_are_decoded() -> None:
         wire.decode_to_hub(bytes(wire.MAX_CONTROL_BYTES + 1))
 
 
-def test_what_no_hub_would_read_is_not_made() -> None:
+def test_a_message_beyond_the_limits_is_not_encoded() -> None:
     big: wire.Arrays = {"x": np.zeros(wire.MAX_FRAME_BYTES + 1, "u1")}
     with pytest.raises(wire.WireError, match="array frame"):
         wire.encode_body(wire.Sequences(0, 0, 0, 0, wire.describe(big)), big)
