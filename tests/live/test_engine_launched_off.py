@@ -43,7 +43,7 @@ def launched() -> Iterator[tuple[RunDir, LiveEngine]]:
                 os.kill(info.pid, signal.SIGKILL)
 
 
-def test_what_an_engine_was_started_without_is_refused_with_the_launch_option_and_nothing_changes(
+def test_a_flag_not_enabled_at_launch_is_refused_with_the_launch_option(
     launched: tuple[RunDir, LiveEngine],
 ) -> None:
     rundir, engine = launched

@@ -179,7 +179,7 @@ def test_logprobs_mode_switches_in_flight_and_the_ratio_says_which_it_was(engine
 
 
 @exact
-def test_a_float32_head_on_a_float32_model_has_no_effect_and_says_so(engine: LiveEngine, hub: HubStandIn) -> None:
+def test_a_float32_head_on_a_float32_model_reports_no_effect(engine: LiveEngine, hub: HubStandIn) -> None:
     def batch(tag: str) -> list[Any]:
         return [engine.generate(f"{tag}{i}", prompt(i), 160, seed=2000 + i) for i in range(IN_FLIGHT)]
 
@@ -231,7 +231,7 @@ def test_seeded_requests_that_would_be_recomputed_in_chunks_keep_strict_from_bei
 
 
 @pytest.mark.skipif(not ON_CPU, reason="needs a backend of vLLM's weight-transfer API")
-def test_a_switch_waits_for_an_open_weight_update_and_versions_stand_per_token(
+def test_a_switch_waits_for_an_open_weight_update_and_versions_are_per_token(
     engine: LiveEngine, hub: HubStandIn
 ) -> None:
     from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
@@ -267,7 +267,7 @@ def test_a_switch_waits_for_an_open_weight_update_and_versions_stand_per_token(
     switch(hub, "prefix_caching", "on", "end")
 
 
-def test_an_engine_started_without_async_scheduling_is_told_by_its_scheduler(engine: LiveEngine) -> None:
+def test_an_engine_started_without_async_scheduling_is_recognised_by_its_scheduler(engine: LiveEngine) -> None:
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -282,7 +282,7 @@ def test_every_flag_in_any_order_with_requests_in_flight(engine: LiveEngine, hub
     assert sum(len(row.milliseconds) for row in rows) == 20 * len(BY_NAME)
 
 
-def test_a_failed_update_is_told_and_holds_up_nothing(engine: LiveEngine, hub: HubStandIn, tmp_path: Path) -> None:
+def test_a_failed_update_is_reported_and_blocks_nothing(engine: LiveEngine, hub: HubStandIn, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="collective_rpc method failed"):
         engine.run(engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(tmp_path)}))
     torn = fresh(hub)

@@ -110,7 +110,7 @@ def test_a_trainers_digests_are_of_the_dtype_that_engines_get() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"w": "f" * 16}, {"w": "float32:0"}, {"w": torch.ones(2)}, {1: "float32:" + "0" * 16}]
 )
-def test_what_is_no_digest_is_refused_on_the_callers_line(wrong: Any) -> None:
+def test_an_invalid_digest_is_refused_in_the_call(wrong: Any) -> None:
     with run_directory() as rundir:
         collector = TrainerCollector(hub=str(rundir.path), start_hub=False)
         with pytest.raises(ValueError, match=r"weight_digests\["):

@@ -60,7 +60,7 @@ def test_runs_are_listed_with_the_hub_that_lives() -> None:
             assert list_runs(home.path) == [(dead, None), (live, info)]
 
 
-def test_a_killed_hub_is_replaced_only_when_somebody_asks() -> None:
+def test_a_killed_hub_is_replaced_only_on_request() -> None:
     with run_directory() as rundir, hubs_ended(rundir):
         first = ensure_hub(rundir)
         end(rundir, first, signal.SIGKILL)
@@ -104,7 +104,7 @@ def test_ranks_that_come_at_the_same_time_make_one_hub() -> None:
         assert [rank.returncode for rank in ranks] == [0, 0, 0]
 
 
-def test_a_collector_does_not_restart_its_hub_and_the_trainer_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_collector_does_not_restart_its_hub_and_the_trainer_continues(caplog: pytest.LogCaptureFixture) -> None:
     with run_directory() as rundir, hubs_ended(rundir), caplog.at_level(logging.WARNING, "rltop"):
         trainer = TrainerCollector(hub=str(rundir.path))
         info = find_hub(rundir)
@@ -150,7 +150,7 @@ def test_only_rank_0_starts_a_hub_and_only_if_it_may() -> None:
         assert not rundir.lock.exists()
 
 
-def test_a_hub_that_ends_at_once_is_told_with_the_end_of_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_exits_is_reported_with_the_end_of_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
     with run_directory() as rundir:
         script = rundir.path / "python"
         script.write_text("#!/bin/sh\necho what went wrong\nexit 3\n")
@@ -160,7 +160,7 @@ def test_a_hub_that_ends_at_once_is_told_with_the_end_of_its_log(monkeypatch: py
             ensure_hub(rundir)
 
 
-def test_a_hub_that_is_never_ready_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_is_never_ready_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     with run_directory() as rundir:
         script = rundir.path / "python"
         script.write_text(f"#!/bin/sh\necho $$ > {rundir.path}/pid\nexec sleep 600\n")
@@ -172,7 +172,7 @@ def test_a_hub_that_is_never_ready_is_ended(monkeypatch: pytest.MonkeyPatch) -> 
         assert not Path(f"/proc/{pid}").exists()
 
 
-def test_somebody_else_starting_for_too_long_is_an_error() -> None:
+def test_another_process_that_starts_for_too_long_is_an_error() -> None:
     with run_directory() as rundir:
         rundir.create()
         with launch._locked(rundir.path / "start.lock", 0.0), pytest.raises(LaunchError, match="still starting"):
@@ -186,7 +186,7 @@ def test_a_directory_that_others_can_enter_is_refused() -> None:
             ensure_hub(rundir)
 
 
-def test_unreadable_facts_about_a_hub_are_no_hub() -> None:
+def test_an_unreadable_hub_file_means_no_hub() -> None:
     with run_directory() as rundir:
         rundir.lock.touch()
         with launch._locked(rundir.lock, 0.0):
@@ -206,7 +206,7 @@ def open_files(pid: int) -> set[Path]:
     return found
 
 
-def test_somebody_who_only_looks_does_not_keep_a_hub_from_its_lock() -> None:
+def test_a_reader_does_not_keep_a_hub_from_its_lock() -> None:
     with run_directory() as rundir, hubs_ended(rundir), rundir.lock.open("wb") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         command = [sys.executable, "-m", "rltop.backend.hub", str(rundir.path)]
@@ -219,7 +219,7 @@ def test_somebody_who_only_looks_does_not_keep_a_hub_from_its_lock() -> None:
                 hub.terminate()
 
 
-def test_what_a_killed_hub_said_of_itself_is_not_taken_for_the_next_one() -> None:
+def test_the_file_of_a_killed_hub_is_not_used_for_the_next_one() -> None:
     with run_directory() as rundir, hubs_ended(rundir):
         rundir.info.write_bytes(msgspec.json.encode(HubInfo(1, "h", 0.0, "of a killed hub", 1)))
         assert ensure_hub(rundir).epoch != "of a killed hub"

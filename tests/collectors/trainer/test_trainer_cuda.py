@@ -72,7 +72,7 @@ def test_a_call_does_not_wait_for_the_gpu_and_later_changes_do_not_reach_it(form
         np.testing.assert_array_equal(seen[name], array)
 
 
-def test_cumulative_sizes_on_the_gpu_that_do_not_fit_are_found_when_they_are_read() -> None:
+def test_invalid_cumulative_sizes_on_the_gpu_are_detected_when_read() -> None:
     zeros = torch.zeros(6, device="cuda")
     bounds = torch.tensor([0, 4, 7], device="cuda")
     columns = {"rollout_logprobs": zeros, "trainer_logprobs": zeros}
@@ -81,7 +81,7 @@ def test_cumulative_sizes_on_the_gpu_that_do_not_fit_are_found_when_they_are_rea
         sent(batch)
 
 
-def test_a_trainer_that_makes_its_tensors_on_the_gpu_by_default_is_heard() -> None:
+def test_a_default_device_of_the_trainer_does_not_matter() -> None:
     arguments, _ = checked("cuda", "batch")
     with torch.device("cuda"):
         assert sent(arguments.copy())["row_ids"].size

@@ -42,7 +42,7 @@ def test_facts_are_sent_at_the_start_on_change_and_to_every_new_hub() -> None:
         assert hub.bodies(wire.Health)[-1].counts == {"facts": wire.Counts(4, 4)}
 
 
-def test_a_trainer_that_states_nothing_sends_nothing() -> None:
+def test_a_trainer_without_facts_sends_none() -> None:
     with run_directory() as directory, Receiver(directory) as hub:
         collector = TrainerCollector(hub=str(directory.path), start_hub=False)
         wait_until(lambda: hub.control)
@@ -62,7 +62,7 @@ def test_a_wrong_fact_raises_on_its_line(wrong: dict[str, Any]) -> None:
         collector.close(timeout=0.05)
 
 
-def test_the_demos_trainer_states_what_it_computes_with() -> None:
+def test_the_demos_trainer_sends_its_facts() -> None:
     model = load_model(str(MODEL))
     stated = policy.facts(model, 0.7)
     assert stated["dtype"] == next(model.parameters()).dtype == torch.float32

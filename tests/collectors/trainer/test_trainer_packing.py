@@ -87,12 +87,12 @@ def same(seen: NDArray[Any], expected: list[Any], dtype: str) -> None:
 
 
 @given(st.data())
-def test_messages_say_what_the_arrays_say(data: st.DataObject) -> None:
+def test_messages_contain_the_values_of_the_arrays(data: st.DataObject) -> None:
     form, library = data.draw(st.sampled_from(FORMS)), data.draw(st.sampled_from(LIBRARIES))
     size = data.draw(st.integers(0, 6)) if form == "batch" else None
     given_rows: list[Row] = data.draw(st.lists(rows(size), min_size=1, max_size=5))
     message_bytes = data.draw(st.sampled_from([1, 150, 1 << 20]))
-    block_bytes = data.draw(st.sampled_from([1, 300, 8 << 20]))
+    convert_bytes = data.draw(st.sampled_from([1, 300, 8 << 20]))
 
     def tokens(name: str, dtype: str) -> Any:
         return shaped(form, library, [getattr(row, name) for row in given_rows], dtype)
@@ -118,7 +118,7 @@ def test_messages_say_what_the_arrays_say(data: st.DataObject) -> None:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "MESSAGE_BYTES", message_bytes)
-        patch.setattr(packing, "CONVERT_BYTES", block_bytes)
+        patch.setattr(packing, "CONVERT_BYTES", convert_bytes)
         bodies, arrays = sent(checked.copy())
 
     kept = [max((t + 1 for t, m in enumerate(row.mask) if m), default=0) for row in given_rows]
@@ -145,7 +145,7 @@ def test_messages_say_what_the_arrays_say(data: st.DataObject) -> None:
     assert "entropy" not in arrays
 
 
-def test_arrays_are_read_once_a_stretch_however_many_messages_it_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_are_read_once_for_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every pass over an array gives the interpreter's lock away."""
     monkeypatch.setattr(packing, "MESSAGE_BYTES", 1)
     reads: list[tuple[Any, ...]] = []
@@ -167,7 +167,7 @@ def test_arrays_are_read_once_a_stretch_however_many_messages_it_makes(monkeypat
 
 
 @pytest.mark.parametrize("message_bytes", [1, 150, 1 << 20])
-def test_ids_travel_with_their_rows(message_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_ids_stay_with_their_rows(message_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "MESSAGE_BYTES", message_bytes)
     bodies, _ = sent(simple(request_ids=["cmpl-1-0", None, "x" * 256]))
     assert [name for body in bodies for name in body.request_ids] == ["cmpl-1-0", "", "x" * 256]
@@ -222,7 +222,7 @@ def test_views_in_any_memory_order_are_read_row_by_row() -> None:
         np.testing.assert_array_equal(arrays["entropy"], np.asarray(view).flatten())
 
 
-def test_doubles_that_float32_does_not_hold_travel_as_infinity() -> None:
+def test_doubles_beyond_float32_become_infinity() -> None:
     _, arrays = sent(simple(entropy=np.full((3, 4), -1e300)))
     assert (arrays["entropy"] == -np.inf).all()
 
@@ -241,7 +241,7 @@ def test_mixed_precision_rows_keep_the_finer_one() -> None:
     same(arrays["entropy"], [1.0, 2.0, 0.1], "<f4")
 
 
-def test_a_padded_prompt_array_is_passed_on_whole() -> None:
+def test_a_padded_prompt_array_is_sent_with_its_padding() -> None:
     prompts = torch.arange(6).reshape(3, 2)
     _, arrays = sent(simple(prompt_ids=prompts))
     same(arrays["prompt_sizes"], [2, 2, 2], "<i4")
@@ -269,7 +269,7 @@ def test_rows_of_no_length_and_no_rows_at_all() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 4000))
-def test_blocks_cover_all_rows_once_and_keep_to_the_size_unless_of_one_row(count: int, weight: int, limit: int) -> None:
+def test_blocks_cover_all_rows_once_within_the_limit(count: int, weight: int, limit: int) -> None:
     weights = (np.arange(count) * 37 % weight + 1).astype(np.int64)
     blocks = list(packing._blocks(weights, limit))
     assert [first for first, _ in blocks] == [0, *[last for _, last in blocks[:-1]]]
@@ -284,7 +284,7 @@ def test_ids_beyond_the_wire_are_refused() -> None:
 
 
 @given(st.lists(st.integers(-3, 9), min_size=1, max_size=6), st.integers(0, 9))
-def test_cumulative_sizes_are_taken_only_if_they_rise_from_nothing_to_all(bounds: list[int], tokens: int) -> None:
+def test_cumulative_sizes_must_rise_from_0_to_the_number_of_tokens(bounds: list[int], tokens: int) -> None:
     right = bounds[0] == 0 and bounds[-1] == tokens and bounds == sorted(bounds)
     if right:
         assert packing.row_sizes(np.array(bounds), tokens).sum() == tokens

@@ -103,7 +103,7 @@ def _read_from(request: pytest.FixtureRequest) -> None:
     Bench.by_rows = request.param
 
 
-def test_tokens_logprobs_versions_and_epochs_stand_per_token() -> None:
+def test_tokens_logprobs_versions_and_epochs_are_per_token() -> None:
     bench = Bench()
     bench.add("a", temperature=0.7, top_p=0.9, seed=4)
     bench.schedule("a")
@@ -135,7 +135,7 @@ def test_a_request_aborted_before_its_first_token_is_published_empty() -> None:
     assert bench.assembler.aborted == 2
 
 
-def test_what_comes_after_the_end_of_a_request_is_ignored() -> None:
+def test_outputs_after_the_end_of_a_request_are_ignored() -> None:
     bench = Bench()
     bench.add("a")
     bench.abort("a")
@@ -157,7 +157,7 @@ def test_requests_without_logprobs_are_counted_and_their_logprobs_are_nan() -> N
     assert bench.assembler.without_logprobs == 1
 
 
-def test_a_logprob_that_is_not_the_sampled_tokens_is_not_taken_for_it() -> None:
+def test_a_logprob_of_another_token_is_recorded_as_nan() -> None:
     bench = Bench()
     bench.add("a")
     several, last = output("a", [5, 6]), output("a", [7], finish="length")
@@ -185,7 +185,7 @@ def test_pooling_requests_and_sessions_are_not_rollouts() -> None:
     assert bench.assembler.added == 0
 
 
-def test_the_first_scheduling_counts_and_says_whether_the_cache_was_looked_up() -> None:
+def test_the_first_scheduling_sets_time_step_and_cache_lookup() -> None:
     bench = Bench()
     bench.add("a", "b")
     bench.schedule("a")
@@ -198,7 +198,7 @@ def test_the_first_scheduling_counts_and_says_whether_the_cache_was_looked_up() 
     assert (found["b"].rollout.lookup_off, found["b"].rollout.first_step) == (True, 1)
 
 
-def test_a_rollout_says_when_its_engine_started_and_last_changed_its_weights_before_it() -> None:
+def test_a_rollout_contains_the_engine_start_and_the_last_weight_update() -> None:
     bench = Bench()
     bench.assembler = Assembler(started=bench.tap.started)
     for name in "ab":
@@ -212,7 +212,7 @@ def test_a_rollout_says_when_its_engine_started_and_last_changed_its_weights_bef
     assert a.scheduled <= b.updated <= b.scheduled
 
 
-def test_versions_are_inferred_from_update_calls_where_vllm_carries_none() -> None:
+def test_versions_are_inferred_from_update_calls_without_a_label() -> None:
     bench = Bench()
     bench.add("a")
     bench.step(output("a", [1]))
@@ -229,7 +229,7 @@ def test_versions_are_inferred_from_update_calls_where_vllm_carries_none() -> No
     assert rollout.version_source == "inferred"
 
 
-def test_a_shed_step_drops_every_request_it_may_have_touched_and_no_later_one() -> None:
+def test_a_dropped_step_drops_the_requests_it_may_affect_and_no_later_one() -> None:
     bench = Bench(backlog_limit=4)
     bench.add("a", "b")
     bench.step(output("a", [1]), output("b", [1]))
@@ -245,7 +245,7 @@ def test_a_shed_step_drops_every_request_it_may_have_touched_and_no_later_one() 
     assert (bench.assembler.added, bench.assembler.published, bench.assembler.dropped) == (4, 1, 3)
 
 
-def test_a_fault_inside_the_step_hook_is_a_hole() -> None:
+def test_a_fault_inside_the_step_hook_is_a_gap() -> None:
     bench = Bench()
     bench.add("a")
     bench.step(output("a", [1]))
@@ -256,7 +256,7 @@ def test_a_fault_inside_the_step_hook_is_a_hole() -> None:
     assert bench.assembler.dropped == 1
 
 
-def test_a_request_that_outgrows_the_bound_is_dropped_whole() -> None:
+def test_a_request_that_exceeds_the_bound_is_dropped_completely() -> None:
     bench = Bench(alive_limit=REQUEST_BYTES + 100)
     bench.add("a")
     for token in range(30):
@@ -267,7 +267,7 @@ def test_a_request_that_outgrows_the_bound_is_dropped_whole() -> None:
     assert (bench.assembler.dropped, bench.assembler.alive) == (1, 0)
 
 
-def test_requests_that_only_wait_stay_within_the_bound_too() -> None:
+def test_waiting_requests_stay_within_the_bound() -> None:
     bench = Bench(alive_limit=10 * REQUEST_BYTES)
     bench.add(*(f"r{number}" for number in range(1000)))
     assert not bench.drain()
@@ -291,7 +291,7 @@ def lives(draw: st.DrawFn) -> list[tuple[str, int]]:
 
 
 @given(lives(), st.integers(1, 40))
-def test_every_published_rollout_is_exactly_what_the_engine_put_out(events: list[tuple[str, int]], limit: int) -> None:
+def test_every_published_rollout_equals_the_outputs_of_the_engine(events: list[tuple[str, int]], limit: int) -> None:
     bench = Bench(backlog_limit=limit)
     truth: dict[str, list[tuple[int, int]]] = {}
     started: dict[int, str] = {}
@@ -336,14 +336,14 @@ def test_a_label_is_read_by_its_trailing_digits(prefix: str, version: int) -> No
     assert label_version(f"{version}{prefix}x") is None
 
 
-def test_a_label_without_digits_is_no_version() -> None:
+def test_a_label_without_digits_gives_no_version() -> None:
     assert [label_version(label) for label in (None, "", "default")] == [None] * 3
     assert version_of("default", None) == (None, "unknown")
     assert version_of("default", 3) == (3, "inferred")
     assert version_of("7", 3) == (7, "engine")
 
 
-def test_sampling_parameters_that_do_nothing_are_left_out() -> None:
+def test_sampling_parameters_without_effect_are_omitted() -> None:
     assert sampling_of(request("a", top_k=0, min_p=0.0, repetition_penalty=1.1).sampling_params) == {
         "temperature": 1.0,
         "repetition_penalty": 1.1,

@@ -72,7 +72,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @given(cases(), st.integers(1, 20))
-def test_however_many_steps_are_read_at_once_the_rollouts_are_the_engines(case: Case, together: int) -> None:
+def test_reading_any_number_of_steps_together_gives_the_same_rollouts(case: Case, together: int) -> None:
     assembler = Assembler()
     for number, record in enumerate(case.records):
         assembler.apply(record)
@@ -157,7 +157,7 @@ class Batches:
 
 
 @given(st.data(), st.integers(1, 20))
-def test_batches_are_read_as_the_engine_took_them(data: st.DataObject, together: int) -> None:
+def test_batches_give_the_tokens_that_the_engine_accepted(data: st.DataObject, together: int) -> None:
     names = [f"r{i}" for i in range(data.draw(st.integers(1, 5)))]
     engine = Batches({name: data.draw(st.booleans()) for name in names})
     for number in range(data.draw(st.integers(0, 12))):
@@ -187,7 +187,7 @@ def sampled(ids: list[str], taken: list[str], ended: list[Output], time: float =
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_request_that_took_another_number_of_tokens_than_it_has_rows_is_dropped_whole(rows: int) -> None:
+def test_a_request_with_another_number_of_tokens_than_rows_is_dropped(rows: int) -> None:
     odd, even = request("odd"), request("even")
     odd.output_token_ids, even.output_token_ids = [1, 1], [1] * rows
     last = [Output(name, [1], None, "stop") for name in ("odd", "even")]
@@ -197,7 +197,7 @@ def test_a_request_that_took_another_number_of_tokens_than_it_has_rows_is_droppe
     assert (assembler.unmatched, assembler.dropped, assembler.alive) == (1, 1, 0)
 
 
-def test_a_token_without_a_row_is_a_hole() -> None:
+def test_a_token_without_a_row_is_a_gap() -> None:
     assembler = Assembler()
     for name in "ab":
         assembler.apply(added(name))
@@ -208,7 +208,7 @@ def test_a_token_without_a_row_is_a_hole() -> None:
     assert (assembler.dropped, assembler.alive) == (2, 0)
 
 
-def test_where_rows_are_not_one_for_each_request_outputs_are_read_and_nothing_is_lost() -> None:
+def test_without_one_row_per_request_outputs_are_read_instead() -> None:
     engine = Batches({"a": True, "b": True})
     assembler = Assembler()
     for name in "ab":
@@ -224,7 +224,7 @@ def test_where_rows_are_not_one_for_each_request_outputs_are_read_and_nothing_is
     assert [(f.rollout.request_id, f.token_ids.tolist()) for f in found] == [("a", [5, 6]), ("b", [5, 6])]
 
 
-def test_a_batch_with_other_rows_than_requests_is_a_hole() -> None:
+def test_a_batch_with_another_number_of_rows_than_requests_is_a_gap() -> None:
     assembler = Assembler()
     for name in "ab":
         assembler.apply(added(name))
@@ -261,7 +261,7 @@ def added(name: str, **params: Any) -> RequestAdded:
     return RequestAdded(0, 1, request(name, **params), 0.0)
 
 
-def test_a_rollout_ends_when_its_last_output_came_not_when_it_was_read() -> None:
+def test_a_rollout_ends_at_the_time_of_its_last_output() -> None:
     assembler = fed(
         added("a"), added("b"),
         stepped(output("a", [1]), output("b", [2], finish="length"), time=5.0),
@@ -272,14 +272,14 @@ def test_a_rollout_ends_when_its_last_output_came_not_when_it_was_read() -> None
     assert ends == [("b", 5.0, "length"), ("a", 6.0, "stop")]
 
 
-def test_a_name_that_is_used_again_at_once_makes_two_rollouts() -> None:
+def test_a_reused_request_id_makes_two_rollouts() -> None:
     assembler = fed(added("a"), stepped(output("a", [1], finish="stop")), added("a"),
                     stepped(output("a", [2], finish="length")))  # fmt: skip
     assert [f.token_ids.tolist() for f in assembler.pop_finished()] == [[1], [2]]
     assert (assembler.added, assembler.published) == (2, 2)
 
 
-def test_outputs_after_the_end_of_a_request_are_not_its_own() -> None:
+def test_outputs_after_the_end_belong_to_another_request() -> None:
     assembler = fed(added("a"), added("b"), stepped(output("a", [1], finish="stop"), output("b", [4])),
                     stepped(output("a", [2]), output("b", [5])), stepped(output("a", [3], finish="error")),
                     stepped(output("b", [6], finish="stop")))  # fmt: skip
@@ -287,14 +287,14 @@ def test_outputs_after_the_end_of_a_request_are_not_its_own() -> None:
     assert found == [([1], [-1 / 8], "stop"), ([4, 5, 6], [-4 / 8, -5 / 8, -6 / 8], "stop")]
 
 
-def test_requests_that_are_not_followed_are_left_out_between_those_that_are() -> None:
+def test_unknown_requests_are_skipped() -> None:
     assembler = fed(added("a"), stepped(output("x", [8]), output("a", [1]), output("y", [9])),
                     stepped(output("a", [2], finish="stop"), output("x", [7], finish="stop")))  # fmt: skip
     assert [f.token_ids.tolist() for f in assembler.pop_finished()] == [[1, 2]]
     assert (assembler.generated_tokens, assembler.published) == (2, 1)
 
 
-def test_rows_that_are_missing_are_a_fault_and_the_hole_takes_what_it_may_have_touched() -> None:
+def test_missing_rows_are_a_fault_and_drop_the_affected_requests() -> None:
     short = output("a", [1, 2])
     short.new_logprobs = recorded([1], [1], 2)
     with pytest.raises(ValueError, match="1 ids and 1 logprobs recorded for 2 tokens"):
@@ -312,7 +312,7 @@ def test_rows_that_are_missing_are_a_fault_and_the_hole_takes_what_it_may_have_t
     assert (assembler.added, assembler.published, assembler.dropped, assembler.alive) == (3, 1, 2, 0)
 
 
-def test_a_hole_in_the_stream_spares_what_ended_before_it() -> None:
+def test_a_gap_spares_requests_that_ended_before_it() -> None:
     assembler = fed(added("a"), added("b"), stepped(output("a", [1], finish="stop"), output("b", [2])))
     late = stepped(output("b", [3], finish="stop"))._replace(drops_before=1)
     assembler.apply(stepped(output("b", [9])))  # unsettled when the hole is seen
@@ -322,7 +322,7 @@ def test_a_hole_in_the_stream_spares_what_ended_before_it() -> None:
     assert (assembler.published, assembler.dropped) == (1, 1)
 
 
-def test_outputs_do_not_wait_without_bound() -> None:
+def test_buffered_outputs_are_bounded() -> None:
     assembler = Assembler()
     assembler.apply(added("a"))
     for token in range(BUFFERED_OUTPUTS + 1):

@@ -63,7 +63,7 @@ def when_due(desk: Desk, id: str = "c/revert") -> list[CommandUpdate]:  # noqa: 
     return updates
 
 
-def test_a_timed_switch_is_taken_back_by_the_engine_itself() -> None:
+def test_the_engine_reverts_a_switch_with_a_timer() -> None:
     desk = Desk()
     before = time.time()
     update = off(desk, revert_s=SOON_S)
@@ -79,7 +79,7 @@ def test_a_timed_switch_is_taken_back_by_the_engine_itself() -> None:
     assert desk.commands.timers() == []
 
 
-def test_a_running_timer_is_shown_with_what_it_will_do() -> None:
+def test_a_running_timer_is_part_of_the_state() -> None:
     desk = Desk()
     at = off(desk, revert_s=600.0).reverts_at
     (timer,) = desk.commands.timers()
@@ -99,7 +99,7 @@ def test_a_revert_waits_for_an_open_weight_update_and_has_no_deadline() -> None:
     assert caching(desk)
 
 
-def test_a_kept_switch_stays_and_keeping_twice_is_no_mistake() -> None:
+def test_a_kept_switch_stays_and_keeping_it_twice_succeeds() -> None:
     desk = Desk()
     off(desk, revert_s=600.0)
     (kept,) = send(desk, "keep", "k1", target="c")
@@ -111,7 +111,7 @@ def test_a_kept_switch_stays_and_keeping_twice_is_no_mistake() -> None:
     assert not caching(desk)
 
 
-def test_what_cannot_be_kept_is_refused_with_the_reason() -> None:
+def test_a_command_that_cannot_be_kept_is_refused_with_the_reason() -> None:
     desk = Desk()
     (none,) = send(desk, "keep", "k1", target="nobody")
     assert (none.state, none.reason) == ("refused", "this engine has no timer of command nobody")
@@ -129,7 +129,7 @@ def test_what_cannot_be_kept_is_refused_with_the_reason() -> None:
     assert [timer.command for timer in desk.commands.timers()] == ["p"]
 
 
-def test_another_command_on_the_flag_ends_the_timer_at_once() -> None:
+def test_another_command_on_the_flag_supersedes_the_timer() -> None:
     desk = Desk()
     off(desk, revert_s=600.0)
     send(desk, "set", "d", flag="prefix_caching", value="on")
@@ -140,7 +140,7 @@ def test_another_command_on_the_flag_ends_the_timer_at_once() -> None:
     assert desk.commands.timers() == []
 
 
-def test_the_present_value_asked_for_again_makes_a_timed_switch_stay() -> None:
+def test_setting_the_present_value_again_stops_the_timer() -> None:
     desk = Desk()
     off(desk, revert_s=600.0)
     send(desk, "set", "d", flag="prefix_caching", value="off")
@@ -149,7 +149,7 @@ def test_the_present_value_asked_for_again_makes_a_timed_switch_stay() -> None:
     assert not caching(desk)
 
 
-def test_a_renewed_timer_still_goes_back_to_what_was_before_all_timers() -> None:
+def test_a_renewed_timer_reverts_to_the_value_before_all_timers() -> None:
     desk = Desk()
     off(desk, "c", revert_s=600.0)
     assert off(desk, "d", revert_s=SOON_S).id == "c/revert"
@@ -158,7 +158,7 @@ def test_a_renewed_timer_still_goes_back_to_what_was_before_all_timers() -> None
     assert [(u.id, u.state, u.new) for u in desk.boundary()] == [("d/revert", "applied", "on")]
 
 
-def test_a_pause_asked_for_again_as_the_first_one_ends_still_has_its_timer() -> None:
+def test_a_pause_renewed_as_it_ends_still_has_a_timer() -> None:
     desk = Desk()
     do(desk, "pause", "p", revert_s=SOON_S)
     send(desk, "pause", "q", revert_s=600.0)
@@ -171,7 +171,7 @@ def test_a_pause_asked_for_again_as_the_first_one_ends_still_has_its_timer() -> 
     assert pause_state(desk) == "UNPAUSED"
 
 
-def test_a_timed_switch_renewed_as_it_ends_still_goes_back() -> None:
+def test_a_switch_renewed_as_its_timer_ends_is_still_reverted() -> None:
     desk = Desk()
     off(desk, "c", revert_s=SOON_S)
     send(desk, "set", "d", flag="prefix_caching", value="off", revert_s=SOON_S)
@@ -185,7 +185,7 @@ def test_a_timed_switch_renewed_as_it_ends_still_goes_back() -> None:
     assert [timer.back_to for timer in desk.commands.timers()] == ["on"]
 
 
-def test_a_revert_that_something_stands_against_is_tried_until_it_can_be_done() -> None:
+def test_a_revert_with_an_obstacle_is_retried_until_it_succeeds() -> None:
     desk = Desk()
     off(desk, revert_s=SOON_S)
     desk.engine.scheduler.connector = object()
@@ -203,7 +203,7 @@ def test_a_revert_that_something_stands_against_is_tried_until_it_can_be_done() 
     assert [(u.id, u.state, u.new) for u in updates] == [("c/revert", "applied", "on")]
 
 
-def test_a_flag_whose_parts_differ_is_not_switched_for_a_time_only() -> None:
+def test_a_flag_with_mixed_values_is_not_switched_with_a_timer() -> None:
     desk = Desk()
     desk.engine.async_scheduling = False
     refused = do(desk, "set", flag="async_scheduling", value="on", revert_s=600.0)
@@ -211,7 +211,7 @@ def test_a_flag_whose_parts_differ_is_not_switched_for_a_time_only() -> None:
     assert "reads mixed, to which it can't be reverted" in refused.reason
 
 
-def test_a_timed_switch_back_to_what_was_before_needs_no_timer() -> None:
+def test_a_switch_back_to_the_previous_value_needs_no_timer() -> None:
     desk = Desk()
     off(desk, "c", revert_s=600.0)
     send(desk, "set", "d", flag="prefix_caching", value="on", revert_s=600.0)
@@ -220,7 +220,7 @@ def test_a_timed_switch_back_to_what_was_before_needs_no_timer() -> None:
     assert desk.commands.timers() == []
 
 
-def test_a_flag_changed_by_hand_is_left_alone() -> None:
+def test_a_flag_changed_since_is_not_reverted() -> None:
     desk = Desk()
     off(desk, revert_s=SOON_S)
     desk.engine.scheduler.kv_cache_manager.enable_caching = True
@@ -231,7 +231,7 @@ def test_a_flag_changed_by_hand_is_left_alone() -> None:
     assert desk.tap.flag_epoch == 1
 
 
-def test_an_undo_takes_back_only_what_the_command_did() -> None:
+def test_an_undo_reverts_only_the_change_of_its_command() -> None:
     desk = Desk()
     off(desk, "c", revert_s=600.0)
     send(desk, "set", "u", flag="prefix_caching", value="on", target="c")
@@ -249,7 +249,7 @@ def scheduling(desk: Desk) -> tuple[str | None, str]:
     return state.value, state.detail
 
 
-def test_a_revert_and_an_undo_bring_back_the_form_too() -> None:
+def test_a_revert_and_an_undo_restore_the_form_too() -> None:
     desk = Desk()
     strict = do(desk, "set", "s", flag="async_scheduling", value="off", strict=True)
     assert (strict.state, strict.new, strict.detail) == ("applied", "off", "strict"), strict
@@ -264,7 +264,7 @@ def test_a_revert_and_an_undo_bring_back_the_form_too() -> None:
 
 
 @pytest.mark.parametrize("lenient", [False, True])
-def test_a_timed_strict_form_goes_back_to_the_plain_one(lenient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_strict_form_with_a_timer_reverts_to_the_plain_one(lenient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk()
     if lenient:  # what is strictly off may do for off where a person asks, never where something is taken back
         job = desk.commands._jobs["async_scheduling"]
@@ -312,7 +312,7 @@ def test_a_pause_always_has_a_guard_timer_and_a_second_one_renews_it() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), BY_VERB["pause"].max_guard_s + 1])
-def test_a_timer_that_is_not_one_is_refused(seconds: float) -> None:
+def test_an_invalid_timer_is_refused(seconds: float) -> None:
     desk = Desk()
     assert do(desk, "pause", revert_s=seconds).state == "refused"
     assert off(desk, "d", revert_s=seconds if seconds <= 0 else MAX_REVERT_S + 1).state == "refused"
@@ -320,7 +320,7 @@ def test_a_timer_that_is_not_one_is_refused(seconds: float) -> None:
     assert caching(desk)
 
 
-def test_somebody_elses_pause_is_never_ended() -> None:
+def test_a_pause_by_another_caller_is_never_ended() -> None:
     desk = Desk()
     desk.engine.scheduler.set_pause_state(PauseState.PAUSED_ALL)
     refused = do(desk, "resume")
@@ -329,7 +329,7 @@ def test_somebody_elses_pause_is_never_ended() -> None:
     assert pause_state(desk) == "PAUSED_ALL"
 
 
-def test_a_pause_waits_for_the_end_of_somebody_elses() -> None:
+def test_a_pause_waits_for_the_end_of_another_callers_pause() -> None:
     desk = Desk()
     desk.engine.scheduler.set_pause_state(PauseState.PAUSED_NEW)
     waiting = do(desk, "pause")
@@ -339,7 +339,7 @@ def test_a_pause_waits_for_the_end_of_somebody_elses() -> None:
 
 
 @pytest.mark.parametrize("theirs", [PauseState.PAUSED_ALL, PauseState.UNPAUSED])
-def test_a_pause_that_somebody_took_over_is_theirs_and_its_timer_ends(theirs: PauseState) -> None:
+def test_a_pause_taken_over_by_another_caller_supersedes_the_timer(theirs: PauseState) -> None:
     desk = Desk()
     do(desk, "pause", revert_s=600.0)
     desk.engine.scheduler.set_pause_state(theirs)
@@ -373,7 +373,7 @@ def test_generation_that_cannot_be_paused_safely_is_refused_with_the_reason() ->
     assert "who paused generation" in do(desk, "pause").reason
 
 
-def test_a_pause_that_does_not_take_is_undone() -> None:
+def test_a_pause_without_effect_is_undone() -> None:
     desk = Desk()
     state = PauseState.UNPAUSED
     kind = type("Deaf", (type(desk.engine.scheduler),), {"pause_state": property(lambda _: state, lambda *_: None)})
@@ -383,7 +383,7 @@ def test_a_pause_that_does_not_take_is_undone() -> None:
     assert desk.guard.faults == {}
 
 
-def test_a_flush_evicts_what_nobody_holds_and_says_what_remains() -> None:
+def test_a_flush_evicts_unused_blocks_and_reports_the_rest() -> None:
     desk = Desk()
     flushed = do(desk, "flush_cache")
     assert (flushed.state, flushed.old, flushed.new) == ("applied", "7 blocks", "3 blocks")
@@ -395,7 +395,7 @@ def test_a_flush_evicts_what_nobody_holds_and_says_what_remains() -> None:
     assert "connector" in do(desk, "flush_cache", "d").reason
 
 
-def test_where_steps_are_not_seen_any_more_nothing_is_paused_but_a_pause_ends() -> None:
+def test_without_step_outputs_a_pause_is_refused_but_a_resume_is_not() -> None:
     desk = Desk()
     in_flight(desk.engine, "a")
     do(desk, "pause", "p", revert_s=SOON_S)
@@ -406,14 +406,14 @@ def test_where_steps_are_not_seen_any_more_nothing_is_paused_but_a_pause_ends() 
     assert "lost requests could not be counted" in do(desk, "pause", "q").reason
 
 
-def test_an_unknown_verb_is_refused_with_what_there_is() -> None:
+def test_an_unknown_verb_is_refused_with_the_known_ones() -> None:
     (refused,) = send(Desk(), "explode")
     assert refused.state == "refused"
     for action in ACTIONS:
         assert action.verb in refused.reason
 
 
-def test_a_new_hub_is_told_of_what_is_under_way() -> None:
+def test_pending_updates_are_repeated_for_a_new_hub() -> None:
     desk = Desk()
     desk.tap.on_rpc(None, "start_weight_update")
     off(desk)

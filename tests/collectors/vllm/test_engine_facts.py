@@ -36,7 +36,7 @@ def facts_of(model: Path, **launch: Any) -> dict[str, str]:
     return fingerprint._read(fingerprint.FACTS, engine)
 
 
-def test_what_a_generation_config_fills_in_is_told_with_its_source(model: Path) -> None:
+def test_defaults_of_a_generation_config_are_reported_with_their_source(model: Path) -> None:
     known = facts_of(model)
     assert known["default_sampling"] == "repetition_penalty=1.05, temperature=0.6, top_k=20"
     assert known["default_sampling_from"] == "the model's generation_config.json"
@@ -45,7 +45,7 @@ def test_what_a_generation_config_fills_in_is_told_with_its_source(model: Path) 
     assert found.explanation == "requests without their own value get temperature 0.6 where the trainer states 1"
 
 
-def test_told_not_to_it_fills_in_nothing_or_what_the_launch_says(model: Path) -> None:
+def test_without_a_generation_config_only_launch_overrides_are_defaults(model: Path) -> None:
     known = facts_of(model, generation_config="vllm")
     assert (known["default_sampling"], facts.defaults(known)) == (fingerprint.NEUTRAL, {})
     known = facts_of(model, override_generation_config={"temperature": 0.9})
@@ -53,7 +53,7 @@ def test_told_not_to_it_fills_in_nothing_or_what_the_launch_says(model: Path) ->
     assert known["default_sampling_from"].endswith("and --override-generation-config")
 
 
-def test_facts_that_a_switch_changes_are_read_anew_and_absent_ones_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_current_facts_are_reread_and_absent_ones_omitted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(fingerprint.RESTORED, raising=False)  # the demo's plugin says it of its whole process
 
     class AsyncScheduler:

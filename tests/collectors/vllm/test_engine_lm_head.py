@@ -70,7 +70,7 @@ def desk(*, tied: bool) -> tuple[Desk, Model]:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_projection_is_wrapped_seen_bound_and_unwrapped_and_the_look_up_keeps_its_dtype(tied: bool) -> None:
+def test_the_projection_is_wrapped_verified_and_unwrapped_and_the_look_up_keeps_its_dtype(tied: bool) -> None:
     bench, model = desk(tied=tied)
     hidden = torch.randn(3, HIDDEN, generator=torch.Generator().manual_seed(5)).bfloat16()
     bias = torch.randn(VOCABULARY).bfloat16()

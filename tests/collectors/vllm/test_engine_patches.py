@@ -46,7 +46,7 @@ def test_the_plugin_imports_no_host_by_itself() -> None:
     assert "torch" not in python(f"import rltop.collectors.vllm.agent; {HEAVY}")
 
 
-def test_an_address_that_is_not_served_is_logged_once_and_not_raised() -> None:
+def test_an_unsupported_address_is_logged_once_and_not_raised() -> None:
     said = python("from rltop.collectors.vllm import register; register(); register()", RLTOP_HUB="tcp://1.2.3.4:5")
     assert said.count("network addresses are refused") == 1
 
@@ -109,7 +109,7 @@ def test_every_kind_of_loop_attaches_once_and_detaches_at_its_end(loops: Any) ->
     assert len(seen) == 6
 
 
-def test_an_engine_in_its_callers_process_is_let_go_with_its_client(loops: Any, tmp_path: Path, quiet: None) -> None:
+def test_an_in_process_engine_is_freed_with_its_client(loops: Any, tmp_path: Path, quiet: None) -> None:
     guard = ErrorBoundary()
     patches.install(lambda engine: agent.Agent(engine, RunDir(tmp_path), guard).close, guard)
     client = loops.InprocClient()
@@ -124,7 +124,7 @@ def test_an_engine_in_its_callers_process_is_let_go_with_its_client(loops: Any, 
     assert guard.faults == {}
 
 
-def test_the_copy_in_a_forked_child_does_not_speak_for_the_engine(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_agent_in_a_forked_child_sends_nothing(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLTOP_ENGINE", "e7")
     with HubStandIn() as hub:
         watcher = agent.Agent(EngineCore(), hub.rundir, ErrorBoundary())
@@ -146,7 +146,7 @@ def test_an_attach_that_raises_leaves_the_loop_alone(loops: Any) -> None:
     assert guard.faults == {"attach": 1}
 
 
-def test_a_loop_that_is_not_there_is_named(loops: Any) -> None:
+def test_a_missing_loop_is_reported(loops: Any) -> None:
     del loops.DPEngineCoreProc
     assert patches.install(lambda engine: lambda: None, ErrorBoundary()) == [
         f"{patches.MODULE}.DPEngineCoreProc.run_busy_loop is missing"
@@ -179,7 +179,7 @@ NAMES = [seam.name for seam in patches.PATCH_POINTS]
 
 
 @pytest.mark.parametrize("hook", [raises, none])
-def test_the_hosts_results_do_not_depend_on_ours(hook: Any) -> None:
+def test_hooks_do_not_change_the_hosts_results(hook: Any) -> None:
     guard = ErrorBoundary()
     engine = EngineCore()
     taps = patches.InstalledPatches(engine, dict.fromkeys(NAMES, hook), guard)
@@ -194,7 +194,7 @@ def test_the_hosts_results_do_not_depend_on_ours(hook: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["step", "update"])
-def test_it_is_told_that_steps_are_not_seen_any_more(name: str) -> None:
+def test_a_step_hook_that_is_off_is_reported(name: str) -> None:
     guard, engine = ErrorBoundary(), EngineCore()
     patches.InstalledPatches(engine, {name: raises}, guard)
     assert patches.why_steps_unseen(engine) == ""
@@ -226,7 +226,7 @@ CHANGES = [(seam, kind) for seam in patches.PATCH_POINTS for kind in ("renamed",
     [(seam, kind) for seam, kind in CHANGES if seam.parameters or kind != "other signature"],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_a_seam_that_is_not_what_it_was_costs_one_capability(seam: patches.PatchPoint, kind: str) -> None:
+def test_a_changed_patch_point_costs_one_capability(seam: patches.PatchPoint, kind: str) -> None:
     engine = EngineCore()
     owner = engine.scheduler if seam.path else engine
     replacement = (lambda self, something, else_: None) if kind == "other signature" else None
@@ -248,7 +248,7 @@ def test_utility_calls_still_see_the_originals_signature() -> None:
     assert list(inspect.signature(engine.collective_rpc).parameters) == ["method", "timeout", "args", "kwargs"]
 
 
-def test_ranks_of_one_name_are_told_apart() -> None:
+def test_data_parallel_ranks_have_different_ids() -> None:
     engine = EngineCore()
     assert agent.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0"
     engine.vllm_config.parallel_config.data_parallel_index = 1
@@ -262,7 +262,7 @@ def test_ranks_of_one_name_are_told_apart() -> None:
     assert "-" in agent.engine_id(engine, {})
 
 
-def test_an_engine_is_watched_to_its_end_without_a_hub(tmp_path: Path, quiet: None) -> None:
+def test_an_engine_is_observed_to_its_end_without_a_hub(tmp_path: Path, quiet: None) -> None:
     engine = EngineCore()
     guard = ErrorBoundary()
     watcher = agent.Agent(engine, RunDir(tmp_path), guard)
@@ -273,7 +273,7 @@ def test_an_engine_is_watched_to_its_end_without_a_hub(tmp_path: Path, quiet: No
     assert guard.faults == {}
 
 
-def test_flags_that_cannot_be_read_leave_the_rest_of_the_state(quiet: None, tmp_path: Path) -> None:
+def test_the_state_is_sent_without_flags_that_cannot_be_read(quiet: None, tmp_path: Path) -> None:
     guard = ErrorBoundary()
     watcher = agent.Agent(EngineCore(), RunDir(tmp_path), guard)
     watcher.close()  # its thread reads the state as well, once a second
@@ -289,7 +289,7 @@ def test_flags_that_cannot_be_read_leave_the_rest_of_the_state(quiet: None, tmp_
 
 
 @pytest.mark.parametrize("faults", [1, MAX_FAULTS])
-def test_a_record_that_cannot_be_read_costs_what_it_may_have_touched(quiet: None, tmp_path: Path, faults: int) -> None:
+def test_a_record_that_cannot_be_read_drops_the_affected_requests(quiet: None, tmp_path: Path, faults: int) -> None:
     guard = ErrorBoundary()
     watcher = agent.Agent(EngineCore(), RunDir(tmp_path), guard)
     outputs = {name: {0: Outputs([output(name, [5], finish="stop")])} for name in "ab"}
@@ -315,7 +315,7 @@ def test_every_queue_of_a_scheduler_counts_as_waiting(quiet: None, tmp_path: Pat
     watcher.close()
 
 
-def test_rollouts_and_state_reach_the_hub_and_the_last_word_too(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rollouts_and_state_reach_the_hub_up_to_the_last_message(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLTOP_ENGINE", "e7")
     with HubStandIn() as hub:
         engine = EngineCore()

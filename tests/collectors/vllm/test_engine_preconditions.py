@@ -45,12 +45,12 @@ STRICT = "strict"
 # --- the tables ---------------------------------------------------------------------------------------------------
 
 
-def test_every_flag_has_its_engine_side_and_no_other_has() -> None:
+def test_every_flag_has_exactly_one_control() -> None:
     assert list(CONTROLS) == list(BY_NAME)
     assert set(PARTS) <= set(BY_NAME)
 
 
-def test_every_flag_is_whole() -> None:
+def test_every_flag_is_complete() -> None:
     for flag in FLAGS:
         assert flag.launch_args.keys() <= set(flag.values)
         assert all((flag.summary, flag.effect, flag.cost, flag.read_from, flag.switched_by, flag.launch))
@@ -60,7 +60,7 @@ def test_every_flag_is_whole() -> None:
         )
 
 
-def test_every_need_has_exactly_one_check_and_is_asked_for() -> None:
+def test_every_precondition_has_exactly_one_check_and_is_used() -> None:
     asked = {need for flag in FLAGS for need in flag.preconditions + flag.strict_preconditions}
     assert asked == set(preconditions.BY_NAME)
     assert len(preconditions.BY_NAME) == len(preconditions.PRECONDITIONS)
@@ -69,7 +69,7 @@ def test_every_need_has_exactly_one_check_and_is_asked_for() -> None:
     assert set(PREEMPTION) <= set(engine_checks.CHECKS)
 
 
-def test_a_flag_asks_for_the_workers_before_it_asks_the_workers() -> None:
+def test_a_flag_checks_that_workers_answer_before_it_queries_them() -> None:
     for flag in FLAGS:
         names = flag.preconditions + flag.strict_preconditions
         of_workers = [names.index(name) for name in names if name in rank_checks.CHECKS]
@@ -91,7 +91,7 @@ def test_a_sixth_flag_is_one_entry_and_one_control(monkeypatch: pytest.MonkeyPat
     assert board.states()["quiet"] == FlagState("on", True)
 
 
-def test_the_manual_is_the_table() -> None:
+def test_the_page_is_generated_from_the_tables() -> None:
     manual = (Path(__file__).parents[3] / "docs" / "flags.md").read_text()
     assert manual == document(), "python -m rltop.collectors.contract.flags > docs/flags.md"
 
@@ -361,14 +361,14 @@ REFUSALS: list[tuple[str, str, Change, str]] = [
 ]
 
 
-def test_every_need_has_a_refusal() -> None:
+def test_every_precondition_has_a_refusal() -> None:
     assert {need for need, *_ in REFUSALS} == set(preconditions.BY_NAME)
 
 
 @pytest.mark.parametrize(
     ("need", "flag", "change", "said"), REFUSALS, ids=lambda value: value if type(value) is str else ""
 )
-def test_a_switch_whose_need_does_not_hold_is_refused_with_the_reason(
+def test_a_violated_precondition_refuses_the_switch_with_its_reason(
     need: str, flag: str, change: Change, said: str
 ) -> None:
     strict, name = flag == STRICT, ASYNC if flag == STRICT else flag
@@ -393,26 +393,34 @@ def test_a_switch_whose_need_does_not_hold_is_refused_with_the_reason(
     assert desk.board.states()[name] == state
 
 
-def test_pauses_that_nobody_listens_to_are_not_ours_to_steer() -> None:
+def test_the_update_policy_needs_patched_pauses() -> None:
     desk = Desk()
     desk.taps.undo()
     assert "does not observe calls of pause_scheduler" in desk.board.states()[UPDATE].reason
 
 
-def test_a_doubled_engine_lacks_nothing() -> None:
+def test_the_engine_double_violates_no_precondition() -> None:
     desk = Desk()
     assert [state.reason for state in desk.board.states().values()] == [""] * len(FLAGS)
     assert desk.board.switches[ASYNC].obstacle(strict=True) == ""
 
 
-def test_only_a_flag_with_a_strict_form_takes_it() -> None:
+def test_only_a_flag_with_a_strict_form_can_be_switched_strictly() -> None:
     for flag in FLAGS:
         assert (Desk().board.switches[flag.name].obstacle(strict=True) == "") == bool(flag.strict)
 
 
-def test_an_engine_whose_workers_can_not_be_asked_still_shows_and_switches_the_rest() -> None:
+def test_without_workers_the_other_flags_are_still_switchable() -> None:
     engine = EngineCore()
     no_workers(engine)
     states = Switchboard(engine).states()
     assert (states[PREFIX].switchable, states[LOGPROBS].switchable, states[LOGPROBS].value) == (True, False, None)
     assert (states[ASYNC].switchable, states[ASYNC].value) == (True, "on")
+
+
+def test_a_check_of_an_unknown_precondition_or_a_second_check_is_an_error() -> None:
+    check = preconditions.registry(dict(engine_checks.CHECKS))
+    with pytest.raises(ValueError, match="'no_such': no such precondition"):
+        check("no_such")
+    with pytest.raises(ValueError, match="'boundary': defined twice"):
+        check("boundary")

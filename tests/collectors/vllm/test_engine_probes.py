@@ -194,7 +194,7 @@ def test_the_scheduler_is_left_as_it_was_found(bench: Bench) -> None:
     assert vars(bench.core.scheduler).get("update_from_output") is before
 
 
-def test_hot_requests_bear_the_rollouts_salt_and_warm_ones_follow_their_own_fill(bench: Bench) -> None:
+def test_hot_requests_use_the_rollouts_salt_and_warm_ones_their_own_fill(bench: Bench) -> None:
     bench.core.cached = 4
     bench.ask("cache-salt", passage())
     bench.boundary()
@@ -216,7 +216,7 @@ def test_hot_requests_bear_the_rollouts_salt_and_warm_ones_follow_their_own_fill
 
 
 @pytest.mark.parametrize("how", ["update", "pause", "switch", "abort", "deadline"])
-def test_what_overtakes_a_probe_ends_it_at_that_boundary_and_aborts_its_requests(
+def test_an_interrupted_probe_ends_at_that_boundary_and_aborts_its_requests(
     bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.ask("prefill-rescore", passage(), seconds=60.0)
@@ -241,7 +241,7 @@ def test_what_overtakes_a_probe_ends_it_at_that_boundary_and_aborts_its_requests
     assert bench.core.serve(output("mine", [9]))[0].outputs[0].request_id == "mine"
 
 
-def test_a_switch_that_overtakes_a_probe_loses_nobody(bench: Bench) -> None:
+def test_a_switch_that_interrupts_a_probe_loses_no_request(bench: Bench) -> None:
     bench.core.scheduler.add_request(request("mine"))
     bench.ask("prefill-rescore", passage())
     bench.boundary()
@@ -250,7 +250,7 @@ def test_a_switch_that_overtakes_a_probe_loses_nobody(bench: Bench) -> None:
     assert (switched.state, switched.lost_requests, switched.in_flight) == ("applied", 0, 1)
 
 
-def test_one_probe_at_a_time_and_at_most_so_many_requests(bench: Bench) -> None:
+def test_one_probe_runs_at_a_time_with_bounded_requests(bench: Bench) -> None:
     bench.ask("prefill-rescore", *(passage(f"r{n}") for n in range(MAX_IN_FLIGHT + 1)))
     bench.boundary()
     assert len(bench.core.probing) == MAX_IN_FLIGHT
@@ -260,7 +260,7 @@ def test_one_probe_at_a_time_and_at_most_so_many_requests(bench: Bench) -> None:
     assert len(bench.core.probing) == 1
 
 
-def test_tokens_are_rationed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_per_second_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_work, "TOKENS_PER_S", 1.0)
     bench.ask("prefill-rescore", *(passage(f"r{n}") for n in range(MAX_IN_FLIGHT + 1)))
     bench.boundary()
@@ -279,7 +279,7 @@ UNFIT: dict[str, tuple[Callable[[Any], Any], str]] = {
     "speculative": (lambda core: setattr(core.vllm_config, "speculative_config", object()), "speculative"),
     "adapters": (lambda core: setattr(core.vllm_config, "lora_config", object()), "adapter"),
     "connector": (lambda core: setattr(core.scheduler, "connector", object()), "KV connector"),
-    "lockstep": (lambda core: setattr(core, "dp_group", object()), "step together"),
+    "lockstep": (lambda core: setattr(core, "dp_group", object()), "in lockstep"),
     "images": (lambda core: setattr(core.vllm_config.model_config, "is_multimodal_model", True), "token ids"),
     "paused": (lambda core: core.scheduler.set_pause_state(PauseState.PAUSED_ALL), "paused"),
     "full": (lambda core: setattr(core.scheduler.kv_cache_manager, "usage", 0.95), "95% full"),
@@ -292,7 +292,7 @@ UNFIT: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 @pytest.mark.parametrize("what", UNFIT)
-def test_an_engine_that_cannot_be_asked_says_why_and_can_still_digest(bench: Bench, what: str) -> None:
+def test_an_engine_that_cannot_score_gives_the_reason_and_can_still_digest(bench: Bench, what: str) -> None:
     change, words = UNFIT[what]
     change(bench.core)
     (refused,) = bench.ask("prefill-rescore", passage())
@@ -302,7 +302,7 @@ def test_an_engine_that_cannot_be_asked_says_why_and_can_still_digest(bench: Ben
 
 
 @pytest.mark.parametrize("probe", ["prefill-rescore", "weight-digest"])
-def test_a_sleeping_engine_is_let_sleep(bench: Bench, probe: str) -> None:
+def test_a_sleeping_engine_refuses_probes(bench: Bench, probe: str) -> None:
     bench.core.vllm_config.model_config.enable_sleep_mode = True
     executor: Any = bench.core.model_executor
     executor.is_sleeping = True
@@ -314,15 +314,15 @@ def test_a_sleeping_engine_is_let_sleep(bench: Bench, probe: str) -> None:
     assert bench.states() == ["superseded"]
 
 
-def test_a_worker_without_the_collector_is_an_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_the_collector_refuses_probes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.ask("weight-digest")
     monkeypatch.delattr(Worker, "rltop_read_flags")
-    assert bench.boundary()[-1].reason == "the collector is not in every worker of this engine"
+    assert bench.boundary()[-1].reason == "the collector is not loaded in every worker of this engine"
 
 
-def test_an_engine_of_another_make_is_refused_not_waited_for(bench: Bench) -> None:
+def test_an_unknown_engine_refuses_probes(bench: Bench) -> None:
     del bench.core.vllm_config.model_config
-    assert "not as it is known here" in bench.ask("prefill-rescore", passage())[0].reason
+    assert "differs from known vLLM versions" in bench.ask("prefill-rescore", passage())[0].reason
 
 
 def test_a_probe_without_a_cache_or_of_an_unknown_name_is_refused(bench: Bench) -> None:
@@ -332,7 +332,7 @@ def test_a_probe_without_a_cache_or_of_an_unknown_name_is_refused(bench: Bench) 
     assert bench.ask("cache-salt", passage(), id="r")[0].reason == "the prefix cache is off"
 
 
-def test_prompts_are_cut_to_what_the_memory_for_their_logits_allows() -> None:
+def test_prompts_are_cut_to_the_memory_for_their_logits() -> None:
     bench = Bench(ServingCore(vocabulary=10_000_000))
     try:
         bench.ask("prefill-rescore", passage(size=20, start=4), passage("r1", size=20, start=15))
@@ -341,13 +341,13 @@ def test_prompts_are_cut_to_what_the_memory_for_their_logits_allows() -> None:
         assert len(only.prompt_token_ids) == 8  # of 1 GiB at 12 bytes a logit
         bench.on()
         assert bench.reports[0][0].notes == [
-            "2 sequences were cut to their first 8 tokens, for want of memory or model length"
+            "2 sequences were cut to their first 8 tokens (free memory or model length)"
         ]
     finally:
         del type(bench.core.scheduler).update_from_output
 
 
-def test_a_fault_in_a_probe_is_its_answer_and_no_fault_of_the_boundary(bench: Bench) -> None:
+def test_a_fault_in_a_probe_becomes_its_answer(bench: Bench) -> None:
     def broken(made: Any) -> Any:
         raise KeyError("no such field")
 
@@ -358,7 +358,7 @@ def test_a_fault_in_a_probe_is_its_answer_and_no_fault_of_the_boundary(bench: Be
     assert bench.core.probing == []
 
 
-def test_requests_of_probes_are_no_rollouts(bench: Bench) -> None:
+def test_probe_requests_are_not_recorded_as_rollouts(bench: Bench) -> None:
     bench.tap.on_add(None, SimpleNamespace(request_id=f"{PROBE_PREFIX}p-0"))
     assert not bench.tap.records
     bench.tap.on_add(None, SimpleNamespace(request_id="mine"))
@@ -391,7 +391,7 @@ def test_an_update_in_the_middle_of_a_digest_ends_it(bench: Bench, monkeypatch: 
     assert bench.states() == ["superseded"]
 
 
-def test_a_rank_that_fails_is_the_answer(bench: Bench) -> None:
+def test_the_error_of_a_rank_becomes_the_answer(bench: Bench) -> None:
     del bench.core.model_executor.workers[1].model_runner
     bench.ask("weight-digest")
     (_, ended) = bench.boundary()
@@ -472,7 +472,7 @@ def test_a_rank_that_has_read_all_waits_for_those_that_have_more() -> None:
     assert len(work.digests) == sum(map(len, found))
 
 
-def test_a_packed_weight_that_cannot_be_read_is_said_to_be_so() -> None:
+def test_a_packed_weight_that_cannot_be_read_is_reported() -> None:
     model = Model()
     del model.proj.input_size_per_partition
     assert read(model)["proj.weight"] == ("unread", "", "")
@@ -493,7 +493,7 @@ def drive(plan: Plan, cached: int) -> list[list[str]]:
         return lots
 
 
-def test_plans_send_what_they_say() -> None:
+def test_plans_yield_their_batches_in_order() -> None:
     count = iter(range(100))
     fresh = lambda: f"s{next(count)}"  # noqa: E731 - shorter than a function
     assert drive(rescore([[1, 2]] * 5, fresh), 0) == [["cold"] * 4, ["cold"]]
@@ -507,7 +507,7 @@ def test_a_passage_cut_before_its_completion_is_left_out() -> None:
     assert ids_of(passage(size=10, start=4), 4) == []
 
 
-def test_an_injection_that_ends_twice_ends_once(bench: Bench) -> None:
+def test_stopping_an_injection_twice_is_harmless(bench: Bench) -> None:
     made = Injection(bench.core, bench.guard, "x")
     made.stop()
     made.stop()

@@ -49,7 +49,7 @@ DEPTH_1 = ["AsyncScheduler", True, 1, 1, True, True]
 STRICT = ["Scheduler", False, 1, 1, False, False]
 
 
-def test_strict_off_drains_preempts_and_changes_every_place_and_on_takes_all_back() -> None:
+def test_strict_off_changes_every_setting_and_on_restores_it() -> None:
     desk = Desk()
     one = running(desk)
     assert desk.engine.batch_queue is not None
@@ -76,7 +76,7 @@ def test_strict_off_drains_preempts_and_changes_every_place_and_on_takes_all_bac
     assert isinstance(desk.engine.scheduler, AsyncScheduler)
 
 
-def test_depth_1_and_strict_are_two_forms_of_off_and_lead_to_each_other() -> None:
+def test_depth_1_and_strict_are_forms_of_off_and_convert_into_each_other() -> None:
     desk = Desk()
     for number, (strict, detail, found) in enumerate([(False, "depth 1", DEPTH_1), (True, "strict", STRICT)]):
         desk.send(FLAG, "off", f"c{number}", strict=strict)
@@ -116,7 +116,7 @@ class Stuck(SimpleNamespace):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_does_not_take_it_leaves_everything_as_launched(rank: int) -> None:
+def test_a_rank_that_rejects_it_leaves_everything_as_launched(rank: int) -> None:
     desk = Desk()
     worker = desk.engine.model_executor.workers[rank]
     worker.model_runner = Stuck(**vars(worker.model_runner))
@@ -137,7 +137,7 @@ def test_a_rank_that_does_not_take_it_leaves_everything_as_launched(rank: int) -
         put("use_async_scheduling", False),
     ],
 )
-def test_parts_that_do_not_agree_are_shown_as_mixed(change: Any) -> None:
+def test_parts_that_differ_are_shown_as_mixed(change: Any) -> None:
     desk = Desk()
     change(desk.engine)
     desk.board.switches[FLAG].refresh()
@@ -145,7 +145,7 @@ def test_parts_that_do_not_agree_are_shown_as_mixed(change: Any) -> None:
     assert desk.board.states()[FLAG].detail == ""
 
 
-def test_leaving_strict_needs_what_entering_it_needs() -> None:
+def test_leaving_the_strict_form_has_the_same_preconditions() -> None:
     desk = Desk()
     desk.board.flip(FLAG, "off", strict=True)
     one = running(desk)
@@ -157,7 +157,7 @@ def test_leaving_strict_needs_what_entering_it_needs() -> None:
     assert everywhere(desk.engine) == STRICT
 
 
-def test_the_strict_form_of_a_flag_that_has_none_is_not_done() -> None:
+def test_a_flag_without_a_strict_form_refuses_it() -> None:
     desk = Desk()
     with pytest.raises(SwitchError, match="no strict form"):
         desk.board.flip("prefix_caching", "off", strict=True)

@@ -89,7 +89,7 @@ def in_flight(engine: EngineCore, *names: str) -> None:
         engine.scheduler.add_request(request(name))
 
 
-def test_a_switch_drains_the_batches_in_flight_and_loses_nobody() -> None:
+def test_a_switch_drains_the_batches_in_flight_and_loses_no_request() -> None:
     desk = Desk()
     in_flight(desk.engine, "a", "b")
     assert desk.engine.batch_queue is not None
@@ -153,7 +153,7 @@ def test_a_failing_switch_is_undone_and_refused() -> None:
     assert desk.guard.faults == {}  # refused is an answer
 
 
-def test_however_often_a_switch_fails_the_others_go_on() -> None:
+def test_a_switch_that_always_fails_does_not_block_the_others() -> None:
     desk = Desk()
 
     def broken(block_ids: set[int]) -> None:
@@ -167,7 +167,7 @@ def test_however_often_a_switch_fails_the_others_go_on() -> None:
     assert desk.boundary()[0].state == "applied"
 
 
-def test_a_failing_switch_that_lost_a_request_says_so() -> None:
+def test_a_failing_switch_reports_lost_requests() -> None:
     desk = Desk()
     in_flight(desk.engine, "a", "b")
 
@@ -181,7 +181,7 @@ def test_a_failing_switch_that_lost_a_request_says_so() -> None:
     assert (update.state, update.in_flight, update.lost_requests) == ("refused", 2, 1)
 
 
-def test_a_switch_that_fails_and_stays_is_told_as_it_reads() -> None:
+def test_a_switch_that_fails_halfway_reports_the_value_read() -> None:
     desk = Desk()
 
     def torn(value: str, *, strict: bool) -> None:
@@ -196,7 +196,7 @@ def test_a_switch_that_fails_and_stays_is_told_as_it_reads() -> None:
     assert desk.tap.flag_epoch == 1
 
 
-def test_a_command_is_answered_whatever_fails() -> None:
+def test_every_command_is_answered() -> None:
     desk = Desk()
     desk.send("prefix_caching", "off")
 
@@ -211,7 +211,7 @@ def test_a_command_is_answered_whatever_fails() -> None:
     assert desk.guard.faults == {"boundary": 1}
 
 
-def test_a_boundary_that_is_off_is_told_and_nothing_waits_for_it() -> None:
+def test_a_boundary_that_is_off_refuses_pending_commands() -> None:
     desk = Desk()
     desk.send("prefix_caching", "off")
     desk.guard.faults["boundary"] = MAX_FAULTS
@@ -222,7 +222,7 @@ def test_a_boundary_that_is_off_is_told_and_nothing_waits_for_it() -> None:
 
 
 @pytest.mark.parametrize(("seam", "method"), [("boundary", "_handle_client_request"), ("step", "step_fn")])
-def test_flags_say_of_a_seam_they_need_that_it_is_off(seam: str, method: str) -> None:
+def test_flags_report_a_required_patch_point_that_is_off(seam: str, method: str) -> None:
     desk = Desk()
     desk.guard.faults[seam] = MAX_FAULTS
     for state in desk.board.states().values():
@@ -237,7 +237,7 @@ def test_an_engine_without_an_input_queue_has_no_boundary() -> None:
     assert "no step boundary" in Desk(engine).send("prefix_caching", "off")[0].reason
 
 
-def test_a_switch_that_does_not_take_is_noticed_by_the_read_back() -> None:
+def test_reading_back_detects_a_switch_without_effect() -> None:
     class Stubborn(SimpleNamespace):
         def __setattr__(self, name: str, value: Any) -> None:
             if name != "enable_caching":
@@ -317,7 +317,7 @@ def test_a_command_that_waits_too_long_times_out_and_is_never_executed() -> None
     assert desk.engine.scheduler.kv_cache_manager.enable_caching
 
 
-def test_a_command_that_waits_is_not_forgotten_for_the_many_that_came_since() -> None:
+def test_a_waiting_command_is_not_forgotten_after_many_others() -> None:
     desk = Desk()
     desk.tap.on_rpc(None, "start_weight_update")
     desk.send("prefix_caching", "off", "patient")
@@ -344,7 +344,7 @@ def test_a_repeated_command_is_answered_and_not_executed_again() -> None:
     assert [u.id for u in desk.commands.closed()] == ["x"]
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_remembered_commands_are_bounded() -> None:
     desk = Desk()
     for number in range(REMEMBERED + 50):
         desk.send("no_such_flag", "on", f"c{number}")
@@ -353,7 +353,7 @@ def test_what_is_remembered_is_bounded() -> None:
     assert [u.id for u in desk.commands.closed()] == shown
 
 
-def test_unknown_flags_and_values_are_refused_with_what_there_is() -> None:
+def test_unknown_flags_and_values_are_refused_with_the_known_ones() -> None:
     desk = Desk()
     (unknown,) = desk.send("prefix_cachin", "on", "1")
     assert unknown.state == "refused"
@@ -363,7 +363,7 @@ def test_unknown_flags_and_values_are_refused_with_what_there_is() -> None:
     assert "on, off" in value.reason
 
 
-def test_drain_puts_back_what_it_masked_even_where_it_was_masked_before() -> None:
+def test_drain_restores_an_attribute_that_was_masked_before() -> None:
     engine = EngineCore()
     mine = engine.scheduler.has_requests = lambda: False
     drain(engine)
@@ -380,7 +380,7 @@ def test_drain_puts_back_what_it_masked_even_where_it_was_masked_before() -> Non
     assert engine.scheduler.has_requests is mine
 
 
-def test_an_engine_whose_step_boundary_is_not_known_switches_nothing_and_says_so() -> None:
+def test_an_engine_without_a_known_step_boundary_refuses_switches() -> None:
     desk = Desk()
     vars(desk.engine)["_handle_client_request"] = lambda message: "another vLLM"
     (update,) = desk.send("prefix_caching", "off")

@@ -34,7 +34,7 @@ def fails(desk: Desk, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["update_weights", "finish_weight_update"])
-def test_an_update_that_fails_is_over_leaves_the_weights_torn_and_lets_switches_go_on(method: str) -> None:
+def test_a_failed_update_is_closed_and_reported_as_partial(method: str) -> None:
     desk = Desk()
     desk.engine.collective_rpc("start_weight_update")
     desk.send("prefix_caching", "off")
@@ -55,20 +55,20 @@ def test_an_update_that_fails_at_its_start_has_loaded_nothing() -> None:
 
 
 @pytest.mark.parametrize("method", ["reload_weights", "update_weights"])
-def test_an_update_in_one_call_that_fails_tears_the_weights_too(method: str) -> None:
+def test_a_failed_update_in_one_call_is_reported_as_partial(method: str) -> None:
     desk = Desk()
     fails(desk, method)
     assert method in desk.tap.partial_update
 
 
-def test_other_calls_that_fail_say_nothing_of_the_weights() -> None:
+def test_other_failed_calls_do_not_concern_the_weights() -> None:
     desk = Desk()
     desk.engine.collective_rpc("start_weight_update")
     fails(desk, "profile")
     assert (desk.tap.partial_update, desk.tap.update_open) == ("", True)
 
 
-def test_torn_weights_are_told_to_people(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_update_is_part_of_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLTOP_ENGINE", "e7")
     with HubStandIn() as hub:
         engine = EngineCore()
@@ -96,7 +96,7 @@ def policy(desk: Desk, value: str) -> None:
     ("value", "clear", "resets"),
     [("caller", True, 1), ("caller", False, 0), ("on", True, 1), ("on", False, 0), ("off", True, 0), ("off", False, 0)],
 )
-def test_only_off_takes_a_hand_in_a_pause(value: str, clear: bool, resets: int) -> None:
+def test_only_off_changes_the_arguments_of_a_pause(value: str, clear: bool, resets: int) -> None:
     for call in ("positional", "named"):
         desk = Desk()
         policy(desk, value)
@@ -147,7 +147,7 @@ def test_off_leaves_explicit_resets_alone() -> None:
     assert desk.engine.scheduler.resets == [True]
 
 
-def test_a_policy_set_between_update_and_boundary_holds_from_the_next_update_on() -> None:
+def test_a_policy_set_before_the_boundary_takes_effect_at_the_next_update() -> None:
     desk = Desk()
     policy(desk, "on")
     desk.engine.collective_rpc("reload_weights")
@@ -165,7 +165,7 @@ def test_a_policy_set_between_update_and_boundary_holds_from_the_next_update_on(
     ],
     ids=["seeds", "remote KV", "pause"],
 )
-def test_a_reset_that_a_running_request_would_not_survive_is_not_done_and_told(change: Any, said: str) -> None:
+def test_a_reset_that_a_running_request_would_not_survive_is_skipped_and_reported(change: Any, said: str) -> None:
     desk = Desk()
     policy(desk, "on")
     change(desk.engine)
@@ -181,7 +181,7 @@ def test_a_reset_that_a_running_request_would_not_survive_is_not_done_and_told(c
     assert "prefix cache not reset" not in desk.board.facts()
 
 
-def test_a_reset_that_fails_is_told_and_the_boundary_stays() -> None:
+def test_a_failed_reset_is_reported_and_the_boundary_stays_on() -> None:
     desk = Desk()
     policy(desk, "on")
 

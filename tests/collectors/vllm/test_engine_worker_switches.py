@@ -39,7 +39,7 @@ def modes(engine: EngineCore) -> list[list[str]]:
     ]
 
 
-def test_workers_that_lack_the_collector_are_asked_nothing_that_could_fail() -> None:
+def test_workers_without_the_collector_get_no_call_that_could_fail() -> None:
     """A call that failed on one rank would leave the answers of the others for vLLM's next call."""
 
     class Strict(Executor):
@@ -50,7 +50,10 @@ def test_workers_that_lack_the_collector_are_asked_nothing_that_could_fail() -> 
     engine = EngineCore()
     engine.model_executor = Strict([Worker(), SimpleNamespace()])
     desk = Desk(engine)
-    assert desk.board.core.workers.fault == "AttributeError: the collector is not in every worker: no rltop_read_flags"
+    assert (
+        desk.board.core.workers.fault
+        == "AttributeError: the collector is not loaded in every worker: no rltop_read_flags"
+    )
     desk.send("logprobs_mode", "processed")
     assert desk.boundary() == []
     assert fingerprint(engine)["max_num_batched_tokens"] == "64"
@@ -70,7 +73,7 @@ class OutOfStep(Executor):
 
 
 @pytest.mark.parametrize("left", [None, RuntimeError("Worker failed with error 'no such file'")])
-def test_ranks_whose_answers_belong_to_earlier_calls_are_not_asked_further_and_not_switched(left: Any) -> None:
+def test_ranks_with_answers_of_earlier_calls_are_not_switched(left: Any) -> None:
     desk = Desk()
     desk.engine.model_executor = OutOfStep(desk.engine.model_executor.workers)
     desk.engine.model_executor.behind = left
@@ -87,7 +90,7 @@ RAW = [["raw_logprobs"] * 4 + ["fused"]] * 2
 PROCESSED = [["processed_logprobs"] * 4 + ["native"]] * 2
 
 
-def test_logprobs_mode_changes_every_holder_and_the_sampling_path_on_every_rank() -> None:
+def test_logprobs_mode_changes_every_object_and_the_sampling_path_on_every_rank() -> None:
     desk = Desk()
     in_flight(desk.engine, "a")
     assert desk.engine.batch_queue is not None
@@ -138,7 +141,7 @@ class Stuck:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_rank_that_fails_takes_all_back(rank: int) -> None:
+def test_one_failing_rank_restores_all(rank: int) -> None:
     engine = EngineCore()
     stuck = type("Sampler", (Stuck,), {})()
     runners(engine)[rank].sampler = stuck
@@ -153,7 +156,7 @@ def test_one_rank_that_fails_takes_all_back(rank: int) -> None:
     assert desk.tap.flag_epoch == 0
 
 
-def test_a_rank_that_ignores_the_switch_is_noticed_and_all_go_back() -> None:
+def test_a_rank_that_ignores_the_switch_restores_all() -> None:
     engine = EngineCore()
     deaf = engine.model_executor.workers[1]
     deaf.rltop_write_flag = lambda name, value, extra: deaf.rltop_read_flags()[name] | {"error": ""}
@@ -161,7 +164,7 @@ def test_a_rank_that_ignores_the_switch_is_noticed_and_all_go_back() -> None:
     desk.send("logprobs_mode", "processed")
     (update,) = desk.boundary()
     assert update.state == "refused"
-    assert "did not all take it" in update.reason
+    assert "not all ranks have the new value" in update.reason
     assert modes(engine) == RAW
 
 
@@ -169,7 +172,7 @@ def head_dtypes(engine: EngineCore) -> list[Any]:
     return [runner.model.logits_processor.head_dtype for runner in runners(engine)]
 
 
-def test_lm_head_fp32_is_an_override_that_is_seen_bound_and_goes_back() -> None:
+def test_lm_head_fp32_is_verified_and_reverted() -> None:
     desk = Desk()
     assert desk.board.core.workers.facts()["head_dtype"] == "bfloat16"
     desk.send("lm_head_fp32", "on")
@@ -196,7 +199,7 @@ def staged(first: Any) -> EngineCore:
 
 
 @pytest.mark.parametrize("with_sampler", [False, True])
-def test_a_stage_without_head_and_sampler_in_use_neither_differs_nor_takes_a_value(with_sampler: bool) -> None:
+def test_a_stage_without_head_and_sampler_is_skipped(with_sampler: bool) -> None:
     """V2's runner has no sampler there, V1's one that it never calls."""
     first = Worker()
     if not with_sampler:
@@ -256,7 +259,7 @@ def test_a_head_that_ignores_the_setting_is_not_shown_as_fixed(rank: int) -> Non
     assert desk.board.states()["lm_head_fp32"].value == "off"
 
 
-def test_on_a_float32_model_the_head_is_switched_and_said_to_change_nothing() -> None:
+def test_on_a_float32_model_the_head_reports_no_effect() -> None:
     engine = EngineCore()
     engine.model_executor = Executor([Worker(FLOAT32)])
     desk = Desk(engine)
@@ -265,7 +268,7 @@ def test_on_a_float32_model_the_head_is_switched_and_said_to_change_nothing() ->
     assert (update.state, update.new, update.reason) == ("applied", "on", "no effect: the model is float32")
 
 
-def test_a_head_launched_in_float32_is_said_to_be_so() -> None:
+def test_a_head_launched_in_float32_reports_no_effect() -> None:
     engine = EngineCore()
     for runner in runners(engine):
         runner.model.logits_processor.head_dtype = FLOAT32
@@ -276,7 +279,7 @@ def test_a_head_launched_in_float32_is_said_to_be_so() -> None:
     assert desk.boundary()[0].reason == "no effect: started with a float32 head"
 
 
-def test_free_memory_of_a_gpu_counts_what_torch_holds_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_of_a_gpu_includes_the_unused_cache_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = SimpleNamespace(
         memory_reserved=lambda _: 70, memory_allocated=lambda _: 50, mem_get_info=lambda _: (100, 1000)
     )
@@ -286,7 +289,7 @@ def test_free_memory_of_a_gpu_counts_what_torch_holds_unused(monkeypatch: pytest
     assert lm_head.free_bytes(SimpleNamespace(type="tpu")) is None
 
 
-def test_every_worker_gets_the_methods_once_and_loses_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_methods_are_installed_once_and_uninstalled(monkeypatch: pytest.MonkeyPatch) -> None:
     base = type("WorkerBase", (), {})
     monkeypatch.setitem(sys.modules, patches.WORKER_MODULE, SimpleNamespace(WorkerBase=base))
     patches.install_in_workers(METHODS)

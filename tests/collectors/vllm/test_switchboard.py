@@ -130,7 +130,7 @@ def walk(engine: Any) -> list[switchboard.Row]:
     return Walk(engine, engine).run()
 
 
-def test_an_engine_that_does_what_it_is_told_passes_and_is_put_back(engine: Engine) -> None:
+def test_a_correct_engine_passes_and_is_restored(engine: Engine) -> None:
     rows = walk(engine)
     assert {row.flag for row in rows} == set(BY_NAME)
     assert all(row.signature for row in rows)
@@ -155,7 +155,9 @@ def end_otherwise(rollout: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("wrong", [lose_a_token, misplace_a_logprob, hit_while_off, end_otherwise])
-def test_a_record_that_is_not_what_was_sampled_fails(engine: Engine, wrong: Callable[[SimpleNamespace], None]) -> None:
+def test_a_rollout_that_differs_from_the_sampled_tokens_fails(
+    engine: Engine, wrong: Callable[[SimpleNamespace], None]
+) -> None:
     engine.wrong = wrong
     with pytest.raises(AssertionError):
         walk(engine)
@@ -182,7 +184,7 @@ def _always_processed(engine: Engine) -> Callable[[str], None]:
     return finish_one
 
 
-def test_a_request_lost_a_reset_too_many_or_a_value_that_did_not_take_fails(
+def test_a_lost_request_an_extra_reset_or_an_ineffective_switch_fails(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine.lost = 1
@@ -194,7 +196,7 @@ def test_a_request_lost_a_reset_too_many_or_a_value_that_did_not_take_fails(
         walk(engine)
 
 
-def test_a_walk_switches_every_flag_so_often_and_never_to_what_it_is() -> None:
+def test_a_walk_switches_every_flag_to_another_value_each_time() -> None:
     found = list(moves(20, LAUNCHED, strict=True))
     assert Counter(move.flag for move in found) == dict.fromkeys(LAUNCHED, TIMES)
     assert {(move.flag, move.value) for move in found} == {

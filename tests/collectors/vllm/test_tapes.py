@@ -43,7 +43,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> tuple[Hub, Path]:
     return taped(path), path
 
 
-def test_a_replay_shows_what_was_shown_to_the_bit(live: tuple[Hub, Path]) -> None:
+def test_a_replay_shows_bitwise_equal_snapshots(live: tuple[Hub, Path]) -> None:
     hub, path = live
     again = replay_tape(path)
     assert len(again.steps) == 4
@@ -70,7 +70,9 @@ def test_steps_are_seen_when_viewers_saw_them(live: tuple[Hub, Path]) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_tape_that_was_cut_off_has_what_went_before(live: tuple[Hub, Path], tmp_path: Path, packed: bool) -> None:
+def test_a_truncated_tape_contains_the_calls_before_the_cut(
+    live: tuple[Hub, Path], tmp_path: Path, packed: bool
+) -> None:
     _, path = live
     whole = list(calls(path))
     half = path.read_bytes()[: path.stat().st_size // 2]
