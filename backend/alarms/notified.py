@@ -28,7 +28,7 @@ class NotificationHistory:
             if what is None or (what != CLEARED and alarm.is_muted(now)):
                 continue
             self._notified[alarm.id] = alarm
-            changes.append(AlarmChange(what, alarm, told=True))
+            changes.append(AlarmChange(what, alarm, notifies=True))
         return changes
 
 

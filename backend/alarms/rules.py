@@ -107,7 +107,7 @@ class Alarms:
             return None
         if alarm.layer != before.layer:  # the acknowledgement was for another cause
             alarm = msgspec.structs.replace(alarm, acknowledged="", acknowledged_at=None)
-        return self._change(RENAMED, alarm, now, told=alarm.layer != before.layer or surer)
+        return self._change(RENAMED, alarm, now, notifies=alarm.layer != before.layer or surer)
 
     def _on_healthy(self, step: int, now: float) -> AlarmChange | None:
         self._bad, self._sure = [], 0
@@ -118,8 +118,8 @@ class Alarms:
             return None
         return self._change(CLEARED, msgspec.structs.replace(alarm, cleared=now, cleared_step=step), now)
 
-    def _change(self, what: str, alarm: Alarm, now: float, *, told: bool = True) -> AlarmChange:
-        return AlarmChange(what, self._set(alarm), told and not alarm.is_muted(now))
+    def _change(self, what: str, alarm: Alarm, now: float, *, notifies: bool = True) -> AlarmChange:
+        return AlarmChange(what, self._set(alarm), notifies and not alarm.is_muted(now))
 
     def _set(self, alarm: Alarm) -> Alarm:
         self.all[alarm.id] = self._changed[alarm.id] = alarm

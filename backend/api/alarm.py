@@ -96,8 +96,8 @@ def status_text(alarm: Alarm, now: float) -> str:
 
 
 class AlarmChange(msgspec.Struct, frozen=True):
-    """A change of an alarm, one of the constants above. ``told``: it sends notifications."""
+    """A change of an alarm, one of the constants above. ``notifies``: it sends notifications."""
 
     what: str
     alarm: Alarm
-    told: bool
+    notifies: bool

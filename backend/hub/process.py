@@ -65,7 +65,7 @@ class Hub:
         store.start()
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex[:12]  # noqa: E731
         state = HubState(rundir.run, self.epoch, self.started, new_id, Warmup().ready, past, stored)
-        events: Callable[[], list[tuple[str, str, str]]] = lambda: [*store.take_events(), *clock.take_news()]  # noqa: E731
+        events: Callable[[], list[tuple[str, str, str]]] = lambda: [*store.take_events(), *clock.take_jumps()]  # noqa: E731
         self._worker = WorkerThread(state, clock, self._outbox, audit.AuditFile(rundir.audit), store, events)
         self._worker.put(lambda now: _restore(state, rundir.audit, now))  # before any message
 

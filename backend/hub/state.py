@@ -161,9 +161,9 @@ class HubState:
         hub = self._hub
         if hub.fingerprints.due(now):
             engines = hub.engines.facts(hub.fingerprints.sampled.facts)
-            marks, news = hub.fingerprints.compare(engines, hub.trainer.stated, now)
+            marks, changes = hub.fingerprints.compare(engines, hub.trainer.stated, now)
             hub.engines.set_differences(marks)
-            for change in news:
+            for change in changes:
                 self.log.emit(now, change.severity, "facts", change.text)
 
     def _finish_probes(self, now: float) -> list[Effect]:

@@ -32,13 +32,13 @@ class Acknowledgements:
         self._pending = pending
         self._is_open = is_open
         self._step_messages: dict[str, tuple[str, StepMessages]] = {}  # by rank: its epoch, and its messages
-        self._given: dict[str, ReceivedMark] = {}  # to the store, latest
+        self._stored: dict[str, ReceivedMark] = {}  # latest marks handed to the store
         self._acknowledged: dict[str, ReceivedMark] = {}
         self._unacknowledged: dict[str, ReceivedMark] = {}
         self._looked = float("-inf")
 
     def message_taken(self, envelope: wire.Envelope, body: wire.DataBody) -> None:
-        """A message was taken in its turn."""
+        """Record a message that was taken in its turn."""
         if isinstance(body, wire.Sequences | wire.StepClosed):
             life, messages = self._step_messages.get(envelope.source, ("", _NONE))
             if life != envelope.epoch:
@@ -53,15 +53,15 @@ class Acknowledgements:
         self._looked = now
         moved = []
         for source in sources:
-            if source.resends and self._given.get(source.name) != (mark := self._mark(source)):
-                self._given[source.name] = self._unacknowledged[source.name] = mark
+            if source.resends and self._stored.get(source.name) != (mark := self._mark(source)):
+                self._stored[source.name] = self._unacknowledged[source.name] = mark
                 moved.append((source.name, mark))
         return moved
 
     def not_stored(self) -> None:
         """The store did not accept the marks it was given last: give them again."""
         for name in self._unacknowledged:
-            del self._given[name]
+            del self._stored[name]
         self._unacknowledged.clear()
 
     def take_acknowledged(self) -> list[tuple[str, wire.Acknowledged]]:

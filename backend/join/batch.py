@@ -331,16 +331,16 @@ class _Keys:
         self._whole, self._prompt = whole, prompt
         self._hasher = hashlib.blake2b(digest_size=16)
         self._done = begin
-        self._made: dict[int, bytes] = {}
+        self._hashes: dict[int, bytes] = {}
 
     def before(self, start: int) -> bytes:
         """Hash of the tokens before position ``start`` of the row; positions must rise from call to call."""
-        if start not in self._made:
+        if start not in self._hashes:
             end = self._prompt + start
             assert end >= self._done
             self._hasher.update(self._whole[self._done : end].tobytes())
-            self._made[start], self._done = self._hasher.digest(), end
-        return self._made[start]
+            self._hashes[start], self._done = self._hasher.digest(), end
+        return self._hashes[start]
 
 
 def _check_types(arrays: wire.Arrays) -> None:

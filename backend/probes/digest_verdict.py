@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rltop.backend.api.probe_result import ProbeEvidence, ProbeFinding
 from rltop.backend.fleet.facts import some
-from rltop.backend.probes.reports import Report
+from rltop.backend.probes.reports import EngineReport
 from rltop.collectors.contract import wire
 
 WEIGHTS = frozenset({"parameter", "packed"})
@@ -53,7 +53,7 @@ class KnownDigests:
             while len(self._trainer) > VERSIONS:
                 self._trainer.popitem(last=False)
 
-    def judge(self, reports: Mapping[str, Report], epochs: Mapping[str, str]) -> ProbeFinding:
+    def judge(self, reports: Mapping[str, EngineReport], epochs: Mapping[str, str]) -> ProbeFinding:
         """The finding of one probe. Its reports are what the next probe is compared with.
 
         Args:
@@ -114,7 +114,7 @@ class DigestMatch:
     text: str
 
 
-def _weights(report: Report) -> WeightDigests:
+def _weights(report: EngineReport) -> WeightDigests:
     return {(one.name, one.rank): one.whole for one in report.body.digests if one.kind in WEIGHTS}
 
 
@@ -151,7 +151,7 @@ def _with_trainer(body: wire.ProbeReport, trainer: Mapping[str, str] | None) -> 
         if any(part is None or part.partition(":")[0] != digests[0].dtype for part in parts):
             continue  # another name or another dtype in the trainer
         compared += 1
-        here = _sums(digests)
+        here = _rank_sums(digests)
         if _sum(str(part).split(":")[1] for part in parts) in here.rows:
             continue
         columns = str(parts[0]).split(":")[2:]
@@ -169,18 +169,18 @@ def _with_trainer(body: wire.ProbeReport, trainer: Mapping[str, str] | None) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class RankSums:
     """What the checksums of a tensor's ranks add up to; ``rows`` also has that of one rank where all are alike."""
 
     rows: frozenset[int]
     columns: int
 
 
-def _sums(digests: list[wire.Digest]) -> Sums:
+def _rank_sums(digests: list[wire.Digest]) -> RankSums:
     """Of the ranks: replicas, cut by rows, or cut by columns."""
     rows = {one.rows for one in digests}
     replicated = {_sum(rows)} if len(rows) == 1 else set()
-    return Sums(
+    return RankSums(
         frozenset({_sum(one.rows for one in digests), *replicated}), _sum(one.columns or "0" for one in digests)
     )
 
@@ -298,7 +298,7 @@ def _versions(versions: Mapping[str, int | None]) -> list[str]:
     return [f"Engines had different versions ({each}); only engines of the same version are compared."]
 
 
-def _of_report(engine: str, report: Report) -> list[str]:
+def _of_report(engine: str, report: EngineReport) -> list[str]:
     unread = sorted({one.name for one in report.body.digests if one.kind == "unread"})
     notes = [f"{engine}: {note}" for note in report.body.notes]
     return notes + ([f"{engine}: not readable: {some(unread)}"] if unread else [])
@@ -320,7 +320,7 @@ def _counts(
             yield ProbeEvidence(name, float(len(match.differ)), n=match.compared, of="weights", engine=engine)
 
 
-def _costs(reports: Mapping[str, Report]) -> Iterable[ProbeEvidence]:
+def _costs(reports: Mapping[str, EngineReport]) -> Iterable[ProbeEvidence]:
     for engine, report in sorted(reports.items()):
         yield ProbeEvidence("engine stalled for", 1e3 * report.body.stall_s, "ms", engine=engine)
         yield ProbeEvidence("longest stall", 1e3 * report.body.longest_s, "ms", engine=engine)

@@ -25,7 +25,7 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class EngineReport:
     """One engine's ``wire.ProbeReport``, with its arrays."""
 
     body: wire.ProbeReport

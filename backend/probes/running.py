@@ -14,7 +14,7 @@ from rltop.backend.fleet.facts import same_text
 from rltop.backend.probes.digest_verdict import KnownDigests
 from rltop.backend.probes.from_hub_state import config_diff, token_echo
 from rltop.backend.probes.inputs import ScoringInput
-from rltop.backend.probes.reports import Report
+from rltop.backend.probes.reports import EngineReport
 from rltop.backend.probes.scores import judge_cache_salt, judge_cross_replica, judge_rescore
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.probes import BY_NAME, HUB
@@ -31,7 +31,7 @@ class RunningProbe:
     probe: str
     engines: list[str]
     chosen: dict[str, list[ScoringInput]]
-    reports: dict[str, Report] = field(default_factory=dict)
+    reports: dict[str, EngineReport] = field(default_factory=dict)
     closed: float | None = None
 
 
@@ -59,7 +59,7 @@ class RunningProbes:
 
     def add_report(self, body: wire.ProbeReport, arrays: wire.Arrays, epoch: str) -> None:
         """Add the measurements of an engine's process. Raises ``WireError`` if the sizes do not match."""
-        report = Report.unpack(body, arrays)
+        report = EngineReport.unpack(body, arrays)
         self._epochs[body.engine] = epoch
         running = self._running.get(body.command)
         if running is not None and body.engine in running.engines:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rltop.backend.api.probe_result import ProbeEvidence, ProbeFinding, mean
 from rltop.backend.fleet.facts import same_text, some
 from rltop.backend.probes.inputs import ScoringInput
-from rltop.backend.probes.reports import Report, Scored
+from rltop.backend.probes.reports import EngineReport, Scored
 from rltop.collectors.contract.probes import COLD, HOT, MIN_SEQUENCES, WARM
 
 Floats = NDArray[np.float64]
@@ -88,7 +88,7 @@ def _outcome(average: ProbeEvidence, sizes: Sequence[float], limit: float) -> st
 
 
 def judge_rescore(
-    reports: Mapping[str, Report], chosen: Mapping[str, Sequence[ScoringInput]], dtypes: Mapping[str, str]
+    reports: Mapping[str, EngineReport], chosen: Mapping[str, Sequence[ScoringInput]], dtypes: Mapping[str, str]
 ) -> ProbeFinding:
     """Compare prefill with the rollout logprobs, per engine."""
     results = [
@@ -137,7 +137,7 @@ class CacheCheck:
     evidence: list[ProbeEvidence]
 
 
-def judge_cache_salt(reports: Mapping[str, Report], dtypes: Mapping[str, str]) -> ProbeFinding:
+def judge_cache_salt(reports: Mapping[str, EngineReport], dtypes: Mapping[str, str]) -> ProbeFinding:
     """Compare a cached prefix with the same prefix recomputed, per engine."""
     checks = [_check_cache(engine, report, dtypes.get(engine, "")) for engine, report in sorted(reports.items())]
     evidence = [entry for check in checks for entry in check.evidence]
@@ -165,7 +165,7 @@ def judge_cache_salt(reports: Mapping[str, Report], dtypes: Mapping[str, str]) -
     return ProbeFinding("fresh", text, [], evidence, version, notes)
 
 
-def _check_cache(engine: str, report: Report, dtype: str) -> CacheCheck:
+def _check_cache(engine: str, report: EngineReport, dtype: str) -> CacheCheck:
     """Hot: the cache as it is. Cold: no cache, another compute path. Warm: the hot path on blocks computed just now."""
     hot, cold, warm = (report.by_passage(way) for way in (HOT, COLD, WARM))
     hits = [i for i, one in sorted(hot.items()) if one.cached and i in warm and warm[i].cached == one.cached]
@@ -191,7 +191,7 @@ def _cached_tokens(engine: str, hot: Iterable[Scored], cold: Iterable[Scored]) -
 
 
 def judge_cross_replica(
-    reports: Mapping[str, Report],
+    reports: Mapping[str, EngineReport],
     chosen: Mapping[str, Sequence[ScoringInput]],
     dtypes: Mapping[str, str],
     neutral: bool,
@@ -223,7 +223,7 @@ def judge_cross_replica(
 
 
 def _pair_differences(
-    one: str, other: str, reports: Mapping[str, Report], chosen: Mapping[str, Sequence[ScoringInput]]
+    one: str, other: str, reports: Mapping[str, EngineReport], chosen: Mapping[str, Sequence[ScoringInput]]
 ) -> list[Floats]:
     here, there = (reports[engine].by_passage(COLD) for engine in (one, other))
     return [
@@ -235,7 +235,7 @@ def _pair_differences(
 def _outlier(
     engines: list[str],
     different: list[tuple[str, str]],
-    reports: Mapping[str, Report],
+    reports: Mapping[str, EngineReport],
     chosen: Mapping[str, Sequence[ScoringInput]],
     neutral: bool,
 ) -> tuple[list[str], str, list[ProbeEvidence]]:
@@ -258,7 +258,7 @@ def _outlier(
     return [], f"Both are equally far from the trainer; {next_probe}.", [entry]
 
 
-def _excess_distance(one: Report, other: Report, passage: int, scored: ScoringInput) -> float | None:
+def _excess_distance(one: EngineReport, other: EngineReport, passage: int, scored: ScoringInput) -> float | None:
     """Mean squared distance of one engine from the trainer minus that of the other, nats squared."""
     here, there = (report.by_passage(COLD).get(passage) for report in (one, other))
     if scored.trainer is None or here is None or there is None:
@@ -309,12 +309,12 @@ def _nats(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2g} nats"
 
 
-def _version(reports: Mapping[str, Report]) -> int | None:
+def _version(reports: Mapping[str, EngineReport]) -> int | None:
     versions = {report.body.policy_version for report in reports.values()}
     return versions.pop() if len(versions) == 1 else None
 
 
-def _notes(reports: Mapping[str, Report]) -> list[str]:
+def _notes(reports: Mapping[str, EngineReport]) -> list[str]:
     notes = [f"{engine}: {note}" for engine, report in sorted(reports.items()) for note in report.body.notes]
     sent = ", ".join(
         f"{engine} {report.body.requests} requests of {report.body.tokens} tokens in {report.body.seconds:.1f} s, "

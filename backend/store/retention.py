@@ -109,7 +109,7 @@ class Retention:
             self._strata,
             self._cells,
             self._paces,
-            self._taken,
+            self._provenance,
         )
         self._calls += 1
         self._connection.execute("BEGIN IMMEDIATE")
@@ -215,7 +215,7 @@ class Retention:
     def _paces(self) -> bool:
         return self._drop_rows("pace", self._limits.paces)
 
-    def _taken(self) -> bool:
+    def _provenance(self) -> bool:
         return self._drop_rows("taken", self._limits.taken)
 
     def _drop_rows(self, table: str, keep: int) -> bool:

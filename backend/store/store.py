@@ -27,7 +27,7 @@ from rltop.backend.store import write as files
 from rltop.backend.store.aggregates import NOTHING, FrameAggregates, StoredAggregates, aggregate_rows
 from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.writer_launch import LaunchedWriter, launch_writer, wait_for_writer
-from rltop.backend.store.writer_process import Message, Report, WriterConfig, pack
+from rltop.backend.store.writer_process import Message, WriterConfig, WriterReport, pack
 
 COMMIT_TIMEOUT_S = 0.25
 """How long a frame is held back for its commit, which usually takes a few milliseconds."""
@@ -45,7 +45,7 @@ CLOCK_TOLERANCE_S = 5.0
 """A clock that is behind the last stored frame by more than this is reported."""
 
 _READ_BYTES = 1 << 20
-_decode_report = msgspec.json.Decoder(Report).decode
+_decode_report = msgspec.json.Decoder(WriterReport).decode
 
 
 class Store:
@@ -126,7 +126,7 @@ class Store:
         """
         is_complete = not self._error
         try:
-            frame, sums = (frame, sums) if is_complete else (_news_of(frame), sums.provenance_only())
+            frame, sums = (frame, sums) if is_complete else (_records_of(frame), sums.provenance_only())
             message = pack(Message(frame, list(aggregate_rows(sums))))
         except Exception as error:  # noqa: BLE001 - whatever it is, only the history suffers
             self._dropped += 1
@@ -221,7 +221,7 @@ class Store:
         self._socket.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", *divmod(microseconds, 1_000_000)))
         return 0
 
-    def _process_report(self, report: Report) -> None:
+    def _process_report(self, report: WriterReport) -> None:
         waiting = len(self._waiting)
         while self._waiting and self._waiting[0][0] <= report.seq:
             self._waiting.popleft()
@@ -270,7 +270,7 @@ class Store:
         self._events.append((severity, "store", text))
 
 
-def _news_of(frame: api.Frame) -> api.Frame:
+def _records_of(frame: api.Frame) -> api.Frame:
     """The frame without engines, trainer and counters, which later frames repeat."""
     return api.Frame(
         frame.epoch, frame.seq, frame.time, steps=frame.steps, events=frame.events, changes=frame.changes,

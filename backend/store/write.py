@@ -24,7 +24,7 @@ ENGINE_ROWS_PER_S = 200.0
 """Rows of ``engine`` a second for the whole fleet: an engine a second up to 200 engines, each less often beyond."""
 
 COUNTS_PERIOD_S = 1.0
-"""How often counters and the trainer's counts are stored while there is no other news."""
+"""How often counters and the trainer's counts are stored while a frame has no records."""
 
 PAGE_BYTES = 8192
 CHECKPOINT_PAGES = 2000
@@ -176,8 +176,10 @@ class Writer:
         self._counters.update(frame.counters)
         self._trainer = frame.trainer or self._trainer
         due = self._due(frame.time)
-        news = api.has_records(frame) or due
-        if not news and (not (self._trainer or frame.counters) or frame.time - self._counts_stored < COUNTS_PERIOD_S):
+        has_records = api.has_records(frame) or due
+        if not has_records and (
+            not (self._trainer or frame.counters) or frame.time - self._counts_stored < COUNTS_PERIOD_S
+        ):
             return
         number = self._new_frame(frame.time)
         for step in frame.steps:

@@ -57,7 +57,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
     rows: list[tuple[str, Row]]
 
 
-class Report(msgspec.Struct, frozen=True):
+class WriterReport(msgspec.Struct, frozen=True):
     """The writer's report to the hub, as a line of JSON.
 
     Attributes:
@@ -137,7 +137,7 @@ class WriterProcess:
         if self._waiting:
             new = [message for message in self._waiting if message.frame.time > self._stored_until]
             writer.write([message.frame for message in new], [message.rows for message in new])
-            self._report(Report(self._waiting[-1].frame.seq))
+            self._report(WriterReport(self._waiting[-1].frame.seq))
             self._waiting.clear()
         self._error = ""
         if time.monotonic() - self._maintained > MAINTENANCE_PERIOD_S:
@@ -158,7 +158,7 @@ class WriterProcess:
                 "RLTOP_HOME to a local disk",
             )
         if not self._waiting:
-            self._report(Report())
+            self._report(WriterReport())
         return writer
 
     # --- the hub ----------------------------------------------------------------------------------------------------
@@ -190,12 +190,12 @@ class WriterProcess:
         del self._received[:end]
         return message
 
-    def _report(self, report: Report) -> None:
+    def _report(self, report: WriterReport) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the hub is gone
             self._hub.sendall(msgspec.json.encode(report) + b"\n")
 
     def _emit(self, severity: str, text: str) -> None:
-        self._report(Report(events=[(severity, text)]))
+        self._report(WriterReport(events=[(severity, text)]))
 
     # --- errors -----------------------------------------------------------------------------------------------------
 
@@ -210,10 +210,10 @@ class WriterProcess:
             self._emit("error", f"the store was damaged ({error}): it was renamed to {aside.name}, a new one begins")
             return
         self._error = str(error) or repr(error)
-        report = Report(error=self._error)
+        report = WriterReport(error=self._error)
         if not isinstance(error, sqlite3.OperationalError | schema.StoreError | OSError) and self._waiting:
             # A defect of ours, not of the disk: these frames would fail every time.
-            report = Report(self._waiting[-1].frame.seq, self._error, len(self._waiting))
+            report = WriterReport(self._waiting[-1].frame.seq, self._error, len(self._waiting))
             self._waiting.clear()
         self._report(report)
         until = time.monotonic() + self._config.retry_s

@@ -25,7 +25,7 @@ class SteadyClock:
         """The current time."""
         return self._offset + self._steady()
 
-    def take_news(self) -> list[tuple[str, str, str]]:
+    def take_jumps(self) -> list[tuple[str, str, str]]:
         """Severity, kind and text of a warning if the wall clock has jumped since the last call."""
         drift = self._wall() - self()
         jump = drift - self._reported

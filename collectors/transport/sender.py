@@ -248,12 +248,12 @@ class Sender(Generic[T]):
     def _disconnect(self, data: Any, control: Any) -> None:
         """Send the remaining items, then ``Bye``; return when the hub confirms it, or after a time without progress."""
         self._queue.close()
-        buffer, said_bye, position, last_progress = self._resend_buffer, False, (0, 0), time.monotonic()
+        buffer, bye_sent, position, last_progress = self._resend_buffer, False, (0, 0), time.monotonic()
         while not self._acknowledged.is_set():
-            if not said_bye and buffer.next_resend is None and self._batch is None and not self._prepare_next():
+            if not bye_sent and buffer.next_resend is None and self._batch is None and not self._prepare_next():
                 self._send_health(data)  # the final counts
                 self.reply(wire.Bye(self.source, self.epoch, buffer.next_seq, buffer.oldest))
-                said_bye = True
+                bye_sent = True
             self._run_once(data, control)
             now = time.monotonic()
             resend = buffer.next_resend

@@ -59,14 +59,14 @@ class StateRequest(NamedTuple):
     """Send the engine's state, as it is when the message is encoded."""
 
 
-class ProbeResult(NamedTuple):
+class ProbeOutput(NamedTuple):
     """A probe's report and its arrays."""
 
     report: wire.ProbeReport
     arrays: wire.Arrays
 
 
-Item = FinishedRollout | StateRequest | ProbeResult
+Item = FinishedRollout | StateRequest | ProbeOutput
 """Items of the send queue, by kind: ``rollouts``, ``state``, ``probe``."""
 
 
@@ -213,7 +213,7 @@ class Agent:
 
     def _offer_report(self, report: wire.ProbeReport, arrays: wire.Arrays) -> None:
         nbytes = STATE_BYTES + DIGEST_BYTES * len(report.digests) + sum(array.nbytes for array in arrays.values())
-        self.sender.offer("probe", nbytes, ProbeResult(report, arrays))
+        self.sender.offer("probe", nbytes, ProbeOutput(report, arrays))
 
     def _on_message(self, message: wire.ControlToCollector) -> None:
         if isinstance(message, wire.Welcome):
@@ -230,7 +230,7 @@ class Agent:
         if kind == "state":
             yield self.state(), {}
         for item in items:
-            if isinstance(item, ProbeResult):
+            if isinstance(item, ProbeOutput):
                 yield item.report, item.arrays
         yield from self._rollout_messages([item for item in items if isinstance(item, FinishedRollout)])
 

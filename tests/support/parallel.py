@@ -22,7 +22,7 @@ from rltop.backend.api.probe_result import ProbeFinding
 from rltop.backend.client.live import Client
 from rltop.backend.commands import audit
 from rltop.backend.probes.digest_verdict import KnownDigests
-from rltop.backend.probes.reports import Report
+from rltop.backend.probes.reports import EngineReport
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.actions import PROBE
 from rltop.collectors.contract.digests import weight_digests
@@ -90,7 +90,7 @@ def beside_trainer(report: wire.ProbeReport, tensors: Mapping[str, Any]) -> Prob
     weights = KnownDigests()
     digests = weight_digests(tensors)
     weights.add_trainer_digests(wire.StepClosed(0, 0, 1, report.policy_version, weight_digests=digests))
-    return weights.judge({report.engine: Report(report, [])}, {})
+    return weights.judge({report.engine: EngineReport(report, [])}, {})
 
 
 def update_and_compare(

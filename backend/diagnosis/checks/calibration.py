@@ -363,8 +363,8 @@ def _alignment(arrays: EvidenceArrays, late: Floats, engine: str | None, before:
             unit="tokens",
             detail=f"{-by:+d}",
         )
-    beside = min(distance[IN_PLACE - 1], distance[IN_PLACE + 1])
-    text = f"mean |d| {distance[IN_PLACE]:.3f} in place, {beside:.3f} one token off"
+    shifted = min(distance[IN_PLACE - 1], distance[IN_PLACE + 1])
+    text = f"mean |d| {distance[IN_PLACE]:.3f} in place, {shifted:.3f} one token off"
     shift = MeanShift(0.0, 0, 0.0, 0.0, 0.0, 0, n)
     return finding("alignment", "aligned", shift, arrays, engine, text=text, unit="tokens")
 

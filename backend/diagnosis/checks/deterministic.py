@@ -145,13 +145,14 @@ def mask(evidence: EvidenceByEngine) -> Iterator[Finding]:
 
 def facts_agree(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """``facts``: mismatches of engines and trainer, and sampling parameters that the trainer does not state."""
-    case = evidence.input
-    counted = [engine for engine in case.engines.values() if engine.health != "gone"] or list(case.engines.values())
+    counted = [engine for engine in evidence.input.engines.values() if engine.health != "gone"] or list(
+        evidence.input.engines.values()
+    )
     live = {engine.id: facts.of_engine(engine) for engine in counted}
     if not live:
         yield unknown("facts", "no engine has reported")
         return
-    trainer = case.trainer.facts
+    trainer = evidence.input.trainer.facts
     mismatches = 0
     for one in facts.compare(live, trainer):
         mismatches += 1
@@ -186,14 +187,13 @@ def _unstated(name: str, value: str, own: facts.Facts, trainer: facts.Facts) -> 
 
 def _fact_since(evidence: EvidenceByEngine, fact: str, engine: str) -> int | None:
     """The step after which a fact changed, by commands and events; the run's first if neither shows a change."""
-    case = evidence.input
-    for change in reversed(case.changes):
+    for change in reversed(evidence.input.changes):
         if change.flag == fact and change.engine == engine and change.state == "applied" and change.step is not None:
             return change.step + 1
-    for event in reversed(case.events):
+    for event in reversed(evidence.input.events):
         if event.kind == "facts" and event.text.startswith(fact) and "no longer" not in event.text:
             return 0 if event.step is None or event.step <= 1 else event.step
-    return case.steps[0].step if case.steps else None
+    return evidence.input.steps[0].step if evidence.input.steps else None
 
 
 MAX_SKEW = 2

@@ -55,11 +55,10 @@ def floor_of(evidence: EvidenceByEngine, engine: str | None) -> tuple[float, str
 
     Rounding is that of logits, and is divided by the temperature with them.
     """
-    case = evidence.input
-    names = [engine] if engine else evidence.engines or list(case.engines)
-    sides = [facts.of_engine(case.engines[name]) for name in names if name in case.engines]
-    bound, why = _floor_of(sides, case.trainer.facts)
-    temperature = _temperature(sides, case.trainer.facts)
+    names = [engine] if engine else evidence.engines or list(evidence.input.engines)
+    sides = [facts.of_engine(evidence.input.engines[name]) for name in names if name in evidence.input.engines]
+    bound, why = _floor_of(sides, evidence.input.trainer.facts)
+    temperature = _temperature(sides, evidence.input.trainer.facts)
     measured = MEASURED[bound] / temperature
     return (measured, f"{why} at a temperature of {temperature:g}") if measured > bound else (bound, why)
 

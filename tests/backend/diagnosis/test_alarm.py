@@ -45,7 +45,7 @@ def test_a_single_bad_step_raises_no_alarm() -> None:
 
 def test_an_alarm_names_the_cause_its_engines_and_since_when() -> None:
     [news] = run(Alarms(), *steps(10, 8, LYING))
-    assert (news.what, news.told) == (RAISED, True)
+    assert (news.what, news.notifies) == (RAISED, True)
     assert (news.alarm.cause, news.alarm.code, news.alarm.engines) == ("lying-replica", "B6", ["e1"])
     assert news.alarm.raised_step == 10 + rules.RAISE_AFTER - 1
 
@@ -62,7 +62,7 @@ def test_an_undecided_alarm_takes_longer_and_is_reported_again_when_certain() ->
     [doubt] = run(alarms, *steps(0, rules.DOUBT_AFTER, PARTIAL, sure=False))
     assert (doubt.alarm.sure, doubt.alarm.raised_step) == (False, rules.DOUBT_AFTER - 1)
     [sure] = run(alarms, *steps(rules.DOUBT_AFTER, 3, STALE))
-    assert (sure.what, sure.told, sure.alarm.id, sure.alarm.cause) == (RENAMED, True, doubt.alarm.id, STALE.id)
+    assert (sure.what, sure.notifies, sure.alarm.id, sure.alarm.cause) == (RENAMED, True, doubt.alarm.id, STALE.id)
 
 
 def test_too_little_data_neither_raises_nor_ends_an_alarm() -> None:
@@ -84,10 +84,10 @@ def test_an_alarm_ends_after_healthy_steps_and_is_reported_once() -> None:
 def test_a_rename_is_reported_only_if_the_layer_changes() -> None:
     alarms, _ = raised(PARTIAL)
     [same] = run(alarms, *steps(12, 4, LYING))
-    assert (same.what, same.told, same.alarm.cause) == (RENAMED, False, LYING.id)
+    assert (same.what, same.notifies, same.alarm.cause) == (RENAMED, False, LYING.id)
     alarms.acknowledge("a1", "kim", 0.0)
     [other] = run(alarms, *steps(16, 4, STALE))
-    assert (other.told, other.alarm.acknowledged) == (True, "")
+    assert (other.notifies, other.alarm.acknowledged) == (True, "")
 
 
 def test_the_same_cause_soon_after_reopens_the_alarm() -> None:
@@ -104,10 +104,10 @@ def test_acknowledged_and_silenced_alarms_send_no_notifications() -> None:
     alarms, alarm = raised()
     alarms.acknowledge(alarm.id, "kim", 700.0)
     [news] = run(alarms, *steps(12, CLEAR_AFTER))
-    assert (news.told, news.alarm.acknowledged) == (False, "kim")
+    assert (news.notifies, news.alarm.acknowledged) == (False, "kim")
     alarms, alarm = raised()
     alarms.silence(alarm.id, 3600.0, 700.0)
-    assert [n.told for n in run(alarms, *steps(12, CLEAR_AFTER))] == [False]
+    assert [n.notifies for n in run(alarms, *steps(12, CLEAR_AFTER))] == [False]
 
 
 def test_a_silence_expires_and_zero_ends_it_at_once() -> None:

@@ -15,7 +15,7 @@ from rltop.backend.fleet.engines import Engines
 from rltop.backend.probes.canary import result_of
 from rltop.backend.probes.digest_verdict import KnownDigests
 from rltop.backend.probes.inputs import InputChooser, ScoringInput
-from rltop.backend.probes.reports import Report, Scored
+from rltop.backend.probes.reports import EngineReport, Scored
 from rltop.backend.probes.scores import judge_cache_salt, judge_cross_replica, judge_rescore
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.digests import as_hex, checksum, weight_digests
@@ -37,9 +37,9 @@ def scoring_inputs(count: int = 8, tokens: int = 20) -> list[ScoringInput]:
     return inputs
 
 
-def report(engine: str, scores: list[Scored], *, version: int = 3, **about: Any) -> Report:
+def report(engine: str, scores: list[Scored], *, version: int = 3, **about: Any) -> EngineReport:
     body = wire.ProbeReport("c", engine, "p", [], version, **about)
-    return Report(body, scores)
+    return EngineReport(body, scores)
 
 
 def cold(chosen: list[ScoringInput], error: float = 0.0, only: set[int] | None = None) -> list[Scored]:
@@ -135,7 +135,7 @@ def digests(value: str, *, small: str = "0", fused: str | None = None) -> list[w
     ]
 
 
-def of(engine: str, value: str, updates: int, *, version: int = 3, **about: Any) -> Report:
+def of(engine: str, value: str, updates: int, *, version: int = 3, **about: Any) -> EngineReport:
     return report(engine, [], version=version, weight_updates=updates, digests=digests(value, **about))
 
 
@@ -194,11 +194,11 @@ def test_the_trainers_parts_add_up_to_an_engines_fused_weight() -> None:
     rows = {"m.q_proj.weight": f"float32:{(1 << 64) - 1:016x}", "m.k_proj.weight": f"float32:{8:016x}"}
     weights = KnownDigests()
     weights.add_trainer_digests(wire.StepClosed(0, 0, 1, 3, weight_digests=rows))
-    right = weights.judge({"e0": Report(body, [])}, EPOCHS)
+    right = weights.judge({"e0": EngineReport(body, [])}, EPOCHS)
     assert right.verdict == "agree"
     assert "e0: 1 of 1 weights match the trainer's of this version" in right.notes
     weights.add_trainer_digests(wire.StepClosed(0, 0, 1, 3, weight_digests={"m.k_proj.weight": f"float32:{9:016x}"}))
-    wrong = weights.judge({"e0": Report(body, [])}, EPOCHS)
+    wrong = weights.judge({"e0": EngineReport(body, [])}, EPOCHS)
     assert (wrong.verdict, wrong.odd) == ("not_the_trainer", ["e0"])
 
 
@@ -206,14 +206,14 @@ def test_ranks_that_cut_a_weight_by_rows_or_columns_add_up_to_the_trainers() -> 
     whole = np.arange(64, dtype=np.float32).reshape(8, 8)
     cuts = {"by_rows": np.split(whole, 2), "by_columns": np.split(whole, 2, 1), "replicated": [whole, whole]}
 
-    def report(wrong: str = "") -> Report:
+    def report(wrong: str = "") -> EngineReport:
         found = []
         for name, parts in cuts.items():
             for rank, part in enumerate(parts):
                 sums = checksum(part + np.float32(name == wrong))
                 rows, columns = as_hex(sums.rows), as_hex(sums.columns)
                 found.append(wire.Digest(name, "parameter", as_hex(sums.whole), rows, "float32", 64, rank, columns))
-        return Report(wire.ProbeReport("c", "e0", "p", [], 3, 1, digests=found), [])
+        return EngineReport(wire.ProbeReport("c", "e0", "p", [], 3, 1, digests=found), [])
 
     weights = KnownDigests()
     weights.add_trainer_digests(wire.StepClosed(0, 0, 1, 3, weight_digests=weight_digests(dict.fromkeys(cuts, whole))))

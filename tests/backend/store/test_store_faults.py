@@ -342,14 +342,14 @@ def test_the_hubs_clock_is_steady_while_the_machines_jumps() -> None:
     wall, steady = 1000.0, 50.0
     clock = SteadyClock(lambda: wall, lambda: steady)
     wall, steady = 1010.0, 60.0
-    assert (clock(), clock.take_news()) == (1010.0, [])
+    assert (clock(), clock.take_jumps()) == (1010.0, [])
     wall, steady = 4611.0, 61.0
-    ((severity, kind, text),) = clock.take_news()
+    ((severity, kind, text),) = clock.take_jumps()
     assert (clock(), severity, kind) == (1011.0, "warn", "clock")
     assert "jumped forward by 3600 s" in text
-    assert clock.take_news() == []
+    assert clock.take_jumps() == []
     wall = 1011.0
-    ((_, _, text),) = clock.take_news()
+    ((_, _, text),) = clock.take_jumps()
     assert "jumped back by 3600 s" in text
 
 
