@@ -49,7 +49,7 @@ class RltopApp(App[int]):
     CSS_PATH = "app.tcss"
     TITLE = "rltop"
     COMMANDS = {CommandPalette}  # noqa: RUF012 - as Textual declares it
-    ENABLE_COMMAND_PALETTE = False  # its key is one of ours
+    ENABLE_COMMAND_PALETTE = False  # rltop uses its key
     BINDINGS = key_bindings(registry.COMMANDS)
 
     def __init__(

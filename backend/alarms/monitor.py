@@ -51,7 +51,7 @@ class AlarmWatch:
         self._at_switches: dict[float, Verdict] = {}
 
     def step_closed(self, step: int) -> None:
-        """Note a step that needs a verdict."""
+        """Record a step that needs a verdict."""
         self._closed = step
 
     def diagnose_if_due(self, run: Callable[[], DiagnosisInput], now: float) -> AlarmEvent | None:

@@ -262,7 +262,7 @@ class Client:
         return answer.samples
 
     def stop_hub(self) -> None:
-        """Stop the hub and wait until it has ended; the run goes on. Raises ``HubUnreachable``."""
+        """Stop the hub and wait until it has ended; the run continues. Raises ``HubUnreachable``."""
         self.snapshot()
         hub = find_hub(self.rundir)
         self.ask(api.AskStop(api.new_id()))

@@ -37,7 +37,7 @@ class Fault:
 
         burst: steps that are sampled together and then trained on one after the other.
         withheld: tensors that the trainer leaves out of every update.
-        trainer_temperature: of the trainer's logprobs, whatever it states; None: the sampling temperature.
+        trainer_temperature: of the trainer's logprobs, regardless of its stated one; None: the sampling temperature.
         bf16: the trainer computes in bf16, head included (autocast; its weights stay fp32).
         trainer_head_fp32: the trainer's head computes in fp32 nevertheless.
         dropout: attention dropout in the training pass.

@@ -3,7 +3,7 @@
 A switched flag splits a run in two. For some steps the sums cover tokens from before and after the switch, and such a
 mixture looks like other faults: raw logprobs like a truncation, stale prefixes like the rounding of cache hits. So a
 cause that was not reported at the switch is reported after it only if the steps after it support the cause alone, or
-if it comes second to a cause from before: otherwise its command would switch what is not wrong.
+if it comes second to a cause from before: otherwise its command would switch a flag that is not at fault.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def diagnose(
 
 
 def _at_last_step(run: DiagnosisInput, at_switches: dict[float, Verdict], max_switches: int) -> Verdict:
-    """The verdict at a switch, from the cache if it is there."""
+    """The verdict at a switch, from the cache if possible."""
     when = run.steps[-1].closed
     if when not in at_switches:
         at_switches[when] = diagnose(run, at_switches, max_switches)

@@ -111,7 +111,7 @@ def infer(
         findings: results of the checks, in any order.
         causes: table of causes; ties keep its order.
         applicable: by cause id, whether the run has the feature that the cause concerns; None or absent: not stated.
-        engines: engines of the run, beside those that findings name.
+        engines: engines of the run, in addition to those that findings name.
     """
     results = _CheckResults(findings, engines)
     possible = [c for entry in causes if (c := _candidate(entry, results, (applicable or {}).get(entry.id)))]
@@ -265,7 +265,7 @@ class _CheckResults:
         return any(other is finding for symptom in symptoms for other in self.matching(symptom))
 
     def is_present(self, symptom: str) -> bool:
-        """Whether the symptom is there; a healthy outcome is present if no engine has another outcome."""
+        """Whether the symptom is present; a healthy outcome is present if no engine has another outcome."""
         if self.matching(symptom):
             return True
         return any(check in self._healthy and BY_NAME[check].healthy == word for check, word in alternatives(symptom))

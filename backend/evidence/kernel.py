@@ -59,7 +59,7 @@ HIT, MISS, BEFORE, AFTER = 1, 2, 4, 8
 """Bits of a run's labels: whether its request hit the prefix cache; before or after an update within the request."""
 
 SHIFTS = (-2, -1, 0, 1, 2)
-"""Displacements that alignment tries: the trainer logprob against the rollout logprob of so many tokens later."""
+"""Displacements that alignment tries: the trainer logprob against the rollout logprob this many tokens later."""
 
 ALIGNED_TOKENS = 16
 """First tokens of each run that displacements are tried at; all tokens would cost a third of the loop's time."""

@@ -204,7 +204,7 @@ def _mean_shift(of: Stretches, at: int, log_e: float, begin: int) -> MeanShift:
 
 
 def _end(moments: Floats, effect: float, scale: float) -> int | None:
-    """Index of the step at which a fault that begins at the first step has ended; None if it goes on."""
+    """Index of the step at which a fault that begins at the first step has ended; None if it lasts."""
     steps = len(moments)
     if steps < 2 * RECOVERY_STEPS:
         return None

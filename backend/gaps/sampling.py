@@ -122,7 +122,7 @@ class StepSamples:
         return both
 
     def _merge_sample(self, others: Iterable[tuple[int, Sequence]]) -> None:
-        """A sequence stays if those before it leave space, whatever its own length, so that long ones are not rarer."""
+        """Keep a sequence if those before it leave space, regardless of its length, so that long ones are not rarer."""
         sample = sorted([*self.sample, *others], key=lambda entry: entry[0])[:SAMPLE]
         self.sample = sample[: _fitting([sequence for _, sequence in sample])]
 
@@ -173,7 +173,7 @@ class SampledSteps:
         """The samples of ``step`` (None: the last), of ``engine`` alone if one is named; see ``api.AskSamples``.
 
         Raises:
-            ValueError: there is no such kind, or nothing is kept of the step; the text lists what is.
+            ValueError: there is no such kind, or nothing is kept of the step; the text lists the possible ones.
         """
         if kind not in KINDS:
             raise ValueError(f"no samples of kind {kind!r}; there are {', '.join(KINDS)}")

@@ -1,7 +1,7 @@
 """Passes messages from the worker thread to the I/O thread: a queue, and a socket that wakes the reader.
 
-If each frame were sent through a socket, both sides would release the GIL for each, and beside a busy worker thread the
-I/O thread waits up to 5 ms to get it back. So the socket carries one wake-up for all queued messages.
+If each frame were sent through a socket, both sides would release the GIL for each, and while the worker thread
+is busy the I/O thread waits up to 5 ms to get it back. So the socket carries one wake-up for all queued messages.
 """
 
 from __future__ import annotations

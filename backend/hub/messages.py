@@ -109,7 +109,7 @@ class MessageHandlers:
             hub.engines.set_counters(source.name, health, now)
 
     def _arrived(self, arrival: Arrival, now: float) -> list[Effect]:
-        """Process what the arrival of a message says about its source, whatever its content."""
+        """Update the source of a message on its arrival, regardless of its content."""
         hub, source, change = self._hub, arrival.source, arrival.change
         if change:
             severity = "warn" if change == "restarted" else "info"

@@ -56,7 +56,7 @@ def main(rundir: RunDir) -> int:
         if not _acquire(lock):
             log.info("run %s already has a hub", rundir.run)
             return 0
-        rundir.info.unlink(missing_ok=True)  # left by a killed hub; beside a held lock it would be taken for ours
+        rundir.info.unlink(missing_ok=True)  # of a killed hub: it would pass for this one
         writer = _launch_writer(rundir)
         from rltop.backend.hub.process import Hub  # takes a while, in which the writer starts
 

@@ -1,7 +1,7 @@
 """The state of a hub: messages, questions and ticks go in; frames and effects come out. Pure: no I/O, threads, clocks.
 
 ``components`` creates or resumes the parts, ``messages`` and ``questions`` handle input by its type, ``frames`` builds
-the output for viewers and the store, ``event_log`` numbers the events. This module does what is due as time passes.
+the output for viewers and the store, ``event_log`` numbers the events. This module runs the periodic work.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class HubState:
     # --- time and disk --------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> list[Effect]:
-        """Do what is due: call several times a second, and again while ``unfinished``."""
+        """Run all periodic work: call several times a second, and again while ``unfinished``."""
         hub = self._hub
         effects = self._messages.disconnect(now)
         effects += [effect for source in hub.sources for effect in self._messages.request_resend(source, now)]
@@ -121,7 +121,7 @@ class HubState:
             self.log.emit(now, event.severity, "alarm", event.text, engine=event.engine)
 
     def stored(self) -> list[Effect]:
-        """Everything handed to the store is on disk: acknowledge to collectors what is settled by it."""
+        """Acknowledge settled messages to collectors; everything handed to the store is on disk."""
         acknowledged = self._hub.acknowledgements.take_acknowledged()
         return [SendControl(identity(name, message.epoch), message) for name, message in acknowledged]
 
@@ -131,7 +131,7 @@ class HubState:
 
     def _finish_steps(self, now: float) -> None:
         hub = self._hub
-        done = hub.steps.tick(now, hub.sources.heard(now))
+        done = hub.steps.tick(now, hub.sources.data_until(now))
         for place, step in enumerate(done):
             self._report_unmeasured(step.step, [*hub.steps.open, *(later.step for later in done[place + 1 :])], now)
             self._step_done(step, now)

@@ -25,7 +25,7 @@ from rltop.collectors.contract import wire
 from rltop.collectors.transport.error_boundary import ErrorBoundary
 
 DATA_QUEUE_BYTES = 256 << 20
-_MESSAGE_BYTES = 500  # rough cost of a message's objects beside its frames
+_MESSAGE_BYTES = 500  # rough cost of a message's objects, without its frames
 
 MAX_URGENT = 10_000
 
@@ -33,7 +33,7 @@ FRAME_PERIOD_S = 0.2
 """Frames go out at 5 Hz when something changed."""
 
 HEARTBEAT_S = 1.0
-"""And once a second when nothing did."""
+"""Period of frames while nothing changes, seconds."""
 
 VIEW, CONTROL, QUERY, STOP = b"view", b"control", b"query", b"stop"
 """First frame of a message to the I/O thread: the socket it is for."""

@@ -29,10 +29,10 @@ EARLY_BYTES = 64 << 20
 """Bound on the messages of one sender that are held until earlier ones arrive."""
 
 HOLE_TIMEOUT_S = 10.0
-"""How long a missing message is waited for while others arrive; then it is lost, and later ones are taken."""
+"""A message that is still missing after this time, while others arrive, is lost; later ones are then taken."""
 
 RECONNECT_S = 8.0
-"""How long a new hub waits for senders that the previous one heard: longer than a sender takes to reconnect."""
+"""How long a new hub waits for senders of the previous one: longer than a sender takes to reconnect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Source:
 
     Attributes:
         last_seen: time of the last sign of life.
-        heard: time of the last data message.
+        last_data: time of the last data message.
         next_seq: number of the next message to take.
         end_seq: one more than the highest number seen.
         resends: whether it can resend.
@@ -80,7 +80,7 @@ class Source:
     bye: wire.Bye | None = None
     bye_deadline: float = 0.0
     end_seq: int = 0
-    heard: float = 0.0
+    last_data: float = 0.0
     resends: bool = False
     requested: int = -1
     requested_at: float = 0.0
@@ -167,7 +167,7 @@ class Sources:
     """All senders, by name.
 
     Args:
-        marks: of the senders that the previous hub heard.
+        marks: of the senders of the previous hub.
         now: when this hub began.
     """
 
@@ -206,7 +206,7 @@ class Sources:
         change = "is back" if source.health == "silent" else ""
         if source.health != "gone":
             source.health = "live"
-        source.last_seen, source.heard, source.bye_deadline = now, now, now + BYE_PATIENCE_S
+        source.last_seen, source.last_data, source.bye_deadline = now, now, now + BYE_PATIENCE_S
         return Arrival(source, change, lost, ready=ready, is_duplicate=envelope.seq < before)
 
     def _begin(self, name: str, epoch: str, seq: int, oldest: int | None, now: float) -> tuple[Source, int, bool]:
@@ -218,7 +218,9 @@ class Sources:
         if oldest is not None and mark is not None and mark.epoch == epoch:
             lost, is_midway = max(first - mark.settled - 1, 0), False
             first = max(first, mark.acknowledged + 1)
-        source = self._known[name] = Source(name, epoch, now, first, lost=lost, heard=now, resends=oldest is not None)
+        source = self._known[name] = Source(
+            name, epoch, now, first, lost=lost, last_data=now, resends=oldest is not None
+        )
         return source, lost, is_midway
 
     def behind(self, now: float) -> bool:
@@ -227,9 +229,9 @@ class Sources:
             return True
         return any(now - source.last_seen < SILENT_S for source in self._incomplete.values())
 
-    def heard(self, now: float) -> float:
-        """Time up to which every live engine has been heard."""
-        return min((s.heard for s in self._known.values() if s.health == "live" and not s.is_trainer), default=now)
+    def data_until(self, now: float) -> float:
+        """Time up to which every live engine has sent data."""
+        return min((s.last_data for s in self._known.values() if s.health == "live" and not s.is_trainer), default=now)
 
     def _update_incomplete(self, source: Source) -> None:
         if source.resends and source.next_seq < source.end_seq:

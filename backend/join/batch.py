@@ -15,7 +15,7 @@ from rltop.backend.join.reasons import NO_COMPLETION, PACKED, PADDED, RESUMED, T
 from rltop.backend.join.records import Hit, Ints, RowQuery, prompt_key
 from rltop.collectors.contract import wire
 
-_SPAN_BYTES = 1000  # rough cost of a span's objects beside the arrays
+_SPAN_BYTES = 1000  # rough cost of a span's objects, without the arrays
 
 ATTEMPTS_PER_DELAY = 8
 """Failed attempts after which the next one waits for one more call."""

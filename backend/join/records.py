@@ -17,14 +17,14 @@ HEADS = (8, 4, 2, 1)
 """Rollouts are indexed by these numbers of first tokens of their completion."""
 
 DISTINCTIVE_TOKENS, DISTINCT_IDS = 8, 4
-"""A completion of so many tokens with so many distinct ids is unlikely to occur twice for a prompt. With logprobs that
-are not near 0, so many tokens identify it among all rollouts."""
+"""A completion with this many tokens and distinct ids is unlikely to occur twice for a prompt. With logprobs that are
+not near 0, this many tokens identify it among all rollouts."""
 
 _NEAR_ZERO = 1e-3
 _MIN_LOGPROBS = 4
 """Logprobs below -0.001 have about 13 bits that depend on the whole context; 4 equal ones are no coincidence."""
 
-_RECORD_BYTES = 2600  # rough cost of a record and its keys beside its arrays
+_RECORD_BYTES = 2600  # rough cost of a record and its keys, without its arrays
 
 _INTERNAL_ID = re.compile(r"^(?:\d+_)?(?P<given>.*?)(?:-[0-9a-f]{8})?$", re.DOTALL)
 """vLLM prefixes the caller's id with ``<n>_`` if n > 1, and appends 8 random hex digits."""

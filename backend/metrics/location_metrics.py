@@ -37,7 +37,7 @@ def gap_jump_position(s: Summary) -> float | None:
 
 
 def engine_z(engines: Mapping[str, Values]) -> dict[str, float | None]:
-    """Of each engine the robust z of the metric in which it deviates most; None if none can be compared."""
+    """For each engine, the robust z of the metric in which it deviates most; None if none can be compared."""
     found: dict[str, float | None] = dict.fromkeys(engines)
     for metric in COMPARED:
         known = {engine: value for engine, values in engines.items() if (value := values.get(metric)) is not None}

@@ -170,14 +170,14 @@ def _with_trainer(body: wire.ProbeReport, trainer: Mapping[str, str] | None) -> 
 
 @dataclass(frozen=True, slots=True)
 class RankSums:
-    """What the checksums of a tensor's ranks add up to; ``rows`` also has that of one rank where all are alike."""
+    """Sums of the checksums of a tensor's ranks; ``rows`` also has the checksum of one rank if all are equal."""
 
     rows: frozenset[int]
     columns: int
 
 
 def _rank_sums(digests: list[wire.Digest]) -> RankSums:
-    """Of the ranks: replicas, cut by rows, or cut by columns."""
+    """The sums over the ranks, which are replicas, or cut the tensor by rows or by columns."""
     rows = {one.rows for one in digests}
     replicated = {_sum(rows)} if len(rows) == 1 else set()
     return RankSums(

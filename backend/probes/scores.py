@@ -40,7 +40,7 @@ DIFFERENT, SAME, UNCLEAR = "different", "same", "unclear"
 
 
 def tolerance(dtype: str) -> float:
-    """For a compute dtype, by any of its names."""
+    """The limit for a compute dtype, by any of its names."""
     return next((limit for name, limit in TOLERANCES.items() if same_text(name, dtype)), UNKNOWN_DTYPE)
 
 
@@ -281,7 +281,7 @@ def _completion(score: Scored, scored: ScoringInput) -> Floats:
 
 
 def _difference(one: Scored, other: Scored) -> Floats:
-    """Over the tokens that both have."""
+    """The differences of logprobs, over the tokens that both have."""
     first = max(one.first, other.first)
     end = min(one.first + one.logprobs.size, other.first + other.logprobs.size)
     a, b = (score.logprobs[first - score.first : max(end - score.first, 0)] for score in (one, other))

@@ -1,8 +1,8 @@
 """Assembles training steps: rows and closes of ranks go in, a measured ``api.Step`` comes out. Pure.
 
 A step closes when all ranks have closed it, or ``PARTIAL_S`` after the first did (marked partial). If rollouts are
-missing, it waits ``GRACE_S`` for them and until every engine was heard after that (longer while messages are resent).
-Then it is measured, and is done; later rows are counted. ``docs/protocols/step.md`` has the states and transitions.
+missing, it waits ``GRACE_S`` for them, and until every engine has sent data after that (longer while messages are
+resent). Then it is measured, and is done; later rows are counted. ``docs/protocols/step.md`` has the states and transitions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PARTIAL_S = 60.0
 
 GRACE_S = 2.0
 """How long a closed step waits for rollouts: engines publish within a fraction of a second of finishing. An engine that
-was heard after that time has sent its earlier rollouts; those of one that was not heard may still be in transit."""
+has sent data after that time has sent its earlier rollouts; those of another may still be in transit."""
 
 RESENT_S = 30.0
 """The longest wait for rollouts, also for resent ones."""
@@ -259,18 +259,18 @@ class Steps:
         for assembly in self._open.values():
             assembly.close(now, partial=True)
 
-    def tick(self, now: float, heard: float | None = None) -> list[api.Step]:
+    def tick(self, now: float, data_until: float | None = None) -> list[api.Step]:
         """Join waiting batches, within the budget of a tick; return the steps that are done.
 
         Args:
             now: seconds.
-            heard: time up to which every live engine was heard; None: ``now``.
+            data_until: time up to which every live engine has sent data; None: ``now``.
         """
         settled, self._settled = self._settled, []
-        joins_now, heard = self._joins_now(), now if heard is None else heard
+        joins_now, data_until = self._joins_now(), now if data_until is None else data_until
         self.unfinished, self._budget = False, PART_TOKENS
         for assembly in list(self._open.values()):
-            if (done := self._advance(assembly, now, heard)) is not None:
+            if (done := self._advance(assembly, now, data_until)) is not None:
                 settled.append(done)
             if self._budget <= 0:
                 self.unfinished = True
@@ -299,7 +299,7 @@ class Steps:
         self._next_lost.clear()
         return assembly
 
-    def _advance(self, assembly: Assembly, now: float, heard: float) -> api.Step | None:
+    def _advance(self, assembly: Assembly, now: float, data_until: float) -> api.Step | None:
         if assembly.deadline is not None and now >= assembly.deadline:
             assembly.close(now, partial=True)
         late = self.behind and (assembly.closed is None or now < assembly.closed + RESENT_S)
@@ -314,7 +314,7 @@ class Steps:
         assembly.waiting = waiting
         if assembly.closed is None:
             return None
-        if waiting and heard < assembly.closed + GRACE_S and now < assembly.closed + RESENT_S:
+        if waiting and data_until < assembly.closed + GRACE_S and now < assembly.closed + RESENT_S:
             return None
         while assembly.waiting and self._budget > 0:
             self._settle(assembly, assembly.waiting.pop(0))

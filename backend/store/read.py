@@ -328,7 +328,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         if path.suffix == ".gz":
             connection = sqlite3.connect(":memory:")
             content = bytearray(gzip.decompress(path.read_bytes()))
-            content[18:20] = b"\x01\x01"  # in memory there is no write-ahead log, whatever the header says
+            content[18:20] = b"\x01\x01"  # a database in memory has no write-ahead log
             connection.deserialize(bytes(content))
             return connection
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)

@@ -1,4 +1,4 @@
-"""The hub's side of the store: sends frames to the writer process, and goes on without the disk when it must.
+"""The hub's side of the store: sends frames to the writer process, and continues without the disk if it must.
 
 The worker thread hands over each frame and waits briefly for its commit before the frame is sent, so that what a viewer
 has seen survives a kill of the hub. The writer is a process of its own (``writer_process.py``): its many SQLite

@@ -1,7 +1,7 @@
 """The store's writer process: ``python -m rltop.backend.store.writer_process DESCRIPTOR``.
 
-SQLite releases the GIL at every statement, and beside a thread that computes gets it back up to 5 ms later. In this
-process no other thread computes. The hub (``store.py``) sends frames through a socket and keeps each until a report
+SQLite releases the GIL at every statement, and gets it back up to 5 ms later if another thread computes. In this
+process none does. The hub (``store.py``) sends frames through a socket and keeps each until a report
 confirms its commit. When the hub is gone, this process commits what it has received, then exits.
 """
 
@@ -212,7 +212,7 @@ class WriterProcess:
         self._error = str(error) or repr(error)
         report = WriterReport(error=self._error)
         if not isinstance(error, sqlite3.OperationalError | schema.StoreError | OSError) and self._waiting:
-            # A defect of ours, not of the disk: these frames would fail every time.
+            # A defect of this code, not of the disk: these frames would fail every time.
             report = WriterReport(self._waiting[-1].frame.seq, self._error, len(self._waiting))
             self._waiting.clear()
         self._report(report)

@@ -1,7 +1,7 @@
 """Prompt groups: the sequences sampled from one prompt. Pure.
 
 At most ``MAX_GROUPS`` groups are kept, those with the smallest keys. Keys are hashes, so this is an unbiased sample of
-complete groups, and the same one in whatever order summaries are merged.
+complete groups, and does not depend on the order in which summaries are merged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Groups:
 
     @classmethod
     def of(cls, keys: Keys, rows: Floats, rewards: Floats) -> Groups:
-        """Of sequences: their groups' keys, the kernel's sums [sequences, RunSums], and rewards, NaN if unknown."""
+        """From the group keys of sequences, the kernel's sums [sequences, RunSums], and rewards, NaN if unknown."""
         n, sums = rows[:, RUN.n, None], rows[:, RUN_FIGURES]
         n = np.broadcast_to(n, sums.shape)
         moments = np.stack([(n > 0).astype(float), n, sums, n * n, sums * sums, n * sums], axis=2)
@@ -54,7 +54,7 @@ class Groups:
         )._merged()
 
     def _merged(self) -> Groups:
-        """With one entry per key, and at most ``MAX_GROUPS`` keys."""
+        """Merge the entries of each key, and keep at most ``MAX_GROUPS`` keys."""
         keys, where = np.unique(self.keys, return_inverse=True)
         moments = np.zeros((keys.size, len(FIGURE), len(MOMENT)))
         np.add.at(moments, where, self.moments)

@@ -1,7 +1,7 @@
 """Compiled loops over tokens, and the columns of the arrays that they fill.
 
 ``compiled`` returns the loops as machine code. numba compiles them on first use, which takes some seconds, and caches
-the code beside this file or in the user's cache directory; loading it takes a tenth of that. numba is imported only
+the code next to this file or in the user's cache directory; loading it takes a tenth of that. numba is imported only
 then: viewers read metrics without it.
 
 numba renews cached code when the file of the compiled function changes, and does not look at other files. So every

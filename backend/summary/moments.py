@@ -26,7 +26,7 @@ def histogram(values: NDArray[np.generic], counts: Ints | None = None) -> Ints:
 
 
 def quantile(counts: Ints, middles: Floats, q: float) -> float:
-    """Quantile of what was counted: linear between the two order statistics about rank ``q (n - 1)``, each to 0.8 %."""
+    """Quantile of the values: linear between the two order statistics about rank ``q (n - 1)``, each to 0.8 %."""
     edges = np.cumsum(counts)
     rank = q * (int(edges[-1]) - 1)
     below, above = (
@@ -56,7 +56,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: NDArray[np.generic], counts: Ints | None = None) -> Spread:
-        """Of the finite entries of ``values`` [n], weighted by ``counts`` [n]."""
+        """From the finite entries of ``values`` [n], weighted by ``counts`` [n]."""
         x: Floats = np.asarray(values, np.float64)
         valid = np.isfinite(x) if counts is None else np.isfinite(x) & (counts > 0)
         x = x[valid]
@@ -108,7 +108,7 @@ class Pairs:
 
     @classmethod
     def of(cls, x: Floats, y: Floats) -> Pairs:
-        """Of pairs [n] of finite numbers."""
+        """From pairs [n] of finite numbers."""
         if not x.size:
             return cls()
         mean_x, mean_y = float(x.mean()), float(y.mean())
@@ -214,7 +214,7 @@ class Sizes:
 
     @classmethod
     def of(cls, values: NDArray[np.generic], counts: Ints | None = None) -> Sizes:
-        """Of finite ``values`` [n], weighted by ``counts`` [n]."""
+        """From finite ``values`` [n], weighted by ``counts`` [n]."""
         found = histogram(values, counts)
         used = np.flatnonzero(found)
         return cls(used, found[used])

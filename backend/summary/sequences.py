@@ -97,7 +97,7 @@ class SequenceSummary:
     def of(
         cls, rows: Floats, lengths: Ints, advantages: Floats | None = None, rewards: Floats | None = None
     ) -> SequenceSummary:
-        """Of sequences: the kernel's sums [n, RunSums], trained tokens [n], mean advantages and rewards [n].
+        """From the sequences' kernel sums [n, RunSums], trained tokens [n], mean advantages and rewards [n].
 
         Advantages and rewards are NaN if not known.
         """

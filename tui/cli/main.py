@@ -193,7 +193,7 @@ def status(run: str | None, as_json: bool) -> None:
 
 @main.command(short_help="Start or stop the hub of a run.")
 @click.argument("run", required=False)
-@click.option("--stop", is_flag=True, help="Stop the hub instead; the run goes on.")
+@click.option("--stop", is_flag=True, help="Stop the hub instead; the run continues.")
 def hub(run: str | None, stop: bool) -> None:
     """Start the hub of RUN in the background, unless it is running."""
     if stop:

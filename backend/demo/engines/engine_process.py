@@ -219,7 +219,7 @@ def _gpu_share() -> dict[str, int | float]:
 
 
 def take_gpu(engine: str) -> None:
-    """Spread the engines over the GPUs of this machine: a process sees one, unless it was told which."""
+    """Spread the engines over the GPUs of this machine, one each, unless ``CUDA_VISIBLE_DEVICES`` is set."""
     import torch
 
     if (gpus := torch.cuda.device_count()) > 1:

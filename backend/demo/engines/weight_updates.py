@@ -1,7 +1,7 @@
 """Weight updates of a vLLM engine, and the version that sampled each token, for vLLM with and without versions.
 
 vLLM 0.32 has a version label and reports per token which version sampled it. vLLM 0.26 has the same weight-transfer API
-without the label: an update then carries its version beside its file, where a collector can read it, and
+without the label: an update then carries its version in addition to its file, where a collector can read it, and
 ``TokenVersions`` tracks the tokens of every request at each update.
 """
 

@@ -63,7 +63,7 @@ def logprobs_and_entropy(
 
     The distribution is the sampling distribution: softmax of logits / temperature. No attention mask is needed, since
     padding is to the right of all tokens that are read; padded columns hold meaningless finite values. The entropy has
-    a gradient only with ``entropy_grad``. ``bf16``: the model computes in bf16 whatever its weights, head included
+    a gradient only with ``entropy_grad``. ``bf16``: the model computes in bf16 regardless of its weights, head included
     unless ``head_fp32``.
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

@@ -11,7 +11,7 @@ from rltop.backend.diagnosis.causes.trainer_causes import OBJECTIVE, TRAINER
 from rltop.backend.diagnosis.causes.weight_causes import WEIGHTS
 
 CAUSES: tuple[CauseEntry, ...] = RECORD + SEMANTIC + WEIGHTS + PATH + TRAINER + OBJECTIVE + HEALTH
-"""In the order in which to look; of causes that fit alike the first is reported first."""
+"""All causes, in the order in which to check them; of causes that fit equally well the first is reported first."""
 
 BY_ID: dict[str, CauseEntry] = {entry.id: entry for entry in CAUSES}
 

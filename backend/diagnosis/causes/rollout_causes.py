@@ -35,7 +35,7 @@ RECORD: tuple[CauseEntry, ...] = (
         probe="P10",
         confusable_with=("changed-logprobs",),
         remedy="Pass the engine's logprobs on unchanged (verl: rollout.calculate_log_probs=True; TRL: "
-        "vllm_importance_sampling_correction=True) and keep recomputed ones as old_logprobs beside them.",
+        "vllm_importance_sampling_correction=True) and keep recomputed ones separately, as old_logprobs.",
         source="verl docs, rollout_corr; trl#4159",
     ),
     CauseEntry(

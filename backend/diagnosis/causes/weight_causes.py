@@ -89,8 +89,8 @@ WEIGHTS: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "B6", "stale-replica", "weights", "An engine misses weight updates, as its version shows",
-        "Its rollouts are sampled from ever older weights: ratios of those sequences are useless, and most clipped "
-        "tokens are theirs.",
+        "Its rollouts are sampled from weights that grow older with every step: ratios of those sequences are useless, "
+        "and most clipped tokens are theirs.",
         needs=("versions stuck | lag behind",),
         may=(*GAP, *_LATER, "lag_slope grows", "engine_gap outlier", "lag high"),
         one_engine=True,

@@ -243,7 +243,7 @@ MIN_UNLIKELY = 0.3
 
 CUT = 0.02
 MIN_CUT_EXPECTED = 60.0
-"""At most this share of the expected unlikely tokens, with so many expected, means that they are cut off: in such
+"""Unlikely tokens are cut off if at most the share CUT of at least MIN_CUT_EXPECTED expected ones is sampled: in such
 contexts a temperature of 0.6 leaves 0.05 to 0.08 of them."""
 
 SHARPER, FLATTER = (0.02, 0.2, 0.4), (1.6, 2.0)

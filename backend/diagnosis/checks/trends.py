@@ -31,10 +31,10 @@ def _levels(moments: Floats) -> Floats:
 
 
 FALL, FALL_ERRORS = 0.062, 3.75
-"""Fall of the log entropy per step, beyond so many errors of the slope, from which it collapses. Calibrated on recorded
-runs of the demo: at most 0.052 from any step on in healthy runs, and 0.12 where the objective punishes entropy. Of
-simulated runs of 60 steps that fall by 0.04 a step, as healthy ones do, one in 1,500 counts as a collapse if prompts
-vary the entropy by 20 %, one in 10,000 at 10 %; at 0.05 a step one in 400 and 1,500."""
+"""The entropy collapses if its log falls by FALL per step, and by FALL_ERRORS standard errors of the slope. Calibrated
+on recorded runs of the demo: at most 0.052 in healthy runs, from any first step, and 0.12 where the objective punishes
+entropy. Of simulated runs of 60 steps that fall by 0.04 a step, as healthy ones do, one in 1,500 counts as a collapse
+if prompts vary the entropy by 20 %, one in 10,000 at 10 %; at 0.05 a step one in 400 and 1,500."""
 
 FALL_STEPS = range(6, 17)
 """Lengths of the windows in steps: a fast fall shows in few steps, a slow one in many."""
@@ -203,7 +203,7 @@ in the last SPEED_REACH steps: up to a third of them on a busy machine."""
 
 
 def _is_unlikely(others: list[Floats], steps: int) -> bool:
-    """Whether so many slow steps in a row are unlikely, by how often the others exceed their own minimum."""
+    """Whether ``steps`` slow steps in a row are unlikely, by how often the others exceed their own minimum."""
     values = [own[np.isfinite(own)][-SPEED_REACH:] for own in others]
     slow = sum(int((own > SLOW * own.min()).sum()) for own in values if own.size)
     return bool(((slow + 0.5) / (sum(own.size for own in values) + 1.0)) ** steps < SPEED_CHANCE)

@@ -1,7 +1,7 @@
 """Plans of scoring probes: generators that yield batches of requests and are sent their results. Pure.
 
 A scoring request is a prompt for which vLLM returns the logprob of every computed token (``prompt_logprobs``); one
-token is sampled and discarded. vLLM computes these logprobs by prefill at temperature 1, whatever ``logprobs_mode`` is.
+token is sampled and discarded. vLLM computes these logprobs by prefill at temperature 1 in every ``logprobs_mode``.
 It reads no prefix cache for such requests unless that is requested, and then scores only the tokens after the hit. One
 request gives the same logprobs as one-token continuations at every position.
 """

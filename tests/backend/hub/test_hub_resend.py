@@ -229,7 +229,7 @@ def test_a_step_reports_how_many_rows_are_missing(rows: int | None) -> None:
     hub.send("trainer/0", wire.StepClosed(0, 0, 1, rows=rows))
     hub.later(GRACE_S + 0.5)
     assert (hub.steps[0].missing_rows, hub.steps[0].partial) == ((1, True) if rows == 3 else (0, False))
-    assert any("partial: 1 rows of it are missing" in text for text in hub.texts) == (rows == 3)
+    assert any("partial: 1 rows are missing" in text for text in hub.texts) == (rows == 3)
 
 
 def test_a_lost_message_does_not_make_a_complete_step_partial() -> None:

@@ -255,7 +255,7 @@ def test_a_closed_step_waits_for_rollouts_for_a_bounded_time() -> None:
 
 
 @pytest.mark.parametrize("late", ["its rollouts", "nothing", "silence"])
-def test_a_closed_step_waits_until_every_engine_was_heard(late: str) -> None:
+def test_a_closed_step_waits_until_every_engine_has_sent_data(late: str) -> None:
     """The hub or an engine is starved: what it says next are the rollouts, or it had none."""
     hub = Hub()
     hub.engine("e0")
