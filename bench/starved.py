@@ -148,7 +148,7 @@ def step_engine(path: str, how: str) -> None:
 
 
 def serve(path: str, how: str) -> None:
-    """A hub; perhaps with a busy thread beside its own."""
+    """A hub; perhaps with a busy thread next to its own."""
     from rltop.backend.hub import startup
 
     if how == "busy":
@@ -319,13 +319,13 @@ def main() -> None:
         show("engine, a finished request", engine("alone"), engine("busy"))
     if "hub" in options.part:
         quiet = idle("alone", 200)
-        show("hub, beside a busy thread", quiet, idle("busy", 200))
+        show("hub, next to a busy thread", quiet, idle("busy", 200))
         show("hub, measuring, rollouts first", quiet, measuring(options.rows, options.rounds, rows_first=False))
         show("hub, measuring, rows first", quiet, measuring(options.rows, options.rounds, rows_first=True))
     if "compile" in options.part:
         (took, wall), (busy, longer) = compiling("alone"), compiling("busy")
         show("hub, compiling", idle("alone", 100), took, f"{wall:.1f} s until measured")
-        show("hub, compiling beside a busy thread", idle("busy", 100), busy, f"{longer:.1f} s until measured")
+        show("hub, compiling next to a busy thread", idle("busy", 100), busy, f"{longer:.1f} s until measured")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cost for the store of a busy Python thread in the hub's process: each figure alone and beside one, in one run.
+"""Cost for the store of a busy Python thread in the hub's process: each figure alone and next to one, in one run.
 
     python -m bench.starved_store [--commits 200]
     python -m bench.starved_store --starts 8 [--against PYTHON]
@@ -207,7 +207,7 @@ def main() -> None:
         shown_first, shown_last = hub_times(how)
         p99 = statistics.quantiles(commits, n=100, method="inclusive")[98]
         print(
-            f"| {'alone' if how == 'alone' else 'beside a busy thread'} | {first * 1000:.0f} ms "
+            f"| {'alone' if how == 'alone' else 'next to a busy thread'} | {first * 1000:.0f} ms "
             f"| {statistics.median(commits) * 1000:.1f} ms | {p99 * 1000:.1f} ms "
             f"| {shown_first:.2f} s | {shown_last:.2f} s |",
             flush=True,
