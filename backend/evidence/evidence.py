@@ -1,6 +1,6 @@
 """The evidence that checks are computed from: additive sums over the tokens of one engine in one step. Pure.
 
-Each figure has six sums over sequences (``kernel.Moments``), which give a mean and an interval that takes whole
+Each figure has six sums over sequences (``kernel.EvidenceMoments``), which give a mean and an interval that takes whole
 sequences as the independent units. All sampled tokens count, before any filter: a filter by reward or length would
 break the assumptions of the checks.
 """
@@ -125,7 +125,7 @@ class Evidence:
 
 
 def mean_of(m: float, n: float, s: float, nn: float, ss: float, ns: float) -> ClusteredMean | None:
-    """The mean from six sums over sequences (``kernel.Moments``)."""
+    """The mean from six sums over sequences (``kernel.EvidenceMoments``)."""
     if not n:
         return None
     mean = s / n

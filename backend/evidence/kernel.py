@@ -65,7 +65,7 @@ ALIGNED_TOKENS = 16
 """First tokens of each run that displacements are tried at; all tokens would cost a third of the loop's time."""
 
 
-class Figures(NamedTuple):
+class EvidenceFigures(NamedTuple):
     """Quantities of a token that are summed over sequences.
 
     d is trainer - rollout logprob, clamped; the ratio is exp(d). e is the rollout NLL minus the trainer's entropy.
@@ -99,7 +99,7 @@ class Figures(NamedTuple):
     reward: int
 
 
-class Moments(NamedTuple):
+class EvidenceMoments(NamedTuple):
     """Sums over sequences of a figure, for a sequence of n tokens over which the figure's sum is s."""
 
     sequences: int
@@ -124,7 +124,7 @@ class Sums(NamedTuple):
     fine_above: int
     coarse_below: int
     coarse_above: int
-    sequences_below: int  # sequences with a matched d below -FINE
+    sequences_below: int  # sequences with a version-matched d below -FINE
     sequences_above: int
     unlikely: int  # sampled tokens that are not the likeliest, with an entropy of LOWEST_ENTROPY to LOW_ENTROPY
     unlikely_expected: int
@@ -157,8 +157,8 @@ class Sums(NamedTuple):
     rows: int
 
 
-class Extremes(NamedTuple):
-    """Extremes over matched tokens, and the least seconds per token of a request."""
+class EvidenceExtremes(NamedTuple):
+    """Extremes over version-matched tokens, and the least seconds per token of a request."""
 
     low: int
     high: int
@@ -171,10 +171,10 @@ _WIDTHS = {
 }  # fmt: skip
 _STARTS = tuple(accumulate((_WIDTHS.get(name, 1) for name in Sums._fields), initial=0))
 
-FIGURE = Figures(*range(len(Figures._fields)))
-MOMENT = Moments(*range(len(Moments._fields)))
+FIGURE = EvidenceFigures(*range(len(EvidenceFigures._fields)))
+MOMENT = EvidenceMoments(*range(len(EvidenceMoments._fields)))
 SUM = Sums(*_STARTS[:-1])
-EXTREME = Extremes(*range(len(Extremes._fields)))
+EXTREME = EvidenceExtremes(*range(len(EvidenceExtremes._fields)))
 SUM_COLUMNS = _STARTS[-1]
 
 BETS_ABOVE = slice(SUM.log_wealth_above, SUM.log_wealth_below)  # over all tokens, then over matched tokens
@@ -240,7 +240,7 @@ def tokens(columns: TokenColumns, runs: RunColumns, out: EvidenceColumns) -> Non
     """Add the tokens of all runs to ``out``."""
     trainers, rollouts, olds, entropies = columns
     sequence = np.zeros((len(FIGURE), 2))  # n and s of each figure
-    signs = np.zeros(2, np.bool_)  # whether the sequence has a matched d below -FINE, above FINE
+    signs = np.zeros(2, np.bool_)  # whether the sequence has a version-matched d below -FINE, above FINE
     wealth = np.ones(ACCOUNTS)
     for run in range(runs.start.size):
         place, start, matched_by = runs.place[run], runs.start[run], runs.matched[run]
@@ -389,7 +389,7 @@ def _add_matched(
 
 
 def _add_labels(size: float, labels: int, sequence: Floats) -> None:
-    """Add a matched |d| to the figure of each label of its run."""
+    """Add a version-matched |d| to the figure of each label of its run."""
     if labels & HIT:
         sequence[FIGURE.cache_hit, 0] += 1
         sequence[FIGURE.cache_hit, 1] += size

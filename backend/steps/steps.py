@@ -2,7 +2,8 @@
 
 A step closes when all ranks have closed it, or ``PARTIAL_S`` after the first did (marked partial). If rollouts are
 missing, it waits ``GRACE_S`` for them, and until every engine has sent data after that (longer while messages are
-resent). Then it is measured, and is done; later rows are counted. ``docs/protocols/step.md`` has the states and transitions.
+resent). Then it is measured, and is done; later rows are counted. ``docs/protocols/step.md`` has the states and
+transitions.
 """
 
 from __future__ import annotations

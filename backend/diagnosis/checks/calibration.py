@@ -137,7 +137,7 @@ MIN_SIDED = 20
 
 
 def one_sided(evidence: EvidenceByEngine) -> Iterator[Finding]:
-    """``one_sided``: sequences whose matched d has only one sign, as tosses of a coin."""
+    """``one_sided``: sequences whose version-matched d has only one sign, as tosses of a coin."""
     for engine, arrays in run_and_engines(evidence):
         if not arrays.sums[:, SUM.matched].sum():
             yield unknown("one_sided", NOT_MATCHED, engine)
@@ -376,16 +376,16 @@ MIN_LINE = 100
 """Tokens before a slope is judged."""
 
 TEMPERATURE_LIKE = 0.85
-"""Share of the squares of matched d that the slope explains, from which a temperature explains the gap: a temperature
-explains most of it, other weights little."""
+"""A temperature explains the gap if the slope explains this share of the squares of version-matched d: a temperature
+explains most of it, other weights explain little."""
 
 UNLIKE = 0.5
-"""Share up to which no temperature explains it. Between the two, contexts may hide one: it also adds a constant to each
-context, and where contexts differ much these constants are most of the rest."""
+"""Up to this share no temperature explains it. Between the two, contexts may hide a temperature: it also adds a constant
+to each context, and these constants are most of the rest if contexts differ much."""
 
 
 def slope(evidence: EvidenceByEngine) -> Iterator[Finding]:
-    """``slope``: matched d against NLL minus entropy; the slope is -(1/T - 1) if one side leaves out a temperature T.
+    """``slope``: version-matched d against NLL minus entropy; -(1/T - 1) if one side leaves out a temperature T.
 
     If the trainer's distribution is the rollout's to the power of alpha, then within a context
     ``d = (alpha - 1) (log p + H) + a small constant``. NLL minus entropy has mean 0 within a context, so differences
@@ -404,7 +404,7 @@ def _slope(arrays: EvidenceArrays, engine: str | None, bound: float) -> Finding:
     alpha, share = 1 - line.slope, line.share
     if gap.log_e < ALARM_LOG_E or line.tokens < MIN_LINE or line.sequences < sequential.MIN_SEQUENCES:
         shift = MeanShift(0.0, 0, 1.0, math.nan, math.nan, 0, line.tokens)
-        return finding("slope", "flat", shift, arrays, engine, text="no matched gap to compare with NLL")
+        return finding("slope", "flat", shift, arrays, engine, text="no version-matched gap to compare with NLL")
     error = math.sqrt(max(1 - share, 1e-6) / max(share, 1e-6) / line.sequences) * abs(line.slope)
     shift = MeanShift(
         gap.log_e, gap.start, alpha, alpha - 1.96 * error, alpha + 1.96 * error, line.sequences, line.tokens
@@ -432,7 +432,7 @@ class _Regression(NamedTuple):
 
 
 def _regression(arrays: EvidenceArrays, start: int) -> _Regression:
-    """Regress matched d on e (NLL minus entropy), from step ``start`` on."""
+    """Regress version-matched d on e (NLL minus entropy), from step ``start`` on."""
     totals = arrays.moments[start:].sum(axis=0)
     n, all_n = float(totals[FIGURE.matched_d_e, MOMENT.n]), float(totals[FIGURE.matched_d, MOMENT.n])
     sequences = int(totals[FIGURE.matched_d_e, MOMENT.sequences])
@@ -448,7 +448,7 @@ def _regression(arrays: EvidenceArrays, start: int) -> _Regression:
 
 
 def shape(arrays: EvidenceArrays, bound: float) -> str:
-    """``temperature`` or ``truncation`` if the matched gap has that shape, else an empty string."""
+    """``temperature`` or ``truncation`` if the version-matched gap has that shape, else an empty string."""
     if _slope(arrays, None, bound).outcome in ("sharper", "flatter"):
         return "temperature"
     return "truncation" if _one_sided(arrays, None).outcome != "both" else ""

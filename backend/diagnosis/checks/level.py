@@ -190,7 +190,7 @@ RAMP, RAMP_STEPS = 2.0, 6
 
 
 def trend(evidence: EvidenceByEngine) -> Iterator[Finding]:
-    """``trend``: the step from which the matched gap is larger than before, and whether it jumped or grows.
+    """``trend``: the step from which the version-matched gap is larger than before, and whether it jumped or grows.
 
     Without matched tokens, k3 of all tokens is compared with four times that of the first steps with a lag. If it is
     higher the result is unknown, since a larger learning rate has the same effect.

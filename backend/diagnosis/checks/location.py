@@ -113,7 +113,7 @@ MIN_MATCHED = 30
 
 
 def _within_bound(arrays: EvidenceArrays, least: float) -> bool:
-    """Whether the matched gap is within the bound, so that any gap of another engine is that engine's."""
+    """Whether the version-matched gap is within the bound, so that any gap of another engine is that engine's."""
     n = max(float(arrays.sums[:, SUM.matched].sum()), 1.0)
     return bool(arrays.moments[:, FIGURE.matched_abs_d, MOMENT.s].sum() / n <= mean_bound(least, arrays))
 
@@ -243,13 +243,13 @@ the same mean |d|. In published runs the ratio is 1.4 for bfloat16, 1 for quanti
 
 
 def tail(evidence: EvidenceByEngine) -> Iterator[Finding]:
-    """``tail``: whether few tokens make up the matched gap."""
+    """``tail``: whether few tokens make up the version-matched gap."""
     arrays = evidence.run
     n = arrays.sums[:, SUM.matched].sum()
     least, _ = floor_of(evidence, None)
     size = arrays.moments[:, FIGURE.matched_abs_d, MOMENT.s].sum() / max(n, 1)
     if n < 200 or size < least / 4:
-        yield unknown("tail", "no matched gap to judge the shape of")
+        yield unknown("tail", "no version-matched gap to judge the shape of")
         return
     k3 = arrays.moments[:, FIGURE.matched_k3, MOMENT.s].sum() / n
     shape = float(k3 / (math.pi / 4 * size**2))
@@ -271,7 +271,7 @@ def position(evidence: EvidenceByEngine) -> Iterator[Finding]:
     fine = (n >= MIN_BIN) & (complement > 1)
     least, _ = floor_of(evidence, None)
     if fine.sum() < 4 or squares.sum() / max(complement.sum(), 1) < least**2:
-        yield unknown("position", "no matched gap in four bins of positions")
+        yield unknown("position", "no version-matched gap in four bins of positions")
         return
     half = arrays.profile[: arrays.steps // 2].sum(axis=0), arrays.profile[arrays.steps // 2 :].sum(axis=0)
     level = np.log(squares[fine] / complement[fine] + 1e-12)
@@ -280,7 +280,7 @@ def position(evidence: EvidenceByEngine) -> Iterator[Finding]:
     error = _slope_error(where, level, n[fine], slope)
     at, rise = _step_up(level, n[fine])
     shift = MeanShift(0.0, 0, slope, slope - 1.96 * error, slope + 1.96 * error, 0, int(n.sum()))
-    text = f"d^2 / (1-p) goes with position^{slope:+.2f} (error {error:.2f})"
+    text = f"d^2 / (1-p) is proportional to position^{slope:+.2f} (error {error:.2f})"
     stepped = rise > math.log(9) and _agrees(half, fine, at)
     if stepped:
         edge = int(POSITION_EDGES[fine][at])
@@ -325,7 +325,7 @@ MIN_REPEATED = 0.01
 
 
 def repetition(evidence: EvidenceByEngine) -> Iterator[Finding]:
-    """``repetition``: mean matched d of tokens that occur earlier in their context minus that of the others."""
+    """``repetition``: mean version-matched d of tokens that occur earlier in their context minus that of the others."""
     for engine, arrays in run_and_engines(evidence):
         a, b = arrays.moments[:, FIGURE.repeated_d], arrays.moments[:, FIGURE.new_d]
         if not arrays.steps or min(a[:, 0].sum(), b[:, 0].sum()) < sequential.MIN_SEQUENCES:

@@ -93,4 +93,8 @@ def _uninformative(evidence: EvidenceByEngine, engine: str | None) -> str:
         return f"no version-matched tokens in the last {LATE_STEPS} steps"
     bound, _ = bound_of(evidence, engine)
     square = late.moments[:, FIGURE.matched_d2, MOMENT.s].sum() / max(float(late.sums[:, SUM.complement].sum()), 1e-9)
-    return "the latest matched gap is above its bound, in too few sequences to be certain" if square > bound**2 else ""
+    return (
+        "the latest version-matched gap is above its bound, in too few sequences to be certain"
+        if square > bound**2
+        else ""
+    )

@@ -92,8 +92,8 @@ FROZEN, FROZEN_SHARE = 1.0, 0.2
 """Weights are stale as a whole from this many versions behind the label, and this share of the steps since the gap
 began. With frozen weights the estimate grows by 1 a step (0.4 to 0.8 if updates become smaller); with one stale tensor
 or a stale prefix by far less. Without old logprobs the drift is that of the updates before the gap, the largest of a
-run: k3 then goes with the lag and not with its square, and half of the share suffices. In runs of the demo without old
-logprobs it is 0.24 to 0.3 if no update arrives, and 0.003 if the head is stale."""
+run: k3 is then proportional to the lag, not to its square, and half of the share suffices. In runs of the demo without
+old logprobs it is 0.24 to 0.3 if no update arrives, and 0.003 if the head is stale."""
 
 
 def _drift(arrays: EvidenceArrays) -> tuple[float, float]:
