@@ -328,7 +328,7 @@ class Client:
         return self._resync(answer.snapshot, waiting)
 
     def _resync(self, picture: api.Snapshot, waiting: list[api.Frame]) -> bool:
-        """Apply the frames that arrived meanwhile to a snapshot; those after a hole wait for the next snapshot."""
+        """Apply frames that arrived meanwhile to a snapshot; those after a missing one wait for the next snapshot."""
         epoch = waiting[-1].epoch if waiting else picture.epoch
         waiting = [frame for frame in waiting if frame.epoch == epoch]
         if epoch != picture.epoch:  # from a hub that has been replaced since

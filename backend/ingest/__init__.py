@@ -1,1 +1,1 @@
-"""Messages from collectors: order, holes, acknowledgement."""
+"""Messages from collectors: order, losses, acknowledgement."""

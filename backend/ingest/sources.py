@@ -1,4 +1,4 @@
-"""The senders of messages: epochs, message order, holes, health and disconnects. Pure.
+"""The senders of messages: epochs, message order, losses, health and disconnects. Pure.
 
 Messages of a sender that can resend are taken in order, each exactly once. Missing ones are requested; early ones are
 held here within a bound, or discarded and resent; duplicates are discarded. Messages that the sender no longer has are
@@ -28,7 +28,7 @@ REQUEST_PAUSE_S = 0.2
 EARLY_BYTES = 64 << 20
 """Bound on the messages of one sender that are held until earlier ones arrive."""
 
-HOLE_TIMEOUT_S = 10.0
+MISSING_TIMEOUT_S = 10.0
 """A message that is still missing after this time, while others arrive, is lost; later ones are then taken."""
 
 RECONNECT_S = 8.0
@@ -66,7 +66,7 @@ class Source:
         end_seq: one more than the highest number seen.
         resends: whether it can resend.
         requested: the number that was last requested, -1 if none. requested_at: when.
-        hole_since: since when ``next_seq`` is missing, if it is.
+        missing_since: since when ``next_seq`` is missing, if it is.
         early: messages that are held until earlier ones arrive, with their sizes, by number.
     """
 
@@ -84,7 +84,7 @@ class Source:
     resends: bool = False
     requested: int = -1
     requested_at: float = 0.0
-    hole_since: float | None = None
+    missing_since: float | None = None
     early: dict[int, tuple[Any, int]] = field(default_factory=dict)
     early_bytes: int = 0
 
@@ -96,7 +96,7 @@ class Source:
     def resend_due(self, now: float) -> int | None:
         """The number from which to request a resend, if a request is due; it then counts as requested."""
         is_leaving = self.bye is not None and now >= self.bye_deadline - BYE_PATIENCE_S + BYE_REQUEST_S
-        is_missing = self.hole_since is not None or (is_leaving and self.next_seq < self.end_seq)
+        is_missing = self.missing_since is not None or (is_leaving and self.next_seq < self.end_seq)
         pause = REQUEST_AGAIN_S if self.requested == self.next_seq else REQUEST_PAUSE_S
         if not (self.resends and is_missing) or (self.requested >= 0 and now - self.requested_at < pause):
             return None
@@ -114,7 +114,7 @@ class Source:
         if seq < before:
             return [], 0
         first = max(before, min(envelope.oldest, seq))
-        if self.hole_since is not None and now - self.hole_since >= HOLE_TIMEOUT_S:
+        if self.missing_since is not None and now - self.missing_since >= MISSING_TIMEOUT_S:
             first = min([seq, *self.early])
         if seq not in self.early and (seq == first or self.early_bytes + nbytes <= EARLY_BYTES):
             self.early[seq] = message, nbytes
@@ -126,9 +126,9 @@ class Source:
             first += 1
         self.next_seq = first
         if first == self.end_seq:
-            self.hole_since = None
-        elif self.hole_since is None or first > before:
-            self.hole_since = now
+            self.missing_since = None
+        elif self.missing_since is None or first > before:
+            self.missing_since = now
         return ready, lost
 
     def _pop(self, number: int) -> Any:

@@ -147,7 +147,7 @@ def blob(value: object) -> bytes:
 
 
 def _restored(names: Sequence[str], values: Sequence[Any]) -> tuple[Row, Row]:
-    """Return the row with its odd numbers restored, and the rest."""
+    """Return the row with the numbers that SQLite can't hold restored, and the other values of ``rest``."""
     row = dict(zip(names, values, strict=True))
     packed = row.pop("rest")
     rest: Row = _decode(packed) if packed else {}

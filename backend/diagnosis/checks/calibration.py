@@ -380,8 +380,8 @@ TEMPERATURE_LIKE = 0.85
 explains most of it, other weights explain little."""
 
 UNLIKE = 0.5
-"""Up to this share no temperature explains it. Between the two, contexts may hide a temperature: it also adds a constant
-to each context, and these constants are most of the rest if contexts differ much."""
+"""Up to this share no temperature explains it. Between the two, contexts may hide one: it also adds a constant to each
+context, and these constants are most of the rest if contexts differ much."""
 
 
 def slope(evidence: EvidenceByEngine) -> Iterator[Finding]:

@@ -56,7 +56,7 @@ SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 0.95)
 
 
 def bet_on_sequences(arrays: EvidenceArrays, least: float) -> tuple[float, int]:
-    """Log evidence that rounding can't explain how many sequences have a version-matched |d| beyond FINE, and its start.
+    """Log evidence that more sequences have a version-matched |d| beyond FINE than rounding causes, and its start.
 
     With a normalised RMS gap of ``least``, at most ``n (least / FINE)^2 (1 - p)`` of n tokens are beyond FINE
     (Chebyshev), which bounds the share of sequences with such a token; the bound is at least ``STRAY``. A sequence

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend.ingest.sources import HOLE_TIMEOUT_S, REQUEST_AGAIN_S, ReceivedMark, Sources
+from rltop.backend.ingest.sources import MISSING_TIMEOUT_S, REQUEST_AGAIN_S, ReceivedMark, Sources
 from rltop.collectors.contract import wire
 from rltop.collectors.transport.resend_buffer import MESSAGE_BYTES, ResendBuffer
 
@@ -147,7 +147,7 @@ def test_messages_that_are_never_resent_are_given_up() -> None:
     world.send()
     world.hear()
     world.send("lost")
-    while world.now < HOLE_TIMEOUT_S - 1:
+    while world.now < MISSING_TIMEOUT_S - 1:
         world.send()
         world.hear(asked=False)
         world.now += 1
