@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rltop.collectors.contract import wire
-from rltop.collectors.trainer.arrays import Given, inspect
+from rltop.collectors.trainer.arrays import Argument, inspect
 from rltop.collectors.trainer.packing import CopiedCall, Ints, PackedColumn, row_sizes
 
 Level = Literal["all", "row", "token"]
@@ -41,13 +41,13 @@ class Checked:
 
     head: wire.Sequences
     rows: int
-    sizes: Given | Ints
+    sizes: Argument | Ints
     tokens: int
-    token_ids: Given
-    mask: Given
-    prompt_ids: Given | None
-    rewards: Given | None
-    columns: dict[str, tuple[Given, Level]]
+    token_ids: Argument
+    mask: Argument
+    prompt_ids: Argument | None
+    rewards: Argument | None
+    columns: dict[str, tuple[Argument, Level]]
     request_ids: list[str] | None = None
 
     @property
@@ -63,7 +63,7 @@ class Checked:
         return CopiedCall(
             head=self.head,
             rows=self.rows,
-            sizes=self.sizes.copy() if isinstance(self.sizes, Given) else self.sizes,
+            sizes=self.sizes.copy() if isinstance(self.sizes, Argument) else self.sizes,
             tokens=self.tokens,
             token_ids=self.token_ids.copy(),
             mask=self.mask.copy(),
@@ -115,7 +115,7 @@ def check(
     )
 
 
-def _rows(ids: Given, cu_seqlens: Any) -> tuple[Given | Ints, int]:
+def _rows(ids: Argument, cu_seqlens: Any) -> tuple[Argument | Ints, int]:
     """Row sizes (or cu_seqlens, if they are on a device and have to be read later) and the number of rows."""
     if cu_seqlens is None:
         if not ids.ragged and len(ids.shape) != 2 and ids.shape != NO_ROWS:
@@ -133,14 +133,14 @@ def _rows(ids: Given, cu_seqlens: Any) -> tuple[Given | Ints, int]:
     return (bounds if bounds.on_device else row_sizes(bounds.copy().read(), ids.shape[0])), rows
 
 
-def _sizes(argument: Given) -> Ints:
+def _sizes(argument: Argument) -> Ints:
     """Entries per row of a list of rows or of a [batch, time] array."""
     if argument.ragged or argument.shape == NO_ROWS:
         return np.array(argument.shape if argument.ragged else (), np.int64)
     return np.full(argument.shape[0], argument.shape[1], np.int64)
 
 
-def _level(argument: Given, ids: Given, rows: int, allowed: tuple[Level, ...]) -> Level:
+def _level(argument: Argument, ids: Argument, rows: int, allowed: tuple[Level, ...]) -> Level:
     """The first allowed level that fits the argument's shape; raises ``ValueError``."""
     for level in allowed:
         if level == "token":
@@ -152,12 +152,12 @@ def _level(argument: Given, ids: Given, rows: int, allowed: tuple[Level, ...]) -
     raise ValueError(f"{argument.name}: {argument.describe()}; expected {_expected(ids, rows, allowed)}")
 
 
-def _expected(ids: Given, rows: int, allowed: tuple[Level, ...]) -> str:
+def _expected(ids: Argument, rows: int, allowed: tuple[Level, ...]) -> str:
     shapes = {"token": f"{ids.describe()} as token_ids", "row": f"[{rows}], one per row", "all": "a single number"}
     return ", or ".join(shapes[level] for level in allowed)
 
 
-def _prompts(prompt_ids: Any, rows: int) -> Given:
+def _prompts(prompt_ids: Any, rows: int) -> Argument:
     prompts = inspect("prompt_ids", prompt_ids, integer=True)
     if prompts.ragged:
         fits = len(prompts.shape) == rows
@@ -181,7 +181,7 @@ def _request_ids(request_ids: Any, rows: int) -> list[str]:
     return ids
 
 
-def _rewards(rewards: Any, ids: Given, rows: int) -> Given:
+def _rewards(rewards: Any, ids: Argument, rows: int) -> Argument:
     values = inspect("rewards", rewards)
     _level(values, ids, rows, ("row",))
     return values

@@ -1,6 +1,6 @@
 """A trainer's arrays: torch tensors (any device, any float dtype) or numpy arrays, whole or as a list of rows.
 
-The caller's thread inspects shapes and dtypes (``inspect``) and copies (``Given.copy``). It reads no values, so it
+The caller's thread inspects shapes and dtypes (``inspect``) and copies (``Argument.copy``). It reads no values, so it
 never waits for a device. The sender's thread reads the values (``Copy.read``). Torch is used only if the caller
 imported it.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Given:
+class Argument:
     """One argument as the caller passed it.
 
     Attributes:
@@ -80,7 +80,7 @@ class Copy:
         return part if part.dtype.kind in "biuf" else part.astype(np.float32)
 
 
-def inspect(name: str, value: Any, *, integer: bool = False) -> Given:
+def inspect(name: str, value: Any, *, integer: bool = False) -> Argument:
     """Inspect an argument's type, shape and dtype.
 
     Args:
@@ -99,9 +99,9 @@ def inspect(name: str, value: Any, *, integer: bool = False) -> Given:
                     f"{name}[{index}]: {type(part).__name__} of shape {list(part.shape)} on {_device(part)}; expected "
                     f"1-D rows of one library on one device ({_device(parts[0])})"
                 )
-        return Given(name, parts, tuple(int(part.shape[0]) for part in parts), ragged=True)
+        return Argument(name, parts, tuple(int(part.shape[0]) for part in parts), ragged=True)
     part = _part(name, value, integer)
-    return Given(name, (part,), tuple(part.shape))
+    return Argument(name, (part,), tuple(part.shape))
 
 
 def short(values: Any) -> str:

@@ -30,7 +30,7 @@ from rltop.collectors.contract.launch import LaunchError, ensure_hub
 from rltop.collectors.contract.rundir import RunDir, RunDirError, at, for_run, from_environment
 from rltop.collectors.trainer import packing
 from rltop.collectors.trainer.arguments import check
-from rltop.collectors.trainer.arrays import Copy, Given, inspect
+from rltop.collectors.trainer.arrays import Argument, Copy, inspect
 from rltop.collectors.transport.error_boundary import ErrorBoundary
 from rltop.collectors.transport.sender import Message, Sender
 
@@ -378,7 +378,7 @@ def _digest(name: Any, digest: Any) -> str:
     return digest
 
 
-def _metric(name: Any, value: Any) -> Given:
+def _metric(name: Any, value: Any) -> Argument:
     """Check a scalar; raises ``ValueError``."""
     if not isinstance(name, str):
         raise ValueError(f"metrics: name {name!r}; expected a string")

@@ -16,7 +16,7 @@ def effect(command: str, run: str | None, as_json: bool) -> None:
 
     COMMAND is the id of a command or a prefix of it (default: the last one that switched anything). Tokens count as
     before or after by the flag epoch in which they were sampled; engines that were not switched serve as the control
-    group. "not yet" comes with the time still needed. RUN may be over, or a file written by `rltop record`.
+    group. "not yet" includes the time still needed. RUN may be over, or a file written by `rltop record`.
     """
     from rltop.backend.client.live import CommandError, HubUnreachable
     from rltop.backend.text import effect_text

@@ -37,7 +37,7 @@ PROBE_HELP = "\n\n\b\n" + "\n".join(f"{probe.name:<17}{probe.code:<5}{probe.summ
     name="probe",
     short_help="Run an experiment that distinguishes causes.",
     help="Run the probe NAME on the live engines, wait for it and print its result. Probes that cost engine time ask "
-    "for confirmation on a terminal. Exit code 0 if the probe answered, whatever the answer; 1 if it could not run."
+    "for confirmation on a terminal. Exit code 0 if the probe answered, with any result; 1 if it could not run."
     + PROBE_HELP,
 )
 @click.argument("name", required=False, type=click.Choice(list(BY_NAME)), metavar="[NAME]")
@@ -45,7 +45,9 @@ PROBE_HELP = "\n\n\b\n" + "\n".join(f"{probe.name:<17}{probe.code:<5}{probe.summ
 @click.option("--result", "command", metavar="ID", help="Print the result of an earlier probe by its command id.")
 @engines_option
 @click.option("--flag", metavar="FLAG=VALUE", help="canary-flip: the switch to try on one engine.")
-@click.option("--for", "seconds", default="10m", show_default=True, metavar="TIME", help="canary-flip: how long.")
+@click.option(
+    "--for", "seconds", default="10m", show_default=True, metavar="TIME", help="canary-flip: duration of the switch."
+)
 @reason_option
 @click.option("--timeout", type=click.FloatRange(1, 3600), help="Seconds to wait (default: depends on the probe).")
 @click.option("--yes", is_flag=True, help="Skip the confirmation.")

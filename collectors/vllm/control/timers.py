@@ -48,7 +48,7 @@ class FlagTimers:
     def __init__(self) -> None:
         self._running: dict[str, FlagTimer] = {}
         self._due: dict[str, FlagTimer] = {}
-        self._kept: OrderedDict[str, None] = OrderedDict()
+        self._kept_commands: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
     def start(self, timer: FlagTimer) -> None:
@@ -77,14 +77,14 @@ class FlagTimers:
         """Stop a timer so that its change stays, and remember that. True as for ``stop``."""
         if not self.stop(timer):
             return False
-        self._kept[timer.command] = None
-        while len(self._kept) > REMEMBERED:
-            self._kept.popitem(last=False)
+        self._kept_commands[timer.command] = None
+        while len(self._kept_commands) > REMEMBERED:
+            self._kept_commands.popitem(last=False)
         return True
 
     def was_kept(self, command: str) -> bool:
         """Whether the timer of ``command`` was stopped by ``keep``."""
-        return command in self._kept
+        return command in self._kept_commands
 
     def pop_due(self, now: float) -> list[FlagTimer]:
         """End the timers that are due at ``now`` (monotonic), in order. The caller reverts them; see ``forget_due``."""

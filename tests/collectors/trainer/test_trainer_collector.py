@@ -233,7 +233,7 @@ def test_after_close_calls_are_counted_and_nothing_else(idle: TrainerCollector) 
 
 
 def test_a_fault_while_copying_is_contained_and_counted(idle: TrainerCollector, monkeypatch: Any) -> None:
-    monkeypatch.setattr(arrays.Given, "copy", lambda self: 1 / 0)
+    monkeypatch.setattr(arrays.Argument, "copy", lambda self: 1 / 0)
     call(idle)
     idle.step(0, metrics={"loss": 1.0})
     assert idle._guard.faults == {"sequences": 1, "step": 1}
