@@ -12,6 +12,7 @@ from scripts import docs
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests/README.md", *sorted(docs.DOCS.rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+NAMED = re.compile(r"`((?:backend|bench|collectors|docs|examples|scripts|tests|tui)/[\w./-]+\.\w+)`")
 
 
 def relative_links(page: Path) -> list[str]:
@@ -51,8 +52,6 @@ def test_the_table_of_helpers_is_complete() -> None:
     assert sorted(listed) == sorted(helpers)
 
 
-def test_every_file_that_contributing_names_exists() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    paths = re.findall(r"`((?:backend|bench|collectors|docs|examples|scripts|tests|tui)/[\w./-]*)`", text)
-    assert len(paths) > 20
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_is_named_by_its_path_exists(page: Path) -> None:
+    assert [path for path in NAMED.findall(page.read_text()) if not (ROOT / path).exists()] == []
