@@ -23,7 +23,7 @@ PAGES = {
 def render(page: str) -> str:
     """The page as the code has it now."""
     command = [sys.executable, "-m", PAGES[page]]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def main(arguments: list[str]) -> int:

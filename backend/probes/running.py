@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -111,21 +111,14 @@ class RunningProbes:
         )
 
     def _finding(self, running: RunningProbe, failed: list[api.Change], picture: api.Snapshot) -> ProbeFinding:
-        if running.probe == "config-diff":
-            return config_diff(picture, running.engines)
-        if running.probe == "token-echo":
-            return token_echo(picture)
-        if len(running.reports) < BY_NAME[running.probe].min_engines:
+        probe = BY_NAME[running.probe]
+        if probe.executed_by != HUB and len(running.reports) < probe.min_engines:
             return _too_few_reports(failed)
-        if running.probe == "weight-digest":
-            return self.weights.judge(running.reports, self._epochs)
-        dtypes = {e: picture.engines[e].fingerprint.get("dtype", "") for e in running.reports if e in picture.engines}
-        if running.probe == "cache-salt":
-            return judge_cache_salt(running.reports, dtypes)
-        if running.probe == "prefill-rescore":
-            return judge_rescore(running.reports, running.chosen, dtypes)
-        neutral = same_text(picture.trainer.facts.get("temperature", "1"), "1")
-        return judge_cross_replica(running.reports, running.chosen, dtypes, neutral)
+        return JUDGES[probe.name](self, running, picture)
+
+    def judge_weights(self, running: RunningProbe) -> ProbeFinding:
+        """Compare the reported digests with each other and with those in ``weights``."""
+        return self.weights.judge(running.reports, self._epochs)
 
 
 def _too_few_reports(failed: list[api.Change]) -> ProbeFinding:
@@ -133,3 +126,27 @@ def _too_few_reports(failed: list[api.Change]) -> ProbeFinding:
     if any(change.state == "superseded" for change in failed):
         return ProbeFinding("overtaken", "interrupted by a weight update before enough engines had answered")
     return ProbeFinding("refused" if failed else "unclear", "too few engines answered")
+
+
+def _dtypes(running: RunningProbe, picture: api.Snapshot) -> dict[str, str]:
+    """The dtype of each engine that reported."""
+    known = [engine for engine in running.reports if engine in picture.engines]
+    return {engine: picture.engines[engine].fingerprint.get("dtype", "") for engine in known}
+
+
+def _cross_replica(running: RunningProbe, picture: api.Snapshot) -> ProbeFinding:
+    neutral = same_text(picture.trainer.facts.get("temperature", "1"), "1")
+    return judge_cross_replica(running.reports, running.chosen, _dtypes(running, picture), neutral)
+
+
+JUDGES: dict[str, Callable[[RunningProbes, RunningProbe, api.Snapshot], ProbeFinding]] = {
+    "config-diff": lambda _probes, running, picture: config_diff(picture, running.engines),
+    "token-echo": lambda _probes, _running, picture: token_echo(picture),
+    "weight-digest": lambda probes, running, _picture: probes.judge_weights(running),
+    "prefill-rescore": lambda _probes, running, picture: judge_rescore(
+        running.reports, running.chosen, _dtypes(running, picture)
+    ),
+    "cache-salt": lambda _probes, running, picture: judge_cache_salt(running.reports, _dtypes(running, picture)),
+    "cross-replica": lambda _probes, running, picture: _cross_replica(running, picture),
+}
+"""The finding of each probe that the hub or engines execute, by name of the probe."""

@@ -26,7 +26,7 @@ def test_ids_and_keys_are_unique() -> None:
 def test_views_have_the_keys_one_to_n_and_one_name_each() -> None:
     commands = [command for command in COMMANDS if command.group == "Views"]
     assert [command.keys[0] for command in commands] == [str(number) for number in range(1, len(VIEWS) + 1)]
-    assert [command.title for command in commands] == ["Overview", "Gap", "Diagnosis", "Control"]
+    assert [command.title for command in commands] == [entry.title for entry in VIEWS]
     assert all(command.id == command.footer == command.title.lower() for command in commands)
 
 

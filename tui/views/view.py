@@ -46,8 +46,8 @@ class View(Vertical):
     ``Table.Chosen`` of its own tables.
     """
 
-    first_pane: ClassVar[str] = ""
-    """Selector of the pane that is focused when the view opens."""
+    first_pane: ClassVar[str]
+    """Selector of the pane that is focused when the view opens. Every view has one, such as a ``Table``."""
 
     keys: ClassVar[tuple[KeyCommand, ...]] = ()
     """Commands that the view executes, from whatever view they are called."""

@@ -10,7 +10,7 @@ import pytest
 
 from rltop.backend.api.verdict import LAYERS
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TESTS
-from rltop.backend.diagnosis.causes import BY_ID, CAUSES, causes_page, confusable
+from rltop.backend.diagnosis.causes import BY_ID, CAUSES, confusable
 from rltop.backend.diagnosis.causes.cause import CauseEntry, alternatives, holds
 from rltop.backend.diagnosis.causes.confirming_probes import BY_CODE as PROBES
 from rltop.collectors.contract import probes
@@ -96,7 +96,3 @@ def test_probes_that_rltop_runs_are_those_of_its_table_of_probes() -> None:
     ours = {probe.name: (probe.code, probe.does) for probe in PROBES.values() if probe.runs}
     assert {name: code for name, (code, _) in ours.items()} == {probe.name: probe.code for probe in probes.PROBES}
     assert all(probe.runs == f"rltop probe {probe.name}" for probe in PROBES.values() if probe.runs)
-
-
-def test_the_page_is_made_from_the_table() -> None:
-    assert (ROOT / "docs" / "causes.md").read_text() == causes_page.document()

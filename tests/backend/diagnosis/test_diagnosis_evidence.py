@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rltop.backend import api
-from rltop.backend.diagnosis.catalogue import checks_page
 from rltop.backend.evidence import sequential
 from rltop.backend.evidence.evidence import Evidence
 from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
@@ -162,11 +161,6 @@ def test_a_bet_on_unlikely_tokens_has_an_expectation_of_at_most_one(q: float, be
     share, bound = bet
     mean = q * share / bound + (1 - q) * math.exp((bound - share) * q / (1 - q))
     assert mean <= 1 + 1e-9
-
-
-def test_the_page_of_checks_is_up_to_date() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "diagnosis.md").read_text()
-    assert page == checks_page.document()
 
 
 def _moments(values: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> sequential.Floats:

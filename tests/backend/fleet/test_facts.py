@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +10,6 @@ from rltop.backend import api
 from rltop.backend.fleet import facts
 from rltop.backend.fleet.agreement import RECENT, SETTLE_S, SamplingFacts
 from rltop.backend.fleet.facts import BY_NAME, FACTS, compare, defaults, same_model, same_text, same_top_k
-from rltop.backend.fleet.facts_page import document
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.facts import MAX_CHARS, MAX_FACTS, as_text, checked_facts
 from rltop.collectors.contract.flags import FLAGS
@@ -30,10 +27,6 @@ def test_every_fact_has_a_description_and_an_effect() -> None:
         assert fact.fleet or fact.trainer
     assert {flag.name for flag in FLAGS} <= BY_NAME.keys()
     assert facts.NEUTRAL.keys() <= BY_NAME.keys()
-
-
-def test_the_page_of_facts_is_up_to_date() -> None:
-    assert (Path(__file__).parents[3] / "docs" / "facts.md").read_text() == document()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from rltop.backend import api
 from rltop.backend.api.probe_result import ProbeResult, as_json, as_text, mean, share, student
 from rltop.backend.commands import audit
 from rltop.backend.probes.from_hub_state import token_echo
+from rltop.backend.probes.running import JUDGES
 from rltop.collectors.contract import wire
+from rltop.collectors.contract.probes import PROBES, SWITCH
 from tests.support.hub_core import Hub
 from tests.support.hub_messages import Trained, Written, rollouts, sequences
 
@@ -35,6 +37,10 @@ def fleet(*names: str) -> Hub:
         hub.engine(name, fingerprint={"vllm_version": "0.32.0", "dtype": "float32"})
     hub.later()
     return hub
+
+
+def test_every_probe_that_is_no_switch_has_a_judge() -> None:
+    assert JUDGES.keys() == {probe.name for probe in PROBES if probe.executed_by != SWITCH}
 
 
 def test_a_config_diff_names_the_differing_facts_and_is_logged() -> None:

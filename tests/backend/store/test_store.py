@@ -194,11 +194,6 @@ def test_an_older_store_is_migrated_or_left_unchanged() -> None:
     assert set(store_schema.MIGRATIONS) == set(range(1, store_schema.VERSION))
 
 
-def test_the_tables_are_documented() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "store.md").read_text()
-    assert text == store_schema.document()
-
-
 # --- long runs --------------------------------------------------------------------------------------------------
 
 
