@@ -66,7 +66,7 @@ def test_the_list_has_every_probe_with_cost_and_risk() -> None:
         assert f"{probe.name} ({probe.code})" in text
     listed = json.loads(rltop("probe", "--list", "--json").output)["probes"]
     assert [one["name"] for one in listed] == [probe.name for probe in PROBES]
-    assert all({"cost", "risk", "needs", "takes", "answers"} <= one.keys() for one in listed)
+    assert all({"cost", "risk", "requirements", "duration", "answers"} <= one.keys() for one in listed)
 
 
 @pytest.mark.parametrize(
