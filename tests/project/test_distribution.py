@@ -58,15 +58,15 @@ def build(kind: str, source: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def distribution(tmp_path_factory: pytest.TempPathFactory) -> Distribution:
-    """The sdist is built from a copy of the checkout, the wheel from the sdist: what the sdist lacks, the wheel lacks."""
+    """The sdist is built from a copy of the checkout, the wheel from the sdist: a file that one lacks, both lack."""
     home = tmp_path_factory.mktemp("distribution")
     shutil.copytree(ROOT, home / "checkout", ignore=NOT_COPIED)
     with tarfile.open(build("sdist", home / "checkout", home / "sdist")) as archive:
         archive.extractall(home, filter="data")
     unpacked = home / f"rltop-{VERSION}"
     wheel = build("wheel", unpacked, home / "wheel")
-    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", home / "site", wheel]
-    subprocess.run(install, check=True, capture_output=True)
+    install = ["install", "--no-deps", "--no-index", "--target", str(home / "site"), str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, capture_output=True)
     return Distribution(unpacked, wheel, home / "site")
 
 
