@@ -78,7 +78,7 @@ def as_text(verdict: compare.ParityVerdict) -> str:
         verdict.verdict + (f" in {', '.join(which)}{since}" if which else ""),
         f"  {verdict.steps} common steps, {verdict.references} reference run{'s' if verdict.references > 1 else ''}",
         "",
-        f"  {'metric':<16}{'verdict':<18}" + "".join(f"{head:>{width}}" for head, width in _HEADS) + "  steps",
+        f"  {'metric':<19}{'verdict':<18}" + "".join(f"{head:>{width}}" for head, width in _HEADS) + "  steps",
     ]
     for metric in verdict.metrics:
         figures = (metric.reference, metric.run, metric.difference, metric.noise, metric.detectable)
@@ -86,7 +86,7 @@ def as_text(verdict: compare.ParityVerdict) -> str:
             f"{_figure(value):>{width}}" for value, width in zip(figures, (11, 11, 12, 10, 12), strict=True)
         )
         span = f"{metric.since}-{metric.until}" if metric.since is not None else str(metric.steps)
-        lines.append(f"  {metric.label:<16}{metric.verdict:<18}{shown}  {span}")
+        lines.append(f"  {metric.label:<19}{metric.verdict:<18}{shown}  {span}")
     lines += ["", *(f"  {note}" for note in verdict.notes)] if verdict.notes else []
     if verdict.settings:
         more = len(verdict.settings) - MAX_SETTINGS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -23,6 +24,13 @@ def test_every_package_on_disk_is_in_the_list_and_the_other_way_round() -> None:
     assert sorted(listed) == sorted(on_disk)
     modules = {file.parent for folder in folders.values() for file in (ROOT / folder).rglob("*.py")}
     assert {folder for folder in modules if not (folder / "__init__.py").exists()} == set()
+
+
+def test_the_version_is_that_of_the_newest_section_of_the_changelog() -> None:
+    newest = re.search(r"^## (\S+) - (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    version, date = newest.groups()
+    assert PROJECT["project"]["version"] == version + (".dev0" if date == "unreleased" else "")
 
 
 def test_the_three_packages_say_that_they_are_typed() -> None:

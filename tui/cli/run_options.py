@@ -53,6 +53,10 @@ def existing_run(name: str | None) -> RunDir:
     """
     rundir = choose_run(name)
     if not rundir.path.is_dir():
+        if name is not None and Path(name).is_file():
+            raise click.ClickException(
+                f"{name} is a file; this command needs a run. `rltop replay {name}` shows a file"
+            )
         raise click.ClickException(
             f"no run {rundir.run!r} in {rundir.path.parent}; `rltop runs` lists the runs, `rltop --help` the commands"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import click
@@ -157,6 +158,7 @@ def test_the_command_prints_the_verdict_and_exits_with_it(tmp_path: Path) -> Non
     assert answer["since"] <= 10
     text = as_text(compare_stored([Path(path) for path in paths[:3]], Path(paths[3])))
     assert text.startswith("not parity in mean ratio, since step")
+    assert all(re.search(rf"^  {re.escape(one.label)}  ", text, re.MULTILINE) for one in METRICS)
     assert CliRunner().invoke(cli.main, ["parity", paths[0]]).exit_code == 2
     nothing = CliRunner().invoke(cli.main, ["parity", paths[0], str(tmp_path / "nothing")])
     assert (nothing.exit_code, "no run or file" in nothing.stderr) == (1, True)

@@ -150,6 +150,7 @@ def test_the_help_of_a_command_ends_with_an_example_that_parses(name: str) -> No
         (["undo"], 2, "Missing argument 'COMMAND'"),
         (["audit"], 1, "no run is live"),
         (["audit", "nosuch"], 1, "no run 'nosuch'"),
+        (["status", __file__], 1, "is a file; this command needs a run. `rltop replay .*` shows a file"),
         (["audit", "--since", "yesterday"], 2, "neither a duration \\(2h\\) nor a time"),
         (["set", "prefix_caching", "maybe"], 2, "prefix_caching can be on or off, not 'maybe'"),
         (["demo", "--set", "5:prefix_caching"], 2, "expected N:FLAG=VALUE"),
