@@ -188,8 +188,8 @@ def main() -> None:
         return
     profile = cProfile.Profile(time.thread_time)
     if arguments.profile:
-        work = Sender._work
-        Sender._work = lambda *given: profile.runcall(work, *given)  # type: ignore[method-assign]
+        work = Sender._loop
+        Sender._loop = lambda *given: profile.runcall(work, *given)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as folder:
         rundir = RunDir(Path(folder) / "bench")
         ensure_hub(rundir)

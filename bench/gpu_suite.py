@@ -173,7 +173,7 @@ def _out_of_step(suite: Suite, reported: str) -> str:
     output = suite.engine.generate("after", prompt(1), 20, seed=1).result(60)
     assert check_equal(suite.hub, "after", output).size == 20
     assert (update.state, "a call failed on a rank" in update.reason) == ("refused", True), update
-    return f"told: {said}; then {update.state}: {update.reason}"
+    return f"reported: {reported}; then {update.state}: {update.reason}"
 
 
 def digests(suite: Suite) -> str:

@@ -14,10 +14,10 @@ actions = st.lists(
 
 @given(actions)
 def test_every_record_is_queued_sent_or_dropped_and_the_bound_holds(todo: list[Action]) -> None:
-    box = SendQueue(100, frozenset({"vital"}))
+    box = SendQueue[object](100, frozenset({"vital"}))
     offered = dict.fromkeys(KINDS, 0)
     queued: list[tuple[str, int]] = []  # an independent account: what should be held, in order
-    taken: list[QueuedBatch] = []
+    taken: list[QueuedBatch[object]] = []
     gone = dict.fromkeys(KINDS, 0)
     for action, kind, size in todo:
         if action == "offer":
@@ -56,13 +56,13 @@ def test_every_record_is_queued_sent_or_dropped_and_the_bound_holds(todo: list[A
 
 
 def test_vital_kinds_have_reserved_room() -> None:
-    box = SendQueue(100, frozenset({"vital"}))
+    box = SendQueue[object](100, frozenset({"vital"}))
     assert [box.offer("bulk", 30, None) for _ in range(5)] == [True, True, True, False, False]
     assert [box.offer("vital", 5, None) for _ in range(3)] == [True, True, False]
 
 
 def test_after_close_offers_are_dropped_and_queued_items_remain() -> None:
-    box = SendQueue(100, frozenset())
+    box = SendQueue[str](100, frozenset())
     assert box.offer("bulk", 1, "a")
     box.close()
     assert not box.offer("bulk", 1, "b")

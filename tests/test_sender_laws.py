@@ -37,11 +37,11 @@ def encode(kind: str, items: list[Item]) -> Iterable[Message]:
             yield wire.StepClosed(number, rank, 1), {}
 
 
-def make(rundir: RunDir, **options: Any) -> Sender[Item]:
+def make(rundir: RunDir, **options: Any) -> Sender[Any]:
     return Sender(rundir, "trainer/0", "trainer", options.pop("encode", encode), vital=frozenset({"vital"}), **options)
 
 
-def counts(sender: Sender[Item], kind: str) -> tuple[int, int, int, int]:
+def counts(sender: Sender[Any], kind: str) -> tuple[int, int, int, int]:
     c = sender.health().counts[kind]
     return c.offered, c.sent, c.dropped, c.queued
 
@@ -53,7 +53,7 @@ def test_a_racing_close_leaves_every_record_sent_or_dropped_and_the_hub_with_all
             sender = make(rundir)
             barrier = threading.Barrier(4)
 
-            def offer(rank: int, sender: Sender[Item] = sender, barrier: threading.Barrier = barrier) -> None:
+            def offer(rank: int, sender: Sender[Any] = sender, barrier: threading.Barrier = barrier) -> None:
                 barrier.wait()
                 for number in range(200):
                     sender.offer("vital", 1, (rank, number))

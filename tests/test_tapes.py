@@ -70,7 +70,9 @@ def test_steps_are_seen_when_viewers_saw_them(live: tuple[Hub, Path]) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_truncated_tape_contains_the_calls_before_the_cut(live: tuple[Hub, Path], tmp_path: Path, packed: bool) -> None:
+def test_a_truncated_tape_contains_the_calls_before_the_cut(
+    live: tuple[Hub, Path], tmp_path: Path, packed: bool
+) -> None:
     _, path = live
     whole = list(calls(path))
     half = path.read_bytes()[: path.stat().st_size // 2]
