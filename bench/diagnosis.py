@@ -30,8 +30,8 @@ from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Verdict
 from rltop.backend.demo.faults import BY_NAME as FAULTS
 from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.evidence.series import Stretch
-from tests.cases import DATA, load, save
-from tests.tapes import played
+from tests.support.cases import DATA, load, save
+from tests.support.tapes import played
 
 HEALTHY_RUN = "healthy"
 
@@ -168,7 +168,7 @@ def pack(tapes: Path, part: str) -> None:
             continue
         cases = []
         for hub, new in played(tape):
-            case = hub.state.case()
+            case = hub.state.frames.diagnosis_input()
             cases += [case.up_to(step) for step in sorted(new)]
         save(to, cases)
         print(f"{to.name}: {to.stat().st_size} bytes, {len(cases)} steps", flush=True)

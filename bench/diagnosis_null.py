@@ -3,7 +3,7 @@
     .venv/bin/python -m bench.diagnosis_null [--runs 40] [--steps 60]
 
 The settings vary between runs: temperature, lag, engines, answer length, old logprobs, and how far an update moves the
-weights. The policies are simulated (``tests/simulated.py``); seeds are fixed.
+weights. The policies are simulated (``tests/support/simulated.py``); seeds are fixed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME
 from rltop.backend.diagnosis.checks.run_all import run_all
-from tests.simulated import Policy
+from tests.support.simulated import Policy
 
 
 def policy(number: int) -> Policy:

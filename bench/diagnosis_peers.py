@@ -28,8 +28,8 @@ from bench.diagnosis import HEALTHY_RUN, score
 from bench.fault_runs import RUNS
 from rltop.backend.demo.faults import BY_NAME as FAULTS
 from rltop.collectors.contract import wire
-from tests.cases import DATA
-from tests.tapes import calls
+from tests.support.cases import DATA
+from tests.support.tapes import calls
 
 CAUSE_LINES = {
     "are scored >2 nats lower": "other weights or input",

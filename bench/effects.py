@@ -23,10 +23,10 @@ from typing import Any
 
 from rltop.backend import api
 from rltop.backend.client.live import Client
-from rltop.backend.hub import process as hub
+from rltop.backend.hub import process, startup
 from rltop.backend.hub.state import HubState
 from rltop.collectors.contract.rundir import RunDir, for_run
-from tests.recordings import DATA, Recording, save
+from tests.support.recordings import DATA, Recording, save
 
 STOP_S = 60.0
 
@@ -40,13 +40,13 @@ def serve(rundir: RunDir, path: Path) -> int:
             super().__init__(*arguments)
             states.append(self)
 
-    setattr(hub, "HubState", RememberedState)  # noqa: B010 - the hub looks the class up by this name
-    code = hub.main(rundir)
+    setattr(process, "HubState", RememberedState)  # noqa: B010 - the hub looks the class up by this name
+    code = startup.main(rundir)
     (state,) = states
-    effects = state._effects
+    effects = state._hub.effects
     marks = {k: m for k, m in effects.marks.items() if k in state.snapshot.changes}
     changes = {k: state.snapshot.changes[k] for k in marks}
-    steps = state._steps.cells.steps()
+    steps = state._hub.steps.cells.steps()
     save(path, Recording(steps, effects.throughput.samples(), changes, marks, effects.throughput.present()))
     return code
 

@@ -1,7 +1,7 @@
 """Cost of the collector on a real engine, to which it is attached and detached in turn.
 
 ``python bench/engine_step.py [--model DIR] [--device cuda] [--tensor N] [--seconds N]`` serves 64 requests at a time on
-a real engine, with a real hub process beside it and no viewer, and prints
+a real engine, with a real hub process and no viewer, and prints
 
 - the microseconds per step of the collector's hooks on the engine's own thread,
 - the CPU time of the collector's threads, alone and with the hooks, in percent of the engine's processes,
@@ -187,7 +187,7 @@ def _t975(freedom: int) -> float:
 
 
 def row(found: Measurements, size: str) -> dict[str, Any]:
-    """As ``gpu_suite.Suite.add`` makes them."""
+    """A row in the format of ``gpu_suite.Suite.add``."""
     low, median, high = np.quantile(found.costs, [0.025, 0.5, 0.975])
     middle, lower, upper = interval([with_.rate / without.rate for with_, without in found.pairs])
     thread = f"{median:.1f} us a step on the engine's thread (95 %: {low:.1f} to {high:.1f}, {len(found.costs)} steps)"
@@ -198,7 +198,7 @@ def row(found: Measurements, size: str) -> dict[str, Any]:
 
 def report(found: Measurements, tokens: int) -> None:
     if not found.costs:
-        raise SystemExit(f"no step put out a token of all {RUNNING} requests: nothing was timed")
+        raise SystemExit(f"no step emitted a token of all {RUNNING} requests: nothing was timed")
     low, median, high = np.quantile(found.costs, [0.025, 0.5, 0.975])
     print(f"engine's thread: {median:.1f} us per step at {RUNNING} running (95 % of {len(found.costs)} steps: ", end="")
     print(f"{low:.1f} to {high:.1f}; mean {np.mean(found.costs):.1f})")
@@ -238,14 +238,12 @@ async def main() -> None:
     parser.add_argument("--model", type=Path, default=CPU_MODEL)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--eager", action="store_true", help="no compilation, no CUDA graphs")
-    parser.add_argument("--tensor", type=int, default=1, help="ranks that every tensor is cut over")
-    parser.add_argument("--pipeline", type=int, default=1, help="stages that the layers are cut into")
-    parser.add_argument("--out", type=Path, help="folder for rows.json, as bench.gpu_suite writes it")
+    parser.add_argument("--tensor", type=int, default=1, help="tensor-parallel ranks")
+    parser.add_argument("--pipeline", type=int, default=1, help="pipeline-parallel stages")
+    parser.add_argument("--out", type=Path, help="folder for rows.json, in the format of bench.gpu_suite")
     parser.add_argument("--tokens", type=int, default=50, help="tokens per request")
     parser.add_argument("--vocabulary", type=int, default=30, help="prompts are random ids from 3 to this")
-    parser.add_argument(
-        "--seconds", type=float, default=120, help="duration of the pairs; the start takes as long again"
-    )
+    parser.add_argument("--seconds", type=float, default=120, help="duration of the pairs; the start takes as long")
     arguments = parser.parse_args()
     for name in ("RLTOP_HUB", "RLTOP_RUN"):
         os.environ.pop(name, None)  # only the bench attaches the collector

@@ -30,7 +30,7 @@ from rltop.backend.client.live import Client
 from rltop.collectors.contract.launch import ensure_hub
 from rltop.collectors.contract.rundir import RunDir
 from rltop.collectors.transport.sender import Sender
-from tests.engine_doubles import AsyncScheduler, EngineCore, LogprobsLists, Output, Outputs
+from tests.support.engine_doubles import AsyncScheduler, EngineCore, LogprobsLists, Output, Outputs
 
 ROOT = Path(__file__).parent.parent
 PAIRS = 5

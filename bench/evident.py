@@ -21,11 +21,11 @@ from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEng
 from rltop.backend.evidence.kernel import FIGURE, SUM
 from rltop.backend.evidence.sequential import Floats, stretches
 
-USUAL_FALL = 0.05
+HEALTHY_FALL = 0.05
 """Fall of the log entropy per step in healthy runs of the demo (0.036 to 0.058), for runs without enough steps before
 the fault."""
 
-USUAL_LAG = 2.0
+HEALTHY_LAG = 2.0
 """Upper bound of the mean lag in healthy runs of the demo, in versions."""
 
 BEFORE = 6
@@ -33,12 +33,12 @@ BEFORE = 6
 
 
 def evident(run: Run, onset: int, case: DiagnosisInput) -> int | None:
-    """The first step by which the run's fault could be told; None if it never could.
+    """The first step with enough evidence to report the run's fault; None if there is none.
 
     Args:
-        run: what was recorded.
+        run: the recorded run.
         onset: the first step whose rows have the fault.
-        case: all of the run.
+        case: the whole run.
     """
     odds = MOVES.get(run.fault)
     if odds is None:
@@ -51,7 +51,7 @@ def evident(run: Run, onset: int, case: DiagnosisInput) -> int | None:
 
 
 def _of_gap(arrays: EvidenceArrays, begin: int) -> Floats:
-    """Sequences with a matched d beyond ``loop.FINE``, against the strays of a healthy run."""
+    """Share of sequences with a version-matched |d| above ``FINE``, against the rate ``STRAY`` of a healthy run."""
     rows = arrays.moments[:, FIGURE.matched_d2, 0]
     beyond = np.minimum(np.maximum(arrays.sums[:, SUM.sequences_below], arrays.sums[:, SUM.sequences_above]), rows)
     share = np.clip(beyond / np.maximum(rows, 1.0), 1e-9, 1 - 1e-9)
@@ -59,31 +59,31 @@ def _of_gap(arrays: EvidenceArrays, begin: int) -> Floats:
     return _since(np.where(share > STRAY, each, 0.0), begin)
 
 
-def _of_surprisal(arrays: EvidenceArrays, begin: int) -> Floats:
-    """Surprisal less entropy against 0, by its error over sequences."""
+def _of_nll(arrays: EvidenceArrays, begin: int) -> Floats:
+    """NLL minus entropy against 0, with its standard error over sequences."""
     each = [stretches(step[None]) for step in arrays.moments[:, FIGURE.weighted_nll]]
     return _since(np.array([float(one.mean[0]) ** 2 / (2 * float(one.variance[0])) for one in each]), begin)
 
 
 def _of_lag(arrays: EvidenceArrays, begin: int) -> Floats:
-    """Certain where tokens are older than healthy runs have them."""
+    """Certain if the mean lag is above that of healthy runs."""
     n = arrays.lags[:, :-1, 1]
     mean = (n @ np.arange(-1.0, n.shape[1] - 1)) / np.maximum(n.sum(axis=1), 1.0)
-    return _since(np.where(mean > USUAL_LAG, ALARM_LOG_E, 0.0), begin)
+    return _since(np.where(mean > HEALTHY_LAG, ALARM_LOG_E, 0.0), begin)
 
 
 def _of_entropy(arrays: EvidenceArrays, begin: int) -> Floats:
-    """The fall of the logarithm since the last step before the onset, against the run's fall until then."""
+    """The fall of the log entropy since the last step before the onset, against the run's fall until then."""
     moments = arrays.moments[:, FIGURE.entropy]
     logs = np.log(moments[:, 2] / moments[:, 1])
     variance = float(np.mean(np.diff(logs, 2) ** 2)) / 6
-    usual = -float(np.polyfit(np.arange(begin), logs[:begin], 1)[0]) if begin >= BEFORE else USUAL_FALL
+    normal = -float(np.polyfit(np.arange(begin), logs[:begin], 1)[0]) if begin >= BEFORE else HEALTHY_FALL
     odds = np.zeros(logs.size)
     for end in range(begin + 2, logs.size + 1):
         part = logs[max(begin - 1, 0) : end]
         x = np.arange(part.size) - (part.size - 1) / 2
         spread = float(x @ x)
-        excess = max(-float(x @ part) / spread - usual, 0.0)
+        excess = max(-float(x @ part) / spread - normal, 0.0)
         odds[end - 1] = excess**2 * spread / (2 * variance)
     return odds
 
@@ -100,8 +100,8 @@ MOVES: dict[str, Callable[[EvidenceArrays, int], Floats]] = {
     "kept-kv": _of_gap,
     "stale-replica": _of_lag,
     "lag": _of_lag,
-    "top-p-raw": _of_surprisal,
-    "raw-temperature-silent": _of_surprisal,
+    "top-p-raw": _of_nll,
+    "raw-temperature-silent": _of_nll,
     "entropy-collapse": _of_entropy,
 }
 """Fault -> log odds, at each step, of the figure that it moves [steps]."""

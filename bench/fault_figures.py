@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rltop.backend.api import Step
-from tests.tapes import replay
+from tests.support.tapes import replay
 
 FIGURES: tuple[tuple[str, str, str], ...] = (
     ("reward", "reward_mean", ".2f"),

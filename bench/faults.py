@@ -28,12 +28,12 @@ from typing import Any
 from bench import fault_figures, fault_runs, recorder
 from rltop.backend.api.attribution import Attribution, Interval, Stratum
 from rltop.backend.client.live import Client
-from rltop.backend.hub import process
+from rltop.backend.hub import process, startup
 from rltop.backend.hub.state import HubState
 from rltop.backend.text.attribution_text import line_text
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir, for_run
-from tests.fault_recordings import DATA, rows_of, save
+from tests.support.fault_recordings import DATA, rows_of, save
 
 STOP_S = 60.0
 SEED = 0
@@ -55,7 +55,7 @@ def serve(rundir: RunDir, path: Path) -> int:
             return super().data(frames, now)
 
     setattr(process, "HubState", RecordingState)  # noqa: B010 - the hub looks the class up by this name
-    code = process.main(rundir)
+    code = startup.main(rundir)
     if rows := [row for row in rows_of(messages, SEED) if row.step in KEPT]:
         save(path, rows, SEED)
     return code

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs demos on a GPU machine without network, several at once: bench/gpu_demo.sh SETUP OUT [options of bench.gpu_demo]
-# SETUP is sourced to put vLLM on the path. With RLTOP_MODEL_SCRIPT set, `$RLTOP_MODEL_SCRIPT DIR` creates a model first, and
-# the runs find it in RLTOP_TEST_MODEL. Needs no pytest and installs nothing. Without --runs it is a smoke test: one
+# SETUP is sourced to put vLLM on the path. With RLTOP_MODEL_SCRIPT set, `$RLTOP_MODEL_SCRIPT DIR` first creates a model,
+# which the runs find in RLTOP_TEST_MODEL. Needs no pytest and installs nothing. Without --runs it is a smoke test: one
 # demo with two engines and four steps.
 set -uo pipefail
 setup=$(realpath "$1") out=$(realpath "$2")

@@ -1,6 +1,7 @@
 """Commands on a GPU engine with requests in flight and killed hubs: a table for the docs.
 
-``RLTOP_BENCH=bench.gpu_life bench/gpu_suite.sh ...`` runs it, on the device and model of ``tests/live_engine.py``.
+``RLTOP_BENCH=bench.gpu_life bench/gpu_suite.sh ...`` runs it, on the device and model of
+``tests/support/live_engine.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rltop.backend import api
 from rltop.backend.client.live import Client
 from rltop.backend.commands import audit
 from rltop.collectors.contract.rundir import RunDir
-from tests.live_engine import DEVICE, ENVIRONMENT, LiveEngine
+from tests.support.live_engine import DEVICE, ENVIRONMENT, LiveEngine
 
 ENGINE, FLAG = "e0", "prefix_caching"
 IN_FLIGHT, TOKENS = 64, 256

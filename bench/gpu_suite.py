@@ -1,8 +1,9 @@
-"""The suite of ``tests/test_engine_live.py`` without pytest: a table of every switch for the docs.
+"""The suite of ``tests/live/test_engine_live.py`` without pytest: a table of every switch for the docs.
 
-``bench/gpu_suite.sh`` prepares a machine for it. Device, model and eagerness are those of ``tests/live_engine.py``.
-``--size`` has the engine span two ranks (``tests/parallel.py``); what is refused there is a row of the table with its
-reason. ``--out DIR`` keeps the rows in ``DIR/rows.json``, written after every part; ``bench/gpu_table.py`` joins them.
+``bench/gpu_suite.sh`` prepares a machine for it. Device, model and eager mode are those of
+``tests/support/live_engine.py``. With ``--size`` the engine spans two ranks (``tests/support/parallel.py``); a refused
+switch is a row of the table with its reason. ``--out DIR`` keeps the rows in ``DIR/rows.json``, written after every
+part; ``bench/gpu_table.py`` joins them.
 """
 
 from __future__ import annotations
@@ -21,10 +22,22 @@ from typing import Any
 
 import numpy as np
 
-from tests.harness import HubStandIn, wait_for
-from tests.live_engine import DEVICE, EAGER, ENVIRONMENT, MODEL, LiveEngine
-from tests.parallel import SIZES, kill_mid_switch, switch_together, update_and_compare
-from tests.switchboard import ENGINE, TIMES, Row, Walk, arrived, by_epoch, check_equal, fresh, prompt, switch, table
+from tests.support.harness import HubStandIn, wait_for
+from tests.support.live_engine import DEVICE, EAGER, ENVIRONMENT, MODEL, LiveEngine
+from tests.support.parallel import SIZES, kill_mid_switch, switch_together, update_and_compare
+from tests.support.switchboard import (
+    ENGINE,
+    TIMES,
+    Row,
+    Walk,
+    arrived,
+    by_epoch,
+    check_equal,
+    fresh,
+    prompt,
+    switch,
+    table,
+)
 
 FACTS = ("vllm_version", "model_runner", "attention_backend", "device", "sampling_path", "dtype", "parallel")
 IN_FLIGHT = 40
@@ -32,7 +45,7 @@ RANKS = (f"{ENGINE}/dp0", f"{ENGINE}/dp1")
 
 
 class Suite:
-    """An engine, its hub, and the rows seen so far."""
+    """An engine, its hub, and the rows so far."""
 
     def __init__(self, engine: LiveEngine, hub: HubStandIn, size: str, out: Path | None, times: int) -> None:
         self.engine, self.hub, self.size, self.out, self.times = engine, hub, size, out, times
@@ -42,26 +55,26 @@ class Suite:
         self.state = next(s for s in hub.states() if s.engine == self.source)
         self.rows: list[dict[str, Any]] = []
         self.refuses: str | None = None
-        """Why the strict form of async_scheduling is refused; None: not asked yet."""
+        """Reason why the strict form of async_scheduling is refused; empty if it is not; None: not tried yet."""
 
     def head(self) -> str:
-        """What engine this is."""
+        """The engine's main facts in one line."""
         facts = [self.state.fingerprint[name] for name in FACTS if name in self.state.fingerprint]
         return f"{self.size}, {DEVICE}, {'eager' if EAGER else 'compiled'}: {', '.join(facts)}"
 
     def runner(self) -> str:
-        """``V1`` or ``V2``, and whether it is compiled."""
+        """The model runner, ``V1`` or ``V2``, and whether it is compiled."""
         return f"{self.state.fingerprint.get('model_runner', '?')} {'eager' if EAGER else 'compiled'}"
 
     def add(self, part: str, switched: str, outcome: str, says: str = "", **figures: Any) -> None:
-        """One row of the table; all are written again."""
+        """Add a row to the table and rewrite its file."""
         row = {"size": self.size, "runner": self.runner(), "part": part, "switch": switched, "outcome": outcome}
         self.rows.append(row | {"says": says, "at_s": round(time.monotonic() - self.began, 1)} | figures)
         if self.out is not None:
             (self.out / "rows.json").write_text(json.dumps({"head": self.head(), "rows": self.rows}, indent=1) + "\n")
 
     def add_rows(self, part: str, rows: Iterable[Row]) -> None:
-        """What a walk saw."""
+        """Add the rows of a walk."""
         for row in rows:
             self.add(
                 part, f"{row.flag} {row.value}", "applied", row.signature, times=len(row.milliseconds), lost=row.lost,
@@ -70,11 +83,11 @@ class Suite:
             )  # fmt: skip
 
     def switchable(self) -> tuple[str, ...]:
-        """The flags that are."""
+        """The flags that this engine can switch."""
         return tuple(name for name, flag in self.state.flags.items() if flag.switchable)
 
     def strict_refused(self) -> str:
-        """Why this engine refuses the strict form; empty if it takes it. Asks once, idle."""
+        """Reason why this engine refuses the strict form; empty if it accepts it. Tried once, on the idle engine."""
         if self.refuses is None:
             if "async_scheduling" not in self.switchable():
                 self.refuses = self.state.flags["async_scheduling"].reason
@@ -88,7 +101,7 @@ class Suite:
 
 
 def walk(suite: Suite) -> str:
-    """Every flag that can be switched, in a random order, in their plain forms."""
+    """Every switchable flag in random order, in its plain form."""
     for name, flag in suite.state.flags.items():
         if not flag.switchable:
             suite.add("walk", name, "refused", flag.reason)
@@ -98,7 +111,7 @@ def walk(suite: Suite) -> str:
 
 
 def strict(suite: Suite) -> str:
-    """All forms of asynchronous scheduling in a random order."""
+    """All forms of asynchronous scheduling in random order."""
     if refused := suite.strict_refused():
         suite.add("strict", "async_scheduling off (strict)", "refused", refused)
         return f"strict: refused: {refused}"
@@ -110,14 +123,14 @@ def strict(suite: Suite) -> str:
 
 
 def seeded(suite: Suite) -> str:
-    """Both forms of off under seeded traffic: what they do to the tokens."""
+    """Both forms of off under seeded traffic: their effect on the tokens."""
     engine, hub = suite.engine, suite.hub
     plans: list[tuple[str, tuple[tuple[str, bool], ...]]] = [("none", ())]
     if "async_scheduling" in suite.switchable():
         plans.append(("depth", (("off", False), ("on", False))))
         if not suite.strict_refused():
             plans.append(("strict", (("off", True), ("on", False))))
-    said = []
+    lines = []
     tokens: dict[str, list[list[int]]] = {}
     switch(hub, "logprobs_mode", "processed", "seeded")
     for tag, plan in plans:
@@ -133,14 +146,14 @@ def seeded(suite: Suite) -> str:
         tokens[tag] = [list(output.outputs[0].token_ids) for output in outputs]
         gap = np.concatenate(list(by_epoch([arrived(hub, name) for name in names], 1.0).values())).mean() - 1
         same = sum(ours == plain for ours, plain in zip(tokens[tag], tokens["none"], strict=True))
-        said.append(f"seeded, {tag}: {same} of {IN_FLIGHT} as without a switch, mean ratio - 1 = {gap:+.5f}")
-        suite.add("seeded", f"async_scheduling, {tag}", "whole", said[-1], in_flight=[IN_FLIGHT, IN_FLIGHT], lost=0)
+        lines.append(f"seeded, {tag}: {same} of {IN_FLIGHT} as without a switch, mean ratio - 1 = {gap:+.5f}")
+        suite.add("seeded", f"async_scheduling, {tag}", "whole", lines[-1], in_flight=[IN_FLIGHT, IN_FLIGHT], lost=0)
     switch(hub, "logprobs_mode", "raw", "seeded")
-    return "\n".join(said)
+    return "\n".join(lines)
 
 
 def torn(suite: Suite) -> str:
-    """A failed update is told and holds up nothing."""
+    """A failed weight update is reported and blocks nothing."""
     if suite.size == "pp2":  # vLLM would take the last stage's answer for a step's output, and end
         suite.add("torn", "an update that fails", "not run", "ends vLLM's engine of several stages")
         return "torn: not run"
@@ -163,7 +176,7 @@ def torn(suite: Suite) -> str:
 
 
 def _out_of_step(suite: Suite, reported: str) -> str:
-    """vLLM leaves what the other rank answered to a call that failed; then what lives in the ranks is not switched."""
+    """After a failed call vLLM keeps the other rank's answer in its queue, so switches inside the ranks are refused."""
     suite.hub.command(ENGINE, "logprobs_mode", "processed", "out-of-step")
     update = suite.hub.closed("out-of-step")
     suite.add("torn", "logprobs_mode processed, after an update that failed", update.state, update.reason)

@@ -1,7 +1,7 @@
 """Joins the rows of runs of ``bench.gpu_suite`` and ``bench.gpu_updates``: ``python -m bench.gpu_table OUT``.
 
-OUT has the tars of ``bench/gpu_demo.sh``, or folders with ``rows.json``. Writes ``table.json`` and ``table.md`` into
-the present folder, and prints the latter.
+OUT has the tars of ``bench/gpu_demo.sh``, or folders with ``rows.json``. Writes ``table.json`` and ``table.md`` to the
+current folder and prints the latter.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 COLUMNS = ("size", "runner", "part", "switch", "outcome", "times", "ms", "in flight", "lost", "says")
 SAYS = 240
-"""Characters of what a row says; all of it is in the JSON."""
+"""Maximum characters of the last column; the JSON has the full text."""
 
 
-def found(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name of the run, and its ``rows.json``."""
+def documents(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and ``rows.json`` of each run."""
     for tar_path in sorted(out.rglob("*.tar")):
         with tarfile.open(tar_path) as tar:
             for member in tar.getmembers():
@@ -40,7 +40,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    runs = [{"run": name} | document for name, document in found(parser.parse_args().out)]
+    runs = [{"run": name} | document for name, document in documents(parser.parse_args().out)]
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [line(row) for run in runs for row in run["rows"]]
     Path("table.json").write_text(json.dumps(runs, indent=1) + "\n")

@@ -1,11 +1,11 @@
-"""Weight updates in flight from a trainer that has a GPU of its own, by vLLM's weight-transfer API over NCCL.
+"""Weight updates in flight from a trainer with its own GPU, by vLLM's weight-transfer API over NCCL.
 
     python -m bench.gpu_updates [--by file] [--updates N] [--out DIR]
 
-The engine is on the first GPU, the trainer's weights on the second. Requests run while the engine is paused, given
-every tensor, and resumed. Judged: the version of every token against what the front end had when the engine resumed;
-tokens and logprobs against the front end's; a digest of the engine's weights against the trainer's of the same version,
-and against those of the version before. ``--by file`` moves the weights by the demo's file backend, also on a CPU.
+The engine is on the first GPU, the trainer's weights on the second. Requests run while the engine is paused, receives
+every tensor and resumes. Checks: the version of every token against the tokens at the front end when the engine
+resumed; tokens and logprobs against the front end's; a digest of the engine's weights against the trainer's of the same
+version, and of the version before. ``--by file`` moves the weights by the demo's file backend, also on a CPU.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from tests.harness import HubStandIn
-from tests.live_engine import DEVICE, ENVIRONMENT, MODEL, ON_CPU, LiveEngine
-from tests.parallel import beside_trainer, digest, moved, tensors_of
-from tests.switchboard import ENGINE, arrived, check_same, fresh, prompt, switch
+from tests.support.harness import HubStandIn
+from tests.support.live_engine import DEVICE, ENVIRONMENT, MODEL, ON_CPU, LiveEngine
+from tests.support.parallel import beside_trainer, digest, moved, tensors_of
+from tests.support.switchboard import ENGINE, arrived, check_same, fresh, prompt, switch
 
 REQUESTS = 48
 LENGTH, TOKENS = (512, 440) if ON_CPU else (4096, 2400)
-"""Of the context, and of each answer: a digest of a larger model takes as long as some hundred steps."""
+"""Length of the context and of each answer. The digest of a larger model takes as long as some hundred steps."""
 
 APART = 60
-"""Tokens that every request gets between two updates."""
+"""Tokens per request between two updates."""
 
 SETTLED_S = 0.3
-"""Without a token of any request for so long, all that was sampled before a pause is at the front end."""
+"""After this long without a token, the front end has everything that was sampled before a pause."""
 
 
 class ByFile:
@@ -184,9 +184,9 @@ def judge(
         ours = [run.version for run, start, end in zip(rollout.runs, starts, starts[1:], strict=False)
                 for _ in range(start, end)]  # fmt: skip
         ends = [sizes[name] for _, sizes in marks[1:]] + [TOKENS]
-        told = [v for (v, sizes), end in zip(marks, ends, strict=True) for _ in range(sizes[name], end)]
+        expected = [v for (v, sizes), end in zip(marks, ends, strict=True) for _ in range(sizes[name], end)]
         tokens += TOKENS
-        wrong += sum(a != b for a, b in zip(ours, told, strict=True))
+        wrong += sum(a != b for a, b in zip(ours, expected, strict=True))
     assert not wrong, f"{wrong} of {tokens} tokens have another version than the front end saw"
     versions = [version for version, _ in marks]
     assert len(set(versions)) == len(versions), versions

@@ -36,7 +36,7 @@ def messages(
 ) -> tuple[list[list[bytes]], list[list[bytes]]]:
     """Messages of one step: two engines' rollouts, and one rank's rows with the close of the step.
 
-    ``seqs``: the next sequence number of each source, updated; for the first step it may be left out.
+    ``seqs``: the next sequence number of each source, updated here; None for the first step.
     """
     rng = np.random.default_rng(step)
     engines: list[list[bytes]] = []
@@ -97,7 +97,7 @@ def core(engines: list[list[bytes]], trainer: list[list[bytes]], total: int) -> 
         state.data(frames, 0.0)
         longest = max(longest, time.perf_counter() - before)
     state.tick(1.0)
-    state.frame(1.0)
+    state.next_frame(1.0)
     spent = time.process_time() - start
     assert state.snapshot.steps[0].values["joined_fraction"] == 1.0
     return total / spent, longest * 1000

@@ -15,8 +15,8 @@ import argparse
 import time
 
 from rltop.backend.store.read import NAME, Reader
-from tests.receiver import run_directory
-from tests.store_load import kill_often
+from tests.support.receiver import run_directory
+from tests.support.store_load import kill_often
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ import numpy as np
 
 from rltop.backend.api import Step
 from rltop.backend.parity.compare import DIVERGES, NOT_PARITY, parity
-from tests.tapes import replay
-from tests.test_parity import SCALE, run
+from tests.backend.exporters.test_parity import SCALE, run
+from tests.support.tapes import replay
 
 Steps = Mapping[int, Step]
 

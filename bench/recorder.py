@@ -1,7 +1,7 @@
 """Records runs of the demo: the hub tapes every call of its state, and a replay of the tape must give the same result.
 
-A recording is a directory ``OUT/NAME/`` with ``tape.xz`` (replayed by ``tests/tapes.py``), ``run.json`` (the run's
-settings) and ``demo.log``.
+A recording is a directory ``OUT/NAME/`` with ``tape.xz`` (replayed by ``tests/support/tapes.py``), ``run.json`` (the
+run's settings) and ``demo.log``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from typing import Any
 from bench.fault_runs import Run
 from rltop.backend.client.live import Client
 from rltop.backend.demo.faults import BY_NAME, HEALTHY
-from rltop.backend.hub import process as hub
+from rltop.backend.hub import process as hub_process
+from rltop.backend.hub import startup
 from rltop.backend.hub.state import HubState
 from rltop.backend.summary.strata import warm
 from rltop.collectors.contract.rundir import RunDir
-from tests.tapes import digest, replay, taping
+from tests.support.tapes import digest, replay, taping
 
 HUB_START_S = 120.0
 HUB_STOP_S = 60.0
@@ -57,8 +58,8 @@ def serve(rundir: RunDir, tape: Path) -> int:
             states.append(make(*arguments))
             return states[-1]
 
-        setattr(hub, "HubState", state)  # noqa: B010 - the hub looks the class up by this name
-        code = hub.main(rundir)
+        setattr(hub_process, "HubState", state)  # noqa: B010 - the hub looks the class up by this name
+        code = startup.main(rundir)
     tape.with_suffix(".digest").write_text(digest(states[0].snapshot))
     return code
 

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m bench.situations [--seeds 2] [--only top-p] [--peers DIR]
 
-A fault starts in the middle of a run with exact policies (``tests/exact.py``), at several temperatures, answer lengths
-and vocabulary sizes, with and without old logprobs. With ``--peers`` martingale gets the same messages
+A fault starts in the middle of a run with exact policies (``tests/support/exact.py``), at several temperatures, answer
+lengths and vocabulary sizes, with and without old logprobs. With ``--peers`` martingale gets the same messages
 (``bench/diagnosis_peers.py``), of one run per situation.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from bench.stress import DiagnosedRun, Kind, diagnose_run
 from rltop.backend.api.verdict import FAULT
 from rltop.backend.summary.strata import warm
-from tests.exact import RIGHT, Setting, Wrong
+from tests.support.exact import RIGHT, Setting, Wrong
 
 AT, STEPS = 10, 24
 HEALTHY_STEPS = 40

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from rltop.backend import api, metrics
 from rltop.backend.api import downsample
-from tests import pictures
-from tests.pictures import HeldClient
-from tests.screens import dashboard
+from tests.support import pictures
+from tests.support.pictures import HeldClient
+from tests.support.screens import dashboard
 
 KINDS = 64
 """Number of different steps. Each use is decoded again, so that no two steps share an object."""

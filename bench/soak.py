@@ -22,15 +22,15 @@ from pathlib import Path
 import numpy as np
 
 from rltop.backend.client.live import Client
-from rltop.backend.hub import process as hub
+from rltop.backend.hub import startup
 from rltop.backend.store import retention
 from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.write import Writer
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
 from rltop.collectors.transport.sender import Message, Sender
-from tests.hub_messages import engine_state
-from tests.receiver import run_directory
+from tests.support.hub_messages import engine_state
+from tests.support.receiver import run_directory
 
 ROWS, TOKENS, PROMPT = 64, 16, 48
 
@@ -96,7 +96,7 @@ def serve(rundir: RunDir, budget: float) -> int:
     )
     original = Writer.__init__
     setattr(Writer, "__init__", lambda *args, **kwargs: original(*args, **kwargs, limits=limits))  # noqa: B010
-    return hub.main(rundir)
+    return startup.main(rundir)
 
 
 def main() -> None:

@@ -1,15 +1,15 @@
-"""What a busy Python thread in the same process costs rltop's threads: each measured alone and beside one, in one run.
+"""Cost of a busy Python thread for rltop's threads in the same process: each measured with and without it in one run.
 
     python -m bench.starved [--part trainer engine hub compile] [--rounds N] [--against CHECKOUT]
 
-A thread that computes in Python gives the interpreter's lock away every 5 ms, so a thread beside it that releases the
-lock n times for a message is up to n x 5 ms late with it.
+A thread that computes in Python releases the interpreter lock every 5 ms, so another thread that releases the lock n
+times per message delays the message by up to n x 5 ms.
 
-*trainer*: a process with a collector passes steps; the time from ``step()`` to the close's arrival in another process,
-and what still waits in the collector at the end. *engine*: an agent on a stand-in engine; the time from a request's
-end to its arrival. *hub*: a real hub process; the time to a command's answer: idle, beside a busy thread, and while
-steps of ``--rows`` x 1000 tokens are measured, whose rollouts came before the rows or after them. *compile*: the same
-while the kernels are compiled for the first time. ``--against``: each part with the code of another checkout first.
+*trainer*: a process with a collector passes steps; the time from ``step()`` to the arrival of the close in another
+process, and the queue of the collector at the end. *engine*: an agent on a simulated engine; the time from the end of a
+request to its arrival. *hub*: a real hub process; the latency of a command: idle, with a busy thread, and while steps
+of ``--rows`` x 1000 tokens are measured, whose rollouts arrive before or after the rows. *compile*: the same while the
+kernels are compiled for the first time. ``--against``: each part with the code of another checkout first.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from rltop.collectors.contract.rundir import RunDir
 ROOT = Path(__file__).parent.parent
 PARTS = ("trainer", "engine", "hub", "compile")
 STEPS = {"small": (40, 8, 64, 0.1), "large": (5, 250, 1000, 1.0), "heavy": (5, 750, 1000, 1.5)}
-"""Of a trainer: how many, rows, tokens a row, seconds from one to the next."""
+"""Load of a trainer: number of steps, rows, tokens per row, seconds between steps."""
 
 ENGINE_BATCHES = 4
 TOKENS = 128
 PAUSE_S = 0.005
-"""Between two questions."""
+"""Time between two requests."""
 
 
 def spin(seconds: float) -> None:
-    """Compute in Python, and release the interpreter's lock only when it is asked for."""
+    """Compute in Python and release the interpreter lock only on request."""
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         for _ in range(1000):
@@ -149,11 +149,11 @@ def step_engine(path: str, how: str) -> None:
 
 def serve(path: str, how: str) -> None:
     """A hub; perhaps with a busy thread beside its own."""
-    from rltop.backend.hub import process as hub
+    from rltop.backend.hub import startup
 
     if how == "busy":
         threading.Thread(target=spin, args=(600.0,), daemon=True).start()
-    code = hub.main(RunDir(Path(path)))
+    code = startup.main(RunDir(Path(path)))
     os._exit(code)
 
 
@@ -186,8 +186,8 @@ def trainer(size: str, how: str) -> tuple[list[float], int]:
         assert receiver.stdout is not None
         receiver.stdout.readline()
         with child("train", str(directory.path), size, how) as process:
-            told, _ = process.communicate(timeout=300)
-        found, closed = read_all(receiver), json.loads(told)
+            output, _ = process.communicate(timeout=300)
+        found, closed = read_all(receiver), json.loads(output)
         return [found["steps"][step] - at for step, at in closed["closed"].items()], closed["waiting"]
 
 

@@ -1,12 +1,14 @@
-"""What a busy Python thread in the hub's process costs the store: each figure alone and beside one, in one run.
+"""Cost for the store of a busy Python thread in the hub's process: each figure alone and beside one, in one run.
 
     python -m bench.starved_store [--commits 200]
+    python -m bench.starved_store --starts 8 [--against PYTHON]
 
-*store*: this process is the hub. Frames are those of a real core that took in rows of two engines, with the sums that
-are stored beside them. The first write of a run counts from the store's start: the file, its tables and columns. Then a
-frame is handed over every 50 ms; its commit is over when the store has acknowledged it. *hub*: a real hub process, two
-engines, 20 steps a second. From the first step that a viewer is shown, and from the last, to a frame that says that
-nothing waits (``unstored`` is 0).
+*store*: this process is the hub. The frames are those of a real hub state with rows of two engines, with the aggregates
+that are stored with them. The first write of a run counts from the start of the store: file, tables, columns. Then a
+frame is handed over every 50 ms; its commit ends when the store has acknowledged it. *hub*: a real hub process, two
+engines, 20 steps a second. From the first step that a viewer is shown, and from the last, to a frame whose ``unstored``
+is 0. *starts*: from a hub being ready (``hub.json``) to its store having the hub's row, also of the hub of another
+checkout, alternating.
 """
 
 from __future__ import annotations
@@ -27,22 +29,25 @@ import msgspec
 from rltop.backend import api
 from rltop.backend.client.live import Client
 from rltop.backend.store.aggregates import FrameAggregates
+from rltop.backend.store.read import NAME, Reader
+from rltop.backend.store.schema import StoreError
 from rltop.backend.store.store import Store
 from rltop.collectors.contract import wire
-from tests.hub_core import Hub
-from tests.receiver import run_directory
-from tests.store_load import SCALARS, fleet
-from tests.training import Training
+from tests.support.hub_core import Hub
+from tests.support.receiver import run_directory
+from tests.support.store_load import SCALARS, fleet
+from tests.support.training import Training
 
 DEADLINE_S = 120.0
 
 MADE = 30
-"""Frames that are made before, and used in turn."""
+"""Frames that are prepared, and used in turn."""
 
 PERIOD_S = 0.05
+POLL_S = 0.003
 STEPS = 60
 PATIENCE_S = 10.0
-"""How long is waited for a hub to say that nothing waits."""
+"""How long to wait for a frame whose ``unstored`` is 0."""
 
 BUSY_HUB = (
     "import runpy, sys, threading\n"
@@ -58,7 +63,7 @@ Item = tuple[api.Frame, FrameAggregates]
 
 @contextlib.contextmanager
 def busy_thread(wanted: bool) -> Iterator[None]:
-    """A thread of this process that computes in Python and never waits."""
+    """Run a thread in this process that computes in Python and never waits."""
     ended = threading.Event()
 
     def spin() -> None:
@@ -78,7 +83,7 @@ def busy_thread(wanted: bool) -> Iterator[None]:
 
 
 def frames(count: int) -> list[Item]:
-    """What a hub hands to its store, a step in each."""
+    """Return what a hub hands to its store, a step in each."""
     hub, training = Hub("bench"), Training(engines=2, rows=32)
     made = []
     for _ in range(count):
@@ -89,15 +94,15 @@ def frames(count: int) -> list[Item]:
         hub.engine("e0")
         hub.engine("e1")
         hub.state.tick(hub.now)
-        frame = hub.state.frame(hub.now, heartbeat=True)
+        frame = hub.state.next_frame(hub.now, heartbeat=True)
         assert frame is not None
-        made.append((frame, hub.state.beside(frame.steps)))
+        made.append((frame, hub.state.frames.aggregates(frame)))
         hub.now += 1.0
     return [item for item in made if item[0].steps]
 
 
 def numbered(item: Item, number: int) -> Item:
-    """The frame as the ``number``-th of a run."""
+    """Return the frame as the ``number``-th of a run."""
     frame, beside = item
     return msgspec.structs.replace(frame, seq=number, time=1e9 + number * PERIOD_S), beside
 
@@ -140,20 +145,60 @@ def hub_times(how: str) -> tuple[float, float]:
 
 
 def settled_after(client: Client, step: int) -> float:
-    """Seconds from a frame that has the step to one that says that nothing waits; infinite if none came."""
+    """Seconds from a frame with the step to one whose ``unstored`` is 0; infinite if none arrived."""
     assert client.wait(lambda c: c.view is not None and step in c.view.steps, DEADLINE_S)
     shown = time.perf_counter()
     settled = client.wait(lambda c: c.view is not None and not c.view.counters.get("unstored"), PATIENCE_S)
     return time.perf_counter() - shown if settled else float("inf")
 
 
+def start_time(python: str) -> float:
+    """Seconds from a hub being ready to its store having the hub's row."""
+    with run_directory() as rundir:
+        command = [python, "-m", "rltop.backend.hub", str(rundir.path)]
+        hub = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd="/")
+        try:
+            while not rundir.info.exists():
+                time.sleep(POLL_S)
+            ready = time.perf_counter()
+            while not has_hub(rundir.path / NAME):
+                time.sleep(POLL_S)
+            return time.perf_counter() - ready
+        finally:
+            hub.terminate()
+            hub.wait(DEADLINE_S)
+
+
+def has_hub(path: Path) -> bool:
+    with contextlib.suppress(StoreError), Reader(path) as reader:
+        return bool(reader.lives())
+    return False
+
+
+def starts(count: int, against: str | None) -> None:
+    hubs = {"this": sys.executable} | ({"against": against} if against else {})
+    took: dict[str, list[float]] = {name: [] for name in hubs}
+    for _ in range(count):
+        for name, python in hubs.items():
+            took[name].append(start_time(python))
+    for name, seconds in took.items():
+        print(
+            f"{name}: ready to stored p50 {statistics.median(seconds) * 1000:.0f} ms, max {max(seconds) * 1000:.0f} ms"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commits", type=int, default=200)
+    parser.add_argument("--starts", type=int, default=0, help="only time this many starts of a hub")
+    parser.add_argument("--against", help="Python of another checkout's environment")
     options = parser.parse_args()
+    if options.starts:
+        starts(options.starts, options.against)
+        return
     made = frames(MADE)
     with busy_thread(wanted=False):
-        store_times(made, 2)  # what is imported and compiled for the first time
+        store_times(made, 2)  # imports and compiles
     print("| | first write | commit p50 | p99 | first step to unstored 0 | last step to unstored 0 |")
     print("|---|---|---|---|---|---|")
     for how in ("alone", "busy"):

@@ -32,8 +32,8 @@ from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.retention import Limits
 from rltop.backend.store.row_mapping import SampleRow, sample_row
 from rltop.backend.store.write import Writer
-from tests import pictures
-from tests.screens import dashboard
+from tests.support import pictures
+from tests.support.screens import dashboard
 
 ALL = Limits(steps=10**9, coarse_steps=10**9, step_engines=10**9)
 NAMES = [metric.name for metric in metrics.METRICS]
@@ -68,10 +68,10 @@ def ingest(directory: Path, count: int, engines: int, scalars: int, limits: Limi
     for first in range(0, count, 200):
         writer.write([frame(step, first + place) for place, step in enumerate(made)])
         if tidy:
-            writer.tidy()
+            writer.maintain()
     spent = time.process_time() - start
-    while tidy and writer._thinner._reached["step"] < count - limits.steps:
-        writer.tidy()
+    while tidy and writer._retention._reached["step"] < count - limits.steps:
+        writer.maintain()
     writer.close()
     return count / spent, (directory / NAME).stat().st_size / 1e6
 
@@ -156,7 +156,7 @@ def query(path: Path, cold: bool) -> None:
         reader.series("kl_k3")
         series = (time.perf_counter() - first) * 1e3
         start, cpu = time.perf_counter(), time.process_time()
-        picture = reader.picture()
+        picture = reader.snapshot()
         opened = time.perf_counter() - start
         columns = {name: [step.values.get(name) for step in picture.steps.values()] for name in NAMES}
         shown, cpu = time.perf_counter() - start, time.process_time() - cpu

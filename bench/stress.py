@@ -3,8 +3,8 @@
     .venv/bin/python -m bench.stress [--runs 400] [--first 0] [--only raw top-p]
 
 The number of a run seeds its fault and its setting: vocabulary, temperature, lengths, engines, lag, size of updates,
-whether old logprobs, entropies and facts are passed. The policies are exact (``tests/exact.py``), the hub is the real
-one. This bench finds errors in the checks; accuracy is measured on real runs (``bench/diagnosis.py``).
+whether old logprobs, entropies and facts are passed. The policies are exact (``tests/support/exact.py``), the hub is
+the real one. This bench finds errors in the checks; accuracy is measured on real runs (``bench/diagnosis.py``).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 from bench.diagnosis import INSEPARABLE
 from rltop.backend.api.verdict import FAULT, HEALTHY, Verdict
 from rltop.backend.diagnosis.diagnose import diagnose
-from rltop.backend.hub.state import Effect
+from rltop.backend.hub.outputs import Effect
 from rltop.backend.summary.strata import warm
 from rltop.collectors.contract import wire
-from tests.exact import RIGHT, Run, Setting, Wrong
-from tests.hub_core import Hub
+from tests.support.exact import RIGHT, Run, Setting, Wrong
+from tests.support.hub_core import Hub
 
 OnMessage = Callable[[wire.DataBody, wire.Arrays], object]
 
@@ -210,7 +210,7 @@ def diagnose_run(
     for step, hub in enumerate(Run(setting, wrong).hubs(ForwardingHub(on_message) if on_message else Hub())):
         if step % every == every - 1 or step in (wrong.at - 1, setting.steps - 1):
             steps.append(step)
-            verdicts.append(diagnose(hub.state.case()))
+            verdicts.append(diagnose(hub.state.frames.diagnosis_input()))
     return DiagnosedRun(kind, setting, wrong, steps, verdicts)
 
 

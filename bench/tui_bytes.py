@@ -11,7 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.terminal import Terminal
+from tests.support.terminal import Terminal
 
 TICKS, FPS = 80, 4.0
 

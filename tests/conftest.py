@@ -39,7 +39,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @functools.cache
 def _scope(file: Path) -> str:
-    return "engines" if "pytest.mark.engine" in file.read_text() else file.name
+    return "engines" if "pytest.mark.engine" in file.read_text() else str(file)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.store import aggregates
 from rltop.backend.store import step_details as store_samples
 from rltop.backend.store.read import Reader
-from rltop.backend.store.stored_diagnosis import case
+from rltop.backend.store.stored_diagnosis import diagnosis_input
 
 SAMPLE = Path(__file__).parent.parent / "store" / "sample" / "sort.rltop.gz"
 """A recorded demo run that ships with the package; ``docs/history.md`` describes it."""
@@ -70,7 +70,7 @@ class Replay:
             start = frame - 1
         elif speed == float("inf"):
             start = reader.last_frame()
-        self.view = reader.picture(start)
+        self.view = reader.snapshot(start)
         self._frames = reader.frames(start)
         self._next = next(self._frames, None)
         self._last_step = reader.execute("SELECT max(step) FROM step").fetchone()[0]
@@ -119,7 +119,7 @@ class Replay:
         try:
             if isinstance(question, api.AskSamples):
                 step = newest if question.step is None else question.step
-                samples = store_samples.answer(self._reader, step, question.kind, question.engine, question.limit)
+                samples = store_samples.samples(self._reader, step, question.kind, question.engine, question.limit)
                 answer = api.Answer(question.id, samples=samples)
             elif isinstance(question, api.AskMismatch):
                 last = newest if question.last is None else min(question.last, newest)
@@ -128,7 +128,7 @@ class Replay:
                 answer = api.Answer(question.id, past=self._reader.past(question.step, self.view.seq))
             elif isinstance(question, api.AskDiagnosis):
                 step = newest if question.step is None else min(question.step, newest)
-                verdict = diagnose(case(self._reader, step if step >= 0 else None))
+                verdict = diagnose(diagnosis_input(self._reader, step if step >= 0 else None))
                 answer = api.Answer(question.id, diagnosis=verdict)
             elif isinstance(question, api.AskEffect):
                 answer = aggregates.effect(self._reader, question, self.view)

@@ -111,11 +111,11 @@ class DemoOptions:
         if not 0 <= self.fault_at < self.steps:
             raise ValueError(f"--fault-at: {self.fault_at}; expected 0 to {self.steps - 1}")
         if self.fault_at and (known.launch or not self.fault):
-            why = f"{self.fault} is there from the launch on" if self.fault else "there is no fault"
-            raise ValueError(f"--fault-at: {why}, so it can't begin with step {self.fault_at}")
+            why = f"{self.fault} exists from the launch" if self.fault else "there is no fault"
+            raise ValueError(f"--fault-at: {why}, so it can't start at step {self.fault_at}")
         if self.fault_engine and not known.engine:
             raise ValueError(
-                f"--fault-engine: {self.fault or 'no fault'} is not a fault of one engine; leave the option out"
+                f"--fault-engine: {self.fault or 'no fault'} is not limited to one engine; leave the option out"
             )
 
     @property

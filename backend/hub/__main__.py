@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 
-from rltop.backend.hub.process import run_command
+from rltop.backend.hub.startup import run_command
 
 if __name__ == "__main__":
     code = run_command(sys.argv[1:])

@@ -1,7 +1,7 @@
-"""Passes messages from the core's thread to the I/O thread: a queue, and a socket that wakes the reader.
+"""Passes messages from the worker thread to the I/O thread: a queue, and a socket that wakes the reader.
 
-Sent through a socket, every frame would release the GIL on both sides, and beside a core that computes in Python it
-takes the I/O thread up to 5 ms to get it back. So the socket carries one wake-up for all that is queued.
+If each frame were sent through a socket, both sides would release the GIL for each, and beside a busy worker thread the
+I/O thread waits up to 5 ms to get it back. So the socket carries one wake-up for all queued messages.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ class Handover:
         context: of both threads.
 
     Attributes:
-        bell: to be polled by the reader's thread, which also closes it.
+        bell: for the reader's poller; the reader closes it.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.bell = context.socket(zmq.PAIR)
         self.bell.bind(ADDRESS)
         self._context = context
-        self._waiting: deque[list[bytes]] = deque()
+        self._queue: deque[list[bytes]] = deque()
         self._rung = False
 
     def begin(self) -> None:
-        """Connect; called once, on the thread that puts."""
-        self._rope = self._context.socket(zmq.PAIR)
-        self._rope.linger = 0
-        self._rope.connect(ADDRESS)
+        """Connect. Called once, on the thread that puts."""
+        self._ringer = self._context.socket(zmq.PAIR)
+        self._ringer.linger = 0
+        self._ringer.connect(ADDRESS)
 
     def put(self, *frames: bytes) -> None:
         """Queue a message, and wake the reader."""
-        self._waiting.append(list(frames))
-        if not self._rung:  # else the reader has not begun to take, and will find this too
+        self._queue.append(list(frames))
+        if not self._rung:  # else the reader has not begun to take, and will find this message too
             self._rung = True
-            self._rope.send(b"")
+            self._ringer.send(b"")
 
     def end(self) -> None:
         """Disconnect; nothing may be put afterwards."""
-        self._rope.close(1000)
+        self._ringer.close(1000)
 
     def take(self) -> list[list[bytes]]:
         """Return all queued messages."""
         if int(self.bell.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self.bell.recv()
-        self._rung = False  # before the first is taken: what is put from here on rings again
-        taken = []
-        while self._waiting:
-            taken.append(self._waiting.popleft())
-        return taken
+        self._rung = False  # before the first is taken: a later put rings again
+        messages = []
+        while self._queue:
+            messages.append(self._queue.popleft())
+        return messages

@@ -1,4 +1,4 @@
-"""Has the kernel of the summaries compiled beside the core's thread, so that no command waits for a compiler."""
+"""Compiles the numba kernels in a thread of their own, so that no command waits for the compiler."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ log = logging.getLogger("rltop.hub")
 
 
 class Warmup:
-    """Compiles on a thread of its own once it is first asked whether that is done: a hub without rows loads nothing.
+    """Starts compiling at the first call of ``ready``: a hub without rows does not load numba.
 
-    The thread is no daemon: an interpreter that ended while it is inside the compiler could be aborted by it.
+    The thread is not a daemon: an interpreter that exits while a thread is inside the compiler may abort.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Warmup:
         self._thread: threading.Thread | None = None
 
     def ready(self) -> bool:
-        """Whether rows can be measured without waiting. From one thread."""
+        """Whether rows can be measured without waiting. To be called from one thread."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="rltop-warmup", daemon=False)
             self._thread.start()
@@ -32,7 +32,7 @@ class Warmup:
         try:
             warm()
             kernel.warm()
-        except Exception:  # the first rows to be measured raise it again, where faults are counted
-            log.exception("the kernel does not compile")
+        except Exception:  # the first measured rows raise it again, where exceptions are counted
+            log.exception("a kernel does not compile")
         finally:
             self._done.set()

@@ -1,9 +1,10 @@
-"""The hub's second thread: feeds the pure core from two lanes and hands out what it says.
+"""The hub's second thread: feeds the pure ``HubState`` from two queues and performs the effects it returns.
 
-Control and questions have a lane of their own and go first. A step whose rollouts came late is measured in parts, with
-that lane in between. So a big step delays a command by about one data message. The data lane is bounded by bytes: when
-it is full the I/O thread stops reading, ZeroMQ's own bound fills, and the collectors drop and count. The urgent lane is
-bounded by number: what floods it is dropped and counted, and its senders say again what matters.
+Control messages and questions have an urgent queue of their own and go first. A step whose rollouts arrived late is
+measured in parts, with that queue in between, so a large step delays a command by about one data message. The data
+queue is bounded by bytes: when it is full, the I/O thread stops reading, ZeroMQ's own bound fills, and the collectors
+drop and count. The urgent queue is bounded by number: beyond that, calls are dropped and counted, and their senders
+repeat those that matter.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from collections.abc import Callable
 from rltop.backend import api
 from rltop.backend.commands.audit import AuditFile
 from rltop.backend.hub.handover import Handover
-from rltop.backend.hub.state import AnswerFromStore, Audit, Effect, HubState, Reply, SendControl, Stop
-from rltop.backend.store.lookup import StoreLookup as Recalls
+from rltop.backend.hub.outputs import AnswerFromStore, Audit, Effect, Reply, SendControl, Stop
+from rltop.backend.hub.state import HubState
+from rltop.backend.store.aggregates import FrameAggregates
+from rltop.backend.store.lookup import StoreLookup
 from rltop.backend.store.store import Store
 from rltop.collectors.contract import wire
 from rltop.collectors.transport.error_boundary import ErrorBoundary
 
-DATA_LANE_BYTES = 256 << 20
+DATA_QUEUE_BYTES = 256 << 20
 _MESSAGE_BYTES = 500  # rough cost of a message's objects beside its frames
 
 MAX_URGENT = 10_000
@@ -33,7 +36,7 @@ HEARTBEAT_S = 1.0
 """And once a second when nothing did."""
 
 VIEW, CONTROL, QUERY, STOP = b"view", b"control", b"query", b"stop"
-"""First frame of what goes to the I/O thread: which socket it is for."""
+"""First frame of a message to the I/O thread: the socket it is for."""
 
 Call = Callable[[float], list[Effect] | None]
 
@@ -42,15 +45,15 @@ class WorkerThread(threading.Thread):
     """Runs ``HubState``.
 
     Args:
-        state: the core; touched by this thread alone once started.
+        state: used by this thread alone once started.
         clock: wall clock that never steps back, seconds.
-        outbox: where frames and messages go, as ``[socket, *frames]``.
-        audit: where lines of the audit log go, before anything that they are about.
-        store: started; keeps the frames before they are sent. None to keep nothing.
-        news: asked at every tick for what the shell has to tell, as severity, kind and text.
+        outbox: takes frames and messages, as ``[socket, *frames]``.
+        audit: the audit log; its lines are written before the effects that they describe.
+        store: started; stores frames before they are sent. None to store nothing.
+        take_events: called at every tick for events of the process: severity, kind and text.
 
     Attributes:
-        failed: once the thread is over: it died of a fault.
+        failed: once the thread has ended: whether it ended by an exception.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class WorkerThread(threading.Thread):
         outbox: Handover,
         audit: AuditFile,
         store: Store | None = None,
-        news: Callable[[], list[tuple[str, str, str]]] = list,
+        take_events: Callable[[], list[tuple[str, str, str]]] = list,
     ) -> None:
         super().__init__(name="rltop-core", daemon=True)
         self._state = state
@@ -68,8 +71,8 @@ class WorkerThread(threading.Thread):
         self._outbox = outbox
         self._audit = audit
         self._store = store
-        self._recalls = None if store is None else Recalls(store.path, self._recalled)
-        self._news = news
+        self._lookup = None if store is None else StoreLookup(store.path, self._put_answer)
+        self._take_events = take_events
         self._urgent: deque[Call] = deque()
         self._data: deque[list[bytes]] = deque()
         self._data_bytes = 0
@@ -78,13 +81,13 @@ class WorkerThread(threading.Thread):
         self._frame_wanted = False
         self._shed = 0
         self._guard = ErrorBoundary(max_faults=None)
-        self.failed = True  # until it has ended as told
+        self.failed = True  # until it has ended in good order
 
     # --- from the I/O thread ------------------------------------------------------------------------------------
 
     def has_room(self) -> bool:
-        """Whether the data lane takes more."""
-        return self._data_bytes < DATA_LANE_BYTES
+        """Whether the data queue accepts more."""
+        return self._data_bytes < DATA_QUEUE_BYTES
 
     def put_data(self, frames: list[bytes]) -> None:
         """Queue a data message."""
@@ -94,7 +97,7 @@ class WorkerThread(threading.Thread):
             self._wake.notify()
 
     def put(self, call: Call) -> None:
-        """Queue something urgent: called with the time, on the core's thread."""
+        """Queue an urgent call, made on the worker thread with the time."""
         with self._wake:
             if len(self._urgent) >= MAX_URGENT:
                 self._shed += 1
@@ -110,30 +113,30 @@ class WorkerThread(threading.Thread):
         """Queue a viewer's question."""
         self.put(lambda now: self._state.ask(client, frame, now))
 
-    def _recalled(self, viewer: bytes, answer: api.Answer) -> None:
-        """Queue an answer that the store gave."""
+    def _put_answer(self, viewer: bytes, answer: api.Answer) -> None:
+        """Queue an answer from the store."""
         self.put(lambda _: [Reply(viewer, answer)])
 
     def put_undelivered(self, receiver: str, frame: bytes) -> None:
-        """Queue the news that a control message has no receiver."""
+        """Queue that a control message could not be delivered."""
         self.put(lambda now: self._state.undelivered(receiver, frame, now))
 
     def put_counter(self, name: str) -> None:
         """Raise a counter that viewers see."""
-        self.put(lambda _: self._state.count(name))
+        self.put(lambda _: self._state.log.count(name))
 
     def put_viewer(self) -> None:
-        """A viewer subscribed: show it a frame at once, so that it knows where the stream stands."""
+        """A viewer subscribed: send a frame at once, so that it knows the current frame number."""
         self._frame_wanted = True
         self.put(lambda _: None)
 
     def end(self) -> None:
-        """Answer what was asked, send a last frame, and end; data that still waits is let go."""
+        """Answer pending questions, send a last frame, and end; waiting data is dropped."""
         with self._wake:
             self._ended = True
             self._wake.notify()
 
-    # --- the core's thread --------------------------------------------------------------------------------------
+    # --- worker thread -----------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """See ``threading.Thread``."""
@@ -141,8 +144,8 @@ class WorkerThread(threading.Thread):
         try:
             self._turn()
         finally:
-            if self._recalls is not None:
-                self._recalls.end()
+            if self._lookup is not None:
+                self._lookup.end()
             if self._store is not None:
                 self._store.end()
             self._outbox.put(STOP)
@@ -153,15 +156,17 @@ class WorkerThread(threading.Thread):
         while True:
             now = self._clock()
             if now >= next_tick or self._frame_wanted:
-                for news in self._news():
-                    self._state.note(now, *news)
+                for event in self._take_events():
+                    self._state.note(now, *event)
                 self._tick()
-                self._guard.run("diagnosis", self._state.watch, now)
+                self._guard.run("diagnosis", self._state.diagnose, now)
                 if self._publish(now, heartbeat=now >= next_beat or self._frame_wanted):
                     next_beat, self._frame_wanted = now + HEARTBEAT_S, False
-                next_tick = self._clock() + FRAME_PERIOD_S  # from its end: a long one must leave time for messages
+                next_tick = (
+                    self._clock() + FRAME_PERIOD_S
+                )  # counted from its end: a long one must leave time for messages
             call, frames = self._next(next_tick - self._clock())
-            # A fault of ours in one message, or in the tick, must not take the view of the run away.
+            # An exception in one message, or in the tick, must not end the live view.
             if call is not None:
                 effects = self._guard.run("urgent", call, self._clock())
                 self._perform(effects or [])
@@ -177,12 +182,12 @@ class WorkerThread(threading.Thread):
                 return
 
     def _tick(self) -> bool:
-        """Let the state tick; True if it left something unfinished."""
+        """Tick the state; True if it left rows unmeasured."""
         self._perform(self._guard.run("tick", self._state.tick, self._clock()) or [])
         return self._state.unfinished
 
     def _next(self, timeout: float) -> tuple[Call | None, list[bytes] | None]:
-        """Return the next call or data message; no data while a step is half measured, since none may overtake it."""
+        """Return the next call or data message; no data while a step is half measured, to keep the order."""
         with self._wake:
             if not (self._urgent or self._data or self._ended or self._state.unfinished):
                 self._wake.wait(max(timeout, 0.0))
@@ -196,44 +201,48 @@ class WorkerThread(threading.Thread):
 
     def _publish(self, now: float, *, heartbeat: bool) -> bool:
         for name, total in (("faults", sum(self._guard.faults.values())), ("shed", self._shed)):
-            self._state.count(name, total - self._state.snapshot.counters.get(name, 0))
+            self._state.log.count(name, total - self._state.snapshot.counters.get(name, 0))
+        frames = self._state.frames
         if self._store is not None:
-            self._state.waiting(self._store.unstored)
+            frames.set_unstored(self._store.unstored)
         if self._store is None or self._store.is_settled:
             self._perform(self._state.stored())
-        frame = self._state.frame(now, heartbeat=heartbeat)
+        frame = self._state.next_frame(now, heartbeat=heartbeat)
         if frame is None:
             return False
-        beside = self._state.beside(frame.steps)
+        aggregates = frames.aggregates(frame)
         if self._store is not None:
-            if not self._store.put(frame, beside):
-                self._state.beside_not_stored()
-            behind = self._state.snapshot.counters.get("unstored")
-            if api.has_records(frame) or behind:  # records that a viewer has seen survive a kill
-                self._state.not_stored(frame, self._store.settle())
+            self._save(self._store, frame, aggregates)
         self._outbox.put(VIEW, api.encode(frame))
         return True
+
+    def _save(self, store: Store, frame: api.Frame, aggregates: FrameAggregates) -> None:
+        """Hand a frame to the store; wait for its commit if it has news, so that a viewer's news survive a kill."""
+        if not store.put(frame, aggregates):
+            self._state.aggregates_not_stored()
+        if api.has_records(frame) or self._state.snapshot.counters.get("unstored"):
+            self._state.frames.correct_unstored(frame, store.settle())
 
     def _perform(self, effects: list[Effect]) -> None:
         lines = [effect.line for effect in effects if isinstance(effect, Audit)]
         if lines or self._audit.waiting:
-            trouble = self._audit.write(lines)
-            self._state.audit_written(trouble, len(self._audit.waiting), self._clock())
+            error = self._audit.write(lines)
+            self._state.log.audit_written(error, len(self._audit.waiting), self._clock())
         for effect in effects:
             if isinstance(effect, SendControl):
                 self._outbox.put(CONTROL, effect.to.encode(), wire.encode(effect.message))
             elif isinstance(effect, Reply):
                 self._outbox.put(QUERY, effect.to, api.encode(effect.answer))
             elif isinstance(effect, AnswerFromStore):
-                self._recall(effect)
+                self._answer_from_store(effect)
             elif isinstance(effect, Stop):
                 self._outbox.put(STOP)
 
-    def _recall(self, effect: AnswerFromStore) -> None:
-        if self._recalls is None:
+    def _answer_from_store(self, effect: AnswerFromStore) -> None:
+        if self._lookup is None:
             self._perform([Reply(effect.to, effect.answer)])
         else:
-            self._recalls.put(effect.to, effect.question, effect.answer)
+            self._lookup.put(effect.to, effect.question, effect.answer)
 
 
 def _cost(frames: list[bytes]) -> int:

@@ -1,1 +1,1 @@
-"""What arrives from collectors: order, gaps, acknowledgement."""
+"""Messages from collectors: order, holes, acknowledgement."""

@@ -1,7 +1,7 @@
-"""Up to which message every sender is settled: what the store keeps of that, and what senders are told. Pure.
+"""Tracks up to which message every sender is settled, for the store and for acknowledgements. Pure.
 
-A message of the trainer is settled when its step is done, one of rollouts when they are in steps that are done or too
-old to be trained on (``join.needed``), any other at once. What is told to a sender is in the store before.
+A message of the trainer is settled when its step is done; one with rollouts when these are in steps that are done, or
+too old to be trained on (``join.pending``); any other at once. A mark is acknowledged only after it is stored.
 """
 
 from __future__ import annotations
@@ -14,79 +14,78 @@ from rltop.backend.join.pending import PendingMessages
 from rltop.collectors.contract import wire
 
 PERIOD_S = 5.0
-"""How often senders are told where no step is done."""
+"""How often marks are stored while no step is done."""
 
-
-Places = deque[tuple[int, int]]
+StepMessages = deque[tuple[int, int]]
+"""Number and step of each message that awaits its step."""
 
 
 class Acknowledgements:
     """The marks of all senders that resend.
 
     Args:
-        needed: which rollouts may still be.
-        is_open: whether a step is still being put together.
+        pending: the messages with rollouts that may still be needed.
+        is_open: whether a step is still being assembled.
     """
 
-    def __init__(self, needed: PendingMessages, is_open: Callable[[int], bool]) -> None:
-        self._needed = needed
+    def __init__(self, pending: PendingMessages, is_open: Callable[[int], bool]) -> None:
+        self._pending = pending
         self._is_open = is_open
-        self._of_steps: dict[str, tuple[str, Places]] = {}  # by rank: its life, and messages with their steps
-        self._marks: dict[str, ReceivedMark] = {}  # as last given to the store
-        self._told: dict[str, ReceivedMark] = {}
-        self._untold: dict[str, ReceivedMark] = {}
+        self._step_messages: dict[str, tuple[str, StepMessages]] = {}  # by rank: its epoch, and its messages
+        self._given: dict[str, ReceivedMark] = {}  # to the store, latest
+        self._acknowledged: dict[str, ReceivedMark] = {}
+        self._unacknowledged: dict[str, ReceivedMark] = {}
         self._looked = float("-inf")
 
-    def took(self, envelope: wire.Envelope, body: wire.DataBody) -> None:
-        """A message was taken."""
+    def message_taken(self, envelope: wire.Envelope, body: wire.DataBody) -> None:
+        """A message was taken in its turn."""
         if isinstance(body, wire.Sequences | wire.StepClosed):
-            life, places = self._of_steps.get(envelope.source, ("", _NO_PLACES))
+            life, messages = self._step_messages.get(envelope.source, ("", _NONE))
             if life != envelope.epoch:
-                places = deque()
-                self._of_steps[envelope.source] = envelope.epoch, places
-            places.append((envelope.seq, body.step))
+                messages = deque()
+                self._step_messages[envelope.source] = envelope.epoch, messages
+            messages.append((envelope.seq, body.step))
 
-    def marks(self, sources: Iterable[Source], now: float, *, step_done: bool) -> list[tuple[str, ReceivedMark]]:
-        """What is to be stored with what is known now: the marks that moved, from time to time."""
+    def take_marks(self, sources: Iterable[Source], now: float, *, step_done: bool) -> list[tuple[str, ReceivedMark]]:
+        """Return the marks that moved, to be stored with the next frame: after each step, else every ``PERIOD_S``."""
         if not step_done and now - self._looked < PERIOD_S:
             return []
         self._looked = now
         moved = []
         for source in sources:
-            if source.resends and self._marks.get(source.name) != (mark := self._mark(source)):
-                self._marks[source.name] = self._untold[source.name] = mark
+            if source.resends and self._given.get(source.name) != (mark := self._mark(source)):
+                self._given[source.name] = self._unacknowledged[source.name] = mark
                 moved.append((source.name, mark))
         return moved
 
     def not_stored(self) -> None:
-        """The store did not take the marks that it was given last: they come again."""
-        for name in self._untold:
-            del self._marks[name]
-        self._untold.clear()
+        """The store did not accept the marks it was given last: give them again."""
+        for name in self._unacknowledged:
+            del self._given[name]
+        self._unacknowledged.clear()
 
-    def acknowledged(self) -> list[tuple[str, wire.Acknowledged]]:
-        """What senders are to be told, by name, now that all marks are stored."""
-        news = [
+    def take_acknowledged(self) -> list[tuple[str, wire.Acknowledged]]:
+        """Return the acknowledgements to send, by sender. Call when all marks are stored."""
+        moved = [
             (name, wire.Acknowledged(mark.epoch, mark.acknowledged))
-            for name, mark in self._untold.items()
-            if mark.acknowledged >= 0 and self._told.get(name, _NOTHING) != mark
+            for name, mark in self._unacknowledged.items()
+            if mark.acknowledged >= 0 and self._acknowledged.get(name) != mark
         ]
-        self._told |= self._untold
-        self._untold.clear()
-        return news
+        self._acknowledged |= self._unacknowledged
+        self._unacknowledged.clear()
+        return moved
 
     def _mark(self, source: Source) -> ReceivedMark:
         last = source.next_seq - 1
         if not source.is_trainer:
-            return ReceivedMark(source.epoch, *self._needed.watermarks(source.name, source.epoch, last))
-        life, places = self._of_steps.get(source.name, ("", _NO_PLACES))
+            return ReceivedMark(source.epoch, *self._pending.watermarks(source.name, source.epoch, last))
+        life, messages = self._step_messages.get(source.name, ("", _NONE))
         if life != source.epoch:
-            places = _NO_PLACES
-        while places and not self._is_open(places[0][1]):
-            places.popleft()
-        settled = places[0][0] - 1 if places else last
+            messages = _NONE
+        while messages and not self._is_open(messages[0][1]):
+            messages.popleft()
+        settled = messages[0][0] - 1 if messages else last
         return ReceivedMark(source.epoch, settled, settled)
 
 
-_NOTHING = ReceivedMark("", -1, -1)
-_NO_PLACES: Places = deque()
+_NONE: StepMessages = deque()

@@ -1,8 +1,8 @@
-"""Who sends: epochs, the order of what arrives, holes in it, and who has said goodbye. Pure.
+"""The senders of messages: epochs, message order, holes, health and disconnects. Pure.
 
-Messages of a sender that can send again are taken in order, each once: what is missing is asked for, what comes early
-waits here, within a bound, or comes again, and what comes twice is left. What the sender has no more is lost, and
-counted.
+Messages of a sender that can resend are taken in order, each exactly once. Missing ones are requested; early ones are
+held here within a bound, or discarded and resent; duplicates are discarded. Messages that the sender no longer has are
+lost, and counted. ``docs/protocols/resend.md`` has the states and transitions.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from rltop.backend.fleet.engines import SILENT_S
 from rltop.collectors.contract import wire
 
 BYE_PATIENCE_S = 1.0
-"""How long a goodbye waits for the next of the messages that were sent before it; then they are counted as lost. The
-sender waits ``sender.BYE_TIMEOUT_S``, which is longer."""
+"""Longest wait, after the last message, for messages sent before a ``bye``; then they are counted as lost. The sender
+waits ``sender.BYE_TIMEOUT_S``, which is longer."""
 
-BYE_ASK_S = 0.3
-"""After so long without a message it is asked for those: a goodbye comes by another socket, and overtakes data."""
+BYE_REQUEST_S = 0.3
+"""After this long without a message they are requested: a ``bye`` uses another socket, and may overtake data."""
 
-ASK_AGAIN_S = 1.0
-ASK_PAUSE_S = 0.2
-"""How long an answer is waited for before a sender is asked again for the same message, and for another."""
+REQUEST_AGAIN_S = 1.0
+REQUEST_PAUSE_S = 0.2
+"""Shortest time between two resend requests to a sender, for the same message and for another one."""
 
 EARLY_BYTES = 64 << 20
-"""Messages of one sender that may wait for those before them."""
+"""Bound on the messages of one sender that are held until earlier ones arrive."""
 
-HOLE_PATIENCE_S = 10.0
-"""How long a missing message is waited for while others come; then it is lost, and the sender is heard again."""
+HOLE_TIMEOUT_S = 10.0
+"""How long a missing message is waited for while others arrive; then it is lost, and later ones are taken."""
 
-RETURN_S = 8.0
-"""How long a new hub waits for senders that the last one heard: longer than a sender takes to connect and speak."""
+RECONNECT_S = 8.0
+"""How long a new hub waits for senders that the previous one heard: longer than a sender takes to reconnect."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMark:
-    """How much of what a sender sent in a life (``epoch``) is in what is stored.
+    """How many of the messages that a sender sent in one process lifetime (``epoch``) the store accounts for.
 
     Attributes:
         acknowledged: no message up to this number is needed any more.
-        settled: nothing up to this number is missing from any step; from ``acknowledged`` on rollouts may yet be
-            trained on again.
+        settled: no message up to this number is missing from any step; rollouts after ``acknowledged`` may be trained
+            on again.
     """
 
     epoch: str
@@ -57,15 +57,17 @@ def is_trainer(name: str) -> bool:
 
 @dataclass(slots=True)
 class Source:
-    """One sender in its present life (epoch).
+    """One sender in its current process lifetime (epoch).
 
     Attributes:
-        next_seq: number of the message that comes next.
-        goal: one more than the highest number that was seen.
-        heard: when its last message came; ``last_seen`` counts any sign of life.
-        resends: it can be asked to send again. asked: for which number it was asked last, asked_at: when.
+        last_seen: time of the last sign of life.
+        heard: time of the last data message.
+        next_seq: number of the next message to take.
+        end_seq: one more than the highest number seen.
+        resends: whether it can resend.
+        requested: the number that was last requested, -1 if none. requested_at: when.
         hole_since: since when ``next_seq`` is missing, if it is.
-        early: what came before its turn, with its size, by number.
+        early: messages that are held until earlier ones arrive, with their sizes, by number.
     """
 
     name: str
@@ -77,11 +79,11 @@ class Source:
     faults: dict[str, int] = field(default_factory=dict)
     bye: wire.Bye | None = None
     bye_deadline: float = 0.0
-    goal: int = 0
+    end_seq: int = 0
     heard: float = 0.0
     resends: bool = False
-    asked: int = -1
-    asked_at: float = 0.0
+    requested: int = -1
+    requested_at: float = 0.0
     hole_since: float | None = None
     early: dict[int, tuple[Any, int]] = field(default_factory=dict)
     early_bytes: int = 0
@@ -91,20 +93,20 @@ class Source:
         """A trainer rank rather than an engine."""
         return is_trainer(self.name)
 
-    def lacks(self, now: float) -> int | None:
-        """The number from which on it is to send again, if it is to be asked for that now."""
-        leaving = self.bye is not None and now >= self.bye_deadline - BYE_PATIENCE_S + BYE_ASK_S
-        missing = self.hole_since is not None or (leaving and self.next_seq < self.goal)
-        pause = ASK_AGAIN_S if self.asked == self.next_seq else ASK_PAUSE_S
-        if not (self.resends and missing) or (self.asked >= 0 and now - self.asked_at < pause):
+    def resend_due(self, now: float) -> int | None:
+        """The number from which to request a resend, if a request is due; it then counts as requested."""
+        is_leaving = self.bye is not None and now >= self.bye_deadline - BYE_PATIENCE_S + BYE_REQUEST_S
+        is_missing = self.hole_since is not None or (is_leaving and self.next_seq < self.end_seq)
+        pause = REQUEST_AGAIN_S if self.requested == self.next_seq else REQUEST_PAUSE_S
+        if not (self.resends and is_missing) or (self.requested >= 0 and now - self.requested_at < pause):
             return None
-        self.asked, self.asked_at = self.next_seq, now
+        self.requested, self.requested_at = self.next_seq, now
         return self.next_seq
 
-    def place(self, envelope: wire.Envelope, message: Any, nbytes: int, now: float) -> tuple[list[Any], int]:
-        """What is to be taken now that a message came, in order, and how many are lost of those whose turn it was."""
+    def order(self, envelope: wire.Envelope, message: Any, nbytes: int, now: float) -> tuple[list[Any], int]:
+        """Add a message; return those to take now, in order, and how many before them are lost."""
         seq, before = envelope.seq, self.next_seq
-        self.goal = max(self.goal, seq + 1)
+        self.end_seq = max(self.end_seq, seq + 1)
         self.resends = envelope.oldest is not None
         if envelope.oldest is None:
             self.next_seq = max(before, seq + 1)
@@ -112,7 +114,7 @@ class Source:
         if seq < before:
             return [], 0
         first = max(before, min(envelope.oldest, seq))
-        if self.hole_since is not None and now - self.hole_since >= HOLE_PATIENCE_S:
+        if self.hole_since is not None and now - self.hole_since >= HOLE_TIMEOUT_S:
             first = min([seq, *self.early])
         if seq not in self.early and (seq == first or self.early_bytes + nbytes <= EARLY_BYTES):
             self.early[seq] = message, nbytes
@@ -123,7 +125,7 @@ class Source:
             ready.append(self._pop(first))
             first += 1
         self.next_seq = first
-        if first == self.goal:
+        if first == self.end_seq:
             self.hole_since = None
         elif self.hole_since is None or first > before:
             self.hole_since = now
@@ -137,116 +139,126 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What a message told about its source.
+    """The effect of one message on its source.
 
-    ``news`` is ``appeared``, ``restarted`` (a new life without a goodbye from the last), ``returned`` (with one),
-    ``is back`` (after silence) or empty; ``lost`` messages went before it; ``midway``: nobody knows what became of
-    earlier ones of its epoch; ``ready``: the messages to take now; ``twice``: it was taken before.
+    Attributes:
+        change: ``connected``, ``restarted`` (a new epoch without a disconnect), ``returned`` (a new epoch after one),
+            ``is back`` (after silence), or empty.
+        lost: messages that were lost before it.
+        is_midway: the fate of earlier messages of the epoch is unknown.
+        ready: the messages to take now.
+        is_duplicate: the message was taken before.
     """
 
     source: Source
-    news: str = ""
+    change: str = ""
     lost: int = 0
-    midway: bool = False
+    is_midway: bool = False
     ready: list[Any] = field(default_factory=list)
-    twice: bool = False
+    is_duplicate: bool = False
 
     @property
-    def new_life(self) -> bool:
-        """First message of its epoch here."""
-        return self.news in {"appeared", "restarted", "returned"}
+    def is_new_life(self) -> bool:
+        """Whether it is the first message of its epoch here."""
+        return self.change in {"connected", "restarted", "returned"}
 
 
 class Sources:
-    """All senders, by name; ``marks`` are of those that the hub before heard, ``now`` is when this one began."""
+    """All senders, by name.
+
+    Args:
+        marks: of the senders that the previous hub heard.
+        now: when this hub began.
+    """
 
     def __init__(self, marks: Mapping[str, ReceivedMark] | None = None, now: float = 0.0) -> None:
         self._known: dict[str, Source] = {}
         self._marks = dict(marks or {})
-        self._took_over = False  # from a hub that stored nothing: nobody knows who is still to come
-        self._late: dict[str, Source] = {}  # what they sent before is still to come
+        self._took_over = False  # from a hub that stored no marks: the senders still to come are unknown
+        self._incomplete: dict[str, Source] = {}  # earlier messages of these are missing
         self._began = now
 
     def __iter__(self) -> Iterator[Source]:
         return iter(list(self._known.values()))
 
     def get(self, name: str) -> Source | None:
-        """The source of that name."""
+        """Return the source of that name."""
         return self._known.get(name)
 
-    def arrived(self, envelope: wire.Envelope, now: float, message: Any = None, nbytes: int = 0) -> Arrival:
-        """A data message came in: ``message`` is what is given back in ``Arrival.ready``, and takes ``nbytes``.
+    def receive(self, envelope: wire.Envelope, now: float, message: Any = None, nbytes: int = 0) -> Arrival:
+        """Register a data message; ``message``, of ``nbytes``, comes back in ``Arrival.ready`` when its turn is.
 
-        What a source that resends nothing sent before this hub first heard of its epoch is not counted as lost:
-        another hub had it.
+        For a source that can't resend, messages before the first one that this hub receives of its epoch are not
+        counted as lost: another hub had them.
         """
         source = self._known.get(envelope.source)
         if source is None or source.epoch != envelope.epoch:
-            news = "appeared" if source is None else "returned" if source.health == "gone" else "restarted"
-            fresh, lost, midway = self._begin(envelope.source, envelope.epoch, envelope.seq, envelope.oldest, now)
-            twice = envelope.seq < fresh.next_seq
-            ready, _ = fresh.place(envelope, message, nbytes, now)
-            self._note(fresh)
-            return Arrival(fresh, news, lost, midway, ready, twice)
+            change = "connected" if source is None else "returned" if source.health == "gone" else "restarted"
+            fresh, lost, is_midway = self._begin(envelope.source, envelope.epoch, envelope.seq, envelope.oldest, now)
+            is_duplicate = envelope.seq < fresh.next_seq
+            ready, _ = fresh.order(envelope, message, nbytes, now)
+            self._update_incomplete(fresh)
+            return Arrival(fresh, change, lost, is_midway, ready, is_duplicate)
         before = source.next_seq
-        ready, lost = source.place(envelope, message, nbytes, now)
-        self._note(source)
+        ready, lost = source.order(envelope, message, nbytes, now)
+        self._update_incomplete(source)
         source.lost += lost
-        back = source.health == "silent"
+        change = "is back" if source.health == "silent" else ""
         if source.health != "gone":
             source.health = "live"
         source.last_seen, source.heard, source.bye_deadline = now, now, now + BYE_PATIENCE_S
-        return Arrival(source, "is back" if back else "", lost, ready=ready, twice=envelope.seq < before)
+        return Arrival(source, change, lost, ready=ready, is_duplicate=envelope.seq < before)
 
     def _begin(self, name: str, epoch: str, seq: int, oldest: int | None, now: float) -> tuple[Source, int, bool]:
-        """A life that is new here: from which message on it is taken, how many are lost, whether it was under way."""
+        """Begin a new epoch. Return the source, the messages lost, and whether the fate of earlier ones is unknown."""
         mark = self._marks.pop(name, None)
         first = seq if oldest is None else max(min(oldest, seq), 0)
-        lost, midway = 0, first > 0
+        lost, is_midway = 0, first > 0
         self._took_over |= oldest is not None and mark is None and seq > 0
         if oldest is not None and mark is not None and mark.epoch == epoch:
-            lost, midway = max(first - mark.settled - 1, 0), False
+            lost, is_midway = max(first - mark.settled - 1, 0), False
             first = max(first, mark.acknowledged + 1)
         source = self._known[name] = Source(name, epoch, now, first, lost=lost, heard=now, resends=oldest is not None)
-        return source, lost, midway
+        return source, lost, is_midway
 
     def behind(self, now: float) -> bool:
-        """Whether messages are still to come that were sent before: of a sender that sends again, or is yet unheard."""
-        if (self._marks or self._took_over) and now - self._began < RETURN_S:
+        """Whether earlier messages are still to come, from a sender that resends or has not reconnected yet."""
+        if (self._marks or self._took_over) and now - self._began < RECONNECT_S:
             return True
-        return any(now - source.last_seen < SILENT_S for source in self._late.values())
+        return any(now - source.last_seen < SILENT_S for source in self._incomplete.values())
 
     def heard(self, now: float) -> float:
-        """Up to when every engine that is live was heard."""
+        """Time up to which every live engine has been heard."""
         return min((s.heard for s in self._known.values() if s.health == "live" and not s.is_trainer), default=now)
 
-    def _note(self, source: Source) -> None:
-        if source.resends and source.next_seq < source.goal:
-            self._late[source.name] = source
+    def _update_incomplete(self, source: Source) -> None:
+        if source.resends and source.next_seq < source.end_seq:
+            self._incomplete[source.name] = source
         else:
-            self._late.pop(source.name, None)
+            self._incomplete.pop(source.name, None)
 
     def registered(self, register: wire.Register, now: float) -> None:
-        """A word on the control socket: the source is there, though its data may wait its turn."""
+        """A source registered on the control socket: it is alive, though its data may still be queued."""
         source = self._known.get(register.source)
         if source is not None and source.epoch == register.epoch:
             source.last_seen = now
 
-    def goodbye(self, bye: wire.Bye, now: float) -> int:
-        """A source has sent its last message; see ``leaving``. Returns how many before it are lost for a new hub."""
+    def bye_received(self, bye: wire.Bye, now: float) -> int:
+        """A source disconnects; see ``take_disconnected``. Returns how many of its messages a new hub has missed."""
         lost, source = 0, self._known.get(bye.source)
         if source is None or source.epoch != bye.epoch:
             source, lost, _ = self._begin(bye.source, bye.epoch, bye.sent, bye.oldest, now)
-        source.goal = max(source.goal, bye.sent)
-        self._note(source)
+        source.end_seq = max(source.end_seq, bye.sent)
+        self._update_incomplete(source)
         if source.bye is None:
             source.bye, source.bye_deadline = bye, now + BYE_PATIENCE_S
         return lost
 
-    def leaving(self, now: float) -> list[tuple[Source, int]]:
-        """Sources whose every message before the goodbye is here, or was waited for long enough, with how many are not.
+    def take_disconnected(self, now: float) -> list[tuple[Source, int]]:
+        """Return the sources that have disconnected, with the number of messages that are missing, and mark them gone.
 
-        They are gone from here on; each is returned once per goodbye, also a repeated one.
+        A source has disconnected once all messages sent before its ``bye`` have arrived or are overdue. It is returned
+        once per ``bye``, also a repeated one.
         """
         left = []
         for source in self._known.values():
@@ -257,18 +269,18 @@ class Sources:
                 source.next_seq = max(source.next_seq, source.bye.sent)
                 source.lost += missing
                 source.health, source.bye = "gone", None
-                self._late.pop(source.name, None)
+                self._incomplete.pop(source.name, None)
                 left.append((source, missing))
         return left
 
-    def falling_silent(self, now: float) -> list[Source]:
-        """Sources that were live and have not been heard of for ``SILENT_S``."""
+    def take_silent(self, now: float) -> list[Source]:
+        """Return the live sources without a sign of life for ``SILENT_S``, and mark them silent."""
         quiet = [s for s in self._known.values() if s.health == "live" and now - s.last_seen > SILENT_S]
         for source in quiet:
             source.health = "silent"
         return quiet
 
     def trainer_health(self) -> str:
-        """Of all trainer ranks: live if one is, then silent, then gone; absent if there is none."""
+        """Health of the trainer: live if one rank is, else silent, else gone; absent without ranks."""
         found = {source.health for source in self._known.values() if source.is_trainer}
         return next((health for health in ("live", "silent", "gone") if health in found), "absent")

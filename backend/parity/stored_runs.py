@@ -28,7 +28,7 @@ def compare_stored(references: Sequence[Path], run: Path) -> compare.ParityVerdi
 
 def _picture(path: Path) -> api.Snapshot:
     with Reader(path) as reader:
-        return reader.picture()
+        return reader.snapshot()
 
 
 def facts(picture: api.Snapshot) -> dict[str, set[str]]:

@@ -25,8 +25,8 @@ Floats = NDArray[np.float64]
 
 TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
 """Upper ends of healthy engines, by compute dtype. float32: the demo's engines stay below 1e-5 between prefill and
-decode (tests/test_probes_live.py). bfloat16: 0.008 to 0.02 for dense and MoE models on Qwen3, as vime, miles and NeMo
-publish; float16 has three bits more, of which the softmax keeps two."""
+decode (tests/live/test_probes_live.py). bfloat16: 0.008 to 0.02 for dense and MoE models on Qwen3, as vime, miles and
+NeMo publish; float16 has three bits more, of which the softmax keeps two."""
 
 UNKNOWN_DTYPE = TOLERANCES["bfloat16"]
 

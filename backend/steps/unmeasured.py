@@ -1,51 +1,51 @@
-"""Which steps nobody measured: told when later ones close, where something was lost on the way. Pure."""
+"""Finds steps that were not measured because messages were lost or no hub was running. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 NO_HUB = "there was no hub"
-LOST = "what the trainer said of them was lost"
+LOST = "the trainer's messages about them were lost"
 
 Hole = tuple[int, int, str]
-"""First and last of the steps, and why."""
+"""First and last of the steps, and the reason."""
 
 
 class Holes:
-    """Expects one step after the other where something is known to be lost; else a trainer may count as it likes.
+    """Expects consecutive step numbers only where losses are known; otherwise a trainer may number its steps freely.
 
     Args:
-        last: step that an earlier hub stored last; None if there is none.
+        last: last step that an earlier hub stored; None if there is none.
     """
 
     def __init__(self, last: int | None = None) -> None:
-        self._last = last  # up to it all is told
-        self._done: set[int] = set()  # beyond it
+        self._last = last  # holes up to here are reported
+        self._done: set[int] = set()  # steps beyond it
         self._resumed = last is not None
         self._lossy = False
 
-    def lost(self) -> None:
-        """Something that the trainer had to say is lost, here or before it was sent."""
+    def messages_lost(self) -> None:
+        """Messages of the trainer were lost, in transit or before they were sent."""
         self._lossy = True
 
     def new_epoch(self) -> None:
-        """The trainer was started anew, and begins where it likes."""
+        """The trainer restarted, and may begin at any step."""
         self._last, self._resumed, self._lossy = None, False, False
         self._done.clear()
 
-    def closed(self, step: int, still_open: Iterable[int]) -> list[Hole]:
-        """A step has closed, others are ``still_open``: the holes before them that were not told yet."""
+    def step_done(self, step: int, still_open: Iterable[int]) -> list[Hole]:
+        """Return the new holes before a step that is done, and before those that are ``still_open``."""
         last = min([step, *still_open]) - 1 if self._last is None else self._last
         if step > last:
             self._done.add(step)
-        ahead = min((number for number in still_open if number > last), default=None)
-        passed = sorted(number for number in self._done if ahead is None or number < ahead)
+        next_open = min((number for number in still_open if number > last), default=None)
+        passed = sorted(number for number in self._done if next_open is None or number < next_open)
         self._done.difference_update(passed)
         holes = []
-        for number in passed if ahead is None else [*passed, ahead]:
+        for number in passed if next_open is None else [*passed, next_open]:
             if number > last + 1 and (self._resumed or self._lossy):
                 holes.append((last + 1, number - 1, NO_HUB if self._resumed else LOST))
             self._resumed = False
-            last = number if number != ahead else number - 1
+            last = number if number != next_open else number - 1
         self._last = last
         return holes

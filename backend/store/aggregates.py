@@ -1,7 +1,7 @@
-"""What effects and attribution are reckoned from, between the hub's memory and rows of the store. Reads, never writes.
+"""Maps the sums from which effects and attribution are computed to rows of the store, and back. Reads, never writes.
 
-A hub that goes on from a store takes these sums up where the last one left them, and a replay answers from them as the
-hub would have at that frame. Sums of another version of rltop, with other figures or strata, are passed over.
+A hub that continues a run loads these sums, and a replay answers from them as the hub would have at that frame. Sums
+that another version of rltop stored with other figures or strata are skipped.
 """
 
 from __future__ import annotations
@@ -38,22 +38,27 @@ from rltop.backend.summary.kernel import FIGURE, MOMENT
 from rltop.backend.summary.strata import Packed
 
 EFFECT_STEPS = epoch_sums.STEPS
-"""Steps on either side of a switch that are read to say what it did."""
+"""Steps read on either side of a switch to estimate its effect."""
 
-RECALLED_STEPS = 400
-"""Steps whose sums a new hub takes up."""
+LOADED_STEPS = 400
+"""Steps whose sums a new hub loads."""
 
 
 @dataclass(frozen=True)
 class StoredAggregates:
-    """The sums of the latest steps, oldest first, and what is known of switches (by ``view.change_key``) and speeds.
+    """The sums that a new hub loads.
 
-    ``course``: the evidence of steps. ``resumed``: where collectors are taken up.
+    Attributes:
+        steps, parts: sums of the latest steps, oldest first.
+        series: evidence of the latest steps.
+        marks: flag epochs of switches, by ``api.change_key``.
+        samples: throughput, by engine.
+        resumed: where collectors continue.
     """
 
     steps: Sequence[StepCells] = ()
     parts: Sequence[tuple[int, dict[str, EngineSums]]] = ()
-    course: Sequence[Stretch] = ()
+    series: Sequence[Stretch] = ()
     marks: Mapping[str, SwitchMark] = field(default_factory=dict)
     samples: Mapping[str, Sequence[SpeedSample]] = field(default_factory=dict)
     resumed: Resumed = field(default_factory=Resumed)
@@ -61,50 +66,54 @@ class StoredAggregates:
 
 @dataclass(frozen=True)
 class FrameAggregates:
-    """What is stored beside a frame: of its steps, and what is new of switches, speeds, and of what was received."""
+    """The rows stored with a frame: details of its steps, new switch marks, throughput samples and receive marks."""
 
     steps: Sequence[StepDetails] = ()
     marks: Sequence[tuple[str, SwitchMark]] = ()
     samples: Sequence[tuple[str, SpeedSample]] = ()
     sources: Sequence[tuple[str, Received]] = ()
 
-    def bare(self) -> FrameAggregates:
-        """No more than it takes to know steps again that are told twice."""
+    def provenance_only(self) -> FrameAggregates:
+        """Only what is needed to recognise steps whose messages are resent."""
         return FrameAggregates(
-            [StepDetails(kept.step, taken=StepProvenance(kept.taken.lives)) for kept in self.steps if kept.taken]
+            [
+                StepDetails(details.step, provenance=StepProvenance(details.provenance.lives))
+                for details in self.steps
+                if details.provenance
+            ]
         )
 
 
 NOTHING = FrameAggregates()
 
 
-def rows_beside(beside: FrameAggregates) -> Iterator[tuple[str, Row]]:
-    """Table and row, without the frame; blobs are not packed yet."""
-    for kept in beside.steps:
-        yield from (("sample", row_mapping.sample_row(sample)) for sample in step_details.sample_rows(kept))
-        yield from (("shape", row) for row in step_details.shape_rows(kept))
-        yield from (("strata", row) for row in part_rows(kept.step, kept.parts))
-        yield from (("cell", row) for row in cell_rows(kept.step, kept.cells))
-        yield from (("evidence", row) for row in step_details.evidence_rows(kept))
-        if kept.taken is not None:
-            yield "taken", resume.taken_row(kept.step, kept.taken)
-    yield from (("mark", mark_row(key, mark)) for key, mark in beside.marks)
-    yield from (("pace", sample_row(engine, sample)) for engine, sample in beside.samples)
-    yield from (("source", resume.mark_row(source, mark)) for source, mark in beside.sources)
+def aggregate_rows(aggregates: FrameAggregates) -> Iterator[tuple[str, Row]]:
+    """Table and row, without the frame; blobs are not compressed yet."""
+    for details in aggregates.steps:
+        yield from (("sample", row_mapping.sample_row(sample)) for sample in step_details.sample_rows(details))
+        yield from (("shape", row) for row in step_details.shape_rows(details))
+        yield from (("strata", row) for row in part_rows(details.step, details.parts))
+        yield from (("cell", row) for row in cell_rows(details.step, details.cells))
+        yield from (("evidence", row) for row in step_details.evidence_rows(details))
+        if details.provenance is not None:
+            yield "taken", resume.provenance_row(details.step, details.provenance)
+    yield from (("mark", mark_row(key, mark)) for key, mark in aggregates.marks)
+    yield from (("pace", sample_row(engine, sample)) for engine, sample in aggregates.samples)
+    yield from (("source", resume.mark_row(source, mark)) for source, mark in aggregates.sources)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def cell_rows(step: int, found: Mapping[EpochKey, Cell]) -> Iterator[Row]:
-    """Rows of ``cell``."""
-    for place, cell in found.items():
-        yield {"step": step, **place._asdict(), "sums": cell.tobytes()}
+def cell_rows(step: int, cells: Mapping[EpochKey, Cell]) -> Iterator[Row]:
+    """Yield rows of ``cell``."""
+    for key, cell in cells.items():
+        yield {"step": step, **key._asdict(), "sums": cell.tobytes()}
 
 
-def part_rows(step: int, found: Mapping[str, EngineSums]) -> Iterator[Row]:
-    """Rows of ``strata``."""
-    for engine, part in found.items():
+def part_rows(step: int, parts: Mapping[str, EngineSums]) -> Iterator[Row]:
+    """Yield rows of ``strata``."""
+    for engine, part in parts.items():
         body = _PartBody(
             STRATA, _of_strata(part.strata), _of_strata(part.matched), part.lag_regression.sequences,
             [part.lag_regression.sums.tobytes(), part.lag_regression.products.tobytes()],
@@ -114,19 +123,19 @@ def part_rows(step: int, found: Mapping[str, EngineSums]) -> Iterator[Row]:
 
 
 def mark_row(key: str, mark: SwitchMark) -> Row:
-    """A row of ``mark``."""
+    """Return a row of ``mark``."""
     command, _, engine = key.partition("@")
     return {"command": command, "engine": engine, "life": mark.life, "epoch": mark.epoch}
 
 
 def sample_row(engine: str, sample: SpeedSample) -> Row:
-    """A row of ``pace``."""
+    """Return a row of ``pace``."""
     own = ("time", "life", "epoch", "seconds", "tokens")
     return {"engine": engine, **{name: getattr(sample, name) for name in own}}
 
 
 class _PartBody(msgspec.Struct):
-    """A ``EngineSums``; arrays as raw little-endian bytes. ``size``: how many strata there were in all."""
+    """``EngineSums`` with arrays as raw little-endian bytes; ``size``: the number of strata of that version."""
 
     size: int
     strata: list[bytes]
@@ -140,7 +149,7 @@ def _of_strata(part: Packed) -> list[bytes]:
     return [part.rows.tobytes(), part.moments.tobytes(), part.others.tobytes()]
 
 
-# --- and back ---------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def _part(old: int, packed: bytes) -> EngineSums | None:
@@ -169,17 +178,17 @@ def _array(raw: bytes, kind: str = "<f8") -> NDArray[Any]:
 
 
 def _steps(reader: Reader, condition: str, values: Sequence[Any]) -> list[StepCells]:
-    """The cells of the steps whose rows of ``step`` fulfil a condition; of a step told twice, the later telling."""
+    """Return the cells of the steps that match a condition on table ``step``; of a repeated step the later one."""
     found: dict[int, StepCells] = {}
     query = (
         "SELECT s.id, s.step, s.closed, c.engine, c.life, c.epoch, c.sums FROM step s JOIN cell c "
         f"ON c.frame = s.frame AND c.step = s.step WHERE s.id IN (SELECT id FROM step WHERE {condition}) "
         "ORDER BY s.id, c.id"
     )
-    told: dict[int, int] = {}
+    rows: dict[int, int] = {}
     for row, step, closed, engine, life, epoch, sums in reader.execute(query, values):
-        if told.get(step) != row:
-            told[step] = row
+        if rows.get(step) != row:
+            rows[step] = row
             found.pop(step, None)
             found[step] = StepCells(step, closed, {})
         cell = _array(zlib.decompress(sums))
@@ -189,13 +198,13 @@ def _steps(reader: Reader, condition: str, values: Sequence[Any]) -> list[StepCe
 
 
 def _parts(reader: Reader, until: int, last: int) -> list[tuple[int, dict[str, EngineSums]]]:
-    """Of the last steps up to frame ``until``, oldest first."""
+    """Return the parts of the last steps up to frame ``until``, oldest first."""
     frames = "SELECT DISTINCT frame FROM strata WHERE frame <= ? ORDER BY frame DESC LIMIT ?"
     query = f"SELECT step, engine, old, body FROM strata WHERE frame IN ({frames}) ORDER BY id"
     found: dict[int, dict[str, EngineSums]] = {}
     for step, engine, old, body in reader.execute(query, (until, last)):
         if engine in found.get(step, {}):
-            found.pop(step)  # the step came again
+            found.pop(step)  # the step was repeated
         part = _part(old, body)
         if part is not None:
             found.setdefault(step, {})[engine] = part
@@ -203,7 +212,7 @@ def _parts(reader: Reader, until: int, last: int) -> list[tuple[int, dict[str, E
 
 
 def _marks(reader: Reader, until: int) -> dict[str, tuple[int, SwitchMark]]:
-    """By command and engine: the frame, and where the switch stands."""
+    """Return frame and mark of each switch, by ``api.change_key``."""
     query = "SELECT frame, command, engine, life, epoch FROM mark WHERE frame <= ? ORDER BY id DESC LIMIT ?"
     found = reader.execute(query, (until, api.MAX_CHANGES)).fetchall()
     return {
@@ -212,32 +221,32 @@ def _marks(reader: Reader, until: int) -> dict[str, tuple[int, SwitchMark]]:
 
 
 def _samples(reader: Reader, after: float, until: int) -> dict[str, list[SpeedSample]]:
-    """Those of the time after ``after`` up to frame ``until``, the newest as far as a hub keeps them."""
+    """Return throughput samples after time ``after`` up to frame ``until``, as many of the newest as a hub keeps."""
     query = (
         "SELECT engine, time, life, epoch, seconds, tokens FROM pace WHERE frame <= ? AND time >= ? "
         "ORDER BY id DESC LIMIT ?"
     )
     found: dict[str, list[SpeedSample]] = {}
-    for engine, *of in reversed(reader.execute(query, (until, after, TOTAL_SAMPLES)).fetchall()):
-        found.setdefault(engine, []).append(SpeedSample(*of))
+    for engine, *values in reversed(reader.execute(query, (until, after, TOTAL_SAMPLES)).fetchall()):
+        found.setdefault(engine, []).append(SpeedSample(*values))
     return found
 
 
-def recall(reader: Reader) -> StoredAggregates:
-    """What a hub that goes on from a store takes up."""
+def load(reader: Reader) -> StoredAggregates:
+    """Return the sums that a new hub continues with."""
     until = reader.last_frame()
     return StoredAggregates(
-        _steps(reader, "frame <= ? ORDER BY id DESC LIMIT ?", (until, RECALLED_STEPS)),
-        _parts(reader, until, RECALLED_STEPS),
-        step_details.course(reader).stretches(),
+        _steps(reader, "frame <= ? ORDER BY id DESC LIMIT ?", (until, LOADED_STEPS)),
+        _parts(reader, until, LOADED_STEPS),
+        step_details.evidence_series(reader).stretches(),
         {key: mark for key, (_, mark) in _marks(reader, until).items()},
         _samples(reader, 0.0, until),
-        resume.resume(reader),
+        resume.load(reader),
     )
 
 
 def effect(reader: Reader, question: api.AskEffect, shown: api.Snapshot) -> api.Answer:
-    """What a command did, as of the frame that is shown."""
+    """Estimate the effect of a command, as of the shown snapshot."""
     until, marks = shown.seq, _marks(reader, shown.seq)
     known = EffectHistory({key: mark for key, (_, mark) in marks.items()})
     chosen = known.choose(question.command, list(shown.changes.values()))
@@ -247,24 +256,24 @@ def effect(reader: Reader, question: api.AskEffect, shown: api.Snapshot) -> api.
     switched = min(marks[key][0] for key in keys)
     steps = _steps(reader, "frame < ? ORDER BY id DESC LIMIT ?", (switched, EFFECT_STEPS))
     steps += _steps(reader, "frame >= ? AND frame <= ? ORDER BY id LIMIT ?", (switched, until, EFFECT_STEPS))
-    speeds = _samples(reader, min(change.requested for change in chosen) - _LOOK_BACK_S, until)
+    speeds = _samples(reader, min(change.requested for change in chosen) - _LOOKBACK_S, until)
     lives = {place.engine: place.life for step in steps for place in step.cells}
     lives |= {engine: own[-1].life for engine, own in speeds.items()}
     present = {e: (lives[e], engine.flag_epoch) for e, engine in shown.engines.items() if e in lives}
     return known.answer_for(question, chosen, steps, speeds, present)
 
 
-_LOOK_BACK_S = 5.0 * LEAST_SAMPLES
+_LOOKBACK_S = 5.0 * LEAST_SAMPLES
 
 
 def attributed(reader: Reader, question: api.AskAttribution, shown: api.Snapshot) -> Attribution:
-    """Where the gap of the last steps came from, as of the frame that is shown.
+    """Break the gap of the last steps down by source, as of the shown snapshot.
 
     Raises:
-        ValueError: nothing is stored of it.
+        ValueError: no sums of these steps are stored.
     """
     parts = _parts(reader, shown.seq, max(question.steps, 1))
     if not parts:
-        raise ValueError("nothing is stored of where the gap came from by then")
-    of_epochs = _steps(reader, "frame <= ? ORDER BY id DESC LIMIT ?", (shown.seq, max(question.steps, 1)))
-    return attribution(parts, of_epochs)
+        raise ValueError("no attribution data is stored up to this step")
+    epochs = _steps(reader, "frame <= ? ORDER BY id DESC LIMIT ?", (shown.seq, max(question.steps, 1)))
+    return attribution(parts, epochs)

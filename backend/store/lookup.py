@@ -1,6 +1,6 @@
-"""Answers from the store what the hub no longer holds, or an earlier hub measured.
+"""Answers questions from the store about steps that the hub does not have in memory.
 
-On a thread of its own: a disk may be slow, and a thousand steps take a while to add up.
+On a thread of its own: a disk may be slow, and adding up a thousand steps takes a while.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from rltop.backend.store.read import Reader
 from rltop.backend.store.schema import StoreError
 
 MAX_WAITING = 64
-"""Questions that may wait; what comes beyond them is answered from memory alone."""
+"""Questions that may wait; further ones are answered from memory alone."""
 
-END_S = 1.0
-"""How long the end of the hub waits for a question that is being answered."""
+END_TIMEOUT_S = 1.0
+"""How long a hub that ends waits for a question that is being answered."""
 
 Detail = api.AskSamples | api.AskMismatch | api.AskPast
 _Item = tuple[bytes, Detail, api.Answer]
@@ -33,47 +33,47 @@ class StoreLookup(threading.Thread):
     """Reads the store at ``path``; ``reply`` is called with viewer and answer, on this thread."""
 
     def __init__(self, path: Path, reply: Callable[[bytes, api.Answer], None]) -> None:
-        super().__init__(name="rltop-recall", daemon=True)
+        super().__init__(name="rltop-lookup", daemon=True)
         self._path = path
         self._reply = reply
         self._waiting: queue.Queue[_Item | None] = queue.Queue(MAX_WAITING)
 
-    def put(self, viewer: bytes, question: Detail, otherwise: api.Answer) -> None:
-        """Answer a question, with ``otherwise`` where the store can't. From one thread; the first starts this one."""
+    def put(self, viewer: bytes, question: Detail, fallback: api.Answer) -> None:
+        """Queue a question; ``fallback`` is the answer if the store has none. To be called from one thread."""
         if self.ident is None:
             self.start()
         try:
-            self._waiting.put_nowait((viewer, question, otherwise))
+            self._waiting.put_nowait((viewer, question, fallback))
         except queue.Full:
-            self._reply(viewer, otherwise)
+            self._reply(viewer, fallback)
 
     def end(self) -> None:
-        """Leave what waits."""
+        """Drop waiting questions, and end."""
         if self.ident is None:
             return
         with contextlib.suppress(queue.Empty):
             while True:
                 self._waiting.get_nowait()
         self._waiting.put(None)
-        self.join(END_S)
+        self.join(END_TIMEOUT_S)
 
     def run(self) -> None:
         """See ``threading.Thread``."""
         while (item := self._waiting.get()) is not None:
-            viewer, question, otherwise = item
-            self._reply(viewer, _answer(self._path, question, otherwise))
+            viewer, question, fallback = item
+            self._reply(viewer, _answer(self._path, question, fallback))
 
 
-def _answer(path: Path, question: Detail, otherwise: api.Answer) -> api.Answer:
+def _answer(path: Path, question: Detail, fallback: api.Answer) -> api.Answer:
     try:
         with Reader(path) as reader:
             if isinstance(question, api.AskMismatch):
                 return api.Answer(question.id, mismatch=step_details.mismatch(reader, question.first, question.last))
             if isinstance(question, api.AskPast):
                 return api.Answer(question.id, past=reader.past(question.step))
-            found = step_details.answer(reader, question.step, question.kind, question.engine, question.limit)
-            return api.Answer(question.id, samples=found)
-    except (StoreError, sqlite3.Error, OSError, msgspec.MsgspecError):  # the store's own thread tells of it
-        return otherwise
+            samples = step_details.samples(reader, question.step, question.kind, question.engine, question.limit)
+            return api.Answer(question.id, samples=samples)
+    except (StoreError, sqlite3.Error, OSError, msgspec.MsgspecError):  # the store's writer reports it
+        return fallback
     except ValueError as error:
         return api.Answer(question.id, error=str(error))

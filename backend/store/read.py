@@ -1,6 +1,6 @@
-"""Reads a run's store: the picture as of any moment, the frames one by one, and figures over steps. Changes nothing.
+"""Reads a run's store: the snapshot as of any frame, the frames one by one, and metrics over steps. Never writes.
 
-Any number of readers may look while the hub writes.
+Any number of readers may read while the writer writes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ NAME = "store.sqlite"
 """The store's name in a run directory."""
 
 LEVEL_1_STEPS = 16_000
-"""The newest steps of a picture are all there (``coarse.ROOM``); of older ones, level 1 up to here."""
+"""A snapshot has all of the newest steps (``downsample.ROOM``), and level 1 of older ones up to this many."""
 
 LEVEL_2_STEPS = 250_000
-"""Then level 2; of steps still older than these, level 3."""
+"""Level 2 up to this many steps, then level 3."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class HubLife:
 
 
 class Reader:
-    """A store, for reading.
+    """A store that is open for reading.
 
     Args:
-        path: the file (gzip too, by the name's end), or a run directory with one.
+        path: the file (gzip if its name ends in .gz), or a run directory with one.
 
     Attributes:
-        columns: names of the columns of each table in this file.
+        columns: column names of each table in this file.
 
     Raises:
-        schema.StoreError: there is none, or it is of another version, or no store; the message says what to do.
+        schema.StoreError: there is no file, it is not a store, or a newer version wrote it; the message says which.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,34 +78,34 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """Any question in SQL."""
+        """Execute an SQL query."""
         return self._connection.execute(sql, values)
 
-    # --- questions ------------------------------------------------------------------------------------------------
+    # --- queries --------------------------------------------------------------------------------------------------
 
     def lives(self) -> list[HubLife]:
-        """The hubs that wrote, oldest first."""
+        """Return the hubs that wrote the store, oldest first."""
         return [HubLife(*row) for row in self.execute("SELECT id, run, epoch, started FROM life ORDER BY id")]
 
     def last_frame(self) -> int:
-        """Number of the newest frame; 0 if there is none."""
+        """Return the number of the newest frame; 0 if there is none."""
         return int(self.execute("SELECT coalesce(max(id), 0) FROM frame").fetchone()[0])
 
     def frame_of_step(self, step: int) -> int | None:
-        """The frame that first brought this step or a later one; None if no such step was stored."""
+        """Return the first frame with this step or a later one; None if no such step is stored."""
         found = self.execute("SELECT min(frame) FROM step WHERE step >= ?", (step,)).fetchone()[0]
         return None if found is None else int(found)
 
     def metrics(self) -> list[str]:
-        """Names that ``series`` takes: metrics, and scalars of the trainer after ``trainer/``."""
+        """Return the names that ``series`` accepts: metrics, and the trainer's scalars with the prefix ``trainer/``."""
         return schema.metric_names(self.columns, "step")
 
     def series(self, metric: str, *, last: int = 500) -> list[tuple[int, float | None]]:
-        """Step and value of the newest steps that are stored, in order of arrival.
+        """Return step and value of the newest steps, in order of arrival.
 
         Raises:
             KeyError: no such metric.
@@ -116,9 +116,9 @@ class Reader:
         return self.execute(query, (last,)).fetchall()[::-1]
 
     def samples(self, kind: str, first: int, last: int, limit: int = 20) -> list[dict[str, Any]]:
-        """What was kept of the steps from ``first`` to ``last``, the highest value first.
+        """Return stored sequences or tokens of the steps from ``first`` to ``last``, highest value first.
 
-        Of a kind of which each step keeps its ``limit`` worst or more, these are the worst of them all.
+        These are the overall worst if each step keeps at least its ``limit`` worst.
 
         Returns:
             The columns of ``sample``, with ``body`` as a map.
@@ -132,14 +132,14 @@ class Reader:
         return [row | {"body": row_mapping.sample_body(row["body"])} for row in found]
 
     def sample_bodies(self, frame: int, step: int, kind: str) -> Iterator[dict[str, Any]]:
-        """The bodies of what one frame brought of a kind, the highest value first, else as it came."""
+        """Return the sample bodies of one frame and kind, highest value first, then in order of arrival."""
         query = "SELECT body FROM sample WHERE frame = ? AND step = ? AND kind = ? ORDER BY value DESC, id"
         return (row_mapping.sample_body(body) for (body,) in self.execute(query, (frame, step, kind)))
 
-    # --- the picture ----------------------------------------------------------------------------------------------
+    # --- snapshots ------------------------------------------------------------------------------------------------
 
-    def picture(self, until: int | None = None) -> api.Snapshot:
-        """What a viewer saw after frame ``until`` (None: the last), old steps thinned out; ``seq`` is the frame."""
+    def snapshot(self, until: int | None = None) -> api.Snapshot:
+        """Return a viewer's snapshot after frame ``until`` (None: the last), downsampled; ``seq`` is the frame."""
         until = self.last_frame() if until is None else until
         frame = self.execute(
             "SELECT l.run, l.epoch, l.started, f.time FROM frame f JOIN life l ON l.id = f.life WHERE f.id <= ? "
@@ -158,17 +158,17 @@ class Reader:
             until,
             started,
             time,
-            engines=self._picture_engines(until),
+            engines=self._snapshot_engines(until),
             trainer=row_mapping.trainer_of(trainer) if trainer else api.Trainer(),
-            steps=self._picture_steps(until),
-            events=self._picture_events(until),
-            changes={api.change_key(change): change for change in self._picture_changes(until)},
+            steps=self._snapshot_steps(until),
+            events=self._snapshot_events(until),
+            changes={api.change_key(change): change for change in self._snapshot_changes(until)},
             counters=row_mapping.counters_of(counters) if counters else {},
-            alarms={alarm.id: alarm for alarm in self._picture_alarms(until)},
+            alarms={alarm.id: alarm for alarm in self._snapshot_alarms(until)},
         )
 
     def past(self, step: int, until: int | None = None) -> api.PastState:
-        """The run as it was when ``step`` had closed, for the last time up to frame ``until`` (None: the last).
+        """Return the run as of the close of ``step``, the last one up to frame ``until`` (None: the last).
 
         Raises:
             ValueError: no such step is stored.
@@ -180,15 +180,15 @@ class Reader:
         if row is None:
             raise ValueError(f"step {step} is not stored")
         (whole,) = self.steps("id = ?", (row[0],))
-        return api.PastState(whole, self._picture_engines(row[1]))
+        return api.PastState(whole, self._snapshot_engines(row[1]))
 
     def _last(self, column: str, until: int) -> bytes | None:
         query = f"SELECT {column} FROM frame WHERE id <= ? AND {column} IS NOT NULL ORDER BY id DESC LIMIT 1"
         found = self.execute(query, (until,)).fetchone()
         return found[0] if found else None
 
-    def _picture_steps(self, until: int) -> dict[int, api.Step]:
-        """By number, in order of arrival; older ones with their headline alone, then coarser and coarser."""
+    def _snapshot_steps(self, until: int) -> dict[int, api.Step]:
+        """Return steps by number, in order of arrival; older ones with headline metrics only, and downsampled."""
         last = self.execute(
             "SELECT id FROM step WHERE frame <= ? ORDER BY frame DESC, id DESC LIMIT 1", (until,)
         ).fetchone()
@@ -210,11 +210,11 @@ class Reader:
         return dict(reversed(kept.items()))
 
     def _headlines(self, level: int, newer: int, older: int) -> Iterator[api.Step]:
-        """The rows after ``older`` up to ``newer`` that have risen to ``level``, with no more than their headline."""
+        """Yield the steps after row ``older`` up to ``newer`` that rose to ``level``, with headline metrics only."""
         wanted = {*(column.name for column in schema.BY_NAME["step"].columns), *downsample.HEADLINE}
         names = tuple(name for name in self.columns["step"] if name in wanted)
         condition = f"id > {older} AND id <= {newer}"
-        if level:  # by the index of what has risen: a scan would read all that has not
+        if level:  # by the index of risen rows: a scan would read all others too
             risen = f"SELECT id FROM step INDEXED BY step_1 WHERE level > 0 AND level >= {level} AND {condition}"
             condition = f"id IN ({risen})"
         query = f"SELECT {', '.join(map(schema.quoted, names))} FROM step WHERE {condition} ORDER BY id"
@@ -223,7 +223,7 @@ class Reader:
             yield msgspec.structs.replace(step, level=level) if level else step
 
     def _before_whole(self, end: int) -> int:
-        """The last row up to ``end`` whose step is not among the newest that a picture has whole."""
+        """Return the last row up to ``end`` whose step is older than those that a snapshot has with all metrics."""
         numbers: set[int] = set()
         for row, number in self.execute("SELECT id, step FROM step WHERE id <= ? ORDER BY id DESC", (end,)):
             numbers.add(number)
@@ -232,7 +232,7 @@ class Reader:
         return 0
 
     def steps(self, condition: str = "1", values: Sequence[Any] = (), *, engines: bool = True) -> Iterator[api.Step]:
-        """Steps by an SQL condition on table ``step``, in order of arrival, with their engines' parts or without."""
+        """Yield steps by an SQL condition on table ``step``, in order of arrival, perhaps with their engines' parts."""
         names = self.columns["step"]
         place = names.index("id")
         for row in self.execute(f"SELECT * FROM step WHERE {condition} ORDER BY id", values):
@@ -243,7 +243,7 @@ class Reader:
         found = self.execute("SELECT * FROM step_engine WHERE step_id = ? ORDER BY engine", (step_id,))
         return {engine: values for _, engine, values in (row_mapping.step_engine_of(names, row) for row in found)}
 
-    def _picture_engines(self, until: int) -> dict[str, api.Engine]:
+    def _snapshot_engines(self, until: int) -> dict[str, api.Engine]:
         names = [row[0] for row in self.execute("SELECT DISTINCT engine FROM engine_facts ORDER BY engine")]
         query = "SELECT id FROM engine WHERE frame <= ? ORDER BY frame DESC, id DESC LIMIT 1"
         (last,) = self.execute(query, (until,)).fetchone() or (0,)
@@ -261,22 +261,22 @@ class Reader:
         return row_mapping.engine_of(names, row, facts)
 
     def engine_rows(self) -> Iterator[api.Engine]:
-        """Every stored state of every engine, in order of arrival."""
+        """Yield every stored state of every engine, in order of arrival."""
         return map(self._engine, self.execute("SELECT * FROM engine ORDER BY id"))
 
-    def _picture_events(self, until: int) -> list[api.Event]:
+    def _snapshot_events(self, until: int) -> list[api.Event]:
         query = "SELECT * FROM event WHERE frame <= ? ORDER BY id DESC LIMIT ?"
         found = self.execute(query, (until, api.MAX_EVENTS)).fetchall()
         return [row_mapping.event_of(self.columns["event"], row) for row in reversed(found)]
 
     def events(self) -> Iterator[api.Event]:
-        """Every event, in order."""
+        """Yield every event, in order."""
         return (
             row_mapping.event_of(self.columns["event"], row) for row in self.execute("SELECT * FROM event ORDER BY id")
         )
 
-    def _picture_changes(self, until: int) -> list[api.Change]:
-        """The last stage of each, in the order in which they were asked for."""
+    def _snapshot_changes(self, until: int) -> list[api.Change]:
+        """Return the last stage of each command on each engine, in the order in which they were requested."""
         query = (
             "SELECT c.* FROM change c JOIN (SELECT min(id) AS first, max(id) AS last FROM change WHERE frame <= ? "
             "GROUP BY command, engine ORDER BY first DESC LIMIT ?) x ON c.id = x.last ORDER BY x.first"
@@ -284,8 +284,8 @@ class Reader:
         found = self.execute(query, (until, api.MAX_CHANGES))
         return [row_mapping.change_of(self.columns["change"], row) for row in found]
 
-    def _picture_alarms(self, until: int) -> list[Alarm]:
-        """As each stood, in the order in which they were raised."""
+    def _snapshot_alarms(self, until: int) -> list[Alarm]:
+        """Return the last stage of each alarm, in the order in which they were raised."""
         query = (
             "SELECT a.* FROM alarm a JOIN (SELECT min(id) AS first, max(id) AS last FROM alarm WHERE frame <= ? "
             "GROUP BY alarm ORDER BY first DESC LIMIT ?) x ON a.id = x.last ORDER BY x.first"
@@ -293,10 +293,10 @@ class Reader:
         found = self.execute(query, (until, MAX_ALARMS))
         return [row_mapping.alarm_of(self.columns["alarm"], row) for row in found]
 
-    # --- the frames -----------------------------------------------------------------------------------------------
+    # --- frames ---------------------------------------------------------------------------------------------------
 
     def frames(self, after: int = 0, until: int | None = None) -> Generator[api.Frame, None, None]:
-        """The stored frames after number ``after``, with what each brought; ``seq`` is the number, ``epoch`` empty."""
+        """Yield the stored frames after number ``after``; ``seq`` is the number, ``epoch`` is empty."""
         until = self.last_frame() if until is None else until
         query = "SELECT id, time, trainer, counters FROM frame WHERE id > ? AND id <= ? ORDER BY id"
         for number, time, trainer, counters in self.execute(query, (after, until)):
@@ -304,37 +304,38 @@ class Reader:
                 "",
                 number,
                 time,
-                {engine.id: engine for engine in map(self._engine, self._of("engine", number))},
+                {engine.id: engine for engine in map(self._engine, self._rows("engine", number))},
                 row_mapping.trainer_of(trainer) if trainer else None,
                 list(self.steps("frame = ?", (number,))),
-                [row_mapping.event_of(self.columns["event"], row) for row in self._of("event", number)],
-                [row_mapping.change_of(self.columns["change"], row) for row in self._of("change", number)],
+                [row_mapping.event_of(self.columns["event"], row) for row in self._rows("event", number)],
+                [row_mapping.change_of(self.columns["change"], row) for row in self._rows("change", number)],
                 row_mapping.counters_of(counters) if counters else {},
                 alarms={
-                    a.id: a for a in (row_mapping.alarm_of(self.columns["alarm"], r) for r in self._of("alarm", number))
+                    a.id: a
+                    for a in (row_mapping.alarm_of(self.columns["alarm"], r) for r in self._rows("alarm", number))
                 },
             )
 
-    def _of(self, table: str, frame: int) -> list[tuple[Any, ...]]:
+    def _rows(self, table: str, frame: int) -> list[tuple[Any, ...]]:
         return self.execute(f"SELECT * FROM {table} WHERE frame = ? ORDER BY id", (frame,)).fetchall()
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """The file, read-only; one that can't be locked or has no log beside it, as it lies there."""
+    """Open the file read-only; as immutable if it can't be locked and has no log."""
     if not path.is_file():
         raise schema.StoreError(f"no store at {path}: nothing was recorded there")
     try:
         if path.suffix == ".gz":
             connection = sqlite3.connect(":memory:")
             content = bytearray(gzip.decompress(path.read_bytes()))
-            content[18:20] = b"\x01\x01"  # in memory there is no log beside it, whatever the header says
+            content[18:20] = b"\x01\x01"  # in memory there is no write-ahead log, whatever the header says
             connection.deserialize(bytes(content))
             return connection
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
         try:
             connection.execute("SELECT 1 FROM sqlite_master").fetchone()
             return connection
-        except sqlite3.OperationalError:  # a directory that we can't write has no room for the log's index
+        except sqlite3.OperationalError:  # in a read-only directory the log's index can't be created
             connection.close()
             if (log := path.with_name(path.name + "-wal")).exists() and log.stat().st_size:
                 raise
@@ -344,7 +345,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _up_to_date(old: sqlite3.Connection) -> sqlite3.Connection:
-    """A copy in memory, of this version: whoever reads an older store does not change it."""
+    """Return a copy in memory, migrated to this version: reading an older store does not change it."""
     copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     old.backup(copy)
     old.close()
@@ -359,7 +360,7 @@ def _other_version(version: int | None) -> str:
 
 
 def has_steps(path: Path) -> bool:
-    """Whether a run's past is stored there."""
+    """Whether the store at ``path`` has steps."""
     with contextlib.suppress(schema.StoreError), Reader(path) as reader:
         return reader.execute("SELECT 1 FROM step LIMIT 1").fetchone() is not None
     return False

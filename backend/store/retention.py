@@ -1,8 +1,8 @@
-"""Keeps a long run's store bounded: the newest whole, the old thinner, and never an extreme lost.
+"""Bounds the store of a long run: recent rows are kept whole, older ones downsampled without losing extremes.
 
-Rows are not averaged: those that stay are real. Steps are looked at in buckets of ``BUCKETS`` rows. Of each bucket the
-first and the last row, and for every metric of ``coarse.EXTREMES`` the rows with its least and its greatest value, rise
-to the bucket's level; what has risen is what an old part of the run keeps, and what a picture of a long run shows.
+Rows are not averaged: those that remain are real. Steps are processed in buckets of ``BUCKETS`` rows. The first and the
+last row of each bucket, and for every metric of ``downsample.EXTREMES`` the rows with its minimum and maximum, rise to
+the bucket's level. Old parts of a run keep the risen rows, and snapshots of a long run show them.
 """
 
 from __future__ import annotations
@@ -15,32 +15,34 @@ from rltop.backend.api import downsample
 from rltop.backend.store import schema
 
 BUCKETS = (256, 4096, 65_536)
-"""Rows per bucket of levels 1, 2, 3; each bucket is made of whole ones of the level below."""
+"""Rows per bucket of levels 1, 2, 3; each bucket consists of whole buckets of the level below."""
 
 ENGINE_HEADLINE = ("tokens_per_s", "waiting", "kv_usage", "gap", "lag")
-"""The same of an engine's figures."""
+"""The same for the numbers of an engine."""
 
 ENGINE_SPACING = 60
-"""Of old rows of an engine, the first of so many stays, and the extremes among them."""
+"""Of this many old rows of an engine, the first and the extremes are kept."""
 
 BODY_ROW_BYTES = 60
-"""What a row of ``sample`` or ``strata`` and its places in indexes take beside its body."""
+"""Size of a row of ``sample`` or ``strata`` and its index entries, without its body."""
 
 MEASURED_ROWS = 5_000
-"""How large bodies are is seen by the newest rows: of several steps, since a step's rows are of several sizes."""
+"""The mean size of bodies is taken from this many of the newest rows: several steps, since sizes differ within one."""
 
 BATCH = 2_000
-"""Rows looked at per turn, so that no turn keeps the disk long."""
+"""Rows processed per transaction, to keep transactions short."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """How many of the newest rows are kept whole.
 
-    ``steps`` of ``step``: older ones keep level 1; ``coarse_steps``: older ones keep level 2. ``step_engines`` rows of
-    ``step_engine``: of older steps those of level 1 and up; ``engines``, ``events``, ``frames``, ``shapes``, ``cells``,
-    ``paces``, ``evidence``, ``taken`` rows of these tables; ``sample_bytes`` of kept sequences, ``strata_bytes`` of
-    ``strata``.
+    Attributes:
+        steps: rows of ``step``; older ones keep level 1.
+        coarse_steps: rows of ``step``; older ones keep level 2.
+        step_engines: rows of ``step_engine``; of older steps, those of level 1 and up are kept.
+        engines, events, frames, shapes, evidence, cells, paces, taken: rows of these tables.
+        sample_bytes, strata_bytes: of the bodies in ``sample`` and ``strata``.
     """
 
     steps: int = 200_000
@@ -61,17 +63,17 @@ class Limits:
 LIMITS = Limits()
 
 
-class Thinner:
-    """Thins the store of one connection, a little at every turn."""
+class Retention:
+    """Applies the limits to the store of one connection, a little at every call."""
 
     def __init__(self, connection: sqlite3.Connection, limits: Limits) -> None:
         self._connection = connection
         self._limits = limits
-        self._turns = self._idle = 0
-        self._reached: Counter[str] = Counter()  # by what is thinned, the last row that was looked at
+        self._calls = self._idle = 0
+        self._reached: Counter[str] = Counter()  # by task, the last row that was processed
 
-    def added_step(self, step_id: int) -> None:
-        """A step's row was inserted: if it fills a bucket, let its extremes rise. Inside the caller's transaction."""
+    def step_added(self, step_id: int) -> None:
+        """A row of ``step`` was inserted: if it fills a bucket, raise its extremes. Inside the caller's transaction."""
         for level, size in enumerate(BUCKETS, 1):
             if step_id % size == 0:
                 self._raise_level(level, step_id - size, step_id)
@@ -88,13 +90,13 @@ class Thinner:
         ]
         self._connection.execute(f"UPDATE step SET level = {level} WHERE id IN ({' UNION '.join(parts)})")
 
-    def turn(self) -> bool:
-        """One transaction that thins at most ``BATCH`` rows of one table. False once all of them are as they should be.
+    def apply_some(self) -> bool:
+        """Process at most ``BATCH`` rows of one table in a transaction. Return False once every table is within limits.
 
         Raises:
-            sqlite3.Error: nothing of it was done.
+            sqlite3.Error: the transaction was rolled back.
         """
-        steps = (
+        tasks = (
             self._steps,
             self._coarse_steps,
             self._step_engines,
@@ -109,25 +111,25 @@ class Thinner:
             self._paces,
             self._taken,
         )
-        self._turns += 1
+        self._calls += 1
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            found = steps[self._turns % len(steps)]()
+            applied = tasks[self._calls % len(tasks)]()
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
-        self._idle = 0 if found else self._idle + 1
-        if self._idle < len(steps):
+        self._idle = 0 if applied else self._idle + 1
+        if self._idle < len(tasks):
             return True
         self._idle = 0
         return False
 
-    # Each thins one table, and says whether there was something to look at.
+    # Each task processes one table, and returns whether it had rows to process.
 
     def _span(self, key: str, table: str, keep: int) -> tuple[int, int] | None:
-        """The next rows of ``table`` beyond the newest ``keep``, as ids (after, last); None if there are none yet."""
+        """Return the next rows of ``table`` beyond the newest ``keep``, as ids (after, last]; None if none."""
         first, last = self._connection.execute(f"SELECT min(id), max(id) FROM {table}").fetchone()
         if last is None:
             return None
@@ -152,7 +154,7 @@ class Thinner:
         return span is not None
 
     def _step_engines(self) -> bool:
-        """Steps whose engines' parts are too many: how many steps that is, goes by how many engines the last had."""
+        """Drop the engines' parts of old steps: the more engines the last step had, the fewer steps keep them."""
         run = self._connection.execute
         (last,) = run("SELECT max(step_id) FROM step_engine").fetchone()
         if last is None:
@@ -165,7 +167,7 @@ class Thinner:
         return span is not None
 
     def _engines(self) -> bool:
-        """Of each engine's old rows in the span, the first of every ``ENGINE_SPACING`` stays, and the extremes."""
+        """Of each engine's old rows, keep the first of every ``ENGINE_SPACING``, and the extremes."""
         if not (span := self._span("engine", "engine", self._limits.engines)):
             return False
         extremes = "".join(
@@ -228,7 +230,7 @@ class Thinner:
         return self._drop_bodies("strata", self._limits.strata_bytes)
 
     def _drop_bodies(self, table: str, budget: int) -> bool:
-        """Drop the oldest rows of a table while its bodies take more than their budget."""
+        """Drop the oldest rows of a table whose bodies exceed their budget."""
         run = self._connection.execute
         first, last = run(f"SELECT min(id), max(id) FROM {table}").fetchone()
         if last is None:

@@ -1,4 +1,4 @@
-"""Between what viewers see and rows of the store, both ways, to the bit. Pure."""
+"""Maps the structs that viewers get to rows of the store, and back, bit for bit. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 """Column name to value."""
 
 ODD = "odd"
-"""Key in ``rest``: numbers that a column can't hold, by column name."""
+"""Key in ``rest`` of the numbers that a column can't hold, by column name."""
 
 _fields = functools.cache(msgspec.structs.fields)
 _encode = msgspec.msgpack.Encoder().encode
@@ -31,14 +31,14 @@ _OWN = {
     "engine": tuple(ENGINE_NUMBERS),
     "alarm": ("cause", "code", "layer", "title", "raised", "raised_step", "since_step", "cleared", "cleared_step"),
 }
-"""Fields that have a column of their own name, by table."""
+"""Fields that have a column of the same name, by table."""
 
 _STEP_SPREAD = frozenset({"values", "trainer", "engines"})
-"""Fields of a step that become columns and rows by what is in them."""
+"""Fields of a step whose entries become columns and rows."""
 
 
 def _is_odd(value: object) -> bool:
-    """Whether SQLite would give back something else: NaN becomes NULL, -0.0 becomes 0.0, and 64 bits are the most."""
+    """Whether SQLite would return another value: NaN becomes NULL, -0.0 becomes 0.0, integers have 64 bits."""
     if isinstance(value, float):
         return value != value or (value == 0 and math.copysign(1.0, value) < 0)
     return isinstance(value, int) and not -(2**63) <= value < 2**63
@@ -53,7 +53,7 @@ def _with_rest(row: Row, rest: Row) -> Row:
 
 
 def _split(struct: msgspec.Struct, own: Iterable[str], elsewhere: Iterable[str] = ()) -> tuple[Row, Row]:
-    """Columns and rest of a struct's fields; a field at its default is left out of the rest."""
+    """Split a struct's fields into columns and rest; the rest omits fields that have their default."""
     row = {name: getattr(struct, name) for name in own}
     skip = {*row, *elsewhere}
     rest = {
@@ -71,7 +71,7 @@ def _is_default(field: msgspec.structs.FieldInfo, value: object) -> bool:
 
 
 def step_row(step: api.Step, scalars: Mapping[str, str]) -> Row:
-    """A row of ``step``: a column per metric, and per scalar of the trainer that is in ``scalars`` (name to column)."""
+    """Return a row of ``step``: a column per metric, and per trainer scalar in ``scalars`` (name to column)."""
     row, rest = _split(step, _OWN["step"], _STEP_SPREAD)
     row["partial"] = int(step.partial)
     row |= step.values
@@ -82,39 +82,39 @@ def step_row(step: api.Step, scalars: Mapping[str, str]) -> Row:
 
 
 def step_engine_rows(step: api.Step, step_id: int) -> list[Row]:
-    """Rows of ``step_engine``."""
+    """Return rows of ``step_engine``."""
     return [_with_rest({"step_id": step_id, "engine": engine, **values}, {}) for engine, values in step.engines.items()]
 
 
 def event_row(event: api.Event) -> Row:
-    """A row of ``event``."""
+    """Return a row of ``event``."""
     return _with_rest(*_split(event, _OWN["event"]))
 
 
 def change_row(change: api.Change) -> Row:
-    """A row of ``change``."""
+    """Return a row of ``change``."""
     return _with_rest(*_split(change, _OWN["change"]))
 
 
 def alarm_row(alarm: Alarm) -> Row:
-    """A row of ``alarm``."""
+    """Return a row of ``alarm``."""
     row, rest = _split(alarm, _OWN["alarm"], {"id"})
     return _with_rest({"alarm": alarm.id, **row}, rest)
 
 
 def engine_facts(engine: api.Engine) -> str:
-    """What seldom changes of an engine, as JSON."""
+    """Return the fields of an engine that seldom change, as JSON."""
     return msgspec.json.encode({name: getattr(engine, name) for name in ENGINE_FACTS}).decode()
 
 
 def engine_row(engine: api.Engine, facts: int) -> Row:
-    """A row of ``engine``; ``facts`` is where ``engine_facts`` were put."""
+    """Return a row of ``engine``; ``facts`` is the id of the row with ``engine_facts``."""
     row, rest = _split(engine, _OWN["engine"], {"id", *ENGINE_FACTS})
     return _with_rest({"engine": engine.id, "facts": facts, **row}, rest)
 
 
 class SampleRow(msgspec.Struct, frozen=True):
-    """A sequence or a token that is kept of a step; fields are the columns of ``sample``, ``body`` not packed."""
+    """A retained sequence or token of a step; fields are the columns of ``sample``, ``body`` not compressed."""
 
     step: int
     kind: str
@@ -124,30 +124,30 @@ class SampleRow(msgspec.Struct, frozen=True):
     body: bytes
 
 
-_ZLIB = b"\x78"  # no msgpack map begins with it
+_ZLIB = b"\x78"  # no msgpack map starts with it
 
 
 def sample_row(sample: SampleRow) -> Row:
-    """A row of ``sample``."""
+    """Return a row of ``sample``."""
     return msgspec.structs.asdict(sample)
 
 
 def sample_body(body: bytes) -> Row:
-    """The map in a ``body``."""
+    """Return the map in a ``body``."""
     found: Row = _decode(zlib.decompress(body) if body[:1] == _ZLIB else body)
     return found
 
 
 def blob(value: object) -> bytes:
-    """A struct or a map, as in the blobs of ``frame``."""
+    """Encode a struct or a map, as in the blobs of ``frame``."""
     return _encode(value)
 
 
-# --- and back ---------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _joined(names: Sequence[str], values: Sequence[Any]) -> tuple[Row, Row]:
-    """The row with its odd numbers put back, and the rest."""
+def _restored(names: Sequence[str], values: Sequence[Any]) -> tuple[Row, Row]:
+    """Return the row with its odd numbers restored, and the rest."""
     row = dict(zip(names, values, strict=True))
     packed = row.pop("rest")
     rest: Row = _decode(packed) if packed else {}
@@ -156,13 +156,13 @@ def _joined(names: Sequence[str], values: Sequence[Any]) -> tuple[Row, Row]:
 
 
 def step_of(names: tuple[str, ...], values: Sequence[Any], engines: Mapping[str, dict[str, float | None]]) -> api.Step:
-    """The step of a row of ``step``. A metric without a value is None, a scalar without one was not passed."""
+    """Return the step of a row of ``step``. A metric without a value is None; a scalar without one was not logged."""
     places, metrics, scalars = _step_plan(names)
     own = [values[place] for place in places]
     packed = own.pop()
     figures = {name: values[place] for name, place in metrics}
     passed = {name: value for name, place in scalars if (value := values[place]) is not None}
-    if packed is None:  # nearly always; made without a check, for speed
+    if packed is None:  # nearly always; constructed without validation, for speed
         return api.Step(own[0], own[1], own[2], bool(own[3]), figures, dict(engines), trainer=passed)
     rest: Row = _decode(packed)
     for name, value in rest.pop(ODD, {}).items():
@@ -180,7 +180,7 @@ _Places = list[tuple[str, int]]
 
 @functools.lru_cache(maxsize=64)
 def _step_plan(names: tuple[str, ...]) -> tuple[list[int], _Places, _Places]:
-    """Where in a row of ``step`` the own fields and ``rest`` are, the metrics, and the trainer's scalars."""
+    """Return the indices in a row of ``step`` of own fields and ``rest``, of metrics, and of the trainer's scalars."""
     fixed = {column.name for column in BY_NAME["step"].columns}
     more = [(name, place) for place, name in enumerate(names) if name not in fixed]
     metrics = [(name, place) for name, place in more if not name.startswith(SCALAR)]
@@ -189,42 +189,42 @@ def _step_plan(names: tuple[str, ...]) -> tuple[list[int], _Places, _Places]:
 
 
 def step_engine_of(names: Sequence[str], values: Sequence[Any]) -> tuple[int, str, dict[str, float | None]]:
-    """Step row, engine and metrics of a row of ``step_engine``."""
-    row, _ = _joined(names, values)
+    """Return step row, engine and metrics of a row of ``step_engine``."""
+    row, _ = _restored(names, values)
     return row.pop("step_id"), row.pop("engine"), row
 
 
 def event_of(names: Sequence[str], values: Sequence[Any]) -> api.Event:
-    """The event of a row of ``event``."""
-    row, rest = _joined(names, values)
+    """Return the event of a row of ``event``."""
+    row, rest = _restored(names, values)
     return msgspec.convert({name: row[name] for name in _OWN["event"]} | rest, api.Event)
 
 
 def change_of(names: Sequence[str], values: Sequence[Any]) -> api.Change:
-    """The change of a row of ``change``."""
-    row, rest = _joined(names, values)
+    """Return the change of a row of ``change``."""
+    row, rest = _restored(names, values)
     return msgspec.convert({name: row[name] for name in _OWN["change"]} | rest, api.Change)
 
 
 def alarm_of(names: Sequence[str], values: Sequence[Any]) -> Alarm:
-    """The alarm of a row of ``alarm``."""
-    row, rest = _joined(names, values)
+    """Return the alarm of a row of ``alarm``."""
+    row, rest = _restored(names, values)
     return msgspec.convert({"id": row["alarm"]} | {name: row[name] for name in _OWN["alarm"]} | rest, Alarm)
 
 
 def engine_of(names: Sequence[str], values: Sequence[Any], facts: str) -> api.Engine:
-    """The engine of a row of ``engine`` with its facts."""
-    row, rest = _joined(names, values)
+    """Return the engine of a row of ``engine`` with its facts."""
+    row, rest = _restored(names, values)
     known: Row = msgspec.json.decode(facts)
     own = {name: row[name] for name in _OWN["engine"]}
     return msgspec.convert({"id": row["engine"]} | own | known | rest, api.Engine)
 
 
 def trainer_of(packed: bytes) -> api.Trainer:
-    """The trainer in a blob of ``frame``."""
+    """Return the trainer in a blob of ``frame``."""
     return msgspec.msgpack.decode(packed, type=api.Trainer)
 
 
 def counters_of(packed: bytes) -> dict[str, int]:
-    """The counters in a blob of ``frame``."""
+    """Return the counters in a blob of ``frame``."""
     return msgspec.msgpack.decode(packed, type=dict[str, int])

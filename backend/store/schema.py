@@ -1,9 +1,9 @@
-"""The tables of a run's store, as data: what each holds, column by column, and how it is kept bounded. Pure.
+"""The tables of a run's store as data: content, columns and retention of each. Pure.
 
-One SQLite file per run. A column is added as each metric appears, so ``SELECT step, kl_k3 FROM step`` works with
-any tool that reads SQLite. What has no column of its own is in ``rest``, as msgpack, and comes back exactly.
+One SQLite file per run. Each metric gets a column when it first appears, so ``SELECT step, kl_k3 FROM step`` works with
+any tool that reads SQLite. Fields without a column are in ``rest``, as msgpack, and are restored exactly.
 
-``python -m rltop.backend.store.schema > docs/store.md`` writes the tables down.
+``python -m rltop.backend.store.schema > docs/store.md`` writes the documentation.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ SCALAR = "trainer/"
 
 
 class StoreError(ValueError):
-    """A file that is no store of ours, or one of another version; the message says which and what to do."""
+    """A file that is not a store of rltop, or one of a newer version; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
 class StoreColumn:
-    """One column: its SQLite type, and what it means; ``packed``: blobs from this size on are written with zlib."""
+    """One column: its SQLite type and meaning. ``packed``: blobs of at least this size are compressed with zlib."""
 
     name: str
     type: str
@@ -45,35 +45,37 @@ class StoreTable:
     """One table.
 
     Attributes:
-        name, doc: as read by people.
+        name, doc: for the documentation.
         columns: those that always exist.
-        tail: primary key of a table without row ids, if it is one.
-        indexes: column lists, with a condition where it is partial.
+        primary_key: of a table without row ids.
+        indexes: column lists, with the condition of a partial index.
         growing: gets a column per metric.
-        latest: a row takes the place of the one with the same key.
-        kept: how its growth is bounded.
+        latest: a row replaces the one with the same key.
+        retention: how its growth is bounded.
     """
 
     name: str
     doc: str
     columns: tuple[StoreColumn, ...]
-    tail: str = ""
+    primary_key: str = ""
     indexes: tuple[str, ...] = ()
     growing: bool = False
     latest: bool = False
-    kept: str = "whole"
+    retention: str = "all rows"
 
     def statements(self) -> list[str]:
-        """The SQL that makes it."""
-        parts = [f"{quoted(column.name)} {column.type}" for column in self.columns] + ([self.tail] if self.tail else [])
-        made = [f"CREATE TABLE {self.name} ({', '.join(parts)})" + (" WITHOUT ROWID" if self.tail else "")]
-        return made + [
+        """The SQL that creates it."""
+        parts = [f"{quoted(column.name)} {column.type}" for column in self.columns] + (
+            [self.primary_key] if self.primary_key else []
+        )
+        created = [f"CREATE TABLE {self.name} ({', '.join(parts)})" + (" WITHOUT ROWID" if self.primary_key else "")]
+        return created + [
             f"CREATE INDEX {self.name}_{number} ON {self.name} {columns}" for number, columns in enumerate(self.indexes)
         ]
 
 
 _ID = StoreColumn("id", "INTEGER PRIMARY KEY", "order of arrival")
-_FRAME = StoreColumn("frame", "INTEGER NOT NULL", "`frame.id` that brought it")
+_FRAME = StoreColumn("frame", "INTEGER NOT NULL", "`frame.id` it arrived with")
 _REST = StoreColumn("rest", "BLOB", "msgpack map: fields without a column; numbers that SQLite can't hold (NaN, -0.0)")
 
 ENGINE_NUMBERS: Mapping[str, str] = {
@@ -93,7 +95,7 @@ ENGINE_NUMBERS: Mapping[str, str] = {
     "aborted": "INTEGER",
     "without_logprobs": "INTEGER",
 }
-"""Fields of ``view.Engine`` that are numbers, with their SQLite types."""
+"""Fields of ``api.Engine`` that are numbers, with their SQLite types."""
 
 ENGINE_FACTS = (
     "health",
@@ -106,12 +108,12 @@ ENGINE_FACTS = (
     "paused",
     "update_open",
 )
-"""Fields of ``view.Engine`` that seldom change; kept once per change, as JSON."""
+"""Fields of ``api.Engine`` that seldom change; stored once per change, as JSON."""
 
 TABLES: tuple[StoreTable, ...] = (
     StoreTable(
         "life",
-        "One hub process that wrote here.",
+        "One hub process that wrote the store.",
         (
             _ID,
             StoreColumn("run", "TEXT NOT NULL", "name of the run"),
@@ -122,274 +124,276 @@ TABLES: tuple[StoreTable, ...] = (
     ),
     StoreTable(
         "frame",
-        "One batch of news, as viewers got it; what it brought refers to it.",
+        "One frame, as viewers got it; the rows that it brought refer to it.",
         (
             _ID,
             StoreColumn("life", "INTEGER NOT NULL", "`life.id`"),
             StoreColumn("time", "REAL NOT NULL", "wall clock of the hub, seconds"),
-            StoreColumn("trainer", "BLOB", "msgpack: `view.Trainer`, where it changed"),
+            StoreColumn("trainer", "BLOB", "msgpack: `api.Trainer`, if it changed"),
             StoreColumn("counters", "BLOB", "msgpack: all counters of the hub"),
         ),
-        kept="of the oldest, those that nothing refers to go",
+        retention="the newest 200,000; of older ones, those that rows refer to",
     ),
     StoreTable(
         "step",
-        "One training step, measured; a step that was trained again has a second row, and the later one counts.",
+        "One measured training step; a repeated step has a second row, and the later one counts.",
         (
             _ID,
             _FRAME,
             StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
             StoreColumn("closed", "REAL NOT NULL", "wall clock of the hub, seconds"),
             StoreColumn("policy_version", "INTEGER", "weights after the step"),
-            StoreColumn("partial", "INTEGER NOT NULL", "1: rows of it are missing"),
-            StoreColumn("level", "INTEGER NOT NULL DEFAULT 0", "in how coarse a picture it is kept; see `thinned`"),
+            StoreColumn("partial", "INTEGER NOT NULL", "1: rows or ranks are missing"),
+            StoreColumn(
+                "level", "INTEGER NOT NULL DEFAULT 0", "downsampling level, see [Retention](history.md#retention)"
+            ),
             _REST,
         ),
         indexes=("(step, id)", "(level, id) WHERE level > 0", "(frame)"),
         growing=True,
-        kept="thinned",
+        retention="downsampled",
     ),
     StoreTable(
         "step_engine",
-        "The part of a step that one engine wrote.",
+        "The part of a step that was sampled by one engine.",
         (
             StoreColumn("step_id", "INTEGER NOT NULL", "`step.id`"),
             StoreColumn("engine", "TEXT NOT NULL", "engine id"),
             _REST,
         ),
-        tail="PRIMARY KEY (step_id, engine)",
+        primary_key="PRIMARY KEY (step_id, engine)",
         growing=True,
-        kept="thinned with its step, sooner",
+        retention="downsampled with its step, sooner",
     ),
     StoreTable(
         "engine_facts",
-        "What an engine is: its settings as read from the live objects.",
+        "Configuration of an engine, read from its live objects.",
         (
             _ID,
             StoreColumn("engine", "TEXT NOT NULL", "engine id"),
-            StoreColumn("frame", "INTEGER NOT NULL", "since which `frame.id`"),
+            StoreColumn("frame", "INTEGER NOT NULL", "`frame.id` since which it holds"),
             StoreColumn("facts", "TEXT NOT NULL", "JSON: " + ", ".join(ENGINE_FACTS)),
         ),
     ),
     StoreTable(
         "engine",
-        "An engine as it was; at most 200 rows a second for the whole fleet, one at once where its facts changed.",
+        "State of an engine; at most 200 rows a second for the whole fleet, and one at once if its facts changed.",
         (
             _ID,
             _FRAME,
             StoreColumn("engine", "TEXT NOT NULL", "engine id"),
             StoreColumn("facts", "INTEGER NOT NULL", "`engine_facts.id`"),
-            *(StoreColumn(name, kind, "as `view.Engine`") for name, kind in ENGINE_NUMBERS.items()),
+            *(StoreColumn(name, kind, "as `api.Engine`") for name, kind in ENGINE_NUMBERS.items()),
             _REST,
         ),
         indexes=("(engine, id)", "(frame)"),
-        kept="of the oldest, one a minute and the extremes stay",
+        retention="the newest 500,000; of older ones, one in sixty and the extremes",
     ),
     StoreTable(
         "event",
-        "Something that happened.",
+        "One event.",
         (
             _ID,
             _FRAME,
-            StoreColumn("number", "INTEGER NOT NULL", "rises by one per event of the run"),
+            StoreColumn("number", "INTEGER NOT NULL", "consecutive in the run"),
             StoreColumn("time", "REAL NOT NULL", "wall clock of the hub, seconds"),
             StoreColumn("severity", "TEXT NOT NULL", "info, warn, error"),
-            StoreColumn("kind", "TEXT NOT NULL", "what it is about"),
-            StoreColumn("text", "TEXT NOT NULL", "for people"),
-            StoreColumn("step", "INTEGER", "last closed step at the time"),
-            StoreColumn("engine", "TEXT", "which engine"),
+            StoreColumn("kind", "TEXT NOT NULL", "subject: engine, trainer, hub, flag, alarm, store, ..."),
+            StoreColumn("text", "TEXT NOT NULL", "message"),
+            StoreColumn("step", "INTEGER", "last closed step at that time"),
+            StoreColumn("engine", "TEXT", "engine id, if it is about one"),
             _REST,
         ),
         indexes=("(frame)",),
-        kept="of the oldest, those of severity info go",
+        retention="the newest 200,000; of older ones, warnings and errors",
     ),
     StoreTable(
         "change",
-        "One stage in the life of a command on one engine; the last row of a command and engine is how it stands.",
+        "One stage of a command on one engine; the last row of a command and engine is its current state.",
         (
             _ID,
             _FRAME,
             StoreColumn("command", "TEXT NOT NULL", "command id"),
             StoreColumn("engine", "TEXT NOT NULL", "engine id"),
-            StoreColumn("flag", "TEXT NOT NULL", "which flag"),
-            StoreColumn("wanted", "TEXT NOT NULL", "value asked for"),
+            StoreColumn("flag", "TEXT NOT NULL", "flag or action"),
+            StoreColumn("wanted", "TEXT NOT NULL", "requested value"),
             StoreColumn("state", "TEXT NOT NULL", "requested, accepted, ... applied, refused, timed_out"),
             StoreColumn("requested", "REAL NOT NULL", "wall clock of the hub, seconds"),
-            StoreColumn("step", "INTEGER", "last closed step when it was asked"),
+            StoreColumn("step", "INTEGER", "last closed step when it was requested"),
             StoreColumn("old", "TEXT", "value read back before"),
             StoreColumn("new", "TEXT", "value read back after"),
             _REST,
         ),
         indexes=("(command, engine, id)", "(frame)"),
-        kept="whole: people make them",
+        retention="all rows: people make them",
     ),
     StoreTable(
         "sample",
-        "One trained sequence or token that was kept of a step: some at random, and the worst.",
+        "One retained sequence or token of a step: some at random, and the worst.",
         (
             _ID,
             _FRAME,
             StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
             StoreColumn("kind", "TEXT NOT NULL", "sample, worst (sequences); abs_diff, k3 (tokens)"),
-            StoreColumn("engine", "TEXT NOT NULL", "engine that wrote it; empty where not known"),
+            StoreColumn("engine", "TEXT NOT NULL", "engine that sampled it; empty if unknown"),
             StoreColumn("tokens", "INTEGER NOT NULL", "trained tokens of the sequence"),
-            StoreColumn("value", "REAL", "what made it one of the worst, nats"),
+            StoreColumn("value", "REAL", "the value that it is ranked by, nats"),
             StoreColumn(
                 "body",
                 "BLOB NOT NULL",
-                "msgpack map, with token ids and logprobs; zlib where it begins with 0x78",
-                packed=1024,  # ids and versions repeat themselves, logprobs hardly
+                "msgpack map, with token ids and logprobs; zlib if it starts with 0x78",
+                packed=1024,  # ids and versions compress well, logprobs hardly
             ),
         ),
         indexes=("(kind, step, value)", "(frame)"),
-        kept="the newest, within a budget of bytes",
+        retention="the newest, within a budget of bytes",
     ),
     StoreTable(
         "shape",
-        "Where the gap of one engine's part of a step lies: how d is spread, and its sums by stratum.",
+        "Location of the gap in one engine's part of a step: the distribution of d, and its sums by stratum.",
         (
             _ID,
             _FRAME,
             StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
-            StoreColumn("engine", "TEXT NOT NULL", "engine id; empty where not known"),
+            StoreColumn("engine", "TEXT NOT NULL", "engine id; empty if unknown"),
             StoreColumn("tokens", "INTEGER NOT NULL", "trained tokens"),
             StoreColumn("invalid", "INTEGER NOT NULL", "of those, without a finite d"),
-            StoreColumn("bins", "BLOB NOT NULL", "zlib: int64 counts of d, `mismatch.EDGES`", packed=0),
+            StoreColumn("bins", "BLOB NOT NULL", "zlib: int64 counts of d, bins `gaps.mismatch.EDGES`", packed=0),
             StoreColumn(
                 "sums",
                 "BLOB NOT NULL",
-                "zlib: float64 [strata, 8], `mismatch.Shape.sums`; [strata, 4] of old",
+                "zlib: float64 [strata, 8], `gaps.mismatch.GapShape.sums`; [strata, 4] in old stores",
                 packed=0,
             ),
         ),
         indexes=("(step, id)", "(frame)"),
-        kept="the newest 200,000",
+        retention="the newest 200,000",
     ),
     StoreTable(
         "evidence",
-        "What a diagnosis is made from: sums over the tokens of one engine's part of a step.",
+        "Input of a diagnosis: sums over the tokens of one engine's part of a step.",
         (
             _ID,
             _FRAME,
             StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
-            StoreColumn("engine", "TEXT NOT NULL", "engine id; empty where not known"),
+            StoreColumn("engine", "TEXT NOT NULL", "engine id; empty if unknown"),
             StoreColumn("body", "BLOB NOT NULL", "zlib: float32, `rltop.backend.evidence.evidence.Evidence`", packed=0),
         ),
         indexes=("(step, id)", "(frame)"),
-        kept="the newest 200,000",
+        retention="the newest 200,000",
     ),
     StoreTable(
         "strata",
-        "Where the gap of one engine's part of a step comes from: sums by stratum, of all and of matched tokens, "
-        "the line over lag, and prompt groups.",
+        "Source of the gap in one engine's part of a step: sums by stratum, of all and of version-matched tokens, "
+        "the regression over lag, and prompt groups.",
         (
             _ID,
             _FRAME,
             StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
-            StoreColumn("engine", "TEXT NOT NULL", "engine id; empty where not known"),
+            StoreColumn("engine", "TEXT NOT NULL", "engine id; empty if unknown"),
             StoreColumn("old", "INTEGER NOT NULL", "1: matched by old logprobs; 0: by lag 0"),
             StoreColumn(
                 "body",
                 "BLOB NOT NULL",
-                "zlib: msgpack, `history/sums.py`; strata in the order of `dimensions`",
+                "zlib: msgpack, `store/aggregates.py`; strata in the order of `summary/dimensions.py`",
                 packed=0,
             ),
         ),
         indexes=("(frame)",),
-        kept="the newest, within a budget of bytes",
+        retention="the newest, within a budget of bytes",
     ),
     StoreTable(
         "cell",
-        "What one engine wrote in one flag epoch of what a step trained on, in sums; for what a switch did.",
+        "Sums over the tokens of a step that one engine sampled in one flag epoch; for the effect of a switch.",
         (
             _ID,
             _FRAME,
             StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
             StoreColumn("engine", "TEXT NOT NULL", "engine id"),
-            StoreColumn("life", "TEXT NOT NULL", "of the engine's process, whose flag epochs start at 0"),
+            StoreColumn("life", "TEXT NOT NULL", "epoch of the engine's process, whose flag epochs start at 0"),
             StoreColumn("epoch", "INTEGER NOT NULL", "flag epoch in which the tokens were sampled"),
-            StoreColumn("sums", "BLOB NOT NULL", "zlib: float64 [figures, 6], `cells.FIGURES`", packed=0),
+            StoreColumn("sums", "BLOB NOT NULL", "zlib: float64 [figures, 6], `effects.epoch_sums.FIGURES`", packed=0),
         ),
         indexes=("(frame, step)",),
-        kept="the newest 200,000",
+        retention="the newest 200,000",
     ),
     StoreTable(
         "mark",
-        "Which flag epoch of an engine a command began.",
+        "The flag epoch of an engine that a command began.",
         (
             _ID,
             _FRAME,
             StoreColumn("command", "TEXT NOT NULL", "command id"),
             StoreColumn("engine", "TEXT NOT NULL", "engine id"),
-            StoreColumn("life", "TEXT NOT NULL", "of the engine's process"),
+            StoreColumn("life", "TEXT NOT NULL", "epoch of the engine's process"),
             StoreColumn("epoch", "INTEGER NOT NULL", "flag epoch"),
         ),
         indexes=("(frame)",),
-        kept="whole: people make them",
+        retention="all rows: people make them",
     ),
     StoreTable(
         "pace",
-        "How fast one engine sampled while it worked, in stretches of 5 s.",
+        "Throughput of one engine while it was busy, per 5 s.",
         (
             _ID,
             _FRAME,
             StoreColumn("engine", "TEXT NOT NULL", "engine id"),
-            StoreColumn("life", "TEXT NOT NULL", "of the engine's process"),
+            StoreColumn("life", "TEXT NOT NULL", "epoch of the engine's process"),
             StoreColumn("epoch", "INTEGER NOT NULL", "flag epoch"),
-            StoreColumn("time", "REAL NOT NULL", "end of it, wall clock of the hub, seconds"),
-            StoreColumn("seconds", "REAL NOT NULL", "of work"),
-            StoreColumn("tokens", "INTEGER NOT NULL", "sampled in them"),
+            StoreColumn("time", "REAL NOT NULL", "end of the interval, wall clock of the hub, seconds"),
+            StoreColumn("seconds", "REAL NOT NULL", "busy time"),
+            StoreColumn("tokens", "INTEGER NOT NULL", "sampled in that time"),
         ),
         indexes=("(frame)",),
-        kept="the newest 500,000",
+        retention="the newest 500,000",
     ),
     StoreTable(
         "alarm",
-        "One stage in the life of an alarm; the last row of an alarm is how it stands.",
+        "One stage of an alarm; the last row of an alarm is its current state.",
         (
             _ID,
             _FRAME,
             StoreColumn("alarm", "TEXT NOT NULL", "id of the alarm"),
-            StoreColumn("cause", "TEXT NOT NULL", "slug of the cause that it is called by"),
-            StoreColumn("code", "TEXT NOT NULL", "of that cause"),
-            StoreColumn("layer", "TEXT NOT NULL", "where it lies"),
-            StoreColumn("title", "TEXT NOT NULL", "what is wrong"),
+            StoreColumn("cause", "TEXT NOT NULL", "slug of the cause that it is named after"),
+            StoreColumn("code", "TEXT NOT NULL", "code of that cause"),
+            StoreColumn("layer", "TEXT NOT NULL", "layer of that cause"),
+            StoreColumn("title", "TEXT NOT NULL", "title of that cause"),
             StoreColumn("raised", "REAL NOT NULL", "wall clock of the hub, seconds"),
             StoreColumn("raised_step", "INTEGER NOT NULL", "step after which it was raised"),
-            StoreColumn("since_step", "INTEGER", "first step at which it shows"),
+            StoreColumn("since_step", "INTEGER", "first step that shows it"),
             StoreColumn("cleared", "REAL", "wall clock of the hub, seconds; NULL while it is open"),
-            StoreColumn("cleared_step", "INTEGER", "step after which it was over"),
+            StoreColumn("cleared_step", "INTEGER", "step after which it was cleared"),
             _REST,
         ),
         indexes=("(alarm, id)", "(frame)"),
-        kept="whole: they are few",
+        retention="all rows: they are few",
     ),
     StoreTable(
         "source",
-        "How much of what a collector sent is in what is stored; a hub that goes on from here asks for the rest.",
+        "How many messages of a collector the store accounts for; a hub that continues the run requests the rest.",
         (
             StoreColumn("source", "TEXT NOT NULL", "engine id, or `trainer/` and the rank"),
             _FRAME,
             StoreColumn("epoch", "TEXT NOT NULL", "of the collector's process, as on the wire"),
             StoreColumn("acknowledged", "INTEGER NOT NULL", "no message up to this number is needed any more"),
-            StoreColumn("settled", "INTEGER NOT NULL", "without messages from this number on steps may lack something"),
+            StoreColumn("settled", "INTEGER NOT NULL", "no message up to this number is missing from any step"),
         ),
-        tail="PRIMARY KEY (source)",
+        primary_key="PRIMARY KEY (source)",
         indexes=("(frame)",),
         latest=True,
-        kept="the newest of each collector",
+        retention="one row per collector",
     ),
     StoreTable(
         "taken",
-        "What a step was made from, so that what is sent again is not counted twice.",
+        "Provenance of a step, so that resent messages are not counted twice.",
         (
             _ID,
             _FRAME,
             StoreColumn("step", "INTEGER NOT NULL", "the trainer's number"),
-            StoreColumn("body", "BLOB NOT NULL", "zlib: msgpack, `history/resume.py`", packed=0),
+            StoreColumn("body", "BLOB NOT NULL", "zlib: msgpack, `store/resume.py`", packed=0),
         ),
         indexes=("(frame)",),
-        kept="the newest 1,000",
+        retention="the newest 1,000",
     ),
 )
 
@@ -437,20 +441,20 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "CREATE INDEX taken_0 ON taken (frame)",
     ),
 }
-"""From a version to the next: the SQL that does it. There is one for every version before ``VERSION``."""
+"""SQL that migrates from a version to the next, for every version before ``VERSION``."""
 
 
 def quoted(name: str) -> str:
-    """The name as an SQL identifier."""
+    """Quote a name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def open_version(connection: sqlite3.Connection) -> int | None:
-    """Schema version of an open file; None if it is empty.
+    """Return the schema version of an open file; None if it is empty.
 
     Raises:
-        StoreError: it is SQLite, but no store of ours.
-        sqlite3.DatabaseError: it is not even that.
+        StoreError: another program's database.
+        sqlite3.DatabaseError: not an SQLite file.
     """
     (found,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -468,7 +472,7 @@ def prepare(
     migrations: Mapping[int, tuple[str, ...]] = MIGRATIONS,
     version: int = VERSION,
 ) -> None:
-    """Make the tables in an empty file, or bring those of an older version up to date; one transaction.
+    """Create the tables in an empty file, or migrate those of an older version, in one transaction.
 
     Raises:
         StoreError: a newer version wrote it.
@@ -496,23 +500,23 @@ def prepare(
 
 
 def columns(connection: sqlite3.Connection, table: str) -> list[str]:
-    """Names of the columns that the table has in this file."""
+    """Return the names of the columns that the table has in this file."""
     return [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
 
 
 def metric_names(present: Mapping[str, Iterable[str]], table: str) -> list[str]:
-    """Of the columns that are ``present``, by table, those that metrics have brought."""
+    """Return the metric columns among those that are ``present``, by table."""
     own = {column.name for column in BY_NAME[table].columns}
     return [name for name in present[table] if name not in own]
 
 
 def document() -> str:
-    """``docs/store.md``."""
+    """Return the content of ``docs/store.md``."""
     lines = [
         "# The store's tables",
         "",
-        "Made from [`backend/store/schema.py`](../backend/store/schema.py):",
-        "`python -m rltop.backend.store.schema > docs/store.md`. How it is used: [`history.md`](history.md).",
+        "Generated from [`backend/store/schema.py`](../backend/store/schema.py):",
+        "`python -m rltop.backend.store.schema > docs/store.md`. Usage: [`history.md`](history.md).",
         f"Schema version {VERSION} (`PRAGMA user_version`).",
     ]
     for table in TABLES:
@@ -520,7 +524,7 @@ def document() -> str:
             "",
             f"## {table.name}",
             "",
-            table.doc + f" Kept: {table.kept}.",
+            table.doc + f" Retention: {table.retention}.",
             "",
             "| column | type | |",
             "|---|---|---|",
@@ -533,7 +537,7 @@ def document() -> str:
             lines.append("| *metric* | REAL | one column per metric of [`metrics.md`](metrics.md), by its name |")
         if table.name == "step":
             lines.append(
-                f"| `{SCALAR}`*name* | REAL | one column per scalar the trainer passed, the first {MAX_SCALARS} |"
+                f"| `{SCALAR}`*name* | REAL | one column per scalar that the trainer logged, the first {MAX_SCALARS} |"
             )
     return "\n".join([*lines, ""])
 

@@ -1,4 +1,4 @@
-"""Between the sequences and tokens that are kept of a step and rows of the store. Pure."""
+"""Maps the details of a step (sequences, tokens, gap shapes, evidence) to rows of the store, and back. Never writes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ _encode = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class StepDetails:
-    """What is kept of a step beside its figures; nobody changes it any more.
+    """The details of a step that are stored with its metrics; they don't change any more.
 
     Attributes:
-        step: its number. samples: sequences and tokens.
-        shapes, parts: by engine. cells: by where tokens were sampled. taken: what the step was made from.
+        step: its number.
+        samples: sequences and tokens.
+        shapes, parts, evidence: by engine.
+        cells: by engine, its epoch and flag epoch.
+        provenance: the messages that the step was made from.
     """
 
     step: int
@@ -44,12 +47,12 @@ class StepDetails:
     parts: Mapping[str, EngineSums] = field(default_factory=dict)
     cells: Mapping[EpochKey, Cell] = field(default_factory=dict)
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
-    taken: StepProvenance | None = None
+    provenance: StepProvenance | None = None
 
 
-def sample_rows(kept: StepDetails) -> Iterator[SampleRow]:
-    """The sequences and tokens, those of single engines included, each once per kind."""
-    step, samples = kept.step, kept.samples
+def sample_rows(details: StepDetails) -> Iterator[SampleRow]:
+    """Yield the sequences and tokens, those of single engines included, each once per kind."""
+    step, samples = details.step, details.samples
     if samples is None:
         return
     for kind in KINDS:
@@ -73,16 +76,16 @@ def _sequence(step: int, kind: str, sequence: Sequence) -> SampleRow:
 
 def _token(step: int, kind: str, token: Token) -> SampleRow:
     d = token.diff
-    held = max(-CLAMP, min(CLAMP, d))
-    value = math.inf if d != d else abs(d) if kind == "abs_diff" else math.expm1(held) - held
+    clamped = max(-CLAMP, min(CLAMP, d))
+    value = math.inf if d != d else abs(d) if kind == "abs_diff" else math.expm1(clamped) - clamped
     return SampleRow(step, kind, token.engine, token.tokens, value, _encode(token))
 
 
-def shape_rows(kept: StepDetails) -> Iterator[Row]:
-    """Rows of ``shape``."""
-    for engine, shape in kept.shapes.items():
+def shape_rows(details: StepDetails) -> Iterator[Row]:
+    """Yield rows of ``shape``."""
+    for engine, shape in details.shapes.items():
         yield {
-            "step": kept.step,
+            "step": details.step,
             "engine": engine,
             "tokens": shape.tokens,
             "invalid": shape.invalid,
@@ -91,14 +94,14 @@ def shape_rows(kept: StepDetails) -> Iterator[Row]:
         }
 
 
-def evidence_rows(kept: StepDetails) -> Iterator[Row]:
-    """Rows of ``evidence``."""
-    for engine, evidence in kept.evidence.items():
-        yield {"step": kept.step, "engine": engine, "body": evidence.to_bytes()}
+def evidence_rows(details: StepDetails) -> Iterator[Row]:
+    """Yield rows of ``evidence``."""
+    for engine, evidence in details.evidence.items():
+        yield {"step": details.step, "engine": engine, "body": evidence.to_bytes()}
 
 
-def course(reader: Reader, until: int | None = None) -> EvidenceSeries:
-    """The evidence of the latest steps, of those up to frame ``until`` (None: the last); of this version's alone."""
+def evidence_series(reader: Reader, until: int | None = None) -> EvidenceSeries:
+    """Return the evidence of the latest steps up to frame ``until`` (None: the last), if it is of this version."""
     last = 2**62 if until is None else until
     query = (
         "SELECT frame, step, engine, body FROM (SELECT * FROM evidence WHERE frame <= ? ORDER BY id DESC LIMIT ?) "
@@ -108,24 +111,24 @@ def course(reader: Reader, until: int | None = None) -> EvidenceSeries:
     for frame, step, engine, body in reader.execute(query, (last, MAX_PARTS)):
         with contextlib.suppress(ValueError):
             found.setdefault((frame, step), {})[engine] = Evidence.from_bytes(zlib.decompress(body))
-    made = EvidenceSeries()
+    series = EvidenceSeries()
     for (_, step), engines in found.items():
-        made.put(step, engines)
-    return made
+        series.put(step, engines)
+    return series
 
 
 def mismatch(reader: Reader, first: int | None, last: int | None) -> Mismatch:
-    """As ``mismatch.Shapes.answer``, from a store: of the last ``MAX_STEPS`` steps of the range.
+    """As ``GapShapes.answer``, from a store: over the last ``MAX_STEPS`` steps of the range.
 
     Raises:
-        ValueError: nothing is stored of any of them.
+        ValueError: none of these steps is stored.
     """
     bounds = (-(2**62) if first is None else first, 2**62 if last is None else last)
     newest = "SELECT DISTINCT step FROM shape WHERE step >= ? AND step <= ? ORDER BY step DESC LIMIT ?"
     query = f"SELECT frame, step, engine, tokens, invalid, bins, sums FROM shape WHERE step IN ({newest}) ORDER BY id"
     found: dict[int, tuple[int, dict[str, GapShape]]] = {}
     for frame, step, engine, tokens, invalid, bins, sums in reader.execute(query, (*bounds, MAX_STEPS)):
-        if found.get(step, (-1,))[0] != frame:  # the last telling of a step counts
+        if found.get(step, (-1,))[0] != frame:  # of a repeated step the last row counts
             found[step] = frame, {}
         shape = GapShape(_unpacked(bins, "<i8"), _sums(_unpacked(sums, "<f8")), tokens, invalid)
         found[step][1][engine] = shape
@@ -141,24 +144,24 @@ def _unpacked(packed: bytes, kind: str) -> NDArray[Any]:
 
 
 def _sums(flat: NDArray[Any]) -> NDArray[Any]:
-    """``GapShape.sums`` as it was stored; before there were intervals, with as many columns as make means."""
-    usual = GapShape().sums
-    if flat.size == len(usual) * MEANS:
+    """``GapShape.sums`` as stored; stores from before there were intervals have only the columns for means."""
+    current = GapShape().sums
+    if flat.size == len(current) * MEANS:
         return np.pad(flat.reshape(-1, MEANS), [(0, 0), (0, COLUMNS - MEANS)], constant_values=np.nan)
-    return flat.reshape(-1, COLUMNS) if flat.size == usual.size else flat
+    return flat.reshape(-1, COLUMNS) if flat.size == current.size else flat
 
 
 def _fits(shape: GapShape) -> bool:
-    """Whether it is of the strata and bins of this version."""
-    usual = GapShape()
-    return shape.bins.shape == usual.bins.shape and shape.sums.shape == usual.sums.shape
+    """Whether its strata and bins are those of this version."""
+    current = GapShape()
+    return shape.bins.shape == current.bins.shape and shape.sums.shape == current.sums.shape
 
 
-def answer(reader: Reader, step: int | None, kind: str, engine: str | None, limit: int) -> Samples:
-    """As ``samples.Kept.answer``, from a store.
+def samples(reader: Reader, step: int | None, kind: str, engine: str | None, limit: int) -> Samples:
+    """As ``SampledSteps.answer``, from a store.
 
     Raises:
-        ValueError: there is no such kind, or nothing is stored of the step; the text says what is.
+        ValueError: there is no such kind, or the step is not stored; the text lists the steps that are.
     """
     if kind not in KINDS:
         raise ValueError(f"no samples of kind {kind!r}; there are {', '.join(KINDS)}")
@@ -167,7 +170,7 @@ def answer(reader: Reader, step: int | None, kind: str, engine: str | None, limi
         step = steps[-1] if steps else None
     if step is None or step not in steps:
         which = f"; there are {len(steps)} steps from {steps[0]} to {steps[-1]}" if steps else ""
-        raise ValueError(f"nothing is stored of {'any step' if step is None else f'step {step}'}{which}")
+        raise ValueError(f"{'no sample' if step is None else f'no sample of step {step}'} is stored{which}")
     (frame,) = reader.execute("SELECT max(frame) FROM sample WHERE step = ?", (step,)).fetchone()
     sequences: list[Sequence] = []
     tokens: list[Token] = []

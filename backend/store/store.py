@@ -1,26 +1,22 @@
-"""The hub's end of the store: hands frames to the writer's process, and goes on without the disk when it must.
+"""The hub's side of the store: sends frames to the writer process, and goes on without the disk when it must.
 
-The core hands over each frame and waits a moment for its commit before it is sent, so that what a viewer has seen
-survives a kill of the hub. The writer is a process of its own (``writer_process.py``): its many statements don't wait
-for the interpreter's lock, and a frame takes one send and one receive of the core's thread. A frame is kept here until
-the writer reports its commit. A disk that is full, slow, read-only or gone costs the history, never the live view:
-frames wait within a bound, the trouble is told once, and writing resumes by itself.
+The worker thread hands over each frame and waits briefly for its commit before the frame is sent, so that what a viewer
+has seen survives a kill of the hub. The writer is a process of its own (``writer_process.py``): its many SQLite
+statements don't compete for the GIL, and a frame costs the worker thread one send and one receive. A frame is kept here
+until the writer reports its commit. A disk that is full, slow, read-only or gone costs the history, never the live
+view: frames wait within a bound, the error is reported once, and writing resumes on its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import socket
 import sqlite3
 import struct
 import subprocess
-import sys
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -28,291 +24,265 @@ import msgspec
 from rltop.backend import api
 from rltop.backend.store import aggregates, schema
 from rltop.backend.store import write as files
-from rltop.backend.store.aggregates import NOTHING, FrameAggregates, StoredAggregates, rows_beside
+from rltop.backend.store.aggregates import NOTHING, FrameAggregates, StoredAggregates, aggregate_rows
 from rltop.backend.store.read import NAME, Reader
-from rltop.backend.store.writer_process import About, Message, Report, pack
+from rltop.backend.store.writer_launch import LaunchedWriter, launch_writer, wait_for_writer
+from rltop.backend.store.writer_process import Message, Report, WriterConfig, pack
 
-PATIENCE_S = 0.25
-"""How long a frame is held back for its commit. The disk usually takes a few milliseconds; after this it is behind."""
+COMMIT_TIMEOUT_S = 0.25
+"""How long a frame is held back for its commit, which usually takes a few milliseconds."""
 
 RETRY_S = 2.0
-"""How long the store rests after a fault before it tries again."""
+"""Pause of the store after an error."""
 
 MAX_WAITING = 20_000
-"""Frames with news that may wait while the disk does not take them, over an hour's at 5 Hz; then the oldest go."""
+"""Frames with news that may wait for the disk, over an hour's at 5 Hz; then the oldest are dropped."""
 
-CLOSE_S = 5.0
-"""How long the end of the hub waits for the disk. The writer goes on by itself after that."""
+CLOSE_TIMEOUT_S = 5.0
+"""How long a hub that ends waits for the disk. The writer finishes on its own after that."""
 
-LAST_WRITER_S = 10.0
-"""How long a new hub waits until the writer of the last one has committed what it had received."""
+CLOCK_TOLERANCE_S = 5.0
+"""A clock that is behind the last stored frame by more than this is reported."""
 
-CLOCK_SLACK_S = 5.0
-"""A clock that is behind the last record by more than this is told."""
-
-LOCK = "writer.lock"
-"""Held (flock) by the one writer of the run for as long as it lives."""
-
-_POLL_S = 0.01
 _READ_BYTES = 1 << 20
 _decode_report = msgspec.json.Decoder(Report).decode
 
 
 class Store:
-    """Keeps the history of the run in ``directory``. One thread at a time.
+    """Stores the history of the run in ``directory``. One thread at a time.
 
     Args:
         directory: of the run.
         run, epoch, started: of the hub.
+        writer: launched before; None to launch one in ``start``.
         retry_s: as ``RETRY_S``.
     """
 
-    def __init__(self, directory: Path, run: str, epoch: str, started: float, *, retry_s: float = RETRY_S) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        run: str,
+        epoch: str,
+        started: float,
+        writer: LaunchedWriter | None = None,
+        *,
+        retry_s: float = RETRY_S,
+    ) -> None:
         self.path = directory.absolute() / NAME
-        self._life = (run, epoch, started)
-        self._retry_s = retry_s
+        self._config = WriterConfig(str(self.path), run, epoch, started, retry_s)
+        self._launched = writer
         self._process: subprocess.Popen[bytes] | None = None
-        self._hub: socket.socket
+        self._socket: socket.socket
         self._retry_at = 0.0
         self._waiting: deque[tuple[int, bytes]] = deque()  # number and message of each frame that is not committed
         self._sent = 0  # of these, how many the writer has
-        self._begun = 0  # bytes that it has of the next
-        self._reports = b""
-        self._news: list[tuple[str, str, str]] = []
-        self._trouble = ""
-        self._late = False
+        self._sent_bytes = 0  # of the next
+        self._received = b""  # the beginning of a report
+        self._events: list[tuple[str, str, str]] = []
+        self._error = ""
+        self._is_late = False
         self._dropped = 0
 
     # --- before ``start`` -------------------------------------------------------------------------------------------
 
     def past(self) -> api.Snapshot | None:
-        """What is stored of the run so far; None if nothing is, or it can't be read."""
-        wait_for_writer(self.path.parent)
+        """Return the stored snapshot of the run; None if there is none, or it can't be read."""
+        if self._launched is None:
+            wait_for_writer(self.path.parent)
         try:
             with Reader(self.path) as reader:
-                past = reader.picture()
+                past = reader.snapshot()
         except (schema.StoreError, sqlite3.Error, msgspec.DecodeError, OSError):
-            return None  # the writer will meet the same and tell
-        behind = past.time - self._life[2]
-        if behind > CLOCK_SLACK_S:
-            self._tell(
-                "warn", f"the clock is {behind:.0f} s behind what was stored last; what comes is stored after it"
+            return None  # the writer meets the same error, and reports it
+        behind = past.time - self._config.started
+        if behind > CLOCK_TOLERANCE_S:
+            self._emit(
+                "warn", f"the clock is {behind:.0f} s behind the last stored frame; new frames are stored after it"
             )
         return past
 
-    def recall(self) -> StoredAggregates:
-        """What is stored of what effects and attribution are reckoned from."""
+    def aggregates(self) -> StoredAggregates:
+        """Return the stored sums from which effects, attribution and diagnoses are computed."""
         try:
             with Reader(self.path) as reader:
-                return aggregates.recall(reader)
+                return aggregates.load(reader)
         except (schema.StoreError, sqlite3.Error, zlib.error, msgspec.DecodeError, ValueError, OSError):
-            return StoredAggregates()  # as above; effects are then told from here on
+            return StoredAggregates()  # as above; the sums then begin with this hub
 
-    # --- the core's thread ------------------------------------------------------------------------------------------
+    # --- worker thread ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the writer."""
+        """Have the writer open the file."""
+        launched, self._launched = self._launched, None
+        if launched is not None:
+            self._connect(launched)
         self._exchange()
 
-    def put(self, frame: api.Frame, beside: FrameAggregates = NOTHING) -> bool:
-        """Hand over the next frame, and what is kept beside it.
+    def put(self, frame: api.Frame, sums: FrameAggregates = NOTHING) -> bool:
+        """Hand over the next frame, and the aggregates to store with it.
 
         Returns:
-            Whether what is beside it is taken too: not while the disk takes nothing.
+            Whether the aggregates are accepted too: not while the disk accepts nothing.
         """
-        whole = not self._trouble
+        is_complete = not self._error
         try:
-            frame, beside = (frame, beside) if whole else (_news_of(frame), beside.bare())
-            message = pack(Message(frame, list(rows_beside(beside))))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it costs the history alone
+            frame, sums = (frame, sums) if is_complete else (_news_of(frame), sums.provenance_only())
+            message = pack(Message(frame, list(aggregate_rows(sums))))
+        except Exception as error:  # noqa: BLE001 - whatever it is, only the history suffers
             self._dropped += 1
-            self._fault(repr(error))
+            self._pause(repr(error))
             return False
         self._waiting.append((frame.seq, message))
-        while len(self._waiting) > max(MAX_WAITING, oldest := self._sent + bool(self._begun)):
+        while len(self._waiting) > max(MAX_WAITING, oldest := self._sent + bool(self._sent_bytes)):
             del self._waiting[oldest]
             self._dropped += 1
-        self._exchange(hear=False)
-        return whole
+        self._exchange(receive=False)
+        return is_complete
 
     @property
     def unstored(self) -> int:
-        """How many frames the disk has not taken, as far as the writer has reported by now."""
+        """How many frames are not on disk, as far as the writer has reported by now."""
         self._exchange()
         return len(self._waiting)
 
     @property
     def is_settled(self) -> bool:
-        """Whether all that was handed over is on the disk, as of the last look at ``unstored``."""
-        return not self._waiting and not self._trouble
+        """Whether everything that was handed over is on disk, as of the last call of ``unstored``."""
+        return not self._waiting and not self._error
 
-    def settle(self, timeout_s: float = PATIENCE_S) -> int:
-        """Wait for the disk, unless it is known to be behind. How many frames it has not taken: 0 is all safe."""
+    def settle(self, timeout_s: float = COMMIT_TIMEOUT_S) -> int:
+        """Wait for the disk, unless it is known to be behind. Return how many frames are not on disk."""
         until = time.monotonic() + timeout_s
-        left = 0.0 if self._late and len(self._waiting) > 1 else timeout_s
-        while self._waiting and not self._trouble and left > 0:
+        left = 0.0 if self._is_late and len(self._waiting) > 1 else timeout_s
+        while self._waiting and not self._error and left > 0:
             self._exchange(left)
             left = until - time.monotonic()
-        self._late = bool(self._waiting) and bool(self.unstored)
+        self._is_late = bool(self._waiting) and bool(self.unstored)
         return len(self._waiting)
 
-    def take_news(self) -> list[tuple[str, str, str]]:
-        """What the run should be told, as severity, kind and text."""
-        news, self._news = self._news, []
-        return news
+    def take_events(self) -> list[tuple[str, str, str]]:
+        """Return new events for the run: severity, kind and text."""
+        events, self._events = self._events, []
+        return events
 
-    def end(self, timeout_s: float = CLOSE_S) -> None:
-        """Wait until what waits is committed and the file is closed. Harmless a second time."""
+    def end(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Wait until all frames are committed and the file is closed. Idempotent."""
         until = time.monotonic() + timeout_s
-        self._late = False
+        self._is_late = False
         self.settle(timeout_s)
         self._retry_at = float("inf")
         if self._process is None:
             return
-        self._hub.close()
+        self._socket.close()
         try:
             self._process.wait(max(until - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
-            self._process.returncode = 0  # let go of: it outlives us, and commits what it has
+            self._process.returncode = 0  # detached: it outlives the hub, and commits what it has
         self._process = None
 
     # --- the writer -------------------------------------------------------------------------------------------------
 
-    def _exchange(self, wait_s: float = 0.0, *, hear: bool = True) -> None:
-        """Send what waits and take in what the writer reports, waiting for either at most ``wait_s`` seconds."""
+    def _exchange(self, wait_s: float = 0.0, *, receive: bool = True) -> None:
+        """Send waiting frames and process reports, waiting for either at most ``wait_s`` seconds."""
         if self._process is None and time.monotonic() >= self._retry_at:
-            self._spawn()
+            self._launch()
         if self._process is None:
             return
         try:
             self._send(wait_s)
-            if hear:
-                self._hear(wait_s)
+            if receive:
+                self._receive(wait_s)
         except BlockingIOError:
             pass  # not yet
         except OSError:
-            self._lost_writer(self._process)
+            self._writer_died(self._process)
 
     def _send(self, wait_s: float) -> None:
-        flags = self._patience(socket.SO_SNDTIMEO, wait_s)
-        while not self._trouble and self._sent < len(self._waiting):
+        flags = self._flags(socket.SO_SNDTIMEO, wait_s)
+        while not self._error and self._sent < len(self._waiting):
             _, message = self._waiting[self._sent]
-            self._begun += self._hub.send(memoryview(message)[self._begun :], flags)
-            if self._begun == len(message):
-                self._sent, self._begun = self._sent + 1, 0
+            self._sent_bytes += self._socket.send(memoryview(message)[self._sent_bytes :], flags)
+            if self._sent_bytes == len(message):
+                self._sent, self._sent_bytes = self._sent + 1, 0
 
-    def _hear(self, wait_s: float) -> None:
-        received = self._hub.recv(_READ_BYTES, self._patience(socket.SO_RCVTIMEO, wait_s))
+    def _receive(self, wait_s: float) -> None:
+        received = self._socket.recv(_READ_BYTES, self._flags(socket.SO_RCVTIMEO, wait_s))
         if not received:
             raise ConnectionResetError
-        *lines, self._reports = (self._reports + received).split(b"\n")
+        *lines, self._received = (self._received + received).split(b"\n")
         for line in lines:
-            self._take(_decode_report(line))
+            self._process_report(_decode_report(line))
 
-    def _patience(self, option: int, wait_s: float) -> int:
-        """Flags of a call that waits so long: in the kernel, since ``settimeout`` would poll before, another call."""
+    def _flags(self, option: int, wait_s: float) -> int:
+        """Flags of a call that waits ``wait_s`` in the kernel: ``settimeout`` would poll first, one more call."""
         if wait_s <= 0:
             return socket.MSG_DONTWAIT
         microseconds = max(int(wait_s * 1e6), 1000)
-        self._hub.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", *divmod(microseconds, 1_000_000)))
+        self._socket.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", *divmod(microseconds, 1_000_000)))
         return 0
 
-    def _take(self, report: Report) -> None:
-        waited = len(self._waiting)
+    def _process_report(self, report: Report) -> None:
+        waiting = len(self._waiting)
         while self._waiting and self._waiting[0][0] <= report.seq:
             self._waiting.popleft()
             self._sent -= 1
         self._dropped += report.dropped
-        self._news += [(severity, "store", text) for severity, text in report.news]
-        if report.trouble:
-            self._fault(report.trouble)
-        elif self._trouble and not report.news:
-            lost = f"; {self._dropped} before them were let go" if self._dropped else ""
-            self._tell("info", f"history is being stored again: {waited} frames had waited{lost}")
-            self._trouble, self._dropped = "", 0
+        self._events += [(severity, "store", text) for severity, text in report.events]
+        if report.error:
+            self._pause(report.error)
+        elif self._error and not report.events:
+            lost = f"; {self._dropped} earlier frames were dropped" if self._dropped else ""
+            self._emit("info", f"history is being stored again: {waiting} frames had waited{lost}")
+            self._error, self._dropped = "", 0
 
-    def _spawn(self) -> None:
-        """A new process, which holds the lock by a descriptor that it is given: no moment lies between two owners."""
-        run, epoch, started = self._life
-        hub, theirs = socket.socketpair()
+    def _launch(self) -> None:
         try:
-            with theirs, _locked(self.path.parent / LOCK) as lock:
-                about = About(theirs.fileno(), lock, str(self.path), run, epoch, started, self._retry_s)
-                command = [sys.executable, "-m", About.__module__, msgspec.json.encode(about).decode()]
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,  # it may outlive the hub, whose reader waits for the end of that
-                    pass_fds=(about.hub, about.lock),
-                    cwd="/",
-                )
+            self._connect(launch_writer(self.path.parent))
         except OSError as error:
-            hub.close()
-            self._fault(str(error))
-        else:
-            hub.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _READ_BYTES)
-            self._hub = hub
+            self._pause(str(error))
 
-    def _lost_writer(self, process: subprocess.Popen[bytes]) -> None:
-        """It ended without being asked to: the next one gets all that was not committed."""
-        self._hub.close()
+    def _connect(self, writer: LaunchedWriter) -> None:
+        self._process, self._socket = writer.process, writer.socket
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _READ_BYTES)
+        try:
+            self._socket.sendall(pack(self._config))
+        except OSError:
+            self._writer_died(writer.process)
+
+    def _writer_died(self, process: subprocess.Popen[bytes]) -> None:
+        """The writer ended without being asked to: the next one gets all frames that were not committed."""
+        self._socket.close()
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in the disk; it keeps the lock
             process.wait(1.0)
         self._process = None
-        self._sent, self._begun, self._reports = 0, 0, b""
-        self._fault(f"the writer ended with exit code {process.returncode}")
+        self._sent, self._sent_bytes, self._received = 0, 0, b""
+        self._pause(f"the writer ended with exit code {process.returncode}")
 
-    def _fault(self, text: str) -> None:
-        """Say what is wrong, unless it was said."""
-        self._retry_at = time.monotonic() + self._retry_s
-        if text != self._trouble:
-            self._trouble = text
-            self._tell("error", f"history is not stored: {text} ({self.path}); the live view goes on")
+    def _pause(self, error: str) -> None:
+        """Pause after an error, and report it unless it was reported already."""
+        self._retry_at = time.monotonic() + self._config.retry_s
+        if error != self._error:
+            self._error = error
+            self._emit("error", f"history is not stored: {error} ({self.path}); the live view continues")
 
-    def _tell(self, severity: str, text: str) -> None:
-        self._news.append((severity, "store", text))
+    def _emit(self, severity: str, text: str) -> None:
+        self._events.append((severity, "store", text))
 
 
 def _news_of(frame: api.Frame) -> api.Frame:
-    """The frame without what repeats itself: engines, trainer and counters say the same again later."""
+    """The frame without engines, trainer and counters, which later frames repeat."""
     return api.Frame(
         frame.epoch, frame.seq, frame.time, steps=frame.steps, events=frame.events, changes=frame.changes,
         alarms=frame.alarms,
     )  # fmt: skip
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """The descriptor of a lock; who inherits it keeps the lock. Raises ``OSError``: somebody has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield descriptor
-    except BlockingIOError:
-        raise BlockingIOError("the last writer has not ended yet") from None
-    finally:
-        os.close(descriptor)
-
-
-def wait_for_writer(directory: Path, timeout_s: float = LAST_WRITER_S) -> None:
-    """Wait until the writer of a hub that is gone has committed what it had received, and has ended."""
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        try:
-            with _locked(directory / LOCK):
-                return
-        except BlockingIOError:
-            time.sleep(_POLL_S)
-        except OSError:
-            return  # the writer will meet the same and tell
-
-
 def set_aside(directory: Path) -> Path | None:
-    """Let the run in ``directory`` begin without a past; its store keeps under another name. No hub may live there.
+    """Let the run in ``directory`` begin without history: rename its store. No hub may be running.
 
     Returns:
-        Where the past is now; None if there was none.
+        The renamed file; None if there was no store.
     """
     if not (directory / NAME).exists():
         return None

@@ -1,7 +1,7 @@
-"""Writes frames into a run's store, a transaction per call. Blocks on the disk: for the writer's process.
+"""Writes frames into a run's store, one transaction per call. Blocks on the disk: runs in the writer process.
 
-What viewers were sent is what is stored, whole: steps, events, changes, alarms. Engines' figures are stored at a
-bounded rate, and the trainer's counts and the hub's counters once a second.
+Steps, events, changes and alarms are stored exactly as viewers got them. Engine states are stored at a bounded rate,
+the trainer's counts and the hub's counters once a second.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ ENGINE_ROWS_PER_S = 200.0
 """Rows of ``engine`` a second for the whole fleet: an engine a second up to 200 engines, each less often beyond."""
 
 COUNTS_PERIOD_S = 1.0
-"""How often counters and the trainer's counts are stored where nothing else happened."""
+"""How often counters and the trainer's counts are stored while there is no other news."""
 
 PAGE_BYTES = 8192
 CHECKPOINT_PAGES = 2000
 """Pages in the write-ahead log (16 MB) before they are moved into the file."""
 
-TIDY_S = 0.05
-"""How long thinning may keep a frame waiting: a fifth of what frames wait for their commit at most."""
+MAINTENANCE_S = 0.05
+"""How long retention may delay a frame: a fifth of the longest wait for a commit (``store.COMMIT_TIMEOUT_S``)."""
 
-_PACKED = {table.name: [c for c in table.columns if c.packed is not None] for table in schema.TABLES}
+_COMPRESSED = {table.name: [c for c in table.columns if c.packed is not None] for table in schema.TABLES}
 
 BUSY_S = 2.0
 """How long a write waits for another program that locked the file."""
 
 
 class Writer:
-    """One open store; made by ``open``, for the hub's life ``epoch``.
+    """An open store, written for one hub process.
 
     Args:
-        path: the file; made if it is not there.
+        path: the file; created if it does not exist.
         run, epoch, started: of the hub.
         wal: write-ahead log; else a rollback journal, for file systems where processes can't share memory.
-        limits: how much is kept.
+        limits: of retention.
 
     Raises:
-        schema.StoreError: the file is of a newer version, or of another program.
-        sqlite3.Error, OSError: it can't be opened or written.
+        schema.StoreError: a newer version or another program wrote the file.
+        sqlite3.Error, OSError: the file can't be opened or written.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Writer:
             self._connection.close()
             raise
         self._inode = path.stat().st_ino
-        self._thinner = retention.Thinner(self._connection, limits)
+        self._retention = retention.Retention(self._connection, limits)
 
     def _open(self, name: str, epoch: str, started: float, *, wal: bool) -> None:
         run = self._connection.execute
@@ -90,14 +90,14 @@ class Writer:
         self._facts: dict[str, tuple[str, int]] = {}
         for engine, number, facts in run("SELECT engine, max(id), facts FROM engine_facts GROUP BY engine"):
             self._facts[engine] = facts, number
-        self._engines: dict[str, api.Engine] = {}  # news of them that is not stored yet
+        self._engines: dict[str, api.Engine] = {}  # states that are not stored yet
         self._engine_stored: dict[str, float] = {}
         self._trainer: api.Trainer | None = None
         self._counters: dict[str, int] = {}
         self._counts_stored = 0.0
         self._sql: dict[tuple[str, ...], str] = {}
         found = run("SELECT id FROM life WHERE epoch = ?", (epoch,)).fetchone()
-        if found is None:  # else this hub opens it again, after trouble
+        if found is None:  # else this hub opens the file again, after an error
             found = (
                 self._insert("life", {"run": name, "epoch": epoch, "started": started, "version": version("rltop")}),
             )
@@ -108,50 +108,50 @@ class Writer:
         return number or 0
 
     def stored_until(self) -> float:
-        """Time of the newest frame that this hub's life has stored: what is not newer is there already."""
+        """Time of the newest frame that this hub has stored; frames that are not newer are stored already."""
         query = "SELECT time FROM frame WHERE id = ? AND life = ?"
         found = self._connection.execute(query, (self._frame, self._life)).fetchone()
         return found[0] if found else float("-inf")
 
     @property
-    def moved(self) -> bool:
-        """Whether the file is no longer the one at ``path``: what is written now, nobody will find."""
+    def was_replaced(self) -> bool:
+        """Whether the open file is no longer the one at ``path``."""
         try:
             return self.path.stat().st_ino != self._inode
         except OSError:
             return True
 
-    def write(self, frames: Sequence[api.Frame], beside: Sequence[Sequence[tuple[str, row_mapping.Row]]] = ()) -> None:
-        """Store frames, oldest first, and what is kept beside each, in one transaction: all of it or nothing.
+    def write(self, frames: Sequence[api.Frame], rows: Sequence[Sequence[tuple[str, row_mapping.Row]]] = ()) -> None:
+        """Store frames, oldest first, and further rows of each frame, in one transaction.
 
         Args:
             frames: as viewers get them.
-            beside: of each of the frames, table and row without the frame, blobs not packed; fewer than frames: none of
-                the last.
+            rows: by frame, table and row (without column ``frame``, blobs not compressed); may be shorter than
+                ``frames``.
 
         Raises:
-            sqlite3.Error: nothing of it was stored; open the store anew before writing again.
+            sqlite3.Error: the transaction was rolled back; reopen the store before writing again.
         """
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            for frame, others in zip(frames, chain(beside, repeat(())), strict=False):
+            for frame, more in zip(frames, chain(rows, repeat(())), strict=False):
                 self._add(frame)
-                for table, row in others:
-                    self._insert(table, _packed(table, row) | {"frame": self._frame})
+                for table, row in more:
+                    self._insert(table, _compressed(table, row) | {"frame": self._frame})
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
 
-    def tidy(self, most_s: float = TIDY_S) -> None:
-        """Thin what is old, for so many seconds at most, in transactions of its own. Raises ``sqlite3.Error``."""
-        end = time.monotonic() + most_s
-        while self._thinner.turn() and time.monotonic() < end:
+    def maintain(self, limit_s: float = MAINTENANCE_S) -> None:
+        """Apply retention for at most ``limit_s`` seconds, in transactions of its own. Raises ``sqlite3.Error``."""
+        end = time.monotonic() + limit_s
+        while self._retention.apply_some() and time.monotonic() < end:
             pass
 
     def close(self) -> None:
-        """Store what was held back, and leave one file with nothing beside it. Raises ``sqlite3.Error``."""
+        """Store engine states that were held back, and leave a single file. Raises ``sqlite3.Error``."""
         try:
             if self._engines:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -160,16 +160,16 @@ class Writer:
                     self._add_engine(engine, frame)
                 self._connection.execute("COMMIT")
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            with contextlib.suppress(sqlite3.OperationalError):  # somebody reads it: then the log stays
+            with contextlib.suppress(sqlite3.OperationalError):  # another process reads it: the log stays
                 self._connection.execute("PRAGMA journal_mode = DELETE")
         finally:
             self._connection.close()
 
     def abandon(self) -> None:
-        """Let go of the file after a fault."""
+        """Close the file after an error."""
         self._connection.close()
 
-    # --- inside -------------------------------------------------------------------------------------------------------
+    # --- frames -------------------------------------------------------------------------------------------------------
 
     def _add(self, frame: api.Frame) -> None:
         self._engines.update(frame.engines)
@@ -194,7 +194,7 @@ class Writer:
             del self._engines[engine.id]
 
     def _due(self, now: float) -> list[api.Engine]:
-        """Engines to store now: those whose facts changed, and those whose turn it is."""
+        """Return the engines to store now: those whose facts changed, and those that are due."""
         period = max(1.0, len(self._engine_stored) / ENGINE_ROWS_PER_S)
         return [
             engine
@@ -219,10 +219,10 @@ class Writer:
         self._insert("step", row_mapping.step_row(step, self._scalars) | {"id": self._step, "frame": frame})
         for row in row_mapping.step_engine_rows(step, self._step):
             self._insert("step_engine", row)
-        self._thinner.added_step(self._step)
+        self._retention.step_added(self._step)
 
     def _name_scalars(self, step: api.Step) -> None:
-        """Give new scalars a column: those that can have one, SQLite's names being the same in either case."""
+        """Assign columns to new scalars whose names SQLite can tell apart (it ignores case)."""
         for name in step.trainer:
             if name not in self._scalars and len(self._scalars) < schema.MAX_SCALARS:
                 taken = {known.lower() for known in self._scalars}
@@ -244,7 +244,7 @@ class Writer:
         self._insert("engine", row_mapping.engine_row(engine, known[1]) | {"frame": frame})
 
     def _add_change(self, row: dict[str, Any], frame: int) -> None:
-        """A hub that starts repeats what it learned of earlier commands: only what is new is a stage of one."""
+        """Store a change unless it repeats the stored one: a hub that starts repeats earlier commands."""
         names = ", ".join(map(schema.quoted, row))
         query = f"SELECT {names} FROM change WHERE command = ? AND engine = ? ORDER BY id DESC LIMIT 1"
         last = self._connection.execute(query, (row["command"], row["engine"])).fetchone()
@@ -262,18 +262,18 @@ class Writer:
         return number
 
 
-def _packed(table: str, row: row_mapping.Row) -> row_mapping.Row:
+def _compressed(table: str, row: row_mapping.Row) -> row_mapping.Row:
     return row | {
         column.name: zlib.compress(row[column.name], 1)
-        for column in _PACKED[table]
+        for column in _COMPRESSED[table]
         if len(row[column.name]) >= (column.packed or 0)
     }
 
 
-def set_aside(path: Path, why: str) -> Path:
-    """Give the file another name, with its log. Returns where it is now."""
+def set_aside(path: Path, reason: str) -> Path:
+    """Rename the file and its log. Return the new path."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    aside = path.with_name(f"{path.stem}-{why}-{stamp}{path.suffix}")
+    aside = path.with_name(f"{path.stem}-{reason}-{stamp}{path.suffix}")
     for end in ("-wal", "-shm", ""):
         with contextlib.suppress(FileNotFoundError):
             os.replace(f"{path}{end}", f"{aside}{end}")  # noqa: PTH105 - names with ends, not paths

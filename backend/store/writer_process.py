@@ -1,8 +1,8 @@
-"""The store's writer, a process of its own: ``python -m rltop.backend.store.writer_process ABOUT``.
+"""The store's writer process: ``python -m rltop.backend.store.writer_process DESCRIPTOR``.
 
-SQLite gives the interpreter's lock away at every statement, and gets it back from a thread that computes up to 5 ms
-later. Here no thread computes. The hub (``store.py``) hands frames over through a socket and keeps each until a report
-says that it is committed. If the hub is gone, what it had handed over is committed still; then this process ends.
+SQLite releases the GIL at every statement, and beside a thread that computes gets it back up to 5 ms later. In this
+process no other thread computes. The hub (``store.py``) sends frames through a socket and keeps each until a report
+confirms its commit. When the hub is gone, this process commits what it has received, then exits.
 """
 
 from __future__ import annotations
@@ -24,29 +24,25 @@ from rltop.backend.store.row_mapping import Row
 from rltop.backend.store.write import Writer, set_aside
 from rltop.backend.util.filesystems import is_network, kind_of
 
-TIDY_S = 1.0
-"""How often what is old is thinned a little, and the file is seen to still be there."""
+MAINTENANCE_PERIOD_S = 1.0
+"""How often retention is applied, a little at a time, and the file is checked to still exist."""
 
 READ_BYTES = 1 << 20
-"""Read from the hub at once: what is committed in one transaction when it catches up."""
+"""Bytes read from the hub at once: when the writer catches up, these are committed in one transaction."""
 
 SIZE_BYTES = 8
-"""Before every message of the hub: its size."""
+"""Length of the size before every message of the hub."""
 
 
-class About(msgspec.Struct, frozen=True):
-    """What a writer is started with, as JSON.
+class WriterConfig(msgspec.Struct, frozen=True):
+    """The hub's first message to a writer, on which it opens the store.
 
     Attributes:
-        hub: descriptor of a socket that is connected to it.
-        lock: descriptor of the store's lock, which is held for as long as it is open.
         path: the store's file.
         run, epoch, started: of the hub.
-        retry_s: how long the writer rests after a fault.
+        retry_s: pause after a fault.
     """
 
-    hub: int
-    lock: int
     path: str
     run: str
     epoch: str
@@ -55,97 +51,111 @@ class About(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
-    """What the hub hands over, as msgpack after its size: a frame as viewers get it, and the rows beside it."""
+    """A frame as viewers get it, and the rows that are stored with it (table, row)."""
 
     frame: api.Frame
-    beside: list[tuple[str, Row]]
+    rows: list[tuple[str, Row]]
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What the writer says to the hub, as a line of JSON.
+    """The writer's report to the hub, as a line of JSON.
 
     Attributes:
-        seq: no frame up to this one is needed any more; -1 for none.
-        trouble: why nothing is stored now; empty if it is.
+        seq: frames up to this one are done with; -1 for none.
+        error: why nothing can be stored at the moment; empty if frames are stored.
         dropped: frames since the last report that can't be stored at all.
-        news: what the run is to be told, as severity and text.
+        events: severity and text of events for the run.
     """
 
     seq: int = -1
-    trouble: str = ""
+    error: str = ""
     dropped: int = 0
-    news: list[tuple[str, str]] = []
+    events: list[tuple[str, str]] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
+_decode_config = msgspec.msgpack.Decoder(WriterConfig).decode
 
 
-def pack(message: Message) -> bytes:
-    """The message with its size before it."""
+def pack(message: WriterConfig | Message) -> bytes:
+    """Encode a message, preceded by its size."""
     body = _encode(message)
     return len(body).to_bytes(SIZE_BYTES, "little") + body
 
 
 class WriterProcess:
-    """Commits what comes from the hub, in order, until the hub is gone and nothing waits.
+    """Commits the frames of the hub in order, until the hub is gone and none waits.
 
     Args:
-        about: what it is to do.
-        hub: the socket in ``about``.
+        hub: connected socket.
     """
 
-    def __init__(self, about: About, hub: socket.socket) -> None:
+    def __init__(self, hub: socket.socket) -> None:
         self._hub = hub
-        self._path = Path(about.path)
-        self._life = about.run, about.epoch, about.started
-        self._retry_s = about.retry_s
+        self._config: WriterConfig
+        self._path: Path
         self._writer: Writer | None = None
         self._received = bytearray()
         self._waiting: list[Message] = []
         self._stored_until = float("-inf")
-        self._trouble = ""
+        self._error = ""
         self._hub_gone = False
-        self._tidied = 0.0
-        self._told_network = False
+        self._maintained = 0.0
+        self._network_reported = False
 
     def run(self) -> None:
         """See the class."""
-        while not self._hub_gone or (self._waiting and not self._trouble):
+        if not self._receive_config():
+            return
+        while not self._hub_gone or (self._waiting and not self._error):
             try:
-                self._turn()
-            except Exception as error:  # noqa: BLE001 - whatever it is, it costs the history alone
-                self._fault(error)
-        if self._writer is not None and not self._writer.moved:
+                self._commit_waiting()
+            except Exception as error:  # noqa: BLE001 - whatever it is, only the history suffers
+                self._handle_error(error)
+        if self._writer is not None and not self._writer.was_replaced:
             self._writer.close()
 
-    def _turn(self) -> None:
+    def _receive_config(self) -> bool:
+        """Wait for the first message; False if the hub ended before it."""
+        while not self._hub_gone:
+            self._read(None)
+            if (first := self._next_message()) is not None:
+                self._config = _decode_config(first)
+                self._path = Path(self._config.path)
+                self._decode_received()
+                return True
+        return False
+
+    def _commit_waiting(self) -> None:
+        """Open the file if need be, wait for frames and commit them, and do a little maintenance."""
         writer = self._writer = self._writer or self._open()
         if not self._waiting:
-            self._receive(TIDY_S)
-        if writer.moved:
+            self._receive(MAINTENANCE_PERIOD_S)
+        if writer.was_replaced:
             raise OSError(f"{self._path} was removed or replaced")
         if self._waiting:
             new = [message for message in self._waiting if message.frame.time > self._stored_until]
-            writer.write([message.frame for message in new], [message.beside for message in new])
+            writer.write([message.frame for message in new], [message.rows for message in new])
             self._report(Report(self._waiting[-1].frame.seq))
             self._waiting.clear()
-        self._trouble = ""
-        if time.monotonic() - self._tidied > TIDY_S:
-            self._tidied = time.monotonic()
-            writer.tidy()
+        self._error = ""
+        if time.monotonic() - self._maintained > MAINTENANCE_PERIOD_S:
+            self._maintained = time.monotonic()
+            writer.maintain()
 
     def _open(self) -> Writer:
         network = is_network(self._path.parent)
-        writer = Writer(self._path, *self._life, wal=not network)
+        config = self._config
+        writer = Writer(self._path, config.run, config.epoch, config.started, wal=not network)
         self._stored_until = writer.stored_until()
-        if network and not self._told_network:
-            self._told_network = True
-            self._tell(
+        if network and not self._network_reported:
+            self._network_reported = True
+            self._emit(
                 "warn",
                 f"the run directory is on a network file system ({kind_of(self._path.parent)}): history is stored "
-                "without a write-ahead log, slower, and only this machine may read it meanwhile; set RLTOP_HOME to a "
-                "local disk",
+                "without a write-ahead log, which is slower, and only this machine may read it during the run; set "
+                "RLTOP_HOME to a local disk",
             )
         if not self._waiting:
             self._report(Report())
@@ -154,15 +164,21 @@ class WriterProcess:
     # --- the hub ----------------------------------------------------------------------------------------------------
 
     def _receive(self, timeout_s: float) -> None:
-        """Take what the hub has sent, once something is there."""
+        """Receive frames, waiting at most ``timeout_s`` seconds for the first."""
+        self._read(timeout_s)
+        self._decode_received()
+
+    def _read(self, timeout_s: float | None) -> None:
         if self._hub_gone or not select.select([self._hub], [], [], timeout_s)[0]:
             return
         try:
             received = self._hub.recv(READ_BYTES)
-        except ConnectionResetError:  # it left reports unread
+        except ConnectionResetError:  # the hub left reports unread
             received = b""
         self._hub_gone = not received
         self._received += received
+
+    def _decode_received(self) -> None:
         while (message := self._next_message()) is not None:
             self._waiting.append(_decode(message))
 
@@ -175,43 +191,42 @@ class WriterProcess:
         return message
 
     def _report(self, report: Report) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # nobody is left to know
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the hub is gone
             self._hub.sendall(msgspec.json.encode(report) + b"\n")
 
-    def _tell(self, severity: str, text: str) -> None:
-        self._report(Report(news=[(severity, text)]))
+    def _emit(self, severity: str, text: str) -> None:
+        self._report(Report(events=[(severity, text)]))
 
-    # --- faults -----------------------------------------------------------------------------------------------------
+    # --- errors -----------------------------------------------------------------------------------------------------
 
-    def _fault(self, error: Exception) -> None:
-        """Let go of the file, report what is wrong, and rest; the next turn opens the file again."""
+    def _handle_error(self, error: Exception) -> None:
+        """Close the file, report the error, and pause; the next attempt opens the file again."""
         if self._writer is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._writer.abandon()
             self._writer = None
-        if type(error) is sqlite3.DatabaseError and self._path.is_file():  # not its subclasses: those pass
+        if type(error) is sqlite3.DatabaseError and self._path.is_file():  # its subclasses are temporary errors
             aside = set_aside(self._path, "damaged")
-            self._tell("error", f"the store was damaged ({error}): it is {aside.name} now, and a new one begins")
+            self._emit("error", f"the store was damaged ({error}): it was renamed to {aside.name}, a new one begins")
             return
-        report = Report(trouble=str(error) or repr(error))
+        self._error = str(error) or repr(error)
+        report = Report(error=self._error)
         if not isinstance(error, sqlite3.OperationalError | schema.StoreError | OSError) and self._waiting:
-            # Ours, not the disk's: it would fail every time.
-            report = Report(self._waiting[-1].frame.seq, report.trouble, len(self._waiting))
+            # A defect of ours, not of the disk: these frames would fail every time.
+            report = Report(self._waiting[-1].frame.seq, self._error, len(self._waiting))
             self._waiting.clear()
-        self._trouble = report.trouble
         self._report(report)
-        until = time.monotonic() + self._retry_s
+        until = time.monotonic() + self._config.retry_s
         while not self._hub_gone and (left := until - time.monotonic()) > 0:
             self._receive(left)
 
 
 def main(arguments: list[str]) -> None:
-    """Write for a hub; the one argument is ``About``."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the hub: this ends after it
+    """Write for a hub; the one argument is the descriptor of a connected socket."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the hub: this process ends after it
         signal.signal(number, signal.SIG_IGN)
-    about = msgspec.json.decode(arguments[0], type=About)
-    with socket.socket(fileno=about.hub) as hub:
-        WriterProcess(about, hub).run()
+    with socket.socket(fileno=int(arguments[0])) as hub:
+        WriterProcess(hub).run()
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ class Rollouts(Body, frozen=True, array_like=True, tag="rollouts"):
     """Finished requests of one engine.
 
     Arrays, concatenated in the order of ``rollouts``: ``prompt_ids`` i4, ``token_ids`` i4, ``logprobs`` f4 (nats;
-    NaN where not recorded).
+    NaN if not recorded).
     """
 
     engine: str
@@ -443,12 +443,12 @@ class Health(Body, frozen=True, array_like=True, tag="health"):
     faults: dict[str, int] = {}
 
 
-PASSING = (EngineState, Health)
+TRANSIENT = (EngineState, Health)
 """Messages about the present state, which replace all earlier ones: they are not kept for resending."""
 
 
 class Passed(Body, frozen=True, array_like=True, tag="passed"):
-    """Resent in place of a message of ``PASSING``, so that no sequence number is missing."""
+    """Resent in place of a message of ``TRANSIENT``, so that no sequence number is missing."""
 
 
 # --- control socket ---------------------------------------------------------------------------------------------
@@ -476,7 +476,7 @@ class Bye(Body, frozen=True, array_like=True, tag="bye"):
 
 
 class ByeAck(Body, frozen=True, array_like=True, tag="bye_ack"):
-    """The hub has everything up to the sender's ``Bye``."""
+    """The hub has all messages up to the sender's ``Bye``, or has given up waiting for them."""
 
     epoch: str
 
@@ -638,7 +638,7 @@ def decode_data(frames: Sequence[bytes | memoryview]) -> tuple[Envelope, DataBod
     try:
         envelope = _envelope_decoder.decode(frames[0])
         if envelope.proto != PROTO:
-            raise WireError(f"{envelope.source} speaks wire version {envelope.proto}, this hub {PROTO}")
+            raise WireError(f"{envelope.source} uses wire version {envelope.proto}, this hub {PROTO}")
         body = _data_decoder.decode(frames[1])
     except _MALFORMED as error:
         raise WireError(str(error)) from error

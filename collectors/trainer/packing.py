@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PackedColumn:
-    """A copied per-token array: one value for all, one per row, or one per token."""
+    """A copied per-token array: one value for all tokens, one per row, or one per token."""
 
     values: Copy
     level: Literal["all", "row", "token"]
@@ -93,11 +93,13 @@ def row_sizes(cu_seqlens: NDArray[Any], tokens: int) -> Ints:
     """Row sizes from cumulative sizes.
 
     Raises:
-        ValueError: they do not rise from 0 to ``tokens``.
+        ValueError: they do not increase from 0 to ``tokens``.
     """
     sizes: Ints = np.diff(cu_seqlens.astype(np.int64))
     if cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (sizes < 0).any():
-        raise ValueError(f"cu_seqlens: {short(cu_seqlens)}; expected to rise from 0 to {tokens}, the number of tokens")
+        raise ValueError(
+            f"cu_seqlens: {short(cu_seqlens)}; expected to increase from 0 to {tokens}, the number of tokens"
+        )
     return sizes
 
 
@@ -126,11 +128,11 @@ def _rows(batch: CopiedCall, block: _Block) -> tuple[wire.Arrays, Ints]:
     ends = np.searchsorted(trained, edges)
     last = np.append(trained, 0)[ends[1:] - 1]  # per row; unused for rows without a trained token
     count = np.diff(ends)
-    kept = np.where(count > 0, last - edges[:-1] + 1, 0)
-    keep = np.repeat(np.tile([True, False], kept.size), np.stack([kept, block.sizes - kept], axis=1).ravel())
+    cut = np.where(count > 0, last - edges[:-1] + 1, 0)
+    keep = np.repeat(np.tile([True, False], cut.size), np.stack([cut, block.sizes - cut], axis=1).ravel())
     ids = batch.token_ids.read(block.start, block.stop)
     arrays: wire.Arrays = {
-        "row_sizes": _ints("row_sizes", kept),
+        "row_sizes": _ints("row_sizes", cut),
         "row_ids": _ints("token_ids", ids[keep]),
         "row_mask": block.mask[keep].view("u1"),
     }

@@ -46,10 +46,10 @@ class ResendBuffer:
         """The next message to resend. It goes before any new message, because hubs process messages in order."""
         return self._messages.get(self._resend_seq)
 
-    def append(self, time: float, frames: Sequence[Frame], *, passing: bool = False) -> None:
-        """Add message ``next_seq``, sent at ``time``. Of a ``passing`` message only the number is kept."""
-        own = _PASSED if passing else [_owned(frame) for frame in frames]
-        nbytes = MESSAGE_BYTES + (0 if passing else sum(map(len, own)))
+    def append(self, time: float, frames: Sequence[Frame], *, transient: bool = False) -> None:
+        """Add message ``next_seq``, sent at ``time``. Of a ``transient`` message only the number is kept."""
+        own = _PASSED if transient else [_owned(frame) for frame in frames]
+        nbytes = MESSAGE_BYTES + (0 if transient else sum(map(len, own)))
         self._messages[self.next_seq] = SentMessage(self.next_seq, time, own, nbytes)
         self.nbytes += nbytes
         if self._resend_seq == self.next_seq:

@@ -309,14 +309,14 @@ class Sender(Generic[T]):
 
     def _encode_batch(self, batch: QueuedBatch[T]) -> Iterator[Frames]:
         for body, arrays in self._encode(batch.kind, batch.items):
-            yield Frames(wire.encode_body(body, arrays), passing=isinstance(body, wire.PASSING))
+            yield Frames(wire.encode_body(body, arrays), transient=isinstance(body, wire.TRANSIENT))
 
     def _send_new(self, data: Any, message: Frames) -> bool:
         """Send a new message; False if ZeroMQ accepts none now. Only accepted messages use a sequence number."""
         now = time.time()
         if not self._send_frames(data, self._resend_buffer.next_seq, now, message.frames):
             return False
-        self._resend_buffer.append(now, message.frames, passing=message.passing)
+        self._resend_buffer.append(now, message.frames, transient=message.transient)
         self._resend_buffer.shrink(self._limit_bytes - self._queue.nbytes)
         return True
 
@@ -336,7 +336,7 @@ class Sender(Generic[T]):
         """Send a health message; False if it can't be sent now, or has to wait for resends."""
         if self._resend_buffer.next_resend is not None:
             return False
-        return self._send_new(data, Frames(wire.encode_body(self.health(), {}), passing=True))
+        return self._send_new(data, Frames(wire.encode_body(self.health(), {}), transient=True))
 
     def _register(self) -> wire.Register:
         return wire.Register(wire.PROTO, self.source, self.epoch, self.role)
@@ -379,13 +379,13 @@ def _send_control(control: Any, message: wire.ControlToHub) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """A new message without its envelope. ``passing``: its type is in ``wire.PASSING``."""
+    """A new message without its envelope. ``transient``: its type is in ``wire.TRANSIENT``."""
 
     frames: list[Frame]
-    passing: bool
+    transient: bool
 
 
-_NONE = Frames([], passing=False)
+_NONE = Frames([], transient=False)
 """There is no message to send; a batch has no further one."""
 
 _senders: weakref.WeakSet[Sender[Any]] = weakref.WeakSet()

@@ -67,7 +67,7 @@ def _snapshot(run: str | None) -> Snapshot:
             with Client(rundir) as client:
                 return client.snapshot()
         with Reader(path) as reader:
-            return reader.picture()
+            return reader.snapshot()
     except (HubUnreachable, StoreError) as error:
         raise click.ClickException(str(error)) from error
 

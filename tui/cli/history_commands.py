@@ -44,7 +44,7 @@ def read_references(names: tuple[str, ...]) -> Reference | None:
     for name in names:
         try:
             with Reader(run_path(name)) as reader:
-                runs.append(reader.picture().steps)
+                runs.append(reader.snapshot().steps)
         except StoreError as error:
             raise click.ClickException(str(error)) from error
     return Reference(runs)
@@ -84,7 +84,7 @@ def replay(
         reader = Reader(SAMPLE if sample else run_path(run))
         if as_json or not on_terminal():
             with reader:
-                snapshot = reader.picture()
+                snapshot = reader.snapshot()
             click.echo(json.dumps(status.as_json(snapshot), indent=2) if as_json else status.as_text(snapshot))
             return
         source = Replay(reader, speed=speed or (SAMPLE_SPEED if sample else 1.0), from_step=from_step)

@@ -54,7 +54,7 @@ def _snapshot_and_verdict(run: str | None, step: int | None) -> tuple[Snapshot, 
     from rltop.backend.diagnosis.diagnose import diagnose
     from rltop.backend.store.read import Reader
     from rltop.backend.store.schema import StoreError
-    from rltop.backend.store.stored_diagnosis import case
+    from rltop.backend.store.stored_diagnosis import diagnosis_input
 
     path = run_path(run)
     try:
@@ -62,7 +62,7 @@ def _snapshot_and_verdict(run: str | None, step: int | None) -> tuple[Snapshot, 
             with Client(rundir) as client:
                 return client.snapshot(), client.diagnosis(step)
         with Reader(path) as reader:
-            return reader.picture(), diagnose(case(reader, step))
+            return reader.snapshot(), diagnose(diagnosis_input(reader, step))
     except (CommandError, HubUnreachable, StoreError, ValueError) as error:
         raise click.ClickException(str(error)) from error
 

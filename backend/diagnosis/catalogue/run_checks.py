@@ -35,7 +35,7 @@ CHECKS: tuple[Check, ...] = (
             "in more than 5 consecutive steps, and twice the longest earlier streak"
         ),
         rate=DETERMINISTIC,
-        source="rltop.backend.hub.state.MAX_SKEW; vime, issue 329",
+        source="rltop.backend.hub.event_log.MAX_SKEW; vime, issue 329",
         by_engine=True,
     ),
     Check(
