@@ -177,19 +177,20 @@ def _wait_for_effect(client: Client, command: str) -> Effect:
 def _confirm(selected: Probe, engines: tuple[str, ...]) -> None:
     where = ", ".join(engines) or "all live engines"
     click.echo(f"{selected.name} ({selected.code}) on {where}: {selected.summary}", err=True)
-    click.echo(_details(selected, "cost", "risk", "needs", "takes"), err=True)
+    click.echo(_details(selected, "cost", "risk", "requirements", "duration"), err=True)
     click.confirm("Run it?", default=False, abort=True, err=True)
 
 
 def _entry(one: Probe) -> dict[str, Any]:
-    names = ("name", "code", "summary", "isolates", "cost", "risk", "needs", "takes")
+    names = ("name", "code", "summary", "isolates", "cost", "risk")
     answers = {answer.word: answer.meaning for answer in one.all_answers}
-    return {name: getattr(one, name) for name in names} | {"answers": answers}
+    conditions = {"needs": one.requirements, "takes": one.duration}
+    return {name: getattr(one, name) for name in names} | conditions | {"answers": answers}
 
 
 def _table() -> str:
     return "\n\n".join(
-        f"{one.name} ({one.code}): {one.summary}\n{_details(one, 'isolates', 'cost', 'risk', 'takes')}"
+        f"{one.name} ({one.code}): {one.summary}\n{_details(one, 'isolates', 'cost', 'risk', 'duration')}"
         for one in PROBES
     )
 
@@ -203,8 +204,8 @@ _LABELS = {
     "isolates": "distinguishes",
     "cost": "cost",
     "risk": "risk",
-    "needs": "preconditions",
-    "takes": "duration",
+    "requirements": "preconditions",
+    "duration": "duration",
 }
 
 COMMANDS: tuple[click.Command, ...] = (probe,)
