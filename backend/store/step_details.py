@@ -133,9 +133,9 @@ def mismatch(reader: Reader, first: int | None, last: int | None) -> Mismatch:
         shape = GapShape(_unpacked(bins, "<i8"), _sums(_unpacked(sums, "<f8")), tokens, invalid)
         found[step][1][engine] = shape
     shapes = GapShapes()
-    for step, (_, of) in sorted(found.items()):
-        if all(_fits(shape) for shape in of.values()):
-            shapes.put_shapes(step, of)
+    for step, (_, by_engine) in sorted(found.items()):
+        if all(_fits(shape) for shape in by_engine.values()):
+            shapes.put_shapes(step, by_engine)
     return shapes.answer(first, last)
 
 

@@ -23,7 +23,7 @@ from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence import Evidence
 from rltop.backend.evidence.series import Stretch
 
-DATA = Path(__file__).parents[2] / "data" / "runs"
+DATA = Path(__file__).parents[1] / "data" / "runs"
 Floats = NDArray[np.float32]
 T = TypeVar("T")
 

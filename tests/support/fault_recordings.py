@@ -22,7 +22,7 @@ from rltop.collectors.contract import wire
 from tests.support.hub_core import Hub
 from tests.support.hub_messages import Trained, Written, rollouts, sequences
 
-DATA = Path(__file__).parents[2] / "data"
+DATA = Path(__file__).parents[1] / "data"
 Key = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]
 Columns = Mapping[str, NDArray[Any]]
 

@@ -1,4 +1,4 @@
-"""The hub's pure core with a clock that the test controls."""
+"""A hub's pure state with a simulated clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TICK_S = 0.5
 
 
 class Hub:
-    """Messages go in as frames; what the core says comes out as effects and in ``picture``."""
+    """Passes messages to a ``HubState`` as frames; output comes as effects and in ``picture``, its snapshot."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Hub:
 
     @classmethod
     def of(cls, state: HubState, now: float) -> Hub:
-        """Around a core that is there already."""
+        """Wrap an existing state."""
         hub = cls()
         hub.state, hub.now = state, now
         return hub
@@ -90,14 +90,14 @@ class Hub:
         self._logged(self.state.restore(lines, bad, self.now))
 
     def _logged(self, effects: list[Effect]) -> list[Effect]:
-        """Collects the lines of the audit log, which come before everything else."""
+        """Collect the lines of the audit log, which come before all other effects."""
         lines = [effect.line for effect in effects if isinstance(effect, Audit)]
         assert all(isinstance(effect, Audit) for effect in effects[: len(lines)])
         self.lines += lines
         return effects
 
     def later(self, seconds: float = 0.0) -> list[Effect]:
-        """Time passes, with ticks in between as a living hub has them."""
+        """Advance the clock, with the ticks of a live hub in between."""
         effects: list[Effect] = []
         begin, ticks = self.now, max(math.ceil(seconds / TICK_S), 1)
         for tick in range(1, ticks + 1):
@@ -111,7 +111,7 @@ class Hub:
         return effects
 
     def settle(self) -> None:
-        """Rollouts that are missing are waited for, as long as they are when all engines speak."""
+        """Advance the clock until missing rollouts are no longer waited for, all engines having been heard."""
         self.later(GRACE_S + 0.1)
         for name in [name for name in self.sources if not is_trainer(name)]:
             self.send(name, wire.Passed())

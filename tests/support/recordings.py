@@ -15,7 +15,7 @@ from rltop.backend.effects.epoch_sums import EpochKey, StepCells
 from rltop.backend.effects.estimate import SwitchMark, effect
 from rltop.backend.effects.throughput import SpeedSample
 
-DATA = Path(__file__).parents[2] / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 @dataclass(frozen=True)

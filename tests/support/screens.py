@@ -17,7 +17,7 @@ from textual.pilot import Pilot
 from rltop.tui.app import RltopApp
 from tests.support.pictures import HeldClient
 
-SAVED = Path(__file__).parents[2] / "screens"
+SAVED = Path(__file__).parents[1] / "screens"
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""A hub under load: collectors that send without a pause, and a viewer that remembers every step it received."""
+"""A hub under load: collectors that send continuously, and a viewer that remembers every step it was shown."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start_hub(rundir: RunDir) -> subprocess.Popen[bytes]:
 
 
 def child_of(hub: subprocess.Popen[bytes]) -> int:
-    """The one process that a hub has started: its store's writer."""
+    """Return the pid of the one child of a hub: its store's writer."""
     found = [children.read_text().split() for children in Path(f"/proc/{hub.pid}/task").glob("*/children")]
     ((child,),) = (children for children in found if children)
     return int(child)

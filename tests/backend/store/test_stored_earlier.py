@@ -25,7 +25,7 @@ from rltop.backend.store.store import Store
 from rltop.backend.store.stored_diagnosis import diagnosis
 from tests.support.hub_core import Hub
 
-DATA = Path(__file__).parent / "data" / "stored"
+DATA = Path(__file__).parents[2] / "data" / "stored"
 LAST_STEP = 2
 
 CAUSE = ("id", "code", "layer", "confidence", "since_step", "engines")
