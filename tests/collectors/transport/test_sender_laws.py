@@ -1,4 +1,4 @@
-"""What the sender promises whatever the hub does: nothing is lost without a count, nothing waits, order is kept."""
+"""Guarantees of the sender for any behaviour of the hub: losses are counted, calls don't wait, order is kept."""
 
 from __future__ import annotations
 
@@ -370,7 +370,7 @@ def test_a_disconnect_waits_for_requested_messages() -> None:
 
 
 class Counted(zmq.Socket[bytes]):
-    """A real socket that counts what gives the interpreter's lock away, by kind of socket."""
+    """A real socket that counts the calls that release the GIL, by socket type."""
 
     calls: ClassVar[Counter[tuple[int, str]]] = Counter()
 
