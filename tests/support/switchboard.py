@@ -334,7 +334,7 @@ class Walk:
             row.signature = f"{sum(resets)} resets at {len(resets)} updates"
 
     def _judge_ratios(self, records: list[Arrived], first: int) -> None:
-        """Check by the ratios which logprobs mode was set, and that tokens are in order under every form of scheduling."""
+        """Check by the ratios the logprobs mode, and that tokens are in order under every form of scheduling."""
         parts: dict[tuple[str, str], list[Any]] = {}
         for epoch, ratio in by_epoch(records[:: max(1, len(records) // RECOMPUTED)], TEMPERATURE).items():
             values = self.values[epoch - first]
