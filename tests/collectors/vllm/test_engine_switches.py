@@ -33,7 +33,7 @@ class Kinds(Enum):
 
 
 class Desk:
-    """One engine with its commands, driven by the test: ``send`` on the sender's thread, ``boundary`` on the engine's."""
+    """An engine and its commands, driven by the test: ``send`` on the sender's thread, ``boundary`` on the engine's."""
 
     def __init__(self, engine: EngineCore | None = None) -> None:
         self.engine = engine or EngineCore()
