@@ -104,7 +104,7 @@ _REQUESTS_RISK = (
     "statistic, join or hit rate of rltop contains them. vLLM's own metrics do"
 )
 _REQUESTS_NEED = (
-    "no speculative decoding, KV connector, LoRA, multimodal model or data-parallel ranks in lockstep; no long queue; "
+    "No speculative decoding, KV connector, LoRA, multimodal model or data-parallel ranks in lockstep; no long queue; "
     f"the KV cache at most {MAX_KV_USAGE:.0%} full"
 )
 

@@ -44,7 +44,7 @@ def output(name: str, tokens: list[int], *, finish: str | None = None, cached: i
 
 
 def runner_output(items: list[Output], idle: list[str]) -> Any:
-    """What a model runner put out where a step's outputs are ``items``; requests in ``idle`` took no token."""
+    """The output of a model runner for a step with outputs ``items``; requests in ``idle`` took no token."""
     took = [item for item in items if item.new_token_ids]
     width = max((item.new_logprobs.logprobs.shape[1] for item in took if item.new_logprobs is not None), default=0)
     rows: list[list[Any]] = [[], []]

@@ -39,7 +39,7 @@ ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR"} | (
 
 
 def _launch() -> dict[str, Any]:
-    """What this device is launched with; updates by vLLM's weight-transfer API are the CPU's alone."""
+    """Launch arguments for this device; only the CPU uses vLLM's weight-transfer API for updates."""
     if not ON_CPU:
         # Of a fixed size: engines that boot at once can't measure what is free.
         memory = {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 8 << 30}

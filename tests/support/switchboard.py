@@ -1,4 +1,4 @@
-"""Switches on a real engine with requests in flight, judged: nothing lost, every read-back right, every signature seen.
+"""Verifies switches on a real engine with requests in flight: no request lost, correct read-backs, visible effects.
 
 Needs no pytest: ``bench/gpu_suite.py`` runs the same walk where there is none.
 """
@@ -31,10 +31,10 @@ TIMES = 20
 
 TOKENS_BETWEEN = 200
 RECOMPUTED = 400
-"""Rollouts that are computed anew, evenly chosen."""
+"""Number of evenly chosen rollouts whose logprobs are recomputed."""
 
 FLOOR = 1e-5 if ON_CPU else 1e-2
-"""What a mean ratio may be off 1 by arithmetic alone: float32 here, bf16 on a GPU."""
+"""Deviation of a mean ratio from 1 by rounding: float32 here, bf16 on a GPU."""
 
 _numbers = itertools.count()
 """Of commands: an engine answers an id that it knows without doing anything."""
@@ -62,7 +62,7 @@ def told(output: Any) -> tuple[list[int], list[float]]:
 
 
 def check_same(found: Arrived, output: Any) -> wire.Rollout:
-    """The record equals what the front end returned, to the last bit of float32."""
+    """The rollout equals the front end's output, to the last bit of float32."""
     rollout, prompts, tokens, logprobs = found
     assert prompts == output.prompt_token_ids
     assert (tokens, logprobs) == told(output)
@@ -77,7 +77,7 @@ def check_equal(hub: HubStandIn, name: str, output: Any) -> wire.Rollout:
 
 
 def by_epoch(found: list[Arrived], temperature: float) -> dict[int, Any]:
-    """By flag epoch, pi / mu of every token: what the trainer computes at ``temperature`` against the record."""
+    """By flag epoch, pi / mu of every token: the trainer's probability at ``temperature`` over the rollout's."""
     parts: dict[int, list[Any]] = {}
     for rollout, prompts, tokens, logprobs in found:
         ratio = np.exp(policy_logprobs(prompts, tokens, temperature) - np.array(logprobs))
@@ -91,7 +91,7 @@ def by_epoch(found: list[Arrived], temperature: float) -> dict[int, Any]:
 
 
 def switch(hub: HubStandIn, flag: str, value: str, tag: str, *, strict: bool = False) -> wire.CommandUpdate:
-    """Ask for it, and see it applied with nothing lost; what is so already is not counted."""
+    """Switch a flag and check that it is applied without lost requests (not counted if it was set already)."""
     name = f"{tag}-{flag}-{value}"
     hub.command(ENGINE, flag, value, name, strict=strict)
     update = hub.closed(name)
@@ -154,14 +154,14 @@ class Traffic:
         wait_for(lambda: self.tokens() >= goal, f"{count} more tokens")
 
     def finish(self) -> None:
-        """Let what is in flight end, and begin no more."""
+        """Wait for the requests in flight to finish; send no more."""
         self.stopping = True
         for lane in self._lanes:
             result(lane)
 
 
 def whole(hub: HubStandIn, traffic: Traffic) -> list[Arrived]:
-    """Every request is whole, came once, and is recorded as its front end saw it."""
+    """Every rollout is complete, arrives once, and equals its front end's output."""
 
     def all_arrived() -> dict[str, Arrived] | None:
         found = {key.rsplit("-", 1)[0]: value for key, value in hub.rollouts().items()}
@@ -213,7 +213,7 @@ def moves(seed: int, start: dict[str, str], *, strict: bool, times: int = TIMES)
 
 @dataclass
 class Row:
-    """What was seen of one value of one flag."""
+    """Observations of one value of one flag."""
 
     flag: str
     value: str
@@ -234,7 +234,7 @@ HEADING = "| switch | times | ms, median (to) | in flight | lost | signature |\n
 
 
 class Walk:
-    """A seeded random walk over all values of some flags, under traffic; ``rows`` is what it saw.
+    """A seeded random walk over all values of some flags, under traffic; ``rows`` holds its observations.
 
     Args:
         engine: booted.
@@ -260,7 +260,7 @@ class Walk:
         self.rows: dict[tuple[str, str], Row] = {}
         self.updates: dict[str, list[int]] = {}
         self.values: list[dict[str, str]] = []
-        """By epoch since the start, what every flag was."""
+        """Values of every flag, by epoch since the start."""
         self.times: list[float] = []
         """When that epoch began."""
 
@@ -334,7 +334,7 @@ class Walk:
             row.signature = f"{sum(resets)} resets at {len(resets)} updates"
 
     def _judge_ratios(self, records: list[Arrived], first: int) -> None:
-        """The ratio says which mode it was, and in whatever form of scheduling, that every token is in its place."""
+        """Check by the ratios the logprobs mode, and that tokens are in order under every form of scheduling."""
         parts: dict[tuple[str, str], list[Any]] = {}
         for epoch, ratio in by_epoch(records[:: max(1, len(records) // RECOMPUTED)], TEMPERATURE).items():
             values = self.values[epoch - first]

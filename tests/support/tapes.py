@@ -35,7 +35,7 @@ METHODS = {"watch": "diagnose", "frame": "next_frame"}
 
 
 def taping(write: Callable[[bytes], object]) -> Callable[..., HubState]:
-    """What makes a ``HubState`` that also writes its calls down.
+    """Return a ``HubState`` class that also records its calls.
 
     It never waits for the kernel (call ``pieces.warm`` before), has no past, and numbers its commands: so a replay,
     which can't know when a compiler was done or what was drawn, comes to the same.

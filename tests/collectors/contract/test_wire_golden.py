@@ -1,4 +1,4 @@
-"""The wire's bytes are frozen: what was once sent is read for ever, and what is appended does not disturb.
+"""The encoding of messages is frozen: old bytes stay readable, and appended fields are compatible.
 
 ``wire_golden.json`` holds the msgpack frame of every message as hex. A change here is a change of the wire: append
 fields with defaults, and add a new entry; never edit one.

@@ -1,4 +1,4 @@
-"""Bytes from outside: whatever they are, decoding gives a message or a ``WireError``."""
+"""Decoding arbitrary bytes gives a message or a ``WireError``."""
 
 from __future__ import annotations
 

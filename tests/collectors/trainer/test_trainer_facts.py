@@ -1,4 +1,4 @@
-"""What a trainer states about itself reaches every hub, once each, and again when it changes."""
+"""A trainer's facts reach every hub once, and again when they change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What arrives of a ``sequences()`` call equals what the arrays say, in every form and library they may come in."""
+"""Messages of a ``sequences()`` call contain the values of the arrays, for every form and library."""
 
 from __future__ import annotations
 

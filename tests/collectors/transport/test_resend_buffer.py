@@ -1,4 +1,4 @@
-"""What a sender keeps to send again: all of it that is not acknowledged and fits, in order, and no more."""
+"""The resend buffer holds the unacknowledged messages that fit, in order."""
 
 from __future__ import annotations
 

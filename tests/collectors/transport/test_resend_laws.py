@@ -1,4 +1,4 @@
-"""Whatever a link loses, doubles or mixes up, whenever hubs die: each message is stored once, or counted as lost."""
+"""Under loss, duplication, reordering and hub crashes each message is stored once or counted as lost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Link:
 
 @dataclass
 class Hub:
-    """A hub that takes messages into memory, and now and then stores what it has."""
+    """A hub that receives messages into memory and stores them from time to time."""
 
     mark: ReceivedMark | None
     begun: float
@@ -57,7 +57,7 @@ class Hub:
 
 
 class World:
-    """A sender, a link, the hubs one after the other, and what is stored."""
+    """A sender, a link, successive hubs, and their store."""
 
     def __init__(self, seed: int, room: int) -> None:
         self.rng = random.Random(seed)
@@ -71,7 +71,7 @@ class World:
         self.mark: ReceivedMark | None = None
 
     def send(self, fate: str = "") -> None:
-        """What is due, or else a new message."""
+        """Send the next resend, or else a new message."""
         self.kept.shrink(self.room * MESSAGE_BYTES)
         due = self.kept.next_resend
         seq = due.seq if due else self.kept.next_seq
@@ -101,7 +101,7 @@ class World:
             self.kept.acknowledge(last)
 
     def die(self) -> None:
-        """What the hub had not stored is gone, and so is what was on its way; another takes over."""
+        """The hub dies with unstored and in-flight messages; another takes over."""
         self.link.pipes = [deque()]
         self.hub = Hub(self.mark, self.now)
 

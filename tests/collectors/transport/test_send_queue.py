@@ -14,7 +14,7 @@ actions = st.lists(
 
 @given(actions)
 def test_every_record_is_queued_sent_or_dropped_and_the_bound_holds(todo: list[Action]) -> None:
-    box: SendQueue[object] = SendQueue(100, frozenset({"vital"}))
+    box = SendQueue[object](100, frozenset({"vital"}))
     offered = dict.fromkeys(KINDS, 0)
     queued: list[tuple[str, int]] = []  # an independent account: what should be held, in order
     taken: list[QueuedBatch[object]] = []
@@ -55,14 +55,14 @@ def test_every_record_is_queued_sent_or_dropped_and_the_bound_holds(todo: list[A
         assert (counts.offered, counts.sent + counts.dropped, counts.queued) == (offered[kind], gone[kind], waiting)
 
 
-def test_vital_kinds_have_room_of_their_own() -> None:
-    box: SendQueue[object] = SendQueue(100, frozenset({"vital"}))
+def test_vital_kinds_have_reserved_room() -> None:
+    box = SendQueue[object](100, frozenset({"vital"}))
     assert [box.offer("bulk", 30, None) for _ in range(5)] == [True, True, True, False, False]
     assert [box.offer("vital", 5, None) for _ in range(3)] == [True, True, False]
 
 
-def test_after_close_offers_are_dropped_and_the_rest_can_still_be_taken() -> None:
-    box: SendQueue[object] = SendQueue(100, frozenset())
+def test_after_close_offers_are_dropped_and_queued_items_remain() -> None:
+    box = SendQueue[str](100, frozenset())
     assert box.offer("bulk", 1, "a")
     box.close()
     assert not box.offer("bulk", 1, "b")

@@ -1,4 +1,4 @@
-"""What the sender promises whatever the hub does: nothing is lost without a count, nothing waits, order is kept."""
+"""Guarantees of the sender for any behaviour of the hub: losses are counted, calls don't wait, order is kept."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_racing_close_counts_every_record_and_the_hub_has_all_sent_ones() -> N
             sender = make(rundir)
             barrier = threading.Barrier(4)
 
-            def offer(rank: int, sender: Sender[Item] = sender, barrier: threading.Barrier = barrier) -> None:
+            def offer(rank: int, sender: Sender[Any] = sender, barrier: threading.Barrier = barrier) -> None:
                 barrier.wait()
                 for number in range(200):
                     sender.offer("vital", 1, (rank, number))
@@ -370,7 +370,7 @@ def test_a_disconnect_waits_for_requested_messages() -> None:
 
 
 class Counted(zmq.Socket[bytes]):
-    """A real socket that counts what gives the interpreter's lock away, by kind of socket."""
+    """A real socket that counts the calls that release the GIL, by socket type."""
 
     calls: ClassVar[Counter[tuple[int, str]]] = Counter()
 

@@ -1,4 +1,4 @@
-"""From the engine's outputs to rollouts: whole or not at all, each token with its logprob, version and flag epoch."""
+"""Rollouts are published completely or not at all, each token with its logprob, version and flag epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outputs of many steps read at once are what they are one by one; a step that can't be read is a hole, not a guess."""
+"""Reading many steps together gives the same as reading each; a step that can't be read is a gap."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.engine_doubles import EngineCore, LogprobsLists, Output, Outp
 
 
 def recorded(tokens: list[int], told: list[int], width: int, *, contiguous: bool = True) -> LogprobsLists:
-    """Logprob -t/8 of every token t, in column 0 of ``width``, under the name of the token in ``told``."""
+    """Logprobs -t/8 of the tokens, in column 0 of ``width``, with the token ids ``told``."""
     ids, logprobs = np.full((len(tokens), width), -1, np.int32), np.full((len(tokens), width), 9.0, np.float32)
     ids[:, 0], logprobs[:, 0] = told, np.array(tokens, np.float32) / -8
     if contiguous:
@@ -33,7 +33,7 @@ def recorded(tokens: list[int], told: list[int], width: int, *, contiguous: bool
 
 @dataclass
 class Case:
-    """Records, and what must be made of them: per request and token its id, logprob (None: NaN), epoch and version."""
+    """Records and the expected rollouts: per request and token its id, logprob (None: NaN), epoch and version."""
 
     records: list[Record]
     truth: dict[str, list[tuple[int, float | None, int, int | None]]]

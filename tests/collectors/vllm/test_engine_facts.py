@@ -1,4 +1,4 @@
-"""Facts of an engine, read from vLLM's own objects: what a generation config fills in, what a switch changes."""
+"""Facts of an engine, read from vLLM's objects: sampling defaults, and facts that a switch changes."""
 
 from __future__ import annotations
 

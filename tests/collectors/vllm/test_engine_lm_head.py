@@ -115,7 +115,7 @@ def test_a_projection_that_does_not_come_out_in_float32_is_refused_and_undone() 
     bench, model = desk(tied=False)
 
     class Deaf(UnquantizedEmbeddingMethod):
-        """Ignores what is put over its ``apply``."""
+        """Ignores a wrapper of its ``apply``."""
 
         def __getattribute__(self, name: str) -> Any:
             return super().__getattribute__("real") if name == "apply" else super().__getattribute__(name)

@@ -1,4 +1,4 @@
-"""The collector inside a host: dormant unless asked, and whatever breaks in it, the host's results are the host's."""
+"""The collector inside a host: dormant by default, and its faults never change the host's results."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_missing_loop_is_reported(loops: Any) -> None:
 
 
 def calls(engine: EngineCore) -> list[Any]:
-    """What the host gets back from every method that is tapped."""
+    """Results of every patched method, as the host receives them."""
     assert engine.batch_queue is not None
     results: list[Any] = [engine.scheduler.add_request(request("a")), engine.scheduler.schedule(throttle_prefills=True)]
     engine.batch_queue.append({0: Outputs([output("a", [5])])})

@@ -1,4 +1,4 @@
-"""What must hold before a switch: the tables are whole, and every need has a refusal."""
+"""Preconditions of switches: the tables are complete, and every precondition has a refusal."""
 
 from __future__ import annotations
 

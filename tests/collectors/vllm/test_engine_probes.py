@@ -1,4 +1,4 @@
-"""Probes on duck-typed engines: one at a time, taken out of the outputs, ended by whatever overtakes them."""
+"""Probes on duck-typed engines: one at a time, removed from the outputs, ended by interruptions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class CoreRequest:
 
 
 class ServingCore(EngineCore):
-    """Takes requests, and answers the scored ones of a lot when told to."""
+    """Accepts requests, and returns the logprobs of scored ones on demand."""
 
     def __init__(self, vocabulary: int = VOCABULARY) -> None:
         super().__init__()
@@ -400,7 +400,7 @@ def test_the_error_of_a_rank_becomes_the_answer(bench: Bench) -> None:
 
 
 class Model(torch.nn.Module):  # type: ignore[misc] # torch has no types here
-    """Has what ``named_parameters`` misses: a buffer, plain attributes, packed weights; and a KV cache."""
+    """A model with a KV cache and tensors that ``named_parameters`` misses: a buffer, attributes, packed weights."""
 
     def __init__(self) -> None:
         super().__init__()

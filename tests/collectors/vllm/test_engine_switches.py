@@ -1,4 +1,4 @@
-"""Commands and switches on duck-typed engines: refused with a reason, whole or undone, never twice, never too late."""
+"""Commands on duck-typed engines: refused with a reason, completed or undone, executed once and in time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Kinds(Enum):
 
 
 class Desk:
-    """One engine with its commands, driven by hand: ``send`` is the sender's thread, ``boundary`` the engine's."""
+    """An engine and its commands, driven by the test: ``send`` on the sender's thread, ``boundary`` on the engine's."""
 
     def __init__(self, engine: EngineCore | None = None) -> None:
         self.engine = engine or EngineCore()

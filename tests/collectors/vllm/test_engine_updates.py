@@ -1,4 +1,4 @@
-"""Weight updates: the ones that fail halfway, and what they do to the prefix cache."""
+"""Weight updates: partial failures, and resets of the prefix cache."""
 
 from __future__ import annotations
 

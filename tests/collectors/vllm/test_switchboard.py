@@ -20,7 +20,7 @@ LAUNCHED = {flag.name: flag.values[0] for flag in FLAGS} | {"logprobs_mode": "ra
 
 
 class Engine:
-    """What its front end and its hub tell, switched at once. ``wrong`` breaks a rollout before it is told."""
+    """An engine double with front end and hub, switched immediately. ``wrong`` breaks a rollout before it is sent."""
 
     def __init__(self) -> None:
         self.llm = self
@@ -165,7 +165,7 @@ def test_a_rollout_that_differs_from_the_sampled_tokens_fails(
 
 @pytest.mark.parametrize("offset", [-0.5, -0.45], ids=["raw is not raw", "processed is not processed"])
 def test_logprobs_of_another_distribution_fail(engine: Engine, monkeypatch: pytest.MonkeyPatch, offset: float) -> None:
-    """The trainer's own: as the record says in either mode, or off by a little in processed mode."""
+    """The trainer's logprobs: equal to the rollout's in either mode, or slightly off in processed mode."""
     if offset == -0.5:
         monkeypatch.setattr(engine, "finish_one", _always_processed(engine))
     else:

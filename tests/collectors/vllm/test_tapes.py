@@ -22,7 +22,7 @@ RECORDED = "fault-lying-replica"
 
 
 def taped(path: Path) -> Hub:
-    """A recorded run, told to a hub whose core writes a tape; with a viewer, a registration and what is malformed."""
+    """A recorded run, sent to a hub whose core writes a tape; with a viewer, a registration and malformed messages."""
     with path.open("wb") as file:
         hub = Hub.of(taping(file.write)("run", "epoch", 1000.0), 1000.0)
         hub.say("e0", wire.Register(wire.PROTO, "e0", hub.source("e0").epoch, "engine"))
