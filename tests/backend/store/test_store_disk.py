@@ -204,5 +204,5 @@ def test_a_jump_of_the_wall_clock_is_reported_and_loses_nothing(rundir: RunDir, 
         assert ended(process) == 0
     assert list(stored.picture(rundir.path).steps) == [0, 1, 2]
     with hub(rundir, command=(*SHIFTED_HUB, str(shift))), Client(rundir) as client:  # which begins in the past
-        see(client, tells("behind what was stored last"))
+        see(client, tells("behind the last stored frame"))
         assert list(see(client, lambda v: bool(v.steps)).steps) == [0, 1, 2]
