@@ -43,7 +43,7 @@ class StepTimer:
 
     def __init__(self, engine: Any, running: int) -> None:
         self.costs: list[float] = []
-        """Microseconds of the engine's thread per step, for steps that emitted a token of ``running`` requests."""
+        """Microseconds of the engine's thread per step, for steps that emitted tokens of ``running`` requests or more."""
         self.own: list[float] = []
         """Microseconds of the timing itself in the same steps, measured on the method without a hook."""
         self._running = running
@@ -93,7 +93,7 @@ class StepTimer:
 
     def _stepped(self, result: Any) -> None:
         outputs, _ = result
-        if outputs and sum(len(of_client.outputs) for of_client in outputs.values()) == self._running:
+        if outputs and sum(len(of_client.outputs) for of_client in outputs.values()) >= self._running:
             self.costs.append(self._spent * 1e6)
             self.own.append(self._own * 1e6)
         self._spent = 0.0
