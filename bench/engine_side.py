@@ -43,7 +43,7 @@ class StepTimer:
 
     def __init__(self, engine: Any, running: int) -> None:
         self.costs: list[float] = []
-        """Microseconds of the engine's thread per step, for steps that emitted tokens of ``running`` requests or more."""
+        """Microseconds of the engine's thread per step that emitted tokens of at least ``running`` requests."""
         self.own: list[float] = []
         """Microseconds of the timing itself in the same steps, measured on the method without a hook."""
         self._running = running

@@ -200,7 +200,7 @@ def row(found: Measurements, size: str) -> dict[str, Any]:
 
 def report(found: Measurements, tokens: int) -> None:
     if not found.costs:
-        raise SystemExit(f"no step emitted tokens of enough requests: nothing was timed")
+        raise SystemExit("no step emitted tokens of enough requests: nothing was timed")
     low, median, high = np.quantile(found.costs, [0.025, 0.5, 0.975])
     print(f"engine's thread: {median:.1f} us per step at {RUNNING} running (95 % of {len(found.costs)} steps: ", end="")
     print(f"{low:.1f} to {high:.1f}; mean {np.mean(found.costs):.1f})")
