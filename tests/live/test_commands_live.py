@@ -420,9 +420,9 @@ def test_a_flushed_cache_has_no_hits_and_reports_the_remaining_blocks(run: Run) 
         running = run.batch(tokens=40)  # a block is 32 tokens: each holds one that is cached
         (held,) = run.client.command(api.AskAct(api.new_id(), "flush_cache"))
         run.finish(running)
-        if "that requests hold stay" in held.reason:
+        if "in use stay" in held.reason:
             break
-    assert "that requests hold stay" in held.reason
+    assert "in use stay" in held.reason
 
 
 def test_no_fault_was_contained_during_these_tests(run: Run) -> None:

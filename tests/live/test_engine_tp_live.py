@@ -43,7 +43,7 @@ def booted(monkeypatch: pytest.MonkeyPatch, **launch: Any) -> Iterator[tuple[Liv
 def check_weights(engine: LiveEngine, hub: HubStandIn, folder: Path, ranks: int) -> None:
     right, wrong = update_and_compare(engine, hub, ENGINE, folder)
     assert right.verdict == "agree", right
-    (note,) = [note for note in right.notes if "are the trainer's of this version" in note]
+    (note,) = [note for note in right.notes if "match the trainer's of this version" in note]
     same, total = (int(word) for word in note.removeprefix(f"{ENGINE}: ").split(" ")[:3:2])
     assert same == total >= 3 * ranks
     assert wrong.verdict == "not_the_trainer", wrong
