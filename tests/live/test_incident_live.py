@@ -106,7 +106,7 @@ class Watched:
         return self.client.view.alarm if self.client.view is not None else None
 
     async def until(self, condition: Callable[[], object], what: str, steps: float = math.inf) -> None:
-        """Poll until it holds, while the dashboard lives; the demo must not fail, nor make so many steps, before."""
+        """Poll until the condition holds. Fails if the dashboard ends, the demo fails, or it reaches the step limit."""
         first = self.newest
 
         def holds() -> bool:
