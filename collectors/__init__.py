@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rltop.collectors.trainer.collector import TrainerCollector
+    from rltop.collectors.vllm.weight_journal import weights_updated
 
-__all__ = ["TrainerCollector"]
+__all__ = ["TrainerCollector", "weights_updated"]
 
 
 def __dir__() -> list[str]:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> object:
         from rltop.collectors.trainer.collector import TrainerCollector
 
         return TrainerCollector
+    if name == "weights_updated":
+        from rltop.collectors.vllm.weight_journal import weights_updated
+
+        return weights_updated
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -49,14 +49,14 @@ class Checksum:
 
     def add_rows(self, first: int, bits: Bits) -> None:
         """Add rows [n, width], which start at row ``first``. Call ``end`` after the last."""
-        mixed = _mix(bits)
+        mixed = mix(bits)
         self._finish_rows(first, (mixed * _multipliers(0, bits.shape[1], bits)).sum(1))
         part = (mixed * _multipliers(first, bits.shape[0], bits)[:, None]).sum(0)
         self._columns = part if self._columns is None else self._columns + part
 
     def add_columns(self, first: int, bits: Bits) -> None:
         """Add columns [all rows, n], which start at column ``first``. Call ``end`` after the last."""
-        mixed = _mix(bits)
+        mixed = mix(bits)
         part = (mixed * _multipliers(first, bits.shape[1], bits)).sum(1)
         self._rows = part if self._rows is None else self._rows + part
         self._finish_columns((mixed * _multipliers(0, bits.shape[0], bits)[:, None]).sum(0))
@@ -70,12 +70,12 @@ class Checksum:
         self._rows = self._columns = None
 
     def _finish_rows(self, first: int, sums: Bits) -> None:
-        mixed = _mix(sums)
+        mixed = mix(sums)
         self.rows = (self.rows + int(mixed.sum())) % _FULL
         self.whole = (self.whole + int((mixed * _multipliers(first, sums.shape[0], sums)).sum())) % _FULL
 
     def _finish_columns(self, sums: Bits) -> None:
-        self.columns = (self.columns + int(_mix(sums).sum())) % _FULL
+        self.columns = (self.columns + int(mix(sums).sum())) % _FULL
 
 
 def as_hex(value: int) -> str:
@@ -151,7 +151,8 @@ def _cast(chunk: Any, dtype: Any) -> Any:
     return chunk.astype(dtype) if isinstance(chunk, np.ndarray) else chunk.to(dtype)
 
 
-def _mix(bits: Bits) -> Bits:
+def mix(bits: Bits) -> Bits:
+    """A bijection of 64-bit integers, with 0 for 0."""
     bits = bits * _ONE
     bits = (bits ^ (bits >> 31)) * _TWO
     return bits ^ (bits >> 29)
@@ -160,5 +161,10 @@ def _mix(bits: Bits) -> Bits:
 def _multipliers(first: int, size: int, like: Bits) -> Bits:
     """The odd multipliers of the positions ``first`` to ``first + size``."""
     places: NDArray[np.int64] = np.arange(first + 1, first + 1 + size, dtype=np.int64)
-    odd = _mix(places * _POSITION) | 1
+    odd = mix(places * _POSITION) | 1
     return odd if isinstance(like, np.ndarray) else sys.modules["torch"].from_numpy(odd).to(like.device)
+
+
+def column_multipliers(size: int, device: Any) -> Bits:
+    """The odd multipliers of the first ``size`` positions, made on a torch device without a copy from the host."""
+    return mix(sys.modules["torch"].arange(1, size + 1, device=device) * _POSITION) | 1

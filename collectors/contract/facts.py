@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from rltop.collectors.contract.checked import ArgumentError, is_text, named, shown
+
 MAX_FACTS = 64
 MAX_CHARS = 200
 """Bounds on a trainer's facts, which are shown in a table."""
@@ -31,20 +33,21 @@ def checked_facts(facts: Mapping[Any, Any]) -> dict[str, str | None]:
     """Convert a caller's facts to text; None removes a fact.
 
     Raises:
-        ValueError: more than ``MAX_FACTS``, a name that is not an identifier, or a value that is not finite, empty or
-            longer than ``MAX_CHARS``.
+        ArgumentError: more than ``MAX_FACTS``, a name that is not an identifier, or a value that is not finite, empty,
+            longer than ``MAX_CHARS`` or can't be encoded.
     """
     if len(facts) > MAX_FACTS:
-        raise ValueError(f"{len(facts)} facts; at most {MAX_FACTS}")
-    texts: dict[str, str | None] = {}
-    for name, value in facts.items():
+        raise ArgumentError(f"facts: {len(facts)}; at most {MAX_FACTS}")
+    for name in facts:
         if not isinstance(name, str) or not name.isidentifier() or len(name) > MAX_CHARS:
-            raise ValueError(f"fact {str(name)[:MAX_CHARS]!r}: expected a name like temperature or head_dtype")
-        text = as_text(value)
-        wrong = isinstance(value, float) and not math.isfinite(value)
-        if wrong or (text is not None and not 0 < len(text) <= MAX_CHARS):
-            raise ValueError(
-                f"fact {name}: {str(value)[:40]!r}; expected a finite number or 1 to {MAX_CHARS} characters"
-            )
-        texts[name] = text
-    return texts
+            raise ArgumentError(f"fact {shown(name)}: expected a name like temperature or head_dtype")
+    return {name: _checked(f"fact {name}", value) for name, value in facts.items()}
+
+
+@named
+def _checked(name: str, value: Any) -> str | None:
+    text = as_text(value)
+    wrong = isinstance(value, float) and not math.isfinite(value)
+    if wrong or (text is not None and not (0 < len(text) <= MAX_CHARS and is_text(text))):
+        raise ArgumentError(f"{name}: {shown(value)}; expected a finite number or 1 to {MAX_CHARS} characters")
+    return text

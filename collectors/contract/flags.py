@@ -170,10 +170,10 @@ FLAGS: tuple[Flag, ...] = (
         "continue with stale KV of the old weights. No value is right for every run.",
         cost="nothing when it is switched; on costs a prefill of every running request at each update",
         read_from="the collector's own policy, if pauses and worker calls of the live engine go through the collector",
-        switched_by="off: a pause never clears the cache. on: the prefix cache alone is reset after every update by "
-        "vLLM's calls (finish_weight_update, reload_weights, an update_weights outside an open update), paused or not, "
-        "at the next step boundary; if a running request would not survive, the reset is skipped and reported. "
-        "Explicit resets are unaffected, and a trainer's own worker calls are not recognised as updates",
+        switched_by="off: a pause never clears the cache. on: the prefix cache alone is reset after every load "
+        "of weights, by whatever call, or, if a call started the update, when it finishes; paused or not, at the next "
+        "step boundary; if a running request would not survive, the reset is skipped and reported. Explicit resets are "
+        "unaffected",
         preconditions=("boundary", "sees_steps", "no_connector", "sees_updates", "no_sleep_mode", "text_only"),
         launch="a text model, no KV connector, no sleep mode",
         launch_args={"caller": ""},

@@ -7,8 +7,12 @@ shared lock knows that a hub is alive. Starting is serialised by another lock, s
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import shutil
+import signal
+import stat
 import subprocess
 import sys
 import time
@@ -18,11 +22,14 @@ from typing import IO
 
 import msgspec
 
+from rltop.collectors.contract.extras import is_installed, missing
 from rltop.collectors.contract.rundir import RunDir, RunDirError
 
 POLL_S = 0.02
 LOG_TAIL_LINES = 15
-RUN_ID_FILES = frozenset({"hub.lock", "hub.json"})
+MAX_INFO_BYTES = 64 << 10
+RUN_ID_FILES = frozenset({"hub.lock", "hub.json", "store.sqlite"})
+"""A directory with one of these is a run: a hub ran here, or the store of a run was copied here."""
 
 
 class LaunchError(RuntimeError):
@@ -33,6 +40,7 @@ class HubInfo(msgspec.Struct, frozen=True):
     """The content of ``hub.json``, written once the hub's sockets are bound.
 
     ``started``: the hub's wall clock, seconds. ``epoch``: random id of this hub process. ``proto``: its wire version.
+    ``supervisor``: pid of the process that starts it again when it dies; 0 without one.
     """
 
     pid: int
@@ -40,6 +48,7 @@ class HubInfo(msgspec.Struct, frozen=True):
     started: float
     epoch: str
     proto: int
+    supervisor: int = 0
 
 
 def find_hub(rundir: RunDir) -> HubInfo | None:
@@ -48,18 +57,52 @@ def find_hub(rundir: RunDir) -> HubInfo | None:
     return info if info is not None and _is_held(rundir.lock) else None
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process of this machine is stopped by a signal or a debugger."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state in ("T", "t")
+
+
 def list_runs(home: Path) -> list[tuple[RunDir, HubInfo | None]]:
     """The runs in ``home`` (see ``rundir.home``) sorted by name, each with its live hub or None."""
     if not home.is_dir():
         return []
-    return [(RunDir(path), find_hub(RunDir(path))) for path in sorted(home.iterdir()) if _is_run(path)]
+    return [(RunDir(path), find_hub(RunDir(path))) for path in sorted(home.iterdir()) if is_run(path)]
 
 
-def ensure_hub(rundir: RunDir, *, timeout_s: float = 15.0) -> HubInfo:
+def is_run(path: Path) -> bool:
+    """Whether the directory is a run. Directories that this user can't read are not runs."""
+    return os.access(path, os.R_OK | os.X_OK) and any((path / name).exists() for name in RUN_ID_FILES)
+
+
+def remove_run(rundir: RunDir) -> None:
+    """Delete the directory of a run that has no hub, with everything in it.
+
+    Raises:
+        LaunchError: a hub is alive or being started.
+        OSError: it can't be deleted.
+    """
+    with _locked(rundir.path / "start.lock", time.monotonic()), rundir.lock.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            info = _read_info(rundir)
+            process = f", process {info.pid}" if info else ""
+            raise LaunchError(
+                f"run {rundir.run!r} is live (hub{process}); `rltop hub {rundir.argument} --stop` stops its hub"
+            ) from None
+        shutil.rmtree(rundir.path)
+
+
+def ensure_hub(rundir: RunDir, *, timeout_s: float = 15.0, supervise: bool = False) -> HubInfo:
     """Return the run's hub; start one if there is none, in a process and session of its own that outlives the caller.
 
     Safe to call from several processes at once: they get one hub. Blocks about a second while a hub starts, at most
-    ``timeout_s``.
+    ``timeout_s``. ``supervise``: a hub that is started here is started again when it dies. Collectors don't ask for
+    that: what they start must not start processes later.
 
     Raises:
         RunDirError: the run directory can't be used.
@@ -69,14 +112,18 @@ def ensure_hub(rundir: RunDir, *, timeout_s: float = 15.0) -> HubInfo:
     try:
         rundir.create()
         with _locked(rundir.path / "start.lock", deadline):
-            return find_hub(rundir) or _start(rundir, deadline)
+            return find_hub(rundir) or _start(rundir, deadline, supervise=supervise)
     except OSError as error:
         raise LaunchError(f"can't start a hub in {rundir.path}: {error}") from error
 
 
-def _start(rundir: RunDir, deadline: float) -> HubInfo:
+def _start(rundir: RunDir, deadline: float, *, supervise: bool) -> HubInfo:
+    if not is_installed("numba"):  # the process would end at the first rows
+        elsewhere = f"`rltop hub {rundir.argument} --new` in an environment that has it"
+        raise LaunchError(f"a hub measures: {missing('numba')}; or start the hub by {elsewhere}")
     _remove_stale_info(rundir)
-    command = [sys.executable, "-m", "rltop.backend.hub", str(rundir.path)]
+    options = ["--supervise"] if supervise else []
+    command = [sys.executable, "-m", "rltop.backend.hub", *options, str(rundir.path)]
     with rundir.log.open("ab") as log:
         hub = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True, cwd="/"
@@ -88,7 +135,7 @@ def _start(rundir: RunDir, deadline: float) -> HubInfo:
         if hub.poll():
             raise LaunchError(f"the hub of {rundir.path} ended with exit code {hub.returncode}{_tail(rundir.log)}")
         time.sleep(POLL_S)
-    hub.kill()
+    os.killpg(hub.pid, signal.SIGKILL)  # the leader of its session: with the hub of a supervisor
     hub.wait()
     raise LaunchError(f"the hub of {rundir.path} was not ready in time and was killed{_tail(rundir.log)}")
 
@@ -100,21 +147,26 @@ def _remove_stale_info(rundir: RunDir) -> None:
         rundir.info.unlink(missing_ok=True)
 
 
-def _is_run(path: Path) -> bool:
-    """Whether a hub ever ran here. Directories that this user can't read are not runs."""
-    return os.access(path, os.R_OK | os.X_OK) and any((path / name).exists() for name in RUN_ID_FILES)
-
-
 def _read_info(rundir: RunDir) -> HubInfo | None:
     try:
-        return msgspec.json.decode(rundir.info.read_bytes(), type=HubInfo)
+        with _opened(rundir.info) as file:
+            return msgspec.json.decode(file.read(MAX_INFO_BYTES), type=HubInfo)
     except (OSError, msgspec.DecodeError):
         return None
 
 
+def _opened(path: Path) -> IO[bytes]:
+    """Open a file to read it. Raises ``OSError`` for anything that is no file: a pipe would block its reader."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return file
+
+
 def _is_held(lock: Path) -> bool:
     try:
-        with lock.open("rb") as file:
+        with _opened(lock) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -147,4 +199,14 @@ def _tail(log: Path) -> str:
     return f"; the end of {log}:\n" + "\n".join(lines) if lines else f"; {log} is empty"
 
 
-__all__ = ["HubInfo", "LaunchError", "RunDirError", "ensure_hub", "find_hub", "list_runs"]
+__all__ = [
+    "HubInfo",
+    "LaunchError",
+    "RunDirError",
+    "ensure_hub",
+    "find_hub",
+    "is_run",
+    "is_stopped",
+    "list_runs",
+    "remove_run",
+]

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +79,14 @@ class RunDir:
         """Append-only log of all commands, one JSON object per line, written by the hub."""
         return self.path / "audit.jsonl"
 
+    def hub_files(self) -> tuple[int, ...] | None:
+        """Inodes of the hub's lock and sockets; None if one is missing."""
+        sockets = (self.path / f"{name}.sock" for name in ("ingest", "control", "view", "query"))
+        try:
+            return tuple(file.lstat().st_ino for file in (self.lock, *sockets))
+        except OSError:
+            return None
+
     def _endpoint(self, name: str) -> str:
         return f"ipc://{self.path / name}.sock"
 
@@ -92,19 +102,14 @@ class RunDir:
         self.check()
 
     def check(self) -> None:
-        """Check that no other user can write to the existing directory, and so act as the hub.
+        """Check that no other user can write to the existing directory or replace it, and so act as the hub.
 
         Raises:
             RunDirError: as ``create``.
             OSError: it does not exist or can't be read.
         """
         self._check_length()
-        found = self.path.stat()
-        if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-            raise RunDirError(
-                f"{self.path}: must belong to you with mode 0700 (it has owner {found.st_uid}, "
-                f"mode {stat.S_IMODE(found.st_mode):04o}); set RLTOP_HOME to a directory of your own"
-            )
+        check_private(self.path)
 
     def _check_length(self) -> None:
         longest = len(os.fsencode(self.path / "control.sock"))
@@ -113,6 +118,65 @@ class RunDir:
                 f"{self.path}: a socket in it would need {longest} bytes, the system allows {SOCKET_PATH_LIMIT}; "
                 "choose a shorter run name, or set RLTOP_HOME to a shorter directory"
             )
+
+
+def check_private(path: Path) -> None:
+    """Check that no other user can enter the existing directory or replace it.
+
+    Raises:
+        RunDirError: it is not a directory of this user with mode 0700, or another user could replace it.
+        OSError: it does not exist or can't be read.
+    """
+    found = path.lstat()
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077 or not stat.S_ISDIR(found.st_mode):
+        raise RunDirError(
+            f"{path}: must be a directory of yours with mode 0700 (it has owner {found.st_uid}, "
+            f"mode {stat.S_IMODE(found.st_mode):04o}); set RLTOP_HOME to a directory of your own"
+        )
+    for part, reason in distrusted(path.parent):
+        raise RunDirError(
+            f"{path}: {part} {reason}, so another user could replace the directory; "
+            "set RLTOP_HOME to a directory below your home"
+        )
+
+
+def distrusted(path: Path) -> Iterator[tuple[Path, str]]:
+    """The parts of an absolute path whose entries another user than root could replace, and why.
+
+    A link counts like a directory, and what it points to is checked too. In a directory with the sticky bit, users can
+    replace only what is theirs.
+    """
+    seen = [*reversed(path.parents), path]
+    for part in seen:
+        found = part.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            yield from distrusted(part.resolve())
+        if found.st_uid not in _trusted():
+            yield part, f"belongs to user {found.st_uid}"
+        elif _others_write(found):
+            yield part, f"can be written by others (mode {stat.S_IMODE(found.st_mode):04o})"
+
+
+def _trusted() -> set[int]:
+    """This user, and root: in a container without a mapping for root, its files belong to the owner of ``/``."""
+    return {os.getuid(), 0, Path("/").stat().st_uid}
+
+
+def _others_write(found: os.stat_result) -> bool:
+    mode = stat.S_IMODE(found.st_mode)
+    if stat.S_ISLNK(found.st_mode) or mode & stat.S_ISVTX:
+        return False
+    return bool(mode & 0o002) or (bool(mode & 0o020) and not _is_private_group(found.st_gid))
+
+
+def _is_private_group(gid: int) -> bool:
+    """Whether a group is root's, or the one that many systems make for a user alone: its name, and no other member."""
+    try:
+        group = grp.getgrgid(gid)
+        own = {"root", pwd.getpwuid(os.getuid()).pw_name}
+    except KeyError:
+        return False
+    return group.gr_name in own and set(group.gr_mem) <= own
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:

@@ -42,8 +42,26 @@ UNKNOWN_VERSION = -1
 """In integer version arrays: unknown, or not computed."""
 
 
-Version = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+Version = Annotated[int, msgspec.Meta(ge=-(2**62 - 1), le=2**62 - 1)]
 """A policy version outside of arrays; limited so that a difference of two fits 64 bits."""
+
+VersionUnit = Annotated[int, msgspec.Meta(ge=1, le=2**61)]
+"""How many counts of the policy version are one update: more than 1 if a framework counts, say, samples."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""A number of things, or the number of one of them: doubles hold it, and sums over 1024 sources fit 64 bits."""
+
+Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+"""A number that is neither infinite nor NaN, and whose differences are not either."""
+
+Seconds = Annotated[float, msgspec.Meta(ge=-1e11, le=1e11)]
+"""A wall clock or a duration that a calendar can represent."""
+
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+"""The name of a sender or of an engine, or a random id of a process."""
 
 
 class WireError(ValueError):
@@ -60,14 +78,17 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
         seq: number of this message within the epoch; a gap is a loss in transit.
         sent: wall clock of the sender when it first sent this message, seconds.
         oldest: the oldest message that the sender can resend (``Resend``); None if it can't resend.
+        session: secret of the sender's process, random and constant within the epoch: only the process itself and its
+            hub know it, so another process can't send in its name. Empty if the sender has none.
     """
 
     proto: int
-    source: str
-    epoch: str
-    seq: int
-    sent: float
-    oldest: int | None = None
+    source: Name
+    epoch: Name
+    seq: Count
+    sent: Seconds
+    oldest: Count | None = None
+    session: str = ""
 
 
 class Array(msgspec.Struct, frozen=True, array_like=True):
@@ -75,7 +96,7 @@ class Array(msgspec.Struct, frozen=True, array_like=True):
 
     name: str
     dtype: str
-    size: int
+    size: Count
 
 
 class Body(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -91,8 +112,8 @@ class VersionRun(msgspec.Struct, frozen=True, array_like=True):
     ``version`` is None if it is unknown; see ``Rollout.version_source``.
     """
 
-    start: int
-    flag_epoch: int
+    start: Count
+    flag_epoch: Count
     version: Version | None = None
 
 
@@ -103,9 +124,12 @@ class Rollout(msgspec.Struct, frozen=True, array_like=True):
         request_id: as in the engine core (vLLM appends 8 hex digits to the caller's).
         prompt_size: prompt tokens, in ``Rollouts.prompt_ids``.
         size: sampled tokens, in ``Rollouts.token_ids`` and ``Rollouts.logprobs``.
-        finish_reason: ``stop``, ``length``, ``abort`` or ``error``.
+        finish_reason: ``stop``, ``length``, ``abort``, ``error``, or ``stop_or_abort``: the front end ended a request
+            with stop strings, which it also does where it finds one.
         runs: flag epoch and policy version per token, run-length encoded; empty if ``size`` is 0.
-        version_source: ``engine`` (vLLM's weight label), ``inferred`` (from observed update calls) or ``unknown``.
+        version_source: ``engine`` (vLLM's weight label), ``stated`` (by the framework, in ``weights_updated`` or an
+            argument of the update call), ``inferred`` (observed updates, counted from the last statement) or
+            ``unknown``.
         has_logprobs: False if the request did not ask for logprobs; its entries in ``logprobs`` are NaN.
         cached_tokens: prompt tokens read from the prefix cache; None if vLLM did not report it.
         lookup_off: the prefix-cache lookup was off when the request was first scheduled.
@@ -118,21 +142,21 @@ class Rollout(msgspec.Struct, frozen=True, array_like=True):
     """
 
     request_id: str
-    prompt_size: int
-    size: int
+    prompt_size: Count
+    size: Count
     finish_reason: str
     runs: list[VersionRun]
     version_source: str
     has_logprobs: bool
-    cached_tokens: int | None = None
+    cached_tokens: Count | None = None
     lookup_off: bool = False
-    sampling: dict[str, float] = {}
-    arrived: float = 0.0
-    scheduled: float = 0.0
-    finished: float = 0.0
-    first_step: int = -1
-    updated: float = 0.0
-    started: float = 0.0
+    sampling: dict[str, Finite] = {}
+    arrived: Seconds = 0.0
+    scheduled: Seconds = 0.0
+    finished: Seconds = 0.0
+    first_step: Annotated[int, msgspec.Meta(ge=-1, le=2**53)] = -1
+    updated: Seconds = 0.0
+    started: Seconds = 0.0
 
 
 class Rollouts(Body, frozen=True, array_like=True, tag="rollouts"):
@@ -142,7 +166,7 @@ class Rollouts(Body, frozen=True, array_like=True, tag="rollouts"):
     NaN if not recorded).
     """
 
-    engine: str
+    engine: Name
     rollouts: list[Rollout]
     arrays: list[Array]
 
@@ -184,26 +208,28 @@ class CommandUpdate(Body, frozen=True, array_like=True, tag="command_update"):
         reverts: id of the command that this one reverts: when its timer expired (then this is the engine's own command
             ``<id>/revert``), or because of an undo.
         flag_epoch: tokens of this flag epoch and later were sampled after it; None if it changed no flag.
+        wanted: the value that the command sets its subject to; empty if the subject has none to read.
     """
 
     id: str
-    engine: str
+    engine: Name
     flag: str
     state: str
     reason: str = ""
     old: str | None = None
     new: str | None = None
-    engine_step: int | None = None
+    engine_step: Count | None = None
     policy_version: Version | None = None
-    in_flight: int | None = None
-    lost_requests: int | None = None
-    milliseconds: float | None = None
-    time: float = 0.0
+    in_flight: Count | None = None
+    lost_requests: Count | None = None
+    milliseconds: Seconds | None = None
+    time: Seconds = 0.0
     verb: str = "set"
     detail: str = ""
-    reverts_at: float | None = None
+    reverts_at: Seconds | None = None
     reverts: str = ""
-    flag_epoch: int | None = None
+    flag_epoch: Count | None = None
+    wanted: str = ""
 
 
 class Timer(msgspec.Struct, frozen=True, array_like=True):
@@ -216,7 +242,7 @@ class Timer(msgspec.Struct, frozen=True, array_like=True):
     verb: str
     flag: str
     back_to: str
-    at: float
+    at: Seconds
 
 
 class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
@@ -237,33 +263,42 @@ class EngineState(Body, frozen=True, array_like=True, tag="engine_state"):
         fingerprint: facts read from the live objects (vLLM version, runner, dtype, ...).
         commands: the last commands this engine closed, newest last.
         paused: generation is paused. update_open: a weight update is in progress.
+        weight_updates: updates that the collector observed, whatever their calls are named.
         timers: running timers, the next to expire first.
+        preemptions: counter, requests that lost their KV cache and are recomputed; None if unknown.
+        first_token_s, first_tokens: time from arrival to the first token, summed over this number of requests.
+        token_gap_s, token_gaps: time between consecutive tokens of a request, summed over this number of gaps.
     """
 
-    engine: str
+    engine: Name
     host: str
-    pid: int
-    step: int
+    pid: Count
+    step: Count
     policy_version: Version | None
     version_source: str
     weight_label: str | None
-    running: int
-    waiting: int
-    kv_usage: float | None
-    prompt_tokens: int
-    generated_tokens: int
-    cached_tokens: int
-    finished: int
-    aborted: int
-    without_logprobs: int
+    running: Count
+    waiting: Count
+    kv_usage: Share | None
+    prompt_tokens: Count
+    generated_tokens: Count
+    cached_tokens: Count
+    finished: Count
+    aborted: Count
+    without_logprobs: Count
     flags: dict[str, FlagState]
-    flag_epoch: int
+    flag_epoch: Count
     fingerprint: dict[str, str]
     commands: list[CommandUpdate] = []
     paused: bool = False
     update_open: bool = False
-    weight_updates: int = 0
+    weight_updates: Count = 0
     timers: list[Timer] = []
+    preemptions: Count | None = None
+    first_token_s: Seconds = 0.0
+    first_tokens: Count = 0
+    token_gap_s: Seconds = 0.0
+    token_gaps: Count = 0
 
 
 class Score(msgspec.Struct, frozen=True, array_like=True):
@@ -277,11 +312,11 @@ class Score(msgspec.Struct, frozen=True, array_like=True):
         cached: tokens read from the prefix cache; None if vLLM did not report it.
     """
 
-    passage: int
+    passage: Count
     way: str
-    first: int
-    size: int
-    cached: int | None = None
+    first: Count
+    size: Count
+    cached: Count | None = None
 
 
 class Digest(msgspec.Struct, frozen=True, array_like=True):
@@ -296,8 +331,8 @@ class Digest(msgspec.Struct, frozen=True, array_like=True):
     whole: str
     rows: str
     dtype: str
-    elements: int
-    rank: int = 0
+    elements: Count
+    rank: Count = 0
     columns: str = ""
 
 
@@ -315,20 +350,62 @@ class ProbeReport(Body, frozen=True, array_like=True, tag="probe_report"):
     """
 
     command: str
-    engine: str
+    engine: Name
     probe: str
     arrays: list[Array]
     policy_version: Version | None = None
-    weight_updates: int = 0
-    flag_epoch: int = 0
+    weight_updates: Count = 0
+    flag_epoch: Count = 0
     scores: list[Score] = []
     digests: list[Digest] = []
     fused: dict[str, list[str]] = {}
-    requests: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    stall_s: float = 0.0
-    longest_s: float = 0.0
+    requests: Count = 0
+    tokens: Count = 0
+    seconds: Seconds = 0.0
+    stall_s: Seconds = 0.0
+    longest_s: Seconds = 0.0
+    notes: list[str] = []
+
+
+class WeightSketch(msgspec.Struct, frozen=True, array_like=True):
+    """The sketch of one tensor (``contract.weight_sketch.TensorSketch``), of an engine's rank or of the trainer."""
+
+    name: str
+    dtype: str
+    rows: Count
+    hashes: list[str]
+    square: Finite
+    sums: list[Finite]
+    bad: Count = 0
+    rank: Count = 0
+
+
+class RefitReport(Body, frozen=True, array_like=True, tag="refit_report"):
+    """Sketches of an engine's weights, taken when it started, after a weight update, or after it woke up.
+
+    Attributes:
+        reason: ``start``, ``update`` or ``wake``.
+        weight_updates, policy_version, version_source: of the engine, from the first sketch to the last.
+        filled: counter of its process: parameters that calls of ``load_weights`` filled, over all ranks.
+        fused: as in ``ProbeReport``.
+        stall_s, longest_s: how long it occupied the engine's thread, in total and at most at once.
+        spent_s: time of the thread that runs the model, over all reports of this process so far; of the slowest rank.
+        up_s: how long the guard has run.
+        notes: what could not be read, one sentence each.
+    """
+
+    engine: str
+    reason: str
+    weight_updates: Count
+    policy_version: Version | None
+    version_source: str
+    filled: Count
+    sketches: list[WeightSketch]
+    fused: dict[str, list[str]] = {}
+    stall_s: Seconds = 0.0
+    longest_s: Seconds = 0.0
+    spent_s: Seconds = 0.0
+    up_s: Seconds = 0.0
     notes: list[str] = []
 
 
@@ -343,6 +420,8 @@ TOKEN_COLUMNS: dict[str, str] = {
     "rollout_versions": "i4",
     "old_versions": "i4",
     "clipped": "u1",
+    "weights": "f4",
+    "temperatures": "f4",
 }
 """Arrays of ``Sequences`` with one entry per trained token, and their element types."""
 
@@ -365,18 +444,21 @@ class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
     ``row_sizes`` i4 [rows], ``prompt_sizes`` i4 [rows], ``rewards`` f4 [rows].
     Per trained token (where ``row_mask`` is 1), concatenated in row order: ``rollout_logprobs`` f4 and
     ``trainer_logprobs`` f4 always; ``old_logprobs`` f4, ``entropy`` f4, ``advantages`` f4, ``rollout_versions`` i4,
-    ``old_versions`` i4 (``UNKNOWN_VERSION`` where not computed), ``clipped`` u1 if passed. Logprobs and entropy in
-    nats.
+    ``old_versions`` i4 (``UNKNOWN_VERSION`` where not computed), ``clipped`` u1, ``weights`` f4 (factors of the loss;
+    a token with 0 is not in the loss), ``temperatures`` f4 if passed. Logprobs and entropy in nats.
 
-    ``update`` numbers the optimizer updates on the same rollouts, from 0. ``clip_low`` and ``clip_high`` bound the
-    ratio; ``ratio_base`` is its denominator, ``rollout`` or ``old``; ``objective`` is ``ppo`` or ``gspo``.
+    ``update`` numbers the optimizer updates on the same rollouts, from 0; ``first_update`` is the first one that the
+    rank passed for this step. ``clip_low`` and ``clip_high`` bound the ratio; ``ratio_base`` is its denominator,
+    ``rollout``, ``old`` or ``current``; ``objective`` is ``ppo`` or ``gspo``. ``temperature``: of all tokens.
     ``request_ids``: the request id of each row, from vLLM or its caller, "" if unknown; [rows], or empty if none is.
+    ``environments``: the environment or task of each row, in the same form. ``version_unit``: how many counts of the
+    policy version are one update; 1 if not stated.
     """
 
-    step: int
-    update: int
-    rank: int
-    rows: int
+    step: Count
+    update: Count
+    rank: Count
+    rows: Count
     arrays: list[Array]
     policy_version: Version | None = None
     temperature: float | None = None
@@ -385,6 +467,9 @@ class Sequences(Body, frozen=True, array_like=True, tag="sequences"):
     ratio_base: str = "rollout"
     objective: str = "ppo"
     request_ids: list[str] = []
+    environments: list[str] = []
+    version_unit: VersionUnit = 1
+    first_update: Count = 0
 
 
 class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
@@ -392,17 +477,19 @@ class StepClosed(Body, frozen=True, array_like=True, tag="step_closed"):
 
     ``weight_digests``: of the weights after the step, by checkpoint name: dtype and checksums of rows and columns,
     separated by colons (``contract.digests``); empty if the trainer passed none. ``rows``: number of rows that the rank
-    passed for the step, over all updates, including dropped ones; None if not counted.
+    passed for the step, over all updates, including dropped ones; None if not counted. ``version_unit``: as in
+    ``Sequences``.
     """
 
-    step: int
-    rank: int
-    world_size: int
+    step: Count
+    rank: Count
+    world_size: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
     policy_version: Version | None = None
     metrics: dict[str, float] = {}
-    time: float = 0.0
+    time: Seconds = 0.0
     weight_digests: dict[str, str] = {}
-    rows: int | None = None
+    rows: Count | None = None
+    version_unit: VersionUnit = 1
 
 
 class TrainerFacts(Body, frozen=True, array_like=True, tag="trainer_facts"):
@@ -412,8 +499,16 @@ class TrainerFacts(Body, frozen=True, array_like=True, tag="trainer_facts"):
     sampling parameters (``temperature``, ``top_p``, ...).
     """
 
-    rank: int
+    rank: Count
     facts: dict[str, str]
+
+
+class TrainerWeights(Body, frozen=True, array_like=True, tag="trainer_weights"):
+    """Sketches of the trainer's weights of ``policy_version``, under the names of the checkpoint."""
+
+    rank: Count
+    policy_version: Version
+    sketches: list[WeightSketch]
 
 
 # --- any collector -> hub ---------------------------------------------------------------------------------------
@@ -422,25 +517,27 @@ class TrainerFacts(Body, frozen=True, array_like=True, tag="trainer_facts"):
 class Counts(msgspec.Struct, frozen=True, array_like=True):
     """Counts of the records of one kind; ``offered == sent + dropped + queued`` at all times."""
 
-    offered: int = 0
-    sent: int = 0
-    dropped: int = 0
-    queued: int = 0
+    offered: Count = 0
+    sent: Count = 0
+    dropped: Count = 0
+    queued: Count = 0
 
 
 class Health(Body, frozen=True, array_like=True, tag="health"):
     """Sent once a second: how many records the collector dropped, and whether the host's loop makes progress.
 
     ``loop_count`` increases with every iteration of the host's loop; ``loop_age`` is the time since the last increase,
-    in seconds. ``faults`` counts the exceptions contained by the error boundary, by place.
+    in seconds. ``faults`` counts the exceptions contained by the error boundary, by place. ``unproven`` counts the
+    control messages that it did not obey, since they were not from its hub (``Proven``).
     """
 
     counts: dict[str, Counts]
-    queue_bytes: int
-    queue_limit_bytes: int
-    loop_count: int = 0
-    loop_age: float = 0.0
-    faults: dict[str, int] = {}
+    queue_bytes: Count
+    queue_limit_bytes: Count
+    loop_count: Count = 0
+    loop_age: Seconds = 0.0
+    faults: dict[str, Count] = {}
+    unproven: Count = 0
 
 
 TRANSIENT = (EngineState, Health)
@@ -455,12 +552,18 @@ class Passed(Body, frozen=True, array_like=True, tag="passed"):
 
 
 class Register(Body, frozen=True, array_like=True, tag="register"):
-    """Identifies the source of a connection: first message on the control socket, and repeated every few seconds."""
+    """Identifies the source of a connection: first message on the control socket, and repeated every few seconds.
+
+    ``software``: versions of rltop, Python and loaded modules, by name. ``session``: as in ``Envelope``; to a process
+    that states one, the hub sends what it must obey as ``Proven``.
+    """
 
     proto: int
-    source: str
-    epoch: str
+    source: Name
+    epoch: Name
     role: str
+    software: dict[str, str] = {}
+    session: str = ""
 
 
 class Bye(Body, frozen=True, array_like=True, tag="bye"):
@@ -469,36 +572,43 @@ class Bye(Body, frozen=True, array_like=True, tag="bye"):
     ``oldest``: as in ``Envelope``.
     """
 
-    source: str
-    epoch: str
-    sent: int
-    oldest: int | None = None
+    source: Name
+    epoch: Name
+    sent: Count
+    oldest: Count | None = None
 
 
 class ByeAck(Body, frozen=True, array_like=True, tag="bye_ack"):
     """The hub has all messages up to the sender's ``Bye``, or has given up waiting for them."""
 
-    epoch: str
+    epoch: Name
 
 
 class Welcome(Body, frozen=True, array_like=True, tag="welcome"):
     """Identifies the hub: the answer to ``Register``; also sent by a new hub to a source that it does not know."""
 
-    hub_epoch: str
+    hub_epoch: Name
+
+
+class Refused(Body, frozen=True, array_like=True, tag="refused"):
+    """The hub takes nothing from this process, for ``reason``: another one sends under its name. It should end."""
+
+    epoch: Name
+    reason: str
 
 
 class Acknowledged(Body, frozen=True, array_like=True, tag="acknowledged"):
     """The messages of this epoch up to number ``seq`` are stored or settled: no hub will ask for them again."""
 
-    epoch: str
-    seq: int
+    epoch: Name
+    seq: Count
 
 
 class Resend(Body, frozen=True, array_like=True, tag="resend"):
     """The hub lacks message ``seq`` of this epoch: resend it and all following ones in order, as far as kept."""
 
-    epoch: str
-    seq: int
+    epoch: Name
+    seq: Count
 
 
 class Passage(msgspec.Struct, frozen=True, array_like=True):
@@ -510,7 +620,7 @@ class Passage(msgspec.Struct, frozen=True, array_like=True):
 
     request_id: str
     ids: bytes
-    start: int
+    start: Count
 
 
 class Command(Body, frozen=True, array_like=True, tag="command"):
@@ -530,18 +640,46 @@ class Command(Body, frozen=True, array_like=True, tag="command"):
     id: str
     flag: str
     value: str
-    deadline: float
+    deadline: Seconds
     verb: str = "set"
     strict: bool = False
-    revert_s: float | None = None
+    revert_s: Seconds | None = None
     target: str = ""
     probe: str = ""
     passages: tuple[Passage, ...] = ()
 
 
-DataBody = Rollouts | EngineState | Sequences | StepClosed | Health | TrainerFacts | ProbeReport | Passed
+class Proven(Body, frozen=True, array_like=True, tag="proven"):
+    """A control message with the proof that the hub of the run sent it, to this process.
+
+    Attributes:
+        hub_epoch: of the hub.
+        message: the control message, encoded: ``Welcome``, ``Command`` or ``Refused``.
+        proof: HMAC-SHA256 with the run's hub key (``contract.keys``) over the parts of ``proven_parts``.
+    """
+
+    hub_epoch: str
+    message: bytes
+    proof: bytes
+
+
+DataBody = (
+    Rollouts
+    | EngineState
+    | Sequences
+    | StepClosed
+    | Health
+    | TrainerFacts
+    | ProbeReport
+    | Passed
+    | RefitReport
+    | TrainerWeights
+)
 ControlToHub = Register | CommandUpdate | Bye
-ControlToCollector = Welcome | Command | ByeAck | Acknowledged | Resend
+ControlToCollector = Welcome | Command | ByeAck | Acknowledged | Resend | Refused | Proven
+
+MUST_BE_PROVEN = (Welcome, Command, Refused)
+"""What a collector obeys only if the hub of its run sent it."""
 
 _encoder = msgspec.msgpack.Encoder()
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
@@ -671,6 +809,11 @@ def encode(body: Body) -> bytes:
 def decode_to_hub(frame: bytes) -> ControlToHub:
     """Check and decode a control message from a collector. Raises ``WireError``."""
     return _decode_control(_to_hub_decoder, frame)
+
+
+def proven_parts(session: str, hub_epoch: str, message: bytes) -> tuple[bytes, ...]:
+    """What the proof of ``Proven`` covers: the receiver's session, the hub, and the encoded message."""
+    return b"rltop hub", session.encode(), hub_epoch.encode(), message
 
 
 def decode_to_collector(frame: bytes) -> ControlToCollector:

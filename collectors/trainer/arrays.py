@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rltop.collectors.contract.checked import ArgumentError, named, shown
+
 
 @dataclass(frozen=True)
 class Argument:
@@ -40,7 +42,7 @@ class Argument:
     @property
     def on_device(self) -> bool:
         """Whether reading a value would wait for a device."""
-        return any(_is_tensor(part) and part.device.type != "cpu" for part in self.parts)
+        return any(is_tensor(part) and part.device.type != "cpu" for part in self.parts)
 
     def describe(self) -> str:
         """The shape, for messages."""
@@ -48,7 +50,7 @@ class Argument:
 
     def copy(self) -> Copy:
         """Copy the values, flattened. Copying from CUDA is asynchronous; other devices are waited for."""
-        if not _is_tensor(self.parts[0] if self.parts else None):
+        if not is_tensor(self.parts[0] if self.parts else None):
             flat = [np.ravel(part) for part in self.parts] or [np.empty(0)]
             return Copy(np.concatenate(flat))
         return _copy_tensors(self.parts)
@@ -80,6 +82,7 @@ class Copy:
         return part if part.dtype.kind in "biuf" else part.astype(np.float32)
 
 
+@named
 def inspect(name: str, value: Any, *, integer: bool = False) -> Argument:
     """Inspect an argument's type, shape and dtype.
 
@@ -89,13 +92,13 @@ def inspect(name: str, value: Any, *, integer: bool = False) -> Argument:
         integer: require integers.
 
     Raises:
-        ValueError: not numeric; not integers; or a list of rows that are not 1-D, or differ in library or device.
+        ArgumentError: not numeric; not integers; or a list of rows that are not 1-D, or differ in library or device.
     """
-    if isinstance(value, list | tuple) and value and _is_row(value[0]):
+    if isinstance(value, list | tuple) and value and is_row(value[0]):
         parts = tuple(_part(f"{name}[{index}]", item, integer) for index, item in enumerate(value))
         for index, part in enumerate(parts):
             if part.ndim != 1 or type(part) is not type(parts[0]) or _device(part) != _device(parts[0]):
-                raise ValueError(
+                raise ArgumentError(
                     f"{name}[{index}]: {type(part).__name__} of shape {list(part.shape)} on {_device(part)}; expected "
                     f"1-D rows of one library on one device ({_device(parts[0])})"
                 )
@@ -111,22 +114,24 @@ def short(values: Any) -> str:
 
 
 def _part(name: str, value: Any, integer: bool) -> Any:
-    """Convert to a tensor or numpy array of numeric dtype; raises ``ValueError``."""
-    if _is_tensor(value):
+    """Convert to a tensor or numpy array of numeric dtype; raises ``ArgumentError``."""
+    if is_tensor(value):
         if value.is_nested or str(value.layout) != "torch.strided":
-            raise ValueError(f"{name}: a nested or sparse tensor; expected a dense one")
+            raise ArgumentError(f"{name}: a nested or sparse tensor; expected a dense one")
+        if value.is_meta or value.is_quantized:
+            raise ArgumentError(f"{name}: a meta or quantized tensor; expected one with plain values")
         part = value.detach()
         kind = "f" if part.is_floating_point() else "c" if part.is_complex() else "i"
     else:
         try:
             part = np.asarray(value)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{name}: numpy can't read it: {error}") from error
+            raise ArgumentError(f"{name}: numpy can't read it: {shown(error)}") from error
         kind = part.dtype.kind
         if kind == "V" and "float" in part.dtype.name:  # ml_dtypes (bfloat16, float8) have kind V (raw bytes)
             kind = "f"
     if kind not in "biuf" or (integer and kind == "f" and math.prod(part.shape)):
-        raise ValueError(f"{name}: dtype {part.dtype}; expected {'integers' if integer else 'numbers'}")
+        raise ArgumentError(f"{name}: dtype {part.dtype}; expected {'integers' if integer else 'numbers'}")
     return part
 
 
@@ -161,14 +166,22 @@ def _fill(target: Any, parts: tuple[Any, ...], *, non_blocking: bool) -> None:
         start = stop
 
 
-def _is_tensor(value: object) -> bool:
+def is_tensor(value: object) -> bool:
+    """Whether a value is a torch tensor."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def _is_row(value: Any) -> bool:
+@named
+def has_axis(_name: str, value: Any) -> bool:
+    """``is_row`` of an argument, whose own code may raise."""
+    return is_row(value)
+
+
+def is_row(value: Any) -> bool:
+    """Whether a value is an array with an axis, or a list, rather than a single number."""
     return isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
 
 
 def _device(part: Any) -> str:
-    return str(part.device) if _is_tensor(part) else "cpu"
+    return str(part.device) if is_tensor(part) else "cpu"

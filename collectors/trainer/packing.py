@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.collectors.contract import wire
+from rltop.collectors.contract.checked import ArgumentError
 from rltop.collectors.trainer.arrays import Copy, short
 
 MESSAGE_BYTES = 1 << 20
@@ -24,13 +26,17 @@ VERSIONS = frozenset({"rollout_versions", "old_versions"})
 
 Ints = NDArray[np.int64]
 
+Level = Literal["all", "row", "token", "next"]
+"""What an array has one value for: all tokens, each row, each token, or each token but the first, of every row or, if
+rows are packed, of the whole array."""
+
 
 @dataclass(frozen=True)
 class PackedColumn:
-    """A copied per-token array: one value for all tokens, one per row, or one per token."""
+    """A copied array and its level."""
 
     values: Copy
-    level: Literal["all", "row", "token"]
+    level: Level
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,12 @@ class CopiedCall:
         rows: number of rows.
         sizes: entries per row [rows]; or the copy of cu_seqlens, if they are on a device.
         tokens: sum of the sizes.
-        token_ids, mask: [tokens].
+        token_ids: [tokens]. mask: per token.
         prompt_ids: concatenated; None if not passed. prompt_sizes: entries per row.
-        rewards: [rows], or None.
+        rewards: per row, or per token and then summed; or None.
         columns: keyed as ``wire.TOKEN_COLUMNS``.
-        request_ids: [rows], or None.
+        request_ids, environments: [rows], or None.
+        packed: the rows are one array. shifted: the first token of a row has no logprob and is not trained on.
     """
 
     head: wire.Sequences
@@ -54,61 +61,118 @@ class CopiedCall:
     sizes: Copy | Ints
     tokens: int
     token_ids: Copy
-    mask: Copy
+    mask: PackedColumn
     prompt_ids: Copy | None
     prompt_sizes: Ints
-    rewards: Copy | None
+    rewards: PackedColumn | None
     columns: dict[str, PackedColumn]
     request_ids: list[str] | None = None
+    environments: list[str] | None = None
+    packed: bool = False
+    shifted: bool = False
+
+    @functools.cached_property
+    def row_sizes(self) -> Ints:
+        """Entries per row [rows]; raises ``ArgumentError`` if cu_seqlens on a device are invalid."""
+        return self.sizes if isinstance(self.sizes, np.ndarray) else row_sizes(self.sizes.read(), self.tokens)
+
+    def trained(self, name: str) -> NDArray[Any]:
+        """A column's values of all trained tokens, in its own dtype."""
+        block = Block(self, 0, self.rows, 0, self.tokens)
+        return block.per_token(self.columns[name])[block.mask]
 
 
 def pack(batch: CopiedCall) -> Iterator[tuple[wire.Sequences, wire.Arrays]]:
     """Yield the messages of one call.
 
     Raises:
-        ValueError: cu_seqlens on a device are invalid, or an id does not fit int32.
+        ArgumentError: cu_seqlens on a device are invalid, or an id does not fit int32.
     """
-    sizes = batch.sizes if isinstance(batch.sizes, np.ndarray) else row_sizes(batch.sizes.read(), batch.tokens)
+    sizes = batch.row_sizes
     starts, prompt_starts = _offsets(sizes), _offsets(batch.prompt_sizes)
     weights = 32 + 4 * batch.prompt_sizes + sizes * (5 + 4 * len(batch.columns))
-    if batch.request_ids:
-        weights += np.array([len(name) for name in batch.request_ids])
+    for names in (batch.request_ids, batch.environments):
+        if names:
+            weights += np.array([len(name) for name in names])
     for first, last in _blocks(weights, CONVERT_BYTES):
-        block = _Block(batch, first, last, sizes[first:last], int(starts[first]), int(starts[last]))
+        block = Block(batch, first, last, int(starts[first]), int(starts[last]))
         converted, trained = _rows(batch, block)
         converted |= _prompts(batch, block, prompt_starts) | _columns(batch, block)
         if batch.rewards is not None:
-            converted["rewards"] = _floats(batch.rewards.read(first, last))
+            converted["rewards"] = _floats(block.per_row(batch.rewards))
         offsets = _row_offsets(converted, trained)
         for begin, end in _blocks(weights[first:last], MESSAGE_BYTES):
             arrays = {name: array[offsets[name][begin] : offsets[name][end]] for name, array in converted.items()}
-            ids = batch.request_ids[first + begin : first + end] if batch.request_ids else []
-            yield (
-                msgspec.structs.replace(batch.head, rows=end - begin, arrays=wire.describe(arrays), request_ids=ids),
-                arrays,
-            )
+            rows = slice(first + begin, first + end)
+            body = msgspec.structs.replace(
+                batch.head, rows=end - begin, arrays=wire.describe(arrays),
+                request_ids=(batch.request_ids or [])[rows], environments=(batch.environments or [])[rows],
+            )  # fmt: skip
+            yield body, arrays
 
 
 def row_sizes(cu_seqlens: NDArray[Any], tokens: int) -> Ints:
     """Row sizes from cumulative sizes.
 
     Raises:
-        ValueError: they do not increase from 0 to ``tokens``.
+        ArgumentError: they do not increase from 0 to ``tokens``.
     """
     sizes: Ints = np.diff(cu_seqlens.astype(np.int64))
     if cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (sizes < 0).any():
-        raise ValueError(
+        raise ArgumentError(
             f"cu_seqlens: {short(cu_seqlens)}; expected to increase from 0 to {tokens}, the number of tokens"
         )
     return sizes
 
 
-class _Block:
+class Block:
     """Rows ``first`` to ``last`` of a call: tokens ``start`` to ``stop``, and the mask of the trained ones."""
 
-    def __init__(self, batch: CopiedCall, first: int, last: int, sizes: Ints, start: int, stop: int) -> None:
-        self.first, self.last, self.sizes, self.start, self.stop = first, last, sizes, start, stop
-        self.mask: NDArray[np.bool_] = batch.mask.read(start, stop) != 0
+    def __init__(self, batch: CopiedCall, first: int, last: int, start: int, stop: int) -> None:
+        self.first, self.last, self.start, self.stop = first, last, start, stop
+        self.sizes = batch.row_sizes[first:last]
+        self._batch = batch
+        self.mask: NDArray[np.bool_] = self.per_token(batch.mask) != 0
+        if batch.shifted:
+            self.mask &= ~self._begins
+
+    def per_token(self, column: PackedColumn) -> NDArray[Any]:
+        """One value per token of the block. The first tokens of shifted rows get any value: they are not trained on."""
+        values = column.values
+        if column.level == "token":
+            return values.read(self.start, self.stop)
+        if column.level == "row":
+            return np.repeat(values.read(self.first, self.last), self.sizes)
+        if column.level == "all":
+            return np.repeat(values.read(), self.stop - self.start)
+        if self._batch.packed:
+            before = values.read(max(self.start - 1, 0), max(self.stop - 1, 0))
+            return np.concatenate([np.zeros(self.stop - self.start - before.size, before.dtype), before])
+        return self._spread(values)
+
+    def per_row(self, column: PackedColumn) -> NDArray[Any]:
+        """One value per row of the block; values per token are summed."""
+        if column.level == "row":
+            return column.values.read(self.first, self.last)
+        values = self.per_token(column).astype(np.float64)
+        if column.level == "next":
+            values[self._begins] = 0
+        return np.bincount(np.repeat(np.arange(self.sizes.size), self.sizes), values, self.sizes.size)
+
+    @functools.cached_property
+    def _begins(self) -> NDArray[np.bool_]:
+        """Whether each token is the first of its row [tokens]."""
+        begins = np.zeros(self.stop - self.start, bool)
+        begins[_offsets(self.sizes)[:-1][self.sizes > 0]] = True
+        return begins
+
+    def _spread(self, values: Copy) -> NDArray[Any]:
+        """Values of all tokens but the rows' first ones, at their tokens."""
+        start = self.start - int(np.count_nonzero(self._batch.row_sizes[: self.first]))
+        found = values.read(start, start + int(np.count_nonzero(~self._begins)))
+        spread = np.zeros(self._begins.size, found.dtype)
+        spread[~self._begins] = found
+        return spread
 
 
 def _blocks(weights: Ints, limit: int) -> Iterator[tuple[int, int]]:
@@ -121,7 +185,7 @@ def _blocks(weights: Ints, limit: int) -> Iterator[tuple[int, int]]:
         first, base = last, int(ends[last - 1])
 
 
-def _rows(batch: CopiedCall, block: _Block) -> tuple[wire.Arrays, Ints]:
+def _rows(batch: CopiedCall, block: Block) -> tuple[wire.Arrays, Ints]:
     """Ids and mask of the rows, each cut after its last trained token; and the number of trained tokens per row."""
     trained = np.flatnonzero(block.mask)
     edges = _offsets(block.sizes)
@@ -149,7 +213,7 @@ def _row_offsets(arrays: wire.Arrays, trained: Ints) -> dict[str, Ints]:
     return offsets
 
 
-def _prompts(batch: CopiedCall, block: _Block, starts: Ints) -> wire.Arrays:
+def _prompts(batch: CopiedCall, block: Block, starts: Ints) -> wire.Arrays:
     if batch.prompt_ids is None:
         return {}
     ids = batch.prompt_ids.read(int(starts[block.first]), int(starts[block.last]))
@@ -157,10 +221,10 @@ def _prompts(batch: CopiedCall, block: _Block, starts: Ints) -> wire.Arrays:
     return {"prompt_sizes": _ints("prompt_sizes", sizes), "prompt_ids": _ints("prompt_ids", ids)}
 
 
-def _columns(batch: CopiedCall, block: _Block) -> wire.Arrays:
+def _columns(batch: CopiedCall, block: Block) -> wire.Arrays:
     arrays: wire.Arrays = {}
     for name, column in batch.columns.items():
-        values = _per_token(column, block)[block.mask]
+        values = block.per_token(column)[block.mask]
         if wire.TOKEN_COLUMNS[name] == "f4":
             arrays[name] = _floats(values)
         elif name in VERSIONS:
@@ -168,15 +232,6 @@ def _columns(batch: CopiedCall, block: _Block) -> wire.Arrays:
         else:
             arrays[name] = (values != 0).astype("u1")
     return arrays
-
-
-def _per_token(column: PackedColumn, block: _Block) -> NDArray[Any]:
-    """Broadcast the column to one value per token of the block."""
-    if column.level == "token":
-        return column.values.read(block.start, block.stop)
-    if column.level == "row":
-        return np.repeat(column.values.read(block.first, block.last), block.sizes)
-    return np.repeat(column.values.read(), block.stop - block.start)
 
 
 def _offsets(sizes: Ints) -> Ints:
@@ -197,6 +252,6 @@ def _versions(name: str, values: NDArray[Any]) -> NDArray[np.int32]:
 
 def _ints(name: str, values: NDArray[Any]) -> NDArray[np.int32]:
     limits = np.iinfo(np.int32)
-    if values.size and (values.min() < limits.min or values.max() > limits.max):
-        raise ValueError(f"{name}: values from {values.min()} to {values.max()}; the wire carries int32")
+    if values.size and (float(values.min()) < limits.min or float(values.max()) > limits.max):  # float16 has no int32
+        raise ArgumentError(f"{name}: values from {values.min()} to {values.max()}; the wire carries int32")
     return np.ascontiguousarray(values, "<i4")

@@ -50,19 +50,16 @@ class SendQueue(Generic[T]):
         self._queue: deque[tuple[str, int, T]] = deque()
         self._kinds: dict[str, _Kind] = {}
         self._closed = False
-        self._lock = threading.Lock()  # held for microseconds at most
+        self._lock = threading.RLock()  # held for microseconds at most
+        self._changing = False  # a call changes the counts, and a signal handler may have interrupted it
+        self._deferred: deque[tuple[str, int, T] | tuple[str, int]] = deque()
 
     def offer(self, kind: str, nbytes: int, item: T) -> bool:
-        """Queue ``item`` of about ``nbytes`` bytes, or drop and count it. Returns whether it was queued."""
-        with self._lock:
-            counts = self._kinds.setdefault(kind, _Kind())
-            counts.offered += 1
-            if not self._fits(kind, nbytes):
-                counts.dropped += 1
-                return False
-            self.nbytes += nbytes
-            self._queue.append((kind, nbytes, item))
-        return True
+        """Queue ``item`` of about ``nbytes`` bytes, or drop and count it. Returns whether it was queued.
+
+        In a signal handler that interrupted another call it is queued, or dropped, when that call ends.
+        """
+        return self._change((kind, nbytes, item))
 
     def has_room(self, kind: str, nbytes: int) -> bool:
         """Whether an item of that size would be queued now."""
@@ -71,10 +68,36 @@ class SendQueue(Generic[T]):
 
     def count_dropped(self, kind: str, count: int) -> None:
         """Count records that were dropped before they could be offered."""
+        self._change((kind, count))
+
+    def _change(self, change: tuple[str, int, T] | tuple[str, int]) -> bool:
+        """Apply an item to queue, or a count of dropped records; returns whether an item was queued or deferred."""
         with self._lock:
-            counts = self._kinds.setdefault(kind, _Kind())
-            counts.offered += count
-            counts.dropped += count
+            if self._changing:
+                self._deferred.append(change)
+                return True
+            self._changing = True
+            try:
+                queued = self._apply(change)
+                while self._deferred:
+                    self._apply(self._deferred.popleft())
+            finally:
+                self._changing = False
+        return queued
+
+    def _apply(self, change: tuple[str, int, T] | tuple[str, int]) -> bool:
+        counts = self._kinds.setdefault(change[0], _Kind())
+        if len(change) == 2:
+            counts.offered += change[1]
+            counts.dropped += change[1]
+            return False
+        counts.offered += 1
+        if not self._fits(change[0], change[1]):
+            counts.dropped += 1
+            return False
+        self.nbytes += change[1]
+        self._queue.append(change)
+        return True
 
     def pop_batch(self) -> QueuedBatch[T] | None:
         """Remove the oldest item and all following ones of the same kind; None if the queue is empty."""

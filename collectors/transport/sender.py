@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import logging
 import os
+import secrets
 import threading
 import time
 import uuid
@@ -24,10 +26,14 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from rltop.collectors.contract import wire
-from rltop.collectors.contract.rundir import RunDir
+from rltop.collectors.contract.keys import RunKeyError
+from rltop.collectors.contract.rundir import RunDir, RunDirError
 from rltop.collectors.transport.error_boundary import ErrorBoundary
+from rltop.collectors.transport.hub_check import HubCheck, UnprovenError
+from rltop.collectors.transport.redaction import Redaction, redaction_of
 from rltop.collectors.transport.resend_buffer import Frame, ResendBuffer
 from rltop.collectors.transport.send_queue import QueuedBatch, SendQueue
+from rltop.collectors.transport.software import software
 
 TICK_S = 0.01
 """Default interval at which the thread checks the queue."""
@@ -41,11 +47,20 @@ BURST = 64
 HEALTH_PERIOD_S = 1.0
 """Interval of health messages and of calls of ``periodic``."""
 
+START_PERIOD_S = 1.0
+"""Pause between attempts to start the thread."""
+
+CHECK_PERIOD_S = 1.0
+"""How often the run directory is checked: a cleaner of /tmp may remove it, and another user make one in its place."""
+
 REGISTER_PERIOD_S = 3.0
 """Interval of ``Register``, by which a new hub on the same path identifies this connection."""
 
 SEND_HWM = 64
 """Messages that may wait inside ZeroMQ, in addition to the bound of the queue."""
+
+MAX_UNANSWERED = 4
+"""Registrations without an answer after which the control connection is made again."""
 
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 2000
 
@@ -59,6 +74,8 @@ EXIT_TIMEOUT_S = 2.0
 """How long interpreter exit waits for a sender that was not closed."""
 
 Message = tuple[wire.DataBody, wire.Arrays]
+
+log = logging.getLogger("rltop")
 
 
 T = TypeVar("T")
@@ -120,16 +137,28 @@ class Sender(Generic[T]):
     def _reset(self) -> None:
         """Initialise the state: of a new sender, and in a forked child, where the inherited items are the parent's."""
         self.epoch = uuid.uuid4().hex[:16]
+        self._session = secrets.token_hex(16)
+        self._hub_check = HubCheck(self.rundir, self._session)
+        self._redaction: Redaction | None = None
+        self._unproven = 0
+        self._has_registered = False
+        self._unanswered = 0  # registrations since the last answer
         self.loop_count = 0
         self._loop_seen = (0, time.monotonic())
         self._queue: SendQueue[T] = SendQueue(self._limit_bytes, self._vital)
         self._replies: deque[wire.ControlToHub] = deque(maxlen=MAX_REPLIES)
         self._thread: threading.Thread | None = None
-        self._start_lock = threading.Lock()
+        self._start_lock = threading.RLock()  # a signal handler may call during a call
+        self._starting = False
+        self._start_again = 0.0  # monotonic; when to try again to get a thread
         self._closing = threading.Event()
         self._fast_until = 0.0  # monotonic; until then an answer to a command is expected
         self._deadline = 0.0  # monotonic; when a closing thread ends in any case
         self._acknowledged = threading.Event()
+        self._refused = False
+        self._linked: tuple[int, int] | None = None  # device and inode of the directory
+        self._unsafe = ""
+        self._threadless = False
         self._resend_buffer = ResendBuffer()
         self._batch: QueuedBatch[T] | None = None
         self._messages: Iterator[Frames] = iter(())  # of the batch, encoded one at a time
@@ -140,11 +169,25 @@ class Sender(Generic[T]):
     def start(self) -> None:
         """Start the thread, once. The first ``offer`` also does, so that a collector created before a fork works."""
         with self._start_lock:
-            if self._thread is None and not self._closing.is_set():
-                # Not in the thread: a fork during the import would leave the child with an incomplete module.
-                self.guard.run("sender", importlib.import_module, "zmq")
-                self._thread = threading.Thread(target=self._run, name=f"rltop-{self.source}", daemon=True)
-                self._thread.start()
+            if self._thread is None and not (self._starting or self._closing.is_set()):
+                self._starting = True
+                if time.monotonic() >= self._start_again:
+                    self.guard.run("sender", self._start)
+                self._starting = False
+
+    def _start(self) -> None:
+        self._start_again = time.monotonic() + START_PERIOD_S
+        # Not in the thread: a fork during the import would leave the child with an incomplete module.
+        importlib.import_module("zmq")
+        thread = threading.Thread(target=self._run, name=f"rltop-{self.source}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has none; items wait, and are dropped when the queue is full
+            if not self._threadless:
+                self._threadless = True
+                log.warning("rltop: no thread could be started, trying again: %s", error)
+            return
+        self._thread = thread
 
     def offer(self, kind: str, nbytes: int, item: T) -> bool:
         """Queue ``item`` of about ``nbytes`` bytes, or drop and count it. Returns whether it was queued.
@@ -171,7 +214,9 @@ class Sender(Generic[T]):
         """The counts of every kind, the size of the queue, and the progress of the host's loop."""
         age = time.monotonic() - self._loop_seen[1]
         queue, faults = self._queue, dict(self.guard.faults)
-        return wire.Health(queue.counts(), queue.nbytes, queue.limit_bytes, self.loop_count, age, faults)
+        return wire.Health(
+            queue.counts(), queue.nbytes, queue.limit_bytes, self.loop_count, age, faults, self._unproven
+        )
 
     def close(self, timeout: float = 5.0) -> bool:
         """Send what is queued, disconnect, and end the thread. Returns whether the hub confirmed the last message.
@@ -183,10 +228,10 @@ class Sender(Generic[T]):
             if not self._closing.is_set():
                 self._deadline = time.monotonic() + timeout
                 self._closing.set()
-        if self._thread is None:
+        if self._thread is not threading.current_thread():  # a garbage collection there may end an engine
+            if self._thread is not None:
+                self._thread.join(timeout)
             self._queue.close()
-        else:
-            self._thread.join(timeout)
         return self._acknowledged.is_set()
 
     # --- the sender's own thread --------------------------------------------------------------------------------
@@ -214,10 +259,9 @@ class Sender(Generic[T]):
             data.sndhwm = SEND_HWM
             control.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
             control.setsockopt(zmq.ROUTING_ID, f"{self.source}#{self.epoch}".encode())
-            data.connect(self.rundir.ingest)
-            control.connect(self.rundir.control)
             self._loop(data, control)
-            self._disconnect(data, control)
+            if not self._refused:
+                self._disconnect(data, control)
         finally:
             data.close()
             control.close()
@@ -225,15 +269,18 @@ class Sender(Generic[T]):
 
     def _loop(self, data: Any, control: Any) -> None:
         """Run until ``close`` is called."""
-        next_health = next_register = 0.0
+        next_health = next_register = next_check = 0.0
         closing = health_due = False
         while not closing:
             closing = self._closing.is_set()  # then this is the last iteration; items that ``tick`` offers are sent
             now = time.monotonic()
             if self.loop_count != self._loop_seen[0]:
                 self._loop_seen = (self.loop_count, now)
+            if now >= next_check:
+                next_check = now + (CHECK_PERIOD_S if self._relink(data, control) else TICK_S)
             if now >= next_register and _send_control(control, self._register()):
-                next_register = now + REGISTER_PERIOD_S
+                next_register, self._has_registered = now + REGISTER_PERIOD_S, True
+                self._count_unanswered(control)
             if now >= next_health:
                 next_health = now + HEALTH_PERIOD_S
                 if self._periodic is not None:
@@ -245,9 +292,50 @@ class Sender(Generic[T]):
                 self.guard.run("tick", self._tick)
             self._run_once(data, control)
 
+    def _relink(self, data: Any, control: Any) -> bool:
+        """Connect to the hub while the run directory is safe, and leave one that was removed or replaced.
+
+        Returns:
+            Whether there is a directory to connect to.
+        """
+        directory = self._safe_directory()
+        if directory != self._linked:
+            for socket, endpoint in ((data, self.rundir.ingest), (control, self.rundir.control)):
+                if self._linked is not None:
+                    socket.disconnect(endpoint)
+                if directory is not None:
+                    socket.connect(endpoint)
+            self._linked = directory
+        return directory is not None
+
+    def _count_unanswered(self, control: Any) -> None:
+        """Connect again if the hub does not answer: it ignores a connection whose id an earlier one still has."""
+        self._unanswered += 1
+        if self._unanswered > MAX_UNANSWERED and self._linked is not None:
+            self._unanswered = 0
+            control.disconnect(self.rundir.control)
+            control.connect(self.rundir.control)
+
+    def _safe_directory(self) -> tuple[int, int] | None:
+        """Device and inode of the run directory; None if it does not exist, or another user could act as the hub."""
+        try:
+            self.rundir.check()
+            self._redaction = redaction_of(self.rundir, self._redaction)
+            found = self.rundir.path.lstat()
+        except (RunDirError, RunKeyError) as error:
+            if str(error) != self._unsafe:
+                self._unsafe = str(error)
+                log.warning("rltop: not connected to a hub: %s", error)
+            return None
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
     def _disconnect(self, data: Any, control: Any) -> None:
         """Send the remaining items, then ``Bye``; return when the hub confirms it, or after a time without progress."""
         self._queue.close()
+        if not self._has_registered:  # closed at once: the hub should know what it was
+            self._replies.appendleft(self._register())
         buffer, bye_sent, position, last_progress = self._resend_buffer, False, (0, 0), time.monotonic()
         while not self._acknowledged.is_set():
             if not bye_sent and buffer.next_resend is None and self._batch is None and not self._prepare_next():
@@ -293,8 +381,8 @@ class Sender(Generic[T]):
         return False
 
     def _prepare_next(self) -> bool:
-        """Encode the next message; False if nothing is queued."""
-        while True:
+        """Encode the next message; False if nothing is queued, or if the run is unknown: it says what to redact."""
+        while self._linked is not None:
             if self._batch is None:
                 self._batch = self._queue.pop_batch()
                 if self._batch is None:
@@ -306,9 +394,12 @@ class Sender(Generic[T]):
                 return True
             self._queue.settle(self._batch, sent=message is _NONE)  # all its messages are sent, or encoding failed
             self._batch = None
+        return False
 
     def _encode_batch(self, batch: QueuedBatch[T]) -> Iterator[Frames]:
         for body, arrays in self._encode(batch.kind, batch.items):
+            if self._redaction is not None:
+                arrays = self._redaction.arrays(arrays)
             yield Frames(wire.encode_body(body, arrays), transient=isinstance(body, wire.TRANSIENT))
 
     def _send_new(self, data: Any, message: Frames) -> bool:
@@ -325,7 +416,9 @@ class Sender(Generic[T]):
 
         if not _ready(data) & zmq.POLLOUT:  # otherwise the message would be packed again in every iteration
             return False
-        envelope = wire.Envelope(wire.PROTO, self.source, self.epoch, seq, sent, self._resend_buffer.oldest)
+        envelope = wire.Envelope(
+            wire.PROTO, self.source, self.epoch, seq, sent, self._resend_buffer.oldest, self._session
+        )
         try:
             data.send_multipart(wire.pack([wire.encode_envelope(envelope), *frames]), zmq.NOBLOCK)
         except zmq.Again:
@@ -339,13 +432,23 @@ class Sender(Generic[T]):
         return self._send_new(data, Frames(wire.encode_body(self.health(), {}), transient=True))
 
     def _register(self) -> wire.Register:
-        return wire.Register(wire.PROTO, self.source, self.epoch, self.role)
+        return wire.Register(wire.PROTO, self.source, self.epoch, self.role, software(), self._session)
 
     def _receive(self, frame: bytes) -> None:
-        message = wire.decode_to_collector(frame)
+        try:
+            message = self._hub_check.obeyed(wire.decode_to_collector(frame))
+        except UnprovenError as error:
+            self._refuse(error)
+            return
         if isinstance(message, wire.ByeAck):
             if message.epoch == self.epoch:
                 self._acknowledged.set()
+            return
+        if isinstance(message, wire.Refused):
+            if message.epoch == self.epoch and not self._refused:
+                self._refused = True
+                self._closing.set()
+                log.warning("rltop: %s", message.reason)
             return
         if isinstance(message, wire.Acknowledged | wire.Resend):
             if message.epoch == self.epoch and isinstance(message, wire.Resend):
@@ -353,10 +456,30 @@ class Sender(Generic[T]):
             elif message.epoch == self.epoch:
                 self._resend_buffer.acknowledge(message.seq)
             return
+        if isinstance(message, wire.Welcome):
+            self._unanswered = 0
         if isinstance(message, wire.Command):
             self._fast_until = time.monotonic() + ANSWER_S
+            if self._redaction is not None:
+                message = self._redaction.command(message)
         if self._on_message is not None:  # contained separately: a fault in it must not switch off "control"
             self.guard.run("on_message", self._on_message, message)
+
+    def _refuse(self, error: UnprovenError) -> None:
+        """Count a message that another process than the hub has sent; answer a command, so that its sender knows."""
+        self._unproven += 1
+        command = error.message
+        kind = type(command).__name__.lower()
+        if self._unproven & (self._unproven - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
+            log.warning(
+                "rltop: refused a %s that is not from the hub of this run (%d so far): %s", kind, self._unproven, error
+            )
+        if isinstance(command, wire.Command):
+            reason = f"not from the hub that this engine is registered with: {error}"
+            refused = wire.CommandUpdate(
+                command.id, self.source, command.flag, "refused", reason, time=time.time(), verb=command.verb
+            )
+            self.reply(refused)
 
 
 def _ready(socket: Any) -> int:

@@ -1,12 +1,15 @@
-"""The engine collector: a vLLM plugin, dormant unless RLTOP_HUB or RLTOP_RUN is set.
+"""The engine collector: a vLLM plugin. Engines start dormant unless RLTOP_HUB or RLTOP_RUN names their run.
 
 vLLM calls ``register`` in the front end, in every engine-core process and in every worker. Engines are patched only in
-the process that runs their loop, and only when the loop starts.
+the process that runs their loop, and only when the loop starts or ``rltop attach`` asks for it. RLTOP_DORMANT=0 keeps
+dormant engines unreachable.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,7 +21,7 @@ _refused: set[str] = set()
 
 
 def register() -> None:
-    """Entry point of ``vllm.general_plugins``. Idempotent; never raises; idle without RLTOP_HUB or RLTOP_RUN."""
+    """Entry point of ``vllm.general_plugins``. Idempotent; never raises."""
     from rltop.collectors.transport.error_boundary import ErrorBoundary
 
     guard = ErrorBoundary()
@@ -35,7 +38,9 @@ def _register(guard: ErrorBoundary) -> None:
             _refused.add(str(error))
             log.warning("rltop: the engine collector stays off: %s", error)
         return
-    if rundir is not None:
-        from rltop.collectors.vllm.agent import install  # here: a dormant plugin loads neither numpy nor msgspec
+    is_reachable = os.environ.get("RLTOP_DORMANT", "1") != "0"
+    if rundir is None and (not is_reachable or "vllm" not in sys.modules):
+        return
+    from rltop.collectors.vllm.attachable import AttachableProcess  # here: a process without vLLM loads nothing
 
-        install(rundir, guard)
+    AttachableProcess(guard, rundir, is_reachable=is_reachable).install()

@@ -11,26 +11,28 @@ import atexit
 import logging
 import os
 import platform
-import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
-from rltop.collectors.transport.error_boundary import MAX_FAULTS, ErrorBoundary
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 from rltop.collectors.transport.sender import Message, Sender
 from rltop.collectors.vllm import patches
 from rltop.collectors.vllm.control.command_executor import CommandExecutor
+from rltop.collectors.vllm.control.jobs import PAUSED, PAUSED_BY_CALLER
 from rltop.collectors.vllm.control.switchboard import Switchboard
+from rltop.collectors.vllm.engine_name import engine_id
 from rltop.collectors.vllm.fingerprint import current, fingerprint
+from rltop.collectors.vllm.in_process import is_in_process
 from rltop.collectors.vllm.probes.probe_executor import Prober
+from rltop.collectors.vllm.refit_guard import RefitGuard
 from rltop.collectors.vllm.rollouts.assembly import Assembler
 from rltop.collectors.vllm.rollouts.request import FinishedRollout
 from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX, Record, Tap, version_of
-from rltop.collectors.vllm.workers.one_rank import METHODS
 
 MESSAGE_BYTES = 1 << 20
 """Target size of a message of rollouts."""
@@ -46,7 +48,8 @@ WAITING = ("waiting", "kv_holding_waiting", "skipped_waiting")
 
 STATE_BYTES = 4096
 DIGEST_BYTES = 256
-"""Estimated size of a state, and of a digest in a probe's report."""
+SKETCH_BYTES = 512
+"""Estimated size of a state, of a digest in a probe's report, and of the sketch of a tensor."""
 
 FLUSH_S = 1.0
 CLOSE_S = 1.5
@@ -66,28 +69,8 @@ class ProbeOutput(NamedTuple):
     arrays: wire.Arrays
 
 
-Item = FinishedRollout | StateRequest | ProbeOutput
-"""Items of the send queue, by kind: ``rollouts``, ``state``, ``probe``."""
-
-
-def install(rundir: RunDir, guard: ErrorBoundary) -> None:
-    """Attach an agent to every engine that starts in this process, and prepare its workers."""
-    guard.run("workers", patches.install_in_workers, METHODS)
-    for problem in patches.install(lambda engine: Agent(engine, rundir, guard).close, guard):
-        log.warning("rltop: %s; engines of this kind are not observed", problem)
-
-
-def engine_id(engine: Any, environ: Mapping[str, str] = os.environ) -> str:
-    """``RLTOP_ENGINE``, else ``<short host>-<pid>``; with ``/dp<rank>`` if several data-parallel ranks share the name.
-
-    vLLM makes the ranks of a dense model independent (``data_parallel_size`` reads 1 again) but keeps their index, and
-    the coordinator, which exists only with several ranks.
-    """
-    parallel = engine.vllm_config.parallel_config
-    rank = getattr(engine, "engine_index", None) or getattr(parallel, "data_parallel_index", 0) or 0
-    name = environ.get("RLTOP_ENGINE") or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
-    several = getattr(parallel, "data_parallel_size", 1) > 1 or getattr(engine, "has_coordinator", False)
-    return f"{name}/dp{rank}" if rank or several else name
+Item = FinishedRollout | StateRequest | ProbeOutput | wire.RefitReport
+"""Items of the send queue, by kind: ``rollouts``, ``state``, ``probe``, ``sketches``."""
 
 
 class Agent:
@@ -102,10 +85,14 @@ class Agent:
         self._pid = os.getpid()
         self.id = engine_id(engine)
         self.board = Switchboard(engine)
-        self.tap = Tap(engine, on_weights=self.board.core.policy.on_weights)
+        self.tap = Tap(
+            engine,
+            on_weights=self.board.core.policy.on_weights,
+            paused=lambda: self.commands.generation.read() == PAUSED_BY_CALLER,
+        )
         if any(patches.why_unusable(point, engine.scheduler) for point in (patches.UPDATE, patches.SCHEDULE)):
             self.tap.reads_batches = False
-        self.assembler = Assembler(started=self.tap.started)
+        self.assembler = Assembler(started=self.tap.started, earlier=getattr(engine.scheduler, "requests", None))
         self.facts = guard.run("fingerprint", fingerprint, engine) or {}
         self.sender = Sender(
             rundir,
@@ -116,12 +103,13 @@ class Agent:
             periodic=self._every_second,
             tick=self._tick,
             tick_s=TICK_S,
-            vital=frozenset({"state", "probe"}),
+            vital=frozenset({"state", "probe", "sketches"}),
             guard=guard,
         )
         prober = Prober(
             engine, self.id, self.tap, self._version, guard, self.assembler.salt_of, self._offer_report
         )  # fmt: skip
+        self.refit = RefitGuard(engine, self.id, self.tap, self._version, self._offer_sketches)
         self.commands = CommandExecutor(self.board, self.id, self.tap, self._version, self._announce, prober)
         self._hub_epoch = ""
         self._dropped_rollouts = 0
@@ -139,8 +127,14 @@ class Agent:
         tap = self.tap
 
         def at_boundary(*_message: Any, **_kwargs: Any) -> None:
+            tap.look()
             self.board.at_boundary()
             self.commands.at_boundary()
+            self.refit.at_boundary()
+
+        def on_pause(*call: Any, **kwargs: Any) -> None:
+            self.commands.generation.on_set(*call, **kwargs)
+            tap.on_pause(*call, **kwargs)
 
         hooks: dict[str, patches.Hook] = {
             "schedule": tap.on_schedule,
@@ -149,23 +143,42 @@ class Agent:
             "rpc": tap.on_rpc,
             "rpc" + patches.FAILED: tap.on_rpc_failed,
             "reset": self.board.core.policy.on_reset,
+            patches.PAUSING.name: self.board.core.policy.on_pause,
+            patches.PAUSE.name: on_pause,
         }
         hooks |= {patches.UPDATE.name: tap.on_update} if tap.reads_batches else {patches.STEP.name: tap.on_step}
-        if hasattr(self.engine, "input_queue"):
-            hooks |= {
-                "boundary": at_boundary,
-                patches.PAUSING.name: self.board.core.policy.on_pause,
-                "pause": self.commands.generation.on_set,
-            }
-        return hooks
+        if hasattr(self.engine, patches.REJECT.method):
+            hooks[patches.REJECT.name] = tap.on_reject
+        if is_in_process(self.engine):
+            name = patches.CALLERS_STEP.name
+            return hooks | {name: at_boundary, name + patches.AFTER: self.commands.prober.after_step}
+        return hooks | {patches.BOUNDARY.name: at_boundary}
+
+    def flag_values(self) -> dict[str, str | None]:
+        """The value of every flag. From any thread."""
+        return {name: switch.read() for name, switch in self.board.switches.items()}
+
+    def is_pausing(self) -> bool:
+        """Whether generation is paused by a command of rltop, whose timer runs here."""
+        return self.commands.generation.read() == PAUSED
 
     def close(self) -> None:
         """Remove the patches, publish the finished rollouts and disconnect. Bounded in time."""
+        self.release("the engine ended")
+        self.finish()
+
+    def release(self, reason: str) -> None:
+        """Remove the patches and end a running probe. On the engine's thread, between two steps, or after its end."""
+        if os.getpid() == self._pid:
+            self.guard.run("probe", self.commands.prober.stop, "timed_out", reason)
+            self._patches.undo()
+            self.guard.run("updates", self.tap.close)
+
+    def finish(self) -> None:
+        """After ``release``: publish the finished rollouts and disconnect. Bounded in time; from any thread."""
         atexit.unregister(self.close)
         if os.getpid() != self._pid:
             return  # the copy in a forked child: the parent's agent reports for the engine
-        self.guard.run("probe", self.commands.prober.stop, "timed_out", "the engine ended")
-        self._patches.undo()
         deadline = time.monotonic() + FLUSH_S
         while self.tap.processed != self.tap.enqueued and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -180,7 +193,7 @@ class Agent:
         self.sender.loop_count = tap.loop_count
         records = [tap.records.popleft() for _ in range(len(tap.records))]
         self._assemble(records)
-        if max(self.guard.faults.get(place, 0) for place in (patches.STEP.name, patches.UPDATE.name)) >= MAX_FAULTS:
+        if self.guard.is_off(patches.STEP.name) or self.guard.is_off(patches.UPDATE.name):
             assembler.drop_alive()  # steps are not recorded any more
         assembler.count_dropped(tap.dropped_requests - self._dropped_requests)
         self._dropped_requests = tap.dropped_requests
@@ -191,6 +204,8 @@ class Agent:
             self.sender.offer("rollouts", finished.nbytes, finished)
         tap.processed += sum(record[1] for record in records)  # last: ``close`` waits for it
         self.commands.tick()
+        if self.refit.due() or self.tap.awaits_comparison:
+            self.commands.wake()
         for update in self.commands.pop_updates():
             self.sender.reply(update)
 
@@ -215,6 +230,9 @@ class Agent:
         nbytes = STATE_BYTES + DIGEST_BYTES * len(report.digests) + sum(array.nbytes for array in arrays.values())
         self.sender.offer("probe", nbytes, ProbeOutput(report, arrays))
 
+    def _offer_sketches(self, report: wire.RefitReport) -> None:
+        self.sender.offer("sketches", STATE_BYTES + SKETCH_BYTES * len(report.sketches), report)
+
     def _on_message(self, message: wire.ControlToCollector) -> None:
         if isinstance(message, wire.Welcome):
             self.commands.resend_pending()
@@ -232,6 +250,8 @@ class Agent:
         for item in items:
             if isinstance(item, ProbeOutput):
                 yield item.report, item.arrays
+            elif isinstance(item, wire.RefitReport):
+                yield item, {}
         yield from self._rollout_messages([item for item in items if isinstance(item, FinishedRollout)])
 
     def _rollout_messages(self, rollouts: list[FinishedRollout]) -> Iterator[Message]:
@@ -247,7 +267,7 @@ class Agent:
             yield _message(self.id, batch)
 
     def _version(self) -> tuple[int | None, str]:
-        return version_of(getattr(self.engine, "_weight_version", None), self.tap.inferred_version)
+        return version_of(getattr(self.engine, "_weight_version", None), self.tap.updates.version)
 
     def state(self) -> wire.EngineState:
         """The engine's current state. Plain attribute reads and lengths only, so from any thread."""
@@ -263,12 +283,19 @@ class Agent:
             probing = sum(request.request_id.startswith(PROBE_PREFIX) for request in list(scheduler.running))
         by_batch = self.tap.reads_batches and not self.tap.arrays_unreadable
         facts["tokens read from"] = "batches" if by_batch else "each request's outputs"
+        facts["refit guard"] = self.refit.fact
         if self.tap.partial_update:
             facts = facts | {"weights torn": self.tap.partial_update}
+        if self.tap.updates.mixed:
+            facts = facts | {"sampled within updates": self.tap.updates.mixed}
+        if self.tap.rejected:
+            facts = facts | {"rejected requests": str(self.tap.rejected)}
         if assembler.misplaced:
             facts = facts | {"misplaced logprobs": str(assembler.misplaced)}
         if assembler.unmatched:
             facts = facts | {"unmatched requests": str(assembler.unmatched)}
+        if assembler.earlier:
+            facts = facts | {"requests before attach": assembler.earlier_text()}
         return wire.EngineState(
             engine=self.id,
             host=platform.node(),
@@ -277,7 +304,7 @@ class Agent:
             policy_version=version,
             version_source=source,
             weight_label=None if label is None else str(label),
-            running=len(scheduler.running) - probing,
+            running=max(len(scheduler.running) - probing, 0),  # probes may end meanwhile
             waiting=max(waiting - (self.commands.prober.in_flight - probing), 0),
             kv_usage=_kv_usage(scheduler),
             prompt_tokens=assembler.prompt_tokens,
@@ -292,8 +319,13 @@ class Agent:
             commands=self.commands.closed(),
             paused=pause != "UNPAUSED",
             update_open=self.tap.update_open,
-            weight_updates=self.tap.update_count,
+            weight_updates=self.tap.updates.count,
             timers=self.commands.timers(),
+            preemptions=assembler.preemptions(),
+            first_token_s=assembler.first_token_s,
+            first_tokens=assembler.first_tokens,
+            token_gap_s=assembler.token_gap_s,
+            token_gaps=assembler.token_gaps,
         )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rltop.collectors.vllm import in_process
 from rltop.collectors.vllm.control.update_policy import UpdatePolicy
-from rltop.collectors.vllm.patches import BOUNDARY, why_unusable
+from rltop.collectors.vllm.patches import BOUNDARY, CALLERS_STEP, why_unusable
 from rltop.collectors.vllm.workers.all_ranks import Workers
 
 
@@ -65,9 +66,10 @@ class FlagControl:
 
 def why_no_boundary(engine: Any) -> str:
     """Why this engine has no usable step boundary; empty if it has one."""
-    if not hasattr(engine, "_process_engine_step") or not hasattr(engine, "input_queue"):
-        return "an engine inside its caller's process has no step boundary; unset VLLM_ENABLE_V1_MULTIPROCESSING=0"
-    if fault := why_unusable(BOUNDARY, engine):
+    inside = in_process.is_in_process(engine)
+    if inside and (fault := in_process.why_no_switch(engine)):
+        return fault
+    if fault := why_unusable(CALLERS_STEP if inside else BOUNDARY, engine):
         return f"no step boundary on this vLLM: {fault}"
     return ""
 

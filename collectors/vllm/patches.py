@@ -8,14 +8,17 @@ point is missing or has other parameters, one capability is lost and reported; n
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
+import logging
+import sys
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from rltop.collectors.transport.error_boundary import MAX_FAULTS, ErrorBoundary
+from rltop.collectors.transport.on_import import when_imported
 
 MODULE = "vllm.v1.engine.core"
 """The module of the engine core, loaded in every process that runs or starts an engine."""
@@ -25,6 +28,9 @@ CLIENT_MODULE = "vllm.v1.engine.core_client"
 LOOPS = ("EngineCoreProc", "DPEngineCoreProc")
 """Classes that define ``run_busy_loop`` (the second overrides it). It is entered when the engine is complete."""
 
+EXECUTOR_MODULE = "vllm.v1.executor.abstract"
+"""Its ``Executor`` is created only where an engine core runs, after the plugins and before the weights are loaded."""
+
 WORKER_MODULE = "vllm.v1.worker.worker_base"
 
 Hook = Callable[..., Any]
@@ -33,8 +39,14 @@ Hook = Callable[..., Any]
 FAILED = " failed"
 """Suffix of a patch point's name; its hook is called if the original raised: ``hook(error, *args, **kwargs)``."""
 
+AFTER = " after"
+"""Suffix of ``CALLERS_STEP``; its hook is called after the step."""
+
 Attach = Callable[[Any], Callable[[], None]]
 """Called with a complete engine core; returns a function to call when the engine ends."""
+
+Loading = Callable[[], None]
+"""Called when this process begins to load an engine, or could not load it."""
 
 
 class HostFailure(BaseException):
@@ -124,6 +136,24 @@ STEP = PatchPoint(
     "step", (), "step_fn", (), "tokens, logprobs and versions: the outputs of every step", "0.18.1 0.26.0 0.32.0"
 )
 
+CALLERS_STEP = PatchPoint(
+    "caller's step",
+    (),
+    "step_fn",
+    (),
+    "the step boundary of an engine inside its caller's process, before each step that the caller requests",
+    "0.32.0",
+)
+
+REJECT = PatchPoint(
+    "reject",
+    (),
+    "_reject_add_while_paused",
+    ("request",),
+    "requests that a paused engine rejects before they reach its scheduler; vLLM before 0.33 queues them",
+    "0.33.0",
+)
+
 PATCH_POINTS: tuple[PatchPoint, ...] = (
     STEP,
     UPDATE,
@@ -149,6 +179,8 @@ PATCH_POINTS: tuple[PatchPoint, ...] = (
     PAUSING,
     PAUSE,
     BOUNDARY,
+    CALLERS_STEP,
+    REJECT,
 )
 
 REPLACE_ARGUMENTS = frozenset({PAUSING.name})
@@ -159,6 +191,10 @@ EVERY_STEP = frozenset({STEP.name, UPDATE.name, SCHEDULE.name})
 """Patch points on the hot path, called in every engine step. Their hooks call no vLLM code."""
 
 _classes: list[tuple[Any, str, Any]] = []
+_waiting: list[Callable[[], None]] = []
+"""What ``install`` did, and cancels what it will do once vLLM's modules are imported."""
+
+log = logging.getLogger("rltop")
 
 ESSENTIAL = ("step", "add")
 """Without these no rollouts are published."""
@@ -172,6 +208,10 @@ def wrap(
     Result and exceptions are the original's. ``functools.wraps`` is needed: vLLM converts the arguments of utility
     calls according to the signature of the method.
     """
+
+    def idle() -> None:
+        nonlocal hook, on_failure
+        hook, on_failure = _no_hook, None
 
     @functools.wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -187,18 +227,73 @@ def wrap(
             raise failure.error from failure.error.__cause__
         return result
 
+    wrapped.rltop_idle = idle  # type: ignore[attr-defined] # our own attribute
     return _with_off_check(wrapped, place, guard)
 
 
 def wrap_arguments(original: Callable[..., Any], place: str, hook: Hook, guard: ErrorBoundary) -> Callable[..., Any]:
     """Return ``original`` with the arguments that ``hook`` returns, or the caller's if it returns None or fails."""
 
+    def idle() -> None:
+        nonlocal hook
+        hook = _no_hook
+
     @functools.wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         chosen = guard.run(place, functools.partial(hook, **kwargs) if kwargs else hook, *args)
         return original(*args, **kwargs) if chosen is None else original(*chosen)
 
+    wrapped.rltop_idle = idle  # type: ignore[attr-defined] # our own attribute
     return _with_off_check(wrapped, place, guard)
+
+
+def wrap_callers_step(
+    engine: Any, original: Callable[..., Any], place: str, hooks: dict[str, Hook], guard: ErrorBoundary
+) -> Callable[..., Any]:
+    """Return ``original``, a step of an engine inside its caller's process, with a hook before and after it.
+
+    The hook before it may run steps ahead of the caller's (``run_step``). Their outputs are held, and the caller's next
+    calls return them, one step for each call.
+    """
+    before, after = hooks[place], hooks.get(place + AFTER)
+    held: deque[tuple[Any, bool]] = deque()
+
+    def run_ahead() -> None:
+        outputs, executed = original()
+        engine.post_step(model_executed=executed)
+        held.append((outputs, False))  # False: the caller calls ``post_step`` as well
+
+    def idle() -> None:
+        nonlocal before, after
+        before, after = _no_hook, None
+
+    @functools.wraps(original)
+    def wrapped() -> Any:
+        try:
+            guard.run(place, before)
+        except HostFailure as failure:
+            raise failure.error from failure.error.__cause__
+        result = held.popleft() if held else original()
+        if after is not None:
+            guard.run(place, after)
+        return result
+
+    wrapped.rltop_run_ahead = run_ahead  # type: ignore[attr-defined] # our own attributes
+    wrapped.rltop_held = held  # type: ignore[attr-defined]
+    inner_is_off = getattr(original, "rltop_is_off", lambda: False)
+    wrapped.rltop_idle = idle  # type: ignore[attr-defined]
+    wrapped.rltop_is_off = lambda: guard.is_off(place) or inner_is_off()  # type: ignore[attr-defined]
+    return wrapped
+
+
+def run_step(engine: Any) -> None:
+    """Run one step of the engine. Its outputs go the usual way to the front end."""
+    step = getattr(engine, "_process_engine_step", None) or engine.step_fn.rltop_run_ahead
+    step()
+
+
+def _no_hook(*_args: Any, **_kwargs: Any) -> None:
+    """Takes the place of a hook whose wrapper can't be removed."""
 
 
 def _with_off_check(wrapped: Callable[..., Any], place: str, guard: ErrorBoundary) -> Callable[..., Any]:
@@ -259,7 +354,7 @@ class InstalledPatches:
 
     def __init__(self, engine: Any, hooks: dict[str, Hook], guard: ErrorBoundary) -> None:
         self.missing: dict[str, str] = {}
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
         for point in PATCH_POINTS:
             if point.name not in hooks:
                 continue
@@ -269,15 +364,20 @@ class InstalledPatches:
             if fault := why_unusable(point, owner):
                 self.missing[point.name] = f"{fault} (unavailable: {point.provides})"
                 continue
-            self._install(owner, point.method, _wrapped(getattr(owner, point.method), point.name, hooks, guard))
+            original = getattr(owner, point.method)
+            if point is CALLERS_STEP:
+                wrapped = wrap_callers_step(engine, original, point.name, hooks, guard)
+            else:
+                wrapped = _wrapped(original, point.name, hooks, guard)
+            self._install(owner, point.method, wrapped)
 
     def _install(self, owner: Any, method: str, wrapped: Callable[..., Any]) -> None:
         """Shadow the method on the instance; the class, and other engines, stay as they are."""
-        self._undo.append(functools.partial(restore, owner, method, vars(owner).get(method)))
+        self._undo.append(functools.partial(remove, owner, method, wrapped, vars(owner).get(method)))
         setattr(owner, method, wrapped)
 
     def undo(self) -> None:
-        """Leave the engine as it was found."""
+        """Leave the engine as it was found. A method that was wrapped again since keeps an idle wrapper of ours."""
         while self._undo:
             self._undo.pop()()
 
@@ -300,45 +400,138 @@ def restore(owner: Any, method: str, previous: Any) -> None:
         setattr(owner, method, previous)
 
 
-def install(attach: Attach, guard: ErrorBoundary) -> list[str]:
-    """Call ``attach`` for every engine that starts in this process. Idempotent.
-
-    Wrapping ``EngineCore.__init__`` would be too late: vLLM loads plugins inside it.
+def remove(owner: Any, method: str, wrapped: Any, previous: Any) -> bool:
+    """Remove our wrapper of a method. If another tool has wrapped it since, ours stays inside and does nothing.
 
     Returns:
-        The methods that could not be patched, one message each.
+        Whether the method is ``previous`` again.
     """
-    module = importlib.import_module(MODULE)
-    problems = [
-        f"{MODULE}.{name}.run_busy_loop is missing"
-        for name in LOOPS
-        if not _wrap_class(getattr(module, name, None), "run_busy_loop", _loop, attach, guard)
-    ]
-    client = getattr(importlib.import_module(CLIENT_MODULE), "InprocClient", None)
-    if not _wrap_class(client, "__init__", _inproc, attach, guard):
-        problems.append(f"{CLIENT_MODULE}.InprocClient is missing")
-    return problems
+    wrapped.rltop_idle()
+    if vars(owner).get(method) is not wrapped:
+        return False
+    restore(owner, method, previous)
+    return True
 
 
-def install_in_workers(methods: dict[str, Callable[..., Any]]) -> None:
+def at_next_boundary(engine: Any, call: Callable[[], None]) -> None:
+    """Run ``call`` once, on the engine's thread, at its next step boundary. From any thread; ``call`` must not raise.
+
+    The hook shadows a method of the instance and removes itself, so an engine without one pays nothing. A busy loop is
+    woken, even if it is idle or paused; an engine inside its caller's process reaches the boundary before its next
+    step, once its caller has taken the outputs of steps that were run ahead.
+    """
+    point = _boundary_of(engine)
+    previous, original = vars(engine).get(point.method), getattr(engine, point.method)
+
+    def idle() -> None:
+        nonlocal call
+        call = _no_hook
+
+    def hook() -> bool:
+        due = call
+        is_removed = remove(engine, point.method, hooked, previous)
+        due()
+        return is_removed
+
+    @functools.wraps(original)
+    def after_message(*message: Any, **kwargs: Any) -> Any:
+        result = original(*message, **kwargs)
+        hook()
+        return result
+
+    @functools.wraps(original)
+    def before_step() -> Any:
+        if getattr(original, "rltop_held", None):
+            return original()
+        return getattr(engine, point.method)() if hook() else original()
+
+    hooked: Any = after_message if point is BOUNDARY else before_step
+    hooked.rltop_idle = idle
+    setattr(engine, point.method, hooked)
+    if point is BOUNDARY:
+        wake(engine)
+
+
+def _boundary_of(engine: Any) -> PatchPoint:
+    return BOUNDARY if hasattr(engine, "input_queue") else CALLERS_STEP
+
+
+def why_no_wake(engine: Any) -> str:
+    """Why ``at_next_boundary`` can't be used on this engine; empty if it can."""
+    return why_unusable(_boundary_of(engine), engine)
+
+
+def wake(engine: Any) -> None:
+    """Put a message on the input queue, on which an idle or paused busy loop blocks. From any thread.
+
+    WAKEUP does not exist in vLLM 0.18; an abort of no request works in every version.
+    """
+    kinds = sys.modules["vllm.v1.engine"].EngineCoreRequestType
+    message: tuple[Any, Any] = (kinds.WAKEUP, None) if hasattr(kinds, "WAKEUP") else (kinds.ABORT, [])
+    engine.input_queue.put_nowait(message)
+
+
+def _ignore() -> None:
+    """For callers that don't follow engines that load."""
+
+
+def install(attach: Attach, guard: ErrorBoundary, loading: Loading = _ignore, failed: Loading = _ignore) -> None:
+    """Call ``attach`` for every engine that starts in this process, and ``loading`` before. Idempotent.
+
+    ``failed`` is called if an engine inside its caller's process could not be loaded; other processes then end.
+    Wrapping ``EngineCore.__init__`` would be too late: vLLM loads plugins inside it. Nothing of vLLM is imported: a
+    process that loads no engine, such as the one in which vLLM inspects a model's class, would pay 0.7 s for it.
+    """
+
+    def loops() -> None:
+        for name in LOOPS:
+            owner = getattr(sys.modules[MODULE], name, None)
+            if not _wrap_class(owner, "run_busy_loop", _loop, attach, guard):
+                _log_missing(f"{MODULE}.{name}.run_busy_loop")
+
+    def executor() -> None:
+        _wrap_class(getattr(sys.modules[EXECUTOR_MODULE], "Executor", None), "__init__", _executor, loading, guard)
+
+    def client() -> None:
+        owner = getattr(sys.modules[CLIENT_MODULE], "InprocClient", None)
+        if not _wrap_class(owner, "__init__", functools.partial(_inproc, failed=failed), attach, guard):
+            _log_missing(f"{CLIENT_MODULE}.InprocClient")
+
+    for module, call in ((MODULE, loops), (EXECUTOR_MODULE, executor), (CLIENT_MODULE, client)):
+        _waiting.append(when_imported(module, guard, call))
+
+
+def _log_missing(name: str) -> None:
+    log.warning("rltop: %s is missing; engines of this kind are not observed", name)
+
+
+def install_in_workers(methods: Callable[[], dict[str, Callable[..., Any]]], guard: ErrorBoundary) -> None:
     """Add methods to the worker class of this process, for the engine core to call by name. Idempotent.
 
     vLLM loads plugins in each worker's process before it creates the worker.
     """
-    owner = importlib.import_module(WORKER_MODULE).WorkerBase
-    for name, method in methods.items():
-        if name not in vars(owner):
-            setattr(owner, name, method)
-            _classes.append((owner, name, None))
+
+    def add() -> None:
+        owner = sys.modules[WORKER_MODULE].WorkerBase
+        for name, method in methods().items():
+            if name not in vars(owner):
+                setattr(owner, name, method)
+                _classes.append((owner, name, None))
+
+    _waiting.append(when_imported(WORKER_MODULE, guard, add))
 
 
 def uninstall() -> None:
     """Undo ``install`` and ``install_in_workers``, for engines and workers that have not started yet."""
+    while _waiting:
+        _waiting.pop()()
     while _classes:
         restore(*_classes.pop())
 
 
-def _wrap_class(owner: Any, method: str, make: Callable[..., Any], attach: Attach, guard: ErrorBoundary) -> bool:
+def _wrap_class(
+    owner: Any, method: str, make: Callable[..., Any], attach: Attach | Loading, guard: ErrorBoundary
+) -> bool:
     original = vars(owner).get(method) if owner is not None else None
     if original is None:
         return False
@@ -346,6 +539,15 @@ def _wrap_class(owner: Any, method: str, make: Callable[..., Any], attach: Attac
         setattr(owner, method, make(original, attach, guard))
         _classes.append((owner, method, original))
     return True
+
+
+def _executor(original: Callable[..., Any], loading: Loading, guard: ErrorBoundary) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def __init__(executor: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        guard.run("loading", loading)
+        original(executor, *args, **kwargs)
+
+    return __init__
 
 
 def _loop(original: Callable[..., Any], attach: Attach, guard: ErrorBoundary) -> Callable[..., Any]:
@@ -363,12 +565,16 @@ def _loop(original: Callable[..., Any], attach: Attach, guard: ErrorBoundary) ->
     return run_busy_loop
 
 
-def _inproc(original: Callable[..., Any], attach: Attach, guard: ErrorBoundary) -> Callable[..., Any]:
+def _inproc(original: Callable[..., Any], attach: Attach, guard: ErrorBoundary, failed: Loading) -> Callable[..., Any]:
     """The in-process engine has no loop. It lives as long as its client; the agent must not keep it alive."""
 
     @functools.wraps(original)
     def __init__(client: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        original(client, *args, **kwargs)
+        try:
+            original(client, *args, **kwargs)
+        except BaseException:
+            guard.run("loading", failed)
+            raise
         detach = guard.run("attach", attach, client.engine_core)
         if detach is not None:
             weakref.finalize(client, guard.run, "detach", detach)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -24,7 +23,8 @@ from rltop.collectors.vllm.control.jobs import PAUSED, GenerationJob, Job, jobs_
 from rltop.collectors.vllm.control.switchboard import Switchboard
 from rltop.collectors.vllm.control.timers import FlagTimer, FlagTimers
 from rltop.collectors.vllm.engine_core import SwitchError, why_no_boundary
-from rltop.collectors.vllm.patches import HostFailure, why_steps_unseen
+from rltop.collectors.vllm.in_process import is_in_process
+from rltop.collectors.vllm.patches import HostFailure, wake, why_steps_unseen
 from rltop.collectors.vllm.probes.probe_executor import Prober
 from rltop.collectors.vllm.rollouts.tap import Tap
 
@@ -41,7 +41,9 @@ MAX_REASON_CHARS = 500
 """Bound on a reason sent to the hub: exceptions of vLLM may contain whole configurations."""
 
 WAITS = "waits for the weight update in progress to finish"
+WAITS_FOR_CALLER = "waits for the engine's next step, which its caller runs"
 NO_BOUNDARY_IN_TIME = "the engine reached no step boundary before the deadline"
+NO_STEP_IN_TIME = "the engine's caller ran no step before the deadline; a longer --timeout waits for the next one"
 STRICT = "strict"
 """``FlagState.detail`` of a strict form."""
 
@@ -120,6 +122,7 @@ class CommandExecutor:
         self.generation = GenerationJob(board.engine)
         self._jobs = jobs_of(board, self.generation)
         self._engine = board.engine
+        self._in_process = is_in_process(board.engine)
         self._name = name
         self._tap = tap
         self._version = version
@@ -159,14 +162,14 @@ class CommandExecutor:
                 if self._claim(command):
                     self._close(command, "refused", fault)
             elif time.time() > command.deadline and self._claim(command):
-                self._close(command, "timed_out", self._wait_reason(command) or NO_BOUNDARY_IN_TIME)
+                self._close_late(command)
         if self._pending or self.prober.busy:
-            self._wake()
+            self.wake()
 
     def tick(self) -> None:
         """A few times per second: trigger a step boundary if a running probe needs one."""
         if self.prober.due():
-            self._wake()
+            self.wake()
 
     def resend_pending(self) -> None:
         """Repeat the updates of pending commands, for a new hub; closed ones are part of the state."""
@@ -205,9 +208,9 @@ class CommandExecutor:
         return self._jobs[_subject(command)].obstacle(_value(command), strict=command.strict)
 
     def _accept(self, command: Command) -> None:
-        self._publish(self._update(command, "accepted"))
+        self._publish(self._update(command, "accepted", reason=WAITS_FOR_CALLER if self._in_process else ""))
         self._pending.append(command)
-        self._wake()
+        self.wake()
 
     def _keep(self, command: Command) -> None:
         timer, target = self._timers.find(command.target), command.target
@@ -224,14 +227,10 @@ class CommandExecutor:
         else:
             self._close(command, "refused", f"this engine has no timer of command {target}")
 
-    def _wake(self) -> None:
-        """Put a message on the input queue, on which an idle or paused engine blocks.
-
-        WAKEUP does not exist in vLLM 0.18; an abort of no request works in every version.
-        """
-        kinds = sys.modules["vllm.v1.engine"].EngineCoreRequestType
-        message: tuple[Any, Any] = (kinds.WAKEUP, None) if hasattr(kinds, "WAKEUP") else (kinds.ABORT, [])
-        self._engine.input_queue.put_nowait(message)
+    def wake(self) -> None:
+        """Trigger a step boundary. From any thread."""
+        if not self._in_process:  # such an engine waits for its caller
+            wake(self._engine)
 
     # --- the engine's thread --------------------------------------------------------------------------------------
 
@@ -266,7 +265,7 @@ class CommandExecutor:
     def _execute(self, command: Command) -> None:
         """Check a command against the present state of its subject, then close it or perform it."""
         if time.time() > command.deadline:
-            return self._close(command, "timed_out", self._wait_reason(command) or NO_BOUNDARY_IN_TIME)
+            return self._close_late(command)
         if command.verb == PROBE:
             return self._start_probe(command)
         subject = _subject(command)
@@ -379,6 +378,10 @@ class CommandExecutor:
 
     # --- both -----------------------------------------------------------------------------------------------------
 
+    def _close_late(self, command: Command) -> None:
+        no_boundary = NO_STEP_IN_TIME if self._in_process else NO_BOUNDARY_IN_TIME
+        self._close(command, "timed_out", self._wait_reason(command) or no_boundary)
+
     def _wait_reason(self, command: Command) -> str:
         """Why the command has to wait; empty if it doesn't."""
         return WAITS if self._tap.update_open else self._jobs[_subject(command)].waits(_value(command))
@@ -417,6 +420,7 @@ class CommandExecutor:
             "time": time.time(),
             "verb": command.verb,
             "reverts": "" if command.verb == "keep" else command.target,
+            "wanted": _value(command),
         }
         return CommandUpdate(id=command.id, engine=self._name, state=state, **common | facts)
 

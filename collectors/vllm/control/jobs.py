@@ -8,6 +8,7 @@ from rltop.collectors.contract import probes
 from rltop.collectors.contract.actions import BY_VERB
 from rltop.collectors.vllm.control.switchboard import Switchboard, drain
 from rltop.collectors.vllm.engine_core import SwitchError, evict_unreferenced, hashed_blocks, why_no_boundary
+from rltop.collectors.vllm.in_process import is_in_process
 from rltop.collectors.vllm.patches import PAUSE, why_steps_unseen, why_unusable
 
 PAUSED = BY_VERB["pause"].value
@@ -171,10 +172,12 @@ class GenerationJob:
         return self.read() == value
 
     def obstacle(self, value: str, *, strict: bool) -> str:  # noqa: ARG002
-        """Missing patch points, data-parallel ranks in lockstep, or a pause by another caller."""
+        """Missing patch points, ranks in lockstep, a caller that would wait, or a pause by another caller."""
         engine = self._engine
         if reason := why_no_boundary(engine):
             return reason
+        if value == PAUSED and is_in_process(engine):
+            return "its caller would wait in generate() until the pause ends, and its process does nothing else"
         if value == PAUSED and (fault := why_steps_unseen(engine)):  # resuming loses nothing
             return f"lost requests could not be counted: {fault}"
         if self.read() is None:

@@ -14,7 +14,7 @@ from rltop.collectors.contract.wire import FlagState
 from rltop.collectors.vllm.control.engine_checks import CHECKS
 from rltop.collectors.vllm.control.flag_controls import CONTROLS, STRICT
 from rltop.collectors.vllm.engine_core import CoreAccess, FlagControl, SwitchError, preempt_all
-from rltop.collectors.vllm.patches import HostFailure
+from rltop.collectors.vllm.patches import HostFailure, run_step
 
 
 class Switch:
@@ -151,7 +151,7 @@ def drain(engine: Any) -> None:
     scheduler.has_requests = lambda: False
     try:
         while getattr(engine, "batch_queue", None):
-            engine._process_engine_step()
+            run_step(engine)
     except Exception as error:
         raise HostFailure(error) from error
     finally:

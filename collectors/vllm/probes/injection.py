@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rltop.collectors.transport.error_boundary import ErrorBoundary
-from rltop.collectors.vllm.patches import UPDATE, restore
+from rltop.collectors.vllm.patches import UPDATE, remove
 from rltop.collectors.vllm.probes.scoring import ScoringRequest, ScoringResult
 from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX
 
@@ -41,7 +41,7 @@ class Injection:
         self._prefix = f"{PROBE_PREFIX}{command}-"
         self._batch: dict[str, ScoringRequest] = {}
         self._results: dict[str, ScoringResult] = {}
-        self._unwrapped: tuple[Any] | None = None  # the instance's own attribute before wrapping
+        self._unwrapped: tuple[Any, Any] | None = None  # our wrapper, and what it shadows on the instance
 
     def send(self, batch: list[ScoringRequest]) -> None:
         """Send requests. The previous batch must be complete."""
@@ -80,14 +80,14 @@ class Injection:
             self._engine.scheduler.finish_requests(remaining, kinds.FINISHED_ABORTED)
         self._batch, self._results = {}, {}
         if self._unwrapped is not None:
-            restore(self._engine.scheduler, UPDATE.method, self._unwrapped[0])
+            remove(self._engine.scheduler, UPDATE.method, *self._unwrapped)
             self._unwrapped = None
 
     def _wrap(self) -> None:
         if self._unwrapped is None:
             scheduler = self._engine.scheduler
-            self._unwrapped = (vars(scheduler).get(UPDATE.method),)
             wrapped = self._guard.after("probe", getattr(scheduler, UPDATE.method), self._remove_outputs)
+            self._unwrapped = wrapped, vars(scheduler).get(UPDATE.method)
             setattr(scheduler, UPDATE.method, wrapped)
 
     def _remove_outputs(self, result: Any, *_args: Any) -> None:

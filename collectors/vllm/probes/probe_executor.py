@@ -21,7 +21,7 @@ from rltop.collectors.vllm.probes import scoring
 from rltop.collectors.vllm.probes.injection import Injection, fresh_salt
 from rltop.collectors.vllm.probes.probe_checks import cannot_score, overloaded, weights_offloaded
 from rltop.collectors.vllm.probes.work import Digesting, Scoring, Work, is_ready
-from rltop.collectors.vllm.rollouts.tap import Tap
+from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX, Tap
 from rltop.collectors.vllm.workers.all_ranks import reachable
 from rltop.collectors.vllm.workers.weight_digest import FREE_BYTES
 
@@ -197,6 +197,14 @@ class Prober:
         running.next = time.monotonic() + running.work.rest()
         return None
 
+    def after_step(self) -> None:
+        """After a step of an engine inside its caller's process: end a probe whose requests alone are left.
+
+        The caller has all its outputs and runs no more steps: the requests would stay, and hold blocks of the cache.
+        """
+        if self.in_flight and all(name.startswith(PROBE_PREFIX) for name in self._engine.scheduler.requests):
+            self.stop("superseded", "interrupted: the engine's caller has all its outputs and runs no more steps")
+
     def stop(self, state: str, reason: str) -> None:
         """End the running probe without a result; does nothing if none runs."""
         running, self._running = self._running, None
@@ -234,7 +242,9 @@ class Prober:
 
     def _conditions(self) -> ProbeConditions:
         pause = getattr(getattr(self._engine.scheduler, "pause_state", None), "name", "UNPAUSED")
-        return ProbeConditions(self._tap.update_count, self._tap.update_open, self._tap.flag_epoch, pause != "UNPAUSED")
+        return ProbeConditions(
+            self._tap.updates.count, self._tap.update_open, self._tap.flag_epoch, pause != "UNPAUSED"
+        )
 
     def _passages(self, command: Command, notes: list[str]) -> dict[int, list[int]]:
         """The token ids of each passage, by its index, cut to the longest prompt that can be scored."""
@@ -245,11 +255,9 @@ class Prober:
         return {index: ids for index, ids in ids_of.items() if ids}
 
     def _plan(self, command: Command, passages: dict[int, list[int]]) -> scoring.Plan:
-        ids = list(passages.values())
-        if command.probe == "cache-salt":
-            salts = [self._salts(command.passages[index].request_id) for index in passages]
-            return _renumbered(scoring.hot_and_cold(ids, salts, fresh_salt), list(passages))
-        return _renumbered(scoring.rescore(ids, fresh_salt), list(passages))
+        salts = [self._salts(command.passages[index].request_id) for index in passages]
+        plan = scoring.PLANS[command.probe](list(passages.values()), salts, fresh_salt)
+        return _renumbered(plan, list(passages))
 
     def _max_prompt(self) -> int:
         """Tokens of the longest prompt that can be scored: bounded by the model's length and the memory for logits."""

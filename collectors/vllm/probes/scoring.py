@@ -57,7 +57,7 @@ Salt = Callable[[str], str | None]
 """Returns the cache salt of a rollout, by request id."""
 
 
-def rescore(passages: Sequence[list[int]], fresh: Callable[[], str]) -> Plan:
+def rescore(passages: Sequence[list[int]], _salts: Sequence[str | None], fresh: Callable[[], str]) -> Plan:
     """Score every passage once, cold, with a salt of its own, so that no other request hits its blocks."""
     requests = [ScoringRequest(index, COLD, ids, fresh()) for index, ids in enumerate(passages)]
     for start in range(0, len(requests), MAX_IN_FLIGHT):
@@ -76,6 +76,14 @@ def hot_and_cold(passages: Sequence[list[int]], salts: Sequence[str | None], fre
             # One token more than the hit: a lookup never returns a whole prompt.
             yield [ScoringRequest(index, FILL, ids[: hot.cached + 1], own, scores=False)]
             yield [ScoringRequest(index, WARM, ids, own, reads_cache=True)]
+
+
+PLANS: dict[str, Callable[[Sequence[list[int]], Sequence[str | None], Callable[[], str]], Plan]] = {
+    "prefill-rescore": rescore,
+    "cross-replica": rescore,
+    "cache-salt": hot_and_cold,
+}
+"""Makes the plan of each probe that sends requests, from passages, their salts and a maker of unused salts."""
 
 
 def ids_of(passage: Passage, limit: int) -> list[int]:

@@ -11,7 +11,7 @@ be read together with the buffered ones (another version or flag epoch) flushes 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from rltop.collectors.vllm.rollouts.columns import (
     read_batches,
     read_outputs,
 )
-from rltop.collectors.vllm.rollouts.request import TOKEN_BYTES, FinishedRollout, OpenRequest, packed
+from rltop.collectors.vllm.rollouts.request import TOKEN_BYTES, EarlierRequest, FinishedRollout, OpenRequest, packed
 from rltop.collectors.vllm.rollouts.tap import (
     Record,
     RequestAdded,
@@ -35,6 +35,7 @@ from rltop.collectors.vllm.rollouts.tap import (
     StepOutputs,
     version_of,
 )
+from rltop.collectors.vllm.rollouts.weight_updates import PolicyVersion
 
 ALIVE_LIMIT_BYTES = 256 << 20
 """Bound on the memory of unfinished requests; beyond it a request that arrives or grows is dropped completely."""
@@ -54,7 +55,7 @@ class _Context(NamedTuple):
 
     flag_epoch: int
     label: Any
-    inferred_version: int | None
+    observed_version: PolicyVersion | None
     layout: Layout | None
 
 
@@ -73,15 +74,21 @@ class Assembler:
     Args:
         alive_limit_bytes: bound on the memory of unfinished requests.
         started: wall clock at which the tap was installed, seconds.
+        earlier: the requests that were in flight then, by id. Their tokens are counted; they are no rollouts, because
+            their first tokens and prompts are unknown.
 
     Attributes:
         added, published, dropped: requests; ``added == published + dropped + alive`` at all times.
         misplaced: sampled tokens whose logprob was not in column 0 of vLLM's arrays; their logprob is NaN.
+        earlier: number of requests that were in flight when the tap was installed.
         unmatched: dropped requests whose own token count differs from the tokens recorded for them.
+        first_token_s, first_tokens, token_gap_s, token_gaps: sums of latencies; see ``wire.EngineState``.
         prompt_tokens, generated_tokens, cached_tokens, finished_count, aborted, without_logprobs: counters.
     """
 
-    def __init__(self, alive_limit_bytes: int = ALIVE_LIMIT_BYTES, started: float = 0.0) -> None:
+    def __init__(
+        self, alive_limit_bytes: int = ALIVE_LIMIT_BYTES, started: float = 0.0, earlier: Mapping[str, Any] | None = None
+    ) -> None:
         self.added = self.published = self.dropped = 0
         self.misplaced = self.unmatched = 0
         self.prompt_tokens = self.generated_tokens = self.cached_tokens = 0
@@ -92,6 +99,11 @@ class Assembler:
         self._salts: OrderedDict[str, str] = OrderedDict()
         self._alive_limit = alive_limit_bytes
         self._started = started
+        self._earlier = {name: EarlierRequest.from_vllm(request) for name, request in (earlier or {}).items()}
+        self.earlier = len(self._earlier)
+        self.first_token_s = self.token_gap_s = 0.0
+        self.first_tokens = self.token_gaps = 0
+        self._preemptions = 0
         self._drops = 0
         self._steps: list[list[Any]] = []
         self._batches: list[SampledFields] = []
@@ -104,6 +116,18 @@ class Assembler:
     def alive(self) -> int:
         """Requests that are neither published nor dropped."""
         return len(self._alive)
+
+    def preemptions(self) -> int:
+        """Preemptions since the tap was installed, of ended and of unfinished requests. On the sender's thread."""
+        earlier = sum(request.preemptions() for request in self._earlier.values())
+        return self._preemptions + earlier + sum(alive.preemptions() for alive in self._alive.values())
+
+    def earlier_text(self) -> str:
+        """What is done with the requests that were in flight when the tap was installed. From any thread."""
+        return (
+            f"{self.earlier} were in flight, {len(self._earlier)} still are: "
+            "their tokens are counted, their rollouts can't be joined"
+        )
 
     def salt_of(self, request_id: str) -> str | None:
         """The cache salt of a recent request; None if it had none or is too old. From any thread."""
@@ -193,23 +217,24 @@ class Assembler:
             outputs = of_client.outputs
             label = record.label if record.label is not None else getattr(of_client, "weight_version", None)
             layout = layout_of(outputs) or self._context.layout
-            context = _Context(record.flag_epoch, label, record.inferred_version, layout)
+            context = _Context(record.flag_epoch, label, record.observed_version, layout)
             if context != self._context or self._batches or self._buffered >= BUFFERED_OUTPUTS:
                 self.flush()
                 self._context = context
             self._steps.append(outputs)
             self._buffered += len(outputs)
             for output in outputs:
+                self._note_first(output, record.time)
                 if output.finish_reason is not None:
                     self._ends.setdefault(output.request_id, _End(output, record.time))
 
     def _buffer_batch(self, record: SampledFields) -> None:
         """Unpacks the tuple, without making a ``SampledTokens``: this runs for every step."""
-        _, weight, ids, _, marked, time, id_bytes, logprob_bytes, types, flag_epoch, label, inferred_version = record
+        _, weight, ids, _, marked, time, id_bytes, logprob_bytes, types, flag_epoch, label, observed_version = record
         layout = None
         if types is not None:
             layout = len(id_bytes) // len(ids), len(logprob_bytes) // len(ids), types
-        context = flag_epoch, label, inferred_version, layout
+        context = flag_epoch, label, observed_version, layout
         if context != self._context or self._steps or self._buffered >= BUFFERED_ROWS:
             self.flush()
             self._context = _Context(*context)
@@ -217,8 +242,17 @@ class Assembler:
         self._buffered += weight
         for output in marked or ():
             self._firsts.setdefault(output.request_id, output)
+            self._note_first(output, time)
             if output.finish_reason is not None:
                 self._ends.setdefault(output.request_id, _End(output, time))
+
+    def _note_first(self, output: Any, time: float) -> None:
+        """Measure the time to the first token, if this output has it."""
+        alive = self._alive.get(output.request_id)
+        if alive is not None and not alive.first_token and output.new_token_ids:
+            alive.first_token = time
+            self.first_token_s += max(time - alive.arrived, 0.0)
+            self.first_tokens += 1
 
     def flush(self) -> None:
         """Read the buffered steps, finish the requests that ended in them, and apply the memory bound."""
@@ -240,7 +274,7 @@ class Assembler:
     def _append_rows(self, rows: RequestRows, firsts: dict[str, Any]) -> list[str]:
         """Append its rows to each request; return the ids of these requests."""
         context = self._context
-        version, source = version_of(context.label, context.inferred_version)
+        version, source = version_of(context.label, context.observed_version)
         tokens, logprobs = rows.token_ids.tobytes(), rows.logprobs.tobytes()
         recorded = context.layout is not None
         grown = []
@@ -249,6 +283,7 @@ class Assembler:
             start, stop = stop, stop + size
             alive = self._alive.get(request_id)
             if alive is None or not size:
+                self.generated_tokens += size if request_id in self._earlier else 0
                 continue
             if not alive.tokens:
                 self._count_prompt(alive, firsts.get(request_id))
@@ -275,6 +310,8 @@ class Assembler:
                 if end is not None and end.output is not outputs[-1]:
                     outputs = _up_to(outputs, end.output)
                 followed.append((request_id, alive, outputs))
+            elif request_id in self._earlier:
+                self.generated_tokens += sum(len(output.new_token_ids) for output in outputs)
         self._append(followed)
         return [request_id for request_id, _, _ in followed]
 
@@ -291,7 +328,7 @@ class Assembler:
         self.generated_tokens += columns.token_ids.size
         self._alive_bytes += TOKEN_BYTES * columns.token_ids.size
         context = self._context
-        version, source = version_of(context.label, context.inferred_version)
+        version, source = version_of(context.label, context.observed_version)
         tokens, logprobs = columns.token_ids.tobytes(), columns.logprobs.tobytes()
         sizes = iter(columns.sizes)
         start = 0
@@ -328,7 +365,15 @@ class Assembler:
     def _finish(self, request_id: str, reason: str, time: float) -> None:
         alive = self._alive.pop(request_id, None)
         if alive is None:
+            if request_id in self._earlier:
+                earlier = self._earlier.pop(request_id)
+                self._preemptions += earlier.preemptions()
+                self._count_end(earlier.reason_of(reason))
             return
+        self._preemptions += alive.preemptions()
+        if alive.first_token and alive.size > 1:
+            self.token_gap_s += max(time - alive.first_token, 0.0)
+            self.token_gaps += alive.size - 1
         self._alive_bytes -= alive.nbytes
         if alive.own_tokens is not None and (alive.from_batches or not alive.tokens):
             accepted = packed(alive.own_tokens[:])
@@ -338,12 +383,16 @@ class Assembler:
                 return
             if accepted != alive.tokens:
                 self.misplaced += alive.correct_tokens(accepted)
+        reason = alive.reason_of(reason)
         finished = alive.finish(request_id, reason, time, self._started)
         self.published += 1
-        self.finished_count += reason != "abort"
-        self.aborted += reason == "abort"
+        self._count_end(reason)
         self.without_logprobs += not finished.rollout.has_logprobs
         self._finished.append(finished)
+
+    def _count_end(self, reason: str) -> None:
+        self.finished_count += reason != "abort"
+        self.aborted += reason == "abort"
 
 
 def _up_to(outputs: list[Any], last: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.collectors.contract.wire import Rollout, VersionRun
+from rltop.collectors.vllm.rollouts.tap import ENDED_BY_ID
 
 REQUEST_BYTES = 1024
 """Estimated memory of a request without its tokens."""
@@ -33,6 +34,10 @@ SAMPLING = {
     "seed": None,
 }
 """Sampling parameters that shape the distribution, with the value at which each has no effect (None: always sent)."""
+
+
+STOP_OR_ABORT = "stop_or_abort"
+"""Finish reason of a request with stop strings that its front end ended: the engine core can't tell the two apart."""
 
 
 class FinishedRollout(NamedTuple):
@@ -64,6 +69,45 @@ class FinishedRollout(NamedTuple):
         return np.frombuffer(self.values, np.float32)
 
 
+def no_preemptions() -> int:
+    """A request of a vLLM that does not count them."""
+    return 0
+
+
+def preemptions_of(request: Any, before: int = 0) -> Callable[[], int]:
+    """How often a vLLM request has been preempted, apart from the first ``before`` times."""
+    return (lambda: int(request.num_preemptions) - before) if hasattr(request, "num_preemptions") else no_preemptions
+
+
+def _reason(reason: str, *, may_stop: bool) -> str:
+    if reason != ENDED_BY_ID:
+        return reason
+    return STOP_OR_ABORT if may_stop else "abort"
+
+
+class EarlierRequest(NamedTuple):
+    """A request that was in flight when the collector attached: counted, but no rollout.
+
+    Attributes:
+        preemptions: since then, as a function.
+        has_stop_strings: as in ``OpenRequest``.
+    """
+
+    preemptions: Callable[[], int]
+    has_stop_strings: bool
+
+    @classmethod
+    def from_vllm(cls, request: Any) -> EarlierRequest:
+        """Make one for a vLLM request in flight."""
+        params = getattr(request, "sampling_params", None)
+        before = preemptions_of(request)()
+        return cls(preemptions_of(request, before), bool(getattr(params, "stop", None)))
+
+    def reason_of(self, reason: str) -> str:
+        """As ``OpenRequest.reason_of``."""
+        return _reason(reason, may_stop=self.has_stop_strings)
+
+
 @dataclass(slots=True)
 class OpenRequest:
     """A request that has not ended.
@@ -74,6 +118,9 @@ class OpenRequest:
         wants_logprobs: the request asked for logprobs. has_logprobs: some were recorded.
         own_tokens: vLLM's list of the request's sampled tokens; None if it has none.
         from_batches: ``tokens`` were read from batch arrays, and are verified against ``own_tokens`` at the end.
+        preemptions: vLLM's count of its preemptions, as a function. From any thread.
+        first_token: wall clock of the first output, seconds; 0.0 before it.
+        has_stop_strings: its front end ends it where one appears in the text.
         context: flag epoch, version and layout of the last tokens; see ``assembly``.
         others: as in ``Rollout``.
     """
@@ -84,6 +131,8 @@ class OpenRequest:
     skips_lookup: bool
     sampling: dict[str, float]
     own_tokens: Any
+    preemptions: Callable[[], int] = no_preemptions
+    first_token: float = 0.0
     tokens: bytearray = field(default_factory=bytearray)
     logprobs: bytearray = field(default_factory=bytearray)
     runs: list[VersionRun] = field(default_factory=list)
@@ -95,6 +144,7 @@ class OpenRequest:
     updated: float = 0.0
     has_logprobs: bool = False
     from_batches: bool = False
+    has_stop_strings: bool = False
     context: Any = None
 
     @classmethod
@@ -110,6 +160,8 @@ class OpenRequest:
             skips_lookup=bool(getattr(request, "skip_reading_prefix_cache", False)),
             sampling=sampling_of(params),
             own_tokens=getattr(request, "output_token_ids", None),
+            preemptions=preemptions_of(request),
+            has_stop_strings=bool(getattr(params, "stop", None)),
         )
 
     @property
@@ -141,6 +193,10 @@ class OpenRequest:
         self.tokens = bytearray(accepted)
         self.logprobs = bytearray(np.where(misplaced, np.float32(np.nan), logprobs))
         return int(np.count_nonzero(misplaced))
+
+    def reason_of(self, reason: str) -> str:
+        """The finish reason of a rollout that ended for ``reason``, as recorded."""
+        return _reason(reason, may_stop=self.has_stop_strings and bool(self.tokens))
 
     def finish(self, request_id: str, reason: str, time: float, started: float) -> FinishedRollout:
         """Make the rollout; for ``reason``, ``time`` and ``started`` see ``Rollout``."""

@@ -9,10 +9,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
+
+from rltop.collectors.vllm.in_process import is_in_process
+from rltop.collectors.vllm.rollouts.stated_version import version_in
+from rltop.collectors.vllm.rollouts.weight_updates import Moment, Part, PolicyVersion, Source, WeightUpdates
+from rltop.collectors.vllm.weight_journal import JOURNAL, label_version
+from rltop.collectors.vllm.workers.rank_weights import Loaded, RankWeights
+from rltop.collectors.vllm.workers.weight_watch import LOAD
 
 BACKLOG_LIMIT = 1 << 16
 """Request outputs that may wait for the sender's thread: about 64 MiB of vLLM's objects, seconds of a fast engine."""
+
+PENDING_S = 0.05
+"""How often workers are asked at most whether their device has compared weights."""
 
 
 class RequestAdded(NamedTuple):
@@ -46,7 +56,8 @@ class RequestsScheduled(NamedTuple):
 class StepOutputs(NamedTuple):
     """The outputs of one step by client, as vLLM passes them to its front ends.
 
-    ``inferred_version``: see ``Tap``. ``label``: vLLM's weight label, for versions whose outputs do not carry it.
+    ``observed_version``: see ``WeightUpdates.version``. ``label``: vLLM's weight label, for versions whose outputs do
+    not carry it.
     """
 
     drops_before: int
@@ -54,7 +65,7 @@ class StepOutputs(NamedTuple):
     outputs: dict[int, Any]
     time: float
     flag_epoch: int
-    inferred_version: int | None
+    observed_version: PolicyVersion | None
     label: Any = None
 
 
@@ -73,6 +84,7 @@ class SampledTokens(NamedTuple):
             (nats). Empty if none are recorded.
         types: element types of the two; None if none are recorded.
         label: vLLM's weight label.
+        observed_version: see ``WeightUpdates.version``.
     """
 
     drops_before: int
@@ -86,18 +98,29 @@ class SampledTokens(NamedTuple):
     types: Any
     flag_epoch: int
     label: Any
-    inferred_version: int | None
+    observed_version: PolicyVersion | None
 
 
 SampledFields = tuple[
-    int, int, list[str], list[str] | None, list[Any] | None, float, bytes, bytes, Any, int, Any, int | None
+    int,
+    int,
+    list[str],
+    list[str] | None,
+    list[Any] | None,
+    float,
+    bytes,
+    bytes,
+    Any,
+    int,
+    Any,
+    PolicyVersion | None,
 ]
 """A ``SampledTokens`` or a plain tuple of its fields, which the engine's thread writes in every step: making an
 instance of the class would take longer."""
 
 
 class RequestsEnded(NamedTuple):
-    """Requests were ended from outside a step: ``(request_id, finish reason)``."""
+    """Requests were ended from outside a step: ``(request_id, finish reason)``. See ``ENDED_BY_ID``."""
 
     drops_before: int
     weight: int
@@ -105,19 +128,27 @@ class RequestsEnded(NamedTuple):
     time: float
 
 
+class BatchInFlight(NamedTuple):
+    """A scheduler output, held so that no later one gets its id, and the version of the weights that sample it."""
+
+    batch: Any
+    version: PolicyVersion | None
+
+
 Record = RequestAdded | RequestsScheduled | StepOutputs | RequestsEnded | SampledFields
+
+ENDED_BY_ID = "ended by id"
+"""Reason of a request that its front end ended: aborted by its caller, or the front end found a stop string."""
 
 PROBE_PREFIX = "rltop-probe-"
 """Prefix of the ids of probe requests. They are not rollouts and are not recorded."""
 
-UPDATE_OPENS = frozenset({"start_weight_update", "start_draft_weight_update"})
+DRAFT_OPENS = "start_draft_weight_update"
+UPDATE_OPENS = frozenset({"start_weight_update", DRAFT_OPENS})
 UPDATE_CLOSES = frozenset({"finish_weight_update"})
-UPDATE_WHOLE = frozenset({"reload_weights"})
-UPDATE_PART = frozenset({"update_weights"})
-"""Methods of ``collective_rpc`` that change weights. ``update_weights`` outside an open update is a complete update."""
-
-VERSION_KEYS = ("weight_version", "policy_version", "version", "step")
-"""Keys of ``update_info`` that may hold the caller's version number."""
+UPDATE_WHOLE = frozenset({"reload_weights", "update_weights"})
+"""vLLM's own update calls: they count even if a worker reports no load. ``UPDATE_WHOLE`` outside an open update is a
+complete update. Any other call is an update if the workers report that it loaded weights."""
 
 
 class Tap:
@@ -132,32 +163,34 @@ class Tap:
         array_types: element types of the runner's two arrays; None if unknown or unreadable.
         arrays_unreadable: the arrays are not laid out as expected; see ``disable_batch_reading``.
         flag_epoch: incremented by every applied switch.
-        update_open: a weight update is in progress.
-        update_count: finished weight updates.
-        last_update: wall clock of the last one, seconds; 0.0 before the first.
-        partial_update: why the weights are neither the old nor the new ones; empty unless the last update failed.
-        inferred_version: version of the weights according to the observed update calls; None before the first.
+        updates: the weight updates.
+        last_update: wall clock of the last change of the weights, seconds; 0.0 before the first.
+        paused: whether the caller has paused generation.
+        in_flight: scheduler outputs that were in flight at the last update, with the version that samples them, by id.
         started: wall clock at which the tap was installed, seconds.
         dropped_records, dropped_requests: records, and arrivals of requests among them, that found the queue full.
         enqueued: total weight of the records appended; written by the engine's thread only.
         processed: total weight of the records processed; written by the sender's thread only.
+        rejected: requests that the engine rejected because its caller had paused it.
         awaiting_output: requests that were scheduled and have no output yet.
         finished_ids: requests that finished while a switch drains the engine; None at any other time.
     """
 
     def __init__(
-        self, engine: Any, backlog_limit: int = BACKLOG_LIMIT, on_weights: Callable[[], None] | None = None
+        self,
+        engine: Any,
+        backlog_limit: int = BACKLOG_LIMIT,
+        on_weights: Callable[[], None] = lambda: None,
+        paused: Callable[[], bool] = lambda: False,
     ) -> None:
         self.records: deque[Record] = deque()
         self.loop_count = 0
         self.step = 0
         self.flag_epoch = 0
-        self.update_open = False
-        self.update_count = 0
-        self.partial_update = ""
+        self.updates = WeightUpdates(self._weights_changed)
         self.last_update = 0.0
+        self.paused = paused
         self.started = time.time()
-        self.inferred_version: int | None = None
         self.dropped_records = 0
         self.dropped_requests = 0
         self.finished_ids: set[str] | None = None
@@ -165,13 +198,37 @@ class Tap:
         self.processed = 0
         self.limit = backlog_limit
         self._on_weights = on_weights
+        self._ranks = RankWeights(engine)
+        self._scheduler = engine.scheduler
+        self._in_process = is_in_process(engine)
+        self._engine = engine
+        self._counted = 0
+        self.in_flight: dict[int, BatchInFlight] = {}
         self._manager = getattr(engine.scheduler, "kv_cache_manager", None)
         self.reads_batches = samples_one_token_per_request(engine)
         self.arrays_unreadable = False
         self.array_types: Any = None
         self.awaiting_output: set[str] = set()
+        self.rejected = 0
+        self._next_look = 0.0
         self.on_update = _update_hook(self, engine, engine.scheduler)
-        self._next_version: int | None = None
+
+    @property
+    def update_open(self) -> bool:
+        """A weight update is in progress."""
+        return self.updates.is_open(self._moment())
+
+    @property
+    def partial_update(self) -> str:
+        """Why the weights are neither the old nor the new ones; empty unless the last update failed."""
+        return self.updates.torn(self._moment())
+
+    def close(self) -> None:
+        """Stop watching the weights."""
+        self._ranks.close()
+
+    def _moment(self) -> Moment:
+        return Moment(self.step, time.monotonic(), self.paused())
 
     def _enqueue(self, record: RequestAdded | RequestsScheduled | StepOutputs | RequestsEnded) -> bool:
         """Append a record, or drop and count it. The bound counts outputs, not records."""
@@ -190,9 +247,17 @@ class Tap:
             return
         if not self._enqueue(RequestAdded(self.dropped_records, 1, request, time.time())):
             self.dropped_requests += 1
+        if self._in_process and len(self._scheduler.requests) == 1:  # its caller may have copied weights meanwhile
+            self._take(self._ranks.look(self.step), "a copy into the weights")
+
+    def on_reject(self, rejected: Any, request: Any) -> None:  # noqa: ARG002 - host's name
+        """``EngineCoreProc._reject_add_while_paused(request) -> bool``."""
+        self.rejected += bool(rejected)
 
     def on_schedule(self, output: Any, *_args: Any, **_kwargs: Any) -> None:
         """``Scheduler.schedule() -> SchedulerOutput``."""
+        if JOURNAL.number != self._ranks.journal:
+            self.look()
         if new := output.scheduled_new_reqs:
             lookup = bool(getattr(self._manager, "enable_caching", False))
             self._enqueue(
@@ -244,18 +309,19 @@ class Tap:
         self.dropped_records -= 1
         if size:
             self._enqueue(
-                StepOutputs(self.dropped_records, size, outputs, time.time(), self.flag_epoch, self.inferred_version)
+                StepOutputs(self.dropped_records, size, outputs, time.time(), self.flag_epoch, self.updates.version)
             )
             if self.finished_ids is not None:
                 self.finished_ids.update(
                     o.request_id for c in outputs.values() for o in c.outputs if o.finish_reason is not None
                 )
 
-    def on_finish(self, requests: Any, request_ids: Any, finished_status: Any) -> None:  # noqa: ARG002 - host's names
+    def on_finish(self, requests: Any, request_ids: Any, finished_status: Any) -> None:
         """``Scheduler.finish_requests(request_ids, finished_status) -> [Request]``, or ``[(id, client)]``."""
         if not requests:
             return
-        reason = "error" if "ERROR" in str(getattr(finished_status, "name", finished_status)) else "abort"
+        failed = "ERROR" in str(getattr(finished_status, "name", finished_status))
+        reason = "error" if failed else "abort" if request_ids is None else ENDED_BY_ID
         ended = [(_id_of(item), reason) for item in requests]
         if self.finished_ids is not None:
             self.finished_ids.update(request_id for request_id, _ in ended)
@@ -263,24 +329,33 @@ class Tap:
 
     def on_rpc(
         self,
-        _result: Any,
+        result: Any,
         method: Any,
         timeout: Any = None,  # noqa: ARG002 - vLLM's names: it may pass these by keyword
-        args: Any = (),  # noqa: ARG002
+        args: Any = (),
         kwargs: Any = None,
     ) -> None:
-        """``EngineCore.collective_rpc(method, timeout, args, kwargs)``, after it succeeded on every worker."""
-        if method in UPDATE_OPENS:
-            self.update_open = True
-        elif method in UPDATE_PART:
-            self._next_version = _version_in(kwargs)
-            if not self.update_open:
-                self._finish_update()
+        """``EngineCore.collective_rpc(method, timeout, args, kwargs)``, after it raised on no worker.
+
+        A method that loads and returns False on a rank has failed: frameworks may catch what they report so.
+        """
+        now, loaded = self._moment(), self._ranks.ask(self.step)
+        if loaded.loaded and isinstance(result, list) and any(answer is False for answer in result):
+            loaded = loaded._replace(failed=loaded.failed or "it returned False")
+        version = version_in(args, kwargs)
+        if loaded.failed:
+            self._take(loaded, name_of(method))
+        elif method in UPDATE_OPENS:
+            self.updates.started(draft=method == DRAFT_OPENS)
         elif method in UPDATE_CLOSES:
-            self.update_open = False
-            self._finish_update()
+            self.updates.finished(now)
         elif method in UPDATE_WHOLE:
-            self._finish_update()
+            self.updates.loaded(Part(version=version, alone=True), now)
+        else:
+            self._take(loaded, name_of(method), version)
+            return
+        for stated in loaded.stated:
+            self.updates.stated(stated, self._moment())
 
     def on_rpc_failed(
         self,
@@ -290,30 +365,56 @@ class Tap:
         args: Any = (),  # noqa: ARG002
         kwargs: Any = None,  # noqa: ARG002
     ) -> None:
-        """``EngineCore.collective_rpc(...)`` raised on a worker: the update is over, and loaded weights stay loaded.
+        """``EngineCore.collective_rpc(...)`` raised on a worker: an update is over, and loaded weights stay loaded.
 
         Commands stop waiting for it. A failed start has loaded nothing; after any later failure it is unknown which
-        weights are new, until the next complete update.
+        weights are new, until the next complete update. A call that timed out still occupies its workers.
         """
-        if method not in UPDATE_OPENS | UPDATE_PART | UPDATE_CLOSES | UPDATE_WHOLE:
-            return
-        self.update_open = False
-        self._next_version = None
-        if method not in UPDATE_OPENS:
-            self.partial_update = f"{method} failed at engine step {self.step} ({type(error).__name__}: {error})"
-            self._notify()
+        loaded = Loaded() if isinstance(error, TimeoutError) else self._ranks.ask(self.step)
+        if method in UPDATE_OPENS:
+            self.updates.abandoned()
+        elif method in UPDATE_CLOSES | UPDATE_WHOLE or loaded.loaded:
+            self._fail(f"{name_of(method)} failed", f"{type(error).__name__}: {error}", loaded)
 
-    def _notify(self) -> None:
-        if self._on_weights is not None:
-            self._on_weights()
+    def on_pause(self, _result: Any, pause_state: Any) -> None:
+        """``Scheduler.set_pause_state(pause_state)``."""
+        if getattr(pause_state, "name", "") == "UNPAUSED":
+            self.updates.resumed()
 
-    def _finish_update(self) -> None:
-        self.update_count += 1
+    def look(self) -> None:
+        """Apply what happened to the weights in this process without a call."""
+        if JOURNAL.number != self._ranks.journal:
+            self._take(self._ranks.look(self.step), LOAD)
+        if self._ranks.pending and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + PENDING_S
+            self._take(self._ranks.ask(self.step, compares=False), "a copy into the weights")
+
+    @property
+    def awaits_comparison(self) -> bool:
+        """Whether ``look`` has to be called: a device compares weights. From any thread."""
+        return self._ranks.pending
+
+    def _take(self, loaded: Loaded, source: str, version: int | None = None) -> None:
+        """Apply what happened to the weights; ``source``: the call that did it, by name."""
+        if loaded.failed:
+            self._fail(f"{source} failed", loaded.failed, loaded)
+        elif loaded.loaded:
+            self.updates.loaded(Part(loaded.whole, loaded.repeats, version, alone=loaded.replaced), self._moment())
+        for stated in loaded.stated:
+            self.updates.stated(stated, self._moment())
+
+    def _fail(self, what: str, error: str, loaded: Loaded) -> None:
+        reason = f"{what} at engine step {self.step} ({error})"
+        self.updates.failed(reason, Part(repeats=loaded.repeats), self._moment())
+
+    def _weights_changed(self) -> None:
         self.last_update = time.time()
-        self.partial_update = ""
-        self._notify()
-        self.inferred_version = self._next_version if self._next_version is not None else self.update_count
-        self._next_version = None
+        if self._counted != self.updates.count:
+            self._counted = self.updates.count
+            parts = (part for entry in getattr(self._engine, "batch_queue", None) or () for part in entry)
+            batches = [part for part in parts if hasattr(part, "total_num_scheduled_tokens")]
+            self.in_flight = {id(batch): BatchInFlight(batch, self.updates.before) for batch in batches}
+        self._on_weights()
 
 
 def _update_hook(tap: Tap, engine: Any, scheduler: Any) -> Callable[[Any, Any, Any], None]:
@@ -324,9 +425,13 @@ def _update_hook(tap: Tap, engine: Any, scheduler: Any) -> Callable[[Any, Any, A
     no token.
     """
     append, now, has_label = tap.records.append, time.time, hasattr(engine, "_weight_version")
+    updates = tap.updates
 
-    def on_update(result: Any, _scheduled: Any, sampled: Any) -> None:
+    def on_update(result: Any, scheduled: Any, sampled: Any) -> None:
         try:
+            version = updates.version
+            if tap.in_flight:
+                version = tap.in_flight.pop(id(scheduled), BatchInFlight(scheduled, version)).version
             size = 0
             for of_client in result.values():
                 size += len(of_client.outputs)
@@ -354,11 +459,11 @@ def _update_hook(tap: Tap, engine: Any, scheduler: Any) -> Callable[[Any, Any, A
                 id_bytes, logprob_bytes = arrays.logprob_token_ids.tobytes(), arrays.logprobs.tobytes()
             record: Record
             if arrays is not None and types is None:  # unreadable: leave the outputs to the assembler
-                record = StepOutputs(drops, size, result, now(), tap.flag_epoch, tap.inferred_version, label)
+                record = StepOutputs(drops, size, result, now(), tap.flag_epoch, version, label)
             else:
                 record = (
                     drops, size, request_ids, accepted, marked, at, id_bytes, logprob_bytes, types,
-                    tap.flag_epoch, label, tap.inferred_version,
+                    tap.flag_epoch, label, version,
                 )  # fmt: skip
             tap.enqueued += size
             append(record)
@@ -380,32 +485,14 @@ def _id_of(item: Any) -> str:
     return str(item[0] if isinstance(item, tuple) else item.request_id)
 
 
-def _version_in(kwargs: Any) -> int | None:
-    info = kwargs.get("update_info") if isinstance(kwargs, dict) else None
-    for key in VERSION_KEYS:
-        value = info.get(key) if isinstance(info, dict) else None
-        if isinstance(value, int | str):
-            return label_version(str(value))
-    return None
+def name_of(method: Any) -> str:
+    """The name of a method of workers, which may be passed as a function."""
+    return method if isinstance(method, str) else str(getattr(method, "__name__", type(method).__name__))
 
 
-def label_version(label: Any) -> int | None:
-    """The number at the end of vLLM's opaque weight label; None for ``default`` or if it ends in no number.
-
-    >>> label_version("step-12"), label_version("default"), label_version(None)
-    (12, None, None)
-    """
-    text = str(label) if label is not None else ""
-    digits = text[len(text.rstrip("0123456789")) :]
-    return int(digits) if digits and len(digits) < 10 else None
-
-
-Source = Literal["engine", "inferred", "unknown"]
-
-
-def version_of(label: Any, inferred_version: int | None) -> tuple[int | None, Source]:
-    """The policy version and its source: vLLM's label if it has a number, else the observed update calls."""
+def version_of(label: Any, observed: PolicyVersion | None) -> tuple[int | None, Source]:
+    """The policy version and its source: vLLM's label if it has a number, else what was stated or inferred."""
     version = label_version(label)
     if version is not None:
         return version, "engine"
-    return inferred_version, "unknown" if inferred_version is None else "inferred"
+    return observed or (None, "unknown")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rltop.collectors.contract.flags import BY_NAME
-from rltop.collectors.vllm.workers import lm_head, logprobs_mode, weight_digest
+from rltop.collectors.vllm.workers import lm_head, logprobs_mode, weight_digest, weight_sketches, weight_watch
 from rltop.collectors.vllm.workers.rank_checks import CHECKS
 
 READ = "rltop_read_flags"
@@ -151,5 +151,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     WRITE: write_flag,
     weight_digest.DIGEST: weight_digest.digest,
     weight_digest.FREE_BYTES: weight_digest.free_bytes,
+    weight_watch.REPORT: weight_watch.report,
+    weight_sketches.SKETCH: weight_sketches.sketch_weights,
 }
 """The methods that are added to every worker, by name."""

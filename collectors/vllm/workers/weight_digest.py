@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rltop.collectors.contract.digests import Checksum, as_hex, bits_of, chunk_elements, dtype_name, row_chunks
+from rltop.collectors.vllm.workers.weight_sample import is_in_memory
 
 DIGEST = "rltop_digest"
 FREE_BYTES = "rltop_free_bytes"
@@ -55,6 +56,9 @@ class DigestPass:
             if number >= MAX_TENSORS:
                 self.found.append((f"more than {MAX_TENSORS} tensors", UNREAD, "", "", "", 0, ""))
                 return
+            if not is_readable(tensor):
+                self.found.append((name, UNREAD, "", "", "", 0, ""))
+                continue
             sum_ = Checksum()
             for first, bits in row_chunks(tensor):
                 sum_.add_rows(first, bits)
@@ -87,13 +91,25 @@ class DigestPass:
 
 
 def tensors(model: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield name, kind and tensor of all non-empty tensors of a model, each once."""
+    """Yield name, kind and tensor of all non-empty tensors of a model, each once; see ``is_readable``."""
     seen: set[tuple[int, tuple[int, ...]]] = set()
     for name, kind, tensor in _named(model):
-        place = (int(tensor.data_ptr()), tuple(tensor.shape))
-        if tensor.numel() and not tensor.is_meta and place not in seen:
+        if not tensor.numel() or tensor.is_meta:
+            continue
+        readable = is_readable(tensor)
+        place = (int(tensor.data_ptr()) if readable else id(tensor), tuple(tensor.shape))
+        if place not in seen:
             seen.add(place)
-            yield name, kind, tensor.detach()
+            yield name, kind, tensor.detach() if readable else tensor
+
+
+def is_readable(tensor: Any) -> bool:
+    """Whether a tensor has elements of at most 8 bytes in memory: reading a released one would end the process."""
+    try:
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    except RuntimeError:  # it has no strides: sparse
+        return False
+    return tensor.element_size() <= 8 and is_in_memory(tensor, last + 1)
 
 
 def _named(model: Any) -> Iterator[tuple[str, str, Any]]:

@@ -113,7 +113,7 @@ def test_a_trainers_digests_are_of_the_dtype_that_engines_get() -> None:
 def test_an_invalid_digest_is_refused_in_the_call(wrong: Any) -> None:
     with run_directory() as rundir:
         collector = TrainerCollector(hub=str(rundir.path), start_hub=False)
-        with pytest.raises(ValueError, match=r"weight_digests\["):
+        with pytest.raises(ValueError, match="weight_digests"):
             collector.step(0, weight_digests=wrong)
         collector.close(0.05)
 

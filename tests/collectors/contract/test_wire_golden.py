@@ -93,6 +93,7 @@ MESSAGES: dict[str, wire.Body] = {
     "bye": wire.Bye("e0", "0123456789abcdef", 43),
     "bye_ack": wire.ByeAck("0123456789abcdef"),
     "welcome": wire.Welcome("fedcba9876543210"),
+    "proven": wire.Proven("fedcba9876543210", b"a message", bytes(range(32))),
     "command": wire.Command("c1", "prefix_caching", "off", 1700000003.0),
     "sequences_with_request_ids": wire.Sequences(5, 0, 0, 2, [], request_ids=["cmpl-1-0", ""]),
     "trainer_facts": wire.TrainerFacts(0, {"temperature": "0.7", "dtype": "float32"}),
@@ -101,6 +102,10 @@ MESSAGES: dict[str, wire.Body] = {
         "c2/revert", "e0", "async_scheduling", "superseded", "changed since", "on", "on", 101, 7, 12, 0, 1.5,
         1700000001.0, "set", "depth 1", 1700000601.0, "c2", 5,
     ),
+    "command_update_of_a_waiting_revert": wire.CommandUpdate(
+        "c2/revert", "e0", "async_scheduling", "draining", "an update is open", engine_step=101, time=1700000001.0,
+        reverts="c2", wanted="on",
+    ),
     "rollouts_since": wire.Rollouts(
         "e0", [wire.Rollout("r-2", 0, 0, "abort", [], "unknown", True, None, False, {}, 1.0, 2.0, 3.0, 9, 1.5, 0.5)], []
     ),
@@ -108,6 +113,10 @@ MESSAGES: dict[str, wire.Body] = {
         "e0", "host", 123, 100, 7, "engine", "7", 3, 1, 0.25, 1000, 2000, 500, 30, 1, 0,
         {"async_scheduling": wire.FlagState("off", True, "", "strict")}, 2, {}, [], False, True, 6,
         [wire.Timer("c2", "set", "async_scheduling", "on", 1700000601.0)],
+    ),
+    "engine_state_with_latencies": wire.EngineState(
+        "e0", "host", 123, 100, 7, "engine", "7", 3, 1, 0.25, 1000, 2000, 500, 30, 1, 0, {}, 0, {}, [], False, False, 6,
+        [], 4, 1.5, 30, 12.25, 1970,
     ),
     "command_of_a_probe": wire.Command(
         "c3", "", "", 1700000003.0, "probe", probe="prefill-rescore",
@@ -120,10 +129,21 @@ MESSAGES: dict[str, wire.Body] = {
     ),
     "step_closed_with_digests": wire.StepClosed(5, 0, 1, 8, weight_digests={"w": "float32:" + "f" * 16}),
     "step_closed_with_rows": wire.StepClosed(5, 0, 1, 8, rows=512),
+    "sequences_with_environments": wire.Sequences(
+        5, 1, 0, 2, [], 1024, ratio_base="current", environments=["math", ""], version_unit=512, first_update=1
+    ),
+    "step_closed_with_unit": wire.StepClosed(5, 0, 1, 1536, version_unit=512),
+    "refit_report": wire.RefitReport(
+        "e0", "update", 3, 7, "engine", 26,
+        [wire.WeightSketch("w", "float32", 64, ["f" * 16], 2.5, [0.5, -1.0], 1, 1)],
+        {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}, 0.25, 0.125, 0.5, 60.0, ["note"],
+    ),
+    "trainer_weights": wire.TrainerWeights(0, 7, [wire.WeightSketch("w", "float32", 64, ["f" * 16] * 3, 2.5, [0.5])]),
     "passed": wire.Passed(),
     "bye_with_oldest": wire.Bye("e0", "0123456789abcdef", 43, 17),
     "acknowledged": wire.Acknowledged("0123456789abcdef", 41),
     "resend": wire.Resend("0123456789abcdef", 17),
+    "refused": wire.Refused("0123456789abcdef", "another trainer is live"),
 }  # fmt: skip
 
 

@@ -152,8 +152,9 @@ def sequences(**changes: Any) -> list[bytes]:
     ("changes", "said"),
     [
         ({"dtype": "O"}, "does not fit"),
-        ({"size": -1}, "does not fit"),
-        ({"size": 1 << 60}, "does not fit"),
+        ({"size": -1}, "Expected `int` >= 0"),
+        ({"size": 1 << 50}, "does not fit"),
+        ({"size": 1 << 60}, "Expected `int` <="),
         ({"frame": b"\0" * 7}, "does not fit"),
         ({"times": 2, "frames": 2}, "does not fit"),
         ({"frames": 2}, "1 arrays described, 2 sent"),

@@ -62,7 +62,21 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"advantages": np.ones(3)},
         r"advantages: shape \[3\]; expected shape \[2, 3\] as token_ids, or \[2\], one per row$",
     ),
-    ({"rewards": np.ones((2, 3))}, r"rewards: shape \[2, 3\]; expected \[2\], one per row"),
+    ({"rewards": np.ones((2, 2))}, r"rewards: shape \[2, 2\]; expected \[2\], one per row, or shape \[2, 3\]"),
+    ({"rewards": "good"}, r"rewards: dtype <U4; expected numbers"),
+    ({"weights": 0.5}, r"weights: shape \[\]; expected shape \[2, 3\] as token_ids, or \[2\], one per row$"),
+    ({"weights": np.ones((2, 4))}, r"weights: shape \[2, 4\]; expected"),
+    ({"weights": object()}, r"weights: dtype object; expected numbers"),
+    ({"temperature": np.ones(3)}, r"temperature: shape \[3\]; expected shape \[2, 3\] as token_ids, or \[2\]"),
+    ({"temperature": ["a", "b"]}, r"temperature: dtype <U1"),
+    ({"temperature": 10**400}, r"temperature: 10+\.\.\.; expected a number"),
+    ({"entropy": np.ones((2, 2))}, r"entropy: shape \[2, 2\]; .*; pass shifted=True if it belongs to the next tokens"),
+    ({"entropy": np.ones((2, 1)), "shifted": True}, r"entropy: .*\[2, 3\] as token_ids, or one entry less per row"),
+    ({"environments": "math"}, r"environments: 'math'; expected a list of 2 strings, one per row"),
+    ({"environments": 5}, r"environments: 5; expected a list of 2 strings"),
+    ({"environments": ["math"]}, r"environments: 1 entries; expected 2, one per row"),
+    ({"environments": ["math", 5]}, r"environments: 5; expected None or a string of at most 256 characters"),
+    ({"request_ids": 5}, r"request_ids: 5; expected a list of 2 strings"),
     ({"rollout_versions": np.ones(3)}, r"rollout_versions: shape \[3\]; .* or a single number"),
     ({"old_version": np.ones((3, 2))}, r"old_version: shape \[3, 2\]"),
     ({"prompt_ids": np.arange(4)}, r"prompt_ids: shape \[4\]; expected \[2, P\] or a list of 2 1-D arrays"),
@@ -75,7 +89,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"trainer_logprobs": torch.ones(2, 3, dtype=torch.complex64)}, r"trainer_logprobs: dtype torch.complex64"),
     ({"entropy": torch.ones(2, 3).to_sparse()}, r"entropy: a nested or sparse tensor; expected a dense one"),
     ({"trainer_logprobs": [["a"], ["b"]]}, r"trainer_logprobs\[0\]: dtype <U1"),
-    ({"cu_seqlens": BOUNDS}, r"token_ids: shape \[2, 3\] with cu_seqlens; expected \[tokens\]"),
+    ({"cu_seqlens": BOUNDS}, r"token_ids: shape \[2, 3\] with cu_seqlens; expected \[tokens\] or \[1, tokens\]"),
     (PACKED | {"cu_seqlens": [0, 7]}, r"cu_seqlens: \[0, 7\]; expected to increase from 0 to 6"),
     (PACKED | {"cu_seqlens": torch.tensor([0, 4, 2, 6])}, r"cu_seqlens: \[0, 4, 2, 6\]"),
     (PACKED | {"cu_seqlens": np.ones((2, 2), int)}, r"cu_seqlens: shape \[2, 2\]; expected \[rows \+ 1\]"),
@@ -97,7 +111,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"temperature": "warm"}, r"temperature: 'warm'; expected a number"),
     ({"clip_high": 0.28}, r"clip_high: 0.28; expected a bound of the ratio itself, from 1 to inf"),
     ({"clip_low": 1.2}, r"clip_low: 1.2; expected a bound of the ratio itself, from 0 to 1"),
-    ({"ratio_base": "new"}, r"ratio_base: 'new'; expected one of rollout, old"),
+    ({"ratio_base": "new"}, r"ratio_base: 'new'; expected one of rollout, old, current"),
+    ({"ratio_base": np.ones(2)}, r"ratio_base: array.*; expected one of rollout"),
+    ({"step": torch.ones(2)}, r"step: tensor"),
+    ({"step": 2**70}, r"step: \d+; expected a whole number from 0"),
     ({"objective": "dpo"}, r"objective: 'dpo'; expected one of ppo, gspo"),
 ]
 
@@ -112,10 +129,11 @@ def test_wrong_arguments_are_named_before_anything_is_sent(
 
 
 @pytest.mark.parametrize(
-    "metrics", [{"loss": "low"}, {"loss": None}, {"loss": [1, 2]}, {"loss": torch.ones(2)}, {1: 1.0}, {"loss": 1j}]
+    "metrics",
+    [{"loss": "low"}, {"loss": None}, {"loss": [1, 2]}, {"loss": torch.ones(2)}, {1: 1.0}, {"loss": 1j}, ["loss", 1]],
 )
 def test_metrics_that_are_not_numbers_are_refused(idle: TrainerCollector, metrics: dict[Any, Any]) -> None:
-    with pytest.raises(ValueError, match=r"metrics.*(loss|1)"):
+    with pytest.raises(ValueError, match=r"metrics.*(loss|1|list)"):
         idle.step(0, metrics=metrics)
     assert idle._sender.health().counts == {}
 
@@ -127,9 +145,11 @@ def test_metrics_that_are_not_numbers_are_refused(idle: TrainerCollector, metric
         ({"run": "a", "hub": "/tmp/b"}, "name one of them"),
         ({"run": "../a"}, "run name"),
         ({"hub": "tcp://1.2.3.4:5"}, "refused"),
-        ({"run": "a", "rank": 2, "world_size": 2}, "rank 2 of world_size 2"),
+        ({"run": "a", "rank": 2, "world_size": 2}, "rank: 2 of world_size 2"),
         ({"run": "a", "rank": -1}, "rank: -1"),
         ({"run": "a", "world_size": 1.5}, "world_size: 1.5"),
+        ({"run": "a", "replica": -1}, "replica: -1; expected a whole number from 0"),
+        ({"run": "a", "version_unit": 0}, "version_unit: 0; expected a whole number from 1"),
     ],
 )
 def test_wrong_configuration_raises(arguments: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +195,40 @@ def test_a_step_arrives_after_its_sequences_with_its_scalars() -> None:
         last = hub.bodies(wire.Health)[-1]
         assert last.loop_count == 9
         assert last.counts == {"sequences": wire.Counts(6, 6), "step": wire.Counts(3, 3)}
+
+
+def test_the_first_update_that_is_passed_for_a_step_is_stated() -> None:
+    with run_directory() as directory, Receiver(directory) as hub:
+        with TrainerCollector(hub=str(directory.path), start_hub=False, version_unit=512) as collector:
+            for step, update in [(0, 0), (0, 1), (1, 1), (1, 2), (2, 0)]:
+                call(collector, step=step, update=update)
+            for step in range(3):
+                collector.step(step)
+        assert [(body.step, body.update, body.first_update) for body in hub.bodies(wire.Sequences)] == [
+            (0, 0, 0), (0, 1, 0), (1, 1, 1), (1, 2, 1), (2, 0, 0),
+        ]  # fmt: skip
+        assert {body.version_unit for body in (*hub.bodies(wire.Sequences), *hub.bodies(wire.StepClosed))} == {512}
+
+
+def test_of_ranks_that_hold_the_same_rows_one_sends_them_and_all_close_the_step() -> None:
+    with run_directory() as directory, Receiver(directory) as hub:
+        ranks = [
+            TrainerCollector(hub=str(directory.path), rank=rank, world_size=4, replica=rank % 2, start_hub=False)
+            for rank in range(4)
+        ]
+        for collector in ranks:
+            with pytest.raises(ValueError, match="mask"):
+                call(collector, mask=None)
+            call(collector)
+            collector.step(0)
+            collector.close()
+        assert sorted(body.rank for body in hub.bodies(wire.Sequences)) == [0, 2]
+        assert sorted((body.rank, body.rows) for body in hub.bodies(wire.StepClosed)) == [
+            (0, 2),
+            (1, 0),
+            (2, 2),
+            (3, 0),
+        ]
 
 
 def test_a_large_batch_is_split_below_the_limits_of_the_wire() -> None:

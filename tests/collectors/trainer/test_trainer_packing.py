@@ -180,7 +180,7 @@ def test_request_ids_stay_with_their_rows(message_bytes: int, monkeypatch: pytes
     ("ids", "said"),
     [
         (["a", "b"], "request_ids: 2 entries; expected 3, one per row"),
-        (["a", 5, "c"], "request_ids: '5'; expected None or a string of at most 256 characters"),
+        (["a", 5, "c"], "request_ids: 5; expected None or a string of at most 256 characters"),
         (["a", "b" * 257, "c"], "expected None or a string of at most 256 characters"),
     ],
 )
@@ -189,10 +189,102 @@ def test_ids_of_other_kinds_or_numbers_are_refused(ids: list[Any], said: str) ->
         simple(request_ids=ids)
 
 
+@pytest.mark.parametrize("message_bytes", [1, 150, 1 << 20])
+def test_environments_stay_with_their_rows(message_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MESSAGE_BYTES", message_bytes)
+    bodies, _ = sent(simple(environments=np.array(["math", None, "code"], object)))
+    assert [name for body in bodies for name in body.environments] == ["math", "", "code"]
+    bodies, _ = sent(simple())
+    assert all(body.environments == [] for body in bodies)
+
+
+PER_TOKEN = ("mask", "rollout", "trainer", "weights", "temperature", "rewards")
+DTYPES = {"mask": "int64", "weights": "float32", "rewards": "float64"}
+
+
+@st.composite
+def shifted_rows(draw: st.DrawFn, form: str) -> list[dict[str, list[Any]]]:
+    """Rows with per-token values, of which the first of each row is not trained on and has reward 0."""
+    size = draw(st.integers(1, 5)) if form == "batch" else None
+    found = []
+    for _ in range(draw(st.integers(1, 5))):
+        n = draw(st.integers(0, 5)) if size is None else size
+        numbers = st.lists(st.integers(-8, 8).map(lambda x: x / 4), min_size=n, max_size=n)
+        row: dict[str, list[Any]] = {name: draw(numbers) for name in PER_TOKEN}
+        row["ids"] = draw(st.lists(st.integers(0, 9), min_size=n, max_size=n))
+        row["mask"] = draw(st.lists(st.integers(0, 1), min_size=n, max_size=n))
+        row["mask"][:1], row["rewards"][:1] = [0] * len(row["mask"][:1]), [0.0] * len(row["rewards"][:1])
+        found.append(row)
+    return found
+
+
+def unmasked(name: str, row: dict[str, list[Any]], *, short: bool) -> list[Any]:
+    """A row's values; those that no token of the row owns are arbitrary."""
+    values = list(row[name])
+    if short:
+        return values[1:]
+    return [1 if name == "mask" else 7.0, *values[1:]] if values and name != "rewards" else values
+
+
+@given(st.data())
+def test_next_token_arrays_are_sent_as_those_that_are_aligned_with_their_own_tokens(data: st.DataObject) -> None:
+    """Each array has one entry per token or per next token, in rows or packed, and in one message or several."""
+    form, library = data.draw(st.sampled_from(FORMS)), data.draw(st.sampled_from(LIBRARIES))
+    given_rows = data.draw(shifted_rows(form))
+    sizes = [len(row["ids"]) for row in given_rows]
+    packed = form == "packed"
+    assume(not packed or sum(sizes) > len(sizes) + 1)  # else [batch] may have the shape of an array per token
+    bounds = np.cumsum([0, *sizes]) if packed else None
+
+    def shift(name: str) -> Any:
+        short, dtype = data.draw(st.booleans()), DTYPES.get(name, "float32")
+        if not (packed and short):
+            values = [unmasked(name, row, short=short) for row in given_rows]
+            return shaped(form, library, values, dtype)
+        ends = [unmasked(name, row, short=False) for row in given_rows]  # the last entry of a row is the next one's
+        if name == "rewards":
+            ends = [[9.0, *values[1:]] if values else [] for values in ends]
+        flat = shaped(form, library, ends, dtype)[1:]
+        return flat.reshape(1, -1) if data.draw(st.booleans()) else flat
+
+    def call(values: dict[str, Any], ids: Any, *, shifted: bool) -> packing.CopiedCall:
+        columns = {
+            "rollout_logprobs": values["rollout"], "trainer_logprobs": values["trainer"],
+            "weights": values["weights"], "temperature": values["temperature"],
+        }  # fmt: skip
+        return check(
+            HEAD, ids, values["mask"], None, values["rewards"], bounds, columns, shifted=shifted
+        ).copy()  # fmt: skip
+
+    ids = shaped(form, library, [row["ids"] for row in given_rows], "int64")
+    plain = {
+        name: shaped(form, library, [row[name] for row in given_rows], DTYPES.get(name, "float32"))
+        for name in PER_TOKEN
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "MESSAGE_BYTES", data.draw(st.sampled_from([1, 100, 1 << 20])))
+        patch.setattr(packing, "CONVERT_BYTES", data.draw(st.sampled_from([1, 200, 8 << 20])))
+        _, expected = sent(call(plain, ids, shifted=False))
+        _, seen = sent(call({name: shift(name) for name in PER_TOKEN}, ids, shifted=True))
+    assert seen.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(seen[name], array, err_msg=name)
+    np.testing.assert_array_equal(expected["rewards"], [np.float32(sum(row["rewards"])) for row in given_rows])
+
+
+@pytest.mark.parametrize("name", ["weights", "temperature"])
+def test_a_value_per_row_is_that_of_each_of_its_tokens(name: str) -> None:
+    column = {"temperature": "temperatures"}.get(name, name)
+    _, per_row = sent(simple(**{name: np.array([0.5, 1.0, 2.0])}))
+    _, per_token = sent(simple(**{name: np.repeat([[0.5], [1.0], [2.0]], 4, axis=1)}))
+    np.testing.assert_array_equal(per_row[column], np.repeat([0.5, 1, 2], 4))
+    np.testing.assert_array_equal(per_token[column], per_row[column])
+
+
 def simple(**changes: Any) -> packing.CopiedCall:
     ids = changes.pop("token_ids", np.arange(12).reshape(3, 4))
     arguments: dict[str, Any] = {"mask": np.ones((3, 4)), "prompt_ids": None, "rewards": None, "cu_seqlens": None}
-    arguments["request_ids"] = None
+    arguments |= {"request_ids": None, "environments": None, "shifted": False}
     columns: dict[str, Any] = {"rollout_logprobs": np.zeros((3, 4)), "trainer_logprobs": np.zeros((3, 4))}
     for name, value in changes.items():
         (arguments if name in arguments else columns)[name] = value

@@ -48,6 +48,7 @@ class Hub:
 
     def hear(self, envelope: wire.Envelope, now: float) -> int | None:
         arrival = self.sources.receive(envelope, now, envelope.seq, 1 << 20)
+        assert arrival is not None  # no other process has its name
         self.lost += arrival.lost
         if arrival.is_midway:  # nobody knows of those before: no hub has stored anything
             self.lost += min(arrival.ready, default=arrival.source.next_seq)

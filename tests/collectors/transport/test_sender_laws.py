@@ -18,6 +18,7 @@ from rltop.collectors.contract.rundir import RunDir
 from rltop.collectors.transport import sender as sender_module
 from rltop.collectors.transport.error_boundary import MAX_FAULTS
 from rltop.collectors.transport.sender import Message, Sender
+from rltop.collectors.transport.software import software
 from tests.support.receiver import Receiver, run_directory, wait_until
 
 PAYLOAD = np.zeros(25_000, "<f4")
@@ -157,7 +158,9 @@ def test_collectors_register_with_a_new_hub_and_losses_are_gaps_in_the_sequence(
             offer_until(lambda: second.control and len(second.bodies(wire.StepClosed)) > 20)
             assert sender.close()
             registers = [message for message in second.control if isinstance(message, wire.Register)]
-            assert registers[0] == wire.Register(wire.PROTO, "trainer/0", sender.epoch, "trainer")
+            assert registers[0] == wire.Register(
+                wire.PROTO, "trainer/0", sender.epoch, "trainer", software(), sender._session
+            )
             arrived = first.sequence_numbers() + second.sequence_numbers()
             byes = [message for message in second.control if isinstance(message, wire.Bye)]
             holes = set(range(byes[0].sent)) - set(arrived)

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from rltop.collectors.contract.wire import VersionRun
 from rltop.collectors.vllm.rollouts.assembly import Assembler
-from rltop.collectors.vllm.rollouts.request import REQUEST_BYTES, FinishedRollout, sampling_of
-from rltop.collectors.vllm.rollouts.tap import Tap, label_version, version_of
+from rltop.collectors.vllm.rollouts.request import REQUEST_BYTES, STOP_OR_ABORT, FinishedRollout, sampling_of
+from rltop.collectors.vllm.rollouts.tap import Tap, version_of
+from rltop.collectors.vllm.rollouts.weight_updates import PolicyVersion
+from rltop.collectors.vllm.weight_journal import label_version
 from tests.support.engine_doubles import EngineCore, Outputs, output, request, runner_output
 
 
@@ -123,6 +125,54 @@ def test_tokens_logprobs_versions_and_epochs_are_per_token() -> None:
     assert rollout.sampling == {"temperature": 0.7, "top_p": 0.9, "seed": 4.0}
 
 
+def test_latencies_and_preemptions_are_counted_per_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 102.0  # two seconds after the requests arrived
+    monkeypatch.setattr("rltop.collectors.vllm.rollouts.tap.time.time", lambda: now)
+    bench = Bench()
+    bench.add("a", "b")
+    for one in bench.engine.scheduler.requests.values():
+        one.num_preemptions = 0
+    bench.schedule("a", "b")
+    bench.step(output("a", [1]), output("b", [2]))
+    now = 103.0
+    bench.step(output("a", [3]), output("b", [4]))
+    bench.engine.scheduler.requests["a"].num_preemptions += 2
+    now = 106.0
+    bench.step(output("a", [5], finish="stop"), output("b", [6]))
+    unfinished = bench.engine.scheduler.requests["b"]
+    bench.drain()
+    assembler = bench.assembler
+    assert (assembler.first_token_s, assembler.first_tokens) == (4.0, 2)
+    assert (assembler.token_gap_s, assembler.token_gaps) == (4.0, 2)
+    assert assembler.preemptions() == 2
+    unfinished.num_preemptions += 1
+    assert assembler.preemptions() == 3
+
+
+@pytest.mark.parametrize(
+    ("stop", "by_id", "tokens", "reason"),
+    [
+        (["</answer>"], True, 1, STOP_OR_ABORT),
+        (["</answer>"], True, 0, "abort"),
+        (["</answer>"], False, 1, "abort"),
+        ([], True, 1, "abort"),
+        (None, True, 1, "abort"),
+    ],
+)
+def test_the_end_of_a_request_with_stop_strings_by_its_front_end_is_no_abort(
+    stop: list[str] | None, by_id: bool, tokens: int, reason: str
+) -> None:
+    """The front end finds the string, and ends the request as it ends an aborted one; a pause aborts all requests."""
+    bench = Bench()
+    bench.add("a", stop=stop)
+    for token in range(tokens):
+        bench.step(output("a", [token]))
+    bench.end("a")
+    bench.tap.on_finish([request("a")], ["a"] if by_id else None, "FINISHED_ABORTED")
+    assert bench.drain()["a"].rollout.finish_reason == reason
+    assert (bench.assembler.aborted, bench.assembler.finished_count) == ((1, 0) if reason == "abort" else (0, 1))
+
+
 def test_a_request_aborted_before_its_first_token_is_published_empty() -> None:
     bench = Bench()
     bench.add("a", "b")
@@ -220,13 +270,13 @@ def test_versions_are_inferred_from_update_calls_without_a_label() -> None:
     assert bench.tap.update_open
     bench.tap.on_rpc(None, "update_weights", kwargs={"update_info": {"path": "x"}})
     bench.tap.on_rpc(None, "finish_weight_update")
-    assert (bench.tap.update_open, bench.tap.update_count) == (False, 1)
+    assert (bench.tap.update_open, bench.tap.updates.count) == (False, 1)
     bench.step(output("a", [2]))
     bench.tap.on_rpc(None, "update_weights", kwargs={"update_info": {"version": 9}})  # no start: whole by itself
     bench.step(output("a", [3], finish="stop"))
     rollout = bench.drain()["a"].rollout
     assert rollout.runs == [VersionRun(0, 0, None), VersionRun(1, 0, 1), VersionRun(2, 0, 9)]
-    assert rollout.version_source == "inferred"
+    assert rollout.version_source == "stated"
 
 
 def test_a_dropped_step_drops_the_requests_it_may_affect_and_no_later_one() -> None:
@@ -339,8 +389,8 @@ def test_a_label_is_read_by_its_trailing_digits(prefix: str, version: int) -> No
 def test_a_label_without_digits_gives_no_version() -> None:
     assert [label_version(label) for label in (None, "", "default")] == [None] * 3
     assert version_of("default", None) == (None, "unknown")
-    assert version_of("default", 3) == (3, "inferred")
-    assert version_of("7", 3) == (7, "engine")
+    assert version_of("default", PolicyVersion(3, "inferred")) == (3, "inferred")
+    assert version_of("7", PolicyVersion(3, "stated")) == (7, "engine")
 
 
 def test_sampling_parameters_without_effect_are_omitted() -> None:

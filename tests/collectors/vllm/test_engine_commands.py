@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from rltop.collectors.contract.actions import ACTIONS, BY_VERB, MAX_REVERT_S
 from rltop.collectors.contract.wire import Command, CommandUpdate
-from rltop.collectors.transport.error_boundary import MAX_FAULTS
 from rltop.collectors.vllm.control.timers import REMEMBERED, FlagTimer, FlagTimers
 from tests.collectors.vllm.test_engine_switches import Desk, Kinds, in_flight
 from tests.support.engine_doubles import EngineCore, Outputs, PauseState, output
-from tests.support.harness import wait_for
+from tests.support.harness import switch_off, wait_for
 
 SOON_S = 0.01
 
@@ -91,7 +90,8 @@ def test_a_revert_waits_for_an_open_weight_update_and_has_no_deadline() -> None:
     off(desk, revert_s=SOON_S)
     desk.tap.on_rpc(None, "start_weight_update")
     when_due(desk)
-    assert [u.state for u in desk.boundary()] == ["draining"]
+    (waits,) = desk.boundary()
+    assert (waits.state, waits.wanted) == ("draining", "on")
     desk.commands.check()
     assert not caching(desk)
     desk.tap.on_rpc(None, "finish_weight_update")
@@ -399,7 +399,7 @@ def test_without_step_outputs_a_pause_is_refused_but_a_resume_is_not() -> None:
     desk = Desk()
     in_flight(desk.engine, "a")
     do(desk, "pause", "p", revert_s=SOON_S)
-    desk.guard.faults["step"] = MAX_FAULTS
+    switch_off(desk.guard, "step")
     when_due(desk, "p/revert")
     (back,) = desk.boundary()
     assert (back.state, back.new, back.lost_requests) == ("applied", "running", None)  # nobody counted

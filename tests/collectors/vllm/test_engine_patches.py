@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -17,9 +19,10 @@ import pytest
 
 from rltop.collectors.contract.rundir import RunDir
 from rltop.collectors.transport.error_boundary import MAX_FAULTS, ErrorBoundary
-from rltop.collectors.vllm import agent, patches, register
-from rltop.collectors.vllm.rollouts.tap import Record, RequestAdded, StepOutputs
-from tests.support.engine_doubles import EngineCore, Outputs, PauseState, output, request
+from rltop.collectors.vllm import agent, engine_name, patches
+from rltop.collectors.vllm.in_process import repeats_another
+from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX, Record, RequestAdded, StepOutputs
+from tests.support.engine_doubles import EngineCore, InProcessCore, Outputs, PauseState, launched, output, request
 from tests.support.harness import HubStandIn, wait_for
 
 
@@ -57,10 +60,40 @@ def test_a_working_directory_that_is_gone_is_contained() -> None:
     assert "on" in said.splitlines()
 
 
-def test_without_vllm_an_active_plugin_is_contained(quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RLTOP_RUN", "nowhere")
-    monkeypatch.setattr(patches, "MODULE", "no_such_vllm")
-    register()
+def test_an_active_plugin_without_vllm_imports_and_breaks_nothing() -> None:
+    imported = "print(sorted(name for name in sys.modules if name.partition('.')[0] == 'vllm'))"
+    said = python(
+        f"import sys; from rltop.collectors.vllm import register; register(); {imported}", RLTOP_RUN="nowhere"
+    )
+    assert said.strip() == "[]"
+
+
+@pytest.mark.parametrize("named", [{}, {"RLTOP_RUN": "nowhere"}])
+def test_the_plugin_loads_no_part_of_vllm_and_patches_each_once_it_is_imported(named: dict[str, str]) -> None:
+    """VLLM loads plugins also where no engine runs: in the process that inspects the class of a model."""
+    code = """
+import json, sys
+from vllm.plugins import load_general_plugins
+def modules(): return sorted(name for name in sys.modules if name.startswith("vllm.v1"))
+load_general_plugins()
+before = modules()
+from rltop.collectors.vllm import patches
+from vllm.v1.engine.core import EngineCoreProc, DPEngineCoreProc
+from vllm.v1.engine.core_client import InprocClient
+from vllm.v1.worker.worker_base import WorkerBase
+from vllm.v1.executor.abstract import Executor
+wrapped = [EngineCoreProc.run_busy_loop, DPEngineCoreProc.run_busy_loop, InprocClient.__init__, Executor.__init__]
+print(json.dumps([before, [hasattr(one, "__wrapped__") for one in wrapped], hasattr(WorkerBase, "rltop_weights")]))
+"""
+    environ = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=environ | named | {"VLLM_PLUGINS": "rltop", "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    before, wrapped, has_methods = json.loads(ran.stdout.splitlines()[-1])
+    assert {"vllm.v1.engine.core", "vllm.v1.worker.worker_base"}.isdisjoint(before)
+    assert wrapped == [True] * 4
+    assert has_methods
 
 
 @pytest.fixture
@@ -94,7 +127,7 @@ def test_every_kind_of_loop_attaches_once_and_detaches_at_its_end(loops: Any) ->
         return lambda: seen.append("detach")
 
     for _ in range(2):  # vLLM may load plugins more than once
-        assert patches.install(attach, ErrorBoundary()) == []
+        patches.install(attach, ErrorBoundary())
     for name in patches.LOOPS:
         with pytest.raises(SystemExit):
             getattr(loops, name)().run_busy_loop()
@@ -146,11 +179,28 @@ def test_an_attach_that_raises_leaves_the_loop_alone(loops: Any) -> None:
     assert guard.faults == {"attach": 1}
 
 
-def test_a_missing_loop_is_reported(loops: Any) -> None:
+def test_a_missing_loop_is_reported(loops: Any, caplog: pytest.LogCaptureFixture) -> None:
     del loops.DPEngineCoreProc
-    assert patches.install(lambda engine: lambda: None, ErrorBoundary()) == [
-        f"{patches.MODULE}.DPEngineCoreProc.run_busy_loop is missing"
+    patches.install(lambda engine: lambda: None, ErrorBoundary())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"rltop: {patches.MODULE}.DPEngineCoreProc.run_busy_loop is missing; engines of this kind are not observed"
     ]
+
+
+def test_replicas_of_an_external_launcher_have_different_ids_and_their_other_ranks_repeat_the_first() -> None:
+    def place(rank: int, ranks: int, replicas: int, world: int) -> tuple[str, bool]:
+        engine = launched(InProcessCore(), ranks=ranks, replicas=replicas)
+        environ = {"RLTOP_ENGINE": "e0", "RANK": str(rank), "WORLD_SIZE": str(world)}
+        return engine_name.engine_id(engine, environ), repeats_another(engine, environ)
+
+    assert place(0, 1, 1, 1) == ("e0", False)
+    assert [place(rank, 1, 1, 2) for rank in range(2)] == [("e0/dp0", False), ("e0/dp1", False)]
+    assert [place(rank, 2, 1, 2) for rank in range(2)] == [("e0", False), ("e0", True)]
+    assert [place(rank, 2, 1, 4) for rank in range(4)] == [
+        ("e0/dp0", False), ("e0/dp0", True), ("e0/dp1", False), ("e0/dp1", True),
+    ]  # fmt: skip
+    assert [place(rank, 4, 2, 4) for rank in range(4)] == [place(rank, 2, 1, 4) for rank in range(4)]
+    assert not repeats_another(EngineCore(), {"RANK": "1"})
 
 
 def calls(engine: EngineCore) -> list[Any]:
@@ -164,6 +214,7 @@ def calls(engine: EngineCore) -> list[Any]:
     results += [engine.pause_scheduler("keep"), engine.pause_scheduler(clear_cache=False), engine.reset_prefix_cache()]
     results.append([r.request_id for r in engine.scheduler.finish_requests(["a"], "FINISHED_ABORTED")])
     results.append(engine.scheduler.set_pause_state(PauseState.UNPAUSED))
+    results.append(engine._reject_add_while_paused(request("b")))
     return results
 
 
@@ -191,6 +242,59 @@ def test_hooks_do_not_change_the_hosts_results(hook: Any) -> None:
     assert "step_fn" in vars(engine)
     assert not {"_handle_client_request", "collective_rpc"} & set(vars(engine))
     assert "schedule" not in vars(engine.scheduler)
+
+
+def wrapped_by_another(owner: Any, method: str, seen: list[str]) -> None:
+    """Wrap a method as other tools do: without regard to who wrapped it before."""
+    inner = getattr(owner, method)
+
+    @functools.wraps(inner)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        seen.append(method)
+        return inner(*args, **kwargs)
+
+    setattr(owner, method, wrapper)
+
+
+def owner_of(engine: EngineCore, point: patches.PatchPoint) -> Any:
+    return engine.scheduler if point.path else engine
+
+
+@pytest.mark.parametrize("point", patches.PATCH_POINTS, ids=lambda point: point.name)
+def test_undo_keeps_the_wrapper_of_another_tool_and_calls_no_hook_any_more(point: patches.PatchPoint) -> None:
+    engine, guard, hooked, others = EngineCore(), ErrorBoundary(), list[str](), list[str]()
+    hook = lambda *_args, **_kwargs: hooked.append("hook")  # noqa: E731
+    taps = patches.InstalledPatches(engine, {point.name: hook, point.name + patches.AFTER: hook}, guard)
+    wrapped_by_another(owner_of(engine, point), point.method, others)
+    calls(engine)
+    assert hooked
+    assert others
+    taps.undo()
+    hooked.clear()
+    others.clear()
+    plain = EngineCore()
+    assert str(calls(engine)) == str(calls(plain))
+    assert others  # the other tool still sees the calls
+    assert hooked == []
+    again = patches.InstalledPatches(engine, {point.name: hook}, guard)
+    calls(engine)
+    assert hooked
+    again.undo()
+    others.clear()
+    calls(engine)
+    assert others
+
+
+def test_outputs_of_steps_run_ahead_are_returned_though_the_patch_is_undone_inside_another_wrapper() -> None:
+    engine, others = InProcessCore(), list[str]()
+    taps = patches.InstalledPatches(engine, {"caller's step": none}, ErrorBoundary())
+    ahead = vars(engine)["step_fn"].rltop_run_ahead
+    wrapped_by_another(engine, "step_fn", others)
+    ahead()
+    taps.undo()
+    steps = len(others)
+    engine.step_fn()  # takes the outputs of the step that was run ahead
+    assert len(others) == steps + 1
 
 
 @pytest.mark.parametrize("name", ["step", "update"])
@@ -237,7 +341,7 @@ def test_a_changed_patch_point_costs_one_capability(seam: patches.PatchPoint, ki
         owner.__class__ = type("Changed", (type(owner),), body)
     guard = ErrorBoundary()
     taps = patches.InstalledPatches(engine, dict.fromkeys(NAMES, none), guard)
-    assert list(taps.missing) == [seam.name]
+    assert list(taps.missing) == [other.name for other in patches.PATCH_POINTS if other.method == seam.method]
     assert seam.provides in taps.missing[seam.name]
 
 
@@ -250,16 +354,16 @@ def test_utility_calls_still_see_the_originals_signature() -> None:
 
 def test_data_parallel_ranks_have_different_ids() -> None:
     engine = EngineCore()
-    assert agent.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0"
+    assert engine_name.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0"
     engine.vllm_config.parallel_config.data_parallel_index = 1
-    assert agent.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0/dp1"
+    assert engine_name.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0/dp1"
     engine.vllm_config.parallel_config.data_parallel_index = 0
     engine.vllm_config.parallel_config.data_parallel_size = 2
-    assert agent.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0/dp0"
+    assert engine_name.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0/dp0"
     engine.vllm_config.parallel_config.data_parallel_size = 1
     engine.has_coordinator = True  # type: ignore[attr-defined]
-    assert agent.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0/dp0"
-    assert "-" in agent.engine_id(engine, {})
+    assert engine_name.engine_id(engine, {"RLTOP_ENGINE": "e0"}) == "e0/dp0"
+    assert "-" in engine_name.engine_id(engine, {})
 
 
 def test_an_engine_is_observed_to_its_end_without_a_hub(tmp_path: Path, quiet: None) -> None:
@@ -312,6 +416,35 @@ def test_every_queue_of_a_scheduler_counts_as_waiting(quiet: None, tmp_path: Pat
     vars(engine.scheduler)[queue] = [request("b"), request("c")]
     watcher = agent.Agent(engine, RunDir(tmp_path), ErrorBoundary())
     assert watcher.state().waiting == 3
+    watcher.close()
+
+
+def test_a_state_that_is_read_while_probes_end_is_valid(
+    quiet: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ending(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            yield from self.copy()
+            self.clear()
+
+    engine = EngineCore()
+    watcher = agent.Agent(engine, RunDir(tmp_path), ErrorBoundary())
+    monkeypatch.setattr(type(watcher.commands.prober), "in_flight", 1)
+    engine.scheduler.running = Ending([request(PROBE_PREFIX + "1")])
+    state = watcher.state()
+    assert (state.running, state.waiting) == (0, 0)
+    engine.scheduler.running = []
+    watcher.close()
+
+
+def test_requests_that_a_paused_engine_rejects_are_a_fact(quiet: None, tmp_path: Path) -> None:
+    engine = EngineCore()
+    watcher = agent.Agent(engine, RunDir(tmp_path), ErrorBoundary())
+    assert engine._reject_add_while_paused(request("a")) is False
+    assert "rejected requests" not in watcher.state().fingerprint
+    vars(engine)["reject_new_requests"] = True
+    assert [engine._reject_add_while_paused(request(name)) for name in "bc"] == [True, True]
+    assert watcher.state().fingerprint["rejected requests"] == "2"
     watcher.close()
 
 

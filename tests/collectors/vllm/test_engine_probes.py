@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from rltop.collectors.contract.actions import PROBE
-from rltop.collectors.contract.probes import MAX_IN_FLIGHT
+from rltop.collectors.contract.probes import MAX_IN_FLIGHT, PROBES
 from rltop.collectors.contract.wire import Arrays, Command, CommandUpdate, Passage, ProbeReport
 from rltop.collectors.vllm.probes import work as probe_work
 from rltop.collectors.vllm.probes.injection import Injection
 from rltop.collectors.vllm.probes.probe_executor import Prober
-from rltop.collectors.vllm.probes.scoring import Plan, ScoringResult, hot_and_cold, ids_of, rescore
+from rltop.collectors.vllm.probes.scoring import PLANS, Plan, ScoringResult, hot_and_cold, ids_of, rescore
 from rltop.collectors.vllm.rollouts.tap import PROBE_PREFIX
 from rltop.collectors.vllm.workers import weight_digest
 from rltop.collectors.vllm.workers.one_rank import METHODS
@@ -248,6 +248,19 @@ def test_a_switch_that_interrupts_a_probe_loses_no_request(bench: Bench) -> None
     bench.send("prefix_caching", "off", "s")
     switched = next(update for update in bench.boundary() if update.id == "s")
     assert (switched.state, switched.lost_requests, switched.in_flight) == ("applied", 0, 1)
+
+
+def test_a_probe_ends_with_the_last_request_of_a_caller_that_runs_the_steps_itself(bench: Bench) -> None:
+    bench.core.scheduler.add_request(request("mine"))
+    bench.ask("prefill-rescore", passage())
+    bench.boundary()
+    bench.commands.prober.after_step()
+    assert bench.commands.prober.busy
+    del bench.core.scheduler.requests["mine"]
+    bench.commands.prober.after_step()
+    (ended,) = bench.commands.pop_updates()
+    assert (ended.state, "no more steps" in ended.reason) == ("superseded", True)
+    assert bench.core.scheduler.requests == {}
 
 
 def test_one_probe_runs_at_a_time_with_bounded_requests(bench: Bench) -> None:
@@ -493,10 +506,14 @@ def drive(plan: Plan, cached: int) -> list[list[str]]:
         return lots
 
 
+def test_every_probe_that_sends_requests_has_a_plan() -> None:
+    assert set(PLANS) == {probe.name for probe in PROBES if probe.sends_requests}
+
+
 def test_plans_yield_their_batches_in_order() -> None:
     count = iter(range(100))
     fresh = lambda: f"s{next(count)}"  # noqa: E731 - shorter than a function
-    assert drive(rescore([[1, 2]] * 5, fresh), 0) == [["cold"] * 4, ["cold"]]
+    assert drive(rescore([[1, 2]] * 5, [None] * 5, fresh), 0) == [["cold"] * 4, ["cold"]]
     one = [["hot", "cold"], ["fill"], ["warm"]]
     assert drive(hot_and_cold([[1, 2, 3]] * 2, [None, "x"], fresh), 2) == one * 2
     assert drive(hot_and_cold([[1, 2, 3]], [None], fresh), 0) == one[:1]

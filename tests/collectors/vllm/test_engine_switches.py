@@ -15,7 +15,8 @@ from rltop.collectors.contract.wire import Command, CommandUpdate
 from rltop.collectors.transport.error_boundary import MAX_FAULTS, ErrorBoundary
 from rltop.collectors.vllm.control.command_executor import CLOSED_SHOWN, MAX_REASON_CHARS, REMEMBERED, CommandExecutor
 from rltop.collectors.vllm.control.switchboard import Switchboard, drain
-from rltop.collectors.vllm.patches import FAILED, Hook, HostFailure, InstalledPatches
+from rltop.collectors.vllm.in_process import is_in_process
+from rltop.collectors.vllm.patches import AFTER, CALLERS_STEP, FAILED, Hook, HostFailure, InstalledPatches
 from rltop.collectors.vllm.rollouts.tap import StepOutputs, Tap
 from tests.support.engine_doubles import (
     EngineCore,
@@ -23,7 +24,7 @@ from tests.support.engine_doubles import (
     output,
     request,
 )
-from tests.support.harness import wait_for
+from tests.support.harness import switch_off, wait_for
 
 
 class Kinds(Enum):
@@ -53,6 +54,9 @@ class Desk:
             "pause": self.commands.generation.on_set,
             "boundary": self._at_boundary,
         }
+        if is_in_process(self.engine):
+            hooks[CALLERS_STEP.name] = self._at_boundary
+            hooks[CALLERS_STEP.name + AFTER] = self.commands.prober.after_step
         self.taps = InstalledPatches(self.engine, hooks, self.guard)
 
     def _at_boundary(self, *_message: Any) -> None:
@@ -214,7 +218,7 @@ def test_every_command_is_answered() -> None:
 def test_a_boundary_that_is_off_refuses_pending_commands() -> None:
     desk = Desk()
     desk.send("prefix_caching", "off")
-    desk.guard.faults["boundary"] = MAX_FAULTS
+    switch_off(desk.guard, "boundary")
     desk.commands.check()
     (update,) = desk.commands.pop_updates()
     assert update.state == "refused"
@@ -224,17 +228,11 @@ def test_a_boundary_that_is_off_refuses_pending_commands() -> None:
 @pytest.mark.parametrize(("seam", "method"), [("boundary", "_handle_client_request"), ("step", "step_fn")])
 def test_flags_report_a_required_patch_point_that_is_off(seam: str, method: str) -> None:
     desk = Desk()
-    desk.guard.faults[seam] = MAX_FAULTS
+    switch_off(desk.guard, seam)
     for state in desk.board.states().values():
         assert not state.switchable
         assert f"hook of {method} failed {MAX_FAULTS} times" in state.reason
     assert desk.send("prefix_caching", "off", "d")[0].state == "refused"
-
-
-def test_an_engine_without_an_input_queue_has_no_boundary() -> None:
-    engine = EngineCore()
-    del engine.input_queue
-    assert "no step boundary" in Desk(engine).send("prefix_caching", "off")[0].reason
 
 
 def test_reading_back_detects_a_switch_without_effect() -> None:

@@ -42,10 +42,10 @@ def test_a_failed_update_is_closed_and_reported_as_partial(method: str) -> None:
     fails(desk, method)
     assert desk.tap.partial_update == f"{method} failed at engine step 0 (RuntimeError: no {method} today)"
     assert [u.state for u in desk.boundary()] == ["applied"]
-    assert desk.tap.update_count == 0
+    assert desk.tap.updates.count == 0
     for call in WHOLE:
         desk.engine.collective_rpc(call)
-    assert (desk.tap.partial_update, desk.tap.update_count, desk.tap.inferred_version) == ("", 1, 1)
+    assert (desk.tap.partial_update, desk.tap.updates.count, desk.tap.updates.version) == ("", 1, (1, "inferred"))
 
 
 def test_an_update_that_fails_at_its_start_has_loaded_nothing() -> None:

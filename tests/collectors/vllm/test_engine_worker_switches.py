@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 from rltop.collectors.vllm import patches
 from rltop.collectors.vllm.fingerprint import fingerprint
 from rltop.collectors.vllm.workers import lm_head
@@ -292,8 +293,8 @@ def test_free_memory_of_a_gpu_includes_the_unused_cache_of_torch(monkeypatch: py
 def test_worker_methods_are_installed_once_and_uninstalled(monkeypatch: pytest.MonkeyPatch) -> None:
     base = type("WorkerBase", (), {})
     monkeypatch.setitem(sys.modules, patches.WORKER_MODULE, SimpleNamespace(WorkerBase=base))
-    patches.install_in_workers(METHODS)
-    patches.install_in_workers(METHODS)
+    patches.install_in_workers(lambda: METHODS, ErrorBoundary())
+    patches.install_in_workers(lambda: METHODS, ErrorBoundary())
     assert all(getattr(base, name) is method for name, method in METHODS.items())
     patches.uninstall()
     assert not set(METHODS) & set(vars(base))
