@@ -1,0 +1,1 @@
+"""What the adapters share: installation on import, step counting, the table of frameworks, checks of their source."""
