@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rltop.backend import api
+from rltop.backend.alarms.naming import is_certain
 from rltop.backend.alarms.rules import Alarms
-from rltop.backend.api.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm, summary_line
+from rltop.backend.api.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm, change_line, name
 from rltop.backend.api.verdict import Verdict
 from rltop.backend.commands import audit
 from rltop.backend.diagnosis.diagnose import diagnose
@@ -22,7 +23,7 @@ MAX_SILENCE_S = 7 * 86_400.0
 """The longest snooze; acknowledge an alarm to silence it for longer."""
 
 SEVERITY = {RAISED: "error", REOPENED: "error", RENAMED: "warn", CLEARED: "info"}
-"""Severity of the event by change; at most ``warn`` for an alarm without a certain cause."""
+"""Severity of the event by change; at most ``warn`` where it is not certain that anything is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,10 @@ class AlarmWatch:
         if change is None:
             return None
         alarm = change.alarm
-        severity = SEVERITY[change.what] if alarm.sure or change.what == CLEARED else "warn"
+        certain = alarm.sure or is_certain(self._verdict) or change.what == CLEARED
+        severity = SEVERITY[change.what] if certain else "warn"
         engine = alarm.engines[0] if len(alarm.engines) == 1 else None
-        return AlarmEvent(severity, f"alarm {alarm.id} {change.what}: {summary_line(alarm)}", engine)
+        return AlarmEvent(severity, change_line(change), engine)
 
     def verdict(self, now: float) -> Verdict | None:
         """The verdict on the last step, if it is recent: all viewers request it at once."""
@@ -80,10 +82,10 @@ class AlarmWatch:
         Raises:
             ValueError: the alarm is unknown or over, or the silence is longer than ``MAX_SILENCE_S``.
         """
-        who = f"{question.who}@{question.host}"
+        who = api.signature(question.who, question.host, question.author)
         seconds = None
         if isinstance(question, api.AskAcknowledge):
-            event, alarm = "acknowledged", self._alarms.acknowledge(question.alarm, question.who, now)
+            event, alarm = "acknowledged", self._alarms.acknowledge(question.alarm, _acknowledger(question), now)
         else:
             event, seconds = audit.SILENCED, question.seconds
             if not 0 <= seconds <= MAX_SILENCE_S:
@@ -91,8 +93,8 @@ class AlarmWatch:
             alarm = self._alarms.silence(question.alarm, seconds, now)
         line = audit.AuditLine(
             at=audit.iso(now), time=now, event=event, command=alarm.id, engine="", verb="alarm", flag="",
-            detail=alarm.cause, who=question.who, host=question.host, why=question.why, step=step, revert_s=seconds,
-            requested=now, hub=self._hub,
+            detail=name(alarm), who=question.who, host=question.host, why=question.why, step=step, revert_s=seconds,
+            requested=now, hub=self._hub, author=question.author,
         )  # fmt: skip
         action = "silence ended" if seconds == 0 else f"{event} for {span(seconds)}" if seconds else event
         reason = f": {question.why}" if question.why else ""
@@ -101,3 +103,9 @@ class AlarmWatch:
     def take_changed(self) -> dict[str, Alarm]:
         """The alarms that changed since the last call."""
         return self._alarms.take_changed()
+
+
+def _acknowledger(question: api.AskAcknowledge) -> str:
+    """The user, and whom they claimed to be."""
+    claimed = question.author.claimed if question.author is not None else ""
+    return f"{question.who} (claims to be {claimed})" if claimed else question.who

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rltop.backend.api.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm, AlarmChange
+from rltop.backend.api.alarm import CLEARED, RAISED, RENAMED, REOPENED, Alarm, AlarmChange, name, same_family
 
 
 class NotificationHistory:
@@ -28,7 +28,8 @@ class NotificationHistory:
             if what is None or (what != CLEARED and alarm.is_muted(now)):
                 continue
             self._notified[alarm.id] = alarm
-            changes.append(AlarmChange(what, alarm, notifies=True))
+            was = name(before) if before is not None and what == RENAMED else ""
+            changes.append(AlarmChange(what, alarm, notifies=True, was=was))
         return changes
 
 
@@ -40,4 +41,4 @@ def _change(before: Alarm | None, alarm: Alarm) -> str | None:
         return CLEARED if before.cleared is None else None
     if before.cleared is not None or alarm.again > before.again:
         return REOPENED
-    return RENAMED if (before.layer, before.sure) != (alarm.layer, alarm.sure) else None
+    return RENAMED if before.sure != alarm.sure or not same_family(before, alarm) else None

@@ -1,5 +1,6 @@
 """The structs that viewers get, and the codec of the view and query sockets. Imports nothing of the hub."""
 
+from rltop.backend.api.author import Author, signature
 from rltop.backend.api.effect import Effect, EffectEstimate, EffectRow
 from rltop.backend.api.questions import (
     Answer,
@@ -8,7 +9,9 @@ from rltop.backend.api.questions import (
     AskAct,
     AskAlarm,
     AskAttribution,
+    AskChallenge,
     AskCommand,
+    AskControl,
     AskDiagnosis,
     AskEffect,
     AskKeep,
@@ -27,9 +30,14 @@ from rltop.backend.api.questions import (
     decode_frame,
     decode_question,
     encode,
+    encode_proof,
     new_id,
+    proven,
+    refusal,
+    split_proof,
 )
 from rltop.backend.api.snapshot import (
+    FAULT_EVENT,
     MAX_CHANGES,
     MAX_EVENTS,
     MAX_PROBES,
@@ -44,10 +52,12 @@ from rltop.backend.api.snapshot import (
     changed_engine,
     has_records,
     health_text,
+    is_over,
 )
 from rltop.backend.api.step import Step
 
 __all__ = [
+    "FAULT_EVENT",
     "MAX_CHANGES",
     "MAX_EVENTS",
     "MAX_PROBES",
@@ -58,7 +68,9 @@ __all__ = [
     "AskAct",
     "AskAlarm",
     "AskAttribution",
+    "AskChallenge",
     "AskCommand",
+    "AskControl",
     "AskDiagnosis",
     "AskEffect",
     "AskKeep",
@@ -71,6 +83,7 @@ __all__ = [
     "AskSnapshot",
     "AskStop",
     "AskUndo",
+    "Author",
     "Change",
     "Effect",
     "EffectEstimate",
@@ -89,7 +102,13 @@ __all__ = [
     "decode_frame",
     "decode_question",
     "encode",
+    "encode_proof",
     "has_records",
     "health_text",
+    "is_over",
     "new_id",
+    "proven",
+    "refusal",
+    "signature",
+    "split_proof",
 ]

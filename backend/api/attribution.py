@@ -17,7 +17,7 @@ class Stratum(msgspec.Struct, frozen=True):
     """The gap of the tokens of one stratum, ``d = trainer - rollout``.
 
     Attributes:
-        dimension: a name of ``summary.dimensions``, or engine, flag_epoch, prompt.
+        dimension: a name of ``summary.dimensions``, or engine, environment, flag_epoch, prompt.
         label: of the stratum. engine: of this engine alone; None for all.
         tokens, sequences: their numbers; a sequence counts in every stratum in which it has tokens.
         diff, abs_diff, k3: in nats. ratio: mean exp(d). None if not kept.

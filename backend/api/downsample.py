@@ -21,9 +21,10 @@ from rltop.backend.api.step import Step
 HEADLINE: tuple[str, ...] = (
     "tokens", "joined_fraction", "reward_mean", "logp_diff_mean", "logp_abs_diff_mean", "logp_abs_diff_p95",
     "logp_abs_diff_max", "invalid_frac", "backend_abs_diff_mean",
-    "noise_abs_diff", "ratio_mean", "kl_k1", "kl_k3", "noise_k3", "lag0_k3", "clip_frac_low", "clip_frac_high",
+    "backend_k3", "backend_tokens", "noise_abs_diff", "ratio_mean", "kl_k1", "kl_k3", "noise_k3",
+    "lag0_abs_diff_mean", "lag0_k3", "lag0_tokens", "clip_frac_low", "clip_frac_high",
     "noise_clip_frac_low", "noise_clip_frac_high", "entropy", "ess", "lag_mean", "lag_max", "prefix_hit_rate",
-    "engine_z",
+    "engine_z", "lag_inferred_frac", "weight_cut_frac",
 )  # fmt: skip
 """Metrics (``rltop.backend.metrics``) that every step of a snapshot keeps."""
 
@@ -101,6 +102,6 @@ def headline(step: Step, like: Step | None = None) -> Step:
     kept = {name: step.values[name] for name in HEADLINE if name in step.values}
     if not (step.engines or step.trainer) and len(step.values) == len(kept):
         return step
-    own = {name: getattr(step, name) for name in ("unjoined", "joins", "unused", "copies", "lost")}
+    own = {name: getattr(step, name) for name in ("unjoined", "joins", "unused", "copies", "lost", "violations")}
     shared = {} if like is None else {name: value for name in own if own[name] == (value := getattr(like, name))}
     return msgspec.structs.replace(step, values=kept, engines=_EMPTY, trainer=_EMPTY, **shared)

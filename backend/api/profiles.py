@@ -6,7 +6,7 @@ import msgspec
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """The gap along one dimension, per engine, for each label.
+    """The gap along one dimension, per engine, for each label: an environment's name, or a stratum's label.
 
     Attributes:
         engines: number of tokens and means of d, |d| and k3 (0 without tokens).

@@ -8,12 +8,15 @@ import msgspec
 
 from rltop.backend.api.alarm import Alarm
 from rltop.backend.api.attribution import Attribution
+from rltop.backend.api.author import Author
 from rltop.backend.api.effect import Effect
 from rltop.backend.api.profiles import Mismatch
 from rltop.backend.api.samples import Samples
 from rltop.backend.api.snapshot import Engine, Frame, Snapshot
 from rltop.backend.api.step import Step
 from rltop.backend.api.verdict import Verdict
+from rltop.collectors.contract import wire
+from rltop.collectors.contract.keys import PROOF_BYTES
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
@@ -27,6 +30,10 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
+class AskChallenge(Ask, frozen=True, tag="challenge"):
+    """Get the challenge for one request that needs the control key. Answer: ``Answer.challenge``."""
+
+
 class AskSnapshot(Ask, frozen=True, tag="snapshot"):
     """Get the whole snapshot. Answer: ``Answer.snapshot``."""
 
@@ -34,13 +41,14 @@ class AskSnapshot(Ask, frozen=True, tag="snapshot"):
 class AskAttribution(Ask, frozen=True, tag="attribution"):
     """Break the gap of the last ``steps`` steps down by source. Answer: ``Answer.attribution``."""
 
-    steps: int = 20
+    steps: wire.Count = 20
 
 
 class AskSet(Ask, frozen=True, tag="set"):
     """Set a flag on the named engines (None: all live ones). Answer: ``Answer.command``, or ``error``.
 
-    Frames then report the progress of the command. ``who``, ``host`` and ``why`` are for the audit log. ``strict``
+    Frames then report the progress of the command. ``who``, ``host`` and ``why`` are for the audit log: the hub takes
+    the first two from the sender's process, and records others as a claim. ``author`` is set by the hub. ``strict``
     requests the strict form of the value. After ``revert_s`` seconds the engines revert it, unless it is kept. With
     ``fraction`` the hub chooses the engines: that share of the live ones, at least one, never all.
     """
@@ -55,6 +63,7 @@ class AskSet(Ask, frozen=True, tag="set"):
     strict: bool = False
     revert_s: float | None = None
     fraction: float | None = None
+    author: Author | None = None
 
 
 class AskAct(Ask, frozen=True, tag="act"):
@@ -70,6 +79,7 @@ class AskAct(Ask, frozen=True, tag="act"):
     host: str = ""
     why: str = ""
     timeout_s: float = 30.0
+    author: Author | None = None
 
 
 class AskKeep(Ask, frozen=True, tag="keep"):
@@ -83,6 +93,7 @@ class AskKeep(Ask, frozen=True, tag="keep"):
     host: str = ""
     why: str = ""
     timeout_s: float = 30.0
+    author: Author | None = None
 
 
 class AskUndo(Ask, frozen=True, tag="undo"):
@@ -97,6 +108,7 @@ class AskUndo(Ask, frozen=True, tag="undo"):
     host: str = ""
     why: str = ""
     timeout_s: float = 30.0
+    author: Author | None = None
 
 
 class AskProbe(Ask, frozen=True, tag="probe"):
@@ -111,6 +123,7 @@ class AskProbe(Ask, frozen=True, tag="probe"):
     host: str = ""
     why: str = ""
     timeout_s: float = 120.0
+    author: Author | None = None
 
 
 class AskEffect(Ask, frozen=True, tag="effect"):
@@ -129,35 +142,36 @@ class AskSamples(Ask, frozen=True, tag="samples"):
     and ``k3``, the tokens with the highest |d| and k3.
     """
 
-    step: int | None = None
+    step: wire.Count | None = None
     kind: str = "sample"
     engine: str | None = None
-    limit: int = 32
+    limit: wire.Count = 32
 
 
 class AskMismatch(Ask, frozen=True, tag="mismatch"):
     """Get the gap profiles of the steps ``first`` to ``last`` (None: no bound). Answer: ``Answer.mismatch``."""
 
-    first: int | None = None
-    last: int | None = None
+    first: wire.Count | None = None
+    last: wire.Count | None = None
 
 
 class AskDiagnosis(Ask, frozen=True, tag="diagnosis"):
     """Diagnose the run as of ``step`` (None: the last). Answer: ``Answer.diagnosis``, or ``error``."""
 
-    step: int | None = None
+    step: wire.Count | None = None
 
 
 class AskAcknowledge(Ask, frozen=True, tag="acknowledge"):
     """Acknowledge an alarm: no more notifications until it changes its cause. Answer: ``Answer.alarm``, or ``error``.
 
-    ``who``, ``host`` and ``why`` are for the audit log.
+    ``who``, ``host``, ``why`` and ``author`` as in ``AskSet``.
     """
 
     alarm: str
     who: str = ""
     host: str = ""
     why: str = ""
+    author: Author | None = None
 
 
 class AskSilence(Ask, frozen=True, tag="silence"):
@@ -168,12 +182,13 @@ class AskSilence(Ask, frozen=True, tag="silence"):
     who: str = ""
     host: str = ""
     why: str = ""
+    author: Author | None = None
 
 
 class AskPast(Ask, frozen=True, tag="past"):
     """Get the run as it was when ``step`` closed. Answer: ``Answer.past``, or ``error``."""
 
-    step: int
+    step: wire.Count
 
 
 class AskStop(Ask, frozen=True, tag="stop"):
@@ -201,6 +216,7 @@ class Answer(msgspec.Struct, frozen=True):
     diagnosis: Verdict | None = None
     alarm: Alarm | None = None
     past: PastState | None = None
+    challenge: str | None = None
 
 
 AskCommand = AskSet | AskAct | AskKeep | AskUndo | AskProbe
@@ -209,8 +225,12 @@ AskCommand = AskSet | AskAct | AskKeep | AskUndo | AskProbe
 AskAlarm = AskAcknowledge | AskSilence
 """Requests that change an alarm."""
 
+AskControl = AskCommand | AskAlarm | AskStop
+"""Requests that need the control key: the frame is followed by one with a proof (``encode_proof``)."""
+
 Question = (
     AskSnapshot
+    | AskChallenge
     | AskAttribution
     | AskCommand
     | AskEffect
@@ -222,7 +242,15 @@ Question = (
     | AskStop
 )
 
+
+class _Identified(msgspec.Struct):
+    """The part of a request that an answer needs."""
+
+    id: str
+
+
 _encoder = msgspec.msgpack.Encoder()
+_id_decoder = msgspec.msgpack.Decoder(_Identified)
 _question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
 _answer_decoder = msgspec.msgpack.Decoder(Answer)
 _frame_decoder = msgspec.msgpack.Decoder(Frame)
@@ -239,6 +267,29 @@ def decode_question(frame: bytes) -> Question:
         return _question_decoder.decode(frame)
     except RecursionError as error:
         raise ValueError(str(error)) from error
+
+
+def proven(challenge: str, frame: bytes) -> tuple[bytes, ...]:
+    """The parts that the proof of an encoded request covers; see ``collectors.contract.keys``."""
+    return b"rltop control", challenge.encode(), frame
+
+
+def encode_proof(challenge: str, proof: bytes) -> bytes:
+    """The frame after a request that needs the control key."""
+    return proof + challenge.encode()
+
+
+def split_proof(frame: bytes) -> tuple[str, bytes]:
+    """The challenge and the proof of such a frame; anything may come out of a malformed one."""
+    return frame[PROOF_BYTES:].decode(errors="replace"), frame[:PROOF_BYTES]
+
+
+def refusal(frame: bytes, error: ValueError) -> Answer | None:
+    """The answer to a request that can't be decoded; None if not even its id can be."""
+    try:
+        return Answer(_id_decoder.decode(frame).id, f"invalid request: {error}")
+    except (ValueError, RecursionError):
+        return None
 
 
 def decode_answer(frame: bytes) -> Answer:

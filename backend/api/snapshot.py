@@ -12,7 +12,9 @@ import msgspec
 
 from rltop.backend.api import downsample
 from rltop.backend.api.alarm import MAX_ALARMS, Alarm
+from rltop.backend.api.author import Author
 from rltop.backend.api.probe_result import ProbeResult
+from rltop.backend.api.refit import RefitCheck
 from rltop.backend.api.step import Step
 from rltop.collectors.contract.wire import Counts, FlagState, Timer
 
@@ -28,10 +30,16 @@ TERMINAL = frozenset({"applied", "refused", "timed_out", "superseded"})
 class Engine(msgspec.Struct, frozen=True):
     """An engine as last reported.
 
-    ``health`` is ``live``, ``silent`` (no message for some seconds) or ``gone`` (disconnected). ``lag``: versions
-    behind the trainer. ``tokens_per_s`` and ``prefix_hit_rate`` (cached over prompt tokens) cover the last few seconds.
+    ``health`` is ``live``, ``silent`` (no message for some seconds) or ``gone`` (disconnected). ``lag``: updates
+    behind the trainer; None if not known. ``policy_version`` is in the numbers of the trainer; if it ``is_inferred``
+    and ``lag`` is None, it is the engine's own count of updates. ``tokens_per_s`` and ``prefix_hit_rate`` (cached over
+    prompt tokens) cover the last few seconds.
     ``gap``: ``logp_abs_diff_mean`` of this engine in the last step. ``differs``: facts (``rltop.backend.fleet.facts``)
-    that disagree with the other engines or the trainer, with the values of those.
+    that disagree with the other engines or the trainer, with the values of those. ``software``: versions of
+    rltop, Python and modules in its process (``collectors.transport.software``). ``preemptions``: counter, None if
+    unknown. ``ttft`` (time to first token) and ``itl`` (time between tokens of a request): means in seconds over the
+    requests of the last few seconds that had any, None before the first. ``refit``: the latest answer of the refit
+    guard; None before its first.
     """
 
     id: str
@@ -63,12 +71,23 @@ class Engine(msgspec.Struct, frozen=True):
     faults: dict[str, int] = {}
     timers: list[Timer] = []
     differs: dict[str, str] = {}
+    software: dict[str, str] = {}
+    preemptions: int | None = None
+    ttft: float | None = None
+    itl: float | None = None
+    refit: RefitCheck | None = None
+
+    @property
+    def is_inferred(self) -> bool:
+        """Whether the version comes from the engine's count of updates: neither it nor its framework states one."""
+        return self.policy_version is not None and self.version_source in ("inferred", "unknown")
 
 
 class Trainer(msgspec.Struct, frozen=True):
     """The trainer as last reported; ``ranks`` maps a rank to the wall clock of its last message.
 
-    ``facts``: its configuration (``wire.TrainerFacts``), from the lowest rank.
+    ``facts``: its configuration (``wire.TrainerFacts``), from the lowest rank. ``software``: as in ``Engine``, of the
+    same rank. ``passed``: the optional arguments of ``sequences`` (``fleet.arguments``) that it has passed so far.
     """
 
     health: str = "absent"
@@ -78,13 +97,19 @@ class Trainer(msgspec.Struct, frozen=True):
     policy_version: int | None = None
     counts: dict[str, Counts] = {}
     facts: dict[str, str] = {}
+    software: dict[str, str] = {}
+    passed: list[str] = []
+
+
+FAULT_EVENT = "fault"
+"""Kind of the events about exceptions that the hub contained."""
 
 
 class Event(msgspec.Struct, frozen=True):
     """An event: a flag change, an engine connecting or disconnecting, a weight update, lost records.
 
     ``severity`` is ``info``, ``warn`` or ``error``; ``step`` the last closed step at the time; ``number`` rises by one
-    per event of this hub.
+    per event of this hub. ``probe``: the answer that the event reports.
     """
 
     number: int
@@ -94,6 +119,7 @@ class Event(msgspec.Struct, frozen=True):
     text: str
     step: int | None = None
     engine: str | None = None
+    probe: ProbeResult | None = None
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -101,7 +127,8 @@ class Change(msgspec.Struct, frozen=True):
 
     ``state``: requested, accepted, draining, then one of ``TERMINAL``. ``step`` is the last closed step when it was
     requested. ``verb``, ``strict``, ``revert_s`` and ``target`` are as in ``wire.Command``, the rest as in
-    ``wire.CommandUpdate``. ``kept_by``: who stopped its revert timer. ``probe``: the probe that it starts.
+    ``wire.CommandUpdate``. ``kept_by``: who stopped its revert timer. ``probe``: the probe that it starts. ``who`` and
+    ``host`` are those of the requesting process, ``author`` has the rest that is known of it.
     """
 
     command: str
@@ -133,6 +160,7 @@ class Change(msgspec.Struct, frozen=True):
     flag_epoch: int | None = None
     kept_by: str = ""
     probe: str = ""
+    author: Author | None = None
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -229,6 +257,12 @@ class Snapshot(msgspec.Struct):
             and len(self.steps) // downsample.CHECK_EVERY != before // downsample.CHECK_EVERY
         ):
             downsample.downsample(self.steps)
+
+
+def is_over(snapshot: Snapshot) -> bool:
+    """Whether the run has ended: its trainer and all engines have exited, none was lost."""
+    parts = [snapshot.trainer.health, *(engine.health for engine in snapshot.engines.values())]
+    return bool(snapshot.steps) and all(health == "gone" for health in parts)
 
 
 def change_key(change: Change) -> str:

@@ -24,6 +24,7 @@ class Step(msgspec.Struct, frozen=True):
         level: downsampling level in a snapshot (``downsample``); level 0 has every step.
         missing_rows: rows that the trainer passed for the step and that never arrived.
         lost: lost messages by source that may belong to the step; 0 if their number is not known.
+        violations: by engine, joined sequences that break a rule that holds exactly (``join.violations.KINDS``).
     """
 
     step: int
@@ -41,3 +42,4 @@ class Step(msgspec.Struct, frozen=True):
     level: int = 0
     missing_rows: int = 0
     lost: dict[str, int] = {}
+    violations: dict[str, dict[str, int]] = {}

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 HEALTHY, FAULT, UNDECIDED = "healthy", "fault", "undecided"
-"""The verdicts. Undecided: there is a deviation without a clear cause, or too little data; see ``needs``."""
+"""The verdicts. Fault: one cause stands out. Undecided: there is a deviation without a cause that stands out, or too
+little data; see ``needs``."""
+
+SURE = 0.8
+"""Least share of a cause that a verdict names as the fault, and of "nothing is wrong" for no fault: odds of 4 to 1."""
 
 LAYERS = ("record", "semantic", "inference path", "weights", "trainer", "objective", "health")
 """Layers of causes, in the order in which a person looks."""
@@ -112,3 +118,46 @@ class Verdict(msgspec.Struct, frozen=True):
     tokens: int = 0
     sequences: int = 0
     notes: list[str] = []
+
+
+class Fix(msgspec.Struct, frozen=True):
+    """A fix and the causes that it cures.
+
+    Attributes:
+        command: the rltop command line that applies it live; empty if there is none.
+        remedy: the fix in words, of its most likely cause.
+        causes: the causes, most likely first. share: of these causes together, 0 to 1.
+    """
+
+    command: str
+    remedy: str
+    causes: list[Cause]
+    share: float
+
+
+def fixes(causes: Sequence[Cause]) -> list[Fix]:
+    """The fixes of ``causes``: that of the largest joint share first, and of equal ones a live command."""
+    groups: dict[tuple[str, str], list[Cause]] = {}
+    for cause in causes:
+        command = cause.command or cause.in_place
+        groups.setdefault((command, "" if command else cause.remedy), []).append(cause)
+    found = [
+        Fix(group[0].command, group[0].remedy, group, min(sum(cause.confidence for cause in group), 1.0))
+        for group in groups.values()
+    ]
+    return sorted(found, key=lambda fix: (-fix.share, not fix.command))
+
+
+def family(causes: Sequence[Cause]) -> str:
+    """The layers of ``causes``, most likely first: ``weights or inference path``."""
+    return " or ".join(dict.fromkeys(cause.layer for cause in causes))
+
+
+def percent(share: float) -> str:
+    """A share in per cent; never 100 %."""
+    return f"{min(100 * share, 99):.0f} %"
+
+
+def shares(causes: Sequence[Cause]) -> str:
+    """Each cause with its share: ``partial-update (B3) 47 %, stale-prefix-cache (C1) 23 %``."""
+    return ", ".join(f"{cause.id} ({cause.code}) {percent(cause.confidence)}" for cause in causes)

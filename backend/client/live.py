@@ -6,13 +6,11 @@ the rest. A missed frame or a new hub (another epoch) repeats this; meanwhile th
 
 from __future__ import annotations
 
-import getpass
-import socket
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Self
 
-import msgspec
 import zmq
 
 from rltop.backend import api
@@ -22,7 +20,8 @@ from rltop.backend.api.probe_result import ProbeResult
 from rltop.backend.api.samples import Samples
 from rltop.backend.api.verdict import Verdict
 from rltop.backend.commands.lifecycle import GRACE_S
-from rltop.collectors.contract.launch import find_hub
+from rltop.collectors.contract.keys import RunKeyError, control_key
+from rltop.collectors.contract.launch import find_hub, is_stopped
 from rltop.collectors.contract.rundir import RunDir
 
 LOST_S = 3.0
@@ -55,18 +54,29 @@ class CommandError(ValueError):
 class Client:
     """Follows the hub of ``rundir``. Not safe for several threads.
 
+    Args:
+        rundir: of the run.
+        control: requests that need the control key are sent with its proof; otherwise they are not sent.
+
     Attributes:
         view: the current snapshot; None before the first, stale while the hub is lost.
         answers: to questions sent with ``ask``, by id.
+
+    Raises:
+        RunDirError: another user could act as the hub.
     """
 
-    def __init__(self, rundir: RunDir) -> None:
+    def __init__(self, rundir: RunDir, *, control: bool = True) -> None:
+        with contextlib.suppress(OSError):  # there is none yet
+            rundir.check()
         self.rundir = rundir
         self.view: api.Snapshot | None = None
         self.answers: dict[str, api.Answer] = {}
         self._heard: float | None = None
         self._buffer: list[api.Frame] = []
         self._snapshot_asked: tuple[str, float] | None = None
+        self._control = control
+        self._challenged: dict[str, api.AskControl] = {}  # by id of the question for their challenge
         self._context = zmq.Context()
         self._frames = self._connect(zmq.SUB, rundir.view)
         self._frames.subscribe(b"")
@@ -127,20 +137,47 @@ class Client:
 
     def ask(self, question: api.Question) -> None:
         """Send a question. Its answer appears in ``answers``; immediately, as an error, if no hub is connected."""
-        if not self._send(question):
-            self._keep(api.Answer(question.id, error=self._advice()))
+        if isinstance(question, api.AskControl):
+            error = self._ask_control(question)
+        else:
+            error = "" if self._send(api.encode(question)) else advice(self.rundir)
+        if error:
+            self._keep(api.Answer(question.id, error=error))
+
+    def _ask_control(self, question: api.AskControl) -> str:
+        """Ask for a challenge, with which the question is sent; returns the error."""
+        if not self._control and not isinstance(question, api.AskAcknowledge | api.AskSilence):
+            return "this client is read-only"  # an alarm is answered without a change of the run
+        challenge = api.AskChallenge(api.new_id())
+        if not self._send(api.encode(challenge)):
+            return advice(self.rundir)
+        self._challenged[challenge.id] = question
+        while len(self._challenged) > MAX_ANSWERS:
+            del self._challenged[next(iter(self._challenged))]
+        return ""
+
+    def _send_proven(self, question: api.AskControl, challenge: str) -> None:
+        """Send a request with the proof that this client has the control key."""
+        frame = api.encode(question)
+        try:
+            proof = control_key(self.rundir).proof(*api.proven(challenge, frame))
+        except RunKeyError as error:
+            self._keep(api.Answer(question.id, error=str(error)))
+            return
+        if not self._send(frame, api.encode_proof(challenge, proof)):
+            self._keep(api.Answer(question.id, error=advice(self.rundir)))
 
     def command(self, question: api.AskCommand, watch: Watch | None = None) -> list[api.Change]:
         """Send a command and wait until every engine has closed it, a little over ``question.timeout_s`` at most.
 
-        An empty ``who`` or ``host`` becomes this user and machine. ``watch`` is called whenever a change has changed.
+        ``watch`` is called whenever a change has changed.
 
         Raises:
             CommandError: the hub rejected the request, or was lost before the command ended.
             HubUnreachable: no hub answers.
         """
         self.snapshot()
-        answer = self._answer(_signed(question))
+        answer = self._answer(question)
         if answer.command is None:
             raise CommandError(answer.error or "the hub returned no command")
         # The changes come in a frame after the answer; from then on each stays in the view until it is closed.
@@ -206,7 +243,7 @@ class Client:
             HubUnreachable: no hub answers within ``timeout_s``.
         """
         if not self.wait(lambda c: c.state == "live", timeout_s):
-            raise HubUnreachable(self._advice())
+            raise HubUnreachable(advice(self.rundir))
         assert self.view is not None
         return self.view
 
@@ -236,14 +273,14 @@ class Client:
         return answer.diagnosis
 
     def change_alarm(self, question: api.AskAlarm) -> Alarm:
-        """Acknowledge or silence an alarm; ``who`` and ``host`` as in ``command``.
+        """Acknowledge or silence an alarm.
 
         Raises:
             CommandError: no such open alarm.
             HubUnreachable: no hub answers.
         """
         self.snapshot()
-        answer = self._answer(_signed(question))
+        answer = self._answer(question)
         if answer.alarm is None:
             raise CommandError(answer.error or "the hub returned no alarm")
         return answer.alarm
@@ -265,9 +302,18 @@ class Client:
         """Stop the hub and wait until it has ended; the run continues. Raises ``HubUnreachable``."""
         self.snapshot()
         hub = find_hub(self.rundir)
-        self.ask(api.AskStop(api.new_id()))
+        question = api.AskStop(api.new_id())
+        self.ask(question)
+
+        def refusal(client: Client) -> str | None:
+            answer = client.answers.get(question.id)
+            return None if answer is None else answer.error
+
         # Its answer may be lost: the hub has ended when the run is no longer registered to it.
-        if not self.wait(lambda c: find_hub(c.rundir) is None or find_hub(c.rundir) != hub, ANSWER_S):
+        ended = self.wait(lambda c: find_hub(c.rundir) != hub or bool(refusal(c)), ANSWER_S)
+        if error := refusal(self):
+            raise HubUnreachable(error)
+        if not ended:
             raise HubUnreachable(f"the hub of run {self.rundir.run!r} did not end within {ANSWER_S:.0f} s")
 
     def close(self) -> None:
@@ -280,19 +326,15 @@ class Client:
     def _answer(self, question: api.Question) -> api.Answer:
         self.ask(question)
         if not self.wait(lambda c: question.id in c.answers, ANSWER_S):
-            raise HubUnreachable(self._advice())
+            raise HubUnreachable(advice(self.rundir))
         return self.answers.pop(question.id)
-
-    def _advice(self) -> str:
-        run = self.rundir
-        return f"no hub answers for run {run.run!r} in {run.path.parent}; `rltop hub {run.argument}` starts one"
 
     def _changes(self, command: str | None) -> list[api.Change]:
         return [c for c in self.view.changes.values() if c.command == command] if self.view else []
 
-    def _send(self, question: api.Question) -> bool:
+    def _send(self, *frames: bytes) -> bool:
         try:
-            self._questions.send(api.encode(question), zmq.NOBLOCK)
+            self._questions.send_multipart(frames, zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
@@ -303,7 +345,7 @@ class Client:
         if not self._buffer or (self._snapshot_asked and now - self._snapshot_asked[1] < RETRY_S):
             return
         question = api.AskSnapshot(api.new_id())
-        if self._send(question):
+        if self._send(api.encode(question)):
             self._snapshot_asked = question.id, now
 
     def _take_frame(self, frame: api.Frame) -> bool:
@@ -316,6 +358,9 @@ class Client:
         return False
 
     def _take_answer(self, answer: api.Answer) -> bool:
+        if answer.challenge is not None and (question := self._challenged.pop(answer.id, None)) is not None:
+            self._send_proven(question, answer.challenge)
+            return False
         if answer.snapshot is None:
             self._keep(answer)
             return False
@@ -349,6 +394,16 @@ class Client:
             del self.answers[next(iter(self.answers))]
 
 
+def advice(run: RunDir) -> str:
+    """Why the hub of a run does not answer, and what to do."""
+    if (hub := find_hub(run)) is None:
+        return f"no hub answers for run {run.run!r} in {run.path.parent}; `rltop hub {run.argument}` starts one"
+    problem = f"the hub of run {run.run!r}, process {hub.pid}, does not answer"
+    if is_stopped(hub.pid):
+        return f"{problem}: it is stopped; `kill -CONT {hub.pid}` continues it"
+    return f"{problem}; {run.log} is its log, and `kill {hub.pid}` ends it"
+
+
 def _drain(source: zmq.Socket[bytes]) -> list[bytes]:
     frames = []
     while True:
@@ -360,10 +415,3 @@ def _drain(source: zmq.Socket[bytes]) -> list[bytes]:
 
 def _follows(picture: api.Snapshot, frame: api.Frame) -> bool:
     return frame.epoch == picture.epoch and frame.seq == picture.seq + 1
-
-
-def _signed(question: api.AskCommand | api.AskAlarm) -> api.AskCommand | api.AskAlarm:
-    """``question`` with this user and machine, unless it names others."""
-    return msgspec.structs.replace(
-        question, who=question.who or getpass.getuser(), host=question.host or socket.gethostname()
-    )

@@ -46,6 +46,7 @@ class AuditLine(msgspec.Struct, frozen=True, kw_only=True):
         requested: time of the request, seconds.
         corrects: the state that the hub had set in the engine's silence, and that this line replaces.
         hub: epoch of the hub that wrote the line.
+        who, host: of the process that requested it. author: what else is known of it, and whom it claimed to be.
     """
 
     at: str
@@ -81,6 +82,7 @@ class AuditLine(msgspec.Struct, frozen=True, kw_only=True):
     hub: str = ""
     probe: str = ""
     result: ProbeResult | None = None
+    author: api.Author | None = None
 
 
 _SHARED = tuple(name for name in AuditLine.__struct_fields__ if name in api.Change.__struct_fields__)
@@ -132,6 +134,24 @@ def changes_of(lines: Iterable[AuditLine]) -> dict[str, api.Change]:
     return found
 
 
+def of_snapshot(snapshot: api.Snapshot) -> list[AuditLine]:
+    """The lines that a recording has kept: requests, outcomes and acknowledged alarms, oldest first."""
+    lines = []
+    for change in snapshot.changes.values():
+        asked = msgspec.structs.replace(change, state="requested", old=None, new=None, reason="", engine_step=None)
+        lines.append(line_of(asked, change.requested, snapshot.epoch, event="requested"))
+        if change.closed is not None:
+            lines.append(line_of(change, change.closed, snapshot.epoch))
+    lines += [
+        AuditLine(
+            at=iso(alarm.acknowledged_at), time=alarm.acknowledged_at, event="acknowledged", command=alarm.id,
+            engine="", verb="alarm", flag="", detail=alarm.cause, who=alarm.acknowledged,
+        )
+        for alarm in snapshot.alarms.values() if alarm.acknowledged_at is not None
+    ]  # fmt: skip
+    return sorted(lines, key=lambda line: line.time)
+
+
 def iso(seconds: float) -> str:
     """UTC to the millisecond."""
     whole, thousandths = divmod(round(seconds * 1000), 1000)
@@ -142,7 +162,7 @@ def as_text(line: AuditLine) -> str:
     """One line for people."""
     words = [line.at, f"{line.event:<13}", f"{line.engine or 'fleet':<6}", _subject(line), f"[{line.command}]"]
     if line.who:
-        words.append(f"by {line.who}@{line.host}")
+        words.append(f"by {api.signature(line.who, line.host, line.author)}")
     if line.why:
         words.append(f"because {line.why!r}")
     if line.event in ("requested", SILENCED) and line.revert_s is not None:

@@ -88,6 +88,10 @@ class CommandLifecycle:
             if command not in reported:
                 self._report_half_switched(command)
 
+    def is_known(self, question: str) -> bool:
+        """Whether a question of this id has started a command."""
+        return question in self._by_question
+
     def request(self, question: api.AskCommand, now: float, step: int | None) -> tuple[str, list[DeliverCommand]]:
         """Validate a request and start it. A repeated question returns the same command.
 
@@ -126,7 +130,7 @@ class CommandLifecycle:
             order.id, engine, order.flag, action.value if action else order.value, "requested", now,
             who=question.who, host=question.host, why=question.why, step=step, verb=order.verb, strict=order.strict,
             revert_s=order.revert_s, target=order.target, reverts="" if order.verb == "keep" else order.target,
-            probe=order.probe,
+            probe=order.probe, author=question.author,
         )  # fmt: skip
         key = api.change_key(change)
         self._unacknowledged[key], self._deadlines[key] = order, order.deadline
@@ -156,7 +160,7 @@ class CommandLifecycle:
             wanted=before.wanted or (update.new or "" if update.verb == "set" else ""),
             state=update.state,
             reason=update.reason,
-            old=update.old,
+            old=before.old if update.old is None else update.old,
             new=update.new,
             engine_step=update.engine_step,
             policy_version=update.policy_version,
@@ -192,14 +196,17 @@ class CommandLifecycle:
     def _learned(self, update: wire.CommandUpdate, now: float) -> api.Change:
         """A change that this hub did not request; an engine's own revert inherits who and host of its command."""
         parent = self._changes.get(f"{update.reverts}@{update.engine}")
-        why = "requested through an earlier hub"
+        why, back_to = "requested through an earlier hub", None
         if parent is not None:
             why = "its timer expired" + (f" after {parent.revert_s:g} s" if parent.revert_s is not None else "")
+            back_to = parent.old  # for engines whose collector does not say it
         action = BY_VERB.get(update.verb)
+        wanted = action.value if action else update.wanted or update.new or back_to or ""
         return api.Change(
-            update.id, update.engine, update.flag, action.value if action else update.new or "", "", update.time or now,
+            update.id, update.engine, update.flag, wanted, "", update.time or now,
             who=parent.who if parent else "", host=parent.host if parent else "", why=why,
-            verb=update.verb, reverts=update.reverts,
+            author=parent.author if parent else None,
+            verb=update.verb, reverts=update.reverts, old=parent.new if parent else None,
         )  # fmt: skip
 
     def not_delivered(self, engine: str, command: str, now: float) -> None:

@@ -51,7 +51,7 @@ def _requested(event: CommandRequested) -> FlagEvent:
     all_live = isinstance(question, api.AskSet | api.AskAct | api.AskProbe) and question.engines is None
     all_live = all_live and getattr(question, "fraction", None) is None
     where = "all engines" if all_live else ", ".join(change.engine for change in event.changes)
-    who = f" by {question.who}@{question.host}" if question.who else ""
+    who = f" by {api.signature(question.who, question.host, question.author)}" if question.who else ""
     why = f": {question.why}" if question.why else ""
     return FlagEvent("info", f"{subject}{timer} requested on {where}{who}{why}")
 

@@ -242,7 +242,7 @@ def resolve_id(text: str, history: CommandHistory, also: Iterable[str] = ()) -> 
 
 
 def _progress(change: api.Change) -> str:
-    who = f" by {change.who}@{change.host}" if change.who else ""
+    who = f" by {api.signature(change.who, change.host, change.author)}" if change.who else ""
     return f"{change.command}{who} is {change.state}{f' ({change.reason})' if change.reason else ''}"
 
 

@@ -102,7 +102,7 @@ class Follower:
 
     def _send(self, request: Request, epoch: str) -> None:
         setting, question = request.setting, new_id()
-        self.client.ask(AskSet(question, setting.flag, setting.value, who="rltop demo", why=f"--set {setting}"))
+        self.client.ask(AskSet(question, setting.flag, setting.value, why=f"--set {setting}"))
         if (
             self.client.answers.pop(question, None) is None
         ):  # an immediate answer means that it was not sent; retry at the next poll

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rltop.backend.demo.faults import BY_NAME as FAULTS
 from rltop.backend.demo.faults import Fault
+from rltop.backend.util.near import did_you_mean
 from rltop.collectors.contract.flags import BY_NAME
 
 MODEL = Path(__file__).parent / "sort-sft"
@@ -39,9 +40,13 @@ def parse_setting(text: str) -> Setting:
     if not (colon and equals and number.isascii() and number.isdigit()):
         raise ValueError(f"--set {text!r}: expected N:FLAG=VALUE, such as 5:prefix_caching=off")
     if flag not in BY_NAME:
-        raise ValueError(f"--set {text!r}: no flag {flag!r}; there are {', '.join(BY_NAME)}")
+        raise ValueError(
+            f"--set {text!r}: no flag {flag!r}; there are {', '.join(BY_NAME)}{did_you_mean(flag, BY_NAME)}"
+        )
     if value not in BY_NAME[flag].values:
-        raise ValueError(f"--set {text!r}: {flag} can be {' or '.join(BY_NAME[flag].values)}, not {value!r}")
+        values = BY_NAME[flag].values
+        hint = did_you_mean(value, values)
+        raise ValueError(f"--set {text!r}: {flag} can be {' or '.join(values)}, not {value!r}{hint}")
     return Setting(int(number), flag, value)
 
 

@@ -5,28 +5,30 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Finding, Verdict
+from rltop.backend.api.verdict import FAULT, HEALTHY, SURE, UNDECIDED, Cause, Finding, Verdict
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as CHECKS
-from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
+from rltop.backend.diagnosis.catalogue.all_checks import SUSPECT, UNKNOWN
+from rltop.backend.diagnosis.catalogue.check import DETERMINISTIC
 from rltop.backend.diagnosis.causes import CAUSES, confusable
-from rltop.backend.diagnosis.causes.cause import CauseEntry, alternatives, holds
+from rltop.backend.diagnosis.causes.cause import CauseEntry, alternatives, as_shown, holds
 from rltop.backend.diagnosis.causes.confirming_probes import BY_CODE as PROBES
-from rltop.backend.diagnosis.infer import CandidateCause, Inference, infer, is_alarming
+from rltop.backend.diagnosis.causes.confirming_probes import is_runnable
+from rltop.backend.diagnosis.infer import GAPS, CandidateCause, Inference, infer, is_alarming
 from rltop.backend.fleet.facts import same_text
-
-SURE = 0.8
-"""Least joint share of the listed causes for a fault, and of "nothing is wrong" for no fault: odds of 4 to 1."""
 
 MIN_CONFIDENCE = 0.05
 """Causes below it are left out, as a 95 % interval would."""
+
+UNSEEN = 0.5
+"""Largest share of a cause of which a needed symptom has not been seen: what has no name is not the last one left."""
 
 ALIKE = 0.25
 """A cause with this share of another's confidence fits as well; a known pair from ``MIN_CONFIDENCE`` on."""
 
 MAX_CAUSES, MAX_EVIDENCE, MAX_NEEDS, MAX_NOTES = 6, 8, 6, 4
 
-BASIC_CHECKS = ("mean_ratio", "floor")
-"""A run is healthy only if one of these has a result: they compare rollout logprobs with the trainer's at all."""
+BASIC_CHECK = "floor"
+"""A run is healthy only if this check has a result: without version-matched tokens, lag hides weights and caches."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class RunContext:
         name, step: run name, and the last step that was checked.
         engines: facts by engine. trainer: facts that the trainer states.
         steps, tokens, sequences: how much was checked.
+        hub_faults: exceptions that the hub contained lately; its figures may be incomplete.
+        unexplained: metrics that are red in the latest steps although no check says why.
     """
 
     name: str
@@ -46,6 +50,8 @@ class RunContext:
     steps: int = 0
     tokens: int = 0
     sequences: int = 0
+    hub_faults: Sequence[str] = ()
+    unexplained: Sequence[str] = ()
 
 
 def conclude(
@@ -62,13 +68,16 @@ def conclude(
         inference = replace(inference, candidates=[c for c in inference.candidates if c.entry.id in only])
     reported = [c for c in inference.candidates if c.confidence >= MIN_CONFIDENCE][:MAX_CAUSES]
     verdict = _verdict(inference, findings)
+    doubts = [*run.hub_faults, *(run.unexplained if verdict == HEALTHY else ())]
+    if verdict == HEALTHY and doubts:
+        verdict = UNDECIDED
     return Verdict(
         run.name,
         run.step,
         verdict,
         [] if verdict == HEALTHY else [_cause(c, inference, run, findings) for c in reported],
         sorted(findings, key=_rank),
-        _needs(verdict, reported, inference, findings),
+        [*doubts, *_needs(verdict, reported, inference, findings, run)],
         run.steps,
         run.tokens,
         run.sequences,
@@ -94,19 +103,28 @@ def _applicable(entry: CauseEntry, facts: Sequence[Mapping[str, str]]) -> bool |
 
 def _verdict(inference: Inference, findings: Sequence[Finding]) -> str:
     if any(map(is_alarming, findings)):
-        listed = 1.0 - inference.healthy - inference.unlisted
-        if listed >= SURE:
+        if _clearest(inference) >= SURE:
             return FAULT
         if inference.healthy < SURE:
             return UNDECIDED
     decided = {finding.test for finding in findings if finding.outcome != UNKNOWN}
-    return HEALTHY if decided & set(BASIC_CHECKS) else UNDECIDED
+    return HEALTHY if BASIC_CHECK in decided else UNDECIDED
+
+
+def _clearest(inference: Inference) -> float:
+    """The share of the most likely cause, its variants of the same code included."""
+    first = inference.candidates[0].entry.code if inference.candidates else ""
+    return sum(_share(candidate) for candidate in inference.candidates if candidate.entry.code == first)
+
+
+def _share(candidate: CandidateCause) -> float:
+    """The share of a cause; even odds at most while a symptom that it always shows has not been seen."""
+    return min(candidate.confidence, UNSEEN) if candidate.undecided else candidate.confidence
 
 
 def _cause(candidate: CandidateCause, inference: Inference, run: RunContext, findings: Sequence[Finding]) -> Cause:
-    entry = candidate.entry
+    entry = as_shown(candidate.entry, candidate.needed)
     engines = _engines(candidate, {*run.engines, *inference.engines}, findings)
-    since = [finding.since_step for finding in candidate.needed if finding.since_step is not None]
     supporting = _representative((*candidate.needed, *candidate.optional), engines)
     alike = _alike(candidate, inference)
     command, applied = _command(entry, engines, run)
@@ -116,28 +134,38 @@ def _cause(candidate: CandidateCause, inference: Inference, run: RunContext, fin
         entry.layer,
         entry.title,
         entry.what,
-        candidate.confidence,
-        min(since, default=None),
+        _share(candidate),
+        _since(candidate),
         engines,
         list(dict.fromkeys(map(_sentence, supporting)))[:MAX_EVIDENCE],
         alike,
-        PROBES[entry.probe].name if alike or candidate.undecided else "",
-        entry.remedy,
+        _probe(entry, run) if alike or candidate.undecided else "",
+        entry.remedy.replace(" --engine ID", _options(engines)),
         "" if applied else command,
         command if applied else "",
     )
 
 
+def _options(engines: Sequence[str]) -> str:
+    """The options that limit a command to ``engines``; none for all."""
+    return "".join(f" --engine {engine}" for engine in engines)
+
+
 def _command(entry: CauseEntry, engines: Sequence[str], run: RunContext) -> tuple[str, bool]:
     """The command for these engines (empty: all), and whether they already have the value that it would set."""
-    options = "".join(f" --engine {engine}" for engine in engines)
-    command = entry.command.format(engines=options, head=_head(run))
+    command = entry.command.format(engines=_options(engines), head=_head(run))
     verb, _, rest = command.removeprefix("rltop ").partition(" ")
     if verb != "set":
         return command, False
     flag, value = rest.split()[:2]
     current = [run.engines[engine].get(flag, "") for engine in engines or run.engines if engine in run.engines]
     return command, bool(current) and all(one.partition(" (")[0] == value for one in current)
+
+
+def _probe(entry: CauseEntry, run: RunContext) -> str:
+    """The name of the entry's probe; empty if it has none, or this fleet can't run it."""
+    probe = PROBES.get(entry.probe)
+    return probe.name if probe and is_runnable(probe, run.engines.values()) else ""
 
 
 def _representative(findings: Sequence[Finding], engines: Sequence[str]) -> list[Finding]:
@@ -150,13 +178,41 @@ def _representative(findings: Sequence[Finding], engines: Sequence[str]) -> list
     return list(chosen.values())
 
 
+def _since(candidate: CandidateCause) -> int | None:
+    """The first step of the finding with the most evidence.
+
+    Deterministic findings of what the cause needs have an exact one. Of the others those of a gap come first, whose
+    first step is a change with a healthy part before it, and stated facts last, which are noticed later.
+    """
+    needed, optional = (
+        [f for f in found if f.since_step is not None] for found in (candidate.needed, candidate.optional)
+    )
+    exact = [f for f in needed if f.test != "facts" and CHECKS[f.test].rate == DETERMINISTIC]
+    gaps = [f for f in (*needed, *optional) if f.test in DATED and is_alarming(f)]
+    measured = [f for f in needed if f.test != "facts"]
+    best = exact or gaps or measured or needed
+    return min(best, key=lambda f: f.p).since_step if best else None
+
+
+DATED = ("floor", "fit", "trend", "engine_gap", "cache_gap", "in_flight")
+"""Checks of a gap, whose first step is a change point."""
+
+
 def _engines(candidate: CandidateCause, engines: set[str], findings: Sequence[Finding]) -> list[str]:
-    """Affected engines, with those on which the same checks are undecided; empty if that is all engines."""
-    affected = {finding.engine for finding in candidate.needed if finding.engine is not None}
-    checks = {finding.test for finding in candidate.needed if finding.engine is not None}
-    if not candidate.entry.one_engine:
-        affected |= {f.engine for f in findings if f.test in checks and f.outcome == UNKNOWN and f.engine is not None}
-    return [] if affected >= engines else sorted(affected)
+    """The engines that show the cause; empty if all do, or if no finding is of one engine.
+
+    Where engines differ in a fact, and neither value is that of a majority, those with a gap have the wrong one.
+    """
+    if candidate.entry.all_engines or candidate.entry.layer in ("trainer", "objective"):
+        return []
+    of_one = [f for f in candidate.needed if f.engine is not None]
+    by_fleet = [f for f in of_one if f.test == "facts" and f.detail.endswith("/fleet")]
+    gaps = [f for f in candidate.optional if f.engine is not None and f.test in GAPS and is_alarming(f)]
+    clear = [f for f in of_one if f not in by_fleet] or gaps or by_fleet
+    affected = {f.engine for f in clear}
+    checks = {f.test for f in clear}
+    affected |= {f.engine for f in findings if f.test in checks and f.outcome == UNKNOWN and f.detail == SUSPECT}
+    return [] if affected >= engines else sorted(name for name in affected if name is not None)
 
 
 def _alike(candidate: CandidateCause, inference: Inference) -> list[str]:
@@ -190,34 +246,42 @@ def _rank(finding: Finding) -> tuple[int, float, int, str]:
 
 
 def _needs(
-    verdict: str, reported: Sequence[CandidateCause], inference: Inference, findings: Sequence[Finding]
+    verdict: str,
+    reported: Sequence[CandidateCause],
+    inference: Inference,
+    findings: Sequence[Finding],
+    run: RunContext,
 ) -> list[str]:
     """Missing evidence that would decide, cheapest first."""
     undecided = {finding.test: finding for finding in findings if finding.outcome == UNKNOWN}
     wanted = {check for candidate in reported for symptom in candidate.undecided for check, _ in alternatives(symptom)}
     if verdict == HEALTHY or (verdict == UNDECIDED and not reported):
-        wanted |= set(BASIC_CHECKS)
+        wanted |= {"mean_ratio", BASIC_CHECK}
     needs = [_missing(undecided[check]) for check in CHECKS if check in wanted & set(undecided)]
-    needs += _probes(reported, inference)
+    needs += _probes(reported, inference, run)
     if verdict == UNDECIDED and inference.unlisted >= 0.5:
         triad = PROBES["P13"]
-        needs.append(f"no listed cause explains the findings; probe {triad.name} finds the side: {triad.does}")
+        needs.append(f"no listed cause explains the findings; experiment {triad.name} finds the side: {triad.does}")
     return list(dict.fromkeys(needs))[:MAX_NEEDS]
 
 
-def _probes(reported: Sequence[CandidateCause], inference: Inference) -> list[str]:
-    """Each probe once, with all causes that it distinguishes."""
+def _probes(reported: Sequence[CandidateCause], inference: Inference, run: RunContext) -> list[str]:
+    """Each probe that this fleet can run once, with all causes that it distinguishes; manual ones as experiments."""
     by_probe: dict[str, tuple[list[str], list[str]]] = {}
     for candidate in reported:
         alike = _alike(candidate, inference)
-        if candidate.entry.probe and (alike or candidate.undecided):
+        if (alike or candidate.undecided) and _probe(candidate.entry, run):
             ids, others = by_probe.setdefault(candidate.entry.probe, ([], []))
             ids.append(candidate.entry.id)
             others += alike
     return [
-        f"probe {PROBES[code].name} {_distinguishes(ids, list(dict.fromkeys(others)))}: {PROBES[code].does}"
+        f"{_kind(code)} {PROBES[code].name} {_distinguishes(ids, list(dict.fromkeys(others)))}: {PROBES[code].does}"
         for code, (ids, others) in by_probe.items()
     ]
+
+
+def _kind(code: str) -> str:
+    return "probe" if PROBES[code].runs else "experiment"
 
 
 def _distinguishes(ids: Sequence[str], others: Sequence[str]) -> str:
@@ -229,6 +293,8 @@ def _distinguishes(ids: Sequence[str], others: Sequence[str]) -> str:
 
 def _missing(finding: Finding) -> str:
     title = CHECKS[finding.test].title
+    if finding.test == BASIC_CHECK and finding.more_sequences is None:
+        return f"weights and caches were not judged: {finding.text}"
     if finding.more_sequences is not None:
         return f"about {finding.more_sequences} more sequences ({title})"
     return f"{title}: {finding.text}" if finding.text else f"{title}: no result yet"

@@ -8,17 +8,23 @@ if it comes second to a cause from before: otherwise its command would switch a 
 
 from __future__ import annotations
 
+import dataclasses
+
 from msgspec.structs import replace
 
-from rltop.backend.api import changed_engine
+from rltop.backend.api import FAULT_EVENT, changed_engine
 from rltop.backend.api.verdict import Verdict
 from rltop.backend.diagnosis.checks.run_all import run_all
 from rltop.backend.diagnosis.conclude import RunContext, conclude
+from rltop.backend.diagnosis.unexplained import unexplained
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.fleet import facts
 
 MAX_SWITCHES = 2
 """Latest switches that are considered: each may cost two more verdicts."""
+
+FAULT_STEPS = 20
+"""Steps for which a contained exception keeps the verdict from being healthy."""
 
 
 def diagnose(
@@ -31,7 +37,8 @@ def diagnose(
         at_switches: cache of verdicts at switches, by the step's wall clock; keeps the latest ``MAX_SWITCHES``.
         max_switches: switches to consider.
     """
-    context, findings = context_of(run), run_all(run)
+    findings = run_all(run)
+    context = dataclasses.replace(context_of(run), unexplained=unexplained(run.steps, findings))
     verdict = conclude(context, findings)
     switched = _last_switch(run) if verdict.causes and max_switches else None
     if switched is None:
@@ -85,4 +92,11 @@ def context_of(run: DiagnosisInput) -> RunContext:
         len(run.steps),
         sum(int(step.values.get("tokens") or 0) for step in run.steps),
         sum(int(step.values.get("sequences") or 0) for step in run.steps),
+        _recent_faults(run),
     )
+
+
+def _recent_faults(run: DiagnosisInput) -> list[str]:
+    """The latest of the exceptions that the hub contained during the last ``FAULT_STEPS`` steps."""
+    recent = {step.step for step in run.steps[-FAULT_STEPS:]}
+    return [event.text for event in run.events if event.kind == FAULT_EVENT and event.step in recent][-1:]

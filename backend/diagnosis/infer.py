@@ -45,7 +45,20 @@ likelihood under a cause that does not name them."""
 MIN_P = 1e-12
 """Lower bound on p: the assumptions of the checks do not hold to more digits."""
 
-COMMON_SYMPTOMS: tuple[tuple[str, str], ...] = (("gradient", "vanished"), ("entropy", "collapsed"))
+FROZEN_LIKELIHOOD = 0.05
+"""Likelihood of weights that fit an older version under a cause that is not a missed update, if old logprobs measure
+it: the size of the gap would equal that of several updates by chance."""
+
+LOCATIONS = (("engine_gap", "outlier"),)
+"""Findings that say where a gap is, and not what it is: they contradict no cause. Causes in the trainer, or on all
+engines, explain them less well."""
+
+LOCATED_LAYERS = ("weights", "inference path")
+"""Layers of causes that may be why one engine differs, even if none of their own checks has a result yet."""
+
+COMMON_SYMPTOMS: tuple[tuple[str, str], ...] = (
+    ("gradient", "vanished"), ("entropy", "collapsed"), ("reward", "collapsed"),
+)  # fmt: skip
 """Late consequences of any fault: every cause may show them."""
 
 
@@ -57,7 +70,7 @@ class CandidateCause:
         entry: its entry in the table of causes.
         needed: findings that match its needed symptoms; empty if only a stated fact supports it.
         optional: findings that it may show.
-        undecided: needed symptoms whose checks have no result yet.
+        undecided: needed symptoms and proofs whose checks have no result yet.
         prior: 1, or less where the run may lack the feature that the cause concerns.
         confidence: 0 to 1.
     """
@@ -165,9 +178,32 @@ def _likelihood(entry: CauseEntry, results: _CheckResults, finding: Finding, cha
     """How likely the finding is if the cause is present."""
     if results.matches_any(entry.needs, finding):
         return 1.0
+    if (finding.test, finding.outcome) in LOCATIONS:
+        return max(LOCATING_LIKELIHOOD if _is_everywhere(entry) else MAY_LIKELIHOOD, chance)
+    if _began_with_fact(entry, results, finding):
+        return max(MAY_LIKELIHOOD, chance)
+    if (finding.test, finding.outcome) == ("fit", "frozen") and finding.detail:
+        return max(FROZEN_LIKELIHOOD, chance)
     if (finding.test, finding.outcome) in COMMON_SYMPTOMS or results.matches_any(entry.may, finding):
         return max(MAY_LIKELIHOOD, chance)
     return chance
+
+
+def _is_everywhere(entry: CauseEntry) -> bool:
+    """Whether the cause bears on the rows of all engines."""
+    return entry.all_engines or entry.layer == "trainer"
+
+
+def _began_with_fact(entry: CauseEntry, results: _CheckResults, finding: Finding) -> bool:
+    """Whether a gap rose in the steps in which a fact that the cause needs changed: an engine started with others."""
+    if finding.test != "trend" or finding.since_step is None:
+        return False
+    changed = [f.since_step for s in entry.needs for f in results.matching(s) if f.test == "facts" and f.since_step]
+    return any(abs(step - finding.since_step) <= FACT_STEPS for step in changed)
+
+
+FACT_STEPS = 3
+"""Steps between the change of a fact and that of the gap: tokens wait before they are trained on."""
 
 
 def _may_coincide(one: CauseEntry, other: CauseEntry, results: _CheckResults) -> bool:
@@ -188,6 +224,8 @@ def _excluded(entry: CauseEntry, results: _CheckResults, partner: CauseEntry | N
         matching = results.matching(symptom)
         if matching and partner and all(_likelihood(partner, results, finding, 0.0) > 0 for finding in matching):
             continue
+        if matching and all(_began_with_fact(entry, results, finding) for finding in matching):
+            continue
         if results.is_present(symptom):
             return True
     return False
@@ -195,40 +233,54 @@ def _excluded(entry: CauseEntry, results: _CheckResults, partner: CauseEntry | N
 
 def _candidate(entry: CauseEntry, results: _CheckResults, applicable: bool | None) -> CandidateCause | None:
     """The cause with its findings; None if it is ruled out on its own, or has no symptom."""
-    if (entry.where and applicable is False) or any(map(results.is_absent, entry.needs)):
+    if (entry.where and applicable is False) or any(results.is_absent(s, entry.one_engine) for s in entry.needs):
+        return None
+    if any(map(results.is_denied, entry.proof)):
         return None
     needed: list[Finding] = []
     for symptom in entry.needs:
         needed += [finding for finding in results.matching(symptom) if finding not in needed]
-    optional = [f for f in results.unusual if f not in needed and results.matches_any(entry.may, f)]
-    if not needed and not any(finding.test == "facts" for finding in optional):
+    optional = [f for f in results.unusual if f not in needed and _may_show(entry, results, f)]
+    located = entry.layer in LOCATED_LAYERS and any((f.test, f.outcome) in LOCATIONS for f in optional)
+    if not needed and not located and not any(finding.test == "facts" for finding in optional):
         return None
-    if entry.one_engine and not _on_some_engines(needed, results):
+    if entry.one_engine and not _on_some_engines(entry, results):
         return None
     if entry.all_engines and any(_spares_engines(symptom, results) for symptom in entry.needs):
         return None
     undecided = [symptom for symptom in entry.needs if not results.matching(symptom)]
     prior = (UNSTATED if entry.where and applicable is None else 1.0) * MAY_LIKELIHOOD ** len(undecided)
+    undecided += [symptom for symptom in entry.proof if not results.matching(symptom)]
     return CandidateCause(entry, sorted(needed, key=_order), optional, undecided, prior)
 
 
-def _on_some_engines(findings: Sequence[Finding], results: _CheckResults) -> bool:
-    """Whether the findings contain an outcome that some engines have and others have not."""
-    by_outcome: dict[tuple[str, str], set[str]] = {}
-    for finding in findings:
-        if finding.engine is not None:
-            by_outcome.setdefault((finding.test, finding.outcome), set()).add(finding.engine)
-    return any(engines < results.engines for engines in by_outcome.values())
+def _may_show(entry: CauseEntry, results: _CheckResults, finding: Finding) -> bool:
+    location = (finding.test, finding.outcome) in LOCATIONS and not _is_everywhere(entry)
+    return location or _began_with_fact(entry, results, finding) or results.matches_any(entry.may, finding)
+
+
+def _on_some_engines(entry: CauseEntry, results: _CheckResults) -> bool:
+    """Whether every needed symptom that engines show is, in one of its forms, on some engines and not on others."""
+    shown = [s for s in entry.needs if any(finding.engine is not None for finding in results.matching(s))]
+    return bool(shown) and all(any(_spares_engines(form, results) for form in s.split(" | ")) for s in shown)
 
 
 def _spares_engines(symptom: str, results: _CheckResults) -> bool:
-    """Whether only some engines show the symptom. If most do, an engine with an undecided check may have it too."""
+    """Whether only some engines show the symptom.
+
+    An engine with an undecided check may have it too if most engines do, or if the run does and it has a gap.
+    """
     matching = results.matching(symptom)
-    affected, checks = {finding.engine for finding in matching}, {finding.test for finding in matching}
+    affected = {finding.engine for finding in matching if finding.engine is not None}
+    checks = {finding.test for finding in matching}
     undecided = {finding.engine for finding in results.undecided if finding.test in checks} - affected
     if 2 * len(affected) <= len(results.engines):
-        undecided = set()
+        undecided &= results.suspects if any(finding.engine is None for finding in matching) else set()
     return bool(affected) and affected | undecided < results.engines
+
+
+GAPS = ("engine_gap", "floor")
+"""Checks whose alarm on an engine makes it a suspect."""
 
 
 class _CheckResults:
@@ -239,6 +291,7 @@ class _CheckResults:
         unusual: findings whose outcome is not the healthy one, by p.
         distinct: of these, the one with the least p of each check, outcome and detail, over engines.
         engines: all engines that are known.
+        suspects: engines with a gap of their own.
     """
 
     def __init__(self, findings: Sequence[Finding], engines: Collection[str]) -> None:
@@ -247,6 +300,7 @@ class _CheckResults:
         self.unusual = sorted((f for f in decided if f.outcome != BY_NAME[f.test].healthy), key=_order)
         self.engines = {*engines, *(finding.engine for finding in findings if finding.engine is not None)}
         self._checks = {finding.test for finding in decided}
+        self.suspects = {f.engine for f in self.unusual if f.engine is not None and f.test in GAPS}
         self._healthy = self._checks - {finding.test for finding in self.unusual}
         least: dict[tuple[str, str, str], Finding] = {}
         for finding in self.unusual:
@@ -270,9 +324,22 @@ class _CheckResults:
             return True
         return any(check in self._healthy and BY_NAME[check].healthy == word for check, word in alternatives(symptom))
 
-    def is_absent(self, symptom: str) -> bool:
-        """Whether all checks of the symptom have a result, and no finding matches it."""
-        return not self.matching(symptom) and all(check in self._checks for check, _ in alternatives(symptom))
+    def is_absent(self, symptom: str, one_engine: bool = False) -> bool:
+        """Whether all checks of the symptom have a result, and no finding matches it.
+
+        A cause on one engine needs the result of an engine that is suspected; those of the others do not count.
+        """
+        if self.matching(symptom):
+            return False
+        checks = {check for check, _ in alternatives(symptom)}
+        if one_engine and any(f.test in checks and f.engine in self.suspects for f in self.undecided):
+            return False
+        return all(check in self._checks or BY_NAME[check].on_request for check in checks)
+
+    def is_denied(self, symptom: str) -> bool:
+        """Whether the checks of the symptom that need no probe have a result, and no finding matches it."""
+        checks = {check for check, _ in alternatives(symptom) if not BY_NAME[check].on_request}
+        return bool(checks) and checks <= self._checks and not self.matching(symptom)
 
 
 def _subject(finding: Finding) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.join.batch import Batch
-from rltop.backend.measure.measure import by_row, clips, token_versions
+from rltop.backend.join.versions import token_versions
+from rltop.backend.measure.measure import by_row, clips
 from rltop.backend.summary import CLAMP, Floats
 from rltop.backend.summary.kernel import MOMENT
 from rltop.backend.util.bounded import ByteBoundedCache
@@ -168,8 +169,8 @@ def _token_values(batch: Batch) -> dict[str, Floats]:
     if "entropy" in arrays:
         values["entropy"] = arrays["entropy"].astype(np.float64)
     if batch.body.policy_version is not None:
-        versions = token_versions(batch)
-        lag = (batch.body.policy_version - versions).astype(np.float64)
+        versions = token_versions(batch).version
+        lag = batch.lags(versions).astype(np.float64)
         values["lag"] = np.where(versions == wire.UNKNOWN_VERSION, np.nan, lag)
     return values
 

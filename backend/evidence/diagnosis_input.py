@@ -64,10 +64,12 @@ class DiagnosisInput:
         )
 
     def _with_flags_of(self, engine: api.Engine, step: int) -> api.Engine:
-        """The engine with its flags as of ``step``."""
+        """The engine with its flags as of ``step``, and with what the refit guard found until then."""
         flags = dict(engine.flags)
         for change in reversed(self.changes):
             since = change.step is not None and change.step >= step and change.engine == engine.id
             if since and change.verb == "set" and api.changed_engine(change) and change.flag in flags:
                 flags[change.flag] = msgspec.structs.replace(flags[change.flag], value=change.old)
-        return msgspec.structs.replace(engine, flags=flags) if flags != engine.flags else engine
+        refit = engine.refit if engine.refit is not None and (engine.refit.since_step or 0) <= step else None
+        changed = flags != engine.flags or refit is not engine.refit
+        return msgspec.structs.replace(engine, flags=flags, refit=refit) if changed else engine

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from rltop.backend.evidence import kernel
 from rltop.backend.evidence.kernel import EXTREME, FIGURE, MOMENT, SUM
+from rltop.backend.join import copies
 from rltop.backend.join.batch import Batch
 from rltop.backend.measure.measure import BatchRuns
-from rltop.backend.summary.dimensions import LAG, OFFSET
+from rltop.backend.summary import Summary
+from rltop.backend.summary.dimensions import LAG, OFFSET, TURN
 from rltop.backend.summary.kernel import FIGURE as SUMMARY_FIGURE
-from rltop.backend.summary.strata import Strata
 from rltop.backend.summary.token_runs import POSITION_EDGES
 
 Floats = NDArray[np.float64]
@@ -33,6 +34,8 @@ second is float32's error: one pair of float32 logprobs in 200 is on the grid by
 
 BINS = POSITION_EDGES.size
 LAGS = len(LAG.strata)
+TURNS = 2
+"""The first turn of a sequence, and all later ones."""
 
 _SHAPES: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("moments", (len(FIGURE), len(MOMENT))),
@@ -41,9 +44,13 @@ _SHAPES: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("aligned", (len(kernel.SHIFTS), 2)),
     ("profile", (BINS, 3)),
     ("lags", (LAGS, len(MOMENT))),
+    ("turns", (TURNS, len(MOMENT))),
 )
 SIZE = sum(math.prod(shape) for _, shape in _SHAPES)
 """Numbers in one ``Evidence``."""
+
+SIZES = (SIZE - TURNS * len(MOMENT), SIZE)
+"""Sizes that are read: later arrays are appended, and empty in what an older version packed."""
 
 _NO_EXTREMES = (math.inf, -math.inf, math.inf)
 
@@ -74,6 +81,7 @@ class Evidence:
         aligned: [SHIFTS, 2], tokens and the sum of |trainer - displaced rollout|.
         profile: [position bins, 3], of matched tokens: number, sum of d^2 (at most 1 each), sum of 1 - p.
         lags: [lag strata, MOMENT], moments of k3 by lag.
+        turns: [TURNS, MOMENT], moments of matched |d| in first and in later turns; each turn counts as a sequence.
     """
 
     moments: Floats = field(default_factory=lambda: np.zeros((len(FIGURE), len(MOMENT))))
@@ -82,6 +90,7 @@ class Evidence:
     aligned: Floats = field(default_factory=lambda: np.zeros((len(kernel.SHIFTS), 2)))
     profile: Floats = field(default_factory=lambda: np.zeros((BINS, 3)))
     lags: Floats = field(default_factory=lambda: np.zeros((LAGS, len(MOMENT))))
+    turns: Floats = field(default_factory=lambda: np.zeros((TURNS, len(MOMENT))))
 
     def __add__(self, other: Evidence) -> Evidence:
         high = EXTREME.high
@@ -94,6 +103,7 @@ class Evidence:
             self.aligned + other.aligned,
             self.profile + other.profile,
             self.lags + other.lags,
+            self.turns + other.turns,
         )
 
     @property
@@ -114,8 +124,9 @@ class Evidence:
     def from_bytes(cls, packed: bytes) -> Evidence:
         """Unpack; raises ``ValueError`` if another version packed it."""
         numbers = np.frombuffer(packed, "<f4").astype(np.float64)
-        if numbers.size != SIZE:
+        if numbers.size not in SIZES:
             raise ValueError(f"evidence of {numbers.size} numbers; this version has {SIZE}")
+        numbers = np.pad(numbers, (0, SIZE - numbers.size))
         parts, at = {}, 0
         for name, shape in _SHAPES:
             size = math.prod(shape)
@@ -136,7 +147,10 @@ def mean_of(m: float, n: float, s: float, nn: float, ss: float, ns: float) -> Cl
 
 
 def of(batch: Batch, cut: BatchRuns) -> dict[str, Evidence]:
-    """The batch's evidence by engine (empty name: unknown engine), without ``lags``, which ``with_lags`` adds."""
+    """The batch's evidence by engine (empty name: unknown engine), without what ``with_strata`` adds.
+
+    Later updates on the same rollouts give none: their gap contains the updates.
+    """
     if batch.body.update or not batch.tokens:
         return {}
     places = len(cut.names)
@@ -148,28 +162,56 @@ def of(batch: Batch, cut: BatchRuns) -> dict[str, Evidence]:
         np.zeros((places, BINS, 3)),
     )
     matched, lags = _matched(batch, cut)
+    kept = ~_left_out(batch, cut)
+    matched = np.where(kept, matched, 0)
+    rollout = _originals(batch, cut)
     columns = kernel.TokenColumns(
         _plain(batch.arrays["trainer_logprobs"]),
-        _plain(batch.arrays["rollout_logprobs"]),
+        rollout,
         _column(batch, "old_logprobs"),
         _column(batch, "entropy"),
     )
-    kernel.compiled()(columns, _runs(batch, cut, matched, lags), out)
-    _add_contexts(batch, cut, matched, out.moments)
-    _add_repeats(batch, cut, out.sums)
+    kernel.compiled()(columns, _runs(batch, cut, kept, matched, lags), out)
+    _add_contexts(batch, cut, matched, rollout, out.moments)
+    _add_repeats(batch, cut, kept, rollout, out.sums)
     _add_requests(batch, cut, out.moments, out.sums, out.extremes)
     _add_rows(batch, cut, out.moments, out.sums)
     return {name: Evidence(*(array[place] for array in out)) for place, name in enumerate(cut.names)}
 
 
-def with_lags(evidence: Evidence, strata: Strata) -> Evidence:
-    """The evidence with k3 by lag from the summaries."""
-    first = OFFSET[LAG.name]
-    return replace(evidence, lags=strata.moments[first : first + LAGS, SUMMARY_FIGURE.k3])
+def with_strata(evidence: Evidence, summary: Summary) -> Evidence:
+    """The evidence with k3 by lag, and the matched gap by turn, from a summary."""
+    lag, turn = OFFSET[LAG.name], OFFSET[TURN.name]
+    of_turns = summary.matched.moments[turn : turn + len(TURN.strata), SUMMARY_FIGURE.abs_d]
+    lags = summary.strata.moments[lag : lag + LAGS, SUMMARY_FIGURE.k3]
+    return replace(evidence, lags=lags, turns=np.stack([of_turns[0], of_turns[1:].sum(axis=0)]))
 
 
-def _runs(batch: Batch, cut: BatchRuns, matched: Ints, lags: Floats) -> kernel.RunColumns:
-    pieces = cut.pieces
+def _originals(batch: Batch, cut: BatchRuns) -> NDArray[np.float32]:
+    """Rollout logprobs [tokens]; where the trainer's copy is wrong, the engine's own."""
+    whole = batch.arrays["rollout_logprobs"]
+    wrong = [number for number, kind in cut.copies.items() if kind not in (*copies.FINE, copies.UNRECORDED)]
+    if wrong:
+        whole = whole.copy()
+    for number in wrong:
+        span, hit = batch.spans[number], batch.hits[number]
+        assert hit is not None
+        size = span.end - span.start
+        whole[span.token : span.token + size] = hit.record.logprobs[hit.offset : hit.offset + size]
+    return _plain(whole)
+
+
+def _left_out(batch: Batch, cut: BatchRuns) -> NDArray[np.bool_]:
+    """Runs that no statistic is computed from [runs]: the engine's record is broken, or its prompt was another one."""
+    broken = {number for number, kind in cut.copies.items() if kind in copies.OF_ENGINE}
+    spans = np.zeros(len(batch.spans), bool)
+    spans[sorted({*broken, *cut.prompts})] = True
+    begins = np.array([span.token for span in batch.spans], np.int64)
+    return spans[np.searchsorted(begins, cut.sampled.runs.start, side="right") - 1]
+
+
+def _runs(batch: Batch, cut: BatchRuns, kept: NDArray[np.bool_], matched: Ints, lags: Floats) -> kernel.RunColumns:
+    pieces = cut.pieces if kept.all() else cut.pieces.select(kept[cut.pieces.run])
     begins = np.array([span.token for span in batch.spans], np.int64)
     sizes = np.array([span.end - span.start for span in batch.spans], np.int64)
     span = np.searchsorted(begins, pieces.start, side="right") - 1
@@ -186,7 +228,7 @@ def _matched(batch: Batch, cut: BatchRuns) -> tuple[Ints, Floats]:
     lags = np.full(runs.version.size, np.nan)
     if now is not None:
         matched = np.where((matched == 0) & runs.known & (runs.version == now), kernel.BY_LAG_0, matched)
-        lags = np.where(runs.known, now - runs.version, np.nan)
+        lags = np.where(runs.known, batch.lags(runs.version), np.nan)
     return matched.astype(np.int64), lags.astype(np.float64)
 
 
@@ -215,14 +257,10 @@ def _add(moments: Floats, place: int, figure: int, n: Iterable[float], s: Iterab
     moments[place, figure] += [n_.size, n_.sum(), s_.sum(), n_ @ n_, s_ @ s_, n_ @ s_]
 
 
-def _add_contexts(batch: Batch, cut: BatchRuns, matched: Ints, moments: Floats) -> None:
+def _add_contexts(batch: Batch, cut: BatchRuns, matched: Ints, right: NDArray[np.float32], moments: Floats) -> None:
     """Add d of matched tokens that occur earlier in their prompt or answer, and of the others."""
     runs = cut.sampled.runs
-    left, right, old = (
-        batch.arrays["trainer_logprobs"],
-        batch.arrays["rollout_logprobs"],
-        batch.arrays.get("old_logprobs"),
-    )
+    left, old = batch.arrays["trainer_logprobs"], batch.arrays.get("old_logprobs")
     rows: dict[int, list[int]] = {}
     for number in np.flatnonzero(matched):
         rows.setdefault(int(runs.row[number]), []).append(int(number))
@@ -254,35 +292,49 @@ def _add_contexts(batch: Batch, cut: BatchRuns, matched: Ints, moments: Floats) 
                 _add(moments, int(runs.engine[numbers[0]]), figure, [sums[side, 0]], [sums[side, 1]])
 
 
-def _add_repeats(batch: Batch, cut: BatchRuns, sums: Floats) -> None:
-    """Compare logprobs after equal contexts, in the first tokens of rows of one prompt."""
+def _add_repeats(
+    batch: Batch, cut: BatchRuns, kept: NDArray[np.bool_], rollout: NDArray[np.float32], sums: Floats
+) -> None:
+    """Compare logprobs after equal contexts, in the first tokens of rows of one prompt.
+
+    Only those before a row's first masked token: what follows a tool's output depends on that output.
+    """
     keys, grouped = cut.groups
     first = np.searchsorted(batch.token_rows, np.arange(batch.rows))
-    sizes = np.bincount(batch.token_rows, minlength=batch.rows)
+    sizes = _first_spans(batch)
+    sizes[cut.sampled.runs.row[~kept]] = 0
     rows = np.flatnonzero(grouped & (sizes > 0))[:REPEAT_ROWS]
     if rows.size < 2:
         return
     place = np.zeros(batch.rows, np.int64)
     place[cut.sampled.runs.row] = cut.sampled.runs.engine
     ids = _trained_ids(batch)
-    left, right = (batch.arrays[name].astype(np.float64) for name in ("trainer_logprobs", "rollout_logprobs"))
+    left, right = batch.arrays["trainer_logprobs"].astype(np.float64), rollout.astype(np.float64)
     _, same = np.unique(keys[rows], return_inverse=True)
     apart = same * len(sums) + place[rows]
-    heat = batch.body.temperature or _temperature(batch)
+    heats = _temperatures(batch)
     for at in range(REPEAT_TOKENS):
         going = (sizes[rows] > at) & (np.bincount(same)[same] > 1)
         rows, same, apart = rows[going], same[going], apart[going]
         if rows.size < 2:
             return
         token = first[rows] + at
-        _, version = np.unique(cut.versions[token], return_inverse=True)
+        _, version = np.unique(cut.versions.version[token], return_inverse=True)
         apart = _renumbered(apart, version)
         here = np.zeros(rows.size, np.int64)
-        _add_pairs(sums, SUM.pairs, here, same, ids[token], left[token], heat)
-        _add_pairs(sums, SUM.engine_pairs, place[rows], apart, ids[token], right[token], heat)
+        _add_pairs(sums, SUM.pairs, here, same, ids[token], left[token], heats[token])
+        _add_pairs(sums, SUM.engine_pairs, place[rows], apart, ids[token], right[token], heats[token])
         same, apart = _renumbered(same, ids[token]), _renumbered(apart, ids[token])
         _add_spread(sums, SUM.repeat, here, same, left[token])
         _add_spread(sums, SUM.engine_repeat, place[rows], apart, right[token])
+
+
+def _first_spans(batch: Batch) -> Ints:
+    """Tokens of each row's first span [rows]."""
+    sizes = np.zeros(batch.rows, np.int64)
+    for span in reversed(batch.spans):
+        sizes[span.row] = span.end - span.start
+    return sizes
 
 
 def _renumbered(group: Ints, label: Ints) -> Ints:
@@ -304,24 +356,28 @@ def _add_spread(sums: Floats, figure: int, place: Ints, group: Ints, values: Flo
         sums[:, figure + offset] += np.bincount(place[more], weight[more], len(sums))
 
 
-def _add_pairs(sums: Floats, figure: int, place: Ints, group: Ints, ids: Ints, values: Floats, heat: float) -> None:
+def _add_pairs(sums: Floats, figure: int, place: Ints, group: Ints, ids: Ints, values: Floats, heats: Floats) -> None:
     """Add pairs of different tokens of each group (neighbours by id), and those whose logprobs differ by the grid."""
     order = np.lexsort((ids, group))
-    place, group, ids, values = place[order], group[order], ids[order], values[order]
+    place, group, ids, values, heats = place[order], group[order], ids[order], values[order], heats[order]
     fine = np.isfinite(values)
     pair = (group[1:] == group[:-1]) & (ids[1:] != ids[:-1]) & fine[1:] & fine[:-1]
-    apart, where = values[1:][pair] - values[:-1][pair], place[1:][pair]
-    apart, where = apart[apart != 0], where[apart != 0]  # a filler, not two logits
+    apart, where, heats = values[1:][pair] - values[:-1][pair], place[1:][pair], heats[1:][pair]
+    logits = apart != 0  # else a filler, not two logits
+    apart, where, heats = apart[logits], where[logits], heats[logits]
     sums[:, figure] += np.bincount(where, minlength=len(sums))
-    for offset, factor in ((1, 1.0), (2, heat)):
+    for offset, factor in ((1, np.ones_like(apart)), (2, heats)):
         steps = apart * factor / GRID
         on = np.abs(steps - np.round(steps)) * GRID < GRID_ERROR
         sums[:, figure + offset] += np.bincount(where[on], minlength=len(sums))
 
 
-def _temperature(batch: Batch) -> float:
+def _temperatures(batch: Batch) -> Floats:
+    """The temperature of each token [tokens]: the trainer's, or else the first one that an engine sampled at."""
+    if (stated := batch.arrays.get("temperatures")) is not None:
+        return stated.astype(np.float64)
     found = (hit.record.rollout.sampling.get("temperature") for hit in batch.hits if hit is not None)
-    return next((heat for heat in found if heat), 1.0)
+    return np.full(batch.tokens, batch.body.temperature or next((heat for heat in found if heat), 1.0))
 
 
 def _trained_ids(batch: Batch) -> Ints:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ class EvidenceArrays:
         aligned: [steps, SHIFTS, 2].
         profile: [steps, position bins, 3].
         lags: [steps, lag strata, MOMENT].
+        turns: [steps, TURNS, MOMENT].
     """
 
     first: Ints
@@ -35,6 +37,7 @@ class EvidenceArrays:
     aligned: Floats
     profile: Floats
     lags: Floats
+    turns: Floats
 
     @property
     def steps(self) -> int:
@@ -74,9 +77,13 @@ class EvidenceByEngine:
         """One engine."""
         return self._of([1 + self.engines.index(name)])
 
+    def of(self, names: Collection[str]) -> EvidenceArrays:
+        """Some engines together."""
+        return self._of([1 + at for at, name in enumerate(self.engines) if name in names])
+
     def others(self, name: str) -> EvidenceArrays:
         """All known engines but one."""
-        return self._of([1 + at for at, other in enumerate(self.engines) if other != name])
+        return self.of([other for other in self.engines if other != name])
 
     def _of(self, places: list[int]) -> EvidenceArrays:
         """The sum over places, computed once."""
@@ -96,5 +103,5 @@ class EvidenceByEngine:
         return EvidenceArrays(self._first, self._last, extremes=extremes, **summed)
 
 
-_SUMMED = ("moments", "sums", "aligned", "profile", "lags")
+_SUMMED = ("moments", "sums", "aligned", "profile", "lags", "turns")
 _EXTREMES = "extremes"

@@ -247,7 +247,7 @@ def tokens(columns: TokenColumns, runs: RunColumns, out: EvidenceColumns) -> Non
         sums, extremes, aligned = out.sums[place], out.extremes[place], out.aligned[place]
         profile = out.profile[place, runs.position[run]]
         for token in range(start, runs.end[run]):
-            trainer, rollout = float(trainers[token]), float(rollouts[token])
+            trainer, rollout = np.float64(trainers[token]), np.float64(rollouts[token])
             if not (abs(trainer) < BOUND and abs(rollout) < BOUND) or rollout <= FILLER:
                 sums[SUM.filler] += 1
                 continue
@@ -256,14 +256,14 @@ def tokens(columns: TokenColumns, runs: RunColumns, out: EvidenceColumns) -> Non
                 _add_alignment(trainer, rollouts, token, runs.first[run], runs.last[run], aligned)
             e = math.nan
             if entropies.size and abs(entropies[token]) < BOUND:
-                entropy = float(entropies[token])
+                entropy = np.float64(entropies[token])
                 e = -rollout - entropy
                 _add_entropy(trainer, entropy, 1 + excess, sums, sequence, wealth)
             if (token - start) % SETTLE_EVERY == 0:
                 _settle(wealth, sums)
             matched = trainer
             if matched_by == BY_OLD:
-                matched = float(olds[token])
+                matched = np.float64(olds[token])
                 if not abs(matched) < BOUND:
                     continue
                 _add_drift(trainer - matched, runs.lag[run], sums, sequence)
@@ -312,7 +312,7 @@ def _add_alignment(trainer: float, rollout: Logprobs, token: int, first: int, la
     for shift in range(5):  # SHIFTS
         neighbour = token + shift - 2
         if first <= neighbour < last:
-            distance = abs(trainer - float(rollout[neighbour]))
+            distance = abs(trainer - np.float64(rollout[neighbour]))
             if distance < BOUND:
                 aligned[shift, 0] += 1
                 aligned[shift, 1] += distance

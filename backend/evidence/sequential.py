@@ -97,6 +97,7 @@ class MeanShift:
         start: index of the first step of the shift.
         mean, low, high: over that stretch, with its 95 % interval; over all steps without evidence.
         sequences, tokens: size of the stretch.
+        begin: index of the step after the last shift that has ended.
     """
 
     log_e: float
@@ -106,6 +107,7 @@ class MeanShift:
     high: float
     sequences: int
     tokens: int
+    begin: int = 0
 
     @property
     def p(self) -> float:
@@ -197,10 +199,40 @@ def _mean_account(logs: Floats) -> Floats:
 
 def _mean_shift(of: Stretches, at: int, log_e: float, begin: int) -> MeanShift:
     if not of.mean.size or not of.tokens[at]:
-        return MeanShift(log_e, begin + at, 0.0, -math.inf, math.inf, 0, 0)
+        return MeanShift(log_e, begin + at, 0.0, -math.inf, math.inf, 0, 0, begin)
     error = Z95 * math.sqrt(of.variance[at])
-    mean = float(of.mean[at])
-    return MeanShift(log_e, begin + at, mean, mean - error, mean + error, int(of.sequences[at]), int(of.tokens[at]))
+    mean, low, high = (float(of.mean[at]) + x for x in (0.0, -error, error))
+    return MeanShift(log_e, begin + at, mean, low, high, int(of.sequences[at]), int(of.tokens[at]), begin)
+
+
+def change_point(levels: Floats, healthy: float, begin: int = 0) -> int:
+    """Index of the first step of a fault, by the level of each step; ``begin`` without a healthy part before it.
+
+    The split into two constants with the least squares, if the first is at most ``healthy``, and if two are likelier
+    than one by odds of 1,000. The stretch with the most evidence may begin earlier: healthy steps have little spread
+    and cost it nothing.
+
+    Args:
+        levels: on a scale on which healthy steps differ by 0.1 or less, such as logarithms [steps]; NaN: no tokens.
+        healthy: the most that healthy steps have on average.
+        begin: the first step to consider.
+    """
+    there = begin + np.flatnonzero(np.isfinite(levels[begin:]))
+    x, n = levels[there], there.size
+    if n < 2:
+        return begin
+    before = np.cumsum(x)[:-1] / np.arange(1, n)
+    after = np.cumsum(x[::-1])[::-1][1:] / np.arange(n - 1, 0, -1)
+    between = np.arange(1, n) * np.arange(n - 1, 0, -1) / n * (after - before) ** 2
+    between = np.where((before <= healthy) & (after > before), between, 0.0)
+    best = int(np.argmax(between))
+    total = float(((x - x.mean()) ** 2).sum()) + n * LEVEL_NOISE**2
+    odds = n / 2 * math.log(total / (total - float(between[best]))) - math.log(n)
+    return int(there[best + 1]) if odds > RECOVERY else begin
+
+
+LEVEL_NOISE = 0.1
+"""Deviation of the level of healthy steps."""
 
 
 def _end(moments: Floats, effect: float, scale: float) -> int | None:

@@ -22,7 +22,7 @@ import msgspec
 
 from rltop.backend.alarms.notified import NotificationHistory
 from rltop.backend.api import Snapshot, Step
-from rltop.backend.api.alarm import AlarmChange, summary_line
+from rltop.backend.api.alarm import AlarmChange, change_line
 from rltop.backend.exporters.forward import ForwardError
 
 COMMAND_S = 30.0
@@ -55,8 +55,12 @@ Deliver = Callable[[bytes], None]
 
 def message(run: str, change: AlarmChange) -> dict[str, Any]:
     """The payload of a hook: the ``alarm``, its change (``what``), and ``text``, a line that chat services show."""
-    text = f"rltop {run}: alarm {change.alarm.id} {change.what}: {summary_line(change.alarm)}"
-    return {"run": run, "what": change.what, "text": text, "alarm": msgspec.to_builtins(change.alarm)}
+    return {
+        "run": run,
+        "what": change.what,
+        "text": f"rltop {run}: {change_line(change)}",
+        "alarm": msgspec.to_builtins(change.alarm),
+    }
 
 
 class Hook:

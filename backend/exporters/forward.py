@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rltop.backend.api import Engine, Snapshot, Step
+from rltop.backend.util.near import did_you_mean
 
 LOOPBACK = "127.0.0.1"
 """The only address that is served; use a proxy or a tunnel for remote access."""
@@ -73,6 +74,9 @@ ENGINE_GAUGES = (
     "policy_version",
     "lag",
     "gap",
+    "preemptions",
+    "ttft",
+    "itl",
 )
 """Numbers of an engine that are exported."""
 
@@ -290,10 +294,17 @@ KINDS: Mapping[str, SinkKind] = {
 }
 
 
+def check_sink(text: str) -> tuple[str, str]:
+    """Kind and argument of the sink ``KIND:ARGUMENT``. Raises ``ForwardError`` for another form."""
+    kind, _, argument = text.partition(":")
+    if kind not in KINDS or not argument:
+        forms = ", ".join(f"{name}:{kind.argument}" for name, kind in KINDS.items())
+        hint = "" if kind in KINDS else did_you_mean(kind, KINDS)
+        raise ForwardError(f"{text!r}: expected one of {forms}{hint}")
+    return kind, argument
+
+
 def open_sink(text: str) -> Sink:
     """Open the sink ``KIND:ARGUMENT``. Raises ``ForwardError``."""
-    kind, colon, argument = text.partition(":")
-    if kind not in KINDS or not colon or not argument:
-        forms = ", ".join(f"{name}:{kind.argument}" for name, kind in KINDS.items())
-        raise ForwardError(f"{text!r}: expected one of {forms}")
+    kind, argument = check_sink(text)
     return KINDS[kind].open(argument)

@@ -29,7 +29,7 @@ def record(source: Path, to: Path, *, with_text: bool = False, overwrite: bool =
         Its size in bytes.
 
     Raises:
-        StoreError: there is no store at ``source``.
+        StoreError: there is no store at ``source``, or it is damaged.
         FileExistsError: ``to`` exists.
         OSError: writing failed.
     """
@@ -40,8 +40,8 @@ def record(source: Path, to: Path, *, with_text: bool = False, overwrite: bool =
         with Reader(source) as reader:
             try:
                 reader.execute("VACUUM INTO ?", (str(copy),))
-            except sqlite3.Error as error:
-                raise OSError(f"can't copy {reader.path} to {to}: {error}") from error
+            except sqlite3.DatabaseError as error:
+                raise _error(reader.path, to, error) from error
         if not with_text:
             _strip(copy)
         if to.suffix == ".gz":
@@ -49,6 +49,13 @@ def record(source: Path, to: Path, *, with_text: bool = False, overwrite: bool =
         copy.chmod(0o600)
         os.replace(copy, to)  # noqa: PTH105 - the atomic call by its name
     return to.stat().st_size
+
+
+def _error(source: Path, to: Path, error: sqlite3.DatabaseError) -> Exception:
+    """Of the disk that is written to, or of the file that is read."""
+    if isinstance(error, sqlite3.OperationalError):
+        return OSError(f"can't copy {source} to {to}: {error}")
+    return StoreError(f"{source}: damaged ({error}); nothing was written")
 
 
 def _strip(file: Path) -> None:

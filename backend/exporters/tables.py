@@ -17,7 +17,7 @@ import numpy as np
 
 from rltop.backend.store.read import Reader
 from rltop.backend.store.row_mapping import sample_body
-from rltop.backend.store.schema import BY_NAME, ENGINE_NUMBERS, SCALAR, metric_names
+from rltop.backend.store.schema import BY_NAME, ENGINE_NUMBERS, SCALAR, Unavailable, metric_names
 
 Row = dict[str, Any]
 
@@ -25,7 +25,7 @@ BATCH = 10_000
 """Rows in memory at a time."""
 
 
-class ExportError(ValueError):
+class ExportError(Unavailable):
     """An unsupported export; the message names the supported ones."""
 
 

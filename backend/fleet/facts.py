@@ -191,7 +191,7 @@ def _with_trainer(fact: Fact, values: Facts, stated: str) -> list[Difference]:
     return [
         Difference(fact.name, engine, TRAINER, value, f"the trainer states {stated}")
         for engine, value in values.items()
-        if not any(fact.same(one, stated) for one in value.split(MIXED))
+        if not any(fact.same(one, other) for one in value.split(MIXED) for other in stated.split(MIXED))
     ]
 
 
@@ -216,7 +216,7 @@ def _defaults(engine: str, facts: Facts, trainer: Facts) -> list[Difference]:
     wrong = [
         f"{name} {value} where the trainer states {trainer[name]}"
         for name, value in filled.items()
-        if name in trainer and not _is(name, value, trainer[name])
+        if name in trainer and not any(_is(name, value, other) for other in trainer[name].split(MIXED))
     ]
     if not wrong:
         return []

@@ -6,7 +6,7 @@ Only moments are kept per step, which add up; means and intervals are computed o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -17,6 +17,8 @@ from rltop.backend.effects.epoch_sums import EpochKey, StepCells
 from rltop.backend.measure.intervals import estimate, interval
 from rltop.backend.summary import Floats, Regression, Strata, Summary
 from rltop.backend.summary.dimensions import ALL, LAG, PROBABILITY
+from rltop.backend.summary.environments import NAME as ENVIRONMENT
+from rltop.backend.summary.environments import Environments
 from rltop.backend.summary.groups import Groups
 from rltop.backend.summary.kernel import FIGURE, MOMENT
 from rltop.backend.summary.lagline import Estimate, lag_line
@@ -39,11 +41,12 @@ class EngineSums:
     old: bool
     lag_regression: Regression
     groups: Groups
+    environments: Environments = field(default_factory=Environments)
 
     @property
     def nbytes(self) -> int:
         """Approximate memory use."""
-        return 1000 + self.strata.nbytes + self.matched.nbytes + self.groups.nbytes
+        return 1000 + self.strata.nbytes + self.matched.nbytes + self.groups.nbytes + self.environments.nbytes
 
 
 class StepParts:
@@ -55,7 +58,9 @@ class StepParts:
     def put(self, step: int, summaries: dict[str, Summary]) -> None:
         """Store a finished step, replacing an earlier one of that number (of a restarted trainer)."""
         parts = {
-            engine: EngineSums(s.strata.packed(), s.matched.packed(), s.backend.n > 0, s.lag_regression, s.groups)
+            engine: EngineSums(
+                s.strata.packed(), s.matched.packed(), s.backend.n > 0, s.lag_regression, s.groups, s.environments
+            )
             for engine, s in summaries.items()
             if s.gap.n
         }
@@ -90,7 +95,12 @@ def attribution(
     of_matched = list(_strata(matched))
     return Attribution(
         numbers,
-        [*_strata(strata), *_epochs(of_epochs, set(numbers)), *_prompts(part.groups for part in every)],
+        [
+            *_strata(strata),
+            *of_environments(part.environments for part in every),
+            *_epochs(of_epochs, set(numbers)),
+            *_prompts(part.groups for part in every),
+        ],
         of_matched,
         ("old" if old else "lag0") if of_matched else None,
         list(
@@ -149,6 +159,12 @@ def _epochs(steps: Sequence[StepCells], numbers: set[int]) -> Iterator[Stratum]:
         abs_diff, k3, ratio = map(_estimate, rows)
         counts = int(rows[0][MOMENT.n]), int(rows[0][MOMENT.sequences])
         yield Stratum("flag_epoch", label, *counts, abs_diff, k3, ratio, engine=key.engine)
+
+
+def of_environments(parts: Iterable[Environments]) -> Iterator[Stratum]:
+    """The gap by environment, those with the most tokens first."""
+    for name, moments in sum(parts, Environments()).moments.items():
+        yield _stratum(ENVIRONMENT, name, moments)
 
 
 def _prompts(groups: Iterable[Groups]) -> Iterator[Stratum]:

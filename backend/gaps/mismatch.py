@@ -5,6 +5,7 @@ A compact extract of a step's summaries, which adds up over steps, so that more 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from rltop.backend.api.profiles import Mismatch, Profile
 from rltop.backend.summary import Floats, Ints, Summary
 from rltop.backend.summary.dimensions import CACHE, LAG, OFFSET, POSITION, PROBABILITY
+from rltop.backend.summary.environments import NAME as ENVIRONMENT
+from rltop.backend.summary.environments import Environments
 from rltop.backend.summary.kernel import FIGURE, MOMENT
 from rltop.backend.summary.moments import MIDDLES
 from rltop.backend.util.bounded import ByteBoundedCache
@@ -47,20 +50,14 @@ class GapShape:
     sums: Floats = field(default_factory=lambda: np.zeros((_ROWS.size, COLUMNS)))
     tokens: int = 0
     invalid: int = 0
+    environments: Environments = field(default_factory=Environments)
 
     @classmethod
     def of(cls, summary: Summary) -> GapShape:
         """Extract from a summary."""
-        moments = summary.strata.moments[_ROWS]
-        of_abs = moments[:, FIGURE.abs_d]
-        means = [
-            moments[:, FIGURE.d, MOMENT.n],
-            *(moments[:, f, MOMENT.s] for f in (FIGURE.d, FIGURE.abs_d, FIGURE.k3)),
-        ]
-        spreads = [of_abs[:, MOMENT.sequences], of_abs[:, MOMENT.nn], of_abs[:, MOMENT.ss], of_abs[:, MOMENT.ns]]
-        sums = np.stack([*means, *spreads], axis=1)
         bins = np.bincount(_COARSE, summary.gap.bins, _BINS).astype(np.int64)
-        return cls(bins, sums, summary.tokens, summary.gap.invalid)
+        sums = _columns(summary.strata.moments[_ROWS])
+        return cls(bins, sums, summary.tokens, summary.gap.invalid, summary.environments)
 
     def __add__(self, other: GapShape) -> GapShape:
         return GapShape(
@@ -68,7 +65,19 @@ class GapShape:
             self.sums + other.sums,
             self.tokens + other.tokens,
             self.invalid + other.invalid,
+            self.environments + other.environments,
         )
+
+
+def _columns(moments: Floats) -> Floats:
+    """``GapShape.sums`` [strata, COLUMNS] from moments [strata, Figures, Moments]."""
+    of_abs = moments[:, FIGURE.abs_d]
+    means = [
+        moments[:, FIGURE.d, MOMENT.n],
+        *(moments[:, f, MOMENT.s] for f in (FIGURE.d, FIGURE.abs_d, FIGURE.k3)),
+    ]
+    spreads = [of_abs[:, MOMENT.sequences], of_abs[:, MOMENT.nn], of_abs[:, MOMENT.ss], of_abs[:, MOMENT.ns]]
+    return np.stack([*means, *spreads], axis=1)
 
 
 class GapShapes:
@@ -122,7 +131,7 @@ class GapShapes:
 
 
 def _nbytes(found: dict[str, GapShape]) -> int:
-    return sum(500 + shape.bins.nbytes + shape.sums.nbytes for shape in found.values())
+    return sum(500 + shape.bins.nbytes + shape.sums.nbytes + shape.environments.nbytes for shape in found.values())
 
 
 def _answer(first: int, last: int, steps: int, merged: dict[str, GapShape]) -> Mismatch:
@@ -130,10 +139,10 @@ def _answer(first: int, last: int, steps: int, merged: dict[str, GapShape]) -> M
     for dimension in DIMENSIONS:
         end = start + len(dimension.strata)
         own = {engine: shape.sums[start:end] for engine, shape in merged.items()}
-        means = {engine: [_means(row) for row in rows] for engine, rows in own.items()}
-        spreads = {engine: [_spread(row) for row in rows] for engine, rows in own.items()}
-        profiles.append(Profile(dimension.name, list(dimension.strata), means, spreads))
+        profiles.append(_profile(dimension.name, list(dimension.strata), own))
         start = end
+    if named := sum((shape.environments for shape in merged.values()), Environments()).moments:
+        profiles.append(_by_environment(list(named), merged))
     return Mismatch(
         first,
         last,
@@ -144,6 +153,21 @@ def _answer(first: int, last: int, steps: int, merged: dict[str, GapShape]) -> M
         {engine: shape.bins.tolist() for engine, shape in merged.items()},
         profiles,
     )
+
+
+def _by_environment(names: list[str], merged: Mapping[str, GapShape]) -> Profile:
+    empty = Summary().strata.moments[0]
+    own = {
+        engine: _columns(np.stack([shape.environments.moments.get(name, empty) for name in names]))
+        for engine, shape in merged.items()
+    }
+    return _profile(ENVIRONMENT, names, own)
+
+
+def _profile(dimension: str, labels: list[str], own: Mapping[str, Floats]) -> Profile:
+    means = {engine: [_means(row) for row in rows] for engine, rows in own.items()}
+    spreads = {engine: [_spread(row) for row in rows] for engine, rows in own.items()}
+    return Profile(dimension, labels, means, spreads)
 
 
 def _means(row: Floats) -> tuple[int, float, float, float]:

@@ -102,7 +102,7 @@ class StepSamples:
     engines: dict[str, Worst] = field(default_factory=dict)
 
     def add_batch(self, batch: Batch) -> None:
-        """Add a batch of update 0 whose join is final."""
+        """Add a batch of the step's first update whose join is final."""
         details = TokenDetails(batch)
         self.sequences += details.rows.size
         self.tokens += batch.tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rltop.backend.api.samples import Sequence, Token
 from rltop.backend.join.batch import Batch
-from rltop.backend.join.records import Hit
+from rltop.backend.join.versions import token_versions
 from rltop.backend.summary import CLAMP
 from rltop.collectors.contract import wire
 
@@ -113,8 +113,8 @@ class TokenDetails:
             mask=mask[first:].astype("u1").tobytes(),
             rollout=rollout.tobytes(),
             trainer=trainer.tobytes(),
-            versions=_i4(self._of_tokens(row, lambda hit: hit.record.versions, "rollout_versions")),
-            epochs=_i4(self._of_tokens(row, lambda hit: hit.record.epochs)),
+            versions=_i4(self._versions[start:end]),
+            epochs=_i4(self._epochs(row)),
             unjoined=batch.waiting.get(row, ""),
         )
 
@@ -126,13 +126,7 @@ class TokenDetails:
         whole = np.concatenate([context, ids])
         here = at + context.size
         span, hit = next((s, h) for s, h in batch.hits_of(row) if start + position < s.token + s.end - s.start)
-        given = batch.arrays.get("rollout_versions")
-        version = wire.UNKNOWN_VERSION if given is None else int(given[start + position])
-        epoch = wire.UNKNOWN_VERSION
-        if hit is not None:
-            run = hit.record.run_at(hit.offset + start + position - span.token)
-            epoch = epoch if run is None else run.flag_epoch
-            version = version if run is None or run.version is None else run.version
+        run = None if hit is None else hit.record.run_at(hit.offset + start + position - span.token)
         rollout = hit.record.rollout if hit else None
         return Token(
             step=batch.body.step,
@@ -145,8 +139,8 @@ class TokenDetails:
             trainer=float(batch.arrays["trainer_logprobs"][start + position]),
             engine=hit.record.engine if hit else "",
             request=rollout.request_id if rollout else "",
-            version=version,
-            epoch=epoch,
+            version=int(self._versions[start + position]),
+            epoch=wire.UNKNOWN_VERSION if run is None else run.flag_epoch,
             prompt_tokens=rollout.prompt_size if rollout else None,
             cached_tokens=rollout.cached_tokens if rollout else None,
             reward=self._reward(row),
@@ -162,20 +156,19 @@ class TokenDetails:
         rewards = self._batch.arrays.get("rewards")
         return None if rewards is None or not np.isfinite(rewards[row]) else float(rewards[row])
 
-    def _of_tokens(
-        self, row: int, labels: Callable[[Hit], NDArray[np.int64]], given: str | None = None
-    ) -> NDArray[np.int64]:
-        """Label of each token of the row from the engines, else from the trainer's array ``given``."""
+    @functools.cached_property
+    def _versions(self) -> NDArray[np.int64]:
+        """Policy version of each token of the batch [tokens]."""
+        return token_versions(self._batch).version
+
+    def _epochs(self, row: int) -> NDArray[np.int64]:
+        """Flag epoch of each token of the row."""
         start, end = self._range(row)
-        array = self._batch.arrays.get(given) if given else None
         values = np.full(end - start, wire.UNKNOWN_VERSION, np.int64)
-        if array is not None:
-            values[:] = array[start:end]
         for span, hit in self._batch.hits_of(row):
             if hit is not None:
                 size = span.end - span.start
-                found = labels(hit)[hit.offset : hit.offset + size]
-                np.copyto(values[span.token - start :][:size], found, where=found != wire.UNKNOWN_VERSION)
+                values[span.token - start :][:size] = hit.record.epochs[hit.offset : hit.offset + size]
         return values
 
 

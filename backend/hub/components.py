@@ -17,11 +17,15 @@ from rltop.backend.fleet.engines import Engines, TrainerRanks
 from rltop.backend.hub.event_log import EventLog
 from rltop.backend.hub.outputs import Audit, Effect, send_to
 from rltop.backend.ingest.acknowledgement import Acknowledgements
+from rltop.backend.ingest.processes import SenderProcesses
 from rltop.backend.ingest.sources import ReceivedMark, Sources, is_trainer
 from rltop.backend.join.index import RolloutIndex
 from rltop.backend.join.stats import JoinWatch
+from rltop.backend.join.versions import VersionAlignment
 from rltop.backend.probes.inputs import InputChooser
+from rltop.backend.probes.refit_guard import RefitChecks
 from rltop.backend.probes.running import RunningProbes
+from rltop.backend.steps.continuity import RunContinuity
 from rltop.backend.steps.provenance import StoredSteps, uses
 from rltop.backend.steps.steps import Steps
 from rltop.backend.steps.unmeasured import Holes
@@ -38,6 +42,7 @@ class Components:
 
     Attributes:
         last_stored_step: last step that an earlier hub measured, -1 if there is none.
+        renewal: why another run begins in this run's directory; empty if none does. Nothing is taken any more then.
     """
 
     def __init__(
@@ -55,21 +60,32 @@ class Components:
         self.index = RolloutIndex()
         self.index.expect(uses(stored.resumed.provenance))
         lives = {step: provenance.lives for step, provenance in stored.resumed.provenance}
-        self.steps = Steps(self.index, ready, StoredSteps(lives))
-        self.sources = Sources(_expected(stored.resumed.marks, past), now)
+        self.versions = VersionAlignment()
+        self.steps = Steps(self.index, ready, StoredSteps(lives), self.versions)
+        pids = {} if past is None else {name: engine.pid for name, engine in past.engines.items()}
+        self.sources = Sources(_expected(stored.resumed.marks, past), now, pids)
+        self.processes = SenderProcesses()
         self.steps.behind = self.sources.behind(now)
         self.acknowledgements = Acknowledgements(self.index.needed, self.steps.is_open)
-        self.engines = Engines()
+        self.engines = Engines(self.versions)
         self.trainer = TrainerRanks()
         self.probe_inputs = InputChooser(self.engines, lambda: self.steps.samples.answer(None, "sample"))
         self.commands = CommandLifecycle(new_id, self.engines, now, self.probe_inputs.choose)
         self.probes = RunningProbes()
+        self.refits = RefitChecks()
         self.fingerprints = Fingerprints()
         self.effects = EffectHistory(stored.marks)
         self.joins = JoinWatch()
         self.unmeasured = Holes()
         self.alarms = AlarmWatch(epoch, past.alarms.values() if past is not None else ())
         self.last_stored_step = -1
+        self.renewal = ""
+        trained = max(lives, default=None)
+        self.continuity = RunContinuity(
+            () if past is None else past.steps,
+            None if trained is None else lives[trained],
+            None if past is None else past.trainer.facts,
+        )
         if past is not None:
             self._resume(past, now)
         self._load_aggregates(stored)

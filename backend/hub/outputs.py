@@ -41,13 +41,24 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Renew:
+    """End this hub and begin another run in its directory, for ``reason``; the store moves to a run of its own.
+
+    ``carried``: messages that the next hub takes first, as received: their sender may have ended.
+    """
+
+    reason: str
+    carried: list[list[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
 class Audit:
     """Write a line to the audit log. It precedes the effects that it describes."""
 
     line: audit.AuditLine
 
 
-Effect = SendControl | Reply | AnswerFromStore | Stop | Audit
+Effect = SendControl | Reply | AnswerFromStore | Stop | Renew | Audit
 
 
 def identity(source: str, epoch: str) -> str:
@@ -57,4 +68,4 @@ def identity(source: str, epoch: str) -> str:
 
 def send_to(source: Source, message: wire.Body) -> SendControl:
     """A control message to the current process of ``source``."""
-    return SendControl(identity(source.name, source.epoch), message)
+    return SendControl(identity(source.wire_name, source.epoch), message)

@@ -7,8 +7,10 @@ the run's 0700 directory.
 from __future__ import annotations
 
 import logging
+import os
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 
@@ -16,8 +18,11 @@ import zmq
 
 from rltop.backend.commands import audit
 from rltop.backend.hub import worker_thread
+from rltop.backend.hub.access import Access, HubSeal
 from rltop.backend.hub.handover import Handover
+from rltop.backend.hub.log_file import bound_log
 from rltop.backend.hub.outputs import Effect
+from rltop.backend.hub.peers import peer_of
 from rltop.backend.hub.state import HubState
 from rltop.backend.hub.warmup import Warmup
 from rltop.backend.hub.worker_thread import WorkerThread
@@ -25,6 +30,7 @@ from rltop.backend.store.store import Store
 from rltop.backend.store.writer_launch import LaunchedWriter
 from rltop.backend.util.clock import SteadyClock
 from rltop.collectors.contract import wire
+from rltop.collectors.contract.keys import control_key, hub_key
 from rltop.collectors.contract.rundir import RunDir
 
 POLL_MS = 100
@@ -38,8 +44,14 @@ INGEST_HWM = 64
 
 MAX_CONTROL_BYTES = 1 << 20
 
+CHECK_PERIOD_S = 1.0
+"""How often the hub checks that its files are in place: a cleaner of /tmp may remove them."""
+
 VIEW_HWM = 64
 """Frames that may wait for one viewer (13 s); a slower viewer misses frames and requests a snapshot."""
+
+Take = Callable[[list[zmq.Frame]], None]
+"""Handles the frames of a message."""
 
 log = logging.getLogger("rltop.hub")
 
@@ -50,12 +62,24 @@ class Hub:
     Args:
         rundir: of the run.
         writer: of the store, if it was launched before.
+        note: an event to begin with.
+        carried: messages to begin with.
+
+    Attributes:
+        renewal: once it has ended: why another run begins in this directory; empty if none does.
+        displaced: it ended because its lock or sockets were removed from the run directory.
     """
 
-    def __init__(self, rundir: RunDir, writer: LaunchedWriter | None = None) -> None:
+    def __init__(
+        self, rundir: RunDir, writer: LaunchedWriter | None = None, note: str = "", carried: Iterable[list[bytes]] = ()
+    ) -> None:
+        self.renewal = ""
         self._rundir = rundir
         self._context = zmq.Context()
         self._stopping = False
+        self.displaced = False
+        self._files: tuple[int, ...] | None = None
+        self._next_check = 0.0
         clock = SteadyClock()
         self.epoch = uuid.uuid4().hex[:16]
         self.started = clock()
@@ -64,10 +88,21 @@ class Hub:
         past, stored = store.past(), store.aggregates()
         store.start()
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex[:12]  # noqa: E731
-        state = HubState(rundir.run, self.epoch, self.started, new_id, Warmup().ready, past, stored)
+        access = Access(control_key(rundir))
+        state = HubState(rundir.run, self.epoch, self.started, new_id, Warmup().ready, past, stored, access)
         events: Callable[[], list[tuple[str, str, str]]] = lambda: [*store.take_events(), *clock.take_jumps()]  # noqa: E731
-        self._worker = WorkerThread(state, clock, self._outbox, audit.AuditFile(rundir.audit), store, events)
+        seal = HubSeal(hub_key(rundir), self.epoch, state.session)
+        self._worker = WorkerThread(state, clock, self._outbox, audit.AuditFile(rundir.audit), store, events, seal)
         self._worker.put(lambda now: _restore(state, rundir.audit, now))  # before any message
+        if note:
+            self._worker.put(lambda now: state.note(now, "warn", "run", note))
+        for frames in carried:
+            self._worker.put_data(frames)
+
+    @property
+    def carried(self) -> list[list[bytes]]:
+        """Messages for the hub of the other run that begins."""
+        return self._worker.carried
 
     def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
         """Make ``run`` end in good order. Safe in a signal handler."""
@@ -76,14 +111,24 @@ class Hub:
     def run(self, ready: Callable[[], None]) -> bool:
         """Serve until stopped. False if the worker thread failed. ``ready`` is called once the sockets are bound."""
         self._bind()
+        self._files = self._rundir.hub_files()
         self._worker.start()
         ready()
         try:
-            while not self._stopping and self._worker.is_alive():
+            while not self._stopping and self._worker.is_alive() and not self._check_displaced():
                 self._turn()
         finally:
             self._end()
         return not self._worker.failed
+
+    def _check_displaced(self) -> bool:
+        """Once a second: whether the lock or a socket is gone from the run directory, so that nobody can connect."""
+        now = time.monotonic()
+        if now >= self._next_check:
+            self._next_check = now + CHECK_PERIOD_S
+            self.displaced = self._rundir.hub_files() != self._files
+            bound_log(self._rundir.log)
+        return self.displaced
 
     def _bind(self) -> None:
         # Bind replaces the socket files of a previous hub; the lock excludes that one is running.
@@ -99,9 +144,8 @@ class Hub:
     def _socket(self, kind: int, endpoint: str, max_bytes: int) -> zmq.Socket[bytes]:
         opened = self._context.socket(kind)
         opened.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+        opened.setsockopt(zmq.IPC_FILTER_UID, os.getuid())  # connections of other users are closed unread
         opened.linger = 0
-        if kind == zmq.ROUTER:
-            opened.setsockopt(zmq.ROUTER_HANDOVER, 1)
         if endpoint == self._rundir.control:
             opened.setsockopt(zmq.ROUTER_MANDATORY, 1)
         if kind == zmq.PULL:
@@ -123,7 +167,7 @@ class Hub:
         if self._view in ready:
             self._drain(self._view, self._take_subscription)
         if self._ingest in ready:
-            self._drain(self._ingest, self._worker.put_data, self._worker.has_room)
+            self._drain(self._ingest, self._take_data, self._worker.has_room)
         self._set_reading(self._worker.has_room())
 
     def _set_reading(self, reading: bool) -> None:
@@ -134,33 +178,35 @@ class Hub:
             if not reading:
                 self._worker.put_counter("ingest_stalls")
 
-    def _drain(
-        self, source: zmq.Socket[bytes], take: Callable[[list[bytes]], None], more: Callable[[], bool] = lambda: True
-    ) -> None:
+    def _drain(self, source: zmq.Socket[bytes], take: Take, more: Callable[[], bool] = lambda: True) -> None:
         for _ in range(DRAIN):
             # Check first: a receive that finds nothing also releases the GIL, and a busy worker keeps it for 5 ms.
             if not more() or not int(source.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
             try:
-                frames = source.recv_multipart(zmq.NOBLOCK)
+                frames = source.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
             take(frames)
 
-    def _take_control(self, frames: list[bytes]) -> None:
+    def _take_control(self, frames: list[zmq.Frame]) -> None:
         if len(frames) == 2:
-            self._worker.put_control(frames[0].decode(errors="replace"), frames[1])
+            self._worker.put_control(frames[0].bytes.decode(errors="replace"), frames[1].bytes, peer_of(frames[1]))
         else:
             self._worker.put_counter("invalid")
 
-    def _take_question(self, frames: list[bytes]) -> None:
-        if len(frames) == 2:
-            self._worker.put_question(frames[0], frames[1])
+    def _take_question(self, frames: list[zmq.Frame]) -> None:
+        if len(frames) in (2, 3):  # with a proof of the control key
+            viewer, question, *proof = [frame.bytes for frame in frames]
+            self._worker.put_question(viewer, question, peer_of(frames[1]), *proof)
         else:
             self._worker.put_counter("invalid")
 
-    def _take_subscription(self, frames: list[bytes]) -> None:
-        if frames[0][:1] == b"\x01":
+    def _take_data(self, frames: list[zmq.Frame]) -> None:
+        self._worker.put_data([frame.bytes for frame in frames], peer_of(frames[0]))
+
+    def _take_subscription(self, frames: list[zmq.Frame]) -> None:
+        if frames[0].bytes[:1] == b"\x01":
             self._worker.put_viewer()
 
     def _forward(self) -> None:
@@ -171,6 +217,8 @@ class Hub:
                 self._query.send_multipart(frames, zmq.NOBLOCK)  # drops if the viewer has gone
             elif target == worker_thread.CONTROL:
                 self._send_control(frames)
+            elif target == worker_thread.RENEW:
+                self.renewal, self._stopping = frames[0].decode(), True
             else:
                 self._stopping = True
 

@@ -8,6 +8,7 @@ from typing import Any
 from rltop.backend import api
 from rltop.backend.commands.validation import RejectedError
 from rltop.backend.diagnosis.diagnose import diagnose
+from rltop.backend.hub.access import Access, Caller, NotAuthorisedError, authored
 from rltop.backend.hub.components import Components
 from rltop.backend.hub.frames import FrameBuilder
 from rltop.backend.hub.outputs import AnswerFromStore, Audit, Effect, Reply, Stop
@@ -19,10 +20,12 @@ QuestionHandler = Callable[[bytes, Any, float], list[Effect]]
 class QuestionHandlers:
     """Answers the questions of viewers from memory, or has the store answer them."""
 
-    def __init__(self, hub: Components, frames: FrameBuilder) -> None:
+    def __init__(self, hub: Components, frames: FrameBuilder, access: Access | None) -> None:
         self._hub = hub
+        self._access = access
         self._frames = frames
         self._handlers: dict[type[api.Question], QuestionHandler] = {
+            api.AskChallenge: self._challenge,
             api.AskSnapshot: self._snapshot,
             api.AskEffect: self._effect,
             api.AskAttribution: self._attribution,
@@ -40,14 +43,27 @@ class QuestionHandlers:
             api.AskStop: self._stop,
         }
 
-    def ask(self, viewer: bytes, frame: bytes, now: float) -> list[Effect]:
+    def ask(self, caller: Caller, frame: bytes, now: float) -> list[Effect]:
         """Answer a question, as received."""
+        viewer = caller.viewer
         try:
             question = api.decode_question(frame)
         except ValueError as error:
             self._hub.log.invalid(f"a viewer: {error}", now)
-            return []
+            refusal = api.refusal(frame, error)
+            return [Reply(viewer, refusal)] if refusal else []
+        if isinstance(question, api.AskControl) and self._access is not None:
+            try:
+                self._access.check(caller, frame)
+            except NotAuthorisedError as error:
+                self._hub.log.refused(f"{_described(question)} from {_process(caller)}: {error}", now)
+                return [_error(viewer, question, error)]
+            question = authored(question, caller.peer)
         return self._handlers[type(question)](viewer, question, now)
+
+    def _challenge(self, viewer: bytes, question: api.AskChallenge, _now: float) -> list[Effect]:
+        challenge = "" if self._access is None else self._access.challenge(viewer)
+        return [Reply(viewer, api.Answer(question.id, challenge=challenge))]
 
     # --- the run --------------------------------------------------------------------------------------------------
 
@@ -108,11 +124,12 @@ class QuestionHandlers:
 
     def _command(self, viewer: bytes, question: api.AskCommand, now: float) -> list[Effect]:
         hub = self._hub
+        repeated = hub.commands.is_known(question.id)
         try:
             command, orders = hub.commands.request(question, now, hub.log.last_step)
         except RejectedError as error:
             return [_error(viewer, question, error)]
-        if isinstance(question, api.AskProbe) and command not in hub.snapshot.probes:
+        if isinstance(question, api.AskProbe) and not repeated:
             engines = [change.engine for change in hub.commands.changes_of(command)]
             hub.probes.start(command, question.probe, engines, hub.probe_inputs.take_chosen())
         reply = Reply(viewer, api.Answer(question.id, command=command))
@@ -124,3 +141,15 @@ class QuestionHandlers:
 
 def _error(viewer: bytes, question: api.Question, error: Exception) -> Reply:
     return Reply(viewer, api.Answer(question.id, error=str(error)))
+
+
+def _described(question: api.AskControl) -> str:
+    """The request in a few words."""
+    return str(type(question).__struct_config__.tag)
+
+
+def _process(caller: Caller) -> str:
+    peer = caller.peer
+    if peer is None:
+        return "an unknown process"
+    return f"{peer.user}@{peer.host}" + ("" if peer.pid is None else f", process {peer.pid}")

@@ -7,11 +7,13 @@ lost, and counted. ``docs/protocols/resend.md`` has the states and transitions.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rltop.backend.fleet.engines import SILENT_S
+from rltop.backend.ingest.names import Newcomer
 from rltop.collectors.contract import wire
 
 BYE_PATIENCE_S = 1.0
@@ -50,6 +52,10 @@ class ReceivedMark:
     settled: int
 
 
+MAX_REMEMBERED = 4096
+"""Processes whose software, refusal or lost name is remembered; the oldest are forgotten."""
+
+
 def is_trainer(name: str) -> bool:
     """Whether a source of this name is a trainer rank rather than an engine."""
     return name.startswith("trainer/")
@@ -60,11 +66,15 @@ class Source:
     """One sender in its current process lifetime (epoch).
 
     Attributes:
+        name: under which viewers see it. wire_name: in its messages; another one if several processes share that.
+        since, last_sent: when it sent its first and its latest message here, by the clock of the senders.
+        pid: of an engine, once it has reported it. number: of the process, in the order in which they got names.
         last_seen: time of the last sign of life.
         last_data: time of the last data message.
         next_seq: number of the next message to take.
         end_seq: one more than the highest number seen.
         resends: whether it can resend.
+        faults, unproven, dropped: as last reported in ``wire.Health``.
         requested: the number that was last requested, -1 if none. requested_at: when.
         missing_since: since when ``next_seq`` is missing, if it is.
         early: messages that are held until earlier ones arrive, with their sizes, by number.
@@ -77,6 +87,8 @@ class Source:
     health: str = "live"
     lost: int = 0
     faults: dict[str, int] = field(default_factory=dict)
+    dropped: int = 0
+    unproven: int = 0
     bye: wire.Bye | None = None
     bye_deadline: float = 0.0
     end_seq: int = 0
@@ -87,6 +99,11 @@ class Source:
     missing_since: float | None = None
     early: dict[int, tuple[Any, int]] = field(default_factory=dict)
     early_bytes: int = 0
+    wire_name: str = ""
+    since: float = 0.0
+    last_sent: float = 0.0
+    pid: int | None = None
+    number: int = 0
 
     @property
     def is_trainer(self) -> bool:
@@ -163,16 +180,31 @@ class Arrival:
         return self.change in {"connected", "restarted", "returned"}
 
 
+def _forget_oldest(remembered: dict[tuple[str, str], Any]) -> None:
+    while len(remembered) > MAX_REMEMBERED:
+        del remembered[next(iter(remembered))]
+
+
 class Sources:
     """All senders, by name.
 
     Args:
         marks: of the senders of the previous hub.
         now: when this hub began.
+        pids: of the engines of the previous hub.
     """
 
-    def __init__(self, marks: Mapping[str, ReceivedMark] | None = None, now: float = 0.0) -> None:
+    def __init__(
+        self, marks: Mapping[str, ReceivedMark] | None = None, now: float = 0.0, pids: Mapping[str, int] | None = None
+    ) -> None:
         self._known: dict[str, Source] = {}
+        self._software: dict[tuple[str, str], dict[str, str]] = {}
+        self._displaced: dict[tuple[str, str], Source] = {}  # by name in messages and epoch: they lost their name
+        self._waiting: dict[tuple[str, str], Newcomer] = {}
+        self._refused: dict[tuple[str, str], None] = {}
+        self._conflicts: list[Source | Newcomer] = []  # processes whose name another one has, until they are taken
+        self._pids = dict(pids or {})
+        self._admitted = 0
         self._marks = dict(marks or {})
         self._took_over = False  # from a hub that stored no marks: the senders still to come are unknown
         self._incomplete: dict[str, Source] = {}  # earlier messages of these are missing
@@ -185,20 +217,26 @@ class Sources:
         """Return the source of that name."""
         return self._known.get(name)
 
-    def receive(self, envelope: wire.Envelope, now: float, message: Any = None, nbytes: int = 0) -> Arrival:
+    def find(self, wire_name: str, epoch: str) -> Source | None:
+        """The source of the process that sends under this name, in this epoch."""
+        known, process = self._known.values(), (wire_name, epoch)
+        named = self._known.get(wire_name)  # almost always the one: a search takes long in a large fleet
+        if named is not None and (named.wire_name, named.epoch) == process:
+            return named
+        return next((source for source in known if (source.wire_name, source.epoch) == process), None)
+
+    def receive(
+        self, envelope: wire.Envelope, now: float, message: Any = None, nbytes: int = 0, pid: int | None = None
+    ) -> Arrival | None:
         """Register a data message; ``message``, of ``nbytes``, comes back in ``Arrival.ready`` when its turn is.
 
-        For a source that can't resend, messages before the first one that this hub receives of its epoch are not
-        counted as lost: another hub had them.
+        None if it is not taken now: its process waits for a name (``take_named``), or is refused. For a source that
+        can't resend, messages before the first one that this hub receives of its epoch are not counted as lost: another
+        hub had them. ``pid``: of an engine, if the message has it.
         """
-        source = self._known.get(envelope.source)
-        if source is None or source.epoch != envelope.epoch:
-            change = "connected" if source is None else "returned" if source.health == "gone" else "restarted"
-            fresh, lost, is_midway = self._begin(envelope.source, envelope.epoch, envelope.seq, envelope.oldest, now)
-            is_duplicate = envelope.seq < fresh.next_seq
-            ready, _ = fresh.order(envelope, message, nbytes, now)
-            self._update_incomplete(fresh)
-            return Arrival(fresh, change, lost, is_midway, ready, is_duplicate)
+        source = self.find(envelope.source, envelope.epoch) or self._returned(envelope)
+        if source is None:
+            return self._unknown(envelope, now, message, nbytes, pid)
         before = source.next_seq
         ready, lost = source.order(envelope, message, nbytes, now)
         self._update_incomplete(source)
@@ -207,7 +245,108 @@ class Sources:
         if source.health != "gone":
             source.health = "live"
         source.last_seen, source.last_data, source.bye_deadline = now, now, now + BYE_PATIENCE_S
+        source.last_sent, source.pid = max(source.last_sent, envelope.sent), pid or source.pid
         return Arrival(source, change, lost, ready=ready, is_duplicate=envelope.seq < before)
+
+    def _unknown(
+        self, envelope: wire.Envelope, now: float, message: Any, nbytes: int, pid: int | None
+    ) -> Arrival | None:
+        """Register the message of a process that has no name yet; it gets one unless a live process has that."""
+        key = envelope.source, envelope.epoch
+        if key in self._refused:
+            return None
+        newcomer = self._waiting.setdefault(key, Newcomer(*key, since=envelope.sent))
+        newcomer.pid = pid or newcomer.pid
+        newcomer.hold(envelope, message, nbytes)
+        name = self._free_name(newcomer) or (self._displace(newcomer) if envelope.oldest is None else None)
+        return None if name is None else self._admit(newcomer, name, now)
+
+    def _holders(self, wire_name: str) -> list[Source]:
+        return [source for source in self._known.values() if source.wire_name == wire_name]
+
+    def _free_name(self, newcomer: Newcomer) -> str | None:
+        """The name that the process had at an earlier hub, or its own, or that of a dead process; None: wait."""
+        marked = (name for name, mark in self._marks.items() if mark.epoch == newcomer.epoch and newcomer.may_be(name))
+        reported = (name for name in (newcomer.wire_name, newcomer.own_name) if self._pids.get(name, 0) == newcomer.pid)
+        had = next(itertools.chain(marked, reported), None)
+        if had is not None and had not in self._known:
+            return had
+        holders = self._holders(newcomer.wire_name)
+        return newcomer.dead(holders) if holders else newcomer.wire_name
+
+    def _displace(self, newcomer: Newcomer) -> str:
+        """Take the name of the process that was heard the longest ago: it can't resend, so it may not wait."""
+        oldest = min(self._holders(newcomer.wire_name), key=lambda source: source.last_seen)
+        self._displaced[oldest.wire_name, oldest.epoch] = oldest
+        _forget_oldest(self._displaced)
+        return oldest.name
+
+    def _returned(self, envelope: wire.Envelope) -> Source | None:
+        """Return a displaced process if it has sent something since: the name is the earlier one's."""
+        source = self._displaced.get((envelope.source, envelope.epoch))
+        if source is None or (other := self._known[source.name]).since >= envelope.sent:
+            return None
+        del self._displaced[envelope.source, envelope.epoch]
+        self._incomplete.pop(source.name, None)
+        first, other = sorted((source, other), key=lambda process: process.number)
+        self._known[first.name] = first
+        newcomer = Newcomer(other.wire_name, other.epoch, other.since, other.pid)
+        if other.is_trainer:
+            self._refuse(newcomer)
+        else:
+            other.name = newcomer.own_name
+            self._known[other.name] = other
+            self._conflicts.append(other)
+        return None if source.is_trainer and source is other else source
+
+    def take_named(self, now: float) -> list[Arrival]:
+        """Return the processes that waited and have a name now, with what they have sent; others are refused."""
+        named = []
+        for key, newcomer in list(self._waiting.items()):
+            if name := self._free_name(newcomer):
+                named.append(self._admit(newcomer, name, now))
+            elif not newcomer.is_conflict(self._holders(newcomer.wire_name)):
+                continue
+            elif is_trainer(newcomer.wire_name):
+                self._refuse(self._waiting.pop(key))
+            else:
+                named.append(self._admit(newcomer, newcomer.own_name, now))
+                self._conflicts.append(named[-1].source)
+        return named
+
+    def take_conflicts(self) -> list[Source | Newcomer]:
+        """Return the processes in conflict since the last call: engines by their own names, and refused trainers."""
+        new, self._conflicts = self._conflicts, []
+        return new
+
+    def _refuse(self, newcomer: Newcomer) -> None:
+        self._refused[newcomer.wire_name, newcomer.epoch] = None
+        _forget_oldest(self._refused)
+        self._conflicts.append(newcomer)
+
+    def is_refused(self, wire_name: str, epoch: str) -> bool:
+        """Whether nothing is taken from this process."""
+        return (wire_name, epoch) in self._refused
+
+    def _admit(self, newcomer: Newcomer, name: str, now: float) -> Arrival:
+        """Begin a process under a name, and take what it has sent so far."""
+        del self._waiting[newcomer.wire_name, newcomer.epoch]
+        past = self._known.get(name)
+        change = "connected" if past is None else "returned" if past.health == "gone" else "restarted"
+        envelope = newcomer.held[0][0]
+        source, lost, is_midway = self._begin(name, envelope.epoch, envelope.seq, envelope.oldest, now)
+        source.wire_name, source.pid = newcomer.wire_name, newcomer.pid
+        source.since, source.last_sent = newcomer.since, newcomer.held[-1][0].sent
+        self._admitted += 1
+        source.number = self._admitted
+        ready: list[Any] = []
+        is_duplicate = envelope.seq < source.next_seq
+        for held in newcomer.held:
+            ready += source.order(*held, now)[0]
+        self._update_incomplete(source)
+        if newcomer.bye is not None:
+            self.bye_received(newcomer.bye, now)
+        return Arrival(source, change, lost, is_midway, ready, is_duplicate)
 
     def _begin(self, name: str, epoch: str, seq: int, oldest: int | None, now: float) -> tuple[Source, int, bool]:
         """Begin a new epoch. Return the source, the messages lost, and whether the fate of earlier ones is unknown."""
@@ -219,7 +358,7 @@ class Sources:
             lost, is_midway = max(first - mark.settled - 1, 0), False
             first = max(first, mark.acknowledged + 1)
         source = self._known[name] = Source(
-            name, epoch, now, first, lost=lost, last_data=now, resends=oldest is not None
+            name, epoch, now, first, lost=lost, last_data=now, resends=oldest is not None, wire_name=name
         )
         return source, lost, is_midway
 
@@ -241,15 +380,27 @@ class Sources:
 
     def registered(self, register: wire.Register, now: float) -> None:
         """A source registered on the control socket: it is alive, though its data may still be queued."""
-        source = self._known.get(register.source)
-        if source is not None and source.epoch == register.epoch:
+        self._software[register.source, register.epoch] = register.software
+        _forget_oldest(self._software)
+        if (source := self.find(register.source, register.epoch)) is not None:
             source.last_seen = now
+
+    def software_of(self, source: Source) -> dict[str, str]:
+        """What the process stated when it registered, possibly before its first data message."""
+        return self._software.get((source.wire_name, source.epoch), {})
 
     def bye_received(self, bye: wire.Bye, now: float) -> int:
         """A source disconnects; see ``take_disconnected``. Returns how many of its messages a new hub has missed."""
-        lost, source = 0, self._known.get(bye.source)
-        if source is None or source.epoch != bye.epoch:
-            source, lost, _ = self._begin(bye.source, bye.epoch, bye.sent, bye.oldest, now)
+        if (newcomer := self._waiting.get((bye.source, bye.epoch))) is not None:
+            newcomer.bye = bye
+            return 0
+        lost, source = 0, self.find(bye.source, bye.epoch)
+        if source is None:
+            name = self._free_name(Newcomer(bye.source, bye.epoch, 0.0))
+            if name is None or self.is_refused(bye.source, bye.epoch):
+                return 0
+            source, lost, _ = self._begin(name, bye.epoch, bye.sent, bye.oldest, now)
+            source.wire_name = bye.source
         source.end_seq = max(source.end_seq, bye.sent)
         self._update_incomplete(source)
         if source.bye is None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rltop.backend.join.index import RolloutIndex, claim
 from rltop.backend.join.reasons import NO_COMPLETION, PACKED, PADDED, RESUMED, TRUNCATED, WHOLE, more_unusual, nearer
 from rltop.backend.join.records import Hit, Ints, RowQuery, prompt_key
+from rltop.backend.join.versions import VersionScale
 from rltop.collectors.contract import wire
 
 _SPAN_BYTES = 1000  # rough cost of a span's objects, without the arrays
@@ -44,6 +45,8 @@ class Batch:
         hits: the rollout of each span, or None.
         waiting: rows that are not joined yet, each with the reason so far.
         first: rows that the rank sent earlier for the same step; set by the caller.
+        scale: how its versions are read; set by the caller.
+        index: the rollouts that its rows were looked up in, once they were.
         nbytes: approximate memory use.
 
     Raises:
@@ -73,8 +76,9 @@ class Batch:
                 raise wire.WireError(f"{name}: {arrays[name].size} entries for {self.tokens} trained tokens")
         if "rewards" in arrays and arrays["rewards"].size != self.rows:
             raise wire.WireError(f"rewards: {arrays['rewards'].size} entries for {self.rows} rows")
-        if len(body.request_ids) not in (0, self.rows):
-            raise wire.WireError(f"request_ids: {len(body.request_ids)} entries for {self.rows} rows")
+        for name, entries in (("request_ids", body.request_ids), ("environments", body.environments)):
+            if len(entries) not in (0, self.rows):
+                raise wire.WireError(f"{name}: {len(entries)} entries for {self.rows} rows")
         self.token_rows = np.repeat(np.arange(self.rows), np.diff(before[self._edges]))
         self.spans = list(self._cut(mask, before))
         self.hits: list[Hit | None] = [None] * len(self.spans)
@@ -88,6 +92,8 @@ class Batch:
         self._generation = -1
         self._attempts = self._delay = 0
         self.first = 0
+        self.scale = VersionScale(body.version_unit)
+        self.index: RolloutIndex | None = None
 
     def _cut(self, mask: NDArray[np.bool_], before: NDArray[np.int64]) -> Iterator[Span]:
         first = np.zeros(mask.size + 1, bool)
@@ -101,6 +107,20 @@ class Batch:
         tokens = before[starts]
         for row, start, end, token in zip(rows, starts - offsets, ends - offsets, tokens, strict=True):
             yield Span(int(row), int(start), int(end), int(token))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is of the step's first update, whose rows the figures of the step are computed from."""
+        return self.body.update <= self.body.first_update
+
+    def lags(self, versions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Updates between each known version [n] and the trainer's: at least those that were made on these rows.
+
+        The trainer's version must be stated.
+        """
+        assert self.body.policy_version is not None
+        lags = self.scale.lags(self.body.policy_version, versions)
+        return np.maximum(lags, self.body.update) if self.body.update else lags
 
     @property
     def joined(self) -> int:
@@ -126,6 +146,11 @@ class Batch:
         if self._prompts is not None:
             prompt = self._prompts[self._prompt_edges[row] : self._prompt_edges[row + 1]]
         return self._row(row), self.arrays["row_mask"][self._edges[row] : self._edges[row + 1]] != 0, prompt
+
+    def context(self, number: int) -> Ints:
+        """The tokens before a span: its prompt, with all before it in its row [n]."""
+        whole, start = self._whole(number)
+        return whole[:start]
 
     def hits_of(self, row: int) -> list[tuple[Span, Hit | None]]:
         """The row's spans with their rollouts."""
@@ -160,6 +185,7 @@ class Batch:
         ``strict`` accepts only unambiguous rollouts (see ``RolloutIndex.find``). A repeated strict attempt is skipped
         if no rollouts have arrived, else more and more often, so rows whose rollouts never arrive cost little.
         """
+        self.index = index
         if strict:
             self._delay -= 1
             if self._generation == index.generation or self._delay > 0:
@@ -279,8 +305,8 @@ class Batch:
         missing = False
         for number in self._row_spans[row]:
             if self.hits[number] is None:
-                query = self._query(number)
-                self.hits[number] = index.by_fingerprint(query)
+                query, (_, start) = self._query(number), self._whole(number)
+                self.hits[number] = index.by_fingerprint(query, prompted=start > 0)
                 if self.hits[number] is None:
                     missing = True
                     for begin in self._prompt_starts(number, index):

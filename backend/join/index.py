@@ -26,6 +26,7 @@ from rltop.backend.join.reasons import (
     RETOKENISED,
     TAKEN,
     UNSURE,
+    WITHOUT_PROMPT,
     nearer,
 )
 from rltop.backend.join.records import (
@@ -43,6 +44,7 @@ from rltop.backend.join.records import (
     is_distinctive,
     is_prefix,
     keys,
+    logprobs_key,
     prompt_key,
 )
 from rltop.collectors.contract import wire
@@ -87,6 +89,7 @@ class RolloutIndex:
         self._ageing = RolloutAgeing()
         self._step_ends: deque[int] = deque()  # arrivals by the end of each of the last steps
         self._unused: Counter[str] = Counter()
+        self._broken: Counter[str] = Counter()
         self.needed = PendingMessages()
         self._uses: dict[Origin, Iterable[Use]] = {}
 
@@ -121,7 +124,7 @@ class RolloutIndex:
                 key = prompt_key(prompt)
                 uses = set(self._uses.pop((body.engine, life, seq, place), ()))
                 record = Record(
-                    body.engine, rollout, key, first, tokens[at:end], logprobs[at:end], life, uses, seq, place
+                    body.engine, rollout, key, first, tokens[at:end], logprobs[at:end], life, uses, seq, place, prompt
                 )
                 if uses:
                     self.needed.mark_trained(record)
@@ -136,6 +139,8 @@ class RolloutIndex:
         self._ageing.add(record)
         self._lengths[record.rollout.prompt_size] += 1
         self._firsts[record.starts_with] += 1
+        if record.rollout.has_logprobs and not np.isfinite(record.logprobs).all():
+            self._broken[record.engine] += 1
         self.bytes += cost(record)
         while self.bytes > self._max_bytes:
             self._evict()
@@ -183,6 +188,16 @@ class RolloutIndex:
         unused, self._unused = self._unused, Counter()
         return unused
 
+    def take_broken(self) -> Counter[str]:
+        """Rollouts with NaN or infinity among their logprobs that arrived since the last call, by engine."""
+        broken, self._broken = self._broken, Counter()
+        return broken
+
+    def with_logprobs(self, copy: NDArray[np.float32]) -> list[Record]:
+        """Rollouts whose first logprobs are those of ``copy`` [n]."""
+        key = logprobs_key(copy)
+        return self._by.get(key, []) if key else []
+
     def knows(self, prompt: bytes) -> bool:
         """Whether the index holds a rollout of this prompt."""
         return prompt in self._by
@@ -227,8 +242,13 @@ class RolloutIndex:
         free = [r for r in self._by.get(prompt, ()) if span.use not in r.uses and is_prefix(r, span)]
         return max(free, key=lambda record: record.tokens.size, default=None)
 
-    def by_fingerprint(self, span: RowQuery) -> Hit | None:
-        """The free rollout with these tokens and logprobs under any prompt, if there is exactly one."""
+    def by_fingerprint(self, span: RowQuery, *, prompted: bool) -> Hit | None:
+        """A free rollout with exactly these tokens and logprobs, if all such rollouts have the same prompt.
+
+        ``prompted``: the row has a prompt, which is another one; then the tokens must be distinctive.
+        """
+        if prompted and span.tokens.size < DISTINCTIVE_TOKENS:
+            return None
         key = fingerprint(span.tokens, span.logprobs)
         same = [
             record
@@ -238,7 +258,8 @@ class RolloutIndex:
             and np.array_equal(record.logprobs, span.logprobs)
             and span.use not in record.uses
         ]
-        return claim(same[0], span, OTHER_PROMPT) if len(same) == 1 else None
+        way = OTHER_PROMPT if prompted else WITHOUT_PROMPT
+        return claim(same[0], span, way) if len({record.prompt for record in same}) == 1 else None
 
     def near_miss(self, prompt: bytes, span: RowQuery) -> str:
         """A more specific reason for a span without a rollout; empty if there is none."""

@@ -36,7 +36,7 @@ REASONS: tuple[ReasonEntry, ...] = (
 """From the farthest to the nearest miss; the nearest of several is reported."""
 
 WHOLE, PADDED, PACKED, TRUNCATED = "whole", "padded", "packed", "truncated"
-RESUMED, BY_ID, OTHER_PROMPT = "resumed", "by_id", "other_prompt"
+RESUMED, BY_ID, WITHOUT_PROMPT, OTHER_PROMPT = "resumed", "by_id", "without_prompt", "other_prompt"
 
 WAYS: tuple[ReasonEntry, ...] = (
     ReasonEntry(WHOLE, "prompt and completion equal those of the engine"),
@@ -45,6 +45,7 @@ WAYS: tuple[ReasonEntry, ...] = (
     ReasonEntry(TRUNCATED, "with fewer tokens than the engine generated: truncated, or a stop string removed"),
     ReasonEntry(RESUMED, "from several requests: one was stopped, and its tokens were resubmitted"),
     ReasonEntry(BY_ID, "by request id"),
+    ReasonEntry(WITHOUT_PROMPT, "by tokens and logprobs alone: the row has no prompt"),
     ReasonEntry(OTHER_PROMPT, "by tokens and logprobs alone: the trainer's prompt differs from the engine's"),
 )
 """From the usual to the most unusual way; a row of several requests counts under the most unusual."""

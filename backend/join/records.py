@@ -22,7 +22,8 @@ not near 0, this many tokens identify it among all rollouts."""
 
 _NEAR_ZERO = 1e-3
 _MIN_LOGPROBS = 4
-"""Logprobs below -0.001 have about 13 bits that depend on the whole context; 4 equal ones are no coincidence."""
+"""Logprobs below -0.001 have about 13 bits that depend on the whole context; 4 equal ones are no coincidence. A shorter
+completion needs one: it is used only for rows without a prompt, of which nothing else is known."""
 
 _RECORD_BYTES = 2600  # rough cost of a record and its keys, without its arrays
 
@@ -38,6 +39,7 @@ Use = tuple[int, int]
 class Record:
     """A rollout in the index. ``tokens`` i4 and ``logprobs`` f4 [size]; ``life`` is the epoch of the engine process.
 
+    ``prompt`` is the hash of ``prompt_ids``, a view of the message, which ``tokens`` keep in memory anyway.
     ``seq`` is the number of its message and ``place`` its index there; ``arrival`` its number among all rollouts.
     ``trained``: a finished step trained on it. ``old``: no later step will train on it (``join.ageing``).
     """
@@ -52,6 +54,7 @@ class Record:
     uses: set[Use] = field(default_factory=set)
     seq: int = -1
     place: int = 0
+    prompt_ids: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
     arrival: int = 0
     trained: bool = False
     old: bool = False
@@ -77,8 +80,13 @@ class Record:
         return next((run for run in reversed(self.rollout.runs) if run.start <= position), None)
 
     def agrees(self, logprobs: NDArray[np.float32]) -> bool:
-        """Whether the trainer's copy ``logprobs`` [n] equals the record's first n logprobs, up to a cast."""
-        return not self.rollout.has_logprobs or agree(self.logprobs[: logprobs.size], logprobs)
+        """Whether the trainer's copy ``logprobs`` [n] equals the record's first n logprobs, up to a cast.
+
+        Any copy agrees with a record of NaN or infinity.
+        """
+        own = self.logprobs[: logprobs.size]
+        known = np.isfinite(own)
+        return not self.rollout.has_logprobs or agree(own[known], logprobs[known])
 
     def starts(self, tokens: Ints) -> bool:
         """Whether the record's tokens start with ``tokens`` [n]."""
@@ -119,8 +127,19 @@ def given_id(request_id: str) -> str:
     return found["given"] if found else request_id
 
 
+LOOKUP_TOKENS, LOOKUP_DISTINCT = 4, 2
+"""First logprobs that a copy is looked up by, and how many of them must differ from each other and from 0."""
+
+
+def logprobs_key(logprobs: NDArray[np.float32]) -> bytes:
+    """Key of a rollout's first logprobs; empty if these are too few, or too much alike."""
+    first = logprobs[:LOOKUP_TOKENS]
+    distinct = np.unique(first[np.isfinite(first) & (first != 0)]).size
+    return b"ll" + first.tobytes() if first.size == LOOKUP_TOKENS and distinct >= LOOKUP_DISTINCT else b""
+
+
 def keys(record: Record) -> Iterable[bytes | str]:
-    """Index keys: prompt; prompt and head; request id; tokens and logprobs. They differ in type or length."""
+    """Index keys: prompt; prompt and head; request id; tokens and logprobs; logprobs. They differ in type or length."""
     yield record.prompt
     for size in HEADS:
         if record.tokens.size >= size:
@@ -129,16 +148,17 @@ def keys(record: Record) -> Iterable[bytes | str]:
         yield from {record.rollout.request_id, given_id(record.rollout.request_id)}
     if key := fingerprint(record.tokens, record.logprobs):
         yield key
+    if key := logprobs_key(record.logprobs):
+        yield key
 
 
 def fingerprint(tokens: Ints, logprobs: NDArray[np.float32]) -> bytes:
-    """Key of the first tokens and their logprobs; empty if these identify too little."""
-    if (
-        tokens.size < DISTINCTIVE_TOKENS
-        or np.count_nonzero(np.abs(logprobs[:DISTINCTIVE_TOKENS]) > _NEAR_ZERO) < _MIN_LOGPROBS
-    ):
+    """Key of the first tokens and their logprobs; empty if these identify too little. Its length is odd."""
+    first = logprobs[:DISTINCTIVE_TOKENS]
+    least = _MIN_LOGPROBS if tokens.size >= DISTINCTIVE_TOKENS else 1
+    if np.count_nonzero(np.abs(first) > _NEAR_ZERO) < least:
         return b""
-    return tokens[:DISTINCTIVE_TOKENS].tobytes() + logprobs[:DISTINCTIVE_TOKENS].tobytes()
+    return b"f" + tokens[:DISTINCTIVE_TOKENS].tobytes() + first.tobytes()
 
 
 def cost(record: Record) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rltop.backend import api
-from rltop.backend.join import copies
+from rltop.backend.join import copies, violations
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.reasons import OTHER_PROMPT, OVERLONG, REASONS, RETOKENISED, WAYS, ReasonEntry
 
@@ -24,24 +25,36 @@ Copies = dict[str, dict[str, int]]
 
 @dataclass(slots=True)
 class JoinStats:
-    """Counts over the batches of update 0 of one step. The order of batches does not matter."""
+    """Counts over the batches of one step's first update. The order of batches does not matter."""
 
     ways: Counter[str] = field(default_factory=Counter)
     unjoined: Counter[str] = field(default_factory=Counter)
     copies: dict[str, Counter[str]] = field(default_factory=dict)
+    violations: dict[str, Counter[str]] = field(default_factory=dict)
     reused: int = 0
 
-    def count(self, batch: Batch) -> None:
-        """Add a batch whose join is final."""
+    def count(self, batch: Batch, kinds: Mapping[int, str], prompts: Mapping[int, str]) -> None:
+        """Add a batch whose join is final, with the kinds of its spans' copies and prompts."""
         self.ways += batch.ways()
         self.unjoined += batch.unjoined()
         self.reused += batch.reused()
-        for engine, kinds in copies.compare(batch).items():
-            self.copies.setdefault(engine, Counter()).update(kinds)
+        _add(self.copies, copies.by_engine(batch, kinds))
+        _add(self.violations, violations.find(batch, prompts))
 
-    def copies_by_engine(self) -> Copies:
-        """As in ``api.Step.copies``."""
-        return {engine: dict(sorted(kinds.items())) for engine, kinds in sorted(self.copies.items())}
+    def count_broken(self, broken: Mapping[str, int]) -> None:
+        """Add rollouts that arrived with NaN or infinity, by engine."""
+        for engine, count in broken.items():
+            self.violations.setdefault(engine, Counter())[violations.BROKEN_RECORD] += count
+
+
+def _add(total: dict[str, Counter[str]], found: dict[str, Counter[str]]) -> None:
+    for engine, kinds in found.items():
+        total.setdefault(engine, Counter()).update(kinds)
+
+
+def by_engine(found: dict[str, Counter[str]]) -> Copies:
+    """As in ``api.Step.copies`` and ``api.Step.violations``."""
+    return {engine: dict(sorted(kinds.items())) for engine, kinds in sorted(found.items())}
 
 
 class JoinWatch:
@@ -78,8 +91,7 @@ def _reason_line(count: int, named: ReasonEntry) -> str:
 def _copies_line(kind: str, engines: list[str], found: Copies) -> str:
     of_kind = sum(found[engine][kind] for engine in engines)
     of_all = sum(sum(found[engine].values()) for engine in engines)
-    where = ", ".join(engines)
-    return f"{of_kind} of {of_all} copies of {where}'s logprobs are {kind}: {copies.describe(kind)}"
+    return copies.sentence(kind, of_kind, of_all, ", ".join(engines))
 
 
 def as_json(step: api.Step) -> dict[str, Any]:
@@ -90,6 +102,7 @@ def as_json(step: api.Step) -> dict[str, Any]:
         "reused": step.reused,
         "unused_rollouts": step.unused,
         "copies": step.copies,
+        "violations": step.violations,
     }
 
 
@@ -110,6 +123,9 @@ def as_text(step: api.Step) -> list[str]:
         engines = sorted(engine for engine, kinds in step.copies.items() if kind in kinds)
         if kind != copies.EQUAL:
             lines.append(_copies_line(kind, engines, step.copies))
+    for kind in sorted({kind for kinds in step.violations.values() for kind in kinds}):
+        of_kind = {engine: kinds[kind] for engine, kinds in step.violations.items() if kind in kinds}
+        lines.append(f"{sum(of_kind.values())} rows of {', '.join(of_kind)}: {violations.describe(kind)}")
     if every := sum(sum(kinds.values()) for kinds in step.copies.values()):
         equal = sum(kinds.get(copies.EQUAL, 0) for kinds in step.copies.values())
         lines.append(f"{equal} of {every} copies of the rollout logprobs are equal to the engine's")

@@ -7,19 +7,22 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from rltop.backend.join import copies, violations
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.records import prompt_key
+from rltop.backend.join.versions import TokenVersions, token_versions
 from rltop.backend.measure.repetition import ends_in_repetition
-from rltop.backend.measure.sampling_runs import SampledRuns, mean_advantages, sampled_runs, token_versions
+from rltop.backend.measure.sampling_runs import SampledRuns, mean_advantages, sampled_runs
 from rltop.backend.summary import CLAMP, Bounds, Floats, Ints, Regression, Sizes, Spread, Strata, Summary
 from rltop.backend.summary.engine_summary import ADVANTAGE
+from rltop.backend.summary.environments import Environments
 from rltop.backend.summary.groups import Groups
 from rltop.backend.summary.kernel import RUN
 from rltop.backend.summary.sequences import SequenceSummary, by_sequence
 from rltop.backend.summary.token_runs import Pieces, Reduced, cut, reduce
 from rltop.collectors.contract import wire
 
-__all__ = ["UNKNOWN_ENGINE", "BatchRuns", "by_row", "clips", "measure", "token_versions"]
+__all__ = ["UNKNOWN_ENGINE", "BatchRuns", "by_row", "clips", "measure"]
 
 UNKNOWN_ENGINE = ""
 """Key of tokens whose engine is not known, and of rows that several engines generated."""
@@ -43,19 +46,29 @@ class BatchRuns:
         self.row_engines = _row_engines(batch, self._span_engines)
 
     @functools.cached_property
-    def versions(self) -> Ints:
-        """Policy version that sampled each token [tokens]."""
+    def versions(self) -> TokenVersions:
+        """Policy version that sampled each token."""
         return token_versions(self._batch)
 
     @functools.cached_property
     def sampled(self) -> SampledRuns:
         """Runs of tokens that were sampled under the same conditions."""
-        return sampled_runs(self._batch, self._span_engines, len(self.names), self.versions)
+        return sampled_runs(self._batch, self._span_engines, len(self.names), self.versions.version)
 
     @functools.cached_property
     def pieces(self) -> Pieces:
         """The runs, split at the edges of position bins."""
         return cut(self.sampled.runs)
+
+    @functools.cached_property
+    def copies(self) -> dict[int, str]:
+        """Kind of the trainer's copy of each joined span's logprobs."""
+        return copies.of_spans(self._batch)
+
+    @functools.cached_property
+    def prompts(self) -> dict[int, str]:
+        """How the prompts of spans differ from their engine's, for those that do."""
+        return violations.prompts(self._batch)
 
     @functools.cached_property
     def groups(self) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
@@ -64,7 +77,9 @@ class BatchRuns:
 
 
 def measure(batch: Batch, runs: BatchRuns | None = None, *, ids_known: bool = True) -> dict[str, Summary]:
-    """Summaries of the batch by engine; their sum is that of the batch. Updates after the first give only clip rates.
+    """Summaries of the batch by engine; their sum is that of the batch.
+
+    Updates after the step's first give only clip rates.
 
     Args:
         batch: joined rows.
@@ -74,17 +89,19 @@ def measure(batch: Batch, runs: BatchRuns | None = None, *, ids_known: bool = Tr
     runs = runs or BatchRuns(batch)
     parts = [Summary() for _ in runs.names]
     _add_clips(batch, parts, runs.token_engines, runs.row_engines)
-    if batch.body.update == 0:
+    if batch.is_first:
         sampled, pieces = runs.sampled, runs.pieces
         reduced = reduce(batch.arrays["trainer_logprobs"], batch.arrays["rollout_logprobs"], pieces)
         for part, gap, strata in zip(parts, reduced.gaps, Strata.of(reduced, pieces, sampled.labels), strict=True):
             part.gap, part.strata, part.tokens = gap, strata, gap.tokens
         _add_matched(batch, parts, sampled, pieces)
         _add_lags(batch, parts, sampled, pieces, reduced)
+        _add_inferred(batch, parts, runs)
         _add_means(batch, parts, runs.token_engines)
-        _add_spans(batch, parts, runs.row_engines, runs.versions)
+        _add_spans(batch, parts, runs.row_engines, runs.versions.version)
         sums, sizes = by_sequence(reduced, pieces, batch.rows)
         _add_rows(batch, parts, runs, sums, sizes)
+        _add_weights(batch, parts, runs)
         if ids_known:
             _add_repetitions(batch, parts, runs.row_engines, sizes)
         _add_requests(batch, parts, {name: i for i, name in enumerate(runs.names)})
@@ -112,6 +129,8 @@ def _add_matched(batch: Batch, parts: list[Summary], sampled: SampledRuns, piece
     """The version-matched gap, and the other parts of the three-way split."""
     trainer, rollout = batch.arrays["trainer_logprobs"], batch.arrays["rollout_logprobs"]
     old, now = batch.arrays.get("old_logprobs"), batch.body.policy_version
+    if batch.body.update:  # the weights have changed since the rollouts, even if their version has not
+        now = None
     matched: tuple[Reduced, Pieces] | None = None
     if now is not None:
         lag0 = pieces.select((sampled.known & (sampled.version == now))[pieces.run])
@@ -135,7 +154,7 @@ def _add_matched(batch: Batch, parts: list[Summary], sampled: SampledRuns, piece
 def _add_lags(batch: Batch, parts: list[Summary], sampled: SampledRuns, pieces: Pieces, reduced: Reduced) -> None:
     if batch.body.policy_version is None:
         return
-    lags = batch.body.policy_version - sampled.version
+    lags = batch.lags(sampled.version)
     sizes = sampled.runs.end - sampled.runs.start
     known = sampled.known[pieces.run]
     lag, n, k3 = lags[pieces.run] * 1.0, reduced.sums[:, RUN.n] * known, reduced.sums[:, RUN.k3] * known
@@ -148,6 +167,14 @@ def _add_lags(batch: Batch, parts: list[Summary], sampled: SampledRuns, pieces: 
         part.lag = Spread.of(lags[here], sizes[here])
         part.lags = Sizes.of(lags[here], sizes[here])
         part.lag_regression = Regression.of(sums[pieces.group_engine == engine])
+
+
+def _add_inferred(batch: Batch, parts: list[Summary], runs: BatchRuns) -> None:
+    if batch.body.policy_version is None:
+        return
+    counts = np.bincount(runs.token_engines[runs.versions.inferred], minlength=len(parts))
+    for part, count in zip(parts, counts, strict=True):
+        part.lag_inferred = int(count)
 
 
 def _add_means(batch: Batch, parts: list[Summary], engines: Ints) -> None:
@@ -196,6 +223,8 @@ def _add_rows(batch: Batch, parts: list[Summary], runs: BatchRuns, sums: Floats,
         part.per_sequence = SequenceSummary.of(sums[trained], lengths[trained], advantage[trained], reward[trained])
         of_group = here & grouped
         part.groups = Groups.of(keys[of_group], sums[of_group], reward[of_group])
+        if names := batch.body.environments:
+            part.environments = Environments.of([names[row] for row in np.flatnonzero(here)], sums[here])
     parts[0].joinable = batch.joinable - sum(part.joined for part in parts)
     for part in parts:
         part.joinable += part.joined
@@ -207,6 +236,29 @@ def _add_repetitions(batch: Batch, parts: list[Summary], engines: Ints, lengths:
         here = (engines == engine) & (lengths > 0)
         part.repetition_checked = int(np.count_nonzero(here))
         part.repetitive = int(np.count_nonzero(here & repetitive))
+
+
+def _add_weights(batch: Batch, parts: list[Summary], runs: BatchRuns) -> None:
+    """The factors of the loss, and the tokens and sequences that they leave out."""
+    if (weights := batch.arrays.get("weights")) is None:
+        return
+    cut = np.where(np.isnan(weights), np.nan, weights == 0)
+    outside = np.where(np.bincount(batch.token_rows, minlength=batch.rows) > 0, 1.0 - rows_in_loss(batch), np.nan)
+    for engine, part in enumerate(parts):
+        here = runs.token_engines == engine
+        part.weights, part.cut = Spread.of(weights[here]), Spread.of(cut[here])
+        part.cut_sequences = Spread.of(outside[runs.row_engines == engine])
+
+
+def in_loss(batch: Batch) -> NDArray[np.bool_]:
+    """Whether each token is in the loss [tokens]: its weight is not 0."""
+    weights = batch.arrays.get("weights")
+    return np.ones(batch.tokens, bool) if weights is None else weights != 0
+
+
+def rows_in_loss(batch: Batch) -> NDArray[np.bool_]:
+    """Whether any token of each row is in the loss [rows]."""
+    return np.bincount(batch.token_rows[in_loss(batch)], minlength=batch.rows) > 0
 
 
 def _groups(batch: Batch) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
@@ -250,15 +302,31 @@ def _add_requests(batch: Batch, parts: list[Summary], number: dict[str, int]) ->
 def _add_clips(
     batch: Batch, parts: list[Summary], token_engines: NDArray[np.int64], row_engines: NDArray[np.int64]
 ) -> None:
-    low, high = clips(batch)
+    low, high = _clips_of_all(batch)
     bounds = Bounds(batch.body.clip_low, batch.body.clip_high, by_row(batch))
+    if _ratio_base(batch) is batch.arrays["trainer_logprobs"]:
+        bounds = Bounds()  # no noise is clipped
     engines = row_engines if by_row(batch) else token_engines
-    sizes = np.bincount(batch.token_rows, minlength=batch.rows) if by_row(batch) else np.ones(batch.tokens, np.int64)
-    unclipped = np.where((low == 1) | (high == 1), 0.0, np.where(np.isnan(low) & np.isnan(high), np.nan, 1.0))
+    unclipped, sizes = _unclipped(batch, low, high)
+    counted = rows_in_loss(batch) if by_row(batch) else in_loss(batch)
     for engine, part in enumerate(parts):
         here = engines == engine
-        part.clip_low, part.clip_high, part.bounds = Spread.of(low[here]), Spread.of(high[here]), bounds
+        used = here & counted
+        part.clip_low, part.clip_high, part.bounds = Spread.of(low[used]), Spread.of(high[used]), bounds
         part.unclipped = Spread.of(unclipped[here], sizes[here])
+
+
+def _unclipped(batch: Batch, low: Floats, high: Floats) -> tuple[Floats, Ints]:
+    """Share of tokens that are in the loss and clipped on neither side, NaN if unknown, and of how many tokens.
+
+    Per token, or per row.
+    """
+    kept = in_loss(batch)
+    unclipped = 1.0 - np.fmax(low, high)  # on either side; a side without a bound has only NaN
+    if not by_row(batch):
+        return kept * unclipped, np.ones(batch.tokens, np.int64)
+    counts = np.bincount(batch.token_rows, minlength=batch.rows)
+    return np.bincount(batch.token_rows, kept, batch.rows) / np.maximum(counts, 1) * unclipped, counts
 
 
 def by_row(batch: Batch) -> bool:
@@ -269,19 +337,29 @@ def by_row(batch: Batch) -> bool:
 def clips(batch: Batch) -> tuple[Floats, Floats]:
     """Low and high clips: 1 clipped, 0 not, NaN not counted. [tokens], for GSPO without an explicit mask [rows].
 
+    Tokens that are not in the loss are not counted, nor for GSPO sequences without a token in the loss.
+    """
+    low, high = _clips_of_all(batch)
+    outside = ~(rows_in_loss(batch) if by_row(batch) else in_loss(batch))
+    low[outside] = high[outside] = np.nan
+    return low, high
+
+
+def _clips_of_all(batch: Batch) -> tuple[Floats, Floats]:
+    """``clips``, whether in the loss or not.
+
     GSPO compares exp(mean d) over a sequence's valid tokens with the bounds, and uses the sign of their mean advantage.
     """
     arrays, body = batch.arrays, batch.body
-    base = arrays.get("old_logprobs" if body.ratio_base == "old" else "rollout_logprobs")
-    advantages = arrays.get("advantages")
-    if (
-        base is None and "clipped" in arrays
-    ):  # it is used only for validity, and for the side if there are no advantages
-        base = arrays["rollout_logprobs"]
+    base, advantages = _ratio_base(batch), arrays.get("advantages")
+    if base is None and "clipped" in arrays:
+        base = arrays["rollout_logprobs"]  # used only for validity, and for the side if there are no advantages
+    if base is arrays["trainer_logprobs"] and advantages is None:
+        advantages = np.zeros(batch.tokens, np.float32)  # a ratio of 1 is clipped on neither side
     size = batch.rows if by_row(batch) else batch.tokens
     not_counted = np.full(size, np.nan)
     if base is None or (advantages is None and "clipped" not in arrays):
-        return not_counted, not_counted
+        return not_counted, not_counted.copy()
     d = _minus(arrays["trainer_logprobs"], base)
     d[~np.isfinite(d)] = np.nan
     if "clipped" in arrays:
@@ -297,6 +375,15 @@ def clips(batch: Batch) -> tuple[Floats, Floats]:
     if body.clip_high is not None:
         high[counted] = ((advantage > 0) & (ratio > body.clip_high))[counted]
     return low, high
+
+
+def _ratio_base(batch: Batch) -> NDArray[np.float32] | None:
+    """The logprobs in the denominator of the ratio [tokens]; None if they are not known."""
+    base, arrays = batch.body.ratio_base, batch.arrays
+    if base == "old" and "old_logprobs" not in arrays and batch.body.update == 0:
+        base = "current"  # the trainer uses its own logprobs of the first update as the old ones
+    name = {"old": "old_logprobs", "current": "trainer_logprobs"}.get(base, "rollout_logprobs")
+    return arrays.get(name)
 
 
 def _clips_of_mask(mask: NDArray[np.bool_], d: Floats, advantages: NDArray[np.float32] | None) -> tuple[Floats, Floats]:

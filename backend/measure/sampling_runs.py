@@ -39,20 +39,6 @@ class SampledRuns:
     labels: dict[str, Ints]
 
 
-def token_versions(batch: Batch) -> NDArray[np.int64]:
-    """Policy version that sampled each token [tokens]: the engine's label, else the trainer's ``rollout_versions``."""
-    given = batch.arrays.get("rollout_versions")
-    versions = np.full(batch.tokens, wire.UNKNOWN_VERSION, np.int64) if given is None else given.astype(np.int64)
-    for span, hit in zip(batch.spans, batch.hits, strict=True):
-        if hit is None:
-            continue
-        size = span.end - span.start
-        labels = hit.record.versions[hit.offset : hit.offset + size]
-        here = versions[span.token : span.token + size]
-        np.copyto(here, labels, where=labels != wire.UNKNOWN_VERSION)
-    return versions
-
-
 def sampled_runs(batch: Batch, span_engines: Ints, engines: int, versions: Ints) -> SampledRuns:
     """The runs of a batch, given the engine of each span [spans] and the version of each token [tokens]."""
     begins = np.array([span.token for span in batch.spans], np.int64)
@@ -82,7 +68,7 @@ def sampled_runs(batch: Batch, span_engines: Ints, engines: int, versions: Ints)
     labels["length"] = dimensions.length_strata(row_sizes[row])
     labels["update"] = _update_strata(batch, versions, start, span, known)
     if batch.body.policy_version is not None:
-        labels["lag"] = dimensions.lag_strata(batch.body.policy_version - version, known)
+        labels["lag"] = dimensions.lag_strata(batch.lags(version), known)
     return SampledRuns(runs, version, known, matched[start], labels)
 
 

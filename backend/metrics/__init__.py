@@ -1,10 +1,10 @@
 """The metrics as data: name, unit, formula, source, thresholds, and the names that other frameworks use.
 
 Conventions. ``d = trainer - rollout`` logprob of the sampled token, in nats; ``ratio = exp(d)``; means are over all
-trained tokens of update 0 unless stated otherwise. d is clamped to +-20 in ratio, k1, k2, k3 and wherever it is
-exponentiated, so that ``kl_k3 - kl_k1 = ratio_mean - 1`` holds exactly; ``clamped_frac`` counts the tokens that this
-affects. Tokens with a non-finite logprob are counted by kind and excluded from all other metrics; every other token is
-included. A metric that can't be computed is None, never NaN. Quantiles are accurate to 1 %.
+trained tokens of the step's first update unless stated otherwise. d is clamped to +-20 in ratio, k1, k2, k3 and
+wherever it is exponentiated, so that ``kl_k3 - kl_k1 = ratio_mean - 1`` holds exactly; ``clamped_frac`` counts the
+tokens that this affects. Tokens with a non-finite logprob are counted by kind and excluded from all other metrics;
+every other token is included. A metric that can't be computed is None, never NaN. Quantiles are accurate to 1 %.
 
 ``python -m rltop.backend.metrics > docs/metrics.md`` writes the reference page.
 """
@@ -48,6 +48,7 @@ FAMILIES: tuple[MetricFamily, ...] = (
     policy_metrics.SPLIT,
     policy_metrics.LAG,
     policy_metrics.SEQUENCES,
+    policy_metrics.LOSS,
     policy_metrics.MASKS,
     policy_metrics.ENTROPY,
 )
@@ -62,8 +63,9 @@ PER_ENGINE: tuple[str, ...] = (
     "logp_abs_diff_max", "ratio_mean", "ratio_mean_se", "kl_k1", "kl_k3", "kl_k3_rev", "probs_diff_mean",
     "clip_frac_low", "clip_frac_high", "ess", "entropy", "entropy_sample_rollout", "extreme_frac_tau2", "lag_mean",
     "lag_max", "spanning_frac", "tokens", "sequences", "prefix_hit_rate", "aborted", "truncated_frac", "invalid_frac",
-    "zero_logprob_frac", "clamped_frac", "backend_abs_diff_mean", "backend_k3", "backend_ratio_mean", "backend_tokens",
-    "update_abs_diff_mean", "lag0_abs_diff_mean", "lag0_k3", "lag0_tokens", "engine_z", "repetition_frac",
+    "weight_cut_frac", "zero_logprob_frac", "clamped_frac", "backend_abs_diff_mean", "backend_k3",
+    "backend_ratio_mean", "backend_tokens", "update_abs_diff_mean", "lag0_abs_diff_mean", "lag0_k3", "lag0_tokens",
+    "engine_z", "repetition_frac",
 )  # fmt: skip
 """Metrics stored per engine for every step; of the others only the fleet's value is stored."""
 

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from rltop.backend import metrics
+from rltop.backend.metrics import elsewhere
 from rltop.backend.metrics.absent import ABSENT
 from rltop.backend.metrics.metric import Metric
+from rltop.backend.summary import environments
 from rltop.backend.summary.dimensions import DIMENSIONS
 
 
@@ -30,7 +32,7 @@ def as_json(metric: Metric) -> dict[str, Any]:
         "source": metric.source,
         "bad": metric.bad,
         "thresholds": {"amber": limits.amber, "red": limits.red, "source": limits.source} if limits else None,
-        "aliases": list(metric.aliases),
+        "aliases": [elsewhere.label(entry) for entry in elsewhere.of_metric(metric.name)],
         "per_engine": metric.name in metrics.PER_ENGINE,
         "family": family.title,
     }
@@ -51,7 +53,7 @@ def explain(metric: Metric) -> list[tuple[str, str]]:
         lines.append(("bad", metric.bad))
     if limits := metric.thresholds:
         lines += [("amber", f"{limits.amber:g}"), ("red", f"{limits.red:g}"), ("source of the limits", limits.source)]
-    lines += [("elsewhere", alias) for alias in metric.aliases]
+    lines += [("elsewhere", elsewhere.label(entry)) for entry in elsewhere.of_metric(metric.name)]
     return lines
 
 
@@ -116,23 +118,23 @@ def page() -> str:
         for m in metrics.METRICS
         if m.thresholds
     ]
-    names = [(f"`{m.name}`", "; ".join(m.aliases)) for m in metrics.METRICS if m.aliases]
     strata = [(f"`{d.name}`", d.help, str(len(d.strata)), f"{d.strata[0]} ... {d.strata[-1]}") for d in DIMENSIONS]
+    help_ = "environment or task of the sequence, as the trainer names it; those with the most tokens"
+    strata.append(
+        (f"`{environments.NAME}`", help_, str(environments.MAX_ENVIRONMENTS), f"*name* ... {environments.OTHER}")
+    )
     return "\n".join(
         [
             *lines,
             "## Thresholds",
             "",
-            "Starting points, since models differ. If *bad* is *away from* a value, thresholds are distances from it.",
+            "Starting points, since models differ. If *bad* is *away from* a value, thresholds are distances from it. "
+            "A run whose logprobs are invalid, or whose k3, ESS or mean ratio stay red without a reason, is never "
+            "healthy: [`diagnosis.md`](diagnosis.md).",
             "",
             *_table(("metric", "bad", "amber", "red", "source"), limits),
             "",
-            "## Names in other frameworks",
-            "",
-            "Differences are in brackets; without brackets the same arrays give the same value.",
-            "",
-            *_table(("metric", "framework: key"), names),
-            "",
+            *_names(),
             "## Metrics that are not computed",
             "",
             *_table(("name", "why", "instead"), [(f"`{a.name}`", a.why, a.instead) for a in ABSENT]),
@@ -147,6 +149,30 @@ def page() -> str:
             "",
         ]
     )
+
+
+def _names() -> list[str]:
+    """The keys of each framework, one table per framework."""
+    lines = [
+        "## Names in other frameworks",
+        "",
+        "`rltop metrics KEY` looks a key up. Where *differs* is empty, the same arrays give the same value. *old*: the",
+        "framework compares old with rollout logprobs where the metric compares the trainer's; the two are equal until",
+        "the weights change. *Read in* is the place in the framework's source that computes the key.",
+        "",
+    ]
+    for framework in dict.fromkeys(source.framework for source, _ in elsewhere.ENTRIES):
+        rows = [
+            (f"`{key.key}`", f"`{key.metric}`", key.when, key.differs, "yes" if source.old else "", source.averaged,
+             f"{source.version}: `{source.place}`")
+            for source, key in elsewhere.ENTRIES
+            if source.framework == framework
+        ]  # fmt: skip
+        lines += [f"### {framework}", "", *_table(_KEY_HEADS, rows), ""]
+    return lines
+
+
+_KEY_HEADS = ("key", "metric", "when", "differs", "old", "averaged", "read in")
 
 
 def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:

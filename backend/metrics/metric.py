@@ -36,7 +36,6 @@ class Metric:
         bad: direction that is bad: ``high``, ``low``, ``away from 0``, ``away from 1``, or ``none``.
         of: computes it from a summary; None if it comes from ``across`` or ``trailing``.
         thresholds: None if no source gives any.
-        aliases: ``framework: key`` of the same quantity elsewhere, with differences in brackets.
         reading: interpretation, if the formula alone does not suffice.
         needs: required input that is not always there.
         across: computes the fleet's value from the values of each engine.
@@ -51,7 +50,6 @@ class Metric:
     bad: str
     of: Callable[[Summary], float | None] | None
     thresholds: Thresholds | None = None
-    aliases: tuple[str, ...] = ()
     reading: str = ""
     needs: str = ""
     across: Callable[[Mapping[str, Values]], float | None] | None = None

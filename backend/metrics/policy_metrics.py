@@ -22,12 +22,13 @@ from rltop.backend.metrics.trainer_metrics import GRAD_NORM_Z
 from rltop.backend.summary.engine_summary import ADVANTAGE
 from rltop.backend.summary.kernel import SUM, TIS_CAP
 from rltop.backend.summary.lagline import END, MIN_SPAN, lag_line
-from rltop.backend.summary.sequences import CORRECT, SEQ, SEQ_EXTREME
+from rltop.backend.summary.sequences import CORRECT, SEQ, SEQ_CAP, SEQ_EXTREME
 
 if TYPE_CHECKING:
     from rltop.backend.summary import Gap, Summary
 
 _MATCHED = "version-matched tokens: old logprobs with their version, or tokens at lag 0"
+_WEIGHTS = "weights of the loss"
 _BOUND = f"clip bounds and advantages, and {_MATCHED}"
 _SPAN = f"lags that span {MIN_SPAN} versions or more, with one token in {END} at either end"
 _MILES = Thresholds(0.2, 0.5, "miles docs; for gspo about 100 times more is normal")
@@ -77,43 +78,66 @@ SEQUENCES = MetricFamily(
     "Computed per sequence, then averaged over sequences.",
     (
         Metric("trainer_log_ppl", "nats", "sequence", "mean over sequences of -mean trainer logprob", VERL, "none",
-               lambda s: s.per_sequence.mean_of(SEQ.log_ppl_left), aliases=("verl: rollout_corr/training_log_ppl",)),
+               lambda s: s.per_sequence.mean_of(SEQ.log_ppl_left)),
         Metric("rollout_log_ppl", "nats", "sequence", "mean over sequences of -mean rollout logprob", VERL, "none",
-               lambda s: s.per_sequence.mean_of(SEQ.log_ppl_right), aliases=("verl: rollout_corr/rollout_log_ppl",)),
+               lambda s: s.per_sequence.mean_of(SEQ.log_ppl_right)),
         Metric("trainer_ppl", "perplexity", "sequence", "mean over sequences of exp(-mean trainer logprob)", VERL,
-               "none", lambda s: s.per_sequence.mean_of(SEQ.ppl_left), aliases=("verl: rollout_corr/training_ppl",)),
+               "none", lambda s: s.per_sequence.mean_of(SEQ.ppl_left)),
         Metric("rollout_ppl", "perplexity", "sequence", "mean over sequences of exp(-mean rollout logprob)", VERL,
-               "none", lambda s: s.per_sequence.mean_of(SEQ.ppl_right), aliases=("verl: rollout_corr/rollout_ppl",)),
+               "none", lambda s: s.per_sequence.mean_of(SEQ.ppl_right)),
         Metric("log_ppl_diff", "nats", "sequence", "mean over sequences of -mean d", VERL, "away from 0",
-               lambda s: s.per_sequence.log_ppl_diff, aliases=("verl: rollout_corr/log_ppl_diff",)),
+               lambda s: s.per_sequence.log_ppl_diff),
         Metric("log_ppl_abs_diff", "nats", "sequence", "mean over sequences of |mean d|", VERL, "high",
-               lambda s: s.per_sequence.mean_of(SEQ.log_ppl_abs), aliases=("verl: rollout_corr/log_ppl_abs_diff",)),
+               lambda s: s.per_sequence.mean_of(SEQ.log_ppl_abs)),
         Metric("log_ppl_diff_max", "nats", "sequence", "maximum over sequences of -mean d", VERL, "none",
-               lambda s: s.per_sequence.extreme(SEQ_EXTREME.log_ppl_high),
-               aliases=("verl: rollout_corr/log_ppl_diff_max",)),
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.log_ppl_high)),
         Metric("log_ppl_diff_min", "nats", "sequence", "minimum over sequences of -mean d", VERL, "none",
-               lambda s: s.per_sequence.extreme(SEQ_EXTREME.log_ppl_low),
-               aliases=("verl: rollout_corr/log_ppl_diff_min",)),
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.log_ppl_low)),
         Metric("ppl_ratio", "ratio", "sequence", "mean over sequences of exp(-mean d)", VERL, "away from 1",
-               lambda s: s.per_sequence.mean_of(SEQ.ppl_ratio), aliases=("verl: rollout_corr/ppl_ratio",)),
+               lambda s: s.per_sequence.mean_of(SEQ.ppl_ratio)),
         Metric("seq_mult_prob_error", "ratio", "sequence", "mean over sequences of mean exp(|d|)", "NeMo-RL",
-               "high", lambda s: s.per_sequence.mean_of(SEQ.mult), aliases=("NeMo-RL: mean_seq_mult_prob_error",)),
+               "high", lambda s: s.per_sequence.mean_of(SEQ.mult)),
         Metric("seq_mult_prob_error_max", "ratio", "sequence", "maximum over sequences of mean exp(|d|)", "NeMo-RL",
-               "none", lambda s: s.per_sequence.extreme(SEQ_EXTREME.mult_high),
-               aliases=("NeMo-RL: max_seq_mult_prob_error",)),
+               "none", lambda s: s.per_sequence.extreme(SEQ_EXTREME.mult_high)),
         Metric("seq_ratio_geo_min", "ratio", "sequence", "minimum over sequences of exp(mean d)", VERL, "none",
                lambda s: s.per_sequence.extreme(SEQ_EXTREME.geo_low)),
         Metric("seq_ratio_geo_max", "ratio", "sequence", "maximum over sequences of exp(mean d)", VERL, "none",
                lambda s: s.per_sequence.extreme(SEQ_EXTREME.geo_high)),
         Metric("seq_ratio_prod_min", "ratio", "sequence", "minimum over sequences of exp(sum of d)", VERL, "none",
-               lambda s: s.per_sequence.extreme(SEQ_EXTREME.prod_low),
-               aliases=("verl: rollout_corr/rollout_is_min (sequence level; not clamped at -20)",)),
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.prod_low)),
         Metric("seq_ratio_prod_max", "ratio", "sequence", "maximum over sequences of exp(sum of d)", VERL, "none",
-               lambda s: s.per_sequence.extreme(SEQ_EXTREME.prod_high),
-               aliases=("verl: rollout_corr/rollout_is_max (sequence level)",)),
+               lambda s: s.per_sequence.extreme(SEQ_EXTREME.prod_high)),
+        Metric("seq_ratio_capped_mean", "ratio", "sequence",
+               f"mean over sequences of min(exp(sum of d), {SEQ_CAP:g})", "TRL: sequence_truncate", "none",
+               lambda s: s.per_sequence.mean_of(SEQ.prod_capped)),
+        Metric("seq_ratio_kept_mean", "ratio", "sequence", f"mean over sequences of exp(sum of d), 0 above {SEQ_CAP:g}",
+               "TRL: sequence_mask", "none", lambda s: s.per_sequence.mean_of(SEQ.prod_kept), reading="Far below "
+                       "seq_ratio_capped_mean: the mask drops sequences."),
         Metric("len_scaling_slope", "per e-fold", "sequence", "least-squares slope of ln |mean d| on ln length",
                "tunix issue 2129", "high", lambda s: s.per_sequence.scaling_slope,
                reading="About -0.5: independent noise per token. About 0: a bias shared by all tokens."),
+    ),
+)  # fmt: skip
+
+LOSS = MetricFamily(
+    "What enters the loss?",
+    "By the weights that the trainer passes: factors of the loss, 0 for tokens that it masks. The gap covers all "
+    "trained tokens, whatever their weight; clip rates those in the loss, where TRL and verl count all.",
+    (
+        Metric("tokens_in_loss", "tokens", "token", "trained tokens whose weight is not 0; without weights, all",
+               MISMATCH, "none", lambda s: float(s.tokens) - s.cut.total),
+        Metric("weight_cut_frac", "share", "token", "tokens with weight 0, of those with a weight", MISMATCH, "high",
+               lambda s: s.cut.mean, needs=_WEIGHTS,
+               reading="The share that masks cut. A falling share alone is no recovery: compare kl_k3."),
+        Metric("weight_cut_seq_frac", "share", "sequence", "sequences in which every weight is 0, of those with a "
+               "trained token", MISMATCH, "high", lambda s: s.cut_sequences.mean, needs=_WEIGHTS),
+        Metric("weight_mean", "ratio", "token", "mean of the weights", MISMATCH, "none", lambda s: s.weights.mean,
+               needs=_WEIGHTS),
+        Metric("weight_max", "ratio", "token", "maximum weight", MISMATCH, "none", lambda s: s.weights.max,
+               needs=_WEIGHTS),
+        Metric("weight_ess", "share", "token", "(sum of weights)^2 / (tokens * sum of squared weights), tokens with "
+               "weight 0 included", "Kish (1965)", "low", lambda s: s.weights.ess,
+               Thresholds(0.5, 0.3, "verl docs: above 0.5 good, below 0.3 alert"), needs=f"{_WEIGHTS}, not all 0"),
     ),
 )  # fmt: skip
 
@@ -122,18 +146,15 @@ MASKS = MetricFamily(
     "At the usual bounds, whether the trainer corrects or not. A falling share alone is no recovery: compare kl_k3.",
     (
         Metric("clip_frac_low", "share", "token; sequence for gspo", "advantage < 0 and ratio < clip_low, of all valid "
-               "tokens of all updates; the ratio is to the rollout or the old logprob, as the trainer declares. An "
-               "explicit mask overrides this and counts tokens: on the low side if the advantage is < 0, or the ratio "
-               "< 1 without advantages", PPO, "high", lambda s: s.clip_low.mean, _MILES, ("TRL: clip_ratio/low_mean",
-               "verl: actor/pg_clipfrac (both sides)", "OpenRLHF: ppo_clip_ratio (both sides)",
-               "slime: pg_clipfrac (both sides)", "PipelineRL: rl/clamp_log_ratio_new_old_indicator (for any "
-               "advantage)")),
+               "tokens in the loss of all updates; the ratio is to the rollout or the old logprob, as the trainer "
+               "declares, or 1: to its current logprob, also in update 0 without old logprobs. An explicit mask "
+               "overrides this and counts tokens: on the low side if the advantage is < 0, or the ratio < 1 without "
+               "advantages", PPO, "high", lambda s: s.clip_low.mean, _MILES),
         Metric("clip_frac_high", "share", "token; sequence for gspo", "advantage > 0 and ratio > clip_high, as above",
-               PPO, "high", lambda s: s.clip_high.mean, _MILES, ("TRL: clip_ratio/high_mean",
-               "verl: actor/pg_clipfrac (both sides)", "OpenRLHF: ppo_clip_ratio (both sides)",
-               "slime: pg_clipfrac (both sides)")),
-        Metric("kept_token_frac", "share", "token", "tokens clipped on neither side, counted as in clip_frac_low "
-               "and clip_frac_high; for gspo, all tokens of a clipped sequence are clipped", PPO, "low",
+               PPO, "high", lambda s: s.clip_high.mean, _MILES),
+        Metric("kept_token_frac", "share", "token", "tokens in the loss that are clipped on neither side, "
+               "counted as in clip_frac_low and clip_frac_high, of all; for gspo, all tokens of a clipped sequence are "
+               "clipped", PPO, "low",
                lambda s: s.unclipped.mean, Thresholds(0.8, 0.5, "rltop; miles docs: 0.2 clipped is the end of healthy"),
                reading="The share of tokens with a gradient. It falls when a correction masks more and more, while "
                        "other metrics improve.", needs="clip bounds and advantages, or an explicit clip mask"),
@@ -145,28 +166,23 @@ MASKS = MetricFamily(
         Metric("noise_clip_frac_high", "share", "token; sequence for gspo", "the same for clip_frac_high", "rltop",
                "none", lambda s: s.noise_clip(high=True), needs=_BOUND),
         Metric("tis_clip_frac", "share", "token", f"tokens with exp(d) > {TIS_CAP:g}", VERL, "high",
-               lambda s: s.gap.mean_of(SUM.over_cap), Thresholds(1e-3, 1e-2, "rltop"),
-               ("verl: rollout_corr/rollout_is_ratio_fraction_high", "slime: tis_clipfrac (also below its lower bound)",
-               "SkyRL: policy/loss_metrics/tis_token_clip_high_ratio")),
+               lambda s: s.gap.mean_of(SUM.over_cap), Thresholds(1e-3, 1e-2, "rltop")),
         Metric("tis_seq_clip_frac", "share", "sequence", f"sequences with exp(sum of d) > {TIS_CAP:g}", VERL, "high",
                lambda s: s.per_sequence.mean_of(SEQ.over_cap)),
         Metric("icepop_mask_frac", "share", "token", "tokens with exp(d) outside 0.5 to 5", "IcePop", "high",
-               lambda s: s.gap.mean_of(SUM.outside_icepop), Thresholds(1e-3, 1e-2, "rltop"),
-               ("verl: rollout_corr/rollout_is_oob_ratio (IcePop 0.5_5)", "NeMo-RL: is_oob_ratio (icepop)")),
+               lambda s: s.gap.mean_of(SUM.outside_icepop), Thresholds(1e-3, 1e-2, "rltop")),
         Metric("geo_mask_frac", "share", "sequence", "sequences with exp(mean d) outside 0.99 to 1.01", "SkyRL", "high",
-               lambda s: s.per_sequence.mean_of(SEQ.outside_geo),
-               aliases=("verl: rollout_corr/rollout_rs_masked_fraction (geometric)",)),
+               lambda s: s.per_sequence.mean_of(SEQ.outside_geo)),
         Metric("prod_mask_frac", "share", "sequence", "sequences with exp(sum of d) outside 0.5 to 2", "SkyRL", "high",
                lambda s: s.per_sequence.mean_of(SEQ.outside_prod),
                reading="Rises with length even if every token is healthy."),
         Metric("seq_err_mask_frac", "share", "sequence", "sequences with mean exp(|d|) > 2", "NeMo-RL", "high",
-               lambda s: s.per_sequence.mean_of(SEQ.over_mult), aliases=("NeMo-RL: num_masked_seqs (a count)",)),
+               lambda s: s.per_sequence.mean_of(SEQ.over_mult)),
         Metric("masked_correct_frac", "share", "sequence", f"sequences with a reward of {CORRECT:g} or more, of "
                "those with mean exp(|d|) > 2", "NeMo-RL", "high",
                lambda s: share(s.per_sequence.over_correct, s.per_sequence.over),
-               aliases=("NeMo-RL: masked_correct_pct (reward exactly 1)",), needs="rewards, and a sequence that the "
-               "error mask rejects", reading="Far above the share of correct sequences overall: the mask discards "
-                       "correct answers."),
+               needs="rewards, and a sequence that the error mask rejects",
+               reading="Far above the share of correct sequences overall: the mask discards correct answers."),
         Metric("opsm_mask_frac", "share", "sequence", "mean advantage < 0 and -mean d > 0.5, of sequences with "
                "advantages", "DeepSeek-V3.2; TRL's example bound", "high",
                lambda s: share(s.per_sequence.opsm, s.per_sequence.with_advantage)),
@@ -183,13 +199,11 @@ ENTROPY = MetricFamily(
     "",
     (
         Metric("entropy", "nats", "token", "mean of the entropy that the trainer passes", MISMATCH, "low",
-               lambda s: s.entropy.mean, aliases=("verl: actor/entropy", "TRL: entropy", "prime-rl: entropy/all/mean",
-               "PipelineRL: rl/entropy")),
+               lambda s: s.entropy.mean),
         Metric("entropy_sample_rollout", "nats", "token", "mean of -rollout logprob", "tinker-cookbook", "none",
-               lambda s: negative(s.gap.mean_of(SUM.right)), aliases=("tinker-cookbook: optim/entropy",
-               "PipelineRL: rl/old_logprobs (its negative, sequence mean)")),
+               lambda s: negative(s.gap.mean_of(SUM.right))),
         Metric("entropy_sample_trainer", "nats", "token", "mean of -exp(d) trainer logprob", "NeMo-RL", "none",
-               lambda s: negative(s.gap.mean_of(SUM.ratio_left)), aliases=("NeMo-RL: approx_entropy",)),
+               lambda s: negative(s.gap.mean_of(SUM.ratio_left))),
         Metric("nll_minus_entropy", "nats", "token", "mean of -trainer logprob - entropy", MISMATCH, "away from 0",
                nll_minus_entropy,
                Thresholds(0.1, 0.2, "rltop: -0.3 at T = 0.7 or top_p = 0.9, within 0.05 in healthy runs"),
@@ -202,18 +216,19 @@ LAG = MetricFamily(
     "How stale are the tokens?",
     "",
     (
-        Metric("lag_mean", "versions", "token", "trainer's policy version - version that sampled the token", MISMATCH,
-               "high", lambda s: s.lag.mean, aliases=("prime-rl: off_policy/mean (trajectories)",
-               "NeMo-RL: avg_trajectory_age (trajectories)", "PipelineRL: stats/lag (samples)",
-               "verl: training/off_policy/trajectory_staleness/mean (trajectories)")),
+        Metric("lag_mean", "versions", "token", "trainer's policy version - version that sampled the token, in updates",
+               MISMATCH, "high", lambda s: s.lag.mean),
         Metric("lag_p95", "versions", "token", "95th percentile of the lag", MISMATCH, "high",
                lambda s: s.lags.quantile(0.95)),
         Metric("lag_max", "versions", "token", "maximum lag", MISMATCH, "high", lambda s: s.lag.max,
-               Thresholds(4, 8, "default limits: TRL 3, SkyRL 4, prime-rl 8"), ("prime-rl: off_policy/max",)),
+               Thresholds(4, 8, "default limits: TRL 3, SkyRL 4, prime-rl 8")),
         Metric("lag_unknown_frac", "share", "token", "tokens of unknown version, if the trainer passes its own "
                "version", MISMATCH, "high", lambda s: share(s.lag_expected - s.lag.n, s.lag_expected)),
+        Metric("lag_inferred_frac", "share", "token", "tokens whose version comes from an engine's count of updates, "
+               "of those of known version", MISMATCH, "high", lambda s: share(s.lag_inferred, s.lag.n), reading="Above "
+               "0: neither the engine nor the trainer states the version of these tokens; pass `rollout_versions`."),
         Metric("spanning_frac", "share", "sequence", "sequences sampled under two or more policy versions", MISMATCH,
-               "none", lambda s: share(s.spanning, s.versions.n), aliases=("verl: partial/partial_ratio",)),
+               "none", lambda s: share(s.spanning, s.versions.n)),
         Metric("versions_per_seq_mean", "versions", "sequence", "policy versions that sampled a sequence, mean over "
                "sequences", MISMATCH, "none", lambda s: s.versions.mean, reading="1: no weight update in flight."),
         Metric("versions_per_seq_max", "versions", "sequence", "maximum of the same", MISMATCH, "none",
@@ -262,8 +277,8 @@ SPLIT = MetricFamily(
         Metric("update_k3", "nats", "token", "mean of exp(d) - 1 - d with d = trainer - old", SCHULMAN, "none",
                lambda s: s.update.k3),
         Metric("ppo_kl", "nats", "token", "mean of old - trainer", SCHULMAN, "away from 0", lambda s: s.update.k1,
-               aliases=("verl: actor/ppo_kl", "slime: ppo_kl", "OpenRLHF: ppo_kl"), reading="0 in the first update on "
-                       "fresh rollouts; otherwise the trainer's forward pass is not reproducible."),
+               reading="0 in the first update on fresh rollouts; otherwise the trainer's forward pass is not "
+                       "reproducible."),
         Metric("correction_ess", "share", "token", "ESS of exp(old - rollout), all tokens with an old logprob; of "
                "exp(trainer - rollout) without old logprobs", "Kish (1965)", "low", lambda s: correction(s).ess,
                Thresholds(0.95, 0.3, "amber: rltop; red: verl's alert")),
@@ -296,43 +311,41 @@ HEALTH = MetricFamily(
     "",
     (
         Metric("reward_mean", "", "sequence", "mean of the sequences' rewards", MISMATCH, "low",
-               lambda s: s.reward.mean, aliases=("verl: critic/rewards/mean", "TRL: reward", "PipelineRL: rl/reward")),
+               lambda s: s.reward.mean),
         Metric("reward_std", "", "sequence", "standard deviation of the sequences' rewards", MISMATCH, "none",
                lambda s: s.reward.std),
         Metric("zero_std_group_frac", "share", "group", "prompts with equal rewards, of those with two or more",
-               "miles docs", "high", lambda s: s.groups.zero_std, Thresholds(0.5, 0.8, "amber: miles docs; red: rltop"),
-               ("TRL: frac_reward_zero_std",)),
-        Metric("tokens", "tokens", "token", "trained tokens of update 0", MISMATCH, "none", lambda s: float(s.tokens)),
-        Metric("sequences", "sequences", "sequence", "sequences of update 0", MISMATCH, "none",
+               "miles docs", "high", lambda s: s.groups.zero_std,
+               Thresholds(0.5, 0.8, "amber: miles docs; red: rltop")),
+        Metric("tokens", "tokens", "token", "trained tokens of the step's first update", MISMATCH, "none",
+               lambda s: float(s.tokens)),
+        Metric("sequences", "sequences", "sequence", "sequences of the step's first update", MISMATCH, "none",
                lambda s: float(s.sequences)),
         Metric("response_len_mean", "tokens", "sequence", "mean of the sequences' trained tokens", MISMATCH, "none",
-               lambda s: s.per_sequence.lengths.mean,
-               aliases=("TRL: completions/mean_length", "verl: response_length/mean")),
+               lambda s: s.per_sequence.lengths.mean),
         Metric("response_len_p95", "tokens", "sequence", "95th percentile of the same", MISMATCH, "none",
                lambda s: s.per_sequence.sizes.quantile(0.95)),
         Metric("response_len_max", "tokens", "sequence", "maximum of the same", MISMATCH, "none",
-               lambda s: s.per_sequence.lengths.max,
-               aliases=("TRL: completions/max_length", "verl: response_length/max")),
+               lambda s: s.per_sequence.lengths.max),
         Metric("joined_fraction", "share", "sequence", "sequences found among the engines' rollouts, of those with a "
                "trained token", MISMATCH, "low", lambda s: share(s.joined, s.joinable)),
         Metric("prefix_hit_rate", "share", "request", "cached / prompt tokens of the joined rollouts; a request whose "
                "lookup was off counts with 0 cached", MISMATCH, "none", lambda s: s.cached.mean),
         Metric("truncated_frac", "share", "request", "joined rollouts that ended at the token limit",
                "ScaleRL, arXiv 2510.13786", "high", lambda s: share(s.truncated, s.requests),
-               Thresholds(0.1, 0.25, "amber: ScaleRL; red: miles docs"), ("TRL: completions/clipped_ratio",
-               "verl: response_length/clip_ratio", "OpenRLHF: response_clip_ratio")),
+               Thresholds(0.1, 0.25, "amber: ScaleRL; red: miles docs")),
         Metric("requests", "requests", "request", "joined rollouts", MISMATCH, "none", lambda s: float(s.requests)),
-        Metric("aborted", "requests", "request", "joined rollouts that ended as aborted (also by a stop string that "
-               "the front end found)", MISMATCH, "high", lambda s: float(s.aborted)),
+        Metric("aborted", "requests", "request", "joined rollouts that ended as aborted, but for those with stop "
+               "strings, which their front end ends in the same way", MISMATCH, "high", lambda s: float(s.aborted)),
         Metric("aborted_frac", "share", "request", "the same, of all joined rollouts", MISMATCH, "high",
                lambda s: share(s.aborted, s.requests),
-               Thresholds(0.05, 0.25, "amber: miles, prime-rl docs; red: rltop"), ("verl: response/aborted_ratio",)),
+               Thresholds(0.05, 0.25, "amber: miles, prime-rl docs; red: rltop")),
         Metric("failed_frac", "share", "request", "joined rollouts that ended in an error", MISMATCH, "high",
                lambda s: share(s.failed, s.requests), Thresholds(0.05, 0.25, "amber: prime-rl docs; red: rltop")),
         Metric("repetition_frac", "share", "sequence", "sequences of 256 trained tokens or more whose last 2500, coded "
                "as one byte per distinct token, zlib compresses tenfold, of all", "slime: has_repetition, over 10,000 "
                "characters", "high", lambda s: share(s.repetitive, s.repetition_checked),
-               Thresholds(0.05, 0.25, "amber: prime-rl, miles docs; red: rltop"), ("slime: repetition_frac (of text)",),
+               Thresholds(0.05, 0.25, "amber: prime-rl, miles docs; red: rltop"),
                reading="Sequences that end in a loop: a collapsing policy, or one that can't end within its budget."),
         GRAD_NORM_Z,
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rltop.backend import api
 from rltop.backend.parity import compare
-from rltop.backend.store.read import Reader
+from rltop.backend.store.read import Reader, evaluating
 
 MAX_SETTINGS = 12
 """Most differing settings that are printed."""
@@ -27,7 +27,7 @@ def compare_stored(references: Sequence[Path], run: Path) -> compare.ParityVerdi
 
 
 def _picture(path: Path) -> api.Snapshot:
-    with Reader(path) as reader:
+    with evaluating(path), Reader(path) as reader:
         return reader.snapshot()
 
 

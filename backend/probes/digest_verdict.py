@@ -147,7 +147,7 @@ def _with_trainer(body: wire.ProbeReport, trainer: Mapping[str, str] | None) -> 
     for name, digests in sorted(ranks.items()):
         if not digests[0].rows:
             continue
-        parts = [trainer.get(part) for part in _parts(name.removesuffix(PACKED_MARK), body.fused)]
+        parts = [trainer.get(part) for part in checkpoint_parts(name.removesuffix(PACKED_MARK), body.fused)]
         if any(part is None or part.partition(":")[0] != digests[0].dtype for part in parts):
             continue  # another name or another dtype in the trainer
         compared += 1
@@ -189,7 +189,7 @@ def _sum(hexes: Iterable[str]) -> int:
     return sum(int(one, 16) for one in hexes) % _FULL
 
 
-def _parts(name: str, fused: Mapping[str, list[str]]) -> list[str]:
+def checkpoint_parts(name: str, fused: Mapping[str, list[str]]) -> list[str]:
     """The checkpoint's names of a tensor: ``q_proj``, ``k_proj``, ``v_proj`` for ``qkv_proj``."""
     words = name.split(".")
     for at, word in enumerate(words):

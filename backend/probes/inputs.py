@@ -106,30 +106,39 @@ class InputChooser:
         self._engines = engines
         self._samples = samples
         self._chosen: dict[str, list[ScoringInput]] = {}
+        self._choices: dict[str, Callable[[list[str]], dict[str, list[ScoringInput]]]] = {
+            "cross-replica": self._same_for_all,
+            "cache-salt": self._cached_by_engine,
+            "prefill-rescore": self._current_by_engine,
+        }
 
     def choose(self, probe: str, engines: list[str]) -> dict[str, list[wire.Passage]]:
         """The passages for each engine. Raises ``RejectedError`` if there is nothing to score."""
-        if probe == "cross-replica":
-            same = self._trained() or _within_limits(
-                one.scored for engine in engines for one in self.recent.newest(engine)
-            )
-            if not same:
-                raise RejectedError("nothing to score yet: no rollout has finished and no step has closed")
-            self._chosen = dict.fromkeys(engines, same)
-        elif probe == "cache-salt":
-            self._chosen = {engine: self._cached(engine) for engine in engines}
-            if not any(self._chosen.values()):
-                raise RejectedError("nothing to score yet: no rollout of these engines has finished")
-        else:
-            why: dict[str, str] = {}
-            self._chosen = {engine: self._current(engine, why) for engine in engines}
-            if not any(self._chosen.values()):
-                raise RejectedError("; ".join(why.values()))
+        self._chosen = self._choices[probe](engines)
         return {engine: [one.passage for one in chosen] for engine, chosen in self._chosen.items()}
 
     def take_chosen(self) -> dict[str, list[ScoringInput]]:
         """The inputs chosen last; they are handed out once."""
         chosen, self._chosen = self._chosen, {}
+        return chosen
+
+    def _same_for_all(self, engines: list[str]) -> dict[str, list[ScoringInput]]:
+        same = self._trained() or _within_limits(one.scored for engine in engines for one in self.recent.newest(engine))
+        if not same:
+            raise RejectedError("nothing to score yet: no rollout has finished and no step has closed")
+        return dict.fromkeys(engines, same)
+
+    def _cached_by_engine(self, engines: list[str]) -> dict[str, list[ScoringInput]]:
+        chosen = {engine: self._cached(engine) for engine in engines}
+        if not any(chosen.values()):
+            raise RejectedError("nothing to score yet: no rollout of these engines has finished")
+        return chosen
+
+    def _current_by_engine(self, engines: list[str]) -> dict[str, list[ScoringInput]]:
+        why: dict[str, str] = {}
+        chosen = {engine: self._current(engine, why) for engine in engines}
+        if not any(chosen.values()):
+            raise RejectedError("; ".join(why.values()))
         return chosen
 
     def _current(self, engine: str, why: dict[str, str]) -> list[ScoringInput]:

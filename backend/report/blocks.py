@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rltop.backend.util.printable import one_line
+
 
 @dataclass(frozen=True)
 class Heading:
@@ -89,7 +91,7 @@ def _markdown(block: Block) -> str:
         case Bullets(items):
             return "\n".join(f"- {f'*{_plain(name)}*: ' if name else ''}{_plain(text)}" for name, text in items)
         case Code(text):
-            lines = [_clean(line).rstrip() for line in text.splitlines()]
+            lines = [one_line(line).rstrip() for line in text.splitlines()]
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
             return "\n".join([fence, *lines, fence])
         case TableBlock(heads, rows):
@@ -118,18 +120,13 @@ def _html(block: Block) -> str:
             return svg
 
 
-def _clean(text: str) -> str:
-    """One line without control characters."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
 def _escaped(text: str) -> str:
-    return html.escape(_clean(text))
+    return html.escape(one_line(text))
 
 
 def _plain(text: str) -> str:
     """Text with Markdown's special characters escaped."""
-    escaped = html.escape(_clean(text), quote=False)
+    escaped = html.escape(one_line(text), quote=False)
     for sign in "\\`*_[]|#~":
         escaped = escaped.replace(sign, f"\\{sign}")
     return escaped.strip()

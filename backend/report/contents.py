@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -11,15 +10,17 @@ from numpy.typing import NDArray
 
 from rltop.backend import api
 from rltop.backend.api.alarm import status_text, summary_line
-from rltop.backend.api.verdict import Cause, Finding, Verdict
+from rltop.backend.api.verdict import FAULT, Cause, Finding, Verdict, family, shares
 from rltop.backend.commands.messages import title as change_title
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TESTS
 from rltop.backend.diagnosis.causes.confirming_probes import BY_NAME as PROBES
+from rltop.backend.fleet.rounding import gap_floor, matched_gap
 from rltop.backend.report.blocks import Block, Bullets, Code, Heading, Paragraph, SvgBlock, TableBlock
 from rltop.backend.report.svg import Floats, PlotLine, PlotMark, svg
 from rltop.backend.text import fingerprint_text
 from rltop.backend.text import status as lines
 from rltop.backend.text.verdict_text import headline, in_place, where
+from rltop.backend.util.durations import date_and_time as at
 
 PLOTS: tuple[tuple[str, tuple[tuple[str, str], ...], str], ...] = (
     ("gap |d|, nats", (("mean", "logp_abs_diff_mean"), ("p95", "logp_abs_diff_p95")), "logp_abs_diff_mean"),
@@ -30,6 +31,9 @@ PLOTS: tuple[tuple[str, tuple[tuple[str, str], ...], str], ...] = (
     ("reward", (("mean", "reward_mean"),), ""),
 )
 """Title, lines with their metrics, and the metric that is also drawn per engine."""
+
+MATCHED_TITLE = "version-matched gap |d| with its floor, nats"
+"""The first plot."""
 
 MAX_ENGINES = 4
 """Most engines that are drawn as lines; a larger fleet has none."""
@@ -51,7 +55,7 @@ def blocks(picture: api.Snapshot, verdict: Verdict, now: float) -> list[Block]:
     """
     document: list[Block] = [
         Heading(f"Run {picture.run}: {_short(verdict)}", 1),
-        Paragraph(f"Created by rltop at {_at(now)} UTC from the state at {_at(picture.time)} UTC."),
+        Paragraph(f"Created by rltop at {at(now)} UTC from the state at {at(picture.time)} UTC."),
         Paragraph(headline(verdict), strong=True),
     ]
     for i, cause in enumerate(verdict.causes):
@@ -73,7 +77,9 @@ def _short(verdict: Verdict) -> str:
     if not verdict.causes:
         return verdict.verdict
     best = verdict.causes[0]
-    return f"{'' if verdict.verdict == 'fault' else 'possibly '}{best.title} ({best.code})"
+    if verdict.verdict == FAULT:
+        return f"{best.title} ({best.code})"
+    return f"{family(verdict.causes)}: {shares(verdict.causes)}"
 
 
 def _cause(cause: Cause, run: str, *, first: bool) -> list[Block]:
@@ -100,8 +106,8 @@ def _alarms(picture: api.Snapshot) -> list[Block]:
         return [Paragraph("None was raised.")]
     rows = [
         (
-            alarm.id, _at(alarm.raised), str(alarm.raised_step), summary_line(alarm), status_text(alarm, picture.time),
-            "" if alarm.acknowledged_at is None else _at(alarm.acknowledged_at),
+            alarm.id, at(alarm.raised), str(alarm.raised_step), summary_line(alarm), status_text(alarm, picture.time),
+            "" if alarm.acknowledged_at is None else at(alarm.acknowledged_at),
         )
         for alarm in picture.alarms.values()
     ]  # fmt: skip
@@ -124,6 +130,7 @@ def _plots(picture: api.Snapshot, verdict: Verdict) -> list[Block]:
         fault = float(since), float(verdict.step)
         legend += f" Shaded: from step {since}, the first that shows the fault, to the step of the verdict."
     plots: list[Block] = [Paragraph(legend)]
+    plots.append(_matched(picture, steps, numbers, marks, updates, fault, connected))
     for title, metrics, by_engine in PLOTS:
         series = [PlotLine(label, _column([step.values.get(metric) for step in steps])) for label, metric in metrics]
         if by_engine and len(picture.engines) <= MAX_ENGINES:
@@ -133,6 +140,25 @@ def _plots(picture: api.Snapshot, verdict: Verdict) -> list[Block]:
             ]
         plots.append(SvgBlock(svg(title, numbers, series, marks, updates=updates, fault=fault, connected=connected)))
     return plots
+
+
+def _matched(
+    picture: api.Snapshot,
+    steps: Sequence[api.Step],
+    numbers: Floats,
+    marks: Sequence[PlotMark],
+    updates: Sequence[float],
+    fault: tuple[float, float] | None,
+    connected: NDArray[np.bool_],
+) -> SvgBlock:
+    """The figure that most checks test: the version-matched gap with its floor, and by engine in a small fleet."""
+    series = [PlotLine("all", _column([matched_gap(step.values) for step in steps]))]
+    floor = gap_floor(steps, picture.engines.values(), picture.trainer)
+    if floor is not None:
+        series.append(PlotLine("floor", np.full(len(steps), floor)))
+    engines = sorted(picture.engines) if len(picture.engines) <= MAX_ENGINES else []
+    series += [PlotLine(name, _column([matched_gap(step.engines.get(name, {})) for step in steps])) for name in engines]
+    return SvgBlock(svg(MATCHED_TITLE, numbers, series, marks, updates=updates, fault=fault, connected=connected))
 
 
 def _connected(steps: Sequence[api.Step]) -> NDArray[np.bool_]:
@@ -178,8 +204,8 @@ def _changes(picture: api.Snapshot) -> list[Block]:
         return [Paragraph("Nothing was switched.")]
     rows = [
         (
-            _at(change.requested), "-" if change.step is None else str(change.step), lines.change_text(change),
-            f"{change.who}@{change.host}" if change.who else "", change.why, change.command,
+            at(change.requested), "-" if change.step is None else str(change.step), lines.change_text(change),
+            api.signature(change.who, change.host, change.author) if change.who else "", change.why, change.command,
         )
         for change in picture.changes.values()
     ]  # fmt: skip
@@ -205,7 +231,7 @@ def _events(picture: api.Snapshot) -> list[Block]:
     events = [event for event in picture.events if event.severity != "info"][-MAX_EVENTS:]
     if not events:
         return [Paragraph("None.")]
-    rows = [(_at(e.time), _or_dash(e.step), e.severity, e.kind, e.engine or "", e.text) for e in events]
+    rows = [(at(e.time), _or_dash(e.step), e.severity, e.kind, e.engine or "", e.text) for e in events]
     return [TableBlock(("time, UTC", "step", "severity", "kind", "engine", "event"), rows)]
 
 
@@ -227,7 +253,3 @@ def _findings(findings: Sequence[Finding]) -> Block:
 
 def _or_dash(value: int | None) -> str:
     return "-" if value is None else str(value)
-
-
-def _at(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(moment))

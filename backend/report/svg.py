@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rltop.backend.util.printable import one_line
+
 Floats = NDArray[np.float64]
 
 WIDTH, HEIGHT = 760, 190
@@ -22,6 +24,15 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 96, 22, 26
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES = ("", "6 3", "2 2", "8 3 2 3", "1 3", "10 4")
 """Styles of the series in turn (Okabe and Ito's palette)."""
+
+MAX_LABEL = 14
+"""Most characters of the label at the end of a line."""
+
+MARK_ROWS = 4
+"""Rows of labels of marks."""
+
+CHARACTER = 5.6
+"""Width of a character of these labels at most, in pixels."""
 
 MAX_POINTS = 1_500
 """Most points of a line; a longer one is downsampled to the extremes of each bucket."""
@@ -71,9 +82,9 @@ def svg(
     known = [one for one in series if np.isfinite(one.values).any()]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'role="img" font-family="sans-serif" font-size="11"><title>{html.escape(title)}</title>',
+        f'role="img" font-family="sans-serif" font-size="11"><title>{_escaped(title)}</title>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-        f'<text x="{LEFT}" y="14" font-weight="bold">{html.escape(title)}</text>',
+        f'<text x="{LEFT}" y="14" font-weight="bold">{_escaped(title)}</text>',
     ]
     if not known or not len(steps):
         return "".join([*parts, f'<text x="{LEFT}" y="{HEIGHT // 2}" fill="#777">not measured</text></svg>'])
@@ -88,11 +99,15 @@ def svg(
     bottom = HEIGHT - BOTTOM
     parts += [f'<path d="M{frame.x(at):.1f} {bottom}v4" stroke="#0072b2" stroke-width="0.7"/>' for at in updates]
     parts += _marks(marks, frame)
-    labels: list[float] = []
     segment = np.zeros(len(steps), np.intp) if connected is None else np.concatenate([[0], np.cumsum(~connected)])
-    for i, one in enumerate(known):
-        parts += _line(one, steps, segment, frame, i, labels)
+    ends = [frame.y(float(one.values[np.isfinite(one.values)][-1].clip(-LARGEST, LARGEST))) for one in known]
+    for i, (one, y) in enumerate(zip(known, spread(ends, TOP, bottom, 12), strict=True)):
+        parts += _line(one, steps, segment, frame, i, y)
     return "".join([*parts, "</svg>"])
+
+
+LARGEST = 1e300
+"""Values beyond it are drawn at it: the height of the plot must be a number."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +121,14 @@ class _Frame:
 
     @classmethod
     def fit(cls, steps: Floats, series: Sequence[PlotLine]) -> _Frame:
-        values = np.concatenate([one.values[np.isfinite(one.values)] for one in series])
+        values = np.concatenate([one.values[np.isfinite(one.values)] for one in series]).clip(-LARGEST, LARGEST)
         low, high = float(values.min()), float(values.max())
         if 0 <= low < 0.5 * high:
             low = 0.0
         margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
         first, last = float(steps[0]), float(steps[-1])
-        return cls(first, last if last > first else first + 1, low - margin * (low != 0), high + margin)
+        last = last if last > first else first + max(1.0, abs(first) * 1e-9)
+        return cls(first, last, low - margin * (low != 0), high + margin)
 
     def x(self, step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (step - self.first) / (self.last - self.first)
@@ -132,7 +148,7 @@ class _Frame:
             for value in ticks(self.first, self.last, 8)
             if value == int(value)
         ]
-        parts.append(f'<text x="{right + 8}" y="{bottom + 17}" fill="#777">step</text>')
+        parts.append(f'<text x="{right + 34}" y="{bottom + 17}" fill="#777">step</text>')
         return parts
 
 
@@ -149,9 +165,9 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _line(
-    one: PlotLine, steps: Floats, segment: NDArray[np.intp], frame: _Frame, index: int, labels: list[float]
+    one: PlotLine, steps: Floats, segment: NDArray[np.intp], frame: _Frame, index: int, label_y: float
 ) -> list[str]:
-    """A line and its label, placed at a distance from those at heights ``labels``; an isolated point is a dot.
+    """A line, and its label at ``label_y``; an isolated point is a dot.
 
     ``segment`` [steps] numbers the connected segments.
     """
@@ -165,15 +181,11 @@ def _line(
         f"{'L' if here else 'M'}{frame.x(step):.1f} {frame.y(value):.1f}{'' if here or on else 'h0'}"
         for step, value, here, on in zip(x[known], y[known], before[known], after[known], strict=True)
     ]
-    last = frame.y(float(one.values[np.isfinite(one.values)][-1]))
-    away = 4 if last < HEIGHT / 2 else -4
-    while any(abs(last - other) < 12 for other in labels):
-        last += away
-    labels.append(last)
+    label = one.label if len(one.label) <= MAX_LABEL else f"{one.label[: MAX_LABEL - 1]}…"
     return [
         f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-linejoin="round" '
         f'stroke-linecap="round" stroke-dasharray="{dash}"/>',
-        f'<text x="{WIDTH - RIGHT + 6}" y="{last + 4:.1f}" fill="{colour}">{html.escape(one.label)}</text>',
+        f'<text x="{WIDTH - RIGHT + 6}" y="{label_y + 4:.1f}" fill="{colour}">{_escaped(label)}</text>',
     ]
 
 
@@ -192,11 +204,43 @@ def downsampled(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def _marks(marks: Sequence[PlotMark], frame: _Frame) -> list[str]:
+    """Vertical lines with labels in rows; a label without room is only the line's tooltip."""
     parts = []
-    for number, mark in enumerate(mark for mark in marks if frame.first - 1 <= mark.step <= frame.last + 1):
+    rows = [float(LEFT)] * MARK_ROWS  # where each row is free
+    shown = [mark for mark in marks if frame.first - 1 <= mark.step <= frame.last + 1]
+    for mark in sorted(shown, key=lambda mark: mark.step):
         x = min(max(frame.x(mark.step), LEFT), WIDTH - RIGHT)
         colour, dash = _MARKS[mark.kind]
-        parts.append(f'<path d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="{colour}" stroke-dasharray="{dash}"/>')
-        y = TOP + 9 + 11 * (number % 3)
-        parts.append(f'<text x="{x + 3:.1f}" y="{y}" fill="{colour}" font-size="9">{html.escape(mark.label)}</text>')
+        parts.append(
+            f'<path d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="{colour}" stroke-dasharray="{dash}">'
+            f"<title>{_escaped(mark.label)}</title></path>"
+        )
+        at = min(x + 3, WIDTH - RIGHT - CHARACTER * len(mark.label))
+        row = next((row for row, free in enumerate(rows) if free <= at), None)
+        if row is not None:
+            rows[row] = at + CHARACTER * (len(mark.label) + 1)
+            y = TOP + 9 + 11 * row
+            parts.append(f'<text x="{at:.1f}" y="{y}" fill="{colour}" font-size="9">{_escaped(mark.label)}</text>')
     return parts
+
+
+def spread(wanted: Sequence[float], low: float, high: float, apart: float) -> list[float]:
+    """Positions near ``wanted``, within ``low`` to ``high``, at least ``apart`` from each other.
+
+    Closer only if there is no room otherwise.
+
+    >>> spread([10, 11, 50], 0, 50, 12)
+    [10, 22, 50]
+    """
+    apart = min(apart, (high - low) / max(len(wanted) - 1, 1))
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    found = [0.0] * len(wanted)
+    for rank, i in enumerate(order):
+        found[i] = max(wanted[i], low if rank == 0 else found[order[rank - 1]] + apart)
+    for rank, i in reversed(list(enumerate(order))):
+        found[i] = min(found[i], high - apart * (len(order) - 1 - rank))
+    return found
+
+
+def _escaped(text: str) -> str:
+    return html.escape(one_line(text))

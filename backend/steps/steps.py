@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from rltop.backend import api, metrics
 from rltop.backend.api.attribution import Attribution
@@ -24,7 +25,8 @@ from rltop.backend.gaps.sampling import SampledSteps, StepSamples
 from rltop.backend.ingest.sources import is_trainer
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.index import RolloutIndex
-from rltop.backend.join.stats import JoinStats
+from rltop.backend.join.stats import JoinStats, by_engine
+from rltop.backend.join.versions import VersionAlignment
 from rltop.backend.measure.measure import UNKNOWN_ENGINE, BatchRuns, measure
 from rltop.backend.steps.provenance import OpenProvenance, StepProvenance, StoredSteps
 from rltop.backend.summary import Summary
@@ -51,6 +53,8 @@ MAX_WAITING_BYTES = 1 << 30
 """Bounds on open steps (more while messages are resent), and on the bytes of rows that wait for rollouts; beyond them
 the oldest are settled early and counted."""
 
+T = TypeVar("T")
+
 MAX_DONE = 20_000
 """Steps remembered as done; rows of an older one would open it again."""
 
@@ -65,7 +69,7 @@ class Assembly:
         ranks: those that have closed it.
         waiting: batches that wait for rollouts.
         parts, cells, evidence, joined, samples: what the absorbed batches add up to.
-        rows: rows of update 0 received, by rank. received: of all updates.
+        rows: rows of the first update received, by rank. received: of all updates.
         sent: rows of all updates that a rank reports to have sent.
         provenance: the rollouts that its rows were joined with.
         lost: messages, by source, that may have belonged to it.
@@ -104,8 +108,8 @@ class Assembly:
             self.evidence[engine] = self.evidence[engine] + own if engine in self.evidence else own
         for place, cell in measure_cells(batch).items():
             self.cells[place] = self.cells[place] + cell if place in self.cells else cell
-        if batch.body.update == 0:
-            self.joined.count(batch)
+        if batch.is_first:
+            self.joined.count(batch, runs.copies, runs.prompts)
             self.samples.add_batch(batch)
         self.provenance.add(batch)
 
@@ -141,9 +145,10 @@ class Assembly:
             joins=dict(self.joined.ways),
             reused=self.joined.reused,
             unused=dict(unused),
-            copies=self.joined.copies_by_engine(),
+            copies=by_engine(self.joined.copies),
             missing_rows=self.missing_rows,
             lost=dict(self.lost),
+            violations=by_engine(self.joined.violations),
         )
 
 
@@ -154,6 +159,7 @@ class Steps:
         index: the rollouts.
         ready: whether rows can be measured without waiting for the compiler; until then they wait here.
         stored: steps that an earlier hub stored; messages about them may be resent.
+        versions: aligns the versions of engines and trainer.
 
     Attributes:
         late_rows: rows that arrived after their step was measured.
@@ -165,7 +171,11 @@ class Steps:
     """
 
     def __init__(
-        self, index: RolloutIndex, ready: Callable[[], bool] = lambda: True, stored: StoredSteps | None = None
+        self,
+        index: RolloutIndex,
+        ready: Callable[[], bool] = lambda: True,
+        stored: StoredSteps | None = None,
+        versions: VersionAlignment | None = None,
     ) -> None:
         self.late_rows = 0
         self.settled_early = 0
@@ -180,8 +190,10 @@ class Steps:
         self._open: dict[int, Assembly] = {}
         self._done: dict[int, None] = {}
         self._settled: list[api.Step] = []  # measured early, for want of room
+        self._faults: list[tuple[int, Exception]] = []
         self._next_lost: Counter[str] = Counter()
         self._stored = stored or StoredSteps()
+        self._versions = versions or VersionAlignment()
         self._lives: dict[int, str] = {}  # epoch of every rank
         self.provenance: dict[int, StepProvenance] = {}
         self.behind = False
@@ -194,6 +206,11 @@ class Steps:
         """Numbers of the steps that have messages and are not done."""
         return list(self._open)
 
+    @property
+    def lives(self) -> dict[int, str]:
+        """Epoch of the latest process of every rank that sent rows or closed a step."""
+        return dict(self._lives)
+
     def is_open(self, step: int) -> bool:
         """Whether the step has messages and is not done."""
         return step in self._open
@@ -205,6 +222,7 @@ class Steps:
     def new_epoch(self) -> None:
         """The trainer restarted, perhaps from an earlier step: steps may come again."""
         self._done.clear()
+        self._versions.trainer_restarted()
 
     def messages_lost(self, source: str, messages: int) -> None:
         """Messages of a source were lost (0: unknown how many): open steps and the next one may lack rows."""
@@ -218,18 +236,19 @@ class Steps:
             return
         batch = Batch(body, arrays)
         if body.step in self._done:
-            self.late_rows += batch.rows if body.update == 0 else 0
+            self.late_rows += batch.rows if batch.is_first else 0
             return
         assembly = self._assembly(body.step, body.rank, epoch, now)
         assembly.received[body.rank] += batch.rows
-        if body.update == 0:
+        if batch.is_first:
+            self._versions.unit.observe(body.step, body.policy_version, body.version_unit)
             batch.first = assembly.rows[body.rank]
             assembly.rows[body.rank] += batch.rows
-        if body.update and not self.behind:  # only contributes clip rates: not worth waiting for
+        if not batch.is_first and not self.behind:  # only contributes clip rates: not worth waiting for
             batch.join(self._index, strict=False)
-            assembly.absorb(batch)
+            self._measure(assembly, batch)
         elif self._joins_now() and not self._unseen and batch.join(self._index, strict=True):
-            assembly.absorb(batch)
+            self._measure(assembly, batch)
         else:
             self._unseen |= not self._joins_now()
             assembly.waiting.append(batch)
@@ -246,6 +265,7 @@ class Steps:
         assembly.world_size = max(body.world_size, 1)
         if body.policy_version is not None:
             assembly.policy_version = body.policy_version
+            self._versions.unit.observe(body.step + 1, body.policy_version, body.version_unit)
         # Of scalars of one name the lowest rank's is used, whichever rank closes first.
         assembly.scalars = (
             {**assembly.scalars, **body.metrics} if body.rank == 0 else {**body.metrics, **assembly.scalars}
@@ -271,7 +291,7 @@ class Steps:
         joins_now, data_until = self._joins_now(), now if data_until is None else data_until
         self.unfinished, self._budget = False, PART_TOKENS
         for assembly in list(self._open.values()):
-            if (done := self._advance(assembly, now, data_until)) is not None:
+            if (done := self._contained(assembly, self._advance, now, data_until)) is not None:
                 settled.append(done)
             if self._budget <= 0:
                 self.unfinished = True
@@ -294,7 +314,8 @@ class Steps:
             if len(self._open) > (MAX_OPEN_RESENT if self.behind else MAX_OPEN):
                 oldest = next(iter(self._open.values()))
                 oldest.close(now, partial=True)
-                self._settled.append(self._finish(oldest, now))
+                if (done := self._contained(oldest, self._finish, now)) is not None:
+                    self._settled.append(done)
             assembly.lost.update(self._next_lost)
         assembly.epochs[rank] = self._lives[rank] = epoch
         self._next_lost.clear()
@@ -321,8 +342,12 @@ class Steps:
             self._settle(assembly, assembly.waiting.pop(0))
         return None if assembly.waiting else self._finish(assembly, now)
 
-    def _absorb(self, assembly: Assembly, batch: Batch) -> None:
+    def _measure(self, assembly: Assembly, batch: Batch) -> None:
+        batch.scale = self._versions.scale(batch)
         assembly.absorb(batch)
+
+    def _absorb(self, assembly: Assembly, batch: Batch) -> None:
+        self._measure(assembly, batch)
         self._budget -= batch.tokens + ROW_TOKENS * batch.rows
 
     def _settle(self, assembly: Assembly, batch: Batch) -> None:
@@ -330,18 +355,37 @@ class Steps:
         batch.join(self._index, strict=False)
         self._absorb(assembly, batch)
 
-    def _finish(self, assembly: Assembly, now: float) -> api.Step:
-        for batch in assembly.waiting:
-            self._settle(assembly, batch)
-        del self._open[assembly.step]
+    def _contained(self, assembly: Assembly, work: Callable[..., T], *args: Any) -> T | None:
+        """Return ``work(assembly, *args)``; if it raises, give the step up: the others go on."""
+        try:
+            return work(assembly, *args)
+        except Exception as error:  # noqa: BLE001 - whatever it is, only this step suffers
+            self._remove(assembly)
+            self._faults.append((assembly.step, error))
+            return None
+
+    def take_faults(self) -> list[tuple[int, Exception]]:
+        """Return the steps that were given up since the last call, and why."""
+        faults, self._faults = self._faults, []
+        return faults
+
+    def _remove(self, assembly: Assembly) -> None:
+        """The step takes no more messages."""
+        self._open.pop(assembly.step, None)
         self._done[assembly.step] = None
         if len(self._done) > MAX_DONE:
             del self._done[next(iter(self._done))]
+
+    def _finish(self, assembly: Assembly, now: float) -> api.Step:
+        for batch in assembly.waiting:
+            self._settle(assembly, batch)
+        self._remove(assembly)
         for other in self._open.values():  # a step that no rank closes must not stay open
             if other.step < assembly.step and other.deadline is None:
                 other.deadline = now + PARTIAL_S
         before = [self._scalars[number] for number in sorted(self._scalars) if number < assembly.step]
         in_turn = bool(assembly.parts) and not assembly.resent  # else rollouts arrived long before their step
+        assembly.joined.count_broken(self._index.take_broken())
         step = assembly.result(self._index.step_done(assembly.provenance.records, in_turn=in_turn), before)
         self.provenance[step.step] = assembly.provenance.result(self._lives)
         self._scalars[step.step] = step.trainer
@@ -352,7 +396,7 @@ class Steps:
         self.samples.put(step.step, assembly.samples)
         self.shapes.put(step.step, assembly.parts)
         known = {e: own for e, own in assembly.evidence.items() if not own.is_empty}
-        self.series.put(step.step, {e: evidence.with_lags(own, assembly.parts[e].strata) for e, own in known.items()})
+        self.series.put(step.step, {e: evidence.with_strata(own, assembly.parts[e]) for e, own in known.items()})
         return step
 
     def _make_room(self) -> None:
@@ -361,7 +405,7 @@ class Steps:
         for assembly, batch in batches:
             if size <= MAX_WAITING_BYTES:
                 break
-            self._settle(assembly, batch)
             assembly.waiting.remove(batch)
             size -= batch.nbytes
+            self._contained(assembly, self._settle, batch)
             self.settled_early += 1

@@ -6,7 +6,6 @@ that another version of rltop stored with other figures or strata are skipped.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +28,8 @@ from rltop.backend.steps.provenance import StepProvenance
 from rltop.backend.store import resume, row_mapping, step_details
 from rltop.backend.store.read import Reader
 from rltop.backend.store.resume import Resumed
-from rltop.backend.store.row_mapping import Row
+from rltop.backend.store.row_mapping import Row, unpacked
+from rltop.backend.store.schema import Unavailable
 from rltop.backend.store.step_details import StepDetails
 from rltop.backend.summary import Regression
 from rltop.backend.summary.dimensions import STRATA
@@ -118,6 +118,7 @@ def part_rows(step: int, parts: Mapping[str, EngineSums]) -> Iterator[Row]:
             STRATA, _of_strata(part.strata), _of_strata(part.matched), part.lag_regression.sequences,
             [part.lag_regression.sums.tobytes(), part.lag_regression.products.tobytes()],
             [part.groups.keys.tobytes(), part.groups.moments.tobytes(), part.groups.rewards.tobytes()],
+            step_details.environments_body(part.environments),
         )  # fmt: skip
         yield {"step": step, "engine": engine, "old": int(part.old), "body": msgspec.msgpack.encode(body)}
 
@@ -143,6 +144,7 @@ class _PartBody(msgspec.Struct):
     sequences: int
     line: list[bytes]
     groups: list[bytes]
+    environments: dict[str, bytes] = {}
 
 
 def _of_strata(part: Packed) -> list[bytes]:
@@ -153,7 +155,7 @@ def _of_strata(part: Packed) -> list[bytes]:
 
 
 def _part(old: int, packed: bytes) -> EngineSums | None:
-    body = msgspec.msgpack.decode(zlib.decompress(packed), type=_PartBody)
+    body = msgspec.msgpack.decode(unpacked(packed), type=_PartBody)
     if body.size != STRATA:
         return None
     sums, products = (_array(raw) for raw in body.line)
@@ -166,6 +168,7 @@ def _part(old: int, packed: bytes) -> EngineSums | None:
         Groups(
             _array(keys, "<u8"), _array(moments).reshape(-1, len(FIGURE), len(MOMENT)), _array(rewards).reshape(-1, 3),
         ),
+        step_details.environments_of(body.environments),
     )  # fmt: skip
 
 
@@ -191,7 +194,7 @@ def _steps(reader: Reader, condition: str, values: Sequence[Any]) -> list[StepCe
             rows[step] = row
             found.pop(step, None)
             found[step] = StepCells(step, closed, {})
-        cell = _array(zlib.decompress(sums))
+        cell = _array(unpacked(sums))
         if cell.size == epoch_sums.empty().size:
             found[step].cells[EpochKey(engine, life, epoch)] = cell.reshape(epoch_sums.empty().shape)
     return list(found.values())
@@ -270,10 +273,10 @@ def attributed(reader: Reader, question: api.AskAttribution, shown: api.Snapshot
     """Break the gap of the last steps down by source, as of the shown snapshot.
 
     Raises:
-        ValueError: no sums of these steps are stored.
+        Unavailable: no sums of these steps are stored.
     """
     parts = _parts(reader, shown.seq, max(question.steps, 1))
     if not parts:
-        raise ValueError("no attribution data is stored up to this step")
+        raise Unavailable("no attribution data is stored up to this step")
     epochs = _steps(reader, "frame <= ? ORDER BY id DESC LIMIT ?", (shown.seq, max(question.steps, 1)))
     return attribution(parts, epochs)

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from rltop.backend import api
 from rltop.backend.store import step_details
-from rltop.backend.store.read import Reader
-from rltop.backend.store.schema import StoreError
+from rltop.backend.store.read import Reader, evaluating
+from rltop.backend.store.schema import StoreError, Unavailable
 
 MAX_WAITING = 64
 """Questions that may wait; further ones are answered from memory alone."""
@@ -66,14 +63,14 @@ class StoreLookup(threading.Thread):
 
 def _answer(path: Path, question: Detail, fallback: api.Answer) -> api.Answer:
     try:
-        with Reader(path) as reader:
+        with evaluating(path), Reader(path) as reader:
             if isinstance(question, api.AskMismatch):
                 return api.Answer(question.id, mismatch=step_details.mismatch(reader, question.first, question.last))
             if isinstance(question, api.AskPast):
                 return api.Answer(question.id, past=reader.past(question.step))
             samples = step_details.samples(reader, question.step, question.kind, question.engine, question.limit)
             return api.Answer(question.id, samples=samples)
-    except (StoreError, sqlite3.Error, OSError, msgspec.MsgspecError):  # the store's writer reports it
+    except (StoreError, OSError):  # the store's writer reports it
         return fallback
-    except ValueError as error:
+    except Unavailable as error:
         return api.Answer(question.id, error=str(error))

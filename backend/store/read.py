@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import sqlite3
+import zlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +30,12 @@ LEVEL_1_STEPS = 16_000
 
 LEVEL_2_STEPS = 250_000
 """Level 2 up to this many steps, then level 3."""
+
+HEADER_BYTES = 100
+"""The header of an SQLite file; it states the size of a page and the number of pages."""
+
+MAX_SHOWN = 200
+"""Characters of an error's text in a message."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Reader:
 
     Raises:
         schema.StoreError: there is no file, it is not a store, or a newer version wrote it; the message says which.
+            Queries of a damaged file raise many types: ``evaluating`` makes them this one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,13 +71,14 @@ class Reader:
                 raise schema.StoreError(_other_version(version))
             if version < schema.VERSION:
                 self._connection = _up_to_date(self._connection)
+            schema.check_tables(self._connection)
             self.columns = {t.name: tuple(schema.columns(self._connection, t.name)) for t in schema.TABLES}
         except schema.StoreError as error:
             self.close()
             raise schema.StoreError(f"{self.path}: {error}") from None
-        except sqlite3.Error as error:
+        except _DAMAGE as error:
             self.close()
-            raise schema.StoreError(f"{self.path}: not readable as a store: {error}") from error
+            raise _damaged(self.path, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -171,14 +180,14 @@ class Reader:
         """Return the run as of the close of ``step``, the last one up to frame ``until`` (None: the last).
 
         Raises:
-            ValueError: no such step is stored.
+            Unavailable: no such step is stored.
         """
         until = self.last_frame() if until is None else until
         row = self.execute(
             "SELECT id, frame FROM step WHERE step = ? AND frame <= ? ORDER BY id DESC LIMIT 1", (step, until)
         ).fetchone()
         if row is None:
-            raise ValueError(f"step {step} is not stored")
+            raise schema.Unavailable(f"step {step} is not stored")
         (whole,) = self.steps("id = ?", (row[0],))
         return api.PastState(whole, self._snapshot_engines(row[1]))
 
@@ -320,28 +329,78 @@ class Reader:
         return self.execute(f"SELECT * FROM {table} WHERE frame = ? ORDER BY id", (frame,)).fetchall()
 
 
+_DAMAGE = (
+    sqlite3.Error, zlib.error, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError,
+    MemoryError, RecursionError,
+)  # fmt: skip
+"""What reading damaged data raises. SQLite has no checksums: any number or text in a file may be another."""
+
+
+@contextlib.contextmanager
+def evaluating(path: Path) -> Iterator[None]:
+    """A block that computes from the store at ``path``: what damage in it raises becomes a ``StoreError``.
+
+    Raises:
+        schema.StoreError: the file is damaged, or another process has locked it.
+    """
+    try:
+        yield
+    except (schema.StoreError, schema.Unavailable):
+        raise
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: BaseException) -> schema.StoreError:
+    if _is_locked(error):
+        return schema.StoreError(f"{path}: another process has locked it; try again when that has ended")
+    shown = str(error) or "no details"
+    return schema.StoreError(f"{path}: damaged, or no store of rltop ({type(error).__name__}: {shown[:MAX_SHOWN]})")
+
+
+def _is_locked(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _LOCKED
+
+
+_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     """Open the file read-only; as immutable if it can't be locked and has no log."""
     if not path.is_file():
         raise schema.StoreError(f"no store at {path}: nothing was recorded there")
     try:
-        if path.suffix == ".gz":
-            connection = sqlite3.connect(":memory:")
-            content = bytearray(gzip.decompress(path.read_bytes()))
-            content[18:20] = b"\x01\x01"  # a database in memory has no write-ahead log
-            connection.deserialize(bytes(content))
-            return connection
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-        try:
-            connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-            return connection
-        except sqlite3.OperationalError:  # in a read-only directory the log's index can't be created
-            connection.close()
-            if (log := path.with_name(path.name + "-wal")).exists() and log.stat().st_size:
-                raise
-            return sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, check_same_thread=False)
-    except (OSError, EOFError, sqlite3.Error) as error:
-        raise schema.StoreError(f"{path} is not a readable store or recording of a run: {error}") from error
+        return _unpacked(path) if path.suffix == ".gz" else _read_only(path)
+    except OSError as error:
+        raise schema.StoreError(f"{path}: {error.strerror or error}") from error
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _unpacked(path: Path) -> sqlite3.Connection:
+    """The content of a compressed recording, in memory: as many pages as its header states, and no more."""
+    with gzip.open(path) as file:
+        header = file.read(HEADER_BYTES)
+        if not header.startswith(b"SQLite format 3\0") or len(header) < HEADER_BYTES:
+            raise schema.StoreError(f"{path}: no recording of a run: it has no database in it")
+        (page, pages) = int.from_bytes(header[16:18]), int.from_bytes(header[28:32])
+        content = bytearray(header + file.read(max((65_536 if page == 1 else page) * pages - HEADER_BYTES, 0)))
+    content[18:20] = b"\x01\x01"  # a database in memory has no write-ahead log
+    connection = sqlite3.connect(":memory:")
+    connection.deserialize(bytes(content))
+    return connection
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+        return connection
+    except sqlite3.OperationalError as error:  # in a read-only directory the log's index can't be created
+        connection.close()
+        if _is_locked(error) or ((log := path.with_name(path.name + "-wal")).exists() and log.stat().st_size):
+            raise
+        return sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, check_same_thread=False)
 
 
 def _up_to_date(old: sqlite3.Connection) -> sqlite3.Connection:
@@ -361,6 +420,6 @@ def _other_version(version: int | None) -> str:
 
 def has_steps(path: Path) -> bool:
     """Whether the store at ``path`` has steps."""
-    with contextlib.suppress(schema.StoreError), Reader(path) as reader:
+    with contextlib.suppress(schema.StoreError), evaluating(path), Reader(path) as reader:
         return reader.execute("SELECT 1 FROM step LIMIT 1").fetchone() is not None
     return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +11,7 @@ import numpy as np
 from rltop.backend.ingest.sources import ReceivedMark
 from rltop.backend.steps.provenance import StepProvenance
 from rltop.backend.store.read import Reader
-from rltop.backend.store.row_mapping import Row
+from rltop.backend.store.row_mapping import Row, unpacked
 
 LOADED_STEPS = 64
 """Steps of which messages may be resent: as many as are open, and more than rollouts are retained for."""
@@ -66,7 +65,7 @@ def load(reader: Reader) -> Resumed:
 
 
 def _provenance(packed: bytes, marks: Mapping[str, ReceivedMark]) -> StepProvenance:
-    body = msgspec.msgpack.decode(zlib.decompress(packed), type=_ProvenanceBody)
+    body = msgspec.msgpack.decode(unpacked(packed), type=_ProvenanceBody)
     rollouts = {}
     for entry in body.rollouts:
         mark = marks.get(entry.engine)

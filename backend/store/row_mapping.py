@@ -134,8 +134,26 @@ def sample_row(sample: SampleRow) -> Row:
 
 def sample_body(body: bytes) -> Row:
     """Return the map in a ``body``."""
-    found: Row = _decode(zlib.decompress(body) if body[:1] == _ZLIB else body)
+    found: Row = _decode(unpacked(body) if body[:1] == _ZLIB else body)
     return found
+
+
+MAX_BLOB = 1 << 28
+"""Bytes of a decompressed blob; the longest sequences of a step have a tenth of it."""
+
+
+def unpacked(packed: bytes) -> bytes:
+    """Decompress a blob.
+
+    Raises:
+        ValueError: it is cut, or has more than ``MAX_BLOB`` bytes.
+        zlib.error: it is damaged.
+    """
+    stream = zlib.decompressobj()
+    content = stream.decompress(packed, MAX_BLOB)
+    if not stream.eof:
+        raise ValueError("a compressed value is cut, or too long")
+    return content
 
 
 def blob(value: object) -> bytes:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-VERSION = 5
+VERSION = 6
 """``PRAGMA user_version`` of a store that this version writes."""
 
 APPLICATION_ID = 0x726C7470
@@ -27,7 +27,11 @@ SCALAR = "trainer/"
 
 
 class StoreError(ValueError):
-    """A file that is not a store of rltop, or one of a newer version; the message says which and what to do."""
+    """A file that is no store of rltop, is damaged, locked, or of a newer version; the message says which."""
+
+
+class Unavailable(ValueError):  # noqa: N818 - the name is a state
+    """A sound store does not have what was asked for; the message says what it has."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +269,13 @@ TABLES: tuple[StoreTable, ...] = (
                 "zlib: float64 [strata, 8], `gaps.mismatch.GapShape.sums`; [strata, 4] in old stores",
                 packed=0,
             ),
+            StoreColumn(
+                "environments",
+                "BLOB",
+                "zlib: msgpack map, environment to float64 [figures, moments], `summary/environments.py`; NULL in old "
+                "stores",
+                packed=0,
+            ),
         ),
         indexes=("(step, id)", "(frame)"),
         retention="the newest 200,000",
@@ -285,7 +296,7 @@ TABLES: tuple[StoreTable, ...] = (
     StoreTable(
         "strata",
         "Source of the gap in one engine's part of a step: sums by stratum, of all and of version-matched tokens, "
-        "the regression over lag, and prompt groups.",
+        "the regression over lag, prompt groups, and environments.",
         (
             _ID,
             _FRAME,
@@ -440,6 +451,7 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "body BLOB NOT NULL)",
         "CREATE INDEX taken_0 ON taken (frame)",
     ),
+    5: ("ALTER TABLE shape ADD COLUMN environments BLOB",),
 }
 """SQL that migrates from a version to the next, for every version before ``VERSION``."""
 
@@ -497,6 +509,20 @@ def prepare(
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def check_tables(connection: sqlite3.Connection) -> None:
+    """Check that a file of this version has every table with its columns; a view or a virtual table is no table.
+
+    Raises:
+        StoreError: a table or a column is missing.
+    """
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0"
+    present = {name for (name,) in connection.execute(query)}
+    for table in TABLES:
+        found = columns(connection, table.name) if table.name in present else []
+        if lacking := [column.name for column in table.columns if column.name not in found]:
+            raise StoreError(f"damaged: table {table.name} lacks {', '.join(lacking)}")
 
 
 def columns(connection: sqlite3.Connection, table: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +22,11 @@ from rltop.backend.gaps.mismatch import COLUMNS, MAX_STEPS, MEANS, GapShape, Gap
 from rltop.backend.gaps.sampling import KINDS, StepSamples
 from rltop.backend.steps.provenance import StepProvenance
 from rltop.backend.store.read import Reader
-from rltop.backend.store.row_mapping import Row, SampleRow
+from rltop.backend.store.row_mapping import Row, SampleRow, unpacked
+from rltop.backend.store.schema import Unavailable
 from rltop.backend.summary import CLAMP
+from rltop.backend.summary.environments import Environments
+from rltop.backend.summary.kernel import FIGURE, MOMENT
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -91,7 +93,19 @@ def shape_rows(details: StepDetails) -> Iterator[Row]:
             "invalid": shape.invalid,
             "bins": shape.bins.astype("<i8").tobytes(),
             "sums": shape.sums.astype("<f8").tobytes(),
+            "environments": _encode(environments_body(shape.environments)),
         }
+
+
+def environments_body(environments: Environments) -> dict[str, bytes]:
+    """Return the moments as raw little-endian bytes, by environment."""
+    return {name: moments.astype("<f8").tobytes() for name, moments in environments.moments.items()}
+
+
+def environments_of(body: Mapping[str, bytes]) -> Environments:
+    """Return what ``environments_body`` was made from."""
+    shape = (len(FIGURE), len(MOMENT))
+    return Environments({name: np.frombuffer(raw, "<f8").reshape(shape) for name, raw in body.items()})
 
 
 def evidence_rows(details: StepDetails) -> Iterator[Row]:
@@ -110,7 +124,7 @@ def evidence_series(reader: Reader, until: int | None = None) -> EvidenceSeries:
     found: dict[tuple[int, int], dict[str, Evidence]] = {}
     for frame, step, engine, body in reader.execute(query, (last, MAX_PARTS)):
         with contextlib.suppress(ValueError):
-            found.setdefault((frame, step), {})[engine] = Evidence.from_bytes(zlib.decompress(body))
+            found.setdefault((frame, step), {})[engine] = Evidence.from_bytes(unpacked(body))
     series = EvidenceSeries()
     for (_, step), engines in found.items():
         series.put(step, engines)
@@ -121,26 +135,31 @@ def mismatch(reader: Reader, first: int | None, last: int | None) -> Mismatch:
     """As ``GapShapes.answer``, from a store: over the last ``MAX_STEPS`` steps of the range.
 
     Raises:
-        ValueError: none of these steps is stored.
+        Unavailable: none of these steps is stored.
     """
     bounds = (-(2**62) if first is None else first, 2**62 if last is None else last)
     newest = "SELECT DISTINCT step FROM shape WHERE step >= ? AND step <= ? ORDER BY step DESC LIMIT ?"
-    query = f"SELECT frame, step, engine, tokens, invalid, bins, sums FROM shape WHERE step IN ({newest}) ORDER BY id"
+    columns = "frame, step, engine, tokens, invalid, bins, sums, environments"
+    query = f"SELECT {columns} FROM shape WHERE step IN ({newest}) ORDER BY id"
     found: dict[int, tuple[int, dict[str, GapShape]]] = {}
-    for frame, step, engine, tokens, invalid, bins, sums in reader.execute(query, (*bounds, MAX_STEPS)):
+    for frame, step, engine, tokens, invalid, bins, sums, named in reader.execute(query, (*bounds, MAX_STEPS)):
         if found.get(step, (-1,))[0] != frame:  # of a repeated step the last row counts
             found[step] = frame, {}
-        shape = GapShape(_unpacked(bins, "<i8"), _sums(_unpacked(sums, "<f8")), tokens, invalid)
+        environments = environments_of({} if named is None else msgspec.msgpack.decode(unpacked(named)))
+        shape = GapShape(_unpacked(bins, "<i8"), _sums(_unpacked(sums, "<f8")), tokens, invalid, environments)
         found[step][1][engine] = shape
     shapes = GapShapes()
     for step, (_, by_engine) in sorted(found.items()):
         if all(_fits(shape) for shape in by_engine.values()):
             shapes.put_shapes(step, by_engine)
-    return shapes.answer(first, last)
+    try:
+        return shapes.answer(first, last)
+    except ValueError as error:
+        raise Unavailable(str(error)) from error
 
 
 def _unpacked(packed: bytes, kind: str) -> NDArray[Any]:
-    return np.frombuffer(zlib.decompress(packed), kind)
+    return np.frombuffer(unpacked(packed), kind)
 
 
 def _sums(flat: NDArray[Any]) -> NDArray[Any]:
@@ -161,16 +180,16 @@ def samples(reader: Reader, step: int | None, kind: str, engine: str | None, lim
     """As ``SampledSteps.answer``, from a store.
 
     Raises:
-        ValueError: there is no such kind, or the step is not stored; the text lists the steps that are.
+        Unavailable: there is no such kind, or the step is not stored; the text lists the steps that are.
     """
     if kind not in KINDS:
-        raise ValueError(f"no samples of kind {kind!r}; there are {', '.join(KINDS)}")
+        raise Unavailable(f"no samples of kind {kind!r}; there are {', '.join(KINDS)}")
     steps = [row[0] for row in reader.execute("SELECT DISTINCT step FROM sample WHERE kind = ? ORDER BY step", (kind,))]
     if step is None:
         step = steps[-1] if steps else None
     if step is None or step not in steps:
         which = f"; there are {len(steps)} steps from {steps[0]} to {steps[-1]}" if steps else ""
-        raise ValueError(f"{'no sample' if step is None else f'no sample of step {step}'} is stored{which}")
+        raise Unavailable(f"{'no sample' if step is None else f'no sample of step {step}'} is stored{which}")
     (frame,) = reader.execute("SELECT max(frame) FROM sample WHERE step = ?", (step,)).fetchone()
     sequences: list[Sequence] = []
     tokens: list[Token] = []

@@ -10,12 +10,11 @@ view: frames wait within a bound, the error is reported once, and writing resume
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
-import sqlite3
 import struct
 import subprocess
 import time
-import zlib
 from collections import deque
 from pathlib import Path
 
@@ -25,9 +24,10 @@ from rltop.backend import api
 from rltop.backend.store import aggregates, schema
 from rltop.backend.store import write as files
 from rltop.backend.store.aggregates import NOTHING, FrameAggregates, StoredAggregates, aggregate_rows
-from rltop.backend.store.read import NAME, Reader
+from rltop.backend.store.read import NAME, Reader, evaluating
 from rltop.backend.store.writer_launch import LaunchedWriter, launch_writer, wait_for_writer
 from rltop.backend.store.writer_process import Message, WriterConfig, WriterReport, pack
+from rltop.collectors.contract.rundir import RunDir
 
 COMMIT_TIMEOUT_S = 0.25
 """How long a frame is held back for its commit, which usually takes a few milliseconds."""
@@ -90,9 +90,9 @@ class Store:
         if self._launched is None:
             wait_for_writer(self.path.parent)
         try:
-            with Reader(self.path) as reader:
+            with evaluating(self.path), Reader(self.path) as reader:
                 past = reader.snapshot()
-        except (schema.StoreError, sqlite3.Error, msgspec.DecodeError, OSError):
+        except (schema.StoreError, OSError):
             return None  # the writer meets the same error, and reports it
         behind = past.time - self._config.started
         if behind > CLOCK_TOLERANCE_S:
@@ -104,9 +104,9 @@ class Store:
     def aggregates(self) -> StoredAggregates:
         """Return the stored sums from which effects, attribution and diagnoses are computed."""
         try:
-            with Reader(self.path) as reader:
+            with evaluating(self.path), Reader(self.path) as reader:
                 return aggregates.load(reader)
-        except (schema.StoreError, sqlite3.Error, zlib.error, msgspec.DecodeError, ValueError, OSError):
+        except (schema.StoreError, OSError):
             return StoredAggregates()  # as above; the sums then begin with this hub
 
     # --- worker thread ----------------------------------------------------------------------------------------------
@@ -276,6 +276,26 @@ def _records_of(frame: api.Frame) -> api.Frame:
         frame.epoch, frame.seq, frame.time, steps=frame.steps, events=frame.events, changes=frame.changes,
         alarms=frame.alarms,
     )  # fmt: skip
+
+
+def move_aside(directory: Path) -> Path:
+    """Move the store and the audit log of the run in ``directory`` to a run of its own beside it, ``<name>-<number>``.
+
+    No hub may be running. Returns the new directory.
+
+    Raises:
+        OSError: the directory can't be created, or the files can't be moved.
+    """
+    wait_for_writer(directory)
+    for number in itertools.count(1):
+        moved = directory.with_name(f"{directory.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            moved.mkdir(mode=0o700)
+            break
+    for path in [*directory.glob(f"{NAME}*"), RunDir(directory).audit]:
+        if path.exists():
+            path.rename(moved / path.name)
+    return moved
 
 
 def set_aside(directory: Path) -> Path | None:

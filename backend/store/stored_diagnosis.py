@@ -8,7 +8,8 @@ from rltop.backend.api.verdict import Verdict
 from rltop.backend.diagnosis.diagnose import diagnose
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.store import step_details
-from rltop.backend.store.read import Reader
+from rltop.backend.store.read import Reader, evaluating
+from rltop.backend.store.schema import Unavailable
 
 
 def diagnosis(path: Path, step: int | None = None) -> Verdict:
@@ -20,9 +21,9 @@ def diagnosis(path: Path, step: int | None = None) -> Verdict:
 
     Raises:
         StoreError: it can't be read.
-        ValueError: no such step is stored.
+        Unavailable: no such step is stored.
     """
-    with Reader(path) as reader:
+    with evaluating(path), Reader(path) as reader:
         return diagnose(diagnosis_input(reader, step))
 
 
@@ -30,7 +31,7 @@ def diagnosis_input(reader: Reader, step: int | None = None) -> DiagnosisInput:
     """Return the input of a diagnosis up to a step, with engines and trainer as of then. Raises as ``diagnosis``."""
     until = None if step is None else reader.frame_of_step(step)
     if step is not None and until is None:
-        raise ValueError(f"no step {step} is stored in {reader.path}")
+        raise Unavailable(f"no step {step} is stored in {reader.path}")
     snapshot = reader.snapshot(until)
     data = DiagnosisInput(
         snapshot.run,
@@ -41,4 +42,7 @@ def diagnosis_input(reader: Reader, step: int | None = None) -> DiagnosisInput:
         list(snapshot.changes.values()),
         step_details.evidence_series(reader, until).stretches(),
     )
-    return data if step is None else data.up_to(step)
+    try:
+        return data if step is None else data.up_to(step)
+    except ValueError as error:
+        raise Unavailable(str(error)) from error

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rltop.backend.summary.environments import Environments
 from rltop.backend.summary.gap import Gap
 from rltop.backend.summary.groups import Groups
 from rltop.backend.summary.kernel import Floats
@@ -48,7 +49,7 @@ class Bounds:
 class Summary:
     """Summary of the tokens of one engine, or of all engines, in one step.
 
-    Everything covers update 0, except ``clip_low``, ``clip_high`` and ``unclipped``, which cover all updates.
+    Everything covers the step's first update, except ``clip_low``, ``clip_high`` and ``unclipped``, which cover all.
 
     Attributes:
         gap: trainer - rollout. lag0: the same over tokens that the trainer's own version sampled (lag 0).
@@ -56,17 +57,20 @@ class Summary:
         update: trainer - old.
         per_sequence: the gap over sequences. strata: the gap by stratum. matched: the version-matched gap by stratum,
             of the tokens in ``backend`` if there are old logprobs, else of those in ``lag0``. lag_regression: k3 on
-            lag. groups: the gap by prompt.
+            lag. groups: the gap by prompt. environments: the gap by environment.
         entropy, lag, lags: over tokens. reward: over sequences. advantage: [AdvantageSums].
         clip_low, clip_high: 1 if clipped; over tokens, for GSPO over sequences. bounds: the clip bounds.
-        unclipped: 1 if neither; over tokens.
+        unclipped: 1 if neither, and in the loss; over tokens.
+        weights: factors of the loss, over tokens. cut: 1 if the weight is 0; over tokens. cut_sequences: 1 if all
+            weights of the sequence are; over sequences.
         cached: total = prompt tokens read from the prefix cache, n = prompt tokens, of joined rollouts.
         tokens, sequences: trained on. joinable: sequences with a trained token. joined: those with their rollouts.
         versions: over sequences with known token versions, the number of versions that sampled each. spanning: those
             with two or more.
         repetition_checked: sequences with a trained token whose ids are known. repetitive: those that end in a
             repetition.
-        lag_expected: tokens for which the trainer gave its version, so that their lag can be known.
+        lag_expected: tokens for which the trainer gave its version, so that their lag can be known. lag_inferred: those
+            whose lag comes from an engine's count of updates.
         requests: joined rollouts. aborted, failed, truncated: those ended by an abort (or by a stop string that the
             front end found), by an error, by the token limit.
     """
@@ -100,10 +104,15 @@ class Summary:
     repetition_checked: int = 0
     repetitive: int = 0
     lag_expected: int = 0
+    lag_inferred: int = 0
     requests: int = 0
     aborted: int = 0
     failed: int = 0
     truncated: int = 0
+    weights: Spread = field(default_factory=Spread)
+    cut: Spread = field(default_factory=Spread)
+    cut_sequences: Spread = field(default_factory=Spread)
+    environments: Environments = field(default_factory=Environments)
 
     def __add__(self, other: Summary) -> Summary:
         return Summary(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

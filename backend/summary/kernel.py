@@ -228,7 +228,8 @@ def tokens(
         low, high = math.inf, -math.inf
         for i in range(start[p], end[p]):
             s[SUM.tokens] += 1
-            t, r = float(left[i]), float(right[i])
+            t: float = np.float64(left[i])  # float() would keep float32
+            r: float = np.float64(right[i])
             if not (abs(t) < BOUND and abs(r) < BOUND):
                 if t != t or r != r:
                     s[SUM.nan] += 1
@@ -303,12 +304,12 @@ def tokens(
             s[SUM.dp_dq] += dp * dq
 
             if i > start[p] or adjacent[p] & 1:
-                shifted = abs(t - float(right[i - 1]))
+                shifted = abs(t - np.float64(right[i - 1]))
                 if shifted < BOUND:
                     s[SUM.previous_n] += 1
                     s[SUM.previous] += shifted
             if i + 1 < end[p] or adjacent[p] & 2:
-                shifted = abs(t - float(right[i + 1]))
+                shifted = abs(t - np.float64(right[i + 1]))
                 if shifted < BOUND:
                     s[SUM.next_n] += 1
                     s[SUM.next] += shifted

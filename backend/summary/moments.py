@@ -94,6 +94,13 @@ class Spread:
         """Population standard deviation; None if empty."""
         return math.sqrt(self.squares / self.n) if self.n else None
 
+    @property
+    def ess(self) -> float | None:
+        """Kish's effective sample size of the numbers as weights, over n; None if empty or all 0."""
+        if not self.n or not (of_squares := self.squares + self.total**2 / self.n):
+            return None
+        return self.total**2 / (self.n * of_squares)
+
 
 @dataclass(frozen=True, slots=True)
 class Pairs:

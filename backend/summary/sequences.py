@@ -21,6 +21,9 @@ CORRECT = 1.0
 """Bounds of the rejections that are counted: SkyRL's geometric and product masks, NeMo-RL's error mask, the example of
 TRL's off-policy mask; and the least reward of a correct sequence."""
 
+SEQ_CAP = 3.0
+"""TRL's default bound of a sequence's ratio."""
+
 
 class SequenceSums(NamedTuple):
     """Sums over sequences with a valid token. Means and sums of d are clamped where they are exponentiated.
@@ -39,6 +42,8 @@ class SequenceSums(NamedTuple):
     geo2: Any
     prod: Any  # product of the ratios
     prod2: Any
+    prod_capped: Any
+    prod_kept: Any  # 0 if above the bound
     outside_geo: Any
     outside_prod: Any
     over_cap: Any
@@ -124,6 +129,8 @@ class SequenceSummary:
             geo2=geo**2,
             prod=prod,
             prod2=prod**2,
+            prod_capped=np.minimum(prod, SEQ_CAP),
+            prod_kept=np.where(prod <= SEQ_CAP, prod, 0.0),
             outside_geo=_outside(geo, GEO_BAND),
             outside_prod=_outside(prod, PROD_BAND),
             over_cap=prod > TIS_CAP,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
+import msgspec
+
 from rltop.backend import api
+from rltop.backend.api import refit
+from rltop.backend.api.alarm import summary_line
 from rltop.backend.commands.messages import title
 from rltop.backend.join import stats
 from rltop.backend.text import fingerprint_text
-from rltop.backend.util.durations import span
+from rltop.backend.util.durations import span, time_of_day
 from rltop.collectors.contract.wire import FlagState, Timer
 
 STEP_METRICS = (
     "tokens",
+    "weight_cut_frac",
     "joined_fraction",
     "reward_mean",
     "logp_diff_mean",
@@ -27,24 +31,32 @@ STEP_METRICS = (
     "entropy",
     "ess",
     "lag_mean",
+    "lag_inferred_frac",
+    "backend_abs_diff_mean",
+    "backend_k3",
+    "backend_tokens",
+    "lag0_abs_diff_mean",
+    "lag0_k3",
+    "lag0_tokens",
     "prefix_hit_rate",
 )
 """Metrics of a step in the report."""
 
-_COUNTS = frozenset({"tokens"})
+_COUNTS = frozenset({"tokens", "backend_tokens", "lag0_tokens"})
 _LAST_STEPS, _LAST_CHANGES, _LAST_EVENTS = 10, 10, 10
 
 
 def as_json(snapshot: api.Snapshot, *, joins: bool = False) -> dict[str, Any]:
     """The output of ``rltop status --json`` (with ``joins``: join statistics) and ``rltop demo --json``.
 
-    Logprobs, gaps and entropy in nats; ess, shares and rates in [0, 1]; lag in versions; times in seconds since 1970.
-    Unknown values are None, never NaN.
+    Logprobs, gaps and entropy in nats; ess, shares and rates in [0, 1]; lag in updates; times in seconds since 1970;
+    ttft and itl in seconds. Unknown values are None, never NaN.
     """
     steps = sorted(snapshot.steps.values(), key=lambda step: step.step)
     trainer = snapshot.trainer
     return {
         "run": snapshot.run,
+        "alarm": None if snapshot.alarm is None else msgspec.to_builtins(snapshot.alarm),
         "trainer": {"health": trainer.health, "step": trainer.step, "policy_version": trainer.policy_version},
         "engines": [_engine_json(engine) for _, engine in sorted(snapshot.engines.items())],
         "steps": [_step_json(step) | ({"join": stats.as_json(step)} if joins else {}) for step in steps],
@@ -73,6 +85,7 @@ def _engine_json(engine: api.Engine) -> dict[str, Any]:
         "health": engine.health,
         "vllm_version": engine.vllm_version or None,
         "policy_version": engine.policy_version,
+        "version_source": engine.version_source,
         "lag": engine.lag,
         "tokens": engine.tokens,
         "tokens_per_s": _finite(engine.tokens_per_s),
@@ -85,6 +98,10 @@ def _engine_json(engine: api.Engine) -> dict[str, Any]:
         "paused": engine.paused,
         "timers": [_timer_json(timer) for timer in engine.timers],
         "differs": engine.differs,
+        "preemptions": engine.preemptions,
+        "ttft": _finite(engine.ttft),
+        "itl": _finite(engine.itl),
+        "refit": refit.as_json(engine.refit),
     }
 
 
@@ -118,6 +135,7 @@ def change_json(change: api.Change) -> dict[str, Any]:
         "reason": change.reason or None,
         "who": change.who or None,
         "host": change.host or None,
+        "claimed": change.author.claimed or None if change.author else None,
         "why": change.why or None,
         "requested": change.requested,
         "closed": _finite(change.closed),
@@ -167,12 +185,17 @@ def as_text(snapshot: api.Snapshot) -> str:
     blocks = [
         f"run {snapshot.run}: trainer {api.health_text(trainer.health)}, step {_whole(trainer.step)}, "
         f"policy version {_whole(trainer.policy_version)}",
+        *([] if snapshot.alarm is None else [f"alarm {snapshot.alarm.id}: {summary_line(snapshot.alarm)}"]),
         "engines\n" + _table(_ENGINE_HEADS, [_engine_row(e) for _, e in sorted(snapshot.engines.items())]),
         "steps\n"
         + _table(
             _STEP_HEADS, [_step_row(s) for s in sorted(snapshot.steps.values(), key=lambda s: s.step)][-_LAST_STEPS:]
         ),
     ]
+    if refits := refit_lines(snapshot):
+        blocks.append("weights after the last update\n" + "\n".join(f"  {line}" for line in refits))
+    if later := _attached_later(snapshot):
+        blocks.append("requests before the attach\n" + "\n".join(f"  {line}" for line in later))
     if timers := timer_texts(snapshot):
         blocks.append("timers\n" + "\n".join("  " + text for text in timers))
     if differences := fingerprint_text.difference_lines(snapshot):
@@ -190,13 +213,26 @@ def as_text(snapshot: api.Snapshot) -> str:
     return "\n\n".join(blocks)
 
 
+def refit_lines(snapshot: api.Snapshot) -> list[str]:
+    """What the refit guard found, a line for each engine that it has an answer about."""
+    found = ((name, engine.refit) for name, engine in sorted(snapshot.engines.items()))
+    return [refit.as_line(name, check) for name, check in found if check is not None]
+
+
+def _attached_later(snapshot: api.Snapshot) -> list[str]:
+    """One line for each engine that had requests in flight when it was attached."""
+    engines = sorted(snapshot.engines.items())
+    return [f"{name}: {fact}" for name, engine in engines if (fact := engine.fingerprint.get("requests before attach"))]
+
+
 def _event_text(event: api.Event) -> str:
-    at = time.strftime("%H:%M:%S", time.localtime(event.time))
+    at = time_of_day(event.time)
     return f"  {at} {event.severity:<5} {event.kind:<8} {event.engine or '':<4} {event.text}"
 
 
 _ENGINE_HEADS = (
-    "engine", "health", "vLLM", "version", "lag", "tok/s", "running", "waiting", "KV", "hits", "gap", "flags",
+    "engine", "health", "vLLM", "version", "lag", "tok/s", "running", "waiting", "KV", "hits", "preempted", "TTFT",
+    "ITL", "gap", "flags",
 )  # fmt: skip
 _STEP_HEADS = (
     "step",
@@ -222,13 +258,18 @@ def _engine_row(engine: api.Engine) -> tuple[str, ...]:
     if health == "live" and (engine.paused or engine.update_open):
         health = "updating" if engine.update_open else "paused"
     return (
-        engine.id, health, engine.vllm_version or "-", _whole(engine.policy_version), _whole(engine.lag),
+        engine.id, health, engine.vllm_version or "-",
+        _mark(_whole(engine.policy_version), inferred=engine.is_inferred),
+        _mark(_whole(engine.lag), inferred=engine.is_inferred and engine.lag is not None),
         _number(engine.tokens_per_s), str(engine.running), str(engine.waiting), _percent(engine.kv_usage),
-        _percent(engine.prefix_hit_rate), _number(engine.gap), flags,
+        _percent(engine.prefix_hit_rate), _whole(engine.preemptions), duration(engine.ttft), duration(engine.itl),
+        _number(engine.gap), flags,
     )  # fmt: skip
 
 
 def _flag_text(flag: FlagState) -> str:
+    if flag.value is None and flag.detail:
+        return flag.detail
     value = flag.value or "none"
     return f"{value}({flag.detail})" if flag.detail else value
 
@@ -239,9 +280,15 @@ def _step_row(step: api.Step) -> tuple[str, ...]:
     ratio = "-" if (mean := values("ratio_mean")) is None else f"{mean:.4f}"
     plain = [*head, ratio, *(_number(values(name)) for name in ("kl_k1", "kl_k3"))]
     clip = [_percent(values(name)) for name in ("clip_frac_low", "clip_frac_high")]
-    rest = [_number(values(name)) for name in ("entropy", "ess", "lag_mean")]
+    rest = [_number(values(name)) for name in ("entropy", "ess")]
+    rest.append(_mark(_number(values("lag_mean")), inferred=bool(values("lag_inferred_frac"))))
     shares = [_percent(values(name)) for name in ("prefix_hit_rate", "joined_fraction")]
     return (f"{step.step}{'*' if step.partial else ''}", *plain, *clip, *rest, *shares, _whole(values("tokens")))
+
+
+def _mark(figure: str, *, inferred: bool) -> str:
+    """Mark a figure that comes from an engine's count of updates."""
+    return figure + "?" * inferred
 
 
 def _whole(value: float | None) -> str:
@@ -250,6 +297,17 @@ def _whole(value: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
+
+
+def duration(seconds: float | None) -> str:
+    """A latency with three digits.
+
+    >>> duration(None), duration(0.0123), duration(1.5)
+    ('-', '12.3ms', '1.5s')
+    """
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1e3:.3g}ms" if seconds < 1 else f"{seconds:.3g}s"
 
 
 def _percent(value: float | None) -> str:

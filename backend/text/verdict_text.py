@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from rltop.backend.api.verdict import FAULT, HEALTHY, Cause, Verdict
+from rltop.backend.api.verdict import FAULT, HEALTHY, Cause, Verdict, family, fixes, percent, shares
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as CHECKS
 from rltop.backend.diagnosis.causes.confirming_probes import BY_NAME as PROBES
 
@@ -19,6 +19,9 @@ _LABEL = 18
 """Width of the column of labels."""
 
 _MAX_EVIDENCE = 4
+
+MAX_SHARES = 3
+"""Causes that an undecided verdict names in its first sentence."""
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:
@@ -34,6 +37,8 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
 def lines(verdict: Verdict, *, width: int = WIDTH, height: int | None = HEIGHT) -> list[str]:
     """The verdict, its causes best first, then missing evidence; at most ``height`` lines of ``width``."""
     text = textwrap.wrap(headline(verdict), width, break_on_hyphens=False)
+    for label, advice in first_steps(verdict):
+        text += _labelled(label, advice, width)
     for cause in verdict.causes[:1]:
         text += _cause(cause, verdict, width)
     for cause in verdict.causes[1:]:
@@ -57,10 +62,37 @@ def headline(verdict: Verdict) -> str:
     if verdict.verdict == FAULT and best is not None:
         since = f" since step {best.since_step}" if best.since_step is not None else ""
         return f"run {verdict.run}: FAULT{since} on {where(best)}, {scope}"
-    undecided = (
-        "NOT ENOUGH EVIDENCE YET" if best is None else "UNDECIDED: something is wrong, the cause is not clear yet"
-    )
+    undecided = "NOT ENOUGH EVIDENCE YET" if best is None else f"UNDECIDED: {doubt(verdict)}"
     return f"run {verdict.run}: {undecided}, {scope}"
+
+
+def doubt(verdict: Verdict) -> str:
+    """What an undecided verdict is sure of: the layers, and the shares of their causes."""
+    named, first = verdict.causes[:MAX_SHARES], verdict.causes[0]
+    since = f" since step {first.since_step}" if first.since_step is not None else ""
+    return (
+        f"something is wrong{since} on {where(first)}, the cause is not clear yet. {family(named).capitalize()}: "
+        f"{shares(named)}"
+    )
+
+
+def first_steps(verdict: Verdict) -> list[tuple[str, str]]:
+    """What to do while no cause stands out, as label and text: the probe, then the fixes, the largest share first.
+
+    Of a fault: live commands that cure less likely causes, if its own cause has none.
+    """
+    if not verdict.causes or verdict.verdict == HEALTHY:
+        return []
+    first, rows = verdict.causes[0], []
+    if verdict.verdict != FAULT and first.probe:
+        probe = PROBES[first.probe]
+        command = f" (`{probe.runs} --run {verdict.run}`)" if probe.runs else ""
+        rows.append(("first", f"probe {probe.name}{command}: {probe.does}"))
+    for fix in fixes(verdict.causes):
+        if fix.command and (verdict.verdict != FAULT or first not in fix.causes) and not first.command:
+            codes = ", ".join(dict.fromkeys(cause.code for cause in fix.causes))
+            rows.append(("live command", f"{fix.command} --run {verdict.run} (if it is {codes}: {percent(fix.share)})"))
+    return rows
 
 
 def where(cause: Cause) -> str:
@@ -85,21 +117,16 @@ def _cause(cause: Cause, verdict: Verdict, width: int) -> list[str]:
         rows.append(("applied", in_place(cause)))
     if cause.confusable_with:
         rows.append(("alternatives", ", ".join(cause.confusable_with)))
-    if cause.probe:
+    if cause.probe and verdict.verdict == FAULT:  # else it is the first step
         probe = PROBES[cause.probe]
         command = f" (`{probe.runs} --run {verdict.run}`)" if probe.runs else ""
-        rows.append(("probe", f"{probe.name}{command}: {probe.does}"))
+        rows.append(("probe" if probe.runs else "experiment", f"{probe.name}{command}: {probe.does}"))
     title = textwrap.wrap(_title(cause), width, break_on_hyphens=False)
     return ["", *title, *(line for label, text in rows for line in _labelled(f"  {label}", text, width))]
 
 
 def _title(cause: Cause) -> str:
-    return f"{cause.code} {cause.title} [{cause.layer}, {_percent(cause.confidence)}]"
-
-
-def _percent(share: float) -> str:
-    """Never 100 %."""
-    return f"{min(100 * share, 99):.0f} %"
+    return f"{cause.code} {cause.title} [{cause.layer}, {percent(cause.confidence)}]"
 
 
 def _summary(cause: Cause) -> str:

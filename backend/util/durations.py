@@ -1,10 +1,29 @@
-"""Formats and parses durations such as 1h30m."""
+"""Formats times, and formats and parses durations such as 1h30m."""
 
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 
 UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
+def time_of_day(moment: float) -> str:
+    """Format seconds since 1970 as a local time of day; ``?`` if no clock shows it."""
+    return _formatted("%H:%M:%S", time.localtime, moment)
+
+
+def date_and_time(moment: float) -> str:
+    """Format seconds since 1970 as UTC; ``?`` if no clock shows it."""
+    return _formatted("%Y-%m-%d %H:%M:%S", time.gmtime, moment)
+
+
+def _formatted(form: str, calendar: Callable[[float], time.struct_time], moment: float) -> str:
+    try:
+        return time.strftime(form, calendar(moment))
+    except (OverflowError, ValueError, OSError):  # of a damaged file, or of another machine's clock
+        return "?"
 
 
 def span(seconds: float) -> str:

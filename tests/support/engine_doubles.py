@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rltop.collectors.vllm.workers import one_rank
+from rltop.collectors.vllm.workers import one_rank, weight_watch
 
 
 class LogprobsLists(NamedTuple):
@@ -214,11 +214,56 @@ class Sampler:
         self.topk_topp_sampler = TopKTopPSampler()
 
 
+class Parameter:
+    """Counts changes in place, as torch does; its elements are elsewhere."""
+
+    def __init__(self) -> None:
+        self._version = 0
+
+    def copy_(self) -> None:
+        self._version += 1
+
+    def numel(self) -> int:
+        return 0
+
+
+class Model:
+    """Loads as vLLM's models do: a fused parameter from its parts, and returns the names of the parameters."""
+
+    packed_modules_mapping: dict[str, list[str]] = {"qkv": ["q", "k", "v"]}  # noqa: RUF012 - as in vLLM
+
+    def __init__(self, logits_processor: Any, lm_head: Any) -> None:
+        self.logits_processor = logits_processor
+        self.lm_head = lm_head
+        self.loads: list[str] = []
+        self.walks = 0
+        self.parameters = {name: Parameter() for name in ("embed.weight", "qkv.weight", "norm.weight")}
+
+    def named_parameters(self) -> list[tuple[str, Parameter]]:
+        self.walks += 1
+        return list(self.parameters.items())
+
+    def get_parameter(self, name: str) -> Parameter:
+        if name not in self.parameters:
+            raise AttributeError(name)
+        return self.parameters[name]
+
+    def load_weights(self, weights: Any) -> set[str]:
+        filled = set()
+        for name, value in weights:
+            if value is None:
+                raise ValueError(f"no value of {name}")
+            self.loads.append(name)
+            filled.add("qkv.weight" if name[0] in "qkv" else name)
+        return filled
+
+
 class Worker:
     """A rank: the methods that the collector gives it, on a model runner of vLLM's shape."""
 
     rltop_read_flags = one_rank.read_flags
     rltop_write_flag = one_rank.write_flag
+    rltop_weights = weight_watch.report
 
     def __init__(self, dtype: Dtype = BFLOAT16) -> None:
         weight = SimpleNamespace(shape=(128, 64), device=SimpleNamespace(type="cpu"), numel=lambda: 128 * 64)
@@ -232,9 +277,8 @@ class Worker:
             prompt_logprobs_worker=SimpleNamespace(logprobs_mode="raw_logprobs"),
             model_config=SimpleNamespace(logprobs_mode="raw_logprobs", dtype=dtype, enable_sleep_mode=False),
             vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=64)),
-            model=SimpleNamespace(
-                logits_processor=LogitsProcessor(dtype),
-                lm_head=SimpleNamespace(quant_method=UnquantizedEmbeddingMethod(), weight=weight),
+            model=Model(
+                LogitsProcessor(dtype), SimpleNamespace(quant_method=UnquantizedEmbeddingMethod(), weight=weight)
             ),
         )
 
@@ -298,6 +342,13 @@ class EngineCore:
             self.output_queue.put_nowait(item)
         return executed
 
+    def _reject_add_while_paused(self, request: Any) -> bool:
+        """As from vLLM 0.33 on; ``reject_new_requests`` while paused by ``abort`` or ``wait``."""
+        return getattr(self, "reject_new_requests", False)
+
+    def post_step(self, model_executed: bool) -> None:
+        """vLLM's hook after each step."""
+
     def pause_scheduler(self, mode: str = "abort", clear_cache: bool = True) -> str:
         if clear_cache:
             self.reset_prefix_cache(reset_running_requests=True)
@@ -314,3 +365,35 @@ class EngineCore:
         if method in self.failing:
             raise RuntimeError(f"no {method} today")
         return [f"did {method}"]
+
+
+class InProcessCore(EngineCore):
+    """An engine core inside its caller's process: no queues, and no loop that runs its steps."""
+
+    _process_engine_step = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        del self.input_queue, self.output_queue
+        self.post_steps: list[bool] = []
+
+    def post_step(self, model_executed: bool) -> None:
+        self.post_steps.append(model_executed)
+
+    def get_output(self) -> Outputs:
+        """As ``InprocClient.get_output``."""
+        outputs, executed = self.step_fn()
+        self.post_step(model_executed=executed)
+        return (outputs and outputs.get(0)) or Outputs([])
+
+
+class ExecutorWithExternalLauncher(Executor):
+    """The executor of an engine that torchrun started."""
+
+
+def launched(engine: EngineCore, *, ranks: int, replicas: int = 1) -> EngineCore:
+    """The engine as an external launcher starts it, with ``ranks`` that step together."""
+    engine.model_executor = ExecutorWithExternalLauncher()
+    engine.vllm_config.parallel_config.world_size = ranks
+    engine.vllm_config.parallel_config.data_parallel_size = replicas
+    return engine

@@ -39,7 +39,8 @@ PADDING = 12
 MASKS = 4
 """Of dropout, in one step: each row has one."""
 
-STEP_S = 2.0
+STEP_S, REPORT_S = 2.0, 1.0
+"""Seconds of a step; and between two reports of an engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,8 @@ class Wrong:
         stuck: updates bring nothing. lies: the version moves on nevertheless.
         kept: share of the contexts whose logits no update reaches, as of a tensor that is left out.
         stale_prefix: how much of an old version's logits is in the first tokens of requests that hit the cache.
+        late: versions that the weights are older than their label says. cast: weights are sent in 16 bits, which no
+            fact says.
         noise: deviation of the engine's logits. rounded: to bfloat16.
         trainer_rounded: likewise, the trainer's. dropout: deviation of the trainer's logits in the pass that is
             trained on, row by row.
@@ -78,6 +81,8 @@ class Wrong:
     lies: bool = False
     kept: float = 0.0
     stale_prefix: float = 0.0
+    late: int = 0
+    cast: bool = False
     noise: float = 0.0
     rounded: bool = False
     trainer_rounded: bool = False
@@ -100,6 +105,9 @@ class Setting:
         seed: of all that is drawn. steps: how many.
         vocabulary, contexts: sizes of the table. heat: temperature of sampling, and of the trainer.
         engines: how many. lag: versions that tokens are old; ragged: but in every third step.
+        uneven: versions that tokens of the last engine are older than those of the others.
+        step_s: seconds of a step. reports: whether engines report the version that they have, once a second, and not
+            that of their rollouts at every step.
         groups, size: prompts of a step, and answers to each. shortest, longest: tokens of an answer.
         move: by what logits move in an update. coherent: share of it that has one direction throughout.
         old: whose logprobs under the version that sampled them the trainer computes too: ``all`` rows', ``some`` rows',
@@ -116,6 +124,9 @@ class Setting:
     engines: int = 2
     lag: int = 1
     ragged: bool = False
+    uneven: int = 0
+    step_s: float = STEP_S
+    reports: bool = False
     groups: int = 8
     size: int = 8
     shortest: int = 12
@@ -144,6 +155,8 @@ class Run:
         self._held = self._rng.random(setting.contexts) < wrong.kept
         self._made: dict[Key, Dists] = {}
         self._requests = 0
+        self._reported: dict[str, float] = {}
+        self.places: dict[int, Ints] = {}  # contexts of the tokens of each rollout of the step, by its id
 
     def hubs(self, hub: Hub | None = None) -> Iterator[Hub]:
         """The hub, after each step; a new one, unless another is to hear it."""
@@ -158,6 +171,20 @@ class Run:
         for step in range(self.setting.steps):
             self._step(hub, step)
             yield hub
+
+    def edited(self, step: int, rows: list[Trained], written: list[Written]) -> tuple[list[Trained], list[Written]]:
+        """The rows of a step and their rollouts: a subclass changes them here."""
+        return rows, written
+
+    def under(self, version: int, places: Ints, tokens: Ints) -> list[float]:
+        """Logprobs of tokens in contexts by the weights of a version."""
+        found: list[float] = self._of_tokens(Key(version, self.setting.heat), places, tokens)[0].tolist()
+        return found
+
+    def likeliest(self, version: int, places: Ints) -> list[float]:
+        """The highest logprob in each context by the weights of a version."""
+        found: list[float] = self._dists(Key(version, self.setting.heat)).logp[places].max(axis=1).tolist()
+        return found
 
     # --- weights ------------------------------------------------------------------------------------------------
 
@@ -186,7 +213,7 @@ class Run:
             if self.wrong.sharpens and newest >= self.wrong.at:
                 table = table * np.float32(1 + self.wrong.sharpens)
             self._tables[newest + 1] = table
-            old = newest - setting.lag - self.wrong.lag - 2
+            old = newest - setting.lag - setting.uneven - self.wrong.lag - self.wrong.late - 2
             if old not in (0, self.wrong.at):
                 self._tables.pop(old, None)
         return self._tables[version]
@@ -204,17 +231,25 @@ class Run:
         for group in range(setting.groups):
             engine = f"e{group % setting.engines}"
             own = wrong if wrong.engine in ("", engine) else RIGHT
+            version = self._sampled_by(engine, step, lag)
             prompt = [1, step, group, *rng.integers(5, setting.vocabulary, 6).tolist()]
             places = rng.integers(0, setting.contexts, setting.longest)
             for number in range(setting.size):
                 matched = bool(kept[group * setting.size + number])
-                row, rollout = self._row(own, prompt, places, step, step - lag, matched)
+                row, rollout = self._row(own, prompt, places, step, version, matched)
                 rollout.engine = engine
                 rows.append(row)
                 written.setdefault(engine, []).append(rollout)
-        for engine, of_engine in written.items():
+                self.places[id(rollout)] = places[: len(rollout.tokens)]
+        rows, everything = self.edited(step, rows, [w for of_engine in written.values() for w in of_engine])
+        for engine in written:
+            of_engine = [rollout for rollout in everything if rollout.engine == engine]
             own = wrong if wrong.engine in ("", engine) else RIGHT
-            hub.send(engine, self._state(engine, own, step - lag))
+            if not setting.reports:
+                hub.send(engine, self._state(engine, own, self._sampled_by(engine, step, lag)))
+            elif hub.now >= self._reported.get(engine, -np.inf) + REPORT_S:
+                hub.send(engine, self._state(engine, own, step))
+                self._reported[engine] = hub.now
             hub.send(engine, *rollouts(of_engine))
         body, arrays = sequences(
             rows, step=step, policy_version=step, temperature=setting.heat, clip_low=0.8, clip_high=1.2
@@ -222,10 +257,16 @@ class Run:
         hub.send("trainer/0", body, arrays)
         metrics = {"grad_norm": float(rng.lognormal(0, 0.2))}
         hub.send("trainer/0", wire.StepClosed(step, 0, 1, step + 1, metrics, hub.now))
-        hub.now += STEP_S
+        hub.now += setting.step_s
         hub.state.tick(hub.now)
         hub.state.next_frame(hub.now)  # the hub's picture changes by its frames; nobody watches for alarms
         self._made.clear()
+        self.places.clear()
+
+    def _sampled_by(self, engine: str, step: int, lag: int) -> int:
+        """The version that samples what an engine contributes to a step."""
+        last = engine == f"e{self.setting.engines - 1}"
+        return max(step - lag - self.setting.uneven * last, 0)
 
     def _state(self, engine: str, wrong: Wrong, version: int) -> wire.EngineState:
         about: dict[str, Any] = {"policy_version": self._label(wrong, version), "weight_label": None}
@@ -313,9 +354,10 @@ class Run:
         """Tokens of one answer, and what the engine records of them."""
         heat = self.setting.heat
         holds = self.wrong.at
+        held = min(version, holds) if wrong.stuck else max(version - wrong.late, 0)
         key = Key(
-            min(version, holds) if wrong.stuck else version, heat, wrong.top_p, wrong.top_k, wrong.min_p,
-            usual=self.setting.dtype == "bfloat16", rounded=wrong.rounded, noise=wrong.noise,
+            held, heat, wrong.top_p, wrong.top_k, wrong.min_p,
+            usual=self.setting.dtype == "bfloat16" or wrong.cast, rounded=wrong.rounded, noise=wrong.noise,
             old=holds if wrong.kept else -1,
         )  # fmt: skip
         n = min(PREFIX, places.size) if wrong.stale_prefix and hit else 0

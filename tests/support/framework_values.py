@@ -24,18 +24,25 @@ import torch
 def verl(a: dict[str, Any]) -> dict[str, float]:
     from verl.protocol import DataProto
     from verl.trainer.ppo.core_algos import compute_policy_loss
-    from verl.trainer.ppo.rollout_corr_helper import compute_offpolicy_metrics, compute_rollout_correction_weights
+    from verl.trainer.ppo.rollout_corr_helper import (
+        compute_offpolicy_metrics,
+        compute_rollout_correction_weights,
+        compute_rollout_rejection_mask,
+    )
     from verl.utils.debug.metrics import calculate_debug_metrics
 
     trainer, rollout, mask = a["trainer"], a["rollout"], a["mask"]
     values = {f"rollout_corr/{k}": v for k, v in compute_offpolicy_metrics(trainer, rollout, mask).items()}
-    for spec, level, suffix in (
-        (2.0, "token", ""),
-        ("0.5_5.0", "token", " (IcePop 0.5_5)"),
-        (2.0, "sequence", " (sequence level)"),
+    for spec, level, settings in (
+        (2.0, "token", ("token level", "token level, threshold 2")),
+        ("0.5_5.0", "token", ("IcePop 0.5_5",)),
+        (2.0, "sequence", ("sequence level", "sequence level, threshold 2")),
     ):
         _, metrics = compute_rollout_correction_weights(trainer - rollout, mask, level, spec)
-        values |= {f"rollout_corr/{k}{suffix}": v for k, v in metrics.items()}
+        values |= {f"rollout_corr/{k} ({when})": v for k, v in metrics.items() for when in settings}
+    for option, bounds in (("seq_mean_k1", "0.99_1.01"), ("seq_sum_k1", "0.5_2.0")):
+        _, metrics = compute_rollout_rejection_mask(trainer - rollout, mask, option, bounds)
+        values |= {f"rollout_corr/{k} ({option}, {bounds})": v for k, v in metrics.items()}
     batch = {"rollout_log_probs": rollout, "old_log_probs": trainer, "response_mask": mask, "responses": mask}
     values |= calculate_debug_metrics(DataProto.from_dict(tensors=batch))
     gain = a["advantages"][:, None].expand_as(trainer)
@@ -46,13 +53,27 @@ def verl(a: dict[str, Any]) -> dict[str, float]:
 
 
 def trl(a: dict[str, Any]) -> dict[str, float]:
+    """The figures of each mode; those of the importance ratio are named ``key (when)``."""
+    ratio = "sampling/importance_sampling_ratio/"
+    values: dict[str, float] = {}
+    for mode, cap, when in (
+        ("token_truncate", 2.0, "token_truncate at 2 (default: 3)"),
+        ("sequence_truncate", 3.0, "sequence_truncate at 3"),
+        ("sequence_mask", 3.0, "sequence_mask at 3, the default"),
+    ):
+        found = trl_mode(a, mode, cap)
+        values |= {f"{key} ({when})" if key.startswith(ratio) else key: value for key, value in found.items()}
+    return values
+
+
+def trl_mode(a: dict[str, Any], mode: str, cap: float) -> dict[str, float]:
     from trl.trainer import grpo_trainer
 
     metrics: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     same = SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x)
     trainer = SimpleNamespace(
-        use_vllm=True, vllm_importance_sampling_correction=True, vllm_importance_sampling_mode="token_truncate",
-        vllm_importance_sampling_clip_min=None, vllm_importance_sampling_clip_max=2.0, accelerator=same,
+        use_vllm=True, vllm_importance_sampling_correction=True, vllm_importance_sampling_mode=mode,
+        vllm_importance_sampling_clip_min=None, vllm_importance_sampling_clip_max=cap, accelerator=same,
         _metrics=metrics, beta=0.0, loss_type="grpo", epsilon_low=0.1, epsilon_high=0.2,
     )  # fmt: skip
     ratio = torch.exp(a["trainer"] - a["rollout"])

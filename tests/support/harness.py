@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -24,8 +25,12 @@ from rltop.collectors.contract.rundir import RunDir
 
 if TYPE_CHECKING:
     from rltop.backend.client.live import Client
+from rltop.collectors.transport.error_boundary import ErrorBoundary
 
 T = TypeVar("T")
+
+ME = pwd.getpwuid(os.getuid()).pw_name
+"""Whom a hub names as the author of what this process requests."""
 
 STALL_S = 120.0
 """How long nothing may move before a wait fails. Only a failing test waits that long."""
@@ -241,8 +246,17 @@ class HubStandIn:
         message = wire.decode_to_hub(frame)
         if isinstance(message, wire.Register):
             self._peers[message.source] = peer
+            router.send_multipart([peer, wire.encode(wire.Welcome("hub"))])
         elif isinstance(message, wire.CommandUpdate):
-            self.updates.append(message)
+            # Updates of pending commands are sent again after every answer to ``Register``.
+            if message.state != "accepted" or message not in self.updates:
+                self.updates.append(message)
         else:
             self.byes.append(message)
             router.send_multipart([peer, wire.encode(wire.ByeAck(message.epoch))])
+
+
+def switch_off(guard: ErrorBoundary, place: str) -> None:
+    """Let a place of the error boundary fail until it is off."""
+    while not guard.is_off(place):
+        guard.run(place, "".index, "not in it")

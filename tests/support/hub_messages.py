@@ -14,7 +14,7 @@ from rltop.collectors.contract import wire
 
 @dataclass
 class Written:
-    """One rollout as its engine knows it. ``versions`` and flag ``epochs`` per token."""
+    """One rollout as its engine knows it. ``versions`` and flag ``epochs`` per token; ``source`` of the versions."""
 
     prompt: Sequence[int]
     tokens: Sequence[int]
@@ -29,6 +29,7 @@ class Written:
     times: tuple[float, float, float] = (0.0, 0.0, 0.0)  # arrived, scheduled, finished
     request_id: str | None = None
     sampling: dict[str, float] = field(default_factory=dict)
+    source: str = "engine"
 
     def runs(self) -> list[wire.VersionRun]:
         runs: list[wire.VersionRun] = []
@@ -48,7 +49,7 @@ def rollouts(written: Sequence[Written], engine: str | None = None) -> tuple[wir
     }
     entries = [
         wire.Rollout(
-            w.request_id or f"r{number}", len(w.prompt), len(w.tokens), w.finish_reason, w.runs(), "engine",
+            w.request_id or f"r{number}", len(w.prompt), len(w.tokens), w.finish_reason, w.runs(), w.source,
             w.has_logprobs, cached_tokens=w.cached, lookup_off=w.lookup_off, arrived=w.times[0],
             scheduled=w.times[1], finished=w.times[2], sampling=w.sampling,
         )

@@ -60,11 +60,16 @@ def result(work: Future[T]) -> T:
 
 
 class LiveEngine:
-    """Boots on construction (some 30 s). ``progress`` maps a request to the tokens its front end has seen."""
+    """Boots on construction (some 30 s). ``progress`` maps a request to the tokens its front end has seen.
 
-    def __init__(self, **launch: Any) -> None:
+    Args:
+        updates: whether it can update weights by vLLM's weight-transfer API, which old versions don't have.
+        launch: launch arguments.
+    """
+
+    def __init__(self, *, updates: bool = True, **launch: Any) -> None:
         self.progress: dict[str, list[int]] = {}
-        self._launch = launch
+        self._launch = (_launch() if updates else {"dtype": "float32"}) | launch
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -87,7 +92,7 @@ class LiveEngine:
             "async_scheduling": True,
             "disable_log_stats": True,
         }
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**common | _launch() | self._launch))
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**common | self._launch))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work`` on the engine's loop."""

@@ -30,6 +30,7 @@ class Row:
     advantage: float | None = None
     reward: float | None = None
     prompt: int | None = None
+    weights: Array | None = None
 
 
 def hold(x: Array) -> Array:
@@ -207,6 +208,8 @@ def sequences(rows: Sequence[Row]) -> dict[str, float | None]:
             "geo_mask_frac": float(geo < 0.99 or geo > 1.01),
             "prod_mask_frac": float(product < 0.5 or product > 2),
             "tis_seq_clip_frac": float(product > 2),
+            "seq_ratio_capped_mean": min(product, 3.0),
+            "seq_ratio_kept_mean": product if product <= 3 else 0.0,
             "seq_err_mask_frac": float(math.fsum(np.exp(np.abs(h))) / h.size > 2),
             "catastrophic_seq_frac": float(bool((h < math.log(1e-4)).any())),
         }
@@ -251,6 +254,7 @@ class Step:
     version: int | None = None
     clip: tuple[float, float] | None = None
     gspo: bool = False
+    base: str = "rollout"
     groups: dict[int, list[float]] = field(default_factory=dict)
 
     def _all(self, pick: Callable[[Row], Array | None]) -> Array:
@@ -326,6 +330,7 @@ class Step:
             "lag_mean": mean(np.array(lags)),
             "lag_max": max(lags, default=None),
             "lag_unknown_frac": (total - len(lags)) / total if total else None,
+            "lag_inferred_frac": 0.0 if lags else None,  # rows alone have no engine that counts
         }
         x, y, c = np.array(known_lag), np.array(known_k3), np.array(clusters)
         names = ("k3_at_lag0", "k3_per_lag")
@@ -346,30 +351,40 @@ class Step:
         return found
 
     def clips(self) -> dict[str, float | None]:
-        """PPO or GSPO clip rates against the rollout, by the sign of the advantage; what noise would give."""
-        if self.clip is None or any(row.advantage is None for row in self.rows):
+        """PPO or GSPO clip rates by the sign of the advantage, of tokens in the loss; what noise would give."""
+        current = self.base == "current"
+        if self.clip is None or (any(row.advantage is None for row in self.rows) and not current):
             return {}
         low, high = self.clip
         counts, total, kept, weight = [0, 0], 0, 0, 0
         for row in self.rows:
-            d = np.subtract(*finite(row.trainer, row.rollout))
+            own = np.ones(row.trainer.size) if row.weights is None else row.weights
+            base = {"rollout": row.rollout, "old": row.old, "current": row.trainer}[self.base]
+            assert base is not None
+            with np.errstate(invalid="ignore"):
+                d = row.trainer - base
+            valid, a = np.isfinite(d), row.advantage or 0.0
             if self.gspo:
-                d = d[:0] if not d.size else np.array([d.mean()])
-            ratio, a = np.exp(hold(d)), row.advantage or 0.0
-            counts[0] += int((ratio < low).sum()) * (a < 0)
-            counts[1] += int((ratio > high).sum()) * (a > 0)
-            total += d.size
-            fine = ~(((ratio < low) & (a < 0)) | ((ratio > high) & (a > 0)))
-            each = row.trainer.size if self.gspo else 1
-            kept, weight = kept + int(fine.sum()) * each, weight + d.size * each
-        if not total:
-            return {}
+                d = np.array([d[valid].mean()]) if valid.any() else d[:0]
+                used = np.full(d.size, bool((own != 0).any()))
+            else:
+                d, used = d[valid], own[valid] != 0
+            ratio = np.exp(hold(d))
+            cut = ((ratio < low) & (a < 0)) | ((ratio > high) & (a > 0))
+            counts[0] += int((used & cut).sum()) * (a < 0)
+            counts[1] += int((used & cut).sum()) * (a > 0)
+            total += int(used.sum())
+            each = int((own != 0).sum()) if self.gspo else 1
+            kept += int((used & ~cut).sum()) * each
+            weight += (row.trainer.size if self.gspo else 1) * d.size
         found: dict[str, float | None] = {
-            "clip_frac_low": counts[0] / total, "clip_frac_high": counts[1] / total, "kept_token_frac": kept / weight
-        }  # fmt: skip
+            "clip_frac_low": over(counts[0], total),
+            "clip_frac_high": over(counts[1], total),
+            "kept_token_frac": over(kept, weight),
+        }
         noise = self.split()["noise_std"]
-        if noise is not None:
-            sizes = [np.subtract(*finite(row.trainer, row.rollout)).size for row in self.rows]
+        sizes = [np.subtract(*finite(row.trainer, row.rollout)).size for row in self.rows]
+        if noise is not None and not current and any(sizes):
             below = sum(n for n, row in zip(sizes, self.rows, strict=True) if (row.advantage or 0) < 0) / sum(sizes)
             above = sum(n for n, row in zip(sizes, self.rows, strict=True) if (row.advantage or 0) > 0) / sum(sizes)
             lengths = [row.trainer.size for row in self.rows if row.trainer.size] if self.gspo else [1]
@@ -422,11 +437,27 @@ class Step:
         several = [group for group in by_prompt.values() if len(group) > 1]
         if several:
             found["zero_std_group_frac"] = sum(len(set(group)) == 1 for group in several) / len(several)
+        found |= self.loss()
         lengths = np.array([row.trainer.size for row in self.rows if row.trainer.size])
         found |= {"tokens": float(lengths.sum()), "sequences": float(len(self.rows))}
         if lengths.size:
             found |= {"response_len_mean": float(lengths.mean()), "response_len_max": float(lengths.max())}
         return found
+
+    def loss(self) -> dict[str, float | None]:
+        """What the weights leave in the loss."""
+        weights = self._all(lambda row: row.weights)
+        if not weights.size:
+            return {"tokens_in_loss": float(sum(row.trainer.size for row in self.rows))}
+        whole = [row.weights.any() for row in self.rows if row.weights is not None and row.weights.size]
+        return {
+            "tokens_in_loss": float(np.count_nonzero(weights)),
+            "weight_cut_frac": float(np.mean(weights == 0)),
+            "weight_cut_seq_frac": 1 - float(np.mean(whole)),
+            "weight_mean": mean(weights),
+            "weight_max": float(weights.max()),
+            "weight_ess": kish(weights) if weights.any() else None,
+        }
 
     def values(self) -> dict[str, float | None]:
         """Everything but quantiles, which have an error of their own."""

@@ -79,6 +79,8 @@ def step(number: int) -> Step:
         "lag_max": float(rng.choice((2, 2, 3))),
         "tokens": float(2600 + rng.randrange(300)),
         "joined_fraction": 1.0,
+        "ratio_mean": 1 + 2e-3 * (rng.random() - 0.5),
+        "ess": 0.97 + 0.02 * rng.random(),
         "prefix_hit_rate": 0.62 if number <= 10 else 0.0,
     }
     if number >= 4:  # before, token versions are unknown
@@ -90,8 +92,10 @@ def step(number: int) -> Step:
             "noise_clip_frac_low": 0.006 + 0.001 * learned,
             "noise_clip_frac_high": 0.002,
             "backend_tokens": 900.0,
+            "backend_abs_diff_mean": noise,
         }
     own = {"logp_abs_diff_mean": gap, "prefix_hit_rate": values["prefix_hit_rate"], "tokens": 1300.0, "requests": 24.0}
+    own["backend_abs_diff_mean"] = values.get("backend_abs_diff_mean")
     engines = {"e0": own | {"engine_z": None}, "e1": own | {"engine_z": 5.25}}
     return Step(number, START + 20 + STEP_S * number, number + 1, partial=False, values=values, engines=engines)
 

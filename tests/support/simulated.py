@@ -97,7 +97,7 @@ class Policy:
             parts = measure(batch, made)
             found = evidence.of(batch, made)
             kept = {e: own for e, own in found.items() if not own.is_empty}
-            course.put(step, {e: evidence.with_lags(own, parts[e].strata) for e, own in kept.items()})
+            course.put(step, {e: evidence.with_strata(own, parts[e]) for e, own in kept.items()})
             of_copies = {engine: dict(kinds) for engine, kinds in copies.compare(batch).items()}
             told.append(api.Step(step, float(step), step + 1, False, {}, joins=dict(batch.ways()), copies=of_copies))
             yield DiagnosisInput("run", list(told), evidence=course.stretches())

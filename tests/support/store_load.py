@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rltop.backend import api
-from rltop.backend.api.downsample import headline
+from rltop.backend.api.downsample import BLOCK, ROOM, headline
 from rltop.backend.client.live import Client
 from rltop.backend.store.read import Reader
 from rltop.collectors.contract import wire
@@ -24,8 +25,10 @@ from tests.support.hub_messages import engine_state
 SCALARS = {f"scalar_{number}": number / 7 for number in range(40)}
 
 
-def start_hub(rundir: RunDir) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "rltop.backend.hub", str(rundir.path)], stderr=subprocess.DEVNULL)
+def start_hub(rundir: RunDir, log: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start a hub process; what it logs is appended to ``log``."""
+    with Path(log or os.devnull).open("ab") as file:
+        return subprocess.Popen([sys.executable, "-m", "rltop.backend.hub", str(rundir.path)], stderr=file)
 
 
 def child_of(hub: subprocess.Popen[bytes]) -> int:
@@ -135,9 +138,9 @@ def kill_often(rundir: RunDir, kills: int, seed: int, *, longest_s: float, steps
                 picture = client.view
                 assert picture is not None
                 last = max(witness.shown, default=0)
-                newest = {
-                    n for n in range(last - 1000, last + 1) if n in witness.shown
-                }  # older ones may be thinned out
+                # Older steps of a snapshot are downsampled; after a long backlog those are all that was shown before.
+                oldest = max(last - 1000, max(picture.steps, default=0) - ROOM[0] + BLOCK)
+                newest = {number for number in range(oldest, last + 1) if number in witness.shown}
                 missing = newest - set(picture.steps)
                 assert not missing, f"the next hub does not know {sorted(missing)[:5]}"
                 end = time.monotonic() + rng.uniform(0, longest_s)

@@ -20,6 +20,7 @@ import msgspec
 
 from rltop.backend import api
 from rltop.backend.hub.outputs import Effect
+from rltop.backend.hub.peers import Peer
 from rltop.backend.hub.state import HubState
 from tests.support.hub_core import Hub
 
@@ -49,18 +50,18 @@ def taping(write: Callable[[bytes], object]) -> Callable[..., HubState]:
             self._tape("start", run, epoch, now)
             super().__init__(run, epoch, now, _numbered())
 
-        def data(self, frames: list[bytes], now: float) -> list[Effect]:
+        def data(self, frames: list[bytes], now: float, peer: Peer | None = None) -> list[Effect]:
             frames = [bytes(frame) for frame in frames]
             self._tape("data", frames, now)
-            return super().data(frames, now)
+            return super().data(frames, now, peer)
 
-        def control(self, sender: str, frame: bytes, now: float) -> list[Effect]:
+        def control(self, sender: str, frame: bytes, now: float, peer: Peer | None = None) -> list[Effect]:
             self._tape("control", sender, frame, now)
-            return super().control(sender, frame, now)
+            return super().control(sender, frame, now, peer)
 
-        def ask(self, client: bytes, frame: bytes, now: float) -> list[Effect]:
-            self._tape("ask", client, frame, now)
-            return super().ask(client, frame, now)
+        def ask(self, viewer: bytes, frame: bytes, now: float, *caller: Any) -> list[Effect]:
+            self._tape("ask", viewer, frame, now)
+            return super().ask(viewer, frame, now, *caller)
 
         def undelivered(self, receiver: str, frame: bytes, now: float) -> list[Effect]:
             self._tape("undelivered", receiver, frame, now)

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from rltop.backend.alarms import naming
 from rltop.backend.api import Snapshot
 from rltop.backend.api.alarm import Alarm
 from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Finding, Verdict
@@ -62,6 +63,9 @@ def undecided(step: int = 39) -> Verdict:
 
 
 def alarm(**changes: Any) -> Alarm:
+    if changes.get("sure") is False:
+        family = naming.of_family([undecided()])
+        return Alarm(id="a1", raised=pictures.START + 80, raised_step=16, **(family | changes))
     base = Alarm(
         id="a1", cause=STALE.id, code=STALE.code, layer=STALE.layer, title=STALE.title, sure=True,
         raised=pictures.START + 80, raised_step=16, since_step=14, evidence=STALE.evidence, remedy=STALE.remedy,

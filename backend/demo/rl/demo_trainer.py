@@ -143,6 +143,7 @@ class DemoTrainer:
                 "train_s": trained - waited,
                 **self._update_metrics(),
             }
+            self._collector.weights(step + 1, self._model.state_dict())
             digests = weight_digests(self._model.state_dict())  # about 20 ms at this size
             self._collector.step(step, policy_version=step + 1, metrics=metrics, weight_digests=digests)
             self._fleet.publish(step + 1, self._update(step), self._steps_to_grant(step))

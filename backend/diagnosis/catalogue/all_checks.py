@@ -6,11 +6,11 @@ token with a positive d is likelier to the trainer. Imports nothing heavy.
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.catalogue import gap_checks, rollout_checks, run_checks
-from rltop.backend.diagnosis.catalogue.check import ALPHA, UNKNOWN, Check
+from rltop.backend.diagnosis.catalogue import gap_checks, probe_checks, rollout_checks, run_checks
+from rltop.backend.diagnosis.catalogue.check import ALPHA, SUSPECT, UNKNOWN, Check
 
-__all__ = ["ALPHA", "BY_NAME", "CHECKS", "UNKNOWN", "Check"]
+__all__ = ["ALPHA", "BY_NAME", "CHECKS", "SUSPECT", "UNKNOWN", "Check"]
 
-CHECKS: tuple[Check, ...] = (*rollout_checks.CHECKS, *gap_checks.CHECKS, *run_checks.CHECKS)
+CHECKS: tuple[Check, ...] = (*rollout_checks.CHECKS, *gap_checks.CHECKS, *run_checks.CHECKS, *probe_checks.CHECKS)
 
 BY_NAME: dict[str, Check] = {check.name: check for check in CHECKS}

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 UNKNOWN = "unknown"
 """Outcome of any check with too little data; ``Finding.text`` names what is missing."""
 
+SUSPECT = "suspect"
+"""Detail of an unknown outcome if what there is is beyond the bound, and too little to be certain."""
+
 ALPHA = 1e-6
 """Probability of an alarming outcome of one check in a healthy run, over all its steps and engines. Over all checks
 together it is below 1 in 10,000."""
@@ -28,6 +31,7 @@ class Check:
         by_engine: also computed for each engine alone (``Finding.engine``).
         detail: meaning of ``Finding.detail``, if it is set.
         mild: outcomes that healthy runs may have too; they support a cause but never raise an alarm.
+        on_request: it has a result only if it was asked for; without one, a symptom counts by its other checks.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Check:
     by_engine: bool = False
     detail: str = ""
     mild: tuple[str, ...] = ()
+    on_request: bool = False
 
     @property
     def healthy(self) -> str:

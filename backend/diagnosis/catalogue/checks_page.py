@@ -26,9 +26,20 @@ length, and run at every step. A result holds for the run so far, not for one st
 - **Detection delay.** A run's gap may be a thousand times that of its first steps and still below the bound of its
   dtypes; then a few sequences suffice. Undecided comparisons are not called alike: `cache_gap`, `in_flight` and `fit`
   report how many more sequences they need, or that the result is too close to decide.
-- **Start and end.** The first step of a fault is the one from which the evidence is largest. A fault has ended if
-  three or more steps are free of it and differ from those before by odds of 1,000; its alarm then ends too.
+- **Start and end.** The first step of a gap is a change point: the split of its steps in two levels with the least
+  squares, if the first is healthy, and if two levels are likelier than one by odds of 1,000; otherwise the gap was
+  there from the start. Of other checks it is the step from which the evidence is largest. A fault has ended if three or
+  more steps are free of it and differ from those before by odds of 1,000; its alarm then ends too.
+- **Place.** That one engine differs (`engine_gap`) says where a gap is, and contradicts no cause. `cache_gap` and
+  `in_flight` compare tokens of the same engine: one that has only hits would make its own gap look like one of hits.
 - *Mild* outcomes also occur in healthy runs. They support a cause but never raise an alarm.
+- **Healthy** means that version-matched tokens were checked (`floor` has a result), and that no metric is red
+  ([`metrics.md`](metrics.md)) without a reason. Without old logprobs or tokens of lag 0, a verdict says that weights
+  and caches were not judged, and what it takes. An invalid or positive logprob in the last 10 steps, or k3, ESS or the
+  mean ratio in the red at two of them, is "unexplained", with its value. The rounding of the stated dtypes explains
+  such a k3 of version-matched tokens; lag explains one of all tokens up to 0.1.
+- **Rows that break an exact rule** (`copies`, `join`, `record`) leave all other checks: a wrong copy is replaced by the
+  engine's own logprobs, and rows with another prompt or a broken record are left out.
 - `batch_load` is not computed, since collectors do not record the size of the batch that sampled a token.
   `calibration` and `logit_lattice` need no top logprobs: the first uses the trainer's entropy to find where the trainer
   is nearly sure, the second uses answers to one prompt, which begin in the same context.

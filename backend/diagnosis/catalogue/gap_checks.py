@@ -31,22 +31,28 @@ CHECKS: tuple[Check, ...] = (
     Check(
         name="fit",
         title="weight version that rollout logprobs fit",
-        outcomes=("matches", "frozen", "partial"),
+        outcomes=("matches", "frozen", "partial", "late", "rounding", "constant"),
         meaning={
-            "frozen": ("they fit weights many versions older than their label: updates do not arrive"),
-            "partial": "they fit no version: part of the weights or of the context is stale",
+            "frozen": "the gap grows as far as the trainer moves: updates do not arrive",
+            "partial": "the gap grows, by less: part of the weights or of the context is stale",
+            "late": "the gap is constant and of some updates: weights are older than their label",
+            "rounding": "the gap is constant, of the size of rounding, and small against an update",
+            "constant": "the gap is constant, of some updates and of the size of rounding",
         },
         on=("version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0"),
         formula=(
-            "version-matched k3 divided by the trainer's own drift in k3 per version gives the versions behind; its "
-            "root if that exceeds the lag. Frozen: 1 or more, and 0.2 of the steps since it began; without old "
-            "logprobs the drift is the k3 of lagging tokens before the gap, and frozen is 1 or more, and 0.1 of the "
-            "steps, without the root. Partial: half of that or less"
+            "version-matched k3 against the trainer's drift in k3 per update (without old logprobs: k3 of lagging "
+            "tokens before the gap). It grows if the slope of its log on that of the steps since it began is above "
+            "0.5 by 2 standard errors; it is constant if below, over 10 steps or more. Frozen: a quarter or more of "
+            "the drift added up since it began, 0.4 or more after the first update, and it grows or is 5 updates or "
+            "more. Partial: it grows, and is a tenth or less. If it is constant, below a quarter, and in 90 % of the "
+            "sequences: late, at least half an update and more than rounding to 16 bits causes; rounding, less of "
+            "both; constant, an update and no more than rounding"
         ),
-        rate=MEAN + "; frozen or partial is an estimate",
+        rate=MEAN + "; the course is an estimate",
         source="k3 grows between linearly and quadratically with the lag",
         by_engine=True,
-        detail="estimated number of versions",
+        detail="estimated number of versions, if old logprobs measure it",
     ),
     Check(
         name="position",
@@ -132,6 +138,7 @@ CHECKS: tuple[Check, ...] = (
         ),
         rate=MEAN,
         source="NeMo-RL, issue 4018; lmdeploy, issue 4917",
+        by_engine=True,
         detail="for worse: alone if no other matched token has a gap, else elsewhere too",
     ),
     Check(
@@ -192,8 +199,26 @@ CHECKS: tuple[Check, ...] = (
         formula="as cache_gap",
         rate=MEAN,
         source="NeMo-RL, issue 3839; vLLM, issue 54443",
+        by_engine=True,
         detail="as cache_gap",
         mild=("after_worse", "before_worse"),
+    ),
+    Check(
+        name="turn_gap",
+        title="later turns against the first",
+        outcomes=("alike", "later_worse", "first_worse"),
+        meaning={
+            "later_worse": "later turns of a sequence have the larger gap",
+            "first_worse": "first turns have the larger gap",
+        },
+        on=(
+            "version-matched tokens: old logprobs under the version that sampled, or tokens of lag 0, of sequences "
+            "with text between turns"
+        ),
+        formula="as cache_gap; each turn counts as a sequence",
+        rate=MEAN,
+        source="TimeSearch-R, issue 7; slime, issue 2288",
+        detail="as cache_gap",
     ),
     Check(
         name="repeat",

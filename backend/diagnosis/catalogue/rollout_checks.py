@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from rltop.backend.diagnosis.catalogue.check import BET, DETERMINISTIC, LEVEL, MEAN, Check
 
+REPEATED = (
+    "10 % of {}, and at least 2, in the newest step or in several; or any number in 3 steps with fewer than 3 clean "
+    "ones between two"
+)
+
 CHECKS: tuple[Check, ...] = (
     Check(
         name="mean_ratio",
@@ -164,19 +169,25 @@ CHECKS: tuple[Check, ...] = (
             "recomputed",
             "changed",
             "unrecorded",
+            "other_row",
+            "likeliest",
+            "scaled",
         ),
         meaning={
             "shifted": "each value is that of another token",
             "zero_filled": "0.0 replaces a logprob",
             "padded": "a filler replaces a logprob",
             "clamped": "low values are clamped to a bound",
-            "cast": "rounded to 16 bits",
+            "cast": "rounded to 16 bits, or to some decimals",
             "recomputed": "recomputed, not copied",
             "changed": "changed by no known rule",
             "unrecorded": "engines recorded no logprobs",
+            "other_row": "those of another row of the step",
+            "likeliest": "those of the likeliest token at each position, not of the sampled one",
+            "scaled": "times one number",
         },
         on="joined rows of the last 3 steps",
-        formula="10 % of an engine's copies, and at least 2",
+        formula=REPEATED.format("an engine's copies"),
         rate=DETERMINISTIC,
         source="rltop.backend.join.copies",
         by_engine=True,
@@ -184,14 +195,19 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="record",
-        title="fillers among rollout logprobs",
-        outcomes=("clean", "zeros", "fillers"),
+        title="recorded logprobs",
+        outcomes=("clean", "zeros", "fillers", "broken", "uniform"),
         meaning={
             "zeros": "0.0 where the trainer's logprob is far below",
-            "fillers": "NaN, infinity or -9999",
+            "fillers": "NaN, infinity or -9999, in the rollout's logprobs or in the trainer's",
+            "broken": "an engine recorded NaN or infinity",
+            "uniform": "an engine recorded one low value throughout: -log of the number of tokens, as without weights",
         },
         on="all tokens of the last 3 steps",
-        formula=("0.0 where the trainer is below -0.5; not finite, or -9998 and below; 1 % of tokens, and at least 3"),
+        formula=(
+            "0.0 where the trainer is below -0.5; not finite, or -9998 and below; 1 % of tokens, and at least 3, or "
+            "fillers in each of 3 steps. Broken: any rollout of the last 20 steps. Uniform: as join"
+        ),
         rate=DETERMINISTIC,
         source="vime, issue 70; vLLM writes -9999 where it has none",
         by_engine=True,
@@ -199,18 +215,21 @@ CHECKS: tuple[Check, ...] = (
     Check(
         name="join",
         title="join of rows with rollouts",
-        outcomes=("joined", "unjoined", "retokenised", "other_prompt", "cut"),
+        outcomes=("joined", "unjoined", "retokenised", "other_prompt", "cut", "end_lost", "other_version"),
         meaning={
             "unjoined": "rows have no rollout",
             "retokenised": "rows have other tokens than were sampled",
             "other_prompt": "rows have another prompt than the engine had",
             "cut": "rows end before their rollout does",
+            "end_lost": "rows lack the last tokens, with which the engine stopped",
+            "other_version": "the trainer states other policy versions than the engine",
         },
         on="rows of the last 3 steps",
-        formula="10 % of rows, and at least 2",
+        formula=REPEATED.format("rows") + ". Rows without a rollout, and cut ones: only from 10 %",
         rate=DETERMINISTIC,
         source="rltop.backend.join.reasons; TRL, issue 5224",
-        detail="the reason, as rltop.backend.join.reasons names it",
+        detail="the reason, as rltop.backend.join.reasons or rltop.backend.join.violations names it",
+        by_engine=True,
         mild=("cut",),
     ),
     Check(
@@ -219,7 +238,7 @@ CHECKS: tuple[Check, ...] = (
         outcomes=("sampled", "unsampled"),
         meaning={"unsampled": "the loss includes tokens that no engine sampled"},
         on="all tokens of the last 3 steps",
-        formula="10 % of tokens are in no rollout",
+        formula="10 % of tokens are in no rollout; or rows that go on after their rollout, as join",
         rate=DETERMINISTIC,
         source="rllm, issue 816",
     ),

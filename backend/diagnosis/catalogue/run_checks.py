@@ -28,14 +28,15 @@ CHECKS: tuple[Check, ...] = (
         name="versions",
         title="weight versions",
         outcomes=("advance", "stuck"),
-        meaning={"stuck": "the engine's version stays while the trainer's advances"},
-        on="versions that engines and trainer report",
+        meaning={"stuck": "rollouts of the engine keep one version while the trainer's advances"},
+        on="versions of trained tokens",
         formula=(
-            "more than 2 versions further behind than the next engine; or all trained tokens come from one version "
-            "in more than 5 consecutive steps, and twice the longest earlier streak"
+            "the newest version of an engine's rollouts stays for 4 steps or more, and more than twice the longest "
+            "earlier streak, and is more than 2 behind that of another engine; or stays on all engines for more than 5 "
+            "steps. For 3 s or more, and the engine reports no newer version"
         ),
         rate=DETERMINISTIC,
-        source="rltop.backend.hub.event_log.MAX_SKEW; vime, issue 329",
+        source="vime, issue 329",
         by_engine=True,
     ),
     Check(
@@ -56,6 +57,7 @@ CHECKS: tuple[Check, ...] = (
         source="runs of the demo with a bounded queue: 1 to 2",
         by_engine=True,
         detail="for high: rose, or hurts if decided by k3",
+        mild=("behind",),
     ),
     Check(
         name="entropy",
@@ -78,10 +80,18 @@ CHECKS: tuple[Check, ...] = (
     Check(
         name="reward",
         title="reward",
-        outcomes=("steady", "rising", "falling"),
-        meaning={"rising": "the value rises", "falling": "the value falls"},
+        outcomes=("steady", "rising", "falling", "collapsed"),
+        meaning={
+            "rising": "the value rises",
+            "falling": "the value falls",
+            "collapsed": "the value fell far within 20 steps and stays low",
+        },
         on="rewards of all rows",
-        formula=("the last 5 steps against the best earlier 5, beyond 6 errors; against the first 5, beyond 5 errors"),
+        formula=(
+            "the last 5 steps against the best earlier 5, beyond 6 errors; against the first 5, beyond 5 errors. "
+            "Collapsed: the last 3 steps against the best 5 of the 20 before, beyond 6 errors by the scatter of steps, "
+            "and half a standard deviation of the rewards"
+        ),
         rate=LEVEL,
         source="the run's own history",
         mild=("rising", "falling"),
@@ -120,7 +130,8 @@ CHECKS: tuple[Check, ...] = (
         on="requests",
         formula=(
             "least seconds per token of 4 steps 3 times the median of the other engines', in more consecutive steps"
-            " than occasional slowness explains with a probability of 1 in 100,000"
+            " than occasional slowness explains with a probability of 1 in 100,000; or a mean ratio over 8 to 32 steps "
+            "above 2 by 6 errors of its scatter"
         ),
         rate=LEVEL,
         source="the run's own history",

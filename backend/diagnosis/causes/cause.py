@@ -8,24 +8,42 @@ A symptom is a check and one of its outcomes, ``mean_ratio above``, optionally w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+
+from rltop.backend.api.verdict import Finding
 
 GAP = (
     "sign too_negative", "calibration sharper", "calibration flatter", "nll_minus_entropy below",
     "nll_minus_entropy above", "position grows", "position falls", "position step", "tail heavy",
-    "batch_load grows", "fit frozen", "fit partial", "repetition favoured", "repetition disfavoured",
-    "in_flight after_worse", "in_flight before_worse", "repeat_engine differs", "lag high=hurts",
+    "batch_load grows", "fit frozen", "fit partial", "fit late", "fit rounding", "fit constant",
+    "repetition favoured", "repetition disfavoured", "in_flight after_worse", "in_flight before_worse",
+    "repeat_engine differs", "lag high=hurts",
 )  # fmt: skip
 """Symptoms that any gap may show. They distinguish only causes that need them or are excluded by them."""
 
 RECORD_GAP = (
     *GAP, "mean_ratio above", "mean_ratio below", "sign positive", "one_sided positive", "one_sided negative",
     "calibration truncated", "floor rounding", "floor above", "slope sharper", "slope flatter", "trend jump",
-    "trend ramp", "engine_gap outlier", "cache_gap hit_worse", "cache_gap miss_worse",
+    "trend ramp", "engine_gap outlier", "cache_gap hit_worse", "cache_gap miss_worse", "turn_gap later_worse",
+    "turn_gap first_worse",
     "logit_lattice engine_coarse", "logit_lattice trainer_coarse",
 )  # fmt: skip
 """Symptoms of wrong rollout logprobs, which affect every figure that is computed from them."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A form of a cause that a finding shows.
+
+    Attributes:
+        symptom: one of the cause's symptoms, with the detail that identifies the form.
+        what, remedy: effect and fix, in place of the cause's own.
+    """
+
+    symptom: str
+    what: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,8 @@ class CauseEntry:
         title: a short description.
         what: its effect on the run, in a sentence.
         needs: symptoms that it always shows, if their checks have a result.
+        proof: symptoms without which it is not named: it has even odds at most until they are seen. It is ruled out if
+            the checks of one, probes aside, say otherwise. For causes that would else be what is left for every gap.
         may: symptoms that it shows in some runs; other findings are chance.
         against: symptoms that rule it out.
         where: features that the run must have, as conditions on facts (``holds``): ``speculative not none``.
@@ -47,6 +67,7 @@ class CauseEntry:
         confusable_with: ids of causes that can have the same symptoms; one of the two names the other.
         remedy: the fix, as options and commands; the immediate one first.
         command: the rltop command that applies it live, if any; ``{engines}`` stands for the option of engines.
+        variants: forms that findings distinguish; the first that one shows replaces effect and fix.
         source: issue threads (``vllm#1``), papers, or ``rl-on-cpu`` for own measurements.
     """
 
@@ -56,6 +77,7 @@ class CauseEntry:
     title: str
     what: str
     needs: tuple[str, ...]
+    proof: tuple[str, ...] = ()
     may: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
@@ -65,7 +87,19 @@ class CauseEntry:
     confusable_with: tuple[str, ...] = ()
     remedy: str = ""
     command: str = ""
+    variants: tuple[Variant, ...] = ()
     source: str = ""
+
+
+def as_shown(entry: CauseEntry, findings: Iterable[Finding]) -> CauseEntry:
+    """The entry with effect and fix of the form that the findings show."""
+    shown = [(finding.test, finding.outcome, finding.detail) for finding in findings]
+    for variant in entry.variants:
+        check, _, rest = variant.symptom.partition(" ")
+        outcome, _, detail = rest.partition("=")
+        if any((check, outcome) == (test, word) and detail in ("", of) for test, word, of in shown):
+            return replace(entry, what=variant.what, remedy=variant.remedy)
+    return entry
 
 
 @dataclass(frozen=True)
@@ -77,12 +111,16 @@ class ConfirmingProbe:
         name: as typed in commands, and in a diagnosis.
         does: its method.
         runs: the command that runs it; empty if it is manual.
+        unless: conditions on facts (``holds``), under any of which no engine can run it.
+        engines: number of engines that it needs.
     """
 
     code: str
     name: str
     does: str
     runs: str = ""
+    unless: tuple[str, ...] = ()
+    engines: int = 1
 
 
 @cache

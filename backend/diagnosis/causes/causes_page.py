@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rltop.backend.api.verdict import LAYERS
+from rltop.backend.api.verdict import LAYERS, SURE
 from rltop.backend.diagnosis.catalogue.all_checks import CHECKS
 from rltop.backend.diagnosis.causes import CAUSES, confusable
 from rltop.backend.diagnosis.causes.cause import CauseEntry
@@ -32,7 +32,9 @@ was checked and is absent, or if a symptom that *excludes* it is present. The li
 under a cause that needs it, {MAY_LIKELIHOOD:g} under one that *may show* it, and else the finding's own p, at least
 {MIN_P:g}. Two causes at once have a prior of {PAIR_PRIOR:g}; a cause whose feature (*only if*) is not stated,
 {UNSTATED:g}. A cause that is not in the table has a likelihood of {UNLISTED_LIKELIHOOD:g} for each finding. The
-confidence in a cause is its share of the total. These numbers are orders of magnitude and were not fitted to runs: an
+confidence in a cause is its share of the total; it is at most even while a symptom that the cause needs, or is *named
+only with*, has not been seen. A verdict names a cause from {SURE:g} on.
+These numbers are orders of magnitude and were not fitted to runs: an
 alarm has a p below 1e-6, which outweighs them all.
 
 Any cause may show {", ".join(f"`{check} {outcome}`" for check, outcome in COMMON_SYMPTOMS)}.
@@ -56,7 +58,12 @@ def document() -> str:
 
 
 def _entry(entry: CauseEntry) -> str:
-    symptoms = [("needs", entry.needs), ("may show", entry.may), ("excluded by", entry.against)]
+    symptoms = [
+        ("needs", entry.needs),
+        ("named only with", entry.proof),
+        ("may show", entry.may),
+        ("excluded by", entry.against),
+    ]
     lines = [f"### {entry.code} {entry.title}", "", f"`{entry.id}`. {entry.what}", ""]
     lines += [f"- **{label}**: {_symptoms(listed)}" for label, listed in symptoms if listed]
     if entry.one_engine:
@@ -69,6 +76,7 @@ def _entry(entry: CauseEntry) -> str:
     probe = f"`{BY_CODE[entry.probe].name}` ({entry.probe})"
     lines.append(f"- **probe**: {probe}{f', to distinguish it from {others}' if others else ''}")
     lines.append(f"- **fix**: {entry.remedy}")
+    lines += [f"- **if `{form.symptom}`**: {form.what} **Fix**: {form.remedy}" for form in entry.variants]
     if entry.command:
         lines.append(f"- **live command**: `{entry.command.format(engines='', head='on|off')}`")
     return "\n".join([*lines, f"- **source**: {entry.source}", ""])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
+from rltop.backend.diagnosis.causes.cause import GAP, RECORD_GAP, CauseEntry
 from rltop.backend.fleet.facts import FACTS, FLAG_NAMES
 
 _DIFFERS = " | ".join(
@@ -38,5 +38,15 @@ HEALTH: tuple[CauseEntry, ...] = (
         probe="P0",
         remedy="Start all engines from one image with the same options: `rltop launch-args ENGINE` prints them.",
         source="rltop",
+    ),
+    CauseEntry(
+        "K4", "broken-logits", "health", "An engine computes NaN or infinity",
+        "The logits of whole requests are broken: their tokens are worthless, whatever replaces their logprobs.",
+        needs=("record broken",),
+        may=(*RECORD_GAP, "record fillers", "join unjoined", "aborts many", "truncation many", "reward falling"),
+        probe="P3",
+        remedy="Take the engine out of the rotation, drop its rows of these steps, and restart it. Then look for "
+        "broken collectives (NCCL), ECC errors, and scales of quantised weights or of an FP8 cache.",
+        source="trl#6693, verl#1121",
     ),
 )  # fmt: skip

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
 
-_STALE = (*GAP, "trend jump", "trend ramp")
-_NUMERIC = (*GAP, "engine_gap outlier")
+_CONTEXT = tuple(symptom for symptom in GAP if symptom != "fit frozen")
+"""Of a stale context: it never makes a gap as large as the trainer's whole path."""
+_STALE = (*_CONTEXT, "turn_gap later_worse", "trend jump", "trend ramp", "prefill_rescore differ")
+_HITS = ("floor above | cache_salt stale", "cache_gap hit_worse | cache_salt stale")
+_FRESH = ("cache_salt fresh", "prefill_rescore match")
+"""Probes found that engines compute what they recorded without the cache, too."""
+_NUMERIC = (*GAP, "turn_gap later_worse", "engine_gap outlier")
 _FROM_START = ("trend jump", "trend ramp", "repeat differs")
 
 CACHES: tuple[CauseEntry, ...] = (
@@ -13,9 +18,9 @@ CACHES: tuple[CauseEntry, ...] = (
         "C1", "stale-prefix-cache", "inference path", "The prefix cache survives weight updates",
         "Prompts use keys and values computed by older weights: engines sample from a policy that never existed, "
         "while gap, clip rate and reward look normal.",
-        needs=("floor above", "cache_gap hit_worse"),
+        needs=_HITS,
         may=_STALE,
-        against=("engine_gap outlier", "repeat differs"),
+        against=("repeat differs", *_FRESH),
         where=("prefix_caching is on",),
         probe="P4",
         confusable_with=("partial-update", "refused-reset", "stale-connector", "kept-kv", "prefix-numerics"),
@@ -29,9 +34,9 @@ CACHES: tuple[CauseEntry, ...] = (
         "Tokens after an update come from new weights with an old context: a small gap, by design of keep without "
         "clear_cache.",
         needs=("floor above", "in_flight after_worse"),
-        may=(*GAP, "trend jump", "trend ramp", "tail heavy"),
-        against=("engine_gap outlier", "cache_gap hit_worse", "in_flight after_worse=elsewhere too"),
-        probe="P2",
+        may=("prefill_rescore differ", *_CONTEXT, "turn_gap later_worse", "trend jump", "trend ramp", "tail heavy"),
+        against=("cache_gap hit_worse", "in_flight after_worse=elsewhere too"),
+        probe="P1",
         confusable_with=("stale-prefix-cache", "mislabelled-version"),
         remedy='Recompute running requests: pause_generation(mode="keep", clear_cache=True). It costs a '
         "prefill of each at every update, and so some lag.",
@@ -41,9 +46,9 @@ CACHES: tuple[CauseEntry, ...] = (
     CauseEntry(
         "C2b", "refused-reset", "inference path", "Resets of the prefix cache are refused silently",
         "reset_prefix_cache fails while requests run: it is configured, without effect.",
-        needs=("floor above", "cache_gap hit_worse"),
+        needs=_HITS,
         may=_STALE,
-        against=("engine_gap outlier",),
+        against=_FRESH,
         where=("cache_reset is refused",),
         probe="P4",
         confusable_with=("stale-prefix-cache",),
@@ -55,8 +60,9 @@ CACHES: tuple[CauseEntry, ...] = (
     CauseEntry(
         "C3", "stale-connector", "inference path", "An external KV cache survives weight updates",
         "LMCache, Mooncake or offloaded blocks are keyed by tokens alone; the local reset does not clear them.",
-        needs=("floor above", "cache_gap hit_worse"),
+        needs=_HITS,
         may=_STALE,
+        against=_FRESH,
         where=("kv_connector not none",),
         probe="P4",
         confusable_with=("stale-prefix-cache",),
@@ -66,8 +72,9 @@ CACHES: tuple[CauseEntry, ...] = (
     CauseEntry(
         "C4", "lora-cache", "inference path", "Cached prefixes of an adapter outlive its reload",
         "The block hash contains the adapter's name, not its weights.",
-        needs=("floor above", "cache_gap hit_worse"),
+        needs=_HITS,
         may=_STALE,
+        against=_FRESH,
         where=("lora is on",),
         probe="P4",
         confusable_with=("stale-prefix-cache",),
@@ -91,8 +98,8 @@ CACHES: tuple[CauseEntry, ...] = (
         "C6", "prefix-numerics", "inference path", "Prompts with a cached prefix are computed with other tiles",
         "Hits differ from misses by rounding; hybrid models may be wrong from the first token.",
         needs=("cache_gap hit_worse",),
-        may=("floor rounding", "floor above", "tail heavy", "position falls"),
-        against=("trend jump", "trend ramp"),
+        may=("prefill_rescore differ", "floor rounding", "floor above", "tail heavy", "position falls"),
+        against=("trend jump", "trend ramp", "cache_salt stale"),
         where=("prefix_caching is on",),
         probe="P4",
         confusable_with=("stale-prefix-cache",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.cause import RECORD_GAP, CauseEntry
+from rltop.backend.diagnosis.causes.cause import RECORD_GAP, CauseEntry, Variant
 
 RECORD: tuple[CauseEntry, ...] = (
     CauseEntry(
@@ -20,6 +20,7 @@ RECORD: tuple[CauseEntry, ...] = (
         "A13", "padded-logprobs", "record", "Missing logprobs are filled in",
         "0.0 or -9999 replaces logprobs that were not recorded: those tokens get ratios near 0 or unbounded ones.",
         needs=("copies zero_filled | copies padded | record zeros | record fillers",),
+        against=("record broken",),
         may=(*RECORD_GAP, "mask unsampled"),
         probe="P10",
         remedy="Do not pad: mask tokens that no engine sampled out of the loss (tool output, an appended EOS), "
@@ -41,11 +42,49 @@ RECORD: tuple[CauseEntry, ...] = (
     CauseEntry(
         "R2", "changed-logprobs", "record", "Rollout logprobs are changed on the way to the trainer",
         "A clamp or a 16-bit buffer between engine and loss: tokens of low probability get wrong ratios.",
-        needs=("copies clamped | copies cast | copies changed",),
+        needs=(
+            "copies clamped | copies cast | copies changed | copies other_row | copies likeliest | copies scaled",
+        ),
         may=RECORD_GAP,
         probe="P10",
         confusable_with=("recomputed-logprobs",),
         remedy="Keep rollout logprobs in float32, unclamped, from the engine's output to the loss.",
+        variants=(
+            Variant(
+                "copies likeliest",
+                "The copies are never below the engine's logprobs: they are those of the likeliest token at each "
+                "position, not of the sampled one. Ratios of unlikely tokens are far too small.",
+                "Look up the sampled token's entry in each position's logprobs, and not the first one; or request "
+                "logprobs=0, which returns the sampled token alone.",
+            ),
+            Variant(
+                "copies other_row",
+                "Rows carry the logprobs of other rows of their step: both were put into different orders.",
+                "Shuffle, sort and gather logprobs with the same indices as their rows, and key both by request id.",
+            ),
+            Variant(
+                "copies scaled",
+                "The copies are the engine's logprobs times one number, such as 1 / temperature, which is no "
+                "distribution.",
+                "Pass logprobs on as the engine returns them: processed_logprobs include the temperature already.",
+            ),
+            Variant(
+                "copies cast",
+                "A buffer of 16 bits, or a number format with few decimals, rounds the logprobs between engine and "
+                "loss.",
+                "Keep rollout logprobs in float32 from the engine's output to the loss; in JSON, with all digits.",
+            ),
+            Variant(
+                "copies clamped",
+                "Low logprobs are raised to a bound between engine and loss: unlikely tokens get too small ratios.",
+                "Do not clamp rollout logprobs; clip the ratio in the loss instead.",
+            ),
+            Variant(
+                "copies changed",
+                "Some values are not the engine's, by no rule that rltop knows: tokens get wrong ratios.",
+                "Compare `rltop worst` with the engine's outputs, and pass the values on unchanged, in float32.",
+            ),
+        ),
         source="rltop: backend/join/copies.py",
     ),
     CauseEntry(
@@ -60,23 +99,64 @@ RECORD: tuple[CauseEntry, ...] = (
     ),
     CauseEntry(
         "H2", "other-prompt", "record", "Trainer and engine have different prompts",
-        "The first tokens of every answer have the largest gap: one side has a second BOS or another chat template.",
+        "The trainer scores answers in another context than the one that they were sampled in.",
         needs=("join other_prompt",),
-        may=(*RECORD_GAP, "join unjoined"),
+        may=(*RECORD_GAP, "join unjoined", "mask unsampled"),
         probe="P10",
         confusable_with=("packing",),
         remedy="Send prompt ids instead of text; with text add_special_tokens=False if the template already has "
         "BOS.",
+        variants=(
+            Variant(
+                "join other_prompt=prompt_of_other_row",
+                "Answers stand beside the prompts of other rows of their step: both were put into different orders.",
+                "Gather, shuffle and repeat prompts and answers with the same indices (over ranks too), and key both "
+                "by request id.",
+            ),
+            Variant(
+                "join other_prompt=engine_lacks",
+                "The engine's prompt lacks a run of tokens that the trainer's row has, such as the reasoning of an "
+                "earlier turn that the chat template drops, or a tool's output.",
+                "Send the tokens of all earlier turns back unchanged (token in, token out), or train on the prompt "
+                "that the engine had: split the row at the turn whose prompt changes.",
+            ),
+            Variant(
+                "join other_prompt=trainer_lacks",
+                "The trainer's prompt lacks a run of tokens that the engine's has, such as a system prompt, tool "
+                "definitions or images.",
+                "Build the trainer's rows from the prompt ids that the engine returns (prompt_token_ids).",
+            ),
+            Variant(
+                "join other_prompt=trainer_has_end",
+                "The trainer has only the end of the prompt: its beginning was cut.",
+                "Raise the trainer's maximal prompt length, or drop longer prompts before they are sampled.",
+            ),
+            Variant(
+                "join other_prompt=engine_has_end",
+                "The engine had only the end of the prompt: its beginning was cut.",
+                "Raise max_model_len or truncate_prompt_tokens of the engine, or drop longer prompts before they are "
+                "sampled.",
+            ),
+        ),
         source="trl#3853, vllm#16976, vllm#55288",
     ),
     CauseEntry(
         "H3", "end-of-sequence", "record", "The end of answers differs from what was sampled",
         "The loss includes last tokens that the engine cut, appended or replaced: EOS learns from noise.",
-        needs=("join cut",),
+        needs=("join cut | join end_lost",),
         may=("mask unsampled", "position grows", "position step", "floor above", "mean_ratio above",
              "mean_ratio below"),
         probe="P10",
         remedy="Train on the ids exactly as emitted; give vLLM all EOS ids (stop_token_ids); no stop strings.",
+        variants=(
+            Variant(
+                "join end_lost",
+                "Rows lack the last tokens, with which the engine stopped: the trainer never scores the stop token, "
+                "and the policy is not trained to end its answers.",
+                "Train on the ids exactly as emitted, with the stop token (vLLM's token_ids, not its text), and "
+                "include it in the mask.",
+            ),
+        ),
         source="trl#7039, vllm#28185, open-instruct#1041, OpenRLHF#238",
     ),
     CauseEntry(
@@ -108,7 +188,8 @@ RECORD: tuple[CauseEntry, ...] = (
         may=("mask unsampled",),
         probe="P10",
         confusable_with=("retokenised", "other-prompt", "loss-over-unsampled"),
-        remedy="See the reasons in `rltop status --json` (steps, join); start all engines with RLTOP_RUN.",
+        remedy="See the reasons in `rltop status --json` (steps, join); "
+        "`rltop doctor` names engines that are not attached, and other values of RLTOP_HOME.",
         source="rltop: backend/join/reasons.py",
     ),
     CauseEntry(

@@ -47,7 +47,7 @@ SEMANTIC: tuple[CauseEntry, ...] = (
                "floor above | floor rounding"),
         may=("one_sided negative", "calibration truncated", "sign too_negative", *_TILTED_TRAINER,
              *_facts("temperature")),
-        against=("slope flat", "mean_ratio above", "one_sided positive", "sign positive", "engine_gap outlier"),
+        against=("slope flat", "mean_ratio above", "one_sided positive", "sign positive"),
         probe="P9",
         confusable_with=("penalties", "generation-config"),
         remedy="Divide logits by the temperature in every logprob path of the trainer (current, old, entropy), and "
@@ -120,7 +120,7 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         "Repeated tokens are sampled with another probability than is trained: the gap is in repeated tokens.",
         needs=(_PENALISED,),
         may=(*GAP, "mean_ratio above", "mean_ratio below", "sign positive", "floor above", "floor rounding",
-             "trend jump", "trend ramp", "engine_gap outlier", *_facts("logprobs_mode")),
+             "turn_gap later_worse", "trend jump", "trend ramp", "engine_gap outlier", *_facts("logprobs_mode")),
         against=_facts("default_sampling"),
         probe="P11",
         confusable_with=("generation-config", "trainer-without-temperature"),
@@ -133,7 +133,8 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         "At constrained positions rollout logprobs cover few tokens, the trainer's all: ratios far below 1 there, and "
         "1 elsewhere.",
         needs=("one_sided negative", "tail heavy"),
-        may=("calibration truncated", "mean_ratio below", "sign too_negative", *_TILTED),
+        may=("turn_gap later_worse", "turn_gap first_worse", "calibration truncated", "mean_ratio below",
+             "sign too_negative", *_TILTED),
         against=("mean_ratio above",),
         where=("structured_output not none",),
         probe="P8",

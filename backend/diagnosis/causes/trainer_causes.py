@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rltop.backend.diagnosis.causes.cause import GAP, CauseEntry
+from rltop.backend.diagnosis.causes.cause import GAP, RECORD_GAP, CauseEntry
 
 _LATER = ("trend jump", "trend ramp")
 
@@ -12,8 +12,8 @@ TRAINER: tuple[CauseEntry, ...] = (
         "A scale or a factor of the position encoding differs: a gap from the first step on that often grows with "
         "the position.",
         needs=("floor above",),
-        may=("position grows", *GAP),
-        against=(*_LATER, "engine_gap outlier", "repeat differs"),
+        may=("position grows", "turn_gap later_worse", *GAP),
+        against=(*_LATER, "repeat differs"),
         probe="P13",
         confusable_with=("bad-export", "attention-kernel", "rope-in-bf16"),
         remedy="Compare rope_scaling, rope_theta and partial_rotary_factor of both configurations, and their cos and "
@@ -24,8 +24,8 @@ TRAINER: tuple[CauseEntry, ...] = (
         "G2", "rope-in-bf16", "trainer", "The trainer's position encoding is in bfloat16",
         "inv_freq was cast with the model: phases are wrong in proportion to the position, up to a half turn at 4,096.",
         needs=("position grows", "floor rounding | floor above"),
-        may=GAP,
-        against=(*_LATER, "engine_gap outlier", "repeat differs"),
+        may=("turn_gap later_worse", *GAP),
+        against=(*_LATER, "repeat differs"),
         probe="P13",
         confusable_with=("rope-config",),
         remedy="Keep buffers in float32 (FSDP: buffer_dtype=float32; no model.to(bfloat16) over rotary_emb.inv_freq).",
@@ -35,7 +35,7 @@ TRAINER: tuple[CauseEntry, ...] = (
         "G3", "packing", "trainer", "Packed sequences see each other, or have wrong positions",
         "The logprob of a token depends on the rest of its pack: the starts of sequences are wrong.",
         needs=("position falls", "floor above"),
-        may=("repeat differs", *GAP),
+        may=("repeat differs", "turn_gap first_worse", *GAP),
         against=_LATER,
         probe="P9",
         confusable_with=("other-prompt", "dropout"),
@@ -47,17 +47,30 @@ TRAINER: tuple[CauseEntry, ...] = (
         "G4", "attention-window", "trainer", "Attention reaches farther on one side",
         "A sliding window or a length limit differs: no gap up to it, a gap beyond it.",
         needs=("position step",),
-        may=("floor above", "floor rounding", *GAP),
-        against=(*_LATER, "engine_gap outlier"),
+        may=("floor above", "floor rounding", "turn_gap later_worse", *GAP),
+        against=_LATER,
         probe="P13",
         remedy="Use the same sliding_window, max_model_len and sparse-attention index on both sides.",
         source="vllm#48305",
     ),
     CauseEntry(
+        "H6", "turn-context", "trainer", "Later turns are scored in another context than they were sampled in",
+        "Only later turns have a gap: what lies between turns differs on one side, in its text (template, tool output, "
+        "dropped reasoning), attention mask or positions.",
+        needs=("turn_gap later_worse=alone",),
+        may=RECORD_GAP,
+        against=("join other_prompt",),
+        probe="P10",
+        confusable_with=("stale-prefix-cache", "rope-config", "attention-window"),
+        remedy="Compare a row's ids, attention mask and positions with the engine's prompt of its second turn; mask "
+        "tool output out of the loss, never out of the attention.",
+        source="TimeSearch-R#7, slime#2288, ART#726",
+    ),
+    CauseEntry(
         "H5", "multimodal-input", "trainer", "Images are preprocessed differently",
         "Resizing or patching differs: prompts with images are wrong, others not.",
         needs=("floor above",),
-        may=GAP,
+        may=("turn_gap later_worse", "turn_gap first_worse", *GAP),
         against=(*_LATER, "repeat differs"),
         where=("multimodal is on",),
         probe="P10",
@@ -72,7 +85,7 @@ TRAINER: tuple[CauseEntry, ...] = (
         needs=("floor above | repeat differs", "repeat differs"),
         # The few ratios that are large enough to make the mean 1 are above the clamp of mean_ratio.
         may=("mean_ratio below", "position grows", "position falls", *_LATER, *GAP),
-        against=("engine_gap outlier", "mean_ratio above"),
+        against=("mean_ratio above",),
         probe="P9",
         confusable_with=("trainer-batch", "packing"),
         remedy="Set attention_dropout and hidden_dropout to 0 (Megatron: --attention-dropout 0 --hidden-dropout 0); "
@@ -107,7 +120,6 @@ TRAINER: tuple[CauseEntry, ...] = (
         "Padded vocabulary, a logit scale or a soft cap on one side: all logprobs are shifted to one side.",
         needs=("one_sided negative | one_sided positive",),
         may=("mean_ratio below", "mean_ratio above", "sign positive", "floor above", *GAP),
-        against=("engine_gap outlier",),
         where=("padded_vocabulary is on",),
         probe="P13",
         confusable_with=("truncation-in-record", "truncation-in-trainer", "logprob-over-temperature"),
@@ -180,7 +192,7 @@ OBJECTIVE: tuple[CauseEntry, ...] = (
     CauseEntry(
         "J9", "reward-falls", "objective", "The reward falls, and the backend is fine",
         "Logprobs, weights and engines are correct: inspect the objective, the data and the reward.",
-        needs=("reward falling",),
+        needs=("reward falling | reward collapsed",),
         may=("gradient rising", "gradient spike", "entropy rising", "entropy falling", "clip high"),
         probe="lr0",
         remedy="Compare with the last good run (`rltop parity GOOD RUN`); check reward functions, data order, "

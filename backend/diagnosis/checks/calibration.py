@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.api.verdict import Finding
-from rltop.backend.diagnosis.checks.deterministic import mean_lags
 from rltop.backend.diagnosis.checks.findings import (
     ALARM_LOG_E,
     CERTAIN_LOG_E,
@@ -26,6 +25,7 @@ from rltop.backend.diagnosis.checks.findings import (
     unknown,
 )
 from rltop.backend.diagnosis.checks.level import bound_of, exceeds
+from rltop.backend.diagnosis.checks.weight_versions import mean_lags
 from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
 from rltop.backend.evidence.kernel import EXTREME, FIGURE, MOMENT, SUM
@@ -185,7 +185,8 @@ def _one_side(
     edge = low if outcome == "negative" else high
     start += int(np.argmax(arrays.sums[start:, many.fine] > 0))
     text = f"{int(sums[start, many.fine])} matched tokens have d {'below' if outcome == 'negative' else 'above'} 0 and "
-    text += f"{int(sums[start, few.fine])} the other sign; none beyond {edge:+.4f}"
+    text += f"{int(sums[start, few.fine])} the other sign"
+    text += f"; none beyond {edge:+.4f}" if abs(edge) < kernel.CLAMP else ""  # the clamp is ours, and no bound
     shift = MeanShift(float(log_e.max()), start, edge, low, high, int(sequences[start]), int(sums[start, SUM.matched]))
     return finding("one_sided", outcome, shift, arrays, engine, text=text, unit="nats", detail=f"{math.exp(edge):.3f}")
 

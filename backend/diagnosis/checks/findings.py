@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.catalogue.all_checks import ALPHA, BY_NAME, UNKNOWN
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
-from rltop.backend.evidence.kernel import FIGURE, MOMENT
+from rltop.backend.evidence.kernel import FIGURE, MOMENT, SUM
 from rltop.backend.evidence.sequential import MeanShift
 
 ALARM_LOG_E = -math.log(ALPHA)
@@ -17,7 +19,10 @@ ALARM_LOG_E = -math.log(ALPHA)
 CERTAIN_LOG_E = ALARM_LOG_E + 1.0
 """Log evidence assigned to a deterministic check."""
 
-NOT_MATCHED = "no version-matched tokens yet: old logprobs, or tokens of lag 0"
+HOW_TO_MATCH = (
+    "pass old logprobs of some rows a step, sequences(old_logprobs=..., old_version=...), or train on tokens of lag 0"
+)
+NOT_MATCHED = f"no version-matched tokens yet; {HOW_TO_MATCH}"
 NO_LOGPROBS = "no tokens with logprobs on both sides yet"
 
 
@@ -61,10 +66,29 @@ def finding(
     )
 
 
-def unknown(check: str, why: str, engine: str | None = None, more_sequences: int | None = None) -> Finding:
+def unknown(
+    check: str, why: str, engine: str | None = None, more_sequences: int | None = None, detail: str = ""
+) -> Finding:
     """The finding of a check that has no result yet."""
-    return Finding(check, UNKNOWN, engine=engine, text=why, more_sequences=more_sequences)
+    return Finding(check, UNKNOWN, engine=engine, text=why, more_sequences=more_sequences, detail=detail)
 
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+def first_step(arrays: EvidenceArrays, holds: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
+    """The first of the latest steps for which it holds, as a step number; steps without tokens do not count."""
+    at = holds.size - 1
+    while at > 0 and (holds[at - 1] or not arrays.sums[at - 1, SUM.valid]):
+        at -= 1
+    return int(arrays.first[at]) if arrays.steps else 0
+
+
+def certain(
+    check: str, outcome: str, since: int | None, engine: str | None, n: int, text: str, detail: str, value: float = 0.0
+) -> Finding:
+    """The finding of a deterministic check over ``n`` sequences or tokens."""
+    healthy = since is None and outcome == BY_NAME[check].healthy
+    p = 1.0 if healthy else math.exp(-CERTAIN_LOG_E)
+    return Finding(check, outcome, float(value), "", None, None, p, since, engine, 0, n, text, detail=detail)

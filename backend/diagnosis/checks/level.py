@@ -7,7 +7,7 @@ the dtypes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -25,80 +25,28 @@ from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
 from rltop.backend.evidence.kernel import FIGURE, MOMENT, SUM
 from rltop.backend.evidence.sequential import Floats, MeanShift
-from rltop.backend.fleet import facts
-
-FLOAT32 = 4e-3
-"""Upper bound on the normalised RMS gap (|d| / sqrt(1-p)), with float32 throughout: 0.0017 to 0.0022 were measured on
-text with a mean NLL of 3.6 on GPUs (Fast-LLM, pull 525), 1e-6 on CPUs."""
-
-SIXTEEN_BITS = 0.05
-"""The bound with bfloat16 anywhere: 0.022 to 0.041 in the same measurement, for bodies and heads of either dtype;
-bfloat16 logits between 32 and 64 alone cause 0.07, part of which the softmax cancels."""
-
-MAX_ROUNDING = 0.09
-"""The most that rounding to 16 bits can cause: bfloat16 logits between 32 and 64 on both sides."""
-
-MIN_TEMPERATURE = 0.1
-"""Lower bound on the temperature: below it, sampling is greedy."""
-
-EIGHT_BITS = 0.5
-"""The bound with weights of 8 bits or fewer: mean |d| 0.27 in a toy of few layers (miles, issue 1678), 0.34 as RMS."""
-
-MEASURED = {FLOAT32: 0.0022, SIXTEEN_BITS: 0.041, EIGHT_BITS: 0.34}
-"""The largest measured values at a temperature of 1, by bound."""
-
-_WIDE = {"float32", "float64", "fp32", "fp64", "torch.float32", "float", "torch.float64"}
+from rltop.backend.fleet import facts, rounding
 
 
 def floor_of(evidence: EvidenceByEngine, engine: str | None) -> tuple[float, str]:
-    """The normalised RMS gap that the stated dtypes imply at most, and the reason; 16 bits if no dtype is stated.
-
-    Rounding is that of logits, and is divided by the temperature with them.
-    """
+    """The normalised RMS gap that the stated dtypes imply at most, and the reason."""
     names = [engine] if engine else evidence.engines or list(evidence.input.engines)
     sides = [facts.of_engine(evidence.input.engines[name]) for name in names if name in evidence.input.engines]
-    bound, why = _floor_of(sides, evidence.input.trainer.facts)
-    temperature = _temperature(sides, evidence.input.trainer.facts)
-    measured = MEASURED[bound] / temperature
-    return (measured, f"{why} at a temperature of {temperature:g}") if measured > bound else (bound, why)
-
-
-def _temperature(sides: Sequence[facts.Facts], trainer: facts.Facts) -> float:
-    """The lowest stated temperature, 1 at most."""
-    stated = [text for side in (*sides, trainer) for text in side.get("temperature", "").split(facts.MIXED) if text]
-    values = [float(text) for text in stated if text.replace(".", "", 1).isdigit()]
-    return max(min([1.0, *(value for value in values if value > 0)]), MIN_TEMPERATURE)
-
-
-def _floor_of(sides: Sequence[facts.Facts], trainer: facts.Facts) -> tuple[float, str]:
-    if any(side.get("quantization", "none").lower() not in ("none", "") for side in sides):
-        return EIGHT_BITS, "quantised weights"
-    engine_words = [side[fact] for side in sides for fact in ("dtype", "head_dtype") if fact in side]
-    trainer_words = [trainer[fact] for fact in ("dtype", "head_dtype") if fact in trainer]
-    if trainer_words and engine_words and any(map(_narrow, engine_words)) != any(map(_narrow, trainer_words)):
-        return FLOAT32, "mismatching dtypes"
-    words = engine_words + trainer_words
-    if words and not any(map(_narrow, words)):
-        return FLOAT32, "float32 on both sides" if trainer_words else "float32 in the engines"
-    return SIXTEEN_BITS, "16 bits" if words else "dtypes not stated"
+    return rounding.declared_bound(sides, evidence.input.trainer.facts)
 
 
 def bound_of(evidence: EvidenceByEngine, engine: str | None) -> tuple[float, str]:
     """The bound on the gap that rounding causes, and the reason: by dtypes, or by the run's first steps if lower."""
     declared, why = floor_of(evidence, engine)
     own = rounding_noise.bound_of_first_steps(evidence.run, declared)
-    return (own, f"{rounding_noise.WIDER:g} times the run's first steps, {why}") if own < declared else (declared, why)
+    return (own, f"{rounding.WIDER:g} times the run's first steps, {why}") if own < declared else (declared, why)
 
 
 def max_rounding(evidence: EvidenceByEngine, engine: str | None) -> float:
     """The most that rounding to 16 bits can cause at the run's temperature."""
     names = [engine] if engine else list(evidence.input.engines)
     sides = [facts.of_engine(evidence.input.engines[name]) for name in names if name in evidence.input.engines]
-    return MAX_ROUNDING / _temperature(sides, evidence.input.trainer.facts)
-
-
-def _narrow(word: str) -> bool:
-    return word.strip().lower() not in _WIDE
+    return rounding.MAX_ROUNDING / rounding.temperature(sides, evidence.input.trainer.facts)
 
 
 def floor(evidence: EvidenceByEngine) -> Iterator[Finding]:
@@ -158,15 +106,23 @@ def exceeds(arrays: EvidenceArrays, least: float) -> MeanShift:
         sequential.above(arrays.moments[:, beyond], arrays.first, 0.2, share),
         sequential.above(arrays.moments[:, FIGURE.after_update], arrays.first, max(least, 0.02), least),
     )
-    tried = [(shift.log_e, shift.start) for shift in found]
+    tried = [(shift.log_e, shift.begin) for shift in found]
     if least < kernel.FINE:
-        tried.append(rounding_noise.bet_on_sequences(arrays, least))
+        tried.append((rounding_noise.bet_on_sequences(arrays, least)[0], 0))
     log_e = float(np.logaddexp.reduce([own for own, _ in tried])) - math.log(len(tried))
-    start = max(tried)[1] if log_e >= ALARM_LOG_E else 0
+    start = _first_above(arrays, least, max(tried)[1]) if log_e >= ALARM_LOG_E else 0
     of = sequential.stretches(arrays.moments[start:, FIGURE.matched_d2])
     error = sequential.Z95 * math.sqrt(of.variance[0])
     mean = float(of.mean[0])
     return MeanShift(log_e, start, mean, mean - error, mean + error, int(of.sequences[0]), int(of.tokens[0]))
+
+
+def _first_above(arrays: EvidenceArrays, least: float, begin: int) -> int:
+    """Index of the step from which the normalised RMS gap is above ``least``."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        square = arrays.moments[:, FIGURE.matched_d2, MOMENT.s] / np.maximum(arrays.sums[:, SUM.complement], 1e-6)
+        size = np.where(arrays.sums[:, SUM.matched] > 0, np.sqrt(square), np.nan)
+    return sequential.change_point(np.log1p(size / least), math.log(2), begin)
 
 
 def _root(shift: MeanShift, size: float) -> MeanShift:
@@ -306,10 +262,7 @@ MIN_FREE = 16
 
 def repeat(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """``repeat``: how much the trainer's logprobs of equal tokens after equal contexts differ within a step."""
-    trainer = evidence.input.trainer.facts
-    words = [trainer[fact] for fact in ("dtype", "head_dtype") if fact in trainer]
-    least = FLOAT32 if words and not any(map(_narrow, words)) else SIXTEEN_BITS
-    least = max(least, MEASURED[least] / _temperature((), trainer))
+    least, _ = rounding.declared_bound((), evidence.input.trainer.facts)
     yield _repeat("repeat", evidence.run, None, SUM.repeat, SUM.repeat_free, 2 * least)
 
 

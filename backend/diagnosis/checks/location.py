@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,10 +48,19 @@ def contrast(
         weighted = each + sequential.log_weights(arrays.first[begin:])
         log_e = float(np.logaddexp.reduce(weighted)) if each.size else -math.inf
         error = sequential.Z95 * math.sqrt(variance[start]) if each.size else math.inf
+        if log_e >= ALARM_LOG_E:
+            start = _first_apart(direction, one, other, ground, least, begin) - begin
         mean = float(ratio[start]) if each.size else 0.0
         tokens = int(a.tokens[start]) if each.size else 0
         found.append(MeanShift(log_e, begin + start, mean, mean - error, mean + error, int(sequences[start]), tokens))
     return found[0], found[1]
+
+
+def _first_apart(direction: float, one: Floats, other: Floats, ground: float, least: float, begin: int) -> int:
+    """Index of the step from which the log ratio of two means, in this direction, is beyond ``least``."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        top, bottom = (np.maximum(of[:, MOMENT.s] / of[:, MOMENT.n], 0.0) + ground for of in (one, other))
+        return sequential.change_point(direction * np.log(top / bottom), least, begin)
 
 
 def _log_ratio(a: Stretches, b: Stretches, ground: float) -> tuple[Floats, Floats, Floats]:
@@ -124,66 +134,111 @@ def _equal_lags(own: Floats, others: Floats) -> tuple[Floats, Floats]:
     return (own * both[..., None]).sum(axis=1), (others * both[..., None]).sum(axis=1)
 
 
+class Contrast(NamedTuple):
+    """Moments of the matched |d| by step [steps, MOMENT] of some tokens and of others, and the names of both."""
+
+    one: Floats
+    other: Floats
+    name: str
+    against: str
+
+    @property
+    def fewest(self) -> float:
+        """The number of sequences with the rarer kind."""
+        return min(float(of[:, MOMENT.sequences].sum()) for of in (self.one, self.other))
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """Two kinds of tokens that a check compares.
+
+    Attributes:
+        check: its name.
+        one, other: figures.
+        outcomes: if the first kind has the larger gap, if the second has, if neither.
+        names: of the kinds.
+    """
+
+    check: str
+    one: int
+    other: int
+    outcomes: tuple[str, str, str]
+    names: tuple[str, str]
+
+    def of(self, arrays: EvidenceArrays) -> Contrast:
+        """The contrast in some evidence."""
+        return Contrast(arrays.moments[:, self.one], arrays.moments[:, self.other], *self.names)
+
+
+_CACHE = _Kinds(
+    "cache_gap", FIGURE.cache_hit, FIGURE.cache_miss, ("hit_worse", "miss_worse", "alike"), ("hits", "misses")
+)
+_FLIGHT = _Kinds(
+    "in_flight", FIGURE.after_update, FIGURE.before_update, ("after_worse", "before_worse", "alike"),
+    ("tokens after an update", "tokens before it"),
+)  # fmt: skip
+
+
 def cache_gap(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """``cache_gap``: version-matched |d| of requests that hit the prefix cache against those that missed it."""
-    yield _pair(
-        evidence,
-        "cache_gap",
-        FIGURE.cache_hit,
-        FIGURE.cache_miss,
-        ("hit_worse", "miss_worse", "alike"),
-        "hits",
-        "misses",
-    )
+    yield from _pairs(evidence, _CACHE)
 
 
 def in_flight(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """``in_flight``: version-matched |d| of tokens after an update within their request against those before it."""
-    words = ("after_worse", "before_worse", "alike")
-    yield _pair(
-        evidence,
-        "in_flight",
-        FIGURE.after_update,
-        FIGURE.before_update,
-        words,
-        "tokens after an update",
-        "tokens before it",
-    )
+    yield from _pairs(evidence, _FLIGHT)
 
 
-def _pair(
-    evidence: EvidenceByEngine,
-    check: str,
-    one: int,
-    other: int,
+def _pairs(evidence: EvidenceByEngine, kinds: _Kinds) -> Iterator[Finding]:
+    """Compare two kinds of tokens on each engine, and on all engines that have both.
+
+    An engine that has only one kind would make its own gap look like one of that kind.
+    """
+    with_both = [name for name in evidence.engines if kinds.of(evidence.engine(name)).fewest > 0]
+    run = evidence.of(with_both) if with_both else evidence.run
+    yield _compared(evidence, run, None, kinds.check, kinds.of(run), kinds.outcomes)
+    if len(evidence.engines) > 1:
+        for name in evidence.engines:
+            own = evidence.engine(name)
+            yield _compared(evidence, own, name, kinds.check, kinds.of(own), kinds.outcomes)
+
+
+def turn_gap(evidence: EvidenceByEngine) -> Iterator[Finding]:
+    """``turn_gap``: version-matched |d| of later turns against that of the first turn."""
+    turns = evidence.run.turns
+    if not turns[:, 1, MOMENT.n].sum():
+        yield Finding("turn_gap", "alike", text="no version-matched tokens of later turns")
+        return
+    contrast = Contrast(turns[:, 1], turns[:, 0], "later turns", "first turns")
+    yield _compared(evidence, evidence.run, None, "turn_gap", contrast, ("later_worse", "first_worse", "alike"))
+
+
+def _compared(
+    evidence: EvidenceByEngine, arrays: EvidenceArrays, engine: str | None, check: str, contrast: Contrast,
     outcomes: tuple[str, str, str],
-    name: str,
-    against: str,
-) -> Finding:
-    arrays = evidence.run
-    a, b = arrays.moments[:, one], arrays.moments[:, other]
-    few = min(a[:, 0].sum(), b[:, 0].sum()) if arrays.steps else 0
+) -> Finding:  # fmt: skip
+    a, b, name, against = contrast
+    few = contrast.fewest
     if few < sequential.MIN_SEQUENCES:
-        side = name if arrays.steps == 0 or a[:, 0].sum() <= b[:, 0].sum() else against
+        side = name if a[:, 0].sum() <= b[:, 0].sum() else against
         more = int(sequential.MIN_SEQUENCES - few)
-        return unknown(check, f"version-matched {side} in {int(few)} sequences only", more_sequences=more)
-    least, coarse = bound_of(evidence, None)[0], floor_of(evidence, None)[0]
+        return unknown(check, f"version-matched {side} in {int(few)} sequences only", engine, more)
+    least, coarse = bound_of(evidence, engine)[0], floor_of(evidence, engine)[0]
     both = [_current_contrast(a, b, arrays, ground) for ground in sorted({least, coarse})]
     up, down = (_best(of) for of in zip(*both, strict=True))
-    for outcome, shift, worse in ((outcomes[0], up, one), (outcomes[1], down, other)):
+    for outcome, shift, worse in ((outcomes[0], up, a), (outcomes[1], down, b)):
         if shift.log_e >= ALARM_LOG_E:
             text = f"version-matched |d| of {name} is {_times(shift)} that of {against}"
             where = _elsewhere(arrays, shift, worse, least)
-            return finding(check, outcome, shift, arrays, text=text, unit="log", detail=where)
+            return finding(check, outcome, shift, arrays, engine, text=text, unit="log", detail=where)
     all_a, all_b = (sequential.stretches(x.sum(axis=0)[None]) for x in (a, b))
     ratio, variance, _ = _log_ratio(all_a, all_b, least)
     error = sequential.Z95 * math.sqrt(float(variance[0]))
+    text = f"{name} have {_times(up)} the |d| of {against}"
     if abs(float(ratio[0])) + error > APART:
         more = max(int(few * (error**2 / APART**2 - 1)), 1)
-        return unknown(
-            check, f"{name} have {_times(up)} the |d| of {against}: too few sequences to decide", more_sequences=more
-        )
-    return finding(check, outcomes[2], up, arrays, text=f"{name} have {_times(up)} the |d| of {against}", unit="log")
+        return unknown(check, f"{text}: too few sequences to decide", engine, more)
+    return finding(check, outcomes[2], up, arrays, engine, text=text, unit="log")
 
 
 def _best(tried: Sequence[MeanShift]) -> MeanShift:
@@ -192,11 +247,11 @@ def _best(tried: Sequence[MeanShift]) -> MeanShift:
     return replace(best, log_e=best.log_e - math.log(len(tried)))
 
 
-def _elsewhere(arrays: EvidenceArrays, shift: MeanShift, figure: int, least: float) -> str:
+def _elsewhere(arrays: EvidenceArrays, shift: MeanShift, worse: Floats, least: float) -> str:
     """``alone`` if all other matched tokens are within the bound, else ``elsewhere too``."""
     moments, sums = arrays.moments[shift.start :].sum(axis=0), arrays.sums[shift.start :].sum(axis=0)
     rest, complement = (
-        moments[FIGURE.matched_abs_d] - moments[figure],
+        moments[FIGURE.matched_abs_d] - worse[shift.start :].sum(axis=0),
         sums[SUM.complement] / max(float(sums[SUM.matched]), 1.0),
     )
     return "alone" if rest[2] <= least * math.sqrt(max(float(complement), 1e-6)) * rest[1] else "elsewhere too"

@@ -16,16 +16,10 @@ from rltop.backend.evidence import kernel, sequential
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays
 from rltop.backend.evidence.kernel import FIGURE, MOMENT, SUM
 from rltop.backend.evidence.sequential import Floats
+from rltop.backend.fleet.rounding import FINEST, WIDER
 
 BASE_SEQUENCES = 32
 """First sequences with matched tokens that the run's rounding is estimated from."""
-
-WIDER = 10.0
-"""Factor by which rounding may grow: at most 5.5 in healthy runs of the demo, where the policy had become certain of
-nearly all tokens."""
-
-FINEST = 0.01
-"""Lower limit of this bound, relative to that of the dtypes: a float32 logprob of -30 is a multiple of 2e-6."""
 
 
 def bound_of_first_steps(run: EvidenceArrays, declared: float) -> float:

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from rltop.backend.api.verdict import Finding
-from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, UNKNOWN
-from rltop.backend.diagnosis.checks import calibration, deterministic, level, location, trends, version_fit
-from rltop.backend.diagnosis.checks.findings import unknown
+from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, SUSPECT, UNKNOWN
+from rltop.backend.diagnosis.checks import (
+    calibration,
+    deterministic,
+    exact,
+    level,
+    location,
+    probe_answers,
+    refit,
+    trends,
+    version_fit,
+    weight_versions,
+)
+from rltop.backend.diagnosis.checks.findings import HOW_TO_MATCH, unknown
 from rltop.backend.diagnosis.checks.level import bound_of
 from rltop.backend.evidence.diagnosis_input import DiagnosisInput
 from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
@@ -31,16 +42,17 @@ FUNCTIONS: dict[str, Callable[[EvidenceByEngine], Iterator[Finding]]] = {
     "fit": version_fit.fit,
     "slope": calibration.slope,
     "in_flight": location.in_flight,
+    "turn_gap": location.turn_gap,
     "repetition": location.repetition,
     "repeat": level.repeat,
     "repeat_engine": level.repeat_engine,
-    "copies": deterministic.copies,
-    "record": deterministic.record,
-    "join": deterministic.join,
-    "mask": deterministic.mask,
+    "copies": exact.copies,
+    "record": exact.record,
+    "join": exact.join,
+    "mask": exact.mask,
     "facts": deterministic.facts_agree,
-    "versions": deterministic.versions,
-    "lag": deterministic.lag,
+    "versions": weight_versions.versions,
+    "lag": weight_versions.lag,
     "entropy": trends.entropy,
     "reward": trends.reward,
     "gradient": trends.gradient,
@@ -48,6 +60,11 @@ FUNCTIONS: dict[str, Callable[[EvidenceByEngine], Iterator[Finding]]] = {
     "speed": trends.speed,
     "aborts": trends.aborts,
     "truncation": trends.truncation,
+    "refit": refit.refit,
+    "weight_digest": probe_answers.weight_digest,
+    "cache_salt": probe_answers.cache_salt,
+    "prefill_rescore": probe_answers.prefill_rescore,
+    "cross_replica": probe_answers.cross_replica,
 }
 """The function of each check that can be computed from what collectors send."""
 
@@ -57,7 +74,20 @@ NOT_COMPUTED: dict[str, str] = {
 
 
 OF_MATCHED = frozenset(
-    {"sign", "one_sided", "position", "trend", "cache_gap", "tail", "floor", "fit", "slope", "in_flight", "repetition"}
+    {
+        "sign",
+        "one_sided",
+        "position",
+        "trend",
+        "cache_gap",
+        "turn_gap",
+        "tail",
+        "floor",
+        "fit",
+        "slope",
+        "in_flight",
+        "repetition",
+    }
 )
 """Checks of version-matched tokens: if these are few, or not recent, a healthy outcome becomes unknown."""
 
@@ -77,7 +107,7 @@ def run_all(run: DiagnosisInput) -> list[Finding]:
         if engine not in with_gap and (why := _uninformative(evidence, engine))
     }
     findings = [
-        unknown(f.test, uninformative[f.engine], f.engine)
+        unknown(f.test, why := uninformative[f.engine], f.engine, detail=SUSPECT if why == TOO_FEW else "")
         if f.test in OF_MATCHED and f.engine in uninformative and f.outcome == BY_NAME[f.test].healthy
         else f
         for f in findings
@@ -90,11 +120,10 @@ def _uninformative(evidence: EvidenceByEngine, engine: str | None) -> str:
     arrays = evidence.run if engine is None else evidence.engine(engine)
     late = arrays.from_step(max(arrays.steps - LATE_STEPS, 0))
     if not late.sums[:, SUM.matched].sum():
-        return f"no version-matched tokens in the last {LATE_STEPS} steps"
+        return f"no version-matched tokens in the last {LATE_STEPS} steps; {HOW_TO_MATCH}"
     bound, _ = bound_of(evidence, engine)
     square = late.moments[:, FIGURE.matched_d2, MOMENT.s].sum() / max(float(late.sums[:, SUM.complement].sum()), 1e-9)
-    return (
-        "the latest version-matched gap is above its bound, in too few sequences to be certain"
-        if square > bound**2
-        else ""
-    )
+    return TOO_FEW if square > bound**2 else ""
+
+
+TOO_FEW = "the latest version-matched gap is above its bound, in too few sequences to be certain"

@@ -128,13 +128,59 @@ def reward(evidence: EvidenceByEngine) -> Iterator[Finding]:
     fall, error = float(top.mean[0] - now.mean[0]), math.sqrt(float(top.variance[0] + now.variance[0]))
     rise, rise_error = float(now.mean[0] - first.mean[0]), math.sqrt(float(first.variance[0] + now.variance[0]))
     outcome, start = "steady", 0
-    if fall > 6 * error:
+    if (onset := _collapse(series[there], moments[there])) is not None:
+        outcome, start = "collapsed", int(there[onset])
+    elif fall > 6 * error:
         outcome, start = "falling", int(there[best])
     elif rise > 5 * rise_error:
         outcome = "rising"
     shift = MeanShift(CERTAIN_LOG_E, start, float(now.mean[0]), math.nan, math.nan, int(now.sequences[0]), 0)
     text = f"reward {now.mean[0]:.3g}, {first.mean[0]:.3g} in the first steps, {top.mean[0]:.3g} at best"
     yield finding("reward", outcome, shift, arrays, text=text)
+
+
+COLLAPSE_REACH = 20
+"""Steps before the latest within which the reward has collapsed: slower falls come with the data, too."""
+
+COLLAPSE_ERRORS, COLLAPSE_SPREAD = 6.0, 0.5
+"""The fall of the latest steps from the best ones, in errors by the scatter of steps, and in standard deviations of the
+rewards of sequences: half of one is 0.25 for rewards of 0 and 1."""
+
+
+def _collapse(levels: Floats, moments: Floats) -> int | None:
+    """The index of the first step of the latest collapse that has not recovered; None without one.
+
+    Args:
+        levels: mean reward by step [steps].
+        moments: sums of the rewards [steps, MOMENT].
+    """
+    now = levels[-LATE_STEPS:].mean()
+    for end in range(levels.size, max(levels.size - FALL_REACH, 2 * FIRST_STEPS), -1):
+        found = _collapse_at_end(levels[:end], moments[:end])
+        if found is not None:
+            return found[0] if now < found[1] else None
+    return None
+
+
+def _collapse_at_end(levels: Floats, moments: Floats) -> tuple[int, float] | None:
+    """The first step of a collapse that the latest steps end, and the reward half-way down; None without one."""
+    recent = levels[-COLLAPSE_REACH - LATE_STEPS :]
+    before, now = recent[:-LATE_STEPS], recent[-LATE_STEPS:]
+    if before.size < 2 * FIRST_STEPS:
+        return None
+    best = sliding_window_view(before, FIRST_STEPS).mean(axis=1)
+    at = int(np.argmax(best))
+    _, n, s, _, ss, _ = moments[levels.size - recent.size + at :][:FIRST_STEPS].sum(axis=0)
+    spread = math.sqrt(max(ss / n - (s / n) ** 2, 0.0))
+    jumps = np.sort(np.diff(levels[:-LATE_STEPS]) ** 2)[:-1]  # the largest may be the collapse
+    scatter = math.sqrt(float(jumps.mean()) / 2)
+    error = scatter * math.sqrt(1 / LATE_STEPS + 1 / FIRST_STEPS)
+    if best[at] - now.mean() <= max(COLLAPSE_ERRORS * error, COLLAPSE_SPREAD * spread):
+        return None
+    half = float(best[at] + now.mean()) / 2
+    low = np.flatnonzero(before[at:] < half)
+    first = at + int(low[0]) if low.size else before.size
+    return levels.size - recent.size + first, half
 
 
 SPIKE = 10.0
@@ -197,6 +243,13 @@ shared cores."""
 
 SPEED_STEPS = 4
 
+SLOW_MEAN, SLOW_ERRORS = 2.0, 6.0
+"""An engine is slow, too, if its mean ratio to the others is above the first by this many errors of its scatter over
+steps: if steps vary by more than the ratio exceeds SLOW, no streak of them is slow."""
+
+SPEED_WINDOWS = (8, 16, 32)
+"""Steps over which the mean ratio is taken."""
+
 SPEED_CHANCE, SPEED_REACH = 1e-5, 64
 """An engine is slow if its streak of slow steps has a lower probability than this, given how often the others were slow
 in the last SPEED_REACH steps: up to a third of them on a busy machine."""
@@ -207,6 +260,18 @@ def _is_unlikely(others: list[Floats], steps: int) -> bool:
     values = [own[np.isfinite(own)][-SPEED_REACH:] for own in others]
     slow = sum(int((own > SLOW * own.min()).sum()) for own in values if own.size)
     return bool(((slow + 0.5) / (sum(own.size for own in values) + 1.0)) ** steps < SPEED_CHANCE)
+
+
+def _slow_on_average(own: Floats, others: Floats) -> int | None:
+    """The first step of the shortest window in which the mean ratio is high beyond its scatter; None without one."""
+    there = np.flatnonzero(np.isfinite(own) & np.isfinite(others))
+    for steps in SPEED_WINDOWS:
+        if there.size >= steps:
+            ratios = np.log(own[there[-steps:]] / others[there[-steps:]])
+            error = float(ratios.std(ddof=1)) / math.sqrt(steps)
+            if float(ratios.mean()) - SLOW_ERRORS * error > math.log(SLOW_MEAN):
+                return int(there[-steps])
+    return None
 
 
 def speed(evidence: EvidenceByEngine) -> Iterator[Finding]:
@@ -232,6 +297,8 @@ def speed(evidence: EvidenceByEngine) -> Iterator[Finding]:
         while slow and start and a[start - 1] > SLOW * other and np.isfinite(a[start - 1]):
             start -= 1
         slow = slow and _is_unlikely(rest, int(np.isfinite(a[start:] + b[start:]).sum()))
+        if not slow and (onset := _slow_on_average(a, b)) is not None:
+            slow, start = True, onset
         shift = MeanShift(CERTAIN_LOG_E if slow else 0.0, start, least / other, math.nan, math.nan, 0, 0)
         text = f"least time per token {1e3 * least:.2g} ms, {1e3 * other:.2g} ms on the other engines"
         yield finding("speed", "slow" if slow else "alike", shift, own, engine, text=text, unit="times")

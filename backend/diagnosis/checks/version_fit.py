@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from rltop.backend.api.verdict import Finding
+from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
+from rltop.backend.diagnosis.checks import gap_course
 from rltop.backend.diagnosis.checks.calibration import shape
 from rltop.backend.diagnosis.checks.findings import ALARM_LOG_E, NOT_MATCHED, finding, run_and_engines, unknown
-from rltop.backend.diagnosis.checks.level import bound_of, exceeds
+from rltop.backend.diagnosis.checks.level import bound_of, exceeds, max_rounding
 from rltop.backend.evidence import sequential
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays, EvidenceByEngine
 from rltop.backend.evidence.kernel import FIGURE, MOMENT, SUM
@@ -18,7 +20,25 @@ from rltop.backend.evidence.sequential import MeanShift
 
 
 def fit(evidence: EvidenceByEngine) -> Iterator[Finding]:
-    """``fit``: by how many versions rollout logprobs lag behind their label, in units of the trainer's own drift."""
+    """``fit``: which fault of the weights the version-matched gap is like, in units of the trainer's own drift."""
+    return _agreed(list(_fits(evidence)))
+
+
+def _agreed(findings: list[Finding]) -> Iterator[Finding]:
+    """The findings, of which those of engines count only if they agree with each other or with the run's.
+
+    A fault of the whole fleet is the same on all engines, while the figures of some are too few to tell.
+    """
+    outcomes = {found.outcome for found in findings if found.engine is not None and found.outcome != "matches"}
+    of_run = next((found.outcome for found in findings if found.engine is None), UNKNOWN)
+    for found in findings:
+        if found.engine is None or len(outcomes) < 2 or found.outcome in (of_run, "matches", UNKNOWN):
+            yield found
+        else:
+            yield unknown("fit", f"{found.text}; other engines do not show it yet", found.engine)
+
+
+def _fits(evidence: EvidenceByEngine) -> Iterator[Finding]:
     for engine, arrays in run_and_engines(evidence):
         if not arrays.sums[:, SUM.matched].sum():
             yield unknown("fit", NOT_MATCHED, engine)
@@ -41,40 +61,46 @@ def fit(evidence: EvidenceByEngine) -> Iterator[Finding]:
         if shape(arrays, least):
             yield unknown("fit", "the gap has the shape of another distribution, not of other weights", engine)
             continue
-        yield _fit(arrays, engine, off)
+        yield _fit(arrays, engine, off, max_rounding(evidence, engine))
 
 
-def _fit(arrays: EvidenceArrays, engine: str | None, off: MeanShift) -> Finding:
-    since_off = np.flatnonzero(arrays.sums[off.start :, SUM.matched] > 0) + off.start
-    late = arrays.from_step(int(since_off[-LATE_STEPS:][0]))
+def _fit(arrays: EvidenceArrays, engine: str | None, off: MeanShift, most_rounding: float) -> Finding:
+    matched = np.flatnonzero(arrays.sums[off.start :, SUM.matched] > 0) + off.start
+    late = arrays.from_step(int(matched[-LATE_STEPS:][0]))
     by_old = bool(arrays.sums[:, SUM.by_old].sum())
     drift, lag = _drift(late) if by_old else _drift_before(arrays, off.start)
     if not drift or not lag:
         return unknown("fit", "no tokens of an older version yet, so the drift of an update is unknown", engine)
     k3 = float(sequential.stretches(late.moments[:, FIGURE.matched_k3]).mean[0])
-    most = k3 / (drift / lag)
-    behind = math.sqrt(most * lag) if most > lag else most
+    updates = k3 / (drift / lag)
+    behind = math.sqrt(updates * lag) if updates > lag else updates
     since = int(arrays.last[-1]) - int(arrays.first[off.start])
     if since < 1 or behind > since + lag + SLACK:
         return unknown("fit", "one step only, or a gap larger than the drift since it began", engine)
-    estimate, enough = (behind, FROZEN_SHARE * since) if by_old else (most, FROZEN_SHARE / 2 * since)
-    frozen = estimate >= max(FROZEN, enough)
-    if not frozen and estimate > max(FROZEN, enough) / 2:
-        text = f"about {estimate:.1f} versions behind the label after {since} steps: too close to decide"
-        return unknown("fit", text, engine)
     text = f"version-matched k3 {k3:.2g}; the trainer's own drift is {drift:.2g} over {lag:.1f} versions"
-    text += (
-        f": about {behind:.1f} versions behind the label"
-        if frozen
-        else f": as large as {behind:.1f} weight updates, {since} steps after it began"
-    )
+    text += f": a gap of {updates:.1f} weight updates, {since} steps after it began"
+    path = _path(arrays, off.start, late) if by_old else drift / lag * since
+    since_start = _drift(arrays.from_step(off.start)) if by_old else (drift, lag)
+    course = gap_course.course(arrays, matched, since_start[1])
+    outcome = gap_course.outcome(course, since_start[0], k3 / max(path, 1e-12), updates, late, most_rounding)
+    if not outcome:
+        return unknown("fit", f"{text}; {gap_course.WORDS[course.how]}: too close to decide", engine)
+    text += f"; {gap_course.WORDS[course.how]}: {gap_course.MEANING[outcome].format(max(round(updates), 1))}"
     shift = MeanShift(off.log_e, off.start, behind, math.nan, math.nan, off.sequences, off.tokens)
-    outcome = "frozen" if frozen else "partial"
-    return finding("fit", outcome, shift, arrays, engine, text=text, unit="versions", detail=f"{behind:.1f}")
+    detail = f"{behind:.1f}" if by_old else ""
+    return finding("fit", outcome, shift, arrays, engine, text=text, unit="versions", detail=detail)
 
 
 LATE_STEPS = 8
 """Latest steps with matched tokens that the current gap is computed from."""
+
+
+def _path(arrays: EvidenceArrays, start: int, late: EvidenceArrays) -> float:
+    """The trainer's drift from one update to the next, added up from the start of the gap to the middle of ``late``."""
+    moments, lags = arrays.moments[start:, FIGURE.drift], arrays.sums[start:, SUM.lag]
+    there = (moments[:, MOMENT.n] > 0) & (lags > 0)
+    each = float(moments[there, MOMENT.s].sum() / lags[there].sum())
+    return each * float((late.first[0] + late.last[-1]) / 2 - arrays.first[start] + 1)
 
 
 def _before_updates(arrays: EvidenceArrays, least: float) -> bool:
@@ -86,14 +112,6 @@ def _before_updates(arrays: EvidenceArrays, least: float) -> bool:
         and moments[MOMENT.n]
         and moments[MOMENT.s] / moments[MOMENT.n] > least
     )
-
-
-FROZEN, FROZEN_SHARE = 1.0, 0.2
-"""Weights are stale as a whole from this many versions behind the label, and this share of the steps since the gap
-began. With frozen weights the estimate grows by 1 a step (0.4 to 0.8 if updates become smaller); with one stale tensor
-or a stale prefix by far less. Without old logprobs the drift is that of the updates before the gap, the largest of a
-run: k3 is then proportional to the lag, not to its square, and half of the share suffices. In runs of the demo without
-old logprobs it is 0.24 to 0.3 if no update arrives, and 0.003 if the head is stale."""
 
 
 def _drift(arrays: EvidenceArrays) -> tuple[float, float]:

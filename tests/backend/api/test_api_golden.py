@@ -10,7 +10,7 @@ import json
 import types
 import zlib
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 import pytest
@@ -30,6 +30,8 @@ def example(kind: Any, name: str) -> Any:
     number = 1 + zlib.crc32(name.encode()) % 1000
     if origin in (Union, types.UnionType):
         return example(next(member for member in inner if member is not type(None)), name)
+    if origin is Annotated:
+        return example(inner[0], name)
     if origin is list:
         return [example(inner[0], name)]
     if origin is tuple:

@@ -221,7 +221,7 @@ def test_invalid_recordings_and_replays_are_errors(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
         record(tmp_path, tmp_path / "nowhere" / "to")
     missing = rltop("replay", str(tmp_path / "nothing"))
-    assert (missing.exit_code, "no run or file" in missing.stderr) == (1, True)
+    assert (missing.exit_code, "no run named" in missing.stderr) == (1, True)
     assert rltop("replay").exit_code == 2
     both = rltop("record", str(tmp_path), "--to", str(tmp_path / NAME))
     assert "--force overwrites it" in both.stderr

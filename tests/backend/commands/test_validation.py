@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rltop.backend import api
 from rltop.backend.commands.validation import RejectedError, choose_engines
+from rltop.backend.text import status
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.actions import BY_VERB, MAX_REVERT_S
 from tests.backend.commands.test_lifecycle import applied, ask_set, fleet, update
@@ -234,6 +235,18 @@ def test_a_command_without_a_timer_cannot_be_kept() -> None:
     assert refused(hub, api.AskKeep("k", command)) == f"{command} has no timer; commands that have one: other"
     _, orders = ask(hub, api.AskKeep("k2", "other"))  # of an earlier hub, in no log, but known to the engine
     assert list(orders) == ["e0"]
+
+
+@pytest.mark.parametrize("said", [{"wanted": "on"}, {}], ids=["said", "an older collector"])
+def test_a_waiting_revert_is_shown_with_the_value_that_it_restores(said: dict[str, str]) -> None:
+    hub = fleet("e0")
+    command, _ = ask(hub, ask_set(revert_s=600.0))
+    hub.say("e0", update(command, "applied", old="on", new="off", reverts_at=hub.now + 600.0))
+    hub.say("e0", update(f"{command}/revert", "draining", reverts=command, reason="an update is open", **said))
+    hub.later()
+    revert = hub.picture.changes[f"{command}/revert@e0"]
+    assert status.change_text(revert) == "e0: prefix_caching off → on, draining (an update is open)"
+    assert status.change_json(revert)["to"] == "on"
 
 
 def test_an_engines_own_revert_is_tracked_with_who_and_why() -> None:

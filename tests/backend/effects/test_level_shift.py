@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -77,6 +77,7 @@ def done(found: LevelShift | None) -> LevelShift:
     return found
 
 
+@example(seed=123781, before=16, after=5, trend=False, rho=0.0)  # two outliers that converge slowly
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6), before=st.integers(5, 25), after=st.integers(5, 25), trend=st.booleans(),

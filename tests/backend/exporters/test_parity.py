@@ -161,7 +161,7 @@ def test_the_command_prints_the_verdict_and_exits_with_it(tmp_path: Path) -> Non
     assert all(re.search(rf"^  {re.escape(one.label)}  ", text, re.MULTILINE) for one in METRICS)
     assert CliRunner().invoke(cli.main, ["parity", paths[0]]).exit_code == 2
     nothing = CliRunner().invoke(cli.main, ["parity", paths[0], str(tmp_path / "nothing")])
-    assert (nothing.exit_code, "no run or file" in nothing.stderr) == (1, True)
+    assert (nothing.exit_code, "no run named" in nothing.stderr) == (1, True)
 
 
 async def test_the_dashboard_draws_the_reference_and_the_divergence() -> None:
@@ -187,5 +187,5 @@ def test_references_are_read_from_files_and_invalid_ones_are_named(tmp_path: Pat
     assert reference is not None
     assert list(reference.steps) == [0, 1, 2]
     assert read_references(()) is None
-    with pytest.raises(click.ClickException, match="no run or file"):
+    with pytest.raises(click.ClickException, match="no run named"):
         read_references((str(tmp_path / "nothing"),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import itertools
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -11,14 +12,27 @@ import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rltop.backend import api
 from rltop.backend.metrics import BY_NAME
 from rltop.backend.report.blocks import Block, Bullets, Code, Heading, Paragraph, TableBlock, as_html, markdown
-from rltop.backend.report.contents import PLOTS, blocks
-from rltop.backend.report.svg import MAX_POINTS, PlotLine, PlotMark, downsampled, svg, ticks
+from rltop.backend.report.contents import MATCHED_TITLE, PLOTS, blocks
+from rltop.backend.report.svg import (
+    BOTTOM,
+    CHARACTER,
+    HEIGHT,
+    MAX_POINTS,
+    TOP,
+    WIDTH,
+    PlotLine,
+    PlotMark,
+    downsampled,
+    spread,
+    svg,
+    ticks,
+)  # fmt: skip
 from rltop.tui.cli.main import main
 from tests.support import pictures, stored, verdicts
 
@@ -47,7 +61,7 @@ def test_a_report_begins_with_the_verdict_and_has_the_whole_incident() -> None:
     assert "rltop set update_clears_cache on --run sort" in lines
     assert "ada@node-a" in text and "alarm a1 raised" in text and "| e0 " in text.replace("    ", " | ")
     titles = [svg.find("{http://www.w3.org/2000/svg}title") for svg in drawn(text)]
-    assert [title.text for title in titles if title is not None] == [title for title, _, _ in PLOTS]
+    assert [title.text for title in titles if title is not None] == [MATCHED_TITLE, *(title for title, _, _ in PLOTS)]
 
 
 def test_reports_of_a_healthy_and_of_an_empty_run() -> None:
@@ -123,6 +137,40 @@ def test_a_plot_is_well_formed_and_its_line_is_inside_its_frame(
         assert all(57 <= x <= 665 and 21 <= y <= 165 for x, y in points)
 
 
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12), st.floats(0, 100), st.floats(101, 300))
+def test_spread_positions_keep_their_distance_and_order(wanted: list[float], low: float, high: float) -> None:
+    found = spread(wanted, low, high, 12.0)
+    apart = min(12.0, (high - low) / max(len(wanted) - 1, 1))
+    assert all(low - 1e-6 <= at <= high + 1e-6 for at in found)
+    ordered = sorted(found)
+    assert all(b - a >= apart - 1e-6 for a, b in itertools.pairwise(ordered))
+    by_wish = [at for _, at in sorted(zip(wanted, found, strict=True), key=lambda pair: pair[0])]
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(by_wish)) or len(set(wanted)) < len(wanted)
+
+
+MARKS = st.lists(
+    st.tuples(st.integers(0, 60), st.text("abc_=+-", min_size=1, max_size=24)), max_size=40
+)  # fmt: skip
+
+
+@given(MARKS, st.lists(st.lists(st.floats(-5, 5), min_size=61, max_size=61), min_size=1, max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_labels_of_a_plot_never_overlap(marks: list[tuple[int, str]], values: list[list[float]]) -> None:
+    lines = [PlotLine(f"line{n}-with-a-long-name", np.array(one)) for n, one in enumerate(values)]
+    drawn_marks = [PlotMark(step + 0.5, label, "switch") for step, label in marks]
+    root = ET.fromstring(svg("title", np.arange(61, dtype=np.float64), lines, drawn_marks))
+    texts = [text for text in root.iter("{http://www.w3.org/2000/svg}text") if text.get("font-weight") is None]
+    small = [text for text in texts if text.get("font-size") == "9"]
+    boxes = [(float(text.get("x", 0)), float(text.get("y", 0)), CHARACTER * len(text.text or "")) for text in small]
+    for n, (x, y, wide) in enumerate(boxes):
+        assert x + wide <= WIDTH
+        assert not [1 for x2, y2, wide2 in boxes[:n] if y == y2 and x < x2 + wide2 and x2 < x + wide]
+    ends = sorted(float(text.get("y", 0)) for text in texts if (text.text or "").startswith("line"))
+    assert len(ends) == len(lines)
+    assert ends[0] >= TOP and ends[-1] <= HEIGHT - BOTTOM + 4
+    assert all(b - a >= 11.8 for a, b in itertools.pairwise(ends))
+
+
 def test_lines_are_not_drawn_over_holes_and_isolated_points_are_dots() -> None:
     steps, connected = np.array([0.0, 1.0, 4.0, 5.0, 6.0]), np.array([True, False, True, False])
     made = svg("a", steps, [PlotLine("x", np.array([1.0, 2.0, 3.0, 4.0, 5.0]))], connected=connected)
@@ -154,7 +202,7 @@ def test_the_command_writes_the_report_of_a_stored_run(tmp_path: Path) -> None:
     run = CliRunner()
     result = run.invoke(main, ["report", str(path), "-o", str(to)])
     assert result.exit_code == 0, result.output
-    assert to.read_text().startswith("<!doctype html>") and len(drawn(to.read_text())) == len(PLOTS)
+    assert to.read_text().startswith("<!doctype html>") and len(drawn(to.read_text())) == 1 + len(PLOTS)
     assert "exists; --force overwrites it" in run.invoke(main, ["report", str(path), "-o", str(to)]).output
     plain = run.invoke(main, ["report", str(path)])
     assert plain.output.startswith("# Run run: ") and "as of step 11" in plain.output
@@ -163,7 +211,18 @@ def test_the_command_writes_the_report_of_a_stored_run(tmp_path: Path) -> None:
     assert run.invoke(main, ["report", str(path), "--step", "99"]).exit_code == 1
 
 
+@pytest.mark.parametrize("before", [None, 0o644])
+def test_only_the_user_can_read_a_written_report(before: int | None, tmp_path: Path) -> None:
+    stored.store(tmp_path, list(stored.frames(3)))
+    to = tmp_path / "report.html"
+    if before is not None:
+        to.touch(before)
+    result = CliRunner().invoke(main, ["report", str(tmp_path), "--to", str(to), "--force"])
+    assert result.exit_code == 0, result.output
+    assert to.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("name", ["nothing", "a/b"])
 def test_a_missing_run_is_an_error(name: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["report", str(tmp_path / name)])
-    assert result.exit_code == 1 and "no run or file" in result.output
+    assert result.exit_code == 1 and "no run named" in result.output

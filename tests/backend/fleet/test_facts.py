@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltop.backend import api
 from rltop.backend.fleet import facts
 from rltop.backend.fleet.agreement import RECENT, SETTLE_S, SamplingFacts
 from rltop.backend.fleet.facts import BY_NAME, FACTS, compare, defaults, same_model, same_text, same_top_k
@@ -245,13 +244,30 @@ def test_requests_are_compared_with_the_trainers_temperature() -> None:
     assert hub.picture.engines["e0"].differs == {"temperature": "the trainer states 1.0"}
 
 
+@pytest.mark.parametrize(("temperatures", "differs"), [([1.0, 0.6], False), ([0.7, 0.7], True)])
+def test_requests_are_compared_with_each_temperature_of_the_trainers_tokens(
+    temperatures: list[float], differs: bool
+) -> None:
+    hub = Hub()
+    body, arrays = rollouts([Written([1], [2], [-1.0])])
+    entry = wire.Rollout("r", 1, 1, "stop", [], "engine", True, sampling={"temperature": 0.6})
+    row = Trained([1, 2, 3], [0, 1, 1], [-1.0] * 2, [-1.0] * 2, per_token={"temperatures": temperatures})
+    hub.send("trainer/0", *sequences([row]))
+    for _ in range(6):
+        hub.engine("e0", fingerprint=ENGINE)
+        hub.send("e0", wire.Rollouts("e0", [entry], body.arrays), arrays)
+        hub.later(1.0)
+    stated = "0.7" if differs else "0.6, 1"
+    assert hub.picture.trainer.facts == {"temperature": stated}
+    assert hub.picture.engines["e0"].differs == ({"temperature": f"the trainer states {stated}"} if differs else {})
+
+
 def test_facts_of_an_engine_are_its_fingerprint_and_its_flags_now() -> None:
     state = engine_state("e0", fingerprint={"logprobs_mode": "raw_logprobs", "async_scheduling": "launched on"})
     state.flags["async_scheduling"] = wire.FlagState("off", True, "", "depth 1")
     state.flags["logprobs_mode"] = wire.FlagState(None, False, "unknown here")
     known = facts.of_engine(state)
     assert (known["async_scheduling"], known["logprobs_mode"]) == ("off (depth 1)", "raw_logprobs")
-    assert api.Engine.__struct_fields__[-1] == "differs"
 
 
 # --- what may be stated -------------------------------------------------------------------------------------------

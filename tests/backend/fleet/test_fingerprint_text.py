@@ -147,4 +147,4 @@ def test_the_commands_name_a_missing_run(home: Path) -> None:
     for command in (["fingerprint", "nosuch"], ["launch-args", "e0", "--run", "nosuch"]):
         result = rltop(*command)
         assert (result.exit_code, result.stdout) == (1, "")
-        assert "no run 'nosuch'" in result.stderr
+        assert "no run named 'nosuch'" in result.stderr

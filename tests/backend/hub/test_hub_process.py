@@ -21,7 +21,7 @@ from rltop.collectors.contract.rundir import RunDir
 from rltop.collectors.transport.sender import Message, Sender
 from tests.backend.hub.test_steps import World, assert_values
 from tests.support import oracles
-from tests.support.harness import PATIENT_S, ended, wait_shown
+from tests.support.harness import ME, PATIENT_S, ended, wait_shown
 from tests.support.hub_messages import Trained, Written, engine_state, rollouts, sequences
 from tests.support.receiver import run_directory, wait_until
 
@@ -149,7 +149,7 @@ def test_a_command_reaches_the_engine_and_its_states_are_shown(
     with collector(rundir, "e0") as engine:
         see(client, lambda v: "e0" in v.engines)
         client.ask(api.AskSet("q", "prefix_caching", "off", who="ann"))
-        wait_until(lambda: engine.commands)
+        wait_shown(client, lambda _: engine.commands)
         (command,) = engine.commands
         assert (command.flag, command.value) == ("prefix_caching", "off")
         for state in ("accepted", "accepted", "applied"):
@@ -157,7 +157,8 @@ def test_a_command_reaches_the_engine_and_its_states_are_shown(
         picture = see(client, lambda v: any(c.state == "applied" for c in v.changes.values()))
         assert client.answers["q"].command == command.id
         (change,) = picture.changes.values()
-        assert (change.who, change.old, change.new) == ("ann", "on", "off")
+        assert (change.who, change.old, change.new) == (ME, "on", "off")
+        assert change.author is not None and change.author.claimed == "ann@"
         with pytest.raises(CommandError, match="prefix_caching"):
             client.command(api.AskSet(api.new_id(), "speed", "on"))
         with pytest.raises(CommandError, match="e9"):
@@ -173,7 +174,7 @@ def test_a_killed_hub_ends_no_other_process_and_all_find_the_next_one(
         close_step(trainer, 0)
         first = see(client, lambda v: v.steps and v.engines).epoch
         client.ask(api.AskSet("q", "prefix_caching", "off"))
-        wait_until(lambda: engine.commands)
+        wait_shown(client, lambda _: engine.commands)
         hub.kill()
         hub.wait()
         wait_shown(client, lambda c: c.state == "lost")

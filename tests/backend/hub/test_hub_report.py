@@ -17,16 +17,19 @@ from rltop.collectors.contract.wire import FlagState, Timer
 STEP_KEYS = {
     "step", "policy_version", "tokens", "joined_fraction", "reward_mean", "logp_diff_mean", "logp_abs_diff_mean",
     "ratio_mean", "kl_k1", "kl_k3", "clip_frac_low", "clip_frac_high", "entropy", "ess", "lag_mean", "prefix_hit_rate",
+    "backend_abs_diff_mean", "backend_k3", "backend_tokens", "lag0_abs_diff_mean", "lag0_k3", "lag0_tokens",
+    "lag_inferred_frac", "weight_cut_frac",
 }  # fmt: skip
-REPORT_KEYS = {"run", "trainer", "engines", "steps", "flag_changes", "events", "counters"}
+REPORT_KEYS = {"run", "alarm", "trainer", "engines", "steps", "flag_changes", "events", "counters"}
 ENGINE_KEYS = {
-    "id", "health", "vllm_version", "policy_version", "lag", "tokens", "tokens_per_s", "running", "waiting", "kv_usage",
-    "prefix_hit_rate", "gap", "flags", "paused", "timers", "differs",
+    "id", "health", "vllm_version", "policy_version", "version_source", "lag", "tokens", "tokens_per_s", "running",
+    "waiting", "kv_usage", "prefix_hit_rate", "gap", "flags", "paused", "timers", "differs", "preemptions",
+    "ttft", "itl", "refit",
 }  # fmt: skip
 CHANGE_KEYS = {
     "flag", "engine", "from", "to", "outcome", "engine_step", "policy_version", "in_flight", "lost_requests",
     "milliseconds", "command", "verb", "detail", "reason", "who", "host", "why", "requested", "closed", "flag_epoch",
-    "reverts_at", "reverts", "kept_by", "probe",
+    "reverts_at", "reverts", "kept_by", "probe", "claimed",
 }  # fmt: skip
 
 values = st.dictionaries(st.sampled_from(sorted(metrics.BY_NAME)), st.none() | st.floats())
@@ -62,7 +65,7 @@ def test_the_report_has_the_promised_keys_and_is_strict_json(steps: list[dict[st
         for name in status.STEP_METRICS:
             value = given_values.get(name)
             expected = value if value is not None and math.isfinite(value) else None
-            assert step[name] == (int(expected) if name == "tokens" and expected is not None else expected)
+            assert step[name] == (int(expected) if name.endswith("tokens") and expected is not None else expected)
 
 
 def test_the_report_has_the_outcome_of_a_flag_change() -> None:

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from rltop.backend import api
-from rltop.backend.hub.outputs import Effect, SendControl
+from rltop.backend.fleet.engines import SILENT_S
+from rltop.backend.hub.outputs import Effect, Renew, SendControl
 from rltop.backend.ingest.acknowledgement import PERIOD_S
 from rltop.backend.ingest.sources import RECONNECT_S
 from rltop.backend.steps.steps import GRACE_S, RESENT_S
@@ -363,16 +364,53 @@ def test_a_late_rank_does_not_reopen_a_stored_step(run: Run) -> None:
     assert not run.hub.counters.get("late_rows")
 
 
-def test_a_restarted_trainer_repeats_stored_steps(run: Run) -> None:
+@pytest.mark.parametrize("resumed", [True, False], ids=["next hub", "same hub"])
+@pytest.mark.parametrize(("first", "begins"), [(0, True), (1, True), (2, True), (3, False), (9, False)])
+def test_a_trainer_never_overwrites_stored_steps_but_continues_after_them(
+    run: Run, first: int, begins: bool, resumed: bool
+) -> None:
     for number in range(3):
         run.send("trainer/0", wire.StepClosed(number, 0, 1, number, {"loss": 1.0}))
         run.later()
-    run.start()
-    run.senders["trainer/0"] = Sender("trainer/0")
-    run.senders["trainer/0"].source.epoch = "life-2"
-    run.send("trainer/0", wire.StepClosed(1, 0, 1, 1, {"loss": 2.0}))
+    if resumed:
+        run.start()
+    run.later(SILENT_S + 0.1)
+    sender = run.senders["trainer/0"] = Sender("trainer/0")
+    sender.source.epoch = "life-2"
+    sender.keep(wire.StepClosed(first, 0, 1, first, {"loss": 2.0}))
+    effects = run.hub.state.data(sender.sent[0], run.hub.now)
+    sender.next = 1
+    reasons = [effect.reason for effect in effects if isinstance(effect, Renew)]
+    carried = [frames for effect in effects if isinstance(effect, Renew) for frames in effect.carried]
+    assert carried == (sender.sent if begins else [])
     run.later()
-    assert [run.steps[number].trainer["loss"] for number in (0, 1, 2)] == [1.0, 2.0, 1.0]
+    run.send("trainer/0", wire.StepClosed(first + 1, 0, 1, first + 1, {"loss": 2.0}))
+    run.later()
+    if begins:
+        assert reasons == [f"a trainer started at step {first}, and the stored run has steps 0 to 2"]
+        assert [step.trainer["loss"] for step in run.steps.values()] == [1.0] * 3
+        assert sender.acknowledged == -1  # the hub of the new run gets it all
+    else:
+        assert reasons == []
+        assert {number: step.trainer["loss"] for number, step in run.steps.items()} == {
+            0: 1.0, 1: 1.0, 2: 1.0, first: 2.0, first + 1: 2.0
+        }  # fmt: skip
+
+
+def test_a_trainer_with_other_facts_begins_another_run(run: Run) -> None:
+    for step, (model, begins) in enumerate((("7b", False), ("7b", False), ("70b", True))):
+        run.later(SILENT_S + 0.1)
+        sender = run.senders["trainer/0"] = Sender("trainer/0")
+        sender.source.epoch = f"life-{step}"
+        run.send("trainer/0", wire.TrainerFacts(0, {"model": model, f"new {step}": "1"}))
+        sender.keep(wire.StepClosed(step, 0, 1, step))
+        effects = run.hub.state.data(sender.sent[-1], run.hub.now)
+        sender.next = 2
+        run.later()
+        reasons = [effect.reason for effect in effects if isinstance(effect, Renew)]
+        assert bool(reasons) == begins
+    assert "other facts (model)" in reasons[0]
+    assert list(run.steps) == [0, 1]
 
 
 def test_rollouts_of_stored_steps_do_not_count_as_unused(run: Run) -> None:

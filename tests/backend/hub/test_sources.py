@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rltop.backend import api
 from rltop.backend.fleet.engines import SILENT_S
+from rltop.backend.hub.event_log import LOSS_EVENT_PERIOD_S
 from rltop.backend.ingest.sources import BYE_PATIENCE_S
 from rltop.collectors.contract import wire
 from tests.support.hub_core import Hub, sent
@@ -109,9 +110,19 @@ def test_messages_about_another_source_are_refused() -> None:
     assert answer.error is None
 
 
-@given(st.integers(-(2**63), 2**64 - 1), st.integers(-(2**63), 2**64 - 1))
+NEAR_POWERS = st.builds(
+    lambda power, off, sign: sign * (2**power + off), st.integers(30, 63), st.integers(-2, 2), st.sampled_from([1, -1])
+)
+"""Where sums pass a type: floats count to 2^53, versions to 2^62, arrays to 2^63."""
+
+
+@given(st.integers(-(2**63), 2**64 - 1) | NEAR_POWERS, st.integers(-(2**63), 2**64 - 1) | NEAR_POWERS)
 @example(2**40, 2**40 + 1)
 @example(0, 2**63)
+@example(2**62, -(2**62))
+@example(2**62, 2**62 - 1)
+@example(1 - 2**62, 2**62 - 1)
+@example(-(2**62), 2**62)
 def test_versions_beyond_their_range_are_refused(sampled: int, policy: int) -> None:
     hub = Hub()
     hub.send("e0", *rollouts([Written([1], [5], [-1.0], [sampled])]))
@@ -178,6 +189,7 @@ def test_faults_losses_and_version_skew_are_reported_once() -> None:
         "e0 connected",
         "e1 connected",
         "e0: 2 faults in tap were contained; the run is not affected",
+        "1 records of e0 were dropped: its queue was full",
         "live engines differ by 8 policy versions",
     ]
     hub.engine("e0")
@@ -209,6 +221,16 @@ def test_malformed_input_is_counted_and_the_hub_continues(frames: list[bytes]) -
     assert "e0" in hub.picture.engines
 
 
+@given(st.integers(-(2**63), -1) | st.integers(2**53 + 1, 2**64 - 1))
+def test_a_request_with_a_number_out_of_bounds_is_answered_with_the_reason(step: int) -> None:
+    hub = Hub()
+    answer, sent = hub.ask(api.AskPast("q", step))
+    assert (answer.id, sent) == ("q", [])
+    assert answer.error is not None and "invalid request" in answer.error
+    hub.later()
+    assert hub.counters["invalid"] == 1
+
+
 @given(st.lists(st.sampled_from(["engine", "step", "flag", "ack", "beat", "silence"]), max_size=30), st.data())
 def test_a_snapshot_and_the_frames_after_it_equal_the_hubs_snapshot(acts: list[str], data: st.DataObject) -> None:
     hub = Hub()
@@ -232,3 +254,13 @@ def test_a_snapshot_and_the_frames_after_it_equal_the_hubs_snapshot(acts: list[s
         if frame.seq > picture.seq:
             picture.apply(api.decode_frame(api.encode(frame)))
     assert picture == hub.picture
+
+
+def test_dropped_records_are_an_event_with_their_number_once_per_period() -> None:
+    hub = Hub()
+    for dropped in (0, 29, 29, 31):
+        hub.send("trainer/0", health(sequences=wire.Counts(40, 2, dropped, 0)))
+        hub.later(1.0)
+    hub.later(LOSS_EVENT_PERIOD_S)
+    found = [text for text in hub.texts if "dropped" in text]
+    assert found == [f"{n} records of trainer/0 were dropped: its queue was full" for n in (29, 2)]

@@ -15,6 +15,7 @@ from rltop.backend.commands.audit import AuditFile
 from rltop.backend.hub import worker_thread
 from rltop.backend.hub.handover import Handover
 from rltop.backend.hub.outputs import Effect
+from rltop.backend.hub.peers import Peer
 from rltop.backend.hub.state import HubState
 from rltop.backend.steps import steps
 from rltop.collectors.contract import wire
@@ -28,15 +29,15 @@ PATIENT_MS = int(PATIENT_S * 1000)
 class Faulty(HubState):
     """A core with a bug: messages of source ``bad`` and questions of viewer ``bad`` are too much for it."""
 
-    def data(self, frames: list[bytes], now: float) -> list[Effect]:
+    def data(self, frames: list[bytes], now: float, peer: Peer | None = None) -> list[Effect]:
         if b"bad" in frames[0]:
             raise RuntimeError("a bug in data")
-        return super().data(frames, now)
+        return super().data(frames, now, peer)
 
-    def ask(self, client: bytes, frame: bytes, now: float) -> list[Effect]:
-        if client == b"bad":
+    def ask(self, viewer: bytes, frame: bytes, now: float, *caller: Any) -> list[Effect]:
+        if viewer == b"bad":
             raise RuntimeError("a bug in ask")
-        return super().ask(client, frame, now)
+        return super().ask(viewer, frame, now, *caller)
 
     def tick(self, now: float) -> list[Effect]:
         if "bad" in self.snapshot.engines:
@@ -115,6 +116,14 @@ def test_repeated_exceptions_do_not_affect_other_messages(bench: Bench) -> None:
     assert not bench.core.failed
 
 
+def test_what_is_put_before_the_start_comes_before_the_first_frame(bench: Bench) -> None:
+    bench.core.put_counter("restored")
+    bench.core.put_viewer()
+    bench.core.start()
+    bench._next()
+    assert bench.counters["restored"] == 1
+
+
 def test_a_flood_of_questions_is_bounded_and_counted(bench: Bench) -> None:
     for _ in range(worker_thread.MAX_URGENT + 7):
         bench.core.put_counter("asked")
@@ -160,9 +169,9 @@ def test_questions_are_answered_while_a_step_is_half_measured_and_data_waits(
             bench.core.put_data(late.frames(engine_state("late")))
         return effects
 
-    def taken(frames: list[bytes], now: float) -> list[Effect]:
+    def taken(frames: list[bytes], now: float, peer: Peer | None = None) -> list[Effect]:
         happened.append("data")
-        return data(frames, now)
+        return data(frames, now, peer)
 
     monkeypatch.setattr(state, "tick", ticked)
     monkeypatch.setattr(state, "data", taken)

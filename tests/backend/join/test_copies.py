@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rltop.backend.join.copies import KINDS, classify, compare, describe
+from rltop.backend.join.batch import Batch
+from rltop.backend.join.copies import KINDS, classify, compare, describe, of_spans
+from rltop.backend.join.index import RolloutIndex
 from rltop.backend.join.rounding import agree, bfloat16, bfloat16_cut, equal, float16
 from rltop.collectors.contract import wire
 from tests.backend.join.test_join import batch_of, index_of, settled
@@ -58,7 +60,10 @@ DAMAGES: dict[str, Callable[[Floats], Floats]] = {
     "shifted-1": shifted(-1),
     "shifted+3": shifted(3),
     "padded": changed_at([-1], float("nan")),
-    "recomputed": lambda record: record * f4(1.001),
+    "recomputed": lambda record: record + np.resize(f4([1e-3, -2e-3]), record.size),
+    "scaled": lambda record: record * f4(1.25),
+    "cast_2_decimals": lambda record: np.round(record.astype(np.float64), 2).astype(np.float32),
+    "likeliest": lambda record: np.where(record < -0.7, np.log1p(-np.exp(record) - 1e-3), record),
     "changed": changed_at([4], -0.125),
 }
 
@@ -69,6 +74,54 @@ def test_every_corruption_is_classified_among_other_spans(seed: int, spans: list
     copies = [DAMAGES[name](record) for (name, _), record in zip(spans, records, strict=True)]
     sizes = np.array([size for _, size in spans], np.int64)
     assert classify(np.concatenate(records), np.concatenate(copies), sizes) == [name for name, _ in spans]
+
+
+def _batch(records: Sequence[Floats], copies: Sequence[Floats]) -> Batch:
+    index, rows, written = RolloutIndex(), [], []
+    for n, (record, copy) in enumerate(zip(records, copies, strict=True)):
+        ids = list(range(100 * n, 100 * n + record.size))
+        written.append(Written([n], ids, record.tolist()))
+        rows.append(Trained(ids, [1] * len(ids), copy.tolist(), copy.tolist(), [n]))
+    index.add(*rollouts(written))
+    batch = Batch(*sequences(rows))
+    batch.join(index, strict=False)
+    return batch
+
+
+@given(st.integers(0, 2**32), st.lists(st.integers(6, 30), min_size=4, max_size=12), st.data())
+def test_a_copy_of_another_row_is_found(seed: int, sizes: list[int], data: st.DataObject) -> None:
+    records = [logprobs(seed + n, size) for n, size in enumerate(sizes)]
+    one, other = data.draw(st.permutations(range(len(sizes))))[:2]
+    copies = list(records)
+    copies[one] = np.resize(records[other], sizes[one])
+    kinds = of_spans(_batch(records, copies))
+    assert kinds == {n: "other_row" if n == one else "equal" for n in range(len(sizes))}
+
+
+def test_a_copy_of_a_row_of_another_message_is_found() -> None:
+    records = [logprobs(n, 12) for n in range(2)]
+    index = RolloutIndex()
+    index.add(*rollouts([Written([n], list(range(12)), record.tolist()) for n, record in enumerate(records)]))
+    copy = records[1].tolist()
+    batch = Batch(*sequences([Trained(list(range(12)), [1] * 12, copy, copy, [0])]))
+    batch.join(index, strict=False)
+    assert of_spans(batch) == {0: "other_row"}
+
+
+@given(st.integers(0, 2**32), st.sampled_from([float("nan"), float("inf"), float("-inf")]), st.booleans())
+def test_a_record_without_finite_logprobs_is_broken_whatever_the_trainer_puts_in_its_place(
+    seed: int, value: float, passed: bool
+) -> None:
+    records = [logprobs(seed + n, 12) for n in range(3)]
+    records[1][:] = value
+    copies = [record if passed or n != 1 else logprobs(seed + 9, 12) for n, record in enumerate(records)]
+    assert of_spans(_batch(records, copies)) == {0: "equal", 1: "broken", 2: "equal"}
+
+
+def test_a_record_of_one_low_value_is_uniform() -> None:
+    flat, sure = np.full(8, f4([-6.2383246])[0]), np.zeros(8, np.float32)
+    kinds = of_spans(_batch([logprobs(1, 8), flat, sure], [logprobs(1, 8), flat, sure]))
+    assert kinds == {0: "equal", 1: "uniform", 2: "equal"}
 
 
 @pytest.mark.parametrize(

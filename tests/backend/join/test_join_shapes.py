@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from rltop.backend.join import violations
 from rltop.backend.join.ageing import UNUSED_STEPS
 from rltop.backend.join.batch import Batch
 from rltop.backend.join.index import RolloutIndex
@@ -132,11 +133,55 @@ def test_a_changed_prompt_with_two_candidate_rollouts_does_not_join() -> None:
     assert settled(index_of(one, two), batch_of(row)).unjoined() == {"no_prompt": 1}
 
 
+@given(fleets())
+def test_rows_without_prompts_join_by_tokens_and_logprobs_whatever_their_length(fleet: list[Written]) -> None:
+    rows = [Trained(one.tokens, [1] * len(one.tokens), one.logprobs, one.logprobs) for one in fleet]
+    batch = settled(index_of(*fleet), batch_of(*rows))
+    assert engines(batch) == [one.engine for one in fleet]
+    assert set(batch.ways()) == {"without_prompt"}
+
+
+def test_equal_rollouts_of_one_prompt_join_rows_without_a_prompt_and_those_of_two_prompts_do_not() -> None:
+    same = [Written([1, 2], [5], [-0.5], engine="e0"), Written([1, 2], [5], [-0.5], engine="e1")]
+    rows = [Trained([5], [1], [-0.5], [-0.4])] * 2
+    assert sorted(map(str, engines(settled(index_of(*same), batch_of(*rows))))) == ["e0", "e1"]
+    other = Written([3], [5], [-0.5], engine="e2")
+    assert settled(index_of(*same, other), batch_of(*rows)).joined == 0
+
+
+@pytest.mark.parametrize("logprobs", [[-0.5], [-1e-4], [0.0]])
+def test_a_short_row_with_another_prompt_or_a_certain_token_does_not_join(logprobs: list[float]) -> None:
+    one = Written([1, 2], [5], logprobs)
+    assert settled(index_of(one), batch_of(Trained([9, 5], [0, 1], logprobs, logprobs))).joined == 0
+    row = Trained([5], [1], logprobs, logprobs)
+    assert settled(index_of(one), batch_of(row)).joined == (logprobs[0] < -0.001)
+
+
 def test_tokens_before_the_prompt_are_removed_and_reported() -> None:
     one = written([1, 2, 3], [4, 5], 0)
     batch = batch_of(row_of([7, 1], one.prompt, one))  # a second beginning of text, by another tokeniser
     assert batch.join(index_of(one), strict=True)
     assert batch.ways() == {"padded": 1}
+
+
+@pytest.mark.parametrize(
+    ("before", "found"),
+    [
+        ([PAD, PAD, PAD], {}),
+        ([PAD, PAD, 7], {}),
+        ([7], {}),
+        ([11, 12, 13], {0: violations.ENGINE_HAS_END}),
+        ([PAD, PAD, 11, 12, 13, 14], {0: violations.ENGINE_HAS_END}),
+    ],
+)
+def test_a_prompt_that_the_engine_had_the_end_of_is_told_apart_from_padding(
+    before: list[int], found: dict[int, str]
+) -> None:
+    one = written([1, 2, 3], [4, 5], 0)
+    row = Trained(one.tokens, [1, 1], one.logprobs, one.logprobs, prompt=[*before, *one.prompt])
+    batch = settled(index_of(one), batch_of(row))
+    assert batch.joined == 1
+    assert violations.prompts(batch) == found
 
 
 def test_a_corrupted_copy_after_padding_joins_if_the_completion_is_distinctive() -> None:
@@ -255,12 +300,13 @@ PAD_ID = 151643
 
 def collected(prompt_ids: object = None, **arrays: object) -> Batch:
     """The one message that a call of ``TrainerCollector.sequences`` becomes, as the hub takes it."""
+    shifted = bool(arrays.pop("shifted", False))
     names = ("token_ids", "mask", "cu_seqlens", "request_ids")
     columns = {name: value for name, value in arrays.items() if name not in names}
     columns["trainer_logprobs"] = columns["rollout_logprobs"]
     checked = check(
         wire.Sequences(0, 0, 0, 0, []), arrays["token_ids"], arrays["mask"], prompt_ids, None,
-        arrays.get("cu_seqlens"), columns, arrays.get("request_ids"),
+        arrays.get("cu_seqlens"), columns, arrays.get("request_ids"), shifted=shifted,
     )  # fmt: skip
     ((body, made),) = pack(checked.copy())
     _, decoded, found = wire.decode_data(
@@ -355,6 +401,41 @@ def test_prime_rl_packs_samples_into_one_row_with_padding_at_its_end(seed: int, 
     assert batch.join(index_of(*fleet), strict=True)
     assert engines(batch) == [one.engine for one in fleet]
     assert batch.ways() == ({"whole": len(fleet)} if apart else {"packed": 1})
+
+
+@given(st.integers(0, 2**32), st.booleans())
+def test_pipeline_rl_passes_packed_logprobs_of_the_next_token(seed: int, on_mask: bool) -> None:
+    """Its labels mask the prompts; what the last token of a row predicts belongs to no token."""
+    fleet = group(seed)
+    ids = [token for one in fleet for token in (*one.prompt, *one.tokens)]
+    mask = [on for one in fleet for on in [0] * len(one.prompt) + [1] * len(one.tokens)]
+    logprobs = [value for one in fleet for value in [-9.0] * len(one.prompt) + list(one.logprobs)]
+    batch = collected(
+        token_ids=np.array([ids]),
+        mask=np.array([mask[1:] if on_mask else mask]),
+        rollout_logprobs=np.array([logprobs[1:]]),
+        cu_seqlens=np.cumsum([0, *(len(one.prompt) + len(one.tokens) for one in fleet)]),
+        shifted=True,
+    )
+    assert batch.join(index_of(*fleet), strict=True)
+    assert engines(batch) == [one.engine for one in fleet]
+    assert batch.arrays["rollout_logprobs"].tolist() == [value for one in fleet for value in one.logprobs]
+
+
+@given(st.integers(0, 2**32))
+def test_nemo_rl_passes_some_logprobs_of_the_next_token_and_others_of_their_own(seed: int) -> None:
+    fleet = group(seed)
+    whole = [[*one.prompt, *one.tokens] for one in fleet]
+    logprobs = right([[0.0] * len(one.prompt) + list(one.logprobs) for one in fleet], 0.0)
+    batch = collected(
+        token_ids=right(whole, PAD_ID).astype(np.int64),
+        mask=right([[0] * len(one.prompt) + [1] * len(one.tokens) for one in fleet], 0),
+        rollout_logprobs=logprobs,
+        old_logprobs=logprobs[:, 1:],
+        shifted=True,
+    )
+    assert batch.join(index_of(*fleet), strict=True)
+    np.testing.assert_array_equal(batch.arrays["old_logprobs"], batch.arrays["rollout_logprobs"])
 
 
 @given(st.integers(0, 2**32))

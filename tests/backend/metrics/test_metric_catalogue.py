@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from rltop.backend import metrics
-from rltop.backend.metrics import document
+from rltop.backend.metrics import document, elsewhere
 from rltop.backend.metrics.absent import ABSENT
 from rltop.backend.summary import Summary
 from rltop.backend.text import status
@@ -61,6 +61,15 @@ def test_every_metric_is_in_the_table_once_with_unit_formula_and_source() -> Non
             assert metric.thresholds.source
 
 
+def test_every_key_of_a_framework_names_a_metric_and_is_found() -> None:
+    for source, key in elsewhere.ENTRIES:
+        assert key.metric in metrics.BY_NAME, key
+        assert source.place and source.version and source.averaged
+        assert (source, key) in elsewhere.find(key.key.replace("<env>", "math"))
+    meanings = [(source.framework, key.key, key.metric, key.when) for source, key in elsewhere.ENTRIES]
+    assert len(set(meanings)) == len(meanings)
+
+
 def test_an_empty_step_has_every_metric_and_no_invented_value() -> None:
     values = metrics.values(Summary())
     assert set(values) == set(metrics.BY_NAME)
@@ -75,6 +84,8 @@ def test_the_manual_lists_every_metric_and_every_absent_one() -> None:
     manual = document.page()
     for metric in metrics.METRICS:
         assert f"| `{metric.name}` |" in manual
+    for _, key in elsewhere.ENTRIES:
+        assert f"| `{key.key}` | `{key.metric}` |" in manual
     for absent in ABSENT:
         assert absent.name not in metrics.BY_NAME
         assert f"| `{absent.name}` |" in manual

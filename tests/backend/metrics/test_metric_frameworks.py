@@ -1,4 +1,4 @@
-"""The same arrays through other frameworks: equal to 1e-6 under the names that the catalogue gives as aliases.
+"""The same arrays through other frameworks: equal to 1e-6 under the keys of framework_keys.py.
 
 What TRL and verl publish runs where they are installed, which beside vLLM and this torch takes a folder of their own:
 
@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rltop.backend import metrics
 from rltop.backend.measure import arrays
+from rltop.backend.metrics import elsewhere
 
 FRAMEWORKS = os.environ.get("RLTOP_FRAMEWORKS", "")
 INSTALLED = bool(FRAMEWORKS) or all(importlib.util.find_spec(name) for name in ("trl", "verl"))
@@ -55,14 +55,13 @@ def ours(a: dict[str, NDArray[Any]]) -> dict[str, float | None]:
 
 
 def compared(framework: str, theirs: dict[str, float], values: dict[str, float | None]) -> int:
-    """Compare under every alias of the framework that is the same quantity; how many."""
+    """Compare under every key of the framework that has the same value, named ``key`` or ``key (when)``; how many."""
     count = 0
-    for metric in metrics.METRICS:
-        for alias in metric.aliases:
-            name, _, key = alias.partition(": ")
-            if name == framework and key in theirs:
-                assert values[metric.name] == pytest.approx(theirs[key], rel=1e-6, abs=1e-9), (metric.name, alias)
-                count += 1
+    for source, key in elsewhere.ENTRIES:
+        name = f"{key.key} ({key.when})" if key.when else key.key
+        if source.framework == framework and not key.differs and name in theirs:
+            assert values[key.metric] == pytest.approx(theirs[name], rel=1e-6, abs=1e-9), (key.metric, name)
+            count += 1
     return count
 
 
@@ -119,22 +118,40 @@ def rederived(a: dict[str, NDArray[Any]]) -> dict[str, dict[str, float]]:
             "rollout_corr/ppl_ratio": over_rows([math.exp(r.mean() - t.mean()) for _, t, r in per]),
             "rollout_corr/chi2_token": float(np.mean(weight**2) - 1),
             "rollout_corr/chi2_seq": over_rows([math.exp(2 * d.sum()) for d, _, _ in per]) - 1,
-            "rollout_corr/rollout_is_mean": float(np.mean(cut)),
-            "rollout_corr/rollout_is_min": float(np.min(weight)),
-            "rollout_corr/rollout_is_eff_sample_size": float(1 / np.mean((cut / cut.mean()) ** 2)),
-            "rollout_corr/rollout_is_ratio_fraction_high": float(np.mean(weight > 2)),
+            "rollout_corr/rollout_is_mean (token level, threshold 2)": float(np.mean(cut)),
+            "rollout_corr/rollout_is_min (token level)": float(np.min(weight)),
+            "rollout_corr/rollout_is_eff_sample_size (token level, threshold 2)": float(
+                1 / np.mean((cut / cut.mean()) ** 2)
+            ),
+            "rollout_corr/rollout_is_ratio_fraction_high (token level, threshold 2)": float(np.mean(weight > 2)),
+            "rollout_corr/rollout_is_ratio_fraction_high (sequence level, threshold 2)": over_rows(
+                [math.exp(d.sum()) > 2 for d, _, _ in per]
+            ),
+            "rollout_corr/rollout_rs_seq_masked_fraction (seq_mean_k1, 0.99_1.01)": over_rows(
+                [not 0.99 <= math.exp(d.mean()) <= 1.01 for d, _, _ in per]
+            ),
+            "rollout_corr/rollout_rs_seq_masked_fraction (seq_sum_k1, 0.5_2.0)": over_rows(
+                [not 0.5 <= math.exp(d.sum()) <= 2 for d, _, _ in per]
+            ),
             "rollout_corr/rollout_is_oob_ratio (IcePop 0.5_5)": float(np.mean((weight < 0.5) | (weight > 5))),
             "rollout_corr/rollout_is_max (sequence level)": max(math.exp(d.sum()) for d, _, _ in per),
             "training/rollout_probs_diff_mean": float(np.mean(np.abs(np.exp(train) - np.exp(roll)))),
             "training/rollout_probs_diff_max": float(np.max(np.abs(np.exp(train) - np.exp(roll)))),
             "training/rollout_actor_probs_pearson_corr": float(np.corrcoef(np.exp(train), np.exp(roll))[0, 1]),
             "actor/ppo_kl": float(np.mean(roll - train)),
-            "actor/entropy": float(np.mean(entropy)),
+            "actor/entropy (loss_agg_mode token-mean)": float(np.mean(entropy)),
         },
         # TRL 1.16.0: docs/source/grpo_trainer.md "Logged metrics", trainer/grpo_trainer.py
         "TRL": {
             "sampling/sampling_logp_difference/mean": float(np.mean(np.abs(x))),
             "sampling/sampling_logp_difference/max": float(np.max(np.abs(x))),
+            "sampling/importance_sampling_ratio/mean (sequence_truncate at 3)": over_rows(
+                [min(math.exp(d.sum()), 3.0) for d, _, _ in per]
+            ),
+            "sampling/importance_sampling_ratio/mean (sequence_mask at 3, the default)": over_rows(
+                [math.exp(d.sum()) if math.exp(d.sum()) <= 3 else 0.0 for d, _, _ in per]
+            ),
+            "sampling/importance_sampling_ratio/mean (token_truncate at 2 (default: 3))": float(np.mean(cut)),
             "clip_ratio/low_mean": float(np.mean((weight < 0.9) & (gain < 0))),
             "clip_ratio/high_mean": float(np.mean((weight > 1.2) & (gain > 0))),
             "entropy": float(np.mean(entropy)),
@@ -142,8 +159,11 @@ def rederived(a: dict[str, NDArray[Any]]) -> dict[str, dict[str, float]]:
         "TRL async": {"kl": float(np.mean(k3)), "ratio": float(np.mean(weight))},
         # NeMo-RL: algorithms/loss/loss_functions.py, docs/guides/grpo.md
         "NeMo-RL": {
-            "gen_kl_error": float(np.mean(k3)),
-            "policy_kl_error": float(np.mean(np.exp(-x) + x - 1)),
+            "gen_kl_error (reference_policy_kl_type k3)": float(np.mean(k3)),
+            "policy_kl_error (reference_policy_kl_type k3)": float(np.mean(np.exp(-x) + x - 1)),
+            "sampling_importance_ratio (no truncation)": float(np.mean(weight)),
+            "sampling_importance_ratio (tis at 2)": float(np.mean(cut)),
+            "is_oob_ratio (icepop, 0.5 to 5)": float(np.mean((weight < 0.5) | (weight > 5))),
             "token_mult_prob_error": float(np.mean(np.exp(np.abs(roll - train)))),
             "mean_seq_mult_prob_error": over_rows([np.exp(np.abs(d)).mean() for d, _, _ in per]),
             "max_seq_mult_prob_error": max(np.exp(np.abs(d)).mean() for d, _, _ in per),
@@ -152,6 +172,7 @@ def rederived(a: dict[str, NDArray[Any]]) -> dict[str, dict[str, float]]:
         # prime-rl: trainer/rl/loss.py; tinker-cookbook: rl/metrics.py; OpenRLHF: models/loss.py
         "prime-rl": {
             "mismatch_kl/all/mean": float(np.mean(k3)),
+            "mismatch_kl/mean": over_rows([(np.exp(d) - d - 1).mean() for d, _, _ in per]),
             "kl_ent_ratio/mean": float(np.mean(k3) / np.mean(entropy)),
             "entropy/all/mean": float(np.mean(entropy)),
         },
@@ -160,12 +181,26 @@ def rederived(a: dict[str, NDArray[Any]]) -> dict[str, dict[str, float]]:
             "optim/kl_sample_train_v2": float(0.5 * np.mean((roll - train) ** 2)),
             "optim/entropy": -float(np.mean(roll)),
         },
-        "OpenRLHF": {"vllm_kl": float(np.mean(roll - train)), "ppo_kl": float(np.mean(roll - train))},
+        "OpenRLHF": {
+            "vllm_kl (is_correction_level token or seq, policy_loss_type ppo)": float(np.mean(roll - train)),
+            "is_filter_ratio (is_correction_level token, threshold 0.5 5)": float(
+                np.mean((weight < 0.5) | (weight > 5))
+            ),
+            "ppo_kl": float(np.mean(roll - train)),
+        },
+        # SkyRL: utils/off_policy_correction_utils.py, train/trainer.py
+        "SkyRL": {
+            "policy/rollout_train_logprobs_abs_diff_mean": float(np.mean(np.abs(x))),
+            "policy/loss_metrics/is_ratio_mean": float(np.mean(weight)),
+            "policy/loss_metrics/tis_token_clip_high_ratio (token_tis_ratio_clip_high 2)": float(np.mean(weight > 2)),
+            "policy/loss_metrics/geo_sequence_mask_masked_ratio (bounds 0.99 and 1.01)": over_rows(
+                [not 0.99 <= math.exp(d.mean()) <= 1.01 for d, _, _ in per]
+            ),
+        },
         # slime: backends/megatron_utils/loss.py, per sequence first; ms-swift: rlhf_trainers/grpo_trainer.py
         "slime": {
-            "train_rollout_logprob_abs_diff": over_rows([np.abs(d).mean() for d, _, _ in per]),
-            "tis": over_rows([np.exp(d).mean() for d, _, _ in per]),
-            "ppo_kl": float(np.mean(roll - train)),
+            "train/train_rollout_logprob_abs_diff": over_rows([np.abs(d).mean() for d, _, _ in per]),
+            "train/tis": over_rows([np.exp(d).mean() for d, _, _ in per]),
         },
         "ms-swift": {"rollout_correction/chi2_seq": over_rows([math.exp(2 * d.mean()) for d, _, _ in per]) - 1},
         # PipelineRL: finetune/rl/__init__.py and finetune_loop.py, per sequence first but for ess

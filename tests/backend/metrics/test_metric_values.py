@@ -53,6 +53,7 @@ def dense(rows: Sequence[Row], step: Step, rng: np.random.Generator) -> dict[str
         ("rollout_versions", "versions", -1.0),
         ("old_version", "old_versions", -1.0),
         ("entropy", "entropy", 9.0),
+        ("weights", "weights", 5.0),
     ):
         parts = [getattr(row, attribute) for row in rows]
         if all(part is not None for part in parts):
@@ -71,8 +72,7 @@ def dense(rows: Sequence[Row], step: Step, rng: np.random.Generator) -> dict[str
         arrays["policy_version"] = step.version
     if step.clip is not None:
         arrays |= {"clip_low": step.clip[0], "clip_high": step.clip[1]}
-    if step.gspo:
-        arrays["objective"] = "gspo"
+    arrays |= {"ratio_base": step.base, "objective": "gspo" if step.gspo else "ppo"}
     return arrays
 
 
@@ -99,8 +99,10 @@ def make(
             row.advantage = float(rng.choice([-1.5, 0.0, 0.75]))
             row.reward = float(rng.integers(0, 3))
             row.prompt = int(rng.integers(0, 4))
+            row.weights = rng.choice([0.0, 0.5, 1.0, 2.0], length) * rng.choice([0.0, 1.0], p=[0.2, 0.8])
         rows.append(row)
-    step = Step(rows, 6 if full else None, (0.9, 1.2) if full else None, gspo)
+    base = str(rng.choice(["rollout", "old", "current"])) if full else "rollout"
+    step = Step(rows, 6 if full else None, (0.9, 1.2) if full else None, gspo, base=base)
     return step, dense(rows, step, rng)
 
 
@@ -224,4 +226,5 @@ def test_no_tokens_give_counts_alone() -> None:
 
 def test_the_oracle_has_every_metric() -> None:
     step, _ = make(4, [30] * 12 + [20] * 3, 1.0, 0.0, full=True)  # far enough apart for the error mask
+    step.base = "rollout"
     assert step.values().keys() == metrics.BY_NAME.keys() - ELSEWHERE

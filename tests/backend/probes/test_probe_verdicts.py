@@ -12,6 +12,7 @@ from rltop.backend.api.probe_result import ProbeFinding
 from rltop.backend.api.samples import Samples
 from rltop.backend.commands.validation import RejectedError
 from rltop.backend.fleet.engines import Engines
+from rltop.backend.join.versions import VersionAlignment
 from rltop.backend.probes.canary import result_of
 from rltop.backend.probes.digest_verdict import KnownDigests
 from rltop.backend.probes.inputs import InputChooser, ScoringInput
@@ -235,7 +236,7 @@ def test_digests_of_another_dtype_are_not_compared() -> None:
 
 
 def chooser(*written: Written, **state: Any) -> InputChooser:
-    engines = Engines()
+    engines = Engines(VersionAlignment())
     mode = state.pop("mode", "raw")
     flags = {"logprobs_mode": wire.FlagState(mode, True)}
     engines.set_state(wire.Envelope(1, "e0", "l", 0, 1.0), engine_state("e0", flags=flags, **state), 1.0)

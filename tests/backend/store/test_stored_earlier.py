@@ -32,6 +32,9 @@ CAUSE = ("id", "code", "layer", "confidence", "since_step", "engines")
 FINDING = ("test", "outcome", "value", "low", "high", "p", "since_step", "engine", "tokens", "sequences")
 """Fields of a verdict that are not wording."""
 
+CHANGED_CHECKS = {"versions", "cache_gap", "in_flight"}
+"""Checks that have been computed from other data since, or by engine, beside those that were added."""
+
 RENAMED_CHECKS = {
     "T1": "mean_ratio", "T2": "sign", "T3": "one_sided", "T4": "calibration", "T5": "nll_minus_entropy",
     "T6": "alignment", "T7": "position", "T8": "trend", "T9": "lag_slope", "T10": "engine_gap", "T11": "cache_gap",
@@ -73,6 +76,15 @@ def equal(ours: object, theirs: object) -> bool:
     return json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True)
 
 
+def has_all_of(ours: Any, theirs: Any) -> bool:
+    """Equality, but for fields that were added since."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        return all(name in ours and has_all_of(ours[name], value) for name, value in theirs.items())
+    if isinstance(theirs, list) and isinstance(ours, list):
+        return len(ours) == len(theirs) and all(map(has_all_of, ours, theirs))
+    return equal(ours, theirs)
+
+
 def answer(replay: Replay, question: api.Question) -> api.Answer:
     replay.ask(question)
     found = replay.answers[question.id]
@@ -94,7 +106,7 @@ def test_the_snapshot_of_a_replay_has_the_same_fields(replay: Replay, figures: A
     shown = plain(replay.view)
     for name, value in figures["snapshot"].items():
         if name not in ("seq", "epoch"):
-            assert equal(shown[name], value), name
+            assert has_all_of(shown[name], value), name
 
 
 def test_the_diagnosis_names_the_same_cause_from_the_same_findings(path: Path, figures: Any) -> None:
@@ -106,7 +118,8 @@ def test_the_diagnosis_names_the_same_cause_from_the_same_findings(path: Path, f
         for one in theirs:
             if "test" in one:
                 one["test"] = RENAMED_CHECKS.get(one["test"], one["test"])
-        assert ours == theirs
+        kept = {one.get("test") for one in theirs} - CHANGED_CHECKS
+        assert [one for one in ours if one.get("test") in kept] == [one for one in theirs if one.get("test") in kept]
     assert expected["causes"][0]["id"] == "trainer-without-temperature"
 
 

@@ -1,0 +1,1 @@
+"""Attaches to engines that are up: processes with the plugin (``processes``), servers by URL (``server``)."""
