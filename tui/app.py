@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Literal
 
 from textual.app import App, ComposeResult
 from textual.command import CommandPalette as Palette
 from textual.widgets import ContentSwitcher
 
-from rltop.tui.dialogs.info_dialogs import GoTo, help_page, numbers_page, page_width
+from rltop.tui.dialogs.info_dialogs import FilterInput, GoTo, help_page, numbers_page, page_width
 from rltop.tui.dialogs.notifications import AlarmBell
 from rltop.tui.dialogs.requests import ControlRequests
+from rltop.tui.dialogs.run_picker import LiveRun, RunPicker
 from rltop.tui.model import explain
 from rltop.tui.model.key_commands import NEEDS_CONTROL
 from rltop.tui.model.reference import Reference
@@ -23,6 +25,7 @@ from rltop.tui.model.state import DashboardState, UnavailableError
 from rltop.tui.palette import CommandPalette, key_bindings
 from rltop.tui.views import registry, status_lines
 from rltop.tui.views.registry import BY_ID, VIEWS
+from rltop.tui.views.tab_bar import TabBar
 from rltop.tui.views.view import Dashboard, View
 from rltop.tui.widgets.line_widget import LineWidget, zoom
 from rltop.tui.widgets.repaint import NarrowScreen
@@ -43,7 +46,13 @@ class RltopApp(App[int]):
         notice: additional text of the first line; empty for none.
         reference: a stored run to compare with; None for none.
         bell: ring, and send a desktop notification through the terminal, when an alarm is raised.
+        logs: the log files of the run that can be read here.
+        runs: the live runs that can be shown instead.
+        pick: begin with the list of runs.
         clock: monotonic seconds.
+
+    Attributes:
+        chosen_run: the argument of the run to show instead, once the user has chosen one; empty before.
     """
 
     CSS_PATH = "app.tcss"
@@ -62,6 +71,9 @@ class RltopApp(App[int]):
         notice: Callable[[], str] = str,
         reference: Reference | None = None,
         bell: bool = True,
+        logs: Callable[[], Sequence[Path]] = list,
+        runs: Callable[[], Sequence[LiveRun]] = list,
+        pick: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(ansi_color=True)
@@ -77,8 +89,14 @@ class RltopApp(App[int]):
         self._clock = clock
         self._bell = AlarmBell(self, run, enabled=bell)
         self._requests = ControlRequests(client, lambda: self._clock(), self._show_problem)
-        dashboard = Dashboard(self.state, self._requests, control, lambda: self._clock(), self.command, self._open)
-        self._header, self._footer = LineWidget(id="header"), LineWidget(id="footer")
+        dashboard = Dashboard(
+            self.state, self._requests, control, lambda: self._clock(), self.command, self._open, run, logs
+        )
+        self._header, self._sentence, self._footer = (LineWidget(id=i) for i in ("header", "sentence", "footer"))
+        self._runs, self._pick = runs, pick
+        self.chosen_run = ""
+        self._tabs = TabBar([entry.title for entry in VIEWS])
+        self._visited: list[str] = []
         self._all_views = [entry.view(dashboard, id=entry.id) for entry in VIEWS]
         self._views = ContentSwitcher(*self._all_views, initial=VIEWS[0].id)
 
@@ -87,8 +105,10 @@ class RltopApp(App[int]):
         return NarrowScreen(id="_default")
 
     def compose(self) -> ComposeResult:
-        """Header, current view, footer."""
+        """Header, state of the run, current view, footer."""
         yield self._header
+        yield self._sentence
+        yield self._tabs
         yield self._views
         yield self._footer
 
@@ -96,9 +116,11 @@ class RltopApp(App[int]):
         """Start the one timer."""
         if not self.is_headless:
             end_with_terminal(sys.stdin.fileno())
-        self.query_one(self._current.first_pane).focus()
+        self._current.query_one(self._current.first_pane).focus()
         self._timer = self.set_interval(1 / self.pace.hz, self.tick)
         self.call_after_refresh(self.tick)
+        if self._pick:
+            self.call_after_refresh(self._pick_run)
 
     def on_resize(self) -> None:
         """Draw again once the new layout is known: lines have another length."""
@@ -125,8 +147,13 @@ class RltopApp(App[int]):
 
     def paint(self) -> None:
         """Bring the screen up to date. Cheap where nothing changed."""
+        if not self.is_running:  # the timer may fire while the widgets are removed
+            return
         snapshot, view = self.state.shown, self._current
         with self.batch_update():
+            notice = self._notice()
+            if snapshot is None or not snapshot.steps:
+                view.paint_awaited(snapshot, notice)
             if self.state.dirty and snapshot is not None:
                 self.state.dirty = False
                 self.state.refresh(snapshot)
@@ -135,9 +162,12 @@ class RltopApp(App[int]):
                 view.paint(snapshot)
             width, slow_hz = self.size.width, self.pace.painting_hz if self.pace.slow else None
             header = status_lines.header(
-                self.run_name, self.state, width, live=view.shows_live, slow_hz=slow_hz, notice=self._notice()
-            )
+                self.run_name, self.state, width, live=view.shows_live, slow_hz=slow_hz, notice=notice,
+                control=self.control,
+            )  # fmt: skip
             self._header.show([header])
+            self._sentence.show([status_lines.sentence(self.state, width)])
+            self._tabs.show_tab(self._all_views.index(view), BY_ID[self._visited[-1]].title if self._visited else "")
             self._footer.show([status_lines.footer(registry.COMMANDS, str(view.id), control=self.control, width=width)])
 
     # --- commands ---------------------------------------------------------------------------------------------------
@@ -164,6 +194,7 @@ class RltopApp(App[int]):
             functions |= view.commands()
         return functions | {
             "help": self._show_help,
+            "runs": self._pick_run,
             "palette": lambda: self.push_screen(Palette()),
             "screenshot": lambda: self.notify(f"saved {self.save_screenshot()}", timeout=4),
             "quit": lambda: self.exit(0),
@@ -180,6 +211,7 @@ class RltopApp(App[int]):
             "page_up": lambda: self._on_table(lambda table: table.move(-10)),
             "top": lambda: self._on_table(lambda table: table.move(-len(table.items))),
             "bottom": lambda: self._on_table(lambda table: table.move(len(table.items))),
+            "filter": self._filter,
             "sort": lambda: self._on_table(Table.sort_next),
             "sort_reverse": lambda: self._on_table(Table.sort_reverse),
             "open": lambda: self._on_table(Table.choose),
@@ -190,10 +222,36 @@ class RltopApp(App[int]):
         """Show every view at ``step``, or at the last step before it."""
         self.state.go_to(step)
 
+    def _pick_run(self) -> None:
+        """List the live runs; the chosen one replaces this one."""
+        runs = self._runs()
+        if not runs:
+            raise UnavailableError("a stored run is shown: there is no other run to switch to")
+
+        def chosen(run: str | None) -> None:
+            if run is not None:
+                self.chosen_run = run
+                self.exit(0)
+
+        self.push_screen(RunPicker(runs), chosen)
+
     def _show_help(self) -> None:
         self.push_screen(help_page(self.commands, page_width(self.size.width), control=self.control))
 
+    def on_tab_bar_chosen(self, event: TabBar.Chosen) -> None:
+        """Open the tab that was clicked."""
+        self.command(VIEWS[event.index].id)
+
     def _open(self, view: View, pane: str) -> None:
+        """Show a view; esc returns from it to the one before, and from the Overview nowhere."""
+        before = str(self._current.id)
+        if view.id == VIEWS[0].id:
+            self._visited.clear()
+        elif view.id != before:
+            self._visited = [*(one for one in self._visited if one not in (view.id, before)), before]
+        self._show_view(view, pane)
+
+    def _show_view(self, view: View, pane: str) -> None:
         self._views.current = view.id
         view.query_one(pane).focus()
         self.call_after_refresh(self.state.changed)
@@ -205,8 +263,28 @@ class RltopApp(App[int]):
     def _back(self) -> None:
         if self._current.has_class("zoomed"):
             self._zoom()
+        elif isinstance(self.focused, Table) and self.focused.filter_text:
+            self.focused.filter_by("")
+        elif self._visited:
+            view = next(view for view in self._all_views if view.id == self._visited[-1])
+            self._visited.pop()
+            self._show_view(view, view.first_pane)
         else:
             self.command(VIEWS[0].id)
+
+    def _filter(self) -> None:
+        """Ask for the filter of the focused table, or of the view's first one."""
+        table = self.focused if isinstance(self.focused, Table) else self._current.query(Table).first()
+
+        def entered(text: str | None) -> None:
+            try:
+                if text is not None:
+                    table.filter_by(text)
+                    table.focus()
+            except ValueError as error:
+                self.notify(str(error), severity="warning", timeout=6)
+
+        self.push_screen(FilterInput(table.filter_text), entered)
 
     def _explain(self) -> None:
         found = self._current.figures()

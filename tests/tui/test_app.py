@@ -57,6 +57,15 @@ async def test_the_header_shows_the_notice_of_the_caller() -> None:
         assert "live  boot 2/3: engines  step 39" in screen_text(app)
 
 
+async def test_a_timer_that_fires_after_the_widgets_are_removed_paints_nothing() -> None:
+    app = RltopApp(HeldClient(pictures.healthy()), "sort")
+    async with app.run_test(size=SIZE) as pilot:
+        await settle(app, pilot)
+    app.state.dirty = True
+    app.paint()
+    assert app.state.dirty
+
+
 async def test_a_frozen_dashboard_keeps_its_snapshot_and_counts_newer_steps() -> None:
     shown = pictures.healthy()
     client = HeldClient(shown)
@@ -110,8 +119,6 @@ async def test_a_switch_is_sent_for_the_engines_shown(keys: tuple[str, ...]) -> 
         (asked,) = client.asked
         assert isinstance(asked, AskSet)
         assert (asked.flag, asked.value, asked.engines) == ("prefix_caching", "off", ["e0", "e1"])
-        assert asked.who
-        assert asked.host
 
 
 async def test_one_engine_alone_can_be_switched_and_a_fixed_one_cannot() -> None:
@@ -173,7 +180,7 @@ async def test_a_command_is_shown_in_every_state() -> None:
 
 async def test_the_cursor_stays_on_its_engine_when_the_order_changes() -> None:
     async with dashboard(HeldClient(pictures.troubled()), SIZE) as (app, pilot):
-        table: Table[Row] = app.query_one("#fleet", Table)
+        table: Table[Row] = app.query_one("#overview #fleet", Table)
         await pilot.press("j", "j", "j", "j")
         assert table.selected is table.items[4]
         await pilot.press("s", "s", "S")
@@ -193,7 +200,7 @@ async def test_a_log_follows_the_newest_line_until_its_cursor_moves() -> None:
             client.changed = True
             await settle(app, pilot)
         assert "happening 129" in screen_text(app)
-        app.query_one("#events").focus()
+        app.query_one("#overview #events").focus()
         await pilot.press("j", "j")
         shown.events.append(pictures.event(130, "happening 130"))
         client.changed = True
@@ -243,11 +250,11 @@ async def test_zoom_shows_one_pane_and_goes_back() -> None:
         await pilot.press("shift+tab", "z")
         await settle(app, pilot)
         shown = [plot for plot in app.query(Plot) if plot.display and plot.size.height > 0 and plot.region.height > 0]
-        assert [plot.chart.id for plot in shown if plot in app.screen._compositor.visible_widgets] == ["lag"]
+        assert [plot.chart.id for plot in shown if plot in app.screen._compositor.visible_widgets] == ["ESS"]
         await pilot.press("escape")
         await settle(app, pilot)
         assert not app.query_one(OverviewView).has_class("zoomed")
-        assert app.query_one("#fleet") in app.screen._compositor.visible_widgets
+        assert app.query_one("#overview #fleet") in app.screen._compositor.visible_widgets
 
 
 async def test_all_plots_share_axes_and_cursor() -> None:
@@ -258,7 +265,7 @@ async def test_all_plots_share_axes_and_cursor() -> None:
         await pilot.press("end", "x", "y")
         await settle(app, pilot)
         assert "reading" not in screen_text(app)
-        assert screen_text(app).count("version└") == len(app.query(Plot))
+        assert screen_text(app).count("version└") == len(app.query("#overview Plot"))
         assert "1e-" in screen_text(app)
 
 

@@ -151,7 +151,7 @@ def test_line_labels_are_at_the_line_ends_where_there_is_room() -> None:
     assert named["high"] < named["low"]
 
 
-@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(2, 4))
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.floats(1e-3, 1e-2), st.integers(2, 4))
 def test_a_formatted_value_is_short_and_accurate(value: float, digits: int) -> None:
     text = theme.figure(value, digits)
     assert len(text) <= digits + 6

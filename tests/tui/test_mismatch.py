@@ -225,7 +225,7 @@ def test_parts_of_a_profile_add_up_to_the_fleet() -> None:
             assert whole.tokens == sum(row.tokens for row in each)
             assert whole.size * whole.tokens == pytest.approx(sum(row.tokens * row.size for row in each))
     fleet, *rest = gap_rows(answer)
-    assert (fleet.engine, [place.engine for place in rest]) == (FLEET, ["e0", "e1", "?"])
+    assert (fleet.place, [place.place for place in rest]) == (FLEET, ["e0", "e1", "?"])
     assert fleet.tokens == sum(place.tokens for place in rest)
     assert fleet.size("3") is not None
     assert merged([]) == Means()

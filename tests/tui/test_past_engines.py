@@ -14,9 +14,9 @@ from rltop.backend.client.replay import SAMPLE, Replay
 from rltop.backend.store.read import Reader
 from rltop.tui.app import RltopApp
 from rltop.tui.model.changes import Entry
+from rltop.tui.model.events import last_before
 from rltop.tui.model.fleet_table import Row, at_step, flags_at
 from rltop.tui.model.past_engines import TIMEOUT_S, PastEngines
-from rltop.tui.views.overview import last_before
 from rltop.tui.widgets.table import Table
 from tests.support import pictures, stored
 from tests.support.pictures import HeldClient
@@ -42,14 +42,14 @@ def then(step: int) -> PastState:
 
 def fleet(app: RltopApp) -> dict[str, list[str]]:
     """The lines of the table of engines, cell by cell, by engine."""
-    lines = [re.sub("[⟦⟧●◌✖≠]", " ", line).split() for line in screen_text(app).splitlines()]
+    lines = [re.sub("[⟦⟧●◌✖≠◆]", " ", line).split() for line in screen_text(app).splitlines()]
     return {line[0]: line for line in lines if line and re.fullmatch(r"e\d+", line[0])}
 
 
 async def test_the_fleet_at_an_earlier_step_is_as_stored() -> None:
     client = HeldClient(pictures.healthy())
     async with dashboard(client, MIDDLE) as (app, pilot):
-        assert fleet(app)["e0"][9] == "pc-"
+        assert fleet(app)["e0"][10] == "pc-"
         await pilot.press("number_sign", "5", "enter")
         await settle(app, pilot)
         (question,) = asked(client)
@@ -59,7 +59,7 @@ async def test_the_fleet_at_an_earlier_step_is_as_stored() -> None:
         gap = pictures.step(5).engines["e0"]["logp_abs_diff_mean"]
         assert gap is not None
         assert fleet(app)["e0"][:3] == ["e0", "105", "16"]
-        assert fleet(app)["e0"][8:10] == [f"{gap:.4f}", "default"]
+        assert fleet(app)["e0"][8:11:2] == [f"{gap:.4f}", "default"]
         await pilot.press("end")
         await settle(app, pilot)
         assert fleet(app)["e0"][1] == "312"
@@ -76,7 +76,7 @@ async def test_without_a_store_only_the_values_of_the_step_are_known() -> None:
         line = fleet(app)["e0"]
         assert line[1:5] == ["-"] * 4
         assert line[5] == "62%"
-        assert line[9] == "default"
+        assert line[10] == "default"
         await pilot.press("enter")
         assert any("the facts of e0 at this step are not stored" in note.message for note in app._notifications)
         assert asked(client) == [question]
@@ -146,7 +146,7 @@ async def test_events_and_the_log_of_changes_scroll_to_the_time_of_the_step() ->
         lines = screen_text(app).splitlines()
         head = next(at for at, line in enumerate(lines) if line.startswith("time"))
         assert lines[head + 1].endswith("thing 19")
-        shown.events.append(pictures.event(40, "thing 40"))
+        shown.events.append(pictures.event(40, "thing 40", at_step=40))
         client.changed = True
         await settle(app, pilot)
         assert screen_text(app).splitlines()[head + 1].endswith("thing 19")
@@ -205,9 +205,9 @@ async def test_a_replay_has_the_fleet_of_every_step(replay: Replay) -> None:
         for _ in range(8):
             await pilot.press("N")
             await settle(app, pilot)
-            table: Table[Row] = app.query_one("#fleet", Table)
+            table: Table[Row] = app.query_one("#overview #fleet", Table)
             assert all(row.engine is not None and row.engine.health == "live" for row in table.items)
-            flags.append((app.state.viewport.cursor, fleet(app)["e0"][9]))
+            flags.append((app.state.viewport.cursor, fleet(app)["e0"][10]))
     assert flags == [
         (55, "default"), (47, "default"), (35, "lm=r"), (33, "lm=r"),
         (27, "default"), (21, "as-"), (17, "default"), (9, "pc-"),

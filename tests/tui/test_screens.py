@@ -47,13 +47,13 @@ pytestmark = pytest.mark.usefixtures("utc")
         ("engine-80", pictures.troubled, SMALL, ("enter",)),
         ("engine-differs-80", pictures.timed, SMALL, ("enter",)),
         ("differs-80", pictures.timed, SMALL, ()),
-        ("number-80", pictures.healthy, SMALL, ("shift+tab", "shift+tab", "shift+tab", "shift+tab", "i")),
-        ("number-160", pictures.healthy, LARGE, ("shift+tab",) * 4 + ("i",)),
+        ("number-80", pictures.healthy, SMALL, ("shift+tab",) * 3 + ("i",)),
+        ("number-160", pictures.healthy, LARGE, ("shift+tab",) * 6 + ("i",)),
         ("number-engine-80", pictures.healthy, SMALL, ("j", "i")),
         ("number-engine-160", pictures.healthy, LARGE, ("j", "i")),
         ("number-no-noise-160", pictures.young, LARGE, ("shift+tab",) * 5 + ("i",)),
         ("no-noise-160", pictures.young, LARGE, ()),
-        ("noise-zoomed-80", pictures.healthy, SMALL, ("shift+tab",) * 4 + ("z",)),
+        ("noise-zoomed-80", pictures.healthy, SMALL, ("shift+tab",) * 3 + ("z",)),
     ],
 )
 async def test_screen(name: str, picture: Callable[[], Snapshot], size: tuple[int, int], keys: tuple[str, ...]) -> None:

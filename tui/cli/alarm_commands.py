@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rltop.backend.util.durations import span
+from rltop.backend.util.durations import span, time_of_day
 from rltop.tui.cli.control_commands import Duration
+from rltop.tui.cli.output import echo, print_json
 from rltop.tui.cli.run_options import (
     as_json_option,
     client_of,
-    live_rundir,
-    print_json,
+    client_or_replay,
     reason_option,
+    run_argument,
     run_option,
-    run_path,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _MAX_SILENCE_S = 7 * 86_400.0
 
 
 @click.command(short_help="List open and past alarms.")
-@click.argument("run", required=False, metavar="[RUN|FILE]")
+@run_argument()
 @as_json_option
 def alarms(run: str | None, as_json: bool) -> None:
     """List the alarms of RUN, newest first, with evidence and fix.
@@ -43,32 +43,25 @@ def alarms(run: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"run": snapshot.run, "alarms": [msgspec.to_builtins(alarm) for alarm in newest_first]})
     elif not newest_first:
-        click.echo(f"run {snapshot.run}: no alarms")
+        echo(f"run {snapshot.run}: no alarms")
     else:
         for alarm in newest_first:
-            at = time.strftime("%H:%M:%S", time.localtime(alarm.raised))
-            click.echo(f"{alarm.id}  {at}  {status_text(alarm, time.time())}: {summary_line(alarm)}")
+            at = time_of_day(alarm.raised)
+            echo(f"{alarm.id}  {at}  {status_text(alarm, time.time())}: {summary_line(alarm)}")
             for sentence in (*alarm.evidence, *([alarm.remedy] if alarm.remedy else [])):
-                click.echo(f"    {sentence}")
+                echo(f"    {sentence}")
             if alarm.command:
-                click.echo(f"    {alarm.command} --run {snapshot.run}")
+                echo(f"    {alarm.command} --run {snapshot.run}")
     click.get_current_context().exit(1 if snapshot.alarm is not None else 0)
 
 
 def _snapshot(run: str | None) -> Snapshot:
-    """From the hub if the run is live, else from the store."""
-    from rltop.backend.client.live import Client, HubUnreachable
-    from rltop.backend.store.read import Reader
-    from rltop.backend.store.schema import StoreError
+    from rltop.backend.client.live import HubUnreachable
 
-    path = run_path(run)
     try:
-        if (rundir := live_rundir(path)) is not None:
-            with Client(rundir) as client:
-                return client.snapshot()
-        with Reader(path) as reader:
-            return reader.snapshot()
-    except (HubUnreachable, StoreError) as error:
+        with client_or_replay(run) as source:
+            return source.snapshot()
+    except HubUnreachable as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -76,7 +69,8 @@ def _snapshot(run: str | None) -> Snapshot:
 @click.argument("alarm")
 @reason_option
 @run_option
-def ack(alarm: str, why: str, run: str | None) -> None:
+@as_json_option
+def ack(alarm: str, why: str, run: str | None, as_json: bool) -> None:
     """Acknowledge ALARM and stop notifying about it, unless its cause or engines change.
 
     It stays open until the run is healthy again. `rltop alarms` lists the ids.
@@ -84,7 +78,7 @@ def ack(alarm: str, why: str, run: str | None) -> None:
     from rltop.backend import api
 
     changed = _change(run, api.AskAcknowledge(api.new_id(), alarm, why=why))
-    click.echo(f"{changed.id} {changed.cause}: acknowledged by {changed.acknowledged}")
+    _print(changed, f"acknowledged by {changed.acknowledged}", as_json=as_json)
 
 
 @click.command(short_help="Silence an alarm for a time.")
@@ -93,7 +87,8 @@ def ack(alarm: str, why: str, run: str | None) -> None:
 @click.option("--off", is_flag=True, help="End the silence.")
 @reason_option
 @run_option
-def silence(alarm: str, seconds: float | None, off: bool, why: str, run: str | None) -> None:
+@as_json_option
+def silence(alarm: str, seconds: float | None, off: bool, why: str, run: str | None, as_json: bool) -> None:
     """Silence ALARM for a time: no bell, no notification, no command. `rltop alarms` lists the ids."""
     if (seconds is None) != off:
         raise click.UsageError("give either --for TIME or --off")
@@ -101,7 +96,15 @@ def silence(alarm: str, seconds: float | None, off: bool, why: str, run: str | N
 
     changed = _change(run, api.AskSilence(api.new_id(), alarm, seconds or 0.0, why=why))
     state = f"silenced for {span(seconds)}" if seconds else "no longer silenced"
-    click.echo(f"{changed.id} {changed.cause}: {state}")
+    _print(changed, state, as_json=as_json)
+
+
+def _print(alarm: Alarm, state: str, *, as_json: bool) -> None:
+    import msgspec
+
+    from rltop.backend.api.alarm import short_name
+
+    print_json({"alarm": msgspec.to_builtins(alarm)}) if as_json else echo(f"{alarm.id} {short_name(alarm)}: {state}")
 
 
 def _change(run: str | None, question: AskAlarm) -> Alarm:

@@ -6,26 +6,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rltop.backend.util.durations import seconds_of, span
+from rltop.backend.util.near import did_you_mean
+from rltop.collectors.contract import rundir as rundirs
 from rltop.collectors.contract.actions import ACTIONS, MAX_REVERT_S, Action
 from rltop.collectors.contract.flags import BY_NAME, FLAGS
+from rltop.tui.cli.output import echo, print_json
 from rltop.tui.cli.run_options import (
+    OneOf,
     as_json_option,
     client_of,
     engines_option,
-    logged_run,
-    print_json,
     reason_option,
+    run_argument,
     run_option,
+    run_path,
 )
 
 if TYPE_CHECKING:
     from rltop.backend.api import AskCommand, Change
     from rltop.backend.client.live import Client
+    from rltop.backend.commands.audit import AuditLine
 
 FLAG_HELP = "\n\n\b\n" + "\n".join(f"{flag.name:<21}{'|'.join(flag.values):<15}{flag.summary}" for flag in FLAGS)
 """The table of flags, as a paragraph that click does not rewrap."""
@@ -88,7 +94,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Switch FLAG to VALUE on the live engines and wait for the outcome. "
     "Exit code 0 only if every engine applied it." + FLAG_HELP,
 )
-@click.argument("flag", type=click.Choice(list(BY_NAME)), metavar="FLAG")
+@click.argument("flag", type=OneOf(list(BY_NAME)), metavar="FLAG")
 @click.argument("value")
 @engines_option
 @click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), metavar="F",
@@ -112,9 +118,10 @@ def set_flag(
     as_json: bool,
 ) -> None:
     """The help text above is made from the table of flags."""
-    if value not in BY_NAME[flag].values:
+    values = BY_NAME[flag].values
+    if value not in values:
         raise click.BadParameter(
-            f"{flag} can be {' or '.join(BY_NAME[flag].values)}, not {value!r}", param_hint="VALUE"
+            f"{flag} can be {' or '.join(values)}, not {value!r}{did_you_mean(value, values)}", param_hint="VALUE"
         )
     from rltop.backend import api
 
@@ -156,17 +163,37 @@ def _only_timer(client: Client) -> str:
 
 
 @click.command(short_help="Revert a command.")
-@click.argument("command")
+@click.argument("command", required=False)
 @_options
-def undo(command: str, run: str | None, why: str, timeout: float, as_json: bool) -> None:
+def undo(command: str | None, run: str | None, why: str, timeout: float, as_json: bool) -> None:
     """Revert COMMAND: return the engines that it changed to their previous state.
 
-    A flag that was changed again since is left alone. `rltop audit` lists the commands.
+    Without COMMAND: the last change that is still in effect, which is named first. A flag that was changed again since
+    is left alone. `rltop audit` lists the commands.
     """
     from rltop.backend import api
 
-    question = api.AskUndo(api.new_id(), command, why=why, timeout_s=timeout)
-    _run_command(run, lambda _client: question, as_json=as_json)
+    def question(client: Client) -> api.AskUndo:
+        return api.AskUndo(api.new_id(), command or _last_change(client), why=why, timeout_s=timeout)
+
+    _run_command(run, question, as_json=as_json)
+
+
+def _last_change(client: Client) -> str:
+    """The command of the last change that is in effect; a line on standard error names it."""
+    from rltop.backend.commands.messages import title
+    from rltop.backend.commands.undoable import last_undoable
+
+    snapshot = client.snapshot()
+    changes = last_undoable(snapshot.changes.values(), snapshot.engines)
+    if not changes:
+        raise click.ClickException("no change is in effect that could be undone; `rltop audit` lists the commands")
+    first = changes[0]
+    where = ", ".join(change.engine for change in changes)
+    age = span(max(snapshot.time - first.requested, 0.0))
+    by = f" by {first.who}@{first.host}" if first.who else ""
+    echo(f"undoing {first.command}: {title(first)} on {where}{by}, {age} ago", err=True)
+    return first.command
 
 
 def _action(action: Action) -> click.Command:
@@ -210,14 +237,14 @@ def _run_command(run: str | None, question: Callable[[Client], AskCommand], *, a
         print_json({"flag_changes": [status.change_json(change) for change in changes]})
     else:
         for change in changes:
-            click.echo(status.change_text(change))
+            echo(status.change_text(change))
     applied = all(change.state == "applied" for change in changes)
     where = f" --run {run}" if run else ""
     if not applied and (remedy := messages.remedy(changes)):
-        click.echo(f"not applied on all engines; this {remedy.effect}:\n  {remedy.command}{where}", err=True)
+        echo(f"not applied on all engines; this {remedy.effect}:\n  {remedy.command}{where}", err=True)
     if not as_json:
         for hint in _next_steps(changes, applied, where):
-            click.echo(hint, err=True)
+            echo(hint, err=True)
     sys.exit(0 if applied else 1)
 
 
@@ -249,29 +276,25 @@ class CommandProgress:
             now = change.state, change.reason
             if change.state not in TERMINAL and self._printed.get(change.engine) != now:
                 self._printed[change.engine] = now
-                click.echo(f"{change.engine}: {change.state}{f', {change.reason}' if change.reason else ''}", err=True)
+                echo(f"{change.engine}: {change.state}{f', {change.reason}' if change.reason else ''}", err=True)
 
 
 @click.command(short_help="Print the log of all commands: user, reason, outcome.")
-@click.argument("run", required=False)
-@click.option("--flag", type=click.Choice(list(BY_NAME)), metavar="FLAG", help="Only this flag.")
+@run_argument()
+@click.option("--flag", type=OneOf(list(BY_NAME)), metavar="FLAG", help="Only this flag.")
 @click.option("--engine", "engine", metavar="ID", help="Only this engine.")
 @click.option("--since", type=Moment(), metavar="TIME", help="Only from this time on: 2h (ago), or a UTC time.")
 @as_json_option
 def audit(run: str | None, flag: str | None, engine: str | None, since: float | None, as_json: bool) -> None:
     """Print the log of all commands of RUN: user, reason, outcome.
 
-    Reads the log in the run's directory; needs no hub.
+    Reads the log in the run's directory, and needs no hub. Of a FILE written by `rltop record`: what it has kept.
     """
     import msgspec
 
     from rltop.backend.commands import audit as log
 
-    path = logged_run(run).audit
-    try:
-        lines, bad = log.read(path)
-    except OSError as error:
-        raise click.ClickException(f"{path}: {error.strerror or error}") from error
+    path, lines, bad = _log_of(run_path(run))
     shown = [
         line
         for line in lines
@@ -281,12 +304,28 @@ def audit(run: str | None, flag: str | None, engine: str | None, since: float | 
         print_json({"log": str(path), "unreadable": bad, "lines": [msgspec.to_builtins(line) for line in shown]})
         return
     for line in shown:
-        click.echo(log.as_text(line))
+        echo(log.as_text(line))
     if bad:
-        click.echo(f"{bad} unreadable lines (a hub killed during a write leaves one)", err=True)
+        echo(f"{bad} unreadable lines (a hub killed during a write leaves one)", err=True)
     if not shown:
         text = f"none of the {len(lines)} lines in {path} match" if lines else f"no commands logged in {path}"
-        click.echo(text, err=True)
+        echo(text, err=True)
+
+
+def _log_of(path: Path) -> tuple[Path, list[AuditLine], int]:
+    """The log of a run directory or of a recorded file: where from, its lines, the number of unreadable ones."""
+    from rltop.backend.commands import audit as log
+
+    if path.is_dir():
+        path = rundirs.at(str(path)).audit
+        try:
+            return path, *log.read(path)
+        except OSError as error:
+            raise click.ClickException(f"{path}: {error.strerror or error}") from error
+    from rltop.backend.store.read import Reader, evaluating
+
+    with evaluating(path), Reader(path) as reader:
+        return path, log.of_snapshot(reader.snapshot()), 0
 
 
 COMMANDS: tuple[click.Command, ...] = (set_flag, keep, undo, *(_action(action) for action in ACTIONS), audit)

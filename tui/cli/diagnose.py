@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from rltop.tui.cli.run_options import as_json_option, choose_run, existing_run, print_json
+from rltop.tui.cli.output import echo, print_json
+from rltop.tui.cli.run_options import as_json_option, client_or_replay, run_argument
 
 if TYPE_CHECKING:
     from rltop.backend.api.verdict import Verdict
@@ -18,7 +18,7 @@ _EXIT_CODES = {"healthy": 0, "fault": 1, "undecided": 3}
 
 
 @click.command(short_help="Diagnose a run: cause, evidence and fix.")
-@click.argument("run", required=False, metavar="[RUN|FILE]")
+@run_argument()
 @click.option("--step", type=click.IntRange(0), help="As of this training step (default: the last).")
 @click.option("--tests", is_flag=True, help="Also print the finding of every check.")
 @as_json_option
@@ -34,28 +34,19 @@ def diagnose(run: str | None, step: int | None, tests: bool, as_json: bool) -> N
     if as_json:
         print_json(verdict_text.as_json(verdict))
     else:
-        click.echo("\n".join(verdict_text.lines(verdict)))
+        echo("\n".join(verdict_text.lines(verdict)))
         if tests:
-            click.echo("\n".join(["", *verdict_text.findings(verdict)]))
+            echo("\n".join(["", *verdict_text.findings(verdict)]))
     sys.exit(_EXIT_CODES[verdict.verdict])
 
 
 def _verdict(run: str | None, step: int | None) -> Verdict:
-    """From the hub if the run is live, else from the store."""
-    from rltop.backend.client.live import Client, CommandError, HubUnreachable
-    from rltop.backend.store.schema import StoreError
-    from rltop.backend.store.stored_diagnosis import diagnosis
-    from rltop.collectors.contract.launch import find_hub
+    from rltop.backend.client.live import CommandError, HubUnreachable
 
     try:
-        if run is not None and Path(run).is_file():
-            return diagnosis(Path(run), step)
-        rundir = existing_run(run) if run is not None else choose_run(None)
-        if find_hub(rundir) is None:
-            return diagnosis(rundir.path, step)
-        with Client(rundir) as client:
-            return client.diagnosis(step)
-    except (CommandError, HubUnreachable, StoreError, ValueError) as error:
+        with client_or_replay(run) as source:
+            return source.diagnosis(step)
+    except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
 
 

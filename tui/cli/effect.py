@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from rltop.tui.cli.run_options import as_json_option, client_or_replay, print_json, run_option
+from rltop.tui.cli.output import echo, print_json
+from rltop.tui.cli.run_options import as_json_option, client_or_replay, run_option
 
 
 @click.command(short_help="Print the effect of a command: before, after, difference.")
@@ -24,12 +25,12 @@ def effect(command: str, run: str | None, as_json: bool) -> None:
     try:
         with client_or_replay(run) as source:
             found = source.effect(command)
-    except (CommandError, HubUnreachable, ValueError) as error:
+    except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         print_json(effect_text.as_json(found))
     else:
-        click.echo("\n".join(effect_text.lines(found)))
+        echo("\n".join(effect_text.lines(found)))
 
 
 COMMANDS = (effect,)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rltop.tui.cli.run_options import as_json_option, client_of, print_json, run_option
+from rltop.tui.cli.output import echo, print_json
+from rltop.tui.cli.run_options import as_json_option, client_or_replay, no_engine, run_argument, run_option
 
 if TYPE_CHECKING:
     from rltop.backend.api import Snapshot
@@ -16,19 +17,20 @@ def _snapshot(run: str | None) -> Snapshot:
     from rltop.backend.client.live import HubUnreachable
 
     try:
-        with client_of(run) as client:
-            return client.snapshot()
+        with client_or_replay(run) as source:
+            return source.snapshot()
     except HubUnreachable as error:
         raise click.ClickException(str(error)) from error
 
 
 @click.command(short_help="Print the configuration of engines and trainer.")
-@click.argument("run", required=False)
+@run_argument()
 @as_json_option
 def fingerprint(run: str | None, as_json: bool) -> None:
     """Print the configuration of each engine and of the trainer; mismatches are marked and explained.
 
-    Facts are read from the live engines, not from their launch options.
+    Facts are read from the live engines, not from their launch options. RUN may be live or over; FILE is one written by
+    `rltop record`.
     """
     from rltop.backend.text import fingerprint_text
 
@@ -36,13 +38,14 @@ def fingerprint(run: str | None, as_json: bool) -> None:
     if as_json:
         print_json(fingerprint_text.as_json(snapshot))
     else:
-        click.echo(fingerprint_text.as_text(snapshot))
+        echo(fingerprint_text.as_text(snapshot))
 
 
 @click.command(name="launch-args", short_help="Print the vLLM options that match an engine's present state.")
 @click.argument("engine")
 @run_option
-def launch_args(engine: str, run: str | None) -> None:
+@as_json_option
+def launch_args(engine: str, run: str | None, as_json: bool) -> None:
     """Print the vLLM options that match the present state of ENGINE.
 
     One line on standard output; remarks on standard error name the state that no option can set.
@@ -51,12 +54,14 @@ def launch_args(engine: str, run: str | None) -> None:
 
     engines = _snapshot(run).engines
     if engine not in engines:
-        names = ", ".join(sorted(engines)) or "none"
-        raise click.ClickException(f"no engine {engine!r}; engines of this run: {names}")
+        raise no_engine(engine, engines)
     options, remarks = fingerprint_text.launch_args(engines[engine])
-    click.echo(options)
+    if as_json:
+        print_json({"engine": engine, "options": options, "remarks": list(remarks)})
+        return
+    echo(options)
     for remark in remarks:
-        click.echo(f"# {remark}", err=True)
+        echo(f"# {remark}", err=True)
 
 
 COMMANDS: tuple[click.Command, ...] = (fingerprint, launch_args)

@@ -13,28 +13,50 @@ from typing import Any
 import click
 
 from rltop.backend.demo.faults import FAULTS
+from rltop.backend.util.printable import escaped
 from rltop.collectors.contract import rundir as rundirs
+from rltop.collectors.contract.extras import missing
+from rltop.collectors.contract.keys import redaction_key
 from rltop.collectors.contract.rundir import RunDir, RunDirError
 from rltop.tui.cli import (
     alarm_commands,
+    attach_commands,
     control_commands,
     diagnose,
+    doctor_command,
     effect,
     fingerprint,
     history_commands,
+    integrate_command,
+    keys_command,
     metrics_commands,
     probe_commands,
     report,
     worst,
 )
-from rltop.tui.cli.run_options import as_json_option, choose_run, client_of, existing_run, on_terminal, print_json
+from rltop.tui.cli.output import echo, print_all_characters, print_error, print_json
+from rltop.tui.cli.run_options import (
+    OneOf,
+    as_json_option,
+    choose_run,
+    client_or_replay,
+    existing_run,
+    newest_of_several,
+    no_run,
+    on_terminal,
+    run_argument,
+    unattached,
+)
 
 HEADINGS: dict[str, dict[str, str]] = {
     "Start": {
         "demo": "rltop demo --steps 20 --set 5:prefix_caching=off",
         "top": "rltop top myrun --control",
+        "attach": "rltop attach myrun --all",
+        "detach": "rltop detach --all",
         "runs": "rltop runs --json",
         "hub": "rltop hub myrun",
+        "integrate": "rltop integrate verl",
     },
     "Inspect": {
         "status": "rltop status myrun --json",
@@ -43,6 +65,7 @@ HEADINGS: dict[str, dict[str, str]] = {
         "worst": "rltop worst myrun --step 40 --kind k3 --engine e0",
         "attribution": "rltop attribution myrun --steps 50",
         "launch-args": "rltop launch-args e0",
+        "doctor": "rltop doctor myrun",
     },
     "Control": {
         "set": "rltop set prefix_caching off --fraction 0.5 --for 10m",
@@ -51,6 +74,7 @@ HEADINGS: dict[str, dict[str, str]] = {
         "flush": "rltop flush --engine e0",
         "pause": "rltop pause --for 30s",
         "resume": "rltop resume --engine e0",
+        "keys": "rltop keys myrun --rotate",
     },
     "Alarms": {
         "alarms": "rltop alarms myrun",
@@ -80,8 +104,21 @@ HEADINGS: dict[str, dict[str, str]] = {
 """Heading of the help -> command -> its example, in the order in which a new user needs them."""
 
 
+def _is_about_a_file(error: ValueError) -> bool:
+    from rltop.backend.store.schema import StoreError, Unavailable
+
+    return isinstance(error, StoreError | Unavailable)
+
+
+HELP_OPTIONS = ["-h", "--help"]
+
+
 class _Commands(click.Group):
     """A group that takes an unknown first word as a run: ``rltop``, ``rltop sort`` and ``rltop top sort`` all work."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        cmd.context_settings.setdefault("help_option_names", HELP_OPTIONS)  # click keeps those of the first call
+        super().add_command(cmd, name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
@@ -96,11 +133,33 @@ class _Commands(click.Group):
             args = ["top", *args]
         return super().parse_args(ctx, args)
 
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """As click's; an error of a file or of an output is one line on standard error, and exit code 1."""
+        print_all_characters()
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:
+            print_error(error)
+            sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except RunDirError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(escaped(str(error))) from error
+        except ValueError as error:
+            if not _is_about_a_file(error):
+                raise
+            raise click.ClickException(escaped(str(error))) from error
+        except ModuleNotFoundError as error:
+            if not (advice := missing(error.name)):
+                raise
+            raise click.ClickException(advice) from error
+        except click.ClickException as error:
+            vars(error)["message"] = escaped(
+                error.message
+            )  # declared final; the type of the error says how it is shown
+            raise
 
 
 FAULT_HELP = "\n\n\b\n" + "\n".join(
@@ -109,7 +168,7 @@ FAULT_HELP = "\n\n\b\n" + "\n".join(
 """The table of faults, as a paragraph that click does not rewrap."""
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": HELP_OPTIONS})
 @click.version_option(package_name="rltop", prog_name="rltop")
 def main() -> None:
     """Top for live reinforcement-learning runs on language models.
@@ -119,17 +178,18 @@ def main() -> None:
 
 
 @main.command(short_help="Show the dashboard of a run.")
-@click.argument("run", required=False)
+@run_argument("[RUN]")
 @click.option("--control", is_flag=True, help="Allow commands from the dashboard (default: read-only).")
 @click.option("--fps", type=click.FloatRange(0.5, 10), default=4.0, show_default=True, help="Repaints per second.")
 @click.option("--bell/--no-bell", default=True, show_default=True,
               help="Ring the bell and send a terminal notification when an alarm is raised.")  # fmt: skip
 @history_commands.reference_option
 def top(run: str | None, control: bool, fps: float, bell: bool, references: tuple[str, ...]) -> None:
-    """Show the dashboard of RUN. `rltop` and `rltop RUN` do the same."""
+    """Show the dashboard of RUN. `rltop` and `rltop RUN` do the same; if several runs are live, it lists them."""
     from rltop.collectors.contract.launch import LaunchError, ensure_hub
 
-    rundir = existing_run(run)
+    newest = newest_of_several() if run is None and on_terminal() else None
+    rundir = existing_run(run) if newest is None else newest
     if not on_terminal():
         raise click.ClickException(
             "the dashboard needs a terminal as standard input, output and error; "
@@ -139,16 +199,27 @@ def top(run: str | None, control: bool, fps: float, bell: bool, references: tupl
     from rltop.tui.dashboard import run_dashboard
 
     try:
-        ensure_hub(rundir)
+        ensure_hub(rundir, supervise=True)
     except LaunchError as error:
         raise click.ClickException(str(error)) from error
-    sys.exit(run_dashboard(rundir, control=control, fps=fps, reference=reference, bell=bell))
+    sys.exit(run_dashboard(rundir, control=control, fps=fps, reference=reference, bell=bell, pick=newest is not None))
 
 
-@main.command()
+@main.command(short_help="List runs and engine processes; delete runs.")
 @as_json_option
-def runs(as_json: bool) -> None:
-    """List the runs on this machine."""
+@click.option("--remove", "removed", metavar="RUN", help="Delete RUN with its store and audit log instead.")
+@click.option("--yes", is_flag=True, help="Do not ask before --remove.")
+def runs(as_json: bool, removed: str | None, yes: bool) -> None:
+    """List the runs on this machine, and the engine processes with the plugin, attached or not.
+
+    With --remove: delete a run that is not live.
+    """
+    from rltop.backend.attach import processes as process_text
+    from rltop.collectors.contract.engine_processes import engine_processes
+
+    if removed is not None:
+        _remove_run(existing_run(removed), yes=yes)
+        return
     from rltop.collectors.contract.launch import list_runs
 
     found = list_runs(rundirs.home())
@@ -162,51 +233,100 @@ def runs(as_json: bool) -> None:
         }
         for rundir, hub in found
     ]
+    processes = engine_processes()
     if as_json:
-        print_json({"home": str(rundirs.home()), "runs": rows})
+        shown = [process_text.as_json(process) for process in processes]
+        print_json({"home": str(rundirs.home()), "runs": rows, "processes": shown})
         return
     if not rows:
-        click.echo(f"no runs under {rundirs.home()}; `rltop demo` starts one")
+        echo(f"no runs under {rundirs.home()}; `rltop demo` starts one")
     for row in rows:
         state = f"live, hub {row['hub_pid']}" if row["live"] else "no hub"
-        click.echo(f"{row['run']:<24} {state:<20} {row['directory']}")
+        echo(f"{row['run']:<24} {state:<20} {row['directory']}")
+    for process in processes:
+        echo(process_text.describe(process))
+
+
+def _remove_run(rundir: RunDir, *, yes: bool) -> None:
+    from rltop.collectors.contract.launch import LaunchError, find_hub, is_run, remove_run
+
+    if not is_run(rundir.path):
+        raise click.ClickException(f"{rundir.path} is not a run")
+    if find_hub(rundir) is None and not yes:
+        size = sum(path.stat().st_size for path in rundir.path.rglob("*") if path.is_file())
+        click.confirm(f"Delete {rundir.path} ({size / 1e6:.1f} MB)?", abort=True)
+    try:
+        remove_run(rundir)
+    except (LaunchError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    echo(f"run {rundir.run!r} removed")
 
 
 @main.command(short_help="Print engines, steps, flag changes and events.")
-@click.argument("run", required=False)
+@run_argument()
 @as_json_option
 def status(run: str | None, as_json: bool) -> None:
-    """Print engines, steps, flag changes and events of RUN, as the dashboard shows them."""
+    """Print engines, steps, flag changes and events of RUN, as the dashboard shows them.
+
+    RUN may be live or over; FILE is one written by `rltop record`.
+    """
+    from rltop.backend.attach.processes import as_json as as_json_process
+    from rltop.backend.attach.processes import describe
     from rltop.backend.client.live import HubUnreachable
     from rltop.backend.text import status
 
     try:
-        with client_of(run) as client:
-            snapshot = client.snapshot()
+        with client_or_replay(run) as source:
+            snapshot, live = source.snapshot(), source.state == "live"
     except HubUnreachable as error:
         raise click.ClickException(str(error)) from error
+    processes = unattached(existing_run(run)) if live else []
     if as_json:
-        print_json(status.as_json(snapshot, joins=True))
+        print_json(status.as_json(snapshot, joins=True) | {"processes": [as_json_process(p) for p in processes]})
     else:
-        click.echo(status.as_text(snapshot))
+        echo("\n\n".join([status.as_text(snapshot), *map(describe, processes)]))
 
 
 @main.command(short_help="Start or stop the hub of a run.")
-@click.argument("run", required=False)
+@run_argument("[RUN]")
+@click.option("--new", is_flag=True, help="Start the hub of a new run, before its engines and trainer.")
 @click.option("--stop", is_flag=True, help="Stop the hub instead; the run continues.")
-def hub(run: str | None, stop: bool) -> None:
-    """Start the hub of RUN in the background, unless it is running."""
+@click.option("--supervise", is_flag=True, help="Start the hub again when it dies, until it is stopped.")
+@click.option("--redact", is_flag=True, help="Have collectors send pseudonyms instead of token ids from now on.")
+def hub(run: str | None, new: bool, stop: bool, supervise: bool, redact: bool) -> None:
+    """Start the hub of RUN in the background, unless it is running.
+
+    A trainer, `rltop demo` and the dashboard start it by themselves. --new starts it ahead of a run that does not exist
+    yet, such as for engines that start long before the trainer. --supervise adds a process that starts the hub again
+    when it is killed or fails, and gives up after ten early deaths in a row; the dashboard does so, too.
+
+    --redact, best with --new: what was sent before stays as it is. docs/security.md says what is sent and stored.
+    """
     if stop:
         _stop_hub(existing_run(run))
         return
     from rltop.collectors.contract.launch import LaunchError, ensure_hub
 
-    rundir = choose_run(run)
+    rundir = choose_run(run) if new else _run_of_hub(run)
     try:
-        info = ensure_hub(rundir)
+        if redact:
+            rundir.create()
+            redaction_key(rundir).create()
+        info = ensure_hub(rundir, supervise=supervise)
     except LaunchError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"hub of run {rundir.run!r}: process {info.pid}, {rundir.path}")
+    supervised = f", supervised by process {info.supervisor}" if info.supervisor else ""
+    echo(f"hub of run {rundir.run!r}: process {info.pid}{supervised}, {rundir.path}")
+    if supervise and not info.supervisor:
+        echo(f"it runs unsupervised; `rltop hub {rundir.argument} --stop` first, then start it again", err=True)
+
+
+def _run_of_hub(run: str | None) -> RunDir:
+    rundir = choose_run(run)
+    if not rundir.path.is_dir():
+        error = no_run(rundir.run, rundir.path.parent)
+        raise click.ClickException(f"{error.message}; `rltop hub {rundir.argument} --new` starts the hub of a new run")
+    return rundir
 
 
 def _stop_hub(rundir: RunDir) -> None:
@@ -220,7 +340,7 @@ def _stop_hub(rundir: RunDir) -> None:
             client.stop_hub()
     except HubUnreachable as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"hub of run {rundir.run!r} stopped")
+    echo(f"hub of run {rundir.run!r} stopped")
 
 
 @main.command(
@@ -239,16 +359,16 @@ def _stop_hub(rundir: RunDir) -> None:
     "--temperature", type=click.FloatRange(0.1, 2.0), help="Sampling temperature (default: the fault's, or 1)."
 )
 @click.option("--engines", type=click.IntRange(1, 8), default=2, show_default=True, help="Number of vLLM engines.")
-@click.option("--objective", type=click.Choice(["ppo", "gspo"]), default="ppo", show_default=True,
+@click.option("--objective", type=OneOf(["ppo", "gspo"]), default="ppo", show_default=True,
               help="Objective of the trainer.")  # fmt: skip
 @click.option("--matched", type=click.IntRange(0), default=16, show_default=True,
               help="Sequences per step whose old_logprobs are recomputed under their own rollout version.")  # fmt: skip
-@click.option("--fault", type=click.Choice([fault.name for fault in FAULTS]), metavar="NAME",
+@click.option("--fault", type=OneOf([fault.name for fault in FAULTS]), metavar="NAME",
               help="Inject a fault (see above).")  # fmt: skip
 @click.option("--fault-at", type=click.IntRange(0), default=0, metavar="STEP", help="First step with the fault.")
 @click.option("--fault-engine", default="", metavar="ENGINE", help="Engine with the fault, for faults of one engine.")
 @click.option("--facts/--no-facts", default=True, help="Whether the trainer declares its configuration.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+@click.option("--to", "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write the run to FILE as one JSON object.")  # fmt: skip
 def demo(
     run: str,
@@ -295,8 +415,12 @@ def demo(
 
 
 for _command in (
+    *attach_commands.COMMANDS,
     *control_commands.COMMANDS,
+    *keys_command.COMMANDS,
     *fingerprint.COMMANDS,
+    *doctor_command.COMMANDS,
+    *integrate_command.COMMANDS,
     *alarm_commands.COMMANDS,
     *diagnose.COMMANDS,
     *effect.COMMANDS,

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rltop.backend.util.durations import seconds_of
+from rltop.backend.util.near import did_you_mean
+from rltop.collectors.contract.flags import BY_NAME as FLAGS
 from rltop.collectors.contract.probes import BY_NAME, HUB, PROBES, SWITCH, Probe
 from rltop.tui.cli.control_commands import CommandProgress
+from rltop.tui.cli.output import echo, print_json
 from rltop.tui.cli.run_options import (
+    OneOf,
     as_json_option,
     client_of,
     engines_option,
-    print_json,
     reason_option,
     run_option,
 )
@@ -40,7 +43,7 @@ PROBE_HELP = "\n\n\b\n" + "\n".join(f"{probe.name:<17}{probe.code:<5}{probe.summ
     "for confirmation on a terminal. Exit code 0 if the probe answered, with any result; 1 if it could not run."
     + PROBE_HELP,
 )
-@click.argument("name", required=False, type=click.Choice(list(BY_NAME)), metavar="[NAME]")
+@click.argument("name", required=False, type=OneOf(list(BY_NAME)), metavar="[NAME]")
 @click.option("--list", "listed", is_flag=True, help="List the probes with cost and risk; runs nothing.")
 @click.option("--result", "command", metavar="ID", help="Print the result of an earlier probe by its command id.")
 @engines_option
@@ -72,7 +75,7 @@ def probe(
     if (flag is not None) != (name is not None and BY_NAME[name].executed_by == SWITCH):
         raise click.UsageError("canary-flip needs --flag FLAG=VALUE, and no other probe takes --flag")
     if listed:
-        print_json({"probes": [_entry(one) for one in PROBES]}) if as_json else click.echo(_table())
+        print_json({"probes": [_entry(one) for one in PROBES]}) if as_json else echo(_table())
     elif name is None:
         assert command is not None
         _print_result(run, lambda client: _stored_result(client, command), as_json=as_json)
@@ -104,7 +107,7 @@ def _print_result(run: str | None, result_of: Callable[[Client], ProbeResult], *
     if as_json:
         print_json(probe_result.as_json(result))
     else:
-        click.echo(probe_result.as_text(result))
+        echo(probe_result.as_text(result))
     sys.exit(1 if result.verdict in ("refused", "overtaken") else 0)
 
 
@@ -134,6 +137,8 @@ def _canary_switch(flag: str, engines: list[str] | None, duration: str, why: str
     from rltop.backend import api
 
     name, equals, value = flag.partition("=")
+    if equals and name not in FLAGS:
+        raise click.UsageError(f"--flag: no flag {name!r}; there are {', '.join(FLAGS)}{did_you_mean(name, FLAGS)}")
     if not equals or len(engines or []) > 1:
         raise click.UsageError("canary-flip takes --flag FLAG=VALUE and at most one --engine")
     try:
@@ -178,8 +183,8 @@ def _wait_for_effect(client: Client, command: str) -> Effect:
 
 def _confirm(selected: Probe, engines: tuple[str, ...]) -> None:
     where = ", ".join(engines) or "all live engines"
-    click.echo(f"{selected.name} ({selected.code}) on {where}: {selected.summary}", err=True)
-    click.echo(_details(selected, "cost", "risk", "requirements", "duration"), err=True)
+    echo(f"{selected.name} ({selected.code}) on {where}: {selected.summary}", err=True)
+    echo(_details(selected, "cost", "risk", "requirements", "duration"), err=True)
     click.confirm("Run it?", default=False, abort=True, err=True)
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rltop.tui.cli.run_options import as_json_option, client_of, print_json
+from rltop.tui.cli.output import echo, print_json
+from rltop.tui.cli.run_options import OneOf, as_json_option, client_or_replay, no_engine, run_argument
 
 if TYPE_CHECKING:
     from rltop.backend.api.samples import Samples, Token
@@ -20,9 +21,9 @@ MAX_SAMPLES = 32
 
 
 @click.command(short_help="Print the tokens and sequences with the largest gap.")
-@click.argument("run", required=False)
+@run_argument()
 @click.option("--step", type=click.IntRange(0), help="Training step (default: the last).")
-@click.option("--kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True,
+@click.option("--kind", type=OneOf(KINDS), default=KINDS[0], show_default=True,
               help="Tokens by |d| or by k3; whole sequences: worst by mean k3, or a random sample.")  # fmt: skip
 @click.option("--engine", metavar="ID", help="Only tokens that this engine sampled.")
 @click.option("--limit", type=click.IntRange(1, MAX_SAMPLES), default=8, show_default=True, help="How many.")
@@ -32,6 +33,7 @@ def worst(run: str | None, step: int | None, kind: str, engine: str | None, limi
 
     d is the trainer logprob minus the rollout logprob, in nats. Arrows after a token show its size: one from 0.05 nats,
     two from 0.25, three from 1; up if the trainer assigns the token more probability than the engine, down if less.
+    RUN may be live or over; FILE is one written by `rltop record`.
     """
     from rltop.backend import api
     from rltop.backend.api import samples
@@ -39,18 +41,17 @@ def worst(run: str | None, step: int | None, kind: str, engine: str | None, limi
     from rltop.tui.tokens.decode import decoder
 
     try:
-        with client_of(run) as client:
-            engines = client.snapshot().engines
+        with client_or_replay(run) as source:
+            engines = source.snapshot().engines
             if engine is not None and engine not in engines:
-                names = ", ".join(sorted(engines)) or "none"
-                raise click.ClickException(f"no engine {engine!r}; engines of this run: {names}")
-            found = client.samples(api.AskSamples(api.new_id(), step, kind, engine, limit if as_json else MAX_SAMPLES))
+                raise no_engine(engine, engines)
+            found = source.samples(api.AskSamples(api.new_id(), step, kind, engine, limit if as_json else MAX_SAMPLES))
     except (CommandError, HubUnreachable) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         print_json(samples.as_json(found))
     else:
-        click.echo(text(found, decoder(list(engines.values())), limit))
+        echo(text(found, decoder(list(engines.values())), limit))
 
 
 def text(found: Samples, decode: Decode, limit: int = MAX_SAMPLES) -> str:

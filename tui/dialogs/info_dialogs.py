@@ -78,6 +78,26 @@ class GoTo(ModalScreen[int | None]):
         self.dismiss(int(event.value) if event.value.strip("+-") else None)
 
 
+class FilterInput(ModalScreen[str | None]):
+    """Asks for the filter of a table. Returns None if it was left."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Close")]
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
+
+    def compose(self) -> ComposeResult:
+        """A label and an input field."""
+        with Horizontal(classes="dialog", id="filter"):
+            yield Static("show lines with ", id="filter-name")
+            yield Input(self._text, placeholder="text, regex, lag>2", max_length=200, compact=True, id="terms")
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Return the terms."""
+        self.dismiss(event.value)
+
+
 SIGNS = (
     (MARK, "a fact that differs from other engines or from the trainer; enter on the engine explains it"),
     ("↶", "reverted: by a timer, by the engine itself, or by an undo"),

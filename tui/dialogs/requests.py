@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 from collections.abc import Callable
 from typing import Literal
 
@@ -52,37 +49,35 @@ class ControlRequests:
         question: Question
         if choice.verb == "set":
             question = AskSet(
-                new_id(), subject, choice.word, engines, _user(), socket.gethostname(), request.reason,
+                new_id(), subject, choice.word, engines, why=request.reason,
                 strict=request.strict, revert_s=request.revert_s, fraction=scope.fraction,
             )  # fmt: skip
             description = f"{subject} {choice.word}"
         else:
-            question = AskAct(
-                new_id(), choice.verb, engines, request.revert_s, _user(), socket.gethostname(), request.reason
-            )
+            question = AskAct(new_id(), choice.verb, engines, request.revert_s, why=request.reason)
             description = choice.word
         self._send(question, f"{description} on {scope.name}")
 
     def keep(self, command: str, description: str, reason: str) -> None:
         """Stop the timers of a command."""
-        self._send(AskKeep(new_id(), command, _user(), socket.gethostname(), reason), f"keep {description}")
+        self._send(AskKeep(new_id(), command, why=reason), f"keep {description}")
 
     def undo(self, command: str, description: str, reason: str) -> None:
         """Revert a command."""
-        self._send(AskUndo(new_id(), command, _user(), socket.gethostname(), reason), f"undo {description}")
+        self._send(AskUndo(new_id(), command, why=reason), f"undo {description}")
 
     def probe(self, probe: Probe, reason: str) -> None:
         """Start a probe on all live engines."""
-        question = AskProbe(new_id(), probe.name, None, _user(), socket.gethostname(), reason, probe.timeout_s)
+        question = AskProbe(new_id(), probe.name, why=reason, timeout_s=probe.timeout_s)
         self._send(question, f"probe {probe.name}")
 
     def acknowledge(self, alarm: str) -> None:
         """Acknowledge an alarm."""
-        self._send(AskAcknowledge(new_id(), alarm, _user(), socket.gethostname()), f"acknowledge {alarm}")
+        self._send(AskAcknowledge(new_id(), alarm), f"acknowledge {alarm}")
 
     def silence(self, alarm: str, seconds: float) -> None:
         """Silence an alarm for this many seconds."""
-        self._send(AskSilence(new_id(), alarm, seconds, _user(), socket.gethostname()), f"silence {alarm}")
+        self._send(AskSilence(new_id(), alarm, seconds), f"silence {alarm}")
 
     def take_answers(self) -> None:
         """Handle the answers that have arrived, and timeouts."""
@@ -99,10 +94,3 @@ class ControlRequests:
     def _send(self, question: Question, description: str) -> None:
         self._client.ask(question)
         self._asked[question.id] = description, self._clock()
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no name for this uid
-        return str(os.getuid())

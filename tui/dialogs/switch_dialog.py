@@ -9,9 +9,10 @@ from rich.text import Text
 from textual.binding import Binding, BindingType
 
 from rltop.backend.api import Change, Snapshot
+from rltop.backend.commands.undoable import undoable
 from rltop.backend.util.durations import span
 from rltop.tui.dialogs.confirm_dialog import INNER, ConfirmPlain, Facts, Question
-from rltop.tui.model.changes import changes_of, describe, open_timers, undoable
+from rltop.tui.model.changes import changes_of, describe, open_timers
 from rltop.tui.model.switchable import Choice, Target
 from rltop.tui.widgets import theme
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rltop.backend.api import Change, Snapshot, changed_engine
+from rltop.backend.api import Change, Snapshot
 from rltop.collectors.contract.actions import BY_VERB, PROBE
 from rltop.collectors.contract.wire import Timer
 from rltop.tui.widgets import theme
@@ -66,12 +65,3 @@ def open_timers(snapshot: Snapshot, command: str) -> list[tuple[str, Timer]]:
 def changes_of(snapshot: Snapshot, command: str) -> list[Change]:
     """The changes of one command, one per engine."""
     return [change for change in snapshot.changes.values() if change.command == command]
-
-
-def undoable(changes: Iterable[Change]) -> list[Change]:
-    """The changes that had an effect which can be reverted."""
-    return [
-        change
-        for change in changes
-        if changed_engine(change) and (change.verb == "set" or (change.verb in BY_VERB and BY_VERB[change.verb].undo))
-    ]

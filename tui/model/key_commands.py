@@ -39,6 +39,7 @@ APPLICATION: tuple[KeyCommand, ...] = (
                footer="help"),
     KeyCommand("palette", ("colon", "ctrl+p"), ": ctrl+p", "Commands", "find a command by name", "Application",
                footer="find"),
+    KeyCommand("runs", ("R",), "R", "Runs", "show another live run", "Application"),
     KeyCommand("screenshot", ("ctrl+s", "P"), "P ctrl+s", "Screenshot", "save the screen as SVG", "Application"),
 )  # fmt: skip
 
@@ -82,11 +83,13 @@ MOVING: tuple[KeyCommand, ...] = (
     KeyCommand("page_up", ("pageup", "ctrl+u"), "pgup ctrl+u", "Page up", "ten lines up", "Moving"),
     KeyCommand("top", ("g",), "g", "Top", "first line", "Moving"),
     KeyCommand("bottom", ("G",), "G", "Bottom", "last line", "Moving"),
+    KeyCommand("filter", ("slash",), "/", "Filter", "show only matching lines of the table: text, regex, lag>2",
+               "Moving", footer="filter"),
     KeyCommand("sort", ("s",), "s", "Sort", "sort the table by the next column", "Moving"),
     KeyCommand("sort_reverse", ("S",), "S", "Reverse", "reverse the order of the table", "Moving"),
     KeyCommand("open", ("enter",), "enter", "Open", "details of the line: facts, an effect, the dialog of a switch",
                "Moving"),
-    KeyCommand("back", ("escape",), "esc", "Back", "leave the maximised pane, or go to the Overview", "Moving"),
+    KeyCommand("back", ("escape",), "esc", "Back", "leave the maximised pane, or return to the view before", "Moving"),
 )  # fmt: skip
 
 DETACH = KeyCommand("quit", ("q", "ctrl+c"), "q ctrl+c", "Detach", "close the dashboard; the run continues",

@@ -43,7 +43,7 @@ class PastEngines:
         """The engines now, or at the step under the cursor."""
         step = self.step(history, cursor)
         if cursor is None or step is None:
-            return now(snapshot.engines.values())
+            return now(snapshot)
         return at_step(snapshot, step, self.cached(cursor))
 
     def question(self, snapshot: Snapshot, step: int | None, at: float) -> AskPast | None:

@@ -7,7 +7,9 @@ from dataclasses import replace
 from functools import partial
 
 from rltop.backend.api import Snapshot
+from rltop.backend.fleet.rounding import gap_floor
 from rltop.tui.model import timeline
+from rltop.tui.model.alarm_focus import AlarmFocus, alarm_at, focus
 from rltop.tui.model.reference import Reference
 from rltop.tui.model.source import SnapshotSource, copy_of
 from rltop.tui.model.step_columns import StepColumns
@@ -34,6 +36,8 @@ class DashboardState:
     Attributes:
         history: the shown steps as columns.
         marks: the shown timeline.
+        floor: of the version-matched gap (``gap_floor``); None where unknown.
+        focus: what the alarm is about that is open, or was at the cursor; None without one.
         viewport: axis, range and cursor of all plots.
         frozen: the snapshot that was frozen; None while the dashboard follows the run.
         dirty: the view on screen has to be drawn.
@@ -46,6 +50,8 @@ class DashboardState:
         self._on_change = on_change
         self.history = StepColumns(reference)
         self.marks: tuple[TimelineMark, ...] = ()
+        self.floor: float | None = None
+        self.focus: AlarmFocus | None = None
         self.viewport = Viewport()
         self.frozen: Snapshot | None = None
         self.dirty = True
@@ -62,7 +68,9 @@ class DashboardState:
 
     def refresh(self, snapshot: Snapshot) -> None:
         """Derive columns and marks from the snapshot that is about to be drawn."""
-        self.history.update(snapshot.steps)
+        if self.history.update(snapshot.steps) or self.floor is None:
+            self.floor = gap_floor(self.history.steps, snapshot.engines.values(), snapshot.trainer)
+        self.focus = focus(alarm_at(snapshot, self.viewport.cursor), snapshot)
         self.marks = timeline.marks(snapshot, self.history)
 
     def commands(self) -> Mapping[str, Callable[[], object]]:

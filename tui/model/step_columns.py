@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rltop.backend.api import Step
+from rltop.tui.model.charts import ChartSeries
 from rltop.tui.model.reference import Reference
 from rltop.tui.widgets.canvas import Floats
 
@@ -52,6 +53,12 @@ class StepColumns:
     def column(self, metric: str) -> Floats:
         """The metric at every step, [steps], NaN where unknown."""
         return self._column(metric, lambda: (step.values.get(metric) for step in self.steps))
+
+    def series(self, series: ChartSeries) -> Floats:
+        """The line of a plot at every step, [steps], NaN where unknown."""
+        if not (series.engine or series.otherwise):
+            return self.column(series.metric)
+        return self._column(f"{series.metric} {series.engine}", lambda: map(series.value, self.steps))
 
     def reference_column(self, metric: str) -> Floats | None:
         """The metric of the reference run at every step, [steps]; None without a reference."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rltop.backend.api import Change, Event, Snapshot
+from rltop.backend.api import Change, Event, Snapshot, is_over
 from rltop.backend.api.alarm import Alarm
 from rltop.collectors.contract.actions import PROBE
 from rltop.tui.model.changes import label
@@ -83,9 +83,10 @@ def marks(snapshot: Snapshot, history: StepColumns) -> tuple[TimelineMark, ...]:
     """
     if not history.steps:
         return ()
+    over = is_over(snapshot)
     found = {
         *_switch_marks(snapshot.changes.values(), history),
-        *_event_marks(snapshot.events),
+        *_event_marks(event for event in snapshot.events if not _is_end(event, over)),
         *_alarm_marks(snapshot.alarms.values()),
     }
     if history.reference is not None and history.reference.since is not None:
@@ -108,6 +109,11 @@ def _step_of(change: Change, history: StepColumns) -> int:
         return change.step
     earlier = (step.step for step in history.steps if step.closed <= change.requested)
     return max(earlier, default=-1)
+
+
+def _is_end(event: Event, over: bool) -> bool:
+    """Whether the event is part of the end of a finished run, which is no loss."""
+    return over and event.kind in ("engine", "trainer") and event.text.endswith("said goodbye")
 
 
 def _event_marks(events: Iterable[Event]) -> Iterator[TimelineMark]:

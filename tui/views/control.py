@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -12,7 +11,9 @@ from textual.app import ComposeResult
 from textual.events import Resize
 
 from rltop.backend.api import TERMINAL, Change, Snapshot, change_key
+from rltop.backend.commands.undoable import last_undoable
 from rltop.backend.text.fingerprint_text import MARK
+from rltop.backend.util.durations import time_of_day
 from rltop.tui.dialogs.effect_panel import EffectPage
 from rltop.tui.dialogs.info_dialogs import page_width
 from rltop.tui.dialogs.switch_dialog import CommandQuestion, keep_question, undo_question
@@ -86,7 +87,7 @@ TARGETS: tuple[Column[Target], ...] = (
 
 
 def _clock(entry: Entry) -> theme.Part:
-    return time.strftime("%H:%M:%S", time.localtime(entry.change.requested)), theme.FAINT
+    return time_of_day(entry.change.requested), theme.FAINT
 
 
 def _state(entry: Entry) -> theme.Part:
@@ -142,8 +143,8 @@ class ControlView(View):
                    needs_control=True, footer="switch"),
         KeyCommand("keep", ("K",), "K", "Keep", "stop the selected timer, so that the change stays; asks first",
                    "Control", needs_control=True),
-        KeyCommand("undo", ("u",), "u", "Undo", "revert the selected change on its engines; asks first", "Control",
-                   needs_control=True),
+        KeyCommand("undo", ("u",), "u", "Undo", "revert the selected change, or the last one; asks first and names it",
+                   "Control", needs_control=True),
         KeyCommand("effect", ("E",), "E", "Effect",
                    "effect of the selected change: before, after, and against other engines", "Control"),
         KeyCommand("pause", ("p",), "p", "Pause or resume", "pause or resume generation on the whole fleet; asks first",
@@ -253,9 +254,11 @@ class ControlView(View):
         self._confirm(question, self.dashboard.requests.keep, "the selected row has no timer")
 
     def _undo(self) -> None:
-        live, change = self.state.live, self.change
+        live, change = self.state.live, self.change if self.display else None
+        if change is None and live is not None:  # nothing is selected: the last change, which the dialog names
+            change = next(iter(last_undoable(live.changes.values(), live.engines)), None)
         question = undo_question(live, change) if live is not None and change is not None else None
-        self._confirm(question, self.dashboard.requests.undo, "the selected change has no effect that can be undone")
+        self._confirm(question, self.dashboard.requests.undo, "there is no change in effect that can be undone")
 
     def _confirm(self, question: CommandQuestion | None, send: Callable[[str, str, str], None], why_not: str) -> None:
         """Open the dialog; Yes sends the command."""

@@ -12,11 +12,11 @@ from textual.app import ComposeResult
 from rltop.backend.api import Answer, AskDiagnosis, Question, Snapshot
 from rltop.backend.api.alarm import Alarm
 from rltop.backend.api.probe_result import ProbeResult
-from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Finding, Verdict
+from rltop.backend.api.verdict import FAULT, HEALTHY, UNDECIDED, Cause, Finding, Verdict, family, shares
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME as CHECKS
 from rltop.backend.diagnosis.catalogue.all_checks import UNKNOWN
 from rltop.backend.diagnosis.causes.confirming_probes import BY_NAME as PROBES
-from rltop.backend.text.verdict_text import where
+from rltop.backend.text.verdict_text import MAX_SHARES, where
 from rltop.tui.dialogs.info_dialogs import Page, page_width
 from rltop.tui.dialogs.notifications import SILENCE_S, probe_of, probe_question
 from rltop.tui.model.key_commands import KeyCommand
@@ -112,9 +112,9 @@ class DiagnosisView(View):
         KeyCommand("probe", ("X",), "X", "Probe", "start the probe that confirms the selected cause; asks first",
                    "Diagnosis", needs_control=True, footer="probe"),
         KeyCommand("acknowledge", ("a",), "a", "Acknowledge", "acknowledge the open alarm and stop notifying about it",
-                   "Diagnosis", needs_control=True, footer="ack"),
-        KeyCommand("silence", ("A",), "A", "Silence", "stop notifying about the open alarm for 30 minutes", "Diagnosis",
-                   needs_control=True),
+                   "Diagnosis", footer="ack"),
+        KeyCommand("silence", ("A",), "A", "Silence", "stop notifying about the open alarm for 30 minutes",
+                   "Diagnosis"),
     )  # fmt: skip
 
     def __init__(self, dashboard: Dashboard, *, id: str) -> None:  # noqa: A002 - as Widget's
@@ -293,8 +293,10 @@ class DiagnosisView(View):
         if not verdict.causes:
             return parts
         best = verdict.causes[0]
-        name = (f"{best.layer}: ", theme.PLAIN), (f"{best.code} {best.title}", theme.STRONG)
-        return [*parts, *name] if verdict.verdict == FAULT else [*parts, ("perhaps ", theme.PLAIN), *name]
+        if verdict.verdict != FAULT:
+            named = verdict.causes[:MAX_SHARES]
+            return [*parts, (f"{family(named)}: ", theme.PLAIN), (shares(named), theme.STRONG)]
+        return [*parts, (f"{best.layer}: ", theme.PLAIN), (f"{best.code} {best.title}", theme.STRONG)]
 
     def _scope(self, verdict: Verdict | None) -> list[theme.Part]:
         if verdict is None or verdict.step is None:

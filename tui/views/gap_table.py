@@ -18,6 +18,8 @@ UNKNOWN_ENGINE = "?"
 LAGS = ("0", "1", "2", "3", "4+", "?")
 """Lag columns: 0 to 3, more, and unknown (or ahead of the trainer)."""
 
+PLACE_WIDTH = 8
+
 Spread = tuple[float, float, float, float]
 
 
@@ -47,12 +49,26 @@ class Means:
 
 @dataclass(frozen=True)
 class GapRow:
-    """A row: one engine or the fleet, with ``cells`` by column."""
+    """A row: one engine, the fleet, or an environment; with ``cells`` by column.
 
-    engine: str
+    ``place``: name of the engine or environment.
+    """
+
+    place: str
     tokens: int
     k3: float | None
     cells: dict[str, Means]
+    is_environment: bool = False
+
+    @property
+    def key(self) -> str:
+        """Identity: an environment may have the name of an engine."""
+        return f"{self.is_environment} {self.place}"
+
+    @property
+    def label(self) -> str:
+        """The name; of a long one, its end, since names of environments often begin alike."""
+        return self.place if len(self.place) <= PLACE_WIDTH else f"…{self.place[1 - PLACE_WIDTH :]}"
 
     def at(self, column: str) -> Means:
         """The stratum of a column."""
@@ -98,9 +114,17 @@ def profile_means(answer: Mismatch, dimension: str, engine: str | None) -> tuple
 
 
 def gap_rows(answer: Mismatch) -> list[GapRow]:
-    """The rows of the table: the fleet, each engine, tokens of unknown engines last."""
+    """The rows of the table: the fleet, each engine, tokens of unknown engines; then each environment."""
     names = sorted(answer.bins, key=lambda name: (not name, name.rstrip("0123456789"), len(name), name))
-    return [_gap_row(answer, None), *(_gap_row(answer, name) for name in names)]
+    return [_gap_row(answer, None), *(_gap_row(answer, name) for name in names), *_environment_rows(answer)]
+
+
+def _environment_rows(answer: Mismatch) -> list[GapRow]:
+    labels, means = profile_means(answer, "environment", None)
+    return [
+        GapRow(label, own.tokens, own.k3, {"all": own}, is_environment=True)
+        for label, own in zip(labels, means, strict=True)
+    ]
 
 
 def _gap_row(answer: Mismatch, engine: str | None) -> GapRow:
@@ -138,7 +162,7 @@ def with_error(means: Means) -> str:
 
 
 PLACES: tuple[Column[GapRow], ...] = (
-    Column("|d| ±%", 8, lambda r: (r.engine, theme.STRONG), right=False),
+    Column("|d| ±%", PLACE_WIDTH, lambda r: (r.label, theme.PLAIN if r.is_environment else theme.STRONG), right=False),
     Column("all", 9, _cell("all"), sort=lambda r: r.size("all")),
     Column("lag 0", 9, _cell("0"), sort=lambda r: r.size("0")),
     *(Column(f"lag {name}", 9, _cell(name), rank=rank) for name, rank in zip(LAGS[1:-1], (1, 2, 5, 2), strict=True)),

@@ -107,7 +107,7 @@ class GapView(View):
             yield Bars(id="histogram")
             yield Bars(id="by-probability")
             yield Bars(id="by-position")
-        yield Table(PLACES, lambda row: row.engine, empty="no data yet", id="places")
+        yield Table(PLACES, lambda row: row.key, empty="no data yet", id="places")
         yield LineWidget(id="caption")
         yield Table(token_columns(as_id, self._times), token_key, empty="none", id="tokens")
         yield Table(sequence_columns(as_id, self._times), sequence_key, empty="none", id="sequences")
@@ -165,14 +165,15 @@ class GapView(View):
         row = self.query_one("#places", Table).selected
         if not isinstance(row, GapRow) or self._mismatch is None:
             return None
-        return f"{row.engine}, steps {self._mismatch.first} to {self._mismatch.last}", row.figures()
+        return f"{row.place}, steps {self._mismatch.first} to {self._mismatch.last}", row.figures()
 
     def on_table_chosen(self, event: Table.Chosen) -> None:
         """Enter: select an engine, or all again; show the text of a token or sequence."""
         item = event.item
         if isinstance(item, GapRow):
-            self._engine = None if item.engine in (FLEET, self._engine) else item.engine
-            self.state.changed()
+            if not item.is_environment:
+                self._engine = None if item.place in (FLEET, self._engine) else item.place
+                self.state.changed()
         elif isinstance(item, Token):
             self.app.push_screen(Page(gap_style.token_text(item, self._decode)))
         elif isinstance(item, Sequence):

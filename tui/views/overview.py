@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 
 from textual.app import ComposeResult
 from textual.containers import Container
 
-from rltop.backend.api import Answer, Event, Question, Snapshot
+from rltop.backend.api import Answer, Question, Snapshot
 from rltop.tui.dialogs.info_dialogs import engine_page, page_width
 from rltop.tui.model.charts import CHARTS
+from rltop.tui.model.events import EVENTS, shown_events
 from rltop.tui.model.explain import ShownFigure, in_step
-from rltop.tui.model.fleet_table import FLEET, Row
+from rltop.tui.model.fleet_table import FLEET, Row, with_alarm
 from rltop.tui.model.past_engines import PastEngines
+from rltop.tui.model.run_state import awaited
 from rltop.tui.model.timeline import markers
 from rltop.tui.views.plot import Plot
 from rltop.tui.views.view import Dashboard, View
 from rltop.tui.widgets import theme
-from rltop.tui.widgets.line_widget import set_height
-from rltop.tui.widgets.table import Column, Table
+from rltop.tui.widgets.line_widget import LineWidget, set_height
+from rltop.tui.widgets.table import Table
 
-MIN_PLOT_LINES = 5
+MIN_PLOT_LINES = 6
 """Lower plots would be unreadable: where there is less room, the last plots are hidden."""
-
-
-def _severity(event: Event) -> theme.Part:
-    sign, style = theme.SEVERITY.get(event.severity, ("?", theme.WARN))
-    return sign, style
-
-
-EVENTS: tuple[Column[Event], ...] = (
-    Column("time", 8, lambda e: (time.strftime("%H:%M:%S", time.localtime(e.time)), theme.FAINT), right=False),
-    Column("step", 5, lambda e: (theme.whole(e.step), theme.FAINT)),
-    Column("", 1, _severity, right=False),
-    Column("engine", 7, lambda e: (e.engine or "", theme.PLAIN), rank=1, right=False),
-    Column("event", 20, lambda e: (e.text, theme.SEVERITY.get(e.severity, ("?", theme.PLAIN))[1]), right=False),
-)
 
 
 class OverviewView(View):
@@ -52,8 +39,9 @@ class OverviewView(View):
 
     def compose(self) -> ComposeResult:
         """Plots above, tables below."""
-        with Container(id="plots"):
+        with Container(id="plots", classes="plots"):
             yield from (Plot(chart) for chart in CHARTS)
+        yield LineWidget(id="awaited")
         yield Table(FLEET, lambda row: row.id, empty="no engine has reported yet", id="fleet")
         yield Table(EVENTS, lambda event: str(event.number), empty="no events yet", id="events", log=True)
 
@@ -69,19 +57,39 @@ class OverviewView(View):
     def paint(self, snapshot: Snapshot) -> None:
         """As ``View``."""
         history, viewport = self.state.history, self.state.viewport
-        fleet = self._past.fleet(snapshot, history, viewport.cursor)
+        fleet = with_alarm(self._past.fleet(snapshot, history, viewport.cursor), self.state.focus)
         self._make_room(len(fleet))
         marks = markers(self.state.marks, history, viewport.axis)
-        if (drawn := (history.revision, marks, viewport)) != self._drawn:
+        self.set_class(not history.steps, "waiting")
+        if (drawn := (history.revision, marks, viewport, self.state.floor, self.state.focus)) != self._drawn:
             self._drawn = drawn
             for plot in self.query(Plot):
+                plot.show_alarm(self.state.floor, self.state.focus)
                 plot.draw(history, marks, viewport)
         self.query_one("#fleet", Table).set_items(fleet)
-        events, table = snapshot.events[::-1], self.query_one("#events", Table)
+        events, table = shown_events(snapshot, history, viewport.cursor), self.query_one("#events", Table)
         table.set_items(events)
         if viewport.cursor != self._cursor:
             self._cursor = viewport.cursor
-            table.turn_to(last_before(events, viewport.cursor, history.closed(viewport.cursor)))
+            table.turn_to(None if viewport.cursor is None or not events else events[0])
+
+    def paint_awaited(self, snapshot: Snapshot | None, notice: str) -> None:
+        """As ``View``: in the middle of the screen."""
+        self.set_class(True, "waiting")
+        pane = self.query_one("#awaited", LineWidget)
+        width, lines = pane.size.width, list(awaited(snapshot, self.dashboard.run))
+        parts = [
+            [("✔ " if there else "◌ ", theme.GOOD if there else theme.WARN), (f"{name:<15}", theme.STRONG),
+             (text, theme.PLAIN)]
+            for there, name, text in lines
+        ]  # fmt: skip
+        left = max(width - max(map(theme.length, parts)), 0) // 2
+        above = max(pane.size.height - len(parts) - 4, 0) // 2
+        head = theme.row([(" " * left, theme.PLAIN), ("This run has no training step yet", theme.STRONG)], width)
+        blank = theme.row((), width)
+        rows = [theme.row([(" " * left, theme.PLAIN), *part], width) for part in parts]
+        last = theme.row([(notice.center(width), theme.WARN)], width)
+        pane.show([*[blank] * above, head, blank, *rows, blank, last])
 
     def figures(self) -> tuple[str, list[ShownFigure]] | None:
         """The numbers of the focused plot, or of the engine under the cursor."""
@@ -124,15 +132,3 @@ class OverviewView(View):
         self.query_one("#plots").styles.grid_size_columns = across
         for index, plot in enumerate(self.query(Plot)):
             plot.set_class(index >= across * down, "spare")
-
-
-def last_before(events: list[Event], step: int | None, closed: float) -> Event | None:
-    """The last event before ``step`` closed; None follows the newest. ``events`` are ordered newest first.
-
-    Several steps can close at the same time, so step numbers count; a restarted trainer reuses step numbers, so time
-    counts too.
-    """
-    if step is None:
-        return None
-    before = (e for e in events if e.time <= closed and (e.step is None or e.step < step))
-    return next(before, events[-1] if events else None)

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from rltop.tui.model.key_commands import APPLICATION, DETACH, MOVING, READING, KeyCommand
 from rltop.tui.views.control import ControlView
 from rltop.tui.views.diagnosis_view import DiagnosisView
+from rltop.tui.views.events_view import EventsView
+from rltop.tui.views.fleet_view import FleetView
+from rltop.tui.views.log_view import LogView
 from rltop.tui.views.mismatch import GapView
 from rltop.tui.views.overview import OverviewView
 from rltop.tui.views.view import View
@@ -39,12 +42,15 @@ VIEWS: tuple[ViewEntry, ...] = (
     ViewEntry(GapView, "Gap", "the logprob gap by engine, lag and prefix cache, with its tokens and sequences"),
     ViewEntry(DiagnosisView, "Diagnosis", "verdict, causes, evidence and fixes"),
     ViewEntry(ControlView, "Control", "every flag and action on every engine, and the log of changes", ("F",)),
+    ViewEntry(FleetView, "Fleet", "every engine with all its figures, and the selected one over the steps"),
+    ViewEntry(EventsView, "Events", "every event, and the audit log of commands: who, why, outcome"),
+    ViewEntry(LogView, "Log", "the ends of the log files in the run's directory"),
 )
 
 
 def _open_command(number: int, entry: ViewEntry) -> KeyCommand:
     keys = (str(number), *entry.aliases)
-    return KeyCommand(entry.id, keys, " ".join(keys), entry.title, entry.help, "Views", footer=entry.id)
+    return KeyCommand(entry.id, keys, " ".join(keys), entry.title, entry.help, "Views")
 
 
 COMMANDS: tuple[KeyCommand, ...] = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from rltop.backend.api import TERMINAL, Change, Snapshot
-from rltop.backend.api.alarm import CLEAR_AFTER, Alarm
+from rltop.backend.api.alarm import CLEAR_AFTER, Alarm, short_name
 from rltop.backend.api.verdict import HEALTHY, Cause, Verdict
 from rltop.backend.evidence.diagnosis_input import last_mixed
 from rltop.collectors.contract.flags import BY_NAME as FLAGS
@@ -192,7 +192,7 @@ def alarm_status(alarm: Alarm | None, verdict: Verdict) -> LabelledLines:
     """For a healthy run: how close the last alarm is to clearing, or when it cleared."""
     if alarm is None or verdict.verdict != HEALTHY:
         return []
-    name = f"{alarm.id} {alarm.cause} ({alarm.code})"
+    name = f"{alarm.id} {short_name(alarm)}"
     if alarm.cleared is None:
         return [("alarm", f"{name} clears after {CLEAR_AFTER} healthy steps in a row; {alarm.well} so far")]
     return [("alarm", f"{name} cleared at step {alarm.cleared_step}; it was raised after step {alarm.raised_step}")]

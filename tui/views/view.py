@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 from textual.containers import Vertical
@@ -29,6 +30,8 @@ class Dashboard:
         clock: monotonic seconds.
         command: executes a command by id, as its key does.
         open: shows a view and focuses one of its panes.
+        run: the run's name.
+        logs: the log files of the run that can be read here.
     """
 
     state: DashboardState
@@ -37,6 +40,8 @@ class Dashboard:
     clock: Callable[[], float]
     command: Callable[[str], None]
     open: Callable[[View, str], None]
+    run: str
+    logs: Callable[[], Sequence[Path]] = list
 
 
 class View(Vertical):
@@ -71,6 +76,9 @@ class View(Vertical):
     def paint(self, snapshot: Snapshot) -> None:
         """Draw ``snapshot`` at the cursor of ``state.viewport``."""
         raise NotImplementedError
+
+    def paint_awaited(self, snapshot: Snapshot | None, notice: str) -> None:
+        """Draw what a run without steps is waiting for; ``notice`` is what its caller says about its start."""
 
     def commands(self) -> Mapping[str, Callable[[], object]]:
         """The functions of ``keys``, by id. They may raise ``UnavailableError``."""

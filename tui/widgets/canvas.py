@@ -55,7 +55,7 @@ class Drawing:
 
     ``guides`` are dotted reference lines below all lines; like levels they do not affect the scale and are drawn only
     where in range. ``ticks`` are notches of the x axis. ``x_name`` labels the x axis, in at most ``GUTTER - 1``
-    characters.
+    characters. ``include`` are values that the scale contains in any case.
     """
 
     x_range: tuple[float, float]
@@ -67,6 +67,7 @@ class Drawing:
     x_name: str = ""
     guides: tuple[CanvasLine, ...] = ()
     ticks: tuple[float, ...] = ()
+    include: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ def nice_step(span: float, parts: int) -> float:
     return next(m * power for m in (1, 2, 5, 10, 20) if m * power >= least * (1 - 1e-9))
 
 
-def scale(lines: tuple[CanvasLine, ...], parts: int, *, log: bool = False) -> Scale:
+def scale(lines: tuple[CanvasLine, ...], parts: int, *, log: bool = False, include: tuple[float, ...] = ()) -> Scale:
     """A value axis that contains all finite values and rarely changes: it ends on ticks, and snaps to zero if near."""
-    values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines] or [np.empty(0)])
+    values = np.concatenate([*(line.y[np.isfinite(line.y)] for line in lines), np.array(include, dtype=np.float64)])
     if log and (values > 0).any():
         values = np.log10(values[values > 0])
         low, high = math.floor(values.min()), max(math.ceil(values.max()), math.floor(values.min()) + 1)
@@ -194,7 +195,7 @@ def draw(drawing: Drawing, width: int, height: int) -> list[Strip]:
         return [theme.row((), width)] * height
     lines, guides = (tuple(_cut(line, drawing.x_range) for line in many) for many in (drawing.lines, drawing.guides))
     drawing = replace(drawing, lines=lines, guides=guides)
-    axis = scale(drawing.lines, max(2, tall // 3), log=drawing.log)
+    axis = scale(drawing.lines, max(2, tall // 3), log=drawing.log, include=drawing.include)
     raster = Raster(inner, tall, _FIRST + len(drawing.guides))
     _draw_marks(raster, drawing, axis)
     for ink, guide in enumerate(drawing.guides, _FIRST):

@@ -12,6 +12,7 @@ from textual.strip import Strip
 
 from rltop.tui.widgets import theme
 from rltop.tui.widgets.line_widget import LineWidget
+from rltop.tui.widgets.row_filter import RowFilter
 
 T = TypeVar("T")
 
@@ -91,6 +92,18 @@ class Table(LineWidget, Generic[T], can_focus=True):
         self._top = 0
         self._sorted: Column[T] | None = None
         self._reverse = False
+        self._every: list[T] = []
+        self._filter: RowFilter | None = None
+
+    @property
+    def filter_text(self) -> str:
+        """The terms that rows must match; empty for none."""
+        return self._filter.text if self._filter is not None else ""
+
+    def filter_by(self, text: str) -> None:
+        """Show only rows that match (``RowFilter``); empty shows all. Raises ``ValueError`` for a wrong term."""
+        self._filter = RowFilter(text, [column.title for column in self._columns]) if text.strip() else None
+        self.set_items(self._every)
 
     @property
     def selected(self) -> T | None:
@@ -98,14 +111,15 @@ class Table(LineWidget, Generic[T], can_focus=True):
         return self.items[self._index()] if self.items else None
 
     def set_columns(self, columns: Sequence[Column[T]]) -> None:
-        """Replace the columns by as many others; the sort order is reset."""
-        self._columns, self._sorted = columns, None
+        """Replace the columns by as many others; sort order and filter are reset."""
+        self._columns, self._sorted, self._filter = columns, None, None
         self.paint()
 
     def set_items(self, items: Sequence[T]) -> None:
         """Replace the items; the cursor stays on its item, or moves to the first."""
         before = self._index() if self._log and self._cursor_key is not None else None
-        self.items = self._in_order(items)
+        self._every = list(items)
+        self.items = self._in_order([item for item in self._every if self._matches(item)])
         if before is not None:
             self._top += self._index() - before  # the visible lines of a log stay while new ones arrive
         if self._cursor_key is None and self.items:
@@ -131,12 +145,12 @@ class Table(LineWidget, Generic[T], can_focus=True):
         """Sort by the next sortable column; after the last, by arrival. The header marks it."""
         choices = [None, *(column for column in self._columns if column.sort)]
         self._sorted = choices[(choices.index(self._sorted) + 1) % len(choices)]
-        self.set_items(self.items)
+        self.set_items(self._every)
 
     def sort_reverse(self) -> None:
         """Reverse the order."""
         self._reverse = not self._reverse
-        self.set_items(self.items)
+        self.set_items(self._every)
 
     def explained(self) -> list[Column[T]]:
         """Columns that the metric catalogue explains, the sort column first."""
@@ -153,7 +167,8 @@ class Table(LineWidget, Generic[T], can_focus=True):
         shown = enumerate(self.items[self._top : self._top + body], self._top)
         lines += [self._line(columns, item, width, at=i == cursor) for i, item in shown]
         if not self.items:
-            lines.append(theme.row([(self._empty, theme.FAINT)], width))
+            empty = f"nothing matches {self.filter_text}; esc shows all" if self._every else self._empty
+            lines.append(theme.row([(empty, theme.FAINT)], width))
         self.show(lines)
 
     def on_resize(self) -> None:
@@ -171,15 +186,41 @@ class Table(LineWidget, Generic[T], can_focus=True):
     def on_click(self, event: Any) -> None:
         """Move the cursor to the line; choose the item if the cursor was on it."""
         index = self._top + event.y - 1
+        if event.y == 0:
+            self._sort_at(event.x)
         if event.y > 0 and index < len(self.items):
             if index == self._index() and self.has_focus:
                 self.choose()
             self.move(index - self._index())
 
+    def _sort_at(self, x: int) -> None:
+        """Sort by the column whose title is at cell ``x``; again reverses."""
+        for column in fit(self._columns, self.size.width):
+            x -= column.width + 1
+            if x < 0:
+                if column.sort is not None:
+                    self._reverse = not self._reverse if column is self._sorted else False
+                    self._sorted = column
+                    self.set_items(self._every)
+                return
+
+    def on_mouse_scroll_down(self) -> None:
+        """Move down with the wheel."""
+        self.move(3)
+
+    def on_mouse_scroll_up(self) -> None:
+        """Move up with the wheel."""
+        self.move(-3)
+
     def choose(self) -> None:
         """Post ``Chosen`` for the item under the cursor."""
         if self._opens and self.selected is not None:
             self.post_message(self.Chosen(self, self.selected))
+
+    def _matches(self, item: T) -> bool:
+        if self._filter is None:
+            return True
+        return self._filter.matches({column.title: column.cell(item)[0] for column in self._columns})
 
     def _hold(self, index: int) -> None:
         self._cursor_key = None if self._log and index == 0 else self._key(self.items[index])
@@ -202,9 +243,11 @@ class Table(LineWidget, Generic[T], can_focus=True):
             sign = ("▴" if self._reverse else "▾") if column is self._sorted else ""
             titles.append((column.title + sign, theme.HEAD))
         head = self._cells(columns, titles, width, theme.HEAD)
-        if len(self.items) <= self.size.height - 1:
+        if len(self.items) <= self.size.height - 1 and self._filter is None:
             return head
         position = f" {self._index() + 1}/{len(self.items)}"
+        if self._filter is not None:
+            position = f" /{self.filter_text}: {len(self.items)} of {len(self._every)}"
         head = head.crop(0, max(width - len(position), 0))
         return Strip.join([head, theme.row([(position, theme.HEAD)], len(position))])
 

@@ -7,6 +7,7 @@ backgrounds; the background is the terminal's own. Each costs 11 bytes on the wi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 from rich.cells import set_cell_size
@@ -50,13 +51,29 @@ Part = tuple[str, Style]
 def clean(text: str, width: int) -> str:
     """``text`` in exactly ``width`` cells: cut with an ellipsis or padded; control characters become '?'.
 
-    Names and reasons come from other machines: an escape sequence in them must not reach the terminal.
+    A cut clause keeps its negation: ``scheduling is not supported`` never becomes ``scheduling is…``. Names and reasons
+    come from other machines: an escape sequence in them must not reach the terminal.
     """
     if not text.isprintable():
         text = "".join(c if c.isprintable() else "?" for c in text)
     if _cells(text) <= width:
         return text + " " * (width - _cells(text))
-    return set_cell_size(text, max(width - 1, 0)) + "…" * (width > 0)
+    tail = "…" * (width > 0)
+    if (negation := _cut_negation(text, width - 1)) and len(negation) + 3 <= width:
+        tail = f"…{negation}…"
+    return set_cell_size(text, max(width - len(tail), 0)) + tail
+
+
+_NEGATION = re.compile(r"\b(?:not|no|never|neither|without|cannot|none|\w+n't)\b", re.IGNORECASE)
+_CLAUSE_END = re.compile(r"[,;:.()]")
+
+
+def _cut_negation(text: str, kept: int) -> str:
+    """The negation that a cut after ``kept`` characters removes from the clause that it cuts; empty for none."""
+    found = _NEGATION.search(text, max(text.rfind(" ", 0, max(kept, 0)), 0))
+    if found is None or found.end() <= kept or _CLAUSE_END.search(text, max(kept, 0), found.start()):
+        return ""
+    return found.group()
 
 
 def row(parts: Iterable[Part], width: int) -> Strip:
@@ -82,7 +99,7 @@ def _cells(text: str) -> int:
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """A number in ``digits`` significant digits and at most ``digits + 4`` characters: 0.0123, 4.1e-04, 12.3k."""
+    """A number in ``digits`` significant digits (one fewer below 0.01) and few characters: 0.0123, 4.1e-4, 12.3k."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     if value == 0:
@@ -92,7 +109,7 @@ def figure(value: float | None, digits: int = 3) -> str:
         return f"{value:.{max(digits - 2, 0)}e}".replace("e-0", "e-")
     if size < 1000:
         decimals = max(digits - 1 - math.floor(math.log10(size)), 0)
-        return f"{value:.{min(decimals, 4)}f}"
+        return f"{value:.{min(decimals, max(digits + 1, 4))}f}"
     for limit, unit in ((1e6, "k"), (1e9, "M"), (1e12, "G")):
         if size < limit * 0.9995:
             return figure(value / (limit / 1e3), digits) + unit

@@ -117,7 +117,7 @@ def test_the_help_lists_every_command_under_one_heading() -> None:
 @pytest.mark.parametrize("name", cli.main.commands)
 def test_the_help_of_a_command_ends_with_an_example_that_parses(name: str) -> None:
     result = rltop(name, "-h")
-    assert result.exit_code == 0
+    assert result.exit_code == 0, result.output
     assert result.output.startswith(f"Usage: main {name} ")
     (example,) = re.findall(r"^  Example: (.+)$", result.output, re.MULTILINE)
     program, command, *arguments = shlex.split(example)
@@ -131,10 +131,17 @@ def test_the_help_of_a_command_ends_with_an_example_that_parses(name: str) -> No
         ([], 1, "`rltop demo` starts one"),
         (["status"], 1, "`rltop runs` lists all runs"),
         (["hub"], 1, "no run is live"),
-        (["statsu"], 1, "no run 'statsu' .* `rltop --help` the commands"),
-        (["status", "nosuch", "--json"], 1, "no run 'nosuch'"),
-        (["set", "prefix_caching", "off", "--run", "nosuch"], 1, "no run 'nosuch'"),
-        (["hub", "nosuch", "--stop"], 1, "no run 'nosuch'"),
+        (
+            ["statsu"],
+            1,
+            "no run named 'statsu' .*; did you mean `rltop status`\\? there are no runs; `rltop --help`",
+        ),
+        (["hub", "nosuch"], 1, "no run named 'nosuch' .* `rltop hub nosuch --new` starts the hub of a new run"),
+        (["report", "nosuch"], 1, "no run named 'nosuch'"),
+        (["runs", "--remove", "nosuch"], 1, "no run named 'nosuch'"),
+        (["status", "nosuch", "--json"], 1, "no run named 'nosuch'"),
+        (["set", "prefix_caching", "off", "--run", "nosuch"], 1, "no run named 'nosuch'"),
+        (["hub", "nosuch", "--stop"], 1, "no run named 'nosuch'"),
         (["hub", "a b"], 1, "run name 'a b': use 1 to 64 letters"),
         (["hub", "a" * 65], 1, "use 1 to 64 letters"),
         (["hub", "tcp://1.2.3.4:5"], 1, "network addresses are refused"),
@@ -147,10 +154,21 @@ def test_the_help_of_a_command_ends_with_an_example_that_parses(name: str) -> No
         (["set", "prefix_caching", "off", "--fraction", "0"], 2, "--fraction"),
         (["pause", "--for", "11m"], 2, "at most 10m"),
         (["keep", "c1"], 1, "no run is live"),
-        (["undo"], 2, "Missing argument 'COMMAND'"),
+        (["undo"], 1, "no run is live"),
         (["audit"], 1, "no run is live"),
-        (["audit", "nosuch"], 1, "no run 'nosuch'"),
-        (["status", __file__], 1, "is a file; this command needs a run. `rltop replay .*` shows a file"),
+        (["audit", "nosuch"], 1, "no run named 'nosuch'"),
+        (["flush", "--run", __file__], 1, "is a file; this command needs a run. `rltop replay .*` shows a file"),
+        (["status", __file__], 1, "no store of rltop"),
+        (["status", "one", "--run", "two"], 2, "give the run once"),
+        (["set", "prefix_cachin", "off"], 2, "did you mean 'prefix_caching'\\?"),
+        (["set", "async_scheduling", "of"], 2, "did you mean 'off'\\?"),
+        (["demo", "--fault", "stale_prefx"], 2, "did you mean 'stale-prefix'\\?"),
+        (["demo", "--set", "1:prefix-caching=off"], 2, "did you mean 'prefix_caching'\\?"),
+        (["probe", "tokenecho"], 2, "did you mean 'token-echo'\\?"),
+        (["metrics", "kl_k33"], 1, "did you mean 'kl_k3'\\?"),
+        (["forward", "--to", "promtheus:9464"], 1, "did you mean 'prometheus'\\?"),
+        (["export", "--what", "step", "--to", "x.csv"], 2, "did you mean 'steps'\\?"),
+        (["worst", "--kind", "abs-dif"], 2, "did you mean 'abs_diff'\\?"),
         (["audit", "--since", "yesterday"], 2, "neither a duration \\(2h\\) nor a time"),
         (["set", "prefix_caching", "maybe"], 2, "prefix_caching can be on or off, not 'maybe'"),
         (["demo", "--set", "5:prefix_caching"], 2, "expected N:FLAG=VALUE"),
@@ -168,9 +186,9 @@ def test_an_invalid_command_line_prints_what_to_do(home: Path, arguments: list[s
 
 
 def test_a_hub_is_started_listed_and_stopped(home: Path) -> None:
-    assert answer("runs", "--json") == {"home": str(home), "runs": []}
+    assert answer("runs", "--json") == {"home": str(home), "runs": [], "processes": []}
     assert "no runs under" in rltop("runs").output
-    first, again = rltop("hub", "one"), rltop("hub", "one")
+    first, again = rltop("hub", "one", "--new"), rltop("hub", "one")
     assert (first.exit_code, first.output) == (0, again.output)
     info = find_hub(RunDir(home / "one"))
     assert info is not None
@@ -187,14 +205,70 @@ def test_a_hub_is_started_listed_and_stopped(home: Path) -> None:
     assert (twice.exit_code, twice.stderr) == (1, "Error: run 'one' has no hub\n")
 
 
+def test_a_wrong_name_suggests_a_run_and_leaves_nothing_behind(home: Path) -> None:
+    for name in ("night", "sort"):
+        (home / name).mkdir(mode=0o700)
+        (home / name / "store.sqlite").touch()
+    for command in (
+        ["status"],
+        ["hub"],
+        ["top"],
+        ["diagnose"],
+        ["alarms"],
+        ["replay"],
+        ["worst"],
+        ["forward", "--to", "prometheus:1"],
+    ):
+        result = rltop(command[0], "nigth", *command[1:])
+        assert result.exit_code == 1
+        assert "no run named 'nigth'" in result.stderr
+        assert "did you mean 'night'? runs: night, sort" in result.stderr
+    assert sorted(path.name for path in home.iterdir()) == ["night", "sort"]
+
+
+def test_a_run_with_only_a_store_is_listed_and_removed_once_confirmed(home: Path) -> None:
+    (home / "copied").mkdir(mode=0o700)
+    (home / "copied" / "store.sqlite").write_bytes(b"x" * 2_000_000)
+    assert [run["run"] for run in answer("runs", "--json")["runs"]] == ["copied"]
+    declined = CliRunner().invoke(cli.main, ["runs", "--remove", "copied"], input="n\n")
+    assert declined.exit_code == 1
+    assert "2.0 MB" in declined.output
+    assert (home / "copied").is_dir()
+    assert rltop("runs", "--remove", "copied", "--yes").output == "run 'copied' removed\n"
+    assert not (home / "copied").exists()
+    (home / "plain").mkdir(mode=0o700)
+    assert "is not a run" in rltop("runs", "--remove", "plain", "--yes").stderr
+
+
+def test_a_live_run_is_not_removed(home: Path) -> None:
+    info = find_hub(start_hub("live"))
+    assert info is not None
+    refused = rltop("runs", "--remove", "live", "--yes")
+    assert refused.exit_code == 1
+    assert f"run 'live' is live (hub, process {info.pid}); `rltop hub live --stop` stops its hub" in refused.stderr
+    assert rltop("hub", "live", "--stop").exit_code == 0
+    wait_until(lambda: rltop("runs", "--remove", "live", "--yes").exit_code == 0)
+    assert list(home.iterdir()) == []
+
+
 def test_the_default_run_reports_runs_without_a_hub(home: Path) -> None:
     kill_hub(start_hub("night"))
-    for command in (["status"], ["set", "prefix_caching", "off"], ["hub"]):
+    for command in (["top"], ["set", "prefix_caching", "off"], ["hub"]):
         result = rltop(*command)
         assert result.exit_code == 1
         assert "run 'night' has no hub: `rltop hub night` starts it" in result.stderr
     kill_hub(start_hub("other"))
-    assert "2 runs have no hub: `rltop hub RUN` starts it" in rltop("status").stderr
+    assert "2 runs have no hub: `rltop hub RUN` starts it" in rltop("hub").stderr
+
+
+def test_without_a_live_run_reading_commands_show_the_last_one(home: Path) -> None:
+    for name in ("night", "other"):
+        start_hub(name)
+        assert rltop("hub", name, "--stop").exit_code == 0
+    for command in ("status", "fingerprint", "alarms", "diagnose"):
+        result = rltop(command)
+        assert "no run is live; the last one is 'other'" in result.stderr
+        assert "run other" in result.stdout, result.stdout
 
 
 def test_two_live_runs_need_a_run_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +297,7 @@ def test_status_has_the_documented_fields(home: Path) -> None:
         report = answer("status", "--json")
         text = rltop("status").output
     trainer.close(5)
-    assert report.keys() == REPORT_KEYS
+    assert report.keys() == REPORT_KEYS | {"processes"}
     (engine,), (step,) = report["engines"], report["steps"]
     assert engine.keys() == ENGINE_KEYS
     assert step.keys() == {*STEP_KEYS, "join"}
@@ -231,6 +305,20 @@ def test_status_has_the_documented_fields(home: Path) -> None:
     assert text.startswith("run shape: trainer live, step 0")
     assert "e0" in text
     assert "prefix_caching=on" in text
+
+
+def test_forwarding_ends_with_the_run(home: Path) -> None:
+    rundir = start_hub("short")
+    trainer = Sender[Message](rundir, "trainer/0", "trainer", lambda _, items: items)
+    trainer.start()
+    with Engine(rundir), Client(rundir) as client:
+        trainer.offer("all", 100, sequences([Trained([1], [0, 1], [-1.0], [-1.0])], policy_version=2))
+        trainer.offer("all", 100, (wire.StepClosed(0, 0, 1, 3), {}))
+        wait_shown(client, lambda c: c.view is not None and bool(c.view.steps and c.view.engines))
+    trainer.close(5)
+    result = rltop("forward", "short", "--on-alarm", "true")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("run 'short' has ended\n")
 
 
 def test_set_prints_the_outcome_and_fails_unless_applied(home: Path) -> None:
@@ -264,10 +352,25 @@ def test_a_refused_switch_exits_with_1_and_prints_the_reason(home: Path) -> None
 
 
 def test_a_run_without_a_hub_prints_how_to_start_one(home: Path) -> None:
-    kill_hub(start_hub("gone"))
-    assert "`rltop hub gone` starts one" in rltop("status", "gone").stderr
+    start_hub("gone")
+    assert rltop("hub", "gone", "--stop").exit_code == 0
+    assert "`rltop hub gone` starts one" in rltop("flush", "--run", "gone").stderr
+    assert rltop("status", "gone").stdout.startswith("run gone: ")
     assert rltop("hub", "gone").exit_code == 0
     assert rltop("status", "gone").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["status", "s"], ["hub", "s", "--stop"], ["alarms", "s"], ["diagnose", "s"]])
+def test_a_stopped_hub_is_named_with_its_process(home: Path, command: list[str]) -> None:
+    pid = ensure_hub(for_run("s")).pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        stopped = rltop(*command)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert stopped.exit_code == 1
+    assert stopped.stderr.count("\n") == 1
+    assert f"process {pid}, does not answer: it is stopped; `kill -CONT {pid}` continues it" in stopped.stderr
 
 
 @pytest.mark.parametrize("command", [["status", "k"], ["set", "prefix_caching", "off", "--run", "k"], ["hub", "k"]])
@@ -275,7 +378,7 @@ def test_a_directory_that_is_not_private_or_too_long_is_refused(
     home: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "k").mkdir(mode=0o755)
-    assert "must belong to you with mode 0700" in rltop(*command).stderr
+    assert "must be a directory of yours with mode 0700" in rltop(*command).stderr
     long = home / ("x" * 90)
     (long / "k").mkdir(mode=0o700, parents=True)
     monkeypatch.setenv("RLTOP_HOME", str(long))

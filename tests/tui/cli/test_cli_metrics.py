@@ -71,6 +71,43 @@ def test_every_argument_of_the_collector_is_accepted(tmp_path: Path) -> None:
     assert values["reward_std"] == 0.5
 
 
+def shifted_of(arrays: dict[str, Any], form: str) -> dict[str, Any]:
+    """The same rows after one more token each, with per-token arrays of the next tokens. ``mask`` may be as long."""
+    filled = {name: np.pad(array, ((0, 0), (1, 0)), constant_values=1) for name, array in arrays.items()}
+    if form == "packed":
+        flat = {name: array.ravel()[1:] for name, array in filled.items()}
+        return flat | {"shifted": True, "cu_seqlens": [0, 4, 8]}
+    if form == "with ids":
+        return arrays | {"shifted": 1, "token_ids": np.zeros((2, 4), int)}
+    if form == "a longer mask":
+        return arrays | {"shifted": True, "mask": filled["mask"]}
+    return arrays | {"shifted": np.array([True])}
+
+
+@pytest.mark.parametrize("form", ["rows", "with ids", "a longer mask", "packed"])
+def test_arrays_of_the_next_tokens_give_the_figures_of_arrays_in_their_own_columns(tmp_path: Path, form: str) -> None:
+    plain = json.loads(run("compute", file_of(tmp_path, **GIVEN), "--json").stdout)
+    result = run("compute", file_of(tmp_path, **shifted_of(GIVEN, form)), "--json")
+    shifted = json.loads(result.stdout)
+    for name in ("tokens", "sequences", "logp_abs_diff_mean", "kl_k3", "ratio_mean"):
+        assert shifted[name] == pytest.approx(plain[name], rel=1e-12), name
+    assert result.stderr == ""
+
+
+def test_the_gap_is_broken_down_by_environment(tmp_path: Path) -> None:
+    path = file_of(tmp_path, **GIVEN, environments=["math", "code"])
+    found = json.loads(run("compute", path, "--json").stdout)["environments"]
+    assert [(one["label"], one["tokens"]) for one in found] == [("math", 3), ("code", 2)]
+    assert found[0]["abs_diff"]["mean"] == pytest.approx(0.2 / 3)
+    text = run("compute", path).stdout
+    assert "environment" in text and "math" in text
+    one_row = {name: array[0] for name, array in GIVEN.items()}
+    (alone,) = json.loads(run("compute", file_of(tmp_path, **one_row, environments="math"), "--json").stdout)[
+        "environments"
+    ]
+    assert (alone["label"], alone["tokens"]) == ("math", 3)
+
+
 def test_unused_arrays_are_reported(tmp_path: Path) -> None:
     result = run("compute", file_of(tmp_path, **GIVEN, old_logprob=TRAINER), "--json")
     assert result.exit_code == 0
@@ -86,6 +123,10 @@ def test_unused_arrays_are_reported(tmp_path: Path) -> None:
         ({"rewards": [1.0]}, "rewards: shape [1]; expected [2], one per row"),
         ({"trainer_logprobs": np.array([["a", "b"]])}, "trainer_logprobs: dtype <U1; expected numbers"),
         ({"objective": "reinforce"}, "objective: reinforce; expected one of ppo, gspo"),
+        ({"shifted": [True, False]}, "shifted: bool of shape [2]; expected a single bool"),
+        ({"shifted": 2}, "shifted: int64 of shape []; expected a single bool"),
+        ({"environments": ["math"]}, "environments: 1 entries; expected 2, one per row"),
+        ({"environments": [1, 2]}, "environments: 1; expected None or a string of at most 256 characters"),
         ({"clip_low": [0.8, 0.9]}, "clip_low: float64 of shape [2]; expected a single number"),
         ({"rewards": np.array([object(), None])}, "Object arrays cannot be loaded"),
     ],
@@ -146,7 +187,36 @@ def test_a_metric_that_is_not_computed_has_a_reason_and_an_alternative() -> None
     assert "not computed" in result.output and "low_prob_frac" in result.output
 
 
-def test_an_unknown_metric_lists_similar_names() -> None:
-    result = run("metrics", "rollout_corr/k3_kl")
+@pytest.mark.parametrize(
+    ("key", "metric"),
+    [
+        ("mismatch_kl/all/mean", "kl_k3"),
+        ("mismatch_kl/math/mean", "kl_k3"),  # of one environment
+        ("mismatch_kl/mean", "kl_k3_seq_mean"),
+        ("train/sampling/importance_sampling_ratio/mean", "seq_ratio_kept_mean"),  # with a logger's prefix
+        ("kl_new_old", "kl_k3_seq_mean"),  # without the framework's
+        ("rollout_corr/k3_kl", "kl_k3"),
+        ("actor/ppo_kl", "ppo_kl"),
+    ],
+)
+def test_a_key_of_a_framework_prints_its_metric_and_the_place_it_was_read_in(key: str, metric: str) -> None:
+    lines = run("metrics", key).stdout.splitlines()
+    assert any(line.split()[:2] == ["metric", metric] or line.startswith(f"  metric       {metric},") for line in lines)
+    assert metric in lines  # its own entry follows
+    found = json.loads(run("metrics", key, "--json").stdout)
+    assert metric in {entry["metric"] for entry in found["keys"]} <= {entry["name"] for entry in found["metrics"]}
+    assert all(entry["place"] and entry["version"] for entry in found["keys"])
+
+
+def test_a_key_that_differs_says_how() -> None:
+    assert "mean over sequences of means" in run("metrics", "train/ppo_kl").stdout
+    assert "old - rollout" in run("metrics", "gen_kl_error").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("kl_k33", "kl_k3"), ("actor/ppokl", "actor/ppo_kl"), ("gen_kl", "gen_kl_error")]
+)
+def test_an_unknown_name_lists_similar_metrics_and_keys(name: str, near: str) -> None:
+    result = run("metrics", name)
     assert result.exit_code == 1
-    assert "kl_k3" in result.stderr
+    assert near in result.stderr

@@ -130,7 +130,7 @@ def test_a_canary_flip_is_a_temporary_switch_of_one_engine() -> None:
         (asked, _) = logged()
         assert (asked["wanted"], asked["revert_s"], asked["why"]) == ("off", 300.0, "probe canary-flip")
         assert answer("probe", "--result", found["command"], "--json")["command"] == found["command"]
-        assert rltop("probe", "canary-flip", "--flag", "nonsense=off").exit_code == 1
+        assert rltop("probe", "canary-flip", "--flag", "nonsense=off").exit_code == 2
 
 
 def test_the_dashboard_names_probes_in_its_log_and_marks_none_in_its_charts() -> None:
