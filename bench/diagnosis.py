@@ -71,8 +71,8 @@ class Scored:
 
     @property
     def found(self) -> int | None:
-        """The first step with a fault verdict from the onset on."""
-        return self._first(lambda verdict: verdict.verdict == FAULT)
+        """The first step from the onset on at which a cause is reported."""
+        return self._first(lambda verdict: bool(verdict.causes))
 
     @property
     def named(self) -> int | None:
@@ -92,11 +92,11 @@ class Scored:
         last = self.verdicts[-1]
         if last.verdict == HEALTHY:
             return "-"
-        return last.causes[0].code if last.causes and last.verdict == FAULT else "?"
+        return last.causes[0].code + "?" * (last.verdict != FAULT) if last.causes else "?"
 
     def is_right(self, verdict: Verdict) -> bool:
-        """Whether the verdict names the fault."""
-        if verdict.verdict != FAULT or not verdict.causes:
+        """Whether the fault is the verdict's first cause, be it certain or not."""
+        if verdict.verdict == HEALTHY or not verdict.causes:
             return False
         first = verdict.causes[0]
         return first.code == self.code or any(

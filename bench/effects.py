@@ -82,7 +82,7 @@ def _follow(client: Client, run: subprocess.Popen[bytes], until: float, switches
             _, where, setting = left.pop(0).split(":")
             flag, value = setting.split("=")
             engines = None if where == "all" else where.split(",")
-            client.ask(api.AskSet(uuid.uuid4().hex, flag, value, engines, who="bench/effects.py"))
+            client.ask(api.AskSet(uuid.uuid4().hex, flag, value, engines, why="bench/effects.py"))
 
 
 def main() -> int:

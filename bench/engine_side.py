@@ -32,7 +32,7 @@ def register() -> None:
 
     for name in UTILITIES:
         setattr(EngineCore, name, globals()[name])
-    patches.install_in_workers(METHODS)
+    patches.install_in_workers(lambda: METHODS, ErrorBoundary())
 
 
 class StepTimer:

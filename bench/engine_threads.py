@@ -158,7 +158,7 @@ def compare(other: Path, arguments: list[str]) -> None:
         for checkout in (other, ROOT):
             with tempfile.TemporaryDirectory() as tree:
                 (Path(tree) / "rltop").mkdir()
-                for package in ("collectors", "backend", "tui"):
+                for package in ("collectors", "integrations", "backend", "tui"):
                     (Path(tree) / "rltop" / package).symlink_to(checkout.resolve() / package)
                 command = [sys.executable, "-m", "bench.engine_threads", "--brief", *arguments]
                 environ = os.environ | {"PYTHONPATH": f"{tree}:{ROOT}"}

@@ -29,6 +29,7 @@ from bench import fault_figures, fault_runs, recorder
 from rltop.backend.api.attribution import Attribution, Interval, Stratum
 from rltop.backend.client.live import Client
 from rltop.backend.hub import process, startup
+from rltop.backend.hub.peers import Peer
 from rltop.backend.hub.state import HubState
 from rltop.backend.text.attribution_text import line_text
 from rltop.collectors.contract import wire
@@ -49,10 +50,10 @@ def serve(rundir: RunDir, path: Path) -> int:
     messages: list[tuple[wire.DataBody, wire.Arrays]] = []
 
     class RecordingState(HubState):
-        def data(self, frames: list[bytes], now: float) -> Any:
+        def data(self, frames: list[bytes], now: float, peer: Peer | None = None) -> Any:
             _, body, arrays = wire.decode_data([bytes(frame) for frame in frames])
             messages.append((body, arrays))
-            return super().data(frames, now)
+            return super().data(frames, now, peer)
 
     setattr(process, "HubState", RecordingState)  # noqa: B010 - the hub looks the class up by this name
     code = startup.main(rundir)

@@ -4,7 +4,7 @@
 # shellcheck disable=SC1090
 source "$1" "$2/site"
 mkdir -p "$2/path/rltop" "$2/path/rltop-0.dist-info"
-for package in tui backend collectors; do ln -sfn "$PWD/$package" "$2/path/rltop/$package"; done
+for package in tui backend collectors integrations; do ln -sfn "$PWD/$package" "$2/path/rltop/$package"; done
 printf 'Metadata-Version: 2.1\nName: rltop\nVersion: 0\n' > "$2/path/rltop-0.dist-info/METADATA"
 sed -n '/^\[project.entry-points."vllm.general_plugins"\]/,/^$/p' pyproject.toml | tr -d '"' |
     sed 's/^\[project.entry-points./[/' > "$2/path/rltop-0.dist-info/entry_points.txt"

@@ -3,13 +3,17 @@
     .venv/bin/python bench/hub_ingest.py [--rows 2000] [--tokens 1000]
 
 The engines' rollouts and the trainer's rows of one step are created first; then each stage is timed alone on one core.
-The real hub runs in its own process; its time is from the first message sent to the step received by a client. The last
-column is the latency of a flag request sent while that step is processed.
+``roles`` is the part of a message's cost that decides whose it is. The real hub runs in its own process; its time is
+from the first message sent to the step received by a client. The last column is the latency of a flag request sent
+while that step is processed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -22,7 +26,9 @@ import zmq
 
 from rltop.backend import api
 from rltop.backend.client.live import Client
+from rltop.backend.hub.peers import peer_of
 from rltop.backend.hub.state import HubState
+from rltop.backend.ingest.processes import SenderProcesses
 from rltop.backend.summary.token_runs import gap_of
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.rundir import RunDir
@@ -139,6 +145,24 @@ def hub(engines: list[list[bytes]], trainer: list[list[bytes]], total: int) -> t
             process.wait(20)
 
 
+def roles(repeats: int = 20_000) -> float:
+    """Seconds of CPU to find out the sender's process and to check that it has its name, for one message."""
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(tempfile.TemporaryDirectory(prefix="rl", dir="/tmp"))
+        context = stack.enter_context(zmq.Context())
+        pull, push = (stack.enter_context(context.socket(kind)) for kind in (zmq.PULL, zmq.PUSH))
+        pull.bind(f"ipc://{path}/ingest.sock")
+        push.connect(f"ipc://{path}/ingest.sock")
+        push.send(b"a message")
+        peer_at = functools.partial(peer_of, pull.recv(copy=False))
+        processes, session = SenderProcesses(), secrets.token_hex(16)
+        start = time.process_time()
+        for _ in range(repeats):
+            peer = peer_at()
+            processes.is_sender("e0", "a life", peer.pid if peer else None, session)
+        return (time.process_time() - start) / repeats
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000)
@@ -150,6 +174,8 @@ def main() -> None:
     print(f"summary   {summary(total) / 1e6:6.1f} M tokens/s of CPU")
     speed, longest = core(engines, trainer, total)
     print(f"core      {speed / 1e6:6.1f} M tokens/s of CPU, longest message {longest:.1f} ms")
+    per_message = total / speed / (len(engines) + len(trainer))
+    print(f"roles     {(took := roles()) * 1e6:6.2f} us of CPU per message, {took / per_message:.4%} of the core's")
     speed, answered = hub(engines, trainer, total)
     print(f"hub       {speed / 1e6:6.1f} M tokens/s of wall clock, a request answered meanwhile in {answered:.1f} ms")
 

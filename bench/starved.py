@@ -284,7 +284,7 @@ def compare(other: Path, options: argparse.Namespace) -> None:
         for checkout in (other, ROOT):
             with tempfile.TemporaryDirectory() as tree:
                 (Path(tree) / "rltop").mkdir()
-                for package in ("collectors", "backend", "tui"):
+                for package in ("collectors", "integrations", "backend", "tui"):
                     (Path(tree) / "rltop" / package).symlink_to(checkout.resolve() / package)
                 command = [sys.executable, "-m", "bench.starved", "--part", part]
                 command += ["--rows", str(options.rows), "--rounds", str(options.rounds)]

@@ -4,7 +4,8 @@
     python -m bench.starved_store --starts 8 [--against PYTHON]
 
 *store*: this process is the hub. The frames are those of a real hub state with rows of two engines, with the aggregates
-that are stored with them. The first write of a run counts from the start of the store: file, tables, columns. Then a
+that are stored with them. As in a hub, the writer process is launched before the rest is imported. The first write of a
+run counts from the start of the store, with a writer that waits for it: file, tables, columns. Then a
 frame is handed over every 50 ms; its commit ends when the store has acknowledged it. *hub*: a real hub process, two
 engines, 20 steps a second. From the first step that a viewer is shown, and from the last, to a frame whose ``unstored``
 is 0. *starts*: from a hub being ready (``hub.json``) to its store having the hub's row, also of the hub of another
@@ -32,6 +33,7 @@ from rltop.backend.store.aggregates import FrameAggregates
 from rltop.backend.store.read import NAME, Reader
 from rltop.backend.store.schema import StoreError
 from rltop.backend.store.store import Store
+from rltop.backend.store.writer_launch import launch_writer
 from rltop.collectors.contract import wire
 from tests.support.hub_core import Hub
 from tests.support.receiver import run_directory
@@ -42,6 +44,9 @@ DEADLINE_S = 120.0
 
 MADE = 30
 """Frames that are prepared, and used in turn."""
+
+IMPORTS_S = 1.0
+"""What a hub imports meanwhile takes about as long."""
 
 PERIOD_S = 0.05
 POLL_S = 0.003
@@ -110,8 +115,10 @@ def numbered(item: Item, number: int) -> Item:
 def store_times(made: list[Item], commits: int) -> tuple[float, list[float]]:
     """Seconds of the first write of a run, and of each commit after it."""
     with tempfile.TemporaryDirectory() as directory:
+        writer = launch_writer(Path(directory))
+        time.sleep(IMPORTS_S)
         start = time.perf_counter()
-        store = Store(Path(directory), "bench", "bench", 1e9)
+        store = Store(Path(directory), "bench", "bench", 1e9, writer)
         store.start()
         took = []
         for number in range(commits + 1):

@@ -137,18 +137,18 @@ class DiagnosedRun:
 
     @property
     def outcome(self) -> str:
-        """``right``, ``wrong``, or ``open`` if the last verdict reports no fault."""
+        """``right`` if the fault is the first cause, ``wrong`` if another one is named for certain, else ``open``."""
         last = self.verdicts[-1]
         if not self.kind.codes:
             return "wrong" if self.alarms else "right"
-        return "open" if last.verdict != FAULT else "right" if self.is_right(last) else "wrong"
+        return "right" if self.is_right(last) else "wrong" if last.verdict == FAULT else "open"
 
 
 def code_of(verdict: Verdict) -> str:
     """The code of the first cause; ``-`` if healthy, ``?`` if undecided."""
     if verdict.verdict == HEALTHY:
         return "-"
-    return verdict.causes[0].code if verdict.verdict == FAULT and verdict.causes else "?"
+    return verdict.causes[0].code if verdict.causes else "?"
 
 
 def draw(number: int, kinds: Sequence[Kind]) -> tuple[Kind, Setting, Wrong]:
