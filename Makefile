@@ -3,10 +3,13 @@
 # make fast    the tests without real engines
 # make check   static checks
 # make docs    the generated pages of docs/
+# make sbom    a software bill of materials of .venv: build/sbom.json (CycloneDX)
+# make lock    renews requirements/test.txt, the exact releases and hashes of .venv, after a change of requirements
+# make audit   asks the package index for locked releases that were withdrawn since
 # make setup   the environment (.venv); the other targets call it
 PYTHON ?= python3
 
-.PHONY: demo test fast check docs setup
+.PHONY: demo test fast check docs sbom lock audit setup
 
 demo: setup
 	@.venv/bin/rltop demo $(ARGS) || { code=$$?; [ $$code -eq 130 ] || exit $$code; }  # 130: ctrl-c
@@ -22,6 +25,15 @@ check: setup
 
 docs: setup
 	@.venv/bin/python scripts/docs.py
+
+sbom: setup
+	@.venv/bin/python scripts/sbom.py build/sbom.json
+
+lock: setup
+	@.venv/bin/python -m scripts.lock
+
+audit: setup
+	@.venv/bin/python -m scripts.lock --check
 
 setup:
 	@$(PYTHON) scripts/setup.py

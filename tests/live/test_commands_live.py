@@ -24,7 +24,7 @@ from rltop.backend.client.live import Client, CommandError
 from rltop.backend.commands import audit
 from rltop.backend.commands.events import outcome
 from rltop.collectors.contract.rundir import RunDir
-from tests.support.harness import PATIENT_S, wait_for, wait_shown
+from tests.support.harness import ME, PATIENT_S, wait_for, wait_shown
 from tests.support.link import Link
 from tests.support.live_engine import ENVIRONMENT, MODEL, LiveEngine, result
 from tests.support.receiver import run_directory
@@ -207,7 +207,7 @@ def test_after_a_kill_during_delivery_the_next_hub_learns_the_outcome(run: Run) 
     finally:
         os.kill(pid, signal.SIGCONT)
     run.another_hub()
-    assert run.settled(command).who == "ann"
+    assert run.settled(command).who == ME
 
 
 @pytest.mark.parametrize("finished", ["before the next hub", "after it"])
@@ -218,7 +218,7 @@ def test_a_hub_killed_while_the_command_waits_for_a_weight_update(run: Run, fini
         run.kill_hub()
         if finished == "after it":
             run.another_hub()
-            assert run.until(command, "draining").who == "ann"
+            assert run.until(command, "draining").who == ME
     if finished == "before the next hub":
         run.another_hub()
     assert (run.settled(command).state, run.settled(command).in_flight) == ("applied", IN_FLIGHT)
@@ -293,7 +293,7 @@ def test_a_command_ends_without_its_socket_files_and_the_next_hub_replaces_them(
     run.kill_hub()
     run.another_hub()
     run.heard()
-    assert run.settled(command).who == "ann"  # from the log
+    assert run.settled(command).who == ME  # from the log
     assert run.switch("on").old == "off"
 
 
@@ -321,7 +321,7 @@ def test_the_engine_reverts_a_timed_switch_without_a_hub(run: Run) -> None:
     run.another_hub()
     revert = run.settled(f"{change.command}/revert", asked=0)
     assert (revert.state, revert.old, revert.new, revert.reverts) == ("applied", "off", "on", change.command)
-    assert (revert.who, revert.why) == ("ann", "its timer expired after 3 s")
+    assert (revert.who, revert.why) == (ME, "its timer expired after 3 s")
     run.finish(running)
 
 
@@ -334,7 +334,7 @@ def test_a_timer_is_kept_through_the_next_hub(run: Run) -> None:
     (kept,) = run.client.command(api.AskKeep(api.new_id(), change.command, who="bob"))
     assert kept.state == "applied"
     run.see(lambda v: not v.engines[ENGINE].timers)
-    assert run.settled(change.command).kept_by == "bob"
+    assert run.settled(change.command).kept_by == ME
     with pytest.raises(CommandError, match="no command"):
         run.client.command(api.AskKeep(api.new_id(), "unknown"))
 
@@ -387,7 +387,7 @@ def test_a_pause_ends_without_a_hub_and_loses_no_request(run: Run) -> None:
     run.finish(running)  # it resumes by itself
     run.another_hub()
     revert = run.until(f"{paused.command}/revert", "applied")
-    assert (revert.verb, revert.new, revert.reverts, revert.who) == ("resume", "running", paused.command, "ann")
+    assert (revert.verb, revert.new, revert.reverts, revert.who) == ("resume", "running", paused.command, ME)
 
 
 def test_a_pause_of_another_caller_is_not_resumed(run: Run) -> None:

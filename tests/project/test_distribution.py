@@ -44,7 +44,7 @@ class Distribution:
 
 
 def source_files() -> set[str]:
-    """Every file of the three packages, as its path in the checkout."""
+    """Every file of the packages, as its path in the checkout."""
     found = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file())
     return {path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts}
 

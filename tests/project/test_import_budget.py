@@ -11,6 +11,9 @@ HEAVY = {"torch", "vllm", "transformers", "textual", "ray", "numba"}
 
 BUDGET = [
     ("rltop.collectors", HEAVY | {"zmq", "numpy", "msgspec", "rltop.backend", "rltop.tui"}),
+    ("rltop.integrations", HEAVY | {"zmq", "numpy", "msgspec", "rltop.backend", "rltop.tui"}),
+    ("rltop.integrations.trl", HEAVY | {"trl", "zmq", "rltop.backend", "rltop.tui"}),
+    ("rltop.integrations.support.catalogue", HEAVY | {"trl", "verl", "ray", "zmq", "rltop.backend", "rltop.tui"}),
     ("rltop.collectors.trainer.collector", HEAVY | {"zmq", "rltop.backend", "rltop.tui"}),
     ("rltop.collectors.contract.launch", HEAVY | {"zmq", "rltop.backend", "rltop.tui"}),
     ("rltop.collectors.vllm", HEAVY | {"zmq", "rltop.backend", "rltop.tui"}),

@@ -33,7 +33,7 @@ def test_the_version_is_that_of_the_newest_section_of_the_changelog() -> None:
     assert PROJECT["project"]["version"] == version + (".dev0" if date == "unreleased" else "")
 
 
-def test_the_three_packages_say_that_they_are_typed() -> None:
+def test_every_package_says_that_it_is_typed() -> None:
     for folder in PROJECT["tool"]["setuptools"]["package-dir"].values():
         assert (ROOT / folder / "py.typed").exists()
 
