@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import os
 import signal
-import tempfile
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
-
-LANES = 2
-"""Processes that files with engines are divided among, in a run with as many workers."""
 
 # A shell that starts the tests in the background makes them and all their processes ignore SIGINT, which tests send.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -30,15 +23,15 @@ settings.load_profile("rltop")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with engines come first: in a parallel run they take longest."""
-    items.sort(key=lambda item: item.get_closest_marker("engine") is None)
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("own_engine", "engine")])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file stays in one worker, where fixtures of a module are made once; files with engines form two lanes.
+    """A file stays in one worker, where fixtures of a module are made once.
 
-    A process that has loaded vLLM affects engines that it starts, so the lanes are processes of their own; see also
-    ``one_file_with_engines_at_a_time``. (xdist's own groups need a pytest before 9.2.)
+    The files that run an engine in the test's own process share one worker, too: vLLM affects whatever else its process
+    starts, and no two of these engines compete for a core. (xdist's own groups need a pytest before 9.2.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -52,21 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @functools.cache
 def _scope(file: Path) -> str:
-    if "pytest.mark.engine" not in file.read_text():
-        return str(file)
-    return f"engines {zlib.crc32(file.name.encode()) % LANES}"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_file_with_engines_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests that need requests in flight at a certain moment need a core for their engine."""
-    if not _scope(request.path).startswith("engines"):
-        yield
-        return
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "alone")
-    with (Path(tempfile.gettempdir()) / f"rltop-engines-{run}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return "own engine" if "pytest.mark.own_engine" in file.read_text() else str(file)
 
 
 @pytest.fixture

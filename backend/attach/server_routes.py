@@ -9,7 +9,8 @@ import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
+"""A server under load answers late; one that is gone refuses at once."""
 MAX_BODY_BYTES = 16 << 20
 DEV = "start the server with VLLM_SERVER_DEV_MODE=1, which enables vLLM's development routes"
 

@@ -22,7 +22,7 @@ from tests.support.harness import ME, PATIENT_S, HubStandIn, wait_for, wait_show
 from tests.support.live_engine import ENVIRONMENT, LiveEngine, result
 from tests.support.receiver import run_directory
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.own_engine]
 
 ENGINE, FLAG = "e0", "prefix_caching"
 SPAWN = multiprocessing.get_context("spawn")

@@ -52,6 +52,11 @@ def start(server: LiveServer, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def said_when_ended(process: subprocess.Popen[str]) -> None:
+    """Fails with the output of a command that should still be running, if it has ended."""
+    assert process.poll() is None, process.communicate()
+
+
 def rltop(server: LiveServer, *arguments: str) -> subprocess.CompletedProcess[str]:
     process = start(server, *arguments)
     out, err = process.communicate()
@@ -161,7 +166,7 @@ def test_the_server_is_attached_by_its_url_as_if_it_had_no_plugin(server: LiveSe
     traffic = Traffic(server, PROMPTS, TOKENS)
     name = f"127.0.0.1:{server.port}"
     try:
-        wait_for(lambda: find_hub(RunDir(server.home / "byurl")), "the hub")
+        wait_for(lambda: find_hub(RunDir(server.home / "byurl")) or said_when_ended(by_url), "the hub")
         with Client(RunDir(server.home / "byurl")) as client:
             wait_shown(client, lambda c: c.view and name in c.view.engines, "the server reports")
             wait_shown(client, lambda c: engine_of(c, name).running, "requests are running")

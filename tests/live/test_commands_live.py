@@ -30,7 +30,7 @@ from tests.support.live_engine import ENVIRONMENT, MODEL, LiveEngine, result
 from tests.support.receiver import run_directory
 from tests.tui.cli.test_cli_control import Engine as PlayedEngine
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.own_engine]
 
 ENGINE = "e0"
 FLAG = "prefix_caching"

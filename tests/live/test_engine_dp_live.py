@@ -9,7 +9,7 @@ from tests.support.live_engine import ENVIRONMENT, LiveEngine
 from tests.support.parallel import SIZES, kill_mid_switch, switch_together
 from tests.support.receiver import run_directory
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.own_engine]
 
 RANKS = ("e0/dp0", "e0/dp1")
 IN_FLIGHT = 18

@@ -19,7 +19,7 @@ from tests.support.live_engine import ENVIRONMENT, ON_CPU, LiveEngine, result
 from tests.support.receiver import run_directory
 from tests.support.switchboard import ENGINE, check_equal, fresh, prompt
 
-pytestmark = pytest.mark.engine if ON_CPU else pytest.mark.gpu
+pytestmark = [pytest.mark.engine if ON_CPU else pytest.mark.gpu, pytest.mark.own_engine]
 
 REQUESTS = 32
 REFUSED = (("prefix_caching", "started with prefix caching off"), ("async_scheduling", "started"))

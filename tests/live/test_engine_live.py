@@ -16,7 +16,7 @@ from tests.support.harness import HubStandIn, wait_for
 from tests.support.live_engine import ENVIRONMENT, MODEL, ON_CPU, LiveEngine, result
 from tests.support.switchboard import ENGINE, Walk, arrived, by_epoch, check_equal, fresh, prompt, switch, table, told
 
-pytestmark = pytest.mark.engine if ON_CPU else pytest.mark.gpu
+pytestmark = [pytest.mark.engine if ON_CPU else pytest.mark.gpu, pytest.mark.own_engine]
 
 exact = pytest.mark.skipif(not ON_CPU, reason="holds to the last digit in float32 alone; the walk judges the rest")
 

@@ -15,7 +15,7 @@ from tests.support.live_engine import ENVIRONMENT, ON_CPU, LiveEngine
 from tests.support.parallel import SIZES, update_and_compare
 from tests.support.switchboard import AT_LEAST, ENGINE, Walk, fresh
 
-pytestmark = [pytest.mark.engine if ON_CPU else pytest.mark.gpu, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.engine if ON_CPU else pytest.mark.gpu, pytest.mark.timeout(420), pytest.mark.own_engine]
 
 TIMES = 4
 """Switches of each flag: two processes exchange every layer's sums by sockets here."""

@@ -20,7 +20,7 @@ from tests.support.live_engine import ENVIRONMENT, MODEL, LiveEngine, policy_log
 from tests.support.parallel import SIZES
 from tests.support.switchboard import ENGINE, arrived, check_equal, fresh, prompt
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.own_engine]
 
 
 @pytest.fixture(scope="module")

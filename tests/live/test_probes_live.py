@@ -25,7 +25,7 @@ from tests.support.harness import PATIENT_S, ended, wait_shown
 from tests.support.live_engine import ENVIRONMENT, MODEL, LiveEngine, result
 from tests.support.receiver import run_directory
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.own_engine]
 
 E0, E1 = "e0", "e1"
 PREFIX = [3, *range(40, 103)]

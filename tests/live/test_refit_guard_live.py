@@ -19,7 +19,7 @@ from tests.support.harness import ended, wait_shown
 from tests.support.live_engine import ENVIRONMENT, MODEL, LiveEngine, result
 from tests.support.receiver import run_directory
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.own_engine]
 
 ENGINE = "e0"
 
