@@ -52,9 +52,10 @@ def start(server: LiveServer, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def said_when_ended(process: subprocess.Popen[str]) -> None:
-    """Fails with the output of a command that should still be running, if it has ended."""
-    assert process.poll() is None, process.communicate()
+def hub_beside(command: subprocess.Popen[str], rundir: RunDir) -> object:
+    """The hub that a command starts, if it is up; fails with the command's output if that has ended."""
+    assert command.poll() is None, command.communicate()
+    return find_hub(rundir)
 
 
 def rltop(server: LiveServer, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -166,7 +167,7 @@ def test_the_server_is_attached_by_its_url_as_if_it_had_no_plugin(server: LiveSe
     traffic = Traffic(server, PROMPTS, TOKENS)
     name = f"127.0.0.1:{server.port}"
     try:
-        wait_for(lambda: find_hub(RunDir(server.home / "byurl")) or said_when_ended(by_url), "the hub")
+        wait_for(lambda: hub_beside(by_url, RunDir(server.home / "byurl")), "the hub")
         with Client(RunDir(server.home / "byurl")) as client:
             wait_shown(client, lambda c: c.view and name in c.view.engines, "the server reports")
             wait_shown(client, lambda c: engine_of(c, name).running, "requests are running")
