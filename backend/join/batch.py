@@ -268,12 +268,14 @@ class Batch:
 
     def _query(self, number: int) -> RowQuery:
         span = self.spans[number]
-        ids = self.body.request_ids
+        ids, versions = self.body.request_ids, self.arrays.get("rollout_versions")
+        tokens = slice(span.token, span.token + span.end - span.start)
         return RowQuery(
             self._row(span.row)[span.start : span.end],
-            self.arrays["rollout_logprobs"][span.token : span.token + span.end - span.start],
+            self.arrays["rollout_logprobs"][tokens],
             (self.body.step, self.body.update),
             ids[span.row] if ids else "",
+            None if versions is None else versions[tokens],
         )
 
     def _resume(self, number: int, begin: int, index: RolloutIndex, query: RowQuery) -> Hit | None:

@@ -47,6 +47,7 @@ from rltop.backend.join.records import (
     logprobs_key,
     prompt_key,
 )
+from rltop.backend.join.versions import is_stated
 from rltop.collectors.contract import wire
 
 KEPT_BYTES, KEPT_STEPS, MAX_BYTES = 64 << 20, 64, 512 << 20
@@ -215,7 +216,9 @@ class RolloutIndex:
         """The rollout of this prompt whose tokens start with the span's, or the reason why there is none.
 
         Of several free rollouts the one with the nearest logprobs. The reason is ``UNSURE`` if it may be the wrong one.
-        With ``strict``: it has more tokens, or other logprobs (beyond a rounding to fewer bits). Without: it has more
+        With ``strict``: it has more tokens, or other logprobs (beyond a rounding to fewer bits), or another step
+        trained on it and the trainer states other versions than its engine. (Where an update had no effect, the row's
+        own rollout may be equal and still to come.) Without: it has more
         tokens and other logprobs, or it is short with other logprobs and the prompt is only part (``in_part``) of the
         tokens before the span. The returned rollout is claimed for the span's use.
         """
@@ -283,16 +286,29 @@ class RolloutIndex:
 
 def claim(record: Record, span: RowQuery, way: str) -> Hit:
     """Claim the record for the span."""
-    again = any(step != span.use[0] for step, _ in record.uses)
+    again = _is_again(record, span)
     record.uses.add(span.use)
     return Hit(record, 0, way, again)
+
+
+def _is_again(record: Record, span: RowQuery) -> bool:
+    """Whether another step trained on the record."""
+    return any(step != span.use[0] for step, _ in record.uses)
 
 
 def _acceptable(record: Record, span: RowQuery, *, strict: bool, in_part: bool) -> bool:
     same_size = record.tokens.size == span.tokens.size
     if record.agrees(span.logprobs):
-        return same_size or not strict
+        return not strict or (same_size and not (_is_again(record, span) and _has_other_versions(record, span)))
     return not strict and same_size and (not in_part or is_distinctive(span.tokens))
+
+
+def _has_other_versions(record: Record, span: RowQuery) -> bool:
+    """Whether engine and trainer both state which versions sampled the span, and differ."""
+    stated, own = span.versions, record.versions[: span.tokens.size]
+    if stated is None or not is_stated(record.rollout.version_source):
+        return False
+    return bool(((stated != own) & (stated != wire.UNKNOWN_VERSION) & (own != wire.UNKNOWN_VERSION)).any())
 
 
 def _shared(ours: Ints, theirs: Ints) -> float:

@@ -95,12 +95,16 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class RowQuery:
-    """Trained tokens of a row and their rollout logprobs [n], and the request id if the trainer kept it."""
+    """Trained tokens of a row, their rollout logprobs and the versions that the trainer states [n], if it states any.
+
+    ``request_id``: of the rollout, if the trainer kept it.
+    """
 
     tokens: Ints
     logprobs: NDArray[np.float32]
     use: Use
     request_id: str = ""
+    versions: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random as randoms
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -201,6 +202,34 @@ def test_a_rollout_joins_again_in_another_step_and_another_update() -> None:
     index = index_of(one)
     for step, update in ((0, 0), (0, 1), (1, 0)):
         assert batch_of(trained(one), step=step, update=update).join(index, strict=True)
+
+
+@given(fleets())
+def test_rows_wait_for_their_own_rollouts_if_those_of_the_step_before_are_equal(fleet: list[Written]) -> None:
+    def rows(step: int) -> list[Trained]:
+        return [replace(trained(one), per_token={"rollout_versions": [step] * len(one.tokens)}) for one in fleet]
+
+    index = index_of(*(replace(one, versions=[0] * len(one.tokens)) for one in fleet))
+    assert batch_of(*rows(0)).join(index, strict=True)
+    frozen = batch_of(*rows(1), step=1)
+    assert not frozen.join(index, strict=True)
+    for one in fleet:
+        index.add(*rollouts([replace(one, versions=[1] * len(one.tokens))]))
+    assert frozen.join(index, strict=True)
+    assert {int(version) for hit in frozen.hits if hit for version in hit.record.versions} == {1}
+    assert frozen.reused() == 0
+
+
+@given(fleets(), st.sampled_from(["engine", "stated", "inferred"]), st.booleans())
+def test_rows_that_are_trained_on_again_wait_for_nothing(fleet: list[Written], source: str, stated: bool) -> None:
+    index = index_of(*(replace(one, versions=[3] * len(one.tokens), source=source) for one in fleet))
+    version = 3 if source != "inferred" else 7  # a count is no version
+    per_token = [{"rollout_versions": [version] * len(one.tokens)} if stated else {} for one in fleet]
+    rows = [replace(trained(one), per_token=versions) for one, versions in zip(fleet, per_token, strict=True)]
+    assert batch_of(*rows).join(index, strict=True)
+    again = batch_of(*rows, step=1)
+    assert again.join(index, strict=True)
+    assert again.reused() == len(fleet)
 
 
 def test_unjoined_rows_have_a_reason() -> None:
