@@ -224,8 +224,9 @@ def test_rows_wait_for_their_own_rollouts_if_those_of_the_step_before_are_equal(
 def test_rows_that_are_trained_on_again_wait_for_nothing(fleet: list[Written], source: str, stated: bool) -> None:
     index = index_of(*(replace(one, versions=[3] * len(one.tokens), source=source) for one in fleet))
     version = 3 if source != "inferred" else 7  # a count is no version
-    per_token = [{"rollout_versions": [version] * len(one.tokens)} if stated else {} for one in fleet]
-    rows = [replace(trained(one), per_token=versions) for one, versions in zip(fleet, per_token, strict=True)]
+    rows = [trained(one) for one in fleet]
+    for row, one in zip(rows, fleet, strict=True):
+        row.per_token = {"rollout_versions": [version] * len(one.tokens)} if stated else {}
     assert batch_of(*rows).join(index, strict=True)
     again = batch_of(*rows, step=1)
     assert again.join(index, strict=True)
