@@ -61,12 +61,17 @@ class RefitVerdict:
 
 
 class Compared(NamedTuple):
-    """One tensor beside the trainer's: what it is, a factor if it is scaled, a version if it is old."""
+    """One tensor beside the trainer's: what it is, a factor if it is scaled, its version if it is old and known."""
 
     tensor: EngineTensor
     kind: str
     factor: float = 1.0
     version: int | None = None
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the trainer's values of some version show it: the tensor is not stored in another layout."""
+        return self.kind != OTHER and (self.kind != OLD or self.version is not None)
 
 
 def against_trainer(
@@ -93,7 +98,7 @@ def against_trainer(
         compared
         for tensor in now.weights.values()
         if (compared := _compared(tensor, now, before, versions[version], earlier)) is not None
-        and (compared.kind != OTHER or tensor.name in trusted)
+        and (compared.is_sure or tensor.name in trusted)
     ]
     equal = frozenset(one.tensor.name for one in found if one.kind == EQUAL)
     if not found:
@@ -133,6 +138,8 @@ def _compared(
     k = factor(here, stated, tensor.dtype)
     if k is not None:
         return Compared(tensor, SCALED, k)
+    if before is not None and now.updates != before.updates and not _is_changed(tensor, before):
+        return Compared(tensor, OLD)
     return Compared(tensor, LOST if _is_garbage(tensor, before) else OTHER)
 
 
@@ -163,9 +170,6 @@ def _fault(
         return "scaled", f"{len(wrong)} of {total} tensors are the trainer's times {factors}: {names}"
     if now.reason == "wake" or had == version:
         return "lost", f"{len(wrong)} of {total} tensors changed without an update of the trainer: {names}"
-    if before is not None and not equal and _is_unchanged(now, before):  # of a version that is no longer known
-        word = "skipped" if now.filled == before.filled else "late"
-        return word, f"the update to version {version} changed nothing: the weights are older than those known: {names}"
     return "differs", f"{len(wrong)} of {total} tensors are not the trainer's: {names}"
 
 
@@ -174,17 +178,16 @@ def _old(
 ) -> tuple[str, str]:
     """The verdict where tensors have values of earlier versions."""
     names, total = some([one.tensor.name for one in wrong]), len(wrong) + len(equal)
-    newest = max(one.version for one in wrong if one.version is not None)
+    newest = max((one.version for one in wrong if one.version is not None), default=None)
+    of_old = "a version before those known" if newest is None else f"version {newest}"
     if _is_head(wrong) and equal:
-        return "head", f"the head has the weights of version {newest}, the rest those of {version}: {names}"
+        return "head", f"the head has the weights of {of_old}, the rest those of {version}: {names}"
     if _moved(equal, before) or (equal and before is None):
-        return "partial", f"{len(wrong)} of {total} tensors still have the weights of version {newest}: {names}"
+        return "partial", f"{len(wrong)} of {total} tensors still have the weights of {of_old}: {names}"
     if before is not None and _is_unchanged(now, before) and now.filled == before.filled:
-        return "skipped", f"the update to version {version} loaded nothing: the weights are those of {newest}"
-    return (
-        "late",
-        f"the weights are those of version {newest}, {version - newest} before {version}, which they should be",
-    )
+        return "skipped", f"the update to version {version} loaded nothing: the weights are those of {of_old}"
+    behind = "" if newest is None else f", {version - newest} before {version}, which they should be"
+    return "late", f"the update to version {version} loaded old weights: those of {of_old}{behind}"
 
 
 def is_head(name: str) -> bool:
@@ -212,11 +215,12 @@ def _is_unchanged(now: Loaded, before: Loaded) -> bool:
 
 def changed(now: Loaded, before: Loaded) -> list[str]:
     """Names of the tensors that are not what they were before."""
-    return [
-        name
-        for name, tensor in now.weights.items()
-        if name not in before.weights or before.weights[name].whole.hashes != tensor.whole.hashes
-    ]
+    return [name for name, tensor in now.weights.items() if _is_changed(tensor, before)]
+
+
+def _is_changed(tensor: EngineTensor, before: Loaded) -> bool:
+    old = before.weights.get(tensor.name)
+    return old is None or old.whole.hashes != tensor.whole.hashes
 
 
 def _is_garbage(tensor: EngineTensor, before: Loaded | None) -> bool:

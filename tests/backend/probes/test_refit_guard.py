@@ -162,6 +162,20 @@ def test_weights_that_no_update_changes_stay_so_named_after_their_version_is_for
         guard.state(version + 1, new)
 
 
+@pytest.mark.parametrize("fault", ["head", "partial"])
+@pytest.mark.parametrize("stated", [True, False], ids=["version stated", "updates counted"])
+def test_tensors_that_updates_leave_out_stay_so_named_after_their_version_is_forgotten(
+    fault: str, stated: bool
+) -> None:
+    guard, old, new = after_a_right_update(stated=stated)
+    for version in range(2, VERSIONS + 6):
+        guard.load(FAULTS[fault](old, new), version, stated=stated)
+        found = guard.answer(2 * (SETTLE_S if stated else PATIENCE_S))
+        assert (found.verdict, found.against) == (fault, "trainer"), (version, found)
+        new = trained(new, version + 1)
+        guard.state(version + 1, new)
+
+
 @given(
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.sampled_from([1, 2]), st.integers(0, 1000),
     st.sampled_from([torch.float32, torch.bfloat16]),
