@@ -82,12 +82,11 @@ def _last_switch(run: DiagnosisInput) -> int | None:
 
 
 def context_of(run: DiagnosisInput) -> RunContext:
-    """The run that the verdict is about. Engines that disconnected are left out, unless all have."""
-    connected = [engine for engine in run.engines.values() if engine.health != "gone"]
+    """The run that the verdict is about."""
     return RunContext(
         run.run,
         run.steps[-1].step if run.steps else None,
-        {engine.id: facts.of_engine(engine) for engine in connected or run.engines.values()},
+        {name: facts.of_engine(engine) for name, engine in run.present.items()},
         run.trainer.facts,
         len(run.steps),
         sum(int(step.values.get("tokens") or 0) for step in run.steps),

@@ -39,6 +39,11 @@ class DiagnosisInput:
     changes: Sequence[api.Change] = ()
     evidence: Sequence[Stretch] = ()
 
+    @property
+    def present(self) -> dict[str, api.Engine]:
+        """The connected engines; those of a run that is over are all it had."""
+        return {name: one for name, one in self.engines.items() if one.health != "gone"} or dict(self.engines)
+
     def sampled_after(self, step: int) -> DiagnosisInput:
         """The run with the evidence of steps whose tokens were all sampled after ``step`` closed."""
         after = last_mixed(self.steps, step)

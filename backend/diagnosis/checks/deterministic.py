@@ -13,10 +13,7 @@ from rltop.backend.fleet.agreement import SETTLE_S
 
 def facts_agree(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """``facts``: mismatches of engines and trainer, and sampling parameters that the trainer does not state."""
-    counted = [engine for engine in evidence.input.engines.values() if engine.health != "gone"] or list(
-        evidence.input.engines.values()
-    )
-    live = {engine.id: facts.of_engine(engine) for engine in counted}
+    live = {name: facts.of_engine(engine) for name, engine in evidence.input.present.items()}
     if not live:
         yield unknown("facts", "no engine has reported")
         return

@@ -11,7 +11,7 @@ from rltop.backend.evidence.evidence_arrays import EvidenceByEngine
 
 def refit(evidence: EvidenceByEngine) -> Iterator[Finding]:
     """``refit``: the weights of each engine after its last update."""
-    engines = {name: one for name, one in evidence.input.engines.items() if one.health != "gone"}
+    engines = evidence.input.present
     known = {name: one.refit for name, one in engines.items() if one.refit is not None}
     if not known:
         yield unknown("refit", "no answer of the refit guard: it compares weights after an update")

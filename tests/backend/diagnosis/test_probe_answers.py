@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rltop.backend import api
 from rltop.backend.api.probe_result import ProbeEvidence, ProbeResult
+from rltop.backend.api.refit import RefitCheck
 from rltop.backend.api.verdict import Finding, Verdict
 from rltop.backend.diagnosis.catalogue.all_checks import BY_NAME, CHECKS, UNKNOWN
 from rltop.backend.diagnosis.causes import CAUSES
@@ -180,3 +181,29 @@ def test_every_symptom_that_an_answer_can_be_is_used_by_a_cause() -> None:
     for check in CHECKS:
         if check.on_request:
             assert all(f"{check.name} {outcome}" in used for outcome in check.outcomes if check.alarms(outcome))
+
+
+def with_refits(fault: str, refits: dict[str, str], health: str) -> DiagnosisInput:
+    """The run with a verdict of the refit guard per engine, from the step in which the run's fault began."""
+    run = last(fault)
+    checks = {name: RefitCheck(verdict, verdict, since_step=newest(fault) // 2) for name, verdict in refits.items()}
+    engines = {
+        name: msgspec.structs.replace(engine, health=health, refit=checks[name]) for name, engine in run.engines.items()
+    }
+    return replace(run, engines=engines)
+
+
+@pytest.mark.parametrize("health", ["live", "gone"])
+@pytest.mark.parametrize(
+    ("fault", "refits", "cause", "scope"),
+    [
+        (HEAD, {"e0": "head", "e1": "head"}, "partial-update", []),
+        (REPLICA, {"e0": "agree", "e1": "skipped"}, "lying-replica", ["e1"]),
+    ],
+)
+def test_the_refit_guard_counts_during_a_run_and_after_it(
+    health: str, fault: str, refits: dict[str, str], cause: str, scope: list[str]
+) -> None:
+    verdict = diagnose(with_refits(fault, refits, health))
+    assert (verdict.verdict, verdict.causes[0].id, verdict.causes[0].engines) == ("fault", cause, scope)
+    assert any(one.test == "refit" for one in verdict.findings)
