@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from hypothesis import settings
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The machine is shared with engines: how long an example takes says nothing.
-settings.register_profile("rltop", deadline=None)
+# The machine is shared with engines: how long an example takes says nothing. Examples are the same everywhere, so that
+# what passes here passes on another machine; RLTOP_TEST_EXPLORE=1 looks for new ones.
+settings.register_profile("rltop", deadline=None, derandomize="RLTOP_TEST_EXPLORE" not in os.environ)
 settings.load_profile("rltop")
 
 
