@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 FIRST_SCORE_SEED, FIRST_UNSEEN_SEED = 200, 600
 
-UNRECORDED = frozenset({"kept-kv", "head-fp32-trainer"})
+UNRECORDED = frozenset({"kept-kv", "head-fp32-trainer", "v1-defaults"})
 """Faults without runs here: tests/live/test_incident_live.py shows them on a live fleet."""
 
 

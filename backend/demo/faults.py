@@ -250,6 +250,20 @@ FAULTS: tuple[Fault, ...] = (
         trainer_head_fp32=True,
     ),
     Fault(
+        name="v1-defaults",
+        codes=("A1", "C2", "C1", "D2"),
+        help="four at once, as a migration to vLLM V1 meets them: raw logprobs (0.7), prefix cache and KV of requests "
+        "kept across updates, engines' heads in bf16 beside the trainer's in fp32",
+        where="engine and trainer",
+        launch=True,
+        temperature=0.7,
+        logprobs_mode="raw_logprobs",
+        clears_cache=False,
+        dtype="bfloat16",
+        bf16=True,
+        trainer_head_fp32=True,
+    ),
+    Fault(
         name="dropout",
         codes=("I1",),
         help="the training pass has attention dropout of 0.1",

@@ -45,6 +45,7 @@ LAUNCHES: dict[str, dict[str, Any]] = {
     "bf16-engine": {"dtype": "bfloat16"},
     "head-fp32-one-side": {"dtype": "bfloat16", "hf_overrides": {"head_dtype": "float32"}},
     "head-fp32-trainer": {"dtype": "bfloat16"},
+    "v1-defaults": RAW | {"dtype": "bfloat16"},
 }
 
 
@@ -92,7 +93,7 @@ def sampling(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
 def test_sampling_parameters_of_each_fault(sampling: Callable[..., dict[str, Any]], fault: str) -> None:
     asked = sampling(job(fault), {}, 0, 0)
     assert asked["top_p"] == (0.9 if fault in ("top-p-processed", "top-p-raw") else 1.0)
-    cool = ("raw-logprobs", "trainer-temperature", "raw-temperature-silent")
+    cool = ("raw-logprobs", "trainer-temperature", "raw-temperature-silent", "v1-defaults")
     assert asked["temperature"] == (0.7 if fault in cool else 1.0)
 
 
@@ -159,6 +160,8 @@ UPDATES: dict[tuple[str, str], tuple[bool, list[Any]]] = {
     ("never-updated", "e1"): (True, LABELLED),
     ("stale-prefix", "e0"): (False, LOADED),
     ("stale-prefix", "e1"): (False, LOADED),
+    ("v1-defaults", "e0"): (False, LOADED),
+    ("v1-defaults", "e1"): (False, LOADED),
     ("kept-kv", "e0"): (False, LOADED),
     ("kept-kv", "e1"): (False, LOADED),
 }
@@ -256,7 +259,7 @@ def test_trainer_data_of_each_fault(monkeypatch: pytest.MonkeyPatch, fault: Faul
     temperature = 1.0 if name in ("trainer-temperature", "raw-temperature-silent") else fault.temperature
     with torch.no_grad():
         expected, _ = policy.logprobs_and_entropy(
-            model, data.batch, temperature, bf16=fault.bf16, head_fp32=name == "head-fp32-trainer"
+            model, data.batch, temperature, bf16=fault.bf16, head_fp32=fault.trainer_head_fp32
         )
     real = data.batch.mask > 0
     off = (row["trainer_logprobs"] - expected)[real].abs().max()
