@@ -27,6 +27,7 @@ CHECKS: tuple[Check, ...] = (
         rate=MEAN + "; the bet needs no assumption",
         source="for logit noise s: E d^2 = s^2 (1 - sum p^2); Fast-LLM, pull 525 (measured by dtypes)",
         by_engine=True,
+        detail="for above: 16 bits if the gap is no more than rounding to 16 bits causes",
     ),
     Check(
         name="fit",

@@ -128,7 +128,7 @@ NUMERICS: tuple[CauseEntry, ...] = (
         "Logits of one side are rounded to 16 bits, 0.02 to 0.04 nats a token: the main reason for clips on long "
         "answers.",
         needs=("facts differs=head_dtype | logit_lattice engine_coarse | logit_lattice trainer_coarse",),
-        may=("floor rounding", "floor above", *_NUMERIC),
+        may=("floor rounding", "floor above=16 bits", *_NUMERIC),  # a larger gap has another cause, too
         against=("facts differs=dtype", *_FROM_START),
         probe="P12",
         confusable_with=("other-rounding", "half-precision"),

@@ -27,6 +27,9 @@ from rltop.backend.evidence.kernel import FIGURE, MOMENT, SUM
 from rltop.backend.evidence.sequential import Floats, MeanShift
 from rltop.backend.fleet import facts, rounding
 
+SIXTEEN_BITS = "16 bits"
+"""Detail of a gap that rounding to 16 bits may cause."""
+
 
 def floor_of(evidence: EvidenceByEngine, engine: str | None) -> tuple[float, str]:
     """The normalised RMS gap that the stated dtypes imply at most, and the reason."""
@@ -64,10 +67,10 @@ def floor(evidence: EvidenceByEngine) -> Iterator[Finding]:
             text += f", at most {bound:g} ({why})"
             yield finding("floor", "at_floor", _root(over, size), arrays, engine, text=text, unit="nats")
             continue
-        from_start = over.start == 0 and _is_constant(arrays)
-        outcome = "rounding" if from_start and size <= max_rounding(evidence, engine) else "above"
+        from_start, fits = over.start == 0 and _is_constant(arrays), size <= max_rounding(evidence, engine)
+        outcome, detail = ("rounding", "") if from_start and fits else ("above", SIXTEEN_BITS if fits else "")
         text += f", above {bound:g} ({why})"
-        yield finding("floor", outcome, _root(over, size), arrays, engine, text=text, unit="nats")
+        yield finding("floor", outcome, _root(over, size), arrays, engine, text=text, unit="nats", detail=detail)
 
 
 def _mean_complement(arrays: EvidenceArrays) -> Floats:

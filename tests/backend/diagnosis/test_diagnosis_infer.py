@@ -176,6 +176,16 @@ def test_two_faults_at_once_are_both_reported() -> None:
     assert made["one"] > 0.7 and made["other"] > 0.7
 
 
+@pytest.mark.parametrize("beyond", [False, True])
+def test_a_gap_beyond_rounding_has_another_cause_beside_the_precision_of_the_head(beyond: bool) -> None:
+    gap = alarm("floor above" if beyond else "floor above=16 bits")
+    found = infer([alarm("facts differs=head_dtype"), alarm("logit_lattice engine_coarse"), gap], CAUSES)
+    named = {one.entry.id: one.confidence for one in found.candidates}
+    assert named["head-precision"] > 0.95
+    others = math.fsum(share for name, share in named.items() if name != "head-precision")
+    assert others > 0.9 if beyond else others < 0.2
+
+
 def test_an_excluding_symptom_rules_out_a_cause_unless_another_fault_explains_it() -> None:
     assert shares([alarm("mean_ratio above"), alarm("alignment shifted")], ONE) == {}
     assert set(shares([alarm("mean_ratio above"), alarm("alignment shifted")], ONE, OTHER)) == {"one", "other"}
