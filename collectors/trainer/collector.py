@@ -371,7 +371,7 @@ class TrainerCollector:
     def close(self, timeout: float = 5.0) -> bool:
         """Send what is queued and disconnect. Returns True if the hub confirmed that it has everything.
 
-        Waits at most ``timeout`` seconds, and about two if no hub answers. Later calls are ignored and counted.
+        Waits at most ``timeout`` seconds, and about two if no hub is connected. Later calls are ignored and counted.
         """
         return self._sender.close(scalars.seconds("timeout", timeout))
 

@@ -68,7 +68,8 @@ MAX_REPLIES = 1024
 """Control messages that may wait for a hub; beyond it the oldest are dropped (the state contains the same updates)."""
 
 BYE_TIMEOUT_S = 2.0
-"""How long ``close`` continues without progress. The hub confirms the last message: LINGER loses messages on ipc."""
+"""How long ``close`` continues without progress if no hub is connected. A hub confirms the last message: LINGER loses
+messages on ipc."""
 
 EXIT_TIMEOUT_S = 2.0
 """How long interpreter exit waits for a sender that was not closed."""
@@ -221,8 +222,8 @@ class Sender(Generic[T]):
     def close(self, timeout: float = 5.0) -> bool:
         """Send what is queued, disconnect, and end the thread. Returns whether the hub confirmed the last message.
 
-        Takes at most ``timeout`` seconds, and at most ``BYE_TIMEOUT_S`` without progress; items not sent by then are
-        counted as dropped. Idempotent.
+        Takes at most ``timeout`` seconds, and at most ``BYE_TIMEOUT_S`` without progress if no hub is connected; items
+        not sent by then are counted as dropped. Idempotent.
         """
         with self._start_lock:  # no thread starts meanwhile
             if not self._closing.is_set():
@@ -332,7 +333,12 @@ class Sender(Generic[T]):
         return found.st_dev, found.st_ino
 
     def _disconnect(self, data: Any, control: Any) -> None:
-        """Send the remaining items, then ``Bye``; return when the hub confirms it, or after a time without progress."""
+        """Send the remaining items, then ``Bye``; return when the hub confirms it, or when it is too late.
+
+        A hub that is connected may be busy, so it has until the deadline.
+        """
+        import zmq
+
         self._queue.close()
         if not self._has_registered:  # closed at once: the hub should know what it was
             self._replies.appendleft(self._register())
@@ -346,7 +352,7 @@ class Sender(Generic[T]):
             now = time.monotonic()
             resend = buffer.next_resend
             reached = buffer.next_seq, resend.seq if resend else buffer.next_seq
-            if reached != position:
+            if reached != position or _ready(control) & zmq.POLLOUT:
                 position, last_progress = reached, now
             if now >= min(last_progress + BYE_TIMEOUT_S, self._deadline):
                 return

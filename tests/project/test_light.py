@@ -149,7 +149,7 @@ one = np.ones((1, 2))
 with TrainerCollector("light") as trainer:
     trainer.sequences(0, token_ids=np.array([[1, 2]]), rollout_logprobs=-one, trainer_logprobs=-one, mask=one)
     trainer.step(0)
-    print(trainer.close())
+    print(trainer.close(timeout=60))
 """
 
 

@@ -21,13 +21,22 @@ from tests.support.harness import wait_for
 
 @contextlib.contextmanager
 def run_directory() -> Iterator[RunDir]:
-    """A short path: the system allows 107 bytes for a socket."""
-    path = tempfile.mkdtemp(prefix="rl", dir="/tmp")
+    """A short path: the system allows 107 bytes for a socket. It may be a run's, or that of a home with runs."""
+    path = Path(tempfile.mkdtemp(prefix="rl", dir="/tmp"))
     try:
-        yield RunDir(Path(path))
+        yield RunDir(path)
     finally:
-        wait_for_writer(Path(path))
+        for directory in (path, *path.iterdir()):
+            if directory.is_dir():
+                wait_for_writer(directory)
+        wait_until(lambda: _removed(path))
+
+
+def _removed(path: Path) -> bool:
+    """Remove the directory; False if a process that is ending removed a file at the same time."""
+    with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path)
+    return not path.exists()
 
 
 def wait_until(condition: Callable[[], object]) -> None:
