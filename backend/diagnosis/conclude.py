@@ -14,6 +14,7 @@ from rltop.backend.diagnosis.causes.cause import CauseEntry, alternatives, as_sh
 from rltop.backend.diagnosis.causes.confirming_probes import BY_CODE as PROBES
 from rltop.backend.diagnosis.causes.confirming_probes import is_runnable
 from rltop.backend.diagnosis.infer import GAPS, CandidateCause, Inference, infer, is_alarming
+from rltop.backend.fleet import facts
 from rltop.backend.fleet.facts import same_text
 
 MIN_CONFIDENCE = 0.05
@@ -61,8 +62,7 @@ def conclude(
     only: Collection[str] | None = None,
 ) -> Verdict:
     """The verdict on a run with these findings; reports only causes with an id in ``only``, if given."""
-    facts = [*run.engines.values(), run.trainer]
-    applicable = {entry.id: _applicable(entry, facts) for entry in causes}
+    applicable = {entry.id: _applicable(entry, run) for entry in causes}
     inference = infer(findings, causes, applicable, run.engines)
     if only is not None:
         inference = replace(inference, candidates=[c for c in inference.candidates if c.entry.id in only])
@@ -95,10 +95,21 @@ def _notes(inference: Inference) -> list[str]:
     return notes
 
 
-def _applicable(entry: CauseEntry, facts: Sequence[Mapping[str, str]]) -> bool | None:
+def _applicable(entry: CauseEntry, run: RunContext) -> bool | None:
     """Whether the run has every feature that a cause concerns; None if a feature is not stated."""
-    stated = [holds(condition, facts) for condition in entry.where]
+    sides = [*run.engines.values(), run.trainer]
+    stated = [holds(condition, sides) for condition in entry.where]
+    if entry.shaped_by:
+        stated.append(_is_shaped(entry, run))
     return False if False in stated else None if None in stated else True
+
+
+def _is_shaped(entry: CauseEntry, run: RunContext) -> bool | None:
+    """Whether a parameter that the cause concerns may have an effect; None if only some are known to have none."""
+    neutral = [facts.is_neutral(name, run.engines.values(), run.trainer) for name in entry.shaped_by]
+    if False in neutral or True not in neutral:
+        return True
+    return None if None in neutral else False
 
 
 def _verdict(inference: Inference, findings: Sequence[Finding]) -> str:

@@ -28,7 +28,7 @@ MAY_LIKELIHOOD = 0.5
 """Likelihood of a finding that a cause may show; also the factor for each needed symptom whose check is undecided."""
 
 UNSTATED = 0.02
-"""Prior of a cause that concerns a feature (adapters, experts, drafts) if no side states whether the run has it; also
+"""Prior of a cause that concerns a feature (adapters, experts, drafts, logit edits) that no side states; also
 the likelihood of a mismatching fact under a cause that does not name it."""
 
 UNLISTED_LIKELIHOOD = 0.05
@@ -123,11 +123,13 @@ def infer(
     Args:
         findings: results of the checks, in any order.
         causes: table of causes; ties keep its order.
-        applicable: by cause id, whether the run has the feature that the cause concerns; None or absent: not stated.
+        applicable: by cause id, whether the run has the feature that the cause concerns; None: not stated. Absent: not
+            stated, or True for a cause without ``where``.
         engines: engines of the run, in addition to those that findings name.
     """
     results = _CheckResults(findings, engines)
-    possible = [c for entry in causes if (c := _candidate(entry, results, (applicable or {}).get(entry.id)))]
+    stated = {entry.id: None if entry.where else True for entry in causes} | dict(applicable or {})
+    possible = [c for entry in causes if (c := _candidate(entry, results, stated[entry.id]))]
     candidates = [c for c in possible if any(map(is_alarming, (*c.needed, *c.optional)))]
     mild = [c for c in possible if c not in candidates and not _excluded(c.entry, results)]
     weights = list(_weights(candidates, results))
@@ -233,7 +235,7 @@ def _excluded(entry: CauseEntry, results: _CheckResults, partner: CauseEntry | N
 
 def _candidate(entry: CauseEntry, results: _CheckResults, applicable: bool | None) -> CandidateCause | None:
     """The cause with its findings; None if it is ruled out on its own, or has no symptom."""
-    if (entry.where and applicable is False) or any(results.is_absent(s, entry.one_engine) for s in entry.needs):
+    if applicable is False or any(results.is_absent(s, entry.one_engine) for s in entry.needs):
         return None
     if any(map(results.is_denied, entry.proof)):
         return None
@@ -249,7 +251,7 @@ def _candidate(entry: CauseEntry, results: _CheckResults, applicable: bool | Non
     if entry.all_engines and any(_spares_engines(symptom, results) for symptom in entry.needs):
         return None
     undecided = [symptom for symptom in entry.needs if not results.matching(symptom)]
-    prior = (UNSTATED if entry.where and applicable is None else 1.0) * MAY_LIKELIHOOD ** len(undecided)
+    prior = (UNSTATED if applicable is None else 1.0) * MAY_LIKELIHOOD ** len(undecided)
     undecided += [symptom for symptom in entry.proof if not results.matching(symptom)]
     return CandidateCause(entry, sorted(needed, key=_order), optional, undecided, prior)
 

@@ -5,7 +5,7 @@ A fact that an engine or the trainer does not state is not compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -228,6 +228,18 @@ def defaults(facts: Facts) -> dict[str, str]:
     """The values that an engine uses for sampling parameters that requests leave unset, by name."""
     pairs = (part.partition("=") for part in facts.get("default_sampling", "").split(MIXED))
     return {name: value for name, equals, value in pairs if equals}
+
+
+def is_neutral(name: str, sides: Iterable[Facts], trainer: Facts) -> bool | None:
+    """Whether a sampling parameter has no effect: all ``sides`` state its neutral value, and the trainer no other one.
+
+    None if a side does not state it.
+    """
+    stated = [side.get(name) for side in sides]
+    used = [value for value in (*stated, trainer.get(name)) if value is not None]
+    if any(not _is(name, one, NEUTRAL.get(name, "none")) for value in used for one in value.split(MIXED)):
+        return False
+    return True if stated and None not in stated else None
 
 
 def _is(name: str, one: str, other: str) -> bool:

@@ -62,6 +62,8 @@ class CauseEntry:
         may: symptoms that it shows in some runs; other findings are chance.
         against: symptoms that rule it out.
         where: features that the run must have, as conditions on facts (``holds``): ``speculative not none``.
+        shaped_by: sampling parameters, one of which must have an effect. It is ruled out if all engines state that none
+            has, and improbable if they state it of some.
         one_engine: it affects some engines, never all. all_engines: it affects all engines.
         probe: code of the probe that distinguishes it from causes with the same symptoms.
         confusable_with: ids of causes that can have the same symptoms; one of the two names the other.
@@ -81,6 +83,7 @@ class CauseEntry:
     may: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
+    shaped_by: tuple[str, ...] = ()
     one_engine: bool = False
     all_engines: bool = False
     probe: str = ""

@@ -72,6 +72,8 @@ def _entry(entry: CauseEntry) -> str:
         lines.append("- **engines**: all")
     if entry.where:
         lines.append(f"- **only if**: {_symptoms(entry.where)}")
+    if entry.shaped_by:
+        lines.append(f"- **not if**: engines state that these have no effect: {', '.join(entry.shaped_by)}")
     others = ", ".join(f"`{other}`" for other in confusable(entry))
     probe = f"`{BY_CODE[entry.probe].name}` ({entry.probe})"
     lines.append(f"- **probe**: {probe}{f', to distinguish it from {others}' if others else ''}")

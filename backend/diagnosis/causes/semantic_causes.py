@@ -32,6 +32,7 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         # Below temperature 1, tokens with a negative d may be too rare to be seen, so "one_sided positive" may show.
         may=("sign positive", "one_sided positive", *_TILTED, *_facts("logprobs_mode", *SHAPES)),
         against=("one_sided negative", "mean_ratio above=old"),
+        shaped_by=(*SHAPES, *PENALTIES, "logit_bias"),
         probe="P11",
         confusable_with=("generation-config", "truncation-in-trainer"),
         remedy="Return the sampled distribution: --logprobs-mode processed_logprobs (vLLM 0.10.2 on), or train at "
@@ -48,6 +49,7 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         may=("one_sided negative", "calibration truncated", "sign too_negative", *_TILTED_TRAINER,
              *_facts("temperature")),
         against=("slope flat", "mean_ratio above", "one_sided positive", "sign positive"),
+        shaped_by=("temperature",),
         probe="P9",
         confusable_with=("penalties", "generation-config"),
         remedy="Divide logits by the temperature in every logprob path of the trainer (current, old, entropy), and "
@@ -61,6 +63,7 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         may=("mean_ratio above", "sign positive", *GAP, "floor above", "floor rounding", "trend ramp", "trend jump",
              "engine_gap outlier", *_facts(*SHAPES)),
         against=("mean_ratio below", *_POWERS),
+        shaped_by=("temperature",),
         probe="P11",
         confusable_with=("truncation-in-trainer", "normaliser"),
         remedy="Use the engine's own: --logprobs-mode processed_logprobs; never divide a logprob.",
@@ -79,6 +82,7 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         may=(*GAP, "floor above", "floor rounding", "trend jump", "trend ramp", "engine_gap outlier", "record zeros",
              *_facts("top_p", "top_k", "min_p")),
         against=("mean_ratio above", "sign positive"),
+        shaped_by=("top_p", "top_k", "min_p"),
         probe="P8",
         confusable_with=("structured-output", "generation-config", "normaliser"),
         remedy="Sample with top_p=1, top_k=0, min_p=0; or have vLLM return the mask (return_sampling_mask, 0.28 on) "
@@ -95,6 +99,7 @@ SEMANTIC: tuple[CauseEntry, ...] = (
              *_facts(*SHAPES, "logprobs_mode")),
         against=("floor above", "mean_ratio above=all", "mean_ratio below", "one_sided negative", "one_sided positive",
                  "sign positive", "sign too_negative"),
+        shaped_by=SHAPES,
         probe="P11",
         confusable_with=("generation-config",),
         remedy="Sample with temperature=1, top_p=1, top_k=0; or shape on both sides: --logprobs-mode "
@@ -122,6 +127,7 @@ SEMANTIC: tuple[CauseEntry, ...] = (
         may=(*GAP, "mean_ratio above", "mean_ratio below", "sign positive", "floor above", "floor rounding",
              "turn_gap later_worse", "trend jump", "trend ramp", "engine_gap outlier", *_facts("logprobs_mode")),
         against=_facts("default_sampling"),
+        shaped_by=(*PENALTIES, "logit_bias"),
         probe="P11",
         confusable_with=("generation-config", "trainer-without-temperature"),
         remedy="Turn them off in training rollouts: repetition_penalty=1, presence_penalty=0, frequency_penalty=0, "
