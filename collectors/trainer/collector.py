@@ -37,6 +37,9 @@ from rltop.collectors.transport.sender import Message, Sender
 LIMIT_BYTES = 256 << 20
 """Bound on the memory of copies waiting to be sent. A call that does not fit is dropped completely and counted."""
 
+SEND_HWM = 16
+"""Messages of up to 1 MiB that may wait inside ZeroMQ: memory stays below 256 MiB while a hub does not read."""
+
 STEP_BYTES = 1024
 DIGEST_BYTES = 128
 SKETCH_BYTES = 512
@@ -109,6 +112,7 @@ class TrainerCollector:
             on_message=self._on_message,
             vital=frozenset({"step", "facts"}),
             limit_bytes=LIMIT_BYTES,
+            send_hwm=SEND_HWM,
             guard=self._guard,
         )
         self._sender.start()

@@ -103,6 +103,7 @@ class Sender(Generic[T]):
         vital: kinds that are dropped last.
         limit_bytes: bound on the bytes of the queue and the resend buffer together, except for items offered since the
             last tick.
+        send_hwm: messages that may wait inside ZeroMQ, beside ``limit_bytes``; fewer if they are large.
         guard: contains faults of ``encode``, ``on_message``, ``periodic`` and ``tick``.
     """
 
@@ -119,6 +120,7 @@ class Sender(Generic[T]):
         tick_s: float = TICK_S,
         vital: frozenset[str] = frozenset(),
         limit_bytes: int = 64 << 20,
+        send_hwm: int = SEND_HWM,
         guard: ErrorBoundary | None = None,
     ) -> None:
         self.rundir = rundir
@@ -132,6 +134,7 @@ class Sender(Generic[T]):
         self._tick_s = tick_s
         self._vital = vital
         self._limit_bytes = limit_bytes
+        self._send_hwm = send_hwm
         self._reset()
         _senders.add(self)
 
@@ -257,7 +260,7 @@ class Sender(Generic[T]):
                 socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
                 socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
                 socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued without a connection
-            data.sndhwm = SEND_HWM
+            data.sndhwm = self._send_hwm
             control.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
             control.setsockopt(zmq.ROUTING_ID, f"{self.source}#{self.epoch}".encode())
             self._loop(data, control)
