@@ -23,6 +23,9 @@ STATE_BYTES = 4096
 FAILED_POLLS = 3
 """Failed polls after which the engines of the server are reported as exited."""
 
+METRICS_TIMEOUT_S = 5.0
+"""Wait for the metrics. A killed server may leave processes that hold its port: it then accepts and never answers."""
+
 CLOSE_S = 5.0
 
 SITUATION = frozenset({"/is_paused", "/is_sleeping", "/weight_info"})
@@ -171,7 +174,7 @@ class Server:
 
     def _read(self) -> dict[str, Numbers]:
         try:
-            return server_metrics.read(self.routes.get("/metrics"))
+            return server_metrics.read(self.routes.get("/metrics", METRICS_TIMEOUT_S))
         except MetricsError as error:
             raise ServerError(f"{self.routes.url}/metrics: {error}") from error
 

@@ -41,13 +41,13 @@ class Routes:
             f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').removesuffix('/metrics')}"
         )
 
-    def get(self, path: str) -> str:
-        """The body of a GET request.
+    def get(self, path: str, timeout_s: float = TIMEOUT_S) -> str:
+        """The body of a GET request; ``timeout_s`` bounds each wait for the server.
 
         Raises:
             ServerError: no answer, or no success.
         """
-        return self._send(path)
+        return self._send(path, timeout_s=timeout_s)
 
     def post(self, path: str) -> Any:
         """The answer to a POST request without a body, from JSON; None if it is empty. Raises as ``get``."""
@@ -67,10 +67,10 @@ class Routes:
         paths = self.ask("/openapi.json").get("paths")
         return frozenset(paths) if isinstance(paths, dict) else frozenset()
 
-    def _send(self, path: str, data: bytes | None = None) -> str:
+    def _send(self, path: str, data: bytes | None = None, timeout_s: float = TIMEOUT_S) -> str:
         request = urllib.request.Request(self.url + path, data)  # noqa: S310 - http or https: see __init__
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
                 return str(answer.read(MAX_BODY_BYTES).decode(errors="replace"))
         except urllib.error.HTTPError as error:
             with error:

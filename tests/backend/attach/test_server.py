@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -220,6 +221,18 @@ def test_a_server_that_stops_answering_is_reported_as_exited_and_comes_back(
     desk.metrics = METRICS
     assert state(server, hub).running == 3
     assert len({envelope.epoch for envelope, _, _ in hub.messages}) == 2
+
+
+def test_a_server_that_accepts_and_never_answers_is_reported_as_exited(
+    server: Server, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rltop.backend.attach.server.METRICS_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as held:  # as by a child of a killed server
+        server.routes = Routes(f"http://127.0.0.1:{held.getsockname()[1]}")
+        names = server.names
+        for _ in range(FAILED_POLLS):
+            server.poll()
+    assert len(hub.byes) == len(names) == 1
 
 
 def test_each_engine_of_a_server_is_reported(url: str, hub: HubStandIn, desk: type[Desk]) -> None:
