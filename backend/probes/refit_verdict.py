@@ -138,7 +138,7 @@ def _compared(
     k = factor(here, stated, tensor.dtype)
     if k is not None:
         return Compared(tensor, SCALED, k)
-    if before is not None and now.updates != before.updates and not _is_changed(tensor, before):
+    if before is not None and not _is_changed(tensor, before):
         return Compared(tensor, OLD)
     return Compared(tensor, LOST if _is_garbage(tensor, before) else OTHER)
 
