@@ -10,7 +10,7 @@ from typing import Any
 from rltop.backend.attach import server_metrics
 from rltop.backend.attach.server_commands import NO_PLUGIN, ServerCommands
 from rltop.backend.attach.server_metrics import ABORTED, MetricsError, Numbers
-from rltop.backend.attach.server_routes import Routes, ServerError
+from rltop.backend.attach.server_routes import TIMEOUT_S, Routes, ServerError
 from rltop.collectors.contract import wire
 from rltop.collectors.contract.flags import FLAGS
 from rltop.collectors.contract.rundir import RunDir
@@ -23,8 +23,9 @@ STATE_BYTES = 4096
 FAILED_POLLS = 3
 """Failed polls after which the engines of the server are reported as exited."""
 
-METRICS_TIMEOUT_S = 5.0
-"""Wait for the metrics. A killed server may leave processes that hold its port: it then accepts and never answers."""
+METRICS_TIMEOUT_S = 10.0
+"""Wait of a poll for the metrics. A killed server may leave processes that hold its port: it then accepts and never
+answers. The first read waits longer: a server under load answers late."""
 
 CLOSE_S = 5.0
 
@@ -136,7 +137,7 @@ class Server:
         self._engines: dict[str, ServerEngine] = {}
         self._failed = 0
         self._paths: frozenset[str] = frozenset()
-        self._numbers = self._read()
+        self._numbers = self._read(TIMEOUT_S)
 
     @property
     def names(self) -> list[str]:
@@ -146,7 +147,7 @@ class Server:
     def poll(self) -> None:
         """Read the server once and report; a server that is gone is reported as exited until it answers again."""
         try:
-            self._numbers = self._read()
+            self._numbers = self._read(METRICS_TIMEOUT_S)
         except ServerError as error:
             self._failed += 1
             if self._failed == FAILED_POLLS and self._engines:
@@ -172,9 +173,9 @@ class Server:
         """End a pause of ours and disconnect."""
         self._disconnect()
 
-    def _read(self) -> dict[str, Numbers]:
+    def _read(self, timeout_s: float) -> dict[str, Numbers]:
         try:
-            return server_metrics.read(self.routes.get("/metrics", METRICS_TIMEOUT_S))
+            return server_metrics.read(self.routes.get("/metrics", timeout_s))
         except MetricsError as error:
             raise ServerError(f"{self.routes.url}/metrics: {error}") from error
 
