@@ -25,6 +25,9 @@ import msgspec
 from rltop.collectors.contract.extras import is_installed, missing
 from rltop.collectors.contract.rundir import RunDir, RunDirError
 
+START_S = 60.0
+"""How long a hub may take to start: about a second, and over 15 on a machine whose cores engines keep busy."""
+
 POLL_S = 0.02
 LOG_TAIL_LINES = 15
 MAX_INFO_BYTES = 64 << 10
@@ -97,7 +100,7 @@ def remove_run(rundir: RunDir) -> None:
         shutil.rmtree(rundir.path)
 
 
-def ensure_hub(rundir: RunDir, *, timeout_s: float = 15.0, supervise: bool = False) -> HubInfo:
+def ensure_hub(rundir: RunDir, *, timeout_s: float = START_S, supervise: bool = False) -> HubInfo:
     """Return the run's hub; start one if there is none, in a process and session of its own that outlives the caller.
 
     Safe to call from several processes at once: they get one hub. Blocks about a second while a hub starts, at most
