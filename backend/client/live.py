@@ -33,6 +33,9 @@ RETRY_S = 2.0
 ANSWER_S = 5.0
 """How long the blocking calls wait for an answer."""
 
+BUSY_S = 25.0
+"""How long they wait in addition while the hub's process runs: with all cores busy it answers late."""
+
 RESULT_S = 10.0
 """How long a probe's result may take once its command has ended."""
 
@@ -240,9 +243,9 @@ class Client:
         """The current snapshot, waiting for the hub if necessary.
 
         Raises:
-            HubUnreachable: no hub answers within ``timeout_s``.
+            HubUnreachable: no hub answers within ``timeout_s``, and ``BUSY_S`` more if its process runs.
         """
-        if not self.wait(lambda c: c.state == "live", timeout_s):
+        if not self._wait_for_hub(lambda c: c.state == "live", timeout_s):
             raise HubUnreachable(advice(self.rundir))
         assert self.view is not None
         return self.view
@@ -310,11 +313,11 @@ class Client:
             return None if answer is None else answer.error
 
         # Its answer may be lost: the hub has ended when the run is no longer registered to it.
-        ended = self.wait(lambda c: find_hub(c.rundir) != hub or bool(refusal(c)), ANSWER_S)
+        ended = self._wait_for_hub(lambda c: find_hub(c.rundir) != hub or bool(refusal(c)))
         if error := refusal(self):
             raise HubUnreachable(error)
         if not ended:
-            raise HubUnreachable(f"the hub of run {self.rundir.run!r} did not end within {ANSWER_S:.0f} s")
+            raise HubUnreachable(f"the hub of run {self.rundir.run!r} does not end")
 
     def close(self) -> None:
         """Close the sockets. Idempotent."""
@@ -325,9 +328,13 @@ class Client:
 
     def _answer(self, question: api.Question) -> api.Answer:
         self.ask(question)
-        if not self.wait(lambda c: question.id in c.answers, ANSWER_S):
+        if not self._wait_for_hub(lambda c: question.id in c.answers):
             raise HubUnreachable(advice(self.rundir))
         return self.answers.pop(question.id)
+
+    def _wait_for_hub(self, until: Callable[[Client], bool], timeout_s: float = ANSWER_S) -> bool:
+        """Wait for an answer, longer while the hub's process runs."""
+        return self.wait(until, timeout_s) or (_is_running(self.rundir) and self.wait(until, BUSY_S))
 
     def _changes(self, command: str | None) -> list[api.Change]:
         return [c for c in self.view.changes.values() if c.command == command] if self.view else []
@@ -392,6 +399,12 @@ class Client:
         self.answers[answer.id] = answer
         while len(self.answers) > MAX_ANSWERS:
             del self.answers[next(iter(self.answers))]
+
+
+def _is_running(run: RunDir) -> bool:
+    """Whether the hub of a run has a process that is not stopped."""
+    hub = find_hub(run)
+    return hub is not None and not is_stopped(hub.pid)
 
 
 def advice(run: RunDir) -> str:
