@@ -81,10 +81,11 @@ def is_required() -> bool:
     return os.environ.get(VARIABLE, "") not in ("", "0")
 
 
-def redaction_of(rundir: RunDir, known: Redaction | None = None) -> Redaction | None:
+def redaction_of(rundir: RunDir, known: Redaction | None = None, *, awaited: bool = False) -> Redaction | None:
     """The redaction of a run; None if it has no key and this process need not redact.
 
     ``known``: from before; its key is put back if it is gone, as when the directory was removed and made again.
+    ``awaited``: there was a key that can't be used; while it is removed and made again, nothing may be sent in clear.
 
     Raises:
         RunKeyError: the key can't be used.
@@ -93,4 +94,4 @@ def redaction_of(rundir: RunDir, known: Redaction | None = None) -> Redaction | 
     key = redaction_key(rundir)
     if known is not None or is_required():
         key.create(None if known is None else known._key)
-    return known or (Redaction(key.read()) if key.exists else None)
+    return known or (Redaction(key.read()) if key.exists or awaited else None)

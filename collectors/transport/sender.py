@@ -144,6 +144,7 @@ class Sender(Generic[T]):
         self._session = secrets.token_hex(16)
         self._hub_check = HubCheck(self.rundir, self._session)
         self._redaction: Redaction | None = None
+        self._awaits_key = False  # the run has a redaction key that can't be used
         self._unproven = 0
         self._has_registered = False
         self._unanswered = 0  # registrations since the last answer
@@ -324,9 +325,10 @@ class Sender(Generic[T]):
         """Device and inode of the run directory; None if it does not exist, or another user could act as the hub."""
         try:
             self.rundir.check()
-            self._redaction = redaction_of(self.rundir, self._redaction)
+            self._redaction = redaction_of(self.rundir, self._redaction, awaited=self._awaits_key)
             found = self.rundir.path.lstat()
         except (RunDirError, RunKeyError) as error:
+            self._awaits_key |= isinstance(error, RunKeyError)
             if str(error) != self._unsafe:
                 self._unsafe = str(error)
                 log.warning("rltop: not connected to a hub: %s", error)

@@ -190,6 +190,8 @@ def test_a_process_whose_key_can_not_be_used_sends_nothing_and_says_why(
         send(senders, 1)
         wait_for(lambda: "redact.key can't be used" in caplog.text, "the reason is logged")
         redaction_key(rundir).path.unlink()
+        wait_for(lambda: "No such file" in caplog.text, "its absence is noticed, and nothing is sent in clear")
+        assert not hub.messages
         redaction_key(rundir).create()
         wait_for(lambda: hub.bodies(wire.StepClosed), "it sends")
         close(senders)
